@@ -1,0 +1,1 @@
+"""What values flow through a model: readers, preprocessing, observers, ranges. Knows no graph."""

@@ -1,0 +1,167 @@
+"""What a model input wants, and whether a sample gives it: safe casts are done, anything else is one clear line."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from onnxshot.errors import CalibrationError
+
+Dims = tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input of a model. shape: int is fixed, a name or None is free; shape None: even the rank is unknown."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: Dims | None
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return f"{self.dtype} of any shape"
+        dims = (str(d) if d is not None else ("?" if axis else "N") for axis, d in enumerate(self.shape))
+        return f"{self.dtype} [{','.join(dims)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One feed of all inputs. name: a file's name, 'file.npz[3]', or '#7'."""
+
+    name: str
+    feed: dict[str, NDArray[Any]]
+
+
+def fit_feed(feed: Mapping[str, ArrayLike], specs: Sequence[InputSpec], where: str) -> dict[str, NDArray[Any]]:
+    """The feed with every array of the dtype and rank its input wants, in the order of specs.
+
+    Done without asking: a batch axis of 1 where it is missing, float to float, integer to integer and bool where the
+    values fit. CalibrationError: a name missing or unknown, any other dtype, rank or size.
+    """
+    wanted = [spec.name for spec in specs]
+    missing = [name for name in wanted if name not in feed]
+    for name in feed:
+        if name not in wanted:
+            near = difflib.get_close_matches(str(name), missing or wanted, 1, 0.4)
+            guess = f"did you mean {near[0]!r}? " if near else ""
+            listed = ", ".join(map(repr, wanted))
+            raise CalibrationError(f"{where} holds {name!r}, which the model has not", f"{guess}inputs: {listed}")
+    if missing:
+        spec = next(s for s in specs if s.name == missing[0])
+        held = ", ".join(map(repr, feed)) or "nothing"
+        what = f"input {spec.name!r} expects {spec}; {where} holds only {held}"
+        raise CalibrationError(what, f"add an array named {spec.name!r} to every sample")
+    return {spec.name: fit_array(np.asarray(feed[spec.name]), spec, where) for spec in specs}
+
+
+def fit_array(x: NDArray[Any], spec: InputSpec, where: str) -> NDArray[Any]:
+    """x as the input wants it, contiguous; CalibrationError with input, expected, got and the nearest fix."""
+    if lacks_batch(x.shape, spec):
+        x = x[None]
+    if not fits(x.shape, spec.shape):
+        raise mismatch(x, spec, where, _nearest_fix(x, spec))
+    cast = _cast(x, spec.dtype)
+    if cast is None:
+        raise mismatch(x, spec, where, _dtype_fix(x, spec))
+    return np.ascontiguousarray(cast).reshape(x.shape)  # ascontiguousarray makes a scalar [1]
+
+
+def fits(shape: tuple[int, ...], wanted: Dims | None) -> bool:
+    """Whether the shape has the rank and the fixed dims that are wanted."""
+    if wanted is None:
+        return True
+    return len(shape) == len(wanted) and all(
+        not isinstance(want, int) or got == want for got, want in zip(shape, wanted, strict=True)
+    )
+
+
+def lacks_batch(shape: tuple[int, ...], spec: InputSpec) -> bool:
+    """Whether the shape is one sample of the input without its leading axis."""
+    if not spec.shape or len(shape) != len(spec.shape) - 1:
+        return False
+    return (not isinstance(spec.shape[0], int) or spec.shape[0] == 1) and fits(shape, spec.shape[1:])
+
+
+def mismatch(x: NDArray[Any], spec: InputSpec, where: str, hint: str) -> CalibrationError:
+    """The error for x at an input: input, expected, got; the hint is the fix."""
+    got = f"{x.dtype} [{','.join(map(str, x.shape))}]"
+    return CalibrationError(f"input {spec.name!r} expects {spec}; {where} holds {got}", hint)
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is floating point, bfloat16 and the 8-bit floats of ml_dtypes included."""
+    return dtype.kind == "f" or "float" in dtype.name
+
+
+def preset_for(spec: InputSpec) -> str:
+    """The shipped preset that an image input most likely wants, by its fixed size."""
+    dims = {d for d in spec.shape or () if isinstance(d, int)}
+    if 640 in dims:
+        return "coco-640"
+    # lines of text: a small fixed height, a free width
+    return "text-line" if dims & {32, 48} and len([d for d in dims if d > 4]) == 1 and _free_width(spec) else "imagenet"
+
+
+def _free_width(spec: InputSpec) -> bool:
+    return spec.shape is not None and len(spec.shape) == 4 and not isinstance(spec.shape[3], int)
+
+
+def _cast(x: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    if x.dtype == dtype:
+        return x
+    if is_float(x.dtype) and is_float(dtype):
+        with np.errstate(over="ignore"):
+            cast = x.astype(dtype)
+        lost = np.isinf(cast.astype(np.float32)) & np.isfinite(x) if x.dtype.itemsize >= dtype.itemsize else None
+        return None if lost is not None and lost.any() else cast
+    if x.dtype.kind in "iub" and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if x.size and x.dtype.kind != "b" and not (limits.min <= int(x.min()) and int(x.max()) <= limits.max):
+            return None
+        return x.astype(dtype)
+    if x.dtype.kind in "iu" and dtype.kind == "b":
+        return x.astype(dtype) if np.isin(x, (0, 1)).all() else None
+    if x.dtype.kind in "OUST" and dtype.kind in "OUST":  # strings
+        return x.astype(dtype)
+    return None
+
+
+def _dtype_fix(x: NDArray[Any], spec: InputSpec) -> str:
+    if x.dtype == np.uint8 and is_float(spec.dtype) and x.ndim >= 3:
+        return f"raw pixels need the preprocessing of training: try --preset {preset_for(spec)}"
+    if x.dtype.kind in "iub" and is_float(spec.dtype):
+        return f"if no preprocessing is missing, save it with .astype({spec.dtype.name!r})"
+    if is_float(x.dtype) and not is_float(spec.dtype):
+        return f"save it as {spec.dtype.name}"
+    if x.dtype.kind in "iuf" and x.size:
+        return f"its values {x.min()} to {x.max()} do not fit {spec.dtype.name}"
+    return f"save it as {spec.dtype.name}"
+
+
+def _nearest_fix(x: NDArray[Any], spec: InputSpec) -> str:
+    """The smallest change that would make x fit: pixels, an axis too many, an order of axes, one size."""
+    assert spec.shape is not None  # any shape fits an unknown one
+    if x.dtype == np.uint8 and is_float(spec.dtype) and x.ndim in (3, 4):
+        return f"try --preset {preset_for(spec)}"
+    rank = len(spec.shape)
+    if x.ndim == rank + 1 and fits(x.shape[1:], spec.shape):
+        return "the first axis is one too many: use x[0]" if len(x) == 1 else "give each x[i] as a sample of its own"
+    if 3 <= rank <= 4:
+        batched = x if x.ndim == rank else x[None]
+        for order in itertools.permutations(range(1, rank)) if batched.ndim == rank else ():
+            axes = (0, *order)
+            if fits(tuple(batched.shape[a] for a in axes), spec.shape):
+                return f"try x{'[None]' if batched is not x else ''}.transpose({', '.join(map(str, axes))})"
+    if x.ndim != rank:
+        return f"it has {x.ndim} axes, the input {rank}"
+    axis = next(a for a, d in enumerate(spec.shape) if isinstance(d, int) and d != x.shape[a])
+    if axis == 0:
+        return f"the model takes {spec.shape[0]} at a time: give samples of that many"
+    return f"axis {axis} must be {spec.shape[axis]}, not {x.shape[axis]}"

@@ -1,0 +1,1 @@
+"""The preprocessing presets that ship with onnxshot, one YAML file each."""

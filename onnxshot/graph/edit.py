@@ -1,0 +1,188 @@
+"""Queries and edits of a graph: who makes a tensor, who reads it, put something in between, tidy up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.errors import ModelError
+from onnxshot.graph import weights
+from onnxshot.graph.ir import Constant, Graph, Node, Tensor, Variable
+from onnxshot.graph.model import Model
+
+
+def producer(tensor: Tensor) -> Node | None:
+    """The node that makes the tensor; None for inputs and constants."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def consumers(tensor: Tensor) -> list[Node]:
+    """The nodes that read the tensor, subgraphs included; once each, also where one reads it twice."""
+    return list(dict.fromkeys(tensor.outputs))
+
+
+def is_output(model: Model, tensor: Tensor) -> bool:
+    """True where a graph or subgraph gives the tensor out."""
+    return any(tensor is out for graph in model.graphs() for out in graph.outputs)
+
+
+def only_consumer(model: Model, tensor: Tensor) -> Node | None:
+    """The one node that reads the tensor; None where there are more, none, or a graph gives it out."""
+    users = consumers(tensor)
+    return users[0] if len(users) == 1 and not is_output(model, tensor) else None
+
+
+def constant_input(node: Node, index: int) -> NDArray[Any] | None:
+    """Values of an input where they are constant; None where it is absent or computed."""
+    if index >= len(node.inputs) or not isinstance(node.inputs[index], Constant):
+        return None
+    return weights.read(node.inputs[index])
+
+
+def add_constant(model: Model, base: str, suffix: str, values: NDArray[Any] | weights.ComputedValues) -> Constant:
+    """Make a new constant with a name of its own."""
+    if isinstance(values, np.ndarray | np.generic):
+        values = np.asarray(values)
+    return Constant(model.fresh(base, suffix), values)
+
+
+def add_node(
+    model: Model,
+    op: str,
+    inputs: Sequence[Tensor],
+    *,
+    base: str,
+    suffix: str = "",
+    outputs: Sequence[Tensor] | int = 1,
+    attrs: dict[str, Any] | None = None,
+    domain: str | None = None,
+    graph: Graph | None = None,
+) -> Node:
+    """Append a node with fresh names to the (top-level) graph; `toposort` puts it where it belongs."""
+    name = model.fresh(base, suffix or op)
+    if isinstance(outputs, int):
+        outputs = [Variable(model.fresh(base, f"{suffix or op}_output")) for _ in range(outputs)]
+    node = Node(op, name, dict(attrs or {}), list(inputs), list(outputs), domain)
+    (graph or model.graph).nodes.append(node)
+    return node
+
+
+def replace_uses(model: Model, old: Tensor, new: Tensor, *, keep: Sequence[Node] = ()) -> None:
+    """Let everything that reads `old`, graph outputs included, read `new` instead; but for the nodes in `keep`."""
+    for node in consumers(old):
+        if node in keep:
+            continue
+        for i, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[i] = new
+    for graph in model.graphs():
+        for i, out in enumerate(graph.outputs):
+            if out is old:
+                graph.outputs[i] = new
+
+
+def bypass(model: Model, node: Node, source: Tensor) -> bool:
+    """Take out a node whose first output is the same as `source`. Graph outputs keep their names.
+
+    False, and nothing changed, where both the source's and the output's names must be kept.
+    """
+    out = node.outputs[0]
+    if any(out is o for graph in model.graphs() for o in graph.outputs):
+        maker = producer(source)
+        held = any(source is o for graph in model.graphs() for o in graph.outputs)
+        same_graph = any(maker is n for n in graph_of(model, node).nodes) if maker is not None else False
+        if maker is None or held or not same_graph or isinstance(source, Constant):
+            return False
+        # The name of a graph output is a promise: its tensor stays, made by the source's maker.
+        node.inputs.clear()
+        node.outputs.clear()
+        replace_uses(model, source, out)
+        maker.outputs[next(i for i, t in enumerate(maker.outputs) if t is source)] = out
+    else:
+        replace_uses(model, out, source)
+    remove(model, [node])
+    return True
+
+
+def graph_of(model: Model, node: Node) -> Graph:
+    """The graph or subgraph the node stands in."""
+    return next(graph for graph in model.graphs() if any(node is n for n in graph.nodes))
+
+
+def remove(model: Model, nodes: Sequence[Node]) -> None:
+    """Take nodes out of their graphs and cut them off from their tensors."""
+    gone = set(nodes)
+    for graph in model.graphs():
+        if any(n in gone for n in graph.nodes):
+            graph.nodes[:] = [n for n in graph.nodes if n not in gone]
+    for node in gone:
+        node.inputs.clear()
+        node.outputs.clear()
+
+
+def remove_unused(model: Model) -> int:
+    """Remove nodes nothing depends on, in subgraphs too; how many went. Graph inputs stay: they are the contract."""
+    count = 0
+    while True:
+        given = {id(o) for graph in model.graphs() for o in graph.outputs}
+        dead = [
+            n for _, n in model.walk() if n.outputs and not any(id(t) in given or t.outputs for t in n.outputs)
+        ]
+        if not dead:
+            return count
+        for node in dead:
+            for inner in _inner_nodes(node):
+                inner.inputs.clear()  # what a dead branch read is not needed for its sake
+        remove(model, dead)
+        count += len(dead)
+
+
+def _inner_nodes(node: Node) -> list[Node]:
+    found = []
+    stack = [v for v in node.attrs.values() if isinstance(v, Graph)]
+    while stack:
+        for inner in stack.pop().nodes:
+            found.append(inner)
+            stack.extend(v for v in inner.attrs.values() if isinstance(v, Graph))
+    return found
+
+
+def toposort(model: Model) -> None:
+    """Order the nodes of every graph so that each stands after what it reads; stable, so files change little.
+
+    Raises ModelError where the graph has a cycle.
+    """
+    for graph in model.graphs():
+        graph.nodes[:] = _sorted(graph)
+
+
+def _sorted(graph: Graph) -> list[Node]:
+    """Depth first from each node in turn: a sorted graph stays as it is, a new node lands before its first reader."""
+    made_by = {id(t): n for n in graph.nodes for t in n.outputs if t.name}
+    needs: dict[Node, list[Node]] = {}
+    for node in graph.nodes:
+        read = [*node.inputs, *(t for inner in _inner_nodes(node) for t in inner.inputs)]
+        read += [t for v in node.attrs.values() if isinstance(v, Graph) for t in v.outputs]
+        needs[node] = [made_by[id(t)] for t in read if made_by.get(id(t), node) is not node]
+    order: dict[Node, None] = {}
+    for start in graph.nodes:
+        stack, open_nodes = [start], set()
+        while stack:
+            node = stack[-1]
+            if node in order:
+                stack.pop()
+                continue
+            missing = [n for n in needs[node] if n not in order]
+            if not missing:
+                order[node] = None
+                open_nodes.discard(node)
+                stack.pop()
+            elif node in open_nodes:
+                raise ModelError(f"the graph has a cycle through {node.label!r}")
+            else:
+                open_nodes.add(node)
+                stack.extend(reversed(missing))
+    return list(order)

@@ -1,0 +1,120 @@
+"""What onnxshot knows about each operator: one table row per op, no `if` elsewhere.
+
+Sources: ONNX Operator Schemas up to opset 26; ORT contrib ops where the domain is com.microsoft.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxshot.graph.ir import Constant, Node
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """Facts of one operator.
+
+    Attributes:
+        weights: input slots that may hold a weight; the first constant one counts.
+        bias: input slot of the bias, if the op has one.
+        keeps_range: every value of output 0 is a value of input 0 (or 0), so both can share scale and zero point.
+        data: input slots that carry activations; None means all.
+    """
+
+    weights: tuple[int, ...] = ()
+    bias: int | None = None
+    keeps_range: bool = False
+    data: tuple[int, ...] | None = None
+
+
+_MOVES_DATA = Op(keeps_range=True, data=(0,))
+
+OPS: dict[str, Op] = {
+    "Conv": Op(weights=(1,), bias=2, data=(0,)),
+    "ConvTranspose": Op(weights=(1,), bias=2, data=(0,)),
+    "Gemm": Op(weights=(1, 0), bias=2, data=(0, 1)),
+    "MatMul": Op(weights=(1, 0), data=(0, 1)),
+    "LSTM": Op(weights=(1, 2), bias=3, data=(0,)),
+    "GRU": Op(weights=(1, 2), bias=3, data=(0,)),
+    "RNN": Op(weights=(1, 2), bias=3, data=(0,)),
+    "Gather": Op(keeps_range=True, data=(0,)),
+    "DepthToSpace": _MOVES_DATA,
+    "Expand": _MOVES_DATA,
+    "Flatten": _MOVES_DATA,
+    "GatherElements": _MOVES_DATA,
+    "GatherND": _MOVES_DATA,
+    "GlobalMaxPool": _MOVES_DATA,
+    "Identity": _MOVES_DATA,
+    "MaxPool": _MOVES_DATA,
+    "Pad": _MOVES_DATA,
+    "Reshape": _MOVES_DATA,
+    "Resize": _MOVES_DATA,
+    "Slice": _MOVES_DATA,
+    "SpaceToDepth": _MOVES_DATA,
+    "Split": _MOVES_DATA,
+    "Squeeze": _MOVES_DATA,
+    "Tile": _MOVES_DATA,
+    "Transpose": _MOVES_DATA,
+    "Unsqueeze": _MOVES_DATA,
+    "Upsample": _MOVES_DATA,
+    "AveragePool": Op(data=(0,)),
+    "GlobalAveragePool": Op(data=(0,)),
+    "ReduceMean": Op(data=(0,)),
+    "Clip": Op(data=(0,)),
+    "Relu": Op(data=(0,)),
+    "LeakyRelu": Op(data=(0,)),
+    "HardSigmoid": Op(data=(0,)),
+    "HardSwish": Op(data=(0,)),
+    "Sigmoid": Op(data=(0,)),
+    "Softmax": Op(data=(0,)),
+    "Tanh": Op(data=(0,)),
+    "Add": Op(),
+    "Sub": Op(),
+    "Mul": Op(),
+    "Div": Op(),
+    "Concat": Op(),
+}
+
+_UNKNOWN = Op()
+STANDARD_DOMAINS = (None, "", "ai.onnx")
+
+
+def op_of(node: Node) -> Op:
+    """The table row of the node's operator; an empty row for unknown and custom ones."""
+    return OPS.get(node.op, _UNKNOWN) if node.domain in STANDARD_DOMAINS else _UNKNOWN
+
+
+def weight_slot(node: Node) -> int | None:
+    """The input slot that holds the node's constant weight; None where it has none."""
+    return next(
+        (i for i in op_of(node).weights if i < len(node.inputs) and isinstance(node.inputs[i], Constant)), None
+    )
+
+
+def channel_axis(node: Node, slot: int, rank: int) -> int | None:
+    """Axis of the weight along which each output channel may have a scale of its own; None where there is none.
+
+    Conv [O, I/g, *k]: 0. ConvTranspose [I, O/g, *k]: 1, shared by the groups. Gemm: 1, or 0 when transposed.
+    MatMul [.., K, N] right: last; left [.., M, K]: last but one. LSTM, GRU, RNN [directions, 4H, I]: 1.
+    """
+    if node.op == "Conv":
+        return 0
+    if node.op in ("ConvTranspose", "LSTM", "GRU", "RNN"):
+        return 1
+    if node.op == "Gemm":
+        transposed = bool(node.attrs.get("transB" if slot == 1 else "transA", 0))
+        return (0 if transposed else 1) if slot == 1 else (1 if transposed else 0)
+    if node.op == "MatMul" and rank >= 2:
+        return rank - 1 if slot == 1 else rank - 2
+    return None
+
+
+def data_slots(node: Node) -> list[int]:
+    """Input slots that carry activations: present, not constant, not a parameter such as a shape."""
+    slots = op_of(node).data
+    candidates = range(len(node.inputs)) if slots is None else slots
+    return [
+        i
+        for i in candidates
+        if i < len(node.inputs) and node.inputs[i].name and not isinstance(node.inputs[i], Constant)
+    ]

@@ -1,0 +1,87 @@
+"""Write a model: aside first, checked, then renamed, so that a file that exists is a file that is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from onnx import TensorProto
+
+from onnxshot.errors import UsageError
+from onnxshot.graph import weights
+from onnxshot.graph.ir import Constant
+from onnxshot.graph.model import Model
+
+_INLINE = 1024  # bytes: smaller constants stay in the .onnx file even when the weights are external
+
+
+class Draft:
+    """A written model that is not at its place yet. `path` can be loaded and run; `publish` renames it into place."""
+
+    def __init__(self, folder: Path, final: Path, files: list[str]) -> None:
+        self._folder = folder
+        self._final = final
+        self.files = files
+        self.path = folder / final.name
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files of the model."""
+        return sum((self._folder / name).stat().st_size for name in self.files)
+
+    def publish(self) -> Path:
+        """Move the files to their place; the .onnx file last, so that it never points at data that is not there."""
+        for name in reversed(self.files):
+            (self._folder / name).replace(self._final.parent / name)
+        return self._final
+
+
+@contextlib.contextmanager
+def draft(model: Model, final: Path) -> Iterator[Draft]:
+    """Write the model into a hidden folder beside `final` and hand it over for checking; always cleaned up.
+
+    Raises UsageError where `final` is the model's own source, or its folder cannot be written.
+    """
+    final = Path(final)
+    if model.path is not None and final.exists() and final.resolve() == model.path.resolve():
+        raise UsageError(f"{final} is the input itself", "choose another output with -o")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{final.stem[:40]}.", suffix=".part", dir=final.parent))
+    except OSError as e:
+        raise UsageError(f"cannot write to {final.parent}: {e.strerror}") from e
+    try:
+        yield Draft(folder, final, write(model, folder / final.name))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(model: Model, path: Path, *, external: bool | None = None) -> list[str]:
+    """Write the model to `path`; names of the files written, the .onnx file first.
+
+    Weights go to `<name>.data` where they are over 1 GiB, or where they were external before. One weight is in memory
+    at a time. This writes in place: callers who want all or nothing use `draft`.
+    """
+    constants = model.constants()
+    if external is None:
+        was = any(isinstance(c._values, weights.StoredValues) and c._values.external for c in constants)
+        external = was or sum(map(weights.size_bytes, constants)) > weights.EXTERNAL_LIMIT
+    if not external:
+        path.write_bytes(model.to_proto().SerializeToString(deterministic=True))
+        return [path.name]
+    data = weights.DataFile(path.with_name(path.name + ".data"), path.name + ".data")
+
+    def store(constant: Constant) -> TensorProto:
+        if weights.size_bytes(constant) < _INLINE:
+            return weights.to_proto(constant)
+        return data.add(constant)
+
+    try:
+        proto = model.export(store)
+    finally:
+        data.close()
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return [path.name, path.name + ".data"]

@@ -1,0 +1,224 @@
+"""Weights stay where they are until one is needed: mapped from disk or the parsed file, streamed out one at a time.
+
+graphsurgeon asks a constant for its values once and keeps them; a model of several gigabytes would end up in memory.
+The values here are lazy and stay lazy: `read` loads, hands out, and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from onnxshot.errors import ModelError
+
+EXTERNAL_LIMIT = 1 << 30
+"""A model with more bytes of weights than this is written with external data (protobuf's own limit is 2 GiB)."""
+
+_PACKED = {  # bits of one element of the types that ONNX packs several to a byte
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+    TensorProto.FLOAT4E2M1: 4,
+    getattr(TensorProto, "INT2", -1): 2,
+    getattr(TensorProto, "UINT2", -1): 2,
+}
+
+
+def stored_bytes(elem_type: int, shape: tuple[int, ...]) -> int:
+    """Bytes a dense tensor takes in raw_data or an external file. ONNX packs 4- and 2-bit types, low bits first."""
+    count = math.prod(shape)
+    if elem_type in _PACKED:
+        return -(-count * _PACKED[elem_type] // 8)
+    return count * int(helper.tensor_dtype_to_np_dtype(elem_type).itemsize)
+
+
+class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no types
+    """Values of a TensorProto, in the file or beside it; `load` reads them anew each time and keeps nothing."""
+
+    def __init__(self, proto: TensorProto, folder: Path | None) -> None:
+        self.tensor = proto
+        self.shape = list(proto.dims)
+        self.elem_type = proto.data_type
+        self.folder = folder
+        self._check()
+        self.nbytes = 0 if proto.data_type == TensorProto.STRING else stored_bytes(proto.data_type, tuple(proto.dims))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy (or ml_dtypes) type of the values."""
+        return np.dtype(helper.tensor_dtype_to_np_dtype(self.elem_type))
+
+    @property
+    def external(self) -> bool:
+        """True where the values are in another file."""
+        return bool(self.tensor.data_location == TensorProto.EXTERNAL)
+
+    def _check(self) -> None:
+        proto = self.tensor
+        where = f"tensor {proto.name!r}"
+        if proto.data_type not in TensorProto.DataType.values() or proto.data_type == TensorProto.UNDEFINED:
+            raise ModelError(f"{where}: unknown data type {proto.data_type}")
+        if any(d < 0 for d in proto.dims):
+            raise ModelError(f"{where}: negative dimension in {list(proto.dims)}")
+        if proto.data_type == TensorProto.STRING:
+            if len(proto.string_data) != math.prod(proto.dims):
+                raise ModelError(f"{where}: {len(proto.string_data)} strings stored for shape {list(proto.dims)}")
+            return
+        expected = stored_bytes(proto.data_type, tuple(proto.dims))
+        if self.external:
+            _, _, length = self._location()
+            if length != expected:
+                raise ModelError(f"{where}: shape {list(proto.dims)} needs {expected} bytes, {length} are stored outside")
+        elif proto.HasField("raw_data"):
+            if len(proto.raw_data) != expected:
+                raise ModelError(
+                    f"{where}: shape {list(proto.dims)} needs {expected} bytes, {len(proto.raw_data)} are stored"
+                )
+        else:
+            field = helper.tensor_dtype_to_field(proto.data_type)
+            stored = len(getattr(proto, field))
+            needed = math.prod(proto.dims)
+            if proto.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+                needed *= 2
+            elif proto.data_type in _PACKED:
+                needed = expected
+            if stored != needed:
+                raise ModelError(f"{where}: shape {list(proto.dims)} needs {needed} values, {stored} are stored")
+
+    def _location(self) -> tuple[Path, int, int]:
+        """File, offset and length of external values, checked to lie inside the model's folder and the file."""
+        entries = {e.key: e.value for e in self.tensor.external_data}
+        where = f"tensor {self.tensor.name!r}"
+        location = entries.get("location", "")
+        if self.folder is None:
+            raise ModelError(f"{where} is stored outside a model given as an object", "load the model from its path")
+        path = inside(self.folder, location, where)
+        try:
+            offset = int(entries.get("offset", 0))
+            size = path.stat().st_size
+            length = int(entries.get("length", size - offset))
+        except ValueError as e:
+            raise ModelError(f"{where}: offset or length of its external data is not a number") from e
+        if offset < 0 or length < 0 or offset + length > size:
+            raise ModelError(f"{where}: bytes {offset}..{offset + length} asked of {location!r}, which holds {size}")
+        return path, offset, length
+
+    def load(self) -> NDArray[Any]:
+        """The values; external ones as a fresh read-only mapping, which goes when the caller lets go of it."""
+        if not self.external:
+            return np.asarray(numpy_helper.to_array(self.tensor))
+        path, offset, length = self._location()
+        if self.elem_type in _PACKED or length == 0:
+            proto = TensorProto()
+            proto.CopyFrom(self.tensor)
+            del proto.external_data[:]
+            proto.data_location = TensorProto.DEFAULT
+            with path.open("rb") as f:
+                f.seek(offset)
+                proto.raw_data = f.read(length)
+            return np.asarray(numpy_helper.to_array(proto))
+        return np.memmap(path, self.dtype, "r", offset, tuple(self.shape))
+
+
+class ComputedValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no types
+    """Values made when they are written: the quantized form of a large weight is never held beside the others."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], compute: Callable[[], NDArray[Any]]) -> None:
+        self.shape = list(shape)
+        self.dtype = np.dtype(dtype)
+        self.elem_type = helper.np_dtype_to_tensor_dtype(self.dtype)
+        self.nbytes = stored_bytes(self.elem_type, shape)
+        self._compute = compute
+
+    def load(self) -> NDArray[Any]:
+        """Compute the values; nothing is kept."""
+        return self._compute()
+
+
+def inside(folder: Path, location: str, where: str) -> Path:
+    """The existing file `location` in `folder`; anything that leads out of the folder is refused."""
+    if not location or Path(location).is_absolute() or ".." in Path(location).parts or "\\" in location:
+        raise ModelError(
+            f"{where}: external data at {location!r} is outside the model's folder",
+            "keep the data file beside the model",
+        )
+    root = folder.resolve()
+    path = (root / location).resolve()
+    if not path.is_relative_to(root):
+        raise ModelError(f"{where}: external data at {location!r} leads out of the model's folder through a link")
+    if not path.is_file():
+        raise ModelError(f"{where}: its external data file {location!r} is missing", "copy it beside the model")
+    return path
+
+
+def read(constant: gs.Constant) -> NDArray[Any]:
+    """The values of a constant, without making it hold them."""
+    values = constant._values
+    return values.load() if isinstance(values, LazyValues) else np.asarray(values)
+
+
+def size_bytes(constant: gs.Constant) -> int:
+    """Bytes the constant's values take when stored."""
+    return int(constant._values.nbytes)
+
+
+def elem_type(constant: gs.Constant) -> int:
+    """The ONNX element type of the constant."""
+    values = constant._values
+    if isinstance(values, StoredValues | ComputedValues):
+        return int(values.elem_type)
+    return int(helper.np_dtype_to_tensor_dtype(values.dtype))
+
+
+def to_proto(constant: gs.Constant) -> TensorProto:
+    """The constant as a TensorProto with its values inside; a stored one that nothing changed is handed on untouched."""
+    values = constant._values
+    if isinstance(values, StoredValues) and not values.external:
+        if values.tensor.name == constant.name:
+            return values.tensor
+        proto = TensorProto()
+        proto.CopyFrom(values.tensor)
+        proto.name = constant.name
+        return proto
+    return numpy_helper.from_array(np.ascontiguousarray(read(constant)), constant.name)
+
+
+class DataFile:
+    """The one external-data file of a model being written; tensors are appended one at a time, aligned for mapping."""
+
+    ALIGN = 4096  # ONNX External Data: a multiple of the page size lets runtimes map the tensor
+
+    def __init__(self, path: Path, location: str) -> None:
+        self.location = location
+        self._file = path.open("wb")
+
+    def add(self, constant: gs.Constant) -> TensorProto:
+        """Append the values and return the TensorProto that points at them."""
+        values = read(constant)
+        proto = TensorProto(name=constant.name, data_type=elem_type(constant), dims=constant.shape)
+        self._file.seek(0, 2)
+        self._file.write(b"\0" * (-self._file.tell() % self.ALIGN))
+        offset = self._file.tell()
+        if proto.data_type in _PACKED:
+            self._file.write(numpy_helper.from_array(np.asarray(values)).raw_data)
+        else:
+            flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+            step = 1 << 24  # small pieces: a mapped source is read and dropped as it goes
+            for start in range(0, flat.size, step):
+                self._file.write(flat[start : start + step].data)
+        proto.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self.location), ("offset", offset), ("length", self._file.tell() - offset)):
+            proto.external_data.append(onnx.StringStringEntryProto(key=key, value=str(value)))
+        return proto
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._file.close()

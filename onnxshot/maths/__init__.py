@@ -1,0 +1,1 @@
+"""Quantization arithmetic on numpy arrays: no graph, no file, no ONNX."""
