@@ -68,8 +68,7 @@ def map_npz(path: Path, spool: Path) -> dict[str, NDArray[Any]]:
                     raise ValueError(f"no room to unpack {member.info.file_size} bytes of {name!r}")
                 with archive.open(member.info) as packed, file.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked, 1 << 20)
-            order = "F" if member.fortran else "C"
-            arrays[name] = np.memmap(file, member.dtype, "r", offset, member.shape, order)
+            arrays[name] = np.memmap(file, member.dtype, "r", offset, member.shape, "F" if member.fortran else "C")
     return arrays
 
 

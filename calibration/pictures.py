@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from onnxshot.calibration.checks import InputSpec, is_float, preset_for
+from onnxshot.calibration.checks import InputSpec, fit_feed, is_float, preset_for
 from onnxshot.calibration.preprocess import Preset, from_pixels, image, preset_names
 from onnxshot.errors import CalibrationError
 
@@ -74,17 +74,52 @@ def read_picture(path: Path, preset: Preset, spec: InputSpec) -> NDArray[Any]:
     return _typed(image(path, preset), spec)
 
 
-def preprocess_pixels(x: NDArray[Any], preset: Preset, spec: InputSpec) -> NDArray[Any] | None:
-    """uint8 pixels of one picture or a batch, HWC or CHW, preprocessed for a float input; None: x is no such thing."""
-    if x.dtype != np.uint8 or not is_float(spec.dtype) or x.ndim not in (3, 4):
-        return None
-    batch = x[None] if x.ndim == 3 else x
+class Fitter:
+    """Makes feeds fit a model: preprocesses pixels by a preset, casts what is safe to cast, checks all.
+
+    used: the preset at the model's size, once a picture was met; notes: what was changed in it.
+    """
+
+    def __init__(self, specs: Sequence[InputSpec], preset: Preset | None = None) -> None:
+        self.specs, self.preset = tuple(specs), preset
+        self.used: Preset | None = None
+        self.notes: tuple[str, ...] = ()
+        self._spec = image_input(specs)
+
+    def __call__(self, feed: Mapping[str, ArrayLike], where: str) -> dict[str, NDArray[Any]]:
+        """The feed, ready to run; `where` names it in errors."""
+        spec = self._spec
+        if self.preset is not None and spec is not None and spec.name in feed:
+            x = np.asarray(feed[spec.name])
+            if looks_like_pixels(x, spec):
+                feed = {**feed, spec.name: preprocess_pixels(x, self._fitted(spec), spec)}
+        return fit_feed(feed, self.specs, where)
+
+    def for_files(self, where: str) -> tuple[InputSpec, Preset]:
+        """The input that picture files feed and the preset at its size. CalibrationError: they cannot."""
+        spec, _ = picture_input(self.specs, self.preset, where)
+        return spec, self._fitted(spec)
+
+    def _fitted(self, spec: InputSpec) -> Preset:
+        if self.used is None:
+            assert self.preset is not None  # both callers have looked
+            self.used, self.notes = fit_preset(self.preset, spec)
+        return self.used
+
+
+def looks_like_pixels(x: NDArray[Any], spec: InputSpec) -> bool:
+    """Whether x is uint8 pictures, HWC or CHW, of 1 or 3 channels, for an input that wants floats."""
+    if x.dtype != np.uint8 or not is_float(spec.dtype) or x.ndim not in (3, 4) or x.size == 0:
+        return False
+    return x.shape[-1] in (1, 3) or x.shape[-3] in (1, 3)
+
+
+def preprocess_pixels(x: NDArray[np.uint8], preset: Preset, spec: InputSpec) -> NDArray[Any]:
+    """Pixels of one picture or a batch, HWC or CHW, preprocessed: [N, C, H, W] or [N, H, W, C]."""
+    batch = x if x.ndim == 4 else x[None]
     if batch.shape[3] not in (1, 3):
-        if batch.shape[1] not in (1, 3):
-            return None
         batch = batch.transpose(0, 2, 3, 1)
-    pictures = [from_pixels(pixels, preset) for pixels in batch]
-    return _typed(np.concatenate(pictures), spec) if pictures else None
+    return _typed(np.concatenate([from_pixels(pixels, preset) for pixels in batch]), spec)
 
 
 def _typed(x: NDArray[np.float32], spec: InputSpec) -> NDArray[Any]:
@@ -95,19 +130,17 @@ def _check_layout(preset: Preset, spec: InputSpec) -> None:
     if spec.shape is None:
         return
     depth = 1 if preset.channels == "GRAY" else 3
-    axis = {"NCHW": 1, "NHWC": 3}
     other = "NHWC" if preset.layout == "NCHW" else "NCHW"
-    here, there = spec.shape[axis[preset.layout]], spec.shape[axis[other]]
-    if here == depth or not isinstance(here, int):
-        if isinstance(here, int) or there not in (1, 3):
-            return
-    elif there != depth and here in (1, 3):
-        word = "GRAY" if here == 1 else "RGB"
-        what = f"input {spec.name!r} expects {spec}; preset {preset.name} makes {depth} channel{'s'[: depth - 1]}"
-        raise CalibrationError(what, f"set channels: {word} in a preset file")
-    if there in (1, 3):
-        what = f"input {spec.name!r} expects {spec}; preset {preset.name} has layout {preset.layout}"
-        raise CalibrationError(what, f"set layout: {other} in a preset file (extends: {preset_for(spec)})")
+    axis = {"NCHW": 1, "NHWC": 3}
+    channels, elsewhere = spec.shape[axis[preset.layout]], spec.shape[axis[other]]
+    if channels == depth:
+        return
+    if channels in (1, 3):
+        what = f"input {spec.name!r} expects {spec}; preset {preset.name} makes {preset.channels} pictures"
+        raise CalibrationError(what, f"set channels: {'GRAY' if channels == 1 else 'RGB'} in a preset file")
+    if elsewhere in (1, 3):
+        what = f"input {spec.name!r} expects {spec}; preset {preset.name} has layout: {preset.layout}"
+        raise CalibrationError(what, f"set layout: {other} in a preset file")
 
 
 def _fixed_size(preset: Preset, spec: InputSpec) -> tuple[int | None, int | None]:

@@ -30,7 +30,7 @@ _LETTERBOX_GREY = 114.0  # what YOLO training pads with
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """How a picture becomes numbers: x = (pixel / scale - mean) / std, float32, mean and std in the order of `channels`.
+    """How a picture becomes numbers: x = (pixel / scale - mean) / std, float32, mean and std in the order of channels.
 
     size [H, W]; resize stretch | crop (cover, then the middle) | letterbox (keep the ratio, centre on `pad`, a pixel
     value, 114 unless given). Text lines have height instead of size: the width keeps the ratio up to max_width, and is
@@ -251,7 +251,7 @@ def _finish(picture: Image.Image, preset: Preset) -> NDArray[np.float32]:
         picture = _scaled(picture, preset.height, min(width, preset.max_width or width))
     elif preset.size is not None:
         picture = _RESIZE[preset.resize](picture, *preset.size, preset)
-    x = np.asarray(picture, dtype=np.float32)
+    x: NDArray[Any] = np.asarray(picture, dtype=np.float32)
     x = x[:, :, None] if x.ndim == 2 else x
     if preset.channels == "BGR":
         x = x[:, :, ::-1]

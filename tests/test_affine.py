@@ -16,12 +16,14 @@ from onnxshot.maths.affine import (
     UINT4,
     UINT8,
     UINT16,
+    Granularity,
     NotFinite,
     PerBlock,
     PerChannel,
     PerTensor,
     QuantParams,
     QuantScheme,
+    QuantType,
     bias_params,
     bias_safe_scale,
     dequantize,
@@ -78,8 +80,8 @@ def test_quantize_follows_quantizelinear() -> None:
     ("dtype", "limits", "zero"),
     [(INT8, (-127, 127), 0), (UINT8, (1, 255), 128), (INT4, (-7, 7), 0), (UINT4, (1, 15), 8), (INT7, (-63, 63), 0)],
 )
-def test_symmetric_schemes_are_balanced(dtype: object, limits: tuple[int, int], zero: int) -> None:
-    scheme = QuantScheme(dtype, symmetric=True)  # type: ignore[arg-type]  # parametrize erases the type
+def test_symmetric_schemes_are_balanced(dtype: QuantType, limits: tuple[int, int], zero: int) -> None:
+    scheme = QuantScheme(dtype, symmetric=True)
     params = params_from_range(-1.0, 3.0, scheme)
     assert scheme.limits == limits
     assert int(params.zero_point) == zero
@@ -148,9 +150,9 @@ def test_blocks_equal_per_tensor_of_each_block(
 
 @given(seeds, st.sampled_from([INT4, INT7, INT8]), st.sampled_from([PerTensor(), PerChannel(0), PerBlock(1, 16)]))
 @settings(max_examples=30)
-def test_mse_weights_are_never_worse_than_minmax(seed: int, dtype: object, granularity: object) -> None:
+def test_mse_weights_are_never_worse_than_minmax(seed: int, dtype: QuantType, granularity: Granularity) -> None:
     w = np.random.default_rng(seed).standard_t(3, (8, 48)).astype(np.float32)
-    scheme = QuantScheme(dtype, True, granularity)  # type: ignore[arg-type]  # sampled_from joins to object
+    scheme = QuantScheme(dtype, True, granularity)
     errors = []
     for method in ("mse", "minmax"):
         params = weight_params(w, scheme, method=method)
@@ -186,7 +188,7 @@ def test_bias_fits_int32_and_comes_back_within_one_step(rows: list[float], x_sca
     shape = data.draw(st.sampled_from([(), (1,), (len(rows),)]))
     size = int(np.prod(shape))
     bias = np.asarray(data.draw(st.lists(floats, min_size=size, max_size=size)), np.float32).reshape(shape)
-    granularity = data.draw(st.sampled_from([PerTensor(), PerChannel(0)]))
+    granularity: Granularity = PerChannel(0) if data.draw(st.booleans()) else PerTensor()
     params = weight_params(w, QuantScheme(INT8, True, granularity))
     safe = bias_safe_scale(params.scale, x_scale, bias)
     assert safe.shape == params.scale.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ def consumers(tensor: Tensor) -> list[Node]:
 
 def is_output(model: Model, tensor: Tensor) -> bool:
     """True where a graph or subgraph gives the tensor out."""
+    if not any(tensor is out for graph in model.known_graphs for out in graph.outputs):
+        return False  # the common case, without a walk over all nodes
     return any(tensor is out for graph in model.graphs() for out in graph.outputs)
 
 
@@ -78,7 +81,7 @@ def replace_uses(model: Model, old: Tensor, new: Tensor, *, keep: Sequence[Node]
         for i, tensor in enumerate(node.inputs):
             if tensor is old:
                 node.inputs[i] = new
-    for graph in model.graphs():
+    for graph in model.known_graphs:
         for i, out in enumerate(graph.outputs):
             if out is old:
                 graph.outputs[i] = new
@@ -90,11 +93,9 @@ def bypass(model: Model, node: Node, source: Tensor) -> bool:
     False, and nothing changed, where both the source's and the output's names must be kept.
     """
     out = node.outputs[0]
-    if any(out is o for graph in model.graphs() for o in graph.outputs):
+    if is_output(model, out):
         maker = producer(source)
-        held = any(source is o for graph in model.graphs() for o in graph.outputs)
-        same_graph = any(maker is n for n in graph_of(model, node).nodes) if maker is not None else False
-        if maker is None or held or not same_graph or isinstance(source, Constant):
+        if maker is None or is_output(model, source) or maker not in graph_of(model, node).nodes:
             return False
         # The name of a graph output is a promise: its tensor stays, made by the source's maker.
         node.inputs.clear()
@@ -109,45 +110,63 @@ def bypass(model: Model, node: Node, source: Tensor) -> bool:
 
 def graph_of(model: Model, node: Node) -> Graph:
     """The graph or subgraph the node stands in."""
-    return next(graph for graph in model.graphs() if any(node is n for n in graph.nodes))
+    return next(graph for graph in model.known_graphs if node in graph.nodes)
 
 
 def remove(model: Model, nodes: Sequence[Node]) -> None:
-    """Take nodes out of their graphs and cut them off from their tensors."""
-    gone = set(nodes)
-    for graph in model.graphs():
-        if any(n in gone for n in graph.nodes):
+    """Take nodes out of their graphs and cut them, and what is inside them, off from their tensors."""
+    gone = dict.fromkeys(nodes)
+    for graph in model.known_graphs:
+        if len(gone) > 1:
             graph.nodes[:] = [n for n in graph.nodes if n not in gone]
+        elif nodes and nodes[0] in graph.nodes:
+            graph.nodes.remove(nodes[0])  # passes take out one at a time: much quicker than to build the list anew
     for node in gone:
-        node.inputs.clear()
+        _cut(node)
         node.outputs.clear()
+
+
+def _cut(node: Node) -> None:
+    for inner in (node, *_inner_nodes(node)):
+        inner.inputs.clear()  # what a branch that is gone read is not needed for its sake
 
 
 def remove_unused(model: Model) -> int:
     """Remove nodes nothing depends on, in subgraphs too; how many went. Graph inputs stay: they are the contract."""
-    count = 0
-    while True:
-        given = {id(o) for graph in model.graphs() for o in graph.outputs}
-        dead = [
-            n for _, n in model.walk() if n.outputs and not any(id(t) in given or t.outputs for t in n.outputs)
-        ]
-        if not dead:
-            return count
-        for node in dead:
-            for inner in _inner_nodes(node):
-                inner.inputs.clear()  # what a dead branch read is not needed for its sake
-        remove(model, dead)
-        count += len(dead)
+    given = Counter(id(out) for graph in model.graphs() for out in graph.outputs)
+
+    def unused(node: Node) -> bool:
+        return bool(node.outputs) and not any(given[id(t)] or t.outputs for t in node.outputs)
+
+    dead: dict[Node, None] = {}
+    queue = deque(node for _, node in model.walk() if unused(node))
+    while queue:
+        node = queue.popleft()
+        if node in dead:
+            continue
+        dead[node] = None
+        inside = set(_inner_nodes(node))
+        read = [t for n in (node, *inside) for t in n.inputs]
+        for graph in _subgraphs(node):
+            given.subtract(map(id, graph.outputs))
+            read += graph.outputs
+        _cut(node)
+        makers = [m for m in map(producer, read) if m is not None]
+        queue.extend(m for m in makers if m not in inside and m not in dead and unused(m))
+    remove(model, list(dead))
+    return len(dead)
+
+
+def _subgraphs(node: Node) -> list[Graph]:
+    """All graphs in the node's attributes, at any depth."""
+    found = [v for v in node.attrs.values() if isinstance(v, Graph)]
+    for graph in found:  # grows on the way
+        found.extend(v for inner in graph.nodes for v in inner.attrs.values() if isinstance(v, Graph))
+    return found
 
 
 def _inner_nodes(node: Node) -> list[Node]:
-    found = []
-    stack = [v for v in node.attrs.values() if isinstance(v, Graph)]
-    while stack:
-        for inner in stack.pop().nodes:
-            found.append(inner)
-            stack.extend(v for v in inner.attrs.values() if isinstance(v, Graph))
-    return found
+    return [inner for graph in _subgraphs(node) for inner in graph.nodes]
 
 
 def toposort(model: Model) -> None:
@@ -165,8 +184,8 @@ def _sorted(graph: Graph) -> list[Node]:
     needs: dict[Node, list[Node]] = {}
     for node in graph.nodes:
         read = [*node.inputs, *(t for inner in _inner_nodes(node) for t in inner.inputs)]
-        read += [t for v in node.attrs.values() if isinstance(v, Graph) for t in v.outputs]
-        needs[node] = [made_by[id(t)] for t in read if made_by.get(id(t), node) is not node]
+        read += [t for inner in _subgraphs(node) for t in inner.outputs]
+        needs[node] = [made_by[id(t)] for t in read if id(t) in made_by]
     order: dict[Node, None] = {}
     for start in graph.nodes:
         stack, open_nodes = [start], set()

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxshot.errors import ModelError
@@ -33,6 +31,12 @@ Store = Callable[[Constant], TensorProto | None]
 _KEEP_INLINE = 4096  # bytes up to which a weight stays in a skeleton: shapes, axes, small scales
 
 
+class _EmptyList(list[Any]):
+    """An empty list attribute: without elements, only the file knows what kind of list it is."""
+
+    kind: int = AttributeProto.INTS
+
+
 class Model:
     """An ONNX model that can be edited. The one mutable thing in onnxshot.
 
@@ -40,6 +44,7 @@ class Model:
         graph: the top-level graph; its nodes are always in topological order when a pass starts.
         path: where it was read from, if it was.
         notes: what was done to it on the way that a user should know, for the report.
+        known_graphs: every graph it was made of; ones that an edit took out are still listed. `graphs` walks the rest.
     """
 
     def __init__(self, proto: ModelProto, folder: Path | None = None, path: Path | None = None) -> None:
@@ -61,8 +66,10 @@ class Model:
                 getattr(self.envelope, field.name).CopyFrom(value)
             else:
                 setattr(self.envelope, field.name, value)
-        self._names: set[str] = set()
-        self._lifted_names: set[str] = set()
+        # All names first: a weight lifted out of a branch must not take that of a tensor that is yet to come.
+        self._names = set(_own_names(proto.graph))
+        self._counts: dict[str, int] = {}
+        self.known_graphs: list[Graph] = []
         self.graph = self._import_graph(proto.graph, {}, is_top=True)
 
     # ------------------------------------------------------------------ facts
@@ -124,14 +131,14 @@ class Model:
         return sum(weights.size_bytes(t) for t in self.constants())
 
     def constants(self) -> list[Constant]:
-        """Every constant in use, once, in the order of use."""
+        """Every constant in use, once: by nodes in their order, as outputs, or as parameters of annotations."""
         found: dict[int, Constant] = {}
         for _, node in self.walk():
             for tensor in node.inputs:
                 if isinstance(tensor, Constant):
                     found.setdefault(id(tensor), tensor)
         for graph in self.graphs():
-            for tensor in graph.outputs:
+            for tensor in (*graph.outputs, *graph.annotation_params):
                 if isinstance(tensor, Constant):
                     found.setdefault(id(tensor), tensor)
         return list(found.values())
@@ -163,11 +170,12 @@ class Model:
 
     def fresh(self, base: str, suffix: str = "") -> str:
         """Return a name that no tensor or node of the model, in any subgraph, has yet. All new names come from here."""
-        stem = f"{base}_{suffix}" if suffix else base
-        name, count = stem, 1
+        stem = "_".join(part for part in (base, suffix) if part) or "tensor"
+        name, count = stem, self._counts.get(stem, 1)
         while name in self._names:
             count += 1
             name = f"{stem}_{count}"
+        self._counts[stem] = count
         self._names.add(name)
         return name
 
@@ -175,55 +183,57 @@ class Model:
 
     def _import_graph(self, proto: GraphProto, outer: dict[str, Tensor], *, is_top: bool) -> Graph:
         scope = dict(outer)
-        for init in proto.initializer:
-            scope[init.name] = self._import_constant(init.name, weights.StoredValues(init, self._folder), is_top)
-        for sparse in proto.sparse_initializer:
-            name = sparse.values.name
-            scope[name] = self._import_constant(name, _dense(sparse), is_top)
-        stored = {i.name for i in proto.initializer} | {s.values.name for s in proto.sparse_initializer}
+        stored = self._import_weights(proto, scope, is_top=is_top)
         inputs: list[Tensor] = []
         overridable: dict[str, Constant] = {}
         for info in proto.input:
-            if info.name in stored:
+            if is_top and info.name in stored:
                 overridable[info.name] = scope[info.name]
                 continue
             # A weight lifted out of a skeleton comes back as an input: give it its values again.
             if is_top and info.name in self._constants:
-                scope[info.name] = self._constants[info.name]
-                self._names.add(info.name)
+                scope[info.name] = Constant(info.name, self._constants[info.name]._values)
                 continue
-            scope[info.name] = self._variable(info.name)
+            scope[info.name] = Variable(info.name)
             inputs.append(scope[info.name])
         nodes = [self._import_node(n, scope) for n in proto.node]
         outputs = []
         for info in proto.output:
             if info.name not in scope:
                 raise ModelError(f"graph output {info.name!r} is made by no node")
-            outputs.append(scope[info.name])
+            out = scope[info.name]
+            if not is_top and isinstance(out, Constant):
+                # The weight moves to the outermost graph, and ORT wants the outputs of a branch made inside it.
+                out = Variable(self.fresh(info.name, "output"))
+                nodes.append(Node("Identity", self.fresh(info.name, "Identity"), {}, [scope[info.name]], [out]))
+            outputs.append(out)
         graph = Graph(nodes=nodes, inputs=inputs, outputs=outputs, name=proto.name, opset=self.opset)
         graph.value_infos = {
             scope[v.name].name: v for v in (*proto.value_info, *proto.output, *proto.input) if v.name in scope
         }
+        graph.input_order = {info.name: i for i, info in enumerate(proto.input)}
         graph.output_infos = list(proto.output)
         graph.overridable = overridable
         graph.doc_string = proto.doc_string
         graph.metadata_props = list(proto.metadata_props)
         graph.quantization_annotation = list(proto.quantization_annotation)
+        names = {e.value for q in proto.quantization_annotation for e in q.quant_parameter_tensor_names}
+        graph.annotation_params = [scope[n] for n in sorted(names) if isinstance(scope.get(n), Constant)]
+        self.known_graphs.append(graph)
         return graph
 
-    def _variable(self, name: str) -> Variable:
-        # Weights of a branch move to the outermost graph: a sibling branch may use the same name for a tensor.
-        unique = self.fresh(name) if name in self._lifted_names else name
-        self._names.add(unique)
-        return Variable(unique)
-
-    def _import_constant(self, name: str, values: Any, is_top: bool) -> Constant:
-        unique = name
-        if not is_top:
-            unique = self.fresh(name)
-            self._lifted_names.add(unique)
-        self._names.add(unique)
-        return Constant(unique, values)
+    def _import_weights(self, proto: GraphProto, scope: dict[str, Tensor], *, is_top: bool) -> set[str]:
+        """Put the graph's initializers into `scope`; their names."""
+        stored: set[str] = set()
+        tensors = [(i.name, i) for i in proto.initializer] + [(s.values.name, s) for s in proto.sparse_initializer]
+        for name, tensor in tensors:
+            if not name or name in stored:
+                raise ModelError(f"initializer {name!r} is stored twice" if name else "an initializer has no name")
+            stored.add(name)
+            sparse = isinstance(tensor, onnx.SparseTensorProto)
+            values = weights.dense(tensor, self._folder) if sparse else weights.StoredValues(tensor, self._folder)
+            scope[name] = Constant(name if is_top else self.fresh(name), values)
+        return stored
 
     def _import_node(self, proto: NodeProto, scope: dict[str, Tensor]) -> Node:
         attrs: dict[str, Any] = {}
@@ -231,11 +241,12 @@ class Model:
             if attr.type == AttributeProto.GRAPH and not attr.ref_attr_name:
                 attrs[attr.name] = self._import_graph(attr.g, scope, is_top=False)
             elif attr.type in _PLAIN and not attr.ref_attr_name:
-                value = helper.get_attribute_value(attr)
-                attrs[attr.name] = list(value) if isinstance(value, Iterable) and not isinstance(value, bytes) else value
+                attrs[attr.name] = _plain(attr)
+            elif attr.type == AttributeProto.TENSOR and attr.t.data_location == TensorProto.EXTERNAL:
+                attrs[attr.name] = self._inlined(attr)
             else:
                 attrs[attr.name] = attr
-        where = f"node {proto.name or proto.op_type!r}"
+        where = f"node {(proto.name or proto.op_type)!r}"
         inputs = []
         for name in proto.input:
             if name and name not in scope:
@@ -248,12 +259,10 @@ class Model:
         for name in proto.output:
             if name and name in scope:
                 raise ModelError(f"{where} ({proto.op_type}) makes {name!r}, which exists already")
-            tensor = self._variable(name) if name else Variable("")
+            tensor = Variable(name)
             outputs.append(tensor)
             if name:
                 scope[name] = tensor
-        if proto.name:
-            self._names.add(proto.name)
         node = Node(proto.op_type, proto.name, attrs, inputs, outputs, proto.domain or None)
         extra = NodeProto(doc_string=proto.doc_string, overload=proto.overload)
         extra.metadata_props.extend(proto.metadata_props)
@@ -261,6 +270,13 @@ class Model:
             extra.device_configurations.extend(proto.device_configurations)
         node.extra = extra
         return node
+
+    def _inlined(self, attr: AttributeProto) -> AttributeProto:
+        """A tensor attribute with its external values inside: its file is found from the model's own folder only."""
+        values = weights.StoredValues(attr.t, self._folder)
+        inlined = AttributeProto(name=attr.name, type=attr.type, doc_string=attr.doc_string)
+        inlined.t.CopyFrom(weights.to_proto(Constant(attr.t.name, values)))
+        return inlined
 
     # ------------------------------------------------------------------ export
 
@@ -285,17 +301,22 @@ class Model:
             return None
 
         proto = self.export(store)
+        listed = {info.name for info in proto.graph.input}
         for name, constant in lifted.items():
+            if name in listed:
+                continue
             info = helper.make_tensor_value_info(name, weights.elem_type(constant), constant.shape)
             proto.graph.input.append(info)
         return proto, lifted
 
     def rebuild(self, proto: ModelProto, lifted: Mapping[str, Constant]) -> None:
         """Take the graph of a skeleton that another tool rewrote, and give the lifted weights back to it."""
-        keep = self.envelope
+        keep, overridable = self.envelope, self.graph.overridable
         self._constants = lifted
         self._adopt(proto)
         self._constants = {}
+        kept = {t.name: t for t in self.constants() if t.name in overridable}
+        self.graph.overridable = {name: kept[name] for name in overridable if name in kept}
         # Tools that go through ONNX's C++ graph forget metadata, docs and producers; the model's own are kept.
         rewritten = self.envelope
         self.envelope = keep
@@ -310,36 +331,37 @@ class Model:
         proto = ModelProto()
         proto.CopyFrom(self.envelope)
         held = {id(c): c for c in self.constants()}
-        proto.graph.CopyFrom(self._export_graph(self.graph, held, store, is_top=True))
+        self._export_graph(proto.graph, self.graph, held, store)
+        # Every weight is stored in the outermost graph: one shared by two branches is stored once.
+        for constant in held.values():
+            tensor_proto = store(constant)
+            if tensor_proto is not None:
+                proto.graph.initializer.append(tensor_proto)
+        if proto.ir_version < 4 and any(c.name not in self.graph.overridable for c in held.values()):
+            proto.ir_version = 4  # below 4 every initializer must be an input as well
         return proto
 
-    def _export_graph(self, graph: Graph, held: dict[int, Constant], store: Store, *, is_top: bool) -> GraphProto:
-        proto = GraphProto(name=graph.name or "", doc_string=graph.doc_string)
+    def _export_graph(self, proto: GraphProto, graph: Graph, held: dict[int, Constant], store: Store) -> None:
+        """Fill in `proto`; its weights are the outermost graph's."""
+        proto.name, proto.doc_string = graph.name or "", graph.doc_string
         proto.metadata_props.extend(graph.metadata_props)
         for node in graph.nodes:
-            proto.node.append(self._export_node(node, held, store))
-        proto.input.extend(_named(graph.value_infos[t.name], t.name) for t in graph.inputs)
-        for name, constant in graph.overridable.items():
-            if id(constant) in held:
-                proto.input.append(graph.value_infos[name])
+            self._export_node(proto.node.add(), node, held, store)
+        inputs = [_named(graph.value_infos[t.name], t.name) for t in graph.inputs]
+        inputs += [graph.value_infos[name] for name, c in graph.overridable.items() if id(c) in held]
+        last = len(graph.input_order)
+        proto.input.extend(sorted(inputs, key=lambda info: graph.input_order.get(info.name, last)))
         proto.output.extend(
             _named(info, t.name) for t, info in zip(graph.outputs, graph.output_infos, strict=True)
         )
-        # Every weight is stored in the outermost graph: one shared by two branches is stored once.
-        if is_top:
-            for constant in held.values():
-                tensor_proto = store(constant)
-                if tensor_proto is not None:
-                    proto.initializer.append(tensor_proto)
         taken = {v.name for v in (*proto.input, *proto.output)}
         alive = {t.name for n in graph.nodes for t in n.outputs if t.name}
         proto.value_info.extend(_named(v, k) for k, v in graph.value_infos.items() if k in alive and k not in taken)
-        known = alive | taken
+        known = alive | taken | {c.name for c in held.values()}
         proto.quantization_annotation.extend(q for q in graph.quantization_annotation if q.tensor_name in known)
-        return proto
 
-    def _export_node(self, node: Node, held: dict[int, Constant], store: Store) -> NodeProto:
-        proto = NodeProto(op_type=node.op, name=node.name or "", domain=node.domain or "")
+    def _export_node(self, proto: NodeProto, node: Node, held: dict[int, Constant], store: Store) -> None:
+        proto.op_type, proto.name, proto.domain = node.op, node.name or "", node.domain or ""
         proto.MergeFrom(getattr(node, "extra", NodeProto()))
         proto.input.extend(t.name for t in node.inputs)
         proto.output.extend(t.name for t in node.outputs)
@@ -348,12 +370,12 @@ class Model:
                 proto.attribute.append(value)
             elif isinstance(value, Graph):
                 attr = proto.attribute.add(name=key, type=AttributeProto.GRAPH)
-                attr.g.CopyFrom(self._export_graph(value, held, store, is_top=False))
+                self._export_graph(attr.g, value, held, store)
             elif isinstance(value, list) and not value:
-                proto.attribute.append(helper.make_attribute(key, value, attr_type=AttributeProto.INTS))
+                kind = getattr(value, "kind", _EmptyList.kind)
+                proto.attribute.append(helper.make_attribute(key, value, attr_type=kind))
             else:
                 proto.attribute.append(helper.make_attribute(key, value))
-        return proto
 
 
 def _named(info: ValueInfoProto, name: str) -> ValueInfoProto:
@@ -365,16 +387,27 @@ def _named(info: ValueInfoProto, name: str) -> ValueInfoProto:
     return renamed
 
 
-def _dense(sparse: onnx.SparseTensorProto) -> NDArray[Any]:
-    """The dense array of a sparse initializer. ONNX IR: indices are linear [NNZ] or coordinates [NNZ, rank]."""
-    values = onnx.numpy_helper.to_array(sparse.values)
-    indices = onnx.numpy_helper.to_array(sparse.indices)
-    dims = tuple(sparse.dims)
-    if any(d < 0 for d in dims) or int(np.prod(dims, dtype=object)) > 1 << 31:
-        raise ModelError(f"sparse tensor {sparse.values.name!r} has dimensions {list(dims)}, too large to hold")
-    dense = np.zeros(dims, values.dtype)
-    if indices.ndim == 1:
-        dense.reshape(-1)[indices] = values
-    else:
-        dense[tuple(indices.T)] = values
-    return dense
+def _own_names(graph: GraphProto) -> Iterator[str]:
+    """Names of nodes and tensors, subgraphs included; but for weights of subgraphs, which may be renamed."""
+    stack = [graph]
+    yield from (t.name for t in graph.initializer)
+    yield from (t.values.name for t in graph.sparse_initializer)
+    while stack:
+        inner = stack.pop()
+        yield from (info.name for info in inner.input)
+        for node in inner.node:
+            yield node.name
+            yield from node.output
+            stack.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
+
+
+def _plain(attr: AttributeProto) -> Any:
+    """The value of an attribute of a _PLAIN kind; lists as list."""
+    value = helper.get_attribute_value(attr)
+    if not isinstance(value, Iterable) or isinstance(value, bytes):
+        return value
+    if value:
+        return list(value)
+    empty = _EmptyList()
+    empty.kind = attr.type
+    return empty

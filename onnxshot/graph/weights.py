@@ -188,7 +188,7 @@ def to_proto(constant: gs.Constant) -> TensorProto:
         proto.CopyFrom(values.tensor)
         proto.name = constant.name
         return proto
-    return numpy_helper.from_array(np.ascontiguousarray(read(constant)), constant.name)
+    return numpy_helper.from_array(np.asarray(read(constant), order="C"), constant.name)  # keeps scalars scalar
 
 
 class DataFile:

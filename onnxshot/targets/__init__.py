@@ -1,0 +1,15 @@
+"""Where a model goes: one file per target, one line each in TARGETS."""
+
+from onnxshot.errors import UsageError
+from onnxshot.targets.base import Target
+from onnxshot.targets.ort import ORT, ORT_AVX2
+from onnxshot.targets.tensorrt import TENSORRT
+
+TARGETS: dict[str, Target] = {t.name: t for t in (ORT, ORT_AVX2, TENSORRT)}
+
+
+def target_named(name: str) -> Target:
+    """The target of that name. Raises UsageError, naming those there are."""
+    if name not in TARGETS:
+        raise UsageError(f"there is no target {name!r}", f"targets: {', '.join(TARGETS)}")
+    return TARGETS[name]

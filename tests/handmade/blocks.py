@@ -139,7 +139,7 @@ def squeeze_excite() -> Case:
 
 @case
 def concat_of_different_ranges() -> Case:
-    """Three branches of ranges about 1, 10 and 100 joined on channels, then a pool and a resize: all one scale or none."""
+    """Three branches of ranges about 1, 10 and 100, joined on channels, then a pool and a resize."""
     text = """g (float[batch, 4, 8, 8] x) => (float[batch, 12, 8, 8] y) {
         a = Conv<pads = [1, 1, 1, 1]>(x, w1)
         b = Conv<pads = [1, 1, 1, 1]>(x, w2)

@@ -19,7 +19,9 @@ def if_captures_weights() -> Case:
         >
         y = Gemm(picked, last)
     }"""
-    proto = model(text, {"w": weight(16, 16), "b": vector(16), "last": weight(16, 16, seed=2), "zero": np.array(0, np.float32)})
+    proto = model(
+        text, {"w": weight(16, 16), "b": vector(16), "last": weight(16, 16, seed=2), "zero": np.array(0, np.float32)}
+    )
     branch = next(a.g for node in proto.graph.node if node.op_type == "If" for a in node.attribute if a.g.name == "no")
     branch.initializer.append(numpy_helper.from_array(weight(16, 16, seed=1), "own"))
     return Case(proto, feeds(x=(4, 16)))

@@ -1,6 +1,6 @@
 """What every hand-made graph is built with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ def case(build: Callable[[], Case]) -> Callable[[], Case]:
 def weight(*shape: int, seed: int = 0, channel_axis: int = 0) -> NDArray[np.float32]:
     """He-scaled normal weights float32 of this shape, whose channels differ in size by up to 8 times."""
     rng = np.random.default_rng([seed, *shape])
-    values = rng.normal(0, (2 / max(1, np.prod(shape[1:]))) ** 0.5, shape)
+    values = rng.normal(0, (2 / max(1, int(np.prod(shape[1:])))) ** 0.5, shape)
     spread = np.ones(len(shape), np.int64)
     spread[channel_axis] = shape[channel_axis]
     return (values * np.exp(rng.uniform(-1, 1, spread))).astype(np.float32)
@@ -50,7 +50,9 @@ def feeds(count: int = 8, dtype: type = np.float32, **shapes: Sequence[int]) -> 
     return [{name: rng.normal(0, 1, shape).astype(dtype) for name, shape in shapes.items()} for _ in range(count)]
 
 
-def model(text: str, constants: Feed | None = None, *, opset: int = 17, ir: int = 8, imports: str = "") -> onnx.ModelProto:
+def model(
+    text: str, constants: Mapping[str, Any] | None = None, *, opset: int = 17, ir: int = 8, imports: str = ""
+) -> onnx.ModelProto:
     """Parse ONNX text; names in constants become initializers. imports adds to the opsets: ', "local": 1'."""
     proto = parser.parse_model(f'<ir_version: {ir}, opset_import: ["": {opset}{imports}]>\n{text}')
     for name, value in (constants or {}).items():

@@ -41,7 +41,8 @@ def opset_11() -> Case:
         v = Resize<mode = "nearest">(h, roi, twice)
         y = Softmax<axis = 1>(v)
     }"""
-    weights = {"w1": weight(8, 4, 3, 3), "b1": vector(8), "six": np.array(6, np.float32), "roi": np.zeros(0, np.float32)}
+    weights = {"w1": weight(8, 4, 3, 3), "b1": vector(8), "six": np.array(6, np.float32)}
+    weights |= {"roi": np.zeros(0, np.float32)}
     weights |= {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64), "one": np.ones(1, np.float32)}
     weights |= {"half": np.array([1, 1, 0.5, 0.5], np.float32), "twice": np.array([1, 1, 2, 2], np.float32)}
     return Case(model(text, weights, opset=11, ir=6), feeds(x=(2, 4, 8, 8)))

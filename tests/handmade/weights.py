@@ -1,5 +1,6 @@
 """Weights that are hard to find or to own: behind other nodes, shared, listed as inputs, half precision, external."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def behind(wrapper: str, op: str) -> Case:
 
 for _op in OPS:
     for _wrapper in WRAPPERS:
-        HANDMADE[f"{_op}_behind_{_wrapper}"] = lambda wrapper=_wrapper, op=_op: behind(wrapper, op)
+        HANDMADE[f"{_op}_behind_{_wrapper}"] = partial(behind, _wrapper, _op)
 
 
 @case
@@ -60,9 +61,7 @@ def shared_by_two_convs() -> Case:
         r = Relu(a)
         y = Conv<pads = [1, 1, 1, 1]>(r, w, b2)
     }"""
-    return Case(
-        model(text, {"w": weight(8, 8, 3, 3), "b1": vector(8), "b2": vector(8, seed=1)}), feeds(x=(2, 8, 8, 8))
-    )
+    return Case(model(text, {"w": weight(8, 8, 3, 3), "b1": vector(8), "b2": vector(8, seed=1)}), feeds(x=(2, 8, 8, 8)))
 
 
 @case

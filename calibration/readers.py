@@ -1,0 +1,213 @@
+"""Calibration data of any kind behind one face: samples by number, checked against the model's inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from onnxshot.calibration.checks import InputSpec, Sample
+from onnxshot.calibration.functions import call
+from onnxshot.calibration.pictures import Fitter, read_picture
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.sources import (
+    Feeds,
+    Files,
+    Noise,
+    Source,
+    Spool,
+    npy_files,
+    npz_files,
+    numbered,
+    only_input,
+    pb_folders,
+)
+from onnxshot.calibration.stacks import Stack, npy_stack, npz_stack
+from onnxshot.errors import CalibrationError
+
+__all__ = ["PICTURES", "Dataset", "InputSpec", "Sample", "open_data", "split"]
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif")
+_SUFFIXES = {"pictures": PICTURES, ".npz": (".npz",), ".npy": (".npy",)}
+TAKES = (
+    "a folder of pictures (with --preset), of .npy or of .npz files; one .npz or .npy with a leading sample axis; "
+    "a test_data_set folder of .pb; module:function or file.py:function; or 'random'"
+)
+_FUNCTION = re.compile(r"(?P<place>.+):(?P<function>[A-Za-z_]\w*)")
+_RANDOM_SAMPLES = 16
+
+
+class Dataset:
+    """Samples that fit the model, read when asked for, as often as asked.
+
+    source: what was opened, printable; random: whether it was made up; notes: what the reports should say.
+    """
+
+    def __init__(self, label: str, source: Source, fit: Fitter, indices: Sequence[int] | None = None) -> None:
+        self.source = label
+        self.random = source.random
+        self.notes: tuple[str, ...] = ()
+        self._from, self._fit = source, fit
+        self._indices = range(len(source)) if indices is None else tuple(indices)
+        self._owner = indices is None
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        raw = self._indices[index]
+        sample = self._from.load(raw)
+        return Sample(sample.name, self._fit(sample.feed, self._from.where(raw)))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def subset(self, indices: Iterable[int]) -> Dataset:
+        """A view of some samples, by their numbers here; it reads from the same source and does not close it."""
+        view = Dataset(self.source, self._from, self._fit, [self._indices[i] for i in indices])
+        view.notes = self.notes
+        return view
+
+    def fingerprint(self) -> str:
+        """Sha256, hex, of the samples' names and bytes and of the preset's fields: equal data gives equal text."""
+        sha = hashlib.sha256(self._fit.preset.fields() if self._fit.preset is not None else b"")
+        for index in self._indices:
+            self._from.digest(index, sha)
+        return sha.hexdigest()
+
+    def close(self) -> None:
+        """Remove what was put aside in temporary files; samples cannot be read any more. A subset closes nothing."""
+        if self._owner:
+            self._from.close()
+
+
+def split(n: int, holdout: float = 0.25) -> tuple[list[int], list[int]]:
+    """(indices to calibrate with, indices held out to judge with: the last quarter, at least one). One sample is both.
+
+    holdout 0: all samples are both.
+    """
+    if not 0 <= holdout < 1:
+        raise CalibrationError(f"holdout is {holdout:g}", "give a share from 0 up to, not including, 1")
+    if n <= 1 or holdout == 0:
+        return list(range(n)), list(range(n))
+    kept = n - min(n - 1, max(1, round(n * holdout)))
+    return list(range(kept)), list(range(kept, n))
+
+
+def open_data(
+    source: object,
+    inputs: Sequence[InputSpec],
+    preset: Preset | None = None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """The data that `source` names, for these model inputs; its first sample is read and checked.
+
+    source: a path (see TAKES), 'module:function', 'random', a dict of arrays with a leading sample axis, or an iterable
+    of dicts. limit: that many samples, evenly spaced over all (the first ones of a stream). seed is for 'random'.
+    A preset is for pictures, and for uint8 arrays that look like pictures. CalibrationError: nothing to read, or the
+    first sample does not fit; later samples raise it when they are read.
+    """
+    if limit is not None and limit < 1:
+        raise CalibrationError(f"{limit} calibration samples were asked for", "ask for 1 or more")
+    label, fit = _label(source), Fitter(inputs, preset)
+    opened = _open(source, label, fit, limit, seed)
+    if len(opened) == 0:
+        opened.close()
+        raise CalibrationError(f"{label} holds no samples", f"--calib takes {TAKES}")
+    data = Dataset(label, opened, fit)
+    notes = [*opened.notes]
+    if limit is not None and limit < len(opened):
+        notes.append(f"{limit} of {len(opened)} samples, evenly spaced")
+        data._indices = tuple(i * len(opened) // limit for i in range(limit))
+    data[0]  # what is wrong with the first sample is told now
+    notes.extend(fit.notes)
+    if preset is not None and fit.used is None and not data.random:
+        notes.append(f"preset {preset.name} was not used: the arrays of {label} are taken as they are")
+    data.notes = tuple(notes)
+    return data
+
+
+def _label(source: object) -> str:
+    return str(source) if isinstance(source, str | Path) else type(source).__name__
+
+
+def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int) -> Source:
+    if source is None or (isinstance(source, str) and not source):
+        raise CalibrationError("calibration data is needed and none was given", f"--calib takes {TAKES}")
+    if not isinstance(source, str | Path):
+        return _open_object(source, label, fit, limit)
+    if source == "random":
+        return Noise(fit.specs, limit or _RANDOM_SAMPLES, seed)
+    path = Path(source)
+    if path.is_dir():
+        return _open_folder(path, fit)
+    if path.is_file():
+        return _open_file(path, fit)
+    if match := _FUNCTION.fullmatch(str(source)):
+        return _open_object(call(match["place"], match["function"]), label, fit, limit)
+    raise CalibrationError(f"calibration data {source} is not there", f"--calib takes {TAKES}")
+
+
+def _open_file(path: Path, fit: Fitter) -> Source:
+    suffix = path.suffix.lower()
+    if suffix in PICTURES:
+        return _pictures(path, [path], fit)
+    if suffix == ".npz":
+        return npz_stack(path, fit.specs)
+    if suffix == ".npy":
+        return npy_stack(path, fit.specs)
+    raise CalibrationError(f"calibration data {path} is of no known kind", f"--calib takes {TAKES}")
+
+
+def _open_folder(root: Path, fit: Fitter) -> Source:
+    if any(root.glob("input_*.pb")):
+        return pb_folders(root, [root], fit.specs)
+    if sets := [folder for folder in root.glob("test_data_set_*") if any(folder.glob("input_*.pb"))]:
+        return pb_folders(root, numbered(sets), fit.specs)
+    kinds = {kind: found for kind in ("pictures", ".npz", ".npy") if (found := _files(root, _SUFFIXES[kind]))}
+    if len(kinds) > 1:
+        listed = " and ".join(f"{len(found)} {kind}" for kind, found in kinds.items())
+        raise CalibrationError(f"{root} holds {listed}", "keep one kind of sample in a folder")
+    for kind, paths in kinds.items():
+        if kind == "pictures":
+            return _pictures(root, paths, fit)
+        return (npz_files if kind == ".npz" else npy_files)(root, paths, fit.specs)
+    raise CalibrationError(f"{root} holds no samples", f"--calib takes {TAKES}")
+
+
+def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files below root of these kinds, sorted by name folder by folder; hidden ones are not data."""
+    found = (p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
+
+
+def _pictures(root: Path, paths: Sequence[Path], fit: Fitter) -> Files:
+    spec, preset = fit.for_files(str(root))
+    return Files(root, [(p,) for p in paths], lambda group: {spec.name: read_picture(group[0], preset, spec)})
+
+
+def _open_object(source: object, label: str, fit: Fitter, limit: int | None) -> Source:
+    if isinstance(source, np.ndarray):
+        return Stack(label, {only_input(fit.specs, label): source}, fit.specs)
+    if isinstance(source, Mapping):
+        return Stack(label, {str(name): np.asarray(x) for name, x in source.items()}, fit.specs)
+    if isinstance(source, Sequence) and not isinstance(source, str | bytes):
+        return Feeds(label, source)
+    if callable(following := getattr(source, "get_next", None)):  # onnxruntime's CalibrationDataReader
+        return Spool(label, iter(following, None), fit.specs, fit, limit)
+    if isinstance(source, Iterable):
+        return Spool(label, source, fit.specs, fit, limit)
+    what = f"calibration data is a {type(source).__name__}, which gives no samples"
+    raise CalibrationError(what, f"give an iterable of dicts, or {TAKES}")

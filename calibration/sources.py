@@ -1,0 +1,293 @@
+"""The kinds of calibration data: each reads one sample at a time, again whenever asked, and holds no other."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from onnxshot.calibration.arrays import map_npy, read_npz
+from onnxshot.calibration.checks import InputSpec, Sample, is_float
+from onnxshot.errors import CalibrationError
+
+_BLOCK = 1 << 20
+
+
+class Digest(Protocol):
+    """What hashlib.sha256() returns."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add bytes."""
+
+
+class Source:
+    """Samples by number, as they lie: not yet checked against the model."""
+
+    random = False
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def load(self, index: int) -> Sample:
+        """Sample number index, read now."""
+        raise NotImplementedError
+
+    def where(self, index: int) -> str:
+        """What to call the sample in an error."""
+        raise NotImplementedError
+
+    def digest(self, index: int, sha: Digest) -> None:
+        """Feed a hash all that makes the sample what it is."""
+        for name, value in sorted(self.load(index).feed.items()):
+            array = np.ascontiguousarray(value)
+            sha.update(f"{name}\0{array.dtype}{array.shape}\0".encode())
+            sha.update(array.tobytes() if not array.dtype.hasobject else repr(array.tolist()).encode())
+
+    def close(self) -> None:
+        """Remove temporary files, if any."""
+
+
+class Files(Source):
+    """One sample a file, or a group of files (the .pb files of a test_data_set folder)."""
+
+    def __init__(
+        self, root: Path, groups: Sequence[Sequence[Path]], read: Callable[[Sequence[Path]], dict[str, NDArray[Any]]]
+    ) -> None:
+        self._root, self._groups, self._read = root, groups, read
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def load(self, index: int) -> Sample:
+        """The file, or group of files, read now."""
+        group = self._groups[index]
+        return Sample(self._name(self._path(index)), self._read(group))
+
+    def where(self, index: int) -> str:
+        """The path, as the user wrote its start."""
+        return str(self._path(index))
+
+    def digest(self, index: int, sha: Digest) -> None:
+        """Hash the files' names and bytes, in blocks."""
+        for path in self._groups[index]:
+            sha.update(f"{self._name(path)}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    sha.update(block)
+
+    def _path(self, index: int) -> Path:
+        group = self._groups[index]
+        return group[0] if len(group) == 1 else group[0].parent
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix() if path != self._root else path.name
+
+
+def npy_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec]) -> Files:
+    """A .npy file a sample, for a model of one input."""
+    name = only_input(specs, str(root))
+    return Files(root, [(p,) for p in paths], lambda group: {name: np.array(map_npy(group[0]))})
+
+
+def only_input(specs: Sequence[InputSpec], where: str) -> str:
+    """The name of the one input. CalibrationError: there are several, and arrays without names do not say for which."""
+    if len(specs) != 1:
+        listed = ", ".join(repr(s.name) for s in specs)
+        what = f"{where} gives arrays without names; the model has {len(specs)} inputs: {listed}"
+        raise CalibrationError(what, "save .npz files: np.savez(path, **feed)")
+    return specs[0].name
+
+
+def npz_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec]) -> Files:
+    """An .npz file a sample: its keys are the inputs' names; a model of one input takes any single key."""
+    return Files(root, [(p,) for p in paths], lambda group: renamed(read_npz(group[0]), specs))
+
+
+def pb_folders(root: Path, folders: Sequence[Path], specs: Sequence[InputSpec]) -> Files:
+    """A folder with input_0.pb, input_1.pb, ... a sample, as the ONNX model zoo and onnx's backend tests have them."""
+    groups = [sorted(f.glob("input_*.pb"), key=_number) for f in folders]
+    return Files(root, groups, lambda group: _read_pb(group, specs))
+
+
+def _number(path: Path) -> tuple[int, str]:
+    digits = path.stem.rpartition("_")[2]
+    return (int(digits) if digits.isdecimal() else 1 << 62), path.name
+
+
+def numbered(paths: Iterable[Path]) -> list[Path]:
+    """Paths sorted by the number at the end of their name, so that 10 comes after 9."""
+    return sorted(paths, key=_number)
+
+
+def _read_pb(paths: Sequence[Path], specs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
+    from onnx import TensorProto, numpy_helper  # the one place where calibration needs onnx: .pb is its format
+
+    feed: dict[str, NDArray[Any]] = {}
+    names = {spec.name for spec in specs}
+    for path in paths:
+        try:
+            tensor = TensorProto()
+            tensor.ParseFromString(path.read_bytes())
+            if tensor.data_location == TensorProto.EXTERNAL:
+                raise ValueError("its values are in another file")
+            value = numpy_helper.to_array(tensor)
+        except Exception as error:  # protobuf and onnx raise anything on broken bytes
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CalibrationError(f"{path} is not a readable TensorProto: {reason}", "write it again") from error
+        index = _number(path)[0]
+        by_position = specs[index].name if index < len(specs) else path.stem
+        feed[tensor.name if tensor.name in names else by_position] = value
+    return feed
+
+
+def renamed(arrays: dict[str, NDArray[Any]], specs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
+    """The arrays under the inputs' names: one array for one input needs no name of its own."""
+    if len(specs) == 1 and len(arrays) == 1:
+        return {specs[0].name: next(iter(arrays.values()))}
+    return arrays
+
+
+class Feeds(Source):
+    """A sequence of dicts that stays where it is, in the caller's memory."""
+
+    def __init__(self, label: str, feeds: Sequence[Mapping[str, ArrayLike]]) -> None:
+        self._label, self._feeds = label, feeds
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+    def load(self, index: int) -> Sample:
+        """The dict at index, as arrays."""
+        feed = as_feed(self._feeds[index], self.where(index))
+        return Sample(f"#{index}", {name: np.asarray(value) for name, value in feed.items()})
+
+    def where(self, index: int) -> str:
+        """The label and number."""
+        return f"{self._label} #{index}"
+
+
+class Spool(Source):
+    """A one-shot stream of dicts, checked as it passes and kept in temporary files, removed by close()."""
+
+    def __init__(
+        self,
+        label: str,
+        stream: Iterable[object],
+        specs: Sequence[InputSpec],
+        fit: Callable[[Mapping[str, ArrayLike], str], dict[str, NDArray[Any]]],
+        limit: int | None = None,
+    ) -> None:
+        self._label, self._specs, self._count = label, specs, 0
+        self._folder = tempfile.TemporaryDirectory(prefix="onnxshot-", ignore_cleanup_errors=True)
+        for feed in _first(stream, limit, label):
+            checked = fit(as_feed(feed, self.where(self._count)), self.where(self._count))
+            # by position: an input may be named 'file', which np.savez takes for itself
+            values = [np.asarray(x, str) if x.dtype.hasobject else x for x in checked.values()]
+            np.savez(self._path(self._count), *values)
+            self._count += 1
+        if limit is not None and self._count == limit:
+            self.notes = (f"the first {limit} samples of {label}",)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def load(self, index: int) -> Sample:
+        """Back from its temporary file."""
+        arrays = read_npz(self._path(index)).values()
+        # .npy knows no bfloat16 and reads it back as raw bytes
+        feed = {
+            spec.name: x.view(spec.dtype) if x.dtype.kind == "V" else x.astype(spec.dtype, copy=False)
+            for spec, x in zip(self._specs, arrays, strict=True)
+        }
+        return Sample(f"#{index}", feed)
+
+    def where(self, index: int) -> str:
+        """The label and number."""
+        return f"{self._label} #{index}"
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        self._folder.cleanup()
+
+    def _path(self, index: int) -> Path:
+        return Path(self._folder.name) / f"{index}.npz"
+
+
+def _first(stream: Iterable[object], limit: int | None, label: str) -> Iterable[object]:
+    iterator = iter(stream)
+    count = 0
+    while limit is None or count < limit:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except CalibrationError:
+            raise
+        except Exception as error:  # the user's own code
+            what = f"{label} raised {type(error).__name__} at sample {count}: {' '.join(str(error).split())}"
+            raise CalibrationError(what) from error
+        yield item
+        count += 1
+
+
+def as_feed(item: object, where: str) -> Mapping[str, ArrayLike]:
+    """The item if it is a dict of arrays, or of a Sample its feed; else CalibrationError."""
+    if isinstance(item, Sample):
+        return dict(item.feed)
+    if not isinstance(item, Mapping):
+        what = f"{where} is a {type(item).__name__}, not a dict"
+        raise CalibrationError(what, "give {input name: array} for each sample")
+    return item
+
+
+class Noise(Source):
+    """Random data of the inputs' shapes: normal floats, integers 0 or 1, pixels for uint8. Only for trying things."""
+
+    random = True
+    notes = ("random data: ranges and differences say nothing about real inputs",)
+
+    def __init__(self, specs: Sequence[InputSpec], count: int, seed: int) -> None:
+        self._specs, self._count, self._seed = specs, count, seed
+        self._sizes: dict[str, int] = {}
+        for spec in specs:
+            if spec.shape is None:
+                what = f"input {spec.name!r} has no known rank, so random data cannot be made for it"
+                raise CalibrationError(what, "give real samples with --calib")
+            if spec.shape and isinstance(spec.shape[0], str):
+                self._sizes[spec.shape[0]] = 1  # the batch, wherever its name comes back
+
+    def __len__(self) -> int:
+        return self._count
+
+    def load(self, index: int) -> Sample:
+        """Made now, the same each time."""
+        rng = np.random.default_rng([self._seed, index])
+        return Sample(f"random #{index}", {spec.name: self._draw(rng, spec) for spec in self._specs})
+
+    def where(self, index: int) -> str:
+        """The number."""
+        return f"random #{index}"
+
+    def _draw(self, rng: np.random.Generator, spec: InputSpec) -> NDArray[Any]:
+        shape = tuple(self._size(dim, axis, spec) for axis, dim in enumerate(spec.shape or ()))
+        if is_float(spec.dtype):
+            return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
+        top = 256 if spec.dtype == np.uint8 else 2
+        return np.asarray(rng.integers(0, top, shape)).astype(spec.dtype)
+
+    def _size(self, dim: int | str | None, axis: int, spec: InputSpec) -> int:
+        if isinstance(dim, int):
+            return dim
+        rank = len(spec.shape or ())
+        if axis == 0:
+            return 1
+        default = {2: 16, 3: 32}.get(rank, 64)
+        if rank == 4 and axis == 1 and spec.shape and spec.shape[3] not in (1, 3):
+            default = 3
+        # one name is one size, in every input
+        return default if dim is None else self._sizes.setdefault(dim, default)

@@ -1,0 +1,211 @@
+"""What calibration remembers of a tensor: extremes, per-sample extremes, and a histogram that merges exactly.
+
+Bin widths are powers of two and bin edges are multiples of the width, so that bins of one width are unions of bins of
+any smaller width: floor(floor(x / a) / b) == floor(x / (a * b)). The width of a histogram is the smallest one that
+fits its values (see `_fits`), a property of the values alone. Hence one run, and any shards merged in any order, give
+the same bits.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 2048
+MIN_WIDTH_LOG2 = -149  # the spacing of float32 subnormals
+_INDEX_BITS = 23  # bins finer than the float32 spacing of the largest value would tell nothing
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Histogram:
+    """Counts of values; bin i covers [(first + i) * 2**width_log2, (first + i + 1) * 2**width_log2).
+
+    At most BINS bins, int64; the outer ones are not empty. ``zeros`` of the counted values are exactly 0.0: they cost
+    nothing to quantize, however wide their bin is. Without any value: counts has length 0.
+    """
+
+    width_log2: int
+    first: int
+    counts: NDArray[np.int64]
+    zeros: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Histogram):
+            return NotImplemented
+        mine, theirs = (self.width_log2, self.first, self.zeros), (other.width_log2, other.first, other.zeros)
+        return mine == theirs and np.array_equal(self.counts, other.counts)
+
+    @property
+    def width(self) -> float:
+        """Width of a bin."""
+        return math.ldexp(1.0, self.width_log2)
+
+    @property
+    def total(self) -> int:
+        """Number of counted values."""
+        return int(self.counts.sum())
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """(lower edge of the first bin, upper edge of the last)."""
+        return self.first * self.width, (self.first + len(self.counts)) * self.width
+
+    def edges(self) -> NDArray[np.float64]:
+        """Bin edges, length bins + 1."""
+        return (self.first + np.arange(len(self.counts) + 1)).astype(np.float64) * self.width
+
+    def centers(self) -> NDArray[np.float64]:
+        """Bin centers, length bins."""
+        return (self.first + np.arange(len(self.counts)).astype(np.float64) + 0.5) * self.width
+
+
+EMPTY = Histogram(MIN_WIDTH_LOG2, 0, np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStats:
+    """Statistics of one tensor over a calibration run; 4 to 16 kB, whatever the number of samples.
+
+    count: elements seen. samples: updates with at least one element. low, high: exact extremes over all elements.
+    sum_low, sum_high: sums of the per-sample extremes in units of 2**-149, integers because sums of floats would
+    depend on the order of the samples. histogram: of a subsample of each sample.
+    """
+
+    count: int
+    samples: int
+    low: float
+    high: float
+    sum_low: int
+    sum_high: int
+    histogram: Histogram
+
+    @property
+    def mean_low(self) -> float:
+        """Mean over samples of the least value."""
+        return _from_units(self.sum_low, self.samples)
+
+    @property
+    def mean_high(self) -> float:
+        """Mean over samples of the largest value."""
+        return _from_units(self.sum_high, self.samples)
+
+
+NO_STATS = TensorStats(0, 0, math.inf, -math.inf, 0, 0, EMPTY)
+
+
+def merge(a: TensorStats, b: TensorStats) -> TensorStats:
+    """Stats of both sets of samples: associative, commutative and exact to the bit; NO_STATS is neutral."""
+    return TensorStats(
+        a.count + b.count,
+        a.samples + b.samples,
+        min(a.low, b.low),
+        max(a.high, b.high),
+        a.sum_low + b.sum_low,
+        a.sum_high + b.sum_high,
+        merge_histograms(a.histogram, b.histogram),
+    )
+
+
+def merge_histograms(a: Histogram, b: Histogram) -> Histogram:
+    """Histogram of both sets of values, at the smallest width that fits them."""
+    if not len(a.counts) or not len(b.counts):
+        return a if len(a.counts) else b
+    width_log2 = max(a.width_log2, b.width_log2)
+    while True:
+        spans = [_span(h, width_log2) for h in (a, b)]
+        first, last = min(s[0] for s in spans), max(s[1] for s in spans)
+        if _fits(first, last):
+            break
+        width_log2 += 1
+    counts = np.zeros(last - first + 1, np.int64)
+    for h in (a, b):
+        shift = width_log2 - h.width_log2
+        if shift == 0:
+            counts[h.first - first : h.first - first + len(h.counts)] += h.counts
+        else:
+            np.add.at(counts, ((h.first + np.arange(len(h.counts))) >> min(shift, 62)) - first, h.counts)
+    return Histogram(width_log2, first, counts, a.zeros + b.zeros)
+
+
+def histogram_of(values: NDArray[np.float32]) -> Histogram:
+    """Histogram of finite float32 values [n], at the smallest width that fits them."""
+    if values.size == 0:
+        return EMPTY
+    low, high = float(values.min()), float(values.max())
+    absmax, spread = max(-low, high), high - low
+    # Lower bounds of the width from both conditions of _fits, then a step or two up to the exact one.
+    width_log2 = MIN_WIDTH_LOG2
+    if absmax > 0.0:
+        width_log2 = max(width_log2, math.frexp(absmax)[1] - _INDEX_BITS - 1)
+    if spread > 0.0:
+        width_log2 = max(width_log2, math.frexp(spread / BINS)[1] - 1)
+    while not _fits(first := _index(low, width_log2), last := _index(high, width_log2)):
+        width_log2 += 1
+    # Scaling by a power of two is exact in float64 for every float32, subnormals included.
+    index = np.floor(values.astype(np.float64) * math.ldexp(1.0, -width_log2)).astype(np.int64)
+    index -= first
+    counts = np.bincount(index, minlength=last - first + 1).astype(np.int64)
+    return Histogram(width_log2, first, counts, int(values.size - np.count_nonzero(values)))
+
+
+def to_units(value: float) -> int:
+    """Express a float32 value in units of 2**-149, exactly."""
+    numerator, denominator = value.as_integer_ratio()
+    return (numerator << -MIN_WIDTH_LOG2) // denominator
+
+
+def to_arrays(stats: Mapping[str, TensorStats]) -> dict[str, NDArray[Any]]:
+    """Arrays for one np.savez of many tensors, without pickle: a few flat arrays, whatever the tensor names are."""
+    items = list(stats.values())
+    histograms = [s.histogram for s in items]
+    return {
+        "names": np.asarray(list(stats), dtype=np.str_),
+        "integers": np.asarray(
+            [
+                [s.count, s.samples, h.width_log2, h.first, len(h.counts), h.zeros]
+                for s, h in zip(items, histograms, strict=True)
+            ],
+            dtype=np.int64,
+        ).reshape(-1, 6),
+        "extremes": np.asarray([[s.low, s.high] for s in items], dtype=np.float64).reshape(-1, 2),
+        "sums": np.asarray([[str(s.sum_low), str(s.sum_high)] for s in items], dtype=np.str_).reshape(-1, 2),
+        "counts": np.concatenate([np.zeros(0, np.int64), *(h.counts for h in histograms)]),
+    }
+
+
+def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, TensorStats]:
+    """Inverse of to_arrays, exact; takes the mapping that np.load gives."""
+    integers, extremes, sums, counts = (arrays[key] for key in ("integers", "extremes", "sums", "counts"))
+    stats: dict[str, TensorStats] = {}
+    start = 0
+    for i, name in enumerate(arrays["names"].tolist()):
+        count, samples, width_log2, first, bins, zeros = (int(v) for v in integers[i])
+        histogram = Histogram(width_log2, first, counts[start : start + bins], zeros)
+        low, high = (float(v) for v in extremes[i])
+        stats[name] = TensorStats(count, samples, low, high, int(sums[i, 0]), int(sums[i, 1]), histogram)
+        start += bins
+    return stats
+
+
+def _fits(first: int, last: int) -> bool:
+    """Tell whether bins first..last are few enough, and no finer than float32 spacing at the largest value."""
+    return last - first < BINS and first >= -(1 << _INDEX_BITS) and last < 1 << _INDEX_BITS
+
+
+def _index(value: float, width_log2: int) -> int:
+    """Index of the bin of a value."""
+    return math.floor(value * math.ldexp(1.0, -width_log2))
+
+
+def _span(h: Histogram, width_log2: int) -> tuple[int, int]:
+    """(first, last) bin of h at a width that is not smaller than its own."""
+    shift = width_log2 - h.width_log2
+    return h.first >> shift, (h.first + len(h.counts) - 1) >> shift
+
+
+def _from_units(total: int, samples: int) -> float:
+    """Mean of values summed in units of 2**-149."""
+    return total / (samples << -MIN_WIDTH_LOG2) if samples else 0.0

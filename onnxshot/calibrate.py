@@ -1,0 +1,62 @@
+"""Run the float model over calibration samples and keep statistics, not tensors: one pass, memory that stays flat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from onnxshot.calibration.observers import Observer
+from onnxshot.calibration.readers import Sample
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.errors import CalibrationError
+from onnxshot.graph import Model
+from onnxshot.maths.scheme import NotFinite
+from onnxshot.targets.ort_runtime import Runner, providers_for
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many samples are done, and how many there are."""
+
+
+def collect(
+    model: Model,
+    names: Sequence[str],
+    samples: Iterable[Sample],
+    total: int,
+    *,
+    threads: int = 2,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, TensorStats]:
+    """Statistics of the named tensors over all samples.
+
+    Held at any time: one sample's outputs and a histogram of 2048 bins per tensor, whatever the number of samples.
+
+    Raises:
+        CalibrationError: a tensor is NaN or infinite (tensor and sample are named), or no sample reached a tensor.
+    """
+    proto = model.to_proto()
+    present = {o.name for o in proto.graph.output}
+    for name in names:
+        if name not in present:
+            proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    runner = Runner(proto.SerializeToString(), threads=threads, providers=providers_for(device), outputs=names)
+    observers = {name: Observer() for name in names}
+    for done, sample in enumerate(samples):
+        _observe(runner.run(sample.feed), observers, sample.name)
+        if progress is not None:
+            progress("calibrating", done + 1, total)
+    return {name: observer.stats() for name, observer in observers.items()}
+
+
+def _observe(values: Mapping[str, NDArray[Any]], observers: Mapping[str, Observer], sample: str) -> None:
+    for name, observer in observers.items():
+        try:
+            observer.update(values[name])
+        except NotFinite as e:
+            raise CalibrationError(
+                f"tensor {name!r} is NaN or infinite on sample {sample!r}",
+                "look at that sample and its preprocessing; if the float model itself overflows there, leave it out",
+            ) from e

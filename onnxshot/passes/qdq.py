@@ -1,0 +1,103 @@
+"""Place QuantizeLinear/DequantizeLinear pairs as a plan says. Taking them all out gives the float graph back.
+
+ONNX QuantizeLinear-13: y = saturate(round(x / scale) + zero_point). The bias stays float: runtimes quantize it with
+exactly x_scale * w_scale themselves, and one that is stored with another scale gives silently wrong results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit, weights
+from onnxshot.graph.ops import OPS, data_slots
+from onnxshot.maths.affine import QuantParams, params_from_range
+from onnxshot.passes.base import Change
+from onnxshot.passes.weights_int8 import QuantizedWeights, with_room_for_bias
+from onnxshot.plan import STATIC, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class InsertQdq:
+    """Quantize the tensors and weights of the plan's static nodes."""
+
+    plan: Plan
+    weight_method: str = "minmax"
+    name: str = "insert_qdq"
+
+    def run(self, model: Model) -> Change:
+        """Insert the pairs; edits counts the tensors and weights that got one."""
+        change = Change()
+        static = self.plan.labels(STATIC)
+        nodes = [n for n in model.graph.nodes if n.label in static]
+        quantized = QuantizedWeights(model, self.weight_method)
+        for node in nodes:
+            if node.label in self.plan.weights:
+                self._quantize_weight(node, quantized)
+                change.edits += 1
+            elif node.op in OPS and OPS[node.op].data is None:
+                change.edits += self._quantize_constants(model, node)
+        shared: dict[str, tuple[Constant, Constant]] = {}
+        readers = set(nodes)
+        tensors = model.tensors()
+        for name, planned in self.plan.tensors.items():
+            if planned.group not in shared:
+                params = self.plan.params_of(name)
+                shared[planned.group] = (
+                    edit.add_constant(model, planned.group, "scale", params.scale),
+                    edit.add_constant(model, planned.group, "zero_point", params.zero_point),
+                )
+            _insert_pair(model, tensors[name], shared[planned.group], None if planned.all_readers else readers)
+            change.edits += 1
+        edit.toposort(model)
+        return change
+
+    def _quantize_weight(self, node: Node, quantized: QuantizedWeights) -> None:
+        planned = self.plan.weights[node.label]
+        weight = node.inputs[planned.slot]
+        params = quantized.params(weight, planned.scheme)
+        slot = OPS[node.op].bias
+        bias = edit.constant_input(node, slot) if slot is not None else None
+        x = node.inputs[data_slots(node)[0]].name
+        params = with_room_for_bias(params, self.plan.params_of(x).scale, bias)
+        quantized.dequantized(node, planned.slot, params)
+
+    def _quantize_constants(self, model: Model, node: Node) -> int:
+        """Constant operands of Add, Mul, Concat become quantized constants: one scale, the activations' scheme."""
+        scheme = next(iter(self.plan.tensors.values())).scheme
+        count = 0
+        for slot, tensor in enumerate(node.inputs):
+            if not isinstance(tensor, Constant):
+                continue
+            values = weights.read(tensor)
+            params: QuantParams = params_from_range(values.min(initial=0), values.max(initial=0), scheme)
+            QuantizedWeights(model).dequantized(node, slot, params)
+            count += 1
+        return count
+
+
+def _insert_pair(
+    model: Model, tensor: Tensor, params: tuple[Constant, Constant], readers: set[Node] | None
+) -> None:
+    """Put Q and DQ behind the tensor. `readers`: who reads the dequantized value; None for everything that reads."""
+    users = [u for u in edit.consumers(tensor) if readers is None or u in readers]
+    given_out = readers is None and edit.is_output(model, tensor)
+    source = tensor
+    if given_out:
+        # The name of a graph output is a promise: the dequantized value takes it over.
+        maker = edit.producer(tensor)
+        assert maker is not None
+        source = Variable(model.fresh(tensor.name, "raw"))
+        maker.outputs[next(i for i, t in enumerate(maker.outputs) if t is tensor)] = source
+    q = edit.add_node(model, "QuantizeLinear", [source, *params], base=tensor.name, suffix="quantize")
+    dq = edit.add_node(
+        model,
+        "DequantizeLinear",
+        [q.outputs[0], *params],
+        base=tensor.name,
+        suffix="dequantize",
+        outputs=[tensor] if given_out else 1,
+    )
+    for user in users:
+        for i, t in enumerate(user.inputs):
+            if t is tensor and user is not q:
+                user.inputs[i] = dq.outputs[0]

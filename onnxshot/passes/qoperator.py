@@ -1,0 +1,90 @@
+"""Turn Q/DQ around Conv and MatMul into QLinearConv and QLinearMatMul, for runtimes that fuse no Q/DQ themselves.
+
+Only standard operators: other int8 ops keep their Q/DQ. QLinearConv-10 takes an int32 bias with scale x_scale * w_scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.maths.affine import quantize_bias
+from onnxshot.passes.base import Change
+
+
+@dataclass(frozen=True, slots=True)
+class ToQOperator:
+    """Fuse DQ, DQ -> Conv or MatMul -> [Relu or Clip that Q makes redundant] -> Q into one operator."""
+
+    name: str = "to_qoperator"
+
+    def run(self, model: Model) -> Change:
+        """Fuse what can be fused; edits counts the operators made, skips name the others."""
+        change = Change()
+        for node in list(model.graph.nodes):
+            if node.op not in ("Conv", "MatMul"):
+                continue
+            dqs = [edit.producer(t) for t in node.inputs[:2]]
+            if any(d is None or d.op != "DequantizeLinear" for d in dqs):
+                continue
+            q = _quantizer_after(model, node)
+            if q is None:
+                change.skip(node, "no QuantizeLinear follows it directly")
+                continue
+            x, w = (d for d in dqs if d is not None)
+            _fuse(model, node, x, w, q)
+            change.edits += 1
+        edit.remove_unused(model)
+        edit.toposort(model)
+        return change
+
+
+def _quantizer_after(model: Model, node: Node) -> Node | None:
+    """The Q that alone reads the node's output, through a Relu or Clip the Q's own saturation repeats."""
+    user = edit.only_consumer(model, node.outputs[0])
+    if user is not None and user.op in ("Relu", "Clip"):
+        low, high = _limits(user)
+        q = edit.only_consumer(model, user.outputs[0])
+        if q is None or q.op != "QuantizeLinear":
+            return None
+        scale, zero = edit.constant_input(q, 1), edit.constant_input(q, 2)
+        if scale is None or zero is None or scale.size != 1:
+            return None
+        info = np.iinfo(zero.dtype)
+        least = (info.min - int(zero.reshape(()))) * np.float32(scale.reshape(()))
+        most = (info.max - int(zero.reshape(()))) * np.float32(scale.reshape(()))
+        return q if least >= low and most <= high else None
+    return user if user is not None and user.op == "QuantizeLinear" else None
+
+
+def _limits(node: Node) -> tuple[float, float]:
+    if node.op == "Relu":
+        return 0.0, float("inf")
+    low, high = edit.constant_input(node, 1), edit.constant_input(node, 2)
+    return (
+        -float("inf") if low is None else float(low.reshape(())),
+        float("inf") if high is None else float(high.reshape(())),
+    )
+
+
+def _fuse(model: Model, node: Node, x: Node, w: Node, q: Node) -> None:
+    inputs = [*x.inputs[:3], *w.inputs[:3], q.inputs[1], q.inputs[2]]
+    if node.op == "Conv" and len(node.inputs) > 2 and node.inputs[2].name:
+        bias = node.inputs[2]
+        assert isinstance(bias, Constant)
+        x_scale, w_scale = weights.read(x.inputs[1]), weights.read(w.inputs[1])
+        steps = quantize_bias(np.asarray(weights.read(bias)), x_scale, w_scale)
+        inputs.append(edit.add_constant(model, bias.name, "quantized", steps))
+    out = q.outputs[0]
+    edit.remove(model, [q])
+    edit.add_node(
+        model,
+        "QLinearConv" if node.op == "Conv" else "QLinearMatMul",
+        inputs,
+        base=node.label,
+        suffix="quantized",
+        outputs=[out],
+        attrs=dict(node.attrs) if node.op == "Conv" else {},
+    )

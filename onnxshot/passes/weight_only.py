@@ -1,0 +1,67 @@
+"""Store weights in 8 bits and compute in float: for size, not for speed.
+
+A weight becomes int8 -> DequantizeLinear -> op. An embedding becomes Gather of int8 rows, Cast, times Gather of the
+rows' scales, so that only the rows asked for are dequantized: a DequantizeLinear over the table runs at 0.01x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxshot.graph import Constant, Graph, Model, Node, edit, weights
+from onnxshot.maths.affine import PerChannel, QuantScheme
+from onnxshot.passes.base import Change
+from onnxshot.passes.weights_int8 import QuantizedWeights
+from onnxshot.plan import WEIGHTS, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeWeightsOnly:
+    """Store the weights of the plan's weights-only nodes in 8 bits."""
+
+    plan: Plan
+    weight_method: str = "minmax"
+    name: str = "quantize_weights_only"
+
+    def run(self, model: Model) -> Change:
+        """Rewrite the nodes; edits counts them."""
+        change = Change()
+        chosen = self.plan.labels(WEIGHTS)
+        nodes = [(g, n) for g, n in model.walk() if n.label in chosen]
+        quantized = QuantizedWeights(model, self.weight_method)
+        for graph, node in nodes:
+            planned = self.plan.weights[node.label]
+            if node.op == "Gather":
+                _rewrite_embedding(model, graph, node, quantized, planned.scheme)
+            else:
+                slots = (1, 2) if node.op in ("LSTM", "GRU", "RNN") else (planned.slot,)
+                for slot in slots:
+                    if isinstance(node.inputs[slot], Constant):
+                        params = quantized.params(node.inputs[slot], planned.scheme)
+                        quantized.dequantized(node, slot, params)
+            change.edits += 1
+        if nodes:
+            edit.toposort(model)
+        return change
+
+
+def _rewrite_embedding(
+    model: Model, graph: Graph, node: Node, quantized: QuantizedWeights, scheme: QuantScheme
+) -> None:
+    """Gather(table [V, D], ids) -> Cast(Gather(q [V, D], ids)) * Gather(scale [V, 1], ids). A scale per row."""
+    table, ids = node.inputs
+    out = node.outputs[0]
+    params = quantized.params(table, QuantScheme(scheme.dtype, True, PerChannel(0)))
+    rows, _, _ = quantized.constants(table, params)
+    kind = weights.elem_type(table)
+    column = edit.add_constant(model, table.name, "row_scale", params.scale[:, None].astype(table._values.dtype))
+    base = node.label
+    node.inputs.clear()
+    node.outputs.clear()
+    picked = edit.add_node(model, "Gather", [rows, ids], base=base, suffix="rows", attrs={"axis": 0}, graph=graph)
+    cast = edit.add_node(model, "Cast", picked.outputs, base=base, suffix="cast", attrs={"to": kind}, graph=graph)
+    scale = edit.add_node(model, "Gather", [column, ids], base=base, suffix="scale", attrs={"axis": 0}, graph=graph)
+    edit.add_node(
+        model, "Mul", [cast.outputs[0], scale.outputs[0]], base=base, suffix="rescale", outputs=[out], graph=graph
+    )
+    edit.remove(model, [node])

@@ -1,0 +1,78 @@
+"""The quantized form of a weight, shared by the passes that place one: made once per weight, when it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.maths.affine import PerChannel, QuantParams, QuantScheme, bias_safe_scale, quantize, weight_params
+
+_LAZY_BYTES = 1 << 20  # larger weights are quantized when the file is written, one at a time
+
+
+@dataclass(slots=True)
+class QuantizedWeights:
+    """Makes the constants of quantized weights; a weight that several nodes share is stored once.
+
+    Attributes:
+        model: the model the constants are for.
+        method: minmax or mse, as `weight_params` takes it.
+    """
+
+    model: Model
+    method: str = "minmax"
+    _made: dict[tuple[int, QuantScheme, bytes], tuple[Constant, Constant, Constant]] = field(default_factory=dict)
+
+    def params(self, weight: Constant, scheme: QuantScheme) -> QuantParams:
+        """Scale and zero point of the weight, one per channel where the scheme says so."""
+        return weight_params(np.asarray(weights.read(weight)), scheme, method=self.method)
+
+    def constants(self, weight: Constant, params: QuantParams) -> tuple[Constant, Constant, Constant]:
+        """Constants for the quantized values, the scale (in the weight's own float type) and the zero point."""
+        key = (id(weight), params.scheme, params.scale.tobytes())
+        if key in self._made:
+            return self._made[key]
+        scheme = params.scheme
+
+        def compute() -> NDArray[Any]:
+            return quantize(np.asarray(weights.read(weight)), params)
+
+        values: NDArray[Any] | weights.ComputedValues
+        if weights.size_bytes(weight) > _LAZY_BYTES:
+            values = weights.ComputedValues(tuple(weight.shape), scheme.dtype.storage, compute)
+        else:
+            values = compute()
+        float_type = weight._values.dtype
+        made = (
+            edit.add_constant(self.model, weight.name, "quantized", values),
+            edit.add_constant(self.model, weight.name, "scale", params.scale.astype(float_type)),
+            edit.add_constant(self.model, weight.name, "zero_point", params.zero_point),
+        )
+        self._made[key] = made
+        return made
+
+    def dequantized(self, node: Node, slot: int, params: QuantParams, *, suffix: str = "dequantized") -> Tensor:
+        """Put a DequantizeLinear between the quantized weight and the node; the tensor the node now reads."""
+        weight = node.inputs[slot]
+        axis = params.scheme.granularity.axis if isinstance(params.scheme.granularity, PerChannel) else None
+        dq = edit.add_node(
+            self.model,
+            "DequantizeLinear",
+            self.constants(weight, params),
+            base=weight.name,
+            suffix=suffix,
+            attrs={} if axis is None else {"axis": axis},
+        )
+        node.inputs[slot] = dq.outputs[0]
+        return dq.outputs[0]
+
+
+def with_room_for_bias(params: QuantParams, x_scale: NDArray[Any], bias: NDArray[Any] | None) -> QuantParams:
+    """Params whose scale is raised where the bias would not fit int32 at scale x_scale * w_scale."""
+    if bias is None:
+        return params
+    return QuantParams(params.scheme, bias_safe_scale(params.scale, x_scale, bias), params.zero_point)

@@ -1,0 +1,118 @@
+"""What will be done to each tensor and node, and why not to the others. Values only: they print, compare and travel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from onnxshot.calibration.ranges import Range
+from onnxshot.maths.affine import QuantParams, QuantScheme
+from onnxshot.passes.base import Skip
+
+STATIC, DYNAMIC, WEIGHTS, FLOAT = "static", "dynamic", "weights", "float"
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """What happens to one node: `how` is static, dynamic, weights or float; float comes with a reason."""
+
+    node: str
+    op: str
+    how: str
+    reason: str = ""
+    has_weight: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """A tensor that gets a Q/DQ pair.
+
+    Attributes:
+        scheme: type and symmetry.
+        group: the tensor whose statistics give scale and zero point; tensors of one group share them.
+        all_readers: every reader takes the dequantized value (the maker is fused with its Q), not only int8 ops.
+        bound: upper limit of the Clip that makes the tensor, which the largest quantized value must not pass.
+    """
+
+    scheme: QuantScheme
+    group: str
+    all_readers: bool
+    bound: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlan:
+    """The weight of a node: the input slot it is in and the scheme, with the channel axis."""
+
+    slot: int
+    scheme: QuantScheme
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The decisions of one run. `params` and `ranges` are filled once statistics are there, keyed by group."""
+
+    target: str
+    mode: str
+    nodes: tuple[NodePlan, ...]
+    tensors: dict[str, TensorPlan] = field(default_factory=dict)
+    weights: dict[str, WeightPlan] = field(default_factory=dict)
+    params: dict[str, QuantParams] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def observe(self) -> tuple[str, ...]:
+        """Names of the tensors whose values calibration must see, in graph order."""
+        return tuple(dict.fromkeys(t.group for t in self.tensors.values()))
+
+    def how(self, label: str) -> str:
+        """What happens to the node of that name; float where the plan does not mention it."""
+        return next((n.how for n in self.nodes if n.node == label), FLOAT)
+
+    def labels(self, how: str) -> set[str]:
+        """Names of the nodes that are treated that way."""
+        return {n.node for n in self.nodes if n.how == how}
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """Nodes left in float, with the reason; those with weights first."""
+        floats = [n for n in self.nodes if n.how == FLOAT]
+        floats.sort(key=lambda n: not n.has_weight)
+        return tuple(Skip(n.node, n.op, n.reason) for n in floats)
+
+    def params_of(self, tensor: str) -> QuantParams:
+        """Scale and zero point of a tensor, which it may share with others."""
+        return self.params[self.tensors[tensor].group]
+
+    def to_text(self, macs: dict[str, int] | None = None, *, limit: int = 30) -> str:
+        """The plan for people: one line per kind of treatment, then the nodes left in float and why."""
+        lines = [f"target {self.target}, mode {self.mode}"]
+        total = sum(macs.values()) if macs else 0
+        for how in (STATIC, DYNAMIC, WEIGHTS, FLOAT):
+            chosen = [n for n in self.nodes if n.how == how]
+            if not chosen:
+                continue
+            share = ""
+            if macs and total:
+                share = f"  {100 * sum(macs.get(n.node, 0) for n in chosen) / total:5.1f} % of multiply-accumulates"
+            lines.append(f"{how:8} {len(chosen):4} nodes{share}  ({_histogram(n.op for n in chosen)})")
+        if self.tensors:
+            lines.append(f"{len(self.tensors)} tensors with Q/DQ in {len(self.observe)} groups that share a scale")
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for skip in self.skips:
+            reasons.setdefault((skip.op, skip.reason), []).append(skip.node)
+        if reasons:
+            lines.append("left in float:")
+        for (op, reason), names in list(reasons.items())[:limit]:
+            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            lines.append(f"  {op:20} {reason}: {some}")
+        if len(reasons) > limit:
+            lines.append(f"  ... {len(reasons) - limit} more reasons (--json lists all)")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def _histogram(ops: Iterable[str]) -> str:
+    return ", ".join(f"{op} {count}" for op, count in Counter(ops).most_common(8))

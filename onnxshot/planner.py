@@ -1,0 +1,440 @@
+"""Decide what becomes int8, from the graph, the target's rules and the recipe; scales come from statistics.
+
+Weighted ops (Conv, Gemm, MatMul) are quantized unless something speaks against it. Ops without a weight ("followers")
+are quantized only where they stand between int8 ops, so that a Q/DQ pair is saved and not added; that is a fixed
+point, since each may be the neighbour another relies on. Nothing here changes the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxshot.calibration.ranges import choose_range
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.errors import TargetError, UsageError
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.graph.ops import STANDARD_DOMAINS, channel_axis, data_slots, op_of, weight_slot
+from onnxshot.match import match_nodes
+from onnxshot.maths.affine import PerChannel, PerTensor, QuantParams, QuantScheme, params_from_range
+from onnxshot.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan, Plan, TensorPlan, WeightPlan
+from onnxshot.recipe import TYPES, Recipe
+from onnxshot.targets.base import Target
+
+_QUANTIZED_OPS = frozenset(
+    {
+        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+        "MatMulInteger",
+    }
+)  # fmt: skip
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+_MIN_TABLE_BYTES = 1 << 16  # an embedding table below this stays as it is
+
+
+def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
+    """Schemes of activations and weights. Raises TargetError for a pair the target cannot run, with the reason."""
+    activation, weight = target.activation, target.weight
+    if recipe.activation_type is not None and recipe.activation_type != activation.dtype.name:
+        activation = replace(activation, dtype=TYPES[recipe.activation_type])
+    if recipe.weight_type is not None and recipe.weight_type != weight.dtype.storage_name:
+        weight = replace(weight, dtype=TYPES[recipe.weight_type])
+    if recipe.mode == STATIC:
+        reason = target.accepts(activation.dtype, weight.dtype)
+        if reason:
+            raise TargetError(
+                f"{activation.dtype.name} activations with {weight.dtype.name} weights: {reason}",
+                "leave out --activation-type and --weight-type",
+            )
+    elif recipe.mode == WEIGHTS and weight.dtype.floating:
+        raise TargetError("float8 weights need a calibrated float8 activation", "use an integer --weight-type")
+    return activation, weight
+
+
+def make_plan(
+    model: Model, target: Target, recipe: Recipe, stats: Mapping[str, TensorStats] | None = None
+) -> Plan:
+    """Plan a normalized model. Pure: same arguments, same plan; the model is not changed.
+
+    Without `stats` the plan says what to observe; with them it holds every scale and zero point.
+
+    Raises:
+        UsageError: a pattern matches nothing, or the model is quantized already.
+        TargetError: the target cannot run what the recipe asks for.
+    """
+    activation, weight = schemes(target, recipe)
+    banned: dict[Node, str] = {}
+    while True:
+        planner = _Planner(model, target, recipe, activation, weight, banned)
+        plan = planner.run()
+        if stats is None or recipe.mode != STATIC:
+            return plan
+        wide = {n: r for n, r in planner.wide_concats(stats).items() if n not in banned}
+        if not wide:
+            return planner.with_params(plan, stats)
+        banned.update(wide)
+
+
+def already_quantized(model: Model) -> list[Node]:
+    """Nodes that show the model was quantized before."""
+    return [n for _, n in model.walk() if n.op in _QUANTIZED_OPS]
+
+
+class _Planner:
+    """One attempt at a plan; `banned` are nodes that earlier attempts found must stay float, with the reason."""
+
+    def __init__(
+        self,
+        model: Model,
+        target: Target,
+        recipe: Recipe,
+        activation: QuantScheme,
+        weight: QuantScheme,
+        banned: Mapping[Node, str],
+    ) -> None:
+        self.model, self.target, self.recipe = model, target, recipe
+        self.activation, self.weight = activation, weight
+        excluded = match_nodes(model, recipe.exclude, "exclude pattern")
+        self.why: dict[Node, str] = {n: f"excluded by {p!r}" for n, p in excluded.items()} | dict(banned)
+        self.forced = match_nodes(model, recipe.include, "include pattern")
+        self.top = {n for n in model.graph.nodes}
+        self.given = {t for graph in model.graphs() for t in graph.outputs}
+        self.how: dict[Node, str] = {}
+        self.slot: dict[Node, int] = {}
+
+    # ------------------------------------------------------------------ decisions
+
+    def run(self) -> Plan:
+        for _, node in self.model.walk():
+            if node.op in _WEIGHTED and node.domain in STANDARD_DOMAINS:
+                self._classify_weighted(node)
+            elif node.op == "Gather" and weight_slot_of_table(node) and node not in self.why:
+                self.how[node] = WEIGHTS
+                self.slot[node] = 0
+        if self.recipe.mode == STATIC:
+            self._settle_followers()
+        tensors = self._tensors() if self.recipe.mode == STATIC else {}
+        nodes = tuple(self._node_plan(n) for _, n in self.model.walk() if self._worth_a_line(n))
+        planned = {n.label: self._weight_plan(n) for n in self.slot if n in self.how}
+        return Plan(self.target.name, self.recipe.mode, nodes, tensors, planned)
+
+    def _classify_weighted(self, node: Node) -> None:
+        if node in self.why:
+            return
+        slot = weight_slot(node)
+        how, reason = self._treatment(node, slot)
+        if how == FLOAT:
+            self.why[node] = reason
+            return
+        assert slot is not None
+        self.how[node] = how
+        self.slot[node] = slot
+
+    def _treatment(self, node: Node, slot: int | None) -> tuple[str, str]:
+        if slot is None:
+            if node.op == "MatMul":
+                return FLOAT, "activation x activation: int8 brings at most 1.15x and costs accuracy"
+            return FLOAT, "its weight is computed at run time or already quantized"
+        weight = node.inputs[slot]
+        if getattr(weight, "overridable", False):
+            return FLOAT, "its weight may be overridden by an input"
+        kind = weights.elem_type(weight)
+        mode = self.recipe.mode
+        if mode == WEIGHTS:
+            if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+                return FLOAT, f"its weight is {TensorProto.DataType.Name(kind).lower()}, not float32 or float16"
+            return WEIGHTS, ""
+        if kind != TensorProto.FLOAT:
+            return FLOAT, f"its weight is {TensorProto.DataType.Name(kind).lower()}; int8 kernels need float32 around"
+        if node.op == "LSTM" and mode == DYNAMIC and node in self.top:
+            return DYNAMIC, ""
+        if node.op in self.target.float_reasons and node not in self.forced:
+            return FLOAT, self.target.float_reasons[node.op]
+        if node.op in ("MatMul", "Gemm"):
+            refusal = _unsupported_product(node, slot, weight)
+            if refusal:
+                return FLOAT, refusal
+        size = int(np.prod(weight.shape, dtype=np.int64))
+        if mode == STATIC and node in self.top and node.op in self.target.static:
+            return STATIC, ""
+        if node.op in self.target.dynamic:
+            if size < self.target.min_dynamic_weights and node not in self.forced:
+                return FLOAT, "too small to pay back quantizing its input at run time"
+            return DYNAMIC, ""
+        if node not in self.top:
+            return FLOAT, "inside a subgraph (If, Loop, Scan), where activations are not calibrated"
+        if mode == DYNAMIC:
+            return FLOAT, f"dynamic {node.op} is slower than float on {self.target.name}"
+        return FLOAT, f"{self.target.name} has no int8 kernel for it"
+
+    def _settle_followers(self) -> None:
+        """Shrink the set of candidates until every follower stands between int8 ops (the greatest fixed point)."""
+        for node in self.model.graph.nodes:
+            if node.op in self.target.followers and node not in self.why and node not in self.how:
+                slots = data_slots(node)
+                if slots and all(self._is_float(node.inputs[i]) for i in slots):
+                    self.how[node] = STATIC
+        changed = True
+        while changed:
+            changed = False
+            fed = {t for n in self._int8() if n in self.slot for t in self._data(n)}
+            for node in [n for n in self.how if self.how[n] == STATIC and n not in self.slot]:
+                inputs_int8 = all(self._from_int8(t) or t in fed for t in self._data(node))
+                if node not in self.forced and not (inputs_int8 and self._feeds_int8(node)):
+                    del self.how[node]
+                    changed = True
+            for node in [n for n in self.slot if self.how.get(n) == STATIC]:
+                if self._better_dynamic(node):
+                    changed = True
+                    size = int(np.prod(node.inputs[self.slot[node]].shape, dtype=np.int64))
+                    if size < self.target.min_dynamic_weights:
+                        del self.how[node], self.slot[node]
+                        self.why[node] = "small, and no int8 op next to it: quantizing would cost more than it saves"
+                    else:
+                        self.how[node] = DYNAMIC
+
+    def _better_dynamic(self, node: Node) -> bool:
+        if not self.target.prefers_dynamic or node.op not in self.target.dynamic or node in self.forced:
+            return False
+        return not (any(self._from_int8(t) for t in self._data(node)) or self._feeds_int8(node))
+
+    def _int8(self) -> list[Node]:
+        return [n for n, how in self.how.items() if how == STATIC]
+
+    def _data(self, node: Node) -> list[Tensor]:
+        return [node.inputs[i] for i in data_slots(node)]
+
+    def _is_float(self, tensor: Tensor) -> bool:
+        return self.model.elem_type(tensor) in (0, TensorProto.FLOAT)
+
+    def _activation_after(self, node: Node) -> Node | None:
+        """The Relu or Clip at 0 that ONNX Runtime fuses with the node, where it is the only reader."""
+        user = edit.only_consumer(self.model, node.outputs[0]) if len(node.outputs) == 1 else None
+        if user is None or user in self.why:
+            return None
+        if user.op == "Relu" or (user.op == "Clip" and _clip_low(user) == 0.0):
+            return user
+        return None
+
+    def _result(self, node: Node) -> Tensor:
+        """The tensor a Q belongs on: the node's output, or that of the activation fused with it."""
+        after = self._activation_after(node)
+        return after.outputs[0] if after is not None else node.outputs[0]
+
+    def _from_int8(self, tensor: Tensor) -> bool:
+        maker = edit.producer(tensor)
+        if maker is None:
+            return False
+        if self.how.get(maker) == STATIC:
+            return maker.op == "Split" or self._result(maker) is tensor
+        before = edit.producer(maker.inputs[0]) if maker.op in ("Relu", "Clip") and maker.inputs[0].inputs else None
+        return before is not None and self.how.get(before) == STATIC and self._activation_after(before) is maker
+
+    def _feeds_int8(self, node: Node) -> bool:
+        outputs = node.outputs if node.op == "Split" else [self._result(node)]
+        return any(
+            self.how.get(user) == STATIC and any(t is d for d in self._data(user))
+            for t in outputs
+            for user in edit.consumers(t)
+        )
+
+    # ------------------------------------------------------------------ tensors
+
+    def _tensors(self) -> dict[str, TensorPlan]:
+        """Tensors that get a Q/DQ pair, in graph order, with the group they share scale and zero point with."""
+        wanted: dict[Tensor, bool] = {}
+        for node in self.model.graph.nodes:
+            if self.how.get(node) != STATIC:
+                if self.target.quantizes_residuals and node.op == "Add":
+                    for tensor in self._residual_inputs(node):
+                        wanted.setdefault(tensor, False)
+                continue
+            for tensor in self._data(node):
+                wanted.setdefault(tensor, False)
+            if self.target.quantizes_outputs:
+                for tensor in node.outputs if node.op == "Split" else [self._result(node)]:
+                    wanted[tensor] = True
+        roots = {t: self._group_root(t) for t in wanted}
+        return {
+            t.name: TensorPlan(self.activation, roots[t].name, readers, _clip_high(edit.producer(roots[t])))
+            for t, readers in wanted.items()
+        }
+
+    def _group_root(self, tensor: Tensor) -> Tensor:
+        """Follow int8 ops that only move values back to where the values were made."""
+        maker = edit.producer(tensor)
+        while maker is not None and self.how.get(maker) == STATIC and op_of(maker).keeps_range:
+            tensor = maker.inputs[0]
+            maker = edit.producer(tensor)
+        return tensor
+
+    def _residual_inputs(self, node: Node) -> list[Tensor]:
+        """Inputs of a residual Add but the one that comes straight from the last Conv before it."""
+        data = self._data(node)
+        position = {n: i for i, n in enumerate(self.model.graph.nodes)}
+        from_conv = [t for t in data if (m := edit.producer(t)) is not None and self.how.get(m) == STATIC]
+        if len(data) != 2 or not from_conv:
+            return []
+        main = max(from_conv, key=lambda t: position[t.inputs[0]])
+        return [t for t in data if t is not main]
+
+    def _weight_plan(self, node: Node) -> WeightPlan:
+        slot = self.slot[node]
+        rank = len(node.inputs[slot].shape)
+        axis = 0 if node.op == "Gather" else channel_axis(node, slot, rank)
+        per_channel = (self.recipe.per_channel or node.op == "Gather") and axis is not None
+        return WeightPlan(slot, replace(self.weight, granularity=PerChannel(axis or 0) if per_channel else PerTensor()))
+
+    # ------------------------------------------------------------------ statistics
+
+    def wide_concats(self, stats: Mapping[str, TensorStats]) -> dict[Node, str]:
+        """Concats whose inputs' ranges differ too much for one scale, unless a weighted op reads the result anyway."""
+        wide: dict[Node, str] = {}
+        for node in self._int8():
+            if node.op != "Concat" or node in self.forced:
+                continue
+            if any(u in self.slot for u in edit.consumers(node.outputs[0])):
+                continue
+            peaks = [(t, self._peak(t, stats)) for t in node.inputs]
+            known = [p for p in peaks if p[1] > 0]
+            if len(known) < 2:
+                continue
+            (small, low), (large, high) = min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])
+            if high > self.recipe.concat_ratio * low:
+                wide[node] = (
+                    f"its inputs' ranges differ {high / low:.0f}x ({large.name} {high:.3g}, {small.name} {low:.3g}): "
+                    "one scale would erase the smaller"
+                )
+        return wide
+
+    def _peak(self, tensor: Tensor, stats: Mapping[str, TensorStats]) -> float:
+        if isinstance(tensor, Constant):
+            values = weights.read(tensor)
+            return float(np.abs(values).max()) if values.size else 0.0
+        found = self._stats_of(tensor, stats)
+        return max(abs(found.low), abs(found.high)) if found is not None else 0.0
+
+    def _stats_of(self, tensor: Tensor, stats: Mapping[str, TensorStats]) -> TensorStats | None:
+        """Statistics of the tensor, or of the one whose values it only moves."""
+        while tensor.name not in stats:
+            maker = edit.producer(tensor)
+            if maker is None or not op_of(maker).keeps_range:
+                return None
+            tensor = maker.inputs[0]
+        return stats[tensor.name]
+
+    def with_params(self, plan: Plan, stats: Mapping[str, TensorStats]) -> Plan:
+        tensors = self.model.tensors()
+        ranges, params = {}, {}
+        for name in plan.observe:
+            found = self._stats_of(tensors[name], stats)
+            if found is None:
+                raise UsageError(f"no statistics for tensor {name!r}", "calibrate the same model with the same options")
+            planned = next(t for t in plan.tensors.values() if t.group == name)
+            ranges[name] = choose_range(found, planned.scheme, self.recipe.method)
+            chosen = params_from_range(ranges[name].low, ranges[name].high, planned.scheme)
+            params[name] = _under_bound(chosen, planned.bound)
+        return replace(plan, params=params, ranges=ranges)
+
+    # ------------------------------------------------------------------ reasons
+
+    def _worth_a_line(self, node: Node) -> bool:
+        """Nodes that compute on float values, or that were asked for; shape arithmetic is not worth a line."""
+        if node in self.how or node in self.why:
+            return True
+        out = node.outputs[0] if node.outputs else None
+        if out is None or node.op in ("Constant", "Shape", "Size", "Identity", "Cast"):
+            return False
+        return self.model.elem_type(out) in (0, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16) and bool(
+            data_slots(node)
+        )
+
+    def _node_plan(self, node: Node) -> NodePlan:
+        has_weight = node in self.slot or weight_slot(node) is not None
+        if node in self.how:
+            return NodePlan(node.label, node.op, self.how[node], "", has_weight)
+        before = edit.producer(node.inputs[0]) if node.inputs and node.op in ("Relu", "Clip") else None
+        if before is not None and self.how.get(before) == STATIC and self._activation_after(before) is node:
+            return NodePlan(node.label, node.op, STATIC)
+        return NodePlan(node.label, node.op, FLOAT, self._reason(node), has_weight)
+
+    def _reason(self, node: Node) -> str:
+        if node in self.why:
+            return self.why[node]
+        if node.domain not in STANDARD_DOMAINS:
+            return f"custom domain {node.domain!r}"
+        if self.recipe.mode != STATIC:
+            return f"has no weight to quantize in {self.recipe.mode} mode"
+        if node in self.top and node.op in self.target.followers:
+            if not self._leads_to_weight(node):
+                return "after the last weighted op"
+            return "not between int8 ops: a Q/DQ pair would cost more than it saves"
+        return self.target.float_reasons.get(node.op, f"{self.target.name} has no int8 kernel for it")
+
+    def _leads_to_weight(self, node: Node) -> bool:
+        seen, stack = {node}, [node]
+        while stack:
+            for tensor in stack.pop().outputs:
+                for user in edit.consumers(tensor):
+                    if user in self.slot:
+                        return True
+                    if user not in seen:
+                        seen.add(user)
+                        stack.append(user)
+        return False
+
+
+def weight_slot_of_table(node: Node) -> bool:
+    """True for a Gather of rows out of a large constant float table: an embedding."""
+    table = node.inputs[0] if node.inputs else None
+    return (
+        isinstance(table, Constant)
+        and node.attrs.get("axis", 0) == 0
+        and len(table.shape) == 2
+        and weights.elem_type(table) == TensorProto.FLOAT
+        and weights.size_bytes(table) >= _MIN_TABLE_BYTES
+        and not getattr(table, "overridable", False)
+    )
+
+
+def _unsupported_product(node: Node, slot: int, weight: Tensor) -> str:
+    """Why a MatMul or Gemm has no int8 form; empty where it has one."""
+    if slot != 1:
+        return "its weight is the left operand, for which int8 kernels are slower than float"
+    if node.op == "MatMul":
+        return "" if len(weight.shape) == 2 else f"its weight has rank {len(weight.shape)}; int8 kernels take matrices"
+    if node.attrs.get("transA", 0):
+        return "its input is transposed"
+    if node.attrs.get("alpha", 1.0) != 1.0 or (len(node.inputs) > 2 and node.attrs.get("beta", 1.0) != 1.0):
+        return "alpha or beta is not 1"
+    return ""
+
+
+def _clip_low(node: Node) -> float | None:
+    if "min" in node.attrs:  # Clip-6
+        return float(node.attrs["min"])
+    low = edit.constant_input(node, 1)
+    return None if low is None or low.size != 1 else float(low.reshape(()))
+
+
+def _clip_high(node: Node | None) -> float | None:
+    """Upper limit of a Clip with constant limits that starts at 0 (ReLU6); None for everything else."""
+    if node is None or node.op != "Clip" or _clip_low(node) != 0.0:
+        return None
+    if "max" in node.attrs:
+        return float(node.attrs["max"])
+    high = edit.constant_input(node, 2)
+    return None if high is None or high.size != 1 else float(high.reshape(()))
+
+
+def _under_bound(params: QuantParams, bound: float | None) -> QuantParams:
+    """Params whose largest value does not pass `bound`: only then may a runtime drop the Clip, as Q does its work."""
+    if bound is None or bound <= 0:
+        return params
+    steps = np.float32(params.scheme.limits[1] - int(params.zero_point))
+    scale = params.scale
+    while scale * steps > np.float32(bound) and scale * steps < np.float32(bound) * np.float32(1.001):
+        scale = np.nextafter(scale, np.float32(0))
+    return QuantParams(params.scheme, np.asarray(scale, np.float32), params.zero_point)

@@ -1,0 +1,68 @@
+"""What the user asked for, as values that go to YAML and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from onnxshot.errors import UsageError
+from onnxshot.maths import affine
+
+MODES = ("static", "dynamic", "weights")
+FORMATS = ("qdq", "qoperator")
+TYPES = {t.name: t for t in (affine.UINT8, affine.INT8, affine.UINT16, affine.INT16, affine.FLOAT8E4M3FN)}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to quantize. Every field has the default of `onnxshot quantize`.
+
+    Attributes:
+        target: name of the target.
+        mode: static (calibrated, dynamic where the target runs that better), dynamic, or weights (storage only).
+        format: qdq (standard) or qoperator (QLinearConv, QLinearMatMul).
+        activation_type, weight_type: type names; None takes the target's own.
+        per_channel: a scale per output channel of every weight, else one per weight.
+        method: how activation ranges are chosen from statistics.
+        weight_method: minmax (no weight is clipped) or mse (least squared error per channel).
+        exclude, include: globs over node names, tensor names and op types.
+        concat_ratio: a Concat whose inputs' ranges differ by more than this stays float.
+    """
+
+    target: str = "ort"
+    mode: str = "static"
+    format: str = "qdq"
+    activation_type: str | None = None
+    weight_type: str | None = None
+    per_channel: bool = True
+    method: str = "auto"
+    weight_method: str = "minmax"
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    concat_ratio: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("mode", self.mode, MODES),
+            ("format", self.format, FORMATS),
+            ("weight_method", self.weight_method, ("minmax", "mse")),
+        ):
+            if value not in allowed:
+                raise UsageError(f"{name} is {value!r}", f"one of {', '.join(allowed)}")
+        for name, value in (("activation type", self.activation_type), ("weight type", self.weight_type)):
+            if value is not None and value not in TYPES:
+                raise UsageError(f"{name} is {value!r}", f"one of {', '.join(TYPES)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the same for the same recipe: what the report and the model's metadata hold."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe of plain values. Raises UsageError on a key that does not exist."""
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UsageError(f"recipe has no key {key!r}", f"keys: {', '.join(sorted(known))}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

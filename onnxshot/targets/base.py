@@ -1,0 +1,55 @@
+"""What a target is: the rules a quantized graph must obey to run fast and right there. Data, no code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnxshot.maths.affine import QuantScheme, QuantType
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The rules of one runtime.
+
+    Attributes:
+        name: what `--target` calls it.
+        activation: default scheme of activations.
+        weight: default scheme of weights; its axis is set per op.
+        types: (activation, weight) type names the target computes in; all others are refused before calibration.
+        refused: why a pair is refused, by activation or weight type name.
+        static: ops with a weight that run in int8 with fixed activation scales.
+        dynamic: ops with a weight that run in int8 with activation scales taken at run time.
+        prefers_dynamic: such ops are quantized dynamically where no int8 op stands next to them.
+        followers: ops without a weight that run in int8, worth it only between int8 ops.
+        quantizes_outputs: an int8 op needs a Q on its output (after a Relu or Clip that follows it) to be fused.
+        quantizes_residuals: the shortcut input of a residual Add gets a Q/DQ pair of its own.
+        float_reasons: ops left in float on purpose, and the reason a report gives.
+        min_dynamic_weights: weights with fewer elements are not worth a dynamic kernel's overhead.
+        note: what a user should know before deploying there.
+    """
+
+    name: str
+    activation: QuantScheme
+    weight: QuantScheme
+    types: frozenset[tuple[str, str]]
+    static: frozenset[str]
+    dynamic: frozenset[str] = frozenset()
+    prefers_dynamic: bool = False
+    followers: frozenset[str] = frozenset()
+    quantizes_outputs: bool = True
+    quantizes_residuals: bool = False
+    float_reasons: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    min_dynamic_weights: int = 4096
+    note: str = ""
+
+    def accepts(self, activation: QuantType, weight: QuantType) -> str:
+        """Empty where the target runs this pair in int8, else the reason it does not."""
+        if (activation.name, weight.name) in self.types:
+            return ""
+        for name in (activation.name, weight.name):
+            if name in self.refused:
+                return self.refused[name]
+        runs = ", ".join(sorted(f"{a} x {w}" for a, w in self.types))
+        return f"{self.name} has no kernel for {activation.name} activations with {weight.name} weights; it runs {runs}"

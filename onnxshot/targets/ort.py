@@ -1,0 +1,62 @@
+"""ONNX Runtime on CPUs: uint8 activations, int8 weights per output channel, a Q on every Conv and Gemm output.
+
+The rules restate ONNX Runtime's QDQ selectors (core/optimizer/qdq_transformer) and what was measured on them:
+int8 Softmax runs at 0.16x of float, uint8 weights at 1.5x where int8 weights run at 3.6x, int16 activations at 0.8x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnxshot.maths.affine import INT7, INT8, UINT8, PerChannel, QuantScheme
+from onnxshot.targets.base import Target
+
+_NO_KERNEL = "ONNX Runtime has no int8 kernel for it"
+
+ORT = Target(
+    name="ort",
+    activation=QuantScheme(UINT8),
+    weight=QuantScheme(INT8, symmetric=True, granularity=PerChannel(0)),
+    types=frozenset({("uint8", "int8"), ("int8", "int8"), ("uint8", "uint8")}),
+    refused={
+        "uint16": "ONNX Runtime's CPU kernels compute 16-bit activations in float, at 0.8x of the float model",
+        "int16": "ONNX Runtime's CPU kernels compute 16-bit activations in float, at 0.8x of the float model",
+        "float8e4m3fn": "ONNX Runtime runs float8 Conv in float and fails to load float8 MatMul",
+    },
+    static=frozenset({"Conv", "Gemm", "MatMul"}),
+    dynamic=frozenset({"MatMul", "Gemm"}),
+    prefers_dynamic=True,
+    followers=frozenset(
+        {
+            "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Relu",
+            "MaxPool", "Resize", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather",
+            "Split", "DepthToSpace", "SpaceToDepth", "Pad",
+        }
+    ),  # fmt: skip
+    float_reasons={
+        "Softmax": "int8 Softmax runs at 0.16x of float",
+        "ConvTranspose": "ONNX Runtime runs a quantized ConvTranspose in float, at 0.85x",
+        "GRU": "ONNX Runtime has no int8 GRU; --mode weights makes it smaller, not faster",
+        "RNN": "ONNX Runtime has no int8 RNN; --mode weights makes it smaller, not faster",
+        "LSTM": "int8 LSTM exists only as com.microsoft.DynamicQuantizeLSTM: ask for it with --mode dynamic",
+        "LayerNormalization": _NO_KERNEL,
+        "InstanceNormalization": _NO_KERNEL,
+        "GroupNormalization": _NO_KERNEL,
+        "BatchNormalization": _NO_KERNEL,
+        "Erf": "quantizing inside Gelu breaks its fusion",
+        "Gelu": _NO_KERNEL,
+        "HardSwish": _NO_KERNEL,
+        "HardSigmoid": _NO_KERNEL,
+        "Tanh": _NO_KERNEL,
+    },
+    note="int8 x uint8 products need VNNI (AVX512-VNNI, AVX-VNNI, AMX or ARM dot product) to be exact on any weights; "
+    "on CPUs with AVX2 or AVX512 alone sums may saturate: use --target ort-avx2 there",
+)
+
+ORT_AVX2 = replace(
+    ORT,
+    name="ort-avx2",
+    weight=QuantScheme(INT7, symmetric=True, granularity=PerChannel(0)),
+    types=frozenset({("uint8", "int7"), ("int8", "int7")}),
+    note="7-bit weights: no sum of two products can pass int16, so the result is the same on every CPU",
+)

@@ -1,0 +1,25 @@
+"""TensorRT: symmetric int8 everywhere, float bias, no Q on outputs, the residual input of an Add quantized.
+
+Rules as its ONNX parser and builder enforce them (explicit quantization, TensorRT 10 and 11, TensorRT-RTX 1.7).
+"""
+
+from __future__ import annotations
+
+from onnxshot.maths.affine import INT8, PerChannel, QuantScheme
+from onnxshot.targets.base import Target
+
+TENSORRT = Target(
+    name="tensorrt",
+    activation=QuantScheme(INT8, symmetric=True),
+    weight=QuantScheme(INT8, symmetric=True, granularity=PerChannel(0)),
+    types=frozenset({("int8", "int8")}),
+    refused={
+        "uint8": "TensorRT refuses uint8 and every non-zero zero point",
+        "int16": "TensorRT has no 16-bit integers",
+        "uint16": "TensorRT has no 16-bit integers",
+    },
+    static=frozenset({"Conv", "Gemm", "MatMul"}),
+    quantizes_outputs=False,
+    quantizes_residuals=True,
+    float_reasons={"ConvTranspose": "TensorRT runs a quantized ConvTranspose in float"},
+)
