@@ -1,0 +1,27 @@
+"""onnxshot: compress exported ONNX models in one shot, without training code, with proof."""
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Inspection",
+    "Preset",
+    "Recipe",
+    "Report",
+    "Result",
+    "Settings",
+    "bench",
+    "compare",
+    "emit",
+    "errors",
+    "inspect",
+    "quantize",
+]
+
+from onnxshot import errors
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.inspection import Inspection, inspect
+from onnxshot.judge import bench_models as bench
+from onnxshot.judge import compare_models as compare
+from onnxshot.pipeline import Result, Settings, emit, quantize
+from onnxshot.recipe import Recipe
+from onnxshot.report import Report

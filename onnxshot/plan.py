@@ -15,7 +15,7 @@ STATIC, DYNAMIC, WEIGHTS, FLOAT = "static", "dynamic", "weights", "float"
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """What happens to one node: `how` is static, dynamic, weights or float; float comes with a reason."""
+    """What happens to one node: `how` is static, dynamic, weights or float. Float and weights come with a reason."""
 
     node: str
     op: str
@@ -51,11 +51,15 @@ class WeightPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The decisions of one run. `params` and `ranges` are filled once statistics are there, keyed by group."""
+    """The decisions of one run. `params` and `ranges` are filled once statistics are there, keyed by group.
+
+    `watched` are inputs of dynamic ops: they need no scale, but their statistics say whether 8 bits are enough.
+    """
 
     target: str
     mode: str
     nodes: tuple[NodePlan, ...]
+    watched: tuple[str, ...] = ()
     tensors: dict[str, TensorPlan] = field(default_factory=dict)
     weights: dict[str, WeightPlan] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
@@ -65,7 +69,7 @@ class Plan:
     @property
     def observe(self) -> tuple[str, ...]:
         """Names of the tensors whose values calibration must see, in graph order."""
-        return tuple(dict.fromkeys(t.group for t in self.tensors.values()))
+        return tuple(dict.fromkeys((*(t.group for t in self.tensors.values()), *self.watched)))
 
     def how(self, label: str) -> str:
         """What happens to the node of that name; float where the plan does not mention it."""
@@ -99,7 +103,8 @@ class Plan:
                 share = f"  {100 * sum(macs.get(n.node, 0) for n in chosen) / total:5.1f} % of multiply-accumulates"
             lines.append(f"{how:8} {len(chosen):4} nodes{share}  ({_histogram(n.op for n in chosen)})")
         if self.tensors:
-            lines.append(f"{len(self.tensors)} tensors with Q/DQ in {len(self.observe)} groups that share a scale")
+            groups = {t.group for t in self.tensors.values()}
+            lines.append(f"{len(self.tensors)} tensors with Q/DQ in {len(groups)} groups that share a scale")
         reasons: dict[tuple[str, str], list[str]] = {}
         for skip in self.skips:
             reasons.setdefault((skip.op, skip.reason), []).append(skip.node)

@@ -13,13 +13,13 @@ from dataclasses import replace
 import numpy as np
 from onnx import TensorProto
 
-from onnxshot.calibration.ranges import choose_range
+from onnxshot.calibration.ranges import Range, choose_range, range_sqnr_db
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS, channel_axis, data_slots, op_of, weight_slot
 from onnxshot.match import match_nodes
-from onnxshot.maths.affine import PerChannel, PerTensor, QuantParams, QuantScheme, params_from_range
+from onnxshot.maths.affine import UINT8, PerChannel, PerTensor, QuantParams, QuantScheme, params_from_range
 from onnxshot.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan, Plan, TensorPlan, WeightPlan
 from onnxshot.recipe import TYPES, Recipe
 from onnxshot.targets.base import Target
@@ -73,7 +73,7 @@ def make_plan(
             return plan
         wide = {n: r for n, r in planner.wide_concats(stats).items() if n not in banned}
         if not wide:
-            return planner.with_params(plan, stats)
+            return planner.with_params(planner.without_outliers(plan, stats), stats)
         banned.update(wide)
 
 
@@ -115,10 +115,13 @@ class _Planner:
                 self.slot[node] = 0
         if self.recipe.mode == STATIC:
             self._settle_followers()
-        tensors = self._tensors() if self.recipe.mode == STATIC else {}
+        tensors, watched = {}, ()
+        if self.recipe.mode == STATIC:
+            tensors = self._tensors()
+            watched = tuple(dict.fromkeys(n.inputs[0].name for n in self._int8(DYNAMIC) if n in self.top))
         nodes = tuple(self._node_plan(n) for _, n in self.model.walk() if self._worth_a_line(n))
         planned = {n.label: self._weight_plan(n) for n in self.slot if n in self.how}
-        return Plan(self.target.name, self.recipe.mode, nodes, tensors, planned)
+        return Plan(self.target.name, self.recipe.mode, nodes, watched, tensors, planned)
 
     def _classify_weighted(self, node: Node) -> None:
         if node in self.why:
@@ -200,8 +203,8 @@ class _Planner:
             return False
         return not (any(self._from_int8(t) for t in self._data(node)) or self._feeds_int8(node))
 
-    def _int8(self) -> list[Node]:
-        return [n for n, how in self.how.items() if how == STATIC]
+    def _int8(self, how: str = STATIC) -> list[Node]:
+        return [n for n, chosen in self.how.items() if chosen == how]
 
     def _data(self, node: Node) -> list[Tensor]:
         return [node.inputs[i] for i in data_slots(node)]
@@ -309,6 +312,21 @@ class _Planner:
                 )
         return wide
 
+    def without_outliers(self, plan: Plan, stats: Mapping[str, TensorStats]) -> Plan:
+        """Dynamic ops whose input 8 bits cannot hold get int8 weights and keep a float input."""
+        lost: dict[str, str] = {}
+        for node in self._int8(DYNAMIC):
+            found = stats.get(node.inputs[0].name)
+            if found is None or not found.count or node in self.forced:
+                continue
+            # At run time every sample brings its own range: the mean of those seen is the one to expect.
+            span = Range(min(found.mean_low, 0.0), max(found.mean_high, 0.0), "dynamic", 0.0)
+            expected = range_sqnr_db(found, span, QuantScheme(UINT8))
+            if expected < self.target.min_dynamic_db:
+                lost[node.label] = f"outliers in its input leave 8 bits {expected:.0f} dB: int8 weights, float input"
+        nodes = tuple(replace(n, how=WEIGHTS, reason=lost[n.node]) if n.node in lost else n for n in plan.nodes)
+        return replace(plan, nodes=nodes)
+
     def _peak(self, tensor: Tensor, stats: Mapping[str, TensorStats]) -> float:
         if isinstance(tensor, Constant):
             values = weights.read(tensor)
@@ -328,7 +346,7 @@ class _Planner:
     def with_params(self, plan: Plan, stats: Mapping[str, TensorStats]) -> Plan:
         tensors = self.model.tensors()
         ranges, params = {}, {}
-        for name in plan.observe:
+        for name in dict.fromkeys(t.group for t in plan.tensors.values()):
             found = self._stats_of(tensors[name], stats)
             if found is None:
                 raise UsageError(f"no statistics for tensor {name!r}", "calibrate the same model with the same options")

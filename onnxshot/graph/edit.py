@@ -75,12 +75,11 @@ def add_node(
 
 def replace_uses(model: Model, old: Tensor, new: Tensor, *, keep: Sequence[Node] = ()) -> None:
     """Let everything that reads `old`, graph outputs included, read `new` instead; but for the nodes in `keep`."""
+    if new is old:
+        return
     for node in consumers(old):
-        if node in keep:
-            continue
-        for i, tensor in enumerate(node.inputs):
-            if tensor is old:
-                node.inputs[i] = new
+        while node not in keep and old in node.inputs:
+            node.inputs[node.inputs.index(old)] = new
     for graph in model.known_graphs:
         for i, out in enumerate(graph.outputs):
             if out is old:

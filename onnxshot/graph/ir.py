@@ -1,7 +1,7 @@
 """graphsurgeon's nodes and tensors, compared by identity instead of by content.
 
 graphsurgeon compares nodes by every attribute and tensors by name, and its lists of consumers rely on it: two equal
-nodes, or a shadowed name in a branch, would be mixed up. Identity also lets nodes and tensors be keys of sets and dicts.
+nodes, or a shadowed name in a branch, would be mixed up. Identity also lets both be keys of sets and dicts.
 """
 
 from __future__ import annotations

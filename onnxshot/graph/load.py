@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import zipfile
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto
 
 from onnxshot.errors import ModelError
@@ -30,7 +32,28 @@ _OTHER_FORMATS = {  # suffix -> (what it is, the step that makes it ONNX)
     ".trt": ("a TensorRT engine", "an engine cannot become ONNX again: start from the ONNX file it was built from"),
     ".ort": ("an ORT-format model", "start from the ONNX file it was converted from"),
     ".mlmodel": ("a Core ML model", "start from the ONNX file or the source framework"),
+    ".mlpackage": ("a Core ML model", "start from the ONNX file or the source framework"),
+    ".gguf": ("a GGUF model", "start from the model it was converted from: optimum-cli export onnx --model NAME out/"),
+    ".pdmodel": ("a Paddle model", "paddle2onnx --model_dir . --model_filename FILE.pdmodel --save_file model.onnx"),
+    ".pbtxt": ("a model written as text", "onnx.save(onnx.load(FILE), 'model.onnx')"),
+    ".textproto": ("a model written as text", "onnx.save(onnx.load(FILE), 'model.onnx')"),
+    ".onnxtxt": ("a model written as text", "onnx.save(onnx.load(FILE), 'model.onnx')"),
 }
+_MAGIC = (  # offset, bytes, (what it is, the step that makes it ONNX)
+    (4, b"TFL3", _OTHER_FORMATS[".tflite"]),
+    (0, b"\x89HDF\r\n\x1a\n", _OTHER_FORMATS[".h5"]),
+    (0, b"GGUF", _OTHER_FORMATS[".gguf"]),
+    (4, b"ORTM", _OTHER_FORMATS[".ort"]),
+    (0, b"version https://git-lfs", ("a Git LFS pointer, not the file itself", "git lfs pull")),
+    (0, b"<!DOCTYPE", ("a web page, saved in place of the file", "download the file itself")),
+    (0, b"<html", ("a web page, saved in place of the file", "download the file itself")),
+    (0, b"<?xml", _OTHER_FORMATS[".xml"]),
+    *((0, bytes((0x80, n)), ("a pickle, most likely a PyTorch checkpoint", _TORCH)) for n in range(2, 6)),
+)
+_DAMAGED = (  # what protobuf, numpy and onnx raise on content that makes no sense
+    UnicodeDecodeError, ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, MemoryError,
+    EncodeError,
+)  # fmt: skip
 
 
 def load_model(source: str | Path | ModelProto) -> Model:
@@ -40,83 +63,146 @@ def load_model(source: str | Path | ModelProto) -> Model:
         ModelError: the file is missing, is not ONNX, is damaged, or its graph is not a valid ONNX graph.
     """
     if isinstance(source, ModelProto):
-        model = Model(source)
-        _check(model, "the given model")
-        return model
+        return _build(source, None)
     path = Path(source)
     _refuse_other_formats(path)
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except DecodeError as e:
-        raise ModelError(f"{path} is damaged or not an ONNX file: it does not parse", "export or copy it again") from e
+        raise ModelError(
+            f"{_shown(path)} is damaged or not an ONNX file: it does not parse", "export or copy it again"
+        ) from e
     except (OSError, ValueError, MemoryError, RuntimeError) as e:
-        raise ModelError(f"{path} cannot be read: {first_line(e)}") from e
-    if not proto.HasField("graph") or not proto.ir_version:
-        raise ModelError(f"{path} holds no ONNX graph", "it may be truncated, or another kind of file")
+        raise ModelError(f"{_shown(path)} cannot be read: {first_line(e)}") from e
+    if not proto.HasField("graph") or proto.ir_version < 1:
+        raise ModelError(f"{_shown(path)} holds no ONNX graph", "it may be truncated, or another kind of file")
+    return _build(proto, path)
+
+
+def _build(proto: ModelProto, path: Path | None) -> Model:
+    where = _shown(path) if path else "the given model"
     try:
-        model = Model(proto, folder=path.parent, path=path)
+        model = Model(proto, folder=path.parent if path else None, path=path)
+        _check(model)
     except ModelError as e:
-        raise ModelError(f"{path}: {e.message}", e.hint) from e
-    except (UnicodeDecodeError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as e:
-        raise ModelError(f"{path} is damaged: {first_line(e)}", "export or copy it again") from e
-    _check(model, str(path))
+        raise ModelError(f"{where}: {first_line(e.message)}", first_line(e.hint) if e.hint else "") from e
+    except _DAMAGED as e:
+        raise ModelError(f"{where} is damaged: {first_line(e)}", "export or copy it again") from e
     return model
 
 
-def _check(model: Model, where: str) -> None:
+def _shown(path: Path) -> str:
+    """The path on one line, whatever is in its name."""
+    return first_line(str(path), limit=4096)
+
+
+def _check(model: Model) -> None:
     """Hold the graph against ONNX's own checker and the versions this installation knows."""
     if not model.envelope.opset_import:
-        raise ModelError(f"{where} names no operator set")
+        raise ModelError("it names no operator set")
     newest = onnx.defs.onnx_opset_version()
     if model.opset > newest or model.opset < 1:
-        raise ModelError(f"{where} uses opset {model.opset}; this onnx package knows 1 to {newest}", "update onnx")
+        raise ModelError(f"it uses opset {model.opset}; this onnx package knows 1 to {newest}", "update onnx")
     if model.envelope.ir_version > onnx.IR_VERSION:
         raise ModelError(
-            f"{where} has IR version {model.envelope.ir_version}; this onnx package knows up to {onnx.IR_VERSION}",
+            f"it has IR version {model.envelope.ir_version}; this onnx package knows up to {onnx.IR_VERSION}",
             "update onnx",
         )
+    _check_texts(model)
     proto, _ = model.skeleton()
+    for info in (*proto.graph.input, *proto.graph.output):
+        if info.type.tensor_type.elem_type and not info.type.tensor_type.HasField("shape"):
+            info.type.tensor_type.shape.SetInParent()  # the checker asks for a shape; runtimes and exporters do not
     try:
         onnx.checker.check_model(proto)
-    except (onnx.checker.ValidationError, RuntimeError, ValueError, TypeError) as e:
-        raise ModelError(f"{where} is not a valid ONNX model: {first_line(e)}") from e
+    except (onnx.checker.ValidationError, RuntimeError, *_DAMAGED) as e:
+        raise ModelError(f"it is not a valid ONNX model: {first_line(e)}") from e
 
 
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error, short enough for one line of a terminal."""
+def _check_texts(model: Model) -> None:
+    """Refuse texts that are not UTF-8 where passes and reports read them: protobuf hands them out as bytes."""
+    texts: list[str | bytes] = [text for entry in model.metadata.items() for text in entry]
+    for graph in model.graphs():
+        texts.extend(graph.value_infos)
+        for info in graph.value_infos.values():
+            if info.type.HasField("tensor_type"):
+                texts.extend(d.dim_param for d in info.type.tensor_type.shape.dim)
+    for text in texts:
+        if isinstance(text, bytes):
+            raise ModelError(f"the text {text[:40]!r} in it is not UTF-8", "export the model again")
+
+
+def first_line(error: BaseException | str, limit: int = 400) -> str:
+    """The first non-empty line of an error, printable, and short enough to read in a terminal."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    line = lines[0] if lines else type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in line[:limit])
 
 
 def _refuse_other_formats(path: Path) -> None:
-    if path.is_dir():
-        if (path / "saved_model.pb").exists():
-            raise ModelError(
-                f"{path} is a TensorFlow SavedModel, not ONNX",
-                f"python -m tf2onnx.convert --saved-model {path} --output model.onnx",
-            )
-        if (path / "config.json").exists():
-            inside = sorted(p.name for p in path.rglob("*.onnx"))
-            raise ModelError(
-                f"{path} is a Hugging Face folder, not an ONNX file",
-                f"name the file inside: {inside[0]}" if inside else f"optimum-cli export onnx --model {path} out/",
-            )
-        raise ModelError(f"{path} is a folder, not an ONNX file", "name the .onnx file inside it")
-    if not path.exists():
-        near = sorted(p.name for p in path.parent.glob("*.onnx"))[:3] if path.parent.is_dir() else []
-        raise ModelError(f"{path} does not exist", f"in that folder: {', '.join(near)}" if near else "check the path")
-    with path.open("rb") as f:
-        head = f.read(16)
+    try:
+        if path.is_dir():
+            raise _folder_error(path)
+        if not path.is_file():
+            raise ModelError(f"{_shown(path)} does not exist or is not a file", _nearest(path))
+        with path.open("rb") as f:
+            head = f.read(32)
+    except (OSError, ValueError) as e:  # no permission, a name too long
+        raise ModelError(f"{_shown(path)} cannot be read: {first_line(e)}") from e
     if not head:
-        raise ModelError(f"{path} is empty", "export or copy it again")
+        raise ModelError(f"{_shown(path)} is empty", "export or copy it again")
     kind = _OTHER_FORMATS.get(path.suffix.lower())
-    if kind is None and head[4:8] == b"TFL3":
-        kind = _OTHER_FORMATS[".tflite"]
-    elif kind is None and head[:4] == b"PK\x03\x04":
-        kind = ("a zip archive, most likely a PyTorch checkpoint or TorchScript module", _TORCH)
-    elif kind is None and head[:2] == b"\x80\x02":
-        kind = ("a pickle, most likely a PyTorch checkpoint", _TORCH)
-    elif kind is None and head[:8] == b"\x89HDF\r\n\x1a\n":
-        kind = _OTHER_FORMATS[".h5"]
+    if head[:4] == b"PK\x03\x04":
+        kind = _zip_kind(path) or kind
+    if kind is None:
+        kind = next((known for start, magic, known in _MAGIC if head[start:].startswith(magic)), None)
     if kind is not None:
-        raise ModelError(f"{path} is {kind[0]}, not ONNX", kind[1])
+        raise ModelError(f"{_shown(path)} is {kind[0]}, not ONNX", kind[1])
+
+
+def _nearest(path: Path) -> str:
+    """A hint with the .onnx files of the folder whose names are most like the one asked for."""
+    if not path.parent.is_dir():
+        return f"the folder {_shown(path.parent)} does not exist either"
+    names = [p.name for p in path.parent.glob("*.onnx")]
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.0)
+    return f"in that folder: {first_line(', '.join(near))}" if near else "check the path"
+
+
+def _zip_kind(path: Path) -> tuple[str, str] | None:
+    """What a zip archive is, by the names in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        names = []
+    if "model.weights.h5" in names:
+        return _OTHER_FORMATS[".keras"]
+    if any("/code/" in name for name in names):
+        return _OTHER_FORMATS[".torchscript"]
+    if path.suffix.lower() in _OTHER_FORMATS:
+        return None
+    return "a zip archive, most likely a PyTorch checkpoint", _TORCH
+
+
+def _folder_error(path: Path) -> ModelError:
+    if (path / "saved_model.pb").exists():
+        return ModelError(
+            f"{_shown(path)} is a TensorFlow SavedModel, not ONNX",
+            f"python -m tf2onnx.convert --saved-model {_shown(path)} --output model.onnx",
+        )
+    kind = _OTHER_FORMATS.get(path.suffix.lower())
+    if kind is not None:
+        return ModelError(f"{_shown(path)} is {kind[0]}, not ONNX", kind[1])
+    inside = sorted(str(p.relative_to(path)) for p in path.rglob("*.onnx"))
+    if (path / "config.json").exists():
+        return ModelError(
+            f"{_shown(path)} is a Hugging Face folder, not an ONNX file",
+            f"name the file inside: {first_line(inside[0])}"
+            if inside
+            else f"optimum-cli export onnx --model {_shown(path)} out/",
+        )
+    return ModelError(
+        f"{_shown(path)} is a folder, not an ONNX file",
+        f"name the file inside: {first_line(', '.join(inside[:3]))}" if inside else "name an .onnx file",
+    )

@@ -11,6 +11,8 @@ from onnx import GraphProto, TypeProto
 
 from onnxshot.graph.ir import Constant, Node, Tensor
 from onnxshot.graph.model import Model
+from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.graph.shapes import infer_proto
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -40,7 +42,7 @@ def count(model: Model, shapes: Shapes) -> list[NodeMacs]:
     """One row per node that multiplies matrices, given the shapes of tensors by name; subgraphs included."""
     rows = []
     for _, node in model.walk():
-        rule = _RULES.get(node.op)
+        rule = _rule(node)
         if rule is None:
             continue
         work = _Work(node, shapes)
@@ -52,7 +54,12 @@ def count(model: Model, shapes: Shapes) -> list[NodeMacs]:
 def weight_of(node: Node) -> Tensor | None:
     """The weight (second factor) of a node that multiplies matrices; None for other nodes."""
     slot = _WEIGHT_SLOT.get(node.op, 1)
-    return node.inputs[slot] if node.op in _RULES and slot < len(node.inputs) else None
+    return node.inputs[slot] if _rule(node) is not None and slot < len(node.inputs) else None
+
+
+def _rule(node: Node) -> Callable[[_Work], int | None] | None:
+    standard = _STANDARD_RULES.get(node.op) if node.domain in STANDARD_DOMAINS else None
+    return standard or _RULES.get(node.op)
 
 
 # ---------------------------------------------------------------------- work of one node
@@ -101,7 +108,7 @@ def _matmul(work: _Work) -> int | None:
 
 
 def _inner(shape: Shape | None, *, left: bool, transposed: int, batch: int) -> int | None:
-    """The summed dimension K of one side: left [.., M, K], right [.., K, N]; transBatch: the first moves to last but one."""
+    """The summed dimension K of one side: left [.., M, K], right [.., K, N]; batch: the first moves to last but one."""
     if shape is None or not shape:
         return None
     if len(shape) == 1:
@@ -130,11 +137,10 @@ def _projection(work: _Work) -> int | None:
 
 
 def _attention(work: _Work) -> int | None:
-    # com.microsoft MultiHeadAttention: q [B, S, H], k [B, L, H], v [B, L, V]
-    k, v = work.w, work.input(2)
-    if work.x is None or k is None or v is None or not len(work.x) == len(k) == len(v) == 3:
+    # q [B, S, H] or [B, heads, S, D], k and v likewise with L steps: q times k', then that times v
+    if work.x is None or work.w is None or work.out is None or len(work.w) not in (3, 4):
         return None
-    return math.prod(work.x[:2]) * k[1] * (k[2] + v[2])
+    return (math.prod(work.x) + math.prod(work.out)) * work.w[-2]
 
 
 _RULES: dict[str, Callable[[_Work], int | None]] = {
@@ -148,6 +154,7 @@ _RULES: dict[str, Callable[[_Work], int | None]] = {
     **dict.fromkeys(("QAttention", "Attention"), _projection),
     "MultiHeadAttention": _attention,
 }
+_STANDARD_RULES = {"Attention": _attention}  # the name means something else in ONNX than in com.microsoft
 _WEIGHT_SLOT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}  # all others: 1
 
 
@@ -172,7 +179,7 @@ def concrete_shapes(model: Model, feed_shapes: Shapes | None = None) -> dict[str
         info.type.tensor_type.ClearField("shape")
     found: dict[str, Shape] = {}
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = infer_proto(proto)
         _collect(inferred.graph, found)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         _collect(proto.graph, found)  # no inference: what the file states must do

@@ -264,7 +264,7 @@ class Model:
             if name:
                 scope[name] = tensor
         node = Node(proto.op_type, proto.name, attrs, inputs, outputs, proto.domain or None)
-        extra = NodeProto(doc_string=proto.doc_string, overload=proto.overload)
+        extra = NodeProto(doc_string=proto.doc_string or None, overload=proto.overload or None)
         extra.metadata_props.extend(proto.metadata_props)
         if hasattr(proto, "device_configurations"):
             extra.device_configurations.extend(proto.device_configurations)
@@ -281,7 +281,7 @@ class Model:
     # ------------------------------------------------------------------ export
 
     def to_proto(self) -> ModelProto:
-        """The whole model as one ModelProto, weights inside. Raises ModelError where protobuf's 2 GiB would be passed."""
+        """The whole model as one ModelProto, weights inside. Raises ModelError where it would pass protobuf's 2 GiB."""
         if self.weight_bytes() > (1 << 31) - (1 << 24):
             raise ModelError("the model is over 2 GiB and does not fit one ModelProto", "save it to a path instead")
         return self.export(weights.to_proto)
@@ -343,7 +343,9 @@ class Model:
 
     def _export_graph(self, proto: GraphProto, graph: Graph, held: dict[int, Constant], store: Store) -> None:
         """Fill in `proto`; its weights are the outermost graph's."""
-        proto.name, proto.doc_string = graph.name or "", graph.doc_string
+        proto.name = graph.name or ""
+        if graph.doc_string:
+            proto.doc_string = graph.doc_string
         proto.metadata_props.extend(graph.metadata_props)
         for node in graph.nodes:
             self._export_node(proto.node.add(), node, held, store)
@@ -361,7 +363,11 @@ class Model:
         proto.quantization_annotation.extend(q for q in graph.quantization_annotation if q.tensor_name in known)
 
     def _export_node(self, proto: NodeProto, node: Node, held: dict[int, Constant], store: Store) -> None:
-        proto.op_type, proto.name, proto.domain = node.op, node.name or "", node.domain or ""
+        proto.op_type = node.op
+        if node.name:
+            proto.name = node.name
+        if node.domain:
+            proto.domain = node.domain
         proto.MergeFrom(getattr(node, "extra", NodeProto()))
         proto.input.extend(t.name for t in node.inputs)
         proto.output.extend(t.name for t in node.outputs)

@@ -26,16 +26,15 @@ class Draft:
         self._final = final
         self.files = files
         self.path = folder / final.name
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all files of the model."""
-        return sum((self._folder / name).stat().st_size for name in self.files)
+        self.size_bytes = sum((folder / name).stat().st_size for name in files)  # of all files, also once published
 
     def publish(self) -> Path:
         """Move the files to their place; the .onnx file last, so that it never points at data that is not there."""
-        for name in reversed(self.files):
-            (self._folder / name).replace(self._final.parent / name)
+        try:
+            for name in reversed(self.files):
+                (self._folder / name).replace(self._final.parent / name)
+        except OSError as e:
+            raise UsageError(f"cannot write {self._final}: {e.strerror}", "choose another output with -o") from e
         return self._final
 
 
@@ -46,17 +45,42 @@ def draft(model: Model, final: Path) -> Iterator[Draft]:
     Raises UsageError where `final` is the model's own source, or its folder cannot be written.
     """
     final = Path(final)
-    if model.path is not None and final.exists() and final.resolve() == model.path.resolve():
-        raise UsageError(f"{final} is the input itself", "choose another output with -o")
+    made: list[Path] = []
     try:
+        _refuse_sources(model, final)
+        made = [folder for folder in final.parents if not folder.exists()]
         final.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{final.stem[:40]}.", suffix=".part", dir=final.parent))
     except OSError as e:
+        _remove_empty(made)
         raise UsageError(f"cannot write to {final.parent}: {e.strerror}") from e
     try:
-        yield Draft(folder, final, write(model, folder / final.name))
+        try:
+            written = Draft(folder, final, write(model, folder / final.name))
+        except OSError as e:
+            raise UsageError(f"cannot write {final}: {e.strerror or e}") from e
+        yield written
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _refuse_sources(model: Model, final: Path) -> None:
+    """Refuse to write over the files the model is read from, and over folders."""
+    if final.is_dir():
+        raise UsageError(f"{final} is a folder", "name the file in it with -o")
+    stored = (c._values for c in model.constants() if isinstance(c._values, weights.StoredValues))
+    sources = {path for path in (model.path, *(values.path for values in stored)) if path is not None}
+    for target in (final, final.with_name(final.name + ".data")):
+        if target.exists() and any(source.exists() and target.samefile(source) for source in sources):
+            raise UsageError(f"{target} is the input itself", "choose another output with -o")
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Take back folders that were made for a file that was never written; inner ones come first."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def write(model: Model, path: Path, *, external: bool | None = None) -> list[str]:
@@ -75,7 +99,7 @@ def write(model: Model, path: Path, *, external: bool | None = None) -> list[str
     data = weights.DataFile(path.with_name(path.name + ".data"), path.name + ".data")
 
     def store(constant: Constant) -> TensorProto:
-        if weights.size_bytes(constant) < _INLINE:
+        if weights.size_bytes(constant) < _INLINE or weights.elem_type(constant) == TensorProto.STRING:
             return weights.to_proto(constant)
         return data.add(constant)
 

@@ -9,12 +9,14 @@ from onnxshot.errors import ModelError
 from onnxshot.graph.load import first_line
 from onnxshot.graph.model import Model
 
+_MOST_VALUES = 1 << 16  # a shape has a few values; thousands of them stand for a list of boxes at most
+
 
 def infer(model: Model) -> None:
     """Fill in the types and shapes of the top-level graph's tensors, as far as ONNX can tell them."""
     proto, _ = model.skeleton()
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = infer_proto(proto)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
         model.notes.append(f"shape inference failed, went on without: {first_line(e)}")
         return
@@ -22,6 +24,21 @@ def infer(model: Model) -> None:
     for info in inferred.graph.value_info:
         if info.name not in infos or not infos[info.name].type.tensor_type.HasField("shape"):
             infos[info.name] = info
+
+
+def infer_proto(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """ONNX's own shape inference, following the values of shapes where that cannot run away."""
+    return onnx.shape_inference.infer_shapes(proto, data_prop=_values_stay_small(proto.graph))
+
+
+def _values_stay_small(graph: onnx.GraphProto) -> bool:
+    """False where following the values of shapes would run away: a chain of Concat(x, x) doubles them each time."""
+    counts: dict[str, int] = {}
+    for node in graph.node:
+        read = [counts.get(name, 1) for name in node.input]
+        count = sum(read) if node.op_type == "Concat" else max(read, default=1)
+        counts.update(dict.fromkeys(node.output, count))
+    return max(counts.values(), default=0) < _MOST_VALUES
 
 
 def raise_opset(model: Model, version: int) -> None:

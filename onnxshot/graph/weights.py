@@ -7,7 +7,7 @@ The values here are lazy and stay lazy: `read` loads, hands out, and keeps nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,25 @@ from onnxshot.errors import ModelError
 EXTERNAL_LIMIT = 1 << 30
 """A model with more bytes of weights than this is written with external data (protobuf's own limit is 2 GiB)."""
 
+MAX_RANK = 32
+"""More dimensions than this no operator has; numpy itself ends at 64."""
+
+_DENSE_LIMIT = 1 << 30  # bytes a sparse initializer may take as a dense one: a small file must not fill the memory
+_PIECE = 1 << 24  # bytes copied at a time
+
 _PACKED = {  # bits of one element of the types that ONNX packs several to a byte
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,
     TensorProto.FLOAT4E2M1: 4,
     getattr(TensorProto, "INT2", -1): 2,
     getattr(TensorProto, "UINT2", -1): 2,
+    getattr(TensorProto, "FLOAT6E2M3", -1): 6,
+    getattr(TensorProto, "FLOAT6E3M2", -1): 6,
 }
 
 
 def stored_bytes(elem_type: int, shape: tuple[int, ...]) -> int:
-    """Bytes a dense tensor takes in raw_data or an external file. ONNX packs 4- and 2-bit types, low bits first."""
+    """Bytes a dense tensor takes in raw_data or an external file. ONNX packs types below 8 bits, low bits first."""
     count = math.prod(shape)
     if elem_type in _PACKED:
         return -(-count * _PACKED[elem_type] // 8)
@@ -57,6 +65,11 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         return np.dtype(helper.tensor_dtype_to_np_dtype(self.elem_type))
 
     @property
+    def path(self) -> Path | None:
+        """The file external values are in; None where they are in the model itself."""
+        return self._location()[0] if self.external else None
+
+    @property
     def external(self) -> bool:
         """True where the values are in another file."""
         return bool(self.tensor.data_location == TensorProto.EXTERNAL)
@@ -68,7 +81,13 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
             raise ModelError(f"{where}: unknown data type {proto.data_type}")
         if any(d < 0 for d in proto.dims):
             raise ModelError(f"{where}: negative dimension in {list(proto.dims)}")
+        if len(proto.dims) > MAX_RANK or math.prod(d for d in proto.dims if d) >= 1 << 59:
+            raise ModelError(f"{where}: {len(proto.dims)} dimensions that no memory holds: {list(proto.dims[:8])}")
+        if proto.HasField("segment"):
+            raise ModelError(f"{where}: it is stored in segments, which no runtime reads")
         if proto.data_type == TensorProto.STRING:
+            if self.external or proto.HasField("raw_data"):
+                raise ModelError(f"{where}: strings are stored as bytes or outside the model, which ONNX forbids")
             if len(proto.string_data) != math.prod(proto.dims):
                 raise ModelError(f"{where}: {len(proto.string_data)} strings stored for shape {list(proto.dims)}")
             return
@@ -76,7 +95,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         if self.external:
             _, _, length = self._location()
             if length != expected:
-                raise ModelError(f"{where}: shape {list(proto.dims)} needs {expected} bytes, {length} are stored outside")
+                raise ModelError(f"{where}: shape {list(proto.dims)} needs {expected} bytes, {length} are outside")
         elif proto.HasField("raw_data"):
             if len(proto.raw_data) != expected:
                 raise ModelError(
@@ -88,8 +107,8 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
             needed = math.prod(proto.dims)
             if proto.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
                 needed *= 2
-            elif proto.data_type in _PACKED:
-                needed = expected
+            elif _PACKED.get(proto.data_type) in (2, 4):
+                needed = expected  # one entry a byte
             if stored != needed:
                 raise ModelError(f"{where}: shape {list(proto.dims)} needs {needed} values, {stored} are stored")
 
@@ -113,6 +132,8 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
 
     def load(self) -> NDArray[Any]:
         """The values; external ones as a fresh read-only mapping, which goes when the caller lets go of it."""
+        if self.elem_type == TensorProto.STRING:
+            return np.array(list(map(_text, self.tensor.string_data)), object).reshape(self.shape)
         if not self.external:
             return np.asarray(numpy_helper.to_array(self.tensor))
         path, offset, length = self._location()
@@ -126,6 +147,21 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
                 proto.raw_data = f.read(length)
             return np.asarray(numpy_helper.to_array(proto))
         return np.memmap(path, self.dtype, "r", offset, tuple(self.shape))
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes of external values as the file has them; read, not mapped, so that none of them stay in memory."""
+        path, offset, length = self._location()
+        with path.open("rb") as f:
+            f.seek(offset)
+            for start in range(0, length, _PIECE):
+                yield f.read(min(_PIECE, length - start))
+
+
+def _text(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value  # ONNX wants UTF-8; runtimes carry any bytes
 
 
 class ComputedValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no types
@@ -150,11 +186,15 @@ def inside(folder: Path, location: str, where: str) -> Path:
             f"{where}: external data at {location!r} is outside the model's folder",
             "keep the data file beside the model",
         )
-    root = folder.resolve()
-    path = (root / location).resolve()
+    try:
+        root = folder.resolve()
+        path = (root / location).resolve()
+        found = path.is_file()
+    except (OSError, RuntimeError, ValueError) as e:  # a name too long, a loop of links, a zero byte
+        raise ModelError(f"{where}: external data at {location[:80]!r} cannot be opened") from e
     if not path.is_relative_to(root):
         raise ModelError(f"{where}: external data at {location!r} leads out of the model's folder through a link")
-    if not path.is_file():
+    if not found:
         raise ModelError(f"{where}: its external data file {location!r} is missing", "copy it beside the model")
     return path
 
@@ -179,7 +219,7 @@ def elem_type(constant: gs.Constant) -> int:
 
 
 def to_proto(constant: gs.Constant) -> TensorProto:
-    """The constant as a TensorProto with its values inside; a stored one that nothing changed is handed on untouched."""
+    """The constant as a TensorProto with its values inside; a stored one that nothing changed goes on untouched."""
     values = constant._values
     if isinstance(values, StoredValues) and not values.external:
         if values.tensor.name == constant.name:
@@ -189,6 +229,27 @@ def to_proto(constant: gs.Constant) -> TensorProto:
         proto.name = constant.name
         return proto
     return numpy_helper.from_array(np.asarray(read(constant), order="C"), constant.name)  # keeps scalars scalar
+
+
+def dense(sparse: onnx.SparseTensorProto, folder: Path | None) -> NDArray[Any]:
+    """The dense array of a sparse initializer. ONNX IR: indices are linear [NNZ] or coordinates [NNZ, rank]."""
+    where = f"sparse tensor {sparse.values.name!r}"
+    dims = tuple(sparse.dims)
+    values = StoredValues(sparse.values, folder).load()
+    indices = StoredValues(sparse.indices, folder).load()
+    if any(d < 0 for d in dims) or len(dims) > MAX_RANK or math.prod(dims) * values.itemsize > _DENSE_LIMIT:
+        raise ModelError(f"{where} has dimensions {list(dims)}, too large to hold")
+    if values.ndim != 1 or indices.dtype != np.int64 or indices.shape not in ((values.size,), (values.size, len(dims))):
+        raise ModelError(f"{where} has {values.shape} values at {indices.dtype} {indices.shape} indices")
+    bounds = math.prod(dims) if indices.ndim == 1 else np.array(dims, np.int64)
+    if ((indices < 0) | (indices >= bounds)).any():
+        raise ModelError(f"{where} has an index outside its dimensions {list(dims)}")
+    dense = np.zeros(dims, values.dtype)
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return dense
 
 
 class DataFile:
@@ -202,18 +263,20 @@ class DataFile:
 
     def add(self, constant: gs.Constant) -> TensorProto:
         """Append the values and return the TensorProto that points at them."""
-        values = read(constant)
         proto = TensorProto(name=constant.name, data_type=elem_type(constant), dims=constant.shape)
         self._file.seek(0, 2)
         self._file.write(b"\0" * (-self._file.tell() % self.ALIGN))
         offset = self._file.tell()
-        if proto.data_type in _PACKED:
-            self._file.write(numpy_helper.from_array(np.asarray(values)).raw_data)
+        stored = constant._values
+        if isinstance(stored, StoredValues) and stored.external:
+            for piece in stored.pieces():
+                self._file.write(piece)
+        elif proto.data_type in _PACKED:
+            self._file.write(numpy_helper.from_array(read(constant)).raw_data)
         else:
-            flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-            step = 1 << 24  # small pieces: a mapped source is read and dropped as it goes
-            for start in range(0, flat.size, step):
-                self._file.write(flat[start : start + step].data)
+            flat = np.ascontiguousarray(read(constant)).reshape(-1).view(np.uint8)
+            for start in range(0, flat.size, _PIECE):
+                self._file.write(flat[start : start + _PIECE].data)
         proto.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.location), ("offset", offset), ("length", self._file.tell() - offset)):
             proto.external_data.append(onnx.StringStringEntryProto(key=key, value=str(value)))

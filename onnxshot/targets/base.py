@@ -26,6 +26,8 @@ class Target:
         quantizes_residuals: the shortcut input of a residual Add gets a Q/DQ pair of its own.
         float_reasons: ops left in float on purpose, and the reason a report gives.
         min_dynamic_weights: weights with fewer elements are not worth a dynamic kernel's overhead.
+        min_dynamic_db: a dynamic op whose input would keep less than this SQNR in dB, as one scale must hold outliers,
+            gets int8 weights and a float input instead.
         note: what a user should know before deploying there.
     """
 
@@ -42,6 +44,7 @@ class Target:
     float_reasons: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     min_dynamic_weights: int = 4096
+    min_dynamic_db: float = 27.0
     note: str = ""
 
     def accepts(self, activation: QuantType, weight: QuantType) -> str:

@@ -1,0 +1,213 @@
+"""The command line: parses, calls the Python API, prints. Exit codes are those of errors.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import onnxshot
+from onnxshot import terminal
+from onnxshot.errors import GoalMissed, OnnxshotError, UsageError
+from onnxshot.recipe import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    help="Compress exported ONNX models in one shot: no training code, no labels, with proof.",
+)  # fmt: skip
+
+ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
+CalibOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--calib",
+        help="Calibration data: a folder of pictures (with --preset), .npy or .npz; one .npz; an onnx test_data_set "
+        "folder; module:function or file.py:function yielding dicts; 'random'.",
+    ),
+]
+PresetOpt = Annotated[
+    str | None, typer.Option(help="How pictures become inputs: a name, a YAML file, or 'none' for raw arrays.")
+]
+TargetOpt = Annotated[str, typer.Option(help="Where the model will run: ort, ort-avx2, tensorrt.")]
+ThreadsOpt = Annotated[int, typer.Option(help="CPU threads of every inference.", min=1)]
+SamplesOpt = Annotated[str, typer.Option(help="How many samples to read: a number, or 'all'.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+ExcludeOpt = Annotated[
+    list[str] | None,
+    typer.Option(help="Leave in float: a glob over node names, tensor names and op types. May be repeated."),
+]
+IncludeOpt = Annotated[
+    list[str] | None, typer.Option(help="Quantize although a rule of thumb says no: a glob as in --exclude.")
+]
+
+
+@app.command()
+def quantize(
+    model: ModelArg,
+    calib: CalibOpt = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.int8.onnx beside the input.")
+    ] = None,
+    target: TargetOpt = "ort",
+    mode: Annotated[
+        str,
+        typer.Option(help="static: calibrated, dynamic per op where that is better. dynamic: no data. weights: storage."),
+    ] = "static",
+    preset: PresetOpt = None,
+    method: Annotated[
+        str, typer.Option(help="Ranges: auto, minmax, moving-average, percentile, entropy, mse.")
+    ] = "auto",
+    format: Annotated[str, typer.Option("--format", help="qdq or qoperator.")] = "qdq",
+    activation_type: Annotated[str | None, typer.Option(help="uint8, int8, uint16, int16, float8e4m3fn.")] = None,
+    weight_type: Annotated[str | None, typer.Option(help="int8, uint8, int16, uint16, float8e4m3fn.")] = None,
+    per_channel: Annotated[bool, typer.Option("--per-channel/--per-tensor", help="Scales of weights.")] = True,
+    exclude: ExcludeOpt = None,
+    include: IncludeOpt = None,
+    samples: SamplesOpt = "all",
+    report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
+    require_faster: Annotated[bool, typer.Option(help="Exit 3 if the result is slower than the input.")] = False,
+    keep_overridable: Annotated[bool, typer.Option(help="Leave weights that are also inputs as they are.")] = False,
+    requantize: Annotated[bool, typer.Option(help="Take a quantized model back to float first.")] = False,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Keep and reuse calibration statistics.")] = True,
+    device: Annotated[str, typer.Option(help="Where calibration runs: cpu, cuda, openvino.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Quantize MODEL to int8 and prove the result against it."""
+    recipe = Recipe(
+        target=target, mode=mode, format=format, activation_type=activation_type, weight_type=weight_type,
+        per_channel=per_channel, method=method, exclude=tuple(exclude or ()), include=tuple(include or ()),
+    )  # fmt: skip
+    out = output or model.with_name(f"{model.stem}.int8.onnx")
+    with terminal.progress(not as_json) as show:
+        settings = onnxshot.Settings(
+            samples=_samples(samples), verify=verify, use_cache=cache, threads=threads, device=device, seed=seed,
+            keep_overridable=keep_overridable, requantize=requantize, progress=show,
+        )  # fmt: skip
+        result = onnxshot.quantize(model, calib, output=out, preset=preset, recipe=recipe, settings=settings)
+    if report is not None:
+        result.report.save(report)
+    _print(as_json, result.report.to_dict(), lambda: terminal.show_report(result.report))
+    if require_faster and (result.report.speedup is None or result.report.slower):
+        measured = "its speed was not measured" if result.report.speedup is None else "it is slower than the input"
+        raise GoalMissed(f"{out} was written, but {measured}", "leave out --require-faster to accept it")
+
+
+@app.command()
+def inspect(
+    model: ModelArg,
+    target: TargetOpt = "ort",
+    mode: Annotated[str, typer.Option(help="static, dynamic or weights.")] = "static",
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    exclude: ExcludeOpt = None,
+    include: IncludeOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Show what would be quantized, what would not, and why; with --calib also what the inputs look like."""
+    recipe = Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
+    found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=preset)
+    _print(as_json, found.to_dict(), lambda: terminal.show_text(found.to_text()))
+
+
+@app.command()
+def compare(
+    reference: Annotated[Path, typer.Argument(metavar="FLOAT", help="The float model.", show_default=False)],
+    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The other model.", show_default=False)],
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    samples: SamplesOpt = "all",
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Compare any two models of the same inputs and outputs, tensor by tensor, worst first."""
+    settings = onnxshot.Settings(samples=_samples(samples), threads=threads)
+    report = onnxshot.compare(reference, candidate, calib, preset=preset, settings=settings)
+    _print(as_json, report.to_dict(), lambda: terminal.show_report(report))
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Models; the first is the base.")],
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure each model.")] = 2.0,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure the latency of models in turns, so that a busy machine is unfair to none of them."""
+    rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads)
+    _print(as_json, {"models": [{**asdict(row), "path": str(row.path)} for row in rows]}, lambda: terminal.show_latencies(rows))
+
+
+@app.command()
+def emit(
+    model: ModelArg,
+    to: Annotated[str, typer.Option(help="onnx.")] = "onnx",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Convert MODEL without compressing it; to 'onnx': normalize it."""
+    out = onnxshot.emit(model, to=to, output=output or model.with_name(f"{model.stem}.normalized.onnx"))
+    _print(as_json, {"input": str(model), "outputs": [str(out)]}, lambda: terminal.show_text(f"{model} -> {out}"))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"onnxshot {onnxshot.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+def _samples(text: str) -> int | None:
+    if text == "all":
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UsageError(f"--samples is {text!r}", "a number above 0, or 'all'")
+
+
+def _print(as_json: bool, values: dict[str, Any], show: Callable[[], None]) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
+    else:
+        show()
+
+
+def main() -> None:
+    """Entry point: every error is one line on stderr and an exit code, never a traceback."""
+    try:
+        app()
+    except OnnxshotError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", 130)
+    except Exception as error:
+        if os.environ.get("ONNXSHOT_DEBUG"):
+            raise
+        _fail(f"internal error: {type(error).__name__}: {error}; ONNXSHOT_DEBUG=1 shows where", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What a model holds and what would be done to it, before any calibration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.readers import open_data
+from onnxshot.calibration.summary import InputSummary, describe_inputs
+from onnxshot.contract import Port, contract
+from onnxshot.graph.load import load_model
+from onnxshot.graph.macs import macs
+from onnxshot.passes.normalize import normalize
+from onnxshot.plan import FLOAT, Plan
+from onnxshot.planner import already_quantized, make_plan
+from onnxshot.preparing import input_specs, lowest_opset, resolve_preset
+from onnxshot.recipe import Recipe
+from onnxshot.targets import target_named
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The facts of one model and the plan for it.
+
+    Attributes:
+        ports: inputs and outputs with types and dimensions.
+        opset, weight_bytes, ops: what the file holds.
+        plan: what quantize would do; None for a model that is quantized already.
+        macs: multiply-accumulates of one run by node name; free dimensions count as 1, or as in the first sample.
+        inputs: what the calibration data looks like, where it was given.
+        notes: what normalizing did that a user should know, and what the target asks for.
+    """
+
+    ports: tuple[Port, ...]
+    opset: int
+    weight_bytes: int
+    ops: dict[str, int]
+    plan: Plan | None
+    macs: dict[str, int]
+    inputs: tuple[InputSummary, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def int8_macs_share(self) -> float | None:
+        """Share 0..1 of multiply-accumulates the plan puts into 8 bits; None where there are none."""
+        total = sum(self.macs.values())
+        if self.plan is None or not total:
+            return None
+        left = {n.node for n in self.plan.nodes if n.how == FLOAT}
+        return sum(v for k, v in self.macs.items() if k not in left) / total
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with stable keys."""
+        plan = self.plan
+        return {
+            "ports": [str(p) for p in self.ports],
+            "opset": self.opset,
+            "weight_bytes": self.weight_bytes,
+            "ops": self.ops,
+            "macs": sum(self.macs.values()),
+            "int8_macs_share": self.int8_macs_share,
+            "quantized_already": plan is None,
+            "nodes": [] if plan is None else [asdict(n) for n in plan.nodes],
+            "tensors": [] if plan is None else list(plan.tensors),
+            "skips": [] if plan is None else [asdict(s) for s in plan.skips],
+            "inputs": [asdict(i) for i in self.inputs],
+            "notes": list(self.notes),
+        }
+
+    def to_text(self) -> str:
+        """The same for people."""
+        most = ", ".join(f"{op} {count}" for op, count in list(self.ops.items())[:8])
+        lines = [*map(str, self.ports), f"opset {self.opset}, {self.weight_bytes / 1e6:.2f} MB of weights, {most}"]
+        for i in self.inputs:
+            flags = f"  ! {'; '.join(i.flags)}" if i.flags else ""
+            lines.append(
+                f"data {i.name!r}: {i.dtype} {i.shape}  min {i.low:.4g}  mean {i.mean:.4g}  max {i.high:.4g}{flags}"
+            )
+        lines.append("the model is quantized already" if self.plan is None else self.plan.to_text(self.macs))
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def inspect(
+    model: str | Path | ModelProto,
+    *,
+    recipe: Recipe | None = None,
+    calib: Any = None,
+    preset: str | Preset | None = None,
+) -> Inspection:
+    """Describe a model and plan it, without running it. With `calib`, also say what its data looks like.
+
+    Raises ModelError, UsageError, TargetError, CalibrationError as `quantize` would.
+    """
+    recipe = recipe or Recipe()
+    target = target_named(recipe.target)
+    loaded = load_model(model)
+    ports, opset, size = contract(loaded), loaded.opset, loaded.weight_bytes()
+    ops = dict(Counter(n.op for _, n in loaded.walk()).most_common())
+    quantized = bool(already_quantized(loaded))
+    inputs: tuple[InputSummary, ...] = ()
+    feed_shapes: dict[str, tuple[int, ...]] = {}
+    if not quantized:
+        normalize(loaded, opset=lowest_opset(loaded, target, recipe))
+    if calib is not None:
+        with open_data(calib, input_specs(loaded), resolve_preset(preset)) as data:
+            inputs = describe_inputs(data)
+            feed_shapes = {k: v.shape for k, v in data[0].feed.items()}
+    plan = None if quantized else make_plan(loaded, target, recipe)
+    notes = (*loaded.notes, *([target.note] if target.note else []))
+    return Inspection(ports, opset, size, ops, plan, macs(loaded, feed_shapes), inputs, notes)

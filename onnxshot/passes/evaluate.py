@@ -1,0 +1,196 @@
+"""Compute what a node gives for constant inputs: lazily in numpy where it only moves data, else in ONNX Runtime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
+
+from onnxshot.graph import Constant, Model, Node, weights
+from onnxshot.graph.load import first_line
+
+LAZY_BYTES = 1 << 20  # larger results of moving data are computed each time they are read, and never held
+_HINT_BYTES = 4096  # inputs up to this size tell shape inference their values: shapes, axes, repeats
+_CASTS = ("float16", "bfloat16", "float32", "float64")  # numpy and ONNX agree on casts between these
+
+Array = NDArray[Any]
+Values = Array | weights.ComputedValues | weights.StoredValues
+
+
+class CannotEvaluate(Exception):  # not an error: a reason to leave the node as it is
+    """Neither ONNX Runtime nor the reference evaluator gave plain tensors; the message says why."""
+
+
+def constant_value(node: Node) -> Values | None:
+    """Values of a Constant node; None where it has an attribute of no kind known here."""
+    for key, value in node.attrs.items():
+        if key == "value" and isinstance(value, AttributeProto):
+            return weights.StoredValues(value.t, None)
+        if key == "sparse_value" and isinstance(value, AttributeProto):
+            return weights.dense(value.sparse_tensor, None)
+        if key in _CONSTANT_TYPES:
+            return np.array(value, _CONSTANT_TYPES[key])
+    return None
+
+
+_CONSTANT_TYPES: dict[str, Any] = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+    "value_string": object,
+    "value_strings": object,
+}
+
+
+def moved(model: Model, node: Node) -> Values | None:
+    """The result of a Cast, Transpose, Reshape, Flatten, Squeeze or Unsqueeze; None where numpy differs."""
+    source = Constant(node.inputs[0].name, node.inputs[0]._values)
+    shape, dtype = tuple(source.shape), np.dtype(source._values.dtype)
+    if dtype.kind == "O":
+        return None
+    compute: Callable[[], Array]
+    if node.op == "Cast":
+        target = np.dtype(helper.tensor_dtype_to_np_dtype(int(node.attrs["to"])))
+        if dtype != target and not {dtype.name, target.name} <= set(_CASTS):
+            return None
+        dtype = target
+
+        def compute() -> Array:
+            with np.errstate(over="ignore"):  # ONNX Cast: what is too large becomes infinite
+                return weights.read(source).astype(target)
+
+    elif node.op == "Transpose":
+        perm = list(node.attrs.get("perm") or range(len(shape) - 1, -1, -1))
+        shape = tuple(shape[i] for i in perm)
+
+        def compute() -> Array:
+            return weights.read(source).transpose(perm)
+
+    else:
+        known = _reshaped(model, node, shape)
+        if known is None or math.prod(known) != math.prod(shape):
+            return None
+        shape = known
+
+        def compute() -> Array:
+            return weights.read(source).reshape(shape)
+
+    if weights.stored_bytes(int(helper.np_dtype_to_tensor_dtype(dtype)), shape) > LAZY_BYTES:
+        return weights.ComputedValues(shape, dtype, compute)
+    return np.ascontiguousarray(compute()).reshape(shape)  # keeps scalars scalar
+
+
+def _reshaped(model: Model, node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The new shape that Reshape, Flatten, Squeeze or Unsqueeze gives."""
+    argument = node.attrs.get("axes", node.attrs.get("shape"))  # an input since opset 13, Reshape's since 5
+    if argument is None and len(node.inputs) > 1 and node.inputs[1].name:
+        argument = weights.read(node.inputs[1]).reshape(-1).tolist()
+    if node.op == "Flatten":
+        axis = int(node.attrs.get("axis", 1))
+        return math.prod(shape[:axis]), math.prod(shape[axis:])
+    if node.op == "Squeeze":
+        axes = [a % max(1, len(shape)) for a in argument] if argument else [i for i, d in enumerate(shape) if d == 1]
+        return tuple(d for i, d in enumerate(shape) if i not in axes)
+    if argument is None:
+        return None
+    if node.op == "Unsqueeze":
+        rank = len(shape) + len(argument)
+        new = list(shape)
+        for axis in sorted({a % rank for a in argument}):
+            new.insert(axis, 1)
+        return tuple(new) if len(new) == rank else None  # an axis given twice is an error, told by the runtime
+    zero_is_zero = bool(node.attrs.get("allowzero", 0))
+    if not zero_is_zero and any(d == 0 for d in argument[len(shape) :]):
+        return None
+    target = [shape[i] if d == 0 and not zero_is_zero else int(d) for i, d in enumerate(argument)]
+    if -1 in target:
+        others = -math.prod(target)
+        target[target.index(-1)] = math.prod(shape) // others if others else 0
+    return tuple(target)
+
+
+MOVERS = ("Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+def result_bytes(model: Model, node: Node) -> int:
+    """Bytes of the node's results as shape inference foresees them; 0 where it cannot."""
+    proto, constants = _alone(model, node)
+    for constant in constants.values():
+        if weights.size_bytes(constant) <= _HINT_BYTES:
+            proto.graph.initializer.append(weights.to_proto(constant))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return 0
+    total = 0
+    for info in inferred.graph.output:
+        kind = info.type.tensor_type
+        dims = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+        if kind.elem_type not in (TensorProto.UNDEFINED, TensorProto.STRING) and kind.HasField("shape"):
+            total += weights.stored_bytes(kind.elem_type, tuple(dims))
+    return total
+
+
+def evaluate(model: Model, node: Node) -> list[Array]:
+    """Results of a node with constant inputs, one per named output. Raises CannotEvaluate."""
+    proto, constants = _alone(model, node)
+    feeds = {name: weights.read(constant) for name, constant in constants.items()}
+    results, reason = _run_ort(proto, feeds)
+    if results is None:
+        results = _run_reference(proto, feeds)
+    if results is None:
+        raise CannotEvaluate(reason)
+    if not all(isinstance(r, np.ndarray | np.generic) for r in results):
+        raise CannotEvaluate("it gives a sequence or another value that cannot be stored")
+    return [np.asarray(r) for r in results]
+
+
+def _alone(model: Model, node: Node) -> tuple[ModelProto, dict[str, Constant]]:
+    """A model of this node only, and its inputs."""
+    proto = NodeProto(op_type=node.op, name="node", domain=node.domain or "")
+    proto.input.extend(t.name for t in node.inputs)
+    proto.output.extend(t.name for t in node.outputs)
+    for key, value in node.attrs.items():
+        if isinstance(value, AttributeProto):
+            proto.attribute.append(value)
+        elif isinstance(value, list) and not value:
+            kind = getattr(value, "kind", AttributeProto.INTS)
+            proto.attribute.append(helper.make_attribute(key, value, attr_type=kind))
+        else:
+            proto.attribute.append(helper.make_attribute(key, value))
+    constants = {t.name: t for t in node.inputs if t.name}
+    inputs = [helper.make_tensor_value_info(n, weights.elem_type(t), t.shape) for n, t in constants.items()]
+    outputs = [helper.make_empty_tensor_value_info(t.name) for t in node.outputs if t.name]
+    graph = helper.make_graph([proto], "alone", inputs, outputs)
+    alone = helper.make_model(graph, opset_imports=model.envelope.opset_import, ir_version=8)
+    return alone, constants
+
+
+def _run_ort(proto: ModelProto, feeds: dict[str, Array]) -> tuple[list[Any] | None, str]:
+    import onnxruntime  # takes a while, and most models need it for a few nodes or none
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # a failure is told by the exception
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return session.run(None, {n: np.ascontiguousarray(v).reshape(v.shape) for n, v in feeds.items()}), ""
+    except Exception as e:  # ORT raises a dozen classes of its own, not exported in one place
+        return None, f"ONNX Runtime cannot compute it: {first_line(e)}"
+
+
+def _run_reference(proto: ModelProto, feeds: dict[str, Array]) -> list[Any] | None:
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        with np.errstate(all="ignore"):
+            return list(ReferenceEvaluator(proto).run(None, feeds))
+    except Exception:  # Python code of 200 ops: it may fail in any way
+        return None

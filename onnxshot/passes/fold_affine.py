@@ -1,0 +1,226 @@
+"""Fold Mul, Div, Add and Sub by constants into the linear op before or behind them, and chains of them into one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.graph import Model, Node, Tensor, edit, weights
+from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.passes import linear
+from onnxshot.passes.base import Change
+from onnxshot.passes.patterns import runtime_patterns
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """y = x * scale, or y = x + shift, or both for c - x. Constants are float64 and broadcast as they did."""
+
+    x: Tensor
+    scale: Array | None = None
+    shift: Array | None = None
+    dtype: np.dtype[Any] | None = None
+
+    @property
+    def constant(self) -> Array:
+        """One of the constants: both have the same shape."""
+        constant = self.scale if self.scale is not None else self.shift
+        assert constant is not None
+        return constant
+
+
+@dataclass(frozen=True, slots=True)
+class FoldAffine:
+    """Fold constant Mul, Div, Add, Sub into weights, one per output channel or one for all; merge chains of them.
+
+    A Mul before a linear op goes into the input channels of its weight; an Add only where there is no padding.
+    """
+
+    name: str = "fold_affine"
+
+    def run(self, model: Model) -> Change:
+        """Fold; edits counts the nodes that went."""
+        change = Change()
+        fused = runtime_patterns(model)
+        for graph, node in list(model.walk()):
+            affine = None if node in fused else affine_of(node)
+            if affine is None:
+                continue
+            maker, user = edit.producer(affine.x), edit.only_consumer(model, node.outputs[0])
+            reasons = []
+            if maker is not None and maker not in fused and maker in graph.nodes:
+                reasons.append((maker, _fold_back(model, maker, node, affine)))
+            folded = any(reason is None for _, reason in reasons)
+            if not folded and user is not None and user not in fused and user in graph.nodes:
+                reasons.append((user, _fold_on(model, user, node, affine)))
+            if any(reason is None for _, reason in reasons):
+                change.edits += 1
+                continue
+            for other, reason in reasons:
+                if reason:
+                    change.skip(node, f"not folded into {other.label!r}: {reason}")
+        return change
+
+
+def affine_of(node: Node) -> Affine | None:
+    """What a Mul, Div, Add or Sub of a tensor and a float constant computes; None for other nodes."""
+    if node.op not in ("Mul", "Div", "Add", "Sub") or node.domain not in STANDARD_DOMAINS or len(node.inputs) != 2:
+        return None
+    if "axis" in node.attrs or node.attrs.get("broadcast", 0):
+        return None  # before opset 7, broadcasting was by attribute
+    where = [i for i in (0, 1) if linear.fixed(node.inputs[i])]
+    if len(where) != 1:
+        return None
+    constant, x = node.inputs[where[0]], node.inputs[1 - where[0]]
+    dtype = np.dtype(constant._values.dtype)
+    if dtype.name not in linear.FLOATS or weights.size_bytes(constant) > 1 << 20:
+        return None
+    c = weights.read(constant).astype(np.float64)
+    if not c.size or not np.isfinite(c).all():
+        return None
+    if node.op == "Mul":
+        return Affine(x, scale=c, dtype=dtype)
+    if node.op == "Add":
+        return Affine(x, shift=c, dtype=dtype)
+    if node.op == "Sub":
+        return Affine(x, shift=-c, dtype=dtype) if where[0] == 1 else Affine(x, -np.ones_like(c), c, dtype)
+    return Affine(x, scale=1 / c, dtype=dtype) if where[0] == 1 and c.all() else None
+
+
+def _fold_back(model: Model, maker: Node, node: Node, affine: Affine) -> str | None:
+    """Fold into the node that makes x. None: done; '': not for this; else the reason against it."""
+    if linear.is_linear(maker):
+        if not linear.has_weight(maker) or (maker.op == "MatMul" and affine.shift is not None):
+            return ""  # the Add is the bias of that MatMul
+        if edit.only_consumer(model, affine.x) is not node:
+            return "its output is read elsewhere too"
+        reason = _along_channels(affine.constant, linear.out_channels(maker), *_out_layout(model, maker))
+        flat = _flat(affine)
+        reason = reason or linear.fold_after(model, maker, flat.scale, flat.shift)
+        if reason is None:
+            edit.bypass(model, node, maker.outputs[0])  # always can: nothing but this node knows the maker's output
+        return reason
+    first = affine_of(maker)
+    if first is None or edit.only_consumer(model, affine.x) is not node:
+        return ""
+    return _merge(model, maker, node, first, affine)
+
+
+def _fold_on(model: Model, user: Node, node: Node, affine: Affine) -> str | None:
+    """Fold into the node that alone reads the result. None: done; '': not for this; else the reason against it."""
+    if affine.scale is not None and affine.shift is not None:
+        return ""
+    if not linear.is_linear(user):
+        return _fold_past_add(model, user, node, affine)
+    if user.op == "MatMul" and affine.shift is not None:
+        return ""
+    reason = _into_inputs(model, user, node.outputs[0], affine)
+    if reason is None:
+        user.inputs[0] = affine.x
+        edit.remove(model, [node])
+    return reason
+
+
+def _into_inputs(model: Model, user: Node, read: Tensor, affine: Affine) -> str | None:
+    """Fold into the input channels of a linear op that reads `read`; the op still reads it afterwards."""
+    if user.inputs[0] is not read or not linear.has_weight(user):
+        return ""
+    rank, axis = _in_layout(user)
+    channels = linear.in_channels(user)
+    reason = _along_channels(affine.constant, channels, rank, axis)
+    if reason is None and affine.constant.size > 1:
+        shape = model.shape(affine.x)
+        if shape is None or len(shape) < -axis or shape[axis] != channels:
+            reason = "its input is not known to have as many channels"
+    flat = _flat(affine)
+    return reason or linear.fold_before(model, user, flat.scale, flat.shift)
+
+
+def _fold_past_add(model: Model, add: Node, node: Node, affine: Affine) -> str | None:
+    """x * s + b is s * (x + b / s): the scale goes into the linear op behind the Add, padding or not."""
+    second = affine_of(add) if add.op in ("Add", "Sub") else None
+    user = edit.only_consumer(model, add.outputs[0])
+    if second is None or second.shift is None or second.scale is not None or user is None or affine.scale is None:
+        return ""
+    if not linear.is_linear(user) or edit.graph_of(model, user) is not edit.graph_of(model, node):
+        return ""
+    if second.shift.size > 1 and affine.scale.size > 1 and second.shift.shape != affine.scale.shape:
+        return ""
+    with np.errstate(all="ignore"):  # looked for below
+        moved = (second.shift / affine.scale).astype(second.dtype)
+    if not np.isfinite(moved.astype(np.float64)).all() or not affine.scale.all():
+        return "the shift behind it cannot be divided by it"
+    reason = _into_inputs(model, user, add.outputs[0], affine)
+    if reason is None:
+        add.inputs.clear()
+        add.inputs.extend([affine.x, edit.add_constant(model, add.label, "unscaled", moved)])
+        add.op = "Add"
+        edit.remove(model, [node])
+    return reason
+
+
+def _flat(affine: Affine) -> Affine:
+    """The same with constants as [C] or [1]."""
+    flat = [None if c is None else c.reshape(-1) for c in (affine.scale, affine.shift)]
+    return Affine(affine.x, flat[0], flat[1], affine.dtype)
+
+
+def _out_layout(model: Model, node: Node) -> tuple[int, int]:
+    """Rank of a linear op's output, at least, and the channels' axis counted from the end."""
+    rank = len(node.inputs[1].shape)
+    if node.op == "MatMul":
+        x = model.shape(node.inputs[0])
+        return (rank - 1 if x is None else max(len(x), rank) - (len(x) == 1)), -1
+    return rank, {"Gemm": -1}.get(node.op, 1 - rank)
+
+
+def _in_layout(node: Node) -> tuple[int, int]:
+    """Rank of a linear op's input, at least, and the channels' axis counted from the end."""
+    if node.op == "MatMul":
+        return 1, -1
+    if node.op == "Gemm":
+        return 2, -2 if node.attrs.get("transA", 0) else -1
+    rank = len(node.inputs[1].shape)
+    return rank, 1 - rank
+
+
+def _along_channels(constant: Array, channels: int, rank: int, axis: int) -> str | None:
+    """Why a constant is not one number, or one per channel; None where it is."""
+    if constant.ndim > rank:
+        return "its constant may add dimensions"
+    if constant.size == 1:
+        return None
+    if constant.size != channels or -axis > constant.ndim or constant.shape[axis] != channels:
+        return "its constant varies along other axes than the channels"
+    return None
+
+
+def _merge(model: Model, first: Node, second: Node, one: Affine, two: Affine) -> str | None:
+    """x * a * b -> x * (a b) and x + a + b -> x + (a + b), for scales and shifts alike."""
+    if (one.scale is None) != (two.scale is None) or (one.shift is None) != (two.shift is None):
+        return ""
+    if one.scale is not None and one.shift is not None:
+        return ""
+    if one.dtype != two.dtype or one.dtype is None:
+        return ""
+    a, b = one.constant, two.constant
+    both = np.broadcast_shapes(a.shape, b.shape)
+    if int(np.prod(both)) > max(a.size, b.size):
+        return "the merged constant would be larger than both"
+    with np.errstate(over="ignore", under="ignore"):
+        merged = np.asarray(a * b if one.scale is not None else a + b).astype(one.dtype)
+    size = np.abs(merged.astype(np.float64))
+    tiny = np.finfo(one.dtype if one.dtype.name != "bfloat16" else np.float32).tiny
+    underflow = one.scale is not None and bool(((size < tiny) & (np.broadcast_to(a * b, both) != 0)).any())
+    if not np.isfinite(size).all() or underflow:
+        return "the merged constant would not fit its type"
+    second.inputs.clear()
+    second.inputs.extend([one.x, edit.add_constant(model, second.label, "merged", merged)])
+    second.op = "Mul" if one.scale is not None else "Add"
+    edit.remove(model, [first])
+    return None

@@ -1,0 +1,94 @@
+"""Fold BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxshot.graph import Graph, Model, Node, edit, weights
+from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.passes import linear
+from onnxshot.passes.base import Change
+
+
+@dataclass(frozen=True, slots=True)
+class FoldBatchNorm:
+    """Fold an inference BatchNormalization into the linear op that alone feeds it.
+
+    One without such an op stays: before a Conv, its shift would not reach the padding.
+    """
+
+    name: str = "fold_batchnorm"
+
+    def run(self, model: Model) -> Change:
+        """Fold; edits counts the BatchNormalizations that went."""
+        change = Change()
+        for graph, node in list(model.walk()):
+            if node.op == "BatchNormalization" and node.domain in STANDARD_DOMAINS:
+                reason = _fold(model, graph, node)
+                if reason is None:
+                    change.edits += 1
+                else:
+                    change.skip(node, reason)
+        return change
+
+
+def _fold(model: Model, graph: Graph, node: Node) -> str | None:
+    maker = edit.producer(node.inputs[0])
+    if maker is None or not linear.is_linear(maker):
+        return "no Conv, ConvTranspose, Gemm or MatMul makes its input"
+    if maker not in graph.nodes:
+        return f"{maker.label!r} stands in an outer graph"
+    if edit.only_consumer(model, maker.outputs[0]) is not node:
+        return f"the output of {maker.label!r} is read elsewhere too"
+    reason = _training(model, node)
+    if reason is not None:
+        return reason
+    if not all(linear.fixed(t) for t in node.inputs[1:5]):
+        return "its parameters are not all constant"
+    gamma, beta, mean, variance = (weights.read(t).astype(np.float64) for t in node.inputs[1:5])
+    if gamma.ndim != 1 or any(p.shape != gamma.shape for p in (beta, mean, variance)):
+        return "its parameters are not one per channel"
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # BatchNormalization-15: Y = (X - mean) / sqrt(var + epsilon) * scale + B
+        scale = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+    shift = beta - mean * scale
+    if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+        return "its parameters are not finite, or a variance is negative"
+    reason = linear.weight_refusal(model, maker)
+    if reason is not None:
+        return reason
+    if gamma.size != linear.out_channels(maker):
+        return f"it has {gamma.size} channels, {maker.label!r} makes {linear.out_channels(maker)}"
+    was = maker.op
+    reason = _make_gemm(model, maker) if was == "MatMul" else None
+    reason = reason or linear.fold_after(model, maker, scale, shift)
+    if reason is not None:
+        maker.op = was
+        return reason
+    edit.bypass(model, node, maker.outputs[0])  # always can: nothing but this node knows the maker's output
+    return None
+
+
+def _training(model: Model, node: Node) -> str | None:
+    """Why the node does not compute inference, per channel; None where it does."""
+    if node.attrs.get("training_mode", 0) or any(t.name for t in node.outputs[1:]):
+        return "it is in training mode"
+    if model.opset < 7 and not node.attrs.get("is_test", 0):
+        return "it is in training mode"
+    if not node.attrs.get("spatial", 1):
+        return "its statistics are per element"
+    return None
+
+
+def _make_gemm(model: Model, node: Node) -> str | None:
+    """Turn a MatMul of two matrices into a Gemm, which can have the bias that the shift needs."""
+    shape = model.shape(node.inputs[0])
+    if len(node.inputs[1].shape) != 2 or shape is None or len(shape) != 2:
+        # On [N, C, L] the channels of the BatchNormalization are not the columns of the weight.
+        return "MatMul is not known to multiply two matrices"
+    if model.opset < 7:
+        return "Gemm broadcasts its bias from opset 7 on"
+    node.op = "Gemm"
+    return None

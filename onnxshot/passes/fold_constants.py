@@ -1,0 +1,183 @@
+"""Turn what does not depend on the inputs into constants, so that a weight stands at its op and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnxshot.graph import Constant, Graph, Model, Node, Tensor, edit, weights
+from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.passes import evaluate
+from onnxshot.passes.base import Change
+from onnxshot.passes.linear import fixed
+
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+_KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Dropout"})
+_KEEP_VALUES = frozenset(
+    {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Expand"}
+)  # what comes out of these was there before: a float16 weight in float32 stays one
+_WIDENED = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+
+
+@dataclass(frozen=True, slots=True)
+class FoldConstants:
+    """Fold nodes whose inputs are all constant, Constant nodes, and Shape and Size of what is static.
+
+    Existing quantization, random numbers and custom operators stay, and so do nodes that make an output of the graph.
+
+    Attributes:
+        max_growth: a result may take this many bytes more than its inputs; a widened float16 weight, any number.
+
+    """
+
+    max_growth: int = 1 << 20
+    name: str = "fold_constants"
+
+    def run(self, model: Model) -> Change:
+        """Fold; edits counts the nodes that went, skips name those that could have."""
+        change = Change()
+        gone: list[Node] = []
+        shapes = _static_shapes(model)
+        inner = {t.name for g, n in model.walk() if g is not model.graph for t in n.outputs}
+        for graph, node in list(model.walk()):
+            values = self._values(model, node, shapes, change)
+            if values is None:
+                continue
+            for out, value in zip([t for t in node.outputs if t.name], values, strict=True):
+                _replace(model, graph, node, out, value, inner)
+            gone.append(node)
+        edit.remove(model, gone)
+        change.edits = len(gone)
+        return change
+
+    def _values(
+        self, model: Model, node: Node, shapes: dict[int, tuple[int | None, ...]], change: Change
+    ) -> Sequence[Constant | evaluate.Values] | None:
+        """What the node's named outputs are, where that is constant and may be stored."""
+        if node.domain not in STANDARD_DOMAINS:
+            if node.inputs and all(map(_known, node.inputs)):
+                change.skip(node, "operators of other domains are not evaluated")
+            return None
+        given_out = any(edit.is_output(model, t) for t in node.outputs)
+        if node.op == "Constant":
+            value = None if given_out else evaluate.constant_value(node)
+            return None if value is None else [value]
+        static = _shape_or_size(node, shapes)
+        if static is None and (not any(t.name for t in node.inputs) or not all(map(_known, node.inputs))):
+            return None
+        if node.op in _KEPT or any(isinstance(a, Graph) for a in node.attrs.values()):
+            return None
+        if node.op in _RANDOM:
+            change.skip(node, "it is random")
+            return None
+        if given_out:
+            change.skip(node, "it makes an output")
+            return None
+        if static is not None:
+            return [static]
+        if node.op == "Identity":
+            return [node.inputs[0]]
+        return self._computed(model, node, change)
+
+    def _computed(self, model: Model, node: Node, change: Change) -> Sequence[evaluate.Values] | None:
+        before = sum(weights.size_bytes(t) for t in node.inputs if t.name)
+        if node.op in evaluate.MOVERS:
+            value = evaluate.moved(model, node)
+            if value is not None:
+                widened = node.op == "Cast" and weights.elem_type(node.inputs[0]) in _WIDENED
+                if not widened and self._too_large(node, int(value.nbytes), before, change):
+                    return None
+                return [value]
+        if self._too_large(node, evaluate.result_bytes(model, node), before, change):
+            return None
+        try:
+            results = evaluate.evaluate(model, node)
+        except evaluate.CannotEvaluate as e:
+            change.skip(node, str(e))
+            return None
+        if self._too_large(node, sum(r.nbytes for r in results), before, change):
+            return None
+        return results
+
+    def _too_large(self, node: Node, after: int, before: int, change: Change) -> bool:
+        if after - before <= self.max_growth:
+            return False
+        change.skip(node, f"the result would take {after} bytes, its inputs take {before}")
+        return True
+
+
+def _known(tensor: Tensor) -> bool:
+    return not tensor.name or fixed(tensor)
+
+
+def _replace(
+    model: Model, graph: Graph, node: Node, out: Tensor, value: Constant | evaluate.Values, inner: set[str]
+) -> None:
+    """Let readers of `out` read a constant of that name, or of a new one where the outermost graph may not use it."""
+    if isinstance(value, Constant):
+        edit.replace_uses(model, out, value)
+        return
+    keeps_name = graph is model.graph and out.name not in inner
+    constant = Constant(out.name if keeps_name else model.fresh(out.name), value)
+    stored_as = _stored_as(node)
+    if stored_as:
+        constant.stored_as = stored_as
+    edit.replace_uses(model, out, constant)
+
+
+def _stored_as(node: Node) -> int:
+    """The type the values were stored in, where that is float16 and they are float32 now; else 0."""
+    source = node.inputs[0] if node.inputs and isinstance(node.inputs[0], Constant) else None
+    if source is None:
+        return 0
+    if node.op == "Cast" and node.attrs.get("to") == TensorProto.FLOAT:
+        return TensorProto.FLOAT16 if weights.elem_type(source) == TensorProto.FLOAT16 else 0
+    return int(getattr(source, "stored_as", 0)) if node.op in _KEEP_VALUES else 0
+
+
+def _shape_or_size(node: Node, shapes: dict[int, tuple[int | None, ...]]) -> NDArray[np.int64] | None:
+    """What Shape (from `start` to `end`, since opset 15) or Size gives, where the dimensions asked for are static."""
+    if node.op not in ("Shape", "Size"):
+        return None
+    shape = tuple(node.inputs[0].shape) if _known(node.inputs[0]) else shapes.get(id(node.inputs[0]))
+    if shape is None:
+        return None
+    if node.op == "Shape":
+        shape = shape[node.attrs.get("start", 0) : node.attrs.get("end")]
+    dims = [d for d in shape if d is not None]
+    if len(dims) < len(shape):
+        return None
+    return np.array(dims if node.op == "Shape" else np.prod(dims, dtype=np.int64), np.int64)
+
+
+def _static_shapes(model: Model) -> dict[int, tuple[int | None, ...]]:
+    """Shapes of the top-level tensors that a Shape or Size reads, as they follow from the inputs alone.
+
+    What the file says about tensors in between is not used: exporters leave the example's batch size there.
+    """
+    asked = {id(n.inputs[0]): n.inputs[0] for _, n in model.walk() if n.op in ("Shape", "Size")}
+    top = {id(t) for t in (*model.graph.inputs, *(t for n in model.graph.nodes for t in n.outputs))}
+    asked = {key: t for key, t in asked.items() if key in top and not isinstance(t, Constant)}
+    if not asked:
+        return {}
+    proto, _ = model.skeleton()
+    del proto.graph.value_info[:]
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        inferred = proto.graph
+    infos = {info.name: info for info in (*inferred.value_info, *inferred.input)}
+    found: dict[int, tuple[int | None, ...]] = {}
+    for key, tensor in asked.items():
+        info = infos.get(tensor.name)
+        if info is not None and info.type.tensor_type.HasField("shape"):
+            dims = info.type.tensor_type.shape.dim
+            found[key] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+    return found

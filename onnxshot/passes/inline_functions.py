@@ -1,0 +1,39 @@
+"""Inline the model's local functions: passes see operators, not calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx import inliner
+
+from onnxshot.errors import ModelError
+from onnxshot.graph import Model
+from onnxshot.graph.load import first_line
+from onnxshot.passes.base import Change, Skip
+
+
+@dataclass(frozen=True, slots=True)
+class InlineFunctions:
+    """Replace each call of a local function by the function's nodes, and drop the functions."""
+
+    name: str = "inline_functions"
+
+    def run(self, model: Model) -> Change:
+        """Inline; edits counts the functions that went. Raises ModelError where ONNX's inliner cannot."""
+        change = Change()
+        functions = list(model.envelope.functions)
+        if not functions:
+            return change
+        proto, lifted = model.skeleton()
+        try:
+            inlined = inliner.inline_local_functions(proto, convert_version=True)
+        except (RuntimeError, ValueError) as e:
+            raise ModelError(f"the model's local functions could not be inlined: {first_line(e)}") from e
+        model.rebuild(inlined, lifted)
+        left = {(f.domain, f.name, f.overload) for f in model.envelope.functions}
+        for function in functions:
+            if (function.domain, function.name, function.overload) in left:
+                change.skips.append(Skip(function.name, "function", "it needs an opset ONNX cannot convert to"))
+            else:
+                change.edits += 1
+        return change

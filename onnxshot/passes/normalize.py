@@ -1,0 +1,61 @@
+"""Bring a model into the form the other passes expect: weights at their ops, nothing that does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxshot.graph import Model, edit, shapes
+from onnxshot.passes.base import Change, Pass
+from onnxshot.passes.drop_identity import DropIdentity
+from onnxshot.passes.drop_overridable import DropOverridable
+from onnxshot.passes.fold_affine import FoldAffine
+from onnxshot.passes.fold_batchnorm import FoldBatchNorm
+from onnxshot.passes.fold_constants import FoldConstants
+from onnxshot.passes.fuse_activations import FuseActivations
+from onnxshot.passes.fuse_layer_norm import FuseLayerNorm
+from onnxshot.passes.inline_functions import InlineFunctions
+from onnxshot.passes.name_nodes import NameNodes
+from onnxshot.passes.remove_unused import RemoveUnused
+
+_ROUNDS = 8  # each round can only make the graph smaller; real models need two or three
+
+REPEATED: Sequence[Pass] = (
+    FoldConstants(),
+    DropIdentity(),
+    FuseActivations(),  # before FoldAffine, which would fold the division in it elsewhere
+    FuseLayerNorm(),
+    FoldBatchNorm(),
+    FoldAffine(),
+)
+
+
+def normalize(model: Model, *, opset: int | None = None, keep_overridable: bool = False) -> list[tuple[str, Change]]:
+    """Run the normalize passes; each one's name and what it did, over all rounds, in the order they ran first.
+
+    `opset` raises the default opset where it is lower; never done otherwise. Names, types and dimensions of the
+    model's inputs and outputs stay. Raises ModelError where functions cannot be inlined or the opset not be raised.
+    """
+    done: dict[str, Change] = {}
+
+    def run(step: Pass) -> int:
+        change = step.run(model)
+        before = done.get(step.name)
+        done[step.name] = Change(change.edits + (before.edits if before else 0), change.skips)
+        return change.edits
+
+    run(InlineFunctions())
+    if opset is not None:
+        shapes.raise_opset(model, opset)
+    run(DropOverridable(keep_overridable))
+    run(NameNodes())
+    run(RemoveUnused())
+    shapes.infer(model)
+    for _ in range(_ROUNDS):
+        edits = [run(step) for step in REPEATED]
+        if not any(edits):
+            break
+        edit.remove_unused(model)
+        shapes.infer(model)
+    run(RemoveUnused())
+    edit.toposort(model)
+    return list(done.items())

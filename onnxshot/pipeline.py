@@ -1,0 +1,316 @@
+"""The stages of a run, in order: load, normalize, plan, calibrate, plan, rewrite, write, prove, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+import onnxshot.cache as cache
+from onnxshot import proof
+from onnxshot.calibrate import Progress, collect
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.readers import Dataset, open_data, split
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.errors import ModelError, TargetError, UsageError
+from onnxshot.graph import Model, edit, shapes, weights
+from onnxshot.graph.load import load_model
+from onnxshot.graph.save import Draft, draft
+from onnxshot.passes.base import Change, Pass
+from onnxshot.passes.dynamic import QuantizeDynamically
+from onnxshot.passes.normalize import normalize
+from onnxshot.passes.qdq import InsertQdq
+from onnxshot.passes.qoperator import ToQOperator
+from onnxshot.passes.store_half import StoreHalf
+from onnxshot.passes.strip_qdq import StripQdq
+from onnxshot.passes.weight_only import QuantizeWeightsOnly
+from onnxshot.plan import Plan
+from onnxshot.planner import already_quantized, make_plan, schemes
+from onnxshot.preparing import input_specs, lowest_opset, resolve_preset
+from onnxshot.recipe import Recipe
+from onnxshot.report import Artifact, Report
+from onnxshot.targets import target_named
+from onnxshot.targets.base import Target
+
+VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to run; none of it changes what is computed.
+
+    Attributes:
+        samples: most samples to read from the calibration data; None for all.
+        verify: prove the written file against the float model.
+        use_cache: keep and reuse statistics.
+        threads: CPU threads of every inference.
+        device: where calibration runs: cpu, cuda or openvino.
+        seed: of random calibration data.
+        keep_overridable: leave initializers that are listed as inputs as they are.
+        requantize: take an already quantized model back to float first.
+        bench_seconds: how long to time each of the two models.
+        progress: called with what is being done, how far it is, and how far it goes.
+    """
+
+    samples: int | None = None
+    verify: bool = True
+    use_cache: bool = True
+    threads: int = 2
+    device: str = "cpu"
+    seed: int = 0
+    keep_overridable: bool = False
+    requantize: bool = False
+    bench_seconds: float = 1.0
+    progress: Progress | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """A compressed model and the proof. Nothing is printed and, without an output path, nothing is kept on disk."""
+
+    model: Model
+    plan: Plan
+    report: Report
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model to `path` (and `path`.data where it is over 1 GiB), aside first; the path."""
+        with draft(self.model, Path(path)) as written:
+            proof.runs(written.path)
+            return written.publish()
+
+    def emit(self, to: str, folder: str | Path) -> Path:
+        """Write the model into `folder` as `to`. Raises TargetError for what is not there to emit to yet."""
+        if to != "onnx":
+            raise TargetError(f"emitting to {to!r} is not available", "emit to 'onnx'")
+        stem = self.model.path.stem if self.model.path is not None else "model"
+        return self.save(Path(folder) / f"{stem}.int8.onnx")
+
+
+def quantize(
+    model: str | Path | ModelProto,
+    calib: Any = None,
+    *,
+    output: str | Path | None = None,
+    preset: str | Preset | None = None,
+    recipe: Recipe | None = None,
+    settings: Settings | None = None,
+    **options: Any,
+) -> Result:
+    """Quantize an ONNX model for a target, and prove the result against the float model.
+
+    Args:
+        model: path of an .onnx file, or a ModelProto.
+        calib: calibration data: a folder of pictures, .npy or .npz; a .npz; a test_data_set folder;
+            'module:function'; any iterable of dicts of arrays; 'random'. Only mode 'static' needs it.
+        output: where to write; None keeps the result in memory (`Result.save` writes it later).
+        preset: preprocessing of pictures: a name, a YAML file, or a Preset.
+        recipe: what to do; `options` override its fields (target='ort', mode='static', exclude=(...,), ...).
+        settings: how to run it.
+
+    Returns:
+        The model, the plan and the report.
+
+    Raises:
+        ModelError, CalibrationError, UsageError, TargetError: each says what was found and what to do.
+    """
+    settings = settings or Settings()
+    recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
+    run = _Run(model, recipe, settings)
+    with contextlib.ExitStack() as stack:
+        data = run.open(calib, preset)
+        if data is not None:
+            stack.enter_context(data)
+        run.rewrite(data)
+        folder = stack.enter_context(tempfile.TemporaryDirectory()) if output is None else None
+        final = Path(folder) / "model.onnx" if folder is not None else Path(output or "")
+        written = stack.enter_context(draft(run.model, final))
+        run.prove(written, data)
+        if folder is None:
+            size = written.size_bytes
+            written.publish()
+            run.report.outputs.append(Artifact(str(final), recipe.target, "onnx", size))
+    run.report.seconds = time.perf_counter() - run.started
+    run.report.peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Result(run.model, run.plan, run.report)
+
+
+def emit(model: str | Path | ModelProto, *, to: str = "onnx", output: str | Path) -> Path:
+    """Normalize a model without compressing it, and write it. `to` is 'onnx'."""
+    if to != "onnx":
+        raise TargetError(f"emitting to {to!r} is not available", "emit to 'onnx'")
+    loaded = load_model(model)
+    normalize(loaded)
+    StoreHalf().run(loaded)
+    edit.toposort(loaded)
+    with draft(loaded, Path(output)) as written:
+        proof.runs(written.path)
+        return written.publish()
+
+
+@dataclass(slots=True)
+class _Run:
+    """One quantization under way; its methods are the stages."""
+
+    source: str | Path | ModelProto
+    recipe: Recipe
+    settings: Settings
+    started: float = field(default_factory=time.perf_counter)
+    target: Target = field(init=False)
+    model: Model = field(init=False)
+    plan: Plan = field(init=False)
+    report: Report = field(init=False)
+    float_model: ModelProto | None = field(init=False, default=None)
+    calibrated_on: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.target = target_named(self.recipe.target)
+        schemes(self.target, self.recipe)  # a pair the target cannot run is refused before any work
+        self.model = load_model(self.source)
+        name = str(self.source) if isinstance(self.source, str | Path) else "(ModelProto)"
+        self.report = Report(name, self.recipe.to_dict())
+        self.report.input_bytes = _size_on_disk(self.source)
+        self._refuse_quantized()
+        with self.timed("normalize"):
+            opset = lowest_opset(self.model, self.target, self.recipe)
+            normalize(self.model, opset=opset, keep_overridable=self.settings.keep_overridable)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.report.timings[stage] = time.perf_counter() - start
+
+    def _refuse_quantized(self) -> None:
+        found = already_quantized(self.model)
+        if not found:
+            return
+        if not self.settings.requantize:
+            raise UsageError(
+                f"the model is quantized already: {len(found)} nodes such as {found[0].label!r} ({found[0].op})",
+                "start from the float model, or pass --requantize to go back to float first",
+            )
+        change = StripQdq().run(self.model)
+        self.model.notes.append(f"{change.edits} Q/DQ pairs of the input were taken out before quantizing")
+
+    # ------------------------------------------------------------------ stages
+
+    def open(self, calib: Any, preset: str | Preset | None) -> Dataset | None:
+        """Open the calibration data; None where there is none and none is needed."""
+        if calib is None:
+            if self.recipe.mode == "static" and make_plan(self.model, self.target, self.recipe).observe:
+                open_data(None, input_specs(self.model))  # raises, and says what --calib takes
+            return None
+        settings = self.settings
+        data = open_data(calib, input_specs(self.model), resolve_preset(preset), limit=settings.samples, seed=settings.seed)
+        self.report.notes += data.notes
+        return data
+
+    def rewrite(self, data: Dataset | None) -> None:
+        """Plan, calibrate, plan again with scales, and change the graph."""
+        self.plan = make_plan(self.model, self.target, self.recipe)
+        if self.plan.observe and data is not None:
+            with self.timed("calibrate"):
+                stats = self._statistics(data)
+            self.plan = make_plan(self.model, self.target, self.recipe, stats)
+        if self.settings.verify and self.model.weight_bytes() < proof.MAX_BYTES:
+            self.float_model = self.model.to_proto()
+        self.report.skips = list(self.plan.skips)
+        self.report.notes += [*self.plan.notes, *self.model.notes]
+        method = self.recipe.weight_method
+        passes: list[Pass] = [InsertQdq(self.plan, method)] if self.plan.tensors else []
+        passes += [QuantizeDynamically(self.plan, method), QuantizeWeightsOnly(self.plan, method), StoreHalf()]
+        if self.recipe.format == "qoperator":
+            passes.append(ToQOperator())
+        with self.timed("rewrite"):
+            for step in passes:
+                change: Change = step.run(self.model)
+                self.report.skips += change.skips
+            edit.remove_unused(self.model)
+            edit.toposort(self.model)
+        self._stamp(data)
+
+    def _statistics(self, data: Dataset) -> dict[str, TensorStats]:
+        """Statistics of every tensor the recipe could ask about, from the cache where they are there."""
+        self.calibrated_on, held_out = split(len(data))
+        chosen = data.subset(self.calibrated_on)
+        everything = make_plan(self.model, self.target, Recipe(target=self.recipe.target, mode="static"))
+        names = tuple(dict.fromkeys((*self.plan.observe, *everything.observe)))
+        key, stats = "", dict[str, TensorStats]()
+        if self.settings.use_cache and not data.random:
+            key = cache.key(self.model, chosen.fingerprint(), self.settings.device)
+            stats = cache.load(key)
+        missing = [n for n in names if n not in stats]
+        if missing:
+            settings = self.settings
+            stats |= collect(
+                self.model, missing, chosen, len(chosen),
+                threads=settings.threads, device=settings.device, progress=settings.progress,
+            )  # fmt: skip
+            if key:
+                cache.store(key, stats)
+        self.report.samples = {
+            "calibration": len(self.calibrated_on),
+            "held_out": len(held_out),
+            "inferences": len(chosen) if missing else 0,
+            "source": data.source,
+            "random": data.random,
+        }
+        return stats
+
+    def _stamp(self, data: Dataset | None) -> None:
+        from onnxshot import __version__
+
+        self.model.set_metadata(VERSION_KEY, __version__)
+        self.model.set_metadata(RECIPE_KEY, json.dumps(self.report.recipe))
+        if data is not None and data.random:
+            self.model.set_metadata(RANDOM_KEY, "true")
+            self.report.notes.append("calibrated on random data: scales are guesses, do not deploy this")
+
+    def prove(self, written: Draft, data: Dataset | None) -> None:
+        """Read the written file back and hold it against the float model."""
+        report = self.report
+        report.float_weights = proof.float_weights(self.model, self.plan)
+        report.sparsity = proof.sparsity(self.model)
+        if not self.settings.verify:
+            return
+        proof.keeps_contract(self.source, written.path)
+        if data is None and self.float_model is not None:
+            data = proof.random_data(self.float_model, input_specs(self.model))
+            report.notes.append("compared on random data: give --calib DATA for figures that mean something")
+        if data is None or self.float_model is None:
+            report.notes.append("not compared with the float model: no data that it runs on")
+            proof.runs(written.path)
+            return
+        held_out = data.subset(split(len(data))[1] if self.calibrated_on else range(len(data)))
+        report.samples.setdefault("held_out", len(held_out))
+        with self.timed("verify"):
+            proof.prove(report, self.plan, self.float_model, self.model, written.path, held_out, self.settings)
+        with self.timed("bench"), tempfile.TemporaryDirectory() as folder:
+            source = self.source
+            if isinstance(source, ModelProto):
+                path = Path(folder) / "float.onnx"
+                path.write_bytes(source.SerializeToString())
+                source = path
+            proof.time_both(report, Path(source), written.path, held_out, self.settings)
+
+
+def _size_on_disk(source: str | Path | ModelProto) -> int:
+    if isinstance(source, ModelProto):
+        return source.ByteSize()
+    path = Path(source)
+    model_bytes = path.stat().st_size
+    with contextlib.suppress(ModelError, OSError):
+        model_bytes += sum(
+            weights.size_bytes(c)
+            for c in load_model(path).constants()
+            if isinstance(c._values, weights.StoredValues) and c._values.external
+        )
+    return model_bytes

@@ -1,0 +1,38 @@
+"""Small questions several commands ask before the work starts: which inputs, which preset, which opset."""
+
+from __future__ import annotations
+
+from onnx import TensorProto, helper
+
+from onnxshot.calibration.preprocess import Preset, load_preset
+from onnxshot.calibration.readers import InputSpec
+from onnxshot.errors import CalibrationError
+from onnxshot.graph import Model, weights
+from onnxshot.planner import schemes
+from onnxshot.recipe import Recipe
+from onnxshot.targets.base import Target
+
+
+def input_specs(model: Model) -> list[InputSpec]:
+    """Names, dtypes and shapes of the model's inputs, as calibration data is held against them."""
+    specs = []
+    for tensor in model.graph.inputs:
+        kind = model.elem_type(tensor)
+        if not kind:
+            raise CalibrationError(f"input {tensor.name!r} is not a tensor", "onnxshot feeds tensors only")
+        specs.append(InputSpec(tensor.name, helper.tensor_dtype_to_np_dtype(kind), model.shape(tensor)))
+    return specs
+
+
+def resolve_preset(preset: str | Preset | None) -> Preset | None:
+    """The preset itself, whether it was given by name, as a YAML file, or as a value."""
+    return load_preset(preset) if isinstance(preset, str) else preset
+
+
+def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:
+    """The lowest opset the scheme needs: 13 for a scale per channel, 19 for float16 scales, 21 for 16-bit types."""
+    activation, weight = schemes(target, recipe)
+    if max(activation.dtype.bits, weight.dtype.bits) > 8:
+        return 21
+    half = any(weights.elem_type(c) == TensorProto.FLOAT16 for c in model.constants())
+    return 19 if recipe.mode == "weights" and half else 13

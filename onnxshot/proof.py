@@ -1,0 +1,132 @@
+"""The proof of a run: the written file read back, run, held against the float model, and timed against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxshot.calibration.readers import Dataset, InputSpec, open_data
+from onnxshot.contract import contract, reload_check, same_contract
+from onnxshot.errors import ModelError, OnnxshotError
+from onnxshot.graph import Model, weights
+from onnxshot.graph.ops import weight_slot
+from onnxshot.passes.base import Skip
+from onnxshot.plan import FLOAT, Plan
+from onnxshot.report import Report, TensorReport
+from onnxshot.targets.ort_bench import bench
+from onnxshot.targets.ort_executed import executed
+from onnxshot.targets.ort_runtime import Runner
+from onnxshot.tensorwise import compare_tensors
+from onnxshot.verify import Comparison, compare
+
+if TYPE_CHECKING:
+    from onnxshot.pipeline import Settings
+
+MAX_BYTES = 1_500_000_000
+"""Weights of a model that is still compared with its float original; both must fit into memory, several times."""
+_RANDOM_SAMPLES = 4
+_BENCH_FEEDS = 8
+_MIN_ELEMENTS = 1024  # float weights below this are not worth a line
+
+
+def prove(
+    report: Report, plan: Plan, float_model: ModelProto, model: Model, written: Path, data: Dataset, settings: Settings
+) -> None:
+    """Fill in the report: accuracy per output and tensor, what ran in int8, latency. `data` are held-out samples.
+
+    Raises ModelError where the written file does not load, run, or equal the model in memory.
+    """
+    first = data[0]
+    reload_check(model, written, first.feed)
+    reference = float_model.SerializeToString()
+    tell(report, compare(reference, written, data, threads=settings.threads))
+    rows = compare_tensors(reference, written, data, list(plan.tensors) or None, threads=settings.threads)
+    report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, plan) for row in rows]
+    ran = executed(written, sample=first.feed, threads=settings.threads)
+    report.int8_macs_share = ran.share if ran.total_macs else None
+    report.float_between_qdq = len(ran.float_between)
+    report.float_macs = {op: macs / ran.total_macs for op, macs in ran.float_by_op.items()} if ran.total_macs else {}
+    if ran.note:
+        report.notes.append(ran.note)
+
+
+def tell(report: Report, found: Comparison) -> None:
+    """Put a comparison of outputs into the report."""
+    report.sqnr_db, report.sqnr_unoptimized_db = found.sqnr_db, found.unoptimized_db
+    report.agreement = found.agreement
+    report.output_sqnr_db = {row.name: row.sqnr_db for row in found.outputs if row.sqnr_db is not None}
+    report.notes += [*found.notes, *found.not_finite]
+    if found.contract:
+        report.notes.append(f"inputs or outputs differ: {found.contract}")
+    if found.optimizer_changes_results:
+        report.notes.append(
+            f"SQNR is {found.sqnr_db:.1f} dB with graph optimizations and {found.unoptimized_db:.1f} dB without"
+        )
+
+
+def time_both(report: Report, source: Path, written: Path, data: Dataset, settings: Settings) -> None:
+    """Measure the written file against its source, in turns on the same samples."""
+    feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
+    before, after = bench([source, written], feeds, threads=settings.threads, seconds=settings.bench_seconds)
+    report.latency = {"float_ms": before.median_ms, "ms": after.median_ms, "speedup": after.ratio}
+
+
+def _row(tensor: str, op: str, sqnr_db: float, clipped: float | None, plan: Plan) -> TensorReport:
+    planned = plan.tensors.get(tensor)
+    if planned is None or planned.group not in plan.ranges:
+        return TensorReport(tensor, op, sqnr_db, clipped=clipped)
+    span, params = plan.ranges[planned.group], plan.params[planned.group]
+    scheme = f"{params.scheme.dtype.name} scale {float(params.scale):.6g} zero point {int(params.zero_point)}"
+    return TensorReport(tensor, op, sqnr_db, span.low, span.high, clipped, scheme, span.method)
+
+
+def runs(written: Path) -> None:
+    """Raise ModelError where ONNX Runtime does not load the file; custom operators are the one excuse."""
+    try:
+        Runner(written)
+    except ModelError as e:
+        if "is not a registered function/op" not in e.message and "custom" not in e.message:
+            raise
+
+
+def keeps_contract(source: str | Path | ModelProto, written: Path) -> None:
+    """Raise ModelError where names, types or dimensions of inputs and outputs are not those of the source."""
+    same_contract(contract(source if isinstance(source, ModelProto) else Path(source)), contract(written))
+
+
+def random_data(float_model: ModelProto, inputs: Sequence[InputSpec]) -> Dataset | None:
+    """Random samples the float model runs on; None where it does not run on any."""
+    data = open_data("random", inputs, limit=_RANDOM_SAMPLES)
+    try:
+        Runner(float_model.SerializeToString()).run(data[0].feed)
+    except OnnxshotError:
+        data.close()
+        return None
+    return data
+
+
+def float_weights(model: Model, plan: Plan) -> list[Skip]:
+    """Weights of the written model that are still float, with the reason the plan gives."""
+    reasons = {n.node: n.reason for n in plan.nodes if n.how == FLOAT}
+    found = []
+    for _, node in model.walk():
+        slot = weight_slot(node)
+        if slot is not None and int(np.prod(node.inputs[slot].shape, dtype=np.int64)) >= _MIN_ELEMENTS:
+            found.append(Skip(node.label, node.op, reasons.get(node.label, "not quantized")))
+    return found
+
+
+def sparsity(model: Model) -> float:
+    """Share 0..1 of zeros in the weights of Conv, Gemm, MatMul and the like; 0 where there are none."""
+    zeros = total = 0
+    for constant in model.constants():
+        if len(constant.shape) >= 2 and weights.size_bytes(constant) <= MAX_BYTES // 10:
+            values = np.asarray(weights.read(constant))
+            if values.dtype.kind in "fi":
+                zeros += values.size - int(np.count_nonzero(values))
+                total += values.size
+    return zeros / total if total else 0.0

@@ -1,0 +1,127 @@
+"""One report of a run: the same facts as JSON for pipelines and as one short table for people."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxshot.passes.base import Skip
+
+GOOD_DB = 10.0
+"""A tensor below this SQNR is named as the first suspect: its noise is a third of its signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One file that was written."""
+
+    path: str
+    target: str
+    format: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """One tensor of the candidate against the float model; range and clipped share are those of its Q/DQ pair."""
+
+    tensor: str
+    op: str
+    sqnr_db: float
+    low: float | None = None
+    high: float | None = None
+    clipped: float | None = None
+    scheme: str = ""
+    method: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """What was done and what it cost and brought. Keys of `to_dict` are stable.
+
+    Attributes:
+        input, outputs: the file read and the files written.
+        sqnr_db: of all outputs over all evaluation samples, at full optimization; None where nothing was run.
+        sqnr_unoptimized_db: the same with every graph optimization off: a difference is a runtime's mistake.
+        samples: samples calibrated on, held out, and whether they were made at random.
+        int8_macs_share: share of multiply-accumulates the runtime really ran in int8.
+        float_macs: share of multiply-accumulates left in float, by operator.
+        float_between_qdq: float ops the runtime left standing between a DQ and a Q: pairs it did not fuse.
+        latency: float_ms, ms and speedup, medians of paired runs.
+        skips: what stayed float, and why.
+        worst: tensors, worst SQNR first.
+    """
+
+    input: str
+    recipe: dict[str, Any]
+    outputs: list[Artifact] = field(default_factory=list)
+    input_bytes: int = 0
+    sqnr_db: float | None = None
+    sqnr_unoptimized_db: float | None = None
+    agreement: float | None = None
+    output_sqnr_db: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    timings: dict[str, float] = field(default_factory=dict)
+    peak_rss_mb: float = 0.0
+    int8_macs_share: float | None = None
+    float_macs: dict[str, float] = field(default_factory=dict)
+    float_between_qdq: int | None = None
+    sparsity: float = 0.0
+    latency: dict[str, float] = field(default_factory=dict)
+    skips: list[Skip] = field(default_factory=list)
+    float_weights: list[Skip] = field(default_factory=list)
+    worst: list[TensorReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values; floats are rounded to what is measured."""
+        values: dict[str, Any] = _rounded(asdict(self))
+        return values
+
+    def to_json(self) -> str:
+        """The report as one JSON object."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON, aside first."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        part.write_text(self.to_json() + "\n", encoding="utf-8")
+        part.replace(path)
+
+    @property
+    def speedup(self) -> float | None:
+        """Latency of the float model over that of the candidate; None where it was not measured."""
+        return self.latency.get("speedup")
+
+    @property
+    def slower(self) -> bool:
+        """True where the candidate was measured to be slower than the float model."""
+        return self.speedup is not None and self.speedup < 1.0
+
+    def next_step(self) -> str:
+        """The one thing to try next."""
+        if self.sqnr_db is None:
+            return "give --calib DATA to have the result compared with the float model"
+        gap = self.sqnr_unoptimized_db
+        if gap is not None and gap - self.sqnr_db > 1.0:
+            return "optimized and unoptimized runs differ: this CPU may lack VNNI, try --target ort-avx2"
+        if self.slower:
+            return "slower than float here: keep the float model, or try --mode dynamic"
+        bad = next((t for t in self.worst if t.sqnr_db < GOOD_DB), None)
+        if bad is not None:
+            return f"onnxshot quantize ... --exclude '{bad.tensor}' leaves the worst tensor's op in float"
+        return "ready: deploy it, or compare on your own data with onnxshot compare"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6) if abs(value) < 1e6 else value
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return value

@@ -1,0 +1,67 @@
+"""Paired latency: models run in turns on the same feeds, so that what else the machine does hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onnxshot.errors import UsageError
+from onnxshot.targets.ort_runtime import CPU, Feed, Runner
+
+_LEAST_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds of one run of one model; ratio: time of the first model over this one's, above 1 is faster."""
+
+    path: Path
+    median_ms: float
+    p10: float
+    p90: float
+    ratio: float
+    rounds: int
+
+
+def bench(
+    models: Sequence[Path],
+    feeds: Sequence[Feed],
+    *,
+    threads: int = 2,
+    rounds: int = 200,
+    seconds: float = 2.0,
+    providers: Sequence[str] = CPU,
+) -> list[Latency]:
+    """Time the models in turns, every one once a round on the same feed; the order turns round each time.
+
+    Ends after `rounds` rounds, or when about `seconds` per model have gone, but not before 3 rounds. The ratio is the
+    median of the ratios within each round. Raises ModelError where a model does not load or run.
+    """
+    if not models or not feeds or rounds < 1:
+        raise UsageError(f"nothing to time: {len(models)} models, {len(feeds)} samples, {rounds} rounds")
+    runners = [Runner(path, threads=threads, providers=providers) for path in models]
+    for runner in runners:
+        for _ in range(2):  # the first run plans memory and packs weights
+            runner.run(feeds[0])
+    taken: list[list[float]] = []
+    end = time.perf_counter() + seconds * len(models)
+    while len(taken) < rounds and (len(taken) < _LEAST_ROUNDS or time.perf_counter() < end):
+        feed = feeds[len(taken) % len(feeds)]
+        order = range(len(runners)) if len(taken) % 2 == 0 else reversed(range(len(runners)))
+        row = [0.0] * len(runners)
+        for i in order:
+            start = time.perf_counter_ns()
+            runners[i].run(feed)
+            row[i] = (time.perf_counter_ns() - start) / 1e6
+        taken.append(row)
+    ms = np.array(taken)
+    ratios = np.median(ms[:, :1] / ms, axis=0)
+    p10, median, p90 = np.percentile(ms, (10, 50, 90), axis=0)
+    return [
+        Latency(path, float(median[i]), float(p10[i]), float(p90[i]), float(ratios[i]), len(taken))
+        for i, path in enumerate(models)
+    ]

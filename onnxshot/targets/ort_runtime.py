@@ -1,0 +1,161 @@
+"""Run models on ONNX Runtime: sessions, feeds in and arrays out. Errors of the runtime become one line each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.calibration.readers import InputSpec
+from onnxshot.errors import ModelError, TargetError
+from onnxshot.graph.load import first_line
+
+Feed = Mapping[str, NDArray[Any]]
+
+CPU = ("CPUExecutionProvider",)
+_PROVIDERS = {  # device -> (providers in order of preference, what to install)
+    "cpu": (CPU, "pip install onnxruntime"),
+    "cuda": (("CUDAExecutionProvider", *CPU), "pip install onnxruntime-gpu"),
+    "openvino": (("OpenVINOExecutionProvider", *CPU), "pip install onnxruntime-openvino"),
+}
+_TYPES: dict[str, Any] = {
+    "float": np.float32,
+    "double": np.float64,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "string": np.str_,
+    "bool": np.bool_,
+    **{f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+_NOT_IN_NUMPY = ("bfloat16", "float8", "float4", "int4", "uint4", "int2", "uint2", "complex")
+
+
+def runtime() -> ModuleType:
+    """The onnxruntime package. Raises TargetError where it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise TargetError(f"ONNX Runtime is not installed: {first_line(e)}", "pip install onnxruntime") from e
+    module: ModuleType = onnxruntime
+    return module
+
+
+def providers_for(device: str) -> tuple[str, ...]:
+    """Execution providers of a device: cpu, cuda or openvino. Raises TargetError where it is not there."""
+    if device not in _PROVIDERS:
+        raise TargetError(f"ONNX Runtime has no device {device!r}", f"devices: {', '.join(_PROVIDERS)}")
+    providers, fix = _PROVIDERS[device]
+    if providers[0] not in runtime().get_available_providers():
+        raise TargetError(f"this ONNX Runtime was built without {providers[0]}", fix)
+    return providers
+
+
+def session(
+    model: Path | bytes,
+    *,
+    optimize: bool = True,
+    threads: int = 2,
+    providers: Sequence[str] = CPU,
+    save_optimized: Path | None = None,
+    profile: Path | None = None,
+    folder: Path | None = None,
+) -> Any:
+    """An InferenceSession; threads sleep instead of spinning, so that models run in turns do not disturb each other.
+
+    save_optimized: where the graph that runs is written; profile: prefix of a profile file; folder: where external data
+    of a model given as bytes lies. Raises ModelError where ONNX Runtime refuses the model, TargetError where the first
+    provider cannot start.
+    """
+    ort = runtime()
+    options = ort.SessionOptions()
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # fatal only: every error comes as an exception too
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if save_optimized is not None:
+        options.optimized_model_filepath = str(save_optimized)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    try:
+        made = ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=list(providers)
+        )
+    except Exception as e:  # ONNX Runtime's errors share no base class
+        raise ModelError(f"{label(model)} does not load in ONNX Runtime: {one_line(e)}") from e
+    if providers and made.get_providers()[0] != providers[0]:
+        raise TargetError(f"{providers[0]} did not start; ONNX Runtime fell back to {made.get_providers()[0]}")
+    return made
+
+
+class Runner:
+    """A loaded model: a feed in, its tensors out. Feeds may hold more than the model asks for."""
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        optimize: bool = True,
+        threads: int = 2,
+        providers: Sequence[str] = CPU,
+        outputs: Sequence[str] | None = None,
+    ) -> None:
+        """`outputs` names what `run` gives; None for all that numpy can hold."""
+        self._label = label(model)
+        self._session = session(model, optimize=optimize, threads=threads, providers=providers)
+        self.inputs: tuple[InputSpec, ...] = tuple(map(input_spec, self._session.get_inputs()))
+        found = self._session.get_outputs()
+        held = tuple(o.name for o in found if _numpy_holds(o.type))
+        self.outputs: tuple[str, ...] = held if outputs is None else tuple(outputs)
+        self.skipped: dict[str, str] = {o.name: o.type for o in found if not _numpy_holds(o.type)}
+
+    def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        """The output tensors by name; sequences, maps and types numpy has not are in `skipped`, not here.
+
+        Raises ModelError where the run fails.
+        """
+        names = list(self.outputs)
+        if not names:
+            return {}
+        missing = [spec.name for spec in self.inputs if spec.name not in feed]
+        if missing:
+            raise ModelError(f"{self._label} asks for input {missing[0]!r}, which the sample does not hold")
+        try:
+            values = self._session.run(names, {spec.name: feed[spec.name] for spec in self.inputs})
+        except Exception as e:  # ONNX Runtime's errors share no base class
+            raise ModelError(f"{self._label} fails in ONNX Runtime: {one_line(e)}") from e
+        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+
+
+def one_line(error: BaseException) -> str:
+    """ONNX Runtime's message without its prefix of codes."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
+
+
+def label(model: Path | bytes) -> str:
+    """What messages call the model."""
+    return str(model) if isinstance(model, Path) else "the model in memory"
+
+
+def input_spec(arg: Any) -> InputSpec:
+    """What an input of a session wants. Raises ModelError for sequences, maps and types numpy has not."""
+    match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
+    if match is None or match[1] not in _TYPES:
+        raise ModelError(f"input {arg.name!r} is a {arg.type}, which cannot be fed from arrays")
+    shape = tuple(d if isinstance(d, int | str) else None for d in arg.shape)
+    return InputSpec(arg.name, np.dtype(_TYPES[match[1]]), shape)
+
+
+def _numpy_holds(kind: str) -> bool:
+    match = re.fullmatch(r"tensor\((\w+)\)", kind)
+    return match is not None and not match[1].startswith(_NOT_IN_NUMPY)

@@ -1,0 +1,199 @@
+"""Where accuracy is lost: tensors inside a candidate against the same tensors of the float model, worst first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
+
+from onnxshot.calibration.readers import Sample
+from onnxshot.errors import ModelError
+from onnxshot.graph import Model, weights
+from onnxshot.graph.load import first_line, load_model
+from onnxshot.graph.macs import concrete_shapes
+from onnxshot.maths.metrics import SqnrSum
+from onnxshot.targets.ort_runtime import Runner, label
+
+SAMPLES = 8
+"""Samples that tensors are compared on, at most: where noise comes from shows on the first few."""
+LIMIT = 1_500_000_000
+"""Bytes of weights above which no tensors are compared: the model is copied in memory to see inside."""
+_HELD = 1 << 28  # bytes of tensors that one run may give out, of both models together
+_GUESS = 1 << 22  # bytes of a tensor whose shape is not known
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """One tensor over the samples.
+
+    Attributes:
+        tensor, op: its name, and the operator of the float model that makes it.
+        sqnr_db: with the runtime's optimizations off, after quantization where it is quantized.
+        absmax: largest absolute value in the float model.
+        clipped: share 0..1 of the float model's values outside the range the candidate stores; None where the
+            candidate does not quantize it, or not with one scale.
+        quantized: True where it goes through a Q/DQ pair.
+    """
+
+    tensor: str
+    op: str
+    sqnr_db: float
+    absmax: float
+    clipped: float | None = None
+    quantized: bool = False
+
+
+def compare_tensors(
+    reference: Path | bytes | Model,
+    candidate: Path | bytes | Model,
+    samples: Iterable[Sample],
+    tensors: Sequence[str] | None = None,
+    *,
+    threads: int = 2,
+) -> tuple[TensorRow, ...]:
+    """Rows of the tensors that both models have by name, worst first; all of the top-level graph where none are named.
+
+    A tensor that goes through Q/DQ is taken after them. Passes that merge or rescale operators change what a name
+    stands for: `reference` should be the float model as it was just before quantization. Empty for models over 1.5 GB.
+    Held at any time: copies of both models and 256 MB of tensors, whatever the number of tensors and samples.
+    """
+    used = [sample for sample, _ in zip(samples, range(SAMPLES), strict=False)]
+    if not used or _bytes(reference) > LIMIT or _bytes(candidate) > LIMIT:
+        return ()
+    float_proto, cand_proto = _proto(reference), _proto(candidate)
+    makers = {o: n.op_type for n in float_proto.graph.node if n.op_type != "Constant" for o in n.output if o}
+    pairs = _quantized(cand_proto)
+    there = {o for n in cand_proto.graph.node for o in n.output}
+    names = [n for n in dict.fromkeys(makers if tensors is None else tensors) if n in makers and n in there]
+    shapes = concrete_shapes(Model(float_proto), {k: v.shape for k, v in used[0].feed.items()})
+    rows = []
+    for group in _groups(names, shapes):
+        takes = {name: pairs[name].output if name in pairs else name for name in group}
+        judge = Runner(_exposed(float_proto, group), optimize=False, threads=threads, outputs=group)
+        other = Runner(_exposed(cand_proto, takes.values()), optimize=False, threads=threads, outputs=[*takes.values()])
+        sums = {name: _Sums(makers[name], pairs.get(name)) for name in group}
+        for sample in used:
+            wanted, got = judge.run(sample.feed), other.run(sample.feed)
+            for name, entry in sums.items():
+                entry.add(wanted.pop(name), got[takes[name]])
+        rows += [entry.row(name) for name, entry in sums.items() if entry.total.count]
+    return tuple(sorted(rows, key=lambda row: (row.sqnr_db, row.tensor)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A Q/DQ pair: the DQ's output, and the range of values it can give where it has one scale."""
+
+    output: str
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What is added up for one tensor."""
+
+    op: str
+    pair: _Pair | None
+    total: SqnrSum = field(default_factory=SqnrSum)
+    absmax: float = 0.0
+    outside: int = 0
+
+    def add(self, wanted: NDArray[Any], got: NDArray[Any]) -> None:
+        if wanted.dtype.kind != "f" or got.dtype.kind != "f" or wanted.shape != got.shape or not wanted.size:
+            return
+        self.total.add(wanted, got)
+        finite = wanted if np.isfinite(wanted).all() else wanted[np.isfinite(wanted)]
+        if finite.size:
+            self.absmax = max(self.absmax, float(np.abs(finite).max()))
+        if self.pair is not None:
+            self.outside += int(np.count_nonzero((wanted < self.pair.low) | (wanted > self.pair.high)))
+
+    def row(self, name: str) -> TensorRow:
+        known = self.pair is not None and math.isfinite(self.pair.low)
+        share = self.outside / self.total.count if known else None
+        return TensorRow(name, self.op, self.total.db, self.absmax, share, self.pair is not None)
+
+
+def _quantized(proto: ModelProto) -> dict[str, _Pair]:
+    """Tensor name -> the Q/DQ pair it goes through, in the top-level graph."""
+    constants = {t.name: t for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            constants[node.output[0]] = node.attribute[0].t
+    dequantized = {n.input[0]: n.output[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
+    pairs: dict[str, _Pair] = {}
+    for node in proto.graph.node:
+        if node.op_type != "QuantizeLinear" or node.output[0] not in dequantized:
+            continue
+        low, high = -math.inf, math.inf
+        given = [constants.get(name) for name in node.input[1:]]
+        if given and all(t is not None and math.prod(t.dims) == 1 for t in given):
+            values = [numpy_helper.to_array(t).reshape(()) for t in given if t is not None]
+            low, high = _limits(values[0], values[1] if len(values) > 1 else np.zeros((), _default_type(node)))
+        pairs.setdefault(node.input[0], _Pair(dequantized[node.output[0]], low, high))
+    return pairs
+
+
+def _limits(scale: NDArray[Any], zero: NDArray[Any]) -> tuple[float, float]:
+    """Values beyond these saturate: half a step past the lowest and highest stored value."""
+    try:
+        info = np.iinfo(zero.dtype)
+    except ValueError:
+        return -math.inf, math.inf  # an 8-bit float or a packed type
+    step, offset = float(scale), int(zero)
+    return (int(info.min) - offset - 0.5) * step, (int(info.max) - offset + 0.5) * step
+
+
+def _default_type(node: onnx.NodeProto) -> np.dtype[Any]:
+    """Type that QuantizeLinear gives without a zero point: its output_dtype, else uint8."""
+    kind = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
+    return np.dtype(helper.tensor_dtype_to_np_dtype(kind)) if kind else np.dtype(np.uint8)
+
+
+def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
+    """Split the names so that the tensors of one group fit into _HELD in float32 twice."""
+    group, size = list[str](), 0
+    for name in names:
+        need = 8 * math.prod(shapes[name]) if name in shapes else _GUESS
+        if group and size + need > _HELD:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += need
+    if group:
+        yield group
+
+
+def _exposed(proto: ModelProto, names: Iterable[str]) -> bytes:
+    """The model with these tensors among its outputs."""
+    before = len(proto.graph.output)
+    present = {o.name for o in proto.graph.output}
+    proto.graph.output.extend(ValueInfoProto(name=n) for n in dict.fromkeys(names) if n not in present)
+    try:
+        return bytes(proto.SerializeToString())
+    finally:
+        del proto.graph.output[before:]
+
+
+def _bytes(source: Path | bytes | Model) -> int:
+    if isinstance(source, bytes):
+        return len(source)
+    return (source if isinstance(source, Model) else load_model(source)).weight_bytes()
+
+
+def _proto(source: Path | bytes | Model) -> ModelProto:
+    if isinstance(source, Model):
+        return source.export(weights.to_proto)
+    try:
+        return onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source))
+    except (OSError, DecodeError, ValueError) as e:
+        raise ModelError(f"{label(source)} cannot be read: {first_line(e)}") from e

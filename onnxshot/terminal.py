@@ -1,0 +1,108 @@
+"""What people see: one short table with the worst tensor on top, one next step, a progress bar. All on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from onnxshot.report import Report
+
+if TYPE_CHECKING:
+    from onnxshot.calibrate import Progress as Callback
+    from onnxshot.targets.ort_bench import Latency
+
+_WORST = 5
+_SKIPS = 6
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_text(text: str) -> None:
+    """Print lines as they are."""
+    _console().print(escape(text))
+
+
+@contextlib.contextmanager
+def progress(wanted: bool) -> Iterator[Callback | None]:
+    """A bar for work that lasts longer than a second, on a terminal; None elsewhere."""
+    console = _console()
+    if not wanted or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.speed:.0f}/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    bar = Progress(*columns, console=console, transient=True)
+    tasks: dict[str, object] = {}
+    started = time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        if time.monotonic() - started < 1.0:
+            return
+        if what not in tasks:
+            bar.start()
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done)  # type: ignore[arg-type]  # rich's TaskID is an int with a name
+
+    try:
+        yield show
+    finally:
+        bar.stop()
+
+
+def show_report(report: Report) -> None:
+    """The result in a few lines: sizes, accuracy, speed, the worst tensors, what stayed float, what to do next."""
+    console = _console()
+    console.print(_headline(report))
+    if report.worst:
+        table = Table("worst tensors", "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
+        for row in report.worst[:_WORST]:
+            span = "" if row.low is None or row.high is None else f"{row.low:.4g} .. {row.high:.4g}"
+            clipped = "" if row.clipped is None else f"{100 * row.clipped:.3f} %"
+            table.add_row(escape(row.tensor), row.op, f"{row.sqnr_db:.1f}", span, clipped)
+        console.print(table)
+    reasons: dict[tuple[str, str], int] = {}
+    for skip in report.float_weights:
+        reasons[skip.op, skip.reason] = reasons.get((skip.op, skip.reason), 0) + 1
+    for (op, reason), count in list(reasons.items())[:_SKIPS]:
+        console.print(escape(f"float weight: {count} x {op}: {reason}"))
+    for note in report.notes:
+        console.print(escape(f"note: {note}"))
+    console.print(escape(f"next: {report.next_step()}"))
+
+
+def _headline(report: Report) -> str:
+    written = sum(a.bytes for a in report.outputs)
+    parts = [escape(report.outputs[0].path if report.outputs else report.input)]
+    if written:
+        parts.append(f"{report.input_bytes / 1e6:.2f} -> {written / 1e6:.2f} MB")
+    if report.sqnr_db is not None:
+        parts.append(f"SQNR {report.sqnr_db:.1f} dB")
+    if report.agreement is not None:
+        parts.append(f"agreement {100 * report.agreement:.1f} %")
+    if report.int8_macs_share is not None:
+        parts.append(f"int8 {100 * report.int8_macs_share:.0f} % of MACs")
+    if report.speedup is not None:
+        text = f"{report.latency['float_ms']:.3g} -> {report.latency['ms']:.3g} ms ({report.speedup:.2f}x)"
+        parts.append(f"[bold red]slower than float: {text}[/]" if report.slower else f"[green]{text}[/]")
+    return "  ".join(parts)
+
+
+def show_latencies(rows: Sequence[Latency]) -> None:
+    """One line per model; the first is the base."""
+    table = Table("model", "median ms", "p10", "p90", "speedup", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            escape(str(row.path)), f"{row.median_ms:.3f}", f"{row.p10:.3f}", f"{row.p90:.3f}", f"{row.ratio:.2f}x"
+        )
+    _console().print(table)

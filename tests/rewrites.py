@@ -1,0 +1,81 @@
+"""What tests of rewriting passes share: run a pass, and hold its result against the model it was given."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+from handmade.core import Feed
+from numpy.typing import NDArray
+from support import session
+
+from onnxshot.graph import Model, Node, Tensor, edit, shapes
+from onnxshot.graph.load import load_model
+from onnxshot.passes.base import Change, Pass
+
+TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}
+
+
+def outputs(proto: onnx.ModelProto, feed: Feed) -> list[NDArray[Any]]:
+    """Outputs of the model in ONNX Runtime."""
+    result: list[NDArray[Any]] = session(proto.SerializeToString()).run(None, feed)
+    return result
+
+
+def loaded(proto: onnx.ModelProto) -> Model:
+    """The model with the shapes known, as passes get it."""
+    model = load_model(proto)
+    shapes.infer(model)
+    return model
+
+
+def rewritten(proto: onnx.ModelProto, step: Pass, *feeds: Feed) -> tuple[Model, Change]:
+    """The model after the pass, whose contract and outputs were checked against the model before it."""
+    model = loaded(proto)
+    change = step.run(model)
+    check(proto, model, *feeds)
+    return model, change
+
+
+def check(proto: onnx.ModelProto, model: Model, *feeds: Feed) -> None:
+    """Assert that the rewritten model is valid, keeps the contract and gives the same outputs."""
+    edit.toposort(model)
+    after = model.to_proto()
+    onnx.checker.check_model(after, full_check=True)
+    stored = {t.name for t in proto.graph.initializer}
+    inputs = [i for i in proto.graph.input if i.name not in stored]
+    assert [i for i in after.graph.input if i.name not in stored] == inputs
+    assert list(after.graph.output) == list(proto.graph.output)
+    assert list(after.metadata_props) == list(proto.metadata_props)
+    assert after.doc_string == proto.doc_string
+    assert after.graph.doc_string == proto.graph.doc_string
+    for feed in feeds:
+        for expected, found in zip(outputs(proto, feed), outputs(after, feed), strict=True):
+            assert found.dtype == expected.dtype
+            if expected.dtype.name in TOLERANCE:
+                tolerance = TOLERANCE[expected.dtype.name]
+                scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
+                np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * scale)
+            else:
+                np.testing.assert_array_equal(found, expected)
+
+
+def ops(model: Model) -> Counter[str]:
+    """How many nodes of each operator there are, subgraphs included."""
+    return Counter(node.op for _, node in model.walk())
+
+
+def the(model: Model, op: str) -> Node:
+    """The one node of this operator."""
+    (node,) = (n for _, n in model.walk() if n.op == op)
+    return node
+
+
+def tensor(model: Model, name: str) -> Tensor:
+    """A tensor by name."""
+    return model.tensors()[name]
+
+
+def reasons(change: Change) -> list[str]:
+    """Why nodes were left as they were."""
+    return [skip.reason for skip in change.skips]

@@ -1,0 +1,32 @@
+"""A process of its own for files that may crash or hang a parser: reads [path, out] lines, answers each."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+from roundtrip import load_and_save
+
+from onnxshot.errors import OnnxshotError
+
+MEMORY = 6 << 30  # address space: a file of a few bytes that asks for more than this is a finding
+
+
+def main() -> None:
+    """Answer every line of stdin with {"error": class or null, "text": message, "exit_code": int}."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        path, out = json.loads(line)
+        answer = {"error": None, "text": "", "exit_code": 0}
+        try:
+            load_and_save(Path(path), Path(out))
+        except OnnxshotError as e:
+            answer = {"error": type(e).__name__, "text": str(e), "exit_code": e.exit_code}
+        except Exception as e:
+            answer = {"error": type(e).__name__, "text": repr(e), "exit_code": 1}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

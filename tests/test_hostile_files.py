@@ -1,0 +1,110 @@
+"""No file may crash, hang or confuse onnxshot, and none may leave half a result behind."""
+
+import contextlib
+import json
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import hostile
+import pytest
+
+SECONDS = 10  # per file
+
+
+class Worker:
+    """A process that loads and saves; a crash or a hang costs it, not the tests."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        script = Path(__file__).with_name("roundtrip_worker.py")
+        process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def run(self, path: Path, out: Path) -> dict[str, object]:
+        self._process = self._process or self._start()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([str(path), str(out)]) + "\n")
+        self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], SECONDS)
+        line = self._process.stdout.readline() if ready else ""
+        if line:
+            answer: dict[str, object] = json.loads(line)
+            return answer
+        code = self._process.poll()
+        self.close()
+        return {"error": "Hang" if not ready else "Crash", "text": f"exit status {code}", "exit_code": code}
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with contextlib.closing(Worker()) as made:
+        yield made
+
+
+def test_there_are_more_than_a_hundred_files() -> None:
+    assert len(hostile.CASES) > 200
+    assert sum(refused for _, refused in hostile.CASES.values()) > 100
+
+
+@pytest.mark.parametrize("name", list(hostile.CASES))
+def test_hostile_file(name: str, tmp_path: Path, worker: Worker) -> None:
+    make, refused = hostile.CASES[name]
+    path = make(tmp_path)
+    out = tmp_path / "results" / "new" / "out.onnx"
+    answer = worker.run(path, out)
+    if answer["error"] is None:
+        assert not refused, "it loaded"
+        assert [p.name for p in out.parent.iterdir()] in (["out.onnx"], ["out.onnx", "out.onnx.data"])
+        return
+    assert answer["error"] == "ModelError", answer["text"]
+    assert answer["exit_code"] == 4
+    text = str(answer["text"])
+    assert text.isprintable()
+    assert text.startswith(str(path))
+    assert not (tmp_path / "results").exists()
+
+
+COMMAND_LINE = [
+    "base cut to 50 %",
+    "garbage 3",
+    "unsorted nodes",
+    "unknown operator with line breaks",
+    "dims [-8, 4]",
+    "external: parent folder",
+    "sparse: huge",
+    "opset 1000000000",
+    "500 nested branches",
+    "branch is empty",
+]
+
+
+@pytest.mark.parametrize("name", COMMAND_LINE)
+def test_hostile_file_on_the_command_line(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxshot.cli")
+    path = hostile.CASES[name][0](tmp_path)
+    out = tmp_path / "results" / "out.onnx"
+    command = [sys.executable, "-m", "onnxshot.cli", "quantize", path, "--mode", "weights", "-o", out]
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert time.monotonic() - start < SECONDS + 5  # the imports of the tool are not the file's doing
+    assert done.returncode == 4
+    assert done.stderr.startswith("error:")
+    assert len(done.stderr.splitlines()) == 1
+    assert not out.parent.exists()

@@ -1,0 +1,94 @@
+"""A model of 2.4 GB: the memory of a run is a fraction of its weights, because they are never held together."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+LAYERS, SIZE = 48, 3600
+WEIGHT = SIZE * SIZE * 4  # bytes of a layer
+TOTAL = LAYERS * WEIGHT
+FREE = 3 * TOTAL  # the model, a copy, and room
+
+MEASURE = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    {code}
+finally:
+    with open("/proc/self/status") as status:
+        print([line.split()[1] for line in status if line.startswith("VmHWM")][0], file=sys.stderr)
+"""
+LOAD_AND_SAVE = """
+    from pathlib import Path
+    from onnxshot.graph.load import load_model
+    from onnxshot.graph.save import draft
+    with draft(load_model(sys.argv[1]), Path(sys.argv[2])) as written:
+        written.publish()
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 layers of MatMul and Relu; all weights are in one file beside the model."""
+    folder = tmp_path_factory.mktemp("large")
+    if shutil.disk_usage(folder).free < FREE:
+        pytest.skip(f"needs {FREE >> 30} GiB of disk")
+    rng = np.random.default_rng(0)
+    nodes, tensors = [], []
+    with (folder / "weights.bin").open("wb") as data:
+        for layer in range(LAYERS):
+            tensor = TensorProto(name=f"w{layer}", data_type=TensorProto.FLOAT, dims=[SIZE, SIZE])
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", "weights.bin"), ("offset", data.tell()), ("length", WEIGHT)):
+                tensor.external_data.add(key=key, value=str(value))
+            (rng.standard_normal((SIZE, SIZE), np.float32) / np.float32(SIZE**0.5)).tofile(data)
+            tensors.append(tensor)
+            nodes.append(helper.make_node("MatMul", [f"h{layer}", f"w{layer}"], [f"m{layer}"]))
+            nodes.append(helper.make_node("Relu", [f"m{layer}"], [f"h{layer + 1}"]))
+    value = [helper.make_tensor_value_info(f"h{i}", TensorProto.FLOAT, ["batch", SIZE]) for i in (0, LAYERS)]
+    graph = helper.make_graph(nodes, "large", value[:1], value[1:], tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (folder / "large.onnx").write_bytes(proto.SerializeToString())
+    return folder / "large.onnx"
+
+
+def peak(code: str, *arguments: str | Path) -> int:
+    """Highest resident bytes of a Python process that runs `code`; mapped files count."""
+    command = [sys.executable, "-c", MEASURE.format(code=code.strip()), "python", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stderr.split()[-1]) * 1024
+
+
+@pytest.mark.slow
+def test_a_copy_holds_one_weight_at_a_time(large: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy.onnx"
+    used = peak(LOAD_AND_SAVE, large, out)
+    print(f"load and save: {used / 1e6:.0f} MB of {TOTAL / 1e6:.0f}")
+    assert used <= 0.15 * TOTAL + 250e6
+    tensors = onnx.load(str(out), load_external_data=False).graph.initializer
+    assert len(tensors) == LAYERS
+    given = np.memmap(large.with_name("weights.bin"), np.float32, "r")
+    for layer in (0, LAYERS // 2, LAYERS - 1):
+        entries = {e.key: e.value for e in tensors[layer].external_data}
+        made = np.memmap(tmp_path / "copy.onnx.data", np.float32, "r", int(entries["offset"]), (SIZE * SIZE,))
+        assert np.array_equal(made, given[layer * SIZE * SIZE : (layer + 1) * SIZE * SIZE])
+
+
+@pytest.mark.slow
+def test_storing_weights_in_8_bits_holds_a_part_of_them(large: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("onnxshot.cli") is None:
+        pytest.skip("the command line is not there")
+    out = tmp_path / "small.onnx"
+    code = 'runpy.run_module("onnxshot.cli", run_name="__main__")'
+    used = peak(code, "quantize", large, "--mode", "weights", "--no-verify", "-o", out)
+    print(f"quantize --mode weights: {used / 1e6:.0f} MB of {TOTAL / 1e6:.0f}")
+    assert used <= 0.4 * TOTAL
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) < 0.3 * TOTAL

@@ -1,0 +1,261 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper, parser
+
+from onnxshot.errors import ModelError, TargetError, UsageError
+from onnxshot.targets.ort_bench import bench
+from onnxshot.targets.ort_executed import Execution, executed
+from onnxshot.targets.ort_runtime import Runner, providers_for, session
+
+Feed = dict[str, NDArray[np.float32]]
+
+
+def values(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng([seed, *shape]).normal(0, 0.3, shape).astype(np.float32)
+
+
+def parsed(text: str, imports: str = "", **constants: NDArray[np.generic]) -> onnx.ModelProto:
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17{imports}]>\ng {text}')
+    proto.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
+    return proto
+
+
+def linear() -> bytes:
+    return parsed("(float[N,8] x) => (float[N,4] y) { y = MatMul(x, w) }", w=values(8, 4)).SerializeToString()
+
+
+def residual() -> onnx.ModelProto:
+    return parsed(
+        """(float[N,3,8,8] x) => (float[N,5] y) {
+            a = Conv<pads=[1,1,1,1]>(x, w1, b1)  b = Relu(a)
+            c = Conv<pads=[1,1,1,1]>(b, w2, b1)  d = Add(c, b)  e = Relu(d)
+            f = GlobalAveragePool(e)  h = Flatten(f)  y = Gemm(h, w3, b3)
+        }""",
+        w1=values(8, 3, 3, 3), b1=values(8), w2=values(8, 8, 3, 3), w3=values(8, 5), b3=values(5),
+    )  # fmt: skip
+
+
+RESIDUAL_MACS = 2 * 64 * 8 * (27 + 72) + 2 * 40  # of a batch of 2
+
+
+def quantized(proto: onnx.ModelProto, folder: Path, feeds: list[Feed], **options: object) -> Path:
+    """A QDQ model by onnxruntime's own quantizer: uint8 activations, int8 weights per channel."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
+        def __init__(self) -> None:
+            self.feeds = iter(feeds)
+
+        def get_next(self) -> Feed | None:
+            return next(self.feeds, None)
+
+    source, target = folder / "float.onnx", folder / "q.onnx"
+    for i, node in enumerate(proto.graph.node):
+        node.name = node.name or f"n{i}"
+    onnx.save(proto, str(source))
+    options |= {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
+    quantize_static(str(source), str(target), Reader(), **options)
+    return target
+
+
+# ---------------------------------------------------------------------- sessions
+
+
+def test_a_runner_names_inputs_and_outputs_and_runs() -> None:
+    runner = Runner(linear())
+    (spec,) = runner.inputs
+    assert (spec.name, spec.dtype, spec.shape) == ("x", np.float32, ("N", 8))
+    x = values(3, 8, seed=1)
+    result = runner.run({"x": x, "unused": x})
+    np.testing.assert_allclose(result["y"], x @ values(8, 4), atol=1e-5)
+
+
+def test_a_runner_gives_the_outputs_asked_for() -> None:
+    proto = parsed("(float[2] x) => (float[2] y, float[2] z) { y = Relu(x) z = Neg(x) }")
+    assert list(Runner(proto.SerializeToString(), outputs=["z"]).run({"x": values(2)})) == ["z"]
+
+
+def test_outputs_that_are_no_arrays_are_named_not_given() -> None:
+    proto = parsed("(float[2] x) => (seq(float[2]) s, float[2] y) { s = SequenceConstruct(x, x)  y = Neg(x) }")
+    runner = Runner(proto.SerializeToString())
+    assert runner.skipped == {"s": "seq(tensor(float))"}
+    assert list(runner.run({"x": values(2)})) == ["y"]
+
+
+@pytest.mark.parametrize("broken", [b"not a model", b""])
+def test_a_damaged_model_is_one_line(broken: bytes) -> None:
+    with pytest.raises(ModelError) as caught:
+        session(broken)
+    assert "\n" not in str(caught.value)
+    assert "[ONNXRuntimeError]" not in str(caught.value)
+
+
+def test_an_operator_the_runtime_lacks_is_named() -> None:
+    proto = parsed("(float[2] x) => (float[2] y) { y = custom.Thing(x) }", ', "custom": 1')
+    with pytest.raises(ModelError, match="Thing"):
+        Runner(proto.SerializeToString())
+
+
+def test_a_feed_that_does_not_fit_is_one_line() -> None:
+    with pytest.raises(ModelError, match="fails in ONNX Runtime"):
+        Runner(linear()).run({"x": values(3, 9)})
+    with pytest.raises(ModelError, match="asks for input 'x'"):
+        Runner(linear()).run({})
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    import onnxruntime
+
+    assert providers_for("cpu") == ("CPUExecutionProvider",)
+    with pytest.raises(TargetError, match="devices: cpu"):
+        providers_for("abacus")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(TargetError, match="onnxruntime-gpu"):
+            providers_for("cuda")
+
+
+def test_a_missing_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(TargetError, match="pip install onnxruntime"):
+        session(linear())
+
+
+# ---------------------------------------------------------------------- executed
+
+
+def precisions(run: Execution) -> dict[str, str]:
+    return {node.op: node.precision for node in run.nodes}
+
+
+def test_a_float_model_runs_in_float() -> None:
+    run = executed(residual().SerializeToString(), sample={"x": values(2, 3, 8, 8)})
+    assert run.share == 0.0
+    assert run.int8_macs == 0
+    assert run.total_macs >= RESIDUAL_MACS  # float layouts pad channels
+    assert set(precisions(run).values()) == {"float"}
+    assert set(run.float_by_op) == {"Conv", "Gemm"} or set(run.float_by_op) == {"FusedConv", "Gemm"}
+
+
+def test_a_quantized_residual_block_runs_all_its_work_in_int8(tmp_path: Path) -> None:
+    feeds = [{"x": values(2, 3, 8, 8, seed=i)} for i in range(4)]
+    run = executed(quantized(residual(), tmp_path, feeds), sample=feeds[0])
+    assert run.share == 1.0
+    assert run.total_macs == RESIDUAL_MACS
+    assert all(node.exact for node in run.nodes)
+    assert run.ops["QLinearConv"] == 2
+    assert not any(name.startswith(("Conv", "Add", "Gemm")) for name in run.float_between)
+
+
+def test_work_without_a_sample_is_that_of_one_batch(tmp_path: Path) -> None:
+    feeds = [{"x": values(2, 3, 8, 8)}]
+    assert executed(quantized(residual(), tmp_path, feeds)).total_macs == RESIDUAL_MACS // 2
+
+
+def test_a_half_quantized_model_has_its_share(tmp_path: Path) -> None:
+    feeds = [{"x": values(2, 3, 8, 8, seed=i)} for i in range(4)]
+    run = executed(quantized(residual(), tmp_path, feeds, op_types_to_quantize=["Gemm"]), sample=feeds[0])
+    assert 0 < run.share < 0.01
+    assert next(iter(run.float_by_op)).endswith("Conv")
+
+
+def test_what_is_left_in_float_between_dq_and_q_is_named() -> None:
+    """microsoft/onnxruntime #12487, #21496: quantized on paper, float in the run."""
+    proto = parsed(
+        """(float[2,8] x) => (float[2,8] y) {
+            a = QuantizeLinear(x, s, z)  b = DequantizeLinear(a, s, z)
+            c = Exp(b)  d = QuantizeLinear(c, s, z)  y = DequantizeLinear(d, s, z)
+        }""",
+        s=np.asarray(0.05, np.float32), z=np.asarray(128, np.uint8),
+    )  # fmt: skip
+    proto.graph.node[2].name = "exp"
+    assert executed(proto.SerializeToString(), sample={"x": values(2, 8)}).float_between == ("Exp exp",)
+
+
+def test_dynamic_matmul_runs_in_int8(tmp_path: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    proto = parsed("(float[N,64] x) => (float[N,32] y) { y = MatMul(x, w) }", w=values(64, 32))
+    onnx.save(proto, str(tmp_path / "f.onnx"))
+    quantize_dynamic(str(tmp_path / "f.onnx"), str(tmp_path / "q.onnx"))
+    run = executed(tmp_path / "q.onnx", sample={"x": values(3, 64)})
+    assert run.share == 1.0
+    assert run.total_macs == 3 * 64 * 32
+
+
+def test_int4_weights_are_told_from_int8() -> None:
+    attributes = {"K": 64, "N": 32, "bits": 4, "block_size": 32, "accuracy_level": 4}
+    node = onnx.helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **attributes)
+    proto = parsed(
+        "(float[N,64] x) => (float[N,32] y) { y = Neg(x) }", ', "com.microsoft": 1',
+        w=np.zeros((32, 2, 16), np.uint8), s=np.ones(64, np.float32),
+    )  # fmt: skip
+    proto.graph.node[0].CopyFrom(node)
+    run = executed(proto.SerializeToString(), sample={"x": values(3, 64)})
+    assert precisions(run) == {"MatMulNBits": "int4"}
+    assert run.total_macs == 3 * 64 * 32
+
+
+def test_a_loop_counts_every_time_round() -> None:
+    text = """(float[2,4] x) => (float[2,4] y) {
+        y = Loop (n, go, x) <body = b (int64 i, bool c, float[2,4] h) => (bool d, float[2,4] k) {
+            d = Identity(c)  k = MatMul(h, w) }> }"""
+    proto = parsed(text, w=values(4, 4), n=np.asarray(5, np.int64), go=np.asarray(True))
+    assert executed(proto.SerializeToString(), sample={"x": values(2, 4)}).total_macs == 5 * 2 * 16
+
+
+def test_a_branch_not_taken_does_no_work() -> None:
+    text = """(bool c, float[2,8] x) => (float[2,4] y) {
+        y = If (c) <then_branch = t () => (float[2,4] a) { a = MatMul(x, w) },
+                    else_branch = e () => (float[2,4] b) { h = MatMul(x, w2)  b = MatMul(h, w) }> }"""
+    proto = parsed(text, w=values(8, 4), w2=values(8, 8)).SerializeToString()
+    x = values(2, 8)
+    assert executed(proto, sample={"c": np.asarray(True), "x": x}).total_macs == 64
+    assert executed(proto, sample={"c": np.asarray(False), "x": x}).total_macs == 64 + 128
+
+
+def test_nodes_without_names_and_external_weights_are_found(tmp_path: Path) -> None:
+    proto = parsed("(float[N,8] x) => (float[N,4] y) { a = MatMul(x, v) b = MatMul(a, v)  y = MatMul(b, w) }",
+                   v=values(8, 8), w=values(8, 4))  # fmt: skip
+    onnx.save(proto, str(tmp_path / "m.onnx"), save_as_external_data=True, location="w.bin", size_threshold=0)
+    run = executed(tmp_path / "m.onnx", sample={"x": values(3, 8)})
+    assert run.total_macs == 3 * (64 + 64 + 32)
+    assert len(run.nodes) == 3
+
+
+def test_a_sample_that_does_not_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="fails in ONNX Runtime"):
+        executed(linear(), sample={"x": values(3, 9)})
+    with pytest.raises(ModelError):
+        executed(tmp_path / "missing.onnx")
+
+
+# ---------------------------------------------------------------------- bench
+
+
+def test_bench_runs_all_models_the_same_number_of_rounds(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for path in paths:
+        path.write_bytes(linear())
+    rows = bench(paths, [{"x": values(1, 8)}, {"x": values(3, 8)}], rounds=5, seconds=5)
+    assert [r.path for r in rows] == paths
+    assert [r.rounds for r in rows] == [5, 5]
+    assert rows[0].ratio == 1.0
+    assert all(0 < r.p10 <= r.median_ms <= r.p90 for r in rows)
+    assert rows[1].ratio > 0
+
+
+def test_bench_stops_when_the_time_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(linear())
+    (row,) = bench([path], [{"x": values(1, 8)}], rounds=10**9, seconds=0.01)
+    assert 3 <= row.rounds < 10**5
+
+
+def test_bench_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError):
+        bench([], [])

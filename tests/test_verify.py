@@ -1,0 +1,281 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper, parser
+
+from onnxshot.calibration.readers import Sample
+from onnxshot.contract import contract, difference, reload_check, same_contract
+from onnxshot.errors import CalibrationError, ModelError
+from onnxshot.graph import Model
+from onnxshot.graph.load import load_model
+from onnxshot.graph.save import write
+from onnxshot.tensorwise import compare_tensors
+from onnxshot.verify import Comparison, OutputRow, compare
+
+
+def values(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng([seed, *shape]).normal(0, 0.5, shape).astype(np.float32)
+
+
+def parsed(text: str, **constants: NDArray[np.generic]) -> onnx.ModelProto:
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\ng {text}')
+    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())
+    return proto
+
+
+def bytes_of(text: str, **constants: NDArray[np.generic]) -> bytes:
+    return bytes(parsed(text, **constants).SerializeToString())
+
+
+def samples(count: int = 4, *shape: int) -> list[Sample]:
+    return [Sample(f"#{i}", {"x": values(*(shape or (2, 8)), seed=i)}) for i in range(count)]
+
+
+LINEAR = "(float[N,8] x) => (float[N,4] y) { y = MatMul(x, w) }"
+
+
+def test_sqnr_is_that_of_all_samples_together() -> None:
+    w, near = values(8, 4), values(8, 4) + np.float32(0.01)
+    result = compare(bytes_of(LINEAR, w=w), bytes_of(LINEAR, w=near), samples())
+    xs = np.concatenate([s.feed["x"] for s in samples()]).astype(np.float64)
+    expected = 10 * np.log10(np.sum((xs @ w) ** 2) / np.sum((xs @ w - xs @ near) ** 2))
+    assert result.sqnr_db == pytest.approx(expected, abs=0.01)
+    assert result.unoptimized_db == pytest.approx(expected, abs=0.01)
+    assert result.samples == 4
+    (row,) = result.outputs
+    assert row.sqnr_db == result.sqnr_db
+    assert row.max_abs_error == pytest.approx(np.abs(xs @ w - xs @ near).max(), rel=1e-3)
+    assert not result.optimizer_changes_results
+    assert result.contract == ""
+
+
+def test_a_model_equals_itself() -> None:
+    model = bytes_of(LINEAR, w=values(8, 4))
+    result = compare(model, model, samples())
+    assert result.sqnr_db is not None
+    assert result.sqnr_db > 120
+    assert result.agreement == 1.0
+    assert result.not_finite == ()
+
+
+def test_agreement_is_the_share_of_equal_highest_scores() -> None:
+    reference = bytes_of("(float[N,4] x) => (float[N,4] y) { y = Identity(x) }")
+    swapped = bytes_of("(float[N,4] x) => (float[N,4] y) { y = Mul(x, s) }", s=np.float32([1, 1, 1, -1]))
+    xs = [np.float32([[9, 0, 0, 1], [0, 0, 0, 5]]), np.float32([[0, 9, 0, 1]])]
+    feeds = [Sample(f"#{i}", {"x": x}) for i, x in enumerate(xs)]
+    assert compare(reference, swapped, feeds).agreement == pytest.approx(2 / 3)
+
+
+def test_pictures_have_no_agreement() -> None:
+    model = bytes_of("(float[N,2,4,4] x) => (float[N,2,4,4] y) { y = Neg(x) }")
+    assert compare(model, model, samples(1, 1, 2, 4, 4)).agreement is None
+
+
+def test_samples_are_streamed() -> None:
+    alive = 0
+
+    def stream() -> Iterator[Sample]:
+        nonlocal alive
+        for sample in samples(20):
+            alive += 1
+            yield sample
+
+    assert compare(bytes_of(LINEAR, w=values(8, 4)), bytes_of(LINEAR, w=values(8, 4)), stream()).samples == alive == 20
+
+
+def test_no_samples_are_an_error() -> None:
+    model = bytes_of(LINEAR, w=values(8, 4))
+    with pytest.raises(CalibrationError):
+        compare(model, model, [])
+
+
+def test_nan_names_the_output_and_the_sample() -> None:
+    reference = bytes_of("(float[N,8] x) => (float[N,8] y) { y = Abs(x) }")
+    candidate = bytes_of("(float[N,8] x) => (float[N,8] y) { y = Sqrt(x) }")
+    ones = np.ones((1, 8), np.float32)
+    feeds = [Sample("good.png", {"x": ones}), Sample("bad.png", {"x": -ones})]
+    result = compare(reference, candidate, feeds)
+    assert result.not_finite == ("output 'y' on sample 'bad.png': 8 of 8 values are NaN or infinite",)
+    assert result.outputs[0].max_abs_error == np.inf
+    assert result.sqnr_db == -200.0
+
+
+def test_infinities_of_both_are_equal() -> None:
+    """Attention masks hold -inf in the float model too."""
+    model = bytes_of("(float[N,8] x) => (float[N,8] y) { y = Log(x) }")
+    result = compare(model, model, [Sample("a", {"x": np.float32([[0, 1, 2, 3, 4, 5, 6, 7]])})])
+    assert result.not_finite == ()
+    assert result.outputs[0].max_abs_error == 0.0
+
+
+def test_ids_are_compared_for_equality() -> None:
+    reference = bytes_of("(float[N,4] x) => (int64[N] y) { y = ArgMax<axis=1, keepdims=0>(x) }")
+    other = bytes_of("(float[N,4] x) => (int64[N] y) { n = Neg(x)  y = ArgMax<axis=1, keepdims=0>(n) }")
+    feed = [Sample("a", {"x": np.float32([[1, 0, 0, 0], [0, 0, 0, 0]])})]
+    (row,) = compare(reference, other, feed).outputs
+    assert (row.equal, row.sqnr_db) == (0.5, None)
+    assert compare(reference, other, feed).sqnr_db is None
+
+
+def test_sequences_are_left_out_and_noted() -> None:
+    model = bytes_of("(float[2,8] x) => (seq(float[2,8]) s, float[2,8] y) { s = SequenceConstruct(x, x)  y = Neg(x) }")
+    result = compare(model, model, samples())
+    assert [row.name for row in result.outputs] == ["y"]
+    assert "'s'" in result.notes[0]
+
+
+def test_outputs_whose_shape_depends_on_values_do_not_stop_the_run() -> None:
+    text = "(float[N] x) => (float[M] y) { c = Greater(x, t)  y = Compress(x, c) }"
+    feed = [Sample("a", {"x": np.float32([0.1, 0.2, 0.3, 0.4])})]
+    result = compare(bytes_of(text, t=np.float32(0.0)), bytes_of(text, t=np.float32(0.25)), feed)
+    assert result.outputs[0].other_shape == 1
+    assert result.sqnr_db is None
+    assert "other shapes on 1 of 1" in result.notes[0]
+
+
+def test_a_changed_contract_is_named_and_what_is_common_is_compared() -> None:
+    candidate = bytes_of("(float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }", w=values(8, 4))
+    result = compare(bytes_of(LINEAR, w=values(8, 4)), candidate, samples(2, 1, 8))
+    assert result.contract == "input 'x' float [N, 8] against input 'x' float [1, 8]"
+    assert result.sqnr_db is not None
+
+
+def test_models_without_a_common_output_are_refused() -> None:
+    other = bytes_of("(float[N,8] x) => (float[N,8] z) { z = Neg(x) }")
+    with pytest.raises(ModelError, match="no output in common"):
+        compare(bytes_of(LINEAR, w=values(8, 4)), other, samples())
+
+
+def test_a_gap_between_optimized_and_plain_is_flagged() -> None:
+    """microsoft/onnxruntime #11576: accuracy drops when optimizations are on."""
+    assert _comparison(18.0, 25.0).optimizer_changes_results
+    assert not _comparison(24.5, 25.0).optimizer_changes_results
+    assert not _comparison(130.0, 150.0).optimizer_changes_results
+
+
+def _comparison(fast: float, plain: float) -> Comparison:
+    return Comparison((OutputRow("y", fast, plain),), fast, plain, 1)
+
+
+# ---------------------------------------------------------------------- tensors
+
+NET = "(float[N,8] x) => (float[N,4] y) { a = MatMul(x, w)  b = Relu(a)  y = MatMul(b, v) }"
+QNET = """(float[N,8] x) => (float[N,4] y) {
+    a = MatMul(x, w)  b = Relu(a)  q = QuantizeLinear(b, s, z)  d = DequantizeLinear(q, s, z)  y = MatMul(d, v) }"""
+
+
+def nets(scale: float) -> tuple[bytes, bytes]:
+    held = {"w": values(8, 8), "v": values(8, 4)}
+    return bytes_of(NET, **held), bytes_of(QNET, **held, s=np.float32(scale), z=np.uint8(0))
+
+
+def test_tensors_are_taken_after_their_q_and_dq_and_sorted_worst_first() -> None:
+    reference, candidate = nets(0.1)
+    rows = {row.tensor: row for row in compare_tensors(reference, candidate, samples())}
+    b = np.concatenate([np.maximum(s.feed["x"] @ values(8, 8), 0) for s in samples()]).astype(np.float64)
+    got = np.clip(np.round(b / 0.1), 0, 255) * 0.1
+    assert rows["b"].sqnr_db == pytest.approx(10 * np.log10(np.sum(b**2) / np.sum((b - got) ** 2)), abs=0.05)
+    assert rows["b"].absmax == pytest.approx(b.max(), rel=1e-5)
+    assert (rows["b"].op, rows["b"].quantized, rows["b"].clipped) == ("Relu", True, 0.0)
+    assert not rows["a"].quantized
+    assert rows["a"].sqnr_db > 100
+    ordered = [row.sqnr_db for row in rows.values()]
+    assert ordered == sorted(ordered)
+
+
+def test_the_clipped_share_is_that_of_the_float_values() -> None:
+    reference, candidate = nets(0.001)
+    (row,) = compare_tensors(reference, candidate, samples(), ["b"])
+    b = np.concatenate([np.maximum(s.feed["x"] @ values(8, 8), 0) for s in samples()])
+    assert row.clipped == pytest.approx(np.mean(b > 0.2555), abs=0.01)
+
+
+def test_names_the_candidate_lacks_are_left_out() -> None:
+    reference, _ = nets(0.1)
+    fused = bytes_of("(float[N,8] x) => (float[N,4] y) { y = MatMul(x, u) }", u=values(8, 4))
+    assert [row.tensor for row in compare_tensors(reference, fused, samples(), ["a", "b", "y", "nowhere"])] == ["y"]
+
+
+def test_few_samples_are_run_and_models_may_be_in_memory() -> None:
+    drawn = []
+
+    def stream() -> Iterator[Sample]:
+        for sample in samples(50):
+            drawn.append(sample)
+            yield sample
+
+    reference, candidate = nets(0.1)
+    held = Model(onnx.load_from_string(reference))
+    assert compare_tensors(held, Model(onnx.load_from_string(candidate)), stream())
+    assert len(drawn) <= 9
+    assert [t.name for t in held.graph.outputs] == ["y"]
+
+
+def test_many_tensors_go_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, candidate = nets(0.1)
+    whole = compare_tensors(reference, candidate, samples())
+    monkeypatch.setattr("onnxshot.tensorwise._HELD", 1)
+    assert compare_tensors(reference, candidate, samples()) == whole
+
+
+def test_compare_holds_the_tensors_asked_for() -> None:
+    reference, candidate = nets(0.1)
+    result = compare(reference, candidate, iter(samples()), tensors=["b", "y"])
+    assert {row.tensor for row in result.tensors} == {"b", "y"}
+
+
+# ---------------------------------------------------------------------- contract and reload
+
+
+def test_a_contract_is_names_types_and_dims_in_order(tmp_path: Path) -> None:
+    proto = parsed(LINEAR, w=values(8, 4))
+    onnx.save(proto, str(tmp_path / "m.onnx"))
+    found = contract(tmp_path / "m.onnx")
+    assert [str(port) for port in found] == ["input 'x' float [N, 8]", "output 'y' float [N, 4]"]
+    assert found == contract(proto) == contract(proto.SerializeToString()) == contract(Model(proto))
+
+
+def test_weights_listed_as_inputs_are_no_part_of_the_contract() -> None:
+    proto = parsed("(float[N,8] x, float[8,4] w) => (float[N,4] y) { y = MatMul(x, w) }", w=values(8, 4))
+    assert [port.name for port in contract(proto)] == ["x", "y"]
+    assert contract(proto) == contract(Model(proto))
+
+
+def test_a_difference_is_named() -> None:
+    more = "(float[N,8] x) => (float[N,4] y, float[N,4] z) { y = MatMul(x, w) z = Neg(y) }"
+    a, b = contract(parsed(LINEAR, w=values(8, 4))), contract(parsed(more, w=values(8, 4)))
+    assert difference(a, a) == ""
+    assert difference(a, b) == "output 'z' float [N, 4] is new"
+    assert difference(b, a) == "output 'z' float [N, 4] is missing"
+    with pytest.raises(ModelError, match="'z'"):
+        same_contract(a, b)
+
+
+def test_a_written_file_is_the_model_in_memory(tmp_path: Path) -> None:
+    """microsoft/Olive #2223: weights were saved wrongly and nobody noticed."""
+    model = Model(parsed(LINEAR, w=values(8, 4)))
+    write(model, tmp_path / "m.onnx", external=True)
+    reload_check(model, tmp_path / "m.onnx", {"x": values(2, 8)})
+    data = bytearray((tmp_path / "m.onnx").read_bytes())
+    position = data.find(values(8, 4).tobytes())
+    assert position >= 0
+    data[position + 2] ^= 1
+    (tmp_path / "m.onnx").write_bytes(data)
+    with pytest.raises(ModelError, match="output 'y' differs"):
+        reload_check(model, tmp_path / "m.onnx", {"x": values(2, 8)})
+
+
+def test_a_large_file_is_held_against_the_model_weight_by_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxshot.contract.RUN_LIMIT", 0)
+    model = load_model(parsed(LINEAR, w=values(8, 4)))
+    write(model, tmp_path / "m.onnx")
+    reload_check(model, tmp_path / "m.onnx", {})
+    other = load_model(parsed(LINEAR, w=values(8, 4, seed=1)))
+    with pytest.raises(ModelError, match="weight 'w' differs"):
+        reload_check(other, tmp_path / "m.onnx", {})
