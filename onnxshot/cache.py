@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from onnxshot.calibration.stats import TensorStats, from_arrays, to_arrays
-from onnxshot.graph import Model
+from onnxshot.graph import Model, weights
 
 MAX_BYTES = 256 << 20
 _FORMAT = "1"  # raised when what the arrays mean changes
@@ -35,14 +34,9 @@ def key(model: Model, data: str, *extra: str) -> str:
     digest.update(proto.SerializeToString(deterministic=True))
     for name in sorted(lifted):
         digest.update(name.encode() + b"\0")
-        digest.update(_bytes(lifted[name]))
+        # As bytes: the buffers of bfloat16 and 8-bit floats are of no type Python knows.
+        digest.update(np.ascontiguousarray(weights.read(lifted[name])).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _bytes(constant: object) -> memoryview:
-    from onnxshot.graph import weights
-
-    return memoryview(np.ascontiguousarray(weights.read(constant)).reshape(-1).view(np.uint8))
 
 
 def load(name: str) -> dict[str, TensorStats]:
@@ -52,7 +46,7 @@ def load(name: str) -> dict[str, TensorStats]:
         with np.load(path, allow_pickle=False) as arrays:
             found = from_arrays({k: arrays[k] for k in arrays.files})
         path.touch()
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:  # a damaged file raises what zipfile, zlib and numpy please; all of it is a miss
         return {}
     return found
 
@@ -61,9 +55,10 @@ def store(name: str, stats: Mapping[str, TensorStats]) -> None:
     """Keep statistics; written aside and renamed. A cache that cannot be written is no error."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder(), suffix=".part", delete=False) as f:
-            np.savez_compressed(f, allow_pickle=False, **to_arrays(stats))
-        Path(f.name).replace(folder() / f"{name}.npz")
+        with tempfile.TemporaryDirectory(dir=folder(), prefix=".") as aside:
+            part = Path(aside) / f"{name}.npz"
+            np.savez_compressed(part, allow_pickle=False, **to_arrays(stats))
+            part.replace(folder() / part.name)
         _shrink()
     except OSError:
         return

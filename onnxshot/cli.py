@@ -18,9 +18,11 @@ from onnxshot.errors import GoalMissed, OnnxshotError, UsageError
 from onnxshot.recipe import Recipe
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Compress exported ONNX models in one shot: no training code, no labels, with proof.",
-)  # fmt: skip
+)
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
 CalibOpt = Annotated[
@@ -57,7 +59,7 @@ def quantize(
     target: TargetOpt = "ort",
     mode: Annotated[
         str,
-        typer.Option(help="static: calibrated, dynamic per op where that is better. dynamic: no data. weights: storage."),
+        typer.Option(help="static: calibrated, dynamic per op where better. dynamic: no data. weights: for size."),
     ] = "static",
     preset: PresetOpt = None,
     method: Annotated[
@@ -145,7 +147,8 @@ def bench(
 ) -> None:
     """Measure the latency of models in turns, so that a busy machine is unfair to none of them."""
     rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads)
-    _print(as_json, {"models": [{**asdict(row), "path": str(row.path)} for row in rows]}, lambda: terminal.show_latencies(rows))
+    values = {"models": [{**asdict(row), "path": str(row.path)} for row in rows]}
+    _print(as_json, values, lambda: terminal.show_latencies(rows))
 
 
 @app.command()

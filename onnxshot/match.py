@@ -18,7 +18,8 @@ def match_nodes(model: Model, patterns: Iterable[str], what: str) -> dict[Node, 
     nodes = [node for _, node in model.walk()]
     picked: dict[Node, str] = {}
     for pattern in patterns:
-        hits = [n for n in nodes if any(fnmatchcase(name, pattern) for name in _names(n))]
+        # Names may hold brackets, which mean something else in a glob: a name matches itself in any case.
+        hits = [n for n in nodes if any(name == pattern or fnmatchcase(name, pattern) for name in _names(n))]
         if not hits:
             known = list(dict.fromkeys(name for n in nodes for name in _names(n)))
             close = difflib.get_close_matches(pattern, known, n=3, cutoff=0.0)

@@ -21,11 +21,12 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.graph import Model, edit, shapes, weights
+from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft
 from onnxshot.passes.base import Change, Pass
 from onnxshot.passes.dynamic import QuantizeDynamically
+from onnxshot.passes.isolate_softmax import IsolateSoftmax
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.qoperator import ToQOperator
@@ -114,6 +115,7 @@ def quantize(
         preset: preprocessing of pictures: a name, a YAML file, or a Preset.
         recipe: what to do; `options` override its fields (target='ort', mode='static', exclude=(...,), ...).
         settings: how to run it.
+        **options: fields of the recipe, by name.
 
     Returns:
         The model, the plan and the report.
@@ -229,6 +231,8 @@ class _Run:
         passes += [QuantizeDynamically(self.plan, method), QuantizeWeightsOnly(self.plan, method), StoreHalf()]
         if self.recipe.format == "qoperator":
             passes.append(ToQOperator())
+        if self.target.isolates_softmax:
+            passes.append(IsolateSoftmax())
         with self.timed("rewrite"):
             for step in passes:
                 change: Change = step.run(self.model)
@@ -304,7 +308,7 @@ class _Run:
 
 def _size_on_disk(source: str | Path | ModelProto) -> int:
     if isinstance(source, ModelProto):
-        return source.ByteSize()
+        return int(source.ByteSize())
     path = Path(source)
     model_bytes = path.stat().st_size
     with contextlib.suppress(ModelError, OSError):

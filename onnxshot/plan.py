@@ -30,12 +30,14 @@ class TensorPlan:
 
     Attributes:
         scheme: type and symmetry.
-        group: the tensor whose statistics give scale and zero point; tensors of one group share them.
+        source: the tensor whose values it holds, moved about at most; the one to observe.
+        group: tensors of one group share scale and zero point, chosen from the statistics of all their sources.
         all_readers: every reader takes the dequantized value (the maker is fused with its Q), not only int8 ops.
         bound: upper limit of the Clip that makes the tensor, which the largest quantized value must not pass.
     """
 
     scheme: QuantScheme
+    source: str
     group: str
     all_readers: bool
     bound: float | None = None
@@ -69,7 +71,7 @@ class Plan:
     @property
     def observe(self) -> tuple[str, ...]:
         """Names of the tensors whose values calibration must see, in graph order."""
-        return tuple(dict.fromkeys((*(t.group for t in self.tensors.values()), *self.watched)))
+        return tuple(dict.fromkeys((*(t.source for t in self.tensors.values()), *self.watched)))
 
     def how(self, label: str) -> str:
         """What happens to the node of that name; float where the plan does not mention it."""

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxshot.calibration.ranges import Range, choose_range, range_sqnr_db
-from onnxshot.calibration.stats import TensorStats
+from onnxshot.calibration.stats import NO_STATS, TensorStats, merge
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS, channel_axis, data_slots, op_of, weight_slot
@@ -67,13 +67,13 @@ def make_plan(
     activation, weight = schemes(target, recipe)
     banned: dict[Node, str] = {}
     while True:
-        planner = _Planner(model, target, recipe, activation, weight, banned)
+        planner = _Planner(model, target, recipe, activation, weight, banned, stats or {})
         plan = planner.run()
         if stats is None or recipe.mode != STATIC:
             return plan
-        wide = {n: r for n, r in planner.wide_concats(stats).items() if n not in banned}
+        wide = {n: r for n, r in planner.wide_concats().items() if n not in banned}
         if not wide:
-            return planner.with_params(planner.without_outliers(plan, stats), stats)
+            return planner.with_params(planner.without_outliers(plan))
         banned.update(wide)
 
 
@@ -93,8 +93,9 @@ class _Planner:
         activation: QuantScheme,
         weight: QuantScheme,
         banned: Mapping[Node, str],
+        stats: Mapping[str, TensorStats],
     ) -> None:
-        self.model, self.target, self.recipe = model, target, recipe
+        self.model, self.target, self.recipe, self.stats = model, target, recipe, stats
         self.activation, self.weight = activation, weight
         excluded = match_nodes(model, recipe.exclude, "exclude pattern")
         self.why: dict[Node, str] = {n: f"excluded by {p!r}" for n, p in excluded.items()} | dict(banned)
@@ -185,7 +186,7 @@ class _Planner:
             fed = {t for n in self._int8() if n in self.slot for t in self._data(n)}
             for node in [n for n in self.how if self.how[n] == STATIC and n not in self.slot]:
                 inputs_int8 = all(self._from_int8(t) or t in fed for t in self._data(node))
-                if node not in self.forced and not (inputs_int8 and self._feeds_int8(node)):
+                if node not in self.forced and not (inputs_int8 and self._pays(node)):
                     del self.how[node]
                     changed = True
             for node in [n for n in self.slot if self.how.get(n) == STATIC]:
@@ -198,10 +199,17 @@ class _Planner:
                     else:
                         self.how[node] = DYNAMIC
 
+    def _pays(self, node: Node) -> bool:
+        if self._feeds_int8(node):
+            return True
+        # A reducer spares dequantizing a large tensor, where the op before it has to be quantized anyway.
+        makers = {self._maker(t) for t in self._data(node)}
+        return node.op in self.target.reducers and all(m in self.slot for m in makers)
+
     def _better_dynamic(self, node: Node) -> bool:
         if not self.target.prefers_dynamic or node.op not in self.target.dynamic or node in self.forced:
             return False
-        return not (any(self._from_int8(t) for t in self._data(node)) or self._feeds_int8(node))
+        return not self._feeds_int8(node)  # nothing takes its output in int8: spare the output's quantization
 
     def _int8(self, how: str = STATIC) -> list[Node]:
         return [n for n, chosen in self.how.items() if chosen == how]
@@ -226,14 +234,19 @@ class _Planner:
         after = self._activation_after(node)
         return after.outputs[0] if after is not None else node.outputs[0]
 
-    def _from_int8(self, tensor: Tensor) -> bool:
+    def _maker(self, tensor: Tensor) -> Node | None:
+        """The node that makes the tensor; where that is a Relu or Clip fused with the node before, that one."""
         maker = edit.producer(tensor)
-        if maker is None:
+        before = edit.producer(maker.inputs[0]) if maker is not None and maker.op in ("Relu", "Clip") else None
+        if before is not None and self.how.get(before) == STATIC and self._activation_after(before) is maker:
+            return before
+        return maker
+
+    def _from_int8(self, tensor: Tensor) -> bool:
+        maker = self._maker(tensor)
+        if maker is None or self.how.get(maker) != STATIC:
             return False
-        if self.how.get(maker) == STATIC:
-            return maker.op == "Split" or self._result(maker) is tensor
-        before = edit.producer(maker.inputs[0]) if maker.op in ("Relu", "Clip") and maker.inputs[0].inputs else None
-        return before is not None and self.how.get(before) == STATIC and self._activation_after(before) is maker
+        return maker.op == "Split" or self._result(maker) is tensor
 
     def _feeds_int8(self, node: Node) -> bool:
         outputs = node.outputs if node.op == "Split" else [self._result(node)]
@@ -259,13 +272,46 @@ class _Planner:
             if self.target.quantizes_outputs:
                 for tensor in node.outputs if node.op == "Split" else [self._result(node)]:
                     wanted[tensor] = True
-        roots = {t: self._group_root(t) for t in wanted}
+        sources = {t: self._source(t) for t in wanted}
+        group = self._groups(sources)
         return {
-            t.name: TensorPlan(self.activation, roots[t].name, readers, _clip_high(edit.producer(roots[t])))
+            t.name: TensorPlan(
+                self.activation, sources[t].name, group[sources[t]].name, readers, _clip_high(edit.producer(sources[t]))
+            )
             for t, readers in wanted.items()
         }
 
-    def _group_root(self, tensor: Tensor) -> Tensor:
+    def _groups(self, sources: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """The first member of each source's group. An int8 Concat whose inputs share one scale only copies bytes."""
+        first = {s: s for s in sources.values()}
+        for node in self._int8():
+            if node.op != "Concat" or not self._alike(node):
+                continue
+            members = {first[sources[t]] for t in (*node.inputs, node.outputs[0])}
+            lead = next(s for s in first if s in members)
+            first = {s: lead if head in members else head for s, head in first.items()}
+        return first
+
+    def _alike(self, concat: Node) -> bool:
+        """True where one scale suits all inputs: similar ranges, and none that a fused Relu or Clip ties down alone."""
+        if any(isinstance(t, Constant) for t in concat.inputs):
+            return False
+        limits = {self._limits(t) for t in concat.inputs}
+        return len(limits) == 1 and self._spread(concat)[0] <= self.recipe.concat_ratio
+
+    def _limits(self, tensor: Tensor) -> tuple[bool, float | None]:
+        """Whether the graph itself says that no value is below 0, and the limit a Clip puts above them."""
+        maker = edit.producer(self._source(tensor))
+        if maker is None:
+            return False, None
+        if maker.op in ("Concat", "AveragePool", "GlobalAveragePool"):
+            parts = {self._limits(t) for t in self._data(maker)}
+            return parts.pop() if len(parts) == 1 else (all(low for low, _ in parts), None)
+        if maker.op == "Clip":
+            return _clip_low(maker) == 0.0, _clip_high(maker)
+        return maker.op in ("Relu", "Sigmoid", "HardSigmoid", "Softmax"), None
+
+    def _source(self, tensor: Tensor) -> Tensor:
         """Follow int8 ops that only move values back to where the values were made."""
         maker = edit.producer(tensor)
         while maker is not None and self.how.get(maker) == STATIC and op_of(maker).keeps_range:
@@ -292,7 +338,7 @@ class _Planner:
 
     # ------------------------------------------------------------------ statistics
 
-    def wide_concats(self, stats: Mapping[str, TensorStats]) -> dict[Node, str]:
+    def wide_concats(self) -> dict[Node, str]:
         """Concats whose inputs' ranges differ too much for one scale, unless a weighted op reads the result anyway."""
         wide: dict[Node, str] = {}
         for node in self._int8():
@@ -300,23 +346,24 @@ class _Planner:
                 continue
             if any(u in self.slot for u in edit.consumers(node.outputs[0])):
                 continue
-            peaks = [(t, self._peak(t, stats)) for t in node.inputs]
-            known = [p for p in peaks if p[1] > 0]
-            if len(known) < 2:
-                continue
-            (small, low), (large, high) = min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])
-            if high > self.recipe.concat_ratio * low:
-                wide[node] = (
-                    f"its inputs' ranges differ {high / low:.0f}x ({large.name} {high:.3g}, {small.name} {low:.3g}): "
-                    "one scale would erase the smaller"
-                )
+            ratio, text = self._spread(node)
+            if ratio > self.recipe.concat_ratio:
+                wide[node] = f"its inputs' ranges differ {ratio:.0f}x ({text}): one scale would erase the smaller"
         return wide
 
-    def without_outliers(self, plan: Plan, stats: Mapping[str, TensorStats]) -> Plan:
+    def _spread(self, concat: Node) -> tuple[float, str]:
+        """Largest over smallest absolute maximum of the inputs, and both in words; 1 where they are not known."""
+        known = [(t.name, peak) for t in concat.inputs if (peak := self._peak(t)) > 0]
+        if len(known) < 2:
+            return 1.0, ""
+        (small, low), (large, high) = min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])
+        return high / low, f"{large} {high:.3g}, {small} {low:.3g}"
+
+    def without_outliers(self, plan: Plan) -> Plan:
         """Dynamic ops whose input 8 bits cannot hold get int8 weights and keep a float input."""
         lost: dict[str, str] = {}
         for node in self._int8(DYNAMIC):
-            found = stats.get(node.inputs[0].name)
+            found = self.stats.get(node.inputs[0].name)
             if found is None or not found.count or node in self.forced:
                 continue
             # At run time every sample brings its own range: the mean of those seen is the one to expect.
@@ -327,33 +374,40 @@ class _Planner:
         nodes = tuple(replace(n, how=WEIGHTS, reason=lost[n.node]) if n.node in lost else n for n in plan.nodes)
         return replace(plan, nodes=nodes)
 
-    def _peak(self, tensor: Tensor, stats: Mapping[str, TensorStats]) -> float:
+    def _peak(self, tensor: Tensor) -> float:
         if isinstance(tensor, Constant):
             values = weights.read(tensor)
             return float(np.abs(values).max()) if values.size else 0.0
-        found = self._stats_of(tensor, stats)
+        found = self._stats_of(tensor)
         return max(abs(found.low), abs(found.high)) if found is not None else 0.0
 
-    def _stats_of(self, tensor: Tensor, stats: Mapping[str, TensorStats]) -> TensorStats | None:
+    def _stats_of(self, tensor: Tensor) -> TensorStats | None:
         """Statistics of the tensor, or of the one whose values it only moves."""
-        while tensor.name not in stats:
+        while tensor.name not in self.stats:
             maker = edit.producer(tensor)
             if maker is None or not op_of(maker).keeps_range:
                 return None
             tensor = maker.inputs[0]
-        return stats[tensor.name]
+        return self.stats[tensor.name]
 
-    def with_params(self, plan: Plan, stats: Mapping[str, TensorStats]) -> Plan:
+    def with_params(self, plan: Plan) -> Plan:
+        """The plan with a range, a scale and a zero point for every group."""
         tensors = self.model.tensors()
         ranges, params = {}, {}
-        for name in dict.fromkeys(t.group for t in plan.tensors.values()):
-            found = self._stats_of(tensors[name], stats)
-            if found is None:
-                raise UsageError(f"no statistics for tensor {name!r}", "calibrate the same model with the same options")
-            planned = next(t for t in plan.tensors.values() if t.group == name)
-            ranges[name] = choose_range(found, planned.scheme, self.recipe.method)
-            chosen = params_from_range(ranges[name].low, ranges[name].high, planned.scheme)
-            params[name] = _under_bound(chosen, planned.bound)
+        members: dict[str, dict[str, TensorPlan]] = {}
+        for planned in plan.tensors.values():
+            members.setdefault(planned.group, {})[planned.source] = planned
+        for group, sources in members.items():
+            merged = NO_STATS
+            for name in sources:
+                found = self._stats_of(tensors[name])
+                if found is None:
+                    raise UsageError(f"no statistics for tensor {name!r}", "calibrate the same model and options")
+                merged = merge(merged, found)
+            first = next(iter(sources.values()))
+            ranges[group] = choose_range(merged, first.scheme, self.recipe.method)
+            chosen = params_from_range(ranges[group].low, ranges[group].high, first.scheme)
+            params[group] = _under_bound(chosen, first.bound)
         return replace(plan, params=params, ranges=ranges)
 
     # ------------------------------------------------------------------ reasons

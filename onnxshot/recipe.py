@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from onnxshot.calibration.ranges import METHODS
 from onnxshot.errors import UsageError
 from onnxshot.maths import affine
 
@@ -46,13 +47,24 @@ class Recipe:
         for name, value, allowed in (
             ("mode", self.mode, MODES),
             ("format", self.format, FORMATS),
+            ("method", self.method, METHODS),
             ("weight_method", self.weight_method, ("minmax", "mse")),
         ):
             if value not in allowed:
                 raise UsageError(f"{name} is {value!r}", f"one of {', '.join(allowed)}")
-        for name, value in (("activation type", self.activation_type), ("weight type", self.weight_type)):
-            if value is not None and value not in TYPES:
-                raise UsageError(f"{name} is {value!r}", f"one of {', '.join(TYPES)}")
+        for name, kind in (("activation type", self.activation_type), ("weight type", self.weight_type)):
+            if kind is not None and kind not in TYPES:
+                raise UsageError(f"{name} is {kind!r}", f"one of {', '.join(TYPES)}")
+        ratio = self.concat_ratio
+        for name, value, fits, wanted in (
+            ("target", self.target, isinstance(self.target, str), "a name, such as ort"),
+            ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
+            ("concat_ratio", ratio, isinstance(ratio, int | float) and ratio >= 1, "a number from 1 up"),
+            ("exclude", self.exclude, _are_patterns(self.exclude), "a list of globs"),
+            ("include", self.include, _are_patterns(self.include), "a list of globs"),
+        ):
+            if not fits:
+                raise UsageError(f"{name} is {value!r}", wanted)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the same for the same recipe: what the report and the model's metadata hold."""
@@ -65,4 +77,12 @@ class Recipe:
         for key in values:
             if key not in known:
                 raise UsageError(f"recipe has no key {key!r}", f"keys: {', '.join(sorted(known))}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        given = dict[str, Any](values)
+        for key in ("exclude", "include"):
+            patterns = given.get(key, ())
+            given[key] = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+        return cls(**given)
+
+
+def _are_patterns(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(pattern, str) for pattern in value)

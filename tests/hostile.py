@@ -18,7 +18,8 @@ HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 def base() -> ModelProto:
     """A small network with weights, a reshape, a constant node and symbolic shapes."""
     proto = parser.parse_model(
-        HEAD + """net (float[N, 8] x) => (float[N, 4] y, float[M] z) {
+        HEAD
+        + """net (float[N, 8] x) => (float[N, 4] y, float[M] z) {
             h = Gemm(x, w, b)
             r = Relu(h)
             c = Constant<value = float[4] {1, 2, 3, 4}>()
@@ -39,7 +40,8 @@ def base() -> ModelProto:
 def branches() -> ModelProto:
     """An If with weights in both branches."""
     proto = parser.parse_model(
-        HEAD + """net (bool c, float[4] x) => (float[4] y) {
+        HEAD
+        + """net (bool c, float[4] x) => (float[4] y) {
             y = If(c) <then_branch = yes () => (float[4] a) { a = Add(x, p) },
                        else_branch = no () => (float[4] b) { b = Mul(x, p) }>
         }"""
@@ -502,27 +504,27 @@ def _chain(folder: Path) -> Path:
     return save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder)
 
 
-@case("a chain of 20000 nodes that do nothing", refused=False)
+@case("a chain of 10000 nodes that do nothing", refused=False)
 def _idle(folder: Path) -> Path:
-    count = 20_000
+    count = 10_000
     nodes = [helper.make_node("Identity", [f"t{i}"], [f"t{i + 1}"]) for i in range(count)]
     value = [helper.make_tensor_value_info(f"t{i}", FLOAT, [1]) for i in (0, count)]
     graph = helper.make_graph(nodes, "chain", value[:1], value[1:])
     return save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder)
 
 
-@case("50000 nodes that nothing needs", refused=False)
+@case("20000 nodes that nothing needs", refused=False)
 def _dead(folder: Path) -> Path:
     proto = base()
-    proto.graph.node.extend(helper.make_node("Relu", [f"d{i}" if i else "x"], [f"d{i + 1}"]) for i in range(50_000))
+    proto.graph.node.extend(helper.make_node("Relu", [f"d{i}" if i else "x"], [f"d{i + 1}"]) for i in range(20_000))
     return save(proto, folder)
 
 
-@case("20000 readers of one tensor", refused=False)
+@case("10000 readers of one tensor", refused=False)
 def _fan(folder: Path) -> Path:
     proto = base()
-    proto.graph.node.extend(helper.make_node("Identity", ["x"], [f"d{i}"]) for i in range(20_000))
-    proto.graph.node.append(helper.make_node("Sum", [f"d{i}" for i in range(20_000)], ["s"]))
+    proto.graph.node.extend(helper.make_node("Identity", ["x"], [f"d{i}"]) for i in range(10_000))
+    proto.graph.node.append(helper.make_node("Sum", [f"d{i}" for i in range(10_000)], ["s"]))
     proto.graph.output.append(helper.make_tensor_value_info("s", FLOAT, ["N", 8]))
     return save(proto, folder)
 
@@ -540,7 +542,8 @@ def _doublings(folder: Path) -> Path:
 @case("a tensor of 2^50 values from a constant shape", refused=False)
 def _huge_fill(folder: Path) -> Path:
     proto = parser.parse_model(
-        HEAD + """fill (float[1] x) => (float[N] y) {
+        HEAD
+        + """fill (float[1] x) => (float[N] y) {
             s = Constant<value = int64[2] {33554432, 33554432}>()
             f = ConstantOfShape(s)
             y = Add(x, f)

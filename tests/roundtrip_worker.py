@@ -3,6 +3,7 @@
 import json
 import resource
 import sys
+import time
 from pathlib import Path
 
 from roundtrip import load_and_save
@@ -13,19 +14,20 @@ MEMORY = 6 << 30  # address space: a file of a few bytes that asks for more than
 
 
 def main() -> None:
-    """Answer every line of stdin with {"error": class or null, "text": message, "exit_code": int}."""
+    """Answer every line of stdin with error (class or null), text, exit_code and seconds of CPU."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     print("ready", flush=True)
     for line in sys.stdin:
         path, out = json.loads(line)
-        answer = {"error": None, "text": "", "exit_code": 0}
+        answer: dict[str, object] = {"error": None, "text": "", "exit_code": 0}
+        start = time.process_time()
         try:
             load_and_save(Path(path), Path(out))
         except OnnxshotError as e:
             answer = {"error": type(e).__name__, "text": str(e), "exit_code": e.exit_code}
         except Exception as e:
             answer = {"error": type(e).__name__, "text": repr(e), "exit_code": 1}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer | {"seconds": time.process_time() - start}), flush=True)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,9 @@ def test_only_consumer() -> None:
 
 def test_remove_unused_takes_whole_chains_and_keeps_inputs() -> None:
     m = model(
-        "g (float[2] x, float[2] unused) => (float[2] y) { y = Relu(x) a = Neg(x) b = Abs(a) c, d = Split(b) e = Exp(unused) }"
+        """g (float[2] x, float[2] unused) => (float[2] y) {
+            y = Relu(x) a = Neg(x) b = Abs(a) c, d = Split(b) e = Exp(unused)
+        }"""
     )
     assert edit.remove_unused(m) == 4
     assert ops(m.graph) == ["Relu"]
@@ -390,6 +392,21 @@ def test_raising_the_opset_keeps_weights_and_their_readers(rows: int) -> None:
     assert list(m.graph.overridable.values()) == [weight]
     assert edit.consumers(weight) == m.graph.nodes
     assert outputs(m, x=np.ones((1, rows), F))[0].tolist() == [[rows, rows]]
+
+
+def test_an_opset_that_cannot_be_raised_is_refused() -> None:
+    made = parser.parse_model(
+        """<ir_version: 7, opset_import: ["": 8]>
+        g (float[1,3,2] x, float[1,2] s) => (float[1,2] end, float[1,3,2] all) {
+            end, all = Scan<num_scan_inputs = 1, body = step (float[2] a, float[2] b) => (float[2] c, float[2] d) {
+                c = Add(a, b) d = Identity(c)
+            }>(, s, x)
+        }"""
+    )
+    m = load_model(made)
+    with pytest.raises(ModelError, match="batch axis"):
+        shapes.raise_opset(m, 13)
+    assert m.opset == 8
 
 
 def test_a_weight_that_is_no_input_needs_ir_version_4() -> None:

@@ -340,6 +340,25 @@ def test_a_model_of_one_file_stays_one_file_below_the_limit(tmp_path: Path, monk
     same_outputs(tmp_path / "one" / "o.onnx", tmp_path / "two" / "o.onnx")
 
 
+def test_a_model_whose_weights_were_outside_stays_so_when_they_change(tmp_path: Path) -> None:
+    model = load_model(external(tmp_path / "in"))
+    for constant in model.constants():
+        values = weights.read(constant) * 1
+        new = edit.add_constant(model, constant.name, "new", values)
+        edit.replace_uses(model, constant, new)
+    assert save.write(model, tmp_path / "o.onnx") == ["o.onnx", "o.onnx.data"]
+
+
+def test_no_data_file_is_left_where_all_weights_are_small(tmp_path: Path) -> None:
+    made = parser.parse_model(HEAD + "g (float[16] x) => (float[16] y) { y = Add(x, b) }")
+    made.graph.initializer.append(numpy_helper.from_array(np.ones(16, F), "b"))
+    model = load_model(external(tmp_path / "in", made))
+    assert model.external_data
+    (tmp_path / "out").mkdir()
+    assert save.write(model, tmp_path / "out" / "o.onnx") == ["o.onnx"]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["o.onnx"]
+
+
 def test_a_constant_node_may_keep_its_values_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = parser.parse_model(
         HEAD + "g (float[4] x) => (float[4] y) { c = Constant<value = float[4] {1, 2, 3, 4}>() y = Add(x, c) }"

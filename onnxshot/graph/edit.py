@@ -75,11 +75,11 @@ def add_node(
 
 def replace_uses(model: Model, old: Tensor, new: Tensor, *, keep: Sequence[Node] = ()) -> None:
     """Let everything that reads `old`, graph outputs included, read `new` instead; but for the nodes in `keep`."""
-    if new is old:
-        return
-    for node in consumers(old):
-        while node not in keep and old in node.inputs:
-            node.inputs[node.inputs.index(old)] = new
+    for node, times in Counter(old.outputs).items():
+        at = -1
+        for _ in range(0 if node in keep else times):
+            at = node.inputs.index(old, at + 1)
+            node.inputs[at] = new
     for graph in model.known_graphs:
         for i, out in enumerate(graph.outputs):
             if out is old:

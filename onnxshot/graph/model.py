@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
+from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxshot.errors import ModelError
@@ -43,12 +43,14 @@ class Model:
     Attributes:
         graph: the top-level graph; its nodes are always in topological order when a pass starts.
         path: where it was read from, if it was.
+        external_data: True where the file it came from keeps weights in other files.
         notes: what was done to it on the way that a user should know, for the report.
         known_graphs: every graph it was made of; ones that an edit took out are still listed. `graphs` walks the rest.
     """
 
     def __init__(self, proto: ModelProto, folder: Path | None = None, path: Path | None = None) -> None:
         self.path = path
+        self.external_data = False
         self.notes: list[str] = []
         self._folder = folder
         self._constants: Mapping[str, Constant] = {}
@@ -107,7 +109,8 @@ class Model:
             graph = stack.pop()
             yield graph
             for node in graph.nodes:
-                stack.extend(v for v in node.attrs.values() if isinstance(v, Graph))
+                if node.attrs:
+                    stack.extend(v for v in node.attrs.values() if isinstance(v, Graph))
 
     def walk(self) -> Iterator[tuple[Graph, Node]]:
         """Yield every node with the graph it stands in, subgraphs included."""
@@ -224,14 +227,16 @@ class Model:
 
     def _import_weights(self, proto: GraphProto, scope: dict[str, Tensor], *, is_top: bool) -> set[str]:
         """Put the graph's initializers into `scope`; their names."""
+        found: list[tuple[str, weights.StoredValues | NDArray[Any]]] = []
+        for tensor in proto.initializer:
+            found.append((tensor.name, weights.StoredValues(tensor, self._folder)))
+            self.external_data |= tensor.data_location == TensorProto.EXTERNAL
+        found += [(sparse.values.name, weights.dense(sparse, self._folder)) for sparse in proto.sparse_initializer]
         stored: set[str] = set()
-        tensors = [(i.name, i) for i in proto.initializer] + [(s.values.name, s) for s in proto.sparse_initializer]
-        for name, tensor in tensors:
+        for name, values in found:
             if not name or name in stored:
                 raise ModelError(f"initializer {name!r} is stored twice" if name else "an initializer has no name")
             stored.add(name)
-            sparse = isinstance(tensor, onnx.SparseTensorProto)
-            values = weights.dense(tensor, self._folder) if sparse else weights.StoredValues(tensor, self._folder)
             scope[name] = Constant(name if is_top else self.fresh(name), values)
         return stored
 

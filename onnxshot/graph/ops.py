@@ -5,8 +5,12 @@ Sources: ONNX Operator Schemas up to opset 26; ORT contrib ops where the domain 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from onnxshot.graph import weights
 from onnxshot.graph.ir import Constant, Node
 
 
@@ -79,9 +83,33 @@ _UNKNOWN = Op()
 STANDARD_DOMAINS = (None, "", "ai.onnx")
 
 
+def _pads_with_zero(node: Node) -> bool:
+    """True where Pad brings no values of its own but 0. Pad-1 and 2: attribute value; Pad-11: input 2."""
+    if node.attrs.get("mode", b"constant") != b"constant":
+        return True
+    given = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    if given is None:
+        return not node.attrs.get("value", 0.0)
+    return isinstance(given, Constant) and not np.any(weights.read(given))
+
+
+def _stays_inside(node: Node) -> bool:
+    """True where Resize gives mixtures of its input's values: cubic overshoots, and cropping fills in a value."""
+    crops = node.attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+    return node.attrs.get("mode", b"nearest") != b"cubic" and not crops
+
+
+_KEEPS_RANGE_IF: dict[str, Callable[[Node], bool]] = {"Pad": _pads_with_zero, "Resize": _stays_inside}
+
+
 def op_of(node: Node) -> Op:
     """The table row of the node's operator; an empty row for unknown and custom ones."""
-    return OPS.get(node.op, _UNKNOWN) if node.domain in STANDARD_DOMAINS else _UNKNOWN
+    if node.domain not in STANDARD_DOMAINS:
+        return _UNKNOWN
+    row = OPS.get(node.op, _UNKNOWN)
+    if node.op in _KEEPS_RANGE_IF and not _KEEPS_RANGE_IF[node.op](node):
+        return replace(row, keeps_range=False)
+    return row
 
 
 def weight_slot(node: Node) -> int | None:

@@ -89,10 +89,9 @@ def write(model: Model, path: Path, *, external: bool | None = None) -> list[str
     Weights go to `<name>.data` where they are over 1 GiB, or where they were external before. One weight is in memory
     at a time. This writes in place: callers who want all or nothing use `draft`.
     """
-    constants = model.constants()
     if external is None:
-        was = any(isinstance(c._values, weights.StoredValues) and c._values.external for c in constants)
-        external = was or sum(map(weights.size_bytes, constants)) > weights.EXTERNAL_LIMIT
+        total = sum(map(weights.size_bytes, model.constants()))
+        external = model.external_data or total > weights.EXTERNAL_LIMIT
     if not external:
         path.write_bytes(model.to_proto().SerializeToString(deterministic=True))
         return [path.name]
@@ -108,4 +107,7 @@ def write(model: Model, path: Path, *, external: bool | None = None) -> list[str
     finally:
         data.close()
     path.write_bytes(proto.SerializeToString(deterministic=True))
-    return [path.name, path.name + ".data"]
+    if not data.path.stat().st_size:
+        data.path.unlink()  # all weights are small
+        return [path.name]
+    return [path.name, data.path.name]

@@ -9,7 +9,10 @@ from onnxshot.errors import ModelError
 from onnxshot.graph.load import first_line
 from onnxshot.graph.model import Model
 
-_MOST_VALUES = 1 << 16  # a shape has a few values; thousands of them stand for a list of boxes at most
+_MOST_VALUES = 1 << 20  # a shape has a few; this many take onnx half a second
+_KEEP_VALUES = frozenset(
+    {"Add", "Cast", "Div", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze"}
+)  # ops that onnx follows and that give as many values as they take
 
 
 def infer(model: Model) -> None:
@@ -33,12 +36,20 @@ def infer_proto(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _values_stay_small(graph: onnx.GraphProto) -> bool:
     """False where following the values of shapes would run away: a chain of Concat(x, x) doubles them each time."""
-    counts: dict[str, int] = {}
+    counts = {i.name: i.dims[0] for i in graph.initializer if len(i.dims) == 1}
+    for info in graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if len(dims) == 1 and dims[0].dim_value > 0:
+            counts[info.name] = dims[0].dim_value
+    total = 0
     for node in graph.node:
         read = [counts.get(name, 1) for name in node.input]
-        count = sum(read) if node.op_type == "Concat" else max(read, default=1)
-        counts.update(dict.fromkeys(node.output, count))
-    return max(counts.values(), default=0) < _MOST_VALUES
+        if node.op_type == "Concat":
+            counts.update(dict.fromkeys(node.output[:1], sum(read)))
+            total += sum(read)
+        elif node.op_type in _KEEP_VALUES:
+            counts.update(dict.fromkeys(node.output[:1], max(read, default=1)))
+    return total < _MOST_VALUES
 
 
 def raise_opset(model: Model, version: int) -> None:
@@ -48,6 +59,11 @@ def raise_opset(model: Model, version: int) -> None:
     """
     if model.opset >= version:
         return
+    if model.opset < 9 and any(node.op == "Scan" for _, node in model.walk()):
+        raise ModelError(
+            f"opset {model.opset} could not be raised to {version}: Scan had a batch axis up to opset 8",
+            f"export the model again with opset {version} or newer",
+        )
     proto, lifted = model.skeleton()
     if proto.ir_version < 4:
         proto.ir_version = 4  # below 4 every initializer must be an input

@@ -258,6 +258,7 @@ class DataFile:
     ALIGN = 4096  # ONNX External Data: a multiple of the page size lets runtimes map the tensor
 
     def __init__(self, path: Path, location: str) -> None:
+        self.path = path
         self.location = location
         self._file = path.open("wb")
 

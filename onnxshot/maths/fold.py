@@ -15,15 +15,16 @@ def scale_axis(w: Array, scale: Array, axis: int, groups: int = 1) -> NDArray[np
 
     With groups (Conv's input, ConvTranspose's output channels) axis 0 holds the groups one after another.
     """
-    wide = w.astype(np.float64)
+    wide: NDArray[np.float64] = w.astype(np.float64)  # a copy of its own, scaled in place
     scale = scale.astype(np.float64).reshape(-1)
     if scale.size == 1:
-        return wide * scale[0]
-    if groups == 1 or axis == 0:
-        return wide * scale.reshape([-1 if i == axis else 1 for i in range(w.ndim)])
-    grouped = wide.reshape(groups, -1, *w.shape[1:])
-    per_group = scale.reshape([groups, 1] + [-1 if i == axis else 1 for i in range(1, w.ndim)])
-    return (grouped * per_group).reshape(w.shape)
+        wide *= scale[0]
+    elif groups == 1 or axis == 0:
+        wide *= scale.reshape([-1 if i == axis else 1 for i in range(w.ndim)])
+    else:
+        grouped = wide.reshape(groups, -1, *w.shape[1:])
+        grouped *= scale.reshape([groups, 1] + [-1 if i == axis else 1 for i in range(1, w.ndim)])
+    return wide
 
 
 def fold_bias(bias: Array | None, scale: Array, shift: Array, channels: int) -> NDArray[np.float64]:

@@ -131,7 +131,7 @@ def _scale_weight(model: Model, node: Node, scale: Array, axis: int, bias: Array
             return scale_axis(w, scale, axis, groups).astype(w.dtype)
 
     values = compute()
-    if not np.isfinite(values.astype(np.float64)).all() or not (bias is None or _fits(bias, source)):
+    if not np.isfinite(values).all() or not (bias is None or _fits(bias, source)):
         return _TOO_NARROW
     lazy = weights.ComputedValues(tuple(values.shape), values.dtype, compute) if values.nbytes > _LAZY_BYTES else values
     node.inputs[1] = _renewed(model, node.inputs[1], lazy)

@@ -11,10 +11,13 @@ from onnxshot.passes.drop_overridable import DropOverridable
 from onnxshot.passes.fold_affine import FoldAffine
 from onnxshot.passes.fold_batchnorm import FoldBatchNorm
 from onnxshot.passes.fold_constants import FoldConstants
+from onnxshot.passes.fold_shuffle import FoldShuffle
 from onnxshot.passes.fuse_activations import FuseActivations
 from onnxshot.passes.fuse_layer_norm import FuseLayerNorm
 from onnxshot.passes.inline_functions import InlineFunctions
 from onnxshot.passes.name_nodes import NameNodes
+from onnxshot.passes.order_gelu import OrderGelu
+from onnxshot.passes.pool_means import PoolMeans
 from onnxshot.passes.remove_unused import RemoveUnused
 
 _ROUNDS = 8  # each round can only make the graph smaller; real models need two or three
@@ -24,8 +27,11 @@ REPEATED: Sequence[Pass] = (
     DropIdentity(),
     FuseActivations(),  # before FoldAffine, which would fold the division in it elsewhere
     FuseLayerNorm(),
+    OrderGelu(),
     FoldBatchNorm(),
     FoldAffine(),
+    FoldShuffle(),
+    PoolMeans(),
 )
 
 

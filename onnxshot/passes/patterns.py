@@ -59,7 +59,7 @@ def runtime_patterns(model: Model) -> set[Node]:
         if node.op == "Add":
             if source is not None and source in found and made_by(pair[0], "Mul") and _normed(source):
                 found.add(node)
-        elif _normed(node) or (source is not None and source.op == "Mul" and any(_gate(t) for t in source.inputs)):
+        elif _normed(node) or (source is not None and source.op == "Mul" and any(is_gate(t) for t in source.inputs)):
             found.add(node)
     return found
 
@@ -71,7 +71,7 @@ def _normed(node: Node) -> bool:
     return quotient is not None and made_by(quotient.inputs[1], "Sqrt") is not None
 
 
-def _gate(tensor: Tensor) -> bool:
+def is_gate(tensor: Tensor) -> bool:
     """True for 1 + Erf(..) and 1 + Tanh(..), the gate of Gelu."""
     pair = with_constant(made_by(tensor, "Add"))
     return pair is not None and made_by(pair[0], "Erf", "Tanh") is not None

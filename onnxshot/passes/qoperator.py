@@ -1,6 +1,6 @@
 """Turn Q/DQ around Conv and MatMul into QLinearConv and QLinearMatMul, for runtimes that fuse no Q/DQ themselves.
 
-Only standard operators: other int8 ops keep their Q/DQ. QLinearConv-10 takes an int32 bias with scale x_scale * w_scale.
+Only standard operators: other int8 ops keep their Q/DQ. QLinearConv-10 takes an int32 bias of scale x_scale * w_scale.
 """
 
 from __future__ import annotations

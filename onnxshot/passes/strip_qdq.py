@@ -58,6 +58,8 @@ def _restore(model: Model, node: Node) -> Constant | None:
         shape[int(node.attrs.get("axis", 1))] = scale.size
     elif scale.ndim == 1:
         scale = scale.reshape(())
-    centred = q.astype(np.float32) - (0 if zero is None else zero.astype(np.float32).reshape(shape if zero.size > 1 else ()))
+    centred = q.astype(np.float32)
+    if zero is not None:
+        centred -= zero.astype(np.float32).reshape(shape if zero.size > 1 else ())
     real = centred * (scale.reshape(shape) if scale.ndim else scale).astype(np.float32)
     return edit.add_constant(model, node.inputs[0].name, "float", real.astype(scale.dtype))

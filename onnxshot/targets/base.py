@@ -22,8 +22,10 @@ class Target:
         dynamic: ops with a weight that run in int8 with activation scales taken at run time.
         prefers_dynamic: such ops are quantized dynamically where no int8 op stands next to them.
         followers: ops without a weight that run in int8, worth it only between int8 ops.
+        reducers: followers whose output is so much smaller that they pay although a float op reads it.
         quantizes_outputs: an int8 op needs a Q on its output (after a Relu or Clip that follows it) to be fused.
         quantizes_residuals: the shortcut input of a residual Add gets a Q/DQ pair of its own.
+        isolates_softmax: a Softmax between Transposes must be kept on the last axis by hand.
         float_reasons: ops left in float on purpose, and the reason a report gives.
         min_dynamic_weights: weights with fewer elements are not worth a dynamic kernel's overhead.
         min_dynamic_db: a dynamic op whose input would keep less than this SQNR in dB, as one scale must hold outliers,
@@ -39,8 +41,10 @@ class Target:
     dynamic: frozenset[str] = frozenset()
     prefers_dynamic: bool = False
     followers: frozenset[str] = frozenset()
+    reducers: frozenset[str] = frozenset()
     quantizes_outputs: bool = True
     quantizes_residuals: bool = False
+    isolates_softmax: bool = False
     float_reasons: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     min_dynamic_weights: int = 4096

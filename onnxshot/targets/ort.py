@@ -26,13 +26,15 @@ ORT = Target(
     static=frozenset({"Conv", "Gemm", "MatMul"}),
     dynamic=frozenset({"MatMul", "Gemm"}),
     prefers_dynamic=True,
+    isolates_softmax=True,
     followers=frozenset(
         {
-            "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Relu",
-            "MaxPool", "Resize", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather",
-            "Split", "DepthToSpace", "SpaceToDepth", "Pad",
+            "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Relu", "MaxPool",
+            "Resize", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Split",
+            "DepthToSpace", "SpaceToDepth", "Pad",
         }
-    ),  # fmt: skip
+    ),
+    reducers=frozenset({"GlobalAveragePool"}),
     float_reasons={
         "Softmax": "int8 Softmax runs at 0.16x of float",
         "ConvTranspose": "ONNX Runtime runs a quantized ConvTranspose in float, at 0.85x",

@@ -1,0 +1,57 @@
+"""Keep a Softmax between two Transposes on the last axis, where it is fast.
+
+ONNX Runtime cancels the two Transposes by moving Softmax to another axis, where its kernel runs on one thread and
+copies: [1, 22, 22, 80] takes 23 us over the last axis and 216 us over axis 1. A Reshape to rows and back stops that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxshot.graph import Model, Node, Variable, edit
+from onnxshot.passes.base import Change
+
+
+@dataclass(frozen=True, slots=True)
+class IsolateSoftmax:
+    """Put a Reshape before and after such a Softmax-13 of the top-level graph."""
+
+    name: str = "isolate_softmax"
+
+    def run(self, model: Model) -> Change:
+        """Insert the Reshapes; edits counts the Softmaxes."""
+        change = Change()
+        for node in list(model.graph.nodes):
+            if node.op != "Softmax" or model.opset < 13 or not _between_transposes(model, node):
+                continue
+            shape = model.shape(node.outputs[0]) or model.shape(node.inputs[0])
+            if shape is None or node.attrs.get("axis", -1) not in (-1, len(shape) - 1):
+                continue
+            back = [d if isinstance(d, int) and d > 0 else -1 for d in shape]
+            if back.count(-1) > 1 or back[-1] == -1:
+                change.skip(node, "more than one of its dimensions is free")
+                continue
+            _isolate(model, node, back)
+            change.edits += 1
+        if change.edits:
+            edit.toposort(model)
+        return change
+
+
+def _between_transposes(model: Model, node: Node) -> bool:
+    maker = edit.producer(node.inputs[0])
+    user = edit.only_consumer(model, node.outputs[0])
+    return maker is not None and maker.op == "Transpose" and user is not None and user.op == "Transpose"
+
+
+def _isolate(model: Model, node: Node, back: list[int]) -> None:
+    rows = edit.add_constant(model, node.label, "rows", np.array([-1, back[-1]]))
+    shape = edit.add_constant(model, node.label, "shape", np.array(back))
+    flat = edit.add_node(model, "Reshape", [node.inputs[0], rows], base=node.label, suffix="to_rows")
+    out = node.outputs[0]
+    node.inputs[0] = flat.outputs[0]
+    node.outputs[0] = Variable(model.fresh(out.name, "rows"))
+    node.attrs["axis"] = -1
+    edit.add_node(model, "Reshape", [node.outputs[0], shape], base=node.label, suffix="from_rows", outputs=[out])

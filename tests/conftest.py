@@ -1,0 +1,16 @@
+"""What every test runs under: one thread of BLAS, so that workers do not fight, and a calibration cache of its own."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is imported; processes that tests start inherit it
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXSHOT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -1,0 +1,115 @@
+"""What tests of plans and of the passes that carry them out share."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+from handmade import Case
+from handmade.core import Feed, feeds, model
+from numpy.typing import NDArray
+
+import onnxshot
+from onnxshot.calibrate import collect
+from onnxshot.calibration.readers import Sample
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.graph import Model
+from onnxshot.graph.load import load_model
+from onnxshot.passes.normalize import normalize
+from onnxshot.pipeline import Result, Settings, quantize
+from onnxshot.plan import Plan
+from onnxshot.planner import make_plan
+from onnxshot.preparing import lowest_opset
+from onnxshot.recipe import Recipe
+from onnxshot.targets import target_named
+
+FAST = Settings(verify=False, use_cache=False, threads=1)
+PROVEN = Settings(use_cache=False, threads=1, bench_seconds=0.01)
+
+
+def small(text: str, constants: Feed, **shapes: tuple[int, ...]) -> Case:
+    """A case from ONNX text, with four normal samples of these shapes."""
+    return Case(model(text, constants), feeds(4, **shapes))
+
+
+def normalized(proto: onnx.ModelProto, recipe: Recipe) -> Model:
+    """The model as the planner gets it."""
+    loaded = load_model(proto)
+    normalize(loaded, opset=lowest_opset(loaded, target_named(recipe.target), recipe))
+    return loaded
+
+
+def statistics(ready: Model, names: Iterable[str], given: list[Feed]) -> dict[str, TensorStats]:
+    """Statistics of the named tensors over these feeds."""
+    samples = [Sample(f"#{i}", feed) for i, feed in enumerate(given)]
+    return collect(ready, list(names), samples, len(samples), threads=1)
+
+
+def planned(case: Case, *, calibrate: bool = False, **options: Any) -> tuple[Model, Plan]:
+    """The normalized model and its plan; with scales where `calibrate` is set."""
+    recipe = Recipe.from_dict(options)
+    target = target_named(recipe.target)
+    ready = normalized(case.model, recipe)
+    plan = make_plan(ready, target, recipe)
+    if calibrate:
+        plan = make_plan(ready, target, recipe, statistics(ready, plan.observe, case.feeds))
+    return ready, plan
+
+
+def treatment(ready: Model, plan: Plan) -> dict[str, str]:
+    """Name of the first output of each planned node -> how it is treated."""
+    made = {n.label: n.outputs[0].name for _, n in ready.walk() if n.outputs}
+    return {made[n.node]: n.how for n in plan.nodes}
+
+
+def reason(ready: Model, plan: Plan, output: str) -> str:
+    """Why the node that makes this tensor is not quantized, or not fully."""
+    label = next(n.label for _, n in ready.walk() if n.outputs and n.outputs[0].name == output)
+    return next(n.reason for n in plan.nodes if n.node == label)
+
+
+def quantized(case: Case, settings: Settings = FAST, **options: Any) -> tuple[Result, onnx.ModelProto]:
+    """The result of `quantize` on a case, and its model."""
+    given = case.feeds if options.get("mode", "static") == "static" or settings.verify else None
+    result = quantize(case.model, given, settings=settings, **options)
+    return result, result.model.to_proto()
+
+
+def run(proto: onnx.ModelProto, feed: Feed, *, optimize: bool = True) -> list[NDArray[Any]]:
+    """Outputs in ONNX Runtime, with its graph optimizations on or off."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: list[NDArray[Any]] = session.run(None, feed)
+    return found
+
+
+def sqnr(case: Case, proto: onnx.ModelProto, *, optimize: bool = True) -> float:
+    """SQNR in dB of all outputs over all feeds of the case, in ONNX Runtime."""
+    total = onnxshot.maths.metrics.SqnrSum()
+    for feed in case.feeds:
+        for wanted, got in zip(run(case.model, feed), run(proto, feed, optimize=optimize), strict=True):
+            assert wanted.shape == got.shape
+            assert wanted.dtype == got.dtype
+            total.add(wanted, got)
+    return total.db
+
+
+def initializers(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """Values of the initializers by name."""
+    return {t.name: np.asarray(onnx.numpy_helper.to_array(t)) for t in proto.graph.initializer}
+
+
+def nodes_of(proto: onnx.ModelProto, op: str) -> list[onnx.NodeProto]:
+    """Top-level nodes of this operator."""
+    return [n for n in proto.graph.node if n.op_type == op]
+
+
+def maker(proto: onnx.ModelProto, tensor: str) -> onnx.NodeProto:
+    """The top-level node that makes the tensor."""
+    return next(n for n in proto.graph.node if tensor in n.output)

@@ -1,0 +1,132 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from handmade import HANDMADE
+from handmade.core import feeds, model, weight
+from planning import FAST
+
+from onnxshot import cache
+from onnxshot.calibration.observers import Observer
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.graph.load import load_model
+from onnxshot.pipeline import Settings, quantize
+
+KEEPING = Settings(verify=False, threads=1)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ONNXSHOT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def some_stats(count: int = 3) -> dict[str, TensorStats]:
+    found = {}
+    for i in range(count):
+        observer = Observer()
+        observer.update(np.random.default_rng(i).normal(size=500).astype(np.float32))
+        found[f"t/{i}"] = observer.stats()
+    return found
+
+
+def test_what_was_stored_comes_back(folder: Path) -> None:
+    cache.store("k", some_stats())
+    assert cache.load("k") == some_stats()
+    assert cache.load("other") == {}
+    assert [p.name for p in folder.iterdir()] == ["k.npz"]
+
+
+def test_a_second_run_needs_no_inference(folder: Path) -> None:
+    case = HANDMADE["resnet_block"]()
+    first = quantize(case.model, case.feeds, settings=KEEPING)
+    second = quantize(case.model, case.feeds, settings=KEEPING)
+    assert first.report.samples["inferences"] == 6
+    assert second.report.samples["inferences"] == 0
+    assert second.model.to_proto() == first.model.to_proto()
+    other = quantize(case.model, case.feeds, exclude=("c1",), method="minmax", settings=KEEPING)
+    assert other.report.samples["inferences"] == 0, "other exclusions and methods need no inference"
+    assert len(list(folder.glob("*.npz"))) == 1
+    quantize(case.model, case.feeds, settings=FAST)
+    assert len(list(folder.glob("*.npz"))) == 1
+
+
+def test_the_key_depends_on_weights_graph_data_and_device() -> None:
+    def block(w: float = 1.0, op: str = "Relu") -> onnx.ModelProto:
+        text = f"g (float[1, 4, 64] x) => (float[1, 4, 64] y) {{ h = MatMul(x, w) y = {op}(h) }}"
+        return model(text, {"w": weight(64, 64) * np.float32(w)})
+
+    plain = cache.key(load_model(block()), "data", "cpu")
+    assert plain == cache.key(load_model(block()), "data", "cpu")
+    others = [
+        cache.key(load_model(block(1.5)), "data", "cpu"),
+        cache.key(load_model(block(op="Sigmoid")), "data", "cpu"),
+        cache.key(load_model(block()), "other data", "cpu"),
+        cache.key(load_model(block()), "data", "cuda"),
+    ]
+    assert len({plain, *others}) == 5
+
+
+def test_the_key_of_a_bfloat16_weight() -> None:
+    text = "g (bfloat16[1, 64] x) => (bfloat16[1, 64] y) { y = MatMul(x, w) }"
+    proto = model(text)
+    proto.graph.initializer.append(onnx.helper.make_tensor("w", onnx.TensorProto.BFLOAT16, [64, 64], [1.0] * 4096))
+    assert len(cache.key(load_model(proto), "data")) == 64
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "flipped", "other file"])
+def test_a_damaged_file_is_a_miss(folder: Path, damage: str) -> None:
+    cache.store("k", some_stats(40))
+    path = folder / "k.npz"
+    whole = path.read_bytes()
+    if damage == "flipped":
+        for at in range(0, len(whole), 37):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+            assert cache.load("k") in ({}, some_stats(40))
+        return
+    if damage == "other file":
+        np.savez(path, names=np.zeros(3))
+    else:
+        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"PK\x03\x04" * 50}[damage])
+    assert cache.load("k") == {}
+    cache.store("k", some_stats())
+    assert cache.load("k") == some_stats()
+
+
+def test_the_folder_stays_within_its_bound_and_the_oldest_go_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(4):
+        cache.store(f"k{i}", some_stats())
+        os.utime(folder / f"k{i}.npz", (1000 + i, 1000 + i))
+    cache.load("k0")  # used just now
+    size = (folder / "k0.npz").stat().st_size
+    monkeypatch.setattr(cache, "MAX_BYTES", int(3.5 * size))
+    cache.store("k4", some_stats())
+    assert sorted(p.name for p in folder.iterdir()) == ["k0.npz", "k3.npz", "k4.npz"]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("ONNXSHOT_CACHE", str(tmp_path / "file" / "cache"))
+    cache.store("k", some_stats())
+    assert cache.load("k") == {}
+
+
+def test_a_write_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    cache.store("k", some_stats())
+    assert list(folder.iterdir()) == []
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONNXSHOT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache.folder() == Path("/somewhere/onnxshot")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.folder() == Path.home() / ".cache" / "onnxshot"
