@@ -23,6 +23,7 @@ PERCENTILE = 99.99
 MIN_GAIN_DB = 0.1  # auto: below this, clipping is not worth a doubt
 TAIL_DB = 10.0  # auto: clipped values that come back worse than this are lost, not shortened
 LOST_TAIL_GAIN_DB = 3.0  # auto: what clipping must gain overall before a lost tail is accepted
+MAX_LOSS_DB = 10.0  # a method by name: what its clipping may cost against minmax, ten times the noise
 _CANDIDATES = np.concatenate([np.linspace(1.0, 0.2, 41), np.geomspace(0.19, 2.0**-10, 23)])
 _REFINE = 33
 _LEVELS = 128  # of the entropy method, as in TensorRT and onnxruntime
@@ -33,12 +34,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The real interval that the codes of a tensor cover. clipped: share of values outside, 0..1."""
+    """The real interval that the codes of a tensor cover. clipped: share of values outside, 0..1.
+
+    note: why the method is not the one that was asked for; empty where it is.
+    """
 
     low: float
     high: float
     method: str
     clipped: float
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +76,8 @@ def choose_range(stats: TensorStats, scheme: QuantScheme, method: str = "auto") 
     auto            the least expected error of the above. minmax unless clipping gains MIN_GAIN_DB; and where the
                     clipped values would keep less than TAIL_DB, unless it gains LOST_TAIL_GAIN_DB: the mean error
                     cannot tell outliers that carry meaning, as in transformers, from noise
+
+    A method by name that would cost more than MAX_LOSS_DB against minmax is not obeyed: minmax, with a note.
     """
     if method not in METHODS:
         raise ValueError(f"range method is one of {', '.join(METHODS)}; found {method!r}")
@@ -79,7 +86,12 @@ def choose_range(stats: TensorStats, scheme: QuantScheme, method: str = "auto") 
     moments = _moments(stats)
     if method == "auto":
         return _auto(stats, scheme, moments)
-    return _range(_CHOOSERS[method](stats, scheme, moments), method, stats, moments)
+    chosen = _range(_CHOOSERS[method](stats, scheme, moments), method, stats, moments)
+    widest = sum(_error_of(moments, stats.low, stats.high, scheme)[:2])
+    loss = _db(sum(_error_of(moments, chosen.low, chosen.high, scheme)[:2]), widest)
+    if loss <= MAX_LOSS_DB:
+        return chosen
+    return Range(stats.low, stats.high, "minmax", 0.0, f"{method} would cost {loss:.0f} dB")
 
 
 def expected_error(stats: TensorStats, chosen: Range, scheme: QuantScheme) -> float:

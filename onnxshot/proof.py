@@ -46,6 +46,7 @@ def prove(
     tell(report, compare(reference, written, data, threads=settings.threads))
     rows = compare_tensors(reference, written, data, list(plan.tensors) or None, threads=settings.threads)
     report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, plan) for row in rows]
+    report.notes += _refused_methods(plan)
     ran = executed(written, sample=first.feed, threads=settings.threads)
     report.int8_macs_share = ran.share if ran.total_macs else None
     report.float_between_qdq = len(ran.float_between)
@@ -73,6 +74,16 @@ def time_both(report: Report, source: Path, written: Path, data: Dataset, settin
     feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
     before, after = bench([source, written], feeds, threads=settings.threads, seconds=settings.bench_seconds)
     report.latency = {"float_ms": before.median_ms, "ms": after.median_ms, "speedup": after.ratio}
+
+
+def _refused_methods(plan: Plan) -> list[str]:
+    """The tensors whose range is not chosen by the method asked for, as one note."""
+    refused = {group: span.note for group, span in plan.ranges.items() if span.note}
+    if not refused:
+        return []
+    some = ", ".join(f"{group!r} ({note})" for group, note in list(refused.items())[:3])
+    more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+    return [f"min-max ranges instead of those asked for on {some}{more}"]
 
 
 def _row(tensor: str, op: str, sqnr_db: float, clipped: float | None, plan: Plan) -> TensorReport:

@@ -3,14 +3,31 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from onnxshot.errors import UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import draft
 from onnxshot.passes.normalize import normalize
+from onnxshot.passes.weight_only import QuantizeWeightsOnly
+from onnxshot.planner import already_quantized, make_plan
+from onnxshot.preparing import lowest_opset
+from onnxshot.recipe import Recipe
+from onnxshot.targets.ort import ORT
 
 Transform = Callable[[Model], object]
 
-TRANSFORMS: dict[str, Transform] = {"save": lambda model: None, "normalize": normalize}
+
+
+def weights_only(model: Model) -> None:
+    """What `quantize(mode="weights")` does to the graph."""
+    recipe = Recipe(mode="weights")
+    if already_quantized(model):
+        raise UsageError("the model is quantized already")
+    normalize(model, opset=lowest_opset(model, ORT, recipe))
+    QuantizeWeightsOnly(make_plan(model, ORT, recipe)).run(model)
+
+
+TRANSFORMS: dict[str, Transform] = {"save": lambda model: None, "normalize": normalize, "weights": weights_only}
 
 
 def load_and_save(path: Path, out: Path, transform: Transform = normalize) -> Path:

@@ -30,7 +30,7 @@ def outcomes(transform: str) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transform", ["save", "normalize"])
+@pytest.mark.parametrize("transform", ["save", "normalize", "weights"])
 def test_node_cases_give_the_same_outputs(transform: str) -> None:
     found = outcomes(transform)
     counts = Counter(status for status, _ in found.values())

@@ -139,11 +139,24 @@ def test_minmax_is_exact_and_clips_nothing() -> None:
 
 
 def test_moving_average_is_the_mean_of_sample_extremes() -> None:
-    chosen = choose_range(
-        observe(np.asarray([-1, 4], np.float32), np.asarray([-3, 2], np.float32)), U8, "moving-average"
-    )
-    assert (chosen.low, chosen.high) == (-2.0, 3.0)
-    assert chosen.clipped == pytest.approx(0.5)
+    first, second = (np.linspace(low, low + 5, 1000, dtype=np.float32) for low in (-1.0, -1.25))
+    chosen = choose_range(observe(first, second), U8, "moving-average")
+    assert (chosen.low, chosen.high) == (-1.125, 3.875)
+    assert chosen.clipped == pytest.approx(0.025, abs=2e-3)
+
+
+@pytest.mark.parametrize("method", ["moving-average", "percentile", "entropy"])
+def test_a_method_that_costs_more_than_10_db_is_not_obeyed(method: str) -> None:
+    """onnxruntime 10571: few large values that carry most of the energy."""
+    rng = np.random.default_rng(5)
+    quiet = [rng.standard_normal(50_000).astype(np.float32) for _ in range(8)]
+    loud = quiet[0].copy()
+    loud[::3_000] = 100.0
+    stats = observe(*quiet, loud)
+    chosen = choose_range(stats, U8, method)
+    assert (chosen.low, chosen.high, chosen.method, chosen.clipped) == (stats.low, stats.high, "minmax", 0.0)
+    assert chosen.note.startswith(f"{method} would cost ")
+    assert choose_range(observe(*quiet), U8, method).note == ""
 
 
 @pytest.mark.parametrize("kind", ["normal", "relu", "laplace"])

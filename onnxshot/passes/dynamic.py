@@ -7,13 +7,10 @@ Runtime fuses to one kernel. A Conv done so (ConvInteger) runs at 0.2x to 0.4x o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit, weights
+from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit
 from onnxshot.maths.affine import PerChannel, PerTensor, QuantScheme
 from onnxshot.passes.base import Change
 from onnxshot.passes.weights_int8 import QuantizedWeights
@@ -38,7 +35,11 @@ class QuantizeDynamically:
         for graph, node in nodes:
             scheme = self.plan.weights[node.label].scheme
             if node.op == "LSTM":
-                _rewrite_lstm(model, graph, node, quantized, scheme)
+                refusal = _unsupported_lstm(node)
+                if refusal:
+                    change.skip(node, refusal)
+                    continue
+                _rewrite_lstm(model, node, quantized, scheme)
             else:
                 _rewrite_product(model, graph, node, quantized, scheme, inputs)
             change.edits += 1
@@ -59,7 +60,7 @@ def _rewrite_product(
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
     out = node.outputs[0]
     if node.op == "Gemm" and node.attrs.get("transB", 0):
-        weight = _transposed(model, weight)
+        weight = quantized.transposed(weight, (1, 0))
     axis = 1 if isinstance(scheme.granularity, PerChannel) else None
     scheme = QuantScheme(scheme.dtype, scheme.symmetric, PerTensor() if axis is None else PerChannel(axis))
     params = quantized.params(weight, scheme)
@@ -89,19 +90,14 @@ def _rewrite_product(
     edit.remove(model, [node])
 
 
-def _transposed(model: Model, weight: Constant) -> Constant:
-    def compute() -> NDArray[Any]:
-        return np.ascontiguousarray(weights.read(weight).T)
-
-    shape = tuple(reversed(weight.shape))
-    return edit.add_constant(
-        model, weight.name, "transposed", weights.ComputedValues(shape, weight._values.dtype, compute)
-    )
+def _unsupported_lstm(node: Node) -> str:
+    """Why an LSTM has no dynamic form; empty where it has one."""
+    if not all(isinstance(weight, Constant) for weight in node.inputs[1:3]):
+        return "one of its weights is computed at run time"
+    return "DynamicQuantizeLSTM has no batch-first layout" if node.attrs.get("layout", 0) else ""
 
 
-def _rewrite_lstm(
-    model: Model, graph: Graph, node: Node, quantized: QuantizedWeights, scheme: QuantScheme
-) -> None:
+def _rewrite_lstm(model: Model, node: Node, quantized: QuantizedWeights, scheme: QuantScheme) -> None:
     """LSTM -> com.microsoft.DynamicQuantizeLSTM: W and R transposed to [directions, in, 4H], a scale per direction."""
     ins: list[Tensor | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
     packed: list[Tensor] = []
@@ -109,8 +105,7 @@ def _rewrite_lstm(
     for slot in (1, 2):
         weight = ins[slot]
         assert weight is not None
-        values = np.ascontiguousarray(np.asarray(weights.read(weight)).transpose(0, 2, 1))
-        moved = edit.add_constant(model, weight.name, "transposed", values)
+        moved = quantized.transposed(weight, (0, 2, 1))
         params = quantized.params(moved, QuantScheme(scheme.dtype, True, PerChannel(0)))
         q, scale, zero = quantized.constants(moved, params)
         packed.append(q)

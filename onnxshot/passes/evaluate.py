@@ -13,6 +13,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnxshot.graph import Constant, Model, Node, weights
 from onnxshot.graph.load import first_line
+from onnxshot.graph.shapes import infer_proto
 
 LAZY_BYTES = 1 << 20  # larger results of moving data are computed each time they are read, and never held
 _HINT_BYTES = 4096  # inputs up to this size tell shape inference their values: shapes, axes, repeats
@@ -125,7 +126,7 @@ def result_bytes(model: Model, node: Node) -> int:
         if weights.size_bytes(constant) <= _HINT_BYTES:
             proto.graph.initializer.append(weights.to_proto(constant))
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = infer_proto(proto)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return 0
     total = 0

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.graph.shapes import infer_proto
 from onnxshot.passes import evaluate
 from onnxshot.passes.base import Change
 from onnxshot.passes.linear import fixed
@@ -87,7 +88,7 @@ class FoldConstants:
         return self._computed(model, node, change)
 
     def _computed(self, model: Model, node: Node, change: Change) -> Sequence[evaluate.Values] | None:
-        before = sum(weights.size_bytes(t) for t in node.inputs if t.name)
+        before = sum(weights.size_bytes(t) for t in {t for t in node.inputs if t.name})  # one read twice counts once
         if node.op in evaluate.MOVERS:
             value = evaluate.moved(model, node)
             if value is not None:
@@ -170,7 +171,7 @@ def _static_shapes(model: Model) -> dict[int, tuple[int | None, ...]]:
     proto, _ = model.skeleton()
     del proto.graph.value_info[:]
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+        inferred = infer_proto(proto).graph
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = proto.graph
     infos = {info.name: info for info in (*inferred.value_info, *inferred.input)}

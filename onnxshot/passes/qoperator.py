@@ -29,6 +29,9 @@ class ToQOperator:
             dqs = [edit.producer(t) for t in node.inputs[:2]]
             if any(d is None or d.op != "DequantizeLinear" for d in dqs):
                 continue
+            if any(t.name and not isinstance(t, Constant) for t in node.inputs[2:]):
+                change.skip(node, "its bias is computed at run time")
+                continue
             q = _quantizer_after(model, node)
             if q is None:
                 change.skip(node, "no QuantizeLinear follows it directly")
@@ -73,7 +76,6 @@ def _fuse(model: Model, node: Node, x: Node, w: Node, q: Node) -> None:
     inputs = [*x.inputs[:3], *w.inputs[:3], q.inputs[1], q.inputs[2]]
     if node.op == "Conv" and len(node.inputs) > 2 and node.inputs[2].name:
         bias = node.inputs[2]
-        assert isinstance(bias, Constant)
         x_scale, w_scale = weights.read(x.inputs[1]), weights.read(w.inputs[1])
         steps = quantize_bias(np.asarray(weights.read(bias)), x_scale, w_scale)
         inputs.append(edit.add_constant(model, bias.name, "quantized", steps))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxshot.graph import Constant, Graph, Model, Node, edit, weights
-from onnxshot.maths.affine import PerChannel, QuantScheme
+from onnxshot.maths.affine import INT8, INT16, PerChannel, QuantScheme
 from onnxshot.passes.base import Change
 from onnxshot.passes.weights_int8 import QuantizedWeights
 from onnxshot.plan import WEIGHTS, Plan
@@ -51,7 +51,9 @@ def _rewrite_embedding(
     """Gather(table [V, D], ids) -> Cast(Gather(q [V, D], ids)) * Gather(scale [V, 1], ids). A scale per row."""
     table, ids = node.inputs
     out = node.outputs[0]
-    params = quantized.params(table, QuantScheme(scheme.dtype, True, PerChannel(0)))
+    # No zero point is gathered, so it must be 0: unsigned types are taken as their signed twins.
+    dtype = scheme.dtype if scheme.dtype.signed else {8: INT8, 16: INT16}[scheme.dtype.bits]
+    params = quantized.params(table, QuantScheme(dtype, True, PerChannel(0)))
     rows, _, _ = quantized.constants(table, params)
     kind = weights.elem_type(table)
     column = edit.add_constant(model, table.name, "row_scale", params.scale[:, None].astype(table._values.dtype))

@@ -25,7 +25,8 @@ class QuantizedWeights:
 
     model: Model
     method: str = "minmax"
-    _made: dict[tuple[int, QuantScheme, bytes], tuple[Constant, Constant, Constant]] = field(default_factory=dict)
+    _made: dict[tuple[Constant, QuantScheme, bytes], tuple[Constant, Constant, Constant]] = field(default_factory=dict)
+    _moved: dict[tuple[Constant, tuple[int, ...]], Constant] = field(default_factory=dict)
 
     def params(self, weight: Constant, scheme: QuantScheme) -> QuantParams:
         """Scale and zero point of the weight, one per channel where the scheme says so."""
@@ -33,7 +34,7 @@ class QuantizedWeights:
 
     def constants(self, weight: Constant, params: QuantParams) -> tuple[Constant, Constant, Constant]:
         """Constants for the quantized values, the scale (in the weight's own float type) and the zero point."""
-        key = (id(weight), params.scheme, params.scale.tobytes())
+        key = (weight, params.scheme, params.scale.tobytes())
         if key in self._made:
             return self._made[key]
         scheme = params.scheme
@@ -55,6 +56,18 @@ class QuantizedWeights:
         self._made[key] = made
         return made
 
+    def transposed(self, weight: Constant, perm: tuple[int, ...]) -> Constant:
+        """The weight with its axes in another order; the same constant for the same weight."""
+        if (weight, perm) not in self._moved:
+
+            def compute() -> NDArray[Any]:
+                return np.ascontiguousarray(np.asarray(weights.read(weight)).transpose(perm))
+
+            shape = tuple(weight.shape[axis] for axis in perm)
+            values = weights.ComputedValues(shape, weight._values.dtype, compute)
+            self._moved[weight, perm] = edit.add_constant(self.model, weight.name, "transposed", values)
+        return self._moved[weight, perm]
+
     def dequantized(self, node: Node, slot: int, params: QuantParams, *, suffix: str = "dequantized") -> Tensor:
         """Put a DequantizeLinear between the quantized weight and the node; the tensor the node now reads."""
         weight = node.inputs[slot]
@@ -72,7 +85,12 @@ class QuantizedWeights:
 
 
 def with_room_for_bias(params: QuantParams, x_scale: NDArray[Any], bias: NDArray[Any] | None) -> QuantParams:
-    """Params whose scale is raised where the bias would not fit int32 at scale x_scale * w_scale."""
+    """Params whose scale is raised where the bias would not fit int32 at scale x_scale * w_scale.
+
+    bias [N], or what broadcasts to [M, N]: the largest value of a column is the one that must fit.
+    """
     if bias is None:
         return params
+    if bias.ndim > 1:
+        bias = np.abs(bias).max(axis=tuple(range(bias.ndim - 1)))
     return QuantParams(params.scheme, bias_safe_scale(params.scale, x_scale, bias), params.zero_point)

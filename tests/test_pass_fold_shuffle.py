@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from handmade.core import feeds, model
+from onnx import ModelProto
+from rewrites import ops, rewritten
+
+from onnxshot.graph import weights
+from onnxshot.passes.fold_shuffle import FoldShuffle
+
+C, H, W = 6, 4, 5
+
+
+def proto(body: str, outs: str, opset: int = 13, batch: str = "1", **shapes: list[int]) -> ModelProto:
+    constants = {k: np.array(v, np.int64) for k, v in shapes.items()}
+    text = f"g (float[{batch}, {C}, {H}, {W}] x) => ({outs}) {{ {body} }}"
+    return model(text, constants, opset=opset)
+
+
+def channels(after) -> list[list[int]]:
+    return [weights.read(n.inputs[1]).tolist() for n in after.graph.nodes if n.op == "Gather"]
+
+
+def test_shuffle_of_two_groups_is_one_gather() -> None:
+    body = "a = Reshape(x, s) b = Transpose<perm = [0, 2, 1, 3, 4]>(a) y = Reshape(b, t)"
+    p = proto(body, f"float[1, {C}, {H}, {W}] y", s=[1, 2, C // 2, H, W], t=[1, C, H, W])
+    after, change = rewritten(p, FoldShuffle(), *feeds(1, x=(1, C, H, W)))
+    assert change.edits == 1
+    assert ops(after) == {"Gather": 1}
+    assert channels(after) == [[0, 3, 1, 4, 2, 5]]
+
+
+def test_shuffle_with_a_split_behind_it_is_a_gather_per_half() -> None:
+    """ShuffleNetV2 as exporters write it: reshape, transpose, reshape, then index 0 and 1."""
+    body = (
+        "a = Reshape(x, s) b = Transpose<perm = [1, 0, 2]>(a) c = Reshape(b, t)"
+        " y = Gather<axis = 0>(c, first) z = Gather<axis = 0>(c, second)"
+    )
+    outs = f"float[1, {C // 2}, {H}, {W}] y, float[1, {C // 2}, {H}, {W}] z"
+    p = proto(body, outs, s=[C // 2, 2, H * W], t=[2, -1, C // 2, H, W], first=0, second=1)  # type: ignore[arg-type]
+    after, change = rewritten(p, FoldShuffle(), *feeds(1, x=(1, C, H, W)))
+    assert change.edits == 2
+    assert ops(after) == {"Gather": 2}
+    assert sorted(channels(after)) == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_free_batch_with_shapes_that_follow_it() -> None:
+    body = "a = Reshape(x, s) b = Transpose<perm = [0, 2, 1, 3, 4]>(a) y = Reshape(b, t)"
+    p = proto(body, f"float[n, {C}, {H}, {W}] y", batch="n", s=[0, 3, 2, H, W], t=[-1, C, H, W])
+    after, change = rewritten(p, FoldShuffle(), *feeds(1, x=(3, C, H, W)))
+    assert change.edits == 1
+    assert channels(after) == [[0, 2, 4, 1, 3, 5]]
+
+
+@pytest.mark.parametrize(
+    ("body", "shapes"),
+    [
+        # pixels move, not channels
+        ("a = Reshape(x, s) b = Transpose<perm = [0, 1, 3, 2]>(a) y = Reshape(b, s)", {"s": [1, C, H, W]}),
+        # an attention head split is not a shuffle
+        ("a = Reshape(x, s) y = Transpose<perm = [0, 2, 1, 3]>(a)", {"s": [1, C * H, 1, W]}),
+        # the middle is read by something else
+        (
+            "a = Reshape(x, s) b = Transpose<perm = [0, 2, 1, 3, 4]>(a) c = Reshape(b, t) d = Relu(a) e = Reshape(d, t)"
+            " y = Add(c, e)",
+            {"s": [1, 2, C // 2, H, W], "t": [1, C, H, W]},
+        ),
+        # nothing moves
+        ("a = Reshape(x, s) y = Reshape(a, t)", {"s": [1, 2, C // 2, H, W], "t": [1, C, H, W]}),
+    ],
+)
+def test_other_chains_stay(body: str, shapes: dict[str, list[int]]) -> None:
+    p = proto(body, "float[a, b, c, d] y", **shapes)
+    before = len(p.graph.node)
+    after, change = rewritten(p, FoldShuffle(), *feeds(1, x=(1, C, H, W)))
+    assert change.edits == 0
+    assert len(after.graph.nodes) == before

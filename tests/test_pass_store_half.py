@@ -1,0 +1,74 @@
+import numpy as np
+import onnx
+import pytest
+from handmade import HANDMADE
+from handmade.core import feeds, model, weight
+from planning import initializers
+from rewrites import ops, rewritten
+
+from onnxshot.graph.load import load_model
+from onnxshot.passes.normalize import normalize
+from onnxshot.passes.store_half import StoreHalf
+
+
+@pytest.mark.parametrize("op", ["conv", "matmul", "gemm"])
+def test_a_weight_that_came_as_float16_goes_back(op: str) -> None:
+    case = HANDMADE[f"{op}_behind_cast"]()
+    loaded = load_model(case.model)
+    normalize(loaded)
+    assert "Cast" not in ops(loaded)
+    change = StoreHalf().run(loaded)
+    made = loaded.to_proto()
+    onnx.checker.check_model(made, full_check=True)
+    assert change.edits == 1
+    assert ops(loaded)["Cast"] == 1
+    (half,) = (v for v in initializers(made).values() if v.dtype == np.float16)
+    np.testing.assert_array_equal(half, initializers(case.model)["s"])
+    assert made.ByteSize() <= case.model.ByteSize() + 400
+    assert StoreHalf().run(loaded).edits == 0, "once is enough"
+
+
+def test_a_weight_that_float16_cannot_hold_stays() -> None:
+    """Folding changed its values: BatchNormalization went into it."""
+    text = """g (float[1, 16, 4, 4] x) => (float[1, 64, 4, 4] y) {
+        w = Cast<to = 1>(s)
+        c = Conv(x, w)
+        y = Mul(c, third)
+    }"""
+    third = np.linspace(0.1, 0.9, 64, dtype=np.float32)[:, None, None]
+    case = model(text, {"s": weight(64, 16, 1, 1).astype(np.float16), "third": third})
+    loaded = load_model(case)
+    normalize(loaded)
+    assert ops(loaded) == {"Conv": 1}
+    assert StoreHalf().run(loaded).edits == 0
+    assert ops(loaded) == {"Conv": 1}
+
+
+def test_a_model_that_was_float32_is_left_alone() -> None:
+    for name in ("resnet_block", "half_precision_model", "shared_with_output"):
+        after, change = rewritten(HANDMADE[name]().model, StoreHalf())
+        assert change.edits == 0
+        assert "Cast" not in ops(after)
+
+
+def test_small_constants_are_not_worth_a_node() -> None:
+    text = "g (float[1, 4] x) => (float[1, 4] y) { w = Cast<to = 1>(s) y = MatMul(x, w) }"
+    loaded = load_model(model(text, {"s": weight(4, 4).astype(np.float16)}))
+    normalize(loaded)
+    assert StoreHalf().run(loaded).edits == 0
+    assert len(feeds(1, x=(1,))) == 1
+
+
+def test_every_reader_gets_the_one_cast() -> None:
+    text = """g (float[2, 64] x) => (float[2, 64] y) {
+        w = Cast<to = 1>(s)
+        h = MatMul(x, w)
+        r = Relu(h)
+        y = MatMul(r, w)
+    }"""
+    proto = model(text, {"s": weight(64, 64).astype(np.float16)})
+    loaded = load_model(proto)
+    normalize(loaded)
+    assert StoreHalf().run(loaded).edits == 1
+    assert ops(loaded) == {"MatMul": 2, "Relu": 1, "Cast": 1}
+    assert [v.dtype.name for v in initializers(loaded.to_proto()).values()] == ["float16"]

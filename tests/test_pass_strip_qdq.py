@@ -1,0 +1,120 @@
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from handmade import HANDMADE, Case
+from handmade.core import feeds, model, vector, weight
+from onnx import TensorProto, helper, numpy_helper
+from planning import FAST, initializers, quantized, run, sqnr
+from rewrites import ops, reasons, rewritten
+
+from onnxshot.graph.load import load_model
+from onnxshot.passes.strip_qdq import StripQdq
+from onnxshot.pipeline import quantize
+
+
+def stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
+    loaded = load_model(proto)
+    StripQdq().run(loaded)
+    made = loaded.to_proto()
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def test_somebody_elses_pairs_come_out() -> None:
+    case = HANDMADE["already_qdq"]()
+    made = stripped(case.model)
+    assert Counter(n.op_type for n in made.graph.node) == {"Conv": 2, "Relu": 1}
+    values = initializers(made)
+    q, scale = (initializers(case.model)[n] for n in ("w", "w_scale"))
+    np.testing.assert_array_equal(values[made.graph.node[0].input[1]], q * scale[:, None, None, None])
+    bias = initializers(case.model)
+    np.testing.assert_allclose(values[made.graph.node[0].input[2]], bias["b"] * bias["b_scale"], rtol=1e-6)
+    assert sqnr(case, made) > 25
+    assert list(made.graph.output) == list(case.model.graph.output)
+
+
+@pytest.mark.parametrize("name", ["resnet_block", "two_outputs", "squeeze_excite", "opset_12"])
+def test_our_own_pairs_come_out_and_graph_outputs_keep_their_names(name: str) -> None:
+    case = HANDMADE[name]()
+    _, made = quantized(case)
+    back = stripped(made)
+    assert not [n for n in back.graph.node if n.op_type.endswith("QuantizeLinear")]
+    assert {o.name for o in back.graph.output} == {o.name for o in case.model.graph.output}
+    assert sqnr(case, back) > sqnr(case, made) + 1
+
+
+@pytest.mark.parametrize(
+    ("axis", "scale_shape"), [(0, (6,)), (1, (4,)), (-1, (4,)), (None, ()), (None, (1,)), (0, (1,))]
+)
+@pytest.mark.parametrize("with_zero", [True, False])
+def test_stored_weights_in_numbers(axis: int | None, scale_shape: tuple[int, ...], with_zero: bool) -> None:
+    rng = np.random.default_rng(0)
+    constants = {
+        "q": rng.integers(-128, 127, (6, 4)).astype(np.int8),
+        "s": rng.uniform(0.01, 0.1, scale_shape).astype(np.float32),
+        "z": rng.integers(-10, 10, scale_shape).astype(np.int8),
+    }
+    attribute = "" if axis is None else f"<axis = {axis}>"
+    zero = ", z" if with_zero else ""
+    text = f"g (float[3, 6] x) => (float[3, 4] y) {{ w = DequantizeLinear{attribute}(q, s{zero}) y = MatMul(x, w) }}"
+    if scale_shape == (1,) and axis is not None:
+        pytest.skip("a scale of one element along an axis of six is not valid")
+    proto = model(text, constants if with_zero else {k: v for k, v in constants.items() if k != "z"})
+    after, change = rewritten(proto, StripQdq())
+    assert change.edits == 1
+    assert ops(after) == {"MatMul": 1}
+    (feed,) = feeds(1, x=(3, 6))
+    # Optimized, ONNX Runtime makes a MatMulNBits of the original, which rounds the activations as well.
+    (wanted,), (got,) = (run(m, feed, optimize=False) for m in (proto, after.to_proto()))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_undone_says_why() -> None:
+    text = """g (float[3, 8] x, float s) => (float[3, 4] y, float[3, 8] z) {
+        w = DequantizeLinear(q, s)
+        y = MatMul(x, w)
+        i, i_scale, i_zero = DynamicQuantizeLinear(x)
+        z = DequantizeLinear(i, i_scale, i_zero)
+    }"""
+    after, change = rewritten(model(text, {"q": np.ones((8, 4), np.int8)}), StripQdq())
+    assert change.edits == 0
+    assert sorted(reasons(change)) == ["its input is made by an integer op", "its scale is not constant, or is per block"]
+    assert ops(after)["DequantizeLinear"] == 2
+
+
+def test_blocks_of_int4_stay() -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "s"], ["w"], axis=0, block_size=4),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 4])],
+        [
+            helper.make_tensor("q", TensorProto.INT4, [8, 4], [1, -2] * 16),
+            numpy_helper.from_array(np.full((2, 4), 0.5, np.float32), "s"),
+        ],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    after, change = rewritten(proto, StripQdq(), *feeds(1, x=(2, 8)))
+    assert change.edits == 0
+    assert ops(after)["DequantizeLinear"] == 1
+
+
+def test_a_quantized_model_can_be_quantized_anew() -> None:
+    from dataclasses import replace
+
+    case = HANDMADE["resnet_block"]()
+    _, made = quantized(case)
+    again = quantize(made, case.feeds, settings=replace(FAST, requantize=True))
+    assert any("taken out" in note for note in again.report.notes)
+    twice = again.model.to_proto()
+    assert Counter(n.op_type for n in twice.graph.node) == Counter(n.op_type for n in made.graph.node)
+    assert sqnr(case, twice) > sqnr(case, made) - 1.5
+    assert {t.name for t in twice.graph.initializer}
+    assert Case(twice, []).runs
+    assert run(twice, case.feeds[0])[0].shape == (2, 16, 12, 12)
+    assert vector(1).size == weight(1).size == 1

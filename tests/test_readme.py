@@ -1,0 +1,65 @@
+"""The README holds what the program holds, and its examples run."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import typer
+
+import onnxshot
+from onnxshot.calibration.preprocess import load_preset, preset_names
+from onnxshot.calibration.ranges import METHODS
+from onnxshot.cli import app
+from onnxshot.targets import TARGETS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_examples_run(number: int, tmp_path: Path) -> None:
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    done = subprocess.run([sys.executable, "-c", PYTHON[number]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
+def test_preset_example_loads(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (tmp_path / "p.yaml").write_text(text)
+    preset = load_preset(str(tmp_path / "p.yaml"))
+    assert preset is not None
+    assert preset.size == (256, 192)
+
+
+def test_commands_are_single_lines_and_ci_runs_the_second() -> None:
+    commands = re.findall(r"^```sh\n(.*?)\n```", README, re.DOTALL | re.MULTILINE)
+    assert len(commands) == 2
+    assert not any("\n" in command for command in commands)
+    assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_every_option_is_in_the_readme() -> None:
+    told: dict[str, str] = {}
+    for row in README.splitlines():
+        if row.startswith("| `-"):
+            _, names, commands, *_ = row.split("|")
+            told |= dict.fromkeys(re.findall(r"--[a-z-]+", names), commands)
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]  # it is a group
+        assert f"`onnxshot {name} " in README
+        for option in (o for p in command.params for o in p.opts if o.startswith("--")):
+            assert name in told[option] or "all" in told[option], f"{name} {option}"
+
+
+@pytest.mark.parametrize("kind", [onnxshot.Recipe, onnxshot.Report, onnxshot.Settings])
+def test_every_field_is_in_the_readme(kind: type) -> None:
+    assert [f.name for f in fields(kind) if f"`{f.name}`" not in README] == []
+
+
+def test_every_name_is_in_the_readme() -> None:
+    names = [*preset_names(), *TARGETS, *METHODS, "ONNXSHOT_CACHE", "ONNXSHOT_DEBUG"]
+    assert [name for name in names if f"`{name}`" not in README] == []
