@@ -22,6 +22,7 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.inspection import Inspection, inspect
 from onnxshot.judge import bench_models as bench
 from onnxshot.judge import compare_models as compare
-from onnxshot.pipeline import Result, Settings, emit, quantize
+from onnxshot.pipeline import Result, emit, quantize
 from onnxshot.recipe import Recipe
 from onnxshot.report import Report
+from onnxshot.settings import Settings

@@ -11,9 +11,9 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.pipeline import Settings
 from onnxshot.preparing import input_specs, resolve_preset
 from onnxshot.report import Report, TensorReport
+from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import Latency, bench
 from onnxshot.targets.ort_executed import executed
 from onnxshot.tensorwise import compare_tensors
@@ -36,8 +36,9 @@ def compare_models(
     """
     settings = settings or Settings()
     reference, candidate = Path(reference), Path(candidate)
+    loaded = load_model(reference)
     report = Report(str(candidate), {"reference": str(reference)}, input_bytes=reference.stat().st_size)
-    with _open(load_model(reference), calib, preset, settings) as data:
+    with _open(loaded, calib, preset, settings) as data:
         load_model(candidate)
         report.samples = {"held_out": len(data), "source": data.source, "random": data.random}
         proof.tell(report, compare(reference, candidate, data, threads=settings.threads))

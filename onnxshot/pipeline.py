@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 import onnxshot.cache as cache
 from onnxshot import proof
-from onnxshot.calibrate import Progress, collect
+from onnxshot.calibrate import collect
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
@@ -33,44 +33,16 @@ from onnxshot.passes.qoperator import ToQOperator
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
-from onnxshot.plan import Plan
+from onnxshot.plan import FLOAT, Plan
 from onnxshot.planner import already_quantized, make_plan, schemes
 from onnxshot.preparing import input_specs, lowest_opset, resolve_preset
 from onnxshot.recipe import Recipe
 from onnxshot.report import Artifact, Report
+from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 
 VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to run; none of it changes what is computed.
-
-    Attributes:
-        samples: most samples to read from the calibration data; None for all.
-        verify: prove the written file against the float model.
-        use_cache: keep and reuse statistics.
-        threads: CPU threads of every inference.
-        device: where calibration runs: cpu, cuda or openvino.
-        seed: of random calibration data.
-        keep_overridable: leave initializers that are listed as inputs as they are.
-        requantize: take an already quantized model back to float first.
-        bench_seconds: how long to time each of the two models.
-        progress: called with what is being done, how far it is, and how far it goes.
-    """
-
-    samples: int | None = None
-    verify: bool = True
-    use_cache: bool = True
-    threads: int = 2
-    device: str = "cpu"
-    seed: int = 0
-    keep_overridable: bool = False
-    requantize: bool = False
-    bench_seconds: float = 1.0
-    progress: Progress | None = None
 
 
 @dataclass(slots=True)
@@ -84,7 +56,6 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write the model to `path` (and `path`.data where it is over 1 GiB), aside first; the path."""
         with draft(self.model, Path(path)) as written:
-            proof.runs(written.path)
             return written.publish()
 
     def emit(self, to: str, folder: str | Path) -> Path:
@@ -153,7 +124,7 @@ def emit(model: str | Path | ModelProto, *, to: str = "onnx", output: str | Path
     StoreHalf().run(loaded)
     edit.toposort(loaded)
     with draft(loaded, Path(output)) as written:
-        proof.runs(written.path)
+        proof.loads(written.path, model)
         return written.publish()
 
 
@@ -211,7 +182,8 @@ class _Run:
                 open_data(None, input_specs(self.model))  # raises, and says what --calib takes
             return None
         settings = self.settings
-        data = open_data(calib, input_specs(self.model), resolve_preset(preset), limit=settings.samples, seed=settings.seed)
+        specs, limit = input_specs(self.model), settings.samples
+        data = open_data(calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed)
         self.report.notes += data.notes
         return data
 
@@ -239,6 +211,8 @@ class _Run:
                 self.report.skips += change.skips
             edit.remove_unused(self.model)
             edit.toposort(self.model)
+        if not any(n.how != FLOAT for n in self.plan.nodes):
+            self.report.notes.append("nothing was quantized: onnxshot inspect MODEL says why, node by node")
         self._stamp(data)
 
     def _statistics(self, data: Dataset) -> dict[str, TensorStats]:
@@ -287,11 +261,11 @@ class _Run:
             return
         proof.keeps_contract(self.source, written.path)
         if data is None and self.float_model is not None:
-            data = proof.random_data(self.float_model, input_specs(self.model))
+            data = proof.random_data(self.float_model, self.model)
             report.notes.append("compared on random data: give --calib DATA for figures that mean something")
         if data is None or self.float_model is None:
-            report.notes.append("not compared with the float model: no data that it runs on")
-            proof.runs(written.path)
+            how = "loaded in ONNX Runtime" if proof.loads(written.path, self.source) else "not loaded"
+            report.notes.append(f"not compared with the float model, {how}: no data that it runs on, or too large")
             return
         held_out = data.subset(split(len(data))[1] if self.calibrated_on else range(len(data)))
         report.samples.setdefault("held_out", len(held_out))

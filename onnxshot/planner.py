@@ -10,28 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 from onnx import TensorProto
 
-from onnxshot.calibration.ranges import Range, choose_range, range_sqnr_db
-from onnxshot.calibration.stats import NO_STATS, TensorStats, merge
-from onnxshot.errors import TargetError, UsageError
-from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.errors import TargetError
+from onnxshot.graph import Constant, Model, Node, Tensor, edit
 from onnxshot.graph.ops import STANDARD_DOMAINS, channel_axis, data_slots, op_of, weight_slot
 from onnxshot.match import match_nodes
-from onnxshot.maths.affine import UINT8, PerChannel, PerTensor, QuantParams, QuantScheme, params_from_range
+from onnxshot.maths.affine import PerChannel, PerTensor, QuantScheme
 from onnxshot.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan, Plan, TensorPlan, WeightPlan
 from onnxshot.recipe import TYPES, Recipe
+from onnxshot.scales import Evidence, with_params
 from onnxshot.targets.base import Target
+from onnxshot.treatment import elements, is_embedding, is_weighted, treatment
 
 _QUANTIZED_OPS = frozenset(
-    {
-        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
-        "MatMulInteger",
-    }
-)  # fmt: skip
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
-_MIN_TABLE_BYTES = 1 << 16  # an embedding table below this stays as it is
+    ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
+) | {"MatMulInteger"}
 
 
 def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
@@ -66,14 +61,15 @@ def make_plan(
     """
     activation, weight = schemes(target, recipe)
     banned: dict[Node, str] = {}
+    evidence = Evidence(stats or {})
     while True:
-        planner = _Planner(model, target, recipe, activation, weight, banned, stats or {})
+        planner = _Planner(model, target, recipe, activation, weight, banned, evidence)
         plan = planner.run()
         if stats is None or recipe.mode != STATIC:
             return plan
         wide = {n: r for n, r in planner.wide_concats().items() if n not in banned}
         if not wide:
-            return planner.with_params(planner.without_outliers(plan))
+            return with_params(planner.without_outliers(plan), model, evidence, recipe.method)
         banned.update(wide)
 
 
@@ -93,27 +89,28 @@ class _Planner:
         activation: QuantScheme,
         weight: QuantScheme,
         banned: Mapping[Node, str],
-        stats: Mapping[str, TensorStats],
+        evidence: Evidence,
     ) -> None:
-        self.model, self.target, self.recipe, self.stats = model, target, recipe, stats
+        self.model, self.target, self.recipe, self.evidence = model, target, recipe, evidence
         self.activation, self.weight = activation, weight
         excluded = match_nodes(model, recipe.exclude, "exclude pattern")
         self.why: dict[Node, str] = {n: f"excluded by {p!r}" for n, p in excluded.items()} | dict(banned)
         self.forced = match_nodes(model, recipe.include, "include pattern")
         self.top = {n for n in model.graph.nodes}
-        self.given = {t for graph in model.graphs() for t in graph.outputs}
         self.how: dict[Node, str] = {}
         self.slot: dict[Node, int] = {}
+        self.limits: dict[Tensor, tuple[bool, float | None]] = {}
 
     # ------------------------------------------------------------------ decisions
 
     def run(self) -> Plan:
         for _, node in self.model.walk():
-            if node.op in _WEIGHTED and node.domain in STANDARD_DOMAINS:
-                self._classify_weighted(node)
-            elif node.op == "Gather" and weight_slot_of_table(node) and node not in self.why:
-                self.how[node] = WEIGHTS
-                self.slot[node] = 0
+            if node in self.why:
+                continue
+            if is_weighted(node):
+                self._classify(node)
+            elif is_embedding(node):
+                self.how[node], self.slot[node] = WEIGHTS, 0
         if self.recipe.mode == STATIC:
             self._settle_followers()
         tensors, watched = {}, ()
@@ -124,54 +121,13 @@ class _Planner:
         planned = {n.label: self._weight_plan(n) for n in self.slot if n in self.how}
         return Plan(self.target.name, self.recipe.mode, nodes, watched, tensors, planned)
 
-    def _classify_weighted(self, node: Node) -> None:
-        if node in self.why:
-            return
+    def _classify(self, node: Node) -> None:
+        how, reason = treatment(node, self.target, self.recipe, is_top=node in self.top, forced=node in self.forced)
         slot = weight_slot(node)
-        how, reason = self._treatment(node, slot)
-        if how == FLOAT:
+        if how == FLOAT or slot is None:
             self.why[node] = reason
-            return
-        assert slot is not None
-        self.how[node] = how
-        self.slot[node] = slot
-
-    def _treatment(self, node: Node, slot: int | None) -> tuple[str, str]:
-        if slot is None:
-            if node.op == "MatMul":
-                return FLOAT, "activation x activation: int8 brings at most 1.15x and costs accuracy"
-            return FLOAT, "its weight is computed at run time or already quantized"
-        weight = node.inputs[slot]
-        if getattr(weight, "overridable", False):
-            return FLOAT, "its weight may be overridden by an input"
-        kind = weights.elem_type(weight)
-        mode = self.recipe.mode
-        if mode == WEIGHTS:
-            if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16):
-                return FLOAT, f"its weight is {TensorProto.DataType.Name(kind).lower()}, not float32 or float16"
-            return WEIGHTS, ""
-        if kind != TensorProto.FLOAT:
-            return FLOAT, f"its weight is {TensorProto.DataType.Name(kind).lower()}; int8 kernels need float32 around"
-        if node.op == "LSTM" and mode == DYNAMIC and node in self.top:
-            return DYNAMIC, ""
-        if node.op in self.target.float_reasons and node not in self.forced:
-            return FLOAT, self.target.float_reasons[node.op]
-        if node.op in ("MatMul", "Gemm"):
-            refusal = _unsupported_product(node, slot, weight)
-            if refusal:
-                return FLOAT, refusal
-        size = int(np.prod(weight.shape, dtype=np.int64))
-        if mode == STATIC and node in self.top and node.op in self.target.static:
-            return STATIC, ""
-        if node.op in self.target.dynamic:
-            if size < self.target.min_dynamic_weights and node not in self.forced:
-                return FLOAT, "too small to pay back quantizing its input at run time"
-            return DYNAMIC, ""
-        if node not in self.top:
-            return FLOAT, "inside a subgraph (If, Loop, Scan), where activations are not calibrated"
-        if mode == DYNAMIC:
-            return FLOAT, f"dynamic {node.op} is slower than float on {self.target.name}"
-        return FLOAT, f"{self.target.name} has no int8 kernel for it"
+        else:
+            self.how[node], self.slot[node] = how, slot
 
     def _settle_followers(self) -> None:
         """Shrink the set of candidates until every follower stands between int8 ops (the greatest fixed point)."""
@@ -192,8 +148,7 @@ class _Planner:
             for node in [n for n in self.slot if self.how.get(n) == STATIC]:
                 if self._better_dynamic(node):
                     changed = True
-                    size = int(np.prod(node.inputs[self.slot[node]].shape, dtype=np.int64))
-                    if size < self.target.min_dynamic_weights:
+                    if elements(node.inputs[self.slot[node]]) < self.target.min_dynamic_weights:
                         del self.how[node], self.slot[node]
                         self.why[node] = "small, and no int8 op next to it: quantizing would cost more than it saves"
                     else:
@@ -225,7 +180,7 @@ class _Planner:
         user = edit.only_consumer(self.model, node.outputs[0]) if len(node.outputs) == 1 else None
         if user is None or user in self.why:
             return None
-        if user.op == "Relu" or (user.op == "Clip" and _clip_low(user) == 0.0):
+        if user.op == "Relu" or (user.op == "Clip" and edit.clip_limits(user)[0] == 0.0):
             return user
         return None
 
@@ -276,7 +231,7 @@ class _Planner:
         group = self._groups(sources)
         return {
             t.name: TensorPlan(
-                self.activation, sources[t].name, group[sources[t]].name, readers, _clip_high(edit.producer(sources[t]))
+                self.activation, sources[t].name, group[sources[t]].name, readers, self._limits(sources[t])[1]
             )
             for t, readers in wanted.items()
         }
@@ -297,18 +252,24 @@ class _Planner:
         if any(isinstance(t, Constant) for t in concat.inputs):
             return False
         limits = {self._limits(t) for t in concat.inputs}
-        return len(limits) == 1 and self._spread(concat)[0] <= self.recipe.concat_ratio
+        return len(limits) == 1 and self.evidence.spread(concat)[0] <= self.recipe.concat_ratio
 
     def _limits(self, tensor: Tensor) -> tuple[bool, float | None]:
         """Whether the graph itself says that no value is below 0, and the limit a Clip puts above them."""
-        maker = edit.producer(self._source(tensor))
+        source = self._source(tensor)
+        if source not in self.limits:
+            self.limits[source] = self._find_limits(edit.producer(source))
+        return self.limits[source]
+
+    def _find_limits(self, maker: Node | None) -> tuple[bool, float | None]:
         if maker is None:
             return False, None
         if maker.op in ("Concat", "AveragePool", "GlobalAveragePool"):
             parts = {self._limits(t) for t in self._data(maker)}
             return parts.pop() if len(parts) == 1 else (all(low for low, _ in parts), None)
         if maker.op == "Clip":
-            return _clip_low(maker) == 0.0, _clip_high(maker)
+            low, high = edit.clip_limits(maker)
+            return low == 0.0, high if low == 0.0 and high < float("inf") else None
         return maker.op in ("Relu", "Sigmoid", "HardSigmoid", "Softmax"), None
 
     def _source(self, tensor: Tensor) -> Tensor:
@@ -336,7 +297,7 @@ class _Planner:
         per_channel = (self.recipe.per_channel or node.op == "Gather") and axis is not None
         return WeightPlan(slot, replace(self.weight, granularity=PerChannel(axis or 0) if per_channel else PerTensor()))
 
-    # ------------------------------------------------------------------ statistics
+    # ------------------------------------------------------------------ what statistics forbid
 
     def wide_concats(self) -> dict[Node, str]:
         """Concats whose inputs' ranges differ too much for one scale, unless a weighted op reads the result anyway."""
@@ -346,69 +307,20 @@ class _Planner:
                 continue
             if any(u in self.slot for u in edit.consumers(node.outputs[0])):
                 continue
-            ratio, text = self._spread(node)
+            ratio, text = self.evidence.spread(node)
             if ratio > self.recipe.concat_ratio:
                 wide[node] = f"its inputs' ranges differ {ratio:.0f}x ({text}): one scale would erase the smaller"
         return wide
 
-    def _spread(self, concat: Node) -> tuple[float, str]:
-        """Largest over smallest absolute maximum of the inputs, and both in words; 1 where they are not known."""
-        known = [(t.name, peak) for t in concat.inputs if (peak := self._peak(t)) > 0]
-        if len(known) < 2:
-            return 1.0, ""
-        (small, low), (large, high) = min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])
-        return high / low, f"{large} {high:.3g}, {small} {low:.3g}"
-
     def without_outliers(self, plan: Plan) -> Plan:
-        """Dynamic ops whose input 8 bits cannot hold get int8 weights and keep a float input."""
+        """The plan in which dynamic ops whose input 8 bits cannot hold get int8 weights and keep a float input."""
         lost: dict[str, str] = {}
         for node in self._int8(DYNAMIC):
-            found = self.stats.get(node.inputs[0].name)
-            if found is None or not found.count or node in self.forced:
-                continue
-            # At run time every sample brings its own range: the mean of those seen is the one to expect.
-            span = Range(min(found.mean_low, 0.0), max(found.mean_high, 0.0), "dynamic", 0.0)
-            expected = range_sqnr_db(found, span, QuantScheme(UINT8))
-            if expected < self.target.min_dynamic_db:
+            expected = None if node in self.forced else self.evidence.dynamic_db(node.inputs[0])
+            if expected is not None and expected < self.target.min_dynamic_db:
                 lost[node.label] = f"outliers in its input leave 8 bits {expected:.0f} dB: int8 weights, float input"
         nodes = tuple(replace(n, how=WEIGHTS, reason=lost[n.node]) if n.node in lost else n for n in plan.nodes)
         return replace(plan, nodes=nodes)
-
-    def _peak(self, tensor: Tensor) -> float:
-        if isinstance(tensor, Constant):
-            values = weights.read(tensor)
-            return float(np.abs(values).max()) if values.size else 0.0
-        found = self._stats_of(tensor)
-        return max(abs(found.low), abs(found.high)) if found is not None else 0.0
-
-    def _stats_of(self, tensor: Tensor) -> TensorStats | None:
-        """Statistics of the tensor, or of the one whose values it only moves."""
-        while tensor.name not in self.stats:
-            maker = edit.producer(tensor)
-            if maker is None or not op_of(maker).keeps_range:
-                return None
-            tensor = maker.inputs[0]
-        return self.stats[tensor.name]
-
-    def with_params(self, plan: Plan) -> Plan:
-        """The plan with a range, a scale and a zero point for every group."""
-        tensors = self.model.tensors()
-        ranges, params = {}, {}
-        members: dict[str, dict[str, TensorPlan]] = {}
-        for planned in plan.tensors.values():
-            members.setdefault(planned.group, {})[planned.source] = planned
-        for group, sources in members.items():
-            merged = NO_STATS
-            for name in sources:
-                found = self._stats_of(tensors[name])
-                if found is None:
-                    raise UsageError(f"no statistics for tensor {name!r}", "calibrate the same model and options")
-                merged = merge(merged, found)
-            first = next(iter(sources.values()))
-            ranges[group] = choose_range(merged, first.scheme, self.recipe.method)
-            chosen = params_from_range(ranges[group].low, ranges[group].high, first.scheme)
-            params[group] = _under_bound(chosen, first.bound)
-        return replace(plan, params=params, ranges=ranges)
 
     # ------------------------------------------------------------------ reasons
 
@@ -456,57 +368,3 @@ class _Planner:
                         seen.add(user)
                         stack.append(user)
         return False
-
-
-def weight_slot_of_table(node: Node) -> bool:
-    """True for a Gather of rows out of a large constant float table: an embedding."""
-    table = node.inputs[0] if node.inputs else None
-    return (
-        isinstance(table, Constant)
-        and node.attrs.get("axis", 0) == 0
-        and len(table.shape) == 2
-        and weights.elem_type(table) == TensorProto.FLOAT
-        and weights.size_bytes(table) >= _MIN_TABLE_BYTES
-        and not getattr(table, "overridable", False)
-    )
-
-
-def _unsupported_product(node: Node, slot: int, weight: Tensor) -> str:
-    """Why a MatMul or Gemm has no int8 form; empty where it has one."""
-    if slot != 1:
-        return "its weight is the left operand, for which int8 kernels are slower than float"
-    if node.op == "MatMul":
-        return "" if len(weight.shape) == 2 else f"its weight has rank {len(weight.shape)}; int8 kernels take matrices"
-    if node.attrs.get("transA", 0):
-        return "its input is transposed"
-    if node.attrs.get("alpha", 1.0) != 1.0 or (len(node.inputs) > 2 and node.attrs.get("beta", 1.0) != 1.0):
-        return "alpha or beta is not 1"
-    return ""
-
-
-def _clip_low(node: Node) -> float | None:
-    if "min" in node.attrs:  # Clip-6
-        return float(node.attrs["min"])
-    low = edit.constant_input(node, 1)
-    return None if low is None or low.size != 1 else float(low.reshape(()))
-
-
-def _clip_high(node: Node | None) -> float | None:
-    """Upper limit of a Clip with constant limits that starts at 0 (ReLU6); None for everything else."""
-    if node is None or node.op != "Clip" or _clip_low(node) != 0.0:
-        return None
-    if "max" in node.attrs:
-        return float(node.attrs["max"])
-    high = edit.constant_input(node, 2)
-    return None if high is None or high.size != 1 else float(high.reshape(()))
-
-
-def _under_bound(params: QuantParams, bound: float | None) -> QuantParams:
-    """Params whose largest value does not pass `bound`: only then may a runtime drop the Clip, as Q does its work."""
-    if bound is None or bound <= 0:
-        return params
-    steps = np.float32(params.scheme.limits[1] - int(params.zero_point))
-    scale = params.scale
-    while scale * steps > np.float32(bound) and scale * steps < np.float32(bound) * np.float32(1.001):
-        scale = np.nextafter(scale, np.float32(0))
-    return QuantParams(params.scheme, np.asarray(scale, np.float32), params.zero_point)

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import ModelProto
 
-from onnxshot.calibration.readers import Dataset, InputSpec, open_data
+from onnxshot.calibration.readers import Dataset, open_data
 from onnxshot.contract import contract, reload_check, same_contract
 from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.graph import Model, weights
 from onnxshot.graph.ops import weight_slot
 from onnxshot.passes.base import Skip
 from onnxshot.plan import FLOAT, Plan
+from onnxshot.preparing import input_specs
 from onnxshot.report import Report, TensorReport
+from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import bench
 from onnxshot.targets.ort_executed import executed
 from onnxshot.targets.ort_runtime import Runner
 from onnxshot.tensorwise import compare_tensors
 from onnxshot.verify import Comparison, compare
-
-if TYPE_CHECKING:
-    from onnxshot.pipeline import Settings
 
 MAX_BYTES = 1_500_000_000
 """Weights of a model that is still compared with its float original; both must fit into memory, several times."""
@@ -95,13 +92,20 @@ def _row(tensor: str, op: str, sqnr_db: float, clipped: float | None, plan: Plan
     return TensorReport(tensor, op, sqnr_db, span.low, span.high, clipped, scheme, span.method)
 
 
-def runs(written: Path) -> None:
-    """Raise ModelError where ONNX Runtime does not load the file; custom operators are the one excuse."""
+def loads(written: Path, source: str | Path | ModelProto) -> bool:
+    """Whether ONNX Runtime loads the written file. Raise ModelError where it does not, but loads the source.
+
+    A source with custom operators, or with inputs that are no tensors, is no reason to refuse what was made of it.
+    """
     try:
         Runner(written)
-    except ModelError as e:
-        if "is not a registered function/op" not in e.message and "custom" not in e.message:
-            raise
+    except ModelError:
+        try:
+            Runner(source.SerializeToString() if isinstance(source, ModelProto) else Path(source))
+        except (ModelError, ValueError):
+            return False
+        raise
+    return True
 
 
 def keeps_contract(source: str | Path | ModelProto, written: Path) -> None:
@@ -109,13 +113,12 @@ def keeps_contract(source: str | Path | ModelProto, written: Path) -> None:
     same_contract(contract(source if isinstance(source, ModelProto) else Path(source)), contract(written))
 
 
-def random_data(float_model: ModelProto, inputs: Sequence[InputSpec]) -> Dataset | None:
+def random_data(float_model: ModelProto, model: Model) -> Dataset | None:
     """Random samples the float model runs on; None where it does not run on any."""
-    data = open_data("random", inputs, limit=_RANDOM_SAMPLES)
     try:
+        data = open_data("random", input_specs(model), limit=_RANDOM_SAMPLES)
         Runner(float_model.SerializeToString()).run(data[0].feed)
     except OnnxshotError:
-        data.close()
         return None
     return data
 

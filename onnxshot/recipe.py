@@ -56,7 +56,7 @@ class Recipe:
             if kind is not None and kind not in TYPES:
                 raise UsageError(f"{name} is {kind!r}", f"one of {', '.join(TYPES)}")
         ratio = self.concat_ratio
-        for name, value, fits, wanted in (
+        for name, found, fits, wanted in (
             ("target", self.target, isinstance(self.target, str), "a name, such as ort"),
             ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
             ("concat_ratio", ratio, isinstance(ratio, int | float) and ratio >= 1, "a number from 1 up"),
@@ -64,7 +64,7 @@ class Recipe:
             ("include", self.include, _are_patterns(self.include), "a list of globs"),
         ):
             if not fits:
-                raise UsageError(f"{name} is {value!r}", wanted)
+                raise UsageError(f"{name} is {found!r}", wanted)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the same for the same recipe: what the report and the model's metadata hold."""

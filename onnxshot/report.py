@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxshot.errors import UsageError
 from onnxshot.passes.base import Skip
 
 GOOD_DB = 10.0
@@ -86,11 +87,16 @@ class Report:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON, aside first."""
+        """Write the JSON, aside first. Raises UsageError where that cannot be done."""
         path = Path(path)
         part = path.with_name(path.name + ".part")
-        part.write_text(self.to_json() + "\n", encoding="utf-8")
-        part.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(self.to_json() + "\n", encoding="utf-8")
+            part.replace(path)
+        except OSError as e:
+            part.unlink(missing_ok=True)
+            raise UsageError(f"cannot write the report to {path}: {e.strerror}", "choose another file") from e
 
     @property
     def speedup(self) -> float | None:
@@ -107,8 +113,10 @@ class Report:
         if self.sqnr_db is None:
             return "give --calib DATA to have the result compared with the float model"
         gap = self.sqnr_unoptimized_db
-        if gap is not None and gap - self.sqnr_db > 1.0:
+        if gap is not None and gap - self.sqnr_db > 3.0:
             return "optimized and unoptimized runs differ: this CPU may lack VNNI, try --target ort-avx2"
+        if any(note.startswith("nothing was quantized") for note in self.notes):
+            return "onnxshot inspect MODEL says for each node why it stays float"
         if self.slower:
             return "slower than float here: keep the float model, or try --mode dynamic"
         bad = next((t for t in self.worst if t.sqnr_db < GOOD_DB), None)

@@ -139,7 +139,9 @@ def _quantized(proto: ModelProto) -> dict[str, _Pair]:
         if given and all(t is not None and math.prod(t.dims) == 1 for t in given):
             values = [numpy_helper.to_array(t).reshape(()) for t in given if t is not None]
             low, high = _limits(values[0], values[1] if len(values) > 1 else np.zeros((), _default_type(node)))
-        pairs.setdefault(node.input[0], _Pair(dequantized[node.output[0]], low, high))
+        pair = _Pair(dequantized[node.output[0]], low, high)
+        pairs.setdefault(node.input[0], pair)
+        pairs.setdefault(pair.output, pair)  # an output of the model keeps its name behind the pair
     return pairs
 
 

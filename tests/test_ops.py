@@ -2,15 +2,16 @@ import numpy as np
 import pytest
 from handmade import HANDMADE
 from handmade.core import Feed, model, vector, weight
+from planning import run
 
 from onnxshot.graph import Node
 from onnxshot.graph.load import load_model
 from onnxshot.graph.ops import OPS, channel_axis, data_slots, op_of, weight_slot
 
 
-def first(text: str, constants: Feed, **more: int) -> Node:
+def first(text: str, constants: Feed) -> Node:
     """The first node of a graph given as text."""
-    return load_model(model(text, constants, **more)).graph.nodes[0]
+    return load_model(model(text, constants)).graph.nodes[0]
 
 
 CHANNELS = {
@@ -43,8 +44,6 @@ def test_a_channel_of_the_weight_reaches_its_own_outputs_only(name: str) -> None
     assert channel_axis(node, slot, w.ndim) == expected
     if expected is None:
         return
-    from planning import run
-
     x = np.random.default_rng(1).normal(size=tuple(map(int, x_dims.split(",")))).astype(np.float32)
     louder = w.copy()
     louder[(slice(None),) * expected + (1,)] *= 2
@@ -84,11 +83,8 @@ def test_data_slots_leave_out_constants_parameters_and_absent_inputs() -> None:
 
 
 def test_a_custom_operator_of_a_known_name_is_unknown() -> None:
-    node = first(
-        "g (float[4, 4] x) => (float[4, 4] y) { y = vendor.MatMul(x, w) }",
-        {"w": weight(4, 4)},
-        **{"imports": ', "vendor": 1'},  # type: ignore[arg-type]
-    )
+    text = "g (float[4, 4] x) => (float[4, 4] y) { y = vendor.MatMul(x, w) }"
+    node = load_model(model(text, {"w": weight(4, 4)}, imports=', "vendor": 1')).graph.nodes[0]
     assert weight_slot(node) is None
     assert op_of(node) != OPS["MatMul"]
 

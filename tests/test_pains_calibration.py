@@ -75,24 +75,26 @@ def test_row01_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
 def test_row02_histograms_cost_no_more_than_two_and_a_half_inferences() -> None:
     """Onnxruntime 17235: percentile and entropy an order of magnitude slower than TensorRT.
 
-    The bare run gives out the same tensors; both are timed in turns, the median of the ratios counts.
+    The network the complaint was measured on: 16 Convs of 32 channels at 112 x 112, every tensor observed. Both sides
+    are timed in turns, and the median of the ratios counts.
     """
-    proto = onnx.load(str(fixture("digits_resnet")))
+    nodes = "".join(
+        f"c{i} = Conv<pads = [1, 1, 1, 1]>({'x' if i == 1 else f't{i - 1}'}, w) t{i} = Relu(c{i})" for i in range(1, 17)
+    )
+    text = f"g (float[batch, 32, 112, 112] x) => (float[batch, 32, 112, 112] t16) {{ {nodes} }}"
+    proto = model(text, {"w": weight(32, 32, 3, 3)})
     loaded = load_model(proto)
-    names = [n.outputs[0].name for n in loaded.graph.nodes if n.op in ("Conv", "Relu", "Add")]
+    names = ["x", *(f"t{i}" for i in range(1, 17))]
     rng = np.random.default_rng(0)
-    feeds: list[Feed] = [{"image": rng.normal(size=(1, 1, 28, 28)).astype(np.float32)} for _ in range(48)]
-    samples = [Sample(str(i), feed) for i, feed in enumerate(feeds)]
+    samples = [Sample(str(i), {"x": rng.normal(size=(1, 32, 112, 112)).astype(np.float32)}) for i in range(8)]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    seen = onnx.ModelProto.FromString(proto.SerializeToString())
-    seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    run = onnxruntime.InferenceSession(seen.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    run = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     ratios = []
-    for _ in range(7):
+    for _ in range(5):
         start = time.perf_counter()
-        for feed in feeds:
-            run.run(names, feed)
+        for sample in samples:
+            run.run(None, sample.feed)
         middle = time.perf_counter()
         collect(loaded, names, samples, len(samples), threads=1)
         ratios.append((time.perf_counter() - middle) / (middle - start))
@@ -113,7 +115,7 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
     given = {**data_of("digits_resnet"), "settings": settings}
     first = quantize(fixture("digits_resnet"), **given)
     assert first.report.samples["inferences"] == runs[0] > 0
-    for options in ({"exclude": ("Add",)}, {"exclude": ("Conv",)}, {"method": "percentile"}, {"target": "ort-avx2"}):
+    for options in ({"exclude": ("Add",)}, {"exclude": ("*blocks.0*",)}, {"method": "percentile"}, {"target": "ort-avx2"}):
         again = quantize(fixture("digits_resnet"), **given, **options)
         assert again.report.samples["inferences"] == 0
     assert len(runs) == 1
@@ -122,7 +124,7 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
         assert params.scale == first.plan.params[key].scale
     # Other samples, another preset, or another model must never be answered from the same entry.
     quantize(fixture("digits_resnet"), **{**given, "settings": Settings(samples=12, verify=False, threads=1)})
-    quantize(fixture("digits_resnet"), **{**given, "preset": onnxshot.Preset("other", (28, 28), channels="GRAY")})
+    quantize(fixture("digits_resnet"), **{**given, "preset": onnxshot.Preset("other", size=(28, 28), channels="GRAY")})
     changed = onnx.load(str(fixture("digits_resnet")))
     values = onnx.numpy_helper.to_array(changed.graph.initializer[0]) * 2
     changed.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(values, changed.graph.initializer[0].name))
@@ -162,7 +164,7 @@ def test_row05_clipping_that_ruins_a_tensor_is_refused_and_told() -> None:
     loud: list[Feed] = []
     for _ in range(4):
         x = np.abs(rng.normal(size=(1, 8, 64, 64))).astype(np.float32)
-        x.reshape(-1)[::32_000] = 120.0
+        x.reshape(-1)[7] = 120.0
         loud.append({"x": x})
     result = quantize(proto, loud, method="percentile", settings=PROVEN)
     span = result.plan.ranges[result.plan.tensors["x"].group]
@@ -170,9 +172,10 @@ def test_row05_clipping_that_ruins_a_tensor_is_refused_and_told() -> None:
     (note,) = (n for n in result.report.notes if "percentile" in n)
     assert "'x'" in note
     assert re.search(r"would cost \d+ dB", note)
-    for row in result.report.worst:
-        assert row.clipped == 0
-        assert row.sqnr_db > 15
+    row = next(r for r in result.report.worst if r.tensor == "r")
+    assert (row.method, row.high, row.clipped) == ("minmax", 120.0, 0.0)
+    assert row.sqnr_db > 15
+    assert all(r.clipped is not None for r in result.report.worst)
     # Without such values the method is obeyed, and the report says what it cut off and what that cost.
     calm = [{"x": rng.normal(size=(1, 8, 64, 64)).astype(np.float32)} for _ in range(4)]
     result = quantize(proto, calm, method="percentile", settings=PROVEN)
@@ -181,11 +184,14 @@ def test_row05_clipping_that_ruins_a_tensor_is_refused_and_told() -> None:
     assert row.method == "percentile"
     assert row.low is not None
     assert row.high is not None
-    values = np.maximum(calm[3]["x"], 0)  # the held-out sample; w1 is the identity
+    values = calm[3]["x"]  # the held-out sample; w1 is the identity
     assert row.clipped == pytest.approx(float((values > row.high).mean()), abs=2e-4)
-    scale = float(result.plan.params_of("r").scale)
-    wanted = sqnr([values], [np.clip(np.rint(values / scale), 0, 255) * scale])
-    assert row.sqnr_db == pytest.approx(wanted, abs=2.0)
+    got = values
+    for name in ("x", "r"):
+        params = result.plan.params_of(name)
+        zero = int(params.zero_point)
+        got = (np.clip(np.rint(got / params.scale) + zero, 0, 255) - zero) * params.scale
+    assert row.sqnr_db == pytest.approx(sqnr([np.maximum(values, 0)], [np.maximum(got, 0)]), abs=0.5)
 
 
 def test_row06_data_of_every_kind_needs_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,11 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
-from handmade import HANDMADE, Case
-from handmade.core import feeds, model, vector, weight
+from handmade import HANDMADE
+from handmade.core import feeds, model
 from onnx import TensorProto, helper, numpy_helper
 from planning import FAST, initializers, quantized, run, sqnr
 from rewrites import ops, reasons, rewritten
@@ -80,7 +81,10 @@ def test_what_cannot_be_undone_says_why() -> None:
     }"""
     after, change = rewritten(model(text, {"q": np.ones((8, 4), np.int8)}), StripQdq())
     assert change.edits == 0
-    assert sorted(reasons(change)) == ["its input is made by an integer op", "its scale is not constant, or is per block"]
+    assert sorted(reasons(change)) == [
+        "its input is made by an integer op",
+        "its scale is not constant, or is per block",
+    ]
     assert ops(after)["DequantizeLinear"] == 2
 
 
@@ -105,8 +109,6 @@ def test_blocks_of_int4_stay() -> None:
 
 
 def test_a_quantized_model_can_be_quantized_anew() -> None:
-    from dataclasses import replace
-
     case = HANDMADE["resnet_block"]()
     _, made = quantized(case)
     again = quantize(made, case.feeds, settings=replace(FAST, requantize=True))
@@ -114,7 +116,3 @@ def test_a_quantized_model_can_be_quantized_anew() -> None:
     twice = again.model.to_proto()
     assert Counter(n.op_type for n in twice.graph.node) == Counter(n.op_type for n in made.graph.node)
     assert sqnr(case, twice) > sqnr(case, made) - 1.5
-    assert {t.name for t in twice.graph.initializer}
-    assert Case(twice, []).runs
-    assert run(twice, case.feeds[0])[0].shape == (2, 16, 12, 12)
-    assert vector(1).size == weight(1).size == 1

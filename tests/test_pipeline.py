@@ -11,7 +11,7 @@ import onnx
 import pytest
 from handmade import HANDMADE, write_external
 from handmade.core import Feed
-from planning import FAST, PROVEN, nodes_of, run, sqnr
+from planning import FAST, PROVEN, initializers, nodes_of, run, sqnr
 from support import accuracy, facts, fixture
 
 import onnxshot
@@ -80,13 +80,13 @@ def test_a_real_model_keeps_its_answers(name: str, tmp_path: Path) -> None:
         assert skip.reason
 
 
-def test_a_transformer_stores_its_matrices_in_8_bits(tmp_path: Path) -> None:
+def test_a_transformer_stores_its_matrices_in_8_bits() -> None:
     name = "licence_encoder"
     result = quantize(fixture(name), fixture(facts()[name]["calib"]), settings=FAST)
     made = result.model.to_proto()
-    large = [t for t in made.graph.initializer if len(t.dims) == 2 and np.prod(t.dims) >= 4096]
-    assert large
-    assert {t.data_type for t in large} == {onnx.TensorProto.INT8}
+    stored = initializers(made)
+    assert not [n.name for n in nodes_of(made, "MatMul") if stored.get(n.input[1], np.zeros(1)).dtype == np.float32]
+    assert len(nodes_of(made, "MatMulInteger")) >= 10
     assert not [s for s in result.report.float_weights if s.op == "MatMul"]
 
 

@@ -188,7 +188,7 @@ def test_a_padding_of_another_value_has_a_scale_of_its_own() -> None:
     constants["pads"] = np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)
     case = small(text, constants, x=(2, 8, 10, 10))
     _, plan = planned(case)
-    assert plan.tensors["p"].group == "p" if "p" in plan.tensors else True
+    assert plan.tensors["p"].group == "p"
     _, made = quantized(case)
     assert sqnr(case, made) > 25, "the padding is not clipped to the range of what it is put around"
 
@@ -474,7 +474,7 @@ def test_tensorrt_wants_symmetric_int8_no_pair_on_outputs_and_one_on_the_shortcu
 
 @pytest.mark.parametrize("target", ["ort", "ort-avx2", "tensorrt"])
 def test_a_relu6_does_not_pass_its_limit(target: str) -> None:
-    """Only where the largest quantized value is at most 6 may a runtime drop the Clip. Compared in float32, as it does."""
+    """Only where the largest quantized value is at most 6 may a runtime drop the Clip. It compares in float32."""
     case = HANDMADE["mbconv_block"]()
     loud = [{"x": f["x"] * np.float32(20)} for f in case.feeds]
     _, plan = planned(Case(case.model, loud), target=target, calibrate=True)

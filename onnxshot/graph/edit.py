@@ -45,6 +45,21 @@ def constant_input(node: Node, index: int) -> NDArray[Any] | None:
     return weights.read(node.inputs[index])
 
 
+def clip_limits(node: Node) -> tuple[float, float]:
+    """Lower and upper limit of a Clip; infinite where there is none, NaN where it is computed or has many values."""
+    if "min" in node.attrs or "max" in node.attrs:  # Clip-6
+        return float(node.attrs.get("min", -np.inf)), float(node.attrs.get("max", np.inf))
+    low, high = (_limit(node, slot, default) for slot, default in ((1, -np.inf), (2, np.inf)))
+    return low, high
+
+
+def _limit(node: Node, slot: int, default: float) -> float:
+    if slot >= len(node.inputs) or not node.inputs[slot].name:
+        return default
+    value = constant_input(node, slot)
+    return float(value.reshape(())) if value is not None and value.size == 1 else float("nan")
+
+
 def add_constant(model: Model, base: str, suffix: str, values: NDArray[Any] | weights.ComputedValues) -> Constant:
     """Make a new constant with a name of its own."""
     if isinstance(values, np.ndarray | np.generic):

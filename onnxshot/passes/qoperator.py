@@ -63,13 +63,7 @@ def _quantizer_after(model: Model, node: Node) -> Node | None:
 
 
 def _limits(node: Node) -> tuple[float, float]:
-    if node.op == "Relu":
-        return 0.0, float("inf")
-    low, high = edit.constant_input(node, 1), edit.constant_input(node, 2)
-    return (
-        -float("inf") if low is None else float(low.reshape(())),
-        float("inf") if high is None else float(high.reshape(())),
-    )
+    return (0.0, float("inf")) if node.op == "Relu" else edit.clip_limits(node)
 
 
 def _fuse(model: Model, node: Node, x: Node, w: Node, q: Node) -> None:

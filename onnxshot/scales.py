@@ -1,0 +1,94 @@
+"""From statistics to scales: ranges of groups, and what statistics say against a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxshot.calibration.ranges import Range, choose_range, range_sqnr_db
+from onnxshot.calibration.stats import NO_STATS, TensorStats, merge
+from onnxshot.errors import UsageError
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.graph.ops import op_of
+from onnxshot.maths.affine import UINT8, QuantParams, QuantScheme, params_from_range
+from onnxshot.plan import Plan, TensorPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Statistics of a model's tensors, as far as calibration saw them."""
+
+    stats: Mapping[str, TensorStats]
+
+    def of(self, tensor: Tensor) -> TensorStats | None:
+        """Statistics of the tensor, or of the one whose values it only moves; None where neither was observed."""
+        while tensor.name not in self.stats:
+            maker = edit.producer(tensor)
+            if maker is None or not op_of(maker).keeps_range:
+                return None
+            tensor = maker.inputs[0]
+        return self.stats[tensor.name]
+
+    def peak(self, tensor: Tensor) -> float:
+        """Largest absolute value; 0 where it is not known."""
+        if isinstance(tensor, Constant):
+            values = weights.read(tensor)
+            return float(np.abs(values).max()) if values.size else 0.0
+        found = self.of(tensor)
+        return max(abs(found.low), abs(found.high)) if found is not None else 0.0
+
+    def spread(self, concat: Node) -> tuple[float, str]:
+        """Largest over smallest peak of a Concat's inputs, and both in words; 1 where they are not known."""
+        known = [(t.name, peak) for t in concat.inputs if (peak := self.peak(t)) > 0]
+        if len(known) < 2:
+            return 1.0, ""
+        (small, low), (large, high) = min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])
+        return high / low, f"{large} {high:.3g}, {small} {low:.3g}"
+
+    def dynamic_db(self, tensor: Tensor) -> float | None:
+        """SQNR in dB to expect of uint8 with the range of each sample; None where the tensor was not observed."""
+        found = self.stats.get(tensor.name)
+        if found is None or not found.count:
+            return None
+        # Every sample brings its own range: the mean of those seen is the one to expect.
+        span = Range(min(found.mean_low, 0.0), max(found.mean_high, 0.0), "dynamic", 0.0)
+        return range_sqnr_db(found, span, QuantScheme(UINT8))
+
+
+def with_params(plan: Plan, model: Model, evidence: Evidence, method: str) -> Plan:
+    """The plan with a range, a scale and a zero point for every group of tensors.
+
+    Raises UsageError where a tensor was not observed.
+    """
+    tensors = model.tensors()
+    ranges: dict[str, Range] = {}
+    params: dict[str, QuantParams] = {}
+    members: dict[str, dict[str, TensorPlan]] = {}
+    for planned in plan.tensors.values():
+        members.setdefault(planned.group, {})[planned.source] = planned
+    for group, sources in members.items():
+        merged = NO_STATS
+        for name in sources:
+            found = evidence.of(tensors[name])
+            if found is None:
+                raise UsageError(f"no statistics for tensor {name!r}", "calibrate the same model and options")
+            merged = merge(merged, found)
+        if not merged.count:
+            raise UsageError(f"tensor {group!r} was empty in every sample", "calibrate on samples that reach it")
+        first = next(iter(sources.values()))
+        ranges[group] = choose_range(merged, first.scheme, method)
+        params[group] = _under(params_from_range(ranges[group].low, ranges[group].high, first.scheme), first.bound)
+    return replace(plan, params=params, ranges=ranges)
+
+
+def _under(params: QuantParams, bound: float | None) -> QuantParams:
+    """Params whose largest value does not pass `bound`: only then may a runtime drop the Clip, as Q does its work."""
+    if bound is None or bound <= 0:
+        return params
+    steps = np.float32(params.scheme.limits[1] - int(params.zero_point))
+    scale, limit = params.scale, np.float32(bound)
+    while limit < scale * steps < limit * np.float32(1.001):
+        scale = np.nextafter(scale, np.float32(0))
+    return QuantParams(params.scheme, np.asarray(scale, np.float32), params.zero_point)

@@ -1,0 +1,322 @@
+"""The command line as scripts depend on it: what is printed where, names of files, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from handmade import HANDMADE
+from planning import initializers
+
+import onnxshot
+from onnxshot import cli
+
+QUICK = ["--threads", "1"]
+
+
+class Ran:
+    """What a command gave: exit code, stdout, stderr."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        """The one JSON object that is all of stdout."""
+        assert self.code == 0, self.err
+        (line,) = self.out.splitlines()
+        return json.loads(line, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+
+    @property
+    def error(self) -> str:
+        """The one line that is all of stderr."""
+        assert self.out == ""
+        (line,) = self.err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+
+class Shell:
+    """Runs commands in this process, from inside a folder that holds net.onnx and calib.npz."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.capsys, self.patch = folder, capsys, patch
+
+    def __call__(self, *args: object) -> Ran:
+        self.patch.setattr(sys, "argv", ["onnxshot", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = self.capsys.readouterr()
+        return Ran(code, out, err)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    case = HANDMADE["resnet_block"]()
+    onnx.save(case.model, str(tmp_path / "net.onnx"))
+    np.savez(tmp_path / "calib.npz", x=np.stack([f["x"] for f in case.feeds]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(onnxshot.Settings.__init__, "__defaults__", _quick(onnxshot.Settings.__init__.__defaults__))
+    return Shell(tmp_path, capsys, monkeypatch)
+
+
+def _quick(defaults: tuple[object, ...] | None) -> tuple[object, ...]:
+    """The defaults of Settings, with a hundredth of a second to time each model."""
+    assert defaults is not None
+    assert 1.0 in defaults
+    return tuple(0.01 if value == 1.0 and isinstance(value, float) else value for value in defaults)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+# ---------------------------------------------------------------------- quantize
+
+
+def test_quantize_writes_beside_the_input_and_prints_to_stderr_only(shell: Shell) -> None:
+    ran = shell("quantize", "net.onnx", "--calib", "calib.npz", *QUICK)
+    assert ran.code == 0, ran.err
+    assert ran.out == ""
+    assert names(shell.folder) == ["calib.npz", "net.int8.onnx", "net.onnx"]
+    assert "net.int8.onnx" in ran.err
+    assert "SQNR" in ran.err
+    assert ran.err.splitlines()[-1].startswith("next: ")
+    assert len(ran.err.splitlines()) < 25
+
+
+def test_quantize_json_is_one_object(shell: Shell) -> None:
+    ran = shell("quantize", "net.onnx", "--calib", "calib.npz", "-o", "out/small.onnx", "--json", *QUICK)
+    values = ran.json
+    assert ran.err == ""
+    assert values["outputs"][0]["path"] == "out/small.onnx"
+    assert values["outputs"][0]["bytes"] == (shell.folder / "out" / "small.onnx").stat().st_size
+    assert values["recipe"]["mode"] == "static"
+    assert 20 < values["sqnr_db"] < 60
+
+
+def test_an_exact_result_is_still_json(shell: Shell) -> None:
+    """Nothing differs: the ratio of signal to noise is infinite, which JSON cannot hold."""
+    onnx.save(HANDMADE["no_weights"]().model, "plain.onnx")
+    assert shell("quantize", "plain.onnx", "--mode", "weights", "--json", *QUICK).json["sqnr_db"] == 200
+
+
+def test_options_reach_the_recipe(shell: Shell) -> None:
+    ran = shell(
+        "quantize", "net.onnx", "--calib", "calib.npz", "--target", "ort-avx2", "--method", "minmax", "--per-tensor",
+        "--exclude", "c1", "--exclude", "Softm?x*", "--samples", "4", "--no-verify", "--no-cache", "--json",
+    )  # fmt: skip
+    assert ran.code == 2
+    assert "exclude pattern 'Softm?x*'" in ran.error
+    ran = shell(
+        "quantize", "net.onnx", "--calib", "calib.npz", "--target", "ort-avx2", "--method", "minmax", "--per-tensor",
+        "--exclude", "c1", "--include", "Add", "--samples", "4", "--no-verify", "--no-cache", "--json",
+        "--report", "report.json", "--activation-type", "int8",
+    )  # fmt: skip
+    values = ran.json
+    expected = {
+        "target": "ort-avx2", "method": "minmax", "per_channel": False, "exclude": ["c1"], "include": ["Add"],
+        "activation_type": "int8",
+    }  # fmt: skip
+    assert expected.items() <= values["recipe"].items()
+    assert values["sqnr_db"] is None
+    assert values["samples"]["calibration"] == 3
+    assert json.loads(Path("report.json").read_text()) == values
+
+
+def test_a_report_that_cannot_be_written_is_an_error_of_its_own(shell: Shell) -> None:
+    Path("taken").mkdir()
+    ran = shell("quantize", "net.onnx", "--mode", "weights", "--no-verify", "--report", "taken")
+    assert ran.code == 2
+    assert "cannot write the report to taken" in ran.error
+    assert names(shell.folder) == ["calib.npz", "net.int8.onnx", "net.onnx", "taken"]
+    assert shell("quantize", "net.onnx", "--mode", "weights", "--no-verify", "--report", "new/r.json").code == 0
+    assert json.loads(Path("new/r.json").read_text())["input"] == "net.onnx"
+
+
+@pytest.mark.parametrize("mode", ["weights", "dynamic"])
+def test_modes_without_data(shell: Shell, mode: str) -> None:
+    ran = shell("quantize", "net.onnx", "--mode", mode, "--format", "qdq", *QUICK)
+    assert ran.code == 0, ran.err
+    kinds = {v.dtype.name for v in initializers(onnx.load("net.int8.onnx")).values() if v.ndim == 4}
+    assert kinds == {"int8" if mode == "weights" else "float32"}
+
+
+def test_qoperator(shell: Shell) -> None:
+    ran = shell("quantize", "net.onnx", "--calib", "calib.npz", "--format", "qoperator", "--json", *QUICK)
+    assert ran.json["recipe"]["format"] == "qoperator"
+    assert [n.op_type for n in onnx.load("net.int8.onnx").graph.node].count("QLinearConv") == 2
+
+
+def test_requantize(shell: Shell) -> None:
+    shell("quantize", "net.onnx", "--calib", "calib.npz", "--no-verify")
+    ran = shell("quantize", "net.int8.onnx", "--calib", "calib.npz")
+    assert ran.code == 2
+    assert "quantized already" in ran.error
+    assert "--requantize" in ran.error
+    ran = shell("quantize", "net.int8.onnx", "--calib", "calib.npz", "--requantize", "--no-verify")
+    assert ran.code == 0, ran.err
+    assert Path("net.int8.int8.onnx").exists()
+
+
+def test_require_faster_exits_3_with_the_file_written(shell: Shell) -> None:
+    def slower(report: Any, *_: object) -> None:
+        report.latency = {"float_ms": 1.0, "ms": 2.0, "speedup": 0.5}
+
+    shell.patch.setattr(onnxshot.proof, "time_both", slower)
+    ran = shell("quantize", "net.onnx", "--calib", "calib.npz", "--require-faster", *QUICK)
+    assert ran.code == 3
+    assert Path("net.int8.onnx").exists()
+    assert ran.err.splitlines()[-1].startswith("error: net.int8.onnx was written, but it is slower")
+    assert "slower than float" in ran.err
+    ran = shell("quantize", "net.onnx", "--calib", "calib.npz", "--require-faster", "--json", *QUICK)
+    assert ran.code == 3
+    assert json.loads(ran.out)["latency"]["speedup"] == 0.5
+    ran = shell("quantize", "net.onnx", "--calib", "calib.npz", "--require-faster", "--no-verify")
+    assert ran.code == 3
+    assert "not measured" in ran.err
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["quantize", "net.onnx", "--calib", "calib.npz", "--mode", "fast"], 2, "static, dynamic, weights"),
+        (["quantize", "net.onnx", "--calib", "calib.npz", "--method", "best"], 2, "entropy"),
+        (["quantize", "net.onnx", "--calib", "calib.npz", "--target", "mars"], 2, "ort"),
+        (["quantize", "net.onnx", "--calib", "calib.npz", "-o", "net.onnx"], 2, "input itself"),
+        (["quantize", "net.onnx", "--calib", "calib.npz", "--samples", "few"], 2, "all"),
+        (["quantize", "missing.onnx", "--calib", "calib.npz"], 4, "missing.onnx"),
+        (["quantize", "calib.npz", "--calib", "calib.npz"], 4, "calib.npz"),
+        (["quantize", "net.onnx"], 5, "--calib"),
+        (["quantize", "net.onnx", "--calib", "nowhere"], 5, "nowhere"),
+        (["quantize", "net.onnx", "--calib", "calib.npz", "--activation-type", "uint16"], 6, "16-bit"),
+        (["inspect", "missing.onnx"], 4, "missing.onnx"),
+        (["inspect", "net.onnx", "--exclude", "nothing"], 2, "closest"),
+        (["compare", "missing.onnx", "net.onnx", "--calib", "calib.npz"], 4, "missing.onnx"),
+        (["compare", "net.onnx", "missing.onnx", "--calib", "calib.npz"], 4, "missing.onnx"),
+        (["compare", "net.onnx", "net.onnx"], 5, "--calib"),
+        (["bench", "missing.onnx"], 4, "missing.onnx"),
+        (["emit", "net.onnx", "--to", "mars"], 6, "mars"),
+        (["emit", "missing.onnx"], 4, "missing.onnx"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_mistake_is_one_line_and_a_code(shell: Shell, args: list[str], code: int, words: str, as_json: bool) -> None:
+    before = names(shell.folder)
+    ran = shell(*args, *(["--json"] if as_json else []))
+    assert ran.code == code, ran.err
+    assert words in ran.error
+    assert names(shell.folder) == before
+
+
+@pytest.mark.parametrize("args", [["quantize", "net.onnx", "--nonsense"], ["quantize"], ["fly"], ["bench"]])
+def test_wrong_options_exit_2(shell: Shell, args: list[str]) -> None:
+    ran = shell(*args)
+    assert ran.code == 2
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    assert "Usage" in ran.err
+
+
+def test_an_internal_error_is_one_line_and_code_1(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(onnxshot, "quantize", broken)
+    ran = shell("quantize", "net.onnx")
+    assert ran.code == 1
+    assert ran.error == "error: internal error: ZeroDivisionError: division by zero; ONNXSHOT_DEBUG=1 shows where"
+    monkeypatch.setenv("ONNXSHOT_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        shell("quantize", "net.onnx")
+
+
+# ---------------------------------------------------------------------- the other commands
+
+
+def test_version_and_help(shell: Shell) -> None:
+    ran = shell("--version")
+    assert (ran.code, ran.out, ran.err) == (0, f"onnxshot {onnxshot.__version__}\n", "")
+    ran = shell("--help")
+    assert ran.code == 0
+    for command in ("quantize", "inspect", "compare", "bench", "emit"):
+        assert command in ran.out
+        assert shell(command, "-h").code == 0
+
+
+def test_inspect(shell: Shell) -> None:
+    ran = shell("inspect", "net.onnx")
+    assert (ran.code, ran.out) == (0, "")
+    assert "target ort, mode static" in ran.err
+    assert "of multiply-accumulates" in ran.err
+    values = shell("inspect", "net.onnx", "--json", "--calib", "calib.npz").json
+    assert values["int8_macs_share"] == 1.0
+    assert values["ops"] == {"Conv": 2, "Relu": 2, "Add": 1}
+    assert {n["how"] for n in values["nodes"]} == {"static", "float"}
+    assert values["inputs"][0]["name"] == "x"
+    assert names(shell.folder) == ["calib.npz", "net.onnx"]
+
+
+def test_inspect_of_a_quantized_model(shell: Shell) -> None:
+    onnx.save(HANDMADE["already_qdq"]().model, "done.onnx")
+    assert shell("inspect", "done.onnx", "--json").json["quantized_already"] is True
+    assert "quantized already" in shell("inspect", "done.onnx").err
+
+
+def test_compare(shell: Shell) -> None:
+    shell("quantize", "net.onnx", "--calib", "calib.npz", "--no-verify")
+    values = shell("compare", "net.onnx", "net.int8.onnx", "--calib", "calib.npz", "--json", *QUICK).json
+    assert 20 < values["sqnr_db"] < 60
+    assert values["worst"][0]["sqnr_db"] <= values["worst"][-1]["sqnr_db"]
+    assert values["samples"]["held_out"] == 8
+    ran = shell("compare", "net.onnx", "net.int8.onnx", "--calib", "calib.npz", *QUICK)
+    assert (ran.code, ran.out) == (0, "")
+    assert "SQNR" in ran.err
+
+
+def test_bench(shell: Shell) -> None:
+    args = ("bench", "net.onnx", "net.onnx", "--seconds", "0.01", *QUICK)
+    rows = shell(*args, "--json").json["models"]
+    assert [row["path"] for row in rows] == ["net.onnx", "net.onnx"]
+    assert rows[0]["ratio"] == 1.0
+    assert all(row["median_ms"] > 0 for row in rows)
+    ran = shell(*args)
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err.count("net.onnx") == 2
+
+
+def test_emit(shell: Shell) -> None:
+    values = shell("emit", "net.onnx", "--to", "onnx", "--json").json
+    assert values == {"input": "net.onnx", "outputs": ["net.normalized.onnx"]}
+    onnx.checker.check_model(onnx.load("net.normalized.onnx"), full_check=True)
+    ran = shell("emit", "net.onnx", "-o", "deep/net.onnx")
+    assert (ran.code, ran.out) == (0, "")
+    assert Path("deep/net.onnx").exists()
+
+
+# ---------------------------------------------------------------------- as a process of its own
+
+
+def test_as_a_process(shell: Shell) -> None:
+    """Once for a result and once for an error: nothing of the runtime's chatter gets onto stdout."""
+    command = [sys.executable, "-m", "onnxshot.cli"]
+    good = subprocess.run(
+        [*command, "quantize", "net.onnx", "--mode", "weights", "--no-verify", "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert Ran(good.returncode, good.stdout, good.stderr).json["outputs"][0]["path"] == "net.int8.onnx"
+    Path("broken.onnx").write_bytes(Path("net.onnx").read_bytes()[:-300])
+    bad = subprocess.run([*command, "quantize", "broken.onnx"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 4
+    assert "broken.onnx" in Ran(4, bad.stdout, bad.stderr).error
