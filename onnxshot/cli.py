@@ -160,7 +160,8 @@ def emit(
 ) -> None:
     """Convert MODEL without compressing it; to 'onnx': normalize it."""
     out = onnxshot.emit(model, to=to, output=output or model.with_name(f"{model.stem}.normalized.onnx"))
-    _print(as_json, {"input": str(model), "outputs": [str(out)]}, lambda: terminal.show_text(f"{model} -> {out}"))
+    written = {"path": str(out), "format": to, "bytes": out.stat().st_size}
+    _print(as_json, {"input": str(model), "outputs": [written]}, lambda: terminal.show_text(f"{model} -> {out}"))
 
 
 def _version(asked: bool) -> None:
@@ -196,12 +197,18 @@ def _print(as_json: bool, values: dict[str, Any], show: Callable[[], None]) -> N
 def main() -> None:
     """Entry point: every error is one line on stderr and an exit code, never a traceback."""
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except OnnxshotError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; nothing was written", 130)
     except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of the command-line parser, which names no public class
+            text = error.format_message()
+            if not text:  # no command was given: the help was printed
+                sys.exit(2)
+            _fail(f"{text} (onnxshot COMMAND --help lists the options)", 2)
         if os.environ.get("ONNXSHOT_DEBUG"):
             raise
         _fail(f"internal error: {type(error).__name__}: {error}; ONNXSHOT_DEBUG=1 shows where", 1)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
 import onnxshot.cache as cache
-from onnxshot import proof
+from onnxshot import proof, trial
 from onnxshot.calibrate import collect
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
@@ -23,8 +22,8 @@ from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.load import load_model
-from onnxshot.graph.save import Draft, draft
-from onnxshot.passes.base import Change, Pass
+from onnxshot.graph.save import Draft, draft, refuse_sources
+from onnxshot.passes.base import Pass, Skip
 from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.isolate_softmax import IsolateSoftmax
 from onnxshot.passes.normalize import normalize
@@ -41,7 +40,9 @@ from onnxshot.report import Artifact, Report
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
+from onnxshot.targets.ort_runtime import Runner
 
+_TRIED = 8  # calibration samples that plans are tried on
 VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
 
 
@@ -97,6 +98,8 @@ def quantize(
     settings = settings or Settings()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
     run = _Run(model, recipe, settings)
+    if output is not None:
+        refuse_sources(run.model, Path(output))  # before the work, not after it
     with contextlib.ExitStack() as stack:
         data = run.open(calib, preset)
         if data is not None:
@@ -111,7 +114,7 @@ def quantize(
             written.publish()
             run.report.outputs.append(Artifact(str(final), recipe.target, "onnx", size))
     run.report.seconds = time.perf_counter() - run.started
-    run.report.peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    run.report.peak_rss_mb = _peak_rss_mb()
     return Result(run.model, run.plan, run.report)
 
 
@@ -171,6 +174,12 @@ class _Run:
                 "start from the float model, or pass --requantize to go back to float first",
             )
         change = StripQdq().run(self.model)
+        left = already_quantized(self.model)
+        if left:
+            raise UsageError(
+                f"{len(left)} nodes such as {left[0].label!r} ({left[0].op}) cannot be taken back to float",
+                "start from the float model",
+            )
         self.model.notes.append(f"{change.edits} Q/DQ pairs of the input were taken out before quantizing")
 
     # ------------------------------------------------------------------ stages
@@ -194,26 +203,47 @@ class _Run:
             with self.timed("calibrate"):
                 stats = self._statistics(data)
             self.plan = make_plan(self.model, self.target, self.recipe, stats)
+            with self.timed("try"):
+                self._try_without_clipping(stats, data)
         if self.settings.verify and self.model.weight_bytes() < proof.MAX_BYTES:
             self.float_model = self.model.to_proto()
         self.report.skips = list(self.plan.skips)
         self.report.notes += [*self.plan.notes, *self.model.notes]
+        with self.timed("rewrite"):
+            self.report.skips += self._apply(self.model, self.plan)
+        if not any(n.how != FLOAT for n in self.plan.nodes):
+            self.report.notes.append("nothing was quantized: onnxshot inspect MODEL says why, node by node")
+        self._stamp(data)
+
+    def _apply(self, model: Model, plan: Plan) -> list[Skip]:
+        """Change the graph as the plan says; what the passes refused."""
         method = self.recipe.weight_method
-        passes: list[Pass] = [InsertQdq(self.plan, method)] if self.plan.tensors else []
-        passes += [QuantizeDynamically(self.plan, method), QuantizeWeightsOnly(self.plan, method), StoreHalf()]
+        passes: list[Pass] = [InsertQdq(plan, method)] if plan.tensors else []
+        passes += [QuantizeDynamically(plan, method), QuantizeWeightsOnly(plan, method), StoreHalf()]
         if self.recipe.format == "qoperator":
             passes.append(ToQOperator())
         if self.target.isolates_softmax:
             passes.append(IsolateSoftmax())
-        with self.timed("rewrite"):
-            for step in passes:
-                change: Change = step.run(self.model)
-                self.report.skips += change.skips
-            edit.remove_unused(self.model)
-            edit.toposort(self.model)
-        if not any(n.how != FLOAT for n in self.plan.nodes):
-            self.report.notes.append("nothing was quantized: onnxshot inspect MODEL says why, node by node")
-        self._stamp(data)
+        skips = [skip for step in passes for skip in step.run(model).skips]
+        edit.remove_unused(model)
+        edit.toposort(model)
+        return skips
+
+    def _try_without_clipping(self, stats: Mapping[str, TensorStats], data: Dataset) -> None:
+        """Go back to min-max ranges where clipping, better for every tensor alone, is worse for the outputs.
+
+        The mean error of a tensor does not know which values matter: in a detector it is the few large ones.
+        """
+        clips = any(r.method != "minmax" for r in self.plan.ranges.values())
+        if self.recipe.method != "auto" or not clips or self.model.weight_bytes() > trial.MAX_BYTES:
+            return
+        plain = make_plan(self.model, self.target, replace(self.recipe, method="minmax"), stats)
+        step = max(1, len(self.calibrated_on) // _TRIED)
+        samples = [data[i] for i in self.calibrated_on[::step][:_TRIED]]
+        plans = (self.plan, plain)
+        self.plan = plans[trial.best_plan(self.model, plans, self._apply, samples, threads=self.settings.threads)]
+        if self.plan is plain:
+            self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
 
     def _statistics(self, data: Dataset) -> dict[str, TensorStats]:
         """Statistics of every tensor the recipe could ask about, from the cache where they are there."""
@@ -271,13 +301,33 @@ class _Run:
         report.samples.setdefault("held_out", len(held_out))
         with self.timed("verify"):
             proof.prove(report, self.plan, self.float_model, self.model, written.path, held_out, self.settings)
+        if not self.target.runs_here:
+            report.notes.append(f"checked in ONNX Runtime, not in {self.target.name}; not timed")
+            return
         with self.timed("bench"), tempfile.TemporaryDirectory() as folder:
-            source = self.source
-            if isinstance(source, ModelProto):
-                path = Path(folder) / "float.onnx"
-                path.write_bytes(source.SerializeToString())
-                source = path
-            proof.time_both(report, Path(source), written.path, held_out, self.settings)
+            proof.time_both(report, self._timed_source(Path(folder)), written.path, held_out, self.settings)
+
+    def _timed_source(self, folder: Path) -> Path:
+        """The file to time against: the source, or the normalized model where ONNX Runtime refuses the source."""
+        path = folder / "float.onnx"
+        if isinstance(self.source, ModelProto):
+            path.write_bytes(self.source.SerializeToString())
+        source = path if isinstance(self.source, ModelProto) else Path(self.source)
+        with contextlib.suppress(ModelError):
+            Runner(source)
+            return source
+        assert self.float_model is not None
+        path.write_bytes(self.float_model.SerializeToString())
+        self.report.notes.append("timed against the normalized model: ONNX Runtime does not load the input as it is")
+        return path
+
+
+def _peak_rss_mb() -> float:
+    """Peak resident memory of this process; 0 where the system does not tell."""
+    with contextlib.suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return float(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 1024
+    return 0.0
 
 
 def _size_on_disk(source: str | Path | ModelProto) -> int:

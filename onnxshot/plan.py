@@ -34,6 +34,7 @@ class TensorPlan:
         group: tensors of one group share scale and zero point, chosen from the statistics of all their sources.
         all_readers: every reader takes the dequantized value (the maker is fused with its Q), not only int8 ops.
         bound: upper limit of the Clip that makes the tensor, which the largest quantized value must not pass.
+        also: names of float ops that take the dequantized value too: the Add of a residual branch.
     """
 
     scheme: QuantScheme
@@ -41,6 +42,7 @@ class TensorPlan:
     group: str
     all_readers: bool
     bound: float | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from onnxshot.treatment import elements, is_embedding, is_weighted, treatment
 
 _QUANTIZED_OPS = frozenset(
     ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
-) | {"MatMulInteger"}
+) | {"MatMulInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QGemm"}
 
 
 def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
@@ -45,7 +45,19 @@ def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
             )
     elif recipe.mode == WEIGHTS and weight.dtype.floating:
         raise TargetError("float8 weights need a calibrated float8 activation", "use an integer --weight-type")
+    elif recipe.mode == DYNAMIC:
+        _refuse_dynamic(target, recipe, weight)
     return activation, weight
+
+
+def _refuse_dynamic(target: Target, recipe: Recipe, weight: QuantScheme) -> None:
+    """Raise TargetError where dynamic quantization has no such form: DynamicQuantizeLinear-11 gives uint8 only."""
+    if not target.dynamic:
+        raise TargetError(f"{target.name} has no dynamic quantization", "use --mode static or --mode weights")
+    if recipe.activation_type not in (None, "uint8"):
+        raise TargetError(f"dynamic activations are uint8, not {recipe.activation_type}", "leave out --activation-type")
+    if weight.dtype.floating or weight.dtype.bits > 8:
+        raise TargetError(f"MatMulInteger takes 8-bit weights, not {weight.dtype.name}", "leave out --weight-type")
 
 
 def make_plan(
@@ -142,7 +154,8 @@ class _Planner:
             fed = {t for n in self._int8() if n in self.slot for t in self._data(n)}
             for node in [n for n in self.how if self.how[n] == STATIC and n not in self.slot]:
                 inputs_int8 = all(self._from_int8(t) or t in fed for t in self._data(node))
-                if node not in self.forced and not (inputs_int8 and self._pays(node)):
+                fused = self._maker(node.outputs[0]) is not node  # part of the op before it: no pair between the two
+                if fused or (node not in self.forced and not (inputs_int8 and self._pays(node))):
                     del self.how[node]
                     changed = True
             for node in [n for n in self.slot if self.how.get(n) == STATIC]:
@@ -155,7 +168,7 @@ class _Planner:
                         self.how[node] = DYNAMIC
 
     def _pays(self, node: Node) -> bool:
-        if self._feeds_int8(node):
+        if self._feeds(node):
             return True
         # A reducer spares dequantizing a large tensor, where the op before it has to be quantized anyway.
         makers = {self._maker(t) for t in self._data(node)}
@@ -164,7 +177,8 @@ class _Planner:
     def _better_dynamic(self, node: Node) -> bool:
         if not self.target.prefers_dynamic or node.op not in self.target.dynamic or node in self.forced:
             return False
-        return not self._feeds_int8(node)  # nothing takes its output in int8: spare the output's quantization
+        # Nothing takes its output in int8: spare the output's quantization. A product in a chain keeps it.
+        return not self._feeds(node, (STATIC, DYNAMIC))
 
     def _int8(self, how: str = STATIC) -> list[Node]:
         return [n for n, chosen in self.how.items() if chosen == how]
@@ -203,10 +217,11 @@ class _Planner:
             return False
         return maker.op == "Split" or self._result(maker) is tensor
 
-    def _feeds_int8(self, node: Node) -> bool:
+    def _feeds(self, node: Node, kinds: tuple[str, ...] = (STATIC,)) -> bool:
+        """True where a node of these kinds takes the result as data."""
         outputs = node.outputs if node.op == "Split" else [self._result(node)]
         return any(
-            self.how.get(user) == STATIC and any(t is d for d in self._data(user))
+            self.how.get(user) in kinds and any(t is d for d in self._data(user))
             for t in outputs
             for user in edit.consumers(t)
         )
@@ -216,11 +231,13 @@ class _Planner:
     def _tensors(self) -> dict[str, TensorPlan]:
         """Tensors that get a Q/DQ pair, in graph order, with the group they share scale and zero point with."""
         wanted: dict[Tensor, bool] = {}
+        residual: dict[Tensor, tuple[str, ...]] = {}
         for node in self.model.graph.nodes:
             if self.how.get(node) != STATIC:
-                if self.target.quantizes_residuals and node.op == "Add":
+                if self.target.quantizes_residuals and node.op == "Add" and node not in self.why:
                     for tensor in self._residual_inputs(node):
                         wanted.setdefault(tensor, False)
+                        residual[tensor] = (*residual.get(tensor, ()), node.label)
                 continue
             for tensor in self._data(node):
                 wanted.setdefault(tensor, False)
@@ -231,7 +248,12 @@ class _Planner:
         group = self._groups(sources)
         return {
             t.name: TensorPlan(
-                self.activation, sources[t].name, group[sources[t]].name, readers, self._limits(sources[t])[1]
+                self.activation,
+                sources[t].name,
+                group[sources[t]].name,
+                readers,
+                self._limits(sources[t])[1],
+                residual.get(t, ()),
             )
             for t, readers in wanted.items()
         }
@@ -240,7 +262,7 @@ class _Planner:
         """The first member of each source's group. An int8 Concat whose inputs share one scale only copies bytes."""
         first = {s: s for s in sources.values()}
         for node in self._int8():
-            if node.op != "Concat" or not self._alike(node):
+            if node.op != "Concat" or self._activation_after(node) is not None or not self._alike(node):
                 continue
             members = {first[sources[t]] for t in (*node.inputs, node.outputs[0])}
             lead = next(s for s in first if s in members)
@@ -351,6 +373,8 @@ class _Planner:
             return f"custom domain {node.domain!r}"
         if self.recipe.mode != STATIC:
             return f"has no weight to quantize in {self.recipe.mode} mode"
+        if node not in self.top and node.op in self.target.followers:
+            return "inside a subgraph (If, Loop, Scan), where activations are not calibrated"
         if node in self.top and node.op in self.target.followers:
             if not self._leads_to_weight(node):
                 return "after the last weighted op"
@@ -362,7 +386,7 @@ class _Planner:
         while stack:
             for tensor in stack.pop().outputs:
                 for user in edit.consumers(tensor):
-                    if user in self.slot:
+                    if weight_slot(user) is not None:
                         return True
                     if user not in seen:
                         seen.add(user)

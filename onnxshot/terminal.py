@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from onnxshot.report import Report
 
@@ -65,7 +65,7 @@ def show_report(report: Report) -> None:
     console = _console()
     console.print(_headline(report))
     if report.worst:
-        table = Table("worst tensors", "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
+        table = Table(_name("worst tensors"), "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
         for row in report.worst[:_WORST]:
             span = "" if row.low is None or row.high is None else f"{row.low:.4g} .. {row.high:.4g}"
             clipped = "" if row.clipped is None else f"{100 * row.clipped:.3f} %"
@@ -81,6 +81,11 @@ def show_report(report: Report) -> None:
     console.print(escape(f"next: {report.next_step()}"))
 
 
+def _name(header: str) -> Column:
+    """A column of names and paths: what differs may be at their end, so they are wrapped, never cut."""
+    return Column(header, overflow="fold")
+
+
 def _headline(report: Report) -> str:
     written = sum(a.bytes for a in report.outputs)
     parts = [escape(report.outputs[0].path if report.outputs else report.input)]
@@ -93,14 +98,14 @@ def _headline(report: Report) -> str:
     if report.int8_macs_share is not None:
         parts.append(f"int8 {100 * report.int8_macs_share:.0f} % of MACs")
     if report.speedup is not None:
-        text = f"{report.latency['float_ms']:.3g} -> {report.latency['ms']:.3g} ms ({report.speedup:.2f}x)"
+        text = f"{report.speedup:.2f}x (float {report.latency['float_ms']:.3g} ms)"
         parts.append(f"[bold red]slower than float: {text}[/]" if report.slower else f"[green]{text}[/]")
     return "  ".join(parts)
 
 
 def show_latencies(rows: Sequence[Latency]) -> None:
     """One line per model; the first is the base."""
-    table = Table("model", "median ms", "p10", "p90", "speedup", box=None, pad_edge=False)
+    table = Table(_name("model"), "median ms", "p10", "p90", "speedup", box=None, pad_edge=False)
     for row in rows:
         table.add_row(
             escape(str(row.path)), f"{row.median_ms:.3f}", f"{row.p10:.3f}", f"{row.p90:.3f}", f"{row.ratio:.2f}x"

@@ -6,7 +6,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxshot.graph import Constant, Node, weights
-from onnxshot.graph.ops import STANDARD_DOMAINS, data_slots, weight_slot
+from onnxshot.graph.ops import STANDARD_DOMAINS, data_slots, op_of, weight_slot
 from onnxshot.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS
 from onnxshot.recipe import Recipe
 from onnxshot.targets.base import Target
@@ -41,7 +41,8 @@ def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, force
     refusal = refusal or _refusal(node, slot, weight)
     if refusal:
         return FLOAT, refusal
-    if recipe.mode == STATIC and is_top and node.op in target.static:
+    odd_bias = _unfused_bias(node)
+    if recipe.mode == STATIC and is_top and node.op in target.static and not odd_bias:
         return STATIC, ""
     if node.op in target.dynamic:
         if elements(weight) < target.min_dynamic_weights and not forced:
@@ -49,6 +50,8 @@ def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, force
         return DYNAMIC, ""
     if not is_top:
         return FLOAT, "inside a subgraph (If, Loop, Scan), where activations are not calibrated"
+    if recipe.mode == STATIC and odd_bias:
+        return FLOAT, odd_bias
     if recipe.mode == DYNAMIC:
         return FLOAT, f"dynamic {node.op} is slower than float on {target.name}"
     return FLOAT, f"{target.name} has no int8 kernel for it"
@@ -94,3 +97,14 @@ def _refusal(node: Node, slot: int, weight: Constant) -> str:
     if node.attrs.get("alpha", 1.0) != 1.0 or (len(node.inputs) > 2 and node.attrs.get("beta", 1.0) != 1.0):
         return "alpha or beta is not 1"
     return ""
+
+
+def _unfused_bias(node: Node) -> str:
+    """Why the bias of a Conv or Gemm keeps it from being fused with its Q and DQ; empty where it does not."""
+    slot = op_of(node).bias
+    if slot is None or slot >= len(node.inputs) or not node.inputs[slot].name:
+        return ""
+    bias = node.inputs[slot]
+    if not isinstance(bias, Constant):
+        return "its bias is computed at run time: int8 kernels take a constant one"
+    return "its bias has a value for each row" if any(size != 1 for size in bias.shape[:-1]) else ""

@@ -13,8 +13,9 @@ from handmade.core import Feed
 from numpy.typing import NDArray
 from support import FIXTURES, facts, fixture
 
-from onnxshot import Settings, cli, quantize
+from onnxshot import Settings, cli, proof, quantize
 from onnxshot.pipeline import Result
+from onnxshot.targets.ort_bench import Latency
 
 QUICK = Settings(verify=False, use_cache=False, threads=1)
 PROVEN = Settings(samples=12, use_cache=False, threads=1, bench_seconds=0.01)
@@ -42,6 +43,17 @@ def command(*arguments: str | Path) -> int:
         except SystemExit as end:
             return int(end.code or 0)
     return 0
+
+
+def clock(patch: pytest.MonkeyPatch, ratio: float) -> None:
+    """Replace the measured latencies: the result is `ratio` times as fast as the source, whatever the machine does."""
+
+    def timed(paths: Sequence[Path], feeds: Sequence[Feed], **_: object) -> list[Latency]:
+        assert len(paths) == 2
+        assert feeds
+        return [Latency(path, 1 / r, 1.0, 1.0, r, 5) for path, r in zip(paths, (1.0, ratio), strict=True)]
+
+    patch.setattr(proof, "bench", timed)
 
 
 def stored(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:

@@ -21,7 +21,6 @@ import onnxshot
 import onnxshot.pipeline
 from onnxshot import Settings, quantize
 from onnxshot.calibrate import collect
-from onnxshot.calibration.observers import Observer
 from onnxshot.calibration.ranges import METHODS
 from onnxshot.calibration.readers import Sample
 from onnxshot.errors import CalibrationError, TargetError
@@ -115,7 +114,8 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
     given = {**data_of("digits_resnet"), "settings": settings}
     first = quantize(fixture("digits_resnet"), **given)
     assert first.report.samples["inferences"] == runs[0] > 0
-    for options in ({"exclude": ("Add",)}, {"exclude": ("*blocks.0*",)}, {"method": "percentile"}, {"target": "ort-avx2"}):
+    others = [{"exclude": ("Add",)}, {"exclude": ("*blocks.0*",)}, {"method": "percentile"}, {"target": "ort-avx2"}]
+    for options in others:
         again = quantize(fixture("digits_resnet"), **given, **options)
         assert again.report.samples["inferences"] == 0
     assert len(runs) == 1
@@ -304,9 +304,7 @@ def test_row08_the_device_is_the_provider_that_calibrates(monkeypatch: pytest.Mo
     case = HANDMADE["resnet_block"]()
     monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        )
+        patch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
         with pytest.raises(TargetError, match="fell back to CPUExecutionProvider"):
             quantize(case.model, case.feeds, settings=Settings(device="cuda", verify=False, use_cache=False))
     assert used == [["CUDAExecutionProvider", "CPUExecutionProvider"]]
@@ -356,6 +354,3 @@ def test_row09_a_nan_is_told_with_tensor_and_sample() -> None:
     feeds[2] = case.feeds[2]
     with pytest.raises(CalibrationError, match=r"tensor 'l' is NaN or infinite on sample '#2'"):
         quantize(case.model, feeds, include=("MatMul",), settings=QUICK)
-    observer = Observer()
-    observer.update(np.ones(3, np.float32))
-    assert observer.stats().high == 1

@@ -9,12 +9,10 @@ import onnxruntime
 import pytest
 from handmade import HANDMADE, Case
 from handmade.core import Feed, feeds, model, vector, weight
-from pains import PROVEN, QUICK, command, compressed, makers, outputs, readers, sqnr, stored
+from pains import PROVEN, QUICK, clock, command, compressed, makers, outputs, readers, sqnr, stored
 from support import facts, fixture
 
-import onnxshot.proof
 from onnxshot import quantize
-from onnxshot.targets.ort_bench import Latency
 
 # ---------------------------------------------------------------------- 22: slower than float
 
@@ -33,13 +31,7 @@ def test_row22_a_result_that_is_slower_is_no_success(
     ratio: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """onnxruntime 6732, 20052, 12854, 17389, sherpa-onnx 575. The clock is replaced: the exit code is what counts."""
-
-    def timed(paths: list[Path], given: list[Feed], **_: object) -> list[Latency]:
-        assert len(paths) == 2
-        assert given
-        return [Latency(path, 1 / r, 1.0, 1.0, r, 5) for path, r in zip(paths, (1.0, ratio), strict=True)]
-
-    monkeypatch.setattr(onnxshot.proof, "bench", timed)
+    clock(monkeypatch, ratio)
     path, data = written(tmp_path, HANDMADE["resnet_block"]())
     out = tmp_path / "q.onnx"
     assert command("quantize", path, "--calib", data, "-o", out, "--require-faster") == code
@@ -68,15 +60,18 @@ def test_row22_not_measured_is_not_faster(tmp_path: Path, capsys: pytest.Capture
     assert "not measured" in capsys.readouterr().err
 
 
-def test_row22_bench_runs_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_row22_bench_runs_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """onnxruntime 20052: which is faster takes one command."""
-    path, data = written(tmp_path, HANDMADE["resnet_block"]())
-    command("quantize", path, "--calib", data, "-o", tmp_path / "q.onnx", "--no-verify")
+    written(tmp_path, HANDMADE["resnet_block"]())
+    monkeypatch.chdir(tmp_path)
+    command("quantize", "m.onnx", "--calib", "data", "--no-verify")
     capsys.readouterr()
-    assert command("bench", path, tmp_path / "q.onnx", "--calib", data, "--seconds", "0.05", "--threads", "1") == 0
+    assert command("bench", "m.onnx", "m.int8.onnx", "--calib", "data", "--seconds", "0.05", "--threads", "1") == 0
     lines = capsys.readouterr().err.splitlines()
     assert "speedup" in lines[0]
-    assert [Path(line.split()[0]).name for line in lines[1:3]] == ["m.onnx", "q.onnx"]
+    assert [line.split()[0] for line in lines[1:3]] == ["m.onnx", "m.int8.onnx"]
 
 
 @pytest.mark.parametrize("name", ["resnet_block", "mbconv_block", "digits_resnet"])
@@ -264,5 +259,3 @@ def test_row28_the_share_that_runs_in_int8_is_told_and_so_is_what_stands_in_the_
     assert none.report.int8_macs_share == 0.0
     assert sum(none.report.float_macs.values()) == pytest.approx(1.0)
     assert sqnr(outputs(proto, given), outputs(none.model.to_proto(), given)) > 100
-
-

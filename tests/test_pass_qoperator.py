@@ -70,7 +70,8 @@ def test_what_cannot_be_fused_keeps_its_pairs_and_says_why() -> None:
     result, made = quantized(case, format="qoperator")
     assert len(nodes_of(made, "QLinearConv")) == 1
     assert len(nodes_of(made, "Conv")) == 1
-    assert [s.reason for s in result.report.skips if s.op == "Conv"] == ["its bias is computed at run time"]
+    (why,) = (s.reason for s in result.report.skips if s.op == "Conv")
+    assert why.startswith("its bias is computed at run time")
     assert sqnr(case, made) > 24
 
 

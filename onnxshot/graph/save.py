@@ -47,7 +47,7 @@ def draft(model: Model, final: Path) -> Iterator[Draft]:
     final = Path(final)
     made: list[Path] = []
     try:
-        _refuse_sources(model, final)
+        refuse_sources(model, final)
         made = [folder for folder in final.parents if not folder.exists()]
         final.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{final.stem[:40]}.", suffix=".part", dir=final.parent))
@@ -65,7 +65,7 @@ def draft(model: Model, final: Path) -> Iterator[Draft]:
         _remove_empty(made)
 
 
-def _refuse_sources(model: Model, final: Path) -> None:
+def refuse_sources(model: Model, final: Path) -> None:
     """Refuse to write over the files the model is read from, and over folders."""
     if final.is_dir():
         raise UsageError(f"{final} is a folder", "name the file in it with -o")

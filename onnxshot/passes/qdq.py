@@ -7,6 +7,10 @@ exactly x_scale * w_scale themselves, and one that is stored with another scale 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit, weights
 from onnxshot.graph.ops import OPS, data_slots
@@ -32,7 +36,7 @@ class InsertQdq:
         quantized = QuantizedWeights(model, self.weight_method)
         for node in nodes:
             if node.label in self.plan.weights:
-                self._quantize_weight(node, quantized)
+                self._quantize_weight(model, node, quantized)
                 change.edits += 1
             elif node.op in OPS and OPS[node.op].data is None:
                 change.edits += self._quantize_constants(model, node)
@@ -46,17 +50,20 @@ class InsertQdq:
                     edit.add_constant(model, planned.group, "scale", params.scale),
                     edit.add_constant(model, planned.group, "zero_point", params.zero_point),
                 )
-            _insert_pair(model, tensors[name], shared[planned.group], None if planned.all_readers else readers)
+            also = {n for n in model.graph.nodes if n.label in planned.also} if planned.also else set()
+            _insert_pair(model, tensors[name], shared[planned.group], None if planned.all_readers else readers | also)
             change.edits += 1
         edit.toposort(model)
         return change
 
-    def _quantize_weight(self, node: Node, quantized: QuantizedWeights) -> None:
+    def _quantize_weight(self, model: Model, node: Node, quantized: QuantizedWeights) -> None:
         planned = self.plan.weights[node.label]
         weight = node.inputs[planned.slot]
         params = quantized.params(weight, planned.scheme)
         slot = OPS[node.op].bias
         bias = edit.constant_input(node, slot) if slot is not None else None
+        if bias is not None and slot is not None and node.op == "Gemm":
+            bias = _as_vector(model, node, slot, bias, weight.shape[0 if node.attrs.get("transB", 0) else 1])
         x = node.inputs[data_slots(node)[0]].name
         params = with_room_for_bias(params, self.plan.params_of(x).scale, bias)
         quantized.dequantized(node, planned.slot, params)
@@ -73,6 +80,15 @@ class InsertQdq:
             QuantizedWeights(model).dequantized(node, slot, params)
             count += 1
         return count
+
+
+def _as_vector(model: Model, node: Node, slot: int, bias: NDArray[Any], channels: int) -> NDArray[Any]:
+    """A Gemm's bias as one value per output, the only shape ONNX Runtime fuses; one with rows of its own stays."""
+    if (bias.ndim == 1 and bias.size == channels) or any(size != 1 for size in bias.shape[:-1]):
+        return bias
+    vector = np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (channels,)))
+    node.inputs[slot] = edit.add_constant(model, node.inputs[slot].name, "vector", vector)
+    return vector
 
 
 def _insert_pair(

@@ -30,6 +30,7 @@ class Target:
         min_dynamic_weights: weights with fewer elements are not worth a dynamic kernel's overhead.
         min_dynamic_db: a dynamic op whose input would keep less than this SQNR in dB, as one scale must hold outliers,
             gets int8 weights and a float input instead.
+        runs_here: its runtime is the one the proof uses, so that speed and precision can be told.
         note: what a user should know before deploying there.
     """
 
@@ -49,6 +50,7 @@ class Target:
     refused: Mapping[str, str] = field(default_factory=dict)
     min_dynamic_weights: int = 4096
     min_dynamic_db: float = 27.0
+    runs_here: bool = True
     note: str = ""
 
     def accepts(self, activation: QuantType, weight: QuantType) -> str:

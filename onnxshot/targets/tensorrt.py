@@ -21,5 +21,6 @@ TENSORRT = Target(
     static=frozenset({"Conv", "Gemm", "MatMul"}),
     quantizes_outputs=False,
     quantizes_residuals=True,
+    runs_here=False,
     float_reasons={"ConvTranspose": "TensorRT runs a quantized ConvTranspose in float"},
 )
