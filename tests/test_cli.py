@@ -223,10 +223,8 @@ def test_a_mistake_is_one_line_and_a_code(shell: Shell, args: list[str], code: i
 @pytest.mark.parametrize("args", [["quantize", "net.onnx", "--nonsense"], ["quantize"], ["fly"], ["bench"]])
 def test_wrong_options_exit_2(shell: Shell, args: list[str]) -> None:
     ran = shell(*args)
-    assert ran.code == 2
-    assert ran.out == ""
-    assert "Traceback" not in ran.err
-    assert "Usage" in ran.err
+    assert (ran.code, ran.out) == (2, "")
+    assert "--help" in ran.error
 
 
 def test_an_internal_error_is_one_line_and_code_1(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +296,11 @@ def test_bench(shell: Shell) -> None:
 
 def test_emit(shell: Shell) -> None:
     values = shell("emit", "net.onnx", "--to", "onnx", "--json").json
-    assert values == {"input": "net.onnx", "outputs": ["net.normalized.onnx"]}
+    size = Path("net.normalized.onnx").stat().st_size
+    assert values == {
+        "input": "net.onnx",
+        "outputs": [{"path": "net.normalized.onnx", "format": "onnx", "bytes": size}],
+    }
     onnx.checker.check_model(onnx.load("net.normalized.onnx"), full_check=True)
     ran = shell("emit", "net.onnx", "-o", "deep/net.onnx")
     assert (ran.code, ran.out) == (0, "")
