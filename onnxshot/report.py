@@ -92,6 +92,8 @@ class Report:
     def save(self, path: str | Path) -> None:
         """Write the JSON, aside first. Raises UsageError where that cannot be done."""
         path = Path(path)
+        if path.suffix.lower() in (".html", ".htm"):
+            raise UsageError(f"{path}: reports are written as JSON only", "name a .json file")
         part = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
