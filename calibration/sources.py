@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,22 +25,22 @@ class Digest(Protocol):
         """Add bytes."""
 
 
-class Source:
+class Source(ABC):
     """Samples by number, as they lie: not yet checked against the model."""
 
     random = False
     notes: tuple[str, ...] = ()
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def load(self, index: int) -> Sample:
         """Sample number index, read now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def where(self, index: int) -> str:
         """What to call the sample in an error."""
-        raise NotImplementedError
 
     def digest(self, index: int, sha: Digest) -> None:
         """Feed a hash all that makes the sample what it is."""
@@ -48,7 +49,7 @@ class Source:
             sha.update(f"{name}\0{array.dtype}{array.shape}\0".encode())
             sha.update(array.tobytes() if not array.dtype.hasobject else repr(array.tolist()).encode())
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # most sources have nothing to remove
         """Remove temporary files, if any."""
 
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,7 @@ def test_trained_model_reaches_its_accuracy(name: str) -> None:
 @pytest.mark.parametrize("name", facts())
 def test_trained_model_has_no_trace_of_a_machine(name: str) -> None:
     data = fixture(name).read_bytes()
-    for leak in (b"site-packages", b"/root", b"/home", b"/work", b"/tmp", b".py"):
-        assert leak not in data
+    assert not re.search(rb"site.packages|File \"|/home/|/usr/|/tmp/|\.py\b", data)
     model = onnx.load(fixture(name))
     onnx.checker.check_model(model, full_check=True)
     assert model.ir_version <= 10
