@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from onnxshot.calibration.checks import InputSpec, Sample, is_float
 from onnxshot.errors import CalibrationError
 
 _BLOCK = 1 << 20
+_MOST_RANDOM = 1 << 28  # elements of one random input
 
 
 class Digest(Protocol):
@@ -276,6 +278,8 @@ class Noise(Source):
 
     def _draw(self, rng: np.random.Generator, spec: InputSpec) -> NDArray[Any]:
         shape = tuple(self._size(dim, axis, spec) for axis, dim in enumerate(spec.shape or ()))
+        if math.prod(shape) > _MOST_RANDOM:
+            raise CalibrationError(f"input {spec} is too large for random data", "give real samples with --calib")
         if is_float(spec.dtype):
             return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
         top = 256 if spec.dtype == np.uint8 else 2

@@ -20,7 +20,7 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.graph import Model, edit, weights
+from onnxshot.graph import Model, edit, shapes, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
 from onnxshot.passes.base import Pass, Skip
@@ -152,11 +152,12 @@ class _Run:
         self.model = load_model(self.source)
         name = str(self.source) if isinstance(self.source, str | Path) else "(ModelProto)"
         self.report = Report(name, self.recipe.to_dict())
-        self.report.input_bytes = _size_on_disk(self.source)
+        self.report.input_bytes = _input_bytes(self.source, self.model)
         self._refuse_quantized()
         with self.timed("normalize"):
             opset = lowest_opset(self.model, self.target, self.recipe)
             normalize(self.model, opset=opset, keep_overridable=self.settings.keep_overridable)
+        shapes.refuse_giants(self.model)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -205,7 +206,8 @@ class _Run:
             self.plan = make_plan(self.model, self.target, self.recipe, stats)
             with self.timed("try"):
                 self._try_without_clipping(stats, data)
-        if self.settings.verify and self.model.weight_bytes() < proof.MAX_BYTES:
+        small = self.model.weight_bytes() < proof.MAX_BYTES and len(self.model.graph.nodes) < proof.MAX_NODES
+        if self.settings.verify and small:
             self.float_model = self.model.to_proto()
         self.report.skips = list(self.plan.skips)
         self.report.notes += [*self.plan.notes, *self.model.notes]
@@ -330,15 +332,9 @@ def _peak_rss_mb() -> float:
     return 0.0
 
 
-def _size_on_disk(source: str | Path | ModelProto) -> int:
+def _input_bytes(source: str | Path | ModelProto, model: Model) -> int:
+    """Bytes of the source, external data included."""
     if isinstance(source, ModelProto):
         return int(source.ByteSize())
-    path = Path(source)
-    model_bytes = path.stat().st_size
-    with contextlib.suppress(ModelError, OSError):
-        model_bytes += sum(
-            weights.size_bytes(c)
-            for c in load_model(path).constants()
-            if isinstance(c._values, weights.StoredValues) and c._values.external
-        )
-    return model_bytes
+    stored = (c._values for c in model.constants() if isinstance(c._values, weights.StoredValues))
+    return Path(source).stat().st_size + sum(int(values.nbytes) for values in stored if values.external)

@@ -25,6 +25,8 @@ from onnxshot.verify import Comparison, compare
 
 MAX_BYTES = 1_500_000_000
 """Weights of a model that is still compared with its float original; both must fit into memory, several times."""
+MAX_NODES = 20_000
+"""Nodes of a graph that is still compared with its float original: every comparison loads it anew."""
 _RANDOM_SAMPLES = 4
 _BENCH_FEEDS = 8
 _MIN_ELEMENTS = 1024  # float weights below this are not worth a line

@@ -111,6 +111,9 @@ def _check(model: Model) -> None:
     _check_texts(model)
     proto, _ = model.skeleton()
     for info in (*proto.graph.input, *proto.graph.output):
+        kind = info.type.tensor_type.elem_type
+        if kind not in onnx.TensorProto.DataType.values():
+            raise ModelError(f"{info.name!r} has the unknown type {kind}")
         if info.type.tensor_type.elem_type and not info.type.tensor_type.HasField("shape"):
             info.type.tensor_type.shape.SetInParent()  # the checker asks for a shape; runtimes and exporters do not
     try:

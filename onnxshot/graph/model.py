@@ -152,14 +152,15 @@ class Model:
         return info if isinstance(info, ValueInfoProto) else None
 
     def shape(self, tensor: Tensor) -> tuple[int | str | None, ...] | None:
-        """Shape of a tensor; symbolic dimensions as str, unknown ones as None, unknown rank as None."""
+        """Shape of a tensor: symbolic dimensions as str, unknown ones (-1 too) as None; None where no rank is known."""
         if isinstance(tensor, Constant):
             return tuple(tensor.shape)
         info = self.value_info(tensor.name)
         if info is None or not info.type.tensor_type.HasField("shape"):
             return None
         return tuple(
-            d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in info.type.tensor_type.shape.dim
+            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
+            for d in info.type.tensor_type.shape.dim
         )
 
     def elem_type(self, tensor: Tensor) -> int:

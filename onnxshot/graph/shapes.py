@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+
 import onnx
 from onnx import version_converter
 
@@ -50,6 +53,19 @@ def _values_stay_small(graph: onnx.GraphProto) -> bool:
         elif node.op_type in _KEEP_VALUES:
             counts.update(dict.fromkeys(node.output[:1], max(read, default=1)))
     return total < _MOST_VALUES
+
+
+def refuse_giants(model: Model) -> None:
+    """Raise ModelError where a tensor is known to be larger than this machine's memory: running it would end badly."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name, info in model.graph.value_infos.items():
+        kind = info.type.tensor_type
+        sizes = [d.dim_value for d in kind.shape.dim if d.dim_value > 0]
+        if kind.elem_type and math.prod(sizes) > memory:
+            raise ModelError(
+                f"tensor {name!r} of shape {sizes} is larger than the {memory >> 30} GiB of memory of this machine",
+                "the model cannot be run here",
+            )
 
 
 def raise_opset(model: Model, version: int) -> None:
