@@ -18,10 +18,12 @@ class Observer:
     """Statistics of one tensor, fed one sample at a time; holds 16 kB at most, and nothing of the samples.
 
     max_per_sample: most elements of one sample that enter the histogram, taken at a fixed stride.
+    channels: also keep the largest absolute value of each index of the last axis, whose length must not change.
     """
 
-    def __init__(self, max_per_sample: int = MAX_PER_SAMPLE) -> None:
+    def __init__(self, max_per_sample: int = MAX_PER_SAMPLE, *, channels: bool = False) -> None:
         self.max_per_sample = max_per_sample
+        self.channels = channels
         self._stats = NO_STATS
 
     def update(self, x: NDArray[Any]) -> None:
@@ -36,7 +38,10 @@ class Observer:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise NotFinite("holds NaN" if math.isnan(low) else "holds infinity")
         picked = values[:: stride(values.size, self.max_per_sample)]
-        sample = TensorStats(values.size, 1, low, high, to_units(low), to_units(high), histogram_of(picked))
+        absmax: tuple[float, ...] = ()
+        if self.channels and x.ndim:
+            absmax = tuple(np.abs(values.reshape(-1, x.shape[-1])).max(axis=0).tolist())
+        sample = TensorStats(values.size, 1, low, high, to_units(low), to_units(high), histogram_of(picked), absmax)
         self._stats = merge(self._stats, sample)
 
     def stats(self) -> TensorStats:

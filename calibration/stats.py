@@ -71,7 +71,8 @@ class TensorStats:
 
     count: elements seen. samples: updates with at least one element. low, high: exact extremes over all elements.
     sum_low, sum_high: sums of the per-sample extremes in units of 2**-149, integers because sums of floats would
-    depend on the order of the samples. histogram: of a subsample of each sample.
+    depend on the order of the samples. histogram: of a subsample of each sample. channel_absmax: largest absolute
+    value of each index of the last axis; empty where that was not asked for.
     """
 
     count: int
@@ -81,6 +82,7 @@ class TensorStats:
     sum_low: int
     sum_high: int
     histogram: Histogram
+    channel_absmax: tuple[float, ...] = ()
 
     @property
     def mean_low(self) -> float:
@@ -106,7 +108,13 @@ def merge(a: TensorStats, b: TensorStats) -> TensorStats:
         a.sum_low + b.sum_low,
         a.sum_high + b.sum_high,
         merge_histograms(a.histogram, b.histogram),
+        _widest(a.channel_absmax, b.channel_absmax),
     )
+
+
+def _widest(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
+    """Channel by channel the larger; a set of samples without channels adds nothing."""
+    return tuple(map(max, a, b)) if a and b else a or b
 
 
 def merge_histograms(a: Histogram, b: Histogram) -> Histogram:
@@ -165,14 +173,15 @@ def to_arrays(stats: Mapping[str, TensorStats]) -> dict[str, NDArray[Any]]:
         "names": np.asarray(list(stats), dtype=np.str_),
         "integers": np.asarray(
             [
-                [s.count, s.samples, h.width_log2, h.first, len(h.counts), h.zeros]
+                [s.count, s.samples, h.width_log2, h.first, len(h.counts), h.zeros, len(s.channel_absmax)]
                 for s, h in zip(items, histograms, strict=True)
             ],
             dtype=np.int64,
-        ).reshape(-1, 6),
+        ).reshape(-1, 7),
         "extremes": np.asarray([[s.low, s.high] for s in items], dtype=np.float64).reshape(-1, 2),
         "sums": np.asarray([[str(s.sum_low), str(s.sum_high)] for s in items], dtype=np.str_).reshape(-1, 2),
         "counts": np.concatenate([np.zeros(0, np.int64), *(h.counts for h in histograms)]),
+        "channels": np.asarray([v for s in items for v in s.channel_absmax], dtype=np.float32),
     }
 
 
@@ -180,13 +189,15 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, TensorStats]:
     """Inverse of to_arrays, exact; takes the mapping that np.load gives."""
     integers, extremes, sums, counts = (arrays[key] for key in ("integers", "extremes", "sums", "counts"))
     stats: dict[str, TensorStats] = {}
-    start = 0
+    channels = arrays["channels"].tolist()
+    start = begin = 0
     for i, name in enumerate(arrays["names"].tolist()):
-        count, samples, width_log2, first, bins, zeros = (int(v) for v in integers[i])
+        count, samples, width_log2, first, bins, zeros, width = (int(v) for v in integers[i])
         histogram = Histogram(width_log2, first, counts[start : start + bins], zeros)
         low, high = (float(v) for v in extremes[i])
-        stats[name] = TensorStats(count, samples, low, high, int(sums[i, 0]), int(sums[i, 1]), histogram)
-        start += bins
+        absmax = tuple(channels[begin : begin + width])
+        stats[name] = TensorStats(count, samples, low, high, int(sums[i, 0]), int(sums[i, 1]), histogram, absmax)
+        start, begin = start + bins, begin + width
     return stats
 
 

@@ -14,7 +14,7 @@ from onnxshot.calibration.stats import TensorStats, from_arrays, to_arrays
 from onnxshot.graph import Model, weights
 
 MAX_BYTES = 256 << 20
-_FORMAT = "1"  # raised when what the arrays mean changes
+_FORMAT = "2"  # raised when what the arrays mean changes
 
 
 def folder() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,19 @@ def collect(
     samples: Iterable[Sample],
     total: int,
     *,
+    channels: Collection[str] = (),
     threads: int = 2,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, TensorStats]:
-    """Statistics of the named tensors over all samples.
+    """Statistics of the named tensors over all samples; of those in `channels` also by channel of the last axis.
 
     Held at any time: one sample's outputs and a histogram of 2048 bins per tensor, whatever the number of samples.
 
     Raises:
         CalibrationError: a tensor is NaN or infinite (tensor and sample are named), or no sample reached a tensor.
     """
-    observers = {name: Observer() for name in names}
+    observers = {name: Observer(channels=name in channels) for name in names}
     with _runnable(model, names) as source:
         runner = Runner(source, threads=threads, providers=providers_for(device), outputs=names)
         for done, sample in enumerate(samples):

@@ -29,6 +29,7 @@ from onnxshot.passes.isolate_softmax import IsolateSoftmax
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.qoperator import ToQOperator
+from onnxshot.passes.smooth import Smooth
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
@@ -221,7 +222,7 @@ class _Run:
         """Change the graph as the plan says; what the passes refused."""
         method = self.recipe.weight_method
         passes: list[Pass] = [InsertQdq(plan, method)] if plan.tensors else []
-        passes += [QuantizeDynamically(plan, method), QuantizeWeightsOnly(plan, method), StoreHalf()]
+        passes += [Smooth(plan), QuantizeDynamically(plan, method), QuantizeWeightsOnly(plan, method), StoreHalf()]
         if self.recipe.format == "qoperator":
             passes.append(ToQOperator())
         if self.target.isolates_softmax:
@@ -257,11 +258,12 @@ class _Run:
         if self.settings.use_cache and not data.random:
             key = cache.key(self.model, chosen.fingerprint(), self.settings.device)
             stats = cache.load(key)
-        missing = [n for n in names if n not in stats]
+        by_channel = {*self.plan.watched, *everything.watched}
+        missing = [n for n in names if n not in stats or (n in by_channel and not stats[n].channel_absmax)]
         if missing:
             settings = self.settings
             stats |= collect(
-                self.model, missing, chosen, len(chosen),
+                self.model, missing, chosen, len(chosen), channels=by_channel,
                 threads=settings.threads, device=settings.device, progress=settings.progress,
             )  # fmt: skip
             if key:

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxshot.calibration.ranges import Range
 from onnxshot.maths.affine import QuantParams, QuantScheme
 from onnxshot.passes.base import Skip
@@ -57,7 +60,8 @@ class WeightPlan:
 class Plan:
     """The decisions of one run. `params` and `ranges` are filled once statistics are there, keyed by group.
 
-    `watched` are inputs of dynamic ops: they need no scale, but their statistics say whether 8 bits are enough.
+    `watched` are inputs of dynamic ops: they need no scale, but their statistics say whether outliers must be moved
+    into the weights; `smoothing` holds the factors by which such a tensor is divided, one per channel of its last axis.
     """
 
     target: str
@@ -68,6 +72,7 @@ class Plan:
     weights: dict[str, WeightPlan] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
+    smoothing: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -109,6 +114,8 @@ class Plan:
         if self.tensors:
             groups = {t.group for t in self.tensors.values()}
             lines.append(f"{len(self.tensors)} tensors with Q/DQ in {len(groups)} groups that share a scale")
+        if self.smoothing:
+            lines.append(f"{len(self.smoothing)} inputs of dynamic ops have their outliers moved into the weights")
         reasons: dict[tuple[str, str], list[str]] = {}
         for skip in self.skips:
             reasons.setdefault((skip.op, skip.reason), []).append(skip.node)

@@ -81,7 +81,7 @@ def make_plan(
             return plan
         wide = {n: r for n, r in planner.wide_concats().items() if n not in banned}
         if not wide:
-            return with_params(planner.without_outliers(plan), model, evidence, recipe.method)
+            return with_params(planner.smoothed(plan), model, evidence, recipe.method)
         banned.update(wide)
 
 
@@ -334,15 +334,19 @@ class _Planner:
                 wide[node] = f"its inputs' ranges differ {ratio:.0f}x ({text}): one scale would erase the smaller"
         return wide
 
-    def without_outliers(self, plan: Plan) -> Plan:
-        """The plan in which dynamic ops whose input 8 bits cannot hold get int8 weights and keep a float input."""
-        lost: dict[str, str] = {}
+    def smoothed(self, plan: Plan) -> Plan:
+        """The plan in which the outliers of dynamic ops' inputs are moved into their weights."""
+        readers: dict[Tensor, list[Node]] = {}
         for node in self._int8(DYNAMIC):
-            expected = None if node in self.forced else self.evidence.dynamic_db(node.inputs[0])
-            if expected is not None and expected < self.target.min_dynamic_db:
-                lost[node.label] = f"outliers in its input leave 8 bits {expected:.0f} dB: int8 weights, float input"
-        nodes = tuple(replace(n, how=WEIGHTS, reason=lost[n.node]) if n.node in lost else n for n in plan.nodes)
-        return replace(plan, nodes=nodes)
+            readers.setdefault(node.inputs[0], []).append(node)
+        factors = {}
+        for tensor, nodes in readers.items():
+            expected = self.evidence.dynamic_db(tensor)
+            if expected is not None and expected < self.target.smooth_below_db:
+                found = self.evidence.smoothing(tensor, nodes)
+                if found is not None:
+                    factors[tensor.name] = found
+        return replace(plan, smoothing=factors)
 
     # ------------------------------------------------------------------ reasons
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxshot.calibration.ranges import Range, choose_range, range_sqnr_db
 from onnxshot.calibration.stats import NO_STATS, TensorStats, merge
@@ -13,6 +14,7 @@ from onnxshot.errors import UsageError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import op_of
 from onnxshot.maths.affine import UINT8, QuantParams, QuantScheme, params_from_range
+from onnxshot.maths.smooth import smoothing_factors
 from onnxshot.plan import Plan, TensorPlan
 
 
@@ -55,6 +57,20 @@ class Evidence:
         # Every sample brings its own range: the mean of those seen is the one to expect.
         span = Range(min(found.mean_low, 0.0), max(found.mean_high, 0.0), "dynamic", 0.0)
         return range_sqnr_db(found, span, QuantScheme(UINT8))
+
+    def smoothing(self, tensor: Tensor, readers: Sequence[Node]) -> NDArray[np.float32] | None:
+        """Factors that even out the channels of a tensor read by these products; None where they were not observed."""
+        found = self.stats.get(tensor.name)
+        if found is None:
+            return None
+        x_absmax = np.asarray(found.channel_absmax, np.float32)
+        rows = []
+        for node in readers:
+            weight = np.abs(np.asarray(weights.read(node.inputs[1])))
+            rows.append(weight.max(axis=0 if node.attrs.get("transB", 0) else 1))
+        if any(row.shape != x_absmax.shape for row in rows):
+            return None
+        return smoothing_factors(x_absmax, np.max(rows, axis=0))
 
 
 def with_params(plan: Plan, model: Model, evidence: Evidence, method: str) -> Plan:

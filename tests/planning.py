@@ -1,6 +1,6 @@
 """What tests of plans and of the passes that carry them out share."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,12 @@ def normalized(proto: onnx.ModelProto, recipe: Recipe) -> Model:
     return loaded
 
 
-def statistics(ready: Model, names: Iterable[str], given: list[Feed]) -> dict[str, TensorStats]:
-    """Statistics of the named tensors over these feeds."""
+def statistics(
+    ready: Model, names: Iterable[str], given: list[Feed], channels: Collection[str] = ()
+) -> dict[str, TensorStats]:
+    """Statistics of the named tensors over these feeds; by channel for those in `channels`."""
     samples = [Sample(f"#{i}", feed) for i, feed in enumerate(given)]
-    return collect(ready, list(names), samples, len(samples), threads=1)
+    return collect(ready, list(names), samples, len(samples), channels=channels, threads=1)
 
 
 def planned(case: Case, *, calibrate: bool = False, **options: Any) -> tuple[Model, Plan]:
@@ -52,7 +54,7 @@ def planned(case: Case, *, calibrate: bool = False, **options: Any) -> tuple[Mod
     ready = normalized(case.model, recipe)
     plan = make_plan(ready, target, recipe)
     if calibrate:
-        plan = make_plan(ready, target, recipe, statistics(ready, plan.observe, case.feeds))
+        plan = make_plan(ready, target, recipe, statistics(ready, plan.observe, case.feeds, plan.watched))
     return ready, plan
 
 

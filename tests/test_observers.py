@@ -173,3 +173,20 @@ def test_stats_survive_a_file_without_pickle() -> None:
     with np.load(file, allow_pickle=False) as arrays:
         assert from_arrays(arrays) == stats
     assert from_arrays(to_arrays({})) == {}
+
+
+def test_channel_extremes_are_exact_and_merge() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (rng.standard_normal((n, 3, 5)).astype(np.float32) for n in (2, 4))
+    whole, left, right = (Observer(channels=True) for _ in range(3))
+    for observer, given_arrays in ((whole, (first, second)), (left, (first,)), (right, (second,))):
+        for x in given_arrays:
+            observer.update(x)
+    expected = np.abs(np.concatenate([first, second])).max(axis=(0, 1))
+    assert whole.stats().channel_absmax == tuple(expected.tolist())
+    assert merge(left.stats(), right.stats()) == merge(right.stats(), left.stats()) == whole.stats()
+    assert merge(whole.stats(), NO_STATS) == whole.stats()
+    assert from_arrays(to_arrays({"a": whole.stats(), "b": left.stats()}))["a"] == whole.stats()
+    without = Observer()
+    without.update(first)
+    assert without.stats().channel_absmax == ()

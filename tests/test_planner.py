@@ -370,16 +370,18 @@ def test_a_detection_head_keeps_its_decoding_in_float(name: str) -> None:
 # ---------------------------------------------------------------------- outliers
 
 
-def test_a_dynamic_matmul_whose_input_has_outliers_gets_int8_weights_only() -> None:
+def test_outliers_of_a_dynamic_input_are_moved_into_the_weights() -> None:
     text = "g (float[n, 64] x) => (float[n, 64] y) { y = MatMul(x, w) }"
     case = small(text, {"w": weight(64, 64)}, x=(8, 64))
-    assert treatment(*planned(case, calibrate=True)) == {"y": DYNAMIC}
+    assert planned(case, calibrate=True)[1].smoothing == {}
     loud = [{"x": f["x"] * np.where(np.arange(64) == 3, np.float32(400), np.float32(1))} for f in case.feeds]
     ready, plan = planned(Case(case.model, loud), calibrate=True)
-    assert treatment(ready, plan) == {"y": WEIGHTS}
-    assert reason(ready, plan, "y").startswith("outliers in its input leave 8 bits")
-    ready, plan = planned(Case(case.model, loud), calibrate=True, include=("y",))
-    assert treatment(ready, plan)["y"] in (STATIC, DYNAMIC), "who asks for it gets it"
+    assert treatment(ready, plan) == {"y": DYNAMIC}
+    factors = plan.smoothing["x"]
+    assert factors.shape == (64,)
+    assert int(factors.argmax()) == 3
+    assert factors[3] > 20 * np.delete(factors, 3).max()
+    assert "moved into the weights" in plan.to_text()
 
 
 # ---------------------------------------------------------------------- what the user says

@@ -28,8 +28,8 @@ class Target:
         isolates_softmax: a Softmax between Transposes must be kept on the last axis by hand.
         float_reasons: ops left in float on purpose, and the reason a report gives.
         min_dynamic_weights: weights with fewer elements are not worth a dynamic kernel's overhead.
-        min_dynamic_db: a dynamic op whose input would keep less than this SQNR in dB, as one scale must hold outliers,
-            gets int8 weights and a float input instead.
+        smooth_below_db: a dynamic op whose input would keep less than this SQNR in dB, as one scale must hold outliers,
+            has them moved into its weight.
         runs_here: its runtime is the one the proof uses, so that speed and precision can be told.
         note: what a user should know before deploying there.
     """
@@ -49,7 +49,7 @@ class Target:
     float_reasons: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     min_dynamic_weights: int = 4096
-    min_dynamic_db: float = 27.0
+    smooth_below_db: float = 32.0
     runs_here: bool = True
     note: str = ""
 
