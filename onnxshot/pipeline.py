@@ -292,6 +292,7 @@ class _Run:
         report.float_weights = proof.float_weights(self.model, self.plan)
         report.sparsity = proof.sparsity(self.model)
         if not self.settings.verify:
+            load_model(written.path)  # what is called done was read back at least
             return
         proof.keeps_contract(self.source, written.path)
         if data is None and self.float_model is not None:

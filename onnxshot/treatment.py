@@ -35,7 +35,7 @@ def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, force
         return (WEIGHTS, "") if kind in ("float", "float16") else (FLOAT, f"its weight is {kind}, not float or float16")
     if kind != "float":
         return FLOAT, f"its weight is {kind}; int8 kernels need float32 around them"
-    if node.op == "LSTM" and recipe.mode == DYNAMIC and is_top:
+    if node.op == "LSTM" and "LSTM" in target.contrib and (recipe.mode == DYNAMIC or forced) and is_top:
         return DYNAMIC, ""
     refusal = "" if forced else target.float_reasons.get(node.op, "")
     refusal = refusal or _refusal(node, slot, weight)

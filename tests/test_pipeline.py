@@ -12,7 +12,7 @@ import pytest
 from handmade import HANDMADE, write_external
 from handmade.core import Feed
 from planning import FAST, PROVEN, initializers, nodes_of, run, sqnr
-from support import accuracy, facts, fixture
+from support import accuracy, facts, fixture, heldout
 
 import onnxshot
 from onnxshot import Settings, quantize
@@ -381,3 +381,15 @@ def test_progress_is_told() -> None:
     settings = Settings(verify=False, use_cache=False, progress=lambda *args: seen.append(args))
     quantize(case.model, case.feeds, settings=settings)
     assert seen == [("calibrating", i, 6) for i in range(1, 7)]
+
+
+def test_an_lstm_is_int8_where_it_is_asked_for(tmp_path: Path) -> None:
+    """In the default mode too: the rest of the network keeps its calibrated scales."""
+    path, (given, _) = fixture("licence_lstm"), heldout("licence_lstm")
+    plain = quantize(path, given[:8], output=tmp_path / "plain.onnx", settings=PROVEN)
+    assert {n.domain for n in onnx.load(tmp_path / "plain.onnx").graph.node} <= {"", "ai.onnx"}
+    assert any("--include LSTM" in skip.reason for skip in plain.report.float_weights)
+    asked = quantize(path, given[:8], output=tmp_path / "asked.onnx", include=("LSTM",), settings=PROVEN)
+    assert asked.report.sqnr_db is not None and asked.report.sqnr_db > 30
+    assert "DynamicQuantizeLSTM" in {n.op_type for n in onnx.load(tmp_path / "asked.onnx").graph.node}
+    assert asked.report.outputs[0].bytes < 0.4 * plain.report.outputs[0].bytes

@@ -20,6 +20,7 @@ class Target:
         refused: why a pair is refused, by activation or weight type name.
         static: ops with a weight that run in int8 with fixed activation scales.
         dynamic: ops with a weight that run in int8 with activation scales taken at run time.
+        contrib: ops it runs in int8 through an operator of its own; only on request: no other runtime reads them.
         prefers_dynamic: such ops are quantized dynamically where no int8 op stands next to them.
         followers: ops without a weight that run in int8, worth it only between int8 ops.
         reducers: followers whose output is so much smaller that they pay although a float op reads it.
@@ -40,6 +41,7 @@ class Target:
     types: frozenset[tuple[str, str]]
     static: frozenset[str]
     dynamic: frozenset[str] = frozenset()
+    contrib: frozenset[str] = frozenset()
     prefers_dynamic: bool = False
     followers: frozenset[str] = frozenset()
     reducers: frozenset[str] = frozenset()

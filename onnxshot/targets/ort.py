@@ -25,6 +25,7 @@ ORT = Target(
     },
     static=frozenset({"Conv", "Gemm", "MatMul"}),
     dynamic=frozenset({"MatMul", "Gemm"}),
+    contrib=frozenset({"LSTM"}),
     prefers_dynamic=True,
     isolates_softmax=True,
     followers=frozenset(
@@ -40,7 +41,7 @@ ORT = Target(
         "ConvTranspose": "ONNX Runtime runs a quantized ConvTranspose in float, at 0.85x",
         "GRU": "ONNX Runtime has no int8 GRU; --mode weights makes it smaller, not faster",
         "RNN": "ONNX Runtime has no int8 RNN; --mode weights makes it smaller, not faster",
-        "LSTM": "int8 LSTM exists only as com.microsoft.DynamicQuantizeLSTM: ask for it with --mode dynamic",
+        "LSTM": "int8 LSTM exists only as com.microsoft.DynamicQuantizeLSTM: ask with --include LSTM or --mode dynamic",
         "LayerNormalization": _NO_KERNEL,
         "InstanceNormalization": _NO_KERNEL,
         "GroupNormalization": _NO_KERNEL,
