@@ -393,3 +393,15 @@ def test_an_lstm_is_int8_where_it_is_asked_for(tmp_path: Path) -> None:
     assert asked.report.sqnr_db is not None and asked.report.sqnr_db > 30
     assert "DynamicQuantizeLSTM" in {n.op_type for n in onnx.load(tmp_path / "asked.onnx").graph.node}
     assert asked.report.outputs[0].bytes < 0.4 * plain.report.outputs[0].bytes
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weights"])
+def test_a_weight_that_is_nan_is_named(mode: str) -> None:
+    proto = onnx.load(fixture("digits_mobile"))
+    (classifier,) = [n for n in proto.graph.node if n.op_type == "Gemm"]
+    (broken,) = [i for i in proto.graph.initializer if i.name == classifier.input[1]]
+    values = onnx.numpy_helper.to_array(broken).copy()
+    values.flat[7] = np.nan
+    broken.CopyFrom(onnx.numpy_helper.from_array(values, broken.name))
+    with pytest.raises(ModelError, match=f"weight '{broken.name}.*' holds NaN"):
+        quantize(proto, heldout("digits_mobile")[0][:4], mode=mode, include=("Gemm",), settings=FAST)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshot.errors import ModelError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.maths.affine import PerChannel, QuantParams, QuantScheme, bias_safe_scale, quantize, weight_params
+from onnxshot.maths.scheme import NotFinite
 
 _LAZY_BYTES = 1 << 20  # larger weights are quantized when the file is written, one at a time
 
@@ -29,8 +31,15 @@ class QuantizedWeights:
     _moved: dict[tuple[Constant, tuple[int, ...]], Constant] = field(default_factory=dict)
 
     def params(self, weight: Constant, scheme: QuantScheme) -> QuantParams:
-        """Scale and zero point of the weight, one per channel where the scheme says so."""
-        return weight_params(np.asarray(weights.read(weight)), scheme, method=self.method)
+        """Scale and zero point of the weight, one per channel where the scheme says so.
+
+        Raises ModelError where the weight holds NaN or infinity.
+        """
+        try:
+            return weight_params(np.asarray(weights.read(weight)), scheme, method=self.method)
+        except NotFinite as e:
+            hint = "export the model again, or leave its op out with --exclude"
+            raise ModelError(f"weight {weight.name!r} holds NaN or infinity", hint) from e
 
     def constants(self, weight: Constant, params: QuantParams) -> tuple[Constant, Constant, Constant]:
         """Constants for the quantized values, the scale (in the weight's own float type) and the zero point."""
