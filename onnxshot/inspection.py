@@ -15,10 +15,9 @@ from onnxshot.calibration.summary import InputSummary, describe_inputs
 from onnxshot.contract import Port, contract
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
-from onnxshot.passes.normalize import normalize
 from onnxshot.plan import FLOAT, Plan
 from onnxshot.planner import already_quantized, make_plan
-from onnxshot.preparing import input_specs, lowest_opset, resolve_preset
+from onnxshot.preparing import input_specs, prepare, resolve_preset
 from onnxshot.recipe import Recipe
 from onnxshot.targets import target_named
 
@@ -105,7 +104,7 @@ def inspect(
     inputs: tuple[InputSummary, ...] = ()
     feed_shapes: dict[str, tuple[int, ...]] = {}
     if not quantized:
-        normalize(loaded, opset=lowest_opset(loaded, target, recipe))
+        prepare(loaded, target, recipe)
     if calib is not None:
         with open_data(calib, input_specs(loaded), resolve_preset(preset)) as data:
             inputs = describe_inputs(data)

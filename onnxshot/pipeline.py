@@ -20,7 +20,7 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.graph import Model, edit, shapes, weights
+from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
 from onnxshot.passes.base import Pass, Skip
@@ -35,7 +35,7 @@ from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
 from onnxshot.plan import FLOAT, Plan
 from onnxshot.planner import already_quantized, make_plan, schemes
-from onnxshot.preparing import input_specs, lowest_opset, resolve_preset
+from onnxshot.preparing import input_specs, prepare, resolve_preset
 from onnxshot.recipe import Recipe
 from onnxshot.report import Artifact, Report
 from onnxshot.settings import Settings
@@ -156,9 +156,7 @@ class _Run:
         self.report.input_bytes = _input_bytes(self.source, self.model)
         self._refuse_quantized()
         with self.timed("normalize"):
-            opset = lowest_opset(self.model, self.target, self.recipe)
-            normalize(self.model, opset=opset, keep_overridable=self.settings.keep_overridable)
-        shapes.refuse_giants(self.model)
+            prepare(self.model, self.target, self.recipe, keep_overridable=self.settings.keep_overridable)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Small questions several commands ask before the work starts: which inputs, which preset, which opset."""
+"""What several commands do before the work starts: normalize for a recipe, and ask which inputs, preset and opset."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from onnx import TensorProto, helper
 from onnxshot.calibration.preprocess import Preset, load_preset
 from onnxshot.calibration.readers import InputSpec
 from onnxshot.errors import CalibrationError
-from onnxshot.graph import Model, weights
-from onnxshot.planner import schemes
+from onnxshot.graph import Model, shapes, weights
+from onnxshot.passes.normalize import normalize
+from onnxshot.plan import FLOAT
+from onnxshot.planner import make_plan, schemes
 from onnxshot.recipe import Recipe
 from onnxshot.targets.base import Target
 
@@ -27,6 +29,18 @@ def input_specs(model: Model) -> list[InputSpec]:
 def resolve_preset(preset: str | Preset | None) -> Preset | None:
     """The preset itself, whether it was given by name, as a YAML file, or as a value."""
     return load_preset(preset) if isinstance(preset, str) else preset
+
+
+def prepare(model: Model, target: Target, recipe: Recipe, *, keep_overridable: bool = False) -> None:
+    """Normalize a model for a recipe; its opset is raised only where something will be quantized that needs it.
+
+    Raises ModelError where the opset must be raised and cannot be, or a tensor is too large for this machine.
+    """
+    normalize(model, keep_overridable=keep_overridable)
+    needed = lowest_opset(model, target, recipe)
+    if model.opset < needed and any(n.how != FLOAT for n in make_plan(model, target, recipe).nodes):
+        normalize(model, opset=needed, keep_overridable=keep_overridable)
+    shapes.refuse_giants(model)
 
 
 def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:

@@ -165,7 +165,7 @@ class _Sums:
         self._look_for_nan(wanted, {"": got, " with optimizations off": plain}, sample)
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(wanted.astype(np.float64) - got)
-        error[(wanted == got) | (np.isnan(wanted) & np.isnan(got))] = 0.0
+        error = np.where((wanted == got) | (np.isnan(wanted) & np.isnan(got)), 0.0, error)
         if error.size:
             worst = float(error.max())  # NaN goes through max
             self.max_error = max(self.max_error, np.inf if np.isnan(worst) else worst)

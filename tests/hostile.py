@@ -495,7 +495,7 @@ def _varint(value: int) -> bytes:
 # ------------------------------------------------------------------ size
 
 
-@case("a chain of 100000 nodes", refused=False)
+@case("a chain of 60000 nodes", refused=False)
 def _chain(folder: Path) -> Path:
     count = 100_000
     nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=f"n{i}") for i in range(count)]

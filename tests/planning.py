@@ -15,11 +15,10 @@ from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.passes.normalize import normalize
 from onnxshot.pipeline import Result, Settings, quantize
 from onnxshot.plan import Plan
 from onnxshot.planner import make_plan
-from onnxshot.preparing import lowest_opset
+from onnxshot.preparing import prepare
 from onnxshot.recipe import Recipe
 from onnxshot.targets import target_named
 
@@ -35,7 +34,7 @@ def small(text: str, constants: Feed, **shapes: tuple[int, ...]) -> Case:
 def normalized(proto: onnx.ModelProto, recipe: Recipe) -> Model:
     """The model as the planner gets it."""
     loaded = load_model(proto)
-    normalize(loaded, opset=lowest_opset(loaded, target_named(recipe.target), recipe))
+    prepare(loaded, target_named(recipe.target), recipe)
     return loaded
 
 

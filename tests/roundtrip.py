@@ -10,7 +10,7 @@ from onnxshot.graph.save import draft
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
 from onnxshot.planner import already_quantized, make_plan
-from onnxshot.preparing import lowest_opset
+from onnxshot.preparing import prepare
 from onnxshot.recipe import Recipe
 from onnxshot.targets.ort import ORT
 
@@ -23,7 +23,7 @@ def weights_only(model: Model) -> None:
     recipe = Recipe(mode="weights")
     if already_quantized(model):
         raise UsageError("the model is quantized already")
-    normalize(model, opset=lowest_opset(model, ORT, recipe))
+    prepare(model, ORT, recipe)
     QuantizeWeightsOnly(make_plan(model, ORT, recipe)).run(model)
 
 

@@ -158,6 +158,7 @@ def test_row31_a_weight_that_is_an_input_too_is_settled(tmp_path: Path, capsys: 
     assert any("no longer listed as inputs: w, b" in note for note in result.report.notes)
     assert [v for v in stored(proto).values() if v.dtype == np.int8 and v.ndim == 4]
     assert sqnr(outputs(case.model, case.feeds), outputs(proto, case.feeds)) > 25
+    case.model.ir_version = max(case.model.ir_version, 4)  # below 4 a runtime takes them as constant all the same
     kept = quantize(case.model, case.feeds, settings=replace(PROVEN, keep_overridable=True))
     proto = kept.model.to_proto()
     assert [i.name for i in proto.graph.input] == ["x", "w", "b"]

@@ -279,3 +279,13 @@ def test_a_large_file_is_held_against_the_model_weight_by_weight(
     other = load_model(parsed(LINEAR, w=values(8, 4, seed=1)))
     with pytest.raises(ModelError, match="weight 'w' differs"):
         reload_check(other, tmp_path / "m.onnx", {})
+
+
+def test_scalar_outputs_are_compared() -> None:
+    text = "(float[N,8] x) => (float y) {{ y = ReduceMean<keepdims = 0>({}) }}"
+    found = compare(bytes_of(text.format("x")), bytes_of(text.format("x")), samples())
+    assert found.outputs[0].max_abs_error == 0.0
+    half = text.replace("{{ y", "{{ z = Mul(x, w) y").format("z")
+    found = compare(bytes_of(text.format("x")), bytes_of(half, w=np.float32(0.5)), samples())
+    expected = max(abs(float(s.feed["x"].mean())) for s in samples()) / 2
+    assert found.outputs[0].max_abs_error == pytest.approx(expected, rel=1e-4)

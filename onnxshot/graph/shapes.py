@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 
 import onnx
 from onnx import version_converter
@@ -88,7 +89,12 @@ def raise_opset(model: Model, version: int) -> None:
         onnx.checker.check_model(converted)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as e:
         raise ModelError(
-            f"opset {model.opset} could not be raised to {version}: {first_line(e)}",
+            f"opset {model.opset} could not be raised to {version}: {_without_place(first_line(e))}",
             f"export the model again with opset {version} or newer, or use a scheme that needs less (--per-tensor)",
         ) from e
     model.rebuild(converted, lifted)
+
+
+def _without_place(message: str) -> str:
+    """A message of ONNX's C++ code without the file, line and function it was written in."""
+    return re.sub(r"^\S+:\d+: \w+: ", "", message)
