@@ -497,7 +497,7 @@ def _varint(value: int) -> bytes:
 
 @case("a chain of 60000 nodes", refused=False)
 def _chain(folder: Path) -> Path:
-    count = 100_000
+    count = 60_000
     nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=f"n{i}") for i in range(count)]
     value = [helper.make_tensor_value_info(f"t{i}", FLOAT, [1]) for i in (0, count)]
     graph = helper.make_graph(nodes, "chain", value[:1], value[1:])
