@@ -26,6 +26,7 @@ from onnxshot.graph.save import Draft, draft, refuse_sources
 from onnxshot.passes.base import Pass, Skip
 from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.isolate_softmax import IsolateSoftmax
+from onnxshot.passes.merge_products import MergeProducts
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.qoperator import ToQOperator
@@ -219,13 +220,18 @@ class _Run:
     def _apply(self, model: Model, plan: Plan) -> list[Skip]:
         """Change the graph as the plan says; what the passes refused."""
         method = self.recipe.weight_method
-        passes: list[Pass] = [InsertQdq(plan, method)] if plan.tensors else []
-        passes += [Smooth(plan), QuantizeDynamically(plan, method), QuantizeWeightsOnly(plan, method), StoreHalf()]
+        skips = InsertQdq(plan, method).run(model).skips if plan.tensors else []
+        Smooth(plan).run(model)
+        merge = MergeProducts(plan)
+        merge.run(model)
+        passes: list[Pass] = [
+            QuantizeDynamically(merge.plan, method), QuantizeWeightsOnly(plan, method), StoreHalf()
+        ]  # fmt: skip
         if self.recipe.format == "qoperator":
             passes.append(ToQOperator())
         if self.target.isolates_softmax:
             passes.append(IsolateSoftmax())
-        skips = [skip for step in passes for skip in step.run(model).skips]
+        skips += [skip for step in passes for skip in step.run(model).skips]
         edit.remove_unused(model)
         edit.toposort(model)
         return skips

@@ -36,7 +36,7 @@ def bench(
     seconds: float = 2.0,
     providers: Sequence[str] = CPU,
 ) -> list[Latency]:
-    """Time the models in turns, every one once a round on the same feed; the order turns round each time.
+    """Time the models in turns, every one once a round on the same feed; each round starts with the next one.
 
     Ends after `rounds` rounds, or when about `seconds` per model have gone, but not before 3 rounds. The ratio is the
     median of the ratios within each round. Raises ModelError where a model does not load or run.
@@ -51,9 +51,9 @@ def bench(
     end = time.perf_counter() + seconds * len(models)
     while len(taken) < rounds and (len(taken) < _LEAST_ROUNDS or time.perf_counter() < end):
         feed = feeds[len(taken) % len(feeds)]
-        order = range(len(runners)) if len(taken) % 2 == 0 else reversed(range(len(runners)))
         row = [0.0] * len(runners)
-        for i in order:
+        for turn in range(len(runners)):  # no model is always the first, or follows itself more often than another
+            i = (turn + len(taken)) % len(runners)
             start = time.perf_counter_ns()
             runners[i].run(feed)
             row[i] = (time.perf_counter_ns() - start) / 1e6

@@ -1,0 +1,101 @@
+"""Compute products that read the same tensor as one: query, key and value of an attention layer, and their biases.
+
+x @ W1, x @ W2 = split(x @ [W1 W2]). Every kernel costs its start, which for a short sequence is most of it; with one
+scale per output channel the quantized values stay the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.graph import Constant, Graph, Model, Node, Tensor, edit, weights
+from onnxshot.maths.affine import PerChannel
+from onnxshot.passes.base import Change
+from onnxshot.plan import DYNAMIC, NodePlan, Plan
+
+
+@dataclass(slots=True)
+class MergeProducts:
+    """Merge the plan's dynamic MatMuls; `plan` is then the plan of the merged graph."""
+
+    plan: Plan
+    name: str = "merge_products"
+
+    def run(self, model: Model) -> Change:
+        """Merge; edits counts the products made. Needs Split-13."""
+        change = Change()
+        if model.opset < 13:
+            return change
+        for graph in model.graphs():
+            for nodes in self._groups(graph):
+                self._adopt(nodes, _merge(model, graph, nodes))
+                change.edits += 1
+        if change.edits:
+            edit.toposort(model)
+        return change
+
+    def _groups(self, graph: Graph) -> list[list[Node]]:
+        """MatMuls of one tensor with a scale per channel, whose weights nothing else reads."""
+        dynamic = self.plan.labels(DYNAMIC)
+        readers: dict[Tensor, list[Node]] = {}
+        for node in graph.nodes:
+            if node.op != "MatMul" or node.label not in dynamic:
+                continue
+            per_channel = isinstance(self.plan.weights[node.label].scheme.granularity, PerChannel)
+            if per_channel and len(edit.consumers(node.inputs[1])) == 1:
+                readers.setdefault(node.inputs[0], []).append(node)
+        return [nodes for nodes in readers.values() if len(nodes) > 1]
+
+    def _adopt(self, nodes: Sequence[Node], merged: Node) -> None:
+        """Let the plan name the merged product in place of its parts."""
+        gone = {n.label for n in nodes}
+        kept = tuple(n for n in self.plan.nodes if n.node not in gone)
+        planned = {k: v for k, v in self.plan.weights.items() if k not in gone}
+        planned[merged.label] = self.plan.weights[nodes[0].label]
+        row = NodePlan(merged.label, merged.op, DYNAMIC, "", True)
+        self.plan = replace(self.plan, nodes=(*kept, row), weights=planned)
+
+
+def _merge(model: Model, graph: Graph, nodes: Sequence[Node]) -> Node:
+    base = nodes[0].label
+    parts = [n.inputs[1] for n in nodes]
+    adds = [_bias_add(model, n) for n in nodes]
+    whole = all(adds)
+    outputs = [(add if whole and add is not None else n).outputs[0] for n, add in zip(nodes, adds, strict=True)]
+
+    def compute() -> NDArray[Any]:
+        return np.concatenate([np.asarray(weights.read(p)) for p in parts], axis=1)
+
+    sizes = np.array([p.shape[1] for p in parts])
+    shape = (int(parts[0].shape[0]), int(sizes.sum()))
+    values = weights.ComputedValues(shape, parts[0]._values.dtype, compute)
+    weight = edit.add_constant(model, parts[0].name, "merged", values)
+    merged = edit.add_node(model, "MatMul", [nodes[0].inputs[0], weight], base=base, suffix="merged", graph=graph)
+    result = merged.outputs[0]
+    if whole:
+        biases = np.concatenate([weights.read(_bias(add)) for add in adds if add is not None])
+        bias = edit.add_constant(model, base, "merged_bias", biases)
+        result = edit.add_node(model, "Add", [result, bias], base=base, suffix="bias", graph=graph).outputs[0]
+    edit.remove(model, [*nodes, *(add for add in adds if whole and add is not None)])
+    split = edit.add_constant(model, base, "sizes", sizes)
+    edit.add_node(
+        model, "Split", [result, split], base=base, suffix="split", outputs=outputs, attrs={"axis": -1}, graph=graph
+    )
+    return merged
+
+
+def _bias_add(model: Model, node: Node) -> Node | None:
+    """The Add of a constant vector that alone reads the product."""
+    add = edit.only_consumer(model, node.outputs[0])
+    if add is None or add.op != "Add" or not any(isinstance(t, Constant) for t in add.inputs):
+        return None
+    return add if list(_bias(add).shape) == [node.inputs[1].shape[1]] else None
+
+
+def _bias(add: Node) -> Constant:
+    return add.inputs[1] if isinstance(add.inputs[1], Constant) else add.inputs[0]
