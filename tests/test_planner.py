@@ -493,3 +493,23 @@ def test_skips_list_weighted_ops_first() -> None:
     _, plan = planned(HANDMADE["opset_21"]())
     assert plan.skips[0] == Skip("Gemm_y", "Gemm", plan.skips[0].reason)
     assert "Gelu" in {s.op for s in plan.skips[1:]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shared"),
+    [
+        ("p = Relu(a)", "q = Relu(b2)", True),
+        ("p = Identity(a) p2 = Relu(p)", "q = Relu(b2)", False),  # a signed input and one that starts at 0
+        ("p = Clip(a, zero, six)", "q = Relu(b2)", False),  # the Clip ends at 6, and must still be made by its Q
+    ],
+)
+def test_a_concat_shares_a_scale_only_among_inputs_with_the_same_limits(first: str, second: str, shared: bool) -> None:
+    """A scale that reaches below 0, or above a Clip, would keep that Relu or Clip from being fused with its Conv."""
+    text = f"{{ a = Conv(x, w1) b2 = Conv(x, w2) {first} {second} c = Concat<axis = 2>(p, q) y = Conv(c, w3) }}"
+    ready, plan = planned(convs(f"{HEAD} {text}"), calibrate=True)
+    made = {n.outputs[0].name for n in ready.graph.nodes}
+    left = "p" if "p" in plan.tensors else "a"
+    assert {left, "q", "c"} <= set(plan.tensors) and "q" in made
+    groups = {plan.tensors[name].group for name in (left, "q", "c")}
+    assert (len(groups) == 1) == shared
+    assert int(plan.params_of("q").zero_point) == 0, "or its Relu stays between Conv and Q"
