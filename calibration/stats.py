@@ -57,10 +57,6 @@ class Histogram:
         """Bin edges, length bins + 1."""
         return (self.first + np.arange(len(self.counts) + 1)).astype(np.float64) * self.width
 
-    def centers(self) -> NDArray[np.float64]:
-        """Bin centers, length bins."""
-        return (self.first + np.arange(len(self.counts)).astype(np.float64) + 0.5) * self.width
-
 
 EMPTY = Histogram(MIN_WIDTH_LOG2, 0, np.zeros(0, np.int64))
 

@@ -301,7 +301,8 @@ class _Run:
         proof.keeps_contract(self.source, written.path)
         if data is None and self.float_model is not None:
             data = proof.random_data(self.float_model, self.model)
-            report.notes.append("compared on random data: give --calib DATA for figures that mean something")
+            if data is not None:
+                report.notes.append("compared on random data: give --calib DATA for figures that mean something")
         if data is None or self.float_model is None:
             how = "loaded in ONNX Runtime" if proof.loads(written.path, self.source) else "not loaded"
             report.notes.append(f"not compared with the float model, {how}: no data that it runs on, or too large")

@@ -18,7 +18,7 @@ STATIC, DYNAMIC, WEIGHTS, FLOAT = "static", "dynamic", "weights", "float"
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """What happens to one node: `how` is static, dynamic, weights or float. Float and weights come with a reason."""
+    """What happens to one node: `how` is static, dynamic, weights or float; float comes with a reason."""
 
     node: str
     op: str
@@ -79,10 +79,6 @@ class Plan:
     def observe(self) -> tuple[str, ...]:
         """Names of the tensors whose values calibration must see, in graph order."""
         return tuple(dict.fromkeys((*(t.source for t in self.tensors.values()), *self.watched)))
-
-    def how(self, label: str) -> str:
-        """What happens to the node of that name; float where the plan does not mention it."""
-        return next((n.how for n in self.nodes if n.node == label), FLOAT)
 
     def labels(self, how: str) -> set[str]:
         """Names of the nodes that are treated that way."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 from onnx import TensorProto
 
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import TargetError
-from onnxshot.graph import Constant, Model, Node, Tensor, edit
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS, channel_axis, data_slots, op_of, weight_slot
 from onnxshot.match import match_nodes
 from onnxshot.maths.affine import PerChannel, PerTensor, QuantScheme
@@ -146,7 +147,7 @@ class _Planner:
         for node in self.model.graph.nodes:
             if node.op in self.target.followers and node not in self.why and node not in self.how:
                 slots = data_slots(node)
-                if slots and all(self._is_float(node.inputs[i]) for i in slots):
+                if slots and all(self._is_float(node.inputs[i]) for i in slots) and _finite(node):
                     self.how[node] = STATIC
         changed = True
         while changed:
@@ -396,3 +397,9 @@ class _Planner:
                         seen.add(user)
                         stack.append(user)
         return False
+
+
+def _finite(node: Node) -> bool:
+    """False where a constant operand holds NaN or infinity: no scale covers it."""
+    operands = [t for t in node.inputs if isinstance(t, Constant)] if op_of(node).data is None else []
+    return all(bool(np.isfinite(weights.read(t)).all()) for t in operands)

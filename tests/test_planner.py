@@ -513,3 +513,13 @@ def test_a_concat_shares_a_scale_only_among_inputs_with_the_same_limits(first: s
     groups = {plan.tensors[name].group for name in (left, "q", "c")}
     assert (len(groups) == 1) == shared
     assert int(plan.params_of("q").zero_point) == 0, "or its Relu stays between Conv and Q"
+
+
+def test_an_operand_that_is_infinite_keeps_its_op_in_float() -> None:
+    case = convs(f"{HEAD} {{ a = Conv(x, w1) m = Mul(a, half) y = Conv(m, w2) }}")
+    (half,) = [i for i in case.model.graph.initializer if i.name == "half"]
+    for value, how in ((0.5, STATIC), (np.inf, FLOAT), (np.nan, FLOAT)):
+        image = np.full((1, 1, 10, 10), 0.5, np.float32)  # a value per pixel: not folded into the Conv
+        image[0, 0, 3, 4] = value
+        half.CopyFrom(onnx.numpy_helper.from_array(image, "half"))
+        assert treatment(*planned(case))["m"] == how

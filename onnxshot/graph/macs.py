@@ -51,12 +51,6 @@ def count(model: Model, shapes: Shapes) -> list[NodeMacs]:
     return rows
 
 
-def weight_of(node: Node) -> Tensor | None:
-    """The weight (second factor) of a node that multiplies matrices; None for other nodes."""
-    slot = _WEIGHT_SLOT.get(node.op, 1)
-    return node.inputs[slot] if _rule(node) is not None and slot < len(node.inputs) else None
-
-
 def _rule(node: Node) -> Callable[[_Work], int | None] | None:
     standard = _STANDARD_RULES.get(node.op) if node.domain in STANDARD_DOMAINS else None
     return standard or _RULES.get(node.op)
