@@ -1,61 +1,199 @@
-"""Streaming observation of one tensor: flat memory, exact extremes, a histogram of a subsample."""
+"""Streaming observation of tensors: exact extremes, a subsample, and the extremes of every row, in flat memory."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.calibration.stats import NO_STATS, TensorStats, histogram_of, merge, to_units
-from onnxshot.maths.scheme import NotFinite
+from onnxshot.calibration.sampling import lengths, strides
+from onnxshot.calibration.stats import BINS, MIN_WIDTH_LOG2, NO_STATS, Histogram, TensorStats, to_units, width_of
 
-__all__ = ["NotFinite", "Observer"]
+_BATCH = 8  # glimpses that are counted at once: a call per tensor and sample would cost more than the counting
+_KINDS = 3  # of values: picks, bottoms, tops
 
-MAX_PER_SAMPLE = 16384
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
 
 
-class Observer:
-    """Statistics of one tensor, fed one sample at a time; holds 16 kB at most, and nothing of the samples.
+@dataclass(frozen=True, slots=True, eq=False)
+class Glimpse:
+    """What is kept of one sample's tensors, n of them; all that a calibration run ever sees of it.
 
-    max_per_sample: most elements of one sample that enter the histogram, taken at a fixed stride.
-    channels: also keep the largest absolute value of each index of the last axis, whose length must not change.
+    A tensor of rank 3 or more is a table whose rows are its first two axes taken together; one of rank 2 has its first
+    axis for rows, and any other is one row. An empty tensor has rows whose extremes are inf and -inf, or none.
+
+    sizes: elements [n]. picked: picks [n]. rows: rows [n]. picks: values of every tensor at its stride, one tensor
+    after another. bottoms, tops: least and largest value of every row, one tensor after another. absmax: by number of
+    the tensor, largest absolute value of each index of its last axis.
     """
 
-    def __init__(self, max_per_sample: int = MAX_PER_SAMPLE, *, channels: bool = False) -> None:
-        self.max_per_sample = max_per_sample
-        self.channels = channels
-        self._stats = NO_STATS
+    sizes: Ints
+    picked: Ints
+    rows: Ints
+    picks: Floats
+    bottoms: Floats
+    tops: Floats
+    absmax: Mapping[int, Floats] = field(default_factory=dict)
 
-    def update(self, x: NDArray[Any]) -> None:
-        """Add one sample of any shape; numbers of any type, seen as float32. An empty array changes nothing.
+    @property
+    def finite(self) -> bool:
+        """Whether no NaN or infinity was met: not among the picks, nor as an extreme."""
+        filled = np.repeat(self.sizes > 0, self.rows)
+        return all(bool(np.isfinite(x).all()) for x in (self.picks, self.bottoms[filled], self.tops[filled]))
 
-        Raises NotFinite on NaN or infinity (also on float64 beyond float32); the statistics are then as before.
-        """
-        if x.size == 0:
+    @property
+    def lows(self) -> Floats:
+        """Exact least value of every tensor [n]; inf where it is empty."""
+        return _by_tensor(np.minimum, self.bottoms, self.rows, np.inf)
+
+    @property
+    def highs(self) -> Floats:
+        """Exact largest value of every tensor [n]; -inf where it is empty."""
+        return _by_tensor(np.maximum, self.tops, self.rows, -np.inf)
+
+    def without_nan(self) -> Glimpse:
+        """The same with 0 in place of NaN and infinities."""
+        picks, bottoms, tops = (
+            np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in (self.picks, self.bottoms, self.tops)
+        )
+        return Glimpse(self.sizes, self.picked, self.rows, picks, bottoms, tops, self.absmax)
+
+
+def glimpse(values: Sequence[NDArray[Any]], channels: Collection[int] = ()) -> Glimpse:
+    """The glimpse of whole tensors, of any shape and type of number, seen as float32; channels: numbers of tensors."""
+    seen = [np.asarray(x, dtype=np.float32) for x in values]
+    sizes = np.asarray([x.size for x in seen], np.int64)
+    tables = [x.reshape(*x.shape[: row_axes(x.ndim)], math.prod(x.shape[row_axes(x.ndim) :])) for x in seen]
+    bottoms = [x.min(axis=-1, initial=np.inf).reshape(-1) for x in tables]
+    tops = [x.max(axis=-1, initial=-np.inf).reshape(-1) for x in tables]
+    picks = [x.reshape(-1)[:: int(step)] for x, step in zip(seen, strides(sizes), strict=True)]
+    absmax = {
+        i: np.abs(seen[i].reshape(-1, seen[i].shape[-1])).max(axis=0) for i in channels if seen[i].size and seen[i].ndim
+    }
+    rows = np.asarray([x.size for x in bottoms], np.int64)
+    values_of = [np.concatenate([np.zeros(0, np.float32), *parts]) for parts in (picks, bottoms, tops)]
+    return Glimpse(sizes, lengths(sizes), rows, values_of[0], values_of[1], values_of[2], absmax)
+
+
+def row_axes(rank: int) -> int:
+    """How many of a tensor's first axes number its rows."""
+    return min(2, max(rank - 1, 0))
+
+
+def _by_tensor(reduce: np.ufunc, values: Floats, rows: Ints, empty: float) -> Floats:
+    """The values of each tensor reduced to one."""
+    found = np.full(len(rows), empty, np.float32)
+    filled = np.flatnonzero(rows)
+    if filled.size:
+        found[filled] = reduce.reduceat(values, (np.cumsum(rows) - rows)[filled])
+    return found
+
+
+def _ends(counts: Ints) -> list[int]:
+    """Where each of the parts begins that have these lengths, and where the last one ends."""
+    return [0, *np.cumsum(counts).tolist()]
+
+
+class Observers:
+    """Statistics of n tensors, fed one glimpse at a time; holds 50 kB a tensor, and nothing of the samples."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._count = np.zeros(n, np.int64)
+        self._samples = np.zeros(n, np.int64)
+        self.low = np.full(n, np.inf)  # exact extremes so far
+        self.high = np.full(n, -np.inf)
+        self._sums = [[0, 0] for _ in range(n)]
+        self._absmax: dict[int, Floats] = {}
+        self._width = np.full(n, MIN_WIDTH_LOG2)
+        self._first = np.zeros(n, np.int64)  # bin that the rows of counts begin with
+        self._counts = np.zeros((_KINDS, n, BINS), np.int64)
+        self._zeros = np.zeros(n, np.int64)
+        self._waiting: list[Glimpse] = []
+
+    def add(self, seen: Glimpse) -> None:
+        """Add a sample, whose values are finite."""
+        lows, highs = seen.lows, seen.highs
+        filled = np.flatnonzero(seen.sizes)
+        self._count += seen.sizes
+        self._samples[filled] += 1
+        np.minimum(self.low, lows, out=self.low, where=seen.sizes > 0)
+        np.maximum(self.high, highs, out=self.high, where=seen.sizes > 0)
+        for i, low, high in zip(filled.tolist(), lows[filled].tolist(), highs[filled].tolist(), strict=True):
+            self._sums[i][0] += to_units(low)
+            self._sums[i][1] += to_units(high)
+        for i, found in seen.absmax.items():
+            self._absmax[i] = np.maximum(self._absmax[i], found) if i in self._absmax else found.copy()
+        self._waiting.append(seen)
+        if len(self._waiting) == _BATCH:
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        """Put the values of the glimpses that wait into the histograms: one tensor of all of them at a time."""
+        picked = [_ends(seen.picked) for seen in self._waiting]
+        rows = [_ends(seen.rows) for seen in self._waiting]
+        for i in np.flatnonzero(self._count).tolist():
+            self._widen(i)
+            here = [j for j, seen in enumerate(self._waiting) if seen.sizes[i]]
+            if not here:
+                continue
+            picks = np.concatenate([self._waiting[j].picks[picked[j][i] : picked[j][i + 1]] for j in here])
+            bottoms = np.concatenate([self._waiting[j].bottoms[rows[j][i] : rows[j][i + 1]] for j in here])
+            tops = np.concatenate([self._waiting[j].tops[rows[j][i] : rows[j][i + 1]] for j in here])
+            self._zeros[i] += picks.size - np.count_nonzero(picks)
+            scale = math.ldexp(1.0, -int(self._width[i]))
+            for kind, values in enumerate((picks, bottoms, tops)):
+                # Scaling by a power of two is exact in float64 for every float32, subnormals included.
+                bins = values.astype(np.float64)
+                bins *= scale
+                index = np.floor(bins, out=bins).astype(np.int64)
+                index -= self._first[i]
+                self._counts[kind, i] += np.bincount(index, minlength=BINS)
+        self._waiting.clear()
+
+    def _widen(self, i: int) -> None:
+        """Make the rows of tensor i hold its extremes at the smallest width that does."""
+        width, first, last = width_of(float(self.low[i]), float(self.high[i]))
+        old_width, old_first = int(self._width[i]), int(self._first[i])
+        if width == old_width and old_first <= first and last < old_first + BINS:
             return
-        values = np.asarray(x, dtype=np.float32).reshape(-1)
-        low, high = float(values.min()), float(values.max())  # NaN propagates, infinity is an extreme
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise NotFinite("holds NaN" if math.isnan(low) else "holds infinity")
-        picked = values[:: stride(values.size, self.max_per_sample)]
-        absmax: tuple[float, ...] = ()
-        if self.channels and x.ndim:
-            absmax = tuple(np.abs(values.reshape(-1, x.shape[-1])).max(axis=0).tolist())
-        sample = TensorStats(values.size, 1, low, high, to_units(low), to_units(high), histogram_of(picked), absmax)
-        self._stats = merge(self._stats, sample)
+        first -= (BINS - (last - first + 1)) // 2  # room on both sides: the next samples need no new rows
+        for counts in self._counts[:, i]:
+            used = np.flatnonzero(counts)
+            at = ((used + old_first) >> min(width - old_width, 62)) - first
+            counts[:] = np.bincount(at, counts[used], BINS)
+        self._width[i], self._first[i] = width, first
 
-    def stats(self) -> TensorStats:
-        """Statistics of all samples so far; count is 0 when none had an element."""
-        return self._stats
+    def stats(self) -> list[TensorStats]:
+        """Statistics of every tensor; count is 0 where no sample had an element."""
+        if self._waiting:
+            self._count_waiting()
+        return [self._stats_of(i) for i in range(self._n)]
 
+    def _stats_of(self, i: int) -> TensorStats:
+        if not self._count[i]:
+            return NO_STATS
+        return TensorStats(
+            count=int(self._count[i]),
+            samples=int(self._samples[i]),
+            low=float(self.low[i]),
+            high=float(self.high[i]),
+            sum_low=self._sums[i][0],
+            sum_high=self._sums[i][1],
+            histogram=self._histogram(i, 0),
+            bottoms=self._histogram(i, 1),
+            tops=self._histogram(i, 2),
+            channel_absmax=tuple(self._absmax.get(i, np.zeros(0)).tolist()),
+        )
 
-def stride(size: int, most: int) -> int:
-    """Smallest step that takes at most ``most`` of ``size`` elements and is coprime with ``size``.
-
-    A step that shares a factor with a dimension would see only some channels or columns; one that is coprime with
-    their product visits them all in turn.
-    """
-    step = -(-size // most)
-    while math.gcd(step, size) != 1:
-        step += 1
-    return step
+    def _histogram(self, i: int, kind: int) -> Histogram:
+        used = np.flatnonzero(self._counts[kind, i])
+        first, last = int(used[0]), int(used[-1])
+        counts = self._counts[kind, i, first : last + 1].copy()
+        zeros = int(self._zeros[i]) if kind == 0 else 0
+        return Histogram(int(self._width[i]), int(self._first[i]) + first, counts, zeros)

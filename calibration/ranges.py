@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.calibration.stats import BINS, TensorStats
+from onnxshot.calibration.stats import BINS, Histogram, TensorStats
 from onnxshot.maths.affine import QuantScheme, params_from_range
 from onnxshot.maths.metrics import CAP_DB
 
@@ -56,8 +56,6 @@ class _Moments:
     s2: Floats
     total: float
     width: float
-    # Extremes that a subsample has missed: values and their count, in units of histogram counts.
-    missed: tuple[tuple[float, float], ...]
 
     @property
     def energy(self) -> float:
@@ -128,8 +126,8 @@ def _moving_average(stats: TensorStats, scheme: QuantScheme, moments: _Moments) 
 
 
 def _percentile(stats: TensorStats, scheme: QuantScheme, moments: _Moments) -> tuple[float, float]:
-    counts = stats.histogram.counts
-    tail = int(stats.histogram.total * (1.0 - PERCENTILE / 100.0) / 2.0)
+    _, counts = distribution(stats)
+    tail = float(counts.sum()) * (1.0 - PERCENTILE / 100.0) / 2.0
     below = int(np.searchsorted(np.cumsum(counts), tail, side="right"))
     above = int(np.searchsorted(np.cumsum(counts[::-1]), tail, side="right"))
     return float(moments.edges[below]), float(moments.edges[len(counts) - above])
@@ -217,30 +215,42 @@ def _range(ends: tuple[float, float], method: str, stats: TensorStats, moments: 
 
 def _moments(stats: TensorStats) -> _Moments:
     """Sum up the histogram, its outer edges drawn in to the exact extremes."""
-    h = stats.histogram
-    counts = h.counts.astype(np.float64)
-    if h.zeros:
-        counts[-h.first] -= h.zeros  # 0.0 lies in the bin whose lower edge is 0
-    edges = np.clip(h.edges(), stats.low, stats.high)
+    first, counts = distribution(stats)
+    if stats.histogram.zeros:
+        counts[-first] -= stats.histogram.zeros  # 0.0 lies in the bin whose lower edge is 0
+    edges = (first + np.arange(len(counts) + 1)) * stats.histogram.width
+    edges = np.clip(edges, stats.low, stats.high)
     center = 0.5 * (edges[1:] + edges[:-1])
     square = (edges[1:] ** 2 + edges[1:] * edges[:-1] + edges[:-1] ** 2) / 3.0  # mean of x**2 over a bin
     s0, s1, s2 = (np.concatenate([[0.0], np.cumsum(a)]) for a in (counts, counts * center, counts * square))
-    total = float(h.total)
-    missed: tuple[tuple[float, float], ...] = ()
-    if stats.count > h.total:
-        # One element per sample at each mean extreme, and the extreme itself: the least that must be out there.
-        share = total / stats.count
-        missed = tuple(
-            (value, share * weight)
-            for value, weight in (
-                (stats.low, 1.0),
-                (stats.high, 1.0),
-                (stats.mean_low, stats.samples - 1.0),
-                (stats.mean_high, stats.samples - 1.0),
-            )
-            if not h.range[0] <= value < h.range[1]
-        )
-    return _Moments(edges, s0, s1, s2, total, h.width, missed)
+    return _Moments(edges, s0, s1, s2, float(s0[-1]) + stats.histogram.zeros, stats.histogram.width)
+
+
+def distribution(stats: TensorStats) -> tuple[int, Floats]:
+    """(first bin, counts [n]) of all values, in units of the subsample's counts and at its bin width.
+
+    The subsample tells how the many are distributed and misses the few; the extremes of the rows tell of the few: at
+    least as many values lie above t as rows have their top above t. Either may count too few, neither too many but by
+    chance, so the larger count is taken, from the outside in to the middle of the subsample. Where the subsample is
+    everything, so is the result.
+    """
+    h, bottoms, tops = stats.histogram, stats.bottoms, stats.tops
+    first, last = bottoms.first, tops.first + len(tops.counts) - 1
+    counts, below, above = (_on(part, first, last) for part in (h, bottoms, tops))
+    share = h.total / stats.count
+    middle = int(np.searchsorted(np.cumsum(counts), 0.5 * h.total))
+    down = np.maximum(np.cumsum(counts), share * np.cumsum(below))[: middle + 1]
+    up = np.maximum(np.cumsum(counts[::-1]), share * np.cumsum(above[::-1]))[: last - first - middle]
+    found = np.concatenate([np.diff(down, prepend=0.0), np.diff(up, prepend=0.0)[::-1]])
+    found[middle] += max(h.total - found.sum(), 0.0)
+    return first, found
+
+
+def _on(h: Histogram, first: int, last: int) -> Floats:
+    """Counts of a histogram on bins first..last of its own width, which hold it."""
+    counts = np.zeros(last - first + 1)
+    counts[h.first - first : h.first - first + len(h.counts)] = h.counts
+    return counts
 
 
 def _errors(moments: _Moments, low: Floats, high: Floats, scheme: QuantScheme) -> tuple[Floats, Floats, Floats]:
@@ -256,10 +266,6 @@ def _errors(moments: _Moments, low: Floats, high: Floats, scheme: QuantScheme) -
     over = (total2 - x2[1]) - 2.0 * top * (total1 - x1[1]) + top**2 * (total0 - n[1])
     outside = np.maximum(under, 0.0) + np.maximum(over, 0.0)
     tail = x2[0] + total2 - x2[1]
-    for value, count in moments.missed:
-        excess = np.maximum(np.maximum(bottom - value, value - top), 0.0)
-        outside = outside + count * excess**2
-        tail = tail + np.where(excess > 0.0, count * value**2, 0.0)
     if scheme.dtype.floating:
         inside = _float_noise(moments, step, bottom, top, scheme)
     else:
@@ -294,11 +300,10 @@ def _error_of(moments: _Moments, low: float, high: float, scheme: QuantScheme) -
 
 def _magnitudes(stats: TensorStats) -> Floats:
     """Fold the histogram to |x|, exact zeros left out: bin i covers [i, i + 1) widths. Empty if far from zero."""
-    h = stats.histogram
-    counts = h.counts.astype(np.float64)
-    if h.zeros:
-        counts[-h.first] -= h.zeros
-    index = h.first + np.arange(len(counts))
+    first, counts = distribution(stats)
+    if stats.histogram.zeros:
+        counts[-first] -= stats.histogram.zeros
+    index = first + np.arange(len(counts))
     magnitude = np.where(index >= 0, index, -1 - index)
     if magnitude.max() >= 2 * BINS:
         return np.zeros(0)

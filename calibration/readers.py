@@ -78,12 +78,23 @@ class Dataset:
         view.notes = self.notes
         return view
 
-    def fingerprint(self) -> str:
-        """Sha256, hex, of the samples' names and bytes and of the preset's fields: equal data gives equal text."""
-        sha = hashlib.sha256(self._fit.preset.fields() if self._fit.preset is not None else b"")
+    def digests(self) -> list[str]:
+        """SHA-256, hex, of the content of every sample as it lies, whatever its name."""
+        found = []
         for index in self._indices:
+            sha = hashlib.sha256()
             self._from.digest(index, sha)
-        return sha.hexdigest()
+            found.append(sha.hexdigest())
+        return found
+
+    @property
+    def preset_hash(self) -> str:
+        """SHA-256, hex, of all that decides how pictures become inputs; of nothing where there is no preset."""
+        return hashlib.sha256(self._fit.preset.fields() if self._fit.preset is not None else b"").hexdigest()
+
+    def name(self, index: int) -> str:
+        """What to call a sample, without reading it."""
+        return self._from.where(self._indices[index])
 
     def close(self) -> None:
         """Remove what was put aside in temporary files; samples cannot be read any more. A subset closes nothing."""

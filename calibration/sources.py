@@ -7,6 +7,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,9 +77,9 @@ class Files(Source):
         return str(self._path(index))
 
     def digest(self, index: int, sha: Digest) -> None:
-        """Hash the files' names and bytes, in blocks."""
+        """Hash the files' bytes, in blocks."""
         for path in self._groups[index]:
-            sha.update(f"{self._name(path)}\0{path.stat().st_size}\0".encode())
+            sha.update(f"{path.stat().st_size}\0".encode())
             with path.open("rb") as file:
                 while block := file.read(_BLOCK):
                     sha.update(block)
@@ -156,18 +157,20 @@ def renamed(arrays: dict[str, NDArray[Any]], specs: Sequence[InputSpec]) -> dict
 
 
 class Feeds(Source):
-    """A sequence of dicts that stays where it is, in the caller's memory."""
+    """A sequence of dicts that stays where it is, in the caller's memory; asked for one item at a time."""
 
     def __init__(self, label: str, feeds: Sequence[Mapping[str, ArrayLike]]) -> None:
         self._label, self._feeds = label, feeds
+        self._one_at_a_time = Lock()  # samples are read in several threads, and a caller's class may not expect that
 
     def __len__(self) -> int:
         return len(self._feeds)
 
     def load(self, index: int) -> Sample:
         """The dict at index, as arrays."""
-        feed = as_feed(self._feeds[index], self.where(index))
-        return Sample(f"#{index}", {name: np.asarray(value) for name, value in feed.items()})
+        with self._one_at_a_time:
+            feed = as_feed(self._feeds[index], self.where(index))
+            return Sample(f"#{index}", {name: np.asarray(value) for name, value in feed.items()})
 
     def where(self, index: int) -> str:
         """The label and number."""

@@ -63,12 +63,13 @@ EMPTY = Histogram(MIN_WIDTH_LOG2, 0, np.zeros(0, np.int64))
 
 @dataclass(frozen=True, slots=True)
 class TensorStats:
-    """Statistics of one tensor over a calibration run; 4 to 16 kB, whatever the number of samples.
+    """Statistics of one tensor over a calibration run; at most 50 kB, whatever the number of samples.
 
     count: elements seen. samples: updates with at least one element. low, high: exact extremes over all elements.
     sum_low, sum_high: sums of the per-sample extremes in units of 2**-149, integers because sums of floats would
-    depend on the order of the samples. histogram: of a subsample of each sample. channel_absmax: largest absolute
-    value of each index of the last axis; empty where that was not asked for.
+    depend on the order of the samples. histogram: of a subsample of each sample. bottoms, tops: histograms of the
+    least and the largest value of every row (see `Glimpse`): rare values, which a subsample misses. channel_absmax:
+    largest absolute value of each index of the last axis; empty where that was not asked for.
     """
 
     count: int
@@ -78,6 +79,8 @@ class TensorStats:
     sum_low: int
     sum_high: int
     histogram: Histogram
+    bottoms: Histogram
+    tops: Histogram
     channel_absmax: tuple[float, ...] = ()
 
     @property
@@ -91,19 +94,25 @@ class TensorStats:
         return _from_units(self.sum_high, self.samples)
 
 
-NO_STATS = TensorStats(0, 0, math.inf, -math.inf, 0, 0, EMPTY)
+NO_STATS = TensorStats(0, 0, math.inf, -math.inf, 0, 0, EMPTY, EMPTY, EMPTY)
 
 
 def merge(a: TensorStats, b: TensorStats) -> TensorStats:
     """Stats of both sets of samples: associative, commutative and exact to the bit; NO_STATS is neutral."""
+    if not a.count or not b.count:
+        return a if a.count else b
+    low, high = min(a.low, b.low), max(a.high, b.high)
+    width_log2, _, _ = width_of(low, high)
     return TensorStats(
         a.count + b.count,
         a.samples + b.samples,
-        min(a.low, b.low),
-        max(a.high, b.high),
+        low,
+        high,
         a.sum_low + b.sum_low,
         a.sum_high + b.sum_high,
-        merge_histograms(a.histogram, b.histogram),
+        _merge_histograms(a.histogram, b.histogram, width_log2),
+        _merge_histograms(a.bottoms, b.bottoms, width_log2),
+        _merge_histograms(a.tops, b.tops, width_log2),
         _widest(a.channel_absmax, b.channel_absmax),
     )
 
@@ -113,32 +122,19 @@ def _widest(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(map(max, a, b)) if a and b else a or b
 
 
-def merge_histograms(a: Histogram, b: Histogram) -> Histogram:
-    """Histogram of both sets of values, at the smallest width that fits them."""
-    if not len(a.counts) or not len(b.counts):
-        return a if len(a.counts) else b
-    width_log2 = max(a.width_log2, b.width_log2)
-    while True:
-        spans = [_span(h, width_log2) for h in (a, b)]
-        first, last = min(s[0] for s in spans), max(s[1] for s in spans)
-        if _fits(first, last):
-            break
-        width_log2 += 1
+def _merge_histograms(a: Histogram, b: Histogram, width_log2: int) -> Histogram:
+    """Histogram of both sets of values at a width that fits them and is not smaller than their own."""
+    spans = [_span(h, width_log2) for h in (a, b)]
+    first, last = min(s[0] for s in spans), max(s[1] for s in spans)
     counts = np.zeros(last - first + 1, np.int64)
     for h in (a, b):
         shift = width_log2 - h.width_log2
-        if shift == 0:
-            counts[h.first - first : h.first - first + len(h.counts)] += h.counts
-        else:
-            np.add.at(counts, ((h.first + np.arange(len(h.counts))) >> min(shift, 62)) - first, h.counts)
+        np.add.at(counts, ((h.first + np.arange(len(h.counts))) >> min(shift, 62)) - first, h.counts)
     return Histogram(width_log2, first, counts, a.zeros + b.zeros)
 
 
-def histogram_of(values: NDArray[np.float32]) -> Histogram:
-    """Histogram of finite float32 values [n], at the smallest width that fits them."""
-    if values.size == 0:
-        return EMPTY
-    low, high = float(values.min()), float(values.max())
+def width_of(low: float, high: float) -> tuple[int, int, int]:
+    """(log2 of the smallest bin width that fits values in low..high, first bin, last bin)."""
     absmax, spread = max(-low, high), high - low
     # Lower bounds of the width from both conditions of _fits, then a step or two up to the exact one.
     width_log2 = MIN_WIDTH_LOG2
@@ -148,11 +144,7 @@ def histogram_of(values: NDArray[np.float32]) -> Histogram:
         width_log2 = max(width_log2, math.frexp(spread / BINS)[1] - 1)
     while not _fits(first := _index(low, width_log2), last := _index(high, width_log2)):
         width_log2 += 1
-    # Scaling by a power of two is exact in float64 for every float32, subnormals included.
-    index = np.floor(values.astype(np.float64) * math.ldexp(1.0, -width_log2)).astype(np.int64)
-    index -= first
-    counts = np.bincount(index, minlength=last - first + 1).astype(np.int64)
-    return Histogram(width_log2, first, counts, int(values.size - np.count_nonzero(values)))
+    return width_log2, first, last
 
 
 def to_units(value: float) -> int:
@@ -164,36 +156,44 @@ def to_units(value: float) -> int:
 def to_arrays(stats: Mapping[str, TensorStats]) -> dict[str, NDArray[Any]]:
     """Arrays for one np.savez of many tensors, without pickle: a few flat arrays, whatever the tensor names are."""
     items = list(stats.values())
-    histograms = [s.histogram for s in items]
+    histograms = [h for s in items for h in (s.histogram, s.bottoms, s.tops)]
     return {
         "names": np.asarray(list(stats), dtype=np.str_),
-        "integers": np.asarray(
-            [
-                [s.count, s.samples, h.width_log2, h.first, len(h.counts), h.zeros, len(s.channel_absmax)]
-                for s, h in zip(items, histograms, strict=True)
-            ],
-            dtype=np.int64,
-        ).reshape(-1, 7),
+        "integers": np.asarray([[s.count, s.samples, len(s.channel_absmax)] for s in items], np.int64).reshape(-1, 3),
         "extremes": np.asarray([[s.low, s.high] for s in items], dtype=np.float64).reshape(-1, 2),
         "sums": np.asarray([[str(s.sum_low), str(s.sum_high)] for s in items], dtype=np.str_).reshape(-1, 2),
+        "histograms": np.asarray(
+            [[h.width_log2, h.first, len(h.counts), h.zeros] for h in histograms], dtype=np.int64
+        ).reshape(-1, 3, 4),
         "counts": np.concatenate([np.zeros(0, np.int64), *(h.counts for h in histograms)]),
         "channels": np.asarray([v for s in items for v in s.channel_absmax], dtype=np.float32),
     }
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, TensorStats]:
-    """Inverse of to_arrays, exact; takes the mapping that np.load gives."""
+    """Inverse of to_arrays, exact; takes the mapping that np.load gives. Raises ValueError where they do not fit."""
     integers, extremes, sums, counts = (arrays[key] for key in ("integers", "extremes", "sums", "counts"))
+    shapes = arrays["histograms"]
+    names, channels = arrays["names"].tolist(), arrays["channels"].tolist()
+    n = len(names)
+    if not (integers.shape == (n, 3) and extremes.shape == sums.shape == (n, 2) and shapes.shape == (n, 3, 4)):
+        raise ValueError("the tables of the statistics are not of one length")
+    if int(shapes[:, :, 2].sum()) != len(counts) or int(integers[:, 2].sum()) != len(channels):
+        raise ValueError("the statistics hold more or fewer counts than they say")
     stats: dict[str, TensorStats] = {}
-    channels = arrays["channels"].tolist()
     start = begin = 0
-    for i, name in enumerate(arrays["names"].tolist()):
-        count, samples, width_log2, first, bins, zeros, width = (int(v) for v in integers[i])
-        histogram = Histogram(width_log2, first, counts[start : start + bins], zeros)
+    for i, name in enumerate(names):
+        count, samples, width = (int(v) for v in integers[i])
+        histograms = []
+        for width_log2, first, bins, zeros in shapes[i].tolist():
+            histograms.append(Histogram(width_log2, first, counts[start : start + bins], zeros))
+            start += bins
+        picks, bottoms, tops = histograms
         low, high = (float(v) for v in extremes[i])
+        sum_low, sum_high = (int(v) for v in sums[i])
         absmax = tuple(channels[begin : begin + width])
-        stats[name] = TensorStats(count, samples, low, high, int(sums[i, 0]), int(sums[i, 1]), histogram, absmax)
-        start, begin = start + bins, begin + width
+        begin += width
+        stats[name] = TensorStats(count, samples, low, high, sum_low, sum_high, picks, bottoms, tops, absmax)
     return stats
 
 

@@ -3,13 +3,13 @@
 __version__ = "0.1.0"
 
 __all__ = [
-    "Inspection",
     "Preset",
     "Recipe",
     "Report",
     "Result",
     "Settings",
     "bench",
+    "calibrate",
     "compare",
     "emit",
     "errors",
@@ -18,8 +18,9 @@ __all__ = [
 ]
 
 from onnxshot import errors
+from onnxshot.calibrating import calibrate
 from onnxshot.calibration.preprocess import Preset
-from onnxshot.inspection import Inspection, inspect
+from onnxshot.inspection import inspect
 from onnxshot.judge import bench_models as bench
 from onnxshot.judge import compare_models as compare
 from onnxshot.pipeline import Result, emit, quantize

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from onnxshot.calibration.stats import TensorStats, from_arrays, to_arrays
+from onnxshot.calibration.statsfile import Statistics, load_statistics
+from onnxshot.errors import OnnxshotError
 from onnxshot.graph import Model, weights
 
 MAX_BYTES = 256 << 20
-_FORMAT = "2"  # raised when what the arrays mean changes
 
 
 def folder() -> Path:
@@ -25,11 +23,9 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxshot"
 
 
-def key(model: Model, data: str, *extra: str) -> str:
-    """SHA-256 over the normalized graph, its weights, the data's fingerprint and what else the values depend on."""
+def model_hash(model: Model) -> str:
+    """SHA-256, hex, of the normalized graph and its weights."""
     digest = hashlib.sha256()
-    for part in (_FORMAT, data, *extra):
-        digest.update(part.encode() + b"\0")
     proto, lifted = model.skeleton()
     digest.update(proto.SerializeToString(deterministic=True))
     for name in sorted(lifted):
@@ -39,34 +35,48 @@ def key(model: Model, data: str, *extra: str) -> str:
     return digest.hexdigest()
 
 
-def load(name: str) -> dict[str, TensorStats]:
-    """Statistics kept under that key; empty where there are none or the file is damaged."""
+def key(*parts: str) -> str:
+    """Name of an entry: SHA-256, hex, of all that its statistics depend on."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def load(name: str) -> Statistics | None:
+    """Statistics kept under that key; None where there are none, or the file is damaged or of another version."""
     path = folder() / f"{name}.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = from_arrays({k: arrays[k] for k in arrays.files})
+        found = load_statistics(path)
         path.touch()
-    except Exception:  # a damaged file raises what zipfile, zlib and numpy please; all of it is a miss
-        return {}
+    except (OnnxshotError, OSError):
+        return None
     return found
 
 
-def store(name: str, stats: Mapping[str, TensorStats]) -> None:
+def store(name: str, statistics: Statistics) -> None:
     """Keep statistics; written aside and renamed. A cache that cannot be written is no error."""
     try:
-        folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder(), prefix=".") as aside:
-            part = Path(aside) / f"{name}.npz"
-            np.savez_compressed(part, allow_pickle=False, **to_arrays(stats))
-            part.replace(folder() / part.name)
+        statistics.save(folder() / f"{name}.npz")
         _shrink()
-    except OSError:
+    except (OnnxshotError, OSError):
         return
+
+
+def entries() -> list[Path]:
+    """The files of the cache, the one used longest ago first."""
+    return sorted(folder().glob("*.npz"), key=lambda p: p.stat().st_mtime)
+
+
+def clear() -> int:
+    """Remove all statistics that are kept; how many bytes that were."""
+    freed = 0
+    for path in entries():
+        freed += path.stat().st_size
+        path.unlink(missing_ok=True)
+    return freed
 
 
 def _shrink() -> None:
     """Remove the statistics that were used longest ago until the folder is within its bound."""
-    files = sorted(folder().glob("*.npz"), key=lambda p: p.stat().st_mtime)
+    files = entries()
     size = sum(p.stat().st_size for p in files)
     for path in files:
         if size <= MAX_BYTES:

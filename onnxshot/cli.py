@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Annotated, Any
 import typer
 
 import onnxshot
+from onnxshot import cache as store
 from onnxshot import terminal
+from onnxshot.calibrating import merge_files
 from onnxshot.errors import GoalMissed, OnnxshotError, UsageError
 from onnxshot.recipe import Recipe
 
@@ -38,7 +41,11 @@ PresetOpt = Annotated[
 ]
 TargetOpt = Annotated[str, typer.Option(help="Where the model will run: ort, ort-avx2, tensorrt.")]
 ThreadsOpt = Annotated[int, typer.Option(help="CPU threads of every inference.", min=1)]
-SamplesOpt = Annotated[str, typer.Option(help="How many samples to read: a number, or 'all'.")]
+SamplesOpt = Annotated[
+    str, typer.Option(help="auto: until the ranges have settled. all, or a number: that many, evenly spaced.")
+]
+DeviceOpt = Annotated[str, typer.Option(help="Where calibration runs: cpu, cuda, openvino.")]
+CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep and reuse calibration statistics.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 ExcludeOpt = Annotated[
     list[str] | None,
@@ -71,14 +78,17 @@ def quantize(
     per_channel: Annotated[bool, typer.Option("--per-channel/--per-tensor", help="Scales of weights.")] = True,
     exclude: ExcludeOpt = None,
     include: IncludeOpt = None,
-    samples: SamplesOpt = "all",
+    samples: SamplesOpt = "auto",
+    stats: Annotated[
+        Path | None, typer.Option(help="Statistics that 'onnxshot calibrate' wrote: nothing is run to calibrate.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
     require_faster: Annotated[bool, typer.Option(help="Exit 3 if the result is slower than the input.")] = False,
     keep_overridable: Annotated[bool, typer.Option(help="Leave weights that are also inputs as they are.")] = False,
     requantize: Annotated[bool, typer.Option(help="Take a quantized model back to float first.")] = False,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
-    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Keep and reuse calibration statistics.")] = True,
-    device: Annotated[str, typer.Option(help="Where calibration runs: cpu, cuda, openvino.")] = "cpu",
+    cache: CacheOpt = True,
+    device: DeviceOpt = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
@@ -94,13 +104,84 @@ def quantize(
             samples=_samples(samples), verify=verify, use_cache=cache, threads=threads, device=device, seed=seed,
             keep_overridable=keep_overridable, requantize=requantize, progress=show,
         )  # fmt: skip
-        result = onnxshot.quantize(model, calib, output=out, preset=preset, recipe=recipe, settings=settings)
+        result = onnxshot.quantize(
+            model, calib, stats=stats, output=out, preset=preset, recipe=recipe, settings=settings
+        )
     if report is not None:
         result.report.save(report)
     _print(as_json, result.report.to_dict(), lambda: terminal.show_report(result.report))
     if require_faster and (result.report.speedup is None or result.report.slower):
         measured = "its speed was not measured" if result.report.speedup is None else "it is slower than the input"
         raise GoalMissed(f"{out} was written, but {measured}", "leave out --require-faster to accept it")
+
+
+@app.command()
+def calibrate(
+    model: Annotated[
+        list[Path], typer.Argument(metavar="MODEL", help="The .onnx file; with --merge, the .npz files to join.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the statistics, a .npz file.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Join statistics of parts of the data.")] = False,
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    target: TargetOpt = "ort",
+    include: IncludeOpt = None,
+    samples: SamplesOpt = "auto",
+    holdout: Annotated[
+        float, typer.Option(help="Share of the samples, the last ones, left alone to judge a result on.")
+    ] = 0.25,
+    cache: CacheOpt = True,
+    device: DeviceOpt = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run MODEL over calibration data and write statistics for `quantize --stats`; or join some of them."""
+    started = time.perf_counter()
+    if merge:
+        if calib is not None:
+            raise UsageError("--merge joins statistics that are there; it takes no --calib")
+        found = merge_files(model, output)
+    else:
+        if len(model) != 1:
+            raise UsageError(f"{len(model)} models were given", "calibrate one at a time; --merge joins statistics")
+        with terminal.progress(not as_json) as show:
+            settings = onnxshot.Settings(
+                samples=_samples(samples), use_cache=cache, threads=threads, device=device, seed=seed, progress=show
+            )
+            recipe = Recipe(target=target, include=tuple(include or ()))
+            found = onnxshot.calibrate(
+                model[0], calib, output=output, preset=preset, recipe=recipe, settings=settings, holdout=holdout
+            )
+    values = {
+        "output": str(output), "model": found.model, "data": found.data, "preset": found.preset,
+        "samples": len(found.samples), "considered": found.considered, "tensors": len(found.tensors),
+        "seconds": round(time.perf_counter() - started, 3), "notes": list(found.notes),
+    }  # fmt: skip
+    lines = [f"{output}: {len(found.tensors)} tensors, {len(found.samples)} samples", *found.notes]
+    _print(as_json, values, lambda: terminal.show_text("\n".join(lines)))
+
+
+cache_app = typer.Typer(no_args_is_help=True, help="Calibration statistics of earlier runs.")
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("show")
+def cache_show(as_json: JsonOpt = False) -> None:
+    """Show where statistics are kept, how many there are, and how large they are."""
+    files = store.entries()
+    size = sum(path.stat().st_size for path in files)
+    folder = store.folder()
+    values = {"folder": str(folder), "entries": len(files), "bytes": size, "max_bytes": store.MAX_BYTES}
+    text = f"{folder}: {len(files)} entries, {size / 1e6:.1f} of {store.MAX_BYTES / 1e6:.0f} MB"
+    _print(as_json, values, lambda: terminal.show_text(text))
+
+
+@cache_app.command("clear")
+def cache_clear(as_json: JsonOpt = False) -> None:
+    """Remove all statistics that are kept."""
+    freed = store.clear()
+    _print(as_json, {"bytes": freed}, lambda: terminal.show_text(f"{freed / 1e6:.1f} MB removed"))
 
 
 @app.command()
@@ -179,12 +260,12 @@ def _common(
     """Options of every command."""
 
 
-def _samples(text: str) -> int | None:
-    if text == "all":
-        return None
+def _samples(text: str) -> int | str:
+    if text in ("auto", "all"):
+        return text
     if text.isdecimal() and int(text) > 0:
         return int(text)
-    raise UsageError(f"--samples is {text!r}", "a number above 0, or 'all'")
+    raise UsageError(f"--samples is {text!r}", "a number above 0, 'auto', or 'all'")
 
 
 def _print(as_json: bool, values: dict[str, Any], show: Callable[[], None]) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot import proof
+from onnxshot.calibrating import open_calib
 from onnxshot.calibration.preprocess import Preset
-from onnxshot.calibration.readers import Dataset, open_data
+from onnxshot.calibration.readers import Dataset
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.preparing import input_specs, resolve_preset
 from onnxshot.report import Report, TensorReport
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import Latency, bench
@@ -68,5 +68,4 @@ def bench_models(
 
 
 def _open(model: Model, calib: Any, preset: str | Preset | None, settings: Settings) -> Dataset:
-    limit = settings.samples
-    return open_data(calib, input_specs(model), resolve_preset(preset), limit=limit, seed=settings.seed)
+    return open_calib(calib, model, preset, settings)

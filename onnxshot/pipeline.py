@@ -13,11 +13,10 @@ from typing import Any
 
 from onnx import ModelProto
 
-import onnxshot.cache as cache
 from onnxshot import proof, trial
-from onnxshot.calibrate import collect
+from onnxshot.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.calibration.preprocess import Preset
-from onnxshot.calibration.readers import Dataset, open_data, split
+from onnxshot.calibration.readers import Dataset, open_data
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.graph import Model, edit, weights
@@ -36,7 +35,7 @@ from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
 from onnxshot.plan import FLOAT, Plan
 from onnxshot.planner import already_quantized, make_plan, schemes
-from onnxshot.preparing import input_specs, prepare, resolve_preset
+from onnxshot.preparing import input_specs, prepare
 from onnxshot.recipe import Recipe
 from onnxshot.report import Artifact, Report
 from onnxshot.settings import Settings
@@ -73,6 +72,7 @@ def quantize(
     model: str | Path | ModelProto,
     calib: Any = None,
     *,
+    stats: str | Path | None = None,
     output: str | Path | None = None,
     preset: str | Preset | None = None,
     recipe: Recipe | None = None,
@@ -85,6 +85,8 @@ def quantize(
         model: path of an .onnx file, or a ModelProto.
         calib: calibration data: a folder of pictures, .npy or .npz; a .npz; a test_data_set folder;
             'module:function'; any iterable of dicts of arrays; 'random'. Only mode 'static' needs it.
+        stats: statistics that `calibrate` wrote of this model: nothing is run to calibrate. `calib`, where it is given
+            too, must hold the samples they are of; the others judge the result.
         output: where to write; None keeps the result in memory (`Result.save` writes it later).
         preset: preprocessing of pictures: a name, a YAML file, or a Preset.
         recipe: what to do; `options` override its fields (target='ort', mode='static', exclude=(...,), ...).
@@ -99,7 +101,7 @@ def quantize(
     """
     settings = settings or Settings()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
-    run = _Run(model, recipe, settings)
+    run = _Run(model, recipe, settings, stats)
     if output is not None:
         refuse_sources(run.model, Path(output))  # before the work, not after it
     with contextlib.ExitStack() as stack:
@@ -140,13 +142,14 @@ class _Run:
     source: str | Path | ModelProto
     recipe: Recipe
     settings: Settings
+    given: str | Path | None = None
     started: float = field(default_factory=time.perf_counter)
     target: Target = field(init=False)
     model: Model = field(init=False)
     plan: Plan = field(init=False)
     report: Report = field(init=False)
     float_model: ModelProto | None = field(init=False, default=None)
-    calibrated_on: list[int] = field(default_factory=list)
+    gathered: Gathered | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.target = target_named(self.recipe.target)
@@ -188,19 +191,18 @@ class _Run:
     def open(self, calib: Any, preset: str | Preset | None) -> Dataset | None:
         """Open the calibration data; None where there is none and none is needed."""
         if calib is None:
-            if self.recipe.mode == "static" and make_plan(self.model, self.target, self.recipe).observe:
+            needed = self.given is None and self.recipe.mode == "static"
+            if needed and make_plan(self.model, self.target, self.recipe).observe:
                 open_data(None, input_specs(self.model))  # raises, and says what --calib takes
             return None
-        settings = self.settings
-        specs, limit = input_specs(self.model), settings.samples
-        data = open_data(calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed)
+        data = open_calib(calib, self.model, preset, self.settings)
         self.report.notes += data.notes
         return data
 
     def rewrite(self, data: Dataset | None) -> None:
         """Plan, calibrate, plan again with scales, and change the graph."""
         self.plan = make_plan(self.model, self.target, self.recipe)
-        if self.plan.observe and data is not None:
+        if self.plan.observe and (data is not None or self.given is not None):
             with self.timed("calibrate"):
                 stats = self._statistics(data)
             self.plan = make_plan(self.model, self.target, self.recipe, stats)
@@ -236,7 +238,7 @@ class _Run:
         edit.toposort(model)
         return skips
 
-    def _try_without_clipping(self, stats: Mapping[str, TensorStats], data: Dataset) -> None:
+    def _try_without_clipping(self, stats: Mapping[str, TensorStats], data: Dataset | None) -> None:
         """Go back to min-max ranges where clipping, better for every tensor alone, is worse for the outputs.
 
         The mean error of a tensor does not know which values matter: in a detector it is the few large ones.
@@ -244,42 +246,35 @@ class _Run:
         clips = any(r.method != "minmax" for r in self.plan.ranges.values())
         if self.recipe.method != "auto" or not clips or self.model.weight_bytes() > trial.MAX_BYTES:
             return
+        if data is None or self.gathered is None:
+            return
         plain = make_plan(self.model, self.target, replace(self.recipe, method="minmax"), stats)
-        step = max(1, len(self.calibrated_on) // _TRIED)
-        samples = [data[i] for i in self.calibrated_on[::step][:_TRIED]]
+        calibrated = self.gathered.calibrated
+        step = max(1, len(calibrated) // _TRIED)
+        samples = [data[i] for i in calibrated[::step][:_TRIED]]
         plans = (self.plan, plain)
         self.plan = plans[trial.best_plan(self.model, plans, self._apply, samples, threads=self.settings.threads)]
         if self.plan is plain:
             self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
 
-    def _statistics(self, data: Dataset) -> dict[str, TensorStats]:
-        """Statistics of every tensor the recipe could ask about, from the cache where they are there."""
-        self.calibrated_on, held_out = split(len(data))
-        chosen = data.subset(self.calibrated_on)
-        everything = make_plan(self.model, self.target, Recipe(target=self.recipe.target, mode="static"))
-        names = tuple(dict.fromkeys((*self.plan.observe, *everything.observe)))
-        key, stats = "", dict[str, TensorStats]()
-        if self.settings.use_cache and not data.random:
-            key = cache.key(self.model, chosen.fingerprint(), self.settings.device)
-            stats = cache.load(key)
-        by_channel = {*self.plan.watched, *everything.watched}
-        missing = [n for n in names if n not in stats or (n in by_channel and not stats[n].channel_absmax)]
-        if missing:
-            settings = self.settings
-            stats |= collect(
-                self.model, missing, chosen, len(chosen), channels=by_channel,
-                threads=settings.threads, device=settings.device, progress=settings.progress,
-            )  # fmt: skip
-            if key:
-                cache.store(key, stats)
+    def _statistics(self, data: Dataset | None) -> Mapping[str, TensorStats]:
+        """Statistics of every tensor the plan watches."""
+        if self.given is not None:
+            found = from_file(self.given, self.model, self.plan, data)
+        else:
+            assert data is not None
+            found = from_data(self.model, self.plan, self.recipe, data, self.settings)
+        self.gathered = found
+        self.report.notes += found.notes
         self.report.samples = {
-            "calibration": len(self.calibrated_on),
-            "held_out": len(held_out),
-            "inferences": len(chosen) if missing else 0,
-            "source": data.source,
-            "random": data.random,
+            "calibration": len(found.statistics.samples) if data is None else len(found.calibrated),
+            "considered": found.statistics.considered,
+            "held_out": len(found.held_out),
+            "inferences": found.inferences,
+            "source": str(self.given) if data is None else data.source,
+            "random": data is not None and data.random,
         }
-        return stats
+        return found.statistics.tensors
 
     def _stamp(self, data: Dataset | None) -> None:
         from onnxshot import __version__
@@ -307,7 +302,9 @@ class _Run:
             how = "loaded in ONNX Runtime" if proof.loads(written.path, self.source) else "not loaded"
             report.notes.append(f"not compared with the float model, {how}: no data that it runs on, or too large")
             return
-        held_out = data.subset(split(len(data))[1] if self.calibrated_on else range(len(data)))
+        gathered = self.gathered
+        judges = gathered.held_out if gathered is not None and gathered.held_out else range(len(data))
+        held_out = data.subset(judges)
         report.samples.setdefault("held_out", len(held_out))
         with self.timed("verify"):
             proof.prove(report, self.plan, self.float_model, self.model, written.path, held_out, self.settings)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxshot.calibrate import Progress
+from onnxshot.collect import Progress
+from onnxshot.errors import UsageError
+
+AUTO_LIMIT = 1024
+"""Samples that are looked at where nobody says how many: calibration settles long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +16,8 @@ class Settings:
     """How to run; none of it changes what is computed.
 
     Attributes:
-        samples: most samples to read from the calibration data; None for all.
+        samples: 'auto' looks at AUTO_LIMIT samples at most, evenly spaced over the data, and calibrates on as many of
+            them as it takes until the ranges have settled; 'all' or a number takes that many.
         verify: prove the written file against the float model.
         use_cache: keep and reuse statistics.
         threads: CPU threads of every inference.
@@ -24,7 +29,7 @@ class Settings:
         progress: called with what is being done, how far it is, and how far it goes.
     """
 
-    samples: int | None = None
+    samples: int | str = "auto"
     verify: bool = True
     use_cache: bool = True
     threads: int = 2
@@ -34,3 +39,13 @@ class Settings:
     requantize: bool = False
     bench_seconds: float = 1.0
     progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        known = self.samples in ("auto", "all") if isinstance(self.samples, str) else self.samples > 0
+        if not known:
+            raise UsageError(f"samples is {self.samples!r}", "a number above 0, 'auto', or 'all'")
+
+    @property
+    def limit(self) -> int | None:
+        """Most samples to look at; None for all."""
+        return {"auto": AUTO_LIMIT, "all": None}[self.samples] if isinstance(self.samples, str) else self.samples

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from onnxshot.report import Report
 
 if TYPE_CHECKING:
-    from onnxshot.calibrate import Progress as Callback
+    from onnxshot.collect import Progress as Callback
     from onnxshot.targets.ort_bench import Latency
 
 _WORST = 5

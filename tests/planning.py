@@ -10,9 +10,9 @@ from handmade.core import Feed, feeds, model
 from numpy.typing import NDArray
 
 import onnxshot
-from onnxshot.calibrate import collect
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
+from onnxshot.collect import collect
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.pipeline import Result, Settings, quantize
@@ -43,7 +43,7 @@ def statistics(
 ) -> dict[str, TensorStats]:
     """Statistics of the named tensors over these feeds; by channel for those in `channels`."""
     samples = [Sample(f"#{i}", feed) for i, feed in enumerate(given)]
-    return collect(ready, list(names), samples, len(samples), channels=channels, threads=1)
+    return collect(ready, list(names), samples, channels=channels, threads=1).stats
 
 
 def planned(case: Case, *, calibrate: bool = False, **options: Any) -> tuple[Model, Plan]:

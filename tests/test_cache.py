@@ -6,11 +6,11 @@ import onnx
 import pytest
 from handmade import HANDMADE
 from handmade.core import model, weight
+from observing import observe
 from planning import FAST
 
 from onnxshot import cache
-from onnxshot.calibration.observers import Observer
-from onnxshot.calibration.stats import TensorStats
+from onnxshot.calibration.statsfile import Statistics
 from onnxshot.graph.load import load_model
 from onnxshot.pipeline import Settings, quantize
 
@@ -23,19 +23,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def some_stats(count: int = 3) -> dict[str, TensorStats]:
-    found = {}
-    for i in range(count):
-        observer = Observer()
-        observer.update(np.random.default_rng(i).normal(size=500).astype(np.float32))
-        found[f"t/{i}"] = observer.stats()
-    return found
+def some_stats(count: int = 3) -> Statistics:
+    rng = np.random.default_rng(0)
+    tensors = {f"t/{i}": observe(rng.normal(size=500).astype(np.float32)) for i in range(count)}
+    return Statistics(tensors, "a" * 64, "b" * 64, ("c" * 64, "d" * 64), 5, ("odd",))
 
 
 def test_what_was_stored_comes_back(folder: Path) -> None:
     cache.store("k", some_stats())
     assert cache.load("k") == some_stats()
-    assert cache.load("other") == {}
+    assert cache.load("other") is None
     assert [p.name for p in folder.iterdir()] == ["k.npz"]
 
 
@@ -53,27 +50,24 @@ def test_a_second_run_needs_no_inference(folder: Path) -> None:
     assert len(list(folder.glob("*.npz"))) == 1
 
 
-def test_the_key_depends_on_weights_graph_data_and_device() -> None:
+def test_hash_and_key_depend_on_weights_graph_and_every_part() -> None:
     def block(w: float = 1.0, op: str = "Relu") -> onnx.ModelProto:
         text = f"g (float[1, 4, 64] x) => (float[1, 4, 64] y) {{ h = MatMul(x, w) y = {op}(h) }}"
         return model(text, {"w": weight(64, 64) * np.float32(w)})
 
-    plain = cache.key(load_model(block()), "data", "cpu")
-    assert plain == cache.key(load_model(block()), "data", "cpu")
-    others = [
-        cache.key(load_model(block(1.5)), "data", "cpu"),
-        cache.key(load_model(block(op="Sigmoid")), "data", "cpu"),
-        cache.key(load_model(block()), "other data", "cpu"),
-        cache.key(load_model(block()), "data", "cuda"),
-    ]
-    assert len({plain, *others}) == 5
+    plain = cache.model_hash(load_model(block()))
+    assert plain == cache.model_hash(load_model(block()))
+    others = [cache.model_hash(load_model(other)) for other in (block(1.5), block(op="Sigmoid"))]
+    assert len({plain, *others}) == 3
+    keys = {cache.key(*parts) for parts in (("a", "b"), ("b", "a"), ("ab", ""), ("a", "b", "c"))}
+    assert len(keys) == 4
 
 
-def test_the_key_of_a_bfloat16_weight() -> None:
+def test_the_hash_of_a_bfloat16_weight() -> None:
     text = "g (bfloat16[1, 64] x) => (bfloat16[1, 64] y) { y = MatMul(x, w) }"
     proto = model(text)
     proto.graph.initializer.append(onnx.helper.make_tensor("w", onnx.TensorProto.BFLOAT16, [64, 64], [1.0] * 4096))
-    assert len(cache.key(load_model(proto), "data")) == 64
+    assert len(cache.model_hash(load_model(proto))) == 64
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "flipped", "other file"])
@@ -84,13 +78,13 @@ def test_a_damaged_file_is_a_miss(folder: Path, damage: str) -> None:
     if damage == "flipped":
         for at in range(0, len(whole), 101):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
-            assert cache.load("k") in ({}, some_stats(40))
+            assert cache.load("k") in (None, some_stats(40))
         return
     if damage == "other file":
         np.savez(path, names=np.zeros(3))
     else:
         path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"PK\x03\x04" * 50}[damage])
-    assert cache.load("k") == {}
+    assert cache.load("k") is None
     cache.store("k", some_stats())
     assert cache.load("k") == some_stats()
 
@@ -112,7 +106,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("ONNXSHOT_CACHE", str(tmp_path / "file" / "cache"))
     cache.store("k", some_stats())
-    assert cache.load("k") == {}
+    assert cache.load("k") is None
 
 
 def test_a_write_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,11 @@ from PIL import Image
 from support import FIXTURES, fixture
 
 import onnxshot
-import onnxshot.pipeline
+import onnxshot.calibrating
 from onnxshot import Settings, quantize
-from onnxshot.calibrate import collect
 from onnxshot.calibration.ranges import METHODS
 from onnxshot.calibration.readers import Sample
+from onnxshot.collect import collect
 from onnxshot.errors import CalibrationError, TargetError
 from onnxshot.graph.load import load_model
 
@@ -95,7 +95,7 @@ def test_row02_histograms_cost_no_more_than_two_and_a_half_inferences() -> None:
         for sample in samples:
             run.run(None, sample.feed)
         middle = time.perf_counter()
-        collect(loaded, names, samples, len(samples), threads=1)
+        collect(loaded, names, samples, threads=1)
         ratios.append((time.perf_counter() - middle) / (middle - start))
     assert np.median(ratios) <= 2.5
 
@@ -109,7 +109,7 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
         runs.append(len(arguments[2]))
         return collect(*arguments, **options)
 
-    monkeypatch.setattr(onnxshot.pipeline, "collect", counted)
+    monkeypatch.setattr(onnxshot.calibrating, "collect", counted)
     settings = Settings(samples=8, verify=False, threads=1)
     given = {**data_of("digits_resnet"), "settings": settings}
     first = quantize(fixture("digits_resnet"), **given)

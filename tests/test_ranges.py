@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from observing import observe
 
-from onnxshot.calibration.observers import Observer
-from onnxshot.calibration.ranges import METHODS, Range, choose_range, expected_error, range_sqnr_db
-from onnxshot.calibration.stats import NO_STATS, TensorStats
+from onnxshot.calibration.ranges import METHODS, Range, choose_range, distribution, expected_error, range_sqnr_db
+from onnxshot.calibration.stats import NO_STATS
 from onnxshot.maths.affine import (
     FLOAT8E4M3FN,
     INT4,
@@ -28,7 +28,7 @@ from onnxshot.maths.metrics import CAP_DB, sqnr_db
 U8, S8, S4 = QuantScheme(UINT8), QuantScheme(INT8, True), QuantScheme(INT4, True)
 S16, U16, F8 = QuantScheme(INT16, True), QuantScheme(UINT16), QuantScheme(FLOAT8E4M3FN, True)
 SCHEMES = {"u8": U8, "s8": S8, "s4": S4, "s16": S16, "u16": U16}
-N = 16_000  # below the subsampling of an observer, so that the histogram holds every value
+N = 16_000
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -51,13 +51,6 @@ def data(kind: str) -> NDArray[np.float32]:
 
 
 KINDS = ("normal", "relu", "laplace", "uniform", "outlier", "spread", "silu")
-
-
-def observe(*arrays: NDArray[np.float32], most: int = 16384) -> TensorStats:
-    observer = Observer(most)
-    for x in arrays:
-        observer.update(x)
-    return observer.stats()
 
 
 def actual_error(x: NDArray[np.float32], low: float, high: float, scheme: QuantScheme) -> float:
@@ -163,7 +156,7 @@ def test_a_method_that_costs_more_than_10_db_is_not_obeyed(method: str) -> None:
 def test_percentile_clips_half_of_the_rest_on_each_side(kind: str) -> None:
     x = np.tile(data(kind), 10)
     x *= np.random.default_rng(3).uniform(0.5, 1.5, x.size).astype(np.float32)
-    stats = observe(x, most=10**6)
+    stats = observe(x)
     chosen = choose_range(stats, U8, "percentile")
     width = stats.histogram.width
     assert chosen.low == pytest.approx(np.quantile(x, 0.00005), abs=2 * width + 0.05)
@@ -206,10 +199,41 @@ def test_the_clipped_share_is_that_of_the_values(kind: str, method: str) -> None
 def test_extremes_that_the_subsample_missed_still_cost() -> None:
     x = np.random.default_rng(4).standard_normal(400_000).astype(np.float32)
     x[3] = 60.0
-    stats = observe(x)
+    stats = observe(x, subsample=True)
     assert stats.histogram.range[1] < 10
     chosen = Range(-5.0, 5.0, "by hand", 0.0)
     assert expected_error(stats, chosen, S8) == pytest.approx(actual_error(x, -5.0, 5.0, S8), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["relu", "laplace", "spread"])
+def test_the_distribution_of_a_subsample_is_that_of_all_values(kind: str) -> None:
+    """Rare values in a few rows of a few samples: the picks miss most of them, the tops of the rows do not."""
+    rng = np.random.default_rng(5)
+    arrays = []
+    for i in range(24):
+        x = rng.permutation(np.resize(data(kind), 64 * 28 * 28)).reshape(1, 64, 28, 28)
+        if i % 8 == 0:
+            for channel in (3, 40):
+                x[0, channel, :2, 5] *= 6.0
+        arrays.append(x.astype(np.float32))
+    full, seen = observe(*arrays), observe(*arrays, subsample=True)
+    assert seen.histogram.total < full.histogram.total / 10
+    first, counts = distribution(seen)
+    same, every = distribution(full)
+    assert (first, len(counts)) == (same, len(every))
+    assert every.tolist() == full.histogram.counts.tolist(), "nothing is made up where everything is known"
+    share = seen.histogram.total / seen.count
+    above, wanted = np.cumsum(counts[::-1])[::-1] / share, np.cumsum(every[::-1])[::-1]
+    # Many values: to the precision of a sample. Few: never fewer than the tops that are out there, nor many times more.
+    many = wanted * share > 400
+    assert np.allclose(above[many], wanted[many], rtol=0.2)
+    assert (above[wanted > 0] >= 1).all()
+    few = (wanted > 0) & ~many
+    assert np.all(above[few] <= 3 * wanted[few] + 3 / share)
+    for method in ("percentile", "mse"):
+        with_full, with_seen = (choose_range(stats, U8, method) for stats in (full, seen))
+        cost = range_sqnr_db(full, with_full, U8) - range_sqnr_db(full, with_seen, U8)
+        assert abs(cost) <= 0.2
 
 
 def test_tensors_of_zeros_and_constants() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import io
+import re
 import struct
 import sys
 import tempfile
@@ -563,29 +565,41 @@ def test_subsets_are_views():
         part[2]
 
 
-def test_the_fingerprint_follows_the_content(tmp_path):
+def test_digests_follow_the_content_and_not_the_names(tmp_path):
     for folder in ("one", "two"):
         save_pictures(tmp_path / folder)
 
-    def mark(source, preset=UNIT, **options):
-        return open_data(source, SMALL, preset, **options).fingerprint()
+    def digests(source, **options):
+        return open_data(source, SMALL, UNIT, **options).digests()
 
-    base = mark(tmp_path / "one")
-    assert len(base) == 64
-    assert base == mark(tmp_path / "two")
-    assert base != mark(tmp_path / "one", IMAGENET)
-    assert base != mark(tmp_path / "one", limit=2)
-    save_pictures(tmp_path / "two", ("a.png",), value=99)
-    assert base != mark(tmp_path / "two")
+    base = digests(tmp_path / "one")
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in base)
+    assert base == digests(tmp_path / "two")
+    assert digests(tmp_path / "one", limit=2) == [base[0], base[len(base) // 2]]
+    first = sorted((tmp_path / "two").rglob("*.png"))[0]
+    first.rename(first.with_name("0.png"))
+    assert base == digests(tmp_path / "two")
+    save_pictures(tmp_path / "two", ("0.png",), value=99)
+    changed = digests(tmp_path / "two")
+    assert changed[0] != base[0]
+    assert changed[1:] == base[1:]
 
 
-def test_arrays_have_a_fingerprint_however_they_come(tmp_path):
+def test_the_hash_of_a_preset_follows_what_it_does(tmp_path):
+    save_pictures(tmp_path)
+    hashes = [open_data(tmp_path, SMALL, preset).preset_hash for preset in (UNIT, IMAGENET)]
+    renamed = open_data(tmp_path, SMALL, dataclasses.replace(UNIT, name="mine")).preset_hash
+    assert hashes[0] == renamed != hashes[1]
+
+
+def test_arrays_have_digests_however_they_come(tmp_path):
     np.savez(tmp_path / "a.npz", x=rows(3, 4))
-    stacked = open_data(tmp_path / "a.npz", VECTOR).fingerprint()
+    stacked = open_data(tmp_path / "a.npz", VECTOR).digests()
+    assert len(set(stacked)) == 3
     listed = [{"x": rows(3, 4)[i : i + 1]} for i in range(3)]
-    assert stacked == open_data(listed, VECTOR).fingerprint()
-    assert stacked == open_data(iter(listed), VECTOR).fingerprint()
-    assert stacked != open_data(listed[::-1], VECTOR).fingerprint()
+    assert stacked == open_data(listed, VECTOR).digests()
+    assert stacked == open_data(iter(listed), VECTOR).digests()
+    assert stacked[::-1] == open_data(listed[::-1], VECTOR).digests()
 
 
 @pytest.mark.parametrize(

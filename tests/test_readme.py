@@ -3,8 +3,10 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -43,14 +45,23 @@ def test_commands_are_single_lines_and_ci_runs_the_second() -> None:
     assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
+def _commands(group: Any) -> Iterator[tuple[str, Any]]:
+    """Every command by its full name, those of groups included."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from ((f"{name} {inner}", found) for inner, found in _commands(command))
+        else:
+            yield name, command
+
+
 def test_every_option_is_in_the_readme() -> None:
     told: dict[str, str] = {}
     for row in README.splitlines():
         if row.startswith("| `-"):
             _, names, commands, *_ = row.split("|")
             told |= dict.fromkeys(re.findall(r"--[a-z-]+", names), commands)
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]  # it is a group
-        assert f"`onnxshot {name} " in README
+    for name, command in _commands(typer.main.get_command(app)):
+        assert f"`onnxshot {name}" in README
         for option in (o for p in command.params for o in p.opts if o.startswith("--")):
             assert name in told[option] or "all" in told[option], f"{name} {option}"
 

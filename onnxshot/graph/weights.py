@@ -231,6 +231,17 @@ def to_proto(constant: gs.Constant) -> TensorProto:
     return numpy_helper.from_array(np.asarray(read(constant), order="C"), constant.name)  # keeps scalars scalar
 
 
+def to_reference(constant: gs.Constant) -> TensorProto:
+    """The constant as a TensorProto; external values stay outside, where they are."""
+    values = constant._values
+    if not isinstance(values, StoredValues) or not values.external:
+        return to_proto(constant)
+    proto = TensorProto()
+    proto.CopyFrom(values.tensor)
+    proto.name = constant.name
+    return proto
+
+
 def dense(sparse: onnx.SparseTensorProto, folder: Path | None) -> NDArray[Any]:
     """The dense array of a sparse initializer. ONNX IR: indices are linear [NNZ] or coordinates [NNZ, rank]."""
     where = f"sparse tensor {sparse.values.name!r}"

@@ -65,12 +65,13 @@ def session(
     save_optimized: Path | None = None,
     profile: Path | None = None,
     folder: Path | None = None,
+    keep_plans: bool = True,
 ) -> Any:
     """An InferenceSession; threads sleep instead of spinning, so that models run in turns do not disturb each other.
 
     save_optimized: where the graph that runs is written; profile: prefix of a profile file; folder: where external data
-    of a model given as bytes lies. Raises ModelError where ONNX Runtime refuses the model, TargetError where the first
-    provider cannot start.
+    of a model given as bytes lies; keep_plans: keep a plan of the memory for every shape of input that is met. Raises
+    ModelError where ONNX Runtime refuses the model, TargetError where the first provider cannot start.
     """
     ort = runtime()
     options = ort.SessionOptions()
@@ -79,6 +80,7 @@ def session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # fatal only: every error comes as an exception too
+    options.enable_mem_pattern = keep_plans
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if save_optimized is not None:
         options.optimized_model_filepath = str(save_optimized)
@@ -109,10 +111,14 @@ class Runner:
         threads: int = 2,
         providers: Sequence[str] = CPU,
         outputs: Sequence[str] | None = None,
+        folder: Path | None = None,
+        keep_plans: bool = True,
     ) -> None:
-        """`outputs` names what `run` gives; None for all that numpy can hold."""
+        """`outputs` names what `run` gives; None for all that numpy can hold. The rest is as `session` has it."""
         self._label = label(model)
-        self._session = session(model, optimize=optimize, threads=threads, providers=providers)
+        self._session = session(
+            model, optimize=optimize, threads=threads, providers=providers, folder=folder, keep_plans=keep_plans
+        )
         self.inputs: tuple[InputSpec, ...] = tuple(map(input_spec, self._session.get_inputs()))
         found = self._session.get_outputs()
         held = tuple(o.name for o in found if _numpy_holds(o.type))

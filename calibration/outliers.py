@@ -1,0 +1,51 @@
+"""Samples that stand out: one that stretches a range on its own, or is blank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.calibration.observers import Glimpse
+
+STRETCH = 2.0
+"""A sample is an outlier in a tensor where its largest absolute value is this many times that of every other sample."""
+_LEAST_SAMPLES = 8  # of fewer, none can be said to stand out
+
+
+class Outliers:
+    """Watches n tensors for a sample that alone makes the range; holds two numbers and a name per tensor."""
+
+    def __init__(self, n: int) -> None:
+        self._most = np.zeros(n)
+        self._second = np.zeros(n)
+        self._names = np.full(n, "", dtype=object)
+        self._samples = 0
+
+    def add(self, seen: Glimpse, name: str) -> None:
+        """Add a sample."""
+        absmax = np.where(seen.sizes > 0, np.maximum(-seen.lows, seen.highs), 0.0).astype(np.float64)
+        first = absmax > self._most
+        self._second = np.where(first, self._most, np.maximum(self._second, absmax))
+        self._most = np.where(first, absmax, self._most)
+        self._names[first] = name
+        self._samples += 1
+
+    def found(self) -> dict[str, list[tuple[int, float]]]:
+        """Sample name -> (number of the tensor, how many times the others it reaches), the worst first."""
+        if self._samples < _LEAST_SAMPLES:
+            return {}
+        times = np.divide(self._most, self._second, out=np.zeros_like(self._most), where=self._second > 0)
+        found: dict[str, list[tuple[int, float]]] = {}
+        for i in np.argsort(-times, kind="stable").tolist():
+            if times[i] >= STRETCH:
+                found.setdefault(self._names[i], []).append((i, float(times[i])))
+        return found
+
+
+def is_blank(feed: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether every input of more than one value is one value throughout: a black picture, silence."""
+    large = [x for x in feed.values() if x.size > 1]
+    return bool(large) and all(x.dtype.kind not in "OUST" and bool((x == x.flat[0]).all()) for x in large)

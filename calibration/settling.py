@@ -1,0 +1,82 @@
+"""When enough samples were seen: new ones would hardly have been clipped by the ranges from before them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.calibration.observers import Glimpse
+
+LEAST = 32
+"""No run stops before this many samples."""
+MEAN_DB = 0.05
+"""Settled: what clipping would have added to the rounding noise of 8 bits, as the mean over all tensors."""
+MAX_DB = 1.0
+"""And for the tensor where it is most."""
+_START = 16
+_LEVELS = 255.0
+
+
+class Settling:
+    """Watches the ranges of n tensors over a stream of samples.
+
+    At 16, 24, 32, 48, 64, 96, ... samples the ranges are kept (a checkpoint). The samples up to the next checkpoint
+    are held against them: the rows' extremes beyond the range give the squared error of clipping, which is set against
+    the rounding noise of that range in 8 bits, step**2 / 12. The ranges have settled at a checkpoint from LEAST samples
+    on where that would have added less than MEAN_DB on the mean over the tensors, and less than MAX_DB everywhere.
+    An outlier among the last third of the samples hence keeps the run going; one that no sample before the stop shows
+    cannot be known of.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._low, self._high = np.full(n, np.inf), np.full(n, -np.inf)  # now
+        self._old_low, self._old_high = self._low.copy(), self._high.copy()  # at the checkpoint
+        self._clipped = np.zeros(n)
+        self._count = np.zeros(n)
+        self._samples = 0
+        self._checkpoints = _checkpoints()
+        self._next = next(self._checkpoints)
+
+    def add(self, seen: Glimpse) -> bool:
+        """Add a sample; whether the ranges have settled with it. Tensors beyond the first n are not watched."""
+        sizes = seen.sizes[: self._n]
+        lows, highs = seen.lows[: self._n].astype(np.float64), seen.highs[: self._n].astype(np.float64)
+        if self._samples >= _START:
+            self._count += sizes
+            ends = np.cumsum(seen.rows)
+            for i in np.flatnonzero((sizes > 0) & ((lows < self._old_low) | (highs > self._old_high))).tolist():
+                rows = slice(ends[i] - seen.rows[i], ends[i])
+                over = np.maximum(seen.tops[rows] - self._old_high[i], 0.0)
+                under = np.maximum(self._old_low[i] - seen.bottoms[rows], 0.0)
+                self._clipped[i] += float(over @ over + under @ under)
+        self._low, self._high = np.minimum(self._low, lows), np.maximum(self._high, highs)
+        self._samples += 1
+        if self._samples < self._next:
+            return False
+        self._next = next(self._checkpoints)
+        added = self._added_db()
+        self._old_low, self._old_high = self._low, self._high
+        self._clipped[:] = self._count[:] = 0.0
+        return self._samples >= LEAST and bool(added.mean() <= MEAN_DB) and bool(added.max() <= MAX_DB)
+
+    def _added_db(self) -> NDArray[np.float64]:
+        """What clipping since the checkpoint adds to the rounding noise, in dB [n]."""
+        # The range of an 8-bit tensor holds zero (ONNX QuantizeLinear: a zero point is one of the codes).
+        span = np.maximum(self._old_high, 0.0) - np.minimum(self._old_low, 0.0)
+        known = np.isfinite(span)
+        noise = np.where(known, np.maximum(span, 1e-30), 1.0) ** 2 / _LEVELS**2 / 12.0
+        ratio = self._clipped / np.maximum(self._count, 1.0) / noise
+        # A tensor first met since the checkpoint has no range to hold anything against: not settled.
+        return np.where(known | (self._count == 0), 10.0 * np.log10(1.0 + ratio), math.inf)
+
+
+def _checkpoints() -> Iterator[int]:
+    """16, 24, 32, 48, 64, 96, ..."""
+    for power in itertools.count():
+        yield _START << power
+        yield (_START << power) * 3 // 2

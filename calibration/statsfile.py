@@ -1,0 +1,131 @@
+"""Statistics of a calibration run as a file: what they are of, by content, and how those of several machines join."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onnxshot.calibration.arrays import read_npz
+from onnxshot.calibration.stats import NO_STATS, TensorStats, from_arrays, merge, to_arrays
+from onnxshot.errors import CalibrationError, UsageError
+
+_FORMAT = 3  # raised when what the arrays mean changes
+_SHOWN = 12  # digits of a hash in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What calibration has learned, and of what.
+
+    Attributes:
+        tensors: statistics by name of the tensor.
+        model: SHA-256, hex, of the normalized float model, weights included.
+        preset: SHA-256, hex, of all that decides how pictures become inputs; of nothing where there is no preset.
+        samples: SHA-256, hex, of every sample that was run, sorted: equal data gives equal text on every machine.
+        considered: how many samples there were to choose from.
+        notes: what is odd about the samples.
+    """
+
+    tensors: Mapping[str, TensorStats]
+    model: str
+    preset: str
+    samples: tuple[str, ...]
+    considered: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def data(self) -> str:
+        """SHA-256, hex, over the samples, whatever their order."""
+        return data_hash(self.samples)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one .npz, aside first. Raises UsageError where that cannot be done."""
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise UsageError(f"{path}: statistics are written as .npz", "name a .npz file with -o")
+        head = {
+            "format": _FORMAT, "model": self.model, "preset": self.preset, "samples": self.samples,
+            "considered": self.considered, "notes": self.notes,
+        }  # fmt: skip
+        meta = np.frombuffer(json.dumps(head).encode(), np.uint8)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnxshot-") as aside:
+                part = Path(aside) / path.name
+                np.savez_compressed(part, allow_pickle=False, meta=meta, **to_arrays(self.tensors))
+                part.replace(path)
+        except OSError as e:
+            raise UsageError(f"cannot write statistics to {path}: {e.strerror}", "choose another file with -o") from e
+        return path
+
+
+def load_statistics(path: str | Path) -> Statistics:
+    """Statistics that `save` wrote. Raises CalibrationError where the file is not that."""
+    path = Path(path)
+    if not path.is_file():
+        raise CalibrationError(f"statistics {path} are not there", "onnxshot calibrate MODEL --calib DATA writes them")
+    arrays = read_npz(path)
+    try:
+        head = json.loads(arrays.pop("meta").tobytes())
+        if head["format"] != _FORMAT:
+            raise CalibrationError(
+                f"{path} holds statistics of format {head['format']}; this onnxshot reads {_FORMAT}",
+                "run onnxshot calibrate again",
+            )
+        return Statistics(
+            tensors=from_arrays(arrays),
+            model=str(head["model"]),
+            preset=str(head["preset"]),
+            samples=tuple(map(str, head["samples"])),
+            considered=int(head["considered"]),
+            notes=tuple(map(str, head["notes"])),
+        )
+    except (KeyError, ValueError, TypeError, IndexError) as e:
+        raise CalibrationError(f"{path} holds no statistics of onnxshot: {e}", "run onnxshot calibrate again") from e
+
+
+def join(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:
+    """Statistics of all samples of several runs: what one run over all of them would have given, to the bit.
+
+    names: what to call the parts in messages. Raises CalibrationError where they are of different models or presets, or
+    share samples, which would count twice.
+    """
+    first = parts[0]
+    seen: dict[str, str] = {}
+    tensors = {name: NO_STATS for part in parts for name in part.tensors}
+    for part, name in zip(parts, names, strict=True):
+        for what in ("model", "preset"):
+            refuse_other(what, getattr(first, what), names[0], getattr(part, what), name)
+        twice = next((sample for sample in part.samples if sample in seen), None)
+        if twice is not None:
+            raise CalibrationError(
+                f"sample {twice[:_SHOWN]} is in {seen[twice]} and in {name}", "calibrate on parts that do not overlap"
+            )
+        seen |= dict.fromkeys(part.samples, name)
+        missing = next((tensor for tensor in tensors if tensor not in part.tensors), None)
+        if missing is not None:
+            raise CalibrationError(f"{name} holds nothing of tensor {missing!r}", "calibrate all parts the same way")
+        tensors = {tensor: merge(known, part.tensors[tensor]) for tensor, known in tensors.items()}
+    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+    considered = sum(part.considered for part in parts)
+    return Statistics(tensors, first.model, first.preset, tuple(sorted(seen)), considered, notes)
+
+
+def refuse_other(what: str, one: str, where: str, other: str, elsewhere: str) -> None:
+    """Raise CalibrationError where two hashes differ; both are told."""
+    if one != other:
+        raise CalibrationError(
+            f"{where} and {elsewhere} are of another {what}: {one[:_SHOWN] or 'none'} and {other[:_SHOWN] or 'none'}",
+            "run onnxshot calibrate again, with the model, the data and the preset that are used now",
+        )
+
+
+def data_hash(samples: Sequence[str]) -> str:
+    """SHA-256, hex, over hashes of samples, whatever their order."""
+    return hashlib.sha256("".join(sorted(samples)).encode()).hexdigest()

@@ -1,0 +1,139 @@
+"""Run the float model over calibration samples and keep statistics, not tensors: one pass, memory that stays flat."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import BoundedSemaphore
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxshot.calibration.observers import Glimpse, Observers
+from onnxshot.calibration.outliers import Outliers, is_blank
+from onnxshot.calibration.readers import Dataset, Sample
+from onnxshot.calibration.sampling import spread
+from onnxshot.calibration.settling import Settling
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.errors import CalibrationError
+from onnxshot.graph import Model
+from onnxshot.probe import OutsideProbe, Probe, probe
+from onnxshot.targets.ort_runtime import providers_for
+
+_NAMED = 3  # samples named in a note
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many samples are done, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Statistics by tensor; used: numbers of the samples that were run, in that order; notes: what is odd with them."""
+
+    stats: dict[str, TensorStats]
+    used: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+def collect(
+    model: Model,
+    names: Sequence[str],
+    samples: Dataset | Sequence[Sample],
+    *,
+    channels: Collection[str] = (),
+    settle: bool = False,
+    threads: int = 2,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Collected:
+    """Statistics of the named tensors over the samples; of those in `channels` also by channel of the last axis.
+
+    settle: stop as soon as the ranges have settled (see `Settling`); samples are then taken in an order whose every
+    beginning is spread over all of them. The same samples give the same statistics to the bit, whatever the threads.
+
+    Several samples run at once, each on one thread, and the next are read meanwhile. Held at any time: the activations
+    of as many samples as there are threads, and a histogram of 2048 bins per tensor, whatever the number of samples.
+
+    Raises:
+        CalibrationError: a tensor is NaN or infinite; tensor and sample are named.
+        ModelError: the model does not run on a sample.
+    """
+    total = len(samples)
+    order = spread(total) if settle else list(range(total))
+    runs = max(1, min(threads, total)) if device == "cpu" else 1
+    kept = list(names)
+    watched = list(dict.fromkeys((*kept, *_float_outputs(model))))
+    looking = probe(model, watched, channels, threads=max(1, threads // runs), providers=providers_for(device))
+    observers, outliers, settling = Observers(len(watched)), Outliers(len(watched)), Settling(len(kept))
+    used: list[int] = []
+    blank: list[str] = []
+    for number, (sample, seen) in zip(order, _looks(looking, samples, order, runs), strict=False):
+        if not seen.finite:
+            _refuse(model, kept, sample, threads)
+            seen = seen.without_nan()  # it is in the outputs alone, which nothing is kept of
+        observers.add(seen)
+        outliers.add(seen, sample.name)
+        if is_blank(sample.feed):
+            blank.append(sample.name)
+        used.append(number)
+        if progress is not None:
+            progress("calibrating", len(used), total)
+        if settle and settling.add(seen):
+            break
+    stats = dict(zip(kept, observers.stats(), strict=False))
+    return Collected(stats, tuple(used), tuple(_notes(outliers, blank, watched, len(used), total)))
+
+
+def _looks(
+    looking: Probe, samples: Dataset | Sequence[Sample], order: Sequence[int], runs: int
+) -> Iterator[tuple[Sample, Glimpse]]:
+    """Every sample in this order with its glimpse; `runs` samples run at once and one more is read ahead."""
+    running = BoundedSemaphore(runs)
+
+    def look(number: int) -> tuple[Sample, Glimpse]:
+        sample = samples[number]
+        with running:
+            return sample, looking.look(sample.feed)
+
+    pending: deque[Future[tuple[Sample, Glimpse]]] = deque()
+    pool = ThreadPoolExecutor(runs + 1, thread_name_prefix="calibrate")
+    try:
+        for number in order:
+            pending.append(pool.submit(look, number))
+            if len(pending) > runs + 1:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _float_outputs(model: Model) -> list[str]:
+    """A NaN that the picks have missed may show there."""
+    floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+    return [t.name for t in model.graph.outputs if model.elem_type(t) in floats]
+
+
+def _refuse(model: Model, names: Sequence[str], sample: Sample, threads: int) -> None:
+    """Raise CalibrationError with the first of the tensors that is not finite on this sample."""
+    outside = OutsideProbe(model, names, (), threads=threads)
+    for name, values in zip(names, outside.values(sample.feed), strict=True):
+        if not np.isfinite(values.astype(np.float32)).all():
+            raise CalibrationError(
+                f"tensor {name!r} is NaN or infinite on sample {sample.name!r}",
+                "look at that sample and its preprocessing; if the float model itself overflows there, leave it out",
+            )
+
+
+def _notes(outliers: Outliers, blank: Sequence[str], names: Sequence[str], used: int, total: int) -> Iterator[str]:
+    if used < total:
+        yield f"{used} of {total} samples were enough: the ranges had settled (--samples all takes them all)"
+    for sample, tensors in list(outliers.found().items())[:_NAMED]:
+        number, times = tensors[0]
+        more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+        yield f"sample {sample!r} is an outlier: {times:.1f} times the range of all others in {names[number]!r}{more}"
+    if blank:
+        more = f" and {len(blank) - _NAMED} more" if len(blank) > _NAMED else ""
+        yield f"blank samples, one value throughout: {', '.join(map(repr, blank[:_NAMED]))}{more}"

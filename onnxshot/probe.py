@@ -1,0 +1,272 @@
+"""The float model with its observation inside: extremes and a subsample of each tensor leave it, not the tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from onnxshot.calibration.observers import Glimpse, glimpse, row_axes
+from onnxshot.calibration.sampling import MOST, STRIDES, lengths
+from onnxshot.errors import ModelError
+from onnxshot.graph import Model, weights
+from onnxshot.graph.save import write
+from onnxshot.targets.ort_runtime import CPU, Feed, Runner
+
+IN_MEMORY = 1_500_000_000
+"""Bytes inside a model above which it is run from a temporary file: one protobuf message ends at 2 GiB."""
+
+_LEAST_OPSET = 13
+_MARK = "onnxshot_probe_"
+_VALUES, _SIZES = _MARK + "values", _MARK + "sizes"
+
+
+class Probe(Protocol):
+    """Shows what calibration keeps of one sample."""
+
+    def look(self, feed: Feed) -> Glimpse:
+        """Run the model on one feed. Raises ModelError where that fails."""
+
+
+def probe(
+    model: Model, names: Sequence[str], channels: Collection[str], *, threads: int, providers: Sequence[str] = CPU
+) -> Probe:
+    """A probe of the named tensors; those also in `channels` are reduced by index of their last axis too."""
+    with contextlib.suppress(ModelError):
+        if model.opset >= _LEAST_OPSET:
+            return InsideProbe(model, names, channels, threads=threads, providers=providers)
+    return OutsideProbe(model, names, channels, threads=threads, providers=providers)
+
+
+class OutsideProbe:
+    """Takes whole tensors out of the model and reduces them here: for models that cannot be added to, and to check."""
+
+    def __init__(
+        self,
+        model: Model,
+        names: Sequence[str],
+        channels: Collection[str],
+        *,
+        threads: int,
+        providers: Sequence[str] = CPU,
+    ) -> None:
+        self.names = list(names)
+        self._channels = [i for i, name in enumerate(names) if name in channels]
+        with _runnable(model) as (proto, folder):
+            present = {o.name for o in proto.graph.output}
+            proto.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in present)
+            self._runner = Runner(
+                proto.SerializeToString(), threads=threads, providers=providers, outputs=names, folder=folder,
+                keep_plans=False,
+            )  # fmt: skip
+
+    def values(self, feed: Feed) -> list[NDArray[Any]]:
+        """The whole tensors, in the order of the names."""
+        found = self._runner.run(feed)
+        return [found[name] for name in self.names]
+
+    def look(self, feed: Feed) -> Glimpse:
+        """Run the model on one feed. Raises ModelError where that fails."""
+        return glimpse(self.values(feed), self._channels)
+
+
+class InsideProbe:
+    """Reduces each tensor in the graph, right after it was made: little more memory than inference takes.
+
+    ONNX Runtime's ReduceMin and ReduceMax pass over a NaN; it is told by the picks.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        names: Sequence[str],
+        channels: Collection[str],
+        *,
+        threads: int,
+        providers: Sequence[str] = CPU,
+    ) -> None:
+        self._count = len(names)
+        self._channels = [i for i, name in enumerate(names) if name in channels]
+        tensors = model.tensors()
+        casts = {name for name in names if model.elem_type(tensors[name]) != TensorProto.FLOAT}
+        shapes = {name: model.shape(tensors[name]) for name in names}
+        # A tensor of unknown rank is taken as one row.
+        ranks = {name: 0 if shape is None else len(shape) for name, shape in shapes.items()}
+        with _runnable(model) as (proto, folder):
+            _instrument(proto, names, channels, casts, ranks, model.opset)
+            self._runner = Runner(
+                proto.SerializeToString(), threads=threads, providers=providers, outputs=[_VALUES, _SIZES],
+                folder=folder, keep_plans=False,
+            )  # fmt: skip
+        self._layout: _Layout | None = None
+
+    def look(self, feed: Feed) -> Glimpse:
+        """Run the model on one feed. Raises ModelError where that fails."""
+        found = self._runner.run(feed)
+        values, sizes = found[_VALUES], found[_SIZES]
+        layout = self._layout
+        if layout is None or not np.array_equal(layout.lengths, sizes):
+            self._layout = layout = _Layout(sizes, self._count, self._channels)
+        absmax = {i: np.maximum(-values[low], values[high]) for i, low, high in layout.channels}
+        picks, bottoms, tops = (values[at] for at in (layout.picks, layout.bottoms, layout.tops))
+        return Glimpse(layout.sizes, layout.picked, layout.rows, picks, bottoms, tops, absmax)
+
+
+class _Layout:
+    """Where in the one vector of values what lies: per tensor bottoms, tops, picks, then least and most by channel.
+
+    lengths [2n + channels]: elements of every tensor, rows of every tensor, lengths of the last axes of those with
+    channels.
+    """
+
+    def __init__(self, lengths_: NDArray[np.int64], count: int, channels: Sequence[int]) -> None:
+        self.lengths = lengths_
+        self.sizes, self.rows = lengths_[:count], lengths_[count : 2 * count]
+        self.picked = lengths(self.sizes)
+        widths = np.zeros(count, np.int64)
+        widths[channels] = lengths_[2 * count :]
+        parts = np.stack([self.rows, self.rows, self.picked, widths, widths], axis=1)
+        ends = np.cumsum(parts).reshape(parts.shape)
+        starts = ends - parts
+        self.bottoms, self.tops, self.picks = (
+            np.concatenate([np.zeros(0, np.int64), *map(np.arange, starts[:, kind], ends[:, kind])])
+            for kind in range(3)
+        )
+        self.channels = [
+            (i, slice(starts[i, 3], ends[i, 3]), slice(starts[i, 4], ends[i, 4])) for i in channels if self.sizes[i]
+        ]
+
+
+def _instrument(
+    proto: ModelProto,
+    names: Sequence[str],
+    channels: Collection[str],
+    casts: Collection[str],
+    ranks: Mapping[str, int],
+    opset: int,
+) -> None:
+    """Replace the outputs by two vectors: what is kept of each tensor, one after another, and the lengths of it all.
+
+    ONNX Runtime orders nodes by a depth-first search from the last output, at every node into the input whose maker was
+    added last. So the reductions of the first tensor are added last: each then runs right after the tensor it reads,
+    which is still in the cache and is freed at once.
+    """
+    graph = proto.graph
+    del graph.output[:]
+    for name, value in _constants().items():
+        graph.initializer.append(numpy_helper.from_array(value, _MARK + name))
+    for rank in {max(rank, 1) for rank in ranks.values()}:
+        axes = np.arange(row_axes(rank), rank, dtype=np.int64)
+        graph.initializer.append(numpy_helper.from_array(axes, f"{_MARK}axes_of_{rank}"))
+    blocks = [
+        _Reductions(i, opset).of(name, ranks[name], cast=name in casts, by_channel=name in channels)
+        for i, name in enumerate(names)
+    ]
+    for block in reversed(blocks):
+        graph.node.extend(block)
+    numbered = list(enumerate(names))
+    with_channels = [i for i, name in numbered if name in channels]
+    parts = []
+    for i, name in numbered:
+        kinds = ("bottoms", "tops", "picks", *(("least", "most") if name in channels else ()))
+        parts += [f"{_MARK}{kind}_{i}" for kind in kinds]
+    sizes = [f"{_MARK}size_{i}" for i, _ in numbered] + [f"{_MARK}rows_{i}" for i, _ in numbered]
+    _add_output(graph, [*sizes, *(f"{_MARK}width_{i}" for i in with_channels)], _SIZES)
+    _add_output(graph, parts, _VALUES)
+
+
+def _add_output(graph: GraphProto, parts: Sequence[str], name: str) -> None:
+    graph.node.append(helper.make_node("Concat", parts, [name], axis=0))
+    graph.output.append(ValueInfoProto(name=name))
+
+
+def _constants() -> dict[str, NDArray[np.int64]]:
+    return {
+        "flat": np.asarray([-1], np.int64),
+        "begin": np.asarray([0], np.int64),
+        "end": np.asarray([np.iinfo(np.int64).max], np.int64),
+        "one": np.asarray([1], np.int64),
+        "most_per_row": np.asarray([MOST + 1], np.int64),
+        "last_row": np.asarray([len(STRIDES) - 1], np.int64),
+        "strides": STRIDES,
+    }
+
+
+class _Reductions:
+    """The nodes that reduce one tensor, made one after another."""
+
+    def __init__(self, number: int, opset: int) -> None:
+        self._number, self._opset = number, opset
+        self._nodes: list[NodeProto] = []
+
+    def of(self, tensor: str, rank: int, *, cast: bool, by_channel: bool) -> list[NodeProto]:
+        """All nodes; what they make is named in `_instrument`."""
+        if cast:
+            tensor = self._add("Cast", [tensor], "cast", to=TensorProto.FLOAT)
+        flat = self._add("Reshape", [tensor, _MARK + "flat"], "values")
+        size = self._add("Shape", [flat], "size")
+        self._add("Slice", [flat, _MARK + "begin", _MARK + "end", _MARK + "begin", self._stride(size)], "picks")
+        table = tensor if rank else flat
+        for op, row, rows in (("ReduceMin", "bottom", "bottoms"), ("ReduceMax", "top", "tops")):
+            reduced = self._reduce(op, table, f"{_MARK}axes_of_{max(rank, 1)}", row_axes(rank), max(rank, 1), row)
+            last = self._add("Reshape", [reduced, _MARK + "flat"], rows)
+        self._add("Shape", [last], "rows")
+        if by_channel:
+            self._by_channel(tensor)
+        return self._nodes
+
+    def _stride(self, size: str) -> str:
+        """The stride that `sampling.strides` gives for this size."""
+        row = self._add("Div", [size, _MARK + "most_per_row"], "table_row")
+        row = self._add("Min", [row, _MARK + "last_row"], "row")
+        candidates = self._add("Gather", [_MARK + "strides", row], "candidates")
+        rest = self._add("Mod", [size, candidates], "rest")
+        rest = self._add("Min", [rest, _MARK + "one"], "does_not_divide")
+        first = self._add("ArgMax", [rest], "first", axis=1)
+        stride = self._add("GatherElements", [candidates, first], "found", axis=1)
+        return self._add("Reshape", [stride, _MARK + "flat"], "stride")
+
+    def _by_channel(self, tensor: str) -> None:
+        shape = self._add("Shape", [tensor], "shape")
+        width = self._add("Slice", [shape, _MARK + "flat", _MARK + "end"], "width")
+        table_shape = self._add("Concat", [_MARK + "flat", width], "table_shape", axis=0)
+        table = self._add("Reshape", [tensor, table_shape], "table")
+        self._reduce("ReduceMin", table, _MARK + "begin", 0, 1, "least")
+        self._reduce("ReduceMax", table, _MARK + "begin", 0, 1, "most")
+
+    def _reduce(self, op: str, tensor: str, axes: str, first: int, end: int, output: str) -> str:
+        """Reduce over axes first..end; `axes` is the constant that holds them, for the opsets that want an input."""
+        if self._opset >= 18:
+            return self._add(op, [tensor, axes], output, keepdims=0)
+        return self._add(op, [tensor], output, keepdims=0, axes=list(range(first, end)))
+
+    def _add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        name = f"{_MARK}{output}_{self._number}"
+        self._nodes.append(helper.make_node(op, inputs, [name], **attributes))
+        return name
+
+
+@contextlib.contextmanager
+def _runnable(model: Model) -> Iterator[tuple[ModelProto, Path | None]]:
+    """The model as a proto and the folder of its external data; weights that lie outside stay where they are.
+
+    What would not fit into one message goes to a temporary folder.
+    """
+    stored = (c._values for c in model.constants() if isinstance(c._values, weights.StoredValues))
+    outside = [values for values in stored if values.external]
+    folders = {values.folder for values in outside}
+    kept_out = sum(int(values.nbytes) for values in outside) if len(folders) == 1 else 0
+    if model.weight_bytes() - kept_out <= IN_MEMORY:
+        yield model.export(weights.to_reference if kept_out else weights.to_proto), next(iter(folders), None)
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
+        path = Path(made) / "model.onnx"
+        write(model, path, external=True)
+        yield onnx.load(str(path), load_external_data=False), path.parent
