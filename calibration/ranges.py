@@ -50,6 +50,8 @@ class Range:
 class _Moments:
     """Cumulative sums of 1, x and x**2 up to each bin edge, exact zeros left out; total counts them in."""
 
+    first: int  # bin
+    counts: Floats  # exact zeros counted in
     edges: Floats
     s0: Floats
     s1: Floats
@@ -81,6 +83,8 @@ def choose_range(stats: TensorStats, scheme: QuantScheme, method: str = "auto") 
         raise ValueError(f"range method is one of {', '.join(METHODS)}; found {method!r}")
     if stats.count == 0:
         raise ValueError("no values were observed")
+    if method == "minmax":
+        return Range(stats.low, stats.high, method, 0.0)
     moments = _moments(stats)
     if method == "auto":
         return _auto(stats, scheme, moments)
@@ -126,7 +130,7 @@ def _moving_average(stats: TensorStats, scheme: QuantScheme, moments: _Moments) 
 
 
 def _percentile(stats: TensorStats, scheme: QuantScheme, moments: _Moments) -> tuple[float, float]:
-    _, counts = distribution(stats)
+    counts = moments.counts
     tail = float(counts.sum()) * (1.0 - PERCENTILE / 100.0) / 2.0
     below = int(np.searchsorted(np.cumsum(counts), tail, side="right"))
     above = int(np.searchsorted(np.cumsum(counts[::-1]), tail, side="right"))
@@ -138,7 +142,7 @@ def _entropy(stats: TensorStats, scheme: QuantScheme, moments: _Moments) -> tupl
 
     All thresholds at once: within a level Q is flat over the bins in use, so the sum over bins is one over levels.
     """
-    counts = _magnitudes(stats)
+    counts = _magnitudes(stats, moments)
     size = len(counts)
     levels = min(_LEVELS, 1 << (scheme.dtype.bits - 1))
     if size <= levels or scheme.dtype.floating or scheme.dtype.bits > 8:
@@ -215,7 +219,8 @@ def _range(ends: tuple[float, float], method: str, stats: TensorStats, moments: 
 
 def _moments(stats: TensorStats) -> _Moments:
     """Sum up the histogram, its outer edges drawn in to the exact extremes."""
-    first, counts = distribution(stats)
+    first, everything = distribution(stats)
+    counts = everything.copy()
     if stats.histogram.zeros:
         counts[-first] -= stats.histogram.zeros  # 0.0 lies in the bin whose lower edge is 0
     edges = (first + np.arange(len(counts) + 1)) * stats.histogram.width
@@ -223,7 +228,8 @@ def _moments(stats: TensorStats) -> _Moments:
     center = 0.5 * (edges[1:] + edges[:-1])
     square = (edges[1:] ** 2 + edges[1:] * edges[:-1] + edges[:-1] ** 2) / 3.0  # mean of x**2 over a bin
     s0, s1, s2 = (np.concatenate([[0.0], np.cumsum(a)]) for a in (counts, counts * center, counts * square))
-    return _Moments(edges, s0, s1, s2, float(s0[-1]) + stats.histogram.zeros, stats.histogram.width)
+    total = float(s0[-1]) + stats.histogram.zeros
+    return _Moments(first, everything, edges, s0, s1, s2, total, stats.histogram.width)
 
 
 def distribution(stats: TensorStats) -> tuple[int, Floats]:
@@ -298,9 +304,9 @@ def _error_of(moments: _Moments, low: float, high: float, scheme: QuantScheme) -
     return float(inside[0]), float(outside[0]), float(tail[0])
 
 
-def _magnitudes(stats: TensorStats) -> Floats:
+def _magnitudes(stats: TensorStats, moments: _Moments) -> Floats:
     """Fold the histogram to |x|, exact zeros left out: bin i covers [i, i + 1) widths. Empty if far from zero."""
-    first, counts = distribution(stats)
+    first, counts = moments.first, moments.counts.copy()
     if stats.histogram.zeros:
         counts[-first] -= stats.histogram.zeros
     index = first + np.arange(len(counts))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import BoundedSemaphore
 
@@ -19,6 +17,7 @@ from onnxshot.calibration.settling import Settling
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import CalibrationError
 from onnxshot.graph import Model
+from onnxshot.parallel import in_order
 from onnxshot.probe import OutsideProbe, Probe, probe
 from onnxshot.targets.ort_runtime import providers_for
 
@@ -97,17 +96,7 @@ def _looks(
         with running:
             return sample, looking.look(sample.feed)
 
-    pending: deque[Future[tuple[Sample, Glimpse]]] = deque()
-    pool = ThreadPoolExecutor(runs + 1, thread_name_prefix="calibrate")
-    try:
-        for number in order:
-            pending.append(pool.submit(look, number))
-            if len(pending) > runs + 1:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    return in_order(look, order, runs + 1)
 
 
 def _float_outputs(model: Model) -> list[str]:

@@ -16,7 +16,6 @@ from onnxshot.report import Report, TensorReport
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import Latency, bench
 from onnxshot.targets.ort_executed import executed
-from onnxshot.tensorwise import compare_tensors
 from onnxshot.verify import compare
 
 _BENCH_FEEDS = 8
@@ -41,9 +40,9 @@ def compare_models(
     with _open(loaded, calib, preset, settings) as data:
         load_model(candidate)
         report.samples = {"held_out": len(data), "source": data.source, "random": data.random}
-        proof.tell(report, compare(reference, candidate, data, threads=settings.threads))
-        rows = compare_tensors(reference, candidate, data, threads=settings.threads)
-        report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in rows]
+        found = compare(reference, candidate, data, tensors=None, threads=settings.threads)
+        proof.tell(report, found)
+        report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in found.tensors]
         ran = executed(candidate, sample=data[0].feed, threads=settings.threads)
         report.int8_macs_share = ran.share if ran.total_macs else None
         report.float_between_qdq = len(ran.float_between)

@@ -15,12 +15,11 @@ from onnxshot.graph.ops import weight_slot
 from onnxshot.passes.base import Skip
 from onnxshot.plan import FLOAT, Plan
 from onnxshot.preparing import input_specs
-from onnxshot.report import Report, TensorReport
+from onnxshot.report import NOISE, Report, TensorReport
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import bench
 from onnxshot.targets.ort_executed import executed
 from onnxshot.targets.ort_runtime import Runner
-from onnxshot.tensorwise import compare_tensors
 from onnxshot.verify import Comparison, compare
 
 MAX_BYTES = 1_500_000_000
@@ -42,9 +41,9 @@ def prove(
     first = data[0]
     reload_check(model, written, first.feed)
     reference = float_model.SerializeToString()
-    tell(report, compare(reference, written, data, threads=settings.threads))
-    rows = compare_tensors(reference, written, data, list(plan.tensors) or None, threads=settings.threads)
-    report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, plan) for row in rows]
+    found = compare(reference, written, data, tensors=list(plan.tensors) or None, threads=settings.threads)
+    tell(report, found)
+    report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, plan) for row in found.tensors]
     report.notes += _refused_methods(plan)
     ran = executed(written, sample=first.feed, threads=settings.threads)
     report.int8_macs_share = ran.share if ran.total_macs else None
@@ -56,7 +55,8 @@ def prove(
 
 def tell(report: Report, found: Comparison) -> None:
     """Put a comparison of outputs into the report."""
-    report.sqnr_db, report.sqnr_unoptimized_db = found.sqnr_db, found.unoptimized_db
+    report.sqnr_db = found.sqnr_db
+    report.sqnr_optimized_db, report.sqnr_unoptimized_db = found.optimized_db, found.unoptimized_db
     report.agreement = found.agreement
     report.output_sqnr_db = {row.name: row.sqnr_db for row in found.outputs if row.sqnr_db is not None}
     report.notes += [*found.notes, *found.not_finite]
@@ -64,14 +64,16 @@ def tell(report: Report, found: Comparison) -> None:
         report.notes.append(f"inputs or outputs differ: {found.contract}")
     if found.optimizer_changes_results:
         report.notes.append(
-            f"SQNR is {found.sqnr_db:.1f} dB with graph optimizations and {found.unoptimized_db:.1f} dB without"
+            f"SQNR is {found.optimized_db:.1f} dB with graph optimizations and {found.unoptimized_db:.1f} dB without"
         )
 
 
 def time_both(report: Report, source: Path, written: Path, data: Dataset, settings: Settings) -> None:
     """Measure the written file against its source, in turns on the same samples."""
     feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
-    before, after = bench([source, written], feeds, threads=settings.threads, seconds=settings.bench_seconds)
+    before, after = bench(
+        [source, written], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE
+    )
     report.latency = {"float_ms": before.median_ms, "ms": after.median_ms, "speedup": after.ratio}
 
 

@@ -48,7 +48,8 @@ class Report:
     Attributes:
         input, outputs: the file read and the files written.
         sqnr_db: of all outputs over all evaluation samples, at full optimization; None where nothing was run.
-        sqnr_unoptimized_db: the same with every graph optimization off: a difference is a runtime's mistake.
+        sqnr_optimized_db, sqnr_unoptimized_db: on the first samples alone, with every graph optimization on and off: a
+            difference is a runtime's mistake.
         samples: samples calibrated on, held out, and whether they were made at random.
         int8_macs_share: share of multiply-accumulates the runtime really ran in int8.
         float_macs: share of multiply-accumulates left in float, by operator.
@@ -63,6 +64,7 @@ class Report:
     outputs: list[Artifact] = field(default_factory=list)
     input_bytes: int = 0
     sqnr_db: float | None = None
+    sqnr_optimized_db: float | None = None
     sqnr_unoptimized_db: float | None = None
     agreement: float | None = None
     output_sqnr_db: dict[str, float] = field(default_factory=dict)
@@ -117,8 +119,8 @@ class Report:
         """The one thing to try next."""
         if self.sqnr_db is None:
             return "give --calib DATA to have the result compared with the float model"
-        gap = self.sqnr_unoptimized_db
-        if gap is not None and gap - self.sqnr_db > 3.0:
+        optimized, plain = self.sqnr_optimized_db, self.sqnr_unoptimized_db
+        if optimized is not None and plain is not None and plain - optimized > 3.0:
             return "optimized and unoptimized runs differ: this CPU may lack VNNI, try --target ort-avx2"
         if any(note.startswith("nothing was quantized") for note in self.notes):
             return "onnxshot inspect MODEL says for each node why it stays float"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from onnxshot.graph import Model, weights
 from onnxshot.graph.load import first_line, load_model
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.maths.metrics import SqnrSum
+from onnxshot.parallel import at_once, in_order
 from onnxshot.targets.ort_runtime import Runner, label
+
+Tensors = Mapping[str, NDArray[Any]]
 
 SAMPLES = 8
 """Samples that tensors are compared on, at most: where noise comes from shows on the first few."""
@@ -58,12 +62,18 @@ def compare_tensors(
     tensors: Sequence[str] | None = None,
     *,
     threads: int = 2,
+    outputs: Sequence[str] = (),
+    each: Callable[[Sample, Tensors, Tensors], None] | None = None,
 ) -> tuple[TensorRow, ...]:
     """Rows of the tensors that both models have by name, worst first; all of the top-level graph where none are named.
 
-    A tensor that goes through Q/DQ is taken after them. Passes that merge or rescale operators change what a name
-    stands for: `reference` should be the float model as it was just before quantization. Empty for models over 1.5 GB.
-    Held at any time: copies of both models and 256 MB of tensors, whatever the number of tensors and samples.
+    The candidate runs with the runtime's optimizations off, and a tensor that goes through Q/DQ is taken after them.
+    Passes that merge or rescale operators change what a name stands for: `reference` should be the float model as it
+    was just before quantization. Empty for models over 1.5 GB. `each` is called once for every sample, in order, with
+    the `outputs` of both models by name, the candidate's second.
+
+    Held at any time: copies of both models and 256 MB of tensors for each thread, whatever the number of tensors and
+    samples.
     """
     used = [sample for sample, _ in zip(samples, range(SAMPLES), strict=False)]
     if not used or _bytes(reference) > LIMIT or _bytes(candidate) > LIMIT:
@@ -74,18 +84,48 @@ def compare_tensors(
     there = {o for n in cand_proto.graph.node for o in n.output}
     names = [n for n in dict.fromkeys(makers if tensors is None else tensors) if n in makers and n in there]
     shapes = concrete_shapes(Model(float_proto), {k: v.shape for k, v in used[0].feed.items()})
+    workers = max(1, min(threads, len(used)))
     rows = []
     for group in _groups(names, shapes):
         takes = {name: pairs[name].output if name in pairs else name for name in group}
-        judge = Runner(_exposed(float_proto, group), optimize=False, threads=threads, outputs=group)
-        other = Runner(_exposed(cand_proto, takes.values()), optimize=False, threads=threads, outputs=[*takes.values()])
+        run = _both(float_proto, cand_proto, [*group, *outputs], [*takes.values(), *outputs], threads // workers)
         sums = {name: _Sums(makers[name], pairs.get(name)) for name in group}
-        for sample in used:
-            wanted, got = judge.run(sample.feed), other.run(sample.feed)
-            for name, entry in sums.items():
-                entry.add(wanted.pop(name), got[takes[name]])
+        for sample, wanted, got, own in in_order(partial(_look, run, takes, sums, outputs), used, workers):
+            for entry, part in zip(sums.values(), own, strict=True):
+                entry.join(part)
+            if each is not None:
+                each(sample, wanted, got)
+        each, outputs = None, ()
         rows += [entry.row(name) for name, entry in sums.items() if entry.total.count]
     return tuple(sorted(rows, key=lambda row: (row.sqnr_db, row.tensor)))
+
+
+def _look(
+    run: Callable[[Sample], tuple[Tensors, Tensors]],
+    takes: Mapping[str, str],
+    sums: Mapping[str, _Sums],
+    outputs: Sequence[str],
+    sample: Sample,
+) -> tuple[Sample, Tensors, Tensors, list[_Sums]]:
+    """The outputs of both models on a sample, and what it adds to the sums of each tensor."""
+    wanted, got = run(sample)
+    own = [_Sums(entry.op, entry.pair) for entry in sums.values()]
+    for (name, taken), entry in zip(takes.items(), own, strict=True):
+        entry.add(wanted[name], got[taken])
+    return sample, {n: wanted[n] for n in outputs}, {n: got[n] for n in outputs}, own
+
+
+def _both(
+    float_proto: ModelProto, cand_proto: ModelProto, wanted: Sequence[str], got: Sequence[str], threads: int
+) -> Callable[[Sample], tuple[Tensors, Tensors]]:
+    """What runs both models on a sample and gives these tensors of each."""
+    wanted, got = list(dict.fromkeys(wanted)), list(dict.fromkeys(got))
+    sources = _exposed(float_proto, wanted), _exposed(cand_proto, got)
+    judge, other = at_once(
+        lambda: Runner(sources[0], threads=max(1, threads), outputs=wanted),
+        lambda: Runner(sources[1], optimize=False, threads=max(1, threads), outputs=got),
+    )
+    return lambda sample: (judge.run(sample.feed), other.run(sample.feed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +156,12 @@ class _Sums:
             self.absmax = max(self.absmax, float(np.abs(finite).max()))
         if self.pair is not None:
             self.outside += int(np.count_nonzero((wanted < self.pair.low) | (wanted > self.pair.high)))
+
+    def join(self, other: _Sums) -> None:
+        """Add what was summed up elsewhere."""
+        self.total.join(other.total)
+        self.absmax = max(self.absmax, other.absmax)
+        self.outside += other.outside
 
     def row(self, name: str) -> TensorRow:
         known = self.pair is not None and math.isfinite(self.pair.low)
@@ -162,7 +208,7 @@ def _default_type(node: onnx.NodeProto) -> np.dtype[Any]:
 
 
 def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Split the names so that the tensors of one group fit into _HELD in float32 twice."""
+    """Split the names so that the tensors of one group fit into _HELD in float32 twice; one group at least."""
     group, size = list[str](), 0
     for name in names:
         need = 8 * math.prod(shapes[name]) if name in shapes else _GUESS
@@ -171,8 +217,7 @@ def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iter
             group, size = [], 0
         group.append(name)
         size += need
-    if group:
-        yield group
+    yield group
 
 
 def _exposed(proto: ModelProto, names: Iterable[str]) -> bytes:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
+from onnxshot.parallel import at_once, in_order
 from onnxshot.plan import Plan
 from onnxshot.targets.ort_runtime import Runner
 
@@ -29,19 +34,25 @@ def best_plan(
     The first plan wins unless another gains 1 dB. `rewrite` applies a plan to a copy of the model.
     """
     proto = model.to_proto()
-    judge = Runner(proto.SerializeToString(), threads=threads)
-    wanted = [judge.run(s.feed) for s in samples]
-    del judge
-    scores = []
-    for plan in plans:
+
+    def runner(plan: Plan | None) -> Runner:
+        if plan is None:
+            return Runner(proto.SerializeToString(), threads=1)
         copy = load_model(proto)
         rewrite(copy, plan)
-        runner = Runner(copy.to_proto().SerializeToString(), threads=threads)
-        total = SqnrSum()
-        for sample, expected in zip(samples, wanted, strict=True):
-            for name, found in runner.run(sample.feed).items():
-                if found.dtype.kind == "f" and found.shape == expected[name].shape:
-                    total.add(expected[name], found)
-        scores.append(total.db)
+        return Runner(copy.to_proto().SerializeToString(), threads=1)
+
+    judge, *others = at_once(*(partial(runner, plan) for plan in (None, *plans)))
+    totals = [SqnrSum() for _ in plans]
+
+    def run(sample: Sample) -> list[Mapping[str, NDArray[Any]]]:
+        return [one.run(sample.feed) for one in (judge, *others)]
+
+    for wanted, *candidates in in_order(run, samples, threads):
+        for total, found in zip(totals, candidates, strict=True):
+            for name, value in found.items():
+                if value.dtype.kind == "f" and value.shape == wanted[name].shape:
+                    total.add(wanted[name], value)
+    scores = [total.db for total in totals]
     best = max(range(len(scores)), key=lambda i: scores[i])
     return best if scores[best] >= scores[0] + _GAIN_DB else 0

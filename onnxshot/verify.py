@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.calibration.readers import Sample
+from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.contract import contract, difference
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.maths.metrics import SqnrSum
+from onnxshot.parallel import at_once, in_order
 from onnxshot.targets.ort_runtime import Runner
 from onnxshot.tensorwise import SAMPLES, TensorRow, compare_tensors
+
+_Outputs = Mapping[str, NDArray[Any]]
 
 GAP_DB = 1.0
 """More than this between optimizations on and off is a mistake of the runtime, or arithmetic that saturates."""
@@ -28,7 +31,9 @@ class OutputRow:
     """One output over all samples.
 
     Attributes:
-        sqnr_db, unoptimized_db: of float outputs, with the runtime's graph optimizations on and off.
+        sqnr_db: of float outputs, with the runtime's graph optimizations on, as deployed.
+        unoptimized_db, optimized_db: with optimizations off and on, over the first samples alone: to see whether the
+            optimizations change results, a few samples do.
         max_abs_error: largest absolute difference, optimizations on; infinite where only one of the two is finite.
         agreement: share 0..1 of positions whose highest value along the last axis is at the same place, where the
             output looks like class scores (rank up to 3, last axis over 1).
@@ -39,6 +44,7 @@ class OutputRow:
     name: str
     sqnr_db: float | None = None
     unoptimized_db: float | None = None
+    optimized_db: float | None = None
     max_abs_error: float = 0.0
     agreement: float | None = None
     equal: float | None = None
@@ -50,7 +56,8 @@ class Comparison:
     """A candidate held against the float model.
 
     Attributes:
-        sqnr_db, unoptimized_db: over all samples and float outputs; None where there are none.
+        sqnr_db: over all samples and float outputs; None where there are none.
+        unoptimized_db, optimized_db: over the first samples, with the runtime's optimizations off and on.
         agreement: of the first output that looks like class scores.
         contract: the first difference of inputs and outputs in words; empty where there is none.
         not_finite: outputs and samples where only the candidate is NaN or infinite, in words.
@@ -60,6 +67,7 @@ class Comparison:
     outputs: tuple[OutputRow, ...]
     sqnr_db: float | None
     unoptimized_db: float | None
+    optimized_db: float | None
     samples: int
     agreement: float | None = None
     contract: str = ""
@@ -70,8 +78,8 @@ class Comparison:
     @property
     def optimizer_changes_results(self) -> bool:
         """True where runs with optimizations on and off differ by more than GAP_DB; what is deployed has them on."""
-        rows = (_gap(row.sqnr_db, row.unoptimized_db) for row in self.outputs)
-        return _gap(self.sqnr_db, self.unoptimized_db) or any(rows)
+        rows = (_gap(row.optimized_db, row.unoptimized_db) for row in self.outputs)
+        return _gap(self.optimized_db, self.unoptimized_db) or any(rows)
 
 
 def compare(
@@ -79,12 +87,13 @@ def compare(
     candidate: Path | bytes,
     samples: Iterable[Sample],
     *,
-    tensors: Sequence[str] = (),
+    tensors: Sequence[str] | None = (),
     threads: int = 2,
 ) -> Comparison:
-    """Run both models over the samples, one at a time, and add up the differences.
+    """Run both models over the samples and add up the differences; as many samples at once as there are threads.
 
-    Held at any time: three sessions and one sample's outputs; with `tensors`, the feeds of the first samples too.
+    The first samples are run once more with the runtime's optimizations off, and tell of the named tensors too, or of
+    all where `tensors` is None. Held at any time: two sessions, a few samples' outputs, and the first samples' feeds.
     Outputs are matched by name; what one model lacks, or numpy cannot hold, is left out and noted.
 
     Raises:
@@ -92,40 +101,69 @@ def compare(
         CalibrationError: there are no samples.
     """
     sides = contract(reference), contract(candidate)
-    judge = Runner(reference, threads=threads)
-    fast = Runner(candidate, threads=threads)
-    plain = Runner(candidate, threads=threads, optimize=False)
+    # One thread each: one sample per thread is faster than one after another, and sums come in one order.
+    judge, fast = at_once(lambda: Runner(reference, threads=1), lambda: Runner(candidate, threads=1))
     names = [name for name in judge.outputs if name in fast.outputs]
     kinds = judge.skipped | fast.skipped
     if not names and not kinds:
         raise ModelError(f"the models have no output in common: {_list(judge.outputs)} against {_list(fast.outputs)}")
     sums = {name: _Sums(name) for name in names}
-    total, total_plain, first = SqnrSum(), SqnrSum(), list[Sample]()
+    totals, first = _Totals(), list[Sample]()
     count = 0
-    for sample in samples:
-        wanted, got, other = judge.run(sample.feed), fast.run(sample.feed), plain.run(sample.feed)
+
+    def run(item: int | Sample) -> tuple[Sample, _Outputs, _Outputs]:
+        sample = item if isinstance(item, Sample) else indexed[item]
+        return sample, judge.run(sample.feed), fast.run(sample.feed)
+
+    # Samples that can be asked for by number are read in the threads that run them.
+    indexed = samples if isinstance(samples, Dataset) else ()
+    items: Iterable[int | Sample] = range(len(samples)) if isinstance(samples, Dataset) else samples
+    for sample, wanted, got in in_order(run, items, threads):
         for name in names:
-            sums[name].add(wanted[name], got[name], other[name], sample.name, (total, total_plain))
-        if tensors and count < SAMPLES:
+            sums[name].add(wanted[name], got[name], sample.name, totals, first=count < SAMPLES)
+        if count < SAMPLES:
             first.append(sample)
         count += 1
     if not count:
         raise CalibrationError("there are no samples to compare on")
-    del judge, fast, plain
+
+    def plain(sample: Sample, wanted: _Outputs, got: _Outputs) -> None:
+        for name in names:
+            sums[name].add_plain(wanted[name], got[name], sample.name, totals)
+
+    inside = compare_tensors(reference, candidate, first, tensors, threads=threads, outputs=names, each=plain)
     rows = tuple(entry.row() for entry in sums.values())
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
     notes += [f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape]
     return Comparison(
         outputs=rows,
-        sqnr_db=total.db if total.count else None,
-        unoptimized_db=total_plain.db if total_plain.count else None,
+        sqnr_db=totals.all.value,
+        unoptimized_db=totals.plain.value,
+        optimized_db=totals.first.value,
         samples=count,
         agreement=next((r.agreement for r in rows if r.agreement is not None), None),
         contract=difference(*sides),
         not_finite=tuple(text for entry in sums.values() for text in entry.not_finite),
         notes=tuple(notes),
-        tensors=compare_tensors(reference, candidate, first, tensors, threads=threads) if tensors else (),
+        tensors=inside,
     )
+
+
+class _Sum(SqnrSum):
+    """An SQNR that is None where nothing was added."""
+
+    @property
+    def value(self) -> float | None:
+        return self.db if self.count else None
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Over all samples; over the first ones with optimizations on, and off."""
+
+    all: _Sum = field(default_factory=_Sum)
+    first: _Sum = field(default_factory=_Sum)
+    plain: _Sum = field(default_factory=_Sum)
 
 
 @dataclass(slots=True)
@@ -133,8 +171,7 @@ class _Sums:
     """What is added up for one output."""
 
     name: str
-    fast: SqnrSum = field(default_factory=SqnrSum)
-    plain: SqnrSum = field(default_factory=SqnrSum)
+    own: _Totals = field(default_factory=_Totals)
     max_error: float = 0.0
     agreed: int = 0
     ranked: int = 0
@@ -143,26 +180,19 @@ class _Sums:
     other_shape: int = 0
     not_finite: list[str] = field(default_factory=list)
 
-    def add(
-        self,
-        wanted: NDArray[Any],
-        got: NDArray[Any],
-        plain: NDArray[Any],
-        sample: str,
-        totals: tuple[SqnrSum, SqnrSum],
-    ) -> None:
-        if wanted.shape != got.shape or wanted.shape != plain.shape:
+    def add(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, totals: _Totals, *, first: bool) -> None:
+        if wanted.shape != got.shape:
             self.other_shape += 1
             return
         if wanted.dtype.kind != "f" or got.dtype.kind != "f":
             self.equal += int(np.count_nonzero(wanted == got))
             self.exact += wanted.size
             return
-        for part, candidate in zip((self.fast, self.plain), (got, plain), strict=True):
-            part.add(wanted, candidate)
-        for part, candidate in zip(totals, (got, plain), strict=True):
-            part.add(wanted, candidate)
-        self._look_for_nan(wanted, {"": got, " with optimizations off": plain}, sample)
+        for part in (self.own, totals):
+            part.all.add(wanted, got)
+            if first:
+                part.first.add(wanted, got)
+        self._look_for_nan(wanted, got, sample, "")
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(wanted.astype(np.float64) - got)
         error = np.where((wanted == got) | (np.isnan(wanted) & np.isnan(got)), 0.0, error)
@@ -174,22 +204,28 @@ class _Sums:
             self.agreed += int(np.count_nonzero(same))
             self.ranked += same.size
 
-    def _look_for_nan(self, wanted: NDArray[Any], runs: Mapping[str, NDArray[Any]], sample: str) -> None:
+    def add_plain(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, totals: _Totals) -> None:
+        """Add what came out with the runtime's optimizations off."""
+        if wanted.shape != got.shape or wanted.dtype.kind != "f" or got.dtype.kind != "f":
+            return
+        self.own.plain.add(wanted, got)
+        totals.plain.add(wanted, got)
+        self._look_for_nan(wanted, got, sample, " with optimizations off")
+
+    def _look_for_nan(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, how: str) -> None:
         if self.not_finite:  # the first sample is told, not every one
             return
-        for how, got in runs.items():
-            bad = ~np.isfinite(got) & np.isfinite(wanted)
-            if bad.any():
-                what = f"{np.count_nonzero(bad)} of {bad.size} values are NaN or infinite"
-                self.not_finite.append(f"output {self.name!r} on sample {sample!r}{how}: {what}")
-                return
+        bad = ~np.isfinite(got) & np.isfinite(wanted)
+        if bad.any():
+            what = f"{np.count_nonzero(bad)} of {bad.size} values are NaN or infinite"
+            self.not_finite.append(f"output {self.name!r} on sample {sample!r}{how}: {what}")
 
     def row(self) -> OutputRow:
-        is_float = self.fast.count > 0
         return OutputRow(
             name=self.name,
-            sqnr_db=self.fast.db if is_float else None,
-            unoptimized_db=self.plain.db if is_float else None,
+            sqnr_db=self.own.all.value,
+            unoptimized_db=self.own.plain.value,
+            optimized_db=self.own.first.value,
             max_abs_error=self.max_error,
             agreement=self.agreed / self.ranked if self.ranked else None,
             equal=self.equal / self.exact if self.exact else None,

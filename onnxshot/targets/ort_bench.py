@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxshot.errors import UsageError
 from onnxshot.targets.ort_runtime import CPU, Feed, Runner
 
 _LEAST_ROUNDS = 3
+_CHECKED = 10  # rounds between two looks at whether it is enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,14 @@ def bench(
     threads: int = 2,
     rounds: int = 200,
     seconds: float = 2.0,
+    precision: float | None = None,
     providers: Sequence[str] = CPU,
 ) -> list[Latency]:
     """Time the models in turns, every one once a round on the same feed; each round starts with the next one.
 
-    Ends after `rounds` rounds, or when about `seconds` per model have gone, but not before 3 rounds. The ratio is the
-    median of the ratios within each round. Raises ModelError where a model does not load or run.
+    Ends after `rounds` rounds, or when about `seconds` per model have gone, but not before 3 rounds; with `precision`
+    also as soon as every ratio is known to that share (see `settled`). The ratio is the median of the ratios within
+    each round. Raises ModelError where a model does not load or run.
     """
     if not models or not feeds or rounds < 1:
         raise UsageError(f"nothing to time: {len(models)} models, {len(feeds)} samples, {rounds} rounds")
@@ -58,6 +63,8 @@ def bench(
             runners[i].run(feed)
             row[i] = (time.perf_counter_ns() - start) / 1e6
         taken.append(row)
+        if precision is not None and len(taken) % _CHECKED == 0 and settled(np.array(taken), precision):
+            break
     ms = np.array(taken)
     ratios = np.median(ms[:, :1] / ms, axis=0)
     p10, median, p90 = np.percentile(ms, (10, 50, 90), axis=0)
@@ -65,3 +72,14 @@ def bench(
         Latency(path, float(median[i]), float(p10[i]), float(p90[i]), float(ratios[i]), len(taken))
         for i, path in enumerate(models)
     ]
+
+
+def settled(ms: NDArray[np.float64], precision: float) -> bool:
+    """Whether the median ratio of the first column to every other is known to `precision`, a share; ms [rounds, n].
+
+    Half the width of a 95 % interval about a median, 1.57 * (interquartile range) / sqrt(n): McGill, Tukey and Larsen
+    1978, Variations of Box Plots, on notches.
+    """
+    ratios = ms[:, :1] / ms
+    low, middle, high = np.percentile(ratios, (25, 50, 75), axis=0)
+    return bool((1.57 * (high - low) / math.sqrt(len(ms)) <= precision * middle).all())

@@ -1,0 +1,120 @@
+"""The parts of calibration.py that look inside: how precise a subsample is, and ways to observe a model."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from readme import Job
+
+from onnxshot.calibrating import open_calib
+from onnxshot.calibration.observers import Observers, glimpse
+from onnxshot.calibration.ranges import choose_range, range_sqnr_db
+from onnxshot.calibration.readers import split
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.graph import Model
+from onnxshot.graph.load import load_model
+from onnxshot.parallel import in_order
+from onnxshot.plan import Plan
+from onnxshot.planner import make_plan
+from onnxshot.preparing import prepare
+from onnxshot.probe import InsideProbe, OutsideProbe
+from onnxshot.recipe import Recipe
+from onnxshot.settings import Settings
+from onnxshot.targets import target_named
+from onnxshot.targets.ort_runtime import Runner
+from onnxshot.verify import compare
+
+ALL = Settings(samples="all", use_cache=False, verify=False)
+_TIMED = 24  # samples in one round
+
+
+def judged(job: Job, out: object) -> str:
+    """SQNR of a file on the last quarter of the samples, which calibration has left alone."""
+    model = load_model(job.model)
+    with open_calib(str(job.calib), model, job.preset or "none", ALL) as data:
+        found = compare(job.model, out, data.subset(split(len(data))[1]))  # type: ignore[arg-type]
+    return "-" if found.sqnr_db is None else f"{found.sqnr_db:.2f}"
+
+
+def _ready(job: Job) -> tuple[Model, Plan]:
+    model, recipe = load_model(job.model), Recipe()
+    target = target_named(recipe.target)
+    prepare(model, target, recipe)
+    return model, make_plan(model, target, recipe)
+
+
+def precision(job: Job, methods: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Of the whole model, and of each tensor's range where both are held against every value."""
+    from onnxshot.pipeline import _Run
+
+    model, plan = _ready(job)
+    names = list(plan.observe)
+    channels = [i for i, name in enumerate(names) if name in plan.watched]
+    probe = OutsideProbe(model, names, plan.watched, threads=2)
+    thinned, full = Observers(len(names)), Observers(len(names))
+    with open_calib(str(job.calib), model, job.preset or "none", ALL) as data:
+        calibrated, held_out = split(len(data))
+        for i in calibrated:
+            values = probe.values(data[i].feed)
+            seen = glimpse(values, channels)
+            thinned.add(seen)
+            flat = [np.asarray(x, np.float32).reshape(-1) for x in values]
+            full.add(replace(seen, picks=np.concatenate(flat), picked=seen.sizes))
+        kinds = {"subsample": thinned.stats(), "everything": full.stats()}
+        for method in methods:
+            sqnr = {}
+            for kind, stats in kinds.items():
+                run = _Run(str(job.model), Recipe(method=method), ALL)
+                run.plan = make_plan(run.model, run.target, run.recipe, dict(zip(names, stats, strict=True)))
+                run._apply(run.model, run.plan)
+                found = compare(job.model, run.model.to_proto().SerializeToString(), data.subset(held_out))
+                sqnr[kind] = found.sqnr_db or float("nan")
+            scheme = target_named("ort").activation
+            losses = [_loss(a, b, method, scheme) for a, b in zip(*kinds.values(), strict=True) if a.count]
+            yield method, f"{sqnr['subsample']:.2f}", f"{sqnr['everything']:.2f}", f"{statistics.mean(losses):.3f}"
+
+
+def _loss(thinned: TensorStats, full: TensorStats, method: str, scheme: object) -> float:
+    ranges = [choose_range(stats, scheme, method) for stats in (full, thinned)]  # type: ignore[arg-type]
+    best, found = (range_sqnr_db(full, chosen, scheme) for chosen in ranges)  # type: ignore[arg-type]
+    return best - found
+
+
+def designs(job: Job, rounds: int) -> Iterator[tuple[str, ...]]:
+    """In turns, on the same samples; every design ends with the same statistics."""
+    model, plan = _ready(job)
+    names, channels = list(plan.observe), plan.watched
+    source = model.to_proto().SerializeToString()
+    with open_calib(str(job.calib), model, job.preset or "none", ALL) as data:
+        feeds = [data[i].feed for i in range(min(len(data), _TIMED))]
+    float_model = {threads: Runner(source, threads=threads) for threads in (1, 2)}
+    outside = {threads: OutsideProbe(model, names, channels, threads=threads) for threads in (1, 2)}
+    inside = {threads: InsideProbe(model, names, channels, threads=threads) for threads in (1, 2)}
+
+    def observed(looks: Iterator[object]) -> None:
+        observers = Observers(len(names))
+        for seen in looks:
+            observers.add(seen)  # type: ignore[arg-type]
+
+    ways: Mapping[str, Callable[[], object]] = {
+        "inference, one by one on 2 threads": lambda: [float_model[2].run(feed) for feed in feeds],
+        "inference, two at once on 1 thread each": lambda: list(in_order(float_model[1].run, feeds, 2)),
+        "tensors out, reduced in numpy, one by one": lambda: observed(map(outside[2].look, feeds)),
+        "tensors out, reduced in numpy, two at once": lambda: observed(in_order(outside[1].look, feeds, 2)),
+        "reduced in the graph, one by one": lambda: observed(map(inside[2].look, feeds)),
+        "reduced in the graph, two at once (taken)": lambda: observed(in_order(inside[1].look, feeds, 2)),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            taken[name].append((time.perf_counter() - start) * 1e3 / len(feeds))
+    base = taken[next(iter(ways))][1:]
+    for name, times in taken.items():
+        ratio = statistics.median(a / b for a, b in zip(times[1:], base, strict=True))
+        yield name, f"{statistics.median(times[1:]):.2f}", f"{ratio:.2f}"
