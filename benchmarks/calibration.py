@@ -102,7 +102,7 @@ def seconds(found: dict[str, list[tuple[float, float]]], name: str) -> float:
 
 
 def whole(jobs: Sequence[Job], folder: Path, rounds: int) -> None:
-    head("model", "bare inference s", "quantize s", "ratio", "--no-verify s", "ratio", "--no-verify --samples all", "ratio")
+    head("model", "bare s", "quantize s", "ratio", "--no-verify s", "ratio", "--no-verify --samples all s", "ratio")
     for job in jobs:
         commands = {
             "bare": bare(job, folder),
@@ -111,8 +111,10 @@ def whole(jobs: Sequence[Job], folder: Path, rounds: int) -> None:
             "all": onnxshot(job, folder, "--no-verify", "--samples", "all"),
         }
         found = in_turns(commands, folder, rounds)
-        cells = [c for n in ("proof", "plain", "all") for c in (f"{seconds(found, n):.2f}", f"{ratio(found, n, 'bare'):.2f}")]
-        table(f"`{job.name}`", f"{seconds(found, 'bare'):.2f}", *cells)
+        cells = [f"{seconds(found, 'bare'):.2f}"]
+        for name in ("proof", "plain", "all"):
+            cells += [f"{seconds(found, name):.2f}", f"{ratio(found, name, 'bare'):.2f}"]
+        table(f"`{job.name}`", *cells)
 
 
 def methods(jobs: Sequence[Job], folder: Path, rounds: int) -> None:
@@ -135,8 +137,8 @@ def memory(jobs: Sequence[Job], folder: Path, rounds: int) -> None:
                 {str(p): onnxshot(job, folder, *options, calib=p) for p in (few, many)}, folder, rounds
             )
             less, more = (statistics.median(row[1] for row in found[str(p)]) for p in (few, many))
-            over = more / (1.3 * plain + 150)
-            table(f"`{job.name}`", f"{plain:.0f}", method, f"{less:.0f}", f"{more:.0f}", f"{more / less:.2f}", f"{over:.2f}")
+            cells = [f"{plain:.0f}", method, f"{less:.0f}", f"{more:.0f}", f"{more / less:.2f}"]
+            table(f"`{job.name}`", *cells, f"{more / (1.3 * plain + 150):.2f}")
 
 
 def copies(job: Job, folder: Path, count: int) -> Path:

@@ -42,9 +42,16 @@ class Glimpse:
 
     @property
     def finite(self) -> bool:
-        """Whether no NaN or infinity was met: not among the picks, nor as an extreme."""
-        filled = np.repeat(self.sizes > 0, self.rows)
-        return all(bool(np.isfinite(x).all()) for x in (self.picks, self.bottoms[filled], self.tops[filled]))
+        """Whether no NaN or infinity was met.
+
+        One is told by a row's extreme or a pick, and by a pick beyond the extremes: reductions stumble over a NaN.
+        """
+        filled = self.sizes > 0
+        lows, highs = self.lows[filled], self.highs[filled]
+        least = _by_tensor(np.minimum, self.picks, self.picked, np.inf)[filled]
+        most = _by_tensor(np.maximum, self.picks, self.picked, -np.inf)[filled]
+        # NaN is in no order with anything.
+        return bool(((lows <= least) & (most <= highs) & np.isfinite(lows) & np.isfinite(highs)).all())
 
     @property
     def lows(self) -> Floats:
@@ -56,12 +63,12 @@ class Glimpse:
         """Exact largest value of every tensor [n]; -inf where it is empty."""
         return _by_tensor(np.maximum, self.tops, self.rows, -np.inf)
 
-    def without_nan(self) -> Glimpse:
-        """The same with 0 in place of NaN and infinities."""
-        picks, bottoms, tops = (
-            np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in (self.picks, self.bottoms, self.tops)
-        )
-        return Glimpse(self.sizes, self.picked, self.rows, picks, bottoms, tops, self.absmax)
+    def first(self, n: int) -> Glimpse:
+        """The glimpse of the first n tensors."""
+        picks, rows = int(self.picked[:n].sum()), int(self.rows[:n].sum())
+        absmax = {i: found for i, found in self.absmax.items() if i < n}
+        values = self.picks[:picks], self.bottoms[:rows], self.tops[:rows]
+        return Glimpse(self.sizes[:n], self.picked[:n], self.rows[:n], *values, absmax)
 
 
 def glimpse(values: Sequence[NDArray[Any]], channels: Collection[int] = ()) -> Glimpse:

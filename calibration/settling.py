@@ -33,7 +33,6 @@ class Settling:
     """
 
     def __init__(self, n: int) -> None:
-        self._n = n
         self._low, self._high = np.full(n, np.inf), np.full(n, -np.inf)  # now
         self._old_low, self._old_high = self._low.copy(), self._high.copy()  # at the checkpoint
         self._clipped = np.zeros(n)
@@ -43,9 +42,8 @@ class Settling:
         self._next = next(self._checkpoints)
 
     def add(self, seen: Glimpse) -> bool:
-        """Add a sample; whether the ranges have settled with it. Tensors beyond the first n are not watched."""
-        sizes = seen.sizes[: self._n]
-        lows, highs = seen.lows[: self._n].astype(np.float64), seen.highs[: self._n].astype(np.float64)
+        """Add a sample; whether the ranges have settled with it."""
+        sizes, lows, highs = seen.sizes, seen.lows.astype(np.float64), seen.highs.astype(np.float64)
         if self._samples >= _START:
             self._count += sizes
             ends = np.cumsum(seen.rows)

@@ -27,6 +27,8 @@ app = typer.Typer(
     help="Compress exported ONNX models in one shot: no training code, no labels, with proof.",
 )
 
+_INTERRUPTED = 130  # what the parser makes of Ctrl-C, and what shells use
+
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
 CalibOpt = Annotated[
     str | None,
@@ -291,11 +293,13 @@ def main() -> None:
     """Every error is one line on stderr and an exit code, never a traceback."""
     try:
         code = app(standalone_mode=False)
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except OnnxshotError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
+        _fail("interrupted; nothing was written", _INTERRUPTED)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command-line parser, which names no public class
             text = error.format_message()

@@ -65,13 +65,13 @@ def collect(
     kept = list(names)
     watched = list(dict.fromkeys((*kept, *_float_outputs(model))))
     looking = probe(model, watched, channels, threads=max(1, threads // runs), providers=providers_for(device))
-    observers, outliers, settling = Observers(len(watched)), Outliers(len(watched)), Settling(len(kept))
+    observers, outliers, settling = Observers(len(kept)), Outliers(len(kept)), Settling(len(kept))
     used: list[int] = []
     blank: list[str] = []
     for number, (sample, seen) in zip(order, _looks(looking, samples, order, runs), strict=False):
         if not seen.finite:
             _refuse(model, kept, sample, threads)
-            seen = seen.without_nan()  # it is in the outputs alone, which nothing is kept of
+        seen = seen.first(len(kept))
         observers.add(seen)
         outliers.add(seen, sample.name)
         if is_blank(sample.feed):
@@ -81,8 +81,8 @@ def collect(
             progress("calibrating", len(used), total)
         if settle and settling.add(seen):
             break
-    stats = dict(zip(kept, observers.stats(), strict=False))
-    return Collected(stats, tuple(used), tuple(_notes(outliers, blank, watched, len(used), total)))
+    stats = dict(zip(kept, observers.stats(), strict=True))
+    return Collected(stats, tuple(used), tuple(_notes(outliers, blank, kept, len(used), total)))
 
 
 def _looks(
@@ -100,7 +100,7 @@ def _looks(
 
 
 def _float_outputs(model: Model) -> list[str]:
-    """A NaN that the picks have missed may show there."""
+    """Watched too, but not kept: a NaN that the picks have missed may show there."""
     floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
     return [t.name for t in model.graph.outputs if model.elem_type(t) in floats]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from onnxshot.targets.ort_runtime import CPU, Feed, Runner
 
 IN_MEMORY = 1_500_000_000
 """Bytes inside a model above which it is run from a temporary file: one protobuf message ends at 2 GiB."""
+
+Shape = tuple[int | str | None, ...]
 
 _LEAST_OPSET = 13
 _MARK = "onnxshot_probe_"
@@ -97,23 +100,28 @@ class InsideProbe:
         tensors = model.tensors()
         casts = {name for name in names if model.elem_type(tensors[name]) != TensorProto.FLOAT}
         shapes = {name: model.shape(tensors[name]) for name in names}
-        # A tensor of unknown rank is taken as one row.
-        ranks = {name: 0 if shape is None else len(shape) for name, shape in shapes.items()}
         with _runnable(model) as (proto, folder):
-            _instrument(proto, names, channels, casts, ranks, model.opset)
+            _instrument(proto, names, channels, casts, shapes, model.opset)
             self._runner = Runner(
                 proto.SerializeToString(), threads=threads, providers=providers, outputs=[_VALUES, _SIZES],
                 folder=folder, keep_plans=False,
             )  # fmt: skip
         self._layout: _Layout | None = None
+        self._outside: OutsideProbe | None = None
+        self._make_outside = partial(OutsideProbe, model, names, channels, threads=threads, providers=providers)
 
     def look(self, feed: Feed) -> Glimpse:
         """Run the model on one feed. Raises ModelError where that fails."""
+        if self._outside is not None:
+            return self._outside.look(feed)
         found = self._runner.run(feed)
         values, sizes = found[_VALUES], found[_SIZES]
         layout = self._layout
         if layout is None or not np.array_equal(layout.lengths, sizes):
             self._layout = layout = _Layout(sizes, self._count, self._channels)
+        if len(values) != layout.total:  # the model states shapes that its tensors have not
+            self._outside = self._make_outside()
+            return self._outside.look(feed)
         absmax = {i: np.maximum(-values[low], values[high]) for i, low, high in layout.channels}
         picks, bottoms, tops = (values[at] for at in (layout.picks, layout.bottoms, layout.tops))
         return Glimpse(layout.sizes, layout.picked, layout.rows, picks, bottoms, tops, absmax)
@@ -134,6 +142,7 @@ class _Layout:
         widths[channels] = lengths_[2 * count :]
         parts = np.stack([self.rows, self.rows, self.picked, widths, widths], axis=1)
         ends = np.cumsum(parts).reshape(parts.shape)
+        self.total = int(parts.sum())
         starts = ends - parts
         self.bottoms, self.tops, self.picks = (
             np.concatenate([np.zeros(0, np.int64), *map(np.arange, starts[:, kind], ends[:, kind])])
@@ -149,7 +158,7 @@ def _instrument(
     names: Sequence[str],
     channels: Collection[str],
     casts: Collection[str],
-    ranks: Mapping[str, int],
+    shapes: Mapping[str, Shape | None],
     opset: int,
 ) -> None:
     """Replace the outputs by two vectors: what is kept of each tensor, one after another, and the lengths of it all.
@@ -162,13 +171,18 @@ def _instrument(
     del graph.output[:]
     for name, value in _constants().items():
         graph.initializer.append(numpy_helper.from_array(value, _MARK + name))
+    # A tensor of unknown rank is taken as one row.
+    ranks = {name: len(shapes[name] or ()) for name in names}
     for rank in {max(rank, 1) for rank in ranks.values()}:
         axes = np.arange(row_axes(rank), rank, dtype=np.int64)
         graph.initializer.append(numpy_helper.from_array(axes, f"{_MARK}axes_of_{rank}"))
-    blocks = [
-        _Reductions(i, opset).of(name, ranks[name], cast=name in casts, by_channel=name in channels)
-        for i, name in enumerate(names)
-    ]
+    blocks, strides = [], dict[Shape, str]()
+    for i, name in enumerate(names):
+        made, shape = _Reductions(i, opset), shapes[name]
+        stride = strides.get(shape) if shape is not None and None not in shape else None
+        blocks.append(made.of(name, ranks[name], stride, cast=name in casts, by_channel=name in channels))
+        if shape is not None and stride is None:
+            strides[shape] = f"{_MARK}stride_{i}"
     for block in reversed(blocks):
         graph.node.extend(block)
     numbered = list(enumerate(names))
@@ -206,13 +220,14 @@ class _Reductions:
         self._number, self._opset = number, opset
         self._nodes: list[NodeProto] = []
 
-    def of(self, tensor: str, rank: int, *, cast: bool, by_channel: bool) -> list[NodeProto]:
-        """All nodes; what they make is named in `_instrument`."""
+    def of(self, tensor: str, rank: int, stride: str | None, *, cast: bool, by_channel: bool) -> list[NodeProto]:
+        """All nodes; what they make is named in `_instrument`. stride: that of a tensor of the same shape, if known."""
         if cast:
             tensor = self._add("Cast", [tensor], "cast", to=TensorProto.FLOAT)
         flat = self._add("Reshape", [tensor, _MARK + "flat"], "values")
         size = self._add("Shape", [flat], "size")
-        self._add("Slice", [flat, _MARK + "begin", _MARK + "end", _MARK + "begin", self._stride(size)], "picks")
+        step = stride or self._stride(size)
+        self._add("Slice", [flat, _MARK + "begin", _MARK + "end", _MARK + "begin", step], "picks")
         table = tensor if rank else flat
         for op, row, rows in (("ReduceMin", "bottom", "bottoms"), ("ReduceMax", "top", "tops")):
             reduced = self._reduce(op, table, f"{_MARK}axes_of_{max(rank, 1)}", row_axes(rank), max(rank, 1), row)

@@ -35,14 +35,13 @@ def best_plan(
     """
     proto = model.to_proto()
 
-    def runner(plan: Plan | None) -> Runner:
-        if plan is None:
-            return Runner(proto.SerializeToString(), threads=1)
+    def rewritten(plan: Plan) -> bytes:
         copy = load_model(proto)
         rewrite(copy, plan)
-        return Runner(copy.to_proto().SerializeToString(), threads=1)
+        return bytes(copy.to_proto().SerializeToString())
 
-    judge, *others = at_once(*(partial(runner, plan) for plan in (None, *plans)))
+    sources = [proto.SerializeToString(), *map(rewritten, plans)]
+    judge, *others = at_once(*(partial(Runner, source, threads=1) for source in sources))
     totals = [SqnrSum() for _ in plans]
 
     def run(sample: Sample) -> list[Mapping[str, NDArray[Any]]]:

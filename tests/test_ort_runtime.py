@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.targets.ort_bench import bench
+from onnxshot.targets.ort_bench import bench, settled
 from onnxshot.targets.ort_executed import Execution, executed
 from onnxshot.targets.ort_runtime import Runner, providers_for, session
 
@@ -259,3 +259,17 @@ def test_bench_stops_when_the_time_is_over(tmp_path: Path) -> None:
 def test_bench_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError):
         bench([], [])
+
+
+def test_timing_ends_when_the_ratio_is_known() -> None:
+    """The rule against its formula: half of the notch of a box plot, 1.57 * IQR / sqrt(n)."""
+    rng = np.random.default_rng(0)
+    for spread in (0.02, 0.1, 0.5):
+        ratios = 2.0 + spread * rng.standard_normal(100)
+        ms = np.stack([ratios, np.ones(100)], axis=1)
+        half = 1.57 * np.subtract(*np.percentile(ratios, (75, 25))) / 10
+        for precision in (0.5 * half / np.median(ratios), 2 * half / np.median(ratios)):
+            assert settled(ms, precision) == (precision > half / np.median(ratios))
+    assert settled(np.ones((10, 3)), 0.001)
+    jittery = np.stack([np.ones(100), np.ones(100), 1.0 / ratios], axis=1)
+    assert not settled(jittery, 0.01), "every ratio must be known"

@@ -158,7 +158,7 @@ def test_a_gap_between_optimized_and_plain_is_flagged() -> None:
 
 
 def _comparison(fast: float, plain: float) -> Comparison:
-    return Comparison((OutputRow("y", fast, plain),), fast, plain, 1)
+    return Comparison((OutputRow("y", 60.0, plain, fast),), 60.0, plain, fast, 1)
 
 
 # ---------------------------------------------------------------------- tensors
