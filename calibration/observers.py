@@ -14,6 +14,7 @@ from onnxshot.calibration.sampling import lengths, strides
 from onnxshot.calibration.stats import BINS, MIN_WIDTH_LOG2, NO_STATS, Histogram, TensorStats, to_units, width_of
 
 _BATCH = 8  # glimpses that are counted at once: a call per tensor and sample would cost more than the counting
+_BATCH_VALUES = 1 << 20  # but no more values than this wait
 _KINDS = 3  # of values: picks, bottoms, tops
 
 Floats = NDArray[np.float32]
@@ -137,7 +138,7 @@ class Observers:
         for i, found in seen.absmax.items():
             self._absmax[i] = np.maximum(self._absmax[i], found) if i in self._absmax else found.copy()
         self._waiting.append(seen)
-        if len(self._waiting) == _BATCH:
+        if len(self._waiting) == _BATCH or sum(s.picks.size for s in self._waiting) >= _BATCH_VALUES:
             self._count_waiting()
 
     def _count_waiting(self) -> None:

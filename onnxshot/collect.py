@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from threading import BoundedSemaphore
@@ -17,10 +18,12 @@ from onnxshot.calibration.settling import Settling
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import CalibrationError
 from onnxshot.graph import Model
+from onnxshot.graph.macs import concrete_shapes
 from onnxshot.parallel import in_order
 from onnxshot.probe import OutsideProbe, Probe, probe
 from onnxshot.targets.ort_runtime import providers_for
 
+_LARGE = 48 << 20  # bytes
 _NAMED = 3  # samples named in a note
 
 Progress = Callable[[str, int, int], None]
@@ -61,7 +64,7 @@ def collect(
     """
     total = len(samples)
     order = spread(total) if settle else list(range(total))
-    runs = max(1, min(threads, total)) if device == "cpu" else 1
+    runs = max(1, min(threads, total)) if device == "cpu" and not _is_large(model, names, samples) else 1
     kept = list(names)
     watched = list(dict.fromkeys((*kept, *_float_outputs(model))))
     looking = probe(model, watched, channels, threads=max(1, threads // runs), providers=providers_for(device))
@@ -97,6 +100,12 @@ def _looks(
             return sample, looking.look(sample.feed)
 
     return in_order(look, order, runs + 1)
+
+
+def _is_large(model: Model, names: Sequence[str], samples: Dataset | Sequence[Sample]) -> bool:
+    """Whether one sample's tensors are so large that two samples at once would cost too much memory."""
+    shapes = concrete_shapes(model, {name: x.shape for name, x in samples[0].feed.items()}) if len(samples) else {}
+    return sum(4 * math.prod(shapes[name]) for name in names if name in shapes) > _LARGE
 
 
 def _float_outputs(model: Model) -> list[str]:

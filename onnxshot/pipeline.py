@@ -41,7 +41,6 @@ from onnxshot.report import Artifact, Report
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
-from onnxshot.targets.ort_runtime import Runner
 
 _TRIED = 8  # calibration samples that plans are tried on
 VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
@@ -312,21 +311,25 @@ class _Run:
             report.notes.append(f"checked in ONNX Runtime, not in {self.target.name}; not timed")
             return
         with self.timed("bench"), tempfile.TemporaryDirectory() as folder:
-            proof.time_both(report, self._timed_source(Path(folder)), written.path, held_out, self.settings)
+            self._time(Path(folder) / "float.onnx", written.path, held_out)
 
-    def _timed_source(self, folder: Path) -> Path:
-        """The file to time against: the source, or the normalized model where ONNX Runtime refuses the source."""
-        path = folder / "float.onnx"
+    def _time(self, path: Path, written: Path, samples: Dataset) -> None:
+        """Time against the source, or against the normalized model where ONNX Runtime refuses the source.
+
+        What is no file yet is written to `path`.
+        """
+        source = path
         if isinstance(self.source, ModelProto):
             path.write_bytes(self.source.SerializeToString())
-        source = path if isinstance(self.source, ModelProto) else Path(self.source)
-        with contextlib.suppress(ModelError):
-            Runner(source)
-            return source
-        assert self.float_model is not None
-        path.write_bytes(self.float_model.SerializeToString())
-        self.report.notes.append("timed against the normalized model: ONNX Runtime does not load the input as it is")
-        return path
+        else:
+            source = Path(self.source)
+        try:
+            proof.time_both(self.report, source, written, samples, self.settings)
+        except ModelError:
+            assert self.float_model is not None
+            path.write_bytes(self.float_model.SerializeToString())
+            proof.time_both(self.report, path, written, samples, self.settings)
+            self.report.notes.append("timed against the normalized model: ONNX Runtime does not load the input")
 
 
 def _peak_rss_mb() -> float:

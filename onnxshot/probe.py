@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +21,9 @@ from onnxshot.graph import Model, weights
 from onnxshot.graph.save import write
 from onnxshot.targets.ort_runtime import CPU, Feed, Runner
 
-IN_MEMORY = 1_500_000_000
-"""Bytes inside a model above which it is run from a temporary file: one protobuf message ends at 2 GiB."""
+IN_MEMORY = 32_000_000
+"""Bytes of weights above which a model is run from a temporary file, which ONNX Runtime maps: of one that it is handed
+in memory it holds three copies for a while."""
 
 Shape = tuple[int | str | None, ...]
 
@@ -62,13 +63,10 @@ class OutsideProbe:
     ) -> None:
         self.names = list(names)
         self._channels = [i for i, name in enumerate(names) if name in channels]
-        with _runnable(model) as (proto, folder):
-            present = {o.name for o in proto.graph.output}
-            proto.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in present)
+        with _runnable(model, partial(_expose, names=names)) as (source, folder):
             self._runner = Runner(
-                proto.SerializeToString(), threads=threads, providers=providers, outputs=names, folder=folder,
-                keep_plans=False,
-            )  # fmt: skip
+                source, threads=threads, providers=providers, outputs=names, folder=folder, keep_plans=False
+            )
 
     def values(self, feed: Feed) -> list[NDArray[Any]]:
         """The whole tensors, in the order of the names."""
@@ -100,11 +98,13 @@ class InsideProbe:
         tensors = model.tensors()
         casts = {name for name in names if model.elem_type(tensors[name]) != TensorProto.FLOAT}
         shapes = {name: model.shape(tensors[name]) for name in names}
-        with _runnable(model) as (proto, folder):
-            _instrument(proto, names, channels, casts, shapes, model.opset)
+        change = partial(
+            _instrument, names=names, channels=channels, casts=casts, shapes=shapes, opset=model.opset
+        )  # fmt: skip
+        with _runnable(model, change) as (source, folder):
             self._runner = Runner(
-                proto.SerializeToString(), threads=threads, providers=providers, outputs=[_VALUES, _SIZES],
-                folder=folder, keep_plans=False,
+                source, threads=threads, providers=providers, outputs=[_VALUES, _SIZES], folder=folder,
+                keep_plans=False,
             )  # fmt: skip
         self._layout: _Layout | None = None
         self._outside: OutsideProbe | None = None
@@ -151,6 +151,12 @@ class _Layout:
         self.channels = [
             (i, slice(starts[i, 3], ends[i, 3]), slice(starts[i, 4], ends[i, 4])) for i in channels if self.sizes[i]
         ]
+
+
+def _expose(proto: ModelProto, names: Sequence[str]) -> None:
+    """Make the tensors outputs."""
+    present = {o.name for o in proto.graph.output}
+    proto.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in present)
 
 
 def _instrument(
@@ -269,19 +275,28 @@ class _Reductions:
 
 
 @contextlib.contextmanager
-def _runnable(model: Model) -> Iterator[tuple[ModelProto, Path | None]]:
-    """The model as a proto and the folder of its external data; weights that lie outside stay where they are.
+def _runnable(model: Model, change: Callable[[ModelProto], None]) -> Iterator[tuple[bytes, Path | None]]:
+    """The changed model as bytes, and the folder of its external data; weights that lie outside stay where they are.
 
-    What would not fit into one message goes to a temporary folder.
+    Those of a large model that lie inside are written to a temporary folder, one at a time.
     """
     stored = (c._values for c in model.constants() if isinstance(c._values, weights.StoredValues))
     outside = [values for values in stored if values.external]
     folders = {values.folder for values in outside}
     kept_out = sum(int(values.nbytes) for values in outside) if len(folders) == 1 else 0
     if model.weight_bytes() - kept_out <= IN_MEMORY:
-        yield model.export(weights.to_reference if kept_out else weights.to_proto), next(iter(folders), None)
+        proto = model.export(weights.to_reference if kept_out else weights.to_proto)
+        yield _bytes(proto, change), next(iter(folders), None)
         return
     with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
         path = Path(made) / "model.onnx"
         write(model, path, external=True)
-        yield onnx.load(str(path), load_external_data=False), path.parent
+        yield _bytes(onnx.load(str(path), load_external_data=False), change), path.parent
+
+
+def _bytes(proto: ModelProto, change: Callable[[ModelProto], None]) -> bytes:
+    """The changed proto; it is emptied, so that its weights are not in memory twice while a session is made."""
+    change(proto)
+    source = bytes(proto.SerializeToString())
+    proto.Clear()
+    return source

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.parallel import at_once, in_order
+from onnxshot.parallel import in_order
 from onnxshot.plan import Plan
 from onnxshot.targets.ort_runtime import Runner
 
@@ -34,24 +34,22 @@ def best_plan(
     The first plan wins unless another gains 1 dB. `rewrite` applies a plan to a copy of the model.
     """
     proto = model.to_proto()
-
-    def rewritten(plan: Plan) -> bytes:
+    wanted = list(_outputs(proto, samples, threads))
+    scores = []
+    for plan in plans:  # one after another: each keeps its weights and its activations in memory
         copy = load_model(proto)
         rewrite(copy, plan)
-        return bytes(copy.to_proto().SerializeToString())
-
-    sources = [proto.SerializeToString(), *map(rewritten, plans)]
-    judge, *others = at_once(*(partial(Runner, source, threads=1) for source in sources))
-    totals = [SqnrSum() for _ in plans]
-
-    def run(sample: Sample) -> list[Mapping[str, NDArray[Any]]]:
-        return [one.run(sample.feed) for one in (judge, *others)]
-
-    for wanted, *candidates in in_order(run, samples, threads):
-        for total, found in zip(totals, candidates, strict=True):
+        total = SqnrSum()
+        for expected, found in zip(wanted, _outputs(copy.to_proto(), samples, threads), strict=True):
             for name, value in found.items():
-                if value.dtype.kind == "f" and value.shape == wanted[name].shape:
-                    total.add(wanted[name], value)
-    scores = [total.db for total in totals]
+                if value.dtype.kind == "f" and value.shape == expected[name].shape:
+                    total.add(expected[name], value)
+        scores.append(total.db)
     best = max(range(len(scores)), key=lambda i: scores[i])
     return best if scores[best] >= scores[0] + _GAIN_DB else 0
+
+
+def _outputs(proto: ModelProto, samples: Sequence[Sample], threads: int) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """The outputs of a model on every sample, in order."""
+    runner = Runner(proto.SerializeToString(), threads=1)
+    return in_order(lambda sample: runner.run(sample.feed), samples, threads)

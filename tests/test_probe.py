@@ -87,22 +87,23 @@ def test_real_models(name: str) -> None:
         same(found.look(data[i].feed), glimpse(outside_truth(ready, names, data[i].feed), channels))
 
 
-@pytest.mark.parametrize("case", sorted(HANDMADE))
-def test_handmade_graphs(case: str) -> None:
-    made, recipe = HANDMADE[case](), Recipe()
-    ready = normalized(made.model, recipe)
-    plan = make_plan(ready, target_named("ort"), recipe)
-    names = list(plan.observe)
-    if not names or not made.feeds or case == "custom_domain":
-        pytest.skip("nothing is observed in it, or ONNX Runtime does not run it")
-    found = probe(ready, names, plan.watched, threads=1)
-    for feed in made.feeds[:2]:
-        seen, truth = found.look(feed), outside_truth(ready, names, feed)
-        expected = glimpse(truth, [j for j, n in enumerate(names) if n in plan.watched])
-        np.testing.assert_array_equal(seen.sizes, expected.sizes)
-        np.testing.assert_array_equal(seen.picks, expected.picks)
-        np.testing.assert_array_equal(seen.lows, expected.lows)
-        np.testing.assert_array_equal(seen.highs, expected.highs)
+def test_handmade_graphs() -> None:
+    checked = 0
+    for case in sorted(HANDMADE):
+        made, recipe = HANDMADE[case](), Recipe()
+        ready = normalized(made.model, recipe)
+        plan = make_plan(ready, target_named("ort"), recipe)
+        names = list(plan.observe)
+        if not names or not made.feeds or case == "custom_domain":  # which ONNX Runtime does not run
+            continue
+        found = probe(ready, names, plan.watched, threads=1)
+        for feed in made.feeds[:2]:
+            seen = found.look(feed)
+            expected = glimpse(outside_truth(ready, names, feed))
+            for part in ("sizes", "picks", "lows", "highs"):
+                np.testing.assert_array_equal(getattr(seen, part), getattr(expected, part), err_msg=f"{case} {part}")
+        checked += 1
+    assert checked >= 25
 
 
 def test_other_types_are_seen_as_float32() -> None:
