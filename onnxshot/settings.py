@@ -37,7 +37,7 @@ class Settings:
     seed: int = 0
     keep_overridable: bool = False
     requantize: bool = False
-    bench_seconds: float = 1.0
+    bench_seconds: float = 0.5
     progress: Progress | None = None
 
     def __post_init__(self) -> None:

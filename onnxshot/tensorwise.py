@@ -26,7 +26,7 @@ from onnxshot.targets.ort_runtime import Runner, label
 
 Tensors = Mapping[str, NDArray[Any]]
 
-SAMPLES = 8
+SAMPLES = 4
 """Samples that tensors are compared on, at most: where noise comes from shows on the first few."""
 LIMIT = 1_500_000_000
 """Bytes of weights above which no tensors are compared: the model is copied in memory to see inside."""
@@ -151,10 +151,13 @@ class _Sums:
         if wanted.dtype.kind != "f" or got.dtype.kind != "f" or wanted.shape != got.shape or not wanted.size:
             return
         self.total.add(wanted, got)
-        finite = wanted if np.isfinite(wanted).all() else wanted[np.isfinite(wanted)]
-        if finite.size:
-            self.absmax = max(self.absmax, float(np.abs(finite).max()))
-        if self.pair is not None:
+        low, high = float(wanted.min()), float(wanted.max())
+        if math.isfinite(low) and math.isfinite(high):
+            self.absmax = max(self.absmax, -low, high)
+        elif np.isfinite(wanted).any():
+            self.absmax = max(self.absmax, float(np.abs(wanted[np.isfinite(wanted)]).max()))
+        # NaN is in no order with anything: it goes the long way too.
+        if self.pair is not None and not (self.pair.low <= low and high <= self.pair.high):
             self.outside += int(np.count_nonzero((wanted < self.pair.low) | (wanted > self.pair.high)))
 
     def join(self, other: _Sums) -> None:

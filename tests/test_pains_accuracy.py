@@ -391,8 +391,8 @@ def test_row18_the_file_is_proven_with_the_optimizer_on_and_off(tmp_path: Path) 
     wanted = outputs(path, given)
     on, off = (outputs(tmp_path / "q.onnx", given, optimize=each) for each in (True, False))
     assert report.sqnr_db == pytest.approx(sqnr(wanted, on), abs=0.01)
-    # Whether the two differ is looked for on the first 8 samples.
-    first_on, first_off = (sqnr(wanted[:8], part[:8]) for part in (on, off))
+    # Whether the two differ is looked for on the first 4 samples.
+    first_on, first_off = (sqnr(wanted[:4], part[:4]) for part in (on, off))
     assert abs(first_on - first_off) > 0.05, "a model on which the two differ"
     assert report.sqnr_optimized_db == pytest.approx(first_on, abs=0.01)
     assert report.sqnr_unoptimized_db == pytest.approx(first_off, abs=0.01)
