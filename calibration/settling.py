@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxshot.calibration.observers import Glimpse
 
 LEAST = 32
-"""No run stops before this many samples."""
+"""No run is called quiet before this many samples."""
 MEAN_DB = 0.05
 """Settled: what clipping would have added to the rounding noise of 8 bits, as the mean over all tensors."""
 MAX_DB = 1.0
@@ -26,10 +26,10 @@ class Settling:
 
     At 16, 24, 32, 48, 64, 96, ... samples the ranges are kept (a checkpoint). The samples up to the next checkpoint
     are held against them: the rows' extremes beyond the range give the squared error of clipping, which is set against
-    the rounding noise of that range in 8 bits, step**2 / 12. The ranges have settled at a checkpoint from LEAST samples
-    on where that would have added less than MEAN_DB on the mean over the tensors, and less than MAX_DB everywhere.
-    An outlier among the last third of the samples hence keeps the run going; one that no sample before the stop shows
-    cannot be known of.
+    the rounding noise of that range in 8 bits, step**2 / 12. A checkpoint is quiet where that would have added less
+    than MEAN_DB on the mean over the tensors, and less than MAX_DB everywhere. The ranges have settled at the second
+    quiet checkpoint in a row, from LEAST samples on. An outlier among the last half of the samples hence keeps the run
+    going; one that no sample before the stop shows cannot be known of.
     """
 
     def __init__(self, n: int) -> None:
@@ -37,7 +37,7 @@ class Settling:
         self._old_low, self._old_high = self._low.copy(), self._high.copy()  # at the checkpoint
         self._clipped = np.zeros(n)
         self._count = np.zeros(n)
-        self._samples = 0
+        self._samples = self._quiet = 0
         self._checkpoints = _checkpoints()
         self._next = next(self._checkpoints)
 
@@ -60,7 +60,9 @@ class Settling:
         added = self._added_db()
         self._old_low, self._old_high = self._low, self._high
         self._clipped[:] = self._count[:] = 0.0
-        return self._samples >= LEAST and bool(added.mean() <= MEAN_DB) and bool(added.max() <= MAX_DB)
+        quiet = self._samples >= LEAST and bool(added.mean() <= MEAN_DB) and bool(added.max() <= MAX_DB)
+        self._quiet = self._quiet + 1 if quiet else 0
+        return self._quiet == 2
 
     def _added_db(self) -> NDArray[np.float64]:
         """What clipping since the checkpoint adds to the rounding noise, in dB [n]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,11 @@ from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 from onnxshot.calibration.readers import Sample
 from onnxshot.errors import ModelError
 from onnxshot.graph import Model, weights
-from onnxshot.graph.load import first_line, load_model
+from onnxshot.graph.load import first_line
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.parallel import at_once, in_order
-from onnxshot.targets.ort_runtime import Runner, label
+from onnxshot.parallel import at_once, in_order, shared_out
+from onnxshot.targets.ort_runtime import Runner, label, stored_bytes
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -75,8 +76,8 @@ def compare_tensors(
     Held at any time: copies of both models and 256 MB of tensors for each thread, whatever the number of tensors and
     samples.
     """
-    used = [sample for sample, _ in zip(samples, range(SAMPLES), strict=False)]
-    if not used or _bytes(reference) > LIMIT or _bytes(candidate) > LIMIT:
+    used = list(itertools.islice(samples, SAMPLES))
+    if not used or too_large(reference, candidate):
         return ()
     float_proto, cand_proto = _proto(reference), _proto(candidate)
     makers = {o: n.op_type for n in float_proto.graph.node if n.op_type != "Constant" for o in n.output if o}
@@ -84,11 +85,11 @@ def compare_tensors(
     there = {o for n in cand_proto.graph.node for o in n.output}
     names = [n for n in dict.fromkeys(makers if tensors is None else tensors) if n in makers and n in there]
     shapes = concrete_shapes(Model(float_proto), {k: v.shape for k, v in used[0].feed.items()})
-    workers = max(1, min(threads, len(used)))
+    workers, threads = shared_out(threads, len(used))
     rows = []
     for group in _groups(names, shapes):
         takes = {name: pairs[name].output if name in pairs else name for name in group}
-        run = _both(float_proto, cand_proto, [*group, *outputs], [*takes.values(), *outputs], threads // workers)
+        run = _both(float_proto, cand_proto, [*group, *outputs], [*takes.values(), *outputs], threads)
         sums = {name: _Sums(makers[name], pairs.get(name)) for name in group}
         for sample, wanted, got, own in in_order(partial(_look, run, takes, sums, outputs), used, workers):
             for entry, part in zip(sums.values(), own, strict=True):
@@ -122,8 +123,8 @@ def _both(
     wanted, got = list(dict.fromkeys(wanted)), list(dict.fromkeys(got))
     sources = _exposed(float_proto, wanted), _exposed(cand_proto, got)
     judge, other = at_once(
-        lambda: Runner(sources[0], threads=max(1, threads), outputs=wanted),
-        lambda: Runner(sources[1], optimize=False, threads=max(1, threads), outputs=got),
+        lambda: Runner(sources[0], threads=threads, outputs=wanted),
+        lambda: Runner(sources[1], optimize=False, threads=threads, outputs=got),
     )
     return lambda sample: (judge.run(sample.feed), other.run(sample.feed))
 
@@ -234,10 +235,15 @@ def _exposed(proto: ModelProto, names: Iterable[str]) -> bytes:
         del proto.graph.output[before:]
 
 
+def too_large(*sources: Path | bytes | Model) -> bool:
+    """Whether one of the models is over LIMIT."""
+    return any(_bytes(source) > LIMIT for source in sources)
+
+
 def _bytes(source: Path | bytes | Model) -> int:
     if isinstance(source, bytes):
         return len(source)
-    return (source if isinstance(source, Model) else load_model(source)).weight_bytes()
+    return source.weight_bytes() if isinstance(source, Model) else stored_bytes(source)
 
 
 def _proto(source: Path | bytes | Model) -> ModelProto:

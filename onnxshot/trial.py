@@ -12,7 +12,7 @@ from onnxshot.calibration.readers import Sample
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.parallel import in_order
+from onnxshot.parallel import in_order, shared_out
 from onnxshot.plan import Plan
 from onnxshot.targets.ort_runtime import Runner
 
@@ -51,5 +51,6 @@ def best_plan(
 
 def _outputs(proto: ModelProto, samples: Sequence[Sample], threads: int) -> Iterator[Mapping[str, NDArray[Any]]]:
     """The outputs of a model on every sample, in order."""
-    runner = Runner(proto.SerializeToString(), threads=1)
-    return in_order(lambda sample: runner.run(sample.feed), samples, threads)
+    workers, each = shared_out(threads, len(samples))
+    runner = Runner(proto.SerializeToString(), threads=each)
+    return in_order(lambda sample: runner.run(sample.feed), samples, workers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.contract import contract, difference
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.parallel import at_once, in_order
+from onnxshot.parallel import at_once, in_order, shared_out
+from onnxshot.report import GAP_DB
 from onnxshot.targets.ort_runtime import Runner
-from onnxshot.tensorwise import SAMPLES, TensorRow, compare_tensors
+from onnxshot.tensorwise import SAMPLES, TensorRow, compare_tensors, too_large
 
 _Outputs = Mapping[str, NDArray[Any]]
 
-GAP_DB = 1.0
-"""More than this between optimizations on and off is a mistake of the runtime, or arithmetic that saturates."""
 _NOISE_FLOOR_DB = 60.0  # above it the two runs may differ by rounding alone
 _SCORES_RANK = (1, 2, 3)  # an output of rank 4 is a picture: its last axis is not classes
 
@@ -101,8 +100,8 @@ def compare(
         CalibrationError: there are no samples.
     """
     sides = contract(reference), contract(candidate)
-    # One thread each: one sample per thread is faster than one after another, and sums come in one order.
-    judge, fast = at_once(lambda: Runner(reference, threads=1), lambda: Runner(candidate, threads=1))
+    workers, each = shared_out(threads, len(samples) if isinstance(samples, Sized) else None)
+    judge, fast = at_once(lambda: Runner(reference, threads=each), lambda: Runner(candidate, threads=each))
     names = [name for name in judge.outputs if name in fast.outputs]
     kinds = judge.skipped | fast.skipped
     if not names and not kinds:
@@ -110,15 +109,7 @@ def compare(
     sums = {name: _Sums(name) for name in names}
     totals, first = _Totals(), list[Sample]()
     count = 0
-
-    def run(item: int | Sample) -> tuple[Sample, _Outputs, _Outputs]:
-        sample = item if isinstance(item, Sample) else indexed[item]
-        return sample, judge.run(sample.feed), fast.run(sample.feed)
-
-    # Samples that can be asked for by number are read in the threads that run them.
-    indexed = samples if isinstance(samples, Dataset) else ()
-    items: Iterable[int | Sample] = range(len(samples)) if isinstance(samples, Dataset) else samples
-    for sample, wanted, got in in_order(run, items, threads):
+    for sample, wanted, got in _run(judge, fast, samples, workers):
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=count < SAMPLES)
         if count < SAMPLES:
@@ -131,7 +122,14 @@ def compare(
         for name in names:
             sums[name].add_plain(wanted[name], got[name], sample.name, totals)
 
-    inside = compare_tensors(reference, candidate, first, tensors, threads=threads, outputs=names, each=plain)
+    inside: tuple[TensorRow, ...] = ()
+    if too_large(reference, candidate):  # seen from outside only
+        del fast
+        for seen in _run(judge, Runner(candidate, threads=each, optimize=False), first, workers):
+            plain(*seen)
+    else:
+        del judge, fast
+        inside = compare_tensors(reference, candidate, first, tensors, threads=threads, outputs=names, each=plain)
     rows = tuple(entry.row() for entry in sums.values())
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
     notes += [f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape]
@@ -147,6 +145,20 @@ def compare(
         notes=tuple(notes),
         tensors=inside,
     )
+
+
+def _run(
+    judge: Runner, other: Runner, samples: Iterable[Sample], workers: int
+) -> Iterator[tuple[Sample, _Outputs, _Outputs]]:
+    """The outputs of both on every sample; those of a Dataset are read in the threads that run them."""
+    get: Callable[[Any], Sample] = samples.__getitem__ if isinstance(samples, Dataset) else lambda sample: sample
+    items: Iterable[Any] = range(len(samples)) if isinstance(samples, Dataset) else samples
+
+    def look(item: Any) -> tuple[Sample, _Outputs, _Outputs]:
+        sample = get(item)
+        return sample, judge.run(sample.feed), other.run(sample.feed)
+
+    return in_order(look, items, workers)
 
 
 class _Sum(SqnrSum):

@@ -7,13 +7,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
-from onnxshot.calibration.readers import Sample
+from onnxshot.calibration.readers import InputSpec, Sample, open_data
 from onnxshot.contract import contract, difference, reload_check, same_contract
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
-from onnxshot.tensorwise import compare_tensors
+from onnxshot.tensorwise import SAMPLES, compare_tensors
 from onnxshot.verify import Comparison, OutputRow, compare
 
 
@@ -155,6 +155,37 @@ def test_a_gap_between_optimized_and_plain_is_flagged() -> None:
     assert _comparison(18.0, 25.0).optimizer_changes_results
     assert not _comparison(24.5, 25.0).optimizer_changes_results
     assert not _comparison(130.0, 150.0).optimizer_changes_results
+
+
+@pytest.mark.parametrize("limit", [1_500_000_000, 0])
+def test_optimizations_off_are_looked_at_in_models_of_any_size(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model too large to see inside is still run with optimizations off."""
+    monkeypatch.setattr("onnxshot.tensorwise.LIMIT", limit)
+    reference, candidate = nets(0.1)
+    result = compare(reference, candidate, samples(20), tensors=["b"])
+    assert [row.tensor for row in result.tensors] == (["b"] if limit else [])
+    assert result.samples == 20
+    first = compare(reference, candidate, samples(SAMPLES))
+    assert result.unoptimized_db == pytest.approx(first.sqnr_db, abs=0.01)
+    assert result.optimized_db == pytest.approx(first.sqnr_db, abs=1e-6)
+    assert result.sqnr_db != pytest.approx(first.sqnr_db, abs=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_figures_do_not_depend_on_threads_or_on_how_samples_come(threads: int) -> None:
+    reference, candidate = nets(0.1)
+    with open_data([s.feed for s in samples(20)], [InputSpec("x", np.dtype(np.float32), ("N", 8))]) as data:
+        read = compare(reference, candidate, data, threads=threads)
+    streamed = compare(reference, candidate, iter(samples(20)), threads=1)
+    assert read.sqnr_db == pytest.approx(streamed.sqnr_db, rel=1e-9)
+    assert read.outputs[0].max_abs_error == pytest.approx(streamed.outputs[0].max_abs_error, rel=1e-6)
+
+
+def test_values_that_are_not_finite_are_left_out_of_the_largest() -> None:
+    model = bytes_of("(float[N,8] x) => (float[N,8] y) { a = Log(x)  y = Neg(a) }")
+    feed = [Sample("a", {"x": np.float32([[0, 1, 2, 3, 4, -5, 6, 7]])})]
+    rows = {row.tensor: row for row in compare_tensors(model, model, feed, ["a"])}
+    assert rows["a"].absmax == pytest.approx(np.log(7), rel=1e-6)
 
 
 def _comparison(fast: float, plain: float) -> Comparison:

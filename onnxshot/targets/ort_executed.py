@@ -22,7 +22,7 @@ from onnxshot.graph.ir import Node
 from onnxshot.graph.load import first_line
 from onnxshot.graph.macs import Shape, concrete_shapes, count
 from onnxshot.graph.model import Model
-from onnxshot.targets.ort_runtime import Feed, input_spec, label, one_line, session
+from onnxshot.targets.ort_runtime import Feed, external_bytes, input_spec, label, one_line, session
 
 LIMIT = 1_500_000_000
 """Bytes of a model above which its optimized graph is not written: it would not fit one protobuf file."""
@@ -212,9 +212,7 @@ def _loaded(model: Path | bytes) -> ModelProto:
 def _size(proto: ModelProto, folder: Path | None) -> int:
     """Bytes of the model and of the files its weights lie in."""
     size = int(proto.ByteSize())
-    places = {e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"}
-    files = [] if folder is None else [folder / place for place in places]
-    return size + sum(int(file.stat().st_size) for file in files if file.is_file())
+    return size if folder is None else size + external_bytes(proto, folder)
 
 
 def _name_nodes(graph: GraphProto, taken: set[str]) -> None:

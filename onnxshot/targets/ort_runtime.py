@@ -10,7 +10,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from onnxshot.calibration.readers import InputSpec
 from onnxshot.errors import ModelError, TargetError
@@ -151,6 +154,21 @@ def one_line(error: BaseException) -> str:
 def label(model: Path | bytes) -> str:
     """What messages call the model."""
     return str(model) if isinstance(model, Path) else "the model in memory"
+
+
+def stored_bytes(model: Path) -> int:
+    """Bytes of a model's file and of those its weights lie in. ModelError: it cannot be read."""
+    try:
+        proto = onnx.load(str(model), load_external_data=False)
+        return model.stat().st_size + external_bytes(proto, model.parent)
+    except (OSError, DecodeError) as e:
+        raise ModelError(f"{label(model)} cannot be read: {first_line(e)}") from e
+
+
+def external_bytes(proto: ModelProto, folder: Path) -> int:
+    """Bytes of the files that the weights of a model in this folder lie in."""
+    places = {e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"}
+    return sum(int(file.stat().st_size) for place in places if (file := folder / place).is_file())
 
 
 def input_spec(arg: Any) -> InputSpec:
