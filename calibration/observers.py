@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Glimpse:
     """What is kept of one sample's tensors, n of them; all that a calibration run ever sees of it.
 
@@ -54,12 +55,12 @@ class Glimpse:
         # NaN is in no order with anything.
         return bool(((lows <= least) & (most <= highs) & np.isfinite(lows) & np.isfinite(highs)).all())
 
-    @property
+    @cached_property
     def lows(self) -> Floats:
         """Exact least value of every tensor [n]; inf where it is empty."""
         return _by_tensor(np.minimum, self.bottoms, self.rows, np.inf)
 
-    @property
+    @cached_property
     def highs(self) -> Floats:
         """Exact largest value of every tensor [n]; -inf where it is empty."""
         return _by_tensor(np.maximum, self.tops, self.rows, -np.inf)

@@ -123,7 +123,7 @@ class InsideProbe:
             self._outside = self._make_outside()
             return self._outside.look(feed)
         absmax = {i: np.maximum(-values[low], values[high]) for i, low, high in layout.channels}
-        picks, bottoms, tops = (values[at] for at in (layout.picks, layout.bottoms, layout.tops))
+        bottoms, tops, picks = (np.concatenate([values[at] for at in parts]) for parts in layout.parts)
         return Glimpse(layout.sizes, layout.picked, layout.rows, picks, bottoms, tops, absmax)
 
 
@@ -144,10 +144,7 @@ class _Layout:
         ends = np.cumsum(parts).reshape(parts.shape)
         self.total = int(parts.sum())
         starts = ends - parts
-        self.bottoms, self.tops, self.picks = (
-            np.concatenate([np.zeros(0, np.int64), *map(np.arange, starts[:, kind], ends[:, kind])])
-            for kind in range(3)
-        )
+        self.parts = [list(map(slice, starts[:, kind].tolist(), ends[:, kind].tolist())) for kind in range(3)]
         self.channels = [
             (i, slice(starts[i, 3], ends[i, 3]), slice(starts[i, 4], ends[i, 4])) for i in channels if self.sizes[i]
         ]
