@@ -32,6 +32,7 @@ SAMPLES = 4
 LIMIT = 1_500_000_000
 """Bytes of weights above which no tensors are compared: the model is copied in memory to see inside."""
 _HELD = 1 << 28  # bytes of tensors that one run may give out, of both models together
+_ONE_AT_A_TIME = 1 << 25  # bytes of tensors of a sample above which no second one is run beside it
 _GUESS = 1 << 22  # bytes of a tensor whose shape is not known
 
 
@@ -73,8 +74,7 @@ def compare_tensors(
     was just before quantization. Empty for models over 1.5 GB. `each` is called once for every sample, in order, with
     the `outputs` of both models by name, the candidate's second.
 
-    Held at any time: copies of both models and 256 MB of tensors for each thread, whatever the number of tensors and
-    samples.
+    Held at any time: copies of both models and 256 MB of tensors, whatever the number of tensors and samples.
     """
     used = list(itertools.islice(samples, SAMPLES))
     if not used or too_large(reference, candidate):
@@ -85,7 +85,8 @@ def compare_tensors(
     there = {o for n in cand_proto.graph.node for o in n.output}
     names = [n for n in dict.fromkeys(makers if tensors is None else tensors) if n in makers and n in there]
     shapes = concrete_shapes(Model(float_proto), {k: v.shape for k, v in used[0].feed.items()})
-    workers, threads = shared_out(threads, len(used))
+    size = sum(8 * math.prod(shapes[name]) for name in names if name in shapes)
+    workers, threads = shared_out(threads, 1 if size > _ONE_AT_A_TIME else len(used))
     rows = []
     for group in _groups(names, shapes):
         takes = {name: pairs[name].output if name in pairs else name for name in group}
