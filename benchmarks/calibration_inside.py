@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from readme import Job
@@ -15,6 +17,7 @@ from onnxshot.calibration.observers import Observers, glimpse
 from onnxshot.calibration.ranges import choose_range, range_sqnr_db
 from onnxshot.calibration.readers import split
 from onnxshot.calibration.stats import TensorStats
+from onnxshot.errors import ModelError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.parallel import in_order
@@ -30,6 +33,7 @@ from onnxshot.verify import compare
 
 ALL = Settings(samples="all", use_cache=False, verify=False)
 _TIMED = 24  # samples in one round
+_BATCH = 8
 
 
 def judged(job: Job, out: object) -> str:
@@ -84,8 +88,12 @@ def _loss(thinned: TensorStats, full: TensorStats, method: str, scheme: object) 
     return best - found
 
 
+def _stacked(feeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+
+
 def designs(job: Job, rounds: int) -> Iterator[tuple[str, ...]]:
-    """In turns, on the same samples; every design ends with the same statistics."""
+    """In turns, on the same samples; all but the batches end with the same statistics."""
     model, plan = _ready(job)
     names, channels = list(plan.observe), plan.watched
     source = model.to_proto().SerializeToString()
@@ -100,7 +108,7 @@ def designs(job: Job, rounds: int) -> Iterator[tuple[str, ...]]:
         for seen in looks:
             observers.add(seen)  # type: ignore[arg-type]
 
-    ways: Mapping[str, Callable[[], object]] = {
+    ways: dict[str, Callable[[], object]] = {
         "inference, one by one on 2 threads": lambda: [float_model[2].run(feed) for feed in feeds],
         "inference, two at once on 1 thread each": lambda: list(in_order(float_model[1].run, feeds, 2)),
         "tensors out, reduced in numpy, one by one": lambda: observed(map(outside[2].look, feeds)),
@@ -108,6 +116,12 @@ def designs(job: Job, rounds: int) -> Iterator[tuple[str, ...]]:
         "reduced in the graph, one by one": lambda: observed(map(inside[2].look, feeds)),
         "reduced in the graph, two at once (taken)": lambda: observed(in_order(inside[1].look, feeds, 2)),
     }
+    with contextlib.suppress(ModelError, ValueError):  # not every model takes batches, nor every set of samples
+        batches = [_stacked(feeds[i : i + _BATCH]) for i in range(0, len(feeds), _BATCH)]
+        inside[1].look(batches[0])
+        ways[f"reduced in the graph, batches of {_BATCH}, two at once"] = lambda: observed(
+            in_order(inside[1].look, batches, 2)
+        )
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
         for name, way in ways.items():

@@ -115,8 +115,8 @@ class Observers:
         self._n = n
         self._count = np.zeros(n, np.int64)
         self._samples = np.zeros(n, np.int64)
-        self.low = np.full(n, np.inf)  # exact extremes so far
-        self.high = np.full(n, -np.inf)
+        self._low = np.full(n, np.inf)  # exact extremes so far
+        self._high = np.full(n, -np.inf)
         self._sums = [[0, 0] for _ in range(n)]
         self._absmax: dict[int, Floats] = {}
         self._width = np.full(n, MIN_WIDTH_LOG2)
@@ -131,8 +131,8 @@ class Observers:
         filled = np.flatnonzero(seen.sizes)
         self._count += seen.sizes
         self._samples[filled] += 1
-        np.minimum(self.low, lows, out=self.low, where=seen.sizes > 0)
-        np.maximum(self.high, highs, out=self.high, where=seen.sizes > 0)
+        np.minimum(self._low, lows, out=self._low, where=seen.sizes > 0)
+        np.maximum(self._high, highs, out=self._high, where=seen.sizes > 0)
         for i, low, high in zip(filled.tolist(), lows[filled].tolist(), highs[filled].tolist(), strict=True):
             self._sums[i][0] += to_units(low)
             self._sums[i][1] += to_units(high)
@@ -167,7 +167,7 @@ class Observers:
 
     def _widen(self, i: int) -> None:
         """Make the rows of tensor i hold its extremes at the smallest width that does."""
-        width, first, last = width_of(float(self.low[i]), float(self.high[i]))
+        width, first, last = width_of(float(self._low[i]), float(self._high[i]))
         old_width, old_first = int(self._width[i]), int(self._first[i])
         if width == old_width and old_first <= first and last < old_first + BINS:
             return
@@ -190,8 +190,8 @@ class Observers:
         return TensorStats(
             count=int(self._count[i]),
             samples=int(self._samples[i]),
-            low=float(self.low[i]),
-            high=float(self.high[i]),
+            low=float(self._low[i]),
+            high=float(self._high[i]),
             sum_low=self._sums[i][0],
             sum_high=self._sums[i][1],
             histogram=self._histogram(i, 0),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -68,11 +67,10 @@ class Settling:
         """What clipping since the checkpoint adds to the rounding noise, in dB [n]."""
         # The range of an 8-bit tensor holds zero (ONNX QuantizeLinear: a zero point is one of the codes).
         span = np.maximum(self._old_high, 0.0) - np.minimum(self._old_low, 0.0)
-        known = np.isfinite(span)
-        noise = np.where(known, np.maximum(span, 1e-30), 1.0) ** 2 / _LEVELS**2 / 12.0
-        ratio = self._clipped / np.maximum(self._count, 1.0) / noise
-        # A tensor first met since the checkpoint has no range to hold anything against: not settled.
-        return np.where(known | (self._count == 0), 10.0 * np.log10(1.0 + ratio), math.inf)
+        noise = (np.maximum(span, 1e-30) / _LEVELS) ** 2 / 12.0
+        # A tensor first met since the checkpoint was infinitely far from its range then: not settled.
+        added: NDArray[np.float64] = 10.0 * np.log10(1.0 + self._clipped / np.maximum(self._count, 1.0) / noise)
+        return added
 
 
 def _checkpoints() -> Iterator[int]:

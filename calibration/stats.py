@@ -48,15 +48,6 @@ class Histogram:
         """Number of counted values."""
         return int(self.counts.sum())
 
-    @property
-    def range(self) -> tuple[float, float]:
-        """(lower edge of the first bin, upper edge of the last)."""
-        return self.first * self.width, (self.first + len(self.counts)) * self.width
-
-    def edges(self) -> NDArray[np.float64]:
-        """Bin edges, length bins + 1."""
-        return (self.first + np.arange(len(self.counts) + 1)).astype(np.float64) * self.width
-
 
 EMPTY = Histogram(MIN_WIDTH_LOG2, 0, np.zeros(0, np.int64))
 

@@ -104,20 +104,17 @@ def from_data(
         key = cache.key(hashed, chosen.preset_hash, settings.device, str(settle), *digests)
         known = cache.load(key)
         if known is not None and not _missing(known, names, by_channel):
-            used = set(known.samples)
-            ran = [i for i, digest in zip(calibrated, digests, strict=True) if digest in used]
-            return Gathered(known, ran, held_out, 0, known.notes)
+            return Gathered(known, _numbers(known, calibrated, digests), held_out, 0, known.notes)
     found = collect(
         model, names, chosen, channels=by_channel, settle=settle, threads=settings.threads, device=settings.device,
         progress=settings.progress,
     )  # fmt: skip
     notes = (*found.notes, *_duplicates(chosen, digests))
-    ran = [calibrated[i] for i in found.used]
     of = tuple(sorted({digests[i] for i in found.used}))
     statistics = Statistics(found.stats, hashed, chosen.preset_hash, of, len(chosen), notes)
     if key:
         cache.store(key, statistics)
-    return Gathered(statistics, ran, held_out, len(ran), notes)
+    return Gathered(statistics, _numbers(statistics, calibrated, digests), held_out, len(found.used), notes)
 
 
 def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) -> Gathered:
@@ -140,7 +137,7 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
     if not set(known.samples) <= set(digests):
         refuse_other("data set", known.data, str(path), data_hash(digests), data.source)
     used = set(known.samples)
-    calibrated = [i for i, digest in enumerate(digests) if digest in used]
+    calibrated = _numbers(known, range(len(data)), digests)
     last = split(len(data), HOLDOUT)[1]
     new = [i for i, digest in enumerate(digests) if digest not in used]
     held_out = [i for i in last if digests[i] not in used] or new or last
@@ -155,6 +152,12 @@ def _watched(model: Model, plan: Plan, recipe: Recipe) -> tuple[list[str], set[s
     everything = make_plan(model, target_named(recipe.target), Recipe(target=recipe.target, mode="static"))
     names = list(dict.fromkeys((*plan.observe, *everything.observe)))
     return names, {*plan.watched, *everything.watched}
+
+
+def _numbers(known: Statistics, numbers: Sequence[int], digests: Sequence[str]) -> list[int]:
+    """Which of these samples the statistics are of, in order: the same for new statistics, cached ones and a file's."""
+    used = set(known.samples)
+    return [i for i, digest in zip(numbers, digests, strict=True) if digest in used]
 
 
 def _missing(known: Statistics, names: Sequence[str], by_channel: Collection[str]) -> list[str]:

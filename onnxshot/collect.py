@@ -55,8 +55,9 @@ def collect(
     settle: stop as soon as the ranges have settled (see `Settling`); samples are then taken in an order whose every
     beginning is spread over all of them. The same samples give the same statistics to the bit, whatever the threads.
 
-    Several samples run at once, each on one thread, and the next are read meanwhile. Held at any time: the activations
-    of as many samples as there are threads, and a histogram of 2048 bins per tensor, whatever the number of samples.
+    Several samples run at once, each on one thread, and the next are read meanwhile; one at a time on all threads where
+    their tensors are large. Held at any time: what so many inferences hold, a few glimpses, and 50 kB per tensor,
+    whatever the number of samples.
 
     Raises:
         CalibrationError: a tensor is NaN or infinite; tensor and sample are named.

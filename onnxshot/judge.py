@@ -9,8 +9,6 @@ from typing import Any
 from onnxshot import proof
 from onnxshot.calibrating import open_calib
 from onnxshot.calibration.preprocess import Preset
-from onnxshot.calibration.readers import Dataset
-from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.report import Report, TensorReport
 from onnxshot.settings import Settings
@@ -37,7 +35,7 @@ def compare_models(
     reference, candidate = Path(reference), Path(candidate)
     loaded = load_model(reference)
     report = Report(str(candidate), {"reference": str(reference)}, input_bytes=reference.stat().st_size)
-    with _open(loaded, calib, preset, settings) as data:
+    with open_calib(calib, loaded, preset, settings) as data:
         load_model(candidate)
         report.samples = {"held_out": len(data), "source": data.source, "random": data.random}
         found = compare(reference, candidate, data, tensors=None, threads=settings.threads)
@@ -61,10 +59,6 @@ def bench_models(
     """Time models in turns on the same samples; on random ones where none are given. The first model is the base."""
     paths = [Path(m) for m in models]
     loaded = [load_model(p) for p in paths]
-    with _open(loaded[0], "random" if calib is None else calib, preset, Settings()) as data:
+    with open_calib("random" if calib is None else calib, loaded[0], preset, Settings()) as data:
         feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
         return bench(paths, feeds, threads=threads, rounds=10_000, seconds=seconds)
-
-
-def _open(model: Model, calib: Any, preset: str | Preset | None, settings: Settings) -> Dataset:
-    return open_calib(calib, model, preset, settings)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,9 +33,31 @@ _MARK = "onnxshot_probe_"
 _VALUES, _SIZES = _MARK + "values", _MARK + "sizes"
 
 
-class Probe(Protocol):
-    """Shows what calibration keeps of one sample."""
+class Probe(ABC):
+    """Shows what calibration keeps of one sample: of the named tensors, by channel too of those in `channels`."""
 
+    def __init__(
+        self,
+        model: Model,
+        names: Sequence[str],
+        channels: Collection[str],
+        *,
+        threads: int,
+        providers: Sequence[str] = CPU,
+    ) -> None:
+        self.names = list(names)
+        self.channels = [i for i, name in enumerate(names) if name in channels]
+        change, outputs = self._change(model)
+        with _runnable(model, change) as (source, folder):
+            self._runner = Runner(
+                source, threads=threads, providers=providers, outputs=outputs, folder=folder, keep_plans=False
+            )
+
+    @abstractmethod
+    def _change(self, model: Model) -> tuple[Callable[[ModelProto], None], Sequence[str]]:
+        """(what is done to the model before it is run, the outputs it has then)."""
+
+    @abstractmethod
     def look(self, feed: Feed) -> Glimpse:
         """Run the model on one feed. Raises ModelError where that fails."""
 
@@ -49,24 +72,11 @@ def probe(
     return OutsideProbe(model, names, channels, threads=threads, providers=providers)
 
 
-class OutsideProbe:
+class OutsideProbe(Probe):
     """Takes whole tensors out of the model and reduces them here: for models that cannot be added to, and to check."""
 
-    def __init__(
-        self,
-        model: Model,
-        names: Sequence[str],
-        channels: Collection[str],
-        *,
-        threads: int,
-        providers: Sequence[str] = CPU,
-    ) -> None:
-        self.names = list(names)
-        self._channels = [i for i, name in enumerate(names) if name in channels]
-        with _runnable(model, partial(_expose, names=names)) as (source, folder):
-            self._runner = Runner(
-                source, threads=threads, providers=providers, outputs=names, folder=folder, keep_plans=False
-            )
+    def _change(self, model: Model) -> tuple[Callable[[ModelProto], None], Sequence[str]]:
+        return partial(_expose, names=self.names), self.names
 
     def values(self, feed: Feed) -> list[NDArray[Any]]:
         """The whole tensors, in the order of the names."""
@@ -75,40 +85,32 @@ class OutsideProbe:
 
     def look(self, feed: Feed) -> Glimpse:
         """Run the model on one feed. Raises ModelError where that fails."""
-        return glimpse(self.values(feed), self._channels)
+        return glimpse(self.values(feed), self.channels)
 
 
-class InsideProbe:
+class InsideProbe(Probe):
     """Reduces each tensor in the graph, right after it was made: little more memory than inference takes.
 
     ONNX Runtime's ReduceMin and ReduceMax pass over a NaN; it is told by the picks.
     """
 
     def __init__(
-        self,
-        model: Model,
-        names: Sequence[str],
-        channels: Collection[str],
-        *,
-        threads: int,
-        providers: Sequence[str] = CPU,
+        self, model: Model, names: Sequence[str], channels: Collection[str], **how: Any  # as of Probe
     ) -> None:
-        self._count = len(names)
-        self._channels = [i for i, name in enumerate(names) if name in channels]
-        tensors = model.tensors()
-        casts = {name for name in names if model.elem_type(tensors[name]) != TensorProto.FLOAT}
-        shapes = {name: model.shape(tensors[name]) for name in names}
-        change = partial(
-            _instrument, names=names, channels=channels, casts=casts, shapes=shapes, opset=model.opset
-        )  # fmt: skip
-        with _runnable(model, change) as (source, folder):
-            self._runner = Runner(
-                source, threads=threads, providers=providers, outputs=[_VALUES, _SIZES], folder=folder,
-                keep_plans=False,
-            )  # fmt: skip
+        super().__init__(model, names, channels, **how)
         self._layout: _Layout | None = None
         self._outside: OutsideProbe | None = None
-        self._make_outside = partial(OutsideProbe, model, names, channels, threads=threads, providers=providers)
+        self._make_outside = partial(OutsideProbe, model, names, channels, **how)
+
+    def _change(self, model: Model) -> tuple[Callable[[ModelProto], None], Sequence[str]]:
+        tensors = model.tensors()
+        casts = {name for name in self.names if model.elem_type(tensors[name]) != TensorProto.FLOAT}
+        shapes = {name: model.shape(tensors[name]) for name in self.names}
+        by_channel = {self.names[i] for i in self.channels}
+        change = partial(
+            _instrument, names=self.names, channels=by_channel, casts=casts, shapes=shapes, opset=model.opset
+        )
+        return change, [_VALUES, _SIZES]
 
     def look(self, feed: Feed) -> Glimpse:
         """Run the model on one feed. Raises ModelError where that fails."""
@@ -118,7 +120,7 @@ class InsideProbe:
         values, sizes = found[_VALUES], found[_SIZES]
         layout = self._layout
         if layout is None or not np.array_equal(layout.lengths, sizes):
-            self._layout = layout = _Layout(sizes, self._count, self._channels)
+            self._layout = layout = _Layout(sizes, len(self.names), self.channels)
         if len(values) != layout.total:  # the model states shapes that its tensors have not
             self._outside = self._make_outside()
             return self._outside.look(feed)
@@ -182,10 +184,11 @@ def _instrument(
     blocks, strides = [], dict[Shape, str]()
     for i, name in enumerate(names):
         made, shape = _Reductions(i, opset), shapes[name]
-        stride = strides.get(shape) if shape is not None and None not in shape else None
+        stride = None
+        if shape is not None and None not in shape:  # tensors of one shape share a stride
+            stride = strides.get(shape)
+            strides.setdefault(shape, f"{_MARK}stride_{i}")
         blocks.append(made.of(name, ranks[name], stride, cast=name in casts, by_channel=name in channels))
-        if shape is not None and stride is None:
-            strides[shape] = f"{_MARK}stride_{i}"
     for block in reversed(blocks):
         graph.node.extend(block)
     numbered = list(enumerate(names))

@@ -1,4 +1,4 @@
-"""How to run: nothing in here changes what is computed."""
+"""How to run, not what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AUTO_LIMIT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to run; none of it changes what is computed.
+    """How to run; `samples`, and `seed` for random data, alone change what is computed.
 
     Attributes:
         samples: 'auto' looks at AUTO_LIMIT samples at most, evenly spaced over the data, and calibrates on as many of

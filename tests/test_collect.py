@@ -76,7 +76,7 @@ def test_a_sample_the_model_does_not_run_on_stops_the_pass() -> None:
     given[3] = Sample("s3", {"x": np.zeros((4, 15), np.float32)})
     with pytest.raises(ModelError):
         collect(net(), NAMES, given)
-    assert threading.active_count() == 1 or not [t for t in threading.enumerate() if t.name.startswith("onnxshot")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("onnxshot")]
 
 
 def test_it_stops_when_the_ranges_have_settled_and_takes_the_spread_of_all() -> None:
