@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,8 @@ from readme import MEASURE, THREADS, Job, fixture_jobs, zoo_jobs
 METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse", "auto")
 HERE = Path(__file__).resolve().parent
 PEER = HERE / "peer.py"
+AS_INSTALLED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""With that set, Python would compile onnxshot anew in every process; pip leaves it compiled."""
 
 
 def main() -> None:
@@ -61,7 +64,8 @@ def measured(command: Sequence[str], folder: Path) -> tuple[float, float, str]:
     """(seconds, peak MB, standard output) of a process."""
     peak = folder / "peak"
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-S", "-c", MEASURE, str(peak), *command], capture_output=True, text=True)
+    line = [sys.executable, "-S", "-c", MEASURE, str(peak), *command]
+    done = subprocess.run(line, capture_output=True, text=True, env=AS_INSTALLED)
     seconds = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import BoundedSemaphore
 
 import numpy as np
@@ -24,6 +26,7 @@ from onnxshot.probe import OutsideProbe, Probe, probe
 from onnxshot.targets.ort_runtime import providers_for
 
 _LARGE = 48 << 20  # bytes
+_READ_EARLY = 16 << 20  # bytes
 _NAMED = 3  # samples named in a note
 
 Progress = Callable[[str, int, int], None]
@@ -68,11 +71,11 @@ def collect(
     runs = max(1, min(threads, total)) if device == "cpu" and not _is_large(model, names, samples) else 1
     kept = list(names)
     watched = list(dict.fromkeys((*kept, *_float_outputs(model))))
-    looking = probe(model, watched, channels, threads=max(1, threads // runs), providers=providers_for(device))
+    make = partial(probe, model, watched, channels, threads=max(1, threads // runs), providers=providers_for(device))
     observers, outliers, settling = Observers(len(kept)), Outliers(len(kept)), Settling(len(kept))
     used: list[int] = []
     blank: list[str] = []
-    for number, (sample, seen) in zip(order, _looks(looking, samples, order, runs), strict=False):
+    for number, (sample, seen) in zip(order, _looks(make, samples, order, runs), strict=False):
         if not seen.finite:
             _refuse(model, kept, sample, threads)
         seen = seen.first(len(kept))
@@ -90,13 +93,26 @@ def collect(
 
 
 def _looks(
-    looking: Probe, samples: Dataset | Sequence[Sample], order: Sequence[int], runs: int
+    make: Callable[[], Probe], samples: Dataset | Sequence[Sample], order: Sequence[int], runs: int
 ) -> Iterator[tuple[Sample, Glimpse]]:
-    """Every sample in this order with its glimpse; `runs` samples run at once and one more is read ahead."""
+    """Every sample in this order with its glimpse; `runs` samples run at once and one more is read ahead.
+
+    The first samples are read while the session of the probe is made, which takes as long as some twenty runs.
+    """
+    read: dict[int, Sample] = {}
+    size = 0
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(make)
+        for number in order:
+            if making.done() or size >= _READ_EARLY:
+                break
+            read[number] = samples[number]
+            size += sum(values.nbytes for values in read[number].feed.values())
+        looking = making.result()
     running = BoundedSemaphore(runs)
 
     def look(number: int) -> tuple[Sample, Glimpse]:
-        sample = samples[number]
+        sample = read.pop(number) if number in read else samples[number]
         with running:
             return sample, looking.look(sample.feed)
 

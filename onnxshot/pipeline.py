@@ -22,6 +22,7 @@ from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
+from onnxshot.parallel import in_order
 from onnxshot.passes.base import Pass, Skip
 from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.isolate_softmax import IsolateSoftmax
@@ -250,7 +251,7 @@ class _Run:
         plain = make_plan(self.model, self.target, replace(self.recipe, method="minmax"), stats)
         calibrated = self.gathered.calibrated
         step = max(1, len(calibrated) // _TRIED)
-        samples = [data[i] for i in calibrated[::step][:_TRIED]]
+        samples = list(in_order(data.__getitem__, calibrated[::step][:_TRIED], self.settings.threads))
         plans = (self.plan, plain)
         self.plan = plans[trial.best_plan(self.model, plans, self._apply, samples, threads=self.settings.threads)]
         if self.plan is plain:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
-from onnx import ModelProto
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.parallel import in_order, shared_out
+from onnxshot.parallel import in_order
 from onnxshot.plan import Plan
 from onnxshot.targets.ort_runtime import Runner
 
 MAX_BYTES = 200_000_000
 """Weights of a model that is still tried: the model is copied for every plan."""
+_SIDE_BY_SIDE = 50_000_000  # bytes of weights
 _GAIN_DB = 1.0  # a later plan must be this much better: the first is the one the rules prefer
+
+_Outputs = Mapping[str, NDArray[Any]]
 
 
 def best_plan(
@@ -34,23 +37,34 @@ def best_plan(
     The first plan wins unless another gains 1 dB. `rewrite` applies a plan to a copy of the model.
     """
     proto = model.to_proto()
-    wanted = list(_outputs(proto, samples, threads))
-    scores = []
-    for plan in plans:  # one after another: each keeps its weights and its activations in memory
-        copy = load_model(proto)
-        rewrite(copy, plan)
-        total = SqnrSum()
-        for expected, found in zip(wanted, _outputs(copy.to_proto(), samples, threads), strict=True):
-            for name, value in found.items():
-                if value.dtype.kind == "f" and value.shape == expected[name].shape:
-                    total.add(expected[name], value)
-        scores.append(total.db)
+
+    def models() -> Iterator[bytes]:
+        yield proto.SerializeToString()
+        for plan in plans:
+            copy = load_model(proto)
+            rewrite(copy, plan)
+            yield copy.to_proto().SerializeToString()
+
+    # Models run beside each other, and one is run while the next is rewritten; large ones would be too much memory.
+    workers = threads if model.weight_bytes() <= _SIDE_BY_SIDE else 1
+    found = in_order(partial(_outputs, samples=samples, threads=max(1, threads // workers)), models(), workers)
+    wanted = next(found)
+    scores = [_sqnr_db(wanted, outputs) for outputs in found]
     best = max(range(len(scores)), key=lambda i: scores[i])
     return best if scores[best] >= scores[0] + _GAIN_DB else 0
 
 
-def _outputs(proto: ModelProto, samples: Sequence[Sample], threads: int) -> Iterator[Mapping[str, NDArray[Any]]]:
+def _outputs(model: bytes, samples: Sequence[Sample], threads: int) -> list[_Outputs]:
     """The outputs of a model on every sample, in order."""
-    workers, each = shared_out(threads, len(samples))
-    runner = Runner(proto.SerializeToString(), threads=each)
-    return in_order(lambda sample: runner.run(sample.feed), samples, workers)
+    runner = Runner(model, threads=threads)
+    return [runner.run(sample.feed) for sample in samples]
+
+
+def _sqnr_db(wanted: Sequence[_Outputs], found: Sequence[_Outputs]) -> float:
+    """SQNR of all float outputs over the samples."""
+    total = SqnrSum()
+    for expected, outputs in zip(wanted, found, strict=True):
+        for name, value in outputs.items():
+            if value.dtype.kind == "f" and value.shape == expected[name].shape:
+                total.add(expected[name], value)
+    return total.db
