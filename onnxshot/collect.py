@@ -26,7 +26,7 @@ from onnxshot.probe import OutsideProbe, Probe, probe
 from onnxshot.targets.ort_runtime import providers_for
 
 _LARGE = 48 << 20  # bytes
-_READ_EARLY = 16 << 20  # bytes
+_READ_EARLY = 8 << 20  # bytes
 _NAMED = 3  # samples named in a note
 
 Progress = Callable[[str, int, int], None]
