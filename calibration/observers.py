@@ -119,6 +119,8 @@ class Observers:
         self._high = np.full(n, -np.inf)
         self._sums = [[0, 0] for _ in range(n)]
         self._absmax: dict[int, Floats] = {}
+        self._rows: Ints | None = None  # rows of each tensor in the first sample; 0 where others have not as many
+        self._row_lows, self._row_highs = np.zeros(0, np.float32), np.zeros(0, np.float32)
         self._width = np.full(n, MIN_WIDTH_LOG2)
         self._first = np.zeros(n, np.int64)  # bin that the rows of counts begin with
         self._counts = np.zeros((_KINDS, n, BINS), np.int64)
@@ -139,9 +141,27 @@ class Observers:
             self._sums[i][1] += to_units(high)
         for i, found in seen.absmax.items():
             self._absmax[i] = np.maximum(self._absmax[i], found) if i in self._absmax else found.copy()
+        self._add_rows(seen)
         self._waiting.append(seen)
         if len(self._waiting) == _BATCH or sum(s.picks.size for s in self._waiting) >= _BATCH_VALUES:
             self._count_waiting()
+
+    def _add_rows(self, seen: Glimpse) -> None:
+        """Widen the extremes of every row, of the tensors that have as many rows in every sample."""
+        if self._rows is None:
+            self._rows, self._row_lows, self._row_highs = seen.rows.copy(), seen.bottoms.copy(), seen.tops.copy()
+            return
+        same = self._rows == seen.rows
+        if not same.all():
+            kept = np.repeat(same, self._rows)
+            self._row_lows, self._row_highs = self._row_lows[kept], self._row_highs[kept]
+            self._rows = np.where(same, self._rows, 0)
+        bottoms, tops = seen.bottoms, seen.tops
+        if len(bottoms) != len(self._row_lows):
+            kept = np.repeat(self._rows > 0, seen.rows)
+            bottoms, tops = bottoms[kept], tops[kept]
+        np.minimum(self._row_lows, bottoms, out=self._row_lows)
+        np.maximum(self._row_highs, tops, out=self._row_highs)
 
     def _count_waiting(self) -> None:
         """Put the values of the glimpses that wait into the histograms: one tensor of all of them at a time."""
@@ -191,9 +211,10 @@ class Observers:
         """Statistics of every tensor; count is 0 where no sample had an element."""
         if self._waiting:
             self._count_waiting()
-        return [self._stats_of(i) for i in range(self._n)]
+        ends = _ends(self._rows if self._rows is not None else np.zeros(self._n, np.int64))
+        return [self._stats_of(i, slice(*ends[i : i + 2])) for i in range(self._n)]
 
-    def _stats_of(self, i: int) -> TensorStats:
+    def _stats_of(self, i: int, rows: slice) -> TensorStats:
         if not self._count[i]:
             return NO_STATS
         return TensorStats(
@@ -207,6 +228,8 @@ class Observers:
             bottoms=self._histogram(i, 1),
             tops=self._histogram(i, 2),
             channel_absmax=tuple(self._absmax.get(i, np.zeros(0)).tolist()),
+            row_lows=tuple(self._row_lows[rows].tolist()),
+            row_highs=tuple(self._row_highs[rows].tolist()),
         )
 
     def _histogram(self, i: int, kind: int) -> Histogram:

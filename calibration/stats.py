@@ -7,7 +7,7 @@ the same bits.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,9 @@ class TensorStats:
     sum_low, sum_high: sums of the per-sample extremes in units of 2**-149, integers because sums of floats would
     depend on the order of the samples. histogram: of a subsample of each sample. bottoms, tops: histograms of the
     least and the largest value of every row (see `Glimpse`): rare values, which a subsample misses. channel_absmax:
-    largest absolute value of each index of the last axis; empty where that was not asked for.
+    largest absolute value of each index of the last axis; empty where that was not asked for. row_lows, row_highs:
+    extremes of every row over the samples, which in a CNN with one picture a sample are those of every channel; empty
+    where samples have different numbers of rows.
     """
 
     count: int
@@ -73,6 +75,8 @@ class TensorStats:
     bottoms: Histogram
     tops: Histogram
     channel_absmax: tuple[float, ...] = ()
+    row_lows: tuple[float, ...] = ()
+    row_highs: tuple[float, ...] = ()
 
     @property
     def mean_low(self) -> float:
@@ -105,12 +109,21 @@ def merge(a: TensorStats, b: TensorStats) -> TensorStats:
         _merge_histograms(a.bottoms, b.bottoms, width_log2),
         _merge_histograms(a.tops, b.tops, width_log2),
         _widest(a.channel_absmax, b.channel_absmax),
+        _each(min, a.row_lows, b.row_lows),
+        _each(max, a.row_highs, b.row_highs),
     )
 
 
 def _widest(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
     """Channel by channel the larger; a set of samples without channels adds nothing."""
     return tuple(map(max, a, b)) if a and b else a or b
+
+
+def _each(
+    choose: Callable[[float, float], float], a: tuple[float, ...], b: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Row by row one of both; none where the samples have different numbers of rows."""
+    return tuple(map(choose, a, b)) if len(a) == len(b) else ()
 
 
 def _merge_histograms(a: Histogram, b: Histogram, width_log2: int) -> Histogram:
@@ -150,7 +163,9 @@ def to_arrays(stats: Mapping[str, TensorStats]) -> dict[str, NDArray[Any]]:
     histograms = [h for s in items for h in (s.histogram, s.bottoms, s.tops)]
     return {
         "names": np.asarray(list(stats), dtype=np.str_),
-        "integers": np.asarray([[s.count, s.samples, len(s.channel_absmax)] for s in items], np.int64).reshape(-1, 3),
+        "integers": np.asarray(
+            [[s.count, s.samples, len(s.channel_absmax), len(s.row_lows)] for s in items], np.int64
+        ).reshape(-1, 4),
         "extremes": np.asarray([[s.low, s.high] for s in items], dtype=np.float64).reshape(-1, 2),
         "sums": np.asarray([[str(s.sum_low), str(s.sum_high)] for s in items], dtype=np.str_).reshape(-1, 2),
         "histograms": np.asarray(
@@ -158,24 +173,30 @@ def to_arrays(stats: Mapping[str, TensorStats]) -> dict[str, NDArray[Any]]:
         ).reshape(-1, 3, 4),
         "counts": np.concatenate([np.zeros(0, np.int64), *(h.counts for h in histograms)]),
         "channels": np.asarray([v for s in items for v in s.channel_absmax], dtype=np.float32),
+        "rows": np.asarray(
+            [[v for s in items for v in s.row_lows], [v for s in items for v in s.row_highs]], dtype=np.float32
+        ),
     }
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, TensorStats]:
     """Inverse of to_arrays, exact; takes the mapping that np.load gives. Raises ValueError where they do not fit."""
     integers, extremes, sums, counts = (arrays[key] for key in ("integers", "extremes", "sums", "counts"))
-    shapes = arrays["histograms"]
+    shapes, rows = arrays["histograms"], arrays["rows"]
     names, channels = arrays["names"].tolist(), arrays["channels"].tolist()
     n = len(names)
-    if not (integers.shape == (n, 3) and extremes.shape == sums.shape == (n, 2) and shapes.shape == (n, 3, 4)):
+    if not (integers.shape == (n, 4) and extremes.shape == sums.shape == (n, 2) and shapes.shape == (n, 3, 4)):
         raise ValueError("the tables of the statistics are not of one length")
     if int(shapes[:, :, 2].sum()) != len(counts) or int(integers[:, 2].sum()) != len(channels):
         raise ValueError("the statistics hold more or fewer counts than they say")
+    if rows.shape != (2, int(integers[:, 3].sum())):
+        raise ValueError("the statistics hold more or fewer rows than they say")
+    row_lows, row_highs = rows.tolist()
     stats: dict[str, TensorStats] = {}
-    start = begin = 0
+    start = begin = row = 0
     for i, name in enumerate(names):
-        count, samples, width = (int(v) for v in integers[i])
-        histograms = []
+        count, samples, width, length = (int(v) for v in integers[i])
+        histograms: list[Histogram] = []
         for width_log2, first, bins, zeros in shapes[i].tolist():
             histograms.append(Histogram(width_log2, first, counts[start : start + bins], zeros))
             start += bins
@@ -184,7 +205,11 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, TensorStats]:
         sum_low, sum_high = (int(v) for v in sums[i])
         absmax = tuple(channels[begin : begin + width])
         begin += width
-        stats[name] = TensorStats(count, samples, low, high, sum_low, sum_high, picks, bottoms, tops, absmax)
+        lows, highs = (tuple(part[row : row + length]) for part in (row_lows, row_highs))
+        row += length
+        stats[name] = TensorStats(
+            count, samples, low, high, sum_low, sum_high, picks, bottoms, tops, absmax, lows, highs
+        )
     return stats
 
 

@@ -15,7 +15,7 @@ from onnxshot.calibration.arrays import read_npz
 from onnxshot.calibration.stats import NO_STATS, TensorStats, from_arrays, merge, to_arrays
 from onnxshot.errors import CalibrationError, UsageError
 
-_FORMAT = 3  # raised when what the arrays mean changes
+_FORMAT = 4  # raised when what the arrays mean changes
 _SHOWN = 12  # digits of a hash in a message
 
 

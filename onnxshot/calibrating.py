@@ -92,13 +92,23 @@ def open_calib(calib: Any, model: Model, preset: str | Preset | None, settings: 
 
 
 def from_data(
-    model: Model, plan: Plan, recipe: Recipe, data: Dataset, settings: Settings, holdout: float = HOLDOUT
+    model: Model,
+    plan: Plan,
+    recipe: Recipe,
+    data: Dataset,
+    settings: Settings,
+    holdout: float = HOLDOUT,
+    *,
+    settle: bool = True,
 ) -> Gathered:
-    """Statistics of all the plan watches, from the cache where they are there, else from a pass over the data."""
+    """Statistics of all the plan watches, from the cache where they are there, else from a pass over the data.
+
+    settle: whether the pass may stop early, where the settings allow that.
+    """
     calibrated, held_out = split(len(data), holdout)
     names, by_channel = _watched(model, plan, recipe)
     chosen = data.subset(calibrated)
-    settle = settings.samples == "auto" and not data.random
+    settle = settle and settings.samples == "auto" and not data.random
     digests, hashed, key = chosen.digests(), cache.model_hash(model), ""
     if settings.use_cache and not data.random:
         key = cache.key(hashed, chosen.preset_hash, settings.device, str(settle), *digests)

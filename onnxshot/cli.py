@@ -71,6 +71,9 @@ def quantize(
         typer.Option(help="static: calibrated, dynamic per op where better. dynamic: no data. weights: for size."),
     ] = "static",
     preset: PresetOpt = None,
+    effort: Annotated[
+        str, typer.Option(help="Accuracy: fast (ranges only), balanced (channels, biases), best (weights too).")
+    ] = "balanced",
     method: Annotated[
         str, typer.Option(help="Ranges: auto, minmax, moving-average, percentile, entropy, mse.")
     ] = "auto",
@@ -98,7 +101,8 @@ def quantize(
     """Quantize MODEL to int8 and prove the result against it."""
     recipe = Recipe(
         target=target, mode=mode, format=format, activation_type=activation_type, weight_type=weight_type,
-        per_channel=per_channel, method=method, exclude=tuple(exclude or ()), include=tuple(include or ()),
+        per_channel=per_channel, effort=effort, method=method,
+        exclude=tuple(exclude or ()), include=tuple(include or ()),
     )  # fmt: skip
     out = output or model.with_name(f"{model.stem}.int8.onnx")
     with terminal.progress(not as_json) as show:

@@ -6,17 +6,17 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
-from onnxshot import proof, trial
+from onnxshot import effort, proof, trial
 from onnxshot.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.calibration.preprocess import Preset
-from onnxshot.calibration.readers import Dataset, open_data
+from onnxshot.calibration.readers import Dataset, Sample, open_data
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.graph import Model, edit, weights
@@ -44,6 +44,8 @@ from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 
 _TRIED = 8  # calibration samples that plans are tried on
+_LEARNED_FROM = {"balanced": 48, "best": 128}  # calibration samples that repairs are learned from, and checked on
+_CLIPPING_GAIN_DB = 1.0  # by which min-max ranges must be better: clipped ones are what each tensor asks for
 VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
 
 
@@ -148,7 +150,9 @@ class _Run:
     model: Model = field(init=False)
     plan: Plan = field(init=False)
     report: Report = field(init=False)
-    float_model: ModelProto | None = field(init=False, default=None)
+    float_model: ModelProto | None = field(init=False, default=None)  # that the plan is made for
+    _original: ModelProto | None = field(init=False, default=None)
+    _changed: bool = field(init=False, default=False)  # whether the weights are no longer those of the original
     gathered: Gathered | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -206,15 +210,17 @@ class _Run:
             with self.timed("calibrate"):
                 stats = self._statistics(data)
             self.plan = make_plan(self.model, self.target, self.recipe, stats)
-            with self.timed("try"):
-                self._try_without_clipping(stats, data)
+            self._improve_plan(stats, data)
         small = self.model.weight_bytes() < proof.MAX_BYTES and len(self.model.graph.nodes) < proof.MAX_NODES
-        if self.settings.verify and small:
-            self.float_model = self.model.to_proto()
+        if small and (self.settings.verify or self.recipe.effort != "fast"):
+            original = self.original()
+            self.float_model = self.model.to_proto() if self._changed else original
         self.report.skips = list(self.plan.skips)
         self.report.notes += [*self.plan.notes, *self.model.notes]
         with self.timed("rewrite"):
             self.report.skips += self._apply(self.model, self.plan)
+        self._repair(data)
+        self.report.skips += self._finish(self.model)
         if not any(n.how != FLOAT for n in self.plan.nodes):
             self.report.notes.append("nothing was quantized: onnxshot inspect MODEL says why, node by node")
         self._stamp(data)
@@ -226,36 +232,92 @@ class _Run:
         Smooth(plan).run(model)
         merge = MergeProducts(plan)
         merge.run(model)
-        passes: list[Pass] = [
-            QuantizeDynamically(merge.plan, method), QuantizeWeightsOnly(plan, method), StoreHalf()
-        ]  # fmt: skip
-        if self.recipe.format == "qoperator":
-            passes.append(ToQOperator())
-        if self.target.isolates_softmax:
-            passes.append(IsolateSoftmax())
-        skips += [skip for step in passes for skip in step.run(model).skips]
+        steps = (QuantizeDynamically(merge.plan, method), QuantizeWeightsOnly(plan, method), StoreHalf())
+        skips += [skip for step in steps for skip in step.run(model).skips]
         edit.remove_unused(model)
         edit.toposort(model)
         return skips
 
-    def _try_without_clipping(self, stats: Mapping[str, TensorStats], data: Dataset | None) -> None:
-        """Go back to min-max ranges where clipping, better for every tensor alone, is worse for the outputs.
+    def _finish(self, model: Model) -> list[Skip]:
+        """Bring a rewritten graph into the form that was asked for, and the target needs."""
+        passes: list[Pass] = []
+        if self.recipe.format == "qoperator":
+            passes.append(ToQOperator())
+        if self.target.isolates_softmax:
+            passes.append(IsolateSoftmax())
+        skips = [skip for step in passes for skip in step.run(model).skips]
+        edit.remove_unused(model)
+        edit.toposort(model)
+        return skips
 
-        The mean error of a tensor does not know which values matter: in a detector it is the few large ones.
+    def _improve_plan(self, stats: Mapping[str, TensorStats], data: Dataset | None) -> None:
+        """Try other plans on calibration samples, and other weights that give the same answers; take what is best.
+
+        Ranges that clip are better for every tensor alone, and may be worse for the outputs: the mean error of a tensor
+        does not know which values matter, and in a detector it is the few large ones.
         """
-        clips = any(r.method != "minmax" for r in self.plan.ranges.values())
-        if self.recipe.method != "auto" or not clips or self.model.weight_bytes() > trial.MAX_BYTES:
+        if data is None or self.gathered is None or self.model.weight_bytes() > trial.MAX_BYTES:
             return
-        if data is None or self.gathered is None:
+        candidates = [effort.Candidate("", self.model, self.plan)]
+        if self.recipe.effort != "fast":
+            with self.timed("equalize"):
+                better = effort.equalized(self.model, self._whole_plan(stats), stats)
+                if better is not None:
+                    stats = self._again(better, data)
+                    plan = make_plan(better, self.target, self.recipe, stats)
+                    candidates.insert(0, effort.Candidate("channels were equalized", better, plan))
+        first = candidates[0]
+        if self.recipe.method == "auto" and any(r.method != "minmax" for r in first.plan.ranges.values()):
+            plain = make_plan(first.model, self.target, replace(self.recipe, method="minmax"), stats)
+            name = "no range is clipped: on calibration samples the outputs were better so"
+            candidates.append(effort.Candidate(name, first.model, plain, _CLIPPING_GAIN_DB))
+        if len(candidates) == 1:
             return
-        plain = make_plan(self.model, self.target, replace(self.recipe, method="minmax"), stats)
-        calibrated = self.gathered.calibrated
-        step = max(1, len(calibrated) // _TRIED)
-        samples = list(in_order(data.__getitem__, calibrated[::step][:_TRIED], self.settings.threads))
-        plans = (self.plan, plain)
-        self.plan = plans[trial.best_plan(self.model, plans, self._apply, samples, threads=self.settings.threads)]
-        if self.plan is plain:
-            self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
+        with self.timed("try"):
+            samples = self._samples(data, self.gathered.calibrated, _TRIED)
+            best = effort.choose(self.original(), candidates, self._apply, samples, threads=self.settings.threads)
+        self._changed = best.model is not self.model
+        self.model, self.plan = best.model, best.plan
+        names = dict.fromkeys((first.name, best.name) if best.model is first.model else (best.name,))
+        self.report.notes += [name for name in names if name]
+
+    def _whole_plan(self, stats: Mapping[str, TensorStats]) -> Plan:
+        """The plan without what this run leaves out: channels do not depend on it, so that statistics can be reused."""
+        return make_plan(self.model, self.target, Recipe(target=self.recipe.target), stats)
+
+    def original(self) -> ModelProto:
+        """The normalized float model, as it was before anything that only keeps its answers."""
+        if self._original is None:
+            self._original = self.model.to_proto()
+        return self._original
+
+    def _again(self, model: Model, data: Dataset) -> Mapping[str, TensorStats]:
+        """Statistics of a changed model on the samples that were calibrated on."""
+        assert self.gathered is not None
+        plan = make_plan(model, self.target, self.recipe)
+        numbers = self.gathered.calibrated
+        found = from_data(model, plan, self.recipe, data.subset(numbers), self.settings, 0.0, settle=False)
+        self.report.samples["inferences"] += found.inferences
+        return found.statistics.tensors
+
+    def _samples(self, data: Dataset, numbers: Sequence[int], most: int) -> list[Sample]:
+        """So many of the samples with these numbers, evenly spaced."""
+        step = max(1, len(numbers) // most)
+        return list(in_order(data.__getitem__, numbers[::step][:most], self.settings.threads))
+
+    def _repair(self, data: Dataset | None) -> None:
+        """Repair the quantized model layer by layer, where the effort asks for it and it helps."""
+        if self.recipe.effort == "fast" or data is None or self.gathered is None or self.float_model is None:
+            return
+        if not self.plan.tensors or self.model.weight_bytes() > trial.MAX_BYTES:
+            return
+        with self.timed("repair"):
+            judges = set(self.gathered.held_out)
+            numbers = [i for i in range(len(data)) if i not in judges] or self.gathered.calibrated
+            samples = self._samples(data, numbers, _LEARNED_FROM[self.recipe.effort])
+            done = effort.repaired(self.float_model, self.model, self.plan, samples, self.recipe.effort, self.settings)
+        if done:
+            self.report.notes.append(done)
 
     def _statistics(self, data: Dataset | None) -> Mapping[str, TensorStats]:
         """Statistics of every tensor the plan watches."""
@@ -295,7 +357,7 @@ class _Run:
             return
         proof.keeps_contract(self.source, written.path)
         if data is None and self.float_model is not None:
-            data = proof.random_data(self.float_model, self.model)
+            data = proof.random_data(self.original(), self.model)
             if data is not None:
                 report.notes.append("compared on random data: give --calib DATA for figures that mean something")
         if data is None or self.float_model is None:
@@ -307,7 +369,9 @@ class _Run:
         held_out = data.subset(judges)
         report.samples.setdefault("held_out", len(held_out))
         with self.timed("verify"):
-            proof.prove(report, self.plan, self.float_model, self.model, written.path, held_out, self.settings)
+            proof.prove(
+                report, self.plan, self.original(), self.float_model, self.model, written.path, held_out, self.settings
+            )
         if not self.target.runs_here:
             report.notes.append(f"checked in ONNX Runtime, not in {self.target.name}; not timed")
             return
@@ -327,8 +391,7 @@ class _Run:
         try:
             proof.time_both(self.report, source, written, samples, self.settings)
         except ModelError:
-            assert self.float_model is not None
-            path.write_bytes(self.float_model.SerializeToString())
+            path.write_bytes(self.original().SerializeToString())
             proof.time_both(self.report, path, written, samples, self.settings)
             self.report.notes.append("timed against the normalized model: ONNX Runtime does not load the input")
 

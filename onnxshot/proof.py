@@ -32,16 +32,29 @@ _MIN_ELEMENTS = 1024  # float weights below this are not worth a line
 
 
 def prove(
-    report: Report, plan: Plan, float_model: ModelProto, model: Model, written: Path, data: Dataset, settings: Settings
+    report: Report,
+    plan: Plan,
+    original: ModelProto,
+    float_model: ModelProto,
+    model: Model,
+    written: Path,
+    data: Dataset,
+    settings: Settings,
 ) -> None:
     """Fill in the report: accuracy per output and tensor, what ran in int8, latency. `data` are held-out samples.
+
+    Outputs are held against the original; tensors inside against the float model the plan was made for, whose channels
+    may have other scales.
 
     Raises ModelError where the written file does not load, run, or equal the model in memory.
     """
     first = data[0]
     reload_check(model, written, first.feed)
-    reference = float_model.SerializeToString()
-    found = compare(reference, written, data, tensors=list(plan.tensors) or None, threads=settings.threads)
+    inside = None if float_model is original else float_model.SerializeToString()
+    found = compare(
+        original.SerializeToString(), written, data, tensors=list(plan.tensors) or None, threads=settings.threads,
+        inside=inside,
+    )  # fmt: skip
     tell(report, found)
     report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, plan) for row in found.tensors]
     report.notes += _refused_methods(plan)

@@ -11,6 +11,7 @@ from onnxshot.errors import UsageError
 from onnxshot.maths import affine
 
 MODES = ("static", "dynamic", "weights")
+EFFORTS = ("fast", "balanced", "best")
 FORMATS = ("qdq", "qoperator")
 TYPES = {t.name: t for t in (affine.UINT8, affine.INT8, affine.UINT16, affine.INT16, affine.FLOAT8E4M3FN)}
 
@@ -25,6 +26,7 @@ class Recipe:
         format: qdq (standard) or qoperator (QLinearConv, QLinearMatMul).
         activation_type, weight_type: type names; None takes the target's own.
         per_channel: a scale per output channel of every weight, else one per weight.
+        effort: fast, balanced or best: how much is done for accuracy (see effort.py).
         method: how activation ranges are chosen from statistics.
         weight_method: minmax (no weight is clipped) or mse (least squared error per channel).
         exclude, include: globs over node names, tensor names and op types.
@@ -37,6 +39,7 @@ class Recipe:
     activation_type: str | None = None
     weight_type: str | None = None
     per_channel: bool = True
+    effort: str = "balanced"
     method: str = "auto"
     weight_method: str = "minmax"
     exclude: tuple[str, ...] = ()
@@ -46,6 +49,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("mode", self.mode, MODES),
+            ("effort", self.effort, EFFORTS),
             ("format", self.format, FORMATS),
             ("method", self.method, METHODS),
             ("weight_method", self.weight_method, ("minmax", "mse")),

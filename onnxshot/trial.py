@@ -1,57 +1,40 @@
-"""Try plans on calibration samples: rules say what should be better, the network's outputs say what is."""
+"""Try candidates on calibration samples: rules say what should be better, the network's outputs say what is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.graph import Model
-from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.parallel import in_order
-from onnxshot.plan import Plan
 from onnxshot.targets.ort_runtime import Runner
 
 MAX_BYTES = 200_000_000
-"""Weights of a model that is still tried: the model is copied for every plan."""
-_SIDE_BY_SIDE = 50_000_000  # bytes of weights
-_GAIN_DB = 1.0  # a later plan must be this much better: the first is the one the rules prefer
+"""Weights of a model that is still tried: the model is copied for every candidate."""
+_SIDE_BY_SIDE = 50_000_000  # bytes of a model above which no other is run beside it
 
 _Outputs = Mapping[str, NDArray[Any]]
 
 
-def best_plan(
-    model: Model,
-    plans: Sequence[Plan],
-    rewrite: Callable[[Model, Plan], object],
-    samples: Sequence[Sample],
-    *,
-    threads: int,
-) -> int:
-    """Index of the plan whose model comes closest to the float one, by SQNR of all outputs over the samples.
+def scores(reference: bytes, candidates: Iterable[bytes], samples: Sequence[Sample], *, threads: int) -> list[float]:
+    """SQNR of all float outputs against those of the reference, in dB, of each candidate; all are serialized models.
 
-    The first plan wins unless another gains 1 dB. `rewrite` applies a plan to a copy of the model.
+    Models run beside each other, and one is run while the next is made: `candidates` may be a generator. Raises
+    ModelError where one does not run.
     """
-    proto = model.to_proto()
 
     def models() -> Iterator[bytes]:
-        yield proto.SerializeToString()
-        for plan in plans:
-            copy = load_model(proto)
-            rewrite(copy, plan)
-            yield copy.to_proto().SerializeToString()
+        yield reference
+        yield from candidates
 
-    # Models run beside each other, and one is run while the next is rewritten; large ones would be too much memory.
-    workers = threads if model.weight_bytes() <= _SIDE_BY_SIDE else 1
+    workers = threads if len(reference) <= _SIDE_BY_SIDE else 1
     found = in_order(partial(_outputs, samples=samples, threads=max(1, threads // workers)), models(), workers)
     wanted = next(found)
-    scores = [_sqnr_db(wanted, outputs) for outputs in found]
-    best = max(range(len(scores)), key=lambda i: scores[i])
-    return best if scores[best] >= scores[0] + _GAIN_DB else 0
+    return [_sqnr_db(wanted, outputs) for outputs in found]
 
 
 def _outputs(model: bytes, samples: Sequence[Sample], threads: int) -> list[_Outputs]:

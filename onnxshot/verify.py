@@ -88,11 +88,13 @@ def compare(
     *,
     tensors: Sequence[str] | None = (),
     threads: int = 2,
+    inside: bytes | None = None,
 ) -> Comparison:
     """Run both models over the samples and add up the differences; as many samples at once as there are threads.
 
     The first samples are run once more with the runtime's optimizations off, and tell of the named tensors too, or of
     all where `tensors` is None. Held at any time: two sessions, a few samples' outputs, and the first samples' feeds.
+    inside: the float model whose tensors the candidate's are held against, where that is not the reference.
     Outputs are matched by name; what one model lacks, or numpy cannot hold, is left out and noted.
 
     Raises:
@@ -107,29 +109,34 @@ def compare(
     if not names and not kinds:
         raise ModelError(f"the models have no output in common: {_list(judge.outputs)} against {_list(fast.outputs)}")
     sums = {name: _Sums(name) for name in names}
-    totals, first = _Totals(), list[Sample]()
+    totals, first = _Totals(), list[tuple[Sample, _Outputs]]()
     count = 0
     for sample, wanted, got in _run(judge, fast, samples, workers):
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=count < SAMPLES)
         if count < SAMPLES:
-            first.append(sample)
+            first.append((sample, wanted))
         count += 1
     if not count:
         raise CalibrationError("there are no samples to compare on")
 
-    def plain(sample: Sample, wanted: _Outputs, got: _Outputs) -> None:
-        for name in names:
-            sums[name].add_plain(wanted[name], got[name], sample.name, totals)
+    wanted_of = {id(sample): wanted for sample, wanted in first}
 
-    inside: tuple[TensorRow, ...] = ()
+    def plain(sample: Sample, _: _Outputs, got: _Outputs) -> None:
+        for name in names:
+            sums[name].add_plain(wanted_of[id(sample)][name], got[name], sample.name, totals)
+
+    rows_inside: tuple[TensorRow, ...] = ()
+    seen = [sample for sample, _ in first]
     if too_large(reference, candidate):  # seen from outside only
         del fast
-        for seen in _run(judge, Runner(candidate, threads=each, optimize=False), first, workers):
-            plain(*seen)
+        for run in _run(judge, Runner(candidate, threads=each, optimize=False), seen, workers):
+            plain(*run)
     else:
         del judge, fast
-        inside = compare_tensors(reference, candidate, first, tensors, threads=threads, outputs=names, each=plain)
+        rows_inside = compare_tensors(
+            inside or reference, candidate, seen, tensors, threads=threads, outputs=names, each=plain
+        )
     rows = tuple(entry.row() for entry in sums.values())
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
     notes += [f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape]
@@ -143,7 +150,7 @@ def compare(
         contract=difference(*sides),
         not_finite=tuple(text for entry in sums.values() for text in entry.not_finite),
         notes=tuple(notes),
-        tensors=inside,
+        tensors=rows_inside,
     )
 
 

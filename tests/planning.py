@@ -70,7 +70,8 @@ def reason(ready: Model, plan: Plan, output: str) -> str:
 
 
 def quantized(case: Case, settings: Settings = FAST, **options: Any) -> tuple[Result, onnx.ModelProto]:
-    """The result of `quantize` on a case, and its model."""
+    """The result of `quantize` on a case, and its model; with no more effort than ranges, unless options say so."""
+    options = {"effort": "fast", **options}
     given = case.feeds if options.get("mode", "static") == "static" or settings.verify else None
     result = quantize(case.model, given, settings=settings, **options)
     return result, result.model.to_proto()

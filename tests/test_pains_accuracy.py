@@ -105,13 +105,14 @@ def test_row11_every_run_says_which_tensor_broke_it(
     proto = model(text, {"w1": w1, "w2": w2, "w3": weight(8, 8, 1, 1, seed=2)})
     onnx.save(proto, str(tmp_path / "m.onnx"))
     np.savez(tmp_path / "x.npz", x=np.concatenate([f["x"] for f in feeds(x=(1, 8, 12, 12))]))
-    result = quantize(proto, tmp_path / "x.npz", settings=PROVEN)
+    result = quantize(proto, tmp_path / "x.npz", settings=PROVEN, effort="fast")
     bad = [r.tensor for r in result.report.worst if r.sqnr_db < GOOD_DB]
     assert bad
     assert "c" in bad
     capsys.readouterr()
     clock(monkeypatch, 2.0)
-    assert command("quantize", tmp_path / "m.onnx", "--calib", tmp_path / "x.npz", "-o", tmp_path / "q.onnx") == 0
+    assert command("quantize", tmp_path / "m.onnx", "--calib", tmp_path / "x.npz", "-o", tmp_path / "q.onnx",
+                   "--effort", "fast") == 0
     lines = capsys.readouterr().err.splitlines()
     table = next(i for i, line in enumerate(lines) if line.startswith("worst tensors"))
     assert lines[table + 1].split()[0] == bad[0]
@@ -330,10 +331,10 @@ def test_row16_taking_q_and_dq_out_gives_the_float_graph_back(name: str) -> None
     if name in BLOCKS:
         case = BLOCKS[name]()
         source, given = case.model, case.feeds
-        result = quantize(source, given, settings=QUICK)
+        result = quantize(source, given, settings=QUICK, effort="fast")
     else:
         source, given = onnx.load(str(fixture(name))), heldout(name)[0][:8]
-        result = quantize(source, **data_of(name), settings=replace(QUICK, samples=8))
+        result = quantize(source, **data_of(name), settings=replace(QUICK, samples=8), effort="fast")
     normal = load_model(source)
     normalize(normal, opset=13)
     wanted = normal.to_proto()

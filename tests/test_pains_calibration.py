@@ -113,12 +113,12 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
     settings = Settings(samples=8, verify=False, threads=1)
     given = {**data_of("digits_resnet"), "settings": settings}
     first = quantize(fixture("digits_resnet"), **given)
-    assert first.report.samples["inferences"] == runs[0] > 0
+    assert first.report.samples["inferences"] == sum(runs) > 0
     others = [{"exclude": ("Add",)}, {"exclude": ("*blocks.0*",)}, {"method": "percentile"}, {"target": "ort-avx2"}]
     for options in others:
         again = quantize(fixture("digits_resnet"), **given, **options)
         assert again.report.samples["inferences"] == 0
-    assert len(runs) == 1
+    assert len(runs) == 2, "the model as it is, and with its channels equalized"
     assert quantize(fixture("digits_resnet"), **given).plan.params.keys() == first.plan.params.keys()
     for key, params in quantize(fixture("digits_resnet"), **given).plan.params.items():
         assert params.scale == first.plan.params[key].scale
@@ -129,7 +129,7 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
     values = onnx.numpy_helper.to_array(changed.graph.initializer[0]) * 2
     changed.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(values, changed.graph.initializer[0].name))
     quantize(changed, **given)
-    assert len(runs) == 4
+    assert len(runs) == 8
 
 
 @pytest.mark.parametrize("method", METHODS)

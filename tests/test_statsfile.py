@@ -132,7 +132,7 @@ def test_quantize_with_statistics_runs_nothing_and_gives_the_same_bytes(
     net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = save(tmp_path / "data", feeds(16))
-    direct = quantize(net, data, method="percentile", settings=FAST)
+    direct = quantize(net, data, method="percentile", settings=FAST, effort="fast")
     stats = tmp_path / "s.npz"
     onnxshot.calibrate(net, data, output=stats, settings=FAST)
 
@@ -141,7 +141,7 @@ def test_quantize_with_statistics_runs_nothing_and_gives_the_same_bytes(
 
     monkeypatch.setattr(onnxshot.calibrating, "collect", never)
     for calib in (None, data):
-        result = quantize(net, calib, stats=stats, method="percentile", settings=FAST)
+        result = quantize(net, calib, stats=stats, method="percentile", settings=FAST, effort="fast")
         assert result.model.to_proto() == direct.model.to_proto()
         assert (result.report.samples["calibration"], result.report.samples["inferences"]) == (12, 0)
     assert result.report.samples["held_out"] == 4, "the quarter that calibrate has left alone"

@@ -1,0 +1,177 @@
+"""Which channels of which tensors are one and the same: what scales one of them must scale them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+
+Ids = NDArray[np.int64]
+
+_KEEPS_CHANNELS = frozenset(
+    ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MaxPool", "Relu")
+)
+"""Ops f with f(s * x) = s * f(x) for every s > 0, channel by channel."""
+
+
+@dataclass(slots=True)
+class Channels:
+    """The channels of a CNN's tensors, axis 1, numbered: those that hold the same values, or are added, share a number.
+
+    Attributes:
+        of: tensor name -> number of each of its channels [C].
+        fixed: numbers that cannot be scaled: something reads them that is not linear in them, or gives them out.
+        made_by: Conv nodes with the numbers of their outputs [O].
+        read_by: Conv and Gemm nodes with the numbers of their inputs [I].
+        limits: (name, numbers, limit) of what a Clip cuts off at 0 and above a limit.
+    """
+
+    of: dict[str, Ids] = field(default_factory=dict)
+    fixed: set[int] = field(default_factory=set)
+    made_by: list[tuple[Node, Ids]] = field(default_factory=list)
+    read_by: list[tuple[Node, Ids]] = field(default_factory=list)
+    limits: list[tuple[str, Ids, float]] = field(default_factory=list)
+    count: int = 0
+
+
+def channels_of(model: Model) -> Channels:
+    """The channels of a normalized model's top-level graph."""
+    tracker = _Tracker(model)
+    for node in model.graph.nodes:
+        tracker.follow(node)
+    return tracker.result()
+
+
+class _Tracker:
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._found = Channels()
+        self._parent: list[int] = []
+        self._inner = {t.name for g, n in model.walk() if g is not model.graph for t in n.inputs}
+
+    def follow(self, node: Node) -> None:
+        """Number the node's outputs, or hold its inputs fixed where it is not known how its outputs follow them."""
+        if node.op in ("Shape", "Size") or self._weighted(node):
+            return
+        out = self._passed_on(node)
+        if out is None:
+            for tensor in node.inputs:
+                self._fix(tensor)
+            return
+        for tensor, ids in zip(node.outputs, out, strict=True):
+            self._found.of[tensor.name] = ids
+
+    def result(self) -> Channels:
+        for graph in self._model.graphs():
+            for tensor in graph.outputs:
+                self._fix(tensor)
+        for name in self._inner & self._found.of.keys():
+            self._found.fixed |= set(self._found.of[name].tolist())
+        root = np.asarray([self._root(i) for i in range(len(self._parent))], np.int64)
+        found = self._found
+        return Channels(
+            {name: root[ids] for name, ids in found.of.items()},
+            {int(root[i]) for i in found.fixed},
+            [(node, root[ids]) for node, ids in found.made_by],
+            [(node, root[ids]) for node, ids in found.read_by],
+            [(name, root[ids], limit) for name, ids, limit in found.limits],
+            len(root),
+        )
+
+    def _weighted(self, node: Node) -> bool:
+        """Follow a Conv, or a Gemm behind one. False where it is neither, or its weight is not its own."""
+        x = self._found.of.get(node.inputs[0].name) if node.inputs else None
+        if node.op not in ("Conv", "Gemm") or not all(_own(t) for t in node.inputs[1:]):
+            return False
+        if node.op == "Conv":
+            made = self._new(node.inputs[1].shape[0])
+            self._found.of[node.outputs[0].name] = made
+            self._found.made_by.append((node, made))
+        elif x is None or node.attrs.get("transA", 0):
+            return False
+        if x is not None:
+            self._found.read_by.append((node, x))
+        return True
+
+    def _passed_on(self, node: Node) -> list[Ids] | None:
+        """The numbers of the outputs, where they follow from those of the inputs."""
+        given = [self._found.of.get(t.name) for t in node.inputs]
+        x = given[0] if given else None
+        if node.op == "Concat":
+            known = [ids for ids in given if ids is not None]
+            return [np.concatenate(known)] if len(known) == len(given) and node.attrs.get("axis") == 1 else None
+        if node.op == "Add":
+            return self._added(given)
+        if x is None or any(ids is not None for ids in given[1:]):
+            return None
+        if node.op in _KEEPS_CHANNELS and len(node.outputs) == 1:
+            return [x]
+        if node.op == "Clip":
+            return self._clipped(node, x)
+        if node.op in ("Flatten", "Reshape", "Squeeze"):
+            shape = self._model.shape(node.outputs[0])
+            return [x] if shape is not None and len(shape) == 2 and shape[1] == len(x) else None
+        return self._chosen(node, x)
+
+    def _added(self, given: Sequence[Ids | None]) -> list[Ids] | None:
+        if len(given) != 2 or given[0] is None or given[1] is None or len(given[0]) != len(given[1]):
+            return None
+        for a, b in zip(given[0].tolist(), given[1].tolist(), strict=True):
+            self._parent[self._root(b)] = self._root(a)
+        return [given[0]]
+
+    def _clipped(self, node: Node, x: Ids) -> list[Ids] | None:
+        low, high = edit.clip_limits(node)
+        if low != 0.0 or np.isnan(high):
+            return None
+        if np.isfinite(high):
+            self._found.limits.append((node.outputs[0].name, x, high))
+        return [x]
+
+    def _chosen(self, node: Node, x: Ids) -> list[Ids] | None:
+        """The numbers of what Split, Gather and Slice take of the channels."""
+        if node.op == "Split" and node.attrs.get("axis", 0) == 1:
+            shapes = [self._model.shape(t) for t in node.outputs]
+            sizes = [s[1] if s is not None and len(s) > 1 else None for s in shapes]
+            known = [size for size in sizes if isinstance(size, int)]
+            whole = len(known) == len(sizes) and sum(known) == len(x)
+            return np.split(x, np.cumsum(known)[:-1]) if whole else None
+        if node.op == "Gather" and node.attrs.get("axis", 0) == 1:
+            taken = edit.constant_input(node, 1)
+            return [x[taken]] if taken is not None and taken.ndim == 1 else None
+        if node.op == "Slice":
+            starts, ends, axes = (edit.constant_input(node, i) for i in (1, 2, 3))
+            steps = edit.constant_input(node, 4) if len(node.inputs) > 4 else None
+            if starts is None or ends is None or axes is None or (steps is not None and (steps != 1).any()):
+                return None
+            if (axes < 0).any():
+                return None
+            for axis, start, stop in zip(axes.tolist(), starts.tolist(), ends.tolist(), strict=True):
+                x = x[start:stop] if axis == 1 else x
+            return [x]
+        return None
+
+    def _new(self, count: int) -> Ids:
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        return np.arange(first, first + count, dtype=np.int64)
+
+    def _root(self, i: int) -> int:
+        while self._parent[i] != i:
+            self._parent[i] = i = self._parent[self._parent[i]]
+        return i
+
+    def _fix(self, tensor: Tensor) -> None:
+        if tensor.name in self._found.of:
+            self._found.fixed |= set(self._found.of[tensor.name].tolist())
+
+
+def _own(tensor: Tensor) -> bool:
+    """Whether an operand is a float constant that nothing else reads, or absent."""
+    if not tensor.name:
+        return True
+    return isinstance(tensor, Constant) and len(tensor.outputs) == 1 and weights.read(tensor).dtype == np.float32
