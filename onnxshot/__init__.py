@@ -15,6 +15,7 @@ __all__ = [
     "errors",
     "inspect",
     "quantize",
+    "sensitivity",
 ]
 
 from onnxshot import errors
@@ -26,4 +27,5 @@ from onnxshot.judge import compare_models as compare
 from onnxshot.pipeline import Result, emit, quantize
 from onnxshot.recipe import Recipe
 from onnxshot.report import Report
+from onnxshot.sensitivity import sensitivity
 from onnxshot.settings import Settings

@@ -49,6 +49,9 @@ SamplesOpt = Annotated[
 DeviceOpt = Annotated[str, typer.Option(help="Where calibration runs: cpu, cuda, openvino.")]
 CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep and reuse calibration statistics.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+StatsOpt = Annotated[
+    Path | None, typer.Option(help="Statistics that 'onnxshot calibrate' wrote: nothing is run to calibrate.")
+]
 ExcludeOpt = Annotated[
     list[str] | None,
     typer.Option(help="Leave in float: a glob over node names, tensor names and op types. May be repeated."),
@@ -81,9 +84,7 @@ def quantize(
     exclude: ExcludeOpt = None,
     include: IncludeOpt = None,
     samples: SamplesOpt = "auto",
-    stats: Annotated[
-        Path | None, typer.Option(help="Statistics that 'onnxshot calibrate' wrote: nothing is run to calibrate.")
-    ] = None,
+    stats: StatsOpt = None,
     report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
     require_faster: Annotated[bool, typer.Option(help="Exit 3 if the result is slower than the input.")] = False,
     keep_overridable: Annotated[bool, typer.Option(help="Leave weights that are also inputs as they are.")] = False,
@@ -201,6 +202,35 @@ def inspect(
     recipe = Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
     found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=preset)
     _print(as_json, found.to_dict(), lambda: terminal.show_text(found.to_text()))
+
+
+@app.command()
+def sensitivity(
+    model: ModelArg,
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    target: TargetOpt = "ort",
+    mode: Annotated[str, typer.Option(help="static, dynamic or weights.")] = "static",
+    gains: Annotated[bool, typer.Option("--gains", help="Also what is won when each node alone stays float.")] = False,
+    exclude: ExcludeOpt = None,
+    include: IncludeOpt = None,
+    samples: SamplesOpt = "auto",
+    stats: StatsOpt = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the JSON here.")] = None,
+    cache: CacheOpt = True,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure what each node costs when it alone is int8, worst first."""
+    recipe = Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
+    with terminal.progress(not as_json) as show:
+        settings = onnxshot.Settings(samples=_samples(samples), use_cache=cache, threads=threads, progress=show)
+        found = onnxshot.sensitivity(
+            model, calib, stats=stats, preset=preset, gains=gains, recipe=recipe, settings=settings
+        )
+    if report is not None:
+        found.save(report)
+    _print(as_json, found.to_dict(), lambda: terminal.show_sensitivity(found))
 
 
 @app.command()
