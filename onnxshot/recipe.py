@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from onnxshot.calibration.ranges import METHODS
 from onnxshot.errors import UsageError
@@ -82,6 +85,24 @@ class Recipe:
             patterns = given.get(key, ())
             given[key] = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
         return cls(**given)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe of a YAML or JSON file, or of a report that holds one.
+
+    Raises UsageError where it cannot be read, or is no recipe.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise UsageError(f"recipe {path} cannot be read: {' '.join(str(e).split())}", "give a YAML file") from e
+    if isinstance(values, dict):
+        values = values.get("recipe", values)
+    if not isinstance(values, dict):
+        found = f"it holds a {type(values).__name__}"
+        raise UsageError(f"{path} is no recipe: {found}", "a recipe is keys and values, such as 'target: ort'")
+    return Recipe.from_dict(values)
 
 
 def _are_patterns(value: object) -> bool:

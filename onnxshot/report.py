@@ -64,6 +64,8 @@ class Report:
         latency: float_ms, ms and speedup, medians of paired runs.
         skips: what stayed float, and why.
         worst: tensors, worst SQNR first.
+        goal: of a search: its limits, what the written file was measured to reach, `reached`, and what it `missed`.
+        pareto: candidates of a search that no other beats: `exclude`, `sqnr_db`, `bytes`, `latency_ms`, `drop`.
     """
 
     input: str
@@ -88,6 +90,8 @@ class Report:
     float_weights: list[Skip] = field(default_factory=list)
     worst: list[TensorReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    goal: dict[str, Any] = field(default_factory=dict)
+    pareto: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values; floats are rounded to what is measured."""
