@@ -86,13 +86,18 @@ def test_a_limit_on_size_is_used_up_for_accuracy(given: list[Feed], base: Result
 
 @pytest.fixture
 def slow_floats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that counts 1 ms for each Conv in float."""
+    """A clock that counts 1 ms for each Conv in float, on a machine that gets slower and slower."""
+    slowness = iter(np.linspace(1, 5, 500))
+
+    def milliseconds(path: Path) -> float:
+        proto = onnx.load(str(path))
+        made = {name: node.op_type for node in proto.graph.node for name in node.output}
+        return sum(n.op_type == "Conv" and made.get(n.input[1]) != "DequantizeLinear" for n in proto.graph.node) + 0.1
 
     def timed(paths: list[Path], feeds: list[Feed], **_: object) -> list[Latency]:
-        (path,), proto = paths, onnx.load(str(paths[0]))
-        made = {name: node.op_type for node in proto.graph.node for name in node.output}
-        count = sum(n.op_type == "Conv" and made.get(n.input[1]) != "DequantizeLinear" for n in proto.graph.node)
-        return [Latency(path, float(count), 0, 0, 1.0, len(feeds))]
+        assert feeds
+        ms, now = [milliseconds(path) for path in paths], next(slowness)
+        return [Latency(path, now * t, 0, 0, ms[0] / t, 9) for path, t in zip(paths, ms, strict=True)]
 
     monkeypatch.setattr(goal, "bench", timed)
 
@@ -100,7 +105,7 @@ def slow_floats(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("slow_floats")
 def test_a_limit_on_latency_is_held_against_the_clock(given: list[Feed], base: Result) -> None:
     result = tune(fixture(NAME), given, Goal(max_latency=3.5), settings=QUICK)
-    assert result.report.goal["latency_ms"] == 3
+    assert result.report.goal["latency_ms"] == pytest.approx(3.1)
     assert judged(result.model.to_proto(), given) > judged(base.model.to_proto(), given)
 
 
@@ -108,7 +113,25 @@ def test_a_limit_on_latency_is_held_against_the_clock(given: list[Feed], base: R
 def test_of_two_goals_that_exclude_each_other_the_limit_is_kept(given: list[Feed]) -> None:
     missed = tune(fixture(NAME), given, Goal(max_latency=1.5, min_sqnr=250), settings=QUICK).report.goal
     assert missed["missed"] == [f"min_sqnr is 250 dB, found {missed['sqnr_db']:.4g} dB"]
-    assert missed["latency_ms"] == 1, "the most accurate one among those that are fast enough"
+    assert missed["latency_ms"] == pytest.approx(1.1), "the most accurate one among those that are fast enough"
+
+
+def test_a_candidate_that_was_timed_too_well_is_timed_again(given: list[Feed], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first time that each candidate but all int8 is timed, it looks ten times as fast as the float model."""
+    timings: dict[bytes, int] = {}
+
+    def timed(paths: list[Path], feeds: list[Feed], **_: object) -> list[Latency]:
+        content = paths[-1].read_bytes()
+        timings[content] = timings.get(content, 0) + 1
+        lucky = 10.0 if timings[content] == 1 else 1.1
+        ratio = 2.0 if b'"exclude": []' in content else lucky
+        return [Latency(path, 1.0, 0, 0, r, 9) for path, r in zip(paths, (1.0, ratio)[: len(paths)], strict=True)]
+
+    monkeypatch.setattr(goal, "bench", timed)
+    found = tune(fixture(NAME), given, Goal(max_latency=0.6), settings=QUICK).report
+    assert found.goal["reached"]
+    assert found.goal["latency_ms"] == pytest.approx(0.5)
+    assert found.recipe["exclude"] == []
 
 
 EVALUATION = """
