@@ -1,33 +1,49 @@
-"""Calling the user's own function for calibration data. Runs code: only what the user named."""
+"""Finding and calling the user's own functions, for data and for scores. Runs code: only what the user named."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from onnxshot.errors import CalibrationError
 
+_SPELLED = re.compile(r"(?P<place>.+):(?P<function>[A-Za-z_]\w*)")
 
-def call(place: str, function: str) -> object:
-    """What the function of a module, or of a .py file, returns."""
-    where = f"{place}:{function}"
+
+def named(text: str) -> tuple[str, str] | None:
+    """(module or .py file, function) of 'module:function' or 'file.py:function'; None for any other text."""
+    match = _SPELLED.fullmatch(text)
+    return (match["place"], match["function"]) if match else None
+
+
+def load(place: str, function: str) -> Callable[..., Any]:
+    """The function of a module, or of a .py file. Raises CalibrationError where it is not there."""
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     except Exception as error:  # the user's own code
         what = f"{place} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
         raise CalibrationError(what, "name it as module:function or file.py:function") from error
-    made = getattr(module, function, None)
+    made: object = getattr(module, function, None)
     if not callable(made):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         hint = f"it has: {', '.join(names)}" if names else "it has no functions"
         raise CalibrationError(f"{place} has no function {function!r}", hint)
+    return made
+
+
+def call(place: str, function: str) -> object:
+    """What the function of a module, or of a .py file, returns."""
+    made = load(place, function)
     try:
         return made()
     except Exception as error:  # the user's own code
-        what = f"{where} raised {type(error).__name__}: {' '.join(str(error).split())}"
+        what = f"{place}:{function} raised {type(error).__name__}: {' '.join(str(error).split())}"
         raise CalibrationError(what, "it is called without arguments and returns or yields dicts") from error
 
 

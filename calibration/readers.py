@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from onnxshot.calibration.checks import InputSpec, Sample
-from onnxshot.calibration.functions import call
+from onnxshot.calibration.functions import call, named
 from onnxshot.calibration.pictures import Fitter, read_picture
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.sources import (
@@ -37,7 +36,6 @@ TAKES = (
     "a folder of pictures (with --preset), of .npy or of .npz files; one .npz or .npy with a leading sample axis; "
     "a test_data_set folder of .pb; module:function or file.py:function; or 'random'"
 )
-_FUNCTION = re.compile(r"(?P<place>.+):(?P<function>[A-Za-z_]\w*)")
 _RANDOM_SAMPLES = 16
 
 
@@ -166,8 +164,8 @@ def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int)
         return _open_folder(path, fit)
     if path.is_file():
         return _open_file(path, fit)
-    if match := _FUNCTION.fullmatch(str(source)):
-        return _open_object(call(match["place"], match["function"]), label, fit, limit)
+    if found := named(str(source)):
+        return _open_object(call(*found), label, fit, limit)
     raise CalibrationError(f"calibration data {source} is not there", f"--calib takes {TAKES}")
 
 

@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 __all__ = [
+    "Goal",
     "Preset",
     "Recipe",
     "Report",
@@ -15,15 +16,20 @@ __all__ = [
     "errors",
     "inspect",
     "quantize",
+    "sensitivity",
+    "tune",
 ]
 
 from onnxshot import errors
 from onnxshot.calibrating import calibrate
 from onnxshot.calibration.preprocess import Preset
+from onnxshot.goal import Goal
 from onnxshot.inspection import inspect
 from onnxshot.judge import bench_models as bench
 from onnxshot.judge import compare_models as compare
 from onnxshot.pipeline import Result, emit, quantize
 from onnxshot.recipe import Recipe
 from onnxshot.report import Report
+from onnxshot.sensitivity import sensitivity
 from onnxshot.settings import Settings
+from onnxshot.tune import tune

@@ -7,7 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from onnxshot import cache as store
 from onnxshot import terminal
 from onnxshot.calibrating import merge_files
 from onnxshot.errors import GoalMissed, OnnxshotError, UsageError
-from onnxshot.recipe import Recipe
+from onnxshot.recipe import Recipe, load_recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,6 +50,9 @@ SamplesOpt = Annotated[
 DeviceOpt = Annotated[str, typer.Option(help="Where calibration runs: cpu, cuda, openvino.")]
 CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep and reuse calibration statistics.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+StatsOpt = Annotated[
+    Path | None, typer.Option(help="Statistics that 'onnxshot calibrate' wrote: nothing is run to calibrate.")
+]
 ExcludeOpt = Annotated[
     list[str] | None,
     typer.Option(help="Leave in float: a glob over node names, tensor names and op types. May be repeated."),
@@ -60,6 +64,7 @@ IncludeOpt = Annotated[
 
 @app.command()
 def quantize(
+    context: typer.Context,
     model: ModelArg,
     calib: CalibOpt = None,
     output: Annotated[
@@ -84,10 +89,19 @@ def quantize(
     exclude: ExcludeOpt = None,
     include: IncludeOpt = None,
     samples: SamplesOpt = "auto",
-    stats: Annotated[
-        Path | None, typer.Option(help="Statistics that 'onnxshot calibrate' wrote: nothing is run to calibrate.")
+    stats: StatsOpt = None,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="A YAML recipe, or a report that holds one; options overrule it.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
+    min_sqnr: Annotated[float | None, typer.Option(help="Goal: least SQNR of the outputs in dB.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Goal: most that the score of --eval may fall.")] = None,
+    evaluation: Annotated[
+        str | None, typer.Option("--eval", help="file.py:function that scores a model, higher is better.")
+    ] = None,
+    max_latency: Annotated[float | None, typer.Option(help="Goal: most milliseconds of one run.")] = None,
+    max_size: Annotated[float | None, typer.Option(help="Goal: most megabytes of the file.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Minutes to search for the goal.")] = None,
     require_faster: Annotated[bool, typer.Option(help="Exit 3 if the result is slower than the input.")] = False,
     keep_overridable: Annotated[bool, typer.Option(help="Leave weights that are also inputs as they are.")] = False,
     requantize: Annotated[bool, typer.Option(help="Take a quantized model back to float first.")] = False,
@@ -99,23 +113,32 @@ def quantize(
     as_json: JsonOpt = False,
 ) -> None:
     """Quantize MODEL to int8 and prove the result against it."""
-    recipe = Recipe(
-        target=target, mode=mode, format=format, activation_type=activation_type, weight_type=weight_type,
-        per_channel=per_channel, effort=effort, method=method,
-        exclude=tuple(exclude or ()), include=tuple(include or ()),
-    )  # fmt: skip
+    options = {
+        "target": target, "mode": mode, "format": format, "activation_type": activation_type,
+        "weight_type": weight_type, "per_channel": per_channel, "effort": effort, "method": method,
+        "exclude": tuple(exclude or ()), "include": tuple(include or ()),
+    }  # fmt: skip
+    given = {k: v for k, v in options.items() if _is_given(context, k)}
+    recipe = replace(load_recipe(recipe_file) if recipe_file is not None else Recipe(), **given)  # type: ignore[arg-type]
+    goals = {
+        "min_sqnr": min_sqnr, "max_drop": max_drop, "max_latency": max_latency, "max_size": max_size, "budget": budget,
+    }  # fmt: skip
+    wanted = evaluation is not None or any(value is not None for value in goals.values())
+    goal = onnxshot.Goal(evaluate=evaluation, **goals) if wanted else None
     out = output or model.with_name(f"{model.stem}.int8.onnx")
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
             samples=_samples(samples), verify=verify, use_cache=cache, threads=threads, device=device, seed=seed,
             keep_overridable=keep_overridable, requantize=requantize, progress=show,
         )  # fmt: skip
-        result = onnxshot.quantize(
-            model, calib, stats=stats, output=out, preset=preset, recipe=recipe, settings=settings
-        )
+        make = onnxshot.quantize if goal is None else partial(onnxshot.tune, goal=goal)
+        result = make(model, calib, stats=stats, output=out, preset=preset, recipe=recipe, settings=settings)
     if report is not None:
         result.report.save(report)
     _print(as_json, result.report.to_dict(), lambda: terminal.show_report(result.report))
+    if result.report.goal.get("missed"):
+        missed = "; ".join(result.report.goal["missed"])
+        raise GoalMissed(f"{out} was written, but {missed}", "it is the best found; --report FILE lists the others")
     if require_faster and (result.report.speedup is None or result.report.slower):
         measured = "its speed was not measured" if result.report.speedup is None else "it is slower than the input"
         raise GoalMissed(f"{out} was written, but {measured}", "leave out --require-faster to accept it")
@@ -208,6 +231,35 @@ def inspect(
 
 
 @app.command()
+def sensitivity(
+    model: ModelArg,
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    target: TargetOpt = "ort",
+    mode: Annotated[str, typer.Option(help="static, dynamic or weights.")] = "static",
+    gains: Annotated[bool, typer.Option("--gains", help="Also what is won when each node alone stays float.")] = False,
+    exclude: ExcludeOpt = None,
+    include: IncludeOpt = None,
+    samples: SamplesOpt = "auto",
+    stats: StatsOpt = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the JSON here.")] = None,
+    cache: CacheOpt = True,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure what each node costs when it alone is int8, worst first."""
+    recipe = Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
+    with terminal.progress(not as_json) as show:
+        settings = onnxshot.Settings(samples=_samples(samples), use_cache=cache, threads=threads, progress=show)
+        found = onnxshot.sensitivity(
+            model, calib, stats=stats, preset=preset, gains=gains, recipe=recipe, settings=settings
+        )
+    if report is not None:
+        found.save(report)
+    _print(as_json, found.to_dict(), lambda: terminal.show_sensitivity(found))
+
+
+@app.command()
 def compare(
     reference: Annotated[Path, typer.Argument(metavar="FLOAT", help="The float model.", show_default=False)],
     candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The other model.", show_default=False)],
@@ -264,6 +316,12 @@ def _common(
     ] = False,
 ) -> None:
     """Options of every command."""
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """True where the option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _samples(text: str) -> int | str:

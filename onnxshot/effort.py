@@ -20,8 +20,9 @@ from onnxshot.passes.equalize import Equalize
 from onnxshot.passes.repair import ApplyRepairs
 from onnxshot.plan import STATIC, Plan
 from onnxshot.reconstruct import Repair, reconstruct
+from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
-from onnxshot.trial import scores
+from onnxshot.trial import sqnrs
 
 _CHECKED = 4  # every so many-th calibration sample is left out of a repair, to see whether it helps
 _MOST_CHECKED = 16
@@ -29,11 +30,15 @@ _MOST_CHECKED = 16
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A float model with a plan for it; lead: how many dB it must be better than those before it."""
+    """A float model with a plan for it, and what is known of its tensors.
 
-    name: str
+    clips: whether ranges may be smaller than the extremes; lead: how many dB it must be better by.
+    """
+
     model: Model
     plan: Plan
+    evidence: Evidence
+    clips: bool = True
     lead: float = 0.0
 
 
@@ -56,7 +61,7 @@ def choose(
 ) -> Candidate:
     """The candidate that comes closest to the reference once `rewrite` has quantized a copy of it."""
     made = (_rewritten(c.model, c.plan, rewrite) for c in candidates)
-    found = scores(reference.SerializeToString(), made, samples, threads=threads)
+    found = list(sqnrs(reference.SerializeToString(), made, samples, threads=threads))
     return max(zip(found, candidates, strict=True), key=lambda pair: pair[0] - pair[1].lead)[1]
 
 
@@ -92,7 +97,7 @@ def repaired(
             ApplyRepairs(found[name]).run(copy)
             yield bytes(copy.to_proto().SerializeToString())
 
-    before, *after = scores(reference.SerializeToString(), candidates(), check, threads=settings.threads)
+    before, *after = sqnrs(reference.SerializeToString(), candidates(), check, threads=settings.threads)
     best = max(range(len(after)), key=after.__getitem__)
     name = list(ways)[best]
     if after[best] <= before:

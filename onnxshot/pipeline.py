@@ -39,6 +39,7 @@ from onnxshot.planner import already_quantized, make_plan, schemes
 from onnxshot.preparing import input_specs, prepare
 from onnxshot.recipe import Recipe
 from onnxshot.report import Artifact, Report
+from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
@@ -103,7 +104,7 @@ def quantize(
     """
     settings = settings or Settings()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
-    run = _Run(model, recipe, settings, stats)
+    run = Run(model, recipe, settings, stats)
     if output is not None:
         refuse_sources(run.model, Path(output))  # before the work, not after it
     with contextlib.ExitStack() as stack:
@@ -138,7 +139,7 @@ def emit(model: str | Path | ModelProto, *, to: str = "onnx", output: str | Path
 
 
 @dataclass(slots=True)
-class _Run:
+class Run:
     """One quantization under way; its methods are the stages."""
 
     source: str | Path | ModelProto
@@ -150,13 +151,16 @@ class _Run:
     model: Model = field(init=False)
     plan: Plan = field(init=False)
     report: Report = field(init=False)
+    decided: Recipe = field(init=False)  # the recipe with what was tried and found to be best
     float_model: ModelProto | None = field(init=False, default=None)  # that the plan is made for
     _original: ModelProto | None = field(init=False, default=None)
+    _learned_from: list[Sample] = field(init=False, default_factory=list)
     _changed: bool = field(init=False, default=False)  # whether the weights are no longer those of the original
     gathered: Gathered | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.target = target_named(self.recipe.target)
+        self.decided = self.recipe
         schemes(self.target, self.recipe)  # a pair the target cannot run is refused before any work
         self.model = load_model(self.source)
         name = str(self.source) if isinstance(self.source, str | Path) else "(ModelProto)"
@@ -168,6 +172,7 @@ class _Run:
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
+        """Put the seconds that the block takes into the report."""
         start = time.perf_counter()
         yield
         self.report.timings[stage] = time.perf_counter() - start
@@ -208,9 +213,8 @@ class _Run:
         self.plan = make_plan(self.model, self.target, self.recipe)
         if self.plan.observe and (data is not None or self.given is not None):
             with self.timed("calibrate"):
-                stats = self._statistics(data)
-            self.plan = make_plan(self.model, self.target, self.recipe, stats)
-            self._improve_plan(stats, data)
+                stats = self.statistics(data)
+            self.improve_plan(stats, data)
         small = self.model.weight_bytes() < proof.MAX_BYTES and len(self.model.graph.nodes) < proof.MAX_NODES
         if small and (self.settings.verify or self.recipe.effort != "fast"):
             original = self.original()
@@ -218,14 +222,17 @@ class _Run:
         self.report.skips = list(self.plan.skips)
         self.report.notes += [*self.plan.notes, *self.model.notes]
         with self.timed("rewrite"):
-            self.report.skips += self._apply(self.model, self.plan)
-        self._repair(data)
+            self.report.skips += self.apply(self.model, self.plan)
+        if self.float_model is not None:
+            with self.timed("repair"):
+                done = self.repair(self.float_model, self.model, self.plan, data)
+            self.report.notes += [done] if done else []
         self.report.skips += self._finish(self.model)
         if not any(n.how != FLOAT for n in self.plan.nodes):
             self.report.notes.append("nothing was quantized: onnxshot inspect MODEL says why, node by node")
         self._stamp(data)
 
-    def _apply(self, model: Model, plan: Plan) -> list[Skip]:
+    def apply(self, model: Model, plan: Plan) -> list[Skip]:
         """Change the graph as the plan says; what the passes refused."""
         method = self.recipe.weight_method
         skips = InsertQdq(plan, method).run(model).skips if plan.tensors else []
@@ -250,40 +257,56 @@ class _Run:
         edit.toposort(model)
         return skips
 
-    def _improve_plan(self, stats: Mapping[str, TensorStats], data: Dataset | None) -> None:
+    def improve_plan(self, stats: Mapping[str, TensorStats], data: Dataset | None) -> Evidence:
         """Try other plans on calibration samples, and other weights that give the same answers; take what is best.
 
         Ranges that clip are better for every tensor alone, and may be worse for the outputs: the mean error of a tensor
-        does not know which values matter, and in a detector it is the few large ones.
+        does not know which values matter, and in a detector it is the few large ones. Gives what is known of the
+        tensors of the model that was taken.
         """
+        evidence = Evidence(stats)
+        self.plan = make_plan(self.model, self.target, self.recipe, evidence)
         if data is None or self.gathered is None or self.model.weight_bytes() > trial.MAX_BYTES:
-            return
-        candidates = [effort.Candidate("", self.model, self.plan)]
-        if self.recipe.effort != "fast":
-            with self.timed("equalize"):
-                better = effort.equalized(self.model, self._whole_plan(stats), stats)
-                if better is not None:
-                    stats = self._again(better, data)
-                    plan = make_plan(better, self.target, self.recipe, stats)
-                    candidates.insert(0, effort.Candidate("channels were equalized", better, plan))
+            return evidence
+        given = effort.Candidate(self.model, self.plan, evidence)
+        candidates = [given]
+        if self.recipe.effort != "fast" and self.recipe.equalize is not False:
+            better = self._equalized(given, data)
+            if better is not None:
+                candidates = [better] if self.recipe.equalize else [better, given]
         first = candidates[0]
-        if self.recipe.method == "auto" and any(r.method != "minmax" for r in first.plan.ranges.values()):
-            plain = make_plan(first.model, self.target, replace(self.recipe, method="minmax"), stats)
-            name = "no range is clipped: on calibration samples the outputs were better so"
-            candidates.append(effort.Candidate(name, first.model, plain, _CLIPPING_GAIN_DB))
-        if len(candidates) == 1:
-            return
-        with self.timed("try"):
-            samples = self._samples(data, self.gathered.calibrated, _TRIED)
-            best = effort.choose(self.original(), candidates, self._apply, samples, threads=self.settings.threads)
+        clipped = any(r.method != "minmax" for r in first.plan.ranges.values())
+        if self.recipe.method == "auto" and self.recipe.clip is None and clipped:
+            plain = make_plan(first.model, self.target, replace(self.recipe, clip=False), first.evidence)
+            candidates.append(replace(first, plan=plain, clips=False, lead=_CLIPPING_GAIN_DB))
+        best = first
+        if len(candidates) > 1:
+            with self.timed("try"):
+                samples = self._samples(data, self.gathered.calibrated, _TRIED)
+                best = effort.choose(self.original(), candidates, self.apply, samples, threads=self.settings.threads)
+        else:
+            self.original()
         self._changed = best.model is not self.model
         self.model, self.plan = best.model, best.plan
-        names = dict.fromkeys((first.name, best.name) if best.model is first.model else (best.name,))
-        self.report.notes += [name for name in names if name]
+        clip = self.recipe.clip if self.recipe.clip is not None else best.clips
+        self.decided = replace(self.recipe, equalize=self._changed, clip=clip)
+        if self._changed:
+            self.report.notes.append("channels were equalized")
+        if not best.clips:
+            self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
+        return best.evidence
 
-    def _whole_plan(self, stats: Mapping[str, TensorStats]) -> Plan:
-        """The plan without what this run leaves out: channels do not depend on it, so that statistics can be reused."""
-        return make_plan(self.model, self.target, Recipe(target=self.recipe.target), stats)
+    def _equalized(self, given: effort.Candidate, data: Dataset) -> effort.Candidate | None:
+        """The model with equalized channels, calibrated anew; None where there is nothing to gain."""
+        with self.timed("equalize"):
+            # Without what this run leaves out: channels do not depend on it, so that statistics can be reused.
+            whole = make_plan(given.model, self.target, Recipe(target=self.recipe.target), given.evidence)
+            model = effort.equalized(given.model, whole, given.evidence.stats)
+            if model is None:
+                return None
+            evidence = Evidence(self._again(model, data))
+            plan = make_plan(model, self.target, self.recipe, evidence)
+        return effort.Candidate(model, plan, evidence)
 
     def original(self) -> ModelProto:
         """The normalized float model, as it was before anything that only keeps its answers."""
@@ -305,21 +328,22 @@ class _Run:
         step = max(1, len(numbers) // most)
         return list(in_order(data.__getitem__, numbers[::step][:most], self.settings.threads))
 
-    def _repair(self, data: Dataset | None) -> None:
-        """Repair the quantized model layer by layer, where the effort asks for it and it helps."""
-        if self.recipe.effort == "fast" or data is None or self.gathered is None or self.float_model is None:
-            return
-        if not self.plan.tensors or self.model.weight_bytes() > trial.MAX_BYTES:
-            return
-        with self.timed("repair"):
+    def repair(self, reference: ModelProto, model: Model, plan: Plan, data: Dataset | None) -> str:
+        """Repair a quantized model layer by layer, where the effort asks for it and it helps; what was done, in words.
+
+        reference: the float model that the plan was made for.
+        """
+        if self.recipe.effort == "fast" or data is None or self.gathered is None or not plan.tensors:
+            return ""
+        if model.weight_bytes() > trial.MAX_BYTES:
+            return ""
+        if not self._learned_from:
             judges = set(self.gathered.held_out)
             numbers = [i for i in range(len(data)) if i not in judges] or self.gathered.calibrated
-            samples = self._samples(data, numbers, _LEARNED_FROM[self.recipe.effort])
-            done = effort.repaired(self.float_model, self.model, self.plan, samples, self.recipe.effort, self.settings)
-        if done:
-            self.report.notes.append(done)
+            self._learned_from = self._samples(data, numbers, _LEARNED_FROM[self.recipe.effort])
+        return effort.repaired(reference, model, plan, self._learned_from, self.recipe.effort, self.settings)
 
-    def _statistics(self, data: Dataset | None) -> Mapping[str, TensorStats]:
+    def statistics(self, data: Dataset | None) -> Mapping[str, TensorStats]:
         """Statistics of every tensor the plan watches."""
         if self.given is not None:
             found = from_file(self.given, self.model, self.plan, data)

@@ -62,11 +62,12 @@ def _refuse_dynamic(target: Target, recipe: Recipe, weight: QuantScheme) -> None
 
 
 def make_plan(
-    model: Model, target: Target, recipe: Recipe, stats: Mapping[str, TensorStats] | None = None
+    model: Model, target: Target, recipe: Recipe, stats: Mapping[str, TensorStats] | Evidence | None = None
 ) -> Plan:
     """Plan a normalized model. Pure: same arguments, same plan; the model is not changed.
 
-    Without `stats` the plan says what to observe; with them it holds every scale and zero point.
+    Without `stats` the plan says what to observe; with them it holds every scale and zero point. Callers that make many
+    plans of one model give the same Evidence, so that ranges are chosen once.
 
     Raises:
         UsageError: a pattern matches nothing, or the model is quantized already.
@@ -74,7 +75,7 @@ def make_plan(
     """
     activation, weight = schemes(target, recipe)
     banned: dict[Node, str] = {}
-    evidence = Evidence(stats or {})
+    evidence = stats if isinstance(stats, Evidence) else Evidence(stats or {})
     while True:
         planner = _Planner(model, target, recipe, activation, weight, banned, evidence)
         plan = planner.run()
@@ -82,7 +83,7 @@ def make_plan(
             return plan
         wide = {n: r for n, r in planner.wide_concats().items() if n not in banned}
         if not wide:
-            return with_params(planner.smoothed(plan), model, evidence, recipe.method)
+            return with_params(planner.smoothed(plan), model, evidence, recipe.range_method)
         banned.update(wide)
 
 

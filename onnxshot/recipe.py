@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from onnxshot.calibration.ranges import METHODS
 from onnxshot.errors import UsageError
@@ -28,6 +31,8 @@ class Recipe:
         per_channel: a scale per output channel of every weight, else one per weight.
         effort: fast, balanced or best: how much is done for accuracy (see effort.py).
         method: how activation ranges are chosen from statistics.
+        equalize: whether channels are equalized where the effort is not fast; None tries both on calibration samples.
+        clip: whether ranges by method auto may be smaller than the extremes; None tries both.
         weight_method: minmax (no weight is clipped) or mse (least squared error per channel).
         exclude, include: globs over node names, tensor names and op types.
         concat_ratio: a Concat whose inputs' ranges differ by more than this stays float.
@@ -41,6 +46,8 @@ class Recipe:
     per_channel: bool = True
     effort: str = "balanced"
     method: str = "auto"
+    equalize: bool | None = None
+    clip: bool | None = None
     weight_method: str = "minmax"
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -63,12 +70,19 @@ class Recipe:
         for name, found, fits, wanted in (
             ("target", self.target, isinstance(self.target, str), "a name, such as ort"),
             ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
+            ("equalize", self.equalize, self.equalize in (None, True, False), "true, false or null"),
+            ("clip", self.clip, self.clip in (None, True, False), "true, false or null"),
             ("concat_ratio", ratio, isinstance(ratio, int | float) and ratio >= 1, "a number from 1 up"),
             ("exclude", self.exclude, _are_patterns(self.exclude), "a list of globs"),
             ("include", self.include, _are_patterns(self.include), "a list of globs"),
         ):
             if not fits:
                 raise UsageError(f"{name} is {found!r}", wanted)
+
+    @property
+    def range_method(self) -> str:
+        """The method that ranges are chosen by: auto without clipping is min-max."""
+        return "minmax" if self.method == "auto" and self.clip is False else self.method
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the same for the same recipe: what the report and the model's metadata hold."""
@@ -86,6 +100,24 @@ class Recipe:
             patterns = given.get(key, ())
             given[key] = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
         return cls(**given)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe of a YAML or JSON file, or of a report that holds one.
+
+    Raises UsageError where it cannot be read, or is no recipe.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise UsageError(f"recipe {path} cannot be read: {' '.join(str(e).split())}", "give a YAML file") from e
+    if isinstance(values, dict):
+        values = values.get("recipe", values)
+    if not isinstance(values, dict):
+        found = f"it holds a {type(values).__name__}"
+        raise UsageError(f"{path} is no recipe: {found}", "a recipe is keys and values, such as 'target: ort'")
+    return Recipe.from_dict(values)
 
 
 def _are_patterns(value: object) -> bool:

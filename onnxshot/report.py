@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ class Report:
         latency: float_ms, ms and speedup, medians of paired runs.
         skips: what stayed float, and why.
         worst: tensors, worst SQNR first.
+        goal: of a search: its limits, what the written file was measured to reach, `reached`, and what it `missed`.
+        pareto: candidates of a search that no other beats: `exclude`, `sqnr_db`, `bytes`, `latency_ms`, `drop`.
     """
 
     input: str
@@ -87,29 +90,21 @@ class Report:
     float_weights: list[Skip] = field(default_factory=list)
     worst: list[TensorReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    goal: dict[str, Any] = field(default_factory=dict)
+    pareto: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values; floats are rounded to what is measured."""
-        values: dict[str, Any] = _rounded(asdict(self))
+        values: dict[str, Any] = rounded(asdict(self))
         return values
 
     def to_json(self) -> str:
         """The report as one JSON object."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+        return to_json(self.to_dict())
 
     def save(self, path: str | Path) -> None:
         """Write the JSON, aside first. Raises UsageError where that cannot be done."""
-        path = Path(path)
-        if path.suffix.lower() in (".html", ".htm"):
-            raise UsageError(f"{path}: reports are written as JSON only", "name a .json file")
-        part = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(self.to_json() + "\n", encoding="utf-8")
-            part.replace(path)
-        except OSError as e:
-            part.unlink(missing_ok=True)
-            raise UsageError(f"cannot write the report to {path}: {e.strerror}", "choose another file") from e
+        save_json(self.to_dict(), path)
 
     @property
     def speedup(self) -> float | None:
@@ -138,11 +133,32 @@ class Report:
         return "ready: deploy it, or compare on your own data with onnxshot compare"
 
 
-def _rounded(value: Any) -> Any:
+def to_json(values: Mapping[str, Any]) -> str:
+    """One JSON object, indented."""
+    return json.dumps(values, indent=1, ensure_ascii=False)
+
+
+def save_json(values: Mapping[str, Any], path: str | Path) -> None:
+    """Write a report as JSON, aside first. Raises UsageError where that cannot be done."""
+    path = Path(path)
+    if path.suffix.lower() in (".html", ".htm"):
+        raise UsageError(f"{path}: reports are written as JSON only", "name a .json file")
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(to_json(values) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise UsageError(f"cannot write the report to {path}: {e.strerror}", "choose another file") from e
+
+
+def rounded(value: Any) -> Any:
+    """Plain values with floats rounded to what is measured."""
     if isinstance(value, float):
         return round(value, 6) if abs(value) < 1e6 else value
     if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
+        return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
+        return [rounded(v) for v in value]
     return value

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,13 @@ from onnxshot.plan import Plan, TensorPlan
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Statistics of a model's tensors, as far as calibration saw them."""
+    """Statistics of a model's tensors, as far as calibration saw them.
+
+    `chosen` keeps the ranges found, by tensors, scheme and method: plans of one model differ in few of them.
+    """
 
     stats: Mapping[str, TensorStats]
+    chosen: dict[tuple[tuple[str, ...], QuantScheme, str], Range] = field(default_factory=dict)
 
     def of(self, tensor: Tensor) -> TensorStats | None:
         """Statistics of the tensor, or of the one whose values it only moves; None where neither was observed."""
@@ -85,18 +89,26 @@ def with_params(plan: Plan, model: Model, evidence: Evidence, method: str) -> Pl
     for planned in plan.tensors.values():
         members.setdefault(planned.group, {})[planned.source] = planned
     for group, sources in members.items():
-        merged = NO_STATS
-        for name in sources:
-            found = evidence.of(tensors[name])
-            if found is None:
-                raise UsageError(f"no statistics for tensor {name!r}", "calibrate the same model and options")
-            merged = merge(merged, found)
-        if not merged.count:
-            raise UsageError(f"tensor {group!r} was empty in every sample", "calibrate on samples that reach it")
         first = next(iter(sources.values()))
-        ranges[group] = choose_range(merged, first.scheme, method)
+        key = (tuple(sources), first.scheme, method)
+        if key not in evidence.chosen:
+            evidence.chosen[key] = choose_range(_merged(group, sources, tensors, evidence), first.scheme, method)
+        ranges[group] = evidence.chosen[key]
         params[group] = _under(params_from_range(ranges[group].low, ranges[group].high, first.scheme), first.bound)
     return replace(plan, params=params, ranges=ranges)
+
+
+def _merged(group: str, sources: Iterable[str], tensors: Mapping[str, Tensor], evidence: Evidence) -> TensorStats:
+    """Statistics of all values that share the group's scale."""
+    merged = NO_STATS
+    for name in sources:
+        found = evidence.of(tensors[name])
+        if found is None:
+            raise UsageError(f"no statistics for tensor {name!r}", "calibrate the same model and options")
+        merged = merge(merged, found)
+    if not merged.count:
+        raise UsageError(f"tensor {group!r} was empty in every sample", "calibrate on samples that reach it")
+    return merged
 
 
 def _under(params: QuantParams, bound: float | None) -> QuantParams:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from onnxshot.report import Report
+from onnxshot.sensitivity import Sensitivity
 
 if TYPE_CHECKING:
     from onnxshot.collect import Progress as Callback
@@ -79,6 +80,24 @@ def show_report(report: Report) -> None:
     for note in report.notes:
         console.print(escape(f"note: {note}"))
     console.print(escape(f"next: {report.next_step()}"))
+
+
+def show_sensitivity(found: Sensitivity) -> None:
+    """One line per node, the one that costs most first."""
+    table = Table(_name("node"), "op", "how", "int8 dB", "per tensor", box=None, pad_edge=False)
+    gains = any(row.float_gain_db is not None for row in found.nodes)
+    if gains:
+        table.add_column("if float")
+    table.add_column("MACs")
+    for row in found.nodes:
+        figures = [row.per_channel_db, row.per_tensor_db, *([row.float_gain_db] if gains else [])]
+        texts = ("" if value is None else f"{value:.1f}" for value in figures)
+        table.add_row(escape(row.node), row.op, row.how, *texts, f"{100 * row.macs_share:.1f} %")
+    console = _console()
+    console.print(f"{escape(found.input)}  all in int8: SQNR {found.sqnr_db:.1f} dB on {found.samples} samples")
+    console.print(table)
+    for note in found.notes:
+        console.print(escape(f"note: {note}"))
 
 
 def _name(header: str) -> Column:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -20,11 +21,13 @@ _SIDE_BY_SIDE = 50_000_000  # bytes of a model above which no other is run besid
 _Outputs = Mapping[str, NDArray[Any]]
 
 
-def scores(reference: bytes, candidates: Iterable[bytes], samples: Sequence[Sample], *, threads: int) -> list[float]:
+def sqnrs(
+    reference: bytes, candidates: Iterable[bytes], samples: Sequence[Sample], *, threads: int
+) -> Iterator[float]:
     """SQNR of all float outputs against those of the reference, in dB, of each candidate; all are serialized models.
 
-    Models run beside each other, and one is run while the next is made: `candidates` may be a generator. Raises
-    ModelError where one does not run.
+    Models run beside each other, and one is run while the next is made: candidates are drawn as they run. Held at any
+    time: a few models, and the outputs of the samples as often. Raises ModelError where one does not run.
     """
 
     def models() -> Iterator[bytes]:
@@ -32,9 +35,11 @@ def scores(reference: bytes, candidates: Iterable[bytes], samples: Sequence[Samp
         yield from candidates
 
     workers = threads if len(reference) <= _SIDE_BY_SIDE else 1
-    found = in_order(partial(_outputs, samples=samples, threads=max(1, threads // workers)), models(), workers)
-    wanted = next(found)
-    return [_sqnr_db(wanted, outputs) for outputs in found]
+    work = partial(_outputs, samples=samples, threads=max(1, threads // workers))
+    with closing(in_order(work, models(), workers)) as found:
+        wanted = next(found)
+        for outputs in found:
+            yield _sqnr_db(wanted, outputs)
 
 
 def _outputs(model: bytes, samples: Sequence[Sample], threads: int) -> list[_Outputs]:

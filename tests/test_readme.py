@@ -66,7 +66,7 @@ def test_every_option_is_in_the_readme() -> None:
             assert name in told[option] or "all" in told[option], f"{name} {option}"
 
 
-@pytest.mark.parametrize("kind", [onnxshot.Recipe, onnxshot.Report, onnxshot.Settings])
+@pytest.mark.parametrize("kind", [onnxshot.Goal, onnxshot.Recipe, onnxshot.Report, onnxshot.Settings])
 def test_every_field_is_in_the_readme(kind: type) -> None:
     assert [f.name for f in fields(kind) if f"`{f.name}`" not in README] == []
 

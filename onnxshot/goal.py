@@ -1,0 +1,206 @@
+"""What a search is for, and how far a candidate is from it, measured on samples that calibration did not see."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from onnxshot.calibration.functions import load, named
+from onnxshot.calibration.readers import Dataset
+from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.maths.metrics import SqnrSum
+from onnxshot.parallel import in_order, shared_out
+from onnxshot.report import NOISE
+from onnxshot.settings import Settings
+from onnxshot.targets.ort_bench import Latency, bench
+from onnxshot.targets.ort_runtime import Runner, stored_bytes
+
+_BENCH_FEEDS = 8
+TIMES = 3
+"""How often what decides is timed."""
+
+Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+Evaluate = Callable[[Run], float]
+"""Scores a model: it is given a function from a feed to the outputs by name, and returns a number, higher is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a model must reach; None: no matter.
+
+    Attributes:
+        min_sqnr: least SQNR of the outputs in dB.
+        max_drop: most that the score of `evaluate` may fall below that of the float model, in its own units.
+        max_latency: most milliseconds of one run: the median of the float model, over what the candidate is faster.
+        max_size: most megabytes (10^6 bytes) of the written file.
+        evaluate: a function, or where one is: 'file.py:function' or 'module:function'.
+        budget: minutes after which the search ends with the best it has found.
+    """
+
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+    max_latency: float | None = None
+    max_size: float | None = None
+    evaluate: Evaluate | str | None = None
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.limits().items():
+            if not math.isfinite(value) or (name != "min_sqnr" and value < 0):
+                raise UsageError(f"{name} is {value:g}", "give a finite number, 0 or above")
+        if self.budget is not None and not self.budget >= 0:
+            raise UsageError(f"the budget is {self.budget:g} minutes", "give 0 or more")
+        if not self.limits():
+            raise UsageError("there is no goal to search for", "give min_sqnr, max_drop, max_latency or max_size")
+        if (self.max_drop is None) != (self.evaluate is None):
+            lacking, given = ("evaluate", "max_drop") if self.evaluate is None else ("max_drop", "evaluate")
+            raise UsageError(f"{given} is given without {lacking}", "a drop is of the score of a function: give both")
+
+    def limits(self) -> dict[str, float]:
+        """The limits that were given, by name."""
+        every = {"min_sqnr": self.min_sqnr, "max_drop": self.max_drop}
+        every |= {"max_latency": self.max_latency, "max_size": self.max_size}
+        return {name: value for name, value in every.items() if value is not None}
+
+    @property
+    def wants_accuracy(self) -> bool:
+        """True where a least accuracy is asked for; else as much of it is wanted as latency and size allow."""
+        return self.min_sqnr is not None or self.max_drop is not None
+
+    def missed(self, found: Measured) -> dict[str, str]:
+        """The limits a candidate does not keep, by name, in words."""
+        texts = {}
+        for name, limit in self.limits().items():
+            value, unit = found.value(name)
+            if value is None or (value < limit if name == "min_sqnr" else value > limit):
+                texts[name] = f"{name} is {limit:g}{unit}, found {'nothing' if value is None else f'{value:.4g}{unit}'}"
+        return texts
+
+    def inaccurate(self, found: Measured) -> bool:
+        """True where a candidate is not as accurate as was asked for."""
+        return bool(self.missed(found).keys() & {"min_sqnr", "max_drop"})
+
+    def too_much(self, found: Measured) -> bool:
+        """True where a candidate is slower or larger than was asked for."""
+        return bool(self.missed(found).keys() & {"max_latency", "max_size"})
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One candidate: SQNR in dB on held-out samples, bytes of its file, and what else the goal speaks of."""
+
+    exclude: tuple[str, ...]
+    sqnr_db: float
+    bytes: int
+    latency_ms: float | None = None
+    drop: float | None = None
+
+    def value(self, limit: str) -> tuple[float | None, str]:
+        """What a limit is held against, with its unit."""
+        return {
+            "min_sqnr": (self.sqnr_db, " dB"),
+            "max_drop": (self.drop, ""),
+            "max_latency": (self.latency_ms, " ms"),
+            "max_size": (self.bytes / 1e6, " MB"),
+        }[limit]
+
+    def beats(self, other: Measured) -> bool:
+        """True where nothing of this one is worse, and something is better."""
+        pairs = [(-self.sqnr_db, -other.sqnr_db), (self.bytes, other.bytes)]
+        pairs += [(a, b) for a, b in ((self.latency_ms, other.latency_ms), (self.drop, other.drop)) if a and b]
+        return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+@dataclass(slots=True)
+class Judge:
+    """Measures files against the float model, on the same samples. Held: one session, and one for each measurement."""
+
+    goal: Goal
+    reference: Path
+    samples: Dataset
+    settings: Settings
+    float_score: float | None = field(init=False, default=None)
+    _evaluate: Evaluate | None = field(init=False)
+    _float: Runner = field(init=False)
+    _float_ms: float = field(init=False, default=0.0)
+    _workers: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._evaluate = _function(self.goal.evaluate)
+        self._workers = shared_out(self.settings.threads, len(self.samples))
+        self._float = Runner(self.reference, threads=self._workers[1])
+        if self.goal.max_latency is not None:
+            # The quickest counts: other work makes it slower only.
+            self._float_ms = min(self._timed(self.reference)[0].median_ms for _ in range(TIMES))
+        if self._evaluate is not None:
+            self.float_score = self._score(Runner(self.reference, threads=self.settings.threads))
+
+    def measure(self, model: Path, exclude: tuple[str, ...]) -> Measured:
+        """All that the goal speaks of. Raises UsageError where the evaluation fails, or there is no SQNR to reach."""
+        drop = None
+        latency = self.latency_ms(model) if self.goal.max_latency is not None else None
+        if self.float_score is not None:
+            drop = self.float_score - self._score(Runner(model, threads=self.settings.threads))
+        return Measured(exclude, self._sqnr_db(model), stored_bytes(model), latency, drop)
+
+    def latency_ms(self, model: Path, *, times: int = 1) -> float:
+        """Median milliseconds of a run, as if the machine were as fast as it was when the float model was timed.
+
+        A busy machine slows both down, but the ratio stays: candidates measured minutes apart can be compared.
+        """
+        ratios = [self._timed(self.reference, model)[-1].ratio for _ in range(times)]
+        return self._float_ms / statistics.median(ratios)
+
+    def _timed(self, *models: Path) -> list[Latency]:
+        feeds = [self.samples[i].feed for i in range(min(len(self.samples), _BENCH_FEEDS))]
+        threads, seconds = self.settings.threads, self.settings.bench_seconds
+        return bench(models, feeds, threads=threads, rounds=10_000, seconds=seconds, precision=NOISE)
+
+    def _sqnr_db(self, model: Path) -> float:
+        workers, threads = self._workers
+        candidate, total = Runner(model, threads=threads), SqnrSum()
+
+        def both(index: int) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+            feed = self.samples[index].feed
+            return self._float.run(feed), candidate.run(feed)
+
+        for wanted, got in in_order(both, range(len(self.samples)), workers):
+            for name, value in wanted.items():
+                if value.dtype.kind == "f" and value.shape == got[name].shape:
+                    total.add(value, got[name])
+        if not total.count and self.goal.min_sqnr is not None:
+            raise UsageError("the model has no float output, and so no SQNR", "use --max-drop with --eval")
+        return total.db
+
+    def _score(self, runner: Runner) -> float:
+        assert self._evaluate is not None
+        where = self.goal.evaluate if isinstance(self.goal.evaluate, str) else "the evaluation"
+        try:
+            score = float(self._evaluate(runner.run))
+        except Exception as error:  # the user's own code
+            what = f"{where} raised {type(error).__name__}: {' '.join(str(error).split())}"
+            hint = "it is given a function from a feed to the outputs by name, and returns a number"
+            raise UsageError(what, hint) from error
+        if not math.isfinite(score):
+            raise UsageError(f"{where} returned {score}", "it must return a finite number, higher is better")
+        return score
+
+
+def _function(given: Evaluate | str | None) -> Evaluate | None:
+    """The function itself. Raises UsageError where there is none of that name."""
+    if not isinstance(given, str):
+        return given
+    found = named(given)
+    if found is None:
+        raise UsageError(f"the evaluation is {given!r}", "name it as file.py:function or module:function")
+    try:
+        function: Evaluate = load(*found)
+    except CalibrationError as error:
+        raise UsageError(error.message, error.hint) from error
+    return function

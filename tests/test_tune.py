@@ -1,0 +1,296 @@
+"""The search for a mixed precision: goals that can be reached and that cannot, held against ONNX Runtime's own runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from handmade.core import Feed
+from pains import QUICK, command, data_of, outputs, sqnr
+from support import FIXTURES, accuracy, fixture, heldout
+
+import onnxshot
+from onnxshot import Goal, errors, goal, quantize, tune
+from onnxshot.goal import Measured
+from onnxshot.pipeline import Result
+from onnxshot.targets.ort_bench import Latency
+
+NAME = "digits_resnet"
+
+
+@pytest.fixture(scope="module")
+def given() -> list[Feed]:
+    return heldout(NAME)[0][:16]
+
+
+@pytest.fixture(scope="module")
+def base(given: list[Feed]) -> Result:
+    return quantize(fixture(NAME), given, settings=QUICK)
+
+
+def judged(model: onnx.ModelProto | Path, given: list[Feed]) -> float:
+    """SQNR over the last quarter of the samples, which calibration does not see."""
+    return sqnr(outputs(fixture(NAME), given[12:]), outputs(model, given[12:]))
+
+
+def test_a_least_sqnr_is_reached_with_few_nodes_in_float(given: list[Feed], base: Result, tmp_path: Path) -> None:
+    before = judged(base.model.to_proto(), given)
+    out = tmp_path / "q.onnx"
+    result = tune(fixture(NAME), given, Goal(min_sqnr=before + 4), output=out, settings=QUICK)
+    reached = judged(out, given)
+    assert reached >= before + 4
+    found = result.report.goal
+    assert found["reached"]
+    assert found["sqnr_db"] == pytest.approx(reached, abs=0.01)
+    assert found["bytes"] == out.stat().st_size
+    exclude = result.report.recipe["exclude"]
+    assert 0 < len(exclude) == found["float_nodes"] < 10
+    assert result.report.pareto[0]["exclude"] == (), "all int8 is the smallest"
+    for left in exclude:  # none of them is there in vain
+        fewer = quantize(fixture(NAME), given, exclude=[e for e in exclude if e != left], settings=QUICK)
+        assert judged(fewer.model.to_proto(), given) < before + 4
+
+
+def test_the_recipe_found_makes_the_same_bytes(given: list[Feed], base: Result, tmp_path: Path) -> None:
+    before = judged(base.model.to_proto(), given)
+    result = tune(fixture(NAME), given, Goal(min_sqnr=before + 2), output=tmp_path / "a.onnx", settings=QUICK)
+    result.report.save(tmp_path / "r.json")
+    recipe = onnxshot.recipe.load_recipe(tmp_path / "r.json")
+    quantize(fixture(NAME), given, recipe=recipe, output=tmp_path / "b.onnx", settings=QUICK)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_a_goal_that_all_int8_reaches_costs_one_candidate(given: list[Feed], base: Result) -> None:
+    result = tune(fixture(NAME), given, Goal(min_sqnr=20), settings=QUICK)
+    assert result.report.goal["candidates"] == 1
+    assert result.report.recipe["exclude"] == []
+    assert judged(result.model.to_proto(), given) == judged(base.model.to_proto(), given)
+
+
+def test_a_limit_on_size_is_used_up_for_accuracy(given: list[Feed], base: Result, tmp_path: Path) -> None:
+    size = len(base.model.to_proto().SerializeToString()) * 1.25 / 1e6
+    out = tmp_path / "q.onnx"
+    result = tune(fixture(NAME), given, Goal(max_size=size), output=out, settings=QUICK)
+    assert result.report.goal["reached"]
+    assert out.stat().st_size <= size * 1e6
+    assert judged(out, given) > judged(base.model.to_proto(), given) + 3
+    rows = result.report.pareto
+    fits = [row for row in rows if row["bytes"] <= size * 1e6]
+    assert max(row["sqnr_db"] for row in fits) == pytest.approx(judged(out, given), abs=0.01)
+    for row in rows:
+        better = [r for r in rows if r["bytes"] <= row["bytes"] and r["sqnr_db"] >= row["sqnr_db"]]
+        assert better == [row]
+
+
+@pytest.fixture
+def slow_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that counts 1 ms for each Conv in float, on a machine that gets slower and slower."""
+    slowness = iter(np.linspace(1, 5, 500))
+
+    def milliseconds(path: Path) -> float:
+        proto = onnx.load(str(path))
+        made = {name: node.op_type for node in proto.graph.node for name in node.output}
+        return sum(n.op_type == "Conv" and made.get(n.input[1]) != "DequantizeLinear" for n in proto.graph.node) + 0.1
+
+    def timed(paths: list[Path], feeds: list[Feed], **_: object) -> list[Latency]:
+        assert feeds
+        ms, now = [milliseconds(path) for path in paths], next(slowness)
+        return [Latency(path, now * t, 0, 0, ms[0] / t, 9) for path, t in zip(paths, ms, strict=True)]
+
+    monkeypatch.setattr(goal, "bench", timed)
+
+
+@pytest.mark.usefixtures("slow_floats")
+def test_a_limit_on_latency_is_held_against_the_clock(given: list[Feed], base: Result) -> None:
+    result = tune(fixture(NAME), given, Goal(max_latency=3.5), settings=QUICK)
+    assert result.report.goal["latency_ms"] == pytest.approx(3.1)
+    assert judged(result.model.to_proto(), given) > judged(base.model.to_proto(), given)
+
+
+@pytest.mark.usefixtures("slow_floats")
+def test_of_two_goals_that_exclude_each_other_the_limit_is_kept(given: list[Feed]) -> None:
+    goal = Goal(max_latency=1.5, min_sqnr=250)
+    missed = tune(fixture(NAME), given, goal, settings=QUICK, effort="fast").report.goal
+    assert missed["missed"] == [f"min_sqnr is 250 dB, found {missed['sqnr_db']:.4g} dB"]
+    assert missed["latency_ms"] == pytest.approx(1.1), "the most accurate one among those that are fast enough"
+
+
+def test_a_candidate_that_was_timed_too_well_is_timed_again(given: list[Feed], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first time that each candidate but all int8 is timed, it looks ten times as fast as the float model."""
+    timings: dict[bytes, int] = {}
+
+    def timed(paths: list[Path], feeds: list[Feed], **_: object) -> list[Latency]:
+        content = paths[-1].read_bytes()
+        timings[content] = timings.get(content, 0) + 1
+        lucky = 10.0 if timings[content] == 1 else 1.1
+        ratio = 2.0 if b'"exclude": []' in content else lucky
+        return [Latency(path, 1.0, 0, 0, r, 9) for path, r in zip(paths, (1.0, ratio)[: len(paths)], strict=True)]
+
+    monkeypatch.setattr(goal, "bench", timed)
+    found = tune(fixture(NAME), given, Goal(max_latency=0.6), settings=QUICK).report
+    assert found.goal["reached"]
+    assert found.goal["latency_ms"] == pytest.approx(0.5)
+    assert found.recipe["exclude"] == []
+
+
+EVALUATION = """
+import numpy as np
+
+data = np.load({path!r})
+images = (data["images"][:, None, None].astype(np.float32) / np.float32(255) - data["mean"]) / data["std"]
+images = images.astype(np.float32)
+
+
+def right(run):
+    return 100 * np.mean([run({{"image": x}})["logits"].argmax() == y for x, y in zip(images, data["labels"])])
+
+
+def agree(run):
+    return -float(np.abs(run({{"image": images[0]}})["logits"]).sum())
+
+
+def broken(run):
+    raise KeyError("x")
+
+
+def nan(run):
+    return float("nan")
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "score.py"
+    text = EVALUATION.format(path=str(FIXTURES / "data/digits/heldout.npz"))
+    name = onnx.load(str(fixture(NAME))).graph.output[0].name
+    path.write_text(text.replace('"logits"', repr(name)))
+    return str(path)
+
+
+def test_a_drop_is_that_of_the_users_own_score(script: str, tmp_path: Path) -> None:
+    data = data_of(NAME)
+    out = tmp_path / "q.onnx"
+    wanted = Goal(max_drop=0.0, evaluate=f"{script}:right")
+    result = tune(fixture(NAME), data["calib"], wanted, preset=data["preset"], output=out, settings=QUICK)
+    found = result.report.goal
+    assert found["float_score"] == pytest.approx(100 * accuracy(NAME), abs=1e-6)
+    assert found["drop"] == pytest.approx(100 * (accuracy(NAME) - accuracy(NAME, out)), abs=1e-6)
+    assert found["reached"]
+    assert accuracy(NAME, out) >= accuracy(NAME)
+
+
+def test_an_evaluation_is_any_function(given: list[Feed]) -> None:
+    seen: list[Any] = []
+
+    def score(run: goal.Run) -> float:
+        seen.append(run(given[0]))
+        return float(len(seen) == 1)
+
+    wanted = Goal(max_drop=0.5, evaluate=score, budget=0)
+    assert tune(fixture(NAME), given, wanted, settings=QUICK).report.goal["drop"] == 1.0
+    assert len(seen) == 3, "float, all int8, and the file that was written"
+    assert all(isinstance(value, np.ndarray) for value in seen[0].values())
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        ("broken", "raised KeyError: 'x'"),
+        ("nan", "returned nan"),
+        ("other", "has no function 'other' (it has: right, agree, broken, nan)"),
+        ("", "name it as file.py:function"),
+    ],
+)
+def test_an_evaluation_that_fails_is_one_line(function: str, text: str, script: str, given: list[Feed]) -> None:
+    with pytest.raises(errors.UsageError) as caught:
+        tune(fixture(NAME), given, Goal(max_drop=1, evaluate=f"{script}:{function}"), settings=QUICK)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({}, "there is no goal"),
+        ({"budget": 1.0}, "there is no goal"),
+        ({"max_drop": 1.0}, "without evaluate"),
+        ({"evaluate": "a.py:f", "min_sqnr": 3.0}, "without max_drop"),
+        ({"max_size": -1.0}, "max_size is -1"),
+        ({"min_sqnr": float("nan")}, "min_sqnr is nan"),
+        ({"min_sqnr": 20.0, "budget": -1.0}, "the budget is -1 minutes"),
+    ],
+)
+def test_goals_that_make_no_sense_are_refused(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(errors.UsageError, match=text):
+        Goal(**values)
+
+
+def test_what_is_missed_is_told() -> None:
+    wanted = Goal(min_sqnr=30, max_latency=2, max_size=1)
+    found = Measured((), 29.97, 1_500_000, 2.0)
+    assert wanted.missed(found) == {
+        "min_sqnr": "min_sqnr is 30 dB, found 29.97 dB",
+        "max_size": "max_size is 1 MB, found 1.5 MB",
+    }
+    assert wanted.inaccurate(found)
+    assert wanted.too_much(found)
+    assert not Measured((), 20, 10, drop=0.0).beats(Measured((), 20, 10, drop=-1.0))
+    assert Measured((), 20, 10).beats(Measured((), 20, 11))
+    assert not Measured((), 20, 10).beats(Measured((), 20, 10))
+
+
+def test_data_that_can_be_read_once_is_kept(given: list[Feed], base: Result) -> None:
+    result = tune(fixture(NAME), iter(given), Goal(min_sqnr=20), settings=QUICK)
+    assert result.model.to_proto() == base.model.to_proto()
+
+
+def test_nodes_with_scales_at_run_time_go_back_too() -> None:
+    given = heldout("licence_encoder")[0][:16]
+
+    def reached(model: onnx.ModelProto) -> float:
+        return sqnr(outputs(fixture("licence_encoder"), given), outputs(model, given))
+
+    before = reached(quantize(fixture("licence_encoder"), mode="dynamic", settings=QUICK).model.to_proto())
+    wanted = Goal(min_sqnr=before + 2)
+    result = tune(fixture("licence_encoder"), given, wanted, mode="dynamic", settings=QUICK)
+    assert reached(result.model.to_proto()) >= before + 2
+    assert result.report.int8_macs_share is None, "QUICK proves nothing; the goal is measured all the same"
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def arguments(out: Path, *more: object) -> list[str]:
+    data = data_of("digits_mobile")
+    common = ["--calib", data["calib"], "--preset", data["preset"], "--samples", "16", "--threads", "1", "--no-verify"]
+    return ["quantize", str(fixture("digits_mobile")), *common, "-o", str(out), *map(str, more)]
+
+
+def test_a_recipe_file_is_overruled_by_options_that_are_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("method: minmax\nper_channel: false\nexclude: [Add]\n")
+    assert command(*arguments(tmp_path / "a.onnx", "--recipe", recipe, "--json")) == 0
+    made = json.loads(capsys.readouterr().out)["recipe"]
+    assert (made["method"], made["per_channel"], made["exclude"]) == ("minmax", False, ["Add"])
+    # `auto` is the default of the option; standing on the command line, it overrules the file.
+    more = ["--recipe", recipe, "--method", "auto", "--per-channel", "--json"]
+    assert command(*arguments(tmp_path / "a.onnx", *more)) == 0
+    made = json.loads(capsys.readouterr().out)["recipe"]
+    assert (made["method"], made["per_channel"], made["exclude"]) == ("auto", True, ["Add"])
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [("- a\n", "is no recipe: it holds a list"), ("depth: 3\n", "recipe has no key 'depth'"), ("a: [", "be read")],
+)
+def test_what_is_no_recipe_is_refused(
+    text: str, error: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    assert command(*arguments(tmp_path / "a.onnx", "--recipe", recipe)) == 2
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "a.onnx").exists()
