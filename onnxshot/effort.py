@@ -2,7 +2,7 @@
 
 fast      ranges only
 balanced  + cross-layer equalization, + bias correction
-best      + rounding of the weights by what they do to the outputs
+best      + ranges, and rounding of the weights, by what they do to the outputs
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ class Candidate:
     lead: float = 0.0
 
 
+def split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """(samples to learn from, samples left out to see whether it helps)."""
+    learn = [sample for i, sample in enumerate(samples) if i % _CHECKED != _CHECKED - 1]
+    return learn, list(samples[_CHECKED - 1 :: _CHECKED][:_MOST_CHECKED])
+
+
 def equalized(model: Model, plan: Plan, stats: Mapping[str, TensorStats]) -> Model | None:
     """A copy of the model with equalized channels; None where there is nothing to gain."""
     if not any(n.how == STATIC and n.has_weight for n in plan.nodes):
@@ -78,8 +84,7 @@ def repaired(
 
     reference: the float model that the plan was made for. Raises ModelError where a model does not run.
     """
-    check = samples[_CHECKED - 1 :: _CHECKED][:_MOST_CHECKED]
-    learn = [sample.feed for i, sample in enumerate(samples) if i % _CHECKED != _CHECKED - 1]
+    learn, check = split(samples)
     layers = [n.node for n in plan.nodes if n.how == STATIC and n.has_weight]
     if not layers or not check:
         return ""
@@ -91,8 +96,9 @@ def repaired(
         yield bytes(proto.SerializeToString())
         for name, rounding in ways.items():
             found[name] = reconstruct(
-                reference, proto, layers, learn, rounding=rounding, threads=settings.threads, progress=settings.progress
-            )
+                reference, proto, layers, [sample.feed for sample in learn], rounding=rounding,
+                threads=settings.threads, progress=settings.progress,
+            )  # fmt: skip
             copy = load_model(proto)
             ApplyRepairs(found[name]).run(copy)
             yield bytes(copy.to_proto().SerializeToString())

@@ -38,6 +38,7 @@ from onnxshot.plan import FLOAT, Plan
 from onnxshot.planner import already_quantized, make_plan, schemes
 from onnxshot.preparing import input_specs, prepare
 from onnxshot.recipe import Recipe
+from onnxshot.refine import refined
 from onnxshot.report import Artifact, Report
 from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
@@ -46,6 +47,7 @@ from onnxshot.targets.base import Target
 
 _TRIED = 8  # calibration samples that plans are tried on
 _LEARNED_FROM = {"balanced": 48, "best": 128}  # calibration samples that repairs are learned from, and checked on
+_REFINED_ON = 24  # samples that ranges are chosen on by what they do to the outputs
 _CLIPPING_GAIN_DB = 1.0  # by which min-max ranges must be better: clipped ones are what each tensor asks for
 VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
 
@@ -286,6 +288,9 @@ class Run:
                 best = effort.choose(self.original(), candidates, self.apply, samples, threads=self.settings.threads)
         else:
             self.original()
+        if self.recipe.effort == "best" and best.plan.params:
+            with self.timed("refine"):
+                best = self._refined(best, data)
         self._changed = best.model is not self.model
         self.model, self.plan = best.model, best.plan
         clip = self.recipe.clip if self.recipe.clip is not None else best.clips
@@ -295,6 +300,31 @@ class Run:
         if not best.clips:
             self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
         return best.evidence
+
+    def _refined(self, given: effort.Candidate, data: Dataset) -> effort.Candidate:
+        """The candidate with ranges chosen by what they do to the outputs, where other samples like them better too."""
+        samples = self._learning(data)
+        learn, check = effort.split(samples)
+        method = self.recipe.range_method if given.clips else "minmax"
+        recipe = self.recipe if given.clips else replace(self.recipe, clip=False)
+        evidence = refined(
+            given.model, given.plan, given.evidence, method, learn[:_REFINED_ON], threads=self.settings.threads,
+            progress=self.settings.progress,
+        )  # fmt: skip
+        other = replace(given, plan=make_plan(given.model, self.target, recipe, evidence), evidence=evidence)
+        best = effort.choose(self.original(), [given, other], self.apply, check, threads=self.settings.threads)
+        if best is other:
+            self.report.notes.append("ranges were chosen by what they do to the outputs")
+        return best
+
+    def _learning(self, data: Dataset) -> list[Sample]:
+        """The samples that repairs are learned from, and checked on: none of those that the result is judged on."""
+        assert self.gathered is not None
+        if not self._learned_from:
+            judges = set(self.gathered.held_out)
+            numbers = [i for i in range(len(data)) if i not in judges] or self.gathered.calibrated
+            self._learned_from = self._samples(data, numbers, _LEARNED_FROM[self.recipe.effort])
+        return self._learned_from
 
     def _equalized(self, given: effort.Candidate, data: Dataset) -> effort.Candidate | None:
         """The model with equalized channels, calibrated anew; None where there is nothing to gain."""
@@ -337,11 +367,7 @@ class Run:
             return ""
         if model.weight_bytes() > trial.MAX_BYTES:
             return ""
-        if not self._learned_from:
-            judges = set(self.gathered.held_out)
-            numbers = [i for i in range(len(data)) if i not in judges] or self.gathered.calibrated
-            self._learned_from = self._samples(data, numbers, _LEARNED_FROM[self.recipe.effort])
-        return effort.repaired(reference, model, plan, self._learned_from, self.recipe.effort, self.settings)
+        return effort.repaired(reference, model, plan, self._learning(data), self.recipe.effort, self.settings)
 
     def statistics(self, data: Dataset | None) -> Mapping[str, TensorStats]:
         """Statistics of every tensor the plan watches."""

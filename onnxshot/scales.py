@@ -37,6 +37,22 @@ class Evidence:
             tensor = maker.inputs[0]
         return self.stats[tensor.name]
 
+    def key(self, sources: Mapping[str, TensorPlan], method: str) -> tuple[tuple[str, ...], QuantScheme, str]:
+        """What the range of these tensors is kept under."""
+        return tuple(sources), next(iter(sources.values())).scheme, method
+
+    def merged(self, tensors: Mapping[str, Tensor], group: str, sources: Iterable[str]) -> TensorStats:
+        """Statistics of all values that share the group's scale. Raises UsageError where a tensor was not observed."""
+        merged = NO_STATS
+        for name in sources:
+            found = self.of(tensors[name])
+            if found is None:
+                raise UsageError(f"no statistics for tensor {name!r}", "calibrate the same model and options")
+            merged = merge(merged, found)
+        if not merged.count:
+            raise UsageError(f"tensor {group!r} was empty in every sample", "calibrate on samples that reach it")
+        return merged
+
     def peak(self, tensor: Tensor) -> float:
         """Largest absolute value; 0 where it is not known."""
         if isinstance(tensor, Constant):
@@ -85,30 +101,27 @@ def with_params(plan: Plan, model: Model, evidence: Evidence, method: str) -> Pl
     tensors = model.tensors()
     ranges: dict[str, Range] = {}
     params: dict[str, QuantParams] = {}
-    members: dict[str, dict[str, TensorPlan]] = {}
-    for planned in plan.tensors.values():
-        members.setdefault(planned.group, {})[planned.source] = planned
-    for group, sources in members.items():
+    for group, sources in group_members(plan).items():
         first = next(iter(sources.values()))
-        key = (tuple(sources), first.scheme, method)
+        key = evidence.key(sources, method)
         if key not in evidence.chosen:
-            evidence.chosen[key] = choose_range(_merged(group, sources, tensors, evidence), first.scheme, method)
+            evidence.chosen[key] = choose_range(evidence.merged(tensors, group, sources), first.scheme, method)
         ranges[group] = evidence.chosen[key]
-        params[group] = _under(params_from_range(ranges[group].low, ranges[group].high, first.scheme), first.bound)
+        params[group] = params_of_range(ranges[group], first)
     return replace(plan, params=params, ranges=ranges)
 
 
-def _merged(group: str, sources: Iterable[str], tensors: Mapping[str, Tensor], evidence: Evidence) -> TensorStats:
-    """Statistics of all values that share the group's scale."""
-    merged = NO_STATS
-    for name in sources:
-        found = evidence.of(tensors[name])
-        if found is None:
-            raise UsageError(f"no statistics for tensor {name!r}", "calibrate the same model and options")
-        merged = merge(merged, found)
-    if not merged.count:
-        raise UsageError(f"tensor {group!r} was empty in every sample", "calibrate on samples that reach it")
-    return merged
+def group_members(plan: Plan) -> dict[str, dict[str, TensorPlan]]:
+    """Group -> the tensors whose values share its scale, by the name they are observed under."""
+    members: dict[str, dict[str, TensorPlan]] = {}
+    for planned in plan.tensors.values():
+        members.setdefault(planned.group, {})[planned.source] = planned
+    return members
+
+
+def params_of_range(chosen: Range, planned: TensorPlan) -> QuantParams:
+    """Scale and zero point of a tensor with this range."""
+    return _under(params_from_range(chosen.low, chosen.high, planned.scheme), planned.bound)
 
 
 def _under(params: QuantParams, bound: float | None) -> QuantParams:
