@@ -26,7 +26,7 @@ from pathlib import Path
 
 import calibration_inside as inside
 import yaml
-from readme import MEASURE, THREADS, Job, fixture_jobs, zoo_jobs
+from readme import MEASURE, THREADS, Job, fixture_jobs, head, table, zoo_jobs
 
 METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse", "auto")
 HERE = Path(__file__).resolve().parent
@@ -49,15 +49,6 @@ def main() -> None:
         for part in args.parts:
             PARTS[part](chosen, folder, args.rounds)
             print(flush=True)
-
-
-def table(*cells: object) -> None:
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
-def head(*cells: str) -> None:
-    table(*cells)
-    print("|" + "---|" * len(cells), flush=True)
 
 
 def measured(command: Sequence[str], folder: Path) -> tuple[float, float, str]:
@@ -94,7 +85,8 @@ def onnxshot(job: Job, folder: Path, *options: str, command: str = "quantize", c
     program = str(Path(sys.executable).with_name("onnxshot"))
     line = [program, command, str(job.model), "--calib", str(calib or job.calib), "-o", out]
     preset = [] if job.preset is None else ["--preset", job.preset]
-    return [*line, *preset, "--threads", str(THREADS), "--no-cache", "--json", *options]
+    effort = ["--effort", "fast"] if command == "quantize" else []  # what more costs, effort.py tells
+    return [*line, *preset, *effort, "--threads", str(THREADS), "--no-cache", "--json", *options]
 
 
 def ratio(found: dict[str, list[tuple[float, float]]], name: str, base: str) -> float:

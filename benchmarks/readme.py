@@ -78,6 +78,17 @@ def main() -> None:
                 print(line(job, args.zoo, Path(folder) / "int8.onnx", args.repeats), flush=True)
 
 
+def table(*cells: object) -> None:
+    """Print one row of a Markdown table."""
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def head(*cells: str) -> None:
+    """Print the head of a Markdown table."""
+    table(*cells)
+    print("|" + "---|" * len(cells), flush=True)
+
+
 def fixture_jobs() -> list[Job]:
     jobs = []
     for name, facts in support.facts().items():

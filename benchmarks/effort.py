@@ -1,0 +1,84 @@
+"""What each step of --effort brings: `python benchmarks/effort.py --zoo FOLDER [--models ...]`, a Markdown table.
+
+Every model is quantized with all steps of an effort, and with each step switched off in turn. SQNR is of the outputs in
+dB, on samples that nothing was learned from, and on those that were calibrated on; speed is against the float model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from readme import THREADS, Job, fixture_jobs, head, table, zoo_jobs
+
+import onnxshot
+from onnxshot import effort, pipeline
+from onnxshot.calibrating import open_calib
+from onnxshot.graph.load import load_model
+from onnxshot.verify import compare
+
+WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {  # name -> (options, steps that are switched off)
+    "fast": ({"effort": "fast"}, ()),
+    "balanced": ({"effort": "balanced"}, ()),
+    "balanced, no equalization": ({"effort": "balanced", "equalize": False}, ()),
+    "balanced, no bias correction": ({"effort": "balanced"}, ("repair",)),
+    "best": ({"effort": "best"}, ()),
+    "best, no equalization": ({"effort": "best", "equalize": False}, ()),
+    "best, no ranges by outputs": ({"effort": "best"}, ("refine",)),
+    "best, no rounding": ({"effort": "best"}, ("rounding",)),
+    "best, no rounding, no bias correction": ({"effort": "best"}, ("repair",)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--zoo", type=Path, help="a folder of entries; without it the models of fixtures/")
+    parser.add_argument("--models", nargs="+", help="only these")
+    parser.add_argument("--ways", nargs="+", choices=sorted(WAYS), default=list(WAYS), help="only these")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        os.environ["ONNXSHOT_CACHE"] = str(Path(made) / "cache")
+        jobs = fixture_jobs() if args.zoo is None else zoo_jobs(args.zoo, Path(made))
+        head("model", "way", "SQNR dB, other samples", "SQNR dB, calibrated on", "speed", "seconds, without the proof")
+        for job in jobs:
+            if not job.options and (args.models is None or job.name in args.models):
+                for name in args.ways:
+                    table(f"`{job.name}`", name, *measured(job, *WAYS[name], Path(made) / "out.onnx"))
+
+
+def measured(job: Job, options: dict[str, Any], off: tuple[str, ...], out: Path) -> tuple[str, str, str, str]:
+    """The cells of one way."""
+    settings = onnxshot.Settings(threads=THREADS)
+    with contextlib.ExitStack() as switched:
+        for step in off:
+            switched.enter_context(SWITCHES[step]())
+        start = time.perf_counter()
+        made = onnxshot.quantize(job.model, job.calib, preset=job.preset, output=out, settings=settings, **options)
+    report = made.report
+    seconds = time.perf_counter() - start - report.timings["verify"] - report.timings["bench"]
+    with open_calib(job.calib, load_model(job.model), job.preset, settings) as data:
+        seen = data.subset(range(0, len(data) - report.samples["held_out"]))
+        inside = compare(job.model, out, seen, threads=THREADS).sqnr_db
+    return f"{report.sqnr_db:.1f}", f"{inside:.1f}", f"{report.speedup:.2f}x", f"{seconds:.1f}"
+
+
+def _no_rounding() -> Any:
+    real = effort.reconstruct
+    return mock.patch.object(effort, "reconstruct", lambda *a, **k: real(*a, **{**k, "rounding": False}))
+
+
+SWITCHES: dict[str, Callable[[], Any]] = {
+    "repair": lambda: mock.patch.object(effort, "repaired", lambda *_: ""),
+    "refine": lambda: mock.patch.object(pipeline.Run, "_refined", lambda self, given, data: given),
+    "rounding": _no_rounding,
+}
+
+if __name__ == "__main__":
+    main()
