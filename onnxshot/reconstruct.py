@@ -199,7 +199,8 @@ class _Layer:
         bias = learned.astype(np.float32).reshape(old.shape)
         params = student.params(self.input)
         assert params is not None
-        fits = np.array_equal(bias_safe_scale(scale, params[0], bias.reshape(-1)), scale)
+        flat = scales.reshape(-1)
+        fits = np.array_equal(bias_safe_scale(flat, params[0], bias.reshape(-1)), flat)
         return Repair(bias if fits else None, rounded)
 
     def chosen(self, y: NDArray[Any], share: int, number: int) -> tuple[NDArray[np.float32], tuple[int, ...]]:
