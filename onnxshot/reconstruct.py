@@ -31,7 +31,6 @@ HELD = 192 << 20
 _WANTED = 64 << 20  # bytes of the float model's outputs that are held at once, of as many layers as that takes
 _BIAS_ROWS, _WEIGHT_ROWS = 1024, 8192  # values of every output that a layer is repaired on
 _MOST_INPUTS = 8192  # inputs of one output: of more, the second moments are too large, and they stay as rounded
-_LIMITS = (-127, 127)
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
@@ -171,7 +170,7 @@ class _Layer:
         outputs = student.constant(maker.input[1]).size
         found = cls(node.op_type, node.input[0], maker.input[0], maker.input[1], bias, outputs, attrs)
         weight = student.constant(maker.input[0])
-        if weight.ndim != 2 and node.op_type != "Conv":
+        if weight.dtype != np.int8 or (weight.ndim != 2 and node.op_type != "Conv"):
             return None
         table = found._table(weight)
         return replace(found, outputs=table.shape[0] * table.shape[1]) if table.shape[2] <= _MOST_INPUTS else None
@@ -188,7 +187,8 @@ class _Layer:
         if weight is not None:
             centred = x - x.mean(axis=1, keepdims=True) if self.bias else x
             moments = (centred.transpose(0, 2, 1) @ centred).astype(np.float64) / x.shape[1]
-            integers = round_weights(self._table(weight), moments, scales, _LIMITS)
+            most = int(np.abs(integers).max())  # 7-bit weights are stored as int8 too
+            integers = round_weights(self._table(weight), moments, scales, (-most, most))
             rounded = self._stored(integers, stored)
         if not self.bias:
             return Repair(None, rounded)
