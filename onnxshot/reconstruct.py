@@ -305,7 +305,8 @@ def _clip(node: NodeProto, constants: Mapping[str, Any]) -> tuple[float, float]:
 def _affordable(model: ModelProto, layers: Collection[str], feeds: Feeds) -> int:
     """How many samples fit into HELD: what the walk holds of one while a layer is repaired, a byte a value."""
     shapes = concrete_shapes(Model(model), {name: np.shape(values) for name, values in feeds[0].items()})
-    last = {name: i for i, node in enumerate(model.graph.node) for name in node.input}
+    stops = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    last = {stops.get(name, name): i for i, node in enumerate(model.graph.node) for name in node.input}
     alive: dict[str, int] = {}
     most = 1
     for i, node in enumerate(model.graph.node):
