@@ -113,8 +113,10 @@ class _Tracker:
         if node.op == "Clip":
             return self._clipped(node, x)
         if node.op in ("Flatten", "Reshape", "Squeeze"):
-            shape = self._model.shape(node.outputs[0])
-            return [x] if shape is not None and len(shape) == 2 and shape[1] == len(x) else None
+            before, after = (self._model.shape(t) for t in (node.inputs[0], node.outputs[0]))
+            if before is None or after is None or any(size != 1 for size in before[2:]):
+                return None  # of 4 channels of 2 x 2, [4, 4] has positions on axis 1
+            return [x] if len(after) == 2 and after[1] == len(x) else None
         return self._chosen(node, x)
 
     def _added(self, given: Sequence[Ids | None]) -> list[Ids] | None:

@@ -31,7 +31,6 @@ HELD = 192 << 20
 _WANTED = 64 << 20  # bytes of the float model's outputs that are held at once, of as many layers as that takes
 _BIAS_ROWS, _WEIGHT_ROWS = 1024, 8192  # values of every output that a layer is repaired on
 _MOST_INPUTS = 8192  # inputs of one output: of more, the second moments are too large, and they stay as rounded
-_LIMITS = (-127, 127)
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
@@ -171,7 +170,7 @@ class _Layer:
         outputs = student.constant(maker.input[1]).size
         found = cls(node.op_type, node.input[0], maker.input[0], maker.input[1], bias, outputs, attrs)
         weight = student.constant(maker.input[0])
-        if weight.ndim != 2 and node.op_type != "Conv":
+        if weight.dtype != np.int8 or (weight.ndim != 2 and node.op_type != "Conv"):
             return None
         table = found._table(weight)
         return replace(found, outputs=table.shape[0] * table.shape[1]) if table.shape[2] <= _MOST_INPUTS else None
@@ -188,7 +187,8 @@ class _Layer:
         if weight is not None:
             centred = x - x.mean(axis=1, keepdims=True) if self.bias else x
             moments = (centred.transpose(0, 2, 1) @ centred).astype(np.float64) / x.shape[1]
-            integers = round_weights(self._table(weight), moments, scales, _LIMITS)
+            most = int(np.abs(integers).max())  # 7-bit weights are stored as int8 too
+            integers = round_weights(self._table(weight), moments, scales, (-most, most))
             rounded = self._stored(integers, stored)
         if not self.bias:
             return Repair(None, rounded)
@@ -199,7 +199,8 @@ class _Layer:
         bias = learned.astype(np.float32).reshape(old.shape)
         params = student.params(self.input)
         assert params is not None
-        fits = np.array_equal(bias_safe_scale(scale, params[0], bias.reshape(-1)), scale)
+        flat = scales.reshape(-1)
+        fits = np.array_equal(bias_safe_scale(flat, params[0], bias.reshape(-1)), flat)
         return Repair(bias if fits else None, rounded)
 
     def chosen(self, y: NDArray[Any], share: int, number: int) -> tuple[NDArray[np.float32], tuple[int, ...]]:
@@ -304,7 +305,8 @@ def _clip(node: NodeProto, constants: Mapping[str, Any]) -> tuple[float, float]:
 def _affordable(model: ModelProto, layers: Collection[str], feeds: Feeds) -> int:
     """How many samples fit into HELD: what the walk holds of one while a layer is repaired, a byte a value."""
     shapes = concrete_shapes(Model(model), {name: np.shape(values) for name, values in feeds[0].items()})
-    last = {name: i for i, node in enumerate(model.graph.node) for name in node.input}
+    stops = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    last = {stops.get(name, name): i for i, node in enumerate(model.graph.node) for name in node.input}
     alive: dict[str, int] = {}
     most = 1
     for i, node in enumerate(model.graph.node):

@@ -246,3 +246,60 @@ def test_a_glimpse_of_everything_has_every_value() -> None:
     x = np.random.default_rng(0).standard_normal((3, 50, 100)).astype(np.float32)
     assert whole(x).picks.tolist() == x.reshape(-1).tolist()
     assert observe(x).histogram.total == x.size > observe(x, subsample=True).histogram.total
+
+
+def test_extremes_of_every_row_are_exact_and_merge() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((1, 6, 4, 5)).astype(np.float32) * (i + 1) for i in range(20)]
+    together = observe(*arrays)
+    every = np.concatenate(arrays)
+    assert together.row_lows == tuple(every.min(axis=(0, 2, 3)).tolist())
+    assert together.row_highs == tuple(every.max(axis=(0, 2, 3)).tolist())
+    left, right = observe(*arrays[:7]), observe(*arrays[7:])
+    assert merge(left, right) == merge(right, left) == together
+    assert merge(together, NO_STATS) == merge(NO_STATS, together) == together
+
+
+def test_rows_with_a_batch_are_those_of_each_of_its_samples() -> None:
+    x = np.random.default_rng(1).standard_normal((2, 3, 7)).astype(np.float32)
+    stats = observe(x, -x)
+    assert stats.row_highs == tuple(np.abs(x).max(axis=2).reshape(-1).tolist())
+    assert stats.row_lows == tuple((-np.abs(x).max(axis=2)).reshape(-1).tolist())
+    vector = observe(x[0, 0], x[0, 1])
+    assert (vector.row_lows, vector.row_highs) == ((vector.low,), (vector.high,))
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
+def test_rows_are_kept_for_tensors_that_have_as_many_in_every_sample(rows: list[tuple[int, int]], seed: int) -> None:
+    """Of three tensors seen together, one has always 4 rows; merged or not, each keeps its own, or none."""
+    rng = np.random.default_rng(seed)
+    shapes = [((1, a, 5), (2, 2, 3), (1, b, 2, 2)) for a, b in rows]
+    seen = [[rng.standard_normal(shape).astype(np.float32) for shape in given] for given in shapes]
+
+    def of(part: list[list[NDArray[np.float32]]]) -> list[TensorStats]:
+        observers = Observers(3)
+        for values in part:
+            observers.add(glimpse(values))
+        return observers.stats()
+
+    together, cut = of(seen), len(seen) // 2
+    for i, stats in enumerate(together):
+        tables = [values[i].reshape(values[i].shape[0] * values[i].shape[1], -1) for values in seen]
+        if len({len(table) for table in tables}) > 1:
+            assert stats.row_lows == stats.row_highs == ()
+        else:
+            assert stats.row_lows == tuple(np.min([t.min(axis=1) for t in tables], axis=0).tolist())
+            assert stats.row_highs == tuple(np.max([t.max(axis=1) for t in tables], axis=0).tolist())
+        if cut:
+            assert merge(of(seen[:cut])[i], of(seen[cut:])[i]) == stats
+    assert from_arrays(to_arrays({str(i): stats for i, stats in enumerate(together)})) == {
+        str(i): stats for i, stats in enumerate(together)
+    }
+
+
+def test_rows_of_a_file_that_do_not_fit_are_refused() -> None:
+    arrays = to_arrays({"a": observe(np.ones((1, 3, 4), np.float32)), "b": observe(np.ones((1, 2, 4), np.float32))})
+    assert arrays["rows"].shape == (2, 5)
+    for rows in (arrays["rows"][:, :-1], arrays["rows"][:1], arrays["rows"].T):
+        with pytest.raises(ValueError, match="statistics"):
+            from_arrays({**arrays, "rows": rows})

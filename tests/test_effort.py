@@ -1,0 +1,193 @@
+"""Effort: what each step brings on samples it has not seen, and that only what helps is kept."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from handmade import HANDMADE
+from pains import data_of
+from planning import FAST
+from support import fixture, heldout, session
+
+import onnxshot
+from onnxshot import effort, quantize, reconstruct, targets
+from onnxshot.errors import UsageError
+from onnxshot.maths.metrics import SqnrSum
+from onnxshot.pipeline import RECIPE_KEY, Result
+from onnxshot.reconstruct import Repair
+
+EFFORTS = ("fast", "balanced", "best")
+DONE = {"balanced": ("biases were corrected",), "best": ("biases were corrected", "weights were rounded anew")}
+
+
+def made(name: str, samples: int | str = "auto", **options: Any) -> Result:
+    return quantize(fixture(name), **data_of(name), settings=replace(FAST, samples=samples), **options)
+
+
+def heldout_db(name: str, result: Result) -> float:
+    """SQNR on held-out samples, which are none of those that were calibrated on."""
+    runs = session(fixture(name)), session(result.model.to_proto().SerializeToString())
+    total = SqnrSum()
+    for feed in heldout(name)[0][::2]:
+        wanted, got = (run.run(None, feed)[0] for run in runs)
+        total.add(wanted, got)
+    return total.db
+
+
+def weights_of(result: Result) -> bytes:
+    """All but the metadata, which names the effort."""
+    proto = result.model.to_proto()
+    del proto.metadata_props[:]
+    return bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("name", ["digits_mobile", "digits_resnet"])
+def test_more_effort_is_no_worse_on_held_out_samples_and_says_what_it_did(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconstruct, "_WEIGHT_ROWS", 512)  # a second instead of ten
+    results = {kind: made(name, effort=kind) for kind in EFFORTS}
+    found = {kind: heldout_db(name, result) for kind, result in results.items()}
+    assert found["balanced"] >= found["fast"] - 0.2
+    assert found["best"] >= found["fast"] - 0.2
+    assert max(found.values()) > found["fast"] + 0.5, "there is something to gain on both"
+    for kind, result in results.items():
+        notes = [n for n in result.report.notes if "equalized" in n or "dB before" in n]
+        if kind == "fast":
+            assert notes == []
+            assert not {"repair", "equalize"} & result.report.timings.keys()
+            continue
+        assert {"repair", "equalize"} <= result.report.timings.keys()
+        (last,) = [n for n in notes if "dB before" in n]
+        assert last.startswith(DONE[kind])
+        numbers = [float(word) for word in last.replace(",", "").split() if word.replace(".", "").isdigit()]
+        assert numbers[1] > numbers[0]
+        assert result.report.recipe["effort"] == kind
+
+
+def test_the_same_run_twice_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "_WEIGHT_ROWS", 512)
+    for threads in (1, 2):
+        settings = replace(FAST, samples=16, threads=threads)
+        quantize(
+            fixture("digits_mobile"), **data_of("digits_mobile"), settings=settings, effort="best",
+            output=tmp_path / f"{threads}.onnx",
+        )  # fmt: skip
+    again = made("digits_mobile", 16, effort="best").save(tmp_path / "again.onnx")
+    assert (tmp_path / "1.onnx").read_bytes() == again.read_bytes() == (tmp_path / "2.onnx").read_bytes()
+
+
+def harmful(reference: Any, candidate: onnx.ModelProto, layers: list[str], *_: Any, **__: Any) -> dict[str, Repair]:
+    """Biases that are off by far."""
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in candidate.graph.initializer}
+    nodes = [n for n in candidate.graph.node if n.name in layers and len(n.input) > 2]
+    assert nodes
+    return {n.name: Repair(np.asarray(stored[n.input[2]] + 5, np.float32), None) for n in nodes}
+
+
+@pytest.mark.parametrize("kind", ["balanced", "best"])
+def test_a_repair_that_makes_it_worse_is_not_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effort, "reconstruct", harmful)
+    result = made("digits_mobile", 16, effort=kind)
+    (note,) = [n for n in result.report.notes if "dB before" in n]
+    assert note.startswith("no repair was kept: ")
+    monkeypatch.setattr(effort, "repaired", lambda *_: "")
+    unrepaired = made("digits_mobile", 16, effort=kind)
+    assert weights_of(result) == weights_of(unrepaired)
+
+
+def test_of_two_repairs_the_better_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rounding does harm, the corrected biases are taken, and the other way round."""
+    real = effort.reconstruct
+    kept = {}
+    for bad in (False, True):
+
+        def one_bad(*args: Any, rounding: bool, bad: bool = bad, **rest: Any) -> dict[str, Repair]:
+            return harmful(*args) if rounding == bad else real(*args, rounding=rounding, **rest)
+
+        monkeypatch.setattr(effort, "reconstruct", one_bad)
+        monkeypatch.setattr(reconstruct, "_WEIGHT_ROWS", 512)
+        notes = made("digits_mobile", 16, effort="best").report.notes
+        kept[bad] = next(n for n in notes if "dB before" in n)
+    assert kept[True].startswith("biases were corrected: ")
+    assert kept[False].startswith("weights were rounded anew: ")
+
+
+def test_equalized_channels_that_make_it_worse_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(model: Any, *_: Any) -> Any:
+        copy = onnxshot.graph.load.load_model(model.to_proto())
+        bias = next(n for n in copy.graph.nodes if n.op == "Conv").inputs[2]
+        bias.values = bias.values + 5
+        return copy
+
+    monkeypatch.setattr(effort, "repaired", lambda *_: "")
+    monkeypatch.setattr(effort, "equalized", lambda *_: None)
+    plain = made("digits_mobile", 16, effort="balanced")
+    monkeypatch.setattr(effort, "equalized", spoiled)
+    tried = made("digits_mobile", 16, effort="balanced")
+    assert "channels were equalized" not in tried.report.notes
+    assert weights_of(tried) == weights_of(plain)
+
+
+def test_samples_that_judge_a_repair_are_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[Any] = []
+    judged: list[Any] = []
+    real, scores = effort.reconstruct, effort.scores
+
+    def learns(reference: Any, candidate: Any, layers: Any, feeds: Any, **rest: Any) -> dict[str, Repair]:
+        learned.extend(feeds)
+        return real(reference, candidate, layers, feeds, **rest)
+
+    def judges(reference: Any, candidates: Any, samples: Any, **rest: Any) -> list[float]:
+        judged.extend(sample.feed for sample in samples)
+        return scores(reference, candidates, samples, **rest)
+
+    monkeypatch.setattr(effort, "reconstruct", learns)
+    monkeypatch.setattr(effort, "scores", judges)
+    monkeypatch.setattr(effort, "equalized", lambda *_: None)
+    made("digits_resnet", 16, effort="balanced", method="minmax")
+    first, second = ({feed["image"].tobytes() for feed in given} for given in (learned, judged))
+    assert first
+    assert second
+    assert not first & second
+
+
+def test_an_effort_that_does_not_exist_is_told() -> None:
+    case = HANDMADE["resnet_block"]()
+    with pytest.raises(UsageError, match="effort is 'heroic'"):
+        quantize(case.model, case.feeds, effort="heroic", settings=FAST)
+
+
+def test_with_statistics_alone_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = HANDMADE["mbconv_block"]()
+    onnx.save(case.model, str(tmp_path / "m.onnx"))
+    onnxshot.calibrate(tmp_path / "m.onnx", case.feeds, output=tmp_path / "s.npz", settings=FAST)
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a model was run")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(targets.ort_runtime.Runner, "run", never)
+        results = [
+            quantize(tmp_path / "m.onnx", stats=tmp_path / "s.npz", effort=kind, settings=FAST) for kind in EFFORTS
+        ]
+    assert all(result.report.samples["inferences"] == 0 for result in results)
+    assert len({weights_of(result) for result in results}) == 1, "without samples, more effort changes nothing"
+    proto = results[-1].model.to_proto()
+    assert '"effort": "best"' in next(p.value for p in proto.metadata_props if p.key == RECIPE_KEY)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weights"])
+def test_modes_without_ranges_have_nothing_to_repair(mode: str) -> None:
+    case = HANDMADE["resnet_block"]()
+    result = quantize(case.model, mode=mode, effort="best", settings=FAST)
+    assert not [n for n in result.report.notes if "dB before" in n or "equalized" in n]
+
+
+def test_few_samples_leave_none_to_judge_by_and_nothing_is_repaired() -> None:
+    case = HANDMADE["resnet_block"]()
+    result = quantize(case.model, case.feeds[:3], effort="best", settings=FAST)
+    assert not [n for n in result.report.notes if "dB before" in n]

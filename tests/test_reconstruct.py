@@ -1,0 +1,367 @@
+"""Repairs of a quantized model, layer by layer: better on other samples, and nothing else about it changes."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from handmade.core import Case, Feed, model, vector, weight
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+from planning import initializers, planned, sqnr
+
+from onnxshot import reconstruct as module
+from onnxshot.graph import edit
+from onnxshot.graph.load import load_model
+from onnxshot.maths.affine import BIAS_QMAX
+from onnxshot.passes.qdq import InsertQdq
+from onnxshot.passes.repair import ApplyRepairs
+from onnxshot.reconstruct import Repair, reconstruct
+
+SIX = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
+LEARN, OTHER = slice(0, 48), slice(48, 80)
+TEXT = """g (float[1, 3, 10, 10] x) => (float[1, 10, 1, 1] y) {
+    a = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, w, b)
+    r = Relu(a)
+    d = Conv<group = 12, pads = [0, 1, 2, 1]>(r, dw, db)
+    e = Clip(d, zero, six)
+    f = Conv<group = 2, dilations = [2, 2]>(e, u, ub)
+    p = GlobalAveragePool(f)
+    q = Flatten(p)
+    h = Gemm(q, k, kb)
+    i = Relu(h)
+    z = Reshape(i, shape)
+    y = Conv(z, v)
+}"""
+CONSTANTS = {
+    "w": weight(12, 3, 3, 3), "b": vector(12), "dw": weight(12, 1, 3, 3), "db": vector(12, 1),
+    "u": weight(16, 6, 2, 2), "ub": vector(16), "k": weight(16, 14, channel_axis=1), "kb": vector(14),
+    "shape": np.asarray([1, 14, 1, 1]), "v": weight(10, 14, 1, 1), **SIX,
+}  # fmt: skip
+
+
+def smooth(count: int, *shape: int) -> list[Feed]:
+    """Pictures whose neighbouring values are alike, as those of real pictures."""
+    rng = np.random.default_rng(11)
+    noise = rng.standard_normal((count, *shape[:-1], shape[-1] + 4))
+    found = sum(noise[..., i : i + shape[-1]] for i in range(5)) / np.sqrt(5)
+    return [{"x": x.astype(np.float32)} for x in found]
+
+
+def network() -> Case:
+    return Case(model(TEXT, CONSTANTS), smooth(80, 1, 3, 10, 10))
+
+
+def part(case: Case, which: slice) -> Case:
+    return replace(case, feeds=case.feeds[which])
+
+
+def weighted(proto: ModelProto) -> list[str]:
+    return [n.name for n in proto.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+
+
+def prepared(case: Case, **options: Any) -> tuple[ModelProto, ModelProto]:
+    """The normalized float model, and the quantized one, whose ranges are those of all samples: nothing is clipped."""
+    ready, plan = planned(case, calibrate=True, method="minmax", **options)
+    reference = ready.to_proto()
+    InsertQdq(plan).run(ready)
+    edit.remove_unused(ready)
+    return reference, ready.to_proto()
+
+
+def put(candidate: ModelProto, repairs: dict[str, Repair]) -> tuple[ModelProto, int]:
+    copy = load_model(candidate)
+    edits = ApplyRepairs(repairs).run(copy).edits
+    return copy.to_proto(), edits
+
+
+def structure(proto: ModelProto) -> list[tuple[str, str, int, int]]:
+    return [(n.op_type, n.name, len(n.input), len(n.output)) for n in proto.graph.node]
+
+
+@pytest.mark.parametrize("rounding", [False, True])
+def test_a_repaired_model_is_better_on_other_samples_and_of_the_same_structure(rounding: bool) -> None:
+    case = network()
+    reference, candidate = prepared(case, target="ort-avx2")  # of 7-bit weights: there is more to repair
+    given = candidate.SerializeToString(), reference.SerializeToString()
+    layers = weighted(candidate)
+    repairs = reconstruct(reference, candidate, layers, case.feeds[LEARN], rounding=rounding, threads=1)
+    assert set(repairs) == set(layers)
+    for name, repair in repairs.items():
+        assert (repair.weight is not None) == rounding
+        assert (repair.bias is None) == (name == layers[-1])  # the last Conv has none
+    repaired, edits = put(candidate, repairs)
+    assert edits == len(layers)
+    onnx.checker.check_model(repaired, full_check=True)
+    assert structure(repaired) == structure(candidate)
+    assert (candidate.SerializeToString(), reference.SerializeToString()) == given
+    before, after = (sqnr(part(case, OTHER), proto) for proto in (candidate, repaired))
+    assert after > before + 1
+
+
+def test_rounding_is_better_than_biases_alone() -> None:
+    case = network()
+    reference, candidate = prepared(case, target="ort-avx2")
+    found = []
+    for rounding in (False, True):
+        repairs = reconstruct(
+            reference, candidate, weighted(candidate), case.feeds[LEARN], rounding=rounding, threads=2
+        )  # fmt: skip
+        found.append(sqnr(part(case, OTHER), put(candidate, repairs)[0]))
+        for repair in repairs.values():
+            assert repair.weight is None or np.abs(repair.weight).max() <= 63, "7-bit weights stay 7-bit"
+    assert found[1] > found[0]
+
+
+def test_the_number_of_threads_does_not_matter() -> None:
+    case = network()
+    reference, candidate = prepared(case)
+    one, two = (
+        reconstruct(reference, candidate, weighted(candidate), case.feeds[LEARN], rounding=True, threads=n)
+        for n in (1, 2)
+    )
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name].bias, two[name].bias)
+        np.testing.assert_array_equal(one[name].weight, two[name].weight)
+
+
+def test_a_weight_changes_by_few_steps_and_keeps_type_and_shape() -> None:
+    case = network()
+    reference, candidate = prepared(case)
+    repairs = reconstruct(reference, candidate, weighted(candidate), case.feeds[LEARN], rounding=True, threads=1)
+    stored = initializers(candidate)
+    makers = {n.output[0]: n for n in candidate.graph.node}
+    moved = 0
+    for node in candidate.graph.node:
+        if node.name in repairs:
+            old, new = stored[makers[node.input[1]].input[0]], repairs[node.name].weight
+            assert new is not None
+            assert (new.dtype, new.shape) == (old.dtype, old.shape)
+            steps = np.abs(new.astype(np.int64) - old)
+            moved += int(np.count_nonzero(steps))
+            assert np.median(steps) <= 1
+    assert moved > 0
+
+
+def test_repairs_build_on_those_before() -> None:
+    """A layer learns from what the repaired model gives it: alone, the last one is repaired otherwise."""
+    case = network()
+    reference, candidate = prepared(case)
+    layers = weighted(candidate)
+    every = reconstruct(reference, candidate, layers, case.feeds[LEARN], rounding=False, threads=1)
+    alone = reconstruct(reference, candidate, layers[-2:-1], case.feeds[LEARN], rounding=False, threads=1)
+    assert list(alone) == layers[-2:-1]
+    first, second = every[layers[-2]].bias, alone[layers[-2]].bias
+    assert first is not None
+    assert second is not None
+    assert not np.array_equal(first, second)
+
+
+def conv(attributes: str, size: int, seed: int = 0, count: int = 24) -> Case:
+    """A Relu, a Conv with these attributes, and no bias that it came with."""
+    text = f"""g (float[1, 4, {size}, {size}] x) => (float[1, 8, h, w2] y) {{
+        a = Conv(x, w, b) r = Relu(a) y = Conv<{attributes}>(r, v, vb) }}"""
+    constants = {"w": weight(6, 4, 1, 1, seed=seed), "b": vector(6), "v": weight(8, 6, 3, 2), "vb": vector(8)}
+    return Case(model(text, constants), smooth(count, 1, 4, size, size))
+
+
+def exact_rows(monkeypatch: pytest.MonkeyPatch, case: Case) -> float:
+    """Largest difference between what a layer is thought to give and what it gives, over its step."""
+    reference, candidate = prepared(case)
+    worst = [0.0]
+    correct = module.corrected_bias
+
+    def spy(wanted: NDArray[Any], got: NDArray[Any], bias: NDArray[Any], *rest: Any) -> NDArray[Any]:
+        worst.append(float(np.abs(wanted - (got + bias)).max() / np.abs(wanted).max()))
+        return correct(wanted, got, bias, *rest)
+
+    monkeypatch.setattr(module, "corrected_bias", spy)
+    reconstruct(reference, candidate, weighted(candidate), case.feeds[LEARN], rounding=False, threads=1)
+    assert len(worst) == 3
+    return max(worst)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "auto_pad = \"SAME_UPPER\"", "auto_pad = \"SAME_LOWER\"", "auto_pad = \"VALID\"",
+        "auto_pad = \"SAME_UPPER\", strides = [2, 3]", "auto_pad = \"SAME_LOWER\", strides = [3, 2]",
+        "pads = [1, 0, 2, 1]", "strides = [2, 2], pads = [0, 1, 0, 0]",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [7, 8])
+def test_a_layer_is_followed_at_the_positions_it_gives(
+    attributes: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patches at a wrong place would differ from the outputs by all they are, not by the noise of quantization."""
+    assert exact_rows(monkeypatch, conv(attributes, size)) < 0.05
+
+
+def test_a_product_without_a_bias_is_rounded_and_has_no_bias_after_it() -> None:
+    text = """g (float[1, 4, 8, 8] x) => (float[1, 6, 8, 4] y) {
+        a = Conv(x, w, b) r = Relu(a) m = MatMul(r, k) y = Conv(m, v) }"""
+    constants = {"w": weight(6, 4, 1, 1), "b": vector(6), "k": weight(8, 4, channel_axis=1), "v": weight(6, 6, 1, 1)}
+    case = Case(model(text, constants), smooth(80, 1, 4, 8, 8))
+    reference, candidate = prepared(case)
+    (product,) = [n for n in candidate.graph.node if n.op_type == "MatMul"]
+    layers = weighted(candidate)
+    for rounding in (False, True):
+        repairs = reconstruct(reference, candidate, layers, case.feeds[LEARN], rounding=rounding, threads=1)
+        assert repairs[product.name].bias is None
+        assert (repairs[product.name].weight is not None) == rounding
+    repaired, _ = put(candidate, repairs)
+    assert structure(repaired) == structure(candidate)
+    assert sqnr(part(case, OTHER), repaired) > sqnr(part(case, OTHER), candidate)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_bias_is_corrected_with_one_scale_or_many(per_channel: bool) -> None:
+    case = network()
+    reference, candidate = prepared(case, target="ort-avx2", per_channel=per_channel)
+    layers = weighted(candidate)
+    repairs = reconstruct(reference, candidate, layers, case.feeds[LEARN], rounding=False, threads=1)
+    assert all(repairs[name].bias is not None for name in layers[:-1])
+    repaired, _ = put(candidate, repairs)
+    assert sqnr(part(case, OTHER), repaired) > sqnr(part(case, OTHER), candidate)
+
+
+def test_a_bias_that_would_not_fit_int32_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = conv("pads = [0, 0, 0, 0]", 8)
+    reference, candidate = prepared(case)
+    layers = weighted(candidate)
+
+    makers = {n.output[0]: n for n in candidate.graph.node}
+    node = next(n for n in candidate.graph.node if n.name == layers[1])
+    stored = initializers(candidate)
+    x_scale, w_scale = (stored[makers[node.input[i]].input[1]] for i in (0, 1))
+    step = float(x_scale) * float(w_scale[0]) * BIAS_QMAX
+    for factor, fits in ((0.9, True), (1.1, False)):
+        huge = np.asarray([factor * step] + [0.0] * 7)
+        monkeypatch.setattr(module, "corrected_bias", lambda *_, huge=huge: huge)
+        repairs = reconstruct(reference, candidate, layers[1:], case.feeds[LEARN], rounding=False, threads=1)
+        assert (repairs[layers[1]].bias is not None) == fits
+
+
+def test_what_cannot_be_repaired_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = network()
+    reference, candidate = prepared(case)
+    layers = weighted(candidate)
+
+    def repaired(proto: ModelProto, names: list[str]) -> set[str]:
+        return set(reconstruct(reference, proto, names, case.feeds[:2], rounding=True, threads=1))
+
+    relu = next(n.name for n in reference.graph.node if n.op_type == "Relu")
+    assert repaired(candidate, [layers[1], relu, "nobody"]) == {layers[1]}
+    assert repaired(candidate, []) == set()
+    assert repaired(reference, layers) == set(), "there is nothing quantized"
+    monkeypatch.setattr(module, "_MOST_INPUTS", 16)
+    large = {n.name for n in candidate.graph.node if n.op_type == "Conv" and n.input[0] != "y"}
+    small = repaired(candidate, layers)
+    sizes = {n.name: int(np.prod(CONSTANTS[n.input[1]].shape[1:])) for n in reference.graph.node if n.op_type == "Conv"}
+    assert small & large == {name for name, size in sizes.items() if size <= 16}
+
+
+def test_a_weight_with_a_zero_point_is_left_out() -> None:
+    case = network()
+    reference, candidate = prepared(case, weight_type="uint8")
+    assert reconstruct(reference, candidate, weighted(candidate), case.feeds[:4], rounding=True, threads=1) == {}
+
+
+def test_progress_is_told_layer_by_layer() -> None:
+    case = network()
+    reference, candidate = prepared(case)
+    layers, seen = weighted(candidate), []
+    reconstruct(
+        reference, candidate, layers, case.feeds[:2], rounding=False, threads=1, progress=lambda *a: seen.append(a)
+    )
+    assert seen == [("repairing", i, len(layers)) for i in range(1, len(layers) + 1)]
+
+
+def test_only_as_many_samples_as_fit_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = network()
+    _, candidate = prepared(case)
+    layers, given = weighted(candidate), case.feeds
+    assert module._affordable(candidate, layers, given) == len(given)
+    # Before each of the first three layers, a sample of 300 bytes, 8-bit, is all that is held.
+    assert [holds(monkeypatch, candidate, layers, given, size) for size in (1, 299, 300, 599, 600)] == [1, 1, 1, 1, 2]
+    assert holds(monkeypatch, candidate, layers, given, 7 * 300) == 7
+    # Of layers whose inputs are smaller, more may be held: 16 values before the Gemm, and as many behind the pooling.
+    assert holds(monkeypatch, candidate, layers[3:4], given, 7 * 16) == 7
+
+
+def test_a_branch_that_waits_is_held_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """g (float[1, 4, 6, 6] x) => (float[1, 2, 6, 6] y) {
+        a = Conv(x, w) r = Relu(a) c = Conv(r, u) d = Relu(c) e = Conv(d, v) s = Add(e, r) y = Conv(s, z) }"""
+    constants = {"w": weight(5, 4, 1, 1), "u": weight(8, 5, 1, 1), "v": weight(5, 8, 1, 1), "z": weight(2, 5, 1, 1)}
+    case = Case(model(text, constants), smooth(80, 1, 4, 6, 6))
+    _, candidate = prepared(case)
+    layers = weighted(candidate)
+    most = (5 + 8) * 36  # at the third Conv: its input, and the Relu that the Add reads after it; 8-bit both
+    assert holds(monkeypatch, candidate, layers, case.feeds, 9 * most) == 9
+    assert holds(monkeypatch, candidate, layers, case.feeds, 9 * most - 1) == 8
+    assert holds(monkeypatch, candidate, layers[:1], case.feeds, 9 * 4 * 36) == 9
+
+
+def holds(
+    monkeypatch: pytest.MonkeyPatch, proto: ModelProto, layers: list[str], given: list[Feed], size: int
+) -> int:
+    monkeypatch.setattr(module, "HELD", size)
+    return module._affordable(proto, layers, given)
+
+
+def test_fewer_samples_learn_what_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = network()
+    reference, candidate = prepared(case)
+    layers, counted = weighted(candidate), []
+    walk = module.Walk
+
+    def spy(proto: ModelProto, given: list[Feed], threads: int) -> Any:
+        counted.append(len(given))
+        return walk(proto, given, threads)
+
+    monkeypatch.setattr(module, "Walk", spy)
+    monkeypatch.setattr(module, "HELD", 4000)
+    found = reconstruct(reference, candidate, layers, case.feeds[LEARN], rounding=True, threads=1)
+    assert set(found) == set(layers)
+    assert counted == [13]
+
+
+def test_limits_of_what_follows_a_layer() -> None:
+    text = """g (float[1, 2] x) => (float[1, 2] a2, float[1, 2] b2, float[1, 2] c2, float[1, 2] d2) {
+        a = Neg(x) a2 = Relu(a) b = Neg(x) b2 = Clip(b, zero, six) c = Neg(x) c2 = Clip(c, , six)
+        d = Neg(x) d1 = Relu(d) d2 = Add(d, d1) }"""
+    limits = module._limits_behind(model(text, SIX))
+    assert {k: v for k, v in limits.items() if k in set("abcd")} == {"a": (0, np.inf), "b": (0, 6), "c": (-np.inf, 6)}
+    assert "d" not in limits, "something else sees what is cut off"
+
+
+def test_positions_are_spread_over_all_and_differ_between_samples() -> None:
+    for size, share in ((100, 7), (5, 9), (1, 1), (1000, 1000), (13, 13)):
+        for number in range(9):
+            at = module._spread_over(size, share, number)
+            assert len(set(at.tolist())) == min(size, share)
+            assert at.min() >= 0
+            assert at.max() < size
+            if len(at) > 1:
+                assert np.diff(at).max() <= -(-size // len(at))
+    first = [module._spread_over(100, 1, number)[0] for number in range(8)]
+    assert len(set(first)) == 8
+
+
+def test_constants_of_a_repair_are_new_ones() -> None:
+    """A constant that two nodes share must not change for the other."""
+    case = network()
+    _, candidate = prepared(case)
+    layers = weighted(candidate)
+    before = initializers(candidate)
+    bias = np.arange(12, dtype=np.float32)
+    repaired, edits = put(candidate, {layers[0]: Repair(bias, None), "nobody": Repair(bias, None)})
+    assert edits == 1
+    after = initializers(repaired)
+    node = next(n for n in repaired.graph.node if n.name == layers[0])
+    assert after[node.input[2]].tolist() == bias.tolist()
+    assert node.input[2] not in before
+    assert all((after[name] == before[name]).all() for name in before if name in after)
+    assert numpy_helper.to_array(repaired.graph.initializer[0]).size
