@@ -9,7 +9,7 @@ import onnx
 import pytest
 from handmade import HANDMADE
 from pains import data_of
-from planning import FAST
+from planning import FAST, PROVEN
 from support import fixture, heldout, session
 
 import onnxshot
@@ -178,6 +178,16 @@ def test_with_statistics_alone_nothing_is_run(tmp_path: Path, monkeypatch: pytes
     assert len({weights_of(result) for result in results}) == 1, "without samples, more effort changes nothing"
     proto = results[-1].model.to_proto()
     assert '"effort": "best"' in next(p.value for p in proto.metadata_props if p.key == RECIPE_KEY)
+
+
+def test_fast_neither_equalizes_nor_repairs_where_it_proves_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("nobody asked for it")
+
+    for name in ("equalized", "repaired", "reconstruct"):
+        monkeypatch.setattr(effort, name, never)
+    case = HANDMADE["resnet_block"]()
+    assert quantize(case.model, case.feeds, effort="fast", settings=PROVEN).report.sqnr_db is not None
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "weights"])

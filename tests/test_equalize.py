@@ -191,6 +191,17 @@ def test_a_clipped_channel_stays_as_it_is_and_others_go_up_to_the_limit() -> Non
     assert grown.max() > 2
 
 
+def test_a_clip_that_calibration_has_not_seen_holds_its_channels() -> None:
+    pooled = "r = Clip(c, zero, six) p = AveragePool<kernel_shape = [2, 2]>(r) y = Conv(p, v)"
+    case = cnn(START + pooled, {}, "float[1, 6, 7, 7] y")
+    ready = normalized(case.model, Recipe())
+    _, plan = planned(case, calibrate=True)
+    stats = statistics(ready, plan.observe, case.feeds)
+    assert {"r", "p"} <= stats.keys()
+    assert Equalize(plan, {name: found for name, found in stats.items() if name != "r"}).run(ready).edits == 0
+    assert Equalize(plan, stats).run(ready).edits > 0
+
+
 def test_no_range_grows() -> None:
     for case in NETWORKS.values():
         proto, _ = equalized(case)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from onnxshot.maths import rounding
 from onnxshot.maths.rounding import corrected_bias, round_weights
 
 Floats = NDArray[np.float64]
@@ -120,6 +121,18 @@ def test_the_order_of_the_inputs_does_not_matter() -> None:
     q = round_weights(weight, moments_of(x), scale, WIDE)
     turned = round_weights(weight[:, :, order], moments_of(x[:, order]), scale, WIDE)
     np.testing.assert_array_equal(turned, q[:, :, order])
+
+
+def test_errors_are_spread_beyond_a_block_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    weight, moments = rng.standard_normal((2, 4, 150)), np.concatenate([moments_of(correlated(rng, 150))] * 2)
+    scale = np.abs(weight).max(axis=2) / 7
+    found = []
+    for block in (64, 1, 1000):
+        monkeypatch.setattr(rounding, "_BLOCK", block)
+        found.append(round_weights(weight, moments, scale, WIDE))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
 
 
 def test_it_comes_near_the_best_of_all_choices() -> None:
