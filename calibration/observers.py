@@ -16,6 +16,7 @@ from onnxshot.calibration.stats import BINS, MIN_WIDTH_LOG2, NO_STATS, Histogram
 
 _BATCH = 8  # glimpses that are counted at once: a call per tensor and sample would cost more than the counting
 _BATCH_VALUES = 1 << 20  # but no more values than this wait
+_MOST_ROWS = 8192  # of a tensor, whose extremes are kept one by one: the channels of any CNN
 _KINDS = 3  # of values: picks, bottoms, tops
 
 Floats = NDArray[np.float32]
@@ -109,7 +110,7 @@ def _ends(counts: Ints) -> list[int]:
 
 
 class Observers:
-    """Statistics of n tensors, fed one glimpse at a time; holds 50 kB a tensor, and nothing of the samples."""
+    """Statistics of n tensors, fed one glimpse at a time; holds some 100 kB a tensor, and nothing of the samples."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -149,10 +150,13 @@ class Observers:
     def _add_rows(self, seen: Glimpse) -> None:
         """Widen the extremes of every row, of the tensors that have as many rows in every sample."""
         if self._rows is None:
-            self._rows, self._row_lows, self._row_highs = seen.rows.copy(), seen.bottoms.copy(), seen.tops.copy()
+            few = seen.rows <= _MOST_ROWS
+            kept = np.repeat(few, seen.rows)
+            self._rows = np.where(few, seen.rows, 0)
+            self._row_lows, self._row_highs = seen.bottoms[kept], seen.tops[kept]
             return
         same = self._rows == seen.rows
-        if not same.all():
+        if not (same | (self._rows == 0)).all():
             kept = np.repeat(same, self._rows)
             self._row_lows, self._row_highs = self._row_lows[kept], self._row_highs[kept]
             self._rows = np.where(same, self._rows, 0)

@@ -54,7 +54,7 @@ EMPTY = Histogram(MIN_WIDTH_LOG2, 0, np.zeros(0, np.int64))
 
 @dataclass(frozen=True, slots=True)
 class TensorStats:
-    """Statistics of one tensor over a calibration run; at most 50 kB, whatever the number of samples.
+    """Statistics of one tensor over a calibration run; some 100 kB at most, whatever the number of samples.
 
     count: elements seen. samples: updates with at least one element. low, high: exact extremes over all elements.
     sum_low, sum_high: sums of the per-sample extremes in units of 2**-149, integers because sums of floats would

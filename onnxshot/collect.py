@@ -59,7 +59,7 @@ def collect(
     beginning is spread over all of them. The same samples give the same statistics to the bit, whatever the threads.
 
     Several samples run at once, each on one thread, and the next are read meanwhile; one at a time on all threads where
-    their tensors are large. Held at any time: what so many inferences hold, a few glimpses, and 50 kB per tensor,
+    their tensors are large. Held at any time: what so many inferences hold, a few glimpses, and 100 kB per tensor,
     whatever the number of samples.
 
     Raises:

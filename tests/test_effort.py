@@ -135,7 +135,7 @@ def test_equalized_channels_that_make_it_worse_are_not_kept(monkeypatch: pytest.
 def test_samples_that_judge_a_repair_are_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[Any] = []
     judged: list[Any] = []
-    real, scores = effort.reconstruct, effort.scores
+    real, sqnrs = effort.reconstruct, effort.sqnrs
 
     def learns(reference: Any, candidate: Any, layers: Any, feeds: Any, **rest: Any) -> dict[str, Repair]:
         learned.extend(feeds)
@@ -143,10 +143,10 @@ def test_samples_that_judge_a_repair_are_not_learned_from(monkeypatch: pytest.Mo
 
     def judges(reference: Any, candidates: Any, samples: Any, **rest: Any) -> list[float]:
         judged.extend(sample.feed for sample in samples)
-        return scores(reference, candidates, samples, **rest)
+        return list(sqnrs(reference, candidates, samples, **rest))
 
     monkeypatch.setattr(effort, "reconstruct", learns)
-    monkeypatch.setattr(effort, "scores", judges)
+    monkeypatch.setattr(effort, "sqnrs", judges)
     monkeypatch.setattr(effort, "equalized", lambda *_: None)
     made("digits_resnet", 16, effort="balanced", method="minmax")
     first, second = ({feed["image"].tobytes() for feed in given} for given in (learned, judged))

@@ -20,7 +20,7 @@ from onnxshot.maths.equalize import Reader, equalizing_factors
 from onnxshot.passes.base import Change
 from onnxshot.plan import Plan
 
-_HEADROOM = 0.75  # of a Clip's limit: samples that calibration has not seen go a little further
+_HEADROOM = 0.75  # of a range or a Clip's limit: samples that calibration has not seen go a little further
 _WORTH = 1.05  # a model whose largest factor is below this is left alone
 
 
@@ -54,7 +54,8 @@ class Equalize:
         for name, ids in found.of.items():
             extremes = self._extremes(name, ids)
             if extremes is not None:
-                np.minimum.at(room, ids, _up_to(extremes, (float(extremes[0].min()), float(extremes[1].max()))))
+                bounds = _HEADROOM * float(extremes[0].min()), _HEADROOM * float(extremes[1].max())
+                np.minimum.at(room, ids, _up_to(extremes, bounds))
         for name, ids, limit in found.limits:
             extremes = self._extremes(name, ids)
             np.minimum.at(room, ids, 1.0 if extremes is None else _up_to(extremes, (0.0, _HEADROOM * limit)))
