@@ -80,7 +80,7 @@ def repaired(
     """
     check = samples[_CHECKED - 1 :: _CHECKED][:_MOST_CHECKED]
     learn = [sample.feed for i, sample in enumerate(samples) if i % _CHECKED != _CHECKED - 1]
-    layers = [n.node for n in plan.nodes if n.how == STATIC and n.has_weight]
+    layers = [n.node for n in plan.nodes if n.how == STATIC and n.has_weight and n.node not in plan.kept.nodes]
     if not layers or not check:
         return ""
     proto = model.to_proto()

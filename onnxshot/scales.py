@@ -17,6 +17,9 @@ from onnxshot.maths.affine import UINT8, QuantParams, QuantScheme, params_from_r
 from onnxshot.maths.smooth import smoothing_factors
 from onnxshot.plan import Plan, TensorPlan
 
+TRAINED = "trained"
+"""What reports call the method of a range that the input came with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -89,6 +92,10 @@ def with_params(plan: Plan, model: Model, evidence: Evidence, method: str) -> Pl
     for planned in plan.tensors.values():
         members.setdefault(planned.group, {})[planned.source] = planned
     for group, sources in members.items():
+        if group in plan.kept.activations:
+            params[group] = plan.kept.activations[group]
+            ranges[group] = _covered(params[group])
+            continue
         first = next(iter(sources.values()))
         key = (tuple(sources), first.scheme, method)
         if key not in evidence.chosen:
@@ -109,6 +116,12 @@ def _merged(group: str, sources: Iterable[str], tensors: Mapping[str, Tensor], e
     if not merged.count:
         raise UsageError(f"tensor {group!r} was empty in every sample", "calibrate on samples that reach it")
     return merged
+
+
+def _covered(params: QuantParams) -> Range:
+    """The range that the codes of trained params cover."""
+    low, high = (float(params.scale) * (q - float(params.zero_point)) for q in params.scheme.limits)
+    return Range(low, high, TRAINED, 0.0)
 
 
 def _under(params: QuantParams, bound: float | None) -> QuantParams:

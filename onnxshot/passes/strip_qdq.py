@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxshot.graph import Constant, Model, Node, edit, weights
@@ -53,13 +55,19 @@ def _restore(model: Model, node: Node) -> Constant | None:
         TensorProto.FLOAT16,
     ):
         return None
+    real = dequantized(q, scale, zero, int(node.attrs.get("axis", 1)))
+    return edit.add_constant(model, node.inputs[0].name, "float", real)
+
+
+def dequantized(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None, axis: int) -> NDArray[Any]:
+    """(q - zero) * scale in the scale's own type. scale [] or [1], or [C] along `axis`; q [...] -> [...]."""
     shape = [1] * q.ndim
     if scale.ndim == 1 and scale.size > 1:
-        shape[int(node.attrs.get("axis", 1))] = scale.size
+        shape[axis] = scale.size
     elif scale.ndim == 1:
         scale = scale.reshape(())
     centred = q.astype(np.float32)
     if zero is not None:
         centred -= zero.astype(np.float32).reshape(shape if zero.size > 1 else ())
     real = centred * (scale.reshape(shape) if scale.ndim else scale).astype(np.float32)
-    return edit.add_constant(model, node.inputs[0].name, "float", real.astype(scale.dtype))
+    return np.asarray(real.astype(scale.dtype))
