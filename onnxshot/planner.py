@@ -143,6 +143,7 @@ class _Planner:
         kept = Kept()
         if self.trained:
             kept = kept_activations(self.trained, tensors, self.model.tensors())
+            self._part_activations(kept, tensors)
             self._keep_weights(kept, planned)
         return Plan(self.target.name, self.recipe.mode, nodes, watched, tensors, planned, kept=kept)
 
@@ -341,6 +342,28 @@ class _Planner:
         axis = 0 if node.op == "Gather" else channel_axis(node, slot, rank)
         per_channel = (self.recipe.per_channel or node.op == "Gather") and axis is not None
         return WeightPlan(slot, replace(self.weight, granularity=PerChannel(axis or 0) if per_channel else PerTensor()))
+
+    def _part_activations(self, kept: Kept, tensors: dict[str, TensorPlan]) -> None:
+        """Give a fused Relu or Clip a pair on its input too, where the trained zero point is not the lowest code.
+
+        Only with that one does Q do the work of the Relu, so that ONNX Runtime drops it and fuses Q with the op before;
+        else the op would run in float. The integers are the same: Q(relu(DQ(Q(x)))) = Q(relu(x)), as zero is exact.
+        """
+        if not self.target.quantizes_outputs:
+            return
+        named = self.model.tensors()
+        for name, planned in list(tensors.items()):
+            params, after = kept.activations.get(planned.group), edit.producer(named[name])
+            if params is None or after is None or self._maker(named[name]) is after:
+                continue
+            if int(params.zero_point) == params.scheme.dtype.qmin:
+                continue
+            before, group = after.inputs[0], planned.group
+            own = self.trained.activations.get(before.name)
+            fitting, exact = activation_params(own, self.activation) if own is not None else (params, False)
+            if exact:
+                group, kept.activations[before.name], kept.fates[before.name] = before.name, fitting, ""
+            tensors[before.name] = TensorPlan(self.activation, before.name, group, all_readers=True)
 
     def _trained_weight(self, node: Node) -> tuple[str, QuantParams] | None:
         weight = node.inputs[self.slot[node]] if self.trained.weights and node in self.slot else None

@@ -320,7 +320,8 @@ def notes(trained: Trained, plan: Plan) -> list[str]:
     ]
     reasons: dict[str, list[str]] = {}
     for name, fate in fates.items():
-        unused = "its op stays float, or folding changed it" if name in trained.weights else "the plan puts no pair there"
+        is_weight = name in trained.weights
+        unused = "its op stays float, or folding changed it" if is_weight else "the plan puts no pair there"
         if fate != "":
             reasons.setdefault(fate or unused, []).append(name)
     for reason, names in reasons.items():

@@ -144,6 +144,34 @@ def test_the_same_integers_under_another_name_give_the_same_outputs(kind: type, 
             assert np.mean(got != wanted) < 0.02
 
 
+def test_a_symmetric_scale_behind_a_relu_does_not_put_its_conv_back_to_float() -> None:
+    """The Relu is not what Q does, so that it cannot be dropped: it gets a pair before it as well."""
+    case = full()
+    result = quantize(case.model, case.feeds, complete=True, settings=PROVEN)
+    assert result.report.int8_macs_share == 1.0
+    made = result.model.to_proto()
+    (relu,) = nodes_of(made, "Relu")
+    assert scales(made)["c1"] == scales(made)["r1"]
+    assert maker(made, relu.input[0]).op_type == "DequantizeLinear"
+
+
+def test_a_pair_before_a_relu_stays_where_the_relu_needs_one() -> None:
+    case = full()
+    for i, values in enumerate((np.array(0.05, np.float32), np.array(0, np.int8))):
+        case.model.graph.initializer.append(numpy_helper.from_array(values, f"c1_{'sz'[i]}"))
+    relu = maker(case.model, "r1")
+    at = list(case.model.graph.node).index(relu)
+    q = helper.make_node("QuantizeLinear", ["c1", "c1_s", "c1_z"], ["c1_q"])
+    dq = helper.make_node("DequantizeLinear", ["c1_q", "c1_s", "c1_z"], ["c1_dq"])
+    relu.input[0] = "c1_dq"
+    case.model.graph.node.insert(at, dq)
+    case.model.graph.node.insert(at, q)
+    made, notes = completed(case)
+    assert scales(made)["c1"] == (float(np.float32(0.05)), 128, "uint8")
+    assert scales(made)["r1"] == (float(np.float32(0.043)), 128, "uint8")
+    assert "9 trained scales were kept: 6 of activations, 3 of weights" in notes
+
+
 def test_a_lone_trained_scale_behind_a_relu_is_that_of_its_input() -> None:
     text = """g (float[2, 4, 8, 8] x) => (float[2, 8, 8, 8] y) {
         c = Conv<pads = [1, 1, 1, 1]>(Q(x), Q(w1))
