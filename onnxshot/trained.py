@@ -38,7 +38,7 @@ from onnxshot.plan import Kept, Plan, TensorPlan
 
 _TYPES = {t.name: t for t in (UINT8, INT8, UINT16, INT16, UINT4, INT4, FLOAT8E4M3FN)}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_KEEP_PAIR = "Relu"  # zero is exact, so quantizing before it and after it give the same integers
+_CUTS = ("Relu", "Clip")  # quantizing before it and after it give the same integers: all three are monotone
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,10 +65,10 @@ class Trained:
         return list(dict.fromkeys((*self.activations, *self.weights, *self.refused)))
 
     def of(self, tensor: Tensor) -> tuple[str, QuantParams] | None:
-        """The pair of the tensor, or of the one whose values it only moves or cuts at zero; with that one's name."""
+        """The pair of the tensor, or of the one whose values it only moves or cuts off; with that one's name."""
         while tensor.name not in self.activations:
             maker = edit.producer(tensor)
-            if maker is None or not (op_of(maker).keeps_range or maker.op == _KEEP_PAIR):
+            if maker is None or not (op_of(maker).keeps_range or maker.op in _CUTS):
                 return None
             tensor = maker.inputs[0]
         return tensor.name, self.activations[tensor.name]

@@ -1,4 +1,8 @@
-"""Take every Q/DQ pair out: what is left is the float graph, with weights as they come back from 8 bits."""
+"""Take every Q/DQ pair out: what is left is the float graph, with weights as they come back from 8 bits.
+
+A pair whose zero point is the lowest code also cuts off what is below zero, and quantizers leave out the Relu or Clip
+that it makes needless: there a Clip takes the place of the pair.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.graph.ops import op_of
 from onnxshot.passes.base import Change
+
+_NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
+_SUMS = ("Add", "Mul", "Concat")  # not negative where none of their inputs is
+_MEANS = ("AveragePool", "GlobalAveragePool", "QuantizeLinear", "DequantizeLinear")  # ..., where their first is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +31,7 @@ class StripQdq:
     def run(self, model: Model) -> Change:
         """Strip the pairs; edits counts the DequantizeLinear nodes removed, skips name what cannot be undone."""
         change = Change()
+        cut: dict[tuple[Tensor, bytes], Tensor] = {}
         for _, node in list(model.walk()):
             if node.op != "DequantizeLinear":
                 continue
@@ -35,7 +45,10 @@ class StripQdq:
                 edit.replace_uses(model, node.outputs[0], restored)
                 edit.remove(model, [node])
             elif maker is not None and maker.op == "QuantizeLinear":
-                if not edit.bypass(model, node, maker.inputs[0]):
+                limit = _limit(maker)
+                if limit is not None and not _never_negative(maker.inputs[0]):
+                    _clip(model, node, maker.inputs[0], limit, cut)
+                elif not edit.bypass(model, node, maker.inputs[0]):
                     change.skip(node, "its input and its output are both named by the model's contract")
                     continue
             else:
@@ -43,7 +56,63 @@ class StripQdq:
                 continue
             change.edits += 1
         edit.remove_unused(model)
+        if cut:
+            edit.toposort(model)
         return change
+
+
+def _limit(q: Node) -> NDArray[np.float32] | None:
+    """The largest value of a pair whose smallest is 0; None where it has others, or is not known."""
+    scale, zero = edit.constant_input(q, 1), edit.constant_input(q, 2)
+    if scale is None or scale.size != 1 or scale.dtype != np.float32:
+        return None
+    zero = np.zeros((), np.uint8) if zero is None else zero.reshape(())
+    if zero.dtype.kind not in "iu" or q.attrs.get("output_dtype", 0):
+        return None
+    codes = np.iinfo(zero.dtype)
+    return scale.reshape(()) * np.float32(codes.max - codes.min) if int(zero) == codes.min else None
+
+
+def _never_negative(tensor: Tensor) -> bool:
+    """True where the graph says so, and for inputs of the model: no quantizer has left out a Relu there."""
+    if edit.producer(tensor) is None:
+        return True
+    stack, seen = [tensor], set()
+    while stack:
+        found = stack.pop()
+        if found in seen:
+            continue
+        seen.add(found)
+        maker = edit.producer(found)
+        if maker is None or (maker.op == "Clip" and not edit.clip_limits(maker)[0] >= 0):
+            return False
+        if maker.op in _SUMS:
+            stack += maker.inputs
+        elif maker.op in _MEANS or op_of(maker).keeps_range:
+            stack.append(maker.inputs[0])
+        elif maker.op not in ("Clip", *_NEVER_NEGATIVE):
+            return False
+    return True
+
+
+def _clip(
+    model: Model, dq: Node, source: Tensor, limit: NDArray[np.float32], cut: dict[tuple[Tensor, bytes], Tensor]
+) -> None:
+    """Put Clip(0, limit) where the pair is; one for all pairs of the tensor that are equal."""
+    out = dq.outputs[0]
+    known = cut.get((source, limit.tobytes()))
+    if known is not None and not edit.is_output(model, out):
+        edit.replace_uses(model, out, known)
+        edit.remove(model, [dq])
+        return
+    graph = edit.graph_of(model, dq)
+    edit.remove(model, [dq])
+    inputs, attrs = [source], {"min": 0.0, "max": float(limit)}  # Clip-6
+    if model.opset >= 11:
+        ends = {"low": np.zeros((), np.float32), "high": limit}
+        inputs, attrs = [source, *(edit.add_constant(model, source.name, k, v) for k, v in ends.items())], {}
+    edit.add_node(model, "Clip", inputs, base=source.name, suffix="cut", outputs=[out], attrs=attrs, graph=graph)
+    cut[source, limit.tobytes()] = out
 
 
 def _restore(model: Model, node: Node) -> Constant | None:
