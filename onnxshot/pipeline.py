@@ -18,7 +18,7 @@ from onnxshot.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, Sample, open_data
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.errors import ModelError, TargetError, UsageError
+from onnxshot.errors import CalibrationError, ModelError, TargetError, UsageError
 from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
@@ -213,7 +213,11 @@ class Run:
         """Open the calibration data; None where there is none and none is needed."""
         if calib is None:
             needed = self.given is None and self.recipe.mode == "static"
-            if needed and self.planned().observe:
+            unknown = self.planned().observe if needed else ()
+            if unknown and self.trained:
+                what = f"{len(unknown)} tensors came without a scale, such as {unknown[0]!r}"
+                raise CalibrationError(what, "give --calib DATA to complete them, or --exclude their ops")
+            if unknown:
                 open_data(None, input_specs(self.model))  # raises, and says what --calib takes
             return None
         data = open_calib(calib, self.model, preset, self.settings)

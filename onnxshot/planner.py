@@ -409,6 +409,8 @@ class _Planner:
                 continue
             if any(u in self.slot for u in edit.consumers(node.outputs[0])):
                 continue
+            if self.trained.of(node.outputs[0]) is not None:
+                continue  # it was trained to make do with one
             ratio, text = self.evidence.spread(node)
             if ratio > self.recipe.concat_ratio:
                 wide[node] = f"its inputs' ranges differ {ratio:.0f}x ({text}): one scale would erase the smaller"

@@ -17,10 +17,13 @@ from planning import FAST, PROVEN, initializers, maker, nodes_of, quantized, run
 from support import fixture, heldout
 
 from onnxshot.errors import CalibrationError, ModelError, UsageError
+from onnxshot.goal import Goal
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.pipeline import emit, quantize
+from onnxshot.sensitivity import sensitivity
+from onnxshot.tune import tune
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
 
@@ -250,7 +253,7 @@ def partly() -> Case:
 
 def test_the_rest_is_completed_from_statistics() -> None:
     case = partly()
-    with pytest.raises(CalibrationError):
+    with pytest.raises(CalibrationError, match=r"2 tensors came without a scale, such as 'r2'.*--calib"):
         completed(case)
     made, notes = completed(case, case.feeds)
     found = scales(made)
@@ -340,7 +343,7 @@ def stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
 def fidelity(reference: onnx.ModelProto, proto: onnx.ModelProto, given: list[Feed]) -> float:
     total = SqnrSum()
     for feed in given:
-        for wanted, got in zip(run(reference, feed), run(proto, feed), strict=True):
+        for wanted, got in zip(run(reference, feed, optimize=False), run(proto, feed), strict=True):
             total.add(wanted, got)
     return total.db
 
@@ -380,6 +383,31 @@ def test_half_quantized_by_onnxruntime(tmp_path: Path) -> None:
     judged = given[64:128]
     assert fidelity(reference, made, judged) > fidelity(reference, half, judged) - 6
     assert any(re.match(r"\d+ trained scales were kept", note) for note in result.report.notes)
+
+
+def test_candidates_of_a_search_keep_the_scales() -> None:
+    case = full()
+    found = sensitivity(case.model, case.feeds, complete=True, settings=FAST)
+    assert {row.op for row in found.nodes} >= {"Conv", "Gemm"}
+    partial = partly()
+    result = tune(partial.model, partial.feeds, Goal(min_sqnr=1.0), complete=True, settings=PROVEN)
+    assert scales(result.model.to_proto())["r1"] == (float(np.float32(0.015)), 0, "uint8")
+
+
+def test_qoperator_form_of_a_trained_model() -> None:
+    case = full()
+    made, _ = completed(case, format="qoperator")
+    assert len(nodes_of(made, "QLinearConv")) == 2
+    for feed in case.feeds:
+        (wanted,), (got,) = run(case.model, feed, optimize=False), run(made, feed)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=0.0171)
+
+
+def test_what_the_user_excludes_stays_float() -> None:
+    case = full()
+    made, notes = completed(case, exclude=("Gemm",))
+    assert len(weights_of(made)) == 2
+    assert any("its op stays float" in note and "'w3'" in note for note in notes)
 
 
 # ---------------------------------------------------------------------- refused

@@ -18,8 +18,9 @@ from onnxshot.graph.ops import op_of
 from onnxshot.passes.base import Change
 
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
-_SUMS = ("Add", "Mul", "Concat")  # not negative where none of their inputs is
-_MEANS = ("AveragePool", "GlobalAveragePool", "QuantizeLinear", "DequantizeLinear")  # ..., where their first is not
+# Not negative where none of their inputs is, and where their first is not.
+_SUMS = ("Add", "Mul", "Concat")
+_MEANS = ("AveragePool", "GlobalAveragePool", "ReduceMean", "QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True, slots=True)
