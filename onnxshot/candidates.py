@@ -23,7 +23,6 @@ from onnxshot.match import exact_patterns, match_nodes
 from onnxshot.parallel import in_order
 from onnxshot.pipeline import RECIPE_KEY, VERSION_KEY, Run
 from onnxshot.plan import FLOAT, STATIC, NodePlan, Plan
-from onnxshot.planner import make_plan
 from onnxshot.recipe import Recipe
 from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
@@ -77,7 +76,7 @@ class Workbench:
 
     def plan_of(self, recipe: Recipe) -> Plan:
         """The plan of another recipe for the same model, with scales."""
-        return make_plan(self.run.model, self.run.target, recipe, self.evidence)
+        return self.run.planned(recipe, self.evidence)
 
     def without(self, patterns: Iterable[str]) -> Recipe:
         """The recipe that also leaves these in float."""
@@ -140,14 +139,16 @@ def workbench(
     data = run.open(calib, preset)
     assert data is not None
     with data:
-        run.plan = make_plan(run.model, run.target, recipe)
-        evidence = None
+        run.plan = run.planned()
+        evidence = Evidence({}) if run.trained else None
         calibrated, held_out = split(len(data))[0], list(range(len(data)))
         if run.plan.observe:
             evidence = run.improve_plan(run.statistics(data), data)
             assert run.gathered is not None
             calibrated, held_out = run.gathered.calibrated, run.gathered.held_out or held_out
             recipe = run.decided
+        elif run.trained:
+            run.plan = run.planned(evidence=evidence)
         tried = calibrated[:: max(1, len(calibrated) // TRIED)][:TRIED]
         samples = tuple(in_order(data.__getitem__, tried, settings.threads))
         units = _units(run.model, run.plan, recipe, samples[0])

@@ -88,6 +88,9 @@ def quantize(
     per_channel: Annotated[bool, typer.Option("--per-channel/--per-tensor", help="Scales of weights.")] = True,
     exclude: ExcludeOpt = None,
     include: IncludeOpt = None,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Keep the scales of a quantized model, and quantize the rest of it.")
+    ] = False,
     samples: SamplesOpt = "auto",
     stats: StatsOpt = None,
     recipe_file: Annotated[
@@ -117,6 +120,7 @@ def quantize(
         "target": target, "mode": mode, "format": format, "activation_type": activation_type,
         "weight_type": weight_type, "per_channel": per_channel, "effort": effort, "method": method,
         "exclude": tuple(exclude or ()), "include": tuple(include or ()),
+        "complete": complete,
     }  # fmt: skip
     given = {k: v for k, v in options.items() if _is_given(context, k)}
     recipe = replace(load_recipe(recipe_file) if recipe_file is not None else Recipe(), **given)  # type: ignore[arg-type]

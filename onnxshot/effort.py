@@ -85,7 +85,7 @@ def repaired(
     reference: the float model that the plan was made for. Raises ModelError where a model does not run.
     """
     learn, check = split(samples)
-    layers = [n.node for n in plan.nodes if n.how == STATIC and n.has_weight]
+    layers = [n.node for n in plan.nodes if n.how == STATIC and n.has_weight and n.node not in plan.kept.nodes]
     if not layers or not check:
         return ""
     proto = model.to_proto()

@@ -18,7 +18,7 @@ from onnxshot.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, Sample, open_data
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.errors import ModelError, TargetError, UsageError
+from onnxshot.errors import CalibrationError, ModelError, TargetError, UsageError
 from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
@@ -36,14 +36,15 @@ from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
 from onnxshot.plan import FLOAT, Plan
 from onnxshot.planner import already_quantized, make_plan, schemes
-from onnxshot.preparing import input_specs, prepare
+from onnxshot.preparing import fold, input_specs, prepare
 from onnxshot.recipe import Recipe
 from onnxshot.refine import refined
 from onnxshot.report import Artifact, Report
-from onnxshot.scales import Evidence
+from onnxshot.scales import TRAINED, Evidence
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
+from onnxshot.trained import NOTHING, Trained, notes, read_pairs
 
 _TRIED = 8  # calibration samples that plans are tried on
 _LEARNED_FROM = {"balanced": 48, "best": 128}  # calibration samples that repairs are learned from, and checked on
@@ -159,6 +160,7 @@ class Run:
     _learned_from: list[Sample] = field(init=False, default_factory=list)
     _changed: bool = field(init=False, default=False)  # whether the weights are no longer those of the original
     gathered: Gathered | None = field(init=False, default=None)
+    trained: Trained = field(init=False, default=NOTHING)
 
     def __post_init__(self) -> None:
         self.target = target_named(self.recipe.target)
@@ -180,22 +182,32 @@ class Run:
         self.report.timings[stage] = time.perf_counter() - start
 
     def _refuse_quantized(self) -> None:
+        if self.recipe.complete and self.settings.requantize:
+            raise UsageError("--complete keeps the scales that --requantize takes out", "give one of them")
         found = already_quantized(self.model)
         if not found:
             return
-        if not self.settings.requantize:
+        if not self.settings.requantize and not self.recipe.complete:
             raise UsageError(
                 f"the model is quantized already: {len(found)} nodes such as {found[0].label!r} ({found[0].op})",
-                "start from the float model, or pass --requantize to go back to float first",
+                "start from the float model, pass --complete to keep its scales and quantize the rest, "
+                "or --requantize to go back to float first",
             )
+        if self.recipe.complete:
+            fold(self.model)
+            self.trained = read_pairs(self.model)
         change = StripQdq().run(self.model)
         left = already_quantized(self.model)
         if left:
             raise UsageError(
                 f"{len(left)} nodes such as {left[0].label!r} ({left[0].op}) cannot be taken back to float",
-                "start from the float model",
+                "start from the float model, or from one with QuantizeLinear and DequantizeLinear pairs",
             )
         self.model.notes.append(f"{change.edits} Q/DQ pairs of the input were taken out before quantizing")
+
+    def planned(self, recipe: Recipe | None = None, evidence: Evidence | None = None) -> Plan:
+        """The plan of a recipe, by default the run's own, for the model as it is now; with scales by `evidence`."""
+        return make_plan(self.model, self.target, recipe or self.recipe, evidence, self.trained)
 
     # ------------------------------------------------------------------ stages
 
@@ -203,7 +215,11 @@ class Run:
         """Open the calibration data; None where there is none and none is needed."""
         if calib is None:
             needed = self.given is None and self.recipe.mode == "static"
-            if needed and make_plan(self.model, self.target, self.recipe).observe:
+            unknown = self.planned().observe if needed else ()
+            if unknown and self.trained:
+                what = f"{len(unknown)} tensors came without a scale, such as {unknown[0]!r}"
+                raise CalibrationError(what, "give --calib DATA to complete them, or --exclude their ops")
+            if unknown:
                 open_data(None, input_specs(self.model))  # raises, and says what --calib takes
             return None
         data = open_calib(calib, self.model, preset, self.settings)
@@ -212,17 +228,20 @@ class Run:
 
     def rewrite(self, data: Dataset | None) -> None:
         """Plan, calibrate, plan again with scales, and change the graph."""
-        self.plan = make_plan(self.model, self.target, self.recipe)
+        self.plan = self.planned()
         if self.plan.observe and (data is not None or self.given is not None):
             with self.timed("calibrate"):
                 stats = self.statistics(data)
             self.improve_plan(stats, data)
+        elif self.trained:
+            self.plan = self.planned(evidence=Evidence({}))  # every scale is known
         small = self.model.weight_bytes() < proof.MAX_BYTES and len(self.model.graph.nodes) < proof.MAX_NODES
         if small and (self.settings.verify or self.recipe.effort != "fast"):
             original = self.original()
             self.float_model = self.model.to_proto() if self._changed else original
         self.report.skips = list(self.plan.skips)
         self.report.notes += [*self.plan.notes, *self.model.notes]
+        self.report.notes += notes(self.trained, self.plan) if self.recipe.complete else []
         with self.timed("rewrite"):
             self.report.skips += self.apply(self.model, self.plan)
         if self.float_model is not None:
@@ -267,19 +286,19 @@ class Run:
         tensors of the model that was taken.
         """
         evidence = Evidence(stats)
-        self.plan = make_plan(self.model, self.target, self.recipe, evidence)
+        self.plan = self.planned(evidence=evidence)
         if data is None or self.gathered is None or self.model.weight_bytes() > trial.MAX_BYTES:
             return evidence
         given = effort.Candidate(self.model, self.plan, evidence)
         candidates = [given]
-        if self.recipe.effort != "fast" and self.recipe.equalize is not False:
+        if self.recipe.effort != "fast" and self.recipe.equalize is not False and not self.trained:
             better = self._equalized(given, data)
             if better is not None:
                 candidates = [better] if self.recipe.equalize else [better, given]
         first = candidates[0]
-        clipped = any(r.method != "minmax" for r in first.plan.ranges.values())
+        clipped = any(r.method not in ("minmax", TRAINED) for r in first.plan.ranges.values())
         if self.recipe.method == "auto" and self.recipe.clip is None and clipped:
-            plain = make_plan(first.model, self.target, replace(self.recipe, clip=False), first.evidence)
+            plain = self.planned(replace(self.recipe, clip=False), first.evidence)
             candidates.append(replace(first, plan=plain, clips=False, lead=_CLIPPING_GAIN_DB))
         best = first
         if len(candidates) > 1:
@@ -311,7 +330,8 @@ class Run:
             given.model, given.plan, given.evidence, method, learn[:_REFINED_ON], threads=self.settings.threads,
             progress=self.settings.progress,
         )  # fmt: skip
-        other = replace(given, plan=make_plan(given.model, self.target, recipe, evidence), evidence=evidence)
+        plan = make_plan(given.model, self.target, recipe, evidence, self.trained)
+        other = replace(given, plan=plan, evidence=evidence)
         best = effort.choose(self.original(), [given, other], self.apply, check, threads=self.settings.threads)
         if best is other:
             self.report.notes.append("ranges were chosen by what they do to the outputs")

@@ -57,11 +57,29 @@ class WeightPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """Scales that the input came with, as far as the plan has use for them.
+
+    Attributes:
+        activations: scale and zero point, by group.
+        weights: the same, by name of the weight.
+        nodes: names of the nodes that read such a weight.
+        fates: by name of a tensor of the input that came with a scale: empty where it is kept, else what became of it.
+    """
+
+    activations: dict[str, QuantParams] = field(default_factory=dict)
+    weights: dict[str, QuantParams] = field(default_factory=dict)
+    nodes: set[str] = field(default_factory=set)
+    fates: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The decisions of one run. `params` and `ranges` are filled once statistics are there, keyed by group.
 
     `watched` are inputs of dynamic ops: they need no scale, but their statistics say whether outliers must be moved
     into the weights; `smoothing` holds the factors by which such a tensor is divided, one per channel of its last axis.
+    `kept` are scales that need no statistics, as the input came with them.
     """
 
     target: str
@@ -74,11 +92,13 @@ class Plan:
     ranges: dict[str, Range] = field(default_factory=dict)
     smoothing: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def observe(self) -> tuple[str, ...]:
         """Names of the tensors whose values calibration must see, in graph order."""
-        return tuple(dict.fromkeys((*(t.source for t in self.tensors.values()), *self.watched)))
+        sources = (t.source for t in self.tensors.values() if t.group not in self.kept.activations)
+        return tuple(dict.fromkeys((*sources, *self.watched)))
 
     def labels(self, how: str) -> set[str]:
         """Names of the nodes that are treated that way."""

@@ -18,11 +18,12 @@ from onnxshot.errors import TargetError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS, channel_axis, data_slots, op_of, weight_slot
 from onnxshot.match import match_nodes
-from onnxshot.maths.affine import PerChannel, PerTensor, QuantScheme
-from onnxshot.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan, Plan, TensorPlan, WeightPlan
+from onnxshot.maths.affine import PerChannel, PerTensor, QuantParams, QuantScheme
+from onnxshot.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, Kept, NodePlan, Plan, TensorPlan, WeightPlan
 from onnxshot.recipe import TYPES, Recipe
 from onnxshot.scales import Evidence, with_params
 from onnxshot.targets.base import Target
+from onnxshot.trained import NOTHING, Trained, activation_params, kept_activations, weight_params
 from onnxshot.treatment import elements, is_embedding, is_weighted, treatment
 
 _QUANTIZED_OPS = frozenset(
@@ -62,12 +63,16 @@ def _refuse_dynamic(target: Target, recipe: Recipe, weight: QuantScheme) -> None
 
 
 def make_plan(
-    model: Model, target: Target, recipe: Recipe, stats: Mapping[str, TensorStats] | Evidence | None = None
+    model: Model,
+    target: Target,
+    recipe: Recipe,
+    stats: Mapping[str, TensorStats] | Evidence | None = None,
+    trained: Trained = NOTHING,
 ) -> Plan:
     """Plan a normalized model. Pure: same arguments, same plan; the model is not changed.
 
     Without `stats` the plan says what to observe; with them it holds every scale and zero point. Callers that make many
-    plans of one model give the same Evidence, so that ranges are chosen once.
+    plans of one model give the same Evidence, so that ranges are chosen once. `trained`: scales that are known before.
 
     Raises:
         UsageError: a pattern matches nothing, or the model is quantized already.
@@ -77,7 +82,7 @@ def make_plan(
     banned: dict[Node, str] = {}
     evidence = stats if isinstance(stats, Evidence) else Evidence(stats or {})
     while True:
-        planner = _Planner(model, target, recipe, activation, weight, banned, evidence)
+        planner = _Planner(model, target, recipe, activation, weight, banned, evidence, trained)
         plan = planner.run()
         if stats is None or recipe.mode != STATIC:
             return plan
@@ -104,9 +109,10 @@ class _Planner:
         weight: QuantScheme,
         banned: Mapping[Node, str],
         evidence: Evidence,
+        trained: Trained,
     ) -> None:
         self.model, self.target, self.recipe, self.evidence = model, target, recipe, evidence
-        self.activation, self.weight = activation, weight
+        self.activation, self.weight, self.trained = activation, weight, trained
         excluded = match_nodes(model, recipe.exclude, "exclude pattern")
         self.why: dict[Node, str] = {n: f"excluded by {p!r}" for n, p in excluded.items()} | dict(banned)
         self.forced = match_nodes(model, recipe.include, "include pattern")
@@ -130,10 +136,16 @@ class _Planner:
         tensors, watched = {}, ()
         if self.recipe.mode == STATIC:
             tensors = self._tensors()
-            watched = tuple(dict.fromkeys(n.inputs[0].name for n in self._int8(DYNAMIC) if n in self.top))
+            dynamic = [n for n in self._int8(DYNAMIC) if n in self.top and self._trained_weight(n) is None]
+            watched = tuple(dict.fromkeys(n.inputs[0].name for n in dynamic))
         nodes = tuple(self._node_plan(n) for _, n in self.model.walk() if self._worth_a_line(n))
         planned = {n.label: self._weight_plan(n) for n in self.slot if n in self.how}
-        return Plan(self.target.name, self.recipe.mode, nodes, watched, tensors, planned)
+        kept = Kept()
+        if self.trained:
+            kept = kept_activations(self.trained, tensors, self.model.tensors())
+            self._part_activations(kept, tensors)
+            self._keep_weights(kept, planned)
+        return Plan(self.target.name, self.recipe.mode, nodes, watched, tensors, planned, kept=kept)
 
     def _classify(self, node: Node) -> None:
         how, reason = treatment(node, self.target, self.recipe, is_top=node in self.top, forced=node in self.forced)
@@ -179,6 +191,8 @@ class _Planner:
     def _better_dynamic(self, node: Node) -> bool:
         if not self.target.prefers_dynamic or node.op not in self.target.dynamic or node in self.forced:
             return False
+        if self._trained_weight(node) is not None and self.trained.of(node.inputs[0]) is not None:
+            return False  # it has a scale for its input already
         # Nothing takes its output in int8: spare the output's quantization. A product in a chain keeps it.
         return not self._feeds(node, (STATIC, DYNAMIC))
 
@@ -276,7 +290,15 @@ class _Planner:
         if any(isinstance(t, Constant) for t in concat.inputs):
             return False
         limits = {self._limits(t) for t in concat.inputs}
-        return len(limits) == 1 and self.evidence.spread(concat)[0] <= self.recipe.concat_ratio
+        if len(limits) > 1 or not self._trained_alike(concat):
+            return False
+        return self.evidence.spread(concat)[0] <= self.recipe.concat_ratio
+
+    def _trained_alike(self, concat: Node) -> bool:
+        """True where trained scales do not keep the inputs and the output from sharing one."""
+        given = [self.trained.of(t) for t in (*concat.inputs, concat.outputs[0])]
+        *inputs, output = [(float(g[1].scale), int(g[1].zero_point)) if g else None for g in given]
+        return len(set(inputs)) == 1 and (output is None or inputs[0] in (None, output))
 
     def _limits(self, tensor: Tensor) -> tuple[bool, float | None]:
         """Whether the graph itself says that no value is below 0, and the limit a Clip puts above them."""
@@ -321,6 +343,62 @@ class _Planner:
         per_channel = (self.recipe.per_channel or node.op == "Gather") and axis is not None
         return WeightPlan(slot, replace(self.weight, granularity=PerChannel(axis or 0) if per_channel else PerTensor()))
 
+    def _part_activations(self, kept: Kept, tensors: dict[str, TensorPlan]) -> None:
+        """Give a fused Relu or Clip a pair on its input too, where the trained zero point is not the lowest code.
+
+        Only with that one does Q do the work of the Relu, so that ONNX Runtime drops it and fuses Q with the op before;
+        else the op would run in float. The integers are the same: Q(relu(DQ(Q(x)))) = Q(relu(x)), as zero is exact.
+        """
+        if not self.target.quantizes_outputs:
+            return
+        named = self.model.tensors()
+        for name, planned in list(tensors.items()):
+            params, after = kept.activations.get(planned.group), edit.producer(named[name])
+            if params is None or after is None or self._maker(named[name]) is after:
+                continue
+            if int(params.zero_point) == params.scheme.dtype.qmin:
+                continue
+            before, group = after.inputs[0], planned.group
+            own = self.trained.activations.get(before.name)
+            fitting, exact = activation_params(own, self.activation) if own is not None else (params, False)
+            if exact:
+                group, kept.activations[before.name], kept.fates[before.name] = before.name, fitting, ""
+            tensors[before.name] = TensorPlan(self.activation, before.name, group, all_readers=True)
+
+    def _trained_weight(self, node: Node) -> tuple[str, QuantParams] | None:
+        weight = node.inputs[self.slot[node]] if self.trained.weights and node in self.slot else None
+        return self.trained.of_weight(weight) if isinstance(weight, Constant) else None
+
+    def _keep_weights(self, kept: Kept, planned: dict[str, WeightPlan]) -> None:
+        """Put the trained scales of weights, and of constants that int8 ops read as data, into `kept` and the plan."""
+        for node in self.how:
+            slot = self.slot.get(node)
+            if slot is None:
+                constants = [t for t in self._data(node) if isinstance(t, Constant)] if self.trained.weights else []
+                for tensor in constants:
+                    found = self.trained.of_weight(tensor)
+                    if found is not None and not found[1].scale.ndim:
+                        params, exact = activation_params(found[1], self.activation)
+                        kept.weights[tensor.name] = params
+                        kept.fates[found[0]] = "" if exact else "its range is kept"
+                continue
+            found = self._trained_weight(node)
+            if found is None:
+                continue
+            name, given = found
+            weight, scheme = node.inputs[slot], planned[node.label].scheme
+            axis = 0 if node.op == "Gather" else channel_axis(node, slot, len(weight.shape))
+            fitting, reason = weight_params(given, weight, scheme, axis)
+            other = kept.weights.get(weight.name)
+            if fitting is not None and other is not None and other.scheme != fitting.scheme:
+                fitting, reason = None, "another op reads it by another axis"
+            if fitting is None:
+                kept.fates.setdefault(name, reason)
+                continue
+            kept.weights[weight.name], kept.fates[name] = fitting, ""
+            kept.nodes.add(node.label)
+            planned[node.label] = WeightPlan(slot, replace(scheme, granularity=fitting.scheme.granularity))
+
     # ------------------------------------------------------------------ what statistics forbid
 
     def wide_concats(self) -> dict[Node, str]:
@@ -331,6 +409,8 @@ class _Planner:
                 continue
             if any(u in self.slot for u in edit.consumers(node.outputs[0])):
                 continue
+            if self.trained.of(node.outputs[0]) is not None:
+                continue  # it was trained to make do with one
             ratio, text = self.evidence.spread(node)
             if ratio > self.recipe.concat_ratio:
                 wide[node] = f"its inputs' ranges differ {ratio:.0f}x ({text}): one scale would erase the smaller"
@@ -344,6 +424,8 @@ class _Planner:
         factors = {}
         for tensor, nodes in readers.items():
             expected = self.evidence.dynamic_db(tensor)
+            if any(self._trained_weight(n) is not None for n in nodes):
+                continue  # its weight would not stay what was trained
             if expected is not None and expected < self.target.smooth_below_db:
                 found = self.evidence.smoothing(tensor, nodes)
                 if found is not None:

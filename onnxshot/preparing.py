@@ -8,7 +8,12 @@ from onnxshot.calibration.preprocess import Preset, load_preset
 from onnxshot.calibration.readers import InputSpec
 from onnxshot.errors import CalibrationError
 from onnxshot.graph import Model, shapes, weights
+from onnxshot.passes.drop_identity import DropIdentity
+from onnxshot.passes.fold_constants import FoldConstants
+from onnxshot.passes.inline_functions import InlineFunctions
+from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.normalize import normalize
+from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.plan import FLOAT
 from onnxshot.planner import make_plan, schemes
 from onnxshot.recipe import Recipe
@@ -41,6 +46,12 @@ def prepare(model: Model, target: Target, recipe: Recipe, *, keep_overridable: b
     if model.opset < needed and any(n.how != FLOAT for n in make_plan(model, target, recipe).nodes):
         normalize(model, opset=needed, keep_overridable=keep_overridable)
     shapes.refuse_giants(model)
+
+
+def fold(model: Model) -> None:
+    """Inline functions and fold constants, so that scales stand at their Q and DQ; quantization stays as it is."""
+    for step in (InlineFunctions(), NameNodes(), FoldConstants(), DropIdentity(), RemoveUnused()):
+        step.run(model)
 
 
 def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:

@@ -35,6 +35,7 @@ class Recipe:
         clip: whether ranges by method auto may be smaller than the extremes; None tries both.
         weight_method: minmax (no weight is clipped) or mse (least squared error per channel).
         exclude, include: globs over node names, tensor names and op types.
+        complete: keep the scales of a quantized model, and quantize the rest of it.
         concat_ratio: a Concat whose inputs' ranges differ by more than this stays float.
     """
 
@@ -51,6 +52,7 @@ class Recipe:
     weight_method: str = "minmax"
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
+    complete: bool = False
     concat_ratio: float = 8.0
 
     def __post_init__(self) -> None:
@@ -70,6 +72,7 @@ class Recipe:
         for name, found, fits, wanted in (
             ("target", self.target, isinstance(self.target, str), "a name, such as ort"),
             ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
+            ("complete", self.complete, isinstance(self.complete, bool), "true or false"),
             ("equalize", self.equalize, self.equalize in (None, True, False), "true, false or null"),
             ("clip", self.clip, self.clip in (None, True, False), "true, false or null"),
             ("concat_ratio", ratio, isinstance(ratio, int | float) and ratio >= 1, "a number from 1 up"),

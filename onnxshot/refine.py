@@ -55,11 +55,12 @@ def refined(
     wanted = list(in_order(lambda sample: runner.run(sample.feed), samples, threads))
     first = slice(_FIRST_LOOK)
     noise: dict[str, float] = {}
-    for done, group in enumerate(plan.params, 1):
+    free = [group for group in plan.params if group not in plan.kept.activations]
+    for done, group in enumerate(free, 1):
         db = _sqnrs(model, plan, group, [plan.params[group]], samples[first], wanted[first], threads)
         noise[group] = 10.0 ** (-next(db) / 10.0)
         if progress is not None:
-            progress("tensors looked at", done, len(plan.params))
+            progress("tensors looked at", done, len(free))
     loudest = _loudest(noise)
     chosen, members, tensors = dict(evidence.chosen), group_members(plan), model.tensors()
     for done, group in enumerate(loudest, 1):

@@ -17,6 +17,9 @@ from onnxshot.maths.affine import UINT8, QuantParams, QuantScheme, params_from_r
 from onnxshot.maths.smooth import smoothing_factors
 from onnxshot.plan import Plan, TensorPlan
 
+TRAINED = "trained"
+"""What reports call the method of a range that the input came with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -102,6 +105,10 @@ def with_params(plan: Plan, model: Model, evidence: Evidence, method: str) -> Pl
     ranges: dict[str, Range] = {}
     params: dict[str, QuantParams] = {}
     for group, sources in group_members(plan).items():
+        if group in plan.kept.activations:
+            params[group] = plan.kept.activations[group]
+            ranges[group] = _covered(params[group])
+            continue
         first = next(iter(sources.values()))
         key = evidence.key(sources, method)
         if key not in evidence.chosen:
@@ -122,6 +129,12 @@ def group_members(plan: Plan) -> dict[str, dict[str, TensorPlan]]:
 def params_of_range(chosen: Range, planned: TensorPlan) -> QuantParams:
     """Scale and zero point of a tensor with this range."""
     return _under(params_from_range(chosen.low, chosen.high, planned.scheme), planned.bound)
+
+
+def _covered(params: QuantParams) -> Range:
+    """The range that the codes of trained params cover."""
+    low, high = (float(params.scale) * (q - float(params.zero_point)) for q in params.scheme.limits)
+    return Range(low, high, TRAINED, 0.0)
 
 
 def _under(params: QuantParams, bound: float | None) -> QuantParams:

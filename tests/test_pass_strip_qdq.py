@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 from handmade import HANDMADE
-from handmade.core import feeds, model
+from handmade.core import feeds, model, weight
 from onnx import TensorProto, helper, numpy_helper
 from planning import FAST, initializers, quantized, run, sqnr
 from rewrites import ops, reasons, rewritten
@@ -70,6 +70,34 @@ def test_stored_weights_in_numbers(axis: int | None, scale_shape: tuple[int, ...
     # Optimized, ONNX Runtime makes a MatMulNBits of the original, which rounds the activations as well.
     (wanted,), (got,) = (run(m, feed, optimize=False) for m in (proto, after.to_proto()))
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [10, 13])
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_relu_that_a_quantizer_left_out_comes_back(opset: int, code: int) -> None:
+    """onnxruntime's quantizer drops Relu and Clip where the pair does their work."""
+    text = """g (float[2, 4, 8, 8] x) => (float[2, 4, 8, 8] y) {
+        c = Conv<pads = [1, 1, 1, 1]>(x, w)
+        c_q = QuantizeLinear(c, s, z)
+        c_dq = DequantizeLinear(c_q, s, z)
+        p = MaxPool<kernel_shape = [1, 1]>(c_dq)
+        p_q = QuantizeLinear(p, s, z)
+        p_dq = DequantizeLinear(p_q, s, z)
+        c_dq2 = DequantizeLinear(c_q, s, z)
+        y = Sub(p_dq, c_dq2)
+    }"""
+    constants = {"w": weight(4, 4, 3, 3), "s": np.array(0.02, np.float32), "z": np.array(code, np.uint8)}
+    proto = model(text, constants)
+    proto.opset_import[0].version = opset
+    made = stripped(proto)
+    (feed,) = feeds(1, x=(2, 4, 8, 8))
+    assert Counter(n.op_type for n in made.graph.node)["Clip"] == (code == 0)
+    if code == 0:
+        made.graph.output[0].name = next(n.output[0] for n in made.graph.node if n.op_type == "MaxPool")
+        proto.graph.output[0].name = "p_dq"
+        (wanted,), (got,) = run(proto, feed), run(made, feed)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=0.01001)
+        assert got.max() == np.float32(0.02) * np.float32(255)
 
 
 def test_what_cannot_be_undone_says_why() -> None:

@@ -30,7 +30,7 @@ class QuantizeDynamically:
         change = Change()
         chosen = self.plan.labels(DYNAMIC)
         nodes = [(g, n) for g, n in model.walk() if n.label in chosen]
-        quantized = QuantizedWeights(model, self.weight_method)
+        quantized = QuantizedWeights(model, self.weight_method, self.plan.kept.weights)
         inputs: dict[tuple[int, Tensor], Node] = {}
         for graph, node in nodes:
             scheme = self.plan.weights[node.label].scheme

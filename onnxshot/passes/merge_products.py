@@ -44,7 +44,7 @@ class MergeProducts:
         dynamic = self.plan.labels(DYNAMIC)
         readers: dict[Tensor, list[Node]] = {}
         for node in graph.nodes:
-            if node.op != "MatMul" or node.label not in dynamic:
+            if node.op != "MatMul" or node.label not in dynamic or node.label in self.plan.kept.nodes:
                 continue
             per_channel = isinstance(self.plan.weights[node.label].scheme.granularity, PerChannel)
             if per_channel and len(edit.consumers(node.inputs[1])) == 1:

@@ -33,10 +33,10 @@ class InsertQdq:
         change = Change()
         static = self.plan.labels(STATIC)
         nodes = [n for n in model.graph.nodes if n.label in static]
-        quantized = QuantizedWeights(model, self.weight_method)
+        quantized = QuantizedWeights(model, self.weight_method, self.plan.kept.weights)
         for node in nodes:
             if node.label in self.plan.weights:
-                self._quantize_weight(model, node, quantized)
+                self._quantize_weight(model, node, quantized, change)
                 change.edits += 1
             elif node.op in OPS and OPS[node.op].data is None:
                 change.edits += self._quantize_constants(model, node)
@@ -56,7 +56,7 @@ class InsertQdq:
         edit.toposort(model)
         return change
 
-    def _quantize_weight(self, model: Model, node: Node, quantized: QuantizedWeights) -> None:
+    def _quantize_weight(self, model: Model, node: Node, quantized: QuantizedWeights, change: Change) -> None:
         planned = self.plan.weights[node.label]
         weight = node.inputs[planned.slot]
         params = quantized.params(weight, planned.scheme)
@@ -65,7 +65,9 @@ class InsertQdq:
         if bias is not None and slot is not None and node.op == "Gemm":
             bias = _as_vector(model, node, slot, bias, weight.shape[0 if node.attrs.get("transB", 0) else 1])
         x = node.inputs[data_slots(node)[0]].name
-        params = with_room_for_bias(params, self.plan.params_of(x).scale, bias)
+        given, params = params, with_room_for_bias(params, self.plan.params_of(x).scale, bias)
+        if weight.name in self.plan.kept.weights and not np.array_equal(given.scale, params.scale):
+            change.skip(node, "the trained scale of its weight was raised, as its bias does not fit int32")
         quantized.dequantized(node, planned.slot, params)
 
     def _quantize_constants(self, model: Model, node: Node) -> int:
@@ -76,7 +78,8 @@ class InsertQdq:
             if not isinstance(tensor, Constant):
                 continue
             values = weights.read(tensor)
-            params: QuantParams = params_from_range(values.min(initial=0), values.max(initial=0), scheme)
+            kept = self.plan.kept.weights.get(tensor.name)
+            params: QuantParams = kept or params_from_range(values.min(initial=0), values.max(initial=0), scheme)
             QuantizedWeights(model).dequantized(node, slot, params)
             count += 1
         return count

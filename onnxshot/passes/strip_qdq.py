@@ -1,14 +1,26 @@
-"""Take every Q/DQ pair out: what is left is the float graph, with weights as they come back from 8 bits."""
+"""Take every Q/DQ pair out: what is left is the float graph, with weights as they come back from 8 bits.
+
+A pair whose zero point is the lowest code also cuts off what is below zero, and quantizers leave out the Relu or Clip
+that it makes needless: there a Clip takes the place of the pair.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.graph.ops import op_of
 from onnxshot.passes.base import Change
+
+_NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
+# Not negative where none of their inputs is, and where their first is not.
+_SUMS = ("Add", "Mul", "Concat")
+_MEANS = ("AveragePool", "GlobalAveragePool", "ReduceMean", "QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +32,7 @@ class StripQdq:
     def run(self, model: Model) -> Change:
         """Strip the pairs; edits counts the DequantizeLinear nodes removed, skips name what cannot be undone."""
         change = Change()
+        cut: dict[tuple[Tensor, bytes], Tensor] = {}
         for _, node in list(model.walk()):
             if node.op != "DequantizeLinear":
                 continue
@@ -33,7 +46,10 @@ class StripQdq:
                 edit.replace_uses(model, node.outputs[0], restored)
                 edit.remove(model, [node])
             elif maker is not None and maker.op == "QuantizeLinear":
-                if not edit.bypass(model, node, maker.inputs[0]):
+                limit = _limit(maker)
+                if limit is not None and not _never_negative(maker.inputs[0]):
+                    _clip(model, node, maker.inputs[0], limit, cut)
+                elif not edit.bypass(model, node, maker.inputs[0]):
                     change.skip(node, "its input and its output are both named by the model's contract")
                     continue
             else:
@@ -41,7 +57,63 @@ class StripQdq:
                 continue
             change.edits += 1
         edit.remove_unused(model)
+        if cut:
+            edit.toposort(model)
         return change
+
+
+def _limit(q: Node) -> NDArray[np.float32] | None:
+    """The largest value of a pair whose smallest is 0; None where it has others, or is not known."""
+    scale, zero = edit.constant_input(q, 1), edit.constant_input(q, 2)
+    if scale is None or scale.size != 1 or scale.dtype != np.float32:
+        return None
+    zero = np.zeros((), np.uint8) if zero is None else zero.reshape(())
+    if zero.dtype.kind not in "iu" or q.attrs.get("output_dtype", 0):
+        return None
+    codes = np.iinfo(zero.dtype)
+    return scale.reshape(()) * np.float32(codes.max - codes.min) if int(zero) == codes.min else None
+
+
+def _never_negative(tensor: Tensor) -> bool:
+    """True where the graph says so, and for inputs of the model: no quantizer has left out a Relu there."""
+    if edit.producer(tensor) is None:
+        return True
+    stack, seen = [tensor], set()
+    while stack:
+        found = stack.pop()
+        if found in seen:
+            continue
+        seen.add(found)
+        maker = edit.producer(found)
+        if maker is None or (maker.op == "Clip" and not edit.clip_limits(maker)[0] >= 0):
+            return False
+        if maker.op in _SUMS:
+            stack += maker.inputs
+        elif maker.op in _MEANS or op_of(maker).keeps_range:
+            stack.append(maker.inputs[0])
+        elif maker.op not in ("Clip", *_NEVER_NEGATIVE):
+            return False
+    return True
+
+
+def _clip(
+    model: Model, dq: Node, source: Tensor, limit: NDArray[np.float32], cut: dict[tuple[Tensor, bytes], Tensor]
+) -> None:
+    """Put Clip(0, limit) where the pair is; one for all pairs of the tensor that are equal."""
+    out = dq.outputs[0]
+    known = cut.get((source, limit.tobytes()))
+    if known is not None and not edit.is_output(model, out):
+        edit.replace_uses(model, out, known)
+        edit.remove(model, [dq])
+        return
+    graph = edit.graph_of(model, dq)
+    edit.remove(model, [dq])
+    inputs, attrs = [source], {"min": 0.0, "max": float(limit)}  # Clip-6
+    if model.opset >= 11:
+        ends = {"low": np.zeros((), np.float32), "high": limit}
+        inputs, attrs = [source, *(edit.add_constant(model, source.name, k, v) for k, v in ends.items())], {}
+    edit.add_node(model, "Clip", inputs, base=source.name, suffix="cut", outputs=[out], attrs=attrs, graph=graph)
+    cut[source, limit.tobytes()] = out
 
 
 def _restore(model: Model, node: Node) -> Constant | None:
@@ -53,13 +125,19 @@ def _restore(model: Model, node: Node) -> Constant | None:
         TensorProto.FLOAT16,
     ):
         return None
+    real = dequantized(q, scale, zero, int(node.attrs.get("axis", 1)))
+    return edit.add_constant(model, node.inputs[0].name, "float", real)
+
+
+def dequantized(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None, axis: int) -> NDArray[Any]:
+    """(q - zero) * scale in the scale's own type. scale [] or [1], or [C] along `axis`; q [...] -> [...]."""
     shape = [1] * q.ndim
     if scale.ndim == 1 and scale.size > 1:
-        shape[int(node.attrs.get("axis", 1))] = scale.size
+        shape[axis] = scale.size
     elif scale.ndim == 1:
         scale = scale.reshape(())
     centred = q.astype(np.float32)
     if zero is not None:
         centred -= zero.astype(np.float32).reshape(shape if zero.size > 1 else ())
     real = centred * (scale.reshape(shape) if scale.ndim else scale).astype(np.float32)
-    return edit.add_constant(model, node.inputs[0].name, "float", real.astype(scale.dtype))
+    return np.asarray(real.astype(scale.dtype))

@@ -28,7 +28,7 @@ class QuantizeWeightsOnly:
         change = Change()
         chosen = self.plan.labels(WEIGHTS)
         nodes = [(g, n) for g, n in model.walk() if n.label in chosen]
-        quantized = QuantizedWeights(model, self.weight_method)
+        quantized = QuantizedWeights(model, self.weight_method, self.plan.kept.weights)
         for graph, node in nodes:
             planned = self.plan.weights[node.label]
             if node.op == "Gather":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,18 +24,24 @@ class QuantizedWeights:
     Attributes:
         model: the model the constants are for.
         method: minmax or mse, as `weight_params` takes it.
+        kept: params of weights that came with them, by name.
     """
 
     model: Model
     method: str = "minmax"
+    kept: Mapping[str, QuantParams] = field(default_factory=dict)
     _made: dict[tuple[Constant, QuantScheme, bytes], tuple[Constant, Constant, Constant]] = field(default_factory=dict)
     _moved: dict[tuple[Constant, tuple[int, ...]], Constant] = field(default_factory=dict)
+    _transposed: dict[Constant, QuantParams] = field(default_factory=dict)  # of `kept`, for weights that were moved
 
     def params(self, weight: Constant, scheme: QuantScheme) -> QuantParams:
         """Scale and zero point of the weight, one per channel where the scheme says so.
 
         Raises ModelError where the weight holds NaN or infinity.
         """
+        kept = self.kept.get(weight.name, self._transposed.get(weight))
+        if kept is not None and kept.scheme.granularity == scheme.granularity:
+            return kept
         try:
             return weight_params(np.asarray(weights.read(weight)), scheme, method=self.method)
         except NotFinite as e:
@@ -74,7 +81,11 @@ class QuantizedWeights:
 
             shape = tuple(weight.shape[axis] for axis in perm)
             values = weights.ComputedValues(shape, weight._values.dtype, compute)
-            self._moved[weight, perm] = edit.add_constant(self.model, weight.name, "transposed", values)
+            moved = edit.add_constant(self.model, weight.name, "transposed", values)
+            self._moved[weight, perm] = moved
+            kept = self.kept.get(weight.name)
+            if kept is not None:
+                self._transposed[moved] = _transposed(kept, perm)
         return self._moved[weight, perm]
 
     def dequantized(self, node: Node, slot: int, params: QuantParams, *, suffix: str = "dequantized") -> Tensor:
@@ -91,6 +102,14 @@ class QuantizedWeights:
         )
         node.inputs[slot] = dq.outputs[0]
         return dq.outputs[0]
+
+
+def _transposed(params: QuantParams, perm: tuple[int, ...]) -> QuantParams:
+    granularity = params.scheme.granularity
+    if not isinstance(granularity, PerChannel):
+        return params
+    scheme = replace(params.scheme, granularity=PerChannel(perm.index(granularity.axis)))
+    return QuantParams(scheme, params.scale, params.zero_point)
 
 
 def with_room_for_bias(params: QuantParams, x_scale: NDArray[Any], bias: NDArray[Any] | None) -> QuantParams:

@@ -1,0 +1,481 @@
+"""`--complete`: the scales of a quantized input are kept, the rest is quantized."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from handmade import HANDMADE, Case
+from handmade.core import Feed, feeds, model, vector, weight
+from handmade.quantized import int8
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from planning import FAST, PROVEN, initializers, maker, nodes_of, quantized, run
+from support import fixture, heldout
+
+from onnxshot.errors import CalibrationError, ModelError, UsageError
+from onnxshot.goal import Goal
+from onnxshot.graph.load import load_model
+from onnxshot.maths.metrics import SqnrSum
+from onnxshot.passes.strip_qdq import StripQdq
+from onnxshot.pipeline import emit, quantize
+from onnxshot.sensitivity import sensitivity
+from onnxshot.tune import tune
+
+Pair = tuple[NDArray[Any], NDArray[Any]]
+
+
+def pair(scale: float, zero: int = 0, kind: type = np.int8) -> Pair:
+    return np.array(scale, np.float32), np.array(zero, kind)
+
+
+def qat(text: str, constants: Feed, pairs: dict[str, Pair], **shapes: tuple[int, ...]) -> Case:
+    """A case whose text writes `Q(t)` for the dequantized value of t, where `pairs` has scale and zero point."""
+    lines, made = [], set()
+    for line in text.splitlines():
+        for name in re.findall(r"Q\((\w+)\)", line):
+            if name not in made:
+                made.add(name)
+                axis = "<axis = 0>" if pairs[name][0].ndim else ""
+                lines.append(f"{name}_q = QuantizeLinear{axis}({name}, {name}_s, {name}_z)")
+                lines.append(f"{name}_dq = DequantizeLinear{axis}({name}_q, {name}_s, {name}_z)")
+        lines.append(re.sub(r"Q\((\w+)\)", r"\1_dq", line))
+    params = {f"{n}_{k}": v for n in made for k, v in zip("sz", pairs[n], strict=True)}
+    return Case(model("\n".join(lines), {**constants, **params}), feeds(4, **shapes))
+
+
+def per_channel(w: NDArray[np.float32], trained: float = 0.8) -> Pair:
+    """Scales per channel of axis 0 that clip: none that statistics of the weight would give."""
+    scale = np.abs(w).reshape(len(w), -1).max(axis=1) * np.float32(trained / 127)
+    return scale.astype(np.float32), np.zeros(len(w), np.int8)
+
+
+W1, W2, W3 = weight(8, 4, 3, 3), weight(8, 8, 3, 3, seed=1), weight(10, 8, seed=2)
+STORED, STORED_SCALE = int8(W2)
+
+FULL = """g (float[2, 4, 8, 8] x) => (float[2, 10] y) {
+    c1 = Conv<pads = [1, 1, 1, 1]>(Q(x), Q(w1), b1)
+    r1 = Relu(c1)
+    w2_dq = DequantizeLinear<axis = 0>(w2, w2_s, w2_z)
+    c2 = Conv<pads = [1, 1, 1, 1]>(Q(r1), w2_dq, b2)
+    p = GlobalAveragePool(Q(c2))
+    f = Flatten(Q(p))
+    g1 = Gemm<transB = 1>(f, Q(w3), b3)
+    y = Identity(Q(g1))
+}"""
+
+
+def full(kind: type = np.int8) -> Case:
+    """All of it quantized, with scales that no calibration would find."""
+    zero = 0 if kind is np.int8 else 128
+    stored = {"w2": STORED, "w2_s": STORED_SCALE, "w2_z": np.zeros(8, np.int8)}
+    constants = {"w1": W1, "w3": W3, "b1": vector(8), "b2": vector(8, 1), "b3": vector(10, 2), **stored}
+    pairs = {name: pair(scale, zero, kind) for name, scale in
+             (("x", 0.021), ("r1", 0.043), ("c2", 0.061), ("p", 0.011), ("g1", 0.017))}  # fmt: skip
+    pairs |= {"w1": per_channel(W1), "w3": pair(0.013)}
+    return qat(FULL, constants, pairs, x=(2, 4, 8, 8))
+
+
+def completed(case: Case, calib: list[Feed] | None = None, **options: Any) -> tuple[onnx.ModelProto, list[str]]:
+    result = quantize(case.model, calib, settings=FAST, **{"effort": "fast", "complete": True, **options})
+    return result.model.to_proto(), result.report.notes
+
+
+def scales(proto: onnx.ModelProto) -> dict[str, tuple[float, int, str]]:
+    """Tensor that a QuantizeLinear reads -> scale, zero point and its type."""
+    known = initializers(proto)
+    found = {}
+    for node in nodes_of(proto, "QuantizeLinear"):
+        zero = known[node.input[2]]
+        found[node.input[0]] = (float(known[node.input[1]]), int(zero), zero.dtype.name)
+    return found
+
+
+def weights_of(proto: onnx.ModelProto) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """First output of a Conv, Gemm or MatMul -> integers and scale of its weight, as they are stored."""
+    known = initializers(proto)
+    found = {}
+    for node in proto.graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            made = [n for n in proto.graph.node if node.input[1] in n.output]
+            if made and made[0].op_type == "DequantizeLinear":
+                found[node.output[0]] = known[made[0].input[0]], known[made[0].input[1]]
+    return found
+
+
+def integers(w: NDArray[np.float32], trained: Pair) -> NDArray[np.int8]:
+    scale = trained[0].reshape(-1, *[1] * (w.ndim - 1)) if trained[0].ndim else trained[0]
+    return np.clip(np.rint(w / scale), -128, 127).astype(np.int8)
+
+
+# ---------------------------------------------------------------------- everything is known
+
+
+def test_a_fully_trained_model_needs_no_data_and_keeps_every_integer() -> None:
+    case = full()
+    made, notes = completed(case)
+    found = scales(made)
+    assert {name: value for name, value in found.items() if name in ("x", "r1", "c2", "p")} == {
+        "x": (pytest.approx(0.021), 128, "uint8"), "r1": (pytest.approx(0.043), 128, "uint8"),
+        "c2": (pytest.approx(0.061), 128, "uint8"), "p": (pytest.approx(0.011), 128, "uint8"),
+    }  # fmt: skip
+    stored = list(weights_of(made).values())
+    np.testing.assert_array_equal(stored[0][0], integers(W1, per_channel(W1)))
+    np.testing.assert_array_equal(stored[0][1], per_channel(W1)[0])
+    np.testing.assert_array_equal(stored[1][0], STORED)
+    np.testing.assert_array_equal(stored[1][1], STORED_SCALE)
+    np.testing.assert_array_equal(stored[2][0], integers(W3, pair(0.013)))
+    np.testing.assert_array_equal(stored[2][1], np.full(10, 0.013, np.float32))
+    assert "8 trained scales were kept: 5 of activations, 3 of weights" in notes
+    assert "0 scales were completed: 0 of activations, 0 of weights" in notes
+    assert not [note for note in notes if "not kept" in note]
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+@pytest.mark.parametrize("target", ["ort", "tensorrt"])
+def test_the_same_integers_under_another_name_give_the_same_outputs(kind: type, target: str) -> None:
+    case = full(kind)
+    made, _ = completed(case, case.feeds, target=target)
+    assert {zero for _, zero, _ in scales(made).values()} == ({128} if target == "ort" else {0})
+    for feed in case.feeds:
+        (wanted,), (got,) = run(case.model, feed, optimize=False), run(made, feed, optimize=False)
+        if target == "ort":  # TensorRT has no Q on outputs: what is rounded there is not rounded here
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=0.0171)
+            assert np.mean(got != wanted) < 0.02
+
+
+def test_a_symmetric_scale_behind_a_relu_does_not_put_its_conv_back_to_float() -> None:
+    """The Relu is not what Q does, so that it cannot be dropped: it gets a pair before it as well."""
+    case = full()
+    result = quantize(case.model, case.feeds, complete=True, settings=PROVEN)
+    assert result.report.int8_macs_share == 1.0
+    made = result.model.to_proto()
+    (relu,) = nodes_of(made, "Relu")
+    assert scales(made)["c1"] == scales(made)["r1"]
+    assert maker(made, relu.input[0]).op_type == "DequantizeLinear"
+
+
+def test_a_pair_before_a_relu_stays_where_the_relu_needs_one() -> None:
+    case = full()
+    for i, values in enumerate((np.array(0.05, np.float32), np.array(0, np.int8))):
+        case.model.graph.initializer.append(numpy_helper.from_array(values, f"c1_{'sz'[i]}"))
+    relu = maker(case.model, "r1")
+    at = list(case.model.graph.node).index(relu)
+    q = helper.make_node("QuantizeLinear", ["c1", "c1_s", "c1_z"], ["c1_q"])
+    dq = helper.make_node("DequantizeLinear", ["c1_q", "c1_s", "c1_z"], ["c1_dq"])
+    relu.input[0] = "c1_dq"
+    case.model.graph.node.insert(at, dq)
+    case.model.graph.node.insert(at, q)
+    made, notes = completed(case)
+    assert scales(made)["c1"] == (float(np.float32(0.05)), 128, "uint8")
+    assert scales(made)["r1"] == (float(np.float32(0.043)), 128, "uint8")
+    assert "9 trained scales were kept: 6 of activations, 3 of weights" in notes
+
+
+def test_a_lone_trained_scale_behind_a_relu_is_that_of_its_input() -> None:
+    text = """g (float[2, 4, 8, 8] x) => (float[2, 8, 8, 8] y) {
+        c = Conv<pads = [1, 1, 1, 1]>(Q(x), Q(w1))
+        r = Relu(Q(c))
+        d = Conv<pads = [1, 1, 1, 1]>(r, Q(w2))
+        y = Identity(Q(d))
+    }"""
+    pairs = {"x": pair(0.02), "w1": per_channel(W1), "c": pair(0.03), "w2": per_channel(W2), "d": pair(0.04)}
+    case = qat(text, {"w1": W1, "w2": W2}, pairs, x=(2, 4, 8, 8))
+    made, notes = completed(case)
+    assert scales(made)["r"] == (pytest.approx(0.03), 128, "uint8")
+    assert "5 trained scales were kept: 3 of activations, 2 of weights" in notes
+    for feed in case.feeds:
+        (wanted,), (got,) = run(case.model, feed, optimize=False), run(made, feed, optimize=False)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=0.0401)
+
+
+def test_a_weight_is_known_behind_a_transpose_and_scales_in_constant_nodes() -> None:
+    """What PyTorch's exporter writes for fake-quantized linear layers on sequences."""
+    text = """g (float[2, 5, 8] x) => (float[2, 5, 10] y) {
+        t = Transpose<perm = [1, 0]>(Q(w3))
+        m = MatMul(Q(x), t)
+        y = Identity(Q(m))
+    }"""
+    trained = per_channel(W3)
+    case = qat(text, {"w3": W3}, {"x": pair(0.02), "w3": trained, "m": pair(0.05)}, x=(2, 5, 8))
+    graph = case.model.graph
+    for tensor in [t for t in graph.initializer if t.name != "w3"]:
+        graph.initializer.remove(tensor)
+        graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    made, _ = completed(case)
+    ((stored, scale),) = weights_of(made).values()
+    np.testing.assert_array_equal(stored, integers(W3, trained).T)
+    np.testing.assert_array_equal(scale, trained[0])
+
+
+def test_the_lowest_code_of_a_weight_stays() -> None:
+    values = STORED.copy()
+    values[0, 0, 0, 0] = -128
+    proto = full().model
+    next(t for t in proto.graph.initializer if t.name == "w2").CopyFrom(numpy_helper.from_array(values, "w2"))
+    made, _ = completed(Case(proto, full().feeds))
+    np.testing.assert_array_equal(list(weights_of(made).values())[1][0], values)
+
+
+def test_dynamic_and_weights_modes_keep_the_scales_of_weights() -> None:
+    w = weight(64, 96)
+    text = "g (float[2, 96] x) => (float[2, 64] y) { y = Gemm<transB = 1>(x, Q(w)) }".replace("{ ", "{\n")
+    case = qat(text, {"w": w}, {"w": per_channel(w)}, x=(2, 96))
+    made, notes = completed(case, mode="dynamic")
+    (product,) = nodes_of(made, "MatMulInteger")
+    np.testing.assert_array_equal(initializers(made)[product.input[1]], integers(w, per_channel(w)).T)
+    assert "1 trained scales were kept: 0 of activations, 1 of weights" in notes
+    made, _ = completed(case, mode="weights")
+    ((stored, _),) = weights_of(made).values()
+    np.testing.assert_array_equal(stored, integers(w, per_channel(w)))
+
+
+# ---------------------------------------------------------------------- partly quantized
+
+
+PARTLY = """g (float[2, 4, 8, 8] x) => (float[2, 8, 8, 8] y) {
+    c1 = Conv<pads = [1, 1, 1, 1]>(Q(x), Q(w1), b1)
+    r1 = Relu(c1)
+    c2 = Conv<pads = [1, 1, 1, 1]>(Q(r1), w2, b2)
+    r2 = Relu(c2)
+    y = Conv<pads = [1, 1, 1, 1]>(r2, w3)
+}"""
+
+
+def partly() -> Case:
+    constants = {"w1": W1, "w2": W2, "w3": weight(8, 8, 3, 3, seed=5), "b1": vector(8), "b2": vector(8, 1)}
+    pairs = {"x": pair(0.021, 130, np.uint8), "r1": pair(0.015, 0, np.uint8), "w1": per_channel(W1)}
+    return qat(PARTLY, constants, pairs, x=(2, 4, 8, 8))
+
+
+def test_the_rest_is_completed_from_statistics() -> None:
+    case = partly()
+    with pytest.raises(CalibrationError, match=r"2 tensors came without a scale, such as 'r2'.*--calib"):
+        completed(case)
+    made, notes = completed(case, case.feeds)
+    found = scales(made)
+    assert found["x"] == (float(np.float32(0.021)), 130, "uint8")
+    assert found["r1"] == (float(np.float32(0.015)), 0, "uint8")
+    assert "r2" in found
+    stored = weights_of(made)
+    assert len(stored) == 3
+    np.testing.assert_array_equal(next(iter(stored.values()))[0], integers(W1, per_channel(W1)))
+    assert "3 trained scales were kept: 2 of activations, 1 of weights" in notes
+    assert "4 scales were completed: 2 of activations, 2 of weights" in notes
+
+
+@pytest.mark.parametrize("effort", ["balanced", "best"])
+def test_no_effort_touches_what_was_trained(effort: str) -> None:
+    case = partly()
+    case.feeds.extend(feeds(24, x=(2, 4, 8, 8)))
+    made, notes = completed(case, case.feeds, effort=effort)
+    known = initializers(made)
+    first, second, third = nodes_of(made, "Conv")
+    np.testing.assert_array_equal(weights_of(made)[first.output[0]][0], integers(W1, per_channel(W1)))
+    np.testing.assert_array_equal(known[first.input[2]], vector(8))
+    assert third.op_type == second.op_type == "Conv"
+    assert scales(made)["x"] == (float(np.float32(0.021)), 130, "uint8")
+    assert "channels were equalized" not in notes
+
+
+def test_range_is_kept_where_the_target_has_no_such_scale() -> None:
+    case = partly()
+    made, notes = completed(case, case.feeds, target="tensorrt")
+    scale, zero, kind = scales(made)["r1"]
+    assert (zero, kind) == (0, "int8")
+    assert scale * 127 == pytest.approx(0.015 * 255)
+    (note,) = [n for n in notes if "not kept" in n]
+    assert note.startswith("2 trained scales were not kept as they are: int8 has no such scale here, its range is kept")
+
+
+def test_weights_that_do_not_fit_are_quantized_anew() -> None:
+    text = """g (float[2, 4, 8, 8] x) => (float[2, 8, 8, 8] y) {
+        c = Conv<pads = [1, 1, 1, 1]>(Q(x), Q(w1))
+        y = Identity(Q(c))
+    }"""
+    pairs = {"x": pair(0.02), "w1": pair(np.abs(W1).max() / 150, 90, np.uint8), "c": pair(0.03)}
+    case = qat(text, {"w1": W1}, pairs, x=(2, 4, 8, 8))
+    _, notes = completed(case)
+    assert "1 trained scales were not kept as they are: its uint8 integers do not fit symmetric int8: 'w1'" in notes
+    pairs["w1"] = pair(np.abs(W1).max() / 127, 128, np.uint8)
+    made, _ = completed(qat(text, {"w1": W1}, pairs, x=(2, 4, 8, 8)))
+    ((stored, _),) = weights_of(made).values()
+    np.testing.assert_array_equal(stored, integers(W1, pair(np.abs(W1).max() / 127)))
+    _, notes = completed(case, target="ort-avx2")
+    assert any("int7" in note for note in notes)
+
+
+def test_pairs_that_the_plan_has_no_use_for_are_counted() -> None:
+    text = """g (float[2, 4, 8, 8] x) => (float[2, 8, 8, 8] y) {
+        c = Conv<pads = [1, 1, 1, 1]>(Q(x), Q(w1))
+        t = Tanh(Q(c))
+        y = Softmax(Q(t))
+    }"""
+    pairs = {"x": pair(0.02), "w1": per_channel(W1), "c": pair(0.03), "t": pair(1 / 127)}
+    _, notes = completed(qat(text, {"w1": W1}, pairs, x=(2, 4, 8, 8)))
+    assert "1 trained scales were not kept as they are: the plan puts no pair there: 't'" in notes
+
+
+def test_inputs_of_a_concat_with_scales_of_their_own_keep_them() -> None:
+    text = """g (float[2, 4, 8, 8] x) => (float[2, 8, 8, 8] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(Q(x), Q(w1))
+        b = Conv<pads = [1, 1, 1, 1]>(x_dq, Q(w4))
+        c = Concat<axis = 1>(Q(a), Q(b))
+        d = Conv(Q(c), Q(w5))
+        y = Identity(Q(d))
+    }"""
+    w4, w5 = weight(8, 4, 3, 3, seed=9), weight(8, 16, 1, 1)
+    pairs = {"x": pair(0.02), "a": pair(0.03), "b": pair(0.04), "c": pair(0.05), "d": pair(0.06)}
+    pairs |= {"w1": per_channel(W1), "w4": per_channel(w4), "w5": per_channel(w5)}
+    made, _ = completed(qat(text, {"w1": W1, "w4": w4, "w5": w5}, pairs, x=(2, 4, 8, 8)))
+    assert {n: round(s, 4) for n, (s, _, _) in scales(made).items() if n in "abc"} == {"a": 0.03, "b": 0.04, "c": 0.05}
+
+
+def stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
+    loaded = load_model(proto)
+    StripQdq().run(loaded)
+    return loaded.to_proto()
+
+
+def fidelity(reference: onnx.ModelProto, proto: onnx.ModelProto, given: list[Feed]) -> float:
+    total = SqnrSum()
+    for feed in given:
+        for wanted, got in zip(run(reference, feed, optimize=False), run(proto, feed), strict=True):
+            total.add(wanted, got)
+    return total.db
+
+
+def test_half_quantized_by_onnxruntime(tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime.quantization")
+    given, _ = heldout("digits_resnet")
+
+    class Reader(ort.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.left = iter(given[:32])
+
+        def get_next(self) -> Feed | None:
+            return next(self.left, None)
+
+    emit(fixture("digits_resnet"), output=tmp_path / "float.onnx")  # no BatchNorm, as QAT exports have none
+    names = [n.name for n in onnx.load(str(tmp_path / "float.onnx")).graph.node]
+    ort.quantize_static(
+        str(tmp_path / "float.onnx"), str(tmp_path / "half.onnx"), Reader(), quant_format=ort.QuantFormat.QDQ,
+        per_channel=True, nodes_to_exclude=names[len(names) // 2 :],
+    )  # fmt: skip
+    half = onnx.load(str(tmp_path / "half.onnx"))
+    result = quantize(half, given[:64], complete=True, settings=PROVEN)
+    made = result.model.to_proto()
+    before, after = scales(half), scales(made)
+    common = before.keys() & after.keys()
+    assert len(common) >= 4
+    for name in common:
+        (scale, zero, kind), (got, shifted, _) = before[name], after[name]
+        assert (got, shifted) == (scale, zero + 128 if kind == "int8" else zero)
+    trained = {v[0].tobytes() for v in weights_of(half).values()}
+    assert 0 < len(trained) < len(weights_of(made))
+    assert trained <= {v[0].tobytes() for v in weights_of(made).values()}
+    assert result.report.int8_macs_share is not None
+    assert result.report.int8_macs_share > 0.95
+    reference = stripped(half)
+    judged = given[64:128]
+    assert fidelity(reference, made, judged) > fidelity(reference, half, judged) - 6
+    assert any(re.match(r"\d+ trained scales were kept", note) for note in result.report.notes)
+
+
+def test_candidates_of_a_search_keep_the_scales() -> None:
+    case = full()
+    found = sensitivity(case.model, case.feeds, complete=True, settings=FAST)
+    assert {row.op for row in found.nodes} >= {"Conv", "Gemm"}
+    partial = partly()
+    result = tune(partial.model, partial.feeds, Goal(min_sqnr=1.0), complete=True, settings=PROVEN)
+    assert scales(result.model.to_proto())["r1"] == (float(np.float32(0.015)), 0, "uint8")
+
+
+def test_qoperator_form_of_a_trained_model() -> None:
+    case = full()
+    made, _ = completed(case, format="qoperator")
+    assert len(nodes_of(made, "QLinearConv")) == 2
+    for feed in case.feeds:
+        (wanted,), (got,) = run(case.model, feed, optimize=False), run(made, feed)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=0.0171)
+
+
+def test_what_the_user_excludes_stays_float() -> None:
+    case = full()
+    made, notes = completed(case, exclude=("Gemm",))
+    assert len(weights_of(made)) == 2
+    assert any("its op stays float" in note and "'w3'" in note for note in notes)
+
+
+# ---------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("name", ["x_s", "w1_s"])
+def test_a_scale_that_is_no_scale_is_refused(bad: float, name: str) -> None:
+    proto = full().model
+    tensor = next(t for t in proto.graph.initializer if t.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    values.reshape(-1)[0] = bad
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+    with pytest.raises(ModelError, match="has the scale"):
+        completed(Case(proto, []))
+
+
+def test_halves_that_disagree_are_refused() -> None:
+    proto = full().model
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), "other"))
+    maker(proto, "x_dq").input[2] = "other"
+    with pytest.raises(ModelError, match=r"quantizes to int8, .* reads uint8"):
+        completed(Case(proto, []))
+    proto = full().model
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "other"))
+    maker(proto, "x_dq").input[1] = "other"
+    with pytest.raises(ModelError, match="different scales"):
+        completed(Case(proto, []))
+
+
+def test_stored_values_and_a_zero_point_of_other_types_are_refused() -> None:
+    proto = full().model
+    tensor = next(t for t in proto.graph.initializer if t.name == "w2_z")
+    tensor.CopyFrom(numpy_helper.from_array(np.full(8, 128, np.uint8), "w2_z"))
+    with pytest.raises(ModelError, match="int8 values with a uint8 zero point"):
+        completed(Case(proto, []))
+    proto = full().model
+    maker(proto, "w2_dq").attribute[0].i = 7
+    with pytest.raises(ModelError, match="along axis 7"):
+        completed(Case(proto, []))
+
+
+@pytest.mark.parametrize("name", ["already_qoperator", "already_dynamic"])
+def test_other_quantized_operators_stay_refused(name: str) -> None:
+    case = HANDMADE[name]()
+    with pytest.raises(UsageError, match="cannot be taken back to float"):
+        completed(case, case.feeds)
+
+
+def test_complete_and_requantize_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="--requantize"):
+        quantize(full().model, complete=True, settings=replace(FAST, requantize=True))
+
+
+def test_a_float_model_is_quantized_as_ever() -> None:
+    case = HANDMADE["conv_relu"]() if "conv_relu" in HANDMADE else partly()
+    plain = Case(stripped(case.model), case.feeds)
+    result, made = quantized(plain, complete=True)
+    _, wanted = quantized(plain)
+    assert made.graph.node == wanted.graph.node
+    assert any("holds no Q/DQ pairs" in note for note in result.report.notes)
+
+
+def test_a_bias_stored_as_int32_is_no_trained_scale() -> None:
+    case = HANDMADE["already_qdq"]()
+    made, notes = completed(case, case.feeds)
+    assert len(weights_of(made)) == 2
+    assert "3 trained scales were kept: 2 of activations, 1 of weights" in notes
+    assert TensorProto.INT32 not in {t.data_type for t in made.graph.initializer}
+
+
