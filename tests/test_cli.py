@@ -166,6 +166,16 @@ def test_requantize(shell: Shell) -> None:
     assert Path("net.int8.int8.onnx").exists()
 
 
+def test_complete(shell: Shell) -> None:
+    shell("quantize", "net.onnx", "--calib", "calib.npz", "--no-verify", "--effort", "fast")
+    ran = shell("quantize", "net.int8.onnx", "--complete", "--no-verify", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["recipe"]["complete"] is True
+    assert any("0 scales were completed" in note for note in ran.json["notes"])
+    again = shell("quantize", "net.int8.onnx", "--complete", "--requantize")
+    assert again.code == 2
+
+
 def test_require_faster_exits_3_with_the_file_written(shell: Shell) -> None:
     def slower(report: Any, *_: object) -> None:
         report.latency = {"float_ms": 1.0, "ms": 2.0, "speedup": 0.5}

@@ -47,7 +47,7 @@ class StripQdq:
                 edit.remove(model, [node])
             elif maker is not None and maker.op == "QuantizeLinear":
                 limit = _limit(maker)
-                if limit is not None and not _never_negative(maker.inputs[0]):
+                if limit is not None and _may_lack_relu(maker.inputs[0]):
                     _clip(model, node, maker.inputs[0], limit, cut)
                 elif not edit.bypass(model, node, maker.inputs[0]):
                     change.skip(node, "its input and its output are both named by the model's contract")
@@ -74,10 +74,14 @@ def _limit(q: Node) -> NDArray[np.float32] | None:
     return scale.reshape(()) * np.float32(codes.max - codes.min) if int(zero) == codes.min else None
 
 
+def _may_lack_relu(tensor: Tensor) -> bool:
+    """True where a quantizer may have left out a Relu: not on inputs, after means, and where nothing is negative."""
+    maker = edit.producer(tensor)
+    return maker is not None and maker.op not in _MEANS and not _never_negative(tensor)
+
+
 def _never_negative(tensor: Tensor) -> bool:
-    """True where the graph says so, and for inputs of the model: no quantizer has left out a Relu there."""
-    if edit.producer(tensor) is None:
-        return True
+    """True where the graph says so."""
     stack, seen = [tensor], set()
     while stack:
         found = stack.pop()
