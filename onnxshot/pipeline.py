@@ -48,6 +48,7 @@ from onnxshot.trained import NOTHING, Trained, notes, read_pairs
 
 _TRIED = 8  # calibration samples that plans are tried on
 _LEARNED_FROM = {"balanced": 48, "best": 128}  # calibration samples that repairs are learned from, and checked on
+_EQUALIZED_FROM = 12  # calibration samples on: fewer do not show how far channels go
 _REFINED_ON = 24  # samples that ranges are chosen on by what they do to the outputs
 _CLIPPING_GAIN_DB = 1.0  # by which min-max ranges must be better: clipped ones are what each tensor asks for
 VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
@@ -291,7 +292,8 @@ class Run:
             return evidence
         given = effort.Candidate(self.model, self.plan, evidence)
         candidates = [given]
-        if self.recipe.effort != "fast" and self.recipe.equalize is not False and not self.trained:
+        enough = len(self.gathered.calibrated) >= _EQUALIZED_FROM or self.recipe.equalize is True
+        if self.recipe.effort != "fast" and self.recipe.equalize is not False and enough and not self.trained:
             better = self._equalized(given, data)
             if better is not None:
                 candidates = [better] if self.recipe.equalize else [better, given]

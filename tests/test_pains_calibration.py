@@ -110,7 +110,7 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
         return collect(*arguments, **options)
 
     monkeypatch.setattr(onnxshot.calibrating, "collect", counted)
-    settings = Settings(samples=8, verify=False, threads=1)
+    settings = Settings(samples=20, verify=False, threads=1)
     given = {**data_of("digits_resnet"), "settings": settings}
     first = quantize(fixture("digits_resnet"), **given)
     assert first.report.samples["inferences"] == sum(runs) > 0
@@ -123,7 +123,7 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
     for key, params in quantize(fixture("digits_resnet"), **given).plan.params.items():
         assert params.scale == first.plan.params[key].scale
     # Other samples, another preset, or another model must never be answered from the same entry.
-    quantize(fixture("digits_resnet"), **{**given, "settings": Settings(samples=12, verify=False, threads=1)})
+    quantize(fixture("digits_resnet"), **{**given, "settings": Settings(samples=24, verify=False, threads=1)})
     quantize(fixture("digits_resnet"), **{**given, "preset": onnxshot.Preset("other", size=(28, 28), channels="GRAY")})
     changed = onnx.load(str(fixture("digits_resnet")))
     values = onnx.numpy_helper.to_array(changed.graph.initializer[0]) * 2
