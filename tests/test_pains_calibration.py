@@ -52,7 +52,7 @@ feed = {"x": np.random.default_rng(0).normal(size=(1, 8, 48, 48)).astype(np.floa
 settings = Settings(verify=False, use_cache=False, threads=1)
 for count in (8, 256):
     for method in METHODS:
-        quantize(proto, [feed] * count, method=method, settings=settings)
+        quantize(proto, [feed] * count, method=method, effort="fast", settings=settings)
     print(peak())
 """
 
