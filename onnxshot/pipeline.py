@@ -309,6 +309,8 @@ class Run:
                 best = effort.choose(self.original(), candidates, self.apply, samples, threads=self.settings.threads)
         else:
             self.original()
+        if not best.clips:
+            self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
         if self.recipe.effort == "best" and best.plan.params:
             with self.timed("refine"):
                 best = self._refined(best, data)
@@ -318,8 +320,6 @@ class Run:
         self.decided = replace(self.recipe, equalize=self._changed, clip=clip)
         if self._changed:
             self.report.notes.append("channels were equalized")
-        if not best.clips:
-            self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
         return best.evidence
 
     def _refined(self, given: effort.Candidate, data: Dataset) -> effort.Candidate:
@@ -336,7 +336,7 @@ class Run:
         other = replace(given, plan=plan, evidence=evidence)
         best = effort.choose(self.original(), [given, other], self.apply, check, threads=self.settings.threads)
         if best is other:
-            self.report.notes.append("ranges were chosen by what they do to the outputs")
+            self.report.notes.append("ranges of the loudest tensors were then chosen by what they do to the outputs")
         return best
 
     def _learning(self, data: Dataset) -> list[Sample]:
@@ -376,7 +376,7 @@ class Run:
         return found.statistics.tensors
 
     def _samples(self, data: Dataset, numbers: Sequence[int], most: int) -> list[Sample]:
-        """So many of the samples with these numbers, evenly spaced."""
+        """So many of the samples with these numbers, in equal steps from the first."""
         step = max(1, len(numbers) // most)
         return list(in_order(data.__getitem__, numbers[::step][:most], self.settings.threads))
 
