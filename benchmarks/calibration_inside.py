@@ -53,7 +53,8 @@ def _ready(job: Job) -> tuple[Model, Plan]:
 
 def precision(job: Job, methods: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Of the whole model, and of each tensor's range where both are held against every value."""
-    from onnxshot.pipeline import _Run
+    from onnxshot.pipeline import Run
+    from onnxshot.rewrite import apply
 
     model, plan = _ready(job)
     names = list(plan.observe)
@@ -72,9 +73,9 @@ def precision(job: Job, methods: Sequence[str]) -> Iterator[tuple[str, ...]]:
         for method in methods:
             sqnr = {}
             for kind, stats in kinds.items():
-                run = _Run(str(job.model), Recipe(method=method), ALL)
+                run = Run(str(job.model), Recipe(method=method), ALL)
                 run.plan = make_plan(run.model, run.target, run.recipe, dict(zip(names, stats, strict=True)))
-                run._apply(run.model, run.plan)
+                apply(run.model, run.plan, run.recipe)
                 found = compare(job.model, run.model.to_proto().SerializeToString(), data.subset(held_out))
                 sqnr[kind] = found.sqnr_db or float("nan")
             scheme = target_named("ort").activation

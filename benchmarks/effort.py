@@ -19,7 +19,7 @@ from unittest import mock
 from readme import THREADS, Job, fixture_jobs, head, table, zoo_jobs
 
 import onnxshot
-from onnxshot import effort, pipeline
+from onnxshot import effort, improve
 from onnxshot.calibrating import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.verify import compare
@@ -76,7 +76,7 @@ def _no_rounding() -> Any:
 
 SWITCHES: dict[str, Callable[[], Any]] = {
     "repair": lambda: mock.patch.object(effort, "repaired", lambda *_: ""),
-    "refine": lambda: mock.patch.object(pipeline.Run, "_refined", lambda self, given, data: given),
+    "refine": lambda: mock.patch.object(improve.Improver, "_refined", lambda self, given: given),
     "rounding": _no_rounding,
 }
 

@@ -24,6 +24,7 @@ from onnxshot.parallel import in_order
 from onnxshot.pipeline import RECIPE_KEY, VERSION_KEY, Run
 from onnxshot.plan import FLOAT, STATIC, NodePlan, Plan
 from onnxshot.recipe import Recipe
+from onnxshot.rewrite import apply
 from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
 
@@ -61,7 +62,6 @@ class Workbench:
         plan: all that this recipe quantizes.
         units: the quantized nodes that can be put back to float one by one, in graph order.
         samples: calibration samples to try candidates on.
-        data: all samples.
         held_out: samples that calibration did not see, where it saw any.
     """
 
@@ -71,7 +71,6 @@ class Workbench:
     evidence: Evidence | None
     units: tuple[Unit, ...]
     samples: tuple[Sample, ...]
-    data: Dataset
     held_out: Dataset
 
     def plan_of(self, recipe: Recipe) -> Plan:
@@ -100,7 +99,7 @@ class Workbench:
         def made() -> Iterator[bytes]:
             for plan in plans:
                 copy = load_model(model)
-                self.run.apply(copy, plan)
+                apply(copy, plan, self.run.recipe)
                 yield bytes(copy.to_proto().SerializeToString())
 
         reference = self.run.original().SerializeToString()
@@ -112,8 +111,8 @@ class Workbench:
 
         reference, plan = self.run.model.to_proto(), self.plan_of(recipe)
         made = load_model(reference)
-        self.run.apply(made, plan)
-        self.run.repair(reference, made, plan, self.data)
+        apply(made, plan, self.run.recipe)
+        self.run.repair(reference, made, plan)
         made.set_metadata(VERSION_KEY, __version__)
         made.set_metadata(RECIPE_KEY, json.dumps(recipe.to_dict()))
         return made
@@ -152,7 +151,7 @@ def workbench(
         tried = calibrated[:: max(1, len(calibrated) // TRIED)][:TRIED]
         samples = tuple(in_order(data.__getitem__, tried, settings.threads))
         units = _units(run.model, run.plan, recipe, samples[0])
-        yield Workbench(run, recipe, run.plan, evidence, units, samples, data, data.subset(held_out))
+        yield Workbench(run, recipe, run.plan, evidence, units, samples, data.subset(held_out))
 
 
 def _units(model: Model, plan: Plan, recipe: Recipe, sample: Sample) -> tuple[Unit, ...]:

@@ -6,51 +6,38 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
-from onnxshot import effort, proof, trial
+from onnxshot import proof, trial
 from onnxshot.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.calibration.preprocess import Preset
-from onnxshot.calibration.readers import Dataset, Sample, open_data
+from onnxshot.calibration.readers import Dataset, open_data
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import CalibrationError, ModelError, TargetError, UsageError
 from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
-from onnxshot.parallel import in_order
-from onnxshot.passes.base import Pass, Skip
-from onnxshot.passes.dynamic import QuantizeDynamically
-from onnxshot.passes.isolate_softmax import IsolateSoftmax
-from onnxshot.passes.merge_products import MergeProducts
+from onnxshot.improve import Improver
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.qdq import InsertQdq
-from onnxshot.passes.qoperator import ToQOperator
-from onnxshot.passes.smooth import Smooth
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.passes.weight_only import QuantizeWeightsOnly
 from onnxshot.plan import FLOAT, Plan
 from onnxshot.planner import already_quantized, make_plan, schemes
 from onnxshot.preparing import fold, input_specs, prepare
 from onnxshot.recipe import Recipe
-from onnxshot.refine import refined
 from onnxshot.report import Artifact, Report
-from onnxshot.scales import TRAINED, Evidence
+from onnxshot.rewrite import apply, finish
+from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 from onnxshot.trained import NOTHING, Trained, notes, read_pairs
 
-_TRIED = 8  # calibration samples that plans are tried on
-_LEARNED_FROM = {"balanced": 48, "best": 128}  # calibration samples that repairs are learned from, and checked on
-_EQUALIZED_FROM = 12  # calibration samples on: fewer do not show how far channels go
-_REFINED_ON = 24  # samples that ranges are chosen on by what they do to the outputs
-_CLIPPING_GAIN_DB = 1.0  # by which min-max ranges must be better: clipped ones are what each tensor asks for
 VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
 
 
@@ -158,9 +145,9 @@ class Run:
     decided: Recipe = field(init=False)  # the recipe with what was tried and found to be best
     float_model: ModelProto | None = field(init=False, default=None)  # that the plan is made for
     _original: ModelProto | None = field(init=False, default=None)
-    _learned_from: list[Sample] = field(init=False, default_factory=list)
     _changed: bool = field(init=False, default=False)  # whether the weights are no longer those of the original
     gathered: Gathered | None = field(init=False, default=None)
+    improver: Improver | None = field(init=False, default=None)
     trained: Trained = field(init=False, default=NOTHING)
 
     def __post_init__(self) -> None:
@@ -172,15 +159,8 @@ class Run:
         self.report = Report(name, self.recipe.to_dict())
         self.report.input_bytes = _input_bytes(self.source, self.model)
         self._refuse_quantized()
-        with self.timed("normalize"):
+        with self.report.timed("normalize"):
             prepare(self.model, self.target, self.recipe, keep_overridable=self.settings.keep_overridable)
-
-    @contextlib.contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Put the seconds that the block takes into the report."""
-        start = time.perf_counter()
-        yield
-        self.report.timings[stage] = time.perf_counter() - start
 
     def _refuse_quantized(self) -> None:
         if self.recipe.complete and self.settings.requantize:
@@ -231,7 +211,7 @@ class Run:
         """Plan, calibrate, plan again with scales, and change the graph."""
         self.plan = self.planned()
         if self.plan.observe and (data is not None or self.given is not None):
-            with self.timed("calibrate"):
+            with self.report.timed("calibrate"):
                 stats = self.statistics(data)
             self.improve_plan(stats, data)
         elif self.trained:
@@ -243,153 +223,43 @@ class Run:
         self.report.skips = list(self.plan.skips)
         self.report.notes += [*self.plan.notes, *self.model.notes]
         self.report.notes += notes(self.trained, self.plan) if self.recipe.complete else []
-        with self.timed("rewrite"):
-            self.report.skips += self.apply(self.model, self.plan)
+        with self.report.timed("rewrite"):
+            self.report.skips += apply(self.model, self.plan, self.recipe)
         if self.float_model is not None:
-            with self.timed("repair"):
-                done = self.repair(self.float_model, self.model, self.plan, data)
+            with self.report.timed("repair"):
+                done = self.repair(self.float_model, self.model, self.plan)
             self.report.notes += [done] if done else []
-        self.report.skips += self._finish(self.model)
+        self.report.skips += finish(self.model, self.target, self.recipe)
         if not any(n.how != FLOAT for n in self.plan.nodes):
             self.report.notes.append("nothing was quantized: onnxshot inspect MODEL says why, node by node")
         self._stamp(data)
 
-    def apply(self, model: Model, plan: Plan) -> list[Skip]:
-        """Change the graph as the plan says; what the passes refused."""
-        method = self.recipe.weight_method
-        skips = InsertQdq(plan, method).run(model).skips if plan.tensors else []
-        Smooth(plan).run(model)
-        merge = MergeProducts(plan)
-        merge.run(model)
-        steps = (QuantizeDynamically(merge.plan, method), QuantizeWeightsOnly(plan, method), StoreHalf())
-        skips += [skip for step in steps for skip in step.run(model).skips]
-        edit.remove_unused(model)
-        edit.toposort(model)
-        return skips
-
-    def _finish(self, model: Model) -> list[Skip]:
-        """Bring a rewritten graph into the form that was asked for, and the target needs."""
-        passes: list[Pass] = []
-        if self.recipe.format == "qoperator":
-            passes.append(ToQOperator())
-        if self.target.isolates_softmax:
-            passes.append(IsolateSoftmax())
-        skips = [skip for step in passes for skip in step.run(model).skips]
-        edit.remove_unused(model)
-        edit.toposort(model)
-        return skips
-
     def improve_plan(self, stats: Mapping[str, TensorStats], data: Dataset | None) -> Evidence:
-        """Try other plans on calibration samples, and other weights that give the same answers; take what is best.
-
-        Ranges that clip are better for every tensor alone, and may be worse for the outputs: the mean error of a tensor
-        does not know which values matter, and in a detector it is the few large ones. Gives what is known of the
-        tensors of the model that was taken.
-        """
+        """Make the plan, and where there is data the best that the effort allows; what is known of its tensors."""
         evidence = Evidence(stats)
         self.plan = self.planned(evidence=evidence)
         if data is None or self.gathered is None or self.model.weight_bytes() > trial.MAX_BYTES:
             return evidence
-        given = effort.Candidate(self.model, self.plan, evidence)
-        candidates = [given]
-        enough = len(self.gathered.calibrated) >= _EQUALIZED_FROM or self.recipe.equalize is True
-        if self.recipe.effort != "fast" and self.recipe.equalize is not False and enough and not self.trained:
-            better = self._equalized(given, data)
-            if better is not None:
-                candidates = [better] if self.recipe.equalize else [better, given]
-        first = candidates[0]
-        clipped = any(r.method not in ("minmax", TRAINED) for r in first.plan.ranges.values())
-        if self.recipe.method == "auto" and self.recipe.clip is None and clipped:
-            plain = self.planned(replace(self.recipe, clip=False), first.evidence)
-            candidates.append(replace(first, plan=plain, clips=False, lead=_CLIPPING_GAIN_DB))
-        best = first
-        if len(candidates) > 1:
-            with self.timed("try"):
-                samples = self._samples(data, self.gathered.calibrated, _TRIED)
-                best = effort.choose(self.original(), candidates, self.apply, samples, threads=self.settings.threads)
-        else:
-            self.original()
-        if not best.clips:
-            self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
-        if self.recipe.effort == "best" and best.plan.params:
-            with self.timed("refine"):
-                best = self._refined(best, data)
+        self.improver = Improver(
+            self.model, self.original(), self.target, self.recipe, self.settings, self.trained, data, self.gathered,
+            self.report,
+        )  # fmt: skip
+        best = self.improver.best(self.plan, evidence)
         self._changed = best.model is not self.model
         self.model, self.plan = best.model, best.plan
         clip = self.recipe.clip if self.recipe.clip is not None else best.clips
         self.decided = replace(self.recipe, equalize=self._changed, clip=clip)
-        if self._changed:
-            self.report.notes.append("channels were equalized")
         return best.evidence
 
-    def _refined(self, given: effort.Candidate, data: Dataset) -> effort.Candidate:
-        """The candidate with ranges chosen by what they do to the outputs, where other samples like them better too."""
-        samples = self._learning(data)
-        learn, check = effort.split(samples)
-        method = self.recipe.range_method if given.clips else "minmax"
-        recipe = self.recipe if given.clips else replace(self.recipe, clip=False)
-        evidence = refined(
-            given.model, given.plan, given.evidence, method, learn[:_REFINED_ON], threads=self.settings.threads,
-            progress=self.settings.progress,
-        )  # fmt: skip
-        plan = make_plan(given.model, self.target, recipe, evidence, self.trained)
-        other = replace(given, plan=plan, evidence=evidence)
-        best = effort.choose(self.original(), [given, other], self.apply, check, threads=self.settings.threads)
-        if best is other:
-            self.report.notes.append("ranges of the loudest tensors were then chosen by what they do to the outputs")
-        return best
-
-    def _learning(self, data: Dataset) -> list[Sample]:
-        """The samples that repairs are learned from, and checked on: none of those that the result is judged on."""
-        assert self.gathered is not None
-        if not self._learned_from:
-            judges = set(self.gathered.held_out)
-            numbers = [i for i in range(len(data)) if i not in judges] or self.gathered.calibrated
-            self._learned_from = self._samples(data, numbers, _LEARNED_FROM[self.recipe.effort])
-        return self._learned_from
-
-    def _equalized(self, given: effort.Candidate, data: Dataset) -> effort.Candidate | None:
-        """The model with equalized channels, calibrated anew; None where there is nothing to gain."""
-        with self.timed("equalize"):
-            # Without what this run leaves out: channels do not depend on it, so that statistics can be reused.
-            whole = make_plan(given.model, self.target, Recipe(target=self.recipe.target), given.evidence)
-            model = effort.equalized(given.model, whole, given.evidence.stats)
-            if model is None:
-                return None
-            evidence = Evidence(self._again(model, data))
-            plan = make_plan(model, self.target, self.recipe, evidence)
-        return effort.Candidate(model, plan, evidence)
+    def repair(self, reference: ModelProto, model: Model, plan: Plan) -> str:
+        """Repair a quantized model where there is data to learn from; what was done, in words."""
+        return self.improver.repair(reference, model, plan) if self.improver is not None else ""
 
     def original(self) -> ModelProto:
         """The normalized float model, as it was before anything that only keeps its answers."""
         if self._original is None:
             self._original = self.model.to_proto()
         return self._original
-
-    def _again(self, model: Model, data: Dataset) -> Mapping[str, TensorStats]:
-        """Statistics of a changed model on the samples that were calibrated on."""
-        assert self.gathered is not None
-        plan = make_plan(model, self.target, self.recipe)
-        numbers = self.gathered.calibrated
-        found = from_data(model, plan, self.recipe, data.subset(numbers), self.settings, 0.0, settle=False)
-        self.report.samples["inferences"] += found.inferences
-        return found.statistics.tensors
-
-    def _samples(self, data: Dataset, numbers: Sequence[int], most: int) -> list[Sample]:
-        """So many of the samples with these numbers, in equal steps from the first."""
-        step = max(1, len(numbers) // most)
-        return list(in_order(data.__getitem__, numbers[::step][:most], self.settings.threads))
-
-    def repair(self, reference: ModelProto, model: Model, plan: Plan, data: Dataset | None) -> str:
-        """Repair a quantized model layer by layer, where the effort asks for it and it helps; what was done, in words.
-
-        reference: the float model that the plan was made for.
-        """
-        if self.recipe.effort == "fast" or data is None or self.gathered is None or not plan.tensors:
-            return ""
-        if model.weight_bytes() > trial.MAX_BYTES:
-            return ""
-        return effort.repaired(reference, model, plan, self._learning(data), self.recipe.effort, self.settings)
 
     def statistics(self, data: Dataset | None) -> Mapping[str, TensorStats]:
         """Statistics of every tensor the plan watches."""
@@ -440,14 +310,14 @@ class Run:
         judges = gathered.held_out if gathered is not None and gathered.held_out else range(len(data))
         held_out = data.subset(judges)
         report.samples.setdefault("held_out", len(held_out))
-        with self.timed("verify"):
+        with self.report.timed("verify"):
             proof.prove(
                 report, self.plan, self.original(), self.float_model, self.model, written.path, held_out, self.settings
             )
         if not self.target.runs_here:
             report.notes.append(f"checked in ONNX Runtime, not in {self.target.name}; not timed")
             return
-        with self.timed("bench"), tempfile.TemporaryDirectory() as folder:
+        with self.report.timed("bench"), tempfile.TemporaryDirectory() as folder:
             self._time(Path(folder) / "float.onnx", written.path, held_out)
 
     def _time(self, path: Path, written: Path, samples: Dataset) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,13 @@ class Report:
     notes: list[str] = field(default_factory=list)
     goal: dict[str, Any] = field(default_factory=dict)
     pareto: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Note the seconds that the block takes."""
+        start = time.perf_counter()
+        yield
+        self.timings[stage] = time.perf_counter() - start
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values; floats are rounded to what is measured."""

@@ -3,8 +3,11 @@
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no mistake
+hypothesis.settings.load_profile("untimed")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is imported; processes that tests start inherit it
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

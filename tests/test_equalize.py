@@ -30,7 +30,7 @@ def reader(rng: np.random.Generator, ids: NDArray[np.int64], outputs: int = 4, k
     return Reader(np.abs(rng.standard_normal(shape)), ids, absmax, float(absmax.max() / 255))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_factors_are_from_1_to_the_room_there_is(channels: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -266,7 +266,7 @@ def networks(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(networks())
 def test_the_answers_of_any_small_network_stay(case: Case) -> None:
     proto, _ = equalized(case)

@@ -249,7 +249,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(PIECES.filter(bool), unique=True, min_size=1, max_size=6), st.lists(st.tuples(PIECES, PIECES), max_size=30)
 )

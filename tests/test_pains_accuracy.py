@@ -175,7 +175,7 @@ SCALES = st.floats(2.0**-60, 2.0**20, width=32)
     channels=st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), FLOATS), min_size=1, max_size=6),
     x_scale=SCALES,
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_row14_no_bias_overflows_int32(channels: list[tuple[float, float]], x_scale: float) -> None:
     """For any weights and bias, what comes back from int32 is within one step.
 
@@ -199,7 +199,7 @@ def compressed_scheme() -> Any:
 
 
 @given(exponent=st.integers(-30, 6), size=st.sampled_from([0.0, 1.0, 50.0, 1e4]), seed=st.integers(0, 9))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_row14_biases_of_the_written_model_fit(exponent: int, size: float, seed: int) -> None:
     """The file's own scales: round(bias / (x_scale * w_scale)) fits int32 in every channel. onnxruntime 21000."""
     w = weight(4, 3, 3, 3, seed=seed) * np.float32(10.0**exponent)

@@ -27,7 +27,7 @@ def used(text: str) -> dict[str, np.ndarray]:
     return {k: v for k, v in CONSTANTS.items() if k in text}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from(DO_NOTHING), min_size=1, max_size=5))
 def test_chain_between_two_nodes(chain: list[str]) -> None:
     nodes = " ".join(f"t{i + 1} = {op.format(f't{i}')}" for i, op in enumerate(chain))

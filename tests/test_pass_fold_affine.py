@@ -20,7 +20,7 @@ def const(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 SHAPES = {"scalar": (), "one": (1,), "channels": (1, 8, 1, 1), "short": (8, 1, 1)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(["Conv", "ConvTranspose"]),
     st.sampled_from([1, 2]),
@@ -90,7 +90,7 @@ def test_input_that_broadcasts_a_single_channel_stays() -> None:
     assert "not known to have as many channels" in reasons(change)[0]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sampled_from(["Conv", "ConvTranspose"]), st.sampled_from([1, 2]), st.sampled_from([(), (1, 4, 1, 1)]))
 def test_scale_before_a_padded_convolution(op: str, groups: int, shape: tuple[int, ...]) -> None:
     text = f"""g (float[n, 4, 6, 6] x) => (float[n, 8, 6, 6] y) {{

@@ -25,7 +25,7 @@ def norm(channels: int, dtype: Any = np.float32) -> dict[str, Any]:
 BN = "y = BatchNormalization(h, s, b, m, v)"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sampled_from([1, 2, 4]), st.booleans(), st.sampled_from(["Conv", "ConvTranspose"]))
 def test_grouped_convolutions(groups: int, with_bias: bool, op: str) -> None:
     shape = (8, 4 // groups, 3, 3) if op == "Conv" else (4, 8 // groups, 3, 3)
@@ -39,7 +39,7 @@ def test_grouped_convolutions(groups: int, with_bias: bool, op: str) -> None:
     assert ops(after) == {op: 1}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.booleans(),
     st.sampled_from(["", "c", "scalar", "row", "column"]),

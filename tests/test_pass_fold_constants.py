@@ -80,7 +80,7 @@ def test_chain_is_folded_in_one_run() -> None:
     assert tensor(after, "w").shape == (4, 6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.permutations(range(3)), st.sampled_from([[0, 2], [1], [2, 0], [-1]]), st.sampled_from([9, 12, 17]))
 def test_moving_ops_match_the_runtime(perm: list[int], axes: list[int], opset: int) -> None:
     """Transpose, Unsqueeze, Squeeze, Reshape and Flatten, with axes as attributes and as inputs."""

@@ -47,7 +47,7 @@ def test_smoothing_keeps_the_function_and_helps_int8(name: str) -> None:
     assert gains[1] > gains[0] + 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_factors_are_positive_bounded_and_follow_the_paper(channels: int, seed: int, strength: float) -> None:
     rng = np.random.default_rng(seed)

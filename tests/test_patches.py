@@ -73,7 +73,7 @@ def test_patches_times_the_weight_are_the_convolution(
     check(shape, kernel, strides, dilations, pads, group)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_so_are_those_of_any_convolution(rank: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -175,7 +175,7 @@ def test_entropy_drops_a_lone_outlier_and_keeps_a_uniform_range() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @given(values=st.lists(floats, min_size=1, max_size=30), scheme=st.sampled_from([U8, S8, S4, S16, U16, F8]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_range_lies_within_the_extremes(method: str, values: list[float], scheme: QuantScheme) -> None:
     x = np.asarray(values, np.float32)
     stats = observe(x)

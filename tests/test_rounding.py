@@ -36,7 +36,7 @@ def nearest(weight: Floats, scale: Floats, limits: tuple[int, int] = WIDE) -> Fl
     return np.clip(np.rint(weight / scale[:, :, None]), *limits)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 90), st.integers(0, 2**32 - 1))
 def test_outputs_change_less_than_by_rounding_to_nearest(columns: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

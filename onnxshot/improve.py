@@ -1,0 +1,149 @@
+"""What effort makes of a plan: other plans, and other weights with the same answers, tried on calibration samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from onnx import ModelProto
+
+from onnxshot import effort
+from onnxshot.calibrating import Gathered, from_data
+from onnxshot.calibration.readers import Dataset, Sample
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.graph import Model
+from onnxshot.parallel import in_order
+from onnxshot.plan import Plan
+from onnxshot.planner import make_plan
+from onnxshot.recipe import Recipe
+from onnxshot.refine import refined
+from onnxshot.report import Report
+from onnxshot.rewrite import apply
+from onnxshot.scales import TRAINED, Evidence
+from onnxshot.settings import Settings
+from onnxshot.targets.base import Target
+from onnxshot.trained import Trained
+
+_TRIED = 8  # calibration samples that plans are tried on
+_LEARNED_FROM = {"balanced": 48, "best": 128}  # calibration samples that repairs are learned from, and checked on
+_EQUALIZED_FROM = 12  # calibration samples on: fewer do not show how far channels go
+_REFINED_ON = 24  # samples that ranges are chosen on by what they do to the outputs
+_CLIPPING_GAIN_DB = 1.0  # by which min-max ranges must be better: clipped ones are what each tensor asks for
+
+
+@dataclass(slots=True)
+class Improver:
+    """One normalized float model, its samples, and what was asked for; notes and timings go into the report.
+
+    Attributes:
+        model: what the plans are for, unchanged.
+        original: the same, serializable.
+        gathered: which samples were calibrated on, and which judge the result.
+    """
+
+    model: Model
+    original: ModelProto
+    target: Target
+    recipe: Recipe
+    settings: Settings
+    trained: Trained
+    data: Dataset
+    gathered: Gathered
+    report: Report
+    _learned_from: list[Sample] = field(init=False, default_factory=list)
+
+    def best(self, plan: Plan, evidence: Evidence) -> effort.Candidate:
+        """Of all that the effort and the recipe allow, the model, plan and evidence whose outputs are best.
+
+        Ranges that clip are better for every tensor alone, and may be worse for the outputs: the mean error of a tensor
+        does not know which values matter, and in a detector it is the few large ones.
+        """
+        given = effort.Candidate(self.model, plan, evidence)
+        candidates = [given]
+        enough = len(self.gathered.calibrated) >= _EQUALIZED_FROM or self.recipe.equalize is True
+        if self.recipe.effort != "fast" and self.recipe.equalize is not False and enough and not self.trained:
+            better = self._equalized(given)
+            if better is not None:
+                candidates = [better] if self.recipe.equalize else [better, given]
+        first = candidates[0]
+        clipped = any(r.method not in ("minmax", TRAINED) for r in first.plan.ranges.values())
+        if self.recipe.method == "auto" and self.recipe.clip is None and clipped:
+            plain = self._planned(first.model, replace(self.recipe, clip=False), first.evidence)
+            candidates.append(replace(first, plan=plain, clips=False, lead=_CLIPPING_GAIN_DB))
+        best = first
+        if len(candidates) > 1:
+            with self.report.timed("try"):
+                best = self._choose(candidates, self._samples(self.gathered.calibrated, _TRIED))
+        if not best.clips:
+            self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
+        if self.recipe.effort == "best" and best.plan.params:
+            with self.report.timed("refine"):
+                best = self._refined(best)
+        if best.model is not self.model:
+            self.report.notes.append("channels were equalized")
+        return best
+
+    def repair(self, reference: ModelProto, model: Model, plan: Plan) -> str:
+        """Repair a quantized model layer by layer, where the effort asks for it and it helps; what was done, in words.
+
+        reference: the float model that the plan was made for.
+        """
+        if self.recipe.effort == "fast" or not plan.tensors:
+            return ""
+        return effort.repaired(reference, model, plan, self._learning(), self.recipe.effort, self.settings)
+
+    def _planned(self, model: Model, recipe: Recipe, evidence: Evidence) -> Plan:
+        return make_plan(model, self.target, recipe, evidence, self.trained)
+
+    def _choose(self, candidates: Sequence[effort.Candidate], samples: Sequence[Sample]) -> effort.Candidate:
+        def rewrite(model: Model, plan: Plan) -> object:
+            return apply(model, plan, self.recipe)
+
+        return effort.choose(self.original, candidates, rewrite, samples, threads=self.settings.threads)
+
+    def _refined(self, given: effort.Candidate) -> effort.Candidate:
+        """The candidate with ranges chosen by what they do to the outputs, where other samples like them better too."""
+        learn, check = effort.split(self._learning())
+        method = self.recipe.range_method if given.clips else "minmax"
+        recipe = self.recipe if given.clips else replace(self.recipe, clip=False)
+        evidence = refined(
+            given.model, given.plan, given.evidence, method, learn[:_REFINED_ON], threads=self.settings.threads,
+            progress=self.settings.progress,
+        )  # fmt: skip
+        other = replace(given, plan=self._planned(given.model, recipe, evidence), evidence=evidence)
+        best = self._choose([given, other], check)
+        if best is other:
+            self.report.notes.append("ranges of the loudest tensors were then chosen by what they do to the outputs")
+        return best
+
+    def _learning(self) -> list[Sample]:
+        """The samples that repairs are learned from, and checked on: none of those that the result is judged on."""
+        if not self._learned_from:
+            judges = set(self.gathered.held_out)
+            numbers = [i for i in range(len(self.data)) if i not in judges] or self.gathered.calibrated
+            self._learned_from = self._samples(numbers, _LEARNED_FROM[self.recipe.effort])
+        return self._learned_from
+
+    def _equalized(self, given: effort.Candidate) -> effort.Candidate | None:
+        """The model with equalized channels, calibrated anew; None where there is nothing to gain."""
+        with self.report.timed("equalize"):
+            # Without what this run leaves out: channels do not depend on it, so that statistics can be reused.
+            whole = make_plan(given.model, self.target, Recipe(target=self.recipe.target), given.evidence)
+            model = effort.equalized(given.model, whole, given.evidence.stats)
+            if model is None:
+                return None
+            evidence = Evidence(self._again(model))
+            return effort.Candidate(model, make_plan(model, self.target, self.recipe, evidence), evidence)
+
+    def _again(self, model: Model) -> Mapping[str, TensorStats]:
+        """Statistics of a changed model on the samples that were calibrated on."""
+        plan = make_plan(model, self.target, self.recipe)
+        calibrated = self.data.subset(self.gathered.calibrated)
+        found = from_data(model, plan, self.recipe, calibrated, self.settings, 0.0, settle=False)
+        self.report.samples["inferences"] += found.inferences
+        return found.statistics.tensors
+
+    def _samples(self, numbers: Sequence[int], most: int) -> list[Sample]:
+        """So many of the samples with these numbers, in equal steps from the first."""
+        step = max(1, len(numbers) // most)
+        return list(in_order(self.data.__getitem__, numbers[::step][:most], self.settings.threads))

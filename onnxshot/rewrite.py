@@ -1,0 +1,47 @@
+"""Change a graph as its plan says, and bring it into the form that was asked for."""
+
+from __future__ import annotations
+
+from onnxshot.graph import Model, edit
+from onnxshot.passes.base import Pass, Skip
+from onnxshot.passes.dynamic import QuantizeDynamically
+from onnxshot.passes.isolate_softmax import IsolateSoftmax
+from onnxshot.passes.merge_products import MergeProducts
+from onnxshot.passes.qdq import InsertQdq
+from onnxshot.passes.qoperator import ToQOperator
+from onnxshot.passes.smooth import Smooth
+from onnxshot.passes.store_half import StoreHalf
+from onnxshot.passes.weight_only import QuantizeWeightsOnly
+from onnxshot.plan import Plan
+from onnxshot.recipe import Recipe
+from onnxshot.targets.base import Target
+
+
+def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
+    """Change the graph as the plan says; what the passes refused."""
+    method = recipe.weight_method
+    skips = InsertQdq(plan, method).run(model).skips if plan.tensors else []
+    Smooth(plan).run(model)
+    merge = MergeProducts(plan)
+    merge.run(model)
+    steps = (QuantizeDynamically(merge.plan, method), QuantizeWeightsOnly(plan, method), StoreHalf())
+    skips += [skip for step in steps for skip in step.run(model).skips]
+    _tidy(model)
+    return skips
+
+
+def finish(model: Model, target: Target, recipe: Recipe) -> list[Skip]:
+    """Bring a rewritten graph into the form that was asked for, and that the target needs; what was refused."""
+    passes: list[Pass] = []
+    if recipe.format == "qoperator":
+        passes.append(ToQOperator())
+    if target.isolates_softmax:
+        passes.append(IsolateSoftmax())
+    skips = [skip for step in passes for skip in step.run(model).skips]
+    _tidy(model)
+    return skips
+
+
+def _tidy(model: Model) -> None:
+    edit.remove_unused(model)
+    edit.toposort(model)
