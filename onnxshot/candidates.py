@@ -103,7 +103,8 @@ class Workbench:
                 yield bytes(copy.to_proto().SerializeToString())
 
         reference = self.run.original().SerializeToString()
-        return trial.sqnrs(reference, made(), self.samples, threads=self.run.settings.threads)
+        found = trial.tried(reference, made(), self.samples, threads=self.run.settings.threads)
+        return (one.total.db for one in found)
 
     def build(self, recipe: Recipe) -> Model:
         """The model that the recipe makes."""

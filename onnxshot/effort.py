@@ -7,7 +7,7 @@ best      + ranges, and rounding of the weights, by what they do to the outputs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import ModelProto
@@ -22,10 +22,7 @@ from onnxshot.plan import STATIC, Plan
 from onnxshot.reconstruct import Repair, reconstruct
 from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
-from onnxshot.trial import sqnrs
-
-_CHECKED = 4  # every so many-th calibration sample is left out of a repair, to see whether it helps
-_MOST_CHECKED = 16
+from onnxshot.trial import race
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +39,6 @@ class Candidate:
     lead: float = 0.0
 
 
-def split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """(samples to learn from, samples left out to see whether it helps)."""
-    learn = [sample for i, sample in enumerate(samples) if i % _CHECKED != _CHECKED - 1]
-    return learn, list(samples[_CHECKED - 1 :: _CHECKED][:_MOST_CHECKED])
-
-
 def equalized(model: Model, plan: Plan, stats: Mapping[str, TensorStats]) -> Model | None:
     """A copy of the model with equalized channels; None where there is nothing to gain."""
     if not any(n.how == STATIC and n.has_weight for n in plan.nodes):
@@ -61,14 +52,15 @@ def choose(
     reference: ModelProto,
     candidates: Sequence[Candidate],
     rewrite: Callable[[Model, Plan], object],
-    samples: Sequence[Sample],
+    batches: Iterable[Sequence[Sample]],
     *,
     threads: int,
 ) -> Candidate:
     """The candidate that comes closest to the reference once `rewrite` has quantized a copy of it."""
     made = (_rewritten(c.model, c.plan, rewrite) for c in candidates)
-    found = list(sqnrs(reference.SerializeToString(), made, samples, threads=threads))
-    return max(zip(found, candidates, strict=True), key=lambda pair: pair[0] - pair[1].lead)[1]
+    leads = [c.lead for c in candidates]
+    best, _ = race(reference.SerializeToString(), made, batches, threads=threads, leads=leads)
+    return candidates[best]
 
 
 def _rewritten(model: Model, plan: Plan, rewrite: Callable[[Model, Plan], object]) -> bytes:
@@ -78,15 +70,21 @@ def _rewritten(model: Model, plan: Plan, rewrite: Callable[[Model, Plan], object
 
 
 def repaired(
-    reference: ModelProto, model: Model, plan: Plan, samples: Sequence[Sample], effort: str, settings: Settings
+    reference: ModelProto,
+    model: Model,
+    plan: Plan,
+    learn: Sequence[Sample],
+    checks: Iterable[Sequence[Sample]],
+    effort: str,
+    settings: Settings,
 ) -> str:
     """Repair a quantized model where that helps on samples it was not learned from; what was done, in words.
 
-    reference: the float model that the plan was made for. Raises ModelError where a model does not run.
+    reference: the float model that the plan was made for; checks: batches of those other samples. Raises ModelError
+    where a model does not run.
     """
-    learn, check = split(samples)
     layers = [n.node for n in plan.nodes if n.how == STATIC and n.has_weight and n.node not in plan.kept.nodes]
-    if not layers or not check:
+    if not layers or not learn:
         return ""
     proto = model.to_proto()
     ways = {"biases were corrected": False} | ({"weights were rounded anew": True} if effort == "best" else {})
@@ -103,11 +101,14 @@ def repaired(
             ApplyRepairs(found[name]).run(copy)
             yield bytes(copy.to_proto().SerializeToString())
 
-    before, *after = sqnrs(reference.SerializeToString(), candidates(), check, threads=settings.threads)
-    best = max(range(len(after)), key=after.__getitem__)
-    name = list(ways)[best]
-    if after[best] <= before:
-        return f"no repair was kept: {before:.1f} dB before, {after[best]:.1f} dB after, on samples left out of it"
+    best, judged = race(reference.SerializeToString(), candidates(), checks, threads=settings.threads)
+    if not judged:
+        return ""
+    most, *others = (one.typical_db for one in judged)
+    seen = f"{len(judged[best].each_db)} samples left out of it"
+    if best == 0:
+        return f"no repair was kept: {most:.1f} dB before, {max(others):.1f} dB after, on {seen}"
+    name = list(ways)[best - 1]
     ApplyRepairs(found[name]).run(model)
     edit.remove_unused(model)
-    return f"{name}: {before:.1f} dB before, {after[best]:.1f} dB after, on {len(check)} samples left out of it"
+    return f"{name}: {most:.1f} dB before, {others[best - 1]:.1f} dB after, on {seen}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from onnx import ModelProto
@@ -10,6 +10,7 @@ from onnx import ModelProto
 from onnxshot import effort
 from onnxshot.calibrating import Gathered, from_data
 from onnxshot.calibration.readers import Dataset, Sample
+from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Model
 from onnxshot.parallel import in_order
@@ -24,8 +25,9 @@ from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
 from onnxshot.trained import Trained
 
-_TRIED = 8  # calibration samples that plans are tried on
-_LEARNED_FROM = {"balanced": 48, "best": 128}  # calibration samples that repairs are learned from, and checked on
+_BATCHES = (12, 36)  # samples that candidates are held against each other on; the second where it is not clear
+_LEARNED_FROM = {"balanced": 16, "best": 112}  # samples that repairs are learned from
+_CHECKED = 3  # every so many-th is left out of that, to see whether it helps
 _EQUALIZED_FROM = 12  # calibration samples on: fewer do not show how far channels go
 _REFINED_ON = 24  # samples that ranges are chosen on by what they do to the outputs
 _CLIPPING_GAIN_DB = 1.0  # by which min-max ranges must be better: clipped ones are what each tensor asks for
@@ -73,7 +75,7 @@ class Improver:
         best = first
         if len(candidates) > 1:
             with self.report.timed("try"):
-                best = self._choose(candidates, self._samples(self.gathered.calibrated, _TRIED))
+                best = self._choose(candidates, self._batches(self.gathered.calibrated))
         if not best.clips:
             self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
         if self.recipe.effort == "best" and best.plan.params:
@@ -90,20 +92,21 @@ class Improver:
         """
         if self.recipe.effort == "fast" or not plan.tensors:
             return ""
-        return effort.repaired(reference, model, plan, self._learning(), self.recipe.effort, self.settings)
+        learn, checks = self._learning()
+        return effort.repaired(reference, model, plan, learn, checks, self.recipe.effort, self.settings)
 
     def _planned(self, model: Model, recipe: Recipe, evidence: Evidence) -> Plan:
         return make_plan(model, self.target, recipe, evidence, self.trained)
 
-    def _choose(self, candidates: Sequence[effort.Candidate], samples: Sequence[Sample]) -> effort.Candidate:
+    def _choose(self, candidates: Sequence[effort.Candidate], batches: Iterable[Sequence[Sample]]) -> effort.Candidate:
         def rewrite(model: Model, plan: Plan) -> object:
             return apply(model, plan, self.recipe)
 
-        return effort.choose(self.original, candidates, rewrite, samples, threads=self.settings.threads)
+        return effort.choose(self.original, candidates, rewrite, batches, threads=self.settings.threads)
 
     def _refined(self, given: effort.Candidate) -> effort.Candidate:
         """The candidate with ranges chosen by what they do to the outputs, where other samples like them better too."""
-        learn, check = effort.split(self._learning())
+        learn, checks = self._learning()
         method = self.recipe.range_method if given.clips else "minmax"
         recipe = self.recipe if given.clips else replace(self.recipe, clip=False)
         evidence = refined(
@@ -111,18 +114,20 @@ class Improver:
             progress=self.settings.progress,
         )  # fmt: skip
         other = replace(given, plan=self._planned(given.model, recipe, evidence), evidence=evidence)
-        best = self._choose([given, other], check)
+        best = self._choose([given, other], checks)
         if best is other:
             self.report.notes.append("ranges of the loudest tensors were then chosen by what they do to the outputs")
         return best
 
-    def _learning(self) -> list[Sample]:
-        """The samples that repairs are learned from, and checked on: none of those that the result is judged on."""
+    def _learning(self) -> tuple[list[Sample], Iterator[list[Sample]]]:
+        """Samples to learn from, and batches of others to see whether it helped; none that judges the result."""
+        judges = set(self.gathered.held_out)
+        numbers = [i for i in range(len(self.data)) if i not in judges] or self.gathered.calibrated
+        checks = numbers[_CHECKED - 1 :: _CHECKED]
         if not self._learned_from:
-            judges = set(self.gathered.held_out)
-            numbers = [i for i in range(len(self.data)) if i not in judges] or self.gathered.calibrated
-            self._learned_from = self._samples(numbers, _LEARNED_FROM[self.recipe.effort])
-        return self._learned_from
+            others = [n for i, n in enumerate(numbers) if i % _CHECKED != _CHECKED - 1]
+            self._learned_from = self._read(_evenly(others)[: _LEARNED_FROM[self.recipe.effort]])
+        return self._learned_from, self._batches(checks)
 
     def _equalized(self, given: effort.Candidate) -> effort.Candidate | None:
         """The model with equalized channels, calibrated anew; None where there is nothing to gain."""
@@ -136,14 +141,25 @@ class Improver:
             return effort.Candidate(model, make_plan(model, self.target, self.recipe, evidence), evidence)
 
     def _again(self, model: Model) -> Mapping[str, TensorStats]:
-        """Statistics of a changed model on the samples that were calibrated on."""
+        """Statistics of a changed model on the samples that were calibrated on: fewer would leave ranges too small."""
         plan = make_plan(model, self.target, self.recipe)
         calibrated = self.data.subset(self.gathered.calibrated)
         found = from_data(model, plan, self.recipe, calibrated, self.settings, 0.0, settle=False)
         self.report.samples["inferences"] += found.inferences
         return found.statistics.tensors
 
-    def _samples(self, numbers: Sequence[int], most: int) -> list[Sample]:
-        """So many of the samples with these numbers, in equal steps from the first."""
-        step = max(1, len(numbers) // most)
-        return list(in_order(self.data.__getitem__, numbers[::step][:most], self.settings.threads))
+    def _batches(self, numbers: Sequence[int]) -> Iterator[list[Sample]]:
+        """The samples with these numbers in batches, each spread over all; read where they are asked for."""
+        order, start = _evenly(numbers), 0
+        for size in _BATCHES:
+            if start < len(order):
+                yield self._read(order[start : start + size])
+            start += size
+
+    def _read(self, numbers: Sequence[int]) -> list[Sample]:
+        return list(in_order(self.data.__getitem__, numbers, self.settings.threads))
+
+
+def _evenly(numbers: Sequence[int]) -> list[int]:
+    """In an order whose every beginning is spread over all."""
+    return [numbers[i] for i in spread(len(numbers))]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
+from onnxshot.activation import Activation, Activations
 from onnxshot.graph import Model
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.maths.affine import bias_safe_scale
@@ -29,7 +30,7 @@ from onnxshot.walk import Walk
 HELD = 192 << 20
 """Bytes of 8-bit tensors that the walk may hold: it is of as many samples as that takes."""
 _WANTED = 64 << 20  # bytes of the float model's outputs that are held at once, of as many layers as that takes
-_BIAS_ROWS, _WEIGHT_ROWS = 1024, 8192  # values of every output that a layer is repaired on
+_BIAS_ROWS, _WEIGHT_ROWS = 512, 8192  # values of every output that a layer is repaired on
 _MOST_INPUTS = 8192  # inputs of one output: of more, the second moments are too large, and they stay as rounded
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -61,7 +62,7 @@ def reconstruct(
     """
     feeds = feeds[: _affordable(candidate, layers, feeds)]
     student = Walk(candidate, feeds, threads)
-    limits = _limits_behind(reference)
+    activations = Activations(reference)
     makers = {name: node for node in candidate.graph.node for name in node.output}
     originals = {node.name: node for node in reference.graph.node if node.name in layers}
     constants = {t.name: t for t in reference.graph.initializer}
@@ -73,7 +74,7 @@ def reconstruct(
     found = {}
     for done, ((node, layer), outputs) in enumerate(zip(ready, wanted, strict=True), 1):
         weight = numpy_helper.to_array(constants[node.input[1]]) if rounding and node.input[1] in constants else None
-        repair = layer.repair(student, outputs, share, weight, limits.get(node.output[0], _OPEN))
+        repair = layer.repair(student, outputs, share, weight, activations.behind(node.output[0]))
         for name, values in ((layer.bias, repair.bias), (layer.weight, repair.weight)):
             if values is not None:
                 student.set(name, values)
@@ -138,9 +139,6 @@ def _exposed(model: ModelProto, names: Sequence[str]) -> bytes:
     return bytes(other.SerializeToString())
 
 
-_OPEN = (-math.inf, math.inf)
-
-
 @dataclass(frozen=True, slots=True)
 class _Layer:
     """A layer of the candidate: the names of its input and constants, how many outputs it has, and its attributes."""
@@ -176,7 +174,7 @@ class _Layer:
         return replace(found, outputs=table.shape[0] * table.shape[1]) if table.shape[2] <= _MOST_INPUTS else None
 
     def repair(
-        self, student: Walk, wanted: _Wanted, share: int, weight: NDArray[Any] | None, limits: tuple[float, float]
+        self, student: Walk, wanted: _Wanted, share: int, weight: NDArray[Any] | None, behind: Activation
     ) -> Repair:
         """Learn the repair from what the layer reads in the student, and what it should give."""
         stored, scale = student.constant(self.weight), student.constant(self.scale).astype(np.float64).reshape(-1)
@@ -195,7 +193,7 @@ class _Layer:
         table = (integers * scales[:, :, None]).astype(np.float32)
         got = (x @ table.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(x.shape[1], -1)
         old = student.constant(self.bias)
-        learned = corrected_bias(wanted.values, got, old.reshape(-1), limits, wanted.starts)
+        learned = corrected_bias(wanted.values, got, old.reshape(-1), behind, wanted.starts)
         bias = learned.astype(np.float32).reshape(old.shape)
         params = student.params(self.input)
         assert params is not None
@@ -275,31 +273,6 @@ def _spread_over(size: int, share: int, number: int) -> NDArray[np.int64]:
     count = min(share, size)
     start = (number * 0.618034) % 1.0  # multiples of the golden ratio are spread evenly too
     return np.minimum(((np.arange(count) + start) * (size / count)).astype(np.int64), size - 1)
-
-
-def _limits_behind(model: ModelProto) -> dict[str, tuple[float, float]]:
-    """Of every tensor that only a Relu or Clip reads: what that limits it to."""
-    readers: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    constants = {t.name: t for t in model.graph.initializer}
-    found = {}
-    for name, users in readers.items():
-        if len(users) != 1 or users[0].op_type not in ("Relu", "Clip"):
-            continue
-        found[name] = (0.0, math.inf) if users[0].op_type == "Relu" else _clip(users[0], constants)
-    return found
-
-
-def _clip(node: NodeProto, constants: Mapping[str, Any]) -> tuple[float, float]:
-    low, high = (a.f for a in node.attribute) if len(node.attribute) == 2 else _OPEN
-    given = [numpy_helper.to_array(constants[n]).reshape(()) if n in constants else None for n in node.input[1:3]]
-    if len(given) > 0 and given[0] is not None:
-        low = float(given[0])
-    if len(given) > 1 and given[1] is not None:
-        high = float(given[1])
-    return low, high
 
 
 def _affordable(model: ModelProto, layers: Collection[str], feeds: Feeds) -> int:

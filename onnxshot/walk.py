@@ -31,7 +31,10 @@ class Walk:
         self._constants = {t.name: t for t in proto.graph.initializer}
         given = [i.name for i in proto.graph.input if i.name not in self._constants]
         self._held: dict[str, Values] = {name: [feed[name] for feed in feeds] for name in given}
-        self._left = {i for i, node in enumerate(self._nodes) if not self._dequantizes(node)}
+        self._readers: dict[str, set[int]] = {}  # those still to run, of everything a walk may stop at
+        for i, node in enumerate(self._nodes):
+            for name in () if self._dequantizes(node) else _reads(node):
+                self._readers.setdefault(self.stop(name), set()).add(i)
 
     def values(self, name: str) -> Values:
         """Go on until this tensor is there: its values, or where a DequantizeLinear makes it, those that this reads."""
@@ -83,9 +86,11 @@ class Walk:
 
     def _run(self, numbers: Sequence[int], stop: str) -> None:
         nodes = [self._nodes[i] for i in numbers]
-        self._left -= set(numbers)
         reads = {name for node in nodes for name in _reads(node)}
-        later = {stop, *(self.stop(name) for i in self._left for name in _reads(self._nodes[i]))}
+        for readers in (self._readers.get(self.stop(name)) for name in reads):
+            if readers is not None:
+                readers.difference_update(numbers)
+        later = {stop, *(name for name, readers in self._readers.items() if readers)}
         inputs = [name for name in self._held if name in reads]
         outputs = [name for node in nodes for name in node.output if name in later and name not in self._held]
         constants = [values for name, values in self._constants.items() if name in reads]

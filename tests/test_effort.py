@@ -135,18 +135,19 @@ def test_equalized_channels_that_make_it_worse_are_not_kept(monkeypatch: pytest.
 def test_samples_that_judge_a_repair_are_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[Any] = []
     judged: list[Any] = []
-    real, sqnrs = effort.reconstruct, effort.sqnrs
+    real, race = effort.reconstruct, effort.race
 
     def learns(reference: Any, candidate: Any, layers: Any, feeds: Any, **rest: Any) -> dict[str, Repair]:
         learned.extend(feeds)
         return real(reference, candidate, layers, feeds, **rest)
 
-    def judges(reference: Any, candidates: Any, samples: Any, **rest: Any) -> list[float]:
-        judged.extend(sample.feed for sample in samples)
-        return list(sqnrs(reference, candidates, samples, **rest))
+    def judges(reference: Any, candidates: Any, batches: Any, **rest: Any) -> Any:
+        drawn = list(batches)
+        judged.extend(sample.feed for samples in drawn for sample in samples)
+        return race(reference, candidates, drawn, **rest)
 
     monkeypatch.setattr(effort, "reconstruct", learns)
-    monkeypatch.setattr(effort, "sqnrs", judges)
+    monkeypatch.setattr(effort, "race", judges)
     monkeypatch.setattr(effort, "equalized", lambda *_: None)
     made("digits_resnet", 16, effort="balanced", method="minmax")
     first, second = ({feed["image"].tobytes() for feed in given} for given in (learned, judged))

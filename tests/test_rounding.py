@@ -1,6 +1,7 @@
 """Rounding by what it does to the outputs, and biases that take up a mean error."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +14,18 @@ from onnxshot.maths.rounding import corrected_bias, round_weights
 
 Floats = NDArray[np.float64]
 WIDE = (-127, 127)
-OPEN = (-np.inf, np.inf)
+
+
+def no_activation(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values
+
+
+def hard_swish(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values * np.clip(values / 6 + np.float32(0.5), 0, 1)
+
+
+def clip(low: float, high: float) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    return lambda values: np.clip(values, low, high)
 
 
 def correlated(rng: np.random.Generator, columns: int, rows: int = 400) -> Floats:
@@ -164,7 +176,7 @@ def test_a_shift_is_taken_up_to_the_bit_without_an_activation() -> None:
     rng = np.random.default_rng(0)
     got, starts = samples(rng, 8, 50, 4)
     bias, shift = np.asarray([0.5, -1, 0, 2], np.float32), np.asarray([0.25, -0.5, 1, 0], np.float32)
-    found = corrected_bias(got + bias + shift, got, bias, OPEN, np.asarray(starts))
+    found = corrected_bias(got + bias + shift, got, bias, no_activation, np.asarray(starts))
     np.testing.assert_allclose(found, bias + shift, atol=1e-5)
 
 
@@ -172,7 +184,7 @@ def test_samples_of_different_lengths_weigh_alike() -> None:
     """The mean over samples, not over rows: of errors 1 and 3 it is 2, however many rows have which."""
     got = np.zeros((110, 1), np.float32)
     wanted = np.concatenate([np.full((100, 1), 3.0), np.full((10, 1), 1.0)]).astype(np.float32)
-    found = corrected_bias(wanted, got, np.zeros(1, np.float32), OPEN, np.asarray([0, 100]))
+    found = corrected_bias(wanted, got, np.zeros(1, np.float32), no_activation, np.asarray([0, 100]))
     mean, accident = 2.0, 1.0  # variance of the mean: 1 over two samples less one
     expected, step = 0.0, 0.0
     for _ in range(3):
@@ -183,18 +195,20 @@ def test_samples_of_different_lengths_weigh_alike() -> None:
     assert 0 < found[0] < mean
 
 
-@pytest.mark.parametrize("limits", [(0.0, np.inf), (0.0, 1.0), (-1.0, 1.0)])
-def test_the_mean_behind_the_activation_is_brought_back(limits: tuple[float, float]) -> None:
+@pytest.mark.parametrize("activation", [clip(0.0, np.inf), clip(0.0, 1.0), clip(-1.0, 1.0), hard_swish, np.tanh])
+def test_the_mean_behind_the_activation_is_brought_back(
+    activation: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> None:
     rng = np.random.default_rng(1)
     got, starts = samples(rng, 16, 500, 6)
     bias = rng.uniform(-0.5, 0.5, 6).astype(np.float32)
     wanted = got + bias
     # The quantized layer has lost a share of every output, and carries noise that the activation rectifies.
     lossy = (got - np.linspace(-0.3, 0.3, 6) + 0.3 * rng.standard_normal(got.shape)).astype(np.float32)
-    found = corrected_bias(wanted, lossy, bias, limits, np.asarray(starts))
+    found = corrected_bias(wanted, lossy, bias, activation, np.asarray(starts))
 
     def off(b: NDArray[np.floating]) -> Floats:
-        return np.abs((np.clip(wanted, *limits) - np.clip(lossy + b, *limits)).mean(axis=0, dtype=np.float64))
+        return np.abs((activation(wanted) - activation((lossy + b).astype(np.float32))).mean(axis=0, dtype=np.float64))
 
     assert (off(found) < 0.01).all()
     assert off(bias).max() > 0.1
@@ -208,7 +222,7 @@ def test_errors_that_differ_from_sample_to_sample_only_are_left() -> None:
     bias = np.asarray([1, 2, 3], np.float32)
     for errors in (alternating, uneven):
         wanted = (got + bias + errors).astype(np.float32)
-        found = corrected_bias(wanted, got, bias, OPEN, np.asarray(starts))
+        found = corrected_bias(wanted, got, bias, no_activation, np.asarray(starts))
         np.testing.assert_allclose(found, bias, atol=1e-6)
 
 
@@ -217,7 +231,7 @@ def test_of_a_mean_among_accidents_a_share_is_corrected() -> None:
     errors = np.asarray([1.0, 3.0, 2.0, 2.0])
     got = np.zeros((4, 1), np.float32)
     found = corrected_bias(
-        errors[:, None].astype(np.float32), got, np.zeros(1, np.float32), OPEN, np.arange(4)
+        errors[:, None].astype(np.float32), got, np.zeros(1, np.float32), no_activation, np.arange(4)
     )  # fmt: skip
     accident = errors.var() / 3
     expected = 0.0
@@ -230,7 +244,7 @@ def test_of_a_mean_among_accidents_a_share_is_corrected() -> None:
 
 def test_one_sample_is_believed() -> None:
     got = np.linspace(-1, 1, 30, dtype=np.float32)[:, None]
-    found = corrected_bias(got + np.float32(0.5), got, np.zeros(1, np.float32), OPEN, np.asarray([0]))
+    found = corrected_bias(got + np.float32(0.5), got, np.zeros(1, np.float32), no_activation, np.asarray([0]))
     np.testing.assert_allclose(found, [0.5], atol=1e-6)
 
 
@@ -240,5 +254,5 @@ def test_what_is_right_or_cut_off_altogether_is_left() -> None:
     bias = np.asarray([0.25, 0.5], np.float32)
     wanted = got + bias
     wanted[:, 0] -= 3.0  # behind the Relu both are zero
-    found = corrected_bias(wanted, got, bias, (0.0, np.inf), np.arange(0, 40, 10))
+    found = corrected_bias(wanted, got, bias, clip(0.0, np.inf), np.arange(0, 40, 10))
     np.testing.assert_array_equal(found, bias)

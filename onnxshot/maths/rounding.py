@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +12,7 @@ Floats = NDArray[np.float64]
 
 _DAMPING = 0.01  # of the mean second moment: GPTQ, section 3.3, step 3
 _STEPS = 3  # towards the fixed point of a bias
+_STEP = 0.01  # of the outputs' standard deviation: to see how much the mean moves with the bias
 _LEAST_SLOPE = 0.1  # of the mean over the bias: where nearly all is cut off, steps would be too long
 _BLOCK = 64  # columns whose error is spread beyond themselves at once: GPTQ, section 3.3, step 2
 
@@ -58,29 +62,30 @@ def corrected_bias(
     wanted: NDArray[np.floating],
     got: NDArray[np.floating],
     bias: NDArray[np.floating],
-    limits: tuple[float, float],
+    activation: Callable[[NDArray[Any]], NDArray[Any]],
     starts: NDArray[np.int64],
 ) -> Floats:
     """A bias [O] for which the mean of what the layer gives is the float layer's, behind its activation.
 
-    Empirical bias correction: Nagel et al. 2019, section 4.2, with the mean taken after the Relu or Clip: noise before
+    Empirical bias correction: Nagel et al. 2019, section 4.2, with the mean taken after the activation: noise before
     it is rectified, and it is the mean behind it that the next layer sees. Of a mean error that differs from sample to
     sample, only so much is corrected as is no accident of the samples: James and Stein 1961, with the positive part.
 
     wanted [N, O]: the float layer's outputs before the activation. got [N, O]: the quantized layer's, without bias.
-    limits: of the activation, or infinite. starts [S]: the row that each sample's rows begin with.
+    activation: applied value by value. starts [S]: the row that each sample's rows begin with.
     """
-    target = np.clip(wanted, *limits)
+    target = activation(wanted)
     counts = np.diff(starts, append=len(wanted))[:, None]
     found = bias.astype(np.float64)
+    step = np.float32(_STEP * max(float(wanted.std()), 1e-6))
     for _ in range(_STEPS):
         raw = got + found.astype(np.float32)
-        limited = np.clip(raw, *limits)
-        errors = np.add.reduceat(target - limited, starts, axis=0, dtype=np.float64) / counts
+        given = activation(raw)
+        errors = np.add.reduceat(target - given, starts, axis=0, dtype=np.float64) / counts
         mean = errors.mean(axis=0)
         accident = errors.var(axis=0) / max(len(starts) - 1, 1)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(mean != 0.0, np.maximum(1.0 - accident / mean**2, 0.0), 0.0)
-        # A step of the bias moves the mean by the share of values that are not cut off.
-        found += share * mean / np.maximum((limited == raw).mean(axis=0), _LEAST_SLOPE)
+        slope = (activation(raw + step) - given).mean(axis=0, dtype=np.float64) / step
+        found += share * mean / np.maximum(slope, _LEAST_SLOPE)
     return found

@@ -1,0 +1,99 @@
+"""Which candidate comes closest, and how many samples it takes to say so."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from handmade.core import model
+from onnx import ModelProto
+from planning import FAST
+
+from onnxshot.calibration.readers import Sample
+from onnxshot.trial import race, tried
+
+SHAPE = (1, 8)
+
+
+def with_noise(scale: float, bias: float = 0.0) -> bytes:
+    """y = x + scale * x**2 + bias."""
+    text = """g (float[1, 8] x) => (float[1, 8] y) {
+        q = Mul(x, x) n = Mul(q, scale) z = Add(x, n) y = Add(z, bias) }"""
+    made: ModelProto = model(text, {"scale": np.float32([scale]), "bias": np.float32([bias])})
+    return bytes(made.SerializeToString())
+
+
+def samples(count: int, loud: float = 1.0) -> list[Sample]:
+    rng = np.random.default_rng(count)
+    return [Sample(str(i), {"x": (loud * rng.standard_normal(SHAPE)).astype(np.float32)}) for i in range(count)]
+
+
+def expected_db(given: list[Sample], scale: float) -> list[float]:
+    xs = [sample.feed["x"].astype(np.float64) for sample in given]
+    return [10 * np.log10((x**2).sum() / (scale**2 * (x**4).sum())) for x in xs]
+
+
+def test_each_sample_and_all_together() -> None:
+    given = samples(5)
+    (found,) = tried(with_noise(0), [with_noise(0.1)], given, threads=FAST.threads)
+    np.testing.assert_allclose(found.each_db, expected_db(given, 0.1), atol=1e-3)
+    assert found.typical_db == pytest.approx(np.mean(expected_db(given, 0.1)), abs=1e-3)
+    xs = np.concatenate([sample.feed["x"].astype(np.float64) for sample in given])
+    assert found.total.db == pytest.approx(10 * np.log10((xs**2).sum() / (0.01 * (xs**4).sum())), abs=1e-3)
+
+
+def test_one_loud_sample_does_not_decide() -> None:
+    """Its noise is most of all noise; of the others four in five prefer the other candidate."""
+    quiet, loud = samples(9), samples(1, loud=30.0)
+    candidates = [with_noise(0.003), with_noise(0.0, bias=0.1)]
+    best, found = race(with_noise(0), candidates, [[*quiet, *loud]], threads=2)
+    assert found[0].total.db < found[1].total.db
+    assert found[0].typical_db > found[1].typical_db
+    assert best == 0
+
+
+def test_a_sample_without_error_counts_no_more_than_100_db() -> None:
+    (found,) = tried(with_noise(0), [with_noise(0)], samples(2), threads=1)
+    assert found.each_db == (100.0, 100.0)
+
+
+class Batches:
+    """Batches that remember how many were drawn."""
+
+    def __init__(self, *batches: list[Sample]) -> None:
+        self.batches, self.drawn = batches, 0
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for batch in self.batches:
+            self.drawn += 1
+            yield batch
+
+
+def test_no_further_batch_is_drawn_where_it_is_clear() -> None:
+    batches = Batches(samples(6), samples(7))
+    best, found = race(with_noise(0), [with_noise(0.1), with_noise(0.01)], batches, threads=2)
+    assert (best, batches.drawn) == (1, 1)
+    assert [len(one.each_db) for one in found] == [6, 6]
+
+
+def test_where_it_is_not_clear_those_in_doubt_alone_go_on() -> None:
+    """A constant error and one that grows with the square: which is larger differs from sample to sample."""
+    batches = Batches(samples(6), samples(7), samples(50))
+    candidates = [with_noise(0.1), with_noise(0.0, bias=0.17), with_noise(1.0)]
+    best, found = race(with_noise(0), candidates, batches, threads=2)
+    assert batches.drawn >= 2
+    assert len(found[0].each_db) == len(found[1].each_db) > len(found[2].each_db) == 6
+    means = [found[i].typical_db for i in (0, 1)]
+    assert best == int(np.argmax(means))
+
+
+def test_a_lead_must_be_made_up_for() -> None:
+    candidates = [with_noise(0.1), with_noise(0.05)]  # 6 dB better
+    for lead, expected in ((5.9, 1), (6.1, 0)):
+        best, _ = race(with_noise(0), candidates, [samples(6)], threads=2, leads=[0.0, lead])
+        assert best == expected
+
+
+def test_equal_candidates_the_first_is_taken() -> None:
+    batches = Batches(samples(3), samples(4))
+    best, _ = race(with_noise(0), [with_noise(0.1), with_noise(0.1)], batches, threads=2)
+    assert (best, batches.drawn) == (0, 2)
