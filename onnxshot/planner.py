@@ -257,7 +257,7 @@ class _Planner:
                 continue
             for tensor in self._data(node):
                 wanted.setdefault(tensor, False)
-            if self.target.quantizes_outputs:
+            if self.target.quantizes_outputs and not self._gives_float(node):
                 for tensor in node.outputs if node.op == "Split" else [self._result(node)]:
                     wanted[tensor] = True
         sources = {t: self._source(t) for t in wanted}
@@ -273,6 +273,20 @@ class _Planner:
             )
             for t, readers in wanted.items()
         }
+
+    def _gives_float(self, node: Node) -> bool:
+        """True where the op is fused without a Q behind it, and no int8 op would take the quantized value.
+
+        In an encoder, the Q of what a product adds to the residual branch was by far the loudest of all noises.
+        """
+        if node.op not in self.target.gives_float or self.recipe.format == "qoperator" or self._feeds(node):
+            return False
+        if self.trained.of(self._result(node)) is not None:
+            return False
+        if node.op == "Gemm":
+            return len(node.inputs) < 3 or not node.inputs[2].name
+        shape = self.model.shape(node.outputs[0])
+        return (shape is not None and len(shape) > 2) or all(u.op != "Add" for u in edit.consumers(node.outputs[0]))
 
     def _groups(self, sources: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """The first member of each source's group. An int8 Concat whose inputs share one scale only copies bytes."""

@@ -16,6 +16,7 @@ from onnxshot.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS
 from onnxshot.planner import make_plan
 from onnxshot.recipe import Recipe
 from onnxshot.targets import TARGETS, target_named
+from onnxshot.targets.ort_executed import executed
 
 PLANNABLE = [name for name in HANDMADE if not name.startswith("already_")]
 
@@ -523,3 +524,33 @@ def test_an_operand_that_is_infinite_keeps_its_op_in_float() -> None:
         image[0, 0, 3, 4] = value
         half.CopyFrom(onnx.numpy_helper.from_array(image, "half"))
         assert treatment(*planned(case))["m"] == how
+
+
+TOKENS = "g (float[1, 6, 64] x) => (float[1, 6, 64] y)"
+BIASED = "h = MatMul(x, w1) t = Add(h, b) e = Tanh(t) u = MatMul(e, w2) y = Add(u, b)"
+GIVES: dict[str, tuple[str, str, bool]] = {  # name -> (text, product, whether a Q follows it)
+    "a product of tokens": (f"{TOKENS} {{ {BIASED} }}", "h", False),
+    "a bias of its own": ("g (float[8, 64] x) => (float[8, 64] y) { h = Gemm(x, w1, b) y = Softmax(h) }", "h", True),
+    "no bias": ("g (float[8, 64] x) => (float[8, 64] y) { h = Gemm(x, w1) y = Softmax(h) }", "h", False),
+    "matrices, and what becomes a bias": (f"g (float[8, 64] x) => (float[8, 64] y) {{ {BIASED} }}", "h", True),
+    "matrices": ("g (float[8, 64] x) => (float[8, 64] y) { h = MatMul(x, w1) y = Softmax(h) }", "h", False),
+    "for another product": (f"{TOKENS} {{ h = MatMul(x, w1) y = MatMul(h, w2) }}", "h", True),
+}
+
+
+@pytest.mark.parametrize("name", GIVES)
+def test_a_product_that_nothing_takes_in_int8_gives_floats_and_still_runs_in_int8(name: str) -> None:
+    """The Q on what an encoder's products add to the residual branch cost 9 dB."""
+    text, product, quantizes = GIVES[name]
+    given: Feed = {k: v for k, v in {"w1": weight(64, 64), "w2": weight(64, 64, seed=1), "b": vector(64)}.items()}
+    constants = {k: v for k, v in given.items() if f"{k}," in text or f"{k})" in text}
+    case = small(text, constants, x=(1, 6, 64) if "6, 64" in text else (8, 64))
+    options = {"include": ["[MG][ae][tm][Mm]*"]}  # MatMul and Gemm, as far as there are any
+    _, plan = planned(case, calibrate=True, **options)
+    assert plan.labels(STATIC)
+    assert (product in plan.tensors and plan.tensors[product].all_readers) == quantizes
+    _, proto = quantized(case, **options)
+    assert executed(proto.SerializeToString(), sample=case.feeds[0]).share == 1, "all products ran in int8"
+    assert sqnr(case, proto) > 30
+    _, plan = planned(case, calibrate=True, format="qoperator", **options)
+    assert product in plan.tensors, "QLinearMatMul has no float output"

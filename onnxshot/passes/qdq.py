@@ -37,6 +37,8 @@ class InsertQdq:
         for node in nodes:
             if node.label in self.plan.weights:
                 self._quantize_weight(model, node, quantized, change)
+                if node.op == "MatMul" and node.outputs[0].name not in self.plan.tensors:
+                    _keep_apart(model, node)
                 change.edits += 1
             elif node.op in OPS and OPS[node.op].data is None:
                 change.edits += self._quantize_constants(model, node)
@@ -92,6 +94,20 @@ def _as_vector(model: Model, node: Node, slot: int, bias: NDArray[Any], channels
     vector = np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (channels,)))
     node.inputs[slot] = edit.add_constant(model, node.inputs[slot].name, "vector", vector)
     return vector
+
+
+def _keep_apart(model: Model, product: Node) -> None:
+    """Give what is added to a product without a Q the shape [1, N], where ONNX Runtime would make both a Gemm in float.
+
+    Its MatMulAddFusion does so with a vector of N where all sizes are known. The sum has three axes or more.
+    """
+    shape, add = model.shape(product.outputs[0]), edit.only_consumer(model, product.outputs[0])
+    if add is None or add.op != "Add" or not shape or not all(isinstance(size, int) for size in shape):
+        return
+    for slot, tensor in enumerate(add.inputs):
+        if isinstance(tensor, Constant) and len(shape) > 2 and tuple(tensor.shape) == shape[-1:]:
+            values = np.asarray(weights.read(tensor)).reshape(1, -1)
+            add.inputs[slot] = edit.add_constant(model, tensor.name, "row", values)
 
 
 def _insert_pair(

@@ -25,6 +25,8 @@ class Target:
         followers: ops without a weight that run in int8, worth it only between int8 ops.
         reducers: followers whose output is so much smaller that they pay although a float op reads it.
         quantizes_outputs: an int8 op needs a Q on its output (after a Relu or Clip that follows it) to be fused.
+        gives_float: ops that are fused without a Q on their output too, and then give floats; of them a Gemm without a
+            bias, and a MatMul that no Add behind it makes a Gemm with one.
         quantizes_residuals: the shortcut input of a residual Add gets a Q/DQ pair of its own.
         isolates_softmax: a Softmax between Transposes must be kept on the last axis by hand.
         float_reasons: ops left in float on purpose, and the reason a report gives.
@@ -46,6 +48,7 @@ class Target:
     followers: frozenset[str] = frozenset()
     reducers: frozenset[str] = frozenset()
     quantizes_outputs: bool = True
+    gives_float: frozenset[str] = frozenset()
     quantizes_residuals: bool = False
     isolates_softmax: bool = False
     float_reasons: Mapping[str, str] = field(default_factory=dict)

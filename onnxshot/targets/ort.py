@@ -27,6 +27,9 @@ ORT = Target(
     dynamic=frozenset({"MatMul", "Gemm"}),
     contrib=frozenset({"LSTM"}),
     prefers_dynamic=True,
+    # As MatMulIntegerToFloat and QGemm. A float bias is quantized for a Gemm with a Q behind it only; without one, the
+    # Gemm runs in float, and so does a MatMul of matrices with an Add behind it, which becomes such a Gemm.
+    gives_float=frozenset({"MatMul", "Gemm"}),
     isolates_softmax=True,
     followers=frozenset(
         {
