@@ -1,7 +1,7 @@
 """What more effort does for accuracy: candidates and repairs, each kept only where the network's outputs are better.
 
 fast      ranges only
-balanced  + cross-layer equalization, + bias correction
+balanced  + cross-layer equalization, + outliers of products moved into weights, + bias correction
 best      + ranges, and rounding of the weights, by what they do to the outputs
 """
 
@@ -29,7 +29,8 @@ from onnxshot.trial import race
 class Candidate:
     """A float model with a plan for it, and what is known of its tensors.
 
-    clips: whether ranges may be smaller than the extremes; lead: how many dB it must be better by.
+    clips: whether ranges may be smaller than the extremes; lead: how many dB it must be better by; equalized, smoothed:
+    what was done to the weights.
     """
 
     model: Model
@@ -37,6 +38,8 @@ class Candidate:
     evidence: Evidence
     clips: bool = True
     lead: float = 0.0
+    equalized: bool = False
+    smoothed: bool = False
 
 
 def equalized(model: Model, plan: Plan, stats: Mapping[str, TensorStats]) -> Model | None:

@@ -14,7 +14,7 @@ from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Model
 from onnxshot.parallel import in_order
-from onnxshot.plan import Plan
+from onnxshot.plan import STATIC, Plan
 from onnxshot.planner import make_plan
 from onnxshot.recipe import Recipe
 from onnxshot.refine import refined
@@ -22,6 +22,7 @@ from onnxshot.report import Report
 from onnxshot.rewrite import apply
 from onnxshot.scales import TRAINED, Evidence
 from onnxshot.settings import Settings
+from onnxshot.smoothing import readers_of, smoothed
 from onnxshot.targets.base import Target
 from onnxshot.trained import Trained
 
@@ -29,6 +30,8 @@ _BATCHES = (12, 36)  # samples that candidates are held against each other on; t
 _LEARNED_FROM = {"balanced": 16, "best": 112}  # samples that repairs are learned from
 _CHECKED = 3  # every so many-th is left out of that, to see whether it helps
 _EQUALIZED_FROM = 12  # calibration samples on: fewer do not show how far channels go
+_SMOOTHED_FROM = 48  # calibration samples that products are computed on
+_SMOOTHING_GAIN_DB = 0.5  # by which it must be better: a division is not for nothing
 _REFINED_ON = 24  # samples that ranges are chosen on by what they do to the outputs
 _CLIPPING_GAIN_DB = 1.0  # by which min-max ranges must be better: clipped ones are what each tensor asks for
 
@@ -76,13 +79,18 @@ class Improver:
         if len(candidates) > 1:
             with self.report.timed("try"):
                 best = self._choose(candidates, self._batches(self.gathered.calibrated))
+        best = replace(best, equalized=best.model is not self.model)
+        if self.recipe.effort != "fast" and self.recipe.smooth is not False and not self.trained:
+            best = self._smoothed(best)
         if not best.clips:
             self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
         if self.recipe.effort == "best" and best.plan.params:
             with self.report.timed("refine"):
                 best = self._refined(best)
-        if best.model is not self.model:
+        if best.equalized:
             self.report.notes.append("channels were equalized")
+        if best.smoothed:
+            self.report.notes.append("outliers in the inputs of static products were moved into their weights")
         return best
 
     def repair(self, reference: ModelProto, model: Model, plan: Plan) -> str:
@@ -139,6 +147,31 @@ class Improver:
                 return None
             evidence = Evidence(self._again(model))
             return effort.Candidate(model, make_plan(model, self.target, self.recipe, evidence), evidence)
+
+    def _smoothed(self, given: effort.Candidate) -> effort.Candidate:
+        """The candidate with outliers moved into the weights of static products, where the outputs are better so."""
+        calibrated = self.gathered.calibrated
+        with self.report.timed("smooth"):
+            # Without exclusions, as for equalization: factors do not depend on what a search leaves out.
+            whole = make_plan(given.model, self.target, replace(self.recipe, exclude=()))
+            if not readers_of(given.model, whole, STATIC):
+                return given
+            samples = self._read(_evenly(calibrated)[:_SMOOTHED_FROM])
+            model = smoothed(given.model, whole, given.plan, given.evidence.stats, samples, self.settings)
+            if model is None:
+                return given
+            evidence = Evidence(self._again(model))
+            other = replace(
+                given, model=model, plan=self._planned(model, self.recipe, evidence), evidence=evidence, clips=True,
+                lead=_SMOOTHING_GAIN_DB, smoothed=True,
+            )  # fmt: skip
+            others = [other]
+            if not given.clips:  # it may have been the outliers that spoke against clipping, or not
+                plain = self._planned(model, replace(self.recipe, clip=False), evidence)
+                others.append(replace(other, plan=plain, clips=False))
+            if self.recipe.smooth is None:
+                others.append(replace(given, lead=0.0))
+            return self._choose(others, self._batches(calibrated)) if len(others) > 1 else other
 
     def _again(self, model: Model) -> Mapping[str, TensorStats]:
         """Statistics of a changed model on the samples that were calibrated on: fewer would leave ranges too small."""

@@ -32,6 +32,8 @@ class Recipe:
         effort: fast, balanced or best: how much is done for accuracy (see effort.py).
         method: how activation ranges are chosen from statistics.
         equalize: whether channels are equalized where the effort is not fast; None tries both on calibration samples.
+        smooth: whether outliers in the inputs of static products are moved into their weights where the effort is not
+            fast; None tries both on calibration samples.
         clip: whether ranges by method auto may be smaller than the extremes; None tries both.
         weight_method: minmax (no weight is clipped) or mse (least squared error per channel).
         exclude, include: globs over node names, tensor names and op types.
@@ -48,6 +50,7 @@ class Recipe:
     effort: str = "balanced"
     method: str = "auto"
     equalize: bool | None = None
+    smooth: bool | None = None
     clip: bool | None = None
     weight_method: str = "minmax"
     exclude: tuple[str, ...] = ()
@@ -74,6 +77,7 @@ class Recipe:
             ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
             ("complete", self.complete, isinstance(self.complete, bool), "true or false"),
             ("equalize", self.equalize, self.equalize in (None, True, False), "true, false or null"),
+            ("smooth", self.smooth, self.smooth in (None, True, False), "true, false or null"),
             ("clip", self.clip, self.clip in (None, True, False), "true, false or null"),
             ("concat_ratio", ratio, isinstance(ratio, int | float) and ratio >= 1, "a number from 1 up"),
             ("exclude", self.exclude, _are_patterns(self.exclude), "a list of globs"),

@@ -12,7 +12,7 @@ from onnxshot.passes.qoperator import ToQOperator
 from onnxshot.passes.smooth import Smooth
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
-from onnxshot.plan import Plan
+from onnxshot.plan import DYNAMIC, Plan
 from onnxshot.recipe import Recipe
 from onnxshot.targets.base import Target
 
@@ -21,7 +21,7 @@ def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     """Change the graph as the plan says; what the passes refused."""
     method = recipe.weight_method
     skips = InsertQdq(plan, method).run(model).skips if plan.tensors else []
-    Smooth(plan).run(model)
+    Smooth(plan.smoothing, plan.labels(DYNAMIC)).run(model)
     merge = MergeProducts(plan)
     merge.run(model)
     steps = (QuantizeDynamically(merge.plan, method), QuantizeWeightsOnly(plan, method), StoreHalf())

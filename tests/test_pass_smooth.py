@@ -13,6 +13,7 @@ from onnxshot.maths.metrics import sqnr_db
 from onnxshot.maths.smooth import smoothing_factors
 from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.smooth import Smooth
+from onnxshot.plan import DYNAMIC
 
 PRODUCTS = {
     "matmul": ("y = MatMul(x, w)", {"w": weight(64, 64)}),
@@ -33,7 +34,7 @@ def test_smoothing_keeps_the_function_and_helps_int8(name: str) -> None:
     ready, plan = planned(case, calibrate=True)
     plain, _ = planned(case)
     assert list(plan.smoothing) == ["x"]
-    assert Smooth(plan).run(ready).edits == 1
+    assert Smooth(plan.smoothing, plan.labels(DYNAMIC)).run(ready).edits == 1
     (inserted,) = [n for n in ready.graph.nodes if n.op == "Mul"]
     readers = [n for n in ready.graph.nodes if n.op in ("MatMul", "Gemm")]
     assert all(n.inputs[0] is inserted.outputs[0] for n in readers)

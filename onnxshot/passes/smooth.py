@@ -1,51 +1,114 @@
-"""Divide the input of a product by a factor per channel, and multiply the rows of its weight by it (SmoothQuant eq. 3).
+"""Divide the input of products by a factor per channel, and multiply the rows of the weights by it: SmoothQuant eq. 3.
 
-The division is a Mul of its own: what makes the tensor, often a LayerNormalization, feeds a residual branch as well.
+Where a normalization makes the tensor for these products alone, its scale and bias take the division. Elsewhere it is a
+Mul of its own: often a residual branch reads the tensor as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.passes.base import Change
-from onnxshot.plan import DYNAMIC, Plan
+
+PRODUCTS = ("MatMul", "Gemm")
 
 
 @dataclass(frozen=True, slots=True)
 class Smooth:
-    """Smooth the tensors of the plan in front of the dynamic products that read them."""
+    """Divide tensors by their factors, float32 [K] by name, in front of those of the products that read them.
 
-    plan: Plan
+    products: names of the nodes; of them MatMul and Gemm count, with a constant matrix at input 1 and no transA.
+    """
+
+    factors: Mapping[str, NDArray[np.float32]]
+    products: Collection[str]
     name: str = "smooth"
 
     def run(self, model: Model) -> Change:
-        """Insert the divisions and scale the weights; edits counts the tensors."""
+        """Divide the tensors and scale the weights; edits counts the tensors."""
         change = Change()
-        dynamic = self.plan.labels(DYNAMIC)
         tensors = model.tensors()
-        for name, factors in self.plan.smoothing.items():
+        for name, factors in self.factors.items():
             tensor = tensors[name]
-            users = [u for u in edit.consumers(tensor) if u.label in dynamic and u.inputs[0] is tensor]
-            inverse = edit.add_constant(model, name, "smoothing", (1.0 / factors).astype(np.float32))
-            divided = edit.add_node(model, "Mul", [tensor, inverse], base=name, suffix="smooth").outputs[0]
+            users = [u for u in edit.consumers(tensor) if u.op in PRODUCTS and u.label in self.products]
+            users = [u for u in users if u.inputs[0] is tensor]
+            if not users:
+                continue
+            inverse = (1.0 / factors).astype(np.float32)
+            if set(edit.consumers(tensor)) == set(users) and absorbs(model, tensor, factors.size):
+                _absorb(model, tensor, inverse)
+            else:
+                constant = edit.add_constant(model, name, "smoothing", inverse)
+                divided = edit.add_node(model, "Mul", [tensor, constant], base=name, suffix="smooth").outputs[0]
+                for user in users:
+                    user.inputs[0] = divided
+            scaled: dict[tuple[int, bool], Constant] = {}  # products that share a weight go on sharing one
             for user in users:
-                user.inputs[0] = divided
-                user.inputs[1] = _scaled(model, user, factors)
+                weight, turned = user.inputs[1], bool(user.attrs.get("transB", 0))
+                if (id(weight), turned) not in scaled:
+                    scaled[id(weight), turned] = _scaled(model, weight, factors if turned else factors[:, None])
+                user.inputs[1] = scaled[id(weight), turned]
             change.edits += 1
         if change.edits:
             edit.toposort(model)
         return change
 
 
-def _scaled(model: Model, node: Node, factors: NDArray[np.float32]) -> Constant:
-    weight = node.inputs[1]
-    rows = factors if node.attrs.get("transB", 0) else factors[:, None]
+def absorbs(model: Model, tensor: Tensor, channels: int) -> bool:
+    """Whether what makes the tensor can divide its channels, those of the last axis, by changing constants alone.
 
+    True for LayerNormalization, a Mul by a vector, and an Add of a vector to what such a node makes for it alone.
+    """
+    maker = edit.producer(tensor)
+    if maker is None or edit.is_output(model, tensor):
+        return False
+    if maker.op == "LayerNormalization" and tensor is maker.outputs[0]:
+        return all(_is_vector(t, channels) for t in maker.inputs[1:] if t.name)
+    slot = _vector_slot(maker, channels)
+    if maker.op == "Mul":
+        return slot is not None
+    if maker.op != "Add" or slot is None:
+        return False
+    other = maker.inputs[1 - slot]
+    return edit.only_consumer(model, other) is maker and absorbs(model, other, channels)
+
+
+def _absorb(model: Model, tensor: Tensor, inverse: NDArray[np.float32]) -> None:
+    """Multiply the tensor by `inverse` in the constants of what makes it."""
+    maker = edit.producer(tensor)
+    assert maker is not None
+    if maker.op == "LayerNormalization":
+        slots = [i for i, t in enumerate(maker.inputs) if i > 0 and t.name]
+    else:
+        slot = _vector_slot(maker, inverse.size)
+        assert slot is not None
+        slots = [slot]
+        if maker.op == "Add":
+            _absorb(model, maker.inputs[1 - slot], inverse)
+    for i in slots:
+        values = np.asarray(weights.read(maker.inputs[i])) * inverse
+        maker.inputs[i] = edit.add_constant(model, maker.inputs[i].name, "smoothed", values)
+
+
+def _vector_slot(node: Node, channels: int) -> int | None:
+    """The input that is a vector of the last axis, where the other one is computed."""
+    found = [i for i, t in enumerate(node.inputs) if _is_vector(t, channels)]
+    return found[0] if len(found) == 1 and len(node.inputs) == 2 else None
+
+
+def _is_vector(tensor: Tensor, channels: int) -> bool:
+    if not isinstance(tensor, Constant) or not tensor.shape or tensor._values.dtype != np.float32:
+        return False
+    return tensor.shape[-1] == channels and all(size == 1 for size in tensor.shape[:-1])
+
+
+def _scaled(model: Model, weight: Constant, rows: NDArray[np.float32]) -> Constant:
     def compute() -> NDArray[Any]:
         return np.asarray(weights.read(weight)) * rows
 
