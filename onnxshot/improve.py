@@ -22,7 +22,7 @@ from onnxshot.report import Report
 from onnxshot.rewrite import apply
 from onnxshot.scales import TRAINED, Evidence
 from onnxshot.settings import Settings
-from onnxshot.smoothing import readers_of, smoothed
+from onnxshot.smoothing import readers_of, smoothed, strengths
 from onnxshot.targets.base import Target
 from onnxshot.trained import Trained
 
@@ -90,7 +90,7 @@ class Improver:
         if best.equalized:
             self.report.notes.append("channels were equalized")
         if best.smoothed:
-            self.report.notes.append("outliers in the inputs of static products were moved into their weights")
+            self.report.notes.append("outliers were moved into the weights of products, as far as each gains by it")
         return best
 
     def repair(self, reference: ModelProto, model: Model, plan: Plan) -> str:
@@ -149,22 +149,25 @@ class Improver:
             return effort.Candidate(model, make_plan(model, self.target, self.recipe, evidence), evidence)
 
     def _smoothed(self, given: effort.Candidate) -> effort.Candidate:
-        """The candidate with outliers moved into the weights of static products, where the outputs are better so."""
+        """The candidate with outliers moved into weights as far as products gain by it, where the outputs do too."""
         calibrated = self.gathered.calibrated
+        # Without exclusions, as for equalization: factors do not depend on what a search leaves out.
+        whole = make_plan(given.model, self.target, replace(self.recipe, exclude=()))
+        if not readers_of(given.model, whole, STATIC) and not given.plan.smoothing:
+            return given
         with self.report.timed("smooth"):
-            # Without exclusions, as for equalization: factors do not depend on what a search leaves out.
-            whole = make_plan(given.model, self.target, replace(self.recipe, exclude=()))
-            if not readers_of(given.model, whole, STATIC):
-                return given
             samples = self._read(_evenly(calibrated)[:_SMOOTHED_FROM])
+            found = strengths(given.model, whole, given.plan, given.evidence, samples, self.settings)
             model = smoothed(given.model, whole, given.plan, given.evidence.stats, samples, self.settings)
-            if model is None:
+            if model is None and not found:
                 return given
-            evidence = Evidence(self._again(model))
-            other = replace(
-                given, model=model, plan=self._planned(model, self.recipe, evidence), evidence=evidence, clips=True,
-                lead=_SMOOTHING_GAIN_DB, smoothed=True,
-            )  # fmt: skip
+            evidence = replace(given.evidence, strengths=found)
+            if model is not None:
+                evidence = Evidence(self._again(model), strengths=found)
+            model, lead = model or given.model, _SMOOTHING_GAIN_DB if model is not None else 0.0
+            other = effort.Candidate(
+                model, self._planned(model, self.recipe, evidence), evidence, True, lead, given.equalized, smoothed=True
+            )
             others = [other]
             if not given.clips:  # it may have been the outliers that spoke against clipping, or not
                 plain = self._planned(model, replace(self.recipe, clip=False), evidence)

@@ -32,8 +32,8 @@ class Recipe:
         effort: fast, balanced or best: how much is done for accuracy (see effort.py).
         method: how activation ranges are chosen from statistics.
         equalize: whether channels are equalized where the effort is not fast; None tries both on calibration samples.
-        smooth: whether outliers in the inputs of static products are moved into their weights where the effort is not
-            fast; None tries both on calibration samples.
+        smooth: whether outliers in products' inputs are moved into the weights as far as a search finds best, where the
+            effort is not fast; None tries both. Without it, those of dynamic products are moved by a fixed share.
         clip: whether ranges by method auto may be smaller than the extremes; None tries both.
         weight_method: minmax (no weight is clipped) or mse (least squared error per channel).
         exclude, include: globs over node names, tensor names and op types.

@@ -14,7 +14,7 @@ from onnxshot.errors import UsageError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import op_of
 from onnxshot.maths.affine import UINT8, QuantParams, QuantScheme, params_from_range
-from onnxshot.maths.smooth import smoothing_factors
+from onnxshot.maths.smooth import STRENGTH, smoothing_factors
 from onnxshot.plan import Plan, TensorPlan
 
 TRAINED = "trained"
@@ -26,10 +26,12 @@ class Evidence:
     """Statistics of a model's tensors, as far as calibration saw them.
 
     `chosen` keeps the ranges found, by tensors, scheme and method: plans of one model differ in few of them.
+    `strengths`, by tensor, is how far outliers of dynamic ops' inputs are moved where that was searched; 0: not at all.
     """
 
     stats: Mapping[str, TensorStats]
     chosen: dict[tuple[tuple[str, ...], QuantScheme, str], Range] = field(default_factory=dict)
+    strengths: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, tensor: Tensor) -> TensorStats | None:
         """Statistics of the tensor, or of the one whose values it only moves; None where neither was observed."""
@@ -82,9 +84,9 @@ class Evidence:
         return range_sqnr_db(found, span, QuantScheme(UINT8))
 
     def smoothing(self, tensor: Tensor, readers: Sequence[Node]) -> NDArray[np.float32] | None:
-        """Factors that even out the channels of a tensor read by these products; None where they were not observed."""
-        found = self.stats.get(tensor.name)
-        if found is None:
+        """Factors that even out the channels of a tensor read by these products; None where that is not to be."""
+        found, strength = self.stats.get(tensor.name), self.strengths.get(tensor.name, STRENGTH)
+        if found is None or not strength:
             return None
         x_absmax = np.asarray(found.channel_absmax, np.float32)
         rows = []
@@ -93,7 +95,7 @@ class Evidence:
             rows.append(weight.max(axis=0 if node.attrs.get("transB", 0) else 1))
         if any(row.shape != x_absmax.shape for row in rows):
             return None
-        return smoothing_factors(x_absmax, np.max(rows, axis=0))
+        return smoothing_factors(x_absmax, np.max(rows, axis=0), strength)
 
 
 def with_params(plan: Plan, model: Model, evidence: Evidence, method: str) -> Plan:

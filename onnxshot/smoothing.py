@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from onnxshot.maths.smooth import Rows, Smoothing, search_smoothing
 from onnxshot.parallel import in_order
 from onnxshot.passes.smooth import PRODUCTS, Smooth, absorbs
 from onnxshot.plan import DYNAMIC, STATIC, Plan
+from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_runtime import Runner
 
@@ -41,9 +42,12 @@ def smoothed(
 
     whole: the plan that factors are found for. plan: only tensors that one of its static products reads are divided.
     """
+    names = [tensor.name for tensor in readers_of(model, plan, STATIC)]
+    if not names:
+        return None
     found = search(model, whole, STATIC, samples, stats, threads=settings.threads, progress=settings.progress)
     factors = worth(model, whole, found)
-    factors = {t.name: factors[t.name] for t in readers_of(model, plan, STATIC) if t.name in factors}
+    factors = {name: factors[name] for name in names if name in factors}
     if not factors:
         return None
     copy = load_model(model.to_proto())
@@ -53,6 +57,19 @@ def smoothed(
     return copy
 
 
+def strengths(
+    model: Model, whole: Plan, plan: Plan, evidence: Evidence, samples: Sequence[Sample], settings: Settings
+) -> dict[str, float]:
+    """How far the outliers of the tensors that the plan smooths are best moved into dynamic products' weights."""
+    if not plan.smoothing:
+        return {}
+    found = search(
+        model, whole, DYNAMIC, samples, evidence.stats, only=plan.smoothing, threads=settings.threads,
+        progress=settings.progress,
+    )  # fmt: skip
+    return {name: s.strength for name, s in found.items()}
+
+
 def search(
     model: Model,
     plan: Plan,
@@ -60,16 +77,21 @@ def search(
     samples: Sequence[Sample],
     stats: Mapping[str, TensorStats],
     *,
+    only: Collection[str] | None = None,
     threads: int,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Smoothing]:
     """The best smoothing of every tensor that products of this treatment read, by its name, in graph order.
 
-    how: static or dynamic. stats: where they know of channels, what they know of more samples counts too. Held at any
-    time: _ROWS rows of every tensor, all tensors of a few samples, and the weights that read one tensor.
+    how: static or dynamic. only: names of the tensors, by default all. stats: where they know of channels, what they
+    know of more samples counts too. Held at any time: _ROWS rows of every tensor, all tensors of a few samples, and the
+    weights that read one tensor.
     """
     readers = {tensor.name: nodes for tensor, nodes in readers_of(model, plan, how).items()}
-    found = {}
+    readers = {name: nodes for name, nodes in readers.items() if only is None or name in only}
+    found: dict[str, Smoothing] = {}
+    if not readers:
+        return found
     for done, (name, rows) in enumerate(_gathered(model, list(readers), samples, threads).items(), 1):
         tables, schemes = zip(*(_table(node, plan) for node in readers[name]), strict=True)
         known = np.asarray(stats[name].channel_absmax if name in stats else (), np.float32)

@@ -16,11 +16,15 @@ import onnxshot
 from onnxshot import smoothing
 from onnxshot.calibration.readers import Sample
 from onnxshot.errors import UsageError
+from onnxshot.graph import weights
 from onnxshot.maths.affine import INT8, UINT8, PerChannel, PerTensor, QuantScheme
 from onnxshot.maths.smooth import Rows, search_smoothing, smoothing_factors
 from onnxshot.passes.smooth import Smooth
-from onnxshot.plan import STATIC, Plan
+from onnxshot.plan import DYNAMIC, STATIC, Plan
+from onnxshot.planner import make_plan
 from onnxshot.recipe import Recipe
+from onnxshot.scales import Evidence
+from onnxshot.targets import target_named
 
 K, ALL = 32, ("[MG][ae][tm][Mm]*",)  # MatMul and Gemm, as far as there are any
 WEIGHTS = QuantScheme(INT8, symmetric=True, granularity=PerChannel(1))
@@ -206,7 +210,8 @@ def test_a_normalization_takes_the_division_and_its_own_constants_stay_for_other
 
 def test_what_int8_ops_make_is_quantized_where_it_is_made() -> None:
     text = f"h (float[1, 12, {K}] x) => (float[1, 12, {K}] y) {{ p = MatMul(x, w) y = MatMul(p, v) }}"
-    ready, plan = planned(Case(model(text, {k: CONSTANTS[k] for k in ("w", "v")}), case_of("folded").feeds), include=ALL)
+    case = Case(model(text, {k: CONSTANTS[k] for k in ("w", "v")}), case_of("folded").feeds)
+    ready, plan = planned(case, include=ALL)
     assert [t.name for t in smoothing.readers_of(ready, plan, STATIC)] == ["x"]
 
 
@@ -247,7 +252,7 @@ def done(case: Case, **options: Any) -> tuple[onnxshot.pipeline.Result, float]:
     return result, sqnr(case, result.model.to_proto())
 
 
-NOTE = "outliers in the inputs of static products were moved into their weights"
+NOTE = "outliers were moved into the weights of products, as far as each gains by it"
 
 
 def test_an_encoder_with_loud_channels_keeps_its_precision() -> None:
@@ -278,7 +283,8 @@ def test_the_switch_and_fast_leave_it_out_and_even_channels_gain_nothing(monkeyp
 def test_smoothing_that_makes_the_outputs_worse_is_not_kept_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     case = encoder(loud=1.0, blocks=1)
     quiet = np.arange(K) % 8 == 5
-    monkeypatch.setattr(smoothing, "worth", lambda *_: dict.fromkeys(("n0", "m0"), np.float32(np.where(quiet, 1e-3, 1))))
+    worst = np.where(quiet, 1e-3, 1).astype(np.float32)
+    monkeypatch.setattr(smoothing, "worth", lambda *_: {"n0": worst, "m0": worst})
     tried, kept = done(case)
     assert NOTE not in tried.report.notes
     forced, spoiled = done(case, smooth=True)
@@ -297,6 +303,31 @@ def test_what_was_found_is_made_again_from_the_recipe() -> None:
     first, second = initializers(run_of.model.to_proto()), initializers(again.model.to_proto())
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_dynamic_products_have_their_strength_searched_too() -> None:
+    case = encoder()
+    plain, before = done(case, include=(), smooth=False)
+    result, after = done(case, include=())
+    if not plain.plan.smoothing:
+        pytest.fail("there was nothing to test")
+    changed = [n for n, f in result.plan.smoothing.items() if not np.array_equal(f, plain.plan.smoothing.get(n, 0))]
+    assert bool(changed) == (NOTE in result.report.notes)
+    assert after > before - 0.3
+    ready, plan = planned(case, calibrate=True)
+    samples = [Sample(str(i), feed) for i, feed in enumerate(case.feeds)]
+    given = Evidence(statistics(ready, plan.observe, case.feeds, plan.watched))
+    found = smoothing.strengths(ready, plan, plan, given, samples, FAST)
+    assert found.keys() == plan.smoothing.keys()
+    name = next(n for n, s in found.items() if s)
+    searched = make_plan(ready, target_named("ort"), Recipe(), replace(given, strengths={name: found[name]}))
+    without = make_plan(ready, target_named("ort"), Recipe(), replace(given, strengths={name: 0.0}))
+    assert name not in without.smoothing
+    assert searched.smoothing.keys() == plan.smoothing.keys()
+    tables = [n.inputs[1] for t, ns in smoothing.readers_of(ready, plan, DYNAMIC).items() if t.name == name for n in ns]
+    w_absmax = np.max([np.abs(np.asarray(weights.read(t))).max(axis=1) for t in tables], axis=0)
+    x_absmax = np.asarray(given.stats[name].channel_absmax, np.float32)
+    np.testing.assert_array_equal(searched.smoothing[name], smoothing_factors(x_absmax, w_absmax, found[name]))
 
 
 def test_statistics_of_more_samples_count() -> None:
