@@ -12,6 +12,7 @@ from onnxshot.calibrating import Gathered, from_data
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import TensorStats
+from onnxshot.collect import collect
 from onnxshot.graph import Model
 from onnxshot.parallel import in_order
 from onnxshot.plan import STATIC, Plan
@@ -158,13 +159,13 @@ class Improver:
         with self.report.timed("smooth"):
             samples = self._read(_evenly(calibrated)[:_SMOOTHED_FROM])
             found = strengths(given.model, whole, given.plan, given.evidence, samples, self.settings)
-            model = smoothed(given.model, whole, given.plan, given.evidence.stats, samples, self.settings)
-            if model is None and not found:
+            made = smoothed(given.model, whole, given.plan, given.evidence.stats, samples, self.settings)
+            if made is None and not found:
                 return given
-            evidence = replace(given.evidence, strengths=found)
-            if model is not None:
-                evidence = Evidence(self._again(model), strengths=found)
-            model, lead = model or given.model, _SMOOTHING_GAIN_DB if model is not None else 0.0
+            model, evidence, lead = given.model, replace(given.evidence, strengths=found), 0.0
+            if made is not None:
+                model, known = made
+                evidence, lead = Evidence(self._completed(model, known), strengths=found), _SMOOTHING_GAIN_DB
             other = effort.Candidate(
                 model, self._planned(model, self.recipe, evidence), evidence, True, lead, given.equalized, smoothed=True
             )
@@ -183,6 +184,17 @@ class Improver:
         found = from_data(model, plan, self.recipe, calibrated, self.settings, 0.0, settle=False)
         self.report.samples["inferences"] += found.inferences
         return found.statistics.tensors
+
+    def _completed(self, model: Model, known: Mapping[str, TensorStats]) -> Mapping[str, TensorStats]:
+        """Statistics of a changed model, where most of its tensors are what they were."""
+        plan, calibrated = make_plan(model, self.target, self.recipe), self.gathered.calibrated
+        names = [name for name in plan.observe if name not in known]
+        found = collect(
+            model, names, self.data.subset(calibrated), channels=plan.watched, threads=self.settings.threads,
+            device=self.settings.device, progress=self.settings.progress,
+        )  # fmt: skip
+        self.report.samples["inferences"] += len(calibrated)
+        return {**known, **found.stats}
 
     def _batches(self, numbers: Sequence[int]) -> Iterator[list[Sample]]:
         """The samples with these numbers in batches, each spread over all; read where they are asked for."""

@@ -17,7 +17,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.maths.affine import UINT8, PerChannel, QuantScheme
 from onnxshot.maths.smooth import Rows, Smoothing, search_smoothing
 from onnxshot.parallel import in_order
-from onnxshot.passes.smooth import PRODUCTS, Smooth, absorbs
+from onnxshot.passes.smooth import PRODUCTS, Smooth, absorbs, reached
 from onnxshot.plan import DYNAMIC, STATIC, Plan
 from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
@@ -37,8 +37,10 @@ def smoothed(
     stats: Mapping[str, TensorStats],
     samples: Sequence[Sample],
     settings: Settings,
-) -> Model | None:
+) -> tuple[Model, Mapping[str, TensorStats]] | None:
     """A copy of the model with outliers moved into the weights of static products; None where none gains by it.
+
+    With it come the statistics that are true of the copy too; those of the divided tensors are not.
 
     whole: the plan that factors are found for. plan: only tensors that one of its static products reads are divided.
     """
@@ -54,7 +56,9 @@ def smoothed(
     copy.path, copy.notes = model.path, list(model.notes)
     Smooth(factors, whole.labels(STATIC)).run(copy)
     edit.remove_unused(copy)
-    return copy
+    tensors = model.tensors()
+    changed = set().union(*(reached(tensors[name]) for name in factors))
+    return copy, {name: known for name, known in stats.items() if name not in changed}
 
 
 def strengths(
@@ -92,15 +96,22 @@ def search(
     found: dict[str, Smoothing] = {}
     if not readers:
         return found
-    for done, (name, rows) in enumerate(_gathered(model, list(readers), samples, threads).items(), 1):
+    def best(gathered: tuple[str, Rows]) -> Smoothing | None:
+        name, rows = gathered
         tables, schemes = zip(*(_table(node, plan) for node in readers[name]), strict=True)
+        if len(tables[0]) != rows.values.shape[1]:
+            return None
         known = np.asarray(stats[name].channel_absmax if name in stats else (), np.float32)
-        if len(tables[0]) == rows.values.shape[1]:
-            activation = plan.tensors[name].scheme if how == STATIC else QuantScheme(UINT8)
-            seen = rows.widened(known) if how == STATIC and len(known) == len(tables[0]) else rows
-            found[name] = search_smoothing(seen, tables, activation, schemes, per_sample=how == DYNAMIC)
+        activation = plan.tensors[name].scheme if how == STATIC else QuantScheme(UINT8)
+        seen = rows.widened(known) if how == STATIC and len(known) == len(tables[0]) else rows
+        return search_smoothing(seen, tables, activation, schemes, per_sample=how == DYNAMIC)
+
+    gathered = _gathered(model, list(readers), samples, threads).items()
+    for (name, _), smoothing in zip(gathered, in_order(best, gathered, threads), strict=True):
+        if smoothing is not None:
+            found[name] = smoothing
         if progress is not None:
-            progress("inputs of products looked at", done, len(readers))
+            progress("inputs of products looked at", len(found), len(readers))
     return found
 
 

@@ -22,6 +22,7 @@ MAX_BYTES = 200_000_000
 _SIDE_BY_SIDE = 50_000_000  # bytes of a model above which no other is run beside it
 
 _CLEAR = 2.0  # standard errors
+_SAME_DB = 0.2  # what it is not worth running more samples for
 _MOST_DB = 100.0  # of one sample: one that is exact must not outweigh all others
 
 _Outputs = Mapping[str, NDArray[Any]]
@@ -63,9 +64,9 @@ def race(
 ) -> tuple[int, list[Tried]]:
     """(number of the best candidate, how close each came), by what is typical of a sample.
 
-    leads: dB by which each must be better than one without a lead. A batch of samples is drawn only as long as the best
-    is not clearly better than all others; those it clearly beats are not run again. Held at any time: all candidates,
-    and what `tried` holds. Raises ModelError where one does not run.
+    leads: dB by which each must be better than one without a lead. A batch of samples is drawn only as long as another
+    may still be better than the best so far; those that surely are not are not run again. Held at any time: all
+    candidates, and what `tried` holds. Raises ModelError where one does not run.
     """
     made: list[bytes] = []
     found: list[Tried] = []
@@ -87,17 +88,17 @@ def race(
         handicaps = [*leads, *(0.0 for _ in found[len(leads) :])]
         best = max(alive, key=lambda i: found[i].typical_db - handicaps[i])
         ahead = (found[best].each_db, handicaps[best])
-        alive = [i for i in alive if i == best or not _clearly_ahead(ahead, (found[i].each_db, handicaps[i]))]
+        alive = [i for i in alive if i == best or not _settled(ahead, (found[i].each_db, handicaps[i]))]
         if len(alive) == 1:
             break
     return best, found
 
 
-def _clearly_ahead(one: tuple[Sequence[float], float], other: tuple[Sequence[float], float]) -> bool:
-    """Whether the mean of the samples' differences is positive by more than chance gives (the paired t statistic)."""
+def _settled(one: tuple[Sequence[float], float], other: tuple[Sequence[float], float]) -> bool:
+    """Whether chance alone does not hide that the other is better by more than _SAME_DB (the paired t statistic)."""
     gains = np.subtract(one[0], other[0]) - (one[1] - other[1])
     error = float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    return float(gains.mean()) > _CLEAR * error
+    return float(gains.mean()) + _SAME_DB > _CLEAR * error
 
 
 def tried(

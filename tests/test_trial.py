@@ -93,7 +93,9 @@ def test_a_lead_must_be_made_up_for() -> None:
         assert best == expected
 
 
-def test_equal_candidates_the_first_is_taken() -> None:
+def test_of_candidates_that_are_as_good_the_first_is_taken_at_once() -> None:
     batches = Batches(samples(3), samples(4))
-    best, _ = race(with_noise(0), [with_noise(0.1), with_noise(0.1)], batches, threads=2)
-    assert (best, batches.drawn) == (0, 2)
+    best, _ = race(with_noise(0), [with_noise(0.1), with_noise(0.0999)], batches, threads=2)
+    assert batches.drawn == 1
+    equal, _ = race(with_noise(0), [with_noise(0.1), with_noise(0.1)], batches, threads=2)
+    assert (best, equal) == (1, 0)

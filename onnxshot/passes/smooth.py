@@ -79,6 +79,14 @@ def absorbs(model: Model, tensor: Tensor, channels: int) -> bool:
     return edit.only_consumer(model, other) is maker and absorbs(model, other, channels)
 
 
+def reached(tensor: Tensor) -> set[str]:
+    """Names of all tensors that may have other values once the channels of this one were divided."""
+    maker = edit.producer(tensor)
+    if maker is None or maker.op != "Add":
+        return {tensor.name}
+    return {tensor.name}.union(*(reached(t) for t in maker.inputs if not isinstance(t, Constant)))
+
+
 def _absorb(model: Model, tensor: Tensor, inverse: NDArray[np.float32]) -> None:
     """Multiply the tensor by `inverse` in the constants of what makes it."""
     maker = edit.producer(tensor)
