@@ -15,22 +15,22 @@ from onnx import ModelProto
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Model, edit
-from onnxshot.graph.load import load_model
+from onnxshot.graph.load import copy_of, load_model
 from onnxshot.passes.equalize import Equalize
 from onnxshot.passes.repair import ApplyRepairs
 from onnxshot.plan import STATIC, Plan
 from onnxshot.reconstruct import Repair, reconstruct
 from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
-from onnxshot.trial import race
+from onnxshot.trial import Tried, race
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A float model with a plan for it, and what is known of its tensors.
 
-    clips: whether ranges may be smaller than the extremes; lead: how many dB it must be better by; equalized, smoothed:
-    what was done to the weights.
+    clips: whether ranges may be smaller than the extremes; lead: how many dB it must be better by; gridded,
+    equalized, smoothed: what was done to the model.
     """
 
     model: Model
@@ -38,6 +38,7 @@ class Candidate:
     evidence: Evidence
     clips: bool = True
     lead: float = 0.0
+    gridded: bool = False
     equalized: bool = False
     smoothed: bool = False
 
@@ -46,8 +47,7 @@ def equalized(model: Model, plan: Plan, stats: Mapping[str, TensorStats]) -> Mod
     """A copy of the model with equalized channels; None where there is nothing to gain."""
     if not any(n.how == STATIC and n.has_weight for n in plan.nodes):
         return None
-    copy = load_model(model.to_proto())
-    copy.path, copy.notes = model.path, list(model.notes)
+    copy = copy_of(model)
     return copy if Equalize(plan, stats).run(copy).edits else None
 
 
@@ -58,12 +58,15 @@ def choose(
     batches: Iterable[Sequence[Sample]],
     *,
     threads: int,
-) -> Candidate:
-    """The candidate that comes closest to the reference once `rewrite` has quantized a copy of it."""
+) -> tuple[Candidate, Tried | None]:
+    """The candidate that comes closest to the reference once `rewrite` has quantized a copy of it, and how close.
+
+    Without any samples, the first.
+    """
     made = (_rewritten(c.model, c.plan, rewrite) for c in candidates)
     leads = [c.lead for c in candidates]
-    best, _ = race(reference.SerializeToString(), made, batches, threads=threads, leads=leads)
-    return candidates[best]
+    best, found = race(reference.SerializeToString(), made, batches, threads=threads, leads=leads)
+    return candidates[best], found[best] if found else None
 
 
 def _rewritten(model: Model, plan: Plan, rewrite: Callable[[Model, Plan], object]) -> bytes:

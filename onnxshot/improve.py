@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from onnx import ModelProto
 
 from onnxshot import effort
 from onnxshot.calibrating import Gathered, from_data
+from onnxshot.calibration.ranges import METHODS, Range
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.collect import collect
 from onnxshot.graph import Model
+from onnxshot.graph.load import copy_of
+from onnxshot.graph.macs import macs
 from onnxshot.parallel import in_order
+from onnxshot.passes.input_grid import METHOD, PutOnGrid, grids_of, reader_of
 from onnxshot.plan import STATIC, Plan
-from onnxshot.planner import make_plan
+from onnxshot.planner import make_plan, schemes
 from onnxshot.recipe import Recipe
 from onnxshot.refine import refined
 from onnxshot.report import Report
@@ -26,14 +31,19 @@ from onnxshot.settings import Settings
 from onnxshot.smoothing import readers_of, smoothed, strengths
 from onnxshot.targets.base import Target
 from onnxshot.trained import Trained
+from onnxshot.trial import Tried
 
 _BATCHES = (12, 36)  # samples that candidates are held against each other on; the second where it is not clear
 _LEARNED_FROM = {"balanced": 16, "best": 112}  # samples that repairs are learned from
 _CHECKED = 3  # every so many-th is left out of that, to see whether it helps
+_GRID_ON = 8  # calibration samples that a grid is looked for in
+_GRID_FROM_DB = 24.0  # of the outputs: where there is more noise, that of the input is hardly some of it
+_GRID_GAIN_DB = 0.5  # by which it must be better: padding the input by hand costs up to 4 % of a small network's time
 _EQUALIZED_FROM = 12  # calibration samples on: fewer do not show how far channels go
 _SMOOTHED_FROM = 48  # calibration samples that products are computed on
 _SMOOTHING_GAIN_DB = 0.5  # by which it must be better: a division is not for nothing
-_REFINED_ON = 24  # samples that ranges are chosen on by what they do to the outputs
+_REFINED_ON = (24, 96)  # samples that ranges are chosen on by what they do to the outputs, at least and at most:
+_REFINED_MACS = 1 << 32  # as many as take so many multiply-accumulates
 _CLIPPING_GAIN_DB = 1.0  # by which min-max ranges must be better: clipped ones are what each tensor asks for
 
 
@@ -76,18 +86,22 @@ class Improver:
         if self.recipe.method == "auto" and self.recipe.clip is None and clipped:
             plain = self._planned(first.model, replace(self.recipe, clip=False), first.evidence)
             candidates.append(replace(first, plan=plain, clips=False, lead=_CLIPPING_GAIN_DB))
-        best = first
+        best, found = first, None
         if len(candidates) > 1:
             with self.report.timed("try"):
-                best = self._choose(candidates, self._batches(self.gathered.calibrated))
-        best = replace(best, equalized=best.model is not self.model)
+                best, found = self._choose(candidates, self._batches(self.gathered.calibrated))
+        best = replace(best, equalized=best.model is not given.model)
         if self.recipe.effort != "fast" and self.recipe.smooth is not False and not self.trained:
             best = self._smoothed(best)
+        if found is None or found.typical_db > _GRID_FROM_DB or self.recipe.grid:
+            best = self._gridded(best)
         if not best.clips:
             self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
         if self.recipe.effort == "best" and best.plan.params:
             with self.report.timed("refine"):
                 best = self._refined(best)
+        if best.gridded:
+            self.report.notes.append("inputs were put on the grid of their samples: quantizing them costs nothing")
         if best.equalized:
             self.report.notes.append("channels were equalized")
         if best.smoothed:
@@ -107,23 +121,29 @@ class Improver:
     def _planned(self, model: Model, recipe: Recipe, evidence: Evidence) -> Plan:
         return make_plan(model, self.target, recipe, evidence, self.trained)
 
-    def _choose(self, candidates: Sequence[effort.Candidate], batches: Iterable[Sequence[Sample]]) -> effort.Candidate:
+    def _choose(
+        self, candidates: Sequence[effort.Candidate], batches: Iterable[Sequence[Sample]]
+    ) -> tuple[effort.Candidate, Tried | None]:
         def rewrite(model: Model, plan: Plan) -> object:
             return apply(model, plan, self.recipe)
 
         return effort.choose(self.original, candidates, rewrite, batches, threads=self.settings.threads)
 
+    def _recipe_of(self, given: effort.Candidate) -> Recipe:
+        return self.recipe if given.clips else replace(self.recipe, clip=False)
+
     def _refined(self, given: effort.Candidate) -> effort.Candidate:
         """The candidate with ranges chosen by what they do to the outputs, where other samples like them better too."""
         learn, checks = self._learning()
-        method = self.recipe.range_method if given.clips else "minmax"
-        recipe = self.recipe if given.clips else replace(self.recipe, clip=False)
+        recipe = self._recipe_of(given)
+        work = sum(macs(given.model, {name: np.shape(x) for name, x in learn[0].feed.items()}).values())
+        count = min(max(_REFINED_MACS // max(work, 1), _REFINED_ON[0]), _REFINED_ON[1])
         evidence = refined(
-            given.model, given.plan, given.evidence, method, learn[:_REFINED_ON], threads=self.settings.threads,
+            given.model, given.plan, given.evidence, recipe.range_method, learn[:count], threads=self.settings.threads,
             progress=self.settings.progress,
         )  # fmt: skip
         other = replace(given, plan=self._planned(given.model, recipe, evidence), evidence=evidence)
-        best = self._choose([given, other], checks)
+        best, _ = self._choose([given, other], checks)
         if best is other:
             self.report.notes.append("ranges of the loudest tensors were then chosen by what they do to the outputs")
         return best
@@ -138,6 +158,30 @@ class Improver:
             self._learned_from = self._read(_evenly(others)[: _LEARNED_FROM[self.recipe.effort]])
         return self._learned_from, self._batches(checks)
 
+    def _gridded(self, given: effort.Candidate) -> effort.Candidate:
+        """The candidate whose inputs are quantized on the grids that the samples lie on, where there are any."""
+        wanted = self.recipe.effort != "fast" and self.recipe.grid is not False and not self.trained
+        names = [name for name in given.plan.tensors if reader_of(given.model, name) is not None]
+        if not wanted or not names or not self.target.input_grids:
+            return given
+        with self.report.timed("grid"):
+            samples = self._read(_evenly(self.gathered.calibrated)[:_GRID_ON])
+            grids = {name: found for name in names if (found := grids_of([s.feed[name] for s in samples])) is not None}
+            if not grids:
+                return given
+            model, change = copy_of(given.model), PutOnGrid(grids)
+            change.run(model)
+            evidence, recipe = replace(given.evidence, chosen=dict(given.evidence.chosen)), self._recipe_of(given)
+            scheme = schemes(self.target, recipe)[0]
+            for name in change.made.values():
+                exact = Range(0.0, 255.0, METHOD, 0.0)
+                evidence.chosen.update({((name,), scheme, method): exact for method in METHODS})
+            plan = self._planned(model, recipe, evidence)
+            other = replace(given, model=model, plan=plan, evidence=evidence, lead=_GRID_GAIN_DB, gridded=True)
+            if self.recipe.grid:
+                return other
+            return self._choose([other, replace(given, lead=0.0)], self._batches(self.gathered.calibrated))[0]
+
     def _equalized(self, given: effort.Candidate) -> effort.Candidate | None:
         """The model with equalized channels, calibrated anew; None where there is nothing to gain."""
         with self.report.timed("equalize"):
@@ -147,7 +191,8 @@ class Improver:
             if model is None:
                 return None
             evidence = Evidence(self._again(model))
-            return effort.Candidate(model, make_plan(model, self.target, self.recipe, evidence), evidence)
+            plan = make_plan(model, self.target, self.recipe, evidence)
+            return replace(given, model=model, plan=plan, evidence=evidence)
 
     def _smoothed(self, given: effort.Candidate) -> effort.Candidate:
         """The candidate with outliers moved into weights as far as products gain by it, where the outputs do too."""
@@ -166,16 +211,15 @@ class Improver:
             if made is not None:
                 model, known = made
                 evidence, lead = Evidence(self._completed(model, known), strengths=found), _SMOOTHING_GAIN_DB
-            other = effort.Candidate(
-                model, self._planned(model, self.recipe, evidence), evidence, True, lead, given.equalized, smoothed=True
-            )
+            plan = self._planned(model, self.recipe, evidence)
+            other = replace(given, model=model, plan=plan, evidence=evidence, clips=True, lead=lead, smoothed=True)
             others = [other]
             if not given.clips:  # it may have been the outliers that spoke against clipping, or not
                 plain = self._planned(model, replace(self.recipe, clip=False), evidence)
                 others.append(replace(other, plan=plain, clips=False))
             if self.recipe.smooth is None:
                 others.append(replace(given, lead=0.0))
-            return self._choose(others, self._batches(calibrated)) if len(others) > 1 else other
+            return self._choose(others, self._batches(calibrated))[0] if len(others) > 1 else other
 
     def _again(self, model: Model) -> Mapping[str, TensorStats]:
         """Statistics of a changed model on the samples that were calibrated on: fewer would leave ranges too small."""

@@ -248,7 +248,9 @@ class Run:
         self._changed = best.model is not self.model
         self.model, self.plan = best.model, best.plan
         clip = self.recipe.clip if self.recipe.clip is not None else best.clips
-        self.decided = replace(self.recipe, equalize=best.equalized, smooth=best.smoothed, clip=clip)
+        self.decided = replace(
+            self.recipe, grid=best.gridded, equalize=best.equalized, smooth=best.smoothed, clip=clip
+        )
         return best.evidence
 
     def repair(self, reference: ModelProto, model: Model, plan: Plan) -> str:

@@ -31,6 +31,8 @@ class Recipe:
         per_channel: a scale per output channel of every weight, else one per weight.
         effort: fast, balanced or best: how much is done for accuracy (see effort.py).
         method: how activation ranges are chosen from statistics.
+        grid: whether inputs that lie on a grid of 256 values per channel are quantized on it, where the effort is not
+            fast; None tries both on calibration samples.
         equalize: whether channels are equalized where the effort is not fast; None tries both on calibration samples.
         smooth: whether outliers in products' inputs are moved into the weights as far as a search finds best, where the
             effort is not fast; None tries both. Without it, those of dynamic products are moved by a fixed share.
@@ -49,6 +51,7 @@ class Recipe:
     per_channel: bool = True
     effort: str = "balanced"
     method: str = "auto"
+    grid: bool | None = None
     equalize: bool | None = None
     smooth: bool | None = None
     clip: bool | None = None
@@ -76,6 +79,7 @@ class Recipe:
             ("target", self.target, isinstance(self.target, str), "a name, such as ort"),
             ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
             ("complete", self.complete, isinstance(self.complete, bool), "true or false"),
+            ("grid", self.grid, self.grid in (None, True, False), "true, false or null"),
             ("equalize", self.equalize, self.equalize in (None, True, False), "true, false or null"),
             ("smooth", self.smooth, self.smooth in (None, True, False), "true, false or null"),
             ("clip", self.clip, self.clip in (None, True, False), "true, false or null"),

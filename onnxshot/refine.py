@@ -29,7 +29,7 @@ from onnxshot.targets.ort_runtime import Runner
 
 FACTORS = (0.4, 0.5, 0.6, 0.72, 0.85, 1.2, 1.45)
 """What a range is multiplied by, as far as it stays within the extremes."""
-_FIRST_LOOK = 8  # samples on which all tensors are looked at
+_FIRST_LOOK = 3  # times fewer samples on which all tensors are looked at
 _NOISE = 0.95  # share of all noise whose makers are looked at more closely
 _MOST = 16  # of them
 _GAIN_DB = 0.3  # by which a range must be better
@@ -53,7 +53,7 @@ def refined(
     """
     runner = Runner(model.to_proto().SerializeToString(), threads=1)
     wanted = list(in_order(lambda sample: runner.run(sample.feed), samples, threads))
-    first = slice(_FIRST_LOOK)
+    first = slice(-(-len(samples) // _FIRST_LOOK))
     noise: dict[str, float] = {}
     free = [group for group in plan.params if group not in plan.kept.activations]
     for done, group in enumerate(free, 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxshot.graph import Model, edit
 from onnxshot.passes.base import Pass, Skip
 from onnxshot.passes.dynamic import QuantizeDynamically
+from onnxshot.passes.input_grid import QuantizeByChannel
 from onnxshot.passes.isolate_softmax import IsolateSoftmax
 from onnxshot.passes.merge_products import MergeProducts
 from onnxshot.passes.qdq import InsertQdq
@@ -21,6 +22,7 @@ def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     """Change the graph as the plan says; what the passes refused."""
     method = recipe.weight_method
     skips = InsertQdq(plan, method).run(model).skips if plan.tensors else []
+    QuantizeByChannel(plan).run(model)
     Smooth(plan.smoothing, plan.labels(DYNAMIC)).run(model)
     merge = MergeProducts(plan)
     merge.run(model)

@@ -13,7 +13,7 @@ from onnx import ModelProto, ValueInfoProto
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
-from onnxshot.graph.load import load_model
+from onnxshot.graph.load import copy_of
 from onnxshot.maths.affine import UINT8, PerChannel, QuantScheme
 from onnxshot.maths.smooth import Rows, Smoothing, search_smoothing
 from onnxshot.parallel import in_order
@@ -52,8 +52,7 @@ def smoothed(
     factors = {name: factors[name] for name in names if name in factors}
     if not factors:
         return None
-    copy = load_model(model.to_proto())
-    copy.path, copy.notes = model.path, list(model.notes)
+    copy = copy_of(model)
     Smooth(factors, whole.labels(STATIC)).run(copy)
     edit.remove_unused(copy)
     tensors = model.tensors()

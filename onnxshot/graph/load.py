@@ -79,6 +79,13 @@ def load_model(source: str | Path | ModelProto) -> Model:
     return _build(proto, path)
 
 
+def copy_of(model: Model) -> Model:
+    """Another model with the same graph, under the same path and with the same notes."""
+    copy = load_model(model.to_proto())
+    copy.path, copy.notes = model.path, list(model.notes)
+    return copy
+
+
 def _build(proto: ModelProto, path: Path | None) -> Model:
     where = _shown(path) if path else "the given model"
     try:

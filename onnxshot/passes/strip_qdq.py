@@ -46,6 +46,12 @@ class StripQdq:
                 edit.replace_uses(model, node.outputs[0], restored)
                 edit.remove(model, [node])
             elif maker is not None and maker.op == "QuantizeLinear":
+                if not _are_a_pair(maker, node):
+                    if _compute(model, maker, node):
+                        change.edits += 1
+                    else:
+                        change.skip(node, "its scale is not that of the Q before it, nor constant")
+                    continue
                 limit = _limit(maker)
                 if limit is not None and _may_lack_relu(maker.inputs[0]):
                     _clip(model, node, maker.inputs[0], limit, cut)
@@ -57,9 +63,42 @@ class StripQdq:
                 continue
             change.edits += 1
         edit.remove_unused(model)
-        if cut:
+        if cut or change.edits:
             edit.toposort(model)
         return change
+
+
+def _are_a_pair(q: Node, dq: Node) -> bool:
+    """Whether DQ undoes Q: with another scale or zero point it computes something."""
+    for slot in (1, 2):
+        ours, theirs = edit.constant_input(q, slot), edit.constant_input(dq, slot)
+        if ours is not None and theirs is not None and (ours.size != theirs.size or (ours != theirs).any()):
+            return False
+    return True
+
+
+def _compute(model: Model, q: Node, dq: Node) -> bool:
+    """Put what Q and DQ compute in their place: (x / scale_q + zero_q - zero_dq) * scale_dq; False where not known."""
+    x, rank = q.inputs[0], len(model.shape(q.inputs[0]) or ())
+    convs = [node for node in edit.consumers(dq.outputs[0]) if node.op == "Conv"]
+    if not rank and convs:  # shapes may not be known yet, that of a weight always is
+        w = edit.producer(convs[0].inputs[1])
+        rank = len((convs[0].inputs[1] if w is None else w.inputs[0]).shape or ())
+    ours, theirs = (edit.constant_input(node, 1) for node in (q, dq))
+    if ours is None or theirs is None or (max(ours.size, theirs.size) > 1 and not rank):
+        return False
+    ratio = theirs.astype(np.float64) / ours
+    zeros = [edit.constant_input(node, 2) for node in (q, dq)]
+    mine, its = (np.zeros(()) if zero is None else zero.astype(np.float64) for zero in zeros)
+    shift = (mine - its) * theirs
+    axis = int(q.attrs.get("axis", 1)) % max(rank, 1)
+    for op, values in (("Mul", ratio), ("Add", shift)):
+        flat = values.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(max(rank, 1))])
+        constant = edit.add_constant(model, x.name, "affine", flat)
+        x = edit.add_node(model, op, [x, constant], base=q.label, suffix="affine").outputs[0]
+    edit.replace_uses(model, dq.outputs[0], x)
+    edit.remove(model, [dq])
+    return True
 
 
 def _limit(q: Node) -> NDArray[np.float32] | None:

@@ -27,6 +27,7 @@ class Target:
         quantizes_outputs: an int8 op needs a Q on its output (after a Relu or Clip that follows it) to be fused.
         gives_float: ops that are fused without a Q on their output too, and then give floats; of them a Gemm without a
             bias, and a MatMul that no Add behind it makes a Gemm with one.
+        input_grids: an input may be quantized with a scale per channel in front of an int8 op that knows one only.
         quantizes_residuals: the shortcut input of a residual Add gets a Q/DQ pair of its own.
         isolates_softmax: a Softmax between Transposes must be kept on the last axis by hand.
         float_reasons: ops left in float on purpose, and the reason a report gives.
@@ -49,6 +50,7 @@ class Target:
     reducers: frozenset[str] = frozenset()
     quantizes_outputs: bool = True
     gives_float: frozenset[str] = frozenset()
+    input_grids: bool = False
     quantizes_residuals: bool = False
     isolates_softmax: bool = False
     float_reasons: Mapping[str, str] = field(default_factory=dict)

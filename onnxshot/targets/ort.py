@@ -30,6 +30,7 @@ ORT = Target(
     # As MatMulIntegerToFloat and QGemm. A float bias is quantized for a Gemm with a Q behind it only; without one, the
     # Gemm runs in float, and so does a MatMul of matrices with an Add behind it, which becomes such a Gemm.
     gives_float=frozenset({"MatMul", "Gemm"}),
+    input_grids=True,
     isolates_softmax=True,
     followers=frozenset(
         {

@@ -1,0 +1,135 @@
+"""Quantize a normalized picture without an error: its 256 values per channel become the 256 codes.
+
+Normalized by another mean and deviation per channel, a picture of 8 bits lies on another grid in each. One scale for
+all of them misses every grid; a scale and a zero point per channel of the input, folded into the weights of the Conv
+that reads it, miss none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.graph import Constant, Model, Node, edit
+from onnxshot.maths.grid import Grid, find_grid
+from onnxshot.passes.base import Change
+from onnxshot.passes.linear import fold_before, weight_refusal
+from onnxshot.plan import Plan
+
+METHOD = "grid"
+"""What reports call the method of a range that is a grid's."""
+_MOST_CHANNELS = 16  # of a picture; more are features
+_TIE = 0.01  # of a step: zero points are integers, and values half way between two would fall to either side
+
+
+def reader_of(model: Model, name: str) -> Node | None:
+    """The Conv that alone reads this input of the model, and can take its grid; None where there is none."""
+    tensor = next((t for t in model.graph.inputs if t.name == name), None)
+    reader = edit.only_consumer(model, tensor) if tensor is not None else None
+    if reader is None or reader.op != "Conv" or reader.attrs.get("group", 1) != 1 or weight_refusal(model, reader):
+        return None
+    bias = reader.inputs[2] if len(reader.inputs) > 2 else None
+    named = bias is not None and bias.name and not isinstance(bias, Constant)
+    padded = reader.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID", b"")
+    return None if named or padded else reader
+
+
+def grids_of(samples: Sequence[NDArray[Any]]) -> list[Grid] | None:
+    """The grid of every channel of an input [N, C, ...]; None where one has none, or one scale for all does as well."""
+    if any(x.dtype != np.float32 or x.ndim < 3 or x.shape[1] > _MOST_CHANNELS for x in samples):
+        return None
+    grids = []
+    for c in range(samples[0].shape[1]):
+        found = find_grid(np.concatenate([x[:, c].reshape(-1) for x in samples]))
+        if found is None:
+            return None
+        grids.append(found)
+    return grids if _fit(grids) else None
+
+
+def _fit(grids: Sequence[Grid]) -> bool:
+    """Whether these grids, one per channel, need zero points of their own, and integers can be those."""
+    if len({(round(g.offset, 6), round(g.step, 8)) for g in grids}) == 1:
+        return False  # one scale for all is exact already
+    zeros = np.asarray([-g.offset / g.step for g in grids])
+    return bool((np.abs(zeros % 1.0 - 0.5) > _TIE).all() and (zeros > 0).all() and (np.rint(zeros) < 256).all())
+
+
+@dataclass(frozen=True, slots=True)
+class PutOnGrid:
+    """Insert what turns inputs of the model into the codes of their grids, one per channel; `made` names the codes.
+
+    The answers stay the same but for rounding: the Conv that reads the input takes the inverse into its weights.
+    """
+
+    grids: Mapping[str, Sequence[Grid]]
+    made: dict[str, str] = field(default_factory=dict)
+    name: str = "put_on_grid"
+
+    def run(self, model: Model) -> Change:
+        """Insert Mul and Add, and a Pad where the Conv padded; edits counts the inputs."""
+        change = Change()
+        for name, grids in self.grids.items():
+            conv = reader_of(model, name)
+            if conv is None:
+                continue
+            x, rank = conv.inputs[0], len(conv.inputs[1].shape)
+            step, offset = (np.asarray(v, np.float64) for v in ([g.step for g in grids], [g.offset for g in grids]))
+            pads = list(conv.attrs.get("pads", [0] * 2 * (rank - 2)))
+            conv.attrs["pads"] = [0] * len(pads)
+            for refusal in (fold_before(model, conv, None, offset), fold_before(model, conv, step, None)):
+                assert refusal is None, refusal
+            if any(pads):
+                half = len(pads) // 2
+                sizes = np.asarray([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+                given = [x, edit.add_constant(model, name, "pads", sizes)]
+                x = edit.add_node(model, "Pad", given, base=name, suffix="padded").outputs[0]
+            for op, values in (("Mul", 1.0 / step), ("Add", -offset / step)):
+                constant = edit.add_constant(model, name, "grid", _by_channel(values, rank))
+                x = edit.add_node(model, op, [x, constant], base=name, suffix="grid").outputs[0]
+            conv.inputs[0] = x
+            self.made[name] = x.name
+            change.edits += 1
+        if change.edits:
+            edit.toposort(model)
+        return change
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeByChannel:
+    """Let the Q of a tensor that was put on a grid do the work of the Mul and the Add before it."""
+
+    plan: Plan
+    name: str = "quantize_by_channel"
+
+    def run(self, model: Model) -> Change:
+        """Give the Q a scale and a zero point per channel; edits counts the tensors."""
+        change, tensors = Change(), model.tensors()
+        for name, planned in self.plan.tensors.items():
+            if self.plan.ranges[planned.group].method != METHOD:
+                continue
+            add = edit.producer(tensors[name])
+            mul = edit.producer(add.inputs[0]) if add is not None else None
+            (q,) = [node for node in edit.consumers(tensors[name]) if node.op == "QuantizeLinear"]
+            assert add is not None and mul is not None
+            factors, shifts = edit.constant_input(mul, 1), edit.constant_input(add, 1)
+            scale, zero = edit.constant_input(q, 1), edit.constant_input(q, 2)
+            assert factors is not None and shifts is not None and scale is not None and zero is not None
+            scales = (scale / factors.astype(np.float64)).reshape(-1).astype(np.float32)
+            zeros = np.rint(int(zero) + shifts / np.float64(scale)).reshape(-1).astype(zero.dtype)
+            q.inputs[0] = mul.inputs[0]
+            q.inputs[1] = edit.add_constant(model, name, "scales", scales)
+            q.inputs[2] = edit.add_constant(model, name, "zero_points", zeros)
+            q.attrs["axis"] = 1
+            change.edits += 1
+        if change.edits:
+            edit.remove_unused(model)
+        return change
+
+
+def _by_channel(values: NDArray[np.float64], rank: int) -> NDArray[np.float32]:
+    return values.astype(np.float32).reshape(1, -1, *[1] * (rank - 2))
