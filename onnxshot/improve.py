@@ -18,6 +18,7 @@ from onnxshot.collect import collect
 from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of
 from onnxshot.graph.macs import macs
+from onnxshot.maths.smooth import STRENGTH
 from onnxshot.parallel import in_order
 from onnxshot.passes.input_grid import METHOD, PutOnGrid, grids_of, reader_of
 from onnxshot.plan import STATIC, Plan
@@ -41,6 +42,7 @@ _GRID_FROM_DB = 24.0  # of the outputs: where there is more noise, that of the i
 _GRID_GAIN_DB = 0.5  # by which it must be better: padding the input by hand costs up to 4 % of a small network's time
 _EQUALIZED_FROM = 12  # calibration samples on: fewer do not show how far channels go
 _SMOOTHED_FROM = 48  # calibration samples that products are computed on
+_FEWEST_STRENGTHS = 3  # of dynamic products' inputs that are not the usual one: fewer are not worth a trial
 _SMOOTHING_GAIN_DB = 0.5  # by which it must be better: a division is not for nothing
 _REFINED_ON = (24, 96)  # samples that ranges are chosen on by what they do to the outputs, at least and at most:
 _REFINED_MACS = 1 << 32  # as many as take so many multiply-accumulates
@@ -205,7 +207,8 @@ class Improver:
             samples = self._read(_evenly(calibrated)[:_SMOOTHED_FROM])
             found = strengths(given.model, whole, given.plan, given.evidence, samples, self.settings)
             made = smoothed(given.model, whole, given.plan, given.evidence.stats, samples, self.settings)
-            if made is None and not found:
+            changed = sum(strength != STRENGTH for strength in found.values())
+            if made is None and ((changed < _FEWEST_STRENGTHS and self.recipe.smooth is None) or not found):
                 return given
             model, evidence, lead = given.model, replace(given.evidence, strengths=found), 0.0
             if made is not None:
