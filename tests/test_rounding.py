@@ -115,6 +115,16 @@ def test_inputs_that_are_always_zero_do_not_break_the_others() -> None:
     np.testing.assert_array_equal(silent, nearest(weight, scale))
 
 
+def test_zeros_stay_zeros_and_the_others_make_up_for_it() -> None:
+    rng = np.random.default_rng(9)
+    x = correlated(rng, 24)
+    weight = rng.standard_normal((1, 6, 24)) * (rng.random((1, 6, 24)) < 0.5)
+    scale, moments = np.abs(weight).max(axis=2) / 7, moments_of(x)
+    q = round_weights(weight, moments, scale, WIDE)
+    assert (q[weight == 0] == 0).all()
+    assert error(weight, q, scale, moments).sum() < 0.7 * error(weight, nearest(weight, scale), scale, moments).sum()
+
+
 def test_groups_are_independent() -> None:
     rng = np.random.default_rng(5)
     weight = rng.standard_normal((4, 3, 9))

@@ -25,18 +25,20 @@ def round_weights(
     GPTQ (Frantar et al. 2022), eq. 2 and 3, with the columns in order of falling second moments: the error of each
     column is made up for by those that are not rounded yet. G groups are independent. moments: second moments of the
     input x about its mean, or about zero where there is no bias to take the mean up. limits: least and largest q.
+    Weights that are exactly 0 stay so: zeros are a pattern that pruning has made, or that a runtime makes use of.
     """
     groups, _, columns = weight.shape
     order = np.argsort(-np.einsum("gkk->gk", moments), axis=1, kind="stable")
     sorted_moments = np.take_along_axis(np.take_along_axis(moments, order[:, :, None], 1), order[:, None, :], 2)
     spread = _spread(sorted_moments.astype(np.float64))
     left = np.take_along_axis(weight.astype(np.float64), order[:, None, :], 2)
+    alive = left != 0.0
     rounded = np.zeros_like(left)
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
         errors = np.zeros((groups, left.shape[1], end - start))
         for j in range(start, end):
-            rounded[:, :, j] = np.clip(np.rint(left[:, :, j] / scale), *limits)
+            rounded[:, :, j] = np.clip(np.rint(left[:, :, j] / scale), *limits) * alive[:, :, j]
             error = (left[:, :, j] - rounded[:, :, j] * scale) / spread[:, j, j, None]
             left[:, :, j:end] -= error[:, :, None] * spread[:, None, j, j:end]
             errors[:, :, j - start] = error
