@@ -20,6 +20,7 @@ from onnxshot.planner import already_quantized, make_plan
 from onnxshot.preparing import input_specs, prepare, resolve_preset
 from onnxshot.recipe import Recipe
 from onnxshot.targets import target_named
+from onnxshot.zeros import Layer, layers_of, worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Inspection:
         macs: multiply-accumulates of one run by node name; free dimensions count as 1, or as in the first sample.
         inputs: what the calibration data looks like, where it was given.
         notes: what normalizing did that a user should know, and what the target asks for.
+        layers: the weights one by one, with their zeros; none for models with more than 256 MB of them.
     """
 
     ports: tuple[Port, ...]
@@ -43,6 +45,7 @@ class Inspection:
     macs: dict[str, int]
     inputs: tuple[InputSummary, ...] = ()
     notes: tuple[str, ...] = ()
+    layers: tuple[Layer, ...] = ()
 
     @property
     def int8_macs_share(self) -> float | None:
@@ -69,6 +72,7 @@ class Inspection:
             "skips": [] if plan is None else [asdict(s) for s in plan.skips],
             "inputs": [asdict(i) for i in self.inputs],
             "notes": list(self.notes),
+            "layers": [asdict(layer) for layer in self.layers],
         }
 
     def to_text(self) -> str:
@@ -81,7 +85,21 @@ class Inspection:
                 f"data {i.name!r}: {i.dtype} {i.shape}  min {i.low:.4g}  mean {i.mean:.4g}  max {i.high:.4g}{flags}"
             )
         lines.append("the model is quantized already" if self.plan is None else self.plan.to_text(self.macs))
+        lines += _sparse(self.layers)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def _sparse(layers: tuple[Layer, ...]) -> list[str]:
+    """The zeros of the weights as a table, where there are any, and what they are worth."""
+    told = worth(layers)
+    if not told:
+        return []
+    rows = [
+        f"  {layer.node:40} {layer.op:8} {layer.parameters:>10,} {layer.macs:>13,} {100 * layer.sparsity:6.1f} %  "
+        f"{layer.pattern:12} {layer.bytes / 1e3:9.1f} kB, packed {layer.packed_bytes / 1e3:.1f}"
+        for layer in layers
+    ]
+    return [f"  {'weight of':40} {'op':8} {'values':>10} {'MACs':>13} {'zeros':>8}  pattern", *rows, *told]
 
 
 def inspect(
@@ -109,6 +127,7 @@ def inspect(
         with open_data(calib, input_specs(loaded), resolve_preset(preset)) as data:
             inputs = describe_inputs(data)
             feed_shapes = {k: v.shape for k, v in data[0].feed.items()}
+    work = macs(loaded, feed_shapes)
     plan = None if quantized else make_plan(loaded, target, recipe)
     notes = (*loaded.notes, *([target.note] if target.note else []))
-    return Inspection(ports, opset, size, ops, plan, macs(loaded, feed_shapes), inputs, notes)
+    return Inspection(ports, opset, size, ops, plan, work, inputs, notes, layers_of(loaded, work))

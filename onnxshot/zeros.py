@@ -1,0 +1,123 @@
+"""The weights of a model one by one: how many zeros, in which pattern, and what they are worth where."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.graph.ops import weight_slot
+from onnxshot.maths import patterns
+
+_MOST_BYTES = 256 << 20  # of weights that are looked at: packing takes a second for some 30 MB
+_WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LEVEL = 6  # of zlib, that of gzip
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One weight.
+
+    Attributes:
+        node, op: the node that reads it.
+        shape: as stored.
+        parameters, macs: values of the weight, and multiply-accumulates of one run.
+        sparsity: share 0..1 of zeros; of an 8-bit weight those that stand for 0.
+        pattern: dense, unstructured, channels, 2:4, 1:4 or block:4x1.
+        bytes, packed_bytes: as stored, and packed as gzip does.
+    """
+
+    node: str
+    op: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    sparsity: float
+    pattern: str
+    bytes: int
+    packed_bytes: int
+
+
+def layers_of(model: Model, macs: Mapping[str, int]) -> tuple[Layer, ...]:
+    """The weights of Conv, Gemm and MatMul, and the like, float or 8 bits, in graph order.
+
+    Those of models with more than 256 MB of them are not looked at. macs: by name of the node.
+    """
+    if model.weight_bytes() > _MOST_BYTES:
+        return ()
+    return tuple(_layer(*found, macs.get(found[0].label, 0)) for found in _weights(model))
+
+
+def worth(layers: tuple[Layer, ...]) -> tuple[str, ...]:
+    """What the zeros bring on each target, in words; nothing where there are none."""
+    zeros = sum(layer.sparsity * layer.parameters for layer in layers)
+    total = sum(layer.parameters for layer in layers)
+    if not total or zeros < 0.01 * total:
+        return ()
+    stored, packed = (sum(sizes) for sizes in zip(*((x.bytes, x.packed_bytes) for x in layers), strict=True))
+    lines = [
+        f"{100 * zeros / total:.1f} % of the weights are zero",
+        f"ONNX Runtime on CPUs: no faster; as a download {packed / 1e6:.2f} MB packed, of {stored / 1e6:.2f} MB",
+    ]
+    halves = [layer for layer in layers if layer.pattern in ("2:4", "1:4")]
+    if halves:
+        share = sum(layer.macs for layer in halves) / max(sum(layer.macs for layer in layers), 1)
+        lines.append(
+            f"TensorRT: {len(halves)} weights have the 2:4 pattern of sparse tensor cores, {100 * share:.0f} % of "
+            "multiply-accumulates"
+        )
+    else:
+        lines.append("TensorRT: no weight has the 2:4 pattern that sparse tensor cores need")
+    dead = [layer for layer in layers if layer.pattern == patterns.CHANNELS]
+    if dead:
+        lines.append(f"whole channels of {len(dead)} weights are zero: to cut them out would make the model faster")
+    return tuple(lines)
+
+
+def _weights(model: Model) -> Iterator[tuple[Node, int, NDArray[Any], NDArray[Any]]]:
+    """Every node with a constant weight: its slot, what is stored, and what of that is not zero."""
+    for _, node in model.walk():
+        slot = weight_slot(node)
+        if slot is not None:
+            stored = np.asarray(weights.read(node.inputs[slot]))
+            if stored.ndim >= 2:
+                yield node, slot, stored, stored != 0
+        elif node.op in _WITH_WEIGHTS and len(node.inputs) > 1:
+            maker = edit.producer(node.inputs[1])
+            if maker is None or maker.op != "DequantizeLinear" or not isinstance(maker.inputs[0], Constant):
+                continue
+            stored, zero = np.asarray(weights.read(maker.inputs[0])), edit.constant_input(maker, 2)
+            if stored.ndim >= 2:
+                yield node, 1, stored, stored != (0 if zero is None else _along(zero, maker, stored.ndim))
+
+
+def _along(zero: NDArray[Any], dequantize: Node, rank: int) -> NDArray[Any]:
+    """Zero points in a shape that the stored weight can be compared with."""
+    if zero.size == 1:
+        return zero.reshape(())
+    axis = int(dequantize.attrs.get("axis", 1)) % rank
+    return zero.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def _outputs_first(node: Node, slot: int, values: NDArray[Any]) -> NDArray[Any]:
+    """A weight with its outputs on axis 0 and its inputs on axis 1."""
+    if node.op == "Gemm":
+        turned = bool(node.attrs.get("transB" if slot == 1 else "transA", 0)) == (slot == 1)
+        return values if turned else values.T
+    if node.op == "MatMul" and slot == 1:
+        return np.swapaxes(values, -1, -2).reshape(-1, values.shape[-2])
+    return np.swapaxes(values, 0, 1) if node.op == "ConvTranspose" else values
+
+
+def _layer(node: Node, slot: int, stored: NDArray[Any], alive: NDArray[Any], macs: int) -> Layer:
+    table = _outputs_first(node, slot, alive)
+    packed = len(zlib.compress(np.ascontiguousarray(stored).tobytes(), _LEVEL))
+    return Layer(
+        node.label, node.op, tuple(stored.shape), stored.size, macs, patterns.sparsity(table), patterns.pattern(table),
+        stored.nbytes, min(packed, stored.nbytes),
+    )  # fmt: skip
