@@ -14,6 +14,7 @@ from planning import initializers, planned, sqnr
 from onnxshot import reconstruct as module
 from onnxshot.graph import edit
 from onnxshot.graph.load import load_model
+from onnxshot.layer_rows import spread_over
 from onnxshot.maths.affine import BIAS_QMAX
 from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.repair import ApplyRepairs
@@ -331,13 +332,13 @@ def test_fewer_samples_learn_what_they_can(monkeypatch: pytest.MonkeyPatch) -> N
 def test_positions_are_spread_over_all_and_differ_between_samples() -> None:
     for size, share in ((100, 7), (5, 9), (1, 1), (1000, 1000), (13, 13)):
         for number in range(9):
-            at = module._spread_over(size, share, number)
+            at = spread_over(size, share, number)
             assert len(set(at.tolist())) == min(size, share)
             assert at.min() >= 0
             assert at.max() < size
             if len(at) > 1:
                 assert np.diff(at).max() <= -(-size // len(at))
-    first = [module._spread_over(100, 1, number)[0] for number in range(8)]
+    first = [spread_over(100, 1, number)[0] for number in range(8)]
     assert len(set(first)) == 8
 
 
