@@ -5,6 +5,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Goal",
     "Preset",
+    "PruneReport",
+    "PruneResult",
     "Recipe",
     "Report",
     "Result",
@@ -15,6 +17,7 @@ __all__ = [
     "emit",
     "errors",
     "inspect",
+    "prune",
     "quantize",
     "sensitivity",
     "tune",
@@ -28,6 +31,7 @@ from onnxshot.inspection import inspect
 from onnxshot.judge import bench_models as bench
 from onnxshot.judge import compare_models as compare
 from onnxshot.pipeline import Result, emit, quantize
+from onnxshot.pruning import PruneReport, PruneResult, prune
 from onnxshot.recipe import Recipe
 from onnxshot.report import Report
 from onnxshot.sensitivity import sensitivity

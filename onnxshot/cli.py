@@ -149,6 +149,61 @@ def quantize(
 
 
 @app.command()
+def prune(
+    model: ModelArg,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the weights that become zero; 2:4 and its like fix their own.")
+    ] = None,
+    pattern: Annotated[
+        str, typer.Option(help="unstructured; N:M such as 2:4: N of M neighbouring inputs stay; block:4x1.")
+    ] = "unstructured",
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            help="How zeros are shared out: layer, global, erk, or auto: by what they are measured to cost. "
+            "Default: auto with --calib, else layer."
+        ),
+    ] = None,
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.pruned.onnx beside the input.")
+    ] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Prune only what this glob matches. Repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Leave as it is: a glob. May be repeated.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="The sparsity of some layers. May be repeated.")
+    ] = None,
+    keep_zeros: Annotated[bool, typer.Option("--keep-zeros", help="What is zero stays zero, and counts.")] = False,
+    samples: SamplesOpt = "auto",
+    report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Set weights of MODEL to zero in one shot; with data, let those that stay make up for it."""
+    out = output or model.with_name(f"{model.stem}.pruned.onnx")
+    with terminal.progress(not as_json) as show:
+        settings = onnxshot.Settings(samples=_samples(samples), verify=verify, threads=threads, progress=show)
+        result = onnxshot.prune(
+            model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=preset,
+            include=include or (), exclude=exclude or (), layers=dict(map(_rule, layer or ())),
+            keep_zeros=keep_zeros, settings=settings,
+        )  # fmt: skip
+    if report is not None:
+        result.report.save(report)
+    _print(as_json, result.report.to_dict(), lambda: terminal.show_pruned(result.report))
+
+
+def _rule(text: str) -> tuple[str, float]:
+    glob, _, share = text.rpartition("=")
+    try:
+        return glob, float(share)
+    except ValueError:
+        raise UsageError(f"--layer is {text!r}", "GLOB=SPARSITY, such as 'conv1=0.3'") from None
+
+
+@app.command()
 def calibrate(
     model: Annotated[
         list[Path], typer.Argument(metavar="MODEL", help="The .onnx file; with --merge, the .npz files to join.")

@@ -112,7 +112,7 @@ def quantize(
             written.publish()
             run.report.outputs.append(Artifact(str(final), recipe.target, "onnx", size))
     run.report.seconds = time.perf_counter() - run.started
-    run.report.peak_rss_mb = _peak_rss_mb()
+    run.report.peak_rss_mb = peak_rss_mb()
     return Result(run.model, run.plan, run.report)
 
 
@@ -157,7 +157,7 @@ class Run:
         self.model = load_model(self.source)
         name = str(self.source) if isinstance(self.source, str | Path) else "(ModelProto)"
         self.report = Report(name, self.recipe.to_dict())
-        self.report.input_bytes = _input_bytes(self.source, self.model)
+        self.report.input_bytes = input_bytes(self.source, self.model)
         self._refuse_quantized()
         with self.report.timed("normalize"):
             prepare(self.model, self.target, self.recipe, keep_overridable=self.settings.keep_overridable)
@@ -340,7 +340,7 @@ class Run:
             self.report.notes.append("timed against the normalized model: ONNX Runtime does not load the input")
 
 
-def _peak_rss_mb() -> float:
+def peak_rss_mb() -> float:
     """Peak resident memory of this process; 0 where the system does not tell."""
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -348,7 +348,7 @@ def _peak_rss_mb() -> float:
     return 0.0
 
 
-def _input_bytes(source: str | Path | ModelProto, model: Model) -> int:
+def input_bytes(source: str | Path | ModelProto, model: Model) -> int:
     """Bytes of the source, external data included."""
     if isinstance(source, ModelProto):
         return int(source.ByteSize())

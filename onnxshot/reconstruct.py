@@ -77,7 +77,7 @@ def reconstruct(
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A layer of the candidate: how it multiplies, the names of its input and constants, and how many outputs it has."""
+    """A layer of the candidate: how it multiplies, names of its input and constants, and how many outputs it has."""
 
     form: Form
     input: str

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from onnxshot.pruning import PruneReport
 from onnxshot.report import Report
 from onnxshot.sensitivity import Sensitivity
 
@@ -77,6 +78,26 @@ def show_report(report: Report) -> None:
         reasons[skip.op, skip.reason] = reasons.get((skip.op, skip.reason), 0) + 1
     for (op, reason), count in list(reasons.items())[:_SKIPS]:
         console.print(escape(f"float weight: {count} x {op}: {reason}"))
+    for note in report.notes:
+        console.print(escape(f"note: {note}"))
+    console.print(escape(f"next: {report.next_step()}"))
+
+
+def show_pruned(report: PruneReport) -> None:
+    """The result in a few lines: sizes, accuracy, the densest and sparsest layers, what was left, what to do next."""
+    console = _console()
+    parts = [_headline(report), f"{100 * report.sparsity:.1f} % zeros"]
+    if report.magnitude_sqnr_db is not None:
+        parts.append(f"(by magnitude alone {report.magnitude_sqnr_db:.1f} dB)")
+    console.print("  ".join(parts))
+    table = Table(_name("layer"), "op", "weights", "zeros", box=None, pad_edge=False)
+    rows = sorted(report.layers, key=lambda row: row.sparsity)
+    shown = rows if len(rows) <= 2 * _WORST else [*rows[:_WORST], *rows[-_WORST:]]
+    for row in shown:
+        table.add_row(escape(row.layer), row.op, str(row.weights), f"{100 * row.sparsity:.1f} %")
+    console.print(table)
+    for skip in report.skips[:_SKIPS]:
+        console.print(escape(f"not pruned: {skip.node} ({skip.op}): {skip.reason}"))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
     console.print(escape(f"next: {report.next_step()}"))
