@@ -39,6 +39,7 @@ from onnxshot.sparsify import Prunable, Pruned, by_magnitude, sparsified
 from onnxshot.verify import compare
 
 SCOPES = ("layer", "global", "erk", "auto")
+_MEASURED_FROM = 3  # samples: from fewer, nothing is learned of what a layer costs on others
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +280,11 @@ class _Run:
         left = max(reachable(layers, asked.sparsity) - sum(counts.values()), 0)
         if not others:
             return counts
-        if asked.scope == "auto":
+        scope = asked.scope
+        if scope == "auto" and len(feeds) < _MEASURED_FROM:
+            scope = "layer"
+            self.report.notes.append(f"zeros were shared out by layer: {len(feeds)} samples say little of their cost")
+        if scope == "auto":
             found = curves(
                 self._original, others, asked.pattern, feeds, keep_zeros=self.keep_zeros,
                 threads=self.settings.threads, progress=self.settings.progress,
@@ -287,7 +292,7 @@ class _Run:
             with_least = [replace(c, least=least[la.name]) for c, la in zip(found, others, strict=True)]
             shares = cheapest(with_least, left)
         else:
-            shares = shared_out(asked.scope, others, self._tables, left, asked.sparsity, least)
+            shares = shared_out(scope, others, self._tables, left, asked.sparsity, least)
         return counts | {layer.name: n for layer, n in zip(others, shares, strict=True)}
 
     def _by_magnitude(self) -> dict[str, Pruned]:

@@ -31,7 +31,8 @@ _ROW_BYTES = 160 << 20  # of what a layer reads for them: fewer rows where it re
 _WANTED = 96 << 20  # bytes of the float model's outputs that are held at once, of as many layers as that takes
 _ROWS_PER_INPUT, _LEAST_ROWS = 24, 1024  # no more rows where a layer has few inputs
 _STRENGTHS = (0.01, 0.1, 1.0)  # of ridge and damping, in mean second moments, as they are tried
-_DAMPING = 0.1  # where nothing is tried; SparseGPT, section 4, has 0.01 on a thousand times the rows
+_DAMPING = 0.1  # for the first mask; SparseGPT, section 4, has 0.01 on a thousand times the rows
+_FEW_DAMPING = 1.0  # where there are too few samples to try any
 _FOLD, _LEAST_SAMPLES = 4, 8  # every so many-th sample judges a strength; with fewer samples none is tried
 _TRIAL_STEPS = 15
 
@@ -162,7 +163,7 @@ class _Task:
         target = ridge(moments, weight, strength).astype(np.float32) if moves else weight
         damped = moments.damped(strength).astype(np.float32)
         table = np.empty_like(weight)
-        table[:, :, order] = _without(target, damped, pattern, count, fixed)
+        table[:, :, order] = obs.without(target, damped, pattern, count, fixed)
         pruned, refitted = self.layer.form.stored(table, self.stored), strength if moves else None
         if bias is None:
             return Pruned(pruned, None, refitted)
@@ -185,7 +186,7 @@ class _Task:
         noise, and a refit does harm; and what is fitted after the mask is just as free to do so.
         """
         if len(self.wanted.starts) < _LEAST_SAMPLES:
-            return _DAMPING, False
+            return _FEW_DAMPING, False
         gone = fixed
         if count:
             factor = obs.inverse_factor(learned.damped(_DAMPING))
@@ -215,15 +216,6 @@ class _Task:
             one, other = x[:, part], y[:, part]
             found.append(Moments(one.transpose(0, 2, 1) @ one, other.transpose(0, 2, 1) @ one))
         return found[0], found[1]
-
-
-def _without(
-    target: NDArray[np.float32], damped: NDArray[np.float32], pattern: Pattern, count: int, fixed: Mask
-) -> NDArray[np.float32]:
-    if not count:
-        return obs.refit(target, damped, fixed) if fixed.any() else target
-    gone, start = obs.prune(target, obs.inverse_factor(damped), pattern, count, fixed)
-    return obs.refit(target, damped, gone, start)
 
 
 def prunable(

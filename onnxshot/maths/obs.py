@@ -23,6 +23,21 @@ def error(weight: Floats, target: Floats, moments: Floats) -> float:
     return float(np.einsum("gok,gok->", off @ moments.astype(np.float32), off, dtype=np.float64))
 
 
+def without(target: Floats, moments: Floats, pattern: Pattern, count: int, fixed: Mask) -> Floats:
+    """The target with `count` weights gone and the others fitted anew. [G, O, K], [G, K, K] -> [G, O, K].
+
+    Never worse than to take the smallest weights out, by the error on these moments, which must be positive definite.
+    """
+    if not count:
+        return refit(target, moments, fixed) if fixed.any() else target
+    gone, start = prune(target, inverse_factor(moments), pattern, count, fixed)
+    found = refit(target, moments, gone, start)
+    smallest = _lowest(np.where(fixed, np.float32(-np.inf), np.square(target)), pattern, count) | fixed
+    if error(np.where(smallest, np.float32(0), target), target, moments) < error(found, target, moments):
+        return refit(target, moments, smallest)
+    return found
+
+
 def prune(
     weight: Floats, factor: Floats, pattern: Pattern, count: int, fixed: Mask | None = None
 ) -> tuple[Mask, Floats]:

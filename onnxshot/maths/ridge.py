@@ -24,7 +24,7 @@ class Moments:
         return Moments(self.xx + other.xx, self.yx + other.yx)
 
     def damped(self, strength: float) -> Floats:
-        """xx + lam I; lam is `strength` times the mean second moment of the group: it grows with the rows as xx does."""
+        """xx + lam I; lam is `strength` times the mean second moment of a group, and grows with the rows."""
         columns = np.arange(self.xx.shape[1])
         found = self.xx.astype(np.float64)
         mean = found[:, columns, columns].mean(axis=1)
