@@ -14,6 +14,7 @@ __all__ = [
     "bench",
     "calibrate",
     "compare",
+    "compress",
     "emit",
     "errors",
     "inspect",
@@ -26,6 +27,7 @@ __all__ = [
 from onnxshot import errors
 from onnxshot.calibrating import calibrate
 from onnxshot.calibration.preprocess import Preset
+from onnxshot.compress import compress
 from onnxshot.goal import Goal
 from onnxshot.inspection import inspect
 from onnxshot.judge import bench_models as bench

@@ -195,6 +195,46 @@ def prune(
     _print(as_json, result.report.to_dict(), lambda: terminal.show_pruned(result.report))
 
 
+@app.command()
+def compress(
+    model: ModelArg,
+    sparsity: Annotated[float | None, typer.Option(help="As of prune.")] = None,
+    pattern: Annotated[str, typer.Option(help="As of prune.")] = "unstructured",
+    scope: Annotated[str | None, typer.Option(help="As of prune.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="As of prune.")] = None,
+    spare: Annotated[list[str] | None, typer.Option(help="Do not prune what this glob matches. Repeatable.")] = None,
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.small.onnx beside the input.")
+    ] = None,
+    keep_stages: Annotated[Path | None, typer.Option(help="A folder for the file of every stage.")] = None,
+    target: TargetOpt = "ort",
+    effort: Annotated[str | None, typer.Option(help="As of quantize.")] = None,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="How to quantize: YAML or JSON, or a report.")
+    ] = None,
+    samples: SamplesOpt = "auto",
+    report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
+    cache: CacheOpt = True,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Prune MODEL, then quantize what is left; both stages are held against MODEL."""
+    recipe = load_recipe(recipe_file) if recipe_file is not None else Recipe()
+    recipe = replace(recipe, target=target, effort=effort or recipe.effort)
+    with terminal.progress(not as_json) as show:
+        settings = onnxshot.Settings(samples=_samples(samples), use_cache=cache, threads=threads, progress=show)
+        result = onnxshot.compress(
+            model, calib, sparsity=sparsity, pattern=pattern, scope=scope, layers=dict(map(_rule, layer or ())),
+            spare=spare or (), output=output or model.with_name(f"{model.stem}.small.onnx"), keep_stages=keep_stages,
+            preset=preset, recipe=recipe, settings=settings,
+        )  # fmt: skip
+    if report is not None:
+        result.report.save(report)
+    _print(as_json, result.report.to_dict(), lambda: terminal.show_stages(result.report))
+
+
 def _rule(text: str) -> tuple[str, float]:
     glob, _, share = text.rpartition("=")
     try:

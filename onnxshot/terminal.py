@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from onnxshot.compress import CompressReport
 from onnxshot.pruning import PruneReport
 from onnxshot.report import Report
 from onnxshot.sensitivity import Sensitivity
@@ -101,6 +102,21 @@ def show_pruned(report: PruneReport) -> None:
     for note in report.notes:
         console.print(escape(f"note: {note}"))
     console.print(escape(f"next: {report.next_step()}"))
+
+
+def show_stages(report: CompressReport) -> None:
+    """One line per stage, then what quantization noted."""
+    console = _console()
+    table = Table("stage", "MB", "SQNR dB", "agreement", "ms", "speed", box=None, pad_edge=False)
+    for stage in report.stages:
+        db = "" if stage.sqnr_db is None else f"{stage.sqnr_db:.1f}"
+        agreement = "" if stage.agreement is None else f"{100 * stage.agreement:.1f} %"
+        table.add_row(
+            stage.name, f"{stage.bytes / 1e6:.2f}", db, agreement, f"{stage.latency_ms:.3f}", f"{stage.speedup:.2f}x"
+        )
+    console.print(table)
+    if report.prune is not None:
+        console.print(f"{100 * report.prune.sparsity:.1f} % zeros, all of them kept by quantization")
 
 
 def show_sensitivity(found: Sensitivity) -> None:

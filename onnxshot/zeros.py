@@ -121,3 +121,14 @@ def _layer(node: Node, slot: int, stored: NDArray[Any], alive: NDArray[Any], mac
         node.label, node.op, tuple(stored.shape), stored.size, macs, patterns.sparsity(table), patterns.pattern(table),
         stored.nbytes, min(packed, stored.nbytes),
     )  # fmt: skip
+
+
+def lost_zeros(before: Model, after: Model) -> list[str]:
+    """Names of the nodes of both models whose weight had a zero that it has no more; the second may be quantized."""
+    now = {node.label: _outputs_first(node, slot, alive) for node, slot, _, alive in _weights(after)}
+    lost = []
+    for node, slot, _, alive in _weights(before):
+        found, table = now.get(node.label), _outputs_first(node, slot, alive)
+        if found is not None and (found.shape != table.shape or bool((found & ~table).any())):
+            lost.append(node.label)
+    return lost
