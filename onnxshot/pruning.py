@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxshot import proof, trial
 from onnxshot.calibrating import HOLDOUT, open_calib
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.curves import curves
-from onnxshot.errors import UsageError
+from onnxshot.errors import ModelError, UsageError
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
@@ -31,6 +31,7 @@ from onnxshot.maths.allocation import cheapest
 from onnxshot.maths.masks import Pattern
 from onnxshot.passes.apply_pruned import ApplyPruned
 from onnxshot.passes.normalize import normalize
+from onnxshot.passes.store_half import StoreHalf
 from onnxshot.pipeline import RECIPE_KEY, VERSION_KEY, input_bytes, peak_rss_mb
 from onnxshot.prune_layers import choose_layers, described, fixed_counts, nm_counts, reachable, shared_out
 from onnxshot.report import Artifact, Report
@@ -262,11 +263,13 @@ class _Run:
                 )  # fmt: skip
             else:
                 found = self._by_magnitude()
+        found = self._as_stored(found)
         self.report.layers = [self._row(layer, found[layer.name]) for layer in self._layers]
         total = sum(row.weights for row in self.report.layers)
         self.report.sparsity = sum(row.sparsity * row.weights for row in self.report.layers) / total
         ApplyPruned(found).run(self.model)
         edit.remove_unused(self.model)
+        StoreHalf().run(self.model)
         self._stamp()
 
     def _allocated(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, int]:
@@ -300,6 +303,18 @@ class _Run:
             la.name: by_magnitude(la, self._tables[la.name], self.asked.pattern, self._counts[la.name])
             for la in self._layers
         }
+
+    def _as_stored(self, found: Mapping[str, Pruned]) -> dict[str, Pruned]:
+        """Weights that came as float16 are rounded to it: the file must not grow."""
+        nodes = {node.label: node for node in self.model.graph.nodes}
+        half = {n for n in found if getattr(nodes[n].inputs[1], "stored_as", None) == TensorProto.FLOAT16}
+
+        def rounded(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+            with np.errstate(over="ignore"):
+                values = weight.astype(np.float16).astype(np.float32)
+            return values if np.isfinite(values).all() else weight
+
+        return {n: replace(p, weight=rounded(p.weight)) if n in half else p for n, p in found.items()}
 
     def _row(self, layer: Prunable, pruned: Pruned) -> LayerSparsity:
         zeros, before = int((pruned.weight == 0).sum()), int((self._tables[layer.name] == 0).sum())
@@ -337,11 +352,13 @@ class _Run:
     def _zeros_are_there(self, written: Draft) -> None:
         """The file holds the zeros that the report tells of, to the bit."""
         model = load_model(written.path)
+        normalize(model)
         again = described(model.to_proto(), [row.layer for row in self.report.layers])
         stored = {t.name: t for t in model.to_proto().graph.initializer}
         for layer, row in zip(again, self.report.layers, strict=True):
             zeros = int((numpy_helper.to_array(stored[layer.weight]) == 0).sum())
-            assert zeros == round(row.sparsity * row.weights), f"{layer.name}: {zeros} zeros in the file"
+            if zeros != round(row.sparsity * row.weights):
+                raise ModelError(f"{layer.name!r}: {zeros} zeros were written, not {row.sparsity * row.weights:.0f}")
 
 
 def _patterns(globs: Sequence[str]) -> tuple[str, ...]:

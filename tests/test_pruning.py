@@ -244,3 +244,19 @@ def test_a_real_network_keeps_its_answers() -> None:
     assert result.report.sqnr_db is not None
     assert result.report.magnitude_sqnr_db is not None
     assert result.report.sqnr_db > result.report.magnitude_sqnr_db + 3
+
+
+def test_weights_that_came_as_float16_are_stored_so_again(tmp_path: Path) -> None:
+    text = """g (float[N, 32] x) => (float[N, 24] y) {
+        w = Cast<to = 1>(half)
+        y = MatMul(x, w)
+    }"""
+    proto = model(text, {"half": weight(32, 24).astype(np.float16)})
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((20, 32)).astype(np.float32)} for _ in range(16)]
+    path, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(proto, path)
+    result = onnxshot.prune(path, feeds, sparsity=0.5, output=out)
+    (stored,) = onnx.load(out).graph.initializer
+    assert stored.data_type == onnx.TensorProto.FLOAT16
+    assert (numpy_helper.to_array(stored) == 0).sum() == round(result.report.sparsity * 32 * 24) == 384

@@ -86,8 +86,8 @@ def inverse_factor(moments: NDArray[np.floating]) -> Floats:
 
     Raises LinAlgError where the moments are not positive definite.
     """
-    lower = np.linalg.cholesky(moments[:, ::-1, ::-1].astype(np.float64))
-    return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1].astype(np.float32))
+    lower = np.linalg.cholesky(moments[:, ::-1, ::-1].astype(np.float64)).astype(np.float32)
+    return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1])
 
 
 def refit(target: Floats, moments: Floats, gone: Mask, start: Floats | None = None, steps: int = _STEPS) -> Floats:
@@ -117,4 +117,4 @@ def refit(target: Floats, moments: Floats, gone: Mask, start: Floats | None = No
         before, power = power, np.einsum("gok,gok->go", residual, turned)
         ratio = np.divide(power, before, out=np.zeros_like(power), where=before > 0)
         direction = turned + ratio[:, :, None] * direction
-    return found
+    return np.where(gone, np.float32(0), found)  # no zero is negative

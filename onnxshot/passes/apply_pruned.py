@@ -25,7 +25,9 @@ class ApplyPruned:
             pruned = self.layers.get(node.label)
             if pruned is None:
                 continue
-            node.inputs[1] = edit.add_constant(model, node.inputs[1].name, "pruned", pruned.weight)
+            old = node.inputs[1]
+            node.inputs[1] = edit.add_constant(model, old.name, "pruned", pruned.weight)
+            node.inputs[1].stored_as = getattr(old, "stored_as", None)
             slot = OPS[node.op].bias
             if pruned.bias is not None and slot is not None:
                 node.inputs[slot] = edit.add_constant(model, node.inputs[slot].name, "corrected", pruned.bias)
