@@ -102,10 +102,11 @@ def test_ridge_is_numpys() -> None:
     moments = Moments(x.transpose(0, 2, 1) @ x, y.transpose(0, 2, 1) @ x)
     found = ridge(moments, weight, 0.1)
     for g in range(2):
-        lam = 0.1 * np.trace(moments.xx[g]) / 7
-        # (Y X^T + lam W0) (X X^T + lam I)^-1 is least squares with rows added: sqrt(lam) I wants sqrt(lam) W0^T
-        rows = np.concatenate([x[g], np.sqrt(lam) * np.eye(7)])
-        wanted = np.concatenate([y[g], np.sqrt(lam) * weight[g].T])
+        diagonal = np.diagonal(moments.xx[g])
+        root = np.diag(np.sqrt(0.1 * (diagonal + 0.01 * diagonal.mean())))
+        # (Y X^T + W0 L) (X X^T + L)^-1 is least squares with rows added: the root of L wants what W0 makes of it
+        rows = np.concatenate([x[g], root])
+        wanted = np.concatenate([y[g], root @ weight[g].T])
         np.testing.assert_allclose(found[g].T, np.linalg.lstsq(rows, wanted, rcond=None)[0], rtol=1e-3, atol=1e-4)
     before, after = (float(((y - x @ w.transpose(0, 2, 1)) ** 2).sum()) for w in (weight, found))
     assert change(moments, weight, found) == pytest.approx(after - before, rel=1e-3)

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
+_FLOOR = 0.01  # of the mean second moment: inputs that are hardly ever other than zero are damped as well
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -24,19 +26,24 @@ class Moments:
         return Moments(self.xx + other.xx, self.yx + other.yx)
 
     def damped(self, strength: float) -> Floats:
-        """xx + lam I; lam is `strength` times the mean second moment of a group, and grows with the rows."""
+        """xx + strength (diag(xx) + 0.01 mean I): inputs count the less alike, the stronger; it grows with the rows.
+
+        Each input by its own second moment, not all by their mean: where a few are large, as in transformers, that mean
+        would drown the others. What is left of a very strong one are Wanda's scores (Sun et al. 2024).
+        """
         columns = np.arange(self.xx.shape[1])
         found = self.xx.astype(np.float64)
-        mean = found[:, columns, columns].mean(axis=1)
+        diagonal = found[:, columns, columns]
+        mean = diagonal.mean(axis=1, keepdims=True)
         least = max(float(mean.max()) * 1e-6, float(np.finfo(np.float32).tiny))  # of a group that reads only zeros
-        found[:, columns, columns] += np.maximum(strength * mean, least)[:, None]
+        found[:, columns, columns] += np.maximum(strength * (diagonal + _FLOOR * mean), least)
         return found
 
 
 def ridge(moments: Moments, weight: Floats, strength: float) -> Floats:
-    """W* = (Y X^T + lam W0) (X X^T + lam I)^-1, lam as in `Moments.damped`. [G, O, K].
+    """W* = (Y X^T + W0 L) (X X^T + L)^-1, with L what `Moments.damped` adds to X X^T. [G, O, K].
 
-    Computed as the step from W0: (Y X^T - W0 X X^T) (X X^T + lam I)^-1.
+    Computed as the step from W0: (Y X^T - W0 X X^T) (X X^T + L)^-1.
     """
     missing = moments.yx - weight.astype(np.float64) @ moments.xx
     return np.asarray(weight + np.linalg.solve(moments.damped(strength), missing.transpose(0, 2, 1)).transpose(0, 2, 1))
