@@ -21,6 +21,7 @@ __all__ = [
     "prune",
     "quantize",
     "sensitivity",
+    "shrink",
     "tune",
 ]
 
@@ -28,6 +29,7 @@ from onnxshot import errors
 from onnxshot.calibrating import calibrate
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.compress import compress
+from onnxshot.cutting.shrink import shrink
 from onnxshot.goal import Goal
 from onnxshot.inspection import inspect
 from onnxshot.judge import bench_models as bench

@@ -20,6 +20,7 @@ from onnxshot import terminal
 from onnxshot.calibrating import merge_files
 from onnxshot.errors import GoalMissed, OnnxshotError, UsageError
 from onnxshot.recipe import Recipe, load_recipe
+from onnxshot.report import save_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -155,7 +156,10 @@ def prune(
         float | None, typer.Option(help="Share of the weights that become zero; 2:4 and its like fix their own.")
     ] = None,
     pattern: Annotated[
-        str, typer.Option(help="unstructured; N:M such as 2:4: N of M neighbouring inputs stay; block:4x1.")
+        str,
+        typer.Option(
+            help="unstructured; N:M such as 2:4: N of M neighbouring inputs stay; block:4x1; channels: cut out whole."
+        ),
     ] = "unstructured",
     scope: Annotated[
         str | None,
@@ -175,6 +179,15 @@ def prune(
         list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="The sparsity of some layers. May be repeated.")
     ] = None,
     keep_zeros: Annotated[bool, typer.Option("--keep-zeros", help="What is zero stays zero, and counts.")] = False,
+    target_flops: Annotated[float | None, typer.Option(help="Channels: share of the work to keep.")] = None,
+    target_params: Annotated[float | None, typer.Option(help="Channels: share of the parameters to keep.")] = None,
+    target_latency: Annotated[float | None, typer.Option(help="Channels: share of the latency to keep.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Channels: most that the score of --eval may fall.")] = None,
+    evaluation: Annotated[
+        str | None, typer.Option("--eval", help="file.py:function that scores a model, higher is better.")
+    ] = None,
+    prune_scope: Annotated[str, typer.Option(help="Channels: all, mlp or heads.")] = "all",
+    multiple: Annotated[int, typer.Option(help="Channels: widths become a multiple of 1, 8 or 16.")] = 8,
     samples: SamplesOpt = "auto",
     report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
@@ -185,6 +198,26 @@ def prune(
     out = output or model.with_name(f"{model.stem}.pruned.onnx")
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(samples=_samples(samples), verify=verify, threads=threads, progress=show)
+        targets = {
+            "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
+            "max_drop": max_drop,
+        }  # fmt: skip
+        if pattern == "channels":
+            if sparsity is not None:
+                targets["target_flops"] = 1 - sparsity
+            cut = onnxshot.shrink(
+                model, calib, **targets, evaluate=evaluation, scope=prune_scope, multiple=multiple,  # type: ignore[arg-type]
+                include=include or (), exclude=exclude or (), preset=preset, settings=settings,
+            )  # fmt: skip
+            cut.save(out)
+            if report is not None:
+                save_json(cut.report.to_dict(), report)
+            _print(as_json, cut.report.to_dict(), lambda: terminal.show_shrunk(cut.report))
+            if not cut.report.reached:
+                raise GoalMissed(f"{out} was written, but it does not reach the target", "no more can be cut")
+            return
+        if given := [name for name, value in targets.items() if value is not None]:
+            raise UsageError(f"--{given[0].replace('_', '-')} with --pattern {pattern}", "it is of --pattern channels")
         result = onnxshot.prune(
             model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=preset,
             include=include or (), exclude=exclude or (), layers=dict(map(_rule, layer or ())),

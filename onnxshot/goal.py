@@ -143,11 +143,15 @@ class Judge:
 
     def measure(self, model: Path, exclude: tuple[str, ...]) -> Measured:
         """All that the goal speaks of. Raises UsageError where the evaluation fails, or there is no SQNR to reach."""
-        drop = None
         latency = self.latency_ms(model) if self.goal.max_latency is not None else None
-        if self.float_score is not None:
-            drop = self.float_score - self._score(Runner(model, threads=self.settings.threads))
+        drop = self.drop(model)
         return Measured(exclude, self._sqnr_db(model), stored_bytes(model), latency, drop)
+
+    def drop(self, model: Path) -> float | None:
+        """How far the score falls below that of the float model; None where nothing scores."""
+        if self.float_score is None:
+            return None
+        return self.float_score - self._score(Runner(model, threads=self.settings.threads))
 
     def latency_ms(self, model: Path, *, times: int = 1) -> float:
         """Median milliseconds of a run, as if the machine were as fast as it was when the float model was timed.

@@ -169,7 +169,7 @@ class _Asked:
     ) -> _Asked:
         """Raises UsageError naming what was found."""
         if pattern == "channels":
-            raise UsageError("--pattern channels is not available", "unstructured, N:M such as 2:4, or block:4x1")
+            raise UsageError("prune sets weights to zero; pattern 'channels' cuts them out", "call onnxshot.shrink")
         try:
             parsed = Pattern.parse(pattern)
         except ValueError as e:

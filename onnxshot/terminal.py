@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from onnxshot.compress import CompressReport
+from onnxshot.cutting.shrunk import ShrinkReport
 from onnxshot.pruning import PruneReport
 from onnxshot.report import Report
 from onnxshot.sensitivity import Sensitivity
@@ -102,6 +103,27 @@ def show_pruned(report: PruneReport) -> None:
     for note in report.notes:
         console.print(escape(f"note: {note}"))
     console.print(escape(f"next: {report.next_step()}"))
+
+
+def show_shrunk(report: ShrinkReport) -> None:
+    """Work, parameters and latency left, then the groups that were cut, the one cut most first."""
+    console = _console()
+    (work, left), (params, kept) = report.macs, report.params
+    parts = [f"{100 * left / max(work, 1):.1f} % of the work", f"{100 * kept / max(params, 1):.1f} % of the parameters"]
+    if report.latency is not None:
+        parts.append(f"{100 * report.latency:.0f} % of the latency")
+    if report.drop is not None:
+        parts.append(f"score {report.drop:.4g} lower")
+    console.print("left: " + ", ".join(parts))
+    table = Table(_name("group"), "kind", "before", "after", box=None, pad_edge=False)
+    cut = sorted((row for row in report.groups if row.after < row.before), key=lambda row: row.after / row.before)
+    for row in cut[: 2 * _WORST]:
+        table.add_row(escape(row.group), row.kind, str(row.before), str(row.after))
+    console.print(table)
+    for skip in report.skips[:_SKIPS]:
+        console.print(escape(f"not cut: {skip.node} ({skip.op}): {skip.reason}"))
+    for note in report.notes:
+        console.print(escape(f"note: {note}"))
 
 
 def show_stages(report: CompressReport) -> None:

@@ -172,7 +172,7 @@ def test_a_layers_own_sparsity_is_kept_and_the_others_make_up_for_it() -> None:
         ({"sparsity": -0.1}, "-0.1"),
         ({"sparsity": float("nan")}, "nan"),
         ({"sparsity": 0.5, "pattern": "4:2"}, "'4:2'"),
-        ({"sparsity": 0.5, "pattern": "channels"}, "not available"),
+        ({"sparsity": 0.5, "pattern": "channels"}, "cuts them out"),
         ({"sparsity": 0.7, "pattern": "2:4"}, "0.7"),
         ({"sparsity": 0.5, "scope": "best"}, "'best'"),
         ({"sparsity": 0.5, "scope": "auto"}, "--calib"),

@@ -1,0 +1,190 @@
+"""Groups of channels that must be cut together, found before anything is cut; and what cannot be cut, with the reason.
+
+A channel belongs to one group. Cutting it removes it from every tensor it is in: weights, biases, norms, both sides of
+an addition, the gate of a squeeze-excite, all parts of a gated MLP, the query, key and value of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.cutting.axes import Axes, Ids, Shape
+from onnxshot.cutting.axis_rules import follow
+from onnxshot.graph import Constant, Model, Node
+from onnxshot.graph.macs import count
+from onnxshot.passes.base import Skip
+
+Kind = Literal["channels", "mlp", "heads"]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that some layers make together; any of them may be cut alone.
+
+    Attributes:
+        name: label of the first layer that makes them.
+        kind: heads of an attention, hidden units of an MLP, or channels of anything else.
+        ids: numbers of those that can be cut, each once.
+        makers, readers: the layers that make them and those that sum over them, with the numbers of all they make or
+            sum over, in their order.
+        parts: sets of numbers, of each of which one must stay: an empty tensor is no tensor.
+    """
+
+    name: str
+    kind: Kind
+    ids: Ids
+    makers: tuple[tuple[Node, Ids], ...]
+    readers: tuple[tuple[Node, Ids], ...]
+    parts: tuple[frozenset[int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """All groups of a model's top-level graph, the axes they were found on, and what cannot be cut."""
+
+    axes: Axes
+    rows: tuple[Group, ...]
+    skips: tuple[Skip, ...]
+
+
+def groups_of(model: Model, shapes: Mapping[str, Shape]) -> Groups:
+    """The groups of a model. shapes: of its tensors, concrete: see `concrete_shapes`."""
+    axes = follow(model, shapes)
+    family = _families(axes)
+    everywhere = [ids for held in axes.of.values() for ids in held.values()]
+    parts: dict[int, set[frozenset[int]]] = {}
+    for ids in everywhere:
+        part = frozenset(ids.tolist())
+        if not any(i in axes.fixed for i in part):
+            parts.setdefault(family[min(part)], set()).add(part)
+    rows, skips = [], []
+    for number in dict.fromkeys(family[int(ids[0])] for _, ids in axes.made):
+        makers = tuple((node, ids) for node, ids in axes.made if family[int(ids[0])] == number)
+        every = np.unique(np.concatenate([ids for _, ids in makers]))
+        free = np.asarray([i for i in every.tolist() if i not in axes.fixed], np.int64)
+        readers = tuple((node, ids) for node, ids in axes.read if np.isin(ids, free).any())
+        reason = next((axes.fixed[i] for i in every.tolist() if i in axes.fixed), "it is the only channel")
+        if len(free) < 2 or not readers:
+            reason = reason if len(free) < 2 else "nothing sums over it with weights of its own"
+            skips += [Skip(node.label, node.op, reason) for node, _ in makers]
+            continue
+        rows.append(
+            Group(makers[0][0].label, _kind(axes, makers, readers), free, makers, readers, tuple(parts.get(number, ())))
+        )
+    return Groups(axes, tuple(rows), tuple(skips))
+
+
+def _families(axes: Axes) -> dict[int, int]:
+    """Number -> number of the group it is in: layers whose outputs have a number in common make a group."""
+    parent = list(range(axes.count))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for _, ids in axes.made:
+        for i in ids[1:].tolist():
+            parent[root(i)] = root(int(ids[0]))
+    return {i: root(i) for i in range(axes.count)}
+
+
+def _kind(axes: Axes, makers: tuple[tuple[Node, Ids], ...], readers: tuple[tuple[Node, Ids], ...]) -> Kind:
+    if any(int(ids[0]) in axes.heads for _, ids in makers):
+        return "heads"
+    dense = all(node.op in ("Gemm", "MatMul") for node, _ in (*makers, *readers))
+    return "mlp" if dense else "channels"
+
+
+def chunk(group: Group, multiple: int) -> int:
+    """How many channels of a group to cut at a time, so that layers lose a multiple of `multiple` outputs."""
+    free, found = set(group.ids.tolist()), 1
+    for _, ids in group.makers:
+        times = np.unique([n for i, n in zip(*np.unique(ids, return_counts=True), strict=True) if int(i) in free])
+        if len(times):
+            each = math.gcd(*times.tolist())
+            found = math.lcm(found, multiple // math.gcd(multiple, each))
+    return found
+
+
+def in_chunks(group: Group, order: Ids, size: int) -> Ids:
+    """The order with channels moved so that each `size` of them belong to the same layers; what is left over is left.
+
+    In a network whose stages add to what the stages before gave, some channels are in all stages, some in the last:
+    16 of both together would leave no layer a multiple.
+    """
+    kinds = {i: tuple(int(np.count_nonzero(ids == i)) for _, ids in group.makers) for i in order.tolist()}
+    if size == 1 or len(set(kinds.values())) == 1:
+        return order
+    waiting: dict[tuple[int, ...], list[int]] = {}
+    found: list[int] = []
+    for i in order.tolist():
+        same = waiting.setdefault(kinds[i], [])
+        same.append(i)
+        if len(same) == size:
+            found += same
+            same.clear()
+    return np.asarray(found, np.int64)
+
+
+# ---------------------------------------------------------------------- what a cut saves
+
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """Something that shrinks with its axes: work or parameters, and the numbers of the axes that it is a product of."""
+
+    amount: int
+    axes: tuple[Ids, ...]
+
+
+class Cost:
+    """Multiply-accumulates of one run, and parameters, of what is left of a model."""
+
+    def __init__(self, model: Model, groups: Groups, shapes: Mapping[str, Shape]) -> None:
+        of = groups.axes.of
+        self.count = groups.axes.count
+        self._macs = [_Share(row.macs, _work_axes(row.node, of)) for row in count(model, shapes)]
+        # Sizes, axes and other small integers are no parameters.
+        held = [c for c in model.constants() if c.dtype.kind == "f"]
+        self._params = [_Share(math.prod(c.shape), tuple(of.get(c.name, {}).values())) for c in held]
+
+    def macs(self, alive: NDArray[np.bool_], touching: Collection[int] | None = None) -> float:
+        """Multiply-accumulates with these numbers alive; touching: of these works only, see `works_of`."""
+        return _total(self._macs, alive, touching)
+
+    def params(self, alive: NDArray[np.bool_], touching: Collection[int] | None = None) -> float:
+        """Parameters with these numbers alive."""
+        return _total(self._params, alive, touching)
+
+    def touched(self, group: Group, kind: Literal["macs", "params"]) -> list[int]:
+        """Which works, or constants, cutting a group changes."""
+        shares = self._macs if kind == "macs" else self._params
+        return [i for i, share in enumerate(shares) if any(np.isin(ids, group.ids).any() for ids in share.axes)]
+
+
+def _total(shares: list[_Share], alive: NDArray[np.bool_], touching: Collection[int] | None) -> float:
+    total = 0.0
+    for share in shares if touching is None else [shares[i] for i in touching]:
+        amount = float(share.amount)
+        for ids in share.axes:
+            amount *= float(np.count_nonzero(alive[ids])) / len(ids)
+        total += amount
+    return total
+
+
+def _work_axes(node: Node, of: Mapping[str, Mapping[int, Ids]]) -> tuple[Ids, ...]:
+    """Work goes with every axis of the output, and with what is summed over."""
+    if node.op in ("Conv", "ConvTranspose"):
+        w = of.get(node.inputs[1].name, {})
+        return tuple(w[axis] for axis in (0, 1) if axis in w)
+    found = list(of.get(node.outputs[0].name, {}).values()) if node.outputs else []
+    w = of.get(node.inputs[1].name, {}) if len(node.inputs) > 1 and isinstance(node.inputs[1], Constant) else {}
+    summed = 1 if node.op == "Gemm" and node.attrs.get("transB", 0) else 0
+    return (*found, w[summed]) if summed in w else tuple(found)

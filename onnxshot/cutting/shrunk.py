@@ -1,0 +1,76 @@
+"""What came of removing channels: the smaller model, and a report with a row for each group."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxshot.graph import Model
+from onnxshot.graph.load import load_model
+from onnxshot.graph.save import draft
+from onnxshot.passes.base import Skip
+from onnxshot.report import rounded
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """What became of one group: channels before and after, and the loss expected of it, as a share of the outputs."""
+
+    group: str
+    kind: str
+    layers: tuple[str, ...]
+    before: int
+    after: int
+    loss: float
+
+
+@dataclass(slots=True)
+class ShrinkReport:
+    """What was cut and what that brings. Keys of `to_dict` are stable.
+
+    Attributes:
+        input, target: the file read, and the target by its name.
+        groups: what became of each group that might be cut.
+        skips: layers whose outputs cannot be cut or were to be left, and why.
+        macs, params: (before, after): multiply-accumulates of one run, and float parameters.
+        latency: median share of the float model's that is left, timed in turns; None where it was not measured.
+        score, drop: of a search by `evaluate`: that of the float model, and how far the result is below it.
+        reached: whether the target was met.
+        samples: how many were learned from.
+        notes: what a user should know.
+    """
+
+    input: str
+    target: dict[str, Any]
+    groups: list[GroupRow] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    macs: tuple[int, int] = (0, 0)
+    params: tuple[int, int] = (0, 0)
+    latency: float | None = None
+    drop: float | None = None
+    score: float | None = None
+    reached: bool = True
+    samples: int = 0
+    seconds: float = 0.0
+    timings: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        values: dict[str, Any] = rounded(asdict(self))
+        return values
+
+
+@dataclass(slots=True)
+class ShrinkResult:
+    """A smaller model and what was done to it. Nothing is printed or kept on disk."""
+
+    model: Model
+    report: ShrinkReport
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model, aside first; the path."""
+        with draft(self.model, Path(path)) as written:
+            load_model(written.path)  # what is called done was read back
+            return written.publish()

@@ -1,0 +1,208 @@
+"""Remove channels: weights, biases and norms lose their rows, and sizes that nodes were told are told anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.cutting.axes import Axes, Ids, constant_entry, given_axes, normal, shape_parts
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, shapes, weights
+from onnxshot.passes.base import Change
+
+_Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class CutChannels:
+    """Take the channels with these numbers out of everything. axes: of this model, as it was when it was followed."""
+
+    axes: Axes
+    removed: frozenset[int]
+    name: str = "cut_channels"
+
+    def run(self, model: Model) -> Change:
+        """Cut; edits counts the constants that became smaller."""
+        change = Change()
+        if not self.removed:
+            return change
+        alive = np.ones(self.axes.count, bool)
+        alive[sorted(self.removed)] = False
+        for node in model.graph.nodes:  # before any constant is new, and its name unknown to the axes
+            sizes = _Sizes(model, self.axes, alive)
+            if node.op in _TOLD and sizes.any_cut(node):
+                _TOLD[node.op](sizes, node)
+        change.edits = self._cut_constants(model, alive)
+        self._forget_shapes(model, alive)
+        edit.remove_unused(model)
+        edit.toposort(model)
+        shapes.infer(model)
+        return change
+
+    def _cut_constants(self, model: Model, alive: _Mask) -> int:
+        smaller: dict[str, Constant] = {}
+        for node in model.graph.nodes:
+            for slot, tensor in enumerate(node.inputs):
+                if not isinstance(tensor, Constant):
+                    continue
+                masks = {a: alive[ids] for a, ids in self.axes.of.get(tensor.name, {}).items() if not alive[ids].all()}
+                if masks and tensor.name not in smaller:
+                    values = weights.read(tensor)
+                    for axis, mask in masks.items():
+                        values = np.compress(mask, values, axis)
+                    smaller[tensor.name] = Constant(tensor.name, np.ascontiguousarray(values))
+                if masks:
+                    node.inputs[slot] = smaller[tensor.name]
+        return len(smaller)
+
+    def _forget_shapes(self, model: Model, alive: _Mask) -> None:
+        """Of tensors that became smaller; all others stay what they are."""
+        for name, held in self.axes.of.items():
+            info = model.graph.value_infos.get(name)
+            if info is None or all(alive[ids].all() for ids in held.values()):
+                continue
+            for axis, ids in held.items():
+                dims = info.type.tensor_type.shape.dim
+                if axis < len(dims) and dims[axis].HasField("dim_value"):
+                    dims[axis].dim_value = int(np.count_nonzero(alive[ids]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sizes:
+    """What is left of the axes of a node's tensors."""
+
+    model: Model
+    axes: Axes
+    alive: _Mask
+
+    def any_cut(self, node: Node) -> bool:
+        tensors = [t for t in (*node.inputs, *node.outputs) if t.name]
+        return any(not self.alive[ids].all() for t in tensors for ids in self.axes.of.get(t.name, {}).values())
+
+    def mask(self, tensor: Tensor, axis: int) -> _Mask | None:
+        """Which positions along the axis stay; None where it is not cut."""
+        ids: Ids | None = self.axes.of.get(tensor.name, {}).get(axis)
+        return None if ids is None or self.alive[ids].all() else self.alive[ids]
+
+    def rank(self, tensor: Tensor) -> int:
+        shape = self.model.shape(tensor)
+        return max((*self.axes.of.get(tensor.name, {}), -1)) + 1 if shape is None else len(shape)
+
+    def set(self, node: Node, slot: int, values: NDArray[Any]) -> None:
+        """Give the node a constant of its own: others may read the old one."""
+        while len(node.inputs) <= slot:
+            node.inputs.append(edit.add_constant(self.model, node.label, "none", np.zeros(0, np.int64)))
+        base = node.inputs[slot].name or node.label
+        node.inputs[slot] = edit.add_constant(self.model, base, "cut", values)
+
+
+def _conv(sizes: _Sizes, node: Node) -> None:
+    groups, mask = int(node.attrs.get("group", 1)), sizes.mask(node.inputs[0], 1)
+    depthwise = groups > 1 and isinstance(node.inputs[1], Constant) and node.inputs[1].shape[1] == 1
+    if depthwise and mask is not None and len(mask) == groups:
+        node.attrs["group"] = int(np.count_nonzero(mask))
+
+
+def _split(sizes: _Sizes, node: Node) -> None:
+    along = normal(int(node.attrs.get("axis", 0)), sizes.rank(node.inputs[0]))
+    if sizes.mask(node.inputs[0], along) is None:
+        return
+    left = [int(np.count_nonzero(sizes.alive[sizes.axes.of[out.name][along]])) for out in node.outputs]
+    if sizes.model.opset < 13:
+        node.attrs["split"] = left
+        return
+    node.attrs.pop("num_outputs", None)
+    sizes.set(node, 1, np.asarray(left, np.int64))
+
+
+def _reshape(sizes: _Sizes, node: Node) -> None:
+    out, parts = node.outputs[0], shape_parts(node)
+    changed: dict[Tensor, NDArray[Any]] = {}
+    for axis, (tensor, place) in enumerate(parts or ()):
+        mask, entry = sizes.mask(out, axis), constant_entry((tensor, place))
+        if mask is not None and entry is not None and entry > 0:
+            if tensor not in changed:
+                changed[tensor] = np.array(weights.read(tensor))
+            changed[tensor].reshape(-1)[place] = np.count_nonzero(mask)
+    if not changed:
+        return
+    if isinstance(node.inputs[1], Constant):
+        sizes.set(node, 1, changed[node.inputs[1]])
+        return
+    maker = edit.producer(node.inputs[1])
+    assert maker is not None
+    inputs = [
+        edit.add_constant(sizes.model, tensor.name, "cut", changed[tensor]) if tensor in changed else tensor
+        for tensor in maker.inputs
+    ]
+    made = edit.add_node(sizes.model, "Concat", inputs, base=node.label, suffix="shape", attrs={"axis": 0})
+    node.inputs[1] = made.outputs[0]
+
+
+def _slice(sizes: _Sizes, node: Node) -> None:
+    x = node.inputs[0]
+    axes = given_axes(node, 3, sizes.rank(x))
+    starts, ends = (np.array(edit.constant_input(node, i)) for i in (1, 2))
+    assert axes is not None
+    cut = False
+    for i, axis in enumerate(axes[: len(starts)]):
+        mask = sizes.mask(x, axis)
+        if mask is not None:
+            start, end, _ = slice(int(starts[i]), int(ends[i])).indices(len(mask))
+            starts[i], ends[i], cut = np.count_nonzero(mask[:start]), np.count_nonzero(mask[:end]), True
+    if cut:
+        sizes.set(node, 1, starts)
+        sizes.set(node, 2, ends)
+
+
+def _gather(sizes: _Sizes, node: Node) -> None:
+    mask = sizes.mask(node.inputs[0], normal(int(node.attrs.get("axis", 0)), sizes.rank(node.inputs[0])))
+    taken = edit.constant_input(node, 1)
+    if mask is not None and taken is not None:
+        taken = np.where(taken < 0, taken + len(mask), taken)
+        places = np.cumsum(mask) - 1
+        sizes.set(node, 1, places[taken[mask[taken]]].astype(taken.dtype))
+
+
+def _pad(sizes: _Sizes, node: Node) -> None:
+    out = node.outputs[0]
+    rank = sizes.rank(node.inputs[0])
+    axes, given = given_axes(node, 3, rank), node.attrs.get("pads")
+    pads = np.array(edit.constant_input(node, 1)) if given is None else np.array(given)
+    assert axes is not None
+    for i, axis in enumerate(axes):
+        mask = sizes.mask(out, axis)
+        if mask is not None:
+            front, back = int(pads[i]), int(pads[i + len(axes)])
+            pads[i] = np.count_nonzero(mask[:front])
+            pads[i + len(axes)] = np.count_nonzero(mask[len(mask) - back :])
+    if given is None:
+        sizes.set(node, 1, pads)
+    else:
+        node.attrs["pads"] = pads.tolist()
+
+
+def _resize(sizes: _Sizes, node: Node) -> None:
+    given = edit.constant_input(node, 3)
+    if given is None or not given.size:
+        return
+    given = np.array(given)
+    for axis in range(len(given)):
+        mask = sizes.mask(node.outputs[0], axis)
+        if mask is not None:
+            given[axis] = np.count_nonzero(mask)
+    sizes.set(node, 3, given)
+
+
+_TOLD: Mapping[str, Callable[[_Sizes, Node], None]] = {
+    "Conv": _conv,
+    "Gather": _gather,
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "Resize": _resize,
+    "Slice": _slice,
+    "Split": _split,
+}

@@ -1,0 +1,212 @@
+"""Channels removed by one call: targets, what is learned back, what is refused."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cutting import SUMS
+from handmade.core import Feed, feeds, model, vector, weight
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+from rewrites import outputs
+from support import accuracy, fixture
+
+from onnxshot.cutting.refit import refit
+from onnxshot.cutting.rows import layers_of
+from onnxshot.cutting.shrink import ShrinkResult, shrink
+from onnxshot.errors import UsageError
+from onnxshot.graph.load import load_model
+from onnxshot.graph.macs import macs
+from onnxshot.maths.metrics import SqnrSum
+from onnxshot.settings import Settings
+
+QUICK = Settings(verify=False, use_cache=False, threads=1, bench_seconds=0.02)
+CALIB = feeds(24, x=(1, 4, 8, 8))
+
+
+def residual(seed: int = 0) -> ModelProto:
+    """Two residual blocks of width 16; half of the inner channels of the second say what others say."""
+    text = """net (float[1,4,8,8] x) => (float[1,5] y) {
+        s = Conv<pads=[1,1,1,1]>(x, w0, b0) s0 = Relu(s)
+        a = Conv<pads=[1,1,1,1]>(s0, w1, b1) a0 = Relu(a) c = Conv<pads=[1,1,1,1]>(a0, w2, b2) d = Add(c, s0)
+        s1 = Relu(d) e = Conv<pads=[1,1,1,1]>(s1, w3, b3) e0 = Relu(e) f = Conv<pads=[1,1,1,1]>(e0, w4, b4)
+        g = Add(f, s1) p = GlobalAveragePool(g) q = Flatten(p) y = Gemm<transB=1>(q, w5, b5) }"""
+    twin = weight(16, 16, 3, 3, seed=seed + 3)
+    twin[8:] = twin[:8] * np.float32(0.5)
+    twin_bias = np.tile(vector(8, 3), 2) * np.repeat([1, 0.5], 8).astype(np.float32)
+    constants = {"w0": weight(16, 4, 3, 3, seed=seed), "w3": twin, "b3": twin_bias, "w5": weight(5, 16)}
+    constants |= {name: weight(16, 16, 3, 3, seed=seed + i) for i, name in ((1, "w1"), (2, "w2"), (4, "w4"))}
+    constants |= {f"b{i}": vector(16, i) for i in (0, 1, 2, 4)} | {"b5": vector(5)}
+    proto = model(text, constants)
+    for i, node in enumerate(proto.graph.node):
+        node.name = f"{node.op_type}_{i}"
+    return proto
+
+
+def shrunk(proto: ModelProto | None = None, calib: Any = CALIB, **options: Any) -> ShrinkResult:
+    return shrink(proto or residual(), calib, settings=options.pop("settings", QUICK), **options)
+
+
+def db(proto: ModelProto, other: ModelProto, given: list[Feed]) -> float:
+    total = SqnrSum()
+    for feed in given:
+        for want, got in zip(outputs(proto, feed), outputs(other, feed), strict=True):
+            total.add(want, got)
+    return total.db
+
+
+FRESH = [{"x": np.random.default_rng([9, i]).normal(0, 1, (1, 4, 8, 8)).astype(np.float32)} for i in range(16)]
+
+
+def test_twins_go_first_and_nothing_is_lost() -> None:
+    found = shrunk(target_flops=0.75, include=["Conv_7"])
+    (row,) = found.report.groups
+    assert row.before == 16
+    assert row.after < 10
+    assert db(residual(), found.model.to_proto(), FRESH) > 25
+    assert any("not included" in skip.reason for skip in found.report.skips)
+
+
+@pytest.mark.parametrize("target", ["target_flops", "target_params"])
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
+def test_targets_are_met_within_a_step(target: str, share: float) -> None:
+    found = shrunk(**{target: share})
+    proto = found.model.to_proto()
+    onnx.checker.check_model(proto, full_check=True)
+    work = sum(macs(found.model).values())
+    stored = sum(int(np.prod(t.dims)) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    assert found.report.macs[1] == work
+    assert found.report.params[1] == stored
+    before, after = found.report.macs if target == "target_flops" else found.report.params
+    assert share - 0.06 < after / before <= share, "one channel is up to 6 % of this network"
+    assert found.report.reached
+
+
+def test_what_stays_learns_the_answers_back() -> None:
+    plain, learned = shrunk(calib=None, target_flops=0.7), shrunk(target_flops=0.7)
+    assert db(residual(), learned.model.to_proto(), FRESH) > db(residual(), plain.model.to_proto(), FRESH) + 5
+
+
+def test_widths_stay_multiples() -> None:
+    found = shrunk(target_flops=0.8, multiple=8)
+    assert {row.after for row in found.report.groups} <= {8, 16}
+    assert found.report.macs[1] <= 0.8 * found.report.macs[0]
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2"])
+def test_norms_need_no_data(importance: str) -> None:
+    found = shrunk(calib=None, target_flops=0.8, importance=importance)
+    assert found.report.samples == 0
+    assert found.report.macs[1] <= 0.8 * found.report.macs[0]
+    (row,) = shrunk(calib=None, target_flops=0.85, importance=importance, include=["Conv_7"]).report.groups
+    assert row.after < 16
+
+
+def test_the_largest_cut_that_keeps_the_score() -> None:
+    wanted = [outputs(residual(), feed)[0] for feed in FRESH]
+    tried: list[float] = []
+
+    def score(run: Any) -> float:
+        total = SqnrSum()
+        for feed, want in zip(FRESH, wanted, strict=True):
+            total.add(want, run(feed)["y"])
+        tried.append(min(total.db, 200.0))
+        return tried[-1]
+
+    found = shrunk(max_drop=180.0, evaluate=score)
+    assert tried[0] == 200
+    assert found.report.drop is not None and found.report.drop <= 180
+    assert db(residual(), found.model.to_proto(), FRESH) == pytest.approx(200 - found.report.drop, abs=0.1)
+    assert found.report.macs[1] < found.report.macs[0]
+    none = shrunk(max_drop=0.0, evaluate=score)
+    assert none.report.macs[0] == none.report.macs[1]
+    assert none.report.drop == 0.0
+
+
+def test_a_latency_is_searched_for() -> None:
+    found = shrunk(target_latency=0.99, settings=Settings(use_cache=False, threads=1, bench_seconds=0.02))
+    assert found.report.latency is not None
+    assert found.report.macs[1] < found.report.macs[0]
+
+
+def test_nothing_is_changed_where_nothing_can_be_cut() -> None:
+    proto = model("net (float[1,4] x) => (float[1,4] y) { y = Gemm(x, w) }", {"w": weight(4, 4)})
+    found = shrink(proto, feeds(4, x=(1, 4)), target_flops=0.5, settings=QUICK)
+    assert found.model.to_proto() == load_model(proto).to_proto()
+    assert found.report.notes[-1].startswith("nothing was cut")
+    assert not found.report.reached
+    assert [skip.reason for skip in found.report.skips] == ["the model gives out 'y'"]
+    assert not shrunk(target_flops=0.9, scope="heads").report.groups
+
+
+def test_a_target_that_cannot_be_met_is_said() -> None:
+    found = shrunk(target_flops=0.01)
+    assert not found.report.reached
+    assert "target_flops 0.01 is not reached" in found.report.notes[-1]
+    onnx.checker.check_model(found.model.to_proto(), full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "there is no target"),
+        ({"target_flops": 0.5, "target_params": 0.5}, "2 targets: target_flops, target_params"),
+        ({"target_flops": 1.5}, r"target_flops is 1\.5"),
+        ({"target_params": 0.0}, "target_params is 0"),
+        ({"max_drop": 1.0}, "max_drop is given without evaluate"),
+        ({"target_flops": 0.5, "evaluate": len}, "evaluate is given without max_drop"),
+        ({"max_drop": -1.0, "evaluate": len}, "max_drop is -1"),
+        ({"target_flops": 0.5, "multiple": 3}, "multiple is 3"),
+        ({"target_flops": 0.5, "scope": "conv"}, "scope is 'conv'"),
+        ({"target_flops": 0.5, "importance": "taylor"}, "importance is 'taylor'"),
+        ({"target_flops": 0.5, "importance": "error", "calib": None}, "importance 'error' needs data"),
+        ({"target_flops": 0.5, "include": ["nowhere"]}, "include 'nowhere' matches no node"),
+    ],
+)
+def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        shrunk(**options)
+
+
+def test_a_fit_is_the_best_there_is_for_the_samples() -> None:
+    """A layer whose inputs were cut: numpy's least squares of its own inputs against float outputs is hardly better."""
+    text = "net (float[1,6] x) => (float[1,3] y) { a = Gemm<transB=1>(x, w1, b1) y = Gemm<transB=1>(a, w2, b2) }"
+    proto = model(text, {"w1": weight(8, 6), "b1": vector(8), "w2": weight(3, 8), "b2": vector(3)})
+    proto.graph.node[0].name, proto.graph.node[1].name = "one", "two"
+    cut = ModelProto()
+    cut.CopyFrom(proto)
+    for t in cut.graph.initializer:
+        values = numpy_helper.to_array(t)
+        kept: NDArray[Any] = values[:4] if t.name in ("w1", "b1") else values[:, :4] if t.name == "w2" else values
+        t.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(kept), t.name))
+    given = feeds(200, x=(1, 6))
+    found = refit(proto, cut, {"one": np.arange(8) < 4}, given, threads=1)
+    x = np.concatenate([feed["x"] for feed in given])
+    values = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    wanted = (x @ values["w1"].T + values["b1"]) @ values["w2"].T + values["b2"]
+    a = x @ values["w1"][:4].T + values["b1"][:4]
+    rows = np.concatenate([a, np.ones((200, 1), np.float32)], axis=1)
+    best = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    error = np.square(a @ found["w2"].T + found["b2"] - wanted).mean()
+    assert error < 1.01 * np.square(rows @ best - wanted).mean()
+    assert error < 0.5 * np.square(a @ values["w2"][:, :4].T + values["b2"] - wanted).mean()
+
+
+def test_shared_weights_are_nobodys_own() -> None:
+    text = "net (float[1,4] x) => (float[1,4] y) { a = MatMul(x, w) b = MatMul(a, w) c = MatMul(b, v) y = Add(c, d) }"
+    proto = model(text, {"w": weight(4, 4), "v": weight(4, 4, seed=1), "d": vector(4)})
+    proto.graph.node[2].name = "last"
+    found = layers_of(proto)
+    assert list(found) == ["last"]
+    assert (found["last"].bias, found["last"].output) == ("d", "y")
+
+
+def test_a_trained_network_keeps_its_accuracy() -> None:
+    proto = onnx.load(fixture("digits_resnet"))
+    assert any(node.op_type in SUMS for node in proto.graph.node)
+    found = shrink(
+        fixture("digits_resnet"), fixture("data/digits/calib"), target_flops=0.7, settings=QUICK,
+        preset=str(fixture("data/digits/preset.yaml")),
+    )  # fmt: skip
+    assert accuracy("digits_resnet", found.model.to_proto().SerializeToString()) > accuracy("digits_resnet") - 0.03
