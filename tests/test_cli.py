@@ -11,6 +11,7 @@ import onnx
 import pytest
 from handmade import HANDMADE
 from planning import initializers
+from support import fixture
 
 import onnxshot
 from onnxshot import cli
@@ -70,8 +71,8 @@ def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 def _quick(defaults: tuple[object, ...] | None) -> tuple[object, ...]:
     """The defaults of Settings, with a hundredth of a second to time each model."""
     assert defaults is not None
-    assert 1.0 in defaults
-    return tuple(0.01 if value == 1.0 and isinstance(value, float) else value for value in defaults)
+    assert 0.5 in defaults
+    return tuple(0.01 if value == 0.5 else value for value in defaults)
 
 
 def names(folder: Path) -> list[str]:
@@ -332,3 +333,36 @@ def test_as_a_process(shell: Shell) -> None:
     bad = subprocess.run([*command, "quantize", "broken.onnx"], capture_output=True, text=True, check=False)
     assert bad.returncode == 4
     assert "broken.onnx" in Ran(4, bad.stdout, bad.stderr).error
+
+
+# ---------------------------------------------------------------------------- channels
+
+
+def test_channels_are_cut_on_the_command_line(shell: Shell) -> None:
+    before = onnx.load(fixture("digits_mobile"))
+    ran = shell(
+        "prune", fixture("digits_mobile"), "--pattern", "channels", "--sparsity", 0.3, "--multiple", 1,
+        "-o", "cut.onnx", "--json", *QUICK,
+    )  # fmt: skip
+    after = onnx.load(shell.folder / "cut.onnx")
+    onnx.checker.check_model(after, full_check=True)
+    work, left = ran.json["macs"]
+    assert left <= 0.71 * work
+    assert after.ByteSize() < before.ByteSize()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--sparsity", 0.5, "--target-flops", 0.5], "--target-flops with --pattern unstructured"),
+        (["--pattern", "channels"], "there is no target"),
+        (["--pattern", "channels", "--sparsity", 0.5, "--prune-scope", "tails"], "scope is 'tails'"),
+        (["--pattern", "channels", "--sparsity", 0.5, "--multiple", 3], "multiple is 3"),
+        (["--pattern", "channels", "--sparsity", 1.5], "target_flops is -0.5"),
+    ],
+)
+def test_options_of_channels_that_contradict_are_told(shell: Shell, arguments: list[object], told: str) -> None:
+    ran = shell("prune", fixture("digits_mobile"), *arguments, "-o", "cut.onnx", *QUICK)
+    assert ran.code == 2
+    assert told in ran.error
+    assert not (shell.folder / "cut.onnx").exists()
