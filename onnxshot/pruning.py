@@ -26,6 +26,7 @@ from onnxshot.curves import curves
 from onnxshot.errors import ModelError, UsageError
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
+from onnxshot.graph.macs import macs
 from onnxshot.graph.save import Draft, draft, refuse_sources
 from onnxshot.maths.allocation import cheapest
 from onnxshot.maths.masks import Pattern
@@ -38,6 +39,7 @@ from onnxshot.report import Artifact, Report
 from onnxshot.settings import Settings
 from onnxshot.sparsify import Prunable, Pruned, by_magnitude, sparsified
 from onnxshot.verify import compare
+from onnxshot.zeros import layers_of, worth
 
 SCOPES = ("layer", "global", "erk", "auto")
 _MEASURED_FROM = 3  # samples: from fewer, nothing is learned of what a layer costs on others
@@ -71,10 +73,14 @@ class PruneReport(Report):
     Attributes:
         layers: one row per pruned layer, in the order of the graph.
         magnitude_sqnr_db: of the same numbers of zeros a layer, chosen by magnitude, with nothing made up for.
+        packed_bytes: of the weights of the input and of the result, as gzip packs them; 0 where they are over 256 MB.
+        worth: what the zeros bring on each target, in words.
     """
 
     layers: list[LayerSparsity] = field(default_factory=list)
     magnitude_sqnr_db: float | None = None
+    packed_bytes: tuple[int, int] = (0, 0)
+    worth: tuple[str, ...] = ()
 
     def next_step(self) -> str:
         """The one thing to try next."""
@@ -332,6 +338,7 @@ class _Run:
     def prove(self, written: Draft, data: Dataset | None) -> None:
         """Read the written file back and hold it against the float model."""
         self._zeros_are_there(written)
+        self._weigh()
         if not self.settings.verify:
             return
         proof.keeps_contract(self.source, written.path)
@@ -348,6 +355,13 @@ class _Run:
             candidate = plain.to_proto().SerializeToString()
             (found,) = trial.tried(reference, [candidate], list(judges), threads=self.settings.threads)
             self.report.magnitude_sqnr_db = found.total.db
+
+    def _weigh(self) -> None:
+        """What the zeros are worth: the size that is sent, and what runs faster."""
+        work = macs(self.model)
+        before, after = layers_of(load_model(self._original), work), layers_of(self.model, work)
+        self.report.packed_bytes = (sum(x.packed_bytes for x in before), sum(x.packed_bytes for x in after))
+        self.report.worth = worth(after)
 
     def _zeros_are_there(self, written: Draft) -> None:
         """The file holds the zeros that the report tells of, to the bit."""

@@ -100,6 +100,8 @@ def show_pruned(report: PruneReport) -> None:
     console.print(table)
     for skip in report.skips[:_SKIPS]:
         console.print(escape(f"not pruned: {skip.node} ({skip.op}): {skip.reason}"))
+    for line in report.worth:
+        console.print(escape(line))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
     console.print(escape(f"next: {report.next_step()}"))

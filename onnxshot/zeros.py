@@ -16,6 +16,7 @@ from onnxshot.maths import patterns
 
 _MOST_BYTES = 256 << 20  # of weights that are looked at: packing takes a second for some 30 MB
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_WIDE = 256  # inputs: NVIDIA/TensorRT #4065, no gain was seen with fewer
 _LEVEL = 6  # of zlib, that of gzip
 
 
@@ -26,6 +27,7 @@ class Layer:
     Attributes:
         node, op: the node that reads it.
         shape: as stored.
+        inputs: how many channels it reads, of one group.
         parameters, macs: values of the weight, and multiply-accumulates of one run.
         sparsity: share 0..1 of zeros; of an 8-bit weight those that stand for 0.
         pattern: dense, unstructured, channels, 2:4, 1:4 or block:4x1.
@@ -35,6 +37,7 @@ class Layer:
     node: str
     op: str
     shape: tuple[int, ...]
+    inputs: int
     parameters: int
     macs: int
     sparsity: float
@@ -66,11 +69,14 @@ def worth(layers: tuple[Layer, ...]) -> tuple[str, ...]:
     ]
     halves = [layer for layer in layers if layer.pattern in ("2:4", "1:4")]
     if halves:
-        share = sum(layer.macs for layer in halves) / max(sum(layer.macs for layer in layers), 1)
+        work = max(sum(layer.macs for layer in layers), 1)
+        share, wide = (sum(x.macs for x in halves if x.inputs >= least) / work for least in (0, _WIDE))
         lines.append(
-            f"TensorRT: {len(halves)} weights have the 2:4 pattern of sparse tensor cores, {100 * share:.0f} % of "
-            "multiply-accumulates"
+            f"TensorRT: {len(halves)} weights have the 2:4 pattern of sparse tensor cores, {100 * share:.0f} % of the "
+            f"multiply-accumulates; {100 * wide:.0f} % are of {_WIDE} inputs or more, where it was seen to help"
         )
+        if any(layer.bytes == layer.parameters for layer in halves):
+            lines.append("TensorRT was seen not to use 2:4 behind Q/DQ pairs: time it before relying on both")
     else:
         lines.append("TensorRT: no weight has the 2:4 pattern that sparse tensor cores need")
     dead = [layer for layer in layers if layer.pattern == patterns.CHANNELS]
@@ -118,8 +124,8 @@ def _layer(node: Node, slot: int, stored: NDArray[Any], alive: NDArray[Any], mac
     table = _outputs_first(node, slot, alive)
     packed = len(zlib.compress(np.ascontiguousarray(stored).tobytes(), _LEVEL))
     return Layer(
-        node.label, node.op, tuple(stored.shape), stored.size, macs, patterns.sparsity(table), patterns.pattern(table),
-        stored.nbytes, min(packed, stored.nbytes),
+        node.label, node.op, tuple(stored.shape), table.shape[1], stored.size, macs, patterns.sparsity(table),
+        patterns.pattern(table), stored.nbytes, min(packed, stored.nbytes),
     )  # fmt: skip
 
 

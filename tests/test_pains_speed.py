@@ -1,5 +1,7 @@
 """Pains of speed and size, rows 22 to 28 of the list: slower than float, unfused pairs, weights left float."""
 
+import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from handmade.core import Feed, feeds, model, vector, weight
 from pains import PROVEN, QUICK, clock, command, compressed, makers, outputs, readers, sqnr, stored
 from support import facts, fixture
 
-from onnxshot import quantize
+import onnxshot
+from onnxshot import cli, quantize
+from onnxshot.zeros import layers_of, worth
 
 # ---------------------------------------------------------------------- 22: slower than float
 
@@ -226,14 +230,42 @@ def test_row25_every_float_weight_is_listed_with_its_reason(name: str, mode: str
 # ---------------------------------------------------------------------- 26 to 28
 
 
-@pytest.mark.skip(reason="pruning is not built yet: there is nothing that could promise speed for zeros")
-def test_row26_pruning_promises_no_speed_it_does_not_have() -> None:
+def test_row26_pruning_promises_no_speed_it_does_not_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unstructured zeros: same size, same speed. sparseml 1529, 1120, 2164, TensorRT 3282."""
+    out = tmp_path / "out.onnx"
+    arguments = ["onnxshot", "prune", str(fixture("digits_resnet")), "--sparsity", "0.6", "-o", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit):
+        cli.main()
+    told = capsys.readouterr().err
+    assert told.index("no faster in ONNX Runtime: --pattern channels does") < told.index("% zeros"), "before the work"
+    assert "x faster" not in told
+    report = onnxshot.prune(fixture("digits_resnet"), sparsity=0.6, settings=QUICK).report
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer}
+    zipped = sum(len(zlib.compress(values.tobytes(), 6)) for values in stored.values() if values.ndim >= 2)
+    assert report.packed_bytes[1] == pytest.approx(zipped, rel=0.01)
+    assert report.packed_bytes[1] < 0.6 * report.packed_bytes[0]
+    assert report.latency == {}
 
 
-@pytest.mark.skip(reason="2:4 sparsity is not built yet")
 def test_row27_two_of_four_says_what_it_can_reach() -> None:
     """2:4 helps from 256 channels up, and not with Q/DQ. TensorRT 4065, 1403, 4694, 2271."""
+    text = """g (float[1, 512] x) => (float[1, 10] y) {
+        a = Gemm(x, w1, b1) r = Relu(a) b = Gemm(r, w2, b2) s = Relu(b) y = Gemm(s, w3, b3) }"""
+    sizes = ((512, 128), (128, 64), (64, 10))
+    constants: Feed = {f"w{i}": weight(*s, channel_axis=1) for i, s in enumerate(sizes, 1)}
+    constants |= {f"b{i}": np.zeros(s[1], np.float32) for i, s in enumerate(sizes, 1)}
+    pruned = onnxshot.prune(model(text, constants), pattern="2:4", settings=QUICK)
+    work = [a * b for a, b in sizes]
+    (told,) = [line for line in pruned.report.worth if line.startswith("TensorRT")]
+    assert "3 weights have the 2:4 pattern" in told
+    assert "100 % of the multiply-accumulates" in told
+    assert f"{100 * work[0] / sum(work):.0f} % are of 256 inputs or more" in told
+    given = feeds(16, x=(1, 512))
+    small = quantize(pruned.model.to_proto(), given, include=("Gemm",), settings=QUICK).model
+    assert any("not to use 2:4 behind Q/DQ" in line for line in worth(layers_of(small, {})))
 
 
 def test_row28_the_share_that_runs_in_int8_is_told_and_so_is_what_stands_in_the_way() -> None:
