@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,9 +16,25 @@ import onnxshot
 from onnxshot import cache as store
 from onnxshot import terminal
 from onnxshot.calibrating import merge_files
+from onnxshot.cli_options import (
+    CacheOpt,
+    CalibOpt,
+    DeviceOpt,
+    ExcludeOpt,
+    IncludeOpt,
+    JsonOpt,
+    ModelArg,
+    PresetOpt,
+    SamplesOpt,
+    StatsOpt,
+    TargetOpt,
+    ThreadsOpt,
+    samples_of,
+    tell,
+)
+from onnxshot.cli_prune import compress, prune
 from onnxshot.errors import GoalMissed, OnnxshotError, UsageError
 from onnxshot.recipe import Recipe, load_recipe
-from onnxshot.report import save_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,38 +44,6 @@ app = typer.Typer(
 )
 
 _INTERRUPTED = 130  # what the parser makes of Ctrl-C, and what shells use
-
-ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
-CalibOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--calib",
-        help="Calibration data: a folder of pictures (with --preset), .npy or .npz; one .npz; an onnx test_data_set "
-        "folder; module:function or file.py:function yielding dicts; 'random'.",
-    ),
-]
-PresetOpt = Annotated[
-    str | None, typer.Option(help="How pictures become inputs: a name, a YAML file, or 'none' for raw arrays.")
-]
-TargetOpt = Annotated[str, typer.Option(help="Where the model will run: ort, ort-avx2, tensorrt.")]
-ThreadsOpt = Annotated[int, typer.Option(help="CPU threads of every inference.", min=1)]
-SamplesOpt = Annotated[
-    str, typer.Option(help="auto: until the ranges have settled. all, or a number: that many, evenly spaced.")
-]
-DeviceOpt = Annotated[str, typer.Option(help="Where calibration runs: cpu, cuda, openvino.")]
-CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep and reuse calibration statistics.")]
-JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-StatsOpt = Annotated[
-    Path | None, typer.Option(help="Statistics that 'onnxshot calibrate' wrote: nothing is run to calibrate.")
-]
-ExcludeOpt = Annotated[
-    list[str] | None,
-    typer.Option(help="Leave in float: a glob over node names, tensor names and op types. May be repeated."),
-]
-IncludeOpt = Annotated[
-    list[str] | None, typer.Option(help="Quantize although a rule of thumb says no: a glob as in --exclude.")
-]
-
 
 @app.command()
 def quantize(
@@ -133,14 +115,14 @@ def quantize(
     out = output or model.with_name(f"{model.stem}.int8.onnx")
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
-            samples=_samples(samples), verify=verify, use_cache=cache, threads=threads, device=device, seed=seed,
+            samples=samples_of(samples), verify=verify, use_cache=cache, threads=threads, device=device, seed=seed,
             keep_overridable=keep_overridable, requantize=requantize, progress=show,
         )  # fmt: skip
         make = onnxshot.quantize if goal is None else partial(onnxshot.tune, goal=goal)
         result = make(model, calib, stats=stats, output=out, preset=preset, recipe=recipe, settings=settings)
     if report is not None:
         result.report.save(report)
-    _print(as_json, result.report.to_dict(), lambda: terminal.show_report(result.report))
+    tell(as_json, result.report.to_dict(), lambda: terminal.show_report(result.report))
     if result.report.goal.get("missed"):
         missed = "; ".join(result.report.goal["missed"])
         raise GoalMissed(f"{out} was written, but {missed}", "it is the best found; --report FILE lists the others")
@@ -149,133 +131,8 @@ def quantize(
         raise GoalMissed(f"{out} was written, but {measured}", "leave out --require-faster to accept it")
 
 
-@app.command()
-def prune(
-    model: ModelArg,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Share of the weights that become zero; 2:4 and its like fix their own.")
-    ] = None,
-    pattern: Annotated[
-        str,
-        typer.Option(
-            help="unstructured; N:M such as 2:4: N of M neighbouring inputs stay; block:4x1; channels: cut out whole."
-        ),
-    ] = "unstructured",
-    scope: Annotated[
-        str | None,
-        typer.Option(
-            help="How zeros are shared out: layer, global, erk, or auto: by what they are measured to cost. "
-            "Default: auto with --calib, else layer."
-        ),
-    ] = None,
-    calib: CalibOpt = None,
-    preset: PresetOpt = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.pruned.onnx beside the input.")
-    ] = None,
-    include: Annotated[list[str] | None, typer.Option(help="Prune only what this glob matches. Repeatable.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Leave as it is: a glob. May be repeated.")] = None,
-    layer: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="The sparsity of some layers. May be repeated.")
-    ] = None,
-    keep_zeros: Annotated[bool, typer.Option("--keep-zeros", help="What is zero stays zero, and counts.")] = False,
-    target_flops: Annotated[float | None, typer.Option(help="Channels: share of the work to keep.")] = None,
-    target_params: Annotated[float | None, typer.Option(help="Channels: share of the parameters to keep.")] = None,
-    target_latency: Annotated[float | None, typer.Option(help="Channels: share of the latency to keep.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Channels: most that the score of --eval may fall.")] = None,
-    evaluation: Annotated[
-        str | None, typer.Option("--eval", help="file.py:function that scores a model, higher is better.")
-    ] = None,
-    prune_scope: Annotated[str, typer.Option(help="Channels: all, mlp or heads.")] = "all",
-    multiple: Annotated[int, typer.Option(help="Channels: widths become a multiple of 1, 8 or 16.")] = 8,
-    samples: SamplesOpt = "auto",
-    report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
-    threads: ThreadsOpt = 2,
-    as_json: JsonOpt = False,
-) -> None:
-    """Set weights of MODEL to zero in one shot; with data, let those that stay make up for it."""
-    out = output or model.with_name(f"{model.stem}.pruned.onnx")
-    with terminal.progress(not as_json) as show:
-        settings = onnxshot.Settings(samples=_samples(samples), verify=verify, threads=threads, progress=show)
-        targets = {
-            "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
-            "max_drop": max_drop,
-        }  # fmt: skip
-        if pattern == "channels":
-            if sparsity is not None:
-                targets["target_flops"] = 1 - sparsity
-            cut = onnxshot.shrink(
-                model, calib, **targets, evaluate=evaluation, scope=prune_scope, multiple=multiple,  # type: ignore[arg-type]
-                include=include or (), exclude=exclude or (), preset=preset, settings=settings,
-            )  # fmt: skip
-            cut.save(out)
-            if report is not None:
-                save_json(cut.report.to_dict(), report)
-            _print(as_json, cut.report.to_dict(), lambda: terminal.show_shrunk(cut.report))
-            if not cut.report.reached:
-                raise GoalMissed(f"{out} was written, but it does not reach the target", "no more can be cut")
-            return
-        if not as_json:
-            terminal.show_text("zeros make a model no faster in ONNX Runtime: --pattern channels does")
-        if given := [name for name, value in targets.items() if value is not None]:
-            raise UsageError(f"--{given[0].replace('_', '-')} with --pattern {pattern}", "it is of --pattern channels")
-        result = onnxshot.prune(
-            model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=preset,
-            include=include or (), exclude=exclude or (), layers=dict(map(_rule, layer or ())),
-            keep_zeros=keep_zeros, settings=settings,
-        )  # fmt: skip
-    if report is not None:
-        result.report.save(report)
-    _print(as_json, result.report.to_dict(), lambda: terminal.show_pruned(result.report))
-
-
-@app.command()
-def compress(
-    model: ModelArg,
-    sparsity: Annotated[float | None, typer.Option(help="As of prune.")] = None,
-    pattern: Annotated[str, typer.Option(help="As of prune.")] = "unstructured",
-    scope: Annotated[str | None, typer.Option(help="As of prune.")] = None,
-    layer: Annotated[list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="As of prune.")] = None,
-    spare: Annotated[list[str] | None, typer.Option(help="Do not prune what this glob matches. Repeatable.")] = None,
-    calib: CalibOpt = None,
-    preset: PresetOpt = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.small.onnx beside the input.")
-    ] = None,
-    keep_stages: Annotated[Path | None, typer.Option(help="A folder for the file of every stage.")] = None,
-    target: TargetOpt = "ort",
-    effort: Annotated[str | None, typer.Option(help="As of quantize.")] = None,
-    recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="How to quantize: YAML or JSON, or a report.")
-    ] = None,
-    samples: SamplesOpt = "auto",
-    report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
-    cache: CacheOpt = True,
-    threads: ThreadsOpt = 2,
-    as_json: JsonOpt = False,
-) -> None:
-    """Prune MODEL, then quantize what is left; both stages are held against MODEL."""
-    recipe = load_recipe(recipe_file) if recipe_file is not None else Recipe()
-    recipe = replace(recipe, target=target, effort=effort or recipe.effort)
-    with terminal.progress(not as_json) as show:
-        settings = onnxshot.Settings(samples=_samples(samples), use_cache=cache, threads=threads, progress=show)
-        result = onnxshot.compress(
-            model, calib, sparsity=sparsity, pattern=pattern, scope=scope, layers=dict(map(_rule, layer or ())),
-            spare=spare or (), output=output or model.with_name(f"{model.stem}.small.onnx"), keep_stages=keep_stages,
-            preset=preset, recipe=recipe, settings=settings,
-        )  # fmt: skip
-    if report is not None:
-        result.report.save(report)
-    _print(as_json, result.report.to_dict(), lambda: terminal.show_stages(result.report))
-
-
-def _rule(text: str) -> tuple[str, float]:
-    glob, _, share = text.rpartition("=")
-    try:
-        return glob, float(share)
-    except ValueError:
-        raise UsageError(f"--layer is {text!r}", "GLOB=SPARSITY, such as 'conv1=0.3'") from None
+app.command()(prune)
+app.command()(compress)
 
 
 @app.command()
@@ -310,7 +167,7 @@ def calibrate(
             raise UsageError(f"{len(model)} models were given", "calibrate one at a time; --merge joins statistics")
         with terminal.progress(not as_json) as show:
             settings = onnxshot.Settings(
-                samples=_samples(samples), use_cache=cache, threads=threads, device=device, seed=seed, progress=show
+                samples=samples_of(samples), use_cache=cache, threads=threads, device=device, seed=seed, progress=show
             )
             recipe = Recipe(target=target, include=tuple(include or ()))
             found = onnxshot.calibrate(
@@ -322,7 +179,7 @@ def calibrate(
         "seconds": round(time.perf_counter() - started, 3), "notes": list(found.notes),
     }  # fmt: skip
     lines = [f"{output}: {len(found.tensors)} tensors, {len(found.samples)} samples", *found.notes]
-    _print(as_json, values, lambda: terminal.show_text("\n".join(lines)))
+    tell(as_json, values, lambda: terminal.show_text("\n".join(lines)))
 
 
 cache_app = typer.Typer(no_args_is_help=True, help="Calibration statistics of earlier runs.")
@@ -337,14 +194,14 @@ def cache_show(as_json: JsonOpt = False) -> None:
     folder = store.folder()
     values = {"folder": str(folder), "entries": len(files), "bytes": size, "max_bytes": store.MAX_BYTES}
     text = f"{folder}: {len(files)} entries, {size / 1e6:.1f} of {store.MAX_BYTES / 1e6:.0f} MB"
-    _print(as_json, values, lambda: terminal.show_text(text))
+    tell(as_json, values, lambda: terminal.show_text(text))
 
 
 @cache_app.command("clear")
 def cache_clear(as_json: JsonOpt = False) -> None:
     """Remove all statistics that are kept."""
     freed = store.clear()
-    _print(as_json, {"bytes": freed}, lambda: terminal.show_text(f"{freed / 1e6:.1f} MB removed"))
+    tell(as_json, {"bytes": freed}, lambda: terminal.show_text(f"{freed / 1e6:.1f} MB removed"))
 
 
 @app.command()
@@ -361,7 +218,7 @@ def inspect(
     """Show what would be quantized, what would not, and why; with --calib also what the inputs look like."""
     recipe = Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
     found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=preset)
-    _print(as_json, found.to_dict(), lambda: terminal.show_text(found.to_text()))
+    tell(as_json, found.to_dict(), lambda: terminal.show_text(found.to_text()))
 
 
 @app.command()
@@ -384,13 +241,13 @@ def sensitivity(
     """Measure what each node costs when it alone is int8, worst first."""
     recipe = Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
     with terminal.progress(not as_json) as show:
-        settings = onnxshot.Settings(samples=_samples(samples), use_cache=cache, threads=threads, progress=show)
+        settings = onnxshot.Settings(samples=samples_of(samples), use_cache=cache, threads=threads, progress=show)
         found = onnxshot.sensitivity(
             model, calib, stats=stats, preset=preset, gains=gains, recipe=recipe, settings=settings
         )
     if report is not None:
         found.save(report)
-    _print(as_json, found.to_dict(), lambda: terminal.show_sensitivity(found))
+    tell(as_json, found.to_dict(), lambda: terminal.show_sensitivity(found))
 
 
 @app.command()
@@ -404,9 +261,9 @@ def compare(
     as_json: JsonOpt = False,
 ) -> None:
     """Compare any two models of the same inputs and outputs, tensor by tensor, worst first."""
-    settings = onnxshot.Settings(samples=_samples(samples), threads=threads)
+    settings = onnxshot.Settings(samples=samples_of(samples), threads=threads)
     report = onnxshot.compare(reference, candidate, calib, preset=preset, settings=settings)
-    _print(as_json, report.to_dict(), lambda: terminal.show_report(report))
+    tell(as_json, report.to_dict(), lambda: terminal.show_report(report))
 
 
 @app.command()
@@ -421,7 +278,7 @@ def bench(
     """Measure the latency of models in turns, so that a busy machine is unfair to none of them."""
     rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads)
     values = {"models": [{**asdict(row), "path": str(row.path)} for row in rows]}
-    _print(as_json, values, lambda: terminal.show_latencies(rows))
+    tell(as_json, values, lambda: terminal.show_latencies(rows))
 
 
 @app.command()
@@ -434,7 +291,7 @@ def emit(
     """Convert MODEL without compressing it; to 'onnx': normalize it."""
     out = onnxshot.emit(model, to=to, output=output or model.with_name(f"{model.stem}.normalized.onnx"))
     written = {"path": str(out), "format": to, "bytes": out.stat().st_size}
-    _print(as_json, {"input": str(model), "outputs": [written]}, lambda: terminal.show_text(f"{model} -> {out}"))
+    tell(as_json, {"input": str(model), "outputs": [written]}, lambda: terminal.show_text(f"{model} -> {out}"))
 
 
 def _version(asked: bool) -> None:
@@ -456,21 +313,6 @@ def _is_given(context: typer.Context, name: str) -> bool:
     """True where the option stands on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def _samples(text: str) -> int | str:
-    if text in ("auto", "all"):
-        return text
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise UsageError(f"--samples is {text!r}", "a number above 0, 'auto', or 'all'")
-
-
-def _print(as_json: bool, values: dict[str, Any], show: Callable[[], None]) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
-    else:
-        show()
 
 
 def entry() -> None:
