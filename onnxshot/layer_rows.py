@@ -71,24 +71,36 @@ class Form:
 
         inputs: one array per sample; sizes: those of each output; fill: what a Conv is padded with.
         """
-        found = []
-        for number, (x, size) in enumerate(zip(inputs, sizes, strict=True)):
-            if self.op == "Conv":
-                at = spread_over(math.prod(size), share, number)
-                found.append(self._patches(x, size, weight_shape[2:], at, fill))
-            else:
-                found.append(x.reshape(-1, x.shape[-1])[spread_over(math.prod(x.shape[:-1]), share, number)])
-        groups = int(self.attrs.get("group", 1))
-        rows = np.concatenate(found)
-        return rows.reshape(len(rows), groups, -1).transpose(1, 0, 2)
+        kernel = weight_shape[2:]
+        found = [
+            self.inputs(x, size, share, number, kernel, fill)
+            for number, (x, size) in enumerate(zip(inputs, sizes, strict=True))
+        ]
+        return np.concatenate(found).transpose(1, 0, 2)
+
+    def inputs(
+        self,
+        x: NDArray[Any],
+        sizes: Sequence[int],
+        share: int,
+        number: int,
+        kernel: Sequence[int],
+        fill: NDArray[Any] | float = 0.0,
+    ) -> NDArray[Any]:
+        """What is read of one sample [N, G, K], for the positions that `chosen` takes of a sample of this number."""
+        if self.op == "Conv":
+            rows = self._patches(x, sizes, kernel, spread_over(math.prod(sizes), share, number), fill)
+        else:
+            rows = x.reshape(-1, x.shape[-1])[spread_over(math.prod(x.shape[:-1]), share, number)]
+        return rows.reshape(len(rows), int(self.attrs.get("group", 1)), -1)
 
     def _patches(
         self,
         x: NDArray[Any],
-        sizes: tuple[int, ...],
+        sizes: Sequence[int],
         kernel: Sequence[int],
         at: NDArray[np.int64],
-        fill: NDArray[Any],
+        fill: NDArray[Any] | float,
     ) -> NDArray[Any]:
         ones = [1] * len(kernel)
         strides, dilations = self.attrs.get("strides", ones), self.attrs.get("dilations", ones)
@@ -99,7 +111,7 @@ class Form:
                 pads = max((out - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] + 1 - size, 0)
                 begin[axis] = pads // 2 if how == b"SAME_UPPER" else pads - pads // 2
         taken = [
-            patches(one, at, sizes, kernel=kernel, strides=strides, dilations=dilations, begin=begin, fill=fill)
+            patches(one, at, tuple(sizes), kernel=kernel, strides=strides, dilations=dilations, begin=begin, fill=fill)
             for one in x
         ]
         return np.concatenate(taken)

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from cutting import cut, grouped, masked, some
 from handmade.core import Feed, feeds, model, vector, weight
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
@@ -374,13 +374,16 @@ class Grammar:
 BLOCKS = ("residual", "concat", "depthwise", "widen", "squeeze_excite", "split", "shuffle", "norm", "last", "attention")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=7), st.integers(0, 2**32 - 1))
 def test_random_graphs_give_what_they_give_with_zeros(blocks: list[str], seed: int) -> None:
     grammar = Grammar(seed)
     for block in blocks:
         getattr(grammar, block)()
-    check(grammar.model(), feeds(1, x=(1, 4, 8, 8)), seed)
+    proto = grammar.model()
+    _, groups = grouped(proto)
+    assume(groups.rows)  # one channel all the way leaves none to cut
+    check(proto, feeds(1, x=(1, 4, 8, 8)), seed)
 
 
 def test_chunks_are_of_channels_of_the_same_layers() -> None:

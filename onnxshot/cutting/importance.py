@@ -12,8 +12,9 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
 
 from onnxshot.cutting.axes import Axes, Ids
 from onnxshot.cutting.groups import Group, chunk, in_chunks
-from onnxshot.cutting.rows import Feeds, Layer, layers_of
+from onnxshot.cutting.rows import Layer, layers_of
 from onnxshot.graph import Constant, Model, Node, weights
+from onnxshot.layer_rows import Feeds
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.maths.removal import Floats, Reader, made_up_for, removal_order
 from onnxshot.parallel import in_order

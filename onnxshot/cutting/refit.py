@@ -19,9 +19,10 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from onnxshot.activation import Activations
 from onnxshot.cutting.importance import Progress
-from onnxshot.cutting.rows import Feeds, Layer, layers_of
+from onnxshot.cutting.rows import Layer, layers_of
 from onnxshot.graph import Constant, Model
 from onnxshot.graph.macs import concrete_shapes
+from onnxshot.layer_rows import Feeds
 from onnxshot.maths.residual_fit import best_penalty, joined, ridge, sums
 from onnxshot.maths.rounding import corrected_bias
 from onnxshot.parallel import in_order

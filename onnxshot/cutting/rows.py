@@ -11,10 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxshot.maths.patches import patches
-
-Feeds = Sequence[Mapping[str, NDArray[Any]]]
-Positions = NDArray[np.int64]
+from onnxshot.layer_rows import Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +32,11 @@ class Layer:
     attrs: Mapping[str, Any]
 
     @property
+    def form(self) -> Form:
+        """How it multiplies."""
+        return Form(self.op, self.attrs)
+
+    @property
     def groups(self) -> int:
         """Groups of a Conv; 1 for all else."""
         return int(self.attrs.get("group", 1))
@@ -47,66 +49,37 @@ class Layer:
     @property
     def columns(self) -> int:
         """K: inputs of one output value."""
-        return math.prod(self.shape[1:]) if self.op == "Conv" else self.shape[1 if self._turned else 0]
-
-    @property
-    def _turned(self) -> bool:
-        return bool(self.attrs.get("transB", 0))
+        return math.prod(self.shape[1:]) if self.op == "Conv" else self.shape[0 if self.form.turned else 1]
 
     def table(self, weight: NDArray[Any]) -> NDArray[Any]:
         """A weight as [G, O / G, K]."""
-        rows = weight if self.op == "Conv" or self._turned else weight.T
-        return rows.reshape(self.groups, rows.shape[0] // self.groups, -1)
+        return self.form.table(weight)
 
     def stored(self, table: NDArray[np.floating]) -> NDArray[np.float32]:
         """The inverse of `table`."""
-        flat = table.reshape(table.shape[0] * table.shape[1], -1)
-        rows = flat if self.op == "Conv" or self._turned else flat.T
-        return np.ascontiguousarray(rows.reshape(self.shape).astype(np.float32))
+        return self.form.stored(table, np.empty(self.shape, np.float32))
 
     def inputs(self, x: NDArray[Any], share: int, number: int) -> NDArray[np.float32]:
         """What is multiplied at `share` positions of a sample's output [N, G, K]; other positions for other samples."""
-        if self.op != "Conv":
-            at = spread_over(math.prod(x.shape[:-1]), share, number)
-            return x.reshape(-1, 1, x.shape[-1])[at]
-        sizes, begin = self._windows(x.shape[2:])
-        ones = [1] * len(sizes)
-        strides, dilations = self.attrs.get("strides", ones), self.attrs.get("dilations", ones)
-        at = spread_over(math.prod(sizes), share, number)
-        taken = [
-            patches(one, at, sizes, kernel=self.kernel, strides=strides, dilations=dilations, begin=begin, fill=0.0)
-            for one in x
-        ]
-        return np.concatenate(taken).reshape(len(at) * len(x), self.groups, -1)
+        sizes = self._sizes(x.shape[2:]) if self.op == "Conv" else ()
+        return np.asarray(self.form.inputs(x, sizes, share, number, self.kernel))
 
     def outputs(self, y: NDArray[Any], share: int, number: int) -> NDArray[np.float32]:
         """A sample's outputs at the same positions [N, O]."""
-        if self.op != "Conv":
-            return y.reshape(-1, y.shape[-1])[spread_over(math.prod(y.shape[:-1]), share, number)]
-        flat = y.reshape(y.shape[0], y.shape[1], -1)
-        at = spread_over(flat.shape[2], share, number)
-        return np.ascontiguousarray(flat[:, :, at].transpose(0, 2, 1)).reshape(-1, y.shape[1])
+        return self.form.chosen(y, share, number)[0]
 
-    def _windows(self, before: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Sizes of the output, and padding in front, of a Conv: ONNX Conv-11."""
+    def _sizes(self, before: Sequence[int]) -> tuple[int, ...]:
+        """Sizes of the output of a Conv: ONNX Conv-11."""
         ones = [1] * len(before)
         strides, dilations = self.attrs.get("strides", ones), self.attrs.get("dilations", ones)
-        pads = list(self.attrs.get("pads", [0] * len(before) * 2))
         how = self.attrs.get("auto_pad", b"NOTSET")
-        sizes, begin = [], []
+        pads = [0] * len(before) * 2 if how == b"VALID" else list(self.attrs.get("pads", [0] * len(before) * 2))
+        sizes = []
         for axis, size in enumerate(before):
             reach = (self.kernel[axis] - 1) * dilations[axis] + 1
-            if how.startswith(b"SAME"):
-                out = -(-size // strides[axis])
-                pad = max((out - 1) * strides[axis] + reach - size, 0)
-                first = pad // 2 if how == b"SAME_UPPER" else pad - pad // 2
-            else:
-                first = 0 if how == b"VALID" else pads[axis]
-                last = 0 if how == b"VALID" else pads[axis + len(before)]
-                out = (size + first + last - reach) // strides[axis] + 1
-            sizes.append(out)
-            begin.append(first)
-        return sizes, begin
+            whole = size + pads[axis] + pads[axis + len(before)] - reach
+            sizes.append(-(-size // strides[axis]) if how.startswith(b"SAME") else whole // strides[axis] + 1)
+        return tuple(sizes)
 
 
 def layers_of(model: ModelProto) -> dict[str, Layer]:
@@ -146,10 +119,3 @@ def _added(readers: Sequence[NodeProto], output: str, constants: Mapping[str, Te
         if len(others) == 1 and others[0] in constants:
             return others[0], readers[0].output[0]
     return "", output
-
-
-def spread_over(size: int, share: int, number: int) -> Positions:
-    """So many positions of `size`, evenly spread; another sample begins at another place."""
-    count = min(share, size)
-    start = (number * 0.618034) % 1.0  # multiples of the golden ratio are spread evenly too
-    return np.minimum(((np.arange(count) + start) * (size / count)).astype(np.int64), size - 1)
