@@ -40,7 +40,8 @@ def finish(model: Model, target: Target, recipe: Recipe) -> list[Skip]:
     if target.isolates_softmax:
         passes.append(IsolateSoftmax())
     skips = [skip for step in passes for skip in step.run(model).skips]
-    _tidy(model)
+    if passes:
+        _tidy(model)
     return skips
 
 
