@@ -23,6 +23,8 @@ from onnxshot.cli_options import (
     tell,
 )
 from onnxshot.errors import GoalMissed, UsageError
+from onnxshot.graph.load import load_model
+from onnxshot.graph.save import refuse_sources
 from onnxshot.recipe import Recipe, load_recipe
 from onnxshot.report import save_json
 
@@ -80,6 +82,10 @@ def prune(
             "max_drop": max_drop,
         }  # fmt: skip
         if pattern == "channels":
+            of_zeros = {"scope": scope is not None, "layer": bool(layer), "keep-zeros": keep_zeros}
+            if wrong := [name for name, given in of_zeros.items() if given]:
+                raise UsageError(f"--{wrong[0]} with --pattern channels", "it is of the patterns that set zeros")
+            refuse_sources(load_model(model), out)  # before the work, not after it
             if sparsity is not None:
                 targets["target_flops"] = 1 - sparsity
             cut = onnxshot.shrink(

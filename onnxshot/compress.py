@@ -14,7 +14,7 @@ from onnx import ModelProto
 from onnxshot.calibrating import HOLDOUT, open_calib
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import split
-from onnxshot.errors import UsageError
+from onnxshot.errors import ModelError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import draft, refuse_sources, write
@@ -149,7 +149,8 @@ def compress(
             output=folder / "quantized.onnx", **options,
         )  # fmt: skip
         lost = lost_zeros(pruned.model, result.model)
-        assert not lost, f"zeros of {lost[0]!r} were lost"
+        if lost:
+            raise ModelError(f"quantization lost zeros of {len(lost)} weights, such as {lost[0]!r}", "report this")
         report.prune, report.quantize = pruned.report, result.report
         source = Path(model) if isinstance(model, str | Path) else Path(made) / "input.onnx"
         if isinstance(model, ModelProto):

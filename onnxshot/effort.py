@@ -1,7 +1,8 @@
 """What more effort does for accuracy: candidates and repairs, each kept only where the network's outputs are better.
 
 fast      ranges only
-balanced  + cross-layer equalization, + outliers of products moved into weights, + bias correction
+balanced  + cross-layer equalization, + outliers of products moved into weights, + inputs on their own grid,
+          + bias correction
 best      + ranges, and rounding of the weights, by what they do to the outputs
 """
 

@@ -30,8 +30,8 @@ from onnxshot.graph.macs import macs
 from onnxshot.graph.save import Draft, draft, refuse_sources
 from onnxshot.maths.allocation import cheapest
 from onnxshot.maths.masks import Pattern
-from onnxshot.passes.apply_pruned import ApplyPruned
 from onnxshot.passes.normalize import normalize
+from onnxshot.passes.repair import ApplyRepairs
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.pipeline import RECIPE_KEY, VERSION_KEY, input_bytes, peak_rss_mb
 from onnxshot.prune_layers import choose_layers, described, fixed_counts, nm_counts, reachable, shared_out
@@ -273,7 +273,7 @@ class _Run:
         self.report.layers = [self._row(layer, found[layer.name]) for layer in self._layers]
         total = sum(row.weights for row in self.report.layers)
         self.report.sparsity = sum(row.sparsity * row.weights for row in self.report.layers) / total
-        ApplyPruned(found).run(self.model)
+        ApplyRepairs(found).run(self.model)
         edit.remove_unused(self.model)
         StoreHalf().run(self.model)
         self._stamp()
@@ -351,7 +351,7 @@ class _Run:
             reference = self._original.SerializeToString()
             proof.tell(self.report, compare(reference, written.path, judges, threads=self.settings.threads))
             plain = load_model(self._original)
-            ApplyPruned(self._by_magnitude()).run(plain)
+            ApplyRepairs(self._by_magnitude()).run(plain)
             candidate = plain.to_proto().SerializeToString()
             (found,) = trial.tried(reference, [candidate], list(judges), threads=self.settings.threads)
             self.report.magnitude_sqnr_db = found.total.db

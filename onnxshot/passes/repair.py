@@ -1,21 +1,35 @@
-"""Put repaired biases and weights into a quantized model."""
+"""Put biases and weights that were learned into a model, quantized or not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from onnxshot.graph import Model, edit
 from onnxshot.graph.ops import OPS
 from onnxshot.passes.base import Change
-from onnxshot.reconstruct import Repair
+
+
+class Learned(Protocol):
+    """What was learned of one layer: None where it stays."""
+
+    @property
+    def bias(self) -> NDArray[Any] | None:
+        """As the node's bias is stored."""
+
+    @property
+    def weight(self) -> NDArray[Any] | None:
+        """As the weight is stored; integers where a DequantizeLinear stands behind it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApplyRepairs:
-    """Replace the biases and the quantized weights of layers, by name, with those that were learned."""
+    """Replace the biases and the weights of layers, by name, with those that were learned."""
 
-    repairs: Mapping[str, Repair]
+    repairs: Mapping[str, Learned]
     name: str = "apply_repairs"
 
     def run(self, model: Model) -> Change:
@@ -30,7 +44,9 @@ class ApplyRepairs:
                 node.inputs[slot] = edit.add_constant(model, node.inputs[slot].name, "corrected", repair.bias)
             if repair.weight is not None:
                 maker = edit.producer(node.inputs[1])
-                assert maker is not None
-                maker.inputs[0] = edit.add_constant(model, maker.inputs[0].name, "rounded", repair.weight)
+                holder, slot = (node, 1) if maker is None else (maker, 0)
+                old = holder.inputs[slot]
+                holder.inputs[slot] = edit.add_constant(model, old.name, "learned", repair.weight)
+                holder.inputs[slot].stored_as = getattr(old, "stored_as", None)
             change.edits += 1
         return change
