@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from onnx import ModelProto
 from onnxshot import cache
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
+from onnxshot.calibration.stats import TensorStats
 from onnxshot.calibration.statsfile import Statistics, data_hash, join, load_statistics, refuse_other
 from onnxshot.collect import collect
 from onnxshot.errors import CalibrationError, UsageError
@@ -100,21 +101,24 @@ def from_data(
     holdout: float = HOLDOUT,
     *,
     settle: bool = True,
+    known: Mapping[str, TensorStats] | None = None,
 ) -> Gathered:
     """Statistics of all the plan watches, from the cache where they are there, else from a pass over the data.
 
-    settle: whether the pass may stop early, where the settings allow that.
+    settle: whether the pass may stop early, where the settings allow that; known: statistics of tensors that need not
+    be watched again, which the result is without.
     """
     calibrated, held_out = split(len(data), holdout)
     names, by_channel = _watched(model, plan, recipe)
+    names = _missing(known or {}, names, by_channel)
     chosen = data.subset(calibrated)
     settle = settle and settings.samples == "auto" and not data.random
     digests, hashed, key = chosen.digests(), cache.model_hash(model), ""
     if settings.use_cache and not data.random:
         key = cache.key(hashed, chosen.preset_hash, settings.device, str(settle), *digests)
-        known = cache.load(key)
-        if known is not None and not _missing(known, names, by_channel):
-            return Gathered(known, _numbers(known, calibrated, digests), held_out, 0, known.notes)
+        kept = cache.load(key)
+        if kept is not None and not _missing(kept.tensors, names, by_channel):
+            return Gathered(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes)
     found = collect(
         model, names, chosen, channels=by_channel, settle=settle, threads=settings.threads, device=settings.device,
         progress=settings.progress,
@@ -134,7 +138,7 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
     """
     known = load_statistics(path)
     refuse_other("model", known.model, str(path), cache.model_hash(model), str(model.path or "the model"))
-    missing = _missing(known, list(plan.observe), plan.watched)
+    missing = _missing(known.tensors, list(plan.observe), plan.watched)
     if missing:
         raise CalibrationError(
             f"{path} holds nothing of tensor {missing[0]!r}",
@@ -170,8 +174,7 @@ def _numbers(known: Statistics, numbers: Sequence[int], digests: Sequence[str]) 
     return [i for i, digest in zip(numbers, digests, strict=True) if digest in used]
 
 
-def _missing(known: Statistics, names: Sequence[str], by_channel: Collection[str]) -> list[str]:
-    tensors = known.tensors
+def _missing(tensors: Mapping[str, TensorStats], names: Sequence[str], by_channel: Collection[str]) -> list[str]:
     return [n for n in names if n not in tensors or (n in by_channel and not tensors[n].channel_absmax)]
 
 

@@ -44,12 +44,19 @@ class Candidate:
     smoothed: bool = False
 
 
-def equalized(model: Model, plan: Plan, stats: Mapping[str, TensorStats]) -> Model | None:
-    """A copy of the model with equalized channels; None where there is nothing to gain."""
+def equalized(
+    model: Model, plan: Plan, stats: Mapping[str, TensorStats]
+) -> tuple[Model, dict[str, TensorStats]] | None:
+    """A copy of the model with equalized channels, and statistics of the tensors that it is the same in.
+
+    None where there is nothing to gain.
+    """
     if not any(n.how == STATIC and n.has_weight for n in plan.nodes):
         return None
-    copy = copy_of(model)
-    return copy if Equalize(plan, stats).run(copy).edits else None
+    copy, change = copy_of(model), Equalize(plan, stats)
+    if not change.run(copy).edits:
+        return None
+    return copy, {name: known for name, known in stats.items() if name not in change.scaled}
 
 
 def choose(

@@ -14,7 +14,6 @@ from onnxshot.calibration.ranges import METHODS, Range
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.collect import collect
 from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of
 from onnxshot.graph.macs import macs
@@ -34,14 +33,14 @@ from onnxshot.targets.base import Target
 from onnxshot.trained import Trained
 from onnxshot.trial import Tried
 
-_BATCHES = (12, 36)  # samples that candidates are held against each other on; the second where it is not clear
-_LEARNED_FROM = {"balanced": 16, "best": 112}  # samples that repairs are learned from
+_BATCHES = (8, 24)  # samples that candidates are held against each other on; the second where it is not clear
+_LEARNED_FROM = {"balanced": 12, "best": 112}  # samples that repairs are learned from
 _CHECKED = 3  # every so many-th is left out of that, to see whether it helps
 _GRID_ON = 8  # calibration samples that a grid is looked for in
 _GRID_FROM_DB = 24.0  # of the outputs: where there is more noise, that of the input is hardly some of it
 _GRID_GAIN_DB = 0.5  # by which it must be better: padding the input by hand costs up to 4 % of a small network's time
 _EQUALIZED_FROM = 12  # calibration samples on: fewer do not show how far channels go
-_SMOOTHED_FROM = 48  # calibration samples that products are computed on
+_SMOOTHED_FROM = 16  # calibration samples that products are computed on
 _FEWEST_STRENGTHS = 3  # of dynamic products' inputs that are not the usual one: fewer are not worth a trial
 _SMOOTHING_GAIN_DB = 0.5  # by which it must be better: a division is not for nothing
 _REFINED_ON = (24, 96)  # samples that ranges are chosen on by what they do to the outputs, at least and at most:
@@ -189,10 +188,11 @@ class Improver:
         with self.report.timed("equalize"):
             # Without what this run leaves out: channels do not depend on it, so that statistics can be reused.
             whole = make_plan(given.model, self.target, Recipe(target=self.recipe.target), given.evidence)
-            model = effort.equalized(given.model, whole, given.evidence.stats)
-            if model is None:
+            found = effort.equalized(given.model, whole, given.evidence.stats)
+            if found is None:
                 return None
-            evidence = Evidence(self._again(model))
+            model, known = found
+            evidence = Evidence(self._completed(model, known))
             plan = make_plan(model, self.target, self.recipe, evidence)
             return replace(given, model=model, plan=plan, evidence=evidence)
 
@@ -224,24 +224,16 @@ class Improver:
                 others.append(replace(given, lead=0.0))
             return self._choose(others, self._batches(calibrated))[0] if len(others) > 1 else other
 
-    def _again(self, model: Model) -> Mapping[str, TensorStats]:
-        """Statistics of a changed model on the samples that were calibrated on: fewer would leave ranges too small."""
+    def _completed(self, model: Model, known: Mapping[str, TensorStats]) -> Mapping[str, TensorStats]:
+        """Statistics of a changed model on the samples that were calibrated on; known: where it is what it was.
+
+        All of them: fewer would leave ranges too small.
+        """
         plan = make_plan(model, self.target, self.recipe)
         calibrated = self.data.subset(self.gathered.calibrated)
-        found = from_data(model, plan, self.recipe, calibrated, self.settings, 0.0, settle=False)
+        found = from_data(model, plan, self.recipe, calibrated, self.settings, 0.0, settle=False, known=known)
         self.report.samples["inferences"] += found.inferences
-        return found.statistics.tensors
-
-    def _completed(self, model: Model, known: Mapping[str, TensorStats]) -> Mapping[str, TensorStats]:
-        """Statistics of a changed model, where most of its tensors are what they were."""
-        plan, calibrated = make_plan(model, self.target, self.recipe), self.gathered.calibrated
-        names = [name for name in plan.observe if name not in known]
-        found = collect(
-            model, names, self.data.subset(calibrated), channels=plan.watched, threads=self.settings.threads,
-            device=self.settings.device, progress=self.settings.progress,
-        )  # fmt: skip
-        self.report.samples["inferences"] += len(calibrated)
-        return {**known, **found.stats}
+        return {**known, **found.statistics.tensors}
 
     def _batches(self, numbers: Sequence[int]) -> Iterator[list[Sample]]:
         """The samples with these numbers in batches, each spread over all; read where they are asked for."""

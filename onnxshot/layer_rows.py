@@ -117,6 +117,13 @@ class Form:
         return np.concatenate(taken)
 
 
+def product(x: NDArray[np.float32], table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a layer gives without its bias, of what it reads and its weight: [G, N, K], [G, O, K] -> [N, G * O]."""
+    if table.shape[1] == 1:  # many small products of matrices are slow
+        return np.ascontiguousarray(np.einsum("gnk,gk->ng", x, table[:, 0]))
+    return (x @ table.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(x.shape[1], -1)
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a model gives at some positions of a layer's output.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxshot.activation import Activation, Activations
-from onnxshot.layer_rows import Feeds, Form, Wanted, affordable, wanted
+from onnxshot.layer_rows import Feeds, Form, Wanted, affordable, product, wanted
 from onnxshot.maths.affine import bias_safe_scale
 from onnxshot.maths.rounding import corrected_bias, round_weights
 from onnxshot.walk import Walk
@@ -126,7 +126,7 @@ class _Layer:
         if not self.bias:
             return Repair(None, rounded)
         table = (integers * scales[:, :, None]).astype(np.float32)
-        got = (x @ table.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(x.shape[1], -1)
+        got = product(x, table)
         old = student.constant(self.bias)
         learned = corrected_bias(wanted.values, got, old.reshape(-1), behind, wanted.starts)
         bias = learned.astype(np.float32).reshape(old.shape)

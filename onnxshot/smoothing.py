@@ -95,20 +95,14 @@ def search(
     found: dict[str, Smoothing] = {}
     if not readers:
         return found
-    def best(gathered: tuple[str, Rows]) -> Smoothing | None:
-        name, rows = gathered
+    for name, rows in _gathered(model, list(readers), samples, threads).items():
         tables, schemes = zip(*(_table(node, plan) for node in readers[name]), strict=True)
         if len(tables[0]) != rows.values.shape[1]:
-            return None
+            continue
         known = np.asarray(stats[name].channel_absmax if name in stats else (), np.float32)
         activation = plan.tensors[name].scheme if how == STATIC else QuantScheme(UINT8)
         seen = rows.widened(known) if how == STATIC and len(known) == len(tables[0]) else rows
-        return search_smoothing(seen, tables, activation, schemes, per_sample=how == DYNAMIC)
-
-    gathered = _gathered(model, list(readers), samples, threads).items()
-    for (name, _), smoothing in zip(gathered, in_order(best, gathered, threads), strict=True):
-        if smoothing is not None:
-            found[name] = smoothing
+        found[name] = search_smoothing(seen, tables, activation, schemes, per_sample=how == DYNAMIC)
         if progress is not None:
             progress("inputs of products looked at", len(found), len(readers))
     return found

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
 from onnxshot.activation import Activation, Activations
-from onnxshot.layer_rows import Feeds, Form, Wanted, affordable, wanted
+from onnxshot.layer_rows import Feeds, Form, Wanted, affordable, product, wanted
 from onnxshot.maths import obs
 from onnxshot.maths.masks import Mask, Pattern, lowest
 from onnxshot.maths.ridge import Moments, change, ridge
@@ -167,7 +167,7 @@ class _Task:
         pruned, refitted = self.layer.form.stored(table, self.stored), strength if moves else None
         if bias is None:
             return Pruned(pruned, None, refitted)
-        got = (self.x @ table.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(self.x.shape[1], -1)
+        got = product(self.x, table)
         learned_bias = corrected_bias(self.wanted.values, got, bias.reshape(-1), behind, self.wanted.starts)
         return Pruned(pruned, learned_bias.astype(np.float32).reshape(bias.shape), refitted)
 

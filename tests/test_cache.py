@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from handmade import HANDMADE
 from handmade.core import model, weight
 from observing import observe
+from pains import data_of
 from planning import FAST
+from support import fixture
 
 from onnxshot import cache
 from onnxshot.calibration.statsfile import Statistics
@@ -34,6 +37,16 @@ def test_what_was_stored_comes_back(folder: Path) -> None:
     assert cache.load("k") == some_stats()
     assert cache.load("other") is None
     assert [p.name for p in folder.iterdir()] == ["k.npz"]
+
+
+def test_what_effort_changes_is_not_calibrated_twice_either(folder: Path) -> None:
+    name, settings = "digits_mobile", replace(KEEPING, samples=16)
+    runs = [quantize(fixture(name), **data_of(name), equalize=True, settings=settings) for _ in range(2)]
+    first, second = (run.report.samples for run in runs)
+    assert "channels were equalized" in runs[0].report.notes
+    assert first["inferences"] == 2 * first["calibration"]
+    assert second["inferences"] == 0
+    assert runs[0].model.to_proto() == runs[1].model.to_proto()
 
 
 def test_a_second_run_needs_no_inference(folder: Path) -> None:

@@ -121,7 +121,7 @@ def test_equalized_channels_that_make_it_worse_are_not_kept(monkeypatch: pytest.
         copy = onnxshot.graph.load.load_model(model.to_proto())
         bias = next(n for n in copy.graph.nodes if n.op == "Conv").inputs[2]
         bias.values = bias.values + 5
-        return copy
+        return copy, {}
 
     monkeypatch.setattr(effort, "repaired", lambda *_: "")
     monkeypatch.setattr(effort, "equalized", lambda *_: None)

@@ -214,6 +214,24 @@ def test_no_range_grows() -> None:
             assert new[name].low >= old[name].low - 1e-4 * span
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_statistics_are_kept_of_those_tensors_only_that_are_what_they_were(name: str) -> None:
+    case = NETWORKS[name]
+    ready, plan = planned(case, calibrate=True)
+    stats = statistics(ready, plan.observe, case.feeds)
+    found = effort.equalized(ready, plan, stats)
+    assert found is not None
+    model, known = found
+    again = statistics(model, plan.observe, case.feeds)
+
+    def rows(table: dict[str, Any], tensor: str) -> NDArray[Any]:
+        return np.asarray([table[tensor].row_lows, table[tensor].row_highs])
+
+    same = {tensor for tensor in stats if np.allclose(rows(again, tensor), rows(stats, tensor), rtol=1e-4, atol=1e-4)}
+    assert set(known) == same
+    assert same != set(stats)
+
+
 def test_a_shared_weight_is_not_scaled_and_the_given_model_stays() -> None:
     case = cnn(
         START + "r = Relu(c) d = Conv<pads = [1, 1, 1, 1]>(r, u) e = Relu(d) f = Conv<pads = [1, 1, 1, 1]>(e, u) "

@@ -26,15 +26,14 @@ def patches(
     """
     at = np.unravel_index(positions, tuple(sizes))
     inside = np.ones((len(positions), *kernel), bool)
-    index: list[NDArray[np.int64]] = []
+    index = np.zeros(inside.shape, np.int64)
     for axis, places in enumerate(at):
         taps = places[:, None] * strides[axis] - begin[axis] + np.arange(kernel[axis]) * dilations[axis]
         shape = [len(positions)] + [1] * len(kernel)
         shape[axis + 1] = kernel[axis]
         inside &= ((taps >= 0) & (taps < x.shape[axis + 1])).reshape(shape)
-        index.append(np.clip(taps, 0, x.shape[axis + 1] - 1).reshape(shape))
-    where: tuple[Any, ...] = (slice(None), *index)
-    found = x[where]  # [C, P, *kernel]
+        index = index * x.shape[axis + 1] + np.clip(taps, 0, x.shape[axis + 1] - 1).reshape(shape)
+    found = np.take(x.reshape(x.shape[0], -1), index, axis=1)  # [C, P, *kernel]
     if not inside.all():
         found = np.where(inside, found, np.asarray(fill, x.dtype))
     taken: NDArray[Any] = found.reshape(x.shape[0], len(positions), -1).transpose(1, 0, 2)

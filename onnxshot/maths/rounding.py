@@ -83,11 +83,11 @@ def corrected_bias(
     for _ in range(_STEPS):
         raw = got + found.astype(np.float32)
         given = activation(raw)
-        errors = np.add.reduceat(target - given, starts, axis=0, dtype=np.float64) / counts
+        errors = np.add.reduceat(target - given, starts, axis=0) / counts
         mean = errors.mean(axis=0)
         accident = errors.var(axis=0) / max(len(starts) - 1, 1)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(mean != 0.0, np.maximum(1.0 - accident / mean**2, 0.0), 0.0)
-        slope = (activation(raw + step) - given).mean(axis=0, dtype=np.float64) / step
+        slope = (activation(raw + step) - given).mean(axis=0) / step
         found += share * mean / np.maximum(slope, _LEAST_SLOPE)
     return found

@@ -7,7 +7,7 @@ left as it is, and one that stays below the limit on all calibration samples is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,15 @@ _WORTH = 1.05  # a model whose largest factor is below this is left alone
 
 @dataclass(frozen=True, slots=True)
 class Equalize:
-    """Equalize the channels of the tensors that the plan quantizes; their statistics are out of date after it."""
+    """Equalize the channels of the tensors that the plan quantizes.
+
+    scaled: once it has run, the tensors with channels that were scaled: their statistics are out of date.
+    """
 
     plan: Plan
     stats: Mapping[str, TensorStats]
     name: str = "equalize"
+    scaled: set[str] = field(default_factory=set)
 
     def run(self, model: Model) -> Change:
         """Scale the weights; edits counts the channels that were scaled."""
@@ -39,6 +43,7 @@ class Equalize:
         change = Change(int(np.count_nonzero(factors > _WORTH)))
         if change.edits:
             _scale(model, found, factors.astype(np.float32))
+            self.scaled.update(name for name, ids in found.of.items() if (factors[ids] != 1.0).any())
         return change
 
     def _extremes(self, name: str, ids: Ids) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
