@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
 from onnxshot.errors import ModelError, TargetError, UsageError
+from onnxshot.targets.execution import Execution
 from onnxshot.targets.ort_bench import bench, settled
-from onnxshot.targets.ort_executed import Execution, executed
+from onnxshot.targets.ort_executed import executed
 from onnxshot.targets.ort_runtime import Runner, providers_for, session
 
 Feed = dict[str, NDArray[np.float32]]

@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from onnxshot.graph.ir import Node
 from onnxshot.graph.load import first_line
 from onnxshot.graph.macs import Shape, concrete_shapes, count
 from onnxshot.graph.model import Model
+from onnxshot.targets.execution import Execution, Ran
 from onnxshot.targets.ort_runtime import Feed, external_bytes, input_spec, label, one_line, session
 
 LIMIT = 1_500_000_000
@@ -30,59 +30,6 @@ LIMIT = 1_500_000_000
 _INT8 = ("MatMulInteger", "ConvInteger", "DynamicQuantize", "QGemm", "QAttention", "QMoE", "QEmbedLayer", "QLinear")
 _AFTER = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "HardSigmoid")
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """One node as it ran. precision: int8, int4 or float; exact: False where its work could only be guessed."""
-
-    name: str
-    op: str
-    precision: str
-    macs: int
-    exact: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """The optimized graph in numbers.
-
-    Attributes:
-        nodes: those that multiply matrices, and all int8 ones.
-        ops: how many nodes of each operator the graph has, Q and DQ included.
-        float_between: float nodes that stand between a DequantizeLinear and a QuantizeLinear: int8 was asked for there
-            and ONNX Runtime has not fused it. Each as 'op name'.
-        note: why there is nothing here, where there is nothing.
-    """
-
-    nodes: tuple[Ran, ...]
-    ops: Mapping[str, int]
-    float_between: tuple[str, ...] = ()
-    note: str = ""
-
-    @property
-    def total_macs(self) -> int:
-        """Multiply-accumulates of one run."""
-        return sum(n.macs for n in self.nodes)
-
-    @property
-    def int8_macs(self) -> int:
-        """Those done on integers of 8 bits or fewer."""
-        return sum(n.macs for n in self.nodes if n.precision != "float")
-
-    @property
-    def share(self) -> float:
-        """Share 0..1 of the multiply-accumulates done on integers; 0 where there are none."""
-        return self.int8_macs / self.total_macs if self.total_macs else 0.0
-
-    @property
-    def float_by_op(self) -> dict[str, int]:
-        """Multiply-accumulates left in float by operator, most first: what stands in the way of a higher share."""
-        left: Counter[str] = Counter()
-        for node in self.nodes:
-            if node.precision == "float" and node.macs:
-                left[node.op] += node.macs
-        return dict(left.most_common())
 
 
 def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 2) -> Execution:

@@ -1,0 +1,60 @@
+"""What a runtime really runs: precision and work of every node, as its optimized graph, profile or build log tells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One node as it ran. precision: int8, int4 or float; exact: False where its work could only be guessed."""
+
+    name: str
+    op: str
+    precision: str
+    macs: int
+    exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """The optimized graph in numbers.
+
+    Attributes:
+        nodes: those that multiply matrices, and all int8 ones.
+        ops: how many nodes of each operator the graph has, Q and DQ included.
+        float_between: float nodes that stand between a DequantizeLinear and a QuantizeLinear: int8 was asked for there
+            and ONNX Runtime has not fused it. Each as 'op name'.
+        note: why there is nothing here, where there is nothing.
+    """
+
+    nodes: tuple[Ran, ...]
+    ops: Mapping[str, int]
+    float_between: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def total_macs(self) -> int:
+        """Multiply-accumulates of one run."""
+        return sum(n.macs for n in self.nodes)
+
+    @property
+    def int8_macs(self) -> int:
+        """Those done on integers of 8 bits or fewer."""
+        return sum(n.macs for n in self.nodes if n.precision != "float")
+
+    @property
+    def share(self) -> float:
+        """Share 0..1 of the multiply-accumulates done on integers; 0 where there are none."""
+        return self.int8_macs / self.total_macs if self.total_macs else 0.0
+
+    @property
+    def float_by_op(self) -> dict[str, int]:
+        """Multiply-accumulates left in float by operator, most first: what stands in the way of a higher share."""
+        left: Counter[str] = Counter()
+        for node in self.nodes:
+            if node.precision == "float" and node.macs:
+                left[node.op] += node.macs
+        return dict(left.most_common())

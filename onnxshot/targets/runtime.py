@@ -1,0 +1,98 @@
+"""What a runtime offers, so that a model can be emitted for it, run in it, and shown to run in int8 there."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from onnxshot.graph import Model
+from onnxshot.passes.base import Skip
+from onnxshot.targets.execution import Execution
+
+Feed = Mapping[str, NDArray[Any]]
+Sizes = tuple[int, ...]
+
+
+class Loaded(Protocol):
+    """A model loaded in its runtime: a feed in, its outputs by name. Feeds may hold more than the model asks for."""
+
+    outputs: tuple[str, ...]
+
+    def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        """The outputs by name. Raises ModelError where the run fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmitOptions:
+    """How an artifact is made; each runtime takes what it knows, and refuses what it cannot do.
+
+    Attributes:
+        shapes: input name -> (least, usual, largest) sizes, for runtimes that compile for a range of shapes.
+        hardware: what it is compiled for, in the runtime's words (TensorRT: compute capabilities such as sm89).
+        half: store float weights in 16 bits where the runtime does that by itself (OpenVINO).
+        timing_cache: a file of measurements that a builder reads and adds to.
+        minutes, memory_gb: most that a builder may take.
+        threads: CPU threads of every inference.
+    """
+
+    shapes: Mapping[str, tuple[Sizes, Sizes, Sizes]] = field(default_factory=dict)
+    hardware: tuple[str, ...] = ()
+    half: bool = False
+    timing_cache: Path | None = None
+    minutes: float = 30.0
+    memory_gb: float = 16.0
+    threads: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What was written.
+
+    Attributes:
+        files: names of the files, the one that is loaded first.
+        executed: what each layer was compiled to; None where the runtime does not tell.
+        notes: what a user should know of it.
+    """
+
+    files: tuple[str, ...]
+    executed: Execution | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Runtime(ABC):
+    """One runtime: the only place that imports it, and that lazily.
+
+    format: what `--emit` calls its artifact; suffix: of the file that is loaded; extra: what to install.
+    """
+
+    format: str
+    suffix: str
+    extra: str
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise TargetError, saying what to install, where the runtime is not here."""
+
+    @abstractmethod
+    def preflight(self, model: Model) -> list[Skip]:
+        """The nodes whose quantization this runtime refuses, computes wrongly or runs in float, with the reason."""
+
+    @abstractmethod
+    def emit(self, source: Path, folder: Path, stem: str, options: EmitOptions) -> Emitted:
+        """Make the artifact of an .onnx file in `folder`, every file named `stem` with a suffix.
+
+        Raises TargetError where the runtime refuses the model, naming the node where it is known.
+        """
+
+    @abstractmethod
+    def runs_here(self) -> str:
+        """Empty where `load` works on this machine, else why it does not."""
+
+    @abstractmethod
+    def load(self, path: Path, *, threads: int) -> Loaded:
+        """Load an artifact, or an .onnx file, to be run. Raises ModelError where that fails."""
