@@ -35,7 +35,8 @@ from onnxshot.inspection import inspect
 from onnxshot.judge import bench_models as bench
 from onnxshot.judge import compare_models as compare
 from onnxshot.pipeline import Result, emit, quantize
-from onnxshot.pruning import PruneReport, PruneResult, prune
+from onnxshot.prune_report import PruneReport, PruneResult
+from onnxshot.pruning import prune
 from onnxshot.recipe import Recipe
 from onnxshot.report import Report
 from onnxshot.sensitivity import sensitivity

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +19,9 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.graph.ops import op_of
 from onnxshot.match import exact_patterns, match_nodes
+from onnxshot.output import stamp
 from onnxshot.parallel import in_order
-from onnxshot.pipeline import RECIPE_KEY, VERSION_KEY, Run
+from onnxshot.pipeline import Run
 from onnxshot.plan import FLOAT, STATIC, NodePlan, Plan
 from onnxshot.recipe import Recipe
 from onnxshot.rewrite import apply
@@ -108,14 +108,11 @@ class Workbench:
 
     def build(self, recipe: Recipe) -> Model:
         """The model that the recipe makes."""
-        from onnxshot import __version__
-
         reference, plan = self.run.model.to_proto(), self.plan_of(recipe)
         made = load_model(reference)
         apply(made, plan, self.run.recipe)
         self.run.repair(reference, made, plan)
-        made.set_metadata(VERSION_KEY, __version__)
-        made.set_metadata(RECIPE_KEY, json.dumps(recipe.to_dict()))
+        stamp(made, recipe.to_dict())
         return made
 
 

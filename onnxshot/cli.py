@@ -26,15 +26,19 @@ from onnxshot.cli_options import (
     ModelArg,
     PresetOpt,
     SamplesOpt,
+    SetOpt,
     StatsOpt,
     TargetOpt,
     ThreadsOpt,
+    is_given,
+    recipe_of,
     samples_of,
     tell,
 )
 from onnxshot.cli_prune import compress, prune
 from onnxshot.errors import GoalMissed, OnnxshotError, UsageError
-from onnxshot.recipe import Recipe, load_recipe
+from onnxshot.recipe import Recipe
+from onnxshot.recipe_file import load_recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -79,6 +83,7 @@ def quantize(
     recipe_file: Annotated[
         Path | None, typer.Option("--recipe", help="A YAML recipe, or a report that holds one; options overrule it.")
     ] = None,
+    arguments: SetOpt = None,
     report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
     min_sqnr: Annotated[float | None, typer.Option(help="Goal: least SQNR of the outputs in dB.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Goal: most that the score of --eval may fall.")] = None,
@@ -105,8 +110,8 @@ def quantize(
         "exclude": tuple(exclude or ()), "include": tuple(include or ()),
         "complete": complete,
     }  # fmt: skip
-    given = {k: v for k, v in options.items() if _is_given(context, k)}
-    recipe = replace(load_recipe(recipe_file) if recipe_file is not None else Recipe(), **given)  # type: ignore[arg-type]
+    given = {k: v for k, v in options.items() if is_given(context, k)}
+    recipe = replace(recipe_of(recipe_file, arguments, load_recipe) or Recipe(), **given)  # type: ignore[arg-type]
     goals = {
         "min_sqnr": min_sqnr, "max_drop": max_drop, "max_latency": max_latency, "max_size": max_size, "budget": budget,
     }  # fmt: skip
@@ -307,12 +312,6 @@ def _common(
     ] = False,
 ) -> None:
     """Options of every command."""
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    """True where the option stands on the command line."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def entry() -> None:

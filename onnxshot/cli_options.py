@@ -6,11 +6,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from onnxshot.errors import UsageError
+
+Loaded = TypeVar("Loaded")
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
 CalibOpt = Annotated[
@@ -35,6 +37,10 @@ JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object on 
 StatsOpt = Annotated[
     Path | None, typer.Option(help="Statistics that 'onnxshot calibrate' wrote: nothing is run to calibrate.")
 ]
+SetOpt = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="An argument of the recipe, ${NAME:DEFAULT} there. Repeatable."),
+]
 ExcludeOpt = Annotated[
     list[str] | None,
     typer.Option(help="Leave in float: a glob over node names, tensor names and op types. May be repeated."),
@@ -51,6 +57,32 @@ def samples_of(text: str) -> int | str:
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise UsageError(f"--samples is {text!r}", "a number above 0, 'auto', or 'all'")
+
+
+def recipe_of(
+    path: Path | None, given: list[str] | None, load: Callable[[Path, dict[str, str]], Loaded]
+) -> Loaded | None:
+    """What `load` makes of the file of --recipe and the arguments of --set; None where there is no file.
+
+    Raises UsageError for an argument that is none.
+    """
+    arguments = {}
+    for text in given or ():
+        name, sign, value = text.partition("=")
+        if not (name and sign):
+            raise UsageError(f"--set is {text!r}", "NAME=VALUE, such as sparsity=0.6")
+        arguments[name] = value
+    if path is None:
+        if given:
+            raise UsageError("--set is given without --recipe", "it sets an argument of a recipe")
+        return None
+    return load(path, arguments)
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """True where the option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def tell(as_json: bool, values: dict[str, Any], show: Callable[[], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +16,19 @@ from onnxshot.cli_options import (
     ModelArg,
     PresetOpt,
     SamplesOpt,
+    SetOpt,
     TargetOpt,
     ThreadsOpt,
+    is_given,
+    recipe_of,
     samples_of,
     tell,
 )
+from onnxshot.cutting.shrunk import ShrinkReport
 from onnxshot.errors import GoalMissed, UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import refuse_sources
-from onnxshot.recipe import Recipe, load_recipe
+from onnxshot.recipe_file import load_stages
 from onnxshot.report import save_json
 
 
@@ -114,9 +117,10 @@ def prune(
 
 
 def compress(
+    context: typer.Context,
     model: ModelArg,
     sparsity: Annotated[float | None, typer.Option(help="As of prune.")] = None,
-    pattern: Annotated[str, typer.Option(help="As of prune.")] = "unstructured",
+    pattern: Annotated[str | None, typer.Option(help="As of prune.")] = None,
     scope: Annotated[str | None, typer.Option(help="As of prune.")] = None,
     layer: Annotated[list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="As of prune.")] = None,
     spare: Annotated[list[str] | None, typer.Option(help="Do not prune what this glob matches. Repeatable.")] = None,
@@ -129,27 +133,32 @@ def compress(
     target: TargetOpt = "ort",
     effort: Annotated[str | None, typer.Option(help="As of quantize.")] = None,
     recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="How to quantize: YAML or JSON, or a report.")
+        Path | None, typer.Option("--recipe", help="The stages, or how to quantize: YAML or JSON, or a report.")
     ] = None,
+    arguments: SetOpt = None,
     samples: SamplesOpt = "auto",
     report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
     cache: CacheOpt = True,
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
-    """Prune MODEL, then quantize what is left; both stages are held against MODEL."""
-    recipe = load_recipe(recipe_file) if recipe_file is not None else Recipe()
-    recipe = replace(recipe, target=target, effort=effort or recipe.effort)
+    """Run the stages of a recipe on MODEL, or prune it and quantize what is left; each is held against MODEL."""
+    recipe = recipe_of(recipe_file, arguments, load_stages)
+    options = {"target": target, "effort": effort}
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(samples=samples_of(samples), use_cache=cache, threads=threads, progress=show)
         result = onnxshot.compress(
             model, calib, sparsity=sparsity, pattern=pattern, scope=scope, layers=dict(map(_rule, layer or ())),
             spare=spare or (), output=output or model.with_name(f"{model.stem}.small.onnx"), keep_stages=keep_stages,
             preset=preset, recipe=recipe, settings=settings,
+            **{name: value for name, value in options.items() if is_given(context, name)},
         )  # fmt: skip
     if report is not None:
         result.report.save(report)
     tell(as_json, result.report.to_dict(), lambda: terminal.show_stages(result.report))
+    for stage in result.report.stages:
+        if isinstance(stage.report, ShrinkReport) and not stage.report.reached:
+            raise GoalMissed(f"it was written, but {stage.name} does not reach its target", "no more can be cut")
 
 
 def _rule(text: str) -> tuple[str, float]:

@@ -1,119 +1,67 @@
-"""`compress`: prune, then quantize, in one run; every stage is held against the model that was given, and timed."""
+"""`compress`: stages in one run, such as prune and quantize; each is held against the given model, and timed."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
+from onnxshot import proof
 from onnxshot.calibrating import HOLDOUT, open_calib
 from onnxshot.calibration.preprocess import Preset
-from onnxshot.calibration.readers import split
-from onnxshot.errors import ModelError, UsageError
+from onnxshot.calibration.readers import Dataset, split
+from onnxshot.compress_report import CompressReport, CompressResult, StageRow
+from onnxshot.cutting.shrink import ShrinkReport, ShrinkResult, shrink
+from onnxshot.errors import ModelError, OnnxshotError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.graph.save import draft, refuse_sources, write
-from onnxshot.pipeline import quantize
-from onnxshot.pruning import PruneReport, prune
+from onnxshot.graph.save import refuse_sources, write
+from onnxshot.output import input_bytes, peak_rss_mb, source_name, stamp
+from onnxshot.pipeline import Result, quantize
+from onnxshot.prune_report import PruneResult
+from onnxshot.pruning import prune
 from onnxshot.recipe import Recipe
-from onnxshot.report import Report, rounded, save_json
+from onnxshot.recipe_file import load_stages
+from onnxshot.report import Artifact, Report
 from onnxshot.settings import Settings
+from onnxshot.stages import PruneStage, ShrinkStage, Stage, Stages, kind_of
 from onnxshot.targets.ort_bench import bench
 from onnxshot.verify import compare
 from onnxshot.zeros import lost_zeros
 
 _TIMED_ON = 8  # samples
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One model of the run, the given one first.
-
-    Attributes:
-        name: input, pruned or quantized.
-        path: the file that was kept; empty where none was.
-        bytes: its size.
-        sqnr_db: of its outputs against those of the input, on samples nothing was learned from; None of the input.
-        agreement: share 0..1 of equal top-1 classes; None where no output looks like class scores.
-        latency_ms, speedup: of one run in ONNX Runtime, in turns with the input.
-    """
-
-    name: str
-    path: str
-    bytes: int
-    sqnr_db: float | None
-    agreement: float | None
-    latency_ms: float
-    speedup: float
-
-
-@dataclass(slots=True)
-class CompressReport:
-    """The stages, and what each step reported of itself: quantization is held against the pruned model there."""
-
-    input: str
-    stages: list[Stage] = field(default_factory=list)
-    prune: PruneReport | None = None
-    quantize: Report | None = None
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values with stable keys."""
-        steps = {"prune": self.prune, "quantize": self.quantize}
-        values: dict[str, Any] = rounded(
-            {
-                "input": self.input,
-                "stages": [asdict(stage) for stage in self.stages],
-                "seconds": self.seconds,
-            }
-        )
-        return values | {name: report.to_dict() for name, report in steps.items() if report is not None}
-
-    def save(self, path: str | Path) -> None:
-        """Write the JSON, aside first. Raises UsageError where that cannot be done."""
-        save_json(self.to_dict(), path)
-
-
-@dataclass(slots=True)
-class CompressResult:
-    """A compressed model and the proof."""
-
-    model: Model
-    report: CompressReport
-
-    def save(self, path: str | Path) -> Path:
-        """Write the model to `path` (and `path`.data where it is over 1 GiB), aside first; the path."""
-        with draft(self.model, Path(path)) as written:
-            return written.publish()
+_DONE = {"prune": "pruned", "shrink": "shrunk", "quantize": "quantized"}
 
 
 def compress(
     model: str | Path | ModelProto,
     calib: Any,
     *,
+    recipe: Stages | Recipe | str | Path | None = None,
     sparsity: float | None = None,
-    pattern: str = "unstructured",
+    pattern: str | None = None,
     scope: str | None = None,
     layers: Mapping[str, float] | None = None,
     spare: Sequence[str] = (),
     output: str | Path | None = None,
     keep_stages: str | Path | None = None,
     preset: str | Preset | None = None,
-    recipe: Recipe | None = None,
     settings: Settings | None = None,
     **options: Any,
 ) -> CompressResult:
-    """Prune a model, then quantize what is left; every zero of the first step is a zero of the result.
+    """Run stages on a model in order, by default prune and quantize; a zero, once made, is a zero of the result.
 
     Args:
         model: path of an .onnx file, or a ModelProto.
-        calib: samples, as `quantize` takes them; the last quarter of them judges both stages.
-        sparsity: share of the weights that become zero, as `prune` takes it.
+        calib: samples, as `quantize` takes them; the last quarter of them judges all stages, and none learns from it.
+        recipe: the stages, or the path of a recipe file; how to quantize, where it is that alone.
+        sparsity: share of the weights that become zero, as `prune` takes it. This and what follows is the short form of
+            two stages, prune and quantize.
         pattern: of the zeros, as `prune` takes it.
         scope: how zeros are shared out, as `prune` takes it.
         layers: glob -> sparsity, as `prune` takes it.
@@ -121,55 +69,128 @@ def compress(
         output: where to write; None keeps the result in memory.
         keep_stages: a folder for the file of every stage.
         preset: preprocessing of pictures.
-        recipe: how to quantize; `options` override its fields.
         settings: how to run it.
-        **options: fields of the recipe, by name.
+        **options: fields of the recipe of quantization, by name.
 
     Raises:
-        ModelError, CalibrationError, UsageError, TargetError: each says what was found and what to do.
+        ModelError, CalibrationError, UsageError, TargetError: each says in which stage, what was found, what to do.
     """
     started = time.perf_counter()
     settings = settings or Settings()
     if calib is None:
-        raise UsageError("there are no samples", "give --calib DATA: both stages learn from it")
+        raise UsageError("there are no samples", "give --calib DATA: every stage learns from it")
+    pruning = {"sparsity": sparsity, "pattern": pattern, "scope": scope, "layers": layers, "spare": spare}
+    stages = _asked(recipe, {name: value for name, value in pruning.items() if value or value == 0}, options)
     loaded = load_model(model)
     if output is not None:
         refuse_sources(loaded, Path(output))
-    name = str(model) if isinstance(model, str | Path) else "(ModelProto)"
-    report = CompressReport(name)
-    with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
+    calib = list(calib) if isinstance(calib, Iterator) else calib  # every stage reads it
+    report = CompressReport(source_name(model), stages.to_dict(), input_bytes=input_bytes(model, loaded))
+    with tempfile.TemporaryDirectory(prefix="onnxshot-") as made, open_calib(calib, loaded, preset, settings) as data:
         folder = Path(keep_stages) if keep_stages is not None else Path(made)
-        folder.mkdir(parents=True, exist_ok=True)
-        pruned = prune(
-            model, calib, sparsity=sparsity, pattern=pattern, scope=scope, layers=layers, exclude=spare, preset=preset,
-            settings=settings, output=folder / "pruned.onnx",
-        )  # fmt: skip
-        result = quantize(
-            folder / "pruned.onnx", calib, preset=preset, recipe=recipe, settings=settings,
-            output=folder / "quantized.onnx", **options,
-        )  # fmt: skip
-        lost = lost_zeros(pruned.model, result.model)
-        if lost:
-            raise ModelError(f"quantization lost zeros of {len(lost)} weights, such as {lost[0]!r}", "report this")
-        report.prune, report.quantize = pruned.report, result.report
         source = Path(model) if isinstance(model, str | Path) else Path(made) / "input.onnx"
         if isinstance(model, ModelProto):
             write(loaded, source)
-        paths = {"input": source, "pruned": folder / "pruned.onnx", "quantized": folder / "quantized.onnx"}
-        with open_calib(calib, loaded, preset, settings) as data:
-            judges = data.subset(split(len(data), HOLDOUT)[1] or range(len(data)))
-            feeds = [judges[i].feed for i in range(min(len(judges), _TIMED_ON))]
-            times = bench(list(paths.values()), feeds, threads=settings.threads, seconds=settings.bench_seconds)
-            for (stage, path), timed in zip(paths.items(), times, strict=True):
-                found = None if path is source else compare(source, path, judges, threads=settings.threads)
-                report.stages.append(
-                    Stage(
-                        stage, str(path) if keep_stages is not None or path is source else "", path.stat().st_size,
-                        found.sqnr_db if found is not None else None, found.agreement if found is not None else None,
-                        timed.median_ms, timed.ratio,
-                    )
-                )  # fmt: skip
+        run = _Run(stages, source, folder, calib, preset, settings, data)
+        final = run.result()
+        run.measure(report, kept=keep_stages is not None)
     if output is not None:
-        result.save(output)
-    report.seconds = time.perf_counter() - started
-    return CompressResult(result.model, report)
+        path = final.save(output)
+        target = next((stage.target for stage in stages.stages[::-1] if isinstance(stage, Recipe)), "ort")
+        report.outputs.append(Artifact(str(path), target, "onnx", report.stages[-1].bytes))
+    report.sparsity = proof.sparsity(final.model)
+    report.seconds, report.peak_rss_mb = time.perf_counter() - started, peak_rss_mb()
+    return CompressResult(final.model, report)
+
+
+def _asked(
+    recipe: Stages | Recipe | str | Path | None, pruning: Mapping[str, Any], options: Mapping[str, Any]
+) -> Stages:
+    """The stages of a recipe, or of the short form; how to quantize may come from a recipe there."""
+    if isinstance(recipe, str | Path):
+        recipe = load_stages(recipe)
+    given = () if recipe is None else (recipe,) if isinstance(recipe, Recipe) else recipe.stages
+    short = [*pruning, *options]
+    if given and not short:
+        return Stages(given)
+    base = given[0] if given else Recipe()
+    if len(given) > 1 or not isinstance(base, Recipe):
+        raise UsageError(f"{short[0]} is given beside a recipe of stages", "write it into one of its stages")
+    quantized = Recipe.from_dict({**base.to_dict(), **options})
+    if given and not pruning:
+        return Stages((quantized,))
+    renamed = {"exclude" if name == "spare" else name: value for name, value in pruning.items()}
+    return Stages((PruneStage.from_dict(renamed), quantized))
+
+
+@dataclass(slots=True)
+class _Run:
+    """Stages under way: each reads the file that the one before has written."""
+
+    stages: Stages
+    source: Path
+    folder: Path
+    calib: Any
+    preset: str | Preset | None
+    settings: Settings
+    data: Dataset
+    done: list[tuple[str, Path, Report | ShrinkReport]] = field(default_factory=list)
+
+    def result(self) -> PruneResult | ShrinkResult | Result:
+        """Run all of them; what the last one gives."""
+        path, pruned = self.source, None
+        names = [_DONE[kind_of(stage)] for stage in self.stages.stages]
+        for i, stage in enumerate(self.stages.stages):
+            try:
+                made = self._made(stage, path)
+                if pruned is not None:
+                    _refuse_lost(pruned, made.model, stage)
+            except OnnxshotError as e:
+                e.message = f"stage {i + 1} ({kind_of(stage)}): {e.message}"
+                raise
+            stamp(made.model, Stages(self.stages.stages[: i + 1]).to_dict())
+            number = names[: i + 1].count(names[i]) if names.count(names[i]) > 1 else ""
+            path = made.save(self.folder / f"{names[i]}{number}.onnx")
+            self.done.append((path.stem, path, made.report))
+            pruned = made.model if isinstance(stage, PruneStage) else pruned
+        return made
+
+    def _made(self, stage: Stage, path: Path) -> PruneResult | ShrinkResult | Result:
+        if isinstance(stage, PruneStage):
+            return prune(path, self.calib, preset=self.preset, settings=self.settings, **asdict(stage))
+        if isinstance(stage, ShrinkStage):
+            # It learns from all it is given.
+            feeds = (self.data[i].feed for i in split(len(self.data), HOLDOUT)[0])
+            return shrink(path, feeds, settings=self.settings, **asdict(stage))
+        return quantize(path, self.calib, preset=self.preset, recipe=stage, settings=self.settings)
+
+    def measure(self, report: CompressReport, *, kept: bool) -> None:
+        """Hold the file of every stage against the input, time all in turns, and tell."""
+        threads = self.settings.threads
+        judges = self.data.subset(split(len(self.data), HOLDOUT)[1])
+        feeds = [judges[i].feed for i in range(min(len(judges), _TIMED_ON))]
+        paths = [self.source, *(path for _, path, _ in self.done)]
+        before, *times = bench(paths, feeds, threads=threads, seconds=self.settings.bench_seconds)
+        size = self.source.stat().st_size
+        report.stages.append(StageRow("input", report.input, size, None, None, before.median_ms, before.ratio, None))
+        for (name, path, made), timed in zip(self.done, times, strict=True):
+            found = compare(self.source, path, judges, threads=threads)
+            report.stages.append(
+                StageRow(
+                    name, str(path) if kept else "", path.stat().st_size, found.sqnr_db, found.agreement,
+                    timed.median_ms, timed.ratio, made,
+                )
+            )  # fmt: skip
+            report.skips += made.skips
+        proof.tell(report, found)
+        report.latency = {"float_ms": before.median_ms, "ms": timed.median_ms, "speedup": timed.ratio}
+        report.int8_macs_share = made.int8_macs_share if isinstance(made, Report) else None
+        report.samples = {"held_out": len(judges), "source": self.data.source, "random": self.data.random}
+
+
+def _refuse_lost(pruned: Model, after: Model, stage: Stage) -> None:
+    """Raise ModelError where a weight has a zero no more."""
+    lost = lost_zeros(pruned, after)
+    if lost:
+        hint = "keep_zeros: true keeps them" if isinstance(stage, PruneStage) else "report this"
+        raise ModelError(f"zeros of {len(lost)} weights are lost, such as {lost[0]!r}", hint)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,10 +18,11 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import CalibrationError, ModelError, TargetError, UsageError
-from onnxshot.graph import Model, edit, weights
+from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
 from onnxshot.improve import Improver
+from onnxshot.output import RANDOM_KEY, Made, deliver, input_bytes, source_name, stamp
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.strip_qdq import StripQdq
@@ -30,7 +30,7 @@ from onnxshot.plan import FLOAT, Plan
 from onnxshot.planner import already_quantized, make_plan, schemes
 from onnxshot.preparing import fold, input_specs, prepare
 from onnxshot.recipe import Recipe
-from onnxshot.report import Artifact, Report
+from onnxshot.report import Report
 from onnxshot.rewrite import apply, finish
 from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
@@ -38,21 +38,13 @@ from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 from onnxshot.trained import NOTHING, Trained, notes, read_pairs
 
-VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
-
 
 @dataclass(slots=True)
-class Result:
-    """A compressed model and the proof. Nothing is printed and, without an output path, nothing is kept on disk."""
+class Result(Made):
+    """A quantized model and the proof. Nothing is printed and, without an output path, nothing is kept on disk."""
 
-    model: Model
     plan: Plan
     report: Report
-
-    def save(self, path: str | Path) -> Path:
-        """Write the model to `path` (and `path`.data where it is over 1 GiB), aside first; the path."""
-        with draft(self.model, Path(path)) as written:
-            return written.publish()
 
     def emit(self, to: str, folder: str | Path) -> Path:
         """Write the model into `folder` as `to`. Raises TargetError for what is not there to emit to yet."""
@@ -98,21 +90,10 @@ def quantize(
     run = Run(model, recipe, settings, stats)
     if output is not None:
         refuse_sources(run.model, Path(output))  # before the work, not after it
-    with contextlib.ExitStack() as stack:
-        data = run.open(calib, preset)
-        if data is not None:
-            stack.enter_context(data)
+    with run.open(calib, preset) or contextlib.nullcontext() as data:
         run.rewrite(data)
-        folder = stack.enter_context(tempfile.TemporaryDirectory()) if output is None else None
-        final = Path(folder) / "model.onnx" if folder is not None else Path(output or "")
-        written = stack.enter_context(draft(run.model, final))
-        run.prove(written, data)
-        if folder is None:
-            size = written.size_bytes
-            written.publish()
-            run.report.outputs.append(Artifact(str(final), recipe.target, "onnx", size))
+        deliver(run.model, output, recipe.target, run.report, lambda written: run.prove(written, data))
     run.report.seconds = time.perf_counter() - run.started
-    run.report.peak_rss_mb = peak_rss_mb()
     return Result(run.model, run.plan, run.report)
 
 
@@ -155,8 +136,7 @@ class Run:
         self.decided = self.recipe
         schemes(self.target, self.recipe)  # a pair the target cannot run is refused before any work
         self.model = load_model(self.source)
-        name = str(self.source) if isinstance(self.source, str | Path) else "(ModelProto)"
-        self.report = Report(name, self.recipe.to_dict())
+        self.report = Report(source_name(self.source), self.recipe.to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
         self._refuse_quantized()
         with self.report.timed("normalize"):
@@ -283,10 +263,7 @@ class Run:
         return found.statistics.tensors
 
     def _stamp(self, data: Dataset | None) -> None:
-        from onnxshot import __version__
-
-        self.model.set_metadata(VERSION_KEY, __version__)
-        self.model.set_metadata(RECIPE_KEY, json.dumps(self.report.recipe))
+        stamp(self.model, self.report.recipe)
         if data is not None and data.random:
             self.model.set_metadata(RANDOM_KEY, "true")
             self.report.notes.append("calibrated on random data: scales are guesses, do not deploy this")
@@ -338,19 +315,3 @@ class Run:
             path.write_bytes(self.original().SerializeToString())
             proof.time_both(self.report, path, written, samples, self.settings)
             self.report.notes.append("timed against the normalized model: ONNX Runtime does not load the input")
-
-
-def peak_rss_mb() -> float:
-    """Peak resident memory of this process; 0 where the system does not tell."""
-    with contextlib.suppress(OSError, StopIteration):
-        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return float(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 1024
-    return 0.0
-
-
-def input_bytes(source: str | Path | ModelProto, model: Model) -> int:
-    """Bytes of the source, external data included."""
-    if isinstance(source, ModelProto):
-        return int(source.ByteSize())
-    stored = (c._values for c in model.constants() if isinstance(c._values, weights.StoredValues))
-    return Path(source).stat().st_size + sum(int(values.nbytes) for values in stored if values.external)

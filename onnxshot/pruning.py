@@ -6,8 +6,6 @@ Nothing is trained: the float model says what every layer should give, sample by
 from __future__ import annotations
 
 import contextlib
-import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,79 +25,21 @@ from onnxshot.errors import ModelError, UsageError
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
-from onnxshot.graph.save import Draft, draft, refuse_sources
+from onnxshot.graph.save import Draft, refuse_sources
 from onnxshot.maths.allocation import cheapest
-from onnxshot.maths.masks import Pattern
+from onnxshot.output import deliver, input_bytes, source_name, stamp
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.repair import ApplyRepairs
 from onnxshot.passes.store_half import StoreHalf
-from onnxshot.pipeline import RECIPE_KEY, VERSION_KEY, input_bytes, peak_rss_mb
 from onnxshot.prune_layers import choose_layers, described, fixed_counts, nm_counts, reachable, shared_out
-from onnxshot.report import Artifact, Report
+from onnxshot.prune_report import LayerSparsity, PruneReport, PruneResult
 from onnxshot.settings import Settings
 from onnxshot.sparsify import Prunable, Pruned, by_magnitude, sparsified
+from onnxshot.stages import PruneStage, Stages
 from onnxshot.verify import compare
 from onnxshot.zeros import layers_of, worth
 
-SCOPES = ("layer", "global", "erk", "auto")
 _MEASURED_FROM = 3  # samples: from fewer, nothing is learned of what a layer costs on others
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSparsity:
-    """One layer that was pruned.
-
-    Attributes:
-        layer, op: the node's name and operator.
-        weights: how many it has.
-        sparsity: share 0..1 of them that is zero now.
-        before: share that was zero before.
-        refitted: strength of the ridge with which the others moved towards the float layer's outputs; None where they
-            only make up for those that went, or there was no data.
-    """
-
-    layer: str
-    op: str
-    weights: int
-    sparsity: float
-    before: float
-    refitted: float | None = None
-
-
-@dataclass(slots=True)
-class PruneReport(Report):
-    """What pruning did; `sparsity` is that of the layers that were to be pruned, all together.
-
-    Attributes:
-        layers: one row per pruned layer, in the order of the graph.
-        magnitude_sqnr_db: of the same numbers of zeros a layer, chosen by magnitude, with nothing made up for.
-        packed_bytes: of the weights of the input and of the result, as gzip packs them; 0 where they are over 256 MB.
-        worth: what the zeros bring on each target, in words.
-    """
-
-    layers: list[LayerSparsity] = field(default_factory=list)
-    magnitude_sqnr_db: float | None = None
-    packed_bytes: tuple[int, int] = (0, 0)
-    worth: tuple[str, ...] = ()
-
-    def next_step(self) -> str:
-        """The one thing to try next."""
-        if self.sqnr_db is None:
-            return "give --calib DATA: weights that stay can then make up for those that go"
-        return "zeros make the file smaller to send; to run faster, quantize it: onnxshot quantize keeps them"
-
-
-@dataclass(slots=True)
-class PruneResult:
-    """A pruned model and the proof. Nothing is printed and, without an output path, nothing is kept on disk."""
-
-    model: Model
-    report: PruneReport
-
-    def save(self, path: str | Path) -> Path:
-        """Write the model to `path` (and `path`.data where it is over 1 GiB), aside first; the path."""
-        with draft(self.model, Path(path)) as written:
-            return written.publish()
 
 
 def prune(
@@ -137,70 +77,21 @@ def prune(
         ModelError, CalibrationError, UsageError: each says what was found and what to do.
     """
     settings = settings or Settings()
-    asked = _Asked.checked(sparsity, pattern, scope, layers or {}, calib is not None)
-    run = _Run(model, asked, settings, keep_zeros, _patterns(include), _patterns(exclude))
+    asked = PruneStage.from_dict(
+        {
+            "sparsity": sparsity, "pattern": pattern, "scope": scope, "layers": layers or {}, "include": include,
+            "exclude": exclude, "keep_zeros": keep_zeros,
+        }
+    )  # fmt: skip
+    run = _Run(model, asked.resolved(calib is not None), settings)
     if output is not None:
         refuse_sources(run.model, Path(output))  # before the work, not after it
-    with contextlib.ExitStack() as stack:
-        data = None
-        if calib is not None:
-            data = stack.enter_context(open_calib(calib, run.model, preset, settings))
-            run.report.notes += data.notes
+    opened = contextlib.nullcontext() if calib is None else open_calib(calib, run.model, preset, settings)
+    with opened as data:
         run.rewrite(data)
-        folder = stack.enter_context(tempfile.TemporaryDirectory()) if output is None else None
-        final = Path(folder) / "model.onnx" if folder is not None else Path(output or "")
-        written = stack.enter_context(draft(run.model, final))
-        run.prove(written, data)
-        if folder is None:
-            size = written.size_bytes
-            written.publish()
-            run.report.outputs.append(Artifact(str(final), "ort", "onnx", size))
+        deliver(run.model, output, "ort", run.report, lambda written: run.prove(written, data))
     run.report.seconds = time.perf_counter() - run.started
-    run.report.peak_rss_mb = peak_rss_mb()
     return PruneResult(run.model, run.report)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What was asked for, checked: it contradicts neither itself nor what is there."""
-
-    sparsity: float
-    pattern: Pattern
-    scope: str
-    layers: Mapping[str, float]
-
-    @classmethod
-    def checked(
-        cls, sparsity: float | None, pattern: str, scope: str | None, layers: Mapping[str, float], has_data: bool
-    ) -> _Asked:
-        """Raises UsageError naming what was found."""
-        if pattern == "channels":
-            raise UsageError("prune sets weights to zero; pattern 'channels' cuts them out", "call onnxshot.shrink")
-        try:
-            parsed = Pattern.parse(pattern)
-        except ValueError as e:
-            hint = "unstructured, N:M such as 2:4 with N below M, or block:4x1"
-            raise UsageError(f"--pattern is {pattern!r}", hint) from e
-        fixed = parsed.sparsity
-        if sparsity is None:
-            if fixed is None:
-                raise UsageError("no --sparsity was given", "a share of the weights such as 0.5")
-            sparsity = fixed
-        for name, share in (("--sparsity", sparsity), *((f"--layer {glob}", s) for glob, s in layers.items())):
-            if not 0 <= share < 1:
-                raise UsageError(f"{name} is {share}", "a share from 0 up to but not including 1, such as 0.5")
-        if scope is not None and scope not in SCOPES:
-            raise UsageError(f"--scope is {scope!r}", f"one of {', '.join(SCOPES)}")
-        if fixed is not None:
-            if abs(sparsity - fixed) > 1e-6:
-                raise UsageError(f"--sparsity {sparsity} with --pattern {parsed}, which makes {fixed:.4g}",
-                                 "leave out --sparsity")  # fmt: skip
-            if layers:
-                raise UsageError(f"--layer with --pattern {parsed}, which fixes every layer", "leave out layers with "
-                                 "--exclude")  # fmt: skip
-        elif scope == "auto" and not has_data:
-            raise UsageError("--scope auto without --calib", "give --calib DATA, or --scope erk, which needs none")
-        return cls(float(sparsity), parsed, scope or ("auto" if has_data else "layer"), dict(layers))
 
 
 @dataclass(slots=True)
@@ -208,11 +99,8 @@ class _Run:
     """One pruning under way; its methods are the stages."""
 
     source: str | Path | ModelProto
-    asked: _Asked
+    asked: PruneStage
     settings: Settings
-    keep_zeros: bool
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
     started: float = field(default_factory=time.perf_counter)
     model: Model = field(init=False)
     report: PruneReport = field(init=False)
@@ -224,18 +112,12 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.model = load_model(self.source)
-        asked = self.asked
-        recipe = {
-            "sparsity": asked.sparsity, "pattern": str(asked.pattern), "scope": asked.scope,
-            "layers": dict(asked.layers), "keep_zeros": self.keep_zeros, "include": list(self.include),
-            "exclude": list(self.exclude),
-        }  # fmt: skip
-        name = str(self.source) if isinstance(self.source, str | Path) else "(ModelProto)"
-        self.report = PruneReport(name, recipe)
+        self.report = PruneReport(source_name(self.source), Stages((self.asked,)).to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
         with self.report.timed("normalize"):
             normalize(self.model)
-        labels, self.report.skips = choose_layers(self.model, asked.pattern, self.include, self.exclude)
+        asked = self.asked
+        labels, self.report.skips = choose_layers(self.model, asked.parsed_pattern, asked.include, asked.exclude)
         if not labels:
             skips = self.report.skips
             why = f": {skips[0].node!r} ({skips[0].op}): {skips[0].reason}" if skips else ""
@@ -252,6 +134,7 @@ class _Run:
         """Decide how many weights of each layer go, and which, and change the model."""
         feeds: list[Mapping[str, NDArray[Any]]] = []
         if data is not None:
+            self.report.notes += data.notes
             numbers, self._held_out = split(len(data), HOLDOUT)
             feeds = [data[i].feed for i in numbers]
             self.report.samples = {
@@ -264,8 +147,8 @@ class _Run:
         with self.report.timed("prune"):
             if feeds:
                 found = sparsified(
-                    self._original, self._layers, self._counts, self.asked.pattern, feeds, keep_zeros=self.keep_zeros,
-                    threads=self.settings.threads, progress=self.settings.progress,
+                    self._original, self._layers, self._counts, self.asked.parsed_pattern, feeds,
+                    keep_zeros=self.asked.keep_zeros, threads=self.settings.threads, progress=self.settings.progress,
                 )  # fmt: skip
             else:
                 found = self._by_magnitude()
@@ -276,37 +159,39 @@ class _Run:
         ApplyRepairs(found).run(self.model)
         edit.remove_unused(self.model)
         StoreHalf().run(self.model)
-        self._stamp()
+        stamp(self.model, self.report.recipe)
+        if self.report.samples.get("random"):
+            self.report.notes.append("pruned on random data: what makes up for the zeros is a guess")
 
     def _allocated(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, int]:
         """How many weights of each layer become zero."""
         asked, layers = self.asked, self._layers
-        least = {name: int((t == 0).sum()) if self.keep_zeros else 0 for name, t in self._tables.items()}
-        if asked.pattern.of:
-            return {la.name: n for la, n in zip(layers, nm_counts(layers, asked.pattern), strict=True)}
+        least = {name: int((t == 0).sum()) if asked.keep_zeros else 0 for name, t in self._tables.items()}
+        if asked.parsed_pattern.of:
+            return {la.name: n for la, n in zip(layers, nm_counts(layers, asked.parsed_pattern), strict=True)}
         counts = fixed_counts(self.model, layers, asked.layers, least)
         others = [layer for layer in layers if layer.name not in counts]
-        left = max(reachable(layers, asked.sparsity) - sum(counts.values()), 0)
+        left = max(reachable(layers, asked.share) - sum(counts.values()), 0)
         if not others:
             return counts
-        scope = asked.scope
+        scope = asked.scope or ""
         if scope == "auto" and len(feeds) < _MEASURED_FROM:
             scope = "layer"
             self.report.notes.append(f"zeros were shared out by layer: {len(feeds)} samples say little of their cost")
         if scope == "auto":
             found = curves(
-                self._original, others, asked.pattern, feeds, keep_zeros=self.keep_zeros,
+                self._original, others, asked.parsed_pattern, feeds, keep_zeros=asked.keep_zeros,
                 threads=self.settings.threads, progress=self.settings.progress,
             )  # fmt: skip
             with_least = [replace(c, least=least[la.name]) for c, la in zip(found, others, strict=True)]
             shares = cheapest(with_least, left)
         else:
-            shares = shared_out(scope, others, self._tables, left, asked.sparsity, least)
+            shares = shared_out(scope, others, self._tables, left, asked.share, least)
         return counts | {layer.name: n for layer, n in zip(others, shares, strict=True)}
 
     def _by_magnitude(self) -> dict[str, Pruned]:
         return {
-            la.name: by_magnitude(la, self._tables[la.name], self.asked.pattern, self._counts[la.name])
+            la.name: by_magnitude(la, self._tables[la.name], self.asked.parsed_pattern, self._counts[la.name])
             for la in self._layers
         }
 
@@ -326,14 +211,6 @@ class _Run:
         zeros, before = int((pruned.weight == 0).sum()), int((self._tables[layer.name] == 0).sum())
         share = zeros / layer.size
         return LayerSparsity(layer.name, layer.op, layer.size, share, before / layer.size, pruned.refitted)
-
-    def _stamp(self) -> None:
-        from onnxshot import __version__
-
-        self.model.set_metadata(VERSION_KEY, __version__)
-        self.model.set_metadata(RECIPE_KEY, json.dumps(self.report.recipe))
-        if self.report.samples.get("random"):
-            self.report.notes.append("pruned on random data: what makes up for the zeros is a guess")
 
     def prove(self, written: Draft, data: Dataset | None) -> None:
         """Read the written file back and hold it against the float model."""
@@ -373,7 +250,3 @@ class _Run:
             zeros = int((numpy_helper.to_array(stored[layer.weight]) == 0).sum())
             if zeros != round(row.sparsity * row.weights):
                 raise ModelError(f"{layer.name!r}: {zeros} zeros were written, not {row.sparsity * row.weights:.0f}")
-
-
-def _patterns(globs: Sequence[str]) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
-
-import yaml
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 from onnxshot.calibration.ranges import METHODS
 from onnxshot.errors import UsageError
@@ -20,7 +17,29 @@ TYPES = {t.name: t for t in (affine.UINT8, affine.INT8, affine.UINT16, affine.IN
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Plain:
+    """Values that go to plain ones and back, field by field; a tuple of globs is a list, or one string, there."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the same for the same fields: what the report and the model's metadata hold."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From plain values. Raises UsageError on a key that does not exist, and on a value that does not fit."""
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UsageError(f"{key} is no key", f"keys: {', '.join(sorted(known))}")
+        given = dict[str, Any](values)
+        for key in {"exclude", "include"} & given.keys():
+            patterns = given[key]
+            given[key] = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+        return cls(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe(Plain):
     """How to quantize. Every field has the default of `onnxshot quantize`.
 
     Attributes:
@@ -62,74 +81,51 @@ class Recipe:
     concat_ratio: float = 8.0
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
+        ratio = self.concat_ratio
+        named = (
             ("mode", self.mode, MODES),
             ("effort", self.effort, EFFORTS),
             ("format", self.format, FORMATS),
             ("method", self.method, METHODS),
             ("weight_method", self.weight_method, ("minmax", "mse")),
-        ):
-            if value not in allowed:
-                raise UsageError(f"{name} is {value!r}", f"one of {', '.join(allowed)}")
-        for name, kind in (("activation type", self.activation_type), ("weight type", self.weight_type)):
-            if kind is not None and kind not in TYPES:
-                raise UsageError(f"{name} is {kind!r}", f"one of {', '.join(TYPES)}")
-        ratio = self.concat_ratio
-        for name, found, fits, wanted in (
-            ("target", self.target, isinstance(self.target, str), "a name, such as ort"),
-            ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
-            ("complete", self.complete, isinstance(self.complete, bool), "true or false"),
-            ("grid", self.grid, self.grid in (None, True, False), "true, false or null"),
-            ("equalize", self.equalize, self.equalize in (None, True, False), "true, false or null"),
-            ("smooth", self.smooth, self.smooth in (None, True, False), "true, false or null"),
-            ("clip", self.clip, self.clip in (None, True, False), "true, false or null"),
-            ("concat_ratio", ratio, isinstance(ratio, int | float) and ratio >= 1, "a number from 1 up"),
-            ("exclude", self.exclude, _are_patterns(self.exclude), "a list of globs"),
-            ("include", self.include, _are_patterns(self.include), "a list of globs"),
-        ):
-            if not fits:
-                raise UsageError(f"{name} is {found!r}", wanted)
+            ("activation_type", self.activation_type, (None, *TYPES)),
+            ("weight_type", self.weight_type, (None, *TYPES)),
+        )
+        refuse((name, v, v in known, f"one of {', '.join(k for k in known if k)}") for name, v, known in named)
+        refuse(
+            (
+                ("target", self.target, isinstance(self.target, str), "a name, such as ort"),
+                ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
+                ("complete", self.complete, isinstance(self.complete, bool), "true or false"),
+                ("grid", self.grid, self.grid in (None, True, False), "true, false or null"),
+                ("equalize", self.equalize, self.equalize in (None, True, False), "true, false or null"),
+                ("smooth", self.smooth, self.smooth in (None, True, False), "true, false or null"),
+                ("clip", self.clip, self.clip in (None, True, False), "true, false or null"),
+                ("concat_ratio", ratio, isinstance(ratio, int | float) and ratio >= 1, "a number from 1 up"),
+                ("exclude", self.exclude, are_globs(self.exclude), "a list of globs"),
+                ("include", self.include, are_globs(self.include), "a list of globs"),
+            )
+        )
 
     @property
     def range_method(self) -> str:
         """The method that ranges are chosen by: auto without clipping is min-max."""
         return "minmax" if self.method == "auto" and self.clip is False else self.method
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, the same for the same recipe: what the report and the model's metadata hold."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """The recipe of plain values. Raises UsageError on a key that does not exist."""
-        known = {f.name for f in fields(cls)}
-        for key in values:
-            if key not in known:
-                raise UsageError(f"recipe has no key {key!r}", f"keys: {', '.join(sorted(known))}")
-        given = dict[str, Any](values)
-        for key in ("exclude", "include"):
-            patterns = given.get(key, ())
-            given[key] = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
-        return cls(**given)
+def refuse(checks: Iterable[tuple[str, object, bool, str]]) -> None:
+    """Raise UsageError for the first of (name, what was found, whether it fits, what is wanted) that does not fit."""
+    for name, found, fits, wanted in checks:
+        if not fits:
+            raise UsageError(f"{name} is {found!r}", wanted)
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """The recipe of a YAML or JSON file, or of a report that holds one.
-
-    Raises UsageError where it cannot be read, or is no recipe.
-    """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UsageError(f"recipe {path} cannot be read: {' '.join(str(e).split())}", "give a YAML file") from e
-    if isinstance(values, dict):
-        values = values.get("recipe", values)
-    if not isinstance(values, dict):
-        found = f"it holds a {type(values).__name__}"
-        raise UsageError(f"{path} is no recipe: {found}", "a recipe is keys and values, such as 'target: ort'")
-    return Recipe.from_dict(values)
+def are_globs(value: object) -> bool:
+    """Whether it is what `include` and `exclude` hold."""
+    return isinstance(value, tuple) and all(isinstance(glob, str) for glob in value)
 
 
-def _are_patterns(value: object) -> bool:
-    return isinstance(value, tuple) and all(isinstance(pattern, str) for pattern in value)
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from onnxshot.compress import CompressReport
+from onnxshot.compress_report import CompressReport
 from onnxshot.cutting.shrunk import ShrinkReport
-from onnxshot.pruning import PruneReport
+from onnxshot.prune_report import PruneReport
 from onnxshot.report import Report
 from onnxshot.sensitivity import Sensitivity
 
@@ -129,7 +129,7 @@ def show_shrunk(report: ShrinkReport) -> None:
 
 
 def show_stages(report: CompressReport) -> None:
-    """One line per stage, then what quantization noted."""
+    """One line per stage, then how many zeros were made."""
     console = _console()
     table = Table("stage", "MB", "SQNR dB", "agreement", "ms", "speed", box=None, pad_edge=False)
     for stage in report.stages:
@@ -139,8 +139,9 @@ def show_stages(report: CompressReport) -> None:
             stage.name, f"{stage.bytes / 1e6:.2f}", db, agreement, f"{stage.latency_ms:.3f}", f"{stage.speedup:.2f}x"
         )
     console.print(table)
-    if report.prune is not None:
-        console.print(f"{100 * report.prune.sparsity:.1f} % zeros, all of them kept by quantization")
+    for stage in report.stages:
+        if isinstance(stage.report, PruneReport):
+            console.print(f"{stage.name}: {100 * stage.report.sparsity:.1f} % zeros, none of them lost later")
 
 
 def show_sensitivity(found: Sensitivity) -> None:

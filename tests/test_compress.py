@@ -1,4 +1,4 @@
-"""Prune and quantize in one run: every stage against the input, and no zero is lost on the way."""
+"""Stages in one run: each against the input, no zero is lost on the way, and the recipe makes the same file again."""
 
 import json
 from dataclasses import replace
@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from pains import data_of
+from pains import command, data_of
 from planning import FAST
 from support import fixture, heldout, session
 
 import onnxshot
 from onnxshot import cli
-from onnxshot.compress import CompressResult
-from onnxshot.errors import UsageError
+from onnxshot.compress_report import CompressResult
+from onnxshot.errors import ModelError, UsageError
 from onnxshot.graph.load import load_model
+from onnxshot.graph.macs import macs
 from onnxshot.maths.metrics import SqnrSum
+from onnxshot.output import RECIPE_KEY
+from onnxshot.stages import PruneStage, ShrinkStage, Stages
 from onnxshot.zeros import layers_of, lost_zeros
 
 SETTINGS = replace(FAST, samples=32, bench_seconds=0.01)
@@ -26,6 +29,12 @@ SETTINGS = replace(FAST, samples=32, bench_seconds=0.01)
 def made(*, verify: bool = False, **options: Any) -> CompressResult:
     settings = replace(SETTINGS, verify=verify)
     return onnxshot.compress(fixture("digits_resnet"), **data_of("digits_resnet"), settings=settings, **options)
+
+
+def small(**options: Any) -> CompressResult:
+    """Of a smaller model and fewer samples, where it does not matter."""
+    settings = replace(SETTINGS, samples=16)
+    return onnxshot.compress(fixture("digits_mobile"), **data_of("digits_mobile"), settings=settings, **options)
 
 
 def test_all_zeros_are_there_at_the_end_and_every_stage_is_measured(tmp_path: Path) -> None:
@@ -44,7 +53,7 @@ def test_all_zeros_are_there_at_the_end_and_every_stage_is_measured(tmp_path: Pa
     shares = [(x.sparsity, y.sparsity) for x, y in zip(layers_of(pruned, {}), layers_of(small, {}), strict=True)]
     assert all(after >= before for before, after in shares)
     assert lost_zeros(pruned, small) == []
-    assert result.report.prune.sparsity == pytest.approx(0.5, abs=0.01)
+    assert stages["pruned"].report.sparsity == pytest.approx(0.5, abs=0.01)
 
 
 def test_figures_are_against_the_input_not_against_the_stage_before() -> None:
@@ -55,7 +64,7 @@ def test_figures_are_against_the_input_not_against_the_stage_before() -> None:
         total.add(wanted.run(None, feed)[0], got.run(None, feed)[0])
     last = result.report.stages[-1]
     assert last.sqnr_db == pytest.approx(total.db, abs=3.0), "other samples, the same reference"
-    assert result.report.quantize.sqnr_db > last.sqnr_db + 3, "quantization alone costs much less than both"
+    assert last.report.sqnr_db > last.sqnr_db + 3, "quantization alone costs much less than both"
 
 
 def test_a_zero_that_is_lost_is_found() -> None:
@@ -78,6 +87,71 @@ def test_without_samples_it_says_what_is_missing() -> None:
         onnxshot.compress(fixture("digits_resnet"), None, sparsity=0.5)
 
 
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_the_recipe_of_the_report_makes_the_same_bytes(effort: str, tmp_path: Path) -> None:
+    first = small(sparsity=0.5, layers={"Gemm": 0.25}, effort=effort, output=tmp_path / "first.onnx")
+    first.report.save(tmp_path / "report.json")
+    again = small(recipe=tmp_path / "report.json", output=tmp_path / "again.onnx")
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+    assert again.report.recipe == first.report.recipe
+    metadata = {p.key: p.value for p in onnx.load(tmp_path / "first.onnx").metadata_props}
+    assert Stages.from_dict(json.loads(metadata[RECIPE_KEY])) == Stages(
+        (PruneStage(0.5, layers={"Gemm": 0.25}), onnxshot.Recipe(effort=effort))
+    )
+
+
+def test_any_stages_in_any_number(tmp_path: Path) -> None:
+    first, other = ({"sparsity": 0.5, "include": ("Conv",)}, {"sparsity": 0.25, "include": ("Gemm",)})
+    stages = Stages(
+        (
+            ShrinkStage(target_flops=0.8, multiple=1), PruneStage.from_dict(first), PruneStage.from_dict(other),
+            onnxshot.Recipe(effort="fast"),
+        )
+    )  # fmt: skip
+    result = small(recipe=stages, keep_stages=tmp_path)
+    names = ["shrunk", "pruned1", "pruned2", "quantized"]
+    assert [stage.name for stage in result.report.stages] == ["input", *names]
+    shrunk, one, two, last = (load_model(tmp_path / f"{name}.onnx") for name in names)
+    assert sum(macs(shrunk).values()) < 0.81 * sum(macs(load_model(fixture("digits_mobile"))).values())
+    for op, after in (("Conv", [False, True, True, True]), ("Gemm", [False, False, True, True])):
+        layers = [[x for x in layers_of(found, {}) if x.op == op] for found in (shrunk, one, two, last)]
+        shares = [np.average([x.sparsity for x in rows], weights=[x.parameters for x in rows]) for rows in layers]
+        assert [bool(share > 0.2) for share in shares] == after
+    for number, name in enumerate(names, 1):
+        metadata = {p.key: p.value for p in onnx.load(tmp_path / f"{name}.onnx").metadata_props}
+        assert Stages.from_dict(json.loads(metadata[RECIPE_KEY])) == Stages(stages.stages[:number])
+
+
+def test_zeros_that_a_second_pruning_would_lose_are_an_error() -> None:
+    with pytest.raises(ModelError, match=r"stage 2 \(prune\): zeros of .* are lost.*keep_zeros"):
+        small(recipe=Stages((PruneStage(0.5), PruneStage(0.3))))
+    small(recipe=Stages((PruneStage(0.3), PruneStage(0.5, keep_zeros=True))))
+
+
+def test_an_error_says_which_stage_it_is_of() -> None:
+    with pytest.raises(UsageError, match=r"stage 2 \(quantize\): .*quantized already"):
+        small(recipe=Stages((onnxshot.Recipe(effort="fast"), onnxshot.Recipe(effort="fast"))))
+
+
+def test_how_to_quantize_may_come_from_a_recipe_and_stages_stand_alone() -> None:
+    recipe = onnxshot.Recipe(effort="fast", exclude=("Gemm",))
+    (alone,) = Stages.from_dict(small(recipe=recipe).report.recipe).stages
+    assert alone == recipe
+    both = Stages.from_dict(small(recipe=recipe, sparsity=0.5, method="minmax").report.recipe).stages
+    assert both == (PruneStage(0.5), replace(recipe, method="minmax"))
+    for options in ({"sparsity": 0.5}, {"effort": "fast"}, {"spare": ("Gemm",)}):
+        with pytest.raises(UsageError, match=f"{next(iter(options))} is given beside a recipe of stages"):
+            small(recipe=Stages(both), **options)
+
+
+def test_samples_may_be_given_one_by_one() -> None:
+    feeds = heldout("digits_mobile")[0][:24]
+    result = onnxshot.compress(
+        fixture("digits_mobile"), iter(feeds), sparsity=0.5, effort="fast", settings=SETTINGS
+    )
+    assert result.report.samples["held_out"] == 6
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     calib = data_of("digits_resnet")
     arguments = [
@@ -92,7 +166,29 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert ended.value.code in (0, None)
     values = json.loads(capsys.readouterr().out)
     assert [stage["name"] for stage in values["stages"]] == ["input", "pruned", "quantized"]
-    assert {"prune", "quantize", "seconds", "input"} <= values.keys()
+    assert {"outputs", "sqnr_db", "samples", "seconds", "latency", "skips", "recipe"} <= values.keys()
+    assert values["sqnr_db"] == values["stages"][-1]["sqnr_db"]
+    assert values["outputs"][0]["bytes"] == (tmp_path / "out.onnx").stat().st_size
     patterns = {layer.pattern for layer in layers_of(load_model(tmp_path / "out.onnx"), {})}
     assert "2:4" in patterns
     assert patterns <= {"2:4", "1:4", "dense", "channels"}
+
+
+def test_the_command_runs_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "stages:\n- prune: {pattern: channels, sparsity: ${cut:0.99}, multiple: 1}\n- quantize: {effort: fast}\n"
+    (tmp_path / "r.yaml").write_text(text)
+    calib = data_of("digits_mobile")
+    given = ["compress", fixture("digits_mobile"), "--calib", calib["calib"], "--preset", calib["preset"]]
+    given += ["--samples", "16", "--no-cache", "--json", "-o", tmp_path / "out.onnx", "--recipe", tmp_path / "r.yaml"]
+    assert command(*given, "--set", "cut=0.2") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [stage["name"] for stage in values["stages"]] == ["input", "shrunk", "quantized"]
+    assert values["recipe"]["stages"][0]["shrink"]["target_flops"] == 0.8
+    assert command(*given) == 3, "so little work cannot be reached"
+    assert (tmp_path / "out.onnx").is_file()
+    for wrong, said in (
+        (["--set", "cat=0.2"], "no argument 'cat' (arguments: cut)"), (["--set", "cut"], "--set is 'cut'"),
+        (["--effort", "best"], "effort is given beside a recipe of stages"),
+    ):  # fmt: skip
+        assert command(*given, *wrong) == 2
+        assert said in capsys.readouterr().err

@@ -16,7 +16,8 @@ import onnxshot
 from onnxshot import effort, quantize, reconstruct, targets
 from onnxshot.errors import UsageError
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.pipeline import RECIPE_KEY, Result
+from onnxshot.output import RECIPE_KEY
+from onnxshot.pipeline import Result
 from onnxshot.reconstruct import Repair
 
 EFFORTS = ("fast", "balanced", "best")

@@ -18,8 +18,8 @@ import onnxshot
 from onnxshot import Settings, quantize
 from onnxshot.errors import CalibrationError, ModelError, OnnxshotError, TargetError, UsageError
 from onnxshot.graph.load import load_model
+from onnxshot.output import RANDOM_KEY, RECIPE_KEY, VERSION_KEY
 from onnxshot.passes.base import Skip
-from onnxshot.pipeline import RANDOM_KEY, RECIPE_KEY, VERSION_KEY
 
 KEYS = {
     "input", "outputs", "sqnr_db", "samples", "seconds", "peak_rss_mb", "int8_macs_share", "sparsity", "latency",

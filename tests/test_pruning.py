@@ -14,6 +14,7 @@ from support import fixture, session
 
 import onnxshot
 from onnxshot.errors import UsageError
+from onnxshot.stages import PruneStage, Stages
 
 TEXT = """g (float[1, 3, 12, 12] x) => (float[1, 6] y) {
     a = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, w, b)
@@ -119,7 +120,9 @@ def test_without_data_the_smallest_go_and_nothing_else_changes() -> None:
         given = CONSTANTS[name]
         np.testing.assert_array_equal(found[found != 0], given[found != 0])
         assert np.abs(given[found == 0]).max() <= np.abs(given[found != 0]).min()
-    assert result.report.recipe["scope"] == "layer"
+    (stage,) = Stages.from_dict(result.report.recipe).stages
+    assert isinstance(stage, PruneStage)
+    assert stage.scope == "layer"
 
 
 def test_zeros_are_in_the_file_bit_for_bit(tmp_path: Path) -> None:
@@ -167,7 +170,7 @@ def test_a_layers_own_sparsity_is_kept_and_the_others_make_up_for_it() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "no --sparsity"),
+        ({}, "sparsity is missing"),
         ({"sparsity": 1.0}, "1.0"),
         ({"sparsity": -0.1}, "-0.1"),
         ({"sparsity": float("nan")}, "nan"),

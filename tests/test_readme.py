@@ -15,10 +15,13 @@ import onnxshot
 from onnxshot.calibration.preprocess import load_preset, preset_names
 from onnxshot.calibration.ranges import METHODS
 from onnxshot.cli import app
+from onnxshot.recipe_file import load_stages
+from onnxshot.stages import PruneStage, kind_of
 from onnxshot.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+YAML = re.findall(r"^```yaml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
@@ -31,11 +34,18 @@ def test_examples_run(number: int, tmp_path: Path) -> None:
 
 
 def test_preset_example_loads(tmp_path: Path) -> None:
-    (text,) = re.findall(r"^```yaml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    (tmp_path / "p.yaml").write_text(text)
+    (tmp_path / "p.yaml").write_text(next(text for text in YAML if "kind:" in text))
     preset = load_preset(str(tmp_path / "p.yaml"))
     assert preset is not None
     assert preset.size == (256, 192)
+
+
+def test_recipe_example_loads(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(next(text for text in YAML if "stages:" in text))
+    stages = load_stages(tmp_path / "r.yaml", {"sparsity": "0.6"}).stages
+    assert [kind_of(stage) for stage in stages] == ["shrink", "prune", "quantize"]
+    assert isinstance(stages[1], PruneStage)
+    assert stages[1].sparsity == 0.6
 
 
 def test_commands_are_single_lines_and_ci_runs_the_second() -> None:

@@ -1,0 +1,78 @@
+"""The file that a run leaves: what stands in its metadata, how it is written, proven and published."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from onnxshot.graph import Model, weights
+from onnxshot.graph.save import Draft, draft
+from onnxshot.report import Artifact, Report
+
+VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
+
+
+@dataclass(slots=True)
+class Made:
+    """A model that a run has made. Without an output path, nothing is kept on disk."""
+
+    model: Model
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model to `path` (and `path`.data where it is over 1 GiB), aside first; the path."""
+        with draft(self.model, Path(path)) as written:
+            return written.publish()
+
+
+def stamp(model: Model, recipe: Mapping[str, Any]) -> None:
+    """Put into the metadata what made the model: the version, and the recipe as JSON."""
+    from onnxshot import __version__
+
+    model.set_metadata(VERSION_KEY, __version__)
+    model.set_metadata(RECIPE_KEY, json.dumps(recipe))
+
+
+def deliver(
+    model: Model, output: str | Path | None, target: str, report: Report, prove: Callable[[Draft], None]
+) -> None:
+    """Write the model aside, have `prove` look at the file, and only then put it at its place.
+
+    Without an output path the file is proven all the same, and removed. Raises what `prove` raises, and UsageError
+    where the file cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        final = Path(folder) / "model.onnx" if output is None else Path(output)
+        with draft(model, final) as written:
+            prove(written)
+            if output is not None:
+                written.publish()
+                report.outputs.append(Artifact(str(final), target, "onnx", written.size_bytes))
+    report.peak_rss_mb = peak_rss_mb()
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process; 0 where the system does not tell."""
+    with contextlib.suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return float(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 1024
+    return 0.0
+
+
+def source_name(source: str | Path | ModelProto) -> str:
+    """What a report calls the model that was given."""
+    return str(source) if isinstance(source, str | Path) else "(ModelProto)"
+
+
+def input_bytes(source: str | Path | ModelProto, model: Model) -> int:
+    """Bytes of the source, external data included."""
+    if isinstance(source, ModelProto):
+        return int(source.ByteSize())
+    stored = (c._values for c in model.constants() if isinstance(c._values, weights.StoredValues))
+    return Path(source).stat().st_size + sum(int(values.nbytes) for values in stored if values.external)
