@@ -11,7 +11,7 @@ from onnx import ModelProto, numpy_helper
 from onnxshot.calibration.readers import Sample
 from onnxshot.layer_rows import Feeds, affordable, wanted
 from onnxshot.maths import obs
-from onnxshot.maths.allocation import Curve
+from onnxshot.maths.layer_sparsity import Curve
 from onnxshot.maths.masks import Pattern
 from onnxshot.maths.ridge import Moments
 from onnxshot.sparsify import HELD, Prunable, named, rows_of, share_of

@@ -13,7 +13,7 @@ from onnxshot.errors import UsageError
 from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.graph.ops import OPS, STANDARD_DOMAINS
 from onnxshot.match import match_nodes
-from onnxshot.maths.allocation import erdos_renyi, exact
+from onnxshot.maths.layer_sparsity import erdos_renyi, exact
 from onnxshot.maths.masks import Pattern
 from onnxshot.passes.base import Change, Skip
 from onnxshot.sparsify import Prunable, prunable

@@ -26,7 +26,7 @@ from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.graph.save import Draft, refuse_sources
-from onnxshot.maths.allocation import cheapest
+from onnxshot.maths.layer_sparsity import cheapest
 from onnxshot.output import deliver, input_bytes, source_name, stamp
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.repair import ApplyRepairs

@@ -213,8 +213,7 @@ class _Task:
         held_out = np.repeat(np.arange(len(sizes)) % _FOLD == _FOLD - 1, sizes)
         found = []
         for part in (~held_out, held_out):
-            one, other = x[:, part], y[:, part]
-            found.append(Moments(one.transpose(0, 2, 1) @ one, other.transpose(0, 2, 1) @ one))
+            found.append(Moments.of(x[:, part], y[:, part]))
         return found[0], found[1]
 
 

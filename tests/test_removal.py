@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 
 from onnxshot.cutting.importance import scaled
 from onnxshot.maths.removal import Reader, damped, made_up_for, removal_order
-from onnxshot.maths.residual_fit import PENALTIES, best_penalty, ridge, sums
 
 Floats = NDArray[np.float64]
 
@@ -85,22 +84,6 @@ def test_columns_of_others_stay_and_make_up() -> None:
     assert set(order.tolist()) <= {0, 1, 2}
     gone = np.isin(np.arange(3), order)
     assert errors[2] == pytest.approx(loss(mixed, made_up_for(mixed, gone)), rel=1e-6)
-
-
-def test_ridge_is_numpys_and_a_penalty_that_does_not_help_is_none() -> None:
-    rng = np.random.default_rng(5)
-    x, true = rng.standard_normal((300, 2, 4)), rng.standard_normal((2, 4, 3))
-    r = np.einsum("ngk,gko->ngo", x, true)
-    found = sums(x, r, np.zeros((2, 4)), np.zeros((2, 3)))
-    for g in range(2):
-        mean = (x[:, g] ** 2).mean()
-        rows = np.concatenate([x[:, g], np.sqrt(0.1 * mean * 300) * np.eye(4)])
-        expected = np.linalg.lstsq(rows, np.concatenate([r[:, g], np.zeros((4, 3))]), rcond=None)[0]
-        np.testing.assert_allclose(ridge(found, 0.1)[g], expected, rtol=1e-7)
-    assert best_penalty(found, found) == PENALTIES[0]
-    noise = sums(x[:6], rng.standard_normal((6, 2, 3)), np.zeros((2, 4)), np.zeros((2, 3)))
-    other = sums(x[6:], np.zeros((294, 2, 3)), np.zeros((2, 4)), np.zeros((2, 3)))
-    assert best_penalty(noise, other) is None
 
 
 def test_curves_go_through_what_was_measured() -> None:

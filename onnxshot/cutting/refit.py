@@ -23,7 +23,7 @@ from onnxshot.cutting.rows import Layer, layers_of
 from onnxshot.graph import Constant, Model
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.layer_rows import Feeds
-from onnxshot.maths.residual_fit import best_penalty, joined, ridge, sums
+from onnxshot.maths.ridge import Moments, best_strength, ridge
 from onnxshot.maths.rounding import corrected_bias
 from onnxshot.parallel import in_order
 from onnxshot.targets.ort_runtime import Runner
@@ -35,6 +35,7 @@ _WANTED = 96 << 20  # bytes of the uncut network's outputs that are held at once
 _ROWS = 12288  # values of every output that a layer is fitted on, at most
 _ROW_BYTES = 48 << 20  # what a layer reads for them, at most
 _MOST_COLUMNS = 3072  # inputs of one output: of more, only the bias is fitted
+_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in second moments, as they are tried
 _LEFT_OUT = 4  # every so many-th sample is left out of a fit, to see by it how far weights may move
 
 Kept = Mapping[str, NDArray[np.bool_]]
@@ -197,7 +198,7 @@ def _fit(
         held_out = np.repeat(np.arange(len(x)) % _LEFT_OUT == _LEFT_OUT - 1, counts)
         change = _change(rows, residual, held_out, centred=old is not None)
         if change is not None:
-            table = (table + change.transpose(0, 2, 1)).astype(np.float32)
+            table = (table + change).astype(np.float32)
             found[layer.weight] = layer.stored(table)
     if old is not None:
         got = rest + _given(rows, table)
@@ -216,17 +217,18 @@ def _given(rows: NDArray[np.float32], table: NDArray[np.float32]) -> NDArray[np.
 
 def _change(
     x: NDArray[np.float32], residual: NDArray[np.float32], held_out: NDArray[np.bool_], *, centred: bool
-) -> NDArray[np.float64] | None:
-    """What to add to the weight [G, K, O]; None where samples that are left out of the fit do not like it."""
-    zero_x, zero_r = np.zeros(x.shape[1:]), np.zeros(residual.shape[1:])
-    mean_x = x.mean(axis=0, dtype=np.float64) if centred else zero_x
-    mean_r = residual.mean(axis=0, dtype=np.float64) if centred else zero_r
+) -> NDArray[np.floating] | None:
+    """What to add to the weight [G, O, K]; None where samples that are left out of the fit do not like it."""
     if not held_out.any():
         return None
-    learn = sums(x[~held_out], residual[~held_out], mean_x, mean_r)
-    check = sums(x[held_out], residual[held_out], mean_x, mean_r)
-    penalty = best_penalty(learn, check)
-    return None if penalty is None else ridge(joined(learn, check, float(held_out.mean())), penalty)
+    if centred:
+        x = x - x.mean(axis=0, dtype=np.float64).astype(x.dtype)
+        residual = residual - residual.mean(axis=0, dtype=np.float64).astype(residual.dtype)
+    rows, wanted = x.transpose(1, 0, 2), residual.transpose(1, 0, 2)
+    learn, check = (Moments.of(rows[:, part], wanted[:, part]) for part in (~held_out, held_out))
+    nothing = np.zeros_like(learn.yx)
+    strength = best_strength(learn, check, nothing, _STRENGTHS)
+    return None if strength is None else ridge(learn + check, nothing, strength)
 
 
 def _affordable(model: ModelProto, feeds: Feeds) -> int:

@@ -1,7 +1,8 @@
-"""Weights moved towards outputs that are wanted, as far as samples they were not moved on agree."""
+"""Weights moved towards outputs that are wanted, as far as samples they were not moved on agree: ridge regression."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,11 @@ class Moments:
 
     xx: Floats
     yx: Floats
+
+    @classmethod
+    def of(cls, x: Floats, y: Floats) -> Moments:
+        """Of rows x [G, N, K] and y [G, N, O]."""
+        return cls(x.transpose(0, 2, 1) @ x, y.transpose(0, 2, 1) @ x)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.xx + other.xx, self.yx + other.yx)
@@ -43,6 +49,8 @@ class Moments:
 def ridge(moments: Moments, weight: Floats, strength: float) -> Floats:
     """W* = (Y X^T + W0 L) (X X^T + L)^-1, with L what `Moments.damped` adds to X X^T. [G, O, K].
 
+    Generalized ridge regression about W0 (Hoerl and Kennard 1970, eq. 2.1 where L is k I and W0 is 0).
+
     Computed as the step from W0: (Y X^T - W0 X X^T) (X X^T + L)^-1.
     """
     missing = moments.yx - weight.astype(np.float64) @ moments.xx
@@ -54,3 +62,10 @@ def change(moments: Moments, weight: Floats, other: Floats) -> float:
     step = other - weight
     quadratic = np.einsum("gok,gok->", step @ moments.xx, step)
     return float(quadratic - 2 * np.einsum("gok,gok->", step, moments.yx - weight @ moments.xx))
+
+
+def best_strength(learn: Moments, check: Moments, weight: Floats, strengths: Sequence[float]) -> float | None:
+    """The strength whose ridge, learned from some rows, lowers the error of others most; None where none lowers it."""
+    gains = {strength: change(check, weight, ridge(learn, weight, strength)) for strength in strengths}
+    best = min(gains, key=lambda strength: gains[strength])
+    return best if gains[best] < 0 else None

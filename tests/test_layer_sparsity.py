@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from onnxshot.maths.allocation import Curve, cheapest, erdos_renyi, exact
+from onnxshot.maths.layer_sparsity import Curve, cheapest, erdos_renyi, exact
 
 SHARES = (0.25, 0.5, 0.75, 0.95)
 
