@@ -13,7 +13,7 @@ from onnxshot.recipe import Plain, Recipe, are_globs, refuse
 
 CHANNELS = "channels"
 """The pattern of `prune` that is a shrink stage."""
-SCOPES = ("layer", "global", "erk", "auto")
+SCOPES, MULTIPLES = ("layer", "global", "erk", "auto"), (1, 8, 16)
 _SHARE = "give a share from 0 up to but not including 1, such as 0.5"
 _KEPT = "give the share to keep, above 0 and up to 1"
 
@@ -91,20 +91,19 @@ class ShrinkStage(Plain):
     importance: str = "auto"
 
     def __post_init__(self) -> None:
-        shares = {name: getattr(self, name) for name in ("target_flops", "target_params", "target_latency")}
-        targets = {name: v for name, v in (*shares.items(), ("max_drop", self.max_drop)) if v is not None}
+        targets, drop = self.targets, self.max_drop
         if not targets:
             raise UsageError("target_flops is missing", "give it, or target_params, target_latency or max_drop")
         if len(targets) > 1:
             raise UsageError(f"{' and '.join(targets)} are given", "give one of them")
-        refuse((name, v, v is None or (_is_number(v) and 0 < v <= 1), _KEPT) for name, v in shares.items())
-        drop = self.max_drop
+        shares = ((name, value) for name, value in targets.items() if name != "max_drop")
+        refuse((name, value, _is_number(value) and 0 < value <= 1, _KEPT) for name, value in shares)
         refuse(
             (
                 ("max_drop", drop, drop is None or (_is_number(drop) and drop >= 0), "a finite number, 0 or above"),
                 ("evaluate", self.evaluate, isinstance(self.evaluate, str | None), "such as 'score.py:top1'"),
                 ("scope", self.scope, self.scope in ("all", "mlp", "heads"), "one of all, mlp, heads"),
-                ("multiple", self.multiple, self.multiple in (1, 8, 16), "one of 1, 8, 16"),
+                ("multiple", self.multiple, self.multiple in MULTIPLES, "one of 1, 8, 16"),
                 ("include", self.include, are_globs(self.include), "a list of globs"),
                 ("exclude", self.exclude, are_globs(self.exclude), "a list of globs"),
                 (
@@ -116,6 +115,13 @@ class ShrinkStage(Plain):
         if (drop is None) != (self.evaluate is None):
             given, lacking = ("max_drop", "evaluate") if self.evaluate is None else ("evaluate", "max_drop")
             raise UsageError(f"{given} is given without {lacking}", "a drop is of the score of a function: give both")
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """What is to be reached, by its key; one of the four."""
+        every = {"target_flops": self.target_flops, "target_params": self.target_params}
+        every |= {"target_latency": self.target_latency, "max_drop": self.max_drop}
+        return {name: value for name, value in every.items() if value is not None}
 
 
 Stage = PruneStage | ShrinkStage | Recipe

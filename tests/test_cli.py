@@ -355,7 +355,7 @@ def test_channels_are_cut_on_the_command_line(shell: Shell) -> None:
     ("arguments", "told"),
     [
         (["--sparsity", 0.5, "--target-flops", 0.5], "--target-flops with --pattern unstructured"),
-        (["--pattern", "channels"], "there is no target"),
+        (["--pattern", "channels"], "target_flops is missing"),
         (["--pattern", "channels", "--sparsity", 0.5, "--prune-scope", "tails"], "scope is 'tails'"),
         (["--pattern", "channels", "--sparsity", 0.5, "--multiple", 3], "multiple is 3"),
         (["--pattern", "channels", "--sparsity", 1.5], "target_flops is -0.5"),

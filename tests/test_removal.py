@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxshot.cutting.importance import scaled
+from onnxshot.cutting.weigher import scaled
 from onnxshot.maths.removal import Reader, damped, made_up_for, removal_order
 
 Floats = NDArray[np.float64]

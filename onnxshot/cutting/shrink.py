@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,47 +11,43 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from onnxshot.calibrating import open_calib
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sampling import spread
 from onnxshot.cutting.allocation import Allocation
-from onnxshot.cutting.axes import Axes
+from onnxshot.cutting.cut_model import cut_copy, kept_outputs, latency_share, store_as
 from onnxshot.cutting.groups import Cost, Group, Groups, groups_of
-from onnxshot.cutting.importance import Curve, Weigher, norm_curves
-from onnxshot.cutting.refit import Kept, apply, refit
+from onnxshot.cutting.importance import Curve, norm_curves
+from onnxshot.cutting.refit import apply, refit
 from onnxshot.cutting.shrunk import GroupRow, ShrinkReport, ShrinkResult
+from onnxshot.cutting.weigher import Weigher
 from onnxshot.errors import UsageError
 from onnxshot.goal import Evaluate, Goal, Judge
-from onnxshot.graph import Model, edit, weights
+from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of, load_model
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.graph.save import draft
 from onnxshot.match import match_nodes
+from onnxshot.output import Made
 from onnxshot.parallel import in_order
 from onnxshot.passes.base import Skip
-from onnxshot.passes.cut_channels import CutChannels
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.store_half import StoreHalf
 from onnxshot.report import NOISE
 from onnxshot.settings import Settings
-from onnxshot.targets.ort_bench import bench
+from onnxshot.stages import MULTIPLES, ShrinkStage
 
 Scope = Literal["all", "mlp", "heads"]
 Importance = Literal["auto", "error", "l1", "l2"]
 
 __all__ = ["GroupRow", "ShrinkReport", "ShrinkResult", "shrink"]
 
-SCOPES, MULTIPLES, IMPORTANCES = ("all", "mlp", "heads"), (1, 8, 16), ("auto", "error", "l1", "l2")
 _LEARNED_FROM = 256  # samples
 _TRIALS = 16  # samples on which the outputs are watched
 _STEPS = 0.05  # of the work: how far one step of a search goes
 _LEAST = 0.2  # of the work: where such a search ends in any case
-_TIMED = 3  # how often a latency that decides is measured
 _BISECTIONS = 5
-_BENCH_FEEDS = 8
 _NOT_FASTER = "not faster than before: convolutions of ONNX Runtime run on blocks of 8 or 16 channels, try multiple=16"
 
 
@@ -100,43 +95,21 @@ def shrink(
         UsageError, ModelError, CalibrationError: each says what was found and what to do.
     """
     settings = settings or Settings()
-    targets = {"target_flops": target_flops, "target_params": target_params, "target_latency": target_latency}
-    targets |= {"max_drop": max_drop}
-    _refuse(targets, evaluate, scope, multiple, importance)
-    given = {name: value for name, value in targets.items() if value is not None}
-    run = _Run(model, settings, given, multiple)
+    asked = ShrinkStage.from_dict(
+        {
+            "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
+            "max_drop": max_drop, "evaluate": None if evaluate is None else str(evaluate), "scope": scope,
+            "multiple": multiple, "include": include, "exclude": exclude, "importance": importance,
+        }
+    )  # fmt: skip
+    run = _Run(model, settings, asked.targets, multiple)
     if importance == "error" and calib is None:
         raise UsageError("importance 'error' needs data", "give calibration data, or importance 'l1' or 'l2'")
     with open_calib("random" if calib is None else calib, run.model, preset, settings) as data:
         if calib is not None:
             run.learn_from(data)
-        rows = run.chosen(scope, include, exclude)
+        rows = run.chosen(scope, asked.include, asked.exclude)
         return run.result(rows, data, importance, evaluate)
-
-
-def _refuse(
-    targets: Mapping[str, float | None], evaluate: object, scope: str, multiple: int, importance: str
-) -> None:
-    """Raise UsageError where arguments contradict each other."""
-    given = {name: value for name, value in targets.items() if value is not None}
-    if len(given) != 1:
-        what = "no target" if not given else f"{len(given)} targets: {', '.join(given)}"
-        raise UsageError(f"there is {what}", f"give one of {', '.join(targets)}")
-    ((name, value),) = given.items()
-    if name == "max_drop":
-        if not (math.isfinite(value) and value >= 0):
-            raise UsageError(f"max_drop is {value:g}", "give a finite number, 0 or above")
-        if evaluate is None:
-            raise UsageError("max_drop is given without evaluate", "a drop is of the score of a function: give both")
-    elif not 0 < value <= 1:
-        raise UsageError(f"{name} is {value:g}", "give the share to keep, above 0 and up to 1")
-    if evaluate is not None and name != "max_drop":
-        raise UsageError("evaluate is given without max_drop", "a drop is of the score of a function: give both")
-    for what, found, known in (
-        ("scope", scope, SCOPES), ("multiple", multiple, MULTIPLES), ("importance", importance, IMPORTANCES),
-    ):  # fmt: skip
-        if found not in known:
-            raise UsageError(f"{what} is {found!r}", f"known: {', '.join(map(str, known))}")
 
 
 @dataclass(slots=True)
@@ -191,10 +164,10 @@ class _Run:
         self._count(allocation)
         if self.settings.verify and allocation.removed:
             with timed(self.report.timings, "bench"):
-                self.report.latency = self._latency(made, data)
+                self.report.latency = latency_share(self.model, made, data, self.settings)
             if self.report.latency > 1 - NOISE and self.multiple < max(MULTIPLES):
                 self.report.notes.append(_NOT_FASTER)
-        _store_as(self.model, made)
+        store_as(self.model, made)
         self.report.seconds = time.perf_counter() - self.started
         return ShrinkResult(made, self.report)
 
@@ -254,7 +227,7 @@ class _Run:
             middle = (low + high) / 2
             trial = Allocation(allocation.curves, self.cost, allocation.kind, self.multiple)
             trial.shrink_to(middle)
-            found = self._latency(self._cut(trial), data)
+            found = latency_share(self.model, cut_copy(self.model, self.groups.axes, trial), data, self.settings)
             if found <= share:
                 low, best = middle, (middle, found)
             else:
@@ -268,7 +241,7 @@ class _Run:
         goal = Goal(max_drop=self.target["max_drop"], evaluate=evaluate)
         best = copy_of(self.model)
         with tempfile.TemporaryDirectory() as folder:
-            judge = Judge(goal, _written(self.model, Path(folder) / "float.onnx"), data, self.settings)
+            judge = Judge(goal, Made(self.model).save(Path(folder) / "float.onnx"), data, self.settings)
             self.report.score, self.report.drop = judge.float_score, 0.0
             kept, share = list(allocation.cut), 1.0
             while share - _STEPS >= _LEAST:
@@ -276,7 +249,7 @@ class _Run:
                 if not allocation.shrink_to(share):
                     break
                 made = self._made(allocation)
-                drop = judge.drop(_written(made, Path(folder) / "cut.onnx"))
+                drop = judge.drop(Made(made).save(Path(folder) / "cut.onnx"))
                 assert drop is not None
                 if drop > self.target["max_drop"]:
                     self.report.notes.append(f"cutting to {allocation.share:.1%} would cost {drop:.4g}")
@@ -291,35 +264,19 @@ class _Run:
 
     # ------------------------------------------------------------------ a model that is cut
 
-    def _cut(self, allocation: Allocation) -> Model:
-        made = copy_of(self.model)
-        CutChannels(self.groups.axes, allocation.removed).run(made)
-        return made
-
     def _made(self, allocation: Allocation) -> Model:
         """The model cut, and learned back where there is data."""
         with timed(self.report.timings, "cut"):
-            made = self._cut(allocation)
+            made = cut_copy(self.model, self.groups.axes, allocation)
         if self.feeds and allocation.removed:
             with timed(self.report.timings, "fit"):
-                kept = _kept(self.model, self.groups.axes, allocation)
+                kept = kept_outputs(self.model, self.groups.axes, allocation)
                 found = refit(
                     self.reference, made.to_proto(), kept, self.feeds, threads=self.settings.threads,
                     progress=self.settings.progress,
                 )  # fmt: skip
                 apply(made, found)
         return made
-
-    def _latency(self, made: Model, data: Dataset) -> float:
-        """Share of the float model's latency: the median of a few, each timed in turns with it."""
-        feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
-        with tempfile.TemporaryDirectory() as folder:
-            both = [_written(self.model, Path(folder) / "float.onnx"), _written(made, Path(folder) / "cut.onnx")]
-            ratios = [
-                bench(both, feeds, threads=self.settings.threads, rounds=10_000, seconds=self.settings.bench_seconds)
-                for _ in range(_TIMED)
-            ]
-        return 1 / float(np.median([rows[1].ratio for rows in ratios]))
 
     def _count(self, allocation: Allocation) -> None:
         whole = np.ones(self.cost.count, bool)
@@ -330,34 +287,6 @@ class _Run:
             layers = tuple(node.label for node, _ in group.makers)
             row = GroupRow(group.name, group.kind, layers, before, before - cut, float(curve.loss[cut]))
             self.report.groups.append(row)
-
-
-def _kept(model: Model, axes: Axes, allocation: Allocation) -> Kept:
-    """Which outputs of each layer are left, where not all are."""
-    found = {}
-    for node in model.graph.nodes:
-        if node.op in ("Conv", "Gemm", "MatMul"):
-            held = axes.of.get(node.outputs[0].name, {})
-            last = 1 if node.op == "Conv" else max(held, default=0)
-            if last in held and not allocation.alive[held[last]].all():
-                found[node.name] = allocation.alive[held[last]]
-    return found
-
-
-def _store_as(model: Model, made: Model) -> None:
-    """Store in float16 what the model stored so: weights that were fitted are rounded to it, a part in 2000."""
-    half = {c.name for c in model.constants() if getattr(c, "stored_as", None) == TensorProto.FLOAT16}
-    for constant in made.constants():
-        if constant.name in half and weights.elem_type(constant) == TensorProto.FLOAT:
-            constant.values = weights.read(constant).astype(np.float16).astype(np.float32)
-            constant.stored_as = TensorProto.FLOAT16
-    StoreHalf().run(made)
-    edit.toposort(made)
-
-
-def _written(model: Model, path: Path) -> Path:
-    with draft(model, path) as written:
-        return written.publish()
 
 
 @contextmanager
