@@ -132,6 +132,19 @@ def test_options_reach_the_recipe(shell: Shell) -> None:
     assert json.loads(Path("report.json").read_text()) == values
 
 
+def test_arguments_of_a_recipe_are_set(shell: Shell) -> None:
+    Path("r.yaml").write_text("mode: ${mode:static}\nformat: qdq\n")
+    ran = shell("quantize", "net.onnx", "--recipe", "r.yaml", "--set", "mode=weights", "--json", *QUICK)
+    assert ran.json["recipe"]["mode"] == "weights"
+    ran = shell("quantize", "net.onnx", "--set", "mode=weights", *QUICK)
+    assert ran.code == 2
+    assert "--set is given without --recipe" in ran.error
+    Path("two.yaml").write_text("stages: [prune: {sparsity: 0.5}, quantize]")
+    assert "stages[1] is 'quantize'" in shell("quantize", "net.onnx", "--recipe", "two.yaml", *QUICK).error
+    Path("two.yaml").write_text("stages: [prune: {sparsity: 0.5}, quantize: {}]")
+    assert "run them with onnxshot compress" in shell("quantize", "net.onnx", "--recipe", "two.yaml", *QUICK).error
+
+
 def test_a_report_that_cannot_be_written_is_an_error_of_its_own(shell: Shell) -> None:
     Path("taken").mkdir()
     ran = shell("quantize", "net.onnx", "--mode", "weights", "--no-verify", "--report", "taken")
