@@ -29,12 +29,13 @@ from onnxshot import errors
 from onnxshot.calibrating import calibrate
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.compress import compress
+from onnxshot.convert import emit
 from onnxshot.cutting.shrink import shrink
 from onnxshot.goal import Goal
 from onnxshot.inspection import inspect
 from onnxshot.judge import bench_models as bench
 from onnxshot.judge import compare_models as compare
-from onnxshot.pipeline import Result, emit, quantize
+from onnxshot.pipeline import Result, quantize
 from onnxshot.prune_report import PruneReport, PruneResult
 from onnxshot.pruning import prune
 from onnxshot.recipe import Recipe

@@ -6,15 +6,14 @@ import os
 import sys
 import time
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import onnxshot
 from onnxshot import cache as store
-from onnxshot import terminal
+from onnxshot import cli_emit, terminal
 from onnxshot.calibrating import merge_files
 from onnxshot.cli_options import (
     CacheOpt,
@@ -39,6 +38,7 @@ from onnxshot.cli_prune import compress, prune
 from onnxshot.errors import GoalMissed, OnnxshotError, UsageError
 from onnxshot.recipe import Recipe
 from onnxshot.recipe_file import load_recipe
+from onnxshot.report import Report, save_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -93,6 +93,12 @@ def quantize(
     max_latency: Annotated[float | None, typer.Option(help="Goal: most milliseconds of one run.")] = None,
     max_size: Annotated[float | None, typer.Option(help="Goal: most megabytes of the file.")] = None,
     budget: Annotated[float | None, typer.Option(help="Minutes to search for the goal.")] = None,
+    emit: cli_emit.EmitOpt = None,
+    shapes: cli_emit.ShapesOpt = None,
+    hardware: cli_emit.HardwareOpt = None,
+    half_weights: cli_emit.HalfOpt = False,
+    timing_cache: cli_emit.TimingOpt = None,
+    build_minutes: cli_emit.MinutesOpt = 30.0,
     require_faster: Annotated[bool, typer.Option(help="Exit 3 if the result is slower than the input.")] = False,
     keep_overridable: Annotated[bool, typer.Option(help="Leave weights that are also inputs as they are.")] = False,
     requantize: Annotated[bool, typer.Option(help="Take a quantized model back to float first.")] = False,
@@ -105,7 +111,7 @@ def quantize(
 ) -> None:
     """Quantize MODEL to int8 and prove the result against it."""
     options = {
-        "target": target, "mode": mode, "format": format, "activation_type": activation_type,
+        "mode": mode, "format": format, "activation_type": activation_type,
         "weight_type": weight_type, "per_channel": per_channel, "effort": effort, "method": method,
         "exclude": tuple(exclude or ()), "include": tuple(include or ()),
         "complete": complete,
@@ -117,26 +123,44 @@ def quantize(
     }  # fmt: skip
     wanted = evaluation is not None or any(value is not None for value in goals.values())
     goal = onnxshot.Goal(evaluate=evaluation, **goals) if wanted else None
-    out = output or model.with_name(f"{model.stem}.int8.onnx")
+    targets = cli_emit.listed([target]) if is_given(context, "target") else None
+    places = cli_emit.places_of(model, output, emit, targets or (recipe.target,))
+    if goal is not None and set(cli_emit.listed(emit) or ("onnx",)) != {"onnx"}:
+        raise UsageError("a goal is searched for in ONNX Runtime", "then run onnxshot emit on the result")
+    how: dict[str, Any] = {"emit": cli_emit.listed(emit)} if goal is None else {"goal": goal}
+    if goal is None:
+        how["emit_options"] = cli_emit.emit_options(
+            shapes, hardware, half_weights, timing_cache, build_minutes, threads
+        )
+    reports: dict[str, Report] = {}
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
             samples=samples_of(samples), verify=verify, use_cache=cache, threads=threads, device=device, seed=seed,
             keep_overridable=keep_overridable, requantize=requantize, progress=show,
         )  # fmt: skip
-        make = onnxshot.quantize if goal is None else partial(onnxshot.tune, goal=goal)
-        result = make(model, calib, stats=stats, output=out, preset=preset, recipe=recipe, settings=settings)
+        make = onnxshot.quantize if goal is None else onnxshot.tune
+        for name, out in places.items():
+            result = make(
+                model, calib, stats=stats, output=out, preset=preset, recipe=replace(recipe, target=name),
+                settings=settings, **how,
+            )  # fmt: skip
+            reports[name] = result.report
+    values = cli_emit.joined(reports)
     if report is not None:
-        result.report.save(report)
-    tell(as_json, result.report.to_dict(), lambda: terminal.show_report(result.report))
-    if result.report.goal.get("missed"):
-        missed = "; ".join(result.report.goal["missed"])
-        raise GoalMissed(f"{out} was written, but {missed}", "it is the best found; --report FILE lists the others")
-    if require_faster and (result.report.speedup is None or result.report.slower):
-        measured = "its speed was not measured" if result.report.speedup is None else "it is slower than the input"
-        raise GoalMissed(f"{out} was written, but {measured}", "leave out --require-faster to accept it")
+        save_json(values, report)
+    tell(as_json, values, lambda: terminal.show_reports(reports.values()))
+    for name, found in reports.items():
+        if found.goal.get("missed"):
+            missed = "; ".join(found.goal["missed"])
+            hint = "it is the best found; --report FILE lists the others"
+            raise GoalMissed(f"{places[name]} was written, but {missed}", hint)
+        if require_faster and (found.speedup is None or found.slower):
+            measured = "its speed was not measured" if found.speedup is None else "it is slower than the input"
+            raise GoalMissed(f"{places[name]} was written, but {measured}", "leave out --require-faster to accept it")
 
 
 app.command()(prune)
+app.command()(cli_emit.emit)
 app.command()(compress)
 
 
@@ -284,19 +308,6 @@ def bench(
     rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads)
     values = {"models": [{**asdict(row), "path": str(row.path)} for row in rows]}
     tell(as_json, values, lambda: terminal.show_latencies(rows))
-
-
-@app.command()
-def emit(
-    model: ModelArg,
-    to: Annotated[str, typer.Option(help="onnx.")] = "onnx",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")] = None,
-    as_json: JsonOpt = False,
-) -> None:
-    """Convert MODEL without compressing it; to 'onnx': normalize it."""
-    out = onnxshot.emit(model, to=to, output=output or model.with_name(f"{model.stem}.normalized.onnx"))
-    written = {"path": str(out), "format": to, "bytes": out.stat().st_size}
-    tell(as_json, {"input": str(model), "outputs": [written]}, lambda: terminal.show_text(f"{model} -> {out}"))
 
 
 def _version(asked: bool) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.graph import Model, weights
-from onnxshot.graph.save import Draft, draft
+from onnxshot.graph.save import Draft, aside, draft
 from onnxshot.report import Artifact, Report
 
 VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
@@ -40,20 +41,32 @@ def stamp(model: Model, recipe: Mapping[str, Any]) -> None:
 
 
 def deliver(
-    model: Model, output: str | Path | None, target: str, report: Report, prove: Callable[[Draft], None]
+    model: Model,
+    output: str | Path | None,
+    target: str,
+    report: Report,
+    prove: Callable[[Draft], None],
+    others: Callable[[Path], Iterable[AbstractContextManager[tuple[Draft, Artifact]]]] = lambda _: (),
+    *,
+    keep: bool = True,
 ) -> None:
-    """Write the model aside, have `prove` look at the file, and only then put it at its place.
+    """Write the model aside, have `prove` look at the file, make the `others` of it, and only then publish them all.
 
-    Without an output path the file is proven all the same, and removed. Raises what `prove` raises, and UsageError
-    where the file cannot be written.
+    Without an output path the file is proven all the same, and removed; so is it where it is not to be kept. Raises
+    what `prove` and `others` raise, and UsageError where the file cannot be written.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        final = Path(folder) / "model.onnx" if output is None else Path(output)
-        with draft(model, final) as written:
-            prove(written)
-            if output is not None:
-                written.publish()
-                report.outputs.append(Artifact(str(final), target, "onnx", written.size_bytes))
+    with contextlib.ExitStack() as stack:
+        if output is None:
+            final, keep = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.onnx", False
+        else:
+            final = Path(output) if keep else stack.enter_context(aside(Path(output))) / Path(output).name
+        written = stack.enter_context(draft(model, final))
+        prove(written)
+        done = [(written, Artifact(str(final), target, "onnx", written.size_bytes))] if keep else []
+        done += [stack.enter_context(other) for other in others(written.path)]
+        for one, artifact in done:
+            one.publish()
+            report.outputs.append(artifact)
     report.peak_rss_mb = peak_rss_mb()
 
 

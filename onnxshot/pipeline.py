@@ -5,37 +5,37 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
-from onnxshot import proof, trial
+from onnxshot import emitting, proof, trial
 from onnxshot.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.errors import CalibrationError, ModelError, TargetError, UsageError
-from onnxshot.graph import Model, edit
+from onnxshot.errors import CalibrationError, ModelError, UsageError
+from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
 from onnxshot.improve import Improver
 from onnxshot.output import RANDOM_KEY, Made, deliver, input_bytes, source_name, stamp
-from onnxshot.passes.normalize import normalize
-from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.plan import FLOAT, Plan
 from onnxshot.planner import already_quantized, make_plan, schemes
 from onnxshot.preparing import fold, input_specs, prepare
 from onnxshot.recipe import Recipe
-from onnxshot.report import Report
+from onnxshot.report import Artifact, Report
 from onnxshot.rewrite import apply, finish
 from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
+from onnxshot.targets.runtime import EmitOptions
 from onnxshot.trained import NOTHING, Trained, notes, read_pairs
 
 
@@ -46,12 +46,18 @@ class Result(Made):
     plan: Plan
     report: Report
 
-    def emit(self, to: str, folder: str | Path) -> Path:
-        """Write the model into `folder` as `to`. Raises TargetError for what is not there to emit to yet."""
-        if to != "onnx":
-            raise TargetError(f"emitting to {to!r} is not available", "emit to 'onnx'")
+    def emit(self, to: str, folder: str | Path, options: EmitOptions | None = None) -> Path:
+        """Write the model into `folder` in a format; nothing is run. Raises TargetError where there is none such."""
         stem = self.model.path.stem if self.model.path is not None else "model"
-        return self.save(Path(folder) / f"{stem}.int8.onnx")
+        final = Path(folder) / f"{stem}.int8.onnx"
+        if to == emitting.ONNX:
+            return self.save(final)
+        emitting.runtime_of(to).check()
+        how, place = options or EmitOptions(), emitting.place_of(final, to)
+        with draft(self.model, final) as written, emitting.made(
+            written.path, to, place, how, None, Settings()
+        ) as (other, _):
+            return other.publish()
 
 
 def quantize(
@@ -63,6 +69,8 @@ def quantize(
     preset: str | Preset | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
+    emit: Sequence[str] | None = None,
+    emit_options: EmitOptions | None = None,
     **options: Any,
 ) -> Result:
     """Quantize an ONNX model for a target, and prove the result against the float model.
@@ -77,6 +85,9 @@ def quantize(
         preset: preprocessing of pictures: a name, a YAML file, or a Preset.
         recipe: what to do; `options` override its fields (target='ort', mode='static', exclude=(...,), ...).
         settings: how to run it.
+        emit: formats to write, each with the stem of `output`: onnx, openvino. Default: that of its suffix, else the
+            target's own.
+        emit_options: how artifacts other than .onnx are made.
         **options: fields of the recipe, by name.
 
     Returns:
@@ -87,27 +98,28 @@ def quantize(
     """
     settings = settings or Settings()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
+    target, place = target_named(recipe.target), Path(output) if output is not None else None
+    formats = emitting.formats_of(emit, place, target) if place is not None else (emitting.ONNX,)
+    if place is None and emit is not None:
+        raise UsageError(f"there is no output to emit {', '.join(emit)} to", "give one; artifacts take its stem")
     run = Run(model, recipe, settings, stats)
-    if output is not None:
-        refuse_sources(run.model, Path(output))  # before the work, not after it
+    if place is not None:
+        place = emitting.place_of(place, emitting.ONNX)
+        if emitting.ONNX in formats:
+            refuse_sources(run.model, place)  # before the work, not after it
+
+    def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
+        how = emit_options or EmitOptions(threads=settings.threads)
+        return emitting.artifacts(written, formats, place or written, how, run.judged, settings)
+
     with run.open(calib, preset) or contextlib.nullcontext() as data:
         run.rewrite(data)
-        deliver(run.model, output, recipe.target, run.report, lambda written: run.prove(written, data))
+        deliver(
+            run.model, place, target.name, run.report, lambda written: run.prove(written, data), others,
+            keep=emitting.ONNX in formats,
+        )  # fmt: skip
     run.report.seconds = time.perf_counter() - run.started
     return Result(run.model, run.plan, run.report)
-
-
-def emit(model: str | Path | ModelProto, *, to: str = "onnx", output: str | Path) -> Path:
-    """Normalize a model without compressing it, and write it. `to` is 'onnx'."""
-    if to != "onnx":
-        raise TargetError(f"emitting to {to!r} is not available", "emit to 'onnx'")
-    loaded = load_model(model)
-    normalize(loaded)
-    StoreHalf().run(loaded)
-    edit.toposort(loaded)
-    with draft(loaded, Path(output)) as written:
-        proof.loads(written.path, model)
-        return written.publish()
 
 
 @dataclass(slots=True)
@@ -130,6 +142,7 @@ class Run:
     gathered: Gathered | None = field(init=False, default=None)
     improver: Improver | None = field(init=False, default=None)
     trained: Trained = field(init=False, default=NOTHING)
+    judged: emitting.Judged | None = field(init=False, default=None)  # what the result was held against
 
     def __post_init__(self) -> None:
         self.target = target_named(self.recipe.target)
@@ -289,6 +302,7 @@ class Run:
         judges = gathered.held_out if gathered is not None and gathered.held_out else range(len(data))
         held_out = data.subset(judges)
         report.samples.setdefault("held_out", len(held_out))
+        self.judged = emitting.Judged(self.original(), held_out)
         with self.report.timed("verify"):
             proof.prove(
                 report, self.plan, self.original(), self.float_model, self.model, written.path, held_out, self.settings

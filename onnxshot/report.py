@@ -28,12 +28,29 @@ NOISE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One file that was written."""
+    """One artifact that was written: a file, or several of one stem.
+
+    What follows its size is measured in its own runtime, and None or empty where that is not here; of an .onnx file the
+    report itself tells it.
+
+    Attributes:
+        path: the file that is loaded.
+        sqnr_db, agreement: against the float model in ONNX Runtime.
+        int8_macs_share: share 0..1 of the multiply-accumulates that it runs, or was compiled to run, in int8.
+        latency: float_ms, ms, speedup: the float model in the same runtime, in turns.
+        seconds: what it took to make.
+    """
 
     path: str
     target: str
     format: str
     bytes: int
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    int8_macs_share: float | None = None
+    latency: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

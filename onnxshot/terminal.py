@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from onnxshot.compress_report import CompressReport
 from onnxshot.cutting.shrunk import ShrinkReport
 from onnxshot.prune_report import PruneReport
-from onnxshot.report import Report
+from onnxshot.report import Artifact, Report
 from onnxshot.sensitivity import Sensitivity
 
 if TYPE_CHECKING:
@@ -64,6 +64,12 @@ def progress(wanted: bool) -> Iterator[Callback | None]:
         bar.stop()
 
 
+def show_reports(reports: Iterable[Report]) -> None:
+    """One result after another."""
+    for report in reports:
+        show_report(report)
+
+
 def show_report(report: Report) -> None:
     """The result in a few lines: sizes, accuracy, speed, the worst tensors, what stayed float, what to do next."""
     console = _console()
@@ -78,11 +84,36 @@ def show_report(report: Report) -> None:
     reasons: dict[tuple[str, str], int] = {}
     for skip in report.float_weights:
         reasons[skip.op, skip.reason] = reasons.get((skip.op, skip.reason), 0) + 1
+    for artifact in report.outputs:
+        if artifact.format != "onnx":
+            console.print(escape(_of_artifact(artifact)))
     for (op, reason), count in list(reasons.items())[:_SKIPS]:
         console.print(escape(f"float weight: {count} x {op}: {reason}"))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
     console.print(escape(f"next: {report.next_step()}"))
+
+
+def show_emitted(report: Report) -> None:
+    """Every artifact in a line, with what was measured of it in its own runtime."""
+    console = _console()
+    for artifact in report.outputs:
+        console.print(escape(_of_artifact(artifact)))
+    for note in report.notes:
+        console.print(escape(f"note: {note}"))
+
+
+def _of_artifact(artifact: Artifact) -> str:
+    """One line: where it is, how large, and how it runs."""
+    parts = [f"{artifact.path}: {artifact.format}, {artifact.bytes / 1e6:.2f} MB"]
+    if artifact.int8_macs_share is not None:
+        parts.append(f"{100 * artifact.int8_macs_share:.0f} % of the work in int8")
+    if artifact.sqnr_db is not None:
+        parts.append(f"SQNR {artifact.sqnr_db:.1f} dB")
+    if artifact.latency:
+        times = artifact.latency
+        parts.append(f"{times['ms']:.2f} ms, {times['speedup']:.2f}x as fast as the float model there")
+    return ", ".join(parts) + "".join(f"; {note}" for note in artifact.notes)
 
 
 def show_pruned(report: PruneReport) -> None:

@@ -19,6 +19,7 @@ from onnx import ModelProto
 
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.candidates import Unit, Workbench, workbench
+from onnxshot.emitting import ONNX
 from onnxshot.goal import TIMES, Goal, Judge, Measured
 from onnxshot.graph.save import refuse_sources, write
 from onnxshot.pipeline import Result, quantize
@@ -80,8 +81,9 @@ def tune(
         searched = time.perf_counter() - started
         recipe = search.recipe(chosen) if chosen else recipe
         result = quantize(
-            model, calib, stats=stats, output=output, preset=preset, recipe=recipe, settings=settings
-        )
+            model, calib, stats=stats, output=output, preset=preset, recipe=recipe, settings=settings,
+            emit=(ONNX,) if output is not None else None,
+        )  # fmt: skip
         written = Path(output) if output is not None else result.save(Path(folder) / "result.onnx")
         found = judge.measure(written, recipe.exclude)
         if found.latency_ms is not None:

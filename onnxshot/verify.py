@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from onnxshot.maths.metrics import SqnrSum
 from onnxshot.parallel import at_once, in_order, shared_out
 from onnxshot.report import GAP_DB
 from onnxshot.targets.ort_runtime import Runner
+from onnxshot.targets.runtime import Loaded
 from onnxshot.tensorwise import SAMPLES, TensorRow, compare_tensors, too_large
 
 _Outputs = Mapping[str, NDArray[Any]]
 
+_NO_SAMPLES = "there are no samples to compare on"
 _NOISE_FLOOR_DB = 60.0  # above it the two runs may differ by rounding alone
 _SCORES_RANK = (1, 2, 3)  # an output of rank 4 is a picture: its last axis is not classes
 
@@ -118,7 +120,7 @@ def compare(
             first.append((sample, wanted))
         count += 1
     if not count:
-        raise CalibrationError("there are no samples to compare on")
+        raise CalibrationError(_NO_SAMPLES)
 
     wanted_of = {id(sample): wanted for sample, wanted in first}
 
@@ -137,9 +139,13 @@ def compare(
         rows_inside = compare_tensors(
             inside or reference, candidate, seen, tensors, threads=threads, outputs=names, each=plain
         )
-    rows = tuple(entry.row() for entry in sums.values())
+    found = _comparison(sums, totals, count)
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
-    notes += [f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape]
+    return replace(found, contract=difference(*sides), notes=(*notes, *found.notes), tensors=rows_inside)
+
+
+def _comparison(sums: Mapping[str, _Sums], totals: _Totals, count: int) -> Comparison:
+    rows = tuple(entry.row() for entry in sums.values())
     return Comparison(
         outputs=rows,
         sqnr_db=totals.all.value,
@@ -147,15 +153,33 @@ def compare(
         optimized_db=totals.first.value,
         samples=count,
         agreement=next((r.agreement for r in rows if r.agreement is not None), None),
-        contract=difference(*sides),
         not_finite=tuple(text for entry in sums.values() for text in entry.not_finite),
-        notes=tuple(notes),
-        tensors=rows_inside,
+        notes=tuple(
+            f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape
+        ),
     )
 
 
+def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset, *, threads: int = 2) -> Comparison:
+    """Hold a model that is loaded in whatever runtime against an .onnx file, run in ONNX Runtime; outputs alone.
+
+    Raises ModelError where one does not run, or no output has the same name in both; CalibrationError without samples.
+    """
+    judge = Runner(reference, threads=threads)
+    names = [name for name in judge.outputs if name in candidate.outputs]
+    if not names:
+        raise ModelError(f"no output in common: {_list(judge.outputs)} against {_list(candidate.outputs)}")
+    if not len(samples):
+        raise CalibrationError(_NO_SAMPLES)
+    sums, totals = {name: _Sums(name) for name in names}, _Totals()
+    for sample, wanted, got in _run(judge, candidate, samples, 1):
+        for name in names:
+            sums[name].add(wanted[name], got[name], sample.name, totals, first=False)
+    return _comparison(sums, totals, len(samples))
+
+
 def _run(
-    judge: Runner, other: Runner, samples: Iterable[Sample], workers: int
+    judge: Runner, other: Loaded, samples: Iterable[Sample], workers: int
 ) -> Iterator[tuple[Sample, _Outputs, _Outputs]]:
     """The outputs of both on every sample; those of a Dataset are read in the threads that run them."""
     get: Callable[[Any], Sample] = samples.__getitem__ if isinstance(samples, Dataset) else lambda sample: sample

@@ -321,10 +321,9 @@ def test_bench(shell: Shell) -> None:
 def test_emit(shell: Shell) -> None:
     values = shell("emit", "net.onnx", "--to", "onnx", "--json").json
     size = Path("net.normalized.onnx").stat().st_size
-    assert values == {
-        "input": "net.onnx",
-        "outputs": [{"path": "net.normalized.onnx", "format": "onnx", "bytes": size}],
-    }
+    assert values["input"] == "net.onnx"
+    (written,) = values["outputs"]
+    assert (written["path"], written["format"], written["bytes"]) == ("net.normalized.onnx", "onnx", size)
     onnx.checker.check_model(onnx.load("net.normalized.onnx"), full_check=True)
     ran = shell("emit", "net.onnx", "-o", "deep/net.onnx")
     assert (ran.code, ran.out) == (0, "")

@@ -16,12 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from planning import FAST, PROVEN, initializers, maker, nodes_of, quantized, run
 from support import fixture, heldout
 
+from onnxshot.convert import emit
 from onnxshot.errors import CalibrationError, ModelError, UsageError
 from onnxshot.goal import Goal
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.pipeline import emit, quantize
+from onnxshot.pipeline import quantize
 from onnxshot.sensitivity import sensitivity
 from onnxshot.tune import tune
 

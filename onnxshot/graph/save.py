@@ -23,7 +23,7 @@ class Draft:
 
     def __init__(self, folder: Path, final: Path, files: list[str]) -> None:
         self._folder = folder
-        self._final = final
+        self.final = final
         self.files = files
         self.path = folder / final.name
         self.size_bytes = sum((folder / name).stat().st_size for name in files)  # of all files, also once published
@@ -32,10 +32,10 @@ class Draft:
         """Move the files to their place; the .onnx file last, so that it never points at data that is not there."""
         try:
             for name in reversed(self.files):
-                (self._folder / name).replace(self._final.parent / name)
+                (self._folder / name).replace(self.final.parent / name)
         except OSError as e:
-            raise UsageError(f"cannot write {self._final}: {e.strerror}", "choose another output with -o") from e
-        return self._final
+            raise UsageError(f"cannot write {self.final}: {e.strerror}", "choose another output with -o") from e
+        return self.final
 
 
 @contextlib.contextmanager
@@ -45,9 +45,26 @@ def draft(model: Model, final: Path) -> Iterator[Draft]:
     Raises UsageError where `final` is the model's own source, or its folder cannot be written.
     """
     final = Path(final)
-    made: list[Path] = []
     try:
         refuse_sources(model, final)
+    except OSError as e:
+        raise UsageError(f"cannot write to {final.parent}: {e.strerror}") from e
+    with aside(final) as folder:
+        try:
+            files = write(model, folder / final.name)
+        except OSError as e:
+            raise UsageError(f"cannot write {final}: {e.strerror or e}") from e
+        yield Draft(folder, final, files)
+
+
+@contextlib.contextmanager
+def aside(final: Path) -> Iterator[Path]:
+    """A hidden folder beside a file that is to be made; always removed, and folders that were made for it if empty.
+
+    Raises UsageError where it cannot be made.
+    """
+    made: list[Path] = []
+    try:
         made = [folder for folder in final.parents if not folder.exists()]
         final.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{final.stem[:40]}.", suffix=".part", dir=final.parent))
@@ -55,11 +72,7 @@ def draft(model: Model, final: Path) -> Iterator[Draft]:
         _remove_empty(made)
         raise UsageError(f"cannot write to {final.parent}: {e.strerror}") from e
     try:
-        try:
-            written = Draft(folder, final, write(model, folder / final.name))
-        except OSError as e:
-            raise UsageError(f"cannot write {final}: {e.strerror or e}") from e
-        yield written
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _remove_empty(made)

@@ -3,9 +3,14 @@
 from onnxshot.errors import UsageError
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT, ORT_AVX2
+from onnxshot.targets.runtime import Runtime
 from onnxshot.targets.tensorrt import TENSORRT
 
 TARGETS: dict[str, Target] = {t.name: t for t in (ORT, ORT_AVX2, TENSORRT)}
+
+
+RUNTIMES: dict[str, Runtime] = {t.runtime.format: t.runtime for t in TARGETS.values() if t.runtime is not None}
+"""What makes artifacts of other formats than .onnx, by the name of the format."""
 
 
 def target_named(name: str) -> Target:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnxshot.maths.affine import QuantScheme, QuantType
+from onnxshot.targets.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Target:
         smooth_below_db: a dynamic op whose input would keep less than this SQNR in dB, as one scale must hold outliers,
             has them moved into its weight.
         runs_here: its runtime is the one the proof uses, so that speed and precision can be told.
+        runtime: what makes artifacts of another format than .onnx for it, and runs them.
+        emits: the format that it is written in where nobody says which.
         note: what a user should know before deploying there.
     """
 
@@ -58,6 +61,8 @@ class Target:
     min_dynamic_weights: int = 4096
     smooth_below_db: float = 32.0
     runs_here: bool = True
+    runtime: Runtime | None = None
+    emits: str = "onnx"
     note: str = ""
 
     def accepts(self, activation: QuantType, weight: QuantType) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxshot.errors import UsageError
 from onnxshot.targets.ort_runtime import CPU, Feed, Runner
+from onnxshot.targets.runtime import Loaded
 
 _LEAST_ROUNDS = 3
 _CHECKED = 10  # rounds between two looks at whether it is enough
@@ -49,11 +50,23 @@ def bench(
     if not models or not feeds or rounds < 1:
         raise UsageError(f"nothing to time: {len(models)} models, {len(feeds)} samples, {rounds} rounds")
     runners = [Runner(path, threads=threads, providers=providers) for path in models]
+    return time_in_turns(list(zip(models, runners, strict=True)), feeds, rounds, seconds, precision)
+
+
+def time_in_turns(
+    named: Sequence[tuple[Path, Loaded]],
+    feeds: Sequence[Feed],
+    rounds: int = 200,
+    seconds: float = 2.0,
+    precision: float | None = None,
+) -> list[Latency]:
+    """What `bench` does, of models that are loaded, in any runtime."""
+    runners = [runner for _, runner in named]
     for runner in runners:
         for _ in range(2):  # the first run plans memory and packs weights
             runner.run(feeds[0])
     taken: list[list[float]] = []
-    end = time.perf_counter() + seconds * len(models)
+    end = time.perf_counter() + seconds * len(named)
     while len(taken) < rounds and (len(taken) < _LEAST_ROUNDS or time.perf_counter() < end):
         feed = feeds[len(taken) % len(feeds)]
         row = [0.0] * len(runners)
@@ -70,7 +83,7 @@ def bench(
     p10, median, p90 = np.percentile(ms, (10, 50, 90), axis=0)
     return [
         Latency(path, float(median[i]), float(p10[i]), float(p90[i]), float(ratios[i]), len(taken))
-        for i, path in enumerate(models)
+        for i, (path, _) in enumerate(named)
     ]
 
 

@@ -14,16 +14,17 @@ from onnxshot.graph import Model
 from onnxshot.passes.base import Skip
 from onnxshot.targets.execution import Execution
 
-Feed = Mapping[str, NDArray[Any]]
 Sizes = tuple[int, ...]
 
 
 class Loaded(Protocol):
     """A model loaded in its runtime: a feed in, its outputs by name. Feeds may hold more than the model asks for."""
 
-    outputs: tuple[str, ...]
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `run` gives."""
 
-    def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs by name. Raises ModelError where the run fails."""
 
 

@@ -1,0 +1,131 @@
+"""Artifacts of other runtimes than ONNX Runtime: made of a written .onnx file, run in their own runtime, published."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+
+from onnxshot.calibration.readers import Dataset
+from onnxshot.errors import TargetError, UsageError
+from onnxshot.graph.save import Draft, aside
+from onnxshot.report import NOISE, Artifact
+from onnxshot.settings import Settings
+from onnxshot.targets import RUNTIMES
+from onnxshot.targets.base import Target
+from onnxshot.targets.ort_bench import time_in_turns
+from onnxshot.targets.runtime import EmitOptions, Emitted, Runtime
+from onnxshot.verify import compare_loaded
+
+ONNX = "onnx"
+_BENCH_FEEDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What an artifact is held against: the float model, on samples that nothing was learned from."""
+
+    original: ModelProto
+    samples: Dataset
+
+
+def formats_of(asked: Sequence[str] | None, output: Path | None, target: Target) -> tuple[str, ...]:
+    """The formats to write: those asked for, else the one that the output is named after, else the target's own.
+
+    Raises TargetError for a format there is not, and, before any work, where its runtime is not installed.
+    """
+    by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()} | {".onnx": ONNX}
+    named = by_suffix.get(output.suffix.lower()) if output is not None else None
+    formats = tuple(dict.fromkeys(asked or (named or target.emits,)))
+    for name in formats:
+        if name != ONNX:
+            runtime_of(name).check()
+    return formats
+
+
+def runtime_of(name: str) -> Runtime:
+    """The runtime whose artifacts are called so. Raises TargetError, naming those there are."""
+    if name not in RUNTIMES:
+        raise TargetError(f"there is no format {name!r}", f"formats: {', '.join((ONNX, *RUNTIMES))}")
+    return RUNTIMES[name]
+
+
+def place_of(output: Path, name: str) -> Path:
+    """Where the artifact of a format goes: every artifact of a run takes the stem of its output."""
+    suffixes = {runtime.suffix for runtime in RUNTIMES.values()}
+    if name == ONNX:
+        return output.with_suffix(".onnx") if output.suffix.lower() in suffixes else output
+    known = output.suffix.lower() in (".onnx", *suffixes)
+    return output.with_name((output.stem if known else output.name) + runtime_of(name).suffix)
+
+
+def artifacts(
+    source: Path,
+    formats: Sequence[str],
+    output: Path,
+    options: EmitOptions,
+    judged: Judged | None,
+    settings: Settings,
+) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
+    """All formats but .onnx, each to be entered, and published when all others are made too."""
+    for name in formats:
+        if name != ONNX:
+            yield made(source, name, place_of(output, name), options, judged, settings)
+
+
+@contextlib.contextmanager
+def made(
+    source: Path, name: str, final: Path, options: EmitOptions, judged: Judged | None, settings: Settings
+) -> Iterator[tuple[Draft, Artifact]]:
+    """Make the artifact of an .onnx file aside, run it where its runtime can run here, and hand both over.
+
+    Raises TargetError where the runtime refuses the model, ModelError where what it made does not run.
+    """
+    runtime, started = runtime_of(name), time.perf_counter()
+    if final.is_dir():
+        raise UsageError(f"{final} is a folder", "name the file in it with -o")
+    with aside(final) as folder:
+        emitted = runtime.emit(source, folder, final.stem, options)
+        seconds = time.perf_counter() - started
+        draft = Draft(folder, final, list(emitted.files))
+        yield draft, _proven(draft, emitted, name, seconds, judged, settings)
+
+
+def _proven(
+    draft: Draft, emitted: Emitted, name: str, seconds: float, judged: Judged | None, settings: Settings
+) -> Artifact:
+    """What is known of the artifact: what it was compiled to, and, where it runs here, its answers and its speed."""
+    runtime, notes = runtime_of(name), list(emitted.notes)
+    ran = emitted.executed
+    share = ran.share if ran is not None and ran.total_macs else None
+    found, latency = None, {}
+    missing = runtime.runs_here() or ("" if judged is not None else "there are no samples")
+    if missing:
+        notes.append(f"compiled, not run: {missing}")
+    if judged is not None and not missing:
+        loaded = runtime.load(draft.path, threads=settings.threads)
+        found = compare_loaded(
+            judged.original.SerializeToString(), loaded, judged.samples, threads=settings.threads
+        )
+        notes += [*found.notes, *found.not_finite]
+        with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
+            path = Path(folder) / "float.onnx"
+            path.write_bytes(judged.original.SerializeToString())
+            feeds = [judged.samples[i].feed for i in range(min(len(judged.samples), _BENCH_FEEDS))]
+            before, after = time_in_turns(
+                [(path, runtime.load(path, threads=settings.threads)), (draft.path, loaded)],
+                feeds, seconds=settings.bench_seconds, precision=NOISE,
+            )  # fmt: skip
+        latency = {"float_ms": before.median_ms, "ms": after.median_ms, "speedup": after.ratio}
+    return Artifact(
+        str(draft.final), name, name, draft.size_bytes,
+        sqnr_db=found.sqnr_db if found is not None else None,
+        agreement=found.agreement if found is not None else None,
+        int8_macs_share=share, latency=latency, notes=tuple(notes), seconds=seconds,
+    )  # fmt: skip
