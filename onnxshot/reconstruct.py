@@ -7,7 +7,7 @@ form: GPTAQ, Li et al. 2025, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from onnxshot.walk import Walk
 HELD = 192 << 20
 """Bytes of 8-bit tensors that the walk may hold: it is of as many samples as that takes."""
 _BIAS_ROWS, _WEIGHT_ROWS = 512, 8192  # values of every output that a layer is repaired on
+_BLOCK = 16 << 20  # bytes of a layer's inputs as float32 that are held at once
 _MOST_INPUTS = 8192  # inputs of one output: of more, the second moments are too large, and they stay as rounded
 
 
@@ -48,8 +49,8 @@ def reconstruct(
     """Repairs by name of the layer. `rounding`: of the weights too, not of the biases only.
 
     layers: names of nodes that both models have: Conv, Gemm and MatMul with int8 weights in the candidate; what cannot
-    be repaired is left out. Held at any time: both models, HELD bytes of tensors, and of one layer 8192 inputs and
-    their second moments. Raises ModelError where a model does not run.
+    be repaired is left out. Held at any time: both models, HELD bytes of tensors, and of one layer 8192 inputs,
+    8-bit, and outputs, and second moments. Raises ModelError where a model does not run.
     """
     feeds = feeds[: _affordable(candidate, layers, feeds)]
     student = Walk(candidate, feeds, threads)
@@ -115,18 +116,17 @@ class _Layer:
         stored, scale = student.constant(self.weight), student.constant(self.scale).astype(np.float64).reshape(-1)
         integers = self.form.table(stored).astype(np.float64)  # [G, O, K]
         scales = np.broadcast_to(scale, self.outputs).reshape(integers.shape[:2])
-        x = self._read(student, wanted, share)
+        rows = self._read(student, wanted, share)
         rounded = None
         if weight is not None:
-            centred = x - x.mean(axis=1, keepdims=True) if self.bias else x
-            moments = (centred.transpose(0, 2, 1) @ centred).astype(np.float64) / x.shape[1]
             most = int(np.abs(integers).max())  # 7-bit weights are stored as int8 too
+            moments = rows.moments(centred=bool(self.bias))
             integers = round_weights(self.form.table(weight), moments, scales, (-most, most))
             rounded = self.form.stored(integers, stored)
         if not self.bias:
             return Repair(None, rounded)
         table = (integers * scales[:, :, None]).astype(np.float32)
-        got = product(x, table)
+        got = rows.products(table)
         old = student.constant(self.bias)
         learned = corrected_bias(wanted.values, got, old.reshape(-1), behind, wanted.starts)
         bias = learned.astype(np.float32).reshape(old.shape)
@@ -136,17 +136,53 @@ class _Layer:
         fits = np.array_equal(bias_safe_scale(flat, params[0], bias.reshape(-1)), flat)
         return Repair(bias if fits else None, rounded)
 
-    def _read(self, student: Walk, wanted: Wanted, share: int) -> NDArray[np.float32]:
-        """What the layer reads for those positions [G, N, K]."""
+    def _read(self, student: Walk, wanted: Wanted, share: int) -> _Rows:
+        """What the layer reads for those positions."""
         params = student.params(self.input)
         assert params is not None
         scale, zero_point = params
         shape = student.constant(self.weight).shape
         stored = self.form.read(student.values(self.input), wanted.sizes, share, shape, zero_point.reshape(()))
-        values = stored.astype(np.float32)
-        values -= np.float32(zero_point)
-        values *= np.float32(scale)
-        return values
+        return _Rows(stored, np.float32(scale), np.float32(zero_point))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Rows:
+    """What a layer reads: integers q [G, N, K] of the values scale * (q - zero_point).
+
+    Of the values themselves, _BLOCK bytes are held at a time: of a depthwise Conv they are nine times its input.
+    """
+
+    stored: NDArray[Any]
+    scale: np.float32
+    zero_point: np.float32
+
+    def moments(self, *, centred: bool) -> NDArray[np.float64]:
+        """Second moments of the values [G, K, K], about their means if `centred`, or else about zero."""
+        groups, rows, columns = self.stored.shape
+        centre = self.stored.mean(axis=1, keepdims=True, dtype=np.float64) if centred else self.zero_point
+        total: NDArray[np.float64] = np.zeros((groups, columns, columns))
+        for block in self._blocks():
+            block -= np.asarray(centre, np.float32)
+            total += block.transpose(0, 2, 1) @ block
+        total *= float(self.scale) ** 2 / rows
+        return total
+
+    def products(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The values times a weight [G, O, K]: [N, G * O]."""
+        found = []
+        for block in self._blocks():
+            block -= self.zero_point
+            block *= self.scale
+            found.append(product(block, table))
+        return np.concatenate(found)
+
+    def _blocks(self) -> Iterator[NDArray[np.float32]]:
+        """The integers as float32, some rows at a time: [G, n, K]."""
+        groups, rows, columns = self.stored.shape
+        step = max(1, _BLOCK // (4 * groups * columns))
+        for start in range(0, rows, step):
+            yield self.stored[:, start : start + step].astype(np.float32)
 
 
 def _affordable(model: ModelProto, layers: Collection[str], feeds: Feeds) -> int:

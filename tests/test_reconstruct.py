@@ -264,6 +264,26 @@ def test_what_cannot_be_repaired_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     assert small & large == {name for name, size in sizes.items() if size <= 16}
 
 
+@pytest.mark.parametrize("size", [1, 4 * 2 * 5 * 7, 1 << 20])
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16])
+def test_what_a_layer_reads_is_summed_block_by_block(monkeypatch: pytest.MonkeyPatch, kind: type, size: int) -> None:
+    """Blocks of one row, of seven of 30 (the last is shorter), and of all."""
+    monkeypatch.setattr(module, "_BLOCK", size)
+    rng = np.random.default_rng(3)
+    stored = rng.integers(np.iinfo(kind).min, np.iinfo(kind).max, (30, 2, 5), kind, endpoint=True).transpose(1, 0, 2)
+    given, scale, zero_point = stored.copy(), np.float32(0.03), np.float32(17)
+    rows, table = module._Rows(stored, scale, zero_point), rng.standard_normal((2, 3, 5)).astype(np.float32)
+    values = float(scale) * (stored.astype(np.float64) - 17)
+    about_mean, about_zero = rows.moments(centred=True), rows.moments(centred=False)
+    for group, x in enumerate(values):
+        small = 1e-5 * np.square(x).mean()
+        np.testing.assert_allclose(about_mean[group], np.cov(x.T, bias=True), rtol=1e-5, atol=small)
+        np.testing.assert_allclose(about_zero[group], x.T @ x / 30, rtol=1e-5, atol=small)
+    expected = np.concatenate([x @ w.T for x, w in zip(values, table, strict=True)], axis=1)
+    np.testing.assert_allclose(rows.products(table), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(stored, given)
+
+
 def test_a_weight_with_a_zero_point_is_left_out() -> None:
     case = network()
     reference, candidate = prepared(case, weight_type="uint8")
