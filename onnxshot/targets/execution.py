@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One node as it ran. precision: int8, int4 or float; exact: False where its work could only be guessed."""
+    """One node as it ran. precision: int8, int4, float8 or float; exact: False where its work could only be guessed."""
 
     name: str
     op: str
@@ -24,9 +24,9 @@ class Execution:
 
     Attributes:
         nodes: those that multiply matrices, and all int8 ones.
-        ops: how many nodes of each operator the graph has, Q and DQ included.
-        float_between: float nodes that stand between a DequantizeLinear and a QuantizeLinear: int8 was asked for there
-            and ONNX Runtime has not fused it. Each as 'op name'.
+        ops: how many nodes of each operator the graph has, Q and DQ included; or kernels of each kind.
+        float_between: float nodes that int8 was asked for by the Q and DQ around them, and that the runtime has not
+            fused. Each as 'op name'.
         note: why there is nothing here, where there is nothing.
     """
 
@@ -42,7 +42,7 @@ class Execution:
 
     @property
     def int8_macs(self) -> int:
-        """Those done on integers of 8 bits or fewer."""
+        """Those done on integers of 8 bits or fewer, or on floats of 8."""
         return sum(n.macs for n in self.nodes if n.precision != "float")
 
     @property

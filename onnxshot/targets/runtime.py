@@ -29,12 +29,23 @@ class Loaded(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Finding(Skip):
+    """What is wrong with a node for a runtime.
+
+    refused: it stops the artifact, or makes it answer wrongly; else it only runs in float.
+    """
+
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EmitOptions:
     """How an artifact is made; each runtime takes what it knows, and refuses what it cannot do.
 
     Attributes:
         shapes: input name -> (least, usual, largest) sizes, for runtimes that compile for a range of shapes.
-        hardware: what it is compiled for, in the runtime's words (TensorRT: compute capabilities such as sm89).
+        hardware: what it is compiled for, in the runtime's words (TensorRT-RTX: compute capabilities such as sm89;
+            TensorRT: ampere_plus, same_compute_capability, version_compatible).
         half: store float weights in 16 bits where the runtime does that by itself (OpenVINO).
         timing_cache: a file of measurements that a builder reads and adds to.
         minutes, memory_gb: most that a builder may take.
@@ -80,7 +91,7 @@ class Runtime(ABC):
         """Raise TargetError, saying what to install, where the runtime is not here."""
 
     @abstractmethod
-    def preflight(self, model: Model) -> list[Skip]:
+    def preflight(self, model: Model) -> list[Finding]:
         """The nodes whose quantization this runtime refuses, computes wrongly or runs in float, with the reason."""
 
     @abstractmethod
