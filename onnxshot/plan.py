@@ -50,10 +50,14 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class WeightPlan:
-    """The weight of a node: the input slot it is in and the scheme, with the channel axis."""
+    """The weight of a node: the input slot it is in and the scheme, with the channel axis.
+
+    gathers_floats: of an embedding, whether its table is dequantized in front of the Gather, or the rows behind it.
+    """
 
     slot: int
     scheme: QuantScheme
+    gathers_floats: bool = False
 
 
 @dataclass(frozen=True, slots=True)

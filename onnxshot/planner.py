@@ -236,7 +236,8 @@ class _Planner:
         rank = len(node.inputs[slot].shape)
         axis = 0 if node.op == "Gather" else channel_axis(node, slot, rank)
         per_channel = (self.recipe.per_channel or node.op == "Gather") and axis is not None
-        return WeightPlan(slot, replace(self.weight, granularity=PerChannel(axis or 0) if per_channel else PerTensor()))
+        scheme = replace(self.weight, granularity=PerChannel(axis or 0) if per_channel else PerTensor())
+        return WeightPlan(slot, scheme, self.target.gathers_floats)
 
     def _part_activations(self, kept: Kept, tensors: dict[str, TensorPlan]) -> None:
         """Give a fused Relu or Clip a pair on its input too, where the trained zero point is not the lowest code.
@@ -288,7 +289,8 @@ class _Planner:
                 continue
             kept.weights[weight.name], kept.fates[name] = fitting, ""
             kept.nodes.add(node.label)
-            planned[node.label] = WeightPlan(slot, replace(scheme, granularity=fitting.scheme.granularity))
+            granularity = fitting.scheme.granularity
+            planned[node.label] = replace(planned[node.label], scheme=replace(scheme, granularity=granularity))
 
     def wide_concats(self) -> dict[Node, str]:
         """Concats whose inputs' ranges differ too much for one scale, unless a weighted op reads the result anyway."""

@@ -17,6 +17,7 @@ from onnxshot.maths import patterns
 _MOST_BYTES = 256 << 20  # of weights that are looked at: packing takes a second for some 30 MB
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WIDE = 256  # inputs: NVIDIA/TensorRT #4065, no gain was seen with fewer
+_HALF = ("2:4", "1:4")
 _LEVEL = 6  # of zlib, that of gzip
 
 
@@ -56,6 +57,11 @@ def layers_of(model: Model, macs: Mapping[str, int]) -> tuple[Layer, ...]:
     return tuple(_layer(*found, macs.get(found[0].label, 0)) for found in _weights(model))
 
 
+def half_zero(model: Model) -> list[Node]:
+    """The nodes whose weight has the pattern of sparse tensor cores: of four inputs at most two are not zero."""
+    return [n for n, slot, _, alive in _weights(model) if patterns.pattern(_outputs_first(n, slot, alive)) in _HALF]
+
+
 def worth(layers: tuple[Layer, ...]) -> tuple[str, ...]:
     """What the zeros bring on each target, in words; nothing where there are none."""
     zeros = sum(layer.sparsity * layer.parameters for layer in layers)
@@ -67,7 +73,7 @@ def worth(layers: tuple[Layer, ...]) -> tuple[str, ...]:
         f"{100 * zeros / total:.1f} % of the weights are zero",
         f"ONNX Runtime on CPUs: no faster; as a download {packed / 1e6:.2f} MB packed, of {stored / 1e6:.2f} MB",
     ]
-    halves = [layer for layer in layers if layer.pattern in ("2:4", "1:4")]
+    halves = [layer for layer in layers if layer.pattern in _HALF]
     if halves:
         work = max(sum(layer.macs for layer in layers), 1)
         share, wide = (sum(x.macs for x in halves if x.inputs >= least) / work for least in (0, _WIDE))

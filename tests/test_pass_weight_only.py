@@ -159,3 +159,15 @@ def test_weights_of_other_types_say_why_they_stay() -> None:
     case = Case(model(text, {"w": weight(8, 8).astype(np.float64)}), [])
     _, plan = planned(case, mode="weights")
     assert [s.reason for s in plan.skips if s.op == "MatMul"] == ["its weight is double, not float or float16"]
+
+
+def test_tensorrt_has_no_int8_gather_so_the_table_is_dequantized_in_front_of_it() -> None:
+    case = table()
+    _, made = quantized(case, target="tensorrt", mode="weights")
+    assert [n.op_type for n in made.graph.node] == ["DequantizeLinear", "Gather"]
+    values = next(iter(initializers(case.model).values()))
+    scale = np.abs(values).max(axis=1) / 127
+    for feed in case.feeds:
+        rows = feed["ids"]
+        error = np.abs(run(made, feed)[0] - values[rows])
+        assert (error <= scale[rows][..., None] / 2 * 1.001).all()

@@ -1,7 +1,8 @@
 """Store weights in 8 bits and compute in float: for size, not for speed.
 
 A weight becomes int8 -> DequantizeLinear -> op. An embedding becomes Gather of int8 rows, Cast, times Gather of the
-rows' scales, so that only the rows asked for are dequantized: a DequantizeLinear over the table runs at 0.01x.
+rows' scales, so that only the rows asked for are dequantized: ONNX Runtime runs a DequantizeLinear over the table at
+0.01x. Where the target has no int8 Gather, and moves it in front of a DequantizeLinear itself, it gets that one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class QuantizeWeightsOnly:
         quantized = QuantizedWeights(model, self.weight_method, self.plan.kept.weights)
         for graph, node in nodes:
             planned = self.plan.weights[node.label]
-            if node.op == "Gather":
+            if node.op == "Gather" and not planned.gathers_floats:
                 _rewrite_embedding(model, graph, node, quantized, planned.scheme)
             else:
                 slots = (1, 2) if node.op in ("LSTM", "GRU", "RNN") else (planned.slot,)

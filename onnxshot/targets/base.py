@@ -35,10 +35,12 @@ class Target:
         min_dynamic_weights: weights with fewer elements are not worth a dynamic kernel's overhead.
         smooth_below_db: a dynamic op whose input would keep less than this SQNR in dB, as one scale must hold outliers,
             has them moved into its weight.
+        gathers_floats: it has no int8 Gather: an embedding's table is dequantized in front of it, not its rows behind.
         runs_here: its runtime is the one the proof uses, so that speed and precision can be told.
         runtime: what makes artifacts of another format than .onnx for it, and runs them.
         emits: the format that it is written in where nobody says which.
         note: what a user should know before deploying there.
+        runtime: makes and runs what is deployed; None where that is the .onnx file itself.
     """
 
     name: str
@@ -60,10 +62,12 @@ class Target:
     refused: Mapping[str, str] = field(default_factory=dict)
     min_dynamic_weights: int = 4096
     smooth_below_db: float = 32.0
+    gathers_floats: bool = False
     runs_here: bool = True
     runtime: Runtime | None = None
     emits: str = "onnx"
     note: str = ""
+    runtime: Runtime | None = None
 
     def accepts(self, activation: QuantType, weight: QuantType) -> str:
         """Empty where the target runs this pair in int8, else the reason it does not."""

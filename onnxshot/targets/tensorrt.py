@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from onnxshot.maths.affine import INT8, PerChannel, QuantScheme
 from onnxshot.targets.base import Target
+from onnxshot.targets.tensorrt_runtime import TensorRt
 
 TENSORRT = Target(
     name="tensorrt",
@@ -21,6 +22,8 @@ TENSORRT = Target(
     static=frozenset({"Conv", "Gemm", "MatMul"}),
     quantizes_outputs=False,
     quantizes_residuals=True,
+    gathers_floats=True,
     runs_here=False,
+    runtime=TensorRt(),
     float_reasons={"ConvTranspose": "TensorRT runs a quantized ConvTranspose in float"},
 )

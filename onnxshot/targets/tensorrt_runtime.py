@@ -1,0 +1,94 @@
+"""TensorRT as a runtime: engines built from Q/DQ graphs, what they were compiled to, and how they are run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from onnxshot.errors import TargetError
+from onnxshot.graph import Model, Node, edit
+from onnxshot.graph.load import load_model
+from onnxshot.targets import tensorrt_build, tensorrt_engine, tensorrt_log, tensorrt_rules
+from onnxshot.targets.runtime import EmitOptions, Emitted, Finding, Loaded, Runtime
+from onnxshot.zeros import half_zero
+
+_SHOWN = 3  # of the nodes of a kind, in one line
+
+
+class TensorRt(Runtime):
+    """TensorRT 10 or 11, or TensorRT-RTX: whichever is installed, in that order."""
+
+    format, suffix, extra = "tensorrt", ".engine", "tensorrt"
+
+    def check(self) -> None:
+        """Raise TargetError, saying what to install, where neither is here."""
+        tensorrt_build.module()
+
+    def preflight(self, model: Model) -> list[Finding]:
+        """What the builder would refuse, and what it would run in float although it is quantized."""
+        return tensorrt_rules.findings(model)
+
+    def emit(self, source: Path, folder: Path, stem: str, options: EmitOptions) -> Emitted:
+        """Build the engine of an .onnx file as `folder`/`stem`.engine.
+
+        Raises TargetError where TensorRT refuses the model, naming the node; UsageError where sizes are missing.
+        """
+        if options.half:
+            raise TargetError("TensorRT computes in the types that the graph states", "store half floats in the graph")
+        rtx = tensorrt_build.module().__name__ == "tensorrt_rtx"
+        model = load_model(source)
+        found = self.preflight(model)
+        refused = [finding for finding in found if finding.refused]
+        if refused:
+            first = refused[0]
+            more = f", and {len(refused) - 1} nodes more" if len(refused) > 1 else ""
+            hint = "onnxshot quantize --target tensorrt places what it takes"
+            raise TargetError(f"TensorRT refuses {first.node!r} ({first.op}): {first.reason}{more}", hint)
+        ranges = tensorrt_build.profiles(model, options.shapes)
+        halves = half_zero(model)
+        engine = folder / f"{stem}{self.suffix}"
+        with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
+            log = Path(made) / "build.log"
+            tensorrt_build.build(model, engine, log, ranges, options, sparse=bool(halves))
+            executed = tensorrt_log.execution(model, {name: usual for name, (_, usual, _) in ranges.items()}, log)
+        notes = [*_of_findings(found), *_of_sparsity(halves)]
+        if rtx and options.timing_cache is not None:
+            notes.append("TensorRT-RTX measures nothing when it builds: there is no timing cache to write")
+        return Emitted((engine.name,), executed, tuple(notes))
+
+    def runs_here(self) -> str:
+        """Empty where an engine can be run, else what is missing: the module, the driver, a GPU."""
+        return tensorrt_engine.missing()
+
+    def load(self, path: Path, *, threads: int) -> Loaded:
+        """Load an engine, or build one of an .onnx file and load that, to be run on the first GPU; threads: no matter.
+
+        Raises TargetError where no engine runs here, ModelError where this one does not load.
+        """
+        if path.suffix != ".onnx":
+            return tensorrt_engine.Engine(path)
+        with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
+            emitted = self.emit(path, Path(made), "model", EmitOptions(threads=threads))
+            return tensorrt_engine.Engine(Path(made) / emitted.files[0])
+
+
+def _of_findings(found: list[Finding]) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for finding in found:
+        by_reason.setdefault(finding.reason, []).append(finding.node)
+    return [f"{_some(nodes)}: {reason}" for reason, nodes in by_reason.items()]
+
+
+def _of_sparsity(halves: list[Node]) -> list[str]:
+    if not halves:
+        return []
+    notes = [f"built to use 2:4 zeros, which {len(halves)} weights have: {_some([n.label for n in halves])}"]
+    makers = [edit.producer(tensor) for node in halves for tensor in node.inputs[:2]]
+    if any(maker is not None and maker.op == "DequantizeLinear" for maker in makers):
+        notes.append("TensorRT was seen not to use 2:4 behind Q/DQ pairs: time it before relying on both")
+    return notes
+
+
+def _some(nodes: list[str]) -> str:
+    more = f" and {len(nodes) - _SHOWN} more" if len(nodes) > _SHOWN else ""
+    return ", ".join(nodes[:_SHOWN]) + more

@@ -1,0 +1,128 @@
+"""Build one engine in a process of its own, so that a builder that crashes or fills the memory does not end its caller.
+
+Run as a script: a job comes as JSON on stdin, an answer goes as JSON into a file. It imports the standard library and
+the module that the job names, nothing else: it starts at once, and all its memory is the builder's.
+
+The job: module, source, engine, log, answer: names; profiles: input -> least, usual, largest sizes; hardware: words;
+sparse: whether to look for 2:4 zeros; timing_cache: file or null. The answer: error, null where there is none; node.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_ANY_VERSION = "VERSION_COMPATIBLE"
+
+
+class RefusedError(Exception):
+    """The parser or builder refused; `node` where it says at which."""
+
+    def __init__(self, message: str, node: str = "") -> None:
+        super().__init__(message)
+        self.node = node
+
+
+def build(trt: Any, job: dict[str, Any], log: Any) -> None:
+    """Build the engine of the job with this module, its log into an open file. Raises RefusedError."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # the module is chosen at run time
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            log.writelines(f"{severity.name}|{line}\n" for line in message.splitlines())
+
+    logger = Log()
+    builder = trt.Builder(logger)
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    # From its path, so that weights beside the file are found. The flag for uint8 of DLA stays off: it crashes.
+    if not parser.parse_from_file(job["source"]):
+        raise _parse_error(parser)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # prints the compiled layers with their types
+    if job["hardware"]:
+        (_set_capabilities if job["module"] == "tensorrt_rtx" else _set_levels)(trt, config, job["hardware"])
+    if job["sparse"]:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if job["profiles"]:
+        profile = builder.create_optimization_profile()
+        for name, sizes in job["profiles"].items():
+            profile.set_shape(name, *map(tuple, sizes))
+        config.add_optimization_profile(profile)
+    cache = Path(job["timing_cache"]) if job["timing_cache"] else None
+    if cache is not None:
+        known = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
+        config.set_timing_cache(known, ignore_mismatch=False)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise RefusedError("")  # the log says why
+    Path(job["engine"]).write_bytes(memoryview(engine))
+    if cache is not None:
+        cache.write_bytes(memoryview(config.get_timing_cache().serialize()))
+
+
+def _network_flags(trt: Any) -> int:
+    """Strongly typed, with the batch among the sizes: TensorRT 10 has flags for it, 11 and RTX know nothing else."""
+    kinds = trt.NetworkDefinitionCreationFlag
+    return sum(1 << int(getattr(kinds, name)) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(kinds, name))
+
+
+def _parse_error(parser: Any) -> RefusedError:
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    if not errors:
+        return RefusedError("the parser gave no reason")
+    first = errors[0]
+    name, op = (str(getattr(first, what, lambda: "")()) for what in ("node_name", "node_operator"))
+    lines = [line.strip() for line in str(first.desc()).splitlines() if line.strip()]
+    text = "; ".join(lines[:2]) or "no reason given"
+    return RefusedError(f"{op}: {text}" if op else text, name)
+
+
+def _set_capabilities(trt: Any, config: Any, words: list[str]) -> None:
+    """TensorRT-RTX: the GPUs the engine is for, by default all that the module knows."""
+    kinds = trt.ComputeCapability
+    _refuse_unknown(words, kinds.__members__)
+    config.num_compute_capabilities = len(words)
+    for at, word in enumerate(words):
+        config.set_compute_capability(getattr(kinds, word.upper()), at)
+
+
+def _set_levels(trt: Any, config: Any, words: list[str]) -> None:
+    """TensorRT: other GPUs than the one here, and other versions, that the engine is for."""
+    levels = trt.HardwareCompatibilityLevel
+    _refuse_unknown(words, [*levels.__members__, _ANY_VERSION])
+    for word in words:
+        if word.upper() == _ANY_VERSION:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        else:
+            config.hardware_compatibility_level = getattr(levels, word.upper())
+
+
+def _refuse_unknown(words: list[str], members: Iterable[str]) -> None:
+    known = sorted(name.lower() for name in members if name != "NONE")
+    unknown = [word for word in words if word.lower() not in known]
+    if unknown:
+        raise RefusedError(f"no hardware {unknown[0]!r}; it knows {', '.join(known)}")
+
+
+def main() -> None:
+    """Read the job, build, and write the answer."""
+    job = json.load(sys.stdin)
+    answer: dict[str, Any] = {"error": None, "node": ""}
+    # Line by line, so that a crash leaves a log behind that ends where it happened.
+    with Path(job["log"]).open("w", encoding="utf-8", errors="replace", buffering=1) as log:
+        try:
+            build(importlib.import_module(job["module"]), job, log)
+        except RefusedError as e:
+            answer |= {"error": str(e), "node": e.node}
+        except Exception as e:  # its bindings raise what they like; a traceback would tell a user nothing
+            answer["error"] = f"{type(e).__name__}: {e}"
+    Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
