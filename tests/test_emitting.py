@@ -16,12 +16,11 @@ from onnxshot import emitting, quantize
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.graph import Model
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.passes.base import Skip
 from onnxshot.targets import TARGETS
 from onnxshot.targets.execution import Execution, Ran
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.ort_runtime import Runner
-from onnxshot.targets.runtime import EmitOptions, Emitted, Runtime
+from onnxshot.targets.runtime import EmitOptions, Emitted, Finding, Runtime
 
 
 class Copying(Runtime):
@@ -38,7 +37,7 @@ class Copying(Runtime):
         if self.absent:
             raise TargetError("copy is not installed", "pip install copy")
 
-    def preflight(self, model: Model) -> list[Skip]:
+    def preflight(self, model: Model) -> list[Finding]:
         return []
 
     def emit(self, source: Path, folder: Path, stem: str, options: EmitOptions) -> Emitted:

@@ -40,7 +40,6 @@ class Target:
         runtime: what makes artifacts of another format than .onnx for it, and runs them.
         emits: the format that it is written in where nobody says which.
         note: what a user should know before deploying there.
-        runtime: makes and runs what is deployed; None where that is the .onnx file itself.
     """
 
     name: str
@@ -67,7 +66,6 @@ class Target:
     runtime: Runtime | None = None
     emits: str = "onnx"
     note: str = ""
-    runtime: Runtime | None = None
 
     def accepts(self, activation: QuantType, weight: QuantType) -> str:
         """Empty where the target runs this pair in int8, else the reason it does not."""

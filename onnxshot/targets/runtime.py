@@ -14,6 +14,7 @@ from onnxshot.graph import Model
 from onnxshot.passes.base import Skip
 from onnxshot.targets.execution import Execution
 
+Feed = Mapping[str, NDArray[Any]]
 Sizes = tuple[int, ...]
 
 
@@ -24,7 +25,7 @@ class Loaded(Protocol):
     def outputs(self) -> tuple[str, ...]:
         """Names of what `run` gives."""
 
-    def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
         """The outputs by name. Raises ModelError where the run fails."""
 
 
