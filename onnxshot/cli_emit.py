@@ -10,7 +10,7 @@ import typer
 
 import onnxshot
 from onnxshot import terminal
-from onnxshot.cli_options import CalibOpt, JsonOpt, ModelArg, PresetOpt, ThreadsOpt, tell
+from onnxshot.cli_options import CalibOpt, JsonOpt, ModelArg, PresetOpt, TargetOpt, ThreadsOpt, tell
 from onnxshot.errors import UsageError
 from onnxshot.report import Report
 from onnxshot.targets import RUNTIMES, target_named
@@ -41,6 +41,7 @@ MinutesOpt = Annotated[float, typer.Option(help="TensorRT: most minutes that bui
 def emit(
     model: ModelArg,
     to: Annotated[list[str] | None, typer.Option(help="onnx, openvino, tensorrt: several with commas.")] = None,
+    target: TargetOpt = "ort",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write. Default: beside the input.")
     ] = None,
@@ -56,15 +57,16 @@ def emit(
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
-    """Convert MODEL without compressing it; to 'onnx': normalize it."""
+    """Convert MODEL without compressing it; to 'onnx': normalize it, for --target where it is quantized."""
     formats = listed(to) or ("onnx",)
     place = output or model.with_name(f"{model.stem}.normalized.onnx" if "onnx" in formats else model.name)
     options = emit_options(shapes, hardware, half_weights, timing_cache, build_minutes, threads)
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(verify=verify, threads=threads, progress=show)
         found = onnxshot.emit(
-            model, to=formats, output=place, calib=calib, preset=preset, options=options, settings=settings
-        )
+            model, to=formats, target=target, output=place, calib=calib, preset=preset, options=options,
+            settings=settings,
+        )  # fmt: skip
     if report is not None:
         found.save(report)
     tell(as_json, found.to_dict(), lambda: terminal.show_emitted(found))

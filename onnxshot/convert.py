@@ -1,8 +1,9 @@
-"""`emit`: a model in the format of a runtime, without compressing it."""
+"""`emit`: a model in the format of a runtime, without compressing it; one that is quantized, in the target's form."""
 
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -14,22 +15,28 @@ from onnx import ModelProto
 from onnxshot import emitting, proof
 from onnxshot.calibrating import open_calib
 from onnxshot.calibration.preprocess import Preset
-from onnxshot.graph import edit
+from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
-from onnxshot.graph.save import Draft, refuse_sources
+from onnxshot.graph.save import Draft, refuse_sources, write
 from onnxshot.output import deliver, input_bytes, source_name
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.store_half import StoreHalf
+from onnxshot.planner import already_quantized
 from onnxshot.report import Artifact, Report
+from onnxshot.retarget import retarget
 from onnxshot.settings import Settings
+from onnxshot.targets import target_named, target_of
+from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.runtime import EmitOptions
+from onnxshot.verify import compare
 
 
 def emit(
     model: str | Path | ModelProto,
     *,
     to: str | Sequence[str] = emitting.ONNX,
+    target: str = ORT.name,
     output: str | Path,
     calib: Any = None,
     preset: str | Preset | None = None,
@@ -38,9 +45,13 @@ def emit(
 ) -> Report:
     """Normalize a model without compressing it, and write it in one format or several, each with the output's stem.
 
+    Quantization that the model comes with takes the form that the target of each format wants, as far as its answers
+    stay the same; `skips` of the report name the nodes that the target refuses or runs slower as they are.
+
     Args:
         model: path of an .onnx file, or a ModelProto.
         to: onnx, openvino.
+        target: what the .onnx file is for; the other formats are for the target that has them.
         output: where to write.
         calib: samples that artifacts are held against the model on, as `quantize` takes them; random ones by default.
         preset: preprocessing of pictures.
@@ -53,6 +64,8 @@ def emit(
     started = time.perf_counter()
     settings = settings or Settings()
     formats = emitting.formats_of((to,) if isinstance(to, str) else to, None, ORT)
+    targets = {name: target_named(target) if name == emitting.ONNX else target_of(name) for name in formats}
+    main = targets.get(emitting.ONNX, targets[formats[0]])
     place, loaded = emitting.place_of(Path(output), emitting.ONNX), load_model(model)
     if emitting.ONNX in formats:
         refuse_sources(loaded, place)  # before the work, not after it
@@ -60,21 +73,41 @@ def emit(
     normalize(loaded)
     StoreHalf().run(loaded)
     edit.toposort(loaded)
-    report.notes += loaded.notes
+    quantized = bool(already_quantized(loaded))
     with contextlib.ExitStack() as stack:
+        original = loaded.to_proto() if quantized or (settings.verify and formats != (emitting.ONNX,)) else None
+        changed = quantized and _retarget(loaded, main, report)
+        report.notes += loaded.notes
         judged: emitting.Judged | None = None
-        if settings.verify and formats != (emitting.ONNX,):
-            proto = loaded.to_proto()
+        if settings.verify and original is not None:
             data = open_calib(calib, loaded, preset, settings) if calib is not None else None
-            data = stack.enter_context(data) if data is not None else proof.random_data(proto, loaded)
-            judged = emitting.Judged(proto, data) if data is not None else None
+            data = stack.enter_context(data) if data is not None else proof.random_data(original, loaded)
+            judged = emitting.Judged(original, data) if data is not None else None
 
         def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
-            return emitting.artifacts(written, formats, place, options or EmitOptions(), judged, settings)
+            for name in formats:
+                source = written
+                if original is not None and quantized and targets[name] is not main:
+                    other = load_model(original)
+                    _retarget(other, targets[name], report)
+                    source = Path(stack.enter_context(tempfile.TemporaryDirectory())) / written.name
+                    write(other, source)
+                how = options or EmitOptions()
+                yield from emitting.artifacts(source, (name,), place, how, judged, settings)
 
         def prove(written: Draft) -> None:
-            proof.loads(written.path, model)
+            if proof.loads(written.path, model) and changed and judged is not None:
+                before = judged.original.SerializeToString()
+                proof.tell(report, compare(before, written.path, judged.samples, threads=settings.threads))
 
-        deliver(loaded, place, ORT.name, report, prove, others, keep=emitting.ONNX in formats)
+        deliver(loaded, place, main.name, report, prove, others, keep=emitting.ONNX in formats)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _retarget(model: Model, target: Target, report: Report) -> bool:
+    """Bring a quantized model into the target's form, and tell; whether anything has changed."""
+    edits, skips = retarget(model, target)
+    report.skips += skips
+    report.notes.append(f"quantized already: {edits} edits brought it into the form of {target.name}")
+    return bool(edits)

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from onnxshot.compress_report import CompressReport
 from onnxshot.cutting.shrunk import ShrinkReport
+from onnxshot.passes.base import Skip
 from onnxshot.prune_report import PruneReport
 from onnxshot.report import Artifact, Report
 from onnxshot.sensitivity import Sensitivity
@@ -81,14 +82,11 @@ def show_report(report: Report) -> None:
             clipped = "" if row.clipped is None else f"{100 * row.clipped:.3f} %"
             table.add_row(escape(row.tensor), row.op, f"{row.sqnr_db:.1f}", span, clipped)
         console.print(table)
-    reasons: dict[tuple[str, str], int] = {}
-    for skip in report.float_weights:
-        reasons[skip.op, skip.reason] = reasons.get((skip.op, skip.reason), 0) + 1
     for artifact in report.outputs:
         if artifact.format != "onnx":
             console.print(escape(_of_artifact(artifact)))
-    for (op, reason), count in list(reasons.items())[:_SKIPS]:
-        console.print(escape(f"float weight: {count} x {op}: {reason}"))
+    for line in _grouped(report.float_weights):
+        console.print(escape(f"float weight: {line}"))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
     console.print(escape(f"next: {report.next_step()}"))
@@ -99,8 +97,20 @@ def show_emitted(report: Report) -> None:
     console = _console()
     for artifact in report.outputs:
         console.print(escape(_of_artifact(artifact)))
+    if report.sqnr_db is not None:
+        console.print(f"SQNR {report.sqnr_db:.1f} dB of the .onnx file against the input")
+    for line in _grouped(report.skips):
+        console.print(escape(f"left as it is: {line}"))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
+
+
+def _grouped(skips: Iterable[Skip]) -> list[str]:
+    """A line for the nodes of one op and reason, with the name of the first; as many as people read."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for skip in skips:
+        groups.setdefault((skip.op, skip.reason), []).append(skip.node)
+    return [f"{len(names)} x {op}, {names[0]!r}: {why}" for (op, why), names in list(groups.items())[:_SKIPS]]
 
 
 def _of_artifact(artifact: Artifact) -> str:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from handmade import HANDMADE
 from handmade.core import Feed
+from handmade.foreign import quantized_elsewhere
 from onnx import TensorProto
 from pains import PROVEN, QUICK, command, compressed, every_node, makers, outputs, sqnr, stored
 from support import facts, fixture, heldout, session
@@ -69,6 +70,21 @@ def test_row38_tensorrt_gets_int8_with_zero_point_0(name: str) -> None:
         assert params.scheme.is_symmetric
     with pytest.raises(TargetError, match="non-zero zero point"):
         quantize(proto, target="tensorrt", activation_type="uint8", settings=QUICK)
+
+
+def test_row38_models_of_other_tools_become_what_tensorrt_takes(tmp_path: Path) -> None:
+    """int8 with int32 biases, as onnxruntime's own quantizer writes it, is refused: TensorRT 2774, 4698."""
+    onnx.save(quantized_elsewhere(HANDMADE["resnet_block"](), "int8 by int8"), str(tmp_path / "theirs.onnx"))
+    assert command("emit", tmp_path / "theirs.onnx", "--target", "tensorrt", "-o", tmp_path / "ours.onnx") == 0
+    made = onnx.load(str(tmp_path / "ours.onnx"))
+    values, by = stored(made), makers(made)
+    for node in made.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert values[node.input[2]].dtype == np.int8
+            assert not values[node.input[2]].any()
+        elif node.op_type == "Conv":
+            assert values[node.input[2]].dtype == np.float32
+            assert by[node.input[1]].op_type == "DequantizeLinear"
 
 
 @pytest.mark.skip(reason="building TensorRT engines, and the checker in front of the builder, are not built yet")

@@ -112,6 +112,11 @@ def op_of(node: Node) -> Op:
     return row
 
 
+def moves_exactly(node: Node) -> bool:
+    """True where every value that comes out is one of input 0, or 0: rounding before it or after it is the same."""
+    return op_of(node).keeps_range and node.attrs.get("mode", b"nearest") not in (b"linear", b"cubic")
+
+
 def weight_slot(node: Node) -> int | None:
     """The input slot that holds the node's constant weight; None where it has none."""
     return next(

@@ -53,7 +53,7 @@ class InsertQdq:
                     edit.add_constant(model, planned.group, "zero_point", params.zero_point),
                 )
             also = {n for n in model.graph.nodes if n.label in planned.also} if planned.also else set()
-            _insert_pair(model, tensors[name], shared[planned.group], None if planned.all_readers else readers | also)
+            insert_pair(model, tensors[name], shared[planned.group], None if planned.all_readers else readers | also)
             change.edits += 1
         edit.toposort(model)
         return change
@@ -110,7 +110,7 @@ def _keep_apart(model: Model, product: Node) -> None:
             add.inputs[slot] = edit.add_constant(model, tensor.name, "row", values)
 
 
-def _insert_pair(
+def insert_pair(
     model: Model, tensor: Tensor, params: tuple[Constant, Constant], readers: set[Node] | None
 ) -> None:
     """Put Q and DQ behind the tensor. `readers`: who reads the dequantized value; None for everything that reads."""

@@ -32,7 +32,7 @@ class ToQOperator:
             if any(t.name and not isinstance(t, Constant) for t in node.inputs[2:]):
                 change.skip(node, "its bias is computed at run time")
                 continue
-            q = _quantizer_after(model, node)
+            q = quantizer_after(model, node)
             if q is None:
                 change.skip(node, "no QuantizeLinear follows it directly")
                 continue
@@ -44,7 +44,7 @@ class ToQOperator:
         return change
 
 
-def _quantizer_after(model: Model, node: Node) -> Node | None:
+def quantizer_after(model: Model, node: Node) -> Node | None:
     """The Q that alone reads the node's output, through a Relu or Clip the Q's own saturation repeats."""
     user = edit.only_consumer(model, node.outputs[0])
     if user is not None and user.op in ("Relu", "Clip"):

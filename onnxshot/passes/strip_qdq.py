@@ -39,7 +39,7 @@ class StripQdq:
             source = node.inputs[0]
             maker = edit.producer(source)
             if isinstance(source, Constant):
-                restored = _restore(model, node)
+                restored = restore(model, node)
                 if restored is None:
                     change.skip(node, "its scale is not constant, or is per block")
                     continue
@@ -159,8 +159,11 @@ def _clip(
     cut[source, limit.tobytes()] = out
 
 
-def _restore(model: Model, node: Node) -> Constant | None:
-    """real = (q - zero_point) * scale, along the axis attribute where the scale has one dimension."""
+def restore(model: Model, node: Node) -> Constant | None:
+    """What a DequantizeLinear makes of stored integers; None where its scale is not constant, per block, or no float.
+
+    real = (q - zero_point) * scale, along the axis attribute where the scale has one dimension.
+    """
     q, scale = weights.read(node.inputs[0]), edit.constant_input(node, 1)
     zero = edit.constant_input(node, 2)
     if scale is None or scale.ndim > 1 or weights.elem_type(node.inputs[1]) not in (

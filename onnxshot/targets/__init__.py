@@ -1,6 +1,6 @@
 """Where a model goes: one file per target, one line each in TARGETS."""
 
-from onnxshot.errors import UsageError
+from onnxshot.errors import TargetError, UsageError
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT, ORT_AVX2
 from onnxshot.targets.runtime import Runtime
@@ -18,3 +18,11 @@ def target_named(name: str) -> Target:
     if name not in TARGETS:
         raise UsageError(f"there is no target {name!r}", f"targets: {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def target_of(form: str) -> Target:
+    """The target whose runtime has artifacts of this format. Raises TargetError, naming the formats there are."""
+    for target in TARGETS.values():
+        if target.runtime is not None and target.runtime.format == form:
+            return target
+    raise TargetError(f"there is no format {form!r}", f"formats: {', '.join(('onnx', *RUNTIMES))}")

@@ -1,0 +1,134 @@
+"""Give operators on integers their float form between DequantizeLinear and QuantizeLinear: the way back from QOperator.
+
+A product then sums in float what it summed in integers: answers may differ by one step where a sum lies half way
+between two. Operators that only move values give the same integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxshot.graph import Model, Node, Tensor, Variable, edit
+from onnxshot.graph.ops import channel_axis, moves_exactly
+from onnxshot.passes.base import Change
+
+OPSET = 13  # the first whose DequantizeLinear takes a scale per channel
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Where an integer operator has what.
+
+    Attributes:
+        op: its float form.
+        data: slots of the operands, each followed by its scale and its zero point; None where all from slot 2 on are.
+        result: slot of the scale of the result, followed by its zero point.
+        bias: slot of the int32 bias, whose scale is the product of those of the operands.
+    """
+
+    op: str
+    data: tuple[int, ...] | None
+    result: int
+    bias: int | None = None
+
+
+FORMS = {  # QLinearConv-10 and QLinearMatMul-10; the others as ONNX Runtime's contrib operators have them
+    "QLinearConv": Form("Conv", (0, 3), 6, bias=8),
+    "QLinearMatMul": Form("MatMul", (0, 3), 6),
+    "QGemm": Form("Gemm", (0, 3), 7, bias=6),
+    "QLinearAdd": Form("Add", (0, 3), 6),
+    "QLinearMul": Form("Mul", (0, 3), 6),
+    "QLinearConcat": Form("Concat", None, 0),
+    "QLinearLeakyRelu": Form("LeakyRelu", (0,), 3),
+    "QLinearSigmoid": Form("Sigmoid", (0,), 3),
+    "QLinearSoftmax": Form("Softmax", (0,), 3),
+    "QLinearAveragePool": Form("AveragePool", (0,), 3),
+    "QLinearGlobalAveragePool": Form("GlobalAveragePool", (0,), 3),
+}
+_NOT_OF_FLOATS = ("channels_last", "opset")  # attributes that the float forms do not have
+
+
+@dataclass(frozen=True, slots=True)
+class ToPairs:
+    """Turn the operators of FORMS, and those that move integers, into float ones between pairs. Needs opset 13."""
+
+    name: str = "to_pairs"
+
+    def run(self, model: Model) -> Change:
+        """Turn them; edits counts the operators, skips name those that stay."""
+        change = Change()
+        for node in list(model.graph.nodes):
+            maker = edit.producer(node.inputs[0]) if node.inputs else None
+            if node.op in FORMS:
+                refusal = _refusal(node, FORMS[node.op])
+                if refusal:
+                    change.skip(node, refusal)
+                    continue
+                _unfold(model, node, FORMS[node.op])
+            elif maker is not None and maker.op == "QuantizeLinear" and moves_exactly(node) and node.op != "Pad":
+                _wrap(model, node, maker)
+            else:
+                continue
+            change.edits += 1
+        if change.edits:
+            edit.remove_unused(model)
+            edit.toposort(model)
+        return change
+
+
+def _operands(node: Node, form: Form) -> list[int]:
+    return list(range(2, len(node.inputs), 3) if form.data is None else form.data)
+
+
+def _refusal(node: Node, form: Form) -> str:
+    """Why the operator has no float form; empty where it has one."""
+    known = [slot for first in _operands(node, form) for slot in (first + 1, first + 2)]
+    known += [form.result, form.result + 1, *([form.bias] if form.bias is not None else [])]
+    if any(i < len(node.inputs) and node.inputs[i].name and edit.constant_input(node, i) is None for i in known):
+        return "its scale, zero point or bias is computed at run time"
+    if node.attrs.get("channels_last", 0):
+        return "its channels come last, which no float form has"
+    # Up to opset 12 Softmax flattens what it reads.
+    return "it is a Softmax from before opset 13" if node.attrs.get("opset", OPSET) < OPSET else ""
+
+
+def _unfold(model: Model, node: Node, form: Form) -> None:
+    attrs = {key: value for key, value in node.attrs.items() if key not in _NOT_OF_FLOATS}
+    made = Node(form.op, node.name, attrs, [node.inputs[i] for i in _operands(node, form)])
+    scales = []
+    for slot, first in enumerate(_operands(node, form)):
+        stored, scale = node.inputs[first], edit.constant_input(node, first + 1)
+        assert scale is not None
+        scales.append(scale.astype(np.float64))
+        axis = channel_axis(made, slot, len(stored.shape or ())) if scale.size > 1 else None
+        made.inputs[slot] = _dequantized(model, node.inputs[first : first + 3], node, axis)
+    bias = edit.constant_input(node, form.bias) if form.bias is not None else None
+    if bias is not None and form.bias is not None:
+        step = scales[0] * scales[1] * node.attrs.get("alpha", 1.0)
+        real = (bias * step).astype(np.float32)
+        made.inputs.append(edit.add_constant(model, node.inputs[form.bias].name, "float", real))
+    result, out = node.inputs[form.result : form.result + 2], node.outputs[0]
+    edit.remove(model, [node])
+    if not result or not result[0].name:  # a QGemm without a scale for its result gives floats
+        made.outputs.append(out)
+    else:
+        made.outputs.append(Variable(model.fresh(node.label, "float")))
+        edit.add_node(model, "QuantizeLinear", [made.outputs[0], *result], base=node.label, outputs=[out])
+    model.graph.nodes.append(made)
+
+
+def _wrap(model: Model, node: Node, maker: Node) -> None:
+    """DQ before a node that moves integers, and Q behind it, both as the Q has it that made them."""
+    pair = maker.inputs[1:3]
+    node.inputs[0] = _dequantized(model, [maker.outputs[0], *pair], node, None)
+    for i, out in enumerate(node.outputs if node.op == "Split" else node.outputs[:1]):
+        node.outputs[i] = Variable(model.fresh(out.name, "float"))
+        edit.add_node(model, "QuantizeLinear", [node.outputs[i], *pair], base=out.name, outputs=[out])
+
+
+def _dequantized(model: Model, stored: list[Tensor], node: Node, axis: int | None) -> Tensor:
+    attrs = {} if axis is None else {"axis": axis}
+    given = [tensor for tensor in stored if tensor.name]
+    return edit.add_node(model, "DequantizeLinear", given, base=node.label, attrs=attrs).outputs[0]
