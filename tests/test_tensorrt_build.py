@@ -130,6 +130,12 @@ def test_a_timing_cache_is_read_and_written_aside(fake: None, source: Path, tmp_
     assert [p.name for p in cache.parent.iterdir()] == ["timing.cache"]
 
 
+def test_a_timing_cache_that_is_a_folder_is_a_mistake_of_usage(fake: None, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(UsageError, match="cannot be read"):
+        emitted(source, EmitOptions(timing_cache=tmp_path / "cache"))
+
+
 def test_zeros_that_sparse_tensor_cores_use_set_the_flag_and_are_named(fake: None, tmp_path: Path) -> None:
     source = saved(tmp_path, model(TEXT, {"w": halved(weight(8, 8, 3, 3))}))
     made = runtime().emit(source, tmp_path, "out", EmitOptions())
@@ -152,6 +158,7 @@ def test_zeros_behind_pairs_come_with_a_warning(fake: None, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("mode", "options", "words"),
     [
+        ("no gpu", EmitOptions(), "CUDA initialization failure with error: 35; TypeError"),
         ("crash", EmitOptions(), "crashed (SIGABRT) at node 'conv1' (Conv)"),
         ("sleep", EmitOptions(minutes=0.02), "longer than 0.02 minutes"),
         ("fill", EmitOptions(memory_gb=0.3), "more than 0.3 GB of memory"),

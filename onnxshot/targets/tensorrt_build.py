@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
-from onnxshot.errors import ModelError, TargetError, UsageError
+from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import first_line
 from onnxshot.targets.runtime import EmitOptions, Sizes
@@ -97,7 +97,7 @@ def build(model: Model, engine: Path, log: Path, ranges: Profiles, options: Emit
         work = Path(made)
         cache = work / "timing.cache" if options.timing_cache is not None and name != _RTX else None
         if cache is not None and options.timing_cache is not None and options.timing_cache.exists():
-            shutil.copyfile(options.timing_cache, cache)
+            _copy(options.timing_cache, cache)
         job = {
             "module": name,
             "source": str(model.path.resolve()),
@@ -109,7 +109,7 @@ def build(model: Model, engine: Path, log: Path, ranges: Profiles, options: Emit
             "sparse": sparse,
             "timing_cache": str(cache) if cache is not None else None,
         }
-        code, stopped = _run(job, work / "output.txt", options)
+        code, stopped = _run(job, options)
         if stopped:
             raise TargetError(f"TensorRT was stopped: {stopped}", "allow it more, or a smaller model")
         if not (work / "answer.json").exists():
@@ -123,13 +123,12 @@ def build(model: Model, engine: Path, log: Path, ranges: Profiles, options: Emit
         (work / "engine").replace(engine)
 
 
-def _run(job: Mapping[str, object], output: Path, options: EmitOptions) -> tuple[int, str]:
+def _run(job: Mapping[str, object], options: EmitOptions) -> tuple[int, str]:
     """Run the worker; its exit code, and why it was stopped, where it was."""
-    with output.open("wb") as out:
-        # -P: a folder or file that is called tensorrt, beside the script or where we are, is not the module.
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER)], stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT
-        )
+    # -P: a folder or file that is called tensorrt, beside the script or where we are, is not the module.
+    command = [sys.executable, "-P", str(_WORKER)]
+    nowhere = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere) as process:
         try:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
@@ -137,9 +136,7 @@ def _run(job: Mapping[str, object], output: Path, options: EmitOptions) -> tuple
                 process.stdin.close()
             return _watch(process, options)
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            process.kill()  # does nothing to one that has ended
 
 
 def _watch(process: subprocess.Popen[bytes], options: EmitOptions) -> tuple[int, str]:
@@ -177,9 +174,8 @@ def _node_in(text: str, model: Model) -> str:
 
 def _refusal(text: str, node: str) -> TargetError:
     where = f" at node {node!r}" if node else ""
-    hint = ""
-    if "CUDA" in text or "cuda" in text:
-        hint = "without a GPU, name what it is built for: hardware sm80, sm86, sm89 or sm120 of TensorRT-RTX"
+    builds = "TensorRT builds on the GPU an engine is for; TensorRT-RTX, without any, for hardware such as sm89"
+    hint = builds if "cuda" in text.lower() else ""
     return TargetError(f"TensorRT refuses the model{where}: {first_line(text)}", hint)
 
 
@@ -204,6 +200,13 @@ def _last_step(log: Path) -> str:
     return f"after: {first_line(last, 160)}" if last else "before it wrote a log"
 
 
+def _copy(cache: Path, place: Path) -> None:
+    try:
+        shutil.copyfile(cache, place)
+    except OSError as e:
+        raise UsageError(f"{cache} cannot be read: {e.strerror}") from e
+
+
 def _publish(made: Path, place: Path) -> None:
     """Put a file at its place in one step: beside it first, as the two may be on different disks."""
     try:
@@ -212,4 +215,4 @@ def _publish(made: Path, place: Path) -> None:
             aside.write(made.read_bytes())
         Path(aside.name).replace(place)
     except OSError as e:
-        raise ModelError(f"{place} cannot be written: {e.strerror}") from e
+        raise UsageError(f"cannot write {place}: {e.strerror}") from e

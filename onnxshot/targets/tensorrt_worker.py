@@ -4,7 +4,8 @@ Run as a script: a job comes as JSON on stdin, an answer goes as JSON into a fil
 the module that the job names, nothing else: it starts at once, and all its memory is the builder's.
 
 The job: module, source, engine, log, answer: names; profiles: input -> least, usual, largest sizes; hardware: words;
-sparse: whether to look for 2:4 zeros; timing_cache: file or null. The answer: error, null where there is none; node.
+sparse: whether to look for 2:4 zeros; timing_cache: file or null. The answer: node, and error: null where
+there is none, empty where the log says what it is.
 """
 
 import importlib
@@ -119,8 +120,9 @@ def main() -> None:
             build(importlib.import_module(job["module"]), job, log)
         except RefusedError as e:
             answer |= {"error": str(e), "node": e.node}
-        except Exception as e:  # its bindings raise what they like; a traceback would tell a user nothing
-            answer["error"] = f"{type(e).__name__}: {e}"
+        except Exception as e:  # its bindings raise what they like, mostly because of what the log holds already
+            log.write(f"ERROR|{type(e).__name__}: {e}\n")
+            answer["error"] = ""
     Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """A stand-in for TensorRT 10: it records what it is asked for, and its engine is that record as JSON.
 
-FAKE_TENSORRT says how it fails: crash, sleep, fill (the memory), refuse (parsing), nothing (no engine).
+FAKE_TENSORRT says how it fails: no gpu, crash, sleep, fill (the memory), refuse (parsing), nothing (no engine).
 """
 
 import ctypes
@@ -129,6 +129,9 @@ class Config:
 class Builder:
     def __init__(self, logger: ILogger) -> None:
         self.logger = logger
+        if MODE == "no gpu":
+            logger.log(Severity.ERROR, "createInferBuilder: Error Code 6: CUDA initialization failure with error: 35")
+            raise TypeError("factory function returned nullptr")
 
     def create_network(self, flags: int) -> object:
         asked["network"] = flags
