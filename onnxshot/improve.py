@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +18,7 @@ from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of
 from onnxshot.graph.macs import macs
+from onnxshot.maths.grid import least_db
 from onnxshot.maths.smooth import STRENGTH
 from onnxshot.parallel import in_order
 from onnxshot.passes.input_grid import METHOD, PutOnGrid, grids_of, reader_of
@@ -37,7 +39,7 @@ _BATCHES = (8, 24)  # samples that candidates are held against each other on; th
 _LEARNED_FROM = {"balanced": 12, "best": 112}  # samples that repairs are learned from
 _CHECKED = 3  # every so many-th is left out of that, to see whether it helps
 _GRID_ON = 8  # calibration samples that a grid is looked for in
-_GRID_FROM_DB = 24.0  # of the outputs: where there is more noise, that of the input is hardly some of it
+_GRID_WITHIN_DB = 21.0  # of the outputs: an input that is so much cleaner has hardly a part in their noise
 _GRID_GAIN_DB = 0.5  # by which it must be better: padding the input by hand costs up to 4 % of a small network's time
 _EQUALIZED_FROM = 12  # calibration samples on: fewer do not show how far channels go
 _SMOOTHED_FROM = 16  # calibration samples that products are computed on
@@ -94,8 +96,7 @@ class Improver:
         best = replace(best, equalized=best.model is not given.model)
         if self.recipe.effort != "fast" and self.recipe.smooth is not False and not self.trained:
             best = self._smoothed(best)
-        if found is None or found.typical_db > _GRID_FROM_DB or self.recipe.grid:
-            best = self._gridded(best)
+        best = self._gridded(best, math.inf if found is None else found.typical_db)
         if not best.clips:
             self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
         if self.recipe.effort == "best" and best.plan.params:
@@ -159,14 +160,23 @@ class Improver:
             self._learned_from = self._read(_evenly(others)[: _LEARNED_FROM[self.recipe.effort]])
         return self._learned_from, self._batches(checks)
 
-    def _gridded(self, given: effort.Candidate) -> effort.Candidate:
-        """The candidate whose inputs are quantized on the grids that the samples lie on, where there are any."""
+    def _gridded(self, given: effort.Candidate, outputs_db: float) -> effort.Candidate:
+        """The candidate whose inputs are quantized on the grids that the samples lie on, where there are any.
+
+        outputs_db: SQNR of the outputs without it.
+        """
         wanted = self.recipe.effort != "fast" and self.recipe.grid is not False and not self.trained
         names = [name for name in given.plan.tensors if reader_of(given.model, name) is not None]
         if not wanted or not names or not self.target.input_grids:
             return given
         with self.report.timed("grid"):
             samples = self._read(_evenly(self.gathered.calibrated)[:_GRID_ON])
+            if not self.recipe.grid:
+                inputs_db = {
+                    name: least_db([s.feed[name] for s in samples], float(given.plan.params_of(name).scale))
+                    for name in names
+                }
+                names = [name for name in names if inputs_db[name] < outputs_db + _GRID_WITHIN_DB]
             grids = {name: found for name in names if (found := grids_of([s.feed[name] for s in samples])) is not None}
             if not grids:
                 return given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,3 +43,14 @@ def find_grid(values: NDArray[np.floating]) -> Grid | None:
         return None
     free = (_LEVELS - int(codes[-1])) // 2
     return Grid(step, float(seen[0]) - free * step)
+
+
+def least_db(samples: Sequence[NDArray[np.floating]], step: float) -> float:
+    """SQNR in dB that one step for all channels leaves the channel of least variance [N, C, ...]; silent ones aside.
+
+    The error of rounding is even between -step/2 and step/2: its variance is step**2 / 12.
+    """
+    flat = np.concatenate([np.moveaxis(x, 1, 0).reshape(x.shape[1], -1) for x in samples], axis=1)
+    variances = flat.var(axis=1, dtype=np.float64)
+    heard = variances[variances > 0]
+    return float(10.0 * np.log10(heard.min() * 12.0 / step**2)) if heard.size else np.inf
