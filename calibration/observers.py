@@ -45,16 +45,21 @@ class Glimpse:
 
     @property
     def finite(self) -> bool:
-        """Whether no NaN or infinity was met.
+        """Whether no NaN or infinity was met."""
+        return bool(self.finite_each.all())
+
+    @property
+    def finite_each(self) -> NDArray[np.bool_]:
+        """Whether no NaN or infinity was met in a tensor [n].
 
         One is told by a row's extreme or a pick, and by a pick beyond the extremes: reductions stumble over a NaN.
         """
-        filled = self.sizes > 0
-        lows, highs = self.lows[filled], self.highs[filled]
-        least = _by_tensor(np.minimum, self.picks, self.picked, np.inf)[filled]
-        most = _by_tensor(np.maximum, self.picks, self.picked, -np.inf)[filled]
+        lows, highs = self.lows, self.highs
+        least = _by_tensor(np.minimum, self.picks, self.picked, np.inf)
+        most = _by_tensor(np.maximum, self.picks, self.picked, -np.inf)
         # NaN is in no order with anything.
-        return bool(((lows <= least) & (most <= highs) & np.isfinite(lows) & np.isfinite(highs)).all())
+        sound: NDArray[np.bool_] = (lows <= least) & (most <= highs) & np.isfinite(lows) & np.isfinite(highs)
+        return sound | (self.sizes == 0)
 
     @cached_property
     def lows(self) -> Floats:

@@ -132,6 +132,8 @@ def workbench(
     """
     if calib is None:
         raise UsageError("there is no data to measure on", "give --calib DATA")
+    if recipe.precision != "int8":
+        raise UsageError(f"precision is {recipe.precision!r}", "goals and sensitivity are about int8: leave it out")
     run = Run(model, recipe, settings, stats)
     data = run.open(calib, preset)
     assert data is not None

@@ -55,13 +55,16 @@ def quantize(
     model: ModelArg,
     calib: CalibOpt = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.int8.onnx beside the input.")
+        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.PRECISION.onnx beside the input.")
     ] = None,
     target: TargetOpt = "ort",
     mode: Annotated[
         str,
         typer.Option(help="static: calibrated, dynamic per op where better. dynamic: no data. weights: for size."),
     ] = "static",
+    precision: Annotated[
+        str, typer.Option(help="int8, fp16, bf16 (floats of 16 bits, no int8), int8+fp16 (fp16 for what int8 leaves).")
+    ] = "int8",
     preset: PresetOpt = None,
     effort: Annotated[
         str, typer.Option(help="Accuracy: fast (ranges only), balanced (channels, biases), best (weights too).")
@@ -111,7 +114,7 @@ def quantize(
 ) -> None:
     """Quantize MODEL to int8 and prove the result against it."""
     options = {
-        "mode": mode, "format": format, "activation_type": activation_type,
+        "mode": mode, "precision": precision, "format": format, "activation_type": activation_type,
         "weight_type": weight_type, "per_channel": per_channel, "effort": effort, "method": method,
         "exclude": tuple(exclude or ()), "include": tuple(include or ()),
         "complete": complete,
@@ -124,7 +127,7 @@ def quantize(
     wanted = evaluation is not None or any(value is not None for value in goals.values())
     goal = onnxshot.Goal(evaluate=evaluation, **goals) if wanted else None
     targets = cli_emit.listed([target]) if is_given(context, "target") else None
-    places = cli_emit.places_of(model, output, emit, targets or (recipe.target,))
+    places = cli_emit.places_of(model, output, emit, targets or (recipe.target,), recipe.precision)
     if goal is not None and set(cli_emit.listed(emit) or ("onnx",)) != {"onnx"}:
         raise UsageError("a goal is searched for in ONNX Runtime", "then run onnxshot emit on the result")
     how: dict[str, Any] = {"emit": cli_emit.listed(emit)} if goal is None else {"goal": goal}

@@ -93,17 +93,18 @@ def emit_options(
 
 
 def places_of(
-    model: Path, output: Path | None, emit: Sequence[str] | None, targets: Sequence[str]
+    model: Path, output: Path | None, emit: Sequence[str] | None, targets: Sequence[str], precision: str
 ) -> dict[str, Path]:
-    """Where the result for each target goes: to the output, or beside the model; of several, each with its name.
+    """Where the result for each target goes: to the output, or beside the model, named after the precision.
 
+    Of several targets each has its name.
     Without an output the name ends as the first format does that is asked for, or that is the target's own.
     """
     found = {}
     for name in dict.fromkeys(targets):
         first = (listed(emit) or (target_named(name).emits,))[0]
         suffix = RUNTIMES[first].suffix if first in RUNTIMES else ".onnx"
-        place = output or model.with_name(f"{model.stem}.int8{suffix}")
+        place = output or model.with_name(f"{model.stem}.{precision}{suffix}")
         found[name] = place.with_name(f"{place.stem}.{name}{place.suffix}") if len(set(targets)) > 1 else place
     return found
 

@@ -92,6 +92,47 @@ def collect(
     return Collected(stats, tuple(used), tuple(_notes(outliers, blank, kept, len(used), total)))
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Extremes of a tensor over some samples, and its most elements in one; infinite where any value was not finite."""
+
+    low: float
+    high: float
+    size: int
+
+    @property
+    def absmax(self) -> float:
+        """Largest absolute value."""
+        return max(-self.low, self.high)
+
+
+def extremes(
+    model: Model,
+    names: Sequence[str],
+    samples: Dataset | Sequence[Sample],
+    *,
+    threads: int = 2,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Span]:
+    """Extremes of the named tensors over all samples, in one pass that holds nothing of them.
+
+    Unlike `collect` it takes tensors that are NaN or infinite, such as masks. Raises ModelError where the model does not
+    run on a sample.
+    """
+    make = partial(probe, model, list(names), (), threads=threads, providers=providers_for(device))
+    low, high, size = np.full(len(names), np.inf), np.full(len(names), -np.inf), np.zeros(len(names), np.int64)
+    for done, (_, seen) in enumerate(_looks(make, samples, range(len(samples)), 1), 1):
+        sound = seen.finite_each
+        np.minimum(low, np.where(sound, seen.lows, -np.inf), out=low)
+        np.maximum(high, np.where(sound, seen.highs, np.inf), out=high)
+        np.maximum(size, seen.sizes, out=size)
+        if progress is not None:
+            progress("looking at ranges", done, len(samples))
+    found = zip(low.tolist(), high.tolist(), size.tolist(), strict=True)
+    return {name: Span(*one) for name, one in zip(names, found, strict=True)}
+
+
 def _looks(
     make: Callable[[], Probe], samples: Dataset | Sequence[Sample], order: Sequence[int], runs: int
 ) -> Iterator[tuple[Sample, Glimpse]]:

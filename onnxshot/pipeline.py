@@ -16,12 +16,14 @@ from onnx import ModelProto
 from onnxshot import emitting, proof, trial
 from onnxshot.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.calibration.preprocess import Preset
-from onnxshot.calibration.readers import Dataset, open_data
+from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
+from onnxshot.emulation import runnable
 from onnxshot.errors import CalibrationError, ModelError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
+from onnxshot.halving import halve, refuse_half
 from onnxshot.improve import Improver
 from onnxshot.output import RANDOM_KEY, Made, deliver, input_bytes, source_name, stamp
 from onnxshot.passes.strip_qdq import StripQdq
@@ -49,7 +51,7 @@ class Result(Made):
     def emit(self, to: str, folder: str | Path, options: EmitOptions | None = None) -> Path:
         """Write the model into `folder` in a format; nothing is run. Raises TargetError where there is none such."""
         stem = self.model.path.stem if self.model.path is not None else "model"
-        final = Path(folder) / f"{stem}.int8.onnx"
+        final = Path(folder) / f"{stem}.{self.report.recipe['precision']}.onnx"
         if to == emitting.ONNX:
             return self.save(final)
         emitting.runtime_of(to).check()
@@ -140,6 +142,7 @@ class Run:
     _original: ModelProto | None = field(init=False, default=None)
     _changed: bool = field(init=False, default=False)  # whether the weights are no longer those of the original
     gathered: Gathered | None = field(init=False, default=None)
+    held_out: list[int] = field(init=False, default_factory=list)  # samples that nothing is learned from; empty: all
     improver: Improver | None = field(init=False, default=None)
     trained: Trained = field(init=False, default=NOTHING)
     judged: emitting.Judged | None = field(init=False, default=None)  # what the result was held against
@@ -147,7 +150,8 @@ class Run:
     def __post_init__(self) -> None:
         self.target = target_named(self.recipe.target)
         self.decided = self.recipe
-        schemes(self.target, self.recipe)  # a pair the target cannot run is refused before any work
+        schemes(self.target, self.recipe)  # what the target cannot run is refused before any work
+        refuse_half(self.target, self.recipe)
         self.model = load_model(self.source)
         self.report = Report(source_name(self.source), self.recipe.to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
@@ -213,19 +217,31 @@ class Run:
         if small and (self.settings.verify or self.recipe.effort != "fast"):
             original = self.original()
             self.float_model = self.model.to_proto() if self._changed else original
-        self.report.skips = list(self.plan.skips)
         self.report.notes += [*self.plan.notes, *self.model.notes]
         self.report.notes += notes(self.trained, self.plan) if self.recipe.complete else []
         with self.report.timed("rewrite"):
-            self.report.skips += apply(self.model, self.plan, self.recipe)
+            refused = apply(self.model, self.plan, self.recipe)
         if self.float_model is not None:
             with self.report.timed("repair"):
                 done = self.repair(self.float_model, self.model, self.plan)
             self.report.notes += [done] if done else []
-        self.report.skips += finish(self.model, self.target, self.recipe)
-        if not any(n.how != FLOAT for n in self.plan.nodes):
+        refused += finish(self.model, self.target, self.recipe)
+        if self.recipe.half is not None:
+            with self.report.timed("half"):
+                self._halve(data)
+        self.report.skips = [*self.plan.skips, *refused]
+        if self.recipe.quantizes and not any(n.how != FLOAT for n in self.plan.nodes):
             self.report.notes.append("nothing was quantized: onnxshot inspect MODEL says why, node by node")
         self._stamp(data)
+
+    def _halve(self, data: Dataset | None) -> None:
+        """Put what is float32 now into 16 bits."""
+        found = halve(self.model, self.plan, self.target, self.recipe, data, self.settings)
+        self.plan = found.plan
+        self.report.notes += found.notes
+        if data is not None and self.gathered is None:
+            self.held_out = split(len(data))[1]
+            self._tell_samples(data, found.samples, len(data) - len(self.held_out), found.samples)
 
     def improve_plan(self, stats: Mapping[str, TensorStats], data: Dataset | None) -> Evidence:
         """Make the plan, and where there is data the best that the effort allows; what is known of its tensors."""
@@ -265,15 +281,20 @@ class Run:
             found = from_data(self.model, self.plan, self.recipe, data, self.settings)
         self.gathered = found
         self.report.notes += found.notes
+        self.held_out = found.held_out
+        used = len(found.statistics.samples) if data is None else len(found.calibrated)
+        self._tell_samples(data, used, found.statistics.considered, found.inferences)
+        return found.statistics.tensors
+
+    def _tell_samples(self, data: Dataset | None, used: int, considered: int, inferences: int) -> None:
         self.report.samples = {
-            "calibration": len(found.statistics.samples) if data is None else len(found.calibrated),
-            "considered": found.statistics.considered,
-            "held_out": len(found.held_out),
-            "inferences": found.inferences,
+            "calibration": used,
+            "considered": considered,
+            "held_out": len(self.held_out),
+            "inferences": inferences,
             "source": str(self.given) if data is None else data.source,
             "random": data is not None and data.random,
         }
-        return found.statistics.tensors
 
     def _stamp(self, data: Dataset | None) -> None:
         stamp(self.model, self.report.recipe)
@@ -290,28 +311,34 @@ class Run:
             load_model(written.path)  # what is called done was read back at least
             return
         proof.keeps_contract(self.source, written.path)
+        with runnable(written.path, self.recipe.half) as runs:
+            self._compare(written.path, runs, data)
+
+    def _compare(self, written: Path, runs: Path, data: Dataset | None) -> None:
+        """Hold the file, as ONNX Runtime runs it, against the float model, and time it where it is deployed so."""
+        report = self.report
         if data is None and self.float_model is not None:
             data = proof.random_data(self.original(), self.model)
             if data is not None:
                 report.notes.append("compared on random data: give --calib DATA for figures that mean something")
         if data is None or self.float_model is None:
-            how = "loaded in ONNX Runtime" if proof.loads(written.path, self.source) else "not loaded"
+            how = "loaded in ONNX Runtime" if proof.loads(runs, self.source) else "not loaded"
             report.notes.append(f"not compared with the float model, {how}: no data that it runs on, or too large")
             return
-        gathered = self.gathered
-        judges = gathered.held_out if gathered is not None and gathered.held_out else range(len(data))
-        held_out = data.subset(judges)
+        held_out = data.subset(self.held_out or range(len(data)))
         report.samples.setdefault("held_out", len(held_out))
         self.judged = emitting.Judged(self.original(), held_out)
         with self.report.timed("verify"):
             proof.prove(
-                report, self.plan, self.original(), self.float_model, self.model, written.path, held_out, self.settings
-            )
+                report, self.plan, self.original(), self.float_model, self.model, written, runs, held_out,
+                self.settings,
+            )  # fmt: skip
         if not self.target.runs_here:
-            report.notes.append(f"checked in ONNX Runtime, not in {self.target.name}; not timed")
+            how = "" if runs is written else ", which has no bfloat16, in float32 rounded to it at every step"
+            report.notes.append(f"checked in ONNX Runtime{how}, not in {self.target.name}; not timed")
             return
         with self.report.timed("bench"), tempfile.TemporaryDirectory() as folder:
-            self._time(Path(folder) / "float.onnx", written.path, held_out)
+            self._time(Path(folder) / "float.onnx", written, held_out)
 
     def _time(self, path: Path, written: Path, samples: Dataset) -> None:
         """Time against the source, or against the normalized model where ONNX Runtime refuses the source.

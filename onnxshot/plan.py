@@ -13,12 +13,12 @@ from onnxshot.calibration.ranges import Range
 from onnxshot.maths.affine import QuantParams, QuantScheme
 from onnxshot.passes.base import Skip
 
-STATIC, DYNAMIC, WEIGHTS, FLOAT = "static", "dynamic", "weights", "float"
+STATIC, DYNAMIC, WEIGHTS, HALF, FLOAT = "static", "dynamic", "weights", "half", "float"
 
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """What happens to one node: `how` is static, dynamic, weights or float; float comes with a reason."""
+    """What happens to one node: `how` is static, dynamic, weights, half (16 bits) or float, with a reason."""
 
     node: str
     op: str
@@ -123,7 +123,7 @@ class Plan:
         """The plan for people: one line per kind of treatment, then the nodes left in float and why."""
         lines = [f"target {self.target}, mode {self.mode}"]
         total = sum(macs.values()) if macs else 0
-        for how in (STATIC, DYNAMIC, WEIGHTS, FLOAT):
+        for how in (STATIC, DYNAMIC, WEIGHTS, HALF, FLOAT):
             chosen = [n for n in self.nodes if n.how == how]
             if not chosen:
                 continue

@@ -73,6 +73,8 @@ def make_plan(
         TargetError: the target cannot run what the recipe asks for.
     """
     activation, weight = schemes(target, recipe)
+    if not recipe.quantizes:
+        return Plan(target.name, recipe.mode, ())
     banned: dict[Node, str] = {}
     evidence = stats if isinstance(stats, Evidence) else Evidence(stats or {})
     while True:

@@ -8,6 +8,7 @@ from onnxshot.calibration.preprocess import Preset, load_preset
 from onnxshot.calibration.readers import InputSpec
 from onnxshot.errors import CalibrationError
 from onnxshot.graph import Model, shapes, weights
+from onnxshot.half_rules import HALVES
 from onnxshot.passes.drop_identity import DropIdentity
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.inline_functions import InlineFunctions
@@ -43,7 +44,8 @@ def prepare(model: Model, target: Target, recipe: Recipe, *, keep_overridable: b
     """
     normalize(model, keep_overridable=keep_overridable)
     needed = lowest_opset(model, target, recipe)
-    if model.opset < needed and any(n.how != FLOAT for n in make_plan(model, target, recipe).nodes):
+    changes = recipe.half or any(n.how != FLOAT for n in make_plan(model, target, recipe).nodes)
+    if model.opset < needed and changes:
         normalize(model, opset=needed, keep_overridable=keep_overridable)
     shapes.refuse_giants(model)
 
@@ -55,7 +57,12 @@ def fold(model: Model) -> None:
 
 
 def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:
-    """The lowest opset the scheme needs: 13 for a scale per channel, 19 for float16 scales, 21 for 16-bit types."""
+    """The lowest opset the scheme needs: 13 for a scale per channel, 19 for float16 scales, 21 for 16-bit types.
+
+    Floats of 16 bits alone need what their own type does.
+    """
+    if not recipe.quantizes:
+        return HALVES[recipe.half or ""].opset
     activation, weight = schemes(target, recipe)
     if max(activation.dtype.bits, weight.dtype.bits) > 8:
         return 21

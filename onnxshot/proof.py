@@ -13,7 +13,7 @@ from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.graph import Model, weights
 from onnxshot.graph.ops import weight_slot
 from onnxshot.passes.base import Skip
-from onnxshot.plan import FLOAT, Plan
+from onnxshot.plan import FLOAT, HALF, Plan
 from onnxshot.preparing import input_specs
 from onnxshot.report import NOISE, Report, TensorReport
 from onnxshot.settings import Settings
@@ -38,10 +38,13 @@ def prove(
     float_model: ModelProto,
     model: Model,
     written: Path,
+    runs: Path,
     data: Dataset,
     settings: Settings,
 ) -> None:
     """Fill in the report: accuracy per output and tensor, what ran in int8, latency. `data` are held-out samples.
+
+    `runs` is what ONNX Runtime runs for the written file, by rule that file itself.
 
     Outputs are held against the original; tensors inside against the float model the plan was made for, whose channels
     may have other scales.
@@ -49,16 +52,16 @@ def prove(
     Raises ModelError where the written file does not load, run, or equal the model in memory.
     """
     first = data[0]
-    reload_check(model, written, first.feed)
+    reload_check(model, written, first.feed, run=runs is written)
     inside = None if float_model is original else float_model.SerializeToString()
     found = compare(
-        original.SerializeToString(), written, data, tensors=list(plan.tensors) or None, threads=settings.threads,
+        original.SerializeToString(), runs, data, tensors=list(plan.tensors) or None, threads=settings.threads,
         inside=inside,
     )  # fmt: skip
     tell(report, found)
     report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, plan) for row in found.tensors]
     report.notes += _refused_methods(plan)
-    ran = executed(written, sample=first.feed, threads=settings.threads)
+    ran = executed(runs, sample=first.feed, threads=settings.threads)
     report.int8_macs_share = ran.share if ran.total_macs else None
     report.float_between_qdq = len(ran.float_between)
     report.float_macs = {op: macs / ran.total_macs for op, macs in ran.float_by_op.items()} if ran.total_macs else {}
@@ -141,11 +144,12 @@ def random_data(float_model: ModelProto, model: Model) -> Dataset | None:
 
 
 def float_weights(model: Model, plan: Plan) -> list[Skip]:
-    """Weights of the written model that are still float, with the reason the plan gives."""
+    """Weights of the written model that are still float, not of 16 bits, with the reason the plan gives."""
     reasons = {n.node: n.reason for n in plan.nodes if n.how == FLOAT}
+    halves = plan.labels(HALF)
     found = []
     for _, node in model.walk():
-        slot = weight_slot(node)
+        slot = weight_slot(node) if node.label not in halves else None
         if slot is not None and int(np.prod(node.inputs[slot].shape, dtype=np.int64)) >= _MIN_ELEMENTS:
             found.append(Skip(node.label, node.op, reasons.get(node.label, "not quantized")))
     return found

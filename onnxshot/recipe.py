@@ -13,6 +13,8 @@ from onnxshot.maths import affine
 MODES = ("static", "dynamic", "weights")
 EFFORTS = ("fast", "balanced", "best")
 FORMATS = ("qdq", "qoperator")
+PRECISIONS = ("int8", "fp16", "bf16", "int8+fp16")
+_OF_INT8 = ("mode", "format", "activation_type", "weight_type", "include", "complete")
 TYPES = {t.name: t for t in (affine.UINT8, affine.INT8, affine.UINT16, affine.INT16, affine.FLOAT8E4M3FN)}
 
 
@@ -45,6 +47,8 @@ class Recipe(Plain):
     Attributes:
         target: name of the target.
         mode: static (calibrated, dynamic where the target runs that better), dynamic, or weights (storage only).
+        precision: int8; fp16 or bf16 (floats of 16 bits where values allow it, nothing in int8); or int8+fp16 (what int8
+            leaves in float goes to fp16).
         format: qdq (standard) or qoperator (QLinearConv, QLinearMatMul).
         activation_type, weight_type: type names; None takes the target's own.
         per_channel: a scale per output channel of every weight, else one per weight.
@@ -64,6 +68,7 @@ class Recipe(Plain):
 
     target: str = "ort"
     mode: str = "static"
+    precision: str = "int8"
     format: str = "qdq"
     activation_type: str | None = None
     weight_type: str | None = None
@@ -85,6 +90,7 @@ class Recipe(Plain):
         named = (
             ("mode", self.mode, MODES),
             ("effort", self.effort, EFFORTS),
+            ("precision", self.precision, PRECISIONS),
             ("format", self.format, FORMATS),
             ("method", self.method, METHODS),
             ("weight_method", self.weight_method, ("minmax", "mse")),
@@ -106,6 +112,24 @@ class Recipe(Plain):
                 ("include", self.include, are_globs(self.include), "a list of globs"),
             )
         )
+
+        if not self.quantizes:
+            refuse(
+                (f.name, getattr(self, f.name), getattr(self, f.name) == f.default, f"leave it out of {self.precision}")
+                for f in fields(self)
+                if f.name in _OF_INT8
+            )
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether anything goes into int8."""
+        return self.precision.startswith("int8")
+
+    @property
+    def half(self) -> str | None:
+        """The floats of 16 bits that what is not quantized goes into; None where it stays as it is."""
+        last = self.precision.rpartition("+")[2]
+        return None if last == "int8" else last
 
     @property
     def range_method(self) -> str:

@@ -18,7 +18,7 @@ class Target:
         activation: default scheme of activations.
         weight: default scheme of weights; its axis is set per op.
         types: (activation, weight) type names the target computes in; all others are refused before calibration.
-        refused: why a pair is refused, by activation or weight type name.
+        refused: why a pair is refused, by activation or weight type name; why floats of 16 bits are, by theirs.
         static: ops with a weight that run in int8 with fixed activation scales.
         dynamic: ops with a weight that run in int8 with activation scales taken at run time.
         contrib: ops it runs in int8 through an operator of its own; only on request: no other runtime reads them.
@@ -39,6 +39,7 @@ class Target:
         runs_here: its runtime is the one the proof uses, so that speed and precision can be told.
         runtime: what makes artifacts of another format than .onnx for it, and runs them.
         emits: the format that it is written in where nobody says which.
+        half_note: what a user should know of models in floats of 16 bits there.
         note: what a user should know before deploying there.
     """
 
@@ -65,6 +66,7 @@ class Target:
     runs_here: bool = True
     runtime: Runtime | None = None
     emits: str = "onnx"
+    half_note: str = ""
     note: str = ""
 
     def accepts(self, activation: QuantType, weight: QuantType) -> str:

@@ -21,6 +21,7 @@ ORT = Target(
     refused={
         "uint16": "ONNX Runtime's CPU kernels compute 16-bit activations in float, at 0.8x of the float model",
         "int16": "ONNX Runtime's CPU kernels compute 16-bit activations in float, at 0.8x of the float model",
+        "bf16": "ONNX Runtime's CPU kernels do not compute in bfloat16, and refuse the model",
         "float8e4m3fn": "ONNX Runtime runs float8 Conv in float and fails to load float8 MatMul",
     },
     static=frozenset({"Conv", "Gemm", "MatMul"}),
@@ -56,6 +57,7 @@ ORT = Target(
         "HardSigmoid": _NO_KERNEL,
         "Tanh": _NO_KERNEL,
     },
+    half_note="fp16 makes the file smaller, not faster: ONNX Runtime's CPU kernels compute it in float32, between casts",
     note="int8 x uint8 products need VNNI (AVX512-VNNI, AVX-VNNI, AMX or ARM dot product) to be exact on any weights; "
     "on CPUs with AVX2 or AVX512 alone sums may saturate: use --target ort-avx2 there",
 )

@@ -1,0 +1,59 @@
+"""What bfloat16 computes, shown by ONNX Runtime, whose CPU kernels do not: float32 in its place, rounded at every step."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnxshot.graph.shapes import infer_proto
+
+
+def emulated(proto: ModelProto) -> ModelProto:
+    """The model with float32 in place of bfloat16, every tensor rounded to bfloat16 where the model holds it so.
+
+    As kernels do that sum up in float32 and round once. Inside of If, Loop and Scan nothing is changed.
+    """
+    known = infer_proto(proto).graph
+    bf16 = {i.name for i in (*known.value_info, *known.output) if i.type.tensor_type.elem_type == TensorProto.BFLOAT16}
+    made = ModelProto()
+    made.CopyFrom(proto)
+    graph = made.graph
+    for i, tensor in enumerate(graph.initializer):
+        if tensor.data_type == TensorProto.BFLOAT16:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            graph.initializer[i].CopyFrom(numpy_helper.from_array(values, tensor.name))
+    nodes = list[NodeProto]()
+    for node in graph.node:
+        nodes.append(node)
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+        for i, name in enumerate(node.output):
+            if name in bf16:
+                exact, rounded = (f"{name}/{what}" for what in ("exact", "rounded"))
+                node.output[i] = exact
+                nodes.append(helper.make_node("Cast", [exact], [rounded], to=TensorProto.BFLOAT16))
+                nodes.append(helper.make_node("Cast", [rounded], [name], to=TensorProto.FLOAT))
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    return made
+
+
+@contextlib.contextmanager
+def runnable(path: Path, precision: str | None) -> Iterator[Path]:
+    """The path of what ONNX Runtime runs for a file: the file itself, or what computes the same where that is bf16."""
+    if precision != "bf16":
+        yield path
+        return
+    onnx.checker.check_model(str(path), full_check=True)
+    with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
+        made = Path(folder) / "model.onnx"
+        onnx.save(emulated(onnx.load(str(path))), str(made), save_as_external_data=True, location="model.data")
+        yield made

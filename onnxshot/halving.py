@@ -1,0 +1,85 @@
+"""Put what a run has left in float32 into 16 bits: look at ranges, plan, rewrite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from onnx import TensorProto
+
+from onnxshot.calibration.readers import Dataset, split
+from onnxshot.calibration.sampling import spread
+from onnxshot.collect import Span, extremes
+from onnxshot.errors import TargetError
+from onnxshot.graph import Model, shapes
+from onnxshot.half_plan import plan_half
+from onnxshot.half_rules import HALVES, HalfType
+from onnxshot.passes.half import ToHalf
+from onnxshot.plan import FLOAT, HALF, NodePlan, Plan
+from onnxshot.recipe import Recipe
+from onnxshot.settings import Settings
+from onnxshot.targets.base import Target
+
+_MOST_SAMPLES = 128  # where nobody says how many: extremes alone are looked for
+
+
+@dataclass(frozen=True, slots=True)
+class Halved:
+    """The plan with the nodes that are in 16 bits now; how many samples were looked at, and what a user should know."""
+
+    plan: Plan
+    samples: int
+    notes: tuple[str, ...]
+
+
+def refuse_half(target: Target, recipe: Recipe) -> None:
+    """Raise TargetError where the target does not run the floats that the recipe asks for."""
+    reason = target.refused.get(recipe.half or "")
+    if reason:
+        raise TargetError(f"--precision {recipe.precision}: {reason}", "use --precision int8 or fp16")
+
+
+def halve(
+    model: Model, plan: Plan, target: Target, recipe: Recipe, data: Dataset | None, settings: Settings
+) -> Halved:
+    """Put all nodes of a rewritten model that may be into the recipe's floats of 16 bits."""
+    kind = HALVES[recipe.half or ""]
+    shapes.infer(model)
+    spans, seen = (None, 0) if data is None else _ranges(model, kind, data, settings)
+    found = plan_half(model, kind, spans, () if recipe.quantizes else recipe.exclude)
+    ToHalf(found).run(model)
+    joined = _joined(plan.nodes, {n.node: n for n in found.nodes}) if recipe.quantizes else found.nodes
+    notes = [target.half_note] if target.half_note else []
+    if data is None and kind.largest is not None:
+        notes.append(f"no data: {kind.name} where operators and weights allow it, whatever values flow; give --calib")
+    if not found.chosen:
+        notes.append(f"nothing was put into {kind.name}: the skips say why, node by node")
+    return Halved(replace(plan, nodes=joined), seen, tuple(notes))
+
+
+def _ranges(model: Model, kind: HalfType, data: Dataset, settings: Settings) -> tuple[dict[str, Span] | None, int]:
+    """Extremes of the graph's float32 tensors over calibration samples, and over how many."""
+    if kind.largest is None:
+        return {}, 0
+    calibrated = split(len(data))[0]
+    if settings.samples == "auto":
+        calibrated = sorted(calibrated[i] for i in spread(len(calibrated))[:_MOST_SAMPLES])
+    top = [*model.graph.inputs, *(t for node in model.graph.nodes for t in node.outputs if t.name)]
+    names = [t.name for t in top if model.elem_type(t) == TensorProto.FLOAT]
+    spans = extremes(
+        model, names, data.subset(calibrated), threads=settings.threads, device=settings.device,
+        progress=settings.progress,
+    )  # fmt: skip
+    return spans, len(calibrated)
+
+
+def _joined(nodes: tuple[NodePlan, ...], halves: dict[str, NodePlan]) -> tuple[NodePlan, ...]:
+    """The nodes of a plan; those left in float take what the plan of 16 bits says, and keep why they are not int8."""
+    joined = []
+    for node in nodes:
+        half = halves.get(node.node) if node.how == FLOAT else None
+        if half is not None and half.how == HALF:
+            node = replace(node, how=HALF)
+        elif half is not None:
+            node = replace(node, reason=f"{node.reason}; float32: {half.reason}")
+        joined.append(node)
+    return tuple(joined)

@@ -1,0 +1,136 @@
+"""Let nodes compute in floats of 16 bits: their constants are stored so, and casts stand where float32 begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit, weights
+from onnxshot.half_plan import HalfPlan, half_slots
+from onnxshot.half_rules import ANY_TYPE, HalfType
+from onnxshot.passes.base import Change
+
+
+@dataclass(frozen=True, slots=True)
+class ToHalf:
+    """Put the plan's nodes into 16 bits. Inputs and outputs of the model, and all other nodes, stay as they are."""
+
+    plan: HalfPlan
+    name: str = "to_half"
+
+    def run(self, model: Model) -> Change:
+        """Rewrite; edits counts the nodes. A tensor that becomes one of 16 bits keeps its name, but for outputs."""
+        labels = self.plan.chosen
+        chosen = dict.fromkeys(n for n in model.graph.nodes if n.label in labels)
+        if not chosen:
+            return Change()
+        # Before any type changes: whether an input is float32 is asked of the model as it was planned.
+        slots = {node: half_slots(model, node) for node in chosen}
+        writer = _Writer(model, self.plan.kind)
+        made = [
+            (node, i) for node in chosen for i, t in enumerate(node.outputs) if model.elem_type(t) == TensorProto.FLOAT
+        ]
+        halves = {node.outputs[i] for node, i in made}
+        for node, taken in slots.items():
+            for slot in taken:
+                if node.inputs[slot] not in halves:
+                    node.inputs[slot] = writer.narrowed(node.inputs[slot])
+            if node.op == "Cast":
+                node.attrs["to"] = self.plan.kind.elem_type
+        for node, i in made:
+            writer.put_out(node, i, slots)
+        edit.toposort(model)
+        _drop_casts(model)
+        edit.remove_unused(model)
+        edit.toposort(model)
+        return Change(len(chosen))
+
+
+@dataclass(slots=True)
+class _Writer:
+    """Makes tensors of 16 bits, each once."""
+
+    model: Model
+    kind: HalfType
+    made: dict[Tensor, Tensor] = field(default_factory=dict)
+
+    def narrowed(self, tensor: Tensor) -> Tensor:
+        """A float32 tensor in 16 bits: a constant of them, or a Cast."""
+        if tensor not in self.made:
+            self.made[tensor] = self._constant(tensor) if isinstance(tensor, Constant) else self._cast(tensor)
+        return self.made[tensor]
+
+    def put_out(self, node: Node, index: int, slots: dict[Node, list[int]]) -> None:
+        """Let the node make its output in 16 bits, with a Cast for all that read it as float32."""
+        model, tensor = self.model, node.outputs[index]
+        others = [
+            (user, i)
+            for user in edit.consumers(tensor)
+            for i, t in enumerate(user.inputs)
+            if t is tensor and user.op not in ANY_TYPE and i not in slots.get(user, ())
+        ]
+        if edit.is_output(model, tensor):  # whose name and type are a promise
+            half = self._half_variable(tensor)
+            node.outputs[index] = half
+            for user in edit.consumers(tensor):
+                for i, t in enumerate(user.inputs):
+                    if t is tensor and (user, i) not in others:
+                        user.inputs[i] = half
+            edit.add_node(
+                model, "Cast", [half], base=tensor.name, suffix="to_float", outputs=[tensor],
+                attrs={"to": TensorProto.FLOAT},
+            )  # fmt: skip
+            return
+        if others:
+            cast = edit.add_node(
+                model, "Cast", [tensor], base=tensor.name, suffix="to_float", attrs={"to": TensorProto.FLOAT}
+            )
+            self._set_type(cast.outputs[0], tensor, TensorProto.FLOAT)
+            for user, i in others:
+                user.inputs[i] = cast.outputs[0]
+        self._set_type(tensor, tensor, self.kind.elem_type)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        half = self._half_variable(tensor)
+        edit.add_node(
+            self.model, "Cast", [tensor], base=tensor.name, suffix=f"to_{self.kind.name}", outputs=[half],
+            attrs={"to": self.kind.elem_type},
+        )  # fmt: skip
+        return half
+
+    def _constant(self, constant: Constant) -> Tensor:
+        source, dtype = Constant(constant.name, constant._values), self.kind.storage
+
+        def narrow() -> NDArray[Any]:
+            values = np.asarray(weights.read(source))
+            if self.kind.largest is not None:  # a limit of a Clip, which nothing reaches
+                values = np.clip(values, -_FP16_MAX, _FP16_MAX)
+            return np.asarray(values.astype(dtype))
+
+        values = weights.ComputedValues(tuple(constant.shape), dtype, narrow)
+        return edit.add_constant(self.model, constant.name, self.kind.name, values)
+
+    def _half_variable(self, tensor: Tensor) -> Tensor:
+        half = Variable(self.model.fresh(tensor.name, self.kind.name))
+        self._set_type(half, tensor, self.kind.elem_type)
+        return half
+
+    def _set_type(self, tensor: Tensor, like: Tensor, elem_type: int) -> None:
+        """State the type of a tensor that has the shape of another."""
+        shape = self.model.shape(like)
+        info = helper.make_tensor_value_info(tensor.name, elem_type, None if shape is None else list(shape))
+        self.model.graph.value_infos[tensor.name] = info
+
+
+_FP16_MAX = float(np.finfo(np.float16).max)
+
+
+def _drop_casts(model: Model) -> None:
+    """Take out every Cast to the type that its input has."""
+    for node in [n for n in model.graph.nodes if n.op == "Cast"]:
+        if model.elem_type(node.inputs[0]) == int(node.attrs["to"]):
+            edit.bypass(model, node, node.inputs[0])
