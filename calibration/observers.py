@@ -59,7 +59,8 @@ class Glimpse:
         most = _by_tensor(np.maximum, self.picks, self.picked, -np.inf)
         # NaN is in no order with anything.
         sound: NDArray[np.bool_] = (lows <= least) & (most <= highs) & np.isfinite(lows) & np.isfinite(highs)
-        return sound | (self.sizes == 0)
+        sound |= self.sizes == 0
+        return sound
 
     @cached_property
     def lows(self) -> Floats:

@@ -55,7 +55,8 @@ def quantize(
     model: ModelArg,
     calib: CalibOpt = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.PRECISION.onnx beside the input.")
+        Path | None,
+        typer.Option("-o", "--output", help="Where to write. Default: MODEL.PRECISION.onnx beside the input."),
     ] = None,
     target: TargetOpt = "ort",
     mode: Annotated[

@@ -117,8 +117,8 @@ def extremes(
 ) -> dict[str, Span]:
     """Extremes of the named tensors over all samples, in one pass that holds nothing of them.
 
-    Unlike `collect` it takes tensors that are NaN or infinite, such as masks. Raises ModelError where the model does not
-    run on a sample.
+    Unlike `collect` it takes tensors that are NaN or infinite, such as masks. Raises ModelError where the model does
+    not run on a sample.
     """
     make = partial(probe, model, list(names), (), threads=threads, providers=providers_for(device))
     low, high, size = np.full(len(names), np.inf), np.full(len(names), -np.inf), np.zeros(len(names), np.int64)

@@ -1,4 +1,4 @@
-"""What bfloat16 computes, shown by ONNX Runtime, whose CPU kernels do not: float32 in its place, rounded at every step."""
+"""What bfloat16 gives, computed by ONNX Runtime, whose CPU kernels lack it: in float32, rounded at every step."""
 
 from __future__ import annotations
 

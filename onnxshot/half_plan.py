@@ -12,11 +12,8 @@ from onnxshot.collect import Span
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS, weight_slot
 from onnxshot.half_rules import ANY_TYPE, FLOAT_OPS, HALF_OPS, SQUARES, SUMS_SQUARES, HalfOp, HalfType
-from onnxshot.match import match_nodes
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.plan import FLOAT, HALF, NodePlan
-
-_LEAST_DB = 50.0  # of a weight: fp16 keeps 70 dB of what lies in its normal range
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +30,14 @@ class HalfPlan:
 
 
 def plan_half(
-    model: Model, kind: HalfType, spans: Mapping[str, Span] | None, exclude: tuple[str, ...] = ()
+    model: Model, kind: HalfType, spans: Mapping[str, Span] | None, kept: Mapping[str, str] | None = None
 ) -> HalfPlan:
     """Plan a model whose types are known. Pure: same arguments, same plan; the model is not changed.
 
     spans: extremes of every float32 tensor of the graph, as far as they are known; None where there was no data, and
-    operators and weights alone decide. exclude: globs of what stays float32.
-
-    Raises UsageError where a glob matches nothing.
+    operators and weights alone decide. kept: names of nodes that stay float32 whatever the rules say, with the reason.
     """
-    planner = _Planner(model, kind, spans, match_nodes(model, exclude, "exclude pattern"))
-    return HalfPlan(kind, planner.plans())
+    return HalfPlan(kind, _Planner(model, kind, spans, kept or {}).plans())
 
 
 def half_slots(model: Model, node: Node) -> list[int]:
@@ -62,9 +56,9 @@ class _Planner:
     """One plan under way; `why` holds the nodes that stay float32, with the reason."""
 
     def __init__(
-        self, model: Model, kind: HalfType, spans: Mapping[str, Span] | None, excluded: Mapping[Node, str]
+        self, model: Model, kind: HalfType, spans: Mapping[str, Span] | None, kept: Mapping[str, str]
     ) -> None:
-        self._model, self._kind, self._spans, self._excluded = model, kind, spans, excluded
+        self._model, self._kind, self._spans, self._kept = model, kind, spans, kept
         self._squares: set[Tensor] = set()
         self._fits: dict[Constant, str] = {}
         floats = [n for n in model.graph.nodes if self._computes(n)]
@@ -97,8 +91,8 @@ class _Planner:
 
     def _reason(self, node: Node) -> str:
         """Why the node stays float32; empty where it computes in 16 bits. Nodes come in graph order."""
-        if node in self._excluded:
-            return f"excluded by {self._excluded[node]!r}"
+        if node.label in self._kept:
+            return self._kept[node.label]
         reasons = (self._by_squares, self._by_operator, self._by_ranges, self._by_constants)
         return next((reason for ask in reasons if (reason := ask(node))), "")
 
@@ -211,14 +205,14 @@ class _Planner:
             return f"constant {constant.name!r} reaches {largest:.3g}, and {self._kind.name} {limit:.5g}"
         rounded = SqnrSum()
         rounded.add(values, values.astype(self._kind.storage).astype(np.float32))
-        if rounded.db < _LEAST_DB:
-            return f"constant {constant.name!r} is so small that {self._kind.name} keeps {max(rounded.db, 0.0):.0f} dB of it"
+        if rounded.db < self._kind.least_db:
+            return f"constant {constant.name!r} is so small that {self._kind.name} keeps {max(rounded.db, 0):.0f} dB of it"
         return ""
 
     # ------------------------------------------------------------------ regions
 
     def _not_worth_it(self) -> list[Node]:
-        """Nodes in 16 bits that hang together with no product, and with no weight: they would be casts, and little else."""
+        """Nodes in 16 bits that hang together with no product and no weight: they would be casts, and little else."""
         left, found = dict(self._half), list[Node]()
         while left:
             region, stack = [], [next(iter(left))]

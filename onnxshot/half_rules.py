@@ -21,6 +21,7 @@ class HalfType:
         largest: absolute values up to this one are taken to fit, with some room for what calibration has not seen; None
             where all of float32 fits.
         smallest: below it values lose bits, and at last become 0; None where that is so of float32 only.
+        least_db: SQNR in dB that rounding must leave: by rule it leaves 9 more, for one value at worst 3 more.
         integers: integers up to this one are exact.
         opset: the first one whose products take the type.
     """
@@ -30,6 +31,7 @@ class HalfType:
     storage_name: str
     largest: float | None
     smallest: float | None
+    least_db: float
     integers: int
     opset: int
 
@@ -39,12 +41,13 @@ class HalfType:
         if self.name == "bf16":
             import ml_dtypes
 
-            return np.dtype(ml_dtypes.bfloat16)
+            dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+            return dtype
         return np.dtype(self.storage_name)
 
 
-FP16 = HalfType("fp16", TensorProto.FLOAT16, "float16", 60_000.0, 2.0**-14, 2048, 1)
-BF16 = HalfType("bf16", TensorProto.BFLOAT16, "bfloat16", None, None, 256, 22)  # Conv takes it from opset 22 on
+FP16 = HalfType("fp16", TensorProto.FLOAT16, "float16", 60_000.0, 2.0**-14, 63.0, 2048, 1)
+BF16 = HalfType("bf16", TensorProto.BFLOAT16, "bfloat16", None, None, 45.0, 256, 22)  # Conv takes it from opset 22 on
 HALVES = {kind.name: kind for kind in (FP16, BF16)}
 
 
@@ -75,11 +78,12 @@ HALF_OPS: Mapping[str, HalfOp] = {
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceL1", "ReduceMean", "ReduceSum"), _SUM),
     **dict.fromkeys(
         (
-            "Abs", "Add", "Cast", "Celu", "Clip", "Compress", "Concat", "DepthToSpace", "Elu", "Erf", "Expand", "Flatten",
-            "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "HardSigmoid", "Identity", "LeakyRelu", "Max",
-            "MaxPool", "Min", "Mul", "Neg", "PRelu", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "ReverseSequence",
-            "ScatterElements", "ScatterND", "Selu", "Sigmoid", "Slice", "Softsign", "SpaceToDepth", "Split", "Sqrt",
-            "Squeeze", "Sub", "Swish", "Tanh", "ThresholdedRelu", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
+            "Abs", "Add", "Cast", "Celu", "Clip", "Compress", "Concat", "DepthToSpace", "Elu", "Erf", "Expand",
+            "Flatten", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "HardSigmoid", "Identity", "LeakyRelu",
+            "Max", "MaxPool", "Min", "Mul", "Neg", "PRelu", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape",
+            "ReverseSequence", "ScatterElements", "ScatterND", "Selu", "Sigmoid", "Slice", "Softsign", "SpaceToDepth",
+            "Split", "Sqrt", "Squeeze", "Sub", "Swish", "Tanh", "ThresholdedRelu", "Tile", "Transpose", "Trilu",
+            "Unsqueeze", "Where",
         ),
         _PLAIN,
     ),
@@ -102,15 +106,15 @@ _ANGLE = "an angle rounded to 16 bits is another one"
 FLOAT_OPS: Mapping[str, str] = {
     **dict.fromkeys(
         (
-            "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LRN", "LayerNormalization", "LpNormalization",
-            "MeanVarianceNormalization", "RMSNormalization", "LpPool", "GlobalLpPool", "ReduceProd",
+            "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LRN", "LayerNormalization",
+            "LpNormalization", "MeanVarianceNormalization", "RMSNormalization", "LpPool", "GlobalLpPool", "ReduceProd",
         ),
         _NORMALIZES,
     ),
     **dict.fromkeys(
         (
-            "Attention", "Cosh", "Exp", "LogSoftmax", "Log", "Mish", "ReduceLogSum", "ReduceLogSumExp", "Sinh", "Softmax",
-            "Softplus",
+            "Attention", "Cosh", "Exp", "LogSoftmax", "Log", "Mish", "ReduceLogSum", "ReduceLogSumExp", "Sinh",
+            "Softmax", "Softplus",
         ),
         _EXPONENTIAL,
     ),

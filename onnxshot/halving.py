@@ -6,13 +6,16 @@ from dataclasses import dataclass, replace
 
 from onnx import TensorProto
 
+from onnxshot import trial
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.calibration.sampling import spread
 from onnxshot.collect import Span, extremes
 from onnxshot.errors import TargetError
 from onnxshot.graph import Model, shapes
-from onnxshot.half_plan import plan_half
+from onnxshot.half_noise import rounding_db
+from onnxshot.half_plan import HalfPlan, plan_half
 from onnxshot.half_rules import HALVES, HalfType
+from onnxshot.match import match_nodes
 from onnxshot.passes.half import ToHalf
 from onnxshot.plan import FLOAT, HALF, NodePlan, Plan
 from onnxshot.recipe import Recipe
@@ -20,6 +23,7 @@ from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
 
 _MOST_SAMPLES = 128  # where nobody says how many: extremes alone are looked for
+_NOISE_SAMPLES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,14 @@ def halve(
     """Put all nodes of a rewritten model that may be into the recipe's floats of 16 bits."""
     kind = HALVES[recipe.half or ""]
     shapes.infer(model)
-    spans, seen = (None, 0) if data is None else _ranges(model, kind, data, settings)
-    found = plan_half(model, kind, spans, () if recipe.quantizes else recipe.exclude)
+    kept = {} if recipe.quantizes else _excluded(model, recipe)
+    spans, seen = None, 0
+    if data is not None:
+        calibrated = _calibrated(data, settings)
+        seen, spans = len(calibrated), _ranges(model, kind, calibrated, settings)
+        if model.weight_bytes() < trial.MAX_BYTES:
+            kept |= _noisy(model, plan_half(model, kind, spans, kept), calibrated, settings)
+    found = plan_half(model, kind, spans, kept)
     ToHalf(found).run(model)
     joined = _joined(plan.nodes, {n.node: n for n in found.nodes}) if recipe.quantizes else found.nodes
     notes = [target.half_note] if target.half_note else []
@@ -56,20 +66,39 @@ def halve(
     return Halved(replace(plan, nodes=joined), seen, tuple(notes))
 
 
-def _ranges(model: Model, kind: HalfType, data: Dataset, settings: Settings) -> tuple[dict[str, Span] | None, int]:
-    """Extremes of the graph's float32 tensors over calibration samples, and over how many."""
-    if kind.largest is None:
-        return {}, 0
-    calibrated = split(len(data))[0]
+def _excluded(model: Model, recipe: Recipe) -> dict[str, str]:
+    picked = match_nodes(model, recipe.exclude, "exclude pattern")
+    return {node.label: f"excluded by {pattern!r}" for node, pattern in picked.items()}
+
+
+def _calibrated(data: Dataset, settings: Settings) -> Dataset:
+    """The samples to look at: those not held out, or some of them that are spread over all."""
+    numbers = split(len(data))[0]
     if settings.samples == "auto":
-        calibrated = sorted(calibrated[i] for i in spread(len(calibrated))[:_MOST_SAMPLES])
+        numbers = sorted(numbers[i] for i in spread(len(numbers))[:_MOST_SAMPLES])
+    return data.subset(numbers)
+
+
+def _ranges(model: Model, kind: HalfType, samples: Dataset, settings: Settings) -> dict[str, Span]:
+    """Extremes of the graph's float32 tensors; of a type that holds all of them, none are needed."""
+    if kind.largest is None:
+        return {}
     top = [*model.graph.inputs, *(t for node in model.graph.nodes for t in node.outputs if t.name)]
     names = [t.name for t in top if model.elem_type(t) == TensorProto.FLOAT]
-    spans = extremes(
-        model, names, data.subset(calibrated), threads=settings.threads, device=settings.device,
-        progress=settings.progress,
-    )  # fmt: skip
-    return spans, len(calibrated)
+    return extremes(
+        model, names, samples, threads=settings.threads, device=settings.device, progress=settings.progress
+    )
+
+
+def _noisy(model: Model, plan: HalfPlan, samples: Dataset, settings: Settings) -> dict[str, str]:
+    """The products in 16 bits whose rounded constants cost more than rounding does elsewhere, with the reason."""
+    few = [samples[i] for i in spread(len(samples))[:_NOISE_SAMPLES]]
+    found = rounding_db(model, plan.chosen, plan.kind, few, threads=settings.threads)
+    return {
+        name: f"its constants rounded to {plan.kind.name} leave {db:.0f} dB of its output"
+        for name, db in found.items()
+        if db < plan.kind.least_db
+    }
 
 
 def _joined(nodes: tuple[NodePlan, ...], halves: dict[str, NodePlan]) -> tuple[NodePlan, ...]:

@@ -47,8 +47,8 @@ class Recipe(Plain):
     Attributes:
         target: name of the target.
         mode: static (calibrated, dynamic where the target runs that better), dynamic, or weights (storage only).
-        precision: int8; fp16 or bf16 (floats of 16 bits where values allow it, nothing in int8); or int8+fp16 (what int8
-            leaves in float goes to fp16).
+        precision: int8; fp16 or bf16 (floats of 16 bits where values allow it, nothing in int8); or int8+fp16 (what
+            int8 leaves in float goes to fp16).
         format: qdq (standard) or qoperator (QLinearConv, QLinearMatMul).
         activation_type, weight_type: type names; None takes the target's own.
         per_channel: a scale per output channel of every weight, else one per weight.

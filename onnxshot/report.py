@@ -151,6 +151,8 @@ class Report:
             return "optimized and unoptimized runs differ: this CPU may lack VNNI, try --target ort-avx2"
         if any(note.startswith("nothing was quantized") for note in self.notes):
             return "onnxshot inspect MODEL says for each node why it stays float"
+        if self.slower and self.recipe.get("precision", "int8") != "int8":
+            return "slower than float here: it is for its size, or for another target"
         if self.slower:
             return "slower than float here: keep the float model, or try --mode dynamic"
         bad = next((t for t in self.worst if t.sqnr_db < GOOD_DB), None)

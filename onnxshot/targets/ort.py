@@ -57,7 +57,7 @@ ORT = Target(
         "HardSigmoid": _NO_KERNEL,
         "Tanh": _NO_KERNEL,
     },
-    half_note="fp16 makes the file smaller, not faster: ONNX Runtime's CPU kernels compute it in float32, between casts",
+    half_note="fp16 makes the file smaller, not faster: ONNX Runtime computes it in float32 on CPUs, between casts",
     note="int8 x uint8 products need VNNI (AVX512-VNNI, AVX-VNNI, AMX or ARM dot product) to be exact on any weights; "
     "on CPUs with AVX2 or AVX512 alone sums may saturate: use --target ort-avx2 there",
 )
