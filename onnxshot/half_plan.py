@@ -15,6 +15,8 @@ from onnxshot.half_rules import ANY_TYPE, FLOAT_OPS, HALF_OPS, SQUARES, SUMS_SQU
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.plan import FLOAT, HALF, NodePlan
 
+_WORTH_BYTES = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class HalfPlan:
@@ -206,7 +208,8 @@ class _Planner:
         rounded = SqnrSum()
         rounded.add(values, values.astype(self._kind.storage).astype(np.float32))
         if rounded.db < self._kind.least_db:
-            return f"constant {constant.name!r} is so small that {self._kind.name} keeps {max(rounded.db, 0):.0f} dB of it"
+            kept = max(rounded.db, 0.0)
+            return f"constant {constant.name!r} is so small that {self._kind.name} keeps {kept:.0f} dB of it"
         return ""
 
     # ------------------------------------------------------------------ regions
@@ -222,9 +225,14 @@ class _Planner:
                     del left[node]
                     region.append(node)
                     stack.extend(self._beside(node))
-            if not any(HALF_OPS[n.op].product or weight_slot(n) is not None for n in region):
+            if not any(HALF_OPS[n.op].product or self._holds_weight(n) for n in region):
                 found += region
         return found
+
+    def _holds_weight(self, node: Node) -> bool:
+        """Whether the node reads a constant that is worth storing in half the bytes, such as an embedding."""
+        read = (node.inputs[i] for i in half_slots(self._model, node))
+        return any(isinstance(t, Constant) and weights.size_bytes(t) >= _WORTH_BYTES for t in read)
 
     def _beside(self, node: Node) -> Iterator[Node]:
         """The nodes in 16 bits that it takes a float tensor from, or hands one to."""
