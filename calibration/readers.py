@@ -76,6 +76,12 @@ class Dataset:
         view.notes = self.notes
         return view
 
+    def joined(self, by: Source) -> Dataset:
+        """What `by` makes of samples from here, held against the same inputs; it does not close what it reads from."""
+        view = Dataset(self.source, by, self._fit)
+        view.notes, view._owner = self.notes, False
+        return view
+
     def digests(self) -> list[str]:
         """SHA-256, hex, of the content of every sample as it lies, whatever its name."""
         found = []

@@ -16,11 +16,12 @@ from onnxshot.calibration.stats import TensorStats
 from onnxshot.calibration.statsfile import Statistics, data_hash, join, load_statistics, refuse_other
 from onnxshot.collect import collect
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.plan import Plan
 from onnxshot.planner import make_plan
-from onnxshot.preparing import input_specs, prepare, resolve_preset
+from onnxshot.preparing import frozen_specs, prepare, resolve_preset
 from onnxshot.recipe import Recipe
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
@@ -86,10 +87,13 @@ def merge_files(paths: Sequence[str | Path], output: str | Path) -> Statistics:
     return joined
 
 
-def open_calib(calib: Any, model: Model, preset: str | Preset | None, settings: Settings) -> Dataset:
-    """Open calibration data for a model."""
+def open_calib(
+    calib: Any, model: Model, preset: str | Preset | None, settings: Settings, sizes: Frozen = AS_THEY_ARE
+) -> Dataset:
+    """Open calibration data for a model; sizes: those that samples must have although the model leaves them free."""
     limit = None if calib == "random" and settings.samples == "auto" else settings.limit
-    return open_data(calib, input_specs(model), resolve_preset(preset), limit=limit, seed=settings.seed)
+    specs = frozen_specs(model, sizes)
+    return open_data(calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed)
 
 
 def from_data(
@@ -115,7 +119,8 @@ def from_data(
     settle = settle and settings.samples == "auto" and not data.random
     digests, hashed, key = chosen.digests(), cache.model_hash(model), ""
     if settings.use_cache and not data.random:
-        key = cache.key(hashed, chosen.preset_hash, settings.device, str(settle), *digests)
+        sizes = [str(sorted(recipe.shapes.items()))] if recipe.shapes else []  # pictures are made to fit them
+        key = cache.key(hashed, chosen.preset_hash, settings.device, str(settle), *sizes, *digests)
         kept = cache.load(key)
         if kept is not None and not _missing(kept.tensors, names, by_channel):
             return Gathered(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes)

@@ -97,6 +97,8 @@ def quantize(
     max_latency: Annotated[float | None, typer.Option(help="Goal: most milliseconds of one run.")] = None,
     max_size: Annotated[float | None, typer.Option(help="Goal: most megabytes of the file.")] = None,
     budget: Annotated[float | None, typer.Option(help="Minutes to search for the goal.")] = None,
+    batch: cli_emit.BatchOpt = None,
+    shape: cli_emit.ShapeOpt = None,
     emit: cli_emit.EmitOpt = None,
     shapes: cli_emit.ShapesOpt = None,
     hardware: cli_emit.HardwareOpt = None,
@@ -114,14 +116,16 @@ def quantize(
     as_json: JsonOpt = False,
 ) -> None:
     """Quantize MODEL to int8 and prove the result against it."""
-    options = {
+    options: dict[str, Any] = {
         "mode": mode, "precision": precision, "format": format, "activation_type": activation_type,
         "weight_type": weight_type, "per_channel": per_channel, "effort": effort, "method": method,
         "exclude": tuple(exclude or ()), "include": tuple(include or ()),
-        "complete": complete,
+        "complete": complete, "batch": batch, "shape": shape,
     }  # fmt: skip
     given = {k: v for k, v in options.items() if is_given(context, k)}
-    recipe = replace(recipe_of(recipe_file, arguments, load_recipe) or Recipe(), **given)  # type: ignore[arg-type]
+    if given.pop("shape", None):
+        given["shapes"] = cli_emit.fixed_shapes(shape)
+    recipe = replace(recipe_of(recipe_file, arguments, load_recipe) or Recipe(), **given)
     goals = {
         "min_sqnr": min_sqnr, "max_drop": max_drop, "max_latency": max_latency, "max_size": max_size, "budget": budget,
     }  # fmt: skip

@@ -30,6 +30,11 @@ ShapesOpt = Annotated[
         help="TensorRT: sizes that an input may have, such as x=1x3x224x224:8x3x224x224:32x3x224x224.",
     ),
 ]
+BatchOpt = Annotated[int | None, typer.Option(help="Freeze the batch dimension at this size.", min=1)]
+ShapeOpt = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=SIZES", help="Freeze an input, such as x=1x3x224x224. May be repeated."),
+]
 HardwareOpt = Annotated[
     list[str] | None, typer.Option(help="TensorRT: what to compile for, such as sm89. May be repeated.")
 ]
@@ -47,6 +52,8 @@ def emit(
     ] = None,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
+    batch: BatchOpt = None,
+    shape: ShapeOpt = None,
     shapes: ShapesOpt = None,
     hardware: HardwareOpt = None,
     half_weights: HalfOpt = False,
@@ -64,8 +71,8 @@ def emit(
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(verify=verify, threads=threads, progress=show)
         found = onnxshot.emit(
-            model, to=formats, target=target, output=place, calib=calib, preset=preset, options=options,
-            settings=settings,
+            model, to=formats, target=target, output=place, calib=calib, preset=preset, batch=batch,
+            shapes=fixed_shapes(shape), options=options, settings=settings,
         )  # fmt: skip
     if report is not None:
         found.save(report)
@@ -117,6 +124,17 @@ def joined(reports: Mapping[str, Report]) -> dict[str, Any]:
     first = next(iter(every.values()))
     outputs = [artifact for values in every.values() for artifact in values["outputs"]]
     return {"input": first["input"], "outputs": outputs, "reports": every}
+
+
+def fixed_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """Input name -> sizes. Raises UsageError for what are none."""
+    found = {}
+    for text in texts or ():
+        name, _, sizes = text.rpartition("=")
+        if not name or not all(size.isdecimal() and int(size) for size in sizes.split("x")):
+            raise UsageError(f"--shape is {text!r}", "give NAME=SIZES, such as x=1x3x224x224")
+        found[name] = tuple(map(int, sizes.split("x")))
+    return found
 
 
 def _sizes(text: str) -> tuple[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:

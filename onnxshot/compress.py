@@ -25,7 +25,7 @@ from onnxshot.output import input_bytes, peak_rss_mb, source_name, stamp
 from onnxshot.pipeline import Result, quantize
 from onnxshot.prune_report import PruneResult
 from onnxshot.pruning import prune
-from onnxshot.recipe import Recipe
+from onnxshot.recipe import Recipe, refuse_frozen
 from onnxshot.recipe_file import load_stages
 from onnxshot.report import Artifact, Report
 from onnxshot.settings import Settings
@@ -81,6 +81,9 @@ def compress(
         raise UsageError("there are no samples", "give --calib DATA: every stage learns from it")
     pruning = {"sparsity": sparsity, "pattern": pattern, "scope": scope, "layers": layers, "spare": spare}
     stages = _asked(recipe, {name: value for name, value in pruning.items() if value or value == 0}, options)
+    for stage in stages.stages:
+        if isinstance(stage, Recipe):
+            refuse_frozen(stage, "all stages are held against the input on samples as they are")
     loaded = load_model(model)
     if output is not None:
         refuse_sources(loaded, Path(output))

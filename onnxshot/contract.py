@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from onnxshot.errors import ModelError
+from onnxshot.frozen import Frozen
 from onnxshot.graph import Model, weights
 from onnxshot.graph.load import first_line, load_model
 from onnxshot.targets.ort_runtime import Feed, Runner
@@ -50,6 +51,11 @@ def contract(source: Path | bytes | ModelProto | Model) -> tuple[Port, ...]:
         *(_port("input", info) for info in graph.input if info.name not in stored),
         *(_port("output", info) for info in graph.output),
     )
+
+
+def with_frozen(ports: Iterable[Port], sizes: Frozen) -> tuple[Port, ...]:
+    """The contract that a model has once dimensions of it are frozen."""
+    return tuple(replace(port, dims=sizes.dims(port.name, port.dims)) for port in ports)
 
 
 def same_contract(a: Iterable[Port], b: Iterable[Port]) -> None:

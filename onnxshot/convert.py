@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,17 @@ from onnx import ModelProto
 
 from onnxshot import emitting, proof
 from onnxshot.calibrating import open_calib
+from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, refuse_sources, write
 from onnxshot.output import deliver, input_bytes, source_name
+from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.planner import already_quantized
+from onnxshot.preparing import sizes_of
 from onnxshot.report import Artifact, Report
 from onnxshot.retarget import retarget
 from onnxshot.settings import Settings
@@ -40,6 +43,8 @@ def emit(
     output: str | Path,
     calib: Any = None,
     preset: str | Preset | None = None,
+    batch: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
     options: EmitOptions | None = None,
     settings: Settings | None = None,
 ) -> Report:
@@ -55,6 +60,8 @@ def emit(
         output: where to write.
         calib: samples that artifacts are held against the model on, as `quantize` takes them; random ones by default.
         preset: preprocessing of pictures.
+        batch: the size that the batch dimension is frozen at.
+        shapes: the sizes that all dimensions of an input are frozen at, by its name.
         options: how artifacts other than .onnx are made.
         settings: how to run it.
 
@@ -70,18 +77,23 @@ def emit(
     if emitting.ONNX in formats:
         refuse_sources(loaded, place)  # before the work, not after it
     report = Report(source_name(model), {"emit": list(formats)}, input_bytes=input_bytes(model, loaded))
-    normalize(loaded)
-    StoreHalf().run(loaded)
-    edit.toposort(loaded)
-    quantized = bool(already_quantized(loaded))
+    sizes = sizes_of(loaded, batch, shapes or {})
     with contextlib.ExitStack() as stack:
+        data = stack.enter_context(open_calib(calib, loaded, preset, settings, sizes)) if calib is not None else None
+        FreezeShapes(sizes).run(loaded)
+        normalize(loaded)
+        StoreHalf().run(loaded)
+        edit.toposort(loaded)
+        quantized = bool(already_quantized(loaded))
         original = loaded.to_proto() if quantized or (settings.verify and formats != (emitting.ONNX,)) else None
         changed = quantized and _retarget(loaded, main, report)
         report.notes += loaded.notes
         judged: emitting.Judged | None = None
         if settings.verify and original is not None:
-            data = open_calib(calib, loaded, preset, settings) if calib is not None else None
-            data = stack.enter_context(data) if data is not None else proof.random_data(original, loaded)
+            if data is None:
+                data = proof.random_data(original, loaded)
+            elif sizes:
+                data = batched(data, sizes.inputs)
             judged = emitting.Judged(original, data) if data is not None else None
 
         def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
@@ -96,6 +108,9 @@ def emit(
                 yield from emitting.artifacts(source, (name,), place, how, judged, settings)
 
         def prove(written: Draft) -> None:
+            if sizes:
+                proof.keeps_contract(model, written.path, sizes)
+                proof.runs_frozen(written.path, loaded, model)
             if proof.loads(written.path, model) and changed and judged is not None:
                 before = judged.original.SerializeToString()
                 proof.tell(report, compare(before, written.path, judged.samples, threads=settings.threads))

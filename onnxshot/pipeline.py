@@ -15,21 +15,24 @@ from onnx import ModelProto
 
 from onnxshot import emitting, proof, trial
 from onnxshot.calibrating import Gathered, from_data, from_file, open_calib
+from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.emulation import runnable
 from onnxshot.errors import CalibrationError, ModelError, UsageError
+from onnxshot.frozen import Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
 from onnxshot.halving import halve, refuse_half
 from onnxshot.improve import Improver
 from onnxshot.output import RANDOM_KEY, Made, deliver, input_bytes, source_name, stamp
+from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.plan import FLOAT, Plan
 from onnxshot.planner import already_quantized, make_plan, schemes
-from onnxshot.preparing import fold, input_specs, prepare
+from onnxshot.preparing import fold, input_specs, prepare, sizes_of
 from onnxshot.recipe import Recipe
 from onnxshot.report import Artifact, Report
 from onnxshot.rewrite import apply, finish
@@ -137,6 +140,7 @@ class Run:
     model: Model = field(init=False)
     plan: Plan = field(init=False)
     report: Report = field(init=False)
+    frozen: Frozen = field(init=False)
     decided: Recipe = field(init=False)  # the recipe with what was tried and found to be best
     float_model: ModelProto | None = field(init=False, default=None)  # that the plan is made for
     _original: ModelProto | None = field(init=False, default=None)
@@ -153,6 +157,7 @@ class Run:
         schemes(self.target, self.recipe)  # what the target cannot run is refused before any work
         refuse_half(self.target, self.recipe)
         self.model = load_model(self.source)
+        self.frozen = sizes_of(self.model, self.recipe.batch, self.recipe.shapes)
         self.report = Report(source_name(self.source), self.recipe.to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
         self._refuse_quantized()
@@ -200,7 +205,7 @@ class Run:
             if unknown:
                 open_data(None, input_specs(self.model))  # raises, and says what --calib takes
             return None
-        data = open_calib(calib, self.model, preset, self.settings)
+        data = open_calib(calib, self.model, preset, self.settings, self.frozen)
         self.report.notes += data.notes
         return data
 
@@ -229,6 +234,7 @@ class Run:
         if self.recipe.half is not None:
             with self.report.timed("half"):
                 self._halve(data)
+        FreezeShapes(self.frozen).run(self.model)
         self.report.skips = [*self.plan.skips, *refused]
         if self.recipe.quantizes and not any(n.how != FLOAT for n in self.plan.nodes):
             self.report.notes.append("nothing was quantized: onnxshot inspect MODEL says why, node by node")
@@ -307,10 +313,12 @@ class Run:
         report = self.report
         report.float_weights = proof.float_weights(self.model, self.plan)
         report.sparsity = proof.sparsity(self.model)
+        if self.frozen:
+            proof.runs_frozen(written.path, self.model, self.source)
         if not self.settings.verify:
             load_model(written.path)  # what is called done was read back at least
             return
-        proof.keeps_contract(self.source, written.path)
+        proof.keeps_contract(self.source, written.path, self.frozen)
         with runnable(written.path, self.recipe.half) as runs:
             self._compare(written.path, runs, data)
 
@@ -326,6 +334,8 @@ class Run:
             report.notes.append(f"not compared with the float model, {how}: no data that it runs on, or too large")
             return
         held_out = data.subset(self.held_out or range(len(data)))
+        if self.frozen:
+            held_out = batched(held_out, self.frozen.inputs)
         report.samples.setdefault("held_out", len(held_out))
         self.judged = emitting.Judged(self.original(), held_out)
         with self.report.timed("verify"):

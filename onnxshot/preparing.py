@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 from onnx import TensorProto, helper
 
 from onnxshot.calibration.preprocess import Preset, load_preset
 from onnxshot.calibration.readers import InputSpec
 from onnxshot.errors import CalibrationError
+from onnxshot.frozen import Frozen, frozen
 from onnxshot.graph import Model, shapes, weights
 from onnxshot.half_rules import HALVES
 from onnxshot.passes.drop_identity import DropIdentity
@@ -30,6 +34,22 @@ def input_specs(model: Model) -> list[InputSpec]:
             raise CalibrationError(f"input {tensor.name!r} is not a tensor", "onnxshot feeds tensors only")
         specs.append(InputSpec(tensor.name, helper.tensor_dtype_to_np_dtype(kind), model.shape(tensor)))
     return specs
+
+
+def sizes_of(model: Model, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> Frozen:
+    """The dimensions of the model's inputs that these freeze. Raises UsageError where they contradict the model."""
+    return frozen({tensor.name: model.shape(tensor) for tensor in model.graph.inputs}, batch, shapes)
+
+
+def frozen_specs(model: Model, sizes: Frozen) -> list[InputSpec]:
+    """What samples of a model whose dimensions will be frozen are held against; several may make a batch."""
+    found = []
+    for spec in input_specs(model):
+        shape = sizes.dims(spec.name, spec.shape)
+        if shape and spec.shape and not isinstance(spec.shape[0], int):
+            shape = (spec.shape[0], *shape[1:])
+        found.append(replace(spec, shape=shape))
+    return found
 
 
 def resolve_preset(preset: str | Preset | None) -> Preset | None:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
+from onnxshot.calibration.checks import fits
 from onnxshot.calibration.readers import Dataset, open_data
-from onnxshot.contract import contract, reload_check, same_contract
+from onnxshot.contract import contract, reload_check, same_contract, with_frozen
 from onnxshot.errors import ModelError, OnnxshotError
-from onnxshot.graph import Model, weights
+from onnxshot.frozen import AS_THEY_ARE, Frozen
+from onnxshot.graph import Model, Node, edit, weights
 from onnxshot.graph.ops import weight_slot
 from onnxshot.passes.base import Skip
 from onnxshot.plan import FLOAT, HALF, Plan
@@ -128,9 +130,43 @@ def loads(written: Path, source: str | Path | ModelProto) -> bool:
     return True
 
 
-def keeps_contract(source: str | Path | ModelProto, written: Path) -> None:
-    """Raise ModelError where names, types or dimensions of inputs and outputs are not those of the source."""
-    same_contract(contract(source if isinstance(source, ModelProto) else Path(source)), contract(written))
+def keeps_contract(source: str | Path | ModelProto, written: Path, sizes: Frozen = AS_THEY_ARE) -> None:
+    """Raise ModelError where names, types or dimensions of inputs and outputs are not those of the source.
+
+    sizes: dimensions that were frozen, which are those alone that differ.
+    """
+    wanted = contract(source if isinstance(source, ModelProto) else Path(source))
+    same_contract(with_frozen(wanted, sizes), contract(written))
+
+
+def runs_frozen(written: Path, model: Model, source: str | Path | ModelProto) -> None:
+    """Run a file whose dimensions were frozen once, on zeros. Raise ModelError, with a node, where that fails.
+
+    An exporter may have left a size in the graph: in a Reshape, say. What ONNX Runtime does not load is not run.
+    """
+    if not loads(written, source):
+        return
+    hint = "a size is baked in: export the model with dynamic dimensions, or freeze it at those it was exported with"
+    run = Runner(written)
+    feed = {s.name: np.zeros([d if isinstance(d, int) else 1 for d in s.shape or ()], s.dtype) for s in run.inputs}
+    try:
+        found = run.run(feed)
+    except ModelError as e:
+        raise ModelError(f"with its dimensions frozen, {e.message}", hint) from e
+    for port in contract(model):
+        if port.way == "input" or port.name not in found or port.dims is None:
+            continue
+        shape = found[port.name].shape
+        if not fits(shape, port.dims):
+            baked = [node.label for _, node in model.walk() if _names_a_size(node)]
+            some = f"; nodes that hold a size: {', '.join(map(repr, baked[:3]))}" if baked else ""
+            raise ModelError(f"with its dimensions frozen, the model gives {list(shape)} for {port}{some}", hint)
+
+
+def _names_a_size(node: Node) -> bool:
+    """Whether a constant says how long the leading dimension of its output is."""
+    wanted = edit.constant_input(node, 1) if node.op in ("Reshape", "Expand") else None
+    return wanted is not None and wanted.size > 0 and int(wanted.reshape(-1)[0]) > 0
 
 
 def random_data(float_model: ModelProto, model: Model) -> Dataset | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from onnxshot.calibration.ranges import METHODS
@@ -37,6 +37,8 @@ class Plain:
         for key in {"exclude", "include"} & given.keys():
             patterns = given[key]
             given[key] = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+        if isinstance(given.get("shapes"), Mapping):
+            given["shapes"] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["shapes"].items()}
         return cls(**given)
 
 
@@ -64,6 +66,8 @@ class Recipe(Plain):
         exclude, include: globs over node names, tensor names and op types.
         complete: keep the scales of a quantized model, and quantize the rest of it.
         concat_ratio: a Concat whose inputs' ranges differ by more than this stays float.
+        batch: the size that the batch dimension is frozen at.
+        shapes: the sizes that all dimensions of an input are frozen at, by its name.
     """
 
     target: str = "ort"
@@ -84,6 +88,8 @@ class Recipe(Plain):
     include: tuple[str, ...] = ()
     complete: bool = False
     concat_ratio: float = 8.0
+    batch: int | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ratio = self.concat_ratio
@@ -110,6 +116,8 @@ class Recipe(Plain):
                 ("concat_ratio", ratio, isinstance(ratio, int | float) and ratio >= 1, "a number from 1 up"),
                 ("exclude", self.exclude, are_globs(self.exclude), "a list of globs"),
                 ("include", self.include, are_globs(self.include), "a list of globs"),
+                ("batch", self.batch, self.batch is None or _are_sizes((self.batch,)), "a number from 1 up"),
+                ("shapes", self.shapes, _are_shapes(self.shapes), "sizes by input, such as x: [1, 3, 224, 224]"),
             )
         )
 
@@ -144,12 +152,26 @@ def refuse(checks: Iterable[tuple[str, object, bool, str]]) -> None:
             raise UsageError(f"{name} is {found!r}", wanted)
 
 
+def refuse_frozen(recipe: Recipe, why: str) -> None:
+    """Raise UsageError where a recipe freezes dimensions."""
+    if recipe.batch is not None or recipe.shapes:
+        raise UsageError(f"batch or shapes are given; {why}", "freeze the result: onnxshot emit RESULT --batch N")
+
+
 def are_globs(value: object) -> bool:
     """Whether it is what `include` and `exclude` hold."""
     return isinstance(value, tuple) and all(isinstance(glob, str) for glob in value)
 
 
+def _are_shapes(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(k, str) and _are_sizes(v) for k, v in value.items())
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, tuple) and all(type(size) is int and size > 0 for size in value)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return dict(value)
+        return {key: _plain(inner) for key, inner in value.items()}
     return list(value) if isinstance(value, tuple) else value

@@ -24,7 +24,7 @@ from onnxshot.goal import TIMES, Goal, Judge, Measured
 from onnxshot.graph.save import refuse_sources, write
 from onnxshot.pipeline import Result, quantize
 from onnxshot.plan import Plan
-from onnxshot.recipe import Recipe
+from onnxshot.recipe import Recipe, refuse_frozen
 from onnxshot.settings import Settings
 
 
@@ -65,6 +65,7 @@ def tune(
     """
     started = time.perf_counter()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
+    refuse_frozen(recipe, "a goal is searched for on samples as they are")
     settings, calib = settings or Settings(), _again(calib)
     deadline = math.inf if goal.budget is None else started + 60 * goal.budget
     with (
