@@ -13,7 +13,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxshot import emitting, proof, trial
+from onnxshot import emitting, portability, proof, trial
 from onnxshot.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
@@ -40,6 +40,7 @@ from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
+from onnxshot.targets.ort import ORT
 from onnxshot.targets.runtime import EmitOptions
 from onnxshot.trained import NOTHING, Trained, notes, read_pairs
 
@@ -325,6 +326,7 @@ class Run:
     def _compare(self, written: Path, runs: Path, data: Dataset | None) -> None:
         """Hold the file, as ONNX Runtime runs it, against the float model, and time it where it is deployed so."""
         report = self.report
+        given = data
         if data is None and self.float_model is not None:
             data = proof.random_data(self.original(), self.model)
             if data is not None:
@@ -349,6 +351,23 @@ class Run:
             return
         with self.report.timed("bench"), tempfile.TemporaryDirectory() as folder:
             self._time(Path(folder) / "float.onnx", written, held_out)
+        if self.target.everywhere:
+            self._prove_everywhere(written, given)
+
+    def _prove_everywhere(self, written: Path, data: Dataset | None) -> None:
+        """Ask every runtime what it makes of the file, and make one for ONNX Runtime alone to compare it with.
+
+        With statistics of a file, or without samples, there is nothing to make that one of.
+        """
+        assert self.judged is not None
+        with self.report.timed("everywhere"):
+            if data is not None and self.given is None:
+                recipe = replace(self.recipe, target=ORT.name, activation_type=None, weight_type=None)
+                alone = Run(self.source, recipe, self.settings)
+                alone.rewrite(data)
+                self.report.single = portability.against(alone.model, ORT.name, written, self.judged, self.settings)
+            self.report.runtimes = portability.rows(written, self.judged, self.settings)
+        self.report.notes += portability.told(self.report.runtimes, self.report.single)
 
     def _time(self, path: Path, written: Path, samples: Dataset) -> None:
         """Time against the source, or against the normalized model where ONNX Runtime refuses the source.

@@ -84,6 +84,8 @@ class Report:
         skips: what stayed float, and why.
         worst: tensors, worst SQNR first.
         goal: of a search: its limits, what the written file was measured to reach, `reached`, and what it `missed`.
+        runtimes: of a file for every runtime: what each made of it (see portability.py).
+        single: what a file for one target alone reaches: `target`, `sqnr_db`, `ms`, `speedup` over this one.
         pareto: candidates of a search that no other beats: `exclude`, `sqnr_db`, `bytes`, `latency_ms`, `drop`.
     """
 
@@ -111,6 +113,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     goal: dict[str, Any] = field(default_factory=dict)
     pareto: list[dict[str, Any]] = field(default_factory=list)
+    runtimes: list[dict[str, Any]] = field(default_factory=list)
+    single: dict[str, Any] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:

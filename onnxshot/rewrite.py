@@ -8,6 +8,7 @@ from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.input_grid import QuantizeByChannel
 from onnxshot.passes.isolate_softmax import IsolateSoftmax
 from onnxshot.passes.merge_products import MergeProducts
+from onnxshot.passes.move_pairs import MovePairs
 from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.qoperator import ToQOperator
 from onnxshot.passes.smooth import Smooth
@@ -37,6 +38,8 @@ def finish(model: Model, target: Target, recipe: Recipe) -> list[Skip]:
     passes: list[Pass] = []
     if recipe.format == "qoperator":
         passes.append(ToQOperator())
+    if target.quantizes_outputs and target.activation.is_symmetric:
+        passes.append(MovePairs(target))  # a Q with zero point 0 does not do the work of the Relu before it
     if target.isolates_softmax:
         passes.append(IsolateSoftmax())
     skips = [skip for step in passes for skip in step.run(model).skips]

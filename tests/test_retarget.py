@@ -26,6 +26,7 @@ from onnxshot.passes.to_pairs import ToPairs
 from onnxshot.retarget import retarget
 from onnxshot.targets import target_named
 from onnxshot.targets.ort_executed import executed
+from onnxshot.targets.tensorrt_runtime import TensorRt
 
 BLOCKS = ("resnet_block", "mbconv_block", "squeeze_excite", "attention_block")
 
@@ -91,6 +92,7 @@ def test_symmetric_models_obey_tensorrt(block: str, style: str) -> None:
     """Row 38: TensorRT 2774, 4698: what was refused is not any more."""
     after, skips = retargeted(foreign(block, style), "tensorrt")
     assert refused_by_tensorrt(after) == []
+    assert not [finding for finding in TensorRt().preflight(loaded(after)) if finding.refused]
     assert not [skip for skip in skips if skip.op in ("QuantizeLinear", "DequantizeLinear")]
     for conv in nodes_of(after, "Conv"):
         dq = maker(after, conv.input[1])

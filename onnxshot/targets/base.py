@@ -36,6 +36,7 @@ class Target:
         smooth_below_db: a dynamic op whose input would keep less than this SQNR in dB, as one scale must hold outliers,
             has them moved into its weight.
         gathers_floats: it has no int8 Gather: an embedding's table is dequantized in front of it, not its rows behind.
+        everywhere: its file is for every runtime: all that are installed are asked what they make of it.
         runs_here: its runtime is the one the proof uses, so that speed and precision can be told.
         runtime: what makes artifacts of another format than .onnx for it, and runs them.
         emits: the format that it is written in where nobody says which.
@@ -63,6 +64,7 @@ class Target:
     min_dynamic_weights: int = 4096
     smooth_below_db: float = 32.0
     gathers_floats: bool = False
+    everywhere: bool = False
     runs_here: bool = True
     runtime: Runtime | None = None
     emits: str = "onnx"

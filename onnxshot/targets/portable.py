@@ -1,0 +1,31 @@
+"""One file for ONNX Runtime, OpenVINO and TensorRT: symmetric int8, which all of them take, placed so that all use it.
+
+TensorRT takes nothing else. OpenVINO and TensorRT run every product of it in int8 with pairs on inputs alone; ONNX
+Runtime wants one behind each product too, before its Relu, and still leaves in float most of those whose input is read
+by others too, as it rewrites int8 to uint8 in straight chains only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnxshot.targets.tensorrt import TENSORRT
+
+PORTABLE = replace(
+    TENSORRT,
+    name="portable",
+    refused={
+        "uint8": "TensorRT refuses uint8 and every non-zero zero point",
+        "int16": "no runtime here computes 16-bit activations in integers",
+        "uint16": "no runtime here computes 16-bit activations in integers",
+        "float8e4m3fn": "ONNX Runtime and OpenVINO run float8 in float",
+    },
+    # Pairs around Add as well cost 1 dB on resnet20, and made ONNX Runtime no faster.
+    quantizes_outputs=True,
+    gives_float=frozenset({"MatMul", "Gemm"}),
+    everywhere=True,
+    runs_here=True,
+    runtime=None,
+    float_reasons={"ConvTranspose": "no runtime here runs every quantized ConvTranspose in int8"},
+    note="a file for one target is faster in ONNX Runtime: the report has the figures of both",
+)
