@@ -101,3 +101,10 @@ def test_identity_in_a_branch() -> None:
     after, change = rewritten(model(text), DropIdentity(), *({"x": x, "c": np.array(c)} for c in (True, False)))
     assert change.edits == 2
     assert ops(after) == {"If": 1, "Neg": 1, "Identity": 1}
+
+
+def test_a_relu_of_a_relu() -> None:
+    text = "g (float[n, 4] x) => (float[n, 4] y) { a = Relu(x) b = Relu(a) c = Neg(b) d = Relu(c) y = Neg(d) }"
+    after, change = rewritten(model(text), DropIdentity(), *feeds(1, x=(3, 4)))
+    assert change.edits == 1
+    assert ops(after) == {"Relu": 2, "Neg": 2}

@@ -12,7 +12,7 @@ from onnxshot.passes.base import Change
 
 @dataclass(frozen=True, slots=True)
 class DropIdentity:
-    """Drop Identity, Dropout in inference, Cast to the same type, Transpose and Pad that do nothing, Concat of one."""
+    """Drop Identity, Dropout in inference, Cast to the same type, Concat of one, idle Transpose, Pad and Relu."""
 
     name: str = "drop_identity"
 
@@ -77,6 +77,11 @@ def _concat(model: Model, node: Node) -> str | None:
     return None if len(node.inputs) == 1 else ""
 
 
+def _relu(model: Model, node: Node) -> str | None:
+    maker = edit.producer(node.inputs[0])
+    return None if maker is not None and maker.op == "Relu" and maker.domain in STANDARD_DOMAINS else ""
+
+
 _CHECKS = {
     "Identity": _identity,
     "Dropout": _dropout,
@@ -84,4 +89,5 @@ _CHECKS = {
     "Transpose": _transpose,
     "Pad": _pad,
     "Concat": _concat,
+    "Relu": _relu,
 }  # op -> None where the node does nothing, '' where it does something, else the reason it must stay
