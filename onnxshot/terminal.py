@@ -158,6 +158,8 @@ def show_shrunk(report: ShrinkReport) -> None:
     if report.drop is not None:
         parts.append(f"score {report.drop:.4g} lower")
     console.print("left: " + ", ".join(parts))
+    for branch in report.branches:
+        console.print(escape(f"left out: the residual branch of {branch}"))
     table = Table(_name("group"), "kind", "before", "after", box=None, pad_edge=False)
     cut = sorted((row for row in report.groups if row.after < row.before), key=lambda row: row.after / row.before)
     for row in cut[: 2 * _WORST]:

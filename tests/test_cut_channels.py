@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 from rewrites import outputs
 
-from onnxshot.cutting.groups import Cost, Group, chunk, in_chunks
+from onnxshot.cutting.groups import Group, chunk, in_chunks
+from onnxshot.cutting.work import macs_of, params_of
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import concrete_shapes, macs
 
@@ -402,11 +403,11 @@ def test_chunks_are_of_channels_of_the_same_layers() -> None:
 def test_work_is_counted_as_it_is_after_the_cut() -> None:
     for proto in (KINDS["squeeze-excite"][0], KINDS["depthwise times two"][0], KINDS["grouped"][0], attention()):
         ready, groups = grouped(proto)
-        cost = Cost(ready, groups, concrete_shapes(ready))
+        work, stored_work = macs_of(ready, groups.axes, concrete_shapes(ready)), params_of(ready, groups.axes)
         removed = [i for group in groups.rows for i in some(group, np.random.default_rng(3))]
         alive = np.ones(groups.axes.count, bool)
         alive[removed] = False
         small = cut(proto, removed)
-        assert cost.macs(alive) == sum(macs(load_model(small)).values())
+        assert work.left(alive) == sum(macs(load_model(small)).values())
         stored = [t for t in small.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
-        assert cost.params(alive) == sum(np.prod(t.dims) for t in stored)
+        assert stored_work.left(alive) == sum(np.prod(t.dims) for t in stored)

@@ -45,7 +45,7 @@ def residual(seed: int = 0) -> ModelProto:
 
 
 def shrunk(proto: ModelProto | None = None, calib: Any = CALIB, **options: Any) -> ShrinkResult:
-    return shrink(proto or residual(), calib, settings=options.pop("settings", QUICK), **options)
+    return shrink(proto or residual(), calib, **{"settings": QUICK, "multiple": 1, **options})
 
 
 def db(proto: ModelProto, other: ModelProto, given: list[Feed]) -> float:
@@ -125,9 +125,27 @@ def test_the_largest_cut_that_keeps_the_score() -> None:
 
 
 def test_a_latency_is_searched_for() -> None:
-    found = shrunk(target_latency=0.99, settings=Settings(use_cache=False, threads=1, bench_seconds=0.02))
+    text = "net (float[1,4,8,8] x) => (float[1,3,8,8] y) { a = Conv(x, w1) b = Relu(a) c = Conv(b, w2) y = Conv(c, w3)}"
+    constants = {"w1": weight(64, 4, 1, 1), "w2": weight(64, 64, 1, 1), "w3": weight(3, 64, 1, 1)}
+    quick = Settings(use_cache=False, threads=1, bench_seconds=0.02)
+    found = shrunk(model(text, constants), target_latency=0.99, multiple=8, settings=quick)
     assert found.report.latency is not None
     assert found.report.macs[1] < found.report.macs[0]
+    assert {row.after % 8 for row in found.report.groups} == {0}
+
+
+def test_a_branch_that_gives_next_to_nothing_is_left_out() -> None:
+    proto = residual()
+    for t in proto.graph.initializer:
+        if t.name in ("w4", "b4"):
+            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * np.float32(1e-3), t.name))
+    found = shrunk(proto, target_flops=0.5)
+    assert found.report.branches == ["Conv_7"]
+    assert {row.group: row.after for row in found.report.groups}["Conv_7"] == 0
+    assert found.report.macs[1] == sum(macs(found.model).values()) <= 0.5 * found.report.macs[0]
+    assert db(proto, found.model.to_proto(), FRESH) > 30
+    for whole in ({"target_flops": 0.7}, {"target_flops": 0.5, "exclude": ["Conv_9"]}):
+        assert not shrunk(proto, **whole).report.branches
 
 
 def test_nothing_is_changed_where_nothing_can_be_cut() -> None:

@@ -16,6 +16,8 @@ from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.load import copy_of
 from onnxshot.output import Made
 from onnxshot.passes.cut_channels import CutChannels
+from onnxshot.passes.drop_branches import DropBranches
+from onnxshot.passes.drop_identity import DropIdentity
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import bench
@@ -25,8 +27,11 @@ _BENCH_FEEDS = 8
 
 
 def cut_copy(model: Model, axes: Axes, allocation: Allocation) -> Model:
-    """A copy of the model without the channels that are given up."""
+    """A copy of the model without the branches and the channels that are given up."""
     made = copy_of(model)
+    if allocation.branches:
+        DropBranches({k: v for branch in allocation.branches for k, v in branch.sums.items()}).run(made)
+        DropIdentity().run(made)
     CutChannels(axes, allocation.removed).run(made)
     return made
 

@@ -7,17 +7,15 @@ an addition, the gate of a squeeze-excite, all parts of a gated MLP, the query, 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxshot.cutting.axes import Axes, Ids, Shape
 from onnxshot.cutting.axis_rules import follow
-from onnxshot.graph import Constant, Model, Node
-from onnxshot.graph.macs import count
+from onnxshot.graph import Model, Node
 from onnxshot.passes.base import Skip
 
 Kind = Literal["channels", "mlp", "heads"]
@@ -131,60 +129,3 @@ def in_chunks(group: Group, order: Ids, size: int) -> Ids:
             found += same
             same.clear()
     return np.asarray(found, np.int64)
-
-
-# ---------------------------------------------------------------------- what a cut saves
-
-
-@dataclass(frozen=True, eq=False)
-class _Share:
-    """Something that shrinks with its axes: work or parameters, and the numbers of the axes that it is a product of."""
-
-    amount: int
-    axes: tuple[Ids, ...]
-
-
-class Cost:
-    """Multiply-accumulates of one run, and parameters, of what is left of a model."""
-
-    def __init__(self, model: Model, groups: Groups, shapes: Mapping[str, Shape]) -> None:
-        of = groups.axes.of
-        self.count = groups.axes.count
-        self._macs = [_Share(row.macs, _work_axes(row.node, of)) for row in count(model, shapes)]
-        # Sizes, axes and other small integers are no parameters.
-        held = [c for c in model.constants() if c.dtype.kind == "f"]
-        self._params = [_Share(math.prod(c.shape), tuple(of.get(c.name, {}).values())) for c in held]
-
-    def macs(self, alive: NDArray[np.bool_], touching: Collection[int] | None = None) -> float:
-        """Multiply-accumulates with these numbers alive; touching: of these works only, see `works_of`."""
-        return _total(self._macs, alive, touching)
-
-    def params(self, alive: NDArray[np.bool_], touching: Collection[int] | None = None) -> float:
-        """Parameters with these numbers alive."""
-        return _total(self._params, alive, touching)
-
-    def touched(self, group: Group, kind: Literal["macs", "params"]) -> list[int]:
-        """Which works, or constants, cutting a group changes."""
-        shares = self._macs if kind == "macs" else self._params
-        return [i for i, share in enumerate(shares) if any(np.isin(ids, group.ids).any() for ids in share.axes)]
-
-
-def _total(shares: list[_Share], alive: NDArray[np.bool_], touching: Collection[int] | None) -> float:
-    total = 0.0
-    for share in shares if touching is None else [shares[i] for i in touching]:
-        amount = float(share.amount)
-        for ids in share.axes:
-            amount *= float(np.count_nonzero(alive[ids])) / len(ids)
-        total += amount
-    return total
-
-
-def _work_axes(node: Node, of: Mapping[str, Mapping[int, Ids]]) -> tuple[Ids, ...]:
-    """Work goes with every axis of the output, and with what is summed over."""
-    if node.op in ("Conv", "ConvTranspose"):
-        w = of.get(node.inputs[1].name, {})
-        return tuple(w[axis] for axis in (0, 1) if axis in w)
-    found = list(of.get(node.outputs[0].name, {}).values()) if node.outputs else []
-    w = of.get(node.inputs[1].name, {}) if len(node.inputs) > 1 and isinstance(node.inputs[1], Constant) else {}
-    summed = 1 if node.op == "Gemm" and node.attrs.get("transB", 0) else 0
-    return (*found, w[summed]) if summed in w else tuple(found)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,17 +19,21 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sampling import spread
 from onnxshot.cutting.allocation import Allocation
+from onnxshot.cutting.axes import Shape
+from onnxshot.cutting.branches import Branch, branches_of
 from onnxshot.cutting.cut_model import cut_copy, kept_outputs, latency_share, store_as
-from onnxshot.cutting.groups import Cost, Group, Groups, groups_of
+from onnxshot.cutting.groups import Group, Groups, groups_of
 from onnxshot.cutting.importance import Curve, norm_curves
 from onnxshot.cutting.refit import apply, refit
 from onnxshot.cutting.shrunk import GroupRow, ShrinkReport, ShrinkResult
-from onnxshot.cutting.weigher import Weigher
+from onnxshot.cutting.times import times_of
+from onnxshot.cutting.weigher import Weigher, output_error
+from onnxshot.cutting.work import macs_of, params_of
 from onnxshot.errors import UsageError
 from onnxshot.goal import Evaluate, Goal, Judge
 from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of, load_model
-from onnxshot.graph.macs import concrete_shapes
+from onnxshot.graph.macs import concrete_shapes, count
 from onnxshot.match import match_nodes
 from onnxshot.output import Made
 from onnxshot.parallel import in_order
@@ -37,6 +42,7 @@ from onnxshot.passes.normalize import normalize
 from onnxshot.report import NOISE
 from onnxshot.settings import Settings
 from onnxshot.stages import MULTIPLES, ShrinkStage
+from onnxshot.targets.ort_runtime import Feed, Runner
 
 Scope = Literal["all", "mlp", "heads"]
 Importance = Literal["auto", "error", "l1", "l2"]
@@ -44,10 +50,14 @@ Importance = Literal["auto", "error", "l1", "l2"]
 __all__ = ["GroupRow", "ShrinkReport", "ShrinkResult", "shrink"]
 
 _LEARNED_FROM = 256  # samples
-_TRIALS = 16  # samples on which the outputs are watched
+_TRIALS = 32  # samples on which the outputs are watched, an eighth of what there is at most
+_LEAST_TRIALS = 4
 _STEPS = 0.05  # of the work: how far one step of a search goes
 _LEAST = 0.2  # of the work: where such a search ends in any case
-_BISECTIONS = 5
+_AIMS = 5  # trials on the way to a latency
+_FAR = 1.5  # times the error without: where a branch left out does so much harm, others are not tried
+_TRIED = 3  # branches that a model is made without, to see which one it needs least
+_TABLE = 4  # times as long as one model is, all layers are timed: that shows where a cut saves time
 _NOT_FASTER = "not faster than before: convolutions of ONNX Runtime run on blocks of 8 or 16 channels, try multiple=16"
 
 
@@ -61,7 +71,7 @@ def shrink(
     max_drop: float | None = None,
     evaluate: Evaluate | str | None = None,
     scope: Scope = "all",
-    multiple: int = 1,
+    multiple: int = 8,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     importance: Importance = "auto",
@@ -74,9 +84,11 @@ def shrink(
         model: path of an .onnx file, or a ModelProto.
         calib: calibration data, as `quantize` takes it. Without it channels are weighed by their norm, and nothing is
             learned back.
-        target_flops: share 0..1 of the multiply-accumulates to keep.
+        target_flops: share 0..1 of the multiply-accumulates to keep. What is cut is chosen by the time it saves too:
+            layers are timed at their full and half width, so that two runs may differ where times are close.
         target_params: share 0..1 of the parameters to keep.
-        target_latency: share 0..1 of the latency on ONNX Runtime to keep, both models timed in turns.
+        target_latency: share 0..1 of the latency on ONNX Runtime to keep, both models timed in turns; what is cut is
+            chosen by the time that layers take alone.
         max_drop: most that the score of `evaluate` may fall: step by step as much is cut as that allows.
         evaluate: as in `Goal`.
         scope: 'mlp' and 'heads' cut hidden units of MLPs, or heads of attentions, only.
@@ -87,6 +99,9 @@ def shrink(
             of its weights; 'auto' is 'error' where there is data.
         preset: preprocessing of pictures.
         settings: how to run it.
+
+    Where there is data and nothing narrows down what may be cut, residual branches are left out whole as long as the
+    outputs of the model that comes of it, fitted anew, are nearer to the float model's for it.
 
     Memory: the model a few times over, the samples (256 at most), the second moments of what the layers of all groups
     read, and `refit.HELD` bytes of tensors.
@@ -123,10 +138,12 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
     model: Model = field(init=False)  # normalized, uncut
     report: ShrinkReport = field(init=False)
-    reference: ModelProto = field(init=False)
     groups: Groups = field(init=False)
-    cost: Cost = field(init=False)
-    feeds: list[Mapping[str, Any]] = field(init=False, default_factory=list)
+    shapes: dict[str, Shape] = field(init=False)
+    branches: list[Branch] = field(init=False, default_factory=list)
+    reference: ModelProto = field(init=False)
+    feeds: list[Feed] = field(init=False, default_factory=list)
+    checks: list[Feed] = field(init=False, default_factory=list)  # that nothing is fitted on
 
     def __post_init__(self) -> None:
         name = str(self.source) if isinstance(self.source, str | Path) else "(ModelProto)"
@@ -138,8 +155,10 @@ class _Run:
         """Read the samples."""
         self.report.notes += data.notes
         chosen = spread(len(data))[:_LEARNED_FROM]
-        self.feeds = [s.feed for s in in_order(data.__getitem__, chosen, self.settings.threads)]
-        self.report.samples = len(self.feeds)
+        feeds: list[Feed] = [s.feed for s in in_order(data.__getitem__, chosen, self.settings.threads)]
+        self.report.samples = len(feeds)
+        watched = min(_TRIALS, max(_LEAST_TRIALS, len(feeds) // 8))
+        self.checks, self.feeds = feeds[:watched], feeds[watched:] or feeds
 
     def result(
         self, rows: Sequence[Group], data: Dataset, importance: Importance, evaluate: Evaluate | str | None
@@ -148,23 +167,25 @@ class _Run:
         if not rows:
             self.report.notes.append("nothing was cut: no group of channels can be; the reasons are in the skips")
             self.report.reached = False
-            self._count(Allocation([], self.cost, "macs", 1))
+            self._count(self.model)
             self.report.seconds = time.perf_counter() - self.started
             return ShrinkResult(load_model(self.source), self.report)
         self.reference = self.model.to_proto()
         with timed(self.report.timings, "weigh"):
             curves = self._curves(rows, importance)
-        kind: Literal["macs", "params"] = "params" if "target_params" in self.target else "macs"
-        allocation = Allocation(curves, self.cost, kind, self.multiple)
+        allocation = self._whole(curves)
         if evaluate is not None:
             made = self._by_drop(allocation, evaluate, data)
         else:
-            self._by_target(allocation, data)
-            made = self._made(allocation)
-        self._count(allocation)
+            allocation, made = self._by_target(allocation, data)
+        self._count(made)
+        self._tell_groups(allocation)
         if self.settings.verify and allocation.removed:
             with timed(self.report.timings, "bench"):
                 self.report.latency = latency_share(self.model, made, data, self.settings)
+            wanted = self.target.get("target_latency", math.inf)
+            if self.report.reached and self.report.latency > wanted + NOISE:
+                self._miss(f"{self.report.latency:.1%} of the latency were measured at the end")
             if self.report.latency > 1 - NOISE and self.multiple < max(MULTIPLES):
                 self.report.notes.append(_NOT_FASTER)
         store_as(self.model, made)
@@ -175,12 +196,12 @@ class _Run:
 
     def chosen(self, scope: Scope, include: Sequence[str], exclude: Sequence[str]) -> list[Group]:
         """The groups that may be cut; the others are in the report, with the reason."""
-        sizes = {name: np.shape(x) for name, x in self.feeds[0].items()} if self.feeds else None
-        shapes = concrete_shapes(self.model, sizes)
-        self.groups = groups_of(self.model, shapes)
-        self.cost = Cost(self.model, self.groups, shapes)
+        self.shapes = concrete_shapes(self.model, self._sizes())
+        self.groups = groups_of(self.model, self.shapes)
         picked = match_nodes(self.model, include, "include") if include else None
         left = match_nodes(self.model, exclude, "exclude")
+        if self.feeds and scope == "all" and picked is None:
+            self.branches = branches_of(self.model, self.groups, self.shapes, left)
         self.report.skips = list(self.groups.skips)
         rows = []
         for group in self.groups.rows:
@@ -200,41 +221,95 @@ class _Run:
 
     def _curves(self, rows: Sequence[Group], importance: Importance) -> list[Curve]:
         if self.feeds and importance in ("auto", "error"):
-            checks = self.feeds[:_TRIALS] if len(self.feeds) > 4 * _TRIALS else self.feeds[::4]
-            seen = {id(feed) for feed in checks}
-            learn = [feed for feed in self.feeds if id(feed) not in seen] or checks
             weigher = Weigher(
-                self.reference, learn, checks, self.settings.threads, self.multiple, self.settings.progress
-            )
+                self.reference, self.feeds, self.checks, self.settings.threads, self.multiple, self.settings.progress
+            )  # fmt: skip
             return weigher.curves(rows)
         return norm_curves(self.model, self.groups.axes, rows, 1 if importance == "l1" else 2, self.multiple)
 
+    def _whole(self, curves: Sequence[Curve]) -> Allocation:
+        """Nothing cut yet."""
+        axes = self.groups.axes
+        if "target_params" in self.target:
+            return Allocation(curves, params_of(self.model, axes), self.multiple, axes.count)
+        with timed(self.report.timings, "time layers"):
+            times = times_of(
+                self.reference, axes, self.shapes, threads=self.settings.threads,
+                seconds=_TABLE * self.settings.bench_seconds,
+            )  # fmt: skip
+        if "target_latency" in self.target:
+            return Allocation(curves, times, self.multiple, axes.count)
+        return Allocation(curves, macs_of(self.model, axes, self.shapes), self.multiple, axes.count, times)
+
     # ------------------------------------------------------------------ targets
 
-    def _by_target(self, allocation: Allocation, data: Dataset) -> None:
-        """Cut to the share of the work or the parameters, or to that of the latency."""
+    def _by_target(self, whole: Allocation, data: Dataset) -> tuple[Allocation, Model]:
+        """Cut to the share of the work, the parameters or the latency, with as many branches left out as do good."""
+        best, missed = whole, self._reach(whole, data)
+        made = self._made(best)
+        ((_, share),) = self.target.items()
+        error = math.inf if missed or not self.branches else self._error(made)
+        candidates = self._ranked(whole)[:_TRIED]
+        while candidates:
+            without, better = best.branches, []
+            limit = error
+            for branch in candidates:
+                trial = replace(whole, branches=[*without, branch])
+                if trial.share < share or self._reach(trial, data):
+                    continue  # more than was asked for, or not enough
+                other = self._made(trial)
+                found = self._error(other)
+                if found > _FAR * limit:
+                    break  # of a network that needs its branches: each of the others would cost a fit too
+                if found < limit:
+                    better.append(branch)
+                if found < error:
+                    best, made, error, missed = trial, other, found, ""
+            candidates = [branch for branch in better if branch not in best.branches]
+        if missed:
+            self._miss(missed)
+        return best, made
+
+    def _miss(self, note: str) -> None:
+        self.report.notes.append(note)
+        self.report.reached = False
+
+    def _ranked(self, whole: Allocation) -> list[Branch]:
+        """The branches, least error per share of the work first; nothing has learned yet."""
+
+        def rate(branch: Branch) -> float:
+            without = replace(whole, branches=[branch])
+            return self._error(self._cut(without)) / max(1 - without.share, 1e-9)
+
+        with timed(self.report.timings, "weigh"):
+            return sorted(self.branches, key=rate)
+
+    def _reach(self, allocation: Allocation, data: Dataset) -> str:
+        """Cut until the target is met; why it is not."""
         ((name, share),) = self.target.items()
         if name == "target_latency":
-            self._by_latency(allocation, share, data)
-        elif not allocation.shrink_to(share):
-            self._missed(f"no more than {1 - allocation.share:.1%} can be cut: {name} {share:g} is not reached")
+            return self._to_latency(allocation, share, data)
+        if allocation.shrink_to(share):
+            return ""
+        return f"no more than {1 - allocation.share:.1%} can be cut: {name} {share:g} is not reached"
 
-    def _by_latency(self, allocation: Allocation, share: float, data: Dataset) -> None:
-        """Halve the interval of work until the latency is met as closely as it can be told: it needs no weights."""
-        low, high = _LEAST, 1.0
-        best: tuple[float, float] | None = None
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            trial = Allocation(allocation.curves, self.cost, allocation.kind, self.multiple)
-            trial.shrink_to(middle)
-            found = latency_share(self.model, cut_copy(self.model, self.groups.axes, trial), data, self.settings)
-            if found <= share:
-                low, best = middle, (middle, found)
-            else:
-                high = middle
-        if best is None:
-            self._missed(f"{_LEAST:.0%} of the work still takes over {share:.1%} of the time")
-        allocation.shrink_to(best[0] if best else _LEAST)
+    def _to_latency(self, allocation: Allocation, share: float, data: Dataset) -> str:
+        """Cut until the latency should be met: it falls with the time of the layers, by how much is measured.
+
+        Weights do not matter for it. Each trial aims at the target by what all before have shown, through (1, 1).
+        """
+        fall, seen = 1 - share, []
+        slope = 0.0
+        for _ in range(_AIMS):
+            trial = replace(allocation)
+            trial.shrink_to(max(_LEAST, 1 - fall))
+            seen.append((1 - trial.share, 1 - latency_share(self.model, self._cut(trial), data, self.settings)))
+            slope = sum(x * y for x, y in seen) / max(sum(x * x for x, _ in seen), 1e-9)
+            fall = (1 - share) / max(slope, 1e-9)
+        allocation.shrink_to(max(_LEAST, 1 - fall))
+        found = 1 - slope * (1 - allocation.share)
+        missed = f"the latency falls to {found:.1%} at most: target_latency {share:g} is not reached"
+        return "" if found <= share + NOISE else missed
 
     def _by_drop(self, allocation: Allocation, evaluate: Evaluate | str, data: Dataset) -> Model:
         """Step by step, as long as the score falls by no more than it may; the last model that kept to it."""
@@ -258,16 +333,15 @@ class _Run:
         allocation.go_back(kept)
         return best
 
-    def _missed(self, note: str) -> None:
-        self.report.notes.append(note)
-        self.report.reached = False
-
     # ------------------------------------------------------------------ a model that is cut
+
+    def _cut(self, allocation: Allocation) -> Model:
+        return cut_copy(self.model, self.groups.axes, allocation)
 
     def _made(self, allocation: Allocation) -> Model:
         """The model cut, and learned back where there is data."""
         with timed(self.report.timings, "cut"):
-            made = cut_copy(self.model, self.groups.axes, allocation)
+            made = self._cut(allocation)
         if self.feeds and allocation.removed:
             with timed(self.report.timings, "fit"):
                 kept = kept_outputs(self.model, self.groups.axes, allocation)
@@ -278,15 +352,36 @@ class _Run:
                 apply(made, found)
         return made
 
-    def _count(self, allocation: Allocation) -> None:
-        whole = np.ones(self.cost.count, bool)
-        self.report.macs = round(self.cost.macs(whole)), round(self.cost.macs(allocation.alive))
-        self.report.params = round(self.cost.params(whole)), round(self.cost.params(allocation.alive))
+    def _error(self, made: Model) -> float:
+        """Energy of the error of the outputs on the checks, as a share of that of the uncut model's."""
+        wanted, found = (Runner(proto.SerializeToString(), threads=1) for proto in (self.reference, made.to_proto()))
+        right = in_order(wanted.run, self.checks, self.settings.threads)
+        return output_error(right, found, self.checks, self.settings.threads)
+
+    # ------------------------------------------------------------------ what came of it
+
+    def _sizes(self) -> dict[str, Shape] | None:
+        """Shapes of the inputs; None where they are not known."""
+        return {name: np.shape(x) for name, x in self.feeds[0].items()} if self.feeds else None
+
+    def _count(self, made: Model) -> None:
+        before, after = (_size(model, concrete_shapes(model, self._sizes())) for model in (self.model, made))
+        self.report.macs, self.report.params = (before[0], after[0]), (before[1], after[1])
+
+    def _tell_groups(self, allocation: Allocation) -> None:
+        self.report.branches = [branch.name for branch in allocation.branches]
         for curve, cut in zip(allocation.curves, allocation.cut, strict=True):
-            group, before = curve.group, len(curve.group.ids)
+            group = curve.group
             layers = tuple(node.label for node, _ in group.makers)
-            row = GroupRow(group.name, group.kind, layers, before, before - cut, float(curve.loss[cut]))
+            after = int(np.count_nonzero(allocation.alive[group.ids]))
+            row = GroupRow(group.name, group.kind, layers, len(group.ids), after, float(curve.loss[cut]))
             self.report.groups.append(row)
+
+
+def _size(model: Model, shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    """Multiply-accumulates of one run, and float parameters."""
+    stored = sum(math.prod(c.shape) for c in model.constants() if c.dtype.kind == "f")
+    return sum(row.macs for row in count(model, shapes)), stored
 
 
 @contextmanager

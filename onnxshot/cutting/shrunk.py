@@ -32,6 +32,7 @@ class ShrinkReport:
     Attributes:
         input, target: the file read, and the target by its name.
         groups: what became of each group that might be cut.
+        branches: first layers of the residual branches that were left out whole.
         skips: layers whose outputs cannot be cut or were to be left, and why.
         macs, params: (before, after): multiply-accumulates of one run, and float parameters.
         latency: median share of the float model's that is left, timed in turns; None where it was not measured.
@@ -44,6 +45,7 @@ class ShrinkReport:
     input: str
     target: dict[str, Any]
     groups: list[GroupRow] = field(default_factory=list)
+    branches: list[str] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     macs: tuple[int, int] = (0, 0)
     params: tuple[int, int] = (0, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from onnxshot.layer_rows import Feeds
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.maths.removal import Floats, Reader, made_up_for, removal_order
 from onnxshot.parallel import in_order
-from onnxshot.targets.ort_runtime import Runner
+from onnxshot.targets.ort_runtime import Feed, Runner
 
 _MOST_COLUMNS = 3072  # inputs of one output: of more, second moments take over 75 MB, and a norm must do
 _ROWS = 8192  # values of every output that moments are gathered at
@@ -128,12 +128,7 @@ class Weigher:
                     gone = np.isin(curve.group.ids, curve.order[:level])
                     changed = self._without(curve.group, gone, given, known, moments)
                     runner = Runner(_with_constants(self.proto, changed), threads=1)
-                    noise = SqnrSum()
-                    for want, got in zip(wanted, in_order(runner.run, self.checks, self.threads), strict=True):
-                        for name, value in want.items():
-                            if value.dtype.kind == "f":
-                                noise.add(value, got[name])
-                    points.append((curve.local[level], 10.0 ** (-noise.db / 10) if noise.count else 0.0))
+                    points.append((curve.local[level], output_error(wanted, runner, self.checks, self.threads)))
             found.append(replace(curve, loss=scaled(curve.local, points)))
         return found
 
@@ -165,6 +160,16 @@ class Weigher:
     def _tell(self, what: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(what, done + 1, total)
+
+
+def output_error(wanted: Iterable[Feed], runner: Runner, feeds: Feeds, threads: int) -> float:
+    """Energy of the error of a model's float outputs, as a share of that of the wanted ones."""
+    noise = SqnrSum()
+    for want, got in zip(wanted, in_order(runner.run, feeds, threads), strict=True):
+        for name, value in want.items():
+            if value.dtype.kind == "f":
+                noise.add(value, got[name])
+    return float(10.0 ** (-noise.db / 10)) if noise.count else 0.0
 
 
 def scaled(local: Floats, points: Sequence[tuple[float, float]]) -> Floats:

@@ -1,0 +1,100 @@
+"""Which channels an allocation gives up, with tables of time: held against every way there is on small cases."""
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import pytest
+
+from onnxshot.cutting.allocation import Allocation
+from onnxshot.cutting.axes import Ids
+from onnxshot.cutting.groups import Group
+from onnxshot.cutting.importance import Curve
+from onnxshot.cutting.times import Timed
+from onnxshot.cutting.work import Product, Work
+
+
+def numbers(*widths: int) -> list[Ids]:
+    ends = np.cumsum(widths)
+    return [np.arange(end - width, end) for width, end in zip(widths, ends, strict=True)]
+
+
+def curve(ids: Ids, losses: Sequence[float]) -> Curve:
+    """A group whose channels are cut in order; losses: what each adds."""
+    loss = np.concatenate([[0.0], np.cumsum(losses)])
+    return Curve(Group(f"group {ids[0]}", "channels", ids, (), (), ()), ids[: len(losses)], loss, loss)
+
+
+def timed(ids: Ids, per_block: float, block: int) -> Timed:
+    """Time that goes with blocks of channels made, and nothing else."""
+    full = per_block * -(-len(ids) // block)
+    return Timed(np.asarray([[full, full / 2], [full, full / 2]]), None, ids, block)
+
+
+def test_latency_is_met_at_the_least_loss_there_is() -> None:
+    """Blocks that take as much time each, and losses that grow: every number of channels of every group is tried."""
+    rng = np.random.default_rng(0)
+    ids = numbers(16, 16, 16)
+    time = Work(tuple(timed(i, 10.0, 4) for i in ids))
+    for _ in range(5):
+        curves = [curve(i, np.sort(rng.exponential(1, 12))) for i in ids]
+        for share in (0.9, 0.75, 0.5):
+            found = Allocation(curves, time, 1, 48)
+            assert found.shrink_to(share)
+            ways = []
+            for cut in product(range(13), repeat=3):
+                alive = np.ones(48, bool)
+                for each, n in zip(curves, cut, strict=True):
+                    alive[each.order[:n]] = False
+                if time.left(alive) <= share * 120:
+                    ways.append(sum(float(each.loss[n]) for each, n in zip(curves, cut, strict=True)))
+            lost = sum(float(each.loss[n]) for each, n in zip(curves, found.cut, strict=True))
+            assert lost == pytest.approx(min(ways))
+            assert all((16 - n) % 4 == 0 for n in found.cut), "a block that is not whole takes as long"
+
+
+def test_of_equal_loss_per_work_the_one_that_saves_time_is_taken() -> None:
+    ids = numbers(8, 8)
+    curves = [curve(i, [1.0] * 6) for i in ids]
+    work = Work(tuple(Product(100.0, (i,)) for i in ids))
+    time = Work((timed(ids[0], 1.0, 1), timed(ids[1], 2.0, 1)))
+    found = Allocation(curves, work, 1, 16, time)
+    assert found.shrink_to(0.75)
+    assert found.cut == [0, 4]
+    assert found.share == 0.75
+
+
+def test_work_that_takes_no_time_is_cut_last_but_cut() -> None:
+    """The first group is one block: half of it takes as long as all of it, although it loses less."""
+    ids = numbers(8, 16)
+    curves = [curve(ids[0], [0.5] * 6), curve(ids[1], [1.0] * 12)]
+    work = Work(tuple(Product(10.0 * len(i), (i,)) for i in ids))
+    time = Work(tuple(timed(i, 10.0, 8) for i in ids))
+    found = Allocation(curves, work, 1, 24, time)
+    assert found.shrink_to(0.7)
+    assert found.cut == [0, 8]
+    assert found.shrink_to(0.4), "the target is one of work"
+    assert found.cut[0] > 0
+    assert not Allocation(curves, time, 1, 24).shrink_to(0.5)
+
+
+def test_without_time_the_loss_per_work_decides() -> None:
+    ids = numbers(8, 8)
+    curves = [curve(ids[0], [1.0] * 6), curve(ids[1], [1.5] * 6)]
+    work = Work((Product(100.0, (ids[0],)), Product(200.0, (ids[1],))))
+    found = Allocation(curves, work, 1, 16)
+    assert found.shrink_to(0.75)
+    assert found.cut == [0, 3]
+    found.go_back([2, 0])
+    assert found.removed == {0, 1}
+    assert found.share == pytest.approx(1 - 25 / 300)
+
+
+def test_what_a_large_last_step_makes_needless_is_given_back() -> None:
+    """Seven cheap channels are a twelfth of the work: not enough, and needless once a block of the other is cut."""
+    ids = numbers(10, 20)
+    curves = [curve(ids[0], [1.0] * 7), curve(ids[1], [20.0] * 15)]
+    work = Work((Product(10.0, (ids[0],)), timed(ids[1], 40.0, 20 // 2)))
+    found = Allocation(curves, work, 1, 30)
+    assert found.shrink_to(0.6)
+    assert found.cut == [0, 10]
