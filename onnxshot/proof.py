@@ -197,7 +197,7 @@ def sparsity(model: Model) -> float:
     for constant in model.constants():
         if len(constant.shape) >= 2 and weights.size_bytes(constant) <= MAX_BYTES // 10:
             values = np.asarray(weights.read(constant))
-            if values.dtype.kind in "fi":
+            if values.dtype.kind in "fi" or values.dtype.name == "bfloat16":
                 zeros += values.size - int(np.count_nonzero(values))
                 total += values.size
     return zeros / total if total else 0.0

@@ -15,8 +15,10 @@ from pains import PROVEN, QUICK, command, compressed, data_of, every_node, outpu
 from support import fixture
 
 import onnxshot
+from onnxshot import proof
 from onnxshot.emulation import emulated
 from onnxshot.errors import TargetError, UsageError
+from onnxshot.graph.load import load_model
 from onnxshot.plan import HALF, STATIC
 from onnxshot.recipe import Recipe
 from onnxshot.stages import PruneStage, Stages
@@ -133,6 +135,12 @@ def test_what_is_emulated_is_what_bf16_gives() -> None:
     np.testing.assert_array_equal(found, s.astype(np.float32))
     (reference,) = ReferenceEvaluator(proto).run(None, feed)
     np.testing.assert_allclose(found, reference, rtol=2**-7, atol=2**-7)
+
+
+def test_zeros_of_bf16_are_counted() -> None:
+    kept = np.where(np.arange(64).reshape(8, 8) % 4 == 0, weight(8, 8), 0).astype(ml_dtypes.bfloat16)
+    text = "g (bfloat16[1, 8] x) => (bfloat16[1, 8] y) { y = MatMul(x, w) }"
+    assert proof.sparsity(load_model(model(text, {"w": kept}, opset=22, ir=10))) == 0.75
 
 
 def test_excluded_nodes_stay_float32() -> None:
