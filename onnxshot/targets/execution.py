@@ -9,13 +9,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One node as it ran. precision: int8, int4, float8 or float; exact: False where its work could only be guessed."""
+    """One node as it ran.
+
+    Attributes:
+        name, op: of the node.
+        precision: int8, int4, float8 or float.
+        macs: its work.
+        exact: False where that could only be guessed.
+        asked: the file asks for int8, as far as the runtime tells that apart: both factors are dequantized.
+    """
 
     name: str
     op: str
     precision: str
     macs: int
     exact: bool = True
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,13 @@ class Execution:
     def share(self) -> float:
         """Share 0..1 of the multiply-accumulates done on integers; 0 where there are none."""
         return self.int8_macs / self.total_macs if self.total_macs else 0.0
+
+    @property
+    def honoured(self) -> float:
+        """Share 0..1 of the multiply-accumulates asked for in int8 that are done so; 1 where none are."""
+        asked = [n for n in self.nodes if n.asked]
+        total = sum(n.macs for n in asked)
+        return sum(n.macs for n in asked if n.precision != "float") / total if total else 1.0
 
     @property
     def float_by_op(self) -> dict[str, int]:

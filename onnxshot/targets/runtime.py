@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from onnxshot.errors import TargetError
 from onnxshot.graph import Model
 from onnxshot.passes.base import Skip
 from onnxshot.targets.execution import Execution
 
 Feed = Mapping[str, NDArray[Any]]
 Sizes = tuple[int, ...]
+_SHOWN = 3  # of the nodes of a kind, in one line
 
 
 class Loaded(Protocol):
@@ -37,6 +39,30 @@ class Finding(Skip):
     """
 
     refused: bool = False
+
+
+def raise_refused(found: Sequence[Finding], runtime: str, target: str) -> None:
+    """Raise TargetError where a runtime refuses nodes, naming the first, and the target whose rules it takes."""
+    refused = [finding for finding in found if finding.refused]
+    if refused:
+        first = refused[0]
+        more = f", and {len(refused) - 1} nodes more" if len(refused) > 1 else ""
+        hint = f"onnxshot quantize --target {target} places what it takes"
+        raise TargetError(f"{runtime} refuses {first.node!r} ({first.op}): {first.reason}{more}", hint)
+
+
+def notes_of(found: Sequence[Finding]) -> list[str]:
+    """A line for each reason, with the nodes that it is true of."""
+    by_reason: dict[str, list[str]] = {}
+    for finding in found:
+        by_reason.setdefault(finding.reason, []).append(finding.node)
+    return [f"{some(nodes)}: {reason}" for reason, nodes in by_reason.items()]
+
+
+def some(nodes: Sequence[str]) -> str:
+    """The first few of many names."""
+    more = f" and {len(nodes) - _SHOWN} more" if len(nodes) > _SHOWN else ""
+    return ", ".join(nodes[:_SHOWN]) + more
 
 
 @dataclass(frozen=True, slots=True)

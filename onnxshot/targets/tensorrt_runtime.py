@@ -9,10 +9,8 @@ from onnxshot.errors import TargetError
 from onnxshot.graph import Model, Node, edit
 from onnxshot.graph.load import load_model
 from onnxshot.targets import tensorrt_build, tensorrt_engine, tensorrt_log, tensorrt_rules
-from onnxshot.targets.runtime import EmitOptions, Emitted, Finding, Loaded, Runtime
+from onnxshot.targets.runtime import EmitOptions, Emitted, Finding, Loaded, Runtime, notes_of, raise_refused, some
 from onnxshot.zeros import half_zero
-
-_SHOWN = 3  # of the nodes of a kind, in one line
 
 
 class TensorRt(Runtime):
@@ -38,12 +36,7 @@ class TensorRt(Runtime):
         rtx = tensorrt_build.module().__name__ == "tensorrt_rtx"
         model = load_model(source)
         found = self.preflight(model)
-        refused = [finding for finding in found if finding.refused]
-        if refused:
-            first = refused[0]
-            more = f", and {len(refused) - 1} nodes more" if len(refused) > 1 else ""
-            hint = "onnxshot quantize --target tensorrt places what it takes"
-            raise TargetError(f"TensorRT refuses {first.node!r} ({first.op}): {first.reason}{more}", hint)
+        raise_refused(found, "TensorRT", self.format)
         ranges = tensorrt_build.profiles(model, options.shapes)
         halves = half_zero(model)
         engine = folder / f"{stem}{self.suffix}"
@@ -51,7 +44,7 @@ class TensorRt(Runtime):
             log = Path(made) / "build.log"
             tensorrt_build.build(model, engine, log, ranges, options, sparse=bool(halves))
             executed = tensorrt_log.execution(model, {name: usual for name, (_, usual, _) in ranges.items()}, log)
-        notes = [*_of_findings(found), *_of_sparsity(halves)]
+        notes = [*notes_of(found), *_of_sparsity(halves)]
         if rtx and options.timing_cache is not None:
             notes.append("TensorRT-RTX measures nothing when it builds: there is no timing cache to write")
         return Emitted((engine.name,), executed, tuple(notes))
@@ -72,23 +65,11 @@ class TensorRt(Runtime):
             return tensorrt_engine.Engine(Path(made) / emitted.files[0])
 
 
-def _of_findings(found: list[Finding]) -> list[str]:
-    by_reason: dict[str, list[str]] = {}
-    for finding in found:
-        by_reason.setdefault(finding.reason, []).append(finding.node)
-    return [f"{_some(nodes)}: {reason}" for reason, nodes in by_reason.items()]
-
-
 def _of_sparsity(halves: list[Node]) -> list[str]:
     if not halves:
         return []
-    notes = [f"built to use 2:4 zeros, which {len(halves)} weights have: {_some([n.label for n in halves])}"]
+    notes = [f"built to use 2:4 zeros, which {len(halves)} weights have: {some([n.label for n in halves])}"]
     makers = [edit.producer(tensor) for node in halves for tensor in node.inputs[:2]]
     if any(maker is not None and maker.op == "DequantizeLinear" for maker in makers):
         notes.append("TensorRT was seen not to use 2:4 behind Q/DQ pairs: time it before relying on both")
     return notes
-
-
-def _some(nodes: list[str]) -> str:
-    more = f" and {len(nodes) - _SHOWN} more" if len(nodes) > _SHOWN else ""
-    return ", ".join(nodes[:_SHOWN]) + more
