@@ -19,11 +19,12 @@ from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.plan import Plan
+from onnxshot.plan import STATIC, Plan
 from onnxshot.planner import make_plan
 from onnxshot.preparing import frozen_specs, prepare, resolve_preset
 from onnxshot.recipe import Recipe
 from onnxshot.settings import Settings
+from onnxshot.smoothing import readers_of
 from onnxshot.targets import target_named
 
 HOLDOUT = 0.25
@@ -170,7 +171,9 @@ def _watched(model: Model, plan: Plan, recipe: Recipe) -> tuple[list[str], set[s
     """(tensors to watch, those of them by channel): all that a run with other exclusions could ask about too."""
     everything = make_plan(model, target_named(recipe.target), Recipe(target=recipe.target, mode="static"))
     names = list(dict.fromkeys((*plan.observe, *everything.observe)))
-    return names, {*plan.watched, *everything.watched}
+    by_channel = {*plan.watched, *everything.watched}
+    by_channel.update(t.name for p in (plan, everything) for t in readers_of(model, p, STATIC))  # may be smoothed too
+    return names, by_channel
 
 
 def _numbers(known: Statistics, numbers: Sequence[int], digests: Sequence[str]) -> list[int]:

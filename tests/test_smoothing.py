@@ -10,7 +10,7 @@ from handmade.core import Feed, model, vector, weight
 from numpy.typing import NDArray
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
-from planning import FAST, initializers, maker, nodes_of, normalized, planned, run, sqnr, statistics
+from planning import FAST, initializers, maker, nodes_of, normalized, planned, run, small, sqnr, statistics
 
 import onnxshot
 from onnxshot import smoothing
@@ -346,3 +346,11 @@ def test_statistics_of_more_samples_count() -> None:
 def test_the_recipe_refuses_other_values() -> None:
     with pytest.raises(UsageError, match="smooth is 'yes'"):
         Recipe(smooth="yes")  # type: ignore[arg-type]
+
+
+def test_inputs_of_static_products_are_watched_by_channel_whatever_the_cache_holds() -> None:
+    """A target without dynamic ops had channels of them only where a run for another target had left them."""
+    text = "g (float[n, 5, 128] x) => (float[n, 5, 64] y) { r = Relu(x)  y = MatMul(r, w) }"
+    case = small(text, {"w": weight(128, 64, channel_axis=1)}, x=(2, 5, 128))
+    found = onnxshot.calibrate(case.model, case.feeds, recipe=Recipe(target="tensorrt"), settings=FAST)
+    assert len(found.tensors["r"].channel_absmax) == 128
