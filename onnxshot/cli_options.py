@@ -26,7 +26,9 @@ CalibOpt = Annotated[
 PresetOpt = Annotated[
     str | None, typer.Option(help="How pictures become inputs: a name, a YAML file, or 'none' for raw arrays.")
 ]
-TargetOpt = Annotated[str, typer.Option(help="Where the model will run: ort, ort-avx2, tensorrt, portable.")]
+TargetOpt = Annotated[
+    str, typer.Option(help="Where the model will run: ort, ort-avx2, openvino, tensorrt, portable.")
+]
 ThreadsOpt = Annotated[int, typer.Option(help="CPU threads of every inference.", min=1)]
 SamplesOpt = Annotated[
     str, typer.Option(help="auto: until the ranges have settled. all, or a number: that many, evenly spaced.")

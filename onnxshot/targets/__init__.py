@@ -2,12 +2,13 @@
 
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.targets.base import Target
+from onnxshot.targets.openvino import OPENVINO
 from onnxshot.targets.ort import ORT, ORT_AVX2
 from onnxshot.targets.portable import PORTABLE
 from onnxshot.targets.runtime import Runtime
 from onnxshot.targets.tensorrt import TENSORRT
 
-TARGETS: dict[str, Target] = {t.name: t for t in (ORT, ORT_AVX2, TENSORRT, PORTABLE)}
+TARGETS: dict[str, Target] = {t.name: t for t in (ORT, ORT_AVX2, OPENVINO, TENSORRT, PORTABLE)}
 
 
 RUNTIMES: dict[str, Runtime] = {t.runtime.format: t.runtime for t in TARGETS.values() if t.runtime is not None}

@@ -18,7 +18,8 @@ class Target:
         activation: default scheme of activations.
         weight: default scheme of weights; its axis is set per op.
         types: (activation, weight) type names the target computes in; all others are refused before calibration.
-        refused: why a pair is refused, by activation or weight type name; why floats of 16 bits are, by theirs.
+        refused: why a pair is refused, by activation or weight type name, or by such as 'uint8 weights'; why floats of
+            16 bits are, by theirs.
         static: ops with a weight that run in int8 with fixed activation scales.
         dynamic: ops with a weight that run in int8 with activation scales taken at run time.
         contrib: ops it runs in int8 through an operator of its own; only on request: no other runtime reads them.
@@ -75,7 +76,7 @@ class Target:
         """Empty where the target runs this pair in int8, else the reason it does not."""
         if (activation.name, weight.name) in self.types:
             return ""
-        for name in (activation.name, weight.name):
+        for name in (f"{weight.name} weights", activation.name, weight.name):
             if name in self.refused:
                 return self.refused[name]
         runs = ", ".join(sorted(f"{a} x {w}" for a, w in self.types))
