@@ -277,7 +277,7 @@ def test_row33_the_opset_is_the_lowest_that_the_scheme_needs(name: str, options:
 
 def test_row33_success_is_said_of_a_file_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file onnxruntime refuses is an error, and is not left behind: onnxruntime 25932."""
-    real = onnxshot.pipeline.edit.toposort
+    real = onnxshot.rewrite.edit.toposort
     calls: list[int] = []
 
     def spoil(loaded: onnxshot.graph.Model) -> None:
@@ -288,7 +288,7 @@ def test_row33_success_is_said_of_a_file_that_loads(tmp_path: Path, monkeypatch:
                 calls.append(1)
 
     case = HANDMADE["resnet_block"]()
-    monkeypatch.setattr(onnxshot.pipeline.edit, "toposort", spoil)
+    monkeypatch.setattr(onnxshot.rewrite.edit, "toposort", spoil)
     with pytest.raises(ModelError):
         quantize(case.model, case.feeds, output=tmp_path / "q.onnx", settings=PROVEN)
     assert calls
