@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from onnxshot.contract import contract
 from onnxshot.emitting import Judged, made, runtime_of
-from onnxshot.errors import ModelError, TargetError
+from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
@@ -15,7 +16,7 @@ from onnxshot.report import NOISE
 from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES
 from onnxshot.targets.ort_bench import bench
-from onnxshot.targets.runtime import EmitOptions
+from onnxshot.targets.runtime import EmitOptions, Sizes
 from onnxshot.verify import compare
 
 _FEEDS = 8
@@ -39,14 +40,28 @@ def _row(name: str, written: Path, judged: Judged, settings: Settings) -> dict[s
     found = [f"{f.node} ({f.op}): {f.reason}" for f in runtime.preflight(load_model(written))]
     try:
         with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
-            place, options = Path(folder) / f"model{runtime.suffix}", EmitOptions(threads=settings.threads)
+            place = Path(folder) / f"model{runtime.suffix}"
+            options = EmitOptions(shapes=_ranges(written, judged), threads=settings.threads)
             with made(written, name, place, options, judged, settings) as (_, artifact):
                 return {
                     "int8_macs_share": artifact.int8_macs_share, "sqnr_db": artifact.sqnr_db,
                     "latency": artifact.latency, "notes": list(artifact.notes), "findings": found,
                 }  # fmt: skip
-    except (ModelError, TargetError) as e:
+    except (ModelError, TargetError, UsageError) as e:
         return {"refused": str(e), "findings": found}
+
+
+def _ranges(written: Path, judged: Judged) -> dict[str, tuple[Sizes, Sizes, Sizes]]:
+    """Least, usual and largest sizes of every input that has free ones, as the samples have them."""
+    free = [p.name for p in contract(written) if p.way == "input" and not all(isinstance(d, int) for d in p.dims or ())]
+    feeds = [sample.feed for sample in judged.samples] if free else []
+    found = {}
+    for name in free:
+        shapes = sorted(feed[name].shape for feed in feeds)
+        if len({len(shape) for shape in shapes}) == 1:
+            least, most = (tuple(map(end, zip(*shapes, strict=True))) for end in (min, max))
+            found[name] = (least, shapes[len(shapes) // 2], most)
+    return found
 
 
 def against(alone: Model, target: str, written: Path, judged: Judged, settings: Settings) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One file for every runtime: what it holds, what each runtime is asked, and what it costs is told."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,17 @@ def test_every_runtime_is_asked_and_the_price_is_told(copying: Copying, tmp_path
     assert any(note.startswith("in copy: 75 % of the work in int8") for note in report.notes)
     assert any(note.startswith("for ort alone: SQNR") for note in report.notes)
     assert report.to_dict()["runtimes"][0]["runtime"] == "copy"
+
+
+def test_runtimes_that_want_sizes_get_those_of_the_samples(copying: Copying) -> None:
+    text = "g (float[N, 4, W] x, float[1] t) => (float[N, 4, W] y) { c = Conv(x, w) y = Mul(c, t) }"
+    case = small(text, {"w": weight(4, 4, 1)}, x=(1, 4, 8), t=(1,))
+    for i, feed in enumerate(case.feeds):
+        feed["x"] = feed["x"][..., : 8 - i]
+    settings = replace(PROVEN, samples="all")
+    quantize(case.model, [*case.feeds, *case.feeds], target="portable", settings=settings)
+    (options,) = copying.made
+    assert options.shapes == {"x": ((1, 4, 5), (1, 4, 6), (1, 4, 6))}
 
 
 def test_what_is_missing_or_refuses_is_told(copying: Copying) -> None:
