@@ -72,7 +72,7 @@ def refused_by_tensorrt(proto: onnx.ModelProto) -> list[str]:
     return odd
 
 
-@pytest.mark.parametrize("target", ["ort", "ort-avx2", "tensorrt"])
+@pytest.mark.parametrize("target", ["ort", "ort-avx2", "openvino", "tensorrt", "portable"])
 @pytest.mark.parametrize("style", [style for style in STYLES if style != "integer operators"])
 @pytest.mark.parametrize("block", BLOCKS)
 def test_answers_stay_the_same(block: str, style: str, target: str) -> None:
