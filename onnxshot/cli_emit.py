@@ -65,8 +65,9 @@ def emit(
     as_json: JsonOpt = False,
 ) -> None:
     """Convert MODEL without compressing it; to 'onnx': normalize it, for --target where it is quantized."""
-    formats = listed(to) or ("onnx",)
-    place = output or model.with_name(f"{model.stem}.normalized.onnx" if "onnx" in formats else model.name)
+    formats = listed(to)
+    beside = f"{model.stem}.normalized.onnx" if formats is None or "onnx" in formats else model.name
+    place = output or model.with_name(beside)
     options = emit_options(shapes, hardware, half_weights, timing_cache, build_minutes, threads)
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(verify=verify, threads=threads, progress=show)
@@ -104,8 +105,8 @@ def places_of(
 ) -> dict[str, Path]:
     """Where the result for each target goes: to the output, or beside the model, named after the precision.
 
-    Of several targets each has its name.
-    Without an output the name ends as the first format does that is asked for, or that is the target's own.
+    Of several targets each has its name in it. Without an output it ends as the first format does that is asked for, or
+    that is the target's own.
     """
     found = {}
     for name in dict.fromkeys(targets):

@@ -38,7 +38,7 @@ from onnxshot.verify import compare
 def emit(
     model: str | Path | ModelProto,
     *,
-    to: str | Sequence[str] = emitting.ONNX,
+    to: str | Sequence[str] | None = None,
     target: str = ORT.name,
     output: str | Path,
     calib: Any = None,
@@ -55,7 +55,7 @@ def emit(
 
     Args:
         model: path of an .onnx file, or a ModelProto.
-        to: onnx, openvino.
+        to: onnx, openvino, tensorrt; by default what the suffix of `output` stands for.
         target: what the .onnx file is for; the other formats are for the target that has them.
         output: where to write.
         calib: samples that artifacts are held against the model on, as `quantize` takes them; random ones by default.
@@ -70,7 +70,7 @@ def emit(
     """
     started = time.perf_counter()
     settings = settings or Settings()
-    formats = emitting.formats_of((to,) if isinstance(to, str) else to, None, ORT)
+    formats = emitting.formats_of((to,) if isinstance(to, str) else to, Path(output), ORT)
     targets = {name: target_named(target) if name == emitting.ONNX else target_of(name) for name in formats}
     main = targets.get(emitting.ONNX, targets[formats[0]])
     place, loaded = emitting.place_of(Path(output), emitting.ONNX), load_model(model)

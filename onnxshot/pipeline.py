@@ -91,8 +91,8 @@ def quantize(
         preset: preprocessing of pictures: a name, a YAML file, or a Preset.
         recipe: what to do; `options` override its fields (target='ort', mode='static', exclude=(...,), ...).
         settings: how to run it.
-        emit: formats to write, each with the stem of `output`: onnx, openvino. Default: that of its suffix, else the
-            target's own.
+        emit: formats to write, each with the stem of `output`: onnx, openvino, tensorrt. Default: what its suffix
+            stands for, else the target's own.
         emit_options: how artifacts other than .onnx are made.
         **options: fields of the recipe, by name.
 

@@ -150,6 +150,8 @@ def test_a_model_is_converted_without_compressing(copying: Copying, tmp_path: Pa
     assert copying.made == [options]
     with pytest.raises(UsageError, match="input itself"):
         onnxshot.emit(tmp_path / "net.onnx", output=tmp_path / "net.onnx")
+    named = onnxshot.emit(tmp_path / "net.onnx", output=tmp_path / "named" / "net.copy")
+    assert [artifact.format for artifact in named.outputs] == ["copy"]
     alone = onnxshot.emit(tmp_path / "net.onnx", to="copy", output=tmp_path / "net.onnx")
     assert [artifact.format for artifact in alone.outputs] == ["copy"], "the input is no output: nothing is lost"
 
