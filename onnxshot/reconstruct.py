@@ -23,7 +23,7 @@ from onnxshot.walk import Walk
 
 HELD = 192 << 20
 """Bytes of 8-bit tensors that the walk may hold: it is of as many samples as that takes."""
-_BIAS_ROWS, _WEIGHT_ROWS = 512, 8192  # values of every output that a layer is repaired on
+_BIAS_ROWS, _WEIGHT_ROWS = 320, 8192  # values of every output that a layer is repaired on
 _BLOCK = 16 << 20  # bytes of a layer's inputs as float32 that are held at once
 _MOST_INPUTS = 8192  # inputs of one output: of more, the second moments are too large, and they stay as rounded
 
