@@ -35,7 +35,8 @@ from onnxshot.targets.base import Target
 from onnxshot.trained import Trained
 from onnxshot.trial import Tried
 
-_BATCHES = (8, 24)  # samples that candidates are held against each other on; the second where it is not clear
+_BATCHES = {"fast": (8, 24), "balanced": (8, 24), "best": (12, 36)}
+"""Samples that candidates are held against each other on, by effort; the second batch where it is not clear."""
 _LEARNED_FROM = {"balanced": 12, "best": 112}  # samples that repairs are learned from
 _CHECKED = 3  # every so many-th is left out of that, to see whether it helps
 _GRID_ON = 8  # calibration samples that a grid is looked for in
@@ -248,7 +249,7 @@ class Improver:
     def _batches(self, numbers: Sequence[int]) -> Iterator[list[Sample]]:
         """The samples with these numbers in batches, each spread over all; read where they are asked for."""
         order, start = _evenly(numbers), 0
-        for size in _BATCHES:
+        for size in _BATCHES[self.recipe.effort]:
             if start < len(order):
                 yield self._read(order[start : start + size])
             start += size
