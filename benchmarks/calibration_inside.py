@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from readme import Job
 
-from onnxshot.calibrating import open_calib
 from onnxshot.calibration.observers import Observers, glimpse
 from onnxshot.calibration.ranges import choose_range, range_sqnr_db
 from onnxshot.calibration.readers import split
@@ -20,16 +19,17 @@ from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import ModelError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
+from onnxshot.observing.calibrating import open_calib
+from onnxshot.observing.probe import InsideProbe, OutsideProbe
 from onnxshot.parallel import in_order
-from onnxshot.plan import Plan
-from onnxshot.planner import make_plan
+from onnxshot.planning.plan import Plan
+from onnxshot.planning.planner import make_plan
 from onnxshot.preparing import prepare
-from onnxshot.probe import InsideProbe, OutsideProbe
-from onnxshot.recipe import Recipe
+from onnxshot.proving.verify import compare
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.ort_runtime import Runner
-from onnxshot.verify import compare
 
 ALL = Settings(samples="all", use_cache=False, verify=False)
 _TIMED = 24  # samples in one round

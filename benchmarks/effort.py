@@ -19,10 +19,11 @@ from unittest import mock
 from readme import THREADS, Job, fixture_jobs, head, table, zoo_jobs
 
 import onnxshot
-from onnxshot import effort, improve
-from onnxshot.calibrating import open_calib
+from onnxshot.effort import candidates as effort
+from onnxshot.effort import improve
 from onnxshot.graph.load import load_model
-from onnxshot.verify import compare
+from onnxshot.observing.calibrating import open_calib
+from onnxshot.proving.verify import compare
 
 WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {  # name -> (options, steps that are switched off)
     "fast": ({"effort": "fast"}, ()),

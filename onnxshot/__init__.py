@@ -26,20 +26,20 @@ __all__ = [
 ]
 
 from onnxshot import errors
-from onnxshot.calibrating import calibrate
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.compress import compress
 from onnxshot.convert import emit
 from onnxshot.cutting.shrink import shrink
-from onnxshot.goal import Goal
 from onnxshot.inspection import inspect
-from onnxshot.judge import bench_models as bench
-from onnxshot.judge import compare_models as compare
+from onnxshot.observing.calibrating import calibrate
 from onnxshot.pipeline import Result, quantize
-from onnxshot.prune_report import PruneReport, PruneResult
-from onnxshot.pruning import prune
-from onnxshot.recipe import Recipe
+from onnxshot.proving.judge import bench_models as bench
+from onnxshot.proving.judge import compare_models as compare
+from onnxshot.pruning.prune import prune
+from onnxshot.pruning.report import PruneReport, PruneResult
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.report import Report
-from onnxshot.sensitivity import sensitivity
+from onnxshot.search.goal import Goal
+from onnxshot.search.sensitivity import sensitivity
+from onnxshot.search.tune import tune
 from onnxshot.settings import Settings
-from onnxshot.tune import tune

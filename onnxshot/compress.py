@@ -11,8 +11,6 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxshot import proof
-from onnxshot.calibrating import HOLDOUT, open_calib
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.compress_report import CompressReport, CompressResult, StageRow
@@ -21,17 +19,19 @@ from onnxshot.errors import ModelError, OnnxshotError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import refuse_sources, write
+from onnxshot.observing.calibrating import HOLDOUT, open_calib
 from onnxshot.output import input_bytes, peak_rss_mb, source_name, stamp
 from onnxshot.pipeline import Result, quantize
-from onnxshot.prune_report import PruneResult
-from onnxshot.pruning import prune
-from onnxshot.recipe import Recipe, refuse_frozen
-from onnxshot.recipe_file import load_stages
+from onnxshot.proving import proof
+from onnxshot.proving.verify import compare
+from onnxshot.pruning.prune import prune
+from onnxshot.pruning.report import PruneResult
+from onnxshot.recipes.files import load_stages
+from onnxshot.recipes.recipe import Recipe, refuse_frozen
+from onnxshot.recipes.stages import PruneStage, ShrinkStage, Stage, Stages, kind_of
 from onnxshot.report import Artifact, Report
 from onnxshot.settings import Settings
-from onnxshot.stages import PruneStage, ShrinkStage, Stage, Stages, kind_of
 from onnxshot.targets.ort_bench import bench
-from onnxshot.verify import compare
 from onnxshot.zeros import lost_zeros
 
 _TIMED_ON = 8  # samples

@@ -12,19 +12,21 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxshot import emitting, proof
-from onnxshot.calibrating import open_calib
+from onnxshot import emitting
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, refuse_sources, write
+from onnxshot.observing.calibrating import open_calib
 from onnxshot.output import deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.store_half import StoreHalf
-from onnxshot.planner import already_quantized
+from onnxshot.planning.planner import already_quantized
 from onnxshot.preparing import sizes_of
+from onnxshot.proving import proof
+from onnxshot.proving.verify import compare
 from onnxshot.report import Artifact, Report
 from onnxshot.retarget import retarget
 from onnxshot.settings import Settings
@@ -32,7 +34,6 @@ from onnxshot.targets import target_named, target_of
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.runtime import EmitOptions
-from onnxshot.verify import compare
 
 
 def emit(

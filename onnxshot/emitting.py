@@ -15,13 +15,13 @@ from onnx import ModelProto
 from onnxshot.calibration.readers import Dataset
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph.save import Draft, aside
+from onnxshot.proving.verify import compare_loaded
 from onnxshot.report import NOISE, Artifact
 from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort_bench import time_in_turns
 from onnxshot.targets.runtime import EmitOptions, Emitted, Runtime
-from onnxshot.verify import compare_loaded
 
 ONNX = "onnx"
 _BENCH_FEEDS = 8
@@ -110,9 +110,7 @@ def _proven(
         notes.append(f"compiled, not run: {missing}")
     if judged is not None and not missing:
         loaded = runtime.load(draft.path, threads=settings.threads)
-        found = compare_loaded(
-            judged.original.SerializeToString(), loaded, judged.samples, threads=settings.threads
-        )
+        found = compare_loaded(judged.original.SerializeToString(), loaded, judged.samples, threads=settings.threads)
         notes += [*found.notes, *found.not_finite]
         with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
             path = Path(folder) / "float.onnx"

@@ -12,13 +12,13 @@ from onnx import ModelProto
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import open_data
 from onnxshot.calibration.summary import InputSummary, describe_inputs
-from onnxshot.contract import Port, contract
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
-from onnxshot.plan import FLOAT, Plan
-from onnxshot.planner import already_quantized, make_plan
+from onnxshot.planning.plan import FLOAT, Plan
+from onnxshot.planning.planner import already_quantized, make_plan
 from onnxshot.preparing import input_specs, prepare, resolve_preset
-from onnxshot.recipe import Recipe
+from onnxshot.proving.contract import Port, contract
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets import target_named
 from onnxshot.zeros import Layer, layers_of, worth
 

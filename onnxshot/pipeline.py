@@ -13,36 +13,37 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxshot import emitting, portability, proof, trial
-from onnxshot.calibrating import Gathered, from_data, from_file, open_calib
+from onnxshot import emitting, portability, trial
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.emulation import runnable
+from onnxshot.effort.improve import Improver
 from onnxshot.errors import CalibrationError, ModelError, UsageError
 from onnxshot.frozen import Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
-from onnxshot.halving import halve, refuse_half
-from onnxshot.improve import Improver
+from onnxshot.half.emulation import runnable
+from onnxshot.half.halving import halve, refuse_half
+from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.output import RANDOM_KEY, Made, deliver, input_bytes, source_name, stamp
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.plan import FLOAT, Plan
-from onnxshot.planner import already_quantized, make_plan, schemes
+from onnxshot.planning.plan import FLOAT, Plan
+from onnxshot.planning.planner import already_quantized, make_plan, schemes
+from onnxshot.planning.scales import Evidence
+from onnxshot.planning.trained import NOTHING, Trained, notes, read_pairs
 from onnxshot.preparing import fold, input_specs, prepare, sizes_of
-from onnxshot.recipe import Recipe
+from onnxshot.proving import proof
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.report import Artifact, Report
 from onnxshot.rewrite import apply, finish
-from onnxshot.scales import Evidence
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.runtime import EmitOptions
-from onnxshot.trained import NOTHING, Trained, notes, read_pairs
 
 
 @dataclass(slots=True)
@@ -60,9 +61,10 @@ class Result(Made):
             return self.save(final)
         emitting.runtime_of(to).check()
         how, place = options or EmitOptions(), emitting.place_of(final, to)
-        with draft(self.model, final) as written, emitting.made(
-            written.path, to, place, how, None, Settings()
-        ) as (other, _):
+        with (
+            draft(self.model, final) as written,
+            emitting.made(written.path, to, place, how, None, Settings()) as (other, _),
+        ):
             return other.publish()
 
 
@@ -264,9 +266,7 @@ class Run:
         self._changed = best.model is not self.model
         self.model, self.plan = best.model, best.plan
         clip = self.recipe.clip if self.recipe.clip is not None else best.clips
-        self.decided = replace(
-            self.recipe, grid=best.gridded, equalize=best.equalized, smooth=best.smoothed, clip=clip
-        )
+        self.decided = replace(self.recipe, grid=best.gridded, equalize=best.equalized, smooth=best.smoothed, clip=clip)
         return best.evidence
 
     def repair(self, reference: ModelProto, model: Model, plan: Plan) -> str:

@@ -6,18 +6,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from onnxshot.contract import contract
 from onnxshot.emitting import Judged, made, runtime_of
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
+from onnxshot.proving.contract import contract
+from onnxshot.proving.verify import compare
 from onnxshot.report import NOISE
 from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES
 from onnxshot.targets.ort_bench import bench
 from onnxshot.targets.runtime import EmitOptions, Sizes
-from onnxshot.verify import compare
 
 _FEEDS = 8
 

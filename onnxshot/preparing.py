@@ -12,16 +12,16 @@ from onnxshot.calibration.readers import InputSpec
 from onnxshot.errors import CalibrationError
 from onnxshot.frozen import Frozen, frozen
 from onnxshot.graph import Model, shapes, weights
-from onnxshot.half_rules import HALVES
+from onnxshot.half.rules import HALVES
 from onnxshot.passes.drop_identity import DropIdentity
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.inline_functions import InlineFunctions
 from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.remove_unused import RemoveUnused
-from onnxshot.plan import FLOAT
-from onnxshot.planner import make_plan, schemes
-from onnxshot.recipe import Recipe
+from onnxshot.planning.plan import FLOAT
+from onnxshot.planning.planner import make_plan, schemes
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
 

@@ -14,8 +14,8 @@ from onnxshot.passes.qoperator import ToQOperator
 from onnxshot.passes.smooth import Smooth
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
-from onnxshot.plan import DYNAMIC, Plan
-from onnxshot.recipe import Recipe
+from onnxshot.planning.plan import DYNAMIC, Plan
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
 

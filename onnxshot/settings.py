@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxshot.collect import Progress
 from onnxshot.errors import UsageError
+from onnxshot.observing.collect import Progress
 
 AUTO_LIMIT = 1024
 """Samples that are looked at where nobody says how many: calibration settles long before."""

@@ -13,8 +13,10 @@ from handmade.core import Feed
 from numpy.typing import NDArray
 from support import FIXTURES, facts, fixture
 
-from onnxshot import Settings, cli, proof, quantize
+from onnxshot import Settings, quantize
+from onnxshot.cli import app as cli
 from onnxshot.pipeline import Result
+from onnxshot.proving import proof
 from onnxshot.targets.ort_bench import Latency
 
 QUICK = Settings(verify=False, use_cache=False, threads=1)

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 import onnxshot
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.collect import collect
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
+from onnxshot.observing.collect import collect
 from onnxshot.pipeline import Result, Settings, quantize
-from onnxshot.plan import Plan
-from onnxshot.planner import make_plan
+from onnxshot.planning.plan import Plan
+from onnxshot.planning.planner import make_plan
 from onnxshot.preparing import prepare
-from onnxshot.recipe import Recipe
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets import target_named
 
 FAST = Settings(verify=False, use_cache=False, threads=1)

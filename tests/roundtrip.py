@@ -9,13 +9,12 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.save import draft
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
-from onnxshot.planner import already_quantized, make_plan
+from onnxshot.planning.planner import already_quantized, make_plan
 from onnxshot.preparing import prepare
-from onnxshot.recipe import Recipe
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.ort import ORT
 
 Transform = Callable[[Model], object]
-
 
 
 def weights_only(model: Model) -> None:

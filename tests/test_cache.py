@@ -12,9 +12,9 @@ from pains import data_of
 from planning import FAST
 from support import fixture
 
-from onnxshot import cache
 from onnxshot.calibration.statsfile import Statistics
 from onnxshot.graph.load import load_model
+from onnxshot.observing import cache
 from onnxshot.pipeline import Settings, quantize
 
 KEEPING = Settings(verify=False, threads=1)

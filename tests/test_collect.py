@@ -14,10 +14,10 @@ from onnxshot.calibration.observers import Glimpse, glimpse
 from onnxshot.calibration.outliers import Outliers, is_blank
 from onnxshot.calibration.readers import InputSpec, Sample, open_data
 from onnxshot.calibration.settling import LEAST, Settling
-from onnxshot.collect import collect
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.graph import Model, shapes
 from onnxshot.graph.load import load_model
+from onnxshot.observing.collect import collect
 from onnxshot.parallel import at_once, in_order
 
 NET = "g (float[N, 16] x) => (float[N, 8] y) { h = MatMul(x, w)  a = Relu(h)  y = MatMul(a, v) }"

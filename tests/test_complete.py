@@ -18,13 +18,13 @@ from support import fixture, heldout
 
 from onnxshot.convert import emit
 from onnxshot.errors import CalibrationError, ModelError, UsageError
-from onnxshot.goal import Goal
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.pipeline import quantize
-from onnxshot.sensitivity import sensitivity
-from onnxshot.tune import tune
+from onnxshot.search.goal import Goal
+from onnxshot.search.sensitivity import sensitivity
+from onnxshot.search.tune import tune
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
 
@@ -478,5 +478,3 @@ def test_a_bias_stored_as_int32_is_no_trained_scale() -> None:
     assert len(weights_of(made)) == 2
     assert "3 trained scales were kept: 2 of activations, 1 of weights" in notes
     assert TensorProto.INT32 not in {t.data_type for t in made.graph.initializer}
-
-

@@ -13,14 +13,14 @@ from planning import FAST
 from support import fixture, heldout, session
 
 import onnxshot
-from onnxshot import cli
+from onnxshot.cli import app as cli
 from onnxshot.compress_report import CompressResult
 from onnxshot.errors import ModelError, UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.output import RECIPE_KEY
-from onnxshot.stages import PruneStage, ShrinkStage, Stages
+from onnxshot.recipes.stages import PruneStage, ShrinkStage, Stages
 from onnxshot.zeros import layers_of, lost_zeros
 
 SETTINGS = replace(FAST, samples=32, bench_seconds=0.01)
@@ -146,9 +146,7 @@ def test_how_to_quantize_may_come_from_a_recipe_and_stages_stand_alone() -> None
 
 def test_samples_may_be_given_one_by_one() -> None:
     feeds = heldout("digits_mobile")[0][:24]
-    result = onnxshot.compress(
-        fixture("digits_mobile"), iter(feeds), sparsity=0.5, effort="fast", settings=SETTINGS
-    )
+    result = onnxshot.compress(fixture("digits_mobile"), iter(feeds), sparsity=0.5, effort="fast", settings=SETTINGS)
     assert result.report.samples["held_out"] == 6
 
 

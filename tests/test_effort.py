@@ -13,12 +13,14 @@ from planning import FAST, PROVEN
 from support import fixture, heldout, session
 
 import onnxshot
-from onnxshot import effort, quantize, reconstruct, targets
+from onnxshot import quantize, targets
+from onnxshot.effort import candidates as effort
+from onnxshot.effort import reconstruct
+from onnxshot.effort.reconstruct import Repair
 from onnxshot.errors import UsageError
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.output import RECIPE_KEY
 from onnxshot.pipeline import Result
-from onnxshot.reconstruct import Repair
 
 EFFORTS = ("fast", "balanced", "best")
 DONE = {"balanced": ("biases were corrected",), "best": ("biases were corrected", "weights were rounded anew")}

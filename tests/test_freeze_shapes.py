@@ -15,13 +15,13 @@ import onnxshot
 from onnxshot import quantize
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.readers import open_data
-from onnxshot.contract import contract
 from onnxshot.errors import CalibrationError, ModelError, UsageError
 from onnxshot.frozen import Frozen, frozen
 from onnxshot.graph.load import load_model
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.preparing import input_specs, sizes_of
-from onnxshot.recipe_file import load_recipe
+from onnxshot.proving.contract import contract
+from onnxshot.recipes.files import load_recipe
 
 
 def frozen_model(proto: onnx.ModelProto, batch: int | None = None, **shapes: tuple[int, ...]) -> onnx.ModelProto:

@@ -15,13 +15,13 @@ from pains import PROVEN, QUICK, command, compressed, data_of, every_node, outpu
 from support import fixture
 
 import onnxshot
-from onnxshot import proof
-from onnxshot.emulation import emulated
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph.load import load_model
-from onnxshot.plan import HALF, STATIC
-from onnxshot.recipe import Recipe
-from onnxshot.stages import PruneStage, Stages
+from onnxshot.half.emulation import emulated
+from onnxshot.planning.plan import HALF, STATIC
+from onnxshot.proving import proof
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.zeros import lost_zeros
 
 FIXTURES = ("digits_resnet", "digits_mobile", "digits_detector", "licence_encoder", "licence_lstm", "licence_gru")

@@ -9,11 +9,11 @@ from handmade.core import Feed, feeds, model, weight
 from rewrites import loaded
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.collect import Span, extremes
-from onnxshot.half_noise import rounding_db
-from onnxshot.half_plan import plan_half
-from onnxshot.half_rules import BF16, FLOAT_OPS, FP16, HALF_OPS, HalfType
-from onnxshot.plan import HALF
+from onnxshot.half.noise import rounding_db
+from onnxshot.half.plan import plan_half
+from onnxshot.half.rules import BF16, FLOAT_OPS, FP16, HALF_OPS, HalfType
+from onnxshot.observing.collect import Span, extremes
+from onnxshot.planning.plan import HALF
 
 
 def spans_of(proto: onnx.ModelProto, samples: Sequence[Feed]) -> dict[str, Span]:
@@ -56,9 +56,7 @@ def test_a_tensor_beyond_60000_stays_float32(peak: float, fits: bool) -> None:
 
 
 def test_bf16_has_room_for_it() -> None:
-    proto = model(
-        "g (float[1, 4] x) => (float[1, 4] y) { y = MatMul(x, w) }", {"w": weight(4, 4)}, opset=22, ir=10
-    )
+    proto = model("g (float[1, 4] x) => (float[1, 4] y) { y = MatMul(x, w) }", {"w": weight(4, 4)}, opset=22, ir=10)
     assert why(proto, [{"x": np.full((1, 4), 1e9, np.float32)}], BF16)["MatMul"] == ""
 
 

@@ -5,7 +5,7 @@ from handmade.core import model, weight
 from onnxshot.errors import UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.match import match_nodes
+from onnxshot.planning.match import match_nodes
 
 
 @pytest.fixture

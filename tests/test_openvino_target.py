@@ -11,7 +11,7 @@ from planning import planned, quantized, small, treatment
 
 from onnxshot.errors import TargetError
 from onnxshot.graph.load import load_model
-from onnxshot.plan import FLOAT, STATIC
+from onnxshot.planning.plan import FLOAT, STATIC
 from onnxshot.targets import target_named
 from onnxshot.targets.runtime import EmitOptions
 

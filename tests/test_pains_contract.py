@@ -16,8 +16,8 @@ from support import facts, fixture, heldout, session
 
 import onnxshot.pipeline
 from onnxshot import quantize
-from onnxshot.contract import contract, reload_check
 from onnxshot.errors import ModelError, TargetError
+from onnxshot.proving.contract import contract, reload_check
 
 
 @pytest.mark.parametrize("name", facts())
@@ -169,7 +169,7 @@ def test_row41_the_file_is_what_was_computed(tmp_path: Path, monkeypatch: pytest
         written.write_bytes(proto.SerializeToString())
         reload_check(model_, written, feed, **how)
 
-    monkeypatch.setattr(onnxshot.proof, "reload_check", flipped)
+    monkeypatch.setattr(onnxshot.proving.proof, "reload_check", flipped)
     with pytest.raises(ModelError, match="differs from what was computed"):
         quantize(case.model, case.feeds, output=tmp_path / "bad.onnx", settings=PROVEN)
     assert [p.name for p in tmp_path.iterdir()] == ["q.onnx"]

@@ -15,7 +15,8 @@ from pains import PROVEN, QUICK, clock, command, compressed, makers, outputs, re
 from support import facts, fixture
 
 import onnxshot
-from onnxshot import cli, quantize
+from onnxshot import quantize
+from onnxshot.cli import app as cli
 from onnxshot.zeros import layers_of, worth
 
 # ---------------------------------------------------------------------- 22: slower than float

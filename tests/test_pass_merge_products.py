@@ -9,7 +9,7 @@ from support import session
 from onnxshot.graph import edit, weights
 from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.merge_products import MergeProducts
-from onnxshot.plan import DYNAMIC
+from onnxshot.planning.plan import DYNAMIC
 
 ATTENTION = """
     q = MatMul(x, wq) qb = Add(q, bq)

@@ -14,8 +14,8 @@ from planning import initializers, maker, nodes_of, normalized, planned, quantiz
 from onnxshot.maths.affine import BIAS_QMAX
 from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.planner import make_plan
-from onnxshot.recipe import Recipe
+from onnxshot.planning.planner import make_plan
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets import target_named
 from onnxshot.targets.ort_executed import executed
 
@@ -173,8 +173,6 @@ def test_a_gemm_takes_a_bias_of_any_shape(shape: tuple[int, ...]) -> None:
     onnx.checker.check_model(made, full_check=True)
     assert sqnr(case, made) > 20
     assert sqnr(case, made) == pytest.approx(sqnr(case, made, optimize=False), abs=0.5)
-
-
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 64), (4, 64)])

@@ -13,7 +13,7 @@ from onnxshot.maths.metrics import sqnr_db
 from onnxshot.maths.smooth import smoothing_factors
 from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.smooth import Smooth
-from onnxshot.plan import DYNAMIC
+from onnxshot.planning.plan import DYNAMIC
 
 PRODUCTS = {
     "matmul": ("y = MatMul(x, w)", {"w": weight(64, 64)}),

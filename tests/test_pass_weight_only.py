@@ -8,7 +8,7 @@ from handmade.core import Feed, feeds, model, vector, weight
 from planning import initializers, maker, nodes_of, planned, quantized, run, sqnr
 
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
-from onnxshot.plan import WEIGHTS
+from onnxshot.planning.plan import WEIGHTS
 
 # Case, slot and channel axis of the weight of its first weighted node.
 FORMS = {

@@ -12,9 +12,9 @@ from onnxshot.graph.ops import channel_axis
 from onnxshot.maths.affine import INT8, UINT8, PerChannel, PerTensor
 from onnxshot.passes.base import Skip
 from onnxshot.pipeline import quantize
-from onnxshot.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS
-from onnxshot.planner import make_plan
-from onnxshot.recipe import Recipe
+from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS
+from onnxshot.planning.planner import make_plan
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets import TARGETS, target_named
 from onnxshot.targets.ort_executed import executed
 

@@ -15,10 +15,10 @@ from onnxshot.calibration.observers import Glimpse, glimpse
 from onnxshot.calibration.readers import open_data
 from onnxshot.graph import Model, shapes
 from onnxshot.graph.load import load_model
-from onnxshot.planner import make_plan
+from onnxshot.observing.probe import InsideProbe, OutsideProbe, probe
+from onnxshot.planning.planner import make_plan
 from onnxshot.preparing import input_specs, resolve_preset
-from onnxshot.probe import InsideProbe, OutsideProbe, probe
-from onnxshot.recipe import Recipe
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets import target_named
 
 MIXED = """g (float[N,C,H,W] x, float[M] v) => (float[N,C,H,W] y, float s) {

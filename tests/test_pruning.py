@@ -14,7 +14,7 @@ from support import fixture, session
 
 import onnxshot
 from onnxshot.errors import UsageError
-from onnxshot.stages import PruneStage, Stages
+from onnxshot.recipes.stages import PruneStage, Stages
 
 TEXT = """g (float[1, 3, 12, 12] x) => (float[1, 6] y) {
     a = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, w, b)
@@ -220,7 +220,7 @@ def distance(result: onnxshot.PruneResult, feeds: list[Feed]) -> float:
 
 
 def test_the_command_writes_beside_the_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from onnxshot.cli import app
+    from onnxshot.cli.app import app
 
     path = tmp_path / "net.onnx"
     onnx.save(network(), path)

@@ -14,9 +14,9 @@ import typer
 import onnxshot
 from onnxshot.calibration.preprocess import load_preset, preset_names
 from onnxshot.calibration.ranges import METHODS
-from onnxshot.cli import app
-from onnxshot.recipe_file import load_stages
-from onnxshot.stages import PruneStage, kind_of
+from onnxshot.cli.app import app
+from onnxshot.recipes.files import load_stages
+from onnxshot.recipes.stages import PruneStage, kind_of
 from onnxshot.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from onnxshot.errors import UsageError
-from onnxshot.recipe import Recipe
+from onnxshot.recipes.recipe import Recipe
 
 
 def test_it_goes_to_plain_values_and_back() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from onnxshot.errors import UsageError
-from onnxshot.recipe import Recipe
-from onnxshot.recipe_file import load_recipe, load_stages
-from onnxshot.stages import PruneStage, Stages
+from onnxshot.recipes.files import load_recipe, load_stages
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.stages import PruneStage, Stages
 
 TWO = """
 # the share of zeros is ${documented:nowhere}

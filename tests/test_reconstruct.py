@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from planning import initializers, planned, sqnr
 
-from onnxshot import reconstruct as module
+from onnxshot.effort import reconstruct as module
+from onnxshot.effort.reconstruct import Repair, reconstruct
 from onnxshot.graph import edit
 from onnxshot.graph.load import load_model
-from onnxshot.layer_rows import spread_over
+from onnxshot.layers.rows import spread_over
 from onnxshot.maths.affine import BIAS_QMAX
 from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.repair import ApplyRepairs
-from onnxshot.reconstruct import Repair, reconstruct
 
 SIX = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
 LEARN, OTHER = slice(0, 48), slice(48, 80)
@@ -325,9 +325,7 @@ def test_a_branch_that_waits_is_held_meanwhile(monkeypatch: pytest.MonkeyPatch) 
     assert holds(monkeypatch, candidate, layers[:1], case.feeds, 9 * 4 * 36) == 9
 
 
-def holds(
-    monkeypatch: pytest.MonkeyPatch, proto: ModelProto, layers: list[str], given: list[Feed], size: int
-) -> int:
+def holds(monkeypatch: pytest.MonkeyPatch, proto: ModelProto, layers: list[str], given: list[Feed], size: int) -> int:
     monkeypatch.setattr(module, "HELD", size)
     return module._affordable(proto, layers, given)
 

@@ -11,7 +11,7 @@ from pains import command, data_of, outputs, sqnr
 from support import fixture, heldout
 
 from onnxshot import Settings, errors, quantize, sensitivity
-from onnxshot.sensitivity import Sensitivity
+from onnxshot.search.sensitivity import Sensitivity
 
 QUICK = Settings(samples=12, verify=False, use_cache=False, threads=1)
 STEM, ADD = "/stem/stem.0/Conv", "/blocks/blocks.1/Add"

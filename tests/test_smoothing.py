@@ -13,17 +13,17 @@ from onnx.reference import ReferenceEvaluator
 from planning import FAST, initializers, maker, nodes_of, normalized, planned, run, small, sqnr, statistics
 
 import onnxshot
-from onnxshot import smoothing
 from onnxshot.calibration.readers import Sample
+from onnxshot.effort import smoothing
 from onnxshot.errors import UsageError
 from onnxshot.graph import weights
 from onnxshot.maths.affine import INT8, UINT8, PerChannel, PerTensor, QuantScheme
 from onnxshot.maths.smooth import Rows, search_smoothing, smoothing_factors
 from onnxshot.passes.smooth import Smooth
-from onnxshot.plan import DYNAMIC, STATIC, Plan
-from onnxshot.planner import make_plan
-from onnxshot.recipe import Recipe
-from onnxshot.scales import Evidence
+from onnxshot.planning.plan import DYNAMIC, STATIC, Plan
+from onnxshot.planning.planner import make_plan
+from onnxshot.planning.scales import Evidence
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets import target_named
 
 K, ALL = 32, ("[MG][ae][tm][Mm]*",)  # MatMul and Gemm, as far as there are any

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from onnxshot.errors import UsageError
-from onnxshot.recipe import Recipe
-from onnxshot.stages import PruneStage, ShrinkStage, Stages, kind_of
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.stages import PruneStage, ShrinkStage, Stages, kind_of
 
 EVERY_KIND = Stages(
     (

@@ -18,12 +18,13 @@ from observing import observe
 from typer.testing import CliRunner
 
 import onnxshot
-import onnxshot.calibrating
-from onnxshot import Settings, cache, quantize
-from onnxshot.calibrating import merge_files
+import onnxshot.observing.calibrating
+from onnxshot import Settings, quantize
 from onnxshot.calibration.statsfile import Statistics, data_hash, join, load_statistics
-from onnxshot.cli import app
+from onnxshot.cli.app import app
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.observing import cache, calibrating
+from onnxshot.observing.calibrating import merge_files
 
 FAST = Settings(samples="all", verify=False, use_cache=False, threads=1)
 
@@ -139,7 +140,7 @@ def test_quantize_with_statistics_runs_nothing_and_gives_the_same_bytes(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("calibrated again")
 
-    monkeypatch.setattr(onnxshot.calibrating, "collect", never)
+    monkeypatch.setattr(onnxshot.observing.calibrating, "collect", never)
     for calib in (None, data):
         result = quantize(net, calib, stats=stats, method="percentile", settings=FAST, effort="fast")
         assert result.model.to_proto() == direct.model.to_proto()
@@ -187,10 +188,12 @@ def test_new_cached_and_given_statistics_are_of_the_same_samples(net: Path, tmp_
     data, stats = save(tmp_path / "data", feeds(200)), tmp_path / "s.npz"
     settings = Settings(use_cache=True, threads=1, verify=False)
     model, plan = _planned(net)
-    with onnxshot.calibrating.open_calib(data, model, None, settings) as opened:
-        new, kept = (onnxshot.calibrating.from_data(model, plan, onnxshot.Recipe(), opened, settings) for _ in range(2))
+    with calibrating.open_calib(data, model, None, settings) as opened:
+        new, kept = (
+            calibrating.from_data(model, plan, onnxshot.Recipe(), opened, settings) for _ in range(2)
+        )
         new.statistics.save(stats)
-        given = onnxshot.calibrating.from_file(stats, model, plan, opened)
+        given = calibrating.from_file(stats, model, plan, opened)
     assert (new.inferences, kept.inferences, given.inferences) == (len(new.calibrated), 0, 0)
     assert 32 <= len(new.calibrated) < 150, "it stopped early"
     assert new.calibrated == kept.calibrated == given.calibrated
@@ -200,7 +203,7 @@ def test_new_cached_and_given_statistics_are_of_the_same_samples(net: Path, tmp_
 def _planned(net: Path) -> tuple[Any, Any]:
     from planning import normalized
 
-    from onnxshot.planner import make_plan
+    from onnxshot.planning.planner import make_plan
     from onnxshot.targets import target_named
 
     model = normalized(onnx.load(str(net)), onnxshot.Recipe())

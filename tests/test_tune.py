@@ -11,10 +11,11 @@ from handmade.core import Feed
 from pains import QUICK, command, data_of, outputs, sqnr
 from support import FIXTURES, accuracy, fixture, heldout
 
-from onnxshot import Goal, errors, goal, quantize, tune
-from onnxshot.goal import Measured
+from onnxshot import Goal, errors, quantize, tune
 from onnxshot.pipeline import Result
-from onnxshot.recipe_file import load_recipe
+from onnxshot.recipes.files import load_recipe
+from onnxshot.search import goal
+from onnxshot.search.goal import Measured
 from onnxshot.targets.ort_bench import Latency
 
 NAME = "digits_resnet"

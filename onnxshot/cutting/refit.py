@@ -17,17 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
-from onnxshot.activation import Activations
-from onnxshot.collect import Progress
 from onnxshot.cutting.rows import Layer, layers_of
 from onnxshot.graph import Constant, Model
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.layer_rows import Feeds
+from onnxshot.layers.activation import Activations
+from onnxshot.layers.rows import Feeds
+from onnxshot.layers.walk import Walk
 from onnxshot.maths.ridge import Moments, best_strength, ridge
 from onnxshot.maths.rounding import corrected_bias
+from onnxshot.observing.collect import Progress
 from onnxshot.parallel import in_order
 from onnxshot.targets.ort_runtime import Runner
-from onnxshot.walk import Walk
 
 HELD = 640 << 20
 """Bytes of tensors that the walk may hold: it is of as many samples as that takes."""
@@ -242,5 +242,3 @@ def _affordable(model: ModelProto, feeds: Feeds) -> int:
         most = max(most, sum(alive.values()))
         alive = {name: size for name, size in alive.items() if last.get(name, -1) > i}
     return max(1, min(len(feeds), HELD // most))
-
-

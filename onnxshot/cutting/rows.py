@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxshot.layer_rows import Form
+from onnxshot.layers.rows import Form
 
 
 @dataclass(frozen=True, slots=True)

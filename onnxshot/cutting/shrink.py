@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 from onnx import ModelProto
 
-from onnxshot.calibrating import open_calib
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sampling import spread
@@ -30,18 +29,19 @@ from onnxshot.cutting.times import times_of
 from onnxshot.cutting.weigher import Weigher, output_error
 from onnxshot.cutting.work import macs_of, params_of
 from onnxshot.errors import UsageError
-from onnxshot.goal import Evaluate, Goal, Judge
 from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of, load_model
 from onnxshot.graph.macs import concrete_shapes, count
-from onnxshot.match import match_nodes
+from onnxshot.observing.calibrating import open_calib
 from onnxshot.output import Made
 from onnxshot.parallel import in_order
 from onnxshot.passes.base import Skip
 from onnxshot.passes.normalize import normalize
+from onnxshot.planning.match import match_nodes
+from onnxshot.recipes.stages import MULTIPLES, ShrinkStage
 from onnxshot.report import NOISE
+from onnxshot.search.goal import Evaluate, Goal, Judge
 from onnxshot.settings import Settings
-from onnxshot.stages import MULTIPLES, ShrinkStage
 from onnxshot.targets.ort_runtime import Feed, Runner
 
 Scope = Literal["all", "mlp", "heads"]

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
 
-from onnxshot.collect import Progress
 from onnxshot.cutting.axes import Ids
 from onnxshot.cutting.groups import Group, chunk, in_chunks
 from onnxshot.cutting.importance import MOST, Curve, leaving_one
 from onnxshot.cutting.rows import Layer, layers_of
 from onnxshot.graph import Constant, Node, weights
-from onnxshot.layer_rows import Feeds
+from onnxshot.layers.rows import Feeds
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.maths.removal import Floats, Reader, made_up_for, removal_order
+from onnxshot.observing.collect import Progress
 from onnxshot.parallel import in_order
 from onnxshot.targets.ort_runtime import Feed, Runner
 

@@ -14,7 +14,7 @@ from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit
 from onnxshot.maths.affine import PerChannel, PerTensor, QuantScheme
 from onnxshot.passes.base import Change
 from onnxshot.passes.weights_int8 import QuantizedWeights
-from onnxshot.plan import DYNAMIC, Plan
+from onnxshot.planning.plan import DYNAMIC, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,7 @@ def _rewrite_product(
     base = node.label
     node.inputs.clear()
     node.outputs.clear()
-    product = edit.add_node(
-        model, "MatMulInteger", [x_q, w, x_zero, w_zero], base=base, suffix="integer", graph=graph
-    )
+    product = edit.add_node(model, "MatMulInteger", [x_q, w, x_zero, w_zero], base=base, suffix="integer", graph=graph)
     cast = edit.add_node(
         model, "Cast", product.outputs, base=base, suffix="cast", attrs={"to": TensorProto.FLOAT}, graph=graph
     )

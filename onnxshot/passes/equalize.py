@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.channels import Channels, Ids, channels_of
 from onnxshot.graph import Model, Node, edit, weights
 from onnxshot.maths.equalize import Reader, equalizing_factors
 from onnxshot.passes.base import Change
-from onnxshot.plan import Plan
+from onnxshot.planning.channels import Channels, Ids, channels_of
+from onnxshot.planning.plan import Plan
 
 _HEADROOM = 0.75  # of a range or a Clip's limit: samples that calibration has not seen go a little further
 _WORTH = 1.05  # a model whose largest factor is below this is left alone

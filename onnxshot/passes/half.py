@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit, weights
-from onnxshot.half_plan import HalfPlan, half_slots
-from onnxshot.half_rules import ANY_TYPE, HalfType
+from onnxshot.half.plan import HalfPlan, half_slots
+from onnxshot.half.rules import ANY_TYPE, HalfType
 from onnxshot.passes.base import Change
 
 

@@ -18,7 +18,7 @@ from onnxshot.graph import Constant, Model, Node, edit
 from onnxshot.maths.grid import Grid, find_grid
 from onnxshot.passes.base import Change
 from onnxshot.passes.linear import fold_before, weight_refusal
-from onnxshot.plan import Plan
+from onnxshot.planning.plan import Plan
 
 METHOD = "grid"
 """What reports call the method of a range that is a grid's."""

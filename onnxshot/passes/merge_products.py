@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, edit, weights
 from onnxshot.maths.affine import PerChannel
 from onnxshot.passes.base import Change
-from onnxshot.plan import DYNAMIC, NodePlan, Plan
+from onnxshot.planning.plan import DYNAMIC, NodePlan, Plan
 
 
 @dataclass(slots=True)

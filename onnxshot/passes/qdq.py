@@ -17,7 +17,7 @@ from onnxshot.graph.ops import OPS, data_slots
 from onnxshot.maths.affine import QuantParams, params_from_range
 from onnxshot.passes.base import Change
 from onnxshot.passes.weights_int8 import QuantizedWeights, with_room_for_bias
-from onnxshot.plan import STATIC, Plan
+from onnxshot.planning.plan import STATIC, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,7 @@ def _keep_apart(model: Model, product: Node) -> None:
             add.inputs[slot] = edit.add_constant(model, tensor.name, "row", values)
 
 
-def insert_pair(
-    model: Model, tensor: Tensor, params: tuple[Constant, Constant], readers: set[Node] | None
-) -> None:
+def insert_pair(model: Model, tensor: Tensor, params: tuple[Constant, Constant], readers: set[Node] | None) -> None:
     """Put Q and DQ behind the tensor. `readers`: who reads the dequantized value; None for everything that reads."""
     users = [u for u in edit.consumers(tensor) if readers is None or u in readers]
     given_out = readers is None and edit.is_output(model, tensor)

@@ -13,7 +13,7 @@ from onnxshot.graph import Constant, Graph, Model, Node, edit, weights
 from onnxshot.maths.affine import INT8, INT16, PerChannel, QuantScheme
 from onnxshot.passes.base import Change
 from onnxshot.passes.weights_int8 import QuantizedWeights
-from onnxshot.plan import WEIGHTS, Plan
+from onnxshot.planning.plan import WEIGHTS, Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,5 @@
+"""`python -m onnxshot.cli`."""
+
+from onnxshot.cli.app import main
+
+main()

@@ -1,0 +1,169 @@
+"""The commands that take something away: `prune` and `compress`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import onnxshot
+from onnxshot.cli import terminal
+from onnxshot.cli.options import (
+    CacheOpt,
+    CalibOpt,
+    JsonOpt,
+    ModelArg,
+    PresetOpt,
+    SamplesOpt,
+    SetOpt,
+    TargetOpt,
+    ThreadsOpt,
+    is_given,
+    recipe_of,
+    samples_of,
+    tell,
+)
+from onnxshot.cutting.shrunk import ShrinkReport
+from onnxshot.errors import GoalMissed, UsageError
+from onnxshot.graph.load import load_model
+from onnxshot.graph.save import refuse_sources
+from onnxshot.recipes.files import load_stages
+from onnxshot.report import save_json
+
+
+def prune(
+    model: ModelArg,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the weights that become zero; 2:4 and its like fix their own.")
+    ] = None,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            help="unstructured; N:M such as 2:4: N of M neighbouring inputs stay; block:4x1; channels: cut out whole."
+        ),
+    ] = "unstructured",
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            help="How zeros are shared out: layer, global, erk, or auto: by what they are measured to cost. "
+            "Default: auto with --calib, else layer."
+        ),
+    ] = None,
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.pruned.onnx beside the input.")
+    ] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Prune only what this glob matches. Repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Leave as it is: a glob. May be repeated.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="The sparsity of some layers. May be repeated.")
+    ] = None,
+    keep_zeros: Annotated[bool, typer.Option("--keep-zeros", help="What is zero stays zero, and counts.")] = False,
+    target_flops: Annotated[float | None, typer.Option(help="Channels: share of the work to keep.")] = None,
+    target_params: Annotated[float | None, typer.Option(help="Channels: share of the parameters to keep.")] = None,
+    target_latency: Annotated[float | None, typer.Option(help="Channels: share of the latency to keep.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Channels: most that the score of --eval may fall.")] = None,
+    evaluation: Annotated[
+        str | None, typer.Option("--eval", help="file.py:function that scores a model, higher is better.")
+    ] = None,
+    prune_scope: Annotated[str, typer.Option(help="Channels: all, mlp or heads.")] = "all",
+    multiple: Annotated[int, typer.Option(help="Channels: widths become a multiple of 1, 8 or 16.")] = 8,
+    samples: SamplesOpt = "auto",
+    report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Set weights of MODEL to zero in one shot; with data, let those that stay make up for it."""
+    out = output or model.with_name(f"{model.stem}.pruned.onnx")
+    with terminal.progress(not as_json) as show:
+        settings = onnxshot.Settings(samples=samples_of(samples), verify=verify, threads=threads, progress=show)
+        targets = {
+            "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
+            "max_drop": max_drop,
+        }  # fmt: skip
+        if pattern == "channels":
+            of_zeros = {"scope": scope is not None, "layer": bool(layer), "keep-zeros": keep_zeros}
+            if wrong := [name for name, given in of_zeros.items() if given]:
+                raise UsageError(f"--{wrong[0]} with --pattern channels", "it is of the patterns that set zeros")
+            refuse_sources(load_model(model), out)  # before the work, not after it
+            if sparsity is not None:
+                targets["target_flops"] = 1 - sparsity
+            cut = onnxshot.shrink(
+                model, calib, **targets, evaluate=evaluation, scope=prune_scope, multiple=multiple,  # type: ignore[arg-type]
+                include=include or (), exclude=exclude or (), preset=preset, settings=settings,
+            )  # fmt: skip
+            cut.save(out)
+            if report is not None:
+                save_json(cut.report.to_dict(), report)
+            tell(as_json, cut.report.to_dict(), lambda: terminal.show_shrunk(cut.report))
+            if not cut.report.reached:
+                raise GoalMissed(f"{out} was written, but it does not reach the target", "no more can be cut")
+            return
+        if given := [name for name, value in targets.items() if value is not None]:
+            raise UsageError(f"--{given[0].replace('_', '-')} with --pattern {pattern}", "it is of --pattern channels")
+        if not as_json:
+            terminal.show_text("zeros make a model no faster in ONNX Runtime: --pattern channels does")
+        result = onnxshot.prune(
+            model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=preset,
+            include=include or (), exclude=exclude or (), layers=dict(map(_rule, layer or ())),
+            keep_zeros=keep_zeros, settings=settings,
+        )  # fmt: skip
+    if report is not None:
+        result.report.save(report)
+    tell(as_json, result.report.to_dict(), lambda: terminal.show_pruned(result.report))
+
+
+def compress(
+    context: typer.Context,
+    model: ModelArg,
+    sparsity: Annotated[float | None, typer.Option(help="As of prune.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="As of prune.")] = None,
+    scope: Annotated[str | None, typer.Option(help="As of prune.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="As of prune.")] = None,
+    spare: Annotated[list[str] | None, typer.Option(help="Do not prune what this glob matches. Repeatable.")] = None,
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.small.onnx beside the input.")
+    ] = None,
+    keep_stages: Annotated[Path | None, typer.Option(help="A folder for the file of every stage.")] = None,
+    target: TargetOpt = "ort",
+    effort: Annotated[str | None, typer.Option(help="As of quantize.")] = None,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="The stages, or how to quantize: YAML or JSON, or a report.")
+    ] = None,
+    arguments: SetOpt = None,
+    samples: SamplesOpt = "auto",
+    report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
+    cache: CacheOpt = True,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run the stages of a recipe on MODEL, or prune it and quantize what is left; each is held against MODEL."""
+    recipe = recipe_of(recipe_file, arguments, load_stages)
+    options = {"target": target, "effort": effort}
+    with terminal.progress(not as_json) as show:
+        settings = onnxshot.Settings(samples=samples_of(samples), use_cache=cache, threads=threads, progress=show)
+        result = onnxshot.compress(
+            model, calib, sparsity=sparsity, pattern=pattern, scope=scope, layers=dict(map(_rule, layer or ())),
+            spare=spare or (), output=output or model.with_name(f"{model.stem}.small.onnx"), keep_stages=keep_stages,
+            preset=preset, recipe=recipe, settings=settings,
+            **{name: value for name, value in options.items() if is_given(context, name)},
+        )  # fmt: skip
+    if report is not None:
+        result.report.save(report)
+    tell(as_json, result.report.to_dict(), lambda: terminal.show_stages(result.report))
+    for stage in result.report.stages:
+        if isinstance(stage.report, ShrinkReport) and not stage.report.reached:
+            raise GoalMissed(f"it was written, but {stage.name} does not reach its target", "no more can be cut")
+
+
+def _rule(text: str) -> tuple[str, float]:
+    glob, _, share = text.rpartition("=")
+    try:
+        return glob, float(share)
+    except ValueError:
+        raise UsageError(f"--layer is {text!r}", "GLOB=SPARSITY, such as 'conv1=0.3'") from None

@@ -1,0 +1,237 @@
+"""What people see: one short table with the worst tensor on top, one next step, a progress bar. All on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from onnxshot.compress_report import CompressReport
+from onnxshot.cutting.shrunk import ShrinkReport
+from onnxshot.passes.base import Skip
+from onnxshot.pruning.report import PruneReport
+from onnxshot.report import Artifact, Report
+from onnxshot.search.sensitivity import Sensitivity
+
+if TYPE_CHECKING:
+    from onnxshot.observing.collect import Progress as Callback
+    from onnxshot.targets.ort_bench import Latency
+
+_WORST = 5
+_SKIPS = 6
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_text(text: str) -> None:
+    """Print lines as they are."""
+    _console().print(escape(text))
+
+
+@contextlib.contextmanager
+def progress(wanted: bool) -> Iterator[Callback | None]:
+    """A bar for work that lasts longer than a second, on a terminal; None elsewhere."""
+    console = _console()
+    if not wanted or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.speed:.0f}/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    bar = Progress(*columns, console=console, transient=True)
+    tasks: dict[str, object] = {}
+    started = time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        if time.monotonic() - started < 1.0:
+            return
+        if what not in tasks:
+            bar.start()
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done)  # type: ignore[arg-type]  # rich's TaskID is an int with a name
+
+    try:
+        yield show
+    finally:
+        bar.stop()
+
+
+def show_reports(reports: Iterable[Report]) -> None:
+    """One result after another."""
+    for report in reports:
+        show_report(report)
+
+
+def show_report(report: Report) -> None:
+    """The result in a few lines: sizes, accuracy, speed, the worst tensors, what stayed float, what to do next."""
+    console = _console()
+    console.print(_headline(report))
+    if report.worst:
+        table = Table(_name("worst tensors"), "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
+        for row in report.worst[:_WORST]:
+            span = "" if row.low is None or row.high is None else f"{row.low:.4g} .. {row.high:.4g}"
+            clipped = "" if row.clipped is None else f"{100 * row.clipped:.3f} %"
+            table.add_row(escape(row.tensor), row.op, f"{row.sqnr_db:.1f}", span, clipped)
+        console.print(table)
+    for artifact in report.outputs:
+        if artifact.format != "onnx":
+            console.print(escape(_of_artifact(artifact)))
+    for line in _grouped(report.float_weights):
+        console.print(escape(f"float weight: {line}"))
+    for note in report.notes:
+        console.print(escape(f"note: {note}"))
+    console.print(escape(f"next: {report.next_step()}"))
+
+
+def show_emitted(report: Report) -> None:
+    """Every artifact in a line, with what was measured of it in its own runtime."""
+    console = _console()
+    for artifact in report.outputs:
+        console.print(escape(_of_artifact(artifact)))
+    if report.sqnr_db is not None:
+        console.print(f"SQNR {report.sqnr_db:.1f} dB of the .onnx file against the input")
+    for line in _grouped(report.skips):
+        console.print(escape(f"left as it is: {line}"))
+    for note in report.notes:
+        console.print(escape(f"note: {note}"))
+
+
+def _grouped(skips: Iterable[Skip]) -> list[str]:
+    """A line for the nodes of one op and reason, with the name of the first; as many as people read."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for skip in skips:
+        groups.setdefault((skip.op, skip.reason), []).append(skip.node)
+    return [f"{len(names)} x {op}, {names[0]!r}: {why}" for (op, why), names in list(groups.items())[:_SKIPS]]
+
+
+def _of_artifact(artifact: Artifact) -> str:
+    """One line: where it is, how large, and how it runs."""
+    parts = [f"{artifact.path}: {artifact.format}, {artifact.bytes / 1e6:.2f} MB"]
+    if artifact.int8_macs_share is not None:
+        parts.append(f"{100 * artifact.int8_macs_share:.0f} % of the work in int8")
+    if artifact.sqnr_db is not None:
+        parts.append(f"SQNR {artifact.sqnr_db:.1f} dB")
+    if artifact.latency:
+        times = artifact.latency
+        parts.append(f"{times['ms']:.2f} ms, {times['speedup']:.2f}x as fast as the float model there")
+    return ", ".join(parts) + "".join(f"; {note}" for note in artifact.notes)
+
+
+def show_pruned(report: PruneReport) -> None:
+    """The result in a few lines: sizes, accuracy, the densest and sparsest layers, what was left, what to do next."""
+    console = _console()
+    parts = [_headline(report), f"{100 * report.sparsity:.1f} % zeros"]
+    if report.magnitude_sqnr_db is not None:
+        parts.append(f"(by magnitude alone {report.magnitude_sqnr_db:.1f} dB)")
+    console.print("  ".join(parts))
+    table = Table(_name("layer"), "op", "weights", "zeros", box=None, pad_edge=False)
+    rows = sorted(report.layers, key=lambda row: row.sparsity)
+    shown = rows if len(rows) <= 2 * _WORST else [*rows[:_WORST], *rows[-_WORST:]]
+    for row in shown:
+        table.add_row(escape(row.layer), row.op, str(row.weights), f"{100 * row.sparsity:.1f} %")
+    console.print(table)
+    for skip in report.skips[:_SKIPS]:
+        console.print(escape(f"not pruned: {skip.node} ({skip.op}): {skip.reason}"))
+    for line in report.worth:
+        console.print(escape(line))
+    for note in report.notes:
+        console.print(escape(f"note: {note}"))
+    console.print(escape(f"next: {report.next_step()}"))
+
+
+def show_shrunk(report: ShrinkReport) -> None:
+    """Work, parameters and latency left, then the groups that were cut, the one cut most first."""
+    console = _console()
+    (work, left), (params, kept) = report.macs, report.params
+    parts = [f"{100 * left / max(work, 1):.1f} % of the work", f"{100 * kept / max(params, 1):.1f} % of the parameters"]
+    if report.latency is not None:
+        parts.append(f"{100 * report.latency:.0f} % of the latency")
+    if report.drop is not None:
+        parts.append(f"score {report.drop:.4g} lower")
+    console.print("left: " + ", ".join(parts))
+    for branch in report.branches:
+        console.print(escape(f"left out: the residual branch of {branch}"))
+    table = Table(_name("group"), "kind", "before", "after", box=None, pad_edge=False)
+    cut = sorted((row for row in report.groups if row.after < row.before), key=lambda row: row.after / row.before)
+    for row in cut[: 2 * _WORST]:
+        table.add_row(escape(row.group), row.kind, str(row.before), str(row.after))
+    console.print(table)
+    for skip in report.skips[:_SKIPS]:
+        console.print(escape(f"not cut: {skip.node} ({skip.op}): {skip.reason}"))
+    for note in report.notes:
+        console.print(escape(f"note: {note}"))
+
+
+def show_stages(report: CompressReport) -> None:
+    """One line per stage, then how many zeros were made."""
+    console = _console()
+    table = Table("stage", "MB", "SQNR dB", "agreement", "ms", "speed", box=None, pad_edge=False)
+    for stage in report.stages:
+        db = "" if stage.sqnr_db is None else f"{stage.sqnr_db:.1f}"
+        agreement = "" if stage.agreement is None else f"{100 * stage.agreement:.1f} %"
+        table.add_row(
+            stage.name, f"{stage.bytes / 1e6:.2f}", db, agreement, f"{stage.latency_ms:.3f}", f"{stage.speedup:.2f}x"
+        )
+    console.print(table)
+    for stage in report.stages:
+        if isinstance(stage.report, PruneReport):
+            console.print(f"{stage.name}: {100 * stage.report.sparsity:.1f} % zeros, none of them lost later")
+
+
+def show_sensitivity(found: Sensitivity) -> None:
+    """One line per node, the one that costs most first."""
+    table = Table(_name("node"), "op", "how", "int8 dB", "per tensor", box=None, pad_edge=False)
+    gains = any(row.float_gain_db is not None for row in found.nodes)
+    if gains:
+        table.add_column("if float")
+    table.add_column("MACs")
+    for row in found.nodes:
+        figures = [row.per_channel_db, row.per_tensor_db, *([row.float_gain_db] if gains else [])]
+        texts = ("" if value is None else f"{value:.1f}" for value in figures)
+        table.add_row(escape(row.node), row.op, row.how, *texts, f"{100 * row.macs_share:.1f} %")
+    console = _console()
+    console.print(f"{escape(found.input)}  all in int8: SQNR {found.sqnr_db:.1f} dB on {found.samples} samples")
+    console.print(table)
+    for note in found.notes:
+        console.print(escape(f"note: {note}"))
+
+
+def _name(header: str) -> Column:
+    """A column of names and paths: what differs may be at their end, so they are wrapped, never cut."""
+    return Column(header, overflow="fold")
+
+
+def _headline(report: Report) -> str:
+    written = sum(a.bytes for a in report.outputs)
+    parts = [escape(report.outputs[0].path if report.outputs else report.input)]
+    if written:
+        parts.append(f"{report.input_bytes / 1e6:.2f} -> {written / 1e6:.2f} MB")
+    if report.sqnr_db is not None:
+        parts.append(f"SQNR {report.sqnr_db:.1f} dB")
+    if report.agreement is not None:
+        parts.append(f"agreement {100 * report.agreement:.1f} %")
+    if report.int8_macs_share is not None:
+        parts.append(f"int8 {100 * report.int8_macs_share:.0f} % of MACs")
+    if report.speedup is not None:
+        text = f"{report.speedup:.2f}x (float {report.latency['float_ms']:.3g} ms)"
+        parts.append(f"[bold red]slower than float: {text}[/]" if report.slower else f"[green]{text}[/]")
+    return "  ".join(parts)
+
+
+def show_latencies(rows: Sequence[Latency]) -> None:
+    """One line per model; the first is the base."""
+    table = Table(_name("model"), "median ms", "p10", "p90", "speedup", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            escape(str(row.path)), f"{row.median_ms:.3f}", f"{row.p10:.3f}", f"{row.p90:.3f}", f"{row.ratio:.2f}x"
+        )
+    _console().print(table)

@@ -1,0 +1,1 @@
+"""What more effort does for accuracy."""

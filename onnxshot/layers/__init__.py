@@ -1,0 +1,1 @@
+"""What layers of a model compute on samples, one after the other."""

@@ -1,0 +1,214 @@
+"""Which nodes run in int8, and how: from the graph, the target's rules and the recipe.
+
+Weighted ops (Conv, Gemm, MatMul) are quantized unless something speaks against it. Ops without a weight ("followers")
+are quantized only where they stand between int8 ops, so that a Q/DQ pair is saved and not added; that is a fixed
+point, since each may be the neighbour another relies on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.graph.ops import STANDARD_DOMAINS, data_slots, op_of, weight_slot
+from onnxshot.maths.affine import QuantParams
+from onnxshot.planning.match import match_nodes
+from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan
+from onnxshot.planning.trained import Trained
+from onnxshot.planning.treatment import elements, is_embedding, is_weighted, treatment
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.targets.base import Target
+
+
+class Decisions:
+    """What becomes of every node.
+
+    Attributes:
+        how: static, dynamic or weights, of the nodes that are quantized.
+        slot: the input that holds the weight, of those that have one.
+        why: the reason, of nodes that were kept in float on purpose.
+        forced: nodes that the recipe includes.
+        top: nodes of the graph itself, not of a subgraph.
+    """
+
+    def __init__(
+        self, model: Model, target: Target, recipe: Recipe, banned: Mapping[Node, str], trained: Trained
+    ) -> None:
+        self._model, self._target, self._recipe, self._trained = model, target, recipe, trained
+        excluded = match_nodes(model, recipe.exclude, "exclude pattern")
+        self.why: dict[Node, str] = {n: f"excluded by {p!r}" for n, p in excluded.items()} | dict(banned)
+        self.forced = match_nodes(model, recipe.include, "include pattern")
+        self.top = {n for n in model.graph.nodes}
+        self.how: dict[Node, str] = {}
+        self.slot: dict[Node, int] = {}
+        for _, node in model.walk():
+            if node in self.why:
+                continue
+            if is_weighted(node):
+                self._classify(node)
+            elif is_embedding(node):
+                self.how[node], self.slot[node] = WEIGHTS, 0
+        if recipe.mode == STATIC:
+            self._settle_followers()
+
+    def _classify(self, node: Node) -> None:
+        how, reason = treatment(node, self._target, self._recipe, is_top=node in self.top, forced=node in self.forced)
+        slot = weight_slot(node)
+        if how == FLOAT or slot is None:
+            self.why[node] = reason
+        else:
+            self.how[node], self.slot[node] = how, slot
+
+    def _settle_followers(self) -> None:
+        """Shrink the set of candidates until every follower stands between int8 ops (the greatest fixed point)."""
+        for node in self._model.graph.nodes:
+            if node.op in self._target.followers and node not in self.why and node not in self.how:
+                slots = data_slots(node)
+                if slots and all(self._is_float(node.inputs[i]) for i in slots) and _finite(node):
+                    self.how[node] = STATIC
+        changed = True
+        while changed:
+            changed = False
+            fed = {t for n in self.int8() if n in self.slot for t in self.data(n)}
+            for node in [n for n in self.how if self.how[n] == STATIC and n not in self.slot]:
+                inputs_int8 = all(self._from_int8(t) or t in fed for t in self.data(node))
+                fused = self.maker(node.outputs[0]) is not node  # part of the op before it: no pair between the two
+                if fused or (node not in self.forced and not (inputs_int8 and self._pays(node))):
+                    del self.how[node]
+                    changed = True
+            for node in [n for n in self.slot if self.how.get(n) == STATIC]:
+                if self._better_dynamic(node):
+                    changed = True
+                    if elements(node.inputs[self.slot[node]]) < self._target.min_dynamic_weights:
+                        del self.how[node], self.slot[node]
+                        self.why[node] = "small, and no int8 op next to it: quantizing would cost more than it saves"
+                    else:
+                        self.how[node] = DYNAMIC
+
+    def _pays(self, node: Node) -> bool:
+        if self.feeds(node):
+            return True
+        # A reducer spares dequantizing a large tensor, where the op before it has to be quantized anyway.
+        makers = {self.maker(t) for t in self.data(node)}
+        return node.op in self._target.reducers and all(m in self.slot for m in makers)
+
+    def _better_dynamic(self, node: Node) -> bool:
+        if not self._target.prefers_dynamic or node.op not in self._target.dynamic or node in self.forced:
+            return False
+        if self.trained_weight(node) is not None and self._trained.of(node.inputs[0]) is not None:
+            return False  # it has a scale for its input already
+        # Nothing takes its output in int8: spare the output's quantization. A product in a chain keeps it.
+        return not self.feeds(node, (STATIC, DYNAMIC))
+
+    def int8(self, how: str = STATIC) -> list[Node]:
+        """The nodes of one treatment."""
+        return [n for n, chosen in self.how.items() if chosen == how]
+
+    def data(self, node: Node) -> list[Tensor]:
+        """The inputs that carry activations."""
+        return [node.inputs[i] for i in data_slots(node)]
+
+    def _is_float(self, tensor: Tensor) -> bool:
+        return self._model.elem_type(tensor) in (0, TensorProto.FLOAT)
+
+    def activation_after(self, node: Node) -> Node | None:
+        """The Relu or Clip at 0 that ONNX Runtime fuses with the node, where it is the only reader."""
+        user = edit.only_consumer(self._model, node.outputs[0]) if len(node.outputs) == 1 else None
+        if user is None or user in self.why:
+            return None
+        if user.op == "Relu" or (user.op == "Clip" and edit.clip_limits(user)[0] == 0.0):
+            return user
+        return None
+
+    def result(self, node: Node) -> Tensor:
+        """The tensor a Q belongs on: the node's output, or that of the activation fused with it."""
+        after = self.activation_after(node)
+        return after.outputs[0] if after is not None else node.outputs[0]
+
+    def maker(self, tensor: Tensor) -> Node | None:
+        """The node that makes the tensor; where that is a Relu or Clip fused with the node before, that one."""
+        maker = edit.producer(tensor)
+        before = edit.producer(maker.inputs[0]) if maker is not None and maker.op in ("Relu", "Clip") else None
+        if before is not None and self.how.get(before) == STATIC and self.activation_after(before) is maker:
+            return before
+        return maker
+
+    def _from_int8(self, tensor: Tensor) -> bool:
+        maker = self.maker(tensor)
+        if maker is None or self.how.get(maker) != STATIC:
+            return False
+        return maker.op == "Split" or self.result(maker) is tensor
+
+    def feeds(self, node: Node, kinds: tuple[str, ...] = (STATIC,)) -> bool:
+        """True where a node of these kinds takes the result as data."""
+        outputs = node.outputs if node.op == "Split" else [self.result(node)]
+        return any(
+            self.how.get(user) in kinds and any(t is d for d in self.data(user))
+            for t in outputs
+            for user in edit.consumers(t)
+        )
+
+    def trained_weight(self, node: Node) -> tuple[str, QuantParams] | None:
+        """Name and params of the weight's trained scale; None where it came without one."""
+        weight = node.inputs[self.slot[node]] if self._trained.weights and node in self.slot else None
+        return self._trained.of_weight(weight) if isinstance(weight, Constant) else None
+
+    def plans(self) -> tuple[NodePlan, ...]:
+        """A line for every node that is worth one, in graph order."""
+        return tuple(self._node_plan(n) for _, n in self._model.walk() if self._worth_a_line(n))
+
+    def _worth_a_line(self, node: Node) -> bool:
+        """Nodes that compute on float values, or that were asked for; shape arithmetic is not worth a line."""
+        if node in self.how or node in self.why:
+            return True
+        out = node.outputs[0] if node.outputs else None
+        if out is None or node.op in ("Constant", "Shape", "Size", "Identity", "Cast"):
+            return False
+        return self._model.elem_type(out) in (0, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16) and bool(
+            data_slots(node)
+        )
+
+    def _node_plan(self, node: Node) -> NodePlan:
+        has_weight = node in self.slot or weight_slot(node) is not None
+        if node in self.how:
+            return NodePlan(node.label, node.op, self.how[node], "", has_weight)
+        before = edit.producer(node.inputs[0]) if node.inputs and node.op in ("Relu", "Clip") else None
+        if before is not None and self.how.get(before) == STATIC and self.activation_after(before) is node:
+            return NodePlan(node.label, node.op, STATIC)
+        return NodePlan(node.label, node.op, FLOAT, self._reason(node), has_weight)
+
+    def _reason(self, node: Node) -> str:
+        if node in self.why:
+            return self.why[node]
+        if node.domain not in STANDARD_DOMAINS:
+            return f"custom domain {node.domain!r}"
+        if self._recipe.mode != STATIC:
+            return f"has no weight to quantize in {self._recipe.mode} mode"
+        if node not in self.top and node.op in self._target.followers:
+            return "inside a subgraph (If, Loop, Scan), where activations are not calibrated"
+        if node in self.top and node.op in self._target.followers:
+            if not self._leads_to_weight(node):
+                return "after the last weighted op"
+            return "not between int8 ops: a Q/DQ pair would cost more than it saves"
+        return self._target.float_reasons.get(node.op, f"{self._target.name} has no int8 kernel for it")
+
+    def _leads_to_weight(self, node: Node) -> bool:
+        seen, stack = {node}, [node]
+        while stack:
+            for tensor in stack.pop().outputs:
+                for user in edit.consumers(tensor):
+                    if weight_slot(user) is not None:
+                        return True
+                    if user not in seen:
+                        seen.add(user)
+                        stack.append(user)
+        return False
+
+
+def _finite(node: Node) -> bool:
+    """False where a constant operand holds NaN or infinity: no scale covers it."""
+    operands = [t for t in node.inputs if isinstance(t, Constant)] if op_of(node).data is None else []
+    return all(bool(np.isfinite(weights.read(t)).all()) for t in operands)

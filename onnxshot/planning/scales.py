@@ -1,0 +1,150 @@
+"""From statistics to scales: ranges of groups, and what statistics say against a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.calibration.ranges import Range, choose_range, range_sqnr_db
+from onnxshot.calibration.stats import NO_STATS, TensorStats, merge
+from onnxshot.errors import UsageError
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.graph.ops import op_of
+from onnxshot.maths.affine import UINT8, QuantParams, QuantScheme, params_from_range
+from onnxshot.maths.smooth import STRENGTH, smoothing_factors
+from onnxshot.planning.plan import Plan, TensorPlan
+
+TRAINED = "trained"
+"""What reports call the method of a range that the input came with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Statistics of a model's tensors, as far as calibration saw them.
+
+    `chosen` keeps the ranges found, by tensors, scheme and method: plans of one model differ in few of them.
+    `strengths`, by tensor, is how far outliers of dynamic ops' inputs are moved where that was searched; 0: not at all.
+    """
+
+    stats: Mapping[str, TensorStats]
+    chosen: dict[tuple[tuple[str, ...], QuantScheme, str], Range] = field(default_factory=dict)
+    strengths: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, tensor: Tensor) -> TensorStats | None:
+        """Statistics of the tensor, or of the one whose values it only moves; None where neither was observed."""
+        while tensor.name not in self.stats:
+            maker = edit.producer(tensor)
+            if maker is None or not op_of(maker).keeps_range:
+                return None
+            tensor = maker.inputs[0]
+        return self.stats[tensor.name]
+
+    def key(self, sources: Mapping[str, TensorPlan], method: str) -> tuple[tuple[str, ...], QuantScheme, str]:
+        """What the range of these tensors is kept under."""
+        return tuple(sources), next(iter(sources.values())).scheme, method
+
+    def merged(self, tensors: Mapping[str, Tensor], group: str, sources: Iterable[str]) -> TensorStats:
+        """Statistics of all values that share the group's scale. Raises UsageError where a tensor was not observed."""
+        merged = NO_STATS
+        for name in sources:
+            found = self.of(tensors[name])
+            if found is None:
+                raise UsageError(f"no statistics for tensor {name!r}", "calibrate the same model and options")
+            merged = merge(merged, found)
+        if not merged.count:
+            raise UsageError(f"tensor {group!r} was empty in every sample", "calibrate on samples that reach it")
+        return merged
+
+    def peak(self, tensor: Tensor) -> float:
+        """Largest absolute value; 0 where it is not known."""
+        if isinstance(tensor, Constant):
+            values = weights.read(tensor)
+            return float(np.abs(values).max()) if values.size else 0.0
+        found = self.of(tensor)
+        return max(abs(found.low), abs(found.high)) if found is not None else 0.0
+
+    def spread(self, concat: Node) -> tuple[float, str]:
+        """Largest over smallest peak of a Concat's inputs, and both in words; 1 where they are not known."""
+        known = [(t.name, peak) for t in concat.inputs if (peak := self.peak(t)) > 0]
+        if len(known) < 2:
+            return 1.0, ""
+        (small, low), (large, high) = min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])
+        return high / low, f"{large} {high:.3g}, {small} {low:.3g}"
+
+    def dynamic_db(self, tensor: Tensor) -> float | None:
+        """SQNR in dB to expect of uint8 with the range of each sample; None where the tensor was not observed."""
+        found = self.stats.get(tensor.name)
+        if found is None or not found.count:
+            return None
+        # Every sample brings its own range: the mean of those seen is the one to expect.
+        span = Range(min(found.mean_low, 0.0), max(found.mean_high, 0.0), "dynamic", 0.0)
+        return range_sqnr_db(found, span, QuantScheme(UINT8))
+
+    def smoothing(self, tensor: Tensor, readers: Sequence[Node]) -> NDArray[np.float32] | None:
+        """Factors that even out the channels of a tensor read by these products; None where that is not to be."""
+        found, strength = self.stats.get(tensor.name), self.strengths.get(tensor.name, STRENGTH)
+        if found is None or not strength:
+            return None
+        x_absmax = np.asarray(found.channel_absmax, np.float32)
+        rows = []
+        for node in readers:
+            weight = np.abs(np.asarray(weights.read(node.inputs[1])))
+            rows.append(weight.max(axis=0 if node.attrs.get("transB", 0) else 1))
+        if any(row.shape != x_absmax.shape for row in rows):
+            return None
+        return smoothing_factors(x_absmax, np.max(rows, axis=0), strength)
+
+
+def with_params(plan: Plan, model: Model, evidence: Evidence, method: str) -> Plan:
+    """The plan with a range, a scale and a zero point for every group of tensors.
+
+    Raises UsageError where a tensor was not observed.
+    """
+    tensors = model.tensors()
+    ranges: dict[str, Range] = {}
+    params: dict[str, QuantParams] = {}
+    for group, sources in group_members(plan).items():
+        if group in plan.kept.activations:
+            params[group] = plan.kept.activations[group]
+            ranges[group] = _covered(params[group])
+            continue
+        first = next(iter(sources.values()))
+        key = evidence.key(sources, method)
+        if key not in evidence.chosen:
+            evidence.chosen[key] = choose_range(evidence.merged(tensors, group, sources), first.scheme, method)
+        ranges[group] = evidence.chosen[key]
+        params[group] = params_of_range(ranges[group], first)
+    return replace(plan, params=params, ranges=ranges)
+
+
+def group_members(plan: Plan) -> dict[str, dict[str, TensorPlan]]:
+    """Group -> the tensors whose values share its scale, by the name they are observed under."""
+    members: dict[str, dict[str, TensorPlan]] = {}
+    for planned in plan.tensors.values():
+        members.setdefault(planned.group, {})[planned.source] = planned
+    return members
+
+
+def params_of_range(chosen: Range, planned: TensorPlan) -> QuantParams:
+    """Scale and zero point of a tensor with this range."""
+    return _under(params_from_range(chosen.low, chosen.high, planned.scheme), planned.bound)
+
+
+def _covered(params: QuantParams) -> Range:
+    """The range that the codes of trained params cover."""
+    low, high = (float(params.scale) * (q - float(params.zero_point)) for q in params.scheme.limits)
+    return Range(low, high, TRAINED, 0.0)
+
+
+def _under(params: QuantParams, bound: float | None) -> QuantParams:
+    """Params whose largest value does not pass `bound`: only then may a runtime drop the Clip, as Q does its work."""
+    if bound is None or bound <= 0:
+        return params
+    steps = np.float32(params.scheme.limits[1] - int(params.zero_point))
+    scale, limit = params.scale, np.float32(bound)
+    while limit < scale * steps < limit * np.float32(1.001):
+        scale = np.nextafter(scale, np.float32(0))
+    return QuantParams(params.scheme, np.asarray(scale, np.float32), params.zero_point)

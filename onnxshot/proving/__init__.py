@@ -1,0 +1,1 @@
+"""A result against the float model."""

@@ -1,0 +1,64 @@
+"""Compare and time any two models, whatever tool made them: the proof of a run, as a service of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.graph.load import load_model
+from onnxshot.observing.calibrating import open_calib
+from onnxshot.proving import proof
+from onnxshot.proving.verify import compare
+from onnxshot.report import Report, TensorReport
+from onnxshot.settings import Settings
+from onnxshot.targets.ort_bench import Latency, bench
+from onnxshot.targets.ort_executed import executed
+
+_BENCH_FEEDS = 8
+
+
+def compare_models(
+    reference: str | Path,
+    candidate: str | Path,
+    calib: Any,
+    *,
+    preset: str | Preset | None = None,
+    settings: Settings | None = None,
+) -> Report:
+    """Hold a candidate against its float original on all samples: outputs, tensors by name, what runs in int8, latency.
+
+    Raises ModelError where a model does not load, CalibrationError where the data does not fit.
+    """
+    settings = settings or Settings()
+    reference, candidate = Path(reference), Path(candidate)
+    loaded = load_model(reference)
+    report = Report(str(candidate), {"reference": str(reference)}, input_bytes=reference.stat().st_size)
+    with open_calib(calib, loaded, preset, settings) as data:
+        load_model(candidate)
+        report.samples = {"held_out": len(data), "source": data.source, "random": data.random}
+        found = compare(reference, candidate, data, tensors=None, threads=settings.threads)
+        proof.tell(report, found)
+        report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in found.tensors]
+        ran = executed(candidate, sample=data[0].feed, threads=settings.threads)
+        report.int8_macs_share = ran.share if ran.total_macs else None
+        report.float_between_qdq = len(ran.float_between)
+        proof.time_both(report, reference, candidate, data, settings)
+    return report
+
+
+def bench_models(
+    models: Sequence[str | Path],
+    calib: Any = None,
+    *,
+    preset: str | Preset | None = None,
+    seconds: float = 2.0,
+    threads: int = 2,
+) -> list[Latency]:
+    """Time models in turns on the same samples; on random ones where none are given. The first model is the base."""
+    paths = [Path(m) for m in models]
+    loaded = [load_model(p) for p in paths]
+    with open_calib("random" if calib is None else calib, loaded[0], preset, Settings()) as data:
+        feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
+        return bench(paths, feeds, threads=threads, rounds=10_000, seconds=seconds)

@@ -1,0 +1,1 @@
+"""Zeros in weights: chosen, made up for, counted and proven."""

@@ -1,0 +1,114 @@
+"""What zeros in each layer cost the network: how a layer's own error grows with them, times how far it is heard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+
+from onnxshot.calibration.readers import Sample
+from onnxshot.layers.rows import Feeds, affordable, wanted
+from onnxshot.layers.walk import Walk
+from onnxshot.maths import obs
+from onnxshot.maths.layer_sparsity import Curve
+from onnxshot.maths.masks import Pattern
+from onnxshot.maths.ridge import Moments
+from onnxshot.pruning.sparsify import HELD, Prunable, named, rows_of, share_of
+from onnxshot.trial import tried
+
+_SPARSITIES = (0.25, 0.5, 0.7, 0.85, 0.95)
+_HEARD_AT = 1  # the sparsity of these at which it is measured what the outputs make of a layer's error
+_SAMPLES, _HEARD_ON = 48, 8  # samples of errors, and of outputs
+_FOLD = 3  # every so many-th is not updated on: errors and outputs are those of such
+_ROWS = 4096
+_DAMPING = 0.05
+
+
+def curves(
+    reference: ModelProto,
+    layers: Sequence[Prunable],
+    pattern: Pattern,
+    feeds: Feeds,
+    *,
+    keep_zeros: bool = False,
+    threads: int = 2,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Curve]:
+    """The curve of every layer: share of the outputs' energy that is noise when it alone is pruned, by sparsity.
+
+    Its form is that of the layer's error after OBS updates, on second moments of the float model; its height is
+    measured at one sparsity, by running the network with that layer pruned. Held: HELD bytes of tensors, one layer's
+    rows, and a few models. Raises ModelError where the model does not run.
+    """
+    feeds = feeds[:_SAMPLES]
+    feeds = feeds[: affordable(reference, [layer.name for layer in layers], feeds, HELD)]
+    errors: list[list[float]] = []
+
+    def candidates() -> Iterator[bytes]:
+        walk = Walk(reference, feeds, threads)
+        shares = [share_of(layer, len(feeds), _ROWS) for layer in layers]
+        outputs = wanted(reference, named(reference, layers), feeds, shares, threads)
+        for done, (layer, given, one) in enumerate(zip(layers, outputs, shares, strict=True), 1):
+            x = rows_of(walk, layer, given, one)
+            found, changed = _errors(walk, layer, x, given.starts, pattern, keep_zeros)
+            errors.append(found)
+            yield _with(reference, changed)
+            if progress is not None:
+                progress("measuring", done, len(layers))
+
+    samples = [Sample(str(i), dict(feed)) for i, feed in enumerate((feeds[_FOLD - 1 :: _FOLD] or feeds)[:_HEARD_ON])]
+    heard = tried(reference.SerializeToString(), candidates(), samples, threads=threads)
+    noise = [10 ** (-one.typical_db / 10) for one in heard]
+    return [
+        Curve(layer.size, _SPARSITIES, tuple(noise[i] * e / max(errors[i][_HEARD_AT], 1e-30) for e in errors[i]))
+        for i, layer in enumerate(layers)
+    ]
+
+
+def _errors(
+    walk: Walk,
+    layer: Prunable,
+    x: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    pattern: Pattern,
+    keep_zeros: bool,
+) -> tuple[list[float], dict[str, NDArray[np.float32]]]:
+    """The layer's errors at _SPARSITIES, and its constants at one of them."""
+    stored = walk.constant(layer.weight)
+    order = layer.order(pattern)
+    weight = layer.form.table(stored)[:, :, order]
+    x = x[:, :, order]
+    mean = x.mean(axis=1, keepdims=True)
+    centred = x - mean if layer.bias else x
+    sizes = np.diff(starts, append=x.shape[1])
+    held_out = np.repeat(np.arange(len(sizes)) % _FOLD == _FOLD - 1, sizes)
+    if len(sizes) < _FOLD:
+        held_out[:] = True
+    one, other = centred[:, held_out if len(sizes) < _FOLD else ~held_out], centred[:, held_out]
+    factor = obs.inverse_factor(Moments(one.transpose(0, 2, 1) @ one, weight).damped(_DAMPING))
+    judges = other.transpose(0, 2, 1) @ other
+    fixed = weight == 0 if keep_zeros else None
+    found, changed = [], dict[str, NDArray[np.float32]]()
+    for i, sparsity in enumerate(_SPARSITIES):
+        _, left = obs.prune(weight, factor, pattern, int(sparsity * layer.size), fixed)
+        found.append(obs.error(left, weight, judges))
+        if i == _HEARD_AT:
+            table = np.empty_like(left)
+            table[:, :, order] = left
+            changed[layer.weight] = layer.form.stored(table, stored)
+            if layer.bias:
+                bias = walk.constant(layer.bias)
+                moved = np.einsum("gok,gk->go", weight - left, mean[:, 0])
+                changed[layer.bias] = bias + moved.reshape(bias.shape)
+    return found, changed
+
+
+def _with(model: ModelProto, constants: Mapping[str, NDArray[np.float32]]) -> bytes:
+    other = ModelProto()
+    other.CopyFrom(model)
+    for tensor in other.graph.initializer:
+        if tensor.name in constants:
+            tensor.CopyFrom(numpy_helper.from_array(constants[tensor.name], tensor.name))
+    return bytes(other.SerializeToString())

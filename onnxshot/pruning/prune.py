@@ -1,0 +1,253 @@
+"""`prune`: set weights to zero in one shot, let the others make up for it, write the file, hold it against the input.
+
+Nothing is trained: the float model says what every layer should give, sample by sample, and least squares do the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from onnxshot import trial
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.readers import Dataset, split
+from onnxshot.errors import ModelError, UsageError
+from onnxshot.graph import Model, edit
+from onnxshot.graph.load import load_model
+from onnxshot.graph.macs import macs
+from onnxshot.graph.save import Draft, refuse_sources
+from onnxshot.maths.layer_sparsity import cheapest
+from onnxshot.observing.calibrating import HOLDOUT, open_calib
+from onnxshot.output import deliver, input_bytes, source_name, stamp
+from onnxshot.passes.normalize import normalize
+from onnxshot.passes.repair import ApplyRepairs
+from onnxshot.passes.store_half import StoreHalf
+from onnxshot.proving import proof
+from onnxshot.proving.verify import compare
+from onnxshot.pruning.curves import curves
+from onnxshot.pruning.layers import choose_layers, described, fixed_counts, nm_counts, reachable, shared_out
+from onnxshot.pruning.report import LayerSparsity, PruneReport, PruneResult
+from onnxshot.pruning.sparsify import Prunable, Pruned, by_magnitude, sparsified
+from onnxshot.recipes.stages import PruneStage, Stages
+from onnxshot.settings import Settings
+from onnxshot.zeros import layers_of, worth
+
+_MEASURED_FROM = 3  # samples: from fewer, nothing is learned of what a layer costs on others
+
+
+def prune(
+    model: str | Path | ModelProto,
+    calib: Any = None,
+    *,
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+    scope: str | None = None,
+    output: str | Path | None = None,
+    preset: str | Preset | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    layers: Mapping[str, float] | None = None,
+    keep_zeros: bool = False,
+    settings: Settings | None = None,
+) -> PruneResult:
+    """Set weights of Conv, Gemm and MatMul to zero in one shot, and hold the result against the float model.
+
+    Args:
+        model: path of an .onnx file, or a ModelProto.
+        calib: sample inputs, as `quantize` takes them; without, weights go by magnitude and nothing makes up for them.
+        sparsity: share in [0, 1) of the weights of all layers that may be pruned. An N:M pattern fixes its own.
+        pattern: 'unstructured', 'N:M' (N of M neighbouring inputs stay), 'block:RxC' (R outputs by C inputs).
+        scope: 'layer', 'global', 'erk' or 'auto' (measured, needs data); by default auto with data, layer without.
+        output: where to write; None keeps the result in memory.
+        preset: preprocessing of pictures.
+        include: globs over node names, tensor names and op types: only what they match is pruned.
+        exclude: globs of what is left as it is.
+        layers: glob -> sparsity of those layers; the others are solved for what is left of the whole.
+        keep_zeros: what is zero stays zero, and counts.
+        settings: how to run it.
+
+    Raises:
+        ModelError, CalibrationError, UsageError: each says what was found and what to do.
+    """
+    settings = settings or Settings()
+    asked = PruneStage.from_dict(
+        {
+            "sparsity": sparsity, "pattern": pattern, "scope": scope, "layers": layers or {}, "include": include,
+            "exclude": exclude, "keep_zeros": keep_zeros,
+        }
+    )  # fmt: skip
+    run = _Run(model, asked.resolved(calib is not None), settings)
+    if output is not None:
+        refuse_sources(run.model, Path(output))  # before the work, not after it
+    opened = contextlib.nullcontext() if calib is None else open_calib(calib, run.model, preset, settings)
+    with opened as data:
+        run.rewrite(data)
+        deliver(run.model, output, "ort", run.report, lambda written: run.prove(written, data))
+    run.report.seconds = time.perf_counter() - run.started
+    return PruneResult(run.model, run.report)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One pruning under way; its methods are the stages."""
+
+    source: str | Path | ModelProto
+    asked: PruneStage
+    settings: Settings
+    started: float = field(default_factory=time.perf_counter)
+    model: Model = field(init=False)
+    report: PruneReport = field(init=False)
+    _original: ModelProto = field(init=False)
+    _layers: list[Prunable] = field(init=False)
+    _tables: dict[str, NDArray[np.float32]] = field(init=False)
+    _counts: dict[str, int] = field(init=False)
+    _held_out: list[int] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model = load_model(self.source)
+        self.report = PruneReport(source_name(self.source), Stages((self.asked,)).to_dict())
+        self.report.input_bytes = input_bytes(self.source, self.model)
+        with self.report.timed("normalize"):
+            normalize(self.model)
+        asked = self.asked
+        labels, self.report.skips = choose_layers(self.model, asked.parsed_pattern, asked.include, asked.exclude)
+        if not labels:
+            skips = self.report.skips
+            why = f": {skips[0].node!r} ({skips[0].op}): {skips[0].reason}" if skips else ""
+            raise UsageError(f"nothing to prune{why}", "it prunes Conv, Gemm and MatMul with constant float32 weights")
+        if self.model.weight_bytes() > proof.MAX_BYTES:
+            what = f"{self.model.weight_bytes() / 1e6:.0f} MB of weights"
+            raise UsageError(f"{what}, {proof.MAX_BYTES / 1e6:.0f} at most", "prune a smaller model")
+        self._original = self.model.to_proto()
+        self._layers = described(self._original, labels)
+        stored = {t.name: t for t in self._original.graph.initializer}
+        self._tables = {la.name: numpy_helper.to_array(stored[la.weight]) for la in self._layers}
+
+    def rewrite(self, data: Dataset | None) -> None:
+        """Decide how many weights of each layer go, and which, and change the model."""
+        feeds: list[Mapping[str, NDArray[Any]]] = []
+        if data is not None:
+            self.report.notes += data.notes
+            numbers, self._held_out = split(len(data), HOLDOUT)
+            feeds = [data[i].feed for i in numbers]
+            self.report.samples = {
+                "calibration": len(feeds), "held_out": len(self._held_out), "source": data.source,
+                "random": data.random,
+            }  # fmt: skip
+        with self.report.timed("allocate"):
+            self._counts = self._allocated(feeds)
+        found: dict[str, Pruned]
+        with self.report.timed("prune"):
+            if feeds:
+                found = sparsified(
+                    self._original, self._layers, self._counts, self.asked.parsed_pattern, feeds,
+                    keep_zeros=self.asked.keep_zeros, threads=self.settings.threads, progress=self.settings.progress,
+                )  # fmt: skip
+            else:
+                found = self._by_magnitude()
+        found = self._as_stored(found)
+        self.report.layers = [self._row(layer, found[layer.name]) for layer in self._layers]
+        total = sum(row.weights for row in self.report.layers)
+        self.report.sparsity = sum(row.sparsity * row.weights for row in self.report.layers) / total
+        ApplyRepairs(found).run(self.model)
+        edit.remove_unused(self.model)
+        StoreHalf().run(self.model)
+        stamp(self.model, self.report.recipe)
+        if self.report.samples.get("random"):
+            self.report.notes.append("pruned on random data: what makes up for the zeros is a guess")
+
+    def _allocated(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, int]:
+        """How many weights of each layer become zero."""
+        asked, layers = self.asked, self._layers
+        least = {name: int((t == 0).sum()) if asked.keep_zeros else 0 for name, t in self._tables.items()}
+        if asked.parsed_pattern.of:
+            return {la.name: n for la, n in zip(layers, nm_counts(layers, asked.parsed_pattern), strict=True)}
+        counts = fixed_counts(self.model, layers, asked.layers, least)
+        others = [layer for layer in layers if layer.name not in counts]
+        left = max(reachable(layers, asked.share) - sum(counts.values()), 0)
+        if not others:
+            return counts
+        scope = asked.scope or ""
+        if scope == "auto" and len(feeds) < _MEASURED_FROM:
+            scope = "layer"
+            self.report.notes.append(f"zeros were shared out by layer: {len(feeds)} samples say little of their cost")
+        if scope == "auto":
+            found = curves(
+                self._original, others, asked.parsed_pattern, feeds, keep_zeros=asked.keep_zeros,
+                threads=self.settings.threads, progress=self.settings.progress,
+            )  # fmt: skip
+            with_least = [replace(c, least=least[la.name]) for c, la in zip(found, others, strict=True)]
+            shares = cheapest(with_least, left)
+        else:
+            shares = shared_out(scope, others, self._tables, left, asked.share, least)
+        return counts | {layer.name: n for layer, n in zip(others, shares, strict=True)}
+
+    def _by_magnitude(self) -> dict[str, Pruned]:
+        return {
+            la.name: by_magnitude(la, self._tables[la.name], self.asked.parsed_pattern, self._counts[la.name])
+            for la in self._layers
+        }
+
+    def _as_stored(self, found: Mapping[str, Pruned]) -> dict[str, Pruned]:
+        """Weights that came as float16 are rounded to it: the file must not grow."""
+        nodes = {node.label: node for node in self.model.graph.nodes}
+        half = {n for n in found if getattr(nodes[n].inputs[1], "stored_as", None) == TensorProto.FLOAT16}
+
+        def rounded(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+            with np.errstate(over="ignore"):
+                values = weight.astype(np.float16).astype(np.float32)
+            return values if np.isfinite(values).all() else weight
+
+        return {n: replace(p, weight=rounded(p.weight)) if n in half else p for n, p in found.items()}
+
+    def _row(self, layer: Prunable, pruned: Pruned) -> LayerSparsity:
+        zeros, before = int((pruned.weight == 0).sum()), int((self._tables[layer.name] == 0).sum())
+        share = zeros / layer.size
+        return LayerSparsity(layer.name, layer.op, layer.size, share, before / layer.size, pruned.refitted)
+
+    def prove(self, written: Draft, data: Dataset | None) -> None:
+        """Read the written file back and hold it against the float model."""
+        self._zeros_are_there(written)
+        self._weigh()
+        if not self.settings.verify:
+            return
+        proof.keeps_contract(self.source, written.path)
+        if data is None:
+            proof.loads(written.path, self.source)
+            self.report.notes.append("not compared with the float model: give --calib DATA to see what it costs")
+            return
+        judges = data.subset(self._held_out or range(len(data)))
+        with self.report.timed("verify"):
+            reference = self._original.SerializeToString()
+            proof.tell(self.report, compare(reference, written.path, judges, threads=self.settings.threads))
+            plain = load_model(self._original)
+            ApplyRepairs(self._by_magnitude()).run(plain)
+            candidate = plain.to_proto().SerializeToString()
+            (found,) = trial.tried(reference, [candidate], list(judges), threads=self.settings.threads)
+            self.report.magnitude_sqnr_db = found.total.db
+
+    def _weigh(self) -> None:
+        """What the zeros are worth: the size that is sent, and what runs faster."""
+        work = macs(self.model)
+        before, after = layers_of(load_model(self._original), work), layers_of(self.model, work)
+        self.report.packed_bytes = (sum(x.packed_bytes for x in before), sum(x.packed_bytes for x in after))
+        self.report.worth = worth(after)
+
+    def _zeros_are_there(self, written: Draft) -> None:
+        """The file holds the zeros that the report tells of, to the bit."""
+        model = load_model(written.path)
+        normalize(model)
+        again = described(model.to_proto(), [row.layer for row in self.report.layers])
+        stored = {t.name: t for t in model.to_proto().graph.initializer}
+        for layer, row in zip(again, self.report.layers, strict=True):
+            zeros = int((numpy_helper.to_array(stored[layer.weight]) == 0).sum())
+            if zeros != round(row.sparsity * row.weights):
+                raise ModelError(f"{layer.name!r}: {zeros} zeros were written, not {row.sparsity * row.weights:.0f}")

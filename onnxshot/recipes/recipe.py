@@ -1,0 +1,177 @@
+"""What the user asked for, as values that go to YAML and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from onnxshot.calibration.ranges import METHODS
+from onnxshot.errors import UsageError
+from onnxshot.maths import affine
+
+MODES = ("static", "dynamic", "weights")
+EFFORTS = ("fast", "balanced", "best")
+FORMATS = ("qdq", "qoperator")
+PRECISIONS = ("int8", "fp16", "bf16", "int8+fp16")
+_OF_INT8 = ("mode", "format", "activation_type", "weight_type", "include", "complete")
+TYPES = {t.name: t for t in (affine.UINT8, affine.INT8, affine.UINT16, affine.INT16, affine.FLOAT8E4M3FN)}
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Values that go to plain ones and back, field by field; a tuple of globs is a list, or one string, there."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the same for the same fields: what the report and the model's metadata hold."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From plain values. Raises UsageError on a key that does not exist, and on a value that does not fit."""
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UsageError(f"{key} is no key", f"keys: {', '.join(sorted(known))}")
+        given = dict[str, Any](values)
+        for key in {"exclude", "include"} & given.keys():
+            patterns = given[key]
+            given[key] = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+        if isinstance(given.get("shapes"), Mapping):
+            given["shapes"] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["shapes"].items()}
+        return cls(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe(Plain):
+    """How to quantize. Every field has the default of `onnxshot quantize`.
+
+    Attributes:
+        target: name of the target.
+        mode: static (calibrated, dynamic where the target runs that better), dynamic, or weights (storage only).
+        precision: int8; fp16 or bf16 (floats of 16 bits where values allow it, nothing in int8); or int8+fp16 (what
+            int8 leaves in float goes to fp16).
+        format: qdq (standard) or qoperator (QLinearConv, QLinearMatMul).
+        activation_type, weight_type: type names; None takes the target's own.
+        per_channel: a scale per output channel of every weight, else one per weight.
+        effort: fast, balanced or best: how much is done for accuracy (see effort/candidates.py).
+        method: how activation ranges are chosen from statistics.
+        grid: whether inputs that lie on a grid of 256 values per channel are quantized on it, where the effort is not
+            fast; None tries both on calibration samples.
+        equalize: whether channels are equalized where the effort is not fast; None tries both on calibration samples.
+        smooth: whether outliers in products' inputs are moved into the weights as far as a search finds best, where the
+            effort is not fast; None tries both. Without it, those of dynamic products are moved by a fixed share.
+        clip: whether ranges by method auto may be smaller than the extremes; None tries both.
+        weight_method: minmax (no weight is clipped) or mse (least squared error per channel).
+        exclude, include: globs over node names, tensor names and op types.
+        complete: keep the scales of a quantized model, and quantize the rest of it.
+        concat_ratio: a Concat whose inputs' ranges differ by more than this stays float.
+        batch: the size that the batch dimension is frozen at.
+        shapes: the sizes that all dimensions of an input are frozen at, by its name.
+    """
+
+    target: str = "ort"
+    mode: str = "static"
+    precision: str = "int8"
+    format: str = "qdq"
+    activation_type: str | None = None
+    weight_type: str | None = None
+    per_channel: bool = True
+    effort: str = "balanced"
+    method: str = "auto"
+    grid: bool | None = None
+    equalize: bool | None = None
+    smooth: bool | None = None
+    clip: bool | None = None
+    weight_method: str = "minmax"
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    complete: bool = False
+    concat_ratio: float = 8.0
+    batch: int | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ratio = self.concat_ratio
+        named = (
+            ("mode", self.mode, MODES),
+            ("effort", self.effort, EFFORTS),
+            ("precision", self.precision, PRECISIONS),
+            ("format", self.format, FORMATS),
+            ("method", self.method, METHODS),
+            ("weight_method", self.weight_method, ("minmax", "mse")),
+            ("activation_type", self.activation_type, (None, *TYPES)),
+            ("weight_type", self.weight_type, (None, *TYPES)),
+        )
+        refuse((name, v, v in known, f"one of {', '.join(k for k in known if k)}") for name, v, known in named)
+        refuse(
+            (
+                ("target", self.target, isinstance(self.target, str), "a name, such as ort"),
+                ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
+                ("complete", self.complete, isinstance(self.complete, bool), "true or false"),
+                ("grid", self.grid, self.grid in (None, True, False), "true, false or null"),
+                ("equalize", self.equalize, self.equalize in (None, True, False), "true, false or null"),
+                ("smooth", self.smooth, self.smooth in (None, True, False), "true, false or null"),
+                ("clip", self.clip, self.clip in (None, True, False), "true, false or null"),
+                ("concat_ratio", ratio, isinstance(ratio, int | float) and ratio >= 1, "a number from 1 up"),
+                ("exclude", self.exclude, are_globs(self.exclude), "a list of globs"),
+                ("include", self.include, are_globs(self.include), "a list of globs"),
+                ("batch", self.batch, self.batch is None or _are_sizes((self.batch,)), "a number from 1 up"),
+                ("shapes", self.shapes, _are_shapes(self.shapes), "sizes by input, such as x: [1, 3, 224, 224]"),
+            )
+        )
+
+        if not self.quantizes:
+            refuse(
+                (f.name, getattr(self, f.name), getattr(self, f.name) == f.default, f"leave it out of {self.precision}")
+                for f in fields(self)
+                if f.name in _OF_INT8
+            )
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether anything goes into int8."""
+        return self.precision.startswith("int8")
+
+    @property
+    def half(self) -> str | None:
+        """The floats of 16 bits that what is not quantized goes into; None where it stays as it is."""
+        last = self.precision.rpartition("+")[2]
+        return None if last == "int8" else last
+
+    @property
+    def range_method(self) -> str:
+        """The method that ranges are chosen by: auto without clipping is min-max."""
+        return "minmax" if self.method == "auto" and self.clip is False else self.method
+
+
+def refuse(checks: Iterable[tuple[str, object, bool, str]]) -> None:
+    """Raise UsageError for the first of (name, what was found, whether it fits, what is wanted) that does not fit."""
+    for name, found, fits, wanted in checks:
+        if not fits:
+            raise UsageError(f"{name} is {found!r}", wanted)
+
+
+def refuse_frozen(recipe: Recipe, why: str) -> None:
+    """Raise UsageError where a recipe freezes dimensions."""
+    if recipe.batch is not None or recipe.shapes:
+        raise UsageError(f"batch or shapes are given; {why}", "freeze the result: onnxshot emit RESULT --batch N")
+
+
+def are_globs(value: object) -> bool:
+    """Whether it is what `include` and `exclude` hold."""
+    return isinstance(value, tuple) and all(isinstance(glob, str) for glob in value)
+
+
+def _are_shapes(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(k, str) and _are_sizes(v) for k, v in value.items())
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, tuple) and all(type(size) is int and size > 0 for size in value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value

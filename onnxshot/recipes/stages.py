@@ -1,0 +1,202 @@
+"""What is done to a model, stage by stage, as values that go to YAML and back; a quantize stage is a `Recipe`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from onnxshot.errors import UsageError
+from onnxshot.maths.masks import Pattern
+from onnxshot.recipes.recipe import Plain, Recipe, are_globs, refuse
+
+CHANNELS = "channels"
+"""The pattern of `prune` that is a shrink stage."""
+SCOPES, MULTIPLES = ("layer", "global", "erk", "auto"), (1, 8, 16)
+_SHARE = "give a share from 0 up to but not including 1, such as 0.5"
+_KEPT = "give the share to keep, above 0 and up to 1"
+
+
+@dataclass(frozen=True, slots=True)
+class PruneStage(Plain):
+    """Set weights to zero; the fields are the arguments of `onnxshot.prune`."""
+
+    sparsity: float | None = None
+    pattern: str = "unstructured"
+    scope: str | None = None
+    layers: Mapping[str, float] = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    keep_zeros: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pattern == CHANNELS:
+            raise UsageError(f"pattern is {CHANNELS!r}, which cuts them out", "zeros only here: call onnxshot.shrink")
+        try:
+            pattern = self.parsed_pattern
+        except (ValueError, TypeError) as e:
+            hint = "unstructured, 'N:M' such as '2:4' (in quotes) with N below M, or block:4x1"
+            raise UsageError(f"pattern is {self.pattern!r}", hint) from e
+        fixed, layers = pattern.sparsity, self.layers
+        if self.sparsity is None and fixed is None:
+            raise UsageError("sparsity is missing", "give a share of the weights, such as 0.5")
+        refuse(
+            (
+                ("sparsity", self.sparsity, self.sparsity is None or _is_share(self.sparsity), _SHARE),
+                ("layers", layers, isinstance(layers, Mapping), "give globs with their sparsity: {'conv1*': 0.3}"),
+                ("scope", self.scope, self.scope in (None, *SCOPES), f"one of {', '.join(SCOPES)}"),
+                ("include", self.include, are_globs(self.include), "a list of globs"),
+                ("exclude", self.exclude, are_globs(self.exclude), "a list of globs"),
+                ("keep_zeros", self.keep_zeros, isinstance(self.keep_zeros, bool), "true or false"),
+            )
+        )
+        refuse((f"layers[{glob!r}]", share, _is_share(share), _SHARE) for glob, share in layers.items())
+        if fixed is not None and self.sparsity is not None and abs(self.sparsity - fixed) > 1e-6:
+            raise UsageError(f"sparsity is {self.sparsity}, and pattern {pattern} makes {fixed:.4g}", "leave it out")
+        if fixed is not None and layers:
+            raise UsageError(f"layers are given with pattern {pattern}, which fixes every layer", "exclude some")
+
+    @property
+    def parsed_pattern(self) -> Pattern:
+        """The pattern, parsed."""
+        return Pattern.parse(self.pattern)
+
+    @property
+    def share(self) -> float:
+        """The sparsity that is asked for, or that the pattern fixes."""
+        fixed = self.parsed_pattern.sparsity
+        return float(self.sparsity if self.sparsity is not None else fixed or 0.0)
+
+    def resolved(self, has_data: bool) -> PruneStage:
+        """With sparsity and scope filled in, as they follow from the pattern and from whether there are samples."""
+        if self.scope == "auto" and not has_data and not self.parsed_pattern.of:
+            raise UsageError("scope is 'auto', and there are no samples", "give --calib DATA, or scope erk")
+        return replace(self, sparsity=self.share, scope=self.scope or ("auto" if has_data else "layer"))
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkStage(Plain):
+    """Cut channels; the fields are the arguments of `onnxshot.shrink`, `evaluate` as 'file.py:function'."""
+
+    target_flops: float | None = None
+    target_params: float | None = None
+    target_latency: float | None = None
+    max_drop: float | None = None
+    evaluate: str | None = None
+    scope: str = "all"
+    multiple: int = 8
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    importance: str = "auto"
+
+    def __post_init__(self) -> None:
+        targets, drop = self.targets, self.max_drop
+        if not targets:
+            raise UsageError("target_flops is missing", "give it, or target_params, target_latency or max_drop")
+        if len(targets) > 1:
+            raise UsageError(f"{' and '.join(targets)} are given", "give one of them")
+        shares = ((name, value) for name, value in targets.items() if name != "max_drop")
+        refuse((name, value, _is_number(value) and 0 < value <= 1, _KEPT) for name, value in shares)
+        refuse(
+            (
+                ("max_drop", drop, drop is None or (_is_number(drop) and drop >= 0), "a finite number, 0 or above"),
+                ("evaluate", self.evaluate, isinstance(self.evaluate, str | None), "such as 'score.py:top1'"),
+                ("scope", self.scope, self.scope in ("all", "mlp", "heads"), "one of all, mlp, heads"),
+                ("multiple", self.multiple, self.multiple in MULTIPLES, "one of 1, 8, 16"),
+                ("include", self.include, are_globs(self.include), "a list of globs"),
+                ("exclude", self.exclude, are_globs(self.exclude), "a list of globs"),
+                (
+                    "importance", self.importance, self.importance in ("auto", "error", "l1", "l2"),
+                    "one of auto, error, l1, l2",
+                ),
+            )
+        )  # fmt: skip
+        if (drop is None) != (self.evaluate is None):
+            given, lacking = ("max_drop", "evaluate") if self.evaluate is None else ("evaluate", "max_drop")
+            raise UsageError(f"{given} is given without {lacking}", "a drop is of the score of a function: give both")
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """What is to be reached, by its key; one of the four."""
+        every = {"target_flops": self.target_flops, "target_params": self.target_params}
+        every |= {"target_latency": self.target_latency, "max_drop": self.max_drop}
+        return {name: value for name, value in every.items() if value is not None}
+
+
+Stage = PruneStage | ShrinkStage | Recipe
+KINDS: dict[str, type[Stage]] = {"prune": PruneStage, "shrink": ShrinkStage, "quantize": Recipe}
+
+
+def kind_of(stage: Stage) -> str:
+    """The key that the stage has in YAML."""
+    return next(name for name, kind in KINDS.items() if isinstance(stage, kind))
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """A recipe of stages, in the order in which they are run."""
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise UsageError("stages is empty", f"give one of {', '.join(KINDS)}, or more")
+        pruned = [i for i, stage in enumerate(self.stages) if isinstance(stage, PruneStage)]
+        cut = [i for i, stage in enumerate(self.stages) if isinstance(stage, ShrinkStage)]
+        if pruned and cut and cut[-1] > pruned[0]:
+            what = f"stages[{cut[-1]}] cuts channels after stages[{pruned[0]}] made zeros"
+            raise UsageError(what, "what stays is fitted anew, zeros too: put shrink before prune")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the same for the same stages."""
+        return {"stages": [{kind_of(stage): stage.to_dict()} for stage in self.stages]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Stages:
+        """From plain values: those of `to_dict`, or the fields of one quantize stage.
+
+        Raises UsageError that names the path of the key, such as stages[0].prune.sparsity.
+        """
+        if "stages" not in values:
+            return cls((Recipe.from_dict(values),))
+        beside = [key for key in values if key != "stages"]
+        if beside:
+            raise UsageError(f"{beside[0]} is given beside stages", "put it into one of them")
+        listed = values["stages"]
+        if not isinstance(listed, list | tuple):
+            raise UsageError(f"stages is {listed!r}", "give a list of stages, such as '- quantize: {effort: best}'")
+        return cls(tuple(_stage(f"stages[{i}]", item) for i, item in enumerate(listed)))
+
+
+def _stage(where: str, item: Any) -> Stage:
+    if not isinstance(item, Mapping) or len(item) != 1 or not KINDS.keys() & item.keys():
+        hint = f"one of {', '.join(KINDS)}, with its keys, such as '- quantize: {{effort: best}}'"
+        raise UsageError(f"{where} is {item!r}", hint)
+    ((name, values),) = item.items()
+    values = {} if values is None else values
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where}.{name} is {values!r}", "give keys and values")
+    try:
+        if name == "prune" and values.get("pattern") == CHANNELS:
+            return _cut(values)
+        return KINDS[name].from_dict(values)
+    except UsageError as e:
+        raise UsageError(f"{where}.{name}.{e.message}", e.hint) from e
+
+
+def _cut(values: Mapping[str, Any]) -> ShrinkStage:
+    """A shrink stage that is spelled as the command has it: `prune` with pattern channels, maybe with a sparsity."""
+    given = {key: value for key, value in values.items() if key not in ("pattern", "sparsity")}
+    if "sparsity" in values:
+        refuse((("sparsity", values["sparsity"], _is_share(values["sparsity"]), _SHARE),))
+        given["target_flops"] = 1 - values["sparsity"]
+    return ShrinkStage.from_dict(given)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and _is_number(value) and 0 <= value < 1

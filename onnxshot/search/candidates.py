@@ -1,0 +1,173 @@
+"""A model with its data and statistics, on which recipes are tried: what each node costs, and what each would bring."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from onnxshot import trial
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.readers import Dataset, Sample, split
+from onnxshot.errors import UsageError
+from onnxshot.graph import Model, weights
+from onnxshot.graph.load import load_model
+from onnxshot.graph.macs import macs
+from onnxshot.graph.ops import op_of
+from onnxshot.output import stamp
+from onnxshot.parallel import in_order
+from onnxshot.pipeline import Run
+from onnxshot.planning.match import exact_patterns, match_nodes
+from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
+from onnxshot.planning.scales import Evidence
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.rewrite import apply
+from onnxshot.settings import Settings
+
+TRIED = 8
+"""Calibration samples that candidates are tried on, evenly spaced over those that were calibrated on."""
+
+_FUSED = ("Relu", "Clip")  # part of the node before them: they have no precision of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A node with a precision of its own.
+
+    Attributes:
+        planned: what the full plan does with it.
+        pattern: a glob that picks it and no other.
+        macs_share: share 0..1 of the model's multiply-accumulates, in one run on the first sample.
+        weight_bytes: size of its weight in float.
+        forced: it is int8 because the recipe includes it.
+    """
+
+    planned: NodePlan
+    pattern: str
+    macs_share: float
+    weight_bytes: int = 0
+    forced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """One model, its samples and its statistics.
+
+    Attributes:
+        recipe: as it was asked for, with what was tried and found to suit the outputs.
+        plan: all that this recipe quantizes.
+        units: the quantized nodes that can be put back to float one by one, in graph order.
+        samples: calibration samples to try candidates on.
+        held_out: samples that calibration did not see, where it saw any.
+    """
+
+    run: Run
+    recipe: Recipe
+    plan: Plan
+    evidence: Evidence | None
+    units: tuple[Unit, ...]
+    samples: tuple[Sample, ...]
+    held_out: Dataset
+
+    def plan_of(self, recipe: Recipe) -> Plan:
+        """The plan of another recipe for the same model, with scales."""
+        return self.run.planned(recipe, self.evidence)
+
+    def without(self, patterns: Iterable[str]) -> Recipe:
+        """The recipe that also leaves these in float."""
+        return replace(self.recipe, exclude=(*self.recipe.exclude, *patterns))
+
+    def alone(self, unit: Unit, *, per_channel: bool) -> Plan | None:
+        """The plan in which, of all nodes with a weight, only this one is int8; None where it is not int8 alone.
+
+        Followers are in it as the planner's rules have them: those that stand only for this node.
+        """
+        others = (u.pattern for u in self.units if u is not unit and u.planned.node in self.plan.weights)
+        # Without int8 neighbours the planner would make another choice for a node that is static because of them.
+        include = (unit.pattern,) if unit.forced or unit.planned.how == STATIC else ()
+        plan = self.plan_of(replace(self.without(others), include=include, per_channel=per_channel))
+        return plan if unit.planned.node in plan.labels(unit.planned.how) else None
+
+    def sqnrs(self, plans: Iterable[Plan]) -> Iterator[float]:
+        """SQNR in dB of the outputs over `samples`, plan by plan."""
+        model = self.run.model.to_proto()
+
+        def made() -> Iterator[bytes]:
+            for plan in plans:
+                copy = load_model(model)
+                apply(copy, plan, self.run.recipe)
+                yield bytes(copy.to_proto().SerializeToString())
+
+        reference = self.run.original().SerializeToString()
+        found = trial.tried(reference, made(), self.samples, threads=self.run.settings.threads)
+        return (one.total.db for one in found)
+
+    def build(self, recipe: Recipe) -> Model:
+        """The model that the recipe makes."""
+        reference, plan = self.run.model.to_proto(), self.plan_of(recipe)
+        made = load_model(reference)
+        apply(made, plan, self.run.recipe)
+        self.run.repair(reference, made, plan)
+        stamp(made, recipe.to_dict())
+        return made
+
+
+@contextlib.contextmanager
+def workbench(
+    model: str | Path | ModelProto,
+    calib: Any,
+    *,
+    stats: str | Path | None = None,
+    preset: str | Preset | None = None,
+    recipe: Recipe,
+    settings: Settings,
+) -> Iterator[Workbench]:
+    """Load, normalize and calibrate, as `quantize` does; the data is closed at the end.
+
+    Raises UsageError where there is no data, and all that `quantize` raises.
+    """
+    if calib is None:
+        raise UsageError("there is no data to measure on", "give --calib DATA")
+    if recipe.precision != "int8":
+        raise UsageError(f"precision is {recipe.precision!r}", "goals and sensitivity are about int8: leave it out")
+    run = Run(model, recipe, settings, stats)
+    data = run.open(calib, preset)
+    assert data is not None
+    with data:
+        run.plan = run.planned()
+        evidence = Evidence({}) if run.trained else None
+        calibrated, held_out = split(len(data))[0], list(range(len(data)))
+        if run.plan.observe:
+            evidence = run.improve_plan(run.statistics(data), data)
+            assert run.gathered is not None
+            calibrated, held_out = run.gathered.calibrated, run.gathered.held_out or held_out
+            recipe = run.decided
+        elif run.trained:
+            run.plan = run.planned(evidence=evidence)
+        tried = calibrated[:: max(1, len(calibrated) // TRIED)][:TRIED]
+        samples = tuple(in_order(data.__getitem__, tried, settings.threads))
+        units = _units(run.model, run.plan, recipe, samples[0])
+        yield Workbench(run, recipe, run.plan, evidence, units, samples, data.subset(held_out))
+
+
+def _units(model: Model, plan: Plan, recipe: Recipe, sample: Sample) -> tuple[Unit, ...]:
+    patterns = exact_patterns(model)
+    forced = {node.label for node in match_nodes(model, recipe.include, "include pattern")}
+    work = macs(model, {name: value.shape for name, value in sample.feed.items()})
+    total = sum(work.values()) or 1
+    nodes = {node.label: node for _, node in model.walk()}
+    units = []
+    for planned in plan.nodes:
+        node = nodes[planned.node]
+        computes = planned.node in plan.weights or not (node.op in _FUSED or op_of(node).keeps_range)
+        if planned.how == FLOAT or not computes or planned.node not in patterns:
+            continue
+        weight = plan.weights.get(planned.node)
+        size = weights.size_bytes(node.inputs[weight.slot]) if weight is not None else 0
+        share = work.get(planned.node, 0) / total
+        units.append(Unit(planned, patterns[planned.node], share, size, planned.node in forced))
+    return tuple(units)

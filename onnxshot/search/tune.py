@@ -1,0 +1,288 @@
+"""Mixed precision under a goal: which nodes go back to float, found by measuring candidates.
+
+All int8 comes first. Nodes are put in order by what they are measured to cost, per latency they would add; bisection
+finds how many of the first of them must go back to float. Half of those are kept, what the others bring is measured
+again, and so on; at last each one is tried without. Every candidate is measured, and the best one is written.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.emitting import ONNX
+from onnxshot.graph.save import refuse_sources, write
+from onnxshot.pipeline import Result, quantize
+from onnxshot.planning.plan import Plan
+from onnxshot.recipes.recipe import Recipe, refuse_frozen
+from onnxshot.search.candidates import Unit, Workbench, workbench
+from onnxshot.search.goal import TIMES, Goal, Judge, Measured
+from onnxshot.settings import Settings
+
+
+def tune(
+    model: str | Path | ModelProto,
+    calib: Any,
+    goal: Goal,
+    *,
+    stats: str | Path | None = None,
+    output: str | Path | None = None,
+    preset: str | Preset | None = None,
+    recipe: Recipe | None = None,
+    settings: Settings | None = None,
+    **options: Any,
+) -> Result:
+    """Quantize a model so that it reaches a goal, with as few nodes in float as the search finds to be enough.
+
+    With a least accuracy, the candidate that reaches it at the least cost is taken; with limits on latency or size
+    alone, the most accurate one that keeps them. What is written is what `quantize` writes for the recipe found.
+
+    Args:
+        model: path of an .onnx file, or a ModelProto.
+        calib: calibration data, as `quantize` takes it; the goal is measured on the part calibration does not see.
+        goal: what to reach, and how long to search.
+        stats: statistics that `calibrate` wrote.
+        output: where to write; None keeps the result in memory.
+        preset: preprocessing of pictures.
+        recipe: what to do where the goal does not say otherwise; `options` override its fields.
+        settings: how to run it.
+        **options: fields of the recipe, by name.
+
+    Returns:
+        The best result found, whether or not it reaches the goal: `report.goal` says so, `report.recipe` makes the same
+        file again, `report.pareto` holds the candidates that no other beats.
+
+    Raises:
+        ModelError, CalibrationError, UsageError, TargetError: each says what was found and what to do.
+    """
+    started = time.perf_counter()
+    recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
+    refuse_frozen(recipe, "a goal is searched for on samples as they are")
+    settings, calib = settings or Settings(), _again(calib)
+    deadline = math.inf if goal.budget is None else started + 60 * goal.budget
+    with (
+        workbench(model, calib, stats=stats, preset=preset, recipe=recipe, settings=settings) as bench,
+        tempfile.TemporaryDirectory(prefix="onnxshot-") as folder,
+    ):
+        if output is not None:
+            refuse_sources(bench.run.model, Path(output))
+        reference = Path(folder) / "float.onnx"
+        reference.write_bytes(bench.run.original().SerializeToString())
+        judge = Judge(goal, reference, bench.held_out, settings)
+        search = _Search(bench, goal, judge, Path(folder), deadline)
+        chosen = search.run()
+        searched = time.perf_counter() - started
+        recipe = search.recipe(chosen) if chosen else recipe
+        result = quantize(
+            model, calib, stats=stats, output=output, preset=preset, recipe=recipe, settings=settings,
+            emit=(ONNX,) if output is not None else None,
+        )  # fmt: skip
+        written = Path(output) if output is not None else result.save(Path(folder) / "result.onnx")
+        found = judge.measure(written, recipe.exclude)
+        if found.latency_ms is not None:
+            found = replace(found, latency_ms=judge.latency_ms(written, times=TIMES))
+    missed = goal.missed(found)
+    result.report.goal = {
+        **goal.limits(), **{k: v for k, v in asdict(found).items() if v is not None and k != "exclude"},
+        "reached": not missed, "missed": list(missed.values()), "float_score": judge.float_score,
+        "float_nodes": len(chosen), "candidates": len(search.seen), "budget_spent": search.out_of_time,
+    }  # fmt: skip
+    result.report.pareto = [asdict(row) for row in _pareto(list(search.seen.values()))]
+    result.report.timings["search"] = searched
+    result.report.seconds = time.perf_counter() - started
+    return result
+
+
+class _OutOfTime(Exception):
+    """The budget is spent; raised between two measurements, never in one."""
+
+
+@dataclass(slots=True)
+class _Search:
+    """The candidates of one model; each is the set of the units that are left in float, by pattern."""
+
+    bench: Workbench
+    goal: Goal
+    judge: Judge
+    folder: Path
+    deadline: float
+    seen: dict[frozenset[str], Measured] = field(default_factory=dict)
+    out_of_time: bool = False
+    _costs: dict[str, float] = field(init=False)
+    _alone: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._costs = _costs(self.bench.units, by_size=self.goal.max_size is not None)
+
+    def run(self) -> frozenset[str]:
+        """The best candidate that was found in time. The first, all int8, is measured in any case."""
+        base = self.measured(frozenset())
+        try:
+            if self.goal.inaccurate(base):
+                self._promote(until=lambda found: not self.goal.inaccurate(found), last=True)
+                self._take_back()
+            limited = not self.goal.wants_accuracy or self.goal.missed(self.seen[self.best()])
+            if limited and not self.goal.too_much(base):
+                self._promote(until=self.goal.too_much, last=False)
+            self._confirm()
+        except _OutOfTime:
+            self.out_of_time = True
+        return self.best()
+
+    def recipe(self, floats: frozenset[str]) -> Recipe:
+        """The recipe that makes a candidate; patterns in graph order."""
+        return self.bench.without(u.pattern for u in self.bench.units if u.pattern in floats)
+
+    def measured(self, floats: frozenset[str]) -> Measured:
+        """The candidate, built and measured on held-out samples; once."""
+        if floats not in self.seen:
+            if self.seen:
+                self._in_time()
+            recipe, path = self.recipe(floats), self.folder / "candidate.onnx"
+            write(self.bench.build(recipe), path)
+            self.seen[floats] = self.judge.measure(path, recipe.exclude)
+            self._show("candidates measured", len(self.seen))
+        return self.seen[floats]
+
+    def best(self) -> frozenset[str]:
+        """The cheapest candidate that reaches the goal; without, the one that comes closest."""
+        reached = [floats for floats, found in self.seen.items() if not self.goal.missed(found)]
+        if reached and self.goal.wants_accuracy:
+            return min(reached, key=lambda f: (self._cost(f), -self.seen[f].sqnr_db))
+
+        def close(floats: frozenset[str]) -> tuple[bool, bool, float]:
+            found = self.seen[floats]
+            return not self.goal.too_much(found), not self.goal.inaccurate(found), found.sqnr_db
+
+        return max(reached or self.seen, key=close)
+
+    # ------------------------------------------------------------------ steps
+
+    def _promote(self, until: Callable[[Measured], bool], *, last: bool) -> None:
+        """Put nodes back to float until a candidate is so; `last`: that candidate is wanted, not the one before it."""
+        kept: frozenset[str] = frozenset()
+        if last and not until(self.measured(frozenset(self._costs))):
+            return
+        while not until(self.measured(kept)):
+            found = []
+            for order in self._orders(kept):
+                length = self._bisect(kept, order, until)
+                if length is None and last:
+                    continue
+                found.append(order[: len(order) if length is None else length if last else length - 1])
+            if last:
+                first = min(found, key=lambda part: self._cost(kept.union(part)), default=[])
+            else:
+                first = max(found, key=lambda part: self.measured(kept.union(part)).sqnr_db, default=[])
+            if len(first) <= int(last):
+                return
+            kept = kept.union(first[: (len(first) + 1) // 2])
+
+    def _bisect(self, kept: frozenset[str], order: list[str], until: Callable[[Measured], bool]) -> int | None:
+        """How many of the first of `order` it takes on top of `kept`; None where all of them do not do it."""
+        if not order or not until(self.measured(kept.union(order))):
+            return None
+        low, high = 0, len(order)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if until(self.measured(kept.union(order[:middle]))):
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def _orders(self, kept: frozenset[str]) -> Iterator[list[str]]:
+        """The other units, those first that bring most for what they cost: by two measurements.
+
+        The noise a node makes alone does not know its neighbours, whose errors may cancel; what is won by putting one
+        node back to float does not know what is won with its neighbours.
+        """
+        left = {u.pattern: u for u in self.bench.units if u.pattern not in kept}
+        if not self._alone:
+            fine = self.bench.recipe.per_channel
+            alone = ((p, self.bench.alone(u, per_channel=fine)) for p, u in left.items())
+            found = self._tried(alone, "nodes alone in int8", len(left))
+            self._alone = {p: 10 ** (-db / 10) for p, db in found.items()}
+        yield sorted(left, key=lambda p: -self._alone.get(p, 0.0) / self._costs[p])
+        fewer = ((p, self.bench.plan_of(self.recipe(kept.union([p] if p else [])))) for p in ("", *left))
+        found = self._tried(fewer, "nodes back in float", len(left) + 1)
+        yield sorted(left, key=lambda p: (found[""] - found[p]) / self._costs[p])
+
+    def _tried(self, plans: Iterable[tuple[str, Plan | None]], what: str, count: int) -> dict[str, float]:
+        """SQNR in dB on the calibration samples for each plan that there is."""
+        names: list[str] = []
+        found: dict[str, float] = {}
+
+        def drawn() -> Iterator[Plan]:
+            for name, plan in plans:
+                if plan is not None:
+                    names.append(name)
+                    yield plan
+
+        for db in self.bench.sqnrs(drawn()):
+            found[names[len(found)]] = db
+            self._show(what, len(found), count)
+            self._in_time()
+        return found
+
+    def _take_back(self) -> None:
+        """Put back into int8 what the goal does not need, the most expensive first."""
+        kept = self.best()
+        if self.goal.inaccurate(self.seen[kept]):
+            return
+        for pattern in sorted(kept, key=lambda p: (-self._costs[p], p)):
+            if not self.goal.inaccurate(self.measured(kept - {pattern})):
+                kept -= {pattern}
+
+    def _confirm(self) -> None:
+        """Time the best candidate again, and the next one where it does not hold: of many, the luckiest looks best."""
+        sure: set[frozenset[str]] = set()
+        while self.goal.max_latency is not None and (best := self.best()) not in sure:
+            self._in_time()
+            path = self.folder / "candidate.onnx"
+            write(self.bench.build(self.recipe(best)), path)
+            self.seen[best] = replace(self.seen[best], latency_ms=self.judge.latency_ms(path, times=TIMES))
+            sure.add(best)
+
+    # ------------------------------------------------------------------ small things
+
+    def _cost(self, floats: frozenset[str]) -> float:
+        return sum(self._costs[p] for p in sorted(floats))
+
+    def _in_time(self) -> None:
+        if time.perf_counter() > self.deadline:
+            raise _OutOfTime
+
+    def _show(self, what: str, done: int, total: int | None = None) -> None:
+        progress = self.bench.run.settings.progress
+        if progress is not None:
+            progress(what, done, total if total is not None else max(done, len(self.bench.units)))
+
+
+def _costs(units: tuple[Unit, ...], *, by_size: bool) -> dict[str, float]:
+    """What each unit costs in float, by pattern: its share of the work, and a share for the Q and DQ around it."""
+    stored = sum(u.weight_bytes for u in units) or 1
+    return {
+        u.pattern: u.macs_share + 1 / len(units) + (u.weight_bytes / stored if by_size else 0.0) for u in units
+    }
+
+
+def _pareto(found: list[Measured]) -> list[Measured]:
+    """Those that no other beats, the smallest file first."""
+    front = [row for row in found if not any(other.beats(row) for other in found)]
+    return sorted(front, key=lambda row: (row.bytes, -row.sqnr_db))
+
+
+def _again(calib: Any) -> Any:
+    """Data that can be read twice."""
+    if callable(following := getattr(calib, "get_next", None)):
+        return list(iter(following, None))
+    return list(calib) if isinstance(calib, Iterator) else calib
