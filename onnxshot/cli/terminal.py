@@ -193,11 +193,13 @@ def show_sensitivity(found: Sensitivity) -> None:
     gains = any(row.float_gain_db is not None for row in found.nodes)
     if gains:
         table.add_column("if float")
-    table.add_column("MACs")
+    for header in ("float ms", "int8 ms"):
+        table.add_column(header)
     for row in found.nodes:
         figures = [row.per_channel_db, row.per_tensor_db, *([row.float_gain_db] if gains else [])]
+        taken = (f"{ms:.3f}" for ms in (row.float_ms, row.int8_ms))
         texts = ("" if value is None else f"{value:.1f}" for value in figures)
-        table.add_row(escape(row.node), row.op, row.how, *texts, f"{100 * row.macs_share:.1f} %")
+        table.add_row(escape(row.node), row.op, row.how, *texts, *taken)
     console = _console()
     console.print(f"{escape(found.input)}  all in int8: SQNR {found.sqnr_db:.1f} dB on {found.samples} samples")
     console.print(table)

@@ -27,6 +27,7 @@ from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewrite import apply
 from onnxshot.settings import Settings
+from onnxshot.targets.ort_latency import kernel_times
 
 TRIED = 8
 """Calibration samples that candidates are tried on, evenly spaced over those that were calibrated on."""
@@ -41,6 +42,7 @@ class Unit:
     Attributes:
         planned: what the full plan does with it.
         pattern: a glob that picks it and no other.
+        made: the tensor that it makes.
         macs_share: share 0..1 of the model's multiply-accumulates, in one run on the first sample.
         weight_bytes: size of its weight in float.
         forced: it is int8 because the recipe includes it.
@@ -48,6 +50,7 @@ class Unit:
 
     planned: NodePlan
     pattern: str
+    made: str
     macs_share: float
     weight_bytes: int = 0
     forced: bool = False
@@ -94,25 +97,34 @@ class Workbench:
 
     def sqnrs(self, plans: Iterable[Plan]) -> Iterator[float]:
         """SQNR in dB of the outputs over `samples`, plan by plan."""
-        model = self.run.model.to_proto()
-
-        def made() -> Iterator[bytes]:
-            for plan in plans:
-                copy = load_model(model)
-                apply(copy, plan, self.run.recipe)
-                yield bytes(copy.to_proto().SerializeToString())
-
+        base = self.run.model.to_proto()
+        made = (bytes(self._rewritten(base, plan).to_proto().SerializeToString()) for plan in plans)
         reference = self.run.original().SerializeToString()
-        found = trial.tried(reference, made(), self.samples, threads=self.run.settings.threads)
+        found = trial.tried(reference, made, self.samples, threads=self.run.settings.threads)
         return (one.total.db for one in found)
+
+    def latencies(self) -> dict[str, tuple[float, float]]:
+        """Milliseconds in ONNX Runtime of what each unit became, by pattern: all in float, and all as planned.
+
+        A unit that the runtime made part of another's kernel has 0.
+        """
+        base = self.run.model.to_proto()
+        protos = [base, self._rewritten(base, self.plan).to_proto()]
+        parts, feeds = {u.planned.node: u.made for u in self.units}, [sample.feed for sample in self.samples]
+        before, after = kernel_times(protos, parts, feeds, threads=self.run.settings.threads)
+        return {u.pattern: (before[u.planned.node], after[u.planned.node]) for u in self.units}
 
     def build(self, recipe: Recipe) -> Model:
         """The model that the recipe makes."""
-        reference, plan = self.run.model.to_proto(), self.plan_of(recipe)
-        made = load_model(reference)
-        apply(made, plan, self.run.recipe)
-        self.run.repair(reference, made, plan)
+        base, plan = self.run.model.to_proto(), self.plan_of(recipe)
+        made = self._rewritten(base, plan)
+        self.run.repair(base, made, plan)
         stamp(made, recipe.to_dict())
+        return made
+
+    def _rewritten(self, base: ModelProto, plan: Plan) -> Model:
+        made = load_model(base)
+        apply(made, plan, self.run.recipe)
         return made
 
 
@@ -159,15 +171,16 @@ def _units(model: Model, plan: Plan, recipe: Recipe, sample: Sample) -> tuple[Un
     forced = {node.label for node in match_nodes(model, recipe.include, "include pattern")}
     work = macs(model, {name: value.shape for name, value in sample.feed.items()})
     total = sum(work.values()) or 1
-    nodes = {node.label: node for _, node in model.walk()}
+    node_of = {node.label: node for _, node in model.walk()}
     units = []
     for planned in plan.nodes:
-        node = nodes[planned.node]
+        node = node_of[planned.node]
         computes = planned.node in plan.weights or not (node.op in _FUSED or op_of(node).keeps_range)
         if planned.how == FLOAT or not computes or planned.node not in patterns:
             continue
         weight = plan.weights.get(planned.node)
         size = weights.size_bytes(node.inputs[weight.slot]) if weight is not None else 0
         share = work.get(planned.node, 0) / total
-        units.append(Unit(planned, patterns[planned.node], share, size, planned.node in forced))
+        made, pattern = node_of[planned.node].outputs[0].name, patterns[planned.node]
+        units.append(Unit(planned, pattern, made, share, size, planned.node in forced))
     return tuple(units)

@@ -23,7 +23,7 @@ from onnxshot.graph.save import refuse_sources, write
 from onnxshot.pipeline import Result, quantize
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe, refuse_frozen
-from onnxshot.search.candidates import Unit, Workbench, workbench
+from onnxshot.search.candidates import Workbench, workbench
 from onnxshot.search.goal import TIMES, Goal, Judge, Measured
 from onnxshot.settings import Settings
 
@@ -116,11 +116,14 @@ class _Search:
     deadline: float
     seen: dict[frozenset[str], Measured] = field(default_factory=dict)
     out_of_time: bool = False
-    _costs: dict[str, float] = field(init=False)
+    _priced: dict[str, float] = field(default_factory=dict)
     _alone: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._costs = _costs(self.bench.units, by_size=self.goal.max_size is not None)
+    @property
+    def _costs(self) -> dict[str, float]:
+        """What each unit costs in float, by pattern; measured once there is something to choose."""
+        self._priced = self._priced or _costs(self.bench, by_size=self.goal.max_size is not None)
+        return self._priced
 
     def run(self) -> frozenset[str]:
         """The best candidate that was found in time. The first, all int8, is measured in any case."""
@@ -267,11 +270,14 @@ class _Search:
             progress(what, done, total if total is not None else max(done, len(self.bench.units)))
 
 
-def _costs(units: tuple[Unit, ...], *, by_size: bool) -> dict[str, float]:
-    """What each unit costs in float, by pattern: its share of the work, and a share for the Q and DQ around it."""
-    stored = sum(u.weight_bytes for u in units) or 1
+def _costs(bench: Workbench, *, by_size: bool) -> dict[str, float]:
+    """What each unit costs in float, by pattern: its share of what int8 saves, and one for its Q and DQ."""
+    units = bench.units
+    saved = {p: max(before - after, 0.0) for p, (before, after) in bench.latencies().items()}
+    whole, stored = sum(saved.values()) or 1.0, sum(u.weight_bytes for u in units) or 1
     return {
-        u.pattern: u.macs_share + 1 / len(units) + (u.weight_bytes / stored if by_size else 0.0) for u in units
+        u.pattern: saved[u.pattern] / whole + 1 / len(units) + (u.weight_bytes / stored if by_size else 0.0)
+        for u in units
     }
 
 

@@ -46,7 +46,7 @@ def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 
     size = _size(proto, folder)
     if size > LIMIT:
         return Execution((), {}, note=f"the model has {size / 1e9:.1f} GB: its optimized graph was not read")
-    _name_nodes(proto.graph, set())
+    name_nodes(proto.graph, set())
     source = proto.SerializeToString()
     with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
         at = Path(made) / "optimized.onnx"
@@ -162,7 +162,7 @@ def _size(proto: ModelProto, folder: Path | None) -> int:
     return size if folder is None else size + external_bytes(proto, folder)
 
 
-def _name_nodes(graph: GraphProto, taken: set[str]) -> None:
+def name_nodes(graph: GraphProto, taken: set[str]) -> None:
     """Give every node a name of its own, so that a profile tells them apart."""
     for node in graph.node:
         if not node.name or node.name in taken:
@@ -171,7 +171,7 @@ def _name_nodes(graph: GraphProto, taken: set[str]) -> None:
         taken.add(node.name)
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                _name_nodes(attribute.g, taken)
+                name_nodes(attribute.g, taken)
 
 
 def _variants(stem: str) -> Iterator[str]:

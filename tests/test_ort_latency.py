@@ -1,0 +1,58 @@
+"""Kernel times by node: the kernel that each became, in float and in int8, whatever ONNX Runtime merges and renames."""
+
+import numpy as np
+import pytest
+from handmade.core import feeds, model, vector, weight
+from onnx import ModelProto
+
+from onnxshot import Settings, quantize
+from onnxshot.errors import ModelError
+from onnxshot.targets.ort_latency import kernel_times
+
+QUICK = Settings(verify=False, use_cache=False, threads=1)
+
+
+def net() -> ModelProto:
+    """A Conv with a Relu that is merged into it, one of a ninth of the work, a sum, and a product."""
+    made = model(
+        """net (float[1, 64, 28, 28] x) => (float[1, 10] y)
+        {
+            w = Conv<pads=[1, 1, 1, 1]>(x, w1, b1)
+            r = Relu(w)
+            t = Conv(r, w2)
+            s = Add(t, x)
+            q = Relu(s)
+            p = GlobalAveragePool(q)
+            f = Flatten(p)
+            y = Gemm<transB=1>(f, w3)
+        }""",
+        {
+            "w1": weight(64, 64, 3, 3),
+            "b1": vector(64),
+            "w2": weight(64, 64, 1, 1, seed=1),
+            "w3": weight(10, 64, seed=2),
+        },
+    )
+    for node, name in zip(made.graph.node, ("wide", "r", "thin", "sum", "q", "pool", "flat", "head"), strict=True):
+        node.name = name
+    return made
+
+
+def test_every_part_is_told_by_its_kernel_in_float_and_in_int8() -> None:
+    given, base = feeds(4, x=(1, 64, 28, 28)), net()
+    made = quantize(base, given, settings=QUICK, effort="fast").model.to_proto()
+    parts = {"wide": "w", "thin": "t", "sum": "s", "head": "y"}
+    before, after = kernel_times([base, made], parts, given, threads=1, seconds=0.0)
+    assert set(before) == set(after) == set(parts)
+    for found in (before, after):
+        assert found["wide"] > found["thin"] > 0, "it is 9 times as much work"
+        assert found["head"] > 0
+        assert all(np.isfinite(ms) for ms in found.values())
+    assert after["sum"] > 0, "int8 sums have a kernel of their own"
+
+
+def test_a_model_that_does_not_load_is_named() -> None:
+    broken = net()
+    broken.graph.node[0].op_type = "Nothing"
+    with pytest.raises(ModelError, match="does not load"):
+        kernel_times([broken], {"wide": "w"}, feeds(1, x=(1, 64, 28, 28)))
