@@ -122,7 +122,7 @@ def refuse_other(what: str, one: str, where: str, other: str, elsewhere: str) ->
     if one != other:
         raise CalibrationError(
             f"{where} and {elsewhere} are of another {what}: {one[:_SHOWN] or 'none'} and {other[:_SHOWN] or 'none'}",
-            "run onnxshot calibrate again, with the model, the data and the preset that are used now",
+            "give the model, the data and the preset that it was made with",
         )
 
 

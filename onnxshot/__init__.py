@@ -20,6 +20,7 @@ __all__ = [
     "inspect",
     "prune",
     "quantize",
+    "replay",
     "sensitivity",
     "shrink",
     "tune",
@@ -38,6 +39,7 @@ from onnxshot.proving.judge import compare_models as compare
 from onnxshot.pruning.prune import prune
 from onnxshot.pruning.report import PruneReport, PruneResult
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.replay import replay
 from onnxshot.report import Report
 from onnxshot.search.goal import Goal
 from onnxshot.search.sensitivity import sensitivity

@@ -5,33 +5,36 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
+from onnxshot import emitting
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.compress_report import CompressReport, CompressResult, StageRow
-from onnxshot.cutting.shrink import ShrinkReport, ShrinkResult, shrink
+from onnxshot.convert import emit
+from onnxshot.cutting.shrink import ShrinkReport
 from onnxshot.errors import ModelError, OnnxshotError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import refuse_sources, write
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
-from onnxshot.output import input_bytes, peak_rss_mb, source_name, stamp
-from onnxshot.pipeline import Result, quantize
+from onnxshot.output import input_bytes, peak_rss_mb, source_name
 from onnxshot.proving import proof
 from onnxshot.proving.verify import compare
-from onnxshot.pruning.prune import prune
-from onnxshot.pruning.report import PruneResult
 from onnxshot.recipes.files import load_stages
 from onnxshot.recipes.recipe import Recipe, refuse_frozen
-from onnxshot.recipes.stages import PruneStage, ShrinkStage, Stage, Stages, kind_of
+from onnxshot.recipes.record import leave_beside, source_of
+from onnxshot.recipes.stages import EmitStage, PruneStage, Stage, Stages, kind_of
 from onnxshot.report import Artifact, Report
 from onnxshot.settings import Settings
+from onnxshot.staging import StageResult, run_stage
+from onnxshot.targets.ort import ORT
 from onnxshot.targets.ort_bench import bench
+from onnxshot.targets.runtime import EmitOptions
 from onnxshot.zeros import lost_zeros
 
 _TIMED_ON = 8  # samples
@@ -84,6 +87,13 @@ def compress(
     for stage in stages.stages:
         if isinstance(stage, Recipe):
             refuse_frozen(stage, "all stages are held against the input on samples as they are")
+    for stage in stages.stages:
+        if isinstance(stage, EmitStage):
+            emitting.formats_of(stage.to, None, ORT)  # raises where a runtime is missing
+            if output is None:
+                raise UsageError(
+                    f"there is no output to emit {', '.join(stage.to)} to", "give one; artifacts take its stem"
+                )
     loaded = load_model(model)
     if output is not None:
         refuse_sources(loaded, Path(output))
@@ -97,10 +107,14 @@ def compress(
         run = _Run(stages, source, folder, calib, preset, settings, data)
         final = run.result()
         run.measure(report, kept=keep_stages is not None)
+        if output is not None:
+            report.outputs += run.emit(Path(output))
+        origin = source_of(calib, preset, data)
     if output is not None:
         path = final.save(output)
+        report.notes += leave_beside(final.model, path, origin, [path])
         target = next((stage.target for stage in stages.stages[::-1] if isinstance(stage, Recipe)), "ort")
-        report.outputs.append(Artifact(str(path), target, "onnx", report.stages[-1].bytes))
+        report.outputs.insert(0, Artifact(str(path), target, "onnx", report.stages[-1].bytes))
     report.sparsity = proof.sparsity(final.model)
     report.seconds, report.peak_rss_mb = time.perf_counter() - started, peak_rss_mb()
     return CompressResult(final.model, report)
@@ -138,34 +152,39 @@ class _Run:
     settings: Settings
     data: Dataset
     done: list[tuple[str, Path, Report | ShrinkReport]] = field(default_factory=list)
+    emits: list[tuple[EmitStage, Path]] = field(default_factory=list)  # what goes into which formats
 
-    def result(self) -> PruneResult | ShrinkResult | Result:
+    def result(self) -> StageResult:
         """Run all of them; what the last one gives."""
         path, pruned = self.source, None
-        names = [_DONE[kind_of(stage)] for stage in self.stages.stages]
+        names = [_DONE.get(kind_of(stage), "") for stage in self.stages.stages]
         for i, stage in enumerate(self.stages.stages):
+            if isinstance(stage, EmitStage):
+                self.emits.append((stage, path))
+                continue
             try:
-                made = self._made(stage, path)
+                made = run_stage(stage, path, self.calib, self.data, preset=self.preset, settings=self.settings)
                 if pruned is not None:
                     _refuse_lost(pruned, made.model, stage)
             except OnnxshotError as e:
                 e.message = f"stage {i + 1} ({kind_of(stage)}): {e.message}"
                 raise
-            stamp(made.model, Stages(self.stages.stages[: i + 1]).to_dict())
             number = names[: i + 1].count(names[i]) if names.count(names[i]) > 1 else ""
             path = made.save(self.folder / f"{names[i]}{number}.onnx")
             self.done.append((path.stem, path, made.report))
             pruned = made.model if isinstance(stage, PruneStage) else pruned
         return made
 
-    def _made(self, stage: Stage, path: Path) -> PruneResult | ShrinkResult | Result:
-        if isinstance(stage, PruneStage):
-            return prune(path, self.calib, preset=self.preset, settings=self.settings, **asdict(stage))
-        if isinstance(stage, ShrinkStage):
-            # It learns from all it is given.
-            feeds = (self.data[i].feed for i in split(len(self.data), HOLDOUT)[0])
-            return shrink(path, feeds, settings=self.settings, **asdict(stage))
-        return quantize(path, self.calib, preset=self.preset, recipe=stage, settings=self.settings)
+    def emit(self, output: Path) -> Iterator[Artifact]:
+        """Write what is to be emitted, with the output's stem, and the name of its stage where that is not the last."""
+        for stage, path in self.emits:
+            last = not self.done or path == self.done[-1][1]
+            place = output if last else output.with_name(f"{output.stem}.{path.stem}{output.suffix}")
+            options = EmitOptions(hardware=stage.hardware, half=stage.half_weights, threads=self.settings.threads)
+            yield from emit(
+                path, to=stage.to, output=place, calib=self.calib, preset=self.preset, options=options,
+                reference=self.source, settings=self.settings,
+            ).outputs  # fmt: skip
 
     def measure(self, report: CompressReport, *, kept: bool) -> None:
         """Hold the file of every stage against the input, time all in turns, and tell."""

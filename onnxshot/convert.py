@@ -47,6 +47,7 @@ def emit(
     batch: int | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     options: EmitOptions | None = None,
+    reference: str | Path | ModelProto | None = None,
     settings: Settings | None = None,
 ) -> Report:
     """Normalize a model without compressing it, and write it in one format or several, each with the output's stem.
@@ -64,6 +65,7 @@ def emit(
         batch: the size that the batch dimension is frozen at.
         shapes: the sizes that all dimensions of an input are frozen at, by its name.
         options: how artifacts other than .onnx are made.
+        reference: the float model that artifacts are held against; by default the one that is given.
         settings: how to run it.
 
     Raises:
@@ -95,7 +97,8 @@ def emit(
                 data = proof.random_data(original, loaded)
             elif sizes:
                 data = batched(data, sizes.inputs)
-            judged = emitting.Judged(original, data) if data is not None else None
+            against = original if reference is None else _normalized(reference)
+            judged = emitting.Judged(against, data) if data is not None else None
 
         def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
             for name in formats:
@@ -119,6 +122,12 @@ def emit(
         deliver(loaded, place, main.name, report, prove, others, keep=emitting.ONNX in formats)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _normalized(model: str | Path | ModelProto) -> ModelProto:
+    loaded = load_model(model)
+    normalize(loaded)
+    return loaded.to_proto()
 
 
 def _retarget(model: Model, target: Target, report: Report) -> bool:

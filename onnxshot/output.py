@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -15,9 +14,10 @@ from onnx import ModelProto
 
 from onnxshot.graph import Model, weights
 from onnxshot.graph.save import Draft, aside, draft
+from onnxshot.recipes.record import leave_beside
 from onnxshot.report import Artifact, Report
 
-VERSION_KEY, RECIPE_KEY, RANDOM_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.calibrated_on_random_data"
+RANDOM_KEY = "onnxshot.calibrated_on_random_data"
 
 
 @dataclass(slots=True)
@@ -32,14 +32,6 @@ class Made:
             return written.publish()
 
 
-def stamp(model: Model, recipe: Mapping[str, Any]) -> None:
-    """Put into the metadata what made the model: the version, and the recipe as JSON."""
-    from onnxshot import __version__
-
-    model.set_metadata(VERSION_KEY, __version__)
-    model.set_metadata(RECIPE_KEY, json.dumps(recipe))
-
-
 def deliver(
     model: Model,
     output: str | Path | None,
@@ -49,11 +41,13 @@ def deliver(
     others: Callable[[Path], Iterable[AbstractContextManager[tuple[Draft, Artifact]]]] = lambda _: (),
     *,
     keep: bool = True,
+    source: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the model aside, have `prove` look at the file, make the `others` of it, and only then publish them all.
 
-    Without an output path the file is proven all the same, and removed; so is it where it is not to be kept. Raises
-    what `prove` and `others` raise, and UsageError where the file cannot be written.
+    source: what the file beside them says of where the run's inputs lay; None where there is to be no such file.
+    Without an output path the model is proven all the same, and removed; so is it where it is not to be kept. Raises
+    what `prove` and `others` raise, and UsageError where a file cannot be written.
     """
     with contextlib.ExitStack() as stack:
         if output is None:
@@ -67,6 +61,9 @@ def deliver(
         for one, artifact in done:
             one.publish()
             report.outputs.append(artifact)
+    if output is not None and source is not None:
+        files = [one.final.parent / name for one, _ in done for name in one.files]
+        report.notes += leave_beside(model, Path(output), source, files)
     report.peak_rss_mb = peak_rss_mb()
 
 

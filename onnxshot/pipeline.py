@@ -26,8 +26,9 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, draft, refuse_sources
 from onnxshot.half.emulation import runnable
 from onnxshot.half.halving import halve, refuse_half
+from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_calib
-from onnxshot.output import RANDOM_KEY, Made, deliver, input_bytes, source_name, stamp
+from onnxshot.output import RANDOM_KEY, Made, deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.planning.plan import FLOAT, Plan
@@ -37,6 +38,7 @@ from onnxshot.planning.trained import NOTHING, Trained, notes, read_pairs
 from onnxshot.preparing import fold, input_specs, prepare, sizes_of
 from onnxshot.proving import proof
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.record import Record, record, source_of, stamp
 from onnxshot.report import Artifact, Report
 from onnxshot.rewrite import apply, finish
 from onnxshot.settings import Settings
@@ -124,7 +126,7 @@ def quantize(
         run.rewrite(data)
         deliver(
             run.model, place, target.name, run.report, lambda written: run.prove(written, data), others,
-            keep=emitting.ONNX in formats,
+            keep=emitting.ONNX in formats, source=source_of(calib, preset, data),
         )  # fmt: skip
     run.report.seconds = time.perf_counter() - run.started
     return Result(run.model, run.plan, run.report)
@@ -148,6 +150,8 @@ class Run:
     float_model: ModelProto | None = field(init=False, default=None)  # that the plan is made for
     _original: ModelProto | None = field(init=False, default=None)
     _changed: bool = field(init=False, default=False)  # whether the weights are no longer those of the original
+    source_hash: str = field(init=False)  # of the model as it was given
+    sampled: bool = field(init=False, default=False)
     gathered: Gathered | None = field(init=False, default=None)
     held_out: list[int] = field(init=False, default_factory=list)  # samples that nothing is learned from; empty: all
     improver: Improver | None = field(init=False, default=None)
@@ -160,6 +164,7 @@ class Run:
         schemes(self.target, self.recipe)  # what the target cannot run is refused before any work
         refuse_half(self.target, self.recipe)
         self.model = load_model(self.source)
+        self.source_hash = model_hash(self.model)
         self.frozen = sizes_of(self.model, self.recipe.batch, self.recipe.shapes)
         self.report = Report(source_name(self.source), self.recipe.to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
@@ -210,6 +215,7 @@ class Run:
             return None
         data = open_calib(calib, self.model, preset, self.settings, self.frozen)
         self.report.notes += data.notes
+        self.sampled = True
         return data
 
     def rewrite(self, data: Dataset | None) -> None:
@@ -304,10 +310,15 @@ class Run:
         }
 
     def _stamp(self, data: Dataset | None) -> None:
-        stamp(self.model, self.report.recipe)
+        stamp(self.model, self.record(self.recipe, self.plan))
         if data is not None and data.random:
             self.model.set_metadata(RANDOM_KEY, "true")
             self.report.notes.append("calibrated on random data: scales are guesses, do not deploy this")
+
+    def record(self, recipe: Recipe, plan: Plan) -> Record:
+        """What makes this run's result, or that of another recipe and its plan, again."""
+        given = self.given is not None
+        return record(recipe, self.source_hash, self.settings, plan, sampled=self.sampled, statistics=given)
 
     def prove(self, written: Draft, data: Dataset | None) -> None:
         """Read the written file back and hold it against the float model."""

@@ -86,7 +86,7 @@ def test_quantize_writes_beside_the_input_and_prints_to_stderr_only(shell: Shell
     ran = shell("quantize", "net.onnx", "--calib", "calib.npz", *QUICK)
     assert ran.code == 0, ran.err
     assert ran.out == ""
-    assert names(shell.folder) == ["calib.npz", "net.int8.onnx", "net.onnx"]
+    assert names(shell.folder) == ["calib.npz", "net.int8.onnx", "net.int8.recipe.yaml", "net.onnx"]
     assert "net.int8.onnx" in ran.err
     assert "SQNR" in ran.err
     assert ran.err.splitlines()[-1].startswith("next: ")
@@ -150,7 +150,7 @@ def test_a_report_that_cannot_be_written_is_an_error_of_its_own(shell: Shell) ->
     ran = shell("quantize", "net.onnx", "--mode", "weights", "--no-verify", "--report", "taken")
     assert ran.code == 2
     assert "cannot write the report to taken" in ran.error
-    assert names(shell.folder) == ["calib.npz", "net.int8.onnx", "net.onnx", "taken"]
+    assert names(shell.folder) == ["calib.npz", "net.int8.onnx", "net.int8.recipe.yaml", "net.onnx", "taken"]
     assert shell("quantize", "net.onnx", "--mode", "weights", "--no-verify", "--report", "new/r.json").code == 0
     assert json.loads(Path("new/r.json").read_text())["input"] == "net.onnx"
 

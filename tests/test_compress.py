@@ -19,7 +19,7 @@ from onnxshot.errors import ModelError, UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.output import RECIPE_KEY
+from onnxshot.recipes.record import RECIPE_KEY
 from onnxshot.recipes.stages import PruneStage, ShrinkStage, Stages
 from onnxshot.zeros import layers_of, lost_zeros
 
@@ -96,7 +96,7 @@ def test_the_recipe_of_the_report_makes_the_same_bytes(effort: str, tmp_path: Pa
     assert again.report.recipe == first.report.recipe
     metadata = {p.key: p.value for p in onnx.load(tmp_path / "first.onnx").metadata_props}
     assert Stages.from_dict(json.loads(metadata[RECIPE_KEY])) == Stages(
-        (PruneStage(0.5, layers={"Gemm": 0.25}), onnxshot.Recipe(effort=effort))
+        (PruneStage(0.5, layers={"Gemm": 0.25}).resolved(True), onnxshot.Recipe(effort=effort))
     )
 
 
@@ -117,9 +117,34 @@ def test_any_stages_in_any_number(tmp_path: Path) -> None:
         layers = [[x for x in layers_of(found, {}) if x.op == op] for found in (shrunk, one, two, last)]
         shares = [np.average([x.sparsity for x in rows], weights=[x.parameters for x in rows]) for rows in layers]
         assert [bool(share > 0.2) for share in shares] == after
+    resolved = tuple(s.resolved(True) if isinstance(s, PruneStage) else s for s in stages.stages)
     for number, name in enumerate(names, 1):
         metadata = {p.key: p.value for p in onnx.load(tmp_path / f"{name}.onnx").metadata_props}
-        assert Stages.from_dict(json.loads(metadata[RECIPE_KEY])) == Stages(stages.stages[:number])
+        assert Stages.from_dict(json.loads(metadata[RECIPE_KEY])) == Stages(resolved[:number])
+
+
+def test_what_a_stage_has_made_is_emitted_and_held_against_the_input(tmp_path: Path) -> None:
+    stages = {
+        "stages": [
+            {"prune": {"sparsity": 0.3}}, {"emit": {"to": "openvino"}},
+            {"quantize": {"effort": "fast", "target": "openvino"}}, {"emit": {"to": ["openvino"]}},
+        ]
+    }  # fmt: skip
+    result = made(recipe=Stages.from_dict(stages), output=tmp_path / "net.onnx", verify=True)
+    paths = [Path(artifact.path).name for artifact in result.report.outputs]
+    assert paths == ["net.onnx", "net.pruned.xml", "net.xml"]
+    _, pruned, last = result.report.outputs
+    assert pruned.int8_macs_share == 0
+    assert last.int8_macs_share is not None and last.int8_macs_share > 0.9
+    by_name = {row.name: row for row in result.report.stages}
+    assert pruned.sqnr_db == pytest.approx(by_name["pruned"].sqnr_db, abs=3), "against the input, not the pruned model"
+    assert {p.name for p in tmp_path.iterdir()} >= {"net.bin", "net.pruned.bin", "net.recipe.yaml"}
+
+
+def test_what_is_emitted_needs_a_place() -> None:
+    stages = Stages.from_dict({"stages": [{"quantize": None}, {"emit": {"to": "openvino"}}]})
+    with pytest.raises(UsageError, match="no output to emit openvino to"):
+        small(recipe=stages)
 
 
 def test_zeros_that_a_second_pruning_would_lose_are_an_error() -> None:

@@ -19,8 +19,8 @@ from onnxshot.effort import reconstruct
 from onnxshot.effort.reconstruct import Repair
 from onnxshot.errors import UsageError
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.output import RECIPE_KEY
 from onnxshot.pipeline import Result
+from onnxshot.recipes.record import RECIPE_KEY
 
 EFFORTS = ("fast", "balanced", "best")
 DONE = {"balanced": ("biases were corrected",), "best": ("biases were corrected", "weights were rounded anew")}

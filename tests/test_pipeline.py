@@ -18,8 +18,9 @@ import onnxshot
 from onnxshot import Settings, quantize
 from onnxshot.errors import CalibrationError, ModelError, OnnxshotError, TargetError, UsageError
 from onnxshot.graph.load import load_model
-from onnxshot.output import RANDOM_KEY, RECIPE_KEY, VERSION_KEY
+from onnxshot.output import RANDOM_KEY
 from onnxshot.passes.base import Skip
+from onnxshot.recipes.record import RECIPE_KEY, VERSION_KEY
 
 KEYS = {
     "input", "outputs", "sqnr_db", "samples", "seconds", "peak_rss_mb", "int8_macs_share", "sparsity", "latency",
@@ -73,7 +74,7 @@ def test_a_real_model_keeps_its_answers(name: str, tmp_path: Path) -> None:
     assert report.sqnr_unoptimized_db == pytest.approx(report.sqnr_optimized_db, abs=1.5)
     assert accuracy(name, out) >= facts()[name]["accuracy"] - LOST.get(name, 0.02)
     assert out.stat().st_size < len(before)
-    assert [p.name for p in tmp_path.iterdir()] == ["small.onnx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.onnx", "small.recipe.yaml"]
     assert report.float_between_qdq == 0
     for skip in report.skips:
         assert skip.reason

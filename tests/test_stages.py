@@ -42,6 +42,16 @@ def test_prune_with_pattern_channels_is_a_shrink_stage() -> None:
     assert stage == ShrinkStage(target_latency=0.8)
 
 
+def test_half_is_a_quantize_stage_that_quantizes_nothing() -> None:
+    stages = Stages.from_dict({"stages": [{"half": {}}, {"half": {"precision": "bf16"}}]}).stages
+    assert stages == (Recipe(precision="fp16"), Recipe(precision="bf16"))
+
+
+def test_to_emit_alone_is_no_compression() -> None:
+    with pytest.raises(UsageError, match="stages only emit"):
+        Stages.from_dict({"stages": [{"emit": {"to": "openvino"}}]})
+
+
 def test_what_follows_from_the_pattern_and_the_data_is_filled_in() -> None:
     assert PruneStage(pattern="1:4").resolved(has_data=True) == PruneStage(0.75, "1:4", "auto")
     assert PruneStage(0.3).resolved(has_data=False) == PruneStage(0.3, scope="layer")
@@ -68,6 +78,10 @@ def test_what_follows_from_the_pattern_and_the_data_is_filled_in() -> None:
         ({"prune": {"pattern": "channels", "sparsity": "x"}}, "stages[1].prune.sparsity is 'x'"),
         ({"prune": {"pattern": "channels", "keep_zeros": True}}, "stages[1].prune.keep_zeros is no key"),
         ({"prune": 0.5}, "stages[1].prune is 0.5"),
+        ({"emit": {}}, "stages[1].emit.to is ()"),
+        ({"emit": {"to": ["onnx"]}}, "stages[1].emit.to is ('onnx',)"),
+        ({"emit": {"to": [3]}}, "stages[1].emit.to is (3,)"),
+        ({"half": {"precision": "fp8"}}, "stages[1].half.precision is 'fp8'"),
         ({"shrink": {}}, "stages[1].shrink.target_flops is missing"),
         ({"shrink": {"target_flops": 1.5}}, "stages[1].shrink.target_flops is 1.5"),
         ({"shrink": {"target_flops": 0.5, "target_params": 0.5}}, "target_flops and target_params are given"),

@@ -34,6 +34,7 @@ from onnxshot.cli.options import (
     tell,
 )
 from onnxshot.cli.prune import compress, prune
+from onnxshot.cli.replay import replay
 from onnxshot.errors import GoalMissed, OnnxshotError, UsageError
 from onnxshot.observing import cache as store
 from onnxshot.observing.calibrating import merge_files
@@ -171,6 +172,7 @@ def quantize(
 app.command()(prune)
 app.command()(cli_emit.emit)
 app.command()(compress)
+app.command()(replay)
 
 
 @app.command()

@@ -25,8 +25,9 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.graph.save import Draft, refuse_sources
 from onnxshot.maths.layer_sparsity import cheapest
+from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
-from onnxshot.output import deliver, input_bytes, source_name, stamp
+from onnxshot.output import deliver, input_bytes, source_name
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.repair import ApplyRepairs
 from onnxshot.passes.store_half import StoreHalf
@@ -36,6 +37,7 @@ from onnxshot.pruning.curves import curves
 from onnxshot.pruning.layers import choose_layers, described, fixed_counts, nm_counts, reachable, shared_out
 from onnxshot.pruning.report import LayerSparsity, PruneReport, PruneResult
 from onnxshot.pruning.sparsify import Prunable, Pruned, by_magnitude, sparsified
+from onnxshot.recipes.record import record, source_of, stamp
 from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.settings import Settings
 from onnxshot.zeros import layers_of, worth
@@ -90,7 +92,10 @@ def prune(
     opened = contextlib.nullcontext() if calib is None else open_calib(calib, run.model, preset, settings)
     with opened as data:
         run.rewrite(data)
-        deliver(run.model, output, "ort", run.report, lambda written: run.prove(written, data))
+        deliver(
+            run.model, output, "ort", run.report, lambda written: run.prove(written, data),
+            source=source_of(calib, preset, data),
+        )  # fmt: skip
     run.report.seconds = time.perf_counter() - run.started
     return PruneResult(run.model, run.report)
 
@@ -105,6 +110,7 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
     model: Model = field(init=False)
     report: PruneReport = field(init=False)
+    _source_hash: str = field(init=False)
     _original: ModelProto = field(init=False)
     _layers: list[Prunable] = field(init=False)
     _tables: dict[str, NDArray[np.float32]] = field(init=False)
@@ -113,6 +119,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.model = load_model(self.source)
+        self._source_hash = model_hash(self.model)
         self.report = PruneReport(source_name(self.source), Stages((self.asked,)).to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
         with self.report.timed("normalize"):
@@ -160,7 +167,7 @@ class _Run:
         ApplyRepairs(found).run(self.model)
         edit.remove_unused(self.model)
         StoreHalf().run(self.model)
-        stamp(self.model, self.report.recipe)
+        stamp(self.model, record(self.asked, self._source_hash, self.settings, sampled=data is not None))
         if self.report.samples.get("random"):
             self.report.notes.append("pruned on random data: what makes up for the zeros is a guess")
 

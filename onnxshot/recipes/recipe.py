@@ -34,7 +34,7 @@ class Plain:
             if key not in known:
                 raise UsageError(f"{key} is no key", f"keys: {', '.join(sorted(known))}")
         given = dict[str, Any](values)
-        for key in {"exclude", "include"} & given.keys():
+        for key in {"exclude", "include", "to", "hardware"} & given.keys():
             patterns = given[key]
             given[key] = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
         if isinstance(given.get("shapes"), Mapping):

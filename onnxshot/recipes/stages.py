@@ -124,8 +124,30 @@ class ShrinkStage(Plain):
         return {name: value for name, value in every.items() if value is not None}
 
 
-Stage = PruneStage | ShrinkStage | Recipe
-KINDS: dict[str, type[Stage]] = {"prune": PruneStage, "shrink": ShrinkStage, "quantize": Recipe}
+@dataclass(frozen=True, slots=True)
+class EmitStage(Plain):
+    """Write the model as it is then in other formats too; the fields are those of `onnxshot emit`."""
+
+    to: tuple[str, ...] = ()
+    half_weights: bool = False
+    hardware: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        refuse(
+            (
+                ("to", self.to, bool(self.to) and are_globs(self.to), "a list of formats, such as [openvino]"),
+                ("to", self.to, "onnx" not in self.to, "leave it out: --keep-stages keeps every stage as .onnx"),
+                ("half_weights", self.half_weights, isinstance(self.half_weights, bool), "true or false"),
+                ("hardware", self.hardware, are_globs(self.hardware), "a list of names"),
+            )
+        )
+
+
+ModelStage = PruneStage | ShrinkStage | Recipe
+Stage = ModelStage | EmitStage
+KINDS: dict[str, type[Stage]] = {"prune": PruneStage, "shrink": ShrinkStage, "quantize": Recipe, "emit": EmitStage}
+HALF = "half"
+"""The key of a stage that quantizes nothing: what is float goes to 16 bits, by default fp16."""
 
 
 def kind_of(stage: Stage) -> str:
@@ -142,6 +164,8 @@ class Stages:
     def __post_init__(self) -> None:
         if not self.stages:
             raise UsageError("stages is empty", f"give one of {', '.join(KINDS)}, or more")
+        if all(isinstance(stage, EmitStage) for stage in self.stages):
+            raise UsageError("stages only emit", "convert without compressing with onnxshot emit")
         pruned = [i for i, stage in enumerate(self.stages) if isinstance(stage, PruneStage)]
         cut = [i for i, stage in enumerate(self.stages) if isinstance(stage, ShrinkStage)]
         if pruned and cut and cut[-1] > pruned[0]:
@@ -170,8 +194,8 @@ class Stages:
 
 
 def _stage(where: str, item: Any) -> Stage:
-    if not isinstance(item, Mapping) or len(item) != 1 or not KINDS.keys() & item.keys():
-        hint = f"one of {', '.join(KINDS)}, with its keys, such as '- quantize: {{effort: best}}'"
+    if not isinstance(item, Mapping) or len(item) != 1 or not {*KINDS, HALF} & item.keys():
+        hint = f"one of {', '.join((*KINDS, HALF))}, with its keys, such as '- quantize: {{effort: best}}'"
         raise UsageError(f"{where} is {item!r}", hint)
     ((name, values),) = item.items()
     values = {} if values is None else values
@@ -180,6 +204,8 @@ def _stage(where: str, item: Any) -> Stage:
     try:
         if name == "prune" and values.get("pattern") == CHANNELS:
             return _cut(values)
+        if name == HALF:
+            return Recipe.from_dict({"precision": "fp16", **values})
         return KINDS[name].from_dict(values)
     except UsageError as e:
         raise UsageError(f"{where}.{name}.{e.message}", e.hint) from e

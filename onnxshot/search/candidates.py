@@ -18,13 +18,13 @@ from onnxshot.graph import Model, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.graph.ops import op_of
-from onnxshot.output import stamp
 from onnxshot.parallel import in_order
 from onnxshot.pipeline import Run
 from onnxshot.planning.match import exact_patterns, match_nodes
 from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.record import stamp
 from onnxshot.rewrite import apply
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_latency import kernel_times
@@ -119,7 +119,7 @@ class Workbench:
         base, plan = self.run.model.to_proto(), self.plan_of(recipe)
         made = self._rewritten(base, plan)
         self.run.repair(base, made, plan)
-        stamp(made, recipe.to_dict())
+        stamp(made, self.run.record(recipe, plan))
         return made
 
     def _rewritten(self, base: ModelProto, plan: Plan) -> Model:

@@ -1,0 +1,41 @@
+"""`replay`: make a result again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import onnxshot
+from onnxshot.cli import terminal
+from onnxshot.cli.options import CacheOpt, CalibOpt, JsonOpt, ModelArg, PresetOpt, StatsOpt, tell
+from onnxshot.errors import GoalMissed
+
+
+def replay(
+    model: ModelArg,
+    recorded: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="The .recipe.yaml file beside a result, or the result itself.")
+    ],
+    calib: CalibOpt = None,
+    stats: StatsOpt = None,
+    preset: PresetOpt = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.replay.onnx beside the input.")
+    ] = None,
+    cache: CacheOpt = True,
+    as_json: JsonOpt = False,
+) -> None:
+    """Do to MODEL what RECIPE says was done to it: the same bytes again. Exit code 3 if they are not."""
+    out = output or model.with_name(f"{model.stem}.replay.onnx")
+    with terminal.progress(not as_json) as show:
+        settings = onnxshot.Settings(use_cache=cache, progress=show)
+        found = onnxshot.replay(model, recorded, out, calib=calib, stats=stats, preset=preset, settings=settings)
+    verdict = {True: "the same bytes", False: "other bytes", None: "nothing says what its bytes were"}[found.same]
+    lines = [f"{found.output}  {' + '.join(found.runs)}: {verdict}  SHA-256 {found.sha256}", *found.notes]
+    lines += [f"{name} was {then}, is {now}" for name, (then, now) in found.changed.items()]
+    tell(as_json, found.to_dict(), lambda: terminal.show_text("\n".join(lines)))
+    if found.same is False:
+        others = "; ".join(lines[1:]) or "the versions are the same: it was another CPU, or cut by measured times"
+        raise GoalMissed(f"{found.output} was written, but its bytes are not those of the record", others)
