@@ -25,7 +25,7 @@ from onnxshot.planning.planner import make_plan
 from onnxshot.preparing import frozen_specs, prepare, resolve_preset
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
-from onnxshot.targets import target_named
+from onnxshot.targets import TARGETS, target_named
 
 HOLDOUT = 0.25
 """Share of the samples, the last ones, that calibration leaves alone: the result is judged on them."""
@@ -121,9 +121,11 @@ def from_data(
     digests, hashed, key = chosen.digests(), cache.model_hash(model), ""
     if settings.use_cache and not data.random:
         sizes = [str(sorted(recipe.shapes.items()))] if recipe.shapes else []  # pictures are made to fit them
-        key = cache.key(hashed, chosen.preset_hash, settings.device, str(settle), *sizes, *digests)
+        # Of the names too: what is watched decides when ranges have settled, and so what the statistics are.
+        watched = str((sorted(names), sorted(by_channel)))
+        key = cache.key(hashed, chosen.preset_hash, settings.device, str(settle), watched, *sizes, *digests)
         kept = cache.load(key)
-        if kept is not None and not _missing(kept.tensors, names, by_channel):
+        if kept is not None:
             return Gathered(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes)
     found = collect(
         model, names, chosen, channels=by_channel, settle=settle, threads=settings.threads, device=settings.device,
@@ -168,11 +170,15 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
 
 
 def _watched(model: Model, plan: Plan, recipe: Recipe) -> tuple[list[str], set[str]]:
-    """(tensors to watch, those of them by channel): all that a run with other exclusions could ask about too."""
-    everything = make_plan(model, target_named(recipe.target), Recipe(target=recipe.target, mode="static"))
-    names = list(dict.fromkeys((*plan.observe, *everything.observe)))
-    by_channel = {*plan.watched, *everything.watched}
-    by_channel.update(t.name for p in (plan, everything) for t in readers_of(model, p, STATIC))  # may be smoothed too
+    """(tensors to watch, those of them by channel): all that a run for another target, or with other exclusions, could.
+
+    The statistics of a model are then the same whichever target was first, and calibration is needed once.
+    """
+    asked = [Recipe(target=target, include=recipe.include) for target in TARGETS]
+    plans = [*(make_plan(model, TARGETS[one.target], one) for one in asked), plan]
+    names = list(dict.fromkeys(name for p in plans for name in p.observe))
+    by_channel = {name for p in plans for name in p.watched}
+    by_channel.update(t.name for p in plans for t in readers_of(model, p, STATIC))  # may be smoothed too
     return names, by_channel
 
 
