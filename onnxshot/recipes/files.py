@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from onnxshot.errors import UsageError
-from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.recipe import Recipe, shown
 from onnxshot.recipes.stages import Stages, kind_of
 
 _COMMENT_OR_ARGUMENT = re.compile(r"^\s*#.*$|\$\{([A-Za-z_]\w*)(?::([^{}]*))?\}", re.MULTILINE)
@@ -26,13 +26,21 @@ def load_stages(path: str | Path, arguments: Mapping[str, str] | None = None) ->
     Raises UsageError where a file cannot be read, is no recipe, or extends itself; where an argument has no value, and
     where there is none of that name.
     """
-    reader = _Reader(arguments or {})
+    return Stages.from_dict(read_values(path, arguments, "recipe"))
+
+
+def read_values(path: str | Path, arguments: Mapping[str, str] | None, what: str) -> dict[str, Any]:
+    """The keys and values of a YAML file with arguments and `extends`; what: it is called so in messages.
+
+    Raises UsageError as `load_stages` does.
+    """
+    reader = _Reader(arguments or {}, what)
     values = reader.read(Path(path))
     unknown = [name for name in reader.arguments if name not in reader.names]
     if unknown:
         known = f"arguments: {', '.join(sorted(reader.names))}" if reader.names else "it has none"
         raise UsageError(f"{path} has no argument {unknown[0]!r}", known)
-    return Stages.from_dict(values)
+    return values
 
 
 def load_recipe(path: str | Path, arguments: Mapping[str, str] | None = None) -> Recipe:
@@ -45,9 +53,10 @@ def load_recipe(path: str | Path, arguments: Mapping[str, str] | None = None) ->
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads a file and those it extends; names: of the arguments that were seen."""
+    """Reads a file and those it extends; what: it is called so; names: of the arguments that were seen."""
 
     arguments: Mapping[str, str]
+    what: str
     names: set[str] = field(default_factory=set)
 
     def read(self, path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -58,18 +67,19 @@ class _Reader:
         try:
             text = path.read_text(encoding="utf-8")
             values = yaml.safe_load(_COMMENT_OR_ARGUMENT.sub(lambda found: self._filled(found, path), text))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-            raise UsageError(f"recipe {path} cannot be read: {' '.join(str(e).split())}", "give a YAML file") from e
-        if isinstance(values, dict):
-            values = values.get("recipe", values)
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:  # ValueError: a date that is none
+            said = " ".join(str(e).split())
+            raise UsageError(f"{self.what} {path} cannot be read: {said}", "give a YAML file") from e
+        if isinstance(values, dict) and self.what == "recipe":
+            values = values.get("recipe", values)  # of a report
         if not isinstance(values, dict):
             found = f"it holds a {type(values).__name__}"
-            raise UsageError(f"{path} is no recipe: {found}", "a recipe is keys and values, such as 'target: ort'")
+            raise UsageError(f"{path} is no {self.what}: {found}", f"a {self.what} is keys and values")
         base = values.pop("extends", None)
         if base is None:
             return values
         if not isinstance(base, str):
-            raise UsageError(f"{path}: extends is {base!r}", "give the path of one recipe")
+            raise UsageError(f"{path}: extends is {shown(base)}", f"give the path of one {self.what}")
         inherited = self.read(path.parent / base, (*below, path.resolve()))
         first, then = inherited.get("stages"), values.get("stages")
         joined = {"stages": [*first, *then]} if isinstance(first, list) and isinstance(then, list) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -32,11 +33,12 @@ class Plain:
         known = {f.name for f in fields(cls)}
         for key in values:
             if key not in known:
-                raise UsageError(f"{key} is no key", f"keys: {', '.join(sorted(known))}")
+                raise UsageError(f"{shown(key, plain=True)} is no key", f"keys: {', '.join(sorted(known))}")
         given = dict[str, Any](values)
         for key in {"exclude", "include", "to", "hardware"} & given.keys():
             patterns = given[key]
-            given[key] = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+            if patterns is None or isinstance(patterns, str | list):
+                given[key] = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
         if isinstance(given.get("shapes"), Mapping):
             given["shapes"] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["shapes"].items()}
         return cls(**given)
@@ -149,7 +151,16 @@ def refuse(checks: Iterable[tuple[str, object, bool, str]]) -> None:
     """Raise UsageError for the first of (name, what was found, whether it fits, what is wanted) that does not fit."""
     for name, found, fits, wanted in checks:
         if not fits:
-            raise UsageError(f"{name} is {found!r}", wanted)
+            raise UsageError(f"{name} is {shown(found)}", wanted)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 120, 120
+
+
+def shown(value: object, *, plain: bool = False) -> str:
+    """A value in a message, cut where it is long; plain: text without quotes."""
+    return value if plain and isinstance(value, str) else _SHORT.repr(value)
 
 
 def refuse_frozen(recipe: Recipe, why: str) -> None:

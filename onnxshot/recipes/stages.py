@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxshot.errors import UsageError
 from onnxshot.maths.masks import Pattern
-from onnxshot.recipes.recipe import Plain, Recipe, are_globs, refuse
+from onnxshot.recipes.recipe import Plain, Recipe, are_globs, refuse, shown
 
 CHANNELS = "channels"
 """The pattern of `prune` that is a shrink stage."""
@@ -37,7 +37,7 @@ class PruneStage(Plain):
             pattern = self.parsed_pattern
         except (ValueError, TypeError) as e:
             hint = "unstructured, 'N:M' such as '2:4' (in quotes) with N below M, or block:4x1"
-            raise UsageError(f"pattern is {self.pattern!r}", hint) from e
+            raise UsageError(f"pattern is {shown(self.pattern)}", hint) from e
         fixed, layers = pattern.sparsity, self.layers
         if self.sparsity is None and fixed is None:
             raise UsageError("sparsity is missing", "give a share of the weights, such as 0.5")
@@ -189,18 +189,19 @@ class Stages:
             raise UsageError(f"{beside[0]} is given beside stages", "put it into one of them")
         listed = values["stages"]
         if not isinstance(listed, list | tuple):
-            raise UsageError(f"stages is {listed!r}", "give a list of stages, such as '- quantize: {effort: best}'")
+            hint = "give a list of stages, such as '- quantize: {effort: best}'"
+            raise UsageError(f"stages is {shown(listed)}", hint)
         return cls(tuple(_stage(f"stages[{i}]", item) for i, item in enumerate(listed)))
 
 
 def _stage(where: str, item: Any) -> Stage:
-    if not isinstance(item, Mapping) or len(item) != 1 or not {*KINDS, HALF} & item.keys():
+    if not isinstance(item, Mapping) or len(item) != 1 or not item.keys() <= {*KINDS, HALF}:
         hint = f"one of {', '.join((*KINDS, HALF))}, with its keys, such as '- quantize: {{effort: best}}'"
-        raise UsageError(f"{where} is {item!r}", hint)
+        raise UsageError(f"{where} is {shown(item)}", hint)
     ((name, values),) = item.items()
     values = {} if values is None else values
     if not isinstance(values, Mapping):
-        raise UsageError(f"{where}.{name} is {values!r}", "give keys and values")
+        raise UsageError(f"{where}.{name} is {shown(values)}", "give keys and values")
     try:
         if name == "prune" and values.get("pattern") == CHANNELS:
             return _cut(values)
