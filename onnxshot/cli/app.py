@@ -14,6 +14,7 @@ import typer
 import onnxshot
 from onnxshot.cli import emit as cli_emit
 from onnxshot.cli import terminal
+from onnxshot.cli.batch import batch
 from onnxshot.cli.options import (
     CacheOpt,
     CalibOpt,
@@ -173,6 +174,7 @@ app.command()(prune)
 app.command()(cli_emit.emit)
 app.command()(compress)
 app.command()(replay)
+app.command()(batch)
 
 
 @app.command()

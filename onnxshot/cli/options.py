@@ -41,7 +41,7 @@ StatsOpt = Annotated[
 ]
 SetOpt = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="An argument of the recipe, ${NAME:DEFAULT} there. Repeatable."),
+    typer.Option("--set", metavar="NAME=VALUE", help="An argument of the file, ${NAME:DEFAULT} there. Repeatable."),
 ]
 ExcludeOpt = Annotated[
     list[str] | None,
@@ -61,6 +61,17 @@ def samples_of(text: str) -> int | str:
     raise UsageError(f"--samples is {text!r}", "a number above 0, 'auto', or 'all'")
 
 
+def arguments_of(given: list[str] | None) -> dict[str, str]:
+    """The values of --set by name. Raises UsageError for what is no argument."""
+    arguments = {}
+    for text in given or ():
+        name, sign, value = text.partition("=")
+        if not (name and sign):
+            raise UsageError(f"--set is {text!r}", "NAME=VALUE, such as sparsity=0.6")
+        arguments[name] = value
+    return arguments
+
+
 def recipe_of(
     path: Path | None, given: list[str] | None, load: Callable[[Path, dict[str, str]], Loaded]
 ) -> Loaded | None:
@@ -68,12 +79,7 @@ def recipe_of(
 
     Raises UsageError for an argument that is none.
     """
-    arguments = {}
-    for text in given or ():
-        name, sign, value = text.partition("=")
-        if not (name and sign):
-            raise UsageError(f"--set is {text!r}", "NAME=VALUE, such as sparsity=0.6")
-        arguments[name] = value
+    arguments = arguments_of(given)
     if path is None:
         if given:
             raise UsageError("--set is given without --recipe", "it sets an argument of a recipe")

@@ -65,15 +65,7 @@ def load_model(source: str | Path | ModelProto) -> Model:
     if isinstance(source, ModelProto):
         return _build(source, None)
     path = Path(source)
-    _refuse_other_formats(path)
-    try:
-        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
-    except DecodeError as e:
-        raise ModelError(
-            f"{_shown(path)} is damaged or not an ONNX file: it does not parse", "export or copy it again"
-        ) from e
-    except (OSError, ValueError, MemoryError, RuntimeError) as e:
-        raise ModelError(f"{_shown(path)} cannot be read: {first_line(e)}") from e
+    proto = _parsed(path)
     if not proto.HasField("graph") or proto.ir_version < 1:
         raise ModelError(f"{_shown(path)} holds no ONNX graph", "it may be truncated, or another kind of file")
     return _build(proto, path)
@@ -216,3 +208,36 @@ def _folder_error(path: Path) -> ModelError:
         f"{_shown(path)} is a folder, not an ONNX file",
         f"name the file inside: {first_line(', '.join(inside[:3]))}" if inside else "name an .onnx file",
     )
+
+
+def external_files(path: Path) -> list[Path]:
+    """The files that hold weights of an .onnx file, as it names them, sorted; they need not be there.
+
+    Raises ModelError as `load_model` does, and where one is outside the folder of the model.
+    """
+    found: set[str] = set()
+    graphs = [_parsed(path).graph]
+    while graphs:
+        graph = graphs.pop()
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        graphs += [inner for a in attributes for inner in (*a.graphs, *([a.g] if a.HasField("g") else []))]
+        tensors = [*graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
+        found.update(e.value for t in tensors for e in t.external_data if e.key == "location")
+    for location in found:
+        if Path(location).is_absolute() or ".." in Path(location).parts:
+            what = f"external data at {location!r} is outside the folder of {path}"
+            raise ModelError(what, "copy it beside the model")
+    return [path.parent / location for location in sorted(found)]
+
+
+def _parsed(path: Path) -> ModelProto:
+    """The file as it is, without external data."""
+    _refuse_other_formats(path)
+    try:
+        return onnx.load(str(path), format="protobuf", load_external_data=False)
+    except DecodeError as e:
+        raise ModelError(
+            f"{_shown(path)} is damaged or not an ONNX file: it does not parse", "export or copy it again"
+        ) from e
+    except (OSError, ValueError, MemoryError, RuntimeError) as e:
+        raise ModelError(f"{_shown(path)} cannot be read: {first_line(e)}") from e

@@ -132,7 +132,7 @@ class Judge:
     _workers: tuple[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._evaluate = _function(self.goal.evaluate)
+        self._evaluate = function_of(self.goal.evaluate)
         self._workers = shared_out(self.settings.threads, len(self.samples))
         self._float = Runner(self.reference, threads=self._workers[1])
         if self.goal.max_latency is not None:
@@ -184,19 +184,24 @@ class Judge:
 
     def _score(self, runner: Runner) -> float:
         assert self._evaluate is not None
-        where = self.goal.evaluate if isinstance(self.goal.evaluate, str) else "the evaluation"
-        try:
-            score = float(self._evaluate(runner.run))
-        except Exception as error:  # the user's own code
-            what = f"{where} raised {type(error).__name__}: {' '.join(str(error).split())}"
-            hint = "it is given a function from a feed to the outputs by name, and returns a number"
-            raise UsageError(what, hint) from error
-        if not math.isfinite(score):
-            raise UsageError(f"{where} returned {score}", "it must return a finite number, higher is better")
-        return score
+        return score(self._evaluate, runner.run, self.goal.evaluate)
 
 
-def _function(given: Evaluate | str | None) -> Evaluate | None:
+def score(evaluate: Evaluate, run: Run, given: Evaluate | str | None) -> float:
+    """What a function says of a model; given: as it was named. Raises UsageError where it fails, or says nothing."""
+    where = given if isinstance(given, str) else "the evaluation"
+    try:
+        found = float(evaluate(run))
+    except Exception as error:  # the user's own code
+        what = f"{where} raised {type(error).__name__}: {' '.join(str(error).split())}"
+        hint = "it is given a function from a feed to the outputs by name, and returns a number"
+        raise UsageError(what, hint) from error
+    if not math.isfinite(found):
+        raise UsageError(f"{where} returned {found}", "it must return a finite number, higher is better")
+    return found
+
+
+def function_of(given: Evaluate | str | None) -> Evaluate | None:
     """The function itself. Raises UsageError where there is none of that name."""
     if not isinstance(given, str):
         return given

@@ -1,0 +1,123 @@
+"""Where results are: a folder a cell that is there as a whole or not at all, a log, and the summary."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onnxshot.batch.cells import Cell, hash_file
+from onnxshot.errors import UsageError
+
+ROW, LOG, SUMMARY = "cell.json", "batch.jsonl", "summary.json"
+_PARTS, _LOCK = ".parts", ".lock"
+
+
+class Store(ABC):
+    """Results of a batch. One batch at a time writes to a store."""
+
+    @abstractmethod
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        """The row of a cell that was done, with its key and all of its files; None where it is to be done."""
+
+    @abstractmethod
+    def part(self, cell: Cell) -> Path:
+        """A new empty folder to make the results of a cell in."""
+
+    @abstractmethod
+    def publish(self, cell: Cell, part: Path, row: Mapping[str, Any]) -> None:
+        """Put the results of a cell at their place, in place of older ones."""
+
+    @abstractmethod
+    def note(self, event: Mapping[str, Any]) -> None:
+        """Append a line to the log, with the time."""
+
+    @abstractmethod
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        """Write the summary."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the store; what was half made is removed."""
+
+
+class Folder(Store):
+    """A store on a file system.
+
+    A cell is made in a folder aside, which is renamed: a process that is killed at any moment leaves either nothing or
+    all of it, and maybe a folder aside, which the next batch removes.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output, self._parts = output, output / _PARTS
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            self._lock = (output / _LOCK).open("w")
+            _lock(self._lock.fileno(), output)
+            shutil.rmtree(self._parts, ignore_errors=True)
+            self._parts.mkdir(exist_ok=True)
+            self._log = os.open(output / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as e:
+            raise UsageError(f"cannot write to {output}: {e.strerror}", "choose another output") from e
+        size = os.fstat(self._log).st_size
+        if size and os.pread(self._log, 1, size - 1) != b"\n":
+            os.write(self._log, b"\n")  # a line that was torn stays alone
+
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        """See Store; the files are hashed, so that a damaged one is made anew."""
+        folder = self.output / cell.place
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            row: dict[str, Any] = json.loads((folder / ROW).read_text("utf-8"))
+            if row["key"] == cell.key and all(hash_file(folder / o["file"]) == o["sha256"] for o in row["outputs"]):
+                return row
+        return None
+
+    def part(self, cell: Cell) -> Path:
+        """See Store."""
+        return Path(tempfile.mkdtemp(prefix=f"{cell.name}.{cell.target}.", dir=self._parts))
+
+    def publish(self, cell: Cell, part: Path, row: Mapping[str, Any]) -> None:
+        """See Store."""
+        (part / ROW).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+        part.chmod(0o755)
+        final = self.output / cell.place
+        final.parent.mkdir(exist_ok=True)
+        if final.exists():
+            final.replace(part.with_name(part.name + ".old"))
+        part.replace(final)
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        """See Store. One write a line: lines are whole, unless the machine goes down."""
+        line = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False) + "\n"
+        os.write(self._log, line.encode())
+
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        """See Store."""
+        part = self._parts / SUMMARY
+        part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(self.output / SUMMARY)
+
+    def close(self) -> None:
+        """See Store."""
+        shutil.rmtree(self._parts, ignore_errors=True)
+        os.close(self._log)
+        self._lock.close()
+
+
+def _lock(file: int, output: Path) -> None:
+    """Hold the folder as long as this process lives. Raises UsageError where another batch does."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two batches at once are up to the user there
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        raise UsageError(f"another batch writes to {output}", "wait for it, or choose another output") from e

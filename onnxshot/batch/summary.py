@@ -1,0 +1,85 @@
+"""What came of all cells, and what the gate says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onnxshot.batch.cells import Cell
+from onnxshot.errors import GoalMissed
+
+OK, MISSED, FAILED = "ok", "missed", "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One row for each cell, in the order of the manifest.
+
+    Attributes:
+        rows: name, target, key, verdict (ok, missed, failed), missed (in words), resumed (done by an earlier run), and
+            what `worker.run_cell` gives.
+        seconds: of the batch.
+        peak_rss_mb: most resident memory of all its processes at once, as far as the engine knows.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+    seconds: float
+    peak_rss_mb: float | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0: all is fine; that of the first failure; 3: nothing failed, but a threshold was missed."""
+        failed = [int(row["code"]) for row in self.rows if row["verdict"] == FAILED]
+        missed = any(row["verdict"] == MISSED for row in self.rows)
+        return failed[0] if failed else GoalMissed.exit_code if missed else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        counts = {verdict: sum(row["verdict"] == verdict for row in self.rows) for verdict in (OK, MISSED, FAILED)}
+        head = {"exit_code": self.exit_code, **counts, "seconds": self.seconds, "peak_rss_mb": self.peak_rss_mb}
+        return {**head, "cells": [dict(row) for row in self.rows]}
+
+    def to_text(self) -> str:
+        """How many cells are fine, failed, or miss a threshold, in a line."""
+        values = self.to_dict()
+        said = [f"{values[OK]} of {len(self.rows)} cells are fine"]
+        said += [f"{values[MISSED]} miss a threshold"] if values[MISSED] else []
+        said += [f"{values[FAILED]} failed"] if values[FAILED] else []
+        return f"{', '.join(said)} ({self.seconds:.0f} s)"
+
+
+def judged(cell: Cell, row: Mapping[str, Any], *, resumed: bool) -> dict[str, Any]:
+    """The row of a cell with the gate's verdict. What was not measured does not pass a threshold that asks for it."""
+    missed = [] if "error" in row else missed_by(cell, row)
+    verdict = FAILED if "error" in row else MISSED if missed else OK
+    return {**row, "verdict": verdict, "missed": missed, "resumed": resumed}
+
+
+def missed_by(cell: Cell, row: Mapping[str, Any]) -> list[str]:
+    """The thresholds that a row does not keep, in words."""
+    size = sum(output["bytes"] for output in row["outputs"]) / 1e6
+    found = {
+        "min_sqnr": (row["sqnr_db"], " dB"), "max_drop": (row["drop"], ""),
+        "max_latency_ms": (row["latency"].get("ms"), " ms"), "max_size_mb": (size, " MB"),
+    }  # fmt: skip
+    texts = []
+    for name, limit in asdict(cell.thresholds).items():
+        if name not in found or limit is None:
+            continue
+        value, unit = found[name]
+        if value is None or (value < limit if name == "min_sqnr" else value > limit):
+            texts.append(f"{name} is {limit:g}{unit}, found {'nothing' if value is None else f'{value:.4g}{unit}'}")
+    return texts
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """The status line of a cell."""
+    where = f"{row['name']}/{row['target']}"
+    if row["verdict"] == FAILED:
+        return f"{where}  failed: {row['error']}"
+    sqnr = "" if row["sqnr_db"] is None else f"  {row['sqnr_db']:.1f} dB"
+    speed = f"  {row['latency']['speedup']:.2f}x" if row["latency"] else ""
+    size = sum(output["bytes"] for output in row["outputs"]) / 1e6
+    how = "done before" if row["resumed"] else f"{row['seconds']:.1f} s"
+    return f"{where}  {size:.2f} MB{sqnr}{speed}  {'; '.join(row['missed']) or 'ok'}  ({how})"

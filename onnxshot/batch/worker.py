@@ -1,0 +1,134 @@
+"""Doing one cell; and a process that does one after another, as lines of JSON tell it."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onnxshot.batch.cells import Cell, hash_file
+from onnxshot.compress import compress
+from onnxshot.convert import emit
+from onnxshot.emitting import ONNX, runtime_of
+from onnxshot.errors import OnnxshotError
+from onnxshot.output import peak_rss_mb
+from onnxshot.pipeline import quantize
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.stages import Stages
+from onnxshot.report import Artifact, Report, save_json
+from onnxshot.search.goal import function_of, score
+from onnxshot.settings import Settings
+from onnxshot.targets import RUNTIMES, target_named
+from onnxshot.targets.ort_runtime import Runner
+
+INTERNAL = 1
+"""The exit code of a failure that nobody has foreseen; such a cell may be tried again."""
+
+
+def run_cell(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
+    """Compress the model of a cell into `folder`, with report.json; a row of plain values, whatever happens.
+
+    The row holds `error` and `code` where it failed, else what `measured` gives.
+    """
+    started = time.perf_counter()
+    row: dict[str, Any] = {"name": cell.name, "target": cell.target, "key": cell.key}
+    try:
+        row |= measured(cell, folder, settings)
+    except OnnxshotError as error:
+        row |= {"error": str(error), "code": error.exit_code}
+    except Exception as error:
+        row |= {"error": f"internal error: {type(error).__name__}: {error}", "code": INTERNAL}
+    return row | {"seconds": round(time.perf_counter() - started, 3), "peak_rss_mb": round(peak_rss_mb(), 1)}
+
+
+def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
+    """Make the artifacts; what the gate and the summary want to know of them.
+
+    Keys: outputs ({file, format, bytes, sha256}), sqnr_db, latency, int8_macs_share, and drop where a function scores.
+    Figures are those of the target's own runtime where it is here. Raises what `quantize`, `compress` and `emit` do.
+    """
+    stages = Stages.from_dict(cell.stages)
+    formats = cell.emit or (target_named(cell.target).emits,)
+    output = folder / f"{cell.name}.onnx"
+    first = stages.stages[0]
+    if len(stages.stages) == 1 and isinstance(first, Recipe):
+        report: Report = quantize(
+            cell.model, cell.calib, stats=cell.stats, output=output, preset=cell.preset, recipe=first,
+            settings=settings, emit=formats,
+        ).report  # fmt: skip
+        artifacts = report.outputs
+    else:
+        report = compress(
+            cell.model, cell.calib, recipe=stages, output=output, preset=cell.preset, settings=settings
+        ).report
+        others = [name for name in formats if name != ONNX]
+        artifacts = report.outputs if ONNX in formats or not others else []
+        if others:
+            artifacts = artifacts + emit(output, to=others, target=cell.target, output=output, calib=cell.calib,
+                preset=cell.preset, settings=settings).outputs  # fmt: skip
+        if not artifacts[0].path.endswith(".onnx"):
+            output.unlink()
+    drop = _drop(cell, artifacts[-1], settings)
+    save_json(report.to_dict(), folder / "report.json")
+    files = sorted(path for path in folder.iterdir() if path.name != "report.json")
+    best = artifacts[-1]
+    return {
+        "outputs": [{"file": p.name, "bytes": p.stat().st_size, "sha256": hash_file(p)} for p in files],
+        "sqnr_db": best.sqnr_db if best.sqnr_db is not None else report.sqnr_db,
+        "latency": best.latency or report.latency,
+        "int8_macs_share": best.int8_macs_share if best.int8_macs_share is not None else report.int8_macs_share,
+        "drop": drop,
+    }
+
+
+def _drop(cell: Cell, artifact: Artifact, settings: Settings) -> float | None:
+    """How far the score of the artifact falls below that of the model; None where nothing scores."""
+    where = cell.thresholds.eval
+    evaluate = function_of(where)
+    if evaluate is None:
+        return None
+    path = Path(artifact.path)
+    runtime = runtime_of(artifact.format) if artifact.format in RUNTIMES else None
+    if runtime is not None and runtime.runs_here():
+        return None
+    made = Runner(path, threads=settings.threads) if runtime is None else runtime.load(path, threads=settings.threads)
+    before = score(evaluate, Runner(Path(cell.model), threads=settings.threads).run, where)
+    return before - score(evaluate, made.run, where)
+
+
+def settings_of(cell: Cell, how: Mapping[str, Any]) -> Settings:
+    """How to run a cell; how: the fields that are the same for all cells."""
+    return Settings(samples=cell.samples, seed=cell.seed, **how)
+
+
+def serve() -> None:
+    """Do what stdin asks, {cell, folder, how} a line, and answer with a row a line on stdout; ends with stdin.
+
+    The process leaves at once when stdin ends, in the middle of a cell too: whoever asked is gone.
+    """
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # runtimes print what they like
+    asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            asked.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        request = json.loads(asked.get())
+        cell = Cell.from_dict(request["cell"])
+        row = run_cell(cell, Path(request["folder"]), settings_of(cell, request["how"]))
+        answers.write(json.dumps(row) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,284 @@
+"""Batches: every cell is done once, whatever is killed, and with the bytes that a run alone gives."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from handmade import HANDMADE
+
+from onnxshot.batch import local, run
+from onnxshot.batch.local import Local
+from onnxshot.batch.store import LOG, ROW, Folder
+from onnxshot.batch.worker import INTERNAL
+from onnxshot.cli import app as cli
+from onnxshot.errors import UsageError
+from onnxshot.pipeline import quantize
+
+REPORTS = (ROW, "report.json")
+BATCH = "from onnxshot.cli.app import entry; entry()"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two small models with samples, and a manifest of four cells."""
+    case = HANDMADE["resnet_block"]()
+    np.savez(tmp_path / "calib.npz", x=np.stack([f["x"] for f in case.feeds]))
+    for i, name in enumerate(("one", "two")):
+        case.model.doc_string = name  # content differs
+        for w in case.model.graph.initializer:
+            if i and w.data_type == onnx.TensorProto.FLOAT:
+                w.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(w) * np.float32(1.25), w.name))
+        onnx.save(case.model, str(tmp_path / f"{name}.onnx"))
+    manifest(tmp_path)
+    monkeypatch.setenv("ONNXSHOT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def manifest(folder: Path, **changes: Any) -> Path:
+    values = {"models": ["one.onnx", "two.onnx"], "targets": ["ort", "tensorrt"], "output": "out"}
+    values["defaults"] = {"calib": "calib.npz", "emit": "onnx", "effort": "fast"}
+    path = folder / "m.yaml"
+    path.write_text(yaml.safe_dump(values | changes))
+    return path
+
+
+def artifacts(output: Path) -> dict[str, bytes]:
+    """All files of results by their place, without those that hold timings."""
+    files = (p for p in output.glob("*/*/*") if p.name not in REPORTS)
+    return {p.relative_to(output).as_posix(): p.read_bytes() for p in files}
+
+
+def events(output: Path) -> list[dict[str, Any]]:
+    """The lines of the log that are whole."""
+    found = []
+    for line in (output / LOG).read_text("utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def test_results_have_the_bytes_of_a_run_alone_however_many_workers_there_are(folder: Path) -> None:
+    summary = run(folder / "m.yaml", workers=2)
+    assert [(row["name"], row["target"], row["verdict"]) for row in summary.rows] == [
+        ("one", "ort", "ok"), ("one", "tensorrt", "ok"), ("two", "ort", "ok"), ("two", "tensorrt", "ok"),
+    ]  # fmt: skip
+    assert summary.exit_code == 0
+    together = artifacts(folder / "out")
+    assert len(together) == 4
+    run(manifest(folder, output="again"), workers=1, use_cache=False)
+    assert artifacts(folder / "again") == together
+    for (name, target), written in (((p.split("/")[0], p.split("/")[1]), b) for p, b in together.items()):
+        path = folder / "alone.onnx"
+        quantize(folder / f"{name}.onnx", str(folder / "calib.npz"), output=path, target=target, effort="fast")
+        assert path.read_bytes() == written
+    assert json.loads((folder / "out" / "summary.json").read_text())["ok"] == 4
+    assert sorted(p.name for p in (folder / "out").iterdir()) == [".lock", LOG, "one", "summary.json", "two"]
+
+
+def test_only_what_changed_is_done_again(folder: Path) -> None:
+    def done(**changes: Any) -> list[str]:
+        rows = run(manifest(folder, targets=["tensorrt"], **changes)).rows
+        return [row["name"] for row in rows if not row["resumed"]]
+
+    assert done() == ["one", "two"]
+    assert done(thresholds={"min_sqnr": 99}) == []
+    assert done(models=["one.onnx", {"model": "two.onnx", "method": "minmax"}]) == ["two"]
+    (folder / "out" / "one" / "tensorrt" / "one.onnx").write_bytes(b"damaged")
+    assert done(models=["one.onnx"]) == ["one"]
+    model = onnx.load(folder / "one.onnx")
+    model.doc_string = "another"
+    onnx.save(model, str(folder / "one.onnx"))
+    assert done(models=["one.onnx"]) == ["one"]
+    assert done(models=["one.onnx"]) == []
+
+
+def test_a_gate_tells_what_is_missed_and_what_failed(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "score.py").write_text("def top(run):\n    return 1.0\ndef bad(run):\n    return 1 / 0\n")
+    near = {"max_size": 1e-6, "min_sqnr": 200, "max_latency_ms": 1e9, "max_drop": 0, "eval": "score.py:top"}
+    models = [
+        {"model": "one.onnx", "thresholds": near},
+        {"model": "two.onnx", "thresholds": {"eval": "score.py:bad"}},
+        "nowhere.onnx",
+    ]
+    wanted = {"max_drop": 5, "eval": "score.py:top"}
+    path = manifest(folder, models=models, targets=["ort"], thresholds=wanted)
+    one, two, three = run(path).rows
+    assert one["verdict"] == "missed"
+    assert [text.split()[0] for text in one["missed"]] == ["min_sqnr", "max_size_mb"]
+    assert one["drop"] == 0
+    assert (two["verdict"], two["code"]) == ("failed", 2)
+    assert "ZeroDivisionError" in two["error"]
+    assert (three["verdict"], three["code"]) == ("failed", 4)
+    for some, code in (([models[0]], 3), ([models[2], models[0]], 4)):
+        path = manifest(folder, models=some, targets=["ort"], thresholds=wanted)
+        monkeypatch.setattr(sys, "argv", ["onnxshot", "batch", str(path)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == code
+        assert len(capsys.readouterr().err.splitlines()) == len(some) + 1
+
+
+def test_stages_are_compressed(folder: Path) -> None:
+    stages = {"stages": [{"prune": {"sparsity": 0.5}}, {"quantize": {"effort": "fast"}}]}
+    path = manifest(folder, models=[{"model": "one.onnx", "recipe": stages}], targets=["ort"])
+    (row,) = run(path).rows
+    assert row["verdict"] == "ok"
+    report = json.loads((folder / "out/one/ort/report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == ["input", "pruned", "quantized"]
+
+
+def test_a_second_batch_is_refused_while_one_writes(folder: Path) -> None:
+    store = Folder(folder / "out")
+    with pytest.raises(UsageError, match="another batch writes to"):
+        run(folder / "m.yaml")
+    store.close()
+
+
+def test_a_torn_line_of_the_log_stays_alone(tmp_path: Path) -> None:
+    (tmp_path / LOG).write_text('{"event": "done"}\n{"event": "sta')
+    store = Folder(tmp_path)
+    store.note({"event": "kept"})
+    store.close()
+    assert [event["event"] for event in events(tmp_path)] == ["done", "kept"]
+
+
+FAKE = """
+import json, os, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    {body}
+    print(json.dumps({{"key": "k", **row}}), flush=True)
+"""
+
+
+def faked(body: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """What an engine makes of four cells whose worker processes run `body`, which must set `row`."""
+    script = folder / "fake.py"
+    script.write_text(FAKE.format(body=body.replace("\n", "\n    ")))
+    started = subprocess.Popen
+
+    def popen(command: list[str], **how: Any) -> Any:
+        return started([sys.executable, str(script)], **how)
+
+    monkeypatch.setattr(local.subprocess, "Popen", popen)
+
+    def rows(engine: Local) -> list[dict[str, Any]]:
+        from onnxshot.batch.cells import cell_of
+        from onnxshot.batch.manifest import load_manifest
+
+        found, store = load_manifest(folder / "m.yaml"), Folder(folder / "out")
+        cells = [cell_of(entry, target) for entry in found.entries for target in found.targets]
+        made: list[dict[str, Any]] = []
+        engine.run(cells, store, lambda cell, part, row: made.append(row))
+        store.close()
+        return made
+
+    return rows
+
+
+def test_a_worker_that_dies_is_tried_again_and_stops_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "if asked['cell']['name'] == 'one':\n    sys.exit('out of luck')\nrow = {}"
+    rows = faked(body, folder, monkeypatch)(Local(2, {}, retries=2))
+    assert Counter((row["name"], row.get("error")) for row in rows) == {
+        ("one", "its process died: exit code 1: out of luck"): 2, ("two", None): 2,
+    }  # fmt: skip
+    tries = Counter(event["cell"] for event in events(folder / "out") if event["event"] == "started")
+    assert tries == {"one/ort": 3, "one/tensorrt": 3, "two/ort": 1, "two/tensorrt": 1}
+
+
+def test_what_nobody_has_foreseen_is_tried_again_and_a_mistake_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f"row = {{'error': 'e', 'code': {INTERNAL} if asked['cell']['name'] == 'one' else 4}}"
+    rows = faked(body, folder, monkeypatch)(Local(1, {}, retries=1))
+    assert len(rows) == 4
+    tries = Counter(event["cell"] for event in events(folder / "out") if event["event"] == "started")
+    assert tries == {"one/ort": 2, "one/tensorrt": 2, "two/ort": 1, "two/tensorrt": 1}
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is not told here")
+def test_a_cell_above_the_bound_fails_alone_and_the_others_are_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = (
+        "import time\nif asked['cell']['name'] == 'one':\n    held = b'x' * (600 << 20)\n    time.sleep(30)\nrow = {}"
+    )
+    engine = Local(2, {}, retries=0, max_memory_mb=local.rss_mb(os.getpid()) + 500)
+    rows = faked(body, folder, monkeypatch)(engine)
+    failed = [row for row in rows if "error" in row]
+    assert [row["name"] for row in failed] == ["one", "one"]
+    assert all("it takes more than" in row["error"] for row in failed)
+    assert len(rows) == 4
+    tries = Counter(event["cell"] for event in events(folder / "out") if event["event"] == "started")
+    assert tries["two/ort"] == tries["two/tensorrt"] == 1 or max(tries.values()) == 2
+
+
+def test_no_cell_is_begun_for_which_there_is_no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "import time\ntime.sleep(0.05)\nrow = {}"
+    rows = faked(body, folder, monkeypatch)
+    engine = Local(4, {}, max_memory_mb=local.rss_mb(os.getpid()) + 1.5 * local.BASE_MB)
+    assert len(rows(engine)) == 4
+    log = [event["event"] for event in events(folder / "out")]
+    assert log == ["started"] * 4  # by turns: rows are noted by the caller
+    assert engine.peak_mb <= engine.max_memory_mb
+
+
+def test_leftovers_of_a_killed_batch_are_removed(folder: Path) -> None:
+    part = folder / "out" / ".parts" / "one.ort.x"
+    part.mkdir(parents=True)
+    (part / "one.onnx").write_bytes(b"half")
+    run(folder / "m.yaml")
+    assert not (folder / "out" / ".parts").exists()
+
+
+def killed_and_resumed(folder: Path, times: int, seed: int) -> None:
+    """Kill the whole process group at random moments, then let it finish: as if nothing had happened."""
+    started = time.monotonic()
+    run(manifest(folder, output="whole"), workers=2, use_cache=False)
+    seconds, rng = time.monotonic() - started, random.Random(seed)
+    command = [sys.executable, "-c", BATCH, "batch", str(manifest(folder)), "-j", "2", "--threads", "2"]
+    for _ in range(times):
+        with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as batch:
+            time.sleep(rng.uniform(0.3, 1.0) * seconds)
+            os.killpg(batch.pid, signal.SIGKILL)
+        for row in (folder / "out").glob("*/*/" + ROW):  # what is seen is whole
+            for made in json.loads(row.read_text())["outputs"]:
+                assert (row.parent / made["file"]).stat().st_size == made["bytes"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert artifacts(folder / "out") == artifacts(folder / "whole")
+    over: set[str] = set()
+    for event in events(folder / "out"):
+        if event["event"] in ("started", "done"):
+            assert event["key"] not in over, "it was finished already"
+        if event["event"] in ("done", "kept"):
+            over.add(event["key"])
+    assert len(over) == len({event["key"] for event in events(folder / "out")}) == 4
+    assert not (folder / "out" / ".parts").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are killed")
+def test_a_batch_killed_at_any_moment_goes_on_where_it_was(folder: Path) -> None:
+    killed_and_resumed(folder, 2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="process groups are killed")
+def test_a_batch_killed_ten_times_goes_on_where_it_was(folder: Path) -> None:
+    killed_and_resumed(folder, 10, seed=1)
