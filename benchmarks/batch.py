@@ -37,10 +37,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        jobs = [
-            replace(job, options=()) for job in (fixture_jobs() if args.zoo is None else zoo_jobs(args.zoo, folder))
-        ]
-        jobs = copies([job for job in jobs if args.only is None or job.name in args.only], args.models, folder)
+        jobs = fixture_jobs() if args.zoo is None else zoo_jobs(args.zoo, folder)
+        jobs = [job for job in jobs if not job.options and (args.only is None or job.name in args.only)]
+        jobs = copies(jobs, args.models, folder)
         single = alone(jobs, folder)
         bounds = [None] if args.max_memory is None else [None, args.max_memory]
         head("way", "cells", "seconds", "of single runs", "peak MB, all processes", "same bytes")

@@ -12,11 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
-import yaml
-from handmade import HANDMADE
+from batches import artifacts, manifest, two_models
 
 from onnxshot.batch import local, run
 from onnxshot.batch.local import Local
@@ -26,38 +24,13 @@ from onnxshot.cli import app as cli
 from onnxshot.errors import UsageError
 from onnxshot.pipeline import quantize
 
-REPORTS = (ROW, "report.json")
 BATCH = "from onnxshot.cli.app import entry; entry()"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two small models with samples, and a manifest of four cells."""
-    case = HANDMADE["resnet_block"]()
-    np.savez(tmp_path / "calib.npz", x=np.stack([f["x"] for f in case.feeds]))
-    for i, name in enumerate(("one", "two")):
-        case.model.doc_string = name  # content differs
-        for w in case.model.graph.initializer:
-            if i and w.data_type == onnx.TensorProto.FLOAT:
-                w.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(w) * np.float32(1.25), w.name))
-        onnx.save(case.model, str(tmp_path / f"{name}.onnx"))
-    manifest(tmp_path)
     monkeypatch.setenv("ONNXSHOT_CACHE", str(tmp_path / "cache"))
-    return tmp_path
-
-
-def manifest(folder: Path, **changes: Any) -> Path:
-    values = {"models": ["one.onnx", "two.onnx"], "targets": ["ort", "tensorrt"], "output": "out"}
-    values["defaults"] = {"calib": "calib.npz", "emit": "onnx", "effort": "fast"}
-    path = folder / "m.yaml"
-    path.write_text(yaml.safe_dump(values | changes))
-    return path
-
-
-def artifacts(output: Path) -> dict[str, bytes]:
-    """All files of results by their place, without those that hold timings."""
-    files = (p for p in output.glob("*/*/*") if p.name not in REPORTS)
-    return {p.relative_to(output).as_posix(): p.read_bytes() for p in files}
+    return two_models(tmp_path)
 
 
 def events(output: Path) -> list[dict[str, Any]]:
