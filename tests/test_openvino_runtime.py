@@ -242,3 +242,12 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
         OPENVINO.check()
     assert error.value.exit_code == 6
     assert "pip install onnxshot[openvino]" in OPENVINO.runs_here()
+
+
+@pytest.mark.parametrize("name", ["digits_mobile", "licence_lstm"])
+def test_an_ir_does_not_depend_on_what_the_process_has_made_before(name: str, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        OpenVino().emit(fixture(name), tmp_path / folder, "m", EmitOptions())
+    for file in ("m.xml", "m.bin"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()

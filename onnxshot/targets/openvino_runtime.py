@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,6 +55,7 @@ class OpenVino(Runtime):
         raise_refused(found, "OpenVINO", self.format)
         model = _read(source)
         path = folder / f"{stem}{self.suffix}"
+        _number_nameless(model)
         _package().save_model(model, str(path), compress_to_fp16=options.half)
         usual = {name: sizes[1] for name, sizes in options.shapes.items()}
         files = (path.name, path.with_suffix(".bin").name)
@@ -153,6 +155,17 @@ def _compiled(path: Path, *, threads: int, precision: str | None) -> Any:
         raise ModelError(e.message, e.hint) from e
     except RuntimeError as e:
         raise ModelError(f"{path} does not load in OpenVINO: {_told(e)}") from e
+
+
+def _number_nameless(model: Any) -> None:
+    """Give nodes without a name one that is the same in every process: OpenVINO numbers all that a process has made."""
+    operations = model.get_ordered_ops()
+    taken = {op.get_friendly_name() for op in operations if op.get_friendly_name() != op.get_name()}
+    numbers = count()
+    for op in operations:
+        if op.get_friendly_name() == op.get_name():
+            names = (f"{op.get_type_name()}_{number}" for number in numbers)
+            op.set_friendly_name(next(name for name in names if name not in taken))
 
 
 def _sizes(path: Path, feed_shapes: Shapes) -> dict[str, Shape]:
