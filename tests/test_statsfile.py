@@ -338,7 +338,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_cache_usable(net: Path, tmp_path: 
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.strip() == "error: interrupted; nothing was written"
+    assert told.strip() == "error: interrupted; nothing is half written"
     assert list(temporary.iterdir()) == []
     assert list(out.iterdir()) == []
     assert sorted(p.name for p in folder.iterdir()) == kept

@@ -360,7 +360,7 @@ def main() -> None:
     except OnnxshotError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", _INTERRUPTED)
+        _fail("interrupted; nothing is half written", _INTERRUPTED)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command-line parser, which names no public class
             text = error.format_message()
