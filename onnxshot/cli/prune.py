@@ -70,6 +70,9 @@ def prune(
     ] = None,
     prune_scope: Annotated[str, typer.Option(help="Channels: all, mlp or heads.")] = "all",
     multiple: Annotated[int, typer.Option(help="Channels: widths become a multiple of 1, 8 or 16.")] = 8,
+    importance: Annotated[
+        str, typer.Option(help="Channels: what they are weighed by: error, activation, batchnorm, l1, l2 or auto.")
+    ] = "auto",
     samples: SamplesOpt = "auto",
     report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
@@ -93,7 +96,7 @@ def prune(
                 targets["target_flops"] = 1 - sparsity
             cut = onnxshot.shrink(
                 model, calib, **targets, evaluate=evaluation, scope=prune_scope, multiple=multiple,  # type: ignore[arg-type]
-                include=include or (), exclude=exclude or (), preset=preset, settings=settings,
+                include=include or (), exclude=exclude or (), importance=importance, preset=preset, settings=settings,  # type: ignore[arg-type]
             )  # fmt: skip
             cut.save(out)
             if report is not None:

@@ -1,16 +1,17 @@
-"""What each group of channels is worth by its weights: in which order to cut them, without any data."""
+"""What each group of channels is worth by scores of its channels, such as norms: in which order to cut them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxshot.cutting.axes import Axes, Ids
 from onnxshot.cutting.groups import Group, chunk, in_chunks
-from onnxshot.graph import Model, weights
+from onnxshot.graph import Model, edit, weights
 from onnxshot.maths.removal import Floats
+from onnxshot.passes import linear
 
 MOST = 0.75
 """Share of a group that is cut at most."""
@@ -30,13 +31,11 @@ class Curve:
     loss: Floats
 
 
-def norm_curves(
-    model: Model, axes: Axes, groups: Sequence[Group], power: int, multiple: int = 1
-) -> list[Curve]:
-    """Curves by the norm of all weights that go with a channel: L1 (Li et al. 2017, section 3.1) or L2.
+def norm_scores(model: Model, axes: Axes, power: int) -> Floats:
+    """What each number is worth by the norm of all weights that go with it [count].
 
-    Each weight counts as a share of its tensor's norm, summed over the tensors a group is in (DepGraph, Fang et al.
-    2023, section 3.3).
+    power: 1 for L1 (Li et al. 2017, section 3.1), 2 for L2. Each weight counts as a share of its tensor's norm, summed
+    over the tensors a group is in (DepGraph, Fang et al. 2023, section 3.3).
     """
     scores = np.zeros(axes.count)
     for constant in model.constants():
@@ -46,6 +45,39 @@ def norm_curves(
             for axis, ids in held.items():
                 sums = sizes.sum(axis=tuple(i for i in range(sizes.ndim) if i != axis))
                 np.add.at(scores, ids, sums / max(float(sums.sum()), np.finfo(float).tiny))
+    return scores
+
+
+def batchnorm_scales(model: Model) -> dict[str, Floats]:
+    """|gamma| [C] of every BatchNormalization behind a Conv, ConvTranspose, Gemm or MatMul, by what that layer gives.
+
+    To be asked before the model is normalized, which folds them; parameters must be constants by then.
+    """
+    found = {}
+    for node in model.graph.nodes:
+        if node.op == "BatchNormalization" and linear.is_linear(edit.producer(node.inputs[0])):
+            gamma = edit.constant_input(node, 1)
+            if gamma is not None:
+                found[node.inputs[0].name] = np.abs(gamma.astype(np.float64).reshape(-1))
+    return found
+
+
+def batchnorm_scores(axes: Axes, scales: Mapping[str, Floats]) -> Floats:
+    """What each number is worth by |gamma|, summed over its layers [count]; NaN where none has a BatchNormalization.
+
+    Scales of all layers are held against each other as they are (Network Slimming, Liu et al. 2017, section 3).
+    """
+    scores = np.full(axes.count, np.nan)
+    for name, gamma in scales.items():
+        ids = axes.of.get(name, {}).get(1)
+        if ids is not None and len(ids) == len(gamma):
+            scores[ids] = np.nan_to_num(scores[ids])
+            np.add.at(scores, ids, gamma)
+    return scores
+
+
+def score_curves(groups: Sequence[Group], scores: Floats, multiple: int = 1) -> list[Curve]:
+    """Curves of groups whose channels are worth what their numbers' scores [count] say, whatever else was cut."""
     curves = []
     for group in groups:
         order = group.ids[np.argsort(scores[group.ids], kind="stable")]

@@ -17,12 +17,13 @@ from onnx import ModelProto
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sampling import spread
+from onnxshot.cutting.activation_scores import activation_scores
 from onnxshot.cutting.allocation import Allocation
 from onnxshot.cutting.axes import Shape
 from onnxshot.cutting.branches import Branch, branches_of
 from onnxshot.cutting.cut_model import cut_copy, kept_outputs, latency_share, store_as
 from onnxshot.cutting.groups import Group, Groups, groups_of
-from onnxshot.cutting.importance import Curve, norm_curves
+from onnxshot.cutting.importance import Curve, batchnorm_scales, batchnorm_scores, norm_scores, score_curves
 from onnxshot.cutting.refit import apply, refit
 from onnxshot.cutting.shrunk import GroupRow, ShrinkReport, ShrinkResult
 from onnxshot.cutting.times import times_of
@@ -32,12 +33,14 @@ from onnxshot.errors import UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of, load_model
 from onnxshot.graph.macs import concrete_shapes, count
+from onnxshot.maths.removal import Floats
 from onnxshot.observing.calibrating import open_calib
 from onnxshot.output import Made
 from onnxshot.parallel import in_order
 from onnxshot.passes.base import Skip
 from onnxshot.passes.normalize import normalize
 from onnxshot.planning.match import match_nodes
+from onnxshot.preparing import fold
 from onnxshot.recipes.stages import MULTIPLES, ShrinkStage
 from onnxshot.report import NOISE
 from onnxshot.search.goal import Evaluate, Goal, Judge
@@ -45,7 +48,7 @@ from onnxshot.settings import Settings
 from onnxshot.targets.ort_runtime import Feed, Runner
 
 Scope = Literal["all", "mlp", "heads"]
-Importance = Literal["auto", "error", "l1", "l2"]
+Importance = Literal["auto", "error", "activation", "batchnorm", "l1", "l2"]
 
 __all__ = ["GroupRow", "ShrinkReport", "ShrinkResult", "shrink"]
 
@@ -95,8 +98,10 @@ def shrink(
         multiple: cut so that the width of layers becomes a multiple of it, where they have that many.
         include: globs of names of layers, as `quantize` takes them: of only these layers are outputs cut.
         exclude: the same, of layers whose outputs are left whole.
-        importance: 'error' of the layers that read a channel, after the others have made up for it; or 'l1', 'l2' norm
-            of its weights; 'auto' is 'error' where there is data.
+        importance: 'error' of the layers that read a channel, after the others have made up for it; 'activation': the
+            weights that read it by its root mean square on the samples; 'batchnorm': the scales of the
+            BatchNormalizations behind its layers, before they are folded, and channels without are left; 'l1', 'l2':
+            norm of its weights. 'auto' is 'error' where there is data, else 'l2'.
         preset: preprocessing of pictures.
         settings: how to run it.
 
@@ -117,14 +122,14 @@ def shrink(
             "multiple": multiple, "include": include, "exclude": exclude, "importance": importance,
         }
     )  # fmt: skip
-    run = _Run(model, settings, asked.targets, multiple)
-    if importance == "error" and calib is None:
-        raise UsageError("importance 'error' needs data", "give calibration data, or importance 'l1' or 'l2'")
+    if importance in ("error", "activation") and calib is None:
+        raise UsageError(f"importance {importance!r} needs data", "give calibration data, or importance 'l1' or 'l2'")
+    run = _Run(model, settings, asked.targets, multiple, importance)
     with open_calib("random" if calib is None else calib, run.model, preset, settings) as data:
         if calib is not None:
             run.learn_from(data)
         rows = run.chosen(scope, asked.include, asked.exclude)
-        return run.result(rows, data, importance, evaluate)
+        return run.result(rows, data, evaluate)
 
 
 @dataclass(slots=True)
@@ -135,11 +140,13 @@ class _Run:
     settings: Settings
     target: dict[str, float]
     multiple: int
+    importance: Importance
     started: float = field(default_factory=time.perf_counter)
     model: Model = field(init=False)  # normalized, uncut
     report: ShrinkReport = field(init=False)
     groups: Groups = field(init=False)
     shapes: dict[str, Shape] = field(init=False)
+    scales: dict[str, Floats] = field(init=False, default_factory=dict)  # of BatchNormalizations, by what they read
     branches: list[Branch] = field(init=False, default_factory=list)
     reference: ModelProto = field(init=False)
     feeds: list[Feed] = field(init=False, default_factory=list)
@@ -149,6 +156,9 @@ class _Run:
         name = str(self.source) if isinstance(self.source, str | Path) else "(ModelProto)"
         self.report = ShrinkReport(name, dict(self.target))
         self.model = load_model(self.source)
+        if self.importance == "batchnorm":
+            fold(self.model)
+            self.scales = batchnorm_scales(self.model)
         normalize(self.model)
 
     def learn_from(self, data: Dataset) -> None:
@@ -160,9 +170,7 @@ class _Run:
         watched = min(_TRIALS, max(_LEAST_TRIALS, len(feeds) // 8))
         self.checks, self.feeds = feeds[:watched], feeds[watched:] or feeds
 
-    def result(
-        self, rows: Sequence[Group], data: Dataset, importance: Importance, evaluate: Evaluate | str | None
-    ) -> ShrinkResult:
+    def result(self, rows: Sequence[Group], data: Dataset, evaluate: Evaluate | str | None) -> ShrinkResult:
         """Weigh the groups, cut them, and let what stays learn."""
         if not rows:
             self.report.notes.append("nothing was cut: no group of channels can be; the reasons are in the skips")
@@ -172,7 +180,7 @@ class _Run:
             return ShrinkResult(load_model(self.source), self.report)
         self.reference = self.model.to_proto()
         with timed(self.report.timings, "weigh"):
-            curves = self._curves(rows, importance)
+            curves = self._curves(rows)
         allocation = self._whole(curves)
         if evaluate is not None:
             made = self._by_drop(allocation, evaluate, data)
@@ -219,13 +227,30 @@ class _Run:
                 rows.append(group)
         return rows
 
-    def _curves(self, rows: Sequence[Group], importance: Importance) -> list[Curve]:
-        if self.feeds and importance in ("auto", "error"):
-            weigher = Weigher(
-                self.reference, self.feeds, self.checks, self.settings.threads, self.multiple, self.settings.progress
-            )  # fmt: skip
+    def _curves(self, rows: Sequence[Group]) -> list[Curve]:
+        axes, threads = self.groups.axes, self.settings.threads
+        if self.importance == "batchnorm":
+            return self._by_batchnorm(rows)
+        if self.importance == "activation":
+            return score_curves(rows, activation_scores(self.reference, axes, self.feeds, threads), self.multiple)
+        if self.feeds and self.importance in ("auto", "error"):
+            weigher = Weigher(self.reference, self.feeds, self.checks, threads, self.multiple, self.settings.progress)
             return weigher.curves(rows)
-        return norm_curves(self.model, self.groups.axes, rows, 1 if importance == "l1" else 2, self.multiple)
+        power = 1 if self.importance == "l1" else 2
+        return score_curves(rows, norm_scores(self.model, axes, power), self.multiple)
+
+    def _by_batchnorm(self, rows: Sequence[Group]) -> list[Curve]:
+        """Of the groups whose channels all have a scale; the others are in the report."""
+        scores = batchnorm_scores(self.groups.axes, self.scales)
+        with_scales = [group for group in rows if not np.isnan(scores[group.ids]).any()]
+        if not with_scales:
+            what = "importance is 'batchnorm', and no BatchNormalization stands behind layers that can be cut"
+            raise UsageError(what, "it may be folded into them: export without that, or give importance 'l2'")
+        for group in rows:
+            if group not in with_scales:
+                reason = "not all its channels have a BatchNormalization, which importance 'batchnorm' asks for"
+                self.report.skips += [Skip(node.label, node.op, reason) for node, _ in group.makers]
+        return score_curves(with_scales, scores, self.multiple)
 
     def _whole(self, curves: Sequence[Curve]) -> Allocation:
         """Nothing cut yet."""

@@ -79,7 +79,7 @@ class Weigher:
         """Second moments of what these layers read, by name."""
         given = {i.name for i in self.proto.graph.input}
         names = list(dict.fromkeys(layer.input for layer in layers))
-        runner = Runner(_exposed(self.proto, [n for n in names if n not in given]), threads=1)
+        runner = Runner(exposed(self.proto, [n for n in names if n not in given]), threads=1)
         share = -(-_ROWS // len(self.feeds))
         sums: dict[str, list[NDArray[Any]]] = {}
         rows: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in layers}
@@ -215,23 +215,24 @@ def _reader(
     return Reader(table, np.ascontiguousarray(flat), owner)
 
 
-def _in_axis(node: Node, rank: int) -> int:
+def in_axis(node: Node, rank: int) -> int:
+    """Axis of a layer's weight that goes with what it reads."""
     return {"Conv": 1, "ConvTranspose": 0, "MatMul": rank - 2}.get(node.op, 1 if node.attrs.get("transB", 0) else 0)
 
 
 def _table(node: Node, weight: NDArray[Any]) -> NDArray[Any]:
     """Any layer's weight as [1, all else, inputs]."""
-    moved = np.moveaxis(weight, _in_axis(node, weight.ndim), -1)
+    moved = np.moveaxis(weight, in_axis(node, weight.ndim), -1)
     return moved.reshape(1, -1, moved.shape[-1])
 
 
 def _untable(table: NDArray[Any], node: Node, like: NDArray[Any]) -> NDArray[Any]:
-    axis = _in_axis(node, like.ndim)
+    axis = in_axis(node, like.ndim)
     shape = [size for i, size in enumerate(like.shape) if i != axis] + [like.shape[axis]]
     return np.moveaxis(table.reshape(shape), -1, axis).astype(like.dtype)
 
 
-def _exposed(model: ModelProto, names: Sequence[str]) -> bytes:
+def exposed(model: ModelProto, names: Sequence[str]) -> bytes:
     """The model with these outputs only; its own where there are none."""
     other = ModelProto()
     other.CopyFrom(model)

@@ -14,6 +14,7 @@ from onnxshot.recipes.recipe import Plain, Recipe, are_globs, refuse, shown
 CHANNELS = "channels"
 """The pattern of `prune` that is a shrink stage."""
 SCOPES, MULTIPLES = ("layer", "global", "erk", "auto"), (1, 8, 16)
+IMPORTANCES = ("auto", "error", "activation", "batchnorm", "l1", "l2")
 _SHARE = "give a share from 0 up to but not including 1, such as 0.5"
 _KEPT = "give the share to keep, above 0 and up to 1"
 
@@ -106,12 +107,9 @@ class ShrinkStage(Plain):
                 ("multiple", self.multiple, self.multiple in MULTIPLES, "one of 1, 8, 16"),
                 ("include", self.include, are_globs(self.include), "a list of globs"),
                 ("exclude", self.exclude, are_globs(self.exclude), "a list of globs"),
-                (
-                    "importance", self.importance, self.importance in ("auto", "error", "l1", "l2"),
-                    "one of auto, error, l1, l2",
-                ),
+                ("importance", self.importance, self.importance in IMPORTANCES, f"one of {', '.join(IMPORTANCES)}"),
             )
-        )  # fmt: skip
+        )
         if (drop is None) != (self.evaluate is None):
             given, lacking = ("max_drop", "evaluate") if self.evaluate is None else ("evaluate", "max_drop")
             raise UsageError(f"{given} is given without {lacking}", "a drop is of the score of a function: give both")
