@@ -28,7 +28,7 @@ from onnxshot.proving.verify import compare
 from onnxshot.recipes.files import load_stages
 from onnxshot.recipes.recipe import Recipe, refuse_frozen
 from onnxshot.recipes.record import leave_beside, source_of
-from onnxshot.recipes.stages import EmitStage, PruneStage, Stage, Stages, kind_of
+from onnxshot.recipes.stages import EmitStage, PruneStage, ShrinkStage, Stage, Stages, kind_of
 from onnxshot.report import Artifact, Report
 from onnxshot.settings import Settings
 from onnxshot.staging import StageResult, run_stage
@@ -164,7 +164,7 @@ class _Run:
                 continue
             try:
                 made = run_stage(stage, path, self.calib, self.data, preset=self.preset, settings=self.settings)
-                if pruned is not None:
+                if pruned is not None and not isinstance(stage, ShrinkStage):
                     _refuse_lost(pruned, made.model, stage)
             except OnnxshotError as e:
                 e.message = f"stage {i + 1} ({kind_of(stage)}): {e.message}"
@@ -172,7 +172,8 @@ class _Run:
             number = names[: i + 1].count(names[i]) if names.count(names[i]) > 1 else ""
             path = made.save(self.folder / f"{names[i]}{number}.onnx")
             self.done.append((path.stem, path, made.report))
-            pruned = made.model if isinstance(stage, PruneStage) else pruned
+            if isinstance(stage, PruneStage) or (pruned is not None and isinstance(stage, ShrinkStage)):
+                pruned = made.model
         return made
 
     def emit(self, output: Path) -> Iterator[Artifact]:

@@ -147,6 +147,15 @@ def test_what_is_emitted_needs_a_place() -> None:
         small(recipe=stages)
 
 
+def test_zeros_outlive_a_cut_of_channels_behind_them(tmp_path: Path) -> None:
+    stages = Stages((PruneStage(0.5), ShrinkStage(target_params=0.8, multiple=1), onnxshot.Recipe(effort="fast")))
+    small(recipe=stages, keep_stages=tmp_path)
+    shrunk, last = (load_model(tmp_path / f"{name}.onnx") for name in ("shrunk", "quantized"))
+    rows = layers_of(shrunk, {})
+    assert np.average([x.sparsity for x in rows], weights=[x.parameters for x in rows]) > 0.4
+    assert lost_zeros(shrunk, last) == []
+
+
 def test_zeros_that_a_second_pruning_would_lose_are_an_error() -> None:
     with pytest.raises(ModelError, match=r"stage 2 \(prune\): zeros of .* are lost.*keep_zeros"):
         small(recipe=Stages((PruneStage(0.5), PruneStage(0.3))))

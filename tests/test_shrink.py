@@ -211,6 +211,54 @@ def test_a_fit_is_the_best_there_is_for_the_samples() -> None:
     assert error < 0.5 * np.square(a @ values["w2"][:, :4].T + values["b2"] - wanted).mean()
 
 
+def sparse(proto: ModelProto) -> ModelProto:
+    """The model with half of every weight zero."""
+    rng = np.random.default_rng(3)
+    other = ModelProto()
+    other.CopyFrom(proto)
+    for t in other.graph.initializer:
+        if len(t.dims) > 1:
+            values = numpy_helper.to_array(t) * rng.integers(0, 2, t.dims).astype(np.float32)
+            t.CopyFrom(numpy_helper.from_array(values, t.name))
+    return other
+
+
+def test_zeros_of_what_stays_are_kept() -> None:
+    options: dict[str, Any] = {"target_params": 0.8, "importance": "l2", "include": ["Conv_2", "Conv_7"]}
+    plain, learned = (
+        {
+            t.name: numpy_helper.to_array(t)
+            for t in shrunk(sparse(residual()), calib, **options).model.to_proto().graph.initializer
+        }
+        for calib in (None, CALIB)
+    )
+    assert plain["w2"].shape[1] < 16 or plain["w4"].shape[1] < 16
+    for name in (f"w{i}" for i in range(6)):
+        np.testing.assert_array_equal(plain[name] == 0, learned[name] == 0)
+    assert any(not np.array_equal(plain[name], learned[name]) for name in ("w2", "w4"))
+
+
+def test_a_fit_is_the_best_there_is_with_these_zeros() -> None:
+    """Row by row, numpy's least squares of the inputs whose weights are not zero is hardly better."""
+    text = "net (float[1,6] x) => (float[1,3] y) { a = Gemm<transB=1>(x, w1, b1) y = Gemm<transB=1>(a, w2, b2) }"
+    proto = model(text, {"w1": weight(8, 6), "b1": vector(8), "w2": weight(3, 8), "b2": vector(3)})
+    proto.graph.node[0].name, proto.graph.node[1].name = "one", "two"
+    cut = sparse(proto)
+    given = feeds(200, x=(1, 6))
+    found = refit(proto, cut, {}, given, threads=1)
+    values = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    zeros = {t.name: numpy_helper.to_array(t) == 0 for t in cut.graph.initializer}
+    x = np.concatenate([feed["x"] for feed in given])
+    target = x @ values["w1"].T + values["b1"]
+    assert zeros["w1"].any()
+    np.testing.assert_array_equal(found["w1"] == 0, zeros["w1"])
+    least = 0.0
+    for row in range(8):
+        rows = np.concatenate([x[:, ~zeros["w1"][row]], np.ones((200, 1), np.float32)], axis=1)
+        least += np.square(rows @ np.linalg.lstsq(rows, target[:, row], rcond=None)[0] - target[:, row]).sum()
+    assert np.square(x @ found["w1"].T + found["b1"] - target).sum() < 1.01 * least
+
+
 def test_shared_weights_are_nobodys_own() -> None:
     text = "net (float[1,4] x) => (float[1,4] y) { a = MatMul(x, w) b = MatMul(a, w) c = MatMul(b, v) y = Add(c, d) }"
     proto = model(text, {"w": weight(4, 4), "v": weight(4, 4, seed=1), "d": vector(4)})

@@ -110,8 +110,8 @@ def test_what_is_wrong_is_named_by_its_path(stage: Any, said: str) -> None:
         ({"stages": {"prune": {"sparsity": 0.5}}}, "stages is {"),
         ({"stages": [{"quantize": {}}], "effort": "best"}, "effort is given beside stages"),
         (
-            {"stages": [{"prune": {"sparsity": 0.5}}, {"quantize": {}}, {"shrink": {"target_flops": 0.9}}]},
-            "stages[2] cuts channels after stages[0] made zeros",
+            {"stages": [{"prune": {"pattern": "2:4"}}, {"quantize": {}}, {"shrink": {"target_flops": 0.9}}]},
+            "stages[2] cuts channels after stages[0] made zeros of pattern 2:4",
         ),
     ],
 )

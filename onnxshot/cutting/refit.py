@@ -3,7 +3,7 @@
 The cut network walks over the samples. At every layer the inputs are its own, with all layers before fitted, and the
 outputs wanted are the uncut network's (the asymmetric form: GPTAQ, Li et al. 2025, section 3). Where the output is only
 added to something, the sum is what is wanted, so that a layer makes up for the other branch too. Weights by ridge
-regression, then the bias behind the activation.
+regression, then the bias behind the activation. A weight that is zero stays so.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from onnxshot.graph.macs import concrete_shapes
 from onnxshot.layers.activation import Activations
 from onnxshot.layers.rows import Feeds
 from onnxshot.layers.walk import Walk
+from onnxshot.maths import obs
 from onnxshot.maths.ridge import Moments, best_strength, ridge
 from onnxshot.maths.rounding import corrected_bias
 from onnxshot.observing.collect import Progress
@@ -196,7 +197,7 @@ def _fit(
         residual = target - rest - bias.astype(np.float32) - _given(rows, table)
         residual = residual.reshape(len(rows), layer.groups, -1)
         held_out = np.repeat(np.arange(len(x)) % _LEFT_OUT == _LEFT_OUT - 1, counts)
-        change = _change(rows, residual, held_out, centred=old is not None)
+        change = _change(rows, residual, held_out, table == 0, centred=old is not None)
         if change is not None:
             table = (table + change).astype(np.float32)
             found[layer.weight] = layer.stored(table)
@@ -216,19 +217,35 @@ def _given(rows: NDArray[np.float32], table: NDArray[np.float32]) -> NDArray[np.
 
 
 def _change(
-    x: NDArray[np.float32], residual: NDArray[np.float32], held_out: NDArray[np.bool_], *, centred: bool
+    x: NDArray[np.float32],
+    residual: NDArray[np.float32],
+    held_out: NDArray[np.bool_],
+    gone: NDArray[np.bool_],
+    *,
+    centred: bool,
 ) -> NDArray[np.floating] | None:
-    """What to add to the weight [G, O, K]; None where samples that are left out of the fit do not like it."""
+    """What to add to the weight [G, O, K]; None where samples that are left out of the fit do not like it.
+
+    gone: where nothing is added.
+    """
     if not held_out.any():
         return None
     if centred:
         x = x - x.mean(axis=0, dtype=np.float64).astype(x.dtype)
         residual = residual - residual.mean(axis=0, dtype=np.float64).astype(residual.dtype)
+
+    def fitted(moments: Moments, weight: NDArray[np.floating], strength: float) -> NDArray[np.floating]:
+        found = ridge(moments, weight, strength)
+        if not gone.any():
+            return found
+        # The ridge's error is quadratic about what it finds: least under the mask is least by these moments.
+        return obs.refit(found.astype(np.float32), moments.damped(strength).astype(np.float32), gone)
+
     rows, wanted = x.transpose(1, 0, 2), residual.transpose(1, 0, 2)
     learn, check = (Moments.of(rows[:, part], wanted[:, part]) for part in (~held_out, held_out))
     nothing = np.zeros_like(learn.yx)
-    strength = best_strength(learn, check, nothing, _STRENGTHS)
-    return None if strength is None else ridge(learn + check, nothing, strength)
+    strength = best_strength(learn, check, nothing, _STRENGTHS, fitted)
+    return None if strength is None else fitted(learn + check, nothing, strength)
 
 
 def _affordable(model: ModelProto, feeds: Feeds) -> int:

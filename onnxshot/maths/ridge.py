@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,8 +64,14 @@ def change(moments: Moments, weight: Floats, other: Floats) -> float:
     return float(quadratic - 2 * np.einsum("gok,gok->", step, moments.yx - weight @ moments.xx))
 
 
-def best_strength(learn: Moments, check: Moments, weight: Floats, strengths: Sequence[float]) -> float | None:
-    """The strength whose ridge, learned from some rows, lowers the error of others most; None where none lowers it."""
-    gains = {strength: change(check, weight, ridge(learn, weight, strength)) for strength in strengths}
+def best_strength(
+    learn: Moments,
+    check: Moments,
+    weight: Floats,
+    strengths: Sequence[float],
+    fit: Callable[[Moments, Floats, float], Floats] = ridge,
+) -> float | None:
+    """The strength whose fit, learned from some rows, lowers the error of others most; None where none lowers it."""
+    gains = {strength: change(check, weight, fit(learn, weight, strength)) for strength in strengths}
     best = min(gains, key=lambda strength: gains[strength])
     return best if gains[best] < 0 else None

@@ -164,11 +164,12 @@ class Stages:
             raise UsageError("stages is empty", f"give one of {', '.join(KINDS)}, or more")
         if all(isinstance(stage, EmitStage) for stage in self.stages):
             raise UsageError("stages only emit", "convert without compressing with onnxshot emit")
-        pruned = [i for i, stage in enumerate(self.stages) if isinstance(stage, PruneStage)]
         cut = [i for i, stage in enumerate(self.stages) if isinstance(stage, ShrinkStage)]
-        if pruned and cut and cut[-1] > pruned[0]:
-            what = f"stages[{cut[-1]}] cuts channels after stages[{pruned[0]}] made zeros"
-            raise UsageError(what, "what stays is fitted anew, zeros too: put shrink before prune")
+        for i, stage in enumerate(self.stages):
+            if cut and i < cut[-1] and isinstance(stage, PruneStage) and stage.parsed_pattern != Pattern():
+                what = f"stages[{cut[-1]}] cuts channels after stages[{i}] made zeros of pattern {stage.pattern}"
+                hint = "weights move up where channels go, and zeros out of their blocks: put shrink before prune"
+                raise UsageError(what, hint)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the same for the same stages."""
