@@ -148,6 +148,28 @@ def test_a_branch_that_gives_next_to_nothing_is_left_out() -> None:
         assert not shrunk(proto, **whole).report.branches
 
 
+def test_a_drop_leaves_out_a_branch_where_that_is_nearer_than_to_cut_channels() -> None:
+    """The branch is nearly half of the work and gives next to nothing: no channels are as cheap."""
+    proto = residual()
+    for t in proto.graph.initializer:
+        if t.name in ("w4", "b4"):
+            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * np.float32(1e-3), t.name))
+
+    def score(run: Any) -> float:
+        total = SqnrSum()
+        for feed in FRESH:
+            total.add(outputs(proto, feed)[0], run(feed)["y"])
+        return min(total.db, 200.0)
+
+    found = shrunk(proto, max_drop=165.0, evaluate=score)
+    assert found.report.branches == ["Conv_7"]
+    assert found.report.macs[1] < 0.6 * found.report.macs[0]
+    assert db(proto, found.model.to_proto(), FRESH) > 35
+    kept = shrunk(proto, max_drop=165.0, evaluate=score, exclude=["Conv_9"])
+    assert not kept.report.branches
+    assert kept.report.macs[1] > found.report.macs[1]
+
+
 def test_nothing_is_changed_where_nothing_can_be_cut() -> None:
     proto = model("net (float[1,4] x) => (float[1,4] y) { y = Gemm(x, w) }", {"w": weight(4, 4)})
     found = shrink(proto, feeds(4, x=(1, 4)), target_flops=0.5, settings=QUICK)

@@ -181,11 +181,15 @@ class _Run:
         self.reference = self.model.to_proto()
         with timed(self.report.timings, "weigh"):
             curves = self._curves(rows)
-        allocation = self._whole(curves)
+        whole = self._whole(curves)
+        self.branches = self._ranked(whole)
         if evaluate is not None:
-            made = self._by_drop(allocation, evaluate, data)
+            allocation, made = self._by_drop(whole, evaluate, data)
         else:
-            allocation, made = self._by_target(allocation, data)
+            ((_, share),) = self.target.items()
+            allocation, made, missed = self._nearest(whole, share, data)
+            if missed:
+                self._miss(missed)
         self._count(made)
         self._tell_groups(allocation)
         if self.settings.verify and allocation.removed:
@@ -268,20 +272,24 @@ class _Run:
 
     # ------------------------------------------------------------------ targets
 
-    def _by_target(self, whole: Allocation, data: Dataset) -> tuple[Allocation, Model]:
-        """Cut to the share of the work, the parameters or the latency, with as many branches left out as do good."""
-        best, missed = whole, self._reach(whole, data)
+    def _nearest(self, whole: Allocation, share: float, data: Dataset) -> tuple[Allocation, Model, str]:
+        """Cut to the share of the work, the parameters or the latency, with as many more branches left out as do good.
+
+        What was cut, the model that is left, and why the share was not reached.
+        """
+        best, missed = whole, self._reach(whole, share, data)
         made = self._made(best)
-        ((_, share),) = self.target.items()
         error = math.inf if missed or not self.branches else self._error(made)
-        candidates = self._ranked(whole)[:_TRIED]
+        candidates = [branch for branch in self.branches if branch not in whole.branches][:_TRIED]
         while candidates:
             without, better = best.branches, []
             limit = error
             for branch in candidates:
                 trial = replace(whole, branches=[*without, branch])
-                if trial.share < share or self._reach(trial, data):
-                    continue  # more than was asked for, or not enough
+                if trial.share < share and "max_drop" not in self.target:
+                    continue  # more than was asked for
+                if self._reach(trial, share, data):
+                    continue
                 other = self._made(trial)
                 found = self._error(other)
                 if found > _FAR * limit:
@@ -291,9 +299,7 @@ class _Run:
                 if found < error:
                     best, made, error, missed = trial, other, found, ""
             candidates = [branch for branch in better if branch not in best.branches]
-        if missed:
-            self._miss(missed)
-        return best, made
+        return best, made, missed
 
     def _miss(self, note: str) -> None:
         self.report.notes.append(note)
@@ -309,9 +315,9 @@ class _Run:
         with timed(self.report.timings, "weigh"):
             return sorted(self.branches, key=rate)
 
-    def _reach(self, allocation: Allocation, data: Dataset) -> str:
-        """Cut until the target is met; why it is not."""
-        ((name, share),) = self.target.items()
+    def _reach(self, allocation: Allocation, share: float, data: Dataset) -> str:
+        """Cut until no more than this share is left; why more is."""
+        ((name, _),) = self.target.items()
         if name == "target_latency":
             return self._to_latency(allocation, share, data)
         if allocation.shrink_to(share):
@@ -336,27 +342,25 @@ class _Run:
         missed = f"the latency falls to {found:.1%} at most: target_latency {share:g} is not reached"
         return "" if found <= share + NOISE else missed
 
-    def _by_drop(self, allocation: Allocation, evaluate: Evaluate | str, data: Dataset) -> Model:
-        """Step by step, as long as the score falls by no more than it may; the last model that kept to it."""
+    def _by_drop(self, whole: Allocation, evaluate: Evaluate | str, data: Dataset) -> tuple[Allocation, Model]:
+        """Step by step, as long as the score falls by no more than it may; the last that kept to it."""
         goal = Goal(max_drop=self.target["max_drop"], evaluate=evaluate)
-        best = copy_of(self.model)
+        best, made = whole, copy_of(self.model)
         with tempfile.TemporaryDirectory() as folder:
             judge = Judge(goal, Made(self.model).save(Path(folder) / "float.onnx"), data, self.settings)
             self.report.score, self.report.drop = judge.float_score, 0.0
-            kept, share = list(allocation.cut), 1.0
-            while share - _STEPS >= _LEAST:
-                share = allocation.share - _STEPS
-                if not allocation.shrink_to(share):
+            while best.share - _STEPS >= _LEAST:
+                trial = replace(whole, branches=best.branches)
+                trial, candidate, missed = self._nearest(trial, best.share - _STEPS, data)
+                if missed:
                     break
-                made = self._made(allocation)
-                drop = judge.drop(Made(made).save(Path(folder) / "cut.onnx"))
+                drop = judge.drop(Made(candidate).save(Path(folder) / "cut.onnx"))
                 assert drop is not None
                 if drop > self.target["max_drop"]:
-                    self.report.notes.append(f"cutting to {allocation.share:.1%} would cost {drop:.4g}")
+                    self.report.notes.append(f"cutting to {trial.share:.1%} would cost {drop:.4g}")
                     break
-                best, kept, self.report.drop = made, list(allocation.cut), drop
-        allocation.go_back(kept)
-        return best
+                best, made, self.report.drop = trial, candidate, drop
+        return best, made
 
     # ------------------------------------------------------------------ a model that is cut
 
