@@ -349,18 +349,33 @@ class _Run:
         with tempfile.TemporaryDirectory() as folder:
             judge = Judge(goal, Made(self.model).save(Path(folder) / "float.onnx"), data, self.settings)
             self.report.score, self.report.drop = judge.float_score, 0.0
-            while best.share - _STEPS >= _LEAST:
-                trial = replace(whole, branches=best.branches)
-                trial, candidate, missed = self._nearest(trial, best.share - _STEPS, data)
-                if missed:
-                    break
-                drop = judge.drop(Made(candidate).save(Path(folder) / "cut.onnx"))
-                assert drop is not None
-                if drop > self.target["max_drop"]:
-                    self.report.notes.append(f"cutting to {trial.share:.1%} would cost {drop:.4g}")
-                    break
-                best, made, self.report.drop = trial, candidate, drop
+            going, refused = True, list[str]()
+            while going and best.share - _STEPS >= _LEAST:
+                going, refused = False, []
+                for trial, candidate in self._further(whole, best, data):
+                    drop = judge.drop(Made(candidate).save(Path(folder) / "cut.onnx"))
+                    assert drop is not None
+                    if drop <= self.target["max_drop"]:
+                        best, made, self.report.drop = trial, candidate, drop
+                        going, refused = True, []
+                        break
+                    refused.append(f"cutting to {trial.share:.1%} would cost {drop:.4g}")
+            self.report.notes += refused
         return best, made
+
+    def _further(self, whole: Allocation, best: Allocation, data: Dataset) -> Iterator[tuple[Allocation, Model]]:
+        """Ways to cut a step more: that of least error, then without each of some more branches.
+
+        A score may like a branch left out where the outputs' error does not.
+        """
+        share = best.share - _STEPS
+        trial, made, missed = self._nearest(replace(whole, branches=best.branches), share, data)
+        if not missed:
+            yield trial, made
+        for branch in [branch for branch in self.branches if branch not in best.branches][:_TRIED]:
+            trial = replace(whole, branches=[*best.branches, branch])
+            if not self._reach(trial, share, data):
+                yield trial, self._made(trial)
 
     # ------------------------------------------------------------------ a model that is cut
 
