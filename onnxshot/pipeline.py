@@ -264,6 +264,8 @@ class Run:
         self.plan = self.planned(evidence=evidence)
         if data is None or self.gathered is None or self.model.weight_bytes() > trial.MAX_BYTES:
             return evidence
+        if schemes(self.target, self.recipe)[0].dtype.floating:
+            return evidence  # nothing that is tried was seen to bring float8 anything
         self.improver = Improver(
             self.model, self.original(), self.target, self.recipe, self.settings, self.trained, data, self.gathered,
             self.report,

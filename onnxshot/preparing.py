@@ -77,14 +77,16 @@ def fold(model: Model) -> None:
 
 
 def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:
-    """The lowest opset the scheme needs: 13 for a scale per channel, 19 for float16 scales, 21 for 16-bit types.
+    """The lowest opset the scheme needs.
+
+    13 for a scale per channel, 19 for float16 scales and float8, 21 for types of 16 and 4 bits.
 
     Floats of 16 bits alone need what their own type does.
     """
     if not recipe.quantizes:
         return HALVES[recipe.half or ""].opset
     activation, weight = schemes(target, recipe)
-    if max(activation.dtype.bits, weight.dtype.bits) > 8:
+    if max(activation.dtype.bits, weight.dtype.bits) > 8 or weight.dtype.bits == 4:
         return 21
     half = any(weights.elem_type(c) == TensorProto.FLOAT16 for c in model.constants())
-    return 19 if recipe.mode == "weights" and half else 13
+    return 19 if activation.dtype.floating or (recipe.mode == "weights" and half) else 13

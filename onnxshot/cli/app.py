@@ -78,7 +78,10 @@ def quantize(
     ] = "auto",
     format: Annotated[str, typer.Option("--format", help="qdq or qoperator.")] = "qdq",
     activation_type: Annotated[str | None, typer.Option(help="uint8, int8, uint16, int16, float8e4m3fn.")] = None,
-    weight_type: Annotated[str | None, typer.Option(help="int8, uint8, int16, uint16, float8e4m3fn.")] = None,
+    weight_type: Annotated[
+        str | None, typer.Option(help="int8, uint8, int16, uint16, float8e4m3fn; int4 with --mode weights.")
+    ] = None,
+    block: Annotated[int, typer.Option(help="int4 weights: how many inputs share a scale.", min=2)] = 128,
     per_channel: Annotated[bool, typer.Option("--per-channel/--per-tensor", help="Scales of weights.")] = True,
     exclude: ExcludeOpt = None,
     include: IncludeOpt = None,
@@ -121,7 +124,7 @@ def quantize(
     """Quantize MODEL to int8 and prove the result against it."""
     options: dict[str, Any] = {
         "mode": mode, "precision": precision, "format": format, "activation_type": activation_type,
-        "weight_type": weight_type, "per_channel": per_channel, "effort": effort, "method": method,
+        "weight_type": weight_type, "block": block, "per_channel": per_channel, "effort": effort, "method": method,
         "exclude": tuple(exclude or ()), "include": tuple(include or ()),
         "complete": complete, "batch": batch, "shape": shape,
     }  # fmt: skip

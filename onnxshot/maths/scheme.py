@@ -15,7 +15,7 @@ class NotFinite(ValueError):
 class QuantType:
     """A storage type of quantized values: qmin..qmax are the values it may take, storage_name the numpy dtype.
 
-    4-bit values are held one per byte here; packing belongs to the file writer.
+    4-bit values are held one per byte; packing belongs to the file writer.
     """
 
     name: str
@@ -28,8 +28,8 @@ class QuantType:
 
     @property
     def storage(self) -> np.dtype[Any]:
-        """The numpy dtype; float8 comes from ml_dtypes, which is imported only then."""
-        if self.floating:
+        """The numpy dtype; float8 and 4 bits come from ml_dtypes, which is imported only then."""
+        if self.floating or self.bits == 4:
             import ml_dtypes
 
             dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.storage_name))
@@ -42,8 +42,8 @@ INT8 = QuantType("int8", 8, True, -128, 127, "int8")
 INT7 = QuantType("int7", 7, True, -64, 63, "int8")  # pairs of u8 * s7 products fit int16: safe for vpmaddubsw
 UINT16 = QuantType("uint16", 16, False, 0, 65535, "uint16")
 INT16 = QuantType("int16", 16, True, -32768, 32767, "int16")
-UINT4 = QuantType("uint4", 4, False, 0, 15, "uint8")
-INT4 = QuantType("int4", 4, True, -8, 7, "int8")
+UINT4 = QuantType("uint4", 4, False, 0, 15, "uint4")
+INT4 = QuantType("int4", 4, True, -8, 7, "int4")
 INT32 = QuantType("int32", 32, True, -(2**31), 2**31 - 1, "int32")
 FLOAT8E4M3FN = QuantType("float8e4m3fn", 8, True, -448, 448, "float8_e4m3fn", floating=True)
 
@@ -89,9 +89,10 @@ class QuantScheme:
         """(smallest, largest) quantized value used.
 
         Symmetric integer schemes give up the lowest code (int8: -127..127, uint8: 1..255), so that -x and x cost the
-        same and int8 * int8 pairs never meet (-128) * (-128). QuantizeLinear itself saturates one code lower.
+        same and int8 * int8 pairs never meet (-128) * (-128). QuantizeLinear itself saturates one code lower. Blocks
+        keep it: they are multiplied as floats, and of 4 bits it is a sixteenth of all codes.
         """
-        if not self.symmetric or self.dtype.floating:
+        if not self.symmetric or self.dtype.floating or isinstance(self.granularity, PerBlock):
             return self.dtype.qmin, self.dtype.qmax
         half = self.dtype.qmax - self.midpoint
         return self.midpoint - half, self.midpoint + half

@@ -53,7 +53,7 @@ def quantizer_after(model: Model, node: Node) -> Node | None:
         if q is None or q.op != "QuantizeLinear":
             return None
         scale, zero = edit.constant_input(q, 1), edit.constant_input(q, 2)
-        if scale is None or zero is None or scale.size != 1:
+        if scale is None or zero is None or scale.size != 1 or zero.dtype.kind not in "iu":
             return None
         info = np.iinfo(zero.dtype)
         least = (info.min - int(zero.reshape(()))) * np.float32(scale.reshape(()))

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from onnxshot.errors import ModelError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
-from onnxshot.maths.affine import PerChannel, QuantParams, QuantScheme, bias_safe_scale, quantize, weight_params
+from onnxshot.maths.affine import (
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    QuantParams,
+    QuantScheme,
+    bias_safe_scale,
+    quantize,
+    weight_params,
+)
 from onnxshot.maths.scheme import NotFinite
 
 _LAZY_BYTES = 1 << 20  # larger weights are quantized when the file is written, one at a time
@@ -35,15 +44,18 @@ class QuantizedWeights:
     _transposed: dict[Constant, QuantParams] = field(default_factory=dict)  # of `kept`, for weights that were moved
 
     def params(self, weight: Constant, scheme: QuantScheme) -> QuantParams:
-        """Scale and zero point of the weight, one per channel where the scheme says so.
+        """Scale and zero point of the weight, one per channel or block where the scheme says so.
+
+        Those of blocks are clipped for the least squared error whatever the method: of few codes each counts.
 
         Raises ModelError where the weight holds NaN or infinity.
         """
         kept = self.kept.get(weight.name, self._transposed.get(weight))
         if kept is not None and kept.scheme.granularity == scheme.granularity:
             return kept
+        method = "mse" if isinstance(scheme.granularity, PerBlock) else self.method
         try:
-            return weight_params(np.asarray(weights.read(weight)), scheme, method=self.method)
+            return weight_params(np.asarray(weights.read(weight)), scheme, method=method)
         except NotFinite as e:
             hint = "export the model again, or leave its op out with --exclude"
             raise ModelError(f"weight {weight.name!r} holds NaN or infinity", hint) from e
@@ -91,15 +103,14 @@ class QuantizedWeights:
     def dequantized(self, node: Node, slot: int, params: QuantParams, *, suffix: str = "dequantized") -> Tensor:
         """Put a DequantizeLinear between the quantized weight and the node; the tensor the node now reads."""
         weight = node.inputs[slot]
-        axis = params.scheme.granularity.axis if isinstance(params.scheme.granularity, PerChannel) else None
-        dq = edit.add_node(
-            self.model,
-            "DequantizeLinear",
-            self.constants(weight, params),
-            base=weight.name,
-            suffix=suffix,
-            attrs={} if axis is None else {"axis": axis},
-        )
+        granularity, (values, scale, zero_point) = params.scheme.granularity, self.constants(weight, params)
+        inputs, attrs = [values, scale, zero_point], {}
+        if not isinstance(granularity, PerTensor):
+            attrs["axis"] = granularity.axis
+        if isinstance(granularity, PerBlock):
+            attrs["block_size"] = granularity.size
+            inputs = [values, scale]  # the zero point is 0: one for each block would be an eighth of the scales
+        dq = edit.add_node(self.model, "DequantizeLinear", inputs, base=weight.name, suffix=suffix, attrs=attrs)
         node.inputs[slot] = dq.outputs[0]
         return dq.outputs[0]
 

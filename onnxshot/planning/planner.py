@@ -12,12 +12,12 @@ from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import TargetError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit
 from onnxshot.graph.ops import channel_axis, op_of
-from onnxshot.maths.affine import PerChannel, PerTensor, QuantScheme
+from onnxshot.maths.affine import INT4, PerBlock, PerChannel, PerTensor, QuantScheme
 from onnxshot.planning.decisions import Decisions
 from onnxshot.planning.plan import DYNAMIC, STATIC, WEIGHTS, Kept, Plan, TensorPlan, WeightPlan
 from onnxshot.planning.scales import Evidence, with_params
 from onnxshot.planning.trained import NOTHING, Trained, activation_params, kept_activations, weight_params
-from onnxshot.recipes.recipe import TYPES, Recipe
+from onnxshot.recipes.recipe import TYPES, WEIGHT_TYPES, Recipe
 from onnxshot.targets.base import Target
 
 _QUANTIZED_OPS = frozenset(
@@ -31,7 +31,7 @@ def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
     if recipe.activation_type is not None and recipe.activation_type != activation.dtype.name:
         activation = replace(activation, dtype=TYPES[recipe.activation_type])
     if recipe.weight_type is not None and recipe.weight_type != weight.dtype.storage_name:
-        weight = replace(weight, dtype=TYPES[recipe.weight_type])
+        weight = replace(weight, dtype=WEIGHT_TYPES[recipe.weight_type])
     if recipe.mode == STATIC:
         reason = target.accepts(activation.dtype, weight.dtype)
         if reason:
@@ -41,6 +41,9 @@ def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
             )
     elif recipe.mode == WEIGHTS and weight.dtype.floating:
         raise TargetError("float8 weights need a calibrated float8 activation", "use an integer --weight-type")
+    elif recipe.mode == WEIGHTS and "int4 weights" in target.refused and weight.dtype is INT4:
+        hint = "use --target tensorrt, or leave out --weight-type"
+        raise TargetError(f"int4 weights: {target.refused['int4 weights']}", hint)
     elif recipe.mode == DYNAMIC:
         _refuse_dynamic(target, recipe, weight)
     return activation, weight
@@ -52,7 +55,7 @@ def _refuse_dynamic(target: Target, recipe: Recipe, weight: QuantScheme) -> None
         raise TargetError(f"{target.name} has no dynamic quantization", "use --mode static or --mode weights")
     if recipe.activation_type not in (None, "uint8"):
         raise TargetError(f"dynamic activations are uint8, not {recipe.activation_type}", "leave out --activation-type")
-    if weight.dtype.floating or weight.dtype.bits > 8:
+    if weight.dtype.floating or weight.dtype.bits not in (7, 8):
         raise TargetError(f"MatMulInteger takes 8-bit weights, not {weight.dtype.name}", "leave out --weight-type")
 
 
@@ -125,7 +128,8 @@ class _Planner:
             kept = kept_activations(self.trained, tensors, self.model.tensors())
             self._part_activations(kept, tensors)
             self._keep_weights(kept, planned)
-        return Plan(self.target.name, self.recipe.mode, made.plans(), watched, tensors, planned, kept=kept)
+        notes = self._notes(planned)
+        return Plan(self.target.name, self.recipe.mode, made.plans(), watched, tensors, planned, notes=notes, kept=kept)
 
     def _tensors(self) -> dict[str, TensorPlan]:
         """Tensors that get a Q/DQ pair, in graph order, with the group they share scale and zero point with."""
@@ -237,9 +241,32 @@ class _Planner:
         slot = self.made.slot[node]
         rank = len(node.inputs[slot].shape)
         axis = 0 if node.op == "Gather" else channel_axis(node, slot, rank)
+        scheme = self.weight
+        if scheme.dtype is INT4:
+            blocks = self._blocks(node, slot)
+            if blocks is not None:
+                return WeightPlan(slot, replace(scheme, granularity=blocks))
+            scheme = self.target.weight
         per_channel = (self.recipe.per_channel or node.op == "Gather") and axis is not None
-        scheme = replace(self.weight, granularity=PerChannel(axis or 0) if per_channel else PerTensor())
+        scheme = replace(scheme, granularity=PerChannel(axis or 0) if per_channel else PerTensor())
         return WeightPlan(slot, scheme, self.target.gathers_floats)
+
+    def _blocks(self, node: Node, slot: int) -> PerBlock | None:
+        """Blocks along the summed axis of a matrix; None for what is no right factor, or does not divide into them."""
+        shape = node.inputs[slot].shape
+        axis = channel_axis(node, slot, len(shape))
+        if node.op not in ("MatMul", "Gemm") or slot != 1 or len(shape) != 2 or axis is None:
+            return None
+        return PerBlock(1 - axis, self.recipe.block) if shape[1 - axis] % self.recipe.block == 0 else None
+
+    def _notes(self, planned: Mapping[str, WeightPlan]) -> tuple[str, ...]:
+        """How many weights have no form in int4, where that was asked for."""
+        others = sum(plan.scheme.dtype is not INT4 for plan in planned.values()) if self.weight.dtype is INT4 else 0
+        if not others:
+            return ()
+        name, block = self.target.weight.dtype.name, self.recipe.block
+        why = f"only matrices whose inputs divide into blocks of {block} are int4"
+        return (f"{others} of {len(planned)} weights are kept in {name}: {why}",)
 
     def _part_activations(self, kept: Kept, tensors: dict[str, TensorPlan]) -> None:
         """Give a fused Relu or Clip a pair on its input too, where the trained zero point is not the lowest code.

@@ -15,8 +15,9 @@ MODES = ("static", "dynamic", "weights")
 EFFORTS = ("fast", "balanced", "best")
 FORMATS = ("qdq", "qoperator")
 PRECISIONS = ("int8", "fp16", "bf16", "int8+fp16")
-_OF_INT8 = ("mode", "format", "activation_type", "weight_type", "include", "complete")
+_OF_INT8 = ("mode", "format", "activation_type", "weight_type", "block", "include", "complete")
 TYPES = {t.name: t for t in (affine.UINT8, affine.INT8, affine.UINT16, affine.INT16, affine.FLOAT8E4M3FN)}
+WEIGHT_TYPES = {**TYPES, affine.INT4.name: affine.INT4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Recipe(Plain):
             int8 leaves in float goes to fp16).
         format: qdq (standard) or qoperator (QLinearConv, QLinearMatMul).
         activation_type, weight_type: type names; None takes the target's own.
+        block: how many inputs of a product share a scale of its int4 weight, which has one per output and block.
         per_channel: a scale per output channel of every weight, else one per weight.
         effort: fast, balanced or best: how much is done for accuracy (see effort/candidates.py).
         method: how activation ranges are chosen from statistics.
@@ -78,6 +80,7 @@ class Recipe(Plain):
     format: str = "qdq"
     activation_type: str | None = None
     weight_type: str | None = None
+    block: int = 128
     per_channel: bool = True
     effort: str = "balanced"
     method: str = "auto"
@@ -103,12 +106,13 @@ class Recipe(Plain):
             ("method", self.method, METHODS),
             ("weight_method", self.weight_method, ("minmax", "mse")),
             ("activation_type", self.activation_type, (None, *TYPES)),
-            ("weight_type", self.weight_type, (None, *TYPES)),
+            ("weight_type", self.weight_type, (None, *WEIGHT_TYPES)),
         )
         refuse((name, v, v in known, f"one of {', '.join(k for k in known if k)}") for name, v, known in named)
         refuse(
             (
                 ("target", self.target, isinstance(self.target, str), "a name, such as ort"),
+                ("block", self.block, type(self.block) is int and self.block > 1, "a number from 2 up"),
                 ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
                 ("complete", self.complete, isinstance(self.complete, bool), "true or false"),
                 ("grid", self.grid, self.grid in (None, True, False), "true, false or null"),

@@ -16,6 +16,7 @@ class Ran:
         precision: int8, int4, float8 or float.
         macs: its work.
         exact: False where that could only be guessed.
+        stored: int4 where that is what its weight is kept in, although it computes in float.
         asked: the file asks for int8, as far as the runtime tells that apart: both factors are dequantized.
     """
 
@@ -25,6 +26,7 @@ class Ran:
     macs: int
     exact: bool = True
     asked: bool = False
+    stored: str = ""
 
 
 @dataclass(frozen=True, slots=True)

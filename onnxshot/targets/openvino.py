@@ -21,6 +21,7 @@ OPENVINO = replace(
         "uint16": _WIDE,
         "int16": _WIDE,
         "uint8 weights": "OpenVINO runs uint8 weights in float",
+        "int4 weights": "int4 blocks are placed for TensorRT only",
         "float8e4m3fn": "OpenVINO runs float8 in float on CPUs",
     },
     dynamic=frozenset(),  # a DynamicQuantizeLinear becomes a dozen float ops, and the product behind it runs in float

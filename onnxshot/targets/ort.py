@@ -22,6 +22,7 @@ ORT = Target(
         "uint16": "ONNX Runtime's CPU kernels compute 16-bit activations in float, at 0.8x of the float model",
         "int16": "ONNX Runtime's CPU kernels compute 16-bit activations in float, at 0.8x of the float model",
         "bf16": "ONNX Runtime's CPU kernels do not compute in bfloat16, and refuse the model",
+        "int4 weights": "int4 blocks are placed for TensorRT only",
         "float8e4m3fn": "ONNX Runtime runs float8 Conv in float and fails to load float8 MatMul",
     },
     static=frozenset({"Conv", "Gemm", "MatMul"}),

@@ -73,7 +73,8 @@ def session(
     """An InferenceSession; threads sleep instead of spinning, so that models run in turns do not disturb each other.
 
     save_optimized: where the graph that runs is written; profile: prefix of a profile file; folder: where external data
-    of a model given as bytes lies; keep_plans: keep a plan of the memory for every shape of input that is met. Raises
+    of a model given as bytes lies; keep_plans: keep a plan of the memory for every shape of input that is met. A model
+    with float8 that does not load with graph optimizations is loaded without. Raises
     ModelError where ONNX Runtime refuses the model, TargetError where the first provider cannot start.
     """
     ort = runtime()
@@ -92,10 +93,16 @@ def session(
         options.profile_file_prefix = str(profile)
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    source = model if isinstance(model, bytes) else str(model)
     try:
-        made = ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=list(providers)
-        )
+        try:
+            made = ort.InferenceSession(source, options, providers=list(providers))
+        except Exception:
+            if not _holds_float8(model):
+                raise
+            # Its optimizers take every Q and DQ for one of integers, and then refuse what they made.
+            options.graph_optimization_level = level.ORT_DISABLE_ALL
+            made = ort.InferenceSession(source, options, providers=list(providers))
     except Exception as e:  # ONNX Runtime's errors share no base class
         raise ModelError(f"{label(model)} does not load in ONNX Runtime: {one_line(e)}") from e
     if providers and made.get_providers()[0] != providers[0]:
@@ -144,6 +151,15 @@ class Runner:
         except Exception as e:  # ONNX Runtime's errors share no base class
             raise ModelError(f"{self._label} fails in ONNX Runtime: {one_line(e)}") from e
         return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+
+
+def _holds_float8(model: Path | bytes) -> bool:
+    """Whether a constant of the model is float8: a model that cannot be read holds none."""
+    try:
+        proto = onnx.load_from_string(model if isinstance(model, bytes) else model.read_bytes())
+    except (OSError, DecodeError):
+        return False
+    return any(t.data_type == onnx.TensorProto.FLOAT8E4M3FN for t in proto.graph.initializer)
 
 
 def one_line(error: BaseException) -> str:

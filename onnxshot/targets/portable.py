@@ -14,10 +14,12 @@ from onnxshot.targets.tensorrt import TENSORRT
 PORTABLE = replace(
     TENSORRT,
     name="portable",
+    types=frozenset({("int8", "int8")}),
     refused={
         "uint8": "TensorRT refuses uint8 and every non-zero zero point",
         "int16": "no runtime here computes 16-bit activations in integers",
         "uint16": "no runtime here computes 16-bit activations in integers",
+        "int4 weights": "int4 blocks are placed for TensorRT only",
         "float8e4m3fn": "ONNX Runtime and OpenVINO run float8 in float",
     },
     # Pairs around Add as well cost 1 dB on resnet20, and made ONNX Runtime no faster.

@@ -13,11 +13,12 @@ TENSORRT = Target(
     name="tensorrt",
     activation=QuantScheme(INT8, symmetric=True),
     weight=QuantScheme(INT8, symmetric=True, granularity=PerChannel(0)),
-    types=frozenset({("int8", "int8")}),
+    types=frozenset({("int8", "int8"), ("float8e4m3fn", "float8e4m3fn")}),
     refused={
         "uint8": "TensorRT refuses uint8 and every non-zero zero point",
         "int16": "TensorRT has no 16-bit integers",
         "uint16": "TensorRT has no 16-bit integers",
+        "int4": "TensorRT multiplies int4 weights with floats: use --mode weights",
     },
     static=frozenset({"Conv", "Gemm", "MatMul"}),
     quantizes_outputs=False,

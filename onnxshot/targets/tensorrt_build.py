@@ -27,6 +27,7 @@ _WORKER = Path(__file__).with_name("tensorrt_worker.py")
 _INSTALL = (
     "pip install 'onnxshot[tensorrt]' (tensorrt>=10), or for RTX GPUs 'onnxshot[tensorrt-rtx]' (tensorrt-rtx-cu13)"
 )
+_NEWER = "float8 is built for --hardware sm89 and newer, int4 for sm80 and newer"
 _LEAST_VERSION = 10  # explicit quantization in strongly typed networks
 _LOOK_SECONDS = 0.1  # between two looks at how much memory the builder has taken
 _RTX = "tensorrt_rtx"
@@ -175,7 +176,7 @@ def _node_in(text: str, model: Model) -> str:
 def _refusal(text: str, node: str) -> TargetError:
     where = f" at node {node!r}" if node else ""
     builds = "TensorRT builds on the GPU an engine is for; TensorRT-RTX, without any, for hardware such as sm89"
-    hint = builds if "cuda" in text.lower() else ""
+    hint = builds if "cuda" in text.lower() else _NEWER if "HW-specific datatypes" in text else ""
     return TargetError(f"TensorRT refuses the model{where}: {first_line(text)}", hint)
 
 

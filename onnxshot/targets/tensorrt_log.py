@@ -27,11 +27,12 @@ _GENERATED = ("kgen", "runtime_fusion")  # kernels that dequantize before they m
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel of an engine: the types of what it reads, and the ONNX nodes it stands for."""
+    """One kernel of an engine: the types of what it reads and of its constants, and the ONNX nodes it stands for."""
 
     name: str
     kind: str
     inputs: tuple[str, ...]
+    constants: tuple[str, ...]
     nodes: tuple[str, ...]
 
     @property
@@ -53,9 +54,10 @@ def kernels(lines: Iterable[str]) -> list[Kernel]:
         match = _KERNEL.match(line)
         if match is None:
             continue
-        inputs = re.split(r"\], (?:Constants|Outputs): \[", match["rest"], maxsplit=1)[0]
+        read = match["rest"].partition("], Outputs: [")[0]
+        inputs, constants = (tuple(_TYPE.findall(part)) for part in read.partition("], Constants: [")[::2])
         nodes = _NODE.findall(match["rest"].partition("Metadata: ")[2])
-        found.append(Kernel(match["name"], match["kind"], tuple(_TYPE.findall(inputs)), tuple(nodes)))
+        found.append(Kernel(match["name"], match["kind"], inputs, constants, tuple(nodes)))
     return found
 
 
@@ -76,9 +78,12 @@ def execution(model: Model, feed_shapes: Mapping[str, Shape], log: Path) -> Exec
     ran, wanted = [], []
     for row in count(model, concrete_shapes(model, feed_shapes)):
         name = row.node.name or f"node_of_{row.node.outputs[0].name}"  # as the parser calls those without a name
-        precision = next((k.precision for k in by_node.get(name, ()) if k.computes(name)), "float")
-        ran.append(Ran(row.node.label, row.node.op, precision, row.macs, row.exact))
-        if precision == "float" and _asked_for(row.node):
+        makers = by_node.get(name, ())
+        precision = next((k.precision for k in makers if k.computes(name)), "float")
+        stored = "int4" if any("Int4" in k.constants for k in makers) else ""
+        asked = _asked_for(row.node)
+        ran.append(Ran(row.node.label, row.node.op, precision, row.macs, row.exact, asked, stored))
+        if precision == "float" and asked:
             wanted.append(f"{row.node.op} {row.node.label}")
     return Execution(tuple(ran), dict(Counter(k.kind for k in made).most_common()), tuple(wanted))
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from onnx import TensorProto
+
 from onnxshot.errors import TargetError
 from onnxshot.graph import Model, Node, edit
 from onnxshot.graph.load import load_model
 from onnxshot.targets import tensorrt_build, tensorrt_engine, tensorrt_log, tensorrt_rules
+from onnxshot.targets.execution import Execution
 from onnxshot.targets.runtime import EmitOptions, Emitted, Finding, Loaded, Runtime, notes_of, raise_refused, some
 from onnxshot.zeros import half_zero
 
@@ -44,7 +47,7 @@ class TensorRt(Runtime):
             log = Path(made) / "build.log"
             tensorrt_build.build(model, engine, log, ranges, options, sparse=bool(halves))
             executed = tensorrt_log.execution(model, {name: usual for name, (_, usual, _) in ranges.items()}, log)
-        notes = [*notes_of(found), *_of_sparsity(halves)]
+        notes = [*notes_of(found), *_of_sparsity(halves), *_of_blocks(model, executed)]
         if rtx and options.timing_cache is not None:
             notes.append("TensorRT-RTX measures nothing when it builds: there is no timing cache to write")
         return Emitted((engine.name,), executed, tuple(notes))
@@ -63,6 +66,16 @@ class TensorRt(Runtime):
         with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
             emitted = self.emit(path, Path(made), "model", EmitOptions(threads=threads))
             return tensorrt_engine.Engine(Path(made) / emitted.files[0])
+
+
+def _of_blocks(model: Model, executed: Execution) -> list[str]:
+    """How many of the int4 weights the engine keeps as they are, by the log of the build."""
+    dequantized = [node.inputs[0] for _, node in model.walk() if node.op == "DequantizeLinear"]
+    stored = [tensor for tensor in dequantized if model.elem_type(tensor) == TensorProto.INT4]
+    if not stored or not executed.nodes:
+        return []
+    kept = sum(ran.stored == "int4" for ran in executed.nodes)
+    return [f"{kept} of {len(stored)} int4 weights are kept so in the engine, and multiplied as floats"]
 
 
 def _of_sparsity(halves: list[Node]) -> list[str]:
