@@ -12,21 +12,24 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot import emitting
+from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.compress_report import CompressReport, CompressResult, StageRow
 from onnxshot.convert import emit
 from onnxshot.cutting.shrink import ShrinkReport
 from onnxshot.errors import ModelError, OnnxshotError, UsageError
+from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import refuse_sources, write
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
 from onnxshot.output import input_bytes, peak_rss_mb, source_name
+from onnxshot.preparing import sizes_of
 from onnxshot.proving import proof
 from onnxshot.proving.verify import compare
 from onnxshot.recipes.files import load_stages
-from onnxshot.recipes.recipe import Recipe, refuse_frozen
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.record import leave_beside, source_of
 from onnxshot.recipes.stages import EmitStage, PruneStage, ShrinkStage, Stage, Stages, kind_of
 from onnxshot.report import Artifact, Report
@@ -85,9 +88,6 @@ def compress(
     pruning = {"sparsity": sparsity, "pattern": pattern, "scope": scope, "layers": layers, "spare": spare}
     stages = _asked(recipe, {name: value for name, value in pruning.items() if value or value == 0}, options)
     for stage in stages.stages:
-        if isinstance(stage, Recipe):
-            refuse_frozen(stage, "all stages are held against the input on samples as they are")
-    for stage in stages.stages:
         if isinstance(stage, EmitStage):
             emitting.formats_of(stage.to, None, ORT)  # raises where a runtime is missing
             if output is None:
@@ -95,16 +95,17 @@ def compress(
                     f"there is no output to emit {', '.join(stage.to)} to", "give one; artifacts take its stem"
                 )
     loaded = load_model(model)
+    sizes = _sizes_of(loaded, stages)
     if output is not None:
         refuse_sources(loaded, Path(output))
     calib = list(calib) if isinstance(calib, Iterator) else calib  # every stage reads it
     report = CompressReport(source_name(model), stages.to_dict(), input_bytes=input_bytes(model, loaded))
-    with tempfile.TemporaryDirectory(prefix="onnxshot-") as made, open_calib(calib, loaded, preset, settings) as data:
+    with tempfile.TemporaryDirectory(prefix="onnxshot-") as made, open_calib(calib, loaded, preset, settings, sizes) as data:
         folder = Path(keep_stages) if keep_stages is not None else Path(made)
         source = Path(model) if isinstance(model, str | Path) else Path(made) / "input.onnx"
         if isinstance(model, ModelProto):
             write(loaded, source)
-        run = _Run(stages, source, folder, calib, preset, settings, data)
+        run = _Run(stages, source, folder, calib, preset, settings, data, sizes)
         final = run.result()
         run.measure(report, kept=keep_stages is not None)
         if output is not None:
@@ -140,6 +141,15 @@ def _asked(
     return Stages((PruneStage.from_dict(renamed), quantized))
 
 
+def _sizes_of(model: Model, stages: Stages) -> Frozen:
+    """What the last stage freezes. Raises UsageError where another does: those behind it learn from single samples."""
+    *others, last = (stage for stage in stages.stages if not isinstance(stage, EmitStage))
+    for i, stage in enumerate(others):
+        if isinstance(stage, Recipe) and (stage.batch is not None or stage.shapes):
+            raise UsageError(f"stage {i + 1} (quantize) freezes sizes", "let the last stage do so: put it there")
+    return sizes_of(model, last.batch, last.shapes) if isinstance(last, Recipe) else AS_THEY_ARE
+
+
 @dataclass(slots=True)
 class _Run:
     """Stages under way: each reads the file that the one before has written."""
@@ -151,6 +161,7 @@ class _Run:
     preset: str | Preset | None
     settings: Settings
     data: Dataset
+    sizes: Frozen
     done: list[tuple[str, Path, Report | ShrinkReport]] = field(default_factory=list)
     emits: list[tuple[EmitStage, Path]] = field(default_factory=list)  # what goes into which formats
 
@@ -190,7 +201,7 @@ class _Run:
     def measure(self, report: CompressReport, *, kept: bool) -> None:
         """Hold the file of every stage against the input, time all in turns, and tell."""
         threads = self.settings.threads
-        judges = self.data.subset(split(len(self.data), HOLDOUT)[1])
+        judges = batched(self.data.subset(split(len(self.data), HOLDOUT)[1]), self.sizes.inputs)
         feeds = [judges[i].feed for i in range(min(len(judges), _TIMED_ON))]
         paths = [self.source, *(path for _, path, _ in self.done)]
         before, *times = bench(paths, feeds, threads=threads, seconds=self.settings.bench_seconds)

@@ -22,6 +22,7 @@ from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.preparing import input_specs, sizes_of
 from onnxshot.proving.contract import contract
 from onnxshot.recipes.files import load_recipe
+from onnxshot.recipes.stages import PruneStage, Stages
 
 
 def frozen_model(proto: onnx.ModelProto, batch: int | None = None, **shapes: tuple[int, ...]) -> onnx.ModelProto:
@@ -216,12 +217,49 @@ def test_a_batch_that_is_baked_in_is_refused_by_name(shape: str, words: str, ver
         quantize(proto, mode="weights", batch=4, settings=settings)
 
 
-def test_goals_and_stages_want_the_result_frozen() -> None:
-    case = HANDMADE["resnet_block"]()
-    with pytest.raises(UsageError, match="onnxshot emit RESULT --batch"):
-        onnxshot.tune(case.model, case.feeds, onnxshot.Goal(min_sqnr=20), batch=2)
-    with pytest.raises(UsageError, match="onnxshot emit RESULT --batch"):
-        onnxshot.compress(case.model, case.feeds, sparsity=0.5, batch=2)
+def free() -> onnx.ModelProto:
+    """Two products of a free batch."""
+    text = "g (float[N, 32] x) => (float[N, 16] y) { h = MatMul(x, v) r = Relu(h) y = MatMul(r, w) }"
+    return model(text, {"v": weight(32, 64), "w": weight(64, 16, seed=1)})
+
+
+def test_a_goal_is_searched_for_at_the_sizes_that_are_frozen(tmp_path: Path) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def score(run: Any) -> float:
+        seen.append(run({"x": np.ones((2, 32), np.float32)})["y"].shape)
+        return 0.0
+
+    goal = onnxshot.Goal(min_sqnr=20, max_drop=1, evaluate=score)
+    result = onnxshot.tune(
+        free(), feeds(16, x=(1, 32)), goal, output=tmp_path / "b2.onnx", batch=2, effort="fast", settings=FAST
+    )
+    assert result.report.goal["reached"]
+    assert result.report.recipe["batch"] == 2
+    assert set(seen) == {(2, 16)}
+    made = onnx.load(tmp_path / "b2.onnx")
+    assert [d.dim_value for d in made.graph.input[0].type.tensor_type.shape.dim] == [2, 32]
+
+
+def test_the_last_of_several_stages_may_freeze(tmp_path: Path) -> None:
+    found = onnxshot.compress(
+        free(), feeds(16, x=(1, 32)), sparsity=0.5, batch=2, effort="fast", output=tmp_path / "b2.onnx",
+        settings=FAST, keep_stages=tmp_path,
+    )  # fmt: skip
+    sizes = {
+        name: [d.dim_value or d.dim_param for d in onnx.load(tmp_path / name).graph.input[0].type.tensor_type.shape.dim]
+        for name in ("pruned.onnx", "b2.onnx")
+    }
+    assert sizes == {"pruned.onnx": ["N", 32], "b2.onnx": [2, 32]}
+    assert found.report.samples["held_out"] == 2, "four samples: two batches"
+    assert found.report.sqnr_db is not None
+    assert found.report.sqnr_db > 5
+
+
+def test_a_stage_that_is_not_the_last_may_not() -> None:
+    stages = Stages((onnxshot.Recipe(batch=2), PruneStage(sparsity=0.5)))
+    with pytest.raises(UsageError, match=r"stage 1 \(quantize\) freezes sizes .let the last stage"):
+        onnxshot.compress(free(), feeds(4, x=(1, 32)), recipe=stages)
 
 
 @pytest.mark.parametrize("values", [{"batch": 0}, {"batch": True}, {"shapes": {"x": "1x3"}}, {"shapes": [1]}])

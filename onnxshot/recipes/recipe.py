@@ -167,12 +167,6 @@ def shown(value: object, *, plain: bool = False) -> str:
     return value if plain and isinstance(value, str) else _SHORT.repr(value)
 
 
-def refuse_frozen(recipe: Recipe, why: str) -> None:
-    """Raise UsageError where a recipe freezes dimensions."""
-    if recipe.batch is not None or recipe.shapes:
-        raise UsageError(f"batch or shapes are given; {why}", "freeze the result: onnxshot emit RESULT --batch N")
-
-
 def are_globs(value: object) -> bool:
     """Whether it is what `include` and `exclude` hold."""
     return isinstance(value, tuple) and all(isinstance(glob, str) for glob in value)

@@ -17,12 +17,13 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.emitting import ONNX
 from onnxshot.graph.save import refuse_sources, write
 from onnxshot.pipeline import Result, quantize
 from onnxshot.planning.plan import Plan
-from onnxshot.recipes.recipe import Recipe, refuse_frozen
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.search.candidates import Workbench, workbench
 from onnxshot.search.goal import TIMES, Goal, Judge, Measured
 from onnxshot.settings import Settings
@@ -65,7 +66,6 @@ def tune(
     """
     started = time.perf_counter()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
-    refuse_frozen(recipe, "a goal is searched for on samples as they are")
     settings, calib = settings or Settings(), _again(calib)
     deadline = math.inf if goal.budget is None else started + 60 * goal.budget
     with (
@@ -76,7 +76,8 @@ def tune(
             refuse_sources(bench.run.model, Path(output))
         reference = Path(folder) / "float.onnx"
         reference.write_bytes(bench.run.original().SerializeToString())
-        judge = Judge(goal, reference, bench.held_out, settings)
+        # Candidates are not frozen, but measured at the sizes that the written file will have.
+        judge = Judge(goal, reference, batched(bench.held_out, bench.run.frozen.inputs), settings)
         search = _Search(bench, goal, judge, Path(folder), deadline)
         chosen = search.run()
         searched = time.perf_counter() - started
