@@ -100,7 +100,10 @@ def compress(
         refuse_sources(loaded, Path(output))
     calib = list(calib) if isinstance(calib, Iterator) else calib  # every stage reads it
     report = CompressReport(source_name(model), stages.to_dict(), input_bytes=input_bytes(model, loaded))
-    with tempfile.TemporaryDirectory(prefix="onnxshot-") as made, open_calib(calib, loaded, preset, settings, sizes) as data:
+    with (
+        tempfile.TemporaryDirectory(prefix="onnxshot-") as made,
+        open_calib(calib, loaded, preset, settings, sizes) as data,
+    ):
         folder = Path(keep_stages) if keep_stages is not None else Path(made)
         source = Path(model) if isinstance(model, str | Path) else Path(made) / "input.onnx"
         if isinstance(model, ModelProto):

@@ -102,8 +102,7 @@ def _proven(
 ) -> Artifact:
     """What is known of the artifact: what it was compiled to, and, where it runs here, its answers and its speed."""
     runtime, notes = runtime_of(name), list(emitted.notes)
-    ran = emitted.executed
-    share = ran.share if ran is not None and ran.total_macs else None
+    ran = emitted.executed if emitted.executed is not None and emitted.executed.total_macs else None
     found, latency = None, {}
     missing = runtime.runs_here() or ("" if judged is not None else "there are no samples")
     if missing:
@@ -125,5 +124,6 @@ def _proven(
         str(draft.final), name, name, draft.size_bytes,
         sqnr_db=found.sqnr_db if found is not None else None,
         agreement=found.agreement if found is not None else None,
-        int8_macs_share=share, latency=latency, notes=tuple(notes), seconds=seconds,
+        int8_macs_share=ran.share if ran is not None else None,
+        honoured=ran.honoured if ran is not None else None, latency=latency, notes=tuple(notes), seconds=seconds,
     )  # fmt: skip

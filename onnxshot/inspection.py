@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from onnxshot.calibration.readers import open_data
 from onnxshot.calibration.summary import InputSummary, describe_inputs
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
-from onnxshot.planning.plan import FLOAT, Plan
+from onnxshot.half.halving import foresee_half
+from onnxshot.planning.plan import FLOAT, HALF, Plan
 from onnxshot.planning.planner import already_quantized, make_plan
 from onnxshot.preparing import input_specs, prepare, resolve_preset
 from onnxshot.proving.contract import Port, contract
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.zeros import Layer, layers_of, worth
 
@@ -53,7 +56,7 @@ class Inspection:
         total = sum(self.macs.values())
         if self.plan is None or not total:
             return None
-        left = {n.node for n in self.plan.nodes if n.how == FLOAT}
+        left = {n.node for n in self.plan.nodes if n.how in (FLOAT, HALF)}
         return sum(v for k, v in self.macs.items() if k not in left) / total
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,8 +111,11 @@ def inspect(
     recipe: Recipe | None = None,
     calib: Any = None,
     preset: str | Preset | None = None,
+    settings: Settings | None = None,
 ) -> Inspection:
-    """Describe a model and plan it, without running it. With `calib`, also say what its data looks like.
+    """Describe a model and plan it. With `calib`, also say what its data looks like.
+
+    It is run for floats of 16 bits alone, where there is data: their values must fit.
 
     Raises ModelError, UsageError, TargetError, CalibrationError as `quantize` would.
     """
@@ -123,11 +129,14 @@ def inspect(
     feed_shapes: dict[str, tuple[int, ...]] = {}
     if not quantized:
         prepare(loaded, target, recipe)
-    if calib is not None:
-        with open_data(calib, input_specs(loaded), resolve_preset(preset)) as data:
+    plan = None if quantized else make_plan(loaded, target, recipe)
+    given = contextlib.nullcontext() if calib is None else open_data(calib, input_specs(loaded), resolve_preset(preset))
+    with given as data:
+        if data is not None:
             inputs = describe_inputs(data)
             feed_shapes = {k: v.shape for k, v in data[0].feed.items()}
+        if plan is not None and recipe.half is not None:
+            plan = foresee_half(loaded, plan, target, recipe, data, settings or Settings())
     work = macs(loaded, feed_shapes)
-    plan = None if quantized else make_plan(loaded, target, recipe)
     notes = (*loaded.notes, *([target.note] if target.note else []))
     return Inspection(ports, opset, size, ops, plan, work, inputs, notes, layers_of(loaded, work))

@@ -37,6 +37,7 @@ class Artifact:
         path: the file that is loaded.
         sqnr_db, agreement: against the float model in ONNX Runtime.
         int8_macs_share: share 0..1 of the multiply-accumulates that it runs, or was compiled to run, in int8.
+        honoured: share 0..1 of those whose factors are both dequantized that it runs so; 1 where there are none.
         latency: float_ms, ms, speedup: the float model in the same runtime, in turns.
         seconds: what it took to make.
     """
@@ -48,6 +49,7 @@ class Artifact:
     sqnr_db: float | None = None
     agreement: float | None = None
     int8_macs_share: float | None = None
+    honoured: float | None = None
     latency: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float | None = None

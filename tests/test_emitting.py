@@ -46,7 +46,8 @@ class Copying(Runtime):
         (folder / f"{stem}.more").write_bytes(b"12345")
         if self.failing:
             raise TargetError("copy refuses node 'c1'", "leave it out")
-        ran = Execution((Ran("c1", "Conv", "int8", 30), Ran("c2", "Conv", "float", 10)), {"Conv": 2})
+        asked = (Ran("c1", "Conv", "int8", 30, asked=True), Ran("c2", "Conv", "float", 2, asked=True))
+        ran = Execution((*asked, Ran("c3", "Conv", "float", 8)), {"Conv": 3})
         return Emitted((f"{stem}.copy", f"{stem}.more"), ran, ("copied",))
 
     def runs_here(self) -> str:
@@ -101,6 +102,8 @@ def test_an_artifact_is_run_in_its_own_runtime(copying: Copying, tmp_path: Path)
     assert (copied.format, copied.path, copied.notes) == ("copy", str(tmp_path / "net.copy"), ("copied",))
     assert copied.bytes == (tmp_path / "net.copy").stat().st_size + 5
     assert copied.int8_macs_share == pytest.approx(0.75)
+    assert copied.honoured == pytest.approx(30 / 32)
+    assert plain.honoured is None
     total, runners = SqnrSum(), (Runner(case.model.SerializeToString()), Runner(tmp_path / "net.onnx"))
     for feed in case.feeds[-result.report.samples["held_out"] :]:
         wanted, got = (runner.run(feed) for runner in runners)

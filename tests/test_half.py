@@ -12,7 +12,7 @@ from handmade import HANDMADE
 from handmade.core import feeds, model, weight
 from onnx.reference import ReferenceEvaluator
 from pains import PROVEN, QUICK, command, compressed, data_of, every_node, outputs, sqnr, stored
-from support import fixture
+from support import facts, fixture
 
 import onnxshot
 from onnxshot.errors import TargetError, UsageError
@@ -22,6 +22,7 @@ from onnxshot.planning.plan import HALF, STATIC
 from onnxshot.proving import proof
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import PruneStage, Stages
+from onnxshot.settings import Settings
 from onnxshot.zeros import lost_zeros
 
 FIXTURES = ("digits_resnet", "digits_mobile", "digits_detector", "licence_encoder", "licence_lstm", "licence_gru")
@@ -182,3 +183,44 @@ def test_the_command_names_the_file_after_the_precision(tmp_path: Path, capsys: 
     written = onnx.load(str(tmp_path / "net.fp16.onnx"))
     assert json.loads(capsys.readouterr().out)["recipe"]["precision"] == "fp16"
     assert {node.op_type for node in every_node(written.graph)} >= {"Conv", "Cast"}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("digits_resnet", "fp16"), ("digits_resnet", "bf16"), ("digits_resnet", "int8+fp16"), ("licence_encoder", "fp16")],
+)
+def test_what_inspect_foresees_is_what_is_done(name: str, precision: str) -> None:
+    about = facts()[name]
+    preset = about["preset"] if about["preset"] == "none" else str(fixture(about["preset"]))
+    target = "tensorrt" if precision == "bf16" else "ort"
+    recipe = onnxshot.Recipe(target=target, precision=precision, effort="fast")
+    settings = Settings(verify=False, samples=8, threads=1)
+    given = {"calib": fixture(about["calib"]), "preset": preset}
+    done = onnxshot.quantize(fixture(name), **given, recipe=recipe, settings=settings)
+    foreseen = onnxshot.inspect(fixture(name), **given, recipe=recipe, settings=settings)
+    assert foreseen.plan is not None
+    assert {n.node: (n.how, n.reason) for n in foreseen.plan.nodes} == {
+        n.node: (n.how, n.reason) for n in done.plan.nodes
+    }
+    assert "half" in {n.how for n in foreseen.plan.nodes}
+
+
+def test_without_data_inspect_says_which_nodes_no_range_speaks_for() -> None:
+    found = onnxshot.inspect(fixture("digits_resnet"), recipe=onnxshot.Recipe(precision="fp16"))
+    assert found.plan is not None
+    halves = [n for n in found.plan.nodes if n.how == "half"]
+    assert halves
+    assert {n.reason for n in halves} == {
+        "by its operator and weights alone: whether its values stay below 60000 is not known"
+    }
+    assert f"note: {len(halves)} nodes are in fp16 by operators and weights alone: give --calib" in found.to_text()
+    assert found.int8_macs_share == 0
+    every = onnxshot.inspect(fixture("digits_resnet"), recipe=onnxshot.Recipe(target="tensorrt", precision="bf16"))
+    assert every.plan is not None
+    assert not any(n.reason for n in every.plan.nodes if n.how == "half"), "it holds all values of float32"
+    assert every.plan.notes == ()
+
+
+def test_inspect_refuses_what_the_target_does_not_run() -> None:
+    with pytest.raises(TargetError, match="do not compute in bfloat16"):
+        onnxshot.inspect(fixture("digits_resnet"), recipe=onnxshot.Recipe(precision="bf16"))

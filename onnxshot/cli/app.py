@@ -23,6 +23,7 @@ from onnxshot.cli.options import (
     IncludeOpt,
     JsonOpt,
     ModelArg,
+    PrecisionOpt,
     PresetOpt,
     SamplesOpt,
     SetOpt,
@@ -66,9 +67,7 @@ def quantize(
         str,
         typer.Option(help="static: calibrated, dynamic per op where better. dynamic: no data. weights: for size."),
     ] = "static",
-    precision: Annotated[
-        str, typer.Option(help="int8, fp16, bf16 (floats of 16 bits, no int8), int8+fp16 (fp16 for what int8 leaves).")
-    ] = "int8",
+    precision: PrecisionOpt = "int8",
     preset: PresetOpt = None,
     effort: Annotated[
         str, typer.Option(help="Accuracy: fast (ranges only), balanced (channels, biases), best (weights too).")
@@ -254,6 +253,7 @@ def inspect(
     model: ModelArg,
     target: TargetOpt = "ort",
     mode: Annotated[str, typer.Option(help="static, dynamic or weights.")] = "static",
+    precision: PrecisionOpt = "int8",
     calib: CalibOpt = None,
     preset: PresetOpt = None,
     exclude: ExcludeOpt = None,
@@ -261,7 +261,9 @@ def inspect(
     as_json: JsonOpt = False,
 ) -> None:
     """Show what would be quantized, what would not, and why; with --calib also what the inputs look like."""
-    recipe = Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
+    recipe = Recipe(
+        target=target, mode=mode, precision=precision, exclude=tuple(exclude or ()), include=tuple(include or ())
+    )
     found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=preset)
     tell(as_json, found.to_dict(), lambda: terminal.show_text(found.to_text()))
 

@@ -29,6 +29,9 @@ PresetOpt = Annotated[
 TargetOpt = Annotated[
     str, typer.Option(help="Where the model will run: ort, ort-avx2, openvino, tensorrt, portable.")
 ]
+PrecisionOpt = Annotated[
+    str, typer.Option(help="int8, fp16, bf16 (floats of 16 bits, no int8), int8+fp16 (fp16 for what int8 leaves).")
+]
 ThreadsOpt = Annotated[int, typer.Option(help="CPU threads of every inference.", min=1)]
 SamplesOpt = Annotated[
     str, typer.Option(help="auto: until the ranges have settled. all, or a number: that many, evenly spaced.")

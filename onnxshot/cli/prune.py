@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import onnxshot
 from onnxshot.cli import terminal
+from onnxshot.cli.emit import BatchOpt, ShapeOpt, fixed_shapes
 from onnxshot.cli.options import (
     CacheOpt,
     CalibOpt,
@@ -139,6 +140,8 @@ def compress(
         Path | None, typer.Option("--recipe", help="The stages, or how to quantize: YAML or JSON, or a report.")
     ] = None,
     arguments: SetOpt = None,
+    batch: BatchOpt = None,
+    shape: ShapeOpt = None,
     samples: SamplesOpt = "auto",
     report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
     cache: CacheOpt = True,
@@ -147,14 +150,16 @@ def compress(
 ) -> None:
     """Run the stages of a recipe on MODEL, or prune it and quantize what is left; each is held against MODEL."""
     recipe = recipe_of(recipe_file, arguments, load_stages)
-    options = {"target": target, "effort": effort}
+    options = {"target": target, "effort": effort, "batch": batch, "shape": shape}
+    given: dict[str, Any] = {name: value for name, value in options.items() if is_given(context, name)}
+    if given.pop("shape", None):
+        given["shapes"] = fixed_shapes(shape)
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(samples=samples_of(samples), use_cache=cache, threads=threads, progress=show)
         result = onnxshot.compress(
             model, calib, sparsity=sparsity, pattern=pattern, scope=scope, layers=dict(map(_rule, layer or ())),
             spare=spare or (), output=output or model.with_name(f"{model.stem}.small.onnx"), keep_stages=keep_stages,
-            preset=preset, recipe=recipe, settings=settings,
-            **{name: value for name, value in options.items() if is_given(context, name)},
+            preset=preset, recipe=recipe, settings=settings, **given,
         )  # fmt: skip
     if report is not None:
         result.report.save(report)

@@ -12,7 +12,7 @@ from onnxshot.calibration.sampling import spread
 from onnxshot.errors import TargetError
 from onnxshot.graph import Model, shapes
 from onnxshot.half.noise import rounding_db
-from onnxshot.half.plan import HalfPlan, plan_half
+from onnxshot.half.plan import READS_QUANTIZED, HalfPlan, plan_half
 from onnxshot.half.rules import HALVES, HalfType
 from onnxshot.observing.collect import Span, extremes
 from onnxshot.passes.half import ToHalf
@@ -47,15 +47,7 @@ def halve(
 ) -> Halved:
     """Put all nodes of a rewritten model that may be into the recipe's floats of 16 bits."""
     kind = HALVES[recipe.half or ""]
-    shapes.infer(model)
-    kept = {} if recipe.quantizes else _excluded(model, recipe)
-    spans, seen = None, 0
-    if data is not None:
-        calibrated = _calibrated(data, settings)
-        seen, spans = len(calibrated), _ranges(model, kind, calibrated, settings)
-        if model.weight_bytes() < trial.MAX_BYTES:
-            kept |= _noisy(model, plan_half(model, kind, spans, kept), calibrated, settings)
-    found = plan_half(model, kind, spans, kept)
+    found, seen = _planned(model, kind, {} if recipe.quantizes else _excluded(model, recipe), data, settings)
     ToHalf(found).run(model)
     joined = _joined(plan.nodes, {n.node: n for n in found.nodes}) if recipe.quantizes else found.nodes
     notes = [target.half_note] if target.half_note else []
@@ -64,6 +56,52 @@ def halve(
     if not found.chosen:
         notes.append(f"nothing was put into {kind.name}: the skips say why, node by node")
     return Halved(replace(plan, nodes=joined), seen, tuple(notes))
+
+
+def foresee_half(
+    model: Model, plan: Plan, target: Target, recipe: Recipe, data: Dataset | None, settings: Settings
+) -> Plan:
+    """The plan of a normalized model with what `halve` would do to it once it is rewritten; nothing is changed.
+
+    Without data, nodes in a type that does not hold all float32 values say that no ranges speak for them. An Add that a
+    product with scales at run time takes up as its bias is told as a node of its own. Raises what `refuse_half` does.
+    """
+    refuse_half(target, recipe)
+    kind = HALVES[recipe.half or ""]
+    kept = _quantized(model, plan) if recipe.quantizes else _excluded(model, recipe)
+    found, _ = _planned(model, kind, kept, data, settings)
+    nodes = _joined(plan.nodes, {n.node: n for n in found.nodes}) if recipe.quantizes else found.nodes
+    if data is not None or kind.largest is None:
+        return replace(plan, nodes=nodes)
+    alone = f"by its operator and weights alone: whether its values stay below {kind.largest:g} is not known"
+    nodes = tuple(replace(n, reason=alone) if n.how == HALF else n for n in nodes)
+    count = sum(n.how == HALF for n in nodes)
+    note = f"{count} nodes are in {kind.name} by operators and weights alone: give --calib for the ranges of values"
+    return replace(plan, nodes=nodes, notes=(*plan.notes, note))
+
+
+def _quantized(model: Model, plan: Plan) -> dict[str, str]:
+    """The nodes that will be in int8, and those that will read what is dequantized for them."""
+    kept = {n.node: "in int8" for n in plan.nodes if n.how != FLOAT}
+    for node in model.graph.nodes:
+        pairs = [plan.tensors[t.name] for t in node.inputs if t.name in plan.tensors]
+        if any(pair.all_readers or node.label in pair.also for pair in pairs):
+            kept.setdefault(node.label, READS_QUANTIZED)
+    return kept
+
+
+def _planned(
+    model: Model, kind: HalfType, kept: dict[str, str], data: Dataset | None, settings: Settings
+) -> tuple[HalfPlan, int]:
+    """The nodes that may be in 16 bits, by the ranges of their values where there is data, and of how many samples."""
+    shapes.infer(model)
+    if data is None:
+        return plan_half(model, kind, None, kept), 0
+    calibrated = _calibrated(data, settings)
+    spans = _ranges(model, kind, calibrated, settings)
+    if model.weight_bytes() < trial.MAX_BYTES:
+        kept |= _noisy(model, plan_half(model, kind, spans, kept), calibrated, settings)
+    return plan_half(model, kind, spans, kept), len(calibrated)
 
 
 def _excluded(model: Model, recipe: Recipe) -> dict[str, str]:

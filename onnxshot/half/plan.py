@@ -15,6 +15,7 @@ from onnxshot.maths.metrics import SqnrSum
 from onnxshot.observing.collect import Span
 from onnxshot.planning.plan import FLOAT, HALF, NodePlan
 
+READS_QUANTIZED = "reads what was quantized, in float32"
 _WORTH_BYTES = 4096
 
 
@@ -102,7 +103,7 @@ class _Planner:
         if node.domain not in STANDARD_DOMAINS:
             return f"custom domain {node.domain!r}"
         if any(maker.op == "DequantizeLinear" for maker in map(edit.producer, node.inputs) if maker is not None):
-            return "reads what was quantized, in float32"
+            return READS_QUANTIZED
         if node.op in FLOAT_OPS:
             return FLOAT_OPS[node.op]
         if node.op not in HALF_OPS:
