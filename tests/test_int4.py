@@ -11,8 +11,9 @@ from handmade.core import feeds, model, weight
 from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from planning import PROVEN, initializers, maker, nodes_of, quantized, run
+from planning import FAST, PROVEN, initializers, maker, nodes_of, quantized, run
 
+import onnxshot
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.maths.affine import INT4, PerBlock, QuantScheme, dequantize, quantize, weight_params
 from onnxshot.recipes.recipe import Recipe
@@ -104,7 +105,7 @@ def test_the_file_is_run_and_compared() -> None:
         ({"target": "ort-avx2"}, "TensorRT only"),
         ({"target": "openvino"}, "TensorRT only"),
         ({"target": "portable"}, "TensorRT only"),
-        ({"mode": "static"}, "multiplies int4 weights with floats: use --mode weights"),
+        ({"mode": "static"}, "no kernel for int8 activations with int4 weights.*int4 weights take --mode weights"),
         ({"mode": "static", "target": "ort"}, "TensorRT only"),
         ({"mode": "dynamic", "target": "ort"}, "takes 8-bit weights, not int4"),
     ],
@@ -120,6 +121,13 @@ def test_targets_that_have_no_blocks_refuse_them(options: dict[str, Any], words:
 def test_a_block_is_a_number_from_2_up(block: Any) -> None:
     with pytest.raises(UsageError, match="block is"):
         Recipe(block=block)
+
+
+def test_the_file_is_in_the_form_of_tensorrt(tmp_path: Path) -> None:
+    _, made = quantized(product(*PRODUCTS["MatMul"][:2]), **INT4_BLOCKS)
+    onnx.save(made, tmp_path / "net.onnx")
+    report = onnxshot.emit(tmp_path / "net.onnx", output=tmp_path / "out.onnx", target="tensorrt", settings=FAST)
+    assert report.skips == []
 
 
 def test_activations_are_never_int4() -> None:

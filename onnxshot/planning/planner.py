@@ -20,6 +20,7 @@ from onnxshot.planning.trained import NOTHING, Trained, activation_params, kept_
 from onnxshot.recipes.recipe import TYPES, WEIGHT_TYPES, Recipe
 from onnxshot.targets.base import Target
 
+_LEAVE_OUT = "leave out --activation-type and --weight-type"
 _QUANTIZED_OPS = frozenset(
     ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
 ) | {"MatMulInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QGemm"}
@@ -37,7 +38,7 @@ def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
         if reason:
             raise TargetError(
                 f"{activation.dtype.name} activations with {weight.dtype.name} weights: {reason}",
-                "leave out --activation-type and --weight-type",
+                "int4 weights take --mode weights" if weight.dtype is INT4 else _LEAVE_OUT,
             )
     elif recipe.mode == WEIGHTS and weight.dtype.floating:
         raise TargetError("float8 weights need a calibrated float8 activation", "use an integer --weight-type")

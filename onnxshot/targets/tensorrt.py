@@ -18,7 +18,6 @@ TENSORRT = Target(
         "uint8": "TensorRT refuses uint8 and every non-zero zero point",
         "int16": "TensorRT has no 16-bit integers",
         "uint16": "TensorRT has no 16-bit integers",
-        "int4": "TensorRT multiplies int4 weights with floats: use --mode weights",
     },
     static=frozenset({"Conv", "Gemm", "MatMul"}),
     quantizes_outputs=False,
