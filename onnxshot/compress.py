@@ -145,12 +145,15 @@ def _asked(
 
 
 def _sizes_of(model: Model, stages: Stages) -> Frozen:
-    """What the last stage freezes. Raises UsageError where another does: those behind it learn from single samples."""
-    *others, last = (stage for stage in stages.stages if not isinstance(stage, EmitStage))
-    for i, stage in enumerate(others):
+    """What the last stage that changes the model freezes.
+
+    Raises UsageError where another does: those behind it learn from single samples.
+    """
+    *others, last = [(i, stage) for i, stage in enumerate(stages.stages, 1) if not isinstance(stage, EmitStage)]
+    for number, stage in others:
         if isinstance(stage, Recipe) and (stage.batch is not None or stage.shapes):
-            raise UsageError(f"stage {i + 1} (quantize) freezes sizes", "let the last stage do so: put it there")
-    return sizes_of(model, last.batch, last.shapes) if isinstance(last, Recipe) else AS_THEY_ARE
+            raise UsageError(f"stage {number} (quantize) freezes sizes", "let the last stage do so: put it there")
+    return sizes_of(model, last[1].batch, last[1].shapes) if isinstance(last[1], Recipe) else AS_THEY_ARE
 
 
 @dataclass(slots=True)
