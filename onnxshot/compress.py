@@ -224,7 +224,8 @@ class _Run:
             report.skips += made.skips
         proof.tell(report, found)
         report.latency = {"float_ms": before.median_ms, "ms": timed.median_ms, "speedup": timed.ratio}
-        report.int8_macs_share = made.int8_macs_share if isinstance(made, Report) else None
+        if isinstance(made, Report):
+            report.int8_macs_share, report.graph = made.int8_macs_share, made.graph
         report.samples = {"held_out": len(judges), "source": self.data.source, "random": self.data.random}
 
 

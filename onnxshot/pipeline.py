@@ -36,7 +36,7 @@ from onnxshot.planning.planner import already_quantized, make_plan, schemes
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.trained import NOTHING, Trained, notes, read_pairs
 from onnxshot.preparing import fold, input_specs, prepare, sizes_of
-from onnxshot.proving import proof
+from onnxshot.proving import anatomy, proof
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.record import Record, record, source_of, stamp
 from onnxshot.report import Artifact, Report
@@ -157,6 +157,7 @@ class Run:
     improver: Improver | None = field(init=False, default=None)
     trained: Trained = field(init=False, default=NOTHING)
     judged: emitting.Judged | None = field(init=False, default=None)  # what the result was held against
+    evidence: Evidence = field(init=False, default_factory=lambda: Evidence({}))  # what the plan was made by
 
     def __post_init__(self) -> None:
         self.target = target_named(self.recipe.target)
@@ -224,7 +225,7 @@ class Run:
         if self.plan.observe and (data is not None or self.given is not None):
             with self.report.timed("calibrate"):
                 stats = self.statistics(data)
-            self.improve_plan(stats, data)
+            self.evidence = self.improve_plan(stats, data)
         elif self.trained:
             self.plan = self.planned(evidence=Evidence({}))  # every scale is known
         small = self.model.weight_bytes() < proof.MAX_BYTES and len(self.model.graph.nodes) < proof.MAX_NODES
@@ -233,6 +234,7 @@ class Run:
             self.float_model = self.model.to_proto() if self._changed else original
         self.report.notes += [*self.plan.notes, *self.model.notes]
         self.report.notes += notes(self.trained, self.plan) if self.recipe.complete else []
+        graph = anatomy.graph_rows(self.model)
         with self.report.timed("rewrite"):
             refused = apply(self.model, self.plan, self.recipe)
         if self.float_model is not None:
@@ -245,6 +247,7 @@ class Run:
                 self._halve(data)
         FreezeShapes(self.frozen).run(self.model)
         self.report.skips = [*self.plan.skips, *refused]
+        self.report.graph = anatomy.treated(graph, self.plan)
         if self.recipe.quantizes and not any(n.how != FLOAT for n in self.plan.nodes):
             self.report.notes.append("nothing was quantized: onnxshot inspect MODEL says why, node by node")
         self._stamp(data)
@@ -358,6 +361,7 @@ class Run:
                 report, self.plan, self.original(), self.float_model, self.model, written, runs, held_out,
                 self.settings,
             )  # fmt: skip
+        report.worst = anatomy.with_values(report.worst, self.plan, self.evidence.stats)
         if not self.target.runs_here:
             how = "" if runs is written else ", which has no bfloat16, in float32 rounded to it at every step"
             report.notes.append(f"checked in ONNX Runtime{how}, not in {self.target.name}; not timed")

@@ -56,8 +56,20 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class ValueCounts:
+    """How many of the values that calibration saw are in each of a few bins of equal width, from low to high."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorReport:
-    """One tensor of the candidate against the float model; range and clipped share are those of its Q/DQ pair."""
+    """One tensor of the candidate against the float model; range and clipped share are those of its Q/DQ pair.
+
+    values: its histogram, of the worst tensors alone, and where calibration saw them.
+    """
 
     tensor: str
     op: str
@@ -67,6 +79,26 @@ class TensorReport:
     clipped: float | None = None
     scheme: str = ""
     method: str = ""
+    values: ValueCounts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """One node of the float model.
+
+    Attributes:
+        how: static, dynamic, weights, half or float, as the plan has it.
+        tensor: its first output.
+        macs_share: share 0..1 of the multiply-accumulates, free dimensions counted as 1.
+        sparsity: share 0..1 of zeros in its weight; None where it has none, or the model is large.
+    """
+
+    node: str
+    op: str
+    how: str
+    tensor: str
+    macs_share: float
+    sparsity: float | None
 
 
 @dataclass(slots=True)
@@ -85,6 +117,7 @@ class Report:
         latency: float_ms, ms and speedup, medians of paired runs.
         skips: what stayed float, and why.
         worst: tensors, worst SQNR first.
+        graph: nodes of the float model in topological order; empty where the run does not plan them one by one.
         goal: of a search: its limits, what the written file was measured to reach, `reached`, and what it `missed`.
         runtimes: of a file for every runtime: what each made of it (see portability.py).
         single: what a file for one target alone reaches: `target`, `sqnr_db`, `ms`, `speedup` over this one.
@@ -112,6 +145,7 @@ class Report:
     skips: list[Skip] = field(default_factory=list)
     float_weights: list[Skip] = field(default_factory=list)
     worst: list[TensorReport] = field(default_factory=list)
+    graph: list[NodeReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     goal: dict[str, Any] = field(default_factory=dict)
     pareto: list[dict[str, Any]] = field(default_factory=list)
@@ -135,8 +169,8 @@ class Report:
         return to_json(self.to_dict())
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON, aside first. Raises UsageError where that cannot be done."""
-        save_json(self.to_dict(), path)
+        """Write it as JSON, or as a page where the name ends in .html. Raises UsageError where that cannot be done."""
+        save_report(self.to_dict(), path)
 
     @property
     def speedup(self) -> float | None:
@@ -172,15 +206,22 @@ def to_json(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=1, ensure_ascii=False)
 
 
-def save_json(values: Mapping[str, Any], path: str | Path) -> None:
-    """Write a report as JSON, aside first. Raises UsageError where that cannot be done."""
+def save_report(values: Mapping[str, Any], path: str | Path) -> None:
+    """Write a report, aside first: as a page where the name ends in .html, else as JSON.
+
+    Raises UsageError where that cannot be done.
+    """
     path = Path(path)
     if path.suffix.lower() in (".html", ".htm"):
-        raise UsageError(f"{path}: reports are written as JSON only", "name a .json file")
+        from onnxshot.html.page import page
+
+        text = page(values)
+    else:
+        text = to_json(values) + "\n"
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(to_json(values) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as e:
         part.unlink(missing_ok=True)

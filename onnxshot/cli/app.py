@@ -25,6 +25,7 @@ from onnxshot.cli.options import (
     ModelArg,
     PrecisionOpt,
     PresetOpt,
+    ReportOpt,
     SamplesOpt,
     SetOpt,
     StatsOpt,
@@ -42,7 +43,7 @@ from onnxshot.observing import cache as store
 from onnxshot.observing.calibrating import merge_files
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.report import Report, save_json
+from onnxshot.report import Report, save_report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -93,7 +94,7 @@ def quantize(
         Path | None, typer.Option("--recipe", help="A YAML recipe, or a report that holds one; options overrule it.")
     ] = None,
     arguments: SetOpt = None,
-    report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
+    report: ReportOpt = None,
     min_sqnr: Annotated[float | None, typer.Option(help="Goal: least SQNR of the outputs in dB.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Goal: most that the score of --eval may fall.")] = None,
     evaluation: Annotated[
@@ -160,7 +161,7 @@ def quantize(
             reports[name] = result.report
     values = cli_emit.joined(reports)
     if report is not None:
-        save_json(values, report)
+        save_report(values, report)
     tell(as_json, values, lambda: terminal.show_reports(reports.values()))
     for name, found in reports.items():
         if found.goal.get("missed"):
@@ -280,7 +281,7 @@ def sensitivity(
     include: IncludeOpt = None,
     samples: SamplesOpt = "auto",
     stats: StatsOpt = None,
-    report: Annotated[Path | None, typer.Option(help="Also write the JSON here.")] = None,
+    report: ReportOpt = None,
     cache: CacheOpt = True,
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
@@ -304,13 +305,16 @@ def compare(
     calib: CalibOpt = None,
     preset: PresetOpt = None,
     samples: SamplesOpt = "all",
+    report: ReportOpt = None,
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
     """Compare any two models of the same inputs and outputs, tensor by tensor, worst first."""
     settings = onnxshot.Settings(samples=samples_of(samples), threads=threads)
-    report = onnxshot.compare(reference, candidate, calib, preset=preset, settings=settings)
-    tell(as_json, report.to_dict(), lambda: terminal.show_report(report))
+    found = onnxshot.compare(reference, candidate, calib, preset=preset, settings=settings)
+    if report is not None:
+        found.save(report)
+    tell(as_json, found.to_dict(), lambda: terminal.show_report(found))
 
 
 @app.command()

@@ -10,7 +10,7 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
-from onnxshot.cli.options import CalibOpt, JsonOpt, ModelArg, PresetOpt, TargetOpt, ThreadsOpt, tell
+from onnxshot.cli.options import CalibOpt, JsonOpt, ModelArg, PresetOpt, ReportOpt, TargetOpt, ThreadsOpt, tell
 from onnxshot.errors import UsageError
 from onnxshot.report import Report
 from onnxshot.targets import RUNTIMES, target_named
@@ -60,7 +60,7 @@ def emit(
     timing_cache: TimingOpt = None,
     build_minutes: MinutesOpt = 30.0,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare artifacts with the input.")] = True,
-    report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
+    report: ReportOpt = None,
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:

@@ -46,6 +46,9 @@ SetOpt = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="An argument of the file, ${NAME:DEFAULT} there. Repeatable."),
 ]
+ReportOpt = Annotated[
+    Path | None, typer.Option(help="Also write the report here: a page for people (.html), else JSON.")
+]
 ExcludeOpt = Annotated[
     list[str] | None,
     typer.Option(help="Leave in float: a glob over node names, tensor names and op types. May be repeated."),

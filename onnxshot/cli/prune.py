@@ -16,6 +16,7 @@ from onnxshot.cli.options import (
     JsonOpt,
     ModelArg,
     PresetOpt,
+    ReportOpt,
     SamplesOpt,
     SetOpt,
     TargetOpt,
@@ -30,7 +31,7 @@ from onnxshot.errors import GoalMissed, UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import refuse_sources
 from onnxshot.recipes.files import load_stages
-from onnxshot.report import save_json
+from onnxshot.report import save_report
 
 
 def prune(
@@ -75,7 +76,7 @@ def prune(
         str, typer.Option(help="Channels: what they are weighed by: error, activation, batchnorm, l1, l2 or auto.")
     ] = "auto",
     samples: SamplesOpt = "auto",
-    report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
+    report: ReportOpt = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
@@ -101,7 +102,7 @@ def prune(
             )  # fmt: skip
             cut.save(out)
             if report is not None:
-                save_json(cut.report.to_dict(), report)
+                save_report(cut.report.to_dict(), report)
             tell(as_json, cut.report.to_dict(), lambda: terminal.show_shrunk(cut.report))
             if not cut.report.reached:
                 raise GoalMissed(f"{out} was written, but it does not reach the target", "no more can be cut")
@@ -143,7 +144,7 @@ def compress(
     batch: BatchOpt = None,
     shape: ShapeOpt = None,
     samples: SamplesOpt = "auto",
-    report: Annotated[Path | None, typer.Option(help="Also write the JSON report here.")] = None,
+    report: ReportOpt = None,
     cache: CacheOpt = True,
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,

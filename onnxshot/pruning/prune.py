@@ -31,7 +31,7 @@ from onnxshot.output import deliver, input_bytes, source_name
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.repair import ApplyRepairs
 from onnxshot.passes.store_half import StoreHalf
-from onnxshot.proving import proof
+from onnxshot.proving import anatomy, proof
 from onnxshot.proving.verify import compare
 from onnxshot.pruning.curves import curves
 from onnxshot.pruning.layers import choose_layers, described, fixed_counts, nm_counts, reachable, shared_out
@@ -166,6 +166,7 @@ class _Run:
         self.report.sparsity = sum(row.sparsity * row.weights for row in self.report.layers) / total
         ApplyRepairs(found).run(self.model)
         edit.remove_unused(self.model)
+        self.report.graph = anatomy.graph_rows(self.model)
         StoreHalf().run(self.model)
         stamp(self.model, record(self.asked, self._source_hash, self.settings, sampled=data is not None))
         if self.report.samples.get("random"):

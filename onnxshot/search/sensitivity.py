@@ -14,7 +14,7 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.maths.scheme import PerTensor
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.report import rounded, save_json
+from onnxshot.report import rounded, save_report
 from onnxshot.search.candidates import Unit, Workbench, workbench
 from onnxshot.settings import Settings
 
@@ -74,8 +74,8 @@ class Sensitivity:
         return values
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON, aside first. Raises UsageError where that cannot be done."""
-        save_json(self.to_dict(), path)
+        """Write it as JSON, or as a page where the name ends in .html. Raises UsageError where that cannot be done."""
+        save_report(self.to_dict(), path)
 
 
 def sensitivity(

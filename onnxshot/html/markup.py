@@ -1,0 +1,46 @@
+"""HTML and SVG from Python values: every text is escaped, unless it was made here."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+
+class Markup(str):
+    """Text that is markup already. Made by `el` and `join` alone, of files that ship, or of no data at all."""
+
+    __slots__ = ()
+
+
+Child = str | Iterable[str]
+"""A text, which is escaped unless it is Markup, or several."""
+Attribute = str | float | bool | None
+
+_VOID = frozenset({"meta", "link", "input", "br"})
+
+
+def el(tag: str, /, *children: Child, **attributes: Attribute) -> Markup:
+    """An element. Attributes: a trailing underscore is dropped, others become dashes; None and False leave it out."""
+    head = tag + "".join(_attribute(key, value) for key, value in attributes.items())
+    if tag in _VOID:
+        return Markup(f"<{head}>")
+    return Markup(f"<{head}>{join(*children)}</{tag}>")
+
+
+def join(*children: Child) -> Markup:
+    """One after the other, each text escaped."""
+    parts: list[str] = []
+    for child in children:
+        for text in (child,) if isinstance(child, str) else child:
+            parts.append(text if isinstance(text, Markup) else html.escape(text))
+    return Markup("".join(parts))
+
+
+def _attribute(key: str, value: Attribute) -> str:
+    if value is None or value is False:
+        return ""
+    name = key.rstrip("_").replace("_", "-")
+    if value is True:
+        return f" {name}"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f' {name}="{html.escape(text)}"'

@@ -1,0 +1,68 @@
+"""What a report draws of a model: its nodes in order with their work and zeros, and histograms in few bins."""
+
+import numpy as np
+import pytest
+from handmade.core import feeds, model, weight
+from observing import histogram_of, observe
+from planning import FAST
+
+import onnxshot
+from onnxshot.calibration.stats import EMPTY
+from onnxshot.graph.load import load_model
+from onnxshot.proving.anatomy import BINS, DRAWN, coarse, graph_rows, with_values
+from onnxshot.report import TensorReport
+
+TEXT = "net (float[1,4] x) => (float[1,2] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }"
+
+
+def test_nodes_are_in_order_with_their_share_of_the_work_and_their_zeros() -> None:
+    w = weight(4, 6)
+    w[:, :3] = 0
+    rows = graph_rows(load_model(model(TEXT, {"w": w, "v": weight(6, 2)})))
+    assert [(row.op, row.tensor, row.how) for row in rows] == [
+        ("MatMul", "a", "float"),
+        ("Relu", "b", "float"),
+        ("MatMul", "y", "float"),
+    ]
+    assert [row.macs_share for row in rows] == pytest.approx([24 / 36, 0, 12 / 36])
+    assert [row.sparsity for row in rows] == [0.5, None, 0.0]
+
+
+def test_the_report_says_of_every_node_what_the_plan_does() -> None:
+    proto = model(TEXT, {"w": weight(4, 6), "v": weight(6, 2)})
+    result = onnxshot.quantize(proto, feeds(8, x=(1, 4)), settings=FAST)
+    planned = {node.node: node.how for node in result.plan.nodes}
+    assert {row.node: row.how for row in result.report.graph} == planned
+
+
+def test_a_coarse_histogram_is_made_of_whole_bins() -> None:
+    values = np.random.default_rng(0).normal(size=20000).astype(np.float32)
+    found = coarse(histogram_of(values))
+    assert found is not None
+    assert len(found.counts) <= BINS
+    assert sum(found.counts) == values.size
+    edges = np.linspace(found.low, found.high, len(found.counts) + 1)
+    assert found.counts == tuple(np.histogram(values, edges)[0])
+    assert coarse(EMPTY) is None
+
+
+def test_one_value_is_one_bin() -> None:
+    found = coarse(histogram_of(np.full(7, 3.0, np.float32)))
+    assert found is not None
+    assert found.counts == (7,)
+    assert found.low <= 3.0 < found.high
+
+
+def test_the_worst_tensors_have_the_values_that_calibration_saw() -> None:
+    given = feeds(8, x=(1, 1, 16, 16))
+    text = "net (float[1,1,16,16] x) => (float[1,4,16,16] y) { y = Conv<pads=[1,1,1,1]>(x, w) }"
+    result = onnxshot.quantize(model(text, {"w": weight(4, 1, 3, 3)}), given, settings=FAST)
+    stats = {"x": observe(*(feed["x"] for feed in given))}
+    other, *rows = with_values([TensorReport(n, "", 9.0) for n in ("other", *"x" * DRAWN)], result.plan, stats)
+    assert other.values is None
+    assert rows[-1].values is None  # there are enough before it
+    for row in rows[:-1]:
+        assert row.values is not None
+        assert sum(row.values.counts) == stats["x"].histogram.total
+        assert row.values.low <= stats["x"].low
+        assert stats["x"].high <= row.values.high

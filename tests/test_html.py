@@ -1,0 +1,233 @@
+"""The report as a page: complete, closed to names that want more than to be shown, and true to its figures."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pains import command, data_of
+from reports import HOSTILE, KINDS, NAME, renamed, report_of
+from support import fixture
+
+from onnxshot.html import charts
+from onnxshot.html.graph_map import graph_map
+from onnxshot.html.layers import error_chart
+from onnxshot.html.markup import Markup, el, join
+from onnxshot.html.page import page
+from onnxshot.html.sections import search, skipped
+
+HEADINGS = {
+    "quantize": ["Error by layer", "Ranges", "The graph", "What stayed float", "Notes", "This run"],
+    "tune": ["Error by layer", "Ranges", "The graph", "What the search found", "This run"],
+    "prune": ["The graph", "Zeros by layer", "This run"],
+    "shrink": ["Channels", "This run"],
+    "compress": ["Stages", "Error by layer", "Ranges", "The graph", "Left alone", "Files", "This run"],
+    "emit": ["Files", "This run"],
+    "compare": ["Error by layer", "This run"],
+    "sensitivity": ["What each node costs", "This run"],
+    "targets": ["Error by layer", "The graph"],
+}
+
+
+class Parsed(HTMLParser):
+    """What a browser would see: tags with their attributes, and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, kind: str = "") -> list[dict[str, str | None]]:
+        """Attributes of the elements of a name, of a class where one is given."""
+        return [a for name, a in self.tags if name == tag and (not kind or kind in (a.get("class") or "").split())]
+
+
+# ---------------------------------------------------------------------- markup
+
+
+def test_text_and_attributes_are_escaped_and_markup_is_not() -> None:
+    inner = el("b", "<i>")
+    assert el("a", inner, '"&', title="'\"><x>", data_x=1.5, hidden=True, lang=None) == (
+        '<a title="&#x27;&quot;&gt;&lt;x&gt;" data-x="1.5" hidden><b>&lt;i&gt;</b>&quot;&amp;</a>'
+    )
+    assert join("<", [Markup("<br>"), ">"]) == "&lt;<br>&gt;"
+
+
+# ---------------------------------------------------------------------- the whole page
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_report_has_a_page_with_its_sections(kind: str) -> None:
+    found = Parsed(page(report_of(kind)))
+    at = [found.text.find(heading) for heading in HEADINGS[kind]]
+    assert -1 not in at
+    assert at == sorted(at)
+    assert "None" not in found.text
+    assert "nan" not in found.text.lower().split()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_names_are_shown_and_do_nothing_else(kind: str) -> None:
+    plain, hostile = Parsed(page(report_of(kind))), Parsed(page(renamed(report_of(kind))))
+    assert HOSTILE in hostile.text
+    counts = [Counter(tag for tag, _ in found.tags) for found in (plain, hostile)]
+    assert counts[1]["img"] == 0
+    assert counts[1]["script"] == counts[0]["script"] == 1
+    assert counts[1].keys() == counts[0].keys()
+    assert not [name for _, attributes in hostile.tags for name in attributes if name.startswith("on")]
+
+
+def test_the_page_refers_to_nothing_and_allows_only_its_own_style_and_script() -> None:
+    text = page(report_of("quantize"))
+    found = Parsed(text)
+    for _, attributes in found.tags:
+        assert not attributes.keys() & {"src", "srcset", "action", "style"}
+        assert attributes.get("href") in (None, "data:,")
+    assert "@import" not in text
+    assert "url(" not in text
+    (policy,) = (a["content"] for a in found.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    for tag in ("style", "script"):
+        (inner,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_a_large_graph_keeps_the_page_small() -> None:
+    report = {**report_of("quantize")}
+    report["graph"] = [{**report["graph"][0], "node": f"block/{i}/conv", "tensor": str(i)} for i in range(20000)]
+    report["worst"] = [{**report["worst"][0], "tensor": str(i), "values": None} for i in range(20000)]
+    text = page(report)
+    assert len(text) < 2_000_000
+    assert "19000 better ones are in the JSON" in text
+    assert "17000 nodes with the least work are not drawn" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quantize", "--effort", "fast"],
+        ["prune", "--sparsity", "0.5"],
+        ["compress", "--sparsity", "0.5", "--effort", "fast"],
+        ["sensitivity"],
+    ],
+)
+def test_commands_write_the_page(arguments: list[str], tmp_path: Path) -> None:
+    name, *options = arguments
+    data = data_of(NAME)
+    given: list[Any] = ["--calib", data["calib"], "--preset", data["preset"], "--samples", 8, "--threads", 1]
+    if name != "sensitivity":
+        given += ["-o", tmp_path / "out.onnx"]
+    assert command(name, fixture(NAME), *options, *given, "--report", tmp_path / "r" / "R.html") == 0
+    assert Parsed((tmp_path / "r" / "R.html").read_text("utf-8")).all("title")
+
+
+def test_compare_and_emit_write_it_too(tmp_path: Path) -> None:
+    model, out = fixture(NAME), tmp_path / "net.onnx"
+    assert command("emit", model, "-o", out, "--report", tmp_path / "emit.html") == 0
+    assert command("compare", model, out, "--calib", "random", "--report", tmp_path / "compare.html") == 0
+    assert command("compare", model, out, "--calib", "random", "--report", tmp_path / "compare.json") == 0
+    for name in ("emit", "compare"):
+        assert (tmp_path / f"{name}.html").read_text("utf-8").startswith("<!doctype html>")
+    assert json.loads((tmp_path / "compare.json").read_text("utf-8"))["worst"]
+
+
+# ---------------------------------------------------------------------- its figures
+
+
+def test_bars_are_as_long_as_the_error_and_the_worst_stands_first() -> None:
+    report = report_of("quantize")
+    found = Parsed(error_chart(report["worst"], report["graph"]))
+    bars = [a for tag, a in found.tags if tag == "rect" and a.get("height") == "100" and "x" not in a]
+    errors = [10 ** (-row["sqnr_db"] / 20) for row in report["worst"]]
+    assert [float(a["width"] or 0) for a in bars] == pytest.approx([1000 * e / errors[0] for e in errors], rel=1e-4)
+    assert [a["class"] for a in bars].count("peak") == 1
+    assert bars[0]["class"] == "peak"
+
+
+def test_along_the_network_columns_are_in_the_order_of_the_graph() -> None:
+    report = report_of("quantize")
+    there = {row["tensor"]: row for row in report["worst"]}
+    ordered = [there[node["tensor"]] for node in report["graph"] if node["tensor"] in there]
+    found = Parsed(error_chart(report["worst"], report["graph"]))
+    columns = [a for tag, a in found.tags if tag == "rect" and "x" in a]
+    errors = [10 ** (-row["sqnr_db"] / 20) for row in ordered]
+    tall = [max(100 * e / max(errors), 1) for e in errors]
+    assert [float(a["height"] or 0) for a in columns] == pytest.approx(tall, rel=1e-4)
+
+
+def test_a_histogram_marks_what_is_clipped() -> None:
+    chart, least, most = charts.histogram([1, 5, 100, 5, 1], -5.0, 5.0, (-3.0, 6.0))
+    assert (least, most) == (-5.0, 6.0)
+    found = Parsed(chart)
+    (kept,) = found.all("rect", "kept")
+    assert float(kept["x"] or 0) == pytest.approx(1000 * 2 / 11, abs=0.01)
+    assert float(kept["width"] or 0) == pytest.approx(1000 * 9 / 11, abs=0.01)
+    (lost,) = found.all("rect", "lost")  # -5..-3
+    assert float(lost["x"] or 0) == 0
+    heights = [float(a["height"] or 0) for a in (lost, *found.all("rect", "plain"))]
+    assert heights == pytest.approx([94 * math.log1p(n) / math.log1p(100) for n in (1, 5, 100, 5, 1)], rel=1e-4)
+    assert len(found.all("rect", "mark")) == 2
+
+
+def test_a_scatter_plot_puts_points_where_the_axes_say() -> None:
+    points = [charts.Point(1.0, 10.0, "a"), charts.Point(2.0, 20.0, "b", chosen=True), charts.Point(3.0, 30.0, "c")]
+    found = Parsed(charts.scatter(points, "ms", "dB", y_limit=20.0))
+    a, c, b = ((float(p["cx"] or 0), float(p["cy"] or 0)) for p in found.all("circle"))  # the chosen one on top
+    assert b == pytest.approx(((a[0] + c[0]) / 2, (a[1] + c[1]) / 2), rel=1e-5)
+    assert a[0] < c[0]
+    assert a[1] > c[1]  # up is more
+    (limit,) = found.all("line", "limit")
+    assert float(limit["y1"] or 0) == pytest.approx(b[1])
+
+
+def test_the_search_marks_the_candidate_that_was_written() -> None:
+    rows = [
+        {"exclude": [], "sqnr_db": 20.0, "bytes": 1e6, "latency_ms": None, "drop": None},
+        {"exclude": ["a"], "sqnr_db": 25.0, "bytes": 2e6, "latency_ms": None, "drop": None},
+    ]
+    found = Parsed(search({"min_sqnr": 24.0, "reached": True, "candidates": 5}, rows, ["a"]))
+    assert len(found.all("circle", "point")) == len(found.all("circle", "chosen")) == 1
+    assert "size, MB" in found.text
+
+
+def node(name: str, how: str = "static", sparsity: float | None = None) -> dict[str, Any]:
+    return {"node": name, "op": "Conv", "how": how, "tensor": f"{name}.y", "macs_share": 0.1, "sparsity": sparsity}
+
+
+def test_cells_say_in_letters_classes_and_words_what_became_of_a_node() -> None:
+    rows = [node("a"), node("b", "dynamic", 0.0), node("c", "weights", 0.5), node("d", "half"), node("e", "float")]
+    found = Parsed(graph_map(rows, {"c.y": 12.0}))
+    cells = [a for a in found.all("b", "cell") if a.get("title")]
+    kinds = [(a["class"] or "").split()[1:] for a in cells]
+    assert kinds == [["static"], ["dynamic", "weighted"], ["weights", "weighted", "z5", "worst"], ["half"], ["float"]]
+    assert cells[2]["title"] == "c (Conv): 8-bit weights, 10.0 % of the work, 50.0 % zeros, 12.0 dB"
+
+
+def test_nodes_are_grouped_by_scope_where_names_have_one() -> None:
+    scoped = [node(f"/net/block{i}/conv{j}") for i in range(3) for j in range(4)]
+    groups = re.findall(r'<span class="scope">(.*?)</span>', graph_map(scoped, {}))
+    assert groups == ["net/block0", "net/block1", "net/block2"]
+    groups = re.findall(r'<span class="scope">(.*?)</span>', graph_map([node(f"n{i}") for i in range(30)], {}))
+    assert groups == ["1–24", "25–30"]
+
+
+def test_what_stayed_float_is_grouped_by_reason_most_frequent_first() -> None:
+    rows = [("a", "Conv", "small"), ("b", "Softmax", "stays"), ("c", "Gemm", "stays")]
+    text = Parsed(skipped([dict(zip(("node", "op", "reason"), row, strict=True)) for row in rows])).text
+    assert text == "2 stays 1 × Softmax, 1 × Gemmb, c1 small 1 × Conva"
