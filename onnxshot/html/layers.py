@@ -53,7 +53,7 @@ def sensitivity_chart(nodes: Sequence[Values]) -> Markup:
     rows = []
     for row in measured:
         db, rough, gain = row["per_channel_db"], row["per_tensor_db"], row["float_gain_db"]
-        facts = [f"{row['op']}, {row['how']}", f"{figures.percent(row['macs_share'])} of the work"]
+        facts = [f"{row['op']}, {row['how']}", f"{row['float_ms']:.3f} ms in float, {row['int8_ms']:.3f} ms in int8"]
         if rough is not None:
             facts.append(f"{figures.decibels(rough)} with one scale per weight")
         if gain is not None:
