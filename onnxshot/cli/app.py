@@ -22,6 +22,7 @@ from onnxshot.cli.options import (
     ExcludeOpt,
     IncludeOpt,
     JsonOpt,
+    LogOpt,
     ModelArg,
     PrecisionOpt,
     PresetOpt,
@@ -34,6 +35,7 @@ from onnxshot.cli.options import (
     is_given,
     recipe_of,
     samples_of,
+    sinks_of,
     tell,
 )
 from onnxshot.cli.prune import compress, prune
@@ -95,6 +97,7 @@ def quantize(
     ] = None,
     arguments: SetOpt = None,
     report: ReportOpt = None,
+    log: LogOpt = None,
     min_sqnr: Annotated[float | None, typer.Option(help="Goal: least SQNR of the outputs in dB.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Goal: most that the score of --eval may fall.")] = None,
     evaluation: Annotated[
@@ -137,6 +140,7 @@ def quantize(
     }  # fmt: skip
     wanted = evaluation is not None or any(value is not None for value in goals.values())
     goal = onnxshot.Goal(evaluate=evaluation, **goals) if wanted else None
+    sinks = sinks_of(log)
     targets = cli_emit.listed([target]) if is_given(context, "target") else None
     places = cli_emit.places_of(model, output, emit, targets or (recipe.target,), recipe.precision)
     if goal is not None and set(cli_emit.listed(emit) or ("onnx",)) != {"onnx"}:
@@ -163,6 +167,8 @@ def quantize(
     if report is not None:
         save_report(values, report)
     tell(as_json, values, lambda: terminal.show_reports(reports.values()))
+    for sink in sinks:
+        sink.send(values)
     for name, found in reports.items():
         if found.goal.get("missed"):
             missed = "; ".join(found.goal["missed"])

@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from onnxshot.errors import UsageError
+
+if TYPE_CHECKING:
+    from onnxshot.sinks.sink import Sink
 
 Loaded = TypeVar("Loaded")
 
@@ -49,6 +52,10 @@ SetOpt = Annotated[
 ReportOpt = Annotated[
     Path | None, typer.Option(help="Also write the report here: a page for people (.html), else JSON.")
 ]
+LogOpt = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KIND:WHERE", help="Also log to tensorboard:FOLDER, wandb:PROJECT or mlflow:URI. Repeatable."),
+]
 ExcludeOpt = Annotated[
     list[str] | None,
     typer.Option(help="Leave in float: a glob over node names, tensor names and op types. May be repeated."),
@@ -56,6 +63,15 @@ ExcludeOpt = Annotated[
 IncludeOpt = Annotated[
     list[str] | None, typer.Option(help="Quantize although a rule of thumb says no: a glob as in --exclude.")
 ]
+
+
+def sinks_of(texts: list[str] | None) -> list[Sink]:
+    """The sinks of --log, before any work. Raises UsageError for what is none, or is not installed."""
+    if not texts:
+        return []
+    from onnxshot.sinks.sink import sink_of
+
+    return [sink_of(text) for text in texts]
 
 
 def samples_of(text: str) -> int | str:

@@ -14,6 +14,7 @@ from onnxshot.cli.options import (
     CacheOpt,
     CalibOpt,
     JsonOpt,
+    LogOpt,
     ModelArg,
     PresetOpt,
     ReportOpt,
@@ -24,6 +25,7 @@ from onnxshot.cli.options import (
     is_given,
     recipe_of,
     samples_of,
+    sinks_of,
     tell,
 )
 from onnxshot.cutting.shrunk import ShrinkReport
@@ -145,11 +147,13 @@ def compress(
     shape: ShapeOpt = None,
     samples: SamplesOpt = "auto",
     report: ReportOpt = None,
+    log: LogOpt = None,
     cache: CacheOpt = True,
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
     """Run the stages of a recipe on MODEL, or prune it and quantize what is left; each is held against MODEL."""
+    sinks = sinks_of(log)
     recipe = recipe_of(recipe_file, arguments, load_stages)
     options = {"target": target, "effort": effort, "batch": batch, "shape": shape}
     given: dict[str, Any] = {name: value for name, value in options.items() if is_given(context, name)}
@@ -165,6 +169,8 @@ def compress(
     if report is not None:
         result.report.save(report)
     tell(as_json, result.report.to_dict(), lambda: terminal.show_stages(result.report))
+    for sink in sinks:
+        sink.send(result.report.to_dict())
     for stage in result.report.stages:
         if isinstance(stage.report, ShrinkReport) and not stage.report.reached:
             raise GoalMissed(f"it was written, but {stage.name} does not reach its target", "no more can be cut")
