@@ -21,6 +21,7 @@ from onnxshot.html.layers import error_chart
 from onnxshot.html.markup import Markup, el, join
 from onnxshot.html.page import page
 from onnxshot.html.sections import search, skipped
+from onnxshot.html.summary import verdict
 
 HEADINGS = {
     "quantize": ["Error by layer", "Ranges", "The graph", "What stayed float", "Notes", "This run"],
@@ -204,6 +205,23 @@ def test_the_search_marks_the_candidate_that_was_written() -> None:
     found = Parsed(search({"min_sqnr": 24.0, "reached": True, "candidates": 5}, rows, ["a"]))
     assert len(found.all("circle", "point")) == len(found.all("circle", "chosen")) == 1
     assert "size, MB" in found.text
+
+
+def test_the_verdict_says_what_speaks_against_the_result() -> None:
+    report = report_of("quantize")
+    slow = {"path": "a.xml", "target": "openvino", "format": "openvino", "bytes": 1000, "latency": {"speedup": 0.7}}
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"latency": {"speedup": 1.5}, "agreement": 1.0}, "Ready", "1.50× as fast as float"),
+        ({"latency": {"speedup": 0.9}}, "Look closer", "slower than the float model here"),
+        ({"agreement": 0.7}, "Look closer", "another than before"),
+        ({"outputs": [slow]}, "Look closer", "the openvino file is slower than the float model in openvino"),
+        ({"sqnr_db": 6.0206}, "Not good enough", "the error is 50 % of the signal"),
+        ({"goal": {"missed": ["size is 2 MB"]}}, "Not good enough", "the goal was missed: size is 2 MB"),
+    ]
+    for changed, word, why in cases:
+        text = Parsed(verdict({**report, "latency": {}, **changed})).text
+        assert text.startswith(word), text
+        assert why.lower() in text.lower()
 
 
 def node(name: str, how: str = "static", sparsity: float | None = None) -> dict[str, Any]:

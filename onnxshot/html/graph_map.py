@@ -16,6 +16,7 @@ Row = Mapping[str, Any]
 _MOST = 3000  # nodes that are drawn
 _MOST_GROUPS = 40
 _LEAST_GROUPS = 3
+_SHOWN_ZEROS = 0.05
 _RUN = 24  # nodes of a group where names tell of none
 _KINDS = {
     "static": ("8", "int8", "scales from calibration"),
@@ -55,7 +56,7 @@ def _legend(nodes: Sequence[Row], ringed: bool) -> Markup:
             some = "1 node" if counts[how] == 1 else f"{counts[how]} nodes"
             text = f"{name}: {meaning}. {some}, {figures.percent(work[how])} of the work"
             entries.append(el("li", el("b", letter, class_=f"cell {how} weighted"), el("span", text)))
-    if any(node["sparsity"] for node in nodes):
+    if any((node["sparsity"] or 0) >= _SHOWN_ZEROS for node in nodes):
         entries.append(
             el(
                 "li",
@@ -76,7 +77,7 @@ def _cell(node: Row, sqnr_db: Mapping[str, float], worst: bool) -> Markup:
     kinds = ["cell", str(node["how"])]
     if zeros is not None:
         kinds.append("weighted")
-        if zeros >= 0.05:
+        if zeros >= _SHOWN_ZEROS:
             kinds.append(f"z{min(round(10 * zeros), 10)}")
     if worst:
         kinds.append("worst")

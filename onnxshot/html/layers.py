@@ -31,12 +31,9 @@ def error_chart(worst: Sequence[Values], graph: Sequence[Values]) -> Markup:
     most = figures.noise(worst[0]["sqnr_db"]) or 1.0
     rows = [_row(i, row, nodes.get(row["tensor"], ""), most) for i, row in enumerate(worst[:_LISTED])]
     parts = [el("p", _EXPLAINED, class_="muted"), _along(worst, graph)]
-    parts.append(el("ol", rows[:_SHOWN], class_="bars"))
-    if rows[_SHOWN:]:
-        more = el("ol", rows[_SHOWN:], class_="bars", start=_SHOWN + 1)
-        left = len(worst) - len(rows)
-        rest = el("p", f"{left} better ones are in the JSON.", class_="muted") if left else ""
-        parts.append(el("details", el("summary", f"{len(rows) - _SHOWN} more, all better than these"), more, rest))
+    parts.append(_folded(rows))
+    if left := len(worst) - len(rows):
+        parts.append(el("p", f"{left} better ones are in the JSON.", class_="muted"))
     return el("div", parts, class_="filterable")
 
 
@@ -50,7 +47,7 @@ def sensitivity_chart(nodes: Sequence[Values]) -> Markup:
     """A bar per node: the error of the outputs when it alone is int8, the most expensive first."""
     measured = [row for row in nodes if row["per_channel_db"] is not None]
     most = max((figures.noise(row["per_channel_db"]) for row in measured), default=1.0) or 1.0
-    rows = []
+    rows: list[Markup] = []
     for row in measured:
         db, rough, gain = row["per_channel_db"], row["per_tensor_db"], row["float_gain_db"]
         facts = [f"{row['op']}, {row['how']}", f"{row['float_ms']:.3f} ms in float, {row['int8_ms']:.3f} ms in int8"]
@@ -58,16 +55,8 @@ def sensitivity_chart(nodes: Sequence[Values]) -> Markup:
             facts.append(f"{figures.decibels(rough)} with one scale per weight")
         if gain is not None:
             facts.append(f"{gain:+.1f} dB if it alone stays float")
-        rows.append(_line(row["node"], ", ".join(facts), figures.noise(db) / most, _level(db), figures.decibels(db)))
-    parts = [el("ol", rows[:_SHOWN], class_="bars")]
-    if rows[_SHOWN:]:
-        parts.append(
-            el(
-                "details",
-                el("summary", f"{len(rows) - _SHOWN} more"),
-                el("ol", rows[_SHOWN:], class_="bars", start=_SHOWN + 1),
-            )
-        )
+        rows.append(_line(len(rows), row["node"], facts, db, most))
+    parts = [_folded(rows)]
     if left := [row["node"] for row in nodes if row["per_channel_db"] is None]:
         parts.append(el("p", f"Never int8 alone, so not measured: {', '.join(left)}", class_="muted"))
     return el("div", parts, class_="filterable")
@@ -81,14 +70,23 @@ def _row(i: int, row: Values, node: str, most: float) -> Markup:
         facts.append(f"range {figures.number(row['low'])} .. {figures.number(row['high'])}")
     if row["clipped"]:
         facts.append(f"{100 * row['clipped']:.3f} % clipped")
-    name = join(row["tensor"], el("em", "worst")) if i == 0 else row["tensor"]
-    kind = "peak" if i == 0 else _level(db)
-    return _line(name, " · ".join(facts), figures.noise(db) / most, kind, figures.decibels(db))
+    return _line(i, row["tensor"], facts, db, most)
 
 
-def _line(name: str, facts: str, share: float, level: str, figure: str) -> Markup:
-    head = el("span", el("span", name, class_="name"), el("small", facts), class_="what")
-    return el("li", head, bar(share, level), el("b", figure))
+def _folded(rows: Sequence[Markup]) -> Markup:
+    """The first rows, and the others behind a line that unfolds them."""
+    first = el("ol", rows[:_SHOWN], class_="bars")
+    if not rows[_SHOWN:]:
+        return first
+    more = el("ol", rows[_SHOWN:], class_="bars", start=_SHOWN + 1)
+    return join(first, el("details", el("summary", f"{len(rows) - _SHOWN} more, all better than these"), more))
+
+
+def _line(i: int, name: str, facts: Sequence[str], db: float, most: float) -> Markup:
+    """One bar with its name and figure; the first is said to be the worst. most: the error that fills the width."""
+    told, kind = (join(name, el("em", "worst")), "peak") if i == 0 else (name, _level(db))
+    head = el("span", el("span", told, class_="name"), el("small", " · ".join(facts)), class_="what")
+    return el("li", head, bar(figures.noise(db) / most, kind), el("b", figures.decibels(db)))
 
 
 def _level(db: float) -> str:

@@ -29,10 +29,10 @@ def artifacts(outputs: Sequence[Values]) -> Markup:
     for a in outputs:
         speed = figures.times(a["latency"]["speedup"]) if a["latency"] else ""
         db = "" if a["sqnr_db"] is None else figures.decibels(a["sqnr_db"])
-        rows.append(
-            (a["path"], a["format"], a["target"], figures.megabytes(a["bytes"]), db, speed, "; ".join(a["notes"]))
-        )
-    return table(("file", "format", "target", "size", "SQNR", "speed", "notes"), rows)
+        rows.append((a["path"], a["format"], a["target"], figures.megabytes(a["bytes"]), db, speed))
+    told = [f"{a['format']}: {note}" for a in outputs for note in a["notes"]]
+    heads = ("file", "format", "target", "size", "SQNR there", "speed there")
+    return join(table(heads, rows), notes(told) if told else "")
 
 
 def stages(rows: Sequence[Values]) -> Markup:

@@ -24,7 +24,8 @@ def verdict(values: Values) -> Markup:
     sentence = ", ".join(gained) or "nothing was measured"
     parts = [el("strong", f"{_WORDS[level]}: "), sentence[0].upper() + sentence[1:] + "."]
     if against:
-        parts += [" ", "; ".join(against).capitalize(), "."]
+        reasons = "; ".join(against)
+        parts += [" ", reasons[0].upper() + reasons[1:], "."]
     return el("p", parts, class_=f"verdict {level}")
 
 
@@ -90,6 +91,8 @@ def _judged(values: Values) -> tuple[str, list[str]]:
         watch.append("one answer in ten or more is another than before")
     if speedup is not None and speedup < 1 - NOISE:
         watch.append("it is slower than the float model here")
+    slow = (a for a in values["outputs"] if a["latency"] and a["latency"]["speedup"] < 1 - NOISE)
+    watch += [f"the {a['format']} file is slower than the float model in {a['target']}" for a in slow]
     worst = values["worst"][0] if values["worst"] else None
     if worst is not None and worst["sqnr_db"] < GOOD_DB and not bad:
         watch.append(f"the worst tensor, {worst['tensor']}, is at {figures.decibels(worst['sqnr_db'])}")
