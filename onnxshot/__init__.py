@@ -15,6 +15,7 @@ __all__ = [
     "calibrate",
     "compare",
     "compress",
+    "diff",
     "emit",
     "errors",
     "inspect",
@@ -31,6 +32,7 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.compress import compress
 from onnxshot.convert import emit
 from onnxshot.cutting.shrink import shrink
+from onnxshot.difference.diff import diff
 from onnxshot.inspection import inspect
 from onnxshot.observing.calibrating import calibrate
 from onnxshot.pipeline import Result, quantize

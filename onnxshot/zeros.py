@@ -59,7 +59,7 @@ def layers_of(model: Model, macs: Mapping[str, int]) -> tuple[Layer, ...]:
 
 def half_zero(model: Model) -> list[Node]:
     """The nodes whose weight has the pattern of sparse tensor cores: of four inputs at most two are not zero."""
-    return [n for n, slot, _, alive in _weights(model) if patterns.pattern(_outputs_first(n, slot, alive)) in _HALF]
+    return [n for n, slot, _, alive in _weights(model) if patterns.pattern(outputs_first(n, slot, alive)) in _HALF]
 
 
 def worth(layers: tuple[Layer, ...]) -> tuple[str, ...]:
@@ -116,7 +116,7 @@ def _along(zero: NDArray[Any], dequantize: Node, rank: int) -> NDArray[Any]:
     return zero.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
-def _outputs_first(node: Node, slot: int, values: NDArray[Any]) -> NDArray[Any]:
+def outputs_first(node: Node, slot: int, values: NDArray[Any]) -> NDArray[Any]:
     """A weight with its outputs on axis 0 and its inputs on axis 1."""
     if node.op == "Gemm":
         turned = bool(node.attrs.get("transB" if slot == 1 else "transA", 0)) == (slot == 1)
@@ -127,7 +127,7 @@ def _outputs_first(node: Node, slot: int, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _layer(node: Node, slot: int, stored: NDArray[Any], alive: NDArray[Any], macs: int) -> Layer:
-    table = _outputs_first(node, slot, alive)
+    table = outputs_first(node, slot, alive)
     packed = len(zlib.compress(np.ascontiguousarray(stored).tobytes(), _LEVEL))
     return Layer(
         node.label, node.op, tuple(stored.shape), table.shape[1], stored.size, macs, patterns.sparsity(table),
@@ -137,10 +137,10 @@ def _layer(node: Node, slot: int, stored: NDArray[Any], alive: NDArray[Any], mac
 
 def lost_zeros(before: Model, after: Model) -> list[str]:
     """Names of the nodes of both models whose weight had a zero that it has no more; the second may be quantized."""
-    now = {node.label: _outputs_first(node, slot, alive) for node, slot, _, alive in _weights(after)}
+    now = {node.label: outputs_first(node, slot, alive) for node, slot, _, alive in _weights(after)}
     lost = []
     for node, slot, _, alive in _weights(before):
-        found, table = now.get(node.label), _outputs_first(node, slot, alive)
+        found, table = now.get(node.label), outputs_first(node, slot, alive)
         if found is not None and (found.shape != table.shape or bool((found & ~table).any())):
             lost.append(node.label)
     return lost

@@ -15,6 +15,7 @@ import onnxshot
 from onnxshot.cli import emit as cli_emit
 from onnxshot.cli import terminal
 from onnxshot.cli.batch import batch
+from onnxshot.cli.diff import diff
 from onnxshot.cli.options import (
     CacheOpt,
     CalibOpt,
@@ -184,6 +185,7 @@ app.command()(cli_emit.emit)
 app.command()(compress)
 app.command()(replay)
 app.command()(batch)
+app.command()(diff)
 
 
 @app.command()

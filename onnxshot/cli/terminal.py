@@ -27,19 +27,20 @@ _WORST = 5
 _SKIPS = 6
 
 
-def _console() -> Console:
+def stderr_console() -> Console:
+    """Where tables go: stderr, with lines of any length."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def show_text(text: str) -> None:
     """Print lines as they are."""
-    _console().print(escape(text))
+    stderr_console().print(escape(text))
 
 
 @contextlib.contextmanager
 def progress(wanted: bool) -> Iterator[Callback | None]:
     """A bar for work that lasts longer than a second, on a terminal; None elsewhere."""
-    console = _console()
+    console = stderr_console()
     if not wanted or not console.is_terminal:
         yield None
         return
@@ -73,10 +74,10 @@ def show_reports(reports: Iterable[Report]) -> None:
 
 def show_report(report: Report) -> None:
     """The result in a few lines: sizes, accuracy, speed, the worst tensors, what stayed float, what to do next."""
-    console = _console()
+    console = stderr_console()
     console.print(_headline(report))
     if report.worst:
-        table = Table(_name("worst tensors"), "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
+        table = Table(name_column("worst tensors"), "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
         for row in report.worst[:_WORST]:
             span = "" if row.low is None or row.high is None else f"{row.low:.4g} .. {row.high:.4g}"
             clipped = "" if row.clipped is None else f"{100 * row.clipped:.3f} %"
@@ -94,7 +95,7 @@ def show_report(report: Report) -> None:
 
 def show_emitted(report: Report) -> None:
     """Every artifact in a line, with what was measured of it in its own runtime."""
-    console = _console()
+    console = stderr_console()
     for artifact in report.outputs:
         console.print(escape(_of_artifact(artifact)))
     if report.sqnr_db is not None:
@@ -128,12 +129,12 @@ def _of_artifact(artifact: Artifact) -> str:
 
 def show_pruned(report: PruneReport) -> None:
     """The result in a few lines: sizes, accuracy, the densest and sparsest layers, what was left, what to do next."""
-    console = _console()
+    console = stderr_console()
     parts = [_headline(report), f"{100 * report.sparsity:.1f} % zeros"]
     if report.magnitude_sqnr_db is not None:
         parts.append(f"(by magnitude alone {report.magnitude_sqnr_db:.1f} dB)")
     console.print("  ".join(parts))
-    table = Table(_name("layer"), "op", "weights", "zeros", box=None, pad_edge=False)
+    table = Table(name_column("layer"), "op", "weights", "zeros", box=None, pad_edge=False)
     rows = sorted(report.layers, key=lambda row: row.sparsity)
     shown = rows if len(rows) <= 2 * _WORST else [*rows[:_WORST], *rows[-_WORST:]]
     for row in shown:
@@ -150,7 +151,7 @@ def show_pruned(report: PruneReport) -> None:
 
 def show_shrunk(report: ShrinkReport) -> None:
     """Work, parameters and latency left, then the groups that were cut, the one cut most first."""
-    console = _console()
+    console = stderr_console()
     (work, left), (params, kept) = report.macs, report.params
     parts = [f"{100 * left / max(work, 1):.1f} % of the work", f"{100 * kept / max(params, 1):.1f} % of the parameters"]
     if report.latency is not None:
@@ -160,7 +161,7 @@ def show_shrunk(report: ShrinkReport) -> None:
     console.print("left: " + ", ".join(parts))
     for branch in report.branches:
         console.print(escape(f"left out: the residual branch of {branch}"))
-    table = Table(_name("group"), "kind", "before", "after", box=None, pad_edge=False)
+    table = Table(name_column("group"), "kind", "before", "after", box=None, pad_edge=False)
     cut = sorted((row for row in report.groups if row.after < row.before), key=lambda row: row.after / row.before)
     for row in cut[: 2 * _WORST]:
         table.add_row(escape(row.group), row.kind, str(row.before), str(row.after))
@@ -173,7 +174,7 @@ def show_shrunk(report: ShrinkReport) -> None:
 
 def show_stages(report: CompressReport) -> None:
     """One line per stage, then how many zeros were made."""
-    console = _console()
+    console = stderr_console()
     table = Table("stage", "MB", "SQNR dB", "agreement", "ms", "speed", box=None, pad_edge=False)
     for stage in report.stages:
         db = "" if stage.sqnr_db is None else f"{stage.sqnr_db:.1f}"
@@ -189,7 +190,7 @@ def show_stages(report: CompressReport) -> None:
 
 def show_sensitivity(found: Sensitivity) -> None:
     """One line per node, the one that costs most first."""
-    table = Table(_name("node"), "op", "how", "int8 dB", "per tensor", box=None, pad_edge=False)
+    table = Table(name_column("node"), "op", "how", "int8 dB", "per tensor", box=None, pad_edge=False)
     gains = any(row.float_gain_db is not None for row in found.nodes)
     if gains:
         table.add_column("if float")
@@ -200,14 +201,14 @@ def show_sensitivity(found: Sensitivity) -> None:
         taken = (f"{ms:.3f}" for ms in (row.float_ms, row.int8_ms))
         texts = ("" if value is None else f"{value:.1f}" for value in figures)
         table.add_row(escape(row.node), row.op, row.how, *texts, *taken)
-    console = _console()
+    console = stderr_console()
     console.print(f"{escape(found.input)}  all in int8: SQNR {found.sqnr_db:.1f} dB on {found.samples} samples")
     console.print(table)
     for note in found.notes:
         console.print(escape(f"note: {note}"))
 
 
-def _name(header: str) -> Column:
+def name_column(header: str) -> Column:
     """A column of names and paths: what differs may be at their end, so they are wrapped, never cut."""
     return Column(header, overflow="fold")
 
@@ -231,9 +232,9 @@ def _headline(report: Report) -> str:
 
 def show_latencies(rows: Sequence[Latency]) -> None:
     """One line per model; the first is the base."""
-    table = Table(_name("model"), "median ms", "p10", "p90", "speedup", box=None, pad_edge=False)
+    table = Table(name_column("model"), "median ms", "p10", "p90", "speedup", box=None, pad_edge=False)
     for row in rows:
         table.add_row(
             escape(str(row.path)), f"{row.median_ms:.3f}", f"{row.p10:.3f}", f"{row.p90:.3f}", f"{row.ratio:.2f}x"
         )
-    _console().print(table)
+    stderr_console().print(table)

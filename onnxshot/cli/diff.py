@@ -1,0 +1,88 @@
+"""`diff`: what differs between two files of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+import onnxshot
+from onnxshot.cli import terminal
+from onnxshot.cli.options import CalibOpt, JsonOpt, PresetOpt, SamplesOpt, ThreadsOpt, samples_of, tell
+from onnxshot.difference.diff import Diff, Only
+from onnxshot.difference.rows import LayerChange
+
+_ROWS = 20
+_PAIRS = 5
+
+
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="A", help="A model.", show_default=False)],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Another file of the same model.", show_default=False)],
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    samples: SamplesOpt = "all",
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Show which layers of two files differ in type, scale, mask, shape or values; with --calib, what that did."""
+    settings = onnxshot.Settings(samples=samples_of(samples), threads=threads)
+    found = onnxshot.diff(before, after, calib, preset=preset, settings=settings)
+    tell(as_json, found.to_dict(), lambda: _show(found))
+
+
+def _show(found: Diff) -> None:
+    """Sizes and answers, the layers that were changed most, then scales and nodes."""
+    console = terminal.stderr_console()
+    parts = [f"{escape(found.after)} against {escape(found.before)}"]
+    parts.append(f"{found.bytes_before / 1e6:.2f} -> {found.bytes_after / 1e6:.2f} MB")
+    if found.sqnr_db is not None:
+        parts.append(f"SQNR {found.sqnr_db:.1f} dB on {found.samples} samples")
+    if found.agreement is not None:
+        parts.append(f"agreement {100 * found.agreement:.1f} %")
+    console.print("  ".join(parts))
+    if found.contract:
+        console.print(escape(f"inputs and outputs: {found.contract}"))
+    counts = ", ".join(f"{what} of {count}" for what, count in found.changed.items())
+    console.print(f"layers: {len(found.layers)} differ ({counts or 'none'}), {found.unchanged} do not")
+    table = Table(terminal.name_column("layer"), "op", "precision", "weight", "SQNR dB", "zeros", "scale", box=None)
+    for row in found.layers[:_ROWS]:
+        table.add_row(*map(escape, _cells(row)))
+    if found.layers:
+        console.print(table)
+    if len(found.layers) > _ROWS:
+        console.print(f"... and {len(found.layers) - _ROWS} more: --json has them")
+    for pair in found.activations[:_PAIRS]:
+        kinds = pair.after if pair.before == pair.after else f"{pair.before} -> {pair.after}"
+        text = f"{kinds}, scale {pair.scale_before:.4g} -> {pair.scale_after:.4g}, zero point by {pair.zero_shift}"
+        console.print(escape(f"activation {pair.tensor}: {text}"))
+    if found.quantized_before or found.quantized_after:
+        moved = f"{len(found.activations)} of those in both differ"
+        console.print(f"quantized activations: {found.quantized_before} -> {found.quantized_after}, {moved}")
+    for where, nodes in (("A", found.only_before), ("B", found.only_after)):
+        if nodes:
+            console.print(escape(f"only in {where}: {_by_op(nodes)}"))
+    for worst in found.worst[:_PAIRS]:
+        console.print(escape(f"tensor {worst.tensor} ({worst.op}): SQNR {worst.sqnr_db:.1f} dB"))
+    for note in found.notes:
+        console.print(escape(f"note: {note}"))
+
+
+def _cells(row: LayerChange) -> list[str]:
+    precision = row.after if row.before == row.after else f"{row.before} -> {row.after}"
+    shapes = ["x".join(map(str, shape)) for shape in (row.shape_before, row.shape_after) if shape is not None]
+    db = "" if row.sqnr_db is None or "values" not in row.changes else f"{row.sqnr_db:.1f}"
+    before, after = row.sparsity_before, row.sparsity_after
+    zeros = "" if before is None or after is None or "mask" not in row.changes else f"{before:.1%} -> {after:.1%}"
+    scale = "" if row.scale_ratio is None or "scale" not in row.changes else f"x {row.scale_ratio:.3g}"
+    return [row.node, row.op, precision, " -> ".join(dict.fromkeys(shapes)), db, zeros, scale]
+
+
+def _by_op(nodes: tuple[Only, ...]) -> str:
+    ops: dict[str, list[str]] = {}
+    for node in nodes:
+        ops.setdefault(node.op, []).append(node.node)
+    return ", ".join(f"{len(names)} x {op} such as {names[0]!r}" for op, names in ops.items())

@@ -1,0 +1,1 @@
+"""Two files of a model side by side: what differs, layer by layer, and what that did."""

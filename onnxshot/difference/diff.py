@@ -1,0 +1,130 @@
+"""`diff`: what differs between two files of a model, layer by layer, and what that did to its answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.difference.layers import read_layers
+from onnxshot.difference.rows import LayerChange, PairChange, layer_change, matched, pair_changes
+from onnxshot.graph import Node
+from onnxshot.graph.load import load_model
+from onnxshot.observing.calibrating import open_calib
+from onnxshot.output import input_bytes
+from onnxshot.proving.contract import contract, difference
+from onnxshot.proving.tensorwise import TensorRow
+from onnxshot.proving.verify import OutputRow, compare
+from onnxshot.report import rounded
+from onnxshot.settings import Settings
+
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """A node that one of the files has and the other has not."""
+
+    node: str
+    op: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What differs between two files.
+
+    Attributes:
+        before, after: the files; bytes_before, bytes_after: their sizes, external data included.
+        layers: those that differ, the weight that was changed most first; unchanged: how many do not.
+        changed: how many layers changed in type, scale, mask, shape and values.
+        activations: quantized in both files, otherwise; quantized_before, quantized_after: how many are quantized.
+        only_before, only_after: nodes of one file alone, in the form without pairs.
+        contract: the first difference of inputs and outputs in words; empty where there is none.
+        samples: how many both were run on; sqnr_db, agreement, outputs: how the second answered against the first.
+        worst: tensors that both have by name, worst SQNR first.
+    """
+
+    before: str
+    after: str
+    bytes_before: int
+    bytes_after: int
+    layers: tuple[LayerChange, ...]
+    unchanged: int
+    changed: dict[str, int]
+    activations: tuple[PairChange, ...]
+    quantized_before: int
+    quantized_after: int
+    only_before: tuple[Only, ...]
+    only_after: tuple[Only, ...]
+    contract: str = ""
+    notes: tuple[str, ...] = ()
+    samples: int = 0
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    outputs: tuple[OutputRow, ...] = ()
+    worst: tuple[TensorRow, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with stable keys."""
+        values: dict[str, Any] = rounded(asdict(self))
+        return values
+
+
+def diff(
+    before: str | Path,
+    after: str | Path,
+    calib: Any = None,
+    *,
+    preset: str | Preset | None = None,
+    settings: Settings | None = None,
+) -> Diff:
+    """Say what differs between two files of a model: precision, scales, masks, shapes and values of its layers.
+
+    Both are brought into float form and normalized first, so that files of other tools, other forms of the same
+    quantization and files before fusing compare. Held at any time: both models with their weights in float32.
+
+    Args:
+        before: path of an .onnx file.
+        after: that of another, made from the same model.
+        calib: samples to run both on, as `quantize` takes them; without, nothing is run.
+        preset: preprocessing of pictures.
+        settings: how to run them.
+
+    Raises:
+        ModelError: one is no model, or does not run. CalibrationError: the data does not fit.
+    """
+    before, after = Path(before), Path(after)
+    one, other = read_layers(before), read_layers(after)
+    pairs, only_before, only_after = matched(one.layers, other.layers)
+    rows = [row for row in (layer_change(*pair) for pair in pairs) if row is not None]
+    rows.sort(key=lambda row: (row.sqnr_db is None, row.sqnr_db or 0.0))
+    models = load_model(before), load_model(after)
+    facts: dict[str, Any] = {}
+    if calib is not None:
+        settings = settings or Settings(samples="all")
+        with open_calib(calib, models[0], preset, settings) as data:
+            found = compare(before, after, data, tensors=None, threads=settings.threads)
+        facts = {
+            "samples": found.samples, "sqnr_db": found.sqnr_db, "agreement": found.agreement,
+            "outputs": found.outputs, "worst": tuple(row for row in found.tensors if row.op not in _PAIR),
+        }  # fmt: skip
+    return Diff(
+        str(before), str(after), input_bytes(before, models[0]), input_bytes(after, models[1]),
+        layers=tuple(rows),
+        unchanged=len(pairs) - len(rows),
+        changed=dict(Counter(change for row in rows for change in row.changes)),
+        activations=pair_changes(one.pairs, other.pairs),
+        quantized_before=len(one.pairs.activations),
+        quantized_after=len(other.pairs.activations),
+        only_before=_named(only_before),
+        only_after=_named(only_after),
+        contract=difference(contract(before), contract(after)),
+        notes=(*one.notes, *other.notes),
+        **facts,
+    )  # fmt: skip
+
+
+def _named(nodes: list[Node]) -> tuple[Only, ...]:
+    return tuple(Only(node.label, node.op) for node in nodes)
