@@ -12,6 +12,7 @@ __all__ = [
     "Result",
     "Settings",
     "bench",
+    "bundle",
     "calibrate",
     "compare",
     "compress",
@@ -25,9 +26,12 @@ __all__ = [
     "sensitivity",
     "shrink",
     "tune",
+    "verify",
 ]
 
 from onnxshot import errors
+from onnxshot.bundles.making import bundle
+from onnxshot.bundles.verify import verify
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.compress import compress
 from onnxshot.convert import emit

@@ -21,7 +21,8 @@ from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort_bench import time_in_turns
-from onnxshot.targets.runtime import EmitOptions, Emitted, Runtime
+from onnxshot.targets.ort_runtime import Runner
+from onnxshot.targets.runtime import EmitOptions, Emitted, Loaded, Runtime
 
 ONNX = "onnx"
 _BENCH_FEEDS = 8
@@ -54,6 +55,20 @@ def runtime_of(name: str) -> Runtime:
     if name not in RUNTIMES:
         raise TargetError(f"there is no format {name!r}", f"formats: {', '.join((ONNX, *RUNTIMES))}")
     return RUNTIMES[name]
+
+
+def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
+    """An artifact of a format, loaded in its runtime; an .onnx file in ONNX Runtime.
+
+    Raises TargetError where the runtime does not run here, ModelError where the artifact does not load.
+    """
+    if name == ONNX:
+        return Runner(path, threads=threads)
+    runtime = runtime_of(name)
+    runtime.check()
+    if missing := runtime.runs_here():
+        raise TargetError(missing)
+    return runtime.load(path, threads=threads)
 
 
 def place_of(output: Path, name: str) -> Path:

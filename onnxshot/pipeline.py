@@ -18,6 +18,7 @@ from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
+from onnxshot.calibration.statsfile import Statistics
 from onnxshot.effort.improve import Improver
 from onnxshot.errors import CalibrationError, ModelError, UsageError
 from onnxshot.frozen import Frozen
@@ -50,10 +51,14 @@ from onnxshot.targets.runtime import EmitOptions
 
 @dataclass(slots=True)
 class Result(Made):
-    """A quantized model and the proof. Nothing is printed and, without an output path, nothing is kept on disk."""
+    """A quantized model and the proof. Nothing is printed and, without an output path, nothing is kept on disk.
+
+    statistics: what its scales were taken from; None where nothing was calibrated.
+    """
 
     plan: Plan
     report: Report
+    statistics: Statistics | None = None
 
     def emit(self, to: str, folder: str | Path, options: EmitOptions | None = None) -> Path:
         """Write the model into `folder` in a format; nothing is run. Raises TargetError where there is none such."""
@@ -129,7 +134,7 @@ def quantize(
             keep=emitting.ONNX in formats, source=source_of(calib, preset, data),
         )  # fmt: skip
     run.report.seconds = time.perf_counter() - run.started
-    return Result(run.model, run.plan, run.report)
+    return Result(run.model, run.plan, run.report, run.gathered.statistics if run.gathered is not None else None)
 
 
 @dataclass(slots=True)

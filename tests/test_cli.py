@@ -382,3 +382,29 @@ def test_options_of_channels_that_contradict_are_told(shell: Shell, arguments: l
     assert ran.code == 2
     assert told in ran.error
     assert not (shell.folder / "cut.onnx").exists()
+
+
+def test_bundle_and_verify(shell: Shell) -> None:
+    assert shell("quantize", "net.onnx", "--calib", "calib.npz", "--bundle", "out", *QUICK).code == 0
+    assert [row["passed"] for row in shell("verify", "out", "--json").json["outputs"]] == [True]
+    (shell.folder / "out" / "recipe.json").write_text("{}")
+    broken = shell("verify", "out")
+    assert (broken.code, "'recipe.json'" in broken.error) == (4, True)
+    (shell.folder / "mine").mkdir()
+    (shell.folder / "mine" / "x").touch()
+    assert shell("quantize", "net.onnx", "--calib", "calib.npz", "--bundle", "mine", *QUICK).code == 2
+
+
+def test_bundle_of_stages(shell: Shell) -> None:
+    done = shell("compress", "net.onnx", "--sparsity", "0.5", "--calib", "calib.npz", "--bundle", "out", *QUICK)
+    assert done.code == 0, done.err
+    assert shell("verify", "out").code == 0
+    assert list(json.loads((shell.folder / "out" / "recipe.json").read_text())) == ["stages"]
+
+
+def test_diff(shell: Shell) -> None:
+    shell("quantize", "net.onnx", "--calib", "calib.npz", "-o", "q.onnx", "--effort", "fast", *QUICK)
+    found = shell("diff", "net.onnx", "q.onnx", "--calib", "calib.npz", "--json").json
+    assert found["changed"]["type"]
+    assert found["sqnr_db"] > 20
+    assert "differ" in shell("diff", "net.onnx", "q.onnx").err

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import typer
 
 import onnxshot
+from onnxshot.bundles.making import refuse_folder
 from onnxshot.cli import emit as cli_emit
 from onnxshot.cli import terminal
 from onnxshot.cli.batch import batch
+from onnxshot.cli.bundle import BundleOpt, verify
 from onnxshot.cli.diff import diff
 from onnxshot.cli.options import (
     CacheOpt,
@@ -107,6 +109,7 @@ def quantize(
     max_latency: Annotated[float | None, typer.Option(help="Goal: most milliseconds of one run.")] = None,
     max_size: Annotated[float | None, typer.Option(help="Goal: most megabytes of the file.")] = None,
     budget: Annotated[float | None, typer.Option(help="Minutes to search for the goal.")] = None,
+    bundle: BundleOpt = None,
     batch: cli_emit.BatchOpt = None,
     shape: cli_emit.ShapeOpt = None,
     emit: cli_emit.EmitOpt = None,
@@ -151,6 +154,9 @@ def quantize(
         how["emit_options"] = cli_emit.emit_options(
             shapes, hardware, half_weights, timing_cache, build_minutes, threads
         )
+    bundles = {name: bundle / name if len(places) > 1 else bundle for name in places} if bundle is not None else {}
+    for folder in bundles.values():
+        refuse_folder(folder)  # before the work, not after it
     reports: dict[str, Report] = {}
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
@@ -164,6 +170,8 @@ def quantize(
                 settings=settings, **how,
             )  # fmt: skip
             reports[name] = result.report
+            if bundles:
+                onnxshot.bundle(result, bundles[name], calib, preset=preset, settings=settings)
     values = cli_emit.joined(reports)
     if report is not None:
         save_report(values, report)
@@ -186,6 +194,7 @@ app.command()(compress)
 app.command()(replay)
 app.command()(batch)
 app.command()(diff)
+app.command("verify")(verify)
 
 
 @app.command()

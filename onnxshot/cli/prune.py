@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 import onnxshot
+from onnxshot.bundles.making import refuse_folder
 from onnxshot.cli import terminal
+from onnxshot.cli.bundle import BundleOpt
 from onnxshot.cli.emit import BatchOpt, ShapeOpt, fixed_shapes
 from onnxshot.cli.options import (
     CacheOpt,
@@ -136,6 +138,7 @@ def compress(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.small.onnx beside the input.")
     ] = None,
+    bundle: BundleOpt = None,
     keep_stages: Annotated[Path | None, typer.Option(help="A folder for the file of every stage.")] = None,
     target: TargetOpt = "ort",
     effort: Annotated[str | None, typer.Option(help="As of quantize.")] = None,
@@ -159,6 +162,8 @@ def compress(
     given: dict[str, Any] = {name: value for name, value in options.items() if is_given(context, name)}
     if given.pop("shape", None):
         given["shapes"] = fixed_shapes(shape)
+    if bundle is not None:
+        refuse_folder(bundle)  # before the work, not after it
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(samples=samples_of(samples), use_cache=cache, threads=threads, progress=show)
         result = onnxshot.compress(
@@ -166,6 +171,8 @@ def compress(
             spare=spare or (), output=output or model.with_name(f"{model.stem}.small.onnx"), keep_stages=keep_stages,
             preset=preset, recipe=recipe, settings=settings, **given,
         )  # fmt: skip
+        if bundle is not None:
+            onnxshot.bundle(result, bundle, calib, preset=preset, settings=settings)
     if report is not None:
         result.report.save(report)
     tell(as_json, result.report.to_dict(), lambda: terminal.show_stages(result.report))

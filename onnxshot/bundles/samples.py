@@ -1,0 +1,70 @@
+"""Samples of a bundle: one .npz each, `input/NAME`, `float/NAME` and `output/FILE/NAME` for every model of it."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.errors import ModelError
+from onnxshot.graph.load import first_line
+
+MOST_BYTES = 256 << 20
+"""Most bytes of the arrays of one sample: what is larger is not written, and not read."""
+_PLAIN = "biufcU"  # kinds of arrays that .npz holds without pickling
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One sample: what goes in, what the float model gives, and what each model of the bundle gives, by its file."""
+
+    inputs: Arrays
+    expected: Arrays
+    outputs: Mapping[str, Arrays] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(values.nbytes for values in self._arrays().values())
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        found = {f"input/{name}": values for name, values in self.inputs.items()}
+        found |= {f"float/{name}": values for name, values in self.expected.items()}
+        for file, outputs in self.outputs.items():
+            found |= {f"output/{file}/{name}": values for name, values in outputs.items()}
+        return {key: np.asarray(values) for key, values in found.items() if np.asarray(values).dtype.kind in _PLAIN}
+
+    def write(self, path: Path) -> None:
+        """Write the .npz; the same bytes for the same arrays. Values that numpy has no plain type for are left out."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for key, values in self._arrays().items():
+                with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, values, allow_pickle=False)
+
+
+def read_sample(path: Path, files: tuple[str, ...]) -> Stored:
+    """A sample, with what the models in these files gave. Raises ModelError where it is none, or too large."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > MOST_BYTES + (1 << 20):
+            raise ModelError(f"{path} unpacks to {size >> 20} MB, over {MOST_BYTES >> 20}")
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError) as e:
+        raise ModelError(f"{path} is no sample: {first_line(e)}") from e
+    return Stored(
+        _below("input/", arrays), _below("float/", arrays), {name: _below(f"output/{name}/", arrays) for name in files}
+    )
+
+
+def _below(prefix: str, arrays: Arrays) -> Arrays:
+    return {key.removeprefix(prefix): values for key, values in arrays.items() if key.startswith(prefix)}

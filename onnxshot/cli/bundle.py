@@ -1,0 +1,50 @@
+"""`verify`, and what `quantize` and `compress` share with it: bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+import onnxshot
+from onnxshot.bundles.verify import Verified
+from onnxshot.cli import terminal
+from onnxshot.cli.options import JsonOpt, ThreadsOpt, tell
+from onnxshot.errors import GoalMissed
+
+BundleOpt = Annotated[
+    Path | None,
+    typer.Option(help="Also put all of it into this folder, with samples and a manifest; of several targets, each."),
+]
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that --bundle made.", show_default=False)],
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Check the files of a bundle by their hashes, and its artifacts by the samples in it."""
+    found = onnxshot.verify(folder, threads=threads)
+    tell(as_json, found.to_dict(), lambda: _show(found))
+    if found.deviations:
+        first = found.deviations[0]
+        what = "values differ" if first.sqnr_db is None else f"{first.sqnr_db:.1f} dB, least {first.least_db:.1f}"
+        raise GoalMissed(
+            f"{folder} is whole, but {first.artifact} answers otherwise in output {first.output!r}: {what}",
+            "another version of its runtime, or another kind of CPU: manifest.json names those it was made with",
+        )
+
+
+def _show(found: Verified) -> None:
+    console = terminal.stderr_console()
+    console.print(f"{found.files} files are whole, {found.samples} samples")
+    for row in found.outputs:
+        db = "" if row.sqnr_db is None or row.equal == 1.0 else f", {row.sqnr_db:.1f} dB of at least {row.least_db:.1f}"
+        verdict = "ok" if row.passed else "deviates"
+        console.print(escape(f"{row.artifact}: {row.output}: {100 * row.equal:.2f} % of values equal{db}: {verdict}"))
+    for name, reason in found.not_run.items():
+        console.print(escape(f"{name}: not run: {reason}"))
+    for name in found.not_listed:
+        console.print(escape(f"{name}: not in the manifest: nothing is known of it"))
