@@ -17,6 +17,7 @@ __all__ = [
     "compare",
     "compress",
     "diff",
+    "doctor",
     "emit",
     "errors",
     "inspect",
@@ -37,6 +38,7 @@ from onnxshot.compress import compress
 from onnxshot.convert import emit
 from onnxshot.cutting.shrink import shrink
 from onnxshot.difference.diff import diff
+from onnxshot.doctor.doctor import doctor
 from onnxshot.inspection import inspect
 from onnxshot.observing.calibrating import calibrate
 from onnxshot.pipeline import Result, quantize

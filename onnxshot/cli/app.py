@@ -18,6 +18,7 @@ from onnxshot.cli import terminal
 from onnxshot.cli.batch import batch
 from onnxshot.cli.bundle import BundleOpt, verify
 from onnxshot.cli.diff import diff
+from onnxshot.cli.doctor import doctor
 from onnxshot.cli.options import (
     CacheOpt,
     CalibOpt,
@@ -195,6 +196,7 @@ app.command()(replay)
 app.command()(batch)
 app.command()(diff)
 app.command("verify")(verify)
+app.command()(doctor)
 
 
 @app.command()

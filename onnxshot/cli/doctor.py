@@ -1,0 +1,36 @@
+"""`doctor`: what is here, and what it will do for int8."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+import onnxshot
+from onnxshot.cli import terminal
+from onnxshot.cli.options import JsonOpt, ThreadsOpt, tell
+from onnxshot.doctor.doctor import Diagnosis
+
+
+def doctor(threads: ThreadsOpt = 2, as_json: JsonOpt = False) -> None:
+    """Show which runtimes and devices are here, and what each does for int8, by running a small model in it."""
+    found = onnxshot.doctor(threads=threads)
+    tell(as_json, found.to_dict(), lambda: _show(found))
+
+
+def _show(found: Diagnosis) -> None:
+    console, cpu = terminal.stderr_console(), found.processor
+    table = Table("part", terminal.name_column("version"), terminal.name_column("what it has"), box=None)
+    table.add_row("onnxshot", found.version, "")
+    table.add_row("CPU", escape(cpu.name), escape(f"{cpu.cores} cores, {' '.join(cpu.flags) or 'no known flags'}"))
+    for gpu in found.gpus:
+        table.add_row("GPU", escape(gpu), "")
+    for package in found.packages:
+        table.add_row(
+            package.name, escape(package.version or "-"), escape(package.problem or ", ".join(package.devices))
+        )
+    for extra in found.extras:
+        missing = f"without {', '.join(extra.missing)}: pip install 'onnxshot[{extra.name}]'"
+        table.add_row(f"extra {extra.name}", "-" if extra.missing else "here", escape(missing if extra.missing else ""))
+    console.print(table)
+    for target, verdict in found.verdicts.items():
+        console.print(escape(f"{target}: {verdict}"))

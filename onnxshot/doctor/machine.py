@@ -1,0 +1,114 @@
+"""Processor, GPUs, packages and extras of this machine; nothing here fails because something is not there."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+_FLAGS = (  # as Linux names them: x86, then ARM
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16",
+    "asimddp", "i8mm", "asimdhp", "sve",
+)  # fmt: skip
+_PACKAGES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+_QUERY = ["--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
+_SECONDS = 20  # that nvidia-smi may take
+_REQUIREMENT = re.compile(r"""^([A-Za-z0-9._-]+).*extra\s*==\s*["']([^"']+)["']""")
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """The CPU: its name, and those of its instruction sets that matter to int8, fp16 and bfloat16."""
+
+    name: str
+    cores: int
+    flags: tuple[str, ...]
+
+    @property
+    def sums_exactly(self) -> bool:
+        """Whether it has instructions that add uint8 x int8 products in 32 bits: VNNI, AMX or ARM's dot product."""
+        return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"} & set(self.flags))
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A runtime: its version, empty where it is not here; what it can run on; why it is not here."""
+
+    name: str
+    version: str
+    devices: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """An extra of onnxshot, and what of it is not installed."""
+
+    name: str
+    missing: tuple[str, ...]
+
+
+def processor() -> Processor:
+    """The CPU, as Linux tells it; elsewhere its name alone."""
+    text = ""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    facts = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
+    known = set(facts.get("flags", facts.get("Features", "")).split())
+    cores = len(re.findall(r"^processor\s*:", text, re.MULTILINE))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return Processor(name, cores, tuple(flag for flag in _FLAGS if flag in known))
+
+
+def gpus() -> tuple[str, ...]:
+    """NVIDIA GPUs as nvidia-smi lists them: name, driver, memory, compute capability."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        told = subprocess.run([tool, *_QUERY], capture_output=True, text=True, timeout=_SECONDS, check=True).stdout
+        return tuple(line.strip() for line in told.splitlines() if line.strip())
+    return ()
+
+
+def packages() -> tuple[Package, ...]:
+    """The runtimes, whether they are here or not."""
+    return tuple(map(_package, _PACKAGES))
+
+
+def _package(name: str) -> Package:
+    try:
+        module = importlib.import_module(name)
+        devices: tuple[str, ...] = ()
+        if name == "onnxruntime":
+            devices = tuple(module.get_available_providers())
+        elif name == "openvino":
+            core = module.Core()
+            devices = tuple(f"{d}: {core.get_property(d, 'FULL_DEVICE_NAME')}" for d in core.available_devices)
+        return Package(name, str(getattr(module, "__version__", "unknown")), devices)
+    except ImportError as e:
+        return Package(name, "", problem="not installed" if isinstance(e, ModuleNotFoundError) else str(e))
+    except Exception as e:  # a library that is broken raises whatever it likes, and that is what is to be told
+        return Package(name, "", problem=f"{type(e).__name__}: {e}".splitlines()[0])
+
+
+def extras() -> tuple[Extra, ...]:
+    """The extras that onnxshot's own metadata names; none where it runs from source."""
+    found: dict[str, list[str]] = {}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for text in metadata.requires("onnxshot") or ():
+            match = _REQUIREMENT.match(text)
+            if match is None or match[1] == "onnxshot":
+                continue
+            missing = found.setdefault(match[2], [])
+            try:
+                metadata.version(match[1])
+            except metadata.PackageNotFoundError:
+                missing.append(match[1])
+    return tuple(Extra(name, tuple(missing)) for name, missing in sorted(found.items()))

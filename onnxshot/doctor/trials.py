@@ -1,0 +1,89 @@
+"""Small models that are run to see what a runtime does here: sums that may saturate, int8 and fp16 against float."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, numpy_helper, parser
+
+from onnxshot.errors import OnnxshotError
+from onnxshot.pipeline import quantize
+from onnxshot.report import Artifact, Report
+from onnxshot.settings import Settings
+from onnxshot.targets import target_named
+from onnxshot.targets.ort_runtime import Runner
+
+_CONVS = """<ir_version: 8, opset_import: ["": 17]>
+convs (float[1, 32, 28, 28] x) => (float[1, 64] y) {
+    a = Conv<pads = [1, 1, 1, 1]>(x, w1)  b = Relu(a)  c = Conv<pads = [1, 1, 1, 1]>(b, w2)  d = Relu(c)
+    e = GlobalAveragePool(d)  y = Flatten(e)
+}"""
+_SHAPES = {"w1": (64, 32, 3, 3), "w2": (64, 64, 3, 3)}
+_SUM = """<ir_version: 8, opset_import: ["": 17]>
+sum (uint8[1, 64] x) => (int32[1, 16] y) { y = MatMulInteger(x, w) }"""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a small network of two Convs did in a precision, for a target.
+
+    Attributes:
+        refused: why it could not be run; the rest is empty then.
+        share: share 0..1 of its work that ran in int8.
+        speedup: time of the float model over its own, in the same runtime.
+        sqnr_db: of its answers, against the float model.
+    """
+
+    target: str
+    precision: str
+    refused: str = ""
+    share: float | None = None
+    speedup: float | None = None
+    sqnr_db: float | None = None
+
+
+def sums_saturate() -> bool:
+    """Whether ONNX Runtime's uint8 x int8 products overflow 16 bits here: 64 x 255 x 127 comes out smaller.
+
+    They do on CPUs with AVX2 or AVX512 alone (vpmaddubsw adds pairs of products in 16 bits, with saturation).
+    """
+    model = parser.parse_model(_SUM)
+    model.graph.initializer.append(numpy_helper.from_array(np.full((64, 16), 127, np.int8), "w"))
+    found = Runner(model.SerializeToString()).run({"x": np.full((1, 64), 255, np.uint8)})
+    return bool((found["y"] != 64 * 255 * 127).any())
+
+
+def convs() -> ModelProto:
+    """Two Convs with 14 and 29 million multiply-accumulates; the same weights every time."""
+    model: ModelProto = parser.parse_model(_CONVS)
+    rng = np.random.default_rng(0)
+    for name, shape in _SHAPES.items():
+        values = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    return model
+
+
+def tried(target: str, precision: str = "int8", *, threads: int = 2, seconds: float = 0.3) -> Trial:
+    """Compress the network for a target, and run it there. Nothing that goes wrong is raised: it is what is asked."""
+    rng = np.random.default_rng(1)
+    feeds = [{"x": rng.normal(size=(1, 32, 28, 28)).astype(np.float32)} for _ in range(8)]
+    runtime = target_named(target).runtime
+    settings = Settings(use_cache=False, threads=threads, bench_seconds=seconds)
+    try:
+        with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
+            made = quantize(
+                convs(), feeds, output=Path(folder) / "net.onnx", target=target, precision=precision, effort="fast",
+                settings=settings, emit=None if runtime is None else (runtime.format,),
+            )  # fmt: skip
+    except OnnxshotError as e:
+        return Trial(target, precision, refused=str(e))
+    except Exception as e:  # a runtime that is broken raises whatever it likes
+        return Trial(target, precision, refused=f"{type(e).__name__}: {e}".splitlines()[0])
+    report, (artifact,) = made.report, made.report.outputs
+    found: Report | Artifact = report if artifact.format == "onnx" else artifact
+    refused = "" if found.latency else "; ".join(found.notes)
+    share, speedup = found.int8_macs_share, found.latency.get("speedup")
+    return Trial(target, precision, refused, share, speedup, found.sqnr_db)
