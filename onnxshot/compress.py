@@ -29,6 +29,7 @@ from onnxshot.preparing import sizes_of
 from onnxshot.proving import proof
 from onnxshot.proving.verify import compare
 from onnxshot.recipes.files import load_stages
+from onnxshot.recipes.level import at_level
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.record import leave_beside, source_of
 from onnxshot.recipes.stages import EmitStage, PruneStage, ShrinkStage, Stage, Stages, kind_of
@@ -49,6 +50,7 @@ def compress(
     calib: Any,
     *,
     recipe: Stages | Recipe | str | Path | None = None,
+    optim_level: float | None = None,
     sparsity: float | None = None,
     pattern: str | None = None,
     scope: str | None = None,
@@ -66,6 +68,7 @@ def compress(
         model: path of an .onnx file, or a ModelProto.
         calib: samples, as `quantize` takes them; the last quarter of them judges all stages, and none learns from it.
         recipe: the stages, or the path of a recipe file; how to quantize, where it is that alone.
+        optim_level: from 0, int8 alone, to 1, int8 with 70 % zeros, in place of a recipe and of what follows.
         sparsity: share of the weights that become zero, as `prune` takes it. This and what follows is the short form of
             two stages, prune and quantize.
         pattern: of the zeros, as `prune` takes it.
@@ -85,8 +88,15 @@ def compress(
     settings = settings or Settings()
     if calib is None:
         raise UsageError("there are no samples", "give --calib DATA: every stage learns from it")
-    pruning = {"sparsity": sparsity, "pattern": pattern, "scope": scope, "layers": layers, "spare": spare}
-    stages = _asked(recipe, {name: value for name, value in pruning.items() if value or value == 0}, options)
+    asked = {"sparsity": sparsity, "pattern": pattern, "scope": scope, "layers": layers, "spare": spare}
+    pruning = {name: value for name, value in asked.items() if value or value == 0}
+    if optim_level is None:
+        stages = _asked(recipe, pruning, options)
+    elif recipe is None and not pruning:
+        stages = at_level(optim_level, options)
+    else:
+        beside = "a recipe" if recipe is not None else next(iter(pruning))
+        raise UsageError(f"an optim level is given beside {beside}", "it is a recipe of its own: give one of them")
     for stage in stages.stages:
         if isinstance(stage, EmitStage):
             emitting.formats_of(stage.to, None, ORT)  # raises where a runtime is missing

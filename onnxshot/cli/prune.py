@@ -128,6 +128,9 @@ def prune(
 def compress(
     context: typer.Context,
     model: ModelArg,
+    optim_level: Annotated[
+        float | None, typer.Option(help="From 0, int8 alone, to 1, int8 with 70 % zeros; in place of what follows.")
+    ] = None,
     sparsity: Annotated[float | None, typer.Option(help="As of prune.")] = None,
     pattern: Annotated[str | None, typer.Option(help="As of prune.")] = None,
     scope: Annotated[str | None, typer.Option(help="As of prune.")] = None,
@@ -167,9 +170,11 @@ def compress(
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(samples=samples_of(samples), use_cache=cache, threads=threads, progress=show)
         result = onnxshot.compress(
-            model, calib, sparsity=sparsity, pattern=pattern, scope=scope, layers=dict(map(_rule, layer or ())),
-            spare=spare or (), output=output or model.with_name(f"{model.stem}.small.onnx"), keep_stages=keep_stages,
-            preset=preset, recipe=recipe, settings=settings, **given,
+            model, calib, optim_level=optim_level, sparsity=sparsity, pattern=pattern, scope=scope,
+            layers=dict(map(_rule, layer or ())), spare=spare or (),
+            output=output or model.with_name(f"{model.stem}.small.onnx"), keep_stages=keep_stages, preset=preset,
+            recipe=recipe, settings=settings,
+            **given,
         )  # fmt: skip
         if bundle is not None:
             onnxshot.bundle(result, bundle, calib, preset=preset, settings=settings)
