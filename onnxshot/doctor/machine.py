@@ -60,7 +60,7 @@ def processor() -> Processor:
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     facts = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
-    known = set(facts.get("flags", facts.get("Features", "")).split())
+    known = set((facts.get("flags") or facts.get("Features") or "").split())
     cores = len(re.findall(r"^processor\s*:", text, re.MULTILINE))
     name = facts.get("model name") or platform.processor() or platform.machine()
     return Processor(name, cores, tuple(flag for flag in _FLAGS if flag in known))
