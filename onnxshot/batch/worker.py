@@ -21,7 +21,7 @@ from onnxshot.output import peak_rss_mb
 from onnxshot.pipeline import quantize
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages
-from onnxshot.report import Artifact, Report, save_json
+from onnxshot.report import Artifact, Report, save_report
 from onnxshot.search.goal import function_of, score
 from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES, target_named
@@ -75,7 +75,7 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
         if not artifacts[0].path.endswith(".onnx"):
             output.unlink()
     drop = _drop(cell, artifacts[-1], settings)
-    save_json(report.to_dict(), folder / "report.json")
+    save_report(report.to_dict(), folder / "report.json")
     files = sorted(path for path in folder.iterdir() if path.name != "report.json")
     best = artifacts[-1]
     return {

@@ -27,7 +27,7 @@ from onnxshot.pipeline import Result
 from onnxshot.preparing import sizes_of
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages
-from onnxshot.report import save_json
+from onnxshot.report import save_report
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_runtime import Runner
 from onnxshot.targets.runtime import Loaded
@@ -76,7 +76,7 @@ def bundle(
         artifacts = _artifacts(result, made, source.stem)
         values = result.report.to_dict()
         values["outputs"] = [{**output, "path": Path(output["path"]).name} for output in values["outputs"]]
-        save_json(values, made / "report.json")
+        save_report(values, made / "report.json")
         (made / "recipe.json").write_text(json.dumps(result.report.recipe, indent=1) + "\n", encoding="utf-8")
         if isinstance(result, Result) and result.statistics is not None:
             result.statistics.save(made / "statistics.npz")
