@@ -1,0 +1,96 @@
+"""`calibrate`, and `cache`: statistics of calibration, and those that are kept."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import onnxshot
+from onnxshot.cli import terminal
+from onnxshot.cli.options import (
+    CacheOpt,
+    CalibOpt,
+    DeviceOpt,
+    IncludeOpt,
+    JsonOpt,
+    PresetOpt,
+    SamplesOpt,
+    TargetOpt,
+    ThreadsOpt,
+    samples_of,
+    tell,
+)
+from onnxshot.errors import UsageError
+from onnxshot.observing import cache as store
+from onnxshot.observing.calibrating import merge_files
+from onnxshot.recipes.recipe import Recipe
+
+
+def calibrate(
+    model: Annotated[
+        list[Path], typer.Argument(metavar="MODEL", help="The .onnx file; with --merge, the .npz files to join.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the statistics, a .npz file.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Join statistics of parts of the data.")] = False,
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    target: TargetOpt = "ort",
+    include: IncludeOpt = None,
+    samples: SamplesOpt = "auto",
+    holdout: Annotated[
+        float, typer.Option(help="Share of the samples, the last ones, left alone to judge a result on.")
+    ] = 0.25,
+    cache: CacheOpt = True,
+    device: DeviceOpt = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run MODEL over calibration data and write statistics for `quantize --stats`; or join some of them."""
+    started = time.perf_counter()
+    if merge:
+        if calib is not None:
+            raise UsageError("--merge joins statistics that are there; it takes no --calib")
+        found = merge_files(model, output)
+    else:
+        if len(model) != 1:
+            raise UsageError(f"{len(model)} models were given", "calibrate one at a time; --merge joins statistics")
+        with terminal.progress(not as_json) as show:
+            settings = onnxshot.Settings(
+                samples=samples_of(samples), use_cache=cache, threads=threads, device=device, seed=seed, progress=show
+            )
+            recipe = Recipe(target=target, include=tuple(include or ()))
+            found = onnxshot.calibrate(
+                model[0], calib, output=output, preset=preset, recipe=recipe, settings=settings, holdout=holdout
+            )
+    values = {
+        "output": str(output), "model": found.model, "data": found.data, "preset": found.preset,
+        "samples": len(found.samples), "considered": found.considered, "tensors": len(found.tensors),
+        "seconds": round(time.perf_counter() - started, 3), "notes": list(found.notes),
+    }  # fmt: skip
+    lines = [f"{output}: {len(found.tensors)} tensors, {len(found.samples)} samples", *found.notes]
+    tell(as_json, values, lambda: terminal.show_text("\n".join(lines)))
+
+
+cache_app = typer.Typer(no_args_is_help=True, help="Calibration statistics of earlier runs.")
+
+
+@cache_app.command("show")
+def cache_show(as_json: JsonOpt = False) -> None:
+    """Show where statistics are kept, how many there are, and how large they are."""
+    files = store.entries()
+    size = sum(path.stat().st_size for path in files)
+    folder = store.folder()
+    values = {"folder": str(folder), "entries": len(files), "bytes": size, "max_bytes": store.MAX_BYTES}
+    text = f"{folder}: {len(files)} entries, {size / 1e6:.1f} of {store.MAX_BYTES / 1e6:.0f} MB"
+    tell(as_json, values, lambda: terminal.show_text(text))
+
+
+@cache_app.command("clear")
+def cache_clear(as_json: JsonOpt = False) -> None:
+    """Remove all statistics that are kept."""
+    freed = store.clear()
+    tell(as_json, {"bytes": freed}, lambda: terminal.show_text(f"{freed / 1e6:.1f} MB removed"))

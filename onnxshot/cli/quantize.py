@@ -1,0 +1,170 @@
+"""`quantize`: to 8 bits or 16, for one target or several, maybe under a goal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import onnxshot
+from onnxshot.bundles.making import refuse_folder
+from onnxshot.cli import emit as cli_emit
+from onnxshot.cli import terminal
+from onnxshot.cli.bundle import BundleOpt
+from onnxshot.cli.options import (
+    CacheOpt,
+    CalibOpt,
+    DeviceOpt,
+    ExcludeOpt,
+    IncludeOpt,
+    JsonOpt,
+    LogOpt,
+    ModelArg,
+    PrecisionOpt,
+    PresetOpt,
+    ReportOpt,
+    SamplesOpt,
+    SetOpt,
+    StatsOpt,
+    TargetOpt,
+    ThreadsOpt,
+    is_given,
+    recipe_of,
+    samples_of,
+    sinks_of,
+    tell,
+)
+from onnxshot.errors import GoalMissed, UsageError
+from onnxshot.recipes.files import load_recipe
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.report import Report, save_report
+
+
+def quantize(
+    context: typer.Context,
+    model: ModelArg,
+    calib: CalibOpt = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Where to write. Default: MODEL.PRECISION.onnx beside the input."),
+    ] = None,
+    target: TargetOpt = "ort",
+    mode: Annotated[
+        str,
+        typer.Option(help="static: calibrated, dynamic per op where better. dynamic: no data. weights: for size."),
+    ] = "static",
+    precision: PrecisionOpt = "int8",
+    preset: PresetOpt = None,
+    effort: Annotated[
+        str, typer.Option(help="Accuracy: fast (ranges only), balanced (channels, biases), best (weights too).")
+    ] = "balanced",
+    method: Annotated[
+        str, typer.Option(help="Ranges: auto, minmax, moving-average, percentile, entropy, mse.")
+    ] = "auto",
+    format: Annotated[str, typer.Option("--format", help="qdq or qoperator.")] = "qdq",
+    activation_type: Annotated[str | None, typer.Option(help="uint8, int8, uint16, int16, float8e4m3fn.")] = None,
+    weight_type: Annotated[
+        str | None, typer.Option(help="int8, uint8, int16, uint16, float8e4m3fn; int4 with --mode weights.")
+    ] = None,
+    block: Annotated[int, typer.Option(help="int4 weights: how many inputs share a scale.", min=2)] = 128,
+    per_channel: Annotated[bool, typer.Option("--per-channel/--per-tensor", help="Scales of weights.")] = True,
+    exclude: ExcludeOpt = None,
+    include: IncludeOpt = None,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Keep the scales of a quantized model, and quantize the rest of it.")
+    ] = False,
+    samples: SamplesOpt = "auto",
+    stats: StatsOpt = None,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="A YAML recipe, or a report that holds one; options overrule it.")
+    ] = None,
+    arguments: SetOpt = None,
+    report: ReportOpt = None,
+    log: LogOpt = None,
+    min_sqnr: Annotated[float | None, typer.Option(help="Goal: least SQNR of the outputs in dB.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Goal: most that the score of --eval may fall.")] = None,
+    evaluation: Annotated[
+        str | None, typer.Option("--eval", help="file.py:function that scores a model, higher is better.")
+    ] = None,
+    max_latency: Annotated[float | None, typer.Option(help="Goal: most milliseconds of one run.")] = None,
+    max_size: Annotated[float | None, typer.Option(help="Goal: most megabytes of the file.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Minutes to search for the goal.")] = None,
+    bundle: BundleOpt = None,
+    batch: cli_emit.BatchOpt = None,
+    shape: cli_emit.ShapeOpt = None,
+    emit: cli_emit.EmitOpt = None,
+    shapes: cli_emit.ShapesOpt = None,
+    hardware: cli_emit.HardwareOpt = None,
+    half_weights: cli_emit.HalfOpt = False,
+    timing_cache: cli_emit.TimingOpt = None,
+    build_minutes: cli_emit.MinutesOpt = 30.0,
+    require_faster: Annotated[bool, typer.Option(help="Exit 3 if the result is slower than the input.")] = False,
+    keep_overridable: Annotated[bool, typer.Option(help="Leave weights that are also inputs as they are.")] = False,
+    requantize: Annotated[bool, typer.Option(help="Take a quantized model back to float first.")] = False,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
+    cache: CacheOpt = True,
+    device: DeviceOpt = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Quantize MODEL to int8 and prove the result against it."""
+    options: dict[str, Any] = {
+        "mode": mode, "precision": precision, "format": format, "activation_type": activation_type,
+        "weight_type": weight_type, "block": block, "per_channel": per_channel, "effort": effort, "method": method,
+        "exclude": tuple(exclude or ()), "include": tuple(include or ()),
+        "complete": complete, "batch": batch, "shape": shape,
+    }  # fmt: skip
+    given = {k: v for k, v in options.items() if is_given(context, k)}
+    if given.pop("shape", None):
+        given["shapes"] = cli_emit.fixed_shapes(shape)
+    recipe = replace(recipe_of(recipe_file, arguments, load_recipe) or Recipe(), **given)
+    goals = {
+        "min_sqnr": min_sqnr, "max_drop": max_drop, "max_latency": max_latency, "max_size": max_size, "budget": budget,
+    }  # fmt: skip
+    wanted = evaluation is not None or any(value is not None for value in goals.values())
+    goal = onnxshot.Goal(evaluate=evaluation, **goals) if wanted else None
+    sinks = sinks_of(log)
+    targets = cli_emit.listed([target]) if is_given(context, "target") else None
+    places = cli_emit.places_of(model, output, emit, targets or (recipe.target,), recipe.precision)
+    if goal is not None and set(cli_emit.listed(emit) or ("onnx",)) != {"onnx"}:
+        raise UsageError("a goal is searched for in ONNX Runtime", "then run onnxshot emit on the result")
+    how: dict[str, Any] = {"emit": cli_emit.listed(emit)} if goal is None else {"goal": goal}
+    if goal is None:
+        how["emit_options"] = cli_emit.emit_options(
+            shapes, hardware, half_weights, timing_cache, build_minutes, threads
+        )
+    bundles = {name: bundle / name if len(places) > 1 else bundle for name in places} if bundle is not None else {}
+    for folder in bundles.values():
+        refuse_folder(folder)  # before the work, not after it
+    reports: dict[str, Report] = {}
+    with terminal.progress(not as_json) as show:
+        settings = onnxshot.Settings(
+            samples=samples_of(samples), verify=verify, use_cache=cache, threads=threads, device=device, seed=seed,
+            keep_overridable=keep_overridable, requantize=requantize, progress=show,
+        )  # fmt: skip
+        make = onnxshot.quantize if goal is None else onnxshot.tune
+        for name, out in places.items():
+            result = make(
+                model, calib, stats=stats, output=out, preset=preset, recipe=replace(recipe, target=name),
+                settings=settings, **how,
+            )  # fmt: skip
+            reports[name] = result.report
+            if bundles:
+                onnxshot.bundle(result, bundles[name], calib, preset=preset, settings=settings)
+    values = cli_emit.joined(reports)
+    if report is not None:
+        save_report(values, report)
+    tell(as_json, values, lambda: terminal.show_reports(reports.values()))
+    for sink in sinks:
+        sink.send(values)
+    for name, found in reports.items():
+        if found.goal.get("missed"):
+            missed = "; ".join(found.goal["missed"])
+            hint = "it is the best found; --report FILE lists the others"
+            raise GoalMissed(f"{places[name]} was written, but {missed}", hint)
+        if require_faster and (found.speedup is None or found.slower):
+            measured = "its speed was not measured" if found.speedup is None else "it is slower than the input"
+            raise GoalMissed(f"{places[name]} was written, but {measured}", "leave out --require-faster to accept it")
