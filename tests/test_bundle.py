@@ -62,8 +62,9 @@ def change(bundle: Path, edit: Callable[[Any], object]) -> None:
 def test_what_is_in_it(made: Path, result: onnxshot.Result, source: Path) -> None:
     names = sorted(p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file())
     assert names == [
-        "beside/config.json", "beside/labels.txt", "manifest.json", "net.int8.bin", "net.int8.onnx", "net.int8.xml",
-        "preset.yaml", "recipe.json", "report.json", "samples/0.npz", "samples/1.npz", "samples/2.npz",
+        "beside/config.json", "beside/labels.txt", "manifest.json", "net.int8.bin", "net.int8.onnx",
+        "net.int8.recipe.yaml", "net.int8.xml", "preset.yaml", "recipe.json", "report.json",
+        "samples/0.npz", "samples/1.npz", "samples/2.npz",
         "statistics.npz",
     ]  # fmt: skip
     manifest = json.loads((made / "manifest.json").read_text())

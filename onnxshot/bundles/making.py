@@ -25,6 +25,7 @@ from onnxshot.graph.save import aside
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
 from onnxshot.pipeline import Result
 from onnxshot.preparing import sizes_of
+from onnxshot.recipes import record
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages
 from onnxshot.report import save_report
@@ -117,12 +118,10 @@ def _artifacts(result: Result | CompressResult, made: Path, stem: str) -> tuple[
         return (Made(f"{stem}.onnx", ONNX, str(result.report.recipe.get("target", "ort"))),)
     for artifact in result.report.outputs:
         path = Path(artifact.path)
-        for file in (
-            path,
-            path.with_name(path.name + ".data"),
-            *([path.with_suffix(".bin")] * (path.suffix == ".xml")),
-        ):
-            if file == path or file.exists():
+        weights = path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(path.name + ".data")
+        shutil.copyfile(path, made / path.name)
+        for file in (weights, record.beside(path)):
+            if file.exists():
                 shutil.copyfile(file, made / file.name)
     return tuple(Made(Path(a.path).name, a.format, a.target) for a in result.report.outputs)
 
