@@ -19,6 +19,7 @@ from onnxshot.cli.looking import bench, compare, inspect, sensitivity
 from onnxshot.cli.prune import compress, prune
 from onnxshot.cli.quantize import quantize
 from onnxshot.cli.replay import replay
+from onnxshot.cli.ui import ui
 from onnxshot.errors import OnnxshotError
 
 app = typer.Typer(
@@ -32,7 +33,7 @@ _INTERRUPTED = 130  # what the parser makes of Ctrl-C, and what shells use
 
 _COMMANDS = (
     quantize, prune, compress, calibrate, inspect, sensitivity, compare, diff, bench, emit, replay, batch, verify,
-    doctor,
+    doctor, ui,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command()(_command)

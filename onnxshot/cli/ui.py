@@ -1,0 +1,37 @@
+"""`ui`: the local page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from onnxshot.cli import terminal
+from onnxshot.cli.options import JsonOpt
+from onnxshot.errors import UsageError
+
+
+def ui(
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = 0,
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    max_upload: Annotated[
+        float, typer.Option(help="Most megabytes that the files of a job may have, unpacked.", min=1)
+    ] = 2048.0,
+    as_json: JsonOpt = False,
+) -> None:
+    """Serve a page on this machine alone: drop a model and samples, compress, look at the report, download."""
+    try:
+        from onnxshot.ui.server import serve
+    except ModuleNotFoundError as e:
+        raise UsageError(f"the page needs {e.name}, which is not installed", "pip install 'onnxshot[ui]'") from e
+
+    def ready(address: str) -> None:
+        if as_json:
+            sys.stdout.write(json.dumps({"url": address}) + "\n")
+            sys.stdout.flush()
+        else:
+            terminal.show_text(f"{address}\nwhoever has this address may use the page; Ctrl-C ends it")
+
+    serve(port, int(max_upload * 1e6), ready, browse=browse)

@@ -1,0 +1,1 @@
+"""A local page: drop a model and samples, compress, look at the report, download."""

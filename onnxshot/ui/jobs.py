@@ -1,0 +1,194 @@
+"""One job at a time: its folder, the files that came in, the process that works, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from onnxshot.ui.refused import CONFLICT, NO_ROOM, NOT_FOUND, TOO_LARGE, Refused
+from onnxshot.ui.request import OWN_PRESET, Asked
+from onnxshot.ui.uploads import safe_name, unpack
+
+KINDS = ("model", "calib", "preset")
+_UPLOADING, _RUNNING, _DONE, _FAILED = "uploading", "running", "done", "failed"
+
+
+class Job:
+    """A model, its samples and what is made of them, in a folder that goes when the job is closed.
+
+    state: uploading, running, done or failed.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.key = secrets.token_hex(8)
+        self.limit, self.used = limit, 0
+        self.state = _UPLOADING
+        self._made = tempfile.TemporaryDirectory(prefix="onnxshot-ui-", ignore_cleanup_errors=True)
+        self.folder = Path(self._made.name)
+        for name in (*KINDS, "out"):
+            (self.folder / name).mkdir()
+        self._step: list[Any] = []
+        self._error = ""
+        self._incoming = 0  # files that are being written
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def receiving(self, kind: str, name: str) -> Iterator[Path]:
+        """Where a file goes that comes in now; if it does not come whole, the job has failed.
+
+        Raises Refused for a file that cannot be taken, or not any more.
+        """
+        path = self._place(kind, name)
+        self._incoming += 1
+        try:
+            yield path
+        except BaseException as e:
+            self.state, self._error = _FAILED, f"{name} did not come whole: {e}"
+            path.unlink(missing_ok=True)
+            if isinstance(e, OSError):  # the disk is full, or the job was closed meanwhile
+                raise Refused(f"{name} cannot be written: {e.strerror}", status=NO_ROOM) from e
+            raise
+        finally:
+            self._incoming -= 1
+
+    def take(self, count: int) -> None:
+        """Count bytes that are about to be written. Raises Refused where they are too many."""
+        if self.used + count > self.limit:
+            more = f"the files are larger than {self.limit / 1e6:.1f} MB in all"
+            raise Refused(more, "start with a larger --max-upload, or give fewer samples", TOO_LARGE)
+        self.used += count
+
+    def arrived(self, path: Path) -> None:
+        """Unpack a file that is whole now, where it is an archive of samples. Raises Refused as `unpack` does."""
+        if path.parent.name == "calib" and path.suffix.lower() == ".zip":
+            try:
+                self.take(unpack(path, path.parent, self.limit - self.used))
+            finally:
+                path.unlink()
+
+    def start(self, asked: Asked) -> None:
+        """Begin to work. Raises Refused where files are missing or one too many, or the work has begun."""
+        if self.state != _UPLOADING or self._incoming:
+            raise Refused("the run cannot begin: it has already, or files are on their way", status=CONFLICT)
+        told = json.dumps(self._described(asked))
+        # -P: what was uploaded must not be imported. A session of its own, so that its children end with it.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "onnxshot.ui.worker"], cwd=self.folder, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
+        )  # fmt: skip
+        self.state = _RUNNING
+        self._reader = threading.Thread(target=self._follow, args=(self._process, told), daemon=True)
+        self._reader.start()
+
+    def tell(self) -> dict[str, Any]:
+        """All that the page shows."""
+        outputs = sorted(p for p in (self.folder / "out").iterdir() if p.is_file()) if self.state == _DONE else []
+        return {
+            "key": self.key, "state": self.state, "step": self._step, "error": self._error,
+            "outputs": [{"name": p.name, "bytes": p.stat().st_size} for p in outputs],
+        }  # fmt: skip
+
+    def output(self, name: str) -> Path:
+        """A file that was made: one of `outputs`, or the report. Raises Refused where there is none of that name."""
+        places = {"report.html": self.folder, "report.json": self.folder}
+        path = places.get(name, self.folder / "out") / safe_name(name)
+        if self.state != _DONE or not path.is_file():
+            raise Refused(f"there is no {name}", "look at the job's outputs", NOT_FOUND)
+        return path
+
+    def close(self) -> None:
+        """End the work, whatever it is at, and remove the folder."""
+        if self._process is not None and self._reader is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._reader.join()
+        self._made.cleanup()
+
+    def _place(self, kind: str, name: str) -> Path:
+        if self.state != _UPLOADING:
+            raise Refused("this job takes no more files", "begin another", CONFLICT)
+        if kind not in KINDS:
+            raise Refused(f"there is no place for {kind!r}", f"one of {', '.join(KINDS)}", NOT_FOUND)
+        path = self.folder / kind / safe_name(name)
+        if path.exists():
+            raise Refused(f"{name} is there already", "give every file once", CONFLICT)
+        return path
+
+    def _described(self, asked: Asked) -> dict[str, Any]:
+        """What the worker reads; paths from the job's folder, so that no report holds where that was."""
+        models = sorted(p.name for p in (self.folder / "model").iterdir() if p.suffix.lower() == ".onnx")
+        if len(models) != 1:
+            raise Refused(f"{len(models)} .onnx files were given", "give one, and the files of its weights if any")
+        samples = list((self.folder / "calib").iterdir())
+        if not samples:
+            raise Refused("no calibration files were given", "give pictures, .npz or .npy files, or a zip of them")
+        preset = asked.preset
+        if preset == OWN_PRESET:
+            files = sorted(p.name for p in (self.folder / "preset").iterdir())
+            if len(files) != 1 or Path(files[0]).suffix.lower() not in (".yaml", ".yml"):
+                raise Refused("the preset is to be a file, and no single .yaml file was given")
+            preset = f"preset/{files[0]}"
+        alone = len(samples) == 1 and samples[0].suffix.lower() in (".npz", ".npy")
+        ending = "small" if asked.level else "int8"
+        return {
+            "model": f"model/{models[0]}", "calib": f"calib/{samples[0].name}" if alone else "calib", "preset": preset,
+            "output": f"out/{Path(models[0]).stem}.{ending}.onnx", "report": "report.json", "page": "report.html",
+            "target": asked.target, "level": asked.level,
+        }  # fmt: skip
+
+    def _follow(self, process: subprocess.Popen[str], told: str) -> None:
+        """Hand the job over and read what the worker tells until it ends."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        done = False
+        with process, contextlib.suppress(OSError):
+            process.stdin.write(told + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                said = json.loads(line)
+                self._step = said.get("progress", self._step)
+                self._error = said.get("error", self._error)
+                done = said.get("done", done)
+        if not done and not self._error:
+            why = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
+            self._error = f"the run ended with {why} before it was done (is there memory enough?)"
+        self.state = _DONE if done else _FAILED
+
+
+class Desk:
+    """The one job that there may be. limit: most bytes that its files may have."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.current: Job | None = None
+
+    def begin(self) -> Job:
+        """A new job, in place of one that is not running. Raises Refused, with CONFLICT, where one runs."""
+        if self.current is not None and self.current.state == _RUNNING:
+            raise Refused("a job is running", "wait for it, or cancel it", CONFLICT)
+        self.close()
+        self.current = Job(self.limit)
+        return self.current
+
+    def job(self, key: str) -> Job:
+        """The job of that key. Raises Refused where it is gone."""
+        if self.current is None or not secrets.compare_digest(self.current.key, key):
+            raise Refused("that job is gone", "another was begun, or it was cancelled", NOT_FOUND)
+        return self.current
+
+    def close(self) -> None:
+        """Remove the job, ending it if need be."""
+        if self.current is not None:
+            self.current.close()
+            self.current = None

@@ -1,0 +1,183 @@
+"use strict";
+// All addresses are relative to the page's own, which holds the secret.
+const $ = (id) => document.getElementById(id);
+const LOOK_EVERY_MS = 300;
+let choices = null;
+let job = null; // the job that this page follows
+let sending = null; // the upload under way
+
+const sizeOf = (bytes) => (bytes < 1e5 ? (bytes / 1e3).toFixed(1) + " kB" : (bytes / 1e6).toFixed(2) + " MB");
+const files = (id) => [...$(id).files];
+
+async function call(method, address, values) {
+  const body = values === undefined ? undefined : JSON.stringify(values);
+  const answer = await fetch(address, { method, body });
+  const told = await answer.json();
+  if (!answer.ok) throw new Error(told.error);
+  return told;
+}
+
+function show(state) {
+  const busy = state === "uploading" || state === "running";
+  $("asked").disabled = busy;
+  $("run").hidden = busy;
+  $("working").hidden = !busy;
+  $("failed").hidden = state !== "failed";
+  $("result").hidden = state !== "done";
+  if (!busy) check();
+  const shown = { uploading: "working", failed: "failed", done: "result" }[state];
+  if (shown) $(shown).scrollIntoView({ block: "nearest" });
+}
+
+function fail(why) {
+  $("why").textContent = why;
+  show("failed");
+}
+
+function step(what, done, total) {
+  $("doing").textContent = total ? `${what}: ${done} of ${total}` : what;
+  if (total) {
+    $("bar").max = total;
+    $("bar").value = done;
+  } else {
+    $("bar").removeAttribute("value");
+  }
+}
+
+function check() {
+  for (const id of ["model", "calib"]) {
+    const given = files(id);
+    const box = $(id).parentElement;
+    const told = box.querySelector(".chosen");
+    told.dataset.empty ??= told.textContent;
+    box.classList.toggle("full", given.length > 0);
+    const names = given.slice(0, 3).map((file) => file.name).join(", ") + (given.length > 3 ? ", ..." : "");
+    const size = given.reduce((sum, file) => sum + file.size, 0);
+    told.textContent = given.length ? `${names} (${given.length} ${given.length === 1 ? "file" : "files"}, ${sizeOf(size)})` : told.dataset.empty;
+  }
+  const zeros = Math.round(100 * choices.most_sparsity * $("level").value);
+  $("level-told").textContent = zeros ? `int8, and ${zeros} % of the weights zero` : "int8";
+  $("advice").textContent = zeros
+    ? "Zeros take longer. They make the file smaller once it is compressed, and faster where the hardware skips them."
+    : "";
+  const own = $("preset").value === "file";
+  $("own").hidden = !own;
+  const ready = files("model").length && files("calib").length && (!own || files("preset-file").length);
+  $("run").disabled = !ready;
+}
+
+function send(file, address, told) {
+  return new Promise((resolve, reject) => {
+    const request = (sending = new XMLHttpRequest());
+    request.upload.onprogress = (event) => told(event.loaded);
+    request.onload = () =>
+      request.status === 200 ? resolve() : reject(new Error(JSON.parse(request.responseText).error));
+    request.onerror = () => reject(new Error(`${file.name} could not be sent: is it a folder, or more than the server takes?`));
+    request.onabort = () => reject(new Error("cancelled"));
+    request.open("PUT", address);
+    request.send(file);
+  });
+}
+
+async function upload(key) {
+  const own = $("preset").value === "file" ? files("preset-file") : [];
+  const all = [["model", files("model")], ["calib", files("calib")], ["preset", own]].flatMap(
+    ([kind, given]) => given.map((file) => [kind, file]));
+  const total = all.reduce((sum, [, file]) => sum + file.size, 0);
+  if (total > choices.limit) {
+    throw new Error(`the files are ${sizeOf(total)}; the server takes ${sizeOf(choices.limit)} (--max-upload)`);
+  }
+  let sent = 0;
+  for (const [i, [kind, file]] of all.entries()) {
+    const told = (loaded) => {
+      step(`sending file ${i + 1} of ${all.length}`);
+      $("bar").max = total;
+      $("bar").value = sent + loaded;
+    };
+    await send(file, `jobs/${key}/files/${kind}/${encodeURIComponent(file.name)}`, told);
+    sent += file.size;
+  }
+}
+
+async function compress() {
+  show("uploading");
+  step("sending files");
+  let mine = (job = null);
+  try {
+    mine = job = (await call("POST", "jobs")).key;
+    await upload(mine);
+    const asked = { target: $("target").value, preset: $("preset").value, level: Number($("level").value) };
+    await call("POST", `jobs/${mine}/run`, asked);
+    await follow();
+  } catch (error) {
+    if (job === mine) fail(error.message); // else it was cancelled
+  }
+}
+
+async function follow() {
+  for (const mine = job; job === mine; await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY_MS))) {
+    const told = await call("GET", `jobs/${mine}`);
+    if (job !== mine) return;
+    if (told.state === "failed") return fail(told.error);
+    if (told.state === "done") return finish(told);
+    show(told.state);
+    step(...(told.step.length ? told.step : ["reading the model"]));
+  }
+}
+
+async function cancel() {
+  const mine = job;
+  job = null;
+  sending?.abort();
+  if (mine !== null) await call("DELETE", `jobs/${mine}`).catch(() => {});
+  show("none");
+}
+
+function element(name, text, ...children) {
+  const made = document.createElement(name);
+  if (text !== null) made.textContent = text;
+  made.append(...children);
+  return made;
+}
+
+async function finish(told) {
+  const place = `jobs/${told.key}/outputs/`;
+  const report = await call("GET", place + "report.json");
+  const written = report.outputs.reduce((sum, artifact) => sum + artifact.bytes, 0);
+  const { float_ms: before, ms: after, speedup } = report.latency;
+  const figures = [
+    ["size", `${sizeOf(report.input_bytes)} → ${sizeOf(written)}`],
+    ["SQNR of the outputs", report.sqnr_db === null ? null : report.sqnr_db.toFixed(1) + " dB"],
+    ["same answer as the float model", report.agreement === null ? null : (100 * report.agreement).toFixed(1) + " %"],
+    ["speed", speedup === undefined ? null : `${speedup.toFixed(2)}x (${before.toFixed(2)} → ${after.toFixed(2)} ms)`],
+  ];
+  $("figures").replaceChildren(...figures.filter(([, value]) => value !== null).map(
+    ([name, value]) => element("div", null, element("dt", name), element("dd", value))));
+  const links = [...told.outputs, { name: "report.json" }].map(({ name, bytes }) => {
+    const link = element("a", name);
+    link.href = place + encodeURIComponent(name);
+    link.download = name;
+    return element("li", null, link, bytes === undefined ? "" : ` ${sizeOf(bytes)}`);
+  });
+  $("outputs").replaceChildren(...links);
+  $("verdict").textContent = "Done: download the result";
+  $("report").href = $("report-frame").src = place + "report.html";
+  show("done");
+}
+
+async function begin() {
+  choices = await call("GET", "choices");
+  for (const id of ["target", "preset"]) $(id).append(...choices[id].map((name) => new Option(name, name)));
+  $("preset").querySelector("[value=file]").text = "own file (YAML)";
+  $("ask").addEventListener("input", check);
+  $("ask").addEventListener("submit", (event) => { event.preventDefault(); compress(); });
+  $("cancel").addEventListener("click", cancel);
+  const current = await call("GET", "jobs/current");
+  check();
+  if (current.state === "running" || current.state === "done") {
+    job = current.key;
+    await follow();
+  }
+}
+
+begin().catch((error) => fail(error.message));

@@ -1,0 +1,197 @@
+"""The page's server: on this machine only, below a secret path, for pages of its own only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import socket
+import webbrowser
+from collections.abc import AsyncIterator, Callable
+from importlib import resources
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from onnxshot.errors import UsageError
+from onnxshot.recipes.level import MOST_SPARSITY
+from onnxshot.ui.jobs import Desk
+from onnxshot.ui.refused import TOO_LARGE, Refused
+from onnxshot.ui.request import Asked, choices
+
+HOST = "127.0.0.1"
+_OWN_NAMES = [HOST, "localhost"]  # any other name in Host is that of a site that points here: DNS rebinding
+_SHIPPED = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "frame-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store",
+}  # fmt: skip
+# The report states itself what it may load, which is nothing; here it is kept apart from the page.
+_REPORT_HEADERS = {"Content-Security-Policy": "sandbox allow-scripts; frame-ancestors 'self'"}
+_LONGEST_REQUEST = 10_000  # bytes of JSON
+_GRACE_SECONDS = 2  # for open connections, when the server is told to end
+
+
+def serve(port: int, limit: int, ready: Callable[[str], None], *, browse: bool) -> None:
+    """Serve the page until the process is interrupted; then remove what is left of a job.
+
+    Args:
+        port: to listen on; 0 takes a free one.
+        limit: most bytes that the files of a job may have.
+        ready: called with the address, which holds the secret.
+        browse: open it in a browser.
+
+    Raises:
+        UsageError: the port cannot be listened on.
+    """
+    token = secrets.token_urlsafe(32)
+    with listen(port) as listening:
+        address = f"http://{HOST}:{listening.getsockname()[1]}/{token}/"
+        config = uvicorn.Config(
+            application(token, limit), log_level="error", access_log=False, server_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )  # fmt: skip
+        ready(address)
+        if browse:
+            webbrowser.open(address)
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(port: int) -> socket.socket:
+    """A socket of this machine alone. Raises UsageError where the port is taken."""
+    try:
+        return socket.create_server((HOST, port))
+    except OSError as e:
+        raise UsageError(f"cannot listen on port {port}: {e.strerror}", "--port 0 takes a free one") from e
+
+
+def application(token: str, limit: int) -> Starlette:
+    """The server's routes, all below /TOKEN/; without the token every path is one that does not exist."""
+    desk = Desk(limit)
+    pages = _Pages(desk)
+
+    @contextlib.asynccontextmanager
+    async def life(_: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            desk.close()
+
+    routes = [
+        *(Route(f"/{name}", _shipped(name)) for name in _SHIPPED),
+        Route("/choices", pages.choices),
+        Route("/jobs", pages.begin, methods=["POST"]),
+        Route("/jobs/current", pages.current),
+        Route("/jobs/{key}", pages.job, methods=["GET", "DELETE"]),
+        Route("/jobs/{key}/run", pages.run, methods=["POST"]),
+        Route("/jobs/{key}/files/{kind}/{name}", pages.upload, methods=["PUT"]),
+        Route("/jobs/{key}/outputs/{name}", pages.output),
+    ]
+    return Starlette(
+        routes=[Mount(f"/{token}", routes=routes)],
+        middleware=[
+            Middleware(_Headers),
+            Middleware(TrustedHostMiddleware, allowed_hosts=_OWN_NAMES, www_redirect=False),
+        ],
+        exception_handlers={Refused: _refusal, HTTPException: _no_such_page},
+        lifespan=life,
+    )
+
+
+class _Pages:
+    """What each address does."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    async def choices(self, request: Request) -> Response:
+        return JSONResponse({**choices(), "most_sparsity": MOST_SPARSITY, "limit": self.desk.limit})
+
+    async def begin(self, request: Request) -> Response:
+        return JSONResponse(self.desk.begin().tell())
+
+    async def current(self, request: Request) -> Response:
+        return JSONResponse(self.desk.current.tell() if self.desk.current is not None else {"state": "none"})
+
+    async def job(self, request: Request) -> Response:
+        job = self.desk.job(request.path_params["key"])
+        if request.method == "DELETE":
+            self.desk.close()
+            return JSONResponse({"state": "none"})
+        return JSONResponse(job.tell())
+
+    async def run(self, request: Request) -> Response:
+        job, body = self.desk.job(request.path_params["key"]), b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _LONGEST_REQUEST:
+                raise Refused("the request is too long", status=TOO_LARGE)
+        try:
+            values = json.loads(body)
+        except (ValueError, RecursionError) as e:
+            raise Refused("that is no run: it is not JSON") from e
+        job.start(Asked.from_json(values))
+        return JSONResponse(job.tell())
+
+    async def upload(self, request: Request) -> Response:
+        """Write a file as it comes, counted chunk by chunk."""
+        job = self.desk.job(request.path_params["key"])
+        with job.receiving(request.path_params["kind"], request.path_params["name"]) as path:
+            with path.open("xb") as file:
+                async for chunk in request.stream():
+                    job.take(len(chunk))
+                    file.write(chunk)
+            await run_in_threadpool(job.arrived, path)
+        return JSONResponse(job.tell())
+
+    async def output(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        path = self.desk.job(request.path_params["key"]).output(name)
+        if name == "report.html":
+            return FileResponse(path, headers=_REPORT_HEADERS, media_type="text/html")
+        return FileResponse(path, filename=name, media_type="application/octet-stream")
+
+
+class _Headers:
+    """Puts the headers on every response that a browser is to keep to."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+def _shipped(name: str) -> Callable[[Request], Response]:
+    """What answers with a file of the page."""
+    text = resources.files("onnxshot.ui").joinpath(name or "page.html").read_text(encoding="utf-8")
+    return lambda _: Response(text, media_type=_SHIPPED[name])
+
+
+def _refusal(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    # A body that was refused half way is not read to its end: the connection cannot be used again.
+    return JSONResponse({"error": str(error)}, status_code=error.status, headers={"Connection": "close"})
+
+
+def _no_such_page(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, status_code=error.status_code)

@@ -1,0 +1,73 @@
+"""Files from outside: their names, their sizes, and archives of them."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from onnxshot.ui.refused import TOO_LARGE, Refused
+
+_LONGEST_NAME = 200  # bytes; most file systems take 255, and files are written aside under longer names
+_MOST_ENTRIES = 100_000
+
+
+def safe_name(name: str) -> str:
+    """The name as it is, where it is that of one visible file in a folder. Raises Refused for any other."""
+    if name.startswith(".") or any(c in '/\\:"' or not c.isprintable() for c in name):
+        raise Refused(f"{name!r} is no plain file name", "rename the file")
+    if not 0 < len(name.encode("utf-8", "replace")) <= _LONGEST_NAME:
+        raise Refused(f"the name {name[:20]!r}... is too long or empty", f"name it in 1 to {_LONGEST_NAME} bytes")
+    return name
+
+
+def unpack(archive: Path, folder: Path, room: int) -> int:
+    """Unpack a zip into a folder, all or nothing of it being looked at first; the bytes unpacked.
+
+    Hidden entries, and those that macOS adds, are left out. Raises Refused where it is no zip, is encrypted, holds
+    links, names outside the folder or files that are there already, or unpacks to more than `room` bytes.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = [entry for entry in opened.infolist() if not entry.is_dir() and not _is_litter(entry.filename)]
+            _check(archive.name, entries, folder, room)
+            for entry in entries:
+                place = folder / entry.filename
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(entry) as packed, place.open("xb") as written:
+                    # An entry is read to the size it states, which was checked, and no further.
+                    shutil.copyfileobj(packed, written)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, zlib.error) as e:
+        raise Refused(f"{archive.name} cannot be unpacked: {e}", "pack it again as a plain zip") from e
+    return sum(entry.file_size for entry in entries)
+
+
+def _check(name: str, entries: list[zipfile.ZipInfo], folder: Path, room: int) -> None:
+    if len(entries) > _MOST_ENTRIES:
+        raise Refused(f"{name} holds {len(entries)} files", f"at most {_MOST_ENTRIES}", TOO_LARGE)
+    total = sum(entry.file_size for entry in entries)
+    if total > room:
+        raise Refused(
+            f"{name} unpacks to {total / 1e6:.1f} MB, and {max(room, 0) / 1e6:.1f} MB are left",
+            "start with a larger --max-upload, or give fewer samples", TOO_LARGE,
+        )  # fmt: skip
+    for entry in entries:
+        path = PurePosixPath(entry.filename)
+        if path.is_absolute() or ".." in path.parts:
+            raise Refused(f"{name} holds {entry.filename!r}, which is outside of it", "pack it again")
+        for part in path.parts:
+            safe_name(part)
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise Refused(f"{name} holds {entry.filename!r}, which is no plain file", "pack the files themselves")
+        if entry.flag_bits & 1:
+            raise Refused(f"{name} is encrypted", "pack it without a password")
+        if (folder / path).exists():
+            raise Refused(f"{name} holds {entry.filename!r}, which is there already", "give every file once")
+
+
+def _is_litter(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or any(part.startswith(".") and part != ".." for part in parts)

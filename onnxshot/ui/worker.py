@@ -1,0 +1,69 @@
+"""One run in a process of its own, so that a crash or a cancel leaves the page alive.
+
+A job comes as one line of JSON on stdin: model, calib, preset, output, report and page: paths; target; level.
+Lines of JSON go to stdout: `progress` (what, done, total), and at the end `done` or `error`. When stdin closes, the
+page's server is gone, and so is the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import onnxshot
+from onnxshot.emitting import ONNX
+from onnxshot.errors import OnnxshotError
+from onnxshot.recipes.level import at_level
+from onnxshot.recipes.stages import EmitStage, Stage, Stages
+from onnxshot.report import Report
+from onnxshot.targets import target_named
+
+
+def make(job: dict[str, Any], settings: onnxshot.Settings) -> Report:
+    """What `onnxshot quantize` does with these files, or `onnxshot compress --optim-level` above level 0."""
+    how: dict[str, Any] = {"output": job["output"], "preset": job["preset"], "settings": settings}
+    calib, target = Path(job["calib"]), target_named(job["target"])
+    if not job["level"]:
+        return onnxshot.quantize(job["model"], calib, target=target.name, emit=(target.emits,), **how).report
+    stages: tuple[Stage, ...] = at_level(job["level"], {"target": target.name}).stages
+    if target.emits != ONNX:
+        stages += (EmitStage((target.emits,)),)
+    return onnxshot.compress(job["model"], calib, recipe=Stages(stages), **how).report
+
+
+def main() -> None:
+    """Read the job, do it, tell."""
+    # Libraries print on stdout what they like: the lines have a channel of their own.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+
+    def tell(**values: Any) -> None:
+        channel.write(json.dumps(values) + "\n")
+
+    try:
+        made = make(job, onnxshot.Settings(progress=lambda *step: tell(progress=step)))
+        made.save(job["report"])
+        made.save(job["page"])
+        tell(done=True)
+    except OnnxshotError as error:
+        tell(error=str(error))
+    except Exception as error:
+        traceback.print_exc()  # to the terminal of the server
+        tell(error=f"internal error: {type(error).__name__}: {error}")
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.read()
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
