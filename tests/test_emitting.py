@@ -16,6 +16,7 @@ from onnxshot import emitting, quantize
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.graph import Model
 from onnxshot.maths.metrics import SqnrSum
+from onnxshot.recipes.record import SUFFIX
 from onnxshot.targets import TARGETS
 from onnxshot.targets.execution import Execution, Ran
 from onnxshot.targets.ort import ORT
@@ -66,7 +67,8 @@ def copying(monkeypatch: pytest.MonkeyPatch) -> Copying:
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    """What is there, but for the record that every run leaves."""
+    return {path.name for path in folder.iterdir() if not path.name.endswith(SUFFIX)}
 
 
 def made(folder: Path, **options: Any) -> onnxshot.Result:

@@ -129,7 +129,7 @@ def _json(text: str | None) -> Any:
 
 def beside(path: Path) -> Path:
     """Where the record of a file lies."""
-    return path.with_name(path.stem + SUFFIX)
+    return path.with_name((path.stem if path.suffix.lower() == ".onnx" else path.name) + SUFFIX)
 
 
 def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: Sequence[Path]) -> list[str]:
