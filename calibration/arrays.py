@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from onnxshot.errors import CalibrationError
 
 _BROKEN = (OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError, SyntaxError)
 _DEFLATE_LIMIT = 1100  # deflate cannot shrink more than 1032 times: anything above is a lie in the directory
+_PARSING = threading.Lock()
+"""numpy reads headers with Python's parser, which up to 3.11 and in early 3.12 may fail where two threads use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class _Member:
 
 def map_npy(path: Path) -> NDArray[Any]:
     """The array of a .npy file, mapped read-only: nothing is read yet. CalibrationError: broken or Python objects."""
-    with _named(path):
+    with _named(path), _PARSING:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         return array
 
@@ -46,7 +49,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     with _named(path), zipfile.ZipFile(path) as archive:
         for name, member in _members(archive, path).items():
             with archive.open(member.info) as stream:
-                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+                arrays[name] = _values(stream, member)
     return arrays
 
 
@@ -57,7 +60,7 @@ def map_npz(path: Path, spool: Path) -> dict[str, NDArray[Any]]:
         for index, (name, member) in enumerate(_members(archive, path).items()):
             if 0 in member.shape or not member.shape:
                 with archive.open(member.info) as stream:  # nothing to map
-                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+                    arrays[name] = _values(stream, member)
                 continue
             file, offset = path, member.header
             if member.info.compress_type == zipfile.ZIP_STORED:
@@ -89,11 +92,19 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, _Member]:
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(stream)
+    with _PARSING:
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(stream)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(stream)
     raise ValueError(f"npy format {version[0]}.{version[1]} is for named fields, not plain arrays")
+
+
+def _values(stream: IO[bytes], member: _Member) -> NDArray[Any]:
+    """The array behind a header that was read before."""
+    stream.read(member.header)
+    data = bytearray(stream.read(math.prod(member.shape) * member.dtype.itemsize))
+    return np.ndarray(member.shape, member.dtype, data, order="F" if member.fortran else "C")
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:

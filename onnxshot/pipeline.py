@@ -327,8 +327,8 @@ class Run:
 
     def record(self, recipe: Recipe, plan: Plan) -> Record:
         """What makes this run's result, or that of another recipe and its plan, again."""
-        given = self.given is not None
-        return record(recipe, self.source_hash, self.settings, plan, sampled=self.sampled, statistics=given)
+        sampled = self.sampled or self.given is not None
+        return record(recipe, self.source_hash, self.settings, plan, sampled=sampled)
 
     def prove(self, written: Draft, data: Dataset | None) -> None:
         """Read the written file back and hold it against the float model."""

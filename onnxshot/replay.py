@@ -11,11 +11,12 @@ from typing import Any
 
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.statsfile import data_hash, refuse_other
-from onnxshot.errors import CalibrationError, OnnxshotError, UsageError
+from onnxshot.errors import CalibrationError, OnnxshotError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import refuse_sources
 from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import open_calib
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.record import (
     Record,
     Records,
@@ -71,7 +72,7 @@ def replay(
         recorded: the .recipe.yaml file beside the result, or the result itself.
         output: where to write.
         calib: the samples; by default where the record says they lay.
-        stats: the statistics, where a run was given some.
+        stats: the statistics, where the run was given some and no samples.
         preset: preprocessing of pictures; by default what the record names.
         settings: how to run it; all that may change a byte is taken from the record.
 
@@ -116,13 +117,13 @@ def _again(
     settings = replace(settings, verify=False, **run.settings)
     loaded = load_model(path)
     refuse_other("model", run.model, "the record", model_hash(loaded), str(path))
-    if run.statistics and stats is None:
-        raise UsageError("it was given statistics", "give the same with --stats")
-    stats = stats if run.statistics else None
     if not run.sampled:
-        return run_stage(run.parsed(), path, None, None, preset=preset, settings=settings, stats=stats)
+        return run_stage(run.parsed(), path, None, None, preset=preset, settings=settings)
+    if calib is None and (stats is None or not isinstance(run.parsed(), Recipe)):
+        hint = "give them with --calib DATA, or the statistics that it was given with --stats"
+        raise CalibrationError("the record does not say where its samples lay", hint)
     if calib is None:
-        raise CalibrationError("the record does not say where its samples lay", "give them with --calib DATA")
+        return run_stage(run.parsed(), path, None, None, preset=preset, settings=settings, stats=stats)
     with open_calib(calib, loaded, preset, settings) as data:
         for what, found in (("preset", data.preset_hash), ("data", data_hash(data.digests()))):
             wanted = source.get(f"{what}_sha256")

@@ -9,6 +9,7 @@ import yaml
 from handmade import HANDMADE
 
 from onnxshot.batch.store import ROW
+from onnxshot.recipes.record import SUFFIX
 
 REPORTS = (ROW, "report.json")
 
@@ -35,6 +36,6 @@ def manifest(folder: Path, **changes: Any) -> Path:
 
 
 def artifacts(output: Path) -> dict[str, bytes]:
-    """All files of results by their place, without those that hold timings."""
-    files = (p for p in output.glob("*/*/*") if p.name not in REPORTS)
+    """All files of results by their place, without those that hold timings, or where samples lay."""
+    files = (p for p in output.glob("*/*/*") if p.name not in REPORTS and not p.name.endswith(SUFFIX))
     return {p.relative_to(output).as_posix(): p.read_bytes() for p in files}

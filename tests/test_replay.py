@@ -11,7 +11,7 @@ from handmade.core import Feed
 from pains import command
 from support import fixture, heldout
 
-from onnxshot import Settings, compress, errors, quantize, replay
+from onnxshot import Settings, calibrate, compress, errors, quantize, replay
 from onnxshot.output import RANDOM_KEY
 from onnxshot.recipes.files import load_stages
 from onnxshot.recipes.recipe import Recipe
@@ -58,6 +58,15 @@ def test_a_result_is_made_again_from_the_result_itself(given: list[Feed], tmp_pa
         replay(fixture(NAME), made, tmp_path / "b.onnx")
     assert replay(fixture(NAME), made, tmp_path / "b.onnx", calib=given).same is True
     assert (tmp_path / "b.onnx").read_bytes() == made.read_bytes()
+
+
+def test_a_run_on_statistics_takes_them_again(given: list[Feed], tmp_path: Path) -> None:
+    made, stats = tmp_path / "a.onnx", tmp_path / "s.npz"
+    calibrate(fixture(NAME), given, output=stats, settings=QUICK)
+    quantize(fixture(NAME), stats=stats, output=made, settings=QUICK)
+    with pytest.raises(errors.CalibrationError, match="statistics that it was given"):
+        replay(fixture(NAME), made, tmp_path / "b.onnx")
+    assert replay(fixture(NAME), tmp_path / "a.recipe.yaml", tmp_path / "b.onnx", stats=stats).same is True
 
 
 def test_stages_are_replayed_one_after_the_other(folder: Path, tmp_path: Path) -> None:

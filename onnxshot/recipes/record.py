@@ -28,8 +28,8 @@ from onnxshot.settings import Settings
 
 VERSION_KEY, RECIPE_KEY, RUNS_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.runs"
 SUFFIX = ".recipe.yaml"
-SETTINGS = ("samples", "seed", "threads", "device", "keep_overridable", "requantize")
-"""Of the settings, those that may change a byte: sums of floats come out in another order with other threads."""
+SETTINGS = ("samples", "seed", "device", "keep_overridable", "requantize")
+"""Of the settings, those that may change a byte."""
 _LIBRARIES = ("onnxshot", "onnx", "onnxruntime", "numpy")
 _HEAD = "# What {name} was made of, and how. onnxshot replay MODEL {file} makes the same bytes again.\n"
 
@@ -41,8 +41,8 @@ class Record(Plain):
     Attributes:
         stage: what was asked for, as `{kind: fields}`.
         model: SHA-256, hex, of the graph and weights that were given.
-        sampled: there were samples. What they were is not here: as files and as arrays they make the same bytes.
-        statistics: the run was given statistics instead of calibrating.
+        sampled: there were samples, or statistics of some. What they were is not here: as files and as arrays they make
+            the same bytes.
         settings: those of `SETTINGS`.
         versions: of onnxshot and of the libraries that compute.
         decided: precision -> nodes; what stayed float is in none of them.
@@ -51,7 +51,6 @@ class Record(Plain):
     stage: Mapping[str, Any]
     model: str
     sampled: bool
-    statistics: bool
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     decided: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -71,7 +70,6 @@ def record(
     plan: Plan | None = None,
     *,
     sampled: bool,
-    statistics: bool = False,
 ) -> Record:
     """The record of a run; given: `model_hash` of what it was given."""
     decided: dict[str, list[str]] = {}
@@ -79,7 +77,7 @@ def record(
         if node.how != FLOAT:
             decided.setdefault(node.how, []).append(node.node)
     return Record(
-        {kind_of(stage): stage.to_dict()}, given, sampled, statistics,
+        {kind_of(stage): stage.to_dict()}, given, sampled,
         {name: getattr(settings, name) for name in SETTINGS}, versions(), decided,
     )  # fmt: skip
 
