@@ -8,7 +8,7 @@ COPY onnxshot onnxshot
 COPY calibration calibration
 RUN python -m venv /opt/onnxshot \
     && /opt/onnxshot/bin/pip install --no-cache-dir --only-binary :all: "setuptools>=77" \
-    && /opt/onnxshot/bin/pip install --no-cache-dir --only-binary :all: --no-binary onnxshot --no-build-isolation ".[${EXTRAS}]" \
+    && /opt/onnxshot/bin/pip install --no-cache-dir --only-binary :all: --no-binary onnxshot --no-build-isolation ".${EXTRAS:+[$EXTRAS]}" \
     && /opt/onnxshot/bin/pip uninstall --yes setuptools pip
 
 FROM python:3.12-slim
