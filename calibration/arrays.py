@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onnxshot.errors import CalibrationError
 
-_BROKEN = (OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError, SyntaxError)
+_BROKEN = (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError)
 _DEFLATE_LIMIT = 1100  # deflate cannot shrink more than 1032 times: anything above is a lie in the directory
 _PARSING = threading.Lock()
 """numpy reads headers with Python's parser, which up to 3.11 and in early 3.12 may fail where two threads use it."""

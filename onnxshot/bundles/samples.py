@@ -59,7 +59,7 @@ def read_sample(path: Path, files: tuple[str, ...]) -> Stored:
             raise ModelError(f"{path} unpacks to {size >> 20} MB, over {MOST_BYTES >> 20}")
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError) as e:
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError) as e:
         raise ModelError(f"{path} is no sample: {first_line(e)}") from e
     return Stored(
         _below("input/", arrays), _below("float/", arrays), {name: _below(f"output/{name}/", arrays) for name in files}

@@ -176,7 +176,7 @@ def _zip_kind(path: Path) -> tuple[str, str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, RuntimeError):
         names = []
     if "model.weights.h5" in names:
         return _OTHER_FORMATS[".keras"]
