@@ -32,7 +32,8 @@ MODEL = fixture("digits_mobile")
 @pytest.fixture(scope="module")
 def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where jobs have their folders."""
-    folder = tmp_path_factory.mktemp("jobs")
+    folder = tmp_path_factory.mktemp("around") / "jobs"
+    folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
         yield folder
