@@ -41,6 +41,7 @@ def run(repository: Path, step: str, **environment: str) -> int:
     return subprocess.run(["bash", "-e", "-c", RUNS[step]], cwd=repository, env=values, capture_output=True).returncode
 
 
+@pytest.mark.slow
 def test_the_workflow_gates_a_model(repository: Path) -> None:
     assert run(repository, "quantize") == 0
     assert run(repository, "verify") == 0

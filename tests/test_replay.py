@@ -11,7 +11,7 @@ from handmade.core import Feed
 from pains import command
 from support import fixture, heldout
 
-from onnxshot import Settings, calibrate, compress, errors, quantize, replay
+from onnxshot import Settings, calibrate, compress, errors, prune, quantize, replay
 from onnxshot.output import RANDOM_KEY
 from onnxshot.recipes.files import load_stages
 from onnxshot.recipes.recipe import Recipe
@@ -71,16 +71,14 @@ def test_a_run_on_statistics_takes_them_again(given: list[Feed], tmp_path: Path)
 
 def test_stages_are_replayed_one_after_the_other(folder: Path, tmp_path: Path) -> None:
     made = tmp_path / "a.onnx"
-    compress(fixture(NAME), folder, sparsity=0.5, output=made, settings=QUICK, effort="fast")
+    compress(fixture(NAME), folder, sparsity=0.5, scope="layer", output=made, settings=QUICK, effort="fast")
     found = replay(fixture(NAME), tmp_path / "a.recipe.yaml", tmp_path / "b.onnx")
     assert found.runs == ("prune", "quantize")
     assert (tmp_path / "b.onnx").read_bytes() == made.read_bytes()
 
 
 def test_a_new_run_comes_behind_those_that_a_model_has_been_through(folder: Path, tmp_path: Path) -> None:
-    from onnxshot import prune
-
-    prune(fixture(NAME), folder, sparsity=0.4, output=tmp_path / "p.onnx", settings=QUICK)
+    prune(fixture(NAME), folder, sparsity=0.4, scope="layer", output=tmp_path / "p.onnx", settings=QUICK)
     quantize(tmp_path / "p.onnx", folder, output=tmp_path / "q.onnx", settings=QUICK, effort="fast")
     stages = load_stages(tmp_path / "q.recipe.yaml")
     assert [type(stage) for stage in stages.stages] == [PruneStage, Recipe]
