@@ -46,7 +46,6 @@ INT8: dict[str, Callable[[], Case]] = {
     "one scale for the weight": lambda: conv(axis=None),
     "uint8 input with zero point 0": lambda: conv(U8_RELU),
     "int8 input": lambda: conv(S8),
-    "int8 input with a zero point": lambda: conv(S8_SHIFTED),
     "int32 bias": lambda: conv(bias="int32"),
     "no bias": lambda: conv(bias="none"),
     "weight rounded at run time": lambda: conv(rounded=True),
@@ -62,6 +61,7 @@ INT8: dict[str, Callable[[], Case]] = {
     "MatMul": lambda: matmul(),
     "MatMul, one scale": lambda: matmul(axis=None),
     "MatMul, int8 input": lambda: matmul(S8),
+    "MatMul, int8 input with a zero point": lambda: matmul(S8_SHIFTED),
     "MatMul, three axes": lambda: matmul(rank=3),
     "MatMul, Q on the output": lambda: matmul(output=True),
     "Gemm": lambda: matmul(op="Gemm"),
@@ -95,6 +95,18 @@ def test_runs_in_int8_and_preflight_has_nothing_to_say(name: str, tmp_path: Path
     assert (ran.share, ran.honoured, ran.float_between) == (1.0, 1.0, ())
     assert OPENVINO.preflight(load_model(case.model)) == []
     assert agreement(case, tmp_path) > 40  # a value that falls between two integers may go to either
+
+
+@pytest.mark.parametrize("group", [1, 16])
+def test_a_conv_of_int8_with_a_zero_point_runs_in_float_where_there_is_amx(group: int, tmp_path: Path) -> None:
+    cpu = Path("/proc/cpuinfo")
+    has_amx = cpu.exists() and "amx_int8" in cpu.read_text()
+    case = conv(S8_SHIFTED, group=group)
+    ran = executed(case.model, tmp_path)
+    assert [(n.precision, n.asked) for n in ran.nodes] == [("float" if has_amx else "int8", True)]
+    (told,) = OPENVINO.preflight(load_model(case.model))  # wherever the file was made, it may run elsewhere
+    assert told.node == "product"
+    assert "float on CPUs with AMX" in told.reason
 
 
 @pytest.mark.parametrize("name", FLOAT)

@@ -30,7 +30,8 @@ def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
     """Schemes of activations and weights. Raises TargetError for a pair the target cannot run, with the reason."""
     activation, weight = target.activation, target.weight
     if recipe.activation_type is not None and recipe.activation_type != activation.dtype.name:
-        activation = replace(activation, dtype=TYPES[recipe.activation_type])
+        zero_at_0 = activation.symmetric or recipe.activation_type in target.symmetric
+        activation = replace(activation, dtype=TYPES[recipe.activation_type], symmetric=zero_at_0)
     if recipe.weight_type is not None and recipe.weight_type != weight.dtype.storage_name:
         weight = replace(weight, dtype=WEIGHT_TYPES[recipe.weight_type])
     if recipe.mode == STATIC:

@@ -20,6 +20,7 @@ class Target:
         types: (activation, weight) type names the target computes in; all others are refused before calibration.
         refused: why a pair is refused, by activation or weight type name, or by such as 'uint8 weights'; why floats of
             16 bits are, by theirs.
+        symmetric: activation types that get zero point 0 there whatever the default scheme says.
         static: ops with a weight that run in int8 with fixed activation scales.
         dynamic: ops with a weight that run in int8 with activation scales taken at run time.
         contrib: ops it runs in int8 through an operator of its own; only on request: no other runtime reads them.
@@ -50,6 +51,7 @@ class Target:
     weight: QuantScheme
     types: frozenset[tuple[str, str]]
     static: frozenset[str]
+    symmetric: frozenset[str] = frozenset()
     dynamic: frozenset[str] = frozenset()
     contrib: frozenset[str] = frozenset()
     prefers_dynamic: bool = False

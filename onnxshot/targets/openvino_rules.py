@@ -68,6 +68,8 @@ def _float_product(model: Model, node: Node) -> str:
     reason = _float_factors(model, data, weight) if _stored(weight) is None else _float_weight(model, node, weight)
     if not reason and node.op == "ConvTranspose" and _shifted(data):
         reason = "the zero point of its input is not 0"
+    if not reason and node.op == "Conv" and _kind(model, data) == TensorProto.INT8 and _shifted(data):
+        return "OpenVINO runs it in float on CPUs with AMX: its input is int8 with a zero point other than 0"
     return f"OpenVINO runs it in float: {reason}" if reason else ""
 
 
