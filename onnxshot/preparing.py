@@ -19,6 +19,7 @@ from onnxshot.passes.inline_functions import InlineFunctions
 from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.remove_unused import RemoveUnused
+from onnxshot.planning.asked import under_rule
 from onnxshot.planning.plan import FLOAT
 from onnxshot.planning.planner import make_plan, schemes
 from onnxshot.recipes.recipe import Recipe
@@ -86,6 +87,9 @@ def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:
     if not recipe.quantizes:
         return HALVES[recipe.half or ""].opset
     activation, weight = schemes(target, recipe)
+    if recipe.layers:
+        every = (replace(recipe, layers={}), *(under_rule(recipe, rule) for rule in recipe.rules.values()))
+        return max(lowest_opset(model, target, one) for one in every)
     if max(activation.dtype.bits, weight.dtype.bits) > 8 or weight.dtype.bits == 4:
         return 21
     half = any(weights.elem_type(c) == TensorProto.FLOAT16 for c in model.constants())

@@ -21,13 +21,12 @@ from onnxshot.targets.base import Target
 
 def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     """Change the graph as the plan says; what the passes refused."""
-    method = recipe.weight_method
-    skips = InsertQdq(plan, method).run(model).skips if plan.tensors else []
+    skips = InsertQdq(plan).run(model).skips if plan.tensors else []
     QuantizeByChannel(plan).run(model)
     Smooth(plan.smoothing, plan.labels(DYNAMIC)).run(model)
     merge = MergeProducts(plan)
     merge.run(model)
-    steps = (QuantizeDynamically(merge.plan, method), QuantizeWeightsOnly(plan, method), StoreHalf())
+    steps = (QuantizeDynamically(merge.plan), QuantizeWeightsOnly(plan), StoreHalf())
     skips += [skip for step in steps for skip in step.run(model).skips]
     _tidy(model)
     return skips

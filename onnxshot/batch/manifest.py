@@ -15,7 +15,8 @@ from onnxshot.calibration.functions import named
 from onnxshot.emitting import ONNX
 from onnxshot.errors import UsageError
 from onnxshot.recipes.files import load_stages, read_values
-from onnxshot.recipes.recipe import Recipe, shown
+from onnxshot.recipes.plain import shown
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages
 from onnxshot.targets import RUNTIMES, TARGETS
 

@@ -153,7 +153,7 @@ def _data_of(cell: Cell) -> str:
     if not single or cell.samples == "auto" or cell.calib in (None, "random") or cell.stats is not None:
         return ""
     assert isinstance(recipe, Recipe)
-    watched = [recipe.include, recipe.batch, sorted(recipe.shapes.items())]
+    watched = [recipe.include, recipe.to_dict()["layers"], recipe.batch, sorted(recipe.shapes.items())]
     return json.dumps([cell.model, cell.calib, cell.preset, cell.samples, cell.seed, watched])
 
 

@@ -6,7 +6,7 @@ Runtime fuses to one kernel. A Conv done so (ConvInteger) runs at 0.2x to 0.4x o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx import TensorProto
 
@@ -14,7 +14,7 @@ from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit
 from onnxshot.maths.affine import PerChannel, PerTensor, QuantScheme
 from onnxshot.passes.base import Change
 from onnxshot.passes.weights_int8 import QuantizedWeights
-from onnxshot.planning.plan import DYNAMIC, Plan
+from onnxshot.planning.plan import DYNAMIC, Plan, WeightPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,6 @@ class QuantizeDynamically:
     """Rewrite the plan's dynamic nodes, in subgraphs too; their weights are stored once, in the outer graph."""
 
     plan: Plan
-    weight_method: str = "minmax"
     name: str = "quantize_dynamically"
 
     def run(self, model: Model) -> Change:
@@ -30,18 +29,18 @@ class QuantizeDynamically:
         change = Change()
         chosen = self.plan.labels(DYNAMIC)
         nodes = [(g, n) for g, n in model.walk() if n.label in chosen]
-        quantized = QuantizedWeights(model, self.weight_method, self.plan.kept.weights)
+        quantized = QuantizedWeights(model, self.plan.kept.weights)
         inputs: dict[tuple[int, Tensor], Node] = {}
         for graph, node in nodes:
-            scheme = self.plan.weights[node.label].scheme
+            planned = self.plan.weights[node.label]
             if node.op == "LSTM":
                 refusal = _unsupported_lstm(node)
                 if refusal:
                     change.skip(node, refusal)
                     continue
-                _rewrite_lstm(model, node, quantized, scheme)
+                _rewrite_lstm(model, node, quantized, planned)
             else:
-                _rewrite_product(model, graph, node, quantized, scheme, inputs)
+                _rewrite_product(model, graph, node, quantized, planned, inputs)
             change.edits += 1
         if nodes:
             edit.toposort(model)
@@ -53,7 +52,7 @@ def _rewrite_product(
     graph: Graph,
     node: Node,
     quantized: QuantizedWeights,
-    scheme: QuantScheme,
+    planned: WeightPlan,
     inputs: dict[tuple[int, Tensor], Node],
 ) -> None:
     x, weight = node.inputs[0], node.inputs[1]
@@ -61,9 +60,9 @@ def _rewrite_product(
     out = node.outputs[0]
     if node.op == "Gemm" and node.attrs.get("transB", 0):
         weight = quantized.transposed(weight, (1, 0))
-    axis = 1 if isinstance(scheme.granularity, PerChannel) else None
-    scheme = QuantScheme(scheme.dtype, scheme.symmetric, PerTensor() if axis is None else PerChannel(axis))
-    params = quantized.params(weight, scheme)
+    per_channel = isinstance(planned.scheme.granularity, PerChannel)
+    scheme = replace(planned.scheme, granularity=PerChannel(1) if per_channel else PerTensor())
+    params = quantized.params(weight, scheme, planned.method)
     w, w_scale, w_zero = quantized.constants(weight, params)
     key = (id(graph), x)
     if key not in inputs:
@@ -95,7 +94,7 @@ def _unsupported_lstm(node: Node) -> str:
     return "DynamicQuantizeLSTM has no batch-first layout" if node.attrs.get("layout", 0) else ""
 
 
-def _rewrite_lstm(model: Model, node: Node, quantized: QuantizedWeights, scheme: QuantScheme) -> None:
+def _rewrite_lstm(model: Model, node: Node, quantized: QuantizedWeights, planned: WeightPlan) -> None:
     """LSTM -> com.microsoft.DynamicQuantizeLSTM: W and R transposed to [directions, in, 4H], a scale per direction."""
     ins: list[Tensor | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
     packed: list[Tensor] = []
@@ -104,7 +103,7 @@ def _rewrite_lstm(model: Model, node: Node, quantized: QuantizedWeights, scheme:
         weight = ins[slot]
         assert weight is not None
         moved = quantized.transposed(weight, (0, 2, 1))
-        params = quantized.params(moved, QuantScheme(scheme.dtype, True, PerChannel(0)))
+        params = quantized.params(moved, QuantScheme(planned.scheme.dtype, True, PerChannel(0)), planned.method)
         q, scale, zero = quantized.constants(moved, params)
         packed.append(q)
         scales += [scale, zero]

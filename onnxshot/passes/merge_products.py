@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, edit, weights
-from onnxshot.maths.affine import PerChannel
+from onnxshot.maths.affine import PerChannel, QuantScheme
 from onnxshot.passes.base import Change
 from onnxshot.planning.plan import DYNAMIC, NodePlan, Plan
 
@@ -42,13 +42,13 @@ class MergeProducts:
     def _groups(self, graph: Graph) -> list[list[Node]]:
         """MatMuls of one tensor with a scale per channel, whose weights nothing else reads."""
         dynamic = self.plan.labels(DYNAMIC)
-        readers: dict[Tensor, list[Node]] = {}
+        readers: dict[tuple[Tensor, QuantScheme, str], list[Node]] = {}
         for node in graph.nodes:
             if node.op != "MatMul" or node.label not in dynamic or node.label in self.plan.kept.nodes:
                 continue
-            per_channel = isinstance(self.plan.weights[node.label].scheme.granularity, PerChannel)
-            if per_channel and len(edit.consumers(node.inputs[1])) == 1:
-                readers.setdefault(node.inputs[0], []).append(node)
+            planned = self.plan.weights[node.label]
+            if isinstance(planned.scheme.granularity, PerChannel) and len(edit.consumers(node.inputs[1])) == 1:
+                readers.setdefault((node.inputs[0], planned.scheme, planned.method), []).append(node)
         return [nodes for nodes in readers.values() if len(nodes) > 1]
 
     def _adopt(self, nodes: Sequence[Node], merged: Node) -> None:

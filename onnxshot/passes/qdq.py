@@ -25,7 +25,6 @@ class InsertQdq:
     """Quantize the tensors and weights of the plan's static nodes."""
 
     plan: Plan
-    weight_method: str = "minmax"
     name: str = "insert_qdq"
 
     def run(self, model: Model) -> Change:
@@ -33,7 +32,7 @@ class InsertQdq:
         change = Change()
         static = self.plan.labels(STATIC)
         nodes = [n for n in model.graph.nodes if n.label in static]
-        quantized = QuantizedWeights(model, self.weight_method, self.plan.kept.weights)
+        quantized = QuantizedWeights(model, self.plan.kept.weights)
         for node in nodes:
             if node.label in self.plan.weights:
                 self._quantize_weight(model, node, quantized, change)
@@ -61,7 +60,7 @@ class InsertQdq:
     def _quantize_weight(self, model: Model, node: Node, quantized: QuantizedWeights, change: Change) -> None:
         planned = self.plan.weights[node.label]
         weight = node.inputs[planned.slot]
-        params = quantized.params(weight, planned.scheme)
+        params = quantized.params(weight, planned.scheme, planned.method)
         slot = OPS[node.op].bias
         bias = edit.constant_input(node, slot) if slot is not None else None
         if bias is not None and slot is not None and node.op == "Gemm":

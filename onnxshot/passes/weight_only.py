@@ -13,7 +13,7 @@ from onnxshot.graph import Constant, Graph, Model, Node, edit, weights
 from onnxshot.maths.affine import INT8, INT16, PerChannel, QuantScheme
 from onnxshot.passes.base import Change
 from onnxshot.passes.weights_int8 import QuantizedWeights
-from onnxshot.planning.plan import WEIGHTS, Plan
+from onnxshot.planning.plan import WEIGHTS, Plan, WeightPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,6 @@ class QuantizeWeightsOnly:
     """Store the weights of the plan's weights-only nodes in 8 bits."""
 
     plan: Plan
-    weight_method: str = "minmax"
     name: str = "quantize_weights_only"
 
     def run(self, model: Model) -> Change:
@@ -29,16 +28,16 @@ class QuantizeWeightsOnly:
         change = Change()
         chosen = self.plan.labels(WEIGHTS)
         nodes = [(g, n) for g, n in model.walk() if n.label in chosen]
-        quantized = QuantizedWeights(model, self.weight_method, self.plan.kept.weights)
+        quantized = QuantizedWeights(model, self.plan.kept.weights)
         for graph, node in nodes:
             planned = self.plan.weights[node.label]
             if node.op == "Gather" and not planned.gathers_floats:
-                _rewrite_embedding(model, graph, node, quantized, planned.scheme)
+                _rewrite_embedding(model, graph, node, quantized, planned)
             else:
                 slots = (1, 2) if node.op in ("LSTM", "GRU", "RNN") else (planned.slot,)
                 for slot in slots:
                     if isinstance(node.inputs[slot], Constant):
-                        params = quantized.params(node.inputs[slot], planned.scheme)
+                        params = quantized.params(node.inputs[slot], planned.scheme, planned.method)
                         quantized.dequantized(node, slot, params)
             change.edits += 1
         if nodes:
@@ -47,14 +46,15 @@ class QuantizeWeightsOnly:
 
 
 def _rewrite_embedding(
-    model: Model, graph: Graph, node: Node, quantized: QuantizedWeights, scheme: QuantScheme
+    model: Model, graph: Graph, node: Node, quantized: QuantizedWeights, planned: WeightPlan
 ) -> None:
     """Gather(table [V, D], ids) -> Cast(Gather(q [V, D], ids)) * Gather(scale [V, 1], ids). A scale per row."""
     table, ids = node.inputs
     out = node.outputs[0]
     # No zero point is gathered, so it must be 0: unsigned types are taken as their signed twins.
-    dtype = scheme.dtype if scheme.dtype.signed else {8: INT8, 16: INT16}[scheme.dtype.bits]
-    params = quantized.params(table, QuantScheme(dtype, True, PerChannel(0)))
+    dtype = planned.scheme.dtype
+    dtype = dtype if dtype.signed else {8: INT8, 16: INT16}[dtype.bits]
+    params = quantized.params(table, QuantScheme(dtype, True, PerChannel(0)), planned.method)
     rows, _, _ = quantized.constants(table, params)
     kind = weights.elem_type(table)
     column = edit.add_constant(model, table.name, "row_scale", params.scale[:, None].astype(table._values.dtype))

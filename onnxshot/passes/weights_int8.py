@@ -32,28 +32,28 @@ class QuantizedWeights:
 
     Attributes:
         model: the model the constants are for.
-        method: minmax or mse, as `weight_params` takes it.
         kept: params of weights that came with them, by name.
     """
 
     model: Model
-    method: str = "minmax"
     kept: Mapping[str, QuantParams] = field(default_factory=dict)
     _made: dict[tuple[Constant, QuantScheme, bytes], tuple[Constant, Constant, Constant]] = field(default_factory=dict)
     _moved: dict[tuple[Constant, tuple[int, ...]], Constant] = field(default_factory=dict)
     _transposed: dict[Constant, QuantParams] = field(default_factory=dict)  # of `kept`, for weights that were moved
 
-    def params(self, weight: Constant, scheme: QuantScheme) -> QuantParams:
+    def params(self, weight: Constant, scheme: QuantScheme, method: str) -> QuantParams:
         """Scale and zero point of the weight, one per channel or block where the scheme says so.
 
-        Those of blocks are clipped for the least squared error whatever the method: of few codes each counts.
+        method: minmax or mse, as `weight_params` takes it. Those of blocks are clipped for the least squared error
+        whatever the method: of few codes each counts.
 
         Raises ModelError where the weight holds NaN or infinity.
         """
         kept = self.kept.get(weight.name, self._transposed.get(weight))
         if kept is not None and kept.scheme.granularity == scheme.granularity:
             return kept
-        method = "mse" if isinstance(scheme.granularity, PerBlock) else self.method
+        if isinstance(scheme.granularity, PerBlock):
+            method = "mse"
         try:
             return weight_params(np.asarray(weights.read(weight)), scheme, method=method)
         except NotFinite as e:

@@ -15,7 +15,7 @@ from onnx import TensorProto
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS, data_slots, op_of, weight_slot
 from onnxshot.maths.affine import QuantParams
-from onnxshot.planning.match import match_nodes
+from onnxshot.planning.asked import Asked
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan
 from onnxshot.planning.trained import Trained
 from onnxshot.planning.treatment import elements, is_embedding, is_weighted, treatment
@@ -30,7 +30,8 @@ class Decisions:
         how: static, dynamic or weights, of the nodes that are quantized.
         slot: the input that holds the weight, of those that have one.
         why: the reason, of nodes that were kept in float on purpose.
-        forced: nodes that the recipe includes.
+        asked: what the recipe asks of each.
+        forced: nodes that are quantized also where that does not pay.
         top: nodes of the graph itself, not of a subgraph.
     """
 
@@ -38,9 +39,9 @@ class Decisions:
         self, model: Model, target: Target, recipe: Recipe, banned: Mapping[Node, str], trained: Trained
     ) -> None:
         self._model, self._target, self._recipe, self._trained = model, target, recipe, trained
-        excluded = match_nodes(model, recipe.exclude, "exclude pattern")
-        self.why: dict[Node, str] = {n: f"excluded by {p!r}" for n, p in excluded.items()} | dict(banned)
-        self.forced = match_nodes(model, recipe.include, "include pattern")
+        self.asked = Asked(model, recipe)
+        self.why: dict[Node, str] = self.asked.left | dict(banned)
+        self.forced = self.asked.forced
         self.top = {n for n in model.graph.nodes}
         self.how: dict[Node, str] = {}
         self.slot: dict[Node, int] = {}
@@ -55,7 +56,8 @@ class Decisions:
             self._settle_followers()
 
     def _classify(self, node: Node) -> None:
-        how, reason = treatment(node, self._target, self._recipe, is_top=node in self.top, forced=node in self.forced)
+        recipe = self.asked.of(node)
+        how, reason = treatment(node, self._target, recipe, is_top=node in self.top, forced=node in self.forced)
         slot = weight_slot(node)
         if how == FLOAT or slot is None:
             self.why[node] = reason

@@ -37,6 +37,7 @@ class TensorPlan:
         group: tensors of one group share scale and zero point, chosen from the statistics of all their sources.
         all_readers: every reader takes the dequantized value (the maker is fused with its Q), not only int8 ops.
         bound: upper limit of the Clip that makes the tensor, which the largest quantized value must not pass.
+        method: how its range is chosen, where that is not as of the others.
         also: names of float ops that take the dequantized value too: the Add of a residual branch.
     """
 
@@ -45,6 +46,7 @@ class TensorPlan:
     group: str
     all_readers: bool
     bound: float | None = None
+    method: str | None = None
     also: tuple[str, ...] = ()
 
 
@@ -52,11 +54,13 @@ class TensorPlan:
 class WeightPlan:
     """The weight of a node: the input slot it is in and the scheme, with the channel axis.
 
+    method: how its scales are chosen: minmax or mse.
     gathers_floats: of an embedding, whether its table is dequantized in front of the Gather, or the rows behind it.
     """
 
     slot: int
     scheme: QuantScheme
+    method: str = "minmax"
     gathers_floats: bool = False
 
 

@@ -13,11 +13,14 @@ from onnxshot.errors import TargetError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit
 from onnxshot.graph.ops import channel_axis, op_of
 from onnxshot.maths.affine import INT4, PerBlock, PerChannel, PerTensor, QuantScheme
+from onnxshot.planning.asked import under_rule
 from onnxshot.planning.decisions import Decisions
-from onnxshot.planning.plan import DYNAMIC, STATIC, WEIGHTS, Kept, Plan, TensorPlan, WeightPlan
+from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, Kept, Plan, TensorPlan, WeightPlan
 from onnxshot.planning.scales import Evidence, with_params
 from onnxshot.planning.trained import NOTHING, Trained, activation_params, kept_activations, weight_params
-from onnxshot.recipes.recipe import TYPES, WEIGHT_TYPES, Recipe
+from onnxshot.planning.treatment import is_weighted
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.words import ACTIVATION_TYPES, WEIGHT_TYPES
 from onnxshot.targets.base import Target
 
 _LEAVE_OUT = "leave out --activation-type and --weight-type"
@@ -27,11 +30,19 @@ _QUANTIZED_OPS = frozenset(
 
 
 def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
-    """Schemes of activations and weights. Raises TargetError for a pair the target cannot run, with the reason."""
+    """Schemes of activations and weights. Raises TargetError for a pair the target cannot run, with the reason.
+
+    So it does where that is of some layers only.
+    """
+    for glob, rule in recipe.rules.items():
+        try:
+            schemes(target, under_rule(recipe, rule))
+        except TargetError as e:
+            raise TargetError(f"layers[{glob!r}]: {e.message}", e.hint) from e
     activation, weight = target.activation, target.weight
     if recipe.activation_type is not None and recipe.activation_type != activation.dtype.name:
         zero_at_0 = activation.symmetric or recipe.activation_type in target.symmetric
-        activation = replace(activation, dtype=TYPES[recipe.activation_type], symmetric=zero_at_0)
+        activation = replace(activation, dtype=ACTIVATION_TYPES[recipe.activation_type], symmetric=zero_at_0)
     if recipe.weight_type is not None and recipe.weight_type != weight.dtype.storage_name:
         weight = replace(weight, dtype=WEIGHT_TYPES[recipe.weight_type])
     if recipe.mode == STATIC:
@@ -158,6 +169,7 @@ class _Planner:
                 group[sources[t]].name,
                 readers,
                 self._limits(sources[t])[1],
+                self.made.asked.method(edit.producer(sources[t]), self.made.maker(sources[t])),
                 residual.get(t, ()),
             )
             for t, readers in wanted.items()
@@ -243,32 +255,34 @@ class _Planner:
         slot = self.made.slot[node]
         rank = len(node.inputs[slot].shape)
         axis = 0 if node.op == "Gather" else channel_axis(node, slot, rank)
-        scheme = self.weight
+        recipe = self.made.asked.of(node)
+        _, scheme = schemes(self.target, recipe)
         if scheme.dtype is INT4:
-            blocks = self._blocks(node, slot)
+            blocks = _blocks(node, slot, recipe.block)
             if blocks is not None:
                 return WeightPlan(slot, replace(scheme, granularity=blocks))
             scheme = self.target.weight
-        per_channel = (self.recipe.per_channel or node.op == "Gather") and axis is not None
+        per_channel = (recipe.per_channel or node.op == "Gather") and axis is not None
         scheme = replace(scheme, granularity=PerChannel(axis or 0) if per_channel else PerTensor())
-        return WeightPlan(slot, scheme, self.target.gathers_floats)
-
-    def _blocks(self, node: Node, slot: int) -> PerBlock | None:
-        """Blocks along the summed axis of a matrix; None for what is no right factor, or does not divide into them."""
-        shape = node.inputs[slot].shape
-        axis = channel_axis(node, slot, len(shape))
-        if node.op not in ("MatMul", "Gemm") or slot != 1 or len(shape) != 2 or axis is None:
-            return None
-        return PerBlock(1 - axis, self.recipe.block) if shape[1 - axis] % self.recipe.block == 0 else None
+        return WeightPlan(slot, scheme, recipe.weight_method, self.target.gathers_floats)
 
     def _notes(self, planned: Mapping[str, WeightPlan]) -> tuple[str, ...]:
-        """How many weights have no form in int4, where that was asked for."""
-        others = sum(plan.scheme.dtype is not INT4 for plan in planned.values()) if self.weight.dtype is INT4 else 0
-        if not others:
-            return ()
-        name, block = self.target.weight.dtype.name, self.recipe.block
-        why = f"only matrices whose inputs divide into blocks of {block} are int4"
-        return (f"{others} of {len(planned)} weights are kept in {name}: {why}",)
+        """Weights that have no form in int4 where that was asked for, and layers that are not treated as asked for."""
+        notes = []
+        asked = [self.made.asked.of(n) for n in self.made.slot if n in self.made.how]
+        in_int4 = [recipe for recipe in asked if recipe.weight_type == INT4.name]
+        others = len(in_int4) - sum(plan.scheme.dtype is INT4 for plan in planned.values())
+        if others:
+            name, blocks = self.target.weight.dtype.name, " or ".join(sorted({str(recipe.block) for recipe in in_int4}))
+            why = f"only matrices whose inputs divide into blocks of {blocks} are int4"
+            notes.append(f"{others} of {len(in_int4)} weights are kept in {name}: {why}")
+        treated = {node: self.made.how.get(node, FLOAT) for node in self.made.asked.modes if is_weighted(node)}
+        unmet = [node for node, how in treated.items() if how != self.made.asked.modes[node]]
+        if unmet:
+            node, why = unmet[0], self.made.why.get(unmet[0], "")
+            said = f"{self.made.asked.modes[node]} for {node.label!r}, which is {treated[node]}"
+            notes.append(f"{len(unmet)} of {len(treated)} layers are not treated as asked: {said}{why and ': '}{why}")
+        return tuple(notes)
 
     def _part_activations(self, kept: Kept, tensors: dict[str, TensorPlan]) -> None:
         """Give a fused Relu or Clip a pair on its input too, where the trained zero point is not the lowest code.
@@ -353,3 +367,12 @@ class _Planner:
                 if found is not None:
                     factors[tensor.name] = found
         return replace(plan, smoothing=factors)
+
+
+def _blocks(node: Node, slot: int, size: int) -> PerBlock | None:
+    """Blocks along the summed axis of a matrix; None for what is no right factor, or does not divide into them."""
+    shape = node.inputs[slot].shape
+    axis = channel_axis(node, slot, len(shape))
+    if node.op not in ("MatMul", "Gemm") or slot != 1 or len(shape) != 2 or axis is None:
+        return None
+    return PerBlock(1 - axis, size) if shape[1 - axis] % size == 0 else None

@@ -43,8 +43,9 @@ class Evidence:
         return self.stats[tensor.name]
 
     def key(self, sources: Mapping[str, TensorPlan], method: str) -> tuple[tuple[str, ...], QuantScheme, str]:
-        """What the range of these tensors is kept under."""
-        return tuple(sources), next(iter(sources.values())).scheme, method
+        """What the range of these tensors is kept under; method: that of tensors without one of their own."""
+        own = next((planned.method for planned in sources.values() if planned.method is not None), method)
+        return tuple(sources), next(iter(sources.values())).scheme, own
 
     def merged(self, tensors: Mapping[str, Tensor], group: str, sources: Iterable[str]) -> TensorStats:
         """Statistics of all values that share the group's scale. Raises UsageError where a tensor was not observed."""
@@ -114,7 +115,7 @@ def with_params(plan: Plan, model: Model, evidence: Evidence, method: str) -> Pl
         first = next(iter(sources.values()))
         key = evidence.key(sources, method)
         if key not in evidence.chosen:
-            evidence.chosen[key] = choose_range(evidence.merged(tensors, group, sources), first.scheme, method)
+            evidence.chosen[key] = choose_range(evidence.merged(tensors, group, sources), *key[1:])
         ranges[group] = evidence.chosen[key]
         params[group] = params_of_range(ranges[group], first)
     return replace(plan, params=params, ranges=ranges)

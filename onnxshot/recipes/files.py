@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from onnxshot.errors import UsageError
-from onnxshot.recipes.recipe import Recipe, shown
+from onnxshot.recipes.plain import shown
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages, kind_of
 
 _COMMENT_OR_ARGUMENT = re.compile(r"^\s*#.*$|\$\{([A-Za-z_]\w*)(?::([^{}]*))?\}", re.MULTILINE)

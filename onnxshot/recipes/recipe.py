@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any
 
-from onnxshot.calibration.ranges import METHODS
-from onnxshot.errors import UsageError
-from onnxshot.maths import affine
+from onnxshot.recipes.layer_rule import LayerRule, rules_of
+from onnxshot.recipes.plain import Plain, are_globs, is_block, refuse
+from onnxshot.recipes.words import (
+    ACTIVATION_TYPES,
+    EFFORTS,
+    FORMATS,
+    METHODS,
+    MODES,
+    PRECISIONS,
+    WEIGHT_METHODS,
+    WEIGHT_TYPES,
+)
 
-MODES = ("static", "dynamic", "weights")
-EFFORTS = ("fast", "balanced", "best")
-FORMATS = ("qdq", "qoperator")
-PRECISIONS = ("int8", "fp16", "bf16", "int8+fp16")
 _OF_INT8 = ("mode", "format", "activation_type", "weight_type", "block", "include", "complete")
-TYPES = {t.name: t for t in (affine.UINT8, affine.INT8, affine.UINT16, affine.INT16, affine.FLOAT8E4M3FN)}
-WEIGHT_TYPES = {**TYPES, affine.INT4.name: affine.INT4}
-
-
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """Values that go to plain ones and back, field by field; a tuple of globs is a list, or one string, there."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, the same for the same fields: what the report and the model's metadata hold."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From plain values. Raises UsageError on a key that does not exist, and on a value that does not fit."""
-        known = {f.name for f in fields(cls)}
-        for key in values:
-            if key not in known:
-                raise UsageError(f"{shown(key, plain=True)} is no key", f"keys: {', '.join(sorted(known))}")
-        given = dict[str, Any](values)
-        for key in {"exclude", "include", "to", "hardware"} & given.keys():
-            patterns = given[key]
-            if patterns is None or isinstance(patterns, str | list):
-                given[key] = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
-        if isinstance(given.get("shapes"), Mapping):
-            given["shapes"] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["shapes"].items()}
-        return cls(**given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +45,8 @@ class Recipe(Plain):
         clip: whether ranges by method auto may be smaller than the extremes; None tries both.
         weight_method: minmax (no weight is clipped) or mse (least squared error per channel).
         exclude, include: globs over node names, tensor names and op types.
+        layers: keys of a `LayerRule` by a glob as of `include`: what is asked of those layers. Of two globs that pick a
+            layer, the later one counts, key by key.
         complete: keep the scales of a quantized model, and quantize the rest of it.
         concat_ratio: a Concat whose inputs' ranges differ by more than this stays float.
         batch: the size that the batch dimension is frozen at.
@@ -91,6 +70,7 @@ class Recipe(Plain):
     weight_method: str = "minmax"
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     complete: bool = False
     concat_ratio: float = 8.0
     batch: int | None = None
@@ -104,15 +84,15 @@ class Recipe(Plain):
             ("precision", self.precision, PRECISIONS),
             ("format", self.format, FORMATS),
             ("method", self.method, METHODS),
-            ("weight_method", self.weight_method, ("minmax", "mse")),
-            ("activation_type", self.activation_type, (None, *TYPES)),
+            ("weight_method", self.weight_method, WEIGHT_METHODS),
+            ("activation_type", self.activation_type, (None, *ACTIVATION_TYPES)),
             ("weight_type", self.weight_type, (None, *WEIGHT_TYPES)),
         )
         refuse((name, v, v in known, f"one of {', '.join(k for k in known if k)}") for name, v, known in named)
         refuse(
             (
                 ("target", self.target, isinstance(self.target, str), "a name, such as ort"),
-                ("block", self.block, type(self.block) is int and self.block > 1, "a number from 2 up"),
+                ("block", self.block, is_block(self.block), "a number from 2 up"),
                 ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
                 ("complete", self.complete, isinstance(self.complete, bool), "true or false"),
                 ("grid", self.grid, self.grid in (None, True, False), "true, false or null"),
@@ -133,6 +113,17 @@ class Recipe(Plain):
                 for f in fields(self)
                 if f.name in _OF_INT8
             )
+            refuse((("layers", self.layers, not self.layers, f"leave it out of {self.precision}"),))
+        hint = f"mode is {self.mode}: make it static, and give the other layers theirs"
+        refuse(
+            (f"layers[{glob!r}].mode", rule.mode, rule.mode != "static" or self.mode == "static", hint)
+            for glob, rule in self.rules.items()
+        )
+
+    @property
+    def rules(self) -> dict[str, LayerRule]:
+        """What is asked of some layers, by the glob that picks them."""
+        return rules_of(self.layers)
 
     @property
     def quantizes(self) -> bool:
@@ -151,36 +142,9 @@ class Recipe(Plain):
         return "minmax" if self.method == "auto" and self.clip is False else self.method
 
 
-def refuse(checks: Iterable[tuple[str, object, bool, str]]) -> None:
-    """Raise UsageError for the first of (name, what was found, whether it fits, what is wanted) that does not fit."""
-    for name, found, fits, wanted in checks:
-        if not fits:
-            raise UsageError(f"{name} is {shown(found)}", wanted)
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 120, 120
-
-
-def shown(value: object, *, plain: bool = False) -> str:
-    """A value in a message, cut where it is long; plain: text without quotes."""
-    return value if plain and isinstance(value, str) else _SHORT.repr(value)
-
-
-def are_globs(value: object) -> bool:
-    """Whether it is what `include` and `exclude` hold."""
-    return isinstance(value, tuple) and all(isinstance(glob, str) for glob in value)
-
-
 def _are_shapes(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(k, str) and _are_sizes(v) for k, v in value.items())
 
 
 def _are_sizes(value: object) -> bool:
     return isinstance(value, tuple) and all(type(size) is int and size > 0 for size in value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value

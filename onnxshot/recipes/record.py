@@ -22,7 +22,7 @@ from onnxshot.errors import UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.planning.plan import FLOAT, Plan
-from onnxshot.recipes.recipe import Plain
+from onnxshot.recipes.plain import Plain
 from onnxshot.recipes.stages import EmitStage, ModelStage, Stages, kind_of
 from onnxshot.settings import Settings
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from onnxshot.errors import UsageError
 from onnxshot.maths.masks import Pattern
-from onnxshot.recipes.recipe import Plain, Recipe, are_globs, refuse, shown
+from onnxshot.recipes.plain import Plain, are_globs, refuse, shown
+from onnxshot.recipes.recipe import Recipe
 
 CHANNELS = "channels"
 """The pattern of `prune` that is a shrink stage."""

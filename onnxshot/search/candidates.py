@@ -20,7 +20,8 @@ from onnxshot.graph.macs import macs
 from onnxshot.graph.ops import op_of
 from onnxshot.parallel import in_order
 from onnxshot.pipeline import Run
-from onnxshot.planning.match import exact_patterns, match_nodes
+from onnxshot.planning.asked import Asked
+from onnxshot.planning.match import exact_patterns
 from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
@@ -168,7 +169,7 @@ def workbench(
 
 def _units(model: Model, plan: Plan, recipe: Recipe, sample: Sample) -> tuple[Unit, ...]:
     patterns = exact_patterns(model)
-    forced = {node.label for node in match_nodes(model, recipe.include, "include pattern")}
+    forced = {node.label for node in Asked(model, recipe).forced}
     work = macs(model, {name: value.shape for name, value in sample.feed.items()})
     total = sum(work.values()) or 1
     node_of = {node.label: node for _, node in model.walk()}

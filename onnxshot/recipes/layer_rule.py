@@ -1,0 +1,65 @@
+"""What a recipe asks of some layers in place of what it asks of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from onnxshot.errors import UsageError
+from onnxshot.recipes.plain import Plain, is_block, refuse, shown
+from onnxshot.recipes.words import METHODS, MODES_OF_LAYERS, WEIGHT_METHODS, WEIGHT_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRule(Plain):
+    """Keys of a quantize stage, for the layers that a glob picks; None: as the stage says.
+
+    Attributes:
+        mode: static, dynamic or weights, as of a stage, also where that does not pay; or float: left alone.
+        weight_type, block, per_channel, weight_method: as of a stage.
+        method: how the ranges of what the layers give are chosen, as of a stage.
+    """
+
+    mode: str | None = None
+    weight_type: str | None = None
+    block: int | None = None
+    per_channel: bool | None = None
+    weight_method: str | None = None
+    method: str | None = None
+
+    def __post_init__(self) -> None:
+        named = (
+            ("mode", self.mode, MODES_OF_LAYERS),
+            ("weight_type", self.weight_type, tuple(WEIGHT_TYPES)),
+            ("weight_method", self.weight_method, WEIGHT_METHODS),
+            ("method", self.method, METHODS),
+        )
+        refuse((name, v, v is None or v in known, f"one of {', '.join(known)}") for name, v, known in named)
+        whole, flag = self.block, self.per_channel
+        refuse(
+            (
+                ("block", whole, whole is None or is_block(whole), "a number from 2 up"),
+                ("per_channel", flag, flag is None or isinstance(flag, bool), "true or false"),
+            )
+        )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The keys that ask for something."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+
+def rules_of(layers: object) -> dict[str, LayerRule]:
+    """The rules of a recipe's `layers`, by glob. Raises UsageError that names the path of the key."""
+    if not isinstance(layers, Mapping) or not all(isinstance(glob, str) for glob in layers):
+        raise UsageError(f"layers is {shown(layers)}", "globs with keys and values: {'conv1*': {mode: float}}")
+    rules = {}
+    for glob, values in layers.items():
+        if not isinstance(values, Mapping) or not values:
+            raise UsageError(f"layers[{glob!r}] is {shown(values)}", "keys and values, such as {mode: float}")
+        try:
+            rules[glob] = LayerRule.from_dict(values)
+        except UsageError as e:
+            raise UsageError(f"layers[{glob!r}].{e.message}", e.hint) from e
+    return rules
