@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import onnx
 import pytest
 from browsing import CHROMIUM, CONTRAST, DESK, DRIVER, LEGIBLE, PHONE, Browser, chromium
 from support import fixture
@@ -52,6 +53,14 @@ class Page(Browser):
 
     def give(self, css: str, *paths: Path) -> None:
         self.find(css).send_keys("\n".join(map(str, paths)))
+
+    def drop(self, css: str, path: Path) -> None:
+        """Drop a file or a folder as a person does, from outside of the browser."""
+        box = self.find(css).rect
+        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        carried = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.driver.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, **at, "data": carried})
 
     def choose(self, css: str, value: object) -> None:
         """Choose a value as a person does, so that the page is told."""
@@ -127,6 +136,28 @@ def test_a_person_drops_files_and_takes_the_result_home(page: Page, tmp_path: Pa
     assert page.console() == []
     asked = [url for url in page.requests("http://127.0.0.1") if not url.startswith("data:")]
     assert {urlsplit(url).netloc for url in asked} == {urlsplit(page.url).netloc}
+
+
+def test_folders_are_chosen_or_dropped_with_all_that_is_below(page: Page, tmp_path: Path) -> None:
+    for name in ("digits/a", "digits/b", "net/weights"):
+        (tmp_path / name).mkdir(parents=True)
+    for i, sample in enumerate(SAMPLES[:16]):
+        shutil.copy(sample, tmp_path / "digits" / "ab"[i % 2])
+    (tmp_path / "digits" / ".DS_Store").write_bytes(b"-")
+    made = tmp_path / "net" / "net.onnx"
+    onnx.save(onnx.load(MODEL), made, save_as_external_data=True, location="weights/net.bin", size_threshold=100)
+
+    page.fresh()
+    page.give("#calib-folder", tmp_path / "digits")
+    page.drop("#model", tmp_path / "net")
+    page.until(lambda: "net/weights/net.bin" in page.find("main").text)
+    assert "16 files" in page.find("main").text
+    page.choose("#preset", "file")
+    page.give("#preset-file", PRESET)
+    page.find("#run").click()
+    page.until(lambda: page.find("#result").is_displayed() or page.find("#failed").is_displayed())
+    assert "net.int8.onnx" in page.find("main").text
+    assert page.console() == []
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])

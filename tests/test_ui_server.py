@@ -110,8 +110,10 @@ def test_the_page_loads_nothing_from_elsewhere(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../net.onnx", "a/b.onnx", "a\\b.onnx", ".hidden", "c:net.onnx", "n\0.onnx", "x" * 300, "a\nb", ".."]
-)
+    "name",
+    ["../net.onnx", "a\\b.onnx", ".hidden", "c:net.onnx", "n\0.onnx", "x" * 300, "a\nb", "..", "a/../../net.onnx",
+     "/net.onnx", "a//net.onnx", "a/", "a/./net.onnx", "a/.hidden/net.onnx", "/".join("a" * 17)],
+)  # fmt: skip
 def test_names_that_lead_elsewhere_are_refused(client: Client, key: str, temporary: Path, name: str) -> None:
     before = sorted(path.name for path in temporary.iterdir())
     status, told = client.put(key, "model", name, b"x")
@@ -125,6 +127,8 @@ def test_a_file_of_no_kind_or_given_twice_is_refused(client: Client, key: str) -
     assert client.put(key, "out", "net.onnx", b"x")[0] == 404
     assert client.put(key, "model", "net.onnx", b"x")[0] == 200
     assert client.put(key, "model", "net.onnx", b"y")[0] == 409
+    status, told = client.put(key, "model", "net.onnx/weights.bin", b"y")
+    assert (status, told["error"]) == (409, "net.onnx/weights.bin lies below a file (give that or this one)")
 
 
 def test_more_than_the_limit_is_refused_while_it_comes(client: Client, key: str, temporary: Path) -> None:
@@ -293,6 +297,28 @@ def test_a_model_whose_weights_lie_beside_it_is_read(client: Client, key: str, t
     client.put(key, "preset", "p.yaml", PRESET.read_bytes())
     client.start(key, preset="file")
     assert client.ended(key)["error"] == ""
+
+
+def test_folders_of_a_model_with_weights_in_a_subfolder_and_of_samples(
+    client: Client, key: str, tmp_path: Path
+) -> None:
+    import onnx
+
+    (tmp_path / "net" / "weights").mkdir(parents=True)
+    made, weights = tmp_path / "net" / "net.onnx", "weights/net.bin"
+    onnx.save(onnx.load(MODEL), made, save_as_external_data=True, location=weights, size_threshold=100)
+    for path in (made, tmp_path / "net" / weights):
+        assert client.put(key, "model", str(path.relative_to(tmp_path)), path.read_bytes())[0] == 200
+    for name, data in digits(8).items():
+        assert client.put(key, "calib", f"data/digits/{name}", data)[0] == 200
+    client.put(key, "preset", "p.yaml", PRESET.read_bytes())
+    client.start(key, preset="file")
+    told = client.ended(key)
+    assert told["error"] == ""
+    assert told["outputs"][0]["name"] == "net.int8.onnx"
+    _, report = client("GET", f"jobs/{key}/outputs/report.json")
+    assert report["sqnr_db"] > 20
+    assert report["input"] == "model/net/net.onnx"
 
 
 def test_what_is_wrong_with_the_files_is_told_in_a_line(client: Client, key: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from onnxshot.ui.refused import CONFLICT, NO_ROOM, NOT_FOUND, TOO_LARGE, Refused
 from onnxshot.ui.request import OWN_PRESET, Asked
-from onnxshot.ui.uploads import safe_name, unpack
+from onnxshot.ui.uploads import safe_name, safe_path, unpack
 
 KINDS = ("model", "calib", "preset")
 _UPLOADING, _RUNNING, _DONE, _FAILED = "uploading", "running", "done", "failed"
@@ -71,7 +71,7 @@ class Job:
 
     def arrived(self, path: Path) -> None:
         """Unpack a file that is whole now, where it is an archive of samples. Raises Refused as `unpack` does."""
-        if path.parent.name == "calib" and path.suffix.lower() == ".zip":
+        if path.is_relative_to(self.folder / "calib") and path.suffix.lower() == ".zip":
             try:
                 self.take(unpack(path, path.parent, self.limit - self.used))
             finally:
@@ -120,18 +120,23 @@ class Job:
             raise Refused("this job takes no more files", "begin another", CONFLICT)
         if kind not in KINDS:
             raise Refused(f"there is no place for {kind!r}", f"one of {', '.join(KINDS)}", NOT_FOUND)
-        path = self.folder / kind / safe_name(name)
+        path = self.folder / kind / safe_path(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as e:
+            raise Refused(f"{name} lies below a file", "give that or this one", CONFLICT) from e
         if path.exists():
             raise Refused(f"{name} is there already", "give every file once", CONFLICT)
         return path
 
     def _described(self, asked: Asked) -> dict[str, Any]:
         """What the worker reads; paths from the job's folder, so that no report holds where that was."""
-        models = sorted(p.name for p in (self.folder / "model").iterdir() if p.suffix.lower() == ".onnx")
+        models = sorted(p for p in (self.folder / "model").rglob("*") if p.is_file() and p.suffix.lower() == ".onnx")
         if len(models) != 1:
             raise Refused(f"{len(models)} .onnx files were given", "give one, and the files of its weights if any")
-        samples = list((self.folder / "calib").iterdir())
-        if not samples:
+        place = self.folder / "calib"
+        samples = list(place.iterdir())
+        if not any(path.is_file() for path in place.rglob("*")):
             raise Refused("no calibration files were given", "give pictures, .npz or .npy files, or a zip of them")
         preset = asked.preset
         if preset == OWN_PRESET:
@@ -139,12 +144,16 @@ class Job:
             if len(files) != 1 or Path(files[0]).suffix.lower() not in (".yaml", ".yml"):
                 raise Refused("the preset is to be a file, and no single .yaml file was given")
             preset = f"preset/{files[0]}"
-        alone = len(samples) == 1 and samples[0].suffix.lower() in (".npz", ".npy")
+        while len(samples) == 1 and samples[0].is_dir():  # that a folder was given is no matter of its samples
+            place = samples[0]
+            samples = list(place.iterdir())
+        if len(samples) == 1 and samples[0].suffix.lower() in (".npz", ".npy"):
+            place = samples[0]
         ending = "small" if asked.level else "int8"
         return {
-            "model": f"model/{models[0]}", "calib": f"calib/{samples[0].name}" if alone else "calib", "preset": preset,
-            "output": f"out/{Path(models[0]).stem}.{ending}.onnx", "report": "report.json", "page": "report.html",
-            "target": asked.target, "level": asked.level,
+            "model": str(models[0].relative_to(self.folder)), "calib": str(place.relative_to(self.folder)),
+            "preset": preset, "target": asked.target, "level": asked.level,
+            "output": f"out/{models[0].stem}.{ending}.onnx", "report": "report.json", "page": "report.html",
         }  # fmt: skip
 
     def _follow(self, process: subprocess.Popen[str], told: str) -> None:

@@ -7,7 +7,47 @@ let job = null; // the job that this page follows
 let sending = null; // the upload under way
 
 const sizeOf = (bytes) => (bytes < 1e5 ? (bytes / 1e3).toFixed(1) + " kB" : (bytes / 1e6).toFixed(2) + " MB");
-const files = (id) => [...$(id).files];
+const given = { model: [], calib: [], preset: [] }; // what was chosen or dropped: a file, and its path below a folder
+
+// What an operating system puts into folders is none of the user's.
+const wanted = ({ path }) => !path.split("/").some((part) => part.startsWith(".") || part === "__MACOSX");
+const chosen = (input) => [...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file }));
+
+async function below(entry) {
+  if (entry.isFile) {
+    return [{ path: entry.fullPath.slice(1), file: await new Promise((done, fail) => entry.file(done, fail)) }];
+  }
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {
+    const some = await new Promise((done, fail) => reader.readEntries(done, fail)); // a hundred at most
+    if (!some.length) return found;
+    for (const one of some) found.push(...(await below(one)));
+  }
+}
+
+function give(kind, found) {
+  given[kind] = found.filter(wanted);
+  check();
+}
+
+function takes(kind) {
+  const [one, folder] = [$(kind), $(kind + "-folder")];
+  one.addEventListener("input", () => { folder.value = ""; give(kind, chosen(one)); });
+  folder.addEventListener("input", () => { one.value = ""; give(kind, chosen(folder)); });
+  const box = one.parentElement;
+  box.addEventListener("dragover", (event) => event.preventDefault());
+  box.addEventListener("drop", async (event) => {
+    event.preventDefault(); // the field itself would take a folder for a file
+    const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
+    one.value = folder.value = "";
+    try {
+      give(kind, (await Promise.all(entries.map(below))).flat());
+    } catch (error) {
+      fail(`what was dropped cannot be read: ${error.message}`);
+    }
+  });
+}
 
 async function call(method, address, values) {
   const body = values === undefined ? undefined : JSON.stringify(values);
@@ -46,14 +86,15 @@ function step(what, done, total) {
 
 function check() {
   for (const id of ["model", "calib"]) {
-    const given = files(id);
+    const own = given[id];
     const box = $(id).parentElement;
     const told = box.querySelector(".chosen");
     told.dataset.empty ??= told.textContent;
-    box.classList.toggle("full", given.length > 0);
-    const names = given.slice(0, 3).map((file) => file.name).join(", ") + (given.length > 3 ? ", ..." : "");
-    const size = given.reduce((sum, file) => sum + file.size, 0);
-    told.textContent = given.length ? `${names} (${given.length} ${given.length === 1 ? "file" : "files"}, ${sizeOf(size)})` : told.dataset.empty;
+    box.classList.toggle("full", own.length > 0);
+    const names = own.slice(0, 3).map(({ path }) => path).join(", ") + (own.length > 3 ? ", ..." : "");
+    const size = own.reduce((sum, { file }) => sum + file.size, 0);
+    const count = `${own.length} ${own.length === 1 ? "file" : "files"}`;
+    told.textContent = own.length ? `${names} (${count}, ${sizeOf(size)})` : told.dataset.empty;
   }
   const zeros = Math.round(100 * choices.most_sparsity * $("level").value);
   $("level-told").textContent = zeros ? `int8, and ${zeros} % of the weights zero` : "int8";
@@ -62,17 +103,17 @@ function check() {
     : "";
   const own = $("preset").value === "file";
   $("own").hidden = !own;
-  const ready = files("model").length && files("calib").length && (!own || files("preset-file").length);
+  const ready = given.model.length && given.calib.length && (!own || given.preset.length);
   $("run").disabled = !ready;
 }
 
-function send(file, address, told) {
+function send({ path, file }, address, told) {
   return new Promise((resolve, reject) => {
     const request = (sending = new XMLHttpRequest());
     request.upload.onprogress = (event) => told(event.loaded);
     request.onload = () =>
       request.status === 200 ? resolve() : reject(new Error(JSON.parse(request.responseText).error));
-    request.onerror = () => reject(new Error(`${file.name} could not be sent: is it a folder, or more than the server takes?`));
+    request.onerror = () => reject(new Error(`${path} could not be sent: is it more than the server takes?`));
     request.onabort = () => reject(new Error("cancelled"));
     request.open("PUT", address);
     request.send(file);
@@ -80,22 +121,22 @@ function send(file, address, told) {
 }
 
 async function upload(key) {
-  const own = $("preset").value === "file" ? files("preset-file") : [];
-  const all = [["model", files("model")], ["calib", files("calib")], ["preset", own]].flatMap(
-    ([kind, given]) => given.map((file) => [kind, file]));
-  const total = all.reduce((sum, [, file]) => sum + file.size, 0);
+  const kinds = ["model", "calib", ...($("preset").value === "file" ? ["preset"] : [])];
+  const all = kinds.flatMap((kind) => given[kind].map((one) => [kind, one]));
+  const total = all.reduce((sum, [, { file }]) => sum + file.size, 0);
   if (total > choices.limit) {
     throw new Error(`the files are ${sizeOf(total)}; the server takes ${sizeOf(choices.limit)} (--max-upload)`);
   }
   let sent = 0;
-  for (const [i, [kind, file]] of all.entries()) {
+  for (const [i, [kind, one]] of all.entries()) {
     const told = (loaded) => {
       step(`sending file ${i + 1} of ${all.length}`);
       $("bar").max = total;
       $("bar").value = sent + loaded;
     };
-    await send(file, `jobs/${key}/files/${kind}/${encodeURIComponent(file.name)}`, told);
-    sent += file.size;
+    const address = one.path.split("/").map(encodeURIComponent).join("/");
+    await send(one, `jobs/${key}/files/${kind}/${address}`, told);
+    sent += one.file.size;
   }
 }
 
@@ -169,6 +210,9 @@ async function begin() {
   choices = await call("GET", "choices");
   for (const id of ["target", "preset"]) $(id).append(...choices[id].map((name) => new Option(name, name)));
   $("preset").querySelector("[value=file]").text = "own file (YAML)";
+  takes("model");
+  takes("calib");
+  $("preset-file").addEventListener("input", () => give("preset", chosen($("preset-file"))));
   $("ask").addEventListener("input", check);
   $("ask").addEventListener("submit", (event) => { event.preventDefault(); compress(); });
   $("cancel").addEventListener("click", cancel);

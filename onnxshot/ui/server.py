@@ -95,7 +95,7 @@ def application(token: str, limit: int) -> Starlette:
         Route("/jobs/current", pages.current),
         Route("/jobs/{key}", pages.job, methods=["GET", "DELETE"]),
         Route("/jobs/{key}/run", pages.run, methods=["POST"]),
-        Route("/jobs/{key}/files/{kind}/{name}", pages.upload, methods=["PUT"]),
+        Route("/jobs/{key}/files/{kind}/{name:path}", pages.upload, methods=["PUT"]),
         Route("/jobs/{key}/outputs/{name}", pages.output),
     ]
     return Starlette(

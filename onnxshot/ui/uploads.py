@@ -12,6 +12,7 @@ from onnxshot.ui.refused import TOO_LARGE, Refused
 
 _LONGEST_NAME = 200  # bytes; most file systems take 255, and files are written aside under longer names
 _MOST_ENTRIES = 100_000
+_DEEPEST = 16  # parts of a path
 
 
 def safe_name(name: str) -> str:
@@ -21,6 +22,14 @@ def safe_name(name: str) -> str:
     if not 0 < len(name.encode("utf-8", "replace")) <= _LONGEST_NAME:
         raise Refused(f"the name {name[:20]!r}... is too long or empty", f"name it in 1 to {_LONGEST_NAME} bytes")
     return name
+
+
+def safe_path(name: str) -> PurePosixPath:
+    """The path of a file below a folder, as `a/b.npz`. Raises Refused for others, or too many parts."""
+    parts = name.split("/")
+    if len(parts) > _DEEPEST:
+        raise Refused(f"{parts[0]!r} has folders in folders, {len(parts) - 1} deep", f"at most {_DEEPEST - 1}")
+    return PurePosixPath(*map(safe_name, parts))
 
 
 def unpack(archive: Path, folder: Path, room: int) -> int:
