@@ -201,10 +201,12 @@ def test_the_search_marks_the_candidate_that_was_written() -> None:
     rows = [
         {"exclude": [], "sqnr_db": 20.0, "bytes": 1e6, "latency_ms": None, "drop": None},
         {"exclude": ["a"], "sqnr_db": 25.0, "bytes": 2e6, "latency_ms": None, "drop": None},
+        {"exclude": ["a", "b"], "sqnr_db": 140.0, "bytes": 4e6, "latency_ms": None, "drop": None},
     ]
     found = Parsed(search({"min_sqnr": 24.0, "reached": True, "candidates": 5}, rows, ["a"]))
     assert len(found.all("circle", "point")) == len(found.all("circle", "chosen")) == 1
     assert "size, MB" in found.text
+    assert "140.0 dB" in found.text  # the float model itself is told, and not plotted
 
 
 def test_the_verdict_says_what_speaks_against_the_result() -> None:

@@ -13,6 +13,7 @@ from onnxshot.html.markup import Markup, el, join
 Values = Mapping[str, Any]
 
 _NAMED = 60  # nodes of one reason that are listed by name
+_AS_FLOAT = 100.0  # dB: what answers as the float model does is in the table alone, as it would dwarf the rest
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
@@ -81,8 +82,9 @@ def search(goal: Values, rows: Sequence[Values], chosen: Sequence[str]) -> Marku
         title += f", {figures.milliseconds(row['latency_ms'])}" if timed else ""
         points.append(Point(cost(row), row["sqnr_db"], title, list(row["exclude"]) == list(chosen)))
     limit = goal.get("max_latency" if timed else "max_size")
+    drawn = [point for point in points if point.chosen or point.y < _AS_FLOAT] or points
     plot = scatter(
-        points, "latency, ms" if timed else "size, MB", "SQNR, dB", x_limit=limit, y_limit=goal.get("min_sqnr")
+        drawn, "latency, ms" if timed else "size, MB", "SQNR, dB", x_limit=limit, y_limit=goal.get("min_sqnr")
     )
     listed = [
         (
