@@ -194,7 +194,10 @@ class Report:
         if self.slower and self.recipe.get("precision", "int8") != "int8":
             return "slower than float here: it is for its size, or for another target"
         if self.slower:
-            return "slower than float here: keep the float model, or try --mode dynamic"
+            if self.recipe.get("mode") != "static" or self.goal is not None:
+                return "slower than float here: keep the float model, unless its size matters most"
+            limit = f"--max-latency {self.latency['float_ms']:.3g}"
+            return f"slower than float here: {limit} searches for what to leave in float"
         bad = next((t for t in self.worst if t.sqnr_db < GOOD_DB), None)
         if bad is not None:
             return f"onnxshot quantize ... --exclude '{bad.tensor}' leaves the worst tensor's op in float"

@@ -18,7 +18,7 @@ from onnxshot.maths.affine import QuantParams
 from onnxshot.planning.asked import Asked
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan
 from onnxshot.planning.trained import Trained
-from onnxshot.planning.treatment import elements, is_embedding, is_weighted, treatment
+from onnxshot.planning.treatment import elements, is_depthwise, is_embedding, is_weighted, treatment
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
@@ -82,7 +82,11 @@ class Decisions:
                     del self.how[node]
                     changed = True
             for node in [n for n in self.slot if self.how.get(n) == STATIC]:
-                if self._better_dynamic(node):
+                if self._better_float(node):
+                    changed = True
+                    del self.how[node], self.slot[node]
+                    self.why[node] = "depthwise, and not between int8 ops: it is faster in float"
+                elif self._better_dynamic(node):
                     changed = True
                     if elements(node.inputs[self.slot[node]]) < self._target.min_dynamic_weights:
                         del self.how[node], self.slot[node]
@@ -96,6 +100,13 @@ class Decisions:
         # A reducer spares dequantizing a large tensor, where the op before it has to be quantized anyway.
         makers = {self.maker(t) for t in self.data(node)}
         return node.op in self._target.reducers and all(m in self.slot for m in makers)
+
+    def _better_float(self, node: Node) -> bool:
+        if not self._target.slow_depthwise or not is_depthwise(node) or node in self.forced:
+            return False
+        if self.trained_weight(node) is not None:
+            return False
+        return not (all(self._from_int8(t) for t in self.data(node)) and self.feeds(node))
 
     def _better_dynamic(self, node: Node) -> bool:
         if not self._target.prefers_dynamic or node.op not in self._target.dynamic or node in self.forced:

@@ -13,6 +13,7 @@ from onnxshot.targets.base import Target
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 _MIN_TABLE_BYTES = 1 << 16  # an embedding table below this stays as it is
+_LANES, _SMALL_KERNEL = 16, 9
 
 
 def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, forced: bool) -> tuple[str, str]:
@@ -41,6 +42,8 @@ def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, force
     refusal = refusal or _refusal(node, slot, weight)
     if refusal:
         return FLOAT, refusal
+    if target.slow_depthwise and is_depthwise(node) and _spread_thin(weight) and not forced:
+        return FLOAT, f"int8 kernels of depthwise Conv take {_LANES} channels at once, and it has {weight.shape[0]}"
     odd_bias = _unfused_bias(node)
     if recipe.mode == STATIC and is_top and node.op in target.static and not odd_bias:
         return STATIC, ""
@@ -62,6 +65,15 @@ def is_weighted(node: Node) -> bool:
     return node.op in WEIGHTED and node.domain in STANDARD_DOMAINS
 
 
+def is_depthwise(node: Node) -> bool:
+    """True for a Conv of pictures each of whose outputs reads one channel of its own."""
+    weight = node.inputs[1] if node.op == "Conv" and len(node.inputs) > 1 else None
+    if not isinstance(weight, Constant) or len(weight.shape) != 4:
+        return False
+    outputs, inputs = weight.shape[:2]
+    return bool(inputs == 1 and outputs == node.attrs.get("group", 1))
+
+
 def is_embedding(node: Node) -> bool:
     """True for a Gather of rows out of a large constant float table."""
     table = node.inputs[0] if node.inputs else None
@@ -80,6 +92,11 @@ def is_embedding(node: Node) -> bool:
 def elements(weight: Constant) -> int:
     """Number of values of a weight."""
     return int(np.prod(weight.shape, dtype=np.int64))
+
+
+def _spread_thin(weight: Constant) -> bool:
+    """True for a depthwise weight with few channels and many values each."""
+    return bool(weight.shape[0] < _LANES and elements(weight) > _SMALL_KERNEL * weight.shape[0])
 
 
 def _refusal(node: Node, slot: int, weight: Constant) -> str:

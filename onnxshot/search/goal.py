@@ -86,6 +86,10 @@ class Goal:
         """True where a candidate is not as accurate as was asked for."""
         return bool(self.missed(found).keys() & {"min_sqnr", "max_drop"})
 
+    def too_slow(self, found: Measured) -> bool:
+        """True where a candidate is slower than was asked for."""
+        return "max_latency" in self.missed(found)
+
     def too_much(self, found: Measured) -> bool:
         """True where a candidate is slower or larger than was asked for."""
         return bool(self.missed(found).keys() & {"max_latency", "max_size"})

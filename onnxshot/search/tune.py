@@ -2,7 +2,8 @@
 
 All int8 comes first. Nodes are put in order by what they are measured to cost, per latency they would add; bisection
 finds how many of the first of them must go back to float. Half of those are kept, what the others bring is measured
-again, and so on; at last each one is tried without. Every candidate is measured, and the best one is written.
+again, and so on; at last each one is tried without. Where all int8 is slower than a goal allows, nodes that are slower
+in int8 than in float go back first. Every candidate is measured, and the best one is written.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,20 @@ class _Search:
     seen: dict[frozenset[str], Measured] = field(default_factory=dict)
     out_of_time: bool = False
     _priced: dict[str, float] = field(default_factory=dict)
+    _times: dict[str, tuple[float, float]] = field(default_factory=dict)
     _alone: dict[str, float] = field(default_factory=dict)
 
     @property
     def _costs(self) -> dict[str, float]:
         """What each unit costs in float, by pattern; measured once there is something to choose."""
-        self._priced = self._priced or _costs(self.bench, by_size=self.goal.max_size is not None)
+        self._priced = self._priced or _costs(self.bench, self._latencies, by_size=self.goal.max_size is not None)
         return self._priced
+
+    @property
+    def _latencies(self) -> dict[str, tuple[float, float]]:
+        """Milliseconds of each unit in float and in int8, by pattern; measured once they are asked for."""
+        self._times = self._times or self.bench.latencies()
+        return self._times
 
     def run(self) -> frozenset[str]:
         """The best candidate that was found in time. The first, all int8, is measured in any case."""
@@ -133,9 +141,10 @@ class _Search:
             if self.goal.inaccurate(base):
                 self._promote(until=lambda found: not self.goal.inaccurate(found), last=True)
                 self._take_back()
+            first = self._relieved() if self.goal.too_slow(base) else frozenset[str]()
             limited = not self.goal.wants_accuracy or self.goal.missed(self.seen[self.best()])
-            if limited and not self.goal.too_much(base):
-                self._promote(until=self.goal.too_much, last=False)
+            if limited and not self.goal.too_much(self.measured(first)):
+                self._promote(until=self.goal.too_much, last=False, kept=first)
             self._confirm()
         except _OutOfTime:
             self.out_of_time = True
@@ -162,17 +171,30 @@ class _Search:
         if reached and self.goal.wants_accuracy:
             return min(reached, key=lambda f: (self._cost(f), -self.seen[f].sqnr_db))
 
-        def close(floats: frozenset[str]) -> tuple[bool, bool, float]:
+        def close(floats: frozenset[str]) -> tuple[bool, bool, float, float]:
             found = self.seen[floats]
-            return not self.goal.too_much(found), not self.goal.inaccurate(found), found.sqnr_db
+            slow = found.latency_ms if found.latency_ms is not None and self.goal.too_slow(found) else 0.0
+            return not self.goal.too_much(found), not self.goal.inaccurate(found), -slow, found.sqnr_db
 
         return max(reached or self.seen, key=close)
 
     # ------------------------------------------------------------------ steps
 
-    def _promote(self, until: Callable[[Measured], bool], *, last: bool) -> None:
-        """Put nodes back to float until a candidate is so; `last`: that candidate is wanted, not the one before it."""
-        kept: frozenset[str] = frozenset()
+    def _relieved(self) -> frozenset[str]:
+        """The fastest of: all int8, and those with nodes in float that are slower in int8, the slowest first."""
+        slower = [p for p, (before, after) in self._latencies.items() if after > before]
+        slower.sort(key=lambda p: self._latencies[p][0] - self._latencies[p][1])
+        counts = [len(slower) >> halved for halved in range(len(slower).bit_length())]
+        tried = [frozenset[str](), *(frozenset(slower[:count]) for count in counts)]
+        return min(tried, key=lambda floats: self.measured(floats).latency_ms or 0.0)
+
+    def _promote(
+        self, until: Callable[[Measured], bool], *, last: bool, kept: frozenset[str] = frozenset()
+    ) -> None:
+        """Put nodes back to float until a candidate is so; `last`: that candidate is wanted, not the one before it.
+
+        kept: what is in float from the beginning.
+        """
         if last and not until(self.measured(frozenset(self._costs))):
             return
         while not until(self.measured(kept)):
@@ -271,10 +293,10 @@ class _Search:
             progress(what, done, total if total is not None else max(done, len(self.bench.units)))
 
 
-def _costs(bench: Workbench, *, by_size: bool) -> dict[str, float]:
+def _costs(bench: Workbench, times: Mapping[str, tuple[float, float]], *, by_size: bool) -> dict[str, float]:
     """What each unit costs in float, by pattern: its share of what int8 saves, and one for its Q and DQ."""
     units = bench.units
-    saved = {p: max(before - after, 0.0) for p, (before, after) in bench.latencies().items()}
+    saved = {p: max(before - after, 0.0) for p, (before, after) in times.items()}
     whole, stored = sum(saved.values()) or 1.0, sum(u.weight_bytes for u in units) or 1
     return {
         u.pattern: saved[u.pattern] / whole + 1 / len(units) + (u.weight_bytes / stored if by_size else 0.0)

@@ -26,6 +26,8 @@ class Target:
         contrib: ops it runs in int8 through an operator of its own; only on request: no other runtime reads them.
         prefers_dynamic: such ops are quantized dynamically where no int8 op stands next to them.
         followers: ops without a weight that run in int8, worth it only between int8 ops.
+        slow_depthwise: a depthwise Conv of pictures is slower in int8 than in float: it pays only between int8 ops, and
+            with few channels and a large kernel not even there.
         reducers: followers whose output is so much smaller that they pay although a float op reads it.
         quantizes_outputs: an int8 op needs a Q on its output (after a Relu or Clip that follows it) to be fused.
         gives_float: ops that are fused without a Q on their output too, and then give floats; of them a Gemm without a
@@ -56,6 +58,7 @@ class Target:
     contrib: frozenset[str] = frozenset()
     prefers_dynamic: bool = False
     followers: frozenset[str] = frozenset()
+    slow_depthwise: bool = False
     reducers: frozenset[str] = frozenset()
     quantizes_outputs: bool = True
     gives_float: frozenset[str] = frozenset()
