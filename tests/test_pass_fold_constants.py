@@ -231,6 +231,36 @@ def test_weight_shared_by_folded_and_kept_nodes() -> None:
     np.testing.assert_array_equal(weights.read(tensor(after, "t")), weights.read(tensor(after, "w")).T)
 
 
+def test_branches_that_turn_one_weight_alike_share_the_result() -> None:
+    """Both LSTMs of a voice detector, one per branch, unsqueeze the same weights: the file must not hold them twice."""
+    text = """g (float[n, 4] x, bool c) => (float[n, 4] y) {
+        y = If (c) <
+            then_branch = t () => (float[n, 4] p) { a = Transpose<perm = [1, 0]>(w) p = MatMul(x, a) },
+            else_branch = e () => (float[n, 4] q) {
+                b = Transpose<perm = [1, 0]>(w) d = Transpose<perm = [0, 1]>(w) r = MatMul(x, b) q = MatMul(r, d)
+            }
+        >
+    }"""
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    cases = ({"x": x, "c": np.array(c)} for c in (True, False))
+    after, change = rewritten(model(text, {"w": weight(4, 4)}), FOLD, *cases)
+    assert change.edits == 3
+    read = [node.inputs[1] for _, node in after.walk() if node.op == "MatMul"]
+    assert len(read) == 3
+    assert len(set(map(id, read))) == 2, "the one of other axes is another"
+
+
+def test_axes_that_are_constants_of_their_own_make_no_difference() -> None:
+    text = """g (float[n, 4] x) => (float[n, 4] y) {
+        k = Constant<value_ints = [4, 4]>() a = Reshape(w, k) l = Constant<value_ints = [4, 4]>() b = Reshape(w, l)
+        m = Constant<value_ints = [-1, 4]>() d = Reshape(w, m) p = MatMul(x, a) q = MatMul(p, b) y = MatMul(q, d)
+    }"""
+    after, _ = rewritten(model(text, {"w": weight(16)}), FOLD, *feeds(1, x=(3, 4)))
+    first, second, third = (node.inputs[1] for _, node in after.walk())
+    assert first is second
+    assert third is not first
+
+
 def test_overridable_weight_stays() -> None:
     text = "g (float[n, 4] x, float[4, 4] w) => (float[n, 4] y) { t = Transpose<perm = [1, 0]>(w) y = MatMul(x, t) }"
     proto = model(text, {"w": weight(4, 4)})

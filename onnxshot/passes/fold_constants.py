@@ -24,6 +24,7 @@ _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"
 _KEEP_VALUES = frozenset(
     {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Expand"}
 )  # what comes out of these was there before: a float16 weight in float32 stays one
+_SMALL = 64  # bytes
 _WIDENED = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
@@ -47,12 +48,16 @@ class FoldConstants:
         gone: list[Node] = []
         shapes = _static_shapes(model)
         inner = {t.name for g, n in model.walk() if g is not model.graph for t in n.outputs}
+        made: dict[tuple[object, ...], Sequence[Constant]] = {}  # by what they are made of: stored once
         for graph, node in list(model.walk()):
-            values = self._values(model, node, shapes, change)
+            key = _recipe(node)
+            values = made.get(key) or self._values(model, node, shapes, change)
             if values is None:
                 continue
-            for out, value in zip([t for t in node.outputs if t.name], values, strict=True):
-                _replace(model, graph, node, out, value, inner)
+            outputs = [t for t in node.outputs if t.name]
+            constants = [_replace(model, graph, node, *pair, inner) for pair in zip(outputs, values, strict=True)]
+            if node.inputs:
+                made[key] = constants
             gone.append(node)
         edit.remove(model, gone)
         change.edits = len(gone)
@@ -120,17 +125,34 @@ def _known(tensor: Tensor) -> bool:
 
 def _replace(
     model: Model, graph: Graph, node: Node, out: Tensor, value: Constant | evaluate.Values, inner: set[str]
-) -> None:
+) -> Constant:
     """Let readers of `out` read a constant of that name, or of a new one where the outermost graph may not use it."""
     if isinstance(value, Constant):
         edit.replace_uses(model, out, value)
-        return
+        return value
     keeps_name = graph is model.graph and out.name not in inner
     constant = Constant(out.name if keeps_name else model.fresh(out.name), value)
     stored_as = _stored_as(node)
     if stored_as:
         constant.stored_as = stored_as
     edit.replace_uses(model, out, constant)
+    return constant
+
+
+def _recipe(node: Node) -> tuple[object, ...]:
+    """Equal for two nodes that give the same for the same inputs: the two LSTMs of an If, say, read equal weights."""
+    attrs = tuple(sorted((name, str(type(value)), repr(value)) for name, value in node.attrs.items()))
+    plain = all(isinstance(value, int | float | str | list | tuple) for value in node.attrs.values())
+    named = tuple(bool(t.name) for t in node.outputs)
+    return node.op, node.domain, attrs, named, tuple(map(_identity, node.inputs)), None if plain else id(node)
+
+
+def _identity(tensor: Tensor) -> object:
+    """Equal for the same tensor, and for small constants that are equal: exporters give each op axes of its own."""
+    if not isinstance(tensor, Constant) or weights.size_bytes(tensor) > _SMALL or not fixed(tensor):
+        return id(tensor)
+    values = np.asarray(weights.read(tensor))
+    return (str(values.dtype), values.shape, values.tobytes()) if values.dtype.kind in "biuf" else id(tensor)
 
 
 def _stored_as(node: Node) -> int:
