@@ -1,51 +1,106 @@
-"""A model that is cut: which outputs of its layers are left, how it is stored, and how fast it is."""
+"""A model that is cut: how it is made and learns back, how it is stored, how wrong and how fast it is."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 
 from onnxshot.calibration.readers import Dataset
 from onnxshot.cutting.allocation import Allocation
 from onnxshot.cutting.axes import Axes
-from onnxshot.cutting.refit import Kept
+from onnxshot.cutting.refit import Kept, apply, refit
+from onnxshot.cutting.shrunk import timed
+from onnxshot.cutting.weigher import output_error
 from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.load import copy_of
 from onnxshot.output import Made
+from onnxshot.parallel import in_order
 from onnxshot.passes.cut_channels import CutChannels
 from onnxshot.passes.drop_branches import DropBranches
 from onnxshot.passes.drop_identity import DropIdentity
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import bench
+from onnxshot.targets.ort_runtime import Feed, Runner
 
 _TIMED = 3  # how often a latency that decides is measured
 _BENCH_FEEDS = 8
 
 
-def cut_copy(model: Model, axes: Axes, allocation: Allocation) -> Model:
-    """A copy of the model without the branches and the channels that are given up."""
-    made = copy_of(model)
-    if allocation.branches:
-        DropBranches({k: v for branch in allocation.branches for k, v in branch.sums.items()}).run(made)
-        DropIdentity().run(made)
-    CutChannels(axes, allocation.removed).run(made)
-    return made
+@dataclass(slots=True)
+class Cutter:
+    """Makes models that are cut out of one, and looks at what they are worth.
 
+    Attributes:
+        model, reference: normalized, uncut, and the same as a ModelProto.
+        axes: of that model.
+        feeds: samples that what stays is fitted on; empty: nothing is learned back.
+        checks: samples that nothing is fitted on.
+        timings: seconds by stage, to which those of `cut` and `fit` are added.
+    """
 
-def kept_outputs(model: Model, axes: Axes, allocation: Allocation) -> Kept:
-    """Which outputs of each layer are left, where not all are."""
-    found = {}
-    for node in model.graph.nodes:
-        if node.op in ("Conv", "Gemm", "MatMul"):
-            held = axes.of.get(node.outputs[0].name, {})
-            last = 1 if node.op == "Conv" else max(held, default=0)
-            if last in held and not allocation.alive[held[last]].all():
-                found[node.name] = allocation.alive[held[last]]
-    return found
+    model: Model
+    reference: ModelProto
+    axes: Axes
+    feeds: Sequence[Feed]
+    checks: Sequence[Feed]
+    settings: Settings
+    timings: dict[str, float]
+
+    def cut(self, allocation: Allocation) -> Model:
+        """A copy of the model without the branches and the channels that are given up."""
+        made = copy_of(self.model)
+        if allocation.branches:
+            DropBranches({k: v for branch in allocation.branches for k, v in branch.sums.items()}).run(made)
+            DropIdentity().run(made)
+        CutChannels(self.axes, allocation.removed).run(made)
+        return made
+
+    def made(self, allocation: Allocation) -> Model:
+        """The same, learned back where there is data."""
+        with timed(self.timings, "cut"):
+            made = self.cut(allocation)
+        if self.feeds and allocation.removed:
+            with timed(self.timings, "fit"):
+                found = refit(
+                    self.reference, made.to_proto(), self._kept(allocation), self.feeds,
+                    threads=self.settings.threads, progress=self.settings.progress,
+                )  # fmt: skip
+                apply(made, found)
+        return made
+
+    def error(self, made: Model) -> float:
+        """Energy of the error of the outputs on the checks, as a share of that of the uncut model's."""
+        wanted, found = (Runner(proto.SerializeToString(), threads=1) for proto in (self.reference, made.to_proto()))
+        right = in_order(wanted.run, self.checks, self.settings.threads)
+        return output_error(right, found, self.checks, self.settings.threads)
+
+    def latency_share(self, made: Model, data: Dataset) -> float:
+        """Share of the model's latency that is left: the median of a few, each timed in turns with it."""
+        feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
+        with tempfile.TemporaryDirectory() as folder:
+            both = [Made(self.model).save(Path(folder) / "float.onnx"), Made(made).save(Path(folder) / "cut.onnx")]
+            ratios = [
+                bench(both, feeds, threads=self.settings.threads, rounds=10_000, seconds=self.settings.bench_seconds)
+                for _ in range(_TIMED)
+            ]
+        return 1 / float(np.median([rows[1].ratio for rows in ratios]))
+
+    def _kept(self, allocation: Allocation) -> Kept:
+        """Which outputs of each layer are left, where not all are."""
+        found = {}
+        for node in self.model.graph.nodes:
+            if node.op in ("Conv", "Gemm", "MatMul"):
+                held = self.axes.of.get(node.outputs[0].name, {})
+                last = 1 if node.op == "Conv" else max(held, default=0)
+                if last in held and not allocation.alive[held[last]].all():
+                    found[node.name] = allocation.alive[held[last]]
+        return found
 
 
 def store_as(model: Model, made: Model) -> None:
@@ -57,15 +112,3 @@ def store_as(model: Model, made: Model) -> None:
             constant.stored_as = TensorProto.FLOAT16
     StoreHalf().run(made)
     edit.toposort(made)
-
-
-def latency_share(model: Model, made: Model, data: Dataset, settings: Settings) -> float:
-    """Share of the model's latency that is left: the median of a few, each timed in turns with it."""
-    feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
-    with tempfile.TemporaryDirectory() as folder:
-        both = [Made(model).save(Path(folder) / "float.onnx"), Made(made).save(Path(folder) / "cut.onnx")]
-        ratios = [
-            bench(both, feeds, threads=settings.threads, rounds=10_000, seconds=settings.bench_seconds)
-            for _ in range(_TIMED)
-        ]
-    return 1 / float(np.median([rows[1].ratio for rows in ratios]))
