@@ -39,7 +39,7 @@ from onnxshot.planning.trained import NOTHING, Trained, notes, read_pairs
 from onnxshot.preparing import fold, input_specs, prepare, sizes_of
 from onnxshot.proving import anatomy, proof
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recipes.record import Record, record, source_of, stamp
+from onnxshot.recipes.record import Record, precisions, record, source_of, stamp
 from onnxshot.report import Artifact, Report
 from onnxshot.rewrite import apply, finish
 from onnxshot.settings import Settings
@@ -328,7 +328,7 @@ class Run:
     def record(self, recipe: Recipe, plan: Plan) -> Record:
         """What makes this run's result, or that of another recipe and its plan, again."""
         sampled = self.sampled or self.given is not None
-        return record(recipe, self.source_hash, self.settings, plan, sampled=sampled)
+        return record(recipe, self.source_hash, self.settings, precisions(plan), sampled=sampled)
 
     def prove(self, written: Draft, data: Dataset | None) -> None:
         """Read the written file back and hold it against the float model."""

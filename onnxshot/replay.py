@@ -90,7 +90,9 @@ def replay(
         path = Path(model)
         for number, run in enumerate(records.runs, 1):
             try:
-                made = _again(run, records.source, path, calib, stats, preset, settings)
+                # What is known of the samples is known of the last run's: earlier ones may have taken more or fewer.
+                known = records.source if run.settings == records.runs[-1].settings else {}
+                made = _again(run, known, path, calib, stats, preset, settings)
             except OnnxshotError as e:
                 e.message = f"run {number} ({next(iter(run.stage))}): {e.message}"
                 raise
@@ -114,11 +116,11 @@ def _again(
     settings: Settings,
 ) -> StageResult:
     """The result of one run; source: what the record says of the samples."""
-    settings = replace(settings, verify=False, **run.settings)
+    settings, decided = replace(settings, verify=False, **run.settings), run.decided
     loaded = load_model(path)
     refuse_other("model", run.model, "the record", model_hash(loaded), str(path))
     if not run.sampled:
-        return run_stage(run.parsed(), path, None, None, preset=preset, settings=settings)
+        return run_stage(run.parsed(), path, None, None, preset=preset, settings=settings, decided=decided)
     if calib is None and (stats is None or not isinstance(run.parsed(), Recipe)):
         hint = "give them with --calib DATA, or the statistics that it was given with --stats"
         raise CalibrationError("the record does not say where its samples lay", hint)
@@ -129,7 +131,9 @@ def _again(
             wanted = source.get(f"{what}_sha256")
             if wanted is not None:
                 refuse_other(what, str(wanted), "the record", found, data.source)
-        return run_stage(run.parsed(), path, calib, data, preset=preset, settings=settings, stats=stats)
+        return run_stage(
+            run.parsed(), path, calib, data, preset=preset, settings=settings, stats=stats, decided=decided
+        )
 
 
 def _same(records: Records, recorded: Path, output: Path) -> bool | None:

@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import numpy as np
 import onnx
+from handmade.core import model, vector, weight
 from onnx import ModelProto, helper, numpy_helper
 from rewrites import loaded
 
@@ -66,3 +67,22 @@ def some(group: Group, rng: np.random.Generator, share: float = 0.5) -> list[int
             found.append(i)
             left |= {part: left[part] - 1 for part in mine}
     return found
+
+
+def residual(seed: int = 0) -> ModelProto:
+    """Two residual blocks of width 16; half of the inner channels of the second say what others say."""
+    text = """net (float[1,4,8,8] x) => (float[1,5] y) {
+        s = Conv<pads=[1,1,1,1]>(x, w0, b0) s0 = Relu(s)
+        a = Conv<pads=[1,1,1,1]>(s0, w1, b1) a0 = Relu(a) c = Conv<pads=[1,1,1,1]>(a0, w2, b2) d = Add(c, s0)
+        s1 = Relu(d) e = Conv<pads=[1,1,1,1]>(s1, w3, b3) e0 = Relu(e) f = Conv<pads=[1,1,1,1]>(e0, w4, b4)
+        g = Add(f, s1) p = GlobalAveragePool(g) q = Flatten(p) y = Gemm<transB=1>(q, w5, b5) }"""
+    twin = weight(16, 16, 3, 3, seed=seed + 3)
+    twin[8:] = twin[:8] * np.float32(0.5)
+    twin_bias = np.tile(vector(8, 3), 2) * np.repeat([1, 0.5], 8).astype(np.float32)
+    constants = {"w0": weight(16, 4, 3, 3, seed=seed), "w3": twin, "b3": twin_bias, "w5": weight(5, 16)}
+    constants |= {name: weight(16, 16, 3, 3, seed=seed + i) for i, name in ((1, "w1"), (2, "w2"), (4, "w4"))}
+    constants |= {f"b{i}": vector(16, i) for i in (0, 1, 2, 4)} | {"b5": vector(5)}
+    proto = model(text, constants)
+    for i, node in enumerate(proto.graph.node):
+        node.name = f"{node.op_type}_{i}"
+    return proto

@@ -117,7 +117,7 @@ def test_any_stages_in_any_number(tmp_path: Path) -> None:
         layers = [[x for x in layers_of(found, {}) if x.op == op] for found in (shrunk, one, two, last)]
         shares = [np.average([x.sparsity for x in rows], weights=[x.parameters for x in rows]) for rows in layers]
         assert [bool(share > 0.2) for share in shares] == after
-    resolved = tuple(s.resolved(True) if isinstance(s, PruneStage) else s for s in stages.stages)
+    resolved = tuple(s.resolved(True) if isinstance(s, PruneStage | ShrinkStage) else s for s in stages.stages)
     for number, name in enumerate(names, 1):
         metadata = {p.key: p.value for p in onnx.load(tmp_path / f"{name}.onnx").metadata_props}
         assert Stages.from_dict(json.loads(metadata[RECIPE_KEY])) == Stages(resolved[:number])

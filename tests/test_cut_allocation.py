@@ -86,7 +86,7 @@ def test_without_time_the_loss_per_work_decides() -> None:
     assert found.shrink_to(0.75)
     assert found.cut == [0, 3]
     found.go_back([2, 0])
-    assert found.removed == {0, 1}
+    assert found.as_cut().removed == {0, 1}
     assert found.share == pytest.approx(1 - 25 / 300)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from cutting import SUMS
+from cutting import SUMS, residual
 from handmade.core import Feed, feeds, model, vector, weight
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
@@ -19,29 +19,11 @@ from onnxshot.errors import UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.maths.metrics import SqnrSum
+from onnxshot.recipes.record import RECIPE_KEY, RUNS_KEY, VERSION_KEY
 from onnxshot.settings import Settings
 
 QUICK = Settings(verify=False, use_cache=False, threads=1, bench_seconds=0.02)
 CALIB = feeds(24, x=(1, 4, 8, 8))
-
-
-def residual(seed: int = 0) -> ModelProto:
-    """Two residual blocks of width 16; half of the inner channels of the second say what others say."""
-    text = """net (float[1,4,8,8] x) => (float[1,5] y) {
-        s = Conv<pads=[1,1,1,1]>(x, w0, b0) s0 = Relu(s)
-        a = Conv<pads=[1,1,1,1]>(s0, w1, b1) a0 = Relu(a) c = Conv<pads=[1,1,1,1]>(a0, w2, b2) d = Add(c, s0)
-        s1 = Relu(d) e = Conv<pads=[1,1,1,1]>(s1, w3, b3) e0 = Relu(e) f = Conv<pads=[1,1,1,1]>(e0, w4, b4)
-        g = Add(f, s1) p = GlobalAveragePool(g) q = Flatten(p) y = Gemm<transB=1>(q, w5, b5) }"""
-    twin = weight(16, 16, 3, 3, seed=seed + 3)
-    twin[8:] = twin[:8] * np.float32(0.5)
-    twin_bias = np.tile(vector(8, 3), 2) * np.repeat([1, 0.5], 8).astype(np.float32)
-    constants = {"w0": weight(16, 4, 3, 3, seed=seed), "w3": twin, "b3": twin_bias, "w5": weight(5, 16)}
-    constants |= {name: weight(16, 16, 3, 3, seed=seed + i) for i, name in ((1, "w1"), (2, "w2"), (4, "w4"))}
-    constants |= {f"b{i}": vector(16, i) for i in (0, 1, 2, 4)} | {"b5": vector(5)}
-    proto = model(text, constants)
-    for i, node in enumerate(proto.graph.node):
-        node.name = f"{node.op_type}_{i}"
-    return proto
 
 
 def shrunk(proto: ModelProto | None = None, calib: Any = CALIB, **options: Any) -> ShrinkResult:
@@ -173,7 +155,10 @@ def test_a_drop_leaves_out_a_branch_where_that_is_nearer_than_to_cut_channels() 
 def test_nothing_is_changed_where_nothing_can_be_cut() -> None:
     proto = model("net (float[1,4] x) => (float[1,4] y) { y = Gemm(x, w) }", {"w": weight(4, 4)})
     found = shrink(proto, feeds(4, x=(1, 4)), target_flops=0.5, settings=QUICK)
-    assert found.model.to_proto() == load_model(proto).to_proto()
+    made = found.model.to_proto()
+    assert {p.key for p in made.metadata_props} == {VERSION_KEY, RECIPE_KEY, RUNS_KEY}
+    del made.metadata_props[:]
+    assert made == load_model(proto).to_proto()
     assert found.report.notes[-1].startswith("nothing was cut")
     assert not found.report.reached
     assert [skip.reason for skip in found.report.skips] == ["the model gives out 'y'"]

@@ -32,8 +32,6 @@ from onnxshot.cli.options import (
 )
 from onnxshot.cutting.shrunk import ShrinkReport
 from onnxshot.errors import GoalMissed, UsageError
-from onnxshot.graph.load import load_model
-from onnxshot.graph.save import refuse_sources
 from onnxshot.recipes.files import load_stages
 from onnxshot.report import save_report
 
@@ -97,14 +95,13 @@ def prune(
             of_zeros = {"scope": scope is not None, "layer": bool(layer), "keep-zeros": keep_zeros}
             if wrong := [name for name, given in of_zeros.items() if given]:
                 raise UsageError(f"--{wrong[0]} with --pattern channels", "it is of the patterns that set zeros")
-            refuse_sources(load_model(model), out)  # before the work, not after it
             if sparsity is not None:
                 targets["target_flops"] = 1 - sparsity
             cut = onnxshot.shrink(
                 model, calib, **targets, evaluate=evaluation, scope=prune_scope, multiple=multiple,  # type: ignore[arg-type]
-                include=include or (), exclude=exclude or (), importance=importance, preset=preset, settings=settings,  # type: ignore[arg-type]
+                include=include or (), exclude=exclude or (), importance=importance, output=out,  # type: ignore[arg-type]
+                preset=preset, settings=settings,
             )  # fmt: skip
-            cut.save(out)
             if report is not None:
                 save_report(cut.report.to_dict(), report)
             tell(as_json, cut.report.to_dict(), lambda: terminal.show_shrunk(cut.report))

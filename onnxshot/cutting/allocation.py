@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.cutting.branches import Branch
+from onnxshot.cutting.cut import Cut
 from onnxshot.cutting.groups import chunk
 from onnxshot.cutting.importance import Curve
 from onnxshot.cutting.work import Work
@@ -64,10 +65,9 @@ class Allocation:
         """What is left of the work."""
         return self._left / self.total if self.total else 1.0
 
-    @property
-    def removed(self) -> frozenset[int]:
-        """Numbers of what is cut."""
-        return frozenset(np.flatnonzero(~self.alive).tolist())
+    def as_cut(self) -> Cut:
+        """What is cut now."""
+        return Cut(tuple(self.branches), self.alive.copy())
 
     def shrink_to(self, share: float) -> bool:
         """Cut on until no more than this share is left; False where there is nothing more to cut before."""

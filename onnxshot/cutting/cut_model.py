@@ -11,8 +11,8 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from onnxshot.calibration.readers import Dataset
-from onnxshot.cutting.allocation import Allocation
 from onnxshot.cutting.axes import Axes
+from onnxshot.cutting.cut import Cut
 from onnxshot.cutting.refit import Kept, apply, refit
 from onnxshot.cutting.shrunk import timed
 from onnxshot.cutting.weigher import output_error
@@ -52,23 +52,23 @@ class Cutter:
     settings: Settings
     timings: dict[str, float]
 
-    def cut(self, allocation: Allocation) -> Model:
+    def cut(self, cut: Cut) -> Model:
         """A copy of the model without the branches and the channels that are given up."""
         made = copy_of(self.model)
-        if allocation.branches:
-            DropBranches({k: v for branch in allocation.branches for k, v in branch.sums.items()}).run(made)
+        if cut.branches:
+            DropBranches({k: v for branch in cut.branches for k, v in branch.sums.items()}).run(made)
             DropIdentity().run(made)
-        CutChannels(self.axes, allocation.removed).run(made)
+        CutChannels(self.axes, cut.removed).run(made)
         return made
 
-    def made(self, allocation: Allocation) -> Model:
+    def made(self, cut: Cut) -> Model:
         """The same, learned back where there is data."""
         with timed(self.timings, "cut"):
-            made = self.cut(allocation)
-        if self.feeds and allocation.removed:
+            made = self.cut(cut)
+        if self.feeds and cut.removed:
             with timed(self.timings, "fit"):
                 found = refit(
-                    self.reference, made.to_proto(), self._kept(allocation), self.feeds,
+                    self.reference, made.to_proto(), self._kept(cut), self.feeds,
                     threads=self.settings.threads, progress=self.settings.progress,
                 )  # fmt: skip
                 apply(made, found)
@@ -91,15 +91,15 @@ class Cutter:
             ]
         return 1 / float(np.median([rows[1].ratio for rows in ratios]))
 
-    def _kept(self, allocation: Allocation) -> Kept:
+    def _kept(self, cut: Cut) -> Kept:
         """Which outputs of each layer are left, where not all are."""
         found = {}
         for node in self.model.graph.nodes:
             if node.op in ("Conv", "Gemm", "MatMul"):
                 held = self.axes.of.get(node.outputs[0].name, {})
                 last = 1 if node.op == "Conv" else max(held, default=0)
-                if last in held and not allocation.alive[held[last]].all():
-                    found[node.name] = allocation.alive[held[last]]
+                if last in held and not cut.alive[held[last]].all():
+                    found[node.name] = cut.alive[held[last]]
         return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,32 +15,30 @@ from onnx import ModelProto
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sampling import spread
-from onnxshot.cutting.activation_scores import activation_scores
-from onnxshot.cutting.allocation import Allocation
-from onnxshot.cutting.axes import Axes, Shape
-from onnxshot.cutting.choice import choose
+from onnxshot.cutting.axes import Shape
+from onnxshot.cutting.choice import Choice, choose
+from onnxshot.cutting.cut import Cut, cut_of, samples_of
 from onnxshot.cutting.cut_model import Cutter, store_as
-from onnxshot.cutting.groups import Group, groups_of
-from onnxshot.cutting.importance import Curve, batchnorm_scales, batchnorm_scores, norm_scores, score_curves
+from onnxshot.cutting.groups import groups_of
+from onnxshot.cutting.importance import batchnorm_scales
 from onnxshot.cutting.shrunk import GroupRow, ShrinkReport, ShrinkResult, timed
 from onnxshot.cutting.target_search import Found, TargetSearch
-from onnxshot.cutting.times import times_of
-from onnxshot.cutting.weigher import Weigher
-from onnxshot.cutting.work import macs_of, params_of
-from onnxshot.errors import UsageError
+from onnxshot.cutting.worth import curves_of, nothing_cut
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import concrete_shapes, count
+from onnxshot.graph.save import refuse_sources
 from onnxshot.maths.removal import Floats
+from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import open_calib
 from onnxshot.output import source_name
 from onnxshot.parallel import in_order
-from onnxshot.passes.base import Skip
 from onnxshot.passes.normalize import normalize
 from onnxshot.preparing import fold
+from onnxshot.recipes.record import record, source_of, stamp
 from onnxshot.recipes.stages import MULTIPLES, ShrinkStage
 from onnxshot.report import NOISE
-from onnxshot.search.goal import Evaluate
+from onnxshot.search.goal import Evaluate, name_of
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_runtime import Feed
 
@@ -52,7 +50,6 @@ __all__ = ["GroupRow", "ShrinkReport", "ShrinkResult", "shrink"]
 _LEARNED_FROM = 256  # samples
 _TRIALS = 32  # samples on which the outputs are watched, an eighth of what there is at most
 _LEAST_TRIALS = 4
-_TABLE = 4  # times as long as one model is, all layers are timed: that shows where a cut saves time
 _NOT_FASTER = "not faster than before: convolutions of ONNX Runtime run on blocks of 8 or 16 channels, try multiple=16"
 
 
@@ -70,6 +67,7 @@ def shrink(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     importance: Importance = "auto",
+    output: str | Path | None = None,
     preset: str | Preset | None = None,
     settings: Settings | None = None,
 ) -> ShrinkResult:
@@ -94,6 +92,7 @@ def shrink(
             weights that read it by its root mean square on the samples; 'batchnorm': the scales of the
             BatchNormalizations behind its layers, before they are folded, and channels without are left; 'l1', 'l2':
             norm of its weights. 'auto' is 'error' where there is data, else 'l2'.
+        output: where to write; None keeps the result in memory.
         preset: preprocessing of pictures.
         settings: how to run it.
 
@@ -110,17 +109,35 @@ def shrink(
     asked = ShrinkStage.from_dict(
         {
             "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
-            "max_drop": max_drop, "evaluate": None if evaluate is None else str(evaluate), "scope": scope,
+            "max_drop": max_drop, "evaluate": None if evaluate is None else name_of(evaluate), "scope": scope,
             "multiple": multiple, "include": include, "exclude": exclude, "importance": importance,
         }
     )  # fmt: skip
-    if importance in ("error", "activation") and calib is None:
-        raise UsageError(f"importance {importance!r} needs data", "give calibration data, or importance 'l1' or 'l2'")
-    run = _Run(model, asked, settings)
+    run = _Run(model, asked.resolved(calib is not None), settings)
+    if output is not None:
+        refuse_sources(run.model, Path(output))  # before the work, not after it
     with open_calib("random" if calib is None else calib, run.model, preset, settings) as data:
         if calib is not None:
             run.learn_from(data)
-        return run.result(data, evaluate)
+        result = run.result(lambda cutter, choice: run.search(cutter, choice, data, evaluate))
+        if output is not None:
+            result.deliver(Path(output), source_of(calib, preset, data if calib is not None else None))
+    return result
+
+
+def cut_again(
+    model: str | Path, data: Dataset | None, asked: ShrinkStage, decided: Mapping[str, Any], settings: Settings
+) -> ShrinkResult:
+    """What an earlier run made of a model: nothing is weighed, timed or searched for, but all is learned back.
+
+    data: the samples, opened. decided: by that run, as its record holds it. The report holds no groups. Raises what
+    `shrink` raises, and UsageError where what was decided does not fit the model.
+    """
+    run = _Run(model, asked, settings)
+    samples = samples_of(decided)
+    if data is not None:
+        run.learn_from(data.subset(range(min(samples, len(data)))))
+    return run.result(lambda cutter, choice: run.repeat(cutter, choice, decided))
 
 
 @dataclass(slots=True)
@@ -132,17 +149,18 @@ class _Run:
     settings: Settings
     started: float = field(default_factory=time.perf_counter)
     model: Model = field(init=False)  # normalized, uncut
+    source_hash: str = field(init=False)  # of the model as it was given
     report: ShrinkReport = field(init=False)
-    axes: Axes = field(init=False)
     shapes: dict[str, Shape] = field(init=False)
     scales: dict[str, Floats] = field(init=False, default_factory=dict)  # of BatchNormalizations, by what they read
-    reference: ModelProto = field(init=False)
     feeds: list[Feed] = field(init=False, default_factory=list)
     checks: list[Feed] = field(init=False, default_factory=list)  # that nothing is fitted on
+    given: int = field(init=False, default=0)  # samples
 
     def __post_init__(self) -> None:
         self.report = ShrinkReport(source_name(self.source), self.asked.targets)
         self.model = load_model(self.source)
+        self.source_hash = model_hash(self.model)
         if self.asked.importance == "batchnorm":
             fold(self.model)
             self.scales = batchnorm_scales(self.model)
@@ -151,83 +169,56 @@ class _Run:
     def learn_from(self, data: Dataset) -> None:
         """Read the samples."""
         self.report.notes += data.notes
+        self.given = len(data)
         chosen = spread(len(data))[:_LEARNED_FROM]
         feeds: list[Feed] = [s.feed for s in in_order(data.__getitem__, chosen, self.settings.threads)]
         self.report.samples = len(feeds)
         watched = min(_TRIALS, max(_LEAST_TRIALS, len(feeds) // 8))
         self.checks, self.feeds = feeds[:watched], feeds[watched:] or feeds
 
-    def result(self, data: Dataset, evaluate: Evaluate | str | None) -> ShrinkResult:
-        """Weigh what may be cut, cut it, and let what stays learn."""
-        made = self._cut(data, evaluate)
-        self.report.seconds = time.perf_counter() - self.started
-        return ShrinkResult(made, self.report)
-
-    def _cut(self, data: Dataset, evaluate: Evaluate | str | None) -> Model:
+    def result(self, find: Callable[[Cutter, Choice], tuple[Cut, Model]]) -> ShrinkResult:
+        """See what may be cut, and have what `find` finds cut and learned back; stamped."""
         self.shapes = concrete_shapes(self.model, self._sizes())
         groups = groups_of(self.model, self.shapes)
-        self.axes = groups.axes
-        choice = choose(self.model, groups, self.shapes, self.asked, sampled=bool(self.feeds))
-        self.report.skips = list(choice.skips)
-        if not choice.groups:
+        axes, report = groups.axes, self.report
+        choice = choose(self.model, groups, self.shapes, self.asked, sampled=self.given > 0)
+        report.skips = list(choice.skips)
+        if choice.groups:
+            proto = self.model.to_proto()
+            cutter = Cutter(self.model, proto, axes, self.feeds, self.checks, self.settings, report.timings)
+            cut, made = find(cutter, choice)
+            self._count(made)
+            store_as(self.model, made)
+        else:
             self._miss("nothing was cut: no group of channels can be; the reasons are in the skips")
             self._count(self.model)
-            return load_model(self.source)
-        self.reference = self.model.to_proto()
-        cutter = Cutter(
-            self.model, self.reference, self.axes, self.feeds, self.checks, self.settings, self.report.timings
-        )
+            cut, made = Cut((), np.ones(axes.count, bool)), load_model(self.source)
+        decided = {"samples": self.given, **cut.named(axes)}
+        stamp(made, record(self.asked, self.source_hash, self.settings, decided, sampled=self.given > 0))
+        report.seconds = time.perf_counter() - self.started
+        return ShrinkResult(made, report)
+
+    def search(
+        self, cutter: Cutter, choice: Choice, data: Dataset, evaluate: Evaluate | str | None
+    ) -> tuple[Cut, Model]:
+        """Weigh what may be cut, and look for the cut that meets the target."""
         with timed(self.report.timings, "weigh"):
-            curves = self._curves(choice.groups)
+            curves, skips = curves_of(cutter, choice.groups, self.asked, self.scales)
+        self.report.skips += skips
         ((name, value),) = self.asked.targets.items()
-        search = TargetSearch(cutter, self._whole(curves), (name, value), choice.branches, data)
-        found = search.run(evaluate)
+        whole = nothing_cut(cutter, curves, self.asked, self.shapes)
+        found = TargetSearch(cutter, whole, (name, value), choice.branches, data).run(evaluate)
         self._tell(found)
-        if self.settings.verify and found.allocation.removed:
+        cut = found.allocation.as_cut()
+        if self.settings.verify and cut.removed:
             self._bench(cutter, found.model, data)
-        store_as(self.model, found.model)
-        return found.model
+        return cut, found.model
 
-    # ------------------------------------------------------------------ what the groups are worth
-
-    def _curves(self, rows: Sequence[Group]) -> list[Curve]:
-        threads, importance, multiple = self.settings.threads, self.asked.importance, self.asked.multiple
-        if importance == "batchnorm":
-            return self._by_batchnorm(rows)
-        if importance == "activation":
-            return score_curves(rows, activation_scores(self.reference, self.axes, self.feeds, threads), multiple)
-        if self.feeds and importance in ("auto", "error"):
-            weigher = Weigher(self.reference, self.feeds, self.checks, threads, multiple, self.settings.progress)
-            return weigher.curves(rows)
-        power = 1 if importance == "l1" else 2
-        return score_curves(rows, norm_scores(self.model, self.axes, power), multiple)
-
-    def _by_batchnorm(self, rows: Sequence[Group]) -> list[Curve]:
-        """Of the groups whose channels all have a scale; the others are in the report."""
-        scores = batchnorm_scores(self.axes, self.scales)
-        with_scales = [group for group in rows if not np.isnan(scores[group.ids]).any()]
-        if not with_scales:
-            what = "importance is 'batchnorm', and no BatchNormalization stands behind layers that can be cut"
-            raise UsageError(what, "it may be folded into them: export without that, or give importance 'l2'")
-        for group in rows:
-            if group not in with_scales:
-                reason = "not all its channels have a BatchNormalization, which importance 'batchnorm' asks for"
-                self.report.skips += [Skip(node.label, node.op, reason) for node, _ in group.makers]
-        return score_curves(with_scales, scores, self.asked.multiple)
-
-    def _whole(self, curves: Sequence[Curve]) -> Allocation:
-        """Nothing cut yet."""
-        multiple, numbers = self.asked.multiple, self.axes.count
-        if self.asked.target_params is not None:
-            return Allocation(curves, params_of(self.model, self.axes), multiple, numbers)
-        with timed(self.report.timings, "time layers"):
-            times = times_of(
-                self.reference, self.axes, self.shapes, threads=self.settings.threads,
-                seconds=_TABLE * self.settings.bench_seconds,
-            )  # fmt: skip
-        if self.asked.target_latency is not None:
-            return Allocation(curves, times, multiple, numbers)
-        return Allocation(curves, macs_of(self.model, self.axes, self.shapes), multiple, numbers, times)
+    def repeat(self, cutter: Cutter, choice: Choice, decided: Mapping[str, Any]) -> tuple[Cut, Model]:
+        """Cut what an earlier run has decided to."""
+        cut = cut_of(decided, cutter.axes, choice)
+        self.report.branches = [branch.name for branch in cut.branches]
+        return cut, cutter.made(cut)
 
     # ------------------------------------------------------------------ what came of it
 
@@ -238,7 +229,6 @@ class _Run:
         report.notes += found.refused
         if found.missed:
             self._miss(found.missed)
-        self._count(found.model)
         report.branches = [branch.name for branch in allocation.branches]
         for curve, cut in zip(allocation.curves, allocation.cut, strict=True):
             group = curve.group

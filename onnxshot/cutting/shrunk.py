@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import draft
 from onnxshot.passes.base import Skip
+from onnxshot.recipes.record import leave_beside
 from onnxshot.report import rounded
 
 
@@ -69,7 +70,7 @@ class ShrinkReport:
 
 @dataclass(slots=True)
 class ShrinkResult:
-    """A smaller model and what was done to it. Nothing is printed or kept on disk."""
+    """A smaller model and what was done to it. Nothing is printed and, without an output path, nothing is kept."""
 
     model: Model
     report: ShrinkReport
@@ -79,6 +80,14 @@ class ShrinkResult:
         with draft(self.model, Path(path)) as written:
             load_model(written.path)  # what is called done was read back
             return written.publish()
+
+    def deliver(self, output: Path, source: Mapping[str, Any]) -> None:
+        """Write the model, and beside it its record. source: what that says of where the run's inputs lay."""
+        with draft(self.model, output) as written:
+            load_model(written.path)
+            written.publish()
+        files = [output.parent / name for name in written.files]
+        self.report.notes += leave_beside(self.model, output, source, files)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class TargetSearch:
     def _rate(self, branch: Branch) -> float:
         """Error of the outputs without a branch, per share of the work; nothing has learned yet."""
         without = replace(self.whole, branches=[branch])
-        return self.cutter.error(self.cutter.cut(without)) / max(1 - without.share, 1e-9)
+        return self.cutter.error(self.cutter.cut(without.as_cut())) / max(1 - without.share, 1e-9)
 
     def _nearest(self, whole: Allocation, share: float) -> Found:
         """Cut to the share of the work, the parameters or the latency, with as many more branches left out as do good.
@@ -84,7 +84,7 @@ class TargetSearch:
         whole: where to start; it is cut.
         """
         best, missed = whole, self._reach(whole, share)
-        made = self.cutter.made(best)
+        made = self.cutter.made(best.as_cut())
         error = math.inf if missed or not self._ranked else self.cutter.error(made)
         candidates = self._next(best)
         while candidates:
@@ -96,7 +96,7 @@ class TargetSearch:
                     continue  # more than was asked for
                 if self._reach(trial, share):
                     continue
-                other = self.cutter.made(trial)
+                other = self.cutter.made(trial.as_cut())
                 found = self.cutter.error(other)
                 if found > _FAR * limit:
                     break  # of a network that needs its branches: each of the others would cost a fit too
@@ -130,7 +130,7 @@ class TargetSearch:
         for _ in range(_AIMS):
             trial = replace(allocation)
             trial.shrink_to(max(_LEAST, 1 - fall))
-            seen.append((1 - trial.share, 1 - self.cutter.latency_share(self.cutter.cut(trial), self.data)))
+            seen.append((1 - trial.share, 1 - self.cutter.latency_share(self.cutter.cut(trial.as_cut()), self.data)))
             slope = sum(x * y for x, y in seen) / max(sum(x * x for x, _ in seen), 1e-9)
             fall = (1 - share) / max(slope, 1e-9)
         allocation.shrink_to(max(_LEAST, 1 - fall))
@@ -140,7 +140,7 @@ class TargetSearch:
 
     def _by_drop(self, goal: Goal, limit: float) -> Found:
         """Step by step, as long as the score falls by no more than the limit; the last that kept to it."""
-        best, made, drop = self.whole, self.cutter.cut(self.whole), 0.0
+        best, made, drop = self.whole, self.cutter.cut(self.whole.as_cut()), 0.0
         with tempfile.TemporaryDirectory() as folder:
             reference = Made(self.cutter.model).save(Path(folder) / "float.onnx")
             judge = Judge(goal, reference, self.data, self.cutter.settings)
@@ -169,4 +169,4 @@ class TargetSearch:
         for branch in self._next(best):
             trial = replace(self.whole, branches=[*best.branches, branch])
             if not self._reach(trial, share):
-                yield trial, self.cutter.made(trial)
+                yield trial, self.cutter.made(trial.as_cut())

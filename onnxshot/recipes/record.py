@@ -45,7 +45,8 @@ class Record(Plain):
             the same bytes.
         settings: those of `SETTINGS`.
         versions: of onnxshot and of the libraries that compute.
-        decided: precision -> nodes; what stayed float is in none of them.
+        decided: what the run found out. Of one that quantizes: precision -> nodes; what stayed float is in none of
+            them. Of one that cuts channels: how many samples it was given, the first ones, and what `Cut.named` gives.
     """
 
     stage: Mapping[str, Any]
@@ -53,7 +54,7 @@ class Record(Plain):
     sampled: bool
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
-    decided: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    decided: Mapping[str, Any] = field(default_factory=dict)
 
     def parsed(self) -> ModelStage:
         """The stage. Raises UsageError where it is none that makes a model."""
@@ -67,19 +68,24 @@ def record(
     stage: ModelStage,
     given: str,
     settings: Settings,
-    plan: Plan | None = None,
+    decided: Mapping[str, Any] | None = None,
     *,
     sampled: bool,
 ) -> Record:
     """The record of a run; given: `model_hash` of what it was given."""
-    decided: dict[str, list[str]] = {}
-    for node in plan.nodes if plan is not None else ():
-        if node.how != FLOAT:
-            decided.setdefault(node.how, []).append(node.node)
     return Record(
         {kind_of(stage): stage.to_dict()}, given, sampled,
-        {name: getattr(settings, name) for name in SETTINGS}, versions(), decided,
+        {name: getattr(settings, name) for name in SETTINGS}, versions(), decided or {},
     )  # fmt: skip
+
+
+def precisions(plan: Plan) -> dict[str, list[str]]:
+    """Precision -> nodes, as a record holds it."""
+    decided: dict[str, list[str]] = {}
+    for node in plan.nodes:
+        if node.how != FLOAT:
+            decided.setdefault(node.how, []).append(node.node)
+    return decided
 
 
 def source_of(calib: Any, preset: str | Preset | None, data: Dataset | None) -> dict[str, Any]:
@@ -204,6 +210,8 @@ def _record(path: Path, number: int, values: Any) -> Record:
         raise UsageError(f"{where} is {values!r}", "it was changed by hand: take the one the run wrote")
     try:
         found = Record.from_dict(values)
+        if not isinstance(found.decided, dict):
+            raise UsageError(f"decided is {found.decided!r}", "it was changed by hand: take the one the run wrote")
         found.parsed()
         Settings(**found.settings)
     except UsageError as e:

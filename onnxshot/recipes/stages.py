@@ -115,6 +115,17 @@ class ShrinkStage(Plain):
             given, lacking = ("max_drop", "evaluate") if self.evaluate is None else ("evaluate", "max_drop")
             raise UsageError(f"{given} is given without {lacking}", "a drop is of the score of a function: give both")
 
+    def resolved(self, has_data: bool) -> ShrinkStage:
+        """With the importance filled in, as it follows from whether there are samples.
+
+        Raises UsageError where it needs some that are not there.
+        """
+        if not has_data and self.importance in ("error", "activation"):
+            hint = "give calibration data, or importance 'l1' or 'l2'"
+            raise UsageError(f"importance {self.importance!r} needs data", hint)
+        by_default = "error" if has_data else "l2"
+        return replace(self, importance=by_default if self.importance == "auto" else self.importance)
+
     @property
     def targets(self) -> dict[str, float]:
         """What is to be reached, by its key; one of the four."""

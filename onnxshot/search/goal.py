@@ -205,6 +205,14 @@ def score(evaluate: Evaluate, run: Run, given: Evaluate | str | None) -> float:
     return found
 
 
+def name_of(given: Evaluate | str) -> str:
+    """What to write down for an evaluation: as it was named, or its module and name, the same in every run."""
+    if isinstance(given, str):
+        return given
+    made = given if hasattr(given, "__qualname__") else type(given)
+    return f"{made.__module__}:{made.__qualname__}"
+
+
 def function_of(given: Evaluate | str | None) -> Evaluate | None:
     """The function itself. Raises UsageError where there is none of that name."""
     if not isinstance(given, str):
