@@ -41,7 +41,7 @@ from onnxshot.difference.diff import diff
 from onnxshot.doctor.doctor import doctor
 from onnxshot.inspection import inspect
 from onnxshot.observing.calibrating import calibrate
-from onnxshot.pipeline import Result, quantize
+from onnxshot.pipeline import quantize
 from onnxshot.proving.judge import bench_models as bench
 from onnxshot.proving.judge import compare_models as compare
 from onnxshot.pruning.prune import prune
@@ -49,6 +49,7 @@ from onnxshot.pruning.report import PruneReport, PruneResult
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.replay import replay
 from onnxshot.report import Report
+from onnxshot.result import Result
 from onnxshot.search.goal import Goal
 from onnxshot.search.sensitivity import sensitivity
 from onnxshot.search.tune import tune

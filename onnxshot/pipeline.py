@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,34 +12,32 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxshot import emitting, portability, trial
-from onnxshot.calibration.batches import batched
+from onnxshot import emitting, trial
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.calibration.statsfile import Statistics
 from onnxshot.effort.improve import Improver
-from onnxshot.errors import CalibrationError, ModelError, UsageError
+from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.frozen import Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.graph.save import Draft, draft, refuse_sources
-from onnxshot.half.emulation import runnable
+from onnxshot.graph.save import Draft, refuse_sources
 from onnxshot.half.halving import halve, refuse_half
 from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_calib
-from onnxshot.output import RANDOM_KEY, Made, deliver, input_bytes, source_name
+from onnxshot.output import RANDOM_KEY, deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
-from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.planning.plan import FLOAT, Plan
-from onnxshot.planning.planner import already_quantized, make_plan, schemes
+from onnxshot.planning.planner import make_plan, schemes
 from onnxshot.planning.scales import Evidence
-from onnxshot.planning.trained import NOTHING, Trained, notes, read_pairs
-from onnxshot.preparing import fold, input_specs, prepare, sizes_of
+from onnxshot.planning.trained import NOTHING, Trained, notes
+from onnxshot.preparing import input_specs, prepare, sizes_of, to_float
 from onnxshot.proving import anatomy, proof
+from onnxshot.proving.quantized import QuantizedProof
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.record import Record, precisions, record, source_of, stamp
 from onnxshot.report import Artifact, Report
+from onnxshot.result import Result
 from onnxshot.rewrite import apply, finish
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
@@ -48,31 +45,7 @@ from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.runtime import EmitOptions
 
-
-@dataclass(slots=True)
-class Result(Made):
-    """A quantized model and the proof. Nothing is printed and, without an output path, nothing is kept on disk.
-
-    statistics: what its scales were taken from; None where nothing was calibrated.
-    """
-
-    plan: Plan
-    report: Report
-    statistics: Statistics | None = None
-
-    def emit(self, to: str, folder: str | Path, options: EmitOptions | None = None) -> Path:
-        """Write the model into `folder` in a format; nothing is run. Raises TargetError where there is none such."""
-        stem = self.model.path.stem if self.model.path is not None else "model"
-        final = Path(folder) / f"{stem}.{self.report.recipe['precision']}.onnx"
-        if to == emitting.ONNX:
-            return self.save(final)
-        emitting.runtime_of(to).check()
-        how, place = options or EmitOptions(), emitting.place_of(final, to)
-        with (
-            draft(self.model, final) as written,
-            emitting.made(written.path, to, place, how, None, Settings()) as (other, _),
-        ):
-            return other.publish()
+__all__ = ["Result", "Run", "quantize"]
 
 
 def quantize(
@@ -174,33 +147,9 @@ class Run:
         self.frozen = sizes_of(self.model, self.recipe.batch, self.recipe.shapes)
         self.report = Report(source_name(self.source), self.recipe.to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
-        self._refuse_quantized()
+        self.trained = to_float(self.model, complete=self.recipe.complete, requantize=self.settings.requantize)
         with self.report.timed("normalize"):
             prepare(self.model, self.target, self.recipe, keep_overridable=self.settings.keep_overridable)
-
-    def _refuse_quantized(self) -> None:
-        if self.recipe.complete and self.settings.requantize:
-            raise UsageError("--complete keeps the scales that --requantize takes out", "give one of them")
-        found = already_quantized(self.model)
-        if not found:
-            return
-        if not self.settings.requantize and not self.recipe.complete:
-            raise UsageError(
-                f"the model is quantized already: {len(found)} nodes such as {found[0].label!r} ({found[0].op})",
-                "start from the float model, pass --complete to keep its scales and quantize the rest, "
-                "or --requantize to go back to float first",
-            )
-        if self.recipe.complete:
-            fold(self.model)
-            self.trained = read_pairs(self.model)
-        change = StripQdq().run(self.model)
-        left = already_quantized(self.model)
-        if left:
-            raise UsageError(
-                f"{len(left)} nodes such as {left[0].label!r} ({left[0].op}) cannot be taken back to float",
-                "start from the float model, or from one with QuantizeLinear and DequantizeLinear pairs",
-            )
-        self.model.notes.append(f"{change.edits} Q/DQ pairs of the input were taken out before quantizing")
 
     def planned(self, recipe: Recipe | None = None, evidence: Evidence | None = None) -> Plan:
         """The plan of a recipe, by default the run's own, for the model as it is now; with scales by `evidence`."""
@@ -332,78 +281,17 @@ class Run:
 
     def prove(self, written: Draft, data: Dataset | None) -> None:
         """Read the written file back and hold it against the float model."""
-        report = self.report
-        report.float_weights = proof.float_weights(self.model, self.plan)
-        report.sparsity = proof.sparsity(self.model)
-        if self.frozen:
-            proof.runs_frozen(written.path, self.model, self.source)
-        if not self.settings.verify:
-            load_model(written.path)  # what is called done was read back at least
-            return
-        proof.keeps_contract(self.source, written.path, self.frozen)
-        with runnable(written.path, self.recipe.half) as runs:
-            self._compare(written.path, runs, data)
+        # With statistics of a file there are no samples to make another model of.
+        alone = self._for_ort_alone if self.given is None else None
+        proof_of = QuantizedProof(
+            self.report, self.source, self._original, self.float_model, self.model, self.plan, self.recipe,
+            self.target, self.settings, self.frozen, self.held_out, self.evidence.stats, alone,
+        )  # fmt: skip
+        self.judged = proof_of.prove(written.path, data)
 
-    def _compare(self, written: Path, runs: Path, data: Dataset | None) -> None:
-        """Hold the file, as ONNX Runtime runs it, against the float model, and time it where it is deployed so."""
-        report = self.report
-        given = data
-        if data is None and self.float_model is not None:
-            data = proof.random_data(self.original(), self.model)
-            if data is not None:
-                report.notes.append("compared on random data: give --calib DATA for figures that mean something")
-        if data is None or self.float_model is None:
-            how = "loaded in ONNX Runtime" if proof.loads(runs, self.source) else "not loaded"
-            report.notes.append(f"not compared with the float model, {how}: no data that it runs on, or too large")
-            return
-        held_out = data.subset(self.held_out or range(len(data)))
-        if self.frozen:
-            held_out = batched(held_out, self.frozen.inputs)
-        report.samples.setdefault("held_out", len(held_out))
-        self.judged = emitting.Judged(self.original(), held_out)
-        with self.report.timed("verify"):
-            proof.prove(
-                report, self.plan, self.original(), self.float_model, self.model, written, runs, held_out,
-                self.settings,
-            )  # fmt: skip
-        report.worst = anatomy.with_values(report.worst, self.plan, self.evidence.stats)
-        if not self.target.runs_here:
-            how = "" if runs is written else ", which has no bfloat16, in float32 rounded to it at every step"
-            report.notes.append(f"checked in ONNX Runtime{how}, not in {self.target.name}; not timed")
-            return
-        with self.report.timed("bench"), tempfile.TemporaryDirectory() as folder:
-            self._time(Path(folder) / "float.onnx", written, held_out)
-        if self.target.everywhere:
-            self._prove_everywhere(written, given)
-
-    def _prove_everywhere(self, written: Path, data: Dataset | None) -> None:
-        """Ask every runtime what it makes of the file, and make one for ONNX Runtime alone to compare it with.
-
-        With statistics of a file, or without samples, there is nothing to make that one of.
-        """
-        assert self.judged is not None
-        with self.report.timed("everywhere"):
-            if data is not None and self.given is None:
-                recipe = replace(self.recipe, target=ORT.name, activation_type=None, weight_type=None)
-                alone = Run(self.source, recipe, self.settings)
-                alone.rewrite(data)
-                self.report.single = portability.against(alone.model, ORT.name, written, self.judged, self.settings)
-            self.report.runtimes = portability.rows(written, self.judged, self.settings)
-        self.report.notes += portability.told(self.report.runtimes, self.report.single)
-
-    def _time(self, path: Path, written: Path, samples: Dataset) -> None:
-        """Time against the source, or against the normalized model where ONNX Runtime refuses the source.
-
-        What is no file yet is written to `path`.
-        """
-        source = path
-        if isinstance(self.source, ModelProto):
-            path.write_bytes(self.source.SerializeToString())
-        else:
-            source = Path(self.source)
-        try:
-            proof.time_both(self.report, source, written, samples, self.settings)
-        except ModelError:
-            path.write_bytes(self.original().SerializeToString())
-            proof.time_both(self.report, path, written, samples, self.settings)
-            self.report.notes.append("timed against the normalized model: ONNX Runtime does not load the input")
+    def _for_ort_alone(self, data: Dataset) -> Model:
+        """What the same recipe makes of the model for ONNX Runtime."""
+        recipe = replace(self.recipe, target=ORT.name, activation_type=None, weight_type=None)
+        run = Run(self.source, recipe, self.settings)
+        run.rewrite(data)
+        return run.model

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from onnxshot.calibration.preprocess import Preset, load_preset
 from onnxshot.calibration.readers import InputSpec
-from onnxshot.errors import CalibrationError
+from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.frozen import Frozen, frozen
 from onnxshot.graph import Model, shapes, weights
 from onnxshot.half.rules import HALVES
@@ -19,9 +19,11 @@ from onnxshot.passes.inline_functions import InlineFunctions
 from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.remove_unused import RemoveUnused
+from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.planning.asked import under_rule
 from onnxshot.planning.plan import FLOAT
-from onnxshot.planning.planner import make_plan, schemes
+from onnxshot.planning.planner import already_quantized, make_plan, schemes
+from onnxshot.planning.trained import NOTHING, Trained, read_pairs
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
@@ -75,6 +77,37 @@ def fold(model: Model) -> None:
     """Inline functions and fold constants, so that scales stand at their Q and DQ; quantization stays as it is."""
     for step in (InlineFunctions(), NameNodes(), FoldConstants(), DropIdentity(), RemoveUnused()):
         step.run(model)
+
+
+def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
+    """Take a model that is quantized already back to float; the scales that it brought, where they are to be kept.
+
+    Raises UsageError where nobody has asked for that, and where it cannot be done.
+    """
+    if complete and requantize:
+        raise UsageError("--complete keeps the scales that --requantize takes out", "give one of them")
+    found = already_quantized(model)
+    if not found:
+        return NOTHING
+    if not requantize and not complete:
+        raise UsageError(
+            f"the model is quantized already: {len(found)} nodes such as {found[0].label!r} ({found[0].op})",
+            "start from the float model, pass --complete to keep its scales and quantize the rest, "
+            "or --requantize to go back to float first",
+        )
+    trained = NOTHING
+    if complete:
+        fold(model)
+        trained = read_pairs(model)
+    change = StripQdq().run(model)
+    left = already_quantized(model)
+    if left:
+        raise UsageError(
+            f"{len(left)} nodes such as {left[0].label!r} ({left[0].op}) cannot be taken back to float",
+            "start from the float model, or from one with QuantizeLinear and DequantizeLinear pairs",
+        )
+    model.notes.append(f"{change.edits} Q/DQ pairs of the input were taken out before quantizing")
+    return trained
 
 
 def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:

@@ -12,10 +12,11 @@ from onnxshot.calibration.readers import Dataset, split
 from onnxshot.cutting.shrink import cut_again, shrink
 from onnxshot.cutting.shrunk import ShrinkResult
 from onnxshot.observing.calibrating import HOLDOUT
-from onnxshot.pipeline import Result, quantize
+from onnxshot.pipeline import quantize
 from onnxshot.pruning.prune import prune
 from onnxshot.pruning.report import PruneResult
 from onnxshot.recipes.stages import ModelStage, PruneStage, ShrinkStage
+from onnxshot.result import Result
 from onnxshot.settings import Settings
 
 StageResult = PruneResult | ShrinkResult | Result

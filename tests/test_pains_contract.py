@@ -169,7 +169,7 @@ def test_row41_the_file_is_what_was_computed(tmp_path: Path, monkeypatch: pytest
         written.write_bytes(proto.SerializeToString())
         reload_check(model_, written, feed, **how)
 
-    monkeypatch.setattr(onnxshot.proving.proof, "reload_check", flipped)
+    monkeypatch.setattr(onnxshot.proving.quantized, "reload_check", flipped)
     with pytest.raises(ModelError, match="differs from what was computed"):
         quantize(case.model, case.feeds, output=tmp_path / "bad.onnx", settings=PROVEN)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["q.onnx", "q.recipe.yaml"]

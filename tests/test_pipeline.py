@@ -339,7 +339,7 @@ def test_a_failing_check_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
     def fail(*_: object, **__: object) -> Iterator[None]:
         raise ModelError("the written file does not run")
 
-    monkeypatch.setattr(onnxshot.proving.proof, "reload_check", fail)
+    monkeypatch.setattr(onnxshot.proving.quantized, "reload_check", fail)
     with pytest.raises(ModelError, match="does not run"):
         quantize(path, feeds, output=tmp_path / "out.onnx", settings=PROVEN)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "out.onnx"]

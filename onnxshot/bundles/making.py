@@ -23,12 +23,12 @@ from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import aside
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
-from onnxshot.pipeline import Result
 from onnxshot.preparing import sizes_of
 from onnxshot.recipes import record
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages
 from onnxshot.report import save_report
+from onnxshot.result import Result
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_runtime import Runner
 from onnxshot.targets.runtime import Loaded

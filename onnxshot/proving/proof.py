@@ -1,4 +1,4 @@
-"""The proof of a run: the written file read back, run, held against the float model, and timed against it."""
+"""What proofs have in common: a written file is loaded, run, held against its source, and timed against it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from onnxshot.graph.ops import weight_slot
 from onnxshot.passes.base import Skip
 from onnxshot.planning.plan import FLOAT, HALF, Plan
 from onnxshot.preparing import input_specs
-from onnxshot.proving.contract import contract, reload_check, same_contract, with_frozen
-from onnxshot.proving.verify import Comparison, compare
-from onnxshot.report import NOISE, Report, TensorReport
+from onnxshot.proving.contract import contract, same_contract, with_frozen
+from onnxshot.proving.verify import Comparison
+from onnxshot.report import NOISE, Report
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import bench
-from onnxshot.targets.ort_executed import executed
 from onnxshot.targets.ort_runtime import Runner
 
 MAX_BYTES = 1_500_000_000
@@ -31,44 +30,6 @@ MAX_NODES = 20_000
 _RANDOM_SAMPLES = 4
 _BENCH_FEEDS = 8
 _MIN_ELEMENTS = 1024  # float weights below this are not worth a line
-
-
-def prove(
-    report: Report,
-    plan: Plan,
-    original: ModelProto,
-    float_model: ModelProto,
-    model: Model,
-    written: Path,
-    runs: Path,
-    data: Dataset,
-    settings: Settings,
-) -> None:
-    """Fill in the report: accuracy per output and tensor, what ran in int8, latency. `data` are held-out samples.
-
-    `runs` is what ONNX Runtime runs for the written file, by rule that file itself.
-
-    Outputs are held against the original; tensors inside against the float model the plan was made for, whose channels
-    may have other scales.
-
-    Raises ModelError where the written file does not load, run, or equal the model in memory.
-    """
-    first = data[0]
-    reload_check(model, written, first.feed, run=runs is written)
-    inside = None if float_model is original else float_model.SerializeToString()
-    found = compare(
-        original.SerializeToString(), runs, data, tensors=list(plan.tensors) or None, threads=settings.threads,
-        inside=inside,
-    )  # fmt: skip
-    tell(report, found)
-    report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, plan) for row in found.tensors]
-    report.notes += _refused_methods(plan)
-    ran = executed(runs, sample=first.feed, threads=settings.threads)
-    report.int8_macs_share = ran.share if ran.total_macs else None
-    report.float_between_qdq = len(ran.float_between)
-    report.float_macs = {op: macs / ran.total_macs for op, macs in ran.float_by_op.items()} if ran.total_macs else {}
-    if ran.note:
-        report.notes.append(ran.note)
 
 
 def tell(report: Report, found: Comparison) -> None:
@@ -93,25 +54,6 @@ def time_both(report: Report, source: Path, written: Path, data: Dataset, settin
         [source, written], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE
     )
     report.latency = {"float_ms": before.median_ms, "ms": after.median_ms, "speedup": after.ratio}
-
-
-def _refused_methods(plan: Plan) -> list[str]:
-    """The tensors whose range is not chosen by the method asked for, as one note."""
-    refused = {group: span.note for group, span in plan.ranges.items() if span.note}
-    if not refused:
-        return []
-    some = ", ".join(f"{group!r} ({note})" for group, note in list(refused.items())[:3])
-    more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
-    return [f"min-max ranges instead of those asked for on {some}{more}"]
-
-
-def _row(tensor: str, op: str, sqnr_db: float, clipped: float | None, plan: Plan) -> TensorReport:
-    planned = plan.tensors.get(tensor)
-    if planned is None or planned.group not in plan.ranges:
-        return TensorReport(tensor, op, sqnr_db, clipped=clipped)
-    span, params = plan.ranges[planned.group], plan.params[planned.group]
-    scheme = f"{params.scheme.dtype.name} scale {float(params.scale):.6g} zero point {int(params.zero_point)}"
-    return TensorReport(tensor, op, sqnr_db, span.low, span.high, clipped, scheme, span.method)
 
 
 def loads(written: Path, source: str | Path | ModelProto) -> bool:

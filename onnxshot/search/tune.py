@@ -22,9 +22,10 @@ from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.emitting import ONNX
 from onnxshot.graph.save import refuse_sources, write
-from onnxshot.pipeline import Result, quantize
+from onnxshot.pipeline import quantize
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.result import Result
 from onnxshot.search.candidates import Workbench, workbench
 from onnxshot.search.goal import TIMES, Goal, Judge, Measured
 from onnxshot.settings import Settings

@@ -1,0 +1,178 @@
+"""The proof of a quantized model: its file read back, held against the float model tensor by tensor, and timed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+
+from onnxshot import portability
+from onnxshot.calibration.batches import batched
+from onnxshot.calibration.readers import Dataset
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.emitting import Judged
+from onnxshot.errors import ModelError
+from onnxshot.frozen import Frozen
+from onnxshot.graph import Model
+from onnxshot.graph.load import load_model
+from onnxshot.half.emulation import runnable
+from onnxshot.planning.plan import Plan
+from onnxshot.proving import anatomy, proof
+from onnxshot.proving.contract import reload_check
+from onnxshot.proving.verify import compare
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.report import Report, TensorReport
+from onnxshot.settings import Settings
+from onnxshot.targets.base import Target
+from onnxshot.targets.ort import ORT
+from onnxshot.targets.ort_executed import executed
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedProof:
+    """What a quantized model is held against, and how; the figures go into the report.
+
+    Attributes:
+        source: the model as it was given.
+        original: the same, normalized; None where nothing is compared, as of a model that is too large.
+        float_model: that the plan was made for, whose channels may have other scales; None where nothing is compared.
+        model: the quantized one.
+        frozen: sizes that its inputs were frozen at.
+        held_out: numbers of the samples that nothing was learned from; empty: all.
+        stats: what calibration saw, by tensor.
+        alone: makes the model for ONNX Runtime alone from samples; None where there is nothing to make it of.
+    """
+
+    report: Report
+    source: str | Path | ModelProto
+    original: ModelProto | None
+    float_model: ModelProto | None
+    model: Model
+    plan: Plan
+    recipe: Recipe
+    target: Target
+    settings: Settings
+    frozen: Frozen
+    held_out: Sequence[int]
+    stats: Mapping[str, TensorStats]
+    alone: Callable[[Dataset], Model] | None
+
+    def prove(self, written: Path, data: Dataset | None) -> Judged | None:
+        """Read the written file back, and compare it where there is something to compare it on: that is returned.
+
+        Raises ModelError where it does not load or run, is not the model in memory, or has other inputs or outputs.
+        """
+        report = self.report
+        report.float_weights = proof.float_weights(self.model, self.plan)
+        report.sparsity = proof.sparsity(self.model)
+        if self.frozen:
+            proof.runs_frozen(written, self.model, self.source)
+        if not self.settings.verify:
+            load_model(written)  # what is called done was read back at least
+            return None
+        proof.keeps_contract(self.source, written, self.frozen)
+        with runnable(written, self.recipe.half) as runs:
+            return self._compare(written, runs, data)
+
+    def _compare(self, written: Path, runs: Path, given: Dataset | None) -> Judged | None:
+        """Hold the file, as ONNX Runtime runs it, against the float model, and time it where it is deployed so."""
+        report, data, original, float_model = self.report, given, self.original, self.float_model
+        if data is None and original is not None and float_model is not None:
+            data = proof.random_data(original, self.model)
+            if data is not None:
+                report.notes.append("compared on random data: give --calib DATA for figures that mean something")
+        if data is None or original is None or float_model is None:
+            how = "loaded in ONNX Runtime" if proof.loads(runs, self.source) else "not loaded"
+            report.notes.append(f"not compared with the float model, {how}: no data that it runs on, or too large")
+            return None
+        held_out = data.subset(self.held_out or range(len(data)))
+        if self.frozen:
+            held_out = batched(held_out, self.frozen.inputs)
+        report.samples.setdefault("held_out", len(held_out))
+        judged = Judged(original, held_out)
+        with report.timed("verify"):
+            self._measure(original, float_model, written, runs, held_out)
+        report.worst = anatomy.with_values(report.worst, self.plan, self.stats)
+        if not self.target.runs_here:
+            how = "" if runs is written else ", which has no bfloat16, in float32 rounded to it at every step"
+            report.notes.append(f"checked in ONNX Runtime{how}, not in {self.target.name}; not timed")
+            return judged
+        with report.timed("bench"), tempfile.TemporaryDirectory() as folder:
+            self._time(Path(folder) / "float.onnx", original, written, held_out)
+        if self.target.everywhere:
+            self._prove_everywhere(written, given, judged)
+        return judged
+
+    def _measure(
+        self, original: ModelProto, float_model: ModelProto, written: Path, runs: Path, held_out: Dataset
+    ) -> None:
+        """Accuracy per output and tensor, and what ran in int8.
+
+        runs: what ONNX Runtime runs for the written file, by rule that file itself. Outputs are held against the
+        original; tensors inside against the float model that the plan was made for.
+        """
+        report, threads, first = self.report, self.settings.threads, held_out[0]
+        reload_check(self.model, written, first.feed, run=runs is written)
+        inside = None if float_model is original else float_model.SerializeToString()
+        found = compare(
+            original.SerializeToString(), runs, held_out, tensors=list(self.plan.tensors) or None, threads=threads,
+            inside=inside,
+        )  # fmt: skip
+        proof.tell(report, found)
+        report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, self.plan) for row in found.tensors]
+        report.notes += _refused_methods(self.plan)
+        ran = executed(runs, sample=first.feed, threads=threads)
+        report.int8_macs_share = ran.share if ran.total_macs else None
+        report.float_between_qdq = len(ran.float_between)
+        total = ran.total_macs
+        report.float_macs = {op: macs / total for op, macs in ran.float_by_op.items()} if total else {}
+        if ran.note:
+            report.notes.append(ran.note)
+
+    def _time(self, path: Path, original: ModelProto, written: Path, samples: Dataset) -> None:
+        """Time against the source, or against the normalized model where ONNX Runtime refuses the source.
+
+        What is no file yet is written to `path`.
+        """
+        source = path
+        if isinstance(self.source, ModelProto):
+            path.write_bytes(self.source.SerializeToString())
+        else:
+            source = Path(self.source)
+        try:
+            proof.time_both(self.report, source, written, samples, self.settings)
+        except ModelError:
+            path.write_bytes(original.SerializeToString())
+            proof.time_both(self.report, path, written, samples, self.settings)
+            self.report.notes.append("timed against the normalized model: ONNX Runtime does not load the input")
+
+    def _prove_everywhere(self, written: Path, data: Dataset | None, judged: Judged) -> None:
+        """Ask every runtime what it makes of the file, and compare it with one for ONNX Runtime alone."""
+        report = self.report
+        with report.timed("everywhere"):
+            if data is not None and self.alone is not None:
+                report.single = portability.against(self.alone(data), ORT.name, written, judged, self.settings)
+            report.runtimes = portability.rows(written, judged, self.settings)
+        report.notes += portability.told(report.runtimes, report.single)
+
+
+def _refused_methods(plan: Plan) -> list[str]:
+    """The tensors whose range is not chosen by the method asked for, as one note."""
+    refused = {group: span.note for group, span in plan.ranges.items() if span.note}
+    if not refused:
+        return []
+    some = ", ".join(f"{group!r} ({note})" for group, note in list(refused.items())[:3])
+    more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+    return [f"min-max ranges instead of those asked for on {some}{more}"]
+
+
+def _row(tensor: str, op: str, sqnr_db: float, clipped: float | None, plan: Plan) -> TensorReport:
+    planned = plan.tensors.get(tensor)
+    if planned is None or planned.group not in plan.ranges:
+        return TensorReport(tensor, op, sqnr_db, clipped=clipped)
+    span, params = plan.ranges[planned.group], plan.params[planned.group]
+    scheme = f"{params.scheme.dtype.name} scale {float(params.scale):.6g} zero point {int(params.zero_point)}"
+    return TensorReport(tensor, op, sqnr_db, span.low, span.high, clipped, scheme, span.method)
