@@ -6,8 +6,10 @@ nodes, or a shadowed name in a branch, would be mixed up. Identity also lets bot
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_graphsurgeon as gs
-from onnx import NodeProto
+from onnx import AttributeProto, NodeProto
 
 Tensor = gs.Tensor
 
@@ -41,3 +43,9 @@ class Constant(gs.Constant):  # type: ignore[misc]  # graphsurgeon ships no type
 
 class Graph(gs.Graph):  # type: ignore[misc]  # graphsurgeon ships no types
     """A graph or subgraph; holds the protos of its inputs and outputs, so that they come out as they went in."""
+
+
+class EmptyList(list[Any]):
+    """An empty list attribute: without elements, only the file knows what kind of list it is."""
+
+    kind: int = AttributeProto.INTS

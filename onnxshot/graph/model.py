@@ -1,40 +1,24 @@
 """Model: a graphsurgeon graph plus what graphsurgeon forgets (metadata, docs, opsets, the input/output contract).
 
 graphsurgeon's importer drops attributes it does not know, doc strings and metadata, and its exporter rebuilds the types
-of inputs and outputs. So the graph is read and written here, and graphsurgeon serves for what it is good at: nodes and
-tensors that know their producers and consumers, through subgraphs too.
+of inputs and outputs. So from_proto.py and to_proto.py do that, and graphsurgeon serves for what it is good at: nodes
+and tensors that know their producers and consumers, through subgraphs too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from onnxshot.errors import ModelError
 from onnxshot.graph import weights
-from onnxshot.graph.ir import Constant, Graph, Node, Tensor, Variable
-
-_PLAIN = (  # attribute kinds held as Python values; all others are carried through as they are
-    AttributeProto.FLOAT,
-    AttributeProto.INT,
-    AttributeProto.FLOATS,
-    AttributeProto.INTS,
-    AttributeProto.STRING,
-    AttributeProto.STRINGS,
-)
-Store = Callable[[Constant], TensorProto | None]
+from onnxshot.graph.from_proto import Importer, own_names
+from onnxshot.graph.ir import Constant, Graph, Node, Tensor
+from onnxshot.graph.to_proto import Store, export_graph
 
 _KEEP_INLINE = 4096  # bytes up to which a weight stays in a skeleton: shapes, axes, small scales
-
-
-class _EmptyList(list[Any]):
-    """An empty list attribute: without elements, only the file knows what kind of list it is."""
-
-    kind: int = AttributeProto.INTS
 
 
 class Model:
@@ -53,11 +37,10 @@ class Model:
         self.external_data = False
         self.notes: list[str] = []
         self._folder = folder
-        self._constants: Mapping[str, Constant] = {}
-        self._adopt(proto)
+        self._adopt(proto, {})
 
-    def _adopt(self, proto: ModelProto) -> None:
-        """Take over a ModelProto: everything but its graph goes to the envelope."""
+    def _adopt(self, proto: ModelProto, lifted: Mapping[str, Constant]) -> None:
+        """Take over a ModelProto: everything but its graph goes to the envelope. lifted: weights of a skeleton."""
         self.envelope = ModelProto()
         for field, value in proto.ListFields():
             if field.name == "graph":
@@ -69,10 +52,11 @@ class Model:
             else:
                 setattr(self.envelope, field.name, value)
         # All names first: a weight lifted out of a branch must not take that of a tensor that is yet to come.
-        self._names = set(_own_names(proto.graph))
+        self._names = set(own_names(proto.graph))
         self._counts: dict[str, int] = {}
-        self.known_graphs: list[Graph] = []
-        self.graph = self._import_graph(proto.graph, {}, is_top=True)
+        importer = Importer(self._folder, self.opset, self.fresh, lifted)
+        self.graph, self.known_graphs = importer.graph(proto.graph), importer.graphs
+        self.external_data |= importer.external_data
 
     # ------------------------------------------------------------------ facts
 
@@ -183,107 +167,6 @@ class Model:
         self._names.add(name)
         return name
 
-    # ------------------------------------------------------------------ import
-
-    def _import_graph(self, proto: GraphProto, outer: dict[str, Tensor], *, is_top: bool) -> Graph:
-        scope = dict(outer)
-        stored = self._import_weights(proto, scope, is_top=is_top)
-        inputs: list[Tensor] = []
-        overridable: dict[str, Constant] = {}
-        for info in proto.input:
-            if is_top and info.name in stored:
-                overridable[info.name] = scope[info.name]
-                continue
-            # A weight lifted out of a skeleton comes back as an input: give it its values again.
-            if is_top and info.name in self._constants:
-                scope[info.name] = Constant(info.name, self._constants[info.name]._values)
-                continue
-            scope[info.name] = Variable(info.name)
-            inputs.append(scope[info.name])
-        nodes = [self._import_node(n, scope) for n in proto.node]
-        outputs = []
-        for info in proto.output:
-            if info.name not in scope:
-                raise ModelError(f"graph output {info.name!r} is made by no node")
-            out = scope[info.name]
-            if not is_top and isinstance(out, Constant):
-                # The weight moves to the outermost graph, and ORT wants the outputs of a branch made inside it.
-                out = Variable(self.fresh(info.name, "output"))
-                nodes.append(Node("Identity", self.fresh(info.name, "Identity"), {}, [scope[info.name]], [out]))
-            outputs.append(out)
-        graph = Graph(nodes=nodes, inputs=inputs, outputs=outputs, name=proto.name, opset=self.opset)
-        graph.value_infos = {
-            scope[v.name].name: v for v in (*proto.value_info, *proto.output, *proto.input) if v.name in scope
-        }
-        graph.input_order = {info.name: i for i, info in enumerate(proto.input)}
-        graph.output_infos = list(proto.output)
-        graph.overridable = overridable
-        graph.doc_string = proto.doc_string
-        graph.metadata_props = list(proto.metadata_props)
-        graph.quantization_annotation = list(proto.quantization_annotation)
-        names = {e.value for q in proto.quantization_annotation for e in q.quant_parameter_tensor_names}
-        graph.annotation_params = [scope[n] for n in sorted(names) if isinstance(scope.get(n), Constant)]
-        self.known_graphs.append(graph)
-        return graph
-
-    def _import_weights(self, proto: GraphProto, scope: dict[str, Tensor], *, is_top: bool) -> set[str]:
-        """Put the graph's initializers into `scope`; their names."""
-        found: list[tuple[str, weights.StoredValues | NDArray[Any]]] = []
-        for tensor in proto.initializer:
-            found.append((tensor.name, weights.StoredValues(tensor, self._folder)))
-            self.external_data |= tensor.data_location == TensorProto.EXTERNAL
-        found += [(sparse.values.name, weights.dense(sparse, self._folder)) for sparse in proto.sparse_initializer]
-        stored: set[str] = set()
-        for name, values in found:
-            if not name or name in stored:
-                raise ModelError(f"initializer {name!r} is stored twice" if name else "an initializer has no name")
-            stored.add(name)
-            scope[name] = Constant(name if is_top else self.fresh(name), values)
-        return stored
-
-    def _import_node(self, proto: NodeProto, scope: dict[str, Tensor]) -> Node:
-        attrs: dict[str, Any] = {}
-        for attr in proto.attribute:
-            if attr.type == AttributeProto.GRAPH and not attr.ref_attr_name:
-                attrs[attr.name] = self._import_graph(attr.g, scope, is_top=False)
-            elif attr.type in _PLAIN and not attr.ref_attr_name:
-                attrs[attr.name] = _plain(attr)
-            elif attr.type == AttributeProto.TENSOR and attr.t.data_location == TensorProto.EXTERNAL:
-                attrs[attr.name] = self._inlined(attr)
-            else:
-                attrs[attr.name] = attr
-        where = f"node {(proto.name or proto.op_type)!r}"
-        inputs = []
-        for name in proto.input:
-            if name and name not in scope:
-                raise ModelError(
-                    f"{where} ({proto.op_type}) reads {name!r}, which nothing before it makes",
-                    "the nodes are not in order, form a cycle, or a weight is missing",
-                )
-            inputs.append(scope[name] if name else Variable(""))
-        outputs = []
-        for name in proto.output:
-            if name and name in scope:
-                raise ModelError(f"{where} ({proto.op_type}) makes {name!r}, which exists already")
-            tensor = Variable(name)
-            outputs.append(tensor)
-            if name:
-                scope[name] = tensor
-        node = Node(proto.op_type, proto.name, attrs, inputs, outputs, proto.domain or None)
-        extra = NodeProto(doc_string=proto.doc_string or None, overload=proto.overload or None)
-        extra.metadata_props.extend(proto.metadata_props)
-        if hasattr(proto, "device_configurations"):
-            extra.device_configurations.extend(proto.device_configurations)
-        node.extra = extra
-        return node
-
-    def _inlined(self, attr: AttributeProto) -> AttributeProto:
-        """A tensor attribute with its external values inside: its file is found from the model's own folder only."""
-        values = weights.StoredValues(attr.t, self._folder)
-        inlined = AttributeProto(name=attr.name, type=attr.type, doc_string=attr.doc_string)
-        inlined.t.CopyFrom(weights.to_proto(Constant(attr.t.name, values)))
-        return inlined
-
     # ------------------------------------------------------------------ export
 
     def to_proto(self) -> ModelProto:
@@ -318,9 +201,7 @@ class Model:
     def rebuild(self, proto: ModelProto, lifted: Mapping[str, Constant]) -> None:
         """Take the graph of a skeleton that another tool rewrote, and give the lifted weights back to it."""
         keep, overridable = self.envelope, self.graph.overridable
-        self._constants = lifted
-        self._adopt(proto)
-        self._constants = {}
+        self._adopt(proto, lifted)
         kept = {t.name: t for t in self.constants() if t.name in overridable}
         self.graph.overridable = {name: kept[name] for name in overridable if name in kept}
         # Tools that go through ONNX's C++ graph forget metadata, docs and producers; the model's own are kept.
@@ -337,7 +218,7 @@ class Model:
         proto = ModelProto()
         proto.CopyFrom(self.envelope)
         held = {id(c): c for c in self.constants()}
-        self._export_graph(proto.graph, self.graph, held, store)
+        export_graph(proto.graph, self.graph, held, store)
         # Every weight is stored in the outermost graph: one shared by two branches is stored once.
         for constant in held.values():
             tensor_proto = store(constant)
@@ -346,80 +227,3 @@ class Model:
         if proto.ir_version < 4 and any(c.name not in self.graph.overridable for c in held.values()):
             proto.ir_version = 4  # below 4 every initializer must be an input as well
         return proto
-
-    def _export_graph(self, proto: GraphProto, graph: Graph, held: dict[int, Constant], store: Store) -> None:
-        """Fill in `proto`; its weights are the outermost graph's."""
-        proto.name = graph.name or ""
-        if graph.doc_string:
-            proto.doc_string = graph.doc_string
-        proto.metadata_props.extend(graph.metadata_props)
-        for node in graph.nodes:
-            self._export_node(proto.node.add(), node, held, store)
-        inputs = [_named(graph.value_infos[t.name], t.name) for t in graph.inputs]
-        inputs += [graph.value_infos[name] for name, c in graph.overridable.items() if id(c) in held]
-        last = len(graph.input_order)
-        proto.input.extend(sorted(inputs, key=lambda info: graph.input_order.get(info.name, last)))
-        proto.output.extend(
-            _named(info, t.name) for t, info in zip(graph.outputs, graph.output_infos, strict=True)
-        )
-        taken = {v.name for v in (*proto.input, *proto.output)}
-        alive = {t.name for n in graph.nodes for t in n.outputs if t.name}
-        proto.value_info.extend(_named(v, k) for k, v in graph.value_infos.items() if k in alive and k not in taken)
-        known = alive | taken | {c.name for c in held.values()}
-        proto.quantization_annotation.extend(q for q in graph.quantization_annotation if q.tensor_name in known)
-
-    def _export_node(self, proto: NodeProto, node: Node, held: dict[int, Constant], store: Store) -> None:
-        proto.op_type = node.op
-        if node.name:
-            proto.name = node.name
-        if node.domain:
-            proto.domain = node.domain
-        proto.MergeFrom(getattr(node, "extra", NodeProto()))
-        proto.input.extend(t.name for t in node.inputs)
-        proto.output.extend(t.name for t in node.outputs)
-        for key, value in node.attrs.items():
-            if isinstance(value, AttributeProto):
-                proto.attribute.append(value)
-            elif isinstance(value, Graph):
-                attr = proto.attribute.add(name=key, type=AttributeProto.GRAPH)
-                self._export_graph(attr.g, value, held, store)
-            elif isinstance(value, list) and not value:
-                kind = getattr(value, "kind", _EmptyList.kind)
-                proto.attribute.append(helper.make_attribute(key, value, attr_type=kind))
-            else:
-                proto.attribute.append(helper.make_attribute(key, value))
-
-
-def _named(info: ValueInfoProto, name: str) -> ValueInfoProto:
-    if info.name == name:
-        return info
-    renamed = ValueInfoProto()
-    renamed.CopyFrom(info)
-    renamed.name = name
-    return renamed
-
-
-def _own_names(graph: GraphProto) -> Iterator[str]:
-    """Names of nodes and tensors, subgraphs included; but for weights of subgraphs, which may be renamed."""
-    stack = [graph]
-    yield from (t.name for t in graph.initializer)
-    yield from (t.values.name for t in graph.sparse_initializer)
-    while stack:
-        inner = stack.pop()
-        yield from (info.name for info in inner.input)
-        for node in inner.node:
-            yield node.name
-            yield from node.output
-            stack.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
-
-
-def _plain(attr: AttributeProto) -> Any:
-    """The value of an attribute of a _PLAIN kind; lists as list."""
-    value = helper.get_attribute_value(attr)
-    if not isinstance(value, Iterable) or isinstance(value, bytes):
-        return value
-    if value:
-        return list(value)
-    empty = _EmptyList()
-    empty.kind = attr.type
-    return empty

@@ -1,0 +1,180 @@
+"""A graph made of its proto: weights stay where they lie, and those of subgraphs move to the outermost graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
+
+from onnxshot.errors import ModelError
+from onnxshot.graph import weights
+from onnxshot.graph.ir import Constant, EmptyList, Graph, Node, Tensor, Variable
+
+_PLAIN = (  # attribute kinds held as Python values; all others are carried through as they are
+    AttributeProto.FLOAT,
+    AttributeProto.INT,
+    AttributeProto.FLOATS,
+    AttributeProto.INTS,
+    AttributeProto.STRING,
+    AttributeProto.STRINGS,
+)
+
+
+class _Fresh(Protocol):
+    """Gives a name that no tensor or node has yet."""
+
+    def __call__(self, base: str, suffix: str = "") -> str: ...
+
+
+@dataclass(slots=True)
+class Importer:
+    """Makes graphs of protos.
+
+    Attributes:
+        folder: where external data lies.
+        opset: of the model.
+        fresh: gives new names.
+        lifted: weights that came out of a skeleton, by name; they are among the inputs.
+        graphs: all that were made, inner before outer.
+        external_data: whether there was any.
+    """
+
+    folder: Path | None
+    opset: int
+    fresh: _Fresh
+    lifted: Mapping[str, Constant]
+    graphs: list[Graph] = field(default_factory=list)
+    external_data: bool = False
+
+    def graph(self, proto: GraphProto, outer: Mapping[str, Tensor] | None = None) -> Graph:
+        """The graph of a proto, subgraphs included. outer: the tensors that a subgraph sees, by name; None at the top.
+
+        Raises ModelError where a name is made twice, or by nothing.
+        """
+        is_top, scope = outer is None, dict(outer or {})
+        stored = self._weights(proto, scope, is_top=is_top)
+        inputs: list[Tensor] = []
+        overridable: dict[str, Constant] = {}
+        for info in proto.input:
+            if is_top and info.name in stored:
+                overridable[info.name] = scope[info.name]
+                continue
+            # A weight lifted out of a skeleton comes back as an input: give it its values again.
+            if is_top and info.name in self.lifted:
+                scope[info.name] = Constant(info.name, self.lifted[info.name]._values)
+                continue
+            scope[info.name] = Variable(info.name)
+            inputs.append(scope[info.name])
+        nodes = [self._node(n, scope) for n in proto.node]
+        outputs = []
+        for info in proto.output:
+            if info.name not in scope:
+                raise ModelError(f"graph output {info.name!r} is made by no node")
+            out = scope[info.name]
+            if not is_top and isinstance(out, Constant):
+                # The weight moves to the outermost graph, and ORT wants the outputs of a branch made inside it.
+                out = Variable(self.fresh(info.name, "output"))
+                nodes.append(Node("Identity", self.fresh(info.name, "Identity"), {}, [scope[info.name]], [out]))
+            outputs.append(out)
+        graph = Graph(nodes=nodes, inputs=inputs, outputs=outputs, name=proto.name, opset=self.opset)
+        graph.value_infos = {
+            scope[v.name].name: v for v in (*proto.value_info, *proto.output, *proto.input) if v.name in scope
+        }
+        graph.input_order = {info.name: i for i, info in enumerate(proto.input)}
+        graph.output_infos = list(proto.output)
+        graph.overridable = overridable
+        graph.doc_string = proto.doc_string
+        graph.metadata_props = list(proto.metadata_props)
+        graph.quantization_annotation = list(proto.quantization_annotation)
+        names = {e.value for q in proto.quantization_annotation for e in q.quant_parameter_tensor_names}
+        graph.annotation_params = [scope[n] for n in sorted(names) if isinstance(scope.get(n), Constant)]
+        self.graphs.append(graph)
+        return graph
+
+    def _weights(self, proto: GraphProto, scope: dict[str, Tensor], *, is_top: bool) -> set[str]:
+        """Put the graph's initializers into `scope`; their names."""
+        found: list[tuple[str, weights.StoredValues | NDArray[Any]]] = []
+        for tensor in proto.initializer:
+            found.append((tensor.name, weights.StoredValues(tensor, self.folder)))
+            self.external_data |= tensor.data_location == TensorProto.EXTERNAL
+        found += [(sparse.values.name, weights.dense(sparse, self.folder)) for sparse in proto.sparse_initializer]
+        stored: set[str] = set()
+        for name, values in found:
+            if not name or name in stored:
+                raise ModelError(f"initializer {name!r} is stored twice" if name else "an initializer has no name")
+            stored.add(name)
+            scope[name] = Constant(name if is_top else self.fresh(name), values)
+        return stored
+
+    def _node(self, proto: NodeProto, scope: dict[str, Tensor]) -> Node:
+        attrs: dict[str, Any] = {}
+        for attr in proto.attribute:
+            if attr.type == AttributeProto.GRAPH and not attr.ref_attr_name:
+                attrs[attr.name] = self.graph(attr.g, scope)
+            elif attr.type in _PLAIN and not attr.ref_attr_name:
+                attrs[attr.name] = _plain(attr)
+            elif attr.type == AttributeProto.TENSOR and attr.t.data_location == TensorProto.EXTERNAL:
+                attrs[attr.name] = self._inlined(attr)
+            else:
+                attrs[attr.name] = attr
+        where = f"node {(proto.name or proto.op_type)!r}"
+        inputs = []
+        for name in proto.input:
+            if name and name not in scope:
+                raise ModelError(
+                    f"{where} ({proto.op_type}) reads {name!r}, which nothing before it makes",
+                    "the nodes are not in order, form a cycle, or a weight is missing",
+                )
+            inputs.append(scope[name] if name else Variable(""))
+        outputs = []
+        for name in proto.output:
+            if name and name in scope:
+                raise ModelError(f"{where} ({proto.op_type}) makes {name!r}, which exists already")
+            tensor = Variable(name)
+            outputs.append(tensor)
+            if name:
+                scope[name] = tensor
+        node = Node(proto.op_type, proto.name, attrs, inputs, outputs, proto.domain or None)
+        extra = NodeProto(doc_string=proto.doc_string or None, overload=proto.overload or None)
+        extra.metadata_props.extend(proto.metadata_props)
+        if hasattr(proto, "device_configurations"):
+            extra.device_configurations.extend(proto.device_configurations)
+        node.extra = extra
+        return node
+
+    def _inlined(self, attr: AttributeProto) -> AttributeProto:
+        """A tensor attribute with its external values inside: its file is found from the model's own folder only."""
+        values = weights.StoredValues(attr.t, self.folder)
+        inlined = AttributeProto(name=attr.name, type=attr.type, doc_string=attr.doc_string)
+        inlined.t.CopyFrom(weights.to_proto(Constant(attr.t.name, values)))
+        return inlined
+
+
+def own_names(graph: GraphProto) -> Iterator[str]:
+    """Names of nodes and tensors, subgraphs included; but for weights of subgraphs, which may be renamed."""
+    stack = [graph]
+    yield from (t.name for t in graph.initializer)
+    yield from (t.values.name for t in graph.sparse_initializer)
+    while stack:
+        inner = stack.pop()
+        yield from (info.name for info in inner.input)
+        for node in inner.node:
+            yield node.name
+            yield from node.output
+            stack.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
+
+
+def _plain(attr: AttributeProto) -> Any:
+    """The value of an attribute of a _PLAIN kind; lists as list."""
+    value = helper.get_attribute_value(attr)
+    if not isinstance(value, Iterable) or isinstance(value, bytes):
+        return value
+    if value:
+        return list(value)
+    empty = EmptyList()
+    empty.kind = attr.type
+    return empty
