@@ -152,11 +152,11 @@ def faked(body: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     monkeypatch.setattr(local.subprocess, "Popen", popen)
 
     def rows(engine: Local) -> list[dict[str, Any]]:
-        from onnxshot.batch.cells import cell_of
+        from onnxshot.batch.cells import Cell
         from onnxshot.batch.manifest import load_manifest
 
         found, store = load_manifest(folder / "m.yaml"), Folder(folder / "out")
-        cells = [cell_of(entry, target) for entry in found.entries for target in found.targets]
+        cells = [Cell(entry, target) for entry in found.entries for target in found.targets]
         made: list[dict[str, Any]] = []
         engine.run(cells, store, lambda cell, part, row: made.append(row))
         store.close()
@@ -166,7 +166,7 @@ def faked(body: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 
 def test_a_worker_that_dies_is_tried_again_and_stops_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = "if asked['cell']['name'] == 'one':\n    sys.exit('out of luck')\nrow = {}"
+    body = "if asked['cell']['entry']['name'] == 'one':\n    sys.exit('out of luck')\nrow = {}"
     rows = faked(body, folder, monkeypatch)(Local(2, {}, retries=2))
     assert Counter((row["name"], row.get("error")) for row in rows) == {
         ("one", "its process died: exit code 1: out of luck"): 2, ("two", None): 2,
@@ -178,7 +178,7 @@ def test_a_worker_that_dies_is_tried_again_and_stops_no_other(folder: Path, monk
 def test_what_nobody_has_foreseen_is_tried_again_and_a_mistake_is_not(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body = f"row = {{'error': 'e', 'code': {INTERNAL} if asked['cell']['name'] == 'one' else 4}}"
+    body = f"row = {{'error': 'e', 'code': {INTERNAL} if asked['cell']['entry']['name'] == 'one' else 4}}"
     rows = faked(body, folder, monkeypatch)(Local(1, {}, retries=1))
     assert len(rows) == 4
     tries = Counter(event["cell"] for event in events(folder / "out") if event["event"] == "started")
@@ -190,7 +190,8 @@ def test_a_cell_above_the_bound_fails_alone_and_the_others_are_done(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = (
-        "import time\nif asked['cell']['name'] == 'one':\n    held = b'x' * (600 << 20)\n    time.sleep(30)\nrow = {}"
+        "import time\nif asked['cell']['entry']['name'] == 'one':\n    held = b'x' * (600 << 20)\n    time.sleep(30)\n"
+        "row = {}"
     )
     engine = Local(2, {}, retries=0, max_memory_mb=local.rss_mb(os.getpid()) + 500)
     rows = faked(body, folder, monkeypatch)(engine)

@@ -9,12 +9,12 @@ import selectors
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from onnxshot.batch.cells import Cell
+from onnxshot.batch.cells import Cell, Done, Row
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL
 from onnxshot.errors import ModelError
@@ -88,8 +88,8 @@ class Local:
     _running: list[Worker] = field(default_factory=list)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
-    def run(self, cells: Sequence[Cell], store: Store, done: Callable[[Cell, Path, dict[str, Any]], None]) -> None:
-        """Do all cells, `done` with each in this thread: the cell, the folder of its results, and its row."""
+    def run(self, cells: Sequence[Cell], store: Store, done: Done) -> None:
+        """Do all cells, `done` with each in this thread."""
         waiting = [Task(cell, estimate_mb(cell)) for cell in cells]
         waiting.sort(key=lambda task: -task.needs_mb)  # the longest first, so that none is left alone at the end
         try:
@@ -165,11 +165,11 @@ class Local:
         self._running.remove(worker)
         return worker.stop()
 
-    def _answer(self, worker: Worker) -> Iterator[tuple[Task, Path, dict[str, Any] | None]]:
+    def _answer(self, worker: Worker) -> Iterator[tuple[Task, Path, Row | None]]:
         """What a worker says, or that it died: the task with its row, or without one where it is to be tried again."""
         assert worker.process.stdout is not None
         line, task, part = worker.process.stdout.readline(), worker.task, worker.part
-        row: dict[str, Any] = json.loads(line) if line.endswith("\n") else {}
+        row: Row = json.loads(line) if line.endswith("\n") else {}
         if not row:
             said = self._drop(worker)
             ended = worker.process.returncode
@@ -180,7 +180,7 @@ class Local:
         again = row.get("code") == INTERNAL and task.tries <= self.retries
         yield task, part, None if again else {"name": task.cell.name, "target": task.cell.target, **row}
 
-    def _watch(self) -> Iterator[tuple[Task, Path, dict[str, Any] | None]]:
+    def _watch(self) -> Iterator[tuple[Task, Path, Row | None]]:
         """Where all processes together take more than they may, the worker that is furthest above its share is killed.
 
         Its cell is done later, alone; where it was alone, it fails.
@@ -201,14 +201,12 @@ class Local:
             yield task, worst.part, None
             return
         error = f"it takes more than {self.max_memory_mb:g} MB of memory (give --max-memory more, or --samples less)"
-        cell = task.cell
-        row = {"name": cell.name, "target": cell.target, "key": cell.key, "error": error, "code": INTERNAL}
-        yield task, worst.part, row
+        yield task, worst.part, task.cell.row(error=error, code=INTERNAL)
 
 
 def estimate_mb(cell: Cell) -> float:
     """Megabytes that a cell is thought to take: of its weights, several times."""
-    files = [Path(cell.model)]
+    files = [Path(cell.entry.model)]
     with contextlib.suppress(ModelError):
         files += external_files(files[0])
     return BASE_MB + PER_MB * sum(p.stat().st_size for p in files if p.is_file()) / 1e6

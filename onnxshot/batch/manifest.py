@@ -6,9 +6,9 @@ import contextlib
 import glob
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from onnxshot.batch.remote import is_remote, matches
 from onnxshot.calibration.functions import named
@@ -48,7 +48,9 @@ class Entry:
 
     Attributes:
         where: the path of its key in the manifest, such as models[2].
+        model, calib, preset, stats, samples, seed, emit: as `quantize` takes them.
         stages: one stage that quantizes, or several; the target of a cell replaces theirs.
+        thresholds: what the gate asks of every cell.
     """
 
     where: str
@@ -62,6 +64,18 @@ class Entry:
     samples: int | str = "auto"
     seed: int = 0
     emit: tuple[str, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**values, "stages": self.stages.to_dict(), "thresholds": asdict(self.thresholds)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From what `to_dict` gave."""
+        stages, limits, emit = values["stages"], values["thresholds"], values["emit"]
+        made = {"stages": Stages.from_dict(stages), "thresholds": Thresholds(**limits)}
+        return cls(**{**values, **made, "emit": tuple(emit) if emit else None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +203,6 @@ class _Reader:
             return calib
         found = named(calib)
         return calib if found is not None and not found[0].endswith(".py") else self._path(calib)
-
-
-def for_target(stages: Stages, target: str) -> Stages:
-    """The stages with this target in all that quantize."""
-    return Stages(tuple(replace(s, target=target) if isinstance(s, Recipe) else s for s in stages.stages))
 
 
 def _limits(where: str, values: Any) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from onnxshot.batch.cells import Cell
+from onnxshot.batch.cells import Cell, Done, Row
 from onnxshot.batch.local import estimate_mb
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL, run_cell, settings_of
@@ -21,10 +21,8 @@ from onnxshot.observing.calibrating import from_data, merge_files, open_calib
 from onnxshot.planning.planner import make_plan
 from onnxshot.preparing import prepare
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recipes.stages import Stages
 from onnxshot.targets import target_named
 
-Done = Callable[[Cell, Path, dict[str, Any]], None]
 _ON_GPU = ("tensorrt",)
 
 
@@ -47,7 +45,7 @@ class Ray:
     _cells: dict[Any, Cell] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], store: Store, done: Done) -> None:
-        """Do all cells, `done` with each in this thread: the cell, the folder of its results, and its row."""
+        """Do all cells, `done` with each in this thread."""
         ray = _ray()
         started = not ray.is_initialized()
         if started:
@@ -83,8 +81,8 @@ class Ray:
                 continue
             cell = self._cells.pop(ready)
             found, error = _result(ray, ready)
-            row, folder = found or ({"name": cell.name, "target": cell.target, "key": cell.key}, "")
-            done(cell, Path(folder), row if found else {**row, "error": error, "code": INTERNAL})
+            row, folder = found or (cell.row(error=error, code=INTERNAL), "")
+            done(cell, Path(folder), row)
 
     def _merged(self, ray: ModuleType, cells: Sequence[Cell], shards: Sequence[bytes | None], store: Store) -> None:
         """Start the cells that these shards are for, with statistics of all of them.
@@ -118,7 +116,7 @@ class Ray:
         self._cells[task.remote(given.to_dict(), str(folder), self.how)] = cell
 
 
-def cell_done(values: dict[str, Any], folder: str, how: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def cell_done(values: dict[str, Any], folder: str, how: dict[str, Any]) -> tuple[Row, str]:
     """A task: (row, folder of the results), a new one for every try, as a try that was lost may have left files."""
     cell, made = Cell.from_dict(values), tempfile.mkdtemp(dir=folder)
     return run_cell(cell, Path(made), settings_of(cell, how)), made
@@ -127,13 +125,13 @@ def cell_done(values: dict[str, Any], folder: str, how: dict[str, Any]) -> tuple
 def calibrated_shard(values: dict[str, Any], part: int, count: int) -> bytes:
     """A task: statistics of every count-th calibration sample from number `part` on, as a file; empty where none is."""
     cell = Cell.from_dict(values)
-    (recipe,) = Stages.from_dict(cell.stages).stages
+    entry, (recipe,) = cell.entry, cell.stages.stages
     assert isinstance(recipe, Recipe)
     settings = settings_of(cell, {"threads": 1, "use_cache": False})
-    model, target = load_model(cell.model), target_named(cell.target)
+    model, target = load_model(entry.model), target_named(cell.target)
     prepare(model, target, recipe)
     plan = make_plan(model, target, recipe)
-    with open_calib(cell.calib, model, cell.preset, settings) as data, tempfile.TemporaryDirectory() as folder:
+    with open_calib(entry.calib, model, entry.preset, settings) as data, tempfile.TemporaryDirectory() as folder:
         mine = split(len(data))[0][part::count]
         if not mine or not plan.observe:
             return b""
@@ -147,14 +145,14 @@ def _data_of(cell: Cell) -> str:
     By default calibration stops when ranges have settled, which one pass alone can tell; so shards are of cells that
     say how many samples they take.
     """
-    stages = Stages.from_dict(cell.stages).stages
+    entry, stages = cell.entry, cell.stages.stages
     recipe = stages[0]
     single = len(stages) == 1 and isinstance(recipe, Recipe) and recipe.mode == "static" and recipe.quantizes
-    if not single or cell.samples == "auto" or cell.calib in (None, "random") or cell.stats is not None:
+    if not single or entry.samples == "auto" or entry.calib in (None, "random") or entry.stats is not None:
         return ""
     assert isinstance(recipe, Recipe)
     watched = [recipe.include, recipe.to_dict()["layers"], recipe.batch, sorted(recipe.shapes.items())]
-    return json.dumps([cell.model, cell.calib, cell.preset, cell.samples, cell.seed, watched])
+    return json.dumps([entry.model, entry.calib, entry.preset, entry.samples, entry.seed, watched])
 
 
 def _result(ray: ModuleType, task: Any) -> tuple[Any, str]:

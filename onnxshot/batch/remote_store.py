@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxshot.batch.cells import Cell
+from onnxshot.batch.cells import Cell, Row
 from onnxshot.batch.remote import filesystem, is_remote, name_of, told
 from onnxshot.batch.store import LOG, ROW, SUMMARY, Folder, Store
 from onnxshot.observing import cache
@@ -37,12 +37,12 @@ class Remote(Store):
                 self._files.get_file(f"{self._path}/{LOG}", str(log))
         self._local = Folder(self._aside)
 
-    def finished(self, cell: Cell) -> dict[str, Any] | None:
+    def finished(self, cell: Cell) -> Row | None:
         """See Store; files count by their sizes."""
         place = f"{self._path}/{cell.place}"
         self._files.invalidate_cache()
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            row: dict[str, Any] = json.loads(self._files.cat_file(f"{place}/{ROW}"))
+            row: Row = json.loads(self._files.cat_file(f"{place}/{ROW}"))
             if row["key"] == cell.key:
                 sizes = [self._files.info(f"{place}/{o['file']}")["size"] for o in row["outputs"]]
                 return row if sizes == [o["bytes"] for o in row["outputs"]] else None

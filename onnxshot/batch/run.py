@@ -6,10 +6,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from onnxshot.batch.cells import Cell, Contents, cell_of, fetched
+from onnxshot.batch.cells import Cell, Contents, Row, fetched
 from onnxshot.batch.local import Local
 from onnxshot.batch.manifest import Manifest, load_manifest
 from onnxshot.batch.ray_engine import Ray
@@ -19,7 +19,6 @@ from onnxshot.batch.summary import Summary, judged
 from onnxshot.errors import OnnxshotError, UsageError
 
 ENGINES = ("local", "ray")
-Row = dict[str, Any]
 
 
 def run(
@@ -60,57 +59,58 @@ def run(
         manifest = load_manifest(manifest, arguments)
     threads = max(1, (threads or os.cpu_count() or 1) // workers)
     how = {"threads": threads, "use_cache": use_cache}
-    rows: dict[str, Row] = {}
     store = store_of(manifest.output)
+    cells = [Cell(entry, target) for entry in manifest.entries for target in manifest.targets]
     try:
-        cells: list[Cell] = []
+        rows = _Rows(store, told)
         contents = Contents()
-        for cell in (cell_of(entry, target) for entry in manifest.entries for target in manifest.targets):
-            _prepare(cell, contents, store, cells, rows, told)
+        waiting = [cell for cell in (rows.begun(cell, contents) for cell in cells) if cell is not None]
         made = Ray(how, retries) if engine == "ray" else Local(workers, how, retries, max_memory_mb)
-
-        def done(cell: Cell, part: Path, row: Row) -> None:
-            _keep(store, cell, part, row)
-            rows[cell.place] = judged(cell, row, resumed=False)
-            told(rows[cell.place])
-
-        made.run(cells, store, done)
-        ordered = [rows[f"{entry.name}/{target}"] for entry in manifest.entries for target in manifest.targets]
+        made.run(waiting, store, rows.keep)
+        ordered = tuple(rows.found[cell.place] for cell in cells)
         seconds = round(time.perf_counter() - started, 3)
-        summary = Summary(tuple(ordered), seconds, round(made.peak_mb, 1) or None)
+        summary = Summary(ordered, seconds, round(made.peak_mb, 1) or None)
         store.summarize(summary.to_dict())
         return summary
     finally:
         store.close()
 
 
-def _prepare(
-    cell: Cell, contents: Contents, store: Store, cells: list[Cell], rows: dict[str, Row], told: Callable[[Row], None]
-) -> None:
-    """Put a cell to those that are to be done, or its row to the rows, where it is finished or cannot be begun."""
-    try:
-        cell = fetched(cell)
-        cell = contents.keyed(cell)
-    except OnnxshotError as e:
-        row: Row = {"name": cell.name, "target": cell.target, "key": "", "error": str(e), "code": e.exit_code}
-        store.note({"event": "failed", "cell": cell.place, **row})
-        rows[cell.place] = judged(cell, row, resumed=False)
-        told(rows[cell.place])
-        return
-    known = store.finished(cell)
-    if known is None:
-        cells.append(cell)
-        return
-    store.note({"event": "kept", "cell": cell.place, "key": cell.key})
-    rows[cell.place] = judged(cell, known, resumed=True)
-    told(rows[cell.place])
+@dataclass(slots=True)
+class _Rows:
+    """The rows that are there, by the place of their cells, each told as soon as it is."""
 
+    store: Store
+    told: Callable[[Row], None]
+    found: dict[str, Row] = field(default_factory=dict)
 
-def _keep(store: Store, cell: Cell, part: Path, row: Row) -> None:
-    """Publish the results of a cell, or remove what a failed one has left."""
-    if "error" in row:
-        shutil.rmtree(part, ignore_errors=True)
-        store.note({"event": "failed", "cell": cell.place, **row})
-        return
-    store.publish(cell, part, row)
-    store.note({"event": "done", "cell": cell.place, **row})
+    def begun(self, cell: Cell, contents: Contents) -> Cell | None:
+        """The cell with its key and local copies; None where it is finished, or cannot be begun."""
+        try:
+            cell = fetched(cell)
+            cell = contents.keyed(cell)
+        except OnnxshotError as e:
+            row = cell.row(error=str(e), code=e.exit_code)
+            self.store.note({"event": "failed", "cell": cell.place, **row})
+            self._add(cell, row, resumed=False)
+            return None
+        known = self.store.finished(cell)
+        if known is None:
+            return cell
+        self.store.note({"event": "kept", "cell": cell.place, "key": cell.key})
+        self._add(cell, known, resumed=True)
+        return None
+
+    def keep(self, cell: Cell, part: Path, row: Row) -> None:
+        """Publish the results of a cell, or remove what a failed one has left."""
+        if "error" in row:
+            shutil.rmtree(part, ignore_errors=True)
+            self.store.note({"event": "failed", "cell": cell.place, **row})
+        else:
+            self.store.publish(cell, part, row)
+            self.store.note({"event": "done", "cell": cell.place, **row})
+        self._add(cell, row, resumed=False)
+
+    def _add(self, cell: Cell, row: Row, *, resumed: bool) -> None:
+        self.found[cell.place] = judged(cell, row, resumed=resumed)
+        self.told(self.found[cell.place])

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxshot.batch.cells import Cell, hash_file
+from onnxshot.batch.cells import Cell, Row
 from onnxshot.errors import UsageError
+from onnxshot.recipes.record import sha256
 
 ROW, LOG, SUMMARY = "cell.json", "batch.jsonl", "summary.json"
 _PARTS, _LOCK = ".parts", ".lock"
@@ -24,7 +25,7 @@ class Store(ABC):
     """Results of a batch. One batch at a time writes to a store."""
 
     @abstractmethod
-    def finished(self, cell: Cell) -> dict[str, Any] | None:
+    def finished(self, cell: Cell) -> Row | None:
         """The row of a cell that was done, with its key and all of its files; None where it is to be done."""
 
     @abstractmethod
@@ -70,12 +71,12 @@ class Folder(Store):
         if size and os.pread(self._log, 1, size - 1) != b"\n":
             os.write(self._log, b"\n")  # a line that was torn stays alone
 
-    def finished(self, cell: Cell) -> dict[str, Any] | None:
+    def finished(self, cell: Cell) -> Row | None:
         """See Store; the files are hashed, so that a damaged one is made anew."""
         folder = self.output / cell.place
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            row: dict[str, Any] = json.loads((folder / ROW).read_text("utf-8"))
-            if row["key"] == cell.key and all(hash_file(folder / o["file"]) == o["sha256"] for o in row["outputs"]):
+            row: Row = json.loads((folder / ROW).read_text("utf-8"))
+            if row["key"] == cell.key and all(sha256(folder / o["file"]) == o["sha256"] for o in row["outputs"]):
                 return row
         return None
 

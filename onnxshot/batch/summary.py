@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxshot.batch.cells import Cell
 from onnxshot.errors import GoalMissed
+from onnxshot.search.goal import missed_limit
 
 OK, MISSED, FAILED = "ok", "missed", "failed"
 
@@ -63,14 +64,9 @@ def missed_by(cell: Cell, row: Mapping[str, Any]) -> list[str]:
         "min_sqnr": (row["sqnr_db"], " dB"), "max_drop": (row["drop"], ""),
         "max_latency_ms": (row["latency"].get("ms"), " ms"), "max_size_mb": (size, " MB"),
     }  # fmt: skip
-    texts = []
-    for name, limit in asdict(cell.thresholds).items():
-        if name not in found or limit is None:
-            continue
-        value, unit = found[name]
-        if value is None or (value < limit if name == "min_sqnr" else value > limit):
-            texts.append(f"{name} is {limit:g}{unit}, found {'nothing' if value is None else f'{value:.4g}{unit}'}")
-    return texts
+    limits = asdict(cell.entry.thresholds)
+    given = [name for name in found if limits[name] is not None]
+    return list(filter(None, (missed_limit(name, limits[name], *found[name]) for name in given)))
 
 
 def line_of(row: Mapping[str, Any]) -> str:

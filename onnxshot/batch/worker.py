@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxshot.batch.cells import Cell, hash_file
+from onnxshot.batch.cells import Cell, Row
 from onnxshot.compress import compress
 from onnxshot.convert import emit
 from onnxshot.emitting import ONNX, runtime_of
@@ -20,7 +20,7 @@ from onnxshot.errors import OnnxshotError
 from onnxshot.output import peak_rss_mb
 from onnxshot.pipeline import quantize
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recipes.stages import Stages
+from onnxshot.recipes.record import sha256
 from onnxshot.report import Artifact, Report, save_report
 from onnxshot.search.goal import function_of, score
 from onnxshot.settings import Settings
@@ -31,13 +31,13 @@ INTERNAL = 1
 """The exit code of a failure that nobody has foreseen; such a cell may be tried again."""
 
 
-def run_cell(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
+def run_cell(cell: Cell, folder: Path, settings: Settings) -> Row:
     """Compress the model of a cell into `folder`, with report.json; a row of plain values, whatever happens.
 
     The row holds `error` and `code` where it failed, else what `measured` gives.
     """
     started = time.perf_counter()
-    row: dict[str, Any] = {"name": cell.name, "target": cell.target, "key": cell.key}
+    row = cell.row()
     try:
         row |= measured(cell, folder, settings)
     except OnnxshotError as error:
@@ -53,25 +53,25 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
     Keys: outputs ({file, format, bytes, sha256}), sqnr_db, latency, int8_macs_share, and drop where a function scores.
     Figures are those of the target's own runtime where it is here. Raises what `quantize`, `compress` and `emit` do.
     """
-    stages = Stages.from_dict(cell.stages)
-    formats = cell.emit or (target_named(cell.target).emits,)
+    entry, stages = cell.entry, cell.stages
+    formats = entry.emit or (target_named(cell.target).emits,)
     output = folder / f"{cell.name}.onnx"
     first = stages.stages[0]
     if len(stages.stages) == 1 and isinstance(first, Recipe):
         report: Report = quantize(
-            cell.model, cell.calib, stats=cell.stats, output=output, preset=cell.preset, recipe=first,
+            entry.model, entry.calib, stats=entry.stats, output=output, preset=entry.preset, recipe=first,
             settings=settings, emit=formats,
         ).report  # fmt: skip
         artifacts = report.outputs
     else:
         report = compress(
-            cell.model, cell.calib, recipe=stages, output=output, preset=cell.preset, settings=settings
+            entry.model, entry.calib, recipe=stages, output=output, preset=entry.preset, settings=settings
         ).report
         others = [name for name in formats if name != ONNX]
         artifacts = report.outputs if ONNX in formats or not others else []
         if others:
-            artifacts = artifacts + emit(output, to=others, target=cell.target, output=output, calib=cell.calib,
-                preset=cell.preset, settings=settings).outputs  # fmt: skip
+            artifacts = artifacts + emit(output, to=others, target=cell.target, output=output, calib=entry.calib,
+                preset=entry.preset, settings=settings).outputs  # fmt: skip
         if not artifacts[0].path.endswith(".onnx"):
             output.unlink()
     drop = _drop(cell, artifacts[-1], settings)
@@ -79,7 +79,7 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
     files = sorted(path for path in folder.iterdir() if path.name != "report.json")
     best = artifacts[-1]
     return {
-        "outputs": [{"file": p.name, "bytes": p.stat().st_size, "sha256": hash_file(p)} for p in files],
+        "outputs": [{"file": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in files],
         "sqnr_db": best.sqnr_db if best.sqnr_db is not None else report.sqnr_db,
         "latency": best.latency or report.latency,
         "int8_macs_share": best.int8_macs_share if best.int8_macs_share is not None else report.int8_macs_share,
@@ -89,7 +89,7 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
 
 def _drop(cell: Cell, artifact: Artifact, settings: Settings) -> float | None:
     """How far the score of the artifact falls below that of the model; None where nothing scores."""
-    where = cell.thresholds.eval
+    where = cell.entry.thresholds.eval
     evaluate = function_of(where)
     if evaluate is None:
         return None
@@ -98,13 +98,13 @@ def _drop(cell: Cell, artifact: Artifact, settings: Settings) -> float | None:
     if runtime is not None and runtime.runs_here():
         return None
     made = Runner(path, threads=settings.threads) if runtime is None else runtime.load(path, threads=settings.threads)
-    before = score(evaluate, Runner(Path(cell.model), threads=settings.threads).run, where)
+    before = score(evaluate, Runner(Path(cell.entry.model), threads=settings.threads).run, where)
     return before - score(evaluate, made.run, where)
 
 
 def settings_of(cell: Cell, how: Mapping[str, Any]) -> Settings:
     """How to run a cell; how: the fields that are the same for all cells."""
-    return Settings(samples=cell.samples, seed=cell.seed, **how)
+    return Settings(samples=cell.entry.samples, seed=cell.entry.seed, **how)
 
 
 def serve() -> None:

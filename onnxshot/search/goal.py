@@ -75,12 +75,8 @@ class Goal:
 
     def missed(self, found: Measured) -> dict[str, str]:
         """The limits a candidate does not keep, by name, in words."""
-        texts = {}
-        for name, limit in self.limits().items():
-            value, unit = found.value(name)
-            if value is None or (value < limit if name == "min_sqnr" else value > limit):
-                texts[name] = f"{name} is {limit:g}{unit}, found {'nothing' if value is None else f'{value:.4g}{unit}'}"
-        return texts
+        texts = {name: missed_limit(name, limit, *found.value(name)) for name, limit in self.limits().items()}
+        return {name: text for name, text in texts.items() if text}
 
     def inaccurate(self, found: Measured) -> bool:
         """True where a candidate is not as accurate as was asked for."""
@@ -119,6 +115,13 @@ class Measured:
         pairs = [(-self.sqnr_db, -other.sqnr_db), (self.bytes, other.bytes)]
         pairs += [(a, b) for a, b in ((self.latency_ms, other.latency_ms), (self.drop, other.drop)) if a and b]
         return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def missed_limit(name: str, limit: float, value: float | None, unit: str) -> str:
+    """That a value does not keep a limit, in words; empty where it does. min_sqnr is a least value, others a most."""
+    missed = value is None or (value < limit if name == "min_sqnr" else value > limit)
+    found = "nothing" if value is None else f"{value:.4g}{unit}"
+    return f"{name} is {limit:g}{unit}, found {found}" if missed else ""
 
 
 @dataclass(slots=True)
