@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxshot.cutting.axes import Axes
-from onnxshot.cutting.weigher import exposed, in_axis
+from onnxshot.cutting.weigher import in_axis
 from onnxshot.graph import Constant, Node, weights
+from onnxshot.graph.variants import exposed
 from onnxshot.layers.rows import Feeds
 from onnxshot.maths.removal import Floats
 from onnxshot.parallel import in_order
@@ -26,7 +27,7 @@ def activation_scores(proto: ModelProto, axes: Axes, feeds: Feeds, threads: int)
     places = {node: _read_by(node, axes) for node, _ in axes.read}
     given = {i.name for i in proto.graph.input}
     names = dict.fromkeys(name for name, _ in places.values() if name not in given)
-    runner = Runner(exposed(proto, list(names)), threads=1)
+    runner = Runner(exposed(proto, names), threads=1)
 
     def squared(feed: Feed) -> dict[tuple[str, int], tuple[Floats, int]]:
         values = {**feed, **runner.run(feed)}

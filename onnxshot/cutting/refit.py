@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, ValueInfoProto
+from onnx import ModelProto, NodeProto
 
 from onnxshot.cutting.rows import Layer, layers_of
 from onnxshot.graph import Constant, Model
 from onnxshot.graph.macs import concrete_shapes
+from onnxshot.graph.variants import exposed
 from onnxshot.layers.activation import Activations
 from onnxshot.layers.rows import Feeds
 from onnxshot.layers.walk import Walk
@@ -156,11 +157,7 @@ def _wanted(
             total += 4 * jobs[end].share * len(feeds) * max(sizes.get(jobs[end].layer.weight, (1,)))
             end += 1
         part = jobs[start:end]
-        proto = ModelProto()
-        proto.CopyFrom(reference)
-        del proto.graph.output[:]
-        proto.graph.output.extend(ValueInfoProto(name=name) for name in dict.fromkeys(job.target for job in part))
-        runner = Runner(proto.SerializeToString(), threads=1)
+        runner = Runner(exposed(reference, [job.target for job in part]), threads=1)
 
         def taken(
             numbered: tuple[int, Mapping[str, NDArray[Any]]], runner: Runner = runner, part: Sequence[_Job] = part

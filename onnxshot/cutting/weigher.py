@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxshot.cutting.axes import Ids
 from onnxshot.cutting.groups import Group, chunk, in_chunks
 from onnxshot.cutting.importance import MOST, Curve, leaving_one
 from onnxshot.cutting.rows import Layer, layers_of
 from onnxshot.graph import Constant, Node, weights
+from onnxshot.graph.variants import exposed, with_constants
 from onnxshot.layers.rows import Feeds
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.maths.removal import Floats, Reader, made_up_for, removal_order
@@ -127,7 +128,7 @@ class Weigher:
                 if level < len(curve.local):
                     gone = np.isin(curve.group.ids, curve.order[:level])
                     changed = self._without(curve.group, gone, given, known, moments)
-                    runner = Runner(_with_constants(self.proto, changed), threads=1)
+                    runner = Runner(with_constants(self.proto, changed), threads=1)
                     points.append((curve.local[level], output_error(wanted, runner, self.checks, self.threads)))
             found.append(replace(curve, loss=scaled(curve.local, points)))
         return found
@@ -230,22 +231,3 @@ def _untable(table: NDArray[Any], node: Node, like: NDArray[Any]) -> NDArray[Any
     axis = in_axis(node, like.ndim)
     shape = [size for i, size in enumerate(like.shape) if i != axis] + [like.shape[axis]]
     return np.moveaxis(table.reshape(shape), -1, axis).astype(like.dtype)
-
-
-def exposed(model: ModelProto, names: Sequence[str]) -> bytes:
-    """The model with these outputs only; its own where there are none."""
-    other = ModelProto()
-    other.CopyFrom(model)
-    if names:
-        del other.graph.output[:]
-        other.graph.output.extend(ValueInfoProto(name=name) for name in names)
-    return bytes(other.SerializeToString())
-
-
-def _with_constants(model: ModelProto, changed: Mapping[str, NDArray[Any]]) -> bytes:
-    other = ModelProto()
-    other.CopyFrom(model)
-    for tensor in other.graph.initializer:
-        if tensor.name in changed:
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(changed[tensor.name]), tensor.name))
-    return bytes(other.SerializeToString())

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, ValueInfoProto
+from onnx import ModelProto, NodeProto
 
 from onnxshot.graph import Model
 from onnxshot.graph.macs import concrete_shapes
+from onnxshot.graph.variants import exposed
 from onnxshot.maths.patches import patches
 from onnxshot.parallel import in_order
 from onnxshot.targets.ort_runtime import Runner
@@ -183,15 +184,6 @@ def _chosen_rows(
     number, feed = numbered
     found = runner.run(feed)
     return [form.chosen(found[name], share, number) for name, form, share in layers]
-
-
-def exposed(model: ModelProto, names: Sequence[str]) -> bytes:
-    """The model with these outputs only."""
-    other = ModelProto()
-    other.CopyFrom(model)
-    del other.graph.output[:]
-    other.graph.output.extend(ValueInfoProto(name=name) for name in names)
-    return bytes(other.SerializeToString())
 
 
 def spread_over(size: int, share: int, number: int) -> NDArray[np.int64]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from onnxshot.calibration.readers import Sample
+from onnxshot.graph.variants import with_constants
 from onnxshot.layers.rows import Feeds, affordable, wanted
 from onnxshot.layers.walk import Walk
 from onnxshot.maths import obs
@@ -54,7 +55,7 @@ def curves(
             x = rows_of(walk, layer, given, one)
             found, changed = _errors(walk, layer, x, given.starts, pattern, keep_zeros)
             errors.append(found)
-            yield _with(reference, changed)
+            yield with_constants(reference, changed)
             if progress is not None:
                 progress("measuring", done, len(layers))
 
@@ -103,12 +104,3 @@ def _errors(
                 moved = np.einsum("gok,gk->go", weight - left, mean[:, 0])
                 changed[layer.bias] = bias + moved.reshape(bias.shape)
     return found, changed
-
-
-def _with(model: ModelProto, constants: Mapping[str, NDArray[np.float32]]) -> bytes:
-    other = ModelProto()
-    other.CopyFrom(model)
-    for tensor in other.graph.initializer:
-        if tensor.name in constants:
-            tensor.CopyFrom(numpy_helper.from_array(constants[tensor.name], tensor.name))
-    return bytes(other.SerializeToString())

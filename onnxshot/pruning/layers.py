@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, helper
 
 from onnxshot.errors import UsageError
 from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.graph.ops import OPS, STANDARD_DOMAINS
+from onnxshot.layers.rows import Form
 from onnxshot.maths.layer_sparsity import erdos_renyi, exact
 from onnxshot.maths.masks import Pattern
 from onnxshot.passes.base import Change, Skip
 from onnxshot.planning.match import match_nodes
-from onnxshot.pruning.sparsify import Prunable, prunable
+from onnxshot.pruning.sparsify import Prunable
 
 _OPS = ("Conv", "Gemm", "MatMul")
 
@@ -70,17 +72,28 @@ def _refused(node: Node, pattern: Pattern) -> str:
     return ""
 
 
-def described(proto: ModelProto, names: Sequence[str]) -> list[Prunable]:
-    """The layers of these names. A bias that several nodes read, or that is computed, is none to correct."""
+def described(proto: ModelProto, names: Collection[str]) -> list[Prunable]:
+    """The layers of these names, in order. A bias that several nodes read, or that is computed, is none to correct."""
     shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer}
-    readers: dict[str, int] = {}
+    readers = Counter(name for node in proto.graph.node for name in node.input)
+    chosen, found = set(names), []
     for node in proto.graph.node:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
-    own = {name for name in shapes if readers.get(name) == 1}
-    chosen = set(names)
-    wanted = {n.name: shapes[n.input[1]] for n in proto.graph.node if n.name in chosen}
-    return list(prunable(proto, wanted, own))
+        if node.name not in chosen:
+            continue
+        form = Form(node.op_type, {a.name: helper.get_attribute_value(a) for a in node.attribute})
+        shape = shapes[node.input[1]]
+        groups, outputs, inputs = form.table(np.broadcast_to(np.float32(0), shape)).shape
+        kernel = math.prod(shape[2:]) if node.op_type == "Conv" else 1
+        bias = node.input[2] if len(node.input) > 2 else ""
+        if bias not in shapes or readers[bias] > 1:
+            bias = ""
+        found.append(
+            Prunable(
+                node.name, node.op_type, form, node.input[0], node.output[0], node.input[1], bias, shape,
+                groups * outputs, inputs, kernel,
+            )
+        )  # fmt: skip
+    return found
 
 
 def fixed_counts(

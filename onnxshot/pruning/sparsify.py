@@ -7,13 +7,12 @@ section 3, here for pruning).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto
 
 from onnxshot.layers.activation import Activation, Activations
 from onnxshot.layers.rows import Feeds, Form, Wanted, affordable, product, wanted
@@ -102,7 +101,7 @@ def sparsified(
     """
     feeds = feeds[: affordable(reference, [layer.name for layer in layers], feeds, HELD)]
     student, activations = Walk(reference, feeds, threads), Activations(reference)
-    shares = [_share(layer, len(feeds)) for layer in layers]
+    shares = [share_of(layer, len(feeds), ROWS) for layer in layers]
     targets = wanted(reference, named(reference, layers), feeds, shares, threads, _WANTED)
     found = {}
     for done, (layer, share, outputs) in enumerate(zip(layers, shares, targets, strict=True), 1):
@@ -117,10 +116,6 @@ def sparsified(
         if progress is not None:
             progress("pruning", done, len(layers))
     return found
-
-
-def _share(layer: Prunable, samples: int) -> int:
-    return share_of(layer, samples, ROWS)
 
 
 def share_of(layer: Prunable, samples: int, most: int) -> int:
@@ -215,24 +210,6 @@ class _Task:
         for part in (~held_out, held_out):
             found.append(Moments.of(x[:, part], y[:, part]))
         return found[0], found[1]
-
-
-def prunable(
-    model: ModelProto, names: Mapping[str, tuple[int, ...]], own: Collection[str]
-) -> Iterator[Prunable]:
-    """The layers of these names, in order, whose weights have these shapes. own: biases that may be changed."""
-    for node in model.graph.node:
-        if node.name not in names:
-            continue
-        attrs: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        form, shape = Form(node.op_type, attrs), names[node.name]
-        table = form.table(np.broadcast_to(np.float32(0), shape))
-        kernel = int(np.prod(shape[2:])) if node.op_type == "Conv" else 1
-        bias = node.input[2] if len(node.input) > 2 and node.input[2] in own else ""
-        yield Prunable(
-            node.name, node.op_type, form, node.input[0], node.output[0], node.input[1], bias, shape,
-            table.shape[0] * table.shape[1], table.shape[2], kernel,
-        )  # fmt: skip
 
 
 def by_magnitude(layer: Prunable, weight: NDArray[np.float32], pattern: Pattern, count: int) -> Pruned:
