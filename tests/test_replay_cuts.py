@@ -186,13 +186,16 @@ def test_the_input_is_not_written_over(given_model: Path) -> None:
         shrink(given_model, target_params=0.8, output=given_model, settings=QUICK)
 
 
-def test_an_evaluation_is_recorded_by_its_name(given_model: Path, folder: Path, tmp_path: Path) -> None:
-    shrink(
-        given_model, folder, max_drop=0.0, evaluate=lambda _: 1.0, scope="heads", output=tmp_path / "a.onnx",
-        settings=QUICK,
-    )  # fmt: skip
-    (stage,) = metadata(tmp_path / "a.onnx", RECIPE_KEY)["stages"]
-    assert stage["shrink"]["evaluate"].endswith(":test_an_evaluation_is_recorded_by_its_name.<locals>.<lambda>")
+def test_an_evaluation_is_recorded_by_its_name_alone(given_model: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "score.py").write_text("def one(run):\n    return 1.0\n")
+    found = []
+    for evaluate in (f"{tmp_path}/score.py:one", score, lambda _: 1.0):
+        asked: dict[str, Any] = {"max_drop": 0.0, "evaluate": evaluate, "scope": "heads"}
+        shrink(given_model, folder, output=tmp_path / "a.onnx", settings=QUICK, **asked)
+        (stage,) = metadata(tmp_path / "a.onnx", RECIPE_KEY)["stages"]
+        found.append(stage["shrink"]["evaluate"])
+    here = f"{__name__}:test_an_evaluation_is_recorded_by_its_name_alone.<locals>.<lambda>"
+    assert found == ["score.py:one", f"{__name__}:score", here]
 
 
 @pytest.mark.parametrize(

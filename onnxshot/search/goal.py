@@ -209,9 +209,13 @@ def score(evaluate: Evaluate, run: Run, given: Evaluate | str | None) -> float:
 
 
 def name_of(given: Evaluate | str) -> str:
-    """What to write down for an evaluation: as it was named, or its module and name, the same in every run."""
+    """What to write down for an evaluation, the same in every run: as it was named, but for the folder of its file.
+
+    A model that is passed on does not tell where somebody's files lay.
+    """
     if isinstance(given, str):
-        return given
+        place, function = named(given) or ("", "")
+        return f"{Path(place).name}:{function}" if place.endswith(".py") else given
     made = given if hasattr(given, "__qualname__") else type(given)
     return f"{made.__module__}:{made.__qualname__}"
 
