@@ -394,6 +394,18 @@ def test_raising_the_opset_keeps_weights_and_their_readers(rows: int) -> None:
     assert outputs(m, x=np.ones((1, rows), F))[0].tolist() == [[rows, rows]]
 
 
+def test_raising_the_opset_leaves_the_stated_shape_of_an_output() -> None:
+    """The converter infers shapes; a text detector's output [a, b, c, d] became [a, 1, c, d], and so another contract."""
+    made = parser.parse_model(
+        """<ir_version: 7, opset_import: ["": 11]>
+        g (float[n, 3] x) => (float[a, b] y) <float[3, 1] w = {1, 2, 3}> { y = MatMul(x, w) }"""
+    )
+    m = load_model(made)
+    shapes.raise_opset(m, 13)
+    (out,) = m.to_proto().graph.output
+    assert [d.dim_param for d in out.type.tensor_type.shape.dim] == ["a", "b"]
+
+
 def test_an_opset_that_cannot_be_raised_is_refused() -> None:
     made = parser.parse_model(
         """<ir_version: 7, opset_import: ["": 8]>

@@ -82,6 +82,7 @@ def raise_opset(model: Model, version: int) -> None:
             f"export the model again with opset {version} or newer",
         )
     proto, lifted = model.skeleton()
+    stated = {info.name: info for info in (*proto.graph.input, *proto.graph.output)}
     if proto.ir_version < 4:
         proto.ir_version = 4  # below 4 every initializer must be an input
     try:
@@ -92,6 +93,10 @@ def raise_opset(model: Model, version: int) -> None:
             f"opset {model.opset} could not be raised to {version}: {_without_place(first_line(e))}",
             f"export the model again with opset {version} or newer, or use a scheme that needs less (--per-tensor)",
         ) from e
+    # The converter infers shapes, and writes what it finds into outputs: what a caller sees stays as it was stated.
+    for info in (*converted.graph.input, *converted.graph.output):
+        if info.name in stated:
+            info.CopyFrom(stated[info.name])
     model.rebuild(converted, lifted)
 
 
