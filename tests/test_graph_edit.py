@@ -395,7 +395,7 @@ def test_raising_the_opset_keeps_weights_and_their_readers(rows: int) -> None:
 
 
 def test_raising_the_opset_leaves_the_stated_shape_of_an_output() -> None:
-    """The converter infers shapes; a text detector's output [a, b, c, d] became [a, 1, c, d], and so another contract."""
+    """The converter infers shapes: a text detector's output [a, b, c, d] became [a, 1, c, d], another contract."""
     made = parser.parse_model(
         """<ir_version: 7, opset_import: ["": 11]>
         g (float[n, 3] x) => (float[a, b] y) <float[3, 1] w = {1, 2, 3}> { y = MatMul(x, w) }"""

@@ -170,14 +170,14 @@ def test_products_with_different_rules_are_not_merged() -> None:
 @pytest.mark.parametrize(
     ("layers", "said"),
     [
-        ({"b": {"mode": "half"}}, "layers['b'].mode is 'half'"),
-        ({"b": {"mod": "float"}}, "layers['b'].mod is no key"),
-        ({"b": {"weight_type": "int3"}}, "layers['b'].weight_type is 'int3'"),
-        ({"b": {"block": True}}, "layers['b'].block is True"),
-        ({"b": {"per_channel": "yes"}}, "layers['b'].per_channel is 'yes'"),
-        ({"b": {"method": "least"}}, "layers['b'].method is 'least'"),
-        ({"b": None}, "layers['b'] is None"),
-        ({3: {"mode": "float"}}, "layers is {3:"),
+        ({"b": {"mode": "half"}}, "layers.b.mode is 'half'"),
+        ({"b": {"mod": "float"}}, "layers.b.mod is no key"),
+        ({"b": {"weight_type": "int3"}}, "layers.b.weight_type is 'int3'"),
+        ({"b": {"block": True}}, "layers.b.block is True"),
+        ({"b": {"per_channel": "yes"}}, "layers.b.per_channel is 'yes'"),
+        ({"b": {"method": "least"}}, "layers.b.method is 'least'"),
+        ({"b": None}, "layers.b is None"),
+        ({3: {"mode": "float"}}, "layers[3] is {"),
         (["b"], "layers is ['b']"),
     ],
 )
@@ -190,11 +190,11 @@ def test_what_is_no_rule_is_refused_with_its_path(
     recipe = tmp_path / "r.yaml"
     recipe.write_text(yaml.safe_dump({"stages": [{"quantize": {"layers": layers}}]}))
     assert command("compress", fixture("digits_resnet"), "--recipe", recipe, "--calib", "random") == 2
-    assert f"error: stages[0].quantize.{said}" in capsys.readouterr().err
+    assert f"r.yaml: stages[0].quantize.{said}" in capsys.readouterr().err
 
 
 def test_rules_that_the_recipe_or_the_target_rules_out() -> None:
-    with pytest.raises(UsageError, match=r"layers\['b'\].mode is 'static'"):
+    with pytest.raises(UsageError, match=r"layers\.b\.mode is 'static', which does not go with mode"):
         Recipe(mode="weights", layers={"b": {"mode": "static"}})
     with pytest.raises(UsageError, match="layers is"):
         Recipe(precision="fp16", layers={"b": {"mode": "float"}})

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import malformed
 import pytest
 import yaml
 
@@ -29,7 +30,11 @@ GOOD: dict[str, Any] = {
 RECIPE: dict[str, Any] = {
     "stages": [
         {"prune": {"sparsity": 0.5, "pattern": "unstructured", "scope": "layer", "layers": {"c*": 0.3}}},
+        {"shrink": {"target_flops": 0.5, "include": ["Conv", "head*"], "importance": "l2", "multiple": 8}},
+        {"shrink": {"max_drop": 0.5, "evaluate": "score.py:top1", "scope": "mlp"}},
         {"quantize": {"effort": "best", "exclude": ["Conv"], "shapes": {"x": [1, 3]}, "batch": 2, "method": "mse"}},
+        {"emit": {"to": ["openvino"], "hardware": ["sm89"], "half_weights": True}},
+        {"half": {"precision": "bf16"}},
     ]
 }
 
@@ -94,8 +99,8 @@ def test_arguments_and_extends_are_those_of_recipes(tmp_path: Path) -> None:
         (changed(models=[{"model": "a.onnx", "efort": "best"}]), "models[0].efort is no key"),
         (changed(models=[{"model": "a.onnx", "effort": "bst"}]), "models[0].effort is 'bst'"),
         (changed(models=[{"model": "a.onnx", "samples": 0}]), "models[0].samples is 0"),
-        (changed(models=[{"model": "a.onnx", "emit": ["xml"]}]), "models[0].emit is ['xml']"),
-        (changed(models=[{"model": "a.onnx", "recipe": "no.yaml"}]), "models[0].recipe: recipe "),
+        (changed(models=[{"model": "a.onnx", "emit": ["xml"]}]), "models[0].emit[0] is 'xml'"),
+        (changed(models=[{"model": "a.onnx", "recipe": "no.yaml"}]), "models[0].recipe is 'no.yaml': recipe "),
         (
             changed(models=[{"model": "a.onnx", "recipe": {"stages": [{"prune": {"sparsity": 2}}]}}]),
             "models[0].recipe.stages[0].prune.sparsity is 2",
@@ -106,9 +111,12 @@ def test_arguments_and_extends_are_those_of_recipes(tmp_path: Path) -> None:
         ),
         (
             changed(models=[{"model": "a.onnx", "thresholds": {"eval": None}}]),
-            "models[0].thresholds.max_drop is given without eval",
+            "thresholds.max_drop is given without models[0].thresholds.eval",
         ),
-        (changed(thresholds={"max_size": 1, "max_size_mb": 2}), "thresholds.max_size_mb is 2 (the same as"),
+        (
+            changed(thresholds={"max_size": 1, "max_size_mb": 2}),
+            "thresholds.max_size_mb is 2, beside the same of thresholds.max_size (keep one)",
+        ),
         (changed(targets=["ort", "trt"]), "targets[1] is 'trt'"),
         (changed(targets=["ort", "ort"]), "targets[1] is 'ort' (name it once)"),
         (changed(output=None), "output is missing"),
@@ -123,49 +131,32 @@ def test_what_is_wrong_is_told_with_the_path_of_its_key(tmp_path: Path, values: 
     assert str(caught.value).startswith(f"{path}: {said}")
 
 
-BAD: tuple[object, ...] = (
-    None, "", "\n\n", [], {}, [[]], {"a": 1}, {1: {2: 3}}, -1, 0, 1e400, float("nan"), True, "nowhere.yaml", "x" * 5000,
-    [None], ["a", 3], {"": ""}, b"\x00\xff", "2001-01-01", {"stages": 3},
-)  # fmt: skip
-TORN = (
-    "[",
-    "\t",
-    "{",
-    "&a [*a]",
-    "!!python/object:os.system x",
-    "2001-99-99",
-    "<<: 3",
-    "*no",
-    "${x}",
-    "\x00",
-    "[" * 3000,
-)
+def test_keys_that_do_not_go_together_are_told_where_they_stand(tmp_path: Path) -> None:
+    half = {"models": ["a.onnx", {"model": "b.onnx", "precision": "fp16"}], "output": "out"}
+    staged = {"stages": [{"prune": {"sparsity": 0.5}}, {"quantize": {"mode": "dynamic"}}]}
+    cases: list[tuple[dict[str, Any], str]] = [
+        (
+            half | {"defaults": {"mode": "dynamic"}},
+            "defaults.mode is 'dynamic', which does not go with models[1].precision",
+        ),
+        (
+            {"models": [{"model": "a.onnx", "precision": "bf16", "recipe": staged}], "output": "out"},
+            "models[0].recipe.stages[1].quantize.mode is 'dynamic', which does not go with models[0].precision",
+        ),
+        (
+            {"models": [{"model": "a.onnx", "recipe": staged}], "output": "out", "defaults": {"stats": "s.npz"}},
+            "defaults.stats is 's.npz', beside the stages of models[0].recipe",
+        ),
+    ]
+    for values, said in cases:
+        path = written(tmp_path, values)
+        with pytest.raises(UsageError) as caught:
+            load_manifest(path)
+        assert caught.value.message == f"{path}: {said}"
 
 
-def mutated(values: Any, rng: random.Random) -> Any:
-    """A copy with one key or value, anywhere, replaced, renamed or taken away, so that it is no longer right."""
-    if isinstance(values, dict) and values and rng.random() < 0.9:
-        key = rng.choice(sorted(values, key=str))
-        if rng.random() < 0.15:
-            return {(f"{k}x" if k == key else k): v for k, v in values.items()}
-        return values | {key: mutated(values[key], rng)}
-    if isinstance(values, list) and values and rng.random() < 0.9:
-        i = rng.randrange(len(values))
-        return [*values[:i], mutated(values[i], rng), *values[i + 1 :]]
-    return rng.choice([bad for bad in BAD if bad != values])
-
-
-def malformed(good: dict[str, Any], rng: random.Random) -> str:
-    """YAML of a file that is wrong, or was broken as text."""
-    text = yaml.safe_dump(mutated(good, rng))
-    if rng.random() < 0.25:
-        at = rng.randrange(len(text))
-        return text[:at] + rng.choice(TORN) + text[at:]
-    return text
-
-
-def refused(args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One clear line, and the code of wrong usage, whatever was given."""
+def refused(args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the command says: one clear line, and the code of wrong usage, whatever was given."""
     monkeypatch.setattr(sys, "argv", ["onnxshot", *args])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -176,32 +167,37 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert len(err) < 1000
     assert "internal error" not in err
     assert "Traceback" not in err
+    return err
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_malformed_manifests_are_one_line_each(
+def test_malformed_manifests_are_one_line_with_the_path_of_the_key(
     seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng, bad = random.Random(seed), 0
-    while bad < 20:
-        path = written(tmp_path, malformed(GOOD, rng))
-        try:
-            load_manifest(path)
-        except UsageError:
-            refused(["batch", str(path)], capsys, monkeypatch)
-            bad += 1
+    layout = malformed.manifest(GOOD, RECIPE, "one", tmp_path)
+    for said in malformed.refused(load_manifest, layout, 20, random.Random(seed)):
+        assert said in refused(["batch", str(tmp_path / "m.yaml")], capsys, monkeypatch)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_malformed_recipes_are_one_line_each(
+def test_malformed_recipes_are_one_line_with_the_path_of_the_key(
     seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng, bad = random.Random(seed), 0
-    while bad < 20:
-        path = written(tmp_path, malformed(RECIPE, rng), "r.yaml")
-        try:
-            load_stages(path)
-        except UsageError:
-            refused(["compress", "net.onnx", "--recipe", str(path)], capsys, monkeypatch)
-            bad += 1
+    args = ["compress", "net.onnx", "--recipe", str(tmp_path / "r.yaml")]
+    for said in malformed.refused(load_stages, malformed.recipe(RECIPE, "one", tmp_path), 20, random.Random(seed)):
+        assert said in refused(args, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("layout", ["extends", "recipe", "report"])
+def test_malformed_files_behind_a_manifest_are_named_with_the_path_of_the_key_there(
+    layout: str, tmp_path: Path
+) -> None:
+    files = malformed.manifest(GOOD, RECIPE, layout, tmp_path)
+    assert len(list(malformed.refused(load_manifest, files, 100, random.Random(layout)))) == 100
+
+
+@pytest.mark.parametrize("layout", ["extends", "report"])
+def test_malformed_files_behind_a_recipe_are_named_with_the_path_of_the_key_there(layout: str, tmp_path: Path) -> None:
+    files = malformed.recipe(RECIPE, layout, tmp_path)
+    assert len(list(malformed.refused(load_stages, files, 100, random.Random(layout)))) == 100

@@ -100,6 +100,20 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str, said: str) -> N
         load_stages(written(tmp_path, text))
 
 
+def test_what_is_no_utf_8_is_told_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes("# größer\neffort: ".encode() + b"\xff\n")
+    with pytest.raises(UsageError, match=r"r\.yaml cannot be read: line 2: it is not UTF-8"):
+        load_stages(tmp_path / "r.yaml")
+
+
+def test_a_key_is_told_by_the_file_it_stands_in_and_another_by_its_own(tmp_path: Path) -> None:
+    base = written(tmp_path, "stages: [{prune: {pattern: '2:4'}}]", "base.yaml")
+    path = written(tmp_path, "extends: base.yaml\nstages: [quantize: {}, shrink: {target_flops: 0.9}]")
+    with pytest.raises(UsageError) as caught:
+        load_stages(path)
+    assert caught.value.message == f"{path}: stages[1] cuts channels behind the 2:4 zeros of stages[0] of {base}"
+
+
 def test_a_report_holds_a_recipe(tmp_path: Path) -> None:
     stages = Stages((PruneStage(0.5), Recipe(effort="best")))
     report = written(tmp_path, json.dumps({"stages": [{"name": "input"}], "recipe": stages.to_dict()}), "report.json")

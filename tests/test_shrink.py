@@ -176,7 +176,7 @@ def test_a_target_that_cannot_be_met_is_said() -> None:
     ("options", "message"),
     [
         ({}, "target_flops is missing"),
-        ({"target_flops": 0.5, "target_params": 0.5}, "target_flops and target_params are given"),
+        ({"target_flops": 0.5, "target_params": 0.5}, "target_flops is given beside target_params"),
         ({"target_flops": 1.5}, r"target_flops is 1\.5"),
         ({"target_params": 0.0}, "target_params is 0"),
         ({"max_drop": 1.0}, "max_drop is given without evaluate"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,9 +14,9 @@ from onnxshot.calibration.functions import named
 from onnxshot.emitting import ONNX
 from onnxshot.errors import UsageError
 from onnxshot.recipes.files import load_stages, read_values
-from onnxshot.recipes.plain import shown
+from onnxshot.recipes.keys import BadKey, KeyPath, is_number, refuse_unknown, shown
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recipes.stages import Stages
+from onnxshot.recipes.stages import Stage, Stages
 from onnxshot.targets import RUNTIMES, TARGETS
 
 _KEYS = ("models", "targets", "output", "defaults", "thresholds")
@@ -26,6 +25,7 @@ _HOW = ("calib", "preset", "stats", "samples", "seed", "emit", "recipe")
 _OF_MODEL = ("model", "name", "thresholds")
 _LIMITS = ("min_sqnr", "max_drop", "max_latency_ms", "max_size_mb")
 _SPELLED = {"max_latency": "max_latency_ms", "max_size": "max_size_mb"}
+_Limits = dict[str, tuple[Any, KeyPath]]  # name -> (what is asked, where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,13 @@ class Entry:
     """One model of a manifest: where it is, what it is called, and how it is compressed. Paths may be remote.
 
     Attributes:
-        where: the path of its key in the manifest, such as models[2].
+        where: the path of its key in the manifest, such as ("models", 2).
         model, calib, preset, stats, samples, seed, emit: as `quantize` takes them.
         stages: one stage that quantizes, or several; the target of a cell replaces theirs.
         thresholds: what the gate asks of every cell.
     """
 
-    where: str
+    where: KeyPath
     model: str
     name: str
     stages: Stages
@@ -91,13 +91,11 @@ def load_manifest(path: str | Path, arguments: Mapping[str, str] | None = None) 
     """The manifest of a YAML file; relative paths in it start at its folder.
 
     `${name:default}` stands for an argument, and `extends` names a manifest whose keys hold where this one has none, as
-    in recipes. Raises UsageError that names the path of the key, such as models[2].calib.
+    in recipes. Raises UsageError that names the file and the path of the key, such as models[2].calib.
     """
-    path = Path(path)
-    try:
-        return _Reader(path.parent).manifest(read_values(path, arguments, "manifest"))
-    except UsageError as e:
-        raise e if e.message.startswith(str(path)) else UsageError(f"{path}: {e.message}", e.hint) from e
+    values = read_values(path, arguments, "manifest")
+    with values.told():
+        return _Reader(Path(path).parent).manifest(values.joined)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,64 +104,82 @@ class _Reader:
 
     folder: Path
 
-    def manifest(self, values: dict[str, Any]) -> Manifest:
-        _known("", values, _KEYS)
+    def manifest(self, values: dict[Any, Any]) -> Manifest:
+        refuse_unknown(values, _KEYS)
         targets, output, models = values.get("targets", ["ort"]), values.get("output"), values.get("models")
-        _ask("targets", targets, isinstance(targets, list) and targets, "a list such as [ort, openvino]")
+        _ask(("targets",), targets, isinstance(targets, list) and targets, "a list such as [ort, openvino]")
         for i, target in enumerate(targets):
-            _ask(f"targets[{i}]", target, isinstance(target, str) and target in TARGETS, f"one of {', '.join(TARGETS)}")
-            _ask(f"targets[{i}]", target, target not in targets[:i], "name it once")
-        _ask("output", output, _is_text(output), "a folder, such as out/")
-        defaults = _mapping("defaults", values.get("defaults"))
-        _known("defaults", defaults, (*_HOW, *_OPTIONS))
-        self._entry("defaults", {}, defaults, Thresholds(), "", "")
-        limits = _limits("thresholds", values.get("thresholds"))
-        _ask("models", models, isinstance(models, list) and models, "a list such as [{model: net.onnx, calib: data/}]")
+            known = isinstance(target, str) and target in TARGETS
+            _ask(("targets", i), target, known, f"one of {', '.join(TARGETS)}")
+            _ask(("targets", i), target, target not in targets[:i], "name it once")
+        _ask(("output",), output, _is_text(output), "a folder, such as out/")
+        defaults = _mapping(("defaults",), values.get("defaults"))
+        with _under("defaults"):
+            refuse_unknown(defaults, (*_HOW, *_OPTIONS))
+        self._entry(("defaults",), {}, defaults, Thresholds(), "", "")
+        limits = _limits(("thresholds",), values.get("thresholds"))
+        wanted = "a list such as [{model: net.onnx, calib: data/}]"
+        _ask(("models",), models, isinstance(models, list) and models, wanted)
         entries: list[Entry] = []
         for i, item in enumerate(models or ()):
             given = {"model": item} if isinstance(item, str) else item
-            entries += self._models(f"models[{i}]", given, defaults, limits)
+            entries += self._models(("models", i), given, defaults, limits)
         _refuse_equal(entries)
         return Manifest(tuple(entries), tuple(targets), self._path(str(output)))
 
-    def _models(self, where: str, item: Any, defaults: Mapping[str, Any], limits: Mapping[str, Any]) -> list[Entry]:
+    def _models(self, where: KeyPath, item: Any, defaults: Mapping[Any, Any], limits: _Limits) -> list[Entry]:
         """The entries of one item: as many as its glob matches."""
         given = _mapping(where, item)
-        _known(where, given, (*_OF_MODEL, *_HOW, *_OPTIONS))
+        with _under(*where):
+            refuse_unknown(given, (*_OF_MODEL, *_HOW, *_OPTIONS))
         model, name = given.get("model"), given.get("name")
-        _ask(f"{where}.model", model, _is_text(model), "the path of an .onnx file, or a glob")
+        _ask((*where, "model"), model, _is_text(model), "the path of an .onnx file, or a glob")
         model = str(model)
-        _ask(f"{where}.name", name, name is None or _is_name(name), "a name that can be that of a folder")
-        joined = {**limits, **_limits(f"{where}.thresholds", given.get("thresholds"))}
-        if (joined.get("max_drop") is None) != (joined.get("eval") is None):
-            has, lacks = ("max_drop", "eval") if joined.get("eval") is None else ("eval", "max_drop")
-            raise UsageError(f"{where}.thresholds.{has} is given without {lacks}", "a drop is of a score: give both")
-        thresholds = Thresholds(**{**joined, "eval": self._data(joined.get("eval"))})
+        _ask((*where, "name"), name, name is None or _is_name(name), "a name that can be that of a folder")
+        thresholds = self._thresholds({**limits, **_limits((*where, "thresholds"), given.get("thresholds"))})
         paths = [self._path(model)]
         if glob.has_magic(model):
             find = matches if is_remote(paths[0]) else _found
             paths = find(paths[0])
-            _ask(f"{where}.model", model, paths, "it matches no file")
-            _ask(f"{where}.name", name, name is None or len(paths) == 1, f"the glob matches {len(paths)} files")
+            _ask((*where, "model"), model, paths, "it matches no file")
+            _ask((*where, "name"), name, name is None or len(paths) == 1, f"the glob matches {len(paths)} files")
         names = [name] if name is not None else _names(paths)
         how = {key: value for key, value in given.items() if key not in _OF_MODEL}
         return [self._entry(where, defaults, how, thresholds, *one) for one in zip(paths, names, strict=True)]
 
+    def _thresholds(self, limits: _Limits) -> Thresholds:
+        """The limits that hold for an entry. Raises BadKey where there is a drop without a score, or the reverse."""
+        given = {name: value for name, (value, _) in limits.items() if value is not None}
+        for has, lacks in (("max_drop", "eval"), ("eval", "max_drop")):
+            if has in given and lacks not in given:
+                path = limits[has][1]
+                lacking = limits[lacks][1] if lacks in limits else (*path[:-1], lacks)  # null, or nowhere
+                raise BadKey(path, "is given without", "a drop is of a score: give both", lacking)
+        return Thresholds(**{**given, "eval": self._data(given.get("eval"))})
+
     def _entry(
-        self, where: str, defaults: Mapping[str, Any], own: Mapping[str, Any], limits: Thresholds, model: str, name: str
+        self,
+        where: KeyPath,
+        defaults: Mapping[Any, Any],
+        own: Mapping[Any, Any],
+        limits: Thresholds,
+        model: str,
+        name: str,
     ) -> Entry:
         values = {**defaults, **own}
         calib, preset, stats = (values.get(key) for key in ("calib", "preset", "stats"))
         for key, value in (("calib", calib), ("preset", preset), ("stats", stats)):
-            _ask(f"{where}.{key}", value, value is None or _is_text(value), "a path or a name")
+            _ask((*where, key), value, value is None or _is_text(value), "a path or a name")
         samples, seed, emit = values.get("samples", "auto"), values.get("seed", 0), values.get("emit")
         counted = samples in ("auto", "all") if isinstance(samples, str) else type(samples) is int and samples > 0
-        _ask(f"{where}.samples", samples, counted, "a number above 0, 'auto', or 'all'")
-        _ask(f"{where}.seed", seed, type(seed) is int and 0 <= seed < 2**32, "a whole number, 0 or above")
-        formats = [emit] if isinstance(emit, str) else emit
-        known = (ONNX, *RUNTIMES)
-        listed = isinstance(formats, list) and formats and all(isinstance(f, str) and f in known for f in formats)
-        _ask(f"{where}.emit", emit, emit is None or listed, f"a list of {', '.join(known)}")
+        _ask((*where, "samples"), samples, counted, "a number above 0, 'auto', or 'all'")
+        _ask((*where, "seed"), seed, type(seed) is int and 0 <= seed < 2**32, "a whole number, 0 or above")
+        formats, known = [emit] if isinstance(emit, str) else emit, (ONNX, *RUNTIMES)
+        listed = formats is None or (isinstance(formats, list) and formats)
+        _ask((*where, "emit"), emit, listed, f"a list of {', '.join(known)}")
+        for i, one in enumerate(formats or ()):
+            at = (*where, "emit") if isinstance(emit, str) else (*where, "emit", i)
+            _ask(at, one, isinstance(one, str) and one in known, f"one of {', '.join(known)}")
         if preset is not None and ("/" in preset or preset.endswith((".yaml", ".yml"))):
             preset = self._path(preset)
         return Entry(
@@ -172,27 +188,44 @@ class _Reader:
             samples=samples, seed=seed, emit=tuple(formats) if formats else None,
         )  # fmt: skip
 
-    def _stages(self, where: str, defaults: Mapping[str, Any], own: Mapping[str, Any]) -> Stages:
+    def _stages(self, where: KeyPath, defaults: Mapping[Any, Any], own: Mapping[Any, Any]) -> Stages:
         """The recipe of an entry. Options beside it overrule those of every stage that quantizes; so do nearer ones."""
+
+        def place(key: str) -> KeyPath:
+            return (*where, key) if key in own or key not in defaults else ("defaults", key)
+
         recipe = own.get("recipe", defaults.get("recipe"))
         near = own if own.get("recipe") is not None else {**defaults, **own}
         options = {key: value for key, value in near.items() if key in _OPTIONS}
         if recipe is None:
             stages = Stages((Recipe(),))
         elif isinstance(recipe, Mapping):
-            with _under(f"{where}.recipe."):
+            with _under(*place("recipe")):
                 stages = Stages.from_dict(recipe)
         else:
-            _ask(f"{where}.recipe", recipe, _is_text(recipe), "the path of a recipe, or its keys and values")
-            with _under(f"{where}.recipe: "):
+            _ask(place("recipe"), recipe, _is_text(recipe), "the path of a recipe, or its keys and values")
+            try:
                 stages = load_stages(self._path(str(recipe)))
-        if stats_of_stages := len(stages.stages) > 1 and (own.get("stats") or defaults.get("stats")):
-            raise UsageError(f"{where}.stats is {shown(stats_of_stages)}", "stages gather statistics of their own")
-        with _under(f"{where}."):
-            overruled = (
-                Recipe.from_dict({**s.to_dict(), **options}) if isinstance(s, Recipe) else s for s in stages.stages
-            )
-            return Stages(tuple(overruled))
+            except UsageError as e:
+                raise BadKey(place("recipe"), f"is {shown(recipe)}: {e.message}", e.hint) from e
+        stats = {**defaults, **own}.get("stats")
+        if len(stages.stages) > 1 and stats:
+            said = f"is {shown(stats)}, beside the stages of"
+            raise BadKey(place("stats"), said, "stages gather statistics of their own", place("recipe"))
+        overruled: list[Stage] = []
+        for i, stage in enumerate(stages.stages):
+            if not isinstance(stage, Recipe):
+                overruled.append(stage)
+                continue
+            inside = ("stages", i, *recipe["stages"][i]) if isinstance(recipe, Mapping) and "stages" in recipe else ()
+            above = (*place("recipe"), *inside)
+            try:
+                overruled.append(Recipe.from_dict({**stage.to_dict(), **options}))
+            except BadKey as e:
+                tops = {p[0]: place(p[0]) if p[0] in options else (*above, p[0]) for p in (e.path, e.other) if p}
+                paths = [(*tops[p[0]], *p[1:]) for p in (e.path, e.other) if p]
+                raise BadKey(paths[0], e.said, e.hint, *paths[1:]) from e
+        return Stages(tuple(overruled))
 
     def _path(self, text: str) -> str:
         return text if is_remote(text) else str(self.folder / text)
@@ -205,22 +238,23 @@ class _Reader:
         return calib if found is not None and not found[0].endswith(".py") else self._path(calib)
 
 
-def _limits(where: str, values: Any) -> dict[str, Any]:
-    """Thresholds as they are spelled here; null takes one away."""
+def _limits(where: KeyPath, values: Any) -> _Limits:
+    """Thresholds as they are spelled here, each with its path; null takes one away."""
     given = _mapping(where, values)
-    _known(where, given, (*_LIMITS, *_SPELLED, "eval"))
-    found: dict[str, Any] = {}
+    with _under(*where):
+        refuse_unknown(given, (*_LIMITS, *_SPELLED, "eval"))
+    found: _Limits = {}
     for key, value in given.items():
-        name = _SPELLED.get(key, key)
-        _ask(f"{where}.{key}", value, name not in found, f"the same as {name}: keep one")
+        name, path = _SPELLED.get(key, key), (*where, key)
+        if name in found:
+            raise BadKey(path, f"is {shown(value)}, beside the same of", "keep one", found[name][1])
         if name == "eval":
             fits = value is None or (_is_text(value) and named(value) is not None)
-            _ask(f"{where}.{key}", value, fits, "name it as file.py:function or module:function")
+            _ask(path, value, fits, "name it as file.py:function or module:function")
         else:
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            fits = value is None or (number and (name == "min_sqnr" or value >= 0))
-            _ask(f"{where}.{key}", value, fits, "a finite number, 0 or above")
-        found[name] = value
+            fits = value is None or (is_number(value) and (name == "min_sqnr" or value >= 0))
+            _ask(path, value, fits, "a finite number, 0 or above")
+        found[name] = (value, path)
     return found
 
 
@@ -239,36 +273,29 @@ def _refuse_equal(entries: Sequence[Entry]) -> None:
     for entry in entries:
         other = first.setdefault(entry.name, entry)
         if other is not entry:
-            what = f"{entry.where}.name is {entry.name!r}, as that of {other.where}"
-            raise UsageError(what, "results go to output/<name>/: give each a name of its own")
+            hint = "results go to output/<name>/: give each a name of its own"
+            raise BadKey((*entry.where, "name"), f"is {entry.name!r}, as that of", hint, other.where)
 
 
-def _mapping(where: str, value: Any) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = {} if value is None else value
+def _mapping(where: KeyPath, value: Any) -> Mapping[Any, Any]:
+    found: Mapping[Any, Any] = {} if value is None else value
     _ask(where, value, isinstance(found, Mapping), "keys and values")
     return found
 
 
-def _known(where: str, values: Mapping[str, Any], keys: Sequence[str]) -> None:
-    for key in values:
-        if key not in keys:
-            path = f"{where}{'.' if where else ''}{shown(key, plain=True)}"
-            raise UsageError(f"{path} is no key", f"keys: {', '.join(keys)}")
-
-
-def _ask(where: str, found: object, fits: object, wanted: str) -> None:
-    """Raise UsageError where a value does not fit."""
+def _ask(where: KeyPath, found: object, fits: object, wanted: str) -> None:
+    """Raise BadKey where a value does not fit."""
     if not fits:
-        raise UsageError(f"{where} is {shown(found)}" if found is not None else f"{where} is missing", wanted)
+        raise BadKey(where, "is missing" if found is None else f"is {shown(found)}", wanted)
 
 
 @contextlib.contextmanager
-def _under(where: str) -> Iterator[None]:
-    """Name the path of a key in front of what is said of it."""
+def _under(*above: Any) -> Iterator[None]:
+    """Put the path of the keys and values they were found in above those that are told."""
     try:
         yield
-    except UsageError as e:
-        raise UsageError(f"{where}{e.message}", e.hint) from e
+    except BadKey as e:
+        raise e.under(*above) from e
 
 
 def _is_text(value: object) -> bool:

@@ -14,7 +14,7 @@ from onnxshot.cutting.axes import Axes, Ids
 from onnxshot.cutting.branches import Branch
 from onnxshot.cutting.choice import Choice
 from onnxshot.errors import UsageError
-from onnxshot.recipes.plain import shown
+from onnxshot.recipes.keys import shown
 
 _SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _HINT = "it was changed by hand, or is of another version: take the one the run wrote, and its version"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from onnxshot.errors import UsageError
-from onnxshot.recipes.plain import shown
+from onnxshot.recipes.keys import BadKey, KeyPath, refuse, shown, spelled
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages, kind_of
+from onnxshot.recipes.yaml_text import NoYaml, decoded, values_of
 
 _COMMENT_OR_ARGUMENT = re.compile(r"^\s*#.*$|\$\{([A-Za-z_]\w*)(?::([^{}]*))?\}", re.MULTILINE)
 
@@ -25,23 +25,11 @@ def load_stages(path: str | Path, arguments: Mapping[str, str] | None = None) ->
     names a file, relative to this one, whose keys hold where this one has none, and whose stages come first.
 
     Raises UsageError where a file cannot be read, is no recipe, or extends itself; where an argument has no value, and
-    where there is none of that name.
+    where there is none of that name. What is wrong with a key is told with the file it stands in and its path there.
     """
-    return Stages.from_dict(read_values(path, arguments, "recipe"))
-
-
-def read_values(path: str | Path, arguments: Mapping[str, str] | None, what: str) -> dict[str, Any]:
-    """The keys and values of a YAML file with arguments and `extends`; what: it is called so in messages.
-
-    Raises UsageError as `load_stages` does.
-    """
-    reader = _Reader(arguments or {}, what)
-    values = reader.read(Path(path))
-    unknown = [name for name in reader.arguments if name not in reader.names]
-    if unknown:
-        known = f"arguments: {', '.join(sorted(reader.names))}" if reader.names else "it has none"
-        raise UsageError(f"{path} has no argument {unknown[0]!r}", known)
-    return values
+    values = read_values(path, arguments, "recipe")
+    with values.told():
+        return Stages.from_dict(values.joined)
 
 
 def load_recipe(path: str | Path, arguments: Mapping[str, str] | None = None) -> Recipe:
@@ -53,6 +41,62 @@ def load_recipe(path: str | Path, arguments: Mapping[str, str] | None = None) ->
 
 
 @dataclass(frozen=True, slots=True)
+class Values:
+    """Keys and values of a file, joined with those of the files it extends.
+
+    Attributes:
+        path: the file.
+        joined: what holds.
+        keys: key -> (the file that it stands in, the path of the key there).
+        stages: the same for each stage, where several files list stages; else empty.
+    """
+
+    path: Path
+    joined: dict[Any, Any]
+    keys: Mapping[Any, tuple[Path, KeyPath]]
+    stages: Sequence[tuple[Path, KeyPath]] = ()
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Name the file in front of what is said of a key in it."""
+        try:
+            yield
+        except BadKey as e:
+            file, path = self.place(e.path)
+            elsewhere, other = self.place(e.other)
+            where = spelled(other) if elsewhere == file or not other else f"{spelled(other)} of {elsewhere}"
+            raise UsageError(f"{file}: {' '.join(filter(None, (spelled(path), e.said, where)))}", e.hint) from e
+
+    def place(self, path: KeyPath) -> tuple[Path, KeyPath]:
+        """The file that a key of `joined` stands in, and its path there; a key that is in none is missing in `path`."""
+        if not path:
+            return self.path, ()
+        if len(path) > 1 and path[0] == "stages" and self.stages:
+            file, above = self.stages[path[1]]
+            return file, (*above, *path[2:])
+        file, above = self.keys.get(path[0], (self.path, path[:1]))
+        return file, (*above, *path[1:])
+
+
+def read_values(path: str | Path, arguments: Mapping[str, str] | None, what: str) -> Values:
+    """The keys and values of a YAML file with arguments and `extends`; what: it is called so in messages.
+
+    Raises UsageError as `load_stages` does.
+    """
+    path, reader = Path(path), _Reader(arguments or {}, what)
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise UsageError(f"{what} {path} cannot be read: {e.strerror}", "give a YAML file") from e
+    values = reader.read(path, data)
+    unknown = [name for name in reader.arguments if name not in reader.names]
+    if unknown:
+        known = f"arguments: {', '.join(sorted(reader.names))}" if reader.names else "it has none"
+        raise UsageError(f"{path} has no argument {unknown[0]!r}", known)
+    return values
+
+
+@dataclass(frozen=True, slots=True)
 class _Reader:
     """Reads a file and those it extends; what: it is called so; names: of the arguments that were seen."""
 
@@ -60,31 +104,42 @@ class _Reader:
     what: str
     names: set[str] = field(default_factory=set)
 
-    def read(self, path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-        """Plain values. below: the files that extend this one."""
-        if path.resolve() in below:
-            chain = " -> ".join(p.name for p in (*below, path))
-            raise UsageError(f"{path} extends itself: {chain}", "take one 'extends' out")
+    def read(self, path: Path, data: bytes, below: tuple[Path, ...] = ()) -> Values:
+        """What a file of this content holds. below: the files that extend it."""
+        above: KeyPath = ()
         try:
-            text = path.read_text(encoding="utf-8")
-            values = yaml.safe_load(_COMMENT_OR_ARGUMENT.sub(lambda found: self._filled(found, path), text))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:  # ValueError: a date that is none
-            said = " ".join(str(e).split())
-            raise UsageError(f"{self.what} {path} cannot be read: {said}", "give a YAML file") from e
-        if isinstance(values, dict) and self.what == "recipe":
-            values = values.get("recipe", values)  # of a report
+            values = values_of(_COMMENT_OR_ARGUMENT.sub(lambda found: self._filled(found, path), decoded(data)))
+        except NoYaml as e:
+            raise UsageError(f"{self.what} {path} cannot be read: {e}", "give a YAML file") from e
+        hint = f"a {self.what} is keys and values"
         if not isinstance(values, dict):
-            found = f"it holds a {type(values).__name__}"
-            raise UsageError(f"{path} is no {self.what}: {found}", f"a {self.what} is keys and values")
+            raise UsageError(f"{path} is no {self.what}: it holds a {type(values).__name__}", hint)
+        if self.what == "recipe" and "recipe" in values:  # of a report
+            values, above = values["recipe"], ("recipe",)
+            if not isinstance(values, dict):
+                raise UsageError(f"{path}: {spelled(above)} is {shown(values)}", hint)
+        own = Values(path, values, {key: (path, (*above, key)) for key in values})
         base = values.pop("extends", None)
         if base is None:
-            return values
-        if not isinstance(base, str):
-            raise UsageError(f"{path}: extends is {shown(base)}", f"give the path of one {self.what}")
-        inherited = self.read(path.parent / base, (*below, path.resolve()))
-        first, then = inherited.get("stages"), values.get("stages")
-        joined = {"stages": [*first, *then]} if isinstance(first, list) and isinstance(then, list) else {}
-        return inherited | values | joined
+            return own
+        with own.told():
+            other = self._beside(path, base, (*below, path))
+            try:
+                data = other.read_bytes()
+            except OSError as e:
+                said = f"is {shown(base)}, and {self.what} {other} cannot be read: {e.strerror}"
+                raise BadKey(("extends",), said, "give a YAML file") from e
+        return _joined(self.read(other, data, (*below, path)), own)
+
+    def _beside(self, path: Path, base: Any, chain: tuple[Path, ...]) -> Path:
+        """The file that `extends: base` means in the last file of this chain."""
+        fits = isinstance(base, str) and bool(base) and "\0" not in base
+        refuse((("extends", base, fits, f"the path of one {self.what}"),))
+        other = path.parent / str(base)
+        if other.resolve() in [p.resolve() for p in chain]:
+            said = f"is {shown(base)}, so the file extends itself: {' -> '.join(p.name for p in (*chain, other))}"
+            raise BadKey(("extends",), said, "take one 'extends' out")
+        return other
 
     def _filled(self, found: re.Match[str], path: Path) -> str:
         name, default = found[1], found[2]
@@ -93,5 +148,22 @@ class _Reader:
         self.names.add(name)
         value = self.arguments.get(name, default)
         if value is None:
-            raise UsageError(f"{path}: argument {name!r} has no value", f"--set {name}=VALUE, or ${{{name}:DEFAULT}}")
+            line = found.string.count("\n", 0, found.start()) + 1
+            hint = f"--set {name}=VALUE, or ${{{name}:DEFAULT}}"
+            raise UsageError(f"{path}: line {line}: argument {name!r} has no value", hint)
         return value
+
+
+def _joined(base: Values, own: Values) -> Values:
+    """What holds of a file and of the one it extends."""
+    joined, keys = {**base.joined, **own.joined}, {**base.keys, **own.keys}
+    for values in (base, own):
+        if not isinstance(listed := values.joined.get("stages", []), list):
+            with values.told():
+                raise BadKey(("stages",), f"is {shown(listed)}", "give a list of stages")
+    if not ("stages" in base.joined and "stages" in own.joined):
+        return Values(own.path, joined, keys, base.stages)
+    first, then = base.joined["stages"], own.joined["stages"]
+    joined["stages"] = [*first, *then]
+    places = [values.place(("stages", i)) for values in (base, own) for i in range(len(values.joined["stages"]))]
+    return Values(own.path, joined, keys, places)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from onnxshot.errors import UsageError
-from onnxshot.recipes.plain import Plain, is_block, refuse, shown
+from onnxshot.recipes.keys import BadKey, refuse
+from onnxshot.recipes.plain import Plain, is_block
 from onnxshot.recipes.words import METHODS, MODES_OF_LAYERS, WEIGHT_METHODS, WEIGHT_TYPES
 
 
@@ -51,15 +51,16 @@ class LayerRule(Plain):
 
 
 def rules_of(layers: object) -> dict[str, LayerRule]:
-    """The rules of a recipe's `layers`, by glob. Raises UsageError that names the path of the key."""
-    if not isinstance(layers, Mapping) or not all(isinstance(glob, str) for glob in layers):
-        raise UsageError(f"layers is {shown(layers)}", "globs with keys and values: {'conv1*': {mode: float}}")
+    """The rules of a recipe's `layers`, by glob. Raises BadKey for a key that is none, or does not fit."""
+    wanted = "globs with keys and values: {'conv1*': {mode: float}}"
+    refuse((("layers", layers, isinstance(layers, Mapping), wanted),))
+    assert isinstance(layers, Mapping)
     rules = {}
     for glob, values in layers.items():
-        if not isinstance(values, Mapping) or not values:
-            raise UsageError(f"layers[{glob!r}] is {shown(values)}", "keys and values, such as {mode: float}")
+        fits = isinstance(glob, str) and isinstance(values, Mapping) and bool(values)
+        refuse(((("layers", glob), values, fits, "keys and values, such as {mode: float}"),))
         try:
             rules[glob] = LayerRule.from_dict(values)
-        except UsageError as e:
-            raise UsageError(f"layers[{glob!r}].{e.message}", e.hint) from e
+        except BadKey as e:
+            raise e.under("layers", glob) from e
     return rules

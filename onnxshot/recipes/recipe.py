@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from onnxshot.recipes.keys import BadKey, Check, refuse, texts
 from onnxshot.recipes.layer_rule import LayerRule, rules_of
-from onnxshot.recipes.plain import Plain, are_globs, is_block, refuse
+from onnxshot.recipes.plain import Plain, is_block
 from onnxshot.recipes.words import (
     ACTIVATION_TYPES,
     EFFORTS,
@@ -19,7 +20,7 @@ from onnxshot.recipes.words import (
     WEIGHT_TYPES,
 )
 
-_OF_INT8 = ("mode", "format", "activation_type", "weight_type", "block", "include", "complete")
+_OF_INT8 = ("mode", "format", "activation_type", "weight_type", "block", "include", "layers", "complete")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +100,21 @@ class Recipe(Plain):
                 ("equalize", self.equalize, self.equalize in (None, True, False), "true, false or null"),
                 ("smooth", self.smooth, self.smooth in (None, True, False), "true, false or null"),
                 ("clip", self.clip, self.clip in (None, True, False), "true, false or null"),
-                ("concat_ratio", ratio, isinstance(ratio, int | float) and ratio >= 1, "a number from 1 up"),
-                ("exclude", self.exclude, are_globs(self.exclude), "a list of globs"),
-                ("include", self.include, are_globs(self.include), "a list of globs"),
-                ("batch", self.batch, self.batch is None or _are_sizes((self.batch,)), "a number from 1 up"),
-                ("shapes", self.shapes, _are_shapes(self.shapes), "sizes by input, such as x: [1, 3, 224, 224]"),
+                ("concat_ratio", ratio, _is_ratio(ratio), "a number from 1 up"),
+                texts("exclude", self.exclude),
+                texts("include", self.include),
+                ("batch", self.batch, self.batch is None or _is_size(self.batch), "a number from 1 up"),
             )
         )
-
-        if not self.quantizes:
-            refuse(
-                (f.name, getattr(self, f.name), getattr(self, f.name) == f.default, f"leave it out of {self.precision}")
-                for f in fields(self)
-                if f.name in _OF_INT8
-            )
-            refuse((("layers", self.layers, not self.layers, f"leave it out of {self.precision}"),))
-        hint = f"mode is {self.mode}: make it static, and give the other layers theirs"
-        refuse(
-            (f"layers[{glob!r}].mode", rule.mode, rule.mode != "static" or self.mode == "static", hint)
-            for glob, rule in self.rules.items()
-        )
+        refuse(_shapes(self.shapes))
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not self.quantizes and f.name in _OF_INT8 and value not in (f.default, {}):
+                raise BadKey((f.name,), f"is {value!r}, which does not go with", "leave it out", ("precision",))
+        for glob, rule in self.rules.items():
+            if rule.mode == "static" and self.mode != "static":
+                said, hint = "is 'static', which does not go with", "make that static, and give other layers theirs"
+                raise BadKey(("layers", glob, "mode"), said, hint, ("mode",))
 
     @property
     def rules(self) -> dict[str, LayerRule]:
@@ -142,9 +138,20 @@ class Recipe(Plain):
         return "minmax" if self.method == "auto" and self.clip is False else self.method
 
 
-def _are_shapes(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(k, str) and _are_sizes(v) for k, v in value.items())
+def _is_ratio(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
 
 
-def _are_sizes(value: object) -> bool:
-    return isinstance(value, tuple) and all(type(size) is int and size > 0 for size in value)
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 63  # ONNX dimensions are int64
+
+
+def _shapes(given: object) -> Iterator[Check]:
+    """Checks of sizes by input."""
+    yield "shapes", given, isinstance(given, Mapping), "sizes by input, such as x: [1, 3, 224, 224]"
+    assert isinstance(given, Mapping)
+    for name, sizes in given.items():
+        fits = isinstance(name, str) and isinstance(sizes, tuple)
+        yield ("shapes", name), sizes, fits, "the sizes of an input by its name, such as [1, 3, 224, 224]"
+        for i, size in enumerate(sizes):
+            yield ("shapes", name, i), size, _is_size(size), "a whole number from 1 up"

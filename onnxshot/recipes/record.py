@@ -24,6 +24,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.recipes.plain import Plain
 from onnxshot.recipes.stages import EmitStage, ModelStage, Stages, kind_of
+from onnxshot.recipes.yaml_text import NoYaml, decoded, values_of
 from onnxshot.settings import Settings
 
 VERSION_KEY, RECIPE_KEY, RUNS_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.runs"
@@ -192,9 +193,9 @@ def load_records(path: Path) -> Records:
         values: Any = {"runs": _json(load_model(path).metadata.get(RUNS_KEY))}
     else:
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-            raise UsageError(f"{path} cannot be read: {' '.join(str(e).split())}", hint) from e
+            values = values_of(decoded(path.read_bytes()))
+        except (OSError, NoYaml) as e:
+            raise UsageError(f"{path} cannot be read: {e}", hint) from e
     runs = values.get("runs") if isinstance(values, dict) else None
     if not isinstance(runs, list) or not runs:
         raise UsageError(f"{path} holds no runs", hint)

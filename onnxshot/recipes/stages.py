@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxshot.errors import UsageError
 from onnxshot.maths.masks import Pattern
-from onnxshot.recipes.plain import Plain, are_globs, refuse, shown
+from onnxshot.recipes.keys import BadKey, is_number, refuse, shown, texts
+from onnxshot.recipes.plain import Plain
 from onnxshot.recipes.recipe import Recipe
 
 CHANNELS = "channels"
@@ -34,30 +34,33 @@ class PruneStage(Plain):
 
     def __post_init__(self) -> None:
         if self.pattern == CHANNELS:
-            raise UsageError(f"pattern is {CHANNELS!r}, which cuts them out", "zeros only here: call onnxshot.shrink")
+            raise BadKey(("pattern",), f"is {CHANNELS!r}, which cuts them out", "zeros only here: call onnxshot.shrink")
         try:
             pattern = self.parsed_pattern
         except (ValueError, TypeError) as e:
             hint = "unstructured, 'N:M' such as '2:4' (in quotes) with N below M, or block:4x1"
-            raise UsageError(f"pattern is {shown(self.pattern)}", hint) from e
+            raise BadKey(("pattern",), f"is {shown(self.pattern)}", hint) from e
         fixed, layers = pattern.sparsity, self.layers
         if self.sparsity is None and fixed is None:
-            raise UsageError("sparsity is missing", "give a share of the weights, such as 0.5")
+            raise BadKey(("sparsity",), "is missing", "give a share of the weights, such as 0.5")
         refuse(
             (
                 ("sparsity", self.sparsity, self.sparsity is None or _is_share(self.sparsity), _SHARE),
                 ("layers", layers, isinstance(layers, Mapping), "give globs with their sparsity: {'conv1*': 0.3}"),
                 ("scope", self.scope, self.scope in (None, *SCOPES), f"one of {', '.join(SCOPES)}"),
-                ("include", self.include, are_globs(self.include), "a list of globs"),
-                ("exclude", self.exclude, are_globs(self.exclude), "a list of globs"),
+                texts("include", self.include),
+                texts("exclude", self.exclude),
                 ("keep_zeros", self.keep_zeros, isinstance(self.keep_zeros, bool), "true or false"),
             )
         )
-        refuse((f"layers[{glob!r}]", share, _is_share(share), _SHARE) for glob, share in layers.items())
+        for glob, share in layers.items():
+            refuse(((("layers", glob), share, isinstance(glob, str), "a glob as its key"),))
+            refuse(((("layers", glob), share, _is_share(share), _SHARE),))
         if fixed is not None and self.sparsity is not None and abs(self.sparsity - fixed) > 1e-6:
-            raise UsageError(f"sparsity is {self.sparsity}, and pattern {pattern} makes {fixed:.4g}", "leave it out")
+            raise BadKey(("sparsity",), f"is {self.sparsity}, beside the {fixed:.4g} of", "leave it out", ("pattern",))
         if fixed is not None and layers:
-            raise UsageError(f"layers are given with pattern {pattern}, which fixes every layer", "exclude some")
+            hint = f"{pattern} makes {fixed:.4g} of every layer: exclude some"
+            raise BadKey(("layers",), "is given beside the fixed share of", hint, ("pattern",))
 
     @property
     def parsed_pattern(self) -> Pattern:
@@ -94,26 +97,27 @@ class ShrinkStage(Plain):
 
     def __post_init__(self) -> None:
         targets, drop = self.targets, self.max_drop
+        if (drop is None) != (self.evaluate is None):
+            given, lacking = ("max_drop", "evaluate") if self.evaluate is None else ("evaluate", "max_drop")
+            raise BadKey((given,), "is given without", "a drop is of the score of a function: give both", (lacking,))
         if not targets:
-            raise UsageError("target_flops is missing", "give it, or target_params, target_latency or max_drop")
+            raise BadKey(("target_flops",), "is missing", "give it, or target_params, target_latency or max_drop")
         if len(targets) > 1:
-            raise UsageError(f"{' and '.join(targets)} are given", "give one of them")
+            one, other, *_ = targets
+            raise BadKey((one,), "is given beside", "give one of them", (other,))
         shares = ((name, value) for name, value in targets.items() if name != "max_drop")
-        refuse((name, value, _is_number(value) and 0 < value <= 1, _KEPT) for name, value in shares)
+        refuse((name, value, is_number(value) and 0 < value <= 1, _KEPT) for name, value in shares)
         refuse(
             (
-                ("max_drop", drop, drop is None or (_is_number(drop) and drop >= 0), "a finite number, 0 or above"),
+                ("max_drop", drop, drop is None or (is_number(drop) and drop >= 0), "a finite number, 0 or above"),
                 ("evaluate", self.evaluate, isinstance(self.evaluate, str | None), "such as 'score.py:top1'"),
                 ("scope", self.scope, self.scope in ("all", "mlp", "heads"), "one of all, mlp, heads"),
                 ("multiple", self.multiple, self.multiple in MULTIPLES, "one of 1, 8, 16"),
-                ("include", self.include, are_globs(self.include), "a list of globs"),
-                ("exclude", self.exclude, are_globs(self.exclude), "a list of globs"),
+                texts("include", self.include),
+                texts("exclude", self.exclude),
                 ("importance", self.importance, self.importance in IMPORTANCES, f"one of {', '.join(IMPORTANCES)}"),
             )
         )
-        if (drop is None) != (self.evaluate is None):
-            given, lacking = ("max_drop", "evaluate") if self.evaluate is None else ("evaluate", "max_drop")
-            raise UsageError(f"{given} is given without {lacking}", "a drop is of the score of a function: give both")
 
     def resolved(self, has_data: bool) -> ShrinkStage:
         """With the importance filled in, as it follows from whether there are samples.
@@ -145,12 +149,14 @@ class EmitStage(Plain):
     def __post_init__(self) -> None:
         refuse(
             (
-                ("to", self.to, bool(self.to) and are_globs(self.to), "a list of formats, such as [openvino]"),
-                ("to", self.to, "onnx" not in self.to, "leave it out: --keep-stages keeps every stage as .onnx"),
+                texts("to", self.to, "formats, such as [openvino]"),
+                ("to", self.to, bool(self.to), "a list of formats, such as [openvino]"),
                 ("half_weights", self.half_weights, isinstance(self.half_weights, bool), "true or false"),
-                ("hardware", self.hardware, are_globs(self.hardware), "a list of names"),
+                texts("hardware", self.hardware, "names"),
             )
         )
+        hint = "leave it out: --keep-stages keeps every stage as .onnx"
+        refuse((("to", i), name, name != "onnx", hint) for i, name in enumerate(self.to))
 
 
 ModelStage = PruneStage | ShrinkStage | Recipe
@@ -173,15 +179,15 @@ class Stages:
 
     def __post_init__(self) -> None:
         if not self.stages:
-            raise UsageError("stages is empty", f"give one of {', '.join(KINDS)}, or more")
+            raise BadKey(("stages",), "is empty", f"give one of {', '.join(KINDS)}, or more")
         if all(isinstance(stage, EmitStage) for stage in self.stages):
-            raise UsageError("stages only emit", "convert without compressing with onnxshot emit")
+            raise BadKey(("stages",), "only emit", "convert without compressing with onnxshot emit")
         cut = [i for i, stage in enumerate(self.stages) if isinstance(stage, ShrinkStage)]
         for i, stage in enumerate(self.stages):
             if cut and i < cut[-1] and isinstance(stage, PruneStage) and stage.parsed_pattern != Pattern():
-                what = f"stages[{cut[-1]}] cuts channels after stages[{i}] made zeros of pattern {stage.pattern}"
+                said = f"cuts channels behind the {stage.pattern} zeros of"
                 hint = "weights move up where channels go, and zeros out of their blocks: put shrink before prune"
-                raise UsageError(what, hint)
+                raise BadKey(("stages", cut[-1]), said, hint, ("stages", i))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the same for the same stages."""
@@ -191,36 +197,38 @@ class Stages:
     def from_dict(cls, values: Mapping[str, Any]) -> Stages:
         """From plain values: those of `to_dict`, or the fields of one quantize stage.
 
-        Raises UsageError that names the path of the key, such as stages[0].prune.sparsity.
+        Raises BadKey, a UsageError that names the path of the key, such as stages[0].prune.sparsity.
         """
         if "stages" not in values:
             return cls((Recipe.from_dict(values),))
         beside = [key for key in values if key != "stages"]
         if beside:
-            raise UsageError(f"{beside[0]} is given beside stages", "put it into one of them")
+            raise BadKey((beside[0],), "is given beside", "put it into one of them", ("stages",))
         listed = values["stages"]
         if not isinstance(listed, list | tuple):
             hint = "give a list of stages, such as '- quantize: {effort: best}'"
-            raise UsageError(f"stages is {shown(listed)}", hint)
-        return cls(tuple(_stage(f"stages[{i}]", item) for i, item in enumerate(listed)))
+            raise BadKey(("stages",), f"is {shown(listed)}", hint)
+        return cls(tuple(_stage(i, item) for i, item in enumerate(listed)))
 
 
-def _stage(where: str, item: Any) -> Stage:
-    if not isinstance(item, Mapping) or len(item) != 1 or not item.keys() <= {*KINDS, HALF}:
-        hint = f"one of {', '.join((*KINDS, HALF))}, with its keys, such as '- quantize: {{effort: best}}'"
-        raise UsageError(f"{where} is {shown(item)}", hint)
+def _stage(number: int, item: Any) -> Stage:
+    where, kinds = ("stages", number), (*KINDS, HALF)
+    hint = f"one of {', '.join(kinds)}, with its keys, such as '- quantize: {{effort: best}}'"
+    for name in item if isinstance(item, Mapping) else ():
+        if name not in kinds:
+            raise BadKey((*where, name), "is no stage", hint)
+    refuse(((where, item, isinstance(item, Mapping) and len(item) == 1, hint),))
     ((name, values),) = item.items()
     values = {} if values is None else values
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{where}.{name} is {shown(values)}", "give keys and values")
+    refuse((((*where, name), values, isinstance(values, Mapping), "keys and values"),))
     try:
         if name == "prune" and values.get("pattern") == CHANNELS:
             return _cut(values)
         if name == HALF:
             return Recipe.from_dict({"precision": "fp16", **values})
         return KINDS[name].from_dict(values)
-    except UsageError as e:
-        raise UsageError(f"{where}.{name}.{e.message}", e.hint) from e
+    except BadKey as e:
+        raise e.under(*where, name) from e
 
 
 def _cut(values: Mapping[str, Any]) -> ShrinkStage:
@@ -232,9 +240,5 @@ def _cut(values: Mapping[str, Any]) -> ShrinkStage:
     return ShrinkStage.from_dict(given)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and _is_number(value) and 0 <= value < 1
+    return is_number(value) and 0 <= value < 1
