@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.remote.urls import refuse_remote
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -108,6 +109,7 @@ def load_preset(name_or_path: str) -> Preset | None:
     """
     if name_or_path == "none":
         return None
+    refuse_remote(name_or_path, UsageError, "preset")
     if name_or_path.lower().endswith((".yaml", ".yml")):
         return _from_file(name_or_path)
     return Preset(**_shipped(name_or_path, f"preset {name_or_path!r}"), name=name_or_path, size_is_default=True)
@@ -189,7 +191,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"preset {where} is not YAML{line}: {getattr(error, 'problem', None) or error}") from None

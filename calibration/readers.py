@@ -27,6 +27,7 @@ from onnxshot.calibration.sources import (
 )
 from onnxshot.calibration.stacks import Stack, npy_stack, npz_stack
 from onnxshot.errors import CalibrationError
+from onnxshot.remote.urls import refuse_remote
 
 __all__ = ["PICTURES", "Dataset", "InputSpec", "Sample", "open_data", "split"]
 
@@ -172,6 +173,7 @@ def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int)
         return _open_file(path, fit)
     if found := named(str(source)):
         return _open_object(call(*found), label, fit, limit)
+    refuse_remote(source, CalibrationError, "calibration data")
     raise CalibrationError(f"calibration data {source} is not there", f"--calib takes {TAKES}")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from onnxshot.calibration.arrays import read_npz
 from onnxshot.calibration.stats import NO_STATS, TensorStats, from_arrays, merge, to_arrays
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.remote.urls import refuse_remote
 
 _FORMAT = 4  # raised when what the arrays mean changes
 _SHOWN = 12  # digits of a hash in a message
@@ -69,6 +70,7 @@ def load_statistics(path: str | Path) -> Statistics:
     """Statistics that `save` wrote. Raises CalibrationError where the file is not that."""
     path = Path(path)
     if not path.is_file():
+        refuse_remote(path, CalibrationError, "the file of statistics")
         raise CalibrationError(f"statistics {path} are not there", "onnxshot calibrate MODEL --calib DATA writes them")
     arrays = read_npz(path)
     try:

@@ -12,7 +12,6 @@ from typing import Any, Self
 
 from onnxshot import __version__
 from onnxshot.batch.manifest import Entry
-from onnxshot.batch.remote import is_remote, local_copy
 from onnxshot.calibration.functions import named
 from onnxshot.calibration.preprocess import load_preset
 from onnxshot.errors import ModelError
@@ -20,6 +19,8 @@ from onnxshot.graph.load import external_files
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.record import sha256
 from onnxshot.recipes.stages import Stages
+from onnxshot.remote.copies import Copies
+from onnxshot.remote.urls import is_remote
 
 Row = dict[str, Any]
 """What came of a cell, as plain values."""
@@ -77,12 +78,13 @@ Done = Callable[[Cell, Path, Row], None]
 """Takes what an engine has done: the cell, the folder of its results, and its row."""
 
 
-def fetched(cell: Cell) -> Cell:
+def fetched(cell: Cell, copies: Copies) -> Cell:
     """The cell with local copies of all it reads. Raises UsageError where one cannot be had."""
     entry = cell.entry
-    model = local_copy(entry.model, weights=True) if is_remote(entry.model) else entry.model
-    calib, stats = (local_copy(p) if p is not None and is_remote(p) else p for p in (entry.calib, entry.stats))
-    return replace(cell, entry=replace(entry, model=model, calib=calib, stats=stats))
+    model = copies.of(entry.model, weights=True) if is_remote(entry.model) else entry.model
+    paths = {"calib": entry.calib, "preset": entry.preset, "stats": entry.stats}
+    local = {key: copies.of(path) for key, path in paths.items() if path is not None and is_remote(path)}
+    return replace(cell, entry=replace(entry, model=model, **local))  # type: ignore[arg-type]  # by name
 
 
 @dataclass(slots=True)

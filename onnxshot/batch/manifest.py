@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from onnxshot.batch.remote import is_remote, matches
 from onnxshot.calibration.functions import named
 from onnxshot.emitting import ONNX
 from onnxshot.errors import UsageError
@@ -17,6 +16,8 @@ from onnxshot.recipes.files import load_stages, read_values
 from onnxshot.recipes.keys import BadKey, KeyPath, is_number, refuse_unknown, shown
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stage, Stages
+from onnxshot.remote.copies import matches
+from onnxshot.remote.urls import file_name, has_glob, is_remote, is_web, redacted, unfolded
 from onnxshot.targets import RUNTIMES, TARGETS
 
 _KEYS = ("models", "targets", "output", "defaults", "thresholds")
@@ -93,6 +94,8 @@ def load_manifest(path: str | Path, arguments: Mapping[str, str] | None = None) 
     `${name:default}` stands for an argument, and `extends` names a manifest whose keys hold where this one has none, as
     in recipes. Raises UsageError that names the file and the path of the key, such as models[2].calib.
     """
+    if is_remote(name := unfolded(str(path))):
+        raise UsageError(f"the manifest {redacted(name)} is remote", "copy it here: relative paths start at it")
     values = read_values(path, arguments, "manifest")
     with values.told():
         return _Reader(Path(path).parent).manifest(values.joined)
@@ -113,6 +116,7 @@ class _Reader:
             _ask(("targets", i), target, known, f"one of {', '.join(TARGETS)}")
             _ask(("targets", i), target, target not in targets[:i], "name it once")
         _ask(("output",), output, _is_text(output), "a folder, such as out/")
+        _ask(("output",), output, not is_web(str(output)), "a web server takes no files: a folder, s3:// or gs://")
         defaults = _mapping(("defaults",), values.get("defaults"))
         with _under("defaults"):
             refuse_unknown(defaults, (*_HOW, *_OPTIONS))
@@ -138,7 +142,7 @@ class _Reader:
         _ask((*where, "name"), name, name is None or _is_name(name), "a name that can be that of a folder")
         thresholds = self._thresholds({**limits, **_limits((*where, "thresholds"), given.get("thresholds"))})
         paths = [self._path(model)]
-        if glob.has_magic(model):
+        if has_glob(model):
             find = matches if is_remote(paths[0]) else _found
             paths = find(paths[0])
             _ask((*where, "model"), model, paths, "it matches no file")
@@ -180,7 +184,10 @@ class _Reader:
         for i, one in enumerate(formats or ()):
             at = (*where, "emit") if isinstance(emit, str) else (*where, "emit", i)
             _ask(at, one, isinstance(one, str) and one in known, f"one of {', '.join(known)}")
-        if preset is not None and ("/" in preset or preset.endswith((".yaml", ".yml"))):
+        named_file = preset is not None and file_name(preset).lower().endswith((".yaml", ".yml"))
+        if preset is not None and is_remote(preset):
+            _ask((*where, "preset"), preset, named_file, "a file that ends in .yaml")
+        if preset is not None and ("/" in preset or named_file):
             preset = self._path(preset)
         return Entry(
             where, model, name, self._stages(where, defaults, own), limits,
@@ -251,6 +258,7 @@ def _limits(where: KeyPath, values: Any) -> _Limits:
         if name == "eval":
             fits = value is None or (_is_text(value) and named(value) is not None)
             _ask(path, value, fits, "name it as file.py:function or module:function")
+            _ask(path, value, value is None or not is_remote(value), "code is not fetched: copy it here")
         else:
             fits = value is None or (is_number(value) and (name == "min_sqnr" or value >= 0))
             _ask(path, value, fits, "a finite number, 0 or above")
@@ -264,7 +272,7 @@ def _found(pattern: str) -> list[str]:
 
 def _names(paths: Sequence[str]) -> list[str]:
     """What the files of a glob are called: their stems, or their folders where all stems are the same."""
-    stems = [Path(path).stem for path in paths]
+    stems = [Path(file_name(path)).stem for path in paths]
     return [Path(path).parent.name for path in paths] if len(paths) > 1 and len(set(stems)) == 1 else stems
 
 

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.batch.cells import Cell, Row
-from onnxshot.batch.remote import filesystem, is_remote, name_of, told
 from onnxshot.batch.store import LOG, ROW, SUMMARY, Folder, Store
+from onnxshot.errors import UsageError
 from onnxshot.observing import cache
+from onnxshot.remote.copies import name_of
+from onnxshot.remote.filesystems import filesystem, told
+from onnxshot.remote.urls import is_remote, is_web, redacted
 
 
 def store_of(output: str) -> Store:
-    """The store of an output, a folder or a URL."""
+    """The store of an output, a folder or a URL. Raises UsageError for a web server."""
+    if is_web(output):
+        raise UsageError(f"the output is {redacted(output)}: a web server takes no files", "a folder, s3:// or gs://")
     return Remote(output) if is_remote(output) else Folder(Path(output))
 
 

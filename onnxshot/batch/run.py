@@ -17,6 +17,7 @@ from onnxshot.batch.remote_store import store_of
 from onnxshot.batch.store import Store
 from onnxshot.batch.summary import Summary, judged
 from onnxshot.errors import OnnxshotError, UsageError
+from onnxshot.remote.copies import Copies
 
 ENGINES = ("local", "ray")
 
@@ -82,15 +83,16 @@ class _Rows:
 
     store: Store
     told: Callable[[Row], None]
+    copies: Copies = field(default_factory=Copies)
     found: dict[str, Row] = field(default_factory=dict)
 
     def begun(self, cell: Cell, contents: Contents) -> Cell | None:
         """The cell with its key and local copies; None where it is finished, or cannot be begun."""
         try:
-            cell = fetched(cell)
+            cell = fetched(cell, self.copies)
             cell = contents.keyed(cell)
         except OnnxshotError as e:
-            row = cell.row(error=str(e), code=e.exit_code)
+            row = cell.row(error=self.copies.named(str(e)), code=e.exit_code)
             self.store.note({"event": "failed", "cell": cell.place, **row})
             self._add(cell, row, resumed=False)
             return None
@@ -104,6 +106,7 @@ class _Rows:
     def keep(self, cell: Cell, part: Path, row: Row) -> None:
         """Publish the results of a cell, or remove what a failed one has left."""
         if "error" in row:
+            row["error"] = self.copies.named(row["error"])
             shutil.rmtree(part, ignore_errors=True)
             self.store.note({"event": "failed", "cell": cell.place, **row})
         else:

@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from onnxshot.errors import ModelError
 from onnxshot.graph.model import Model
+from onnxshot.remote.urls import refuse_remote
 
 _TORCH = "export it where its class is at hand: torch.onnx.export(model, example_input, 'model.onnx', dynamo=True)"
 _OTHER_FORMATS = {  # suffix -> (what it is, the step that makes it ONNX)
@@ -146,6 +147,7 @@ def _refuse_other_formats(path: Path) -> None:
         if path.is_dir():
             raise _folder_error(path)
         if not path.is_file():
+            refuse_remote(path, ModelError, "the model")
             raise ModelError(f"{_shown(path)} does not exist or is not a file", _nearest(path))
         with path.open("rb") as f:
             head = f.read(32)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxshot.errors import UsageError
+from onnxshot.errors import TargetError, UsageError
 from onnxshot.recipes.keys import BadKey, KeyPath, refuse, shown, spelled
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages, kind_of
 from onnxshot.recipes.yaml_text import NoYaml, decoded, values_of
+from onnxshot.remote.urls import beside, file_name, is_remote, redacted, unfolded
 
 _COMMENT_OR_ARGUMENT = re.compile(r"^\s*#.*$|\$\{([A-Za-z_]\w*)(?::([^{}]*))?\}", re.MULTILINE)
 
@@ -45,16 +46,16 @@ class Values:
     """Keys and values of a file, joined with those of the files it extends.
 
     Attributes:
-        path: the file.
+        path: of the file, or its URL.
         joined: what holds.
         keys: key -> (the file that it stands in, the path of the key there).
         stages: the same for each stage, where several files list stages; else empty.
     """
 
-    path: Path
+    path: str
     joined: dict[Any, Any]
-    keys: Mapping[Any, tuple[Path, KeyPath]]
-    stages: Sequence[tuple[Path, KeyPath]] = ()
+    keys: Mapping[Any, tuple[str, KeyPath]]
+    stages: Sequence[tuple[str, KeyPath]] = ()
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
@@ -67,7 +68,7 @@ class Values:
             where = spelled(other) if elsewhere == file or not other else f"{spelled(other)} of {elsewhere}"
             raise UsageError(f"{file}: {' '.join(filter(None, (spelled(path), e.said, where)))}", e.hint) from e
 
-    def place(self, path: KeyPath) -> tuple[Path, KeyPath]:
+    def place(self, path: KeyPath) -> tuple[str, KeyPath]:
         """The file that a key of `joined` stands in, and its path there; a key that is in none is missing in `path`."""
         if not path:
             return self.path, ()
@@ -83,16 +84,16 @@ def read_values(path: str | Path, arguments: Mapping[str, str] | None, what: str
 
     Raises UsageError as `load_stages` does.
     """
-    path, reader = Path(path), _Reader(arguments or {}, what)
+    name, reader = unfolded(str(path)), _Reader(arguments or {}, what)
     try:
-        data = path.read_bytes()
+        data = _content(name)
     except OSError as e:
-        raise UsageError(f"{what} {path} cannot be read: {e.strerror}", "give a YAML file") from e
-    values = reader.read(path, data)
+        raise UsageError(f"{what} {name} cannot be read: {e.strerror}", "give a YAML file") from e
+    values = reader.read(name, data)
     unknown = [name for name in reader.arguments if name not in reader.names]
     if unknown:
         known = f"arguments: {', '.join(sorted(reader.names))}" if reader.names else "it has none"
-        raise UsageError(f"{path} has no argument {unknown[0]!r}", known)
+        raise UsageError(f"{redacted(name)} has no argument {unknown[0]!r}", known)
     return values
 
 
@@ -104,9 +105,10 @@ class _Reader:
     what: str
     names: set[str] = field(default_factory=set)
 
-    def read(self, path: Path, data: bytes, below: tuple[Path, ...] = ()) -> Values:
+    def read(self, name: str, data: bytes, below: tuple[str, ...] = ()) -> Values:
         """What a file of this content holds. below: the files that extend it."""
         above: KeyPath = ()
+        path = redacted(name)
         try:
             values = values_of(_COMMENT_OR_ARGUMENT.sub(lambda found: self._filled(found, path), decoded(data)))
         except NoYaml as e:
@@ -123,25 +125,27 @@ class _Reader:
         if base is None:
             return own
         with own.told():
-            other = self._beside(path, base, (*below, path))
+            other = self._beside(name, base, (*below, name))
             try:
-                data = other.read_bytes()
+                data = _content(other)
             except OSError as e:
                 said = f"is {shown(base)}, and {self.what} {other} cannot be read: {e.strerror}"
                 raise BadKey(("extends",), said, "give a YAML file") from e
-        return _joined(self.read(other, data, (*below, path)), own)
+            except (UsageError, TargetError) as e:
+                raise BadKey(("extends",), f"is {shown(base)}: {e.message}", e.hint) from e
+        return _joined(self.read(other, data, (*below, name)), own)
 
-    def _beside(self, path: Path, base: Any, chain: tuple[Path, ...]) -> Path:
+    def _beside(self, name: str, base: str, chain: tuple[str, ...]) -> str:
         """The file that `extends: base` means in the last file of this chain."""
         fits = isinstance(base, str) and bool(base) and "\0" not in base
         refuse((("extends", base, fits, f"the path of one {self.what}"),))
-        other = path.parent / str(base)
-        if other.resolve() in [p.resolve() for p in chain]:
-            said = f"is {shown(base)}, so the file extends itself: {' -> '.join(p.name for p in (*chain, other))}"
+        other = base if is_remote(base) else beside(name, base) if is_remote(name) else str(Path(name).parent / base)
+        if _resolved(other) in map(_resolved, chain):
+            said = f"is {shown(base)}, so the file extends itself: {' -> '.join(map(file_name, (*chain, other)))}"
             raise BadKey(("extends",), said, "take one 'extends' out")
         return other
 
-    def _filled(self, found: re.Match[str], path: Path) -> str:
+    def _filled(self, found: re.Match[str], path: str) -> str:
         name, default = found[1], found[2]
         if name is None:  # a comment
             return found[0]
@@ -152,6 +156,19 @@ class _Reader:
             hint = f"--set {name}=VALUE, or ${{{name}:DEFAULT}}"
             raise UsageError(f"{path}: line {line}: argument {name!r} has no value", hint)
         return value
+
+
+def _content(name: str) -> bytes:
+    """The bytes of a file, or of a URL."""
+    if not is_remote(name):
+        return Path(name).read_bytes()
+    from onnxshot.remote.copies import local_copy  # what it imports is of no use to others
+
+    return Path(local_copy(name)).read_bytes()
+
+
+def _resolved(name: str) -> str:
+    return name if is_remote(name) else str(Path(name).resolve())
 
 
 def _joined(base: Values, own: Values) -> Values:

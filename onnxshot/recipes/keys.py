@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
 from onnxshot.errors import UsageError
+from onnxshot.remote.urls import redacted
 
 KeyPath = tuple[Any, ...]
 """Keys and numbers from the top of a file, such as ("stages", 0, "prune", "sparsity"); YAML has keys of any type."""
@@ -48,9 +49,9 @@ def spelled(path: Sequence[Any]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value in a message, cut where it is long."""
+    """A value in a message, cut where it is long, without the secrets of a URL."""
     try:
-        return _SHORT.repr(value)
+        return _SHORT.repr(redacted(value) if isinstance(value, str) else value)
     except ValueError:  # Python refuses to write out integers of thousands of digits
         return f"a {type(value).__name__} too long to show"
 
