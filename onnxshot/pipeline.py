@@ -28,8 +28,9 @@ from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_
 from onnxshot.output import RANDOM_KEY, deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.planning.plan import FLOAT, Plan
-from onnxshot.planning.planner import make_plan, schemes
+from onnxshot.planning.planner import make_plan
 from onnxshot.planning.scales import Evidence
+from onnxshot.planning.schemes import schemes
 from onnxshot.planning.trained import NOTHING, Trained, notes
 from onnxshot.preparing import input_specs, prepare, sizes_of, to_float
 from onnxshot.proving import anatomy, proof

@@ -22,7 +22,8 @@ from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.planning.asked import under_rule
 from onnxshot.planning.plan import FLOAT
-from onnxshot.planning.planner import already_quantized, make_plan, schemes
+from onnxshot.planning.planner import already_quantized, make_plan
+from onnxshot.planning.schemes import schemes
 from onnxshot.planning.trained import NOTHING, Trained, read_pairs
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target

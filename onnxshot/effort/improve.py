@@ -25,8 +25,9 @@ from onnxshot.observing.calibrating import Gathered, from_data
 from onnxshot.parallel import in_order
 from onnxshot.passes.input_grid import METHOD, PutOnGrid, grids_of, reader_of
 from onnxshot.planning.plan import STATIC, Plan
-from onnxshot.planning.planner import make_plan, schemes
+from onnxshot.planning.planner import make_plan
 from onnxshot.planning.scales import TRAINED, Evidence
+from onnxshot.planning.schemes import schemes
 from onnxshot.planning.trained import Trained
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.report import Report

@@ -9,67 +9,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.errors import TargetError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit
 from onnxshot.graph.ops import channel_axis, op_of
 from onnxshot.maths.affine import INT4, PerBlock, PerChannel, PerTensor, QuantScheme
-from onnxshot.planning.asked import under_rule
 from onnxshot.planning.decisions import Decisions
-from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, Kept, Plan, TensorPlan, WeightPlan
+from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Kept, Plan, TensorPlan, WeightPlan
 from onnxshot.planning.scales import Evidence, with_params
+from onnxshot.planning.schemes import schemes
 from onnxshot.planning.trained import NOTHING, Trained, activation_params, kept_activations, weight_params
 from onnxshot.planning.treatment import is_weighted
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recipes.words import ACTIVATION_TYPES, WEIGHT_TYPES
 from onnxshot.targets.base import Target
 
-_LEAVE_OUT = "leave out --activation-type and --weight-type"
 _QUANTIZED_OPS = frozenset(
     ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
 ) | {"MatMulInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QGemm"}
-
-
-def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
-    """Schemes of activations and weights. Raises TargetError for a pair the target cannot run, with the reason.
-
-    So it does where that is of some layers only.
-    """
-    for glob, rule in recipe.rules.items():
-        try:
-            schemes(target, under_rule(recipe, rule))
-        except TargetError as e:
-            raise TargetError(f"layers[{glob!r}]: {e.message}", e.hint) from e
-    activation, weight = target.activation, target.weight
-    if recipe.activation_type is not None and recipe.activation_type != activation.dtype.name:
-        zero_at_0 = activation.symmetric or recipe.activation_type in target.symmetric
-        activation = replace(activation, dtype=ACTIVATION_TYPES[recipe.activation_type], symmetric=zero_at_0)
-    if recipe.weight_type is not None and recipe.weight_type != weight.dtype.storage_name:
-        weight = replace(weight, dtype=WEIGHT_TYPES[recipe.weight_type])
-    if recipe.mode == STATIC:
-        reason = target.accepts(activation.dtype, weight.dtype)
-        if reason:
-            raise TargetError(
-                f"{activation.dtype.name} activations with {weight.dtype.name} weights: {reason}",
-                "int4 weights take --mode weights" if weight.dtype is INT4 else _LEAVE_OUT,
-            )
-    elif recipe.mode == WEIGHTS and weight.dtype.floating:
-        raise TargetError("float8 weights need a calibrated float8 activation", "use an integer --weight-type")
-    elif recipe.mode == WEIGHTS and "int4 weights" in target.refused and weight.dtype is INT4:
-        hint = "use --target tensorrt, or leave out --weight-type"
-        raise TargetError(f"int4 weights: {target.refused['int4 weights']}", hint)
-    elif recipe.mode == DYNAMIC:
-        _refuse_dynamic(target, recipe, weight)
-    return activation, weight
-
-
-def _refuse_dynamic(target: Target, recipe: Recipe, weight: QuantScheme) -> None:
-    """Raise TargetError where dynamic quantization has no such form: DynamicQuantizeLinear-11 gives uint8 only."""
-    if not target.dynamic:
-        raise TargetError(f"{target.name} has no dynamic quantization", "use --mode static or --mode weights")
-    if recipe.activation_type not in (None, "uint8"):
-        raise TargetError(f"dynamic activations are uint8, not {recipe.activation_type}", "leave out --activation-type")
-    if weight.dtype.floating or weight.dtype.bits not in (7, 8):
-        raise TargetError(f"MatMulInteger takes 8-bit weights, not {weight.dtype.name}", "leave out --weight-type")
 
 
 def make_plan(
