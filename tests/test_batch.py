@@ -16,7 +16,7 @@ import onnx
 import pytest
 from batches import artifacts, manifest, two_models
 
-from onnxshot.batch import local, run
+from onnxshot.batch import local, ray_engine, run
 from onnxshot.batch.local import Local
 from onnxshot.batch.store import LOG, ROW, Folder
 from onnxshot.batch.worker import INTERNAL
@@ -256,3 +256,60 @@ def test_a_batch_killed_at_any_moment_goes_on_where_it_was(folder: Path) -> None
 @pytest.mark.skipif(os.name != "posix", reason="process groups are killed")
 def test_a_batch_killed_ten_times_goes_on_where_it_was(folder: Path) -> None:
     killed_and_resumed(folder, 10, seed=1)
+
+
+class LostTasks:
+    """A cluster as Ray's module shows it, every task of which is lost."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 2, "memory": 1e9}}]
+
+    def remote(self, **how: Any) -> Any:
+        return lambda work: type("Task", (), {"remote": lambda self, *given: object()})()
+
+    def wait(self, tasks: list[object], num_returns: int) -> tuple[list[object], list[object]]:
+        return tasks[:1], tasks[1:]
+
+    def get(self, task: object) -> None:
+        raise self.exceptions.RayError("its node died")
+
+
+def test_a_task_that_is_lost_leaves_the_folder_alone_that_the_batch_was_started_in(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = folder / "here"
+    here.mkdir()
+    (here / "kept").touch()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(ray_engine, "_ray", LostTasks)
+    summary = run(folder / "m.yaml", engine="ray")
+    assert [(row["verdict"], row["code"]) for row in summary.rows] == [("failed", INTERNAL)] * 4
+    assert (here / "kept").exists()
+    assert not [p for p in (folder / "out").rglob("*") if p.is_dir()], "what the tries have left is removed"
+
+
+def test_a_store_discards_only_what_it_has_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "kept").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    store = Folder(tmp_path / "out")
+    made = store._parts / "a"
+    (made / "b").mkdir(parents=True)
+    for other in (Path(), Path(".."), tmp_path, tmp_path / "out", store._parts, made / ".." / ".." / ".." / "here"):
+        store.discard(other)
+    assert (tmp_path / "here" / "kept").exists()
+    assert (made / "b").exists()
+    store.discard(made / "b")
+    store.discard(made)
+    assert not made.exists()
+    store.close()

@@ -42,7 +42,7 @@ class Ray:
     retries: int = 1
     peak_mb: float = 0.0
     _shards: dict[Any, tuple[str, int]] = field(default_factory=dict)  # task -> (its data, which part)
-    _cells: dict[Any, Cell] = field(default_factory=dict)
+    _cells: dict[Any, tuple[Cell, Path]] = field(default_factory=dict)  # task -> its cell, and where its tries are made
 
     def run(self, cells: Sequence[Cell], store: Store, done: Done) -> None:
         """Do all cells, `done` with each in this thread."""
@@ -79,9 +79,9 @@ class Ray:
                 if len(parts[data]) == count:
                     self._merged(ray, served[data], list(parts.pop(data).values()), store)
                 continue
-            cell = self._cells.pop(ready)
+            cell, tries = self._cells.pop(ready)
             found, error = _result(ray, ready)
-            row, folder = found or (cell.row(error=error, code=INTERNAL), "")
+            row, folder = found or (cell.row(error=error, code=INTERNAL), str(tries))
             done(cell, Path(folder), row)
 
     def _merged(self, ray: ModuleType, cells: Sequence[Cell], shards: Sequence[bytes | None], store: Store) -> None:
@@ -113,7 +113,7 @@ class Ray:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, memory=int(memory), max_retries=self.retries)(cell_done)
         folder = store.part(cell)
         store.note({"event": "started", "cell": cell.place, "key": cell.key, "try": 1})
-        self._cells[task.remote(given.to_dict(), str(folder), self.how)] = cell
+        self._cells[task.remote(given.to_dict(), str(folder), self.how)] = (cell, folder)
 
 
 def cell_done(values: dict[str, Any], folder: str, how: dict[str, Any]) -> tuple[Row, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,11 @@ class Remote(Store):
             for file in sorted(p for p in part.iterdir() if p.is_file()):
                 self._files.put_file(str(file), f"{place}/{file.name}")
             self._files.pipe_file(f"{place}/{ROW}", json.dumps(row, indent=1).encode())
-        shutil.rmtree(part, ignore_errors=True)
+        self._local.discard(part)
+
+    def discard(self, part: Path) -> None:
+        """See Store."""
+        self._local.discard(part)
 
     def note(self, event: Mapping[str, Any]) -> None:
         """See Store."""

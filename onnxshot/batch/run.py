@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -107,7 +106,7 @@ class _Rows:
         """Publish the results of a cell, or remove what a failed one has left."""
         if "error" in row:
             row["error"] = self.copies.named(row["error"])
-            shutil.rmtree(part, ignore_errors=True)
+            self.store.discard(part)
             self.store.note({"event": "failed", "cell": cell.place, **row})
         else:
             self.store.publish(cell, part, row)

@@ -37,6 +37,10 @@ class Store(ABC):
         """Put the results of a cell at their place, in place of older ones."""
 
     @abstractmethod
+    def discard(self, part: Path) -> None:
+        """Remove a folder that `part` has made, and nothing else, whatever is given."""
+
+    @abstractmethod
     def note(self, event: Mapping[str, Any]) -> None:
         """Append a line to the log, with the time."""
 
@@ -93,6 +97,11 @@ class Folder(Store):
         if final.exists():
             final.replace(part.with_name(part.name + ".old"))
         part.replace(final)
+
+    def discard(self, part: Path) -> None:
+        """See Store."""
+        if self._parts.resolve() in part.resolve().parents:
+            shutil.rmtree(part, ignore_errors=True)
 
     def note(self, event: Mapping[str, Any]) -> None:
         """See Store. One write a line: lines are whole, unless the machine goes down."""
