@@ -33,6 +33,17 @@ class Outliers:
         self._names[first] = name
         self._samples += 1
 
+    def merged(self, other: Outliers) -> Outliers:
+        """Of both sets of samples: what one watcher of all of them would have found."""
+        both = Outliers(len(self._most))
+        theirs = other._most > self._most
+        both._most = np.where(theirs, other._most, self._most)
+        least = np.where(theirs, self._most, other._most)
+        both._second = np.maximum(least, np.maximum(self._second, other._second))
+        both._names = np.where(theirs, other._names, self._names)
+        both._samples = self._samples + other._samples
+        return both
+
     def found(self) -> dict[str, list[tuple[int, float]]]:
         """Sample name -> (number of the tensor, how many times the others it reaches), the worst first."""
         if self._samples < _LEAST_SAMPLES:

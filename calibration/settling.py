@@ -73,6 +73,14 @@ class Settling:
         return added
 
 
+def stops(total: int) -> Iterator[int]:
+    """After how many samples a run over so many may end: at a second quiet checkpoint, or where there are no more."""
+    quiet = (samples for samples in _checkpoints() if samples >= LEAST)
+    next(quiet)
+    yield from itertools.takewhile(lambda samples: samples < total, quiet)
+    yield total
+
+
 def _checkpoints() -> Iterator[int]:
     """16, 24, 32, 48, 64, 96, ..."""
     for power in itertools.count():

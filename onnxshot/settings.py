@@ -26,6 +26,8 @@ class Settings:
         keep_overridable: leave initializers that are listed as inputs as they are.
         requantize: take an already quantized model back to float first.
         bench_seconds: how long to time each of the two models.
+        shared: a folder of statistics that other processes have gathered for this run; one of the very pass that it
+            would make stands for that pass, with or without a cache.
         progress: called with what is being done, how far it is, and how far it goes.
     """
 
@@ -38,6 +40,7 @@ class Settings:
     keep_overridable: bool = False
     requantize: bool = False
     bench_seconds: float = 0.5
+    shared: str | None = None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:

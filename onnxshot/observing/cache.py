@@ -40,12 +40,16 @@ def key(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def load(name: str) -> Statistics | None:
-    """Statistics kept under that key; None where there are none, or the file is damaged or of another version."""
-    path = folder() / f"{name}.npz"
+def load(name: str, place: Path | None = None) -> Statistics | None:
+    """Statistics kept under that key; None where there are none, or the file is damaged or of another version.
+
+    place: a folder to look in other than the cache's own.
+    """
+    path = (place or folder()) / f"{name}.npz"
     try:
         found = load_statistics(path)
-        path.touch()
+        if place is None:
+            path.touch()
     except (OnnxshotError, OSError):
         return None
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,19 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.calibration.statsfile import Statistics, data_hash, join, load_statistics, refuse_other
-from onnxshot.effort.smoothing import readers_of
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.observing import cache
 from onnxshot.observing.collect import collect
-from onnxshot.planning.plan import STATIC, Plan
+from onnxshot.observing.watch import missing_in, watch_of
+from onnxshot.planning.plan import Plan
 from onnxshot.planning.planner import make_plan
 from onnxshot.preparing import frozen_specs, prepare, resolve_preset
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
-from onnxshot.targets import TARGETS, target_named
+from onnxshot.targets import target_named
 
 HOLDOUT = 0.25
 """Share of the samples, the last ones, that calibration leaves alone: the result is judged on them."""
@@ -114,29 +114,22 @@ def from_data(
     be watched again, which the result is without.
     """
     calibrated, held_out = split(len(data), holdout)
-    names, by_channel = _watched(model, plan, recipe)
-    names = _missing(known or {}, names, by_channel)
-    chosen = data.subset(calibrated)
-    settle = settle and settings.samples == "auto" and not data.random
-    digests, hashed, key = chosen.digests(), cache.model_hash(model), ""
-    if settings.use_cache and not data.random:
-        sizes = [str(sorted(recipe.shapes.items()))] if recipe.shapes else []  # pictures are made to fit them
-        # Of the names too: what is watched decides when ranges have settled, and so what the statistics are.
-        watched = str((sorted(names), sorted(by_channel)))
-        key = cache.key(hashed, chosen.preset_hash, settings.device, str(settle), watched, *sizes, *digests)
-        kept = cache.load(key)
-        if kept is not None:
-            return Gathered(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes)
+    watch = watch_of(model, plan, recipe, data.subset(calibrated), settings, settle=settle, known=known)
+    digests, cached = watch.samples.digests(), settings.use_cache and not data.random
+    key = watch.key(digests, recipe, settings.device)
+    kept = cache.load(key, Path(settings.shared)) if settings.shared is not None else None
+    kept = cache.load(key) if kept is None and cached else kept
+    if kept is not None:
+        return Gathered(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes)
     found = collect(
-        model, names, chosen, channels=by_channel, settle=settle, threads=settings.threads, device=settings.device,
-        progress=settings.progress,
+        model, watch.names, watch.samples, channels=watch.channels, settle=watch.settle, threads=settings.threads,
+        device=settings.device, progress=settings.progress,
     )  # fmt: skip
-    notes = (*found.notes, *_duplicates(chosen, digests))
-    of = tuple(sorted({digests[i] for i in found.used}))
-    statistics = Statistics(found.stats, hashed, chosen.preset_hash, of, len(chosen), notes)
-    if key:
+    statistics = watch.statistics(found.stats, found.used, digests, found.notes)
+    if cached:
         cache.store(key, statistics)
-    return Gathered(statistics, _numbers(statistics, calibrated, digests), held_out, len(found.used), notes)
+    used = _numbers(statistics, calibrated, digests)
+    return Gathered(statistics, used, held_out, len(found.used), statistics.notes)
 
 
 def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) -> Gathered:
@@ -146,7 +139,7 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
     """
     known = load_statistics(path)
     refuse_other("model", known.model, str(path), cache.model_hash(model), str(model.path or "the model"))
-    missing = _missing(known.tensors, list(plan.observe), plan.watched)
+    missing = missing_in(known.tensors, list(plan.observe), plan.watched)
     if missing:
         raise CalibrationError(
             f"{path} holds nothing of tensor {missing[0]!r}",
@@ -169,34 +162,7 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
     return Gathered(known, calibrated, held_out, 0, notes)
 
 
-def _watched(model: Model, plan: Plan, recipe: Recipe) -> tuple[list[str], set[str]]:
-    """(tensors to watch, those of them by channel): all that a run for another target, or with other exclusions, could.
-
-    The statistics of a model are then the same whichever target was first, and calibration is needed once.
-    """
-    asked = [Recipe(target=target, include=recipe.include) for target in TARGETS]
-    plans = [*(make_plan(model, TARGETS[one.target], one) for one in asked), plan]
-    names = list(dict.fromkeys(name for p in plans for name in p.observe))
-    by_channel = {name for p in plans for name in p.watched}
-    by_channel.update(t.name for p in plans for t in readers_of(model, p, STATIC))  # may be smoothed too
-    return names, by_channel
-
-
 def _numbers(known: Statistics, numbers: Sequence[int], digests: Sequence[str]) -> list[int]:
     """Which of these samples the statistics are of, in order: the same for new statistics, cached ones and a file's."""
     used = set(known.samples)
     return [i for i, digest in zip(numbers, digests, strict=True) if digest in used]
-
-
-def _missing(tensors: Mapping[str, TensorStats], names: Sequence[str], by_channel: Collection[str]) -> list[str]:
-    return [n for n in names if n not in tensors or (n in by_channel and not tensors[n].channel_absmax)]
-
-
-def _duplicates(data: Dataset, digests: Sequence[str]) -> list[str]:
-    """A note on samples that are there more than once."""
-    first: dict[str, int] = {}
-    twice = [(first[d], i) for i, d in enumerate(digests) if first.setdefault(d, i) != i]
-    if not twice:
-        return []
-    some = ", ".join(f"{data.name(b)!r} equals {data.name(a)!r}" for a, b in twice[:3])
-    return [f"{len(twice)} calibration samples are there twice: {some}" + (" and more" if len(twice) > 3 else "")]

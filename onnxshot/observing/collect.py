@@ -67,18 +67,12 @@ def collect(
         ModelError: the model does not run on a sample.
     """
     total = len(samples)
-    order = spread(total) if settle else list(range(total))
-    runs = max(1, min(threads, total)) if device == "cpu" and not _is_large(model, names, samples) else 1
-    kept = list(names)
-    watched = list(dict.fromkeys((*kept, *_float_outputs(model))))
-    make = partial(probe, model, watched, channels, threads=max(1, threads // runs), providers=providers_for(device))
+    order, kept = order_of(total, settle=settle), list(names)
     observers, outliers, settling = Observers(len(kept)), Outliers(len(kept)), Settling(len(kept))
     used: list[int] = []
     blank: list[str] = []
-    for number, (sample, seen) in zip(order, _looks(make, samples, order, runs), strict=False):
-        if not seen.finite:
-            _refuse(model, kept, sample, threads)
-        seen = seen.first(len(kept))
+    looking = looks(model, kept, samples, order, channels=channels, threads=threads, device=device)
+    for number, (sample, seen) in zip(order, looking, strict=False):
         observers.add(seen)
         outliers.add(seen, sample.name)
         if is_blank(sample.feed):
@@ -89,7 +83,32 @@ def collect(
         if settle and settling.add(seen):
             break
     stats = dict(zip(kept, observers.stats(), strict=True))
-    return Collected(stats, tuple(used), tuple(_notes(outliers, blank, kept, len(used), total)))
+    return Collected(stats, tuple(used), tuple(notes_of(outliers, blank, kept, len(used), total)))
+
+
+def order_of(total: int, *, settle: bool) -> list[int]:
+    """The order in which so many samples are run; settle: where the run may stop early."""
+    return spread(total) if settle else list(range(total))
+
+
+def looks(
+    model: Model,
+    names: Sequence[str],
+    samples: Dataset | Sequence[Sample],
+    order: Sequence[int],
+    *,
+    channels: Collection[str] = (),
+    threads: int = 2,
+    device: str = "cpu",
+) -> Iterator[tuple[Sample, Glimpse]]:
+    """The samples with these numbers, each with the glimpse of the named tensors. Raises as `collect` does."""
+    runs = max(1, min(threads, len(order))) if device == "cpu" and not _is_large(model, names, samples) else 1
+    watched = list(dict.fromkeys((*names, *_float_outputs(model))))
+    make = partial(probe, model, watched, channels, threads=max(1, threads // runs), providers=providers_for(device))
+    for sample, seen in _looks(make, samples, order, runs):
+        if not seen.finite:
+            _refuse(model, names, sample, threads)
+        yield sample, seen.first(len(names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +202,8 @@ def _refuse(model: Model, names: Sequence[str], sample: Sample, threads: int) ->
             )
 
 
-def _notes(outliers: Outliers, blank: Sequence[str], names: Sequence[str], used: int, total: int) -> Iterator[str]:
+def notes_of(outliers: Outliers, blank: Sequence[str], names: Sequence[str], used: int, total: int) -> Iterator[str]:
+    """What is odd about the samples of a run, and how many of them it took; blank: names of samples."""
     if used < total:
         yield f"{used} of {total} samples were enough: the ranges had settled (--samples all takes them all)"
     for sample, tensors in list(outliers.found().items())[:_NAMED]:

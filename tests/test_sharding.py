@@ -1,0 +1,170 @@
+"""Calibration in parts: the statistics of a single pass, to the bit, whatever the number of parts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from handmade.core import model, weight
+
+from onnxshot.calibration.observers import glimpse
+from onnxshot.calibration.outliers import Outliers
+from onnxshot.calibration.readers import split
+from onnxshot.calibration.sampling import spread
+from onnxshot.calibration.settling import Settling, stops
+from onnxshot.calibration.statsfile import Statistics
+from onnxshot.errors import CalibrationError
+from onnxshot.observing.calibrating import calibrate
+from onnxshot.observing.sharding import LEAST, Part, Sharded, part_of
+from onnxshot.observing.watch import Watch, watch_of
+from onnxshot.pipeline import Run, quantize
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.settings import Settings
+
+NET = """g (float[N, L, 16] x) => (float[N, L, 8] y) {
+    h = MatMul(x, w)  a = Relu(h)  s = Softmax(a)  y = MatMul(s, v)
+}"""
+Feeds = list[dict[str, Any]]
+
+
+def net(path: Path) -> str:
+    path.write_bytes(model(NET, {"w": weight(16, 16), "v": weight(16, 8)}).SerializeToString())
+    return str(path)
+
+
+def feeds(n: int, lengths: tuple[int, ...] = (6,), noise: float = 1.0) -> Feeds:
+    rng = np.random.default_rng(0)
+    return [
+        {"x": (noise * rng.standard_normal((1, lengths[i % len(lengths)], 16))).astype(np.float32)} for i in range(n)
+    ]
+
+
+def growing(n: int) -> Feeds:
+    """Each goes further than all that are run before it."""
+    place = {number: at for at, number in enumerate(spread(len(split(n)[0])))}
+    return [{"x": feed["x"] * np.float32(1.1 ** place.get(i, 0))} for i, feed in enumerate(feeds(n))]
+
+
+def odd(n: int) -> Feeds:
+    """With a sample that is there twice, a blank one, and an outlier."""
+    found = feeds(n)
+    found[5] = found[3]
+    found[7] = {"x": np.full((1, 6, 16), 0.5, np.float32)}
+    found[11] = {"x": found[11]["x"] * np.float32(9)}
+    return found
+
+
+def watched(path: str, given: Feeds, settings: Settings) -> Watch:
+    run = Run(path, Recipe(), settings)
+    data = run.open(given, None)
+    assert data is not None
+    return watch_of(run.model, run.planned(), run.recipe, data.subset(split(len(data))[0]), settings)
+
+
+def in_parts(path: str, given: Feeds, settings: Settings, count: int) -> tuple[Statistics, list[int], str]:
+    """The statistics, how many samples each round has looked at, and the key."""
+    sharded, looked = Sharded(settings.samples == "auto", count), []
+    while True:
+        parts = [part_of(watched(path, given, settings), share, Recipe(), settings) for share in sharded.shares()]
+        looked.append(sum(len(part.places) for part in parts))
+        assert len(parts) <= count
+        found = sharded.add(parts[::-1])  # they come in any order
+        if found is not None:
+            assert sharded.head is not None
+            return found, looked, sharded.head.key
+
+
+@pytest.mark.parametrize("count", [1, 3, 100])
+@pytest.mark.parametrize("samples", ["auto", "all"])
+@pytest.mark.parametrize(
+    ("make", "n"),
+    [(feeds, 200), (feeds, 12), (growing, 150), (odd, 150), (odd, 40), (lambda n: feeds(n, (6, 4, 9)), 100),
+     (lambda n: feeds(n, (6, 0, 6)), 100)],
+    ids=["settle", "few", "grow", "odd", "odd few", "lengths", "empty"],
+)  # fmt: skip
+def test_parts_give_the_statistics_of_a_single_pass(
+    make: Callable[[int], Feeds], n: int, samples: str, count: int, tmp_path: Path
+) -> None:
+    path, settings = net(tmp_path / "net.onnx"), Settings(samples=samples, use_cache=False, threads=1)
+    given = make(n)
+    whole = calibrate(path, given, settings=settings)
+    found, looked, _ = in_parts(path, given, settings, count)
+    assert found == whole
+    assert len(looked) == 1 or samples == "auto"
+
+
+def test_rounds_end_where_a_pass_may_end_and_no_sample_is_looked_at_for_nothing(tmp_path: Path) -> None:
+    path, settings = net(tmp_path / "net.onnx"), Settings(use_cache=False, threads=1)
+    whole = calibrate(path, feeds(400), settings=settings)
+    found, looked, _ = in_parts(path, feeds(400), settings, 4)
+    assert found == whole
+    assert sum(looked) == len(whole.samples) < 300
+    _, looked, _ = in_parts(path, growing(200), settings, 100)
+    assert looked == [48, 16, 32, 32, 22]
+    assert list(stops(150)) == [48, 64, 96, 128, 150]
+    assert list(stops(48)) == [48]
+    assert list(stops(5)) == [5]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_stream_ends_at_one_of_the_stops(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    settling = Settling(1)
+    sizes = (int(size) for size in rng.integers(1, 300, 1000))
+    quiet = (settling.add(glimpse([rng.standard_normal((1, 8, size)).astype(np.float32)])) for size in sizes)
+    assert list(quiet).index(True) + 1 in list(stops(1000))
+
+
+def test_outliers_of_parts_are_those_of_all() -> None:
+    rng = np.random.default_rng(0)
+    values = [rng.standard_normal((2, 4)).astype(np.float32) * (9 if i in (4, 13) else 1) for i in range(20)]
+    values[13] *= 3
+    whole, parts = Outliers(2), [Outliers(2) for _ in range(3)]
+    for i, x in enumerate(values):
+        for one in (whole, parts[i % 3]):
+            one.add(glimpse([x[:1], x]), f"s{i}")
+    assert parts[2].merged(parts[0]).merged(parts[1]).found() == whole.found()
+    assert list(whole.found()) == ["s13"]
+
+
+def test_a_part_asks_for_as_many_samples_as_it_is_worth() -> None:
+    assert [share.count for share in Sharded(True, 1000).shares()] == [48 // LEAST] * (48 // LEAST)
+    assert len(Sharded(False, 1000).shares()) == 1000
+
+
+def test_samples_that_differ_from_process_to_process_are_told(tmp_path: Path) -> None:
+    path, settings = net(tmp_path / "net.onnx"), Settings(samples="all", use_cache=False, threads=1)
+    for other in (feeds(20, noise=2.0), feeds(40)):
+        sharded, parts = Sharded(False, 2), list[Part]()
+        for share, given in zip(sharded.shares(), (feeds(20), other), strict=True):
+            parts.append(part_of(watched(path, given, settings), share, Recipe(), settings))
+        with pytest.raises(ValueError, match="others in another process"):
+            sharded.add(parts)
+
+
+def test_what_is_not_finite_is_refused_in_the_part_that_meets_it(tmp_path: Path) -> None:
+    path, settings = net(tmp_path / "net.onnx"), Settings(samples="all", use_cache=False, threads=1)
+    given = feeds(20)
+    given[2]["x"][0, 1, 3] = np.nan
+    *_, last = Sharded(False, 3).shares()
+    with pytest.raises(CalibrationError, match="NaN or infinite"):
+        part_of(watched(path, given, settings), last, Recipe(), settings)
+
+
+def test_shared_statistics_stand_for_the_pass_that_they_are_of_and_for_no_other(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"use_cache": False, "threads": 1, "verify": False, "bench_seconds": 0.1}
+    path, settings = net(tmp_path / "net.onnx"), Settings(**how)
+    given = odd(100)
+    found, _, key = in_parts(path, given, settings, 3)
+    found.save(tmp_path / "shared" / f"{key}.npz")
+    near = quantize(path, given, settings=settings, effort="fast", target="tensorrt")
+    shared = Settings(**how, shared=str(tmp_path / "shared"))
+    far = quantize(path, given, settings=shared, effort="fast", target="tensorrt")
+    assert far.model.to_proto() == near.model.to_proto()
+    assert (far.report.samples["inferences"], near.report.samples["inferences"]) == (0, 48)
+    assert far.statistics == near.statistics
+    assert far.report.notes == near.report.notes
+    for others, target, made in ((given, "openvino", False), (given[1:], "tensorrt", True)):
+        other = quantize(path, others, settings=shared, effort="fast", target=target)
+        assert (other.report.samples["inferences"] > 0) == made
