@@ -6,20 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from handmade.core import model, weight
 
+from onnxshot.batch.cells import Cell
+from onnxshot.batch.manifest import Entry, Thresholds, load_manifest
+from onnxshot.batch.ray_calibration import Pass, calibrated_part, settles, shared_by
 from onnxshot.calibration.observers import glimpse
 from onnxshot.calibration.outliers import Outliers
 from onnxshot.calibration.readers import split
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.settling import Settling, stops
-from onnxshot.calibration.statsfile import Statistics
+from onnxshot.calibration.statsfile import Statistics, load_statistics
 from onnxshot.errors import CalibrationError
 from onnxshot.observing.calibrating import calibrate
 from onnxshot.observing.sharding import LEAST, Part, Sharded, part_of
 from onnxshot.observing.watch import Watch, watch_of
 from onnxshot.pipeline import Run, quantize
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.stages import Stages
 from onnxshot.settings import Settings
 
 NET = """g (float[N, L, 16] x) => (float[N, L, 8] y) {
@@ -75,7 +80,7 @@ def in_parts(path: str, given: Feeds, settings: Settings, count: int) -> tuple[S
             return found, looked, sharded.head.key
 
 
-@pytest.mark.parametrize("count", [1, 3, 100])
+@pytest.mark.parametrize("count", [1, 3, 20])
 @pytest.mark.parametrize("samples", ["auto", "all"])
 @pytest.mark.parametrize(
     ("make", "n"),
@@ -168,3 +173,35 @@ def test_shared_statistics_stand_for_the_pass_that_they_are_of_and_for_no_other(
     for others, target, made in ((given, "openvino", False), (given[1:], "tensorrt", True)):
         other = quantize(path, others, settings=shared, effort="fast", target=target)
         assert (other.report.samples["inferences"] > 0) == made
+
+
+def test_a_pass_serves_the_cells_whose_own_pass_would_be_the_same(tmp_path: Path) -> None:
+    net(tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", x=np.stack([feed["x"] for feed in feeds(20)]))
+    models = [{"model": "net.onnx"}, {"model": "net.onnx", "name": "wide", "activation_type": "uint16"}]
+    values = {"models": models, "targets": ["openvino", "tensorrt"], "output": "out", "defaults": {"calib": "x.npz"}}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(values))
+    entries = load_manifest(tmp_path / "m.yaml").entries
+    one, two, wide, _ = (Cell(entry, target) for entry in entries for target in values["targets"])
+    assert shared_by(one) == shared_by(two) != shared_by(wide)
+    shared = Pass([one, two, wide], Sharded(settles(one), 2))
+    ended = [shared.add(calibrated_part(*given), "") for given in shared.begin()]
+    assert ended == [False, True]
+    assert shared.save(tmp_path)
+    assert [shared.serves(cell) for cell in (one, two, wide)] == [True, True, False]
+    assert shared.told_of(two) == "15 samples in 2 tasks"
+    assert shared.told_of(wide).startswith("by itself: it looks at other tensors")
+    (path,) = (p for p in tmp_path.glob("*.npz") if len(p.stem) == 64)  # named by its key
+    given = calibrate(one.entry.model, one.entry.calib, settings=Settings(use_cache=False))
+    assert load_statistics(path) == given
+
+
+def test_a_pass_that_lost_a_part_serves_nobody_and_says_why(tmp_path: Path) -> None:
+    stages = Stages.from_dict({"stages": [{"quantize": {}}]})
+    cell = Cell(Entry(("models", 0), "net.onnx", "net", stages, Thresholds(), calib="x.npz"), "ort")
+    shared = Pass([cell], Sharded(True, 2))
+    assert len(shared.begin()) == 2
+    assert [shared.add(None, why) for why in ("its node died", "")] == [False, True]
+    assert shared.save(tmp_path) is False
+    assert not shared.serves(cell)
+    assert shared.told_of(cell) == "by itself: its node died"

@@ -56,10 +56,6 @@ class Cell:
         stages = self.entry.stages.stages
         return Stages(tuple(replace(s, target=self.target) if isinstance(s, Recipe) else s for s in stages))
 
-    def with_stats(self, path: str) -> Self:
-        """The same cell, with statistics that stand for a pass over its samples."""
-        return replace(self, entry=replace(self.entry, stats=path))
-
     def row(self, **values: Any) -> Row:
         """A row of this cell."""
         return {"name": self.name, "target": self.target, "key": self.key, **values}

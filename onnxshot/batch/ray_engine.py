@@ -1,8 +1,7 @@
-"""Cells and calibration shards as tasks of a Ray cluster; all scheduling, and what to do about lost nodes, is Ray's."""
+"""Cells and parts of calibrations as tasks of a Ray cluster; scheduling, and what to do about lost nodes, is Ray's."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,16 +11,11 @@ from typing import Any
 
 from onnxshot.batch.cells import Cell, Done, Row
 from onnxshot.batch.local import estimate_mb
+from onnxshot.batch.ray_calibration import Pass, alone, calibrated_part, settles, shared_by
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL, run_cell, settings_of
-from onnxshot.calibration.readers import split
-from onnxshot.errors import CalibrationError, TargetError
-from onnxshot.graph.load import load_model
-from onnxshot.observing.calibrating import from_data, merge_files, open_calib
-from onnxshot.planning.planner import make_plan
-from onnxshot.preparing import prepare
-from onnxshot.recipes.recipe import Recipe
-from onnxshot.targets import target_named
+from onnxshot.errors import TargetError
+from onnxshot.observing.sharding import Sharded
 
 _ON_GPU = ("tensorrt",)
 
@@ -41,11 +35,15 @@ class Ray:
     how: dict[str, Any]
     retries: int = 1
     peak_mb: float = 0.0
-    _shards: dict[Any, tuple[str, int]] = field(default_factory=dict)  # task -> (its data, which part)
-    _cells: dict[Any, tuple[Cell, Path]] = field(default_factory=dict)  # task -> its cell, and where its tries are made
+    _parts: dict[Any, Pass] = field(default_factory=dict)  # by task
+    _cells: dict[Any, tuple[Cell, Path, str]] = field(default_factory=dict)
+    # by task: its cell, where its tries are made, how it was calibrated
 
     def run(self, cells: Sequence[Cell], store: Store, done: Done) -> None:
-        """Do all cells, `done` with each in this thread."""
+        """Do all cells, `done` with each in this thread.
+
+        The row also holds `calibration`: in how many tasks it was calibrated, or why by itself.
+        """
         ray = _ray()
         started = not ray.is_initialized()
         if started:
@@ -57,63 +55,59 @@ class Ray:
                 ray.shutdown()
 
     def _run(self, ray: ModuleType, cells: Sequence[Cell], store: Store, done: Done) -> None:
-        parts: dict[str, dict[int, bytes | None]] = {}  # of data -> its shards that are there
-        served: dict[str, list[Cell]] = {}  # by data: the cells that wait for its statistics
-        count = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        passes: dict[str, Pass] = {}
         for cell in cells:
-            data = _data_of(cell) if count > 1 else ""
-            if not data:
-                self._start(ray, cell, cell, store)
+            why = alone(cell, cpus)
+            if why:
+                self._start(ray, cell, store, f"by itself: {why}")
                 continue
-            served.setdefault(data, []).append(cell)
-            if data not in parts:
-                parts[data] = {}
-                task = ray.remote(num_cpus=1, max_retries=self.retries)(calibrated_shard)
-                for i in range(count):
-                    self._shards[task.remote(cell.to_dict(), i, count)] = (data, i)
-        while self._shards or self._cells:
-            (ready,), _ = ray.wait([*self._shards, *self._cells], num_returns=1)
-            if ready in self._shards:
-                data, i = self._shards.pop(ready)
-                parts[data][i] = _result(ray, ready)[0]
-                if len(parts[data]) == count:
-                    self._merged(ray, served[data], list(parts.pop(data).values()), store)
+            shared = passes.setdefault(shared_by(cell), Pass([], Sharded(settles(cell), cpus)))
+            shared.cells.append(cell)
+        for shared in passes.values():
+            self._begin(ray, shared)
+        while self._parts or self._cells:
+            (ready,), _ = ray.wait([*self._parts, *self._cells], num_returns=1)
+            if ready in self._parts:
+                shared = self._parts.pop(ready)
+                if shared.add(*_result(ray, ready)):
+                    self._go_on(ray, shared, store)
                 continue
-            cell, tries = self._cells.pop(ready)
+            cell, tries, told = self._cells.pop(ready)
             found, error = _result(ray, ready)
             row, folder = found or (cell.row(error=error, code=INTERNAL), str(tries))
-            done(cell, Path(folder), row)
+            done(cell, Path(folder), {**row, "calibration": told})
 
-    def _merged(self, ray: ModuleType, cells: Sequence[Cell], shards: Sequence[bytes | None], store: Store) -> None:
-        """Start the cells that these shards are for, with statistics of all of them.
+    def _begin(self, ray: ModuleType, shared: Pass) -> None:
+        """Start the tasks of the next round of a pass."""
+        cell = shared.cells[0]
+        task = ray.remote(num_cpus=1, memory=_memory(ray, cell), max_retries=self.retries)(calibrated_part)
+        for cells, share in shared.begin():
+            self._parts[task.remote(cells, share)] = shared
 
-        Where a shard failed, or samples are there twice, each calibrates by itself, and tells what is wrong.
+    def _go_on(self, ray: ModuleType, shared: Pass, store: Store) -> None:
+        """Start the next round of a pass, or the cells that wait for it."""
+        folder = store.part(shared.cells[0])
+        if shared.save(folder) is None:
+            self._begin(ray, shared)
+            return
+        for cell in shared.cells:
+            self._start(ray, cell, store, shared.told_of(cell), str(folder) if shared.serves(cell) else None)
+
+    def _start(self, ray: ModuleType, cell: Cell, store: Store, told: str, shared: str | None = None) -> None:
+        """Hand a cell to the cluster, asking for what its target takes, but for no more than a node has.
+
+        shared: the folder of statistics that stand for its own pass, where they are of the same.
         """
-        whole = None
-        there = [shard for shard in shards if shard]
-        if None not in shards and len(there) > 1:
-            folder = store.part(cells[0])
-            paths = [folder / f"{i}.npz" for i in range(len(there))]
-            for path, shard in zip(paths, there, strict=True):
-                path.write_bytes(shard)
-            try:
-                merge_files(paths, folder / "all.npz")
-                whole = str(folder / "all.npz")
-            except CalibrationError:
-                whole = None
-        for cell in cells:
-            self._start(ray, cell, cell if whole is None else cell.with_stats(whole), store)
-
-    def _start(self, ray: ModuleType, cell: Cell, given: Cell, store: Store) -> None:
-        """Hand a cell to the cluster, asking for what its target takes, but for no more than a node has."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus = min(self.how["threads"], max(node.get("CPU", 1) for node in nodes))
-        memory = min(estimate_mb(cell) * 1e6, max(node.get("memory", 0) for node in nodes))
         gpus = 1 if cell.target in _ON_GPU and any(node.get("GPU") for node in nodes) else 0
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, memory=int(memory), max_retries=self.retries)(cell_done)
+        memory = _memory(ray, cell)
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, memory=memory, max_retries=self.retries)(cell_done)
         folder = store.part(cell)
         store.note({"event": "started", "cell": cell.place, "key": cell.key, "try": 1})
-        self._cells[task.remote(given.to_dict(), str(folder), self.how)] = (cell, folder)
+        how = {**self.how, "shared": shared}
+        self._cells[task.remote(cell.to_dict(), str(folder), how)] = (cell, folder, told)
 
 
 def cell_done(values: dict[str, Any], folder: str, how: dict[str, Any]) -> tuple[Row, str]:
@@ -122,37 +116,10 @@ def cell_done(values: dict[str, Any], folder: str, how: dict[str, Any]) -> tuple
     return run_cell(cell, Path(made), settings_of(cell, how)), made
 
 
-def calibrated_shard(values: dict[str, Any], part: int, count: int) -> bytes:
-    """A task: statistics of every count-th calibration sample from number `part` on, as a file; empty where none is."""
-    cell = Cell.from_dict(values)
-    entry, (recipe,) = cell.entry, cell.stages.stages
-    assert isinstance(recipe, Recipe)
-    settings = settings_of(cell, {"threads": 1, "use_cache": False})
-    model, target = load_model(entry.model), target_named(cell.target)
-    prepare(model, target, recipe)
-    plan = make_plan(model, target, recipe)
-    with open_calib(entry.calib, model, entry.preset, settings) as data, tempfile.TemporaryDirectory() as folder:
-        mine = split(len(data))[0][part::count]
-        if not mine or not plan.observe:
-            return b""
-        found = from_data(model, plan, recipe, data.subset(mine), settings, 0.0, settle=False)
-        return found.statistics.save(Path(folder) / "part.npz").read_bytes()
-
-
-def _data_of(cell: Cell) -> str:
-    """What cells have in common that one set of shards serves; empty where a cell calibrates by itself.
-
-    By default calibration stops when ranges have settled, which one pass alone can tell; so shards are of cells that
-    say how many samples they take.
-    """
-    entry, stages = cell.entry, cell.stages.stages
-    recipe = stages[0]
-    single = len(stages) == 1 and isinstance(recipe, Recipe) and recipe.mode == "static" and recipe.quantizes
-    if not single or entry.samples == "auto" or entry.calib in (None, "random") or entry.stats is not None:
-        return ""
-    assert isinstance(recipe, Recipe)
-    watched = [recipe.include, recipe.to_dict()["layers"], recipe.batch, sorted(recipe.shapes.items())]
-    return json.dumps([entry.model, entry.calib, entry.preset, entry.samples, entry.seed, watched])
+def _memory(ray: ModuleType, cell: Cell) -> int:
+    """Bytes that a task about a cell asks for: what it is thought to take, but no more than a node has."""
+    most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+    return int(min(estimate_mb(cell) * 1e6, most))
 
 
 def _result(ray: ModuleType, task: Any) -> tuple[Any, str]:
@@ -160,7 +127,9 @@ def _result(ray: ModuleType, task: Any) -> tuple[Any, str]:
     try:
         return ray.get(task), ""
     except ray.exceptions.RayError as e:
-        return None, f"its task was lost: {' '.join(str(e).split())[:300]}"
+        cause = getattr(e, "cause", None)  # what the task has raised; the rest of the text is where
+        how, text = ("failed", str(cause)) if cause is not None else ("was lost", str(e))
+        return None, f"its task {how}: {' '.join(text.split())[:300]}"
 
 
 def _ray() -> ModuleType:

@@ -136,6 +136,11 @@ class Sharded:
     _rows: NDArray[np.int64] | None = None
     _even: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, bool))
 
+    @property
+    def used(self) -> int:
+        """How many samples were run so far."""
+        return len(self._used)
+
     def shares(self) -> list[Share]:
         """The shares of the next round."""
         if not self.settle:
