@@ -17,7 +17,7 @@ from onnxshot.errors import ModelError, TargetError
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.settings import Settings
-from onnxshot.targets.openvino_runtime import OpenVino
+from onnxshot.targets.openvino_runtime import OpenVino, _number_nameless
 from onnxshot.targets.ort_runtime import Runner
 from onnxshot.targets.runtime import EmitOptions, Emitted
 
@@ -251,3 +251,29 @@ def test_an_ir_does_not_depend_on_what_the_process_has_made_before(name: str, tm
         OpenVino().emit(fixture(name), tmp_path / folder, "m", EmitOptions())
     for file in ("m.xml", "m.bin"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_node_keeps_its_name_where_a_number_of_the_process_gives_the_same() -> None:
+    """An IR of one model had Concat_41 here and Concat_41_1 there: the 41st node of one process was a Concat."""
+    ops = openvino.opset13
+
+    def graph() -> tuple[Any, Any, Any]:
+        x = ops.parameter([1, 4], np.float32, name="x")
+        first = ops.relu(x)
+        second = ops.relu(first)
+        return openvino.Model([second], [x], "g"), first, second
+
+    made, first, second = graph()
+    given = first.get_name()  # such as Relu_41, which its ONNX node is called too
+    _number_nameless(made, {given})
+    assert (first.get_friendly_name(), second.get_friendly_name()) == (given, "Relu_0")
+
+    made, first, second = graph()
+    given = first.get_name()  # that of a node without a name, so that the node of that name was given another
+    second.set_friendly_name(f"{given}_1")
+    _number_nameless(made, {given})
+    assert (first.get_friendly_name(), second.get_friendly_name()) == ("Relu_0", given)
+
+    made, first, second = graph()
+    _number_nameless(made, set())
+    assert (first.get_friendly_name(), second.get_friendly_name()) == ("Relu_0", "Relu_1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import count
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +56,7 @@ class OpenVino(Runtime):
         raise_refused(found, "OpenVINO", self.format)
         model = _read(source)
         path = folder / f"{stem}{self.suffix}"
-        _number_nameless(model)
+        _number_nameless(model, {name for _, n in loaded.walk() for name in (n.name, *(t.name for t in n.outputs))})
         _package().save_model(model, str(path), compress_to_fp16=options.half)
         usual = {name: sizes[1] for name, sizes in options.shapes.items()}
         files = (path.name, path.with_suffix(".bin").name)
@@ -157,15 +158,24 @@ def _compiled(path: Path, *, threads: int, precision: str | None) -> Any:
         raise ModelError(f"{path} does not load in OpenVINO: {_told(e)}") from e
 
 
-def _number_nameless(model: Any) -> None:
-    """Give nodes without a name one that is the same in every process: OpenVINO numbers all that a process has made."""
+def _number_nameless(model: Any, known: Collection[str]) -> None:
+    """Give nodes without a name one that is the same in every process: OpenVINO numbers all that a process has made.
+
+    known: names of the ONNX model, such as Concat_41. By chance, that is the name and number of its node, or those of
+    one without a name: then OpenVINO calls its node Concat_41_1.
+    """
     operations = model.get_ordered_ops()
-    taken = {op.get_friendly_name() for op in operations if op.get_friendly_name() != op.get_name()}
-    numbers = count()
+    numbered = {op.get_name() for op in operations if op.get_friendly_name() == op.get_name()}
+    named = {op.get_friendly_name(): op for op in operations if op.get_friendly_name() != op.get_name()}
+    pushed = {name: op for name in numbered & set(known) if (op := named.get(f"{name}_1")) and f"{name}_1" not in known}
+    kept = numbered & set(known) - pushed.keys()
+    taken, numbers = {*named, *kept, *pushed}, count()
     for op in operations:
-        if op.get_friendly_name() == op.get_name():
+        if op.get_friendly_name() == op.get_name() and op.get_name() not in kept:
             names = (f"{op.get_type_name()}_{number}" for number in numbers)
             op.set_friendly_name(next(name for name in names if name not in taken))
+    for name, op in pushed.items():
+        op.set_friendly_name(name)
 
 
 def _sizes(path: Path, feed_shapes: Shapes) -> dict[str, Shape]:
