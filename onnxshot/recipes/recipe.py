@@ -110,7 +110,8 @@ class Recipe(Plain):
         for f in fields(self):
             value = getattr(self, f.name)
             if not self.quantizes and f.name in _OF_INT8 and value not in (f.default, {}):
-                raise BadKey((f.name,), f"is {value!r}, which does not go with", "leave it out", ("precision",))
+                said, hint = f"is {value!r}, which does not go with", f"leave it out of {self.precision}"
+                raise BadKey((f.name,), said, hint, ("precision",))
         for glob, rule in self.rules.items():
             if rule.mode == "static" and self.mode != "static":
                 said, hint = "is 'static', which does not go with", "make that static, and give other layers theirs"
