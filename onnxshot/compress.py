@@ -184,7 +184,7 @@ class _Run:
     def result(self) -> StageResult:
         """Run all of them; what the last one gives."""
         path, pruned = self.source, None
-        names = [_DONE.get(kind_of(stage), "") for stage in self.stages.stages]
+        names = [_name(stage) for stage in self.stages.stages]
         for i, stage in enumerate(self.stages.stages):
             if isinstance(stage, EmitStage):
                 self.emits.append((stage, path))
@@ -245,3 +245,8 @@ def _refuse_lost(pruned: Model, after: Model, stage: Stage) -> None:
     if lost:
         hint = "keep_zeros: true keeps them" if isinstance(stage, PruneStage) else "report this"
         raise ModelError(f"zeros of {len(lost)} weights are lost, such as {lost[0]!r}", hint)
+
+
+def _name(stage: Stage) -> str:
+    """What the report calls the model that a stage gives."""
+    return "halved" if isinstance(stage, Recipe) and not stage.quantizes else _DONE.get(kind_of(stage), "")

@@ -148,7 +148,8 @@ class Run:
         self.frozen = sizes_of(self.model, self.recipe.batch, self.recipe.shapes)
         self.report = Report(source_name(self.source), self.recipe.to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
-        self.trained = to_float(self.model, complete=self.recipe.complete, requantize=self.settings.requantize)
+        if self.recipe.quantizes or self.settings.requantize:  # floats of 16 bits go around what is quantized
+            self.trained = to_float(self.model, complete=self.recipe.complete, requantize=self.settings.requantize)
         with self.report.timed("normalize"):
             prepare(self.model, self.target, self.recipe, keep_overridable=self.settings.keep_overridable)
 

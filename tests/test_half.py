@@ -224,3 +224,18 @@ def test_without_data_inspect_says_which_nodes_no_range_speaks_for() -> None:
 def test_inspect_refuses_what_the_target_does_not_run() -> None:
     with pytest.raises(TargetError, match="do not compute in bfloat16"):
         onnxshot.inspect(fixture("digits_resnet"), recipe=onnxshot.Recipe(precision="bf16"))
+
+
+def test_what_is_quantized_stays_so_in_a_half_stage_behind_it(tmp_path: Path) -> None:
+    stages = Stages((Recipe(effort="fast"), Recipe(precision="fp16")))
+    name = "licence_encoder"
+    found = onnxshot.compress(fixture(name), recipe=stages, keep_stages=tmp_path, settings=QUICK, **data_of(name))
+    assert [stage.name for stage in found.report.stages] == ["input", "quantized", "halved"]
+    first, second = (onnx.load(str(tmp_path / f"{stage}.onnx")) for stage in ("quantized", "halved"))
+    before, after = ([n.op_type for n in m.graph.node if "Quantize" in n.op_type] for m in (first, second))
+    assert sorted(before) == sorted(after) != []
+    kinds = [{t.data_type for t in m.graph.initializer} for m in (first, second)]
+    assert onnx.TensorProto.FLOAT16 not in kinds[0]
+    assert onnx.TensorProto.FLOAT16 in kinds[1]
+    assert found.report.sqnr_db is not None
+    assert found.report.sqnr_db > 40

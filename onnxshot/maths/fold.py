@@ -34,19 +34,6 @@ def fold_bias(bias: Array | None, scale: Array, shift: Array, channels: int) -> 
     return np.broadcast_to(folded, (*folded.shape[:-1], channels))
 
 
-def fold_scale_shift(
-    w: Array, bias: Array | None, scale: Array, shift: Array, axis: int, groups: int = 1
-) -> tuple[Array, Array]:
-    """Weight and bias of scale * (w x + bias) + shift. scale, shift [C] or [1]; bias [.., C] or None; done in float64.
-
-    `axis` is the output channels' axis of w. Both results have w's dtype; infinities where that is too narrow.
-    """
-    channels = w.shape[axis] * (1 if axis == 0 else groups)
-    with np.errstate(over="ignore"):  # the caller looks for infinities
-        new_bias = fold_bias(bias, scale, shift, channels).astype(w.dtype)
-        return scale_axis(w, scale, axis, groups).astype(w.dtype), new_bias
-
-
 def pass_shift(w: Array, shift: Array, axis: int, out_axis: int, groups: int = 1) -> NDArray[np.float64]:
     """What adding `shift` [C] or [1] to the input adds to each output channel: [O], float64.
 
