@@ -133,7 +133,7 @@ def line(job: Job, zoo: Path | None, out: Path, repeats: int) -> str:
 
 def quantize(job: Job, out: Path) -> tuple[dict[str, Any], float, float]:
     """The JSON report, and seconds and peak MB of the whole process."""
-    command = [sys.executable, "-m", "onnxshot.cli", "quantize", str(job.model), "--calib", str(job.calib)]
+    command = [sys.executable, "-m", "onnxshot", "quantize", str(job.model), "--calib", str(job.calib)]
     command += ["-o", str(out), "--threads", str(THREADS), "--no-cache", "--json", *job.options]
     command += [] if job.preset is None else ["--preset", job.preset]
     peak = out.with_suffix(".peak")

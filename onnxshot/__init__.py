@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 from onnxshot import errors
+from onnxshot import source_tree as _source_tree  # noqa: F401  # first: it makes a clone's calibration/ importable
 from onnxshot.bundles.making import bundle
 from onnxshot.bundles.verify import verify
 from onnxshot.calibration.preprocess import Preset

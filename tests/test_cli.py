@@ -335,7 +335,7 @@ def test_emit(shell: Shell) -> None:
 
 def test_as_a_process(shell: Shell) -> None:
     """Once for a result and once for an error: nothing of the runtime's chatter gets onto stdout."""
-    command = [sys.executable, "-m", "onnxshot.cli"]
+    command = [sys.executable, "-m", "onnxshot"]
     good = subprocess.run(
         [*command, "quantize", "net.onnx", "--mode", "weights", "--no-verify", "--json"],
         capture_output=True, text=True, check=False,

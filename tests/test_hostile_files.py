@@ -96,7 +96,7 @@ def test_hostile_file_on_the_command_line(name: str, tmp_path: Path) -> None:
     make, refused = hostile.CASES[name]
     path = make(tmp_path)
     out = tmp_path / "results" / "out.onnx"
-    command = [sys.executable, "-m", "onnxshot.cli", "quantize", path, "--mode", "weights", "-o", out]
+    command = [sys.executable, "-m", "onnxshot", "quantize", path, "--mode", "weights", "-o", out]
     done = subprocess.run(command, capture_output=True, text=True, timeout=9 * SECONDS, check=False)
     assert "Traceback" not in done.stderr
     if done.returncode == 0:

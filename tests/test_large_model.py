@@ -86,10 +86,10 @@ def test_a_copy_holds_one_weight_at_a_time(large: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_storing_weights_in_8_bits_holds_a_part_of_them(large: Path, tmp_path: Path) -> None:
-    if importlib.util.find_spec("onnxshot.cli") is None:
+    if importlib.util.find_spec("onnxshot") is None:
         pytest.skip("the command line is not there")
     out = tmp_path / "small.onnx"
-    code = 'runpy.run_module("onnxshot.cli", run_name="__main__")'
+    code = 'runpy.run_module("onnxshot", run_name="__main__")'
     used = peak(code, "quantize", large, "--mode", "weights", "--no-verify", "-o", out)
     print(f"quantize --mode weights: {used / 1e6:.0f} MB of {TOTAL / 1e6:.0f}")
     assert used <= 0.4 * TOTAL
@@ -102,7 +102,7 @@ def test_calibration_maps_the_weights_where_they_lie(large: Path, tmp_path: Path
     out = tmp_path / "stats.npz"
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    code = f'import tempfile; tempfile.tempdir = "{temporary}"; runpy.run_module("onnxshot.cli", run_name="__main__")'
+    code = f'import tempfile; tempfile.tempdir = "{temporary}"; runpy.run_module("onnxshot", run_name="__main__")'
     used = peak(code, "calibrate", large, "--calib", "random", "--samples", "8", "-o", out, "--no-cache")
     print(f"calibrate: {used / 1e6:.0f} MB of {TOTAL / 1e6:.0f}")
     assert used <= 1.2 * TOTAL + 150e6  # the program itself; the activations are 3600 numbers a layer

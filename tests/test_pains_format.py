@@ -54,7 +54,7 @@ MEASURE = """
 import runpy, sys
 sys.argv = ["onnxshot", *sys.argv[1:]]
 try:
-    runpy.run_module("onnxshot.cli", run_name="__main__")
+    runpy.run_module("onnxshot", run_name="__main__")
 finally:
     with open("/proc/self/status") as status:
         print([line.split()[1] for line in status if line.startswith("VmHWM")][0], file=sys.stderr)

@@ -168,7 +168,7 @@ def test_first_use_runs_in_a_clone(tmp_path: Path) -> None:
     lines = FENCE.findall(first)[0][1].splitlines()
     assert len(lines) == 6
     for words in (shlex.split(line, comments=True) for line in lines):
-        command = [sys.executable, "-m", "onnxshot.cli", *words[1:]]
+        command = [sys.executable, "-m", "onnxshot", *words[1:]]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         written = [value for option, value in pairwise(words) if option in ("-o", "--report")]

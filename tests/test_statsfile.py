@@ -284,7 +284,7 @@ def test_the_cache_is_shown_and_cleared(net: Path, tmp_path: Path, folder: Path)
     ],
 )
 def test_wrong_usage_of_calibrate(arguments: tuple[str, ...], code: int, told: str) -> None:
-    command = [sys.executable, "-m", "onnxshot.cli", "calibrate", *arguments]
+    command = [sys.executable, "-m", "onnxshot", "calibrate", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == code
     assert told in done.stderr
@@ -326,7 +326,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_cache_usable(net: Path, tmp_path: 
     temporary.mkdir()
     out.mkdir()
     (tmp_path / "slow.py").write_text(text.format(flag=str(flag), name=name, shape=x.shape))
-    command = [sys.executable, "-m", "onnxshot.cli", "quantize", str(net), "--calib", f"{tmp_path}/slow.py:samples"]
+    command = [sys.executable, "-m", "onnxshot", "quantize", str(net), "--calib", f"{tmp_path}/slow.py:samples"]
     process = subprocess.Popen(
         [*command, "--samples", "all", "-o", str(out / "q.onnx")],
         env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.PIPE, text=True,

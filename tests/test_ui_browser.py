@@ -81,7 +81,7 @@ class Page(Browser):
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = os.environ | {"TMPDIR": str(tmp_path_factory.mktemp("jobs"))}
-    command = [sys.executable, "-m", "onnxshot.cli", "ui", "--no-open", "--json"]
+    command = [sys.executable, "-m", "onnxshot", "ui", "--no-open", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["url"]
@@ -126,7 +126,7 @@ def test_a_person_drops_files_and_takes_the_result_home(page: Page, tmp_path: Pa
     (tmp_path / "calib").mkdir()
     for sample in SAMPLES[:16]:
         shutil.copy(sample, tmp_path / "calib")
-    command = [sys.executable, "-m", "onnxshot.cli", "quantize", str(MODEL), "--calib", str(tmp_path / "calib")]
+    command = [sys.executable, "-m", "onnxshot", "quantize", str(MODEL), "--calib", str(tmp_path / "calib")]
     options = ["--preset", str(PRESET), "-o", str(tmp_path / "net.onnx")]
     subprocess.run([*command, *options], check=True, capture_output=True)
     assert made.read_bytes() == (tmp_path / "net.onnx").read_bytes()

@@ -261,7 +261,7 @@ def test_the_result_has_the_bytes_that_the_command_line_gives(client: Client, tm
     (tmp_path / "calib").mkdir()
     for name, data in digits(16).items():
         (tmp_path / "calib" / name).write_bytes(data)
-    command = [sys.executable, "-m", "onnxshot.cli", "quantize", str(MODEL), "--calib", str(tmp_path / "calib")]
+    command = [sys.executable, "-m", "onnxshot", "quantize", str(MODEL), "--calib", str(tmp_path / "calib")]
     options = ["--preset", str(PRESET), "-o", str(tmp_path / "net.onnx")]
     subprocess.run([*command, *options], check=True, capture_output=True)
     status, made, headers = client.raw("GET", f"/{TOKEN}/jobs/{key}/outputs/net.int8.onnx")
@@ -397,7 +397,7 @@ def test_the_next_job_and_the_end_remove_what_is_left(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_ends_clean_when_told_to(tmp_path: Path, sign: signal.Signals) -> None:
-    command = [sys.executable, "-m", "onnxshot.cli", "ui", "--no-open", "--json"]
+    command = [sys.executable, "-m", "onnxshot", "ui", "--no-open", "--json"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None

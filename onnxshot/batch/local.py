@@ -7,13 +7,13 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from onnxshot import source_tree
 from onnxshot.batch.cells import Cell, Done, Row
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL
@@ -150,7 +150,7 @@ class Local:
     def _spawn(self) -> Worker:
         errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # as long as it lives
         process = subprocess.Popen(
-            [sys.executable, "-m", "onnxshot.batch.worker"], text=True, encoding="utf-8",
+            source_tree.command("onnxshot.batch.worker"), env=source_tree.environment(), text=True, encoding="utf-8",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
         worker = Worker(process, errors)

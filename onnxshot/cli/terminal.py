@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
+from rich.text import Text
 
 from onnxshot.compress_report import CompressReport
 from onnxshot.cutting.shrunk import ShrinkReport
@@ -22,6 +32,9 @@ from onnxshot.search.sensitivity import Sensitivity
 if TYPE_CHECKING:
     from onnxshot.observing.collect import Progress as Callback
     from onnxshot.targets.ort_bench import Latency
+
+SHOWN_AFTER = 1.0
+"""Seconds of work after which a bar appears."""
 
 _WORST = 5
 _SKIPS = 6
@@ -37,28 +50,33 @@ def show_text(text: str) -> None:
     stderr_console().print(escape(text))
 
 
+class _Rate(ProgressColumn):
+    """Steps per second; empty until two steps were seen, which is all that rich can tell a rate from."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.3g}/s")
+
+
 @contextlib.contextmanager
 def progress(wanted: bool) -> Iterator[Callback | None]:
-    """A bar for work that lasts longer than a second, on a terminal; None elsewhere."""
+    """A bar for work that lasts longer than SHOWN_AFTER seconds, on a terminal; None elsewhere."""
     console = stderr_console()
     if not wanted or not console.is_terminal:
         yield None
         return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.speed:.0f}/s"), TimeRemainingColumn(),
-    )  # fmt: skip
-    bar = Progress(*columns, console=console, transient=True)
-    tasks: dict[str, object] = {}
+    what = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
+    columns = (what, BarColumn(20), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, expand=True)
+    tasks: dict[str, TaskID] = {}
     started = time.monotonic()
 
-    def show(what: str, done: int, total: int) -> None:
-        if time.monotonic() - started < 1.0:
+    def show(step: str, done: int, total: int) -> None:
+        if time.monotonic() - started < SHOWN_AFTER:
             return
-        if what not in tasks:
+        if step not in tasks:
             bar.start()
-            tasks[what] = bar.add_task(what, total=total)
-        bar.update(tasks[what], completed=done)  # type: ignore[arg-type]  # rich's TaskID is an int with a name
+            tasks[step] = bar.add_task(step, total=total)
+        bar.update(tasks[step], completed=done, total=total)
 
     try:
         yield show

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,11 @@ def source_of(calib: Any, preset: str | Preset | None, data: Dataset | None) -> 
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the bytes of a result."""
-    return {name: version(name) for name in _LIBRARIES}
+    """Of what decides the bytes of a result.
+
+    They are the modules' own: distributions of onnxruntime have several names, and a clone need not be installed.
+    """
+    return {name: str(import_module(name).__version__) for name in _LIBRARIES}
 
 
 def stamp(model: Model, made: Record) -> None:

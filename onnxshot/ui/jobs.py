@@ -8,13 +8,13 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from onnxshot import source_tree
 from onnxshot.ui.refused import CONFLICT, NO_ROOM, NOT_FOUND, TOO_LARGE, Refused
 from onnxshot.ui.request import OWN_PRESET, Asked
 from onnxshot.ui.uploads import safe_name, safe_path, unpack
@@ -82,10 +82,10 @@ class Job:
         if self.state != _UPLOADING or self._incoming:
             raise Refused("the run cannot begin: it has already, or files are on their way", status=CONFLICT)
         told = json.dumps(self._described(asked))
-        # -P: what was uploaded must not be imported. A session of its own, so that its children end with it.
+        # A session of its own, so that its children end with it.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "onnxshot.ui.worker"], cwd=self.folder, start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
+            source_tree.command("onnxshot.ui.worker"), env=source_tree.environment(), cwd=self.folder,
+            start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
         self.state = _RUNNING
         self._reader = threading.Thread(target=self._follow, args=(self._process, told), daemon=True)

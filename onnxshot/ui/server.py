@@ -6,6 +6,7 @@ import contextlib
 import json
 import secrets
 import socket
+import threading
 import webbrowser
 from collections.abc import AsyncIterator, Callable
 from importlib import resources
@@ -61,11 +62,27 @@ def serve(port: int, limit: int, ready: Callable[[str], None], *, browse: bool) 
             application(token, limit), log_level="error", access_log=False, server_header=False,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )  # fmt: skip
-        ready(address)
-        if browse:
-            webbrowser.open(address)
+
+        def begun() -> None:
+            ready(address)
+            if browse:  # a browser in the terminal returns only when it is left
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-            uvicorn.Server(config).run(sockets=[listening])
+            _Server(config, begun).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it answers, and can be stopped from then on."""
+
+    def __init__(self, config: uvicorn.Config, begun: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._begun = begun
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, then say so."""
+        await super().startup(sockets)
+        self._begun()
 
 
 def listen(port: int) -> socket.socket:

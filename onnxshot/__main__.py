@@ -1,4 +1,4 @@
-"""`python -m onnxshot.cli`."""
+"""`python -m onnxshot`."""
 
 from onnxshot.cli.app import main
 
