@@ -30,8 +30,9 @@ from onnxshot.cli.options import (
     sinks_of,
     tell,
 )
-from onnxshot.cutting.shrunk import ShrinkReport
+from onnxshot.cutting.shrunk import ShrinkReport, ShrinkResult
 from onnxshot.errors import GoalMissed, UsageError
+from onnxshot.pruning.report import PruneResult
 from onnxshot.recipes.files import load_stages
 from onnxshot.report import save_report
 
@@ -85,41 +86,45 @@ def prune(
 ) -> None:
     """Set weights of MODEL to zero in one shot; with data, let those that stay make up for it."""
     out = output or model.with_name(f"{model.stem}.pruned.onnx")
+    targets = {
+        "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
+        "max_drop": max_drop,
+    }  # fmt: skip
+    channels = pattern == "channels"
+    of_zeros = {"scope": scope is not None, "layer": bool(layer), "keep-zeros": keep_zeros}
+    of_channels = {name.replace("_", "-"): value is not None for name, value in targets.items()}
+    if wrong := [name for name, given in (of_zeros if channels else of_channels).items() if given]:
+        hint = "it is of the patterns that set zeros" if channels else "it is of --pattern channels"
+        raise UsageError(f"--{wrong[0]} with --pattern {pattern}", hint)
+    if channels and sparsity is not None:
+        targets["target_flops"] = 1 - sparsity
+    if not channels and not as_json:
+        terminal.show_text("zeros make a model no faster in ONNX Runtime: --pattern channels does")
+    result: ShrinkResult | PruneResult
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(samples=samples_of(samples), verify=verify, threads=threads, progress=show)
-        targets = {
-            "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
-            "max_drop": max_drop,
-        }  # fmt: skip
-        if pattern == "channels":
-            of_zeros = {"scope": scope is not None, "layer": bool(layer), "keep-zeros": keep_zeros}
-            if wrong := [name for name, given in of_zeros.items() if given]:
-                raise UsageError(f"--{wrong[0]} with --pattern channels", "it is of the patterns that set zeros")
-            if sparsity is not None:
-                targets["target_flops"] = 1 - sparsity
-            cut = onnxshot.shrink(
+        if channels:
+            result = onnxshot.shrink(
                 model, calib, **targets, evaluate=evaluation, scope=prune_scope, multiple=multiple,  # type: ignore[arg-type]
                 include=include or (), exclude=exclude or (), importance=importance, output=out,  # type: ignore[arg-type]
                 preset=preset, settings=settings,
             )  # fmt: skip
-            if report is not None:
-                save_report(cut.report.to_dict(), report)
-            tell(as_json, cut.report.to_dict(), lambda: terminal.show_shrunk(cut.report))
-            if not cut.report.reached:
-                raise GoalMissed(f"{out} was written, but it does not reach the target", "no more can be cut")
-            return
-        if given := [name for name, value in targets.items() if value is not None]:
-            raise UsageError(f"--{given[0].replace('_', '-')} with --pattern {pattern}", "it is of --pattern channels")
-        if not as_json:
-            terminal.show_text("zeros make a model no faster in ONNX Runtime: --pattern channels does")
-        result = onnxshot.prune(
-            model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=preset,
-            include=include or (), exclude=exclude or (), layers=dict(map(_rule, layer or ())),
-            keep_zeros=keep_zeros, settings=settings,
-        )  # fmt: skip
+        else:
+            result = onnxshot.prune(
+                model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=preset,
+                include=include or (), exclude=exclude or (), layers=dict(map(_rule, layer or ())),
+                keep_zeros=keep_zeros, settings=settings,
+            )  # fmt: skip
     if report is not None:
-        result.report.save(report)
-    tell(as_json, result.report.to_dict(), lambda: terminal.show_pruned(result.report))
+        save_report(result.report.to_dict(), report)
+    if isinstance(result, PruneResult):
+        pruned = result.report
+        tell(as_json, pruned.to_dict(), lambda: terminal.show_pruned(pruned))
+        return
+    cut = result.report
+    tell(as_json, cut.to_dict(), lambda: terminal.show_shrunk(cut))
+    if not cut.reached:
+        raise GoalMissed(f"{out} was written, but it does not reach the target", "no more can be cut")
 
 
 def compress(
