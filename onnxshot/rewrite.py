@@ -7,6 +7,7 @@ from onnxshot.passes.base import Pass, Skip
 from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.input_grid import QuantizeByChannel
 from onnxshot.passes.isolate_softmax import IsolateSoftmax
+from onnxshot.passes.keep_float import KeepFloat
 from onnxshot.passes.merge_products import MergeProducts
 from onnxshot.passes.move_pairs import MovePairs
 from onnxshot.passes.qdq import InsertQdq
@@ -14,8 +15,9 @@ from onnxshot.passes.qoperator import ToQOperator
 from onnxshot.passes.smooth import Smooth
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
-from onnxshot.planning.plan import DYNAMIC, Plan
+from onnxshot.planning.plan import DYNAMIC, FLOAT, Plan
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 
 
@@ -28,6 +30,9 @@ def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     merge.run(model)
     steps = (QuantizeDynamically(merge.plan), QuantizeWeightsOnly(plan), StoreHalf())
     skips += [skip for step in steps for skip in step.run(model).skips]
+    target = target_named(plan.target)
+    if target.runs_here:
+        KeepFloat(plan.labels(FLOAT), per_axis=not target.everywhere).run(model)
     _tidy(model)
     return skips
 

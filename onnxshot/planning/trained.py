@@ -180,6 +180,8 @@ def _params(node: Node) -> tuple[QuantParams | None, str]:
     if zero.size not in (1, scale.size):
         raise ModelError(f"{node.label!r} ({node.op}) has {scale.size} scales and {zero.size} zero points")
     zero = np.broadcast_to(zero.reshape(-1).astype(kind.storage), (scale.size,))
+    if not isinstance(node.inputs[0], Constant) and (scale == scale.flat[0]).all() and (zero == zero[0]).all():
+        scale, zero = scale.reshape(-1)[:1], zero[:1]  # as many equal ones: what keeps a float op a float op
     if scale.size == 1:
         return QuantParams(QuantScheme(kind), scale.reshape(()), zero.reshape(())), ""
     return QuantParams(QuantScheme(kind, granularity=PerChannel(axis)), scale, np.array(zero)), ""

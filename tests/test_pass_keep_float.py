@@ -1,0 +1,162 @@
+"""Float products between DQ and Q keep their weights in ONNX Runtime. onnxruntime PR #24537, #25673, #22969."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from handmade.core import Feed, feeds, model, vector, weight
+from numpy.typing import NDArray
+from rewrites import loaded, ops
+
+from onnxshot.graph import Model
+from onnxshot.passes.keep_float import KeepFloat
+from onnxshot.passes.strip_qdq import StripQdq
+from onnxshot.planning.trained import read_pairs
+
+GRID = {"s": np.float32(0.02), "z": np.uint8(128), "t": np.float32(0.05)}
+IMAGE = (2, 16, 8, 8)
+CONV = "{made} = Conv<pads = [1, 1, 1, 1], group = {group}>({x}, w, b)"
+
+
+def between(
+    product: str, shape: tuple[int, ...], constants: Feed, *, before: str = "", after: str = "", free: bool = True
+) -> tuple[onnx.ModelProto, list[Feed]]:
+    """x -> Q -> DQ -> before -> the product named mid -> after -> Q -> DQ -> y; `x` and `made` name what it reads."""
+    names = {"x": "m" if before else "d", "made": "p" if after else "r"}
+    sizes = ", ".join(["n" if free else str(shape[0]), *map(str, shape[1:])])
+    text = f"""g (float[{sizes}] x) => (float y) {{
+        q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
+        {before}
+        [mid] {product.format(**names)}
+        {after}
+        e = QuantizeLinear(r, t, z)  y = DequantizeLinear(e, t, z)
+    }}"""
+    made = model(text, GRID | constants)
+    made.graph.output[0].type.tensor_type.ClearField("shape")
+    made = onnx.shape_inference.infer_shapes(made)
+    del made.graph.value_info[:]
+    return made, feeds(2, x=shape)
+
+
+def conv(group: int = 1, inputs: int = 16, **options: Any) -> tuple[onnx.ModelProto, list[Feed]]:
+    constants = {"w": weight(16, inputs // group, 3, 3), "b": vector(16)} | options.pop("constants", {})
+    text = CONV.replace("{group}", str(group)) + options.pop("more", "")
+    return between(text, (2, inputs, *options.pop("size", (8, 8))), constants, **options)
+
+
+def transposed(relu: bool = False) -> tuple[onnx.ModelProto, list[Feed]]:
+    text = "{made} = ConvTranspose<strides = [2, 2]>({x}, w, b)"
+    return between(
+        text, IMAGE, {"w": weight(16, 8, 3, 3, channel_axis=1), "b": vector(8)}, after="r = Relu(p)" * relu
+    )
+
+
+def gemm(bias: bool = True, turned: bool = False, **options: Any) -> tuple[onnx.ModelProto, list[Feed]]:
+    w = weight(64, 48, channel_axis=1)
+    text = f"{{made}} = Gemm<transB = {int(turned)}>({{x}}, w{', b' * bias})"
+    return between(text, (6, 64), {"w": w.T.copy() if turned else w, "b": vector(48)}, **options)
+
+
+def matmul(*shape: int, after: str = "r = Add(p, b)", free: bool = True) -> tuple[onnx.ModelProto, list[Feed]]:
+    constants = {"w": weight(64, 48, channel_axis=1), "b": vector(48)}
+    return between("{made} = MatMul({x}, w)", shape, constants, after=after, free=free)
+
+
+MOVED = "m = Transpose<perm = [0, 1, 3, 2]>(d)"
+FORMS = {
+    "conv": conv(),
+    "conv without bias": between(
+        "{made} = Conv<pads = [1, 1, 1, 1]>({x}, w)", IMAGE, {"w": weight(16, 16, 3, 3)}
+    ),
+    "conv and relu": conv(after="r = Relu(p)"),
+    "conv and clip": conv(after="r = Clip(p, low, high)", constants={"low": np.float32(0), "high": np.float32(6)}),
+    "grouped": conv(4),
+    "depthwise": conv(16),
+    "one channel": conv(1, 1),
+    "conv before max pool": conv(after="r = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(p)"),
+    "conv before transpose": conv(after="r = Transpose<perm = [0, 2, 3, 1]>(p)"),
+    "conv before reshape": conv(after="r = Reshape(p, c)", constants={"c": np.array([0, -1], np.int64)}),
+    "conv behind max pool": conv(before="m = MaxPool<kernel_shape = [2, 2]>(d)"),
+    "conv behind transpose": conv(before=MOVED),
+    "conv between moves": conv(before=MOVED, after="u = Relu(p) r = Transpose<perm = [0, 2, 3, 1]>(u)"),
+    "conv and added constant": conv(after="r = Add(p, c)", constants={"c": vector(16).reshape(1, 16, 1, 1)}),
+    "transposed": transposed(),
+    "transposed and relu": transposed(relu=True),
+    "gemm": gemm(),
+    "gemm without bias": gemm(bias=False),
+    "gemm with its weight turned": gemm(turned=True, after="r = Relu(p)"),
+    "gemm behind transpose": between(
+        "{made} = Gemm({x}, w, b)", (64, 6), {"w": weight(64, 48, channel_axis=1), "b": vector(48)},
+        before="m = Transpose<perm = [1, 0]>(d)",
+    ),
+    "matmul and add": matmul(6, 64),
+    "matmul and add and relu": matmul(6, 64, after="a = Add(b, p) r = Relu(a)"),
+    "matmul of three axes": matmul(2, 5, 64, free=False),
+    "matmul of three axes, the first free": matmul(2, 5, 64),
+}  # fmt: skip
+
+
+def steps(proto: onnx.ModelProto, given: list[Feed], *, optimize: bool) -> NDArray[np.float64]:
+    """What the model gives, in steps of its last Q."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    run = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = [run.run(None, feed)[0].astype(np.float64).reshape(-1) for feed in given]
+    return np.concatenate(found) / float(GRID["t"])
+
+
+def moved_share(proto: onnx.ModelProto, given: list[Feed], reference: NDArray[np.float64]) -> float:
+    """Share of outputs that ONNX Runtime's optimizations put on another step."""
+    return float((np.abs(steps(proto, given, optimize=True) - reference) > 0.5).mean())
+
+
+def kept(proto: onnx.ModelProto, *, per_axis: bool = True) -> tuple[Model, onnx.ModelProto]:
+    after = loaded(proto)
+    assert KeepFloat(frozenset({"mid"}), per_axis).run(after).edits == 1
+    return after, after.to_proto()
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("per_axis", [True, False])
+def test_a_float_product_between_pairs_keeps_its_weights(name: str, per_axis: bool) -> None:
+    proto, given = FORMS[name]
+    reference = steps(proto, given, optimize=False)
+    _, after = kept(proto, per_axis=per_axis)
+    onnx.checker.check_model(after, full_check=True)
+    np.testing.assert_array_equal(steps(after, given, optimize=False), reference)  # the meaning is the same
+    assert moved_share(after, given, reference) < 0.005  # float sums in another order
+    if "free" not in name:
+        assert moved_share(proto, given, reference) > 0.02  # what the pass is for
+
+
+def test_channels_get_one_scale_each_and_the_pair_stays_one() -> None:
+    proto, _ = FORMS["conv and relu"]
+    after, _ = kept(proto)
+    product = next(n for n in after.graph.nodes if n.name == "mid")
+    (dq,) = product.inputs[0].inputs
+    assert dq.op == "DequantizeLinear" and dq.attrs["axis"] == 1
+    assert dq.inputs[1].shape == dq.inputs[2].shape == (16,)
+    pairs = read_pairs(after)
+    assert not pairs.refused and set(pairs.activations) == {"x", "y"}
+    assert float(pairs.activations["x"].scale) == GRID["s"]
+    StripQdq().run(after)
+    assert ops(after) == {"Conv": 1, "Relu": 1}
+
+
+def test_what_nothing_quantizes_stays_as_it_is() -> None:
+    proto, _ = conv()
+    assert KeepFloat(frozenset()).run(loaded(proto)).edits == 0
+    free = model(
+        """g (float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] y) {
+            q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
+            [mid] p = Conv<pads = [1, 1, 1, 1]>(d, w, b)  y = Tanh(p)
+        }""",
+        {"s": GRID["s"], "z": GRID["z"], "w": weight(16, 16, 3, 3), "b": vector(16)},
+    )
+    assert KeepFloat(frozenset({"mid"})).run(loaded(free)).edits == 0
+    alone, _ = matmul(6, 64, after="r = Tanh(p)")
+    assert KeepFloat(frozenset({"mid"})).run(loaded(alone)).edits == 0
