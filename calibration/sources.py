@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from onnxshot.calibration.arrays import map_npy, read_npz
 from onnxshot.calibration.checks import InputSpec, Sample, is_float
 from onnxshot.errors import CalibrationError
+from onnxshot.writing.places import scratch_part
 
 _BLOCK = 1 << 20
 _MOST_RANDOM = 1 << 28  # elements of one random input
+
+
 
 
 class Digest(Protocol):
@@ -189,7 +191,7 @@ class Spool(Source):
         limit: int | None = None,
     ) -> None:
         self._label, self._specs, self._count = label, specs, 0
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxshot-", ignore_cleanup_errors=True)
+        self._folder = scratch_part()
         for feed in _first(stream, limit, label):
             checked = fit(as_feed(feed, self.where(self._count)), self.where(self._count))
             # by position: an input may be named 'file', which np.savez takes for itself
@@ -218,10 +220,10 @@ class Spool(Source):
 
     def close(self) -> None:
         """Remove the temporary files."""
-        self._folder.cleanup()
+        self._folder.close()
 
     def _path(self, index: int) -> Path:
-        return Path(self._folder.name) / f"{index}.npz"
+        return self._folder.path / f"{index}.npz"
 
 
 def _first(stream: Iterable[object], limit: int | None, label: str) -> Iterable[object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from onnxshot.calibration.arrays import map_npy, map_npz
 from onnxshot.calibration.checks import InputSpec, Sample, fits
 from onnxshot.calibration.sources import Source, only_input, renamed
+from onnxshot.writing.owned import Part
+from onnxshot.writing.places import scratch_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Stack(Source):
         label: str,
         arrays: dict[str, NDArray[Any]],
         specs: Sequence[InputSpec],
-        folder: tempfile.TemporaryDirectory[str] | None = None,
+        folder: Part | None = None,
     ) -> None:
         self._label, self._folder = label, folder
         self._arrays = renamed(arrays, specs)
@@ -71,7 +72,7 @@ class Stack(Source):
         """Let go of the arrays; remove the temporary copy of compressed ones."""
         self._arrays = {}
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
 
 
 def npy_stack(path: Path, specs: Sequence[InputSpec]) -> Stack:
@@ -81,8 +82,8 @@ def npy_stack(path: Path, specs: Sequence[InputSpec]) -> Stack:
 
 def npz_stack(path: Path, specs: Sequence[InputSpec]) -> Stack:
     """One .npz file whose arrays have a leading sample axis, mapped (compressed ones from a temporary copy)."""
-    folder = tempfile.TemporaryDirectory(prefix="onnxshot-", ignore_cleanup_errors=True)
-    return Stack(str(path), map_npz(path, Path(folder.name)), specs, folder)
+    folder = scratch_part()
+    return Stack(str(path), map_npz(path, folder.path), specs, folder)
 
 
 def _cut(x: NDArray[Any], spec: InputSpec | None) -> _Cut | None:

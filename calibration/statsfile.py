@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,10 @@ from onnxshot.calibration.arrays import read_npz
 from onnxshot.calibration.stats import NO_STATS, TensorStats, from_arrays, merge, to_arrays
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.remote.urls import refuse_remote
+from onnxshot.writing.places import write_file
 
 _FORMAT = 4  # raised when what the arrays mean changes
+_HEAD = "meta"  # the array that tells what the others are
 _SHOWN = 12  # digits of a hash in a message
 
 
@@ -56,11 +58,8 @@ class Statistics:
         }  # fmt: skip
         meta = np.frombuffer(json.dumps(head).encode(), np.uint8)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnxshot-") as aside:
-                part = Path(aside) / path.name
-                np.savez_compressed(part, allow_pickle=False, meta=meta, **to_arrays(self.tensors))
-                part.replace(path)
+            arrays = to_arrays(self.tensors)
+            write_file(path, lambda part: np.savez_compressed(part, allow_pickle=False, **{_HEAD: meta}, **arrays))
         except OSError as e:
             raise UsageError(f"cannot write statistics to {path}: {e.strerror}", "choose another file with -o") from e
         return path
@@ -74,7 +73,7 @@ def load_statistics(path: str | Path) -> Statistics:
         raise CalibrationError(f"statistics {path} are not there", "onnxshot calibrate MODEL --calib DATA writes them")
     arrays = read_npz(path)
     try:
-        head = json.loads(arrays.pop("meta").tobytes())
+        head = json.loads(arrays.pop(_HEAD).tobytes())
         if head["format"] != _FORMAT:
             raise CalibrationError(
                 f"{path} holds statistics of format {head['format']}; this onnxshot reads {_FORMAT}",
@@ -90,6 +89,16 @@ def load_statistics(path: str | Path) -> Statistics:
         )
     except (KeyError, ValueError, TypeError, IndexError) as e:
         raise CalibrationError(f"{path} holds no statistics of onnxshot: {e}", "run onnxshot calibrate again") from e
+
+
+def is_statistics(path: Path) -> bool:
+    """Whether a file is one that `save` wrote, of whatever format, and whole as far as its list of contents tells."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{_HEAD}.npy") as file:
+            head = json.loads(np.lib.format.read_array(file, allow_pickle=False).tobytes())
+        return isinstance(head, dict) and {"format", "model", "samples"} <= head.keys()
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, RuntimeError, EOFError, MemoryError):
+        return False
 
 
 def join(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:

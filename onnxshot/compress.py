@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from onnxshot.staging import StageResult, run_stage
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.ort_bench import bench
 from onnxshot.targets.runtime import EmitOptions
+from onnxshot.writing.places import scratch
 from onnxshot.zeros import lost_zeros
 
 _TIMED_ON = 8  # samples
@@ -111,11 +111,11 @@ def compress(
     calib = list(calib) if isinstance(calib, Iterator) else calib  # every stage reads it
     report = CompressReport(source_name(model), stages.to_dict(), input_bytes=input_bytes(model, loaded))
     with (
-        tempfile.TemporaryDirectory(prefix="onnxshot-") as made,
+        scratch() as made,
         open_calib(calib, loaded, preset, settings, sizes) as data,
     ):
-        folder = Path(keep_stages) if keep_stages is not None else Path(made)
-        source = Path(model) if isinstance(model, str | Path) else Path(made) / "input.onnx"
+        folder = Path(keep_stages) if keep_stages is not None else made
+        source = Path(model) if isinstance(model, str | Path) else made / "input.onnx"
         if isinstance(model, ModelProto):
             write(loaded, source)
         run = _Run(stages, source, folder, calib, preset, settings, data, sizes)

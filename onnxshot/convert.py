@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -34,6 +33,7 @@ from onnxshot.targets import target_named, target_of
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.runtime import EmitOptions
+from onnxshot.writing.places import scratch
 
 
 def emit(
@@ -106,7 +106,7 @@ def emit(
                 if original is not None and quantized and targets[name] is not main:
                     other = load_model(original)
                     _retarget(other, targets[name], report)
-                    source = Path(stack.enter_context(tempfile.TemporaryDirectory())) / written.name
+                    source = stack.enter_context(scratch()) / written.name
                     write(other, source)
                 how = options or EmitOptions()
                 yield from emitting.artifacts(source, (name,), place, how, judged, settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +13,7 @@ from onnx import ModelProto
 
 from onnxshot.calibration.readers import Dataset
 from onnxshot.errors import TargetError, UsageError
-from onnxshot.graph.save import Draft, aside
+from onnxshot.graph.save import Draft
 from onnxshot.proving.verify import compare_loaded
 from onnxshot.report import NOISE, Artifact
 from onnxshot.settings import Settings
@@ -23,6 +22,7 @@ from onnxshot.targets.base import Target
 from onnxshot.targets.ort_bench import time_in_turns
 from onnxshot.targets.ort_runtime import Runner
 from onnxshot.targets.runtime import EmitOptions, Emitted, Loaded, Runtime
+from onnxshot.writing.places import aside, scratch
 
 ONNX = "onnx"
 _BENCH_FEEDS = 8
@@ -126,8 +126,8 @@ def _proven(
         loaded = runtime.load(draft.path, threads=settings.threads)
         found = compare_loaded(judged.original.SerializeToString(), loaded, judged.samples, threads=settings.threads)
         notes += [*found.notes, *found.not_finite]
-        with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
-            path = Path(folder) / "float.onnx"
+        with scratch() as folder:
+            path = folder / "float.onnx"
             path.write_bytes(judged.original.SerializeToString())
             feeds = [judged.samples[i].feed for i in range(min(len(judged.samples), _BENCH_FEEDS))]
             before, after = time_in_turns(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.graph import Model, weights
-from onnxshot.graph.save import Draft, aside, draft
+from onnxshot.graph.save import Draft, draft
 from onnxshot.recipes.record import leave_beside
 from onnxshot.report import Artifact, Report
+from onnxshot.writing.places import aside, scratch
 
 RANDOM_KEY = "onnxshot.calibrated_on_random_data"
 
@@ -51,7 +51,7 @@ def deliver(
     """
     with contextlib.ExitStack() as stack:
         if output is None:
-            final, keep = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.onnx", False
+            final, keep = stack.enter_context(scratch()) / "model.onnx", False
         else:
             final = Path(output) if keep else stack.enter_context(aside(Path(output))) / Path(output).name
         written = stack.enter_context(draft(model, final))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES
 from onnxshot.targets.ort_bench import bench
 from onnxshot.targets.runtime import EmitOptions, Sizes
+from onnxshot.writing.places import scratch
 
 _FEEDS = 8
 
@@ -39,8 +39,8 @@ def _row(name: str, written: Path, judged: Judged, settings: Settings) -> dict[s
         return {"missing": str(e)}
     found = [f"{f.node} ({f.op}): {f.reason}" for f in runtime.preflight(load_model(written))]
     try:
-        with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
-            place = Path(folder) / f"model{runtime.suffix}"
+        with scratch() as folder:
+            place = folder / f"model{runtime.suffix}"
             options = EmitOptions(shapes=_ranges(written, judged), threads=settings.threads)
             with made(written, name, place, options, judged, settings) as (_, artifact):
                 return {
@@ -70,8 +70,8 @@ def against(alone: Model, target: str, written: Path, judged: Judged, settings: 
     Keys: target, sqnr_db, ms, and speedup: how many times as fast as the file for all it is.
     """
     feeds = [judged.samples[i].feed for i in range(min(len(judged.samples), _FEEDS))]
-    with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
-        path = Path(folder) / "alone.onnx"
+    with scratch() as folder:
+        path = folder / "alone.onnx"
         write(alone, path)
         found = compare(judged.original.SerializeToString(), path, judged.samples, threads=settings.threads)
         _, own = bench(

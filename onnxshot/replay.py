@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from onnxshot.recipes.record import (
 )
 from onnxshot.settings import Settings
 from onnxshot.staging import StageResult, run_stage
+from onnxshot.writing.places import scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def replay(
     calib = records.source.get("calib") if calib is None else calib
     preset = records.source.get("preset") if preset is None else preset
     calib = list(calib) if isinstance(calib, Iterator) else calib
-    with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
+    with scratch() as folder:
         path = Path(model)
         for number, run in enumerate(records.runs, 1):
             try:
@@ -96,7 +96,7 @@ def replay(
             except OnnxshotError as e:
                 e.message = f"run {number} ({next(iter(run.stage))}): {e.message}"
                 raise
-            path = made.save(output if number == len(records.runs) else Path(folder) / f"{number}.onnx")
+            path = made.save(output if number == len(records.runs) else folder / f"{number}.onnx")
     source = {**records.source, **({"calib": str(calib)} if isinstance(calib, str | Path) else {})}
     notes = leave_beside(made.model, output, source, [output])
     return Replayed(

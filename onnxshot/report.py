@@ -12,6 +12,7 @@ from typing import Any
 
 from onnxshot.errors import UsageError
 from onnxshot.passes.base import Skip
+from onnxshot.writing.places import write_file
 
 GOOD_DB = 10.0
 """A tensor below this SQNR is named as the first suspect: its noise is a third of its signal."""
@@ -221,13 +222,9 @@ def save_report(values: Mapping[str, Any], path: str | Path) -> None:
         text = page(values)
     else:
         text = to_json(values) + "\n"
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
     except OSError as e:
-        part.unlink(missing_ok=True)
         raise UsageError(f"cannot write the report to {path}: {e.strerror}", "choose another file") from e
 
 

@@ -17,6 +17,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.observing import cache
 from onnxshot.pipeline import Settings, quantize
 
+KEY = cache.key("k")
 KEEPING = Settings(verify=False, threads=1)
 
 
@@ -33,10 +34,10 @@ def some_stats(count: int = 3) -> Statistics:
 
 
 def test_what_was_stored_comes_back(folder: Path) -> None:
-    cache.store("k", some_stats())
-    assert cache.load("k") == some_stats()
+    cache.store(KEY, some_stats())
+    assert cache.load(KEY) == some_stats()
     assert cache.load("other") is None
-    assert [p.name for p in folder.iterdir()] == ["k.npz"]
+    assert [p.name for p in folder.iterdir()] == [f"{KEY}.npz"]
 
 
 def test_what_effort_changes_is_not_calibrated_twice_either(folder: Path) -> None:
@@ -85,41 +86,41 @@ def test_the_hash_of_a_bfloat16_weight() -> None:
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "flipped", "other file"])
 def test_a_damaged_file_is_a_miss(folder: Path, damage: str) -> None:
-    cache.store("k", some_stats(40))
-    path = folder / "k.npz"
+    cache.store(KEY, some_stats(40))
+    path = folder / f"{KEY}.npz"
     whole = path.read_bytes()
     if damage == "flipped":
         for at in range(0, len(whole), 101):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
-            assert cache.load("k") in (None, some_stats(40))
+            assert cache.load(KEY) in (None, some_stats(40))
         return
     if damage == "other file":
         np.savez(path, names=np.zeros(3))
     else:
         path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"PK\x03\x04" * 50}[damage])
-    assert cache.load("k") is None
-    cache.store("k", some_stats())
-    assert cache.load("k") == some_stats()
+    assert cache.load(KEY) is None
+    cache.store(KEY, some_stats())
+    assert cache.load(KEY) == some_stats()
 
 
 def test_the_folder_stays_within_its_bound_and_the_oldest_go_first(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(4):
-        cache.store(f"k{i}", some_stats())
-        os.utime(folder / f"k{i}.npz", (1000 + i, 1000 + i))
-    cache.load("k0")  # used just now
-    size = (folder / "k0.npz").stat().st_size
+        cache.store(cache.key(f"k{i}"), some_stats())
+        os.utime(folder / f"{cache.key(f'k{i}')}.npz", (1000 + i, 1000 + i))
+    cache.load(cache.key("k0"))  # used just now
+    size = (folder / f"{cache.key('k0')}.npz").stat().st_size
     monkeypatch.setattr(cache, "MAX_BYTES", int(3.5 * size))
-    cache.store("k4", some_stats())
-    assert sorted(p.name for p in folder.iterdir()) == ["k0.npz", "k3.npz", "k4.npz"]
+    cache.store(cache.key("k4"), some_stats())
+    assert {p.stem for p in folder.iterdir()} == {cache.key(name) for name in ("k0", "k3", "k4")}
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("ONNXSHOT_CACHE", str(tmp_path / "file" / "cache"))
-    cache.store("k", some_stats())
-    assert cache.load("k") is None
+    cache.store(KEY, some_stats())
+    assert cache.load(KEY) is None
 
 
 def test_a_write_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,8 +128,8 @@ def test_a_write_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full)
-    cache.store("k", some_stats())
-    assert list(folder.iterdir()) == []
+    cache.store(KEY, some_stats())
+    assert not folder.exists() or list(folder.iterdir()) == []
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,7 +272,7 @@ def test_the_result_has_the_bytes_that_the_command_line_gives(client: Client, tm
     _, report = client("GET", f"jobs/{key}/outputs/report.json")
     assert report["outputs"][0]["bytes"] == len(made)
     assert report["sqnr_db"] > 20
-    assert "onnxshot-ui" not in json.dumps(report)  # where the job's folder was
+    assert tempfile.gettempdir() not in json.dumps(report)  # where the job's folder was
     for name in ("nothing.onnx", "..%2freport.json", "%2e%2e"):
         assert client.raw("GET", f"/{TOKEN}/jobs/{key}/outputs/{name}")[0] in (400, 404)
 

@@ -104,12 +104,16 @@ class _Rows:
 
     def keep(self, cell: Cell, part: Path, row: Row) -> None:
         """Publish the results of a cell, or remove what a failed one has left."""
+        if "error" not in row:
+            try:
+                self.store.publish(cell, part, row)
+            except OnnxshotError as e:
+                row = cell.row(error=str(e), code=e.exit_code)
         if "error" in row:
             row["error"] = self.copies.named(row["error"])
             self.store.discard(part)
             self.store.note({"event": "failed", "cell": cell.place, **row})
         else:
-            self.store.publish(cell, part, row)
             self.store.note({"event": "done", "cell": cell.place, **row})
         self._add(cell, row, resumed=False)
 

@@ -16,9 +16,12 @@ from typing import Any
 from onnxshot.batch.cells import Cell, Row
 from onnxshot.errors import UsageError
 from onnxshot.recipes.record import sha256
+from onnxshot.writing.owned import Part
+from onnxshot.writing.places import put, put_folder, take_along
 
 ROW, LOG, SUMMARY = "cell.json", "batch.jsonl", "summary.json"
-_PARTS, _LOCK = ".parts", ".lock"
+REPORT = "report.json"
+_PARTS = ".parts"
 
 
 class Store(ABC):
@@ -34,7 +37,10 @@ class Store(ABC):
 
     @abstractmethod
     def publish(self, cell: Cell, part: Path, row: Mapping[str, Any]) -> None:
-        """Put the results of a cell at their place, in place of older ones."""
+        """Put the results of a cell at their place, in place of older ones.
+
+        Raises UsageError where that cannot be done: only files that a batch has written there are replaced.
+        """
 
     @abstractmethod
     def discard(self, part: Path) -> None:
@@ -56,21 +62,21 @@ class Store(ABC):
 class Folder(Store):
     """A store on a file system.
 
-    A cell is made in a folder aside, which is renamed: a process that is killed at any moment leaves either nothing or
-    all of it, and maybe a folder aside, which the next batch removes.
+    A cell is made in a folder aside, which is exchanged for the one at its place: a process that is killed at any
+    moment leaves the old results or the new ones, and maybe a folder aside, which the next batch removes.
     """
 
     def __init__(self, output: Path) -> None:
-        self.output, self._parts = output, output / _PARTS
+        self.output = output
         try:
             output.mkdir(parents=True, exist_ok=True)
-            self._lock = (output / _LOCK).open("w")
-            _lock(self._lock.fileno(), output)
-            shutil.rmtree(self._parts, ignore_errors=True)
-            self._parts.mkdir(exist_ok=True)
+            part = Part.at(output / _PARTS)
+            if part is None:
+                raise UsageError(f"another batch writes to {output}", "wait for it, or choose another output")
+            self._part, self._parts = part, part.path
             self._log = os.open(output / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as e:
-            raise UsageError(f"cannot write to {output}: {e.strerror}", "choose another output") from e
+            raise UsageError(f"cannot write to {e.filename or output}: {e.strerror}", "choose another output") from e
         size = os.fstat(self._log).st_size
         if size and os.pread(self._log, 1, size - 1) != b"\n":
             os.write(self._log, b"\n")  # a line that was torn stays alone
@@ -93,10 +99,14 @@ class Folder(Store):
         (part / ROW).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
         part.chmod(0o755)
         final = self.output / cell.place
-        final.parent.mkdir(exist_ok=True)
-        if final.exists():
-            final.replace(part.with_name(part.name + ".old"))
-        part.replace(final)
+        try:
+            final.parent.mkdir(exist_ok=True)
+            if final.exists():
+                take_along(final, part, _own_files(final))
+            put_folder(part, final, self._parts)
+        except OSError as e:
+            raise UsageError(f"cannot write to {final}: {e.strerror}", "move what is there, and start again") from e
+        shutil.rmtree(part, ignore_errors=True)
 
     def discard(self, part: Path) -> None:
         """See Store."""
@@ -112,22 +122,17 @@ class Folder(Store):
         """See Store."""
         part = self._parts / SUMMARY
         part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(self.output / SUMMARY)
+        put(part, self.output / SUMMARY)
 
     def close(self) -> None:
         """See Store."""
-        shutil.rmtree(self._parts, ignore_errors=True)
         os.close(self._log)
-        self._lock.close()
+        self._part.close()
 
 
-def _lock(file: int, output: Path) -> None:
-    """Hold the folder as long as this process lives. Raises UsageError where another batch does."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two batches at once are up to the user there
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        raise UsageError(f"another batch writes to {output}", "wait for it, or choose another output") from e
+def _own_files(folder: Path) -> set[str]:
+    """The files of a cell that a batch has written, by their paths in it; empty where it has written none there."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        row = json.loads((folder / ROW).read_text("utf-8"))
+        return {ROW, REPORT, *(str(output["file"]) for output in row["outputs"])} if row["key"] else set()
+    return set()

@@ -7,11 +7,12 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from onnxshot.bundles.manifest import Made, Manifest, entry_of, files_of, read_manifest
+from onnxshot.bundles.manifest import Made, Manifest, check_files, entry_of, files_of, read_manifest
 from onnxshot.bundles.samples import MOST_BYTES, Stored
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
@@ -21,7 +22,6 @@ from onnxshot.emitting import ONNX, load_artifact
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.graph.save import aside
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
 from onnxshot.preparing import sizes_of
 from onnxshot.recipes import record
@@ -32,6 +32,7 @@ from onnxshot.result import Result
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_runtime import Runner
 from onnxshot.targets.runtime import Loaded
+from onnxshot.writing.places import aside, put_folder
 
 SAMPLES = 3
 BESIDE = (
@@ -66,14 +67,17 @@ def bundle(
         settings: of the run.
 
     Raises:
-        UsageError: there is a folder that is no bundle, or a bundle to which files were added.
+        UsageError: there is a folder that is no bundle, or a bundle whose files were changed, or to which some were
+            added.
         ModelError, CalibrationError: the model or the samples cannot be read any more.
     """
     folder, settings = Path(folder), settings or Settings()
     refuse_folder(folder)
     source = Path(result.report.input)
     loaded = load_model(source)
-    with aside(folder) as made:
+    with aside(folder) as home:
+        made = home / "bundle"
+        made.mkdir()
         artifacts = _artifacts(result, made, source.stem)
         values = result.report.to_dict()
         values["outputs"] = [{**output, "path": Path(output["path"]).name} for output in values["outputs"]]
@@ -91,7 +95,11 @@ def bundle(
                 left_out,
             )  # fmt: skip
         manifest.write(made)
-        _publish(made, folder)
+        refuse_folder(folder)  # once more: somebody may have added to it meanwhile
+        try:
+            put_folder(made, folder, home)
+        except OSError as e:
+            raise UsageError(f"cannot write {folder}: {e.strerror}", "choose another folder") from e
     return folder
 
 
@@ -103,12 +111,16 @@ def refuse_folder(folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     try:
-        known = read_manifest(folder).files
+        manifest = read_manifest(folder)
     except ModelError as e:
         raise UsageError(f"{folder} is there, and is no bundle", hint) from e
-    added = [name for name in files_of(folder) if name not in known]
+    added = [name for name in files_of(folder) if name not in manifest.files]
     if added:
         raise UsageError(f"{folder} is a bundle to which {added[0]!r} was added", hint)
+    try:
+        check_files(folder, replace(manifest, files={n: e for n, e in manifest.files.items() if (folder / n).exists()}))
+    except ModelError as e:
+        raise UsageError(f"{folder} is a bundle that was changed: {e.message}", hint) from e
 
 
 def _artifacts(result: Result | CompressResult, made: Path, stem: str) -> tuple[Made, ...]:
@@ -173,21 +185,3 @@ def _machine() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
-
-
-def _publish(made: Path, folder: Path) -> None:
-    """Rename the folder into its place; a bundle that is there steps aside, and goes once the new one is there."""
-    old = made.with_name(made.name + ".old")
-    made.chmod(0o755)  # a temporary folder is for its owner alone
-    try:
-        if folder.exists():
-            folder.rename(old)
-        try:
-            made.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-    except OSError as e:
-        raise UsageError(f"cannot write {folder}: {e.strerror}", "choose another folder") from e
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -27,6 +25,7 @@ from onnxshot.passes.store_half import StoreHalf
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import bench
 from onnxshot.targets.ort_runtime import Feed, Runner
+from onnxshot.writing.places import scratch
 
 _TIMED = 3  # how often a latency that decides is measured
 _BENCH_FEEDS = 8
@@ -83,8 +82,8 @@ class Cutter:
     def latency_share(self, made: Model, data: Dataset) -> float:
         """Share of the model's latency that is left: the median of a few, each timed in turns with it."""
         feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
-        with tempfile.TemporaryDirectory() as folder:
-            both = [Made(self.model).save(Path(folder) / "float.onnx"), Made(made).save(Path(folder) / "cut.onnx")]
+        with scratch() as folder:
+            both = [Made(self.model).save(folder / "float.onnx"), Made(made).save(folder / "cut.onnx")]
             ratios = [
                 bench(both, feeds, threads=self.settings.threads, rounds=10_000, seconds=self.settings.bench_seconds)
                 for _ in range(_TIMED)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from onnxshot.calibration.readers import Dataset
 from onnxshot.cutting.allocation import Allocation
@@ -17,6 +15,7 @@ from onnxshot.graph import Model
 from onnxshot.output import Made
 from onnxshot.report import NOISE
 from onnxshot.search.goal import Evaluate, Goal, Judge
+from onnxshot.writing.places import scratch
 
 _STEPS = 0.05  # of the work: how far one step of a search goes
 _LEAST = 0.2  # of the work: where such a search ends in any case
@@ -141,14 +140,14 @@ class TargetSearch:
     def _by_drop(self, goal: Goal, limit: float) -> Found:
         """Step by step, as long as the score falls by no more than the limit; the last that kept to it."""
         best, made, drop = self.whole, self.cutter.cut(self.whole.as_cut()), 0.0
-        with tempfile.TemporaryDirectory() as folder:
-            reference = Made(self.cutter.model).save(Path(folder) / "float.onnx")
+        with scratch() as folder:
+            reference = Made(self.cutter.model).save(folder / "float.onnx")
             judge = Judge(goal, reference, self.data, self.cutter.settings)
             going, refused = True, list[str]()
             while going and best.share - _STEPS >= _LEAST:
                 going, refused = False, []
                 for trial, candidate in self._further(best):
-                    found = judge.drop(Made(candidate).save(Path(folder) / "cut.onnx"))
+                    found = judge.drop(Made(candidate).save(folder / "cut.onnx"))
                     assert found is not None
                     if found <= limit:
                         best, made, drop = trial, candidate, found

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, numpy_helper, parser
@@ -15,6 +13,7 @@ from onnxshot.report import Artifact, Report
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.ort_runtime import Runner
+from onnxshot.writing.places import scratch
 
 _CONVS = """<ir_version: 8, opset_import: ["": 17]>
 convs (float[1, 32, 28, 28] x) => (float[1, 64] y) {
@@ -73,9 +72,9 @@ def tried(target: str, precision: str = "int8", *, threads: int = 2, seconds: fl
     runtime = target_named(target).runtime
     settings = Settings(use_cache=False, threads=threads, bench_seconds=seconds)
     try:
-        with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
+        with scratch() as folder:
             made = quantize(
-                convs(), feeds, output=Path(folder) / "net.onnx", target=target, precision=precision, effort="fast",
+                convs(), feeds, output=folder / "net.onnx", target=target, precision=precision, effort="fast",
                 settings=settings, emit=None if runtime is None else (runtime.format,),
             )  # fmt: skip
     except OnnxshotError as e:

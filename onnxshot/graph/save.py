@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,8 @@ from onnxshot.errors import UsageError
 from onnxshot.graph import weights
 from onnxshot.graph.ir import Constant
 from onnxshot.graph.model import Model
+from onnxshot.writing.pairs import publish
+from onnxshot.writing.places import aside
 
 _INLINE = 1024  # bytes: smaller constants stay in the .onnx file even when the weights are external
 
@@ -29,10 +29,9 @@ class Draft:
         self.size_bytes = sum((folder / name).stat().st_size for name in files)  # of all files, also once published
 
     def publish(self) -> Path:
-        """Move the files to their place; the .onnx file last, so that it never points at data that is not there."""
+        """Move the files to their place; a reader finds the old model or the new one, each with its own data."""
         try:
-            for name in reversed(self.files):
-                (self._folder / name).replace(self.final.parent / name)
+            publish(self._folder, self.final, self.files)
         except OSError as e:
             raise UsageError(f"cannot write {self.final}: {e.strerror}", "choose another output with -o") from e
         return self.final
@@ -57,27 +56,6 @@ def draft(model: Model, final: Path) -> Iterator[Draft]:
         yield Draft(folder, final, files)
 
 
-@contextlib.contextmanager
-def aside(final: Path) -> Iterator[Path]:
-    """A hidden folder beside a file that is to be made; always removed, and folders that were made for it if empty.
-
-    Raises UsageError where it cannot be made.
-    """
-    made: list[Path] = []
-    try:
-        made = [folder for folder in final.parents if not folder.exists()]
-        final.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{final.stem[:40]}.", suffix=".part", dir=final.parent))
-    except OSError as e:
-        _remove_empty(made)
-        raise UsageError(f"cannot write to {final.parent}: {e.strerror}") from e
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _remove_empty(made)
-
-
 def refuse_sources(model: Model, final: Path) -> None:
     """Refuse to write over the files the model is read from, and over folders."""
     if final.is_dir():
@@ -87,13 +65,6 @@ def refuse_sources(model: Model, final: Path) -> None:
     for target in (final, final.with_name(final.name + ".data")):
         if target.exists() and any(source.exists() and target.samefile(source) for source in sources):
             raise UsageError(f"{target} is the input itself", "choose another output with -o")
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Take back folders that were made for a file that was never written; inner ones come first."""
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def write(model: Model, path: Path, *, external: bool | None = None) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshot.graph.shapes import infer_proto
+from onnxshot.writing.places import scratch
 
 
 def emulated(proto: ModelProto) -> ModelProto:
@@ -53,7 +53,7 @@ def runnable(path: Path, precision: str | None) -> Iterator[Path]:
         yield path
         return
     onnx.checker.check_model(str(path), full_check=True)
-    with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
-        made = Path(folder) / "model.onnx"
+    with scratch() as folder:
+        made = folder / "model.onnx"
         onnx.save(emulated(onnx.load(str(path))), str(made), save_as_external_data=True, location="model.data")
         yield made

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
+import stat
 from pathlib import Path
 
 import numpy as np
 
-from onnxshot.calibration.statsfile import Statistics, load_statistics
+from onnxshot.calibration.statsfile import Statistics, is_statistics, load_statistics
 from onnxshot.errors import OnnxshotError
 from onnxshot.graph import Model, weights
+from onnxshot.writing.owned import clear_dead
+from onnxshot.writing.places import clear_dead_everywhere
 
 MAX_BYTES = 256 << 20
+_NAME = re.compile(r"[0-9a-f]{64}\.npz")  # as `key` gives it
 
 
 def folder() -> Path:
@@ -65,17 +71,38 @@ def store(name: str, statistics: Statistics) -> None:
 
 
 def entries() -> list[Path]:
-    """The files of the cache, the one used longest ago first."""
-    return sorted(folder().glob("*.npz"), key=lambda p: p.stat().st_mtime)
+    """The files of the cache, the one used longest ago first; what else lies in the folder is somebody's."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in folder().glob("*.npz"):
+            with contextlib.suppress(OSError):
+                state = path.lstat()
+                if _NAME.fullmatch(path.name) and stat.S_ISREG(state.st_mode):
+                    found.append((state.st_mtime, path))
+    return [path for _, path in sorted(found)]
 
 
 def clear() -> int:
-    """Remove all statistics that are kept; how many bytes that were."""
-    freed = 0
+    """Remove all statistics that are kept, and what killed runs have left; how many bytes that were.
+
+    A run that was killed leaves folders in the cache, among the system's temporary files, and beside its output.
+    """
+    freed = clear_dead_everywhere()
+    for place in (folder(), folder() / "remote"):
+        freed += clear_dead(place)
     for path in entries():
-        freed += path.stat().st_size
-        path.unlink(missing_ok=True)
+        freed += _remove(path)
     return freed
+
+
+def _remove(path: Path) -> int:
+    """Remove an entry that is one, whatever its name; how many bytes it had."""
+    with contextlib.suppress(OSError):
+        if is_statistics(path):
+            size = path.stat().st_size
+            path.unlink()
+            return size
+    return 0
 
 
 def _shrink() -> None:
@@ -85,5 +112,4 @@ def _shrink() -> None:
     for path in files:
         if size <= MAX_BYTES:
             return
-        size -= path.stat().st_size
-        path.unlink(missing_ok=True)
+        size -= _remove(path)

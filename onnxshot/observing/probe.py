@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from onnxshot.errors import ModelError
 from onnxshot.graph import Model, weights
 from onnxshot.graph.save import write
 from onnxshot.targets.ort_runtime import CPU, Feed, Runner
+from onnxshot.writing.places import scratch
 
 IN_MEMORY = 32_000_000
 """Bytes of weights above which a model is run from a temporary file, which ONNX Runtime maps: of one that it is handed
@@ -288,8 +288,8 @@ def _runnable(model: Model, change: Callable[[ModelProto], None]) -> Iterator[tu
         proto = model.export(weights.to_reference if kept_out else weights.to_proto)
         yield _bytes(proto, change), next(iter(folders), None)
         return
-    with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
-        path = Path(made) / "model.onnx"
+    with scratch() as made:
+        path = made / "model.onnx"
         write(model, path, external=True)
         yield _bytes(onnx.load(str(path), load_external_data=False), change), path.parent
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.ort_executed import executed
+from onnxshot.writing.places import scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ class QuantizedProof:
             how = "" if runs is written else ", which has no bfloat16, in float32 rounded to it at every step"
             report.notes.append(f"checked in ONNX Runtime{how}, not in {self.target.name}; not timed")
             return judged
-        with report.timed("bench"), tempfile.TemporaryDirectory() as folder:
-            self._time(Path(folder) / "float.onnx", original, written, held_out)
+        with report.timed("bench"), scratch() as folder:
+            self._time(folder / "float.onnx", original, written, held_out)
         if self.target.everywhere:
             self._prove_everywhere(written, given, judged)
         return judged

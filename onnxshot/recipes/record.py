@@ -26,6 +26,7 @@ from onnxshot.recipes.plain import Plain
 from onnxshot.recipes.stages import EmitStage, ModelStage, Stages, kind_of
 from onnxshot.recipes.yaml_text import NoYaml, decoded, values_of
 from onnxshot.settings import Settings
+from onnxshot.writing.places import write_file
 
 VERSION_KEY, RECIPE_KEY, RUNS_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.runs"
 SUFFIX = ".recipe.yaml"
@@ -153,12 +154,12 @@ def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: S
         "outputs": {file.name: sha256(file) for file in files}, "runs": _json(metadata.get(RUNS_KEY)),
     }  # fmt: skip
     head = _HEAD.format(name=output.name, file=path.name)
-    part = path.with_name(path.name + ".part")
+    text = head + yaml.safe_dump(values, sort_keys=False, width=110, allow_unicode=True)
     try:
-        part.write_text(head + yaml.safe_dump(values, sort_keys=False, width=110, allow_unicode=True), encoding="utf-8")
-        part.replace(path)
+        write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+    except UsageError as e:
+        return [f"{path} was not written: {e.message}"]
     except OSError as e:
-        part.unlink(missing_ok=True)
         return [f"{path} was not written: {e.strerror}"]
     return []
 

@@ -8,8 +8,6 @@ import contextlib
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,6 +18,7 @@ from onnxshot.graph.load import external_files
 from onnxshot.observing import cache
 from onnxshot.remote.filesystems import filesystem, told
 from onnxshot.remote.urls import beside, file_name, is_web, redacted
+from onnxshot.writing.places import aside, put, put_folder, write_file
 
 MAX_BYTES = 8 << 30
 """Most that one path may hold: a model with its weights, or a folder of samples."""
@@ -183,20 +182,19 @@ def _download(files: Any, url: str, found: Mapping[str, Remote]) -> Path:
     """All files, aside first; the folder that they are in then."""
     root = cache.folder() / "remote"
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".part-") as made:
-        aside, sums = Path(made) / "all", dict[str, str]()
+    with aside(root / name_of(url, "")) as made:
+        whole, sums = made / "all", dict[str, str]()
         for name, one in found.items():
-            place = aside / name
+            place = whole / name
             place.parent.mkdir(parents=True, exist_ok=True)
             _get(files, url, one, place)
             sums[name] = _hashed(place, "sha256")
-        (aside / _SUMS).write_text(json.dumps(sums), encoding="utf-8")
+        (whole / _SUMS).write_text(json.dumps(sums), encoding="utf-8")
         # What has no identity is known by its content: another run may be reading what was there before.
         anonymous = any(not one.identity for one in found.values())
         final = root / name_of(url, sorted(sums.items())) if anonymous else _folder(url, found)
         if not _is_whole(final, found):
-            shutil.rmtree(final, ignore_errors=True)
-            aside.replace(final)
+            put_folder(whole, final, made)
     return final
 
 
@@ -208,16 +206,12 @@ def _add(files: Any, url: str, found: Mapping[str, Remote], folder: Path, name: 
     if one.identity and sums.get(f"{name}?") == told_by and _is_whole(folder, [name]):
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(place.name + ".part")
-    try:
+    with aside(place) as made:
+        part = made / place.name
         _get(files, url, one, part)
         sums |= {name: _hashed(part, "sha256"), f"{name}?": told_by}
-        part.replace(place)
-    finally:
-        part.unlink(missing_ok=True)
-    aside = folder / f"{_SUMS}.part"
-    aside.write_text(json.dumps(sums), encoding="utf-8")
-    aside.replace(folder / _SUMS)
+        put(part, place)
+    write_file(folder / _SUMS, lambda part: part.write_text(json.dumps(sums), encoding="utf-8"))
 
 
 def _get(files: Any, url: str, one: Remote, place: Path) -> None:

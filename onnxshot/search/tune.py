@@ -9,7 +9,6 @@ in int8 than in float go back first. Every candidate is measured, and the best o
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +28,7 @@ from onnxshot.result import Result
 from onnxshot.search.candidates import Workbench, workbench
 from onnxshot.search.goal import TIMES, Goal, Judge, Measured
 from onnxshot.settings import Settings
+from onnxshot.writing.places import scratch
 
 
 def tune(
@@ -72,15 +72,15 @@ def tune(
     deadline = math.inf if goal.budget is None else started + 60 * goal.budget
     with (
         workbench(model, calib, stats=stats, preset=preset, recipe=recipe, settings=settings) as bench,
-        tempfile.TemporaryDirectory(prefix="onnxshot-") as folder,
+        scratch() as folder,
     ):
         if output is not None:
             refuse_sources(bench.run.model, Path(output))
-        reference = Path(folder) / "float.onnx"
+        reference = folder / "float.onnx"
         reference.write_bytes(bench.run.original().SerializeToString())
         # Candidates are not frozen, but measured at the sizes that the written file will have.
         judge = Judge(goal, reference, batched(bench.held_out, bench.run.frozen.inputs), settings)
-        search = _Search(bench, goal, judge, Path(folder), deadline)
+        search = _Search(bench, goal, judge, folder, deadline)
         chosen = search.run()
         searched = time.perf_counter() - started
         recipe = search.recipe(chosen) if chosen else recipe
@@ -88,7 +88,7 @@ def tune(
             model, calib, stats=stats, output=output, preset=preset, recipe=recipe, settings=settings,
             emit=(ONNX,) if output is not None else None,
         )  # fmt: skip
-        written = Path(output) if output is not None else result.save(Path(folder) / "result.onnx")
+        written = Path(output) if output is not None else result.save(folder / "result.onnx")
         found = judge.measure(written, recipe.exclude)
         if found.latency_ms is not None:
             found = replace(found, latency_ms=judge.latency_ms(written, times=TIMES))

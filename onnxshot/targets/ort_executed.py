@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from onnxshot.graph.macs import Shape, concrete_shapes, count
 from onnxshot.graph.model import Model
 from onnxshot.targets.execution import Execution, Ran
 from onnxshot.targets.ort_runtime import Feed, external_bytes, input_spec, label, one_line, session
+from onnxshot.writing.places import scratch
 
 LIMIT = 1_500_000_000
 """Bytes of a model above which its optimized graph is not written: it would not fit one protobuf file."""
@@ -48,9 +48,9 @@ def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 
         return Execution((), {}, note=f"the model has {size / 1e9:.1f} GB: its optimized graph was not read")
     name_nodes(proto.graph, set())
     source = proto.SerializeToString()
-    with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
-        at = Path(made) / "optimized.onnx"
-        prefix = Path(made) / "profile"
+    with scratch() as made:
+        at = made / "optimized.onnx"
+        prefix = made / "profile"
         run = session(source, threads=threads, folder=folder, save_optimized=at, profile=prefix)
         feed = _zeros(run) if sample is None else sample
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from onnx import ModelProto
 
 from onnxshot.targets.ort_executed import name_nodes
 from onnxshot.targets.ort_runtime import Feed, session
+from onnxshot.writing.places import scratch
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 200
 _QUANTILE = 0.25  # of the runs of one kernel: what else the machine does only ever adds
@@ -44,8 +44,7 @@ def kernel_times(
     for copy, model in zip(protos, models, strict=True):
         copy.CopyFrom(model)
         name_nodes(copy.graph, set())
-    with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
-        folder = Path(made)
+    with scratch() as folder:
         runs = [
             session(p.SerializeToString(), threads=threads, profile=folder / str(i), save_optimized=_graph(folder, i))
             for i, p in enumerate(protos)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxshot.targets.ort_runtime import session
+from onnxshot.writing.places import scratch
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 400
 _QUANTILE = 0.25  # of the runs of one kernel: what else the machine does only ever adds
@@ -27,10 +27,10 @@ def layer_times(models: Iterable[ModelProto], *, threads: int = 2, seconds: floa
     A change of layout at a model's ends is not counted: inside a network there is none. Ends after 400 rounds, or after
     `seconds` but not before 5 rounds. Held: a session for each model. Raises ModelError where a model does not load.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
+    with scratch() as folder:
         rng = np.random.default_rng(0)
         runs = [
-            session(model.SerializeToString(), threads=threads, profile=Path(folder) / str(i))
+            session(model.SerializeToString(), threads=threads, profile=folder / str(i))
             for i, model in enumerate(models)
         ]
         feeds = [{i.name: rng.standard_normal(i.shape).astype(np.float32) for i in run.get_inputs()} for run in runs]
@@ -60,7 +60,7 @@ def conv_block() -> int:
     w = numpy_helper.from_array(np.ones((1, _PROBED, 1, 1), np.float32), "w")
     graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "one", [x], [y], [w])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with tempfile.TemporaryDirectory(prefix="onnxshot-") as folder:
-        at = Path(folder) / "optimized.onnx"
+    with scratch() as folder:
+        at = folder / "optimized.onnx"
         session(model.SerializeToString(), threads=1, save_optimized=at)
         return max(int(t.dims[0]) for t in onnx.load(str(at)).graph.initializer)

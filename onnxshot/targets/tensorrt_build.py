@@ -20,6 +20,7 @@ from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import first_line
 from onnxshot.targets.runtime import EmitOptions, Sizes
+from onnxshot.writing.places import write_file
 
 Profiles = Mapping[str, tuple[Sizes, Sizes, Sizes]]
 
@@ -211,9 +212,6 @@ def _copy(cache: Path, place: Path) -> None:
 def _publish(made: Path, place: Path) -> None:
     """Put a file at its place in one step: beside it first, as the two may be on different disks."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f".{place.name}.", delete=False) as aside:
-            aside.write(made.read_bytes())
-        Path(aside.name).replace(place)
+        write_file(place, lambda part: shutil.copyfile(made, part))
     except OSError as e:
         raise UsageError(f"cannot write {place}: {e.strerror}") from e

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from onnx import TensorProto
@@ -13,6 +12,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.targets import tensorrt_build, tensorrt_engine, tensorrt_log, tensorrt_rules
 from onnxshot.targets.execution import Execution
 from onnxshot.targets.runtime import EmitOptions, Emitted, Finding, Loaded, Runtime, notes_of, raise_refused, some
+from onnxshot.writing.places import scratch
 from onnxshot.zeros import half_zero
 
 
@@ -43,8 +43,8 @@ class TensorRt(Runtime):
         ranges = tensorrt_build.profiles(model, options.shapes)
         halves = half_zero(model)
         engine = folder / f"{stem}{self.suffix}"
-        with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
-            log = Path(made) / "build.log"
+        with scratch() as made:
+            log = made / "build.log"
             tensorrt_build.build(model, engine, log, ranges, options, sparse=bool(halves))
             executed = tensorrt_log.execution(model, {name: usual for name, (_, usual, _) in ranges.items()}, log)
         notes = [*notes_of(found), *_of_sparsity(halves), *_of_blocks(model, executed)]
@@ -63,9 +63,9 @@ class TensorRt(Runtime):
         """
         if path.suffix != ".onnx":
             return tensorrt_engine.Engine(path)
-        with tempfile.TemporaryDirectory(prefix="onnxshot-") as made:
-            emitted = self.emit(path, Path(made), "model", EmitOptions(threads=threads))
-            return tensorrt_engine.Engine(Path(made) / emitted.files[0])
+        with scratch() as made:
+            emitted = self.emit(path, made, "model", EmitOptions(threads=threads))
+            return tensorrt_engine.Engine(made / emitted.files[0])
 
 
 def _of_blocks(model: Model, executed: Execution) -> list[str]:

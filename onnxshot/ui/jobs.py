@@ -8,7 +8,6 @@ import os
 import secrets
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from onnxshot import source_tree
 from onnxshot.ui.refused import CONFLICT, NO_ROOM, NOT_FOUND, TOO_LARGE, Refused
 from onnxshot.ui.request import OWN_PRESET, Asked
 from onnxshot.ui.uploads import safe_name, safe_path, unpack
+from onnxshot.writing.places import scratch_part
 
 KINDS = ("model", "calib", "preset")
 _UPLOADING, _RUNNING, _DONE, _FAILED = "uploading", "running", "done", "failed"
@@ -33,8 +33,8 @@ class Job:
         self.key = secrets.token_hex(8)
         self.limit, self.used = limit, 0
         self.state = _UPLOADING
-        self._made = tempfile.TemporaryDirectory(prefix="onnxshot-ui-", ignore_cleanup_errors=True)
-        self.folder = Path(self._made.name)
+        self._made = scratch_part()
+        self.folder = self._made.path
         for name in (*KINDS, "out"):
             (self.folder / name).mkdir()
         self._step: list[Any] = []
@@ -113,7 +113,7 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._reader.join()
-        self._made.cleanup()
+        self._made.close()
 
     def _place(self, kind: str, name: str) -> Path:
         if self.state != _UPLOADING:
