@@ -111,3 +111,10 @@ def test_a_plain_install_works_in_the_root_of_a_clone(python: list[str], clone: 
     (clone / "manifest.yaml").write_text(MANIFEST.replace("output: out", "output: again"))
     run([*python, str(script), "batch", "manifest.yaml"], clone)
     assert (clone / "again" / "summary.json").is_file()
+
+
+@pytest.mark.slow
+def test_tasks_of_a_cluster_find_the_package_of_a_clone(python: list[str], clone: Path) -> None:
+    pytest.importorskip("ray")
+    run([*python, "-m", "onnxshot", "batch", "manifest.yaml", "--engine", "ray"], clone)
+    assert (clone / "out" / "summary.json").is_file()
