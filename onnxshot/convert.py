@@ -14,6 +14,7 @@ from onnx import ModelProto
 from onnxshot import emitting
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.readers import Dataset
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, refuse_sources, write
@@ -25,6 +26,7 @@ from onnxshot.passes.store_half import StoreHalf
 from onnxshot.planning.planner import already_quantized
 from onnxshot.preparing import sizes_of
 from onnxshot.proving import proof
+from onnxshot.proving.reference import Reference, given, reference_of
 from onnxshot.proving.verify import compare
 from onnxshot.report import Artifact, Report
 from onnxshot.retarget import retarget
@@ -89,16 +91,17 @@ def emit(
         edit.toposort(loaded)
         quantized = bool(already_quantized(loaded))
         original = loaded.to_proto() if quantized or (settings.verify and formats != (emitting.ONNX,)) else None
+        if data is not None and sizes:
+            data = batched(data, sizes.inputs)
+        judge = _judge(model, reference, loaded, data, settings)
+        report.notes += [judge.note] if judge.note else []
         changed = quantized and _retarget(loaded, main, report)
         report.notes += loaded.notes
         judged: emitting.Judged | None = None
         if settings.verify and original is not None:
             if data is None:
-                data = proof.random_data(original, loaded)
-            elif sizes:
-                data = batched(data, sizes.inputs)
-            against = original if reference is None else _normalized(reference)
-            judged = emitting.Judged(against, data) if data is not None else None
+                data = proof.random_data(judge.model, loaded)
+            judged = emitting.Judged(judge.model, data) if data is not None else None
 
         def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
             for name in formats:
@@ -116,18 +119,30 @@ def emit(
                 proof.keeps_contract(model, written.path, sizes)
                 proof.runs_frozen(written.path, loaded, model)
             if proof.loads(written.path, model) and changed and judged is not None:
-                before = judged.original.SerializeToString()
-                proof.tell(report, compare(before, written.path, judged.samples, threads=settings.threads))
+                found = compare(judged.reference, written.path, judged.samples, threads=settings.threads)
+                proof.tell(report, found)
 
         deliver(loaded, place, main.name, report, prove, others, keep=emitting.ONNX in formats)
     report.seconds = time.perf_counter() - started
     return report
 
 
-def _normalized(model: str | Path | ModelProto) -> ModelProto:
-    loaded = load_model(model)
-    normalize(loaded)
-    return loaded.to_proto()
+def _judge(
+    source: str | Path | ModelProto,
+    reference: str | Path | ModelProto | None,
+    loaded: Model,
+    data: Dataset | None,
+    settings: Settings,
+) -> Reference:
+    """What artifacts are held against. Raises ModelError where normalizing the source has changed what it computes."""
+    if not settings.verify or loaded.weight_bytes() >= proof.MAX_BYTES:
+        return Reference(given(source if reference is None else reference))
+    own = reference_of(source, loaded, data, check=len(loaded.graph.nodes) < proof.MAX_NODES, threads=settings.threads)
+    if reference is None:
+        return own
+    other = load_model(reference)
+    normalize(other)
+    return reference_of(reference, other, data, check=False, threads=settings.threads)
 
 
 def _retarget(model: Model, target: Target, report: Report) -> bool:

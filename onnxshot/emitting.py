@@ -9,8 +9,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import ModelProto
-
 from onnxshot.calibration.readers import Dataset
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph.save import Draft
@@ -30,9 +28,9 @@ _BENCH_FEEDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What an artifact is held against: the float model, on samples that nothing was learned from."""
+    """What an artifact is held against: the model that was given, on samples that nothing was learned from."""
 
-    original: ModelProto
+    reference: Path | bytes
     samples: Dataset
 
 
@@ -124,11 +122,14 @@ def _proven(
         notes.append(f"compiled, not run: {missing}")
     if judged is not None and not missing:
         loaded = runtime.load(draft.path, threads=settings.threads)
-        found = compare_loaded(judged.original.SerializeToString(), loaded, judged.samples, threads=settings.threads)
+        found = compare_loaded(judged.reference, loaded, judged.samples, threads=settings.threads)
         notes += [*found.notes, *found.not_finite]
         with scratch() as folder:
             path = folder / "float.onnx"
-            path.write_bytes(judged.original.SerializeToString())
+            if isinstance(judged.reference, Path):
+                path = judged.reference
+            else:
+                path.write_bytes(judged.reference)
             feeds = [judged.samples[i].feed for i in range(min(len(judged.samples), _BENCH_FEEDS))]
             before, after = time_in_turns(
                 [(path, runtime.load(path, threads=settings.threads)), (draft.path, loaded)],

@@ -28,13 +28,14 @@ from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_
 from onnxshot.output import RANDOM_KEY, deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.planning.plan import FLOAT, Plan
-from onnxshot.planning.planner import make_plan
+from onnxshot.planning.planner import already_quantized, make_plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.schemes import schemes
 from onnxshot.planning.trained import NOTHING, Trained, notes
 from onnxshot.preparing import input_specs, prepare, sizes_of, to_float
 from onnxshot.proving import anatomy, proof
 from onnxshot.proving.quantized import QuantizedProof
+from onnxshot.proving.reference import Reference, reference_of
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.record import Record, precisions, record, source_of, stamp
 from onnxshot.report import Artifact, Report
@@ -127,8 +128,8 @@ class Run:
     frozen: Frozen = field(init=False)
     decided: Recipe = field(init=False)  # the recipe with what was tried and found to be best
     float_model: ModelProto | None = field(init=False, default=None)  # that the plan is made for
-    _original: ModelProto | None = field(init=False, default=None)
-    _changed: bool = field(init=False, default=False)  # whether the weights are no longer those of the original
+    reference: Reference | None = field(init=False, default=None)  # what was given, once there are samples
+    requantized: bool = field(init=False, default=False)  # pairs of Q and DQ were taken out of the model
     source_hash: str = field(init=False)  # of the model as it was given
     sampled: bool = field(init=False, default=False)
     gathered: Gathered | None = field(init=False, default=None)
@@ -148,6 +149,7 @@ class Run:
         self.frozen = sizes_of(self.model, self.recipe.batch, self.recipe.shapes)
         self.report = Report(source_name(self.source), self.recipe.to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
+        self.requantized = bool(already_quantized(self.model))
         if self.recipe.quantizes or self.settings.requantize:  # floats of 16 bits go around what is quantized
             self.trained = to_float(self.model, complete=self.recipe.complete, requantize=self.settings.requantize)
         with self.report.timed("normalize"):
@@ -156,6 +158,11 @@ class Run:
     def planned(self, recipe: Recipe | None = None, evidence: Evidence | None = None) -> Plan:
         """The plan of a recipe, by default the run's own, for the model as it is now; with scales by `evidence`."""
         return make_plan(self.model, self.target, recipe or self.recipe, evidence, self.trained)
+
+    @property
+    def _small(self) -> bool:
+        """Whether the model is within the limits of the proof."""
+        return self.model.weight_bytes() < proof.MAX_BYTES and len(self.model.graph.nodes) < proof.MAX_NODES
 
     # ------------------------------------------------------------------ stages
 
@@ -177,6 +184,7 @@ class Run:
 
     def rewrite(self, data: Dataset | None) -> None:
         """Plan, calibrate, plan again with scales, and change the graph."""
+        self.refer(data)
         self.plan = self.planned()
         if self.plan.observe and (data is not None or self.given is not None):
             with self.report.timed("calibrate"):
@@ -184,10 +192,8 @@ class Run:
             self.evidence = self.improve_plan(stats, data)
         elif self.trained:
             self.plan = self.planned(evidence=Evidence({}))  # every scale is known
-        small = self.model.weight_bytes() < proof.MAX_BYTES and len(self.model.graph.nodes) < proof.MAX_NODES
-        if small and (self.settings.verify or self.recipe.effort != "fast"):
-            original = self.original()
-            self.float_model = self.model.to_proto() if self._changed else original
+        if self._small and (self.settings.verify or self.recipe.effort != "fast"):
+            self.float_model = self.model.to_proto()
         self.report.notes += [*self.plan.notes, *self.model.notes]
         self.report.notes += notes(self.trained, self.plan) if self.recipe.complete else []
         graph = anatomy.graph_rows(self.model)
@@ -223,28 +229,36 @@ class Run:
         self.plan = self.planned(evidence=evidence)
         if data is None or self.gathered is None or self.model.weight_bytes() > trial.MAX_BYTES:
             return evidence
+        if self.reference is None:
+            return evidence
         if schemes(self.target, self.recipe)[0].dtype.floating:
             return evidence  # nothing that is tried was seen to bring float8 anything
         self.improver = Improver(
-            self.model, self.original(), self.target, self.recipe, self.settings, self.trained, data, self.gathered,
-            self.report,
+            self.model, self.reference.model, self.target, self.recipe, self.settings, self.trained, data,
+            self.gathered, self.report,
         )  # fmt: skip
         best = self.improver.best(self.plan, evidence)
-        self._changed = best.model is not self.model
         self.model, self.plan = best.model, best.plan
         clip = self.recipe.clip if self.recipe.clip is not None else best.clips
         self.decided = replace(self.recipe, grid=best.gridded, equalize=best.equalized, smooth=best.smoothed, clip=clip)
         return best.evidence
 
-    def repair(self, reference: ModelProto, model: Model, plan: Plan) -> str:
+    def repair(self, teacher: ModelProto, model: Model, plan: Plan) -> str:
         """Repair a quantized model where there is data to learn from; what was done, in words."""
-        return self.improver.repair(reference, model, plan) if self.improver is not None else ""
+        return self.improver.repair(teacher, model, plan) if self.improver is not None else ""
 
-    def original(self) -> ModelProto:
-        """The normalized float model, as it was before anything that only keeps its answers."""
-        if self._original is None:
-            self._original = self.model.to_proto()
-        return self._original
+    def refer(self, data: Dataset | None) -> None:
+        """Find what results are held against, and hold the normalized model against it; before anything is learned.
+
+        Over the limits of the proof nothing is run. Raises ModelError where normalizing has changed outputs.
+        """
+        if self.model.weight_bytes() >= proof.MAX_BYTES:
+            self.reference = Reference(Path(self.source)) if not isinstance(self.source, ModelProto) else None
+            return
+        check = self.settings.verify and not self.requantized and self._small
+        with self.report.timed("normalize"):
+            self.reference = reference_of(self.source, self.model, data, check=check, threads=self.settings.threads)
+        self.report.notes += [self.reference.note] if self.reference.note else []
 
     def statistics(self, data: Dataset | None) -> Mapping[str, TensorStats]:
         """Statistics of every tensor the plan watches."""
@@ -286,7 +300,7 @@ class Run:
         # With statistics of a file there are no samples to make another model of.
         alone = self._for_ort_alone if self.given is None else None
         proof_of = QuantizedProof(
-            self.report, self.source, self._original, self.float_model, self.model, self.plan, self.recipe,
+            self.report, self.source, self.reference, self.float_model, self.model, self.plan, self.recipe,
             self.target, self.settings, self.frozen, self.held_out, self.evidence.stats, alone,
         )  # fmt: skip
         self.judged = proof_of.prove(written.path, data)

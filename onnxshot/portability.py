@@ -73,7 +73,7 @@ def against(alone: Model, target: str, written: Path, judged: Judged, settings: 
     with scratch() as folder:
         path = folder / "alone.onnx"
         write(alone, path)
-        found = compare(judged.original.SerializeToString(), path, judged.samples, threads=settings.threads)
+        found = compare(judged.reference, path, judged.samples, threads=settings.threads)
         _, own = bench(
             [written, path], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE
         )

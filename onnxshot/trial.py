@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from onnxshot.calibration.readers import Sample
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.parallel import in_order
-from onnxshot.targets.ort_runtime import Runner
+from onnxshot.targets.ort_runtime import Runner, stored_bytes
 
 MAX_BYTES = 200_000_000
 """Weights of a model that is still tried: the model is copied for every candidate."""
@@ -55,7 +56,7 @@ class Tried:
 
 
 def race(
-    reference: bytes,
+    reference: Path | bytes,
     candidates: Iterable[bytes],
     batches: Iterable[Sequence[Sample]],
     *,
@@ -102,19 +103,19 @@ def _settled(one: tuple[Sequence[float], float], other: tuple[Sequence[float], f
 
 
 def tried(
-    reference: bytes, candidates: Iterable[bytes], samples: Sequence[Sample], *, threads: int
+    reference: Path | bytes, candidates: Iterable[bytes], samples: Sequence[Sample], *, threads: int
 ) -> Iterator[Tried]:
-    """How close each candidate comes to the reference; all are serialized models.
+    """How close each candidate comes to the reference, a file or a serialized model as they are.
 
     Models run beside each other, and one is run while the next is made: candidates are drawn as they run. Held at any
     time: a few models, and the outputs of the samples as often. Raises ModelError where one does not run.
     """
 
-    def models() -> Iterator[bytes]:
+    def models() -> Iterator[Path | bytes]:
         yield reference
         yield from candidates
 
-    workers = threads if len(reference) <= _SIDE_BY_SIDE else 1
+    workers = threads if _size(reference) <= _SIDE_BY_SIDE else 1
     work = partial(_outputs, samples=samples, threads=max(1, threads // workers))
     with closing(in_order(work, models(), workers)) as found:
         wanted = next(found)
@@ -122,7 +123,11 @@ def tried(
             yield _compared(wanted, outputs)
 
 
-def _outputs(model: bytes, samples: Sequence[Sample], threads: int) -> list[_Outputs]:
+def _size(model: Path | bytes) -> int:
+    return stored_bytes(model) if isinstance(model, Path) else len(model)
+
+
+def _outputs(model: Path | bytes, samples: Sequence[Sample], threads: int) -> list[_Outputs]:
     """The outputs of a model on every sample, in order."""
     runner = Runner(model, threads=threads)
     return [runner.run(sample.feed) for sample in samples]

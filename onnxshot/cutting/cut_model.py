@@ -22,6 +22,7 @@ from onnxshot.passes.cut_channels import CutChannels
 from onnxshot.passes.drop_branches import DropBranches
 from onnxshot.passes.drop_identity import DropIdentity
 from onnxshot.passes.store_half import StoreHalf
+from onnxshot.proving.reference import Reference
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import bench
 from onnxshot.targets.ort_runtime import Feed, Runner
@@ -37,6 +38,7 @@ class Cutter:
 
     Attributes:
         model, reference: normalized, uncut, and the same as a ModelProto.
+        given: the model that was given: what outputs and times are held against.
         axes: of that model.
         feeds: samples that what stays is fitted on; empty: nothing is learned back.
         checks: samples that nothing is fitted on.
@@ -45,6 +47,7 @@ class Cutter:
 
     model: Model
     reference: ModelProto
+    given: Reference
     axes: Axes
     feeds: Sequence[Feed]
     checks: Sequence[Feed]
@@ -75,7 +78,8 @@ class Cutter:
 
     def error(self, made: Model) -> float:
         """Energy of the error of the outputs on the checks, as a share of that of the uncut model's."""
-        wanted, found = (Runner(proto.SerializeToString(), threads=1) for proto in (self.reference, made.to_proto()))
+        sources = (self.given.model, made.to_proto().SerializeToString())
+        wanted, found = (Runner(source, threads=1) for source in sources)
         right = in_order(wanted.run, self.checks, self.settings.threads)
         return output_error(right, found, self.checks, self.settings.threads)
 
@@ -83,7 +87,7 @@ class Cutter:
         """Share of the model's latency that is left: the median of a few, each timed in turns with it."""
         feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
         with scratch() as folder:
-            both = [Made(self.model).save(folder / "float.onnx"), Made(made).save(folder / "cut.onnx")]
+            both = [self.given.at(folder / "float.onnx"), Made(made).save(folder / "cut.onnx")]
             ratios = [
                 bench(both, feeds, threads=self.settings.threads, rounds=10_000, seconds=self.settings.bench_seconds)
                 for _ in range(_TIMED)

@@ -35,6 +35,8 @@ from onnxshot.output import source_name
 from onnxshot.parallel import in_order
 from onnxshot.passes.normalize import normalize
 from onnxshot.preparing import fold
+from onnxshot.proving import proof
+from onnxshot.proving.reference import Reference, reference_of
 from onnxshot.recipes.record import record, source_of, stamp
 from onnxshot.recipes.stages import MULTIPLES, ShrinkStage
 from onnxshot.report import NOISE
@@ -117,6 +119,7 @@ def shrink(
     if output is not None:
         refuse_sources(run.model, Path(output))  # before the work, not after it
     with open_calib("random" if calib is None else calib, run.model, preset, settings) as data:
+        run.refer(data)
         if calib is not None:
             run.learn_from(data)
         result = run.result(lambda cutter, choice: run.search(cutter, choice, data, evaluate))
@@ -135,6 +138,7 @@ def cut_again(
     """
     run = _Run(model, asked, settings)
     samples = samples_of(decided)
+    run.refer(data)
     if data is not None:
         run.learn_from(data.subset(range(min(samples, len(data)))))
     return run.result(lambda cutter, choice: run.repeat(cutter, choice, decided))
@@ -150,6 +154,7 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
     model: Model = field(init=False)  # normalized, uncut
     source_hash: str = field(init=False)  # of the model as it was given
+    reference: Reference = field(init=False)
     report: ShrinkReport = field(init=False)
     shapes: dict[str, Shape] = field(init=False)
     scales: dict[str, Floats] = field(init=False, default_factory=dict)  # of BatchNormalizations, by what they read
@@ -165,6 +170,14 @@ class _Run:
             fold(self.model)
             self.scales = batchnorm_scales(self.model)
         normalize(self.model)
+
+    def refer(self, data: Dataset | None) -> None:
+        """Find what outputs are held against. Raises ModelError where normalizing has changed them."""
+        small = self.model.weight_bytes() < proof.MAX_BYTES and len(self.model.graph.nodes) < proof.MAX_NODES
+        check = self.settings.verify and small
+        with timed(self.report.timings, "normalize"):
+            self.reference = reference_of(self.source, self.model, data, check=check, threads=self.settings.threads)
+        self.report.notes += [self.reference.note] if self.reference.note else []
 
     def learn_from(self, data: Dataset) -> None:
         """Read the samples."""
@@ -185,7 +198,9 @@ class _Run:
         report.skips = list(choice.skips)
         if choice.groups:
             proto = self.model.to_proto()
-            cutter = Cutter(self.model, proto, axes, self.feeds, self.checks, self.settings, report.timings)
+            cutter = Cutter(
+                self.model, proto, self.reference, axes, self.feeds, self.checks, self.settings, report.timings
+            )  # fmt: skip
             cut, made = find(cutter, choice)
             self._count(made)
             store_as(self.model, made)

@@ -141,7 +141,7 @@ class TargetSearch:
         """Step by step, as long as the score falls by no more than the limit; the last that kept to it."""
         best, made, drop = self.whole, self.cutter.cut(self.whole.as_cut()), 0.0
         with scratch() as folder:
-            reference = Made(self.cutter.model).save(folder / "float.onnx")
+            reference = self.cutter.given.at(folder / "float.onnx")
             judge = Judge(goal, reference, self.data, self.cutter.settings)
             going, refused = True, list[str]()
             while going and best.share - _STEPS >= _LEAST:

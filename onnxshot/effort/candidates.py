@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from onnx import ModelProto
 
@@ -60,7 +61,7 @@ def equalized(
 
 
 def choose(
-    reference: ModelProto,
+    reference: Path | bytes,
     candidates: Sequence[Candidate],
     rewrite: Callable[[Model, Plan], object],
     batches: Iterable[Sequence[Sample]],
@@ -73,7 +74,7 @@ def choose(
     """
     made = (_rewritten(c.model, c.plan, rewrite) for c in candidates)
     leads = [c.lead for c in candidates]
-    best, found = race(reference.SerializeToString(), made, batches, threads=threads, leads=leads)
+    best, found = race(reference, made, batches, threads=threads, leads=leads)
     return candidates[best], found[best] if found else None
 
 
@@ -84,7 +85,8 @@ def _rewritten(model: Model, plan: Plan, rewrite: Callable[[Model, Plan], object
 
 
 def repaired(
-    reference: ModelProto,
+    reference: Path | bytes,
+    teacher: ModelProto,
     model: Model,
     plan: Plan,
     learn: Sequence[Sample],
@@ -94,8 +96,8 @@ def repaired(
 ) -> str:
     """Repair a quantized model where that helps on samples it was not learned from; what was done, in words.
 
-    reference: the float model that the plan was made for; checks: batches of those other samples. Raises ModelError
-    where a model does not run.
+    reference: the model that was given; teacher: the float model that the plan was made for; checks: batches of those
+    other samples. Raises ModelError where a model does not run.
     """
     layers = [n.node for n in plan.nodes if n.how == STATIC and n.has_weight and n.node not in plan.kept.nodes]
     if not layers or not learn:
@@ -108,14 +110,14 @@ def repaired(
         yield bytes(proto.SerializeToString())
         for name, rounding in ways.items():
             found[name] = reconstruct(
-                reference, proto, layers, [sample.feed for sample in learn], rounding=rounding,
+                teacher, proto, layers, [sample.feed for sample in learn], rounding=rounding,
                 threads=settings.threads, progress=settings.progress,
             )  # fmt: skip
             copy = load_model(proto)
             ApplyRepairs(found[name]).run(copy)
             yield bytes(copy.to_proto().SerializeToString())
 
-    best, judged = race(reference.SerializeToString(), candidates(), checks, threads=settings.threads)
+    best, judged = race(reference, candidates(), checks, threads=settings.threads)
     if not judged:
         return ""
     most, *others = (one.typical_db for one in judged)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
@@ -58,12 +59,12 @@ class Improver:
 
     Attributes:
         model: what the plans are for, unchanged.
-        original: the same, serializable.
+        reference: the model that was given: what outputs are held against.
         gathered: which samples were calibrated on, and which judge the result.
     """
 
     model: Model
-    original: ModelProto
+    reference: Path | bytes
     target: Target
     recipe: Recipe
     settings: Settings
@@ -112,15 +113,15 @@ class Improver:
             self.report.notes.append("outliers were moved into the weights of products, as far as each gains by it")
         return best
 
-    def repair(self, reference: ModelProto, model: Model, plan: Plan) -> str:
+    def repair(self, teacher: ModelProto, model: Model, plan: Plan) -> str:
         """Repair a quantized model layer by layer, where the effort asks for it and it helps; what was done, in words.
 
-        reference: the float model that the plan was made for.
+        teacher: the float model that the plan was made for.
         """
         if self.recipe.effort == "fast" or not plan.tensors:
             return ""
         learn, checks = self._learning()
-        return effort.repaired(reference, model, plan, learn, checks, self.recipe.effort, self.settings)
+        return effort.repaired(self.reference, teacher, model, plan, learn, checks, self.recipe.effort, self.settings)
 
     def _planned(self, model: Model, recipe: Recipe, evidence: Evidence) -> Plan:
         return make_plan(model, self.target, recipe, evidence, self.trained)
@@ -131,7 +132,7 @@ class Improver:
         def rewrite(model: Model, plan: Plan) -> object:
             return apply(model, plan, self.recipe)
 
-        return effort.choose(self.original, candidates, rewrite, batches, threads=self.settings.threads)
+        return effort.choose(self.reference, candidates, rewrite, batches, threads=self.settings.threads)
 
     def _recipe_of(self, given: effort.Candidate) -> Recipe:
         return self.recipe if given.clips else replace(self.recipe, clip=False)

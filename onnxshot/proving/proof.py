@@ -111,11 +111,11 @@ def _names_a_size(node: Node) -> bool:
     return wanted is not None and wanted.size > 0 and int(wanted.reshape(-1)[0]) > 0
 
 
-def random_data(float_model: ModelProto, model: Model) -> Dataset | None:
-    """Random samples the float model runs on; None where it does not run on any."""
+def random_data(reference: Path | bytes, model: Model) -> Dataset | None:
+    """Random samples the reference runs on; None where it does not run on any."""
     try:
         data = open_data("random", input_specs(model), limit=_RANDOM_SAMPLES)
-        Runner(float_model.SerializeToString()).run(data[0].feed)
+        Runner(reference).run(data[0].feed)
     except OnnxshotError:
         return None
     return data

@@ -13,7 +13,6 @@ from onnxshot.calibration.batches import batched
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.emitting import Judged
-from onnxshot.errors import ModelError
 from onnxshot.frozen import Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
@@ -21,6 +20,7 @@ from onnxshot.half.emulation import runnable
 from onnxshot.planning.plan import Plan
 from onnxshot.proving import anatomy, proof
 from onnxshot.proving.contract import reload_check
+from onnxshot.proving.reference import Reference
 from onnxshot.proving.verify import compare
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.report import Report, TensorReport
@@ -37,7 +37,7 @@ class QuantizedProof:
 
     Attributes:
         source: the model as it was given.
-        original: the same, normalized; None where nothing is compared, as of a model that is too large.
+        reference: what outputs are held against; None where nothing is compared, as of a model that is too large.
         float_model: that the plan was made for, whose channels may have other scales; None where nothing is compared.
         model: the quantized one.
         frozen: sizes that its inputs were frozen at.
@@ -48,7 +48,7 @@ class QuantizedProof:
 
     report: Report
     source: str | Path | ModelProto
-    original: ModelProto | None
+    reference: Reference | None
     float_model: ModelProto | None
     model: Model
     plan: Plan
@@ -79,12 +79,12 @@ class QuantizedProof:
 
     def _compare(self, written: Path, runs: Path, given: Dataset | None) -> Judged | None:
         """Hold the file, as ONNX Runtime runs it, against the float model, and time it where it is deployed so."""
-        report, data, original, float_model = self.report, given, self.original, self.float_model
-        if data is None and original is not None and float_model is not None:
-            data = proof.random_data(original, self.model)
+        report, data, reference, float_model = self.report, given, self.reference, self.float_model
+        if data is None and reference is not None and float_model is not None:
+            data = proof.random_data(reference.model, self.model)
             if data is not None:
                 report.notes.append("compared on random data: give --calib DATA for figures that mean something")
-        if data is None or original is None or float_model is None:
+        if data is None or reference is None or float_model is None:
             how = "loaded in ONNX Runtime" if proof.loads(runs, self.source) else "not loaded"
             report.notes.append(f"not compared with the float model, {how}: no data that it runs on, or too large")
             return None
@@ -92,34 +92,33 @@ class QuantizedProof:
         if self.frozen:
             held_out = batched(held_out, self.frozen.inputs)
         report.samples.setdefault("held_out", len(held_out))
-        judged = Judged(original, held_out)
+        judged = Judged(reference.model, held_out)
         with report.timed("verify"):
-            self._measure(original, float_model, written, runs, held_out)
+            self._measure(reference, float_model, written, runs, held_out)
         report.worst = anatomy.with_values(report.worst, self.plan, self.stats)
         if not self.target.runs_here:
             how = "" if runs is written else ", which has no bfloat16, in float32 rounded to it at every step"
             report.notes.append(f"checked in ONNX Runtime{how}, not in {self.target.name}; not timed")
             return judged
         with report.timed("bench"), scratch() as folder:
-            self._time(folder / "float.onnx", original, written, held_out)
+            proof.time_both(report, reference.at(folder / "float.onnx"), written, held_out, self.settings)
         if self.target.everywhere:
             self._prove_everywhere(written, given, judged)
         return judged
 
     def _measure(
-        self, original: ModelProto, float_model: ModelProto, written: Path, runs: Path, held_out: Dataset
+        self, reference: Reference, float_model: ModelProto, written: Path, runs: Path, held_out: Dataset
     ) -> None:
         """Accuracy per output and tensor, and what ran in int8.
 
         runs: what ONNX Runtime runs for the written file, by rule that file itself. Outputs are held against the
-        original; tensors inside against the float model that the plan was made for.
+        reference; tensors inside against the float model that the plan was made for.
         """
         report, threads, first = self.report, self.settings.threads, held_out[0]
         reload_check(self.model, written, first.feed, run=runs is written)
-        inside = None if float_model is original else float_model.SerializeToString()
         found = compare(
-            original.SerializeToString(), runs, held_out, tensors=list(self.plan.tensors) or None, threads=threads,
-            inside=inside,
+            reference.model, runs, held_out, tensors=list(self.plan.tensors) or None, threads=threads,
+            inside=float_model.SerializeToString(),
         )  # fmt: skip
         proof.tell(report, found)
         report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, self.plan) for row in found.tensors]
@@ -131,23 +130,6 @@ class QuantizedProof:
         report.float_macs = {op: macs / total for op, macs in ran.float_by_op.items()} if total else {}
         if ran.note:
             report.notes.append(ran.note)
-
-    def _time(self, path: Path, original: ModelProto, written: Path, samples: Dataset) -> None:
-        """Time against the source, or against the normalized model where ONNX Runtime refuses the source.
-
-        What is no file yet is written to `path`.
-        """
-        source = path
-        if isinstance(self.source, ModelProto):
-            path.write_bytes(self.source.SerializeToString())
-        else:
-            source = Path(self.source)
-        try:
-            proof.time_both(self.report, source, written, samples, self.settings)
-        except ModelError:
-            path.write_bytes(original.SerializeToString())
-            proof.time_both(self.report, path, written, samples, self.settings)
-            self.report.notes.append("timed against the normalized model: ONNX Runtime does not load the input")
 
     def _prove_everywhere(self, written: Path, data: Dataset | None, judged: Judged) -> None:
         """Ask every runtime what it makes of the file, and compare it with one for ONNX Runtime alone."""

@@ -32,6 +32,7 @@ from onnxshot.passes.normalize import normalize
 from onnxshot.passes.repair import ApplyRepairs
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.proving import anatomy, proof
+from onnxshot.proving.reference import Reference, reference_of
 from onnxshot.proving.verify import compare
 from onnxshot.pruning.curves import curves
 from onnxshot.pruning.layers import choose_layers, described, fixed_counts, nm_counts, reachable, shared_out
@@ -111,7 +112,8 @@ class _Run:
     model: Model = field(init=False)
     report: PruneReport = field(init=False)
     _source_hash: str = field(init=False)
-    _original: ModelProto = field(init=False)
+    _plain: ModelProto = field(init=False)  # normalized, not pruned
+    _reference: Reference = field(init=False)
     _layers: list[Prunable] = field(init=False)
     _tables: dict[str, NDArray[np.float32]] = field(init=False)
     _counts: dict[str, int] = field(init=False)
@@ -133,9 +135,9 @@ class _Run:
         if self.model.weight_bytes() > proof.MAX_BYTES:
             what = f"{self.model.weight_bytes() / 1e6:.0f} MB of weights"
             raise UsageError(f"{what}, {proof.MAX_BYTES / 1e6:.0f} at most", "prune a smaller model")
-        self._original = self.model.to_proto()
-        self._layers = described(self._original, labels)
-        stored = {t.name: t for t in self._original.graph.initializer}
+        self._plain = self.model.to_proto()
+        self._layers = described(self._plain, labels)
+        stored = {t.name: t for t in self._plain.graph.initializer}
         self._tables = {la.name: numpy_helper.to_array(stored[la.weight]) for la in self._layers}
 
     def rewrite(self, data: Dataset | None) -> None:
@@ -143,6 +145,7 @@ class _Run:
         feeds: list[Mapping[str, NDArray[Any]]] = []
         if data is not None:
             self.report.notes += data.notes
+            self._refer(data)
             numbers, self._held_out = split(len(data), HOLDOUT)
             feeds = [data[i].feed for i in numbers]
             self.report.samples = {
@@ -155,7 +158,7 @@ class _Run:
         with self.report.timed("prune"):
             if feeds:
                 found = sparsified(
-                    self._original, self._layers, self._counts, self.asked.parsed_pattern, feeds,
+                    self._plain, self._layers, self._counts, self.asked.parsed_pattern, feeds,
                     keep_zeros=self.asked.keep_zeros, threads=self.settings.threads, progress=self.settings.progress,
                 )  # fmt: skip
             else:
@@ -171,6 +174,13 @@ class _Run:
         stamp(self.model, record(self.asked, self._source_hash, self.settings, sampled=data is not None))
         if self.report.samples.get("random"):
             self.report.notes.append("pruned on random data: what makes up for the zeros is a guess")
+
+    def _refer(self, data: Dataset) -> None:
+        """Find what the result is held against. Raises ModelError where normalizing has changed outputs."""
+        check = self.settings.verify and len(self.model.graph.nodes) < proof.MAX_NODES
+        with self.report.timed("normalize"):
+            self._reference = reference_of(self.source, self.model, data, check=check, threads=self.settings.threads)
+        self.report.notes += [self._reference.note] if self._reference.note else []
 
     def _allocated(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, int]:
         """How many weights of each layer become zero."""
@@ -189,7 +199,7 @@ class _Run:
             self.report.notes.append(f"zeros were shared out by layer: {len(feeds)} samples say little of their cost")
         if scope == "auto":
             found = curves(
-                self._original, others, asked.parsed_pattern, feeds, keep_zeros=asked.keep_zeros,
+                self._plain, others, asked.parsed_pattern, feeds, keep_zeros=asked.keep_zeros,
                 threads=self.settings.threads, progress=self.settings.progress,
             )  # fmt: skip
             with_least = [replace(c, least=least[la.name]) for c, la in zip(found, others, strict=True)]
@@ -234,9 +244,9 @@ class _Run:
             return
         judges = data.subset(self._held_out or range(len(data)))
         with self.report.timed("verify"):
-            reference = self._original.SerializeToString()
+            reference = self._reference.model
             proof.tell(self.report, compare(reference, written.path, judges, threads=self.settings.threads))
-            plain = load_model(self._original)
+            plain = load_model(self._plain)
             ApplyRepairs(self._by_magnitude()).run(plain)
             candidate = plain.to_proto().SerializeToString()
             (found,) = trial.tried(reference, [candidate], list(judges), threads=self.settings.threads)
@@ -245,7 +255,7 @@ class _Run:
     def _weigh(self) -> None:
         """What the zeros are worth: the size that is sent, and what runs faster."""
         work = macs(self.model)
-        before, after = layers_of(load_model(self._original), work), layers_of(self.model, work)
+        before, after = layers_of(load_model(self._plain), work), layers_of(self.model, work)
         self.report.packed_bytes = (sum(x.packed_bytes for x in before), sum(x.packed_bytes for x in after))
         self.report.worth = worth(after)
 

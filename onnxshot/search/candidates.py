@@ -100,8 +100,8 @@ class Workbench:
         """SQNR in dB of the outputs over `samples`, plan by plan."""
         base = self.run.model.to_proto()
         made = (bytes(self._rewritten(base, plan).to_proto().SerializeToString()) for plan in plans)
-        reference = self.run.original().SerializeToString()
-        found = trial.tried(reference, made, self.samples, threads=self.run.settings.threads)
+        assert self.run.reference is not None
+        found = trial.tried(self.run.reference.model, made, self.samples, threads=self.run.settings.threads)
         return (one.total.db for one in found)
 
     def latencies(self) -> dict[str, tuple[float, float]]:
@@ -151,6 +151,9 @@ def workbench(
     data = run.open(calib, preset)
     assert data is not None
     with data:
+        run.refer(data)
+        if run.reference is None:
+            raise UsageError("the model is too large to measure in memory", "give the path of its file")
         run.plan = run.planned()
         evidence = Evidence({}) if run.trained else None
         calibrated, held_out = split(len(data))[0], list(range(len(data)))

@@ -76,8 +76,8 @@ def tune(
     ):
         if output is not None:
             refuse_sources(bench.run.model, Path(output))
-        reference = folder / "float.onnx"
-        reference.write_bytes(bench.run.original().SerializeToString())
+        assert bench.run.reference is not None
+        reference = bench.run.reference.at(folder / "float.onnx")
         # Candidates are not frozen, but measured at the sizes that the written file will have.
         judge = Judge(goal, reference, batched(bench.held_out, bench.run.frozen.inputs), settings)
         search = _Search(bench, goal, judge, folder, deadline)

@@ -135,12 +135,12 @@ class Runner:
         self.outputs: tuple[str, ...] = held if outputs is None else tuple(outputs)
         self.skipped: dict[str, str] = {o.name: o.type for o in found if not _numpy_holds(o.type)}
 
-    def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """The output tensors by name; sequences, maps and types numpy has not are in `skipped`, not here.
 
-        Raises ModelError where the run fails.
+        `outputs` names those to give; None for all. Raises ModelError where the run fails.
         """
-        names = list(self.outputs)
+        names = list(self.outputs if outputs is None else outputs)
         if not names:
             return {}
         missing = [spec.name for spec in self.inputs if spec.name not in feed]

@@ -1,0 +1,199 @@
+"""Whether a normalized model still is the model that was given: the same outputs on a sample, up to rounding.
+
+Where outputs differ, every tensor that both models hold is looked at in order of the graph. One that differs is
+computed once more by the nodes in front of it alone, in both models from the same values. That tells a node whose
+meaning has changed from one that chooses between almost equal values, as TopK, ArgMax and Round do: there rounding
+alone decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from onnxshot.calibration.readers import Sample
+from onnxshot.errors import ModelError
+from onnxshot.graph.variants import exposed
+from onnxshot.maths.metrics import SqnrSum
+from onnxshot.targets.ort_runtime import Feed, Runner
+
+_DIGITS: Mapping[int, int] = {TensorProto.FLOAT16: 11, TensorProto.BFLOAT16: 8}  # bits of a significand; float32: 24
+_DB_PER_BIT = 20 * math.log10(2)
+_AT_ONCE = 16  # tensors that one run gives out
+_SUSPECTS = 32  # differing tensors that are computed once more, at most
+_ROUNDED = 2.0**-22  # of the largest value that is read: what rounding leaves where values cancel out
+_RANDOM = frozenset(
+    {
+        "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+    }
+)  # fmt: skip
+
+_Outputs = Mapping[str, NDArray[Any]]
+
+
+def refuse_other_meaning(
+    given: Path | bytes, normal: ModelProto, sample: Sample, wanted: _Outputs, *, threads: int
+) -> None:
+    """Raise ModelError, naming the node, where the normalized model computes something else than the given one.
+
+    wanted: outputs of the given model on the sample. Two models agree where half of the significand's bits do, of the
+    narrowest float type they compute in: rounding reaches that far only where values cancel out.
+    """
+    got = Runner(normal.SerializeToString(), threads=threads).run(sample.feed)
+    least_db = agreement_db(normal)
+    differing = [name for name, value in wanted.items() if name in got and not _agree(value, got[name], least_db)]
+    if not differing:
+        return
+    proto = onnx.load_from_string(given) if isinstance(given, bytes) else onnx.load(str(given))
+    try:
+        found = _Pair(proto, normal, sample.feed, min(least_db, agreement_db(proto)), threads).first_changed()
+    except ModelError:
+        return  # one of them does not run with its tensors shown: nothing is known of its nodes
+    if found is not None:
+        raise ModelError(
+            f"normalizing the model, from opset {_opset(proto)} to {_opset(normal)}, changes what {found} gives",
+            "a fault of onnxshot: report it, and export the model again with a newer opset",
+        )
+
+
+def agreement_db(proto: ModelProto) -> float:
+    """SQNR in dB above which two runs of a model differ by rounding: half of the bits of its narrowest float type."""
+    types: set[int] = {t.data_type for t in proto.graph.initializer}
+    types |= {i.type.tensor_type.elem_type for i in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)}
+    types |= {a.i for n in proto.graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to"}
+    return _DB_PER_BIT * min(_DIGITS.get(kind, 24) for kind in types | {TensorProto.FLOAT}) / 2
+
+
+def _agree(wanted: NDArray[Any], got: NDArray[Any], least_db: float) -> bool:
+    if wanted.dtype != got.dtype or wanted.shape != got.shape:
+        return False
+    if wanted.dtype.kind != "f":
+        return bool(np.array_equal(wanted, got))
+    total = SqnrSum()
+    total.add(wanted, got)
+    return total.db >= least_db
+
+
+@dataclass(slots=True)
+class _Pair:
+    """The given and the normalized model, and the sample they are run on."""
+
+    given: ModelProto
+    normal: ModelProto
+    feed: Feed
+    least_db: float
+    threads: int
+
+    def first_changed(self) -> str | None:
+        """What makes the first tensor that differs although it is computed from the same values; None: all agree."""
+        there = {name for node in self.normal.graph.node for name in node.output}
+        shared = [name for node in self.given.graph.node for name in node.output if name and name in there]
+        first, second = (self._runner(proto, shared) for proto in (self.given, self.normal))
+        stops = {*first.outputs, *self.feed}
+        suspects = islice(self._differing(first, second), _SUSPECTS)
+        return next((found for name in suspects if (found := self._changed(name, stops, first))), None)
+
+    def _runner(self, proto: ModelProto, names: Collection[str]) -> Runner:
+        return Runner(exposed(proto, names), optimize=False, threads=self.threads)
+
+    def _differing(self, first: Runner, second: Runner) -> Iterator[str]:
+        """The tensors that differ in the two models, in order of the graph."""
+        for start in range(0, len(first.outputs), _AT_ONCE):
+            names = first.outputs[start : start + _AT_ONCE]
+            wanted, got = first.run(self.feed, names), second.run(self.feed, names)
+            yield from (name for name in names if not _agree(wanted[name], got[name], self.least_db))
+
+    def _changed(self, name: str, stops: Collection[str], runner: Runner) -> str:
+        """The nodes that make a tensor, where the models make it otherwise from the same values; else nothing."""
+        parts = [_Part.of(proto, name, stops) for proto in (self.given, self.normal)]
+        if any(part.random for part in parts):
+            return ""
+        inside = sorted({read for part in parts for read in part.reads} - set(self.feed))
+        values = {**self.feed, **runner.run(self.feed, inside)}
+        try:
+            wanted, got = (part.run(values) for part in parts)
+        except ModelError:
+            return ""
+        if _agree(wanted, got, self.least_db):
+            return ""
+        read = [float(np.abs(values[n]).max(initial=0)) for p in parts for n in p.reads if values[n].dtype.kind == "f"]
+        if wanted.shape == got.shape and wanted.dtype.kind == got.dtype.kind == "f":
+            near = _ROUNDED * max(read, default=0.0)
+            if np.allclose(wanted, got, rtol=0, atol=near, equal_nan=True):
+                return ""
+        return " and ".join(f"node {n.name or n.output[0]!r} ({n.op_type})" for n in parts[0].model.graph.node[-3:])
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The nodes that make one tensor out of others, as a model of their own."""
+
+    model: ModelProto
+    target: str
+    reads: tuple[str, ...]
+    random: bool
+
+    @classmethod
+    def of(cls, proto: ModelProto, target: str, stops: Collection[str]) -> _Part:
+        """The part of a model behind the nearest of `stops`."""
+        graph = proto.graph
+        makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+        used, seen, left = set[int](), set[str](), [target]
+        while left:
+            name = left.pop()
+            if name in makers and (name == target or name not in stops) and makers[name] not in used:
+                used.add(makers[name])
+                left += _reads(graph.node[makers[name]]) - seen
+            seen.add(name)
+        nodes = [graph.node[i] for i in sorted(used)]
+        made = {name for node in nodes for name in node.output}
+        read = {name for node in nodes for name in _reads(node)}
+        constants = [tensor for tensor in graph.initializer if tensor.name in read]
+        stored = {tensor.name for tensor in constants}
+        inner = helper.make_graph(nodes, "part", [], [ValueInfoProto(name=target)], constants)
+        model = helper.make_model(
+            inner, opset_imports=proto.opset_import, functions=proto.functions, ir_version=max(proto.ir_version, 4)
+        )
+        reads = tuple(sorted(name for name in (read & set(stops)) - made - stored))
+        return cls(model, target, reads, any(op in _RANDOM for node in nodes for op in _ops(node)))
+
+    def run(self, values: _Outputs) -> NDArray[Any]:
+        """The tensor. Raises ModelError where ONNX Runtime does not run these nodes alone."""
+        del self.model.graph.input[:]
+        for name in self.reads:
+            kind = helper.np_dtype_to_tensor_dtype(values[name].dtype)
+            self.model.graph.input.append(helper.make_tensor_value_info(name, kind, values[name].shape))
+        return Runner(self.model.SerializeToString(), optimize=False, threads=1).run(values)[self.target]
+
+
+def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        yield from (attribute.g,) if attribute.HasField("g") else ()
+        yield from attribute.graphs
+
+
+def _reads(node: NodeProto) -> set[str]:
+    """Names that a node reads, or that its subgraphs do."""
+    inner = {name for graph in _subgraphs(node) for n in graph.node for name in _reads(n)}
+    results = {info.name for graph in _subgraphs(node) for info in graph.output}
+    return {name for name in node.input if name} | inner | results
+
+
+def _ops(node: NodeProto) -> Iterator[str]:
+    yield node.op_type
+    for graph in _subgraphs(node):
+        for inner in graph.node:
+            yield from _ops(inner)
+
+
+def _opset(proto: ModelProto) -> int:
+    return next((int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)

@@ -1,0 +1,94 @@
+"""What a result is held against: the model that was given, run in ONNX Runtime as it was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+
+from onnxshot.calibration.readers import Dataset, Sample, open_data
+from onnxshot.errors import ModelError, OnnxshotError
+from onnxshot.graph import Model
+from onnxshot.preparing import input_specs
+from onnxshot.proving.meaning import refuse_other_meaning
+from onnxshot.targets.ort_runtime import Runner
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The model that results are held against.
+
+    Attributes:
+        model: the path of the given file, or the bytes of a model that was given in memory. Where ONNX Runtime does not
+            run that: the bytes of the normalized model.
+        note: why it is not the given one; empty where it is.
+    """
+
+    model: Path | bytes
+    note: str = ""
+
+    def at(self, path: Path) -> Path:
+        """The path of a file with this model: the given file, or `path`, written now."""
+        if isinstance(self.model, Path):
+            return self.model
+        path.write_bytes(self.model)
+        return path
+
+
+def given(source: str | Path | ModelProto) -> Path | bytes:
+    """A model as ONNX Runtime takes it: a path stays one, so that external data works and nothing large is held."""
+    return bytes(source.SerializeToString()) if isinstance(source, ModelProto) else Path(source)
+
+
+def reference_of(
+    source: str | Path | ModelProto, model: Model, data: Dataset | None, *, check: bool, threads: int = 2
+) -> Reference:
+    """The reference for what is made of a model.
+
+    Args:
+        source: the model as it was given.
+        model: the same, normalized, and not changed in any other way.
+        data: its samples; None: a random one, where there is something to check.
+        check: run both models on the first sample, and hold the normalized one against the given one. Not to be asked
+            for where pairs of Q and DQ were taken out of it.
+        threads: of each session.
+
+    Held at any time: two sessions, and copies of both models where their outputs differ.
+
+    Raises:
+        ModelError: the outputs differ by more than rounding, and do so because a node has changed its meaning.
+    """
+    as_given = given(source)
+    if data is None and not check:
+        return Reference(as_given)  # nothing will be compared
+    try:
+        runner = Runner(as_given, threads=threads)
+    except ModelError as e:
+        return _normalized(model, e)
+    sample = data[0] if data is not None else _random(runner, model)
+    if sample is None:
+        return Reference(as_given)
+    try:
+        wanted = runner.run(sample.feed)
+    except ModelError as e:
+        return _normalized(model, e)
+    del runner
+    if check:
+        refuse_other_meaning(as_given, model.to_proto(), sample, wanted, threads=threads)
+    return Reference(as_given)
+
+
+def _normalized(model: Model, error: ModelError) -> Reference:
+    note = f"compared with the model as it was normalized, not as it was given: {error.message}"
+    return Reference(bytes(model.to_proto().SerializeToString()), note)
+
+
+def _random(runner: Runner, model: Model) -> Sample | None:
+    """A random sample that the given model runs on; None where there is none."""
+    try:
+        sample = open_data("random", input_specs(model), limit=1)[0]
+        runner.run(sample.feed)
+    except OnnxshotError:
+        return None
+    return sample

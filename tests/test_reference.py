@@ -1,0 +1,138 @@
+"""What results are held against is the model that was given, and a normalized model that computes something else is
+refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import parser
+
+import onnxshot
+from onnxshot.calibration.readers import Sample
+from onnxshot.errors import ModelError
+from onnxshot.graph import Model, shapes
+from onnxshot.graph.load import load_model
+from onnxshot.maths.metrics import SqnrSum
+from onnxshot.passes.normalize import normalize
+from onnxshot.proving.meaning import refuse_other_meaning
+from onnxshot.proving.reference import reference_of
+from onnxshot.targets.ort_runtime import Runner
+
+RNG = np.random.default_rng(0)
+SAMPLES = [{"x": RNG.normal(size=(1, 8, 10, 10)).astype(np.float32)} for _ in range(16)]
+
+
+def net(middle: str, opset: int = 13, **constants: np.ndarray[Any, Any]) -> onnx.ModelProto:
+    """Conv, then `middle` from t to u, then Conv."""
+    model = parser.parse_model(
+        f"""<ir_version: 7, opset_import: ["": {opset}]>
+        g (float[1,8,10,10] x) => (float y) {{
+            t = Conv<pads = [1,1,1,1]>(x, first)
+            {middle}
+            y = Conv(u, second)
+        }}"""
+    )
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    model.graph.output[0].type.tensor_type.shape.dim.extend(
+        onnx.TensorShapeProto.Dimension(dim_param=d) for d in ("n", "c", "h", "w")
+    )
+    rng = np.random.default_rng(1)
+    weights = {"first": rng.normal(size=(16, 8, 3, 3)), "second": rng.normal(size=(8, 16, 1, 1))}
+    stored = {name: w.astype(np.float32) for name, w in weights.items()} | constants
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(w, name) for name, w in stored.items())
+    return model
+
+
+def db(given: Path | bytes, made: Path | bytes, feeds: list[dict[str, Any]]) -> float:
+    """SQNR in dB by ONNX Runtime alone."""
+    sums = SqnrSum()
+    first, second = (
+        onnxruntime.InferenceSession(m if isinstance(m, bytes) else str(m), providers=["CPUExecutionProvider"])
+        for m in (given, made)
+    )
+    for feed in feeds:
+        for a, b in zip(first.run(None, feed), second.run(None, feed), strict=True):
+            sums.add(a, b)
+    return sums.db
+
+
+def check(given: onnx.ModelProto, normal: onnx.ModelProto, feed: dict[str, Any]) -> None:
+    wanted = Runner(given.SerializeToString()).run(feed)
+    refuse_other_meaning(given.SerializeToString(), normal, Sample("one", feed), wanted, threads=1)
+
+
+def test_a_normalized_model_that_means_something_else_is_refused_with_the_node() -> None:
+    given = net("u = LeakyRelu<alpha: float = 0.1>(t)")
+    given.graph.node[1].name = "middle"
+    other = onnx.ModelProto.FromString(given.SerializeToString())
+    other.graph.node[1].attribute[0].f = 0.11
+    with pytest.raises(ModelError, match=r"node 'middle' \(LeakyRelu\)"):
+        check(given, other, SAMPLES[0])
+
+
+def test_a_choice_that_rounding_decides_is_no_other_meaning() -> None:
+    """ArgMax of values that are equal up to rounding: both models are right, whatever comes behind it."""
+    middle = "s = Add(t, tiny) i = ArgMax<axis = 1, keepdims = 1>(s) f = Cast<to = 1>(i) u = Mul(t, f)"
+    tie = np.zeros((1, 16, 1, 1), np.float32)
+    given = net(middle, tiny=tie)
+    first = onnx.numpy_helper.to_array(given.graph.initializer[0]).copy()
+    first[:] = first[:1]  # every channel is the same
+    given.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(first, "first"))
+    other = onnx.ModelProto.FromString(given.SerializeToString())
+    first[3] *= np.float32(1 + 1e-6)
+    other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(first, "first"))
+    assert db(given.SerializeToString(), other.SerializeToString(), SAMPLES[:1]) < 20
+    check(given, other, SAMPLES[0])
+
+
+def test_random_numbers_inside_are_no_other_meaning() -> None:
+    given = net("r = RandomNormalLike(t) u = Add(t, r)")
+    check(given, given, SAMPLES[0])
+
+
+def test_outputs_are_held_against_the_file_that_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A raise that halves a slope: told is what the user gets. With the check it is refused before calibration."""
+    real = shapes.raise_opset
+
+    def wrong(model: Model, version: int) -> None:
+        real(model, version)
+        for _, node in model.walk():
+            if node.op == "LeakyRelu":
+                node.attrs["alpha"] *= 0.5
+
+    monkeypatch.setattr(shapes, "raise_opset", wrong)
+    path = tmp_path / "given.onnx"
+    onnx.save(net("u = LeakyRelu<alpha: float = 0.4>(t)", opset=11), path)
+    with pytest.raises(ModelError, match=r"\(LeakyRelu\)"):
+        onnxshot.quantize(path, SAMPLES)
+    monkeypatch.setattr("onnxshot.proving.reference.refuse_other_meaning", lambda *_, **__: None)
+    result = onnxshot.quantize(path, SAMPLES, output=tmp_path / "made.onnx", effort="fast")
+    truth = db(path, tmp_path / "made.onnx", SAMPLES[-result.report.samples["held_out"] :])
+    assert result.report.sqnr_db == pytest.approx(truth, abs=0.5)
+    assert truth < 16
+
+
+def test_a_path_stays_a_path_and_external_data_is_read_where_it_lies(tmp_path: Path) -> None:
+    path = tmp_path / "given.onnx"
+    onnx.save(net("u = Relu(t)"), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    model = load_model(path)
+    normalize(model)
+    found = reference_of(path, model, None, check=True)
+    assert found.model == path
+    assert found.at(tmp_path / "unused") == path
+    assert not found.note
+
+
+def test_what_onnx_runtime_does_not_run_is_compared_as_normalized_and_said() -> None:
+    """Squares by a function that nobody has, given to a model that never uses it but by a dead branch."""
+    given = net("u = Relu(t) dead = Relu(t)")
+    given.graph.node[2].domain = "nowhere"
+    given.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
+    result = onnxshot.quantize(given, SAMPLES, effort="fast")
+    assert result.report.sqnr_db is not None
+    assert any("compared with the model as it was normalized" in note for note in result.report.notes)
