@@ -115,6 +115,8 @@ class Report:
         int8_macs_share: share of multiply-accumulates the runtime really ran in int8.
         float_macs: share of multiply-accumulates left in float, by operator.
         float_between_qdq: float ops the runtime left standing between a DQ and a Q: pairs it did not fuse.
+        int8_unplanned: nodes that run in int8, or with weights rounded to it, although the plan or the file has them
+            in float: a fault.
         latency: float_ms, ms and speedup, medians of paired runs.
         skips: what stayed float, and why.
         worst: tensors, worst SQNR first.
@@ -141,6 +143,7 @@ class Report:
     int8_macs_share: float | None = None
     float_macs: dict[str, float] = field(default_factory=dict)
     float_between_qdq: int | None = None
+    int8_unplanned: list[str] = field(default_factory=list)
     sparsity: float = 0.0
     latency: dict[str, float] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)

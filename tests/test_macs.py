@@ -107,3 +107,70 @@ def test_large_weights_are_not_read(tmp_path: Any) -> None:
     model = load_model(tmp_path / "m.onnx")
     (tmp_path / "w.bin").unlink()
     assert macs(model, {"x": (2, 64)}) == {"y": 2 * 64 * 64}
+
+
+EINSUM = "g (float[2,3,4] x) => (float y) {{ y = Einsum<equation = \"{equation}\">({inputs}) }}"
+
+
+@pytest.mark.parametrize(
+    ("equation", "inputs", "weights", "expected"),
+    [
+        ("abc,cd->abd", "x, w", {"w": (4, 5)}, 2 * 3 * 4 * 5),
+        ("abc, cd", "x, w", {"w": (4, 5)}, 2 * 3 * 4 * 5),
+        ("...c,cd->...d", "x, w", {"w": (4, 5)}, 2 * 3 * 4 * 5),
+        ("...,...->...", "x, w", {"w": (4,)}, 2 * 3 * 4),  # an elementwise product is one too
+        ("abc,cd,de->abe", "x, w, v", {"w": (4, 5), "v": (5, 6)}, 2 * 3 * 4 * 5 + 2 * 3 * 5 * 6),
+        ("abc,abc->", "x, x", {}, 2 * 3 * 4),
+        ("abc->ab", "x", {}, 0),
+    ],
+)
+def test_an_einsum_is_the_products_of_its_letters(
+    equation: str, inputs: str, weights: dict[str, tuple[int, ...]], expected: int
+) -> None:
+    assert only(parsed(EINSUM.format(equation=equation, inputs=inputs), **weights), x=(2, 3, 4)) == expected
+
+
+def contrib(op: str, shapes: dict[str, tuple[int, ...]], out: tuple[int, ...], **attributes: Any) -> int:
+    """Work of one operator of com.microsoft; a name with a dash is an input left out."""
+    domain = attributes.pop("domain", "com.microsoft")
+    node = onnx.helper.make_node(op, ["" if "-" in n else n for n in shapes], ["y"], domain=domain, **attributes)
+    floats = onnx.TensorProto.FLOAT
+    given = [onnx.helper.make_tensor_value_info(n, floats, s) for n, s in shapes.items() if "-" not in n]
+    graph = onnx.helper.make_graph([node], "g", given, [onnx.helper.make_tensor_value_info("y", floats, out)])
+    ids = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("com.microsoft", 1)]
+    return only(onnx.helper.make_model(graph, opset_imports=ids, ir_version=10))
+
+
+def test_attention_counts_its_own_products() -> None:
+    """Batch 2, 5 steps, width 8, and 3 steps of the past where there is one: projections, then q k' and p v."""
+    both = 2 * 5 * 5 * (8 + 8)
+    heads, past = (2, 5, 8), (2, 4, 3, 2)
+    packed = 2 * 5 * 8 * 24 + both
+    assert contrib("Attention", {"x": heads, "w": (8, 24)}, heads, num_heads=4) == packed
+    qkv = [4, 4, 8]
+    narrow = 2 * 5 * 8 * 16 + 2 * 5 * 5 * (4 + 8)
+    assert contrib("Attention", {"x": heads, "w": (8, 16)}, heads, num_heads=4, qkv_hidden_sizes=qkv) == narrow
+    states = {"x": heads, "w": (8, 24), "b-": (), "m-": (), "past": (2, 2, 4, 3, 2)}
+    assert contrib("Attention", states, heads, num_heads=4) == 2 * 5 * 8 * 24 + 2 * 5 * 8 * 16
+    assert contrib("MultiHeadAttention", {"q": heads, "k": (2, 7, 8), "v": (2, 7, 8)}, heads) == 2 * 5 * 7 * 16
+    assert contrib("MultiHeadAttention", {"q": (2, 5, 4, 3, 2)}, heads, num_heads=4) == both
+    grouped = {"q": heads, "k": (2, 5, 4), "v": (2, 5, 4), "pk": (2, 2, 3, 2), "pv": (2, 2, 3, 2)}
+    assert contrib("GroupQueryAttention", grouped, heads, num_heads=4, kv_num_heads=2) == 2 * 5 * 8 * 16
+    standard = {"q": (2, 4, 5, 2), "k": (2, 4, 5, 2), "v": (2, 4, 5, 2), "m-": (), "pk": past, "pv": past}
+    assert contrib("Attention", standard, (2, 4, 5, 2), domain="") == 2 * 5 * 8 * 16
+
+
+def test_experts_and_other_products_of_runtimes_count() -> None:
+    moe = {"x": (2, 5, 8), "r": (10, 4), "a": (4, 8, 16), "b-": (), "c": (4, 16, 8)}
+    assert contrib("MoE", moe, (2, 5, 8), k=2) == 10 * 2 * (8 * 16 + 16 * 8)
+    assert contrib("CDist", {"x": (3, 8), "w": (5, 8)}, (3, 5), metric="euclidean") == 3 * 5 * 8
+    assert contrib("FusedMatMul", {"x": (2, 8, 5), "w": (2, 8, 6)}, (2, 5, 6), transA=1) == 2 * 5 * 6 * 8
+
+
+def test_attention_in_an_operator_with_quantized_weights_is_float() -> None:
+    node = onnx.helper.make_node("QAttention", ["x", "w"], ["y"], domain="com.microsoft", num_heads=4)
+    given = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in {"x": (2, 5, 8), "w": (8, 24)}.items()]
+    graph = onnx.helper.make_graph([node], "g", given, [onnx.helper.make_tensor_value_info("y", 1, (2, 5, 8))])
+    ready = Model(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("com.microsoft", 1)]))
+    (row,) = count(ready, concrete_shapes(ready))
+    assert (row.macs, row.in_float) == (2 * 5 * 8 * 24 + 2 * 5 * 5 * 16, 2 * 5 * 5 * 16)

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
 from onnx import GraphProto, TypeProto
 
-from onnxshot.graph.ir import Constant, Node, Tensor
+from onnxshot.graph.ir import Node
 from onnxshot.graph.model import Model
-from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.graph.shapes import infer_proto
+from onnxshot.graph.work import Shape, Shapes, Work, rules_of
 
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
+__all__ = ["NodeMacs", "Shape", "Shapes", "concrete_shapes", "count", "macs", "work_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class NodeMacs:
-    """Work of one node in one run. exact: False where a shape was missing and one output position was counted."""
+    """Work of one node in one run.
+
+    exact: False where a shape was missing and one output position was counted; in_float: the part of `macs` that is
+    done in float whatever the precision of the rest, as the attention inside an operator with quantized weights.
+    """
 
     node: Node
     macs: int
     exact: bool
+    in_float: int = 0
 
 
 def macs(model: Model, feed_shapes: Shapes | None = None) -> dict[str, int]:
@@ -40,116 +43,20 @@ def macs(model: Model, feed_shapes: Shapes | None = None) -> dict[str, int]:
 
 def count(model: Model, shapes: Shapes) -> list[NodeMacs]:
     """One row per node that multiplies matrices, given the shapes of tensors by name; subgraphs included."""
-    rows = []
-    for _, node in model.walk():
-        rule = _rule(node)
-        if rule is None:
-            continue
-        work = _Work(node, shapes)
-        result = rule(work)
-        rows.append(NodeMacs(node, work.smallest() if result is None else result, result is not None))
-    return rows
+    rows = (work_of(node, shapes) for _, node in model.walk())
+    return [row for row in rows if row is not None]
 
 
-def _rule(node: Node) -> Callable[[_Work], int | None] | None:
-    standard = _STANDARD_RULES.get(node.op) if node.domain in STANDARD_DOMAINS else None
-    return standard or _RULES.get(node.op)
-
-
-# ---------------------------------------------------------------------- work of one node
-
-
-class _Work:
-    """A node with the shapes of its tensors; a shape that is not known is None."""
-
-    def __init__(self, node: Node, shapes: Shapes) -> None:
-        self._node, self._shapes = node, shapes
-        self.x = self.input(0)
-        self.w = self.input(_WEIGHT_SLOT.get(node.op, 1))
-        self.out = self._shape(node.outputs[0]) if node.outputs else None
-
-    def input(self, slot: int) -> Shape | None:
-        return self._shape(self._node.inputs[slot]) if slot < len(self._node.inputs) else None
-
-    def attr(self, name: str) -> int:
-        value = self._node.attrs.get(name, 0)
-        return value if isinstance(value, int) else 0
-
-    def smallest(self) -> int:
-        """The elements of the weights: the work of one output position, where there is at least one."""
-        held = [i for i in self._node.inputs if isinstance(i, Constant) and len(i.shape) >= 2]
-        return max((math.prod(i.shape) for i in held), default=0)
-
-    def _shape(self, tensor: Tensor) -> Shape | None:
-        return tuple(tensor.shape) if isinstance(tensor, Constant) else self._shapes.get(tensor.name)
-
-
-def _conv(work: _Work) -> int | None:
-    # w [O, I/g, *k]: every output value sums I/g x k products
-    return None if work.out is None or work.w is None else math.prod(work.out) * math.prod(work.w[1:])
-
-
-def _conv_transpose(work: _Work) -> int | None:
-    # w [I, O/g, *k]: every input value is spread over O/g x k outputs
-    return None if work.x is None or work.w is None else math.prod(work.x) * math.prod(work.w[1:])
-
-
-def _matmul(work: _Work) -> int | None:
-    inner = _inner(work.x, left=True, transposed=work.attr("transA"), batch=work.attr("transBatchA"))
-    if inner is None:
-        inner = _inner(work.w, left=False, transposed=work.attr("transB"), batch=work.attr("transBatchB"))
-    return None if inner is None or work.out is None else math.prod(work.out) * inner
-
-
-def _inner(shape: Shape | None, *, left: bool, transposed: int, batch: int) -> int | None:
-    """The summed dimension K of one side: left [.., M, K], right [.., K, N]; batch: the first moves to last but one."""
-    if shape is None or not shape:
+def work_of(node: Node, shapes: Shapes) -> NodeMacs | None:
+    """The work of one node, given the shapes of its tensors by name; None where it multiplies no matrices."""
+    rule, inner = rules_of(node)
+    if rule is None:
         return None
-    if len(shape) == 1:
-        return shape[0]
-    if left != bool(transposed):
-        return shape[-1]
-    return shape[0] if batch else shape[-2]
-
-
-def _stored_k(work: _Work) -> int | None:
-    # com.microsoft MatMulNBits: the weight is packed, attribute K holds the summed dimension
-    return None if work.out is None or not work.attr("K") else math.prod(work.out) * work.attr("K")
-
-
-def _recurrent(work: _Work) -> int | None:
-    # x [T, B, I], w [D, gates x H, I], r [D, gates x H, H]: all of w and r for each step of each sequence
-    r = work.input(2)
-    if work.x is None or work.w is None or r is None:
-        return None
-    return math.prod(work.x[:2]) * (math.prod(work.w) + math.prod(r))
-
-
-def _projection(work: _Work) -> int | None:
-    # com.microsoft Attention: x [B, S, I] times w [I, 3H]; what attends is not counted, it runs in float in any case
-    return None if work.x is None or work.w is None else math.prod(work.x) * work.w[-1]
-
-
-def _attention(work: _Work) -> int | None:
-    # q [B, S, H] or [B, heads, S, D], k and v likewise with L steps: q times k', then that times v
-    if work.x is None or work.w is None or work.out is None or len(work.w) not in (3, 4):
-        return None
-    return (math.prod(work.x) + math.prod(work.out)) * work.w[-2]
-
-
-_RULES: dict[str, Callable[[_Work], int | None]] = {
-    **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "NhwcConv", "QLinearConv", "ConvInteger"), _conv),
-    **dict.fromkeys(("ConvTranspose", "ConvTransposeWithDynamicPads"), _conv_transpose),
-    **dict.fromkeys(("Gemm", "FusedGemm", "QGemm", "GemmFloat8", "MatMul", "FusedMatMul"), _matmul),
-    **dict.fromkeys(("TransposeMatMul", "QLinearMatMul", "MatMulInteger", "MatMulInteger16"), _matmul),
-    **dict.fromkeys(("MatMulIntegerToFloat", "DynamicQuantizeMatMul"), _matmul),
-    **dict.fromkeys(("MatMulNBits", "MatMulBnb4", "MatMulFpQ4"), _stored_k),
-    **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrent),
-    **dict.fromkeys(("QAttention", "Attention"), _projection),
-    "MultiHeadAttention": _attention,
-}
-_STANDARD_RULES = {"Attention": _attention}  # the name means something else in ONNX than in com.microsoft
-_WEIGHT_SLOT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}  # all others: 1
+    work = Work(node, shapes)
+    result, aside = rule(work), inner(work) if inner is not None else 0
+    if result is None or aside is None:
+        return NodeMacs(node, work.smallest(), False)
+    return NodeMacs(node, result + aside, True, aside)
 
 
 # ---------------------------------------------------------------------- shapes

@@ -41,9 +41,7 @@ def compare_models(
         found = compare(reference, candidate, data, tensors=None, threads=settings.threads)
         proof.tell(report, found)
         report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in found.tensors]
-        ran = executed(candidate, sample=data[0].feed, threads=settings.threads)
-        report.int8_macs_share = ran.share if ran.total_macs else None
-        report.float_between_qdq = len(ran.float_between)
+        proof.tell_execution(report, executed(candidate, sample=data[0].feed, threads=settings.threads))
         proof.time_both(report, reference, candidate, data, settings)
     return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,12 @@ from onnxshot.calibration.readers import Dataset, open_data
 from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.graph import Model, Node, edit, weights
-from onnxshot.graph.ops import weight_slot
-from onnxshot.passes.base import Skip
-from onnxshot.planning.plan import FLOAT, HALF, Plan
 from onnxshot.preparing import input_specs
 from onnxshot.proving.contract import contract, same_contract, with_frozen
 from onnxshot.proving.verify import Comparison
 from onnxshot.report import NOISE, Report
 from onnxshot.settings import Settings
+from onnxshot.targets.execution import Execution
 from onnxshot.targets.ort_bench import bench
 from onnxshot.targets.ort_runtime import Runner
 
@@ -29,7 +28,7 @@ MAX_NODES = 20_000
 """Nodes of a graph that is still compared with its float original: every comparison loads it anew."""
 _RANDOM_SAMPLES = 4
 _BENCH_FEEDS = 8
-_MIN_ELEMENTS = 1024  # float weights below this are not worth a line
+_SHOWN = 3  # names in a note
 
 
 def tell(report: Report, found: Comparison) -> None:
@@ -45,6 +44,21 @@ def tell(report: Report, found: Comparison) -> None:
         report.notes.append(
             f"SQNR is {found.optimized_db:.1f} dB with graph optimizations and {found.unoptimized_db:.1f} dB without"
         )
+
+
+def tell_execution(report: Report, ran: Execution, floats: Collection[str] = ()) -> None:
+    """Put what ONNX Runtime really ran into the report. floats: names of the nodes that a plan leaves in float."""
+    total = ran.total_macs
+    report.int8_macs_share = ran.share if total else None
+    report.float_between_qdq = len(ran.float_between)
+    report.float_macs = {op: macs / total for op, macs in ran.float_by_op.items()} if total else {}
+    report.int8_unplanned = ran.unplanned(floats)
+    if report.int8_unplanned:
+        some = ", ".join(map(repr, report.int8_unplanned[:_SHOWN]))
+        more = f" and {len(report.int8_unplanned) - _SHOWN} more" if len(report.int8_unplanned) > _SHOWN else ""
+        report.notes.append(f"ONNX Runtime runs in int8 what is float in the file or by the plan: {some}{more}")
+    if ran.note:
+        report.notes.append(ran.note)
 
 
 def time_both(report: Report, source: Path, written: Path, data: Dataset, settings: Settings) -> None:
@@ -119,18 +133,6 @@ def random_data(reference: Path | bytes, model: Model) -> Dataset | None:
     except OnnxshotError:
         return None
     return data
-
-
-def float_weights(model: Model, plan: Plan) -> list[Skip]:
-    """Weights of the written model that are still float, not of 16 bits, with the reason the plan gives."""
-    reasons = {n.node: n.reason for n in plan.nodes if n.how == FLOAT}
-    halves = plan.labels(HALF)
-    found = []
-    for _, node in model.walk():
-        slot = weight_slot(node) if node.label not in halves else None
-        if slot is not None and int(np.prod(node.inputs[slot].shape, dtype=np.int64)) >= _MIN_ELEMENTS:
-            found.append(Skip(node.label, node.op, reasons.get(node.label, "not quantized")))
-    return found
 
 
 def sparsity(model: Model) -> float:

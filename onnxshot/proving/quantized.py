@@ -17,9 +17,10 @@ from onnxshot.frozen import Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.half.emulation import runnable
-from onnxshot.planning.plan import Plan
+from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.proving import anatomy, proof
 from onnxshot.proving.contract import reload_check
+from onnxshot.proving.float_weights import float_weights
 from onnxshot.proving.reference import Reference
 from onnxshot.proving.verify import compare
 from onnxshot.recipes.recipe import Recipe
@@ -66,7 +67,7 @@ class QuantizedProof:
         Raises ModelError where it does not load or run, is not the model in memory, or has other inputs or outputs.
         """
         report = self.report
-        report.float_weights = proof.float_weights(self.model, self.plan)
+        report.float_weights = float_weights(self.model, self.plan)
         report.sparsity = proof.sparsity(self.model)
         if self.frozen:
             proof.runs_frozen(written, self.model, self.source)
@@ -123,13 +124,7 @@ class QuantizedProof:
         proof.tell(report, found)
         report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, self.plan) for row in found.tensors]
         report.notes += _refused_methods(self.plan)
-        ran = executed(runs, sample=first.feed, threads=threads)
-        report.int8_macs_share = ran.share if ran.total_macs else None
-        report.float_between_qdq = len(ran.float_between)
-        total = ran.total_macs
-        report.float_macs = {op: macs / total for op, macs in ran.float_by_op.items()} if total else {}
-        if ran.note:
-            report.notes.append(ran.note)
+        proof.tell_execution(report, executed(runs, sample=first.feed, threads=threads), self.plan.labels(FLOAT))
 
     def _prove_everywhere(self, written: Path, data: Dataset | None, judged: Judged) -> None:
         """Ask every runtime what it makes of the file, and compare it with one for ONNX Runtime alone."""

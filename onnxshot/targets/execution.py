@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 
@@ -17,6 +17,7 @@ class Ran:
         macs: its work.
         exact: False where that could only be guessed.
         stored: int4 where that is what its weight is kept in, although it computes in float.
+        by_itself: its weight is float in the file, and the runtime rounded it to int8 by itself.
         asked: the file asks for int8, as far as the runtime tells that apart: both factors are dequantized.
     """
 
@@ -27,6 +28,7 @@ class Ran:
     exact: bool = True
     asked: bool = False
     stored: str = ""
+    by_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Execution:
     """The optimized graph in numbers.
 
     Attributes:
-        nodes: those that multiply matrices, and all int8 ones.
+        nodes: those of the file that multiply matrices, and all int8 ones; one twice where a part of it is float.
         ops: how many nodes of each operator the graph has, Q and DQ included; or kernels of each kind.
         float_between: float nodes that int8 was asked for by the Q and DQ around them, and that the runtime has not
             fused. Each as 'op name'.
@@ -45,6 +47,14 @@ class Execution:
     ops: Mapping[str, int]
     float_between: tuple[str, ...] = ()
     note: str = ""
+
+    def unplanned(self, floats: Collection[str] = ()) -> list[str]:
+        """Names of nodes that run in int8, or with weights rounded to it, although the file or a plan has them float.
+
+        floats: the names of those that a plan leaves in float.
+        """
+        wrong = (n.name for n in self.nodes if n.by_itself or (n.precision != "float" and n.name in floats))
+        return list(dict.fromkeys(wrong))
 
     @property
     def total_macs(self) -> int:

@@ -1,27 +1,32 @@
-"""What ONNX Runtime really runs: precision and work of every node, read from its optimized graph and a profile."""
+"""What ONNX Runtime really runs: work of every node of the file by a real run, precision by the optimized graph.
+
+The optimized graph is no place to count: its layouts pad channels, and its fusions hide what they multiply. So the file
+is run as it is written, for the shapes, and each node is found again in the optimized graph, for the precision.
+"""
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto
 
 from onnxshot.errors import ModelError
 from onnxshot.graph import edit
-from onnxshot.graph.ir import Node
+from onnxshot.graph.ir import Constant, Node
 from onnxshot.graph.load import first_line
-from onnxshot.graph.macs import Shape, concrete_shapes, count
+from onnxshot.graph.macs import NodeMacs, Shape, concrete_shapes, count, work_of
 from onnxshot.graph.model import Model
+from onnxshot.graph.ops import weight_slot
 from onnxshot.targets.execution import Execution, Ran
-from onnxshot.targets.ort_runtime import Feed, external_bytes, input_spec, label, one_line, session
+from onnxshot.targets.ort_profile import Event, profiled
+from onnxshot.targets.ort_runtime import Feed, external_bytes, label, session
 from onnxshot.writing.places import scratch
 
 LIMIT = 1_500_000_000
@@ -30,14 +35,15 @@ LIMIT = 1_500_000_000
 _INT8 = ("MatMulInteger", "ConvInteger", "DynamicQuantize", "QGemm", "QAttention", "QMoE", "QEmbedLayer", "QLinear")
 _AFTER = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "HardSigmoid")
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
+_TOKEN = re.compile(r"~(\d+)~")  # the name of a node of the file: optimizers keep it inside the names that they make
 
 
 def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 2) -> Execution:
     """Read what ONNX Runtime makes of a model on the CPU.
 
-    The sample is run once and the work counted is what ran, loops and branches included. Without one, zeros are run,
-    with free dimensions of 1; where the model cannot take those, shapes are inferred as far as they can be. The layouts
-    that ONNX Runtime chooses for float Convs pad channels: float work may come out a few percent high.
+    The sample is run once, without optimizations, and the work counted is that of each node in that run, loops and
+    branches included. Without one, zeros are run, with free dimensions of 1; where the model cannot take those, shapes
+    are inferred as far as they can be.
 
     Raises ModelError where the model does not load, or does not run on the sample.
     """
@@ -46,49 +52,142 @@ def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 
     size = _size(proto, folder)
     if size > LIMIT:
         return Execution((), {}, note=f"the model has {size / 1e9:.1f} GB: its optimized graph was not read")
-    name_nodes(proto.graph, set())
+    labels = _tokens(proto)
     source = proto.SerializeToString()
+    events, feed_shapes = profiled(source, sample, threads=threads, folder=folder, what=label(model))
     with scratch() as made:
         at = made / "optimized.onnx"
-        prefix = made / "profile"
-        run = session(source, threads=threads, folder=folder, save_optimized=at, profile=prefix)
-        feed = _zeros(run) if sample is None else sample
-        try:
-            events = _profile(run, feed, label(model))
-        except ModelError:
-            if sample is not None:
-                raise
-            run.end_profiling()  # closes the file, so that its folder can go
-            events = []
-        del run
+        session(source, threads=threads, folder=folder, save_optimized=at)
         try:
             # Weights that were outside stay where they were; their shapes are all that is needed of them.
             optimized = Model(onnx.load(str(at), load_external_data=False), folder=folder)
         except (OSError, DecodeError, ValueError, ModelError) as e:
             return Execution((), {}, note=f"ONNX Runtime's optimized graph cannot be read: {first_line(e)}")
-    return _read(optimized, events, {k: v.shape for k, v in feed.items()})
+    written = Model(proto, folder=folder)
+    found = _Found.of(written, optimized)
+    rows = tuple(_rows(written, found, _worked(written, events, feed_shapes), labels))
+    ops = Counter(node.op for _, node in optimized.walk())
+    unfused = tuple(_named(text, labels) for text in _unfused(optimized))
+    return Execution(rows, dict(ops.most_common()), unfused)
 
 
-def _read(model: Model, events: list[dict[str, Any]], feed_shapes: Mapping[str, Shape]) -> Execution:
-    shapes, runs = concrete_shapes(model, feed_shapes), {}
-    if events:
-        runs = _measured(model, events, shapes)
-    work = {row.node: row for row in count(model, shapes)}
-    nodes = []
-    for _, node in model.walk():
-        row, precision = work.get(node), _precision(node)
-        if row is None and precision == "float":
+# ---------------------------------------------------------------------- work, by a run of the file
+
+
+def _worked(written: Model, events: list[Event], feed_shapes: Mapping[str, Shape]) -> dict[Node, NodeMacs]:
+    """The work of every node that multiplies, of all its runs together."""
+    if not events:
+        return {row.node: row for row in count(written, concrete_shapes(written, feed_shapes))}
+    by_name = defaultdict(list)
+    for event in events:
+        by_name[event.node].append(event)
+    known = _shapes_of(written, by_name) | dict(feed_shapes)
+    worked, top = {}, set(written.graph.nodes)
+    for _, node in written.walk():
+        rows = [work_of(node, known | _own(node, event)) for event in by_name.get(node.name, [])]
+        if not rows and node in top:  # an operator that runs as the nodes of its function
+            rows = [work_of(node, known)]
+        if work_of(node, known) is None:
             continue
-        # A branch not taken is in no profile; where nothing was run, a node counts once.
-        times = runs.get(node, 0) if events else 1
-        macs, exact = (row.macs, row.exact) if row is not None else (0, True)
-        nodes.append(Ran(node.label, node.op, precision, macs * times, exact))
-    ops = Counter(node.op for _, node in model.walk())
-    return Execution(tuple(nodes), dict(ops.most_common()), tuple(_unfused(model)))
+        held = [row for row in rows if row is not None]
+        total, aside = sum(row.macs for row in held), sum(row.in_float for row in held)
+        worked[node] = NodeMacs(node, total, all(row.exact for row in held), aside)
+    return worked
 
 
-def _precision(node: Node) -> str:
-    if node.op in ("MatMulNBits", "MatMulBnb4"):
+def _own(node: Node, event: Event) -> dict[str, Shape]:
+    """The shapes of a node's tensors in one of its runs."""
+    made = [t.name for t in node.outputs if t.name]
+    read = [t.name for t in node.inputs if t.name]
+    found: dict[str, Shape] = {}
+    if len(read) == len(event.inputs):
+        found |= zip(read, event.inputs, strict=True)
+    if len(made) == len(event.outputs):
+        found |= zip(made, event.outputs, strict=True)
+    return found
+
+
+def _shapes_of(written: Model, by_name: Mapping[str, list[Event]]) -> dict[str, Shape]:
+    known: dict[str, Shape] = {}
+    for _, node in written.walk():
+        for event in by_name.get(node.name, [])[-1:]:
+            known |= _own(node, event)
+    return known
+
+
+# ---------------------------------------------------------------------- precision, by the optimized graph
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What became of nodes of the file, by their tokens: those that run in int8, those with weights rounded to it.
+
+    lost: nodes on integers of the optimized graph that belong to none of the file.
+    """
+
+    int8: frozenset[str]
+    rounded: frozenset[str]
+    lost: tuple[str, ...]
+
+    @classmethod
+    def of(cls, written: Model, optimized: Model) -> _Found:
+        makers = {out.name: node for _, node in written.walk() for out in node.outputs if out.name}
+        readers = {t.name: node for _, node in written.walk() for t in node.inputs if isinstance(t, Constant)}
+        int8, rounded, lost = set[str](), set[str](), []
+        for _, node in optimized.walk():
+            tokens = {match.group(0) for match in _TOKEN.finditer(node.name)}
+            if precision_of(node) != "float":
+                tokens = tokens or _by_tensors(node, makers, readers)
+                int8 |= tokens
+                lost += [] if tokens else [node.op]
+            elif _reads_stored_integers(node):
+                rounded |= tokens
+        return cls(frozenset(int8), frozenset(rounded), tuple(lost))
+
+
+def _by_tensors(node: Node, makers: Mapping[str, Node], readers: Mapping[str, Node]) -> set[str]:
+    """Tokens of the nodes of the file that a node without one stands for: by what it makes, or the weights it holds."""
+    found = set[str]()
+    for out in node.outputs:
+        maker = makers.get(out.name)
+        while maker is not None and maker.op in (*_QDQ, *_AFTER) and maker.inputs:
+            maker = edit.producer(maker.inputs[0])
+        found |= {maker.name} if maker is not None else set()
+    for tensor in node.inputs:
+        reader = readers.get(tensor.name) if isinstance(tensor, Constant) and len(tensor.shape) > 1 else None
+        if reader is not None and reader.op in _QDQ:
+            found |= {user.name for user in edit.consumers(reader.outputs[0])}
+        elif reader is not None:
+            found.add(reader.name)
+    return found
+
+
+def _reads_stored_integers(node: Node) -> bool:
+    """Whether a weight comes from stored integers."""
+    makers = (edit.producer(tensor) for tensor in node.inputs[1:2])
+    return any(m is not None and m.op == "DequantizeLinear" and isinstance(m.inputs[0], Constant) for m in makers)
+
+
+def _rows(written: Model, found: _Found, worked: Mapping[Node, NodeMacs], labels: Mapping[str, str]) -> Iterator[Ran]:
+    for _, node in written.walk():
+        work, precision = worked.get(node), precision_of(node)
+        if precision == "float" and node.name in found.int8:
+            precision = "int8"
+        if work is None and (precision == "float" or node.op in _QDQ):
+            continue
+        slot = weight_slot(node)
+        own = slot is not None and precision_of(node) == "float" and node.inputs[slot].dtype == np.float32
+        by_itself = own and (precision != "float" or node.name in found.rounded)
+        macs, exact, aside = (work.macs, work.exact, work.in_float) if work is not None else (0, True, 0)
+        name = labels[node.name]
+        yield Ran(name, node.op, precision, macs - aside, exact, by_itself=by_itself)
+        if aside:
+            yield Ran(name, node.op, "float", aside, exact)
+
+
+def precision_of(node: Node) -> str:
+    """What an operator computes in by its own name: int8, float, or such as int4 where weights are stored so."""
+    if node.op in ("MatMulNBits", "MatMulBnb4", "MatMulNBitsMlp", "MatMulNBitsQkv", "MatMulNBitsQLoRA"):
         return f"int{node.attrs.get('bits', 4)}"
     if node.op.startswith(_INT8) and node.op != "DynamicQuantizeLinear":
         return "int8"
@@ -98,7 +197,7 @@ def _precision(node: Node) -> str:
 def _unfused(model: Model) -> Iterator[str]:
     """Float nodes that read a DequantizeLinear and feed a QuantizeLinear, directly or through one activation."""
     for _, node in model.walk():
-        if node.op in _QDQ or _precision(node) != "float":
+        if node.op in _QDQ or precision_of(node) != "float":
             continue
         makers = (edit.producer(t) for t in node.inputs)
         if not any(maker is not None and maker.op == "DequantizeLinear" for maker in makers):
@@ -109,42 +208,7 @@ def _unfused(model: Model) -> Iterator[str]:
             yield f"{node.op} {node.label}"
 
 
-# ---------------------------------------------------------------------- the profile of one run
-
-
-def _measured(model: Model, events: list[dict[str, Any]], shapes: dict[str, Shape]) -> dict[Node, int]:
-    """How often each node ran; fills `shapes` with those its outputs had."""
-    by_name = defaultdict(list)
-    for event in events:
-        by_name[(event["name"].removesuffix("_kernel_time"), event["args"].get("op_name"))].append(event["args"])
-    runs = {}
-    for _, node in model.walk():
-        ran = by_name.get((node.name, node.op), [])
-        runs[node] = len(ran)
-        made = [t.name for t in node.outputs if t.name]
-        stated = ran[-1].get("output_type_shape", []) if ran else []
-        if len(stated) == len(made):
-            shapes |= {name: tuple(next(iter(entry.values()))) for name, entry in zip(made, stated, strict=True)}
-    return runs
-
-
-def _zeros(run: Any) -> dict[str, NDArray[Any]]:
-    specs = map(input_spec, run.get_inputs())
-    return {s.name: np.zeros([d if isinstance(d, int) else 1 for d in s.shape or ()], s.dtype) for s in specs}
-
-
-def _profile(run: Any, sample: Feed, what: str) -> list[dict[str, Any]]:
-    try:
-        run.run(None, {arg.name: sample[arg.name] for arg in run.get_inputs()})
-    except KeyError as e:
-        raise ModelError(f"{what} asks for input {e}, which the sample does not hold") from e
-    except RuntimeError as e:
-        if "Numpy type" not in str(e):  # the run was fine: its output has no numpy type
-            raise ModelError(f"{what} fails in ONNX Runtime: {one_line(e)}") from e
-    except Exception as e:  # ONNX Runtime's errors share no base class
-        raise ModelError(f"{what} fails in ONNX Runtime: {one_line(e)}") from e
-    events: list[dict[str, Any]] = json.loads(Path(run.end_profiling()).read_bytes())
-    return [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+# ---------------------------------------------------------------------- the file, with names that can be found again
 
 
 def _loaded(model: Path | bytes) -> ModelProto:
@@ -160,6 +224,32 @@ def _size(proto: ModelProto, folder: Path | None) -> int:
     """Bytes of the model and of the files its weights lie in."""
     size = int(proto.ByteSize())
     return size if folder is None else size + external_bytes(proto, folder)
+
+
+def _tokens(proto: ModelProto) -> dict[str, str]:
+    """Name every node by a token; the names they had, and that a person knows them by, per token."""
+    name_nodes(proto.graph, set())
+    labels: dict[str, str] = {}
+    for node in _nodes(proto.graph):
+        token = f"~{len(labels)}~"
+        labels[token], node.name = node.name, token
+    return labels
+
+
+def _nodes(graph: GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in _graphs(attribute):
+                yield from _nodes(inner)
+
+
+def _graphs(attribute: onnx.AttributeProto) -> Iterable[GraphProto]:
+    return [attribute.g] if attribute.HasField("g") else attribute.graphs
+
+
+def _named(text: str, labels: Mapping[str, str]) -> str:
+    return _TOKEN.sub(lambda match: labels.get(match.group(0), match.group(0)), text)
 
 
 def name_nodes(graph: GraphProto, taken: set[str]) -> None:

@@ -1,0 +1,279 @@
+"""Multiply-accumulates of one node by the shapes of its tensors: a table row for every operator that multiplies.
+
+Counted are sums of products: of matrices, convolutions, recurrent cells and attention, of ONNX and of com.microsoft.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from onnxshot.graph.ir import Constant, Node, Tensor
+from onnxshot.graph.ops import STANDARD_DOMAINS
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+
+class Work:
+    """A node with the shapes of its tensors; a shape that is not known is None."""
+
+    def __init__(self, node: Node, shapes: Shapes) -> None:
+        self.node, self._shapes = node, shapes
+        self.x = self.input(0)
+        self.w = self.input(_WEIGHT_SLOT.get(node.op, 1))
+        self.out = self.output(0)
+
+    def input(self, slot: int) -> Shape | None:
+        """None also for an input that is left out."""
+        given = slot < len(self.node.inputs) and self.node.inputs[slot].name
+        return self._shape(self.node.inputs[slot]) if given else None
+
+    def output(self, slot: int) -> Shape | None:
+        """None also for an output that is left out."""
+        given = slot < len(self.node.outputs) and self.node.outputs[slot].name
+        return self._shape(self.node.outputs[slot]) if given else None
+
+    def has(self, slot: int) -> bool:
+        """Whether an input is given."""
+        return slot < len(self.node.inputs) and bool(self.node.inputs[slot].name)
+
+    def attr(self, name: str, default: int = 0) -> int:
+        """An attribute that is a number; the default where it has none."""
+        value = self.node.attrs.get(name, default)
+        return value if isinstance(value, int) else default
+
+    def text(self, name: str) -> str:
+        """An attribute that is text; empty where it has none."""
+        value = self.node.attrs.get(name, b"")
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+    def smallest(self) -> int:
+        """The elements of the weights: the work of one output position, where there is at least one."""
+        held = [i for i in self.node.inputs if isinstance(i, Constant) and len(i.shape) >= 2]
+        return max((math.prod(i.shape) for i in held), default=0)
+
+    def _shape(self, tensor: Tensor) -> Shape | None:
+        return tuple(tensor.shape) if isinstance(tensor, Constant) else self._shapes.get(tensor.name)
+
+
+Rule = Callable[[Work], int | None]
+
+
+def rules_of(node: Node) -> tuple[Rule | None, Rule | None]:
+    """(what it multiplies, what it multiplies in float besides that); None where there is nothing to count."""
+    if node.domain in STANDARD_DOMAINS and node.op in _STANDARD_RULES:
+        return _STANDARD_RULES[node.op], None
+    return _RULES.get(node.op), _BESIDES.get(node.op)
+
+
+# ---------------------------------------------------------------------- convolutions and matrices
+
+
+def _conv(work: Work) -> int | None:
+    # w [O, I/g, *k]: every output value sums I/g x k products
+    return None if work.out is None or work.w is None else math.prod(work.out) * math.prod(work.w[1:])
+
+
+def _conv_transpose(work: Work) -> int | None:
+    # w [I, O/g, *k]: every input value is spread over O/g x k outputs
+    return None if work.x is None or work.w is None else math.prod(work.x) * math.prod(work.w[1:])
+
+
+def _matmul(work: Work) -> int | None:
+    inner = _inner(work.x, left=True, transposed=work.attr("transA"), batch=work.attr("transBatchA"))
+    if inner is None:
+        inner = _inner(work.w, left=False, transposed=work.attr("transB"), batch=work.attr("transBatchB"))
+    return None if inner is None or work.out is None else math.prod(work.out) * inner
+
+
+def _inner(shape: Shape | None, *, left: bool, transposed: int, batch: int) -> int | None:
+    """The summed dimension K of one side: left [.., M, K], right [.., K, N]; batch: the first moves to last but one."""
+    if shape is None or not shape:
+        return None
+    if len(shape) == 1:
+        return shape[0]
+    if left != bool(transposed):
+        return shape[-1]
+    return shape[0] if batch else shape[-2]
+
+
+def _stored_k(work: Work) -> int | None:
+    # com.microsoft MatMulNBits: the weight is packed, attribute K holds the summed dimension
+    return None if work.out is None or not work.attr("K") else math.prod(work.out) * work.attr("K")
+
+
+def _gate_and_up(work: Work) -> int | None:
+    # com.microsoft MatMulNBitsMlp: two products [.., K] x [K, N] of the same input
+    return None if work.x is None else 2 * math.prod(work.x) * work.attr("N")
+
+
+def _query_key_value(work: Work) -> int | None:
+    # com.microsoft MatMulNBitsQkv: three products of the same input
+    return None if work.x is None else math.prod(work.x) * (work.attr("Nq") + 2 * work.attr("Nkv"))
+
+
+def _distances(work: Work) -> int | None:
+    # com.microsoft CDist: x [M, K], y [N, K] -> [M, N]
+    return None if work.x is None or work.w is None else math.prod(work.x) * work.w[0]
+
+
+def _einsum(work: Work) -> int | None:
+    """Operands are multiplied one after the other; each product runs over all letters of both, as far as still needed.
+
+    Einsum-12. One operand alone is summed, not multiplied.
+    """
+    left, _, right = work.text("equation").replace(" ", "").partition("->")
+    terms, sizes = left.split(","), dict[str, int]()
+    shapes = [work.input(i) for i in range(len(terms))]
+    if any(shape is None for shape in shapes):
+        return None
+    letters = []
+    for term, shape in zip(terms, shapes, strict=True):
+        assert shape is not None
+        names = _letters(term, len(shape))
+        if len(names) != len(shape):
+            return None
+        for name, size in zip(names, shape, strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+        letters.append(set(names))
+    if "->" in work.text("equation"):
+        kept = set(right.replace(".", "")) | {name for name in sizes if name.isdigit()}
+    else:  # in the short form, the letters that occur once
+        kept = {name for name in sizes if name.isdigit() or left.count(name) == 1}
+    total, held = 0, letters[0]
+    for i, own in enumerate(letters[1:], start=1):
+        held = held | own
+        total += math.prod(sizes[name] for name in held)
+        held &= kept.union(*letters[i + 1 :])
+    return total
+
+
+def _letters(term: str, rank: int) -> list[str]:
+    """One name per dimension; those that an ellipsis stands for are numbered from the back."""
+    before, dots, after = term.partition("...")
+    hidden = rank - len(before) - len(after) if dots else 0
+    return [*before, *(str(i) for i in range(hidden, 0, -1)), *after]
+
+
+# ---------------------------------------------------------------------- recurrent cells and experts
+
+
+def _recurrent(work: Work) -> int | None:
+    # x [T, B, I], w [D, gates x H, I], r [D, gates x H, H]: all of w and r for each step of each sequence
+    r = work.input(2)
+    if work.x is None or work.w is None or r is None:
+        return None
+    return math.prod(work.x[:2]) * (math.prod(work.w) + math.prod(r))
+
+
+def _experts(*slots: int) -> Rule:
+    # com.microsoft MoE: x [.., H], w [experts, a, b]: every row goes through the weights of k experts
+    def rule(work: Work) -> int | None:
+        held = [work.input(slot) for slot in slots if work.has(slot)]
+        if work.x is None or any(w is None for w in held):
+            return None
+        each = sum(math.prod(w[1:]) for w in held if w is not None)
+        packed = 8 // max(1, work.attr("expert_weight_bits", 4)) if work.node.op == "QMoE" else 1
+        return math.prod(work.x[:-1]) * work.attr("k", 1) * each * packed
+
+    return rule
+
+
+# ---------------------------------------------------------------------- attention
+
+
+def _projection(work: Work) -> int | None:
+    # com.microsoft Attention: x [B, S, I] times w [I, Q + K + V]
+    return None if work.x is None or work.w is None else math.prod(work.x) * work.w[-1]
+
+
+def _self_attention(past: int) -> Rule:
+    # com.microsoft Attention: what x attends to; past [2, B, heads, P, D], present likewise with all steps
+    def rule(work: Work) -> int | None:
+        if work.x is None or work.w is None or work.out is None:
+            return None
+        present, before = work.output(1), work.input(past)
+        if present is None and work.has(past) and before is None:
+            return None
+        steps = present[3] if present is not None else work.x[1] + (before[3] if before is not None else 0)
+        values = work.out[-1]
+        return math.prod(work.x[:2]) * steps * ((work.w[-1] - values) // 2 + values)
+
+    return rule
+
+
+def _packed_self_attention(work: Work) -> int | None:
+    # com.microsoft PackedAttention: token_offset [B, S]
+    spread = work.input(3)
+    if spread is None or work.w is None or work.out is None:
+        return None
+    values = work.out[-1]
+    return math.prod(spread) * spread[1] * ((work.w[-1] - values) // 2 + values)
+
+
+def _attention(past: int) -> Rule:
+    """q times k', then that times v. q [B, S, H] or [B, heads, S, D]; k and v likewise, or packed into q.
+
+    past: slot of the past keys [B, heads, P, D]; where present keys are given out, these hold all steps.
+    """
+
+    def rule(work: Work) -> int | None:
+        if work.x is None or work.out is None:
+            return None
+        present, before = work.output(1), work.input(past)
+        if present is not None and len(present) == 4:
+            steps = present[2]
+        elif work.has(past) and before is None:
+            return None
+        else:
+            keys = work.w if work.has(1) else work.x  # [B, S, heads, 3, D] where all three are one tensor
+            if keys is None or len(keys) not in (3, 4, 5):
+                return None
+            steps = (keys[2] if len(keys) == 4 else keys[1]) + (before[2] if before is not None else 0)
+        # The width of the queries is that of the output, but for values of another width than the keys.
+        queries = math.prod(work.x) if work.has(1) else math.prod(work.out)
+        return (queries + math.prod(work.out)) * steps
+
+    return rule
+
+
+def _linear_attention(work: Work) -> int | None:
+    # LinearAttention: each step adds k x v to a state [B, heads, Dk, Dv] and reads it; a delta rule reads it twice
+    state = work.output(1) or work.input(3)
+    if work.x is None or state is None:
+        return None
+    steps = work.x[-2] if len(work.x) > 2 else work.x[0]
+    return steps * math.prod(state) * (3 if "delta" in work.text("update_rule") else 2)
+
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "NhwcConv", "QLinearConv", "ConvInteger"), _conv),
+    **dict.fromkeys(("DeformConv", "CausalConvWithState"), _conv),
+    **dict.fromkeys(("ConvTranspose", "ConvTransposeWithDynamicPads"), _conv_transpose),
+    **dict.fromkeys(("Gemm", "FusedGemm", "QGemm", "GemmFloat8", "GemmFastGelu", "MatMul", "FusedMatMul"), _matmul),
+    **dict.fromkeys(("TransposeMatMul", "QLinearMatMul", "MatMulInteger", "MatMulInteger16"), _matmul),
+    **dict.fromkeys(("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "FusedMatMulActivation"), _matmul),
+    **dict.fromkeys(("SparseToDenseMatMul", "QOrderedMatMul"), _matmul),
+    **dict.fromkeys(("MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight"), _matmul),
+    **dict.fromkeys(("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "MatMulNBitsQLoRA"), _stored_k),
+    "MatMulNBitsMlp": _gate_and_up,
+    "MatMulNBitsQkv": _query_key_value,
+    "CDist": _distances,
+    "Einsum": _einsum,
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrent),
+    "MoE": _experts(2, 4, 6),
+    "QMoE": _experts(2, 5, 8),
+    **dict.fromkeys(("Attention", "QAttention", "DecoderMaskedSelfAttention", "PackedAttention"), _projection),
+    "MultiHeadAttention": _attention(6),
+    "DecoderMaskedMultiHeadAttention": _attention(5),
+    **dict.fromkeys(("GroupQueryAttention", "SparseAttention"), _attention(3)),
+    "LinearAttention": _linear_attention,
+}
+_STANDARD_RULES = {"Attention": _attention(4)}  # the name means something else in ONNX than in com.microsoft
+_BESIDES: dict[str, Rule] = {
+    **dict.fromkeys(("Attention", "DecoderMaskedSelfAttention"), _self_attention(4)),
+    "QAttention": _self_attention(8),
+    "PackedAttention": _packed_self_attention,
+}
+_WEIGHT_SLOT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}  # all others: 1

@@ -1,0 +1,68 @@
+"""Which weights of a written model are still float, and why: what a file could be smaller by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+
+from onnx import TensorProto
+
+from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.passes.base import Skip
+from onnxshot.planning.plan import FLOAT, HALF, Plan
+from onnxshot.targets.ort_executed import precision_of
+
+_MIN_ELEMENTS = 1024  # constants with fewer are not worth a line
+_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *_HALVES)
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+
+
+def float_weights(model: Model, plan: Plan) -> list[Skip]:
+    """One line per node that reads a float constant of 1024 elements or more, whatever its op, in subgraphs too.
+
+    The reason is the plan's; weights in the 16 bits that the plan asks for are none that were left.
+    """
+    reasons = {n.node: n.reason for n in plan.nodes if n.how == FLOAT and n.reason}
+    halves, left = plan.labels(HALF), dict[tuple[str, str], Skip]()
+    others = plan.labels(FLOAT)
+    for _, node in model.walk():
+        for slot, tensor in enumerate(node.inputs):
+            if not _is_left(node, slot, tensor, halves=bool(halves)):
+                continue
+            for reader in _readers(node):
+                if reader.label not in halves:
+                    why = reasons.get(reader.label) or _why(reader, tensor, others)
+                    left.setdefault((reader.label, reader.op), Skip(reader.label, reader.op, why))
+    return list(left.values())
+
+
+def _is_left(node: Node, slot: int, tensor: object, *, halves: bool) -> bool:
+    if not isinstance(tensor, Constant) or math.prod(tensor.shape) < _MIN_ELEMENTS:
+        return False
+    kind = weights.elem_type(tensor)
+    if kind not in _FLOATS or (halves and kind in _HALVES):
+        return False
+    if node.op in _QUANTIZERS:
+        return node.op == "QuantizeLinear" and slot == 0
+    return precision_of(node) == "float" and not _scales(node, tensor)
+
+
+def _scales(node: Node, tensor: Constant) -> bool:
+    """Whether the constant is the scale of a weight on integers, by which the scale of its input is multiplied."""
+    others = [edit.producer(other) for other in node.inputs if other is not tensor]
+    return node.op == "Mul" and any(maker is not None and maker.op in _QUANTIZERS for maker in others)
+
+
+def _readers(node: Node) -> Iterator[Node]:
+    """The node, or those behind it where it only brings a weight into its type."""
+    if node.op == "Cast":
+        yield from edit.consumers(node.outputs[0])
+    else:
+        yield node
+
+
+def _why(reader: Node, tensor: Constant, planned: Collection[str]) -> str:
+    if sum(size > 1 for size in tensor.shape) < 2:
+        return "a vector, as of biases or norms: these stay float"
+    return "not quantized" if reader.label in planned else "not quantized: there is no rule for its op"

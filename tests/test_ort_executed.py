@@ -1,0 +1,148 @@
+"""What is told to run in int8 is what runs: work by a run of the file, precision by the optimized graph."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from handmade.core import Feed, feeds, model, vector, weight
+from handmade.products import integers
+
+from onnxshot.graph.load import load_model
+from onnxshot.passes.keep_float import KeepFloat
+from onnxshot.pipeline import Settings, quantize
+from onnxshot.targets.execution import Execution
+from onnxshot.targets.ort_executed import executed
+
+GRID = {"s": np.float32(0.05), "z": np.uint8(128)}
+PROVEN = Settings(use_cache=False, threads=1, bench_seconds=0.01)
+
+
+def chain(middle: str, constants: Feed, channels: int = 16) -> onnx.ModelProto:
+    """An int8 Conv, what is in the middle in float (from a to b), and an int8 Conv, each between pairs."""
+    text = f"""g (float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] y) {{
+        xq = QuantizeLinear(x, s, z)  xd = DequantizeLinear(xq, s, z)
+        w1 = DequantizeLinear<axis = 0>(w, w_scale, w_zero)
+        [first] f = Conv<pads = [1, 1, 1, 1]>(xd, w1, c1)
+        fq = QuantizeLinear(f, s, z)  a = DequantizeLinear(fq, s, z)
+        {middle}
+        bq = QuantizeLinear(b, s, z)  bd = DequantizeLinear(bq, s, z)
+        w2 = DequantizeLinear<axis = 0>(v, v_scale, v_zero)
+        [last] l = Conv<pads = [1, 1, 1, 1]>(bd, w2, c2)
+        lq = QuantizeLinear(l, s, z)  y = DequantizeLinear(lq, s, z)
+    }}"""
+    first = integers(weight(channels, 16, 3, 3), "int8", 0, 0)
+    last = {k.replace("w", "v", 1): v for k, v in integers(weight(16, channels, 3, 3, seed=1), "int8", 0, 0).items()}
+    return model(text, GRID | first | last | {"c1": vector(channels), "c2": vector(16)} | constants)
+
+
+def share(macs: dict[str, int], int8: set[str]) -> float:
+    return sum(macs[name] for name in int8) / sum(macs.values())
+
+
+def labels(run: Execution, precision: str) -> set[str]:
+    return {node.name for node in run.nodes if node.precision == precision and node.macs}
+
+
+@pytest.mark.parametrize("channels", [4, 16, 20])
+def test_padded_channels_are_not_work(channels: int) -> None:
+    """PAINS 45: NCHWc pads 4 channels to 16; the share was told as 0.667 where 0.889 is true."""
+    middle = "[mid] m = Conv<pads = [1, 1, 1, 1]>(a, w3)  b = Relu(m)"
+    proto = chain(middle, {"w3": weight(channels, channels, 3, 3)}, channels)
+    kept = load_model(proto)
+    KeepFloat({"mid"}).run(kept)
+    run = executed(kept.to_proto().SerializeToString(), sample=feeds(1, x=(2, 16, 8, 8))[0])
+    each = 2 * 64 * 9 * channels
+    macs = {"first": each * 16, "mid": each * channels, "last": each * 16}
+    assert {node.name: node.macs for node in run.nodes} == macs
+    assert run.share == share(macs, {"first", "last"})
+    assert all(node.exact for node in run.nodes) and not run.unplanned()
+
+
+PRODUCTS = {
+    "conv": ("[mid] b = Conv<pads = [1, 1, 1, 1]>(a, u)", {"u": weight(16, 16, 3, 3)}),
+    "conv and relu": ("[mid] m = Conv<pads = [1, 1, 1, 1]>(a, u)  b = Relu(m)", {"u": weight(16, 16, 3, 3)}),
+    "depthwise": ("[mid] b = Conv<pads = [1, 1, 1, 1], group = 16>(a, u)", {"u": weight(16, 1, 3, 3)}),
+    "transposed": ("[mid] b = ConvTranspose<pads = [1, 1, 1, 1]>(a, u)", {"u": weight(16, 16, 3, 3)}),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_what_the_runtime_quantizes_by_itself_is_told(name: str) -> None:
+    """With the prevention switched off, the fault is seen; with it on, there is none."""
+    proto, sample = chain(*PRODUCTS[name]), feeds(1, x=(2, 16, 8, 8))[0]
+    assert executed(proto.SerializeToString(), sample=sample).unplanned() == ["mid"]
+    kept = load_model(proto)
+    KeepFloat({"mid"}).run(kept)
+    run = executed(kept.to_proto().SerializeToString(), sample=sample)
+    assert run.unplanned({"mid"}) == []
+    assert labels(run, "float") == {"mid"} and labels(run, "int8") == {"first", "last"}
+
+
+def test_a_node_without_weights_that_a_plan_leaves_in_float_is_told_too() -> None:
+    proto = chain("[sum] b = Add(a, xd)", {})
+    run = executed(proto.SerializeToString(), sample=feeds(1, x=(2, 16, 8, 8))[0])
+    assert run.unplanned() == []  # the file has nothing that says float
+    assert run.unplanned({"sum"}) == ["sum"]
+
+
+def network(third: str = "ConvTranspose") -> onnx.ModelProto:
+    text = f"""g (float[n, 8, 12, 12] x) => (float[n, 8, 12, 12] y) {{
+        [one] a = Conv<pads = [1, 1, 1, 1]>(x, w1, c1)  b = Relu(a)
+        [two] c = Conv<pads = [1, 1, 1, 1]>(b, w2, c1)  d = Relu(c)
+        [three] e = {third}<pads = [1, 1, 1, 1]>(d, w3, c1)  f = Relu(e)
+        [four] y = Conv<pads = [1, 1, 1, 1]>(f, w4, c1)
+    }}"""
+    held = {f"w{i}": weight(8, 8, 3, 3, seed=i) for i in range(1, 5)}
+    return model(text, held | {"c1": vector(8)})
+
+
+@pytest.mark.parametrize("target", ["ort", "ort-avx2", "portable"])
+@pytest.mark.parametrize("options", [{}, {"exclude": ("two",)}, {"layers": {"two": {"mode": "float"}}}])
+def test_what_a_plan_leaves_in_float_runs_so(target: str, options: dict[str, object], tmp_path: Path) -> None:
+    """onnxruntime PR #24537, #25673, #22969: an excluded layer ran in int8 all the same, by one scale per tensor."""
+    given = feeds(8, x=(1, 8, 12, 12))
+    result = quantize(
+        network(), given, output=tmp_path / "q.onnx", target=target, effort="fast", settings=PROVEN, **options
+    )
+    floats = {"three"} | ({"two"} if options else set())
+    run = executed(tmp_path / "q.onnx", sample=given[0])
+    assert labels(run, "float") == floats
+    assert result.report.int8_unplanned == []
+    assert result.report.int8_macs_share == pytest.approx(1 - len(floats) / 4)
+    assert not any("runs in int8 what is float" in note for note in result.report.notes)
+
+
+def test_a_report_names_what_runs_in_int8_against_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeepFloat, "run", lambda self, model: None)
+    given = feeds(8, x=(1, 8, 12, 12))
+    proto = network("Conv")
+    result = quantize(proto, given, output=tmp_path / "q.onnx", effort="fast", exclude=("two",), settings=PROVEN)
+    assert result.report.int8_unplanned == ["two"]
+    assert any(note.endswith("float in the file or by the plan: 'two'") for note in result.report.notes)
+
+
+def test_a_loop_counts_every_round_by_its_own_sizes() -> None:
+    text = """g (float[4, 8] x) => (float[m, 8] y) {
+        y = Loop (n, go, x) <body = b (int64 i, bool c, float[r, 8] h) => (bool d, float[q, 8] k) {
+            d = Identity(c)  p = MatMul(h, w)  k = Concat<axis = 0>(p, x) }>
+    }"""
+    proto = model(text, {"w": weight(8, 8), "n": np.int64(3), "go": np.bool_(True)})
+    run = executed(proto.SerializeToString(), sample={"x": feeds(1, x=(4, 8))[0]["x"]})
+    assert run.total_macs == (4 + 8 + 12) * 64
+
+
+def test_sizes_that_inference_cannot_know_come_from_the_run() -> None:
+    text = """g (float[n, 3, h, v] x) => (float y) {
+        s = Shape(x)  k = Slice(s, two, four, zero)  b = Mul(k, k2)  c = Concat<axis = 0>(front, b)
+        r = Expand(one, c)  [mid] y = Conv(r, w)
+    }"""
+    held = {
+        "two": np.array([2], np.int64), "four": np.array([4], np.int64), "zero": np.array([0], np.int64),
+        "k2": np.array([2, 2], np.int64), "front": np.array([1, 3], np.int64), "one": np.ones((1, 1, 1, 1), np.float32),
+        "w": weight(4, 3, 1, 1),
+    }  # fmt: skip
+    proto = model(text, held)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    run = executed(proto.SerializeToString(), sample=feeds(1, x=(1, 3, 5, 7))[0])
+    assert run.total_macs == 4 * 10 * 14 * 3 and all(node.exact for node in run.nodes)
