@@ -50,8 +50,7 @@ class Statistics:
     def save(self, path: str | Path) -> Path:
         """Write one .npz, aside first. Raises UsageError where that cannot be done."""
         path = Path(path)
-        if path.suffix != ".npz":
-            raise UsageError(f"{path}: statistics are written as .npz", "name a .npz file with -o")
+        refuse_suffix(path)
         head = {
             "format": _FORMAT, "model": self.model, "preset": self.preset, "samples": self.samples,
             "considered": self.considered, "notes": self.notes,
@@ -63,6 +62,12 @@ class Statistics:
         except OSError as e:
             raise UsageError(f"cannot write statistics to {path}: {e.strerror}", "choose another file with -o") from e
         return path
+
+
+def refuse_suffix(path: Path) -> None:
+    """Raise UsageError where statistics cannot be written to a file of that name."""
+    if path.suffix != ".npz":
+        raise UsageError(f"{path}: statistics are written as .npz", "name a .npz file with -o")
 
 
 def load_statistics(path: str | Path) -> Statistics:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from onnxshot.compress_report import CompressReport, CompressResult, StageRow
 from onnxshot.convert import emit
 from onnxshot.cutting.shrink import ShrinkReport
 from onnxshot.errors import ModelError, OnnxshotError, UsageError
+from onnxshot.files.given import of_function, of_recipe, of_run
+from onnxshot.files.ledger import Files, Read, Write
+from onnxshot.files.results import is_external, of_model, of_result
 from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.graph.save import refuse_sources, write
+from onnxshot.graph.save import write
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
 from onnxshot.output import input_bytes, peak_rss_mb, source_name
 from onnxshot.preparing import sizes_of
@@ -106,8 +109,11 @@ def compress(
                 )
     loaded = load_model(model)
     sizes = _sizes_of(loaded, stages)
-    if output is not None:
-        refuse_sources(loaded, Path(output))
+    files = settings.files.reading(*of_run(loaded, calib, preset), *_evaluations(stages))
+    if isinstance(recipe, str | Path):
+        files = files.reading(*of_recipe(recipe))
+    files.writing(*_writes(stages, loaded, output, keep_stages)).check()
+    settings = replace(settings, files=Files())
     calib = list(calib) if isinstance(calib, Iterator) else calib  # every stage reads it
     report = CompressReport(source_name(model), stages.to_dict(), input_bytes=input_bytes(model, loaded))
     with (
@@ -126,7 +132,7 @@ def compress(
         origin = source_of(calib, preset, data)
     if output is not None:
         path = final.save(output)
-        report.notes += leave_beside(final.model, path, origin, [path])
+        report.notes += leave_beside(final.model, path, origin, [path, *_files_of(report.outputs)])
         target = next((stage.target for stage in stages.stages[::-1] if isinstance(stage, Recipe)), "ort")
         report.outputs.insert(0, Artifact(str(path), target, "onnx", report.stages[-1].bytes))
     report.sparsity = proof.sparsity(final.model)
@@ -184,8 +190,7 @@ class _Run:
     def result(self) -> StageResult:
         """Run all of them; what the last one gives."""
         path, pruned = self.source, None
-        names = [_name(stage) for stage in self.stages.stages]
-        for i, stage in enumerate(self.stages.stages):
+        for i, (stage, name) in enumerate(zip(self.stages.stages, _names(self.stages), strict=True)):
             if isinstance(stage, EmitStage):
                 self.emits.append((stage, path))
                 continue
@@ -196,8 +201,7 @@ class _Run:
             except OnnxshotError as e:
                 e.message = f"stage {i + 1} ({kind_of(stage)}): {e.message}"
                 raise
-            number = names[: i + 1].count(names[i]) if names.count(names[i]) > 1 else ""
-            path = made.save(self.folder / f"{names[i]}{number}.onnx")
+            path = made.save(self.folder / f"{name}.onnx")
             self.done.append((path.stem, path, made.report))
             if isinstance(stage, PruneStage) or (pruned is not None and isinstance(stage, ShrinkStage)):
                 pruned = made.model
@@ -207,7 +211,7 @@ class _Run:
         """Write what is to be emitted, with the output's stem, and the name of its stage where that is not the last."""
         for stage, path in self.emits:
             last = not self.done or path == self.done[-1][1]
-            place = output if last else output.with_name(f"{output.stem}.{path.stem}{output.suffix}")
+            place = output if last else _place_beside(output, path.stem)
             options = EmitOptions(hardware=stage.hardware, half=stage.half_weights, threads=self.settings.threads)
             yield from emit(
                 path, to=stage.to, output=place, calib=self.calib, preset=self.preset, options=options,
@@ -245,6 +249,54 @@ def _refuse_lost(pruned: Model, after: Model, stage: Stage) -> None:
     if lost:
         hint = "keep_zeros: true keeps them" if isinstance(stage, PruneStage) else "report this"
         raise ModelError(f"zeros of {len(lost)} weights are lost, such as {lost[0]!r}", hint)
+
+
+def _evaluations(stages: Stages) -> Iterator[Read]:
+    """The code that scores models in a stage."""
+    for stage in stages.stages:
+        if isinstance(stage, ShrinkStage):
+            yield from of_function(stage.evaluate, "the evaluation")
+
+
+def _writes(stages: Stages, model: Model, output: str | Path | None, kept: str | Path | None) -> Iterator[Write]:
+    """All that a run of these stages writes."""
+    names, external = _names(stages), is_external(model)
+    if kept is not None:
+        for name in filter(None, names):
+            place = Path(kept) / f"{name}.onnx"
+            yield from of_model(place, "the kept stage", external=external, named=False)
+    if output is None:
+        return
+    output, final = Path(output), [name for name in names if name][-1]
+    yield from of_result(output, external=external)
+    for i, stage in enumerate(stages.stages):
+        if isinstance(stage, EmitStage):
+            stem = model.path.stem if model.path is not None else "input"
+            before = next((name for name in reversed(names[:i]) if name), stem)
+            place = output if before == final else _place_beside(output, before)
+            for name in stage.to:
+                if name != emitting.ONNX or place != output:
+                    yield from of_result(place, (name,), external=external, recorded=False)
+
+
+def _files_of(artifacts: Sequence[Artifact]) -> Iterator[Path]:
+    """The files of artifacts."""
+    for path in (Path(artifact.path) for artifact in artifacts):
+        yield path
+        if path.suffix == ".xml":
+            yield path.with_suffix(".bin")
+
+
+def _place_beside(output: Path, stem: str) -> Path:
+    """Where artifacts of the model of an earlier stage go."""
+    return output.with_name(f"{output.stem}.{stem}{output.suffix}")
+
+
+def _names(stages: Stages) -> list[str]:
+    """What the model of every stage is called, numbered where there are several of a kind; empty for one that emits."""
+    names = [_name(stage) for stage in stages.stages]
+    numbers = [names[: i + 1].count(name) if name and names.count(name) > 1 else "" for i, name in enumerate(names)]
+    return [f"{name}{number}" for name, number in zip(names, numbers, strict=True)]
 
 
 def _name(stage: Stage) -> str:

@@ -15,9 +15,11 @@ from onnxshot import emitting
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset
+from onnxshot.files.given import of_model_file, of_run
+from onnxshot.files.results import is_external, of_options, of_result
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
-from onnxshot.graph.save import Draft, refuse_sources, write
+from onnxshot.graph.save import Draft, write
 from onnxshot.observing.calibrating import open_calib
 from onnxshot.output import deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
@@ -28,6 +30,7 @@ from onnxshot.preparing import sizes_of
 from onnxshot.proving import proof
 from onnxshot.proving.reference import Reference, given, reference_of
 from onnxshot.proving.verify import compare
+from onnxshot.recipes.record import VERSION_KEY, versions
 from onnxshot.report import Artifact, Report
 from onnxshot.retarget import retarget
 from onnxshot.settings import Settings
@@ -79,8 +82,9 @@ def emit(
     targets = {name: target_named(target) if name == emitting.ONNX else target_of(name) for name in formats}
     main = targets.get(emitting.ONNX, targets[formats[0]])
     place, loaded = emitting.place_of(Path(output), emitting.ONNX), load_model(model)
-    if emitting.ONNX in formats:
-        refuse_sources(loaded, place)  # before the work, not after it
+    files = settings.files.reading(*of_run(loaded, calib, preset), *of_model_file(reference, "the reference"))
+    written = of_result(Path(output), formats, external=is_external(loaded), recorded=False)
+    files.writing(*written, *of_options(options)).check()
     report = Report(source_name(model), {"emit": list(formats)}, input_bytes=input_bytes(model, loaded))
     sizes = sizes_of(loaded, batch, shapes or {})
     with contextlib.ExitStack() as stack:
@@ -89,6 +93,7 @@ def emit(
         normalize(loaded)
         StoreHalf().run(loaded)
         edit.toposort(loaded)
+        loaded.set_metadata(VERSION_KEY, versions()["onnxshot"])
         quantized = bool(already_quantized(loaded))
         original = loaded.to_proto() if quantized or (settings.verify and formats != (emitting.ONNX,)) else None
         if data is not None and sizes:

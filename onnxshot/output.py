@@ -11,6 +11,9 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxshot.files import results
+from onnxshot.files.given import of_model
+from onnxshot.files.ledger import Files
 from onnxshot.graph import Model, weights
 from onnxshot.graph.save import Draft, draft
 from onnxshot.recipes.record import leave_beside
@@ -27,9 +30,18 @@ class Made:
     model: Model
 
     def save(self, path: str | Path) -> Path:
-        """Write the model to `path` (and `path`.data where it is over 1 GiB), aside first; the path."""
+        """Write the model to `path` (and `path`.data where it is over 1 GiB), aside first; the path.
+
+        Raises UsageError where that is a file that the model was read from, or the data of another.
+        """
+        refuse_lost(self.model, Path(path))
         with draft(self.model, Path(path)) as written:
             return written.publish()
+
+
+def refuse_lost(model: Model, path: Path) -> None:
+    """Raise UsageError where a model written there would replace what it was read from, or the data of another."""
+    Files(of_model(model), tuple(results.of_model(path, external=results.is_external(model)))).check()
 
 
 def deliver(

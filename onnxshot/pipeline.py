@@ -18,10 +18,12 @@ from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.effort.improve import Improver
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.files.given import of_run
+from onnxshot.files.results import is_external, of_options, of_result
 from onnxshot.frozen import Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.graph.save import Draft, refuse_sources
+from onnxshot.graph.save import Draft
 from onnxshot.half.halving import halve, refuse_half
 from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_calib
@@ -93,10 +95,12 @@ def quantize(
     if place is None and emit is not None:
         raise UsageError(f"there is no output to emit {', '.join(emit)} to", "give one; artifacts take its stem")
     run = Run(model, recipe, settings, stats)
+    files = settings.files.reading(*of_run(run.model, calib, preset, stats=stats))
     if place is not None:
+        written = of_result(place, formats, external=is_external(run.model))
+        files = files.writing(*written, *of_options(emit_options))
         place = emitting.place_of(place, emitting.ONNX)
-        if emitting.ONNX in formats:
-            refuse_sources(run.model, place)  # before the work, not after it
+    files.check()
 
     def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
         how = emit_options or EmitOptions(threads=settings.threads)

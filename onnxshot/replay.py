@@ -11,8 +11,10 @@ from typing import Any
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.statsfile import data_hash, refuse_other
 from onnxshot.errors import CalibrationError, OnnxshotError
+from onnxshot.files.given import of_model_file, of_run
+from onnxshot.files.ledger import Files
+from onnxshot.files.results import is_external, of_result
 from onnxshot.graph.load import load_model
-from onnxshot.graph.save import refuse_sources
 from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import open_calib
 from onnxshot.recipes.recipe import Recipe
@@ -82,9 +84,12 @@ def replay(
     """
     started = time.perf_counter()
     records, settings, output = load_records(Path(recorded)), settings or Settings(), Path(output)
-    refuse_sources(load_model(model), output)
     calib = records.source.get("calib") if calib is None else calib
     preset = records.source.get("preset") if preset is None else preset
+    loaded = load_model(model)
+    files = settings.files.reading(*of_run(loaded, calib, preset, stats=stats), *of_model_file(recorded, "the record"))
+    files.writing(*of_result(output, external=is_external(loaded))).check()
+    settings = replace(settings, files=Files())
     calib = list(calib) if isinstance(calib, Iterator) else calib
     with scratch() as folder:
         path = Path(model)

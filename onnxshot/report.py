@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.errors import UsageError
+from onnxshot.files.ledger import Files, Read, Write
 from onnxshot.passes.base import Skip
 from onnxshot.writing.places import write_file
 
@@ -216,9 +217,10 @@ def to_json(values: Mapping[str, Any]) -> str:
 def save_report(values: Mapping[str, Any], path: str | Path) -> None:
     """Write a report, aside first: as a page where the name ends in .html, else as JSON.
 
-    Raises UsageError where that cannot be done.
+    Raises UsageError where that cannot be done, or a file is there that the report is about.
     """
     path = Path(path)
+    Files(tuple(_told_of(values)), (Write(path, "the report"),)).check()
     if path.suffix.lower() in (".html", ".htm"):
         from onnxshot.html.page import page
 
@@ -229,6 +231,17 @@ def save_report(values: Mapping[str, Any], path: str | Path) -> None:
         write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
     except OSError as e:
         raise UsageError(f"cannot write the report to {path}: {e.strerror}", "choose another file") from e
+
+
+def _told_of(values: Mapping[str, Any]) -> Iterator[Read]:
+    """The files that a report tells of: the input, and what was written, of every target."""
+    if isinstance(values.get("input"), str):
+        yield Read(Path(values["input"]), "the input")
+    for artifact in (*values.get("outputs", ()), *values.get("stages", ())):
+        if artifact.get("path"):
+            path = Path(artifact["path"])
+            for file in (path, path.with_name(f"{path.name}.data"), path.with_suffix(".bin")):
+                yield Read(file, "a file of the result")
 
 
 def rounded(value: Any) -> Any:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from onnxshot import emitting
 from onnxshot.calibration.statsfile import Statistics
+from onnxshot.files.given import of_model
+from onnxshot.files.ledger import Files, Write
+from onnxshot.files.marks import foreign_artifact
+from onnxshot.files.results import OUTPUT, is_external, of_result
 from onnxshot.graph.save import draft
 from onnxshot.output import Made
 from onnxshot.planning.plan import Plan
@@ -27,9 +31,14 @@ class Result(Made):
     statistics: Statistics | None = None
 
     def emit(self, to: str, folder: str | Path, options: EmitOptions | None = None) -> Path:
-        """Write the model into `folder` in a format; nothing is run. Raises TargetError where there is none such."""
+        """Write the model into `folder` in a format; nothing is run.
+
+        Raises TargetError where there is none such, UsageError where a file is there that onnxshot has not written.
+        """
         stem = self.model.path.stem if self.model.path is not None else "model"
         final = Path(folder) / f"{stem}.{self.report.recipe['precision']}.onnx"
+        writes = of_result(final, (to,), external=is_external(self.model), recorded=False)
+        Files(of_model(self.model)).writing(Write(final, OUTPUT, foreign_artifact), *writes).check()
         if to == emitting.ONNX:
             return self.save(final)
         emitting.runtime_of(to).check()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onnxshot.errors import UsageError
+from onnxshot.files.ledger import Files
 from onnxshot.observing.collect import Progress
 
 AUTO_LIMIT = 1024
@@ -28,6 +29,8 @@ class Settings:
         bench_seconds: how long to time each of the two models.
         shared: a folder of statistics that other processes have gathered for this run; one of the very pass that it
             would make stands for that pass, with or without a cache.
+        files: what the caller has read besides, and will write once the run is over: held against the run's own before
+            the work.
         progress: called with what is being done, how far it is, and how far it goes.
     """
 
@@ -41,6 +44,7 @@ class Settings:
     requantize: bool = False
     bench_seconds: float = 0.5
     shared: str | None = None
+    files: Files = field(default_factory=Files)
     progress: Progress | None = None
 
     def __post_init__(self) -> None:

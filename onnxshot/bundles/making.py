@@ -20,6 +20,8 @@ from onnxshot.calibration.readers import Dataset, split
 from onnxshot.compress_report import CompressResult
 from onnxshot.emitting import ONNX, load_artifact
 from onnxshot.errors import ModelError, TargetError, UsageError
+from onnxshot.files.given import of_run
+from onnxshot.files.ledger import Files, Read, Write
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
@@ -75,6 +77,9 @@ def bundle(
     refuse_folder(folder)
     source = Path(result.report.input)
     loaded = load_model(source)
+    written = (Path(name) for made in result.report.outputs for name in _files_of(Path(made.path)))
+    reads = (*of_run(loaded, calib, preset), *(Read(path, "a file of the result") for path in written))
+    Files((*reads, *of_beside(source)), (Write(folder, "the bundle", folder=True),)).check()
     with aside(folder) as home:
         made = home / "bundle"
         made.mkdir()
@@ -103,6 +108,11 @@ def bundle(
     return folder
 
 
+def of_beside(source: Path) -> tuple[Read, ...]:
+    """What belongs to a model and is taken into a bundle, such as its tokenizer."""
+    return tuple(Read(path, "a file that belongs to the input") for path in _beside(source) if path.is_file())
+
+
 def refuse_folder(folder: Path) -> None:
     """Raise UsageError where a bundle cannot be put there: nothing that is not a bundle's is ever removed."""
     hint = "name a folder that is not there yet"
@@ -129,20 +139,27 @@ def _artifacts(result: Result | CompressResult, made: Path, stem: str) -> tuple[
         result.save(made / f"{stem}.onnx")
         return (Made(f"{stem}.onnx", ONNX, str(result.report.recipe.get("target", "ort"))),)
     for artifact in result.report.outputs:
-        path = Path(artifact.path)
-        weights = path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(path.name + ".data")
-        shutil.copyfile(path, made / path.name)
-        for file in (weights, record.beside(path)):
-            if file.exists():
-                shutil.copyfile(file, made / file.name)
+        for file in _files_of(Path(artifact.path)):
+            shutil.copyfile(file, made / file.name)
     return tuple(Made(Path(a.path).name, a.format, a.target) for a in result.report.outputs)
+
+
+def _files_of(path: Path) -> tuple[Path, ...]:
+    """An artifact, with its weights and its record where there are some."""
+    weights = path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(path.name + ".data")
+    return (path, *(file for file in (weights, record.beside(path)) if file.exists()))
+
+
+def _beside(source: Path) -> list[Path]:
+    """The files beside a model that belong to it, by their names."""
+    return sorted({found for glob in BESIDE for found in source.parent.glob(glob) if found.suffix in _KINDS})
 
 
 def _take_beside(source: Path, made: Path) -> tuple[str, ...]:
     """Copy what belongs to the model; the names of what is too large, in words."""
     left_out = []
-    for path in sorted({found for glob in BESIDE for found in source.parent.glob(glob)}):
-        if path.suffix not in _KINDS or not path.is_file():
+    for path in _beside(source):
+        if not path.is_file():
             continue
         if path.stat().st_size > _MOST_BESIDE:
             left_out.append(f"{path.name}: over {_MOST_BESIDE >> 20} MB")

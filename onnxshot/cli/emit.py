@@ -10,7 +10,17 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
-from onnxshot.cli.options import CalibOpt, JsonOpt, ModelArg, PresetOpt, ReportOpt, TargetOpt, ThreadsOpt, tell
+from onnxshot.cli.options import (
+    CalibOpt,
+    JsonOpt,
+    ModelArg,
+    PresetOpt,
+    ReportOpt,
+    TargetOpt,
+    ThreadsOpt,
+    files_of,
+    tell,
+)
 from onnxshot.errors import UsageError
 from onnxshot.report import Report
 from onnxshot.targets import RUNTIMES, target_named
@@ -70,7 +80,9 @@ def emit(
     place = output or model.with_name(beside)
     options = emit_options(shapes, hardware, half_weights, timing_cache, build_minutes, threads)
     with terminal.progress(not as_json) as show:
-        settings = onnxshot.Settings(verify=verify, threads=threads, progress=show)
+        unnamed = (place,) if output is None and place != model else ()
+        files = files_of(report, unnamed=unnamed)
+        settings = onnxshot.Settings(verify=verify, threads=threads, files=files, progress=show)
         found = onnxshot.emit(
             model, to=formats, target=target, output=place, calib=calib, preset=preset, batch=batch,
             shapes=fixed_shapes(shape), options=options, settings=settings,

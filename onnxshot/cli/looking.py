@@ -24,6 +24,7 @@ from onnxshot.cli.options import (
     StatsOpt,
     TargetOpt,
     ThreadsOpt,
+    files_of,
     samples_of,
     tell,
 )
@@ -68,7 +69,9 @@ def sensitivity(
     """Measure what each node costs when it alone is int8, worst first."""
     recipe = Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
     with terminal.progress(not as_json) as show:
-        settings = onnxshot.Settings(samples=samples_of(samples), use_cache=cache, threads=threads, progress=show)
+        settings = onnxshot.Settings(
+            samples=samples_of(samples), use_cache=cache, threads=threads, files=files_of(report), progress=show
+        )
         found = onnxshot.sensitivity(
             model, calib, stats=stats, preset=preset, gains=gains, recipe=recipe, settings=settings
         )
@@ -88,7 +91,7 @@ def compare(
     as_json: JsonOpt = False,
 ) -> None:
     """Compare any two models of the same inputs and outputs, tensor by tensor, worst first."""
-    settings = onnxshot.Settings(samples=samples_of(samples), threads=threads)
+    settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, files=files_of(report))
     found = onnxshot.compare(reference, candidate, calib, preset=preset, settings=settings)
     if report is not None:
         found.save(report)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from onnxshot.errors import UsageError
+from onnxshot.files.ledger import Files, Write
 
 if TYPE_CHECKING:
     from onnxshot.sinks.sink import Sink
@@ -113,6 +114,29 @@ def is_given(context: typer.Context, name: str) -> bool:
     """True where the option stands on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def files_of(
+    report: Path | None = None,
+    *,
+    recipe: Path | None = None,
+    arguments: list[str] | None = None,
+    bundle: Iterable[Path] = (),
+    unnamed: Iterable[Path] = (),
+) -> Files:
+    """What a command reads and writes itself; the run holds it against its own.
+
+    unnamed: outputs that have the name that they get where the user gives none.
+    """
+    from onnxshot.files.given import of_recipe
+    from onnxshot.files.marks import foreign_artifact
+    from onnxshot.files.results import OUTPUT
+
+    return Files(of_recipe(recipe, arguments_of(arguments))).writing(
+        *(Write(place, OUTPUT, foreign_artifact) for place in unnamed),
+        *([Write(report, "the report")] if report is not None else []),
+        *(Write(folder, "the bundle", folder=True) for folder in bundle),
+    )
 
 
 def tell(as_json: bool, values: dict[str, Any], show: Callable[[], None]) -> None:

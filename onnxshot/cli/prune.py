@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import onnxshot
-from onnxshot.bundles.making import refuse_folder
+from onnxshot.bundles.making import of_beside, refuse_folder
 from onnxshot.cli import terminal
 from onnxshot.cli.bundle import BundleOpt
 from onnxshot.cli.emit import BatchOpt, ShapeOpt, fixed_shapes
@@ -24,6 +24,7 @@ from onnxshot.cli.options import (
     SetOpt,
     TargetOpt,
     ThreadsOpt,
+    files_of,
     is_given,
     recipe_of,
     samples_of,
@@ -100,9 +101,12 @@ def prune(
         targets["target_flops"] = 1 - sparsity
     if not channels and not as_json:
         terminal.show_text("zeros make a model no faster in ONNX Runtime: --pattern channels does")
+    files = files_of(report, unnamed=() if output is not None else (out,))
     result: ShrinkResult | PruneResult
     with terminal.progress(not as_json) as show:
-        settings = onnxshot.Settings(samples=samples_of(samples), verify=verify, threads=threads, progress=show)
+        settings = onnxshot.Settings(
+            samples=samples_of(samples), verify=verify, threads=threads, files=files, progress=show
+        )
         if channels:
             result = onnxshot.shrink(
                 model, calib, **targets, evaluate=evaluation, scope=prune_scope, multiple=multiple,  # type: ignore[arg-type]
@@ -169,14 +173,21 @@ def compress(
         given["shapes"] = fixed_shapes(shape)
     if bundle is not None:
         refuse_folder(bundle)  # before the work, not after it
+    out = output or model.with_name(f"{model.stem}.small.onnx")
+    files = files_of(
+        report, recipe=recipe_file, arguments=arguments, bundle=() if bundle is None else (bundle,),
+        unnamed=() if output is not None else (out,),
+    )  # fmt: skip
+    if bundle is not None:
+        files = files.reading(*of_beside(model))
     with terminal.progress(not as_json) as show:
-        settings = onnxshot.Settings(samples=samples_of(samples), use_cache=cache, threads=threads, progress=show)
+        settings = onnxshot.Settings(
+            samples=samples_of(samples), use_cache=cache, threads=threads, files=files, progress=show
+        )
         result = onnxshot.compress(
             model, calib, optim_level=optim_level, sparsity=sparsity, pattern=pattern, scope=scope,
             layers=dict(map(_rule, layer or ())), spare=spare or (),
-            output=output or model.with_name(f"{model.stem}.small.onnx"), keep_stages=keep_stages, preset=preset,
-            recipe=recipe, settings=settings,
-            **given,
+            output=out, keep_stages=keep_stages, preset=preset, recipe=recipe, settings=settings, **given,
         )  # fmt: skip
         if bundle is not None:
             onnxshot.bundle(result, bundle, calib, preset=preset, settings=settings)

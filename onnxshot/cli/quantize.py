@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import onnxshot
-from onnxshot.bundles.making import refuse_folder
+from onnxshot.bundles.making import of_beside, refuse_folder
 from onnxshot.cli import emit as cli_emit
 from onnxshot.cli import terminal
 from onnxshot.cli.bundle import BundleOpt
@@ -30,6 +30,7 @@ from onnxshot.cli.options import (
     StatsOpt,
     TargetOpt,
     ThreadsOpt,
+    files_of,
     is_given,
     recipe_of,
     samples_of,
@@ -37,6 +38,8 @@ from onnxshot.cli.options import (
     tell,
 )
 from onnxshot.errors import GoalMissed, UsageError
+from onnxshot.files.ledger import Write
+from onnxshot.files.results import OUTPUT
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.report import Report, save_report
@@ -139,11 +142,19 @@ def quantize(
     bundles = {name: bundle / name if len(places) > 1 else bundle for name in places} if bundle is not None else {}
     for folder in bundles.values():
         refuse_folder(folder)  # before the work, not after it
+    files = files_of(
+        report, recipe=recipe_file, arguments=arguments, bundle=bundles.values(),
+        unnamed=places.values() if output is None else (),
+    )  # fmt: skip
+    if bundle is not None:
+        files = files.reading(*of_beside(model))
+    if output is not None:
+        files = files.writing(*(Write(place, OUTPUT) for place in places.values()))
     reports: dict[str, Report] = {}
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
             samples=samples_of(samples), verify=verify, use_cache=cache, threads=threads, device=device, seed=seed,
-            keep_overridable=keep_overridable, requantize=requantize, progress=show,
+            keep_overridable=keep_overridable, requantize=requantize, files=files, progress=show,
         )  # fmt: skip
         make = onnxshot.quantize if goal is None else onnxshot.tune
         for name, out in places.items():

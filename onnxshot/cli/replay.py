@@ -9,7 +9,7 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
-from onnxshot.cli.options import CacheOpt, CalibOpt, JsonOpt, ModelArg, PresetOpt, StatsOpt, tell
+from onnxshot.cli.options import CacheOpt, CalibOpt, JsonOpt, ModelArg, PresetOpt, StatsOpt, files_of, tell
 from onnxshot.errors import GoalMissed
 
 
@@ -29,8 +29,9 @@ def replay(
 ) -> None:
     """Do to MODEL what RECIPE says was done to it: the same bytes again. Exit code 3 if they are not."""
     out = output or model.with_name(f"{model.stem}.replay.onnx")
+    files = files_of(unnamed=() if output is not None else (out,))
     with terminal.progress(not as_json) as show:
-        settings = onnxshot.Settings(use_cache=cache, progress=show)
+        settings = onnxshot.Settings(use_cache=cache, files=files, progress=show)
         found = onnxshot.replay(model, recorded, out, calib=calib, stats=stats, preset=preset, settings=settings)
     verdict = {True: "the same bytes", False: "other bytes", None: "nothing says what its bytes were"}[found.same]
     lines = [f"{found.output}  {' + '.join(found.runs)}: {verdict}  SHA-256 {found.sha256}", *found.notes]

@@ -24,10 +24,11 @@ from onnxshot.cutting.importance import batchnorm_scales
 from onnxshot.cutting.shrunk import GroupRow, ShrinkReport, ShrinkResult, timed
 from onnxshot.cutting.target_search import Found, TargetSearch
 from onnxshot.cutting.worth import curves_of, nothing_cut
+from onnxshot.files.given import of_run
+from onnxshot.files.results import is_external, of_result
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import concrete_shapes, count
-from onnxshot.graph.save import refuse_sources
 from onnxshot.maths.removal import Floats
 from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import open_calib
@@ -116,8 +117,10 @@ def shrink(
         }
     )  # fmt: skip
     run = _Run(model, asked.resolved(calib is not None), settings)
+    files = settings.files.reading(*of_run(run.model, calib, preset, evaluate=evaluate))
     if output is not None:
-        refuse_sources(run.model, Path(output))  # before the work, not after it
+        files = files.writing(*of_result(Path(output), external=is_external(run.model)))
+    files.check()
     with open_calib("random" if calib is None else calib, run.model, preset, settings) as data:
         run.refer(data)
         if calib is not None:

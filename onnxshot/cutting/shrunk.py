@@ -12,6 +12,7 @@ from typing import Any
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import draft
+from onnxshot.output import refuse_lost
 from onnxshot.passes.base import Skip
 from onnxshot.recipes.record import leave_beside
 from onnxshot.report import rounded
@@ -76,7 +77,8 @@ class ShrinkResult:
     report: ShrinkReport
 
     def save(self, path: str | Path) -> Path:
-        """Write the model, aside first; the path."""
+        """Write the model, aside first; the path. Raises UsageError as `Made.save` does."""
+        refuse_lost(self.model, Path(path))
         with draft(self.model, Path(path)) as written:
             load_model(written.path)  # what is called done was read back
             return written.publish()

@@ -69,13 +69,15 @@ def load_model(source: str | Path | ModelProto) -> Model:
     proto = _parsed(path)
     if not proto.HasField("graph") or proto.ir_version < 1:
         raise ModelError(f"{_shown(path)} holds no ONNX graph", "it may be truncated, or another kind of file")
-    return _build(proto, path)
+    model = _build(proto, path)
+    model.data_files = tuple(path.parent / location for location in _locations(proto))
+    return model
 
 
 def copy_of(model: Model) -> Model:
     """Another model with the same graph, under the same path and with the same notes."""
     copy = load_model(model.to_proto())
-    copy.path, copy.notes = model.path, list(model.notes)
+    copy.path, copy.data_files, copy.notes = model.path, model.data_files, list(model.notes)
     return copy
 
 
@@ -217,19 +219,31 @@ def external_files(path: Path) -> list[Path]:
 
     Raises ModelError as `load_model` does, and where one is outside the folder of the model.
     """
+    found = _locations(_parsed(path))
+    for location in found:
+        if Path(location).is_absolute() or ".." in Path(location).parts:
+            what = f"external data at {location!r} is outside the folder of {path}"
+            raise ModelError(what, "copy it beside the model")
+    return [path.parent / location for location in found]
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of an .onnx file; its graph is not looked at. Raises ModelError where the file does not parse."""
+    return {str(entry.key): str(entry.value) for entry in _parsed(path).metadata_props}
+
+
+def _locations(proto: ModelProto) -> list[str]:
+    """Where the tensors of a model say that their values lie, sorted."""
     found: set[str] = set()
-    graphs = [_parsed(path).graph]
+    graphs = [proto.graph]
     while graphs:
         graph = graphs.pop()
         attributes = [attribute for node in graph.node for attribute in node.attribute]
         graphs += [inner for a in attributes for inner in (*a.graphs, *([a.g] if a.HasField("g") else []))]
         tensors = [*graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
+        tensors += [part for s in graph.sparse_initializer for part in (s.values, s.indices)]
         found.update(e.value for t in tensors for e in t.external_data if e.key == "location")
-    for location in found:
-        if Path(location).is_absolute() or ".." in Path(location).parts:
-            what = f"external data at {location!r} is outside the folder of {path}"
-            raise ModelError(what, "copy it beside the model")
-    return [path.parent / location for location in sorted(found)]
+    return sorted(found)
 
 
 def _parsed(path: Path) -> ModelProto:

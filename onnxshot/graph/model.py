@@ -28,6 +28,7 @@ class Model:
         graph: the top-level graph; its nodes are always in topological order when a pass starts.
         path: where it was read from, if it was.
         external_data: True where the file it came from keeps weights in other files.
+        data_files: those files.
         notes: what was done to it on the way that a user should know, for the report.
         known_graphs: every graph it was made of; ones that an edit took out are still listed. `graphs` walks the rest.
     """
@@ -35,6 +36,7 @@ class Model:
     def __init__(self, proto: ModelProto, folder: Path | None = None, path: Path | None = None) -> None:
         self.path = path
         self.external_data = False
+        self.data_files: tuple[Path, ...] = ()
         self.notes: list[str] = []
         self._folder = folder
         self._adopt(proto, {})

@@ -41,30 +41,15 @@ class Draft:
 def draft(model: Model, final: Path) -> Iterator[Draft]:
     """Write the model into a hidden folder beside `final` and hand it over for checking; always cleaned up.
 
-    Raises UsageError where `final` is the model's own source, or its folder cannot be written.
+    Raises UsageError where its folder cannot be written.
     """
     final = Path(final)
-    try:
-        refuse_sources(model, final)
-    except OSError as e:
-        raise UsageError(f"cannot write to {final.parent}: {e.strerror}") from e
     with aside(final) as folder:
         try:
             files = write(model, folder / final.name)
         except OSError as e:
             raise UsageError(f"cannot write {final}: {e.strerror or e}") from e
         yield Draft(folder, final, files)
-
-
-def refuse_sources(model: Model, final: Path) -> None:
-    """Refuse to write over the files the model is read from, and over folders."""
-    if final.is_dir():
-        raise UsageError(f"{final} is a folder", "name the file in it with -o")
-    stored = (c._values for c in model.constants() if isinstance(c._values, weights.StoredValues))
-    sources = {path for path in (model.path, *(values.path for values in stored)) if path is not None}
-    for target in (final, final.with_name(final.name + ".data")):
-        if target.exists() and any(source.exists() and target.samefile(source) for source in sources):
-            raise UsageError(f"{target} is the input itself", "choose another output with -o")
 
 
 def write(model: Model, path: Path, *, external: bool | None = None) -> list[str]:

@@ -12,8 +12,17 @@ from onnx import ModelProto
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.calibration.statsfile import Statistics, data_hash, join, load_statistics, refuse_other
+from onnxshot.calibration.statsfile import (
+    Statistics,
+    data_hash,
+    join,
+    load_statistics,
+    refuse_other,
+    refuse_suffix,
+)
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.files.given import of_run
+from onnxshot.files.ledger import Files, Read, Write
 from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
@@ -68,6 +77,11 @@ def calibrate(
     """
     settings, recipe = settings or Settings(), recipe or Recipe()
     loaded, target = load_model(model), target_named(recipe.target)
+    files = settings.files.reading(*of_run(loaded, calib, preset))
+    if output is not None:
+        refuse_suffix(Path(output))
+        files = files.writing(Write(Path(output), "the file of statistics"))
+    files.check()
     prepare(loaded, target, recipe, keep_overridable=settings.keep_overridable)
     plan = make_plan(loaded, target, recipe)
     with open_calib(calib, loaded, preset, settings) as data:
@@ -81,8 +95,9 @@ def merge_files(paths: Sequence[str | Path], output: str | Path) -> Statistics:
     """Join statistics that several machines have gathered on parts of the data, and write them to one file."""
     if len(paths) < 2:
         raise UsageError(f"{len(paths)} file of statistics to merge", "name two or more")
-    if any(Path(output).resolve() == Path(path).resolve() for path in paths):
-        raise UsageError(f"{output} is one of the files to merge", "choose another output with -o")
+    refuse_suffix(Path(output))
+    reads = tuple(Read(Path(path), "one of the files to merge") for path in paths)
+    Files(reads, (Write(Path(output), "the output"),)).check()
     joined = join([load_statistics(path) for path in paths], [str(path) for path in paths])
     joined.save(output)
     return joined

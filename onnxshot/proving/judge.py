@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.calibration.preprocess import Preset
+from onnxshot.files.given import of_model_file, of_run
 from onnxshot.graph.load import load_model
 from onnxshot.observing.calibrating import open_calib
 from onnxshot.proving import proof
@@ -34,6 +35,8 @@ def compare_models(
     settings = settings or Settings()
     reference, candidate = Path(reference), Path(candidate)
     loaded = load_model(reference)
+    other = of_model_file(candidate, "the candidate")
+    settings.files.reading(*of_run(loaded, calib, preset), *other).check()
     report = Report(str(candidate), {"reference": str(reference)}, input_bytes=reference.stat().st_size)
     with open_calib(calib, loaded, preset, settings) as data:
         load_model(candidate)

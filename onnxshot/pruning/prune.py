@@ -20,10 +20,12 @@ from onnxshot import trial
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.errors import ModelError, UsageError
+from onnxshot.files.given import of_run
+from onnxshot.files.results import is_external, of_result
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
-from onnxshot.graph.save import Draft, refuse_sources
+from onnxshot.graph.save import Draft
 from onnxshot.maths.layer_sparsity import cheapest
 from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
@@ -88,8 +90,10 @@ def prune(
         }
     )  # fmt: skip
     run = _Run(model, asked.resolved(calib is not None), settings)
+    files = settings.files.reading(*of_run(run.model, calib, preset))
     if output is not None:
-        refuse_sources(run.model, Path(output))  # before the work, not after it
+        files = files.writing(*of_result(Path(output), external=is_external(run.model)))
+    files.check()
     opened = contextlib.nullcontext() if calib is None else open_calib(calib, run.model, preset, settings)
     with opened as data:
         run.rewrite(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ def load_recipe(path: str | Path, arguments: Mapping[str, str] | None = None) ->
     raise UsageError(f"{path} holds stages: {', '.join(map(kind_of, stages))}", "run them with onnxshot compress")
 
 
+def files_of(path: str | Path, arguments: Mapping[str, str] | None = None, what: str = "recipe") -> tuple[Path, ...]:
+    """The file itself and those that it extends, as far as they lie here. Raises UsageError as `load_stages` does."""
+    found = read_values(path, arguments, what).files
+    return tuple(Path(name) for name in found if not is_remote(name))
+
+
 @dataclass(frozen=True, slots=True)
 class Values:
     """Keys and values of a file, joined with those of the files it extends.
@@ -50,12 +56,14 @@ class Values:
         joined: what holds.
         keys: key -> (the file that it stands in, the path of the key there).
         stages: the same for each stage, where several files list stages; else empty.
+        files: all that were read.
     """
 
     path: str
     joined: dict[Any, Any]
     keys: Mapping[Any, tuple[str, KeyPath]]
     stages: Sequence[tuple[str, KeyPath]] = ()
+    files: Sequence[str] = ()
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
@@ -94,20 +102,22 @@ def read_values(path: str | Path, arguments: Mapping[str, str] | None, what: str
     if unknown:
         known = f"arguments: {', '.join(sorted(reader.names))}" if reader.names else "it has none"
         raise UsageError(f"{redacted(name)} has no argument {unknown[0]!r}", known)
-    return values
+    return replace(values, files=tuple(reader.files))
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads a file and those it extends; what: it is called so; names: of the arguments that were seen."""
+    """Reads a file and those it extends; what: it is called so; names: of the arguments that were seen; files: read."""
 
     arguments: Mapping[str, str]
     what: str
     names: set[str] = field(default_factory=set)
+    files: list[str] = field(default_factory=list)
 
     def read(self, name: str, data: bytes, below: tuple[str, ...] = ()) -> Values:
         """What a file of this content holds. below: the files that extend it."""
         above: KeyPath = ()
+        self.files.append(name)
         path = redacted(name)
         try:
             values = values_of(_COMMENT_OR_ARGUMENT.sub(lambda found: self._filled(found, path), decoded(data)))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -33,7 +35,10 @@ SUFFIX = ".recipe.yaml"
 SETTINGS = ("samples", "seed", "device", "keep_overridable", "requantize")
 """Of the settings, those that may change a byte."""
 _LIBRARIES = ("onnxshot", "onnx", "onnxruntime", "numpy")
+_KEYS = ("recipe", "source", "outputs", "runs")
 _HEAD = "# What {name} was made of, and how. onnxshot replay MODEL {file} makes the same bytes again.\n"
+_HEAD_OF = re.compile(r"# What .+ was made of, and how\. onnxshot replay MODEL .+ makes the same bytes again\.")
+_MOST_BYTES = 64 << 20  # of a record
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,7 @@ def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: S
         "outputs": {file.name: sha256(file) for file in files}, "runs": _json(metadata.get(RUNS_KEY)),
     }  # fmt: skip
     head = _HEAD.format(name=output.name, file=path.name)
-    text = head + yaml.safe_dump(values, sort_keys=False, width=110, allow_unicode=True)
+    text = head + _text(values)
     try:
         write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
     except UsageError as e:
@@ -165,14 +170,36 @@ def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: S
 
 
 def _is_own(path: Path) -> bool:
-    """Whether nothing is there, or a file that a run has written beside its output."""
+    """Whether nothing is there, or a file that a run has written beside its output, and nobody has changed."""
+    return not os.path.lexists(path) or _untouched(path) is not None
+
+
+def outputs_of(path: Path) -> dict[str, str]:
+    """File name -> SHA-256, hex, of what a record that a run has left there tells of; empty where it has left none."""
+    values = _untouched(path)
+    return {} if values is None else {str(name): str(found) for name, found in values["outputs"].items()}
+
+
+def _untouched(path: Path) -> dict[str, Any] | None:
+    """What a record holds, where every byte of it is what a run writes; else None."""
     try:
-        with path.open(encoding="utf-8") as text:
-            return text.readline().startswith(_HEAD.partition("{")[0])
-    except FileNotFoundError:
-        return True
-    except (OSError, UnicodeDecodeError):
-        return False
+        if path.stat().st_size > _MOST_BYTES or not path.is_file():
+            return None
+        head, _, text = path.read_bytes().decode("utf-8").partition("\n")
+        if not _HEAD_OF.fullmatch(head):
+            return None
+        values = values_of(text)
+        own = isinstance(values, dict) and tuple(values) == _KEYS and _text(values) == text
+        if own:
+            _parsed(path, values)
+        return values if own else None
+    except (OSError, UnicodeDecodeError, NoYaml, UsageError):
+        return None
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    """The text of a record below its first line."""
+    return str(yaml.safe_dump(dict(values), sort_keys=False, width=110, allow_unicode=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +227,12 @@ def load_records(path: Path) -> Records:
             values = values_of(decoded(path.read_bytes()))
         except (OSError, NoYaml) as e:
             raise UsageError(f"{path} cannot be read: {e}", hint) from e
+    return _parsed(path, values)
+
+
+def _parsed(path: Path, values: Any) -> Records:
+    """The runs of a file that was read. Raises UsageError where it holds none."""
+    hint = f"give the {SUFFIX} file beside a result of onnxshot, or the result"
     runs = values.get("runs") if isinstance(values, dict) else None
     if not isinstance(runs, list) or not runs:
         raise UsageError(f"{path} holds no runs", hint)

@@ -11,6 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.calibration.preprocess import Preset
+from onnxshot.files.given import of_model_file, of_run
 from onnxshot.maths.scheme import PerTensor
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
@@ -109,6 +110,7 @@ def sensitivity(
     started = time.perf_counter()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
     settings = settings or Settings()
+    settings.files.reading(*of_model_file(model), *of_run(None, calib, preset, stats=stats)).check()
     with workbench(model, calib, stats=stats, preset=preset, recipe=recipe, settings=settings) as bench:
         (full,) = bench.sqnrs([bench.plan])
         alone = _column(bench, "per channel", (bench.alone(u, per_channel=True) for u in bench.units))

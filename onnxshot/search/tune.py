@@ -20,7 +20,10 @@ from onnx import ModelProto
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.emitting import ONNX
-from onnxshot.graph.save import refuse_sources, write
+from onnxshot.files.given import of_model_file, of_run
+from onnxshot.files.ledger import Files
+from onnxshot.files.results import of_result
+from onnxshot.graph.save import write
 from onnxshot.pipeline import quantize
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
@@ -69,13 +72,19 @@ def tune(
     started = time.perf_counter()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
     settings, calib = settings or Settings(), _again(calib)
+    model_reads = of_model_file(model)
+    files = settings.files.reading(
+        *model_reads, *of_run(None, calib, preset, stats=stats, evaluate=goal.evaluate)
+    )
+    if output is not None:
+        files = files.writing(*of_result(Path(output), external=len(model_reads) > 1))
+    files.check()
+    settings = replace(settings, files=Files())
     deadline = math.inf if goal.budget is None else started + 60 * goal.budget
     with (
         workbench(model, calib, stats=stats, preset=preset, recipe=recipe, settings=settings) as bench,
         scratch() as folder,
     ):
-        if output is not None:
-            refuse_sources(bench.run.model, Path(output))
         assert bench.run.reference is not None
         reference = bench.run.reference.at(folder / "float.onnx")
         # Candidates are not frozen, but measured at the sizes that the written file will have.

@@ -6,7 +6,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from onnxshot.errors import UsageError
@@ -50,6 +50,8 @@ def sink_of(text: str) -> Sink:
     package = _SINKS[kind][0]
     if importlib.util.find_spec(package) is None:
         raise UsageError(f"--log {kind} needs {package}, which is not installed", f"pip install 'onnxshot[{kind}]'")
+    if kind == "tensorboard" and Path(where).exists() and not Path(where).is_dir():
+        raise UsageError(f"--log is {text!r}: {where} is there, and is no folder", "name a folder for its events")
     return Sink(kind, where)
 
 
