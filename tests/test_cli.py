@@ -150,8 +150,7 @@ def test_a_report_that_cannot_be_written_is_an_error_of_its_own(shell: Shell) ->
     ran = shell("quantize", "net.onnx", "--mode", "weights", "--no-verify", "--report", "taken")
     assert ran.code == 2
     assert "the report taken is a folder" in ran.error
-    assert not Path("net.int8.onnx").exists(), "it is told before the work"
-    assert names(shell.folder) == ["calib.npz", "net.int8.onnx", "net.int8.recipe.yaml", "net.onnx", "taken"]
+    assert names(shell.folder) == ["calib.npz", "net.onnx", "taken"], "it is told before the work"
     assert shell("quantize", "net.onnx", "--mode", "weights", "--no-verify", "--report", "new/r.json").code == 0
     assert json.loads(Path("new/r.json").read_text())["input"] == "net.onnx"
 
