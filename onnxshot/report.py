@@ -112,6 +112,8 @@ class Report:
         sqnr_db: of all outputs over all evaluation samples, at full optimization; None where nothing was run.
         sqnr_optimized_db, sqnr_unoptimized_db: on the first samples alone, with every graph optimization on and off: a
             difference is a runtime's mistake.
+        judged: what was kept out of these figures: `random`, nodes that draw random numbers; `ordered`, share of the
+            same picks by output that TopK or the like has ordered; `copied`, outputs that are copies of inputs in part.
         samples: samples calibrated on, held out, and whether they were made at random.
         int8_macs_share: share of multiply-accumulates the runtime really ran in int8.
         float_macs: share of multiply-accumulates left in float, by operator.
@@ -137,6 +139,7 @@ class Report:
     sqnr_unoptimized_db: float | None = None
     agreement: float | None = None
     output_sqnr_db: dict[str, float] = field(default_factory=dict)
+    judged: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.judging.closeness import Floats, Tried, sums_of
+from onnxshot.judging.fair import Fair, fair
 from onnxshot.parallel import in_order
-from onnxshot.targets.ort_runtime import Runner, stored_bytes
+from onnxshot.targets.ort_runtime import Feed, Runner, stored_bytes
+
+__all__ = ["MAX_BYTES", "Tried", "race", "tried"]
 
 MAX_BYTES = 200_000_000
 """Weights of a model that is still tried: the model is copied for every candidate."""
@@ -24,35 +26,9 @@ _SIDE_BY_SIDE = 50_000_000  # bytes of a model above which no other is run besid
 
 _CLEAR = 2.0  # standard errors
 _SAME_DB = 0.2  # what it is not worth running more samples for
-_MOST_DB = 100.0  # of one sample: one that is exact must not outweigh all others
+_FEWEST = 1.5  # samples of full weight: of fewer nothing is known of their spread
 
 _Outputs = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """How close a candidate comes to the reference over the float outputs of some samples.
-
-    Attributes:
-        total: of all samples together.
-        each_db: SQNR of each sample. Its mean tells by few samples which of two candidates is better: the noise of all
-            together is mostly that of one or two of them.
-    """
-
-    total: SqnrSum
-    each_db: tuple[float, ...]
-
-    @property
-    def typical_db(self) -> float:
-        """Mean over the samples."""
-        return float(np.mean(self.each_db))
-
-    def joined(self, other: Tried) -> Tried:
-        """Over the samples of both."""
-        total = SqnrSum()
-        total.join(self.total)
-        total.join(other.total)
-        return Tried(total, (*self.each_db, *other.each_db))
 
 
 def race(
@@ -88,18 +64,25 @@ def race(
                 found[i] = found[i].joined(one)
         handicaps = [*leads, *(0.0 for _ in found[len(leads) :])]
         best = max(alive, key=lambda i: found[i].typical_db - handicaps[i])
-        ahead = (found[best].each_db, handicaps[best])
-        alive = [i for i in alive if i == best or not _settled(ahead, (found[i].each_db, handicaps[i]))]
+        ahead, weights = (found[best].each_db, handicaps[best]), found[best].weights
+        alive = [i for i in alive if i == best or not _settled(ahead, (found[i].each_db, handicaps[i]), weights)]
         if len(alive) == 1:
             break
     return best, found
 
 
-def _settled(one: tuple[Sequence[float], float], other: tuple[Sequence[float], float]) -> bool:
-    """Whether chance alone does not hide that the other is better by more than _SAME_DB (the paired t statistic)."""
+def _settled(one: tuple[Sequence[float], float], other: tuple[Sequence[float], float], weights: Floats) -> bool:
+    """Whether chance alone does not hide that the other is better by more than _SAME_DB (the paired t statistic).
+
+    Of weighted samples, as many count as would have that weight between them (Kish's effective sample size).
+    """
     gains = np.subtract(one[0], other[0]) - (one[1] - other[1])
-    error = float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    return float(gains.mean()) + _SAME_DB > _CLEAR * error
+    count = float(weights.sum() ** 2 / np.square(weights).sum())
+    mean = float(np.average(gains, weights=weights))
+    if count < _FEWEST:
+        return False
+    variance = float(np.average(np.square(gains - mean), weights=weights)) * count / (count - 1)
+    return mean + _SAME_DB > _CLEAR * math.sqrt(variance / count)
 
 
 def tried(
@@ -110,36 +93,43 @@ def tried(
     Models run beside each other, and one is run while the next is made: candidates are drawn as they run. Held at any
     time: a few models, and the outputs of the samples as often. Raises ModelError where one does not run.
     """
+    how = fair(reference, samples[0].feed) if samples else Fair(reference)
+    workers = threads if _size(reference) <= _SIDE_BY_SIDE else 1
+    each = max(1, threads // workers)
+    wanted = list[_Outputs]()
+    if how.orders:  # what it picks is imposed on the others
+        wanted = _outputs(how.reference, feeds_of(samples), threads)
+        feeds = [how.feed(sample.feed, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
+    else:
+        feeds = feeds_of(samples)
 
     def models() -> Iterator[Path | bytes]:
-        yield reference
-        yield from candidates
+        if not wanted:
+            yield how.reference
+        yield from (how.other(candidate) for candidate in candidates)
 
-    workers = threads if _size(reference) <= _SIDE_BY_SIDE else 1
-    work = partial(_outputs, samples=samples, threads=max(1, threads // workers))
+    work = partial(_outputs, feeds=feeds, threads=each)
     with closing(in_order(work, models(), workers)) as found:
-        wanted = next(found)
+        wanted = wanted or next(found)
         for outputs in found:
-            yield _compared(wanted, outputs)
+            yield _compared(how, wanted, outputs)
 
 
 def _size(model: Path | bytes) -> int:
     return stored_bytes(model) if isinstance(model, Path) else len(model)
 
 
-def _outputs(model: Path | bytes, samples: Sequence[Sample], threads: int) -> list[_Outputs]:
-    """The outputs of a model on every sample, in order."""
+def feeds_of(samples: Sequence[Sample]) -> list[Feed]:
+    """What each sample feeds."""
+    return [sample.feed for sample in samples]
+
+
+def _outputs(model: Path | bytes, feeds: Sequence[Feed], threads: int) -> list[_Outputs]:
+    """The outputs of a model on every feed, in order."""
     runner = Runner(model, threads=threads)
-    return [runner.run(sample.feed) for sample in samples]
+    return [runner.run(feed) for feed in feeds]
 
 
-def _compared(wanted: Sequence[_Outputs], found: Sequence[_Outputs]) -> Tried:
-    total, each = SqnrSum(), []
-    for expected, outputs in zip(wanted, found, strict=True):
-        own = SqnrSum()
-        for name, value in outputs.items():
-            if value.dtype.kind == "f" and value.shape == expected[name].shape:
-                own.add(expected[name], value)
-        total.join(own)
-        each.append(min(own.db, _MOST_DB))
-    return Tried(total, tuple(each))
+def _compared(how: Fair, wanted: Sequence[_Outputs], found: Sequence[_Outputs]) -> Tried:
+    pairs = zip(wanted, found, strict=True)
+    return Tried(tuple(sums_of(a, b, how.compared(a, b)) for a, b in pairs))

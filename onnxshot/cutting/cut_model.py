@@ -16,6 +16,7 @@ from onnxshot.cutting.shrunk import timed
 from onnxshot.cutting.weigher import output_error
 from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.load import copy_of
+from onnxshot.judging.fair import fair
 from onnxshot.output import Made
 from onnxshot.parallel import in_order
 from onnxshot.passes.cut_channels import CutChannels
@@ -78,10 +79,10 @@ class Cutter:
 
     def error(self, made: Model) -> float:
         """Energy of the error of the outputs on the checks, as a share of that of the uncut model's."""
-        sources = (self.given.model, made.to_proto().SerializeToString())
-        wanted, found = (Runner(source, threads=1) for source in sources)
-        right = in_order(wanted.run, self.checks, self.settings.threads)
-        return output_error(right, found, self.checks, self.settings.threads)
+        threads = self.settings.threads
+        how = fair(self.given.model, self.checks[0])
+        wanted = list(in_order(Runner(how.reference, threads=1).run, self.checks, threads))
+        return output_error(how, wanted, made.to_proto().SerializeToString(), self.checks, threads)
 
     def latency_share(self, made: Model, data: Dataset) -> float:
         """Share of the model's latency that is left: the median of a few, each timed in turns with it."""

@@ -21,6 +21,7 @@ from onnxshot.cutting.rows import Layer, layers_of
 from onnxshot.graph import Constant, Model
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.graph.variants import exposed
+from onnxshot.judging.noise import still
 from onnxshot.layers.activation import Activations
 from onnxshot.layers.rows import Feeds
 from onnxshot.layers.walk import Walk
@@ -149,6 +150,7 @@ def _wanted(
     reference: ModelProto, jobs: Sequence[_Job], feeds: Feeds, threads: int
 ) -> Iterator[list[NDArray[np.float32]]]:
     """What each target is in the uncut network, at the positions that are fitted on; per sample."""
+    reference = still(reference)
     sizes = {t.name: t.dims for t in reference.graph.initializer}
     start = 0
     while start < len(jobs):

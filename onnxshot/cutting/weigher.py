@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from onnxshot.cutting.importance import MOST, Curve, leaving_one
 from onnxshot.cutting.rows import Layer, layers_of
 from onnxshot.graph import Constant, Node, weights
 from onnxshot.graph.variants import exposed, with_constants
+from onnxshot.judging.closeness import balanced_db, joined, sums_of
+from onnxshot.judging.fair import Fair, fair
 from onnxshot.layers.rows import Feeds
-from onnxshot.maths.metrics import SqnrSum
 from onnxshot.maths.removal import Floats, Reader, made_up_for, removal_order
 from onnxshot.observing.collect import Progress
 from onnxshot.parallel import in_order
@@ -118,8 +119,8 @@ class Weigher:
         moments: Mapping[str, Moments],
     ) -> list[Curve]:
         """The curves with what the outputs really lose, at a few levels and by the local error in between."""
-        plain = Runner(self.proto.SerializeToString(), threads=1)
-        wanted = list(in_order(plain.run, self.checks, self.threads))
+        how = fair(self.proto.SerializeToString(), self.checks[0])
+        wanted = list(in_order(Runner(how.reference, threads=1).run, self.checks, self.threads))
         found = []
         for done, (curve, given) in enumerate(zip(curves, readers, strict=True)):
             self._tell("try cuts", done, len(curves))
@@ -128,8 +129,9 @@ class Weigher:
                 if level < len(curve.local):
                     gone = np.isin(curve.group.ids, curve.order[:level])
                     changed = self._without(curve.group, gone, given, known, moments)
-                    runner = Runner(with_constants(self.proto, changed), threads=1)
-                    points.append((curve.local[level], output_error(wanted, runner, self.checks, self.threads)))
+                    other = with_constants(self.proto, changed)
+                    lost = output_error(how, wanted, other, self.checks, self.threads)
+                    points.append((curve.local[level], lost))
             found.append(replace(curve, loss=scaled(curve.local, points)))
         return found
 
@@ -163,14 +165,13 @@ class Weigher:
             self.progress(what, done + 1, total)
 
 
-def output_error(wanted: Iterable[Feed], runner: Runner, feeds: Feeds, threads: int) -> float:
-    """Energy of the error of a model's float outputs, as a share of that of the wanted ones."""
-    noise = SqnrSum()
-    for want, got in zip(wanted, in_order(runner.run, feeds, threads), strict=True):
-        for name, value in want.items():
-            if value.dtype.kind == "f":
-                noise.add(value, got[name])
-    return float(10.0 ** (-noise.db / 10)) if noise.count else 0.0
+def output_error(how: Fair, wanted: Sequence[Feed], model: bytes, feeds: Feeds, threads: int) -> float:
+    """Energy of the error of a model's float outputs, as a share of that of the wanted ones, each by its own scale."""
+    runner = Runner(how.other(model), threads=1)
+    given = (how.feed(feed, want) for feed, want in zip(feeds, wanted, strict=True))
+    pairs = zip(wanted, in_order(runner.run, given, threads), strict=True)
+    noise = joined(sums_of(want, got, how.compared(want, got)) for want, got in pairs)
+    return float(10.0 ** (-balanced_db(noise) / 10)) if noise else 0.0
 
 
 def scaled(local: Floats, points: Sequence[tuple[float, float]]) -> Floats:

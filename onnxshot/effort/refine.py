@@ -19,8 +19,9 @@ from onnxshot.calibration.ranges import Range
 from onnxshot.calibration.readers import Sample
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
+from onnxshot.judging.closeness import balanced_db, joined, sums_of
+from onnxshot.judging.fair import Fair, fair
 from onnxshot.maths.affine import QuantParams
-from onnxshot.maths.metrics import SqnrSum
 from onnxshot.parallel import in_order
 from onnxshot.passes.qdq import InsertQdq
 from onnxshot.planning.plan import Plan
@@ -51,13 +52,15 @@ def refined(
 
     method: that the plan's ranges were chosen by. Held at any time: two models and the outputs of the samples.
     """
-    runner = Runner(model.to_proto().SerializeToString(), threads=1)
+    how = fair(model.to_proto().SerializeToString(), samples[0].feed)
+    runner = Runner(how.reference, threads=1)
     wanted = list(in_order(lambda sample: runner.run(sample.feed), samples, threads))
+    samples = [Sample(s.name, dict(how.feed(s.feed, outputs))) for s, outputs in zip(samples, wanted, strict=True)]
     first = slice(-(-len(samples) // _FIRST_LOOK))
     noise: dict[str, float] = {}
     free = [group for group in plan.params if group not in plan.kept.activations]
     for done, group in enumerate(free, 1):
-        db = _sqnrs(model, plan, group, [plan.params[group]], samples[first], wanted[first], threads)
+        db = _sqnrs(how, model, plan, group, [plan.params[group]], samples[first], wanted[first], threads)
         noise[group] = 10.0 ** (-next(db) / 10.0)
         if progress is not None:
             progress("tensors looked at", done, len(free))
@@ -69,7 +72,7 @@ def refined(
         now = plan.ranges[group]
         ranges = [now, *_others(now, known.low, known.high)]
         params = [params_of_range(r, next(iter(sources.values()))) for r in ranges]
-        found = list(_sqnrs(model, plan, group, params, samples, wanted, threads))
+        found = list(_sqnrs(how, model, plan, group, params, samples, wanted, threads))
         best = int(np.argmax(found))
         if found[best] >= found[0] + _GAIN_DB:
             chosen[evidence.key(sources, method)] = ranges[best]
@@ -93,6 +96,7 @@ def _others(now: Range, low: float, high: float) -> Iterator[Range]:
 
 
 def _sqnrs(
+    how: Fair,
     model: Model,
     plan: Plan,
     group: str,
@@ -101,18 +105,17 @@ def _sqnrs(
     wanted: Sequence[_Outputs],
     threads: int,
 ) -> Iterator[float]:
-    """SQNR in dB of the outputs where the tensors of this group alone are quantized, with each of these params."""
+    """SQNR in dB of the outputs, each by its own scale, where the tensors of this group alone are quantized.
+
+    One for each of these params.
+    """
     proto, scale, zero_point = _alone(model, plan, group)
-    runner = Runner(proto.SerializeToString(), threads=1)
+    runner = Runner(how.other(proto.SerializeToString()), threads=1)
     for given in params:
         extra = {scale: np.asarray(given.scale, np.float32), zero_point: np.asarray(given.zero_point)}
-        total = SqnrSum()
         feeds = ({**sample.feed, **extra} for sample in samples)
-        for expected, found in zip(wanted, in_order(runner.run, feeds, threads), strict=True):
-            for name, value in found.items():
-                if value.dtype.kind == "f" and value.shape == expected[name].shape:
-                    total.add(expected[name], value)
-        yield total.db
+        pairs = zip(wanted, in_order(runner.run, feeds, threads), strict=True)
+        yield balanced_db(joined(sums_of(a, b, how.compared(a, b)) for a, b in pairs))
 
 
 def _alone(model: Model, plan: Plan, group: str) -> tuple[ModelProto, str, str]:

@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto
 from onnxshot.graph import Model
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.graph.variants import exposed
+from onnxshot.judging.noise import still
 from onnxshot.maths.patches import patches
 from onnxshot.parallel import in_order
 from onnxshot.targets.ort_runtime import Runner
@@ -158,6 +159,7 @@ def wanted(
     most_bytes: int = _WANTED,
 ) -> Iterator[Wanted]:
     """What every layer gives, in order, at so many positions of every sample; some layers a run."""
+    model = still(model)
     need = [4 * share * len(feeds) * layer.outputs for (_, layer), share in zip(layers, shares, strict=True)]
     start = 0
     while start < len(layers):

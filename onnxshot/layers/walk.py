@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
+from onnxshot.judging.noise import still
 from onnxshot.parallel import in_order
 from onnxshot.targets.ort_runtime import Runner
 
@@ -25,6 +26,7 @@ class Walk:
     """
 
     def __init__(self, proto: ModelProto, feeds: Sequence[Mapping[str, NDArray[Any]]], threads: int) -> None:
+        proto = still(proto)
         self._proto, self._threads, self._count = proto, threads, len(feeds)
         self._nodes = list(proto.graph.node)
         self._maker = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}

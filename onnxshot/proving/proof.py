@@ -37,6 +37,8 @@ def tell(report: Report, found: Comparison) -> None:
     report.sqnr_optimized_db, report.sqnr_unoptimized_db = found.optimized_db, found.unoptimized_db
     report.agreement = found.agreement
     report.output_sqnr_db = {row.name: row.sqnr_db for row in found.outputs if row.sqnr_db is not None}
+    judged = {"random": list(found.random), "ordered": dict(found.ordered), "copied": list(found.copied)}
+    report.judged = {key: value for key, value in judged.items() if value}
     report.notes += [*found.notes, *found.not_finite]
     if found.contract:
         report.notes.append(f"inputs or outputs differ: {found.contract}")

@@ -21,6 +21,7 @@ from onnxshot.errors import ModelError
 from onnxshot.graph import Model, weights
 from onnxshot.graph.load import first_line
 from onnxshot.graph.macs import concrete_shapes
+from onnxshot.judging.protos import PREFIX
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.parallel import at_once, in_order, shared_out
 from onnxshot.targets.ort_runtime import Runner, label, stored_bytes
@@ -80,7 +81,8 @@ def compare_tensors(
     if not used or too_large(reference, candidate):
         return ()
     float_proto, cand_proto = _proto(reference), _proto(candidate)
-    makers = {o: n.op_type for n in float_proto.graph.node if n.op_type != "Constant" for o in n.output if o}
+    nodes = [n for n in float_proto.graph.node if n.op_type != "Constant"]
+    makers = {o: n.op_type for n in nodes for o in n.output if o and not o.startswith(PREFIX)}
     pairs = _quantized(cand_proto)
     there = {o for n in cand_proto.graph.node for o in n.output}
     names = [n for n in dict.fromkeys(makers if tensors is None else tensors) if n in makers and n in there]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.errors import CalibrationError, ModelError
+from onnxshot.judging.closeness import add_output
+from onnxshot.judging.fair import Fair, fair
+from onnxshot.judging.orders import Order
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.parallel import at_once, in_order, shared_out
 from onnxshot.proving.contract import contract, difference
@@ -37,9 +41,10 @@ class OutputRow:
             optimizations change results, a few samples do.
         max_abs_error: largest absolute difference, optimizations on; infinite where only one of the two is finite.
         agreement: share 0..1 of positions whose highest value along the last axis is at the same place, where the
-            output looks like class scores (rank up to 3, last axis over 1).
+            output looks like class scores (rank up to 3, last axis over 1); where TopK or the like has ordered the
+            output, the share of its picks that both models have.
         equal: share 0..1 of equal values of an output that is not float.
-        other_shape: samples on which the shapes differ; those are in no other number.
+        other_shape: samples on which the shapes differ; those count as lost: noise as large as the signal.
     """
 
     name: str
@@ -63,6 +68,9 @@ class Comparison:
         contract: the first difference of inputs and outputs in words; empty where there is none.
         not_finite: outputs and samples where only the candidate is NaN or infinite, in words.
         tensors: rows of the tensors that were asked for, worst first.
+        random: nodes that draw random numbers, which were made to draw the same in both models.
+        ordered: share 0..1 of the same picks, by output that TopK or the like has ordered: see `onnxshot.judging`.
+        copied: outputs of which only a part is computed, and judged.
     """
 
     outputs: tuple[OutputRow, ...]
@@ -75,6 +83,9 @@ class Comparison:
     not_finite: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     tensors: tuple[TensorRow, ...] = ()
+    random: tuple[str, ...] = ()
+    ordered: Mapping[str, float] = field(default_factory=dict)
+    copied: tuple[str, ...] = ()
 
     @property
     def optimizer_changes_results(self) -> bool:
@@ -97,7 +108,8 @@ def compare(
     The first samples are run once more with the runtime's optimizations off, and tell of the named tensors too, or of
     all where `tensors` is None. Held at any time: two sessions, a few samples' outputs, and the first samples' feeds.
     inside: the float model whose tensors the candidate's are held against, where that is not the reference.
-    Outputs are matched by name; what one model lacks, or numpy cannot hold, is left out and noted.
+    Outputs are matched by name; what one model lacks, or numpy cannot hold, is left out and noted. Random numbers
+    inside, the order of TopK and the like, and copies of inputs are kept out of all figures: see `onnxshot.judging`.
 
     Raises:
         ModelError: a model does not load or run, or no output has the same name in both.
@@ -105,22 +117,22 @@ def compare(
     """
     sides = contract(reference), contract(candidate)
     workers, each = shared_out(threads, len(samples) if isinstance(samples, Sized) else None)
-    judge, fast = at_once(lambda: Runner(reference, threads=each), lambda: Runner(candidate, threads=each))
-    names = [name for name in judge.outputs if name in fast.outputs]
+    start, samples = _begun(samples)
+    how, judge, fast = _loaded(reference, candidate, start, each)
+    names = how.compared(judge.outputs, fast.outputs)
     kinds = judge.skipped | fast.skipped
     if not names and not kinds:
         raise ModelError(f"the models have no output in common: {_list(judge.outputs)} against {_list(fast.outputs)}")
-    sums = {name: _Sums(name) for name in names}
+    sums, picks = _sums(how, names), _Picks(how)
     totals, first = _Totals(), list[tuple[Sample, _Outputs]]()
     count = 0
-    for sample, wanted, got in _run(judge, fast, samples, workers):
+    for sample, wanted, got in _run(judge, fast, samples, workers, how):
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=count < SAMPLES)
+        picks.add(wanted, got)
         if count < SAMPLES:
-            first.append((sample, wanted))
+            first.append((Sample(sample.name, dict(how.feed(sample.feed, wanted))), wanted))
         count += 1
-    if not count:
-        raise CalibrationError(_NO_SAMPLES)
 
     wanted_of = {id(sample): wanted for sample, wanted in first}
 
@@ -132,20 +144,55 @@ def compare(
     seen = [sample for sample, _ in first]
     if too_large(reference, candidate):  # seen from outside only
         del fast
-        for run in _run(judge, Runner(candidate, threads=each, optimize=False), seen, workers):
+        slow = Runner(how.other(candidate), threads=each, optimize=False)
+        for run in _run(judge, slow, seen, workers, how):
             plain(*run)
     else:
         del judge, fast
         rows_inside = compare_tensors(
-            inside or reference, candidate, seen, tensors, threads=threads, outputs=names, each=plain
-        )
-    found = _comparison(sums, totals, count)
+            how.other(inside or reference), how.other(candidate), seen, tensors, threads=threads, outputs=names,
+            each=plain,
+        )  # fmt: skip
+    found = _comparison(sums, totals, count, picks)
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
-    return replace(found, contract=difference(*sides), notes=(*notes, *found.notes), tensors=rows_inside)
+    return replace(
+        found, contract=difference(*sides), notes=(*notes, *how.notes, *found.notes), tensors=rows_inside,
+        random=tuple(source.node for source in how.noise), copied=tuple(one.output for one in how.copied),
+    )  # fmt: skip
 
 
-def _comparison(sums: Mapping[str, _Sums], totals: _Totals, count: int) -> Comparison:
-    rows = tuple(entry.row() for entry in sums.values())
+def _begun(samples: Iterable[Sample]) -> tuple[Sample, Iterable[Sample]]:
+    """The first of the samples, and all of them. Raises CalibrationError where there is none."""
+    if isinstance(samples, Sized) and not isinstance(samples, Iterator):
+        first = next(iter(samples), None)
+    else:
+        rest = iter(samples)
+        first = next(rest, None)
+        samples = rest if first is None else itertools.chain([first], rest)
+    if first is None:
+        raise CalibrationError(_NO_SAMPLES)
+    return first, samples
+
+
+def _loaded(
+    reference: Path | bytes, candidate: Path | bytes, sample: Sample, threads: int
+) -> tuple[Fair, Runner, Runner]:
+    """How the candidate is held against the reference, and both as they are run for it."""
+    how = fair(reference, sample.feed).without_orders_lacking(candidate)
+    other = how.other(candidate)
+    judge, fast = at_once(lambda: Runner(how.reference, threads=threads), lambda: Runner(other, threads=threads))
+    return how, judge, fast
+
+
+def _sums(how: Fair, names: Iterable[str]) -> dict[str, _Sums]:
+    """What is added up, by name of the output in the models that are run."""
+    ordered = {output for outputs in how.seen.values() for output in outputs}
+    return {n: _Sums(how.told(n), scores=not (how.is_key(n) or n in ordered)) for n in names}
+
+
+def _comparison(sums: Mapping[str, _Sums], totals: _Totals, count: int, picks: _Picks | None = None) -> Comparison:
+    ordered = picks.shares() if picks is not None else {}
+    rows = tuple(_as_ordered(entry.row(), ordered) for entry in sums.values())
     return Comparison(
         outputs=rows,
         sqnr_db=totals.all.value,
@@ -154,10 +201,30 @@ def _comparison(sums: Mapping[str, _Sums], totals: _Totals, count: int) -> Compa
         samples=count,
         agreement=next((r.agreement for r in rows if r.agreement is not None), None),
         not_finite=tuple(text for entry in sums.values() for text in entry.not_finite),
-        notes=tuple(
-            f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape
+        notes=(
+            *(_picked(picks) if picks is not None else ()),
+            *(f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape),
         ),
+        ordered=ordered,
     )
+
+
+def _as_ordered(row: OutputRow, ordered: Mapping[str, float]) -> OutputRow:
+    """The row of an output that TopK or the like has ordered: place by place it says what the same picks give."""
+    share = ordered.get(row.name)
+    if share is None:
+        return row
+    return replace(row, agreement=share, equal=None if row.equal is None else min(row.equal, share))
+
+
+def _picked(picks: _Picks) -> list[str]:
+    """What the nodes that order picked, in words."""
+    return [
+        f"{order.op} {order.node!r} orders {_list(sorted(picks.how.seen[order.number]))}: compared in the float "
+        f"model's order; {same / of:.1%} of what is picked is the same"
+        for order, same, of in picks.counts()
+        if of
+    ]
 
 
 def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset, *, threads: int = 2) -> Comparison:
@@ -171,15 +238,15 @@ def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset,
         raise ModelError(f"no output in common: {_list(judge.outputs)} against {_list(candidate.outputs)}")
     if not len(samples):
         raise CalibrationError(_NO_SAMPLES)
-    sums, totals = {name: _Sums(name) for name in names}, _Totals()
-    for sample, wanted, got in _run(judge, candidate, samples, 1):
+    sums, totals, how = {name: _Sums(name) for name in names}, _Totals(), Fair(reference)
+    for sample, wanted, got in _run(judge, candidate, samples, 1, how):
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=False)
     return _comparison(sums, totals, len(samples))
 
 
 def _run(
-    judge: Runner, other: Loaded, samples: Iterable[Sample], workers: int
+    judge: Runner, other: Loaded, samples: Iterable[Sample], workers: int, how: Fair
 ) -> Iterator[tuple[Sample, _Outputs, _Outputs]]:
     """The outputs of both on every sample; those of a Dataset are read in the threads that run them."""
     get: Callable[[Any], Sample] = samples.__getitem__ if isinstance(samples, Dataset) else lambda sample: sample
@@ -187,7 +254,8 @@ def _run(
 
     def look(item: Any) -> tuple[Sample, _Outputs, _Outputs]:
         sample = get(item)
-        return sample, judge.run(sample.feed), other.run(sample.feed)
+        wanted = judge.run(sample.feed)
+        return sample, wanted, other.run(how.feed(sample.feed, wanted))
 
     return in_order(look, items, workers)
 
@@ -211,9 +279,10 @@ class _Totals:
 
 @dataclass(slots=True)
 class _Sums:
-    """What is added up for one output."""
+    """What is added up for one output. scores: it may be looked at as class scores."""
 
     name: str
+    scores: bool = True
     own: _Totals = field(default_factory=_Totals)
     max_error: float = 0.0
     agreed: int = 0
@@ -225,7 +294,7 @@ class _Sums:
 
     def add(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, totals: _Totals, *, first: bool) -> None:
         if wanted.shape != got.shape:
-            self.other_shape += 1
+            self._add_lost(wanted, got, totals, first=first)
             return
         if wanted.dtype.kind != "f" or got.dtype.kind != "f":
             self.equal += int(np.count_nonzero(wanted == got))
@@ -242,17 +311,32 @@ class _Sums:
         if error.size:
             worst = float(error.max())  # NaN goes through max
             self.max_error = max(self.max_error, np.inf if np.isnan(worst) else worst)
-        if wanted.ndim in _SCORES_RANK and wanted.shape[-1] > 1:
+        if self.scores and wanted.ndim in _SCORES_RANK and wanted.shape[-1] > 1:
             same = wanted.argmax(-1) == got.argmax(-1)
             self.agreed += int(np.count_nonzero(same))
             self.ranked += same.size
 
+    def _add_lost(self, wanted: NDArray[Any], got: NDArray[Any], totals: _Totals, *, first: bool) -> None:
+        """Count an output of another shape as wholly wrong."""
+        self.other_shape += 1
+        if wanted.dtype.kind != "f" or got.dtype.kind != "f":
+            self.exact += max(wanted.size, got.size)
+            return
+        for part in (self.own, totals):
+            add_output(part.all, wanted, got)
+            if first:
+                add_output(part.first, wanted, got)
+        if self.scores and wanted.ndim in _SCORES_RANK and wanted.shape[-1] > 1:
+            self.ranked += wanted.size // wanted.shape[-1]
+
     def add_plain(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, totals: _Totals) -> None:
         """Add what came out with the runtime's optimizations off."""
-        if wanted.shape != got.shape or wanted.dtype.kind != "f" or got.dtype.kind != "f":
+        if wanted.dtype.kind != "f" or got.dtype.kind != "f":
             return
-        self.own.plain.add(wanted, got)
-        totals.plain.add(wanted, got)
+        add_output(self.own.plain, wanted, got)
+        add_output(totals.plain, wanted, got)
+        if wanted.shape != got.shape:
+            return
         self._look_for_nan(wanted, got, sample, " with optimizations off")
 
     def _look_for_nan(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, how: str) -> None:
@@ -274,6 +358,31 @@ class _Sums:
             equal=self.equal / self.exact if self.exact else None,
             other_shape=self.other_shape,
         )
+
+
+class _Picks:
+    """What the nodes that order picked in both models."""
+
+    def __init__(self, how: Fair) -> None:
+        self.how = how
+        self._counts = {order.number: (0, 0) for order in how.orders}
+
+    def add(self, wanted: _Outputs, got: _Outputs) -> None:
+        for order, same, of in self.how.matched(wanted, got):
+            before = self._counts[order.number]
+            self._counts[order.number] = (before[0] + same, before[1] + of)
+
+    def counts(self) -> list[tuple[Order, int, int]]:
+        """(order, picks that both have, picks)."""
+        return [(order, *self._counts[order.number]) for order in self.how.orders]
+
+    def shares(self) -> dict[str, float]:
+        """Share 0..1 of the same picks, by output: the least of those that order it."""
+        found: dict[str, float] = {}
+        for order, same, of in self.counts():
+            for name in sorted(self.how.seen[order.number]) if of else ():
+                found[name] = min(found.get(name, 1.0), same / of)
+        return found
 
 
 def _gap(fast: float | None, plain: float | None) -> bool:

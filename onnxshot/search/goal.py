@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from onnxshot.calibration.functions import load, named
 from onnxshot.calibration.readers import Dataset
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.judging.closeness import sums_of
+from onnxshot.judging.fair import Fair, fair
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.parallel import in_order, shared_out
 from onnxshot.report import NOISE
@@ -134,6 +136,7 @@ class Judge:
     settings: Settings
     float_score: float | None = field(init=False, default=None)
     _evaluate: Evaluate | None = field(init=False)
+    _how: Fair = field(init=False)
     _float: Runner = field(init=False)
     _float_ms: float = field(init=False, default=0.0)
     _workers: tuple[int, int] = field(init=False)
@@ -141,7 +144,8 @@ class Judge:
     def __post_init__(self) -> None:
         self._evaluate = function_of(self.goal.evaluate)
         self._workers = shared_out(self.settings.threads, len(self.samples))
-        self._float = Runner(self.reference, threads=self._workers[1])
+        self._how = fair(self.reference, self.samples[0].feed)
+        self._float = Runner(self._how.reference, threads=self._workers[1])
         if self.goal.max_latency is not None:
             # The quickest counts: other work makes it slower only.
             self._float_ms = min(self._timed(self.reference)[0].median_ms for _ in range(TIMES))
@@ -175,16 +179,16 @@ class Judge:
 
     def _sqnr_db(self, model: Path) -> float:
         workers, threads = self._workers
-        candidate, total = Runner(model, threads=threads), SqnrSum()
+        candidate, total, how = Runner(self._how.other(model), threads=threads), SqnrSum(), self._how
 
         def both(index: int) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
             feed = self.samples[index].feed
-            return self._float.run(feed), candidate.run(feed)
+            wanted = self._float.run(feed)
+            return wanted, candidate.run(how.feed(feed, wanted))
 
         for wanted, got in in_order(both, range(len(self.samples)), workers):
-            for name, value in wanted.items():
-                if value.dtype.kind == "f" and value.shape == got[name].shape:
-                    total.add(value, got[name])
+            for one in sums_of(wanted, got, how.compared(wanted, got)).values():
+                total.join(one)
         if not total.count and self.goal.min_sqnr is not None:
             raise UsageError("the model has no float output, and so no SQNR", "use --max-drop with --eval")
         return total.db

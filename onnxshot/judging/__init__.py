@@ -1,0 +1,1 @@
+"""What two models are held against each other by: noise held still, orders shared, copies left out, samples weighed."""

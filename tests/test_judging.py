@@ -1,0 +1,430 @@
+"""What is kept out of a comparison: random numbers inside, orders that outputs show, copies of inputs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from handmade.core import model, vector, weight
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import convert_model_to_external_data
+
+import onnxshot
+from onnxshot.calibration.readers import Sample
+from onnxshot.judging.copied import copied_outputs
+from onnxshot.judging.fair import fair
+from onnxshot.judging.matching import picked_boxes, picked_places, picked_rows
+from onnxshot.judging.noise import sources, still
+from onnxshot.proving.verify import compare
+from onnxshot.targets.ort_runtime import Runner
+from onnxshot.trial import tried
+
+PROVEN = onnxshot.Settings(threads=2, bench_seconds=0.01)
+Feed = dict[str, NDArray[Any]]
+
+
+def run(made: ModelProto | Path, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return Runner(made if isinstance(made, Path) else made.SerializeToString(), threads=1).run(feed)
+
+
+def db(wanted: NDArray[Any], got: NDArray[Any]) -> float:
+    wanted, got = wanted.astype(np.float64), got.astype(np.float64)
+    return float(10 * np.log10(np.square(wanted).sum() / np.square(wanted - got).sum()))
+
+
+def samples(count: int, *shape: int, **others: NDArray[Any]) -> list[Sample]:
+    rng = np.random.default_rng(3)
+    return [Sample(str(i), {"x": rng.normal(size=shape).astype(np.float32), **others}) for i in range(count)]
+
+
+# ---------------------------------------------------------------------- random numbers
+
+DRAWS = {
+    "RandomNormalLike": "y = RandomNormalLike <mean = 1.0, scale = 2.0> (x)",
+    "RandomUniformLike": "y = RandomUniformLike <low = -1.0, high = 3.0> (x)",
+    "RandomNormal": "y = RandomNormal <shape = [30, 40]> ()",
+    "RandomUniform": "y = RandomUniform <shape = [30, 40]> ()",
+    "Bernoulli": "p = Sigmoid(x) y = Bernoulli <dtype = 1> (p)",
+    "Multinomial": "z = Multinomial <sample_size = 50> (x) y = Cast <to = 1> (z)",
+    "Dropout": """t = Constant <value: tensor = bool {1}> ()  r = Constant <value: tensor = float {0.25}> ()
+        y = Dropout(x, r, t)""",
+}
+
+
+def drawing(body: str, opset: int = 17) -> ModelProto:
+    return model(f"g (float[n, 40] x) => (float[a, b] y) {{ {body} }}", opset=opset)
+
+
+@pytest.mark.parametrize("op", DRAWS)
+def test_what_draws_is_held_still_and_still_drawn_alike(op: str) -> None:
+    """Two runs of the model differ; of the one that is compared they are equal, with the same mean and deviation."""
+    made = drawing(DRAWS[op])
+    feed = samples(1, 30, 40)[0].feed
+    runner = Runner(made.SerializeToString())
+    many = np.stack([runner.run(feed)["y"] for _ in range(20)])
+    assert not np.array_equal(many[0], many[1])
+    held = still(made)
+    first, second = run(held, feed)["y"], run(held, feed)["y"]
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == many.shape[1:]
+    assert first.mean() == pytest.approx(float(many.mean()), abs=float(6 * many.std() / first.size**0.5))
+    assert first.std() == pytest.approx(float(many.std()), rel=0.1)
+
+
+@pytest.mark.parametrize("opset", [7, 10, 11, 13, 15, 21])
+def test_at_every_opset(opset: int) -> None:
+    made = drawing("a = RandomNormalLike(x) y = Add(x, a)", opset)
+    result = compare(made.SerializeToString(), made.SerializeToString(), samples(3, 4, 40))
+    assert (result.sqnr_db, result.random) == (200.0, (sources(made)[0].node,))
+    assert "draws random numbers" in result.notes[0]
+
+
+def test_dropout_that_does_not_train_draws_nothing() -> None:
+    rests = DRAWS["Dropout"].replace("bool {1}", "bool {0}")
+    assert not sources(drawing(rests)) and not sources(drawing("y = Dropout(x)"))
+
+
+def test_in_loops_and_functions() -> None:
+    loop = """g (float[2, 8] x) => (float[2, 8] y) {
+        n = Constant <value: tensor = int64 {5}> ()  c = Constant <value: tensor = bool {1}> ()
+        y = Loop (n, c, x) <body = b (int64 i, bool on, float[2, 8] s) => (bool go, float[2, 8] t) {
+            r = RandomUniformLike(s)  t = Add(s, r)  go = Identity(on) }> }"""
+    function = """g (float[2, 8] x) => (float[2, 8] y) { y = local.noisy(x) }
+        <domain: "local", opset_import: ["": 17]> noisy (s) => (t) { r = RandomNormalLike(s)  t = Add(s, r) }"""
+    for made in (model(loop), model(function, imports=', "local": 1')):
+        feeds = samples(2, 2, 8)
+        runner = Runner(made.SerializeToString())
+        assert db(runner.run(feeds[0].feed)["y"], runner.run(feeds[0].feed)["y"]) < 40
+        assert compare(made.SerializeToString(), made.SerializeToString(), feeds).sqnr_db == 200.0
+
+
+def noisy_net(seed: float | None = None) -> ModelProto:
+    """Two Conv, noise between them."""
+    text = f"""g (float[1, 8, n] x) => (float[1, 8, n] y) {{
+        a = Conv <pads = [1, 1]> (x, w1, b1)  r = Relu(a)
+        z = RandomNormalLike {"" if seed is None else f"<seed = {seed}>"} (r)
+        m = Add(r, z)  y = Conv <pads = [1, 1]> (m, w2, b2) }}"""
+    constants = {"w1": weight(16, 8, 3), "b1": vector(16), "w2": weight(8, 16, 3, seed=1), "b2": vector(8)}
+    return model(text, constants)
+
+
+def seeded(made: ModelProto) -> ModelProto:
+    """The same with one seed: two sessions that run the same samples in the same order then draw the same."""
+    copy = ModelProto.FromString(made.SerializeToString())
+    for node in copy.graph.node:
+        if node.op_type == "RandomNormalLike":
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("seed", 5.0))
+    return copy
+
+
+@pytest.mark.parametrize("seed", [None, 3.0])
+def test_a_model_with_noise_is_judged_by_what_it_computes(seed: float | None, tmp_path: Path) -> None:
+    """TTS graphs (coqui-ai/TTS #588): told is what a common seed shows, and the file still draws."""
+    source, output = noisy_net(seed), tmp_path / "q.onnx"
+    given = samples(48, 1, 8, 40)
+    result = onnxshot.quantize(source, [s.feed for s in given], output=output, settings=PROVEN)
+    written = onnx.load(str(output))
+    sessions = [Runner(seeded(m).SerializeToString(), threads=1) for m in (source, written)]
+    outputs = [np.stack([session.run(s.feed)["y"] for s in given]) for session in sessions]
+    truth = db(*outputs)
+    assert truth > 25
+    assert result.report.sqnr_db == pytest.approx(truth, abs=1.0)
+    assert list(result.report.judged) == ["random"] and len(result.report.judged["random"]) == 1
+    assert [n.op_type for n in written.graph.node].count("RandomNormalLike") == 1
+    if seed is None:
+        runner = Runner(output)
+        assert db(runner.run(given[0].feed)["y"], runner.run(given[0].feed)["y"]) < 20
+
+
+def test_weights_in_another_file_beside_noise_are_no_fault(tmp_path: Path) -> None:
+    """What was written is held against what is in memory by its weights: two runs would differ."""
+    source = noisy_net()
+    convert_model_to_external_data(source, location="net.data", size_threshold=0)
+    onnx.save(source, str(tmp_path / "net.onnx"))
+    given = [s.feed for s in samples(4, 1, 8, 40)]
+    recipe = {"effort": "fast"}
+    result = onnxshot.quantize(tmp_path / "net.onnx", given, output=tmp_path / "q.onnx", settings=PROVEN, **recipe)
+    assert result.report.sqnr_db is not None and result.report.sqnr_db > 20
+
+
+def test_trials_see_no_noise() -> None:
+    made = noisy_net().SerializeToString()
+    (found,) = tried(made, [made], samples(4, 1, 8, 40), threads=2)
+    assert found.each_db == (100.0,) * 4
+
+
+# ---------------------------------------------------------------------- orders
+
+HEAD = """
+    f = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  r = Relu(f)  s = Conv(r, w2, b2)  heat = Sigmoid(s)
+    flat = Reshape(heat, row)  v, i = TopK <axis = 1> (flat, k)
+    at = Cast <to = 1> (i)  up = Unsqueeze(at, one)  vu = Unsqueeze(v, one)  dets = Concat <axis = 1> (up, vu)
+"""
+
+
+def head(*, noise: float = 0.0, opset: int = 17, axes: str = "") -> ModelProto:
+    """A heat map, its 20 highest places and values; noise: what is added to the weight of the last Conv."""
+    rng = np.random.default_rng(9)
+    body = HEAD if not axes else HEAD.replace("Unsqueeze(at, one)", "Unsqueeze <axes = [1]> (at)").replace(
+        "Unsqueeze(v, one)", "Unsqueeze <axes = [1]> (v)")
+    last = weight(1, 8, 1, 1, seed=1)
+    constants = {
+        "w1": weight(8, 3, 3, 3), "b1": vector(8), "w2": last + noise * rng.normal(size=last.shape).astype(np.float32),
+        "b2": vector(1), "row": np.int64([0, -1]), "k": np.int64([20]), "one": np.int64([1]),
+    }  # fmt: skip
+    if axes:
+        del constants["one"]
+    text = f"g (float[n, 3, 24, 24] x) => (float[n, 2, 20] dets, int64[n, 20] i) {{ {body} }}"
+    return model(text, constants, opset=opset)
+
+
+@pytest.mark.parametrize("opset", [10, 17])
+def test_an_ordered_output_is_compared_in_the_order_of_the_float_model(opset: int) -> None:
+    """TensorRT #2996: place by place every peak is held against its neighbour."""
+    axes = "axes" if opset < 13 else ""
+    reference, other = head(opset=opset, axes=axes), head(noise=0.01, opset=opset, axes=axes)
+    given = samples(6, 1, 3, 24, 24)
+    result = compare(reference.SerializeToString(), other.SerializeToString(), given)
+    values, picks, keys = [], [], []
+    for sample in given:
+        flats = [np.sort(_flat(m, sample.feed)) for m in (reference, other)]
+        maps = [_flat(m, sample.feed) for m in (reference, other)]
+        order = [np.argsort(-m, kind="stable")[:20] for m in maps]
+        picks.append(len(set(order[0].tolist()) & set(order[1].tolist())) / 20)
+        at = order[0].astype(np.float64)
+        values.append([np.concatenate([at, maps[0][order[0]]]), np.concatenate([at, maps[1][order[0]]])])
+        keys.append(maps)
+        assert flats[0].size == 24 * 24
+    assert 0.5 < np.mean(picks) < 1
+    assert result.ordered == {"dets": pytest.approx(np.mean(picks)), "i": pytest.approx(np.mean(picks))}
+    rows = {row.name: row for row in result.outputs}
+    assert rows["dets"].sqnr_db == pytest.approx(db(*np.asarray(values).swapaxes(0, 1)), abs=0.05)
+    assert rows["dets"].agreement == rows["i"].equal == result.agreement == pytest.approx(np.mean(picks))
+    (key,) = (row for name, row in rows.items() if name not in ("dets", "i"))
+    assert key.sqnr_db == pytest.approx(db(*np.asarray(keys).swapaxes(0, 1)), abs=0.05)
+    assert any("of what is picked is the same" in note for note in result.notes)
+
+
+def _flat(made: ModelProto, feed: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    return _exposed(made, ("flat",), feed)["flat"][0]
+
+
+def _exposed(made: ModelProto, names: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    copy = ModelProto.FromString(made.SerializeToString())
+    for name in names:
+        copy.graph.output.add(name=name)
+    return run(copy, feed)
+
+
+def test_trials_are_made_in_that_order_too() -> None:
+    """The candidate with less noise in front is the better one, whatever changes places."""
+    reference = head()
+    candidates = [head(noise=noise).SerializeToString() for noise in (0.03, 0.003)]
+    found = list(tried(reference.SerializeToString(), candidates, samples(6, 1, 3, 24, 24), threads=2))
+    assert found[1].typical_db - found[0].typical_db == pytest.approx(20, abs=3)
+
+
+def test_an_order_that_outputs_do_not_show_is_left_alone() -> None:
+    """A mixture of experts picks by TopK and sums: picking another expert is an error, not another place."""
+    text = """g (float[n, 8] x) => (float[n, 8] y) {
+        gate = MatMul(x, g)  v, i = TopK <axis = 1> (gate, k)  p = Softmax <axis = 1> (v)
+        e = Gather <axis = 0> (experts, i)  xs = Unsqueeze(x, two)  ys = MatMul(e, xs)
+        ps = Unsqueeze(p, both)  w = Mul(ys, ps)  sums = ReduceSum <keepdims = 0> (w, one)  y = Squeeze(sums, last) }"""
+    constants = {
+        "g": weight(8, 4), "experts": weight(4, 8, 8), "k": np.int64([2]), "two": np.int64([1, 3]),
+        "both": np.int64([2, 3]), "one": np.int64([1]), "last": np.int64([2]),
+    }  # fmt: skip
+    reference = model(text, constants)
+    sample = samples(1, 5, 8)[0]
+    how = fair(reference.SerializeToString(), sample.feed)
+    assert how.plain and how.orders == ()
+
+
+def test_the_shapes_of_pytorch_are_no_order() -> None:
+    """NonZero of a constant or of a shape is how indices are counted: nothing that is computed orders it."""
+    text = """g (float[n, 8] x) => (float[m] y) {
+        h = MatMul(x, w)  s = Shape(h)  o = ConstantOfShape(s)  i = NonZero(o)  t = Transpose <perm = [1, 0]> (i)
+        y = GatherND(h, t) }"""
+    assert fair(model(text, {"w": weight(8, 8)}).SerializeToString(), samples(1, 5, 8)[0].feed).plain
+
+
+def filtered(noise: float = 0.0) -> ModelProto:
+    """The rows whose score is above a half: how many there are depends on values."""
+    text = """g (float[n, 8] x) => (float[m, 8] y) {
+        h = MatMul(x, w)  r = Relu(h)  s = MatMul(r, v)  p = Sigmoid(s)  c = Greater(p, half)  f = Squeeze(c, one)
+        i = NonZero(f)  t = Squeeze(i, zero)  y = Gather(h, t) }"""
+    constants = {
+        "w": weight(8, 8), "v": weight(8, 1, seed=1) - np.float32(noise), "half": np.float32([0.5]),
+        "one": np.int64([1]), "zero": np.int64([0]),
+    }  # fmt: skip
+    return model(text, constants)
+
+
+def test_rows_that_are_filtered_are_compared_as_the_float_model_filters() -> None:
+    reference, other = filtered(), filtered(0.3)
+    given = samples(4, 60, 8)
+    outputs = [[run(m, s.feed)["y"] for m in (reference, other)] for s in given]
+    assert any(len(a) != len(b) for a, b in outputs)
+    result = compare(reference.SerializeToString(), other.SerializeToString(), given)
+    rows = {row.name: row for row in result.outputs}
+    assert rows["y"].sqnr_db == 200.0 and rows["y"].other_shape == 0  # h itself is the same in both
+    both = sum(len({x.tobytes() for x in a} & {x.tobytes() for x in b}) for a, b in outputs)
+    assert result.ordered["y"] == pytest.approx(both / sum(max(len(a), len(b)) for a, b in outputs), abs=0.02)
+    key = next(row for name, row in rows.items() if name != "y")
+    assert key.sqnr_db is not None and key.sqnr_db < 60
+
+
+def test_detections_are_matched_by_class_and_overlap() -> None:
+    boxes = np.float64([[[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60], [0, 30, 10, 40]]])
+    wanted = np.int64([[0, 0, 0], [0, 1, 2]])
+    assert picked_boxes(wanted, np.int64([[0, 0, 1], [0, 1, 2]]), (boxes, boxes), centres=False) == (2, 2)
+    assert picked_boxes(wanted, np.int64([[0, 1, 1], [0, 1, 2]]), (boxes, boxes), centres=False) == (1, 2)
+    assert picked_boxes(wanted, np.int64([[0, 0, 3]]), (boxes, boxes), centres=False) == (0, 2)
+    assert picked_boxes(wanted[:1], np.int64([[0, 0, 0], [0, 0, 1]]), (boxes, boxes), centres=False) == (1, 2)
+    centres = np.float64([[[5, 5, 10, 10], [6, 5, 10, 10]]])
+    assert picked_boxes(wanted[:1], np.int64([[0, 0, 1]]), (centres, centres), centres=True) == (1, 1)
+
+
+def test_picks_of_a_row_are_a_set() -> None:
+    assert picked_rows(np.int64([[1, 2, 3], [4, 5, 6]]), np.int64([[3, 2, 9], [6, 5, 4]]), -1) == (5, 6)
+    assert picked_rows(np.int64([[1], [2]]), np.int64([[2], [1]]), 0) == (2, 2)
+    assert picked_places(np.int64([[0, 1], [2, 3]]), np.int64([[1], [3]])) == (1, 2)
+
+
+NMS = """g (float[1, 3, 32, 32] x) => (float[m, 4] found, float[m] scores) {
+    f = Conv <strides = [4, 4]> (x, w1, b1)  r = Relu(f)  raw = Conv(r, w2, b2)
+    rows = Reshape(raw, shape)  cols = Transpose <perm = [0, 2, 1]> (rows)
+    d, s = Split <axis = 2> (cols, parts)  size = Exp(d)  low, high = Split <axis = 2> (size, halves)
+    a = Sub(grid, low)  b = Add(grid, high)  boxes = Concat <axis = 2> (a, b)
+    p = Sigmoid(s)  chances = Transpose <perm = [0, 2, 1]> (p)
+    picks = NonMaxSuppression(boxes, chances, most, iou, least)
+    at = Gather <axis = 1> (picks, two)  flat = Squeeze(boxes, zero)  found = Gather(flat, at)
+    line = Reshape(p, all)  scores = Gather(line, at) }"""
+
+
+def detector(noise: float = 0.0) -> ModelProto:
+    last = weight(5, 16, 1, 1, seed=1)
+    last = last + noise * np.random.default_rng(2).normal(size=last.shape).astype(np.float32)
+    places = np.stack(np.meshgrid(np.arange(8.0), np.arange(8.0)), -1).reshape(1, 64, 2).astype(np.float32) * 2
+    constants = {
+        "w1": weight(16, 3, 4, 4), "b1": vector(16), "w2": last, "b2": np.float32([0.3, 0.3, 0.3, 0.3, 0.0]),
+        "shape": np.int64([1, 5, 64]), "parts": np.int64([4, 1]), "halves": np.int64([2, 2]), "grid": places,
+        "most": np.int64([20]), "iou": np.float32([0.4]), "least": np.float32([0.5]), "two": np.int64(2),
+        "zero": np.int64([0]), "all": np.int64([-1]),
+    }  # fmt: skip
+    return model(NMS, constants)
+
+
+def test_detections_behind_non_maximum_suppression() -> None:
+    reference, other = detector(), detector(0.04)
+    given = samples(6, 1, 3, 32, 32)
+    place_by_place = [[run(m, s.feed)["found"] for m in (reference, other)] for s in given]
+    assert any(len(a) != len(b) or db(a, b) < 20 for a, b in place_by_place)
+    result = compare(reference.SerializeToString(), other.SerializeToString(), given)
+    rows = {row.name: row for row in result.outputs}
+    assert set(result.ordered) == {"found", "scores"}
+    assert 0.5 < result.ordered["found"] < 1
+    wanted, got = [], []
+    for sample in given:
+        a, b = (_exposed(m, ("flat", "at"), sample.feed) for m in (reference, other))
+        wanted.append(a["flat"][a["at"]])
+        got.append(b["flat"][a["at"]])
+    assert rows["found"].sqnr_db == pytest.approx(db(np.concatenate(wanted), np.concatenate(got)), abs=0.05)
+    same = compare(reference.SerializeToString(), reference.SerializeToString(), given)
+    assert (same.sqnr_db, same.agreement) == (200.0, 1.0)
+
+
+def test_a_candidate_without_the_node_is_compared_place_by_place() -> None:
+    text = "g (float[n, 8] x) => (float[n, 3] v) { h = MatMul(x, w) v, i = TopK(h, k) }"
+    other = "g (float[n, 8] x) => (float[n, 3] v) { h = MatMul(x, w) v = Slice(h, z, k, a) }"
+    constants = {"w": weight(8, 8), "k": np.int64([3])}
+    reference = model(text, constants).SerializeToString()
+    candidate = model(other, {**constants, "z": np.int64([0]), "a": np.int64([1])}).SerializeToString()
+    result = compare(reference, candidate, samples(2, 4, 8))
+    assert any("the candidate lacks TopK" in note for note in result.notes)
+    assert result.ordered == {} and result.sqnr_db is not None and result.sqnr_db < 10
+
+
+# ---------------------------------------------------------------------- copies of inputs
+
+CACHE = """g (float[1, 4] x, float[1, 2, p, 4] past) => (float[1, 2, t, 4] present, float[1, 8] y) {{
+    k = MatMul(x, w)  new = Reshape(k, shape)  moved = {moved}
+    present = {join}  y = MatMul(x, w) }}"""
+
+
+def cache(join: str, noise: float = 0.0, moved: str = "Identity(past)") -> ModelProto:
+    w = weight(4, 8)
+    w = w + noise * np.random.default_rng(4).normal(size=w.shape).astype(np.float32)
+    constants = {"w": w, "shape": np.int64([1, 2, 1, 4]), "at": np.int64([0]), "scale": np.float32(0.05)}
+    constants |= {"where": np.int64([[[[0] * 4], [[0] * 4]]])}
+    return model(CACHE.format(join=join, moved=moved), constants)
+
+
+@pytest.mark.parametrize("join", ["Concat <axis = 2> (moved, new)", "ScatterElements <axis = 2> (moved, where, new)"])
+def test_only_what_is_computed_is_judged(join: str) -> None:
+    """Of a cache of 50 steps, 49 are copies: they made 20 dB of 3."""
+    past = 10 * np.random.default_rng(5).normal(size=(1, 2, 50, 4)).astype(np.float32)
+    given = samples(3, 1, 4, past=past)
+    reference, other = cache(join), cache(join, noise=0.1)
+    new = [[run(m, s.feed)["y"] for s in given] for m in (reference, other)]
+    result = compare(reference.SerializeToString(), other.SerializeToString(), given)
+    rows = {row.name: row for row in result.outputs}
+    assert set(rows) == {"present", "y"} and result.copied == ("present",)
+    assert rows["present"].sqnr_db == pytest.approx(db(*np.asarray(new)), abs=0.01)
+    assert result.sqnr_db == pytest.approx(db(*np.asarray(new)), abs=0.01)
+    (found,) = tried(reference.SerializeToString(), [other.SerializeToString()], given, threads=1)
+    assert found.total.db == pytest.approx(result.sqnr_db, abs=0.01)
+
+
+def test_a_past_that_is_rounded_is_no_copy() -> None:
+    """A candidate that quantizes the past is held against all of it."""
+    join = "Concat <axis = 2> (moved, new)"
+    reference = cache(join)
+    other = cache(join, moved="DequantizeLinear(q, scale)")
+    node = helper.make_node("QuantizeLinear", ["past", "scale"], ["q"])
+    other.graph.node.insert(0, node)
+    past = np.random.default_rng(5).uniform(0, 12, size=(1, 2, 50, 4)).astype(np.float32)
+    given = samples(1, 1, 4, past=past)
+    wanted, got = (run(m, given[0].feed)["present"] for m in (reference, other))
+    rows = {r.name: r for r in compare(reference.SerializeToString(), other.SerializeToString(), given).outputs}
+    assert rows["present"].sqnr_db == pytest.approx(db(wanted, got), abs=0.05)
+
+
+def test_an_output_that_is_a_copy_as_a_whole_is_not_judged() -> None:
+    text = "g (float[n, 4] x) => (float[n, 4] same, float[n, 4] y) { same = Identity(x) y = MatMul(x, w) }"
+    w = weight(4, 4)
+    reference, other = model(text, {"w": w}), model(text, {"w": 1.1 * w})
+    result = compare(reference.SerializeToString(), other.SerializeToString(), samples(2, 3, 4))
+    assert [row.name for row in result.outputs] == ["y"]
+    assert result.sqnr_db == pytest.approx(20, abs=0.01)
+    only = model("g (float[n, 4] x) => (float[4, n] y) { y = Transpose(x) }")
+    assert compare(only.SerializeToString(), only.SerializeToString(), samples(1, 3, 4)).sqnr_db == 200.0
+
+
+def test_what_adds_to_an_input_is_computed() -> None:
+    text = """g (float[4] x) => (float[4] y) { y = ScatterElements <reduction = "add"> (x, i, u) }"""
+    constants = {"i": np.int64([1]), "u": np.float32([2])}
+    assert copied_outputs(model(text, constants, opset=18)) == ()
+
+
+def test_a_plain_model_is_run_as_it_is() -> None:
+    made = model("g (float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w) }", {"w": weight(4, 4)}).SerializeToString()
+    how = fair(made, samples(1, 3, 4)[0].feed)
+    assert how.plain and how.reference is made and how.other(made) is made and how.notes == ()
+
+
+def test_nothing_that_is_compared_is_changed() -> None:
+    for made in (noisy_net(), head(), cache("Concat <axis = 2> (moved, new)")):
+        before = made.SerializeToString()
+        dims = made.graph.input[0].type.tensor_type.shape.dim
+        feed: Feed = {"x": np.zeros([d.dim_value or 3 for d in dims], np.float32)}
+        feed["past"] = np.ones((1, 2, 3, 4), np.float32)
+        fair(before, feed).other(before)
+        assert made.SerializeToString() == before
+        assert all(not i.name.startswith("onnxshot.judged") for i in made.graph.initializer)
+        assert numpy_helper.to_array(made.graph.initializer[0]).dtype == np.float32
+        assert made.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
