@@ -316,3 +316,84 @@ def test_a_store_discards_only_what_it_has_made(tmp_path: Path, monkeypatch: pyt
     store.discard(made)
     assert not made.exists()
     store.close()
+
+
+# ---------------------------------------------------------------------- nothing of the user's is lost
+
+
+def as_model(folder: Path, name: str) -> dict[str, Any]:
+    """A manifest whose first model lies where results of that cell go."""
+    place = folder / "out" / name
+    place.mkdir(parents=True)
+    (folder / "one.onnx").rename(place / "one.onnx")
+    return {"models": [f"out/{name}/one.onnx", "two.onnx"]}
+
+
+def as_samples(folder: Path) -> dict[str, Any]:
+    place = folder / "out" / "two" / "ort"
+    place.mkdir(parents=True)
+    (folder / "calib.npz").rename(place / "calib.npz")
+    return {"defaults": {"calib": "out/two/ort/calib.npz", "emit": "onnx"}}
+
+
+def as_recipe(folder: Path) -> dict[str, Any]:
+    (folder / "out").mkdir()
+    (folder / "out" / "summary.json").write_text('{"effort": "fast"}')
+    return {"defaults": {"calib": "calib.npz", "recipe": "out/summary.json"}}
+
+
+def as_link(folder: Path) -> dict[str, Any]:
+    (folder / "out" / "one").mkdir(parents=True)
+    (folder / "theirs").mkdir()
+    (folder / "one.onnx").rename(folder / "theirs" / "one.onnx")
+    (folder / "out" / "one" / "ort").symlink_to(folder / "theirs")
+    return {"models": ["theirs/one.onnx", "two.onnx"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda folder: as_model(folder, "one/ort"), "would replace the folder of .*which is the model 'one'"),
+        (lambda folder: as_model(folder, "two/tensorrt"), "the cell two/tensorrt .*which is the model 'one'"),
+        (as_samples, "the cell two/ort .*which is one of the samples"),
+        (as_recipe, "the summary .*summary.json is the manifest or a recipe itself"),
+        (as_link, "the cell one/ort .*which is the model 'one'"),
+    ],
+)
+def test_no_file_that_a_cell_reads_lies_where_results_go(
+    folder: Path, given: Callable[[Path], dict[str, Any]], said: str
+) -> None:
+    path = manifest(folder, **given(folder))
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UsageError, match=said):
+        run(path)
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("name", "text"), [("summary.json", '{"mine": 1}'), (LOG, "mine\n"), (LOG, "[]\n")])
+def test_a_log_or_summary_of_somebody_else_is_left(folder: Path, name: str, text: str) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / name).write_text(text)
+    with pytest.raises(UsageError, match=f"{name} would replace a file that is there"):
+        run(folder / "m.yaml")
+    assert [p.name for p in (folder / "out").iterdir()] == [name]
+    assert (folder / "out" / name).read_text() == text
+
+
+def test_what_somebody_keeps_beside_results_survives_all_runs(folder: Path) -> None:
+    """Files of any name in the output, in a cell that is done again, and at the place of one that is not there yet."""
+    kept = [".lock", ".parts-of-mine/x", "notes.txt", "one/notes.txt", "one/ort/notes.txt", "one/ort/deep/x.onnx",
+            "two/ort/readme.md"]  # fmt: skip
+    for name in kept:
+        place = folder / "out" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(name)
+    path = manifest(folder, targets=["ort"])
+    assert run(path).exit_code == 0
+    first = {path: path.read_bytes() for path in folder.glob("out/*/ort/*.onnx")}
+    path = manifest(folder, targets=["ort"], defaults={"calib": "calib.npz", "emit": "onnx", "effort": "balanced"})
+    assert run(path).exit_code == 0
+    again = {path: path.read_bytes() for path in folder.glob("out/*/ort/*.onnx")}
+    assert again.keys() == first.keys()
+    assert again != first, "they were made anew"
+    assert [(folder / "out" / name).read_text() for name in kept] == kept

@@ -12,7 +12,7 @@ from typing import Any, Self
 from onnxshot.calibration.functions import named
 from onnxshot.emitting import ONNX
 from onnxshot.errors import UsageError
-from onnxshot.recipes.files import load_stages, read_values
+from onnxshot.recipes.files import files_of, load_stages, read_values
 from onnxshot.recipes.keys import BadKey, KeyPath, is_number, refuse_unknown, shown
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stage, Stages
@@ -81,11 +81,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Models, targets, and the folder of results: output/<name>/<target>/."""
+    """Models, targets, and the folder of results: output/<name>/<target>/.
+
+    files: those that it was read from: its own, what it extends, and recipes.
+    """
 
     entries: tuple[Entry, ...]
     targets: tuple[str, ...]
     output: str
+    files: tuple[str, ...] = ()
 
 
 def load_manifest(path: str | Path, arguments: Mapping[str, str] | None = None) -> Manifest:
@@ -98,14 +102,15 @@ def load_manifest(path: str | Path, arguments: Mapping[str, str] | None = None) 
         raise UsageError(f"the manifest {redacted(name)} is remote", "copy it here: relative paths start at it")
     values = read_values(path, arguments, "manifest")
     with values.told():
-        return _Reader(Path(path).parent).manifest(values.joined)
+        return _Reader(Path(path).parent, list(values.files)).manifest(values.joined)
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Checks plain values; folder: where relative paths start."""
+    """Checks plain values; folder: where relative paths start; files: that were read for it."""
 
     folder: Path
+    files: list[str]
 
     def manifest(self, values: dict[Any, Any]) -> Manifest:
         refuse_unknown(values, _KEYS)
@@ -129,7 +134,8 @@ class _Reader:
             given = {"model": item} if isinstance(item, str) else item
             entries += self._models(("models", i), given, defaults, limits)
         _refuse_equal(entries)
-        return Manifest(tuple(entries), tuple(targets), self._path(str(output)))
+        files = tuple(name for name in dict.fromkeys(self.files) if not is_remote(name))
+        return Manifest(tuple(entries), tuple(targets), self._path(str(output)), files)
 
     def _models(self, where: KeyPath, item: Any, defaults: Mapping[Any, Any], limits: _Limits) -> list[Entry]:
         """The entries of one item: as many as its glob matches."""
@@ -212,7 +218,9 @@ class _Reader:
         else:
             _ask(place("recipe"), recipe, _is_text(recipe), "the path of a recipe, or its keys and values")
             try:
-                stages = load_stages(self._path(str(recipe)))
+                path = self._path(str(recipe))
+                stages = load_stages(path)
+                self.files.extend(() if is_remote(path) else map(str, files_of(path)))
             except UsageError as e:
                 raise BadKey(place("recipe"), f"is {shown(recipe)}: {e.message}", e.hint) from e
         stats = {**defaults, **own}.get("stats")

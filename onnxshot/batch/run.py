@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxshot.batch.cells import Cell, Contents, Row, fetched
+from onnxshot.batch.files import files_of
 from onnxshot.batch.local import Local
 from onnxshot.batch.manifest import Manifest, load_manifest
 from onnxshot.batch.ray_engine import Ray
@@ -50,7 +51,8 @@ def run(
         told: called with every row as soon as it is there.
 
     Raises:
-        UsageError: the manifest is wrong, or its output is in use; TargetError: an extra is not installed.
+        UsageError: the manifest is wrong, its output is in use, or a result would replace what is read.
+        TargetError: an extra is not installed.
     """
     started = time.perf_counter()
     if engine not in ENGINES:
@@ -59,6 +61,7 @@ def run(
         manifest = load_manifest(manifest, arguments)
     threads = max(1, (threads or os.cpu_count() or 1) // workers)
     how = {"threads": threads, "use_cache": use_cache}
+    files_of(manifest).check()
     store = store_of(manifest.output)
     cells = [Cell(entry, target) for entry in manifest.entries for target in manifest.targets]
     try:

@@ -107,7 +107,8 @@ class Files:
     def _refuse_read(self) -> None:
         """Raise UsageError where what is read would be replaced, or where a folder of samples would gain one."""
         there = {key: write for write in self.writes if (key := _identity(write.path)) is not None}
-        trees = [(Path(os.path.realpath(write.path)), write) for write in self.writes if write.folder]
+        whole = [write for write in self.writes if write.folder and write.path.exists()]
+        trees = [(Path(os.path.realpath(write.path)), write) for write in whole]
         for read in self.reads:
             for path in read.files() if there or trees else ():
                 written = there.get(_identity(path) or (0, 0))

@@ -1,0 +1,60 @@
+"""What a batch reads and what it writes, held against each other before the work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from onnxshot.batch.cells import Cell
+from onnxshot.batch.manifest import Manifest
+from onnxshot.batch.store import LOG, SUMMARY
+from onnxshot.files.given import of_calib, of_function, of_model_file, of_preset
+from onnxshot.files.ledger import Files, Read, Write
+from onnxshot.remote.urls import is_remote
+
+_FIRST_BYTES = 4096  # of the log
+
+
+def files_of(manifest: Manifest) -> Files:
+    """The files of a batch; what is remote is not among them.
+
+    A cell's folder is replaced as a whole, so nothing that any cell reads may lie in one.
+    """
+    reads = [Read(Path(name), "the manifest or a recipe") for name in manifest.files]
+    for entry in manifest.entries:
+        reads += [*of_model_file(entry.model, f"the model {entry.name!r}"), *of_calib(entry.calib)]
+        reads += [*of_preset(entry.preset), *of_function(entry.thresholds.eval, "the evaluation")]
+        reads += [Read(Path(entry.stats), "the statistics")] if entry.stats and not is_remote(entry.stats) else []
+    if is_remote(manifest.output):
+        return Files(tuple(reads))
+    output = Path(manifest.output)
+    cells = [Cell(entry, target) for entry in manifest.entries for target in manifest.targets]
+    return Files(
+        tuple(reads),
+        (
+            Write(output / LOG, "the log", _foreign_log),
+            Write(output / SUMMARY, "the summary", _foreign_summary),
+            *(Write(output / cell.place, f"the cell {cell.place}", folder=True) for cell in cells),
+        ),
+    )
+
+
+def _foreign_log(path: Path) -> str:
+    """A log is lines of JSON, each an event with its time; the last one may be torn."""
+    with path.open("rb") as file:
+        first, ended, _ = file.read(_FIRST_BYTES).partition(b"\n")
+    try:
+        event = json.loads(first)
+        ours = isinstance(event, dict) and {"time", "event"} <= event.keys()
+    except ValueError:
+        ours = not ended and (not first or first.startswith(b'{"time": '))
+    return "" if ours else "it is no log of a batch"
+
+
+def _foreign_summary(path: Path) -> str:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        ours = isinstance(values, dict) and {"exit_code", "cells", "seconds"} <= values.keys()
+    except (OSError, ValueError):
+        ours = False
+    return "" if ours else "it is no summary of a batch"
