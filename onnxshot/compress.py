@@ -229,18 +229,19 @@ class _Run:
         report.stages.append(StageRow("input", report.input, size, None, None, before.median_ms, before.ratio, None))
         for (name, path, made), timed in zip(self.done, times, strict=True):
             found = compare(self.source, path, judges, threads=threads)
+            known = (None, None) if self.data.random else (found.sqnr_db, found.agreement)
             report.stages.append(
                 StageRow(
-                    name, str(path) if kept else "", path.stat().st_size, found.sqnr_db, found.agreement,
+                    name, str(path) if kept else "", path.stat().st_size, *known,
                     timed.median_ms, timed.ratio, made,
                 )
             )  # fmt: skip
             report.skips += made.skips
-        proof.tell(report, found)
+        report.samples = {"held_out": len(judges), "source": self.data.source, "random": self.data.random}
+        proof.tell(report, found, random=self.data.random)
         report.latency = {"float_ms": before.median_ms, "ms": timed.median_ms, "speedup": timed.ratio}
         if isinstance(made, Report):
             report.int8_macs_share, report.graph = made.int8_macs_share, made.graph
-        report.samples = {"held_out": len(judges), "source": self.data.source, "random": self.data.random}
 
 
 def _refuse_lost(pruned: Model, after: Model, stage: Stage) -> None:

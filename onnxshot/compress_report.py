@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from onnxshot.cutting.shrunk import ShrinkReport
 from onnxshot.output import Made
@@ -38,6 +39,13 @@ class CompressReport(Report):
     """What came of all stages, held against the model that was given; `stages` has a row for each."""
 
     stages: list[StageRow] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, with its `verdict` and that of every stage."""
+        values = Report.to_dict(self)
+        for row, stage in zip(values["stages"], self.stages, strict=True):
+            row["report"] = stage.report.to_dict() if stage.report is not None else None
+        return values
 
 
 @dataclass(slots=True)

@@ -124,8 +124,9 @@ def emit(
                 proof.keeps_contract(model, written.path, sizes)
                 proof.runs_frozen(written.path, loaded, model)
             if proof.loads(written.path, model) and changed and judged is not None:
+                report.samples = {"source": judged.samples.source, "random": judged.samples.random}
                 found = compare(judged.reference, written.path, judged.samples, threads=settings.threads)
-                proof.tell(report, found)
+                proof.tell(report, found, random=judged.samples.random)
 
         deliver(loaded, place, main.name, report, prove, others, keep=emitting.ONNX in formats)
     report.seconds = time.perf_counter() - started

@@ -77,7 +77,8 @@ def against(alone: Model, target: str, written: Path, judged: Judged, settings: 
         _, own = bench(
             [written, path], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE
         )
-    return {"target": target, "sqnr_db": found.sqnr_db, "ms": own.median_ms, "speedup": own.ratio}
+    db = None if judged.samples.random else found.sqnr_db
+    return {"target": target, "sqnr_db": db, "ms": own.median_ms, "speedup": own.ratio}
 
 
 def told(report_rows: list[dict[str, Any]], single: dict[str, Any]) -> list[str]:

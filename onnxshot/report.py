@@ -10,10 +10,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxshot.advice import NOISE, is_slower
 from onnxshot.errors import UsageError
 from onnxshot.files.ledger import Files, Read, Write
 from onnxshot.passes.base import Skip
+from onnxshot.verdict import Verdict, judge
 from onnxshot.writing.places import write_file
+
+__all__ = [
+    "GAP_DB", "GOOD_DB", "NOISE", "Artifact", "NodeReport", "Report", "TensorReport", "ValueCounts", "rounded",
+    "save_report", "to_json",
+]  # fmt: skip
 
 GOOD_DB = 10.0
 """A tensor below this SQNR is named as the first suspect: its noise is a third of its signal."""
@@ -23,9 +30,6 @@ GAP_DB = 3.0
 
 On a few samples two runs that only round differently were seen to differ by up to 2.6 dB.
 """
-
-NOISE = 0.02
-"""Two runs of the same file differ by about this share when they are timed in turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +113,19 @@ class Report:
 
     Attributes:
         input, outputs: the file read and the files written.
-        sqnr_db: of all outputs over all evaluation samples, at full optimization; None where nothing was run.
+        sqnr_db: of all float outputs over all evaluation samples, at full optimization; None where nothing was run, and
+            where only random inputs were: what comes of those is in `on_random_data`.
         sqnr_optimized_db, sqnr_unoptimized_db: on the first samples alone, with every graph optimization on and off: a
             difference is a runtime's mistake.
         judged: what was kept out of these figures: `random`, nodes that draw random numbers; `ordered`, share of the
             same picks by output that TopK or the like has ordered; `copied`, outputs that are copies of inputs in part.
-        samples: samples calibrated on, held out, and whether they were made at random.
+        output_equal: share of equal values of each output that is not float.
+        on_random_data: sqnr_db, agreement, output_sqnr_db, sqnr_optimized_db and sqnr_unoptimized_db where all inputs
+            were random; empty elsewhere.
+        not_finite: outputs that are NaN or infinite where those of the input are not, in words.
+        contract: the first difference of inputs and outputs in words; empty where there is none.
+        optimizer_changes_results: the runtime's optimizations cost more than GAP_DB.
+        samples: how many were calibrated on, held out and judged on, and whether they were made at random.
         int8_macs_share: share of multiply-accumulates the runtime really ran in int8.
         float_macs: share of multiply-accumulates left in float, by operator.
         float_between_qdq: float ops the runtime left standing between a DQ and a Q: pairs it did not fuse.
@@ -128,6 +139,8 @@ class Report:
         runtimes: of a file for every runtime: what each made of it (see portability.py).
         single: what a file for one target alone reaches: `target`, `sqnr_db`, `ms`, `speedup` over this one.
         pareto: candidates of a search that no other beats: `exclude`, `sqnr_db`, `bytes`, `latency_ms`, `drop`.
+        tried: other options that were measured because the result falls short: `options`, `sqnr_db`, `agreement`,
+            `bytes`, `speedup`.
     """
 
     input: str
@@ -140,6 +153,11 @@ class Report:
     agreement: float | None = None
     output_sqnr_db: dict[str, float] = field(default_factory=dict)
     judged: dict[str, Any] = field(default_factory=dict)
+    output_equal: dict[str, float] = field(default_factory=dict)
+    on_random_data: dict[str, Any] = field(default_factory=dict)
+    not_finite: list[str] = field(default_factory=list)
+    contract: str = ""
+    optimizer_changes_results: bool = False
     samples: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
@@ -159,6 +177,7 @@ class Report:
     pareto: list[dict[str, Any]] = field(default_factory=list)
     runtimes: list[dict[str, Any]] = field(default_factory=list)
     single: dict[str, Any] = field(default_factory=dict)
+    tried: list[dict[str, Any]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -168,8 +187,8 @@ class Report:
         self.timings[stage] = time.perf_counter() - start
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values; floats are rounded to what is measured."""
-        values: dict[str, Any] = rounded(asdict(self))
+        """The report as plain values, with its `verdict`; floats are rounded to what is measured."""
+        values: dict[str, Any] = rounded({**asdict(self), "verdict": self.verdict.to_dict()})
         return values
 
     def to_json(self) -> str:
@@ -188,28 +207,16 @@ class Report:
     @property
     def slower(self) -> bool:
         """True where the candidate was measured to be slower than the float model, by more than measurements vary."""
-        return self.speedup is not None and self.speedup < 1.0 - NOISE
+        return is_slower(self.speedup)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the result is ready, what speaks against it, and what to do next."""
+        return judge(asdict(self))
 
     def next_step(self) -> str:
-        """The one thing to try next."""
-        if self.sqnr_db is None:
-            return "give --calib DATA to have the result compared with the float model"
-        optimized, plain = self.sqnr_optimized_db, self.sqnr_unoptimized_db
-        if optimized is not None and plain is not None and plain - optimized > GAP_DB:
-            return "optimized and unoptimized runs differ: this CPU may lack VNNI, try --target ort-avx2"
-        if any(note.startswith("nothing was quantized") for note in self.notes):
-            return "onnxshot inspect MODEL says for each node why it stays float"
-        if self.slower and self.recipe.get("precision", "int8") != "int8":
-            return "slower than float here: it is for its size, or for another target"
-        if self.slower:
-            if self.recipe.get("mode") != "static" or self.goal is not None:
-                return "slower than float here: keep the float model, unless its size matters most"
-            limit = f"--max-latency {self.latency['float_ms']:.3g}"
-            return f"slower than float here: {limit} searches for what to leave in float"
-        bad = next((t for t in self.worst if t.sqnr_db < GOOD_DB), None)
-        if bad is not None:
-            return f"onnxshot quantize ... --exclude '{bad.tensor}' leaves the worst tensor's op in float"
-        return "ready: deploy it, or compare on your own data with onnxshot compare"
+        """The one thing to do next."""
+        return self.verdict.next
 
 
 def to_json(values: Mapping[str, Any]) -> str:

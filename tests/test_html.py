@@ -22,6 +22,7 @@ from onnxshot.html.markup import Markup, el, join
 from onnxshot.html.page import page
 from onnxshot.html.sections import search, skipped
 from onnxshot.html.summary import verdict
+from onnxshot.verdict import judge
 
 HEADINGS = {
     "quantize": ["Error by layer", "Ranges", "The graph", "What stayed float", "Notes", "This run"],
@@ -210,20 +211,26 @@ def test_the_search_marks_the_candidate_that_was_written() -> None:
 
 
 def test_the_verdict_says_what_speaks_against_the_result() -> None:
-    report = report_of("quantize")
-    slow = {"path": "a.xml", "target": "openvino", "format": "openvino", "bytes": 1000, "latency": {"speedup": 0.7}}
-    cases: list[tuple[dict[str, Any], str, str]] = [
-        ({"latency": {"speedup": 1.5}, "agreement": 1.0}, "Ready", "1.50× as fast as float"),
-        ({"latency": {"speedup": 0.9}}, "Look closer", "slower than the float model here"),
-        ({"agreement": 0.7}, "Look closer", "another than before"),
-        ({"outputs": [slow]}, "Look closer", "the openvino file is slower than the float model in openvino"),
-        ({"sqnr_db": 6.0206}, "Not good enough", "the error is 50 % of the signal"),
-        ({"goal": {"missed": ["size is 2 MB"]}}, "Not good enough", "the goal was missed: size is 2 MB"),
+    report = {**report_of("quantize"), "latency": {}, "outputs": []}
+    slow = {
+        "path": "a.xml", "target": "openvino", "format": "openvino", "bytes": 1000, "latency": {"speedup": 0.7},
+    }  # fmt: skip
+    cases: list[tuple[dict[str, Any], str, str, str]] = [
+        ({"latency": {"speedup": 1.5}, "agreement": 1.0}, "good", "Ready", "1.50× as fast as float"),
+        ({"latency": {"speedup": 0.9, "float_ms": 2.0}}, "watch", "Look closer", "slower than the input: 0.90x"),
+        ({"agreement": 0.7}, "bad", "Not good enough", "agreement is 70.0 %, below 90 %"),
+        ({"outputs": [slow]}, "watch", "Look closer", "the openvino file is slower than the input in openvino"),
+        ({"sqnr_db": 6.0206}, "bad", "Not good enough", "the error is 50 % of the signal"),
+        ({"goal": {"missed": ["size is 2 MB"]}}, "bad", "Not good enough", "the goal was missed: size is 2 MB"),
     ]
-    for changed, word, why in cases:
-        text = Parsed(verdict({**report, "latency": {}, **changed})).text
-        assert text.startswith(word), text
-        assert why.lower() in text.lower()
+    for changed, style, word, why in cases:
+        values = {**report, **changed}
+        judged = judge(values)
+        found = Parsed(verdict({**values, "verdict": judged.to_dict()}))
+        assert found.text.startswith(word), found.text
+        assert why.lower() in found.text.lower()
+        assert found.all("p", style), "the colour says the same"
+        assert f"Next: {judged.next}" in found.text
 
 
 def node(name: str, how: str = "static", sparsity: float | None = None) -> dict[str, Any]:

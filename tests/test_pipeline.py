@@ -143,9 +143,10 @@ def test_external_data_is_read_and_not_touched(tmp_path: Path) -> None:
 def test_modes_that_need_no_data(mode: str, tmp_path: Path) -> None:
     path, _ = save(tmp_path, "embedding")
     result = quantize(path, mode=mode, output=tmp_path / "out.onnx", settings=PROVEN)
-    assert result.report.sqnr_db is not None
-    assert result.report.sqnr_db > 25
-    assert any("random data" in note for note in result.report.notes)
+    assert (result.report.sqnr_db, result.report.agreement, result.report.output_sqnr_db) == (None, None, {})
+    assert result.report.on_random_data["sqnr_db"] > 25
+    assert result.report.verdict.level != "ready"
+    assert any("random data" in reason for reason in result.report.verdict.reasons)
     assert RANDOM_KEY not in result.model.metadata, "nothing was calibrated on it"
 
 

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from onnxshot.advice import BAD, CAUTION, READY
 from onnxshot.batch.cells import Cell
 from onnxshot.errors import GoalMissed
 from onnxshot.search.goal import missed_limit
+from onnxshot.verdict import WORDS
 
 OK, MISSED, FAILED = "ok", "missed", "failed"
+_SAID = {CAUTION: "need a closer look", BAD: "are not good enough"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +41,17 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         counts = {verdict: sum(row["verdict"] == verdict for row in self.rows) for verdict in (OK, MISSED, FAILED)}
+        counts["ready"] = sum(row["verdict"] == OK and _level(row) == READY for row in self.rows)
         head = {"exit_code": self.exit_code, **counts, "seconds": self.seconds, "peak_rss_mb": self.peak_rss_mb}
         return {**head, "cells": [dict(row) for row in self.rows]}
 
     def to_text(self) -> str:
-        """How many cells are fine, failed, or miss a threshold, in a line."""
+        """How many cells are fine, need a look, failed, or miss a threshold, in a line."""
         values = self.to_dict()
-        said = [f"{values[OK]} of {len(self.rows)} cells are fine"]
+        said = [f"{values['ready']} of {len(self.rows)} cells are fine"]
+        for level in (CAUTION, BAD):
+            count = sum(row["verdict"] == OK and _level(row) == level for row in self.rows)
+            said += [f"{count} {_SAID[level]}"] if count else []
         said += [f"{values[MISSED]} miss a threshold"] if values[MISSED] else []
         said += [f"{values[FAILED]} failed"] if values[FAILED] else []
         return f"{', '.join(said)} ({self.seconds:.0f} s)"
@@ -69,6 +76,11 @@ def missed_by(cell: Cell, row: Mapping[str, Any]) -> list[str]:
     return list(filter(None, (missed_limit(name, limits[name], *found[name]) for name in given)))
 
 
+def _level(row: Mapping[str, Any]) -> str:
+    """What the report of a cell is judged to be; of cells that an earlier version did, nothing is known."""
+    return str(row.get("report_verdict", {}).get("level", READY))
+
+
 def line_of(row: Mapping[str, Any]) -> str:
     """The status line of a cell."""
     where = f"{row['name']}/{row['target']}"
@@ -78,4 +90,6 @@ def line_of(row: Mapping[str, Any]) -> str:
     speed = f"  {row['latency']['speedup']:.2f}x" if row["latency"] else ""
     size = sum(output["bytes"] for output in row["outputs"]) / 1e6
     how = "done before" if row["resumed"] else f"{row['seconds']:.1f} s"
-    return f"{where}  {size:.2f} MB{sqnr}{speed}  {'; '.join(row['missed']) or 'ok'}  ({how})"
+    judged = row.get("report_verdict", {})
+    against = [] if _level(row) == READY else [f"{WORDS[judged['level']]}: {judged['reasons'][0]}"]
+    return f"{where}  {size:.2f} MB{sqnr}{speed}  {'; '.join([*row['missed'], *against]) or 'ok'}  ({how})"

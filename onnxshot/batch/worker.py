@@ -50,7 +50,8 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> Row:
 def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
     """Make the artifacts; what the gate and the summary want to know of them.
 
-    Keys: outputs ({file, format, bytes, sha256}), sqnr_db, latency, int8_macs_share, and drop where a function scores.
+    Keys: outputs ({file, format, bytes, sha256}), sqnr_db, latency, int8_macs_share, drop where a function scores, and
+    report_verdict: what the report says of itself.
     Figures are those of the target's own runtime where it is here. Raises what `quantize`, `compress` and `emit` do.
     """
     entry, stages = cell.entry, cell.stages
@@ -71,7 +72,8 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
         artifacts = report.outputs if ONNX in formats or not others else []
         if others:
             artifacts = artifacts + emit(output, to=others, target=cell.target, output=output, calib=entry.calib,
-                preset=entry.preset, settings=settings).outputs  # fmt: skip
+                preset=entry.preset, reference=entry.model, settings=settings).outputs  # fmt: skip
+            report.outputs = artifacts  # they are judged with it
         if not artifacts[0].path.endswith(".onnx"):
             output.unlink()
     drop = _drop(cell, artifacts[-1], settings)
@@ -84,6 +86,7 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
         "latency": best.latency or report.latency,
         "int8_macs_share": best.int8_macs_share if best.int8_macs_share is not None else report.int8_macs_share,
         "drop": drop,
+        "report_verdict": report.verdict.to_dict(),
     }
 
 

@@ -22,12 +22,14 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from onnxshot.advice import BAD, CAUTION, READY, level_of
 from onnxshot.compress_report import CompressReport
 from onnxshot.cutting.shrunk import ShrinkReport
 from onnxshot.passes.base import Skip
 from onnxshot.pruning.report import PruneReport
 from onnxshot.report import Artifact, Report
 from onnxshot.search.sensitivity import Sensitivity
+from onnxshot.verdict import WORDS, Verdict
 
 if TYPE_CHECKING:
     from onnxshot.observing.collect import Progress as Callback
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 SHOWN_AFTER = 1.0
 """Seconds of work after which a bar appears."""
 
+_STYLES = {READY: "green", CAUTION: "yellow", BAD: "bold red"}
 _WORST = 5
 _SKIPS = 6
 
@@ -94,7 +97,7 @@ def show_report(report: Report) -> None:
     """The result in a few lines: sizes, accuracy, speed, the worst tensors, what stayed float, what to do next."""
     console = stderr_console()
     console.print(_headline(report))
-    if report.worst:
+    if report.worst and not report.on_random_data:  # of random inputs no layer says anything
         table = Table(name_column("worst tensors"), "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
         for row in report.worst[:_WORST]:
             span = "" if row.low is None or row.high is None else f"{row.low:.4g} .. {row.high:.4g}"
@@ -108,7 +111,15 @@ def show_report(report: Report) -> None:
         console.print(escape(f"float weight: {line}"))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
-    console.print(escape(f"next: {report.next_step()}"))
+    _show_verdict(console, report.verdict)
+
+
+def _show_verdict(console: Console, verdict: Verdict) -> None:
+    """What speaks against a result, a line each and in colour, and what to do next."""
+    for number, reason in enumerate(verdict.reasons):
+        said = "also" if number else WORDS[verdict.level]
+        console.print(f"[{_STYLES[verdict.level]}]{said}: {escape(reason)}[/]")
+    console.print(escape(f"next: {verdict.next}"))
 
 
 def show_emitted(report: Report) -> None:
@@ -117,11 +128,12 @@ def show_emitted(report: Report) -> None:
     for artifact in report.outputs:
         console.print(escape(_of_artifact(artifact)))
     if report.sqnr_db is not None:
-        console.print(f"SQNR {report.sqnr_db:.1f} dB of the .onnx file against the input")
+        console.print(f"{_accuracy(report.sqnr_db, None)} of the .onnx file against the input")
     for line in _grouped(report.skips):
         console.print(escape(f"left as it is: {line}"))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
+    _show_verdict(console, report.verdict)
 
 
 def _grouped(skips: Iterable[Skip]) -> list[str]:
@@ -164,7 +176,7 @@ def show_pruned(report: PruneReport) -> None:
         console.print(escape(line))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
-    console.print(escape(f"next: {report.next_step()}"))
+    _show_verdict(console, report.verdict)
 
 
 def show_shrunk(report: ShrinkReport) -> None:
@@ -188,6 +200,7 @@ def show_shrunk(report: ShrinkReport) -> None:
         console.print(escape(f"not cut: {skip.node} ({skip.op}): {skip.reason}"))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
+    _show_verdict(console, report.verdict)
 
 
 def show_stages(report: CompressReport) -> None:
@@ -204,6 +217,9 @@ def show_stages(report: CompressReport) -> None:
     for stage in report.stages:
         if isinstance(stage.report, PruneReport):
             console.print(f"{stage.name}: {100 * stage.report.sparsity:.1f} % zeros, none of them lost later")
+    for note in report.notes:
+        console.print(escape(f"note: {note}"))
+    _show_verdict(console, report.verdict)
 
 
 def show_sensitivity(found: Sensitivity) -> None:
@@ -236,16 +252,20 @@ def _headline(report: Report) -> str:
     parts = [escape(report.outputs[0].path if report.outputs else report.input)]
     if written:
         parts.append(f"{report.input_bytes / 1e6:.2f} -> {written / 1e6:.2f} MB")
-    if report.sqnr_db is not None:
-        parts.append(f"SQNR {report.sqnr_db:.1f} dB")
-    if report.agreement is not None:
-        parts.append(f"agreement {100 * report.agreement:.1f} %")
+    parts += [_accuracy(report.sqnr_db, None)] if report.sqnr_db is not None else []
+    parts += [_accuracy(None, report.agreement)] if report.agreement is not None else []
     if report.int8_macs_share is not None:
         parts.append(f"int8 {100 * report.int8_macs_share:.0f} % of MACs")
     if report.speedup is not None:
         text = f"{report.speedup:.2f}x (float {report.latency['float_ms']:.3g} ms)"
         parts.append(f"[bold red]slower than float: {text}[/]" if report.slower else f"[green]{text}[/]")
     return "  ".join(parts)
+
+
+def _accuracy(sqnr_db: float | None, agreement: float | None) -> str:
+    """One of the two figures; red where it is not good enough."""
+    text = f"SQNR {sqnr_db:.1f} dB" if sqnr_db is not None else f"agreement {100 * (agreement or 0.0):.1f} %"
+    return f"[bold red]{text}[/]" if level_of(sqnr_db, agreement) == BAD else text
 
 
 def show_latencies(rows: Sequence[Latency]) -> None:

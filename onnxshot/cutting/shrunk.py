@@ -16,6 +16,7 @@ from onnxshot.output import refuse_lost
 from onnxshot.passes.base import Skip
 from onnxshot.recipes.record import leave_beside
 from onnxshot.report import rounded
+from onnxshot.verdict import Verdict, judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,14 @@ class ShrinkReport:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values."""
-        values: dict[str, Any] = rounded(asdict(self))
+        """The report as plain values, with its `verdict`."""
+        values: dict[str, Any] = rounded({**asdict(self), "verdict": self.verdict.to_dict()})
         return values
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the result is ready, what speaks against it, and what to do next."""
+        return judge(asdict(self))
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import PurePath
 from typing import Any
 
+from onnxshot.advice import level_of
 from onnxshot.html import figures, layers, sections, summary
 from onnxshot.html.graph_map import graph_map
 from onnxshot.html.markup import Markup, el, join
@@ -57,7 +58,7 @@ def _sections(values: Values) -> Iterator[Markup]:
         yield _section("", _shrunk(values))
     else:
         told = f"All in int8: SQNR {figures.decibels(values['sqnr_db'])} on {values['samples']} samples."
-        yield _section("", el("p", told, class_="verdict good"))
+        yield _section("", el("p", told, class_=f"verdict {summary.CLASSES[level_of(values['sqnr_db'])]}"))
         about = "The error of the outputs when that node alone is int8, as a share of the signal: longer is worse."
         chart = join(el("p", about, class_="muted"), layers.sensitivity_chart(values["nodes"]))
         yield _section("What each node costs, worst first", chart)
@@ -66,7 +67,8 @@ def _sections(values: Values) -> Iterator[Markup]:
     detail = _detailed(values)
     worst, graph = detail.get("worst", []), values.get("graph", [])
     if worst:
-        yield _section("Error by layer, worst first", layers.error_chart(worst, graph))
+        how = ", worst first: on random data, which says nothing about yours" if values.get("on_random_data") else ""
+        yield _section("Error by layer" + (how or ", worst first"), layers.error_chart(worst, graph))
     if any(row["values"] for row in worst):
         yield _section("Ranges and values of the worst", layers.ranges(worst))
     if graph:
@@ -121,8 +123,10 @@ def _shrunk(values: Values) -> Markup:
     ]
     if values["latency"] is not None:
         told.append(f"{figures.percent(values['latency'], 0)} of the latency")
-    missed = "" if values["reached"] else " The target was not reached."
-    return el("p", f"Left: {', '.join(told)}.{missed}", class_=f"verdict {'good' if values['reached'] else 'bad'}")
+    found = values["verdict"]
+    against = "".join(f" {reason[0].upper()}{reason[1:]}." for reason in found["reasons"])
+    said = el("p", f"Left: {', '.join(told)}.{against}", class_=f"verdict {summary.CLASSES[found['level']]}")
+    return join(said, el("p", el("b", "Next: "), found["next"], class_="next"))
 
 
 def _shipped(name: str) -> Markup:

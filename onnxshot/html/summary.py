@@ -5,28 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onnxshot.advice import BAD, CAUTION, READY
 from onnxshot.html import figures
 from onnxshot.html.charts import bar
-from onnxshot.html.markup import Markup, el
-from onnxshot.report import GOOD_DB, NOISE
+from onnxshot.html.markup import Markup, el, join
+from onnxshot.verdict import WORDS
 
 Values = Mapping[str, Any]
 
-_ALIKE = 0.9  # share of equal answers below which somebody should look
 _SOME_ZEROS = 0.05  # below it zeros are what rounding makes
-_WORDS = {"good": "Ready", "watch": "Look closer", "bad": "Not good enough"}
+
+CLASSES = {READY: "good", CAUTION: "watch", BAD: "bad"}
+"""How each level of a verdict is drawn."""
 
 
 def verdict(values: Values) -> Markup:
-    """One sentence: what was gained, how alike the answers are, and what speaks against it."""
-    level, against = _judged(values)
+    """What was gained and how alike the answers are, what speaks against the result, and what to do next."""
+    found = values["verdict"]
     gained = [text for text in (_smaller(values), _faster(values), _alike(values)) if text]
     sentence = ", ".join(gained) or "nothing was measured"
-    parts = [el("strong", f"{_WORDS[level]}: "), sentence[0].upper() + sentence[1:] + "."]
-    if against:
-        reasons = "; ".join(against)
-        parts += [" ", reasons[0].upper() + reasons[1:], "."]
-    return el("p", parts, class_=f"verdict {level}")
+    parts = [el("strong", f"{_sentence(WORDS[found['level']])}: "), _sentence(sentence) + "."]
+    if found["reasons"]:
+        parts += [" ", _sentence("; ".join(found["reasons"])), "."]
+    said = el("p", parts, class_=f"verdict {CLASSES[found['level']]}")
+    return join(said, el("p", el("b", "Next: "), found["next"], class_="next"))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def tiles(values: Values) -> Markup:
@@ -38,7 +44,7 @@ def tiles(values: Values) -> Markup:
         ("work in int8", figures.percent(values.get("int8_macs_share"), 0)),
         ("zeros", figures.percent(values.get("sparsity")) if values.get("sparsity", 0) >= _SOME_ZEROS else ""),
         ("speed against float", figures.times(speedup) if speedup else ""),
-        ("samples judged on", str(values.get("samples", {}).get("held_out", ""))),
+        ("samples judged on", _judged_on(values)),
     ]
     return el("dl", [el("div", el("dt", name), el("dd", text)) for name, text in found if text], class_="tiles")
 
@@ -77,30 +83,6 @@ def _kind(artifact: Values) -> str:
     )
 
 
-def _judged(values: Values) -> tuple[str, list[str]]:
-    """(good, watch or bad, what speaks against it)."""
-    missed = list(values.get("goal", {}).get("missed", ()))
-    db, agreement, speedup = values.get("sqnr_db"), values.get("agreement"), values["latency"].get("speedup")
-    bad = [f"the goal was missed: {text}" for text in missed]
-    watch = []
-    if db is not None and db < GOOD_DB:
-        bad.append(f"the error is {figures.percent(figures.noise(db), 0)} of the signal")
-    if values.get("samples", {}).get("random"):
-        watch.append("the samples were random, so the figures say little")
-    if agreement is not None and agreement < _ALIKE:
-        watch.append("one answer in ten or more is another than before")
-    if speedup is not None and speedup < 1 - NOISE:
-        watch.append("it is slower than the float model here")
-    slow = (a for a in values["outputs"] if a["latency"] and a["latency"]["speedup"] < 1 - NOISE)
-    watch += [f"the {a['format']} file is slower than the float model in {a['target']}" for a in slow]
-    worst = values["worst"][0] if values["worst"] else None
-    if worst is not None and worst["sqnr_db"] < GOOD_DB and not bad:
-        watch.append(f"the worst tensor, {worst['tensor']}, is at {figures.decibels(worst['sqnr_db'])}")
-    if values["outputs"] and values.get("sqnr_db") is None:
-        watch.append("the result was not compared with the float model")
-    return ("bad" if bad else "watch" if watch else "good"), bad + watch
-
-
 def _smaller(values: Values) -> str:
     before, after = values["input_bytes"], values["outputs"][0]["bytes"] if values["outputs"] else 0
     if not (before and after):
@@ -114,9 +96,15 @@ def _faster(values: Values) -> str:
     return f"{figures.times(speedup)} as fast as float" if speedup else ""
 
 
+def _judged_on(values: Values) -> str:
+    """How many samples the figures are of; where they are held out is said beside the verdict."""
+    return "" if values["on_random_data"] else str(values["samples"].get("judged", ""))
+
+
 def _alike(values: Values) -> str:
-    count = values["samples"].get("held_out")
-    on = f" on {count} samples it did not learn from" if count else ""
+    samples = values["samples"]
+    count, held_out = samples.get("judged"), samples.get("held_out")
+    on = f" on {count} samples" + (" it did not learn from" if held_out == count else "") if count else ""
     if values["agreement"] is not None:
         return f"same answer as float in {figures.percent(values['agreement'])} of cases{on}"
     return f"SQNR {figures.decibels(values['sqnr_db'])}{on}" if values["sqnr_db"] is not None else ""

@@ -40,9 +40,10 @@ def compare_models(
     report = Report(str(candidate), {"reference": str(reference)}, input_bytes=reference.stat().st_size)
     with open_calib(calib, loaded, preset, settings) as data:
         load_model(candidate)
-        report.samples = {"held_out": len(data), "source": data.source, "random": data.random}
+        # Which of them a candidate was made from is not known here: nothing is called held out.
+        report.samples = {"source": data.source, "random": data.random}
         found = compare(reference, candidate, data, tensors=None, threads=settings.threads)
-        proof.tell(report, found)
+        proof.tell(report, found, random=data.random)
         report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in found.tensors]
         proof.tell_execution(report, executed(candidate, sample=data[0].feed, threads=settings.threads))
         proof.time_both(report, reference, candidate, data, settings)

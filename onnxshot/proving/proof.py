@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto
@@ -31,21 +32,26 @@ _BENCH_FEEDS = 8
 _SHOWN = 3  # names in a note
 
 
-def tell(report: Report, found: Comparison) -> None:
-    """Put a comparison of outputs into the report."""
-    report.sqnr_db = found.sqnr_db
-    report.sqnr_optimized_db, report.sqnr_unoptimized_db = found.optimized_db, found.unoptimized_db
-    report.agreement = found.agreement
-    report.output_sqnr_db = {row.name: row.sqnr_db for row in found.outputs if row.sqnr_db is not None}
+def tell(report: Report, found: Comparison, *, random: bool) -> None:
+    """Put a comparison of outputs into the report. random: what was compared on, whose figures stand apart."""
+    known: dict[str, Any] = {
+        "sqnr_db": found.sqnr_db, "agreement": found.agreement,
+        "sqnr_optimized_db": found.optimized_db, "sqnr_unoptimized_db": found.unoptimized_db,
+        "output_sqnr_db": {row.name: row.sqnr_db for row in found.outputs if row.sqnr_db is not None},
+    }  # fmt: skip
+    report.samples["judged"] = found.samples
+    if random:
+        report.on_random_data = known
+    else:
+        for name, value in known.items():
+            setattr(report, name, value)
+        report.output_equal = {row.name: row.equal for row in found.outputs if row.equal is not None}
     judged = {"random": list(found.random), "ordered": dict(found.ordered), "copied": list(found.copied)}
     report.judged = {key: value for key, value in judged.items() if value}
-    report.notes += [*found.notes, *found.not_finite]
-    if found.contract:
-        report.notes.append(f"inputs or outputs differ: {found.contract}")
-    if found.optimizer_changes_results:
-        report.notes.append(
-            f"SQNR is {found.optimized_db:.1f} dB with graph optimizations and {found.unoptimized_db:.1f} dB without"
-        )
+    report.not_finite = list(found.not_finite)
+    report.contract = found.contract
+    report.optimizer_changes_results = found.optimizer_changes_results
+    report.notes += found.notes
 
 
 def tell_execution(report: Report, ran: Execution, floats: Collection[str] = ()) -> None:

@@ -83,8 +83,6 @@ class QuantizedProof:
         report, data, reference, float_model = self.report, given, self.reference, self.float_model
         if data is None and reference is not None and float_model is not None:
             data = proof.random_data(reference.model, self.model)
-            if data is not None:
-                report.notes.append("compared on random data: give --calib DATA for figures that mean something")
         if data is None or reference is None or float_model is None:
             how = "loaded in ONNX Runtime" if proof.loads(runs, self.source) else "not loaded"
             report.notes.append(f"not compared with the float model, {how}: no data that it runs on, or too large")
@@ -92,7 +90,8 @@ class QuantizedProof:
         held_out = data.subset(self.held_out or range(len(data)))
         if self.frozen:
             held_out = batched(held_out, self.frozen.inputs)
-        report.samples.setdefault("held_out", len(held_out))
+        if "calibration" not in report.samples:  # nothing was learned from any of them
+            report.samples |= {"held_out": len(held_out), "source": data.source, "random": data.random}
         judged = Judged(reference.model, held_out)
         with report.timed("verify"):
             self._measure(reference, float_model, written, runs, held_out)
@@ -121,7 +120,7 @@ class QuantizedProof:
             reference.model, runs, held_out, tensors=list(self.plan.tensors) or None, threads=threads,
             inside=float_model.SerializeToString(),
         )  # fmt: skip
-        proof.tell(report, found)
+        proof.tell(report, found, random=held_out.random)
         report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, self.plan) for row in found.tensors]
         report.notes += _refused_methods(self.plan)
         proof.tell_execution(report, executed(runs, sample=first.feed, threads=threads), self.plan.labels(FLOAT))

@@ -244,17 +244,17 @@ class _Run:
         proof.keeps_contract(self.source, written.path)
         if data is None:
             proof.loads(written.path, self.source)
-            self.report.notes.append("not compared with the float model: give --calib DATA to see what it costs")
             return
         judges = data.subset(self._held_out or range(len(data)))
         with self.report.timed("verify"):
             reference = self._reference.model
-            proof.tell(self.report, compare(reference, written.path, judges, threads=self.settings.threads))
+            compared = compare(reference, written.path, judges, threads=self.settings.threads)
+            proof.tell(self.report, compared, random=data.random)
             plain = load_model(self._plain)
             ApplyRepairs(self._by_magnitude()).run(plain)
             candidate = plain.to_proto().SerializeToString()
             (found,) = trial.tried(reference, [candidate], list(judges), threads=self.settings.threads)
-            self.report.magnitude_sqnr_db = found.total.db
+            self.report.magnitude_sqnr_db = None if data.random else found.total.db
 
     def _weigh(self) -> None:
         """What the zeros are worth: the size that is sent, and what runs faster."""

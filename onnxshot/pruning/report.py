@@ -45,12 +45,6 @@ class PruneReport(Report):
     packed_bytes: tuple[int, int] = (0, 0)
     worth: tuple[str, ...] = ()
 
-    def next_step(self) -> str:
-        """The one thing to try next."""
-        if self.sqnr_db is None:
-            return "give --calib DATA: weights that stay can then make up for those that go"
-        return "zeros make the file smaller to send; to run faster, quantize it: onnxshot quantize keeps them"
-
 
 @dataclass(slots=True)
 class PruneResult(Made):

@@ -20,12 +20,13 @@ from onnx import ModelProto
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.emitting import ONNX
+from onnxshot.errors import UsageError
 from onnxshot.files.given import of_model_file, of_run
 from onnxshot.files.ledger import Files
 from onnxshot.files.results import of_result
 from onnxshot.graph.save import write
 from onnxshot.pipeline import quantize
-from onnxshot.planning.plan import Plan
+from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.result import Result
 from onnxshot.search.candidates import Workbench, workbench
@@ -72,6 +73,9 @@ def tune(
     started = time.perf_counter()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
     settings, calib = settings or Settings(), _again(calib)
+    if goal.min_sqnr is not None and isinstance(calib, str) and calib == "random":
+        hint = "give --calib DATA: what the outputs of random inputs keep says nothing about yours"
+        raise UsageError("min_sqnr is a goal for real data, and the samples are random", hint)
     model_reads = of_model_file(model)
     files = settings.files.reading(
         *model_reads, *of_run(None, calib, preset, stats=stats, evaluate=goal.evaluate)
@@ -101,7 +105,7 @@ def tune(
         found = judge.measure(written, recipe.exclude)
         if found.latency_ms is not None:
             found = replace(found, latency_ms=judge.latency_ms(written, times=TIMES))
-    missed = goal.missed(found)
+    missed = goal.missed(found) | search.unworthy(chosen)
     result.report.goal = {
         **goal.limits(), **{k: v for k, v in asdict(found).items() if v is not None and k != "exclude"},
         "reached": not missed, "missed": list(missed.values()), "float_score": judge.float_score,
@@ -127,6 +131,7 @@ class _Search:
     folder: Path
     deadline: float
     seen: dict[frozenset[str], Measured] = field(default_factory=dict)
+    empty: set[frozenset[str]] = field(default_factory=set)  # of those seen, with nothing quantized
     out_of_time: bool = False
     _priced: dict[str, float] = field(default_factory=dict)
     _times: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -170,14 +175,20 @@ class _Search:
             if self.seen:
                 self._in_time()
             recipe, path = self.recipe(floats), self.folder / "candidate.onnx"
+            if all(node.how == FLOAT for node in self.bench.plan_of(recipe).nodes):
+                self.empty.add(floats)
             write(self.bench.build(recipe), path)
             self.seen[floats] = self.judge.measure(path, recipe.exclude)
             self._show("candidates measured", len(self.seen))
         return self.seen[floats]
 
     def best(self) -> frozenset[str]:
-        """The cheapest candidate that reaches the goal; without, the one that comes closest."""
-        reached = [floats for floats, found in self.seen.items() if not self.goal.missed(found)]
+        """The cheapest candidate that reaches the goal; without, the one that comes closest.
+
+        One with nothing quantized is the float model: it counts only where there is no other.
+        """
+        known = {floats: found for floats, found in self.seen.items() if floats not in self.empty} or self.seen
+        reached = [floats for floats, found in known.items() if not self.goal.missed(found)]
         if reached and self.goal.wants_accuracy:
             return min(reached, key=lambda f: (self._cost(f), -self.seen[f].sqnr_db))
 
@@ -186,7 +197,16 @@ class _Search:
             slow = found.latency_ms if found.latency_ms is not None and self.goal.too_slow(found) else 0.0
             return not self.goal.too_much(found), not self.goal.inaccurate(found), -slow, found.sqnr_db
 
-        return max(reached or self.seen, key=close)
+        return max(reached or known, key=close)
+
+    def unworthy(self, chosen: frozenset[str]) -> dict[str, str]:
+        """That the goal is reached by the float model alone, in words; empty where it is not."""
+        if chosen in self.empty:
+            return {"quantized": "nothing is quantized: that is the float model"}
+        by_float = any(not self.goal.missed(self.seen[floats]) for floats in self.empty)
+        if by_float and self.goal.missed(self.seen[chosen]):
+            return {"quantized": "only the float model, with nothing quantized, reaches the goal"}
+        return {}
 
     # ------------------------------------------------------------------ steps
 

@@ -13,6 +13,7 @@ from onnxshot.errors import UsageError
 from onnxshot.html.page import page
 from onnxshot.sinks import mlflow, tensorboard, wandb
 from onnxshot.sinks.record import Record
+from onnxshot.verdict import WORDS
 
 _SINKS: dict[str, tuple[str, Callable[[str, Record], None]]] = {
     "tensorboard": ("tensorboardX", tensorboard.write),
@@ -61,7 +62,14 @@ def _records(values: Mapping[str, Any]) -> Iterator[Record]:
         name = f"{stem}.{target}" if target else stem
         asked = {k: v if isinstance(v, str) else json.dumps(v) for k, v in report["recipe"].items()}
         layers = tuple((row["tensor"], float(row["sqnr_db"])) for row in report["worst"])
-        yield Record(name, asked, dict(_figures(report)), layers, tuple(report["notes"]), page(report))
+        notes = (*_verdict(report["verdict"]), *report["notes"])
+        yield Record(name, asked, dict(_figures(report)), layers, notes, page(report))
+
+
+def _verdict(found: Mapping[str, Any]) -> Iterator[str]:
+    """The level, what speaks against the result, and what to do next, a line each."""
+    yield from (f"{WORDS[found['level']]}: {reason}" for reason in found["reasons"])
+    yield f"next: {found['next']}"
 
 
 def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -201,7 +201,10 @@ async function finish(told) {
     return element("li", null, link, bytes === undefined ? "" : ` ${sizeOf(bytes)}`);
   });
   $("outputs").replaceChildren(...links);
-  $("verdict").textContent = "Done: download the result";
+  const { level, reasons, next } = report.verdict;
+  $("verdict").textContent = { ready: "Done: download the result", caution: "Done, but look closer" }[level] ?? "Done, but not good enough";
+  $("verdict").className = level;
+  $("against").textContent = level === "ready" ? "" : `${reasons.join("; ")}. Next: ${next}`;
   $("report").href = $("report-frame").src = place + "report.html";
   show("done");
 }

@@ -1,0 +1,132 @@
+"""What to do next where a result falls short: what was measured to help, else a search that measures.
+
+Reports are given as plain values, as `to_dict` makes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Values = Mapping[str, Any]
+
+READY, CAUTION, BAD = "ready", "caution", "bad"
+"""Levels of a verdict."""
+FLOOR_DB = 15.0
+"""Outputs below this SQNR are not good enough: their error is more than 18 % of the signal."""
+FLOOR_AGREEMENT = 0.9
+"""Nor are those whose highest value is elsewhere in one case of ten or more."""
+LEAST_INT8 = 0.5
+"""Share of the multiply-accumulates below which a result of quantization runs mostly in float."""
+NOISE = 0.02
+"""Two runs of the same file differ by about this share when they are timed in turns; a file may grow by it too."""
+
+_SAME_DB = 1.0  # a gain below this is not worth naming
+_DEPLOY = "deploy it, or compare on your own data with onnxshot compare"
+
+
+def level_of(sqnr_db: float | None, agreement: float | None = None) -> str:
+    """bad where accuracy is below one of the floors, else ready; what is None was not measured."""
+    low = sqnr_db is not None and not sqnr_db >= FLOOR_DB
+    return BAD if low or (agreement is not None and agreement < FLOOR_AGREEMENT) else READY
+
+
+def is_slower(speedup: float | None) -> bool:
+    """True where a speedup was measured and is below 1 by more than measurements vary."""
+    return speedup is not None and speedup < 1.0 - NOISE
+
+
+def to_gain(values: Values) -> str:
+    """What was measured to bring accuracy, else a search that measures it."""
+    now = values.get("sqnr_db")
+    rows = [row for row in values.get("tried", ()) if row.get("sqnr_db") is not None]
+    rows = [row for row in rows if now is not None and row["sqnr_db"] > now + _SAME_DB]
+    if rows:
+        best = min(rows, key=lambda row: (row["sqnr_db"] < FLOOR_DB, -row["sqnr_db"]))
+        gained = f"SQNR {decibels(best['sqnr_db'])} in place of {decibels(now)}"
+        return f"{best['options']}: {gained}, measured here{_besides(best)}"
+    if "layers" in values:
+        return "a lower --sparsity, or --scope auto with --calib DATA"
+    if stages := values.get("stages"):
+        return _of_stages(stages)
+    if (values.get("goal") or {}).get("missed"):
+        return "onnxshot sensitivity MODEL --calib DATA --gains measures what each node costs"
+    if searches(values):
+        return f"--min-sqnr {_asked_for(now)} searches for what to leave in float, by measuring"
+    if not quantizes(values) and "reference" not in (values.get("recipe") or {}):
+        return "onnxshot compare INPUT RESULT --calib DATA lists the tensors, worst first"
+    return f"onnxshot quantize INPUT --calib DATA --min-sqnr {_asked_for(now)} searches for what to leave in float"
+
+
+def _asked_for(now: float | None) -> str:
+    """An SQNR to ask for: the floor, or half of today's error where that is above the floor."""
+    return f"{FLOOR_DB:g}" if now is None or not now >= FLOOR_DB else f"{math.ceil(now + 6)}"
+
+
+def _of_stages(stages: Sequence[Values]) -> str:
+    """The stage that costs most, by the figures of the stages before and after it."""
+    noise = [0.0 if s["sqnr_db"] is None else 10 ** (-s["sqnr_db"] / 10) for s in stages]
+    costs = {after["name"]: now - before for after, now, before in zip(stages[1:], noise[1:], noise, strict=False)}
+    worst = max(costs, key=lambda name: costs[name])
+    what = "ask it for less" if "quant" not in worst else "run it alone, with onnxshot quantize --min-sqnr 15"
+    return f"stage {worst!r} costs most: {what}"
+
+
+def faster_or_smaller(values: Values) -> str:
+    """The options that were measured to make it faster, or as fast and smaller; empty where none were."""
+    size, speed = _size(values), (values.get("latency") or {}).get("speedup") or 1.0
+    rows = [row for row in values.get("tried", ()) if level_of(row.get("sqnr_db"), row.get("agreement")) != BAD]
+    faster = [row for row in rows if (row.get("speedup") or 0.0) > max(speed, 1.0) * (1 + NOISE)]
+    smaller = [row for row in rows if size and row["bytes"] < size * (1 - NOISE)]
+    best = max(faster, key=lambda row: row["speedup"], default=None) or min(
+        smaller, key=lambda row: row["bytes"], default=None
+    )
+    if best is None:
+        return ""
+    db = f", SQNR {decibels(best['sqnr_db'])}" if best.get("sqnr_db") is not None else ""
+    return f"{best['options']}: {megabytes(best['bytes'])}{db}{_speed(best)}, measured here"
+
+
+def _besides(row: Values) -> str:
+    """Size and speed of what was tried."""
+    return f" ({megabytes(row['bytes'])}{_speed(row)})" if row.get("bytes") else ""
+
+
+def _speed(row: Values) -> str:
+    return f", {row['speedup']:.2f}x as fast as the input" if row.get("speedup") else ""
+
+
+def searches(values: Values) -> bool:
+    """Whether a goal can be searched for: int8, samples of the user's, and no goal was given yet."""
+    recipe, samples = values.get("recipe") or {}, values.get("samples") or {}
+    known = bool(samples.get("judged")) and not samples.get("random") and not values.get("on_random_data")
+    return known and recipe.get("precision") == "int8" and not values.get("goal") and recipe.get("mode") != "weights"
+
+
+def quantizes(values: Values) -> bool:
+    """Whether the recipe asks for 8 bits."""
+    return str((values.get("recipe") or {}).get("precision", "")).startswith("int8")
+
+
+def when_ready(values: Values) -> str:
+    """What to do with a result that nothing speaks against."""
+    if "layers" in values:
+        return "zeros make the file smaller to send; to run faster, quantize it: onnxshot quantize keeps them"
+    return f"ready: {_DEPLOY}"
+
+
+def decibels(db: float | None) -> str:
+    """An SQNR in words."""
+    if db is None:
+        return "not measured"
+    return f"{db:.1f} dB" if math.isfinite(db) else "exact" if db > 0 else "not a number"
+
+
+def megabytes(count: float) -> str:
+    """A size in words: in kilobytes where it is small."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _size(values: Values) -> int:
+    return sum(int(a["bytes"]) for a in values.get("outputs", ()) if a["format"] == "onnx")

@@ -1,0 +1,283 @@
+"""Is a result ready to be deployed? One judgement of a report, which the terminal, the page and the JSON all show.
+
+A rule looks at one fact of a report and gives findings. The worst level of all findings is the verdict's, and the first
+finding of that level says what to do next. Advice names a search that measures, or what was measured: no rule guesses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onnxshot.advice import (
+    BAD,
+    CAUTION,
+    FLOOR_AGREEMENT,
+    FLOOR_DB,
+    LEAST_INT8,
+    NOISE,
+    READY,
+    Values,
+    decibels,
+    faster_or_smaller,
+    is_slower,
+    level_of,
+    megabytes,
+    quantizes,
+    searches,
+    to_gain,
+    when_ready,
+)
+
+WORDS = {READY: "ready", CAUTION: "look closer", BAD: "not good enough"}
+"""What people read for each level."""
+
+_NAMED = 3  # outputs and nodes that are named one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judgement.
+
+    Attributes:
+        level: ready, caution or bad.
+        reasons: what speaks against the result, in words, the worst first; empty where nothing does.
+        next: the one thing to do next.
+    """
+
+    level: str
+    reasons: tuple[str, ...]
+    next: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as reports hold them."""
+        return {**asdict(self), "reasons": list(self.reasons)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    level: str
+    reason: str
+    next: str
+
+
+def judge(values: Values) -> Verdict:
+    """The verdict of a report of any command, given as plain values (`to_dict`)."""
+    rules = _OF_RESULTS if "worst" in values else (_cut,)
+    found = [finding for rule in rules for finding in rule(values)]
+    found.sort(key=lambda finding: finding.level != BAD)  # stable: rules stand in the order of their weight
+    if not found:
+        return Verdict(READY, (), when_ready(values))
+    return Verdict(found[0].level, tuple(dict.fromkeys(f.reason for f in found)), found[0].next)
+
+
+# ---------------------------------------------------------------------- accuracy
+
+
+def _not_finite(values: Values) -> Iterator[_Finding]:
+    for text in values.get("not_finite", ()):
+        hint = "do not deploy it: onnxshot compare INPUT RESULT --calib DATA lists the tensors, worst first"
+        yield _Finding(BAD, str(text), hint)
+
+
+def _contract(values: Values) -> Iterator[_Finding]:
+    if text := values.get("contract"):
+        yield _Finding(BAD, f"inputs or outputs differ: {text}", "give two models of the same inputs and outputs")
+
+
+def _goal(values: Values) -> Iterator[_Finding]:
+    goal = values.get("goal") or {}
+    spent = goal.get("budget_spent")
+    hint = "the budget was spent: give more minutes with --budget" if spent else "it is the best that was found"
+    for text in goal.get("missed", ()):
+        yield _Finding(BAD, f"the goal was missed: {text}", f"{hint}; --report FILE lists the other candidates")
+
+
+def _outputs_below(values: Values) -> Iterator[_Finding]:
+    """All outputs together, each by itself, and what agrees."""
+    db, agreement, hint = values.get("sqnr_db"), values.get("agreement"), to_gain(values)
+    if level_of(db) == BAD:
+        yield _Finding(BAD, _below("SQNR", db), hint)
+    outputs = values.get("output_sqnr_db") or {}
+    below = {name: found for name, found in outputs.items() if len(outputs) > 1 and level_of(found) == BAD}
+    for name in sorted(below, key=lambda name: below[name])[:_NAMED]:
+        yield _Finding(BAD, _below(f"SQNR of output {name!r}", below[name]), hint)
+    if len(below) > _NAMED:
+        yield _Finding(BAD, f"{len(below) - _NAMED} more outputs are below {FLOOR_DB:g} dB", hint)
+    if level_of(None, agreement) == BAD:
+        yield _Finding(BAD, _disagrees("agreement", agreement), hint)
+    for name, share in (values.get("output_equal") or {}).items():
+        if level_of(None, share) == BAD:
+            yield _Finding(BAD, _disagrees(f"share of equal values of output {name!r}", share), hint)
+
+
+def _artifacts_below(values: Values) -> Iterator[_Finding]:
+    """What was measured in a runtime of its own."""
+    rows = [(f"the {a['format']} file", a) for a in values.get("outputs", ())]
+    rows += [(f"in {row['runtime']}", row) for row in values.get("runtimes", ())]
+    for name, row in rows:
+        if level_of(db := row.get("sqnr_db")) == BAD:
+            yield _Finding(BAD, _below(f"{name}: SQNR", db), to_gain(values))
+        if level_of(None, agreement := row.get("agreement")) == BAD:
+            yield _Finding(BAD, _disagrees(f"{name}: agreement", agreement), to_gain(values))
+        if refused := row.get("refused"):
+            yield _Finding(CAUTION, f"{name} the file is refused: {refused}", "choose a target that is that runtime's")
+
+
+def _stages_below(values: Values) -> Iterator[_Finding]:
+    """Stages that were not good enough, of which the last one is judged as the result; and targets not reached."""
+    stages = values.get("stages") or ()
+    for stage in stages[:-1]:
+        if level_of(stage["sqnr_db"], stage["agreement"]) == BAD:
+            what = f"stage {stage['name']!r} is at {decibels(stage['sqnr_db'])} already"
+            yield _Finding(BAD, what, f"make stage {stage['name']!r} milder: what follows cannot win it back")
+    for stage in stages:
+        own = stage["report"] or {}
+        if own.get("reached") is False:
+            what = f"stage {stage['name']!r} does not reach its target"
+            yield _Finding(BAD, what, "no more can be cut: ask for less")
+        elif own and _nothing_quantized(own):
+            yield _Finding(BAD, "nothing was quantized", "onnxshot inspect MODEL says for each node why it stays float")
+
+
+def _optimizer(values: Values) -> Iterator[_Finding]:
+    if not values.get("optimizer_changes_results"):
+        return
+    known = values.get("on_random_data") or values
+    with_them, without = known.get("sqnr_optimized_db"), known.get("sqnr_unoptimized_db")
+    figures = f"{decibels(with_them)} with them, {decibels(without)} without"
+    text = f"ONNX Runtime's graph optimizations change results: {figures}"
+    plain = (values.get("recipe") or {}).get("target", "ort") == "ort"
+    hint = "this CPU may lack VNNI: try --target ort-avx2" if plain else "run onnxshot doctor on the machine it is for"
+    yield _Finding(CAUTION, text, hint)
+
+
+# ---------------------------------------------------------------------- what it was judged on
+
+
+def _data(values: Values) -> Iterator[_Finding]:
+    """No data, or random data: no figure of accuracy means anything."""
+    samples = values.get("samples") or {}
+    if values.get("on_random_data") or samples.get("random"):
+        learned = samples.get("random") and "calibration" in samples
+        what = "it was compared on random data alone"
+        if learned:
+            what = "it was made from random data: what was learned from it is a guess"
+        yield _Finding(CAUTION, what, "give --calib DATA: what random inputs give says nothing about yours")
+    elif values.get("sqnr_db") is None and not _compared_elsewhere(values):
+        hint = "give --calib DATA to have the result compared with the input"
+        if "layers" in values:
+            hint = "give --calib DATA: weights that stay can then make up for those that go"
+        yield _Finding(CAUTION, "it was not compared with the input", hint)
+
+
+def _compared_elsewhere(values: Values) -> bool:
+    """True where outputs were compared although none is float, or in another runtime than ONNX Runtime."""
+    elsewhere = any(artifact.get("sqnr_db") is not None for artifact in values.get("outputs", ()))
+    return elsewhere or bool((values.get("samples") or {}).get("judged"))
+
+
+def _cut(values: Values) -> Iterator[_Finding]:
+    """Channels that were cut: what the answers lost is known where a function scores."""
+    if not values.get("reached", True):
+        yield _Finding(BAD, "the target was not reached", "no more can be cut: ask for less, or allow --multiple 1")
+    if values.get("drop") is None:
+        hint = "onnxshot compare INPUT RESULT --calib DATA; or give --eval file.py:function"
+        yield _Finding(CAUTION, "what it costs in accuracy was not measured", hint)
+
+
+# ---------------------------------------------------------------------- what it is good for
+
+
+def _nothing(values: Values) -> Iterator[_Finding]:
+    if _nothing_quantized(values):
+        yield _Finding(BAD, "nothing was quantized", "onnxshot inspect MODEL says for each node why it stays float")
+
+
+def _nothing_quantized(values: Values) -> bool:
+    graph = values.get("graph") or ()
+    return bool(graph) and quantizes(values) and all(node["how"] in ("float", "half") for node in graph)
+
+
+def _size_and_speed(values: Values) -> Iterator[_Finding]:
+    """Larger, slower, or both: then it is worth nothing."""
+    size = values.get("input_bytes") or 0
+    larger = [a for a in values.get("outputs") or () if size and a["bytes"] > size * (1 + NOISE)]
+    speed = (values.get("latency") or {}).get("speedup")
+    slower = is_slower(speed)
+    level = BAD if larger and slower else CAUTION
+    for artifact in larger:
+        sizes = f"{megabytes(size)} -> {megabytes(artifact['bytes'])}"
+        what = f"the {artifact['format']} file is larger than the input: {sizes}"
+        hint = faster_or_smaller(values)
+        if not hint and searches(values):
+            hint = f"--max-size {size / 1e6:.3g} searches for what to leave in float"
+        yield _Finding(level, what, hint or "keep the input, unless the result is faster and that matters more")
+    if slower:
+        yield _Finding(level, f"it is slower than the input: {speed:.2f}x as fast", _when_slower(values, larger))
+    for artifact in values.get("outputs", ()):
+        own = (artifact.get("latency") or {}).get("speedup")
+        if is_slower(own):
+            what = f"the {artifact['format']} file is slower than the input in {artifact['target']}: {own:.2f}x as fast"
+            yield _Finding(CAUTION, what, f"in {artifact['target']} keep the float model, unless size matters most")
+
+
+def _when_slower(values: Values, larger: Sequence[Values]) -> str:
+    if measured := faster_or_smaller(values):
+        return measured
+    if searches(values):
+        return f"--max-latency {values['latency']['float_ms']:.3g} searches for what to leave in float"
+    return "keep the input" if larger else "keep the input, unless its size matters most, or it is for another machine"
+
+
+def _coverage(values: Values) -> Iterator[_Finding]:
+    """Most of the work is float although it was to be quantized. A runtime that is not here is not judged."""
+    recipe = values.get("recipe") or {}
+    if not quantizes(values) or recipe.get("mode") == "weights" or _nothing_quantized(values):
+        return
+    if recipe.get("activation_type") not in (None, "int8", "uint8"):
+        return
+    shares = {a["format"]: a.get("int8_macs_share") for a in values.get("outputs", ())}
+    if values.get("latency"):
+        shares.setdefault("onnx", None)
+        shares["onnx"] = values.get("int8_macs_share") if shares["onnx"] is None else shares["onnx"]
+    for name, share in shares.items():
+        if share is not None and share < LEAST_INT8:
+            what = f"{100 * share:.0f} % of the work runs in int8" + ("" if name == "onnx" else f" in the {name} file")
+            hint = faster_or_smaller(values) or "onnxshot inspect MODEL says for each node why it stays float"
+            yield _Finding(CAUTION, what, hint)
+
+
+def _unplanned(values: Values) -> Iterator[_Finding]:
+    """Nodes that the plan leaves in float, and the runtime has quantized by itself."""
+    names = values.get("int8_unplanned") or ()
+    if names:
+        some = ", ".join(map(repr, names[:_NAMED]))
+        some += f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        what = f"ONNX Runtime runs in int8 what the plan leaves in float: {some}"
+        yield _Finding(CAUTION, what, "the figures are those of the file as it runs: judge it by them, not by the plan")
+
+
+# ---------------------------------------------------------------------- words
+
+
+def _below(what: str, db: float | None) -> str:
+    share = "" if db is None or not math.isfinite(db) else f": the error is {_noise(db)} of the signal"
+    return f"{what} is {decibels(db)}, below {FLOOR_DB:g} dB{share}"
+
+
+def _disagrees(what: str, share: float | None) -> str:
+    return f"{what} is {100 * (share or 0.0):.1f} %, below {100 * FLOOR_AGREEMENT:g} %"
+
+
+def _noise(db: float) -> str:
+    share = 10 ** (-db / 20)
+    return f"{100 * share:.0f} %" if share < 10 else f"{share:.0f} times"
+
+
+_OF_RESULTS = (
+    _not_finite, _contract, _goal, _outputs_below, _artifacts_below, _stages_below, _nothing, _data, _size_and_speed,
+    _coverage, _optimizer, _unplanned,
+)  # fmt: skip

@@ -1,0 +1,243 @@
+"""One verdict for the terminal, the page, the JSON and the next step: it sees all that speaks against a result."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from batches import manifest, two_models
+from handmade.core import feeds, model, weight
+from hypothesis import given
+from hypothesis import strategies as st
+from pains import PROVEN, QUICK, clock, command
+from reports import KINDS, report_of
+
+import onnxshot
+from onnxshot import Goal, errors
+from onnxshot.batch.run import run
+from onnxshot.batch.store import ROW
+from onnxshot.html.page import page
+from onnxshot.report import Report
+from onnxshot.verdict import WORDS, judge
+
+SOUND: dict[str, Any] = {
+    **Report("net.onnx", {"mode": "static", "precision": "int8", "target": "ort"}, input_bytes=4_000_000).to_dict(),
+    "outputs": [{
+        "path": "q.onnx", "target": "ort", "format": "onnx", "bytes": 1_000_000, "sqnr_db": None, "agreement": None,
+        "int8_macs_share": None, "latency": {},
+    }],
+    "sqnr_db": 31.0, "agreement": 0.99, "output_sqnr_db": {"y": 31.0}, "int8_macs_share": 0.97,
+    "samples": {"calibration": 12, "held_out": 4, "judged": 4, "source": "d", "random": False},
+    "latency": {"float_ms": 2.0, "ms": 1.0, "speedup": 2.0},
+    "graph": [{"node": "c", "op": "Conv", "how": "static", "tensor": "y", "macs_share": 1.0, "sparsity": 0.0}],
+}  # fmt: skip
+
+AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "SQNR": ({"sqnr_db": 14.9}, "bad", "SQNR is 14.9 dB, below 15 dB: the error is 18 %", "--min-sqnr 15"),
+    "one output": ({"output_sqnr_db": {"y": 40.0, "z": 3.0}}, "bad", "output 'z' is 3.0 dB", "--min-sqnr 37"),
+    "not a number": ({"sqnr_db": float("nan")}, "bad", "not a number", "--min-sqnr 15"),
+    "agreement": ({"agreement": 0.89}, "bad", "agreement is 89.0 %, below 90 %", "--min-sqnr 37"),
+    "integers": ({"output_equal": {"ids": 0.5}}, "bad", "equal values of output 'ids' is 50.0 %", "--min-sqnr"),
+    "NaN": ({"not_finite": ["output 'y' on sample 'a': NaN"]}, "bad", "output 'y' on sample 'a': NaN", "do not deploy"),
+    "contract": ({"contract": "output 'y' is missing"}, "bad", "output 'y' is missing", "same inputs and outputs"),
+    "goal": ({"goal": {"missed": ["max_size is 1 MB"]}}, "bad", "goal was missed: max_size is 1 MB", "--report FILE"),
+    "random": ({"samples": {"calibration": 4, "judged": 4, "random": True}}, "caution", "a guess", "--calib DATA"),
+    "random proof": ({"sqnr_db": None, "on_random_data": {"sqnr_db": 9.0}}, "caution", "random data", "--calib DATA"),
+    "no proof": ({"sqnr_db": None, "samples": {}}, "caution", "not compared", "--calib DATA"),
+    "growth": ({"input_bytes": 900_000}, "caution", "larger than the input: 0.90 MB -> 1.00 MB", "--max-size 0.9"),
+    "slow": ({"latency": {"float_ms": 2.0, "ms": 4.0, "speedup": 0.5}}, "caution", "0.50x as fast", "--max-latency 2"),
+    "float work": ({"int8_macs_share": 0.12}, "caution", "12 % of the work runs in int8", "onnxshot inspect"),
+    "nothing": ({"graph": [{**SOUND["graph"][0], "how": "float"}]}, "bad", "nothing was quantized", "inspect"),
+    "unplanned": ({"int8_unplanned": ["head"]}, "caution", "leaves in float: 'head'", "as it runs"),
+    "optimizer": ({"optimizer_changes_results": True, "sqnr_optimized_db": 9.0, "sqnr_unoptimized_db": 30.0}, "caution",
+                  "9.0 dB with them, 30.0 dB without", "--target ort-avx2"),
+    "another runtime": ({"outputs": [{**SOUND["outputs"][0], "format": "openvino", "sqnr_db": 2.0}]}, "bad",
+                        "the openvino file: SQNR is 2.0 dB", "--min-sqnr"),
+    "refused": ({"runtimes": [{"runtime": "openvino", "refused": "no such op"}]}, "caution", "no such op", "target"),
+}  # fmt: skip
+
+
+def test_a_sound_result_is_ready() -> None:
+    found = judge(SOUND)
+    assert (found.level, found.reasons) == ("ready", ())
+    assert found.next.startswith("ready: deploy it")
+
+
+@pytest.mark.parametrize("name", AGAINST)
+def test_each_fact_that_speaks_against_a_result_is_said(name: str) -> None:
+    changed, level, reason, hint = AGAINST[name]
+    found = judge({**SOUND, **changed})
+    assert found.level == level
+    assert any(reason in text for text in found.reasons), found.reasons
+    assert hint in found.next
+
+
+@given(st.sets(st.sampled_from(sorted(AGAINST)), min_size=1))
+def test_nothing_is_ready_beside_any_of_them(names: set[str]) -> None:
+    values = dict(SOUND)
+    for name in sorted(names):
+        values |= AGAINST[name][0]
+    found = judge(values)
+    assert found.reasons
+    assert "ready" not in (found.level, found.next.partition(":")[0])
+    assert "--exclude" not in found.next, "what was not measured is not advised"
+
+
+def test_what_is_slower_and_larger_is_worth_nothing() -> None:
+    slow = {"float_ms": 2.0, "ms": 4.0, "speedup": 0.5}
+    assert judge({**SOUND, "input_bytes": 900_000, "latency": slow}).level == "bad"
+
+
+def test_what_was_measured_to_help_is_advised_and_what_was_not_is_not() -> None:
+    rows = [
+        {"options": "--exclude a", "sqnr_db": 12.5, "agreement": None, "bytes": 1_200_000, "speedup": None},
+        {"options": "--exclude b", "sqnr_db": 22.0, "agreement": None, "bytes": 1_300_000, "speedup": None},
+        {"options": "--exclude c", "sqnr_db": 10.2, "agreement": None, "bytes": 1_100_000, "speedup": None},
+    ]
+    found = judge({**SOUND, "sqnr_db": 10.0, "tried": rows})
+    assert found.next == "--exclude b: SQNR 22.0 dB in place of 10.0 dB, measured here (1.30 MB)"
+    assert "--exclude" not in judge({**SOUND, "sqnr_db": 10.0, "tried": rows[2:]}).next
+
+
+def test_the_stage_that_costs_most_is_named() -> None:
+    def row(name: str, db: float | None) -> dict[str, Any]:
+        return {"name": name, "sqnr_db": db, "agreement": None, "report": None}
+
+    stages = [row("input", None), row("pruned", 12.0), row("quantized", 11.5)]
+    found = judge({**SOUND, "sqnr_db": 11.5, "stages": stages})
+    assert found.next == "stage 'pruned' costs most: ask it for less"
+    assert any("'pruned' is at 12.0 dB already" in text for text in found.reasons)
+
+
+# ---------------------------------------------------------------------- where people and scripts read it
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("targets", "sensitivity")])
+def test_json_and_page_say_the_same(kind: str) -> None:
+    values = report_of(kind)
+    fresh = judge({name: value for name, value in values.items() if name != "verdict"})
+    assert values["verdict"] == fresh.to_dict()
+    text = page(values)
+    assert f"Next: </b>{fresh.next}" in text.replace("&#x27;", "'")
+
+
+def spoilt(folder: Path) -> Path:
+    """A model whose channels differ by 3000 times in one tensor, so that one scale erases all but one; with data."""
+    text = """g (float[n, 8, 12, 12] x) => (float[n, 8, 12, 12] y) {
+        a = Conv(x, w1) s = Relu(a) b = Conv(s, w2) c = Relu(b) y = Conv(c, w3)
+    }"""
+    w1, w2 = np.abs(weight(8, 8, 1, 1)), np.abs(weight(8, 8, 1, 1, seed=1))
+    w1[0] *= 3000
+    w2[:, 0] /= 3e9
+    onnx.save(model(text, {"w1": w1, "w2": w2, "w3": weight(8, 8, 1, 1, seed=2)}), str(folder / "m.onnx"))
+    np.savez(folder / "x.npz", x=np.concatenate([f["x"] for f in feeds(x=(1, 8, 12, 12))]))
+    return folder / "m.onnx"
+
+
+def test_a_terminal_is_red_says_so_in_words_and_agrees_with_the_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    clock(monkeypatch, 2.0)
+    path, report = spoilt(tmp_path), tmp_path / "r.json"
+    asked = ("quantize", path, "--calib", tmp_path / "x.npz", "-o", tmp_path / "q.onnx", "--effort", "fast")
+    assert command(*asked, "--report", report) == 0
+    lines = capsys.readouterr().err.splitlines()
+    found = json.loads(report.read_text())["verdict"]
+    assert found["level"] == "bad"
+    red = "\x1b[1;31m"
+    assert any(f"{red}SQNR" in line for line in lines), "the figure itself is red"
+    assert any(line.startswith(f"{red}{WORDS['bad']}: {found['reasons'][0]}") for line in lines)
+    for reason in found["reasons"][1:]:
+        assert any(line.startswith(f"{red}also: {reason}") for line in lines), reason
+    assert lines[-1] == f"next: {found['next']}"
+    assert "--min-sqnr 15" in found["next"] or "measured here" in found["next"]
+
+
+# ---------------------------------------------------------------------- goals
+
+
+def test_a_goal_that_only_the_float_model_reaches_is_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = spoilt(tmp_path)
+    out, report = tmp_path / "q.onnx", tmp_path / "r.json"
+    asked = ("quantize", path, "--calib", tmp_path / "x.npz", "-o", out, "--min-sqnr", "100", "--threads", "1")
+    assert command(*asked, "--no-cache", "--report", report) == 3
+    assert "only the float model, with nothing quantized, reaches the goal" in capsys.readouterr().err
+    values = json.loads(report.read_text())
+    assert values["goal"]["reached"] is False
+    assert values["verdict"]["level"] == "bad"
+    kinds = {node.op_type for node in onnx.load(str(out)).graph.node}
+    assert kinds & {"QuantizeLinear", "DequantizeLinear"}, "the best that quantizes something is written"
+
+
+def test_a_goal_met_by_a_model_that_nothing_can_be_quantized_in_is_missed(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(model("g (float[n, 4] x) => (float[n, 4] y) { a = Abs(x) y = Sqrt(a) }"), str(path))
+    result = onnxshot.tune(path, feeds(x=(1, 4)), Goal(min_sqnr=20), settings=QUICK)
+    assert result.report.goal["missed"] == ["nothing is quantized: that is the float model"]
+
+
+def test_a_least_sqnr_on_random_data_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError, match="random"):
+        onnxshot.tune(spoilt(tmp_path), "random", Goal(min_sqnr=20), settings=QUICK)
+
+
+# ---------------------------------------------------------------------- no data
+
+
+@pytest.mark.parametrize("options", [("--mode", "dynamic"), ("--mode", "weights"), ("--calib", "random")])
+def test_without_data_no_sqnr_is_a_headline(
+    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock(monkeypatch, 2.0)
+    text = "g (float[n, 256] x) => (float[n, 128] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }"
+    w = weight(256, 256, channel_axis=1)
+    onnx.save(model(text, {"w": w, "v": weight(256, 128, channel_axis=1)}), str(tmp_path / "m.onnx"))
+    report = tmp_path / "r.json"
+    asked = ("quantize", tmp_path / "m.onnx", *options, "-o", tmp_path / "q.onnx", "--threads", "1", "--no-cache")
+    assert command(*asked, "--report", report) == 0
+    said = capsys.readouterr().err
+    values = json.loads(report.read_text())
+    assert (values["sqnr_db"], values["agreement"], values["output_sqnr_db"]) == (None, None, {})
+    assert values["on_random_data"]["sqnr_db"] > 15
+    assert values["verdict"]["level"] == "caution"
+    assert "random data" in " ".join(values["verdict"]["reasons"])
+    assert "SQNR" not in said
+    assert "next: give --calib DATA" in said
+    shown = page(values)
+    assert "<dt>SQNR" not in shown
+    assert "same answer as float" not in shown
+
+
+def test_a_threshold_is_not_met_by_random_data(tmp_path: Path) -> None:
+    path = manifest(two_models(tmp_path), targets=["ort"], thresholds={"min_sqnr": 5},
+                    defaults={"calib": "random", "emit": "onnx", "effort": "fast"})  # fmt: skip
+    found = run(path, use_cache=False)
+    assert found.exit_code == 3
+    for row in found.rows:
+        assert row["missed"] == ["min_sqnr is 5 dB, found nothing"]
+        assert any("random data" in reason for reason in row["report_verdict"]["reasons"])
+
+
+def test_a_batch_says_of_each_cell_what_its_report_says(tmp_path: Path) -> None:
+    found = run(manifest(two_models(tmp_path), targets=["ort"]), use_cache=False)
+    for row in found.rows:
+        folder = tmp_path / "out" / row["name"] / row["target"]
+        assert row["report_verdict"] == json.loads((folder / "report.json").read_text())["verdict"]
+        assert json.loads((folder / ROW).read_text())["report_verdict"] == row["report_verdict"]
+    ready = sum(row["report_verdict"]["level"] == "ready" for row in found.rows)
+    assert found.to_text().startswith(f"{ready} of 2 cells are fine")
+
+
+def test_compare_says_how_many_samples_and_calls_none_held_out(tmp_path: Path) -> None:
+    path = spoilt(tmp_path)
+    onnxshot.quantize(path, tmp_path / "x.npz", output=tmp_path / "q.onnx", effort="fast", settings=PROVEN)
+    found = onnxshot.compare(path, tmp_path / "q.onnx", tmp_path / "x.npz", settings=PROVEN)
+    assert found.samples["judged"] == 8
+    assert "held_out" not in found.samples
+    assert found.verdict.level == "bad"
+    assert "--exclude" not in found.next_step()
