@@ -13,6 +13,7 @@ from onnxshot.graph import Model
 from onnxshot.passes.keep_float import KeepFloat
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.planning.trained import read_pairs
+from onnxshot.targets.ort_executed import executed
 
 GRID = {"s": np.float32(0.02), "z": np.uint8(128), "t": np.float32(0.05)}
 IMAGE = (2, 16, 8, 8)
@@ -160,3 +161,66 @@ def test_what_nothing_quantizes_stays_as_it_is() -> None:
     assert KeepFloat(frozenset({"mid"})).run(loaded(free)).edits == 0
     alone, _ = matmul(6, 64, after="r = Tanh(p)")
     assert KeepFloat(frozenset({"mid"})).run(loaded(alone)).edits == 0
+
+
+ALONE = {  # ops without a weight, and what they read beside `d`: `k`, which is dequantized too
+    "add": "r = Add(d, k)",
+    "mul": "r = Mul(d, k)",
+    "concat": "r = Concat<axis = 1>(d, k)",
+    "where": "c = Less(x, x2)  r = Where(c, d, k)",
+    "sigmoid": "r = Sigmoid(d)",
+    "leaky relu": "r = LeakyRelu<alpha = 0.1>(d)",
+    "softmax": "r = Softmax<axis = -1>(d)",
+    "average pool": "r = AveragePool<kernel_shape = [2, 2]>(d)",
+    "global average pool": "r = GlobalAveragePool(d)",
+    "matmul": "r = MatMul(d, k)",
+    "add behind transpose": "m = Transpose<perm = [0, 1, 3, 2]>(d)  r = Add(m, k)",
+    "add before transpose": "p = Add(d, k)  r = Transpose<perm = [0, 1, 3, 2]>(p)",
+}
+
+
+def alone(text: str, channels: str = "16") -> onnx.ModelProto:
+    made = model(
+        f"""g (float[n, {channels}, 8, 8] x, float[n, {channels}, 8, 8] x2) => (float y) {{
+            q = QuantizeLinear(x, s, z)   d = DequantizeLinear(q, s, z)
+            q2 = QuantizeLinear(x2, s, z)  k = DequantizeLinear(q2, s, z)
+            {text}
+            e = QuantizeLinear(r, t, z)  y = DequantizeLinear(e, t, z)
+        }}""",
+        GRID,
+    )
+    made.graph.output[0].type.tensor_type.ClearField("shape")
+    made = onnx.shape_inference.infer_shapes(made)
+    del made.graph.value_info[:]
+    return made
+
+
+def quantized_ops(proto: onnx.ModelProto) -> list[str]:
+    run = executed(proto.SerializeToString(), sample=feeds(1, x=IMAGE, x2=IMAGE)[0])
+    return [op for op in run.ops if op.startswith(("QLinear", "MatMulInteger", "QGemm"))]
+
+
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("per_axis", [True, False])
+@pytest.mark.parametrize("channels", ["16", "c"])
+def test_a_float_op_without_a_weight_runs_in_float(name: str, per_axis: bool, channels: str) -> None:
+    proto, given = alone(ALONE[name], channels), feeds(2, x=IMAGE, x2=IMAGE)
+    assert len(quantized_ops(proto)) == 1  # what the pass is for
+    after = loaded(proto)
+    op = next(n for n in after.graph.nodes if n.op.lower() == name.split(" be")[0].replace(" ", ""))
+    assert KeepFloat(frozenset({op.label}), per_axis).run(after).edits == 1
+    made = after.to_proto()
+    onnx.checker.check_model(made, full_check=True)
+    assert quantized_ops(made) == []
+    reference = steps(proto, given, optimize=False)
+    np.testing.assert_array_equal(steps(made, given, optimize=False), reference)
+    assert moved_share(made, given, reference) < 0.03  # means of codes often lie half way between two
+
+
+def test_an_op_that_others_read_too_is_left_as_it_is() -> None:
+    proto = alone("r = Add(d, k)  o = Neg(r)")
+    proto.graph.output.add().CopyFrom(onnx.helper.make_tensor_value_info("o", 1, list(IMAGE)))
+    after = loaded(proto)
+    add = next(n for n in after.graph.nodes if n.op == "Add")
+    assert quantized_ops(proto) == []
+    assert KeepFloat(frozenset({add.label})).run(after).edits == 0
