@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto
 
 from onnxshot.errors import ModelError
+from onnxshot.graph.checking import check
 from onnxshot.graph.model import Model
 from onnxshot.remote.urls import refuse_remote
 
@@ -116,10 +117,8 @@ def _check(model: Model) -> None:
         kind = info.type.tensor_type.elem_type
         if kind not in onnx.TensorProto.DataType.values():
             raise ModelError(f"{info.name!r} has the unknown type {kind}")
-        if info.type.tensor_type.elem_type and not info.type.tensor_type.HasField("shape"):
-            info.type.tensor_type.shape.SetInParent()  # the checker asks for a shape; runtimes and exporters do not
     try:
-        onnx.checker.check_model(proto)
+        check(proto)
     except (onnx.checker.ValidationError, RuntimeError, *_DAMAGED) as e:
         raise ModelError(f"it is not a valid ONNX model: {first_line(e)}") from e
 
