@@ -1,5 +1,5 @@
 """`python -m onnxshot`."""
 
-from onnxshot.cli.app import main
+from onnxshot.cli.app import entry
 
-main()
+entry()

@@ -19,6 +19,7 @@ from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL
 from onnxshot.errors import ModelError
 from onnxshot.graph.load import external_files
+from onnxshot.writing.owned import clear_dead
 
 POLL = 0.02
 """Seconds between two looks at the memory of all workers."""
@@ -110,6 +111,7 @@ class Local:
         finally:
             for worker in self._running:
                 worker.stop()
+            clear_dead(Path(tempfile.gettempdir()))  # what those have left that were killed
 
     # ------------------------------------------------------------------ which cell is next
 

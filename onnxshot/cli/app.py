@@ -19,6 +19,7 @@ from onnxshot.cli.looking import bench, compare, inspect, sensitivity
 from onnxshot.cli.prune import compress, prune
 from onnxshot.cli.quantize import quantize
 from onnxshot.cli.replay import replay
+from onnxshot.cli.stopping import Stopped, listen
 from onnxshot.cli.ui import ui
 from onnxshot.errors import OnnxshotError
 
@@ -59,6 +60,7 @@ def entry() -> None:
     """Run the command and leave at once: to unload the runtimes takes a quarter of a second that nobody needs."""
     code = 1
     try:
+        listen()
         main()
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else 0
@@ -78,6 +80,8 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; nothing is half written", _INTERRUPTED)
+    except Stopped as stopped:
+        _fail(str(stopped), stopped.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command-line parser, which names no public class
             text = error.format_message()

@@ -52,6 +52,8 @@ def load(name: str, place: Path | None = None) -> Statistics | None:
     place: a folder to look in other than the cache's own.
     """
     path = (place or folder()) / f"{name}.npz"
+    if place is None:
+        clear_dead(path.parent)
     try:
         found = load_statistics(path)
         if place is None:

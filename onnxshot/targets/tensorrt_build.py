@@ -134,8 +134,8 @@ def _run(job: Mapping[str, object], options: EmitOptions) -> tuple[int, str]:
         try:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(job).encode())
-                process.stdin.close()
+                process.stdin.write(json.dumps(job).encode() + b"\n")
+                process.stdin.flush()  # it stays open: where it closes, the builder knows that nobody waits for it
             return _watch(process, options)
         finally:
             process.kill()  # does nothing to one that has ended

@@ -1,7 +1,8 @@
 """Build one engine in a process of its own, so that a builder that crashes or fills the memory does not end its caller.
 
-Run as a script: a job comes as JSON on stdin, an answer goes as JSON into a file. It imports the standard library and
-the module that the job names, nothing else: it starts at once, and all its memory is the builder's.
+Run as a script: a job comes as a line of JSON on stdin, which stays open as long as somebody waits; an answer goes as
+JSON into a file. It imports the standard library and the module that the job names, nothing else: it starts at once,
+and all its memory is the builder's.
 
 The job: module, source, engine, log, answer: names; profiles: input -> least, usual, largest sizes; hardware: words;
 sparse: whether to look for 2:4 zeros; timing_cache: file or null. The answer: node, and error: null where
@@ -10,7 +11,9 @@ there is none, empty where the log says what it is.
 
 import importlib
 import json
+import os
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -112,7 +115,8 @@ def _refuse_unknown(words: list[str], members: Iterable[str]) -> None:
 
 def main() -> None:
     """Read the job, build, and write the answer."""
-    job = json.load(sys.stdin)
+    job = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
     answer: dict[str, Any] = {"error": None, "node": ""}
     # Line by line, so that a crash leaves a log behind that ends where it happened.
     with Path(job["log"]).open("w", encoding="utf-8", errors="replace", buffering=1) as log:
@@ -124,6 +128,12 @@ def main() -> None:
             log.write(f"ERROR|{type(e).__name__}: {e}\n")
             answer["error"] = ""
     Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _end_with_stdin() -> None:
+    """End where whoever asked is gone: to build may take half an hour."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

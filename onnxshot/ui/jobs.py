@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from onnxshot import source_tree
 from onnxshot.ui.refused import CONFLICT, NO_ROOM, NOT_FOUND, TOO_LARGE, Refused
 from onnxshot.ui.request import OWN_PRESET, Asked
 from onnxshot.ui.uploads import safe_name, safe_path, unpack
+from onnxshot.writing.owned import clear_dead
 from onnxshot.writing.places import scratch_part
 
 KINDS = ("model", "calib", "preset")
@@ -114,6 +116,7 @@ class Job:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._reader.join()
         self._made.close()
+        clear_dead(Path(tempfile.gettempdir()))  # what the process has left
 
     def _place(self, kind: str, name: str) -> Path:
         if self.state != _UPLOADING:

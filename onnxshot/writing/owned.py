@@ -133,7 +133,7 @@ def listed() -> list[Path]:
         for entry in _list().iterdir():
             with contextlib.suppress(OSError, ValueError):
                 path = Path(entry.read_text("utf-8"))
-                if path.is_dir():
+                if path.name == entry.name and path.is_dir():
                     found.append(path)
                 else:
                     entry.unlink()
@@ -151,6 +151,7 @@ def _list() -> Path:
 
 def _enlist(folder: Path) -> None:
     """Note where the folder is, for `onnxshot cache clear`. The next run beside it finds it without."""
+    listed()  # drops those that are gone
     with contextlib.suppress(OSError, UnicodeError):
         (_list() / folder.name).write_text(str(folder.absolute()), encoding="utf-8")
 
@@ -159,14 +160,14 @@ def _let_go(folder: Path, file: int, owner: int) -> None:
     if os.getpid() == owner:  # not that of a fork of it
         _remove(folder)
         with contextlib.suppress(OSError):
-            (_list() / folder.name).unlink(missing_ok=True)
-            _list().rmdir()  # where it was the last one
-        with contextlib.suppress(OSError):
             os.close(file)
 
 
 def _remove(folder: Path) -> None:
     """The mark goes last: without it nobody would know whose the rest is."""
+    with contextlib.suppress(OSError):
+        (_list() / folder.name).unlink(missing_ok=True)
+        _list().rmdir()  # where it was the last one
     shutil.rmtree(folder / WORK, ignore_errors=True)
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
