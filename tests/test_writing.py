@@ -310,4 +310,4 @@ def test_told_to_end_a_command_leaves_nothing(tmp_path: Path, name: str, code: i
     assert told.strip() == ("" if again else f"error: stopped by {name}; nothing is half written")
     assert list(out.iterdir()) == []
     clear_dead(temporary)
-    assert list(temporary.iterdir()) == []
+    assert [path.name for path in temporary.iterdir() if path.name != ".ses"] == []  # ONNX Runtime's own
