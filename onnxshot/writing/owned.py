@@ -157,10 +157,13 @@ def _enlist(folder: Path) -> None:
 
 
 def _let_go(folder: Path, file: int, owner: int) -> None:
-    if os.getpid() == owner:  # not that of a fork of it
-        _remove(folder)
-        with contextlib.suppress(OSError):
-            os.close(file)
+    if os.getpid() != owner:  # that of a fork of it
+        return
+    if os.name == "nt":  # an open file cannot be removed there
+        os.close(file)
+    _remove(folder)
+    if os.name != "nt":
+        os.close(file)
 
 
 def _remove(folder: Path) -> None:
@@ -179,7 +182,8 @@ def _remove(folder: Path) -> None:
 
 def _is_ours(file: int, folder: Path) -> bool:
     """Whether the mark is whole; one that was never written stands in a folder that is empty but for it."""
-    text = os.pread(file, 4096, 0)
+    os.lseek(file, 0, os.SEEK_SET)
+    text = os.read(file, 4096)
     if not text:
         return [path.name for path in folder.iterdir()] == [MARK]
     try:

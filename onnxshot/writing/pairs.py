@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from onnx import TensorProto
 
 from onnxshot.writing.places import put
-from onnxshot.writing.unfinished import NOTE, PAIR, Note, identity
+from onnxshot.writing.unfinished import NOTE, PAIR, Note, alone_in, identity
 
 _CONST = re.compile(rb'(<layer\b[^>]*\btype="Const"[^>]*>\s*<data\b[^>]*\boffset=")(\d+)(")')
 _ALIGN = 4096
@@ -35,12 +35,13 @@ def publish(folder: Path, final: Path, files: Sequence[str]) -> None:
     for name in others:
         if name != data:
             put(folder / name, final.with_name(name))
-    if data is None:
-        put(folder / main, final)
-    elif main.lower().endswith(".xml"):
-        _publish_ir(folder, final, data)
-    else:
-        _publish_onnx(folder, final, data)
+    with alone_in(final.parent):  # two runs with one output must not take turns
+        if data is None:
+            put(folder / main, final)
+        elif main.lower().endswith(".xml"):
+            _publish_ir(folder, final, data)
+        else:
+            _publish_onnx(folder, final, data)
 
 
 # ------------------------------------------------------------------ .onnx: the model names its data file

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -66,6 +66,22 @@ def sync(path: Path) -> None:
             os.close(file)
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Have a folder to ourselves, among all runs that ask for that, while files of it are renamed."""
+    file = None
+    with contextlib.suppress(ImportError, OSError):  # Windows; a file system that locks no folders
+        import fcntl
+
+        file = os.open(folder, os.O_RDONLY)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if file is not None:
+            os.close(file)
+
+
 def finish(folder: Path, work: Path) -> None:
     """Finish what a dead run has noted in its folder, where a reader sees the new result already; else take it back.
 
@@ -84,7 +100,8 @@ def finish(folder: Path, work: Path) -> None:
         if (work / note.data).is_dir() and not main.exists():
             (work / note.data).rename(main)
     elif note.kind == PAIR:
-        _finish_pair(note, main, work)
+        with alone_in(folder.parent):
+            _finish_pair(note, main, work)
 
 
 def _finish_pair(note: Note, main: Path, work: Path) -> None:
