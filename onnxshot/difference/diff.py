@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.difference.layers import read_layers
+from onnxshot.difference.rescaled import factors_of
 from onnxshot.difference.rows import LayerChange, PairChange, layer_change, matched, pair_changes
 from onnxshot.graph import Node
 from onnxshot.graph.load import load_model
@@ -98,14 +99,16 @@ def diff(
     before, after = Path(before), Path(after)
     one, other = read_layers(before), read_layers(after)
     pairs, only_before, only_after = matched(one.layers, other.layers)
-    rows = [row for row in (layer_change(*pair) for pair in pairs) if row is not None]
+    factors = factors_of(one, pairs)
+    found_rows = (layer_change(a, b, factors.of_weight(a)) for a, b in pairs)
+    rows = [row for row in found_rows if row is not None]
     rows.sort(key=lambda row: (row.sqnr_db is None, row.sqnr_db or 0.0))
     models = load_model(before), load_model(after)
     facts: dict[str, Any] = {}
     if calib is not None:
         settings = settings or Settings(samples="all")
         with open_calib(calib, models[0], preset, settings) as data:
-            found = compare(before, after, data, tensors=None, threads=settings.threads)
+            found = compare(before, after, data, tensors=None, threads=settings.threads, scaled=factors.tensors)
         facts = {
             "samples": found.samples, "sqnr_db": found.sqnr_db, "agreement": found.agreement,
             "outputs": found.outputs, "worst": tuple(row for row in found.tensors if row.op not in _PAIR),
@@ -121,7 +124,7 @@ def diff(
         only_before=_named(only_before),
         only_after=_named(only_after),
         contract=difference(contract(before), contract(after)),
-        notes=(*one.notes, *other.notes),
+        notes=(*one.notes, *other.notes, *factors.notes),
         **facts,
     )  # fmt: skip
 

@@ -43,8 +43,12 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layers:
-    """All layers of a model, in graph order; pairs: scales of its activations; notes: what could not be read."""
+    """All layers of a model, in graph order.
 
+    model: the float form that they are of; pairs: scales of its activations; notes: what could not be read.
+    """
+
+    model: Model
     layers: tuple[Layer, ...]
     pairs: Trained
     notes: tuple[str, ...] = ()
@@ -81,7 +85,7 @@ def read_layers(path: str | Path) -> Layers:
         f"{path}: {skip.node!r} ({skip.op}) was left as it is: {skip.reason}" for skip in StripQdq().run(model).skips
     ]
     normalize(model)
-    return Layers(tuple(_layer(model, node, told) for _, node in model.walk()), pairs, tuple(notes))
+    return Layers(model, tuple(_layer(model, node, told) for _, node in model.walk()), pairs, tuple(notes))
 
 
 def _look(node: Node, pairs: Trained, told: _Quantized) -> None:

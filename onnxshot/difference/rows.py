@@ -112,8 +112,12 @@ def _alike(one: Layer, other: Layer) -> bool:
     return one.node.op == other.node.op or (one.slot is not None and other.slot is not None)
 
 
-def layer_change(one: Layer, other: Layer) -> LayerChange | None:
-    """What differs between a layer of both files; None where nothing does."""
+def layer_change(one: Layer, other: Layer, scaled: Any = 1.0) -> LayerChange | None:
+    """What differs between a layer of both files; None where nothing does.
+
+    scaled: what the second weight, outputs first, was multiplied by where channels were equalized or smoothed; its
+    values are compared without.
+    """
     changes = ["type"] if one.precision != other.precision or one.node.op != other.node.op else []
     op = one.node.op if one.node.op == other.node.op else f"{one.node.op} -> {other.node.op}"
     facts: dict[str, Any] = {}
@@ -128,7 +132,8 @@ def layer_change(one: Layer, other: Layer) -> LayerChange | None:
         if a.shape != b.shape:
             changes.append("shape")
         else:
-            step = np.maximum(_step(one, a), _step(other, b))
+            step = np.maximum(_step(one, a), _step(other, b) / scaled)
+            b = (b / scaled).astype(np.float32)
             made = int(np.count_nonzero((b == 0) & (np.abs(a) > step)))
             lost = int(np.count_nonzero((a == 0) & (np.abs(b) > step)))
             facts |= {"sqnr_db": sqnr_db(a, b), "zeros_made": made, "zeros_lost": lost}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.calibration.preprocess import Preset
+from onnxshot.difference.rescaled import between
 from onnxshot.files.given import of_model_file, of_run
 from onnxshot.graph.load import load_model
 from onnxshot.observing.calibrating import open_calib
@@ -42,7 +43,11 @@ def compare_models(
         load_model(candidate)
         # Which of them a candidate was made from is not known here: nothing is called held out.
         report.samples = {"source": data.source, "random": data.random}
-        found = compare(reference, candidate, data, tensors=None, threads=settings.threads)
+        factors = between(reference, candidate)
+        report.notes += factors.notes
+        found = compare(
+            reference, candidate, data, tensors=None, threads=settings.threads, scaled=factors.tensors
+        )
         proof.tell(report, found, random=data.random)
         report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in found.tensors]
         proof.tell_execution(report, executed(candidate, sample=data[0].feed, threads=settings.threads))

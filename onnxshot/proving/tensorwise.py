@@ -27,6 +27,8 @@ from onnxshot.parallel import at_once, in_order, shared_out
 from onnxshot.targets.ort_runtime import Runner, label, stored_bytes
 
 Tensors = Mapping[str, NDArray[Any]]
+Scaled = tuple[int, NDArray[Any]]
+"""An axis, and a factor for each channel on it."""
 
 SAMPLES = 4
 """Samples that tensors are compared on, at most: where noise comes from shows on the first few."""
@@ -67,13 +69,15 @@ def compare_tensors(
     threads: int = 2,
     outputs: Sequence[str] = (),
     each: Callable[[Sample, Tensors, Tensors], None] | None = None,
+    scaled: Mapping[str, Scaled] | None = None,
 ) -> tuple[TensorRow, ...]:
     """Rows of the tensors that both models have by name, worst first; all of the top-level graph where none are named.
 
     The candidate runs with the runtime's optimizations off, and a tensor that goes through Q/DQ is taken after them.
     Passes that merge or rescale operators change what a name stands for: `reference` should be the float model as it
     was just before quantization. Empty for models over 1.5 GB. `each` is called once for every sample, in order, with
-    the `outputs` of both models by name, the candidate's second.
+    the `outputs` of both models by name, the candidate's second. scaled: tensors whose channels are larger in the
+    candidate by these factors, which are undone before its tensors are compared.
 
     Held at any time: copies of both models and 256 MB of tensors, whatever the number of tensors and samples.
     """
@@ -93,7 +97,7 @@ def compare_tensors(
     for group in _groups(names, shapes):
         takes = {name: pairs[name].output if name in pairs else name for name in group}
         run = _both(float_proto, cand_proto, [*group, *outputs], [*takes.values(), *outputs], threads)
-        sums = {name: _Sums(makers[name], pairs.get(name)) for name in group}
+        sums = {name: _Sums(makers[name], pairs.get(name), (scaled or {}).get(name)) for name in group}
         for sample, wanted, got, own in in_order(partial(_look, run, takes, sums, outputs), used, workers):
             for entry, part in zip(sums.values(), own, strict=True):
                 entry.join(part)
@@ -113,7 +117,7 @@ def _look(
 ) -> tuple[Sample, Tensors, Tensors, list[_Sums]]:
     """The outputs of both models on a sample, and what it adds to the sums of each tensor."""
     wanted, got = run(sample)
-    own = [_Sums(entry.op, entry.pair) for entry in sums.values()]
+    own = [_Sums(entry.op, entry.pair, entry.scaled) for entry in sums.values()]
     for (name, taken), entry in zip(takes.items(), own, strict=True):
         entry.add(wanted[name], got[taken])
     return sample, {n: wanted[n] for n in outputs}, {n: got[n] for n in outputs}, own
@@ -147,6 +151,7 @@ class _Sums:
 
     op: str
     pair: _Pair | None
+    scaled: Scaled | None = None
     total: SqnrSum = field(default_factory=SqnrSum)
     absmax: float = 0.0
     outside: int = 0
@@ -154,7 +159,10 @@ class _Sums:
     def add(self, wanted: NDArray[Any], got: NDArray[Any]) -> None:
         if wanted.dtype.kind != "f" or got.dtype.kind != "f" or wanted.shape != got.shape or not wanted.size:
             return
-        self.total.add(wanted, got)
+        factors = self._factors(wanted)
+        self.total.add(wanted, got if factors is None else got / factors)
+        if factors is not None:
+            wanted = wanted * factors  # as the candidate stores it
         low, high = float(wanted.min()), float(wanted.max())
         if math.isfinite(low) and math.isfinite(high):
             self.absmax = max(self.absmax, -low, high)
@@ -163,6 +171,15 @@ class _Sums:
         # NaN is in no order with anything: it goes the long way too.
         if self.pair is not None and not (self.pair.low <= low and high <= self.pair.high):
             self.outside += int(np.count_nonzero((wanted < self.pair.low) | (wanted > self.pair.high)))
+
+    def _factors(self, value: NDArray[Any]) -> NDArray[np.float32] | None:
+        """The factors in the shape of a value; None where there are none, or it has other channels."""
+        if self.scaled is None or not -value.ndim <= self.scaled[0] < value.ndim:
+            return None
+        axis, factors = self.scaled[0] % value.ndim, self.scaled[1]
+        if value.shape[axis] != len(factors):
+            return None
+        return factors.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(value.ndim)])
 
     def join(self, other: _Sums) -> None:
         """Add what was summed up elsewhere."""
@@ -238,9 +255,10 @@ def _exposed(proto: ModelProto, names: Iterable[str]) -> bytes:
         del proto.graph.output[before:]
 
 
-def too_large(*sources: Path | bytes | Model) -> bool:
-    """Whether one of the models is over LIMIT."""
-    return any(_bytes(source) > LIMIT for source in sources)
+def too_large(*sources: Path | bytes | Model, limit: int | None = None) -> bool:
+    """Whether one of the models has more bytes than the limit, by default LIMIT."""
+    most = LIMIT if limit is None else limit
+    return any(_bytes(source) > most for source in sources)
 
 
 def _bytes(source: Path | bytes | Model) -> int:

@@ -19,7 +19,7 @@ from onnxshot.judging.orders import Order
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.parallel import at_once, in_order, shared_out
 from onnxshot.proving.contract import contract, difference
-from onnxshot.proving.tensorwise import SAMPLES, TensorRow, compare_tensors, too_large
+from onnxshot.proving.tensorwise import SAMPLES, Scaled, TensorRow, compare_tensors, too_large
 from onnxshot.report import GAP_DB
 from onnxshot.targets.ort_runtime import Runner
 from onnxshot.targets.runtime import Loaded
@@ -102,12 +102,14 @@ def compare(
     tensors: Sequence[str] | None = (),
     threads: int = 2,
     inside: bytes | None = None,
+    scaled: Mapping[str, Scaled] | None = None,
 ) -> Comparison:
     """Run both models over the samples and add up the differences; as many samples at once as there are threads.
 
     The first samples are run once more with the runtime's optimizations off, and tell of the named tensors too, or of
     all where `tensors` is None. Held at any time: two sessions, a few samples' outputs, and the first samples' feeds.
-    inside: the float model whose tensors the candidate's are held against, where that is not the reference.
+    inside: the float model whose tensors the candidate's are held against, where that is not the reference; scaled:
+    tensors whose channels are larger in the candidate by these factors.
     Outputs are matched by name; what one model lacks, or numpy cannot hold, is left out and noted. Random numbers
     inside, the order of TopK and the like, and copies of inputs are kept out of all figures: see `onnxshot.judging`.
 
@@ -151,7 +153,7 @@ def compare(
         del judge, fast
         rows_inside = compare_tensors(
             how.other(inside or reference), how.other(candidate), seen, tensors, threads=threads, outputs=names,
-            each=plain,
+            each=plain, scaled=scaled,
         )  # fmt: skip
     found = _comparison(sums, totals, count, picks)
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]

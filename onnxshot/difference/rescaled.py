@@ -1,0 +1,273 @@
+"""Which channels of one file are those of another times a factor: equalized and smoothed models, seen by their weights.
+
+Cross-layer equalization multiplies the rows of a weight and divides the columns of those that read them; SmoothQuant
+divides what a normalization makes and multiplies the rows of the products behind it. The answers stay the same, and
+tensors between cannot be compared before the factors are undone. A factor counts only where both sides show it: what
+makes the channel, and everything with a weight that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.difference.layers import Layer, Layers, read_layers
+from onnxshot.difference.rows import Pairs, matched
+from onnxshot.errors import OnnxshotError
+from onnxshot.graph import Node, edit
+from onnxshot.planning.channels import Channels, Ids, channels_of
+from onnxshot.proving.tensorwise import too_large
+from onnxshot.zeros import outputs_first
+
+Floats = NDArray[np.float64]
+
+_SAME = 0.05  # factors that are closer to 1 are what rounding makes of the weights
+_FIT = 0.05  # share of a row's energy that may be left once it was fitted: rounding to 8 bits leaves 0.001
+_AGREES = 0.3  # by which what reads a channel may differ from its factor: its small weights were rounded too
+_PRODUCTS = ("MatMul", "Gemm")
+MAX_BYTES = 500_000_000
+"""Weights of a file that is still looked at: both are held, in float32."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """Channels of the second file over those of the first.
+
+    Attributes:
+        tensors: name -> (axis, factor of each channel [C]), of tensors with one that is not 1.
+        made, read: name of a node of the first file -> factors of the channels that it makes [O], and reads [I].
+    """
+
+    tensors: Mapping[str, tuple[int, Floats]] = field(default_factory=dict)
+    made: Mapping[str, Floats] = field(default_factory=dict)
+    read: Mapping[str, Floats] = field(default_factory=dict)
+
+    def of_weight(self, layer: Layer) -> Any:
+        """What the second file's weight of a layer was multiplied by, to be held against it with its outputs first."""
+        made, read = self.made.get(layer.node.label), self.read.get(layer.node.label)
+        if layer.slot is None or (made is None and read is None):
+            return 1.0
+        table = _weight(layer.node, layer.slot)
+        assert table is not None, "it has factors, which its weight showed"
+        outs = 1.0 if made is None else made.reshape(-1, *[1] * (table.ndim - 1))
+        return outs / spread_inputs(table, read)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a report says of it."""
+        if not self.tensors:
+            return []
+        how = "were equalized or smoothed, and are compared at the scale they had"
+        return [f"channels of {len(self.tensors)} tensors {how}: the weights around them show it"]
+
+
+def between(before: Path, after: Path) -> Factors:
+    """The factors of one file against another; none where one is large, or cannot be read layer by layer."""
+    if too_large(before, after, limit=MAX_BYTES):
+        return Factors()
+    try:
+        one, other = read_layers(before), read_layers(after)
+    except OnnxshotError:
+        return Factors()
+    return factors_of(one, matched(one.layers, other.layers)[0])
+
+
+def factors_of(one: Layers, pairs: Pairs) -> Factors:
+    """The factors of a model against another; pairs: the layers that belong together."""
+    other = {id(a.node): b for a, b in pairs}
+    found = _equalized(one, other)
+    smooth = _smoothed(one, other)
+    return Factors(
+        {**found.tensors, **smooth.tensors}, {**found.made, **smooth.made}, {**found.read, **smooth.read}
+    )
+
+
+# ---------------------------------------------------------------------- equalized channels, axis 1
+
+
+def _equalized(one: Layers, other: Mapping[int, Layer]) -> Factors:
+    channels = channels_of(one.model)
+    reads = {id(node): ids for node, ids in channels.read_by}
+    factors = np.ones(channels.count)
+    for _ in range(2):  # of channels that several layers make, the first pass knows the first one alone
+        factors = _fitted(channels, reads, other, factors)
+    wrong = {int(i) for node, ids in channels.read_by for i in _refuted(node, ids, other, factors, channels)}
+    wrong |= channels.fixed
+    factors[list(wrong)] = 1.0
+    factors[np.abs(factors - 1) < _SAME] = 1.0
+    scaled = {name: (1, factors[ids]) for name, ids in channels.of.items() if (factors[ids] != 1).any()}
+    made = {node.label: factors[ids] for node, ids in channels.made_by if (factors[ids] != 1).any()}
+    read = {node.label: factors[ids] for node, ids in channels.read_by if (factors[ids] != 1).any()}
+    return Factors(scaled, made, read)
+
+
+def _fitted(channels: Channels, reads: Mapping[int, Ids], other: Mapping[int, Layer], known: Floats) -> Floats:
+    """Factor of every channel number, by least squares over the weights that make it; 1 where they do not fit."""
+    numerator, energy = np.zeros(len(known)), np.zeros(len(known))
+    factors, bad = known.copy(), set[int]()
+    for node, ids in channels.made_by:
+        tables = _tables(node, other.get(id(node)))
+        if tables is None:
+            bad |= set(ids.tolist())
+            continue
+        before, after = tables
+        ids_read = reads.get(id(node))
+        inner = None if ids_read is None else factors[ids_read]
+        expected = (before / spread_inputs(before, inner)).reshape(len(before), -1)
+        got = after.reshape(len(after), -1)
+        product, own = (got * expected).sum(axis=1), (expected**2).sum(axis=1)
+        fit = product / np.maximum(own, 1e-300)
+        left = ((got - fit[:, None] * expected) ** 2).sum(axis=1)
+        wrong = (left > _FIT * (got**2).sum(axis=1)) | (fit <= 0)
+        bad |= set(ids[wrong].tolist())
+        np.add.at(numerator, ids, product)
+        np.add.at(energy, ids, own)
+        some = ids[(energy[ids] > 0) & (numerator[ids] > 0)]
+        factors[some] = numerator[some] / energy[some]
+        factors[list(bad)] = 1.0
+    return factors
+
+
+def spread_inputs(table: Floats, factors: Floats | None) -> Any:
+    """Factors of a weight's inputs [I], to be held against it [O, I / groups, *kernel]."""
+    if factors is None:
+        return 1.0
+    groups = len(factors) // table.shape[1]
+    by_group = factors.reshape(groups, -1)
+    rows = np.repeat(by_group, len(table) // groups, axis=0)
+    return rows.reshape(*rows.shape, *[1] * (table.ndim - 2))
+
+
+def _refuted(
+    node: Node, ids: Ids, other: Mapping[int, Layer], factors: Floats, channels: Channels
+) -> Iterator[int]:
+    """Numbers of the channels whose factors are not undone by a weight that reads them."""
+    tables = _tables(node, other.get(id(node)))
+    if tables is None:
+        yield from ids.tolist()
+        return
+    before, after = tables
+    groups = len(ids) // before.shape[1]
+    outs = next((o for n, o in channels.made_by if n is node), None)
+    scale = np.ones(len(after)) if outs is None else factors[outs]
+    got = (after.reshape(len(after), -1) / scale[:, None]).reshape(groups, len(after) // groups, before.shape[1], -1)
+    expected = before.reshape(got.shape)
+    fit = (got * expected).sum(axis=(1, 3)) / np.maximum((expected**2).sum(axis=(1, 3)), 1e-300)
+    silent = (expected**2).sum(axis=(1, 3)).reshape(-1) == 0
+    off = np.abs(fit.reshape(-1) * factors[ids] - 1) > _AGREES
+    yield from ids[off & ~silent].tolist()
+
+
+def _tables(node: Node, match: Layer | None) -> tuple[Floats, Floats] | None:
+    """The weight of a Conv or Gemm in both files, outputs first; None where they are not of one shape."""
+    if match is None or match.slot is None or match.node.op not in ("Conv", *_PRODUCTS):
+        return None
+    return _alike(_weight(node, 1), _weight(match.node, match.slot))
+
+
+def _alike(before: Floats | None, after: Floats | None) -> tuple[Floats, Floats] | None:
+    return (before, after) if before is not None and after is not None and before.shape == after.shape else None
+
+
+def _weight(node: Node, slot: int) -> Floats | None:
+    values = edit.constant_input(node, slot)
+    if values is None or values.ndim < 2 or values.dtype.kind != "f":
+        return None
+    return outputs_first(node, slot, np.asarray(values)).astype(np.float64)
+
+
+# ---------------------------------------------------------------------- smoothed products, last axis
+
+
+def _smoothed(one: Layers, other: Mapping[int, Layer]) -> Factors:
+    """What a normalization, or a product with a vector, makes otherwise, and the products that read it undo."""
+    tensors: dict[str, tuple[int, Floats]] = {}
+    read: dict[str, Floats] = {}
+    for _, node in one.model.walk():
+        match = other.get(id(node))
+        if match is not None and node.op in ("LayerNormalization", "Mul", "Add"):
+            ratio = _ratio(node, match.node, tensors)
+            if ratio is not None and (np.abs(ratio - 1) > _SAME).any() and _undone(node, ratio, other):
+                tensors[node.outputs[0].name] = (-1, ratio)
+        if match is not None and node.op in _PRODUCTS and not node.attrs.get("transA", 0):
+            known = tensors.get(node.inputs[0].name)
+            inner = known[1] if known is not None else _own_scaling(node, match.node)
+            if inner is not None:
+                read[node.label] = inner
+    return Factors(tensors, {}, read)
+
+
+def _ratio(node: Node, match: Node, tensors: Mapping[str, tuple[int, Floats]]) -> Floats | None:
+    """What the output's channels are in the second file over the first, by the vectors that scale them."""
+    if node.op != match.op:
+        return None
+    if node.op == "LayerNormalization":
+        return _quotient(edit.constant_input(node, 1), edit.constant_input(match, 1))
+    before, after = _vector(node), _vector(match)
+    if before is None or after is None:
+        return None
+    source = next((tensors[t.name][1] for t in node.inputs if t.name in tensors), None)
+    if node.op == "Add":
+        return source if source is not None and len(source) == before.size else None
+    found = _quotient(before, after)
+    return found if found is None or source is None else found * source
+
+
+def _vector(node: Node) -> NDArray[Any] | None:
+    values = [v for v in (edit.constant_input(node, i) for i in range(len(node.inputs))) if v is not None]
+    if len(values) != 1 or not values[0].ndim or values[0].size != values[0].shape[-1]:
+        return None
+    return values[0].reshape(-1)
+
+
+def _quotient(before: NDArray[Any] | None, after: NDArray[Any] | None) -> Floats | None:
+    if before is None or after is None or before.shape != after.shape or before.dtype.kind != "f":
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = after.astype(np.float64).reshape(-1) / before.astype(np.float64).reshape(-1)
+    found = np.where(np.isfinite(found), found, 1.0)
+    return found if (found > 0).all() else None
+
+
+def _undone(node: Node, ratio: Floats, other: Mapping[int, Layer]) -> bool:
+    """Whether every product that reads the tensor has rows that undo the factors, and there is one."""
+    readers = list(edit.consumers(node.outputs[0]))
+    products = [r for r in readers if r.op in _PRODUCTS and r.inputs[0] is node.outputs[0]]
+    passed = [r for r in readers if r.op in ("Add", "Mul") and _vector(r) is not None]
+    if len(products) + len(passed) != len(readers) or not readers:
+        return False
+    return all(_rows_undo(r, other.get(id(r)), ratio) for r in products) and all(
+        _undone(r, _passed(r, other.get(id(r)), ratio), other) for r in passed
+    )
+
+
+def _passed(node: Node, match: Layer | None, ratio: Floats) -> Floats:
+    """The factors behind a node that adds or multiplies a vector."""
+    if node.op == "Add" or match is None:
+        return ratio
+    found = _quotient(_vector(node), _vector(match.node))
+    return ratio if found is None or found.shape != ratio.shape else ratio * found
+
+
+def _rows_undo(node: Node, match: Layer | None, ratio: Floats) -> bool:
+    tables = None if match is None or match.slot is None else _alike(_weight(node, 1), _weight(match.node, match.slot))
+    if tables is None or tables[0].shape[1] != len(ratio):
+        return False
+    before, after = tables
+    energy = (before**2).sum(axis=0)
+    fit = (before * after).sum(axis=0) / np.maximum(energy, 1e-300)
+    return bool((np.abs(fit * ratio - 1)[energy > 0] < _AGREES).mean() > 0.9) if (energy > 0).any() else False
+
+
+def _own_scaling(node: Node, match: Node) -> Floats | None:
+    """The vector of a Mul that the second file alone has in front of a product."""
+    maker = edit.producer(match.inputs[0])
+    if maker is None or maker.op != "Mul" or node.inputs[0].name not in [t.name for t in maker.inputs]:
+        return None
+    vector = _vector(maker)
+    return None if vector is None or not (vector > 0).all() else vector.astype(np.float64)
