@@ -3,6 +3,7 @@ refused."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from onnxshot.graph import Model, shapes
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.passes.normalize import normalize
+from onnxshot.proving import proof
 from onnxshot.proving.meaning import refuse_other_meaning
 from onnxshot.proving.reference import reference_of
 from onnxshot.targets.ort_runtime import Runner
@@ -136,3 +138,30 @@ def test_what_onnx_runtime_does_not_run_is_compared_as_normalized_and_said() -> 
     result = onnxshot.quantize(given, SAMPLES, effort="fast")
     assert result.report.sqnr_db is not None
     assert any("compared with the model as it was normalized" in note for note in result.report.notes)
+
+
+def test_the_benchmark_of_truth_finds_a_lie(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(net("u = Relu(t)", opset=11), tmp_path / "one.onnx")
+    (tmp_path / "d").mkdir()
+    for i, sample in enumerate(SAMPLES):
+        np.save(tmp_path / "d" / f"{i:02}.npy", sample["x"])
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    truth = importlib.import_module("truth")
+    monkeypatch.setattr("sys.argv", ["truth.py", str(tmp_path), "--effort", "fast"])
+    with pytest.raises(SystemExit) as ended:
+        truth.main()
+    assert ended.value.code == 0
+    assert "1 within" in capsys.readouterr().out
+    real = proof.tell
+
+    def lie(report: Any, found: Any, **rest: Any) -> None:
+        real(report, found, **rest)
+        report.sqnr_db += 3
+
+    monkeypatch.setattr(proof, "tell", lie)
+    with pytest.raises(SystemExit) as ended:
+        truth.main()
+    assert ended.value.code == 1
+    assert "| 3.00 ! |" in capsys.readouterr().out
