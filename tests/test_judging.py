@@ -151,6 +151,27 @@ def test_weights_in_another_file_beside_noise_are_no_fault(tmp_path: Path) -> No
     assert result.report.sqnr_db is not None and result.report.sqnr_db > 20
 
 
+def test_a_bundle_records_no_answers_that_no_other_run_gives(tmp_path: Path) -> None:
+    onnx.save(noisy_net(), str(tmp_path / "net.onnx"))
+    given = [s.feed for s in samples(6, 1, 8, 40)]
+    result = onnxshot.quantize(tmp_path / "net.onnx", given, output=tmp_path / "q.onnx", settings=PROVEN)
+    onnxshot.bundle(result, tmp_path / "bundle", given)
+    found = onnxshot.verify(tmp_path / "bundle")
+    assert (found.samples, found.outputs) == (0, ()) and found.files >= 4
+
+
+def test_where_noise_cannot_be_held_still_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is compared as it is then, and the noise is in the figures."""
+
+    def breaking(proto: ModelProto, *_: object) -> None:
+        proto.graph.node.append(helper.make_node("NoSuchOp", [], ["nothing"]))
+
+    monkeypatch.setattr("onnxshot.judging.fair.hold_still", breaking)
+    made = noisy_net().SerializeToString()
+    result = compare(made, made, samples(2, 1, 8, 40))
+    assert result.random == () and any("are in the figures" in note for note in result.notes)
+
+
 def test_trials_see_no_noise() -> None:
     made = noisy_net().SerializeToString()
     (found,) = tried(made, [made], samples(4, 1, 8, 40), threads=2)
@@ -378,6 +399,35 @@ def test_only_what_is_computed_is_judged(join: str) -> None:
     assert result.sqnr_db == pytest.approx(db(*np.asarray(new)), abs=0.01)
     (found,) = tried(reference.SerializeToString(), [other.SerializeToString()], given, threads=1)
     assert found.total.db == pytest.approx(result.sqnr_db, abs=0.01)
+
+
+INSIDE = {
+    "Attention": ("Attention(q, k, v, , pk, pv)", (1, 2, 1, 4), 4, {"opset": 23}),
+    "MultiHeadAttention": (
+        "com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, v, , , , pk, pv)", (1, 1, 8), 8,
+        {"imports": ', "com.microsoft": 1'},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", INSIDE)
+def test_nor_is_a_past_that_one_operator_goes_on_from(op: str) -> None:
+    """Of 51 steps of keys, the last alone is computed; the values are given, and new ones are no copies of the past."""
+    body, shape, width, how = INSIDE[op]
+    given = {name: ", ".join(map(str, shape)) for name in "qxv"}
+    ports = ", ".join(f"float[{dims}] {name}" for name, dims in given.items())
+    text = f"""g ({ports}, float[1, 2, p, 4] pk, float[1, 2, p, 4] pv) =>
+        (float[a, b, c] y, float[1, 2, t, 4] keys, float[1, 2, t, 4] values) {{
+        k = MatMul(x, w)  z, keys, values = {body}  y = Reshape(z, flat) }}"""
+    w, flat = weight(width, width), np.int64([1, 1, -1])
+    reference = model(text, {"w": w, "flat": flat}, ir=10, **how).SerializeToString()
+    other = model(text, {"w": 1.1 * w, "flat": flat}, ir=10, **how).SerializeToString()
+    rng = np.random.default_rng(0)
+    feed = {name: rng.normal(size=shape).astype(np.float32) for name in "qxv"}
+    feed |= {name: 10 * rng.normal(size=(1, 2, 50, 4)).astype(np.float32) for name in ("pk", "pv")}
+    result = compare(reference, other, [Sample("a", feed)])
+    assert result.copied == ("keys", "values")
+    assert next(row for row in result.outputs if row.name == "keys").sqnr_db == pytest.approx(20, abs=0.01)
 
 
 def test_a_past_that_is_rounded_is_no_copy() -> None:

@@ -24,6 +24,8 @@ from onnxshot.files.given import of_run
 from onnxshot.files.ledger import Files, Read, Write
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
+from onnxshot.judging.noise import inlined, sources
+from onnxshot.judging.protos import parsed
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
 from onnxshot.preparing import sizes_of
 from onnxshot.recipes import record
@@ -178,7 +180,12 @@ def _held_out(data: Dataset, model: Model, recipe: Mapping[str, Any]) -> Dataset
 
 
 def _samples(source: Path, data: Dataset, artifacts: tuple[Made, ...], made: Path, threads: int) -> tuple[str, ...]:
-    """Write a few samples with the answers of the float model and of every artifact that runs here; their names."""
+    """Write a few samples with the answers of the float model and of every artifact that runs here; their names.
+
+    None of a model that draws random numbers: no other run gives the same answers.
+    """
+    if sources(inlined(parsed(source))):
+        return ()
     judge, runners = Runner(source, threads=threads), dict[str, Loaded]()
     for artifact in artifacts:
         with contextlib.suppress(TargetError):  # its runtime is not here: only its hash can be checked

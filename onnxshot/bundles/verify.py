@@ -97,7 +97,7 @@ def verify(folder: str | Path, *, threads: int = 2) -> Verified:
             rows += _rows(folder, made, samples, threads)
         except TargetError as e:
             not_run[made.file] = str(e)
-    if not rows and not_run:
+    if samples and not rows and not_run:
         name, reason = next(iter(not_run.items()))
         raise TargetError(f"all files are whole, and nothing was run: {name}: {reason}", "install a runtime of it")
     added = tuple(name for name in files_of(folder) if name not in manifest.files)
@@ -106,6 +106,8 @@ def verify(folder: str | Path, *, threads: int = 2) -> Verified:
 
 def _rows(folder: Path, made: Made, samples: list[Stored], threads: int) -> list[OutputCheck]:
     """All outputs of an artifact. Raises TargetError where it does not run here, or did not where it was made."""
+    if not samples:
+        raise TargetError("no sample was recorded: the model draws random numbers, or its samples are too large")
     if not any(sample.outputs[made.file] for sample in samples):
         raise TargetError("no outputs were recorded, since its runtime was not there")
     runner = load_artifact(folder / made.file, made.format, threads=threads)

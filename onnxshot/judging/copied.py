@@ -20,7 +20,13 @@ _COPYING: Mapping[str, tuple[int, ...] | None] = {  # op -> inputs whose values 
     "Tile": (0,), "Concat": None, "Where": (1, 2), "ScatterND": (0, 2), "ScatterElements": (0, 2), "Scatter": (0, 2),
     "TensorScatter": (0, 1),
 }  # fmt: skip
-_CONSTANT_OF_SHAPE = 9  # opset it came with
+_CACHES: Mapping[tuple[str, str], Mapping[int, tuple[int, int]]] = {  # (domain, op) -> output -> (its past, its axis)
+    ("", "Attention"): {1: (4, 2), 2: (5, 2)},
+    ("com.microsoft", "Attention"): {1: (4, 3)},
+    ("com.microsoft", "MultiHeadAttention"): {1: (6, 2), 2: (7, 2)},
+    ("com.microsoft", "GroupQueryAttention"): {1: (3, 2), 2: (4, 2)},
+}
+_OPSET = 10  # from which ConstantOfShape is there, and Slice takes inputs
 _TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
@@ -41,7 +47,7 @@ class Copied:
 
 def copied_outputs(proto: ModelProto) -> tuple[Copied, ...]:
     """The float outputs of a model that are copies of its inputs in part, or as a whole."""
-    if opset_of(proto) < _CONSTANT_OF_SHAPE:
+    if opset_of(proto) < _OPSET:
         return ()
     made, floats = makers(proto.graph), _float_inputs(proto.graph)
     found = []
@@ -69,7 +75,10 @@ def add_computed(proto: ModelProto, copied: tuple[Copied, ...]) -> None:
             zero = numpy_helper.from_array(np.zeros(1, helper.tensor_dtype_to_np_dtype(floats[name])))
             new.append(helper.make_node("Shape", [name], [f"{found}/shape"]))
             new.append(helper.make_node("ConstantOfShape", [f"{found}/shape"], [found], value=zero))
-        elif (node := made.get(name)) is not None and _touches(node, made, floats):
+        elif (node := made.get(name)) is not None and (cache := _cache(node, name)) is not None:
+            found = f"{PREFIX}new/{name}"
+            new.extend(_behind_past(name, cache, found))
+        elif node is not None and _touches(node, made, floats):
             copy = NodeProto()
             copy.CopyFrom(node)
             slots = _moved(node)
@@ -112,10 +121,43 @@ class _Trace:
                 self.sources[name] = None
             elif node is not None and node.op_type == "Constant":
                 continue  # neither copied from an input nor computed
+            elif node is not None and (cache := _cache(node, name)) is not None:
+                waiting.append(cache[0])
+                self.computes = True
             elif node is not None and (slots := _moved(node)):
                 waiting += [x for i, x in enumerate(node.input) if i in slots and x]
             elif node is not None:
                 self.computes = True
+
+
+def _cache(node: NodeProto, output: str) -> tuple[str, int] | None:
+    """The past that the node puts in front of what it adds to this output, and the axis; None where there is none."""
+    domain = "" if node.domain in STANDARD else node.domain
+    past, axis = _CACHES.get((domain, node.op_type), {}).get(list(node.output).index(output), (len(node.input), 0))
+    return (node.input[past], axis) if past < len(node.input) and node.input[past] else None
+
+
+def _behind_past(name: str, cache: tuple[str, int], made: str) -> list[NodeProto]:
+    """Nodes that slice off the past; where it is a buffer of the same length, in which the new lies, nothing."""
+    past, axis = cache
+    parts = ("all", "past", "longer", "start", "end", "axis", "factor")
+    whole, before, longer, start, end, at, factor = (f"{made}/{part}" for part in parts)
+    ints = {at: axis, end: np.iinfo(np.int64).max}
+    constants = {k: numpy_helper.from_array(np.asarray([v], np.int64), k) for k, v in ints.items()}
+    return [
+        *(helper.make_node("Constant", [], [k], value=v) for k, v in constants.items()),
+        *_length(name, at, whole),
+        *_length(past, at, before),
+        helper.make_node("Greater", [whole, before], [longer]),
+        helper.make_node("Cast", [longer], [factor], to=TensorProto.INT64),
+        helper.make_node("Mul", [before, factor], [start]),
+        helper.make_node("Slice", [name, start, end, at], [made]),
+    ]
+
+
+def _length(name: str, axis: str, made: str) -> list[NodeProto]:
+    shape = f"{made}/shape"
+    return [helper.make_node("Shape", [name], [shape]), helper.make_node("Gather", [shape, axis], [made])]
 
 
 def _touches(node: NodeProto, made: Mapping[str, NodeProto], floats: Mapping[str, int]) -> bool:

@@ -17,7 +17,7 @@ from onnx import ModelProto
 from onnxshot.errors import ModelError
 from onnxshot.judging.copied import Copied, add_computed, copied_outputs
 from onnxshot.judging.noise import Source, hold_still, inlined, sources
-from onnxshot.judging.orders import Order, add_orders, orders, orders_inside, same_nodes, seen_in
+from onnxshot.judging.orders import Order, add_orders, alike, orders, orders_inside, same_nodes, seen_in
 from onnxshot.judging.protos import PREFIX, parsed
 from onnxshot.targets.ort_runtime import Feed, Runner, stored_bytes
 
@@ -41,6 +41,8 @@ class Fair:
         copied: outputs that are copies of inputs in part or as a whole.
         inside: nodes of loops and branches that order, which are left as they are.
         lacking: what orders the reference, and has no twin in the other model.
+        failed: why models are compared as they are, although something should be kept out.
+        differs: two runs of the reference differ nevertheless.
     """
 
     reference: Path | bytes
@@ -50,6 +52,8 @@ class Fair:
     copied: tuple[Copied, ...] = ()
     inside: tuple[str, ...] = ()
     lacking: str = ""
+    failed: str = ""
+    differs: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -58,6 +62,10 @@ class Fair:
         if self.noise:
             some = _list([source.node for source in self.noise])
             found.append(f"draws random numbers, in {some}: each run gives other outputs; compared with the same ones")
+        if self.differs:
+            found.append("two runs of the float model give different outputs: figures hold that difference too")
+        if self.failed:
+            found.append(f"random numbers, orders and copies are in the figures: {self.failed}")
         if self.copied:
             some = _list([one.output for one in self.copied])
             found.append(f"copies of inputs are no part of the figures, of output {some}")
@@ -93,6 +101,22 @@ class Fair:
         if self.noise:
             hold_still(proto, self.noise)
         return bytes(proto.SerializeToString())
+
+    def or_plain(self, model: Path | bytes, source: Path | bytes) -> tuple[Fair, Path | bytes]:
+        """How a model is held against the reference, whose file is `source`, and what is run in its place.
+
+        Where what would be run does not load, although the model does, both are compared as they are.
+        """
+        how = self.without_orders_lacking(model)
+        if how.plain:
+            return how, model
+        try:
+            other = how.other(model)
+            Runner(other)
+        except ModelError as e:
+            Runner(model)
+            return Fair(source, inside=how.inside, failed=e.message), model
+        return how, other
 
     def without_orders_lacking(self, model: Path | bytes) -> Fair:
         """How this model is held against the reference, which may have been made by another tool.
@@ -145,15 +169,28 @@ def fair(reference: Path | bytes, feed: Feed) -> Fair:
         copied = ()  # there would be nothing left to judge
     if not (noise or copied or found) or _bytes(reference) > LIMIT:
         return Fair(reference, inside=inside)
-    whole = inlined(_whole(reference))
-    seen = _seen(whole, noise, found, feed) if found else {}
-    kept = tuple(order for order in found if order.number in seen)
-    if not (noise or copied or kept):
-        return Fair(reference, inside=inside)
-    add_computed(whole, copied)
-    add_orders(whole, kept, ())
-    hold_still(whole, noise)
-    return Fair(bytes(whole.SerializeToString()), noise, kept, seen, copied, inside)
+    try:
+        whole = inlined(_whole(reference))
+        seen = _seen(whole, noise, found, feed) if found else {}
+        kept = tuple(order for order in found if order.number in seen)
+        if not (noise or copied or kept):
+            return Fair(reference, inside=inside)
+        add_computed(whole, copied)
+        add_orders(whole, kept, ())
+        hold_still(whole, noise)
+        changed = bytes(whole.SerializeToString())
+        differs = _differs(changed, feed)
+    except ModelError as e:
+        Runner(reference).run(feed)  # it may be the model that does not run
+        return Fair(reference, inside=inside, failed=e.message)
+    return Fair(changed, noise, kept, seen, copied, inside, differs=differs)
+
+
+def _differs(model: bytes, feed: Feed) -> bool:
+    """Whether two runs of a model differ by more than sums in another order do."""
+    runner = Runner(model)
+    first, second = runner.run(feed), runner.run(feed)
+    return not all(alike(first[name], second[name]) for name in first)
 
 
 def _seen(

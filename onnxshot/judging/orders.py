@@ -213,7 +213,7 @@ def seen_in(
     seen = dict[int, frozenset[str]]()
     for order in found:
         other = turned[order.number]
-        names = [o for o in outputs if o in base and (other is None or not _alike(base[o], other[o]))]
+        names = [o for o in outputs if o in base and (other is None or not alike(base[o], other[o]))]
         if names:
             seen[order.number] = frozenset(names)
     changed = True
@@ -223,14 +223,15 @@ def seen_in(
             other = turned[order.number]
             if order.number in seen or other is None:
                 continue
-            later = [o for o in found if o.number in seen and not _alike(base[o.picks], other[o.picks])]
+            later = [o for o in found if o.number in seen and not alike(base[o.picks], other[o.picks])]
             if later:
                 seen[order.number] = frozenset().union(*(seen[o.number] for o in later))
                 changed = True
     return seen
 
 
-def _alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+def alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether values are the same, but for what another order of sums does."""
     if one.shape != other.shape:
         return False
     if one.dtype.kind != "f":

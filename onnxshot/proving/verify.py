@@ -180,8 +180,7 @@ def _loaded(
     reference: Path | bytes, candidate: Path | bytes, sample: Sample, threads: int
 ) -> tuple[Fair, Runner, Runner]:
     """How the candidate is held against the reference, and both as they are run for it."""
-    how = fair(reference, sample.feed).without_orders_lacking(candidate)
-    other = how.other(candidate)
+    how, other = fair(reference, sample.feed).or_plain(candidate, reference)
     judge, fast = at_once(lambda: Runner(how.reference, threads=threads), lambda: Runner(other, threads=threads))
     return how, judge, fast
 
