@@ -218,18 +218,23 @@ def macs(kernel: Kernel) -> int:
 
 
 def einsum(equation: str, shapes: list[Shape]) -> int:
-    """By numpy's own plan of the contraction, operands in order."""
-    arrays = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
-    if len(arrays) < 2:
-        return 0
-    total, letters = 0, dict[str, int]()
-    for term, shape in zip(equation.replace(" ", "").split("->")[0].split(","), shapes, strict=True):
-        letters |= dict(zip(term.replace("...", ""), shape[-len(term.replace("...", "")) :], strict=True))
-    for step in np.einsum_path(equation, *arrays, optimize="optimal")[1].splitlines():
-        found = re.match(r"\s*\d+\s+(?:GEMM|TDOT|OUTER.*|DOT|False|True|BLAS|0|\S+)\s+(\S+->\S*)", step)
-        if found:
-            total += math.prod(letters[c] for c in set(found[1].split("->")[0]) - {","})
+    """Operands one after the other, each product over all letters of both that are still needed."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    terms = [spelled(term, len(shape)) for term, shape in zip(left.split(","), shapes, strict=True)]
+    sizes = {c: size for term, shape in zip(terms, shapes, strict=True) for c, size in zip(term, shape, strict=True)}
+    right += "0123456789" * ("." in right)
+    total, held = 0, set(terms[0])
+    for i, term in enumerate(terms[1:], start=1):
+        held |= set(term)
+        total += math.prod(sizes[c] for c in held)
+        held &= set(right).union(*terms[i + 1 :])
     return total
+
+
+def spelled(term: str, rank: int) -> str:
+    """The letters of a term, with digits for the dimensions that an ellipsis stands for."""
+    before, dots, after = term.partition("...")
+    return before + "0123456789"[: rank - len(before) - len(after)] * bool(dots) + after
 
 
 def new_matrices(model: Path) -> int:

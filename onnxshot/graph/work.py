@@ -240,11 +240,14 @@ def _attention(past: int) -> Rule:
 
 def _linear_attention(work: Work) -> int | None:
     # LinearAttention: each step adds k x v to a state [B, heads, Dk, Dv] and reads it; a delta rule reads it twice
-    state = work.output(1) or work.input(3)
-    if work.x is None or state is None:
+    heads, state = work.attr("q_num_heads"), work.output(1) or work.input(3)
+    if work.x is None or len(work.x) < 3:
         return None
-    steps = work.x[-2] if len(work.x) > 2 else work.x[0]
-    return steps * math.prod(state) * (3 if "delta" in work.text("update_rule") else 2)
+    if state is None and work.out is not None and heads and len(work.x) == 3:
+        state = (work.x[0], heads, work.x[2] // heads, work.out[2] // heads)
+    if state is None:
+        return None
+    return work.x[-2] * math.prod(state) * (3 if "delta" in work.text("update_rule") else 2)
 
 
 _RULES: dict[str, Rule] = {

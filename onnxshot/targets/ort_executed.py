@@ -83,9 +83,12 @@ def _worked(written: Model, events: list[Event], feed_shapes: Mapping[str, Shape
         by_name[event.node].append(event)
     known = _shapes_of(written, by_name) | dict(feed_shapes)
     worked, top = {}, set(written.graph.nodes)
+    if any(work_of(node, known) is not None and node.name not in by_name for node in top):
+        # What runs as the nodes of its function is in no profile by its own name.
+        known = concrete_shapes(written, feed_shapes) | known
     for _, node in written.walk():
         rows = [work_of(node, known | _own(node, event)) for event in by_name.get(node.name, [])]
-        if not rows and node in top:  # an operator that runs as the nodes of its function
+        if not rows and node in top:
             rows = [work_of(node, known)]
         if work_of(node, known) is None:
             continue
