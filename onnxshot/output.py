@@ -65,6 +65,8 @@ def deliver(
         if output is None:
             final, keep = stack.enter_context(scratch()) / "model.onnx", False
         else:
+            if keep:
+                refuse_lost(model, Path(output))  # its weights may be larger than before the work
             final = Path(output) if keep else stack.enter_context(aside(Path(output))) / Path(output).name
         written = stack.enter_context(draft(model, final))
         prove(written)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.advice import NOISE, is_slower
-from onnxshot.errors import UsageError
-from onnxshot.files.ledger import Files, Read, Write
+from onnxshot.errors import ModelError, UsageError
+from onnxshot.files.ledger import SAMPLES, Files, Read, Write
+from onnxshot.graph.load import external_files
 from onnxshot.passes.base import Skip
 from onnxshot.verdict import Verdict, judge
 from onnxshot.writing.places import write_file
@@ -230,7 +231,7 @@ def save_report(values: Mapping[str, Any], path: str | Path) -> None:
     Raises UsageError where that cannot be done, or a file is there that the report is about.
     """
     path = Path(path)
-    Files(tuple(_told_of(values)), (Write(path, "the report"),)).check()
+    Files(tuple(_told_of(values, path)), (Write(path, "the report"),)).check()
     if path.suffix.lower() in (".html", ".htm"):
         from onnxshot.html.page import page
 
@@ -243,10 +244,18 @@ def save_report(values: Mapping[str, Any], path: str | Path) -> None:
         raise UsageError(f"cannot write the report to {path}: {e.strerror}", "choose another file") from e
 
 
-def _told_of(values: Mapping[str, Any]) -> Iterator[Read]:
-    """The files that a report tells of: the input, and what was written, of every target."""
-    if isinstance(values.get("input"), str):
-        yield Read(Path(values["input"]), "the input")
+def _told_of(values: Mapping[str, Any], place: Path) -> Iterator[Read]:
+    """The files that a report tells of: the input, its samples, and what was written, of every target.
+
+    place: where the report goes; files that no report was ever written to are looked at more closely.
+    """
+    given, samples = str(values.get("input")), values.get("samples") or {}
+    yield Read(Path(given), "the input")
+    if isinstance(samples.get("source"), str):
+        yield Read(Path(samples["source"]), "one of the samples", SAMPLES)
+    if place.is_file() and place.suffix.lower() not in (".json", ".html", ".htm"):
+        with contextlib.suppress(ModelError):
+            yield from (Read(path, "external data of the input") for path in external_files(Path(given)))
     for artifact in (*values.get("outputs", ()), *values.get("stages", ())):
         if artifact.get("path"):
             path = Path(artifact["path"])

@@ -17,18 +17,19 @@ import onnxshot
 from onnxshot import Settings
 from onnxshot.errors import UsageError
 from onnxshot.files.ledger import Files, Read, Write
-from onnxshot.recipes.record import VERSION_KEY
+from onnxshot.files.marks import foreign_artifact
+from onnxshot.recipes.record import VERSION_KEY, leave_beside
 
 QUICK = Settings(verify=False, use_cache=False, threads=1)
 NET = """
 <ir_version: 9, opset_import: ["" : 17]>
-net (float[N, 16] x) => (float[N, 16] y) { h = MatMul(x, w)  y = Relu(h) }
+net (float[N, 16, 3, 3] x) => (float[N, 16, 3, 3] y) { h = Conv(x, w)  y = Relu(h) }
 """
 
 
 def net(seed: int = 0) -> onnx.ModelProto:
     model = onnx.parser.parse_model(NET)
-    values = np.random.default_rng(seed).standard_normal((16, 16)).astype(np.float32)
+    values = np.random.default_rng(seed).standard_normal((16, 16, 1, 1)).astype(np.float32)
     model.graph.initializer.append(numpy_helper.from_array(values, "w"))
     return model
 
@@ -46,8 +47,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data").mkdir()
     rng = np.random.default_rng(1)
     for i in range(4):
-        np.savez(folder / "data" / f"{i}.npz", x=rng.standard_normal((1, 16)).astype(np.float32))
-    np.savez(folder / "one.npz", x=rng.standard_normal((4, 16)).astype(np.float32))
+        np.savez(folder / "data" / f"{i}.npz", x=rng.standard_normal((1, 16, 3, 3)).astype(np.float32))
+    np.savez(folder / "one.npz", x=rng.standard_normal((4, 16, 3, 3)).astype(np.float32))
     onnx.save(net(), str(folder / "net.onnx"))
     onnx.save(net(), str(folder / "big.onnx"), save_as_external_data=True, location="big.bin", size_threshold=0)
     onnx.save(net(2), str(folder / "other.onnx"))
@@ -103,6 +104,7 @@ READ = {  # what would be written over what, by whatever option: the command, an
         "prune net.onnx --pattern channels --max-drop 0.1 --eval code.py:score --report code.py", "the evaluation"),
     "statistics over a sample": ("calibrate net.onnx --calib data -o data/0.npz", "one of the samples itself"),
     "statistics among the samples": ("calibrate net.onnx --calib data -o data/s.npz", "from then on"),
+    "a bundle among the samples": ("quantize net.onnx --calib . -o out.onnx --bundle new", "from then on"),
     "merged over a part": ("calibrate --merge s.npz t.npz -o t.npz", "one of the files to merge itself"),
     "sensitivity, report over statistics": (
         "sensitivity net.onnx --calib data --stats s.npz --report s.npz", "the statistics itself"),
@@ -331,6 +333,7 @@ def test_a_record_in_any_language_and_with_any_floats_is_known_again(given: Path
         lambda: onnxshot.prune("net.onnx", sparsity=0.5, output="net.onnx", settings=QUICK),
         lambda: onnxshot.shrink("net.onnx", target_flops=0.5, output="net.onnx", settings=QUICK),
         lambda: onnxshot.compress("net.onnx", "data", recipe="r.yaml", output="base.yaml", settings=QUICK),
+        lambda: onnxshot.compress("net.onnx", "data", sparsity=0.5, keep_stages="st", settings=QUICK),
         lambda: onnxshot.calibrate("net.onnx", "one.npz", output="one.npz", settings=QUICK),
         lambda: onnxshot.emit("net.onnx", output="net.onnx", settings=QUICK),
         lambda: onnxshot.emit("q.onnx", output="net.onnx", reference="net.onnx", settings=QUICK),
@@ -340,10 +343,15 @@ def test_a_record_in_any_language_and_with_any_floats_is_known_again(given: Path
                                   output="x.npy", settings=QUICK),
         lambda: onnxshot.quantize("net.onnx", "data", settings=QUICK).save("net.onnx"),
         lambda: onnxshot.quantize("net.onnx", "data", settings=QUICK).report.save("net.onnx"),
+        lambda: onnxshot.quantize("net.onnx", "data", settings=QUICK).report.save("data/1.npz"),
+        lambda: onnxshot.quantize("net.onnx", "one.npz", settings=QUICK).report.save("one.npz"),
+        lambda: onnxshot.quantize("big.onnx", "data", settings=QUICK).report.save("big.bin"),
     ],
 )  # fmt: skip
 def test_calls_write_over_nothing_that_they_read(call: Callable[[], object], given: Path) -> None:
     np.save("x.npy", np.load("one.npz")["x"])
+    Path("st").mkdir()
+    os.link("net.onnx", "st/quantized.onnx")
     before = tree(given)
     with pytest.raises(UsageError, match="itself"):
         call()
@@ -387,6 +395,28 @@ def test_what_cannot_be_written_is_told_before_the_work(
     assert command("quantize", "net.onnx", "--calib", "code.py:feeds", option, place) == 2
     assert said in capsys.readouterr().err
     assert not Path("pipe").is_file()
+
+
+def test_an_engine_is_known_by_the_record_that_tells_of_it(given: Path) -> None:
+    """It has no place for a mark."""
+    engine = Path("net.int8.engine")
+    engine.write_bytes(b"an engine")
+    assert "onnxshot has not written it" in foreign_artifact(engine)
+    model = onnxshot.quantize("net.onnx", "data", settings=QUICK).model
+    assert leave_beside(model, Path("net.int8.onnx"), {}, [engine]) == []
+    assert foreign_artifact(engine) == ""
+    engine.write_bytes(b"another")
+    assert "onnxshot has not written it" in foreign_artifact(engine)
+
+
+def test_a_cache_among_the_samples_is_not_filled(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSHOT_CACHE", "data")
+    before = sorted(Path("data").iterdir())
+    onnxshot.quantize("net.onnx", "data", settings=Settings(verify=False))
+    assert sorted(Path("data").iterdir()) == before
+    monkeypatch.setenv("ONNXSHOT_CACHE", "elsewhere")
+    onnxshot.quantize("net.onnx", "data", settings=Settings(verify=False))
+    assert list(Path("elsewhere").glob("*.npz"))
 
 
 class Told(Exception):

@@ -21,7 +21,8 @@ from onnxshot.compress_report import CompressResult
 from onnxshot.emitting import ONNX, load_artifact
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.files.given import of_run
-from onnxshot.files.ledger import Files, Read, Write
+from onnxshot.files.ledger import Files, Read
+from onnxshot.files.results import of_bundle
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.judging.noise import inlined, sources
@@ -81,7 +82,7 @@ def bundle(
     loaded = load_model(source)
     written = (Path(name) for made in result.report.outputs for name in _files_of(Path(made.path)))
     reads = (*of_run(loaded, calib, preset), *(Read(path, "a file of the result") for path in written))
-    Files((*reads, *of_beside(source)), (Write(folder, "the bundle", folder=True),)).check()
+    Files((*reads, *of_beside(source)), (of_bundle(folder),)).check()
     with aside(folder) as home:
         made = home / "bundle"
         made.mkdir()

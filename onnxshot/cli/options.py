@@ -130,12 +130,12 @@ def files_of(
     """
     from onnxshot.files.given import of_recipe
     from onnxshot.files.marks import foreign_artifact
-    from onnxshot.files.results import OUTPUT
+    from onnxshot.files.results import OUTPUT, of_bundle
 
     return Files(of_recipe(recipe, arguments_of(arguments))).writing(
         *(Write(place, OUTPUT, foreign_artifact) for place in unnamed),
         *([Write(report, "the report")] if report is not None else []),
-        *(Write(folder, "the bundle", folder=True) for folder in bundle),
+        *map(of_bundle, bundle),
     )
 
 

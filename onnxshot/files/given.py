@@ -12,16 +12,14 @@ import numpy as np
 
 from onnxshot.calibration.functions import named
 from onnxshot.calibration.preprocess import Preset
-from onnxshot.calibration.readers import PICTURES
 from onnxshot.errors import OnnxshotError
-from onnxshot.files.ledger import Read
+from onnxshot.files.ledger import SAMPLES, Read
 from onnxshot.graph import Model
 from onnxshot.graph.load import external_files
 from onnxshot.recipes.files import files_of
 from onnxshot.remote.urls import is_remote
 
 INPUT = "the input"
-_SAMPLES = (*PICTURES, ".npz", ".npy", ".pb")
 
 
 def of_model(model: Model | None, role: str = INPUT) -> tuple[Read, ...]:
@@ -63,7 +61,7 @@ def of_calib(calib: Any) -> tuple[Read, ...]:
         if not str(calib) or is_remote(str(calib)):
             return ()
         if _exists(Path(calib)):
-            return (Read(Path(calib), "one of the samples", _SAMPLES),)
+            return (Read(Path(calib), "one of the samples", SAMPLES),)
         return of_function(str(calib), "the reader of samples")
     feeds = calib if isinstance(calib, list | tuple) else (calib,)
     arrays = (array for feed in feeds for array in (feed.values() if isinstance(feed, Mapping) else (feed,)))

@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxshot.calibration.readers import PICTURES
 from onnxshot.errors import UsageError
 from onnxshot.writing.owned import clear_dead
 
 _OTHER = "choose another place"
+
+SAMPLES = (*PICTURES, ".npz", ".npy", ".pb")
+"""Suffixes of the files that a folder of samples may hold."""
 
 Foreign = Callable[[Path], str]
 """What speaks against replacing a file that is there, in words; empty where it may be replaced."""
@@ -63,12 +67,14 @@ class Write:
         role: what it is, such as "the report".
         foreign: asked of what is there already; None where the user has named the file, and so what is replaced.
         folder: whether it is a folder, replaced as a whole.
+        holds: what will lie in it that a folder of samples above it would gain.
     """
 
     path: Path
     role: str
     foreign: Foreign | None = None
     folder: bool = False
+    holds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +122,9 @@ class Files:
                 if written is not None:
                     raise UsageError(_met(written, read, path), _OTHER)
             for write in self.writes:
-                if read.would_take(write.path):
-                    what = f"{write.role} {write.path} would be {read.role} in {read.path} from then on"
+                places = (write.path, *(write.path / name for name in write.holds))
+                if taken := next(filter(read.would_take, places), None):
+                    what = f"{write.role} {taken} would be {read.role} in {read.path} from then on"
                     raise UsageError(what, _OTHER)
 
 

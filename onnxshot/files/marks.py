@@ -33,7 +33,7 @@ def foreign_artifact(path: Path) -> str:
     try:
         if path.suffix.lower() == ".xml" and path.stat().st_size <= _MOST_TEXT and _IR_MARK.search(path.read_bytes()):
             return ""
-        told = outputs_of(beside(path)).get(path.name)
+        told = outputs_of(beside(path.with_suffix(".onnx"))).get(path.name)
         return "" if told is not None and told == sha256(path) else _NOT_OURS
     except OSError as e:
         return f"it cannot be read: {e.strerror}"

@@ -43,6 +43,11 @@ def of_model(place: Path, role: str = OUTPUT, *, external: bool, named: bool = T
         yield Write(place.with_name(place.name + ".data"), f"the data file of {role}", foreign_data(place))
 
 
+def of_bundle(folder: Path) -> Write:
+    """A bundle, which holds samples; whether one may be put there is for `refuse_folder` to say."""
+    return Write(folder, "the bundle", folder=True, holds=("statistics.npz", "samples/0.npz"))
+
+
 def of_options(options: EmitOptions | None) -> Iterator[Write]:
     """What building an artifact writes besides it. It is read, too, by design."""
     if options is not None and options.timing_cache is not None:

@@ -22,7 +22,7 @@ from onnxshot.calibration.statsfile import (
 )
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.files.given import of_run
-from onnxshot.files.ledger import Files, Read, Write
+from onnxshot.files.ledger import SAMPLES, Files, Read, Write
 from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
@@ -131,6 +131,8 @@ def from_data(
     calibrated, held_out = split(len(data), holdout)
     watch = watch_of(model, plan, recipe, data.subset(calibrated), settings, settle=settle, known=known)
     digests, cached = watch.samples.digests(), settings.use_cache and not data.random
+    # An entry of a cache that lies among the samples would be one of them from then on.
+    cached = cached and not Read(Path(data.source), "", SAMPLES).would_take(cache.folder() / "entry.npz")
     key = watch.key(digests, recipe, settings.device)
     kept = cache.load(key, Path(settings.shared)) if settings.shared is not None else None
     kept = cache.load(key) if kept is None and cached else kept
