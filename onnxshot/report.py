@@ -249,10 +249,10 @@ def _told_of(values: Mapping[str, Any], place: Path) -> Iterator[Read]:
 
     place: where the report goes; files that no report was ever written to are looked at more closely.
     """
-    given, samples = str(values.get("input")), values.get("samples") or {}
+    given, samples = str(values.get("input")), values.get("samples")
     yield Read(Path(given), "the input")
-    if isinstance(samples.get("source"), str):
-        yield Read(Path(samples["source"]), "one of the samples", SAMPLES)
+    if isinstance(samples, Mapping) and samples.get("source"):  # of a sensitivity it is their number
+        yield Read(Path(str(samples["source"])), "one of the samples", SAMPLES)
     if place.is_file() and place.suffix.lower() not in (".json", ".html", ".htm"):
         with contextlib.suppress(ModelError):
             yield from (Read(path, "external data of the input") for path in external_files(Path(given)))

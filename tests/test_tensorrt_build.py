@@ -130,6 +130,15 @@ def test_a_timing_cache_is_read_and_written_aside(fake: None, source: Path, tmp_
     assert [p.name for p in cache.parent.iterdir()] == ["timing.cache"]
 
 
+def test_a_file_that_is_no_timing_cache_of_this_builder_is_left(fake: None, source: Path, tmp_path: Path) -> None:
+    """One of another GPU is not lost either."""
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(TargetError, match="the timing cache is none of this TensorRT on this device"):
+        emitted(source, EmitOptions(timing_cache=tmp_path / "notes.txt"))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not list(source.parent.glob("*.engine"))
+
+
 def test_a_timing_cache_that_is_a_folder_is_a_mistake_of_usage(fake: None, source: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     with pytest.raises(UsageError, match="cannot be read"):

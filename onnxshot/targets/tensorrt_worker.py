@@ -60,7 +60,8 @@ def build(trt: Any, job: dict[str, Any], log: Any) -> None:
     cache = Path(job["timing_cache"]) if job["timing_cache"] else None
     if cache is not None:
         known = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
-        config.set_timing_cache(known, ignore_mismatch=False)
+        if known is None or config.set_timing_cache(known, ignore_mismatch=False) is False:
+            raise RefusedError("the timing cache is none of this TensorRT on this device: name another file for it")
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise RefusedError("")  # the log says why

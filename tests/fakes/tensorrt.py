@@ -119,8 +119,9 @@ class Config:
     def create_timing_cache(self, data: bytes) -> TimingCache:
         return TimingCache(data)
 
-    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> None:
+    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
         self.cache = cache
+        return ignore_mismatch or cache.data.startswith(b"measured;") or not cache.data
 
     def get_timing_cache(self) -> TimingCache:
         return self.cache
