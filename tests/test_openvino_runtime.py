@@ -70,7 +70,7 @@ def test_fixtures_answer_as_in_onnx_runtime(name: str, tmp_path: Path) -> None:
             for output, values in wanted.items():
                 total[which].add(values, got[output])
     # ONNX Runtime rounds more: a bias to int32, and what an op that it runs in int8 gives.
-    assert -1.0 < total["openvino"].db - total["ort"].db < 3.0
+    assert -1.0 < total["openvino"].db - total["ort"].db < 4.0
     assert found.executed is not None
     assert found.executed.honoured == 1.0, found.executed.float_between
     assert OPENVINO.preflight(load_model(made)) == []

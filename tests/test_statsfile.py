@@ -259,7 +259,8 @@ def test_commands_calibrate_merge_and_quantize(net: Path, tmp_path: Path) -> Non
     assert told["samples"]["inferences"] == 0
     assert told["samples"]["calibration"] == 12
     assert out.is_file()
-    assert told["sqnr_db"] is not None, "proven on random data"
+    assert told["sqnr_db"] is None
+    assert told["on_random_data"]["sqnr_db"] > 20
 
 
 def test_the_cache_is_shown_and_cleared(net: Path, tmp_path: Path, folder: Path) -> None:
