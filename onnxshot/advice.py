@@ -43,7 +43,7 @@ def to_gain(values: Values) -> str:
     rows = [row for row in values.get("tried", ()) if row.get("sqnr_db") is not None]
     rows = [row for row in rows if now is not None and row["sqnr_db"] > now + _SAME_DB]
     if rows:
-        best = min(rows, key=lambda row: (row["sqnr_db"] < FLOOR_DB, -row["sqnr_db"]))
+        best = min(rows, key=lambda row: (level_of(row["sqnr_db"], row["agreement"]) == BAD, -row["sqnr_db"]))
         gained = f"SQNR {decibels(best['sqnr_db'])} in place of {decibels(now)}"
         return f"{best['options']}: {gained}, measured here{_besides(best)}"
     if "layers" in values:
@@ -73,19 +73,30 @@ def _of_stages(stages: Sequence[Values]) -> str:
     return f"stage {worst!r} costs most: {what}"
 
 
-def faster_or_smaller(values: Values) -> str:
-    """The options that were measured to make it faster, or as fast and smaller; empty where none were."""
-    size, speed = _size(values), (values.get("latency") or {}).get("speedup") or 1.0
-    rows = [row for row in values.get("tried", ()) if level_of(row.get("sqnr_db"), row.get("agreement")) != BAD]
-    faster = [row for row in rows if (row.get("speedup") or 0.0) > max(speed, 1.0) * (1 + NOISE)]
-    smaller = [row for row in rows if size and row["bytes"] < size * (1 - NOISE)]
-    best = max(faster, key=lambda row: row["speedup"], default=None) or min(
-        smaller, key=lambda row: row["bytes"], default=None
-    )
-    if best is None:
-        return ""
-    db = f", SQNR {decibels(best['sqnr_db'])}" if best.get("sqnr_db") is not None else ""
-    return f"{best['options']}: {megabytes(best['bytes'])}{db}{_speed(best)}, measured here"
+def faster(values: Values) -> str:
+    """The options that were measured to make it faster than the input and than the result; empty where none were."""
+    speed = (values.get("latency") or {}).get("speedup") or 1.0
+    rows = [row for row in _sound(values) if (row.get("speedup") or 0.0) > max(speed, 1.0) * (1 + NOISE)]
+    return f"{words_of(max(rows, key=lambda row: row['speedup']))}, measured here" if rows else ""
+
+
+def smaller(values: Values) -> str:
+    """The options that were measured to make it smaller than the input and than the result; empty where none were."""
+    size = min([_size(values) or math.inf, values.get("input_bytes") or math.inf])
+    rows = [row for row in _sound(values) if row["bytes"] < size * (1 - NOISE)]
+    return f"{words_of(min(rows, key=lambda row: row['bytes']))}, measured here" if rows else ""
+
+
+def _sound(values: Values) -> list[Values]:
+    """What was tried and is above the floors."""
+    rows = values.get("tried", ())
+    return [row for row in rows if level_of(row.get("sqnr_db"), row.get("agreement")) != BAD]
+
+
+def words_of(row: Values) -> str:
+    """Options that were measured, with their figures."""
+    db = f", SQNR {decibels(row['sqnr_db'])}" if row.get("sqnr_db") is not None else ""
+    return f"{row['options']}: {megabytes(row['bytes'])}{db}{_speed(row)}"
 
 
 def _besides(row: Values) -> str:

@@ -44,6 +44,7 @@ from onnxshot.report import Artifact, Report
 from onnxshot.result import Result
 from onnxshot.rewrite import apply, finish
 from onnxshot.settings import Settings
+from onnxshot.shortfall import Shortfall
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
@@ -308,6 +309,22 @@ class Run:
             self.target, self.settings, self.frozen, self.held_out, self.evidence.stats, alone,
         )  # fmt: skip
         self.judged = proof_of.prove(written.path, data)
+        if data is not None and self.judged is not None and self.float_model is not None and alone is not None:
+            with self.report.timed("advise"):
+                self.report.tried = self._shortfall(self.float_model, self.judged, data)
+
+    def _shortfall(self, float_model: ModelProto, judged: emitting.Judged, data: Dataset) -> list[dict[str, Any]]:
+        """What else was measured, where the result falls short."""
+
+        def make(recipe: Recipe) -> Model:
+            run = Run(self.source, recipe, replace(self.settings, progress=None))
+            run.rewrite(data)
+            return run.model
+
+        return Shortfall(
+            self.report, float_model, self.model, self.plan, self.recipe, self.decided, self.target, self.settings,
+            self.evidence, self.trained, judged, make,
+        ).tried(data)  # fmt: skip
 
     def _for_ort_alone(self, data: Dataset) -> Model:
         """What the same recipe makes of the model for ONNX Runtime."""

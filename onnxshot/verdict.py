@@ -21,12 +21,13 @@ from onnxshot.advice import (
     READY,
     Values,
     decibels,
-    faster_or_smaller,
+    faster,
     is_slower,
     level_of,
     megabytes,
     quantizes,
     searches,
+    smaller,
     to_gain,
     when_ready,
 )
@@ -34,6 +35,7 @@ from onnxshot.advice import (
 WORDS = {READY: "ready", CAUTION: "look closer", BAD: "not good enough"}
 """What people read for each level."""
 
+_TWICE_DB = 6.0  # twice the error
 _NAMED = 3  # outputs and nodes that are named one by one
 
 
@@ -147,6 +149,8 @@ def _optimizer(values: Values) -> Iterator[_Finding]:
         return
     known = values.get("on_random_data") or values
     with_them, without = known.get("sqnr_optimized_db"), known.get("sqnr_unoptimized_db")
+    if with_them is not None and without is not None and with_them >= 2 * FLOOR_DB and without - with_them < _TWICE_DB:
+        return  # a few samples, of which each run rounds otherwise, and next to no error
     figures = f"{decibels(with_them)} with them, {decibels(without)} without"
     text = f"ONNX Runtime's graph optimizations change results: {figures}"
     plain = (values.get("recipe") or {}).get("target", "ort") == "ort"
@@ -193,7 +197,11 @@ def _cut(values: Values) -> Iterator[_Finding]:
 
 def _nothing(values: Values) -> Iterator[_Finding]:
     if _nothing_quantized(values):
-        yield _Finding(BAD, "nothing was quantized", "onnxshot inspect MODEL says for each node why it stays float")
+        yield _Finding(BAD, "nothing was quantized", _to_quantize_more(values))
+
+
+def _to_quantize_more(values: Values) -> str:
+    return faster(values) or smaller(values) or "onnxshot inspect MODEL says for each node why it stays float"
 
 
 def _nothing_quantized(values: Values) -> bool:
@@ -211,7 +219,7 @@ def _size_and_speed(values: Values) -> Iterator[_Finding]:
     for artifact in larger:
         sizes = f"{megabytes(size)} -> {megabytes(artifact['bytes'])}"
         what = f"the {artifact['format']} file is larger than the input: {sizes}"
-        hint = faster_or_smaller(values)
+        hint = smaller(values)
         if not hint and searches(values):
             hint = f"--max-size {size / 1e6:.3g} searches for what to leave in float"
         yield _Finding(level, what, hint or "keep the input, unless the result is faster and that matters more")
@@ -225,7 +233,7 @@ def _size_and_speed(values: Values) -> Iterator[_Finding]:
 
 
 def _when_slower(values: Values, larger: Sequence[Values]) -> str:
-    if measured := faster_or_smaller(values):
+    if measured := faster(values):
         return measured
     if searches(values):
         return f"--max-latency {values['latency']['float_ms']:.3g} searches for what to leave in float"
@@ -246,8 +254,7 @@ def _coverage(values: Values) -> Iterator[_Finding]:
     for name, share in shares.items():
         if share is not None and share < LEAST_INT8:
             what = f"{100 * share:.0f} % of the work runs in int8" + ("" if name == "onnx" else f" in the {name} file")
-            hint = faster_or_smaller(values) or "onnxshot inspect MODEL says for each node why it stays float"
-            yield _Finding(CAUTION, what, hint)
+            yield _Finding(CAUTION, what, _to_quantize_more(values))
 
 
 def _unplanned(values: Values) -> Iterator[_Finding]:

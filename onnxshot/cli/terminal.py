@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from onnxshot.advice import BAD, CAUTION, READY, level_of
+from onnxshot.advice import BAD, CAUTION, READY, level_of, words_of
 from onnxshot.compress_report import CompressReport
 from onnxshot.cutting.shrunk import ShrinkReport
 from onnxshot.passes.base import Skip
@@ -111,6 +111,8 @@ def show_report(report: Report) -> None:
         console.print(escape(f"float weight: {line}"))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
+    for tried in report.tried:
+        console.print(escape(f"measured too: {words_of(tried)}"))
     _show_verdict(console, report.verdict)
 
 

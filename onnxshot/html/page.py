@@ -73,6 +73,8 @@ def _sections(values: Values) -> Iterator[Markup]:
         yield _section("Ranges and values of the worst", layers.ranges(worst))
     if graph:
         yield _section("The graph, node by node", graph_map(graph, {row["tensor"]: row["sqnr_db"] for row in worst}))
+    if values.get("tried"):
+        yield _section("Other options, measured", sections.tried(values["tried"]))
     if values.get("groups"):
         yield _section("Channels, the most cut first", sections.channels(values["groups"]))
     if values.get("layers"):

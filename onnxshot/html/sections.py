@@ -51,6 +51,21 @@ def stages(rows: Sequence[Values]) -> Markup:
     )  # fmt: skip
 
 
+def tried(rows: Sequence[Values]) -> Markup:
+    """A row for other options that were measured because the result falls short."""
+    return table(
+        ("options", "size", "SQNR", "equal answers", "speed"),
+        [
+            (
+                row["options"], figures.megabytes(row["bytes"]),
+                "" if row["sqnr_db"] is None else figures.decibels(row["sqnr_db"]), figures.percent(row["agreement"]),
+                "" if row["speedup"] is None else figures.times(row["speedup"]),
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
 def skipped(skips: Sequence[Values]) -> Markup:
     """What was left alone, grouped by reason, the most frequent first."""
     groups: dict[str, list[Values]] = {}

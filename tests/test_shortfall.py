@@ -1,0 +1,133 @@
+"""Where a result falls short, options are measured, and only what was measured is advised."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from handmade.core import Feed, feeds, model, vector, weight
+from hypothesis import given
+from hypothesis import strategies as st
+from pains import PROVEN, clock, outputs, sqnr
+
+import onnxshot
+from onnxshot.advice import FLOOR_DB
+from onnxshot.effort.rescue import BLOCKS, Units, helpful
+
+
+class Noises:
+    """Outputs whose error is that of the units that are not in float; counts how often it was asked."""
+
+    def __init__(self, noise: dict[str, float]) -> None:
+        self.noise, self.trials = noise, 0
+
+    def __call__(self, sets: Iterable[Units]) -> Iterator[float]:
+        for units in sets:
+            self.trials += 1
+            left = sum(noise for name, noise in self.noise.items() if name not in units)
+            yield float(-10 * np.log10(max(left, 1e-20)))
+
+
+@given(st.integers(1, 60), st.data())
+def test_the_one_node_that_spoils_the_outputs_is_found(count: int, data: st.DataObject) -> None:
+    names = [f"n{i}" for i in range(count)]
+    bad = data.draw(st.sampled_from(names))
+    measure = Noises({name: 0.5 if name == bad else 1e-4 for name in names})
+    assert helpful(names, measure, 15.0) == {bad}
+    assert measure.trials <= 5 * BLOCKS
+
+
+def test_a_chain_of_nodes_in_front_is_found_where_none_helps_alone() -> None:
+    names = [f"n{i}" for i in range(24)]
+
+    def measure(sets: Iterable[Units]) -> Iterator[float]:
+        yield from (40.0 if units >= set(names[:5]) else 2.0 for units in sets)
+
+    found = helpful(names, measure, 15.0)
+    assert found == set(names[:5])
+
+
+def test_where_all_nodes_are_to_blame_none_is_named() -> None:
+    names = [f"n{i}" for i in range(32)]
+    assert helpful(names, Noises(dict.fromkeys(names, 0.02)), 15.0) == frozenset()
+    assert helpful([], Noises({}), 15.0) == frozenset()
+
+
+# ---------------------------------------------------------------------- whole runs
+
+COLUMNS = """g (float[1, 16] x) => (float[1, 8] y) {
+    a = MatMul(x, w1) b = Add(a, b1) c = Relu(b) d = MatMul(c, w2) e = Add(d, b2) f = Relu(e)
+    h = MatMul(f, w3) y = Add(h, b3)
+}"""
+
+
+def columns() -> tuple[onnx.ModelProto, list[Feed]]:
+    """A network whose inputs differ by 3000 times, and the small ones count: one scale for all erases them."""
+    size = np.where(np.arange(16) < 8, 3000.0, 1.0).astype(np.float32)
+    w1 = weight(16, 64, channel_axis=1)
+    w1[:8] /= 1e6
+    proto = model(COLUMNS, {
+        "w1": w1, "b1": vector(64), "w2": weight(64, 64, seed=1, channel_axis=1), "b2": vector(64, 1),
+        "w3": weight(64, 8, seed=2, channel_axis=1), "b3": vector(8, 2),
+    })  # fmt: skip
+    given = [{"x": feed["x"] * size} for feed in feeds(count=16, x=(1, 16))]
+    return proto, given
+
+
+def test_the_node_that_is_named_brings_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, 2.0)
+    proto, data = columns()
+    settings = replace(PROVEN, samples="all")
+    asked = {"include": ("MatMul",), "effort": "fast", "settings": settings}
+    report = onnxshot.quantize(proto, data, **asked).report
+    assert report.sqnr_db is not None
+    assert report.sqnr_db < FLOOR_DB
+    (row,) = report.tried
+    assert report.next_step().startswith(f"{row['options']}: SQNR {row['sqnr_db']:.1f} dB in place of")
+    exclude = tuple(part.strip("' ") for part in row["options"].split("--exclude") if part.strip())
+    made = onnxshot.quantize(proto, data, exclude=exclude, **asked)
+    path = made.save(tmp_path / "q.onnx")
+    held_out = data[12:]
+    truly = sqnr(outputs(proto, held_out), outputs(path, held_out))
+    assert truly == pytest.approx(row["sqnr_db"], abs=0.01)
+    assert truly > FLOOR_DB
+    assert path.stat().st_size == pytest.approx(row["bytes"], rel=0.1)
+
+
+def test_nothing_is_tried_where_nothing_falls_short_or_there_is_no_data() -> None:
+    proto, _ = columns()
+    fine = onnxshot.quantize(proto, feeds(count=16, x=(1, 16)), include=("MatMul",), settings=PROVEN)
+    assert fine.report.sqnr_db is not None
+    assert fine.report.sqnr_db > FLOOR_DB
+    assert fine.report.tried == []
+    assert onnxshot.quantize(proto, "random", include=("MatMul",), settings=PROVEN).report.tried == []
+
+
+def recurrent(op: str, gates: int) -> tuple[onnx.ModelProto, list[Feed]]:
+    text = f"g (float[5, 1, 24] x) => (float[5, 1, 1, 32] y) {{ y = {op}<hidden_size = 32>(x, w, r) }}"
+    constants = {"w": weight(1, gates * 32, 24, channel_axis=1), "r": weight(1, gates * 32, 32, channel_axis=1)}
+    return model(text, constants), feeds(count=16, x=(5, 1, 24))
+
+
+def test_a_model_of_lstms_names_the_option_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, 2.0)
+    proto, data = recurrent("LSTM", 4)
+    report = onnxshot.quantize(proto, data, settings=PROVEN).report
+    rows = {row["options"]: row for row in report.tried}
+    assert set(rows) == {"--include LSTM", "--mode dynamic", "--mode weights"}
+    own = onnxshot.quantize(proto, data, include=("LSTM",), settings=PROVEN).report
+    # That run may judge itself on other samples: on those of the first one both are measured the same.
+    assert own.sqnr_db == pytest.approx(rows["--include LSTM"]["sqnr_db"], abs=1.0)
+    assert own.tried == []
+    assert all(row["bytes"] < len(proto.SerializeToString()) for row in rows.values())
+    assert report.next_step().partition(":")[0] in rows
+    assert "measured here" in report.next_step()
+
+
+def test_a_gru_has_no_int8_kernel_and_none_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, 1.0)
+    proto, data = recurrent("GRU", 3)
+    report = onnxshot.quantize(proto, data, settings=PROVEN).report
+    assert [row["options"] for row in report.tried] == ["--mode weights"]
