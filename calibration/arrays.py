@@ -8,7 +8,7 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,48 +18,134 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.errors import CalibrationError
+from onnxshot.input_files import check_regular
 
-_BROKEN = (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError)
+_BROKEN = (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError, OverflowError)
 _DEFLATE_LIMIT = 1100  # deflate cannot shrink more than 1032 times: anything above is a lie in the directory
+_MOST_RATIO, _ANY_RATIO = 200, 64 << 20  # of unpacked to packed bytes, from so many unpacked bytes on
+_MOST_MEMBERS = 100_000
+_BLOCK = 64 << 20  # bytes that are turned at a time where an array lies in Fortran order
 _PARSING = threading.Lock()
 """numpy reads headers with Python's parser, which up to 3.11 and in early 3.12 may fail where two threads use it."""
+
+Headers = Mapping[str, NDArray[Any]]
+"""Arrays of the shapes and dtypes that a file states, without memory of their own: all their elements are one zero."""
+Check = Callable[[Headers], None]
+"""Raises an error where arrays of these shapes cannot be samples of the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """One array of an .npz: where it lies and what its header says."""
+    """One array of a file: what its header says, how many bytes that is, and where it lies in an .npz."""
 
-    info: zipfile.ZipInfo
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype[Any]
     header: int  # bytes before the values
+    info: zipfile.ZipInfo | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def stated(self) -> NDArray[Any]:
+        return np.broadcast_to(np.zeros((), self.dtype), self.shape)
 
 
-def map_npy(path: Path) -> NDArray[Any]:
-    """The array of a .npy file, mapped read-only: nothing is read yet. CalibrationError: broken or Python objects."""
-    with _named(path), _PARSING:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
+class FileArray:
+    """An array in a file, in C order, whose rows are read when asked for.
+
+    It is not mapped into memory: where a mapped file is cut short, the process dies of SIGBUS.
+    """
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape, self.dtype, self.ndim = shape, dtype, len(shape)
+        self._path, self._offset = path, offset
+        self._file = path.open("rb")
+        self._one_at_a_time = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: int | slice) -> NDArray[Any]:
+        """Row `at`, or some rows that follow one another. Raises ValueError where the file has become shorter."""
+        start, stop, _ = at.indices(len(self)) if isinstance(at, slice) else (at, at + 1, 1)
+        rows = self._read(start, max(stop, start))
+        return rows if isinstance(at, slice) else rows[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """All rows. Raises as `__getitem__`."""
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        data = bytearray((stop - start) * row)
+        with self._one_at_a_time:
+            self._file.seek(self._offset + start * row)
+            got = self._file.readinto(data)
+        if got != len(data):
+            raise ValueError(f"{self._path} ends too early: it was cut short while it was read")
+        return np.ndarray((stop - start, *self.shape[1:]), self.dtype, data)
 
 
-def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an .npz file, read into memory. CalibrationError: broken, or Python objects."""
+def open_npy(path: Path, spool: Path, check: Check, name: str = "") -> FileArray | NDArray[Any]:
+    """The array of a .npy file; nothing of it is read but its header. One in Fortran order is turned in `spool`.
+
+    check: is given what the header says, under this name. CalibrationError: broken, or Python objects.
+    """
+    with _named(path):
+        member = _npy_member(path)
+    check({name: member.stated})
+    with _named(path):
+        return _opened(path, member.header, member, spool / "turned.npy")
+
+
+def read_npy(path: Path, check: Check, name: str = "") -> NDArray[Any]:
+    """The array of a .npy file, read into memory. CalibrationError: as `open_npy`."""
+    with _named(path):
+        member = _npy_member(path)
+    check({name: member.stated})
+    with _named(path), path.open("rb") as stream:
+        return _values(stream, member)
+
+
+def read_npz(path: Path, check: Check | None = None) -> dict[str, NDArray[Any]]:
+    """All arrays of an .npz file, read into memory. CalibrationError: broken, or Python objects.
+
+    check: is given what the headers say, before anything is unpacked.
+    """
+    with _named(path):
+        members = _npz_members(path)
+    if check is not None:
+        check({name: member.stated for name, member in members.items()})
     arrays = {}
     with _named(path), zipfile.ZipFile(path) as archive:
-        for name, member in _members(archive, path).items():
+        for name, member in members.items():
+            assert member.info is not None
             with archive.open(member.info) as stream:
                 arrays[name] = _values(stream, member)
     return arrays
 
 
-def map_npz(path: Path, spool: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an .npz file, mapped: in place where stored, unpacked into the folder `spool` where compressed."""
-    arrays: dict[str, NDArray[Any]] = {}
+def open_npz(path: Path, spool: Path, check: Check) -> dict[str, FileArray | NDArray[Any]]:
+    """All arrays of an .npz file: read in place where stored, unpacked into the folder `spool` where compressed.
+
+    check: as for `read_npz`. CalibrationError: broken, or Python objects.
+    """
+    with _named(path):
+        members = _npz_members(path)
+    check({name: member.stated for name, member in members.items()})
+    arrays: dict[str, FileArray | NDArray[Any]] = {}
     with _named(path), zipfile.ZipFile(path) as archive:
-        for index, (name, member) in enumerate(_members(archive, path).items()):
-            if 0 in member.shape or not member.shape:
-                with archive.open(member.info) as stream:  # nothing to map
+        for index, (name, member) in enumerate(members.items()):
+            assert member.info is not None
+            if not member.nbytes or not member.shape:
+                with archive.open(member.info) as stream:  # nothing to read later
                     arrays[name] = _values(stream, member)
                 continue
             file, offset = path, member.header
@@ -67,43 +153,92 @@ def map_npz(path: Path, spool: Path) -> dict[str, NDArray[Any]]:
                 offset += _data_offset(path, member.info)
             else:
                 file = spool / f"{index}.npy"
-                if member.info.file_size > shutil.disk_usage(spool).free:
-                    raise ValueError(f"no room to unpack {member.info.file_size} bytes of {name!r}")
+                _refuse_full(spool, member.info.file_size, name)
                 with archive.open(member.info) as packed, file.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked, 1 << 20)
-            arrays[name] = np.memmap(file, member.dtype, "r", offset, member.shape, "F" if member.fortran else "C")
+            arrays[name] = _opened(file, offset, member, spool / f"{index}.turned.npy")
     return arrays
 
 
-def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, _Member]:
+def _opened(file: Path, offset: int, member: _Member, turned: Path) -> FileArray | NDArray[Any]:
+    """The array at an offset of a file, which is turned into C order first where it is not in it."""
+    if not member.nbytes or not member.shape:
+        with file.open("rb") as stream:
+            stream.seek(offset - member.header)
+            return _values(stream, member)
+    if not member.fortran or len(member.shape) == 1:
+        return FileArray(file, offset, member.shape, member.dtype)
+    _refuse_full(turned.parent, member.nbytes, file.name)
+    # In Fortran order the file holds the transposed array in C order: rows of it are columns of this one.
+    columns = FileArray(file, offset, member.shape[::-1], member.dtype)
+    made = np.memmap(turned, member.dtype, "w+", shape=member.shape)
+    each = max(1, _BLOCK * len(columns) // member.nbytes)
+    for start in range(0, len(columns), each):
+        made[..., start : start + each] = columns[start : start + each].T
+    made.flush()
+    columns.close()
+    return FileArray(turned, 0, member.shape, member.dtype)
+
+
+def _refuse_full(folder: Path, size: int, name: str) -> None:
+    if size > shutil.disk_usage(folder).free:
+        raise ValueError(f"no room in {folder} to unpack {size} bytes of {name!r}")
+
+
+def _npy_member(path: Path) -> _Member:
+    size = check_regular(path, "the array", CalibrationError)
+    with path.open("rb") as stream:
+        member = _header(stream, "the file")
+    if member.header + member.nbytes > size:
+        stated = f"{member.dtype} {list(member.shape)}"
+        raise ValueError(f"its header says {stated}, {member.nbytes} bytes; {size - member.header} are there")
+    return member
+
+
+def _npz_members(path: Path) -> dict[str, _Member]:
     members = {}
-    size = path.stat().st_size
-    for info in archive.infolist():
-        with archive.open(info) as stream:
-            shape, fortran, dtype = _header(stream)
-            header = stream.tell()
-        if dtype.hasobject:
-            raise ValueError(f"{info.filename} holds Python objects, which are never unpickled; save plain arrays")
-        if header + math.prod(shape) * dtype.itemsize != info.file_size or info.file_size > size * _DEFLATE_LIMIT:
-            raise ValueError(f"{info.filename} says {dtype} {list(shape)} but holds {info.file_size} bytes")
-        members[info.filename.removesuffix(".npy")] = _Member(info, shape, fortran, dtype, header)
+    size = check_regular(path, "the archive", CalibrationError)
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        if len(infos) > _MOST_MEMBERS:
+            raise ValueError(f"it holds {len(infos)} arrays, more than {_MOST_MEMBERS}")
+        for info in infos:
+            with archive.open(info) as stream:
+                found = _header(stream, info.filename)
+            stated = f"{info.filename} says {found.dtype} {list(found.shape)}"
+            if found.header + found.nbytes != info.file_size or info.file_size > size * _DEFLATE_LIMIT:
+                raise ValueError(f"{stated} but holds {info.file_size} bytes")
+            if found.nbytes > _ANY_RATIO and found.nbytes > _MOST_RATIO * info.compress_size:
+                raise ValueError(f"{stated} in {info.compress_size} bytes: it is one value throughout")
+            name = info.filename.removesuffix(".npy")
+            members[name] = _Member(found.shape, found.fortran, found.dtype, found.header, info)
     return members
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _header(stream: IO[bytes], name: str) -> _Member:
     version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"npy format {version[0]}.{version[1]} is for named fields, not plain arrays")
+    first = version == (1, 0)
     with _PARSING:
-        if version == (1, 0):
-            return np.lib.format.read_array_header_1_0(stream)
-        if version == (2, 0):
-            return np.lib.format.read_array_header_2_0(stream)
-    raise ValueError(f"npy format {version[0]}.{version[1]} is for named fields, not plain arrays")
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which are never unpickled; save plain arrays")
+    if any(size < 0 for size in shape) or not dtype.itemsize or dtype.names is not None:
+        raise ValueError(f"{name} says {dtype} {list(shape)}, which is no plain array")
+    return _Member(tuple(map(int, shape)), fortran, dtype, stream.tell())
 
 
 def _values(stream: IO[bytes], member: _Member) -> NDArray[Any]:
     """The array behind a header that was read before."""
     stream.read(member.header)
-    data = bytearray(stream.read(math.prod(member.shape) * member.dtype.itemsize))
+    data = bytearray(member.nbytes)
+    view, got = memoryview(data), 0
+    while got < len(data) and (block := stream.readinto(view[got:])):  # type: ignore[attr-defined]  # of IO[bytes]
+        got += block
+    if got != len(data):
+        raise ValueError(f"it ends after {got} of {len(data)} bytes")
     return np.ndarray(member.shape, member.dtype, data, order="F" if member.fortran else "C")
 
 
@@ -120,7 +255,7 @@ def _named(path: Path) -> Iterator[None]:
     """Turn whatever a broken file makes numpy and zipfile raise into one line that names the file."""
     try:
         yield
-    except (*_BROKEN, zipfile.BadZipFile, zlib.error, struct.error) as error:
+    except (*_BROKEN, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         hint = "save plain arrays" if "pickle" in reason or "object" in reason else "write it again"
         raise CalibrationError(f"{path} cannot be read: {reason}", hint) from error

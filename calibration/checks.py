@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onnxshot.calibration.functions import users_code
 from onnxshot.errors import CalibrationError
+
+_HOW_TO_ARRAY = "give numpy arrays: of a torch tensor x.detach().cpu().numpy()"
 
 Dims = tuple[int | str | None, ...]
 
@@ -45,6 +48,12 @@ def fit_feed(feed: Mapping[str, ArrayLike], specs: Sequence[InputSpec], where: s
     Done without asking: a batch axis of 1 where it is missing, float to float, integer to integer and bool where the
     values fit. CalibrationError: a name missing or unknown, any other dtype, rank or size.
     """
+    check_names(feed, specs, where)
+    return {spec.name: fit_array(as_array(feed[spec.name], spec.name, where), spec, where) for spec in specs}
+
+
+def check_names(feed: Mapping[str, object], specs: Sequence[InputSpec], where: str) -> None:
+    """Raise CalibrationError for a name that the model has not, and for an input that is missing."""
     wanted = [spec.name for spec in specs]
     missing = [name for name in wanted if name not in feed]
     for name in feed:
@@ -58,19 +67,46 @@ def fit_feed(feed: Mapping[str, ArrayLike], specs: Sequence[InputSpec], where: s
         held = ", ".join(map(repr, feed)) or "nothing"
         what = f"input {spec.name!r} expects {spec}; {where} holds only {held}"
         raise CalibrationError(what, f"add an array named {spec.name!r} to every sample")
-    return {spec.name: fit_array(np.asarray(feed[spec.name]), spec, where) for spec in specs}
+
+
+def as_array(value: object, name: str, where: str) -> NDArray[Any]:
+    """The value as numpy has it. CalibrationError, with input and sample: numpy refuses it, or it is ragged."""
+    if isinstance(value, np.ndarray):
+        return value
+    with users_code(f"input {name!r} of {where}", _HOW_TO_ARRAY):
+        try:
+            found = np.asarray(value)
+        except (OverflowError, ValueError) as e:  # of lists; other objects may raise anything in __array__
+            if hasattr(value, "__array__"):
+                raise
+            reason = "its rows differ in length" if "inhomogeneous" in str(e) else " ".join(str(e).split())
+            raise CalibrationError(f"input {name!r} of {where} is no array: {reason}", "pad the rows") from e
+    if found.dtype.hasobject and not _all_text(found):
+        kind = type(value).__name__
+        raise CalibrationError(f"input {name!r} of {where} is a {kind}, which is no array of numbers", _HOW_TO_ARRAY)
+    return found
+
+
+def _all_text(x: NDArray[Any]) -> bool:
+    return all(isinstance(one, str | bytes) for one in x.flat)
 
 
 def fit_array(x: NDArray[Any], spec: InputSpec, where: str) -> NDArray[Any]:
     """x as the input wants it, contiguous; CalibrationError with input, expected, got and the nearest fix."""
-    if lacks_batch(x.shape, spec):
-        x = x[None]
-    if not fits(x.shape, spec.shape):
-        raise mismatch(x, spec, where, _nearest_fix(x, spec))
+    x = fit_shape(x, spec, where)
     cast = _cast(x, spec.dtype)
     if cast is None:
         raise mismatch(x, spec, where, _dtype_fix(x, spec))
     return np.ascontiguousarray(cast).reshape(x.shape)  # ascontiguousarray makes a scalar [1]
+
+
+def fit_shape(x: NDArray[Any], spec: InputSpec, where: str) -> NDArray[Any]:
+    """x with the batch axis it may lack; its values are not looked at. CalibrationError as of `fit_array`."""
+    if lacks_batch(x.shape, spec):
+        x = x[None]
+    if not fits(x.shape, spec.shape):
+        raise mismatch(x, spec, where, _nearest_fix(x, spec))
+    return x
 
 
 def fits(shape: tuple[int, ...], wanted: Dims | None) -> bool:

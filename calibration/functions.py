@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import re
+import signal
 import sys
-from collections.abc import Callable
+import sysconfig
+import threading
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
-from onnxshot.errors import CalibrationError
+import onnxshot.errors
+from onnxshot.errors import CalibrationError, OnnxshotError
+from onnxshot.input_files import TEXT_BYTES, check_regular
 
-_SPELLED = re.compile(r"(?P<place>.+):(?P<function>[A-Za-z_]\w*)")
+_SPELLED = re.compile(r"(?P<place>.+):(?P<function>[A-Za-z_]\w*)", re.DOTALL)
+_OURS = tuple(f"{Path(file).parent}/" for file in (onnxshot.errors.__file__, __file__))
+_LIBRARIES = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib"))
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def named(text: str) -> tuple[str, str] | None:
@@ -22,14 +32,88 @@ def named(text: str) -> tuple[str, str] | None:
     return (match["place"], match["function"]) if match else None
 
 
+@contextlib.contextmanager
+def users_code(
+    where: str, hint: str = "", kind: type[OnnxshotError] = CalibrationError, *, wrap: bool = False
+) -> Iterator[None]:
+    """Turn whatever the user's code raises in this block into an error of `kind`, with the file and line.
+
+    SystemExit, GeneratorExit and KeyboardInterrupt are errors like all others where the code itself raises them; what
+    the handler of a signal raises, such as that of Ctrl-C, goes on as it is. So do errors of onnxshot, but where
+    `wrap` says that they too come of how the code uses it.
+    """
+    signals = _Signals()
+    try:
+        with signals:
+            yield
+    except BaseException as error:  # sys.exit() in a user's function must not end the run as if it had succeeded
+        if isinstance(error, OnnxshotError) and not wrap:
+            raise
+        if signals.raised is not None:
+            raise signals.raised from None
+        raise kind(f"{where} raised {told(error)}", hint) from error
+
+
+class _Signals:
+    """Notes what the handlers of signals raise while the block runs; raised: that, or None."""
+
+    def __init__(self) -> None:
+        self.raised: BaseException | None = None
+        self._installed: dict[int, tuple[Any, Any]] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # signals are handled in the main thread alone
+        for number in _SIGNALS:
+            before = signal.getsignal(number)
+            if callable(before):
+                noting = self._noting(before)
+                self._installed[number] = (before, noting)
+                signal.signal(number, noting)
+
+    def __exit__(self, *_: object) -> None:
+        for number, (before, noting) in self._installed.items():
+            if signal.getsignal(number) is noting:  # else the user's code has put its own there
+                signal.signal(number, before)
+
+    def _noting(self, before: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
+        def note(number: int, frame: FrameType | None) -> None:
+            try:
+                before(number, frame)
+            except BaseException as error:
+                self.raised = error
+                raise
+
+        return note
+
+
+def told(error: BaseException) -> str:
+    """An error of the user's code in words: its type, what it says, and the file and line."""
+    text = " ".join(str(error).split())
+    place = _place(error)
+    return f"{type(error).__name__}{': ' if text else ''}{text}{f', at {place}' if place else ''}"
+
+
+def _place(error: BaseException) -> str:
+    """'file:line' of the last line of the user's own that was run; else of the last that is not ours."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    frames = [(file, line) for file, line in frames if not file.startswith((*_OURS, "<"))]
+    own = [(file, line) for file, line in frames if not file.startswith(_LIBRARIES)]
+    return "{}:{}".format(*(own or frames)[-1]) if frames else ""
+
+
 def load(place: str, function: str) -> Callable[..., Any]:
     """The function of a module, or of a .py file. Raises CalibrationError where it is not there."""
+    hint = "name it as module:function or file.py:function"
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
-    except Exception as error:  # the user's own code
-        what = f"{place} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
-        raise CalibrationError(what, "name it as module:function or file.py:function") from error
-    made: object = getattr(module, function, None)
+        with users_code(place, hint, _NotImported):
+            module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+            made: object = getattr(module, function, None)
+    except _NotImported as error:
+        assert error.__cause__ is not None
+        raise CalibrationError(f"{place} cannot be imported: {told(error.__cause__)}", hint) from error
     if not callable(made):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         hint = f"it has: {', '.join(names)}" if names else "it has no functions"
@@ -37,19 +121,22 @@ def load(place: str, function: str) -> Callable[..., Any]:
     return made
 
 
+class _NotImported(CalibrationError):
+    """The user's module raised something while it was imported."""
+
+
 def call(place: str, function: str) -> object:
     """What the function of a module, or of a .py file, returns."""
     made = load(place, function)
-    try:
+    with users_code(f"{place}:{function}", "it is called without arguments and returns or yields dicts"):
         return made()
-    except Exception as error:  # the user's own code
-        what = f"{place}:{function} raised {type(error).__name__}: {' '.join(str(error).split())}"
-        raise CalibrationError(what, "it is called without arguments and returns or yields dicts") from error
 
 
 def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there")
+    try:
+        check_regular(path, "the script", CalibrationError, TEXT_BYTES)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is not there") from None
     spec = importlib.util.spec_from_file_location(f"onnxshot_calib_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not Python")
@@ -65,4 +152,5 @@ def _load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     finally:
-        sys.path.remove(here)
+        with contextlib.suppress(ValueError):  # the module may have taken it out itself
+            sys.path.remove(here)

@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onnxshot.calibration.checks import InputSpec, fit_feed, is_float, preset_for
+from onnxshot.calibration.checks import (
+    InputSpec,
+    as_array,
+    check_names,
+    fit_feed,
+    fit_shape,
+    is_float,
+    mismatch,
+    preset_for,
+)
 from onnxshot.calibration.preprocess import Preset, from_pixels, image, preset_names
+from onnxshot.calibration.sources import MOST_BYTES
 from onnxshot.errors import CalibrationError
 
 
@@ -90,10 +100,23 @@ class Fitter:
         """The feed, ready to run; `where` names it in errors."""
         spec = self._spec
         if self.preset is not None and spec is not None and spec.name in feed:
-            x = np.asarray(feed[spec.name])
+            x = as_array(feed[spec.name], spec.name, where)
             if looks_like_pixels(x, spec):
                 feed = {**feed, spec.name: preprocess_pixels(x, self._fitted(spec), spec)}
         return fit_feed(feed, self.specs, where)
+
+    def check_stated(self, stated: Mapping[str, NDArray[Any]], where: str) -> None:
+        """Hold arrays as headers state them against the inputs; their values are not looked at.
+
+        Raises CalibrationError where they cannot be a sample, or one of more than MOST_BYTES.
+        """
+        check_names(stated, self.specs, where)
+        for spec in self.specs:
+            x = stated[spec.name]
+            if x.nbytes > MOST_BYTES:
+                raise mismatch(x, spec, where, f"a sample has at most {MOST_BYTES >> 20} MiB")
+            if not (self.preset is not None and spec is self._spec and looks_like_pixels(x, spec)):
+                fit_shape(x, spec, where)
 
     def for_files(self, where: str) -> tuple[InputSpec, Preset]:
         """The input that picture files feed and the preset at its size. CalibrationError: they cannot."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import math
+import threading
+import warnings
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.input_files import check_regular, read_regular
+from onnxshot.recipes.keys import shown
+from onnxshot.recipes.yaml_text import NoYaml, decoded, values_of
 from onnxshot.remote.urls import refuse_remote
 
 if TYPE_CHECKING:
@@ -26,6 +32,12 @@ _CHOICES = {
     "channels": ("RGB", "BGR", "GRAY"),
     "layout": ("NCHW", "NHWC"),
 }
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "GIF", "TIFF")  # for others, Pillow runs Ghostscript
+MOST_PIXELS = 100_000_000
+"""Most pixels of a picture that is read, and of one that is scaled."""
+_LARGE = 16_000_000  # pixels: of pictures that are larger, one is read at a time
+_ONE_LARGE = threading.Lock()
+_MOST_VALUES = 1 << 27  # of a picture that is not scaled: 512 MiB of float32
 _LETTERBOX_GREY = 114.0  # what YOLO training pads with
 
 
@@ -127,10 +139,10 @@ def _shipped(name: str, asked: str) -> dict[str, Any]:
 
 def _from_file(path: str) -> Preset:
     try:
-        text = Path(path).read_text("utf-8")
+        text = decoded(read_regular(path, "preset file", UsageError))
     except FileNotFoundError:
         raise UsageError(f"preset file {path} is not there", f"or a name: {', '.join(preset_names())}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, NoYaml) as error:
         raise UsageError(f"preset file {path} cannot be read: {error}") from None
     own = _parse(text, path)
     base = own.pop("extends", None)
@@ -147,7 +159,10 @@ def _from_file(path: str) -> Preset:
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("a number") from None
 
 
 def _numbers(value: object) -> tuple[float, ...]:
@@ -187,14 +202,10 @@ _KEYS = {
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
-    import yaml
-
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"preset {where} is not YAML{line}: {getattr(error, 'problem', None) or error}") from None
+        data = values_of(text)
+    except NoYaml as error:
+        raise UsageError(f"preset {where} is not YAML, {error}", "for instance `extends: imagenet`") from None
     if not isinstance(data, dict):
         raise UsageError(f"preset {where} holds no keys", "for instance `extends: imagenet`")
     values: dict[str, Any] = {}
@@ -202,11 +213,11 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         if key not in _KEYS:
             near = difflib.get_close_matches(str(key), _KEYS, 1)
             guess = f"did you mean {near[0]}? " if near else ""
-            raise UsageError(f"preset {where}: unknown key {key!r}", f"{guess}keys: {', '.join(_KEYS)}")
+            raise UsageError(f"preset {where}: unknown key {shown(key)}", f"{guess}keys: {', '.join(_KEYS)}")
         try:
             values[key] = _KEYS[key](value)
         except ValueError as error:
-            raise UsageError(f"preset {where}: {key} is {value!r}", f"it must be {error}") from None
+            raise UsageError(f"preset {where}: {key} is {shown(value)}", f"it must be {error}") from None
     return values
 
 
@@ -215,13 +226,35 @@ def image(path: Path | str, preset: Preset) -> NDArray[np.float32]:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            pixels = _to_mode(upright, "L" if preset.channels == "GRAY" else "RGB")
+        check_regular(path, "the picture", CalibrationError)
+        # The bound here is tighter than the one that Pillow warns at, and catch_warnings is not for threads.
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        with Image.open(path, formats=_FORMATS) as file:
+            _refuse_large(*file.size, f"{path} has")
+            if preset.size is None and preset.height is None:
+                _refuse_values(*file.size, preset, f"{path} would be")
+            with _ONE_LARGE if file.width * file.height > _LARGE else contextlib.nullcontext():
+                ImageOps.exif_transpose(file, in_place=True)
+                return _finish(_to_mode(file, "L" if preset.channels == "GRAY" else "RGB"), preset)
+    except CalibrationError:
+        raise
     except Exception as error:  # decoders raise anything on a broken file: OSError, struct.error, SyntaxError, ...
         reason = str(error).split("\n")[0] or type(error).__name__
         raise CalibrationError(f"{path} is not a readable picture: {reason}", "remove or replace it") from error
-    return _finish(pixels, preset)
+
+
+def _refuse_large(width: int, height: int, what: str) -> None:
+    """Raise CalibrationError for a picture of too many pixels, by the size that its header states."""
+    if width * height > MOST_PIXELS:
+        said = f"{what} {width} x {height} pixels; at most {MOST_PIXELS / 1e6:.0f} million are read"
+        raise CalibrationError(said, "scale it down, or leave it out")
+
+
+def _refuse_values(width: int, height: int, preset: Preset, what: str) -> None:
+    """Raise CalibrationError for a picture that would be too large as the preset wants it."""
+    if width * height * (1 if preset.channels == "GRAY" else 3) > _MOST_VALUES:
+        said = f"{what} {width} x {height} pixels as preset {preset.name} has it; at most {_MOST_VALUES / 3e6:.0f}"
+        raise CalibrationError(f"{said} million are made", "set size: [HEIGHT, WIDTH] in a preset file")
 
 
 def from_pixels(pixels_hwc: NDArray[np.uint8], preset: Preset) -> NDArray[np.float32]:
@@ -229,6 +262,7 @@ def from_pixels(pixels_hwc: NDArray[np.uint8], preset: Preset) -> NDArray[np.flo
     from PIL import Image
 
     squeezed = pixels_hwc[..., 0] if pixels_hwc.ndim == 3 and pixels_hwc.shape[2] == 1 else pixels_hwc
+    _refuse_large(squeezed.shape[1], squeezed.shape[0], "a picture has")
     picture = Image.fromarray(np.ascontiguousarray(squeezed))
     return _finish(_to_mode(picture, "L" if preset.channels == "GRAY" else "RGB"), preset)
 
@@ -237,13 +271,21 @@ def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
     from PIL import Image
 
     if picture.mode.startswith(("I", "F")):  # Pillow would clip 16 bits at 255 instead of scaling
-        deep = np.asarray(picture).astype(np.float64)
-        if picture.mode.startswith("I;16") or deep.max() > 255:
-            deep /= 257.0
-        picture = Image.fromarray(np.clip(np.rint(deep), 0, 255).astype(np.uint8))
+        deep = np.asarray(picture)
+        divisor = 257.0 if picture.mode.startswith("I;16") or deep.max() > 255 else 1.0
+        if deep.dtype == np.uint16:
+            pixels = _eight_bits(np.arange(1 << 16), divisor)[deep]
+        else:  # row by row: the whole picture in float64 would take eight times its memory
+            pixels = np.stack([_eight_bits(row, divisor) for row in deep])
+        picture = Image.fromarray(pixels)
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _eight_bits(values: NDArray[Any], divisor: float) -> NDArray[np.uint8]:
+    with np.errstate(invalid="ignore"):
+        return np.clip(np.rint(values.astype(np.float64) / divisor), 0, 255).astype(np.uint8)
 
 
 def _finish(picture: Image.Image, preset: Preset) -> NDArray[np.float32]:
@@ -257,7 +299,9 @@ def _finish(picture: Image.Image, preset: Preset) -> NDArray[np.float32]:
     x = x[:, :, None] if x.ndim == 2 else x
     if preset.channels == "BGR":
         x = x[:, :, ::-1]
-    x = (x / np.float32(preset.scale) - np.array(preset.mean, np.float32)) / np.array(preset.std, np.float32)
+    x = x / np.float32(preset.scale)
+    x -= np.array(preset.mean, np.float32)
+    x /= np.array(preset.std, np.float32)
     missing = (preset.min_width or 0) - x.shape[1]
     if missing > 0:
         x = np.pad(x, ((0, 0), (0, missing), (0, 0)), constant_values=preset.pad or 0.0)
@@ -271,6 +315,9 @@ def _scaled(picture: Image.Image, height: int, width: int) -> Image.Image:
 
     if picture.size == (width, height):
         return picture
+    if width * height > MOST_PIXELS:  # a picture one pixel high, say, which is to cover a square
+        said = f"a picture of {picture.width} x {picture.height} pixels would have to be scaled to {width} x {height}"
+        raise CalibrationError(said, "leave it out: it has the shape of a line")
     return picture.resize((width, height), Image.Resampling.BILINEAR)
 
 

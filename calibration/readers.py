@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from onnxshot.calibration.checks import InputSpec, Sample
-from onnxshot.calibration.functions import call, named
+from onnxshot.calibration.checks import InputSpec, Sample, as_array
+from onnxshot.calibration.functions import call, named, users_code
 from onnxshot.calibration.pictures import Fitter, read_picture
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.sources import (
@@ -27,6 +29,7 @@ from onnxshot.calibration.sources import (
 )
 from onnxshot.calibration.stacks import Stack, npy_stack, npz_stack
 from onnxshot.errors import CalibrationError
+from onnxshot.input_files import check_regular, is_special
 from onnxshot.remote.urls import refuse_remote
 
 __all__ = ["PICTURES", "Dataset", "InputSpec", "Sample", "open_data", "split"]
@@ -38,6 +41,7 @@ TAKES = (
     "a test_data_set folder of .pb; module:function or file.py:function; or 'random'"
 )
 _RANDOM_SAMPLES = 16
+_MOST_ENTRIES = 10_000_000  # files below a folder of samples
 
 
 class Dataset:
@@ -171,6 +175,8 @@ def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int)
         return _open_folder(path, fit)
     if path.is_file():
         return _open_file(path, fit)
+    if is_special(path):
+        check_regular(path, "calibration data", CalibrationError)
     if found := named(str(source)):
         return _open_object(call(*found), label, fit, limit)
     refuse_remote(source, CalibrationError, "calibration data")
@@ -182,9 +188,9 @@ def _open_file(path: Path, fit: Fitter) -> Source:
     if suffix in PICTURES:
         return _pictures(path, [path], fit)
     if suffix == ".npz":
-        return npz_stack(path, fit.specs)
+        return npz_stack(path, fit.specs, fit.check_stated)
     if suffix == ".npy":
-        return npy_stack(path, fit.specs)
+        return npy_stack(path, fit.specs, fit.check_stated)
     raise CalibrationError(f"calibration data {path} is of no known kind", f"--calib takes {TAKES}")
 
 
@@ -200,14 +206,49 @@ def _open_folder(root: Path, fit: Fitter) -> Source:
     for kind, paths in kinds.items():
         if kind == "pictures":
             return _pictures(root, paths, fit)
-        return (npz_files if kind == ".npz" else npy_files)(root, paths, fit.specs)
+        return (npz_files if kind == ".npz" else npy_files)(root, paths, fit.specs, fit.check_stated)
     raise CalibrationError(f"{root} holds no samples", f"--calib takes {TAKES}")
 
 
 def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files below root of these kinds, sorted by name folder by folder; hidden ones are not data."""
-    found = (p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    """Files below root of these kinds, sorted by name folder by folder; hidden ones are not data.
+
+    Raises CalibrationError for what has such a name and is no file, and for a folder without end.
+    """
+    found = []
+    for count, path in enumerate(root.rglob("*")):
+        if count >= _MOST_ENTRIES:
+            raise CalibrationError(f"{root} holds more than {_MOST_ENTRIES} files", "name the folder of the samples")
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if hidden or path.suffix.lower() not in suffixes or path.is_dir():
+            continue
+        try:
+            check_regular(path, "the sample", CalibrationError)
+        except OSError as e:
+            raise CalibrationError(f"the sample {path} cannot be read: {e.strerror}", "remove or replace it") from e
+        found.append(path)
+    return sorted(found)
+
+
+def _columns(source: Mapping[object, object], label: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a dict. CalibrationError: one is none, or its samples differ in shape."""
+    with users_code(label):
+        values = dict(source.items())
+    return {str(name): _column(value, str(name), label) for name, value in values.items()}
+
+
+def _column(value: object, name: str, label: str) -> NDArray[Any]:
+    try:
+        return as_array(value, name, label)
+    except CalibrationError:
+        if not isinstance(value, list | tuple):
+            raise
+        shapes = {as_array(x, name, f"{label}[{i}]").shape: i for i, x in reversed(list(enumerate(value)))}
+        if len(shapes) < 2:
+            raise
+        (one, i), (other, j) = sorted(shapes.items(), key=lambda pair: pair[1])[:2]
+        what = f"input {name!r}: sample {label}[{j}] holds {list(other)}, sample {label}[{i}] {list(one)}"
+        raise CalibrationError(what, "give a list of dicts, one for each sample") from None
 
 
 def _pictures(root: Path, paths: Sequence[Path], fit: Fitter) -> Files:
@@ -219,7 +260,7 @@ def _open_object(source: object, label: str, fit: Fitter, limit: int | None) -> 
     if isinstance(source, np.ndarray):
         return Stack(label, {only_input(fit.specs, label): source}, fit.specs)
     if isinstance(source, Mapping):
-        return Stack(label, {str(name): np.asarray(x) for name, x in source.items()}, fit.specs)
+        return Stack(label, _columns(source, label), fit.specs)
     if isinstance(source, Sequence) and not isinstance(source, str | bytes):
         return Feeds(label, source)
     if callable(following := getattr(source, "get_next", None)):  # onnxruntime's CalibrationDataReader

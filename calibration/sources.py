@@ -7,20 +7,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onnxshot.calibration.arrays import map_npy, read_npz
-from onnxshot.calibration.checks import InputSpec, Sample, is_float
+from onnxshot.calibration.arrays import Headers, read_npy, read_npz
+from onnxshot.calibration.checks import InputSpec, Sample, as_array, is_float
+from onnxshot.calibration.functions import users_code
 from onnxshot.errors import CalibrationError
+from onnxshot.input_files import read_regular
 from onnxshot.writing.places import scratch_part
 
 _BLOCK = 1 << 20
 _MOST_RANDOM = 1 << 28  # elements of one random input
+_MOST_STREAMED = 1 << 20  # samples of a stream that has no limit
+MOST_BYTES = 512 << 20
+"""Most bytes that one sample may have."""
 
-
+Held = TypeVar("Held")
+Checked = Callable[[Headers, str], None]
+"""Raises CalibrationError where arrays as headers state them cannot be a sample; the text names it."""
 
 
 class Digest(Protocol):
@@ -94,10 +101,14 @@ class Files(Source):
         return path.relative_to(self._root).as_posix() if path != self._root else path.name
 
 
-def npy_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec]) -> Files:
-    """A .npy file a sample, for a model of one input."""
+def npy_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec], check: Checked) -> Files:
+    """A .npy file a sample, for a model of one input. check: of what a header says, before more is read."""
     name = only_input(specs, str(root))
-    return Files(root, [(p,) for p in paths], lambda group: {name: np.array(map_npy(group[0]))})
+
+    def read(group: Sequence[Path]) -> dict[str, NDArray[Any]]:
+        return {name: read_npy(group[0], lambda stated: check(stated, str(group[0])), name)}
+
+    return Files(root, [(p,) for p in paths], read)
 
 
 def only_input(specs: Sequence[InputSpec], where: str) -> str:
@@ -109,9 +120,16 @@ def only_input(specs: Sequence[InputSpec], where: str) -> str:
     return specs[0].name
 
 
-def npz_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec]) -> Files:
-    """An .npz file a sample: its keys are the inputs' names; a model of one input takes any single key."""
-    return Files(root, [(p,) for p in paths], lambda group: renamed(read_npz(group[0]), specs))
+def npz_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec], check: Checked) -> Files:
+    """An .npz file a sample: its keys are the inputs' names; a model of one input takes any single key.
+
+    check: of what the headers say, before anything is unpacked.
+    """
+
+    def read(group: Sequence[Path]) -> dict[str, NDArray[Any]]:
+        return renamed(read_npz(group[0], lambda stated: check(renamed(stated, specs), str(group[0]))), specs)
+
+    return Files(root, [(p,) for p in paths], read)
 
 
 def pb_folders(root: Path, folders: Sequence[Path], specs: Sequence[InputSpec]) -> Files:
@@ -138,10 +156,12 @@ def _read_pb(paths: Sequence[Path], specs: Sequence[InputSpec]) -> dict[str, NDA
     for path in paths:
         try:
             tensor = TensorProto()
-            tensor.ParseFromString(path.read_bytes())
+            tensor.ParseFromString(read_regular(path, "the tensor", CalibrationError, MOST_BYTES))
             if tensor.data_location == TensorProto.EXTERNAL:
                 raise ValueError("its values are in another file")
             value = numpy_helper.to_array(tensor)
+        except CalibrationError:
+            raise
         except Exception as error:  # protobuf and onnx raise anything on broken bytes
             reason = " ".join(str(error).split()) or type(error).__name__
             raise CalibrationError(f"{path} is not a readable TensorProto: {reason}", "write it again") from error
@@ -151,11 +171,11 @@ def _read_pb(paths: Sequence[Path], specs: Sequence[InputSpec]) -> dict[str, NDA
     return feed
 
 
-def renamed(arrays: dict[str, NDArray[Any]], specs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
+def renamed(arrays: Mapping[str, Held], specs: Sequence[InputSpec]) -> dict[str, Held]:
     """The arrays under the inputs' names: one array for one input needs no name of its own."""
     if len(specs) == 1 and len(arrays) == 1:
         return {specs[0].name: next(iter(arrays.values()))}
-    return arrays
+    return dict(arrays)
 
 
 class Feeds(Source):
@@ -170,9 +190,10 @@ class Feeds(Source):
 
     def load(self, index: int) -> Sample:
         """The dict at index, as arrays."""
-        with self._one_at_a_time:
-            feed = as_feed(self._feeds[index], self.where(index))
-            return Sample(f"#{index}", {name: np.asarray(value) for name, value in feed.items()})
+        where = self.where(index)
+        with self._one_at_a_time, users_code(where):
+            item = self._feeds[index]
+        return Sample(f"#{index}", as_feed(item, where))
 
     def where(self, index: int) -> str:
         """The label and number."""
@@ -193,10 +214,19 @@ class Spool(Source):
         self._label, self._specs, self._count = label, specs, 0
         self._folder = scratch_part()
         for feed in _first(stream, limit, label):
+            if self._count >= _MOST_STREAMED:
+                self._folder.close()
+                what = f"{label} has not ended after {self._count} samples"
+                raise CalibrationError(what, "give --samples a number, or let it end")
             checked = fit(as_feed(feed, self.where(self._count)), self.where(self._count))
             # by position: an input may be named 'file', which np.savez takes for itself
             values = [np.asarray(x, str) if x.dtype.hasobject else x for x in checked.values()]
-            np.savez(self._path(self._count), *values)
+            try:
+                np.savez(self._path(self._count), *values)
+            except OSError as e:
+                self._folder.close()
+                what = f"sample {self._count} of {label} cannot be kept in {self._folder.path}: {e.strerror}"
+                raise CalibrationError(what, "set TMPDIR to a folder with more room, or give --samples") from e
             self._count += 1
         if limit is not None and self._count == limit:
             self.notes = (f"the first {limit} samples of {label}",)
@@ -227,30 +257,29 @@ class Spool(Source):
 
 
 def _first(stream: Iterable[object], limit: int | None, label: str) -> Iterable[object]:
-    iterator = iter(stream)
+    with users_code(label):
+        iterator = iter(stream)
+    end = object()
     count = 0
     while limit is None or count < limit:
-        try:
-            item = next(iterator)
-        except StopIteration:
+        with users_code(f"{label} at sample {count}"):
+            item = next(iterator, end)
+        if item is end:
             return
-        except CalibrationError:
-            raise
-        except Exception as error:  # the user's own code
-            what = f"{label} raised {type(error).__name__} at sample {count}: {' '.join(str(error).split())}"
-            raise CalibrationError(what) from error
         yield item
         count += 1
 
 
-def as_feed(item: object, where: str) -> Mapping[str, ArrayLike]:
-    """The item if it is a dict of arrays, or of a Sample its feed; else CalibrationError."""
+def as_feed(item: object, where: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a dict, or of a Sample, by name. CalibrationError: it is none, or a value is no array."""
     if isinstance(item, Sample):
         return dict(item.feed)
     if not isinstance(item, Mapping):
         what = f"{where} is a {type(item).__name__}, not a dict"
         raise CalibrationError(what, "give {input name: array} for each sample")
-    return item
+    with users_code(where):
+        values = dict(item.items())
+    return {str(name): as_array(value, str(name), where) for name, value in values.items()}
 
 
 class Noise(Source):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.calibration.arrays import map_npy, map_npz
+from onnxshot.calibration.arrays import FileArray, Headers, open_npy, open_npz
 from onnxshot.calibration.checks import InputSpec, Sample, fits
-from onnxshot.calibration.sources import Source, only_input, renamed
+from onnxshot.calibration.sources import Checked, Source, only_input, renamed
+from onnxshot.errors import CalibrationError
 from onnxshot.writing.owned import Part
 from onnxshot.writing.places import scratch_part
 
@@ -25,7 +27,7 @@ class _Cut:
     step: int = 1
     batch_axis: bool = False
 
-    def take(self, x: NDArray[Any], index: int) -> NDArray[Any]:
+    def take(self, x: NDArray[Any] | FileArray, index: int) -> NDArray[Any]:
         if self.step == 0:
             return np.asarray(x[index])  # of a vector, x[i] is no array
         rows = x[index * self.step : (index + 1) * self.step]
@@ -42,17 +44,13 @@ class Stack(Source):
     def __init__(
         self,
         label: str,
-        arrays: dict[str, NDArray[Any]],
+        arrays: Mapping[str, NDArray[Any] | FileArray],
         specs: Sequence[InputSpec],
         folder: Part | None = None,
     ) -> None:
         self._label, self._folder = label, folder
         self._arrays = renamed(arrays, specs)
-        by_name = {spec.name: spec for spec in specs}
-        cuts = {name: _cut(x, by_name.get(name)) for name, x in self._arrays.items()}
-        counts = [cut.count for cut in cuts.values() if cut is not None and cut.count != 1]
-        self._count = max(counts, key=lambda c: (counts.count(c), c), default=1)
-        self._cuts = {name: cut for name, cut in cuts.items() if cut is not None and cut.count == self._count}
+        self._count, self._cuts = _cuts(self._arrays, specs)
 
     def __len__(self) -> int:
         return self._count
@@ -60,8 +58,11 @@ class Stack(Source):
     def load(self, index: int) -> Sample:
         """Cut from the mapped arrays."""
         cuts = self._cuts
-        # np.array: the sample must outlive the mapping it was cut from
-        feed = {k: np.array(cuts[k].take(x, index) if k in cuts else x) for k, x in self._arrays.items()}
+        try:
+            # np.array: the sample must outlive what it was cut from
+            feed = {k: np.array(cuts[k].take(x, index) if k in cuts else x) for k, x in self._arrays.items()}
+        except (OSError, ValueError) as e:
+            raise CalibrationError(f"sample {self.where(index)} cannot be read: {e}", "write the file again") from e
         return Sample(f"{Path(self._label).name}[{index}]", feed)
 
     def where(self, index: int) -> str:
@@ -70,23 +71,62 @@ class Stack(Source):
 
     def close(self) -> None:
         """Let go of the arrays; remove the temporary copy of compressed ones."""
+        for x in self._arrays.values():
+            if isinstance(x, FileArray):
+                x.close()
         self._arrays = {}
         if self._folder is not None:
             self._folder.close()
 
 
-def npy_stack(path: Path, specs: Sequence[InputSpec]) -> Stack:
-    """One .npy file with a leading sample axis, mapped."""
-    return Stack(str(path), {only_input(specs, str(path)): map_npy(path)}, specs)
+def npy_stack(path: Path, specs: Sequence[InputSpec], check: Checked) -> Stack:
+    """One .npy file with a leading sample axis. check: of what the header says of a sample, before more is read."""
+    name = only_input(specs, str(path))
+    with _spool() as folder:
+        held = open_npy(path, folder.path, lambda stated: _check(stated, specs, str(path), check), name)
+        return Stack(str(path), {name: held}, specs, folder)
 
 
-def npz_stack(path: Path, specs: Sequence[InputSpec]) -> Stack:
-    """One .npz file whose arrays have a leading sample axis, mapped (compressed ones from a temporary copy)."""
+def npz_stack(path: Path, specs: Sequence[InputSpec], check: Checked) -> Stack:
+    """One .npz file whose arrays have a leading sample axis, compressed ones in a temporary copy.
+
+    check: of what the headers say of a sample, before anything is unpacked.
+    """
+    with _spool() as folder:
+        held = open_npz(path, folder.path, lambda stated: _check(stated, specs, str(path), check))
+        return Stack(str(path), held, specs, folder)
+
+
+@contextlib.contextmanager
+def _spool() -> Iterator[Part]:
+    """A folder that stays where the block succeeds."""
     folder = scratch_part()
-    return Stack(str(path), map_npz(path, folder.path), specs, folder)
+    try:
+        yield folder
+    except BaseException:
+        folder.close()
+        raise
 
 
-def _cut(x: NDArray[Any], spec: InputSpec | None) -> _Cut | None:
+def _check(stated: Headers, specs: Sequence[InputSpec], label: str, check: Checked) -> None:
+    """Hold the first sample of arrays as headers state them against the inputs."""
+    arrays = renamed(stated, specs)
+    _, cuts = _cuts(arrays, specs)
+    check({k: cuts[k].take(x, 0) if k in cuts and len(x) else x for k, x in arrays.items()}, f"{label}[0]")
+
+
+def _cuts(
+    arrays: Mapping[str, NDArray[Any] | FileArray], specs: Sequence[InputSpec]
+) -> tuple[int, dict[str, _Cut]]:
+    """The number of samples, and how to cut those arrays that hold them."""
+    by_name = {spec.name: spec for spec in specs}
+    cuts = {name: _cut(x, by_name.get(name)) for name, x in arrays.items()}
+    counts = [cut.count for cut in cuts.values() if cut is not None and cut.count != 1]
+    count = max(counts, key=lambda c: (counts.count(c), c), default=1)
+    return count, {name: cut for name, cut in cuts.items() if cut is not None and cut.count == count}
+
+
+def _cut(x: NDArray[Any] | FileArray, spec: InputSpec | None) -> _Cut | None:
     """How to cut x into samples for its input; None: it is one value for all samples."""
     if spec is None or x.ndim == 0:
         return None

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxshot.calibration.arrays import read_npz
+from onnxshot.calibration.arrays import Headers, read_npz
 from onnxshot.calibration.stats import NO_STATS, TensorStats, from_arrays, merge, to_arrays
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.input_files import check_regular, is_special
 from onnxshot.remote.urls import refuse_remote
 from onnxshot.writing.places import write_file
 
 _FORMAT = 4  # raised when what the arrays mean changes
 _HEAD = "meta"  # the array that tells what the others are
+_MOST_BYTES = 2 << 30  # of statistics, unpacked
+_MOST_RATIO, _ANY_RATIO = 100, 64 << 20  # of unpacked to packed bytes, from so many unpacked bytes on
 _SHOWN = 12  # digits of a hash in a message
 
 
@@ -73,10 +76,12 @@ def refuse_suffix(path: Path) -> None:
 def load_statistics(path: str | Path) -> Statistics:
     """Statistics that `save` wrote. Raises CalibrationError where the file is not that."""
     path = Path(path)
+    if is_special(path):
+        check_regular(path, "the file of statistics", CalibrationError)
     if not path.is_file():
         refuse_remote(path, CalibrationError, "the file of statistics")
         raise CalibrationError(f"statistics {path} are not there", "onnxshot calibrate MODEL --calib DATA writes them")
-    arrays = read_npz(path)
+    arrays = read_npz(path, lambda stated: _refuse_bomb(path, stated))
     try:
         head = json.loads(arrays.pop(_HEAD).tobytes())
         if head["format"] != _FORMAT:
@@ -104,6 +109,14 @@ def is_statistics(path: Path) -> bool:
         return isinstance(head, dict) and {"format", "model", "samples"} <= head.keys()
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, RuntimeError, EOFError, MemoryError):
         return False
+
+
+def _refuse_bomb(path: Path, stated: Headers) -> None:
+    """Raise CalibrationError for a file that unpacks to more than statistics do, before it is unpacked."""
+    size = sum(x.nbytes for x in stated.values())
+    if size > _MOST_BYTES or (size > _ANY_RATIO and size > _MOST_RATIO * path.stat().st_size):
+        what = f"{path} holds no statistics of onnxshot: it unpacks to {size >> 20} MiB"
+        raise CalibrationError(what, "run onnxshot calibrate again")
 
 
 def join(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:

@@ -420,7 +420,7 @@ NUMBER = 3
         for function in ("stream", "listed"):
             assert firsts(open_data(f"{place}:{function}", VECTOR)) == [0, 1, 2]
     assert sys.path == path
-    assert "raised RuntimeError at sample 1: disk on fire" in refused("my_calib_data:breaks")
+    assert "at sample 1 raised RuntimeError: disk on fire, at " in refused("my_calib_data:breaks")
     assert "no function 'streem' (it has: stream, listed, breaks)" in refused("my_calib_data.py:streem")
     assert "no function 'NUMBER'" in refused("my_calib_data:NUMBER")
     assert "cannot be imported: ModuleNotFoundError" in refused("no_such_module:stream")

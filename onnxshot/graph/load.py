@@ -13,6 +13,7 @@ from onnx import ModelProto
 from onnxshot.errors import ModelError
 from onnxshot.graph.checking import check
 from onnxshot.graph.model import Model
+from onnxshot.input_files import check_regular, is_special
 from onnxshot.remote.urls import refuse_remote
 
 _TORCH = "export it where its class is at hand: torch.onnx.export(model, example_input, 'model.onnx', dynamo=True)"
@@ -148,6 +149,8 @@ def _refuse_other_formats(path: Path) -> None:
         if path.is_dir():
             raise _folder_error(path)
         if not path.is_file():
+            if is_special(path):
+                check_regular(_shown(path), "the model", ModelError)
             refuse_remote(path, ModelError, "the model")
             raise ModelError(f"{_shown(path)} does not exist or is not a file", _nearest(path))
         with path.open("rb") as f:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.errors import TargetError, UsageError
+from onnxshot.input_files import RECORD_BYTES, read_regular
 from onnxshot.recipes.keys import BadKey, KeyPath, refuse, shown, spelled
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages, kind_of
 from onnxshot.recipes.yaml_text import NoYaml, decoded, values_of
 from onnxshot.remote.urls import beside, file_name, is_remote, redacted, unfolded
 
-_COMMENT_OR_ARGUMENT = re.compile(r"^\s*#.*$|\$\{([A-Za-z_]\w*)(?::([^{}]*))?\}", re.MULTILINE)
+_COMMENT_OR_ARGUMENT = re.compile(r"^[ \t]*#.*$|\$\{([A-Za-z_]\w*)(?::([^{}]*))?\}", re.MULTILINE)
 
 
 def load_stages(path: str | Path, arguments: Mapping[str, str] | None = None) -> Stages:
@@ -94,7 +95,7 @@ def read_values(path: str | Path, arguments: Mapping[str, str] | None, what: str
     """
     name, reader = unfolded(str(path)), _Reader(arguments or {}, what)
     try:
-        data = _content(name)
+        data = _content(name, what)
     except OSError as e:
         raise UsageError(f"{what} {name} cannot be read: {e.strerror}", "give a YAML file") from e
     values = reader.read(name, data)
@@ -137,7 +138,7 @@ class _Reader:
         with own.told():
             other = self._beside(name, base, (*below, name))
             try:
-                data = _content(other)
+                data = _content(other, self.what)
             except OSError as e:
                 said = f"is {shown(base)}, and {self.what} {other} cannot be read: {e.strerror}"
                 raise BadKey(("extends",), said, "give a YAML file") from e
@@ -168,13 +169,13 @@ class _Reader:
         return value
 
 
-def _content(name: str) -> bytes:
-    """The bytes of a file, or of a URL."""
+def _content(name: str, what: str) -> bytes:
+    """The bytes of a file, or of a URL; what: it is called so in messages."""
     if not is_remote(name):
-        return Path(name).read_bytes()
+        return read_regular(name, what, UsageError, RECORD_BYTES)
     from onnxshot.remote.copies import local_copy  # what it imports is of no use to others
 
-    return Path(local_copy(name)).read_bytes()
+    return read_regular(local_copy(name), what, UsageError, RECORD_BYTES)
 
 
 def _resolved(name: str) -> str:

@@ -23,6 +23,7 @@ from onnxshot.calibration.statsfile import data_hash
 from onnxshot.errors import UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
+from onnxshot.input_files import RECORD_BYTES, read_regular
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.recipes.plain import Plain
 from onnxshot.recipes.stages import EmitStage, ModelStage, Stages, kind_of
@@ -224,7 +225,7 @@ def load_records(path: Path) -> Records:
         values: Any = {"runs": _json(load_model(path).metadata.get(RUNS_KEY))}
     else:
         try:
-            values = values_of(decoded(path.read_bytes()))
+            values = values_of(decoded(read_regular(path, "the record", UsageError, RECORD_BYTES)))
         except (OSError, NoYaml) as e:
             raise UsageError(f"{path} cannot be read: {e}", hint) from e
     return _parsed(path, values)

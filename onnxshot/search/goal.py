@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxshot.calibration.functions import load, named
+from onnxshot.calibration.functions import load, named, users_code
 from onnxshot.calibration.readers import Dataset
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.judging.closeness import sums_of
@@ -201,12 +201,9 @@ class Judge:
 def score(evaluate: Evaluate, run: Run, given: Evaluate | str | None) -> float:
     """What a function says of a model; given: as it was named. Raises UsageError where it fails, or says nothing."""
     where = given if isinstance(given, str) else "the evaluation"
-    try:
+    hint = "it is given a function from a feed to the outputs by name, and returns a number"
+    with users_code(where, hint, UsageError, wrap=True):
         found = float(evaluate(run))
-    except Exception as error:  # the user's own code
-        what = f"{where} raised {type(error).__name__}: {' '.join(str(error).split())}"
-        hint = "it is given a function from a feed to the outputs by name, and returns a number"
-        raise UsageError(what, hint) from error
     if not math.isfinite(found):
         raise UsageError(f"{where} returned {found}", "it must return a finite number, higher is better")
     return found
