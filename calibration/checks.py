@@ -34,6 +34,14 @@ class InputSpec:
         return f"{self.dtype} [{','.join(dims)}]"
 
 
+class NamedFeed(dict[str, NDArray[Any]]):
+    """The arrays of one sample by input; sample: its name, for errors of a model that is run on it."""
+
+    def __init__(self, values: Mapping[str, NDArray[Any]], sample: str) -> None:
+        super().__init__(values)
+        self.sample = sample
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One feed of all inputs. name: a file's name, 'file.npz[3]', or '#7'."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.calibration.checks import InputSpec, Sample, as_array
+from onnxshot.calibration.checks import InputSpec, NamedFeed, Sample, as_array
 from onnxshot.calibration.functions import call, named, users_code
 from onnxshot.calibration.pictures import Fitter, read_picture
 from onnxshot.calibration.preprocess import Preset
@@ -64,7 +64,8 @@ class Dataset:
     def __getitem__(self, index: int) -> Sample:
         raw = self._indices[index]
         sample = self._from.load(raw)
-        return Sample(sample.name, self._fit(sample.feed, self._from.where(raw)))
+        feed = self._fit(sample.feed, self._from.where(raw))
+        return Sample(sample.name, feed if self.random else NamedFeed(feed, self._from.where(raw)))
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))

@@ -9,10 +9,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,7 @@ from serving import TOKEN, Client, served
 from support import fixture
 
 import onnxshot
+from onnxshot.ui import uploads
 
 LIMIT = 4_000_000
 DIGITS = fixture("data/digits/calib")
@@ -213,6 +217,32 @@ def test_archives_that_harm_are_refused(client: Client, key: str, temporary: Pat
     assert not list(temporary.parent.rglob("evil*"))
 
 
+def test_archives_that_come_at_once_have_the_room_of_one(
+    client: Client, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each unpacks to more than half of what a job may have; they are unpacked at the same moment."""
+    both = threading.Barrier(2, timeout=30)
+    check = uploads._check
+
+    def checked(*args: Any) -> None:
+        check(*args)
+        both.wait()
+
+    monkeypatch.setattr(uploads, "_check", checked)
+    archives = {name: zipped({f"{name}.npy": bytes(6 * LIMIT // 10)}) for name in ("a", "b")}
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda name: client.put(key, "calib", f"{name}.zip", archives[name]), archives))
+    assert sorted(status for status, _ in answers) == [200, 413], answers
+    assert "in all" in next(told["error"] for status, told in answers if status == 413)
+
+
+@pytest.mark.parametrize("name", ["%C3%A9", "%FF", "%00", "a" * 3000])
+def test_a_key_that_is_none_is_not_found(client: Client, name: str) -> None:
+    assert client("GET", f"jobs/{name}")[0] == 404
+    assert client("DELETE", f"jobs/{name}")[0] == 404
+    assert client("PUT", f"jobs/{name}/files/calib/a.npz", b"x")[0] == 404
+
+
 def test_an_archive_that_states_too_small_a_size_writes_no_more_than_that(client: Client, key: str) -> None:
     archive = bytearray(zipped({"a.npy": bytes(3 * LIMIT)}))
     for signature, at in ((b"PK\3\4", 22), (b"PK\1\2", 24)):  # APPNOTE 4.3.7 and 4.3.12: uncompressed size
@@ -362,6 +392,8 @@ def test_one_job_at_a_time_and_a_cancel_ends_it(client: Client, temporary: Path)
     assert client.put(key, "calib", "more.npz", b"x")[0] == 409
     (folder,) = temporary.glob("*/work")
     worker = worker_of(folder)
+    told_to = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+    assert f"TMPDIR={folder / 'tmp'}".encode() in told_to, "what it has put aside would stay"
     assert client("DELETE", f"jobs/{key}") == (200, {"state": "none"})
     assert not Path(f"/proc/{worker}").exists()
     assert list(temporary.iterdir()) == []

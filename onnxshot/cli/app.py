@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 import onnxshot
+from onnxshot.cli import streams
 from onnxshot.cli.batch import batch
 from onnxshot.cli.bundle import verify
 from onnxshot.cli.calibrate import cache_app, calibrate
@@ -21,7 +23,7 @@ from onnxshot.cli.quantize import quantize
 from onnxshot.cli.replay import replay
 from onnxshot.cli.stopping import Stopped, listen
 from onnxshot.cli.ui import ui
-from onnxshot.errors import OnnxshotError
+from onnxshot.errors import OnnxshotError, UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,12 +63,14 @@ def entry() -> None:
     code = 1
     try:
         listen()
+        try:
+            streams.prepare(sys.argv[1:])
+        except OnnxshotError as error:
+            _fail(str(error), error.exit_code)
         main()
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else 0
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    os._exit(streams.close() or code)
 
 
 def main() -> None:
@@ -78,6 +82,8 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except OnnxshotError as error:
         _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        sys.exit(streams.BROKEN_PIPE)
     except KeyboardInterrupt:
         _fail("interrupted; nothing is half written", _INTERRUPTED)
     except Stopped as stopped:
@@ -90,9 +96,21 @@ def main() -> None:
             _fail(f"{text} (onnxshot COMMAND --help lists the options)", 2)
         if os.environ.get("ONNXSHOT_DEBUG"):
             raise
+        if isinstance(error, OSError):  # a full disk, a folder without permission: no fault of the program
+            place = f"{error.filename}: " if error.filename is not None else ""
+            _fail(f"{place}{error.strerror or error}", UsageError.exit_code)
+        if isinstance(error, MemoryError):
+            _fail("there is not memory enough (fewer threads, or a smaller batch, take less)", UsageError.exit_code)
         _fail(f"internal error: {type(error).__name__}: {error}; ONNXSHOT_DEBUG=1 shows where", 1)
 
 
+def _printable(message: str) -> str:
+    r"""A message on one line, without what would steer a terminal; bytes of names that are not UTF-8 as \udcxx."""
+    line = "".join(c if c.isprintable() else " " if c.isspace() else f"\\u{ord(c):04x}" for c in message)
+    return " ".join(line.split())
+
+
 def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    with contextlib.suppress(OSError, ValueError):  # stderr is closed, or full: the code says it
+        sys.stderr.write(f"error: {_printable(message)}\n")
     sys.exit(code)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from onnxshot.cli import streams
 from onnxshot.errors import UsageError
 from onnxshot.files.ledger import Files, Write
 
@@ -142,6 +141,6 @@ def files_of(
 def tell(as_json: bool, values: dict[str, Any], show: Callable[[], None]) -> None:
     """One JSON object on stdout, or what `show` prints for people."""
     if as_json:
-        sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
+        streams.write(values)
     else:
         show()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Annotated
 
 import typer
 
-from onnxshot.cli import terminal
+from onnxshot.cli import streams, terminal
 from onnxshot.cli.options import JsonOpt
 from onnxshot.errors import UsageError
 
@@ -29,8 +27,7 @@ def ui(
 
     def ready(address: str) -> None:
         if as_json:
-            sys.stdout.write(json.dumps({"url": address}) + "\n")
-            sys.stdout.flush()
+            streams.write({"url": address})
         else:
             terminal.show_text(f"{address}\nwhoever has this address may use the page; Ctrl-C ends it")
 

@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnxshot.calibration.readers import InputSpec
-from onnxshot.errors import ModelError, TargetError
+from onnxshot.calibration.checks import InputSpec, NamedFeed
+from onnxshot.errors import CalibrationError, ModelError, TargetError
 from onnxshot.graph.load import first_line
 
 Feed = Mapping[str, NDArray[Any]]
@@ -36,6 +36,7 @@ _TYPES: dict[str, Any] = {
     "bool": np.bool_,
     **{f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+_SHOWN = 6  # inputs in a message
 _NOT_IN_NUMPY = ("bfloat16", "float8", "float4", "int4", "uint4", "int2", "uint2", "complex")
 
 
@@ -149,8 +150,29 @@ class Runner:
         try:
             values = self._session.run(names, {spec.name: feed[spec.name] for spec in self.inputs})
         except Exception as e:  # ONNX Runtime's errors share no base class
+            if isinstance(feed, NamedFeed):
+                raise _of_sample(self._label, feed, one_line(e)) from e
             raise ModelError(f"{self._label} fails in ONNX Runtime: {one_line(e)}") from e
         return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+
+
+class SampleError(CalibrationError, ModelError):
+    """A model loads, but does not run on a sample of the user's: an id beyond a table, lengths that do not go together.
+
+    It is a ModelError too, for those who ask whether a model runs.
+    """
+
+
+def _of_sample(label: str, feed: NamedFeed, reason: str) -> SampleError:
+    """The error for a run that failed; it names the sample, and the input where the runtime told a value of it."""
+    found = re.search(r"idx=(-?\d+)", reason)
+    integers = {name: x for name, x in feed.items() if x.dtype.kind in "iu"}
+    guilty = [name for name, x in integers.items() if found is not None and (x == int(found[1])).any()]
+    if found is not None and guilty:
+        hint = f"input {guilty[0]!r} holds {found[1]}, which is beyond the table it is looked up in"
+    else:
+        hint = ", ".join(f"{name!r} is {x.dtype} {list(x.shape)}" for name, x in list(feed.items())[:_SHOWN])
+    return SampleError(f"{label} fails on sample {feed.sample!r} in ONNX Runtime: {reason}", hint)
 
 
 def _holds_float8(model: Path | bytes) -> bool:

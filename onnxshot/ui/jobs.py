@@ -22,6 +22,7 @@ from onnxshot.writing.owned import clear_dead
 from onnxshot.writing.places import scratch_part
 
 KINDS = ("model", "calib", "preset")
+_TEMPORARY = "tmp"
 _UPLOADING, _RUNNING, _DONE, _FAILED = "uploading", "running", "done", "failed"
 
 
@@ -34,10 +35,11 @@ class Job:
     def __init__(self, limit: int) -> None:
         self.key = secrets.token_hex(8)
         self.limit, self.used = limit, 0
+        self._counting = threading.Lock()  # archives are unpacked in threads of their own
         self.state = _UPLOADING
         self._made = scratch_part()
         self.folder = self._made.path
-        for name in (*KINDS, "out"):
+        for name in (*KINDS, "out", _TEMPORARY):
             (self.folder / name).mkdir()
         self._step: list[Any] = []
         self._error = ""
@@ -66,16 +68,17 @@ class Job:
 
     def take(self, count: int) -> None:
         """Count bytes that are about to be written. Raises Refused where they are too many."""
-        if self.used + count > self.limit:
-            more = f"the files are larger than {self.limit / 1e6:.1f} MB in all"
-            raise Refused(more, "start with a larger --max-upload, or give fewer samples", TOO_LARGE)
-        self.used += count
+        with self._counting:
+            if self.used + count > self.limit:
+                more = f"the files are larger than {self.limit / 1e6:.1f} MB in all"
+                raise Refused(more, "start with a larger --max-upload, or give fewer samples", TOO_LARGE)
+            self.used += count
 
     def arrived(self, path: Path) -> None:
         """Unpack a file that is whole now, where it is an archive of samples. Raises Refused as `unpack` does."""
         if path.is_relative_to(self.folder / "calib") and path.suffix.lower() == ".zip":
             try:
-                self.take(unpack(path, path.parent, self.limit - self.used))
+                unpack(path, path.parent, self.take)
             finally:
                 path.unlink()
 
@@ -86,7 +89,7 @@ class Job:
         told = json.dumps(self._described(asked))
         # A session of its own, so that its children end with it.
         self._process = subprocess.Popen(
-            source_tree.command("onnxshot.ui.worker"), env=source_tree.environment(), cwd=self.folder,
+            source_tree.command("onnxshot.ui.worker"), env=self._environment(), cwd=self.folder,
             start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
         self.state = _RUNNING
@@ -117,6 +120,10 @@ class Job:
             self._reader.join()
         self._made.close()
         clear_dead(Path(tempfile.gettempdir()))  # what the process has left
+
+    def _environment(self) -> dict[str, str]:
+        """That of the worker: its temporary files lie in the job's folder, and go with it however it ends."""
+        return {**source_tree.environment(), "TMPDIR": str(self.folder / _TEMPORARY)}
 
     def _place(self, kind: str, name: str) -> Path:
         if self.state != _UPLOADING:
@@ -195,7 +202,7 @@ class Desk:
 
     def job(self, key: str) -> Job:
         """The job of that key. Raises Refused where it is gone."""
-        if self.current is None or not secrets.compare_digest(self.current.key, key):
+        if self.current is None or not secrets.compare_digest(self.current.key.encode(), key.encode()):
             raise Refused("that job is gone", "another was begun, or it was cancelled", NOT_FOUND)
         return self.current
 

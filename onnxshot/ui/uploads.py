@@ -6,6 +6,7 @@ import shutil
 import stat
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from onnxshot.ui.refused import TOO_LARGE, Refused
@@ -32,16 +33,20 @@ def safe_path(name: str) -> PurePosixPath:
     return PurePosixPath(*map(safe_name, parts))
 
 
-def unpack(archive: Path, folder: Path, room: int) -> int:
-    """Unpack a zip into a folder, all or nothing of it being looked at first; the bytes unpacked.
+def unpack(archive: Path, folder: Path, take: Callable[[int], None]) -> None:
+    """Unpack a zip into a folder, all or nothing of it being looked at first.
+
+    take: is told how many bytes will be unpacked, before any is, and raises where they are too many. Archives that are
+    unpacked at the same time thus never have more room than there is for all of them.
 
     Hidden entries, and those that macOS adds, are left out. Raises Refused where it is no zip, is encrypted, holds
-    links, names outside the folder or files that are there already, or unpacks to more than `room` bytes.
+    links, names outside the folder or files that are there already, and what `take` raises.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             entries = [entry for entry in opened.infolist() if not entry.is_dir() and not _is_litter(entry.filename)]
-            _check(archive.name, entries, folder, room)
+            _check(archive.name, entries, folder)
+            _count(archive.name, entries, take)
             for entry in entries:
                 place = folder / entry.filename
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -50,18 +55,19 @@ def unpack(archive: Path, folder: Path, room: int) -> int:
                     shutil.copyfileobj(packed, written)
     except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, zlib.error) as e:
         raise Refused(f"{archive.name} cannot be unpacked: {e}", "pack it again as a plain zip") from e
-    return sum(entry.file_size for entry in entries)
 
 
-def _check(name: str, entries: list[zipfile.ZipInfo], folder: Path, room: int) -> None:
+def _count(name: str, entries: list[zipfile.ZipInfo], take: Callable[[int], None]) -> None:
+    total = sum(entry.file_size for entry in entries)
+    try:
+        take(total)
+    except Refused as e:
+        raise Refused(f"{name} unpacks to {total / 1e6:.1f} MB: {e.message}", e.hint, e.status) from e
+
+
+def _check(name: str, entries: list[zipfile.ZipInfo], folder: Path) -> None:
     if len(entries) > _MOST_ENTRIES:
         raise Refused(f"{name} holds {len(entries)} files", f"at most {_MOST_ENTRIES}", TOO_LARGE)
-    total = sum(entry.file_size for entry in entries)
-    if total > room:
-        raise Refused(
-            f"{name} unpacks to {total / 1e6:.1f} MB, and {max(room, 0) / 1e6:.1f} MB are left",
-            "start with a larger --max-upload, or give fewer samples", TOO_LARGE,
-        )  # fmt: skip
     for entry in entries:
         path = PurePosixPath(entry.filename)
         if path.is_absolute() or ".." in path.parts:
