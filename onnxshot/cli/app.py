@@ -62,11 +62,11 @@ def entry() -> None:
     """Run the command and leave at once: to unload the runtimes takes a quarter of a second that nobody needs."""
     code = 1
     try:
-        listen()
         try:
-            streams.prepare(sys.argv[1:])
+            streams.prepare(sys.argv[1:])  # first: whatever opens a file might be given the number of a closed stream
         except OnnxshotError as error:
             _fail(str(error), error.exit_code)
+        listen()
         main()
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else 0
