@@ -18,19 +18,26 @@ from onnxshot.writing import places
 
 _EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_TOLD = 77  # exit code
 _REST = ("/dev/", "/proc/")
+
+
+class ToldToEnd(BaseException):
+    """What a signal raises."""
 
 
 class _Moments:
     """Counts down to the moment at which this process is killed."""
 
-    def __init__(self, at: int) -> None:
-        self.left, self.busy = at, False
+    def __init__(self, at: int, told: bool) -> None:
+        self.left, self.told = at, told
 
     def pass_one(self, half: Callable[[], object] = lambda: None) -> None:
         self.left -= 1
         if self.left == 0:
             half()
+            if self.told:
+                raise ToldToEnd
             os.kill(os.getpid(), signal.SIGKILL)
 
     def hear(self, event: str, args: tuple[Any, ...]) -> None:
@@ -46,8 +53,8 @@ class _Moments:
         self.pass_one()
 
 
-def _install(at: int) -> None:
-    moments = _Moments(at)
+def _install(at: int, told: bool) -> None:
+    moments = _Moments(at, told)
 
     class Torn(io.FileIO):
         def write(self, data: Any) -> int:
@@ -74,8 +81,11 @@ def _install(at: int) -> None:
     sys.addaudithook(moments.hear)
 
 
-def run(work: Callable[[], object], at: int = 0) -> bool:
-    """Do the work in a fork of this process; whether it was killed, at the given moment of all. 0: let it be."""
+def run(work: Callable[[], object], at: int = 0, *, told: bool = False) -> bool:
+    """Do the work in a fork of this process; whether it was killed, at the given moment of all. 0: let it be.
+
+    told: it is told to end instead, by an exception.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -83,8 +93,10 @@ def run(work: Callable[[], object], at: int = 0) -> bool:
         code = 0
         try:
             if at:
-                _install(at)
+                _install(at, told)
             work()
+        except ToldToEnd:
+            code = _TOLD
         except BaseException:
             traceback.print_exc()
             code = 1
@@ -92,11 +104,15 @@ def run(work: Callable[[], object], at: int = 0) -> bool:
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and at:
         return True
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _TOLD:
+        return True
     assert status == 0, "the work fails undisturbed"
     return False
 
 
-def every_moment(work: Callable[[], object], before: Path, place: Path, step: int = 1) -> Iterator[int]:
+def every_moment(
+    work: Callable[[], object], before: Path, place: Path, step: int = 1, *, told: bool = False
+) -> Iterator[int]:
     """Do the work again and again in a copy of the folder `before` at `place`, killed at each moment in turn.
 
     Yields the number of the moment after each kill, with the folder as the killed process has left it.
@@ -104,7 +120,7 @@ def every_moment(work: Callable[[], object], before: Path, place: Path, step: in
     at = 1
     while True:
         anew(before, place)
-        if not run(work, at):
+        if not run(work, at, told=told):
             return
         yield at
         at += step

@@ -163,6 +163,30 @@ def test_an_ir_and_its_weights_are_those_of_one_run(tmp_path: Path, sizes: tuple
     assert set(seen) == {False, True}
 
 
+@pytest.mark.parametrize("kind", ["onnx", "ir"])
+def test_told_to_end_a_run_leaves_one_result_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    """At whatever moment it is: what a reader sees already is put in its last form, and else taken back."""
+    template, place = tmp_path / "before", tmp_path / "place"
+    template.mkdir()
+
+    def make(folder: Path, seed: int) -> None:
+        if kind == "onnx":
+            save(folder / "net.onnx", seed, external=True)
+        else:
+            publish_ir(folder / "net.xml", bytes([seed]) * 80, bytes([seed + 1]) * 16 * seed)
+
+    make(template, 1)
+    old, found = kills.contents(template), []
+    kills.anew(template, place)
+    make(place, 2)
+    new = kills.contents(place)
+    for at in kills.every_moment(lambda: make(place, 2), template, place, 2, told=True):
+        clear_dead(place)  # it may have been told while it removed what is half made
+        assert kills.contents(place) in (old, new), at
+        found.append(kills.contents(place) == new)
+    assert set(found) == {False, True}
+
+
 @pytest.mark.parametrize("exchanged", [True, False])
 def test_a_folder_is_the_old_one_or_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool

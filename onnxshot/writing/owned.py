@@ -161,6 +161,8 @@ def _let_go(folder: Path, file: int, owner: int) -> None:
         return
     if os.name == "nt":  # an open file cannot be removed there
         os.close(file)
+    with contextlib.suppress(OSError):
+        finish(folder, folder / WORK)  # where the work was interrupted while it was put in place
     _remove(folder)
     if os.name != "nt":
         os.close(file)

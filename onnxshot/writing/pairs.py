@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -18,11 +17,22 @@ from google.protobuf.message import Message
 from onnx import TensorProto
 
 from onnxshot.writing.places import put
-from onnxshot.writing.unfinished import NOTE, PAIR, Note, alone_in, identity
+from onnxshot.writing.unfinished import (
+    BEFORE,
+    IR,
+    NOTE,
+    PAIR,
+    Note,
+    alone_in,
+    finish_ir,
+    identity,
+    joined,
+    linked,
+    sync,
+)
 
 _CONST = re.compile(rb'(<layer\b[^>]*\btype="Const"[^>]*>\s*<data\b[^>]*\boffset=")(\d+)(")')
 _ALIGN = 4096
-_PIECE = 1 << 24  # bytes copied at a time
 
 
 def publish(folder: Path, final: Path, files: Sequence[str]) -> None:
@@ -55,6 +65,7 @@ def _publish_onnx(folder: Path, final: Path, data: str) -> None:
         Note(PAIR, final.name, data, data, (), named, identity(folder / data)).write(owned)
         put(folder / data, place)
         put(main, final)
+        (owned / NOTE).unlink()
         return
     first = _free_name(final)
     renamed = folder / f"{final.name}.renamed"
@@ -64,7 +75,7 @@ def _publish_onnx(folder: Path, final: Path, data: str) -> None:
             if entry.key == "location" and entry.value == data:
                 entry.value = first.name
     renamed.write_bytes(proto.SerializeToString(deterministic=True))
-    source = _second(folder / data)
+    source = linked(folder / data, folder / f"{data}.second")
     Note(PAIR, final.name, data, first.name, identity(renamed), named, identity(source)).write(owned)
     put(source, first)
     put(renamed, final)  # from here on, the result is the new one
@@ -72,16 +83,6 @@ def _publish_onnx(folder: Path, final: Path, data: str) -> None:
     put(main, final)
     first.unlink()
     (owned / NOTE).unlink()
-
-
-def _second(path: Path) -> Path:
-    """The file under another name, without its bytes being copied where the file system can do that."""
-    other = path.with_name(f"{path.name}.second")
-    try:
-        os.link(path, other)
-    except OSError:
-        shutil.copyfile(path, other)
-    return other
 
 
 def _free_name(final: Path) -> Path:
@@ -117,20 +118,12 @@ def _publish_ir(folder: Path, final: Path, data: str) -> None:
     shift = -(-max(place.stat().st_size, (folder / data).stat().st_size) // _ALIGN) * _ALIGN
     shifted = folder / f"{final.name}.shifted"
     shifted.write_bytes(_CONST.sub(lambda m: m[1] + str(int(m[2]) + shift).encode() + m[3], main.read_bytes()))
-    put(_joined(place, shift, folder / data), place)  # the old weights stay where the old model reads them
+    linked(place, folder / BEFORE)
+    both = joined(place, shift, folder / data)
+    note = Note(IR, final.name, data, data, identity(shifted), identity(main), identity(both), shift)
+    note.write(folder.parent)
+    put(both, place)  # the old weights stay where the old model reads them
     put(shifted, final)  # from here on, the result is the new one
-    put(_joined(folder / data, shift, folder / data), place)
-    put(main, final)
-    put(folder / data, place)
-
-
-def _joined(one: Path, shift: int, other: Path) -> Path:
-    """A file with the bytes of one, and from `shift` on those of another."""
-    both = other.with_name(f"{other.name}.joined")
-    with both.open("wb") as file:
-        with one.open("rb") as read:
-            shutil.copyfileobj(read, file, _PIECE)
-        file.seek(shift)
-        with other.open("rb") as read:
-            shutil.copyfileobj(read, file, _PIECE)
-    return both
+    finish_ir(note, final, folder)
+    sync(final.parent)
+    (folder.parent / NOTE).unlink()

@@ -54,7 +54,7 @@ def _remove_empty(folders: list[Path]) -> None:
 def scratch() -> Iterator[Path]:
     """An empty folder for files that nobody is to see, where the system keeps such; always removed.
 
-    What dead runs have left there goes first. Raises OSError where it cannot be made.
+    What dead runs have left there goes first. Raises UsageError where it cannot be made.
     """
     part = scratch_part()
     try:
@@ -65,11 +65,14 @@ def scratch() -> Iterator[Path]:
 
 def scratch_part() -> Part:
     """As `scratch`, to be closed by whoever asks."""
-    root = Path(tempfile.gettempdir())
-    if root not in _cleared:
-        _cleared.add(root)
-        clear_dead(root)
-    return Part(root)
+    try:
+        root = Path(tempfile.gettempdir())
+        if root not in _cleared:
+            _cleared.add(root)
+            clear_dead(root)
+        return Part(root)
+    except OSError as e:
+        raise UsageError(f"there is no room for temporary files: {e.strerror or e}", "set TMPDIR to a folder") from e
 
 
 def clear_dead_everywhere() -> int:
