@@ -50,8 +50,11 @@ class Statistics:
         """SHA-256, hex, over the samples, whatever their order."""
         return data_hash(self.samples)
 
-    def save(self, path: str | Path) -> Path:
-        """Write one .npz, aside first. Raises UsageError where that cannot be done."""
+    def save(self, path: str | Path, *, lasting: bool = True) -> Path:
+        """Write one .npz, aside first. Raises UsageError where that cannot be done.
+
+        lasting: have it on the disk, so that it outlives a loss of power.
+        """
         path = Path(path)
         refuse_suffix(path)
         head = {
@@ -61,7 +64,8 @@ class Statistics:
         meta = np.frombuffer(json.dumps(head).encode(), np.uint8)
         try:
             arrays = to_arrays(self.tensors)
-            write_file(path, lambda part: np.savez_compressed(part, allow_pickle=False, **{_HEAD: meta}, **arrays))
+            arrays[_HEAD] = meta
+            write_file(path, lambda part: np.savez_compressed(part, allow_pickle=False, **arrays), lasting=lasting)
         except OSError as e:
             raise UsageError(f"cannot write statistics to {path}: {e.strerror}", "choose another file with -o") from e
         return path

@@ -16,4 +16,5 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSHOT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(os, "fsync", lambda _: None)  # results need not outlive a loss of power
         yield

@@ -281,6 +281,28 @@ def test_cache_clear_removes_what_killed_runs_have_left_beside_their_outputs(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="it is asked which file is open")
+def test_what_is_renamed_is_on_the_disk_before_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not where it lies in a folder of ours, which does not outlive a loss of power."""
+    done: list[tuple[str, str]] = []
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(("sync", Path(f"/proc/self/fd/{file}").readlink().name)))
+    real = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, to: (done.append(("rename", path.name)), real(path, to)))
+    home = tmp_path / "home"
+    save(home / "net.onnx", 1, external=True)
+    renames = [i for i, (what, _) in enumerate(done) if what == "rename"]
+    assert [done[i][1] for i in renames] == ["net.onnx.data", "net.onnx"]
+    for i in renames:
+        assert ("sync", done[i][1]) in done[:i]
+        assert done[i + 1] == ("sync", "home")
+    done.clear()
+    with scratch() as folder:
+        save(folder / "net.onnx", 1, external=False)
+    assert [what for what, _ in done] == ["rename"]
+
+
 def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "pipe").mkdir()
     with pytest.raises(OSError, match="no file"):

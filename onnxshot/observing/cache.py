@@ -66,7 +66,7 @@ def load(name: str, place: Path | None = None) -> Statistics | None:
 def store(name: str, statistics: Statistics) -> None:
     """Keep statistics; written aside and renamed. A cache that cannot be written is no error."""
     try:
-        statistics.save(folder() / f"{name}.npz")
+        statistics.save(folder() / f"{name}.npz", lasting=False)
         _shrink()
     except (OnnxshotError, OSError):
         return

@@ -126,6 +126,11 @@ def clear(folder: Path) -> int:
         os.close(file)
 
 
+def is_inside(path: Path) -> bool:
+    """Whether a path lies in such a folder."""
+    return any((folder / MARK).exists() for folder in path.parents)
+
+
 def listed() -> list[Path]:
     """The folders beside outputs that were made on this machine and are not gone yet, as far as that is known."""
     found = []

@@ -84,24 +84,31 @@ def clear_dead_everywhere() -> int:
 _cleared: set[Path] = set()  # once a process is enough: others may have many files there
 
 
-def write_file(final: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file aside, and put it at its place. Raises UsageError or OSError where that cannot be."""
+def write_file(final: Path, write: Callable[[Path], object], *, lasting: bool = True) -> None:
+    """Have `write` make a file aside, and put it at its place. Raises UsageError or OSError where that cannot be.
+
+    lasting: as `put` has it.
+    """
     with aside(final) as folder:
         part = folder / final.name
         write(part)
-        put(part, final)
+        put(part, final, lasting=lasting)
 
 
-def put(part: Path, final: Path) -> None:
-    """Rename a file to its place, on the disk before that and after it.
+def put(part: Path, final: Path, *, lasting: bool = True) -> None:
+    """Rename a file to its place.
 
-    Raises OSError, also where something is there that is no file.
+    lasting: have it on the disk before that and after it, so that it outlives a loss of power; what lies in a folder of
+    our own does not. Raises OSError, also where something is there that is no file.
     """
     if final.exists() and not final.is_file():
         raise OSError(errno.EEXIST, "something is there that is no file", str(final))
-    sync(part)
+    lasting = lasting and not owned.is_inside(final)
+    if lasting:
+        sync(part)
     part.replace(final)
-    sync(final.parent)
+    if lasting:
+        sync(final.parent)
 
 
 def put_folder(made: Path, final: Path, home: Path) -> None:
