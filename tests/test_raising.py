@@ -18,7 +18,7 @@ from old_ops import ROWS, Row
 from onnx import parser
 
 from onnxshot.errors import ModelError
-from onnxshot.graph import raising, shapes
+from onnxshot.graph import old_forms, raising, shapes
 from onnxshot.graph.load import load_model
 from onnxshot.passes.normalize import normalize
 
@@ -75,8 +75,8 @@ def test_every_old_operator_keeps_its_meaning_on_the_way(version: int) -> None:
 def test_the_converter_alone_gets_them_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rule is there for a reason: without it, a row differs, does not load or cannot be converted."""
     for rule in raising.RULES:
-        if rule.rewrite in (raising._half_pixel, raising._clip):
-            continue  # ONNX Runtime still runs the first in newer opsets; it does not run the second in old ones
+        if rule.rewrite in (old_forms._half_pixel, old_forms._clip, old_forms._aligned):
+            continue  # ONNX Runtime still runs the first in newer opsets; it does not run the others in old ones
         monkeypatch.setattr(raising, "RULES", tuple(other for other in raising.RULES if other is not rule))
         rows = [row for row in ROWS if row.op == rule.op and rule.since <= row.opset < rule.below]
         wrong = 0
@@ -132,6 +132,35 @@ def test_what_opset_13_dropped_is_written_in_its_words() -> None:
     attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert attrs["coordinate_transformation_mode"] == b"half_pixel"
     assert attrs["nearest_mode"] == b"round_prefer_ceil"
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "shape", "place"),
+    [
+        ("Mul", {"broadcast": 1, "axis": 1}, (3,), np.s_[:, None, None]),
+        ("Add", {"broadcast": 1, "axis": -3}, (3,), np.s_[:, None, None]),
+        ("Sub", {"broadcast": 1, "axis": 1}, (3, 3), np.s_[:, :, None]),
+        ("Add", {"broadcast": 1, "axis": 0}, (3,), np.s_[:, None, None, None]),
+        ("Add", {"broadcast": 1}, (3,), np.s_[:]),
+        ("PRelu", {}, (3,), np.s_[:, None, None]),
+        ("PRelu", {}, (1,), np.s_[:]),
+    ],
+)
+def test_old_arithmetic_lines_its_tensors_up_as_it_says(
+    op: str, attrs: dict[str, int], shape: tuple[int, ...], place: Any
+) -> None:
+    """All axes are of length 3: at the wrong ones nothing would fail. ONNX Runtime does not run opset 6: numpy does."""
+    rng = np.random.default_rng(0)
+    x, c = rng.normal(size=(3, 3, 3, 3)).astype(np.float32), rng.normal(size=shape).astype(np.float32)
+    row = Row(op, 6, [x], [c], attrs=attrs)
+    model = row.model()
+    model.ir_version = 3
+    model.graph.input.append(onnx.helper.make_tensor_value_info("c0", onnx.TensorProto.FLOAT, shape))
+    expected = {
+        "Mul": x * c[place], "Add": x + c[place], "Sub": x - c[place], "PRelu": np.where(x > 0, x, x * c[place])
+    }[op]  # fmt: skip
+    for version in (7, 13):
+        np.testing.assert_allclose(run(raised(model, version), row.feed)[0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("limits", [{}, {"min": -0.5}, {"max": 0.25}, {"min": -0.5, "max": 0.25}])

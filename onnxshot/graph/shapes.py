@@ -97,6 +97,7 @@ def raise_opset(model: Model, version: int) -> None:
         check(checked)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as e:
         where = _refused(proto, version)
+        raising.restore(model)
         raise ModelError(
             f"opset {before} could not be raised to {version}: {where}{_without_place(first_line(e))}", hint
         ) from e
