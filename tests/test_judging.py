@@ -13,12 +13,13 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
 
 import onnxshot
-from onnxshot.calibration.readers import Sample
+from onnxshot.calibration.readers import Sample, open_data
 from onnxshot.judging.copied import copied_outputs
 from onnxshot.judging.fair import fair
 from onnxshot.judging.matching import picked_boxes, picked_places, picked_rows
 from onnxshot.judging.noise import sources, still
-from onnxshot.proving.verify import compare
+from onnxshot.proving.verify import compare, compare_loaded
+from onnxshot.search.goal import Goal, Judge
 from onnxshot.targets.ort_runtime import Runner
 from onnxshot.trial import tried
 
@@ -478,3 +479,20 @@ def test_nothing_that_is_compared_is_changed() -> None:
         assert all(not i.name.startswith("onnxshot.judged") for i in made.graph.initializer)
         assert numpy_helper.to_array(made.graph.initializer[0]).dtype == np.float32
         assert made.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_what_another_runtime_cannot_keep_out_is_said() -> None:
+    """An artifact is no graph that could be changed: its figures hold the noise."""
+    made = noisy_net().SerializeToString()
+    given = [s.feed for s in samples(3, 1, 8, 40)]
+    with open_data(given, Runner(made).inputs) as data:
+        found = compare_loaded(made, Runner(made), data)
+    assert found.notes == ("SQNR and agreement in this runtime hold random numbers too",)
+
+
+def test_goals_are_measured_without_noise(tmp_path: Path) -> None:
+    onnx.save(noisy_net(), str(tmp_path / "net.onnx"))
+    given = [s.feed for s in samples(3, 1, 8, 40)]
+    with open_data(given, Runner(tmp_path / "net.onnx").inputs) as data:
+        judge = Judge(Goal(min_sqnr=20), tmp_path / "net.onnx", data, PROVEN)
+        assert judge.measure(tmp_path / "net.onnx", ()).sqnr_db == 200.0

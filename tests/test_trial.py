@@ -101,3 +101,36 @@ def test_of_candidates_that_are_as_good_the_first_is_taken_at_once() -> None:
     assert batches.drawn == 1
     equal, _ = race(with_noise(0), [with_noise(0.1), with_noise(0.1)], batches, threads=2)
     assert (best, equal) == (1, 0)
+
+
+def test_samples_that_hold_almost_nothing_hardly_count() -> None:
+    """Of 24 pictures, a detector of text finds something on 4: on the others its outputs are almost nothing."""
+    given = [*samples(4, loud=3.0), *samples(20, loud=0.01)]
+    candidates = [with_noise(0.1), with_noise(0.0, bias=0.0005)]  # of the square, and constant
+    best, found = race(with_noise(0), candidates, [given], threads=2)
+    assert np.mean(found[0].each_db) > np.mean(found[1].each_db) + 10  # the empty ones would decide
+    assert found[0].total.db < found[1].total.db - 30
+    assert best == 1 and found[0].weights[:4].min() > 0.1 > 100 * found[0].weights[4:].max()
+
+
+def two_outputs(loud: float, quiet: float) -> bytes:
+    """Of an input, a loud output and a quiet one, each with a relative error."""
+    text = """g (float[1, 8] x) => (float[1, 8] loud, float[1, 8] quiet) {
+        loud = Mul(x, a) quiet = Mul(x, b) }"""
+    constants = {"a": np.float32([1000 * (1 + loud)]), "b": np.float32([1 + quiet])}
+    return bytes(model(text, constants).SerializeToString())
+
+
+def test_a_loud_output_does_not_hide_a_quiet_one() -> None:
+    candidates = [two_outputs(0.01, 0.9), two_outputs(0.05, 0.05)]
+    best, found = race(two_outputs(0, 0), candidates, [samples(4)], threads=2)
+    assert found[0].total.db > found[1].total.db + 10
+    assert best == 1 and found[1].typical_db == pytest.approx(-20 * np.log10(0.05), abs=0.01)
+
+
+def test_an_output_without_any_signal_is_no_reason_to_divide() -> None:
+    text = """g (float[1, 8] x) => (float[1, 8] y, float[1, 8] none) {
+        z = Add(x, e) none = Mul(z, o) y = Add(z, o) }"""
+    made = [model(text, {"e": np.float32([e]), "o": np.float32([0])}).SerializeToString() for e in (0, 0.01)]
+    (found,) = tried(made[0], made[1:], samples(4), threads=1)
+    assert np.isfinite(found.typical_db) and found.typical_db == pytest.approx(found.total.db, abs=1.0)

@@ -13,8 +13,9 @@ from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
 from onnxshot.proving.contract import contract, difference, reload_check, same_contract
+from onnxshot.proving.sums import OutputRow
 from onnxshot.proving.tensorwise import SAMPLES, compare_tensors
-from onnxshot.proving.verify import Comparison, OutputRow, compare
+from onnxshot.proving.verify import Comparison, compare
 
 
 def values(*shape: int, seed: int = 0) -> NDArray[np.float32]:

@@ -16,8 +16,9 @@ from onnxshot.graph.load import load_model
 from onnxshot.observing.calibrating import open_calib
 from onnxshot.output import input_bytes
 from onnxshot.proving.contract import contract, difference
+from onnxshot.proving.sums import OutputRow
 from onnxshot.proving.tensorwise import TensorRow
-from onnxshot.proving.verify import OutputRow, compare
+from onnxshot.proving.verify import compare
 from onnxshot.report import rounded
 from onnxshot.settings import Settings
 

@@ -8,53 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.errors import CalibrationError, ModelError
-from onnxshot.judging.closeness import add_output
 from onnxshot.judging.fair import Fair, fair
-from onnxshot.judging.orders import Order
-from onnxshot.maths.metrics import SqnrSum
 from onnxshot.parallel import at_once, in_order, shared_out
 from onnxshot.proving.contract import contract, difference
+from onnxshot.proving.sums import OutputRow, Outputs, Picks, Sums, Totals
 from onnxshot.proving.tensorwise import SAMPLES, Scaled, TensorRow, compare_tensors, too_large
 from onnxshot.report import GAP_DB
 from onnxshot.targets.ort_runtime import Runner
 from onnxshot.targets.runtime import Loaded
 
-_Outputs = Mapping[str, NDArray[Any]]
-
 _NO_SAMPLES = "there are no samples to compare on"
 _NOISE_FLOOR_DB = 60.0  # above it the two runs may differ by rounding alone
-_SCORES_RANK = (1, 2, 3)  # an output of rank 4 is a picture: its last axis is not classes
-
-
-@dataclass(frozen=True, slots=True)
-class OutputRow:
-    """One output over all samples.
-
-    Attributes:
-        sqnr_db: of float outputs, with the runtime's graph optimizations on, as deployed.
-        unoptimized_db, optimized_db: with optimizations off and on, over the first samples alone: to see whether the
-            optimizations change results, a few samples do.
-        max_abs_error: largest absolute difference, optimizations on; infinite where only one of the two is finite.
-        agreement: share 0..1 of positions whose highest value along the last axis is at the same place, where the
-            output looks like class scores (rank up to 3, last axis over 1); where TopK or the like has ordered the
-            output, the share of its picks that both models have.
-        equal: share 0..1 of equal values of an output that is not float.
-        other_shape: samples on which the shapes differ; those count as lost: noise as large as the signal.
-    """
-
-    name: str
-    sqnr_db: float | None = None
-    unoptimized_db: float | None = None
-    optimized_db: float | None = None
-    max_abs_error: float = 0.0
-    agreement: float | None = None
-    equal: float | None = None
-    other_shape: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +91,8 @@ def compare(
     kinds = judge.skipped | fast.skipped
     if not names and not kinds:
         raise ModelError(f"the models have no output in common: {_list(judge.outputs)} against {_list(fast.outputs)}")
-    sums, picks = _sums(how, names), _Picks(how)
-    totals, first = _Totals(), list[tuple[Sample, _Outputs]]()
+    sums, picks = _sums(how, names), Picks(how)
+    totals, first = Totals(), list[tuple[Sample, Outputs]]()
     count = 0
     for sample, wanted, got in _run(judge, fast, samples, workers, how):
         for name in names:
@@ -138,7 +104,7 @@ def compare(
 
     wanted_of = {id(sample): wanted for sample, wanted in first}
 
-    def plain(sample: Sample, _: _Outputs, got: _Outputs) -> None:
+    def plain(sample: Sample, _: Outputs, got: Outputs) -> None:
         for name in names:
             sums[name].add_plain(wanted_of[id(sample)][name], got[name], sample.name, totals)
 
@@ -185,13 +151,13 @@ def _loaded(
     return how, judge, fast
 
 
-def _sums(how: Fair, names: Iterable[str]) -> dict[str, _Sums]:
+def _sums(how: Fair, names: Iterable[str]) -> dict[str, Sums]:
     """What is added up, by name of the output in the models that are run."""
     ordered = {output for outputs in how.seen.values() for output in outputs}
-    return {n: _Sums(how.told(n), scores=not (how.is_key(n) or n in ordered)) for n in names}
+    return {n: Sums(how.told(n), scores=not (how.is_key(n) or n in ordered)) for n in names}
 
 
-def _comparison(sums: Mapping[str, _Sums], totals: _Totals, count: int, picks: _Picks | None = None) -> Comparison:
+def _comparison(sums: Mapping[str, Sums], totals: Totals, count: int, picks: Picks | None = None) -> Comparison:
     ordered = picks.shares() if picks is not None else {}
     rows = tuple(_as_ordered(entry.row(), ordered) for entry in sums.values())
     return Comparison(
@@ -218,7 +184,7 @@ def _as_ordered(row: OutputRow, ordered: Mapping[str, float]) -> OutputRow:
     return replace(row, agreement=share, equal=None if row.equal is None else min(row.equal, share))
 
 
-def _picked(picks: _Picks) -> list[str]:
+def _picked(picks: Picks) -> list[str]:
     """What the nodes that order picked, in words."""
     return [
         f"{order.op} {order.node!r} orders {_list(sorted(picks.how.seen[order.number]))}: compared in the float "
@@ -239,151 +205,34 @@ def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset,
         raise ModelError(f"no output in common: {_list(judge.outputs)} against {_list(candidate.outputs)}")
     if not len(samples):
         raise CalibrationError(_NO_SAMPLES)
-    sums, totals, how = {name: _Sums(name) for name in names}, _Totals(), Fair(reference)
+    sums, totals, how = {name: Sums(name) for name in names}, Totals(), Fair(reference)
     for sample, wanted, got in _run(judge, candidate, samples, 1, how):
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=False)
-    return _comparison(sums, totals, len(samples))
+    found, kept_in = _comparison(sums, totals, len(samples)), _kept_in(fair(reference, samples[0].feed))
+    return replace(found, notes=(*found.notes, *kept_in))
+
+
+def _kept_in(how: Fair) -> list[str]:
+    """What is in the figures of a model that cannot be changed for a comparison, in words."""
+    parts = {"random numbers": how.noise, "the order of outputs": how.orders, "copies of inputs": how.copied}
+    names = [name for name, found in parts.items() if found]
+    return [f"SQNR and agreement in this runtime hold {' and '.join(names)} too"] if names else []
 
 
 def _run(
     judge: Runner, other: Loaded, samples: Iterable[Sample], workers: int, how: Fair
-) -> Iterator[tuple[Sample, _Outputs, _Outputs]]:
+) -> Iterator[tuple[Sample, Outputs, Outputs]]:
     """The outputs of both on every sample; those of a Dataset are read in the threads that run them."""
     get: Callable[[Any], Sample] = samples.__getitem__ if isinstance(samples, Dataset) else lambda sample: sample
     items: Iterable[Any] = range(len(samples)) if isinstance(samples, Dataset) else samples
 
-    def look(item: Any) -> tuple[Sample, _Outputs, _Outputs]:
+    def look(item: Any) -> tuple[Sample, Outputs, Outputs]:
         sample = get(item)
         wanted = judge.run(sample.feed)
         return sample, wanted, other.run(how.feed(sample.feed, wanted))
 
     return in_order(look, items, workers)
-
-
-class _Sum(SqnrSum):
-    """An SQNR that is None where nothing was added."""
-
-    @property
-    def value(self) -> float | None:
-        return self.db if self.count else None
-
-
-@dataclass(slots=True)
-class _Totals:
-    """Over all samples; over the first ones with optimizations on, and off."""
-
-    all: _Sum = field(default_factory=_Sum)
-    first: _Sum = field(default_factory=_Sum)
-    plain: _Sum = field(default_factory=_Sum)
-
-
-@dataclass(slots=True)
-class _Sums:
-    """What is added up for one output. scores: it may be looked at as class scores."""
-
-    name: str
-    scores: bool = True
-    own: _Totals = field(default_factory=_Totals)
-    max_error: float = 0.0
-    agreed: int = 0
-    ranked: int = 0
-    equal: int = 0
-    exact: int = 0
-    other_shape: int = 0
-    not_finite: list[str] = field(default_factory=list)
-
-    def add(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, totals: _Totals, *, first: bool) -> None:
-        if wanted.shape != got.shape:
-            self._add_lost(wanted, got, totals, first=first)
-            return
-        if wanted.dtype.kind != "f" or got.dtype.kind != "f":
-            self.equal += int(np.count_nonzero(wanted == got))
-            self.exact += wanted.size
-            return
-        for part in (self.own, totals):
-            part.all.add(wanted, got)
-            if first:
-                part.first.add(wanted, got)
-        self._look_for_nan(wanted, got, sample, "")
-        with np.errstate(invalid="ignore", over="ignore"):
-            error = np.abs(wanted.astype(np.float64) - got)
-        error = np.where((wanted == got) | (np.isnan(wanted) & np.isnan(got)), 0.0, error)
-        if error.size:
-            worst = float(error.max())  # NaN goes through max
-            self.max_error = max(self.max_error, np.inf if np.isnan(worst) else worst)
-        if self.scores and wanted.ndim in _SCORES_RANK and wanted.shape[-1] > 1:
-            same = wanted.argmax(-1) == got.argmax(-1)
-            self.agreed += int(np.count_nonzero(same))
-            self.ranked += same.size
-
-    def _add_lost(self, wanted: NDArray[Any], got: NDArray[Any], totals: _Totals, *, first: bool) -> None:
-        """Count an output of another shape as wholly wrong."""
-        self.other_shape += 1
-        if wanted.dtype.kind != "f" or got.dtype.kind != "f":
-            self.exact += max(wanted.size, got.size)
-            return
-        for part in (self.own, totals):
-            add_output(part.all, wanted, got)
-            if first:
-                add_output(part.first, wanted, got)
-        if self.scores and wanted.ndim in _SCORES_RANK and wanted.shape[-1] > 1:
-            self.ranked += wanted.size // wanted.shape[-1]
-
-    def add_plain(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, totals: _Totals) -> None:
-        """Add what came out with the runtime's optimizations off."""
-        if wanted.dtype.kind != "f" or got.dtype.kind != "f":
-            return
-        add_output(self.own.plain, wanted, got)
-        add_output(totals.plain, wanted, got)
-        if wanted.shape != got.shape:
-            return
-        self._look_for_nan(wanted, got, sample, " with optimizations off")
-
-    def _look_for_nan(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, how: str) -> None:
-        if self.not_finite:  # the first sample is told, not every one
-            return
-        bad = ~np.isfinite(got) & np.isfinite(wanted)
-        if bad.any():
-            what = f"{np.count_nonzero(bad)} of {bad.size} values are NaN or infinite"
-            self.not_finite.append(f"output {self.name!r} on sample {sample!r}{how}: {what}")
-
-    def row(self) -> OutputRow:
-        return OutputRow(
-            name=self.name,
-            sqnr_db=self.own.all.value,
-            unoptimized_db=self.own.plain.value,
-            optimized_db=self.own.first.value,
-            max_abs_error=self.max_error,
-            agreement=self.agreed / self.ranked if self.ranked else None,
-            equal=self.equal / self.exact if self.exact else None,
-            other_shape=self.other_shape,
-        )
-
-
-class _Picks:
-    """What the nodes that order picked in both models."""
-
-    def __init__(self, how: Fair) -> None:
-        self.how = how
-        self._counts = {order.number: (0, 0) for order in how.orders}
-
-    def add(self, wanted: _Outputs, got: _Outputs) -> None:
-        for order, same, of in self.how.matched(wanted, got):
-            before = self._counts[order.number]
-            self._counts[order.number] = (before[0] + same, before[1] + of)
-
-    def counts(self) -> list[tuple[Order, int, int]]:
-        """(order, picks that both have, picks)."""
-        return [(order, *self._counts[order.number]) for order in self.how.orders]
-
-    def shares(self) -> dict[str, float]:
-        """Share 0..1 of the same picks, by output: the least of those that order it."""
-        found: dict[str, float] = {}
-        for order, same, of in self.counts():
-            for name in sorted(self.how.seen[order.number]) if of else ():
-                found[name] = min(found.get(name, 1.0), same / of)
-        return found
 
 
 def _gap(fast: float | None, plain: float | None) -> bool:
