@@ -3,7 +3,7 @@
 SQNR over all samples and outputs is what a report tells. It is a poor guide for choices: one loud output hides the
 others, and the error of all samples is mostly that of one or two. The mean of each sample's own dB is a poor guide too
 where some samples hold almost nothing, as pictures without a line of text do for a detector of text. So each output
-counts by its own scale, and each sample by what its outputs hold, up to what several others hold too.
+counts by its own scale, and each sample by the root mean square of what its outputs hold.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ Sums = Mapping[str, SqnrSum]
 """Signal and noise by output."""
 
 _MOST_DB = 100.0  # of one sample: one that is exact must not outweigh all others
-_FULL = 4  # samples that count fully, at least: one that is much louder than all others does not decide alone
 _LEAST = 1e-6  # of the energy of the loudest output: one below it is taken to be that loud
 
 
@@ -84,13 +83,13 @@ class Tried:
 
     @property
     def weights(self) -> Floats:
-        """What each sample counts, 0..1: what its outputs hold against the one that holds _FULL-th most.
+        """What each sample counts, 0..1: the root mean square of its outputs, against that of the loudest sample.
 
-        So almost empty samples hardly count, and no fewer than _FULL decide.
+        It lies between counting all alike, where almost empty ones decide, and by energy, where one or two do.
         """
         held = _balanced(self.samples)[0]
-        level = float(np.sort(held)[-_FULL:][0]) if held.size else 0.0
-        weights: Floats = np.minimum(held / level, 1.0) if level > 0 else np.ones_like(held)
+        loudest = held.max(initial=0.0)
+        weights: Floats = np.sqrt(held / loudest) if loudest > 0 else np.ones_like(held)
         return weights
 
     @property
