@@ -167,8 +167,10 @@ def fair(reference: Path | bytes, feed: Feed) -> Fair:
     noise, copied, found, inside = sources(proto), copied_outputs(proto), orders(proto), orders_inside(proto)
     if not any(one.judged for one in copied) and len(copied) == len(proto.graph.output):
         copied = ()  # there would be nothing left to judge
-    if not (noise or copied or found) or _bytes(reference) > LIMIT:
+    if not (noise or copied or found):
         return Fair(reference, inside=inside)
+    if _bytes(reference) > LIMIT:
+        return Fair(reference, inside=inside, failed=f"the model has over {LIMIT / 1e9} GB")
     try:
         whole = inlined(_whole(reference))
         seen = _seen(whole, noise, found, feed) if found else {}
