@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from handmade.core import Feed, feeds, model, vector, weight
 from handmade.products import integers
@@ -146,3 +147,14 @@ def test_sizes_that_inference_cannot_know_come_from_the_run() -> None:
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     run = executed(proto.SerializeToString(), sample=feeds(1, x=(1, 3, 5, 7))[0])
     assert run.total_macs == 4 * 10 * 14 * 3 and all(node.exact for node in run.nodes)
+
+
+def test_work_inside_functions_is_counted() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 17, "local": 1]>
+        g (float[n, 8] x) => (float[n, 4] y) { h = local.twice(x, w)  y = MatMul(h, v) }
+        <domain: "local", opset_import: ["": 17]>
+        twice (a, b) => (c) { d = MatMul(a, b)  c = MatMul(d, b) }""")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(8, 8), "w"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(8, 4), "v"))
+    run = executed(proto.SerializeToString(), sample=feeds(1, x=(3, 8))[0])
+    assert run.total_macs == 3 * (64 + 64 + 32)

@@ -88,6 +88,19 @@ def test_outputs_that_are_no_arrays_are_named_not_given() -> None:
     assert list(runner.run({"x": values(2)})) == ["y"]
 
 
+def test_a_sequence_of_ragged_tensors_inside_is_an_array_of_objects() -> None:
+    proto = parsed(
+        """(float[N,6] x) => (float[N,6] y) {
+            s = SplitToSequence<axis = 1>(x, sizes)  y = ConcatFromSequence<axis = 1>(s)
+        }""",
+        sizes=np.array([2, 4], np.int64),
+    )
+    proto.graph.output.append(onnx.helper.make_tensor_sequence_value_info("s", 1, None))
+    found = Runner(proto.SerializeToString(), outputs=["s", "y"]).run({"x": values(3, 6)})
+    assert found["s"].dtype == object and [part.shape for part in found["s"]] == [(3, 2), (3, 4)]
+    assert found["y"].shape == (3, 6)
+
+
 @pytest.mark.parametrize("broken", [b"not a model", b""])
 def test_a_damaged_model_is_one_line(broken: bytes) -> None:
     with pytest.raises(ModelError) as caught:

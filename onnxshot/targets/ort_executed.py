@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto
 
@@ -52,6 +53,8 @@ def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 
     size = _size(proto, folder)
     if size > LIMIT:
         return Execution((), {}, note=f"the model has {size / 1e9:.1f} GB: its optimized graph was not read")
+    if proto.functions:  # ONNX Runtime inlines them too, but under names of its own
+        proto = onnx.inliner.inline_local_functions(proto)
     labels = _tokens(proto)
     source = proto.SerializeToString()
     events, feed_shapes = profiled(source, sample, threads=threads, folder=folder, what=label(model))

@@ -153,7 +153,16 @@ class Runner:
             if isinstance(feed, NamedFeed):
                 raise _of_sample(self._label, feed, one_line(e)) from e
             raise ModelError(f"{self._label} fails in ONNX Runtime: {one_line(e)}") from e
-        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+        return {name: _array(value) for name, value in zip(names, values, strict=True)}
+
+
+def _array(value: Any) -> NDArray[Any]:
+    """A value as an array; a sequence, whose tensors may differ in shape, as one of objects."""
+    if not isinstance(value, list):
+        return np.asarray(value)
+    made = np.empty(len(value), object)
+    made[:] = value
+    return made
 
 
 class SampleError(CalibrationError, ModelError):
