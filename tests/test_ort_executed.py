@@ -16,6 +16,7 @@ from onnxshot.targets.execution import Execution
 from onnxshot.targets.ort_executed import executed
 
 GRID = {"s": np.float32(0.05), "z": np.uint8(128)}
+FAST = Settings(verify=False, use_cache=False, threads=1)
 PROVEN = Settings(use_cache=False, threads=1, bench_seconds=0.01)
 
 
@@ -158,3 +159,13 @@ def test_work_inside_functions_is_counted() -> None:
     proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(8, 4), "v"))
     run = executed(proto.SerializeToString(), sample=feeds(1, x=(3, 8))[0])
     assert run.total_macs == 3 * (64 + 64 + 32)
+
+
+def test_a_file_with_float_layers_is_read_back_as_the_model_it_was(tmp_path: Path) -> None:
+    given = feeds(8, x=(1, 8, 12, 12))
+    first = quantize(network(), given, output=tmp_path / "q.onnx", exclude=("two",), effort="fast", settings=FAST)
+    again = quantize(
+        tmp_path / "q.onnx", given, output=tmp_path / "r.onnx", exclude=("two",), effort="fast",
+        settings=Settings(verify=False, use_cache=False, threads=1, requantize=True),
+    )  # fmt: skip
+    assert sorted((n.op, n.how) for n in again.plan.nodes) == sorted((n.op, n.how) for n in first.plan.nodes)

@@ -108,3 +108,13 @@ def test_a_relu_of_a_relu() -> None:
     after, change = rewritten(model(text), DropIdentity(), *feeds(1, x=(3, 4)))
     assert change.edits == 1
     assert ops(after) == {"Relu": 2, "Neg": 2}
+
+
+def test_what_keeps_float_ops_apart_goes() -> None:
+    text = """g (float[n, 4] x) => (float[n, 4] y, float[n, 12] z) {
+        a = LeakyRelu<alpha = 1.0>(x)  b = Flatten<axis = 1>(a)  y = Neg(b)
+        u = Unsqueeze(x, one)  e = Concat<axis = 1>(u, u, u)  f = Flatten<axis = 1>(e)  z = LeakyRelu<alpha = 0.5>(f)
+    }"""
+    after, change = rewritten(model(text, {"one": np.array([1], np.int64)}), DropIdentity(), *feeds(2, x=(3, 4)))
+    assert change.edits == 2
+    assert ops(after) == {"Neg": 1, "Unsqueeze": 1, "Concat": 1, "Flatten": 1, "LeakyRelu": 1}

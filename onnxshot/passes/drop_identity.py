@@ -12,7 +12,10 @@ from onnxshot.passes.base import Change
 
 @dataclass(frozen=True, slots=True)
 class DropIdentity:
-    """Drop Identity, Dropout in inference, Cast to the same type, Concat of one, idle Transpose, Pad and Relu."""
+    """Drop Identity, Dropout in inference, Cast to the same type, Concat of one, and idle ops.
+
+    Idle are a Transpose, a Pad, a Relu of a Relu, a LeakyRelu with slope 1, a Flatten of two dimensions into the same.
+    """
 
     name: str = "drop_identity"
 
@@ -82,6 +85,14 @@ def _relu(model: Model, node: Node) -> str | None:
     return None if maker is not None and maker.op == "Relu" and maker.domain in STANDARD_DOMAINS else ""
 
 
+def _leaky_relu(model: Model, node: Node) -> str | None:
+    return None if node.attrs.get("alpha", 0.01) == 1.0 else ""
+
+
+def _flatten(model: Model, node: Node) -> str | None:
+    return None if len(model.shape(node.inputs[0]) or ()) == 2 and node.attrs.get("axis", 1) in (1, -1) else ""
+
+
 _CHECKS = {
     "Identity": _identity,
     "Dropout": _dropout,
@@ -90,4 +101,6 @@ _CHECKS = {
     "Pad": _pad,
     "Concat": _concat,
     "Relu": _relu,
+    "LeakyRelu": _leaky_relu,
+    "Flatten": _flatten,
 }  # op -> None where the node does nothing, '' where it does something, else the reason it must stay
