@@ -277,7 +277,7 @@ def _writes(stages: Stages, model: Model, output: str | Path | None, kept: str |
             place = output if before == final else _place_beside(output, before)
             for name in stage.to:
                 if name != emitting.ONNX or place != output:
-                    yield from of_result(place, (name,), external=external, recorded=False)
+                    yield from of_result(place, (name,), external=external, recorded=False, named=place == output)
 
 
 def _files_of(artifacts: Sequence[Artifact]) -> Iterator[Path]:

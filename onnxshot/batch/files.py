@@ -12,7 +12,7 @@ from onnxshot.files.given import of_calib, of_function, of_model_file, of_preset
 from onnxshot.files.ledger import Files, Read, Write
 from onnxshot.remote.urls import is_remote
 
-_FIRST_BYTES = 4096  # of the log
+FIRST_BYTES = 4096  # of the log
 
 
 def files_of(manifest: Manifest) -> Files:
@@ -40,21 +40,28 @@ def files_of(manifest: Manifest) -> Files:
 
 
 def _foreign_log(path: Path) -> str:
-    """A log is lines of JSON, each an event with its time; the last one may be torn."""
     with path.open("rb") as file:
-        first, ended, _ = file.read(_FIRST_BYTES).partition(b"\n")
-    try:
-        event = json.loads(first)
-        ours = isinstance(event, dict) and {"time", "event"} <= event.keys()
-    except ValueError:
-        ours = not ended and (not first or first.startswith(b'{"time": '))
-    return "" if ours else "it is no log of a batch"
+        return "" if is_log(file.read(FIRST_BYTES)) else "it is no log of a batch"
 
 
 def _foreign_summary(path: Path) -> str:
+    return "" if is_summary(path.read_bytes()) else "it is no summary of a batch"
+
+
+def is_log(start: bytes) -> bool:
+    """Whether a file that starts so is a log: lines of JSON, each an event with its time; the last one may be torn."""
+    first, ended, _ = start.partition(b"\n")
     try:
-        values = json.loads(path.read_text("utf-8"))
-        ours = isinstance(values, dict) and {"exit_code", "cells", "seconds"} <= values.keys()
-    except (OSError, ValueError):
-        ours = False
-    return "" if ours else "it is no summary of a batch"
+        event = json.loads(first)
+        return isinstance(event, dict) and {"time", "event"} <= event.keys()
+    except ValueError:
+        return not ended and (not first or first.startswith(b'{"time": '))
+
+
+def is_summary(data: bytes) -> bool:
+    """Whether that is the summary of a batch."""
+    try:
+        values = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and {"exit_code", "cells", "seconds"} <= values.keys()

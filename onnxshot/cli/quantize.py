@@ -38,8 +38,6 @@ from onnxshot.cli.options import (
     tell,
 )
 from onnxshot.errors import GoalMissed, UsageError
-from onnxshot.files.ledger import Write
-from onnxshot.files.results import OUTPUT
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.report import Report, save_report
@@ -144,12 +142,10 @@ def quantize(
         refuse_folder(folder)  # before the work, not after it
     files = files_of(
         report, recipe=recipe_file, arguments=arguments, bundle=bundles.values(),
-        unnamed=places.values() if output is None else (),
+        unnamed=places.values() if output is None or len(places) > 1 else (),
     )  # fmt: skip
     if bundle is not None:
         files = files.reading(*of_beside(model))
-    if output is not None:
-        files = files.writing(*(Write(place, OUTPUT) for place in places.values()))
     reports: dict[str, Report] = {}
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(

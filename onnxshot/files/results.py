@@ -17,19 +17,25 @@ OUTPUT = "the output"
 
 
 def of_result(
-    output: Path, formats: Sequence[str] = (ONNX,), *, external: bool, recorded: bool = True
+    output: Path,
+    formats: Sequence[str] = (ONNX,),
+    *,
+    external: bool,
+    recorded: bool = True,
+    named: bool = True,
 ) -> Iterator[Write]:
-    """What a run writes whose output the user has called so; what only follows from its name was not named.
+    """What a run writes whose output is called so; what only follows from its name was not named by the user.
 
     external: whether the model's weights go to a file of their own. recorded: whether a record is left beside it.
+    named: whether the user has named the output.
     """
     for name in formats:
         place = place_of(output, name)
         role = OUTPUT if place == output else f"the {'model' if name == ONNX else f'{name} artifact'}"
         if name == ONNX:
-            yield from of_model(place, role, external=external, named=place == output)
+            yield from of_model(place, role, external=external, named=named and place == output)
             continue
-        yield Write(place, role, None if place == output else foreign_artifact)
+        yield Write(place, role, None if named and place == output else foreign_artifact)
         if place.suffix == ".xml":
             yield Write(place.with_suffix(".bin"), f"the weights file of {role}", foreign_weights(place))
     if recorded:
