@@ -178,5 +178,26 @@ def test_a_batch_from_and_to_a_bucket_has_the_bytes_of_a_local_one(bucket: Bucke
     assert [row["resumed"] for row in batch(**far).rows] == [True]
     bucket.files.rm_file("models/out/net/tensorrt/cell.json")  # as an upload that was cut leaves it
     assert [row["resumed"] for row in batch(**far).rows] == [False]
+    cut = {"key": "", "outputs": [{"file": "net.onnx"}, {"file": "net.recipe.yaml"}, {"file": "report.json"}]}
+    bucket.put("other/net/tensorrt/cell.json", json.dumps(cut).encode())  # one that was cut the first time
+    bucket.put("other/net/tensorrt/net.onnx", b"half")
+    assert batch(models=[entry], output=f"{at}/other/").exit_code == 0
     log = [json.loads(line)["event"] for line in bucket.files.cat_file("models/out/batch.jsonl").splitlines()]
     assert log == ["started", "done", "kept", "started", "done"]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "batch.jsonl", "net/ort/report.json"])
+def test_an_object_of_somebody_else_is_not_replaced(bucket: Bucket, tmp_path: Path, name: str) -> None:
+    case = HANDMADE["resnet_block"]()
+    onnx.save(case.model, str(tmp_path / "net.onnx"))
+    values = {"models": ["net.onnx"], "output": f"{bucket.url}/out", "defaults": {"mode": "weights"}}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(values))
+    bucket.put(f"out/{name}", b'{"mine": 1}\n')
+    if "/" in name:
+        (row,) = run(tmp_path / "m.yaml").rows
+        assert row["code"] == UsageError.exit_code
+        assert "no batch has written it" in row["error"]
+    else:
+        with pytest.raises(UsageError, match="is there, and is of no batch"):
+            run(tmp_path / "m.yaml")
+    assert bucket.files.cat_file(f"models/out/{name}") == b'{"mine": 1}\n'

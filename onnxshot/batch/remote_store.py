@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.batch.cells import Cell, Row
-from onnxshot.batch.store import LOG, ROW, SUMMARY, Folder, Store
+from onnxshot.batch.files import FIRST_BYTES, is_log, is_summary
+from onnxshot.batch.store import LOG, REPORT, ROW, SUMMARY, Folder, Store
 from onnxshot.errors import UsageError
 from onnxshot.observing import cache
 from onnxshot.remote.copies import name_of
@@ -27,7 +28,8 @@ def store_of(output: str) -> Store:
 class Remote(Store):
     """A store of objects, which cannot be renamed: the row of a cell is written last, and without it nothing counts.
 
-    Cells are made, and the log is kept, in a folder of the cache.
+    Until then a row without a key says which objects are being written. An object that no row, and no line of the log,
+    tells of is somebody's, and is never replaced. Cells are made, and the log is kept, in a folder of the cache.
     """
 
     def __init__(self, url: str) -> None:
@@ -39,7 +41,18 @@ class Remote(Store):
             if not log.exists() and self._files.exists(f"{self._path}/{LOG}"):
                 self._aside.mkdir(parents=True, exist_ok=True)
                 self._files.get_file(f"{self._path}/{LOG}", str(log))
+            self._refuse_foreign(log)
         self._local = Folder(self._aside)
+
+    def _refuse_foreign(self, log: Path) -> None:
+        """Raise UsageError where the log or the summary is somebody's."""
+        summary = f"{self._path}/{SUMMARY}"
+        ours = {LOG: not log.exists() or is_log(log.read_bytes()[:FIRST_BYTES])}
+        ours[SUMMARY] = not self._files.exists(summary) or is_summary(self._files.cat_file(summary))
+        for name in (name for name, own in ours.items() if not own):
+            if name == LOG:
+                log.unlink()  # the copy of it
+            raise UsageError(f"{redacted(self.url)}/{name} is there, and is of no batch", "choose another output")
 
     def finished(self, cell: Cell) -> Row | None:
         """See Store; files count by their sizes."""
@@ -60,12 +73,32 @@ class Remote(Store):
         """See Store."""
         place = f"{self._path}/{cell.place}"
         with told(f"{self.url}/{cell.place}"):
-            if self._files.exists(f"{place}/{ROW}"):
-                self._files.rm_file(f"{place}/{ROW}")
-            for file in sorted(p for p in part.iterdir() if p.is_file()):
+            files = sorted(p for p in part.iterdir() if p.is_file())
+            known = self._own(cell)
+            for file in files:
+                if file.name not in known and self._files.exists(f"{place}/{file.name}"):
+                    what = f"{redacted(self.url)}/{cell.place}/{file.name} is there, and no batch has written it"
+                    raise UsageError(what, "move it away, or choose another output")
+            listed = [{"file": name} for name in sorted(known | {file.name for file in files})]
+            self._files.pipe_file(f"{place}/{ROW}", json.dumps({"key": "", "outputs": listed}).encode())
+            for file in files:
                 self._files.put_file(str(file), f"{place}/{file.name}")
             self._files.pipe_file(f"{place}/{ROW}", json.dumps(row, indent=1).encode())
         self._local.discard(part)
+
+    def _own(self, cell: Cell) -> set[str]:
+        """Names of the objects at a cell's place that batches have written, by its row and by the log."""
+        told: list[Row] = []
+        with contextlib.suppress(OSError, ValueError):
+            told.append(json.loads(self._files.cat_file(f"{self._path}/{cell.place}/{ROW}")))
+        with contextlib.suppress(OSError), (self._aside / LOG).open(encoding="utf-8") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    event = json.loads(line)
+                    told += [event] if event["event"] == "done" and event["cell"] == cell.place else []
+        with contextlib.suppress(KeyError, TypeError):
+            return {REPORT, *(str(output["file"]) for row in told for output in row["outputs"])} if told else set()
+        return set()
 
     def discard(self, part: Path) -> None:
         """See Store."""
