@@ -71,6 +71,8 @@ def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
 
 def place_of(output: Path, name: str) -> Path:
     """Where the artifact of a format goes: every artifact of a run takes the stem of its output."""
+    if not output.name:
+        raise UsageError(f"the output {str(output)!r} names no file", "give one with -o")
     suffixes = {runtime.suffix for runtime in RUNTIMES.values()}
     if name == ONNX:
         return output.with_suffix(".onnx") if output.suffix.lower() in suffixes else output

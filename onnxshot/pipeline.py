@@ -16,6 +16,7 @@ from onnxshot import emitting, trial
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
+from onnxshot.calibration.statsfile import load_statistics
 from onnxshot.effort.improve import Improver
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.files.given import of_run
@@ -173,6 +174,8 @@ class Run:
 
     def open(self, calib: Any, preset: str | Preset | None) -> Dataset | None:
         """Open the calibration data; None where there is none and none is needed."""
+        if self.given is not None:
+            load_statistics(self.given)  # what is wrong with the file is told, also where nothing is asked of it later
         if calib is None:
             needed = self.given is None and self.recipe.mode == "static"
             unknown = self.planned().observe if needed else ()

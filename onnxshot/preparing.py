@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from onnxshot.calibration.readers import InputSpec
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.frozen import Frozen, frozen
 from onnxshot.graph import Model, shapes, weights
+from onnxshot.graph.macs import concrete_shapes
 from onnxshot.half.rules import HALVES
 from onnxshot.passes.drop_identity import DropIdentity
 from onnxshot.passes.fold_constants import FoldConstants
@@ -25,8 +27,12 @@ from onnxshot.planning.plan import FLOAT
 from onnxshot.planning.planner import already_quantized, make_plan
 from onnxshot.planning.schemes import schemes
 from onnxshot.planning.trained import NOTHING, Trained, read_pairs
+from onnxshot.recipes.keys import shown
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
+
+MOST_FROZEN = 2 << 30
+"""Most bytes that a tensor of a model whose dimensions are frozen may have: a run holds several at a time."""
 
 
 def input_specs(model: Model) -> list[InputSpec]:
@@ -41,8 +47,25 @@ def input_specs(model: Model) -> list[InputSpec]:
 
 
 def sizes_of(model: Model, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> Frozen:
-    """The dimensions of the model's inputs that these freeze. Raises UsageError where they contradict the model."""
-    return frozen({tensor.name: model.shape(tensor) for tensor in model.graph.inputs}, batch, shapes)
+    """The dimensions of the model's inputs that these freeze.
+
+    Raises UsageError where they contradict the model, or make a tensor of it larger than MOST_FROZEN.
+    """
+    found = frozen({tensor.name: model.shape(tensor) for tensor in model.graph.inputs}, batch, shapes)
+    if found:
+        sizes = {name: tuple(d if isinstance(d, int) else 1 for d in dims) for name, dims in found.inputs.items()}
+        _refuse_vast(sizes)
+        _refuse_vast(concrete_shapes(model, sizes))
+    return found
+
+
+def _refuse_vast(shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise UsageError for a tensor that is too large, counted as if each of its elements took 4 bytes."""
+    for name, dims in shapes.items():
+        size = 4 * math.prod(dims)
+        if size > MOST_FROZEN:
+            what = f"frozen at these sizes, tensor {name!r} of shape {shown(list(dims))} takes {size / 1e9:.3g} GB"
+            raise UsageError(what, f"freeze it at smaller ones: a tensor may have {MOST_FROZEN / 1e9:.3g} GB")
 
 
 def frozen_specs(model: Model, sizes: Frozen) -> list[InputSpec]:

@@ -239,7 +239,7 @@ def save_report(values: Mapping[str, Any], path: str | Path) -> None:
     else:
         text = to_json(values) + "\n"
     try:
-        write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_file(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
     except OSError as e:
         raise UsageError(f"cannot write the report to {path}: {e.strerror}", "choose another file") from e
 

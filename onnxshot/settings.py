@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from onnxshot.errors import UsageError
+from onnxshot.errors import TargetError, UsageError
 from onnxshot.files.ledger import Files
 from onnxshot.observing.collect import Progress
+from onnxshot.recipes.keys import shown
+
+DEVICES = ("cpu", "cuda", "openvino")
+"""Where calibration may run."""
+
+MOST_THREADS = 1024
+"""Most threads that a run may be given: each takes memory, and ONNX Runtime makes them all at once."""
 
 AUTO_LIMIT = 1024
 """Samples that are looked at where nobody says how many: calibration settles long before."""
@@ -51,6 +58,12 @@ class Settings:
         known = self.samples in ("auto", "all") if isinstance(self.samples, str) else self.samples > 0
         if not known:
             raise UsageError(f"samples is {self.samples!r}", "a number above 0, 'auto', or 'all'")
+        if self.device not in DEVICES:
+            raise TargetError(f"ONNX Runtime has no device {shown(self.device)}", f"devices: {', '.join(DEVICES)}")
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise UsageError(f"{shown(self.threads)} threads were asked for", f"from 1 to {MOST_THREADS}")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"the seed is {shown(self.seed)}", "a whole number, 0 or above, of at most 63 bits")
 
     @property
     def limit(self) -> int | None:

@@ -116,12 +116,13 @@ class Folder(Store):
     def note(self, event: Mapping[str, Any]) -> None:
         """See Store. One write a line: lines are whole, unless the machine goes down."""
         line = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False) + "\n"
-        os.write(self._log, line.encode())
+        os.write(self._log, line.encode("utf-8", "backslashreplace"))
 
     def summarize(self, values: Mapping[str, Any]) -> None:
         """See Store."""
         part = self._parts / SUMMARY
-        part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
         put(part, self.output / SUMMARY)
 
     def close(self) -> None:

@@ -59,7 +59,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write it into the bundle."""
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        (folder / NAME).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        (folder / NAME).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def entry_of(path: Path) -> Entry:

@@ -99,6 +99,9 @@ def main() -> None:
         if isinstance(error, OSError):  # a full disk, a folder without permission: no fault of the program
             place = f"{error.filename}: " if error.filename is not None else ""
             _fail(f"{place}{error.strerror or error}", UsageError.exit_code)
+        if isinstance(error, UnicodeEncodeError):  # such as the name of a sample in a bundle, which is a zip archive
+            name = error.object[max(0, error.start - 40) : error.end + 40]
+            _fail(f"{name!r} is not UTF-8, and cannot be written there (rename it)", UsageError.exit_code)
         if isinstance(error, MemoryError):
             _fail("there is not memory enough (fewer threads, or a smaller batch, take less)", UsageError.exit_code)
         _fail(f"internal error: {type(error).__name__}: {error}; ONNXSHOT_DEBUG=1 shows where", 1)

@@ -9,17 +9,22 @@ import typer
 
 from onnxshot.cli import terminal
 from onnxshot.cli.options import CacheOpt, JsonOpt, SetOpt, arguments_of, tell
+from onnxshot.settings import MOST_THREADS
 
 
 def batch(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A YAML file.", show_default=False)],
-    jobs: Annotated[int, typer.Option("-j", "--jobs", help="How many cells are done at once.", min=1)] = 1,
+    jobs: Annotated[
+        int, typer.Option("-j", "--jobs", help="How many cells are done at once.", min=1, max=MOST_THREADS)
+    ] = 1,
     engine: Annotated[str, typer.Option(help="local, or ray: the cells as tasks of a Ray cluster.")] = "local",
     max_memory: Annotated[
         float | None, typer.Option(metavar="MB", help="Most resident memory of all processes together.", min=1)
     ] = None,
     retries: Annotated[int, typer.Option(help="Tries more for a cell whose process died.", min=0)] = 1,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of all jobs together. Default: all.", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of all jobs together. Default: all.", min=1, max=MOST_THREADS)
+    ] = None,
     arguments: SetOpt = None,
     cache: CacheOpt = True,
     as_json: JsonOpt = False,

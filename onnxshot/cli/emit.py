@@ -22,6 +22,7 @@ from onnxshot.cli.options import (
     tell,
 )
 from onnxshot.errors import UsageError
+from onnxshot.recipes.keys import shown
 from onnxshot.report import Report
 from onnxshot.targets import RUNTIMES, target_named
 from onnxshot.targets.runtime import EmitOptions
@@ -40,6 +41,7 @@ ShapesOpt = Annotated[
         help="TensorRT: sizes that an input may have, such as x=1x3x224x224:8x3x224x224:32x3x224x224.",
     ),
 ]
+_DIGITS = 19  # of a size; dimensions are int64
 BatchOpt = Annotated[int | None, typer.Option(help="Freeze the batch dimension at this size.", min=1)]
 ShapeOpt = Annotated[
     list[str] | None,
@@ -77,7 +79,7 @@ def emit(
     """Convert MODEL without compressing it; to 'onnx': normalize it, for --target where it is quantized."""
     formats = listed(to)
     beside = f"{model.stem}.normalized.onnx" if formats is None or "onnx" in formats else model.name
-    place = output or model.with_name(beside)
+    place = output or model.parent / beside
     options = emit_options(shapes, hardware, half_weights, timing_cache, build_minutes, threads)
     with terminal.progress(not as_json) as show:
         unnamed = (place,) if output is None and place != model else ()
@@ -124,7 +126,7 @@ def places_of(
     for name in dict.fromkeys(targets):
         first = (listed(emit) or (target_named(name).emits,))[0]
         suffix = RUNTIMES[first].suffix if first in RUNTIMES else ".onnx"
-        place = output or model.with_name(f"{model.stem}.{precision}{suffix}")
+        place = output or model.parent / f"{model.stem}.{precision}{suffix}"
         found[name] = place.with_name(f"{place.stem}.{name}{place.suffix}") if len(set(targets)) > 1 else place
     return found
 
@@ -144,16 +146,21 @@ def fixed_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
     found = {}
     for text in texts or ():
         name, _, sizes = text.rpartition("=")
-        if not name or not all(size.isdecimal() and int(size) for size in sizes.split("x")):
-            raise UsageError(f"--shape is {text!r}", "give NAME=SIZES, such as x=1x3x224x224")
-        found[name] = tuple(map(int, sizes.split("x")))
+        found[name] = tuple(map(_whole, sizes.split("x")))
+        if not name or not all(found[name]):
+            raise UsageError(f"--shape is {shown(text)}", "give NAME=SIZES, such as x=1x3x224x224")
     return found
 
 
 def _sizes(text: str) -> tuple[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
     name, _, sizes = text.rpartition("=")
-    found = [tuple(int(size) if size.isdecimal() else 0 for size in part.split("x")) for part in sizes.split(":")]
+    found = [tuple(map(_whole, part.split("x"))) for part in sizes.split(":")]
     if not name or len(found) not in (1, 3) or any(0 in part for part in found) or len(set(map(len, found))) > 1:
         hint = "give NAME=LEAST:USUAL:MOST, such as x=1x3x224x224:8x3x224x224:32x3x224x224"
-        raise UsageError(f"--shapes is {text!r}", hint)
+        raise UsageError(f"--shapes is {shown(text)}", hint)
     return name, (found[0], found[len(found) // 2], found[-1])
+
+
+def _whole(text: str) -> int:
+    """A size in digits that ONNX can hold; 0 for any other text."""
+    return int(text) if text.isdecimal() and len(text) < _DIGITS else 0

@@ -11,11 +11,15 @@ import typer
 from onnxshot.cli import streams
 from onnxshot.errors import UsageError
 from onnxshot.files.ledger import Files, Write
+from onnxshot.recipes.keys import shown
+from onnxshot.settings import MOST_THREADS
 
 if TYPE_CHECKING:
     from onnxshot.sinks.sink import Sink
 
 Loaded = TypeVar("Loaded")
+
+_DIGITS = 19  # of a number of samples
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
 CalibOpt = Annotated[
@@ -35,7 +39,7 @@ TargetOpt = Annotated[
 PrecisionOpt = Annotated[
     str, typer.Option(help="int8, fp16, bf16 (floats of 16 bits, no int8), int8+fp16 (fp16 for what int8 leaves).")
 ]
-ThreadsOpt = Annotated[int, typer.Option(help="CPU threads of every inference.", min=1)]
+ThreadsOpt = Annotated[int, typer.Option(help="CPU threads of every inference.", min=1, max=MOST_THREADS)]
 SamplesOpt = Annotated[
     str, typer.Option(help="auto: until the ranges have settled. all, or a number: that many, evenly spaced.")
 ]
@@ -78,9 +82,9 @@ def samples_of(text: str) -> int | str:
     """The value of --samples. Raises UsageError for what is none."""
     if text in ("auto", "all"):
         return text
-    if text.isdecimal() and int(text) > 0:
+    if text.isdecimal() and len(text) < _DIGITS and int(text) > 0:
         return int(text)
-    raise UsageError(f"--samples is {text!r}", "a number above 0, 'auto', or 'all'")
+    raise UsageError(f"--samples is {shown(text)}", "a number above 0, 'auto', or 'all'")
 
 
 def arguments_of(given: list[str] | None) -> dict[str, str]:
@@ -89,7 +93,7 @@ def arguments_of(given: list[str] | None) -> dict[str, str]:
     for text in given or ():
         name, sign, value = text.partition("=")
         if not (name and sign):
-            raise UsageError(f"--set is {text!r}", "NAME=VALUE, such as sparsity=0.6")
+            raise UsageError(f"--set is {shown(text)}", "NAME=VALUE, such as sparsity=0.6")
         arguments[name] = value
     return arguments
 

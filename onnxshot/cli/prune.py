@@ -86,7 +86,7 @@ def prune(
     as_json: JsonOpt = False,
 ) -> None:
     """Set weights of MODEL to zero in one shot; with data, let those that stay make up for it."""
-    out = output or model.with_name(f"{model.stem}.pruned.onnx")
+    out = output or model.parent / f"{model.stem}.pruned.onnx"
     targets = {
         "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
         "max_drop": max_drop,
@@ -173,7 +173,7 @@ def compress(
         given["shapes"] = fixed_shapes(shape)
     if bundle is not None:
         refuse_folder(bundle)  # before the work, not after it
-    out = output or model.with_name(f"{model.stem}.small.onnx")
+    out = output or model.parent / f"{model.stem}.small.onnx"
     files = files_of(
         report, recipe=recipe_file, arguments=arguments, bundle=() if bundle is None else (bundle,),
         unnamed=() if output is not None else (out,),

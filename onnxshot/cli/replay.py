@@ -28,7 +28,7 @@ def replay(
     as_json: JsonOpt = False,
 ) -> None:
     """Do to MODEL what RECIPE says was done to it: the same bytes again. Exit code 3 if they are not."""
-    out = output or model.with_name(f"{model.stem}.replay.onnx")
+    out = output or model.parent / f"{model.stem}.replay.onnx"
     files = files_of(unnamed=() if output is not None else (out,))
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(use_cache=cache, files=files, progress=show)

@@ -63,8 +63,8 @@ def of_calib(calib: Any) -> tuple[Read, ...]:
         if _exists(Path(calib)):
             return (Read(Path(calib), "one of the samples", SAMPLES),)
         return of_function(str(calib), "the reader of samples")
-    feeds = calib if isinstance(calib, list | tuple) else (calib,)
-    arrays = (array for feed in feeds for array in (feed.values() if isinstance(feed, Mapping) else (feed,)))
+    feeds = calib if type(calib) in (list, tuple) else (calib,)  # the code of other classes is not run here
+    arrays = (array for feed in feeds for array in (feed.values() if type(feed) is dict else (feed,)))
     mapped = {str(array.filename) for array in arrays if isinstance(array, np.memmap) and array.filename}
     return tuple(Read(Path(name), "one of the samples") for name in sorted(mapped))
 

@@ -64,6 +64,11 @@ def write(model: Model, path: Path, *, external: bool | None = None) -> list[str
     if not external:
         path.write_bytes(model.to_proto().SerializeToString(deterministic=True))
         return [path.name]
+    try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError as e:
+        what = f"{path.name} is not UTF-8, and the weights are in a file of their own, whose name the model holds"
+        raise UsageError(what, "choose another output with -o") from e
     data = weights.DataFile(path.with_name(path.name + ".data"), path.name + ".data")
 
     def store(constant: Constant) -> TensorProto:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxshot.calibration.statsfile import Statistics, is_statistics, load_statistics
-from onnxshot.errors import OnnxshotError
+from onnxshot.errors import OnnxshotError, UsageError
 from onnxshot.graph import Model, weights
 from onnxshot.writing.owned import clear_dead
 from onnxshot.writing.places import clear_dead_everywhere
@@ -22,11 +22,19 @@ _NAME = re.compile(r"[0-9a-f]{64}\.npz")  # as `key` gives it
 
 
 def folder() -> Path:
-    """Where statistics are kept: $ONNXSHOT_CACHE, else the user's cache folder."""
+    """Where statistics are kept: $ONNXSHOT_CACHE, else the user's cache folder.
+
+    Raises UsageError where there is none.
+    """
     own = os.environ.get("ONNXSHOT_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxshot"
+    if known := os.environ.get("XDG_CACHE_HOME"):
+        return Path(known) / "onnxshot"
+    try:
+        return Path.home() / ".cache" / "onnxshot"
+    except RuntimeError as e:  # HOME is not set, and the user id is in no list of users, as in many containers
+        raise UsageError("there is no home folder to keep a cache in", "set ONNXSHOT_CACHE to a folder") from e
 
 
 def model_hash(model: Model) -> str:
@@ -43,7 +51,7 @@ def model_hash(model: Model) -> str:
 
 def key(*parts: str) -> str:
     """Name of an entry: SHA-256, hex, of all that its statistics depend on."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def load(name: str, place: Path | None = None) -> Statistics | None:
@@ -51,10 +59,10 @@ def load(name: str, place: Path | None = None) -> Statistics | None:
 
     place: a folder to look in other than the cache's own.
     """
-    path = (place or folder()) / f"{name}.npz"
-    if place is None:
-        clear_dead(path.parent)
     try:
+        path = (place or folder()) / f"{name}.npz"
+        if place is None:
+            clear_dead(path.parent)
         found = load_statistics(path)
         if place is None:
             path.touch()

@@ -107,7 +107,7 @@ def open_calib(
     calib: Any, model: Model, preset: str | Preset | None, settings: Settings, sizes: Frozen = AS_THEY_ARE
 ) -> Dataset:
     """Open calibration data for a model; sizes: those that samples must have although the model leaves them free."""
-    limit = None if calib == "random" and settings.samples == "auto" else settings.limit
+    limit = None if isinstance(calib, str) and calib == "random" and settings.samples == "auto" else settings.limit
     specs = frozen_specs(model, sizes)
     return open_data(calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed)
 

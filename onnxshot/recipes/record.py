@@ -162,7 +162,7 @@ def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: S
     head = _HEAD.format(name=output.name, file=path.name)
     text = head + _text(values)
     try:
-        write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_file(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
     except UsageError as e:
         return [f"{path} was not written: {e.message}"]
     except OSError as e:

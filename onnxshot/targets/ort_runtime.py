@@ -92,9 +92,11 @@ def session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    if folder is not None:
+    source: Any = model if isinstance(model, bytes) else str(model)
+    if isinstance(model, Path) and not _is_unicode(model):  # ONNX Runtime takes names that are UTF-8 alone
+        source, folder = model.read_bytes(), model.parent
+    if folder is not None and _is_unicode(folder.resolve()):
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
-    source = model if isinstance(model, bytes) else str(model)
     try:
         try:
             made = ort.InferenceSession(source, options, providers=list(providers))
@@ -163,6 +165,13 @@ def _array(value: Any) -> NDArray[Any]:
     made = np.empty(len(value), object)
     made[:] = value
     return made
+
+
+def _is_unicode(path: Path) -> bool:
+    try:
+        return bool(str(path).encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
 
 
 class SampleError(CalibrationError, ModelError):
