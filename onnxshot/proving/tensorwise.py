@@ -119,7 +119,8 @@ def _look(
     wanted, got = run(sample)
     own = [_Sums(entry.op, entry.pair, entry.scaled) for entry in sums.values()]
     for (name, taken), entry in zip(takes.items(), own, strict=True):
-        entry.add(wanted[name], got[taken])
+        if name in wanted and taken in got:  # sequences are in neither
+            entry.add(wanted[name], got[taken])
     return sample, {n: wanted[n] for n in outputs}, {n: got[n] for n in outputs}, own
 
 

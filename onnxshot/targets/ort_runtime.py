@@ -127,7 +127,7 @@ class Runner:
         folder: Path | None = None,
         keep_plans: bool = True,
     ) -> None:
-        """`outputs` names what `run` gives; None for all that numpy can hold. The rest is as `session` has it."""
+        """`outputs` names what `run` gives, of what numpy can hold; None for all. The rest is as `session` has it."""
         self._label = label(model)
         self._session = session(
             model, optimize=optimize, threads=threads, providers=providers, folder=folder, keep_plans=keep_plans
@@ -135,8 +135,9 @@ class Runner:
         self.inputs: tuple[InputSpec, ...] = tuple(map(input_spec, self._session.get_inputs()))
         found = self._session.get_outputs()
         held = tuple(o.name for o in found if _numpy_holds(o.type))
-        self.outputs: tuple[str, ...] = held if outputs is None else tuple(outputs)
         self.skipped: dict[str, str] = {o.name: o.type for o in found if not _numpy_holds(o.type)}
+        wanted = held if outputs is None else outputs
+        self.outputs: tuple[str, ...] = tuple(name for name in wanted if name not in self.skipped)
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """The output tensors by name; sequences, maps and types numpy has not are in `skipped`, not here.
