@@ -189,3 +189,11 @@ def test_the_benchmark_of_truth_finds_a_lie(
         truth.main()
     assert ended.value.code == 1
     assert "| 3.00 ! |" in capsys.readouterr().out
+
+
+def test_a_sequence_inside_is_not_compared_and_in_nobodys_way() -> None:
+    four = np.array([4, 4, 8], np.int64)
+    given = net("s = SplitToSequence<axis = 1>(t, four) u = ConcatFromSequence<axis = 1>(s)", four=four)
+    report = onnxshot.quantize(given, SAMPLES, effort="fast").report
+    assert report.sqnr_db > 25
+    assert "s" not in [row.tensor for row in report.worst]
