@@ -397,3 +397,35 @@ def test_what_somebody_keeps_beside_results_survives_all_runs(folder: Path) -> N
     assert again.keys() == first.keys()
     assert again != first, "they were made anew"
     assert [(folder / "out" / name).read_text() for name in kept] == kept
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="its workers are asked for")
+def test_told_to_end_a_batch_takes_its_workers_along(folder: Path) -> None:
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    command = [sys.executable, "-m", "onnxshot", "batch", str(folder / "m.yaml"), "-j", "2"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as batch:
+        assert batch.stderr is not None
+        while not list(temporary.glob("onnxshot-????????")):  # a worker is at work
+            assert batch.poll() is None
+            time.sleep(0.02)
+        workers = [int(pid) for pid in Path(f"/proc/{batch.pid}/task/{batch.pid}/children").read_text().split()]
+        batch.send_signal(signal.SIGTERM)
+        told = batch.stderr.read()
+    assert (batch.returncode, told) == (143, "error: stopped by SIGTERM; nothing is half written\n")
+    assert workers
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert [path.name for path in temporary.iterdir() if path.name != ".ses"] == []  # ONNX Runtime's own
+    assert not (folder / "out" / ".parts").exists()
+
+
+def test_a_folder_of_the_users_that_is_called_like_ours_is_left(folder: Path) -> None:
+    mine = folder / "out" / ".parts" / "photo.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match="cannot write to"):
+        run(folder / "m.yaml")
+    assert mine.read_text() == "mine"

@@ -3,7 +3,9 @@ for; what TensorRT-RTX itself does is in test_tensorrt_emit.py."""
 
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -219,3 +221,22 @@ def test_a_tensorrt_that_is_too_old_is_passed_over(fake: None, monkeypatch: pyte
 def test_half_is_refused_as_types_are_the_graphs(fake: None, source: Path) -> None:
     with pytest.raises(TargetError, match="types that the graph states"):
         emitted(source, replace(EmitOptions(), half=True))
+
+
+def test_a_builder_ends_where_nobody_waits_for_it(tmp_path: Path) -> None:
+    """To build may take half an hour; whoever asked may have been killed meanwhile."""
+    code = "import pathlib, time\npathlib.Path(__file__ + '.begun').touch()\ntime.sleep(60)\n"
+    (tmp_path / "slow.py").write_text(code)
+    job = {"module": "slow", "log": str(tmp_path / "log"), "answer": str(tmp_path / "answer")}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-P", str(tensorrt_build._WORKER)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as builder:
+        assert builder.stdin is not None
+        builder.stdin.write(json.dumps(job).encode() + b"\n")
+        builder.stdin.flush()
+        while not (tmp_path / "slow.py.begun").exists():
+            assert builder.poll() is None
+            time.sleep(0.02)
+        builder.stdin.close()
+        assert builder.wait(20) == 1
+    assert not (tmp_path / "answer").exists()

@@ -16,7 +16,7 @@ from typing import Any
 from onnxshot.batch.cells import Cell, Row
 from onnxshot.errors import UsageError
 from onnxshot.recipes.record import sha256
-from onnxshot.writing.owned import Part
+from onnxshot.writing.owned import Part, listed
 from onnxshot.writing.places import put, put_folder, take_along
 
 ROW, LOG, SUMMARY = "cell.json", "batch.jsonl", "summary.json"
@@ -129,6 +129,7 @@ class Folder(Store):
         """See Store."""
         os.close(self._log)
         self._part.close()
+        listed()  # drops what workers that were killed had there
 
 
 def _own_files(folder: Path) -> set[str]:

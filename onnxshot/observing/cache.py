@@ -14,6 +14,7 @@ import numpy as np
 from onnxshot.calibration.statsfile import Statistics, is_statistics, load_statistics
 from onnxshot.errors import OnnxshotError, UsageError
 from onnxshot.graph import Model, weights
+from onnxshot.writing.owned import clear as clear_part
 from onnxshot.writing.owned import clear_dead
 from onnxshot.writing.places import clear_dead_everywhere
 
@@ -100,6 +101,9 @@ def clear() -> int:
     freed = clear_dead_everywhere()
     for place in (folder(), folder() / "remote"):
         freed += clear_dead(place)
+    for part in (folder() / "batch").glob("*/.parts"):
+        with contextlib.suppress(OSError):
+            freed += clear_part(part)
     for path in entries():
         freed += _remove(path)
     return freed

@@ -18,7 +18,7 @@ from onnxshot import source_tree
 from onnxshot.ui.refused import CONFLICT, NO_ROOM, NOT_FOUND, TOO_LARGE, Refused
 from onnxshot.ui.request import OWN_PRESET, Asked
 from onnxshot.ui.uploads import safe_name, safe_path, unpack
-from onnxshot.writing.owned import clear_dead
+from onnxshot.writing.owned import clear_dead, listed
 from onnxshot.writing.places import scratch_part
 
 KINDS = ("model", "calib", "preset")
@@ -120,6 +120,7 @@ class Job:
             self._reader.join()
         self._made.close()
         clear_dead(Path(tempfile.gettempdir()))  # what the process has left
+        listed()
 
     def _environment(self) -> dict[str, str]:
         """That of the worker: its temporary files lie in the job's folder, and go with it however it ends."""

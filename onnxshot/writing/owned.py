@@ -142,6 +142,8 @@ def listed() -> list[Path]:
                     found.append(path)
                 else:
                     entry.unlink()
+        if not found:
+            _list().rmdir()
     return found
 
 
