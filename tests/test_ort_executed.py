@@ -100,14 +100,23 @@ def network(third: str = "ConvTranspose") -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("target", ["ort", "ort-avx2", "portable"])
-@pytest.mark.parametrize("options", [{}, {"exclude": ("two",)}, {"layers": {"two": {"mode": "float"}}}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"exclude": ("two",)},
+        {"exclude": ("two",), "activation_type": "int8"},
+        {"exclude": ("two",), "per_channel": False},
+        {"layers": {"two": {"mode": "float"}}},
+    ],
+)
 def test_what_a_plan_leaves_in_float_runs_so(target: str, options: dict[str, object], tmp_path: Path) -> None:
     """onnxruntime PR #24537, #25673, #22969: an excluded layer ran in int8 all the same, by one scale per tensor."""
     given = feeds(8, x=(1, 8, 12, 12))
     result = quantize(
         network(), given, output=tmp_path / "q.onnx", target=target, effort="fast", settings=PROVEN, **options
     )
-    floats = {"three"} | ({"two"} if options else set())
+    floats = {"three"} | ({"two"} if "exclude" in options or "layers" in options else set())
     run = executed(tmp_path / "q.onnx", sample=given[0])
     assert labels(run, "float") == floats
     assert result.report.int8_unplanned == []

@@ -61,7 +61,8 @@ class KeepFloat:
         if node.op not in _PRODUCTS or not isinstance(weight, Constant):
             return False
         reader, dq = _source(node)
-        if dq is None or not _meets_q(model, node):
+        scale = edit.constant_input(dq, 1) if dq is not None else None
+        if dq is None or scale is None or scale.size != 1 or not _meets_q(model, node):
             return False
         rank = len(_shape(model, node.inputs[0]))
         if node.op == "Gemm" or (node.op == "MatMul" and rank == 2):
@@ -78,8 +79,9 @@ class KeepFloat:
 
     def _axis(self, model: Model, node: Node, dq: Node, *, direct: bool) -> tuple[int, int] | None:
         """An axis of the dequantized tensor and its size, above 1; None where there is none that is known."""
-        if not self.per_axis or model.opset < _PER_AXIS:
-            return None
+        zero = edit.constant_input(dq, 2)
+        if not self.per_axis or model.opset < _PER_AXIS or (zero is not None and zero.dtype != np.uint8):
+            return None  # ONNX Runtime rewrites int8 to uint8 in pairs with one scale only
         sizes = {i: size for i, size in enumerate(_shape(model, dq.outputs[0])) if isinstance(size, int)}
         weight: tuple[int, ...] = tuple(node.inputs[1].shape)
         if direct and node.op == "Conv":
