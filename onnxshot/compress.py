@@ -41,6 +41,7 @@ from onnxshot.staging import StageResult, run_stage
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.ort_bench import bench
 from onnxshot.targets.runtime import EmitOptions
+from onnxshot.targets.unsound import blames_model
 from onnxshot.writing.places import scratch
 from onnxshot.zeros import lost_zeros
 
@@ -48,6 +49,7 @@ _TIMED_ON = 8  # samples
 _DONE = {"prune": "pruned", "shrink": "shrunk", "quantize": "quantized"}
 
 
+@blames_model
 def compress(
     model: str | Path | ModelProto,
     calib: Any,

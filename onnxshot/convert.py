@@ -38,9 +38,11 @@ from onnxshot.targets import target_named, target_of
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.runtime import EmitOptions
+from onnxshot.targets.unsound import blames_model
 from onnxshot.writing.places import scratch
 
 
+@blames_model
 def emit(
     model: str | Path | ModelProto,
     *,

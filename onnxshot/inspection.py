@@ -23,6 +23,7 @@ from onnxshot.proving.contract import Port, contract
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
+from onnxshot.targets.unsound import blames_model
 from onnxshot.zeros import Layer, layers_of, worth
 
 
@@ -105,6 +106,7 @@ def _sparse(layers: tuple[Layer, ...]) -> list[str]:
     return [f"  {'weight of':40} {'op':8} {'values':>10} {'MACs':>13} {'zeros':>8}  pattern", *rows, *told]
 
 
+@blames_model
 def inspect(
     model: str | Path | ModelProto,
     *,

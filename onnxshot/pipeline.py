@@ -50,10 +50,12 @@ from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.runtime import EmitOptions
+from onnxshot.targets.unsound import blames_model
 
 __all__ = ["Result", "Run", "quantize"]
 
 
+@blames_model
 def quantize(
     model: str | Path | ModelProto,
     calib: Any = None,

@@ -26,6 +26,7 @@ from onnxshot.layers.activation import Activations
 from onnxshot.layers.rows import Feeds
 from onnxshot.layers.walk import Walk
 from onnxshot.maths import obs
+from onnxshot.maths.finite import finite
 from onnxshot.maths.ridge import Moments, best_strength, ridge
 from onnxshot.maths.rounding import corrected_bias
 from onnxshot.observing.collect import Progress
@@ -75,6 +76,8 @@ def refit(
             values = student.values(job.other)
             other = np.concatenate([job.layer.outputs(v, job.share, i) for i, v in enumerate(values)])
         fitted = _fit(job.layer, student, x, samples, other, activations.behind(job.target))
+        if not finite(*fitted.values()):
+            fitted = {}  # the layer stays as it was cut
         for name, value in fitted.items():
             student.set(name, value)
         found |= fitted

@@ -44,6 +44,7 @@ from onnxshot.report import NOISE
 from onnxshot.search.goal import Evaluate, name_of
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_runtime import Feed
+from onnxshot.targets.unsound import blames_model
 
 Scope = Literal["all", "mlp", "heads"]
 Importance = Literal["auto", "error", "activation", "batchnorm", "l1", "l2"]
@@ -56,6 +57,7 @@ _LEAST_TRIALS = 4
 _NOT_FASTER = "not faster than before: convolutions of ONNX Runtime run on blocks of 8 or 16 channels, try multiple=16"
 
 
+@blames_model
 def shrink(
     model: str | Path | ModelProto,
     calib: Any = None,

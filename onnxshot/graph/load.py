@@ -11,7 +11,10 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto
 
 from onnxshot.errors import ModelError
+from onnxshot.graph.attributes import check_attributes
 from onnxshot.graph.checking import check
+from onnxshot.graph.functions import check_functions
+from onnxshot.graph.loops import check_loops
 from onnxshot.graph.model import Model
 from onnxshot.input_files import check_regular, is_special
 from onnxshot.remote.urls import refuse_remote
@@ -86,6 +89,8 @@ def copy_of(model: Model) -> Model:
 def _build(proto: ModelProto, path: Path | None) -> Model:
     where = _shown(path) if path else "the given model"
     try:
+        for refuse in (check_functions, check_attributes, check_loops):
+            refuse(proto)
         model = Model(proto, folder=path.parent if path else None, path=path)
         _check(model)
     except ModelError as e:
@@ -104,6 +109,11 @@ def _check(model: Model) -> None:
     """Hold the graph against ONNX's own checker and the versions this installation knows."""
     if not model.envelope.opset_import:
         raise ModelError("it names no operator set")
+    versions: dict[str, int] = {}
+    for entry in model.envelope.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        if versions.setdefault(domain, entry.version) != entry.version:
+            raise ModelError(f"it imports versions {versions[domain]} and {entry.version} of the operators {domain!r}")
     newest = onnx.defs.onnx_opset_version()
     if model.opset > newest or model.opset < 1:
         raise ModelError(f"it uses opset {model.opset}; this onnx package knows 1 to {newest}", "update onnx")

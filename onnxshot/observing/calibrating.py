@@ -35,6 +35,7 @@ from onnxshot.preparing import frozen_specs, prepare, resolve_preset
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
+from onnxshot.targets.unsound import blames_model
 
 HOLDOUT = 0.25
 """Share of the samples, the last ones, that calibration leaves alone: the result is judged on them."""
@@ -51,6 +52,7 @@ class Gathered:
     notes: tuple[str, ...] = ()
 
 
+@blames_model
 def calibrate(
     model: str | Path | ModelProto,
     calib: Any,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Model, Node, edit, weights
 from onnxshot.maths.equalize import Reader, equalizing_factors
+from onnxshot.maths.finite import finite, product
 from onnxshot.passes.base import Change
 from onnxshot.planning.channels import Channels, Ids, channels_of
 from onnxshot.planning.plan import Plan
@@ -41,8 +42,9 @@ class Equalize:
         found = channels_of(model)
         factors = equalizing_factors(self._readers(found), self._room(found))
         change = Change(int(np.count_nonzero(factors > _WORTH)))
+        if change.edits and not _scale(model, found, factors.astype(np.float32)):
+            return Change()  # a weight would have become infinite
         if change.edits:
-            _scale(model, found, factors.astype(np.float32))
             self.scaled.update(name for name, ids in found.of.items() if (factors[ids] != 1.0).any())
         return change
 
@@ -107,21 +109,32 @@ def _table(node: Node) -> NDArray[Any]:
     return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
 
 
-def _scale(model: Model, found: Channels, factors: NDArray[np.float32]) -> None:
-    """Multiply what makes the channels, divide what reads them. A Conv often does both."""
+def _scale(model: Model, found: Channels, factors: NDArray[np.float32]) -> bool:
+    """Multiply what makes the channels, divide what reads them; False, and nothing done, where a value overflows.
+
+    A Conv often does both.
+    """
     made = {node: factors[ids] for node, ids in found.made_by}
     read = {node: factors[ids] for node, ids in found.read_by}
+    scaled: list[tuple[Node, int, NDArray[Any]]] = []
     for node in dict.fromkeys((*made, *read)):
-        shape = node.inputs[1].shape
-        table = _table(node).copy()
-        if node in read:
-            table /= read[node].reshape(table.shape[0], 1, -1, 1)
-        if node in made:
-            table *= made[node].reshape(*table.shape[:2], 1, 1)
-            if len(node.inputs) > 2 and node.inputs[2].name:
-                bias = np.asarray(weights.read(node.inputs[2])) * made[node]
-                node.inputs[2] = edit.add_constant(model, node.inputs[2].name, "equalized", bias)
+        stored, shape, table = np.asarray(weights.read(node.inputs[1])), node.inputs[1].shape, _table(node).copy()
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+            if node in read:
+                table /= read[node].reshape(table.shape[0], 1, -1, 1)
+            if node in made:
+                table *= made[node].reshape(*table.shape[:2], 1, 1)
+                if len(node.inputs) > 2 and node.inputs[2].name:
+                    bias = product(np.asarray(weights.read(node.inputs[2])), made[node])
+                    if bias is None:
+                        return False
+                    scaled.append((node, 2, bias))
         flat = table.reshape(table.shape[0] * table.shape[1], -1)
         turned = node.op == "Gemm" and not node.attrs.get("transB", 0)
         values = np.ascontiguousarray((flat.T if turned else flat).reshape(shape))
-        node.inputs[1] = edit.add_constant(model, node.inputs[1].name, "equalized", values)
+        if finite(stored) and not finite(values):
+            return False
+        scaled.append((node, 1, values))
+    for node, slot, values in scaled:
+        node.inputs[slot] = edit.add_constant(model, node.inputs[slot].name, "equalized", values)
+    return True

@@ -50,7 +50,17 @@ _CONSTANT_TYPES: dict[str, Any] = {
 
 
 def moved(model: Model, node: Node) -> Values | None:
-    """The result of a Cast, Transpose, Reshape, Flatten, Squeeze or Unsqueeze; None where numpy differs."""
+    """The result of a Cast, Transpose, Reshape, Flatten, Squeeze or Unsqueeze; None where numpy differs.
+
+    None too where the node cannot be computed: ONNX Runtime says why, in its words.
+    """
+    try:
+        return _moved(model, node)
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError):
+        return None
+
+
+def _moved(model: Model, node: Node) -> Values | None:
     source = Constant(node.inputs[0].name, node.inputs[0]._values)
     shape, dtype = tuple(source.shape), np.dtype(source._values.dtype)
     if dtype.kind == "O":
@@ -68,6 +78,8 @@ def moved(model: Model, node: Node) -> Values | None:
 
     elif node.op == "Transpose":
         perm = list(node.attrs.get("perm") or range(len(shape) - 1, -1, -1))
+        if sorted(perm) != list(range(len(shape))):
+            return None
         shape = tuple(shape[i] for i in perm)
 
         def compute() -> Array:
@@ -119,8 +131,16 @@ def _reshaped(model: Model, node: Node, shape: tuple[int, ...]) -> tuple[int, ..
 MOVERS = ("Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
-def result_bytes(model: Model, node: Node) -> int:
-    """Bytes of the node's results as shape inference foresees them; 0 where it cannot."""
+_BY_VALUE = ("NonZero", "Unique", "Compress")  # their sizes follow from the values, and are no larger than 8 rank times
+
+
+def result_bytes(model: Model, node: Node) -> int | None:
+    """Bytes of the node's results as shape inference foresees them; None where it cannot.
+
+    What gives other things than tensors, or no more than it reads, counts as 0.
+    """
+    if node.op in _BY_VALUE:
+        return 0
     proto, constants = _alone(model, node)
     for constant in constants.values():
         if weights.size_bytes(constant) <= _HINT_BYTES:
@@ -128,13 +148,16 @@ def result_bytes(model: Model, node: Node) -> int:
     try:
         inferred = infer_proto(proto)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return 0
+        return None
     total = 0
     for info in inferred.graph.output:
         kind = info.type.tensor_type
-        dims = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
-        if kind.elem_type not in (TensorProto.UNDEFINED, TensorProto.STRING) and kind.HasField("shape"):
-            total += weights.stored_bytes(kind.elem_type, tuple(dims))
+        if not info.type.HasField("tensor_type") or kind.elem_type == TensorProto.STRING:
+            continue
+        dims = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]
+        if kind.elem_type == TensorProto.UNDEFINED or not kind.HasField("shape") or any(d < 0 for d in dims):
+            return None
+        total += weights.stored_bytes(kind.elem_type, tuple(dims))
     return total
 
 

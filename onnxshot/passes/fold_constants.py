@@ -101,7 +101,11 @@ class FoldConstants:
                 if not widened and self._too_large(node, int(value.nbytes), before, change):
                     return None
                 return [value]
-        if self._too_large(node, evaluate.result_bytes(model, node), before, change):
+        foreseen = evaluate.result_bytes(model, node)
+        if foreseen is None:
+            change.skip(node, "how large its result is cannot be foreseen")
+            return None
+        if self._too_large(node, foreseen, before, change):
             return None
         try:
             results = evaluate.evaluate(model, node)

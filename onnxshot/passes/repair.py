@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Model, edit
 from onnxshot.graph.ops import OPS
+from onnxshot.maths.finite import finite
 from onnxshot.passes.base import Change
 
 
@@ -33,11 +34,14 @@ class ApplyRepairs:
     name: str = "apply_repairs"
 
     def run(self, model: Model) -> Change:
-        """Put in new constants; edits counts the layers."""
+        """Put in new constants; edits counts the layers. What is not finite is left as it was."""
         change = Change()
         for node in model.graph.nodes:
             repair = self.repairs.get(node.label)
             if repair is None:
+                continue
+            if not finite(repair.bias, repair.weight):
+                change.skip(node, "what was learned of it is not finite")
                 continue
             slot = OPS[node.op].bias
             if repair.bias is not None and slot is not None:

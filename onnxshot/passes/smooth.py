@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.maths.finite import product
 from onnxshot.passes.base import Change
 
 PRODUCTS = ("MatMul", "Gemm")
@@ -39,6 +40,9 @@ class Smooth:
             users = [u for u in edit.consumers(tensor) if u.op in PRODUCTS and u.label in self.products]
             users = [u for u in users if u.inputs[0] is tensor]
             if not users:
+                continue
+            if any(_overflows(u.inputs[1], factors if u.attrs.get("transB", 0) else factors[:, None]) for u in users):
+                change.skip(users[0], "smoothing would make its weight infinite")
                 continue
             inverse = (1.0 / factors).astype(np.float32)
             if set(edit.consumers(tensor)) == set(users) and absorbs(model, tensor, factors.size):
@@ -114,6 +118,11 @@ def _is_vector(tensor: Tensor, channels: int) -> bool:
     if not isinstance(tensor, Constant) or not tensor.shape or tensor._values.dtype != np.float32:
         return False
     return tensor.shape[-1] == channels and all(size == 1 for size in tensor.shape[:-1])
+
+
+def _overflows(weight: Constant, rows: NDArray[np.float32]) -> bool:
+    values = np.asarray(weights.read(weight))
+    return not np.isfinite(rows).all() or product(values, rows) is None
 
 
 def _scaled(model: Model, weight: Constant, rows: NDArray[np.float32]) -> Constant:

@@ -22,7 +22,7 @@ class Reference:
     Attributes:
         model: the path of the given file, or the bytes of a model that was given in memory. Where ONNX Runtime does not
             run that: the bytes of the normalized model.
-        note: why it is not the given one; empty where it is.
+        note: why it is not the given one, or why nothing is known of that one; else empty.
     """
 
     model: Path | bytes
@@ -68,7 +68,7 @@ def reference_of(
         return _normalized(model, e)
     sample = data[0] if data is not None else _random(runner, model)
     if sample is None:
-        return Reference(as_given)
+        return Reference(as_given, "not compared with the model as it was given: it runs on no random sample")
     try:
         wanted = runner.run(sample.feed)
     except ModelError as e:

@@ -13,10 +13,11 @@ from onnxshot.graph.variants import with_constants
 from onnxshot.layers.rows import Feeds, affordable, wanted
 from onnxshot.layers.walk import Walk
 from onnxshot.maths import obs
+from onnxshot.maths.finite import finite
 from onnxshot.maths.layer_sparsity import Curve
-from onnxshot.maths.masks import Pattern
+from onnxshot.maths.masks import Mask, Pattern, lowest
 from onnxshot.maths.ridge import Moments
-from onnxshot.pruning.sparsify import HELD, Prunable, named, rows_of, share_of
+from onnxshot.pruning.sparsify import HELD, Prunable, blocks_of, counts_of, named, rows_of, share_of
 from onnxshot.trial import tried
 
 _SPARSITIES = (0.25, 0.5, 0.7, 0.85, 0.95)
@@ -25,6 +26,7 @@ _SAMPLES, _HEARD_ON = 48, 8  # samples of errors, and of outputs
 _FOLD = 3  # every so many-th is not updated on: errors and outputs are those of such
 _ROWS = 4096
 _DAMPING = 0.05
+_LARGE = 1e15  # weights and inputs whose squares, times others, float32 does not hold
 
 
 def curves(
@@ -88,13 +90,10 @@ def _errors(
     if len(sizes) < _FOLD:
         held_out[:] = True
     one, other = centred[:, held_out if len(sizes) < _FOLD else ~held_out], centred[:, held_out]
-    factor = obs.inverse_factor(Moments(one.transpose(0, 2, 1) @ one, weight).damped(_DAMPING))
-    judges = other.transpose(0, 2, 1) @ other
     fixed = weight == 0 if keep_zeros else None
     found, changed = [], dict[str, NDArray[np.float32]]()
-    for i, sparsity in enumerate(_SPARSITIES):
-        _, left = obs.prune(weight, factor, pattern, int(sparsity * layer.size), fixed)
-        found.append(obs.error(left, weight, judges))
+    for i, (left, error) in enumerate(_by_sparsity(weight, one, other, layer.size, pattern, fixed)):
+        found.append(error)
         if i == _HEARD_AT:
             table = np.empty_like(left)
             table[:, :, order] = left
@@ -104,3 +103,59 @@ def _errors(
                 moved = np.einsum("gok,gk->go", weight - left, mean[:, 0])
                 changed[layer.bias] = bias + moved.reshape(bias.shape)
     return found, changed
+
+
+def _by_sparsity(
+    weight: NDArray[np.float32],
+    x: NDArray[np.float32],
+    judges: NDArray[np.float32],
+    size: int,
+    pattern: Pattern,
+    fixed: Mask | None,
+) -> Iterator[tuple[NDArray[np.float32], float]]:
+    """The weight [G, O, K] at each of _SPARSITIES, learned from rows x [G, N, K], and its error on other rows.
+
+    Without what no rows can teach, that are not finite or too large to square: then by magnitude alone.
+    """
+    blocks = blocks_of(weight.shape[2], pattern)
+    nothing = np.zeros(weight.shape, bool) if fixed is None else fixed
+    factors = _factors(x, blocks)
+    if not factors or max(float(np.abs(values).max(initial=0)) for values in (weight, x)) > _LARGE:
+        yield from _by_size(weight, size, pattern, nothing)
+        return
+    second = judges.transpose(0, 2, 1) @ judges if len(blocks) == 1 else None
+    for sparsity in _SPARSITIES:
+        count = int(sparsity * size)
+        counts = [count] if second is not None else counts_of(blocks, weight, x, pattern, count, nothing)
+        left = np.empty_like(weight)
+        for block, factor, share in zip(blocks, factors, counts, strict=True):
+            part = None if fixed is None else fixed[:, :, block]
+            left[:, :, block] = obs.prune(weight[:, :, block], factor, pattern, share, part)[1]
+        if second is not None:
+            yield left, obs.error(left, weight, second)
+        else:
+            yield left, float(np.square(judges @ (left - weight).transpose(0, 2, 1), dtype=np.float64).sum())
+
+
+def _factors(x: NDArray[np.float32], blocks: list[slice]) -> list[NDArray[np.float32]]:
+    """`obs.inverse_factor` of what each block of columns reads; none where that is not finite."""
+    nothing = np.zeros((x.shape[0], 0, 0), np.float32)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts = (x[:, :, block] for block in blocks)
+            found = [
+                obs.inverse_factor(Moments(part.transpose(0, 2, 1) @ part, nothing).damped(_DAMPING)) for part in parts
+            ]
+    except np.linalg.LinAlgError:
+        return []
+    return found if finite(*found) else []
+
+
+def _by_size(
+    weight: NDArray[np.float32], size: int, pattern: Pattern, fixed: Mask
+) -> Iterator[tuple[NDArray[np.float32], float]]:
+    """The weight at each of _SPARSITIES, by magnitude, and the energy that has gone."""
+    energy = np.square(weight, dtype=np.float64)
+    for sparsity in _SPARSITIES:
+        gone = lowest(energy.reshape(-1, weight.shape[2]), pattern, int(sparsity * size)).reshape(weight.shape) | fixed
+        yield np.where(gone, np.float32(0), weight), float(energy[gone].sum())

@@ -67,13 +67,15 @@ def _refused(node: Node, pattern: Pattern) -> str:
     inputs = weight.shape[1] if node.op == "Conv" or node.attrs.get("transB", 0) else weight.shape[0]
     if 0 in weight.shape:
         return "its weight is empty"
+    if not np.isfinite(weights.read(weight)).all():
+        return "its weight holds NaN or infinite values"
     if pattern.of and inputs % pattern.of:
         return f"{inputs} inputs are no multiple of {pattern.of}"
     return ""
 
 
 def described(proto: ModelProto, names: Collection[str]) -> list[Prunable]:
-    """The layers of these names, in order. A bias that several nodes read, or that is computed, is none to correct."""
+    """The layers of these names, in order. A bias that several nodes read, or computed, is none."""
     shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer}
     readers = Counter(name for node in proto.graph.node for name in node.input)
     chosen, found = set(names), []
@@ -85,8 +87,8 @@ def described(proto: ModelProto, names: Collection[str]) -> list[Prunable]:
         groups, outputs, inputs = form.table(np.broadcast_to(np.float32(0), shape)).shape
         kernel = math.prod(shape[2:]) if node.op_type == "Conv" else 1
         bias = node.input[2] if len(node.input) > 2 else ""
-        if bias not in shapes or readers[bias] > 1:
-            bias = ""
+        if bias not in shapes or readers[bias] > 1 or math.prod(shapes[bias]) != groups * outputs:
+            bias = ""  # a scalar is broadcast
         found.append(
             Prunable(
                 node.name, node.op_type, form, node.input[0], node.output[0], node.input[1], bias, shape,

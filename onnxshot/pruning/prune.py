@@ -43,11 +43,13 @@ from onnxshot.pruning.sparsify import Prunable, Pruned, by_magnitude, sparsified
 from onnxshot.recipes.record import record, source_of, stamp
 from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.settings import Settings
+from onnxshot.targets.unsound import blames_model
 from onnxshot.zeros import layers_of, worth
 
 _MEASURED_FROM = 3  # samples: from fewer, nothing is learned of what a layer costs on others
 
 
+@blames_model
 def prune(
     model: str | Path | ModelProto,
     calib: Any = None,
@@ -151,7 +153,9 @@ class _Run:
             self.report.notes += data.notes
             self._refer(data)
             numbers, self._held_out = split(len(data), HOLDOUT)
-            feeds = [data[i].feed for i in numbers]
+            feeds = [feed for feed in (data[i].feed for i in numbers) if all(np.size(v) for v in feed.values())]
+            if not feeds:
+                self.report.notes.append("pruned by magnitude alone: an input of every sample is empty")
             self.report.samples = {
                 "calibration": len(feeds), "held_out": len(self._held_out), "source": data.source,
                 "random": data.random,
@@ -167,6 +171,7 @@ class _Run:
                 )  # fmt: skip
             else:
                 found = self._by_magnitude()
+        self.report.notes += [f"{name!r}: {pruned.note}" for name, pruned in found.items() if pruned.note]
         found = self._as_stored(found)
         self.report.layers = [self._row(layer, found[layer.name]) for layer in self._layers]
         total = sum(row.weights for row in self.report.layers)

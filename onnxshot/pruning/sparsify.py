@@ -8,7 +8,7 @@ section 3, here for pruning).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ HELD = 512 << 20
 """Bytes of tensors that a walk may hold: it is of as many samples as that takes."""
 ROWS = 8192
 """Positions of a layer's output, over all samples, that it is pruned on."""
+WHOLE, BLOCK = 8192, 512
+"""Inputs of a layer whose second moments are held whole; of one with more, in blocks: 25,088^2 would take 5 GB."""
 _ROW_BYTES = 160 << 20  # of what a layer reads for them: fewer rows where it reads more
 _WANTED = 96 << 20  # bytes of the float model's outputs that are held at once, of as many layers as that takes
 _ROWS_PER_INPUT, _LEAST_ROWS = 24, 1024  # no more rows where a layer has few inputs
@@ -76,11 +78,13 @@ class Pruned:
     """What becomes of a layer: its weight as it is stored, and its bias; None where there is none or it stays.
 
     refitted: the strength of the ridge that the weight was refitted with, before any went; None: it was not.
+    note: what is special about it, in words.
     """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32] | None = None
     refitted: float | None = None
+    note: str = ""
 
 
 def sparsified(
@@ -148,23 +152,71 @@ class _Task:
     def solve(
         self, count: int, pattern: Pattern, keep_zeros: bool, bias: NDArray[np.float32] | None, behind: Activation
     ) -> Pruned:
-        """Refit, choose what goes, fit what stays, and correct the bias."""
+        """Refit, choose what goes, fit what stays, and correct the bias.
+
+        By magnitude alone where the samples teach nothing: they are not finite, or what was fitted to them is not.
+        """
+        if not (np.isfinite(self.x).all() and np.isfinite(self.wanted.values).all()):
+            why = "what it reads or gives is not finite"
+        else:
+            try:
+                with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+                    found = self._solved(count, pattern, keep_zeros, bias, behind)
+                if all(np.isfinite(values).all() for values in (found.weight, found.bias) if values is not None):
+                    return found
+                why = "what makes up for the zeros is not finite"
+            except np.linalg.LinAlgError as e:
+                why = f"what it reads cannot be solved for ({e})"
+        return replace(by_magnitude(self.layer, self.stored, pattern, count), note=f"pruned by magnitude: {why}")
+
+    def _solved(
+        self, count: int, pattern: Pattern, keep_zeros: bool, bias: NDArray[np.float32] | None, behind: Activation
+    ) -> Pruned:
         order = self.layer.order(pattern)
         weight = self.layer.form.table(self.stored)[:, :, order]
         fixed = weight == 0 if keep_zeros else np.zeros(weight.shape, bool)
-        learned, others = self._moments(order)
-        moments = learned + others
-        strength, moves = self._settled(weight, learned, others, pattern, count, fixed)
-        target = ridge(moments, weight, strength).astype(np.float32) if moves else weight
-        damped = moments.damped(strength).astype(np.float32)
+        x, y = self._centred(order)
+        blocks = blocks_of(weight.shape[2], pattern)
+        fitted, settled = np.empty_like(weight), None
+        if len(blocks) == 1:
+            settled = self._settled(weight, *self._moments(x, y), pattern, count, fixed)
+            fitted = self._fitted(x, y, weight, pattern, count, fixed, settled)
+        else:
+            counts = counts_of(blocks, weight, x, pattern, count, fixed)
+            missing = y - x @ weight.transpose(0, 2, 1)
+            for block, share in zip(blocks, counts, strict=True):
+                part, rows = weight[:, :, block], x[:, :, block]
+                aim = missing + rows @ part.transpose(0, 2, 1)
+                settled = settled or self._settled(part, *self._moments(rows, aim), pattern, share, fixed[:, :, block])
+                fitted[:, :, block] = self._fitted(rows, aim, part, pattern, share, fixed[:, :, block], settled)
+                missing = aim - rows @ fitted[:, :, block].transpose(0, 2, 1)
         table = np.empty_like(weight)
-        table[:, :, order] = obs.without(target, damped, pattern, count, fixed)
-        pruned, refitted = self.layer.form.stored(table, self.stored), strength if moves else None
+        table[:, :, order] = fitted
+        assert settled is not None
+        pruned, refitted = self.layer.form.stored(table, self.stored), settled[0] if settled[1] else None
+        note = f"its {weight.shape[2]} inputs were fitted {BLOCK} at a time" if len(blocks) > 1 else ""
         if bias is None:
-            return Pruned(pruned, None, refitted)
+            return Pruned(pruned, None, refitted, note)
         got = product(self.x, table)
         learned_bias = corrected_bias(self.wanted.values, got, bias.reshape(-1), behind, self.wanted.starts)
-        return Pruned(pruned, learned_bias.astype(np.float32).reshape(bias.shape), refitted)
+        return Pruned(pruned, learned_bias.astype(np.float32).reshape(bias.shape), refitted, note)
+
+    def _fitted(
+        self,
+        x: NDArray[np.float32],
+        y: NDArray[np.float32],
+        weight: NDArray[np.float32],
+        pattern: Pattern,
+        count: int,
+        fixed: Mask,
+        settled: tuple[float, bool],
+    ) -> NDArray[np.float32]:
+        """The weight [G, O, K] without `count` of its values. x [G, N, K], y [G, N, O]: what is read, and wanted."""
+        learned, others = self._moments(x, y)
+        moments, (strength, moves) = learned + others, settled
+        target = ridge(moments, weight, strength).astype(np.float32) if moves else weight
+        damped = moments.damped(strength).astype(np.float32)
+        return obs.without(target, damped, pattern, count, fixed)
 
     def _settled(
         self,
@@ -197,19 +249,45 @@ class _Task:
                     best, least = (strength, moves), found
         return best
 
-    def _moments(self, order: NDArray[np.int64]) -> tuple[Moments, Moments]:
-        """Of most samples, and of every _FOLD-th; about the means where there is a bias to take them up."""
+    def _centred(self, order: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What is read [G, N, K] and wanted [G, N, O]; about the means where there is a bias to take them up."""
         x = self.x[:, :, order]
         groups, rows, _ = x.shape
         y = self.wanted.values.reshape(rows, groups, -1).transpose(1, 0, 2)
         if self.layer.bias:
             x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
-        sizes = np.diff(self.wanted.starts, append=rows)
+        return x, y
+
+    def _moments(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[Moments, Moments]:
+        """Of most samples, and of every _FOLD-th."""
+        sizes = np.diff(self.wanted.starts, append=x.shape[1])
         held_out = np.repeat(np.arange(len(sizes)) % _FOLD == _FOLD - 1, sizes)
-        found = []
-        for part in (~held_out, held_out):
-            found.append(Moments.of(x[:, part], y[:, part]))
-        return found[0], found[1]
+        first, second = (Moments.of(x[:, part], y[:, part]) for part in (~held_out, held_out))
+        return first, second
+
+
+def blocks_of(inputs: int, pattern: Pattern) -> list[slice]:
+    """The columns that are fitted at once: all of them up to WHOLE, else blocks of BLOCK that no pattern crosses."""
+    size = max(BLOCK - BLOCK % pattern.width, pattern.width)
+    if inputs <= WHOLE:
+        return [slice(0, inputs)]
+    return [slice(start, min(start + size, inputs)) for start in range(0, inputs, size)]
+
+
+def counts_of(
+    blocks: Sequence[slice],
+    weight: NDArray[np.float32],
+    x: NDArray[np.float32],
+    pattern: Pattern,
+    count: int,
+    fixed: Mask,
+) -> list[int]:
+    """How many weights go of each block: those of least w^2 E[x^2] over the whole layer (Wanda, Sun et al. 2024)."""
+    power = np.einsum("gnk,gnk->gk", x, x)
+    power += 0.01 * power.mean(axis=1, keepdims=True) + np.finfo(np.float32).tiny
+    scores = np.where(fixed, np.float32(-np.inf), np.square(weight) * power[:, None])
+    gone = lowest(scores.reshape(-1, weight.shape[2]), pattern, count).reshape(weight.shape)
+    return [int(gone[:, :, block].sum()) for block in blocks]
 
 
 def by_magnitude(layer: Prunable, weight: NDArray[np.float32], pattern: Pattern, count: int) -> Pruned:
@@ -219,7 +297,7 @@ def by_magnitude(layer: Prunable, weight: NDArray[np.float32], pattern: Pattern,
     """
     order = layer.order(pattern)
     table = layer.form.table(weight)[:, :, order]
-    gone = lowest(np.square(table).reshape(-1, layer.inputs), pattern, count).reshape(table.shape)
+    gone = lowest(np.square(table, dtype=np.float64).reshape(-1, layer.inputs), pattern, count).reshape(table.shape)
     left = np.empty_like(table)
     left[:, :, order] = np.where(gone, np.float32(0), table)
     return Pruned(layer.form.stored(left, weight))

@@ -18,6 +18,7 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.report import rounded, save_report
 from onnxshot.search.candidates import Unit, Workbench, workbench
 from onnxshot.settings import Settings
+from onnxshot.targets.unsound import blames_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Sensitivity:
         save_report(self.to_dict(), path)
 
 
+@blames_model
 def sensitivity(
     model: str | Path | ModelProto,
     calib: Any,

@@ -32,9 +32,11 @@ from onnxshot.result import Result
 from onnxshot.search.candidates import Workbench, workbench
 from onnxshot.search.goal import TIMES, Goal, Judge, Measured
 from onnxshot.settings import Settings
+from onnxshot.targets.unsound import blames_model
 from onnxshot.writing.places import scratch
 
 
+@blames_model
 def tune(
     model: str | Path | ModelProto,
     calib: Any,

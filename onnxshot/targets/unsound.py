@@ -1,0 +1,64 @@
+"""Whose fault an error is that nobody foresaw: the model's, where ONNX Runtime or ONNX refuse it too, else ours."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from onnxshot.errors import ModelError, OnnxshotError
+from onnxshot.graph.load import first_line, load_model
+from onnxshot.targets.ort_runtime import Runner
+
+_Asked = ParamSpec("_Asked")
+_Result = TypeVar("_Result")
+
+
+def blames_model(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
+    """Let an unforeseen error of a call on a `model`, its first argument, be a ModelError where others refuse it too.
+
+    The words say both: what went wrong here, and what they say. An error that no one else shares goes on as it is.
+    """
+
+    @functools.wraps(call)
+    def called(*args: _Asked.args, **kwargs: _Asked.kwargs) -> _Result:
+        try:
+            return call(*args, **kwargs)
+        except OnnxshotError:
+            raise
+        except Exception as error:
+            model: object = args[0] if args else kwargs.get("model")
+            reason = unsound(model) if isinstance(model, str | Path | ModelProto) else ""
+            if not reason:
+                raise
+            name = "the model" if isinstance(model, ModelProto) else str(model)
+            what = f"{type(error).__name__}: {first_line(error, limit=120)}"
+            raise ModelError(f"{name} cannot be worked on ({what}); {reason}", "export the model again") from error
+
+    return called
+
+
+def unsound(source: str | Path | ModelProto) -> str:
+    """Why ONNX Runtime does not load the model, or does not run it on zeros, or why ONNX calls it invalid; or ""."""
+    try:
+        proto = load_model(source).skeleton()[0]
+        runner = Runner(source.SerializeToString() if isinstance(source, ModelProto) else Path(source), threads=1)
+    except OnnxshotError as e:
+        return e.message
+    except ValueError as e:  # a proto of more than 2 GiB
+        return first_line(e)
+    try:
+        sizes = {spec.name: [d if isinstance(d, int) else 1 for d in spec.shape or ()] for spec in runner.inputs}
+        runner.run({spec.name: np.zeros(sizes[spec.name], spec.dtype) for spec in runner.inputs})
+    except (OnnxshotError, ValueError, MemoryError) as e:
+        return first_line(e)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as e:  # of the checker, of shape inference, and of the C++ below
+        return f"ONNX calls it invalid: {first_line(e)}"
+    return ""
