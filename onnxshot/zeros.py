@@ -104,8 +104,14 @@ def _weights(model: Model) -> Iterator[tuple[Node, int, NDArray[Any], NDArray[An
             if maker is None or maker.op != "DequantizeLinear" or not isinstance(maker.inputs[0], Constant):
                 continue
             stored, zero = np.asarray(weights.read(maker.inputs[0])), edit.constant_input(maker, 2)
-            if stored.ndim >= 2:
-                yield node, 1, stored, stored != (0 if zero is None else _along(zero, maker, stored.ndim))
+            if stored.ndim < 2 or (zero is not None and not _fits(zero, maker, stored)):
+                continue
+            yield node, 1, stored, stored != (0 if zero is None else _along(zero, maker, stored.ndim))
+
+
+def _fits(zero: NDArray[Any], dequantize: Node, stored: NDArray[Any]) -> bool:
+    """Whether there is one zero point, or one for each channel: a model may be wrong."""
+    return zero.size in (1, stored.shape[int(dequantize.attrs.get("axis", 1)) % stored.ndim])
 
 
 def _along(zero: NDArray[Any], dequantize: Node, rank: int) -> NDArray[Any]:

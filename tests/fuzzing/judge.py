@@ -177,7 +177,8 @@ def attempts(model: Path, feeds: list[Feed], found: Truth, number: int) -> dict[
 
     def emit() -> str:
         out = model.with_name("emitted.onnx")
-        report = onnxshot.emit(model, to="onnx", output=out, settings=settings)
+        calib = None if data == "random" else data
+        report = onnxshot.emit(model, to="onnx", output=out, calib=calib, settings=settings)
         if found.runs:
             return same(found, out, feeds)
         return "" if _says_it_is_unproven(report) else f"called done, though ONNX Runtime refuses it: {found.why}"
