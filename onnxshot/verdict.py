@@ -35,6 +35,9 @@ from onnxshot.advice import (
 WORDS = {READY: "ready", CAUTION: "look closer", BAD: "not good enough"}
 """What people read for each level."""
 
+NOTHING = "nothing was quantized"
+"""The reason of a result that is the float model."""
+
 _TWICE_DB = 6.0  # twice the error
 _NAMED = 3  # outputs and nodes that are named one by one
 
@@ -110,6 +113,9 @@ def _outputs_below(values: Values) -> Iterator[_Finding]:
         yield _Finding(BAD, f"{len(below) - _NAMED} more outputs are below {FLOOR_DB:g} dB", hint)
     if level_of(None, agreement) == BAD:
         yield _Finding(BAD, _disagrees("agreement", agreement), hint)
+    for name, share in ((values.get("judged") or {}).get("ordered") or {}).items():
+        if level_of(None, share) == BAD:
+            yield _Finding(BAD, _disagrees(f"share of the same picks of output {name!r}", share), hint)
     for name, share in (values.get("output_equal") or {}).items():
         if level_of(None, share) == BAD:
             yield _Finding(BAD, _disagrees(f"share of equal values of output {name!r}", share), hint)
@@ -141,7 +147,7 @@ def _stages_below(values: Values) -> Iterator[_Finding]:
             what = f"stage {stage['name']!r} does not reach its target"
             yield _Finding(BAD, what, "no more can be cut: ask for less")
         elif own and _nothing_quantized(own):
-            yield _Finding(BAD, "nothing was quantized", "onnxshot inspect MODEL says for each node why it stays float")
+            yield _Finding(BAD, NOTHING, "onnxshot inspect MODEL says for each node why it stays float")
 
 
 def _optimizer(values: Values) -> Iterator[_Finding]:
@@ -197,7 +203,7 @@ def _cut(values: Values) -> Iterator[_Finding]:
 
 def _nothing(values: Values) -> Iterator[_Finding]:
     if _nothing_quantized(values):
-        yield _Finding(BAD, "nothing was quantized", _to_quantize_more(values))
+        yield _Finding(BAD, NOTHING, _to_quantize_more(values))
 
 
 def _to_quantize_more(values: Values) -> str:
@@ -281,7 +287,7 @@ def _disagrees(what: str, share: float | None) -> str:
 
 def _noise(db: float) -> str:
     share = 10 ** (-db / 20)
-    return f"{100 * share:.0f} %" if share < 10 else f"{share:.0f} times"
+    return f"{100 * share:.0f} %" if share < 10 else "more than ten times the size"
 
 
 _OF_RESULTS = (

@@ -39,6 +39,7 @@ AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "one output": ({"output_sqnr_db": {"y": 40.0, "z": 3.0}}, "bad", "output 'z' is 3.0 dB", "--min-sqnr 37"),
     "not a number": ({"sqnr_db": float("nan")}, "bad", "not a number", "--min-sqnr 15"),
     "agreement": ({"agreement": 0.89}, "bad", "agreement is 89.0 %, below 90 %", "--min-sqnr 37"),
+    "order": ({"judged": {"ordered": {"top": 0.4}}}, "bad", "the same picks of output 'top' is 40.0 %", "--min-sqnr"),
     "integers": ({"output_equal": {"ids": 0.5}}, "bad", "equal values of output 'ids' is 50.0 %", "--min-sqnr"),
     "NaN": ({"not_finite": ["output 'y' on sample 'a': NaN"]}, "bad", "output 'y' on sample 'a': NaN", "do not deploy"),
     "contract": ({"contract": "output 'y' is missing"}, "bad", "output 'y' is missing", "same inputs and outputs"),
@@ -221,6 +222,15 @@ def test_a_threshold_is_not_met_by_random_data(tmp_path: Path) -> None:
     for row in found.rows:
         assert row["missed"] == ["min_sqnr is 5 dB, found nothing"]
         assert any("random data" in reason for reason in row["report_verdict"]["reasons"])
+
+
+def test_thresholds_are_not_met_by_quantizing_nothing(tmp_path: Path) -> None:
+    onnx.save(model("g (float[n, 4] x) => (float[n, 4] y) { a = Abs(x) y = Sqrt(a) }"), str(tmp_path / "one.onnx"))
+    np.savez(tmp_path / "calib.npz", x=np.abs(np.concatenate([f["x"] for f in feeds(x=(1, 4))])))
+    path = manifest(tmp_path, models=["one.onnx"], targets=["ort"], thresholds={"min_sqnr": 5})
+    found = run(path, use_cache=False)
+    assert found.exit_code == 3
+    assert found.rows[0]["missed"] == ["nothing was quantized"]
 
 
 def test_a_batch_says_of_each_cell_what_its_report_says(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from onnxshot.advice import BAD, CAUTION, READY
 from onnxshot.batch.cells import Cell
 from onnxshot.errors import GoalMissed
 from onnxshot.search.goal import missed_limit
-from onnxshot.verdict import WORDS
+from onnxshot.verdict import NOTHING, WORDS
 
 OK, MISSED, FAILED = "ok", "missed", "failed"
 _SAID = {CAUTION: "need a closer look", BAD: "are not good enough"}
@@ -65,7 +65,7 @@ def judged(cell: Cell, row: Mapping[str, Any], *, resumed: bool) -> dict[str, An
 
 
 def missed_by(cell: Cell, row: Mapping[str, Any]) -> list[str]:
-    """The thresholds that a row does not keep, in words."""
+    """The thresholds that a row does not keep, in words. With nothing quantized none is kept: it is the float model."""
     size = sum(output["bytes"] for output in row["outputs"]) / 1e6
     found = {
         "min_sqnr": (row["sqnr_db"], " dB"), "max_drop": (row["drop"], ""),
@@ -73,7 +73,9 @@ def missed_by(cell: Cell, row: Mapping[str, Any]) -> list[str]:
     }  # fmt: skip
     limits = asdict(cell.entry.thresholds)
     given = [name for name in found if limits[name] is not None]
-    return list(filter(None, (missed_limit(name, limits[name], *found[name]) for name in given)))
+    empty = given and NOTHING in row.get("report_verdict", {}).get("reasons", ())
+    missed = [missed_limit(name, limits[name], *found[name]) for name in given]
+    return [*filter(None, missed), *([NOTHING] if empty else [])]
 
 
 def _level(row: Mapping[str, Any]) -> str:

@@ -40,9 +40,9 @@ def _show(found: Diff) -> None:
     parts = [f"{escape(found.after)} against {escape(found.before)}"]
     parts.append(f"{found.bytes_before / 1e6:.2f} -> {found.bytes_after / 1e6:.2f} MB")
     if found.sqnr_db is not None:
-        parts.append(f"SQNR {found.sqnr_db:.1f} dB on {found.samples} samples")
+        parts.append(f"{terminal.accuracy(found.sqnr_db, None)} on {found.samples} samples")
     if found.agreement is not None:
-        parts.append(f"agreement {100 * found.agreement:.1f} %")
+        parts.append(terminal.accuracy(None, found.agreement))
     console.print("  ".join(parts))
     if found.contract:
         console.print(escape(f"inputs and outputs: {found.contract}"))

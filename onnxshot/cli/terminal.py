@@ -130,7 +130,7 @@ def show_emitted(report: Report) -> None:
     for artifact in report.outputs:
         console.print(escape(_of_artifact(artifact)))
     if report.sqnr_db is not None:
-        console.print(f"{_accuracy(report.sqnr_db, None)} of the .onnx file against the input")
+        console.print(f"{accuracy(report.sqnr_db, None)} of the .onnx file against the input")
     for line in _grouped(report.skips):
         console.print(escape(f"left as it is: {line}"))
     for note in report.notes:
@@ -238,7 +238,7 @@ def show_sensitivity(found: Sensitivity) -> None:
         texts = ("" if value is None else f"{value:.1f}" for value in figures)
         table.add_row(escape(row.node), row.op, row.how, *texts, *taken)
     console = stderr_console()
-    console.print(f"{escape(found.input)}  all in int8: SQNR {found.sqnr_db:.1f} dB on {found.samples} samples")
+    console.print(f"{escape(found.input)}  all in int8: {accuracy(found.sqnr_db, None)} on {found.samples} samples")
     console.print(table)
     for note in found.notes:
         console.print(escape(f"note: {note}"))
@@ -254,8 +254,8 @@ def _headline(report: Report) -> str:
     parts = [escape(report.outputs[0].path if report.outputs else report.input)]
     if written:
         parts.append(f"{report.input_bytes / 1e6:.2f} -> {written / 1e6:.2f} MB")
-    parts += [_accuracy(report.sqnr_db, None)] if report.sqnr_db is not None else []
-    parts += [_accuracy(None, report.agreement)] if report.agreement is not None else []
+    parts += [accuracy(report.sqnr_db, None)] if report.sqnr_db is not None else []
+    parts += [accuracy(None, report.agreement)] if report.agreement is not None else []
     if report.int8_macs_share is not None:
         parts.append(f"int8 {100 * report.int8_macs_share:.0f} % of MACs")
     if report.speedup is not None:
@@ -264,7 +264,7 @@ def _headline(report: Report) -> str:
     return "  ".join(parts)
 
 
-def _accuracy(sqnr_db: float | None, agreement: float | None) -> str:
+def accuracy(sqnr_db: float | None, agreement: float | None) -> str:
     """One of the two figures; red where it is not good enough."""
     text = f"SQNR {sqnr_db:.1f} dB" if sqnr_db is not None else f"agreement {100 * (agreement or 0.0):.1f} %"
     return f"[bold red]{text}[/]" if level_of(sqnr_db, agreement) == BAD else text

@@ -17,7 +17,7 @@ _COLUMNS = 300
 _FAIR_DB = 20.0  # an error of a tenth of the signal
 _EXPLAINED = (
     "Bars show the error as a share of the signal (root mean square), so longer is worse. It is measured inside the "
-    "network on a few held-out samples, and holds what every layer before has added. Amber: over a tenth of the signal."
+    "network on a few of the samples, and includes the error of all layers before. Amber: over a tenth of the signal."
 )
 _HISTOGRAMS = (
     "How often each value was seen in calibration, on a logarithmic scale. Shaded between two lines: the range that is "

@@ -24,11 +24,10 @@ def verdict(values: Values) -> Markup:
     found = values["verdict"]
     gained = [text for text in (_smaller(values), _faster(values), _alike(values)) if text]
     sentence = ", ".join(gained) or "nothing was measured"
-    parts = [el("strong", f"{_sentence(WORDS[found['level']])}: "), _sentence(sentence) + "."]
-    if found["reasons"]:
-        parts += [" ", _sentence("; ".join(found["reasons"])), "."]
-    said = el("p", parts, class_=f"verdict {CLASSES[found['level']]}")
-    return join(said, el("p", el("b", "Next: "), found["next"], class_="next"))
+    said = [*([_sentence("; ".join(found["reasons"]))] if found["reasons"] else []), _sentence(sentence)]
+    parts = [el("strong", f"{_sentence(WORDS[found['level']])}: "), " ".join(f"{text}." for text in said)]
+    shown = el("p", parts, class_=f"verdict {CLASSES[found['level']]}")
+    return join(shown, el("p", el("b", "Next: "), found["next"], class_="next"))
 
 
 def _sentence(text: str) -> str:
