@@ -109,7 +109,9 @@ def diff(
     if calib is not None:
         settings = settings or Settings(samples="all")
         with open_calib(calib, models[0], preset, settings) as data:
-            found = compare(before, after, data, tensors=None, threads=settings.threads, scaled=factors.tensors)
+            found = compare(
+                before, after, data, tensors=None, threads=settings.threads, scaled=factors.tensors, form=factors.form
+            )
         facts = {
             "samples": found.samples, "sqnr_db": found.sqnr_db, "agreement": found.agreement,
             "outputs": found.outputs, "worst": tuple(row for row in found.tensors if row.op not in _PAIR),

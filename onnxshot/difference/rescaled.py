@@ -41,11 +41,13 @@ class Factors:
     Attributes:
         tensors: name -> (axis, factor of each channel [C]), of tensors with one that is not 1.
         made, read: name of a node of the first file -> factors of the channels that it makes [O], and reads [I].
+        form: the first file, normalized and in float form, serialized; empty where it was not read.
     """
 
     tensors: Mapping[str, tuple[int, Floats]] = field(default_factory=dict)
     made: Mapping[str, Floats] = field(default_factory=dict)
     read: Mapping[str, Floats] = field(default_factory=dict)
+    form: bytes = b""
 
     def of_weight(self, layer: Layer) -> Any:
         """What the second file's weight of a layer was multiplied by, to be held against it with its outputs first."""
@@ -83,8 +85,9 @@ def factors_of(one: Layers, pairs: Pairs) -> Factors:
     found = _equalized(one, other)
     smooth = _smoothed(one, other)
     return Factors(
-        {**found.tensors, **smooth.tensors}, {**found.made, **smooth.made}, {**found.read, **smooth.read}
-    )
+        {**found.tensors, **smooth.tensors}, {**found.made, **smooth.made}, {**found.read, **smooth.read},
+        bytes(one.model.to_proto().SerializeToString()),
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------- equalized channels, axis 1

@@ -46,8 +46,9 @@ def compare_models(
         factors = between(reference, candidate)
         report.notes += factors.notes
         found = compare(
-            reference, candidate, data, tensors=None, threads=settings.threads, scaled=factors.tensors
-        )
+            reference, candidate, data, tensors=None, threads=settings.threads, scaled=factors.tensors,
+            form=factors.form,
+        )  # fmt: skip
         proof.tell(report, found, random=data.random)
         report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in found.tensors]
         proof.tell_execution(report, executed(candidate, sample=data[0].feed, threads=settings.threads))

@@ -256,6 +256,15 @@ def _exposed(proto: ModelProto, names: Iterable[str]) -> bytes:
         del proto.graph.output[before:]
 
 
+def closest(rows: Iterable[TensorRow], others: Iterable[TensorRow]) -> tuple[TensorRow, ...]:
+    """Of the rows of every tensor the better one, worst first."""
+    found = {row.tensor: row for row in rows}
+    for row in others:
+        if row.tensor not in found or row.sqnr_db > found[row.tensor].sqnr_db:
+            found[row.tensor] = row
+    return tuple(sorted(found.values(), key=lambda row: (row.sqnr_db, row.tensor)))
+
+
 def too_large(*sources: Path | bytes | Model, limit: int | None = None) -> bool:
     """Whether one of the models has more bytes than the limit, by default LIMIT."""
     most = LIMIT if limit is None else limit
