@@ -316,9 +316,11 @@ class Run:
         self.judged = proof_of.prove(written.path, data)
         if data is not None and self.judged is not None and self.float_model is not None and alone is not None:
             with self.report.timed("advise"):
-                self.report.tried = self._shortfall(self.float_model, self.judged, data)
+                self.report.tried = self._shortfall(self.float_model, self.judged, data, written.size_bytes)
 
-    def _shortfall(self, float_model: ModelProto, judged: emitting.Judged, data: Dataset) -> list[dict[str, Any]]:
+    def _shortfall(
+        self, float_model: ModelProto, judged: emitting.Judged, data: Dataset, written_bytes: int
+    ) -> list[dict[str, Any]]:
         """What else was measured, where the result falls short."""
 
         def make(recipe: Recipe) -> Model:
@@ -328,7 +330,7 @@ class Run:
 
         return Shortfall(
             self.report, float_model, self.model, self.plan, self.recipe, self.decided, self.target, self.settings,
-            self.evidence, self.trained, judged, make,
+            self.evidence, self.trained, judged, make, written_bytes,
         ).tried(data)  # fmt: skip
 
     def _for_ort_alone(self, data: Dataset) -> Model:

@@ -1,13 +1,16 @@
 """What else is tried where a result falls short: options that may help are measured, so that advice can name them.
 
 Below the floor of accuracy, the few nodes whose return to float brings most; where recurrent layers stay float, the
-options that quantize them. Each trial is bounded, changes nothing that is written, and stands under `tried`.
+options that quantize them; where it is slower, products in int8 without calibration; where it is larger, weights alone.
+Trials are bounded in number and in time, change nothing that is written, and stand under `tried`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnx import ModelProto
@@ -22,6 +25,7 @@ from onnxshot.graph import Constant, Model, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.ops import op_of
 from onnxshot.graph.save import write
+from onnxshot.passes.smooth import PRODUCTS
 from onnxshot.planning.match import exact_patterns
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Plan
 from onnxshot.planning.planner import make_plan
@@ -41,7 +45,12 @@ _SHARE = 0.25  # of the weights of the result: recurrent layers below this are n
 _TRIED_ON = 4  # samples
 _HALF_DB = 6.0
 _NAMED = 6  # nodes: a longer list is a search's business
+_SECONDS = 30.0  # after which no trial is begun
 _FUSED = ("Relu", "Clip")
+
+
+class _OutOfTime(Exception):
+    """Looking for nodes takes too long; raised between two trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,7 @@ class Shortfall:
         recipe: as it was asked for; `decided`: with what was found to suit the outputs.
         make: the model of another recipe; raises what `quantize` raises.
         judged: the model that was given, and the samples that the result was held against it on.
+        written_bytes: size of the result.
     """
 
     report: Report
@@ -68,17 +78,37 @@ class Shortfall:
     trained: Trained
     judged: Judged
     make: Callable[[Recipe], Model]
+    written_bytes: int
+    _deadline: float = field(init=False, default_factory=lambda: time.perf_counter() + _SECONDS)
 
     def tried(self, data: Dataset) -> list[dict[str, Any]]:
         """Rows of what was measured; empty where nothing falls short, or there is nothing to try."""
         report, size = self.report, self.model.weight_bytes()
         if self.recipe.precision != "int8" or data.random or not self.target.runs_here or size > trial.MAX_BYTES:
             return []
-        options = self._recurrent()
+        options = {**self._recurrent(), **self._quicker(), **self._smaller()}
         below = level_of(report.sqnr_db, report.agreement) == BAD
         if below or any(level_of(db) == BAD for db in report.output_sqnr_db.values()):
-            options |= self._floats(data)
-        return [row for text, recipe in options.items() for row in self._measured(text, recipe)]
+            with contextlib.suppress(OnnxshotError, _OutOfTime):
+                options |= self._floats(data)
+        rows = []
+        for text, recipe in options.items():
+            if time.perf_counter() < self._deadline:
+                rows += list(self._measured(text, recipe))
+        return rows
+
+    def _quicker(self) -> dict[str, Recipe]:
+        """Products quantized at run time, where the result is slower than the input."""
+        products = any(n.how == STATIC and n.op in PRODUCTS for n in self.plan.nodes)
+        if not self.report.slower or not products or self.recipe.mode != STATIC:
+            return {}
+        return {"--mode dynamic": replace(self.recipe, mode=DYNAMIC)}
+
+    def _smaller(self) -> dict[str, Recipe]:
+        """Weights alone, where the file is larger than the input."""
+        if not self.written_bytes > self.report.input_bytes > 0 or self.recipe.mode == "weights":
+            return {}
+        return {"--mode weights": replace(self.recipe, mode="weights")}
 
     def _recurrent(self) -> dict[str, Recipe]:
         """Options that quantize recurrent layers, where those that stay float are a good part of the file."""
@@ -115,8 +145,10 @@ class Shortfall:
 
         def measure(sets: Iterable[Units]) -> Iterator[float]:
             made = (bytes(self._with_floats(units).SerializeToString()) for units in sets)
-            found = trial.tried(self.judged.reference, made, samples, threads=self.settings.threads)
-            return (one.total.db for one in found)
+            for one in trial.tried(self.judged.reference, made, samples, threads=self.settings.threads):
+                if time.perf_counter() > self._deadline:
+                    raise _OutOfTime
+                yield one.total.db
 
         units = helpful(order, measure, self._wanted_db)
         if not units or len(units) > _NAMED:

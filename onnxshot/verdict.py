@@ -218,7 +218,8 @@ def _nothing_quantized(values: Values) -> bool:
 def _size_and_speed(values: Values) -> Iterator[_Finding]:
     """Larger, slower, or both: then it is worth nothing."""
     size = values.get("input_bytes") or 0
-    larger = [a for a in values.get("outputs") or () if size and a["bytes"] > size * (1 + NOISE)]
+    least = size * (1 if quantizes(values) else 1 + NOISE)  # what is not meant to be smaller holds a record more
+    larger = [a for a in values.get("outputs") or () if size and a["bytes"] > least]
     speed = (values.get("latency") or {}).get("speedup")
     slower = is_slower(speed)
     level = BAD if larger and slower else CAUTION

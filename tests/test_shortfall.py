@@ -96,13 +96,27 @@ def test_the_node_that_is_named_brings_what_is_said(tmp_path: Path, monkeypatch:
     assert path.stat().st_size == pytest.approx(row["bytes"], rel=0.1)
 
 
-def test_nothing_is_tried_where_nothing_falls_short_or_there_is_no_data() -> None:
+def test_nothing_is_tried_where_nothing_falls_short_or_there_is_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, 2.0)
     proto, _ = columns()
     fine = onnxshot.quantize(proto, feeds(count=16, x=(1, 16)), include=("MatMul",), settings=PROVEN)
     assert fine.report.sqnr_db is not None
     assert fine.report.sqnr_db > FLOOR_DB
     assert fine.report.tried == []
     assert onnxshot.quantize(proto, "random", include=("MatMul",), settings=PROVEN).report.tried == []
+
+
+def test_what_is_slower_is_tried_with_products_quantized_at_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto, _ = columns()
+    data = feeds(count=12, x=(1, 16))
+    clock(monkeypatch, 0.5)
+    report = onnxshot.quantize(proto, data, include=("MatMul",), settings=PROVEN).report
+    assert report.slower
+    row = next(row for row in report.tried if row["options"] == "--mode dynamic")
+    own = onnxshot.quantize(proto, data, include=("MatMul",), mode="dynamic", settings=PROVEN).model.to_proto()
+    truly = sqnr(outputs(proto, data[9:]), outputs(own, data[9:]))
+    assert truly == pytest.approx(row["sqnr_db"], abs=0.01), "on the samples that the result is judged on"
+    assert "--mode dynamic" not in report.next_step(), "it was measured to be as slow"
 
 
 def recurrent(op: str, gates: int) -> tuple[onnx.ModelProto, list[Feed]]:
