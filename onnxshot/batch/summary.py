@@ -41,7 +41,7 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         counts = {verdict: sum(row["verdict"] == verdict for row in self.rows) for verdict in (OK, MISSED, FAILED)}
-        counts["ready"] = sum(row["verdict"] == OK and _level(row) == READY for row in self.rows)
+        counts["ready"] = sum(level_of(row) == READY for row in self.rows)
         head = {"exit_code": self.exit_code, **counts, "seconds": self.seconds, "peak_rss_mb": self.peak_rss_mb}
         return {**head, "cells": [dict(row) for row in self.rows]}
 
@@ -50,7 +50,7 @@ class Summary:
         values = self.to_dict()
         said = [f"{values['ready']} of {len(self.rows)} cells are fine"]
         for level in (CAUTION, BAD):
-            count = sum(row["verdict"] == OK and _level(row) == level for row in self.rows)
+            count = sum(row["verdict"] == OK and level_of(row) == level for row in self.rows)
             said += [f"{count} {_SAID[level]}"] if count else []
         said += [f"{values[MISSED]} miss a threshold"] if values[MISSED] else []
         said += [f"{values[FAILED]} failed"] if values[FAILED] else []
@@ -78,8 +78,13 @@ def missed_by(cell: Cell, row: Mapping[str, Any]) -> list[str]:
     return [*filter(None, missed), *([NOTHING] if empty else [])]
 
 
-def _level(row: Mapping[str, Any]) -> str:
-    """What the report of a cell is judged to be; of cells that an earlier version did, nothing is known."""
+def level_of(row: Mapping[str, Any]) -> str:
+    """The level of a cell: bad where it failed or misses a threshold, else as its report is judged.
+
+    Of cells that an earlier version did, nothing is known.
+    """
+    if row["verdict"] != OK:
+        return BAD
     return str(row.get("report_verdict", {}).get("level", READY))
 
 
@@ -93,5 +98,5 @@ def line_of(row: Mapping[str, Any]) -> str:
     size = sum(output["bytes"] for output in row["outputs"]) / 1e6
     how = "done before" if row["resumed"] else f"{row['seconds']:.1f} s"
     judged = row.get("report_verdict", {})
-    against = [] if _level(row) == READY else [f"{WORDS[judged['level']]}: {judged['reasons'][0]}"]
+    against = [f"{WORDS[judged['level']]}: {judged['reasons'][0]}"] if judged.get("reasons") else []
     return f"{where}  {size:.2f} MB{sqnr}{speed}  {'; '.join([*row['missed'], *against]) or 'ok'}  ({how})"

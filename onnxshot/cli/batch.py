@@ -34,11 +34,12 @@ def batch(
     Exit code 0: all is fine. 3: a threshold is missed. Where a cell failed, its own code, that of the first.
     """
     from onnxshot.batch import run  # what it imports is of no use to other commands
-    from onnxshot.batch.summary import line_of
+    from onnxshot.batch.summary import level_of, line_of
 
     summary = run(
         manifest, workers=jobs, engine=engine, threads=threads, max_memory_mb=max_memory, retries=retries,
-        use_cache=cache, arguments=arguments_of(arguments), told=lambda row: terminal.show_text(line_of(row)),
+        use_cache=cache, arguments=arguments_of(arguments),
+        told=lambda row: terminal.show_text(line_of(row), level_of(row)),
     )  # fmt: skip
     tell(as_json, summary.to_dict(), lambda: terminal.show_text(summary.to_text()))
     raise typer.Exit(summary.exit_code)

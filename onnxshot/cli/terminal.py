@@ -48,9 +48,10 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def show_text(text: str) -> None:
-    """Print lines as they are."""
-    stderr_console().print(escape(text))
+def show_text(text: str, level: str = "") -> None:
+    """Print lines as they are, in the colour of a verdict's level where one is given."""
+    style = _STYLES[level] if level in (CAUTION, BAD) else None
+    stderr_console().print(escape(text), style=style)
 
 
 class _Rate(ProgressColumn):
@@ -212,9 +213,11 @@ def show_stages(report: CompressReport) -> None:
     for stage in report.stages:
         db = "" if stage.sqnr_db is None else f"{stage.sqnr_db:.1f}"
         agreement = "" if stage.agreement is None else f"{100 * stage.agreement:.1f} %"
+        style = _STYLES[BAD] if level_of(stage.sqnr_db, stage.agreement) == BAD else None
         table.add_row(
-            stage.name, f"{stage.bytes / 1e6:.2f}", db, agreement, f"{stage.latency_ms:.3f}", f"{stage.speedup:.2f}x"
-        )
+            stage.name, f"{stage.bytes / 1e6:.2f}", db, agreement, f"{stage.latency_ms:.3f}", f"{stage.speedup:.2f}x",
+            style=style,
+        )  # fmt: skip
     console.print(table)
     for stage in report.stages:
         if isinstance(stage.report, PruneReport):
