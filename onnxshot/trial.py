@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.judging.closeness import Floats, Tried, sums_of
-from onnxshot.judging.fair import Fair, fair
+from onnxshot.judging.fair import Fair, Other, fair
 from onnxshot.parallel import in_order
-from onnxshot.targets.ort_runtime import Feed, Runner, stored_bytes
+from onnxshot.targets.ort_runtime import Feed, stored_bytes
 
 __all__ = ["MAX_BYTES", "Tried", "race", "tried"]
 
@@ -98,15 +98,15 @@ def tried(
     each = max(1, threads // workers)
     wanted = list[_Outputs]()
     if how.orders:  # what it picks is imposed on the others
-        wanted = _outputs(how.reference, feeds_of(samples), threads)
+        wanted = _outputs((Fair(how.reference), how.reference), feeds_of(samples), threads)
         feeds = [how.feed(sample.feed, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
     else:
         feeds = feeds_of(samples)
 
-    def models() -> Iterator[Path | bytes]:
+    def models() -> Iterator[tuple[Fair, Path | bytes]]:
         if not wanted:
-            yield how.reference
-        yield from (how.other(candidate) for candidate in candidates)
+            yield Fair(how.reference), how.reference
+        yield from ((how, candidate) for candidate in candidates)
 
     work = partial(_outputs, feeds=feeds, threads=each)
     with closing(in_order(work, models(), workers)) as found:
@@ -124,9 +124,9 @@ def feeds_of(samples: Sequence[Sample]) -> list[Feed]:
     return [sample.feed for sample in samples]
 
 
-def _outputs(model: Path | bytes, feeds: Sequence[Feed], threads: int) -> list[_Outputs]:
-    """The outputs of a model on every feed, in order."""
-    runner = Runner(model, threads=threads)
+def _outputs(model: tuple[Fair, Path | bytes], feeds: Sequence[Feed], threads: int) -> list[_Outputs]:
+    """The outputs of a model on every feed, in order; how: that it is run by."""
+    runner = Other(*model, threads=threads)
     return [runner.run(feed) for feed in feeds]
 
 

@@ -360,6 +360,29 @@ def test_detections_behind_non_maximum_suppression() -> None:
     assert (same.sqnr_db, same.agreement) == (200.0, 1.0)
 
 
+def test_where_picks_do_not_fit_a_candidate_picks_for_itself() -> None:
+    """How many are picked depends on values here: the number of scores that are above a half."""
+    text = """g (float[1, 40] x) => (float[1, m] v, float[m, 40] rows) {
+        h = MatMul(x, w)  c = Greater(h, half)  n = Cast <to = 7> (c)  k = ReduceSum <keepdims = 0> (n, axes)
+        kk = Reshape(k, one)  v, i = TopK <axis = 1> (h, kk)  shape = Concat <axis = 0> (kk, wide)
+        t = Reshape(i, shape1)  e = Cast <to = 1> (t)  full = Expand(zero, shape)  rows = Add(full, e) }"""
+    constants = {
+        "half": np.float32(0.5), "axes": np.int64([0, 1]), "one": np.int64([1]), "wide": np.int64([40]),
+        "shape1": np.int64([-1, 1]), "zero": np.float32([[0]]),
+    }  # fmt: skip
+    w = weight(40, 40)
+    reference = model(text, {**constants, "w": w}).SerializeToString()
+    other = model(text, {**constants, "w": w + 0.1 * weight(40, 40, seed=5)}).SerializeToString()
+    given = samples(8, 1, 40)
+    counts = [[Runner(m).run(s.feed)["v"].shape[1] for m in (reference, other)] for s in given]
+    assert any(a != b for a, b in counts)
+    result = compare(reference, other, given)
+    assert result.sqnr_db is not None and result.samples == 8
+    assert result.outputs[0].other_shape + result.outputs[1].other_shape > 0
+    (found,) = tried(reference, [other], given, threads=1)
+    assert len(found.samples) == 8 and found.typical_db < 60
+
+
 def test_a_candidate_without_the_node_is_compared_place_by_place() -> None:
     text = "g (float[n, 8] x) => (float[n, 3] v) { h = MatMul(x, w) v, i = TopK(h, k) }"
     other = "g (float[n, 8] x) => (float[n, 3] v) { h = MatMul(x, w) v = Slice(h, z, k, a) }"

@@ -17,7 +17,7 @@ from onnxshot.cutting.rows import Layer, layers_of
 from onnxshot.graph import Constant, Node, weights
 from onnxshot.graph.variants import exposed, with_constants
 from onnxshot.judging.closeness import balanced_db, joined, sums_of
-from onnxshot.judging.fair import Fair, fair
+from onnxshot.judging.fair import Fair, Other, fair
 from onnxshot.layers.rows import Feeds
 from onnxshot.maths.removal import Floats, Reader, made_up_for, removal_order
 from onnxshot.observing.collect import Progress
@@ -167,7 +167,7 @@ class Weigher:
 
 def output_error(how: Fair, wanted: Sequence[Feed], model: bytes, feeds: Feeds, threads: int) -> float:
     """Energy of the error of a model's float outputs, as a share of that of the wanted ones, each by its own scale."""
-    runner = Runner(how.other(model), threads=1)
+    runner = Other(how, model, threads=1)
     given = (how.feed(feed, want) for feed, want in zip(feeds, wanted, strict=True))
     pairs = zip(wanted, in_order(runner.run, given, threads), strict=True)
     noise = joined(sums_of(want, got, how.compared(want, got)) for want, got in pairs)

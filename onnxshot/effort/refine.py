@@ -20,7 +20,7 @@ from onnxshot.calibration.readers import Sample
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.judging.closeness import balanced_db, joined, sums_of
-from onnxshot.judging.fair import Fair, fair
+from onnxshot.judging.fair import Fair, Other, fair
 from onnxshot.maths.affine import QuantParams
 from onnxshot.parallel import in_order
 from onnxshot.passes.qdq import InsertQdq
@@ -55,7 +55,7 @@ def refined(
     how = fair(model.to_proto().SerializeToString(), samples[0].feed)
     runner = Runner(how.reference, threads=1)
     wanted = list(in_order(lambda sample: runner.run(sample.feed), samples, threads))
-    samples = [Sample(s.name, dict(how.feed(s.feed, outputs))) for s, outputs in zip(samples, wanted, strict=True)]
+    samples = [how.sample(sample, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
     first = slice(-(-len(samples) // _FIRST_LOOK))
     noise: dict[str, float] = {}
     free = [group for group in plan.params if group not in plan.kept.activations]
@@ -110,7 +110,7 @@ def _sqnrs(
     One for each of these params.
     """
     proto, scale, zero_point = _alone(model, plan, group)
-    runner = Runner(how.other(proto.SerializeToString()), threads=1)
+    runner = Other(how, proto.SerializeToString(), threads=1)
     for given in params:
         extra = {scale: np.asarray(given.scale, np.float32), zero_point: np.asarray(given.zero_point)}
         feeds = ({**sample.feed, **extra} for sample in samples)

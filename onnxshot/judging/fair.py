@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from onnxshot.calibration.readers import Sample
 from onnxshot.errors import ModelError
 from onnxshot.judging.copied import Copied, add_computed, copied_outputs
 from onnxshot.judging.noise import Source, hold_still, inlined, sources
@@ -102,21 +103,17 @@ class Fair:
             hold_still(proto, self.noise)
         return bytes(proto.SerializeToString())
 
-    def or_plain(self, model: Path | bytes, source: Path | bytes) -> tuple[Fair, Path | bytes]:
-        """How a model is held against the reference, whose file is `source`, and what is run in its place.
+    def or_plain(self, model: Path | bytes, source: Path | bytes, threads: int) -> tuple[Fair, Other]:
+        """How a model is held against the reference, whose file is `source`, and the model as it is run for that.
 
         Where what would be run does not load, although the model does, both are compared as they are.
         """
         how = self.without_orders_lacking(model)
-        if how.plain:
-            return how, model
         try:
-            other = how.other(model)
-            Runner(other)
+            return how, Other(how, model, threads=threads)
         except ModelError as e:
-            Runner(model)
-            return Fair(source, inside=how.inside, failed=e.message), model
-        return how, other
+            how = Fair(source, inside=how.inside, failed=e.message)
+            return how, Other(how, model, threads=threads)
 
     def without_orders_lacking(self, model: Path | bytes) -> Fair:
         """How this model is held against the reference, which may have been made by another tool.
@@ -134,6 +131,19 @@ class Fair:
             return feed
         imposed = {k: v for order in self.orders for k, v in order.feed(wanted[order.picks]).items()}
         return {**feed, **imposed}
+
+    def sample(self, sample: Sample, wanted: Tensors) -> Sample:
+        """The sample with what the other model is fed."""
+        return Sample(sample.name, dict(self.feed(sample.feed, wanted))) if self.orders else sample
+
+    def picked(self, got: Tensors) -> bool:
+        """Whether these outputs are of a model that picked what was imposed."""
+        return not self.orders or self.orders[0].picks in got
+
+    @property
+    def free(self) -> Fair:
+        """The same, but every model picks for itself."""
+        return replace(self, orders=())
 
     def compared(self, names: Iterable[str], other: Iterable[str]) -> list[str]:
         """The outputs of both models that are held against each other."""
@@ -154,8 +164,32 @@ class Fair:
 
     def matched(self, wanted: Tensors, got: Tensors) -> Iterator[tuple[Order, int, int]]:
         """(order, picks that both models have, picks)."""
-        for order in self.orders:
+        for order in self.orders if self.picked(got) else ():
             yield order, *order.matched(wanted, got)
+
+
+class Other:
+    """A model as it is run to be held against the reference.
+
+    Where a sample's picks do not fit it, as where their number depends on values, it picks for itself on that sample.
+    """
+
+    def __init__(self, how: Fair, model: Path | bytes, *, threads: int, optimize: bool = True) -> None:
+        self._how, self._model, self._threads, self._optimize = how, model, threads, optimize
+        self._imposed = Runner(how.other(model), threads=threads, optimize=optimize)
+        self._free: Runner | None = None
+        self.outputs, self.skipped = self._imposed.outputs, self._imposed.skipped
+
+    def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        """Its outputs by name; without picks and keys where it picked for itself. Raises ModelError."""
+        try:
+            return self._imposed.run(feed)
+        except ModelError:
+            if not self._how.orders:
+                raise
+        if self._free is None:
+            self._free = Runner(self._how.free.other(self._model), threads=self._threads, optimize=self._optimize)
+        return self._free.run(feed)
 
 
 def fair(reference: Path | bytes, feed: Feed) -> Fair:

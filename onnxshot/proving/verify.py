@@ -10,8 +10,8 @@ from typing import Any
 
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.errors import CalibrationError, ModelError
-from onnxshot.judging.fair import Fair, fair
-from onnxshot.parallel import at_once, in_order, shared_out
+from onnxshot.judging.fair import Fair, Other, fair
+from onnxshot.parallel import in_order, shared_out
 from onnxshot.proving.contract import contract, difference
 from onnxshot.proving.sums import OutputRow, Outputs, Picks, Sums, Totals
 from onnxshot.proving.tensorwise import SAMPLES, Scaled, TensorRow, closest, compare_tensors, too_large
@@ -96,33 +96,36 @@ def compare(
         raise ModelError(f"the models have no output in common: {_list(judge.outputs)} against {_list(fast.outputs)}")
     sums, picks = _sums(how, names), Picks(how)
     totals, first = Totals(), list[tuple[Sample, Outputs]]()
-    count = 0
+    count, picked = 0, True
     for sample, wanted, got in _run(judge, fast, samples, workers, how):
         for name in names:
-            sums[name].add(wanted[name], got[name], sample.name, totals, first=count < SAMPLES)
+            if name in got:  # not what a model orders by, where it picked for itself
+                sums[name].add(wanted[name], got[name], sample.name, totals, first=count < SAMPLES)
         picks.add(wanted, got)
         if count < SAMPLES:
-            first.append((Sample(sample.name, dict(how.feed(sample.feed, wanted))), wanted))
+            first.append((how.sample(sample, wanted), wanted))
+            picked = picked and how.picked(got)
         count += 1
 
     wanted_of = {id(sample): wanted for sample, wanted in first}
 
     def plain(sample: Sample, _: Outputs, got: Outputs) -> None:
-        for name in names:
+        for name in (name for name in names if name in got):
             sums[name].add_plain(wanted_of[id(sample)][name], got[name], sample.name, totals)
 
     rows_inside: tuple[TensorRow, ...] = ()
     seen = [sample for sample, _ in first]
     if too_large(reference, candidate):  # seen from outside only
         del fast
-        slow = Runner(how.other(candidate), threads=each, optimize=False)
+        slow = Other(how, candidate, threads=each, optimize=False)
         for run in _run(judge, slow, seen, workers, how):
             plain(*run)
     else:
         del judge, fast
+        alike = how if picked else how.free
         rows_inside = compare_tensors(
-            how.other(inside or reference), how.other(candidate), seen, tensors, threads=threads, outputs=names,
-            each=plain, scaled=scaled,
+            alike.other(inside or reference), alike.other(candidate), seen, tensors, threads=threads,
+            outputs=[n for n in names if picked or not how.is_key(n)], each=plain, scaled=scaled,
         )  # fmt: skip
         again = [row.tensor for row in rows_inside if row.sqnr_db < _CLEAR_DB] if form and how.plain else []
         if again:
@@ -151,11 +154,10 @@ def _begun(samples: Iterable[Sample]) -> tuple[Sample, Iterable[Sample]]:
 
 def _loaded(
     reference: Path | bytes, candidate: Path | bytes, sample: Sample, threads: int
-) -> tuple[Fair, Runner, Runner]:
+) -> tuple[Fair, Runner, Other]:
     """How the candidate is held against the reference, and both as they are run for it."""
-    how, other = fair(reference, sample.feed).or_plain(candidate, reference)
-    judge, fast = at_once(lambda: Runner(how.reference, threads=threads), lambda: Runner(other, threads=threads))
-    return how, judge, fast
+    how, other = fair(reference, sample.feed).or_plain(candidate, reference, threads)
+    return how, Runner(how.reference, threads=threads), other
 
 
 def _sums(how: Fair, names: Iterable[str]) -> dict[str, Sums]:
@@ -228,7 +230,7 @@ def _kept_in(how: Fair) -> list[str]:
 
 
 def _run(
-    judge: Runner, other: Loaded, samples: Iterable[Sample], workers: int, how: Fair
+    judge: Runner, other: Loaded | Other, samples: Iterable[Sample], workers: int, how: Fair
 ) -> Iterator[tuple[Sample, Outputs, Outputs]]:
     """The outputs of both on every sample; those of a Dataset are read in the threads that run them."""
     get: Callable[[Any], Sample] = samples.__getitem__ if isinstance(samples, Dataset) else lambda sample: sample

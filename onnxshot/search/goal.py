@@ -15,7 +15,7 @@ from onnxshot.calibration.functions import load, named, users_code
 from onnxshot.calibration.readers import Dataset
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.judging.closeness import sums_of
-from onnxshot.judging.fair import Fair, fair
+from onnxshot.judging.fair import Fair, Other, fair
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.parallel import in_order, shared_out
 from onnxshot.report import NOISE
@@ -179,7 +179,7 @@ class Judge:
 
     def _sqnr_db(self, model: Path) -> float:
         workers, threads = self._workers
-        candidate, total, how = Runner(self._how.other(model), threads=threads), SqnrSum(), self._how
+        candidate, total, how = Other(self._how, model, threads=threads), SqnrSum(), self._how
 
         def both(index: int) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
             feed = self.samples[index].feed
