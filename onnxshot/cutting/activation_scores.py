@@ -10,6 +10,7 @@ from onnxshot.cutting.axes import Axes
 from onnxshot.cutting.weigher import in_axis
 from onnxshot.graph import Constant, Node, weights
 from onnxshot.graph.variants import exposed
+from onnxshot.judging.noise import still
 from onnxshot.layers.rows import Feeds
 from onnxshot.maths.removal import Floats
 from onnxshot.parallel import in_order
@@ -27,7 +28,7 @@ def activation_scores(proto: ModelProto, axes: Axes, feeds: Feeds, threads: int)
     places = {node: _read_by(node, axes) for node, _ in axes.read}
     given = {i.name for i in proto.graph.input}
     names = dict.fromkeys(name for name, _ in places.values() if name not in given)
-    runner = Runner(exposed(proto, names), threads=1)
+    runner = Runner(exposed(still(proto), names), threads=1)
 
     def squared(feed: Feed) -> dict[tuple[str, int], tuple[Floats, int]]:
         values = {**feed, **runner.run(feed)}

@@ -18,6 +18,7 @@ from onnxshot.graph import Constant, Node, weights
 from onnxshot.graph.variants import exposed, with_constants
 from onnxshot.judging.closeness import balanced_db, joined, sums_of
 from onnxshot.judging.fair import Fair, Other, fair
+from onnxshot.judging.noise import still
 from onnxshot.layers.rows import Feeds
 from onnxshot.maths.removal import Floats, Reader, made_up_for, removal_order
 from onnxshot.observing.collect import Progress
@@ -81,7 +82,7 @@ class Weigher:
         """Second moments of what these layers read, by name."""
         given = {i.name for i in self.proto.graph.input}
         names = list(dict.fromkeys(layer.input for layer in layers))
-        runner = Runner(exposed(self.proto, [n for n in names if n not in given]), threads=1)
+        runner = Runner(exposed(still(self.proto), [n for n in names if n not in given]), threads=1)
         share = -(-_ROWS // len(self.feeds))
         sums: dict[str, list[NDArray[Any]]] = {}
         rows: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in layers}

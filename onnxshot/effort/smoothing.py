@@ -14,6 +14,7 @@ from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.load import copy_of
+from onnxshot.judging.noise import hold_still
 from onnxshot.maths.affine import UINT8, PerChannel, QuantScheme
 from onnxshot.maths.smooth import Rows, Smoothing, search_smoothing
 from onnxshot.parallel import in_order
@@ -182,6 +183,7 @@ def _gathered(model: Model, names: Sequence[str], samples: Sequence[Sample], thr
     """Rows of the tensors of a float model; without those that were empty or not finite in every sample."""
     proto = ModelProto()
     proto.CopyFrom(model.to_proto())
+    hold_still(proto)
     given = {out.name for out in proto.graph.output} | {i.name for i in proto.graph.input}
     proto.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in given)
     wanted = [name for name in names if name not in {i.name for i in proto.graph.input}]

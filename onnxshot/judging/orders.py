@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshot.judging.matching import picked_boxes, picked_places, picked_rows
 from onnxshot.judging.protos import (
     PREFIX,
     STANDARD,
     attribute,
+    bodies,
     graphs,
     makers,
     named,
@@ -126,16 +127,40 @@ class Order:
         return np.flip(picks, axis).copy() if picks.ndim and picks.shape[axis] > 1 else None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """Where a node stands: its graph and number; the If whose branch that is, where it is one; what makes tensors."""
+
+    graph: GraphProto
+    number: int
+    parent: NodeProto | None
+    made: Mapping[str, NodeProto]
+
+    @property
+    def node(self) -> NodeProto:
+        return self.graph.node[self.number]
+
+
+def _places(graph: GraphProto) -> Iterator[_Place]:
+    """The nodes of a graph that order, and suppressions in its branches: there they keep out a case without boxes."""
+    made = makers(graph)
+    for i, node in enumerate(graph.node):
+        if _orders(node):
+            yield _Place(graph, i, None, made)
+        for body in bodies(node) if node.op_type == "If" else ():
+            inner = {**made, **makers(body)}
+            for j, one in enumerate(body.node):
+                if one.op_type == "NonMaxSuppression" and _orders(one):
+                    yield _Place(body, j, node, inner)
+
+
 def orders(proto: ModelProto) -> tuple[Order, ...]:
     """The nodes of the graph that order what was computed from products."""
-    made = makers(proto.graph)
-    computed: dict[str, bool] = {}
     found, count = list[Order](), dict[str, int]()
-    for node in proto.graph.node:
-        if not _orders(node):
-            continue
+    for at in _places(proto.graph):
+        node = at.node
         place = count[node.op_type] = count.get(node.op_type, -1) + 1
-        if not _computed(node.input[_OPS[node.op_type].key], made, computed):
+        if not _computed(node.input[_OPS[node.op_type].key], at.made):
             continue
         found.append(
             Order(
@@ -149,22 +174,23 @@ def orders(proto: ModelProto) -> tuple[Order, ...]:
 
 def orders_inside(proto: ModelProto) -> tuple[str, ...]:
     """Nodes of subgraphs that order: they are not made to pick the same."""
-    inner = list(graphs(proto.graph))[1:]
-    return tuple(named(n) for graph in inner for n in graph.node if _orders(n) and n.op_type != "NonZero")
+    known = {name for at in _places(proto.graph) for name in at.node.output}
+    inner = [node for graph in list(graphs(proto.graph))[1:] for node in graph.node]
+    return tuple(named(n) for n in inner if _orders(n) and n.op_type != "NonZero" and not known & set(n.output))
 
 
-def same_nodes(proto: ModelProto, wanted: Sequence[Order]) -> dict[int, int] | None:
-    """Number of the order -> number of the node in this model; None where one is not there."""
-    own = [(i, node) for i, node in enumerate(proto.graph.node) if _orders(node)]
-    found = dict[int, int]()
+def same_nodes(proto: ModelProto, wanted: Sequence[Order]) -> dict[int, _Place] | None:
+    """Number of the order -> the node in this model; None where one is not there."""
+    own = list(_places(proto.graph))
+    found = dict[int, _Place]()
     for order in wanted:
         names = {name for name in order.outputs if name}
-        alike = [i for i, node in own if node.op_type == order.op]
-        by_name = [i for i, node in own if node.op_type == order.op and names & set(node.output)]
+        alike = [at for at in own if at.node.op_type == order.op]
+        by_name = [at for at in alike if names & set(at.node.output)]
         if not by_name and order.place >= len(alike):
             return None
         found[order.number] = by_name[0] if by_name else alike[order.place]
-    return found if len(set(found.values())) == len(wanted) else None
+    return found if len({id(at) for at in found.values()}) == len(wanted) else None
 
 
 def add_orders(proto: ModelProto, wanted: Sequence[Order], imposed: Sequence[Order]) -> None:
@@ -173,27 +199,53 @@ def add_orders(proto: ModelProto, wanted: Sequence[Order], imposed: Sequence[Ord
     Raises KeyError where the model lacks one: see `same_nodes`.
     """
     graph = proto.graph
-    numbers = same_nodes(proto, wanted) or {}
+    places = same_nodes(proto, wanted) or {}
     made = makers(graph)
     roots = {_root(output.name, made) for output in graph.output}
-    instead, extra = dict[int, list[NodeProto]](), list[NodeProto]()
+    instead = dict[int, list[NodeProto]]()
+    branches = dict[bytes, list[tuple[_Place, list[NodeProto], tuple[str, ...]]]]()
     for order in wanted:
-        node, op = graph.node[numbers[order.number]], _OPS[order.op]
-        for i, key in enumerate(_keys(node, made)):
-            if _root(key, made) not in roots:
-                extra.append(helper.make_node("Identity", [key], [before(order, i)]))
-        if op.boxes is not None:
-            extra.append(helper.make_node("Identity", [node.input[op.boxes]], [order.boxes]))
-        instead[numbers[order.number]] = _giving(node, order, impose=order in imposed)
-        names = [order.picks, *([order.boxes] if op.boxes is not None else ())]
-        _add_outputs(graph, names)
-    _add_outputs(graph, [node.output[0] for node in extra if node.output[0].startswith(f"{PREFIX}before/")])
+        at, op = places[order.number], _OPS[order.op]
+        keys = [key for key in _keys(at.node, at.made) if _root(key, at.made) not in roots]
+        given = {before(order, i): key for i, key in enumerate(keys)}
+        given |= {order.boxes: at.node.input[op.boxes]} if op.boxes is not None else {}
+        nodes = [helper.make_node("Identity", [tensor], [name]) for name, tensor in given.items()]
+        nodes += _giving(at.node, order, impose=order in imposed)
+        if at.parent is None:
+            instead[at.number] = nodes
+        else:
+            branches.setdefault(at.graph.SerializeToString(), []).append((at, nodes, (order.picks, *given)))
+        _add_outputs(graph, [order.picks, *given])
     for name in (name for order in imposed for name in (order.imposed, *([order.imposed_at] * order.coordinates))):
         graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, None))
     if any(order.coordinates for order in imposed):
         require_domain(proto, "com.microsoft")
+    for found in branches.values():
+        _give_out_of_branch(found)
     replace_nodes(graph, instead)
-    graph.node.extend(extra)
+
+
+def _give_out_of_branch(found: Sequence[tuple[_Place, list[NodeProto], tuple[str, ...]]]) -> None:
+    """Put other nodes in the places of some of a branch, and make tensors of theirs outputs of the If.
+
+    By the other branch they are empty.
+    """
+    branch, parent = found[0][0].graph, found[0][0].parent
+    assert parent is not None
+    replace_nodes(branch, {at.number: nodes for at, nodes, _ in found})
+    names = [name for _, _, part in found for name in part]
+    for body in bodies(parent):
+        makes = {name for node in body.node for name in node.output}
+        for name in names:
+            inside = f"{name}/inside/{len(body.node)}"
+            if name in makes:
+                body.node.append(helper.make_node("Identity", [name], [inside]))
+            else:
+                picks = name.startswith(f"{PREFIX}picks/")
+                empty = np.zeros((0, 3), np.int64) if picks else np.zeros((1, 0, 4), np.float32)
+                body.node.append(helper.make_node("Constant", [], [inside], value=numpy_helper.from_array(empty)))
+            body.output.add(name=inside)
+    parent.output.extend(names)
 
 
 def before(order: Order, number: int) -> str:
@@ -244,7 +296,7 @@ def _orders(node: NodeProto) -> bool:
     return node.op_type in _OPS and node.domain in STANDARD and any(node.output)
 
 
-def _computed(name: str, made: Mapping[str, NodeProto], known: dict[str, bool]) -> bool:
+def _computed(name: str, made: Mapping[str, NodeProto]) -> bool:
     """Whether products are among what a tensor is computed from; its shape alone does not count."""
     waiting, seen = [name], set[str]()
     while waiting:
@@ -252,8 +304,7 @@ def _computed(name: str, made: Mapping[str, NodeProto], known: dict[str, bool]) 
         node = made.get(current)
         if node is None or current in seen or node.op_type in ("Shape", "Size"):
             continue
-        if known.get(current) or node.op_type in _MULTIPLIES or node.domain not in STANDARD:
-            known[name] = True
+        if node.op_type in _MULTIPLIES or node.domain not in STANDARD:
             return True
         seen.add(current)
         waiting += reads(node)
@@ -273,7 +324,7 @@ def _keys(node: NodeProto, made: Mapping[str, NodeProto]) -> Iterator[str]:
             continue
         seen.add(name)
         if maker.op_type in _COMPARES:
-            yield from (x for x in maker.input if _computed(x, made, {}))
+            yield from (x for x in maker.input if _computed(x, made))
         elif maker.op_type in _LOGIC or maker.op_type in _MOVES:
             waiting += list(maker.input)
 

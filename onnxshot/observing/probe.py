@@ -19,6 +19,7 @@ from onnxshot.calibration.sampling import MOST, STRIDES, lengths
 from onnxshot.errors import ModelError
 from onnxshot.graph import Model, weights
 from onnxshot.graph.save import write
+from onnxshot.judging.noise import hold_still
 from onnxshot.targets.ort_runtime import CPU, Feed, Runner
 from onnxshot.writing.places import scratch
 
@@ -295,8 +296,12 @@ def _runnable(model: Model, change: Callable[[ModelProto], None]) -> Iterator[tu
 
 
 def _bytes(proto: ModelProto, change: Callable[[ModelProto], None]) -> bytes:
-    """The changed proto; it is emptied, so that its weights are not in memory twice while a session is made."""
+    """The changed proto; it is emptied, so that its weights are not in memory twice while a session is made.
+
+    Random numbers inside are drawn alike in every run, so that statistics are the same again.
+    """
     change(proto)
+    hold_still(proto)
     source = bytes(proto.SerializeToString())
     proto.Clear()
     return source
