@@ -214,19 +214,34 @@ def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset,
         raise ModelError(f"no output in common: {_list(judge.outputs)} against {_list(candidate.outputs)}")
     if not len(samples):
         raise CalibrationError(_NO_SAMPLES)
-    sums, totals, how = {name: Sums(name) for name in names}, Totals(), Fair(reference)
-    for sample, wanted, got in _run(judge, candidate, samples, 1, how):
+    how = fair(reference, samples[0].feed)
+    told, names = names, _comparable(how, names)
+    sums, totals, alike = {name: Sums(name) for name in names}, Totals(), Fair(reference)
+    for sample, wanted, got in _run(judge, candidate, samples if names else [samples[0]], 1, alike):
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=False)
-    found, kept_in = _comparison(sums, totals, len(samples)), _kept_in(fair(reference, samples[0].feed))
-    return replace(found, notes=(*found.notes, *kept_in))
+    found = _comparison(sums, totals, len(samples))
+    left_out = [name for name in told if name not in names]
+    if not left_out:
+        return found
+    note = f"not compared in this runtime: {_list(left_out)}, which {_why(how)}"
+    return replace(found, notes=(*found.notes, note))
 
 
-def _kept_in(how: Fair) -> list[str]:
-    """What is in the figures of a model that cannot be changed for a comparison, in words."""
-    parts = {"random numbers": how.noise, "the order of outputs": how.orders, "copies of inputs": how.copied}
-    names = [name for name, found in parts.items() if found]
-    return [f"SQNR and agreement in this runtime hold {' and '.join(names)} too"] if names else []
+def _comparable(how: Fair, names: Iterable[str]) -> list[str]:
+    """The outputs that say something of a model that cannot be changed for a comparison."""
+    if how.noise:
+        return []
+    hidden = {name for outputs in how.seen.values() for name in outputs} | {one.output for one in how.copied}
+    return [name for name in names if name not in hidden]
+
+
+def _why(how: Fair) -> str:
+    """What keeps outputs out of such a comparison, in words."""
+    if how.noise:
+        return f"random numbers change from run to run ({how.noise[0].node!r})"
+    parts = [f"{order.op} orders" for order in how.orders[:1]] + ["copy inputs" for _ in how.copied[:1]]
+    return " or ".join(parts)
 
 
 def _run(
