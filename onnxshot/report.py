@@ -33,6 +33,10 @@ On a few samples two runs that only round differently were seen to differ by up 
 """
 
 
+VECTOR = "a vector, as of biases or norms: these stay float"
+"""Why a float constant with one dimension is among `float_weights`; a terminal does not list those."""
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """One artifact that was written: a file, or several of one stem.

@@ -27,7 +27,7 @@ from onnxshot.compress_report import CompressReport
 from onnxshot.cutting.shrunk import ShrinkReport
 from onnxshot.passes.base import Skip
 from onnxshot.pruning.report import PruneReport
-from onnxshot.report import Artifact, Report
+from onnxshot.report import VECTOR, Artifact, Report
 from onnxshot.search.sensitivity import Sensitivity
 from onnxshot.verdict import WORDS, Verdict
 
@@ -108,7 +108,7 @@ def show_report(report: Report) -> None:
     for artifact in report.outputs:
         if artifact.format != "onnx":
             console.print(escape(_of_artifact(artifact)))
-    for line in _grouped(report.float_weights):
+    for line in _grouped(row for row in report.float_weights if row.reason != VECTOR):
         console.print(escape(f"float weight: {line}"))
     for note in report.notes:
         console.print(escape(f"note: {note}"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from onnx import TensorProto
 
 from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.passes.base import Skip
 from onnxshot.planning.plan import FLOAT, HALF, Plan
+from onnxshot.report import VECTOR
 from onnxshot.targets.ort_executed import precision_of
 
 _MIN_ELEMENTS = 1024  # constants with fewer are not worth a line
@@ -32,8 +33,9 @@ def float_weights(model: Model, plan: Plan) -> list[Skip]:
                 continue
             for reader in _readers(node):
                 if reader.label not in halves:
-                    why = reasons.get(reader.label) or _why(reader, tensor, others)
-                    left.setdefault((reader.label, reader.op), Skip(reader.label, reader.op, why))
+                    key, why = (reader.label, reader.op), _why(reader, tensor, reasons, others)
+                    if key not in left or left[key].reason == VECTOR:  # of a node, a matrix counts first
+                        left[key] = Skip(*key, why)
     return list(left.values())
 
 
@@ -62,7 +64,8 @@ def _readers(node: Node) -> Iterator[Node]:
         yield node
 
 
-def _why(reader: Node, tensor: Constant, planned: Collection[str]) -> str:
+def _why(reader: Node, tensor: Constant, reasons: Mapping[str, str], planned: Collection[str]) -> str:
     if sum(size > 1 for size in tensor.shape) < 2:
-        return "a vector, as of biases or norms: these stay float"
-    return "not quantized" if reader.label in planned else "not quantized: there is no rule for its op"
+        return VECTOR
+    known = "not quantized" if reader.label in planned else "not quantized: there is no rule for its op"
+    return reasons.get(reader.label, known)
