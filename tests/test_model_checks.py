@@ -14,7 +14,7 @@ from onnxshot.errors import ModelError
 from onnxshot.graph.functions import MOST_NODES
 from onnxshot.graph.load import load_model
 from onnxshot.maths.finite import finite, product
-from onnxshot.maths.masks import Pattern
+from onnxshot.maths.masks import Pattern, below, lowest
 from onnxshot.passes.evaluate import result_bytes
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.repair import ApplyRepairs
@@ -233,6 +233,16 @@ def test_blocks_cover_every_input_once_and_share_out_exactly_what_goes() -> None
     counts = counts_of(parts, weight, x, Pattern(), 7001, np.zeros(weight.shape, bool))
     assert sum(counts) == 7001
     assert curves_module.blocks_of(8192, Pattern()) == [slice(0, 8192)]
+
+
+def test_the_lowest_of_many_scores_are_the_same_as_of_few() -> None:
+    scores = np.random.default_rng(4).integers(0, 9, (40, 50)).astype(np.float32)  # with many that are equal
+    for count in (1, 700, 2000):
+        gone = below(scores, count)
+        assert gone.sum() == count
+        assert scores[gone].max() <= scores[~gone].min(initial=9)
+    distinct = np.random.default_rng(5).permutation(2000).reshape(40, 50).astype(np.float32)
+    np.testing.assert_array_equal(below(distinct, 700), lowest(distinct, Pattern(), 700))
 
 
 def broken(proto: ModelProto) -> str:

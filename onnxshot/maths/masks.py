@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_LARGE = 1 << 24  # scores of which indices would take more memory than the weights
+
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.floating]
 
@@ -66,11 +68,22 @@ def lowest(scores: Floats, pattern: Pattern, count: int) -> Mask:
         return _lowest_of_groups(scores, pattern)
     if pattern.rows * pattern.columns > 1:
         return _lowest_blocks(scores, pattern, count)
-    gone = np.zeros(scores.size, bool)
     count = min(max(count, 0), scores.size)
+    if scores.size > _LARGE and count:
+        return below(scores, count)
+    gone = np.zeros(scores.size, bool)
     if count:
         gone[np.argpartition(scores, count - 1, axis=None)[:count]] = True
     return gone.reshape(scores.shape)
+
+
+def below(scores: Floats, count: int) -> Mask:
+    """True for exactly `count` of the lowest scores; of equal ones the first. No index is held of any of them."""
+    limit = np.partition(scores, count - 1, axis=None)[count - 1]
+    gone: Mask = scores < limit
+    equal = np.flatnonzero(scores == limit)[: count - int(gone.sum())]
+    gone.reshape(-1)[equal] = True
+    return gone
 
 
 def _lowest_of_groups(scores: Floats, pattern: Pattern) -> Mask:

@@ -172,11 +172,13 @@ class _Task:
     def _solved(
         self, count: int, pattern: Pattern, keep_zeros: bool, bias: NDArray[np.float32] | None, behind: Activation
     ) -> Pruned:
-        order = self.layer.order(pattern)
+        order: NDArray[np.int64] | slice = self.layer.order(pattern)
+        blocks = blocks_of(self.layer.inputs, pattern)
+        if len(blocks) > 1 and pattern.width == 1:
+            order = slice(None)  # nothing is copied
         weight = self.layer.form.table(self.stored)[:, :, order]
-        fixed = weight == 0 if keep_zeros else np.zeros(weight.shape, bool)
+        fixed = weight == 0 if keep_zeros else np.broadcast_to(False, weight.shape)
         x, y = self._centred(order)
-        blocks = blocks_of(weight.shape[2], pattern)
         fitted, settled = np.empty_like(weight), None
         if len(blocks) == 1:
             settled = self._settled(weight, *self._moments(x, y), pattern, count, fixed)
@@ -190,8 +192,10 @@ class _Task:
                 settled = settled or self._settled(part, *self._moments(rows, aim), pattern, share, fixed[:, :, block])
                 fitted[:, :, block] = self._fitted(rows, aim, part, pattern, share, fixed[:, :, block], settled)
                 missing = aim - rows @ fitted[:, :, block].transpose(0, 2, 1)
-        table = np.empty_like(weight)
-        table[:, :, order] = fitted
+        table = fitted
+        if not isinstance(order, slice):
+            table = np.empty_like(weight)
+            table[:, :, order] = fitted
         assert settled is not None
         pruned, refitted = self.layer.form.stored(table, self.stored), settled[0] if settled[1] else None
         note = f"its {weight.shape[2]} inputs were fitted {BLOCK} at a time" if len(blocks) > 1 else ""
@@ -249,7 +253,7 @@ class _Task:
                     best, least = (strength, moves), found
         return best
 
-    def _centred(self, order: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _centred(self, order: NDArray[np.int64] | slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What is read [G, N, K] and wanted [G, N, O]; about the means where there is a bias to take them up."""
         x = self.x[:, :, order]
         groups, rows, _ = x.shape
@@ -285,7 +289,9 @@ def counts_of(
     """How many weights go of each block: those of least w^2 E[x^2] over the whole layer (Wanda, Sun et al. 2024)."""
     power = np.einsum("gnk,gnk->gk", x, x)
     power += 0.01 * power.mean(axis=1, keepdims=True) + np.finfo(np.float32).tiny
-    scores = np.where(fixed, np.float32(-np.inf), np.square(weight) * power[:, None])
+    scores = np.square(weight)
+    scores *= power[:, None]
+    scores[fixed] = -np.inf
     gone = lowest(scores.reshape(-1, weight.shape[2]), pattern, count).reshape(weight.shape)
     return [int(gone[:, :, block].sum()) for block in blocks]
 
@@ -297,7 +303,8 @@ def by_magnitude(layer: Prunable, weight: NDArray[np.float32], pattern: Pattern,
     """
     order = layer.order(pattern)
     table = layer.form.table(weight)[:, :, order]
-    gone = lowest(np.square(table, dtype=np.float64).reshape(-1, layer.inputs), pattern, count).reshape(table.shape)
+    sizes = np.square(table, dtype=np.float64) if pattern.rows * pattern.columns > 1 else np.abs(table)
+    gone = lowest(sizes.reshape(-1, layer.inputs), pattern, count).reshape(table.shape)
     left = np.empty_like(table)
     left[:, :, order] = np.where(gone, np.float32(0), table)
     return Pruned(layer.form.stored(left, weight))
