@@ -1,6 +1,7 @@
 """Try mutants in a pool of processes, each step with a limit of time and memory, and count what came of them."""
 
 import argparse
+import contextlib
 import json
 import os
 import select
@@ -131,6 +132,10 @@ def _cpu(pid: int) -> float:
 
 def tried(jobs: Iterable[Job], folder: Path | None = None, processes: int = 1) -> Iterator[Tried]:
     """What came of every mutant, as they are done."""
+    if processes == 1:
+        with contextlib.closing(Worker(folder)) as worker:
+            yield from map(worker.try_, jobs)
+        return
     local = threading.local()
     workers: list[Worker] = []
 
@@ -151,7 +156,8 @@ def tried(jobs: Iterable[Job], folder: Path | None = None, processes: int = 1) -
 def table(found: list[Tried]) -> str:
     """Counts, and the faults."""
     counts: Counter[tuple[str, str]] = Counter((step, outcome) for t in found for step, (outcome, _) in t.steps.items())
-    lines = [f"{step:18} {outcome:10} {count:5}" for (step, outcome), count in sorted(counts.items())]
+    lines = [f"{len(found)} mutants, {sum(bool(one.faults) for one in found)} with faults"]
+    lines += [f"{step:18} {outcome:10} {count:5}" for (step, outcome), count in sorted(counts.items())]
     for one in found:
         lines += [f"{one.job}: {step}: {words}" for step, words in one.faults.items()]
     return "\n".join(lines)
@@ -169,16 +175,19 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--seed", nargs="*")
     parser.add_argument("--mutation", nargs="*")
     asked = parser.parse_args()
     names = asked.seed or list(seeds(asked.folder))
     jobs = numbered(asked.first + asked.count, names, asked.mutation or list(MUTATIONS))[asked.first :]
-    found = []
+    found, end = [], time.monotonic() + asked.seconds
     for one in tried(jobs, asked.folder, asked.processes):
         found.append(one)
         for step, words in one.faults.items():
             print(f"FAULT {one.job}: {step}: {words}", flush=True)
+        if time.monotonic() > end:
+            break
     print(table(found))
 
 
