@@ -32,6 +32,12 @@ TEXT = "net (float[1, 64] x) => (float[1, 64] y) { t = MatMul(x, w) y = Add(t, b
 X = np.linspace(-1, 1, 64, dtype=np.float32)[None]
 
 
+@pytest.fixture(autouse=True)
+def _own_temporary_files(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other processes do among the temporary files of all would change at which moment a run is killed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+
+
 def net(seed: int) -> onnx.ModelProto:
     rng = np.random.default_rng(seed)
     return model(TEXT, {"w": rng.normal(size=(64, 64)).astype(np.float32), "b": np.full(64, seed, np.float32)})
