@@ -70,7 +70,12 @@ def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
 
 
 def place_of(output: Path, name: str) -> Path:
-    """Where the artifact of a format goes: every artifact of a run takes the stem of its output."""
+    """Where the artifact of a format goes: every artifact of a run takes the stem of its output.
+
+    Raises UsageError for an output that has no name.
+    """
+    if not output.name:
+        raise UsageError(f"the output {output} is a folder", "name the file in it with -o")
     if not output.name:
         raise UsageError(f"the output {str(output)!r} names no file", "give one with -o")
     suffixes = {runtime.suffix for runtime in RUNTIMES.values()}

@@ -91,7 +91,7 @@ READ = {  # what would be written over what, by whatever option: the command, an
         f"{QUANTIZE} --eval code.py:score --max-drop 0.1 --report code.py", "the evaluation itself"),
     "report over a tokenizer": (f"{QUANTIZE} --bundle new --report tokenizer.json", "belongs to the input itself"),
     "output over the recipe": (f"{QUANTIZE} --recipe r.yaml -o r.yaml", "the output r.yaml is the recipe itself"),
-    "output over weights": ("quantize big.onnx --calib data -o big.bin", "external data of the input itself"),
+    "output over weights": ("quantize big.onnx --calib data -o big.bin", "has the suffix of weights without a graph"),
     "record over the recipe": (
         f"{QUANTIZE} --recipe q.recipe.yaml -o q.onnx", "the record q.recipe.yaml is the recipe itself"),
     "a kept stage over the model": (
@@ -382,6 +382,7 @@ def test_a_report_is_not_saved_over_what_it_tells_of(given: Path) -> None:
     [
         ("pipe", "is no regular file"),
         ("data", "is a folder"),
+        (".", "is a folder"),
         ("net.onnx/x.onnx", "is no folder"),
         ("x" * 300, "File name too long"),
         ("/dev/null", "is no regular file"),
@@ -417,6 +418,37 @@ def test_a_cache_among_the_samples_is_not_filled(given: Path, monkeypatch: pytes
     monkeypatch.setenv("ONNXSHOT_CACHE", "elsewhere")
     onnxshot.quantize("net.onnx", "data", settings=Settings(verify=False))
     assert list(Path("elsewhere").glob("*.npz"))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.txt", "a"])
+def test_an_output_is_a_model_whatever_its_suffix(name: str, given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """ONNX itself takes a suffix for a format of text."""
+    assert command("quantize", "net.onnx", "--calib", "data", "-o", name) == 0, capsys.readouterr().err
+    assert command("prune", "big.onnx", "--sparsity", "0.5", "--calib", "data", "-o", name) == 0
+    onnx.checker.check_model(onnx.load(name, format="protobuf"))
+
+
+@pytest.mark.parametrize("name", ["a.textproto", "a.pt", "a.tflite"])
+def test_a_suffix_of_another_format_is_told_before_the_work(
+    name: str, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("quantize", "net.onnx", "--calib", "code.py:feeds", "-o", name) == 2
+    assert "has the suffix of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prune net.onnx --sparsity 0.5",
+        "emit net.onnx",
+        "replay net.onnx q.recipe.yaml",
+        f"{QUANTIZE} --target ort,openvino",
+        "compress net.onnx --calib data --sparsity 0.5",
+    ],
+)
+def test_an_output_without_a_name_is_a_folder(text: str, given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(*text.split(), "-o", ".") == 2
+    assert "is a folder" in capsys.readouterr().err
 
 
 class Told(Exception):

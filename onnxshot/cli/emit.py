@@ -122,6 +122,8 @@ def places_of(
     Of several targets each has its name in it. Without an output it ends as the first format does that is asked for, or
     that is the target's own.
     """
+    if output is not None and not output.name:
+        raise UsageError(f"the output {output} is a folder", "name the file in it with -o")
     found = {}
     for name in dict.fromkeys(targets):
         first = (listed(emit) or (target_named(name).emits,))[0]

@@ -9,6 +9,7 @@ from onnxshot.emitting import ONNX, place_of
 from onnxshot.files.ledger import Write
 from onnxshot.files.marks import foreign_artifact, foreign_data, foreign_model, foreign_weights
 from onnxshot.graph import Model
+from onnxshot.graph.load import refuse_suffix
 from onnxshot.graph.weights import EXTERNAL_LIMIT
 from onnxshot.recipes.record import beside
 from onnxshot.targets.runtime import EmitOptions
@@ -43,7 +44,8 @@ def of_result(
 
 
 def of_model(place: Path, role: str = OUTPUT, *, external: bool, named: bool = True) -> Iterator[Write]:
-    """An .onnx file, and that of its data where there is one."""
+    """An .onnx file, and that of its data where there is one. Raises UsageError for a suffix of another format."""
+    refuse_suffix(place)
     yield Write(place, role, None if named else foreign_model)
     if external:
         yield Write(place.with_name(place.name + ".data"), f"the data file of {role}", foreign_data(place))

@@ -10,7 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto
 
-from onnxshot.errors import ModelError
+from onnxshot.errors import ModelError, UsageError
 from onnxshot.graph.attributes import check_attributes
 from onnxshot.graph.checking import check
 from onnxshot.graph.functions import check_functions
@@ -237,6 +237,13 @@ def external_files(path: Path) -> list[Path]:
             what = f"external data at {location!r} is outside the folder of {path}"
             raise ModelError(what, "copy it beside the model")
     return [path.parent / location for location in found]
+
+
+def refuse_suffix(place: Path) -> None:
+    """Raise UsageError where a model that was written there would be taken for a file of another format."""
+    kind = _OTHER_FORMATS.get(place.suffix.lower())
+    if kind is not None:
+        raise UsageError(f"the output {_shown(place)} has the suffix of {kind[0]}", "name an .onnx file with -o")
 
 
 def metadata_of(path: Path) -> dict[str, str]:

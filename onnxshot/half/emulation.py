@@ -55,5 +55,6 @@ def runnable(path: Path, precision: str | None) -> Iterator[Path]:
     onnx.checker.check_model(str(path), full_check=True)
     with scratch() as folder:
         made = folder / "model.onnx"
-        onnx.save(emulated(onnx.load(str(path))), str(made), save_as_external_data=True, location="model.data")
+        proto = emulated(onnx.load(str(path), format="protobuf"))
+        onnx.save(proto, str(made), save_as_external_data=True, location="model.data")
         yield made

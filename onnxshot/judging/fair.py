@@ -256,7 +256,7 @@ def _seen(
 
 def _whole(model: Path | bytes) -> ModelProto:
     """The model with its external data."""
-    return parsed(model) if isinstance(model, bytes) else onnx.load(str(model))
+    return parsed(model) if isinstance(model, bytes) else onnx.load(str(model), format="protobuf")
 
 
 def _bytes(model: Path | bytes) -> int:

@@ -27,7 +27,7 @@ def parsed(source: Path | bytes | ModelProto) -> ModelProto:
             return copy
         if isinstance(source, bytes):
             return onnx.load_from_string(source)
-        return onnx.load(str(source), load_external_data=False)
+        return onnx.load(str(source), format="protobuf", load_external_data=False)
     except (OSError, DecodeError, ValueError) as e:
         where = "the model in memory" if isinstance(source, ModelProto) else label(source)
         raise ModelError(f"{where} cannot be read: {first_line(e)}") from e

@@ -292,7 +292,7 @@ def _runnable(model: Model, change: Callable[[ModelProto], None]) -> Iterator[tu
     with scratch() as made:
         path = made / "model.onnx"
         write(model, path, external=True)
-        yield _bytes(onnx.load(str(path), load_external_data=False), change), path.parent
+        yield _bytes(onnx.load(str(path), format="protobuf", load_external_data=False), change), path.parent
 
 
 def _bytes(proto: ModelProto, change: Callable[[ModelProto], None]) -> bytes:

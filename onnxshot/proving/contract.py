@@ -131,7 +131,7 @@ def _parsed(source: Path | bytes) -> ModelProto:
     try:
         if isinstance(source, bytes):
             return onnx.load_from_string(source)
-        return onnx.load(str(source), load_external_data=False)
+        return onnx.load(str(source), format="protobuf", load_external_data=False)
     except (OSError, DecodeError) as e:
         what = "the model in memory" if isinstance(source, bytes) else str(source)
         raise ModelError(f"{what} cannot be read: {first_line(e)}") from e

@@ -53,7 +53,7 @@ def refuse_other_meaning(
     differing = [name for name, value in wanted.items() if name in got and not _agree(value, got[name], least_db)]
     if not differing:
         return
-    proto = onnx.load_from_string(given) if isinstance(given, bytes) else onnx.load(str(given))
+    proto = onnx.load_from_string(given) if isinstance(given, bytes) else onnx.load(str(given), format="protobuf")
     try:
         found = _Pair(proto, normal, sample.feed, min(least_db, agreement_db(proto)), threads).first_changed()
     except ModelError:

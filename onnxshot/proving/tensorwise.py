@@ -281,6 +281,6 @@ def _proto(source: Path | bytes | Model) -> ModelProto:
     if isinstance(source, Model):
         return source.export(weights.to_proto)
     try:
-        return onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source))
+        return onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source), format="protobuf")
     except (OSError, DecodeError, ValueError) as e:
         raise ModelError(f"{label(source)} cannot be read: {first_line(e)}") from e

@@ -221,7 +221,7 @@ def _loaded(model: Path | bytes) -> ModelProto:
     try:
         if isinstance(model, bytes):
             return onnx.load_from_string(model)
-        return onnx.load(str(model), load_external_data=False)
+        return onnx.load(str(model), format="protobuf", load_external_data=False)
     except (OSError, DecodeError) as e:
         raise ModelError(f"{label(model)} cannot be read: {first_line(e)}") from e
 

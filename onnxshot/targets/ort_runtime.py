@@ -216,7 +216,7 @@ def label(model: Path | bytes) -> str:
 def stored_bytes(model: Path) -> int:
     """Bytes of a model's file and of those its weights lie in. ModelError: it cannot be read."""
     try:
-        proto = onnx.load(str(model), load_external_data=False)
+        proto = onnx.load(str(model), format="protobuf", load_external_data=False)
         return model.stat().st_size + external_bytes(proto, model.parent)
     except (OSError, DecodeError) as e:
         raise ModelError(f"{label(model)} cannot be read: {first_line(e)}") from e

@@ -69,7 +69,7 @@ def _publish_onnx(folder: Path, final: Path, data: str) -> None:
         return
     first = _free_name(final)
     renamed = folder / f"{final.name}.renamed"
-    proto = onnx.load(str(main), load_external_data=False)
+    proto = onnx.load(str(main), format="protobuf", load_external_data=False)
     for tensor in tensors(proto):
         for entry in tensor.external_data:
             if entry.key == "location" and entry.value == data:
