@@ -186,7 +186,8 @@ class Feeds(Source):
         self._one_at_a_time = Lock()  # samples are read in several threads, and a caller's class may not expect that
 
     def __len__(self) -> int:
-        return len(self._feeds)
+        with users_code(self._label):
+            return len(self._feeds)
 
     def load(self, index: int) -> Sample:
         """The dict at index, as arrays."""

@@ -164,6 +164,16 @@ class Sequence(list[Any]):
 data("a data set that exits", "#2", "SystemExit", "hostile_data.py:")(lambda _: Sequence([None] * 6))
 
 
+class Endless(Sequence):
+    """A data set that does not know how long it is."""
+
+    def __len__(self) -> int:
+        raise TypeError("no length")
+
+
+data("a data set without a length", "TypeError: no length")(lambda _: Endless())
+
+
 class Reader:
     """A reader of onnxruntime's kind that fails."""
 
@@ -214,9 +224,9 @@ for _name, (_shape, _descr) in HEADERS.items():
         )
 
 
-@data("an archive that unpacks to 800 MB", "data.npz", "x.npy")
+@data("an archive that unpacks to 160 MB", "data.npz", "x.npy")
 def _bomb(folder: Path) -> Path:
-    x = _header("(50000000, 4)") + bytes(800_000_000)
+    x = _header("(10000000, 4)") + bytes(160_000_000)
     return _npz(folder, True, ids=IDS, x=x)
 
 

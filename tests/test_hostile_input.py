@@ -61,7 +61,7 @@ def test_the_cases_are_many() -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(c, id=f"{i} {c.name}", marks=() if i % 16 == 3 else pytest.mark.slow) for i, c in enumerate(OPTIONS)],
+    [pytest.param(c, id=f"{i} {c.name}", marks=() if i % 32 == 3 else pytest.mark.slow) for i, c in enumerate(OPTIONS)],
 )
 def test_an_option(
     case: hostile_options.Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -247,9 +247,7 @@ def test_no_home(folder: Path) -> None:
 
 def test_standard_streams_that_are_closed_full_or_broken(folder: Path) -> None:
     command = f"{sys.executable} -m onnxshot inspect net.onnx"
-    for redirected, code in (
-        ("--json >&-", 2), (">&- 2>&-", 0), ("--json 2>&-", 0), ("--json >/dev/full", 2), ("--json | :", 141),
-    ):  # fmt: skip
+    for redirected, code in (("--json >&-", 2), (">&- 2>&-", 0), ("--json >/dev/full", 2), ("--json | :", 141)):
         line = f"{command} {redirected}; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == code, (redirected, done.stderr)

@@ -175,7 +175,7 @@ def _content(name: str, what: str) -> bytes:
         return read_regular(name, what, UsageError, RECORD_BYTES)
     from onnxshot.remote.copies import local_copy  # what it imports is of no use to others
 
-    return read_regular(local_copy(name), what, UsageError, RECORD_BYTES)
+    return read_regular(local_copy(name, most=RECORD_BYTES), what, UsageError, RECORD_BYTES)
 
 
 def _resolved(name: str) -> str:

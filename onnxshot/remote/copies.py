@@ -82,21 +82,23 @@ def matches(pattern: str) -> list[str]:
         return sorted(files.unstrip_protocol(found) for found in files.glob(path))
 
 
-def local_copy(url: str, *, weights: bool = False) -> str:
-    """The path of a copy of a file or a folder; weights: of a model, with the files of its external data.
+def local_copy(url: str, *, weights: bool = False, most: int | None = None) -> str:
+    """The path of a copy of a file or a folder of at most `most` bytes, by default MAX_BYTES.
+
+    weights: of a model, with the files of its external data.
 
     A copy is kept by what the store says of the content (size, ETag or time), and used as long as it has the SHA-256
     that it had when it came. Where the store says nothing, it is read anew.
 
-    Raises UsageError where it cannot be had, is larger than MAX_BYTES, or is a page of HTML of a web server that has
+    Raises UsageError where it cannot be had, is larger than `most`, or is a page of HTML of a web server that has
     something else to say; ModelError where it should be a model and is none.
     """
     with told(url):
         files, path = filesystem(url)
-        found = _listed(files, url, path)
+        found = _listed(files, url, path, most)
         final = _folder(url, found)
         if not (all(one.identity for one in found.values()) and _is_whole(final, found)):
-            final = _download(files, url, found)
+            final = _download(files, url, found, most)
         whole = final / file_name(url)
         if weights:
             for place in _external(url, whole):
@@ -115,7 +117,7 @@ def _external(url: str, copy: Path) -> list[Path]:
         raise ModelError(e.message.replace(str(copy), redacted(url)), e.hint) from e
 
 
-def _listed(files: Any, url: str, path: str) -> dict[str, Remote]:
+def _listed(files: Any, url: str, path: str, most: int | None = None) -> dict[str, Remote]:
     """A file, or all files below a folder, by their paths from where it lies."""
     if not file_name(url):
         raise UsageError(f"{redacted(url)} names no file", "a web server lists no folders: name a file")
@@ -129,7 +131,7 @@ def _listed(files: Any, url: str, path: str) -> dict[str, Remote]:
             if ".." in relative.parts:
                 raise UsageError(f"{name} leads out of {path}", "rename it")
             found[str(relative)] = _remote(name, entry)
-    _refuse_large(url, sum(one.size for one in found.values()))
+    _refuse_large(url, sum(one.size for one in found.values()), most)
     return found
 
 
@@ -141,10 +143,11 @@ def _remote(path: str, info: Mapping[str, Any]) -> Remote:
     return Remote(path, int(info.get("size") or 0), identity, md5)
 
 
-def _refuse_large(url: str, size: int) -> None:
-    if size > MAX_BYTES:
-        what = f"{redacted(url)} holds {size / 1e9:.1f} GB or more"
-        raise UsageError(what, f"at most {MAX_BYTES / 1e9:.1f} GB are downloaded")
+def _refuse_large(url: str, size: int, most: int | None) -> None:
+    most = MAX_BYTES if most is None else most
+    if size > most:
+        what = f"{redacted(url)} holds {size / 1e9:.3g} GB or more"
+        raise UsageError(what, f"at most {most / 1e9:.3g} GB are downloaded")
 
 
 def name_of(url: str, content: object) -> str:
@@ -178,7 +181,7 @@ def _hashed(path: Path, how: str) -> str:
         return hashlib.file_digest(file, how).hexdigest()
 
 
-def _download(files: Any, url: str, found: Mapping[str, Remote]) -> Path:
+def _download(files: Any, url: str, found: Mapping[str, Remote], most: int | None) -> Path:
     """All files, aside first; the folder that they are in then."""
     root = cache.folder() / "remote"
     root.mkdir(parents=True, exist_ok=True)
@@ -187,7 +190,7 @@ def _download(files: Any, url: str, found: Mapping[str, Remote]) -> Path:
         for name, one in found.items():
             place = whole / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            _get(files, url, one, place)
+            _get(files, url, one, place, most)
             sums[name] = _hashed(place, "sha256")
         (whole / _SUMS).write_text(json.dumps(sums), encoding="utf-8")
         # What has no identity is known by its content: another run may be reading what was there before.
@@ -214,7 +217,7 @@ def _add(files: Any, url: str, found: Mapping[str, Remote], folder: Path, name: 
     write_file(folder / _SUMS, lambda part: part.write_text(json.dumps(sums), encoding="utf-8"))
 
 
-def _get(files: Any, url: str, one: Remote, place: Path) -> None:
+def _get(files: Any, url: str, one: Remote, place: Path, most: int | None = None) -> None:
     """Download a file. Raises UsageError where what came is not what the store told of."""
     from fsspec.callbacks import Callback
 
@@ -223,7 +226,7 @@ def _get(files: Any, url: str, one: Remote, place: Path) -> None:
 
         def relative_update(self, inc: int = 1) -> None:
             super().relative_update(inc)
-            _refuse_large(url, self.value)
+            _refuse_large(url, self.value, most)
 
     files.get_file(one.path, str(place), callback=Bound())
     right = place.stat().st_size == one.size or not one.size
