@@ -38,6 +38,14 @@ def folder() -> Path:
         raise UsageError("there is no home folder to keep a cache in", "set ONNXSHOT_CACHE to a folder") from e
 
 
+def is_there() -> bool:
+    """Whether there is a place to keep statistics in; a run without one keeps none."""
+    try:
+        return bool(folder())
+    except UsageError:
+        return False
+
+
 def model_hash(model: Model) -> str:
     """SHA-256, hex, of the normalized graph and its weights."""
     digest = hashlib.sha256()

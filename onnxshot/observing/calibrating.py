@@ -134,7 +134,9 @@ def from_data(
     watch = watch_of(model, plan, recipe, data.subset(calibrated), settings, settle=settle, known=known)
     digests, cached = watch.samples.digests(), settings.use_cache and not data.random
     # An entry of a cache that lies among the samples would be one of them from then on.
-    cached = cached and not Read(Path(data.source), "", SAMPLES).would_take(cache.folder() / "entry.npz")
+    cached = cached and cache.is_there() and not Read(Path(data.source), "", SAMPLES).would_take(
+        cache.folder() / "entry.npz"
+    )
     key = watch.key(digests, recipe, settings.device)
     kept = cache.load(key, Path(settings.shared)) if settings.shared is not None else None
     kept = cache.load(key) if kept is None and cached else kept

@@ -116,7 +116,11 @@ def runs_frozen(written: Path, model: Model, source: str | Path | ModelProto) ->
     try:
         found = run.run(feed)
     except ModelError as e:
-        raise ModelError(f"with its dimensions frozen, {e.message}", hint) from e
+        short = "allocate memory" in e.message
+        raise ModelError(
+            f"with its dimensions frozen, {e.message}",
+            "there is not memory enough for a run at these sizes: freeze it at smaller ones" if short else hint,
+        ) from e
     for port in contract(model):
         if port.way == "input" or port.name not in found or port.dims is None:
             continue
