@@ -222,3 +222,11 @@ def test_headings_of_a_page_differ(page: str) -> None:
 def test_the_readme_is_short_and_leads_to_every_page() -> None:
     assert len(PAGES["README.md"].splitlines()) <= 300
     assert set(DOCS) <= set(links(PAGES["README.md"]))
+
+
+def test_the_tests_and_benchmarks_that_pages_name_are_there() -> None:
+    for page, text in PAGES.items():
+        for name in re.findall(r"`(test_\w+\.py)`", text):
+            assert (ROOT / "tests" / name).is_file(), f"{page}: {name}"
+        for name in re.findall(r"benchmarks/\w+\.py", text):
+            assert (ROOT / name).is_file(), f"{page}: {name}"
