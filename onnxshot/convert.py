@@ -105,10 +105,9 @@ def emit(
         changed = quantized and _retarget(loaded, main, report)
         report.notes += loaded.notes
         judged: emitting.Judged | None = None
-        if settings.verify and original is not None:
-            if data is None:
-                data = proof.random_data(judge.model, loaded)
-            judged = emitting.Judged(judge.model, data) if data is not None else None
+        if settings.verify and (original is not None or data is not None):
+            samples = data if data is not None else proof.random_data(judge.model, loaded)
+            judged = emitting.Judged(judge.model, samples) if samples is not None else None
 
         def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
             for name in formats:
@@ -125,7 +124,8 @@ def emit(
             if sizes:
                 proof.keeps_contract(model, written.path, sizes)
                 proof.runs_frozen(written.path, loaded, model)
-            if proof.loads(written.path, model) and changed and judged is not None:
+            asked = changed or (data is not None and loaded.weight_bytes() < proof.MAX_BYTES)
+            if proof.loads(written.path, model) and asked and judged is not None:
                 report.samples = {"source": judged.samples.source, "random": judged.samples.random}
                 found = compare(judged.reference, written.path, judged.samples, threads=settings.threads)
                 proof.tell(report, found, random=judged.samples.random)

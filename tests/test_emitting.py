@@ -186,3 +186,13 @@ def test_an_artifact_that_does_not_run_is_not_published(copying: Copying, tmp_pa
     with pytest.raises(ModelError, match="does not load"):
         made(tmp_path, output=tmp_path / "net.onnx", emit=("onnx", "copy"))
     assert names(tmp_path) == set()
+
+
+def test_a_normalized_model_is_held_against_the_input_on_the_samples_that_were_given(tmp_path: Path) -> None:
+    case = HANDMADE["resnet_block"]()
+    onnx.save(case.model, tmp_path / "net.onnx")
+    report = onnxshot.emit(tmp_path / "net.onnx", to="onnx", output=tmp_path / "out.onnx", calib=case.feeds)
+    assert report.sqnr_db is not None
+    assert report.sqnr_db > 100
+    assert report.samples["judged"] == len(case.feeds)
+    assert report.verdict.level == "ready"
