@@ -17,7 +17,7 @@ from onnxshot.calibration.checks import InputSpec, Sample, as_array, is_float
 from onnxshot.calibration.functions import users_code
 from onnxshot.errors import CalibrationError
 from onnxshot.input_files import read_regular
-from onnxshot.writing.places import scratch_part
+from onnxshot.writing.places import scratch_kept
 
 _BLOCK = 1 << 20
 _MOST_RANDOM = 1 << 28  # elements of one random input
@@ -213,24 +213,24 @@ class Spool(Source):
         limit: int | None = None,
     ) -> None:
         self._label, self._specs, self._count = label, specs, 0
-        self._folder = scratch_part()
-        for feed in _first(stream, limit, label):
-            if self._count >= _MOST_STREAMED:
-                self._folder.close()
-                what = f"{label} has not ended after {self._count} samples"
-                raise CalibrationError(what, "give --samples a number, or let it end")
-            checked = fit(as_feed(feed, self.where(self._count)), self.where(self._count))
-            # by position: an input may be named 'file', which np.savez takes for itself
-            values = [np.asarray(x, str) if x.dtype.hasobject else x for x in checked.values()]
-            try:
-                np.savez(self._path(self._count), *values)
-            except OSError as e:
-                self._folder.close()
-                what = f"sample {self._count} of {label} cannot be kept in {self._folder.path}: {e.strerror}"
-                raise CalibrationError(what, "set TMPDIR to a folder with more room, or give --samples") from e
-            self._count += 1
+        with scratch_kept() as self._folder:
+            for feed in _first(stream, limit, label):
+                if self._count >= _MOST_STREAMED:
+                    what = f"{label} has not ended after {self._count} samples"
+                    raise CalibrationError(what, "give --samples a number, or let it end")
+                self._keep(fit(as_feed(feed, self.where(self._count)), self.where(self._count)))
         if limit is not None and self._count == limit:
             self.notes = (f"the first {limit} samples of {label}",)
+
+    def _keep(self, checked: Mapping[str, NDArray[Any]]) -> None:
+        # by position: an input may be named 'file', which np.savez takes for itself
+        values = [np.asarray(x, str) if x.dtype.hasobject else x for x in checked.values()]
+        try:
+            np.savez(self._path(self._count), *values)
+        except OSError as e:
+            what = f"sample {self._count} of {self._label} cannot be kept in {self._folder.path}: {e.strerror}"
+            raise CalibrationError(what, "set TMPDIR to a folder with more room, or give --samples") from e
+        self._count += 1
 
     def __len__(self) -> int:
         return self._count

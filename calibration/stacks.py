@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from onnxshot.calibration.checks import InputSpec, Sample, fits
 from onnxshot.calibration.sources import Checked, Source, only_input, renamed
 from onnxshot.errors import CalibrationError
 from onnxshot.writing.owned import Part
-from onnxshot.writing.places import scratch_part
+from onnxshot.writing.places import scratch_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ class Stack(Source):
 def npy_stack(path: Path, specs: Sequence[InputSpec], check: Checked) -> Stack:
     """One .npy file with a leading sample axis. check: of what the header says of a sample, before more is read."""
     name = only_input(specs, str(path))
-    with _spool() as folder:
+    with scratch_kept() as folder:
         held = open_npy(path, folder.path, lambda stated: _check(stated, specs, str(path), check), name)
         return Stack(str(path), {name: held}, specs, folder)
 
@@ -92,20 +91,9 @@ def npz_stack(path: Path, specs: Sequence[InputSpec], check: Checked) -> Stack:
 
     check: of what the headers say of a sample, before anything is unpacked.
     """
-    with _spool() as folder:
+    with scratch_kept() as folder:
         held = open_npz(path, folder.path, lambda stated: _check(stated, specs, str(path), check))
         return Stack(str(path), held, specs, folder)
-
-
-@contextlib.contextmanager
-def _spool() -> Iterator[Part]:
-    """A folder that stays where the block succeeds."""
-    folder = scratch_part()
-    try:
-        yield folder
-    except BaseException:
-        folder.close()
-        raise
 
 
 def _check(stated: Headers, specs: Sequence[InputSpec], label: str, check: Checked) -> None:

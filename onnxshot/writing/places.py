@@ -63,6 +63,17 @@ def scratch() -> Iterator[Path]:
         part.close()
 
 
+@contextlib.contextmanager
+def scratch_kept() -> Iterator[Part]:
+    """As `scratch`, but where the block succeeds the folder stays, for whoever asked to close it."""
+    part = scratch_part()
+    try:
+        yield part
+    except BaseException:
+        part.close()
+        raise
+
+
 def scratch_part() -> Part:
     """As `scratch`, to be closed by whoever asks."""
     try:
