@@ -63,11 +63,16 @@ def prune(
         here = slice(start, end)
         part = _scores(left[:, :, here], diagonal[:, here], fixed[:, :, here])
         gone[:, :, here] = _lowest(part, pattern, int(first[:, :, here].sum())) | fixed[:, :, here]
-        errors = np.zeros((groups, outputs, end - start), np.float32)
-        for j in range(start, end):
-            off = np.where(gone[:, :, j], left[:, :, j], np.float32(0)) / diagonal[:, j, None]
-            left[:, :, j:end] -= off[:, :, None] * factor[:, None, j, j:end]
-            errors[:, :, j - start] = off
+        # Rows are columns here: a column of a wide weight is read one value of a cache line at a time.
+        turned = np.ascontiguousarray(left[:, :, here].transpose(0, 2, 1))
+        going = np.ascontiguousarray(gone[:, :, here].transpose(0, 2, 1))
+        errors = np.empty_like(turned)
+        for j in range(end - start):
+            off = np.where(going[:, j], turned[:, j], np.float32(0)) / diagonal[:, start + j, None]
+            turned[:, j:] -= factor[:, start + j, start + j : end, None] * off[:, None]
+            errors[:, j] = off
+        left[:, :, here] = turned.transpose(0, 2, 1)
+        errors = np.ascontiguousarray(errors.transpose(0, 2, 1))
         left[:, :, end:] -= errors @ factor[:, here, end:]
     return gone, np.where(gone, np.float32(0), left)
 
@@ -104,17 +109,20 @@ def refit(target: Floats, moments: Floats, gone: Mask, start: Floats | None = No
     residual = ((target - found) @ moments).astype(np.float32) * keep
     direction = residual * scale
     power = np.einsum("gok,gok->go", residual, direction)
-    enough = _SMALL * power
+    enough, turned = _SMALL * power, np.empty_like(direction)
     for _ in range(steps):
         if (power <= enough).all():
             break
-        along = (direction @ moments) * keep
+        along = direction @ moments
+        along *= keep
         bend = np.einsum("gok,gok->go", direction, along)
         step = np.divide(power, bend, out=np.zeros_like(power), where=bend > 0)
-        found += step[:, :, None] * direction
-        residual -= step[:, :, None] * along
-        turned = residual * scale
+        found += np.multiply(step[:, :, None], direction, out=turned)
+        along *= step[:, :, None]
+        residual -= along
+        np.multiply(residual, scale, out=turned)
         before, power = power, np.einsum("gok,gok->go", residual, turned)
         ratio = np.divide(power, before, out=np.zeros_like(power), where=before > 0)
-        direction = turned + ratio[:, :, None] * direction
+        direction *= ratio[:, :, None]
+        direction += turned
     return np.where(gone, np.float32(0), found)  # no zero is negative
