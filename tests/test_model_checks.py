@@ -159,7 +159,7 @@ def stored(proto: ModelProto) -> dict[str, np.ndarray]:
     return {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
 
 
-@pytest.mark.parametrize("scale", [1e19, 1e37])
+@pytest.mark.parametrize("scale", [1e19, 1e36])
 def test_weights_too_large_to_square_are_pruned_by_magnitude_and_stay_finite(scale: float) -> None:
     result = onnxshot.prune(two_layers(scale), samples(), sparsity=0.5, settings=QUIET)
     assert all(np.isfinite(values).all() for values in stored(result.model.to_proto()).values())
@@ -264,6 +264,16 @@ def test_an_unforeseen_error_is_the_models_where_the_runtime_refuses_it_too(tmp_
     onnx.save(mismatched, path)
     with pytest.raises(ModelError, match=str(path)):
         blames_model(lambda model: model.nothing)(path)
+
+
+def test_an_error_of_ours_is_not_the_models_because_its_smallest_size_is_too_small() -> None:
+    weights = {"w": np.ones((1, 1, 8), np.float32)}
+    proto = model("g (float[1, 1, n] x) => (float[1, 1, m] y) { y = Conv(x, w) }", weights)
+    assert unsound(proto) == ""
+    with pytest.raises(IndexError):
+        blames_model(broken)(proto)
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 4
+    assert unsound(proto)
 
 
 def test_a_model_that_runs_on_no_random_sample_is_said_not_to_be_compared(tmp_path: Path) -> None:

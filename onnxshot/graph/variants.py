@@ -1,4 +1,4 @@
-"""Copies of a ModelProto, serialized, that differ from it in one thing: what they give out, or what constants hold."""
+"""Copies of a ModelProto that differ from it in one thing: what they give out, or what constants hold."""
 
 from __future__ import annotations
 
@@ -23,9 +23,14 @@ def exposed(model: ModelProto, names: Iterable[str]) -> bytes:
 
 def with_constants(model: ModelProto, values: Mapping[str, NDArray[Any]]) -> bytes:
     """The model with other values of the initializers of these names."""
+    return bytes(changed(model, values).SerializeToString())
+
+
+def changed(model: ModelProto, values: Mapping[str, NDArray[Any]]) -> ModelProto:
+    """A copy of the model with other values of the initializers of these names, not serialized."""
     other = ModelProto()
     other.CopyFrom(model)
     for tensor in other.graph.initializer:
         if tensor.name in values:
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(values[tensor.name]), tensor.name))
-    return bytes(other.SerializeToString())
+    return other

@@ -35,7 +35,7 @@ class Walk:
         self._held: dict[str, Values] = {name: [feed[name] for feed in feeds] for name in given}
         self._readers: dict[str, set[int]] = {}  # those still to run, of everything a walk may stop at
         for i, node in enumerate(self._nodes):
-            for name in () if self._dequantizes(node) else _reads(node):
+            for name in () if self._dequantizes(node) else reads(node):
                 self._readers.setdefault(self.stop(name), set()).add(i)
 
     def values(self, name: str) -> Values:
@@ -83,19 +83,19 @@ class Walk:
             number = None if name in self._held else self._maker.get(name)
             if number is not None and number not in found:
                 found.add(number)
-                names += _reads(self._nodes[number])
+                names += reads(self._nodes[number])
         return sorted(found)
 
     def _run(self, numbers: Sequence[int], stop: str) -> None:
         nodes = [self._nodes[i] for i in numbers]
-        reads = {name for node in nodes for name in _reads(node)}
-        for readers in (self._readers.get(self.stop(name)) for name in reads):
+        read = {name for node in nodes for name in reads(node)}
+        for readers in (self._readers.get(self.stop(name)) for name in read):
             if readers is not None:
                 readers.difference_update(numbers)
         later = {stop, *(name for name, readers in self._readers.items() if readers)}
-        inputs = [name for name in self._held if name in reads]
+        inputs = [name for name in self._held if name in read]
         outputs = [name for node in nodes for name in node.output if name in later and name not in self._held]
-        constants = [values for name, values in self._constants.items() if name in reads]
+        constants = [values for name, values in self._constants.items() if name in read]
         runner = Runner(self._part(nodes, inputs, outputs, constants), threads=1, outputs=outputs)
         feeds = ({name: self._held[name][i] for name in inputs} for i in range(self._count))
         found = list(in_order(runner.run, feeds, self._threads))
@@ -117,10 +117,10 @@ class Walk:
         return bytes(part.SerializeToString())
 
 
-def _reads(node: NodeProto) -> Iterator[str]:
+def reads(node: NodeProto) -> Iterator[str]:
     """Names of all tensors a node reads, those that its subgraphs take from outside among them."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
             made = {name for inner in graph.node for name in inner.output}
-            yield from (name for inner in graph.node for name in _reads(inner) if name not in made)
+            yield from (name for inner in graph.node for name in reads(inner) if name not in made)

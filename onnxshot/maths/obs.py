@@ -50,7 +50,7 @@ def prune(
     factor: `inverse_factor` of the moments; G groups have nothing in common but the count. count: how many go, see
     `masks.lowest`. fixed: weights that go in any case.
     """
-    groups, outputs, columns = weight.shape
+    columns = weight.shape[2]
     diagonal = np.einsum("gkk->gk", factor)
     left = weight.astype(np.float32)
     fixed = np.zeros(weight.shape, bool) if fixed is None else fixed

@@ -6,8 +6,9 @@ Nothing is trained: the float model says what every layer should give, sample by
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.graph.save import Draft
+from onnxshot.layers.rows import Feeds
 from onnxshot.maths.layer_sparsity import cheapest
 from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
@@ -40,12 +42,14 @@ from onnxshot.pruning.curves import curves
 from onnxshot.pruning.layers import choose_layers, described, fixed_counts, nm_counts, reachable, shared_out
 from onnxshot.pruning.report import LayerSparsity, PruneReport, PruneResult
 from onnxshot.pruning.sparsify import Prunable, Pruned, by_magnitude, sparsified
+from onnxshot.pruning.stay_finite import Fallbacks, Guard
 from onnxshot.recipes.record import record, source_of, stamp
 from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.settings import Settings
 from onnxshot.targets.unsound import blames_model
 from onnxshot.zeros import layers_of, worth
 
+_ROUNDS = 3  # of fitting anew what stands behind a layer that fell back
 _MEASURED_FROM = 3  # samples: from fewer, nothing is learned of what a layer costs on others
 
 
@@ -148,12 +152,12 @@ class _Run:
 
     def rewrite(self, data: Dataset | None) -> None:
         """Decide how many weights of each layer go, and which, and change the model."""
-        feeds: list[Mapping[str, NDArray[Any]]] = []
+        feeds: Feeds = []
         if data is not None:
             self.report.notes += data.notes
             self._refer(data)
             numbers, self._held_out = split(len(data), HOLDOUT)
-            feeds = [feed for feed in (data[i].feed for i in numbers) if all(np.size(v) for v in feed.values())]
+            feeds = list(_feeds(data, numbers))
             if not feeds:
                 self.report.notes.append("pruned by magnitude alone: an input of every sample is empty")
             self.report.samples = {
@@ -162,17 +166,12 @@ class _Run:
             }  # fmt: skip
         with self.report.timed("allocate"):
             self._counts = self._allocated(feeds)
-        found: dict[str, Pruned]
         with self.report.timed("prune"):
-            if feeds:
-                found = sparsified(
-                    self._plain, self._layers, self._counts, self.asked.parsed_pattern, feeds,
-                    keep_zeros=self.asked.keep_zeros, threads=self.settings.threads, progress=self.settings.progress,
-                )  # fmt: skip
-            else:
-                found = self._by_magnitude()
+            found = self._as_stored(self._sparsified(feeds, {}) if feeds else self._by_magnitude())
+        if data is not None:
+            with self.report.timed("keep finite"):
+                found = self._kept_finite(found, feeds, data)
         self.report.notes += [f"{name!r}: {pruned.note}" for name, pruned in found.items() if pruned.note]
-        found = self._as_stored(found)
         self.report.layers = [self._row(layer, found[layer.name]) for layer in self._layers]
         total = sum(row.weights for row in self.report.layers)
         self.report.sparsity = sum(row.sparsity * row.weights for row in self.report.layers) / total
@@ -217,6 +216,28 @@ class _Run:
             shares = shared_out(scope, others, self._tables, left, asked.share, least)
         return counts | {layer.name: n for layer, n in zip(others, shares, strict=True)}
 
+    def _sparsified(self, feeds: Feeds, given: Mapping[str, Pruned]) -> dict[str, Pruned]:
+        return sparsified(
+            self._plain, self._layers, self._counts, self.asked.parsed_pattern, feeds, given=given,
+            keep_zeros=self.asked.keep_zeros, threads=self.settings.threads, progress=self.settings.progress,
+        )  # fmt: skip
+
+    def _kept_finite(self, found: dict[str, Pruned], feeds: Feeds, data: Dataset) -> dict[str, Pruned]:
+        """What was found, or fall-backs where outputs would not be finite on some sample, held out or not."""
+        guard = Guard(
+            self._plain, self._layers, self._tables, self._counts, self.asked.parsed_pattern, self.settings.threads
+        )
+        fallbacks: Fallbacks = {}
+        for rounds in itertools.count(1):
+            needed = guard.needed(found, fallbacks, _feeds(data, range(len(data))))
+            if needed == fallbacks:
+                break
+            fallbacks, found = needed, guard.applied(found, needed)
+            if feeds and rounds <= _ROUNDS:  # those behind were fitted to what is NaN
+                given = {name: found[name] for name in fallbacks}
+                found = self._as_stored(self._sparsified(feeds, given))
+        return found
+
     def _by_magnitude(self) -> dict[str, Pruned]:
         return {
             la.name: by_magnitude(la, self._tables[la.name], self.asked.parsed_pattern, self._counts[la.name])
@@ -255,6 +276,8 @@ class _Run:
             reference = self._reference.model
             compared = compare(reference, written.path, judges, threads=self.settings.threads)
             proof.tell(self.report, compared, random=data.random)
+            if compared.not_finite:
+                raise ModelError(f"nothing is written: {compared.not_finite[0]}", "prune less, or other layers")
             plain = load_model(self._plain)
             ApplyRepairs(self._by_magnitude()).run(plain)
             candidate = plain.to_proto().SerializeToString()
@@ -278,3 +301,9 @@ class _Run:
             zeros = int((numpy_helper.to_array(stored[layer.weight]) == 0).sum())
             if zeros != round(row.sparsity * row.weights):
                 raise ModelError(f"{layer.name!r}: {zeros} zeros were written, not {row.sparsity * row.weights:.0f}")
+
+
+def _feeds(data: Dataset, numbers: Iterable[int]) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """The samples of these numbers; without those of which an input is empty."""
+    feeds = (data[i].feed for i in numbers)
+    return (feed for feed in feeds if all(np.size(value) for value in feed.values()))

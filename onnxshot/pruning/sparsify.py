@@ -95,10 +95,13 @@ def sparsified(
     feeds: Feeds,
     *,
     keep_zeros: bool = False,
+    given: Mapping[str, Pruned] | None = None,
     threads: int = 2,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Pruned]:
     """What becomes of every layer, by name. counts: how many of its weights become zero.
+
+    given: what becomes of some is known; the others make up for that too.
 
     layers: in the order of the graph. Held at any time: the model twice, HELD bytes of tensors, and of one layer
     ROWS rows of inputs and outputs and their second moments. Raises ModelError where the model does not run.
@@ -109,10 +112,12 @@ def sparsified(
     targets = wanted(reference, named(reference, layers), feeds, shares, threads, _WANTED)
     found = {}
     for done, (layer, share, outputs) in enumerate(zip(layers, shares, targets, strict=True), 1):
-        x = rows_of(student, layer, outputs, share)
-        task = _Task(layer, x, outputs, student.constant(layer.weight))
-        bias = student.constant(layer.bias) if layer.bias else None
-        pruned = task.solve(counts[layer.name], pattern, keep_zeros, bias, activations.behind(layer.output))
+        pruned = (given or {}).get(layer.name)
+        if pruned is None:
+            x = rows_of(student, layer, outputs, share)
+            task = _Task(layer, x, outputs, student.constant(layer.weight))
+            bias = student.constant(layer.bias) if layer.bias else None
+            pruned = task.solve(counts[layer.name], pattern, keep_zeros, bias, activations.behind(layer.output))
         student.set(layer.weight, pruned.weight)
         if pruned.bias is not None:
             student.set(layer.bias, pruned.bias)
@@ -160,7 +165,7 @@ class _Task:
             why = "what it reads or gives is not finite"
         else:
             try:
-                with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+                with np.errstate(all="ignore"):  # looked for below
                     found = self._solved(count, pattern, keep_zeros, bias, behind)
                 if all(np.isfinite(values).all() for values in (found.weight, found.bias) if values is not None):
                     return found

@@ -44,7 +44,10 @@ def blames_model(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
 
 
 def unsound(source: str | Path | ModelProto) -> str:
-    """Why ONNX Runtime does not load the model, or does not run it on zeros, or why ONNX calls it invalid; or ""."""
+    """Why ONNX Runtime does not load the model, or ONNX calls it invalid; or "".
+
+    Or why it does not run on zeros, where its inputs leave no size open.
+    """
     try:
         proto = load_model(source).skeleton()[0]
         runner = Runner(source.SerializeToString() if isinstance(source, ModelProto) else Path(source), threads=1)
@@ -52,11 +55,12 @@ def unsound(source: str | Path | ModelProto) -> str:
         return e.message
     except ValueError as e:  # a proto of more than 2 GiB
         return first_line(e)
-    try:
-        sizes = {spec.name: [d if isinstance(d, int) else 1 for d in spec.shape or ()] for spec in runner.inputs}
-        runner.run({spec.name: np.zeros(sizes[spec.name], spec.dtype) for spec in runner.inputs})
-    except (OnnxshotError, ValueError, MemoryError) as e:
-        return first_line(e)
+    sizes = [[d for d in spec.shape or () if isinstance(d, int)] for spec in runner.inputs]
+    if all(len(own) == len(spec.shape or ()) for own, spec in zip(sizes, runner.inputs, strict=True)):
+        try:  # with an open size, a run that fails may say no more than that the size was not a good one
+            runner.run({spec.name: np.zeros(own, spec.dtype) for own, spec in zip(sizes, runner.inputs, strict=True)})
+        except (OnnxshotError, ValueError, MemoryError) as e:
+            return first_line(e)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as e:  # of the checker, of shape inference, and of the C++ below
