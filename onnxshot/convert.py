@@ -20,6 +20,7 @@ from onnxshot.files.results import is_external, of_options, of_result
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, write
+from onnxshot.graph.shapes import refuse_giants
 from onnxshot.observing.calibrating import open_calib
 from onnxshot.output import deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
@@ -93,6 +94,8 @@ def emit(
         data = stack.enter_context(open_calib(calib, loaded, preset, settings, sizes)) if calib is not None else None
         FreezeShapes(sizes).run(loaded)
         normalize(loaded)
+        if settings.verify:  # which runs it
+            refuse_giants(loaded)
         StoreHalf().run(loaded)
         edit.toposort(loaded)
         loaded.set_metadata(VERSION_KEY, versions()["onnxshot"])

@@ -28,6 +28,7 @@ from onnxshot.recipes.record import (
 )
 from onnxshot.settings import Settings
 from onnxshot.staging import StageResult, run_stage
+from onnxshot.targets.unsound import blames_model
 from onnxshot.writing.places import scratch
 
 
@@ -57,6 +58,7 @@ class Replayed:
         return {**asdict(self), "output": str(self.output)}
 
 
+@blames_model
 def replay(
     model: str | Path,
     recorded: str | Path,

@@ -18,9 +18,11 @@ from onnxshot.maths.masks import Pattern, below, lowest
 from onnxshot.passes.evaluate import result_bytes
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.repair import ApplyRepairs
+from onnxshot.pruning import blocks as blocks_module
 from onnxshot.pruning import curves as curves_module
 from onnxshot.pruning import sparsify
-from onnxshot.pruning.sparsify import Pruned, blocks_of, counts_of
+from onnxshot.pruning.blocks import blocks_of, counts_of
+from onnxshot.pruning.sparsify import Pruned
 from onnxshot.targets.unsound import blames_model, unsound
 
 QUIET = onnxshot.Settings(threads=1, use_cache=False, bench_seconds=0.02)
@@ -214,8 +216,9 @@ def test_a_layer_of_many_inputs_is_fitted_in_blocks(pattern: str, monkeypatch: p
     proto = model("g (float[n, 96] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": weight})
     asked = {} if pattern == "2:4" else {"sparsity": 0.5}
     whole = onnxshot.prune(proto, feeds, pattern=pattern, settings=QUIET, **asked)
-    monkeypatch.setattr(sparsify, "WHOLE", 64)
-    monkeypatch.setattr(sparsify, "BLOCK", 40)
+    for module in (sparsify, blocks_module):
+        monkeypatch.setattr(module, "WHOLE", 64)
+        monkeypatch.setattr(module, "BLOCK", 40)
     parts = onnxshot.prune(proto, feeds, pattern=pattern, settings=QUIET, **asked)
     assert any("96 inputs were fitted 40 at a time" in note for note in parts.report.notes)
     assert parts.report.sparsity == pytest.approx(whole.report.sparsity, abs=0.02)
@@ -232,6 +235,9 @@ def test_blocks_cover_every_input_once_and_share_out_exactly_what_goes() -> None
     parts = [slice(0, 1024), slice(1024, 2048), slice(2048, 3000)]
     counts = counts_of(parts, weight, x, Pattern(), 7001, np.zeros(weight.shape, bool))
     assert sum(counts) == 7001
+    scores = np.square(weight) * np.square(x).sum(axis=1, keepdims=True)
+    gone = scores <= np.sort(scores, axis=None)[7000]
+    np.testing.assert_allclose(counts, [gone[:, :, part].sum() for part in parts], rtol=0.02)
     assert curves_module.blocks_of(8192, Pattern()) == [slice(0, 8192)]
 
 
@@ -245,7 +251,7 @@ def test_the_lowest_of_many_scores_are_the_same_as_of_few() -> None:
     np.testing.assert_array_equal(below(distinct, 700), lowest(distinct, Pattern(), 700))
 
 
-def broken(proto: ModelProto) -> str:
+def broken(model: ModelProto) -> str:
     """Fails in a way that nobody has foreseen."""
     raise IndexError("list index out of range")
 
@@ -264,6 +270,46 @@ def test_an_unforeseen_error_is_the_models_where_the_runtime_refuses_it_too(tmp_
     onnx.save(mismatched, path)
     with pytest.raises(ModelError, match=str(path)):
         blames_model(lambda model: model.nothing)(path)
+
+
+def test_the_model_that_is_blamed_is_the_one_that_is_at_fault(tmp_path: Path) -> None:
+    mismatched = two_layers()
+    mismatched.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(np.ones((15, 3), np.float32), "v"))
+    sound, bad, record = (tmp_path / name for name in ("sound.onnx", "bad.onnx", "record.yaml"))
+    onnx.save(two_layers(), sound)
+    onnx.save(mismatched, bad)
+    record.write_text("no model\n")
+
+    @blames_model
+    def held(reference: Path, candidate: Path, recorded: Path) -> None:
+        raise KeyError("w")
+
+    @blames_model
+    def timed(models: list[Path]) -> None:
+        raise KeyError("w")
+
+    with pytest.raises(ModelError, match=r"bad\.onnx cannot be worked on"):
+        held(sound, candidate=bad, recorded=record)
+    with pytest.raises(ModelError, match=r"bad\.onnx cannot be worked on"):
+        timed([sound, bad])
+    with pytest.raises(KeyError):
+        held(sound, sound, record)
+
+
+@pytest.mark.parametrize("work", [onnxshot.emit, onnxshot.prune, onnxshot.shrink])
+def test_what_is_larger_than_memory_is_refused_before_it_is_run(work: Callable[..., object], tmp_path: Path) -> None:
+    text = """g (float[1, 8] x) => (float[1, 4] y) {
+        m = MatMul(x, w)
+        o = MatMul(m, s)
+        e = Expand(o, size)
+        y = ReduceMax<keepdims = 0>(e, axes)
+    }"""
+    constants = {"w": np.ones((8, 16), np.float32), "s": np.ones((16, 4), np.float32)}
+    proto = model(text, {**constants, "size": np.array([1 << 38, 1, 4]), "axes": np.array([0])})
+    proto.opset_import[0].version = 18
+    asked = {"sparsity": 0.5} if work is onnxshot.prune else {"target_flops": 0.5} if work is onnxshot.shrink else {}
+    with pytest.raises(ModelError, match=r"larger than the .* GiB of memory"):
+        work(proto, calib=[{"x": np.ones((1, 8), np.float32)}] * 3, output=tmp_path / "y.onnx", settings=QUIET, **asked)
 
 
 def test_an_error_of_ours_is_not_the_models_because_its_smallest_size_is_too_small() -> None:

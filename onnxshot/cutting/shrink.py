@@ -29,6 +29,7 @@ from onnxshot.files.results import is_external, of_result
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import concrete_shapes, count
+from onnxshot.graph.shapes import refuse_giants
 from onnxshot.maths.removal import Floats
 from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import open_calib
@@ -175,6 +176,7 @@ class _Run:
             fold(self.model)
             self.scales = batchnorm_scales(self.model)
         normalize(self.model)
+        refuse_giants(self.model)
 
     def refer(self, data: Dataset | None) -> None:
         """Find what outputs are held against. Raises ModelError where normalizing has changed them."""

@@ -21,6 +21,7 @@ from onnxshot.proving.tensorwise import TensorRow
 from onnxshot.proving.verify import compare
 from onnxshot.report import rounded
 from onnxshot.settings import Settings
+from onnxshot.targets.unsound import blames_model
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
@@ -74,6 +75,7 @@ class Diff:
         return values
 
 
+@blames_model
 def diff(
     before: str | Path,
     after: str | Path,

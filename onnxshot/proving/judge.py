@@ -17,10 +17,12 @@ from onnxshot.report import Report, TensorReport
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import Latency, bench
 from onnxshot.targets.ort_executed import executed
+from onnxshot.targets.unsound import blames_model
 
 _BENCH_FEEDS = 8
 
 
+@blames_model
 def compare_models(
     reference: str | Path,
     candidate: str | Path,
@@ -56,6 +58,7 @@ def compare_models(
     return report
 
 
+@blames_model
 def bench_models(
     models: Sequence[str | Path],
     calib: Any = None,

@@ -10,14 +10,15 @@ from onnx import ModelProto
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.graph.variants import with_constants
-from onnxshot.layers.rows import Feeds, affordable, wanted
+from onnxshot.layers.rows import Feeds, Wanted, affordable, wanted
 from onnxshot.layers.walk import Walk
 from onnxshot.maths import obs
 from onnxshot.maths.finite import finite
 from onnxshot.maths.layer_sparsity import Curve
 from onnxshot.maths.masks import Mask, Pattern, lowest
 from onnxshot.maths.ridge import Moments
-from onnxshot.pruning.sparsify import HELD, Prunable, blocks_of, counts_of, named, rows_of, share_of
+from onnxshot.pruning.blocks import blocks_of, counts_of, in_place
+from onnxshot.pruning.sparsify import HELD, Prunable, named, rows_of, share_of
 from onnxshot.trial import tried
 
 _SPARSITIES = (0.25, 0.5, 0.7, 0.85, 0.95)
@@ -49,15 +50,18 @@ def curves(
     feeds = feeds[: affordable(reference, [layer.name for layer in layers], feeds, HELD)]
     errors: list[list[float]] = []
 
+    def candidate(walk: Walk, layer: Prunable, outputs: Wanted, share: int) -> bytes:
+        x = rows_of(walk, layer, outputs, share)
+        found, changed = _errors(walk, layer, x, outputs.starts, pattern, keep_zeros)
+        errors.append(found)
+        return with_constants(reference, changed)
+
     def candidates() -> Iterator[bytes]:
         walk = Walk(reference, feeds, threads)
         shares = [share_of(layer, len(feeds), _ROWS) for layer in layers]
         outputs = wanted(reference, named(reference, layers), feeds, shares, threads)
         for done, (layer, given, one) in enumerate(zip(layers, outputs, shares, strict=True), 1):
-            x = rows_of(walk, layer, given, one)
-            found, changed = _errors(walk, layer, x, given.starts, pattern, keep_zeros)
-            errors.append(found)
-            yield with_constants(reference, changed)
+            yield candidate(walk, layer, given, one)  # nothing of it is held here while it is run
             if progress is not None:
                 progress("measuring", done, len(layers))
 
@@ -95,9 +99,7 @@ def _errors(
     for i, (left, error) in enumerate(_by_sparsity(weight, one, other, layer.size, pattern, fixed)):
         found.append(error)
         if i == _HEARD_AT:
-            table = np.empty_like(left)
-            table[:, :, order] = left
-            changed[layer.weight] = layer.form.stored(table, stored)
+            changed[layer.weight] = layer.form.stored(in_place(left, order), stored)
             if layer.bias:
                 bias = walk.constant(layer.bias)
                 moved = np.einsum("gok,gk->go", weight - left, mean[:, 0])

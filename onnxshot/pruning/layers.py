@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxshot.errors import UsageError
 from onnxshot.graph import Constant, Model, Node, edit, weights
@@ -19,6 +20,23 @@ from onnxshot.maths.masks import Pattern
 from onnxshot.passes.base import Change, Skip
 from onnxshot.planning.match import match_nodes
 from onnxshot.pruning.sparsify import Prunable
+
+
+@dataclass(frozen=True, slots=True)
+class Tables(Mapping[str, NDArray[np.float32]]):
+    """Weights by the name of their layer, each read anew: none is held beside the model."""
+
+    stored: Mapping[str, TensorProto]
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return numpy_helper.to_array(self.stored[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
 
 _OPS = ("Conv", "Gemm", "MatMul")
 

@@ -27,6 +27,7 @@ from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.graph.save import Draft
+from onnxshot.graph.shapes import refuse_giants
 from onnxshot.layers.rows import Feeds
 from onnxshot.maths.layer_sparsity import cheapest
 from onnxshot.observing.cache import model_hash
@@ -39,7 +40,7 @@ from onnxshot.proving import anatomy, proof
 from onnxshot.proving.reference import Reference, reference_of
 from onnxshot.proving.verify import compare
 from onnxshot.pruning.curves import curves
-from onnxshot.pruning.layers import choose_layers, described, fixed_counts, nm_counts, reachable, shared_out
+from onnxshot.pruning.layers import Tables, choose_layers, described, fixed_counts, nm_counts, reachable, shared_out
 from onnxshot.pruning.report import LayerSparsity, PruneReport, PruneResult
 from onnxshot.pruning.sparsify import Prunable, Pruned, by_magnitude, sparsified
 from onnxshot.pruning.stay_finite import Fallbacks, Guard
@@ -125,7 +126,7 @@ class _Run:
     _plain: ModelProto = field(init=False)  # normalized, not pruned
     _reference: Reference = field(init=False)
     _layers: list[Prunable] = field(init=False)
-    _tables: dict[str, NDArray[np.float32]] = field(init=False)
+    _tables: Tables = field(init=False)
     _counts: dict[str, int] = field(init=False)
     _held_out: list[int] = field(init=False, default_factory=list)
 
@@ -136,6 +137,7 @@ class _Run:
         self.report.input_bytes = input_bytes(self.source, self.model)
         with self.report.timed("normalize"):
             normalize(self.model)
+            refuse_giants(self.model)
         asked = self.asked
         labels, self.report.skips = choose_layers(self.model, asked.parsed_pattern, asked.include, asked.exclude)
         if not labels:
@@ -148,7 +150,7 @@ class _Run:
         self._plain = self.model.to_proto()
         self._layers = described(self._plain, labels)
         stored = {t.name: t for t in self._plain.graph.initializer}
-        self._tables = {la.name: numpy_helper.to_array(stored[la.weight]) for la in self._layers}
+        self._tables = Tables({la.name: stored[la.weight] for la in self._layers})
 
     def rewrite(self, data: Dataset | None) -> None:
         """Decide how many weights of each layer go, and which, and change the model."""
@@ -193,7 +195,7 @@ class _Run:
     def _allocated(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, int]:
         """How many weights of each layer become zero."""
         asked, layers = self.asked, self._layers
-        least = {name: int((t == 0).sum()) if asked.keep_zeros else 0 for name, t in self._tables.items()}
+        least = {la.name: int((self._tables[la.name] == 0).sum()) if asked.keep_zeros else 0 for la in layers}
         if asked.parsed_pattern.of:
             return {la.name: n for la, n in zip(layers, nm_counts(layers, asked.parsed_pattern), strict=True)}
         counts = fixed_counts(self.model, layers, asked.layers, least)

@@ -21,13 +21,12 @@ from onnxshot.maths import obs
 from onnxshot.maths.masks import Mask, Pattern, lowest
 from onnxshot.maths.ridge import Moments, change, ridge
 from onnxshot.maths.rounding import corrected_bias
+from onnxshot.pruning.blocks import BLOCK, WHOLE, blocks_of, counts_of, in_place
 
 HELD = 512 << 20
 """Bytes of tensors that a walk may hold: it is of as many samples as that takes."""
 ROWS = 8192
 """Positions of a layer's output, over all samples, that it is pruned on."""
-WHOLE, BLOCK = 8192, 512
-"""Inputs of a layer whose second moments are held whole; of one with more, in blocks: 25,088^2 would take 5 GB."""
 _ROW_BYTES = 160 << 20  # of what a layer reads for them: fewer rows where it reads more
 _WANTED = 96 << 20  # bytes of the float model's outputs that are held at once, of as many layers as that takes
 _ROWS_PER_INPUT, _LEAST_ROWS = 24, 1024  # no more rows where a layer has few inputs
@@ -67,8 +66,13 @@ class Prunable:
         """Groups that have no inputs in common."""
         return int(self.form.attrs.get("group", 1))
 
-    def order(self, pattern: Pattern) -> NDArray[np.int64]:
-        """The order of columns in which neighbours are input channels at one kernel position, where it matters."""
+    def order(self, pattern: Pattern) -> NDArray[np.int64] | slice:
+        """The order of columns in which neighbours are input channels at one kernel position, where it matters.
+
+        A slice, which copies nothing, where it does not, and the layer is one whose copies take much memory.
+        """
+        if self.inputs > WHOLE and pattern.width == 1:
+            return slice(None)
         columns = np.arange(self.inputs)
         return columns.reshape(-1, self.kernel).T.reshape(-1) if pattern.width > 1 else columns
 
@@ -177,10 +181,8 @@ class _Task:
     def _solved(
         self, count: int, pattern: Pattern, keep_zeros: bool, bias: NDArray[np.float32] | None, behind: Activation
     ) -> Pruned:
-        order: NDArray[np.int64] | slice = self.layer.order(pattern)
+        order = self.layer.order(pattern)
         blocks = blocks_of(self.layer.inputs, pattern)
-        if len(blocks) > 1 and pattern.width == 1:
-            order = slice(None)  # nothing is copied
         weight = self.layer.form.table(self.stored)[:, :, order]
         fixed = weight == 0 if keep_zeros else np.broadcast_to(False, weight.shape)
         x, y = self._centred(order)
@@ -197,10 +199,7 @@ class _Task:
                 settled = settled or self._settled(part, *self._moments(rows, aim), pattern, share, fixed[:, :, block])
                 fitted[:, :, block] = self._fitted(rows, aim, part, pattern, share, fixed[:, :, block], settled)
                 missing = aim - rows @ fitted[:, :, block].transpose(0, 2, 1)
-        table = fitted
-        if not isinstance(order, slice):
-            table = np.empty_like(weight)
-            table[:, :, order] = fitted
+        table = in_place(fitted, order)
         assert settled is not None
         pruned, refitted = self.layer.form.stored(table, self.stored), settled[0] if settled[1] else None
         note = f"its {weight.shape[2]} inputs were fitted {BLOCK} at a time" if len(blocks) > 1 else ""
@@ -273,32 +272,6 @@ class _Task:
         held_out = np.repeat(np.arange(len(sizes)) % _FOLD == _FOLD - 1, sizes)
         first, second = (Moments.of(x[:, part], y[:, part]) for part in (~held_out, held_out))
         return first, second
-
-
-def blocks_of(inputs: int, pattern: Pattern) -> list[slice]:
-    """The columns that are fitted at once: all of them up to WHOLE, else blocks of BLOCK that no pattern crosses."""
-    size = max(BLOCK - BLOCK % pattern.width, pattern.width)
-    if inputs <= WHOLE:
-        return [slice(0, inputs)]
-    return [slice(start, min(start + size, inputs)) for start in range(0, inputs, size)]
-
-
-def counts_of(
-    blocks: Sequence[slice],
-    weight: NDArray[np.float32],
-    x: NDArray[np.float32],
-    pattern: Pattern,
-    count: int,
-    fixed: Mask,
-) -> list[int]:
-    """How many weights go of each block: those of least w^2 E[x^2] over the whole layer (Wanda, Sun et al. 2024)."""
-    power = np.einsum("gnk,gnk->gk", x, x)
-    power += 0.01 * power.mean(axis=1, keepdims=True) + np.finfo(np.float32).tiny
-    scores = np.square(weight)
-    scores *= power[:, None]
-    scores[fixed] = -np.inf
-    gone = lowest(scores.reshape(-1, weight.shape[2]), pattern, count).reshape(weight.shape)
-    return [int(gone[:, :, block].sum()) for block in blocks]
 
 
 def by_magnitude(layer: Prunable, weight: NDArray[np.float32], pattern: Pattern, count: int) -> Pruned:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -15,15 +16,20 @@ from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.graph.load import first_line, load_model
 from onnxshot.targets.ort_runtime import Runner
 
+_NAMES = ("model", "models", "reference", "candidate", "before", "after")
+"""Parameters that are a model, or several."""
+
 _Asked = ParamSpec("_Asked")
 _Result = TypeVar("_Result")
 
 
 def blames_model(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
-    """Let an unforeseen error of a call on a `model`, its first argument, be a ModelError where others refuse it too.
+    """Let an unforeseen error of a call on models be a ModelError where others refuse one of them too.
 
-    The words say both: what went wrong here, and what they say. An error that no one else shares goes on as it is.
+    The models are what _NAMES are called. The words say both: what went wrong here, and what they say. An error that no
+    one else shares goes on as it is.
     """
+    signature = inspect.signature(call)
 
     @functools.wraps(call)
     def called(*args: _Asked.args, **kwargs: _Asked.kwargs) -> _Result:
@@ -32,15 +38,25 @@ def blames_model(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
         except OnnxshotError:
             raise
         except Exception as error:
-            model: object = args[0] if args else kwargs.get("model")
-            reason = unsound(model) if isinstance(model, str | Path | ModelProto) else ""
-            if not reason:
-                raise
-            name = "the model" if isinstance(model, ModelProto) else str(model)
-            what = f"{type(error).__name__}: {first_line(error, limit=120)}"
-            raise ModelError(f"{name} cannot be worked on ({what}); {reason}", "export the model again") from error
+            given = signature.bind_partial(*args, **kwargs).arguments
+            for model in _models(given.get(name) for name in _NAMES):
+                if reason := unsound(model):
+                    name = "the model" if isinstance(model, ModelProto) else str(model)
+                    what = f"{type(error).__name__}: {first_line(error, limit=120)}"
+                    said = f"{name} cannot be worked on ({what}); {reason}"
+                    raise ModelError(said, "export the model again") from error
+            raise
 
     return called
+
+
+def _models(values: Iterable[object]) -> Iterator[str | Path | ModelProto]:
+    """Those of the values, and of lists of them, that are models."""
+    for value in values:
+        if isinstance(value, str | Path | ModelProto):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _models(value)
 
 
 def unsound(source: str | Path | ModelProto) -> str:
