@@ -122,6 +122,8 @@ class Report:
             where only random inputs were: what comes of those is in `on_random_data`.
         sqnr_optimized_db, sqnr_unoptimized_db: on the first samples alone, with every graph optimization on and off: a
             difference is a runtime's mistake.
+        sample_db: by float output, how SQNR is spread over single samples: least, tenth, median, samples, held; see
+            `onnxshot.judging.spread`.
         judged: what was kept out of these figures: `random`, nodes that draw random numbers; `ordered`, share of the
             same picks by output that TopK or the like has ordered; `copied`, outputs that are copies of inputs in part.
         output_equal: share of equal values of each output that is not float.
@@ -157,6 +159,7 @@ class Report:
     sqnr_unoptimized_db: float | None = None
     agreement: float | None = None
     output_sqnr_db: dict[str, float] = field(default_factory=dict)
+    sample_db: dict[str, dict[str, float]] = field(default_factory=dict)
     judged: dict[str, Any] = field(default_factory=dict)
     output_equal: dict[str, float] = field(default_factory=dict)
     on_random_data: dict[str, Any] = field(default_factory=dict)

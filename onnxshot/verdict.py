@@ -39,6 +39,7 @@ NOTHING = "nothing was quantized"
 """The reason of a result that is the float model."""
 
 _TWICE_DB = 6.0  # twice the error
+_LITTLE = 1 / 128  # of what the loudest sample holds: 8 bits hardly tell it from nothing
 _NAMED = 3  # outputs and nodes that are named one by one
 
 
@@ -119,6 +120,18 @@ def _outputs_below(values: Values) -> Iterator[_Finding]:
     for name, share in (values.get("output_equal") or {}).items():
         if level_of(None, share) == BAD:
             yield _Finding(BAD, _disagrees(f"share of equal values of output {name!r}", share), hint)
+
+
+def _samples_below(values: Values) -> Iterator[_Finding]:
+    """Half of the samples, where a few loud ones lift the SQNR of all together."""
+    outputs = values.get("sample_db") or {}
+    whole = values.get("output_sqnr_db") or {}
+    below = {name: own for name, own in outputs.items() if level_of(own["median"]) == BAD}
+    for name in [name for name in below if level_of(whole.get(name)) != BAD][:_NAMED]:
+        own = below[name]
+        level = BAD if own["held"] >= _LITTLE else CAUTION
+        what = f"output {name!r}: SQNR of the median sample is {decibels(own['median'])}, below {FLOOR_DB:g} dB"
+        yield _Finding(level, f"{what}: louder samples make it {decibels(whole.get(name))} in all", to_gain(values))
 
 
 def _artifacts_below(values: Values) -> Iterator[_Finding]:
@@ -292,6 +305,6 @@ def _noise(db: float) -> str:
 
 
 _OF_RESULTS = (
-    _not_finite, _contract, _goal, _outputs_below, _artifacts_below, _stages_below, _nothing, _data, _size_and_speed,
-    _coverage, _optimizer, _unplanned,
+    _not_finite, _contract, _goal, _outputs_below, _samples_below, _artifacts_below, _stages_below, _nothing, _data,
+    _size_and_speed, _coverage, _optimizer, _unplanned,
 )  # fmt: skip

@@ -34,12 +34,16 @@ SOUND: dict[str, Any] = {
     "graph": [{"node": "c", "op": "Conv", "how": "static", "tensor": "y", "macs_share": 1.0, "sparsity": 0.0}],
 }  # fmt: skip
 
+SPREAD = {"least": 3.6, "tenth": 4.0, "median": 4.9, "samples": 8, "held": 0.03}
+
 AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "SQNR": ({"sqnr_db": 14.9}, "bad", "SQNR is 14.9 dB, below 15 dB: the error is 18 %", "--min-sqnr 15"),
     "one output": ({"output_sqnr_db": {"y": 40.0, "z": 3.0}}, "bad", "output 'z' is 3.0 dB", "--min-sqnr 37"),
     "not a number": ({"sqnr_db": float("nan")}, "bad", "not a number", "--min-sqnr 15"),
     "agreement": ({"agreement": 0.89}, "bad", "agreement is 89.0 %, below 90 %", "--min-sqnr 37"),
     "order": ({"judged": {"ordered": {"top": 0.4}}}, "bad", "the same picks of output 'top' is 40.0 %", "--min-sqnr"),
+    "median": ({"sample_db": {"y": SPREAD}}, "bad", "median sample is 4.9 dB, below 15 dB: louder", "--min-sqnr 37"),
+    "quiet median": ({"sample_db": {"y": {**SPREAD, "held": 0.001}}}, "caution", "median sample", "--min-sqnr"),
     "integers": ({"output_equal": {"ids": 0.5}}, "bad", "equal values of output 'ids' is 50.0 %", "--min-sqnr"),
     "NaN": ({"not_finite": ["output 'y' on sample 'a': NaN"]}, "bad", "output 'y' on sample 'a': NaN", "do not deploy"),
     "contract": ({"contract": "output 'y' is missing"}, "bad", "output 'y' is missing", "same inputs and outputs"),

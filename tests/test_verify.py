@@ -54,6 +54,23 @@ def test_sqnr_is_that_of_all_samples_together() -> None:
     assert result.contract == ""
 
 
+def test_a_few_loud_samples_do_not_hide_that_the_others_are_lost() -> None:
+    wanted = bytes_of("(float[N,4] x) => (float[N,4] y) { y = Identity(x) }")
+    off = bytes_of("(float[N,4] x) => (float[N,4] y) { y = Add(x, b) }", b=np.float32([0.3, -0.3, 0.3, -0.3]))
+    loud = [30.0, 1, 1, 1, 30, 1, 1, 1e-6]  # the last one holds nothing, and is noise alone
+    feeds = [Sample(f"#{i}", {"x": values(2, 4, seed=i) * np.float32(s)}) for i, s in enumerate(loud)]
+    (row,) = compare(wanted, off, feeds).outputs
+    each = [10 * np.log10(np.mean(np.square(f.feed["x"].astype(np.float64))) / 0.09) for f in feeds]
+    assert row.sqnr_db is not None
+    assert row.sqnr_db > 15 > row.samples_db["median"]
+    assert row.samples_db["samples"] == 7
+    assert row.samples_db["least"] == pytest.approx(min(each[:-1]), abs=1e-3)
+    assert row.samples_db["median"] == pytest.approx(np.median(each[:-1]), abs=1e-3)
+    assert row.samples_db["tenth"] == pytest.approx(np.percentile(each[:-1], 10), abs=1e-3)
+    rms = [np.sqrt(np.mean(np.square(f.feed["x"].astype(np.float64)))) for f in feeds]
+    assert row.samples_db["held"] == pytest.approx(np.median(rms) / max(rms), rel=1e-3)
+
+
 def test_a_model_equals_itself() -> None:
     model = bytes_of(LINEAR, w=values(8, 4))
     result = compare(model, model, samples())

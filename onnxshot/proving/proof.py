@@ -45,6 +45,7 @@ def tell(report: Report, found: Comparison, *, random: bool) -> None:
     else:
         for name, value in known.items():
             setattr(report, name, value)
+        report.sample_db = {row.name: dict(row.samples_db) for row in found.outputs if row.samples_db}
         report.output_equal = {row.name: row.equal for row in found.outputs if row.equal is not None}
     judged = {"random": list(found.random), "ordered": dict(found.ordered), "copied": list(found.copied)}
     report.judged = {key: value for key, value in judged.items() if value}

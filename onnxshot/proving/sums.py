@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxshot.judging.closeness import add_output
 from onnxshot.judging.fair import Fair
 from onnxshot.judging.orders import Order
+from onnxshot.judging.spread import spread
 from onnxshot.maths.metrics import SqnrSum
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -33,6 +34,7 @@ class OutputRow:
             output, the share of its picks that both models have.
         equal: share 0..1 of equal values of an output that is not float.
         other_shape: samples on which the shapes differ; those count as lost: noise as large as the signal.
+        samples_db: how SQNR is spread over the samples: see `onnxshot.judging.spread`.
     """
 
     name: str
@@ -43,6 +45,7 @@ class OutputRow:
     agreement: float | None = None
     equal: float | None = None
     other_shape: int = 0
+    samples_db: Mapping[str, float] = field(default_factory=dict)
 
 
 class Sum(SqnrSum):
@@ -70,6 +73,7 @@ class Sums:
     name: str
     scores: bool = True
     own: Totals = field(default_factory=Totals)
+    each: list[SqnrSum] = field(default_factory=list)
     max_error: float = 0.0
     agreed: int = 0
     ranked: int = 0
@@ -87,10 +91,7 @@ class Sums:
             self.equal += int(np.count_nonzero(wanted == got))
             self.exact += wanted.size
             return
-        for part in (self.own, totals):
-            part.all.add(wanted, got)
-            if first:
-                part.first.add(wanted, got)
+        self._add_float(wanted, got, totals, first=first)
         self._look_for_nan(wanted, got, sample, "")
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(wanted.astype(np.float64) - got)
@@ -103,16 +104,22 @@ class Sums:
             self.agreed += int(np.count_nonzero(same))
             self.ranked += same.size
 
+    def _add_float(self, wanted: NDArray[Any], got: NDArray[Any], totals: Totals, *, first: bool) -> None:
+        own = SqnrSum()
+        add_output(own, wanted, got)
+        self.each.append(own)
+        for part in (self.own, totals):
+            part.all.join(own)
+            if first:
+                part.first.join(own)
+
     def _add_lost(self, wanted: NDArray[Any], got: NDArray[Any], totals: Totals, *, first: bool) -> None:
         """Count an output of another shape as wholly wrong."""
         self.other_shape += 1
         if wanted.dtype.kind != "f" or got.dtype.kind != "f":
             self.exact += max(wanted.size, got.size)
             return
-        for part in (self.own, totals):
-            add_output(part.all, wanted, got)
-            if first:
-                add_output(part.first, wanted, got)
+        self._add_float(wanted, got, totals, first=first)
         if self.scores and wanted.ndim in _SCORES_RANK and wanted.shape[-1] > 1:
             self.ranked += wanted.size // wanted.shape[-1]
 
@@ -145,6 +152,7 @@ class Sums:
             agreement=self.agreed / self.ranked if self.ranked else None,
             equal=self.equal / self.exact if self.exact else None,
             other_shape=self.other_shape,
+            samples_db=spread(self.each),
         )
 
 
