@@ -272,6 +272,13 @@ def test_an_unforeseen_error_is_the_models_where_the_runtime_refuses_it_too(tmp_
         blames_model(lambda model: model.nothing)(path)
 
 
+def test_a_model_is_blamed_where_it_runs_at_no_size() -> None:
+    weights = {"w": np.ones((1, 1, 8), np.float32), "s": np.array([0, 0, 7])}
+    proto = model("g (float[n, 1, m] x) => (float[a, b, c] y) { h = Conv(x, w) y = Reshape(h, s) }", weights)
+    proto.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(np.array([3, 0, 7777]), "s"))
+    assert unsound(proto)
+
+
 def test_the_model_that_is_blamed_is_the_one_that_is_at_fault(tmp_path: Path) -> None:
     mismatched = two_layers()
     mismatched.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(np.ones((15, 3), np.float32), "v"))

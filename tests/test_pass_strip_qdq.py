@@ -11,7 +11,7 @@ from planning import FAST, initializers, quantized, run, sqnr
 from rewrites import ops, reasons, rewritten
 
 from onnxshot.graph.load import load_model
-from onnxshot.passes.strip_qdq import StripQdq
+from onnxshot.passes.strip_qdq import StripQdq, fits
 from onnxshot.pipeline import quantize
 
 
@@ -111,9 +111,28 @@ def test_what_cannot_be_undone_says_why() -> None:
     assert change.edits == 0
     assert sorted(reasons(change)) == [
         "its input is made by an integer op",
-        "its scale is not constant, or is per block",
+        "its scale is not constant, is per block, or does not fit",
     ]
     assert ops(after)["DequantizeLinear"] == 2
+
+
+@pytest.mark.parametrize(
+    ("scales", "zeros", "axis"), [(4, 4, 10), (4, 4, -3), (3, 3, 1), (4, 3, 1), (0, 0, 1), (1, 3, 0)]
+)
+def test_scales_that_do_not_fit_are_left(scales: int, zeros: int, axis: int) -> None:
+    text = f"""g (float[3, 8] x) => (float[3, 4] y) {{
+        w = DequantizeLinear<axis = {axis}>(q, s, z)
+        y = MatMul(x, w)
+    }}"""
+    constants = {"q": np.ones((8, 4), np.int8), "s": np.ones(scales, np.float32), "z": np.zeros(zeros, np.int8)}
+    loaded = load_model(model(text, constants))
+    assert StripQdq().run(loaded).edits == 0
+    assert not fits(constants["q"], constants["s"], constants["z"], axis)
+
+
+def test_scales_that_fit_do() -> None:
+    q, one, four = np.ones((8, 4), np.int8), np.ones(1, np.float32), np.ones(4, np.float32)
+    assert all(fits(q, scale, zero, axis) for scale, zero, axis in ((one, None, 9), (four, four, 1), (four, None, -1)))
 
 
 def test_blocks_of_int4_stay() -> None:

@@ -415,3 +415,17 @@ def test_shared_weights_are_relabelled_once() -> None:
     assert len([v for v in initializers(after).values() if v.shape == (4, 4)]) == 1
     np.testing.assert_array_equal(dequantized(after, "w0"), np.arange(16).reshape(4, 4) - 128)
     assert_same(proto, after, feeds(2, x=(2, 4)))
+
+
+def test_a_bias_of_another_width_than_its_scales_is_left() -> None:
+    text = """g (uint8[1, 4, 6, 6] x) => (uint8[1, 8, 6, 6] y) {
+        y = QLinearConv(x, xs, xz, w, ws, wz, ys, yz, b)
+    }"""
+    constants = {
+        "xs": np.float32(0.1), "xz": np.uint8(0), "w": np.ones((8, 4, 1, 1), np.int8), "ws": np.ones(3, np.float32),
+        "wz": np.zeros(3, np.int8), "ys": np.float32(0.1), "yz": np.uint8(0), "b": np.ones(8, np.int32),
+    }  # fmt: skip
+    given = loaded(model(text, {name: np.asarray(value) for name, value in constants.items()}))
+    change = ToPairs().run(given)
+    assert change.edits == 0
+    assert [skip.reason for skip in change.skips] == ["it has another number of scales than of biases"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.graph import Model, Node, Tensor, edit
-from onnxshot.passes.strip_qdq import dequantized
+from onnxshot.passes.strip_qdq import dequantized, fits
 
 _PRODUCTS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 _SCALES = 8  # input slot of DynamicQuantizeLSTM: scale and zero point of W, then of R
@@ -49,7 +49,10 @@ def _product(model: Model, node: Node) -> tuple[Node, str] | None:
     values = None if scale is None else _other(scale, source.outputs[1])
     if values is None or (node.op == "ConvInteger" and values.size > 1):
         return None
-    real = dequantized(stored, values.reshape(-1), edit.constant_input(node, 3), stored.ndim - 1)
+    factors, zero, axis = values.reshape(-1), edit.constant_input(node, 3), stored.ndim - 1
+    if not fits(stored, factors, zero, axis):
+        return None
+    real = dequantized(stored, factors, zero, axis)
     weight = edit.add_constant(model, node.inputs[1].name, "float", real)
     graph, attrs, out = edit.graph_of(model, node), dict(node.attrs), rescale.outputs[0]
     edit.remove(model, [rescale])

@@ -41,7 +41,7 @@ class StripQdq:
             if isinstance(source, Constant):
                 restored = restore(model, node)
                 if restored is None:
-                    change.skip(node, "its scale is not constant, or is per block")
+                    change.skip(node, "its scale is not constant, is per block, or does not fit")
                     continue
                 edit.replace_uses(model, node.outputs[0], restored)
                 edit.remove(model, [node])
@@ -164,7 +164,7 @@ def _clip(
 
 
 def restore(model: Model, node: Node) -> Constant | None:
-    """What a DequantizeLinear makes of stored integers; None where its scale is not constant, per block, or no float.
+    """What a DequantizeLinear makes of stored integers; None where its scale is not constant, not float, or misfits.
 
     real = (q - zero_point) * scale, along the axis attribute where the scale has one dimension.
     """
@@ -175,8 +175,17 @@ def restore(model: Model, node: Node) -> Constant | None:
         TensorProto.FLOAT16,
     ):
         return None
-    real = dequantized(q, scale, zero, int(node.attrs.get("axis", 1)))
+    axis = int(node.attrs.get("axis", 1))
+    if not fits(q, scale, zero, axis):
+        return None
+    real = dequantized(q, scale, zero, axis)
     return edit.add_constant(model, node.inputs[0].name, "float", real)
+
+
+def fits(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None, axis: int) -> bool:
+    """Whether scale and zero point are of the whole tensor, or one for each index along the axis."""
+    vectors = [values.size for values in (scale, zero) if values is not None and values.size != 1]
+    return not vectors or (-q.ndim <= axis < q.ndim and set(vectors) == {q.shape[axis]})
 
 
 def dequantized(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None, axis: int) -> NDArray[Any]:

@@ -90,6 +90,11 @@ def _refusal(node: Node, form: Form) -> str:
         return "its scale, zero point or bias is computed at run time"
     if node.attrs.get("channels_last", 0):
         return "its channels come last, which no float form has"
+    if form.bias is not None and len(node.inputs) > form.bias and node.inputs[form.bias].name:
+        bias = edit.constant_input(node, form.bias)
+        sizes = [s.size for first in _operands(node, form) if (s := edit.constant_input(node, first + 1)) is not None]
+        if bias is not None and any(size not in (1, bias.size) for size in sizes):
+            return "it has another number of scales than of biases"
     # Up to opset 12 Softmax flattens what it reads.
     return "it is a Softmax from before opset 13" if node.attrs.get("opset", OPSET) < OPSET else ""
 

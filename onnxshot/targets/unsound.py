@@ -18,6 +18,7 @@ from onnxshot.targets.ort_runtime import Runner
 
 _NAMES = ("model", "models", "reference", "candidate", "before", "after")
 """Parameters that are a model, or several."""
+_SIZES = (1, 32, 512)  # of open dimensions: one of them alone may be too small, or no multiple of what it must be
 
 _Asked = ParamSpec("_Asked")
 _Result = TypeVar("_Result")
@@ -62,7 +63,7 @@ def _models(values: Iterable[object]) -> Iterator[str | Path | ModelProto]:
 def unsound(source: str | Path | ModelProto) -> str:
     """Why ONNX Runtime does not load the model, or ONNX calls it invalid; or "".
 
-    Or why it does not run on zeros, where its inputs leave no size open.
+    Or why it does not run on zeros, where it does not at any of several sizes that take the place of open ones.
     """
     try:
         proto = load_model(source).skeleton()[0]
@@ -71,14 +72,24 @@ def unsound(source: str | Path | ModelProto) -> str:
         return e.message
     except ValueError as e:  # a proto of more than 2 GiB
         return first_line(e)
-    sizes = [[d for d in spec.shape or () if isinstance(d, int)] for spec in runner.inputs]
-    if all(len(own) == len(spec.shape or ()) for own, spec in zip(sizes, runner.inputs, strict=True)):
-        try:  # with an open size, a run that fails may say no more than that the size was not a good one
-            runner.run({spec.name: np.zeros(own, spec.dtype) for own, spec in zip(sizes, runner.inputs, strict=True)})
-        except (OnnxshotError, ValueError, MemoryError) as e:
-            return first_line(e)
+    said = [_runs(runner, size) for size in _SIZES]
+    if all(said):
+        return said[0]
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as e:  # of the checker, of shape inference, and of the C++ below
         return f"ONNX calls it invalid: {first_line(e)}"
+    return ""
+
+
+def _runs(runner: Runner, size: int) -> str:
+    """Why the model does not run on zeros; empty where it does. size: of open dimensions, but the first ones, of 1."""
+    shapes = {
+        spec.name: [d if isinstance(d, int) else (size if i else 1) for i, d in enumerate(spec.shape or ())]
+        for spec in runner.inputs
+    }
+    try:
+        runner.run({spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in runner.inputs})
+    except (OnnxshotError, ValueError, MemoryError) as e:
+        return first_line(e)
     return ""
