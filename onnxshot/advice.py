@@ -39,13 +39,49 @@ def is_slower(speedup: float | None) -> bool:
 
 def to_gain(values: Values) -> str:
     """What was measured to bring accuracy, else a search that measures it."""
+    rows = values.get("tried", ())
+    cures = [row for row in rows if _level(row) != BAD]
+    if cures:
+        best = max(cures, key=lambda row: (_level(row) == READY, _worst_db(row)))
+        return f"{best['options']}: {_gained(values, best)}, measured here{_besides(best)}"
+    search = _to_search(values)
+    better = [row for row in rows if _worst_db(row) > _worst_db(values) + _SAME_DB]
+    if better:
+        best = max(better, key=_worst_db)
+        return f"{search} ({best['options']} is not enough: {_gained(values, best)}, still below)"
+    return search
+
+
+def _level(row: Values) -> str:
+    """The verdict of what was tried."""
+    return str(row.get("level") or level_of(row.get("sqnr_db"), row.get("agreement")))
+
+
+def _worst_db(values: Values) -> float:
+    """The SQNR of the worst output."""
+    total = [] if values.get("sqnr_db") is None else [values["sqnr_db"]]
+    found = [*total, *(values.get("output_sqnr_db") or {}).values()]
+    return min((db if math.isfinite(db) else -math.inf for db in found), default=-math.inf)
+
+
+def _gained(values: Values, row: Values) -> str:
+    """What an option brings to what is below its floor, in words."""
+    outputs, tried = values.get("output_sqnr_db") or {}, row.get("output_sqnr_db") or {}
+    low = [name for name in outputs if level_of(outputs[name]) == BAD and name in tried]
+    if len(outputs) > 1 and low:
+        worst = min(low, key=lambda name: outputs[name])
+        return f"SQNR of output {worst!r} {decibels(tried[worst])} in place of {decibels(outputs[worst])}"
+    share, now = row.get("agreement"), values.get("agreement")
+    if level_of(values.get("sqnr_db")) != BAD and share is not None and level_of(None, now) == BAD:
+        return f"agreement {100 * share:.1f} % in place of {100 * now:.1f} %"
+    if row.get("sqnr_db") is None or values.get("sqnr_db") is None:
+        return "all answers above their floors"
+    return f"SQNR {decibels(row['sqnr_db'])} in place of {decibels(values['sqnr_db'])}"
+
+
+def _to_search(values: Values) -> str:
+    """A search that measures what brings accuracy."""
     now = values.get("sqnr_db")
-    rows = [row for row in values.get("tried", ()) if row.get("sqnr_db") is not None]
-    rows = [row for row in rows if now is not None and row["sqnr_db"] > now + _SAME_DB]
-    if rows:
-        best = min(rows, key=lambda row: (level_of(row["sqnr_db"], row["agreement"]) == BAD, -row["sqnr_db"]))
-        gained = f"SQNR {decibels(best['sqnr_db'])} in place of {decibels(now)}"
-        return f"{best['options']}: {gained}, measured here{_besides(best)}"
     if "layers" in values:
         return "a lower --sparsity, or --scope auto with --calib DATA"
     if stages := values.get("stages"):
@@ -89,8 +125,7 @@ def smaller(values: Values) -> str:
 
 def _sound(values: Values) -> list[Values]:
     """What was tried and is above the floors."""
-    rows = values.get("tried", ())
-    return [row for row in rows if level_of(row.get("sqnr_db"), row.get("agreement")) != BAD]
+    return [row for row in values.get("tried", ()) if _level(row) != BAD]
 
 
 def words_of(row: Values) -> str:

@@ -323,10 +323,10 @@ class Run:
     ) -> list[dict[str, Any]]:
         """What else was measured, where the result falls short."""
 
-        def make(recipe: Recipe) -> Model:
+        def make(recipe: Recipe) -> tuple[Model, Report]:
             run = Run(self.source, recipe, replace(self.settings, progress=None))
             run.rewrite(data)
-            return run.model
+            return run.model, run.report
 
         return Shortfall(
             self.report, float_model, self.model, self.plan, self.recipe, self.decided, self.target, self.settings,

@@ -147,7 +147,7 @@ class Report:
         single: what a file for one target alone reaches: `target`, `sqnr_db`, `ms`, `speedup` over this one.
         pareto: candidates of a search that no other beats: `exclude`, `sqnr_db`, `bytes`, `latency_ms`, `drop`.
         tried: other options that were measured because the result falls short: `options`, `sqnr_db`, `agreement`,
-            `bytes`, `speedup`.
+            `bytes`, `speedup`, `output_sqnr_db`, and its verdict's `level` and `reasons`.
     """
 
     input: str

@@ -2,7 +2,8 @@
 
 Below the floor of accuracy, the few nodes whose return to float brings most; where recurrent layers stay float, the
 options that quantize them; where it is slower, products in int8 without calibration; where it is larger, weights alone.
-Trials are bounded in number and in time, change nothing that is written, and stand under `tried`.
+Each is judged by the rules that the result is judged by. One that quantizes nothing, or makes a file larger than the
+input, is left out. Trials are bounded in number and in time, change nothing that is written, and stand under `tried`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from onnx import ModelProto
@@ -25,6 +26,7 @@ from onnxshot.graph import Constant, Model, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.ops import op_of
 from onnxshot.graph.save import write
+from onnxshot.judging.closeness import Tried, joined
 from onnxshot.passes.smooth import PRODUCTS
 from onnxshot.planning.match import exact_patterns
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Plan
@@ -34,10 +36,14 @@ from onnxshot.planning.trained import Trained
 from onnxshot.proving import proof
 from onnxshot.proving.verify import compare
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.report import Report
+from onnxshot.recipes.spoken import options_of
+from onnxshot.report import Artifact, Report
 from onnxshot.rewrite import apply
 from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
+from onnxshot.targets.ort_executed import executed
+from onnxshot.targets.ort_runtime import stored_bytes
+from onnxshot.verdict import is_inaccurate
 from onnxshot.writing.places import scratch
 
 RECURRENT = ("LSTM", "GRU", "RNN")
@@ -46,6 +52,7 @@ _TRIED_ON = 4  # samples
 _HALF_DB = 6.0
 _NAMED = 6  # nodes: a longer list is a search's business
 _SECONDS = 30.0  # after which no trial is begun
+_TO_MEASURE = 8.0  # of them, that looking for nodes leaves to measure what it finds
 _FUSED = ("Relu", "Clip")
 
 
@@ -61,7 +68,7 @@ class Shortfall:
         model: the quantized one.
         float_model: that the plan was made for.
         recipe: as it was asked for; `decided`: with what was found to suit the outputs.
-        make: the model of another recipe; raises what `quantize` raises.
+        make: the model of another recipe, with a report of what was done; raises what `quantize` raises.
         judged: the model that was given, and the samples that the result was held against it on.
         written_bytes: size of the result.
     """
@@ -77,7 +84,7 @@ class Shortfall:
     evidence: Evidence
     trained: Trained
     judged: Judged
-    make: Callable[[Recipe], Model]
+    make: Callable[[Recipe], tuple[Model, Report]]
     written_bytes: int
     _deadline: float = field(init=False, default_factory=lambda: time.perf_counter() + _SECONDS)
 
@@ -86,50 +93,61 @@ class Shortfall:
         report, size = self.report, self.model.weight_bytes()
         if self.recipe.precision != "int8" or data.random or not self.target.runs_here or size > trial.MAX_BYTES:
             return []
-        options = {**self._recurrent(), **self._quicker(), **self._smaller()}
-        below = level_of(report.sqnr_db, report.agreement) == BAD
-        if below or any(level_of(db) == BAD for db in report.output_sqnr_db.values()):
-            with contextlib.suppress(OnnxshotError, _OutOfTime):
-                options |= self._floats(data)
         rows = []
-        for text, recipe in options.items():
+        options = {options_of(r): r for r in (*self._recurrent(), *self._quicker(), *self._smaller())}
+        for recipe in options.values():
             if time.perf_counter() < self._deadline:
-                rows += list(self._measured(text, recipe))
+                rows += list(self._measured(recipe))
+        if is_inaccurate(asdict(report)) and report.sqnr_db is not None:  # without float outputs nothing steers it
+            with contextlib.suppress(OnnxshotError, _OutOfTime):
+                rows += self._floats(data)
         return rows
 
-    def _quicker(self) -> dict[str, Recipe]:
+    def _quicker(self) -> Iterator[Recipe]:
         """Products quantized at run time, where the result is slower than the input."""
         products = any(n.how == STATIC and n.op in PRODUCTS for n in self.plan.nodes)
-        if not self.report.slower or not products or self.recipe.mode != STATIC:
-            return {}
-        return {"--mode dynamic": replace(self.recipe, mode=DYNAMIC)}
+        if self.report.slower and products and self.recipe.mode == STATIC:
+            yield replace(self.recipe, mode=DYNAMIC)
 
-    def _smaller(self) -> dict[str, Recipe]:
+    def _smaller(self) -> Iterator[Recipe]:
         """Weights alone, where the file is larger than the input."""
-        if not self.written_bytes > self.report.input_bytes > 0 or self.recipe.mode == "weights":
-            return {}
-        return {"--mode weights": replace(self.recipe, mode="weights")}
+        if self.written_bytes > self.report.input_bytes > 0 and self.recipe.mode != "weights":
+            yield replace(self.recipe, mode="weights")
 
-    def _recurrent(self) -> dict[str, Recipe]:
+    def _recurrent(self) -> Iterator[Recipe]:
         """Options that quantize recurrent layers, where those that stay float are a good part of the file."""
         floats = {n.node for n in self.plan.nodes if n.how == FLOAT and n.op in RECURRENT}
         nodes = [node for _, node in self.model.walk() if node.label in floats]
         size = sum(weights.size_bytes(t) for node in nodes for t in node.inputs[1:3] if isinstance(t, Constant))
         if not nodes or size < _SHARE * self.model.weight_bytes():
-            return {}
-        found: dict[str, Recipe] = {}
+            return
         ops = {node.op for node in nodes} & self.target.contrib
         if self.recipe.mode == STATIC:
             for op in sorted(ops):
-                found[f"--include {op}"] = replace(self.recipe, include=(*self.recipe.include, op))
+                yield replace(self.recipe, include=(*self.recipe.include, op))
         if ops and self.recipe.mode != DYNAMIC:
-            found["--mode dynamic"] = replace(self.recipe, mode=DYNAMIC)
+            yield replace(self.recipe, mode=DYNAMIC)
         if self.recipe.mode != "weights":
-            found["--mode weights"] = replace(self.recipe, mode="weights")
-        return found
+            yield replace(self.recipe, mode="weights")
 
-    def _floats(self, data: Dataset) -> dict[str, Recipe]:
-        """Patterns of the few nodes whose return to float brings the outputs above the floor, on a few samples."""
+    def _floats(self, data: Dataset) -> list[dict[str, Any]]:
+        """Rows of the few nodes whose return to float brings what is below its floor above it.
+
+        They are looked for on a few samples. Where what is found does not hold on all, more is asked for once more.
+        """
+        rows: list[dict[str, Any]] = []
+        for wanted in (self._wanted_db, self._wanted_db + _HALF_DB):
+            if rows and rows[-1]["level"] != BAD:
+                break
+            units = self._units(data, wanted)
+            if not units or any(row["units"] == units for row in rows):
+                break
+            recipe = replace(self.recipe, exclude=(*self.recipe.exclude, *units))
+            rows += [{**row, "units": units} for row in self._measured(recipe)]
+        return [{key: value for key, value in row.items() if key != "units"} for row in rows]
+
+    def _units(self, data: Dataset, wanted: float) -> list[str]:
+        """Patterns of the nodes, in graph order; empty where there are none, or too many to name."""
         base = load_model(self.float_model)
         patterns, node_of = exact_patterns(base), {node.label: node for _, node in base.walk()}
         order = []
@@ -139,29 +157,35 @@ class Shortfall:
             if planned.how != FLOAT and computes and planned.node in patterns:
                 order.append(patterns[planned.node])
         if not order:
-            return {}
+            return []
         step = max(1, len(data) // _TRIED_ON)
         samples = [data[i] for i in range(0, len(data), step)][:_TRIED_ON]
 
         def measure(sets: Iterable[Units]) -> Iterator[float]:
             made = (bytes(self._with_floats(units).SerializeToString()) for units in sets)
             for one in trial.tried(self.judged.reference, made, samples, threads=self.settings.threads):
-                if time.perf_counter() > self._deadline:
+                if time.perf_counter() > self._deadline - _TO_MEASURE:
                     raise _OutOfTime
-                yield one.total.db
+                yield self._closeness(one)
 
-        units = helpful(order, measure, self._wanted_db)
-        if not units or len(units) > _NAMED:
-            return {}
-        ordered = [unit for unit in order if unit in units]
-        text = " ".join(f"--exclude '{unit}'" for unit in ordered)
-        return {text: replace(self.recipe, exclude=(*self.recipe.exclude, *ordered))}
+        units = helpful(order, measure, wanted)
+        return [unit for unit in order if unit in units] if len(units) <= _NAMED else []
+
+    @property
+    def _low(self) -> list[str]:
+        """The outputs that are below the floor by themselves."""
+        return [name for name, db in self.report.output_sqnr_db.items() if level_of(db) == BAD]
+
+    def _closeness(self, one: Tried) -> float:
+        """SQNR of all outputs together, or of the worst of those that are below the floor: it is to be lifted."""
+        total, outputs = one.total.db, joined(one.samples)
+        return min([total, *(outputs[name].db for name in self._low if name in outputs)])
 
     @property
     def _wanted_db(self) -> float:
         """The floor; where the result is above it and its answers are not alike, half of its error."""
         now = self.report.sqnr_db
-        return FLOOR_DB if now is None or not now >= FLOOR_DB else now + _HALF_DB
+        return FLOOR_DB if self._low or now is None or not now >= FLOOR_DB else now + _HALF_DB
 
     def _with_floats(self, units: Units) -> ModelProto:
         """The model with these units in float, without repairs."""
@@ -170,23 +194,42 @@ class Shortfall:
         apply(model, make_plan(model, self.target, recipe, self.evidence, self.trained), self.recipe)
         return model.to_proto()
 
-    def _measured(self, options: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
-        """The figures of what a recipe makes, as those of the result were taken; nothing where it makes nothing."""
+    def _measured(self, recipe: Recipe) -> Iterator[dict[str, Any]]:
+        """The figures and the verdict of what a recipe makes, taken as those of the result were.
+
+        Nothing where it cannot be made, quantizes nothing, or is larger than the input: then it is no advice.
+        """
         with scratch() as folder:
-            path, reference = folder / "other.onnx", self.judged.reference
+            path, reference, samples = folder / "other.onnx", self.judged.reference, self.judged.samples
             try:
-                write(self.make(recipe), path)
-                found = compare(reference, path, self.judged.samples, threads=self.settings.threads)
+                model, report = self.make(recipe)
+                write(model, path)
+                size, given = stored_bytes(path), self.report.input_bytes
+                if not _quantizes(report) or (given and size > given):
+                    return
+                proof.tell(report, compare(reference, path, samples, threads=self.settings.threads), random=False)
+                ran = executed(path, sample=samples[0].feed, threads=self.settings.threads)
+                if recipe.mode != "weights" and ran.total_macs and not ran.share:
+                    return
+                proof.tell_execution(report, ran)
                 if isinstance(reference, bytes):
                     source = folder / "float.onnx"
                     source.write_bytes(reference)
                 else:
                     source = reference
-                timed = Report("", {})
-                proof.time_both(timed, source, path, self.judged.samples, self.settings)
+                proof.time_both(report, source, path, samples, self.settings)
             except OnnxshotError:
-                return  # what cannot be made is no advice
-            yield {
-                "options": options, "sqnr_db": found.sqnr_db, "agreement": found.agreement,
-                "bytes": path.stat().st_size, "speedup": timed.speedup,
-            }  # fmt: skip
+                return
+        report.input_bytes = given
+        report.outputs = [Artifact(path.name, self.target.name, "onnx", size)]
+        verdict = report.verdict
+        yield {
+            "options": options_of(recipe, self.recipe), "sqnr_db": report.sqnr_db, "agreement": report.agreement,
+            "bytes": size, "speedup": report.speedup, "output_sqnr_db": report.output_sqnr_db,
+            "level": verdict.level, "reasons": list(verdict.reasons),
+        }  # fmt: skip
+
+
+def _quantizes(report: Report) -> bool:
+    """Whether anything was put into 8 bits."""
+    return any(row.how not in (FLOAT, "half") for row in report.graph)

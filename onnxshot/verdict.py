@@ -79,6 +79,11 @@ def judge(values: Values) -> Verdict:
     return Verdict(found[0].level, tuple(dict.fromkeys(f.reason for f in found)), found[0].next)
 
 
+def is_inaccurate(values: Values) -> bool:
+    """Whether a figure of accuracy is below its floor: of all outputs, of one of them, or of what agrees."""
+    return any(True for _ in _outputs_below(values))
+
+
 # ---------------------------------------------------------------------- accuracy
 
 
@@ -138,11 +143,12 @@ def _artifacts_below(values: Values) -> Iterator[_Finding]:
     """What was measured in a runtime of its own."""
     rows = [(f"the {a['format']} file", a) for a in values.get("outputs", ())]
     rows += [(f"in {row['runtime']}", row) for row in values.get("runtimes", ())]
+    elsewhere = {**values, "tried": ()}  # which was measured in ONNX Runtime
     for name, row in rows:
         if level_of(db := row.get("sqnr_db")) == BAD:
-            yield _Finding(BAD, _below(f"{name}: SQNR", db), to_gain(values))
+            yield _Finding(BAD, _below(f"{name}: SQNR", db), to_gain(elsewhere))
         if level_of(None, agreement := row.get("agreement")) == BAD:
-            yield _Finding(BAD, _disagrees(f"{name}: agreement", agreement), to_gain(values))
+            yield _Finding(BAD, _disagrees(f"{name}: agreement", agreement), to_gain(elsewhere))
         if refused := row.get("refused"):
             yield _Finding(CAUTION, f"{name} the file is refused: {refused}", "choose a target that is that runtime's")
 

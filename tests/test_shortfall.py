@@ -1,5 +1,7 @@
 """Where a result falls short, options are measured, and only what was measured is advised."""
 
+import itertools
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +88,9 @@ def test_the_node_that_is_named_brings_what_is_said(tmp_path: Path, monkeypatch:
     assert report.sqnr_db < FLOOR_DB
     (row,) = report.tried
     assert report.next_step().startswith(f"{row['options']}: SQNR {row['sqnr_db']:.1f} dB in place of")
-    exclude = tuple(part.strip("' ") for part in row["options"].split("--exclude") if part.strip())
+    words = shlex.split(row["options"])
+    assert row["options"].endswith("--effort fast --include MatMul"), "the whole set of options is told"
+    exclude = tuple(after for word, after in itertools.pairwise(words) if word == "--exclude")
     made = onnxshot.quantize(proto, data, exclude=exclude, **asked)
     path = made.save(tmp_path / "q.onnx")
     held_out = data[12:]
@@ -112,7 +116,7 @@ def test_what_is_slower_is_tried_with_products_quantized_at_run_time(monkeypatch
     clock(monkeypatch, 0.5)
     report = onnxshot.quantize(proto, data, include=("MatMul",), settings=PROVEN).report
     assert report.slower
-    row = next(row for row in report.tried if row["options"] == "--mode dynamic")
+    row = next(row for row in report.tried if row["options"] == "--mode dynamic --include MatMul")
     own = onnxshot.quantize(proto, data, include=("MatMul",), mode="dynamic", settings=PROVEN).model.to_proto()
     truly = sqnr(outputs(proto, data[9:]), outputs(own, data[9:]))
     assert truly == pytest.approx(row["sqnr_db"], abs=0.01), "on the samples that the result is judged on"
@@ -145,3 +149,50 @@ def test_a_gru_has_no_int8_kernel_and_none_is_claimed(monkeypatch: pytest.Monkey
     proto, data = recurrent("GRU", 3)
     report = onnxshot.quantize(proto, data, settings=PROVEN).report
     assert [row["options"] for row in report.tried] == ["--mode weights"]
+
+
+def heads() -> tuple[onnx.ModelProto, list[Feed]]:
+    """Two heads: 'small' reads columns that one scale per tensor erases, and 'big' is so loud that it hides that."""
+    text = """g (float[1, 16] x) => (float[1, 8] small, float[1, 64] big) {
+        a = MatMul(x, w1) b = Add(a, b1) c = Relu(b) big = MatMul(c, w2) small = MatMul(x, w3)
+    }"""
+    w3 = weight(16, 8, seed=2, channel_axis=1)
+    w3[:8] = 0.0  # the loud half of the input
+    size = np.where(np.arange(16) < 8, 3000.0, 1.0).astype(np.float32)
+    w2 = weight(64, 64, seed=1, channel_axis=1)
+    proto = model(text, {"w1": weight(16, 64, channel_axis=1), "b1": vector(64), "w2": w2, "w3": w3})
+    return proto, [{"x": feed["x"] * size} for feed in feeds(count=16, x=(1, 16))]
+
+
+def test_the_head_whose_output_is_below_the_floor_goes_back_though_all_together_are_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock(monkeypatch, 2.0)
+    proto, data = heads()
+    settings = replace(PROVEN, samples="all")
+    asked = {"include": ("MatMul",), "effort": "fast", "settings": settings}
+    report = onnxshot.quantize(proto, data, **asked).report
+    assert report.sqnr_db is not None
+    assert report.sqnr_db > FLOOR_DB
+    assert report.output_sqnr_db["small"] < FLOOR_DB
+    row = report.tried[-1]
+    assert row["level"] != "bad"
+    assert report.next_step().startswith(f"{row['options']}: SQNR of output 'small'")
+    words = shlex.split(row["options"])
+    exclude = tuple(after for word, after in itertools.pairwise(words) if word == "--exclude")
+    path = onnxshot.quantize(proto, data, exclude=exclude, **asked).save(tmp_path / "q.onnx")
+    truly = sqnr(outputs(proto, data[12:]), outputs(path, data[12:]))  # of the first output, which is the small one
+    assert truly == pytest.approx(row["output_sqnr_db"]["small"], abs=0.01)
+    assert truly > FLOOR_DB
+
+
+def test_what_quantizes_nothing_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that may be quantized at run time or stored in 8 bits was excluded: what is left only has a static form."""
+    clock(monkeypatch, 0.5)
+    text = """g (float[1, 16, 8, 8] x) => (float[1, 16, 4, 4] y) {
+        a = Conv(x, w) b = Relu(a) y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(b)
+    }"""
+    proto = model(text, {"w": weight(16, 16, 1, 1)})
+    report = onnxshot.quantize(proto, feeds(count=8, x=(1, 16, 8, 8)), exclude=("Conv",), settings=PROVEN).report
+    assert [row["options"] for row in report.tried] == []
+    assert "--mode" not in report.next_step()

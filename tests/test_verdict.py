@@ -106,6 +106,23 @@ def test_what_was_measured_to_help_is_advised_and_what_was_not_is_not() -> None:
     assert "--exclude" not in judge({**SOUND, "sqnr_db": 10.0, "tried": rows[2:]}).next
 
 
+def test_what_is_better_and_not_enough_is_not_advised_alone() -> None:
+    row = {"options": "--exclude a", "sqnr_db": 12.5, "agreement": None, "bytes": 1_200_000, "speedup": None}
+    found = judge({**SOUND, "sqnr_db": 10.0, "tried": [row]})
+    assert found.next.startswith("--min-sqnr 15 searches")
+    assert "--exclude a is not enough: SQNR 12.5 dB in place of 10.0 dB, still below" in found.next
+
+
+def test_what_is_tried_is_judged_by_its_own_verdict() -> None:
+    known = {"agreement": 0.99, "bytes": 900_000, "speedup": 1.5, "reasons": []}
+    loud = {**known, "options": "--exclude a", "sqnr_db": 45.0, "output_sqnr_db": {"y": 45.0, "z": 3.1}, "level": "bad"}
+    right = {**known, "options": "--exclude z", "sqnr_db": 40.2, "output_sqnr_db": {"y": 40.2, "z": 24.0},
+             "level": "ready"}  # fmt: skip
+    values = {**SOUND, "sqnr_db": 40.0, "output_sqnr_db": {"y": 40.0, "z": 3.0}, "tried": [loud, right]}
+    assert judge(values).next.startswith("--exclude z: SQNR of output 'z' 24.0 dB in place of 3.0 dB, measured here")
+    assert "--exclude" not in judge({**values, "tried": [loud]}).next
+
+
 def test_the_stage_that_costs_most_is_named() -> None:
     def row(name: str, db: float | None) -> dict[str, Any]:
         return {"name": name, "sqnr_db": db, "agreement": None, "report": None}
