@@ -230,7 +230,7 @@ class _Run:
         size = self.source.stat().st_size
         report.stages.append(StageRow("input", report.input, size, None, None, before.median_ms, before.ratio, None))
         for (name, path, made), timed in zip(self.done, times, strict=True):
-            found = compare(self.source, path, judges, threads=threads)
+            found = compare(self.source, path, judges, threads=threads, sizes=self.sizes)
             known = (None, None) if self.data.random else (found.sqnr_db, found.agreement)
             report.stages.append(
                 StageRow(

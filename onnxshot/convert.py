@@ -130,7 +130,9 @@ def emit(
             asked = changed or (data is not None and loaded.weight_bytes() < proof.MAX_BYTES)
             if proof.loads(written.path, model) and asked and judged is not None:
                 report.samples = {"source": judged.samples.source, "random": judged.samples.random}
-                found = compare(judged.reference, written.path, judged.samples, threads=settings.threads)
+                found = compare(
+                    judged.reference, written.path, judged.samples, threads=settings.threads, sizes=sizes
+                )
                 proof.tell(report, found, random=judged.samples.random)
 
         deliver(loaded, place, main.name, report, prove, others, keep=emitting.ONNX in formats)

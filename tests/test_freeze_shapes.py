@@ -166,6 +166,7 @@ def test_a_frozen_model_is_quantized_proven_and_made_again(tmp_path: Path) -> No
     assert result.report.sqnr_db is not None
     assert result.report.sqnr_db > 20
     assert result.report.samples["held_out"] == 4, "four samples: one batch"
+    assert result.report.contract == "", "what was asked for is no difference"
     plain = quantize(proto, given, output=tmp_path / "any.onnx", **options)
     feed = {"image": np.concatenate([f["image"] for f in given[:4]])}
     for wanted, got in zip(
@@ -180,12 +181,15 @@ def test_a_frozen_model_is_quantized_proven_and_made_again(tmp_path: Path) -> No
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "b4.onnx").read_bytes()
 
 
-def test_the_command_line_freezes(tmp_path: Path) -> None:
+def test_the_command_line_freezes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = fixture("digits_resnet")
     assert command("emit", source, "--batch", "3", "-o", tmp_path / "b3.onnx") == 0
     assert {port.dims[0] for port in contract(tmp_path / "b3.onnx") if port.dims} == {3}
     assert command("emit", source, "--shape", "image=0x1", "-o", tmp_path / "no.onnx") == 2
     assert command("emit", source, "--shape", "picture=1x1", "-o", tmp_path / "no.onnx") == 2
+    twice = ("--shape", "image=1x1x28x28", "--shape", "image=2x1x28x28")
+    assert command("emit", source, *twice, "-o", tmp_path / "no.onnx") == 2
+    assert "given twice for input 'image'" in " ".join(capsys.readouterr().err.split())
     assert command("quantize", source, "--batch", "2", "--mode", "weights", "-o", tmp_path / "b2.onnx") == 0
     assert {port.dims[0] for port in contract(tmp_path / "b2.onnx") if port.dims} == {2}
     assert not (tmp_path / "no.onnx").exists()
@@ -215,6 +219,17 @@ def test_a_batch_that_is_baked_in_is_refused_by_name(shape: str, words: str, ver
     onnxshot.emit(proto, output=tmp_path / "out.onnx", batch=1, settings=settings)
     with pytest.raises(ModelError, match="a size is baked in"):
         quantize(proto, mode="weights", batch=4, settings=settings)
+
+
+def test_an_artifact_is_not_red_for_the_sizes_that_were_asked_for(tmp_path: Path) -> None:
+    report = onnxshot.emit(
+        free(), output=tmp_path / "b2.onnx", batch=2, calib=feeds(4, x=(1, 32)), target="tensorrt", settings=PROVEN
+    )  # fmt: skip
+    assert report.sqnr_db is not None
+    assert report.contract == ""
+    onnx.save(free(), tmp_path / "free.onnx")
+    found = onnxshot.compare(tmp_path / "free.onnx", tmp_path / "b2.onnx", feeds(4, x=(2, 32)), settings=PROVEN)
+    assert "[N, 32] against" in found.contract, "compare knows of no sizes asked for"
 
 
 def free() -> onnx.ModelProto:
@@ -255,6 +270,7 @@ def test_the_last_of_several_stages_may_freeze(tmp_path: Path) -> None:
     assert found.report.samples["held_out"] == 2, "four samples: two batches"
     assert found.report.sqnr_db is not None
     assert found.report.sqnr_db > 5
+    assert found.report.contract == "", "what was asked for is no difference"
 
 
 def test_a_stage_that_is_not_the_last_may_not() -> None:

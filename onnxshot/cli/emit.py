@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -41,6 +41,7 @@ ShapesOpt = Annotated[
         help="TensorRT: sizes that an input may have, such as x=1x3x224x224:8x3x224x224:32x3x224x224.",
     ),
 ]
+_Given = TypeVar("_Given")
 _DIGITS = 19  # of a size; dimensions are int64
 BatchOpt = Annotated[int | None, typer.Option(help="Freeze the batch dimension at this size.", min=1)]
 ShapeOpt = Annotated[
@@ -109,8 +110,8 @@ def emit_options(
 ) -> EmitOptions:
     """How artifacts are made. Raises UsageError for sizes that are none."""
     return EmitOptions(
-        shapes=dict(map(_sizes, shapes or ())), hardware=listed(hardware) or (), half=half, timing_cache=timings,
-        minutes=minutes, threads=threads,
+        shapes=_once("--shapes", map(_sizes, shapes or ())), hardware=listed(hardware) or (), half=half,
+        timing_cache=timings, minutes=minutes, threads=threads,
     )  # fmt: skip
 
 
@@ -145,12 +146,23 @@ def joined(reports: Mapping[str, Report]) -> dict[str, Any]:
 
 def fixed_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
     """Input name -> sizes. Raises UsageError for what are none."""
-    found = {}
+    every = []
     for text in texts or ():
-        name, _, sizes = text.rpartition("=")
-        found[name] = tuple(map(_whole, sizes.split("x")))
-        if not name or not all(found[name]):
+        name, _, given = text.rpartition("=")
+        sizes = tuple(map(_whole, given.split("x")))
+        if not name or not all(sizes):
             raise UsageError(f"--shape is {shown(text)}", "give NAME=SIZES, such as x=1x3x224x224")
+        every.append((name, sizes))
+    return _once("--shape", every)
+
+
+def _once(option: str, given: Iterable[tuple[str, _Given]]) -> dict[str, _Given]:
+    """What is given for each input. Raises UsageError where an input has two."""
+    found: dict[str, _Given] = {}
+    for name, sizes in given:
+        if name in found:
+            raise UsageError(f"{option} is given twice for input {shown(name)}", "give each input one")
+        found[name] = sizes
     return found
 
 

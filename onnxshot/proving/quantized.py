@@ -118,7 +118,7 @@ class QuantizedProof:
         reload_check(self.model, written, first.feed, run=runs is written)
         found = compare(
             reference.model, runs, held_out, tensors=list(self.plan.tensors) or None, threads=threads,
-            inside=float_model.SerializeToString(),
+            inside=float_model.SerializeToString(), sizes=self.frozen,
         )  # fmt: skip
         proof.tell(report, found, random=held_out.random)
         report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, self.plan) for row in found.tensors]

@@ -10,9 +10,10 @@ from typing import Any
 
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.errors import CalibrationError, ModelError
+from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.judging.fair import Fair, Other, fair
 from onnxshot.parallel import in_order, shared_out
-from onnxshot.proving.contract import contract, difference
+from onnxshot.proving.contract import contract, difference, with_frozen
 from onnxshot.proving.sums import OutputRow, Outputs, Picks, Sums, Totals
 from onnxshot.proving.tensorwise import SAMPLES, Scaled, TensorRow, closest, compare_tensors, too_large
 from onnxshot.report import GAP_DB
@@ -71,6 +72,7 @@ def compare(
     inside: bytes | None = None,
     scaled: Mapping[str, Scaled] | None = None,
     form: bytes = b"",
+    sizes: Frozen = AS_THEY_ARE,
 ) -> Comparison:
     """Run both models over the samples and add up the differences; as many samples at once as there are threads.
 
@@ -79,6 +81,8 @@ def compare(
     inside: the float model whose tensors the candidate's are held against, where that is not the reference; scaled:
     tensors whose channels are larger in the candidate by these factors. form: the reference after passes that fuse
     operators, after which a name may stand for another value: of both, what the candidate comes closer to counts.
+    sizes: dimensions that the candidate was to be frozen at, which are no difference of its inputs and outputs.
+
     Outputs are matched by name; what one model lacks, or numpy cannot hold, is left out and noted. Random numbers
     inside, the order of TopK and the like, and copies of inputs are kept out of all figures: see `onnxshot.judging`.
 
@@ -86,7 +90,7 @@ def compare(
         ModelError: a model does not load or run, or no output has the same name in both.
         CalibrationError: there are no samples.
     """
-    sides = contract(reference), contract(candidate)
+    sides = with_frozen(contract(reference), sizes), contract(candidate)
     workers, each = shared_out(threads, len(samples) if isinstance(samples, Sized) else None)
     start, samples = _begun(samples)
     how, judge, fast = _loaded(reference, candidate, start, each)
