@@ -42,6 +42,7 @@ from onnxshot.targets.ort import ORT
 from onnxshot.targets.ort_bench import bench
 from onnxshot.targets.runtime import EmitOptions
 from onnxshot.targets.unsound import blames_model
+from onnxshot.writing.links import led
 from onnxshot.writing.places import scratch
 from onnxshot.zeros import lost_zeros
 
@@ -130,7 +131,7 @@ def compress(
         final = run.result()
         run.measure(report, kept=keep_stages is not None)
         if output is not None:
-            report.outputs += run.emit(Path(output))
+            report.outputs += run.emit(led(Path(output)))
         origin = source_of(calib, preset, data)
     if output is not None:
         path = final.save(output)
@@ -267,10 +268,10 @@ def _writes(stages: Stages, model: Model, output: str | Path | None, kept: str |
     if kept is not None:
         for name in filter(None, names):
             place = Path(kept) / f"{name}.onnx"
-            yield from of_model(place, "the kept stage", external=external, named=False)
+            yield from of_model(place, "the kept stage", external=external, named=False, option="--keep-stages")
     if output is None:
         return
-    output, final = Path(output), [name for name in names if name][-1]
+    output, final = led(Path(output)), [name for name in names if name][-1]
     yield from of_result(output, external=external)
     for i, stage in enumerate(stages.stages):
         if isinstance(stage, EmitStage):

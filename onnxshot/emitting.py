@@ -20,6 +20,7 @@ from onnxshot.targets.base import Target
 from onnxshot.targets.ort_bench import time_in_turns
 from onnxshot.targets.ort_runtime import Runner
 from onnxshot.targets.runtime import EmitOptions, Emitted, Loaded, Runtime
+from onnxshot.writing.links import led
 from onnxshot.writing.places import aside, scratch
 
 ONNX = "onnx"
@@ -40,7 +41,7 @@ def formats_of(asked: Sequence[str] | None, output: Path | None, target: Target)
     Raises TargetError for a format there is not, and, before any work, where its runtime is not installed.
     """
     by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()} | {".onnx": ONNX}
-    named = by_suffix.get(output.suffix.lower()) if output is not None else None
+    named = by_suffix.get(led(output).suffix.lower()) if output is not None else None
     formats = tuple(dict.fromkeys(asked or (named or target.emits,)))
     for name in formats:
         if name != ONNX:
@@ -72,17 +73,16 @@ def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
 def place_of(output: Path, name: str) -> Path:
     """Where the artifact of a format goes: every artifact of a run takes the stem of its output.
 
-    Raises UsageError for an output that has no name.
+    What a link leads to is the output. Raises UsageError for an output that has no name, and as `led` does.
     """
     if not output.name:
         raise UsageError(f"the output {output} is a folder", "name the file in it with -o")
-    if not output.name:
-        raise UsageError(f"the output {str(output)!r} names no file", "give one with -o")
+    output = led(output)
     suffixes = {runtime.suffix for runtime in RUNTIMES.values()}
     if name == ONNX:
-        return output.with_suffix(".onnx") if output.suffix.lower() in suffixes else output
+        return led(output.with_suffix(".onnx")) if output.suffix.lower() in suffixes else output
     known = output.suffix.lower() in (".onnx", *suffixes)
-    return output.with_name((output.stem if known else output.name) + runtime_of(name).suffix)
+    return led(output.with_name((output.stem if known else output.name) + runtime_of(name).suffix))
 
 
 def artifacts(

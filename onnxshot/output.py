@@ -18,6 +18,7 @@ from onnxshot.graph import Model, weights
 from onnxshot.graph.save import Draft, draft
 from onnxshot.recipes.record import leave_beside
 from onnxshot.report import Artifact, Report
+from onnxshot.writing.links import led
 from onnxshot.writing.places import aside, scratch
 
 RANDOM_KEY = "onnxshot.calibrated_on_random_data"
@@ -61,6 +62,7 @@ def deliver(
     Without an output path the model is proven all the same, and removed; so is it where it is not to be kept. Raises
     what `prove` and `others` raise, and UsageError where a file cannot be written.
     """
+    output = None if output is None else led(Path(output))
     with contextlib.ExitStack() as stack:
         if output is None:
             final, keep = stack.enter_context(scratch()) / "model.onnx", False

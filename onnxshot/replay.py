@@ -105,7 +105,7 @@ def replay(
                 raise
             path = made.save(output if number == len(records.runs) else folder / f"{number}.onnx")
     source = {**records.source, **({"calib": str(calib)} if isinstance(calib, str | Path) else {})}
-    notes = leave_beside(made.model, output, source, [output])
+    notes = leave_beside(made.model, path, source, [path])
     return Replayed(
         output, tuple(next(iter(run.stage)) for run in records.runs), sha256(output),
         _same(records, Path(recorded), output),

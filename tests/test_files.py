@@ -11,6 +11,7 @@ import onnx
 import pytest
 import yaml
 from onnx import numpy_helper
+from onnxruntime import InferenceSession
 from pains import command
 
 import onnxshot
@@ -175,6 +176,91 @@ def test_a_file_is_known_by_every_name(
     assert command(*QUANTIZE.split(), "--recipe", "r.yaml", option, place) == 2
     assert "itself" in capsys.readouterr().err
     assert tree(given) == before
+
+
+def nothing(path: Path) -> None:
+    """The link leads to a file that is not there yet."""
+
+
+def old(path: Path) -> None:
+    path.write_bytes(b"old")
+
+
+WRITTEN = {  # what a link is named as, and the file that it leads to: the command
+    "output": ("quantize net.onnx --calib data -o link.onnx", "link.onnx", "real/net.onnx"),
+    "pruned": ("prune net.onnx --sparsity 0.5 -o link.onnx", "link.onnx", "real/net.onnx"),
+    "report": (f"{QUANTIZE} -o q.onnx --report link.json", "link.json", "real/report.json"),
+    "statistics": ("calibrate net.onnx --calib data -o link.npz", "link.npz", "real/s.npz"),
+    "record": (f"{QUANTIZE} -o fresh.onnx", "fresh.recipe.yaml", "real/r.yaml"),
+    "kept stage": (
+        "compress net.onnx --sparsity 0.5 --calib data -o c.onnx --keep-stages kept", "kept/pruned.onnx",
+        "real/pruned.onnx",
+    ),
+    "replayed": ("replay net.onnx q.onnx --calib data -o link.onnx", "link.onnx", "real/again.onnx"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [nothing, old])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_an_output_that_is_a_link_is_written_where_it_leads(
+    name: str, before: Callable[[Path], None], given: Path
+) -> None:
+    text, link, real = WRITTEN[name]
+    for path in (Path(link), Path(real)):
+        path.parent.mkdir(exist_ok=True)
+    if name not in ("record", "kept stage"):  # there, what is not onnxshot's own is left
+        before(Path(real))
+    Path(link).symlink_to(Path(real).absolute())
+    assert command(*text.split()) == 0
+    assert Path(link).is_symlink(), "the link stays"
+    assert Path(link).resolve() == Path(real).resolve()
+    assert Path(real).stat().st_size > 100
+    if real.endswith(".onnx"):
+        onnx.checker.check_model(onnx.load(real))
+
+
+def test_what_belongs_to_an_output_lies_beside_what_the_link_leads_to(given: Path) -> None:
+    Path("real").mkdir()
+    Path("link.onnx").symlink_to("next.onnx")
+    Path("next.onnx").symlink_to("real/net.onnx")
+    before = set(os.listdir())
+    assert command("quantize", "big.onnx", "--calib", "data", "-o", "link.onnx") == 0
+    assert set(os.listdir()) == before
+    assert set(os.listdir("real")) >= {"net.onnx", "net.recipe.yaml"}
+    ran = InferenceSession("real/net.onnx")  # with its data, where it has some
+    assert ran.run(None, {"x": np.ones((1, 16, 3, 3), np.float32)})[0].shape == (1, 16, 3, 3)
+
+
+NO_PLACE = {  # what a link leads to that is no place for a file
+    "the stdout of the process": ("/proc/self/fd/{}", "leads through /proc/"),
+    "a device": ("/dev/null", "leads through /dev"),
+    "a pipe": ("pipe", "is no regular file"),
+    "itself": ("link{}", "leads in a circle"),
+    "a folder that is not there": ("nowhere/x", "there is no folder"),
+}
+OUTPUTS = {
+    ".onnx": "quantize net.onnx --calib code.py:feeds -o link.onnx",
+    ".json": "quantize net.onnx --calib code.py:feeds -o new.onnx --report link.json",
+    ".npz": "calibrate net.onnx --calib code.py:feeds -o link.npz",
+    ".recipe.yaml": "quantize net.onnx --calib code.py:feeds -o link.onnx",
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc")
+@pytest.mark.parametrize("suffix", OUTPUTS)
+@pytest.mark.parametrize("name", NO_PLACE)
+def test_a_link_to_what_is_no_place_for_a_file_is_refused(
+    name: str, suffix: str, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, said = NO_PLACE[name]
+    os.mkfifo("pipe")
+    with Path("held").open("wb") as held:
+        Path(f"link{suffix}").symlink_to(place.format(held.fileno() if "fd" in place else suffix))
+        before = tree(given)
+        assert command(*OUTPUTS[suffix].split()) == 2
+        assert said in capsys.readouterr().err
+        assert Path(f"link{suffix}").is_symlink()
+        assert tree(given) == before
 
 
 def test_samples_that_are_links_are_known(given: Path) -> None:
@@ -479,3 +565,15 @@ def test_hidden_files_and_other_kinds_are_no_samples(tmp_path: Path) -> None:
 
     assert list(names()) == ["x.npz"]
     Files((Read(tmp_path, "one of the samples", (".npz",)),), (Write(tmp_path / "x.txt", "the report"),)).check()
+
+
+def test_what_stands_in_the_way_is_told_with_the_option_that_named_it(
+    given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("kept").mkdir()
+    shutil.copy("other.onnx", "kept/pruned.onnx")
+    text = "compress net.onnx --sparsity 0.5 --calib code.py:feeds -o c.onnx --keep-stages kept"
+    assert command(*text.split()) == 2
+    told = capsys.readouterr().err
+    assert "the kept stage kept/pruned.onnx would replace a file that is there" in told
+    assert "choose another place with --keep-stages" in told

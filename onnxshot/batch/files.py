@@ -13,6 +13,7 @@ from onnxshot.files.ledger import Files, Read, Write
 from onnxshot.remote.urls import is_remote
 
 FIRST_BYTES = 4096  # of the log
+_OPTION = "'output' of the manifest"
 
 
 def files_of(manifest: Manifest) -> Files:
@@ -32,8 +33,8 @@ def files_of(manifest: Manifest) -> Files:
     return Files(
         tuple(reads),
         (
-            Write(output / LOG, "the log", _foreign_log),
-            Write(output / SUMMARY, "the summary", _foreign_summary),
+            Write(output / LOG, "the log", _foreign_log, option=_OPTION),
+            Write(output / SUMMARY, "the summary", _foreign_summary, option=_OPTION),
             *(Write(output / cell.place, f"the cell {cell.place}", folder=True) for cell in cells),
         ),
     )

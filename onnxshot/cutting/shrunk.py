@@ -94,7 +94,7 @@ class ShrinkResult:
         with draft(self.model, output) as written:
             load_model(written.path)
             written.publish()
-        files = [output.parent / name for name in written.files]
+        files = [written.final.parent / name for name in written.files]
         self.report.notes += leave_beside(self.model, output, source, files)
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from onnxshot.calibration.readers import PICTURES
 from onnxshot.errors import UsageError
+from onnxshot.writing.links import led
 from onnxshot.writing.owned import clear_dead
 
 _OTHER = "choose another place"
+OUTPUT_OPTION = "-o"
 
 SAMPLES = (*PICTURES, ".npz", ".npy", ".pb")
 """Suffixes of the files that a folder of samples may hold."""
@@ -68,6 +70,7 @@ class Write:
         foreign: asked of what is there already; None where the user has named the file, and so what is replaced.
         folder: whether it is a folder, replaced as a whole.
         holds: what will lie in it that a folder of samples above it would gain.
+        option: what the user names another place with.
     """
 
     path: Path
@@ -75,6 +78,7 @@ class Write:
     foreign: Foreign | None = None
     folder: bool = False
     holds: tuple[str, ...] = ()
+    option: str = OUTPUT_OPTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class Files:
         So it does where a place cannot be written to: it is a folder, a device or a pipe, or its folder is none. What
         a run that was killed has left at these places is finished or taken back first.
         """
-        for folder in {write.path.parent for write in self.writes}:
+        for folder in {_refuse_link(write).parent for write in self.writes}:
             clear_dead(folder)
         for write in self.writes:
             _refuse_place(write)
@@ -108,7 +112,7 @@ class Files:
         for write in self.writes:
             if write.foreign is not None and os.path.lexists(write.path) and (why := write.foreign(write.path)):
                 what = f"{write.role} {write.path} would replace a file that is there: {why}"
-                raise UsageError(what, "move it away, or choose another output with -o")
+                raise UsageError(what, f"move it away, or choose another place with {write.option}")
 
     def _refuse_read(self) -> None:
         """Raise UsageError where what is read would be replaced, or where a folder of samples would gain one."""
@@ -136,11 +140,22 @@ def _met(write: Write, read: Read, path: Path) -> str:
     return f"{write.role} {write.path} is {read.role} itself{elsewhere}"
 
 
+def _refuse_link(write: Write) -> Path:
+    """What will be written. Raises UsageError where that is a link which leads to no place for a file."""
+    if write.folder:
+        return write.path
+    try:
+        return led(write.path)
+    except UsageError as e:
+        raise UsageError(f"{write.role} {e.message}", e.hint) from e
+
+
 def _refuse_place(write: Write) -> None:
     """Raise UsageError where nothing of this kind can be written there."""
+    place = _refuse_link(write)
     try:
         mode = write.path.stat().st_mode if write.path.exists() else None
-        above = next(folder for folder in (write.path.parent, *write.path.parent.parents) if folder.exists())
+        above = next(folder for folder in (place.parent, *place.parent.parents) if folder.exists())
     except (OSError, ValueError) as e:  # a name that is too long, or holds a zero byte
         reason = e.strerror if isinstance(e, OSError) else e
         raise UsageError(f"cannot write {write.role} {str(write.path)[:200]}: {reason}", _OTHER) from e
@@ -163,7 +178,7 @@ def _refuse_meeting(writes: Iterable[Write]) -> None:
         if other is not write:
             raise UsageError(f"{write.role} and {other.role} are both {write.path}", "give each a place of its own")
     for place, write in seen.items():
-        above = next((seen[folder] for folder in place.parents if folder in seen), None)
+        above = next((seen[folder] for folder in (place.parent, *place.parent.parents) if folder in seen), None)
         if above is not None:
             what = f"{write.role} {write.path} lies in {above.path}, which is {above.role}"
             raise UsageError(what, "give each a place of its own")

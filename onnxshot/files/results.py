@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onnxshot.emitting import ONNX, place_of
-from onnxshot.files.ledger import Write
+from onnxshot.files.ledger import OUTPUT_OPTION, Write
 from onnxshot.files.marks import foreign_artifact, foreign_data, foreign_model, foreign_weights
 from onnxshot.graph import Model
 from onnxshot.graph.load import refuse_suffix
 from onnxshot.graph.weights import EXTERNAL_LIMIT
 from onnxshot.recipes.record import beside
 from onnxshot.targets.runtime import EmitOptions
+from onnxshot.writing.links import led
 
 OUTPUT = "the output"
 
@@ -30,6 +31,7 @@ def of_result(
     external: whether the model's weights go to a file of their own. recorded: whether a record is left beside it.
     named: whether the user has named the output.
     """
+    output = led(output)
     for name in formats:
         place = place_of(output, name)
         role = OUTPUT if place == output else f"the {'model' if name == ONNX else f'{name} artifact'}"
@@ -43,12 +45,16 @@ def of_result(
         yield Write(beside(place_of(output, ONNX)), "the record")
 
 
-def of_model(place: Path, role: str = OUTPUT, *, external: bool, named: bool = True) -> Iterator[Write]:
+def of_model(
+    place: Path, role: str = OUTPUT, *, external: bool, named: bool = True, option: str = OUTPUT_OPTION
+) -> Iterator[Write]:
     """An .onnx file, and that of its data where there is one. Raises UsageError for a suffix of another format."""
+    place = led(place)
     refuse_suffix(place)
-    yield Write(place, role, None if named else foreign_model)
+    yield Write(place, role, None if named else foreign_model, option=option)
     if external:
-        yield Write(place.with_name(place.name + ".data"), f"the data file of {role}", foreign_data(place))
+        data = place.with_name(place.name + ".data")
+        yield Write(data, f"the data file of {role}", foreign_data(place), option=option)
 
 
 def of_bundle(folder: Path) -> Write:

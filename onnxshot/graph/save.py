@@ -12,6 +12,7 @@ from onnxshot.errors import UsageError
 from onnxshot.graph import weights
 from onnxshot.graph.ir import Constant
 from onnxshot.graph.model import Model
+from onnxshot.writing.links import led
 from onnxshot.writing.pairs import publish
 from onnxshot.writing.places import aside
 
@@ -33,7 +34,7 @@ class Draft:
         try:
             publish(self._folder, self.final, self.files)
         except OSError as e:
-            raise UsageError(f"cannot write {self.final}: {e.strerror}", "choose another output with -o") from e
+            raise UsageError(f"cannot write {self.final}: {e.strerror}", "choose another place") from e
         return self.final
 
 
@@ -41,9 +42,9 @@ class Draft:
 def draft(model: Model, final: Path) -> Iterator[Draft]:
     """Write the model into a hidden folder beside `final` and hand it over for checking; always cleaned up.
 
-    Raises UsageError where its folder cannot be written.
+    final: a link stays, and what it leads to is written. Raises UsageError where its folder cannot be written.
     """
-    final = Path(final)
+    final = led(Path(final))
     with aside(final) as folder:
         try:
             files = write(model, folder / final.name)
@@ -68,7 +69,7 @@ def write(model: Model, path: Path, *, external: bool | None = None) -> list[str
         path.name.encode("utf-8")
     except UnicodeEncodeError as e:
         what = f"{path.name} is not UTF-8, and the weights are in a file of their own, whose name the model holds"
-        raise UsageError(what, "choose another output with -o") from e
+        raise UsageError(what, "choose another place") from e
     data = weights.DataFile(path.with_name(path.name + ".data"), path.name + ".data")
 
     def store(constant: Constant) -> TensorProto:

@@ -29,6 +29,7 @@ from onnxshot.recipes.plain import Plain
 from onnxshot.recipes.stages import EmitStage, ModelStage, Stages, kind_of
 from onnxshot.recipes.yaml_text import NoYaml, decoded, values_of
 from onnxshot.settings import Settings
+from onnxshot.writing.links import led
 from onnxshot.writing.places import write_file
 
 VERSION_KEY, RECIPE_KEY, RUNS_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.runs"
@@ -152,6 +153,7 @@ def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: S
 
     source: `source_of` the last run.
     """
+    output = led(output)
     path, metadata = beside(output), model.metadata
     if not _is_own(path):
         return [f"{path} is there already, and onnxshot has not written it: left as it is"]
@@ -172,7 +174,7 @@ def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: S
 
 def _is_own(path: Path) -> bool:
     """Whether nothing is there, or a file that a run has written beside its output, and nobody has changed."""
-    return not os.path.lexists(path) or _untouched(path) is not None
+    return not os.path.lexists(led(path)) or _untouched(path) is not None
 
 
 def outputs_of(path: Path) -> dict[str, str]:

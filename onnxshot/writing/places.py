@@ -14,6 +14,7 @@ from pathlib import Path
 
 from onnxshot.errors import UsageError
 from onnxshot.writing import owned
+from onnxshot.writing.links import led
 from onnxshot.writing.owned import Part, clear_dead
 from onnxshot.writing.unfinished import FOLDER, NOTE, Note, sync
 
@@ -98,8 +99,9 @@ _cleared: set[Path] = set()  # once a process is enough: others may have many fi
 def write_file(final: Path, write: Callable[[Path], object], *, lasting: bool = True) -> None:
     """Have `write` make a file aside, and put it at its place. Raises UsageError or OSError where that cannot be.
 
-    lasting: as `put` has it.
+    final: a link stays, and what it leads to is written. lasting: as `put` has it.
     """
+    final = led(final)
     with aside(final) as folder:
         part = folder / final.name
         write(part)
