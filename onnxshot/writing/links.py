@@ -10,7 +10,7 @@ from onnxshot.errors import UsageError
 _HINT = "name a file of your own"
 _MOST_LINKS = 40  # as the system has it
 _SYSTEM = ("/proc", "/sys", "/dev")
-_ROOM = ("/dev/shm",)  # noqa: S108  # a file system for files, although it lies there
+_ROOM = ("/dev/shm",)  # a file system for files, although it lies there
 
 
 def led(path: Path) -> Path:
