@@ -1,7 +1,9 @@
 """Which channels an allocation gives up, with tables of time: held against every way there is on small cases."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,3 +100,18 @@ def test_what_a_large_last_step_makes_needless_is_given_back() -> None:
     found = Allocation(curves, work, 1, 30)
     assert found.shrink_to(0.6)
     assert found.cut == [0, 10]
+
+
+def test_time_is_no_reason_to_cut_far_more_than_was_asked_for() -> None:
+    """A group in chunks of 8, of which only 16 save time: 8 of 32 reach the target."""
+    (ids,) = numbers(32)
+    whole = curve(ids, np.linspace(0.01, 1, 24).tolist())
+    layer: Any = None  # nothing but its outputs is looked at
+    curves = [replace(whole, group=replace(whole.group, makers=((layer, ids),)))]
+    work, time = Work((Product(32.0, (ids,)),)), Work((timed(ids, 10.0, 16),))
+    for share, wanted in ((0.9, 8), (0.75, 8), (0.7, 16), (0.5, 16)):
+        found = Allocation(curves, work, 8, 32, time)
+        assert found.shrink_to(share)
+        assert found.cut == [wanted]
+        assert found.share == 1 - wanted / 32
+        assert found.is_far(share) == (share in (0.9, 0.7))

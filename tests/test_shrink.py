@@ -76,6 +76,22 @@ def test_widths_stay_multiples() -> None:
     assert found.report.macs[1] <= 0.8 * found.report.macs[0]
 
 
+@pytest.mark.parametrize(("share", "multiple", "told"), [(0.97, 8, True), (0.97, 1, False), (0.8, 1, False)])
+def test_a_target_that_steps_go_far_beyond_is_told_with_its_figures(share: float, multiple: int, told: bool) -> None:
+    text = """g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {
+        h = Conv<pads = [1, 1, 1, 1]>(x, v) r = Relu(h) y = Conv<pads = [1, 1, 1, 1]>(r, w)
+    }"""
+    proto = model(text, {"v": weight(32, 4, 3, 3), "w": weight(4, 32, 3, 3, seed=1)})
+    found = shrunk(proto, target_flops=share, multiple=multiple)
+    (row,) = found.report.groups
+    left = row.after / 32
+    assert found.report.macs[1] == left * found.report.macs[0]
+    assert left <= share < left + multiple / 32, "a step less misses it"
+    notes = [note for note in found.report.notes if note.startswith("target_flops is")]
+    assert len(notes) == told
+    assert all(f"{left:.1%} of the work are left" in note for note in notes)
+
+
 @pytest.mark.parametrize("importance", ["l1", "l2"])
 def test_norms_need_no_data(importance: str) -> None:
     found = shrunk(calib=None, target_flops=0.8, importance=importance)

@@ -18,6 +18,7 @@ from onnxshot.cutting.work import Work
 _STEPS = 32  # of a large group are taken at once: so many make all of it
 _AHEAD = (1, 2, 4, 8, 16, _STEPS)  # that are looked ahead: a curve may get flatter, or time be saved, further on
 _FREE = 1e-12  # loss per share of the work below which nothing is lost
+_CLOSE = 0.1  # of what was to be cut: a cut that goes further beyond the target is far from it
 _TIMELESS = 0.01  # of the share of work that is saved: what saves no time counts as if it saved this share of it
 
 
@@ -84,7 +85,30 @@ class Allocation:
             self._take(number, stop)
         while (spare := self._spare(before, share)) is not None:
             self.go_back([before[i].pop() if i == spare else n for i, n in enumerate(self.cut)])
+        if self.is_far(share):
+            self._give_back(share)
         return True
+
+    def is_far(self, share: float) -> bool:
+        """Whether much more is cut than it takes to leave this share."""
+        return share - self.share > _CLOSE * (1 - share)
+
+    def _give_back(self, share: float) -> None:
+        """Cut each curve no further than the target needs, those first that lose most.
+
+        A step may go far beyond the target for the time that it saves: time is no reason to lose more than was asked.
+        """
+        lost = [float(curve.loss[cut]) for curve, cut in zip(self.curves, self.cut, strict=True)]
+        for number in sorted((n for n, loss in enumerate(lost) if loss > _FREE), key=lambda n: -lost[n]):
+            kept = list(self.cut)
+            width, by = len(self.curves[number].group.ids), self._chunks[number]
+            stops = [0, *range(width % by or by, kept[number], by), kept[number]]
+            low, high = 0, len(stops) - 1  # the last meets the target
+            while low < high:
+                middle = (low + high) // 2
+                self.go_back([*kept[:number], stops[middle], *kept[number + 1 :]])
+                low, high = (low, middle) if self.share <= share else (middle + 1, high)
+            self.go_back([*kept[:number], stops[high], *kept[number + 1 :]])
 
     def _spare(self, before: Sequence[Sequence[int]], share: float) -> int | None:
         """The curve whose last step loses most, of those without which the target is met: large steps overshoot it."""

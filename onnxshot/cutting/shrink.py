@@ -15,6 +15,7 @@ from onnx import ModelProto
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sampling import spread
+from onnxshot.cutting.allocation import Allocation
 from onnxshot.cutting.axes import Shape
 from onnxshot.cutting.choice import Choice, choose
 from onnxshot.cutting.cut import Cut, cut_of, samples_of
@@ -55,6 +56,7 @@ __all__ = ["GroupRow", "ShrinkReport", "ShrinkResult", "shrink"]
 _LEARNED_FROM = 256  # samples
 _TRIALS = 32  # samples on which the outputs are watched, an eighth of what there is at most
 _LEAST_TRIALS = 4
+_BLOCKED = ("Conv", "ConvTranspose")  # whose kernels run on blocks of channels
 _NOT_FASTER = "not faster than before: convolutions of ONNX Runtime run on blocks of 8 or 16 channels, try multiple=16"
 
 
@@ -233,7 +235,7 @@ class _Run:
         self._tell(found)
         cut = found.allocation.as_cut()
         if self.settings.verify and cut.removed:
-            self._bench(cutter, found.model, data)
+            self._bench(cutter, found, data)
         return cut, found.model
 
     def repeat(self, cutter: Cutter, choice: Choice, decided: Mapping[str, Any]) -> tuple[Cut, Model]:
@@ -251,6 +253,8 @@ class _Run:
         report.notes += found.refused
         if found.missed:
             self._miss(found.missed)
+        else:
+            self._tell_overshoot(allocation)
         report.branches = [branch.name for branch in allocation.branches]
         for curve, cut in zip(allocation.curves, allocation.cut, strict=True):
             group = curve.group
@@ -259,14 +263,26 @@ class _Run:
             row = GroupRow(group.name, group.kind, layers, len(group.ids), after, float(curve.loss[cut]))
             report.groups.append(row)
 
-    def _bench(self, cutter: Cutter, made: Model, data: Dataset) -> None:
+    def _tell_overshoot(self, allocation: Allocation) -> None:
+        """Say where the target could not be met closely."""
+        ((name, share),) = self.asked.targets.items()
+        if name not in ("target_flops", "target_params") or not allocation.is_far(share):
+            return
+        what = "work" if name == "target_flops" else "parameters"
+        hint = ": a smaller --multiple comes closer" if self.asked.multiple > 1 else ""
+        self.report.notes.append(
+            f"{name} is {share:g}, and {allocation.share:.1%} of the {what} are left: channels go in steps, of "
+            f"{self.asked.multiple} where layers have as many, and a step less misses it{hint}"
+        )
+
+    def _bench(self, cutter: Cutter, found: Found, data: Dataset) -> None:
         """Measure the latency that is left."""
         report, wanted = self.report, self.asked.target_latency
         with timed(report.timings, "bench"):
-            report.latency = cutter.latency_share(made, data)
+            report.latency = cutter.latency_share(found.model, data)
         if report.reached and wanted is not None and report.latency > wanted + NOISE:
             self._miss(f"{report.latency:.1%} of the latency were measured at the end")
-        if report.latency > 1 - NOISE and self.asked.multiple < max(MULTIPLES):
+        if report.latency > 1 - NOISE and self.asked.multiple < max(MULTIPLES) and _cuts_convolutions(found.allocation):
             report.notes.append(_NOT_FASTER)
 
     def _miss(self, note: str) -> None:
@@ -280,6 +296,11 @@ class _Run:
     def _sizes(self) -> dict[str, Shape] | None:
         """Shapes of the inputs; None where they are not known."""
         return {name: np.shape(x) for name, x in self.feeds[0].items()} if self.feeds else None
+
+
+def _cuts_convolutions(allocation: Allocation) -> bool:
+    rows = zip(allocation.curves, allocation.cut, strict=True)
+    return any(node.op in _BLOCKED for curve, cut in rows if cut for node, _ in curve.group.makers)
 
 
 def _size(model: Model, shapes: Mapping[str, Shape]) -> tuple[int, int]:
