@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onnxshot.maths.metrics import CAP_DB
+
 Values = Mapping[str, Any]
 
 READY, CAUTION, BAD = "ready", "caution", "bad"
@@ -72,7 +74,8 @@ def _gained(values: Values, row: Values) -> str:
         worst = min(low, key=lambda name: outputs[name])
         return f"SQNR of output {worst!r} {decibels(tried[worst])} in place of {decibels(outputs[worst])}"
     share, now = row.get("agreement"), values.get("agreement")
-    if level_of(values.get("sqnr_db")) != BAD and share is not None and level_of(None, now) == BAD:
+    close = level_of(values.get("sqnr_db")) != BAD
+    if close and share is not None and now is not None and level_of(None, now) == BAD:
         return f"agreement {100 * share:.1f} % in place of {100 * now:.1f} %"
     if row.get("sqnr_db") is None or values.get("sqnr_db") is None:
         return "all answers above their floors"
@@ -83,16 +86,26 @@ def _to_search(values: Values) -> str:
     """A search that measures what brings accuracy."""
     now = values.get("sqnr_db")
     if "layers" in values:
-        return "a lower --sparsity, or --scope auto with --calib DATA"
+        return _of_pruning(values)
     if stages := values.get("stages"):
         return _of_stages(stages)
     if (values.get("goal") or {}).get("missed"):
         return "onnxshot sensitivity MODEL --calib DATA --gains measures what each node costs"
     if searches(values):
         return f"--min-sqnr {_asked_for(now)} searches for what to leave in float, by measuring"
-    if not quantizes(values) and "reference" not in (values.get("recipe") or {}):
+    if not quantizes(values) and not is_comparison(values):
         return "onnxshot compare INPUT RESULT --calib DATA lists the tensors, worst first"
     return f"onnxshot quantize INPUT --calib DATA --min-sqnr {_asked_for(now)} searches for what to leave in float"
+
+
+def _of_pruning(values: Values) -> str:
+    """What of data and scope was not given yet; fewer zeros in any case."""
+    recipe = values.get("recipe") or {}
+    asked = (recipe.get("stages") or [recipe])[0]
+    given = "calibration" in (values.get("samples") or {})
+    more = [] if asked.get("scope") == "auto" else ["--scope auto"]
+    more += [] if given else ["--calib DATA"]
+    return "a lower --sparsity" + (f", or {' with '.join(more)}" if more else "")
 
 
 def _asked_for(now: float | None) -> str:
@@ -150,6 +163,11 @@ def searches(values: Values) -> bool:
     return known and recipe.get("precision") == "int8" and not values.get("goal") and recipe.get("mode") != "weights"
 
 
+def is_comparison(values: Values) -> bool:
+    """Whether two given models were compared, and none was made."""
+    return "reference" in (values.get("recipe") or {})
+
+
 def quantizes(values: Values) -> bool:
     """Whether the recipe asks for 8 bits."""
     return str((values.get("recipe") or {}).get("precision", "")).startswith("int8")
@@ -159,13 +177,15 @@ def when_ready(values: Values) -> str:
     """What to do with a result that nothing speaks against."""
     if "layers" in values:
         return "zeros make the file smaller to send; to run faster, quantize it: onnxshot quantize keeps them"
-    return f"ready: {_DEPLOY}"
+    return "ready: deploy it" if is_comparison(values) else f"ready: {_DEPLOY}"
 
 
 def decibels(db: float | None) -> str:
     """An SQNR in words."""
     if db is None:
         return "not measured"
+    if db <= -CAP_DB:
+        return "not a finite number"
     return f"{db:.1f} dB" if math.isfinite(db) else "exact" if db > 0 else "not a number"
 
 

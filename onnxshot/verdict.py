@@ -22,6 +22,7 @@ from onnxshot.advice import (
     Values,
     decibels,
     faster,
+    is_comparison,
     is_slower,
     level_of,
     megabytes,
@@ -31,6 +32,7 @@ from onnxshot.advice import (
     to_gain,
     when_ready,
 )
+from onnxshot.maths.metrics import CAP_DB
 
 WORDS = {READY: "ready", CAUTION: "look closer", BAD: "not good enough"}
 """What people read for each level."""
@@ -90,6 +92,8 @@ def is_inaccurate(values: Values) -> bool:
 def _not_finite(values: Values) -> Iterator[_Finding]:
     for text in values.get("not_finite", ()):
         hint = "do not deploy it: onnxshot compare INPUT RESULT --calib DATA lists the tensors, worst first"
+        if is_comparison(values):
+            hint = "do not deploy it: of the tensors that are listed, the first in the graph is where it begins"
         yield _Finding(BAD, str(text), hint)
 
 
@@ -197,7 +201,11 @@ def _data(values: Values) -> Iterator[_Finding]:
         yield _Finding(CAUTION, what, "give --calib DATA: what random inputs give says nothing about yours")
     elif values.get("sqnr_db") is None and not _compared_elsewhere(values):
         hint = "give --calib DATA to have the result compared with the input"
-        if "layers" in values:
+        if "calibration" in samples:  # there was data
+            skipped = any(note.startswith("not compared with") for note in values.get("notes", ()))
+            hint = "a note says why: compare it where that does not hold"
+            hint = hint if skipped else "leave out --no-verify to have it compared with the input"
+        elif "layers" in values:
             hint = "give --calib DATA: weights that stay can then make up for those that go"
         yield _Finding(CAUTION, "it was not compared with the input", hint)
 
@@ -261,8 +269,6 @@ def _size_and_speed(values: Values) -> Iterator[_Finding]:
 def _when_slower(values: Values, larger: Sequence[Values]) -> str:
     if measured := faster(values):
         return measured
-    if searches(values):
-        return f"--max-latency {values['latency']['float_ms']:.3g} searches for what to leave in float"
     return "keep the input" if larger else "keep the input, unless its size matters most, or it is for another machine"
 
 
@@ -297,6 +303,8 @@ def _unplanned(values: Values) -> Iterator[_Finding]:
 
 
 def _below(what: str, db: float | None) -> str:
+    if db is not None and db <= -CAP_DB:
+        return f"{what} is {decibels(db)}: outputs are infinite or NaN, or those of the input are all zero"
     share = "" if db is None or not math.isfinite(db) else f": the error is {_noise(db)} of the signal"
     return f"{what} is {decibels(db)}, below {FLOOR_DB:g} dB{share}"
 

@@ -272,6 +272,33 @@ def test_what_has_no_int8_form_says_so(name: str, output: str, words: str) -> No
     assert words in reason(ready, plan, output)
 
 
+def test_a_constant_that_an_einsum_reads_is_not_said_to_be_missing() -> None:
+    text = 'g (float[2, 3, 8] x) => (float[2, 3, 8] y) { y = Einsum<equation = "abc,cd->abd">(x, w) }'
+    ready, plan = planned(small(text, {"w": weight(8, 8)}, x=(2, 3, 8)), mode="weights")
+    assert treatment(ready, plan)["y"] == FLOAT
+    assert reason(ready, plan, "y").startswith("reads a constant")
+    assert "Einsum" in reason(ready, plan, "y")
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_an_lstm_in_a_subgraph_asks_for_no_option_that_cannot_help(mode: str) -> None:
+    text = """g (float[3, 1, 8] x) => (float[3, 1, 1, 8] y) {
+        total = ReduceSum<keepdims = 0>(x)
+        positive = Greater(total, zero)
+        y = If (positive) <
+            then_branch = yes () => (float[3, 1, 1, 8] a) { a = LSTM<hidden_size = 8>(x, w, r) },
+            else_branch = no () => (float[3, 1, 1, 8] b) { b = LSTM<hidden_size = 8>(x, r, w) }
+        >
+    }"""
+    constants = {"w": weight(1, 32, 8), "r": weight(1, 32, 8, seed=1), "zero": np.array(0, np.float32)}
+    ready, plan = planned(small(text, constants, x=(3, 1, 8)), mode=mode)
+    assert treatment(ready, plan)["a"] == FLOAT
+    assert "inside a subgraph" in reason(ready, plan, "a")
+    assert "--mode dynamic" not in reason(ready, plan, "a")
+    stored = planned(small(text, constants, x=(3, 1, 8)), mode="weights")
+    assert treatment(*stored)["a"] == WEIGHTS, "the mode that is named helps"
+
+
 def test_matmuls_in_subgraphs_are_dynamic_and_convs_there_are_float() -> None:
     text = """g (float[1, 4, 64, 64] x) => (float[1, 4, 64, 64] y) {
         total = ReduceSum<keepdims = 0>(x)

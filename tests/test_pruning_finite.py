@@ -126,3 +126,17 @@ def test_nothing_is_written_where_an_output_is_not_finite_after_all(
     with pytest.raises(ModelError, match="NaN or infinite"):
         onnxshot.prune(spectrum(bank()), energies(), sparsity=0.9, scope="layer", output=out, settings=QUIET)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_zeros_are_told_of_the_layers_that_were_pruned_and_of_all_weights() -> None:
+    """A table of an embedding is most of the model, and is not pruned."""
+    text = "g (int64[n] ids) => (float[n, 8] y) { e = Gather(table, ids) y = MatMul(e, w) }"
+    rng = np.random.default_rng(4)
+    constants = {name: rng.normal(size=(rows, 8)).astype(np.float32) for name, rows in (("table", 200), ("w", 8))}
+    data = [{"ids": rng.integers(0, 200, 32)} for _ in range(8)]
+    result = onnxshot.prune(model(text, constants), data, sparsity=0.5, settings=QUIET)
+    stored = [numpy_helper.to_array(t) for t in result.model.to_proto().graph.initializer]
+    zeros = sum(int(np.sum(a == 0)) for a in stored) / sum(a.size for a in stored)
+    assert result.report.sparsity == pytest.approx(0.5)
+    assert result.report.sparsity_of_all == pytest.approx(zeros)
+    assert zeros < 0.03

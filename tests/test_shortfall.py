@@ -196,3 +196,17 @@ def test_what_quantizes_nothing_is_no_advice(monkeypatch: pytest.MonkeyPatch) ->
     report = onnxshot.quantize(proto, feeds(count=8, x=(1, 16, 8, 8)), exclude=("Conv",), settings=PROVEN).report
     assert [row["options"] for row in report.tried] == []
     assert "--mode" not in report.next_step()
+
+
+def test_figures_of_openvino_stand_beside_no_note_that_says_there_are_none(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    text = "g (float[1, 8, 16, 16] x) => (float[1, 8, 16, 16] y) { a = Conv(x, w1) b = Relu(a) y = Conv(b, w2) }"
+    proto = model(text, {"w1": weight(16, 8, 1, 1), "w2": weight(8, 16, 1, 1, seed=1)})
+    data = feeds(count=8, x=(1, 8, 16, 16))
+    asked = {"effort": "fast", "target": "openvino", "settings": PROVEN}
+    alone = onnxshot.quantize(proto, data, output=tmp_path / "a.onnx", **asked).report
+    assert any(note.endswith("not in openvino; not timed") for note in alone.notes)
+    both = onnxshot.quantize(proto, data, output=tmp_path / "b.onnx", emit=("onnx", "openvino"), **asked).report
+    assert any(artifact.latency for artifact in both.outputs)
+    assert not any("not timed" in note for note in both.notes)
+    assert any("the .onnx file was checked in ONNX Runtime, not in openvino" in note for note in both.notes)

@@ -52,7 +52,7 @@ AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "random proof": ({"sqnr_db": None, "on_random_data": {"sqnr_db": 9.0}}, "caution", "random data", "--calib DATA"),
     "no proof": ({"sqnr_db": None, "samples": {}}, "caution", "not compared", "--calib DATA"),
     "growth": ({"input_bytes": 900_000}, "caution", "larger than the input: 0.90 MB -> 1.00 MB", "--max-size 0.9"),
-    "slow": ({"latency": {"float_ms": 2.0, "ms": 4.0, "speedup": 0.5}}, "caution", "0.50x as fast", "--max-latency 2"),
+    "slow": ({"latency": {"float_ms": 2.0, "ms": 4.0, "speedup": 0.5}}, "caution", "0.50x as fast", "keep the input"),
     "float work": ({"int8_macs_share": 0.12}, "caution", "12 % of the work runs in int8", "onnxshot inspect"),
     "nothing": ({"graph": [{**SOUND["graph"][0], "how": "float"}]}, "bad", "nothing was quantized", "inspect"),
     "unplanned": ({"int8_unplanned": ["head"]}, "caution", "leaves in float: 'head'", "as it runs"),
@@ -121,6 +121,26 @@ def test_what_is_tried_is_judged_by_its_own_verdict() -> None:
     values = {**SOUND, "sqnr_db": 40.0, "output_sqnr_db": {"y": 40.0, "z": 3.0}, "tried": [loud, right]}
     assert judge(values).next.startswith("--exclude z: SQNR of output 'z' 24.0 dB in place of 3.0 dB, measured here")
     assert "--exclude" not in judge({**values, "tried": [loud]}).next
+
+
+def test_advice_asks_for_nothing_that_was_given() -> None:
+    pruned = {**SOUND, "sqnr_db": 9.0, "layers": [], "recipe": {"stages": [{"scope": "auto"}]}}
+    assert judge(pruned).next == "a lower --sparsity"
+    without = {**pruned, "samples": {}, "recipe": {"stages": [{"scope": "layer"}]}}
+    assert judge(without).next == "a lower --sparsity, or --scope auto with --calib DATA"
+    unproven = {key: value for key, value in SOUND["samples"].items() if key != "judged"}
+    assert "--no-verify" in judge({**SOUND, "sqnr_db": None, "samples": unproven}).next
+    compared = {**SOUND, "recipe": {"reference": "a.onnx"}, "not_finite": ["output 'y' on sample 'a': NaN"]}
+    assert "onnxshot compare" not in judge(compared).next
+    assert "onnxshot compare" not in judge({**compared, "not_finite": []}).next
+
+
+def test_outputs_that_are_infinite_have_no_figure() -> None:
+    found = judge({**SOUND, "sqnr_db": -200.0, "not_finite": ["output 'y' on sample 'a': 1 of 4 values are infinite"]})
+    told = " ".join(found.reasons)
+    assert "SQNR is not a finite number" in told
+    assert "-200" not in told
+    assert "times the size" not in told
 
 
 def test_the_stage_that_costs_most_is_named() -> None:

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from onnxshot.advice import BAD, CAUTION, READY, level_of, words_of
+from onnxshot.advice import BAD, CAUTION, READY, decibels, level_of, words_of
 from onnxshot.compress_report import CompressReport
 from onnxshot.cutting.shrunk import ShrinkReport
 from onnxshot.passes.base import Skip
@@ -94,6 +94,9 @@ def show_reports(reports: Iterable[Report]) -> None:
         show_report(report)
 
 
+_SAME_SHARE = 0.0005  # shares that are written alike
+
+
 def show_report(report: Report) -> None:
     """The result in a few lines: sizes, accuracy, speed, the worst tensors, what stayed float, what to do next."""
     console = stderr_console()
@@ -163,7 +166,10 @@ def _of_artifact(artifact: Artifact) -> str:
 def show_pruned(report: PruneReport) -> None:
     """The result in a few lines: sizes, accuracy, the densest and sparsest layers, what was left, what to do next."""
     console = stderr_console()
-    parts = [_headline(report), f"{100 * report.sparsity:.1f} % zeros"]
+    zeros = f"{100 * report.sparsity:.1f} % zeros"
+    if abs(report.sparsity - report.sparsity_of_all) >= _SAME_SHARE:
+        zeros += f" in the layers to be pruned, {100 * report.sparsity_of_all:.1f} % in all weights"
+    parts = [_headline(report), zeros]
     if report.magnitude_sqnr_db is not None:
         parts.append(f"(by magnitude alone {report.magnitude_sqnr_db:.1f} dB)")
     console.print("  ".join(parts))
@@ -269,7 +275,7 @@ def _headline(report: Report) -> str:
 
 def accuracy(sqnr_db: float | None, agreement: float | None) -> str:
     """One of the two figures; red where it is not good enough."""
-    text = f"SQNR {sqnr_db:.1f} dB" if sqnr_db is not None else f"agreement {100 * (agreement or 0.0):.1f} %"
+    text = f"SQNR {decibels(sqnr_db)}" if sqnr_db is not None else f"agreement {100 * (agreement or 0.0):.1f} %"
     return f"[bold red]{text}[/]" if level_of(sqnr_db, agreement) == BAD else text
 
 

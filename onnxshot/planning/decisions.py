@@ -199,6 +199,8 @@ class Decisions:
         if node.domain not in STANDARD_DOMAINS:
             return f"custom domain {node.domain!r}"
         if self._recipe.mode != STATIC:
+            if any(isinstance(t, Constant) and len(t.shape) >= 2 for t in node.inputs):
+                return f"reads a constant; those of {node.op} are not among the weights that onnxshot quantizes"
             return f"has no weight to quantize in {self._recipe.mode} mode"
         if node not in self.top and node.op in self._target.followers:
             return "inside a subgraph (If, Loop, Scan), where activations are not calibrated"

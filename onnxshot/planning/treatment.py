@@ -38,6 +38,8 @@ def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, force
         return FLOAT, f"its weight is {kind}; int8 kernels need float32 around them"
     if node.op == "LSTM" and "LSTM" in target.contrib and (recipe.mode == DYNAMIC or forced) and is_top:
         return DYNAMIC, ""
+    if node.op == "LSTM" and "LSTM" in target.contrib and not is_top:
+        return FLOAT, "inside a subgraph (If, Loop, Scan), where LSTM has no int8 form; --mode weights makes it smaller"
     refusal = "" if forced else target.float_reasons.get(node.op, "")
     refusal = refusal or _refusal(node, slot, weight)
     if refusal:

@@ -179,6 +179,7 @@ class _Run:
         self.report.sparsity = sum(row.sparsity * row.weights for row in self.report.layers) / total
         ApplyRepairs(found).run(self.model)
         edit.remove_unused(self.model)
+        self.report.sparsity_of_all = proof.sparsity(self.model)
         self.report.graph = anatomy.graph_rows(self.model)
         StoreHalf().run(self.model)
         stamp(self.model, record(self.asked, self._source_hash, self.settings, sampled=data is not None))

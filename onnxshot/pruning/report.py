@@ -35,12 +35,14 @@ class PruneReport(Report):
 
     Attributes:
         layers: one row per pruned layer, in the order of the graph.
+        sparsity_of_all: share 0..1 of zeros in all weights of the model, of layers that were left too.
         magnitude_sqnr_db: of the same numbers of zeros a layer, chosen by magnitude, with nothing made up for.
         packed_bytes: of the weights of the input and of the result, as gzip packs them; 0 where they are over 256 MB.
         worth: what the zeros bring on each target, in words.
     """
 
     layers: list[LayerSparsity] = field(default_factory=list)
+    sparsity_of_all: float = 0.0
     magnitude_sqnr_db: float | None = None
     packed_bytes: tuple[int, int] = (0, 0)
     worth: tuple[str, ...] = ()
