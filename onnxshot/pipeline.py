@@ -30,6 +30,7 @@ from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.output import RANDOM_KEY, deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
+from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.planning.planner import already_quantized, make_plan
 from onnxshot.planning.scales import Evidence
@@ -196,6 +197,7 @@ class Run:
         """Plan, calibrate, plan again with scales, and change the graph."""
         self.refer(data)
         self.plan = self.planned()
+        refuse_not_finite(self.model, self.plan)
         if self.plan.observe and (data is not None or self.given is not None):
             with self.report.timed("calibrate"):
                 stats = self.statistics(data)

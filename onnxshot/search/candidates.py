@@ -21,6 +21,7 @@ from onnxshot.graph.ops import op_of
 from onnxshot.parallel import in_order
 from onnxshot.pipeline import Run
 from onnxshot.planning.asked import Asked
+from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.match import exact_patterns
 from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
 from onnxshot.planning.scales import Evidence
@@ -155,6 +156,7 @@ def workbench(
         if run.reference is None:
             raise UsageError("the model is too large to measure in memory", "give the path of its file")
         run.plan = run.planned()
+        refuse_not_finite(run.model, run.plan)
         evidence = Evidence({}) if run.trained else None
         calibrated, held_out = split(len(data))[0], list(range(len(data)))
         if run.plan.observe:

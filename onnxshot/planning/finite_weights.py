@@ -1,0 +1,28 @@
+"""Weights that hold NaN or infinity: no scale fits them, and all that is searched on samples would be NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxshot.errors import ModelError
+from onnxshot.graph import Constant, Model, weights
+from onnxshot.planning.plan import Plan
+
+
+def refuse_not_finite(model: Model, plan: Plan) -> None:
+    """Raise ModelError, with the weight and its node, where the plan quantizes a weight that is not finite.
+
+    Every weight is read once, and let go.
+    """
+    seen: set[str] = set()
+    for node in model.graph.nodes:
+        planned = plan.weights.get(node.label)
+        weight = node.inputs[planned.slot] if planned is not None else None
+        if not isinstance(weight, Constant) or weight.name in seen or weight.name in plan.kept.weights:
+            continue
+        seen.add(weight.name)
+        values = np.asarray(weights.read(weight))
+        # minimum and maximum pass NaN on, and make no second array
+        if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+            what = f"weight {weight.name!r} of node {node.label!r} ({node.op}) holds NaN or infinity"
+            raise ModelError(what, "export the model again, or leave its op out with --exclude")
