@@ -11,18 +11,28 @@ from numpy.typing import NDArray
 from onnxshot.calibration.checks import Dims, Sample, fits
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sources import Source
-from onnxshot.errors import CalibrationError
+from onnxshot.errors import CalibrationError, UsageError
+
+MOST_COPIES = 4096
+"""Times that one sample may stand in a batch: more copies tell nothing more, and take time and memory."""
 
 
 def batched(data: Dataset, shapes: Mapping[str, Dims]) -> Dataset:
     """The samples as inputs of these shapes want them: as they are, or several joined along the leading axis.
 
     shapes: of the inputs that are fixed. The last batch is filled up with the first samples. Raises CalibrationError
-    where a sample does not fit, naming it; where the first one does not, at once.
+    where a sample does not fit, naming it; where the first one does not, at once. Raises UsageError as `refuse_copies`.
     """
-    joined = data.joined(_Batches(data, shapes))
+    batches = _Batches(data, shapes)
+    batches.refuse_copies(len(data))
+    joined = data.joined(batches)
     joined[0]
     return joined
+
+
+def refuse_copies(data: Dataset, shapes: Mapping[str, Dims], count: int) -> None:
+    """Raise UsageError where these shapes want a batch that holds each of `count` samples over MOST_COPIES times."""
+    _Batches(data, shapes).refuse_copies(count)
 
 
 class _Batches(Source):
@@ -40,23 +50,30 @@ class _Batches(Source):
             return 1
         return wanted[0] // values.shape[0] if values.shape[0] and wanted[0] % values.shape[0] == 0 else 1
 
+    def refuse_copies(self, count: int) -> None:
+        """Raise UsageError where a batch takes so many copies of each of `count` samples that it tells nothing more."""
+        if self._each > MOST_COPIES * max(1, count):
+            what = f"a batch of {self._each} samples takes {self._each // max(1, count)} copies of each of {count}"
+            raise UsageError(what, f"give a smaller batch, or more samples: {MOST_COPIES} copies of one are the most")
+
     def __len__(self) -> int:
         return -(-len(self._data) // self._each)
 
     def load(self, index: int) -> Sample:
-        """The samples of one batch, joined."""
+        """The samples of one batch, joined. Each is read once, however often the batch holds it."""
         numbers = [i % len(self._data) for i in range(index * self._each, (index + 1) * self._each)]
-        samples = [self._data[i] for i in numbers]
+        read = {i: self._data[i] for i in dict.fromkeys(numbers)}
+        first_sample = read[numbers[0]]
         feed = {}
-        for name, first in samples[0].feed.items():
+        for name, first in first_sample.feed.items():
             values = first
             if name in self._shapes and self._times(name, first) > 1:
-                values = _joined([s.feed[name] for s in samples])
+                values = _joined([read[i].feed[name] for i in numbers])
             if name in self._shapes and not fits(values.shape, self._shapes[name]):
                 wanted = ",".join("?" if d is None else str(d) for d in self._shapes[name])
                 found = ",".join(map(str, first.shape))
                 raise CalibrationError(
-                    f"input {name!r} is frozen to [{wanted}]; sample {samples[0].name!r} holds [{found}]",
+                    f"input {name!r} is frozen to [{wanted}]; sample {first_sample.name!r} holds [{found}]",
                     "give samples of that shape, or such that several make a batch",
                 )
             feed[name] = values

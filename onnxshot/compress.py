@@ -11,7 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot import emitting
-from onnxshot.calibration.batches import batched
+from onnxshot.calibration.batches import batched, refuse_copies
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.compress_report import CompressReport, CompressResult, StageRow
@@ -123,6 +123,7 @@ def compress(
         scratch() as made,
         open_calib(calib, loaded, preset, settings, sizes) as data,
     ):
+        refuse_copies(data, sizes.inputs, len(split(len(data), HOLDOUT)[1]))
         folder = Path(keep_stages) if keep_stages is not None else made
         source = Path(model) if isinstance(model, str | Path) else made / "input.onnx"
         if isinstance(model, ModelProto):

@@ -13,6 +13,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot import emitting, trial
+from onnxshot.calibration.batches import refuse_copies
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
@@ -189,6 +190,8 @@ class Run:
                 open_data(None, input_specs(self.model))  # raises, and says what --calib takes
             return None
         data = open_calib(calib, self.model, preset, self.settings, self.frozen)
+        if self.frozen:  # told now, and not once the work is done
+            refuse_copies(data, self.frozen.inputs, len(split(len(data))[1]))
         self.report.notes += data.notes
         self.sampled = True
         return data

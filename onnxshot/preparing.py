@@ -33,6 +33,7 @@ from onnxshot.targets.base import Target
 
 MOST_FROZEN = 2 << 30
 """Most bytes that a tensor of a model whose dimensions are frozen may have: a run holds several at a time."""
+_MOST_TOGETHER = 32 << 30  # bytes of all tensors of such a model: no run holds them at once, but each takes its time
 
 
 def input_specs(model: Model) -> list[InputSpec]:
@@ -49,7 +50,8 @@ def input_specs(model: Model) -> list[InputSpec]:
 def sizes_of(model: Model, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> Frozen:
     """The dimensions of the model's inputs that these freeze.
 
-    Raises UsageError where they contradict the model, or make a tensor of it larger than MOST_FROZEN.
+    Raises UsageError where they contradict the model, or make a tensor of it larger than MOST_FROZEN, or all of
+    them together larger than _MOST_TOGETHER.
     """
     found = frozen({tensor.name: model.shape(tensor) for tensor in model.graph.inputs}, batch, shapes)
     if found:
@@ -66,6 +68,10 @@ def _refuse_vast(shapes: Mapping[str, Sequence[int]]) -> None:
         if size > MOST_FROZEN:
             what = f"frozen at these sizes, tensor {name!r} of shape {shown(list(dims))} takes {size / 1e9:.3g} GB"
             raise UsageError(what, f"freeze it at smaller ones: a tensor may have {MOST_FROZEN / 1e9:.3g} GB")
+    together = sum(4 * math.prod(dims) for dims in shapes.values())
+    if together > _MOST_TOGETHER:
+        what = f"frozen at these sizes, the model's {len(shapes)} tensors take {together / 1e9:.3g} GB together"
+        raise UsageError(what, f"freeze it at smaller ones: they may have {_MOST_TOGETHER / 1e9:.3g} GB")
 
 
 def frozen_specs(model: Model, sizes: Frozen) -> list[InputSpec]:

@@ -1,5 +1,6 @@
 """Dimensions that are frozen: everywhere they stand, with nothing left to contradict them, and the file still runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from planning import FAST, PROVEN, run
 
 import onnxshot
 from onnxshot import quantize
-from onnxshot.calibration.batches import batched
+from onnxshot.calibration.batches import MOST_COPIES, batched
 from onnxshot.calibration.readers import open_data
 from onnxshot.errors import CalibrationError, ModelError, UsageError
 from onnxshot.frozen import Frozen, frozen
@@ -283,3 +284,49 @@ def test_a_stage_that_is_not_the_last_may_not() -> None:
 def test_sizes_that_are_none_are_told(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"batch is|shapes(.x)? is"):
         onnxshot.Recipe.from_dict(values)
+
+
+class _Counted(Sequence[dict[str, Any]]):
+    """Samples that count how often they are read."""
+
+    def __init__(self, n: int) -> None:
+        self.given = [{"x": np.full((1, 2), i, np.float32)} for i in range(n)]
+        self.read = 0
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def __getitem__(self, index: Any) -> Any:
+        self.read += 1
+        return self.given[index]
+
+
+def test_a_batch_reads_each_sample_once_and_repeats_it() -> None:
+    found = load_model(model("g (float[N, 2] x) => (float[N, 2] y) { y = Relu(x) }"))
+    samples = _Counted(3)
+    made = batched(open_data(samples, input_specs(found)), {"x": (1000, 2)})
+    samples.read = 0
+    feed = made[0].feed["x"]
+    assert samples.read == 3
+    assert np.array_equal(feed[:, 0], np.arange(1000) % 3)
+
+
+def test_a_batch_of_too_many_copies_is_refused_at_once(tmp_path: Path) -> None:
+    proto = model("g (float[N, 64] x) => (float[N, 64] y) { y = MatMul(x, w) }", {"w": weight(64, 64)})
+    samples = _Counted(4)
+    samples.given = [{"x": np.ones((1, 64), np.float32)} for _ in range(4)]
+    with pytest.raises(UsageError, match="a batch of 100000 samples takes 100000 copies of each of 1"):
+        quantize(proto, samples, batch=100000, settings=FAST)
+    assert samples.read < 5  # nothing was calibrated
+    data = open_data(samples, input_specs(load_model(proto)))
+    with pytest.raises(UsageError, match="25000 copies of each of 4"):
+        batched(data, {"x": (100000, 64)})
+    assert len(batched(data, {"x": (4 * MOST_COPIES, 64)})) == 1
+
+
+def test_tensors_that_are_vast_only_together_are_refused() -> None:
+    steps = "".join(f" t{i + 1} = Relu(t{i}) " for i in range(20))
+    proto = model(f"g (float[N, 1000] t0) => (float[N, 1000] t20) {{ {steps} }}")
+    assert sizes_of(load_model(proto), 300_000, {})
+    with pytest.raises(UsageError, match="the model's 21 tensors take 42 GB together"):
+        sizes_of(load_model(proto), 500_000, {})

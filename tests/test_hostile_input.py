@@ -289,12 +289,12 @@ def test_a_users_function_that_exits(folder: Path, option: str, code: int) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch", "codes"), [("1000000", {0, 4}), ("10000000", {2}), ("100000000000", {2})])
+@pytest.mark.parametrize(("batch", "codes"), [("1000000", {2}), ("10000000", {2}), ("100000000000", {2})])
 def test_a_vast_batch_is_told_before_memory_is_taken(folder: Path, batch: str, codes: set[int]) -> None:
     started = time.monotonic()
     done = run(folder, "quantize", "net.onnx", "--calib=calib.npz", f"--batch={batch}", code=None)
     assert done.returncode in codes, done.stderr
-    assert b"GB" in done.stderr or b"memory" in done.stderr or not done.returncode
+    assert b"GB" in done.stderr or b"copies" in done.stderr
     assert time.monotonic() - started < SECONDS
 
 

@@ -407,5 +407,5 @@ def test_a_weight_that_is_nan_is_named(mode: str) -> None:
     values = onnx.numpy_helper.to_array(broken).copy()
     values.flat[7] = np.nan
     broken.CopyFrom(onnx.numpy_helper.from_array(values, broken.name))
-    with pytest.raises(ModelError, match=f"weight '{broken.name}.*' holds NaN"):
+    with pytest.raises(ModelError, match=rf"weight '{broken.name}.*' of node .* \(Gemm\) holds NaN"):
         quantize(proto, heldout("digits_mobile")[0][:4], mode=mode, include=("Gemm",), settings=FAST)
