@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 import re
 import signal
 import sys
@@ -40,11 +41,12 @@ def users_code(
 
     SystemExit, GeneratorExit and KeyboardInterrupt are errors like all others where the code itself raises them; what
     the handler of a signal raises, such as that of Ctrl-C, goes on as it is. So do errors of onnxshot, but where
-    `wrap` says that they too come of how the code uses it.
+    `wrap` says that they too come of how the code uses it. A folder that the code changes to is its own: it finds
+    itself there when it is called again, and the run, whose paths may be relative, stays where it is.
     """
     signals = _Signals()
     try:
-        with signals:
+        with signals, _FOLDERS:
             yield
     except BaseException as error:  # sys.exit() in a user's function must not end the run as if it had succeeded
         if isinstance(error, OnnxshotError) and not wrap:
@@ -52,6 +54,52 @@ def users_code(
         if signals.raised is not None:
             raise signals.raised from None
         raise kind(f"{where} raised {told(error)}", hint) from error
+
+
+class _Folders:
+    """The working folder of the run, and that of the user's code, which is asked in turns with it."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._ours: str | None = None
+        self._theirs: str | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside > 1:  # called by itself, or in several threads
+                return
+            self._ours = _here()
+            _go(self._theirs)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside or self._ours is None:
+                return
+            here = _here()
+            self._theirs = here if here != self._ours else None
+            if self._theirs is not None:
+                _go(self._ours)
+
+    def home(self) -> None:
+        """Go to the run's, inside of the block."""
+        _go(self._ours)
+
+
+_FOLDERS = _Folders()
+
+
+def _here() -> str | None:
+    with contextlib.suppress(OSError):  # it was removed
+        return str(Path.cwd())
+    return None
+
+
+def _go(folder: str | None) -> None:
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
 
 
 class _Signals:
@@ -109,6 +157,7 @@ def load(place: str, function: str) -> Callable[..., Any]:
     hint = "name it as module:function or file.py:function"
     try:
         with users_code(place, hint, _NotImported):
+            _FOLDERS.home()  # the place was named from there
             module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
             made: object = getattr(module, function, None)
     except _NotImported as error:

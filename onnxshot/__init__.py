@@ -30,6 +30,7 @@ __all__ = [
     "verify",
 ]
 
+from onnxshot import starting as _starting  # noqa: F401  # isort: skip  # before what takes its time
 from onnxshot import errors
 from onnxshot import source_tree as _source_tree  # noqa: F401  # first: it makes a clone's calibration/ importable
 from onnxshot.bundles.making import bundle

@@ -70,7 +70,7 @@ def test_only_what_changed_is_done_again(folder: Path) -> None:
     assert done() == ["one", "two"]
     assert done(thresholds={"min_sqnr": 99}) == []
     assert done(models=["one.onnx", {"model": "two.onnx", "method": "minmax"}]) == ["two"]
-    (folder / "out" / "one" / "tensorrt" / "one.onnx").write_bytes(b"damaged")
+    (folder / "out" / "one" / "tensorrt" / "one.onnx").unlink()
     assert done(models=["one.onnx"]) == ["one"]
     model = onnx.load(folder / "one.onnx")
     model.doc_string = "another"
@@ -357,7 +357,7 @@ def as_link(folder: Path) -> dict[str, Any]:
         (lambda folder: as_model(folder, "two/tensorrt"), "the cell two/tensorrt .*which is the model 'one'"),
         (as_samples, "the cell two/ort .*which is one of the samples"),
         (as_recipe, "the summary .*summary.json is the manifest or a recipe itself"),
-        (as_link, "the cell one/ort .*which is the model 'one'"),
+        (as_link, "the cell one/ort would go through a link, .*theirs"),
     ],
 )
 def test_no_file_that_a_cell_reads_lies_where_results_go(
@@ -378,6 +378,35 @@ def test_a_log_or_summary_of_somebody_else_is_left(folder: Path, name: str, text
         run(folder / "m.yaml")
     assert [p.name for p in (folder / "out").iterdir()] == [name]
     assert (folder / "out" / name).read_text() == text
+
+
+@pytest.mark.parametrize("name", ["one.onnx", "report.json"])
+def test_a_file_of_a_cell_that_somebody_has_changed_is_left(folder: Path, name: str) -> None:
+    """Whether the cell would be done again or not."""
+    path = manifest(folder, targets=["tensorrt"], models=["one.onnx"])
+    assert run(path).exit_code == 0
+    mine = folder / "out" / "one" / "tensorrt" / name
+    text = mine.read_bytes()
+    mine.write_bytes(b"mine")
+    for models in (["one.onnx"], [{"model": "one.onnx", "method": "minmax"}]):
+        with pytest.raises(UsageError, match=f"{name} was changed since a batch has written it"):
+            run(manifest(folder, targets=["tensorrt"], models=models))
+        assert mine.read_bytes() == b"mine"
+    mine.write_bytes(text)
+    assert [row["resumed"] for row in run(manifest(folder, targets=["tensorrt"], models=["one.onnx"])).rows] == [True]
+
+
+@pytest.mark.parametrize("place", ["one", "one/ort"])
+def test_no_cell_goes_through_a_link(folder: Path, place: str) -> None:
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "sample.npy").write_bytes(b"theirs")
+    link = folder / "out" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(folder / "theirs")
+    with pytest.raises(UsageError, match=f"the cell one/ort would go through a link, .*{place} -> "):
+        run(manifest(folder, targets=["ort"], models=["one.onnx"]))
+    assert link.is_symlink()
+    assert [path.name for path in (folder / "theirs").iterdir()] == ["sample.npy"]
 
 
 def test_what_somebody_keeps_beside_results_survives_all_runs(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """Bundles: what is in them, what `verify` finds, and what hostile ones cannot do."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -226,3 +228,21 @@ def test_files_too_large_are_listed(result: onnxshot.Result, tmp_path: Path, mon
     onnxshot.bundle(result, tmp_path / "new", CALIB, preset=PRESET)
     assert json.loads((tmp_path / "new" / "manifest.json").read_text())["left_out"] == ["labels.txt: over 0 MB"]
     assert (tmp_path / "new" / "beside" / "config.json").is_file()
+
+
+def test_a_full_disk_is_told_of_the_bundle_and_what_was_written_stays(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system names the file that is copied, which is whole."""
+    out = tmp_path / "q.onnx"
+    made = onnxshot.quantize(source, output=out, mode="dynamic", settings=QUICK)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(file: Path, to: Path, **_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UsageError, match=rf"cannot write the bundle {tmp_path}/b: No space left") as told:
+        onnxshot.bundle(made, tmp_path / "b")
+    assert "is whole, and stays" in told.value.hint
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -1,6 +1,7 @@
 """Nothing of the user's is lost: no file that a run reads is written, and only files of onnxshot's own are replaced."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -578,3 +579,44 @@ def test_what_stands_in_the_way_is_told_with_the_option_that_named_it(
     told = capsys.readouterr().err
     assert "the kept stage kept/pruned.onnx would replace a file that is there" in told
     assert "choose another place with --keep-stages" in told
+
+
+MOVING = """
+import os
+import numpy as np
+os.chdir("theirs")
+def samples():
+    for i in range(6):
+        yield {"x": np.load(f"{i}.npy")}
+        if i == 1:
+            os.chdir("deeper")
+"""
+SCORE = """
+import os
+def score(run):
+    os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), "theirs"))
+    return 1.0
+"""
+
+
+def test_code_that_changes_the_folder_moves_no_output(given: Path) -> None:
+    """Called again, it finds itself where it went to; the paths of the run mean what they meant."""
+    Path("theirs/deeper").mkdir(parents=True)
+    for i in range(6):
+        np.save(Path("theirs", "deeper" if i > 1 else "", f"{i}.npy"), np.full((1, 16, 3, 3), i, np.float32))
+    Path("moving.py").write_text(MOVING)
+    before = set(tree(given))
+    text = "quantize net.onnx --calib moving.py:samples -o new.onnx --report new.json"
+    assert command(*text.split()) == 0
+    assert Path.cwd() == given
+    assert set(tree(given)) - before == {"new.onnx", "new.recipe.yaml", "new.json"}
+    assert json.loads(Path("new.json").read_text())["input"] == "net.onnx", "told as it was given"
+
+
+def test_a_score_that_changes_the_folder_moves_no_output(given: Path) -> None:
+    Path("theirs").mkdir()
+    Path("scores.py").write_text(SCORE)
+    before = set(tree(given))
+    assert command(*f"{QUANTIZE} -o new.onnx --max-drop 1 --eval scores.py:score".split()) == 0
+    assert Path.cwd() == given
+    assert set(tree(given)) - before == {"new.onnx", "new.recipe.yaml"}

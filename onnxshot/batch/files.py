@@ -7,7 +7,8 @@ from pathlib import Path
 
 from onnxshot.batch.cells import Cell
 from onnxshot.batch.manifest import Manifest
-from onnxshot.batch.store import LOG, SUMMARY
+from onnxshot.batch.store import LOG, SUMMARY, changed_in
+from onnxshot.errors import UsageError
 from onnxshot.files.given import of_calib, of_function, of_model_file, of_preset
 from onnxshot.files.ledger import Files, Read, Write
 from onnxshot.remote.urls import is_remote
@@ -30,14 +31,32 @@ def files_of(manifest: Manifest) -> Files:
         return Files(tuple(reads))
     output = Path(manifest.output)
     cells = [Cell(entry, target) for entry in manifest.entries for target in manifest.targets]
+    for cell in cells:
+        _refuse_link(output, cell)
     return Files(
         tuple(reads),
         (
             Write(output / LOG, "the log", _foreign_log, option=_OPTION),
             Write(output / SUMMARY, "the summary", _foreign_summary, option=_OPTION),
-            *(Write(output / cell.place, f"the cell {cell.place}", folder=True) for cell in cells),
+            *(
+                Write(output / cell.place, f"the cell {cell.place}", _changed_cell, folder=True, option=_OPTION)
+                for cell in cells
+            ),
         ),
     )
+
+
+def _refuse_link(output: Path, cell: Cell) -> None:
+    """Raise UsageError where a cell would lie behind a link: what is there is not of this batch."""
+    for folder in (output / cell.name, output / cell.place):
+        if folder.is_symlink():
+            what = f"the cell {cell.place} would go through a link, {folder} -> {folder.readlink()}"
+            raise UsageError(what, f"remove the link, or choose another place with {_OPTION}")
+
+
+def _changed_cell(path: Path) -> str:
+    name = changed_in(path)
+    return f"{path / name} was changed since a batch has written it" if name else ""
 
 
 def _foreign_log(path: Path) -> str:

@@ -22,6 +22,7 @@ from onnxshot.writing.places import put, put_folder, take_along
 ROW, LOG, SUMMARY = "cell.json", "batch.jsonl", "summary.json"
 REPORT = "report.json"
 _PARTS = ".parts"
+_REPORT_SHA = "report_sha256"
 
 
 class Store(ABC):
@@ -82,10 +83,11 @@ class Folder(Store):
             os.write(self._log, b"\n")  # a line that was torn stays alone
 
     def finished(self, cell: Cell) -> Row | None:
-        """See Store; the files are hashed, so that a damaged one is made anew."""
+        """See Store; the files are hashed, so that a missing one is made anew."""
         folder = self.output / cell.place
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             row: Row = json.loads((folder / ROW).read_text("utf-8"))
+            row.pop(_REPORT_SHA, None)
             if row["key"] == cell.key and all(sha256(folder / o["file"]) == o["sha256"] for o in row["outputs"]):
                 return row
         return None
@@ -96,7 +98,8 @@ class Folder(Store):
 
     def publish(self, cell: Cell, part: Path, row: Mapping[str, Any]) -> None:
         """See Store."""
-        (part / ROW).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+        told = {**row, _REPORT_SHA: sha256(part / REPORT)} if (part / REPORT).is_file() else row
+        (part / ROW).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         part.chmod(0o755)
         final = self.output / cell.place
         try:
@@ -130,6 +133,18 @@ class Folder(Store):
         os.close(self._log)
         self._part.close()
         listed()  # drops what workers that were killed had there
+
+
+def changed_in(folder: Path) -> str:
+    """The first file of a cell that is there and is not what a batch has written; empty where there is none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        row = json.loads((folder / ROW).read_text("utf-8"))
+        known = {str(output["file"]): output["sha256"] for output in row["outputs"]} if row["key"] else {}
+        known |= {REPORT: row[_REPORT_SHA]} if _REPORT_SHA in row else {}
+        return next(
+            (name for name, sha in known.items() if (folder / name).exists() and sha256(folder / name) != sha), ""
+        )
+    return ""
 
 
 def _own_files(folder: Path) -> set[str]:

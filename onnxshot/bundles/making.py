@@ -6,7 +6,7 @@ import contextlib
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -83,7 +83,7 @@ def bundle(
     written = (Path(name) for made in result.report.outputs for name in _files_of(Path(made.path)))
     reads = (*of_run(loaded, calib, preset), *(Read(path, "a file of the result") for path in written))
     Files((*reads, *of_beside(source)), (of_bundle(folder),)).check()
-    with aside(folder) as home:
+    with _named(folder), aside(folder) as home:
         made = home / "bundle"
         made.mkdir()
         artifacts = _artifacts(result, made, source.stem)
@@ -109,6 +109,16 @@ def bundle(
         except OSError as e:
             raise UsageError(f"cannot write {folder}: {e.strerror}", "choose another folder") from e
     return folder
+
+
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Have a full disk told as a fault of the bundle: the system names the file that is copied."""
+    try:
+        yield
+    except OSError as e:
+        hint = "what the run has written before is whole, and stays"
+        raise UsageError(f"cannot write the bundle {folder}: {e.strerror or e}", hint) from e
 
 
 def of_beside(source: Path) -> tuple[Read, ...]:

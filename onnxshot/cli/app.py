@@ -84,6 +84,10 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
         sys.exit(streams.BROKEN_PIPE)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # help is printed by rich, which makes a 1 of it
+            sys.exit(streams.BROKEN_PIPE)
+        raise
     except KeyboardInterrupt:
         _fail("interrupted; nothing is half written", _INTERRUPTED)
     except Stopped as stopped:

@@ -1,0 +1,75 @@
+"""Signals and closed pipes from the first moment on: one line, and the exit code that shells have for it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from onnxshot import starting
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+COMMANDS = {
+    "module": [sys.executable, "-m", "onnxshot", "--help"],
+    "script": [sys.executable, "{folder}/onnxshot", "--help"],  # as an installer makes it
+}
+SCRIPT = "import sys\nfrom onnxshot.cli.app import entry\nsys.exit(entry())\n"
+ROOT = str(Path(starting.__file__).parent.parent)
+
+
+def begun(folder: Path, name: str) -> "subprocess.Popen[str]":
+    """The command, at its first import that takes long, where it waits."""
+    (folder / "onnxshot").write_text(SCRIPT)
+    blocker = folder / "path" / "numpy"
+    blocker.mkdir(parents=True)
+    flag = folder / "flag"
+    (blocker / "__init__.py").write_text(f"import pathlib, time\npathlib.Path({str(flag)!r}).touch()\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [part.format(folder=folder) for part in COMMANDS[name]], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=os.environ | {"PYTHONPATH": f"{folder}/path{os.pathsep}{ROOT}"}, cwd=folder / "path",
+    )  # fmt: skip
+    while not flag.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, "stopped by SIGTERM"),
+        (signal.SIGHUP, "stopped by SIGHUP"),
+    ],
+)
+def test_told_to_end_while_it_imports_it_says_one_line(
+    name: str, number: signal.Signals, said: str, tmp_path: Path
+) -> None:
+    process = begun(tmp_path, name)
+    process.send_signal(number)
+    out, told = process.communicate(timeout=30)
+    assert (process.returncode, out) == (128 + number, "")
+    assert told == f"error: {said}; nothing is half written\n"
+
+
+def test_a_library_leaves_the_handlers_of_its_user_alone() -> None:
+    code = "import signal; a = [signal.getsignal(n) for n in (2, 15, 1)]; import onnxshot;"
+    code += "assert a == [signal.getsignal(n) for n in (2, 15, 1)]"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": ROOT})
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["quantize", "--help"]])
+def test_help_into_a_pipe_that_is_closed_is_no_error(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxshot", *arguments], stdout=write, stderr=subprocess.PIPE, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": ROOT},
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
