@@ -1,19 +1,22 @@
 """The search for a mixed precision: goals that can be reached and that cannot, held against ONNX Runtime's own runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from handmade.core import Feed
+from handmade.core import Feed, model
 from pains import QUICK, command, data_of, outputs, sqnr
 from support import FIXTURES, accuracy, fixture, heldout
 
 from onnxshot import Goal, errors, quantize, tune
+from onnxshot.graph import Model
 from onnxshot.pipeline import Result
 from onnxshot.recipes.files import load_recipe
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.search import goal
 from onnxshot.search.candidates import Workbench
 from onnxshot.search.goal import Measured
@@ -323,3 +326,50 @@ def test_what_is_no_recipe_is_refused(
     assert command(*arguments(tmp_path / "a.onnx", "--recipe", recipe)) == 2
     assert error in capsys.readouterr().err
     assert not (tmp_path / "a.onnx").exists()
+
+
+def uneven() -> onnx.ModelProto:
+    """Three convolutions and a residual, with channels of different ranges."""
+    text = """g (float[1, 3, 16, 16] x) => (float[1, 10] y) {
+        h0 = Conv<pads = [1, 1, 1, 1]>(x, c0) a0 = Relu(h0)
+        h1 = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(a0, c1) a1 = Relu(h1)
+        h2 = Conv<pads = [1, 1, 1, 1]>(a1, c2) s = Add(h2, a1) a2 = Relu(s)
+        p = GlobalAveragePool(a2) f = Flatten(p) y = Gemm(f, w)
+    }"""
+    rng = np.random.default_rng(15)
+    shapes = {"c0": (16, 3, 3, 3), "c1": (32, 16, 3, 3), "c2": (32, 32, 3, 3), "w": (32, 10)}
+    made = {n: rng.normal(0, np.sqrt(2 / np.prod(s[1:])), s).astype(np.float32) for n, s in shapes.items()}
+    made["c0"] *= np.exp(rng.normal(0, 0.7, (16, 1, 1, 1))).astype(np.float32)
+    return model(text, made)
+
+
+def test_a_candidate_that_its_own_run_makes_better_is_not_rejected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the search builds of single nodes is no better than all int8 here: only a run of its own recovers them."""
+    proto = uneven()
+    rng = np.random.default_rng(3)
+    calib = [{"x": rng.normal(0, 1, (1, 3, 16, 16)).cumsum(-1).astype(np.float32)} for _ in range(16)]
+
+    def db(made: onnx.ModelProto | Path) -> float:
+        return sqnr(outputs(proto, calib[12:]), outputs(made, calib[12:]))
+
+    plain = db(quantize(proto, calib, settings=QUICK).model.to_proto())
+    limit = Goal(min_sqnr=plain + 0.2)
+    (wanted,) = tune(proto, calib, limit, settings=QUICK).report.recipe["exclude"]
+    build = Workbench.build
+
+    def weak(bench: Workbench, recipe: Recipe) -> Model:
+        return build(bench, replace(recipe, exclude=()) if len(recipe.exclude) == 1 else recipe)
+
+    monkeypatch.setattr(Workbench, "build", weak)
+    out = tmp_path / "found.onnx"
+    found = tune(proto, calib, limit, output=out, settings=QUICK).report
+    assert found.recipe["exclude"] == [wanted]
+    assert found.goal["reached"]
+    assert db(out) == pytest.approx(found.goal["sqnr_db"], abs=0.01)
+    assert [wanted] in [list(row["exclude"]) for row in found.pareto]
+    quantize(proto, calib, exclude=[wanted], output=tmp_path / "same.onnx", settings=QUICK)
+    assert out.read_bytes() == (tmp_path / "same.onnx").read_bytes(), "what the same options give"
+    rejected = tune(proto, calib, Goal(min_sqnr=100.0), settings=QUICK).report
+    assert not rejected.goal["reached"], "what is made anew is held to the goal too"

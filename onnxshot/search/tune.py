@@ -3,7 +3,9 @@
 All int8 comes first. Nodes are put in order by what they are measured to cost, per latency they would add; bisection
 finds how many of the first of them must go back to float. Half of those are kept, what the others bring is measured
 again, and so on; at last each one is tried without. Where all int8 is slower than a goal allows, nodes that are slower
-in int8 than in float go back first. Every candidate is measured, and the best one is written.
+in int8 than in float go back first. Every candidate is measured. What recovers accuracy is chosen for all int8, and may
+be another choice for other nodes in float: the cheaper candidates that come closest are made anew, as `quantize` makes
+them, before one is rejected. The best one is written.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from onnxshot.errors import UsageError
 from onnxshot.files.given import of_model_file, of_run
 from onnxshot.files.ledger import Files
 from onnxshot.files.results import of_result
+from onnxshot.graph import Model
 from onnxshot.graph.save import write
 from onnxshot.pipeline import quantize
 from onnxshot.planning.plan import FLOAT, Plan
@@ -34,6 +37,8 @@ from onnxshot.search.goal import TIMES, Goal, Judge, Measured
 from onnxshot.settings import Settings
 from onnxshot.targets.unsound import blames_model
 from onnxshot.writing.places import scratch
+
+_FINALS = 3  # candidates that are made anew at most: each takes as long as a run of `quantize`
 
 
 @blames_model
@@ -95,7 +100,12 @@ def tune(
         reference = bench.run.reference.at(folder / "float.onnx")
         # Candidates are not frozen, but measured at the sizes that the written file will have.
         judge = Judge(goal, reference, batched(bench.held_out, bench.run.frozen.inputs), settings)
-        search = _Search(bench, goal, judge, folder, deadline)
+        quiet = replace(settings, verify=False, progress=None)
+
+        def remake(recipe: Recipe) -> Model:
+            return quantize(model, calib, stats=stats, preset=preset, recipe=recipe, settings=quiet).model
+
+        search = _Search(bench, goal, judge, folder, deadline, recipe, remake)
         chosen = search.run()
         searched = time.perf_counter() - started
         recipe = search.recipe(chosen) if chosen else recipe
@@ -125,15 +135,21 @@ class _OutOfTime(Exception):
 
 @dataclass(slots=True)
 class _Search:
-    """The candidates of one model; each is the set of the units that are left in float, by pattern."""
+    """The candidates of one model; each is the set of the units that are left in float, by pattern.
+
+    asked: the recipe as it was asked for. remake: the model that a recipe makes in a run of its own.
+    """
 
     bench: Workbench
     goal: Goal
     judge: Judge
     folder: Path
     deadline: float
+    asked: Recipe
+    remake: Callable[[Recipe], Model]
     seen: dict[frozenset[str], Measured] = field(default_factory=dict)
     empty: set[frozenset[str]] = field(default_factory=set)  # of those seen, with nothing quantized
+    anew: set[frozenset[str]] = field(default_factory=set)  # of those seen, that are better made anew
     out_of_time: bool = False
     _priced: dict[str, float] = field(default_factory=dict)
     _times: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -162,6 +178,7 @@ class _Search:
             limited = not self.goal.wants_accuracy or self.goal.missed(self.seen[self.best()])
             if limited and not self.goal.too_much(self.measured(first)):
                 self._promote(until=self.goal.too_much, last=False, kept=first)
+            self._finals()
             self._confirm()
         except _OutOfTime:
             self.out_of_time = True
@@ -169,7 +186,12 @@ class _Search:
 
     def recipe(self, floats: frozenset[str]) -> Recipe:
         """The recipe that makes a candidate; patterns in graph order."""
-        return self.bench.without(u.pattern for u in self.bench.units if u.pattern in floats)
+        patterns = tuple(u.pattern for u in self.bench.units if u.pattern in floats)
+        return self._fresh(patterns) if floats in self.anew else self.bench.without(patterns)
+
+    def _fresh(self, patterns: tuple[str, ...]) -> Recipe:
+        """The recipe that was asked for, with these in float too: what suits the outputs is tried anew."""
+        return replace(self.asked, exclude=(*self.asked.exclude, *patterns))
 
     def measured(self, floats: frozenset[str]) -> Measured:
         """The candidate, built and measured on held-out samples; once."""
@@ -300,13 +322,43 @@ class _Search:
             if not self.goal.inaccurate(self.measured(kept - {pattern})):
                 kept -= {pattern}
 
+    def _finals(self) -> None:
+        """Make those anew that cost less than the best and come closest to the accuracy, the cheapest first.
+
+        The first that reaches the goal is the best then; without one, those that came out more accurate count so.
+        """
+        best = self.best()
+        if not self.goal.wants_accuracy or not best:
+            return
+        missed = bool(self.goal.missed(self.seen[best]))
+        others = [f for f in self.seen if f and f not in self.empty and self.goal.inaccurate(self.seen[f])]
+        cheaper = [f for f in others if missed or self._cost(f) < self._cost(best)]
+        nearest = sorted(cheaper, key=lambda f: _accuracy(self.seen[f]), reverse=True)[:_FINALS]
+        for floats in sorted(nearest, key=lambda f: (self._cost(f), sorted(f))):
+            self._in_time()
+            self.anew.add(floats)
+            path = self._made(floats)
+            found = self.judge.measure(path, self.recipe(floats).exclude)
+            if _accuracy(found) > _accuracy(self.seen[floats]):
+                self.seen[floats] = found
+            else:
+                self.anew.remove(floats)
+            self._show("candidates made anew", len(self.anew))
+            if not self.goal.missed(self.seen[floats]):
+                return
+
+    def _made(self, floats: frozenset[str]) -> Path:
+        """A candidate's file, until the next one is made."""
+        path, recipe = self.folder / "candidate.onnx", self.recipe(floats)
+        write(self.remake(recipe) if floats in self.anew else self.bench.build(recipe), path)
+        return path
+
     def _confirm(self) -> None:
         """Time the best candidate again, and the next one where it does not hold: of many, the luckiest looks best."""
         sure: set[frozenset[str]] = set()
         while self.goal.max_latency is not None and (best := self.best()) not in sure:
             self._in_time()
-            path = self.folder / "candidate.onnx"
-            write(self.bench.build(self.recipe(best)), path)
+            path = self._made(best)
             self.seen[best] = replace(self.seen[best], latency_ms=self.judge.latency_ms(path, times=TIMES))
             sure.add(best)
 
@@ -323,6 +375,11 @@ class _Search:
         progress = self.bench.run.settings.progress
         if progress is not None:
             progress(what, done, total if total is not None else max(done, len(self.bench.units)))
+
+
+def _accuracy(found: Measured) -> tuple[float, float]:
+    """What says how accurate a candidate is, more is better: the score that is asked for, then the SQNR."""
+    return -(found.drop or 0.0), found.sqnr_db
 
 
 def _costs(bench: Workbench, times: Mapping[str, tuple[float, float]], *, by_size: bool) -> dict[str, float]:
