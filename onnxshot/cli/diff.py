@@ -65,6 +65,8 @@ def _show(found: Diff) -> None:
     for where, nodes in (("A", found.only_before), ("B", found.only_after)):
         if nodes:
             console.print(escape(f"only in {where}: {_by_op(nodes)}"))
+    if found.worst and found.tensor_samples < found.samples:
+        console.print(f"tensors: on the first {found.tensor_samples} of these samples")
     for worst in found.worst[:_PAIRS]:
         console.print(escape(f"tensor {worst.tensor} ({worst.op}): SQNR {worst.sqnr_db:.1f} dB"))
     for note in found.notes:

@@ -102,7 +102,8 @@ def show_report(report: Report) -> None:
     console = stderr_console()
     console.print(_headline(report))
     if report.worst and not report.on_random_data:  # of random inputs no layer says anything
-        table = Table(name_column("worst tensors"), "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
+        head = name_column(f"worst tensors{_of_first(report)}")
+        table = Table(head, "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
         for row in report.worst[:_WORST]:
             span = "" if row.low is None or row.high is None else f"{row.low:.4g} .. {row.high:.4g}"
             clipped = "" if row.clipped is None else f"{100 * row.clipped:.3f} %"
@@ -256,6 +257,12 @@ def show_sensitivity(found: Sensitivity) -> None:
 def name_column(header: str) -> Column:
     """A column of names and paths: what differs may be at their end, so they are wrapped, never cut."""
     return Column(header, overflow="fold")
+
+
+def _of_first(report: Report) -> str:
+    """Of how many samples tensors tell, where outputs are judged on more."""
+    seen, judged = report.samples.get("tensors"), report.samples.get("judged")
+    return f" ({seen} of {judged} samples)" if seen and judged and seen < judged else ""
 
 
 def _headline(report: Report) -> str:

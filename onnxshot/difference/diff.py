@@ -46,7 +46,8 @@ class Diff:
         only_before, only_after: nodes of one file alone, in the form without pairs.
         contract: the first difference of inputs and outputs in words; empty where there is none.
         samples: how many both were run on; sqnr_db, agreement, outputs: how the second answered against the first.
-        worst: tensors that both have by name, worst SQNR first.
+        worst: tensors that both have by name, worst SQNR first; tensor_samples: of how many samples, the
+            first ones.
     """
 
     before: str
@@ -68,6 +69,7 @@ class Diff:
     agreement: float | None = None
     outputs: tuple[OutputRow, ...] = ()
     worst: tuple[TensorRow, ...] = ()
+    tensor_samples: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with stable keys."""
@@ -117,6 +119,7 @@ def diff(
         facts = {
             "samples": found.samples, "sqnr_db": found.sqnr_db, "agreement": found.agreement,
             "outputs": found.outputs, "worst": tuple(row for row in found.tensors if row.op not in _PAIR),
+            "tensor_samples": found.tensor_samples,
         }  # fmt: skip
     return Diff(
         str(before), str(after), input_bytes(before, models[0]), input_bytes(after, models[1]),

@@ -40,6 +40,8 @@ def tell(report: Report, found: Comparison, *, random: bool) -> None:
         "output_sqnr_db": {row.name: row.sqnr_db for row in found.outputs if row.sqnr_db is not None},
     }  # fmt: skip
     report.samples["judged"] = found.samples
+    if found.tensors:
+        report.samples["tensors"] = found.tensor_samples
     if random:
         report.on_random_data = known
     else:

@@ -35,7 +35,8 @@ class Comparison:
         agreement: of the first output that looks like class scores.
         contract: the first difference of inputs and outputs in words; empty where there is none.
         not_finite: outputs and samples where only the candidate is NaN or infinite, in words.
-        tensors: rows of the tensors that were asked for, worst first.
+        tensors: rows of the tensors that were asked for, worst first; tensor_samples: of how many samples, the
+            first ones.
         random: nodes that draw random numbers, which were made to draw the same in both models.
         ordered: share 0..1 of the same picks, by output that TopK or the like has ordered: see `onnxshot.judging`.
         copied: outputs of which only a part is computed, and judged.
@@ -51,6 +52,7 @@ class Comparison:
     not_finite: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     tensors: tuple[TensorRow, ...] = ()
+    tensor_samples: int = 0
     random: tuple[str, ...] = ()
     ordered: Mapping[str, float] = field(default_factory=dict)
     copied: tuple[str, ...] = ()
@@ -139,6 +141,7 @@ def compare(
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
     return replace(
         found, contract=difference(*sides), notes=(*notes, *how.notes, *found.notes), tensors=rows_inside,
+        tensor_samples=len(seen) if rows_inside else 0,
         random=tuple(source.node for source in how.noise), copied=tuple(one.output for one in how.copied),
     )  # fmt: skip
 

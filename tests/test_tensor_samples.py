@@ -1,0 +1,45 @@
+"""Rows of single tensors are of the first samples: that is said where outputs are judged on more."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from handmade.core import feeds, model, weight
+from pains import QUICK, command
+
+import onnxshot
+from onnxshot.cli import terminal
+from onnxshot.proving.tensorwise import SAMPLES
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    text = "g (float[1, 32] x) => (float[1, 16] y) { h = MatMul(x, v) r = Relu(h) y = MatMul(r, w) }"
+    proto = model(text, {"v": weight(32, 64), "w": weight(64, 16, seed=1)})
+    before, after = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(proto, before)
+    onnxshot.quantize(proto, feeds(8, x=(1, 32)), output=after, settings=QUICK)
+    return before, after
+
+
+@pytest.mark.parametrize("count", [SAMPLES, SAMPLES + 3])
+def test_a_report_says_of_how_many_samples_tensors_tell(
+    pair: tuple[Path, Path], count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = onnxshot.compare(*pair, feeds(count, x=(1, 32)), settings=onnxshot.Settings(bench_seconds=0.01))
+    assert report.samples["judged"] == count
+    assert report.samples["tensors"] == SAMPLES
+    terminal.show_report(report)
+    assert (f"worst tensors ({SAMPLES} of {count} samples)" in capsys.readouterr().err) == (count > SAMPLES)
+    found = onnxshot.diff(*pair, feeds(count, x=(1, 32)))
+    assert (found.samples, found.tensor_samples) == (count, SAMPLES)
+
+
+def test_diff_says_it_too(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "data.npz", x=np.concatenate([feed["x"] for feed in feeds(9, x=(1, 32))]))
+    assert command("diff", *pair, "--calib", tmp_path / "data.npz") == 0
+    assert f"tensors: on the first {SAMPLES} of these samples" in capsys.readouterr().err
+    assert command("diff", *pair, "--calib", tmp_path / "data.npz", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["tensor_samples"] == SAMPLES
