@@ -237,13 +237,13 @@ class _Run:
             report.stages.append(
                 StageRow(
                     name, str(path) if kept else "", path.stat().st_size, *known,
-                    timed.median_ms, timed.ratio, made,
+                    before.median_ms / timed.ratio, timed.ratio, made,
                 )
             )  # fmt: skip
             report.skips += made.skips
         report.samples = {"held_out": len(judges), "source": self.data.source, "random": self.data.random}
         proof.tell(report, found, random=self.data.random)
-        report.latency = {"float_ms": before.median_ms, "ms": timed.median_ms, "speedup": timed.ratio}
+        report.latency = timed.against(before)
         if isinstance(made, Report):
             report.int8_macs_share, report.graph = made.int8_macs_share, made.graph
 

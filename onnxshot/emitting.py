@@ -149,7 +149,7 @@ def _proven(
                 before, after = time_in_turns(
                     [(path, given), (draft.path, loaded)], feeds, seconds=settings.bench_seconds, precision=NOISE
                 )
-                latency = {"float_ms": before.median_ms, "ms": after.median_ms, "speedup": after.ratio}
+                latency = after.against(before)
     return Artifact(
         str(draft.final), name, name, draft.size_bytes,
         sqnr_db=found.sqnr_db if found is not None else None,

@@ -49,7 +49,7 @@ class Artifact:
         sqnr_db, agreement: against the float model in ONNX Runtime.
         int8_macs_share: share 0..1 of the multiply-accumulates that it runs, or was compiled to run, in int8.
         honoured: share 0..1 of those whose factors are both dequantized that it runs so; 1 where there are none.
-        latency: float_ms, ms, speedup: the float model in the same runtime, in turns.
+        latency: float_ms, ms, speedup, sure: the float model in the same runtime, in turns.
         seconds: what it took to make.
     """
 
@@ -138,7 +138,8 @@ class Report:
         float_between_qdq: float ops the runtime left standing between a DQ and a Q: pairs it did not fuse.
         int8_unplanned: nodes that run in int8, or with weights rounded to it, although the plan or the file has them
             in float: a fault.
-        latency: float_ms, ms and speedup, medians of paired runs.
+        latency: float_ms, the median of the float model; speedup, the median of the ratios of paired runs; ms, which is
+            float_ms over speedup; sure: whether the runs tell which of the two is faster.
         skips: what stayed float, and why.
         worst: tensors, worst SQNR first.
         graph: nodes of the float model in topological order; empty where the run does not plan them one by one.
@@ -215,7 +216,7 @@ class Report:
     @property
     def slower(self) -> bool:
         """True where the candidate was measured to be slower than the float model, by more than measurements vary."""
-        return is_slower(self.speedup)
+        return is_slower(self.speedup) and bool(self.latency.get("sure", True))
 
     @property
     def verdict(self) -> Verdict:

@@ -225,7 +225,8 @@ class Shortfall:
         verdict = report.verdict
         yield {
             "options": options_of(recipe, self.recipe), "sqnr_db": report.sqnr_db, "agreement": report.agreement,
-            "bytes": size, "speedup": report.speedup, "output_sqnr_db": report.output_sqnr_db,
+            "bytes": size, "speedup": report.speedup if report.latency["sure"] else None,
+            "output_sqnr_db": report.output_sqnr_db,
             "level": verdict.level, "reasons": list(verdict.reasons),
         }  # fmt: skip
 

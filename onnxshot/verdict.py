@@ -248,7 +248,7 @@ def _size_and_speed(values: Values) -> Iterator[_Finding]:
     least = size * (1 if quantizes(values) else 1 + NOISE)  # what is not meant to be smaller holds a record more
     larger = [a for a in values.get("outputs") or () if size and a["bytes"] > least]
     speed = (values.get("latency") or {}).get("speedup")
-    slower = is_slower(speed)
+    slower = is_slower(speed) and (values.get("latency") or {}).get("sure", True)
     level = BAD if larger and slower else CAUTION
     for artifact in larger:
         sizes = f"{megabytes(size)} -> {megabytes(artifact['bytes'])}"
@@ -261,7 +261,7 @@ def _size_and_speed(values: Values) -> Iterator[_Finding]:
         yield _Finding(level, f"it is slower than the input: {speed:.2f}x as fast", _when_slower(values, larger))
     for artifact in values.get("outputs", ()):
         own = (artifact.get("latency") or {}).get("speedup")
-        if is_slower(own):
+        if is_slower(own) and artifact["latency"].get("sure", True):
             what = f"the {artifact['format']} file is slower than the input in {artifact['target']}: {own:.2f}x as fast"
             yield _Finding(CAUTION, what, f"in {artifact['target']} keep the float model, unless size matters most")
 

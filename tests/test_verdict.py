@@ -64,6 +64,12 @@ AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
 }  # fmt: skip
 
 
+def test_what_runs_do_not_tell_does_not_count_as_slower() -> None:
+    slow = {"float_ms": 2.0, "ms": 2.5, "speedup": 0.8, "sure": False}
+    assert judge({**SOUND, "latency": slow}).level == "ready"
+    assert judge({**SOUND, "latency": {**slow, "sure": True}}).level == "caution"
+
+
 def test_a_sound_result_is_ready() -> None:
     found = judge(SOUND)
     assert (found.level, found.reasons) == ("ready", ())

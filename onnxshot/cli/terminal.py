@@ -160,7 +160,8 @@ def _of_artifact(artifact: Artifact) -> str:
         parts.append(f"SQNR {artifact.sqnr_db:.1f} dB")
     if artifact.latency:
         times = artifact.latency
-        parts.append(f"{times['ms']:.2f} ms, {times['speedup']:.2f}x as fast as the float model there")
+        unsure = "" if times.get("sure", True) else ", not sure: runs scatter"
+        parts.append(f"{times['ms']:.2f} ms, {times['speedup']:.2f}x as fast as the float model there{unsure}")
     return ", ".join(parts) + "".join(f"; {note}" for note in artifact.notes)
 
 
@@ -276,7 +277,10 @@ def _headline(report: Report) -> str:
         parts.append(f"int8 {100 * report.int8_macs_share:.0f} % of MACs")
     if report.speedup is not None:
         text = f"{report.speedup:.2f}x (float {report.latency['float_ms']:.3g} ms)"
-        parts.append(f"[bold red]slower than float: {text}[/]" if report.slower else f"[green]{text}[/]")
+        if not report.latency.get("sure", True):
+            parts.append(f"not sure whether faster: {text}, runs scatter")
+        else:
+            parts.append(f"[bold red]slower than float: {text}[/]" if report.slower else f"[green]{text}[/]")
     return "  ".join(parts)
 
 

@@ -42,7 +42,7 @@ def tiles(values: Values) -> Markup:
         ("equal answers", figures.percent(values.get("agreement"))),
         ("work in int8", figures.percent(values.get("int8_macs_share"), 0)),
         ("zeros", figures.percent(values.get("sparsity")) if values.get("sparsity", 0) >= _SOME_ZEROS else ""),
-        ("speed against float", figures.times(speedup) if speedup else ""),
+        ("speed against float" + _unsure(values), figures.times(speedup) if speedup else ""),
         ("samples judged on", _judged_on(values)),
     ]
     return el("dl", [el("div", el("dt", name), el("dd", text)) for name, text in found if text], class_="tiles")
@@ -92,7 +92,12 @@ def _smaller(values: Values) -> str:
 
 def _faster(values: Values) -> str:
     speedup = values["latency"].get("speedup")
-    return f"{figures.times(speedup)} as fast as float" if speedup else ""
+    return f"{figures.times(speedup)} as fast as float{_unsure(values)}" if speedup else ""
+
+
+def _unsure(values: Values) -> str:
+    """What is added where the runs do not tell which of the two is faster."""
+    return "" if values["latency"].get("sure", True) else " (not sure: runs scatter)"
 
 
 def _judged_on(values: Values) -> str:

@@ -78,7 +78,7 @@ def time_both(report: Report, source: Path, written: Path, data: Dataset, settin
     before, after = bench(
         [source, written], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE
     )
-    report.latency = {"float_ms": before.median_ms, "ms": after.median_ms, "speedup": after.ratio}
+    report.latency = after.against(before)
 
 
 def loads(written: Path, source: str | Path | ModelProto) -> bool:

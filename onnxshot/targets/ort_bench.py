@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshot.advice import NOISE
 from onnxshot.errors import UsageError
 from onnxshot.targets.ort_runtime import CPU, Feed, Runner
 from onnxshot.targets.runtime import Loaded
@@ -21,7 +22,10 @@ _CHECKED = 10  # rounds between two looks at whether it is enough
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds of one run of one model; ratio: time of the first model over this one's, above 1 is faster."""
+    """Milliseconds of one run of one model; ratio: time of the first model over this one's, above 1 is faster.
+
+    sure: whether the rounds tell which of the two is faster, or that they are alike: see `is_sure`.
+    """
 
     path: Path
     median_ms: float
@@ -29,6 +33,16 @@ class Latency:
     p90: float
     ratio: float
     rounds: int
+    sure: bool = True
+
+    def against(self, first: Latency) -> dict[str, float]:
+        """float_ms, ms, speedup and sure, as reports hold them: ms is the first one's median over the paired ratio.
+
+        Medians of two columns do not have the ratio that the pairs have where other load comes and goes.
+        """
+        return {
+            "float_ms": first.median_ms, "ms": first.median_ms / self.ratio, "speedup": self.ratio, "sure": self.sure,
+        }  # fmt: skip
 
 
 def bench(
@@ -81,8 +95,9 @@ def time_in_turns(
     ms = np.array(taken)
     ratios = np.median(ms[:, :1] / ms, axis=0)
     p10, median, p90 = np.percentile(ms, (10, 50, 90), axis=0)
+    sure = is_sure(ms)
     return [
-        Latency(path, float(median[i]), float(p10[i]), float(p90[i]), float(ratios[i]), len(taken))
+        Latency(path, float(median[i]), float(p10[i]), float(p90[i]), float(ratios[i]), len(taken), bool(sure[i]))
         for i, (path, _) in enumerate(named)
     ]
 
@@ -90,9 +105,31 @@ def time_in_turns(
 def settled(ms: NDArray[np.float64], precision: float) -> bool:
     """Whether the median ratio of the first column to every other is known to `precision`, a share; ms [rounds, n].
 
-    Half the width of a 95 % interval about a median, 1.57 * (interquartile range) / sqrt(n): McGill, Tukey and Larsen
-    1978, Variations of Box Plots, on notches.
+    The width is that of `_notch`.
     """
-    ratios = ms[:, :1] / ms
+    middle, width = _notch(ms[:, :1] / ms)
+    return bool((width <= precision * middle).all())
+
+
+def is_sure(ms: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[n] whether a column is known to be faster or slower than the first one, or as fast; ms [rounds, n].
+
+    It is where a 95 % interval about the median of the paired ratios does not hold 1, and the ratio of the medians lies
+    on the same side; or where all of that is within NOISE of 1.
+    """
+    middle, width = _notch(ms[:, :1] / ms)
+    medians = np.median(ms, axis=0)
+    others = medians[0] / medians
+    low, high = np.minimum(middle - width, others), np.maximum(middle + width, others)
+    alike = (low > 1 - NOISE) & (high < 1 + NOISE)
+    found: NDArray[np.bool_] = (low > 1) | (high < 1) | alike
+    return found
+
+
+def _notch(ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Median of each column, and half the width of a 95 % interval about it.
+
+    1.57 * (interquartile range) / sqrt(n): McGill, Tukey and Larsen 1978, Variations of Box Plots, on notches.
+    """
     low, middle, high = np.percentile(ratios, (25, 50, 75), axis=0)
-    return bool((1.57 * (high - low) / math.sqrt(len(ms)) <= precision * middle).all())
+    return middle, 1.57 * (high - low) / math.sqrt(len(ratios))
