@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from onnxshot.judging.closeness import add_output
 from onnxshot.judging.fair import Fair
 from onnxshot.judging.orders import Order
+from onnxshot.judging.scores import Scores
 from onnxshot.judging.spread import spread
 from onnxshot.maths.metrics import SqnrSum
 
 Outputs = Mapping[str, NDArray[Any]]
-
-_SCORES_RANK = (1, 2, 3)  # an output of rank 4 is a picture: its last axis is not classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class OutputRow:
             optimizations change results, a few samples do.
         max_abs_error: largest absolute difference, optimizations on; infinite where only one of the two is finite.
         agreement: share 0..1 of positions whose highest value along the last axis is at the same place, where the
-            output looks like class scores (rank up to 3, last axis over 1); where TopK or the like has ordered the
+            output looks like class scores: see `onnxshot.judging.scores`; where TopK or the like has ordered the
             output, the share of its picks that both models have.
         equal: share 0..1 of equal values of an output that is not float.
         other_shape: samples on which the shapes differ; those count as lost: noise as large as the signal.
@@ -68,15 +67,13 @@ class Totals:
 
 @dataclass(slots=True)
 class Sums:
-    """What is added up for one output. scores: it may be looked at as class scores."""
+    """What is added up for one output. scores: None where it is not to be looked at as class scores."""
 
     name: str
-    scores: bool = True
+    scores: Scores | None = field(default_factory=Scores)
     own: Totals = field(default_factory=Totals)
     each: list[SqnrSum] = field(default_factory=list)
     max_error: float = 0.0
-    agreed: int = 0
-    ranked: int = 0
     equal: int = 0
     exact: int = 0
     other_shape: int = 0
@@ -99,10 +96,8 @@ class Sums:
         if error.size:
             worst = float(error.max())  # NaN goes through max
             self.max_error = max(self.max_error, np.inf if np.isnan(worst) else worst)
-        if self.scores and wanted.ndim in _SCORES_RANK and wanted.shape[-1] > 1:
-            same = wanted.argmax(-1) == got.argmax(-1)
-            self.agreed += int(np.count_nonzero(same))
-            self.ranked += same.size
+        if self.scores is not None:
+            self.scores.add(wanted, got)
 
     def _add_float(self, wanted: NDArray[Any], got: NDArray[Any], totals: Totals, *, first: bool) -> None:
         own = SqnrSum()
@@ -120,8 +115,8 @@ class Sums:
             self.exact += max(wanted.size, got.size)
             return
         self._add_float(wanted, got, totals, first=first)
-        if self.scores and wanted.ndim in _SCORES_RANK and wanted.shape[-1] > 1:
-            self.ranked += wanted.size // wanted.shape[-1]
+        if self.scores is not None:
+            self.scores.add(wanted, None)
 
     def add_plain(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, totals: Totals) -> None:
         """Add what came out with the runtime's optimizations off."""
@@ -149,7 +144,7 @@ class Sums:
             unoptimized_db=self.own.plain.value,
             optimized_db=self.own.first.value,
             max_abs_error=self.max_error,
-            agreement=self.agreed / self.ranked if self.ranked else None,
+            agreement=self.scores.agreement if self.scores is not None else None,
             equal=self.equal / self.exact if self.exact else None,
             other_shape=self.other_shape,
             samples_db=spread(self.each),

@@ -12,6 +12,7 @@ from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.judging.fair import Fair, Other, fair
+from onnxshot.judging.scores import Scores, makers_of
 from onnxshot.parallel import in_order, shared_out
 from onnxshot.proving.contract import contract, difference, with_frozen
 from onnxshot.proving.sums import OutputRow, Outputs, Picks, Sums, Totals
@@ -170,7 +171,10 @@ def _loaded(
 def _sums(how: Fair, names: Iterable[str]) -> dict[str, Sums]:
     """What is added up, by name of the output in the models that are run."""
     ordered = {output for outputs in how.seen.values() for output in outputs}
-    return {n: Sums(how.told(n), scores=not (how.is_key(n) or n in ordered)) for n in names}
+    left_out = ordered | {one.output for one in how.copied}
+    makers = makers_of(how.reference)
+    scores = {n: None if how.is_key(n) or n in left_out else Scores(makers.get(n, "")) for n in names}
+    return {name: Sums(how.told(name), scores=one) for name, one in scores.items()}
 
 
 def _comparison(sums: Mapping[str, Sums], totals: Totals, count: int, picks: Picks | None = None) -> Comparison:
@@ -223,7 +227,9 @@ def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset,
         raise CalibrationError(_NO_SAMPLES)
     how = fair(reference, samples[0].feed)
     told, names = names, _comparable(how, names)
-    sums, totals, alike = {name: Sums(name) for name in names}, Totals(), Fair(reference)
+    makers = makers_of(reference)
+    sums, totals = {name: Sums(name, scores=Scores(makers.get(name, ""))) for name in names}, Totals()
+    alike = Fair(reference)
     for sample, wanted, got in _run(judge, candidate, samples if names else [samples[0]], 1, alike):
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=False)

@@ -1,0 +1,137 @@
+"""Which outputs look like class scores: those alone have a highest value that means something, and so an agreement.
+
+It is told from what the float model gives, and from the operator that makes it. An output is scores where every row
+along its last axis is a distribution (softmax or log-softmax); where it has rank 2, but is no state; or where it has
+rank 3 and a linear layer makes it, as logits of tokens. States, embeddings, waveforms, and boxes are none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+_MOVES = {"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"}
+_SHIFTS = {"Add", "Sub", "Mul", "Div"}  # by a constant: a bias or a temperature
+_LINEAR = {"MatMul", "Gemm", "Einsum", "FusedMatMul", "FusedGemm", "MatMulNBits"}
+_NO_SCORES = {
+    "LSTM", "GRU", "RNN", "LayerNormalization", "SkipLayerNormalization", "LpNormalization", "ConvTranspose",
+}  # fmt: skip
+_STEP = 2.0**-11  # of float16, against the largest value: two scores that are closer are a tie
+_FLAT = 0.1
+"""Share of the margin that independent scores would have, below which a row is a curve, whose neighbours are alike.
+
+Of n independent values the highest is ahead of the second by about their deviation / sqrt(2 * ln(n)).
+"""
+_OFF = 1e-2  # of a sum of probabilities, in float16 too
+
+
+@dataclass(slots=True)
+class Scores:
+    """What is added up of one output.
+
+    maker: the operator behind it, "linear" for a linear layer, "state" for an output that an input of the same shape
+    feeds back; empty where it is not known.
+    """
+
+    maker: str = ""
+    agreed: int = 0
+    decided: int = 0
+    rows: int = 0
+    curves: int = 0
+    distributions: int = 0
+    rank: int = 0
+    width: int | None = None
+    varies: bool = False
+
+    def add(self, wanted: NDArray[Any], got: NDArray[Any] | None) -> None:
+        """Add what the float model gave on a sample, and what the candidate did; None: of another shape."""
+        if wanted.ndim not in (1, 2, 3) or wanted.shape[-1] < 2 or not wanted.size:
+            self.varies = True
+            return
+        width = wanted.shape[-1]
+        self.varies |= self.width not in (None, width) or (self.rank not in (0, wanted.ndim))
+        self.width, self.rank = width, wanted.ndim
+        rows = wanted.reshape(-1, width).astype(np.float64)
+        finite = np.isfinite(rows)
+        with np.errstate(all="ignore"):
+            second, first = np.moveaxis(np.partition(rows, -2, axis=-1)[:, -2:], -1, 0)
+            plain = np.where(finite, rows, 0.0)
+            margin = first - second
+            clear = margin > _STEP * np.abs(plain).max(-1)
+            sums = plain.sum(-1)
+            logs = np.log(np.exp(rows - first[:, None]).sum(-1)) + first
+            apart = plain.std(-1) / math.sqrt(2 * math.log(width))
+        soft = (rows >= 0).all(-1) & (np.abs(sums - 1) < _OFF) & finite.all(-1)
+        self.distributions += int(np.count_nonzero(soft | (np.abs(logs) < _OFF)))
+        self.rows += len(rows)
+        self.curves += int(np.count_nonzero(~(margin > _FLAT * apart)))
+        self.decided += int(np.count_nonzero(clear))
+        if got is not None:
+            same = rows.argmax(-1) == got.reshape(-1, width).argmax(-1)
+            self.agreed += int(np.count_nonzero(same & clear))
+
+    @property
+    def agreement(self) -> float | None:
+        """Share 0..1 of the rows with one clear highest score that have it at the same place; None: no scores."""
+        return self.agreed / self.decided if self.decided and self._are_scores() else None
+
+    def _are_scores(self) -> bool:
+        if self.varies:
+            return False
+        if self.distributions == self.rows:
+            return True
+        if self.rank == 1 or self.maker in _NO_SCORES or self.maker == "state" or 2 * self.curves > self.rows:
+            return False
+        return self.rank == 2 or self.maker == "linear"
+
+
+def makers_of(model: Path | bytes) -> Mapping[str, str]:
+    """What makes each output of a model, as `Scores.maker` has it; empty where the model cannot be read."""
+    try:
+        proto = onnx.load_from_string(model) if isinstance(model, bytes) else _read(model)
+    except (OSError, DecodeError):
+        return {}
+    graph = proto.graph
+    made = {name: node for node in graph.node for name in node.output}
+    constants = {t.name for t in graph.initializer} | {
+        name for node in graph.node if node.op_type == "Constant" for name in node.output
+    }
+    given = [_shape(port) for port in graph.input if port.name not in constants]
+    found = {port.name: _maker(port.name, made, constants) for port in graph.output}
+    if len(given) > 1:
+        found |= {port.name: "state" for port in graph.output if _shape(port) in given and _shape(port)}
+    return found
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    return onnx.load(str(path), format="protobuf", load_external_data=False)
+
+
+def _shape(port: onnx.ValueInfoProto) -> tuple[object, ...]:
+    """Type and dims; empty where no rank, or no last dimension, is stated."""
+    kind = port.type.tensor_type
+    dims = tuple(dim.dim_value or dim.dim_param for dim in kind.shape.dim)
+    return (kind.elem_type, *dims) if len(dims) > 1 and dims[-1] else ()
+
+
+def _maker(name: str, made: Mapping[str, NodeProto], constants: set[str]) -> str:
+    for _ in range(len(made) + 1):
+        node = made.get(name)
+        if node is None:
+            return ""
+        moved = [value for value in node.input if value not in constants]
+        if node.op_type in _LINEAR:
+            return "linear"
+        if node.op_type not in _MOVES and not (node.op_type in _SHIFTS and len(moved) == 1):
+            return node.op_type
+        name = node.input[0] if node.op_type in _MOVES else moved[0]
+    return ""
