@@ -15,7 +15,7 @@ from onnx import parser
 
 import onnxshot
 from onnxshot.calibration.readers import Sample
-from onnxshot.errors import ModelError
+from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.graph import Model, shapes
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
@@ -197,3 +197,20 @@ def test_a_sequence_inside_is_not_compared_and_in_nobodys_way() -> None:
     report = onnxshot.quantize(given, SAMPLES, effort="fast").report
     assert report.sqnr_db > 25
     assert "s" not in [row.tensor for row in report.worst]
+
+
+def test_random_indices_that_do_not_fit_are_a_fault_of_the_data_and_not_of_the_model() -> None:
+    """A table of one row: random whole numbers are 0 or 1, of which 1 is out of bounds."""
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (int64[N,64] ids, float[N,4] x) => (float[N,4] y) { a = Gather(table, ids)
+            b = ReduceMean<axes = [1], keepdims = 0>(a) z = MatMul(x, w) y = Add(z, b) }"""
+    )
+    for name, value in (("table", np.ones((1, 4), np.float32)), ("w", np.ones((4, 4), np.float32))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    with pytest.raises(CalibrationError, match=r"does not run on random data for input 'ids' \(int64") as caught:
+        onnxshot.quantize(model, "random")
+    assert caught.value.exit_code == 5
+    assert "real samples" in caught.value.hint
+    feeds = [{"ids": np.zeros((1, 64), np.int64), "x": RNG.normal(size=(1, 4)).astype(np.float32)} for _ in range(8)]
+    assert onnxshot.quantize(model, feeds).report.sqnr_db is not None

@@ -8,11 +8,13 @@ from pathlib import Path
 from onnx import ModelProto
 
 from onnxshot.calibration.readers import Dataset, Sample, open_data
-from onnxshot.errors import ModelError, OnnxshotError
+from onnxshot.errors import CalibrationError, ModelError, OnnxshotError
 from onnxshot.graph import Model
 from onnxshot.preparing import input_specs
 from onnxshot.proving.meaning import refuse_other_meaning
 from onnxshot.targets.ort_runtime import Runner
+
+_NAMED = 3  # inputs in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ def reference_of(
 
     Raises:
         ModelError: the outputs differ by more than rounding, and do so because a node has changed its meaning.
+        CalibrationError: the data is random, and the model does not run on it.
     """
     as_given = given(source)
     if data is None and not check:
@@ -72,6 +75,8 @@ def reference_of(
     try:
         wanted = runner.run(sample.feed)
     except ModelError as e:
+        if data is not None and data.random:
+            raise _unfit(sample, e) from e
         return _normalized(model, e)
     del runner
     if check:
@@ -82,6 +87,18 @@ def reference_of(
 def _normalized(model: Model, error: ModelError) -> Reference:
     note = f"compared with the model as it was normalized, not as it was given: {error.message}"
     return Reference(bytes(model.to_proto().SerializeToString()), note)
+
+
+def _unfit(sample: Sample, error: ModelError) -> CalibrationError:
+    """That the model, which loads, does not run on random data; with the inputs that are likely at fault."""
+    told = {name: f"{name!r} ({value.dtype} {list(value.shape)})" for name, value in sample.feed.items()}
+    whole = [name for name, value in sample.feed.items() if value.dtype.kind in "iub"]
+    some = ", ".join(told[name] for name in (whole or list(told))[:_NAMED])
+    more = len(whole or told) - _NAMED
+    some += f" and {more} more" if more > 0 else ""
+    known = "which whole numbers it takes" if whole else "which sizes and values it takes"
+    what = f"the model does not run on random data for input {some}, as it does not say {known}: {error.message}"
+    return CalibrationError(what, "give real samples with --calib DATA")
 
 
 def _random(runner: Runner, model: Model) -> Sample | None:
