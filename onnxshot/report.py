@@ -124,6 +124,8 @@ class Report:
             difference is a runtime's mistake.
         sample_db: by float output, how SQNR is spread over single samples: least, tenth, median, samples, held; see
             `onnxshot.judging.spread`.
+        output_parts: by output some of whose channels are over 30 times quieter than the others: axis, quiet, channels,
+            quiet_db, loud_db.
         judged: what was kept out of these figures: `random`, nodes that draw random numbers; `ordered`, share of the
             same picks by output that TopK or the like has ordered; `copied`, outputs that are copies of inputs in part.
         output_equal: share of equal values of each output that is not float.
@@ -161,6 +163,7 @@ class Report:
     agreement: float | None = None
     output_sqnr_db: dict[str, float] = field(default_factory=dict)
     sample_db: dict[str, dict[str, float]] = field(default_factory=dict)
+    output_parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     judged: dict[str, Any] = field(default_factory=dict)
     output_equal: dict[str, float] = field(default_factory=dict)
     on_random_data: dict[str, Any] = field(default_factory=dict)

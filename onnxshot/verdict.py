@@ -143,6 +143,16 @@ def _samples_below(values: Values) -> Iterator[_Finding]:
         yield _Finding(level, f"{what}: louder samples make it {decibels(whole.get(name))} in all", to_gain(values))
 
 
+def _parts_below(values: Values) -> Iterator[_Finding]:
+    """Channels of an output that others hide, as boxes in pixels hide scores."""
+    for name, part in (values.get("output_parts") or {}).items():
+        for which in ("quiet", "loud"):
+            if level_of(db := part[f"{which}_db"]) == BAD:
+                count = part["quiet"] if which == "quiet" else part["channels"] - part["quiet"]
+                what = f"the {count} {which} of {part['channels']} channels of output {name!r}: SQNR"
+                yield _Finding(CAUTION, _below(what, db), to_gain(values))
+
+
 def _artifacts_below(values: Values) -> Iterator[_Finding]:
     """What was measured in a runtime of its own."""
     rows = [(f"the {a['format']} file", a) for a in values.get("outputs", ())]
@@ -319,6 +329,6 @@ def _noise(db: float) -> str:
 
 
 _OF_RESULTS = (
-    _not_finite, _contract, _goal, _outputs_below, _samples_below, _artifacts_below, _stages_below, _nothing, _data,
-    _size_and_speed, _coverage, _optimizer, _unplanned,
+    _not_finite, _contract, _goal, _outputs_below, _samples_below, _parts_below, _artifacts_below, _stages_below,
+    _nothing, _data, _size_and_speed, _coverage, _optimizer, _unplanned,
 )  # fmt: skip

@@ -36,6 +36,8 @@ SOUND: dict[str, Any] = {
 
 SPREAD = {"least": 3.6, "tenth": 4.0, "median": 4.9, "samples": 8, "held": 0.03}
 
+PART = {"axis": 1, "quiet": 6, "channels": 10, "quiet_db": 8.1, "loud_db": 33.0}
+
 AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "SQNR": ({"sqnr_db": 14.9}, "bad", "SQNR is 14.9 dB, below 15 dB: the error is 18 %", "--min-sqnr 15"),
     "one output": ({"output_sqnr_db": {"y": 40.0, "z": 3.0}}, "bad", "output 'z' is 3.0 dB", "--min-sqnr 37"),
@@ -44,6 +46,8 @@ AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "order": ({"judged": {"ordered": {"top": 0.4}}}, "bad", "the same picks of output 'top' is 40.0 %", "--min-sqnr"),
     "median": ({"sample_db": {"y": SPREAD}}, "bad", "median sample is 4.9 dB, below 15 dB: louder", "--min-sqnr 37"),
     "quiet median": ({"sample_db": {"y": {**SPREAD, "held": 0.001}}}, "caution", "median sample", "--min-sqnr"),
+    "parts": ({"output_parts": {"y": PART}}, "caution", "the 6 quiet of 10 channels of output 'y': SQNR is 8.1 dB",
+              "--min-sqnr 37"),
     "integers": ({"output_equal": {"ids": 0.5}}, "bad", "equal values of output 'ids' is 50.0 %", "--min-sqnr"),
     "NaN": ({"not_finite": ["output 'y' on sample 'a': NaN"]}, "bad", "output 'y' on sample 'a': NaN", "do not deploy"),
     "contract": ({"contract": "output 'y' is missing"}, "bad", "output 'y' is missing", "same inputs and outputs"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def tell(report: Report, found: Comparison, *, random: bool) -> None:
         for name, value in known.items():
             setattr(report, name, value)
         report.sample_db = {row.name: dict(row.samples_db) for row in found.outputs if row.samples_db}
+        report.output_parts = {row.name: asdict(row.part) for row in found.outputs if row.part is not None}
         report.output_equal = {row.name: row.equal for row in found.outputs if row.equal is not None}
     judged = {"random": list(found.random), "ordered": dict(found.ordered), "copied": list(found.copied)}
     report.judged = {key: value for key, value in judged.items() if value}

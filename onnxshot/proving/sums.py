@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxshot.judging.closeness import add_output
 from onnxshot.judging.fair import Fair
 from onnxshot.judging.orders import Order
+from onnxshot.judging.parts import Part, Parts
 from onnxshot.judging.scores import Scores
 from onnxshot.judging.spread import spread
 from onnxshot.maths.metrics import SqnrSum
@@ -33,6 +34,7 @@ class OutputRow:
             output, the share of its picks that both models have.
         equal: share 0..1 of equal values of an output that is not float.
         other_shape: samples on which the shapes differ; those count as lost: noise as large as the signal.
+        part: channels that are far quieter than the others: see `onnxshot.judging.parts`.
         samples_db: how SQNR is spread over the samples: see `onnxshot.judging.spread`.
     """
 
@@ -44,6 +46,7 @@ class OutputRow:
     agreement: float | None = None
     equal: float | None = None
     other_shape: int = 0
+    part: Part | None = None
     samples_db: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -71,6 +74,7 @@ class Sums:
 
     name: str
     scores: Scores | None = field(default_factory=Scores)
+    parts: Parts = field(default_factory=Parts)
     own: Totals = field(default_factory=Totals)
     each: list[SqnrSum] = field(default_factory=list)
     max_error: float = 0.0
@@ -96,6 +100,7 @@ class Sums:
         if error.size:
             worst = float(error.max())  # NaN goes through max
             self.max_error = max(self.max_error, np.inf if np.isnan(worst) else worst)
+        self.parts.add(wanted, got)
         if self.scores is not None:
             self.scores.add(wanted, got)
 
@@ -147,6 +152,7 @@ class Sums:
             agreement=self.scores.agreement if self.scores is not None else None,
             equal=self.equal / self.exact if self.exact else None,
             other_shape=self.other_shape,
+            part=self.parts.found,
             samples_db=spread(self.each),
         )
 

@@ -190,10 +190,18 @@ def _comparison(sums: Mapping[str, Sums], totals: Totals, count: int, picks: Pic
         not_finite=tuple(text for entry in sums.values() for text in entry.not_finite),
         notes=(
             *(_picked(picks) if picks is not None else ()),
+            *(_in_parts(r) for r in rows if r.part is not None),
             *(f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape),
         ),
         ordered=ordered,
     )
+
+
+def _in_parts(row: OutputRow) -> str:
+    part = row.part
+    assert part is not None
+    where = f"{part.quiet} of {part.channels} channels along axis {part.axis} are over 30 times quieter"
+    return f"output {row.name!r}: {where}: SQNR {part.quiet_db:.1f} dB there, {part.loud_db:.1f} dB in the others"
 
 
 def _as_ordered(row: OutputRow, ordered: Mapping[str, float]) -> OutputRow:
