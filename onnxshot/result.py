@@ -17,6 +17,7 @@ from onnxshot.planning.plan import Plan
 from onnxshot.report import Report
 from onnxshot.settings import Settings
 from onnxshot.targets.runtime import EmitOptions
+from onnxshot.writing.links import led
 
 
 @dataclass(slots=True)
@@ -36,7 +37,7 @@ class Result(Made):
         Raises TargetError where there is none such, UsageError where a file is there that onnxshot has not written.
         """
         stem = self.model.path.stem if self.model.path is not None else "model"
-        final = Path(folder) / f"{stem}.{self.report.recipe['precision']}.onnx"
+        final = led(Path(folder) / f"{stem}.{self.report.recipe['precision']}.onnx")
         writes = of_result(final, (to,), external=is_external(self.model), recorded=False)
         Files(of_model(self.model)).writing(Write(final, OUTPUT, foreign_artifact), *writes).check()
         if to == emitting.ONNX:

@@ -197,6 +197,7 @@ WRITTEN = {  # what a link is named as, and the file that it leads to: the comma
         "compress net.onnx --sparsity 0.5 --calib data -o c.onnx --keep-stages kept", "kept/pruned.onnx",
         "real/pruned.onnx",
     ),
+    "default output": (QUANTIZE, "net.int8.onnx", "real/net.onnx"),
     "replayed": ("replay net.onnx q.onnx --calib data -o link.onnx", "link.onnx", "real/again.onnx"),
 }  # fmt: skip
 
@@ -209,7 +210,7 @@ def test_an_output_that_is_a_link_is_written_where_it_leads(
     text, link, real = WRITTEN[name]
     for path in (Path(link), Path(real)):
         path.parent.mkdir(exist_ok=True)
-    if name not in ("record", "kept stage"):  # there, what is not onnxshot's own is left
+    if name not in ("record", "kept stage", "default output"):  # there, what is not onnxshot's own is left
         before(Path(real))
     Path(link).symlink_to(Path(real).absolute())
     assert command(*text.split()) == 0

@@ -134,9 +134,10 @@ def files_of(
     from onnxshot.files.given import of_recipe
     from onnxshot.files.marks import foreign_artifact
     from onnxshot.files.results import OUTPUT, of_bundle
+    from onnxshot.writing.links import led
 
     return Files(of_recipe(recipe, arguments_of(arguments))).writing(
-        *(Write(place, OUTPUT, foreign_artifact) for place in unnamed),
+        *(Write(led(place), OUTPUT, foreign_artifact) for place in unnamed),
         *([Write(report, "the report")] if report is not None else []),
         *map(of_bundle, bundle),
     )
