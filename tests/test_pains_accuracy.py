@@ -101,15 +101,15 @@ def test_row11_every_run_says_which_tensor_broke_it(
         assert row.clipped is not None
         assert row.scheme.startswith("uint8 scale ")
     # One tensor is spoilt: a single channel 3000 times the others, so that one scale erases the others.
-    text = """g (float[n, 8, 12, 12] x) => (float[n, 8, 12, 12] y) {
+    text = """g (float[n, 64, 12, 12] x) => (float[n, 64, 12, 12] y) {
         a = Conv(x, w1) spoilt = Relu(a) b = Conv(spoilt, w2) c = Relu(b) y = Conv(c, w3)
     }"""
-    w1, w2 = np.abs(weight(8, 8, 1, 1)), np.abs(weight(8, 8, 1, 1, seed=1))
+    w1, w2 = np.abs(weight(64, 64, 1, 1)), np.abs(weight(64, 64, 1, 1, seed=1))
     w1[0] *= 3000
     w2[:, 0] /= 3e9
-    proto = model(text, {"w1": w1, "w2": w2, "w3": weight(8, 8, 1, 1, seed=2)})
+    proto = model(text, {"w1": w1, "w2": w2, "w3": weight(64, 64, 1, 1, seed=2)})
     onnx.save(proto, str(tmp_path / "m.onnx"))
-    np.savez(tmp_path / "x.npz", x=np.concatenate([f["x"] for f in feeds(x=(1, 8, 12, 12))]))
+    np.savez(tmp_path / "x.npz", x=np.concatenate([f["x"] for f in feeds(x=(1, 64, 12, 12))]))
     result = quantize(proto, tmp_path / "x.npz", settings=PROVEN, effort="fast")
     bad = [r.tensor for r in result.report.worst if r.sqnr_db < GOOD_DB]
     assert bad
