@@ -1,6 +1,7 @@
 """What tests of rewriting passes share: run a pass, and hold its result against the model it was given."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ from support import session
 
 from onnxshot.graph import Model, Node, Tensor, edit, shapes
 from onnxshot.graph.load import load_model
+from onnxshot.graph.variants import exposed
 from onnxshot.passes.base import Change, Pass
 
 TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}
 
 
-def outputs(proto: onnx.ModelProto, feed: Feed) -> list[NDArray[Any]]:
-    """Outputs of the model in ONNX Runtime."""
-    result: list[NDArray[Any]] = session(proto.SerializeToString()).run(None, feed)
+def outputs(proto: onnx.ModelProto, feed: Feed, names: Sequence[str] = ()) -> list[NDArray[Any]]:
+    """Outputs of the model in ONNX Runtime, or tensors inside it by name."""
+    runner = session(exposed(proto, names) if names else proto.SerializeToString())
+    result: list[NDArray[Any]] = runner.run(list(names) or None, feed)
     return result
 
 
@@ -37,8 +40,11 @@ def rewritten(proto: onnx.ModelProto, step: Pass, *feeds: Feed) -> tuple[Model, 
     return model, change
 
 
-def check(proto: onnx.ModelProto, model: Model, *feeds: Feed) -> None:
-    """Assert that the rewritten model is valid, keeps the contract and gives the same outputs."""
+def check(proto: onnx.ModelProto, model: Model, *feeds: Feed, rescales: bool = False) -> None:
+    """Assert that the rewritten model is valid, keeps the contract and gives the same outputs.
+
+    So do all tensors whose names are in both models, but for a pass that rescales channels.
+    """
     edit.toposort(model)
     after = model.to_proto()
     onnx.checker.check_model(after, full_check=True)
@@ -51,13 +57,30 @@ def check(proto: onnx.ModelProto, model: Model, *feeds: Feed) -> None:
     assert after.graph.doc_string == proto.graph.doc_string
     for feed in feeds:
         for expected, found in zip(outputs(proto, feed), outputs(after, feed), strict=True):
-            assert found.dtype == expected.dtype
-            if expected.dtype.name in TOLERANCE:
-                tolerance = TOLERANCE[expected.dtype.name]
-                scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
-                np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * scale)
-            else:
-                np.testing.assert_array_equal(found, expected)
+            _same(expected, found)
+        if rescales:
+            continue
+        names = shared(proto, after)
+        for name, expected, found in zip(names, outputs(proto, feed, names), outputs(after, feed, names), strict=True):
+            _same(expected, found, f"tensor {name!r} holds other values under its name")
+
+
+def shared(*protos: onnx.ModelProto) -> list[str]:
+    """Names of the tensors that nodes of all of these models make."""
+    made = [[name for node in proto.graph.node for name in node.output if name] for proto in protos]
+    return [name for name in made[0] if all(name in other for other in made[1:])]
+
+
+def _same(expected: Any, found: Any, why: str = "") -> None:
+    if not isinstance(expected, np.ndarray):
+        return  # a sequence
+    assert found.dtype == expected.dtype, why
+    if expected.dtype.name in TOLERANCE:
+        tolerance = TOLERANCE[expected.dtype.name]
+        scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * scale, err_msg=why)
+    else:
+        np.testing.assert_array_equal(found, expected, err_msg=why)
 
 
 def ops(model: Model) -> Counter[str]:

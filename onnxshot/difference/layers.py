@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,8 @@ class Layer:
 
     Attributes:
         node: the operator; its weight, where it was quantized, is dequantized.
-        names: of the tensors that it is known by: its outputs, and that of the Add of a constant behind it.
+        names: of the tensors that it is known by: its outputs, that of the Add of a constant behind it, and what it
+            made before other nodes were folded into it, which tools that fold often leave as the name.
         precision: what the file asks for: 'float32', 'float16', 'static uint8 x int8', 'dynamic ...', 'weights int8'.
         slot: of the weight; None where it has none.
         params: scale and zero point of the weight, where they are per tensor or per channel.
@@ -45,13 +47,15 @@ class Layer:
 class Layers:
     """All layers of a model, in graph order.
 
-    model: the float form that they are of; pairs: scales of its activations; notes: what could not be read.
+    model: the float form that they are of; pairs: scales of its activations; notes: what could not be read; folded:
+    name of a tensor that is gone since other nodes were folded into its maker -> what that makes now.
     """
 
     model: Model
     layers: tuple[Layer, ...]
     pairs: Trained
     notes: tuple[str, ...] = ()
+    folded: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -84,8 +88,13 @@ def read_layers(path: str | Path) -> Layers:
     notes += [
         f"{path}: {skip.node!r} ({skip.op}) was left as it is: {skip.reason}" for skip in StripQdq().run(model).skips
     ]
+    made = {node: node.outputs[0].name for node in model.graph.nodes if node.outputs}
     normalize(model)
-    return Layers(model, tuple(_layer(model, node, told) for _, node in model.walk()), pairs, tuple(notes))
+    there = model.tensors()
+    now = {node: made[node] for node in model.graph.nodes if node in made and made[node] not in there}
+    layers = tuple(_layer(model, node, told, now.get(node, "")) for _, node in model.walk())
+    folded = {name: node.outputs[0].name for node, name in now.items()}
+    return Layers(model, layers, pairs, tuple(notes), folded)
 
 
 def _look(node: Node, pairs: Trained, told: _Quantized) -> None:
@@ -120,13 +129,14 @@ def _kind(dequantize: Node | None) -> str:
     return str(TensorProto.DataType.Name(kind).lower())
 
 
-def _layer(model: Model, node: Node, told: _Quantized) -> Layer:
+def _layer(model: Model, node: Node, told: _Quantized, before: str) -> Layer:
     slot = weight_slot(node)
     if slot is None and node.op == "Gather" and _is_table(node.inputs[0]):
         slot = 0
     names, bias = [t.name for t in node.outputs if t.name], _bias(model, node)
     if bias is not None:
         names.append(bias.outputs[0].name)
+    names += [before] if before else []
     known = node.inputs[slot] if slot is not None else node.outputs[0] if node.outputs else None
     kind = model.elem_type(known) if known is not None else 0
     name = str(TensorProto.DataType.Name(kind or TensorProto.FLOAT).lower())

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import helper
 
 from onnxshot.difference.layers import Layer, Layers, read_layers
 from onnxshot.difference.rows import Pairs, matched
@@ -41,7 +42,8 @@ class Factors:
     Attributes:
         tensors: name -> (axis, factor of each channel [C]), of tensors with one that is not 1.
         made, read: name of a node of the first file -> factors of the channels that it makes [O], and reads [I].
-        form: the first file, normalized and in float form, serialized; empty where it was not read.
+        form: the first file, normalized and in float form, serialized; names that went when nodes were folded into what
+            made them stand for what that makes now. Empty where it was not read.
     """
 
     tensors: Mapping[str, tuple[int, Floats]] = field(default_factory=dict)
@@ -86,8 +88,15 @@ def factors_of(one: Layers, pairs: Pairs) -> Factors:
     smooth = _smoothed(one, other)
     return Factors(
         {**found.tensors, **smooth.tensors}, {**found.made, **smooth.made}, {**found.read, **smooth.read},
-        bytes(one.model.to_proto().SerializeToString()),
+        _form(one),
     )  # fmt: skip
+
+
+def _form(one: Layers) -> bytes:
+    """The float form, in which names that folding took away stand for what their makers make now."""
+    proto = one.model.to_proto()
+    proto.graph.node.extend(helper.make_node("Identity", [now], [name]) for name, now in one.folded.items())
+    return bytes(proto.SerializeToString())
 
 
 # ---------------------------------------------------------------------- equalized channels, axis 1

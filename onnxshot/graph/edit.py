@@ -122,6 +122,24 @@ def bypass(model: Model, node: Node, source: Tensor) -> bool:
     return True
 
 
+def absorb(model: Model, maker: Node, node: Node) -> None:
+    """Take out `node`, which alone reads the first output of `maker`: that one now computes what `node` gave.
+
+    It gives it under the name it had, and the name between them goes: a name stands for the same values as before.
+    """
+    out = node.outputs[0]
+    remove(model, [node])
+    maker.outputs[0] = out
+
+
+def rename(model: Model, node: Node, suffix: str) -> None:
+    """Give the first output of a node, which gives other values now, a name of its own."""
+    old = node.outputs[0]
+    new = Variable(model.fresh(old.name, suffix), dtype=old.dtype, shape=old.shape)
+    replace_uses(model, old, new)
+    node.outputs[0] = new
+
+
 def graph_of(model: Model, node: Node) -> Graph:
     """The graph or subgraph the node stands in."""
     return next(graph for graph in model.known_graphs if node in graph.nodes)

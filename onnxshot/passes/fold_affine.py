@@ -103,7 +103,7 @@ def _fold_back(model: Model, maker: Node, node: Node, affine: Affine) -> str | N
         flat = _flat(affine)
         reason = reason or linear.fold_after(model, maker, flat.scale, flat.shift)
         if reason is None:
-            edit.bypass(model, node, maker.outputs[0])  # always can: nothing but this node knows the maker's output
+            edit.absorb(model, maker, node)
         return reason
     first = affine_of(maker)
     if first is None or edit.only_consumer(model, affine.x) is not node:
@@ -160,6 +160,7 @@ def _fold_past_add(model: Model, add: Node, node: Node, affine: Affine) -> str |
         add.inputs.clear()
         add.inputs.extend([affine.x, edit.add_constant(model, add.label, "unscaled", moved)])
         add.op = "Add"
+        edit.rename(model, add, "unscaled")
         edit.remove(model, [node])
     return reason
 

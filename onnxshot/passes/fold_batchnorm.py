@@ -67,7 +67,7 @@ def _fold(model: Model, graph: Graph, node: Node) -> str | None:
     if reason is not None:
         maker.op = was
         return reason
-    edit.bypass(model, node, maker.outputs[0])  # always can: nothing but this node knows the maker's output
+    edit.absorb(model, maker, node)
     return None
 
 

@@ -32,6 +32,7 @@ class OrderGelu:
             slot = 0 if scalar(half.inputs[0]) == 0.5 else 1
             x_slot = 1 if product.inputs[0] is half.outputs[0] else 0
             half.inputs[slot], product.inputs[x_slot] = product.inputs[x_slot], half.inputs[slot]
+            edit.rename(model, half, "whole")
             change.edits += 1
         if change.edits:
             edit.toposort(model)

@@ -1,15 +1,16 @@
 """Whether a normalized model still is the model that was given: the same outputs on a sample, up to rounding.
 
-Where outputs differ, every tensor that both models hold is looked at in order of the graph. One that differs is
-computed once more by the nodes in front of it alone, in both models from the same values. That tells a node whose
-meaning has changed from one that chooses between almost equal values, as TopK, ArgMax and Round do: there rounding
-alone decides.
+Where outputs differ, they are compared once more with the same random numbers drawn and the same order picked in both.
+Where they still differ, every tensor that both models hold is looked at in order of the graph: passes keep a name only
+for the same values. One that differs is computed once more by the nodes in front of it alone, in both models from the
+same values. That tells a node whose meaning has changed from one that chooses between almost equal values, as TopK,
+ArgMax and Round do: there rounding alone decides.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from onnxshot.calibration.readers import Sample
 from onnxshot.errors import ModelError
 from onnxshot.graph.variants import exposed
+from onnxshot.judging.fair import fair
+from onnxshot.judging.noise import hold_still, inlined, sources
+from onnxshot.judging.protos import PREFIX, parsed
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.targets.ort_runtime import Feed, Runner
 
@@ -31,11 +35,6 @@ _DB_PER_BIT = 20 * math.log10(2)
 _AT_ONCE = 16  # tensors that one run gives out
 _SUSPECTS = 32  # differing tensors that are computed once more, at most
 _ROUNDED = 2.0**-22  # of the largest value that is read: what rounding leaves where values cancel out
-_RANDOM = frozenset(
-    {
-        "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-    }
-)  # fmt: skip
 
 _Outputs = Mapping[str, NDArray[Any]]
 
@@ -51,11 +50,12 @@ def refuse_other_meaning(
     got = Runner(normal.SerializeToString(), threads=threads).run(sample.feed)
     least_db = agreement_db(normal)
     differing = [name for name, value in wanted.items() if name in got and not _agree(value, got[name], least_db)]
-    if not differing:
+    if not differing or _alike_fairly(given, normal, sample, differing, least_db, threads):
         return
     proto = onnx.load_from_string(given) if isinstance(given, bytes) else onnx.load(str(given), format="protobuf")
     try:
-        found = _Pair(proto, normal, sample.feed, min(least_db, agreement_db(proto)), threads).first_changed()
+        least_db = min(least_db, agreement_db(proto))
+        found = _Pair(*_held_still(proto, normal), sample.feed, least_db, threads).first_changed()
     except ModelError:
         return  # one of them does not run with its tensors shown: nothing is known of its nodes
     if found is not None:
@@ -63,6 +63,35 @@ def refuse_other_meaning(
             f"normalizing the model, from opset {_opset(proto)} to {_opset(normal)}, changes what {found} gives",
             "a fault of onnxshot: report it, and export the model again with a newer opset",
         )
+
+
+def _alike_fairly(
+    given: Path | bytes, normal: ModelProto, sample: Sample, differing: Sequence[str], least_db: float, threads: int
+) -> bool:
+    """Whether these outputs agree where both models draw the same numbers, and pick what the given one picks."""
+    try:
+        how = fair(given, sample.feed)
+        if how.plain:
+            return False
+        how, other = how.or_plain(bytes(normal.SerializeToString()), given, threads)
+        wanted = Runner(how.reference, threads=threads).run(sample.feed)
+        got = other.run(how.feed(sample.feed, wanted))
+    except ModelError:
+        return False
+    names = how.compared(wanted, got)
+    return set(differing) <= set(names) and all(_agree(wanted[name], got[name], least_db) for name in names)
+
+
+def _held_still(given: ModelProto, normal: ModelProto) -> tuple[ModelProto, ModelProto]:
+    """Both models, drawing the same random numbers where they draw any. Raises ModelError."""
+    flat = inlined(given)
+    drawn = sources(flat)
+    if not drawn:
+        return given, normal
+    copy = parsed(normal)
+    hold_still(flat)
+    hold_still(copy, drawn)
+    return flat, copy
 
 
 def agreement_db(proto: ModelProto) -> float:
@@ -96,7 +125,8 @@ class _Pair:
     def first_changed(self) -> str | None:
         """What makes the first tensor that differs although it is computed from the same values; None: all agree."""
         there = {name for node in self.normal.graph.node for name in node.output}
-        shared = [name for node in self.given.graph.node for name in node.output if name and name in there]
+        shared = [name for node in self.given.graph.node for name in node.output if name in there]
+        shared = [name for name in shared if name and not name.startswith(PREFIX)]
         first, second = (self._runner(proto, shared) for proto in (self.given, self.normal))
         stops = {*first.outputs, *self.feed}
         suspects = islice(self._differing(first, second), _SUSPECTS)
@@ -115,15 +145,13 @@ class _Pair:
     def _changed(self, name: str, stops: Collection[str], runner: Runner) -> str:
         """The nodes that make a tensor, where the models make it otherwise from the same values; else nothing."""
         parts = [_Part.of(proto, name, stops) for proto in (self.given, self.normal)]
-        if any(part.random for part in parts):
-            return ""
         inside = sorted({read for part in parts for read in part.reads} - set(self.feed))
         values = {**self.feed, **runner.run(self.feed, inside)}
         try:
             wanted, got = (part.run(values) for part in parts)
+            if _agree(wanted, got, self.least_db) or self._rounding_decides(parts, values, wanted):
+                return ""
         except ModelError:
-            return ""
-        if _agree(wanted, got, self.least_db):
             return ""
         read = [float(np.abs(values[n]).max(initial=0)) for p in parts for n in p.reads if values[n].dtype.kind == "f"]
         if wanted.shape == got.shape and wanted.dtype.kind == got.dtype.kind == "f":
@@ -133,6 +161,26 @@ class _Pair:
         return " and ".join(f"node {n.name or n.output[0]!r} ({n.op_type})" for n in parts[0].model.graph.node[-3:])
 
 
+    def _rounding_decides(self, parts: Sequence[_Part], values: _Outputs, wanted: NDArray[Any]) -> bool:
+        """Whether several nodes choose by what rounding leaves: the given ones give something else a bit further on.
+
+        A single node is left to choose by the very same values in both models.
+        """
+        if all(len(part.model.graph.node) == 1 for part in parts):
+            return False
+        rng = np.random.default_rng(0)
+        moved = {name: _moved(value, rng) for name, value in values.items()}
+        return not _agree(wanted, parts[0].run(moved), self.least_db)
+
+
+def _moved(value: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Values with another last bit."""
+    if value.dtype.kind != "f":
+        return value
+    factors = 1 + rng.choice([-2, 0, 2], value.shape) * np.finfo(value.dtype).eps
+    return np.asarray(value * factors, value.dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """The nodes that make one tensor out of others, as a model of their own."""
@@ -140,7 +188,6 @@ class _Part:
     model: ModelProto
     target: str
     reads: tuple[str, ...]
-    random: bool
 
     @classmethod
     def of(cls, proto: ModelProto, target: str, stops: Collection[str]) -> _Part:
@@ -164,7 +211,7 @@ class _Part:
             inner, opset_imports=proto.opset_import, functions=proto.functions, ir_version=max(proto.ir_version, 4)
         )
         reads = tuple(sorted(name for name in (read & set(stops)) - made - stored))
-        return cls(model, target, reads, any(op in _RANDOM for node in nodes for op in _ops(node)))
+        return cls(model, target, reads)
 
     def run(self, values: _Outputs) -> NDArray[Any]:
         """The tensor. Raises ModelError where ONNX Runtime does not run these nodes alone."""
@@ -186,13 +233,6 @@ def _reads(node: NodeProto) -> set[str]:
     inner = {name for graph in _subgraphs(node) for n in graph.node for name in _reads(n)}
     results = {info.name for graph in _subgraphs(node) for info in graph.output}
     return {name for name in node.input if name} | inner | results
-
-
-def _ops(node: NodeProto) -> Iterator[str]:
-    yield node.op_type
-    for graph in _subgraphs(node):
-        for inner in graph.node:
-            yield from _ops(inner)
 
 
 def _opset(proto: ModelProto) -> int:

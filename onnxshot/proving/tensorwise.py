@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -257,11 +257,11 @@ def _exposed(proto: ModelProto, names: Iterable[str]) -> bytes:
 
 
 def closest(rows: Iterable[TensorRow], others: Iterable[TensorRow]) -> tuple[TensorRow, ...]:
-    """Of the rows of every tensor the better one, worst first."""
+    """Of the rows of every tensor the better one, worst first; with the operator of the first."""
     found = {row.tensor: row for row in rows}
     for row in others:
         if row.tensor not in found or row.sqnr_db > found[row.tensor].sqnr_db:
-            found[row.tensor] = row
+            found[row.tensor] = replace(row, op=found[row.tensor].op) if row.tensor in found else row
     return tuple(sorted(found.values(), key=lambda row: (row.sqnr_db, row.tensor)))
 
 
