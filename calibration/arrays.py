@@ -129,11 +129,14 @@ def read_npz(path: Path, check: Check | None = None) -> dict[str, NDArray[Any]]:
             assert member.info is not None
             with archive.open(member.info) as stream:
                 arrays[name] = _values(stream, member)
+                _to_the_end(stream)
     return arrays
 
 
 def open_npz(path: Path, spool: Path, check: Check) -> dict[str, FileArray | NDArray[Any]]:
     """All arrays of an .npz file: read in place where stored, unpacked into the folder `spool` where compressed.
+
+    Stored ones are read through once, for their checksums.
 
     check: as for `read_npz`. CalibrationError: broken, or Python objects.
     """
@@ -147,10 +150,13 @@ def open_npz(path: Path, spool: Path, check: Check) -> dict[str, FileArray | NDA
             if not member.nbytes or not member.shape:
                 with archive.open(member.info) as stream:  # nothing to read later
                     arrays[name] = _values(stream, member)
+                    _to_the_end(stream)
                 continue
             file, offset = path, member.header
             if member.info.compress_type == zipfile.ZIP_STORED:
                 offset += _data_offset(path, member.info)
+                with archive.open(member.info) as stream:  # rows are read past zipfile, which alone checks sums
+                    _to_the_end(stream)
             else:
                 file = spool / f"{index}.npy"
                 _refuse_full(spool, member.info.file_size, name)
@@ -240,6 +246,12 @@ def _values(stream: IO[bytes], member: _Member) -> NDArray[Any]:
     if got != len(data):
         raise ValueError(f"it ends after {got} of {len(data)} bytes")
     return np.ndarray(member.shape, member.dtype, data, order="F" if member.fortran else "C")
+
+
+def _to_the_end(stream: IO[bytes]) -> None:
+    """Read what is left of a member: its checksum is held against its bytes at their end. Raises BadZipFile."""
+    while stream.read(1 << 20):
+        pass
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:

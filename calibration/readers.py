@@ -214,20 +214,28 @@ def _open_folder(root: Path, fit: Fitter) -> Source:
 def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files below root of these kinds, sorted by name folder by folder; hidden ones are not data.
 
-    Raises CalibrationError for what has such a name and is no file, and for a folder without end.
+    Raises CalibrationError for what has such a name and is no file, for a folder without end, and for what cannot be
+    looked at, as it has vanished meanwhile or is no folder of data.
     """
     found = []
-    for count, path in enumerate(root.rglob("*")):
-        if count >= _MOST_ENTRIES:
-            raise CalibrationError(f"{root} holds more than {_MOST_ENTRIES} files", "name the folder of the samples")
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if hidden or path.suffix.lower() not in suffixes or path.is_dir():
-            continue
-        try:
-            check_regular(path, "the sample", CalibrationError)
-        except OSError as e:
-            raise CalibrationError(f"the sample {path} cannot be read: {e.strerror}", "remove or replace it") from e
-        found.append(path)
+    try:
+        for count, path in enumerate(root.rglob("*")):
+            if count >= _MOST_ENTRIES:
+                what = f"{root} holds more than {_MOST_ENTRIES} files"
+                raise CalibrationError(what, "name the folder of the samples")
+            hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+            if hidden or path.suffix.lower() not in suffixes or path.is_dir():
+                continue
+            try:
+                check_regular(path, "the sample", CalibrationError)
+            except OSError as e:
+                what = f"the sample {path} cannot be read: {e.strerror}"
+                raise CalibrationError(what, "remove or replace it") from e
+            found.append(path)
+    except OSError as e:
+        at = f" at {e.filename}" if e.filename is not None else ""
+        what = f"the folder of samples {root} cannot be searched: {e.strerror or e}{at}"
+        raise CalibrationError(what, "name the folder of the samples, and leave it as it is meanwhile") from e
     return sorted(found)
 
 

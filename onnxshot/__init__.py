@@ -56,3 +56,12 @@ from onnxshot.search.goal import Goal
 from onnxshot.search.sensitivity import sensitivity
 from onnxshot.search.tune import tune
 from onnxshot.settings import Settings
+
+
+def __getattr__(name: str) -> object:
+    """Packages that are reached by their name, and imported only then."""
+    if name in ("batch", "recipes"):
+        import importlib
+
+        return importlib.import_module(f"onnxshot.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot import emitting
+from onnxshot.arguments import checked
 from onnxshot.calibration.batches import batched, refuse_copies
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, split
@@ -50,6 +51,7 @@ _TIMED_ON = 8  # samples
 _DONE = {"prune": "pruned", "shrink": "shrunk", "quantize": "quantized"}
 
 
+@checked
 @blames_model
 def compress(
     model: str | Path | ModelProto,

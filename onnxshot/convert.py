@@ -12,6 +12,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot import emitting
+from onnxshot.arguments import checked
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset
@@ -43,6 +44,7 @@ from onnxshot.targets.unsound import blames_model
 from onnxshot.writing.places import scratch
 
 
+@checked
 @blames_model
 def emit(
     model: str | Path | ModelProto,

@@ -10,6 +10,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import open_data
 from onnxshot.calibration.summary import InputSummary, describe_inputs
@@ -106,6 +107,7 @@ def _sparse(layers: tuple[Layer, ...]) -> list[str]:
     return [f"  {'weight of':40} {'op':8} {'values':>10} {'MACs':>13} {'zeros':>8}  pattern", *rows, *told]
 
 
+@checked
 @blames_model
 def inspect(
     model: str | Path | ModelProto,

@@ -11,6 +11,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxshot.arguments import checked
 from onnxshot.files import results
 from onnxshot.files.given import of_model
 from onnxshot.files.ledger import Files
@@ -30,6 +31,7 @@ class Made:
 
     model: Model
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the model to `path` (and `path`.data where it is over 1 GiB), aside first; the path.
 

@@ -13,6 +13,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot import emitting, trial
+from onnxshot.arguments import checked
 from onnxshot.calibration.batches import refuse_copies
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
@@ -57,6 +58,7 @@ from onnxshot.targets.unsound import blames_model
 __all__ = ["Result", "Run", "quantize"]
 
 
+@checked
 @blames_model
 def quantize(
     model: str | Path | ModelProto,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.statsfile import data_hash, refuse_other
 from onnxshot.errors import CalibrationError, OnnxshotError
@@ -58,6 +59,7 @@ class Replayed:
         return {**asdict(self), "output": str(self.output)}
 
 
+@checked
 @blames_model
 def replay(
     model: str | Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from onnxshot.arguments import check_fields
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.files.ledger import Files
 from onnxshot.observing.collect import Progress
@@ -55,6 +56,7 @@ class Settings:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         known = self.samples in ("auto", "all") if isinstance(self.samples, str) else self.samples > 0
         if not known:
             raise UsageError(f"samples is {self.samples!r}", "a number above 0, 'auto', or 'all'")

@@ -636,3 +636,32 @@ def test_a_summary_flags_nan():
     (found,) = describe_inputs(open_data([{"x": x}], VECTOR), k=1)
     assert found.flags == ("NaN", "Inf")
     assert (found.low, found.mean, found.high) == (1, 2, 3)
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_member_of_another_checksum_is_refused_with_its_file(tmp_path, save, folder):
+    path = tmp_path / "a.npz"
+    save(path, x=rows(6, 4))
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.infolist()) == 1
+    whole = path.read_bytes()
+    sum_at = whole.rindex(b"PK\x01\x02") + 16  # the central directory's CRC-32, which Python holds bytes against
+    path.write_bytes(whole[:sum_at] + bytes([whole[sum_at] ^ 1]) + whole[sum_at + 1 :])
+    with pytest.raises(CalibrationError, match=r"a\.npz cannot be read: Bad CRC-32"):
+        open_data(tmp_path if folder else path, VECTOR)
+
+
+def test_a_folder_that_changes_while_it_is_searched_is_named(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", rows(1, 4))
+
+    def gone(self, pattern):
+        raise FileNotFoundError(2, "No such file or directory", str(self / "gone"))
+        yield
+
+    monkeypatch.setattr(Path, "rglob", gone)
+    with pytest.raises(CalibrationError, match=r"folder of samples .* cannot be searched: No such file .* at .*gone"):
+        open_data(tmp_path, VECTOR)

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from onnxshot.arguments import checked
 from onnxshot.bundles.manifest import Made, Manifest, check_files, entry_of, files_of, read_manifest
 from onnxshot.bundles.samples import MOST_BYTES, Stored
 from onnxshot.calibration.batches import batched
@@ -50,6 +51,7 @@ _MOST_BESIDE = 32 << 20  # bytes of one of them
 _PACKAGES = ("onnxshot", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13")
 
 
+@checked
 def bundle(
     result: Result | CompressResult,
     folder: str | Path,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshot.arguments import checked
 from onnxshot.bundles.manifest import Made, check_files, files_of, read_manifest
 from onnxshot.bundles.samples import Arrays, Stored, read_sample
 from onnxshot.emitting import load_artifact
@@ -76,6 +77,7 @@ class Verified:
         return values
 
 
+@checked
 def verify(folder: str | Path, *, threads: int = 2) -> Verified:
     """Check every file of a bundle against its manifest, and run its samples in the runtimes that are here.
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from onnx import ModelProto
 
+from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sampling import spread
@@ -60,6 +61,7 @@ _BLOCKED = ("Conv", "ConvTranspose")  # whose kernels run on blocks of channels
 _NOT_FASTER = "not faster than before: convolutions of ONNX Runtime run on blocks of 8 or 16 channels, try multiple=16"
 
 
+@checked
 @blames_model
 def shrink(
     model: str | Path | ModelProto,

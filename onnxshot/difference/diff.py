@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.difference.layers import read_layers
 from onnxshot.difference.rescaled import factors_of
@@ -77,6 +78,7 @@ class Diff:
         return values
 
 
+@checked
 @blames_model
 def diff(
     before: str | Path,

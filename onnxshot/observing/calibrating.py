@@ -9,6 +9,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
@@ -52,6 +53,7 @@ class Gathered:
     notes: tuple[str, ...] = ()
 
 
+@checked
 @blames_model
 def calibrate(
     model: str | Path | ModelProto,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.difference.rescaled import between
+from onnxshot.errors import UsageError
 from onnxshot.files.given import of_model_file, of_run
 from onnxshot.graph.load import load_model
 from onnxshot.observing.calibrating import open_calib
@@ -22,6 +25,7 @@ from onnxshot.targets.unsound import blames_model
 _BENCH_FEEDS = 8
 
 
+@checked
 @blames_model
 def compare_models(
     reference: str | Path,
@@ -58,6 +62,7 @@ def compare_models(
     return report
 
 
+@checked
 @blames_model
 def bench_models(
     models: Sequence[str | Path],
@@ -68,6 +73,10 @@ def bench_models(
     threads: int = 2,
 ) -> list[Latency]:
     """Time models in turns on the same samples; on random ones where none are given. The first model is the base."""
+    if isinstance(models, str | Path) or not models or not all(isinstance(m, str | Path) for m in models):
+        raise UsageError("models is no list of paths of models", "give one or more, such as ['a.onnx', 'b.onnx']")
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise UsageError(f"seconds is {seconds:g}", "give a finite number, 0 or above")
     paths = [Path(m) for m in models]
     loaded = [load_model(p) for p in paths]
     with open_calib("random" if calib is None else calib, loaded[0], preset, Settings()) as data:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxshot import trial
+from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.errors import ModelError, UsageError
@@ -54,6 +55,7 @@ _ROUNDS = 3  # of fitting anew what stands behind a layer that fell back
 _MEASURED_FROM = 3  # samples: from fewer, nothing is learned of what a layer costs on others
 
 
+@checked
 @blames_model
 def prune(
     model: str | Path | ModelProto,

@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from onnxshot.arguments import check_fields
 from onnxshot.calibration.functions import load, named, users_code
 from onnxshot.calibration.readers import Dataset
 from onnxshot.errors import CalibrationError, UsageError
@@ -53,9 +54,11 @@ class Goal:
     budget: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value in self.limits().items():
             if not math.isfinite(value) or (name != "min_sqnr" and value < 0):
-                raise UsageError(f"{name} is {value:g}", "give a finite number, 0 or above")
+                least = "" if name == "min_sqnr" else ", 0 or above"  # below 0 dB there is more error than signal
+                raise UsageError(f"{name} is {value:g}", f"give a finite number{least}")
         if self.budget is not None and not self.budget >= 0:
             raise UsageError(f"the budget is {self.budget:g} minutes", "give 0 or more")
         if not self.limits():

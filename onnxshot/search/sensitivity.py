@@ -10,6 +10,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.files.given import of_model_file, of_run
 from onnxshot.maths.scheme import PerTensor
@@ -80,6 +81,7 @@ class Sensitivity:
         save_report(self.to_dict(), path)
 
 
+@checked
 @blames_model
 def sensitivity(
     model: str | Path | ModelProto,

@@ -19,6 +19,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from onnxshot.arguments import checked
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.emitting import ONNX
@@ -41,6 +42,7 @@ from onnxshot.writing.places import scratch
 _FINALS = 3  # candidates that are made anew at most: each takes as long as a run of `quantize`
 
 
+@checked
 @blames_model
 def tune(
     model: str | Path | ModelProto,
