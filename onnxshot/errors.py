@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+_ASIDE = re.compile(r"\.[^/\\]*\.onnxshot-[a-z0-9_]{8}\.part[/\\](?:work[/\\])?")
+
+
+def in_place(text: str) -> str:
+    """The text, where files that are written aside have the paths that they will have: those alone people know."""
+    return _ASIDE.sub("", text)
+
 
 class OnnxshotError(Exception):
     """Base of all errors onnxshot raises on purpose; `hint` says what to do about it."""
@@ -9,6 +18,7 @@ class OnnxshotError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message = in_place(message)
         super().__init__(message)
         self.message = message
         self.hint = hint

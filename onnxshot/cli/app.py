@@ -23,7 +23,7 @@ from onnxshot.cli.quantize import quantize
 from onnxshot.cli.replay import replay
 from onnxshot.cli.stopping import Stopped, listen
 from onnxshot.cli.ui import ui
-from onnxshot.errors import OnnxshotError, UsageError
+from onnxshot.errors import OnnxshotError, UsageError, in_place
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,7 +101,7 @@ def main() -> None:
         if os.environ.get("ONNXSHOT_DEBUG"):
             raise
         if isinstance(error, OSError):  # a full disk, a folder without permission: no fault of the program
-            place = f"{error.filename}: " if error.filename is not None else ""
+            place = f"{in_place(str(error.filename))}: " if error.filename is not None else ""
             _fail(f"{place}{error.strerror or error}", UsageError.exit_code)
         if isinstance(error, UnicodeEncodeError):  # such as the name of a sample in a bundle, which is a zip archive
             name = error.object[max(0, error.start - 40) : error.end + 40]

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxshot.errors import ModelError
+from onnxshot.input_files import check_regular, is_special
 
 EXTERNAL_LIMIT = 1 << 30
 """A model with more bytes of weights than this is written with external data (protobuf's own limit is 2 GiB)."""
@@ -194,6 +195,8 @@ def inside(folder: Path, location: str, where: str) -> Path:
         raise ModelError(f"{where}: external data at {location[:80]!r} cannot be opened") from e
     if not path.is_relative_to(root):
         raise ModelError(f"{where}: external data at {location!r} leads out of the model's folder through a link")
+    if not found and is_special(path):
+        check_regular(path, f"{where}: its external data file", ModelError)
     if not found:
         raise ModelError(f"{where}: its external data file {location!r} is missing", "copy it beside the model")
     return path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +61,8 @@ def reference_of(
     Held at any time: two sessions, and copies of both models where their outputs differ.
 
     Raises:
-        ModelError: the outputs differ by more than rounding, and do so because a node has changed its meaning.
+        ModelError: the outputs differ by more than rounding, and do so because a node has changed its meaning; or there
+            are samples, and ONNX Runtime does not know an operator of the model.
         CalibrationError: the data is random, and the model does not run on it.
     """
     as_given = given(source)
@@ -68,6 +71,8 @@ def reference_of(
     try:
         runner = Runner(as_given, threads=threads)
     except ModelError as e:
+        if data is not None and check:
+            _refuse_unknown(source, model, e)
         return _normalized(model, e)
     sample = data[0] if data is not None else _random(runner, model)
     if sample is None:
@@ -82,6 +87,22 @@ def reference_of(
     if check:
         refuse_other_meaning(as_given, model.to_proto(), sample, wanted, threads=threads)
     return Reference(as_given)
+
+
+def _refuse_unknown(source: str | Path | ModelProto, model: Model, error: ModelError) -> None:
+    """Raise ModelError, with the node, where a model does not load because of an operator that is not known."""
+    found = re.search(r"([\w.]*):(\w+)\(-?\d+\) is not a registered", error.message)
+    if found is None:
+        return
+    node = next((node for _, node in model.walk() if node.op == found[2]), None)
+    if node is None:
+        return  # what was normalized has it no more
+    with contextlib.suppress(ModelError):
+        Runner(bytes(model.to_proto().SerializeToString()), threads=1)
+        return
+    name = source if isinstance(source, str | Path) else "the model"
+    what = f"{name} has an operator that ONNX Runtime does not know: node {node.label!r} ({found[1]}.{found[2]})"
+    raise ModelError(what, "samples cannot be run: leave --calib out, or export it with operators of ONNX") from error
 
 
 def _normalized(model: Model, error: ModelError) -> Reference:

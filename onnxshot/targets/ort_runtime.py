@@ -27,6 +27,8 @@ _PROVIDERS = {  # device -> (providers in order of preference, what to install)
     "cuda": (("CUDAExecutionProvider", *CPU), "pip install onnxruntime-gpu"),
     "openvino": (("OpenVINOExecutionProvider", *CPU), "pip install onnxruntime-openvino"),
 }
+IN_MEMORY = "the model in memory"
+"""What messages call a model that is run from bytes."""
 _TYPES: dict[str, Any] = {
     "float": np.float32,
     "double": np.float64,
@@ -210,7 +212,7 @@ def one_line(error: BaseException) -> str:
 
 def label(model: Path | bytes) -> str:
     """What messages call the model."""
-    return str(model) if isinstance(model, Path) else "the model in memory"
+    return str(model) if isinstance(model, Path) else IN_MEMORY
 
 
 def stored_bytes(model: Path) -> int:

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.graph.load import first_line, load_model
-from onnxshot.targets.ort_runtime import Runner
+from onnxshot.targets.ort_runtime import IN_MEMORY, Runner
 
 _NAMES = ("model", "models", "reference", "candidate", "before", "after")
 """Parameters that are a model, or several."""
@@ -36,7 +36,10 @@ def blames_model(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
     def called(*args: _Asked.args, **kwargs: _Asked.kwargs) -> _Result:
         try:
             return call(*args, **kwargs)
-        except OnnxshotError:
+        except OnnxshotError as error:
+            path = signature.bind_partial(*args, **kwargs).arguments.get("model")
+            if isinstance(path, str | Path) and error.message.startswith(IN_MEMORY):
+                error.message = f"{path}{error.message.removeprefix(IN_MEMORY)}"  # a changed copy of it was run
             raise
         except Exception as error:
             given = signature.bind_partial(*args, **kwargs).arguments
