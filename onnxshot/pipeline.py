@@ -117,7 +117,8 @@ def quantize(
     with run.open(calib, preset) or contextlib.nullcontext() as data:
         run.rewrite(data)
         deliver(
-            run.model, place, target.name, run.report, lambda written: run.prove(written, data), others,
+            run.model, place, target.name, run.report,
+            lambda written: run.prove(written, data, target.name in formats), others,
             keep=emitting.ONNX in formats, source=source_of(calib, preset, data),
         )  # fmt: skip
     run.report.seconds = time.perf_counter() - run.started
@@ -312,13 +313,13 @@ class Run:
         sampled = self.sampled or self.given is not None
         return record(recipe, self.source_hash, self.settings, precisions(plan), sampled=sampled)
 
-    def prove(self, written: Draft, data: Dataset | None) -> None:
+    def prove(self, written: Draft, data: Dataset | None, target_emitted: bool = False) -> None:
         """Read the written file back and hold it against the float model."""
         # With statistics of a file there are no samples to make another model of.
         alone = self._for_ort_alone if self.given is None else None
         proof_of = QuantizedProof(
             self.report, self.source, self.reference, self.float_model, self.model, self.plan, self.recipe,
-            self.target, self.settings, self.frozen, self.held_out, self.evidence.stats, alone,
+            self.target, self.settings, self.frozen, self.held_out, self.evidence.stats, alone, target_emitted,
         )  # fmt: skip
         self.judged = proof_of.prove(written.path, data)
         if data is not None and self.judged is not None and self.float_model is not None and alone is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from onnxshot.writing.places import scratch
 _FEEDS = 8
 
 
-def rows(written: Path, judged: Judged, settings: Settings) -> list[dict[str, Any]]:
+def rows(
+    written: Path, judged: Judged, settings: Settings, names: Iterable[str] = RUNTIMES
+) -> list[dict[str, Any]]:
     """One row per runtime beside ONNX Runtime: what it compiled the file to, and how it answered where it runs here.
 
     Keys: runtime; missing (why it was not tried) or refused (why it does not take the file); else int8_macs_share,
     sqnr_db, latency and notes, as an artifact has them, and findings: nodes it runs slower than they could be.
     """
-    return [{"runtime": name, **_row(name, written, judged, settings)} for name in RUNTIMES]
+    return [{"runtime": name, **_row(name, written, judged, settings)} for name in names]
 
 
 def _row(name: str, written: Path, judged: Judged, settings: Settings) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from onnxshot.advice import (
     when_ready,
 )
 from onnxshot.maths.metrics import CAP_DB
+from onnxshot.targets import RUNTIMES
 
 WORDS = {READY: "ready", CAUTION: "look closer", BAD: "not good enough"}
 """What people read for each level."""
@@ -276,6 +277,24 @@ def _size_and_speed(values: Values) -> Iterator[_Finding]:
             yield _Finding(CAUTION, what, f"in {artifact['target']} keep the float model, unless size matters most")
 
 
+def _in_target(values: Values) -> Iterator[_Finding]:
+    """A file for another runtime: what was measured there, or that nothing was."""
+    target = (values.get("recipe") or {}).get("target")
+    if target not in RUNTIMES:
+        return
+    rows = [row for row in values.get("runtimes") or () if row.get("runtime") == target]
+    emitted = [artifact for artifact in values.get("outputs") or () if artifact.get("format") == target]
+    if not any(row.get("latency") for row in (*rows, *emitted)):
+        hint = f"measure it there: with {target} installed, the same command does"
+        yield _Finding(CAUTION, f"it was not run in {target}, which it is for", hint)
+    for row in rows:
+        if level_of(db := row.get("sqnr_db")) == BAD:
+            yield _Finding(BAD, _below(f"SQNR in {target}", db), to_gain(values))
+        if is_slower(speed := (row.get("latency") or {}).get("speedup")):
+            what = f"it is slower than the input in {target}: {speed:.2f}x as fast"
+            yield _Finding(CAUTION, what, f"in {target} keep the float model, unless size matters most")
+
+
 def _when_slower(values: Values, larger: Sequence[Values]) -> str:
     if measured := faster(values):
         return measured
@@ -330,5 +349,5 @@ def _noise(db: float) -> str:
 
 _OF_RESULTS = (
     _not_finite, _contract, _goal, _outputs_below, _samples_below, _parts_below, _artifacts_below, _stages_below,
-    _nothing, _data, _size_and_speed, _coverage, _optimizer, _unplanned,
+    _nothing, _data, _size_and_speed, _in_target, _coverage, _optimizer, _unplanned,
 )  # fmt: skip

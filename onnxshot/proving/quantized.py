@@ -26,6 +26,7 @@ from onnxshot.proving.verify import compare
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.report import Report, TensorReport
 from onnxshot.settings import Settings
+from onnxshot.targets import RUNTIMES
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.ort_executed import executed
@@ -44,6 +45,7 @@ class QuantizedProof:
         frozen: sizes that its inputs were frozen at.
         held_out: numbers of the samples that nothing was learned from; empty: all.
         stats: what calibration saw, by tensor.
+        target_emitted: an artifact in the target's own format is made too, and measured there.
         alone: makes the model for ONNX Runtime alone from samples; None where there is nothing to make it of.
     """
 
@@ -60,6 +62,7 @@ class QuantizedProof:
     held_out: Sequence[int]
     stats: Mapping[str, TensorStats]
     alone: Callable[[Dataset], Model] | None
+    target_emitted: bool = False
 
     def prove(self, written: Path, data: Dataset | None) -> Judged | None:
         """Read the written file back, and compare it where there is something to compare it on: that is returned.
@@ -98,7 +101,7 @@ class QuantizedProof:
         report.worst = anatomy.with_values(report.worst, self.plan, self.stats)
         if not self.target.runs_here:
             how = "" if runs is written else ", which has no bfloat16, in float32 rounded to it at every step"
-            report.notes.append(f"checked in ONNX Runtime{how}, not in {self.target.name}; not timed")
+            self._prove_in_target(written, judged, how)
             return judged
         with report.timed("bench"), scratch() as folder:
             proof.time_both(report, reference.at(folder / "float.onnx"), written, held_out, self.settings)
@@ -124,6 +127,20 @@ class QuantizedProof:
         report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, self.plan) for row in found.tensors]
         report.notes += _refused_methods(self.plan)
         proof.tell_execution(report, executed(runs, sample=first.feed, threads=threads), self.plan.labels(FLOAT))
+
+    def _prove_in_target(self, written: Path, judged: Judged, how: str) -> None:
+        """Measure the file in the runtime that it is for, where that is installed and no artifact is measured in it."""
+        report, name = self.report, self.target.name
+        if self.target_emitted or name not in RUNTIMES:
+            report.notes.append(f"checked in ONNX Runtime{how}, not in {name}; not timed")
+            return
+        with report.timed("bench"):
+            (row,) = report.runtimes = portability.rows(written, judged, self.settings, (name,))
+        if "missing" in row or "refused" in row:
+            why = row.get("missing") or f"it does not take it: {row['refused']}"
+            report.notes.append(f"checked in ONNX Runtime{how}, not in {name}; not timed: {why}")
+        else:
+            report.notes += portability.told(report.runtimes, {})
 
     def _prove_everywhere(self, written: Path, data: Dataset | None, judged: Judged) -> None:
         """Ask every runtime what it makes of the file, and compare it with one for ONNX Runtime alone."""
