@@ -1,10 +1,12 @@
+import numpy as np
 import pytest
 from handmade import HANDMADE
 from handmade.core import model, weight
 
 from onnxshot.errors import UsageError
 from onnxshot.graph import Model
-from onnxshot.graph.load import load_model
+from onnxshot.graph.load import copy_of, load_model
+from onnxshot.passes.normalize import normalize
 from onnxshot.planning.match import match_nodes
 
 
@@ -52,3 +54,17 @@ def test_a_pattern_that_matches_nothing_names_the_closest(net: Model) -> None:
 def test_nodes_of_subgraphs_are_picked() -> None:
     inside = load_model(HANDMADE["if_captures_weights"]().model)
     assert [n.outputs[0].name for n in match_nodes(inside, ["yes_out"], "pattern")] == ["yes_out"]
+
+
+def test_a_tensor_that_was_folded_into_its_layer_is_still_known_by_its_name() -> None:
+    text = """g (float[1, 4, 5, 5] x) => (float[1, 3, 5, 5] y) {
+        ["conv"] c = Conv(x, w)  ["bn"] b = BatchNormalization(c, one, zero, zero, one)  ["scale"] s = Mul(b, two)
+        ["relu"] y = Relu(s)
+    }"""
+    ones = np.ones(3, np.float32)
+    constants = {"w": weight(3, 4, 1, 1), "one": ones, "zero": 0 * ones, "two": np.float32(2)}
+    net = load_model(model(text, constants))
+    normalize(net)
+    assert [node.op for node in net.graph.nodes] == ["Conv", "Relu"]
+    for pattern in ("c", "b", "s"):
+        assert {n.name for n in match_nodes(copy_of(net), [pattern], "pattern")} == {"conv"}

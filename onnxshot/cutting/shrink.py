@@ -180,6 +180,8 @@ class _Run:
             fold(self.model)
             self.scales = batchnorm_scales(self.model)
         normalize(self.model)
+        former = self.model.former  # a layer that took its BatchNormalization in gives what that one gave
+        self.scales = {former.get(name, name): gamma for name, gamma in self.scales.items()}
         refuse_giants(self.model)
 
     def refer(self, data: Dataset | None) -> None:

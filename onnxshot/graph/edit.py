@@ -126,8 +126,10 @@ def absorb(model: Model, maker: Node, node: Node) -> None:
     """Take out `node`, which alone reads the first output of `maker`: that one now computes what `node` gave.
 
     It gives it under the name it had, and the name between them goes: a name stands for the same values as before.
+    The model remembers it, so that a pattern that names it still finds the layer.
     """
-    out = node.outputs[0]
+    between, out = maker.outputs[0].name, node.outputs[0]
+    model.former |= {old: out.name for old, now in model.former.items() if now == between} | {between: out.name}
     remove(model, [node])
     maker.outputs[0] = out
 

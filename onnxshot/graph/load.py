@@ -83,6 +83,7 @@ def copy_of(model: Model) -> Model:
     """Another model with the same graph, under the same path and with the same notes."""
     copy = load_model(model.to_proto())
     copy.path, copy.data_files, copy.notes = model.path, model.data_files, list(model.notes)
+    copy.former = dict(model.former)
     return copy
 
 

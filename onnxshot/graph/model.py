@@ -30,6 +30,7 @@ class Model:
         external_data: True where the file it came from keeps weights in other files.
         data_files: those files.
         notes: what was done to it on the way that a user should know, for the report.
+        former: names of tensors that an edit took out -> the tensor that its layer gives now. A user knows the former.
         known_graphs: every graph it was made of; ones that an edit took out are still listed. `graphs` walks the rest.
     """
 
@@ -38,6 +39,7 @@ class Model:
         self.external_data = False
         self.data_files: tuple[Path, ...] = ()
         self.notes: list[str] = []
+        self.former: dict[str, str] = {}
         self._folder = folder
         self._adopt(proto, {})
 

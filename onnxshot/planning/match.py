@@ -21,6 +21,8 @@ def match_nodes(model: Model, patterns: Iterable[str], what: str) -> dict[Node, 
     for _, node in model.walk():
         for name in _names(node):
             held.setdefault(name, []).append(node)
+    for old, now in model.former.items():
+        held.setdefault(old, held.get(now, []))
     picked: dict[Node, str] = {}
     for pattern in patterns:
         # Names may hold brackets, which mean something else in a glob: a name matches itself in any case.
