@@ -105,6 +105,8 @@ def emit(
         original = loaded.to_proto() if quantized or (settings.verify and formats != (emitting.ONNX,)) else None
         if data is not None and sizes:
             data = batched(data, sizes.inputs)
+        inputs = {tensor.name: loaded.shape(tensor) for tensor in loaded.graph.inputs}
+        how = emitting.sized(options or EmitOptions(), formats, inputs, data)
         judge = _judge(model, reference, loaded, data, settings)
         report.notes += [judge.note] if judge.note else []
         changed = quantized and _retarget(loaded, main, report)
@@ -122,7 +124,6 @@ def emit(
                     _retarget(other, targets[name], report)
                     source = stack.enter_context(scratch()) / written.name
                     write(other, source)
-                how = options or EmitOptions()
                 yield from emitting.artifacts(source, (name,), place, how, judged, settings)
 
         def prove(written: Draft) -> None:

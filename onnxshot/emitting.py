@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxshot.calibration.readers import Dataset
@@ -19,7 +19,8 @@ from onnxshot.targets import RUNTIMES
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort_bench import time_in_turns
 from onnxshot.targets.ort_runtime import Runner
-from onnxshot.targets.runtime import EmitOptions, Emitted, Loaded, Runtime
+from onnxshot.targets.runtime import Dims, EmitOptions, Emitted, Loaded, Runtime
+from onnxshot.targets.size_ranges import ranges_of
 from onnxshot.writing.links import led
 from onnxshot.writing.places import aside, scratch
 
@@ -54,6 +55,22 @@ def runtime_of(name: str) -> Runtime:
     if name not in RUNTIMES:
         raise TargetError(f"there is no format {name!r}", f"formats: {', '.join((ONNX, *RUNTIMES))}")
     return RUNTIMES[name]
+
+
+def sized(
+    options: EmitOptions, formats: Sequence[str], inputs: Mapping[str, Dims | None], data: Dataset | None
+) -> EmitOptions:
+    """The options with the sizes that samples have, where a format is compiled for a range of them.
+
+    inputs: their dimensions in the model that is emitted. Raises UsageError, before any work, where sizes are missing.
+    """
+    ranged = [RUNTIMES[name] for name in formats if name in RUNTIMES and RUNTIMES[name].ranged]
+    if ranged and data is not None and not data.random:
+        unnamed = {name: dims for name, dims in inputs.items() if name not in options.shapes}
+        options = replace(options, sampled=ranges_of(unnamed, data))
+    for runtime in ranged:
+        runtime.check_sizes(inputs, options)
+    return options
 
 
 def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
@@ -114,11 +131,17 @@ def made(
         emitted = runtime.emit(source, folder, final.stem, options)
         seconds = time.perf_counter() - started
         draft = Draft(folder, final, list(emitted.files))
-        yield draft, _proven(draft, emitted, name, seconds, judged, settings)
+        yield draft, _proven(draft, emitted, name, seconds, judged, settings, options)
 
 
 def _proven(
-    draft: Draft, emitted: Emitted, name: str, seconds: float, judged: Judged | None, settings: Settings
+    draft: Draft,
+    emitted: Emitted,
+    name: str,
+    seconds: float,
+    judged: Judged | None,
+    settings: Settings,
+    options: EmitOptions,
 ) -> Artifact:
     """What is known of the artifact: what it was compiled to, and, where it runs here, its answers and its speed."""
     runtime, notes = runtime_of(name), list(emitted.notes)
@@ -142,8 +165,8 @@ def _proven(
                 path.write_bytes(judged.reference)
             feeds = [judged.samples[i].feed for i in range(min(len(judged.samples), _BENCH_FEEDS))]
             try:
-                given = runtime.load(path, threads=settings.threads)
-            except ModelError as e:
+                given = runtime.load(path, threads=settings.threads, options=options)
+            except (ModelError, TargetError) as e:
                 notes.append(f"not timed: {name} does not load the model that was given: {e.message}")
             else:
                 before, after = time_in_turns(

@@ -110,11 +110,13 @@ def quantize(
         place = emitting.place_of(place, emitting.ONNX)
     files.check()
 
-    def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
-        how = emit_options or EmitOptions(threads=settings.threads)
-        return emitting.artifacts(written, formats, place or written, how, run.judged, settings)
-
     with run.open(calib, preset) or contextlib.nullcontext() as data:
+        inputs = {t.name: run.frozen.dims(t.name, run.model.shape(t)) for t in run.model.graph.inputs}
+        how = emitting.sized(emit_options or EmitOptions(threads=settings.threads), formats, inputs, data)
+
+        def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
+            return emitting.artifacts(written, formats, place or written, how, run.judged, settings)
+
         run.rewrite(data)
         deliver(
             run.model, place, target.name, run.report,

@@ -17,7 +17,8 @@ from onnxshot.report import NOISE
 from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES
 from onnxshot.targets.ort_bench import bench
-from onnxshot.targets.runtime import EmitOptions, Sizes
+from onnxshot.targets.runtime import EmitOptions
+from onnxshot.targets.size_ranges import ranges_of
 from onnxshot.writing.places import scratch
 
 _FEEDS = 8
@@ -44,7 +45,8 @@ def _row(name: str, written: Path, judged: Judged, settings: Settings) -> dict[s
     try:
         with scratch() as folder:
             place = folder / f"model{runtime.suffix}"
-            options = EmitOptions(shapes=_ranges(written, judged), threads=settings.threads)
+            inputs = {port.name: port.dims for port in contract(written) if port.way == "input"}
+            options = EmitOptions(sampled=ranges_of(inputs, judged.samples), threads=settings.threads)
             with made(written, name, place, options, judged, settings) as (_, artifact):
                 return {
                     "int8_macs_share": artifact.int8_macs_share, "sqnr_db": artifact.sqnr_db,
@@ -52,19 +54,6 @@ def _row(name: str, written: Path, judged: Judged, settings: Settings) -> dict[s
                 }  # fmt: skip
     except (ModelError, TargetError, UsageError) as e:
         return {"refused": str(e), "findings": found}
-
-
-def _ranges(written: Path, judged: Judged) -> dict[str, tuple[Sizes, Sizes, Sizes]]:
-    """Least, usual and largest sizes of every input that has free ones, as the samples have them."""
-    free = [p.name for p in contract(written) if p.way == "input" and not all(isinstance(d, int) for d in p.dims or ())]
-    feeds = [sample.feed for sample in judged.samples] if free else []
-    found = {}
-    for name in free:
-        shapes = sorted(feed[name].shape for feed in feeds)
-        if len({len(shape) for shape in shapes}) == 1:
-            least, most = (tuple(map(end, zip(*shapes, strict=True))) for end in (min, max))
-            found[name] = (least, shapes[len(shapes) // 2], most)
-    return found
 
 
 def against(alone: Model, target: str, written: Path, judged: Judged, settings: Settings) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Copying(Runtime):
     def runs_here(self) -> str:
         return "there is no copier" if self.asleep else ""
 
-    def load(self, path: Path, *, threads: int) -> Runner:
+    def load(self, path: Path, *, threads: int, options: EmitOptions | None = None) -> Runner:
         return Runner(path.read_bytes(), threads=threads)
 
 
@@ -173,7 +173,7 @@ def test_an_artifact_that_answers_wrongly_is_told(copying: Copying, tmp_path: Pa
         def run(self, feed: Any) -> dict[str, Any]:
             return {name: np.zeros_like(values) for name, values in super().run(feed).items()}
 
-    copying.load = lambda path, *, threads: Silent(path.read_bytes(), threads=threads)  # type: ignore[method-assign]
+    copying.load = lambda path, *, threads, options=None: Silent(path.read_bytes(), threads=threads)  # type: ignore[method-assign]
     (artifact,) = made(tmp_path, output=tmp_path / "net.copy").report.outputs
     assert artifact.sqnr_db == pytest.approx(0.0)
 

@@ -101,7 +101,7 @@ def test_runtimes_that_want_sizes_get_those_of_the_samples(copying: Copying) -> 
     settings = replace(PROVEN, samples="all")
     quantize(case.model, [*case.feeds, *case.feeds], target="portable", settings=settings)
     (options,) = copying.made
-    assert options.shapes == {"x": ((1, 4, 5), (1, 4, 6), (1, 4, 6))}
+    assert options.sampled == {"x": ((1, 4, 5), (1, 4, 6), (1, 4, 6))}
 
 
 def test_what_is_missing_or_refuses_is_told(copying: Copying) -> None:

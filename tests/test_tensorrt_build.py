@@ -17,10 +17,12 @@ import pytest
 from handmade.core import model, weight
 from numpy.typing import NDArray
 
+from onnxshot.convert import emit
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph.load import load_model
+from onnxshot.pipeline import quantize
 from onnxshot.targets import tensorrt_build
-from onnxshot.targets.runtime import EmitOptions, Runtime
+from onnxshot.targets.runtime import EmitOptions, Ranges, Runtime
 from onnxshot.targets.tensorrt import TENSORRT
 
 FAKES = Path(__file__).parent / "fakes"
@@ -93,11 +95,73 @@ def test_a_free_batch_is_one_and_sizes_that_are_given_are_taken(fake: None, sour
         ({"x": ((1, 4, 8, 8), (1, 4, 8, 8), (1, 4, 8, 8))}, "do not fit its 8"),
     ],
 )
-def test_sizes_that_are_missing_or_do_not_fit_are_named(shapes: tensorrt_build.Profiles, words: str) -> None:
+def test_sizes_that_are_missing_or_do_not_fit_are_named(shapes: Ranges, words: str) -> None:
     loaded = load_model(model(TEXT.replace("8,8,8]", "8,H,W]"), {"w": weight(8, 8, 3, 3)}))
     with pytest.raises(UsageError) as e:
-        tensorrt_build.profiles(loaded, shapes)
+        tensorrt_build.profiles(
+            {tensor.name: loaded.shape(tensor) for tensor in loaded.graph.inputs}, EmitOptions(shapes=shapes)
+        )
     assert words in str(e.value)
+
+
+PICTURES = [(1, 8, 12, 8), (2, 8, 8, 16), (1, 8, 9, 10), (1, 8, 9, 12), (1, 8, 9, 40)]
+
+
+@pytest.fixture
+def free(tmp_path: Path) -> Path:
+    """A Conv of pictures of any size, and samples of several beside it."""
+    text = "net (float[N,8,H,W] x) => (float[N,8,P,Q] y) { y = Conv(x, w) }"
+    path = saved(tmp_path, model(text, {"w": weight(8, 8, 3, 3)}))
+    (tmp_path / "calib").mkdir()
+    rng = np.random.default_rng(0)
+    for i, shape in enumerate(PICTURES):
+        np.savez(tmp_path / "calib" / f"{i}.npz", x=rng.normal(size=shape).astype(np.float32))
+    return path
+
+
+def built(path: Path, **options: Any) -> tuple[Any, str]:
+    """The profile that the stand-in was given by a quantization, and what the report says of it."""
+    out = path.with_name("out.engine")
+    found = quantize(path, path.with_name("calib"), target="tensorrt", effort="fast", output=out, **options)
+    asked = json.loads(out.read_bytes())
+    return asked.get("profile"), " ".join(note for artifact in found.report.outputs for note in artifact.notes)
+
+
+def test_free_sizes_are_those_of_the_samples(fake: None, free: Path) -> None:
+    profile, told = built(free)
+    columns = list(zip(*PICTURES, strict=True))
+    assert profile == {"x": [[min(c) for c in columns], [sorted(c)[2] for c in columns], [max(c) for c in columns]]}
+    assert "x of 1x8x8x8 to 2x8x12x40, usually 1x8x9x12" in told
+    assert "--shapes" in told
+
+
+def test_sizes_that_are_asked_for_come_before_those_of_samples(fake: None, free: Path) -> None:
+    sizes = ((1, 8, 8, 8), (1, 8, 16, 16), (4, 8, 64, 64))
+    profile, told = built(free, emit_options=EmitOptions(shapes={"x": sizes}))
+    assert profile == {"x": [list(s) for s in sizes]}
+    assert "samples have" not in told
+
+
+def test_frozen_sizes_need_no_range(fake: None, free: Path) -> None:
+    for path in free.with_name("calib").iterdir():
+        np.savez(path, x=np.ones((1, 8, 9, 12), np.float32))
+    assert built(free, shapes={"x": (1, 8, 9, 12)})[0] is None
+
+
+def test_sizes_that_are_missing_are_told_before_the_work(
+    fake: None, free: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxshot.pipeline.Run.rewrite", lambda *_: pytest.fail("the work has begun"))
+    for calib in (None, "random"):
+        with pytest.raises(UsageError, match="'x' has free sizes") as e:
+            quantize(free, calib, target="tensorrt", mode="weights", output=free.with_name("out.engine"))
+        assert "or samples" in e.value.hint
+
+
+def test_emit_takes_free_sizes_from_samples_too(fake: None, free: Path) -> None:
+    out = free.with_name("out.engine")
+    emit(free, output=out, calib=free.with_name("calib"))
+    assert json.loads(out.read_bytes())["profile"]["x"][2] == [2, 8, 12, 40]
 
 
 def test_a_model_without_free_sizes_needs_no_profile(fake: None, tmp_path: Path) -> None:

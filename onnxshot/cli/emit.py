@@ -38,7 +38,8 @@ ShapesOpt = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=LEAST:USUAL:MOST",
-        help="TensorRT: sizes that an input may have, such as x=1x3x224x224:8x3x224x224:32x3x224x224.",
+        help="TensorRT: sizes that an input may have, such as x=1x3x224x224:8x3x224x224:32x3x224x224. Default: those "
+        "that the samples of --calib have.",
     ),
 ]
 _Given = TypeVar("_Given")

@@ -79,8 +79,10 @@ class OpenVino(Runtime):
             return str(e)
         return "" if _CPU in devices else "this OpenVINO has no CPU plugin"
 
-    def load(self, path: Path, *, threads: int, precision: str | None = EXACT) -> Network:
-        """Load an IR or .onnx file to be run on the CPU. Raises ModelError where that fails.
+    def load(
+        self, path: Path, *, threads: int, options: EmitOptions | None = None, precision: str | None = EXACT
+    ) -> Network:
+        """Load an IR or .onnx file to be run on the CPU; options: no matter. Raises ModelError where that fails.
 
         precision: OpenVINO's INFERENCE_PRECISION_HINT; None for its own default, which users get unasked.
         """

@@ -17,6 +17,9 @@ from onnxshot.targets.execution import Execution
 
 Feed = Mapping[str, NDArray[Any]]
 Sizes = tuple[int, ...]
+Dims = tuple[int | str | None, ...]
+Ranges = Mapping[str, tuple[Sizes, Sizes, Sizes]]
+"""By input: least, usual and largest sizes."""
 _SHOWN = 3  # of the nodes of a kind, in one line
 
 
@@ -70,7 +73,8 @@ class EmitOptions:
     """How an artifact is made; each runtime takes what it knows, and refuses what it cannot do.
 
     Attributes:
-        shapes: input name -> (least, usual, largest) sizes, for runtimes that compile for a range of shapes.
+        shapes: sizes of inputs, for runtimes that compile for a range of them.
+        sampled: sizes that the samples have, of inputs that `shapes` does not name.
         hardware: what it is compiled for, in the runtime's words (TensorRT-RTX: compute capabilities such as sm89;
             TensorRT: ampere_plus, same_compute_capability, version_compatible).
         half: store float weights in 16 bits where the runtime does that by itself (OpenVINO).
@@ -79,7 +83,8 @@ class EmitOptions:
         threads: CPU threads of every inference.
     """
 
-    shapes: Mapping[str, tuple[Sizes, Sizes, Sizes]] = field(default_factory=dict)
+    shapes: Ranges = field(default_factory=dict)
+    sampled: Ranges = field(default_factory=dict)
     hardware: tuple[str, ...] = ()
     half: bool = False
     timing_cache: Path | None = None
@@ -106,16 +111,21 @@ class Emitted:
 class Runtime(ABC):
     """One runtime: the only place that imports it, and that lazily.
 
-    format: what `--emit` calls its artifact; suffix: of the file that is loaded; extra: what to install.
+    format: what `--emit` calls its artifact; suffix: of the file that is loaded; extra: what to install; ranged:
+    whether it compiles for a range of sizes.
     """
 
     format: str
     suffix: str
     extra: str
+    ranged: bool = False
 
     @abstractmethod
     def check(self) -> None:
         """Raise TargetError, saying what to install, where the runtime is not here."""
+
+    def check_sizes(self, inputs: Mapping[str, Dims | None], options: EmitOptions) -> None:  # noqa: B027
+        """Raise UsageError where `emit` would, as it needs sizes that neither the inputs nor the options have."""
 
     @abstractmethod
     def preflight(self, model: Model) -> list[Finding]:
@@ -133,5 +143,8 @@ class Runtime(ABC):
         """Empty where `load` works on this machine, else why it does not."""
 
     @abstractmethod
-    def load(self, path: Path, *, threads: int) -> Loaded:
-        """Load an artifact, or an .onnx file, to be run. Raises ModelError where that fails."""
+    def load(self, path: Path, *, threads: int, options: EmitOptions | None = None) -> Loaded:
+        """Load an artifact, or an .onnx file, to be run. Raises ModelError where that fails.
+
+        options: how the artifact of an .onnx file is made, where the runtime needs one.
+        """

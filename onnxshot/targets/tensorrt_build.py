@@ -19,10 +19,8 @@ from types import ModuleType
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import first_line
-from onnxshot.targets.runtime import EmitOptions, Sizes
+from onnxshot.targets.runtime import Dims, EmitOptions, Ranges, Sizes
 from onnxshot.writing.places import write_file
-
-Profiles = Mapping[str, tuple[Sizes, Sizes, Sizes]]
 
 _WORKER = Path(__file__).with_name("tensorrt_worker.py")
 _INSTALL = (
@@ -50,28 +48,29 @@ def module() -> ModuleType:
     raise TargetError(f"TensorRT is not installed ({'; '.join(reasons)})", _INSTALL)
 
 
-def profiles(model: Model, shapes: Profiles) -> dict[str, tuple[Sizes, Sizes, Sizes]]:
-    """Least, usual and largest sizes of every input with free ones; a free first size, the batch, is 1 if not given.
+def profiles(inputs: Mapping[str, Dims | None], options: EmitOptions) -> dict[str, tuple[Sizes, Sizes, Sizes]]:
+    """Least, usual and largest sizes of every input with free ones, as `options` state them, else as its samples have.
 
-    Raises UsageError where sizes are given that do not fit, or another size is free and none are given.
+    inputs: their dimensions. A free first size, the batch, is 1 where neither says. Raises UsageError where sizes are
+    given that do not fit, or another size is free and none are given.
     """
-    inputs = {tensor.name: model.shape(tensor) for tensor in model.graph.inputs}
-    unknown = [name for name in shapes if name not in inputs]
+    unknown = [name for name in options.shapes if name not in inputs]
     if unknown:
         raise UsageError(f"the model has no input {unknown[0]!r}", f"inputs: {', '.join(inputs)}")
     found = {}
     for name, stated in inputs.items():
         if stated is None:
             raise UsageError(f"input {name!r} has no stated rank, which TensorRT needs")
-        if name in shapes:
-            _check_sizes(name, stated, shapes[name])
-            found[name] = shapes[name]
+        given = options.shapes.get(name, options.sampled.get(name))
+        if given is not None:
+            _check_sizes(name, stated, given)
+            found[name] = given
         elif any(not isinstance(size, int) for size in stated):
             if any(not isinstance(size, int) for size in stated[1:]):
                 shown = ", ".join(str(size or "?") for size in stated)
                 raise UsageError(
                     f"input {name!r} has free sizes [{shown}]: an engine is built for a range of them",
-                    f"give the least, usual and largest sizes of {name!r}",
+                    f"give the least, usual and largest sizes of {name!r}, or samples that have them",
                 )
             fixed = (1, *(size for size in stated[1:] if isinstance(size, int)))
             found[name] = (fixed, fixed, fixed)
@@ -86,7 +85,7 @@ def _check_sizes(name: str, stated: tuple[int | str | None, ...], given: tuple[S
             raise UsageError(f"input {name!r}: sizes {range_} do not fit its {size or '?'}, from least to largest")
 
 
-def build(model: Model, engine: Path, log: Path, ranges: Profiles, options: EmitOptions, *, sparse: bool) -> None:
+def build(model: Model, engine: Path, log: Path, ranges: Ranges, options: EmitOptions, *, sparse: bool) -> None:
     """Build the engine of a model that was loaded from a file, and the builder's log; `engine` is whole or not there.
 
     ranges: as `profiles` gives them; sparse: let the builder look for weights with 2:4 zeros. The timing cache of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from onnx import TensorProto
@@ -11,7 +12,19 @@ from onnxshot.graph import Model, Node, edit
 from onnxshot.graph.load import load_model
 from onnxshot.targets import tensorrt_build, tensorrt_engine, tensorrt_log, tensorrt_rules
 from onnxshot.targets.execution import Execution
-from onnxshot.targets.runtime import EmitOptions, Emitted, Finding, Loaded, Runtime, notes_of, raise_refused, some
+from onnxshot.targets.runtime import (
+    Dims,
+    EmitOptions,
+    Emitted,
+    Finding,
+    Loaded,
+    Ranges,
+    Runtime,
+    Sizes,
+    notes_of,
+    raise_refused,
+    some,
+)
 from onnxshot.writing.places import scratch
 from onnxshot.zeros import half_zero
 
@@ -19,11 +32,15 @@ from onnxshot.zeros import half_zero
 class TensorRt(Runtime):
     """TensorRT 10 or 11, or TensorRT-RTX: whichever is installed, in that order."""
 
-    format, suffix, extra = "tensorrt", ".engine", "tensorrt"
+    format, suffix, extra, ranged = "tensorrt", ".engine", "tensorrt", True
 
     def check(self) -> None:
         """Raise TargetError, saying what to install, where neither is here."""
         tensorrt_build.module()
+
+    def check_sizes(self, inputs: Mapping[str, Dims | None], options: EmitOptions) -> None:
+        """Raise UsageError where sizes are missing, or do not fit."""
+        tensorrt_build.profiles(inputs, options)
 
     def preflight(self, model: Model) -> list[Finding]:
         """What the builder would refuse, and what it would run in float although it is quantized."""
@@ -40,14 +57,15 @@ class TensorRt(Runtime):
         model = load_model(source)
         found = self.preflight(model)
         raise_refused(found, "TensorRT", self.format)
-        ranges = tensorrt_build.profiles(model, options.shapes)
+        ranges = tensorrt_build.profiles({tensor.name: model.shape(tensor) for tensor in model.graph.inputs}, options)
         halves = half_zero(model)
         engine = folder / f"{stem}{self.suffix}"
         with scratch() as made:
             log = made / "build.log"
             tensorrt_build.build(model, engine, log, ranges, options, sparse=bool(halves))
             executed = tensorrt_log.execution(model, {name: usual for name, (_, usual, _) in ranges.items()}, log)
-        notes = [*notes_of(found), *_of_sparsity(halves), *_of_blocks(model, executed)]
+        sizes = _of_sizes({name: ranges[name] for name in ranges if name in options.sampled}, options.shapes)
+        notes = [*notes_of(found), *sizes, *_of_sparsity(halves), *_of_blocks(model, executed)]
         if rtx and options.timing_cache is not None:
             notes.append("TensorRT-RTX measures nothing when it builds: there is no timing cache to write")
         return Emitted((engine.name,), executed, tuple(notes))
@@ -56,16 +74,31 @@ class TensorRt(Runtime):
         """Empty where an engine can be run, else what is missing: the module, the driver, a GPU."""
         return tensorrt_engine.missing()
 
-    def load(self, path: Path, *, threads: int) -> Loaded:
+    def load(self, path: Path, *, threads: int, options: EmitOptions | None = None) -> Loaded:
         """Load an engine, or build one of an .onnx file and load that, to be run on the first GPU; threads: no matter.
 
-        Raises TargetError where no engine runs here, ModelError where this one does not load.
+        Raises TargetError where no engine runs here, ModelError where this one does not load, UsageError where the
+        options have not the sizes that one is built for.
         """
         if path.suffix != ".onnx":
             return tensorrt_engine.Engine(path)
         with scratch() as made:
-            emitted = self.emit(path, made, "model", EmitOptions(threads=threads))
+            emitted = self.emit(path, made, "model", options or EmitOptions(threads=threads))
             return tensorrt_engine.Engine(made / emitted.files[0])
+
+
+def _of_sizes(sampled: Ranges, asked: Ranges) -> list[str]:
+    """Which inputs are built for sizes that samples have, and no others."""
+    named = [
+        f"{name} of {' to '.join(dict.fromkeys((_written(least), _written(most))))}, usually {_written(usual)}"
+        for name, (least, usual, most) in sampled.items()
+        if name not in asked
+    ]
+    return [f"built for the sizes that samples have, --shapes gives others: {', '.join(named)}"] if named else []
+
+
+def _written(sizes: Sizes) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _of_blocks(model: Model, executed: Execution) -> list[str]:
