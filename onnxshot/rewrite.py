@@ -12,6 +12,7 @@ from onnxshot.passes.merge_products import MergeProducts
 from onnxshot.passes.move_pairs import MovePairs
 from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.qoperator import ToQOperator
+from onnxshot.passes.quantized_shapes import QuantizedShapes
 from onnxshot.passes.smooth import Smooth
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
@@ -23,14 +24,16 @@ from onnxshot.targets.base import Target
 
 def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     """Change the graph as the plan says; what the passes refused."""
+    target = target_named(plan.target)
     skips = InsertQdq(plan).run(model).skips if plan.tensors else []
     QuantizeByChannel(plan).run(model)
+    if target.quantizes_outputs and not target.everywhere:
+        QuantizedShapes().run(model)
     Smooth(plan.smoothing, plan.labels(DYNAMIC)).run(model)
     merge = MergeProducts(plan)
     merge.run(model)
     steps = (QuantizeDynamically(merge.plan), QuantizeWeightsOnly(plan), StoreHalf())
     skips += [skip for step in steps for skip in step.run(model).skips]
-    target = target_named(plan.target)
     if target.runs_here:
         KeepFloat(plan.labels(FLOAT), per_axis=not target.everywhere).run(model)
     _tidy(model)

@@ -37,3 +37,40 @@ def test_other_means_stay(text: str) -> None:
     after, change = rewritten(model(text, {}, opset=13), PoolMeans(), *feeds(1, x=shape))
     assert change.edits == 0
     assert ops(after) == {"ReduceMean": 1}
+
+
+NORMS = {
+    "T5": "p = Pow(x, two) m = ReduceMean<axes = [-1]>(p) a = Add(m, eps) r = Sqrt(a) y = Div(x, r)",
+    "LLaMA": "p = Mul(x, x) m = ReduceMean<axes = [2]>(p) a = Add(eps, m) r = Sqrt(a) i = Reciprocal(r) y = Mul(x, i)",
+    "one over it": "p = Pow(x, two) m = ReduceMean<axes = [2]>(p) a = Add(m, eps) r = Sqrt(a) i = Div(one, r)"
+    " y = Mul(x, i)",
+    "power of a half": "p = Pow(x, two) m = ReduceMean<axes = [2]>(p) a = Add(m, eps) r = Pow(a, half) y = Div(x, r)",
+    "casts": "d = Cast<to = 11>(x) p = Mul(d, d) m = ReduceMean<axes = [2]>(p) f = Cast<to = 1>(m) a = Add(f, eps)"
+    " r = Sqrt(a) y = Div(x, r)",
+    "clipped": "p = Mul(x, x) m = ReduceMean<axes = [2]>(p) a = Max(m, eps) r = Sqrt(a) y = Div(x, r)",
+    "LayerNorm": "m = ReduceMean<axes = [2]>(x) d = Sub(x, m) p = Pow(d, two) v = ReduceMean<axes = [2]>(p)"
+    " a = Add(v, eps) r = Sqrt(a) y = Div(d, r)",
+    "LayerNorm behind a cast": "h = Cast<to = 11>(x) e = Cast<to = 1>(h) m = ReduceMean<axes = [2]>(e) d = Sub(x, m)"
+    " p = Pow(d, two) v = ReduceMean<axes = [2]>(p) a = Add(v, eps) r = Sqrt(a) y = Div(d, r)",
+}
+
+
+@pytest.mark.parametrize("body", NORMS.values(), ids=NORMS)
+def test_means_of_norms_stay_what_runtimes_fuse(body: str) -> None:
+    constants = {k: np.float32(v) for k, v in {"two": 2, "eps": 1e-6, "one": 1, "half": 0.5}.items()}
+    proto = model(f"g (float[n, t, 8] x) => (float[n, t, 8] y) {{ {body} }}", constants, opset=17)
+    after, change = rewritten(proto, PoolMeans(), *feeds(2, x=(2, 3, 8)))
+    assert change.edits == 0
+    assert "GlobalAveragePool" not in ops(after)
+
+
+def test_an_rmsnorm_is_fused_after_normalizing() -> None:
+    from onnxshot.graph.load import load_model
+    from onnxshot.passes.normalize import normalize
+    from onnxshot.targets.ort_executed import executed
+
+    constants = {"two": np.float32(2), "eps": np.float32(1e-6), "g": np.ones(8, np.float32)}
+    text = f"g (float[n, t, 8] x) => (float[n, t, 8] z) {{ {NORMS['T5']} z = Mul(g, y) }}"
+    ready = load_model(model(text, constants, opset=17))
+    normalize(ready)
+    assert executed(ready.to_proto().SerializeToString()).ops == {"SimplifiedLayerNormalization": 1}

@@ -7,7 +7,7 @@ what comes out is whole channels of what went in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Graph, Model, Node, Tensor, edit
 from onnxshot.passes.base import Change
+from onnxshot.passes.move_shapes import READS_SHAPE
+from onnxshot.passes.shape_values import sliced, value_of
 
 _MAX_ELEMENTS = 1 << 22  # numbered values of one chain: 32 MB
-_FREE = 2  # stands for a dimension that is not known; one that a constant shape contradicts ends the attempt
+_FREE = ((2, 3, 5), (3, 4, 7))  # sizes that free dimensions are given, in two attempts
 
 Numbers = NDArray[np.int64]
+Arguments = list[NDArray[Any] | None]  # the inputs of an op behind its data; None where one is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +36,13 @@ class FoldShuffle:
         """Fold; edits counts the Gathers made."""
         change = Change()
         for node in list(model.graph.nodes):
-            if node.op != "Reshape" or not node.inputs:
+            if node.op != "Reshape" or len(node.inputs) < 2:
                 continue
             source = node.inputs[0]
             shape = model.shape(source)
             if shape is None or len(shape) < 3 or not isinstance(shape[1], int) or shape[1] < 2:
                 continue
-            sizes = [d if isinstance(d, int) and d > 0 else _FREE for d in shape]
-            if int(np.prod(sizes, dtype=np.int64)) > _MAX_ELEMENTS:
-                continue
-            numbered = np.arange(int(np.prod(sizes)), dtype=np.int64).reshape(sizes)
-            found = _selections(model, node, numbered)
+            found = _surely(model, node, shape)
             for leaf, channels in found:
                 _gather(model, model.graph, source, leaf, channels)
             change.edits += len(found)
@@ -53,33 +52,85 @@ class FoldShuffle:
         return change
 
 
-def _selections(model: Model, start: Node, x: Numbers) -> list[tuple[Tensor, Numbers]]:
-    """Tensors behind `start` that are x[:, channels], with their channels; empty where any result is something else."""
-    found: list[tuple[Tensor, Numbers]] = []
-    stack = [(start, x)]
-    transposed = False
-    while stack:
-        node, value = stack.pop()
-        results = _apply(node, value)
-        if results is None:
+def _surely(model: Model, start: Node, shape: Sequence[int | str | None]) -> list[tuple[Tensor, Numbers]]:
+    """What `_Chain` finds for all free dimensions alike: for two sets of sizes, which no constant fits both of."""
+    attempts = []
+    for numbers in _FREE:
+        free = dict.fromkeys(d for d in shape if isinstance(d, str))
+        sizes = {name: numbers[i % len(numbers)] for i, name in enumerate(free)}
+        real = [d if isinstance(d, int) else sizes.get(str(d), numbers[-1]) for d in shape]
+        count = int(np.prod(real, dtype=np.int64))
+        if count > _MAX_ELEMENTS or count < 1:
             return []
-        transposed |= node.op == "Transpose"
-        for tensor, result in zip(node.outputs, results, strict=False):
-            users = edit.consumers(tensor)
-            movable = users and all(u.op in _MOVES and u.inputs[0] is tensor for u in users)
-            channels = _channels(x, result)
-            if channels is not None and transposed:
-                found.append((tensor, channels))
-            elif movable and not edit.is_output(model, tensor) and len(users) <= 2:
-                stack += [(u, result) for u in users]
-            elif users or edit.is_output(model, tensor):
+        found = _Chain(model, sizes).selections(start, np.arange(count, dtype=np.int64).reshape(real))
+        attempts.append(found)
+        if not found or all(isinstance(d, int) for d in shape):
+            return found
+    first, second = attempts
+    same = len(first) == len(second) and all(
+        a is b and np.array_equal(x, y) for (a, x), (b, y) in zip(first, second, strict=True)
+    )
+    return first if same else []
+
+
+class _Chain:
+    """The ops behind a tensor, run on numbered values; sizes: free dimension -> its size."""
+
+    def __init__(self, model: Model, sizes: Mapping[str, int]) -> None:
+        self._model, self._sizes = model, sizes
+        self._shapes: dict[Tensor, tuple[int, ...]] = {}
+
+    def selections(self, start: Node, x: Numbers) -> list[tuple[Tensor, Numbers]]:
+        """Tensors behind `start` that are x[:, channels], with their channels; empty where a result is anything else.
+
+        Where nothing but parts of a shuffled tensor is read, those parts are what is found.
+        """
+        self._shapes[start.inputs[0]] = x.shape
+        found: list[tuple[Tensor, Numbers]] = []
+        stack = [(start, x)]
+        transposed = False
+        while stack:
+            node, value = stack.pop()
+            results = self._apply(node, value)
+            if results is None:
                 return []
-    return found
+            transposed |= node.op == "Transpose"
+            for tensor, result in zip(node.outputs, results, strict=False):
+                self._shapes[tensor] = result.shape
+                users = [u for u in edit.consumers(tensor) if u.op not in READS_SHAPE]
+                given_out = edit.is_output(self._model, tensor)
+                movable = users and not given_out and all(u.op in _MOVES and u.inputs[0] is tensor for u in users)
+                channels = _channels(x, result)
+                parts = movable and all(self._takes_part(u, x, result) for u in users)
+                if channels is not None and transposed and not parts:
+                    found.append((tensor, channels))
+                elif movable and len(users) <= 2:
+                    stack += [(u, result) for u in users]
+                elif users or given_out:
+                    return []
+        return found
+
+    def _takes_part(self, node: Node, x: Numbers, value: Numbers) -> bool:
+        """Whether an op takes some channels of a tensor of channels."""
+        results = self._apply(node, value) if node.op in ("Slice", "Split") else None
+        return bool(results) and all(_channels(x, result) is not None for result in results or ())
+
+    def _apply(self, node: Node, x: Numbers) -> list[Numbers] | None:
+        try:
+            arguments: Arguments = []
+            for tensor in node.inputs[1:]:
+                given = value_of(self._model, tensor, self._sizes, self._shapes) if tensor.name else None
+                if given is None and tensor.name:
+                    return None
+                arguments.append(given)
+            return _MOVES[node.op](node, x, arguments)
+        except (ValueError, IndexError, TypeError):
+            return None  # a constant shape does not fit: the free dimensions stand for something else
 
 
 def _channels(x: Numbers, y: Numbers) -> Numbers | None:
     """Indices with y == x[:, indices]; None where there are none."""
-    if y.ndim != x.ndim or y.shape[0] != x.shape[0] or y.shape[2:] != x.shape[2:] or not y.shape[1]:
+    if y.ndim != x.ndim or not y.size or y.shape[0] != x.shape[0] or y.shape[2:] != x.shape[2:] or not y.shape[1]:
         return None
     plane = int(np.prod(x.shape[2:], dtype=np.int64))
     picked = y[0].reshape(y.shape[1], -1)[:, 0] // plane
@@ -100,44 +151,38 @@ def _gather(model: Model, graph: Graph, source: Tensor, leaf: Tensor, channels: 
 # ---------------------------------------------------------------------- what each op does to numbered values
 
 
-def _apply(node: Node, x: Numbers) -> list[Numbers] | None:
-    try:
-        return _MOVES[node.op](node, x)
-    except (ValueError, IndexError, TypeError):
-        return None  # a constant shape does not fit: the free dimensions stand for something else
-
-
-def _reshape(node: Node, x: Numbers) -> list[Numbers] | None:
-    shape = edit.constant_input(node, 1)
-    if shape is None:
+def _reshape(node: Node, x: Numbers, given: Arguments) -> list[Numbers] | None:
+    if given[0] is None:
         return None
     zero_copies = not node.attrs.get("allowzero", 0)
-    sizes = [x.shape[i] if d == 0 and zero_copies else int(d) for i, d in enumerate(shape.tolist())]
+    sizes = [x.shape[i] if d == 0 and zero_copies else int(d) for i, d in enumerate(given[0].tolist())]
     return [x.reshape(sizes)]
 
 
-def _transpose(node: Node, x: Numbers) -> list[Numbers]:
+def _transpose(node: Node, x: Numbers, given: Arguments) -> list[Numbers]:
     return [x.transpose(node.attrs.get("perm", list(reversed(range(x.ndim)))))]
 
 
-def _pick(node: Node, x: Numbers) -> list[Numbers] | None:
-    indices = edit.constant_input(node, 1)
-    return None if indices is None else [np.take(x, indices, axis=int(node.attrs.get("axis", 0)))]
+def _pick(node: Node, x: Numbers, given: Arguments) -> list[Numbers] | None:
+    return None if given[0] is None else [np.take(x, given[0], axis=int(node.attrs.get("axis", 0)))]
 
 
-def _split(node: Node, x: Numbers) -> list[Numbers] | None:
+def _slice(node: Node, x: Numbers, given: Arguments) -> list[Numbers]:
+    return [sliced(node, x, given)]
+
+
+def _split(node: Node, x: Numbers, given: Arguments) -> list[Numbers] | None:
     axis = int(node.attrs.get("axis", 0))
-    sizes: Any = edit.constant_input(node, 1) if len(node.inputs) > 1 else node.attrs.get("split")
-    if sizes is None and len(node.inputs) > 1 and node.inputs[1].name:
-        return None
+    sizes: Any = given[0] if given else node.attrs.get("split")
     if sizes is None:
         return list(np.split(x, len(node.outputs), axis))
     return list(np.split(x, np.cumsum(np.asarray(sizes))[:-1], axis))
 
 
-_MOVES: dict[str, Callable[[Node, Numbers], list[Numbers] | None]] = {
+_MOVES: dict[str, Callable[[Node, Numbers, Arguments], list[Numbers] | None]] = {
     "Reshape": _reshape,
     "Transpose": _transpose,
     "Gather": _pick,
+    "Slice": _slice,
     "Split": _split,
 }

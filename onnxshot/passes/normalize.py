@@ -15,6 +15,7 @@ from onnxshot.passes.fold_shuffle import FoldShuffle
 from onnxshot.passes.fuse_activations import FuseActivations
 from onnxshot.passes.fuse_layer_norm import FuseLayerNorm
 from onnxshot.passes.inline_functions import InlineFunctions
+from onnxshot.passes.move_shapes import MoveShapes
 from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.order_gelu import OrderGelu
 from onnxshot.passes.pool_means import PoolMeans
@@ -25,6 +26,7 @@ _ROUNDS = 8  # each round can only make the graph smaller; real models need two 
 REPEATED: Sequence[Pass] = (
     FoldConstants(),
     DropIdentity(),
+    MoveShapes(),  # before the passes that fuse what one op alone reads
     FuseActivations(),  # before FoldAffine, which would fold the division in it elsewhere
     FuseLayerNorm(),
     OrderGelu(),

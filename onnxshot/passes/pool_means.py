@@ -2,15 +2,21 @@
 
 Exporters write ReduceMean over the spatial axes. Runtimes keep their blocked and their int8 layouts through pooling,
 not through a reduction: on ONNX Runtime a squeeze-and-excite net spends a quarter of its time on changing layouts.
+A mean that norms what it is the mean of stays: runtimes look for it, as the last axis of [N, T, C] is one of positions
+by its shape alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxshot.graph import Graph, Model, Node, edit
+from onnxshot.graph import Constant, Graph, Model, Node, Tensor, edit
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
+
+_ROOTS = ("Sqrt", "Pow", "Reciprocal", "Rsqrt")
+_FROM = ("Sub", "Div")
+_FAR = 16  # nodes behind the mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +30,9 @@ class PoolMeans:
         change = Change()
         for graph in model.graphs():
             for node in list(graph.nodes):
-                if node.op == "ReduceMean" and node.domain in STANDARD_DOMAINS and _is_spatial(model, node):
+                if node.op != "ReduceMean" or node.domain not in STANDARD_DOMAINS:
+                    continue
+                if _is_spatial(model, node) and not _norms(node):
                     _rewrite(model, graph, node)
                     change.edits += 1
         if change.edits:
@@ -41,6 +49,28 @@ def _is_spatial(model: Model, node: Node) -> bool:
         given = edit.constant_input(node, 1)
         axes = [] if given is None else given.tolist()
     return sorted(a % len(shape) for a in axes) == list(range(2, len(shape)))
+
+
+def _norms(node: Node) -> bool:
+    """Whether the mean is of squares and goes to a root, or is taken from what it is the mean of."""
+    x = _without_casts(node.inputs[0])
+    stack, steps = list(edit.consumers(node.outputs[0])), 0
+    while stack and steps < _FAR:
+        user, steps = stack.pop(), steps + 1
+        if user.op in _ROOTS or (user.op in _FROM and any(_without_casts(t) is x for t in user.inputs)):
+            return True
+        constant = any(isinstance(t, Constant) for t in user.inputs)
+        if user.op in ("Cast", "Clip", "Identity") or (user.op in ("Add", "Max", "Mul") and constant):
+            stack += [u for out in user.outputs for u in edit.consumers(out)]
+    return False
+
+
+def _without_casts(tensor: Tensor) -> Tensor:
+    maker = edit.producer(tensor)
+    while maker is not None and maker.op in ("Cast", "Identity"):
+        tensor = maker.inputs[0]
+        maker = edit.producer(tensor)
+    return tensor
 
 
 def _rewrite(model: Model, graph: Graph, node: Node) -> None:

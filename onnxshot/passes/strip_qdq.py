@@ -16,6 +16,7 @@ from onnx import TensorProto
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import op_of
 from onnxshot.passes.base import Change
+from onnxshot.passes.quantized_shapes import rename_moved, wants_shape
 
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 # Not negative where none of their inputs is, and where their first is not.
@@ -33,6 +34,7 @@ class StripQdq:
         """Strip the pairs; edits counts the DequantizeLinear nodes removed, skips name what cannot be undone."""
         change = Change()
         cut: dict[tuple[Tensor, bytes], Tensor] = {}
+        _float_shapes(model)
         for _, node in list(model.walk()):
             if node.op != "DequantizeLinear":
                 continue
@@ -66,6 +68,15 @@ class StripQdq:
         if cut or change.edits:
             edit.toposort(model)
         return change
+
+
+def _float_shapes(model: Model) -> None:
+    """Let what only wants a shape read what a Q reads, which has the same."""
+    for _, q in model.walk():
+        for user in edit.consumers(q.outputs[0]) if q.op == "QuantizeLinear" else ():
+            if user.inputs[0] is q.outputs[0] and wants_shape(model, user):
+                user.inputs[0] = q.inputs[0]
+                rename_moved(model, user)
 
 
 def _are_a_pair(q: Node, dq: Node) -> bool:
