@@ -15,7 +15,7 @@ from onnxshot.graph.save import Draft
 from onnxshot.proving.verify import compare_loaded
 from onnxshot.report import NOISE, Artifact
 from onnxshot.settings import Settings
-from onnxshot.targets import RUNTIMES
+from onnxshot.targets import RUNTIMES, target_of
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort_bench import time_in_turns
 from onnxshot.targets.ort_runtime import Runner
@@ -55,6 +55,14 @@ def runtime_of(name: str) -> Runtime:
     if name not in RUNTIMES:
         raise TargetError(f"there is no format {name!r}", f"formats: {', '.join((ONNX, *RUNTIMES))}")
     return RUNTIMES[name]
+
+
+def target_for(asked: Sequence[str] | None, output: Path | None) -> str | None:
+    """The target of a run that names none but makes one artifact alone, of a runtime: that whose format it is."""
+    by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()}
+    named = by_suffix.get(led(output).suffix.lower()) if output is not None else None
+    formats = set(asked or filter(None, (named,)))
+    return target_of(formats.pop()).name if len(formats) == 1 and formats <= set(RUNTIMES) else None
 
 
 def sized(

@@ -86,7 +86,7 @@ def quantize(
         recipe: what to do; `options` override its fields (target='ort', mode='static', exclude=(...,), ...).
         settings: how to run it.
         emit: formats to write, each with the stem of `output`: onnx, openvino, tensorrt. Default: what its suffix
-            stands for, else the target's own.
+            stands for, else the target's own. Of one artifact alone it is the target, where none is named.
         emit_options: how artifacts other than .onnx are made.
         **options: fields of the recipe, by name.
 
@@ -97,8 +97,11 @@ def quantize(
         ModelError, CalibrationError, UsageError, TargetError: each says what was found and what to do.
     """
     settings = settings or Settings()
+    place = Path(output) if output is not None else None
+    if recipe is None and "target" not in options:
+        options["target"] = emitting.target_for(emit, place) or ORT.name
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
-    target, place = target_named(recipe.target), Path(output) if output is not None else None
+    target = target_named(recipe.target)
     formats = emitting.formats_of(emit, place, target) if place is not None else (emitting.ONNX,)
     if place is None and emit is not None:
         raise UsageError(f"there is no output to emit {', '.join(emit)} to", "give one; artifacts take its stem")

@@ -304,3 +304,12 @@ def test_a_builder_ends_where_nobody_waits_for_it(tmp_path: Path) -> None:
         builder.stdin.close()
         assert builder.wait(20) == 1
     assert not (tmp_path / "answer").exists()
+
+
+def test_a_run_that_names_no_target_is_for_the_one_whose_artifact_it_makes(fake: None, free: Path) -> None:
+    out = free.with_name("out.engine")
+    found = quantize(free, free.with_name("calib"), effort="fast", output=out)
+    assert found.report.recipe["target"] == "tensorrt"
+    assert json.loads(out.read_bytes())["profile"]["x"][0] == [1, 8, 8, 8]
+    with pytest.raises(TargetError, match="TensorRT refuses"):
+        quantize(free, free.with_name("calib"), effort="fast", output=out, target="ort")

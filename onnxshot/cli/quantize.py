@@ -37,6 +37,7 @@ from onnxshot.cli.options import (
     sinks_of,
     tell,
 )
+from onnxshot.emitting import target_for
 from onnxshot.errors import GoalMissed, UsageError
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.recipe import Recipe
@@ -129,6 +130,9 @@ def quantize(
     goal = onnxshot.Goal(evaluate=evaluation, **goals) if wanted else None
     sinks = sinks_of(log)
     targets = cli_emit.listed([target]) if is_given(context, "target") else None
+    if targets is None and recipe_file is None and arguments is None:
+        alone = target_for(cli_emit.listed(emit), output)
+        targets = None if alone is None else (alone,)
     places = cli_emit.places_of(model, output, emit, targets or (recipe.target,), recipe.precision)
     if goal is not None and set(cli_emit.listed(emit) or ("onnx",)) != {"onnx"}:
         raise UsageError("a goal is searched for in ONNX Runtime", "then run onnxshot emit on the result")
