@@ -8,7 +8,21 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 _UNCHECKED = "onnxshot.unchecked"  # a domain whose nodes the checker does not look into
-_REFUSED = {"GroupNormalization": (18, 20)}  # deprecated without a successor until opset 21; exporters write it
+_NEWEST = 1 << 30
+_REFUSED = {  # operators of the default domain -> the opsets in which the checker refuses what runtimes run
+    "GroupNormalization": (18, 20),  # deprecated without a successor until opset 21; exporters write it
+    # ONNX Runtime has these under the default domain in every opset, and its optimizer writes them there.
+    "LayerNormalization": (1, 16),
+    "SimplifiedLayerNormalization": (1, _NEWEST),
+    **dict.fromkeys(("Affine", "Crop", "DynamicSlice", "GRUUnit", "GivenTensorFill", "ImageScaler"), (1, _NEWEST)),
+    **dict.fromkeys(("ParametricSoftplus", "Scale", "ScaledTanh"), (1, _NEWEST)),
+}
+
+
+def is_unknown(op: str, domain: str | None, opset: int) -> bool:
+    """Whether ONNX's tools do not know an operator that runtimes run, in this opset."""
+    first, last = _REFUSED.get(op, (1, 0))
+    return domain in (None, "", "ai.onnx") and first <= opset <= last
 
 
 def check(proto: ModelProto) -> None:
@@ -20,8 +34,7 @@ def check(proto: ModelProto) -> None:
         if info.type.tensor_type.elem_type and not info.type.tensor_type.HasField("shape"):
             info.type.tensor_type.shape.SetInParent()  # the checker asks for a shape; runtimes and exporters do not
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
-    refused = {op for op, (first, last) in _REFUSED.items() if first <= opset <= last}
-    found = [node for node in _nodes(proto.graph) if node.op_type in refused and node.domain in ("", "ai.onnx")]
+    found = [node for node in _nodes(proto.graph) if is_unknown(node.op_type, node.domain, opset)]
     for node in found:
         node.domain = _UNCHECKED
     if found:

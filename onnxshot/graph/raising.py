@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnxshot.graph import edit
+from onnxshot.graph.checking import is_unknown
 from onnxshot.graph.ir import Graph, Node
 from onnxshot.graph.model import Model
 from onnxshot.graph.old_forms import RULES, Rule
@@ -12,7 +13,7 @@ HIDDEN = "onnxshot.raised"
 
 
 def hide(model: Model, version: int) -> bool:
-    """Move the nodes that the converter gets wrong on the way to `version` into a domain of their own; whether any.
+    """Move the nodes that the converter gets wrong, or does not know, into a domain of their own; whether any.
 
     Raises ModelError for one that has no counterpart in newer opsets, with its name.
     """
@@ -20,7 +21,8 @@ def hide(model: Model, version: int) -> bool:
     found = [
         node
         for _, node in model.walk()
-        if node.op in rules and node.domain in (None, "", "ai.onnx") and rules[node.op].wrong(model, node)
+        if node.domain in (None, "", "ai.onnx")
+        and ((node.op in rules and rules[node.op].wrong(model, node)) or is_unknown(node.op, node.domain, model.opset))
     ]
     for node in found:
         node.domain = HIDDEN
@@ -33,7 +35,8 @@ def show(model: Model, opset: int) -> None:
     """Bring the nodes that were hidden, from this opset, into the form of the one that the model has now."""
     rules = _rules(opset)
     for graph, node in restore(model):
-        rules[node.op].rewrite(model, graph, node)
+        if node.op in rules:  # the others are the same in every opset
+            rules[node.op].rewrite(model, graph, node)
     edit.toposort(model)
 
 

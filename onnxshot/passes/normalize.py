@@ -20,6 +20,7 @@ from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.order_gelu import OrderGelu
 from onnxshot.passes.pool_means import PoolMeans
 from onnxshot.passes.remove_unused import RemoveUnused
+from onnxshot.passes.unfuse import Unfuse, holds_fused
 
 _ROUNDS = 8  # each round can only make the graph smaller; real models need two or three
 
@@ -52,6 +53,10 @@ def normalize(model: Model, *, opset: int | None = None, keep_overridable: bool 
         return change.edits
 
     run(InlineFunctions())
+    for _ in range(_ROUNDS if holds_fused(model) else 0):
+        shapes.infer(model)
+        if not run(Unfuse()):
+            break
     if opset is not None:
         shapes.raise_opset(model, opset)
     run(DropOverridable(keep_overridable))

@@ -1,0 +1,166 @@
+"""Take apart what ONNX Runtime's transformer optimizer has fused around norms, embeddings and Gelus.
+
+ONNX Runtime fuses it anew when it loads a model, so that what was float before is as fast as before.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxshot.graph import Graph, Model, Node, Tensor, Variable
+from onnxshot.passes.forms import Writer, given, is_read
+
+_TANH_GELU = (0.7978845608028654, 0.044715)  # sqrt(2 / pi), and the factor of x^3: Hendrycks and Gimpel, Gelu
+
+
+def unfuse_skip_norm(model: Model, graph: Graph, node: Node) -> str:
+    """SkipLayerNormalization and SkipSimplifiedLayerNormalization: norm(x + skip + bias). Empty, or why it stays.
+
+    Inputs: x [N, S, H], skip [N, S, H], [1, S, H] or [S, H], gamma [H], beta [H] (not of the simplified one), bias [H].
+    The sum is the fourth output.
+    """
+    if is_read(model, node, 1) or is_read(model, node, 2):
+        return "its mean or its variance is read"
+    simple = node.op == "SkipSimplifiedLayerNormalization"
+    write, sum_out = Writer(model, graph, node), given_output(node, 3)
+    bias, beta = given(node, 3 if simple else 4), None if simple else given(node, 3)
+    total = write.op("Add", node.inputs[0], node.inputs[1], out=sum_out if bias is None else None)
+    if bias is not None:
+        total = write.op("Add", total, bias, out=sum_out)
+    inputs = [node.inputs[2]] if beta is None else [node.inputs[2], beta]
+    op = "SimplifiedLayerNormalization" if simple else "LayerNormalization"
+    epsilon = float(node.attrs.get("epsilon", 1e-12))
+    out = node.outputs[0]
+    write.op(op, total, *inputs, out=out, axis=-1, epsilon=epsilon)
+    write.done()
+    return ""
+
+
+def unfuse_embeddings(model: Model, graph: Graph, node: Node) -> str:
+    """EmbedLayerNormalization: norm(words[ids] + positions[0, 1, ..] + segments[segment]). Empty, or why it stays.
+
+    Outputs: the normalized sum, the number of words that the mask has of each sample, and the sum.
+    """
+    mask = given(node, 7)
+    if mask is None and is_read(model, node, 1):
+        return "its count of words is read, and it has no mask"
+    write = Writer(model, graph, node)
+    ids, segment_ids, words, positions, segments, gamma, beta = (given(node, i) for i in range(7))
+    assert ids is not None and words is not None and positions is not None and gamma is not None and beta is not None
+    at = given(node, 8)
+    total = write.op("Add", write.op("Gather", words, ids), write.op("Gather", positions, at or _positions(write, ids)))
+    sum_out = given_output(node, 2)
+    if segment_ids is not None and segments is not None:
+        total = write.op("Add", total, write.op("Gather", segments, segment_ids), out=sum_out)
+    elif sum_out is not None:
+        write.op("Identity", total, out=sum_out)
+    epsilon = float(node.attrs.get("epsilon", 1e-12))
+    write.op("LayerNormalization", total, gamma, beta, out=node.outputs[0], axis=-1, epsilon=epsilon)
+    if mask is not None and is_read(model, node, 1):
+        _count(write, mask, node.outputs[1])
+    write.done()
+    return ""
+
+
+def _positions(write: Writer, ids: Tensor) -> Tensor:
+    """0, 1, .. for each of the ids [N, S]: [1, S]."""
+    shape = write.model.shape(ids)
+    if shape is not None and len(shape) == 2 and isinstance(shape[1], int):
+        return write.constant("positions", np.arange(shape[1], dtype=np.int64)[np.newaxis])
+    size = write.op("Gather", write.op("Shape", ids), write.constant("one", np.array(1, np.int64)), axis=0)
+    zero, step = (write.constant(name, np.array(value, np.int64)) for name, value in (("zero", 0), ("step", 1)))
+    return write.axes("Unsqueeze", write.op("Range", zero, size, step), 0)
+
+
+def _count(write: Writer, mask: Tensor, out: Tensor) -> None:
+    """How many of each sample's words are in the mask, as int32."""
+    whole = write.op("Cast", mask, to=TensorProto.INT32)
+    if write.model.opset < 13:
+        write.op("ReduceSum", whole, out=out, axes=[1], keepdims=0)
+    else:
+        write.op("ReduceSum", whole, write.ints("axes", 1), out=out, keepdims=0)
+
+
+def unfuse_bias_gelu(model: Model, graph: Graph, node: Node) -> str:
+    """BiasGelu: Gelu(a + b)."""
+    write = Writer(model, graph, node)
+    _gelu(write, write.op("Add", node.inputs[0], node.inputs[1]), node.outputs[0])
+    write.done()
+    return ""
+
+
+def unfuse_gelu(model: Model, graph: Graph, node: Node) -> str:
+    """Gelu of com.microsoft: the exact one."""
+    write = Writer(model, graph, node)
+    _gelu(write, node.inputs[0], node.outputs[0])
+    write.done()
+    return ""
+
+
+def unfuse_fast_gelu(model: Model, graph: Graph, node: Node) -> str:
+    """FastGelu: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 of x + bias."""
+    write, x, bias = Writer(model, graph, node), node.inputs[0], given(node, 1)
+    if bias is not None:
+        x = write.op("Add", x, bias)
+    tanh_gelu(write, x, node.outputs[0])
+    write.done()
+    return ""
+
+
+def unfuse_quick_gelu(model: Model, graph: Graph, node: Node) -> str:
+    """QuickGelu: x sigmoid(alpha x)."""
+    write, x, alpha = Writer(model, graph, node), node.inputs[0], float(node.attrs.get("alpha", 1.702))
+    inner = x if alpha == 1.0 else write.op("Mul", x, write.scalar("alpha", alpha, x))
+    write.op("Mul", x, write.op("Sigmoid", inner), out=node.outputs[0])
+    write.done()
+    return ""
+
+
+def unfuse_bias_add(model: Model, graph: Graph, node: Node) -> str:
+    """BiasAdd: x + bias + skip."""
+    write = Writer(model, graph, node)
+    write.op("Add", write.op("Add", node.inputs[0], node.inputs[1]), node.inputs[2], out=node.outputs[0])
+    write.done()
+    return ""
+
+
+def unfuse_bias_split_gelu(model: Model, graph: Graph, node: Node) -> str:
+    """BiasSplitGelu: a Gelu(b) of the halves [a b] of x + bias along the last axis. Empty, or why it stays."""
+    shape = model.shape(node.inputs[1])
+    if not shape or not isinstance(shape[-1], int):
+        return "the size that it splits is not known"
+    write, half = Writer(model, graph, node), shape[-1] // 2
+    rank = len(model.shape(node.inputs[0]) or (0, 0, 0))
+    left, right = write.split(write.op("Add", node.inputs[0], node.inputs[1]), [half, half], rank - 1)
+    write.op("Mul", left, _gelu(write, right, Variable(write.fresh("Gelu"))), out=node.outputs[0])
+    write.done()
+    return ""
+
+
+def _gelu(write: Writer, x: Tensor, out: Tensor) -> Tensor:
+    """Gelu-20; below that in the form that runtimes fuse."""
+    if write.model.opset >= 20:
+        return write.op("Gelu", x, out=out)
+    erf = write.op("Erf", write.op("Div", x, write.scalar("root", math.sqrt(2.0), x)))
+    gate = write.op("Add", erf, write.scalar("one", 1.0, x))
+    return write.op("Mul", write.op("Mul", x, gate), write.scalar("half", 0.5, x), out=out)
+
+
+def tanh_gelu(write: Writer, x: Tensor, out: Tensor) -> None:
+    """Gelu-20 approximated by tanh; below that in the form that runtimes fuse."""
+    if write.model.opset >= 20:
+        write.op("Gelu", x, out=out, approximate="tanh")
+        return
+    root, cubic = (write.scalar(name, value, x) for name, value in zip(("root", "cubic"), _TANH_GELU, strict=True))
+    cube = write.op("Mul", write.op("Pow", x, write.scalar("three", 3.0, x)), cubic)
+    tanh = write.op("Tanh", write.op("Mul", write.op("Add", x, cube), root))
+    gate = write.op("Add", tanh, write.scalar("one", 1.0, x))
+    write.op("Mul", write.op("Mul", x, write.scalar("half", 0.5, x)), gate, out=out)
+
+
+def given_output(node: Node, slot: int) -> Tensor | None:
+    """An output that may be left out; None where it is."""
+    return node.outputs[slot] if slot < len(node.outputs) and node.outputs[slot].name else None

@@ -1,0 +1,65 @@
+"""Take apart the fused operators that ONNX Runtime's optimizers write, so that passes see the operators inside.
+
+They are ONNX Runtime's own and stand in files that it saved after optimizing, or that its tools wrote. It fuses them
+anew when it loads a model; where it would not, the fused core is kept and its products are taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from onnxshot.graph import Graph, Model, Node, edit
+from onnxshot.passes import fused_attention, fused_norms, fused_products
+from onnxshot.passes.base import Change
+
+Rule = Callable[[Model, Graph, Node], str]
+"""Writes a node anew; why it could not, having changed nothing, or empty."""
+
+RULES: dict[str, Rule] = {  # operators of com.microsoft
+    "FusedConv": fused_products.unfuse_conv,
+    "FusedGemm": fused_products.unfuse_gemm,
+    "FusedMatMul": fused_products.unfuse_matmul,
+    "TransposeMatMul": fused_products.unfuse_matmul,
+    "FusedMatMulActivation": fused_products.unfuse_matmul,
+    "GemmFastGelu": fused_products.unfuse_gelu_product,
+    "SkipLayerNormalization": fused_norms.unfuse_skip_norm,
+    "SkipSimplifiedLayerNormalization": fused_norms.unfuse_skip_norm,
+    "EmbedLayerNormalization": fused_norms.unfuse_embeddings,
+    "BiasGelu": fused_norms.unfuse_bias_gelu,
+    "Gelu": fused_norms.unfuse_gelu,
+    "FastGelu": fused_norms.unfuse_fast_gelu,
+    "QuickGelu": fused_norms.unfuse_quick_gelu,
+    "BiasAdd": fused_norms.unfuse_bias_add,
+    "BiasSplitGelu": fused_norms.unfuse_bias_split_gelu,
+    "Attention": fused_attention.unfuse_attention,
+}
+DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True, slots=True)
+class Unfuse:
+    """Write the operators of RULES as standard ones, or as standard ones around a core that stays fused."""
+
+    name: str = "unfuse"
+
+    def run(self, model: Model) -> Change:
+        """Unfuse; edits counts the operators, skips name those that stay."""
+        change = Change()
+        for graph, node in list(model.walk()):
+            rule = RULES.get(node.op) if node.domain == DOMAIN else None
+            if rule is None:
+                continue
+            reason = rule(model, graph, node)
+            if reason:
+                change.skip(node, reason)
+            else:
+                change.edits += 1
+        if change.edits:
+            edit.toposort(model)
+        return change
+
+
+def holds_fused(model: Model) -> bool:
+    """Whether the model has an operator of RULES."""
+    return any(node.domain == DOMAIN and node.op in RULES for _, node in model.walk())

@@ -1,0 +1,55 @@
+"""Models that ONNX's checker refuses and ONNX Runtime runs: operators that stand in the default domain there."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from handmade.core import model, vector, weight
+from rewrites import outputs
+
+from onnxshot import quantize
+from onnxshot.errors import ModelError
+from onnxshot.graph.load import load_model
+from onnxshot.graph.shapes import raise_opset
+
+
+def _mlp(op: str, opset: int) -> onnx.ModelProto:
+    bias = ", b" if op == "LayerNormalization" else ""
+    norm = f"m = {op}<axis = -1, epsilon = 0.001>(h, g{bias})"
+    text = f"g (float[n, 64] x) => (float[n, 96] y) {{ h = MatMul(x, w) {norm}"
+    constants = {"w": weight(64, 256), "g": vector(256, 1), "b": vector(256, 2), "v": weight(256, 96)}
+    return model(f"{text} y = MatMul(m, v) }}", constants, opset=opset)
+
+
+@pytest.mark.parametrize(
+    ("op", "opset"),
+    [("LayerNormalization", 11), ("LayerNormalization", 16), ("SimplifiedLayerNormalization", 13),
+     ("SimplifiedLayerNormalization", 20)],
+)  # fmt: skip
+def test_norms_of_the_runtime_are_read_and_their_neighbours_quantized(op: str, opset: int, tmp_path: Path) -> None:
+    proto = _mlp(op, opset)
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(proto)
+    feeds = [{"x": np.random.default_rng(i).normal(size=(4, 64)).astype(np.float32)} for i in range(6)]
+    result = quantize(proto, feeds, output=tmp_path / "y.onnx", effort="fast", mode="dynamic")
+    written = onnx.load(tmp_path / "y.onnx")
+    found = [node.op_type for node in written.graph.node]
+    assert (found.count("MatMulInteger"), found.count(op), found.count("MatMul")) == (2, 1, 0)
+    (expected,), (got,) = outputs(proto, feeds[0]), outputs(written, feeds[0])
+    noise = 10 * np.log10((expected**2).sum() / ((expected - got) ** 2).sum())
+    assert noise == pytest.approx(result.report.sqnr_db, abs=3)
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "SimplifiedLayerNormalization"])
+def test_raised_by_hand_where_the_converter_does_not_know_them(op: str) -> None:
+    proto, feed = _mlp(op, 11), {"x": np.ones((2, 64), np.float32)}
+    after = load_model(proto)
+    raise_opset(after, 17)
+    assert after.opset == 17
+    np.testing.assert_allclose(outputs(after.to_proto(), feed)[0], outputs(proto, feed)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_an_operator_that_no_one_knows_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match="No Op registered for Frobnicate"):
+        load_model(model("g (float[n] x) => (float[n] y) { y = Frobnicate(x) }"))
