@@ -104,9 +104,12 @@ def bench(
     preset: PresetOpt = None,
     seconds: Annotated[float, typer.Option(help="How long to measure each model.")] = 2.0,
     threads: ThreadsOpt = 2,
+    python: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Time in the onnxruntime of this interpreter or environment.")
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Measure the latency of models in turns, so that a busy machine is unfair to none of them."""
-    rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads)
+    rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads, python=python)
     values = {"models": [{**asdict(row), "path": str(row.path)} for row in rows]}
     tell(as_json, values, lambda: terminal.show_latencies(rows))

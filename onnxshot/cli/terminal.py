@@ -291,7 +291,9 @@ def accuracy(sqnr_db: float | None, agreement: float | None) -> str:
 
 
 def show_latencies(rows: Sequence[Latency]) -> None:
-    """One line per model; the first is the base."""
+    """One line per model, below what they were timed in; the first is the base."""
+    if rows and rows[0].runtime:
+        stderr_console().print(f"in {escape(rows[0].runtime)}")
     table = Table(name_column("model"), "median ms", "p10", "p90", "speedup", box=None, pad_edge=False)
     for row in rows:
         table.add_row(

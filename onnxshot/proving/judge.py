@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from onnxshot.proving.verify import compare
 from onnxshot.report import Report, TensorReport
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import Latency, bench
+from onnxshot.targets.ort_elsewhere import bench_in
 from onnxshot.targets.ort_executed import executed
+from onnxshot.targets.ort_runtime import runtime
 from onnxshot.targets.unsound import blames_model
 
 _BENCH_FEEDS = 8
@@ -71,8 +74,13 @@ def bench_models(
     preset: str | Preset | None = None,
     seconds: float = 2.0,
     threads: int = 2,
+    python: str | Path | None = None,
 ) -> list[Latency]:
-    """Time models in turns on the same samples; on random ones where none are given. The first model is the base."""
+    """Time models in turns on the same samples; on random ones where none are given. The first model is the base.
+
+    python: the interpreter of another environment, or its folder, in whose ONNX Runtime they are timed; it needs
+    onnxruntime and numpy, and no onnxshot. What can go wrong there: see `ort_elsewhere.bench_in`.
+    """
     if isinstance(models, str | Path) or not models or not all(isinstance(m, str | Path) for m in models):
         raise UsageError("models is no list of paths of models", "give one or more, such as ['a.onnx', 'b.onnx']")
     if not (math.isfinite(seconds) and seconds >= 0):
@@ -81,4 +89,8 @@ def bench_models(
     loaded = [load_model(p) for p in paths]
     with open_calib("random" if calib is None else calib, loaded[0], preset, Settings()) as data:
         feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
-        return bench(paths, feeds, threads=threads, rounds=10_000, seconds=seconds)
+        if python is not None:
+            return bench_in(python, paths, feeds, threads=threads, seconds=seconds)
+        here = f"onnxruntime {runtime().__version__}"
+        timed = bench(paths, feeds, threads=threads, rounds=10_000, seconds=seconds)
+        return [replace(row, runtime=here) for row in timed]

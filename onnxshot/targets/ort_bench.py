@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from onnxshot.advice import NOISE
 from onnxshot.errors import UsageError
 from onnxshot.targets.ort_runtime import CPU, Feed, Runner
 from onnxshot.targets.runtime import Loaded
+from onnxshot.targets.turns import in_turns
 
-_LEAST_ROUNDS = 3
 _CHECKED = 10  # rounds between two looks at whether it is enough
 
 
@@ -24,7 +23,8 @@ _CHECKED = 10  # rounds between two looks at whether it is enough
 class Latency:
     """Milliseconds of one run of one model; ratio: time of the first model over this one's, above 1 is faster.
 
-    sure: whether the rounds tell which of the two is faster, or that they are alike: see `is_sure`.
+    sure: whether the rounds tell which of the two is faster, or that they are alike: see `is_sure`. runtime: in which
+    it was timed, such as 'onnxruntime 1.22.0'; empty where nobody asked.
     """
 
     path: Path
@@ -34,6 +34,7 @@ class Latency:
     ratio: float
     rounds: int
     sure: bool = True
+    runtime: str = ""
 
     def against(self, first: Latency) -> dict[str, float]:
         """float_ms, ms, speedup and sure, as reports hold them: ms is the first one's median over the paired ratio.
@@ -75,30 +76,24 @@ def time_in_turns(
     precision: float | None = None,
 ) -> list[Latency]:
     """What `bench` does, of models that are loaded, in any runtime."""
-    runners = [runner for _, runner in named]
-    for runner in runners:
-        for _ in range(2):  # the first run plans memory and packs weights
-            runner.run(feeds[0])
-    taken: list[list[float]] = []
-    end = time.perf_counter() + seconds * len(named)
-    while len(taken) < rounds and (len(taken) < _LEAST_ROUNDS or time.perf_counter() < end):
-        feed = feeds[len(taken) % len(feeds)]
-        row = [0.0] * len(runners)
-        for turn in range(len(runners)):  # no model is always the first, or follows itself more often than another
-            i = (turn + len(taken)) % len(runners)
-            start = time.perf_counter_ns()
-            runners[i].run(feed)
-            row[i] = (time.perf_counter_ns() - start) / 1e6
-        taken.append(row)
-        if precision is not None and len(taken) % _CHECKED == 0 and settled(np.array(taken), precision):
-            break
+    def enough(taken: list[list[float]]) -> bool:
+        return precision is not None and len(taken) % _CHECKED == 0 and settled(np.array(taken), precision)
+
+    taken = in_turns([runner.run for _, runner in named], feeds, rounds, seconds, enough)
+    return latencies([path for path, _ in named], taken)
+
+
+def latencies(models: Sequence[Path], taken: Sequence[Sequence[float]], runtime: str = "") -> list[Latency]:
+    """What milliseconds [rounds, models] say of each model; the ratio is the median of the ratios within each round."""
     ms = np.array(taken)
     ratios = np.median(ms[:, :1] / ms, axis=0)
     p10, median, p90 = np.percentile(ms, (10, 50, 90), axis=0)
     sure = is_sure(ms)
     return [
-        Latency(path, float(median[i]), float(p10[i]), float(p90[i]), float(ratios[i]), len(taken), bool(sure[i]))
-        for i, (path, _) in enumerate(named)
+        Latency(
+            path, float(median[i]), float(p10[i]), float(p90[i]), float(ratios[i]), len(taken), bool(sure[i]), runtime
+        )
+        for i, path in enumerate(models)
     ]
 
 
