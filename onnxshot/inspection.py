@@ -19,7 +19,7 @@ from onnxshot.graph.macs import macs
 from onnxshot.half.halving import foresee_half
 from onnxshot.planning.plan import FLOAT, HALF, Plan
 from onnxshot.planning.planner import already_quantized, make_plan
-from onnxshot.preparing import input_specs, prepare, resolve_preset
+from onnxshot.preparing import input_specs, prepare, resolve_preset, told_of_half, widen
 from onnxshot.proving.contract import Port, contract
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
@@ -132,6 +132,8 @@ def inspect(
     inputs: tuple[InputSummary, ...] = ()
     feed_shapes: dict[str, tuple[int, ...]] = {}
     if not quantized:
+        widened = widen(loaded) if recipe.quantizes else {}
+        loaded.notes += told_of_half(widened, kept=target.keeps_half)
         prepare(loaded, target, recipe)
     plan = None if quantized else make_plan(loaded, target, recipe)
     given = contextlib.nullcontext() if calib is None else open_data(calib, input_specs(loaded), resolve_preset(preset))

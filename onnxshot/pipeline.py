@@ -38,7 +38,7 @@ from onnxshot.planning.planner import already_quantized, make_plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.schemes import schemes
 from onnxshot.planning.trained import NOTHING, Trained, notes
-from onnxshot.preparing import input_specs, prepare, sizes_of, to_float
+from onnxshot.preparing import input_specs, prepare, sizes_of, to_float, told_of_half, widen
 from onnxshot.proving import anatomy, proof
 from onnxshot.proving.quantized import QuantizedProof
 from onnxshot.proving.reference import Reference, reference_of
@@ -149,6 +149,7 @@ class Run:
     reference: Reference | None = field(init=False, default=None)  # what was given, once there are samples
     requantized: bool = field(init=False, default=False)  # pairs of Q and DQ were taken out of the model
     source_hash: str = field(init=False)  # of the model as it was given
+    widened: dict[str, int] = field(init=False, default_factory=dict)  # tensors that were computed in 16 bits
     sampled: bool = field(init=False, default=False)
     gathered: Gathered | None = field(init=False, default=None)
     held_out: list[int] = field(init=False, default_factory=list)  # samples that nothing is learned from; empty: all
@@ -168,6 +169,9 @@ class Run:
         self.report = Report(source_name(self.source), self.recipe.to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
         self.requantized = bool(already_quantized(self.model))
+        if self.recipe.quantizes:
+            self.widened = widen(self.model)
+            self.report.notes += told_of_half(self.widened, kept=self.target.keeps_half)
         if self.recipe.quantizes or self.settings.requantize:  # floats of 16 bits go around what is quantized
             self.trained = to_float(self.model, complete=self.recipe.complete, requantize=self.settings.requantize)
         with self.report.timed("normalize"):

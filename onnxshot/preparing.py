@@ -22,6 +22,7 @@ from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.strip_qdq import StripQdq
+from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.planning.asked import under_rule
 from onnxshot.planning.plan import FLOAT
 from onnxshot.planning.planner import already_quantized, make_plan
@@ -101,6 +102,31 @@ def prepare(model: Model, target: Target, recipe: Recipe, *, keep_overridable: b
     if model.opset < needed and changes:
         normalize(model, opset=needed, keep_overridable=keep_overridable)
     shapes.refuse_giants(model)
+
+
+def widen(model: Model) -> dict[str, int]:
+    """Let a model compute in float32 what it computes in 16 bits; the tensors that were so, by name -> element type.
+
+    What was done, or why it was not, is told by the model's notes. Weights that are only stored so are widened too, and
+    remember it.
+    """
+    pass_ = WidenHalf()
+    change = pass_.run(model)
+    if change.skips:
+        skip = change.skips[0]
+        model.notes.append(f"left in 16 bits: node {skip.node!r} ({skip.op}): {skip.reason}")
+    return pass_.computed
+
+
+def told_of_half(widened: Mapping[str, int], *, kept: bool) -> list[str]:
+    """What a user should know of a model that computes in floats of 16 bits; kept: its form is given back to it."""
+    if not widened:
+        return []
+    kinds = " and ".join(sorted({TensorProto.DataType.Name(kind).lower() for kind in widened.values()}))
+    if kept:
+        return [f"the model computes in {kinds}, and so does the result"]
+    what = f"the model computes in {kinds}: {len(widened)} tensors were widened to float32"
+    return [f"{what}; inputs and outputs keep their types"]
 
 
 def fold(model: Model) -> None:

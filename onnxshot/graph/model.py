@@ -134,6 +134,16 @@ class Model:
                     found.setdefault(id(tensor), tensor)
         return list(found.values())
 
+    def stored_types(self) -> dict[str, int]:
+        """The element types that weights were stored in where they have a wider one now, by the weight's name."""
+        return {c.name: int(c.stored_as) for c in self.constants() if getattr(c, "stored_as", 0)}
+
+    def mark_stored(self, types: Mapping[str, int]) -> None:
+        """Remember those types of the weights that still have these names."""
+        for constant in self.constants() if types else ():
+            if constant.name in types:
+                constant.stored_as = types[constant.name]
+
     def value_info(self, name: str) -> ValueInfoProto | None:
         """Type and shape of a tensor of the top-level graph, as far as the file or shape inference told."""
         info = self.graph.value_infos.get(name)
@@ -204,8 +214,9 @@ class Model:
 
     def rebuild(self, proto: ModelProto, lifted: Mapping[str, Constant]) -> None:
         """Take the graph of a skeleton that another tool rewrote, and give the lifted weights back to it."""
-        keep, overridable = self.envelope, self.graph.overridable
+        keep, overridable, stored = self.envelope, self.graph.overridable, self.stored_types()
         self._adopt(proto, lifted)
+        self.mark_stored(stored)
         kept = {t.name: t for t in self.constants() if t.name in overridable}
         self.graph.overridable = {name: kept[name] for name in overridable if name in kept}
         # Tools that go through ONNX's C++ graph forget metadata, docs and producers; the model's own are kept.

@@ -32,7 +32,7 @@ from onnxshot.observing.collect import collect
 from onnxshot.observing.watch import missing_in, watch_of
 from onnxshot.planning.plan import Plan
 from onnxshot.planning.planner import make_plan
-from onnxshot.preparing import frozen_specs, prepare, resolve_preset
+from onnxshot.preparing import frozen_specs, prepare, resolve_preset, widen
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
@@ -86,6 +86,8 @@ def calibrate(
         refuse_suffix(Path(output))
         files = files.writing(Write(Path(output), "the file of statistics"))
     files.check()
+    if recipe.quantizes:
+        widen(loaded)
     prepare(loaded, target, recipe, keep_overridable=settings.keep_overridable)
     plan = make_plan(loaded, target, recipe)
     with open_calib(calib, loaded, preset, settings) as data:

@@ -25,7 +25,7 @@ _KEEP_VALUES = frozenset(
     {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Expand"}
 )  # what comes out of these was there before: a float16 weight in float32 stays one
 _SMALL = 64  # bytes
-_WIDENED = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+_NARROW_BYTES = 2  # values of types so wide at most may become float32: they are stored so again where they stay float
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class FoldConstants:
     Existing quantization, random numbers and custom operators stay, and so do nodes that make an output of the graph.
 
     Attributes:
-        max_growth: a result may take this many bytes more than its inputs; a widened float16 weight, any number.
+        max_growth: a result may take this many bytes more than its inputs; a weight that was stored narrow, any number.
 
     """
 
@@ -97,8 +97,7 @@ class FoldConstants:
         if node.op in evaluate.MOVERS:
             value = evaluate.moved(model, node)
             if value is not None:
-                widened = node.op == "Cast" and weights.elem_type(node.inputs[0]) in _WIDENED
-                if not widened and self._too_large(node, int(value.nbytes), before, change):
+                if not _stored_as(node) and self._too_large(node, int(value.nbytes), before, change):
                     return None
                 return [value]
         foreseen = evaluate.result_bytes(model, node)
@@ -160,12 +159,12 @@ def _identity(tensor: Tensor) -> object:
 
 
 def _stored_as(node: Node) -> int:
-    """The type the values were stored in, where that is float16 and they are float32 now; else 0."""
+    """The narrow type that the values were stored in, where they are float32 now; else 0."""
     source = node.inputs[0] if node.inputs and isinstance(node.inputs[0], Constant) else None
     if source is None:
         return 0
     if node.op == "Cast" and node.attrs.get("to") == TensorProto.FLOAT:
-        return TensorProto.FLOAT16 if weights.elem_type(source) == TensorProto.FLOAT16 else 0
+        return weights.elem_type(source) if 0 < source._values.dtype.itemsize <= _NARROW_BYTES else 0
     return int(getattr(source, "stored_as", 0)) if node.op in _KEEP_VALUES else 0
 
 

@@ -191,5 +191,8 @@ def _renewed(model: Model, old: Constant, values: Array | weights.ComputedValues
     """A constant in place of `old`: under its name where nobody else uses that."""
     kept = edit.is_output(model, old) or any(old is p for g in model.graphs() for p in g.annotation_params)
     if len(old.outputs) == 1 and not kept:
-        return Constant(old.name, values)
-    return edit.add_constant(model, old.name, "folded", values)
+        made = Constant(old.name, values)
+    else:
+        made = edit.add_constant(model, old.name, "folded", values)
+    made.stored_as = getattr(old, "stored_as", 0)
+    return made

@@ -51,6 +51,6 @@ class ApplyRepairs:
                 holder, slot = (node, 1) if maker is None else (maker, 0)
                 old = holder.inputs[slot]
                 holder.inputs[slot] = edit.add_constant(model, old.name, "learned", repair.weight)
-                holder.inputs[slot].stored_as = getattr(old, "stored_as", None)
+                holder.inputs[slot].stored_as = getattr(old, "stored_as", 0)
             change.edits += 1
         return change

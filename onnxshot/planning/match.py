@@ -22,7 +22,7 @@ def match_nodes(model: Model, patterns: Iterable[str], what: str) -> dict[Node, 
         for name in _names(node):
             held.setdefault(name, []).append(node)
     for old, now in model.former.items():
-        held.setdefault(old, held.get(now, []))
+        held[old] = list(dict.fromkeys((*held.get(old, ()), *held.get(now, ()))))
     picked: dict[Node, str] = {}
     for pattern in patterns:
         # Names may hold brackets, which mean something else in a glob: a name matches itself in any case.

@@ -44,6 +44,7 @@ class Target:
         runs_here: its runtime is the one the proof uses, so that speed and precision can be told.
         runtime: what makes artifacts of another format than .onnx for it, and runs them.
         emits: the format that it is written in where nobody says which.
+        keeps_half: models that compute in floats of 16 bits are run as they are; elsewhere they are widened to float32.
         half_note: what a user should know of models in floats of 16 bits there.
         note: what a user should know before deploying there.
     """
@@ -74,6 +75,7 @@ class Target:
     runs_here: bool = True
     runtime: Runtime | None = None
     emits: str = "onnx"
+    keeps_half: bool = False
     half_note: str = ""
     note: str = ""
 

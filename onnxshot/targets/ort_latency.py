@@ -15,7 +15,7 @@ import onnx
 from onnx import ModelProto
 
 from onnxshot.targets.ort_executed import name_nodes
-from onnxshot.targets.ort_runtime import Feed, session
+from onnxshot.targets.ort_runtime import Feed, run_session, session
 from onnxshot.writing.places import scratch
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 200
@@ -53,7 +53,7 @@ def kernel_times(
         while rounds < _MOST_ROUNDS and (rounds < _LEAST_ROUNDS or time.perf_counter() < end):
             feed = feeds[rounds % len(feeds)]
             for run in runs:
-                run.run(None, {arg.name: feed[arg.name] for arg in run.get_inputs()})
+                run_session(run, None, {arg.name: feed[arg.name] for arg in run.get_inputs()})
             rounds += 1
         profiles = [json.loads(Path(run.end_profiling()).read_bytes()) for run in runs]
         makers = [_makers(onnx.load(str(_graph(folder, i)), load_external_data=False)) for i in range(len(runs))]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.errors import ModelError
-from onnxshot.targets.ort_runtime import Feed, input_spec, one_line, session
+from onnxshot.targets.ort_runtime import Feed, input_spec, one_line, run_session, session
 from onnxshot.writing.places import scratch
 
 Shape = tuple[int, ...]
@@ -59,7 +59,7 @@ def _zeros(run: Any) -> dict[str, NDArray[Any]]:
 
 def _events(run: Any, sample: Feed, what: str) -> list[Event]:
     try:
-        run.run(None, {arg.name: sample[arg.name] for arg in run.get_inputs()})
+        run_session(run, None, {arg.name: sample[arg.name] for arg in run.get_inputs()})
     except KeyError as e:
         raise ModelError(f"{what} asks for input {e}, which the sample does not hold") from e
     except RuntimeError as e:

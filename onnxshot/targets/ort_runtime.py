@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,8 +39,9 @@ _TYPES: dict[str, Any] = {
     "bool": np.bool_,
     **{f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+_BFLOAT16 = "tensor(bfloat16)"
 _SHOWN = 6  # inputs in a message
-_NOT_IN_NUMPY = ("bfloat16", "float8", "float4", "int4", "uint4", "int2", "uint2", "complex")
+_NOT_IN_NUMPY = ("float8", "float4", "int4", "uint4", "int2", "uint2", "complex")
 
 
 def runtime() -> ModuleType:
@@ -153,12 +155,38 @@ class Runner:
         if missing:
             raise ModelError(f"{self._label} asks for input {missing[0]!r}, which the sample does not hold")
         try:
-            values = self._session.run(names, {spec.name: feed[spec.name] for spec in self.inputs})
+            values = run_session(self._session, names, {spec.name: feed[spec.name] for spec in self.inputs})
         except Exception as e:  # ONNX Runtime's errors share no base class
             if isinstance(feed, NamedFeed):
                 raise _of_sample(self._label, feed, one_line(e)) from e
             raise ModelError(f"{self._label} fails in ONNX Runtime: {one_line(e)}") from e
         return {name: _array(value) for name, value in zip(names, values, strict=True)}
+
+
+def run_session(session: Any, names: Sequence[str] | None, feed: Feed) -> list[Any]:
+    """What a session gives for arrays; bfloat16, which Python has no buffers of, goes in and comes out as its bits."""
+    asked = [out for out in session.get_outputs() if names is None or out.name in names]
+    halves = {name for name, value in feed.items() if value.dtype.name == "bfloat16"}
+    if not halves and not any(out.type == _BFLOAT16 for out in asked):
+        found: list[Any] = session.run(names, feed)
+        return found
+    ort = runtime()
+    given = {
+        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(value.view(np.uint16), onnx.TensorProto.BFLOAT16)
+        if name in halves
+        else ort.OrtValue.ortvalue_from_numpy(value)
+        for name, value in feed.items()
+    }
+    order = [out.name for out in asked] if names is None else list(names)
+    return [_of_value(value) for value in session.run_with_ort_values(order, given)]
+
+
+def _of_value(value: Any) -> Any:
+    """The array of an OrtValue; bfloat16 as the same numbers in float32."""
+    if value.data_type() != _BFLOAT16:
+        return value.numpy()
+    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(raw, ml_dtypes.bfloat16).reshape(value.shape()).astype(np.float32)
 
 
 def _array(value: Any) -> NDArray[Any]:

@@ -27,6 +27,7 @@ PORTABLE = replace(
     gives_float=frozenset({"MatMul", "Gemm"}),
     everywhere=True,
     runs_here=True,
+    keeps_half=False,
     runtime=None,
     float_reasons={"ConvTranspose": "no runtime here runs every quantized ConvTranspose in int8"},
     note="a file for one target is faster in ONNX Runtime: the report has the figures of both",

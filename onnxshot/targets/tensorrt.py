@@ -24,6 +24,7 @@ TENSORRT = Target(
     quantizes_residuals=True,
     gathers_floats=True,
     runs_here=False,
+    keeps_half=True,
     runtime=TensorRt(),
     float_reasons={"ConvTranspose": "TensorRT runs a quantized ConvTranspose in float"},
 )

@@ -1,0 +1,265 @@
+"""Let what a model computes in floats of 16 bits be computed in float32. What callers see keeps its types behind Casts.
+
+CPUs compute float16 in float32 anyway, or not at all, and int8 kernels need float32 around them. Weights stay where
+they are until they are read, and know the type they were stored in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import AttributeProto, TensorProto, TypeProto, ValueInfoProto, numpy_helper
+
+from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit, shapes, weights
+from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.passes import evaluate
+from onnxshot.passes.base import Change
+from onnxshot.passes.inline_functions import InlineFunctions
+from onnxshot.passes.name_nodes import NameNodes
+
+HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+
+_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype", "softmax_precision", "precision"})
+"""Attributes that hold an element type. ONNX Operator Schemas up to opset 26; com.microsoft 1."""
+_KNOWN_DOMAINS = frozenset({*STANDARD_DOMAINS, None, "com.microsoft", "ai.onnx.ml"})
+_BY_BITS = frozenset({"BitCast"})  # operators that read the bits of a float
+_LAZY_BYTES = 1 << 20  # larger weights are widened each time they are read, and never held
+
+
+@dataclass(slots=True)
+class WidenHalf:
+    """Widen all tensors of float16 and bfloat16, in subgraphs too. Local functions are inlined first.
+
+    Attributes:
+        kinds: names of the types that were widened, once it has run.
+        computed: the tensors that were computed so, by name -> element type; none where 16 bits are storage alone.
+    """
+
+    kinds: tuple[str, ...] = ()
+    computed: dict[str, int] = field(default_factory=dict)
+    name: str = "widen_half"
+
+    def run(self, model: Model) -> Change:
+        """Widen; edits counts the tensors. A skip says which node keeps the model as it is: nothing was changed."""
+        change = Change()
+        if not holds_half(model):
+            return change
+        InlineFunctions().run(model)
+        NameNodes().run(model)
+        shapes.infer(model)
+        refused = _refusal(model)
+        if refused is not None:
+            change.skip(*refused)
+            return change
+        half = _half_tensors(model)
+        self.computed = half if _computes(model, half) else {}
+        kinds = {*half.values(), *(weights.elem_type(c) for c in model.constants())} & HALF_TYPES
+        self.kinds = tuple(sorted(TensorProto.DataType.Name(kind).lower() for kind in kinds))
+        _unfold_constant_nodes(model)
+        ports = [*_narrow_inputs(model), *_narrow_outputs(model)]
+        seen = {id(t) for t in ports}
+        for constant in model.constants():
+            if weights.elem_type(constant) in HALF_TYPES and id(constant) not in seen:
+                _widen_constant(constant)
+                change.edits += 1
+        narrowing = {edit.producer(t) for t in ports}
+        for _, node in model.walk():
+            if node not in narrowing:
+                _widen_attributes(node)
+        for graph in model.graphs():
+            _widen_infos(graph, {t.name for t in ports} if graph is model.graph else None)
+        edit.toposort(model)
+        change.edits += len(half)
+        return change
+
+
+def holds_half(model: Model) -> bool:
+    """Whether the model has a tensor or a constant of 16-bit floats, as far as it says so itself."""
+    if model.envelope.functions and any(_node_says_half(n) for f in model.envelope.functions for n in f.node):
+        return True
+    infos = (info for graph in model.graphs() for info in graph.value_infos.values())
+    return (
+        any(_elem_type(info.type) in HALF_TYPES for info in infos)
+        or any(weights.elem_type(c) in HALF_TYPES for c in model.constants())
+        or any(_says_half(node) for _, node in model.walk())
+    )
+
+
+def _computes(model: Model, half: Mapping[str, int]) -> bool:
+    """Whether a node computes in 16-bit floats: more than a Cast of what is only stored so."""
+    makers = (node for _, node in model.walk() if node.op not in ("Cast", "Constant", "Identity"))
+    return any(t.name in half for node in makers for t in node.outputs)
+
+
+def _elem_type(kind: TypeProto) -> int:
+    """The type of the values of a tensor, a sequence or an optional; 0 where it is none of them, or not known."""
+    while not kind.HasField("tensor_type"):
+        if kind.HasField("sequence_type"):
+            kind = kind.sequence_type.elem_type
+        elif kind.HasField("optional_type"):
+            kind = kind.optional_type.elem_type
+        else:
+            return 0
+    return int(kind.tensor_type.elem_type)
+
+
+def _says_half(node: Node) -> bool:
+    return any(
+        (key in _TYPE_ATTRIBUTES and isinstance(value, int) and value in HALF_TYPES)
+        or (isinstance(value, AttributeProto) and value.t.data_type in HALF_TYPES)
+        for key, value in node.attrs.items()
+    )
+
+
+def _node_says_half(node: Any) -> bool:
+    return any(
+        (a.name in _TYPE_ATTRIBUTES and a.i in HALF_TYPES) or a.t.data_type in HALF_TYPES for a in node.attribute
+    )
+
+
+def _half_tensors(model: Model) -> dict[str, int]:
+    return {
+        name: _elem_type(info.type)
+        for graph in model.graphs()
+        for name, info in graph.value_infos.items()
+        if _elem_type(info.type) in HALF_TYPES
+    }
+
+
+def _refusal(model: Model) -> tuple[Node, str] | None:
+    """The node that speaks against it, and why; None where nothing does."""
+    half = _half_tensors(model)
+    ports = [*model.graph.inputs, *model.graph.outputs]
+    infos = model.graph.value_infos
+    for tensor in ports:
+        info = infos.get(tensor.name)
+        if info is not None and not info.type.HasField("tensor_type") and _elem_type(info.type) in HALF_TYPES:
+            node = next(iter(edit.consumers(tensor)), edit.producer(tensor))
+            if node is not None:
+                return node, f"{tensor.name!r} is a sequence of 16-bit floats, which no Cast gives"
+    for _, node in model.walk():
+        touches = any(
+            t.name in half or (isinstance(t, Constant) and weights.elem_type(t) in HALF_TYPES)
+            for t in (*node.inputs, *node.outputs)
+        )
+        if touches and (node.domain not in _KNOWN_DOMAINS or node.op in _BY_BITS):
+            return node, "whether it computes in float32 too is not known"
+    return None
+
+
+def _unfold_constant_nodes(model: Model) -> None:
+    """Store what Constant nodes of 16 bits hold as weights, which know what they were stored in."""
+    gone = []
+    for _, node in list(model.walk()):
+        if node.op != "Constant" or not _says_half(node) or any(edit.is_output(model, t) for t in node.outputs):
+            continue
+        values = evaluate.constant_value(node)
+        if values is not None:
+            edit.replace_uses(model, node.outputs[0], Constant(model.fresh(node.outputs[0].name, "value"), values))
+            gone.append(node)
+    edit.remove(model, gone)
+
+
+def _narrow_inputs(model: Model) -> Iterator[Tensor]:
+    """Put a Cast to float32 behind every input of 16 bits, and behind every constant that callers may replace."""
+    infos = model.graph.value_infos
+    for tensor in (*model.graph.inputs, *model.graph.overridable.values()):
+        kind = weights.elem_type(tensor) if isinstance(tensor, Constant) else model.elem_type(tensor)
+        if kind not in HALF_TYPES:
+            continue
+        users = edit.consumers(tensor)
+        if users:
+            cast = edit.add_node(
+                model, "Cast", [tensor], base=tensor.name, suffix="float", attrs={"to": TensorProto.FLOAT}
+            )
+            infos[cast.outputs[0].name] = _as_float(infos.get(tensor.name), cast.outputs[0].name)
+            for user in users:
+                for i, t in enumerate(user.inputs):
+                    if t is tensor:
+                        user.inputs[i] = cast.outputs[0]
+            _read_inside(model, tensor, cast.outputs[0])
+        yield tensor
+
+
+def _read_inside(model: Model, tensor: Tensor, wide: Tensor) -> None:
+    """Let a subgraph that gives an outer tensor out give the wide one."""
+    for graph in model.graphs():
+        if graph is not model.graph:
+            graph.outputs[:] = [wide if t is tensor else t for t in graph.outputs]
+
+
+def _narrow_outputs(model: Model) -> Iterator[Tensor]:
+    """Let a Cast make every output of 16 bits: its name and its type are promises."""
+    graph, made = model.graph, dict[int, Tensor]()
+    given = {id(t) for t in (*graph.inputs, *graph.overridable.values())}
+    for i, (tensor, info) in enumerate(zip(list(graph.outputs), graph.output_infos, strict=True)):
+        kind = _elem_type(info.type)
+        if kind not in HALF_TYPES or id(tensor) in given:
+            continue
+        if id(tensor) not in made:
+            made[id(tensor)] = _narrowed(model, tensor, kind)
+        graph.outputs[i] = made[id(tensor)]
+        yield made[id(tensor)]
+
+
+def _narrowed(model: Model, tensor: Tensor, kind: int) -> Tensor:
+    name, infos = tensor.name, model.graph.value_infos
+    out = Variable(name)
+    tensor.name = model.fresh(name, "float")
+    info = infos.get(name)
+    infos[tensor.name] = _as_float(info, tensor.name)
+    edit.add_node(model, "Cast", [tensor], base=name, suffix="narrow", outputs=[out], attrs={"to": kind})
+    model.former[name] = tensor.name
+    return out
+
+
+def _widen_constant(constant: Constant) -> None:
+    kind, source = weights.elem_type(constant), Constant(constant.name, constant._values)
+
+    def wide() -> NDArray[Any]:
+        return np.asarray(weights.read(source)).astype(np.float32)
+
+    large = 2 * weights.size_bytes(constant) > _LAZY_BYTES
+    shape = tuple(constant.shape)
+    constant._values = weights.ComputedValues(shape, np.dtype(np.float32), wide) if large else wide().reshape(shape)
+    constant.stored_as = kind
+
+
+def _widen_attributes(node: Node) -> None:
+    for key, value in node.attrs.items():
+        if key in _TYPE_ATTRIBUTES and isinstance(value, int) and value in HALF_TYPES:
+            node.attrs[key] = int(TensorProto.FLOAT)
+        elif isinstance(value, AttributeProto) and value.t.data_type in HALF_TYPES:
+            wide = AttributeProto()
+            wide.CopyFrom(value)
+            values = numpy_helper.to_array(value.t).astype(np.float32)
+            wide.t.CopyFrom(numpy_helper.from_array(values, value.t.name))
+            node.attrs[key] = wide
+
+
+def _widen_infos(graph: Graph, ports: set[str] | None) -> None:
+    """State float32 of all tensors but those that callers see; None of a subgraph, which has none of them."""
+    for name, info in list(graph.value_infos.items()):
+        if name not in (ports or ()) and _elem_type(info.type) in HALF_TYPES:
+            graph.value_infos[name] = _as_float(info, name)
+    if ports is None:
+        infos = graph.output_infos
+        graph.output_infos = [_as_float(i, i.name) if _elem_type(i.type) in HALF_TYPES else i for i in infos]
+
+
+def _as_float(info: ValueInfoProto | None, name: str) -> ValueInfoProto:
+    made = ValueInfoProto(name=name)
+    if info is None:
+        made.type.tensor_type.elem_type = TensorProto.FLOAT
+        return made
+    made.CopyFrom(info)
+    made.name = name
+    kind = made.type
+    while not kind.HasField("tensor_type"):
+        kind = kind.sequence_type.elem_type if kind.HasField("sequence_type") else kind.optional_type.elem_type
+    kind.tensor_type.elem_type = TensorProto.FLOAT
+    return made

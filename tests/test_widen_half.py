@@ -1,0 +1,259 @@
+"""Models of float16 and bfloat16: widened to float32 for CPUs; what callers see keeps its types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper, parser
+from onnx.reference import ReferenceEvaluator
+
+import onnxshot
+from onnxshot.graph.load import load_model
+from onnxshot.passes.normalize import normalize
+from onnxshot.passes.widen_half import WidenHalf
+
+F16, BF16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
+
+
+def _model(text: str, **stored: np.ndarray) -> onnx.ModelProto:
+    model = parser.parse_model(text)
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in stored.items())
+    graphs = [model.graph]
+    for graph in graphs:  # the text has no float16 values: those of attributes are put in here
+        for attribute in (a for node in graph.node for a in node.attribute):
+            graphs += [attribute.g] if attribute.HasField("g") else []
+            if attribute.t.data_type == TensorProto.FLOAT:
+                half = numpy_helper.to_array(attribute.t).astype("f2")
+                attribute.t.CopyFrom(numpy_helper.from_array(half))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(model.SerializeToString(), options).run(None, feed)
+
+
+def _widened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The widened model; it holds no 16-bit floats but in Casts at its inputs and outputs, and has their types."""
+    loaded = load_model(model)
+    change = WidenHalf().run(loaded)
+    assert change.edits and not change.skips
+    made = loaded.to_proto()
+    onnx.checker.check_model(made, full_check=True)
+    ports = {p.name for p in (*made.graph.input, *made.graph.output)}
+    inferred = onnx.shape_inference.infer_shapes(made).graph.value_info
+    assert not [i.name for i in inferred if i.type.tensor_type.elem_type in (F16, BF16) and i.name not in ports]
+    assert not [i.name for i in made.graph.initializer if i.data_type in (F16, BF16)]
+    for before, after in ((model.graph.input, made.graph.input), (model.graph.output, made.graph.output)):
+        assert [(p.name, p.type.tensor_type.elem_type) for p in before] == [
+            (p.name, p.type.tensor_type.elem_type) for p in after
+        ]
+    return made
+
+
+def _agree(a: np.ndarray, b: np.ndarray, steps: float = 16) -> None:
+    assert a.dtype == b.dtype
+    np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), rtol=steps * 2.0**-11, atol=steps * 2.0**-11)
+
+
+HEAD = '<ir_version: 9, opset_import: ["" : 19, "com.microsoft" : 1]>\n'
+CASES = {
+    "plain": ("agraph (float16[n, 8] x) => (float16[n, 4] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }", {}),
+    # Islands, as converters with block lists of operators and keep_io_types leave them.
+    "islands": (
+        """agraph (float[n, 8] x) => (float[n, 4] y) {
+        a = Cast<to: int = 10>(x) h = MatMul(a, w) b = Cast<to: int = 1>(h) s = Softmax<axis: int = -1>(b)
+        c = Cast<to: int = 10>(s) m = MatMul(c, v) y = Cast<to: int = 1>(m) }""",
+        {},
+    ),
+    "read output": (
+        "agraph (float16[n, 8] x) => (float16[n, 8] h, float16[n, 4] y) { h = MatMul(x, w) y = MatMul(h, v) }", {},
+    ),
+    "attributes": (
+        """agraph (float16[n, 8] x) => (float16[n, 8] y) {
+        s = Shape(x) z = ConstantOfShape<value: tensor = float[1] {0.5}>(s) i = EyeLike<dtype: int = 10>(e)
+        l = CastLike(n8, x) k = Constant<value: tensor = float[1] {2.0}>()
+        p = MatMul(x, i) a = Add(p, z) b = Mul(a, l) y = Mul(b, k) }""",
+        {"e": np.zeros((8, 8), "f4"), "n8": np.arange(8)},
+    ),
+    "slots": (
+        """agraph (float16[1, 8] x) => (float16[1, 3] y, int64[1, 3] i, float16[1, 1, 16] u) {
+        f = Range(zero, eight, one) r = Cast<to: int = 10>(f) a = Add(x, r) y, i = TopK(a, three)
+        q = Unsqueeze(x, ax) u = Resize(q, roi, scales) }""",
+        {
+            "zero": np.float32(0), "eight": np.float32(8), "one": np.float32(1), "three": np.array([3]),
+            "ax": np.array([0]), "scales": np.array([1, 1, 2], "f4"), "roi": np.zeros(0, "f2"),
+        },
+    ),
+    "masks": (
+        """agraph (float16[1, 8] x) => (float16[1, 8] y, float16[1, 8] z) {
+        a = Add(x, low) y = Softmax<axis: int = -1>(a) b = Add(x, inf) z = Softmax<axis: int = -1>(b) }""",
+        {
+            "low": np.array([0, -65504, 0, -65504, 0, 0, -65504, 0], "f2"),
+            "inf": np.array([0, -np.inf, 0, -np.inf, 0, 0, -np.inf, 0], "f2"),
+        },
+    ),
+    "branch": (
+        """agraph (float16[n, 8] x, bool c) => (float16[n, 4] y) {
+        y = If (c) <then_branch = t () => (float16[n, 4] a) { a = MatMul(x, v) },
+                    else_branch = f () => (float16[n, 4] b) { h = MatMul(x, w) b = MatMul(h, v) }> }""",
+        {},
+    ),
+    "loop": (
+        """agraph (float16[2, 8] x) => (float16[2, 8] y, float16[3, 2, 8] all) {
+        y, all = Loop (trips, yes, x) <body = b (int64 i, bool c, float16[2, 8] s) =>
+            (bool d, float16[2, 8] t, float16[2, 8] o) {
+            d = Identity(c) m = MatMul(s, w) t = Tanh(m) k = Constant<value: tensor = float[1] {3.0}>()
+            o = Mul(t, k) }> }""",
+        {"trips": np.int64(3), "yes": np.bool_(True)},
+    ),
+    "scan": (
+        """agraph (float16[8] s0, float16[5, 8] xs) => (float16[8] y, float16[5, 8] ys) {
+        y, ys = Scan <num_scan_inputs: int = 1, body = b (float16[8] s, float16[8] x) => (float16[8] t, float16[8] o) {
+            a = Add(s, x) t = MatMul(a, w) o = Identity(t) }> (s0, xs) }""",
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_widened_answers(name: str) -> None:
+    """The widened model gives what ONNX Runtime, or the reference evaluator, gives of the float16 one."""
+    r = np.random.default_rng(0)
+    text, stored = CASES[name]
+    every = {"w": r.normal(size=(8, 8)).astype("f2") / 2, "v": r.normal(size=(8, 4)).astype("f2") / 2, **stored}
+    model = _model(HEAD + text, **{k: v for k, v in every.items() if k in stored or f"{k})" in text})
+    made = _widened(model)
+    feed = {}
+    for port in model.graph.input:
+        kind = helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type)
+        shape = [d.dim_value or 3 for d in port.type.tensor_type.shape.dim]
+        feed[port.name] = np.array(True) if kind == np.bool_ else r.normal(size=shape).astype(kind)
+    try:
+        wanted = _run(model, feed)
+    except Exception as e:  # ONNX Runtime's errors share no base class
+        assert "Could not find an implementation for EyeLike" in str(e)
+        wanted = ReferenceEvaluator(model).run(None, feed)
+    for given, now in zip(wanted, _run(made, feed), strict=True):
+        _agree(given, now)
+
+
+def test_masks_keep_their_values() -> None:
+    """-65504 and -inf are the same numbers in float32."""
+    text, stored = CASES["masks"]
+    made = _widened(_model(HEAD + text, **stored))
+    values = {i.name: numpy_helper.to_array(i) for i in made.graph.initializer}
+    for name, mask in stored.items():
+        np.testing.assert_array_equal(values[name], mask.astype("f4"))
+
+
+def test_local_functions_are_widened() -> None:
+    """A function that casts to float16 is inlined first: what it says of types would stay as it is."""
+    text = """<ir_version: 9, opset_import: ["" : 19, "own" : 1]>
+    agraph (float[n, 8] x) => (float[n, 8] y) { y = own.Half(x) }
+    <domain: "own", opset_import: ["" : 19]>
+    Half (a) => (d) { b = Cast<to: int = 10>(a) c = Exp(b) d = Cast<to: int = 1>(c) }"""
+    model = parser.parse_model(text)
+    loaded = load_model(model)
+    assert WidenHalf().run(loaded).edits
+    normalize(loaded)
+    made = loaded.to_proto()
+    assert [n.op_type for n in made.graph.node] == ["Exp"]
+    x = np.linspace(-2, 2, 16, dtype="f4").reshape(2, 8)
+    np.testing.assert_allclose(_run(made, {"x": x})[0], np.exp(x), rtol=1e-6)
+
+
+def test_what_only_casts_can_give_is_refused_by_name() -> None:
+    """Operators of unknown domains may not know float32; the model stays as it is, and the skip names the node."""
+    node = helper.make_node("Odd", ["x"], ["y"], domain="someone.else", name="odd")
+    ports = [helper.make_tensor_value_info(n, F16, [4]) for n in "xy"]
+    graph = helper.make_graph([node], "g", ports[:1], ports[1:])
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("someone.else", 1)]
+    model = load_model(helper.make_model(graph, opset_imports=opsets, ir_version=9))
+    before = model.to_proto()
+    change = WidenHalf().run(model)
+    assert [s.node for s in change.skips] == ["odd"] and model.to_proto() == before
+
+
+def _net(dtype: np.dtype, kind: int, seed: int = 0) -> onnx.ModelProto:
+    """Conv, Relu, Conv, Add, pool, Gemm with inputs and outputs of the type."""
+    r = np.random.default_rng(seed)
+
+    def stored(name: str, *shape: int) -> onnx.TensorProto:
+        values = r.normal(size=shape) / np.sqrt(np.prod(shape[1:]) if len(shape) > 1 else 16)
+        return numpy_helper.from_array(values.astype("f2").astype(dtype), name)
+
+    weights = [stored("w1", 32, 8, 3, 3), stored("b1", 32), stored("w2", 32, 32, 3, 3), stored("b2", 32)]
+    weights += [stored("w3", 10, 32), stored("b3", 10)]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], name="conv2", pads=[1] * 4),
+        helper.make_node("Add", ["c2", "r1"], ["s"], name="add"),
+        helper.make_node("Relu", ["s"], ["r2"], name="relu2"),
+        helper.make_node("GlobalAveragePool", ["r2"], ["g"], name="pool"),
+        helper.make_node("Flatten", ["g"], ["f"], name="flat"),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], name="head", transB=1),
+    ]
+    shapes = {"x": ["n", 8, 12, 12], "y": ["n", 10]}
+    ports = [helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()]
+    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+
+
+def _samples(dtype: np.dtype, count: int = 16) -> list[dict[str, np.ndarray]]:
+    r = np.random.default_rng(7)
+    return [{"x": r.normal(size=(1, 8, 12, 12)).astype("f2").astype(dtype)} for _ in range(count)]
+
+
+def test_a_half_model_is_quantized_as_its_float_twin(tmp_path: Path) -> None:
+    """ORT #15341: share, SQNR and size of the float32 twin, held against the file as it was given."""
+    full = onnxshot.quantize(_net(np.dtype("f4"), 1), _samples(np.dtype("f4")), output=tmp_path / "full.onnx").report
+    half = onnxshot.quantize(_net(np.dtype("f2"), F16), _samples(np.dtype("f2")), output=tmp_path / "half.onnx").report
+    assert half.int8_macs_share == pytest.approx(full.int8_macs_share)
+    assert half.int8_macs_share > 0.9
+    assert half.sqnr_db == pytest.approx(full.sqnr_db, abs=1.5)
+    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("full", "half")]
+    assert sizes[1] < sizes[0] * 1.05
+    assert any("computes in float16" in note for note in half.notes)
+    written = onnx.load(tmp_path / "half.onnx")
+    assert [p.type.tensor_type.elem_type for p in (*written.graph.input, *written.graph.output)] == [F16, F16]
+    given, now = (_run(m, _samples(np.dtype("f2"))[0])[0].astype("f4") for m in (_net(np.dtype("f2"), F16), written))
+    assert 10 * np.log10((given**2).sum() / ((given - now) ** 2).sum()) > half.sqnr_db - 6
+
+
+def test_bfloat16_is_held_against_the_widened_form() -> None:
+    """ONNX Runtime's CPU kernels lack it: the note says what was compared."""
+    import onnxruntime
+
+    model = _net(np.dtype(ml_dtypes.bfloat16), BF16)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented):
+        _run(model, {})
+    result = onnxshot.quantize(model, _samples(np.dtype(ml_dtypes.bfloat16)))
+    assert result.report.int8_macs_share > 0.9 and result.report.sqnr_db > 25
+    assert any(note.startswith("compared with the model as it was normalized") for note in result.report.notes)
+    twin = onnxshot.inspect(model).plan
+    assert {n.how for n in twin.nodes if n.op == "Conv"} == {"static"}
+
+
+def test_a_pattern_finds_the_layer_of_an_output() -> None:
+    """The name of an output is the Cast's now; a user means the layer."""
+    plan = onnxshot.inspect(_net(np.dtype("f2"), F16), recipe=onnxshot.Recipe(exclude=("y",))).plan
+    assert next(n for n in plan.nodes if n.node == "head").reason == "excluded by 'y'"
+
+
+def test_weights_outside_and_named_inputs(tmp_path: Path) -> None:
+    """Weights of 16 bits in a file beside the model, and one that is listed as an input too."""
+    model = _net(np.dtype("f2"), F16)
+    model.graph.input.append(helper.make_tensor_value_info("w2", F16, [32, 32, 3, 3]))
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="net.data", size_threshold=0)
+    report = onnxshot.quantize(path, _samples(np.dtype("f2")), output=tmp_path / "out.onnx").report
+    assert report.int8_macs_share > 0.9 and report.sqnr_db > 25
