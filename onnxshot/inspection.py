@@ -15,7 +15,7 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import open_data
 from onnxshot.calibration.summary import InputSummary, describe_inputs
 from onnxshot.graph.load import load_model
-from onnxshot.graph.macs import macs
+from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, by_label
 from onnxshot.half.halving import foresee_half
 from onnxshot.planning.plan import FLOAT, HALF, Plan
 from onnxshot.planning.planner import already_quantized, make_plan
@@ -24,8 +24,15 @@ from onnxshot.proving.contract import Port, contract
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
+from onnxshot.targets.ort_sizes import sizes_on
 from onnxshot.targets.unsound import blames_model
 from onnxshot.zeros import Layer, layers_of, worth
+
+_SIZES = {
+    SAMPLE: "on the first sample",
+    FROZEN: "at the sizes that the model states",
+    INFERRED: "with free dimensions as 1: give --calib for real ones",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,9 @@ class Inspection:
         ports: inputs and outputs with types and dimensions.
         opset, weight_bytes, ops: what the file holds.
         plan: what quantize would do; None for a model that is quantized already.
-        macs: multiply-accumulates of one run by node name; free dimensions count as 1, or as in the first sample.
+        macs: multiply-accumulates of one run by node name, on the first sample; else free dimensions count as 1.
+        sizes: what they are counted at: `from` a sample, frozen sizes, or inferred with free dimensions as 1;
+            `unknown`: nodes whose size is not known even so, counted at one position.
         inputs: what the calibration data looks like, where it was given.
         notes: what normalizing did that a user should know, and what the target asks for.
         layers: the weights one by one, with their zeros; none for models with more than 256 MB of them.
@@ -48,6 +57,7 @@ class Inspection:
     ops: dict[str, int]
     plan: Plan | None
     macs: dict[str, int]
+    sizes: dict[str, Any]
     inputs: tuple[InputSummary, ...] = ()
     notes: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
@@ -70,6 +80,7 @@ class Inspection:
             "weight_bytes": self.weight_bytes,
             "ops": self.ops,
             "macs": sum(self.macs.values()),
+            "sizes": self.sizes,
             "int8_macs_share": self.int8_macs_share,
             "quantized_already": plan is None,
             "nodes": [] if plan is None else [asdict(n) for n in plan.nodes],
@@ -89,9 +100,23 @@ class Inspection:
             lines.append(
                 f"data {i.name!r}: {i.dtype} {i.shape}  min {i.low:.4g}  mean {i.mean:.4g}  max {i.high:.4g}{flags}"
             )
+        lines += self._work()
         lines.append("the model is quantized already" if self.plan is None else self.plan.to_text(self.macs))
         lines += _sparse(self.layers)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _work(self) -> list[str]:
+        """How much work there is, and at which sizes."""
+        if not self.macs:
+            return []
+        where, unknown = _SIZES[self.sizes["from"]], self.sizes["unknown"]
+        lines = [f"{sum(self.macs.values()):,} multiply-accumulates {where}"]
+        if unknown:
+            lines.append(
+                f"of {len(unknown)} nodes such as {unknown[0]!r} the size is not known: counted at one position"
+                + ("" if self.sizes["from"] == SAMPLE else ", give --calib")
+            )
+        return lines
 
 
 def _sparse(layers: tuple[Layer, ...]) -> list[str]:
@@ -130,7 +155,7 @@ def inspect(
     ops = dict(Counter(n.op for _, n in loaded.walk()).most_common())
     quantized = bool(already_quantized(loaded))
     inputs: tuple[InputSummary, ...] = ()
-    feed_shapes: dict[str, tuple[int, ...]] = {}
+    first = None
     if not quantized:
         widened = widen(loaded) if recipe.quantizes else {}
         loaded.notes += told_of_half(widened, kept=target.keeps_half)
@@ -140,9 +165,11 @@ def inspect(
     with given as data:
         if data is not None:
             inputs = describe_inputs(data)
-            feed_shapes = {k: v.shape for k, v in data[0].feed.items()}
+            first = data[0].feed
         if plan is not None and recipe.half is not None:
             plan = foresee_half(loaded, plan, target, recipe, data, settings or Settings())
-    work = macs(loaded, feed_shapes)
+    sizes = sizes_on(loaded, first, threads=(settings or Settings()).threads)
+    rows = sizes.work(loaded)
+    work = by_label(rows)
     notes = (*loaded.notes, *([target.note] if target.note else []))
-    return Inspection(ports, opset, size, ops, plan, work, inputs, notes, layers_of(loaded, work))
+    return Inspection(ports, opset, size, ops, plan, work, sizes.told(rows), inputs, notes, layers_of(loaded, work))

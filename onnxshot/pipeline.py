@@ -26,6 +26,7 @@ from onnxshot.files.results import is_external, of_options, of_result
 from onnxshot.frozen import Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
+from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, Sizes, tensor_sizes
 from onnxshot.graph.save import Draft
 from onnxshot.half.halving import halve, refuse_half
 from onnxshot.observing.cache import model_hash
@@ -52,6 +53,7 @@ from onnxshot.shortfall import Shortfall
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
+from onnxshot.targets.ort_sizes import sizes_on
 from onnxshot.targets.runtime import EmitOptions
 from onnxshot.targets.unsound import blames_model
 
@@ -223,7 +225,10 @@ class Run:
             self.float_model = self.model.to_proto()
         self.report.notes += [*self.plan.notes, *self.model.notes]
         self.report.notes += notes(self.trained, self.plan) if self.recipe.complete else []
-        graph = anatomy.graph_rows(self.model)
+        sizes = self._sizes(data)
+        work = sizes.work(self.model)
+        self.report.sizes = sizes.told(work)
+        graph = anatomy.graph_rows(self.model, work)
         with self.report.timed("rewrite"):
             refused = apply(self.model, self.plan, self.recipe)
         if self.float_model is not None:
@@ -240,6 +245,15 @@ class Run:
         if self.recipe.quantizes and not any(n.how != FLOAT for n in self.plan.nodes):
             self.report.notes.append("nothing was quantized: onnxshot inspect MODEL says why, node by node")
         self._stamp(data)
+
+    def _sizes(self, data: Dataset | None) -> Sizes:
+        """What the work is counted at: the first sample, else the frozen sizes."""
+        if data is not None and len(data):
+            return sizes_on(self.model, data[0].feed, threads=self.settings.threads)
+        fixed = {name: tuple(d if isinstance(d, int) else 1 for d in dims) for name, dims in self.frozen.inputs.items()}
+        free = any(not isinstance(d, int) for dims in self.frozen.inputs.values() for d in dims)
+        found = tensor_sizes(self.model, fixed)
+        return replace(found, source=INFERRED if free else FROZEN) if found.source == SAMPLE else found
 
     def _halve(self, data: Dataset | None) -> None:
         """Put what is float32 now into 16 bits."""

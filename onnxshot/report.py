@@ -100,7 +100,7 @@ class NodeReport:
     Attributes:
         how: static, dynamic, weights, half or float, as the plan has it.
         tensor: its first output.
-        macs_share: share 0..1 of the multiply-accumulates, free dimensions counted as 1.
+        macs_share: share 0..1 of the multiply-accumulates, at the sizes that the report tells.
         sparsity: share 0..1 of zeros in its weight; None where it has none, or the model is large.
     """
 
@@ -135,6 +135,8 @@ class Report:
         contract: the first difference of inputs and outputs in words; empty where there is none.
         optimizer_changes_results: the runtime's optimizations cost more than GAP_DB.
         samples: how many were calibrated on, held out and judged on, and whether they were made at random.
+        sizes: what the work of `graph` is counted at: `from` a sample, frozen sizes, or inferred with free dimensions
+            as 1; `unknown`: nodes whose size is not known even so, counted at one position.
         int8_macs_share: share of multiply-accumulates the runtime really ran in int8.
         float_macs: share of multiply-accumulates left in float, by operator.
         float_between_qdq: float ops the runtime left standing between a DQ and a Q: pairs it did not fuse.
@@ -174,6 +176,7 @@ class Report:
     seconds: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
     peak_rss_mb: float = 0.0
+    sizes: dict[str, Any] = field(default_factory=dict)
     int8_macs_share: float | None = None
     float_macs: dict[str, float] = field(default_factory=dict)
     float_between_qdq: int | None = None

@@ -9,6 +9,7 @@ from planning import FAST
 import onnxshot
 from onnxshot.calibration.stats import EMPTY
 from onnxshot.graph.load import load_model
+from onnxshot.graph.macs import tensor_sizes
 from onnxshot.proving.anatomy import BINS, DRAWN, coarse, graph_rows, with_values
 from onnxshot.report import TensorReport
 
@@ -18,7 +19,8 @@ TEXT = "net (float[1,4] x) => (float[1,2] y) { a = MatMul(x, w) b = Relu(a) y = 
 def test_nodes_are_in_order_with_their_share_of_the_work_and_their_zeros() -> None:
     w = weight(4, 6)
     w[:, :3] = 0
-    rows = graph_rows(load_model(model(TEXT, {"w": w, "v": weight(6, 2)})))
+    ready = load_model(model(TEXT, {"w": w, "v": weight(6, 2)}))
+    rows = graph_rows(ready, tensor_sizes(ready).work(ready))
     assert [(row.op, row.tensor, row.how) for row in rows] == [
         ("MatMul", "a", "float"),
         ("Relu", "b", "float"),

@@ -30,7 +30,7 @@ from onnxshot.files.given import of_run
 from onnxshot.files.results import is_external, of_result
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.graph.macs import concrete_shapes, count
+from onnxshot.graph.macs import Sizes
 from onnxshot.graph.shapes import refuse_giants
 from onnxshot.maths.removal import Floats
 from onnxshot.observing.cache import model_hash
@@ -47,6 +47,7 @@ from onnxshot.report import NOISE
 from onnxshot.search.goal import Evaluate, name_of
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_runtime import Feed
+from onnxshot.targets.ort_sizes import sizes_on
 from onnxshot.targets.unsound import blames_model
 
 Scope = Literal["all", "mlp", "heads"]
@@ -204,7 +205,8 @@ class _Run:
 
     def result(self, find: Callable[[Cutter, Choice], tuple[Cut, Model]]) -> ShrinkResult:
         """See what may be cut, and have what `find` finds cut and learned back; stamped."""
-        self.shapes = concrete_shapes(self.model, self._sizes())
+        sizes = self._sizes(self.model)
+        self.shapes, self.report.sizes = sizes.shapes, sizes.told(sizes.work(self.model))
         groups = groups_of(self.model, self.shapes)
         axes, report = groups.axes, self.report
         choice = choose(self.model, groups, self.shapes, self.asked, sampled=self.given > 0)
@@ -294,12 +296,12 @@ class _Run:
         self.report.reached = False
 
     def _count(self, made: Model) -> None:
-        before, after = (_size(model, concrete_shapes(model, self._sizes())) for model in (self.model, made))
+        before, after = (_size(model, self._sizes(model)) for model in (self.model, made))
         self.report.macs, self.report.params = (before[0], after[0]), (before[1], after[1])
 
-    def _sizes(self) -> dict[str, Shape] | None:
-        """Shapes of the inputs; None where they are not known."""
-        return {name: np.shape(x) for name, x in self.feeds[0].items()} if self.feeds else None
+    def _sizes(self, model: Model) -> Sizes:
+        """Shapes of a model's tensors, on the first sample where there is one."""
+        return sizes_on(model, self.feeds[0] if self.feeds else None, threads=self.settings.threads)
 
 
 def _cuts_convolutions(allocation: Allocation) -> bool:
@@ -307,7 +309,7 @@ def _cuts_convolutions(allocation: Allocation) -> bool:
     return any(node.op in _BLOCKED for curve, cut in rows if cut for node, _ in curve.group.makers)
 
 
-def _size(model: Model, shapes: Mapping[str, Shape]) -> tuple[int, int]:
+def _size(model: Model, sizes: Sizes) -> tuple[int, int]:
     """Multiply-accumulates of one run, and float parameters."""
     stored = sum(math.prod(c.shape) for c in model.constants() if c.dtype.kind == "f")
-    return sum(row.macs for row in count(model, shapes)), stored
+    return sum(row.macs for row in sizes.work(model)), stored

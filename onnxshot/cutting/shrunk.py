@@ -40,6 +40,8 @@ class ShrinkReport:
         groups: what became of each group that might be cut.
         branches: first layers of the residual branches that were left out whole.
         skips: layers whose outputs cannot be cut or were to be left, and why.
+        sizes: what the work is counted at: `from` a sample, frozen sizes, or inferred with free dimensions as 1;
+            `unknown`: nodes whose size is not known even so, counted at one position.
         macs, params: (before, after): multiply-accumulates of one run, and float parameters.
         latency: median share of the float model's that is left, timed in turns; None where it was not measured.
         score, drop: of a search by `evaluate`: that of the float model, and how far the result is below it.
@@ -53,6 +55,7 @@ class ShrinkReport:
     groups: list[GroupRow] = field(default_factory=list)
     branches: list[str] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    sizes: dict[str, Any] = field(default_factory=dict)
     macs: tuple[int, int] = (0, 0)
     params: tuple[int, int] = (0, 0)
     latency: float | None = None

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from onnx import ModelProto
 
 from onnxshot.calibration.ranges import METHODS, Range
@@ -19,7 +18,6 @@ from onnxshot.effort.refine import refined
 from onnxshot.effort.smoothing import readers_of, smoothed, strengths
 from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of
-from onnxshot.graph.macs import macs
 from onnxshot.maths.grid import least_db
 from onnxshot.maths.smooth import STRENGTH
 from onnxshot.observing.calibrating import Gathered, from_data
@@ -35,6 +33,7 @@ from onnxshot.report import Report
 from onnxshot.rewrite import apply
 from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
+from onnxshot.targets.ort_sizes import sizes_on
 from onnxshot.trial import Tried
 
 _BATCHES = {"fast": (8, 24), "balanced": (8, 24), "best": (12, 36)}
@@ -141,7 +140,7 @@ class Improver:
         """The candidate with ranges chosen by what they do to the outputs, where other samples like them better too."""
         learn, checks = self._learning()
         recipe = self._recipe_of(given)
-        work = sum(macs(given.model, {name: np.shape(x) for name, x in learn[0].feed.items()}).values())
+        work = sum(row.macs for row in sizes_on(given.model, learn[0].feed).work(given.model))
         count = min(max(_REFINED_MACS // max(work, 1), _REFINED_ON[0]), _REFINED_ON[1])
         evidence = refined(
             given.model, given.plan, given.evidence, recipe.range_method, learn[:count], threads=self.settings.threads,

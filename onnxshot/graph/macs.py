@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-import onnx
+from numpy.typing import NDArray
 from onnx import GraphProto, TypeProto
 
 from onnxshot.graph.ir import Node
 from onnxshot.graph.model import Model
-from onnxshot.graph.shapes import infer_proto
+from onnxshot.graph.propagate import propagate
+from onnxshot.graph.shape_rules import Dims
 from onnxshot.graph.work import Shape, Shapes, Work, rules_of
 
-__all__ = ["NodeMacs", "Shape", "Shapes", "concrete_shapes", "count", "macs", "work_of"]
+SAMPLE, FROZEN, INFERRED = "sample", "frozen", "inferred"
+
+__all__ = [
+    "NodeMacs", "Shape", "Shapes", "Sizes", "by_label", "concrete_shapes", "count", "macs", "tensor_sizes", "work_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +41,33 @@ def macs(model: Model, feed_shapes: Shapes | None = None) -> dict[str, int]:
 
     feed_shapes: shapes of the graph inputs; free dimensions that it leaves open count as 1.
     """
+    return by_label(tensor_sizes(model, feed_shapes).work(model))
+
+
+def by_label(rows: Iterable[NodeMacs]) -> dict[str, int]:
+    """Multiply-accumulates per node label."""
     found: dict[str, int] = {}
-    for row in count(model, concrete_shapes(model, feed_shapes)):
+    for row in rows:
         found[row.node.label] = found.get(row.node.label, 0) + row.macs
     return found
 
 
-def count(model: Model, shapes: Shapes) -> list[NodeMacs]:
-    """One row per node that multiplies matrices, given the shapes of tensors by name; subgraphs included."""
-    rows = (work_of(node, shapes) for _, node in model.walk())
-    return [row for row in rows if row is not None]
+def count(model: Model, shapes: Shapes, times: Mapping[str, int | None] | None = None) -> list[NodeMacs]:
+    """One row per node that multiplies matrices, given the shapes of tensors by name; subgraphs included.
+
+    times: how often nodes run that do not run once, by label; what is not known counts once, and is not exact.
+    """
+    rows = []
+    for _, node in model.walk():
+        row = work_of(node, shapes)
+        often = (times or {}).get(node.label, 1)
+        if row is not None and often is None:
+            row = replace(row, exact=False)
+        elif row is not None and often is not None and often != 1:
+            row = replace(row, macs=row.macs * often, in_float=row.in_float * often)
+        if row is not None:
+            rows.append(row)
+    return rows
 
 
 def work_of(node: Node, shapes: Shapes) -> NodeMacs | None:
@@ -62,32 +85,70 @@ def work_of(node: Node, shapes: Shapes) -> NodeMacs | None:
 # ---------------------------------------------------------------------- shapes
 
 
-def concrete_shapes(model: Model, feed_shapes: Shapes | None = None) -> dict[str, Shape]:
-    """Shapes of the model's tensors as they are when inputs of these shapes are fed; what cannot be told is left out.
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Shapes of tensors in one run, and how often the nodes of subgraphs run in it.
 
-    Shapes that the file states serve where ONNX's inference stops, at custom operators for one.
+    Attributes:
+        shapes: by name; what cannot be told is left out.
+        times: by label, of nodes that do not run once; None where that is not known.
+        source: where the sizes are from: of a 'sample'; 'frozen', as all inputs have fixed sizes; or 'inferred', with
+            free dimensions as 1.
+    """
+
+    shapes: dict[str, Shape]
+    times: dict[str, int | None]
+    source: str
+
+    def work(self, model: Model) -> list[NodeMacs]:
+        """The work of every node that multiplies."""
+        return count(model, self.shapes, self.times)
+
+    def told(self, rows: Iterable[NodeMacs]) -> dict[str, Any]:
+        """What a report says of the sizes: where they are from, and of which nodes the work is not known by them."""
+        return {"from": self.source, "unknown": [row.node.label for row in rows if not row.exact]}
+
+
+def concrete_shapes(model: Model, feed_shapes: Shapes | None = None) -> dict[str, Shape]:
+    """Shapes of the model's tensors when inputs of these shapes are fed; what cannot be told is left out."""
+    return tensor_sizes(model, feed_shapes).shapes
+
+
+def tensor_sizes(
+    model: Model, feed_shapes: Shapes | None = None, values: Mapping[str, NDArray[Any]] | None = None
+) -> Sizes:
+    """Shapes of the model's tensors as they are when inputs of these shapes are fed.
+
+    Shapes that the file states serve where inference stops, at custom operators for one. values: of inputs; small ones
+    that hold whole numbers may tell sizes.
     """
     proto, lifted = model.skeleton()
     symbols = _symbols(proto.graph, feed_shapes or {}, lifted)
-    stated = [*proto.graph.value_info, *proto.graph.output]
+    pinned: dict[str, Dims] = {}
     for info in proto.graph.input:
         if info.name not in lifted and info.type.HasField("tensor_type"):
-            _pin(info.type.tensor_type, (feed_shapes or {}).get(info.name), symbols)
+            shape = _pinned(info.type.tensor_type, (feed_shapes or {}).get(info.name), symbols)
+            if shape is not None:
+                pinned[info.name] = shape
     # Inference starts from the inputs alone: an exporter's hints hold its example's sizes, not these.
-    hints = {info.name: _resolved(info.type.tensor_type, symbols) for info in stated}
-    del proto.graph.value_info[:]
-    for info in proto.graph.output:
-        info.type.tensor_type.ClearField("shape")
-    found: dict[str, Shape] = {}
-    try:
-        inferred = infer_proto(proto)
-        _collect(inferred.graph, found)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        _collect(proto.graph, found)  # no inference: what the file states must do
-    for name, shape in hints.items():
-        if shape is not None:
-            found.setdefault(name, shape)
-    return found
+    stated = {i.name: _resolved(i.type.tensor_type, symbols) for i in (*proto.graph.value_info, *proto.graph.output)}
+    hints = {name: shape for name, shape in stated.items() if shape is not None}
+    whole = {name: array for name, array in (values or {}).items() if array.dtype.kind in "biu"}
+    found = propagate(proto, pinned, whole, dict(hints))
+    shapes: dict[str, Shape] = {}
+    for name, dims in found.shapes.items():
+        known = tuple(d for d in dims if isinstance(d, int))
+        if len(known) == len(dims):
+            shapes[name] = known
+    return Sizes({**hints, **shapes}, found.times, _source(proto.graph, feed_shapes or {}, lifted))
+
+
+def _source(graph: GraphProto, feed_shapes: Shapes, lifted: Iterable[str]) -> str:
+    inputs = [info for info in graph.input if info.name not in lifted]
+    if inputs and all(info.name in feed_shapes for info in inputs):
+        return SAMPLE
+    free = (not d.HasField("dim_value") for info in inputs for d in info.type.tensor_type.shape.dim)
+    return INFERRED if any(free) else FROZEN
 
 
 def _symbols(graph: GraphProto, feed_shapes: Shapes, lifted: Iterable[str]) -> dict[str, int]:
@@ -106,18 +167,13 @@ def _symbols(graph: GraphProto, feed_shapes: Shapes, lifted: Iterable[str]) -> d
     return symbols
 
 
-def _pin(tensor: TypeProto.Tensor, shape: Shape | None, symbols: Mapping[str, int]) -> None:
-    """Give an input the fed shape, or 1 for each dimension nothing is known of."""
-    if shape is None and not tensor.HasField("shape"):
-        return
-    if shape is None:
-        shape = tuple(
-            d.dim_value if d.HasField("dim_value") else symbols.get(d.dim_param, 1) for d in tensor.shape.dim
-        )
-    tensor.ClearField("shape")
-    tensor.shape.SetInParent()
-    for size in shape:
-        tensor.shape.dim.add(dim_value=size)
+def _pinned(tensor: TypeProto.Tensor, shape: Shape | None, symbols: Mapping[str, int]) -> Shape | None:
+    """The fed shape of an input, or 1 for each dimension nothing is known of; None where its rank is not known."""
+    if shape is not None:
+        return tuple(int(size) for size in shape)
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.HasField("dim_value") else symbols.get(d.dim_param, 1) for d in tensor.shape.dim)
 
 
 def _resolved(tensor: TypeProto.Tensor, symbols: Mapping[str, int]) -> Shape | None:
@@ -126,16 +182,3 @@ def _resolved(tensor: TypeProto.Tensor, symbols: Mapping[str, int]) -> Shape | N
         return None
     sizes = [d.dim_value if d.HasField("dim_value") else symbols.get(d.dim_param, -1) for d in tensor.shape.dim]
     return None if any(size < 0 for size in sizes) else tuple(sizes)
-
-
-def _collect(graph: GraphProto, found: dict[str, Shape]) -> None:
-    for info in (*graph.input, *graph.value_info, *graph.output):
-        shape = _resolved(info.type.tensor_type, {})
-        if shape is not None:
-            found.setdefault(info.name, shape)
-    for tensor in graph.initializer:
-        found.setdefault(tensor.name, tuple(tensor.dims))
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _collect(attribute.g, found)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from onnxshot.calibration.stats import Histogram, TensorStats
 from onnxshot.graph import Constant, Model, Node, weights
-from onnxshot.graph.macs import macs
+from onnxshot.graph.macs import NodeMacs, by_label
 from onnxshot.graph.ops import weight_slot
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.report import NodeReport, TensorReport, ValueCounts
@@ -21,9 +21,9 @@ DRAWN = 16
 _MOST_BYTES = 256 << 20  # of weights whose zeros are counted
 
 
-def graph_rows(model: Model) -> list[NodeReport]:
-    """The nodes of a float model in topological order, subgraphs included, all of them as float."""
-    work = macs(model)
+def graph_rows(model: Model, rows: Iterable[NodeMacs]) -> list[NodeReport]:
+    """The nodes of a float model in topological order, subgraphs included, all of them as float. rows: its work."""
+    work = by_label(rows)
     total, counted = sum(work.values()), model.weight_bytes() <= _MOST_BYTES
     return [
         NodeReport(

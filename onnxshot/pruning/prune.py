@@ -26,7 +26,7 @@ from onnxshot.files.given import of_run
 from onnxshot.files.results import is_external, of_result
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
-from onnxshot.graph.macs import macs
+from onnxshot.graph.macs import NodeMacs, by_label
 from onnxshot.graph.save import Draft
 from onnxshot.graph.shapes import refuse_giants
 from onnxshot.layers.rows import Feeds
@@ -48,6 +48,7 @@ from onnxshot.pruning.stay_finite import Fallbacks, Guard
 from onnxshot.recipes.record import record, source_of, stamp
 from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.settings import Settings
+from onnxshot.targets.ort_sizes import sizes_on
 from onnxshot.targets.unsound import blames_model
 from onnxshot.zeros import layers_of, worth
 
@@ -130,6 +131,7 @@ class _Run:
     _layers: list[Prunable] = field(init=False)
     _tables: Tables = field(init=False)
     _counts: dict[str, int] = field(init=False)
+    _work: list[NodeMacs] = field(init=False)
     _held_out: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -182,7 +184,9 @@ class _Run:
         ApplyRepairs(found).run(self.model)
         edit.remove_unused(self.model)
         self.report.sparsity_of_all = proof.sparsity(self.model)
-        self.report.graph = anatomy.graph_rows(self.model)
+        first = data[0].feed if data is not None and len(data) else None
+        self._work = sizes_on(self.model, first, threads=self.settings.threads).work(self.model)
+        self.report.graph = anatomy.graph_rows(self.model, self._work)
         StoreHalf().run(self.model)
         stamp(self.model, record(self.asked, self._source_hash, self.settings, sampled=data is not None))
         if self.report.samples.get("random"):
@@ -291,7 +295,7 @@ class _Run:
 
     def _weigh(self) -> None:
         """What the zeros are worth: the size that is sent, and what runs faster."""
-        work = macs(self.model)
+        work = by_label(self._work)
         before, after = layers_of(load_model(self._plain), work), layers_of(self.model, work)
         self.report.packed_bytes = (sum(x.packed_bytes for x in before), sum(x.packed_bytes for x in after))
         self.report.worth = worth(after)

@@ -16,7 +16,7 @@ from onnxshot.calibration.readers import Dataset, Sample, split
 from onnxshot.errors import UsageError
 from onnxshot.graph import Model, weights
 from onnxshot.graph.load import load_model
-from onnxshot.graph.macs import macs
+from onnxshot.graph.macs import by_label
 from onnxshot.graph.ops import op_of
 from onnxshot.parallel import in_order
 from onnxshot.pipeline import Run
@@ -30,6 +30,7 @@ from onnxshot.recipes.record import stamp
 from onnxshot.rewrite import apply
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_latency import kernel_times
+from onnxshot.targets.ort_sizes import sizes_on
 
 TRIED = 8
 """Calibration samples that candidates are tried on, evenly spaced over those that were calibrated on."""
@@ -175,7 +176,7 @@ def workbench(
 def _units(model: Model, plan: Plan, recipe: Recipe, sample: Sample) -> tuple[Unit, ...]:
     patterns = exact_patterns(model)
     forced = {node.label for node in Asked(model, recipe).forced}
-    work = macs(model, {name: value.shape for name, value in sample.feed.items()})
+    work = by_label(sizes_on(model, sample.feed).work(model))
     total = sum(work.values()) or 1
     node_of = {node.label: node for _, node in model.walk()}
     units = []

@@ -1,0 +1,237 @@
+"""Shapes of operators that read sizes of which some are not known: one function an operator, one row each.
+
+A rule returns the sizes of the first output, and None where ONNX's own inference does as well. Sources: ONNX Operators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from onnxshot.graph.dims import Dim, divided, entries, equal, is_known, is_size, unknown_size
+
+Array = NDArray[Any]
+Dims = tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A node: its attributes, and the shapes and values of its inputs as far as they are known."""
+
+    attrs: Mapping[str, Any]
+    shapes: tuple[Dims | None, ...]
+    values: tuple[Array | None, ...]
+    opset: int
+
+    def shape(self, slot: int) -> Dims | None:
+        """Sizes of an input; None where it is left out, or its rank is not known."""
+        return self.shapes[slot] if slot < len(self.shapes) else None
+
+    def value(self, slot: int) -> Array | None:
+        """Numbers of an input."""
+        return self.values[slot] if slot < len(self.values) else None
+
+    def numbers(self, slot: int) -> list[Any] | None:
+        """The same in one row."""
+        held = self.value(slot)
+        return None if held is None else entries(held)
+
+    def count(self, slot: int) -> int | None:
+        """How many numbers an input of one dimension holds."""
+        shape = self.shape(slot)
+        return shape[0] if shape is not None and len(shape) == 1 and isinstance(shape[0], int) else None
+
+
+Rule = Callable[[Given], Dims | None]
+
+
+def _size(value: Any) -> Dim:
+    """A number as a size: what may be negative is none."""
+    return value if is_size(value) else unknown_size()
+
+
+def _reshape(given: Given) -> Dims | None:
+    x, target = given.shape(0), given.numbers(1)
+    if "shape" in given.attrs:
+        target = list(given.attrs["shape"])
+    if target is None:
+        count = given.count(1)
+        return None if count is None else tuple(unknown_size() for _ in range(count))
+    if x is None:
+        return tuple(d if isinstance(d, int) and d > 0 else unknown_size() for d in target)
+    if not given.attrs.get("allowzero", 0):
+        target = [x[i] if equal(d, 0) and i < len(x) else d for i, d in enumerate(target)]
+    free = [i for i, d in enumerate(target) if not is_size(d)]
+    if len(free) == 1:  # -1, or what can only be it
+        rest, total = math.prod((d for i, d in enumerate(target) if i != free[0]), start=1), math.prod(x, start=1)
+        target[free[0]] = left if (left := divided(total, rest) if not equal(rest, 0) else None) is not None else -1
+    return tuple(_size(d) for d in target)
+
+
+def _broadcast(a: Dims, b: Dims) -> Dims:
+    wide = max(len(a), len(b))
+    found: list[Dim] = []
+    for x, y in zip((1,) * (wide - len(a)) + a, (1,) * (wide - len(b)) + b, strict=True):
+        if x == 1 or x == y:
+            found.append(y)
+        elif y == 1 or (isinstance(x, int) and not isinstance(y, int)):
+            found.append(x)
+        else:
+            found.append(y if isinstance(y, int) and not isinstance(x, int) else unknown_size())
+    return tuple(found)
+
+
+def _expand(given: Given) -> Dims | None:
+    x, target = given.shape(0), given.numbers(1)
+    if x is None or target is None:
+        return None
+    return _broadcast(x, tuple(_size(d) for d in target))
+
+
+def _filled(given: Given) -> Dims | None:
+    target = given.numbers(0)
+    return None if target is None else tuple(_size(d) for d in target)
+
+
+def _tile(given: Given) -> Dims | None:
+    x, times = given.shape(0), given.numbers(1)
+    if x is None or times is None or len(times) != len(x):
+        return None
+    return tuple(_size(d * t) for d, t in zip(x, times, strict=True))
+
+
+def _pad(given: Given) -> Dims | None:
+    x = given.shape(0)
+    pads = list(given.attrs["pads"]) if "pads" in given.attrs else given.numbers(1)
+    if x is None or pads is None:
+        return None if x is None else tuple(unknown_size() for _ in x)
+    axes = given.numbers(3) if given.value(3) is not None else list(range(len(x)))
+    if axes is None or len(pads) != 2 * len(axes):
+        return None
+    found = list(x)
+    for i, axis in enumerate(axes):
+        found[int(axis)] = _size(found[int(axis)] + pads[i] + pads[i + len(axes)])
+    return tuple(found)
+
+
+def _resize(given: Given) -> Dims | None:
+    x, sizes, scales = given.shape(0), given.numbers(3), given.value(2)
+    if x is None or "axes" in given.attrs or given.attrs.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        return None
+    if sizes:
+        return tuple(_size(d) for d in sizes) if len(sizes) == len(x) else None
+    if all(isinstance(d, int) for d in x):
+        return None  # ONNX multiplies as the runtime does
+    if scales is None or len(scales) != len(x) or not is_known(scales):
+        return tuple(unknown_size() for _ in x)
+    whole = zip(x, scales.tolist(), strict=True)
+    return tuple(_size(dim * int(scale)) if scale == int(scale) else unknown_size() for dim, scale in whole)
+
+
+def _range(given: Given) -> Dims | None:
+    start, limit, step = (given.numbers(i) for i in range(3))
+    if not start or not limit or not step:
+        return (unknown_size(),)
+    if all(isinstance(v, int | float) for v in (start[0], limit[0], step[0])):
+        return (max(0, math.ceil((limit[0] - start[0]) / step[0])),) if step[0] else None
+    return (_size(limit[0] - start[0]),) if step[0] == 1 else (unknown_size(),)
+
+
+def _slice(given: Given) -> Dims | None:
+    x = given.shape(0)
+    if x is None or "starts" in given.attrs:
+        return None  # ONNX follows what is constant
+    starts, ends, steps = given.numbers(1), given.numbers(2), given.numbers(4)
+    axes = given.numbers(3) if len(given.shapes) > 3 and given.shapes[3] is not None else None
+    if given.count(1) is not None and axes is None and (len(given.shapes) < 4 or given.shapes[3] is None):
+        axes = list(range(given.count(1) or 0))
+    if axes is None:
+        return tuple(unknown_size() for _ in x)
+    found = list(x)
+    for i, axis in enumerate(axes):
+        at = int(axis) % len(x)
+        start, end = (None if held is None else held[i] for held in (starts, ends))
+        step = 1 if steps is None and (len(given.shapes) < 5 or given.shapes[4] is None) else steps and steps[i]
+        found[at] = sliced(x[at], start, end, step)
+    return tuple(found)
+
+
+def sliced(size: Dim, start: Any, end: Any, step: Any) -> Dim:
+    """How many are left of so many; None stands for what is not known."""
+    if start is None or end is None or not isinstance(step, int):
+        return unknown_size()
+    if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
+        stop = None if step < 0 and end < -size else end
+        return len(range(size)[slice(start, stop, step)]) if step else unknown_size()
+    if step != 1:
+        return unknown_size()
+    first, last = _place(size, start), _place(size, end)
+    return unknown_size() if first is None or last is None or not is_size(last - first) else last - first
+
+
+def _place(size: Dim, at: Any) -> Dim | None:
+    """A place along an axis, counted from the front and within it; None where that is not known."""
+    if isinstance(at, int) and at >= 1 << 31:
+        return size
+    if is_size(at):
+        return at if is_size(size - at) else size if is_size(at - size) else None
+    if is_size(at * -1):
+        back: Dim = size + at
+        return back if is_size(back) else None
+    return None
+
+
+def _fused_matmul(given: Given) -> Dims | None:
+    """com.microsoft FusedMatMul: with transA and transB."""
+    a, b = given.shape(0), given.shape(1)
+    turned = any(given.attrs.get(key, 0) for key in ("transBatchA", "transBatchB"))
+    if a is None or b is None or len(a) < 2 or len(b) < 2 or turned:
+        return None
+    rows, columns = a[-1 if given.attrs.get("transA", 0) else -2], b[-2 if given.attrs.get("transB", 0) else -1]
+    return (*_broadcast(a[:-2], b[:-2]), rows, columns)
+
+
+def _attention(given: Given) -> Dims | None:
+    """com.microsoft Attention: x [B, S, I] times w [I, Q + K + V]."""
+    x, w = given.shape(0), given.shape(1)
+    if x is None or w is None or len(x) != 3 or len(w) != 2:
+        return None
+    widths = given.attrs.get("qkv_hidden_sizes")
+    third = divided(w[1], 3)
+    return (*x[:2], widths[2]) if widths else None if third is None else (*x[:2], third)
+
+
+RULES: dict[str, Rule] = {
+    "ConstantOfShape": _filled,
+    "Expand": _expand,
+    "Pad": _pad,
+    "Range": _range,
+    "Reshape": _reshape,
+    "Resize": _resize,
+    "Slice": _slice,
+    "Tile": _tile,
+}
+BEYOND: dict[str, Rule] = {
+    **dict.fromkeys(("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul"), _fused_matmul),
+    **dict.fromkeys(("Attention", "QAttention"), _attention),
+}
+"""Operators of com.microsoft, which ONNX does not know."""
+READS_VALUES = frozenset({
+    "AffineGrid", "BlackmanWindow", "CenterCropPad", "Col2Im", "DFT", "HammingWindow", "HannWindow", "MaxUnpool",
+    "MelWeightMatrix", "OneHot", "Range", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "Resize", "STFT", "Slice",
+    "Split", "SplitToSequence", "Squeeze", "TopK", "Unsqueeze", "Upsample",
+})  # fmt: skip
+"""Operators whose results have sizes that some of their inputs tell."""
+STANDS_FOR = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
+"""Fused operators that have the shapes of a standard one."""
+LIKE_FIRST = frozenset({
+    "BiasAdd", "BiasGelu", "BiasSoftmax", "FastGelu", "Gelu", "GroupNorm", "GroupQueryAttention", "LayerNormalization",
+    "MultiHeadAttention", "QuickGelu", "RotaryEmbedding", "SimplifiedLayerNormalization", "SkipGroupNorm",
+    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+})  # fmt: skip
+"""Operators beyond ONNX that give what has the shape of their first input."""
