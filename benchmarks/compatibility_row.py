@@ -140,31 +140,32 @@ def ort_static(row: Row) -> dict[str, Any]:
         def get_next(self) -> measured.Feed | None:
             return next(self._feeds, None)
 
-    path = row.out / "ort_static.onnx"
-    quantize_static(str(prepared(row)), str(path), Reader(row.calib))
-    return row.judged(path)
+    path, (source, failed) = row.out / "ort_static.onnx", prepared(row)
+    quantize_static(str(source), str(path), Reader(row.calib))
+    return row.judged(path) | failed
 
 
 def ort_dynamic(row: Row) -> dict[str, Any]:
     """onnxruntime's dynamic quantizer behind its pre-processing, all by default."""
     from onnxruntime.quantization import quantize_dynamic
 
-    path = row.out / "ort_dynamic.onnx"
-    quantize_dynamic(str(prepared(row)), str(path))
-    return row.judged(path)
+    path, (source, failed) = row.out / "ort_dynamic.onnx", prepared(row)
+    quantize_dynamic(str(source), str(path))
+    return row.judged(path) | failed
 
 
-def prepared(row: Row) -> Path:
-    """The given file as onnxruntime's own pre-processing leaves it; as it was where that fails."""
+def prepared(row: Row) -> tuple[Path, dict[str, str]]:
+    """The given file as onnxruntime's own pre-processing leaves it; as it was where that fails, and why it did."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     path = row.out / "prepared.onnx"
-    if not path.exists():
-        try:
+    try:
+        if not path.exists():
             quant_pre_process(str(row.model), str(path))
-        except Exception:  # of whatever it raises
-            path.unlink(missing_ok=True)
-    return path if path.exists() else row.model
+    except Exception as e:  # of whatever it raises; symbolic shapes need sympy
+        path.unlink(missing_ok=True)
+        return row.model, {"unprepared": f"{type(e).__name__}: {first_line(e)}"}
+    return path, {}
 
 
 def speed(row: Row) -> dict[str, Any]:

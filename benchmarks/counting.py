@@ -42,6 +42,11 @@ def kernels(model: Path, feed: dict[str, Any], *, optimize: bool = True) -> list
         run.run(None, {arg.name: feed[arg.name] for arg in run.get_inputs()})
         events = json.loads(Path(run.end_profiling()).read_text())
         graph = onnx.load(str(Path(folder) / "o.onnx"), load_external_data=False).graph
+    return of_profile(events, graph, feed)
+
+
+def of_profile(events: list[dict[str, Any]], graph: onnx.GraphProto, feed: dict[str, Any]) -> list[Kernel]:
+    """The kernels of the events of a profile of one run, by the optimized graph of the same session."""
     known = {name: np.shape(value) for name, value in feed.items()}
     every = list(graphs(graph))
     known |= {t.name: tuple(t.dims) for inner in every for t in inner.initializer}
