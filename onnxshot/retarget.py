@@ -6,6 +6,7 @@ from onnxshot.graph import Model, shapes
 from onnxshot.passes.base import Pass, Skip
 from onnxshot.passes.move_pairs import MovePairs
 from onnxshot.passes.relabel import Relabel
+from onnxshot.passes.store_biases import StoreBiases
 from onnxshot.passes.to_pairs import FORMS, OPSET, ToPairs
 from onnxshot.targets.base import Target
 
@@ -21,5 +22,6 @@ def retarget(model: Model, target: Target) -> tuple[int, list[Skip]]:
         what = f"{summed} operators on integers became float ones between Q/DQ pairs"
         model.notes.append(f"{what}: sums are rounded otherwise, answers may differ by a step")
     steps: tuple[Pass, ...] = (ToPairs(), Relabel(target), MovePairs(target))
+    steps += (StoreBiases(),) if target.stores_biases else ()
     changes = [step.run(model) for step in steps]
     return sum(change.edits for change in changes), [skip for change in changes for skip in change.skips]

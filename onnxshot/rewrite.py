@@ -14,6 +14,7 @@ from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.qoperator import ToQOperator
 from onnxshot.passes.quantized_shapes import QuantizedShapes
 from onnxshot.passes.smooth import Smooth
+from onnxshot.passes.store_biases import StoreBiases
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
 from onnxshot.planning.plan import DYNAMIC, FLOAT, Plan
@@ -47,6 +48,8 @@ def finish(model: Model, target: Target, recipe: Recipe) -> list[Skip]:
         passes.append(ToQOperator())
     if target.quantizes_outputs and target.activation.is_symmetric:
         passes.append(MovePairs(target))  # a Q with zero point 0 does not do the work of the Relu before it
+    if target.stores_biases:
+        passes.append(StoreBiases())  # now that nothing more is learned of them
     if target.isolates_softmax:
         passes.append(IsolateSoftmax())
     skips = [skip for step in passes for skip in step.run(model).skips]

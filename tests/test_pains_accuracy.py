@@ -320,9 +320,9 @@ def structure(proto: Proto) -> tuple[list[Signature], list[tuple[NDArray[Any], s
 def operand_block() -> Case:
     """A constant picture, all above 0, is added between Convs: a constant operand in 8 bits that is no weight."""
     text = """g (float[batch, 4, 8, 8] x) => (float[batch, 4, 8, 8] y) {
-        a = Conv<pads = [1, 1, 1, 1]>(x, w1, b) s = Add(a, grid) r = Relu(s) y = Conv<pads = [1, 1, 1, 1]>(r, w2, b)
+        a = Conv<pads = [1, 1, 1, 1]>(x, w1, b1) s = Add(a, grid) r = Relu(s) y = Conv<pads = [1, 1, 1, 1]>(r, w2, b2)
     }"""
-    constants = {f"w{i}": weight(4, 4, 3, 3, seed=i) for i in (1, 2)} | {"b": vector(4)}
+    constants = {f"w{i}": weight(4, 4, 3, 3, seed=i) for i in (1, 2)} | {f"b{i}": vector(4, i) for i in (1, 2)}
     return Case(model(text, constants | {"grid": vector(256, 0, -1, 3).reshape(1, 4, 8, 8)}), feeds(x=(2, 4, 8, 8)))
 
 

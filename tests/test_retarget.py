@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from handmade import HANDMADE
+from handmade import HANDMADE, Case
 from handmade.core import Feed, feeds, model, vector, weight
 from handmade.foreign import STYLES, quantized_elsewhere
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from planning import initializers, maker, nodes_of, run, small
+from planning import initializers, maker, nodes_of, run, small, sqnr
 from rewrites import loaded
 
 import onnxshot
@@ -78,12 +78,17 @@ def refused_by_tensorrt(proto: onnx.ModelProto) -> list[str]:
 def test_answers_stay_the_same(block: str, style: str, target: str) -> None:
     before = foreign(block, style)
     after, _ = retargeted(before, target)
-    assert_same(before, after, HANDMADE[block]().feeds[:3])
+    samples, integers = HANDMADE[block]().feeds[:3], target_named(target).stores_biases
+    if integers and style == "tensorrt":
+        assert sqnr(Case(before, samples), after, optimize=False) > 40, "its float biases are rounded"
+    else:
+        assert_same(before, after, samples)
     wanted = np.dtype(target_named(target).activation.dtype.storage)
     values = initializers(after)
     assert {values[q.input[2]].dtype for q in nodes_of(after, "QuantizeLinear")} == {wanted}
     stored = [values[n.input[0]] for n in nodes_of(after, "DequantizeLinear") if n.input[0] in values]
-    assert np.int32 not in {value.dtype for value in stored}, "biases are float"
+    biased = any(len(n.input) > 2 for op in ("Conv", "Gemm") for n in nodes_of(after, op))
+    assert (np.dtype(np.int32) in {value.dtype for value in stored}) == (integers and biased)
 
 
 @pytest.mark.parametrize("style", ["int8 by int8", "tensorrt"])
@@ -283,10 +288,11 @@ def test_integer_operators_in_numbers() -> None:
     after, skips = retargeted(proto, "ort")
     assert not skips
     assert Counter(n.op_type for n in after.graph.node) == {
-        "QuantizeLinear": 4, "DequantizeLinear": 5, "Conv": 1, "MaxPool": 1, "Transpose": 1,
+        "QuantizeLinear": 4, "DequantizeLinear": 6, "Conv": 1, "MaxPool": 1, "Transpose": 1,
     }  # fmt: skip
-    bias = initializers(after)[nodes_of(after, "Conv")[0].input[2]]
-    np.testing.assert_array_equal(bias, np.array([100 * 2**-11, -3000 * 2**-12, 7 * 2**-13, 0], np.float32))
+    bias, scale = (initializers(after)[name] for name in maker(after, nodes_of(after, "Conv")[0].input[2]).input)
+    np.testing.assert_array_equal(bias, [100, -3000, 7, 0])
+    np.testing.assert_array_equal(scale, np.array([2**-11, 2**-12, 2**-13, 2**-11], np.float32))
     assert_same(proto, after, feeds(4, x=(1, 4, 6, 6)))
 
 

@@ -28,7 +28,7 @@ _BYTES: dict[int, QuantType] = {TensorProto.UINT8: UINT8, TensorProto.INT8: INT8
 class Relabel:
     """Turn 8-bit integers into the target's types, float weights behind a Q into stored ones, int32 biases into float.
 
-    A float bias is what every runtime takes: those that compute with int32 quantize it as they need it.
+    A float bias is what every runtime takes. Where the target wants int32, StoreBiases gives it the scale that fits.
     """
 
     target: Target

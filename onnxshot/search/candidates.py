@@ -27,7 +27,7 @@ from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.record import stamp
-from onnxshot.rewrite import apply
+from onnxshot.rewrite import apply, finish
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_latency import kernel_times
 from onnxshot.targets.ort_sizes import sizes_on
@@ -112,7 +112,9 @@ class Workbench:
         A unit that the runtime made part of another's kernel has 0.
         """
         base = self.run.model.to_proto()
-        protos = [base, self._rewritten(base, self.plan).to_proto()]
+        made = self._rewritten(base, self.plan)
+        finish(made, self.run.target, self.recipe)
+        protos = [base, made.to_proto()]
         parts, feeds = {u.planned.node: u.made for u in self.units}, [sample.feed for sample in self.samples]
         before, after = kernel_times(protos, parts, feeds, threads=self.run.settings.threads)
         return {u.pattern: (before[u.planned.node], after[u.planned.node]) for u in self.units}
@@ -122,6 +124,7 @@ class Workbench:
         base, plan = self.run.model.to_proto(), self.plan_of(recipe)
         made = self._rewritten(base, plan)
         self.run.repair(base, made, plan)
+        finish(made, self.run.target, recipe)
         stamp(made, self.run.record(recipe, plan))
         return made
 

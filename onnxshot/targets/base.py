@@ -30,6 +30,7 @@ class Target:
             with few channels and a large kernel not even there.
         reducers: followers whose output is so much smaller that they pay although a float op reads it.
         quantizes_outputs: an int8 op needs a Q on its output (after a Relu or Clip that follows it) to be fused.
+        stores_biases: biases of int8 layers are stored as int32, as its older versions fuse no float ones.
         gives_float: ops that are fused without a Q on their output too, and then give floats; of them a Gemm without a
             bias, and a MatMul that no Add behind it makes a Gemm with one.
         input_grids: an input may be quantized with a scale per channel in front of an int8 op that knows one only.
@@ -62,6 +63,7 @@ class Target:
     slow_depthwise: bool = False
     reducers: frozenset[str] = frozenset()
     quantizes_outputs: bool = True
+    stores_biases: bool = False
     gives_float: frozenset[str] = frozenset()
     input_grids: bool = False
     quantizes_residuals: bool = False

@@ -32,6 +32,7 @@ OPENVINO = replace(
     # encoder 1.2x as fast with 9 dB more. Where both ops are int8, the pair stands there anyway.
     slow_depthwise=False,
     quantizes_outputs=False,
+    stores_biases=False,
     gives_float=frozenset(),
     isolates_softmax=False,
     # A float Mul, Sigmoid or LeakyRelu is computed inside the Conv before it, or in one kernel with the Q behind it.

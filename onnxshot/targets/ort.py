@@ -29,6 +29,7 @@ ORT = Target(
     dynamic=frozenset({"MatMul", "Gemm"}),
     contrib=frozenset({"LSTM"}),
     prefers_dynamic=True,
+    stores_biases=True,  # from 1.23 on a session does so with float ones; 1.18 to 1.22 run those layers at 0.1x to 0.6x
     # As MatMulIntegerToFloat and QGemm. A float bias is quantized for a Gemm with a Q behind it only; without one, the
     # Gemm runs in float, and so does a MatMul of matrices with an Add behind it, which becomes such a Gemm.
     gives_float=frozenset({"MatMul", "Gemm"}),

@@ -1,0 +1,105 @@
+"""Store the biases of int8 layers as int32 behind a DequantizeLinear, the form that every ONNX Runtime fuses.
+
+A Conv or Gemm with a float bias is fused from ONNX Runtime 1.23 on only: older ones run it in float, and dequantize its
+weight at every run. The scale is x_scale * w_scale, rounded once to float32: with any other, QGemm gives wrong sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.graph.ops import channel_axis, op_of
+from onnxshot.maths.affine import BIAS_QMAX, MIN_SCALE, bias_params, quantize_bias
+from onnxshot.passes.base import Change
+
+_LAYERS = ("Conv", "Gemm")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreBiases:
+    """Quantize the float biases of layers whose input and weight are dequantized. No zero point is written: it is 0."""
+
+    name: str = "store_biases"
+    _made: dict[tuple[Constant, bytes], tuple[Constant, Constant]] = field(default_factory=dict)
+
+    def run(self, model: Model) -> Change:
+        """Store them; edits counts the layers, skips name those whose bias does not fit int32."""
+        change = Change()
+        self._made.clear()
+        for node in list(model.graph.nodes):
+            slot = op_of(node).bias if node.op in _LAYERS else None
+            if slot is None or slot >= len(node.inputs):
+                continue
+            bias = node.inputs[slot]
+            scales = _scales(node) if isinstance(bias, Constant) else None
+            if scales is None or not _fits_form(node, bias, scales[1].size):
+                continue
+            values = np.asarray(weights.read(bias))
+            if not _has_room(values, *scales):
+                change.skip(node, "its bias does not fit int32 at the scales of its input and weight: it stays float")
+                continue
+            self._store(model, node, slot, values, scales)
+            change.edits += 1
+        if change.edits:
+            edit.remove_unused(model)
+            edit.toposort(model)
+        return change
+
+    def _store(
+        self, model: Model, node: Node, slot: int, values: NDArray[Any], scales: tuple[NDArray[Any], NDArray[Any]]
+    ) -> None:
+        bias, params = node.inputs[slot], bias_params(*scales)
+        key = (bias, params.scale.tobytes())
+        if key not in self._made:
+            self._made[key] = (
+                edit.add_constant(model, bias.name, "quantized", quantize_bias(values, *scales)),
+                edit.add_constant(model, bias.name, "scale", params.scale),
+            )
+        attrs = {"axis": values.ndim - 1} if params.scale.ndim else {}
+        dq = edit.add_node(
+            model, "DequantizeLinear", list(self._made[key]), base=bias.name, suffix="dequantized", attrs=attrs
+        )
+        node.inputs[slot] = dq.outputs[0]
+
+
+def _scales(node: Node) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Scales of input () and weight, () or [C] by output channel; None where the layer does not compute in int8."""
+    found = []
+    for slot in (0, 1):
+        dq = edit.producer(node.inputs[slot])
+        if dq is None or dq.op != "DequantizeLinear" or isinstance(dq.inputs[0], Constant) != (slot == 1):
+            return None
+        scale = edit.constant_input(dq, 1)
+        if scale is None or scale.dtype != np.float32:
+            return None
+        if scale.size > 1 and (slot == 0 or not _by_output(node, dq, scale)):
+            return None
+        found.append(scale.reshape(()) if scale.size == 1 else scale)
+    return found[0], found[1]
+
+
+def _by_output(node: Node, dq: Node, scale: NDArray[Any]) -> bool:
+    """Whether a weight has a scale for each output channel, and not one for each block or input channel."""
+    rank = len(dq.inputs[0].shape)
+    wanted = channel_axis(node, 1, rank)
+    return scale.ndim == 1 and wanted is not None and int(dq.attrs.get("axis", 1)) % rank == wanted % rank
+
+
+def _fits_form(node: Node, bias: Constant, channels: int) -> bool:
+    """Whether the bias is a float32 vector with a value per output channel that the layer adds as it is."""
+    if bias._values.dtype != np.float32 or len(bias.shape) != 1 or channels not in (1, bias.shape[0]):
+        return False
+    return all(node.attrs.get(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+
+
+def _has_room(bias: NDArray[Any], x_scale: NDArray[Any], w_scale: NDArray[Any]) -> bool:
+    """Whether every value fits a step of x_scale * w_scale, and that product is a normal float32."""
+    step = x_scale.astype(np.float64) * w_scale.astype(np.float64)
+    if not (np.isfinite(bias).all() and (step >= MIN_SCALE).all() and (step <= np.finfo(np.float32).max).all()):
+        return False
+    return bool((np.abs(bias.astype(np.float64)) <= BIAS_QMAX * step * (1 + 2.0**-20)).all())
