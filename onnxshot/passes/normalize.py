@@ -20,6 +20,7 @@ from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.order_gelu import OrderGelu
 from onnxshot.passes.pool_means import PoolMeans
 from onnxshot.passes.remove_unused import RemoveUnused
+from onnxshot.passes.unblock import Unblock
 from onnxshot.passes.unfuse import Unfuse, holds_fused
 
 _ROUNDS = 8  # each round can only make the graph smaller; real models need two or three
@@ -53,9 +54,9 @@ def normalize(model: Model, *, opset: int | None = None, keep_overridable: bool 
         return change.edits
 
     run(InlineFunctions())
-    for _ in range(_ROUNDS if holds_fused(model) else 0):
+    while holds_fused(model):
         shapes.infer(model)
-        if not run(Unfuse()):
+        if not run(Unblock()) + run(Unfuse()):
             break
     if opset is not None:
         shapes.raise_opset(model, opset)
