@@ -15,6 +15,7 @@ from onnxshot.passes.fold_shuffle import FoldShuffle
 from onnxshot.passes.fuse_activations import FuseActivations
 from onnxshot.passes.fuse_layer_norm import FuseLayerNorm
 from onnxshot.passes.inline_functions import InlineFunctions
+from onnxshot.passes.layout import FewestTransposes
 from onnxshot.passes.move_shapes import MoveShapes
 from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.order_gelu import OrderGelu
@@ -36,6 +37,7 @@ REPEATED: Sequence[Pass] = (
     FoldAffine(),
     FoldShuffle(),
     PoolMeans(),
+    FewestTransposes(),
 )
 
 

@@ -1,0 +1,239 @@
+"""Let a graph run in the layout that takes the fewest Transposes: NHWC exports come out as their NCHW twins.
+
+Keras and TensorFlow compute with channels last and ONNX's Conv with channels first, so that their exporters put a
+Transpose on both sides of each Conv. Each operator between them can be written in either layout (`layout_ops`). Which
+one it gets is a minimum cut: a tensor whose maker and readers do not agree costs one Transpose of its size. The
+labelling that was given is one of those the cut chooses from, so no more values are ever moved than before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from onnxshot.graph import Model, Node, Tensor, edit
+from onnxshot.graph.macs import concrete_shapes
+from onnxshot.maths.min_cut import TwoLabels
+from onnxshot.passes import linear
+from onnxshot.passes.base import Change
+from onnxshot.passes.fold_affine import affine_of
+from onnxshot.passes.layout_case import FIRST, LAST, perm_to, transposed_label
+from onnxshot.passes.layout_groups import Group, Labels, labels_of, parts_of
+
+_UNIT = 1 << 24  # cost of moving one value; what is below it only decides between equals
+_WITH_MAKER, _WITH_READER, _AS_GIVEN = 16, 8, 1
+_FREE_SIZE = 256  # stands for a free dimension of an input but the batch: divisible by the strides of usual nets
+_FORBIDDEN = 1 << 90
+_ACTIVATIONS = frozenset(
+    {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Selu", "PRelu"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FewestTransposes:
+    """Write operators in the other layout where that saves Transposes, or lets BatchNorm meet its Conv."""
+
+    name: str = "fewest_transposes"
+
+    def run(self, model: Model) -> Change:
+        """Rewrite the top-level graph; edits counts the nodes that turned and the Transposes that went."""
+        change = Change()
+        if not any(transposed_label(node) for node in model.graph.nodes):
+            return change
+        known = labels_of(model)
+        groups = [group for part in parts_of(model, known) for group in part]
+        if not groups:
+            return change
+        chosen = _solve(model, known, groups)
+        turned = [node for node, label in chosen.items() if label != known.of_node(node)]
+        before = sum(node.op == "Transpose" for node in model.graph.nodes)
+        if turned or any(group.doubled(known) for group in groups):
+            _write(model, known, groups, chosen)
+            after = sum(node.op == "Transpose" for node in model.graph.nodes)
+            change.edits = len(turned) + max(0, before - after)
+        return change
+
+
+# ---------------------------------------------------------------------- the cheapest layouts
+
+
+def _solve(model: Model, known: Labels, groups: list[Group]) -> dict[Node, int]:
+    """The layout of each node that can turn: the fewest values moved; among equals, norms stay with their Convs."""
+    sizes = _Sizes(model)
+    cheapest = TwoLabels()
+    bonus = _bonuses(known, groups)
+    nodes: dict[Node, None] = {}
+    for group in groups:
+        wants = list(group.wants(known))
+        nodes |= dict.fromkeys(node for node, _ in wants if node is not None)
+        size, split = sizes.of(group.root), len({label for _, label in wants}) > 1
+        cost = (_UNIT if split else _FORBIDDEN) if size is None else size * _UNIT
+        cheapest.together({label if node is None else node for node, label in wants}, cost + bonus[id(group.root)])
+    cheapest.fix(LAST, LAST)
+    cheapest.fix(FIRST, FIRST)
+    for node in nodes:
+        turn, given = known.turns[node], known.of_node(node)
+        cheapest.alone(node, 1 - given, _FORBIDDEN if turn.needs_first and given == FIRST else _AS_GIVEN)
+        if turn.scans:
+            cost = 2 * _UNIT * (sizes.of(turn.tied[0]) or 1)
+            cheapest.alone(node, 1 - given if turn.scans > 0 else given, cost)
+    solved = cheapest.solve()
+    return {node: solved[node] for node in nodes}
+
+
+class _Sizes:
+    """How many values tensors have; a free batch counts as 1, other free dimensions as _FREE_SIZE."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.concrete: dict[str, tuple[int, ...]] | None = None
+
+    def of(self, tensor: Tensor) -> int | None:
+        """The number of values; None where it cannot be told."""
+        stated = self.model.shape(tensor)
+        if stated is None or any(not isinstance(d, int) for d in stated):
+            stated = self._found().get(tensor.name)
+        return None if stated is None else math.prod(d for d in stated if isinstance(d, int))
+
+    def _found(self) -> dict[str, tuple[int, ...]]:
+        if self.concrete is None:
+            shapes = {t.name: self.model.shape(t) for t in self.model.graph.inputs}
+            fed = {
+                name: tuple(d if isinstance(d, int) else (_FREE_SIZE if i else 1) for i, d in enumerate(shape))
+                for name, shape in shapes.items()
+                if shape is not None
+            }
+            self.concrete = concrete_shapes(self.model, fed)
+        return self.concrete
+
+
+def _bonuses(known: Labels, groups: list[Group]) -> dict[int, int]:
+    """What decides between equals, by root: no Transpose stands between a linear op and what folds into it."""
+    by_tensor = {id(t): group for group in groups for t in group.tensors}
+    behind: dict[int, bool] = {}
+    before: dict[int, bool] = {}
+
+    def data(node: Node) -> Group | None:
+        return next((by_tensor[id(t)] for t in node.inputs if id(t) in by_tensor), None)
+
+    def follows(group: Group | None) -> bool:
+        """True for what a linear op makes, or what folds into it."""
+        passed: list[int] = []
+        found = False
+        while group is not None and id(group.root) not in behind:
+            passed.append(id(group.root))
+            behind[passed[-1]] = False
+            maker = edit.producer(group.root)
+            found = linear.is_linear(maker)
+            group = data(maker) if maker is not None and not found and _folds(known, maker) else None
+        found = found or (group is not None and behind[id(group.root)])
+        behind.update(dict.fromkeys(passed, found))
+        return found
+
+    def leads(group: Group | None) -> bool:
+        """True for what a Conv reads, or what folds into it."""
+        passed: list[int] = []
+        found = False
+        while group is not None and id(group.root) not in before:
+            passed.append(id(group.root))
+            before[passed[-1]] = False
+            users = [node for node, _ in group.readers]
+            found = any(user.op == "Conv" for user in users)
+            only = users[0] if len(users) == 1 and not group.promised and _folds(known, users[0]) else None
+            group = None if found or only is None else by_tensor.get(id(only.outputs[0]))
+        found = found or (group is not None and before[id(group.root)])
+        before.update(dict.fromkeys(passed, found))
+        return found
+
+    result = {}
+    for group in groups:
+        maker = edit.producer(group.root)
+        with_maker = any(_folds(known, node) for node, _ in group.readers) and follows(group)
+        with_reader = maker is not None and _folds(known, maker) and leads(group)
+        result[id(group.root)] = with_maker * _WITH_MAKER + with_reader * _WITH_READER
+    return result
+
+
+def _folds(known: Labels, node: Node) -> bool:
+    return node in known.turns and (node.op in _ACTIVATIONS or affine_of(node) is not None)
+
+
+# ---------------------------------------------------------------------- edits
+
+
+def _write(model: Model, known: Labels, groups: list[Group], chosen: dict[Node, int]) -> None:
+    """Turn the nodes, and put Transposes where the layouts still differ."""
+    given = [known.of_node(node) for node in chosen]
+    plans = []
+    for group in groups:
+        wants = list(group.wants(known))
+        if group.doubled(known) or any(node is not None and chosen[node] != label for node, label in wants):
+            have = [label if node is None else chosen[node] for node, label in wants]
+            plans.append((_Versions(model, known, group, have[0]), _slots(group), have[1:]))
+    for (node, label), was in zip(chosen.items(), given, strict=True):
+        if label != was:
+            known.turns[node].write(model, label)
+    edit.remove(model, [move for versions, _, _ in plans for move in versions.group.moves])
+    for versions, slots, labels in plans:
+        versions.make()
+        for places, label in zip(slots, labels, strict=False):  # behind the readers stand the promised names
+            for node, slot in places:
+                node.inputs[slot] = versions.get(label)
+        versions.give_out()
+    edit.toposort(model)
+
+
+def _slots(group: Group) -> list[list[tuple[Node, int]]]:
+    """Where each reader has its tensor of the group among its inputs."""
+    return [[(node, slot) for slot, t in enumerate(node.inputs) if t is tensor] for node, tensor in group.readers]
+
+
+class _Versions:
+    """The tensors of a group in one layout or both, under the names they had where those had that layout."""
+
+    def __init__(self, model: Model, known: Labels, group: Group, made: int) -> None:
+        self.model, self.group, self.made = model, group, made
+        self.rank = len(model.shape(group.root) or ())
+        self.labels = {id(t): known.of(t) for t in group.tensors}
+        self.maker = edit.producer(group.root)
+        outputs = [] if self.maker is None else self.maker.outputs
+        self.place = next((i for i, t in enumerate(outputs) if t is group.root), 0)
+        self.label = group.moves[0].label if group.moves else group.root.name
+        self.found: dict[int, Tensor] = {}
+
+    def make(self) -> None:
+        """Let the maker give the tensor in the layout it works in."""
+        if self.maker is None:
+            self.found[self.made] = self.group.root
+            return
+        self.found[self.made] = now = self._named(self.made)
+        self.maker.outputs[self.place] = now
+        gone = {t.name for t in self.group.tensors if self.labels[id(t)] != self.made and t not in self.group.promised}
+        self.model.former |= {old: now.name for old, name in self.model.former.items() if name in gone}
+        self.model.former |= dict.fromkeys(gone, now.name)
+
+    def get(self, label: int) -> Tensor:
+        """The tensor in this layout."""
+        if label not in self.found:
+            self.found[label] = self._named(label)
+            edit.add_node(
+                self.model, "Transpose", [self.found[self.made]], base=self.label, suffix="turned",
+                outputs=[self.found[label]], attrs={"perm": perm_to(label, self.rank)},
+            )  # fmt: skip
+        return self.found[label]
+
+    def give_out(self) -> None:
+        """Make what a graph gives out under the names that are promised."""
+        for tensor in self.group.promised:
+            same = self.get(self.labels[id(tensor)])
+            if same is not tensor:
+                edit.add_node(self.model, "Identity", [same], base=tensor.name, suffix="same", outputs=[tensor])
+
+    def _named(self, label: int) -> Tensor:
+        root = self.group.root
+        same = [t for t in self.group.tensors if self.labels[id(t)] == label and (t is not root or self.maker)]
+        kept = [t for t in same if any(t is p for p in self.group.promised)]
+        if kept or same:
+            return (kept or same)[0]
+        suffix = "first" if label == FIRST else "last"
+        return type(root)(self.model.fresh(root.name, suffix), dtype=root.dtype)

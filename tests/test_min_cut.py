@@ -1,0 +1,37 @@
+import itertools
+import random
+
+from onnxshot.maths.min_cut import TwoLabels
+
+
+def test_no_other_labels_are_cheaper() -> None:
+    """Held against all labellings of up to 8 things."""
+    rng = random.Random(0)
+    for _ in range(150):
+        count = rng.randint(1, 8)
+        alone = [(rng.randrange(count), rng.randrange(2), rng.randrange(10)) for _ in range(rng.randint(0, 10))]
+        some = [rng.sample(range(count), rng.randint(1, count)) for _ in range(rng.randint(0, 8))]
+        groups = [(things, rng.randrange(20)) for things in some]
+        problem = TwoLabels()
+        for thing in range(count):
+            problem.alone(thing, 0, 0)
+        for thing, label, cost in alone:
+            problem.alone(thing, label, cost)
+        for things, cost in groups:
+            problem.together(things, cost)
+        found = problem.solve()
+        costs = {
+            labels: sum(cost for thing, label, cost in alone if labels[thing] == label)
+            + sum(cost for things, cost in groups if len({labels[t] for t in things}) > 1)
+            for labels in itertools.product((0, 1), repeat=count)
+        }
+        assert costs[tuple(found[thing] for thing in range(count))] == min(costs.values())
+
+
+def test_a_fixed_label_is_kept_at_any_cost() -> None:
+    problem = TwoLabels()
+    problem.together(("a", "b", "c"), 10**30)
+    problem.fix("a", 0)
+    problem.fix("c", 1)
+    found = problem.solve()
+    assert (found["a"], found["c"]) == (0, 1)
