@@ -157,9 +157,9 @@ def inspect(
     inputs: tuple[InputSummary, ...] = ()
     first = None
     if not quantized:
-        widened = widen(loaded) if recipe.quantizes else {}
+        widened = widen(loaded).computed if recipe.quantizes else {}
         loaded.notes += told_of_half(widened, kept=target.keeps_half)
-        prepare(loaded, target, recipe)
+        prepare(loaded, target, recipe, half=target.keeps_half and bool(widened))
     plan = None if quantized else make_plan(loaded, target, recipe)
     given = contextlib.nullcontext() if calib is None else open_data(calib, input_specs(loaded), resolve_preset(preset))
     with given as data:

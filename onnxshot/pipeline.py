@@ -33,13 +33,14 @@ from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.output import RANDOM_KEY, deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
+from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.planning.planner import already_quantized, make_plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.schemes import schemes
 from onnxshot.planning.trained import NOTHING, Trained, notes
-from onnxshot.preparing import input_specs, prepare, sizes_of, to_float, told_of_half, widen
+from onnxshot.preparing import input_specs, narrow, prepare, sizes_of, to_float, told_of_half, widen
 from onnxshot.proving import anatomy, proof
 from onnxshot.proving.quantized import QuantizedProof
 from onnxshot.proving.reference import Reference, reference_of
@@ -151,7 +152,7 @@ class Run:
     reference: Reference | None = field(init=False, default=None)  # what was given, once there are samples
     requantized: bool = field(init=False, default=False)  # pairs of Q and DQ were taken out of the model
     source_hash: str = field(init=False)  # of the model as it was given
-    widened: dict[str, int] = field(init=False, default_factory=dict)  # tensors that were computed in 16 bits
+    widened: WidenHalf = field(init=False, default_factory=WidenHalf)  # what was computed in 16 bits
     sampled: bool = field(init=False, default=False)
     gathered: Gathered | None = field(init=False, default=None)
     held_out: list[int] = field(init=False, default_factory=list)  # samples that nothing is learned from; empty: all
@@ -173,15 +174,23 @@ class Run:
         self.requantized = bool(already_quantized(self.model))
         if self.recipe.quantizes:
             self.widened = widen(self.model)
-            self.report.notes += told_of_half(self.widened, kept=self.target.keeps_half)
+            self.report.notes += told_of_half(self.widened.computed, kept=self.target.keeps_half)
         if self.recipe.quantizes or self.settings.requantize:  # floats of 16 bits go around what is quantized
             self.trained = to_float(self.model, complete=self.recipe.complete, requantize=self.settings.requantize)
         with self.report.timed("normalize"):
-            prepare(self.model, self.target, self.recipe, keep_overridable=self.settings.keep_overridable)
+            prepare(
+                self.model, self.target, self.recipe, keep_overridable=self.settings.keep_overridable,
+                half=self.keeps_half,
+            )  # fmt: skip
 
     def planned(self, recipe: Recipe | None = None, evidence: Evidence | None = None) -> Plan:
         """The plan of a recipe, by default the run's own, for the model as it is now; with scales by `evidence`."""
         return make_plan(self.model, self.target, recipe or self.recipe, evidence, self.trained)
+
+    @property
+    def keeps_half(self) -> bool:
+        """Whether the result computes in 16 bits what the input does."""
+        return self.target.keeps_half and bool(self.widened.computed)
 
     @property
     def _small(self) -> bool:
@@ -236,6 +245,8 @@ class Run:
                 done = self.repair(self.float_model, self.model, self.plan)
             self.report.notes += [done] if done else []
         refused += finish(self.model, self.target, self.recipe)
+        if self.keeps_half:
+            narrow(self.model, self.widened)
         if self.recipe.half is not None:
             with self.report.timed("half"):
                 self._halve(data)
@@ -343,6 +354,7 @@ class Run:
         proof_of = QuantizedProof(
             self.report, self.source, self.reference, self.float_model, self.model, self.plan, self.recipe,
             self.target, self.settings, self.frozen, self.held_out, self.evidence.stats, alone, target_emitted,
+            half=self.keeps_half, runs_nowhere=self.keeps_half and self.widened.runs_nowhere,
         )  # fmt: skip
         self.judged = proof_of.prove(written.path, data)
         if data is not None and self.judged is not None and self.float_model is not None and alone is not None:

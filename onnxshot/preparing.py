@@ -21,6 +21,7 @@ from onnxshot.passes.inline_functions import InlineFunctions
 from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.remove_unused import RemoveUnused
+from onnxshot.passes.restore_half import RestoreHalf
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.planning.asked import under_rule
@@ -34,6 +35,7 @@ from onnxshot.targets.base import Target
 
 MOST_FROZEN = 2 << 30
 """Most bytes that a tensor of a model whose dimensions are frozen may have: a run holds several at a time."""
+_HALF_SCALES = 19  # the first opset whose Q and DQ take scales of 16 bits
 _MOST_TOGETHER = 32 << 30  # bytes of all tensors of such a model: no run holds them at once, but each takes its time
 
 
@@ -91,21 +93,25 @@ def resolve_preset(preset: str | Preset | None) -> Preset | None:
     return load_preset(preset) if isinstance(preset, str) else preset
 
 
-def prepare(model: Model, target: Target, recipe: Recipe, *, keep_overridable: bool = False) -> None:
+def prepare(
+    model: Model, target: Target, recipe: Recipe, *, keep_overridable: bool = False, half: bool = False
+) -> None:
     """Normalize a model for a recipe; its opset is raised only where something will be quantized that needs it.
+
+    half: the result computes in 16 bits.
 
     Raises ModelError where the opset must be raised and cannot be, or a tensor is too large for this machine.
     """
     normalize(model, keep_overridable=keep_overridable)
-    needed = lowest_opset(model, target, recipe)
+    needed = max(lowest_opset(model, target, recipe), _HALF_SCALES if half else 1)
     changes = recipe.half or any(n.how != FLOAT for n in make_plan(model, target, recipe).nodes)
     if model.opset < needed and changes:
         normalize(model, opset=needed, keep_overridable=keep_overridable)
     shapes.refuse_giants(model)
 
 
-def widen(model: Model) -> dict[str, int]:
-    """Let a model compute in float32 what it computes in 16 bits; the tensors that were so, by name -> element type.
+def widen(model: Model) -> WidenHalf:
+    """Let a model compute in float32 what it computes in 16 bits; the pass knows which tensors were so.
 
     What was done, or why it was not, is told by the model's notes. Weights that are only stored so are widened too, and
     remember it.
@@ -115,7 +121,13 @@ def widen(model: Model) -> dict[str, int]:
     if change.skips:
         skip = change.skips[0]
         model.notes.append(f"left in 16 bits: node {skip.node!r} ({skip.op}): {skip.reason}")
-    return pass_.computed
+    return pass_
+
+
+def narrow(model: Model, widened: WidenHalf | None) -> None:
+    """Let a model compute in 16 bits again what it was widened from."""
+    if widened is not None and widened.computed:
+        RestoreHalf(widened.computed, widened.known).run(model)
 
 
 def told_of_half(widened: Mapping[str, int], *, kept: bool) -> list[str]:

@@ -257,3 +257,82 @@ def test_weights_outside_and_named_inputs(tmp_path: Path) -> None:
     onnx.save(model, path, save_as_external_data=True, location="net.data", size_threshold=0)
     report = onnxshot.quantize(path, _samples(np.dtype("f2")), output=tmp_path / "out.onnx").report
     assert report.int8_macs_share > 0.9 and report.sqnr_db > 25
+
+
+def _kinds(model: onnx.ModelProto) -> set[int]:
+    return {i.data_type for i in model.graph.initializer if len(i.dims) and i.data_type != TensorProto.INT64}
+
+
+def test_tensorrt_gets_pairs_of_float16(tmp_path: Path) -> None:
+    """It compiles 16 bits as they are: scales of float16, opset 19, no Cast; --complete keeps them all."""
+    model = _net(np.dtype("f2"), F16)
+    result = onnxshot.quantize(model, _samples(np.dtype("f2")), output=tmp_path / "q.onnx", target="tensorrt")
+    written = onnx.load(tmp_path / "q.onnx")
+    onnx.checker.check_model(written, full_check=True)
+    found = {n.op_type for n in written.graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= found and "Cast" not in found
+    assert _kinds(written) == {F16, TensorProto.INT8}
+    assert result.report.sqnr_db > 25
+    again = onnxshot.quantize(tmp_path / "q.onnx", _samples(np.dtype("f2")), target="tensorrt", complete=True)
+    pairs = [sum(n.op_type == "DequantizeLinear" for n in m.graph.node) for m in (written, again.model.to_proto())]
+    assert pairs[0] == pairs[1] > 0 and _kinds(again.model.to_proto()) == {F16, TensorProto.INT8}
+    assert any("trained scales were kept" in note and not note.startswith("0 ") for note in again.report.notes)
+    on_cpu = onnxshot.quantize(tmp_path / "q.onnx", _samples(np.dtype("f2")), complete=True).report
+    assert on_cpu.int8_macs_share > 0.9 and on_cpu.sqnr_db > 25
+
+
+def test_tensorrt_gets_pairs_of_bfloat16() -> None:
+    """What ONNX Runtime cannot run is checked in the widened form."""
+    model = _net(np.dtype(ml_dtypes.bfloat16), BF16)
+    result = onnxshot.quantize(model, _samples(np.dtype(ml_dtypes.bfloat16)), target="tensorrt")
+    assert _kinds(result.model.to_proto()) == {BF16, TensorProto.INT8}
+    assert result.report.sqnr_db > 25
+    assert any("which has no bfloat16, in float32" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize("kind", [F16, BF16])
+def test_pruned_models_stay_half(tmp_path: Path, kind: int) -> None:
+    """Zeros are found in float32; the file computes in 16 bits as before, and is no larger."""
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+    given = tmp_path / "net.onnx"
+    onnx.save(_net(dtype, kind), given)
+    report = onnxshot.prune(given, _samples(dtype), sparsity=0.4, output=tmp_path / "p.onnx").report
+    written = onnx.load(tmp_path / "p.onnx")
+    onnx.checker.check_model(written, full_check=True)
+    assert _kinds(written) == {kind} and not [n for n in written.graph.node if n.op_type == "Cast"]
+    assert sum(i.ByteSize() for i in written.graph.initializer) <= sum(
+        i.ByteSize() for i in onnx.load(given).graph.initializer
+    ) + 24 * len(written.graph.initializer)
+    assert report.sparsity == pytest.approx(0.4, abs=0.02) and report.sqnr_db > 8
+
+
+def test_cut_models_stay_half() -> None:
+    """Channels are cut in float32; what is left computes in 16 bits."""
+    made = onnxshot.shrink(_net(np.dtype("f2"), F16), _samples(np.dtype("f2")), target_flops=0.6).model.to_proto()
+    onnx.checker.check_model(made, full_check=True)
+    assert _kinds(made) == {F16} and not [n for n in made.graph.node if n.op_type == "Cast"]
+    assert _run(made, _samples(np.dtype("f2"))[0])[0].shape == (1, 10)
+
+
+@pytest.mark.parametrize("kind", [F16, BF16])
+def test_emitted_models_stay_half(tmp_path: Path, kind: int) -> None:
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+    onnxshot.emit(_net(dtype, kind), output=tmp_path / "e.onnx")
+    written = onnx.load(tmp_path / "e.onnx")
+    assert _kinds(written) == {kind} and not [n for n in written.graph.node if n.op_type == "Cast"]
+
+
+def test_islands_are_given_back_as_they_were() -> None:
+    """What was float32 in a mixed model stays so for TensorRT, what was float16 is float16 again."""
+    r = np.random.default_rng(3)
+    text = HEAD.replace("19", "17") + """agraph (float[n, 64] x) => (float[n, 16] y) {
+        a = Cast<to: int = 10>(x) h = MatMul(a, w) g = Relu(h) b = Cast<to: int = 1>(g) s = Softmax<axis: int = -1>(b)
+        c = Cast<to: int = 10>(s) m = MatMul(c, v) y = Cast<to: int = 1>(m) }"""
+    model = _model(text, w=r.normal(size=(64, 64)).astype("f2") / 8, v=r.normal(size=(64, 16)).astype("f2") / 4)
+    samples = [{"x": r.normal(size=(4, 64)).astype("f4")} for _ in range(12)]
+    result = onnxshot.quantize(model, samples, target="tensorrt")
+    made = onnx.shape_inference.infer_shapes(result.model.to_proto(), strict_mode=True)
+    kinds = {i.name: i.type.tensor_type.elem_type for i in made.graph.value_info}
+    assert {name: kinds[name] for name in ("h", "g", "s", "m")} == {"h": F16, "g": F16, "s": 1, "m": F16}
+    assert result.report.sqnr_db > 25 and result.model.opset == 19
+    assert _kinds(made) == {F16, TensorProto.INT8}

@@ -22,7 +22,7 @@ from onnxshot.parallel import in_order
 from onnxshot.passes.cut_channels import CutChannels
 from onnxshot.passes.drop_branches import DropBranches
 from onnxshot.passes.drop_identity import DropIdentity
-from onnxshot.passes.store_half import StoreHalf
+from onnxshot.passes.store_half import StoreHalf, narrowed
 from onnxshot.proving.reference import Reference
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_bench import bench
@@ -108,11 +108,11 @@ class Cutter:
 
 
 def store_as(model: Model, made: Model) -> None:
-    """Store in float16 what the model stored so: weights that were fitted are rounded to it, a part in 2000."""
-    half = {c.name for c in model.constants() if getattr(c, "stored_as", None) == TensorProto.FLOAT16}
+    """Store in a narrow type what the model stored so: weights that were fitted are rounded to it."""
+    stored = model.stored_types()
     for constant in made.constants():
-        if constant.name in half and weights.elem_type(constant) == TensorProto.FLOAT:
-            constant.values = weights.read(constant).astype(np.float16).astype(np.float32)
-            constant.stored_as = TensorProto.FLOAT16
+        if constant.name in stored and weights.elem_type(constant) == TensorProto.FLOAT:
+            constant.values = narrowed(weights.read(constant), stored[constant.name]).astype(np.float32)
+            constant.stored_as = stored[constant.name]
     StoreHalf().run(made)
     edit.toposort(made)

@@ -38,7 +38,8 @@ from onnxshot.observing.calibrating import open_calib
 from onnxshot.output import source_name
 from onnxshot.parallel import in_order
 from onnxshot.passes.normalize import normalize
-from onnxshot.preparing import fold
+from onnxshot.passes.widen_half import WidenHalf
+from onnxshot.preparing import fold, narrow, told_of_half, widen
 from onnxshot.proving import proof
 from onnxshot.proving.reference import Reference, reference_of
 from onnxshot.recipes.record import record, source_of, stamp
@@ -165,6 +166,7 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
     model: Model = field(init=False)  # normalized, uncut
     source_hash: str = field(init=False)  # of the model as it was given
+    widened: WidenHalf = field(init=False)  # what was computed in 16 bits
     reference: Reference = field(init=False)
     report: ShrinkReport = field(init=False)
     shapes: dict[str, Shape] = field(init=False)
@@ -177,6 +179,8 @@ class _Run:
         self.report = ShrinkReport(source_name(self.source), self.asked.targets)
         self.model = load_model(self.source)
         self.source_hash = model_hash(self.model)
+        self.widened = widen(self.model)
+        self.report.notes += told_of_half(self.widened.computed, kept=True)
         if self.asked.importance == "batchnorm":
             fold(self.model)
             self.scales = batchnorm_scales(self.model)
@@ -219,6 +223,8 @@ class _Run:
             cut, made = find(cutter, choice)
             self._count(made)
             store_as(self.model, made)
+            made.former |= self.model.former
+            narrow(made, self.widened)
         else:
             self._miss("nothing was cut: no group of channels can be; the reasons are in the skips")
             self._count(self.model)

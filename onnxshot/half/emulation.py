@@ -10,7 +10,10 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnxshot.graph.load import load_model
+from onnxshot.graph.save import write
 from onnxshot.graph.shapes import infer_proto
+from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.writing.places import scratch
 
 
@@ -44,6 +47,20 @@ def emulated(proto: ModelProto) -> ModelProto:
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     return made
+
+
+@contextlib.contextmanager
+def in_float(path: Path, *, wanted: bool) -> Iterator[Path]:
+    """The path of the same model widened to float32, which runs where 16 bits do not; the file itself if not wanted."""
+    if not wanted:
+        yield path
+        return
+    model = load_model(path)
+    WidenHalf().run(model)
+    with scratch() as folder:
+        made = folder / "model.onnx"
+        write(model, made)
+        yield made
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def half_slots(model: Model, node: Node) -> list[int]:
     """The inputs that a node in 16 bits reads in 16 bits."""
     if node.op in ANY_TYPE:
         return []
-    kept = HALF_OPS[node.op].float_slots
+    kept = HALF_OPS[node.op].float_slots if node.op in HALF_OPS else ()
     return [i for i, t in enumerate(node.inputs) if i not in kept and t.name and _is_float(model, t)]
 
 

@@ -86,9 +86,8 @@ def calibrate(
         refuse_suffix(Path(output))
         files = files.writing(Write(Path(output), "the file of statistics"))
     files.check()
-    if recipe.quantizes:
-        widen(loaded)
-    prepare(loaded, target, recipe, keep_overridable=settings.keep_overridable)
+    half = recipe.quantizes and bool(widen(loaded).computed) and target.keeps_half
+    prepare(loaded, target, recipe, keep_overridable=settings.keep_overridable, half=half)
     plan = make_plan(loaded, target, recipe)
     with open_calib(calib, loaded, preset, settings) as data:
         found = from_data(loaded, plan, recipe, data, settings, holdout)

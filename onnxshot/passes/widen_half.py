@@ -23,7 +23,7 @@ from onnxshot.passes.name_nodes import NameNodes
 
 HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
-_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype", "softmax_precision", "precision"})
+TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype", "softmax_precision", "precision"})
 """Attributes that hold an element type. ONNX Operator Schemas up to opset 26; com.microsoft 1."""
 _KNOWN_DOMAINS = frozenset({*STANDARD_DOMAINS, None, "com.microsoft", "ai.onnx.ml"})
 _BY_BITS = frozenset({"BitCast"})  # operators that read the bits of a float
@@ -37,11 +37,18 @@ class WidenHalf:
     Attributes:
         kinds: names of the types that were widened, once it has run.
         computed: the tensors that were computed so, by name -> element type; none where 16 bits are storage alone.
+        known: names of all tensors there were.
     """
 
     kinds: tuple[str, ...] = ()
     computed: dict[str, int] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
     name: str = "widen_half"
+
+    @property
+    def runs_nowhere(self) -> bool:
+        """Whether it computes in bfloat16, for which ONNX Runtime has no kernels on CPUs."""
+        return TensorProto.BFLOAT16 in self.computed.values()
 
     def run(self, model: Model) -> Change:
         """Widen; edits counts the tensors. A skip says which node keeps the model as it is: nothing was changed."""
@@ -57,6 +64,7 @@ class WidenHalf:
             return change
         half = _half_tensors(model)
         self.computed = half if _computes(model, half) else {}
+        self.known = frozenset(model.tensors())
         kinds = {*half.values(), *(weights.elem_type(c) for c in model.constants())} & HALF_TYPES
         self.kinds = tuple(sorted(TensorProto.DataType.Name(kind).lower() for kind in kinds))
         _unfold_constant_nodes(model)
@@ -109,7 +117,7 @@ def _elem_type(kind: TypeProto) -> int:
 
 def _says_half(node: Node) -> bool:
     return any(
-        (key in _TYPE_ATTRIBUTES and isinstance(value, int) and value in HALF_TYPES)
+        (key in TYPE_ATTRIBUTES and isinstance(value, int) and value in HALF_TYPES)
         or (isinstance(value, AttributeProto) and value.t.data_type in HALF_TYPES)
         for key, value in node.attrs.items()
     )
@@ -117,7 +125,7 @@ def _says_half(node: Node) -> bool:
 
 def _node_says_half(node: Any) -> bool:
     return any(
-        (a.name in _TYPE_ATTRIBUTES and a.i in HALF_TYPES) or a.t.data_type in HALF_TYPES for a in node.attribute
+        (a.name in TYPE_ATTRIBUTES and a.i in HALF_TYPES) or a.t.data_type in HALF_TYPES for a in node.attribute
     )
 
 
@@ -231,7 +239,7 @@ def _widen_constant(constant: Constant) -> None:
 
 def _widen_attributes(node: Node) -> None:
     for key, value in node.attrs.items():
-        if key in _TYPE_ATTRIBUTES and isinstance(value, int) and value in HALF_TYPES:
+        if key in TYPE_ATTRIBUTES and isinstance(value, int) and value in HALF_TYPES:
             node.attrs[key] = int(TensorProto.FLOAT)
         elif isinstance(value, AttributeProto) and value.t.data_type in HALF_TYPES:
             wide = AttributeProto()

@@ -16,7 +16,7 @@ from onnxshot.emitting import Judged
 from onnxshot.frozen import Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.half.emulation import runnable
+from onnxshot.half.emulation import in_float, runnable
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.proving import anatomy, proof
 from onnxshot.proving.contract import reload_check
@@ -46,6 +46,7 @@ class QuantizedProof:
         held_out: numbers of the samples that nothing was learned from; empty: all.
         stats: what calibration saw, by tensor.
         target_emitted: an artifact in the target's own format is made too, and measured there.
+        half: the model computes in 16 bits; `runs_nowhere`: in bfloat16, which ONNX Runtime does not run on CPUs.
         alone: makes the model for ONNX Runtime alone from samples; None where there is nothing to make it of.
     """
 
@@ -63,6 +64,8 @@ class QuantizedProof:
     stats: Mapping[str, TensorStats]
     alone: Callable[[Dataset], Model] | None
     target_emitted: bool = False
+    half: bool = False
+    runs_nowhere: bool = False
 
     def prove(self, written: Path, data: Dataset | None) -> Judged | None:
         """Read the written file back, and compare it where there is something to compare it on: that is returned.
@@ -78,7 +81,7 @@ class QuantizedProof:
             load_model(written)  # what is called done was read back at least
             return None
         proof.keeps_contract(self.source, written, self.frozen)
-        with runnable(written, self.recipe.half) as runs:
+        with runnable(written, self.recipe.half) as one, in_float(one, wanted=self.runs_nowhere) as runs:
             return self._compare(written, runs, data)
 
     def _compare(self, written: Path, runs: Path, given: Dataset | None) -> Judged | None:
@@ -100,7 +103,8 @@ class QuantizedProof:
             self._measure(reference, float_model, written, runs, held_out)
         report.worst = anatomy.with_values(report.worst, self.plan, self.stats)
         if not self.target.runs_here:
-            how = "" if runs is written else ", which has no bfloat16, in float32 rounded to it at every step"
+            how = "" if runs is written else ", which has no bfloat16, in float32"
+            how += " rounded to it at every step" if self.recipe.half == "bf16" else ""
             self._prove_in_target(written, judged, how)
             return judged
         with report.timed("bench"), scratch() as folder:
@@ -126,7 +130,10 @@ class QuantizedProof:
         proof.tell(report, found, random=held_out.random)
         report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, self.plan) for row in found.tensors]
         report.notes += _refused_methods(self.plan)
-        proof.tell_execution(report, executed(runs, sample=first.feed, threads=threads), self.plan.labels(FLOAT))
+        # Of 16 bits ONNX Runtime fuses nothing: its float32 form says what is in int8.
+        with in_float(runs, wanted=self.half and runs is written) as counted:
+            found_int8 = executed(counted, sample=first.feed, threads=threads)
+        proof.tell_execution(report, found_int8, self.plan.labels(FLOAT))
 
     def _prove_in_target(self, written: Path, judged: Judged, how: str) -> None:
         """Measure the file in the runtime that it is for, where that is installed and no artifact is measured in it."""

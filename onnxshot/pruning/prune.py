@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 
 from onnxshot import trial
 from onnxshot.arguments import checked
@@ -29,6 +29,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import NodeMacs, by_label
 from onnxshot.graph.save import Draft
 from onnxshot.graph.shapes import refuse_giants
+from onnxshot.half.emulation import in_float
 from onnxshot.layers.rows import Feeds
 from onnxshot.maths.layer_sparsity import cheapest
 from onnxshot.observing.cache import model_hash
@@ -36,7 +37,9 @@ from onnxshot.observing.calibrating import HOLDOUT, open_calib
 from onnxshot.output import deliver, input_bytes, source_name
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.repair import ApplyRepairs
-from onnxshot.passes.store_half import StoreHalf
+from onnxshot.passes.store_half import StoreHalf, narrowed
+from onnxshot.passes.widen_half import WidenHalf
+from onnxshot.preparing import narrow, told_of_half, widen
 from onnxshot.proving import anatomy, proof
 from onnxshot.proving.reference import Reference, reference_of
 from onnxshot.proving.verify import compare
@@ -126,6 +129,7 @@ class _Run:
     model: Model = field(init=False)
     report: PruneReport = field(init=False)
     _source_hash: str = field(init=False)
+    _widened: WidenHalf = field(init=False)
     _plain: ModelProto = field(init=False)  # normalized, not pruned
     _reference: Reference = field(init=False)
     _layers: list[Prunable] = field(init=False)
@@ -139,6 +143,8 @@ class _Run:
         self._source_hash = model_hash(self.model)
         self.report = PruneReport(source_name(self.source), Stages((self.asked,)).to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
+        self._widened = widen(self.model)
+        self.report.notes += told_of_half(self._widened.computed, kept=True)
         with self.report.timed("normalize"):
             normalize(self.model)
             refuse_giants(self.model)
@@ -188,6 +194,7 @@ class _Run:
         self._work = sizes_on(self.model, first, threads=self.settings.threads).work(self.model)
         self.report.graph = anatomy.graph_rows(self.model, self._work)
         StoreHalf().run(self.model)
+        narrow(self.model, self._widened)
         stamp(self.model, record(self.asked, self._source_hash, self.settings, sampled=data is not None))
         if self.report.samples.get("random"):
             self.report.notes.append("pruned on random data: what makes up for the zeros is a guess")
@@ -254,16 +261,15 @@ class _Run:
         }
 
     def _as_stored(self, found: Mapping[str, Pruned]) -> dict[str, Pruned]:
-        """Weights that came as float16 are rounded to it: the file must not grow."""
+        """Weights that came in a narrow type are rounded to it: the file must not grow."""
         nodes = {node.label: node for node in self.model.graph.nodes}
-        half = {n for n in found if getattr(nodes[n].inputs[1], "stored_as", None) == TensorProto.FLOAT16}
+        kinds = {n: int(getattr(nodes[n].inputs[1], "stored_as", 0)) for n in found}
 
-        def rounded(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-            with np.errstate(over="ignore"):
-                values = weight.astype(np.float16).astype(np.float32)
+        def rounded(weight: NDArray[np.float32], kind: int) -> NDArray[np.float32]:
+            values = narrowed(weight, kind).astype(np.float32)
             return values if np.isfinite(values).all() else weight
 
-        return {n: replace(p, weight=rounded(p.weight)) if n in half else p for n, p in found.items()}
+        return {n: replace(p, weight=rounded(p.weight, kinds[n])) if kinds[n] else p for n, p in found.items()}
 
     def _row(self, layer: Prunable, pruned: Pruned) -> LayerSparsity:
         zeros, before = int((pruned.weight == 0).sum()), int((self._tables[layer.name] == 0).sum())
@@ -283,7 +289,8 @@ class _Run:
         judges = data.subset(self._held_out or range(len(data)))
         with self.report.timed("verify"):
             reference = self._reference.model
-            compared = compare(reference, written.path, judges, threads=self.settings.threads)
+            with in_float(written.path, wanted=self._widened.runs_nowhere) as runs:
+                compared = compare(reference, runs, judges, threads=self.settings.threads)
             proof.tell(self.report, compared, random=data.random)
             if compared.not_finite:
                 raise ModelError(f"nothing is written: {compared.not_finite[0]}", "prune less, or other layers")
@@ -303,6 +310,7 @@ class _Run:
     def _zeros_are_there(self, written: Draft) -> None:
         """The file holds the zeros that the report tells of, to the bit."""
         model = load_model(written.path)
+        widen(model)
         normalize(model)
         again = described(model.to_proto(), [row.layer for row in self.report.layers])
         stored = {t.name: t for t in model.to_proto().graph.initializer}

@@ -1,0 +1,96 @@
+"""Let a model compute in 16 bits again what was widened to float32 for the work; what was put into it follows suit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+from onnxshot.graph import Graph, Model, Node, edit, shapes
+from onnxshot.half.plan import HalfPlan
+from onnxshot.half.rules import HALVES, HalfType
+from onnxshot.passes.base import Change
+from onnxshot.passes.half import ToHalf
+from onnxshot.passes.store_half import narrowed
+from onnxshot.passes.widen_half import TYPE_ATTRIBUTES
+from onnxshot.planning.plan import HALF, NodePlan
+
+_PAIRS = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreHalf:
+    """Narrow the tensors that `WidenHalf` found, and what new nodes make of them. Subgraphs stay float32, behind Casts.
+
+    Attributes:
+        computed: the tensors that were computed in 16 bits, by name -> element type.
+        known: names of all tensors there were: one that is in neither is new.
+    """
+
+    computed: Mapping[str, int]
+    known: frozenset[str]
+    name: str = "restore_half"
+
+    def run(self, model: Model) -> Change:
+        """Narrow; edits counts the nodes."""
+        change = Change()
+        for kind in (replace(k, largest=None) for k in HALVES.values() if k.elem_type in set(self.computed.values())):
+            shapes.infer(model)
+            chosen = self._chosen(model, kind)
+            for node in chosen:
+                _narrow_attributes(node, kind)
+            plan = HalfPlan(kind, tuple(NodePlan(node.label, node.op, HALF) for node in chosen))
+            change.edits += ToHalf(plan).run(model).edits
+        return change
+
+    def _chosen(self, model: Model, kind: HalfType) -> dict[Node, None]:
+        """The nodes of the graph that give 16 bits, in order."""
+        half = {name for name, elem_type in self.computed.items() if elem_type == kind.elem_type}
+        half |= {model.former[name] for name in half if name in model.former}
+        chosen: dict[Node, None] = {}
+        for node in model.graph.nodes:
+            if any(isinstance(value, Graph) for value in node.attrs.values()) or not _fits(node, kind):
+                continue
+            made = [t.name for t in node.outputs if t.name]
+            new = not any(name in self.known for name in made)
+            read = [edit.producer(t) for t in node.inputs]
+            if half.intersection(made) or (new and (_widens(model, node, kind) or any(m in chosen for m in read if m))):
+                chosen[node] = None
+        for node in reversed(model.graph.nodes):
+            new = node not in chosen and not any(t.name in self.known for t in node.outputs)
+            users = [user for t in node.outputs for user in edit.consumers(t)]
+            if new and node.op == "DequantizeLinear" and _fits(node, kind) and any(u in chosen for u in users):
+                chosen[node] = None
+        return chosen
+
+
+def _widens(model: Model, node: Node, kind: HalfType) -> bool:
+    """Whether the node is a Cast to float32 of what is in 16 bits."""
+    return (
+        node.op == "Cast"
+        and node.attrs.get("to") == TensorProto.FLOAT
+        and model.elem_type(node.inputs[0]) == kind.elem_type
+    )
+
+
+def _fits(node: Node, kind: HalfType) -> bool:
+    """False for a Q or DQ whose scale would become 0 or infinite."""
+    scale = edit.constant_input(node, 1) if node.op in _PAIRS else None
+    if scale is None:
+        return True
+    half = narrowed(np.asarray(scale, np.float32), kind.elem_type).astype(np.float32)
+    return bool(np.isfinite(half).all() and (half > 0).all())
+
+
+def _narrow_attributes(node: Node, kind: HalfType) -> None:
+    for key, value in node.attrs.items():
+        if key in TYPE_ATTRIBUTES and value == TensorProto.FLOAT and node.op != "Cast":
+            node.attrs[key] = kind.elem_type
+        elif isinstance(value, AttributeProto) and value.t.data_type == TensorProto.FLOAT:
+            made = AttributeProto()
+            made.CopyFrom(value)
+            values = narrowed(numpy_helper.to_array(value.t), kind.elem_type)
+            made.t.CopyFrom(numpy_helper.from_array(values, value.t.name))
+            node.attrs[key] = made
