@@ -127,7 +127,7 @@ def widen(model: Model) -> WidenHalf:
 def narrow(model: Model, widened: WidenHalf | None) -> None:
     """Let a model compute in 16 bits again what it was widened from."""
     if widened is not None and widened.computed:
-        RestoreHalf(widened.computed, widened.known).run(model)
+        RestoreHalf(widened.computed, widened.known, widened.makers).run(model)
 
 
 def told_of_half(widened: Mapping[str, int], *, kept: bool) -> list[str]:

@@ -164,6 +164,8 @@ def _stored_as(node: Node) -> int:
     if source is None:
         return 0
     if node.op == "Cast" and node.attrs.get("to") == TensorProto.FLOAT:
+        if weights.elem_type(source) == TensorProto.FLOAT:
+            return int(getattr(source, "stored_as", 0))
         return weights.elem_type(source) if 0 < source._values.dtype.itemsize <= _NARROW_BYTES else 0
     return int(getattr(source, "stored_as", 0)) if node.op in _KEEP_VALUES else 0
 

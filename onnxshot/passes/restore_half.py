@@ -27,10 +27,12 @@ class RestoreHalf:
     Attributes:
         computed: the tensors that were computed in 16 bits, by name -> element type.
         known: names of all tensors there were: one that is in neither is new.
+        makers: names of the nodes that made tensors of 16 bits: a Cast that went may have left them another output.
     """
 
     computed: Mapping[str, int]
     known: frozenset[str]
+    makers: frozenset[str]
     name: str = "restore_half"
 
     def run(self, model: Model) -> Change:
@@ -56,7 +58,8 @@ class RestoreHalf:
             made = [t.name for t in node.outputs if t.name]
             new = not any(name in self.known for name in made)
             read = [edit.producer(t) for t in node.inputs]
-            if half.intersection(made) or (new and (_widens(model, node, kind) or any(m in chosen for m in read if m))):
+            follows = new and (_widens(model, node, kind) or any(m in chosen for m in read if m is not None))
+            if node.name in self.makers or half.intersection(made) or follows:
                 chosen[node] = None
         for node in reversed(model.graph.nodes):
             new = node not in chosen and not any(t.name in self.known for t in node.outputs)

@@ -37,12 +37,13 @@ class WidenHalf:
     Attributes:
         kinds: names of the types that were widened, once it has run.
         computed: the tensors that were computed so, by name -> element type; none where 16 bits are storage alone.
-        known: names of all tensors there were.
+        known: names of all tensors there were; `makers`: of the nodes that made those of 16 bits, but for Casts.
     """
 
     kinds: tuple[str, ...] = ()
     computed: dict[str, int] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
+    makers: frozenset[str] = frozenset()
     name: str = "widen_half"
 
     @property
@@ -65,6 +66,8 @@ class WidenHalf:
         half = _half_tensors(model)
         self.computed = half if _computes(model, half) else {}
         self.known = frozenset(model.tensors())
+        made = (n for n in model.graph.nodes if n.op != "Cast" and any(t.name in half for t in n.outputs))
+        self.makers = frozenset(n.name for n in made)
         kinds = {*half.values(), *(weights.elem_type(c) for c in model.constants())} & HALF_TYPES
         self.kinds = tuple(sorted(TensorProto.DataType.Name(kind).lower() for kind in kinds))
         _unfold_constant_nodes(model)
