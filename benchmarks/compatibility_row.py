@@ -85,7 +85,8 @@ def given(row: Row) -> dict[str, Any]:
     floats = [t for g in graphs(proto.graph) for t in initializers(g) if t.data_type in (1, 10, 11, 16)]
     return {
         "bytes": size(row.model),
-        "float_share": sum(stored(t) for t in floats) / size(row.model),
+        "float_share": sum(map(stored, floats)) / size(row.model),
+        "float_bytes": sum(map(stored, floats)) / max(1, sum(count(t) for t in floats)),
         "opset": opsets(proto),
         "nodes": sum(len(g.node) for g in graphs(proto.graph)),
         "producer": proto.producer_name,
@@ -102,8 +103,12 @@ def initializers(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
     return [*graph.initializer, *behind]
 
 
+def count(tensor: onnx.TensorProto) -> float:
+    return float(np.prod(tensor.dims))
+
+
 def stored(tensor: onnx.TensorProto) -> float:
-    return float(np.prod(tensor.dims)) * {1: 4, 10: 2, 11: 8, 16: 2}[tensor.data_type]
+    return count(tensor) * {1: 4, 10: 2, 11: 8, 16: 2}[tensor.data_type]
 
 
 def int8(row: Row) -> dict[str, Any]:

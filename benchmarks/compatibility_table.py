@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 SHARE, SIZE, WEIGHTS = 0.90, 0.35, 0.90
-"""Floors: least share of work in int8; most size, where floats are at least WEIGHTS of the file."""
+"""Floors: least share of work in int8; most size, where floats, of 4 bytes each, are at least WEIGHTS of the file."""
 NOISE = 0.03  # speeds that are this near are alike
 KEPT = 0.86  # of the work, where channels are cut to 0.85
 DB = 0.5  # SQNR that is this near is alike
@@ -93,8 +94,8 @@ def ratio(values: Row, size: int | None) -> str:
 
 
 def cut(text: str) -> str:
-    """A reason, short and without what would break a table."""
-    text = " ".join(text.replace("|", "/").replace("`", "'").split())
+    """A reason, short and without what would break a table; of places, the last part."""
+    text = " ".join(re.sub(r"(?:/[\w.+-]+)+/", "", text).replace("|", "/").replace("`", "'").split())
     return text if len(text) <= 70 else text[:67] + "..."
 
 
@@ -104,7 +105,8 @@ def shortfalls(rows: dict[str, Row]) -> Iterator[str]:
     yield ""
     yield (
         f"Floors: int8 share at least {100 * SHARE:.0f} %; size at most {SIZE} where floats are {100 * WEIGHTS:.0f} %"
-        f" of the file; not slower than float or its own `--mode dynamic`; channels at most {100 * KEPT:.0f} %; at or"
+        f" of the file, {2 * SIZE} where they have 16 bits; not slower than float or its own `--mode dynamic`;"
+        f" channels at most {100 * KEPT:.0f} %; at or"
         f" above onnxruntime's quantizers in dB, speed and size. Within {100 * NOISE:.0f} % of time, or {DB} dB, is"
         " alike."
     )
@@ -132,7 +134,8 @@ def faults(row: Row) -> Iterator[tuple[str, str]]:
     if int8["share"] is not None and done < SHARE:
         left = ", ".join(f"{op} {100 * share:.0f} %" for op, share in int8["float"].items())
         yield "share", f"{100 * int8['share']:.0f} % (float: {left})"
-    if given["float_share"] >= WEIGHTS and int8["bytes"] > SIZE * given["bytes"]:
+    most = SIZE * 4 / (given.get("float_bytes") or 4)  # a file of float16 cannot shrink as much
+    if given["float_share"] >= WEIGHTS and int8["bytes"] > most * given["bytes"]:
         yield "size", f"{int8['bytes'] / given['bytes']:.2f}"
     elif int8["bytes"] > given["bytes"]:
         yield "larger than the input", f"{int8['bytes'] / given['bytes']:.2f}"
