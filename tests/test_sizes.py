@@ -173,11 +173,11 @@ def test_a_product_of_sizes_divides_by_any_of_them() -> None:
     ("name", "tensor", "known"),
     [
         ("view_cnn", "v", {1: 32}),
-        ("window_attention", "qkv", {1: 16, 2: 96}),
-        ("window_attention", "ow", {1: 16, 2: 32}),
-        ("window_attention", "whole", {3: 32}),
+        ("window_attention", "qkv", {1: 16, 2: 384}),
+        ("window_attention", "ow", {1: 16, 2: 128}),
+        ("window_attention", "whole", {3: 128}),
         ("recurrent", "zero", {0: 1, 2: 24}),
-        ("masked_decoder", "oj", {2: 32}),
+        ("masked_decoder", "oj", {2: 128}),
     ],
 )
 def test_sizes_that_do_not_depend_on_free_ones_are_known(name: str, tensor: str, known: dict[int, int]) -> None:

@@ -82,6 +82,17 @@ def unknown_size() -> Expr:
     return named(f"s{next(_counter)}")
 
 
+def steps(span: Dim, stride: int) -> Dim:
+    """How often a window that may move so far moves by this much: the same for the same span, and never negative."""
+    if not isinstance(span, Expr):
+        return span // stride
+    if stride == 1:
+        return span
+    exact = divided(span, stride)
+    name = f"({span})//({stride})"
+    return exact if exact is not None else named(name) if len(name) <= _LONGEST else unknown_size()
+
+
 def is_size(value: Any) -> bool:
     """Whether the number is known not to be negative."""
     if isinstance(value, Expr):

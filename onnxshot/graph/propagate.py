@@ -35,6 +35,7 @@ class Found:
     Attributes:
         shapes: sizes along every axis, those that are not known as expressions; no entry where the rank is not known.
         values: numbers of small tensors, where shapes led to them; some may not be known.
+        kinds: element types of what has values.
         times: name of a node in a subgraph (of its first output where it has none) -> how often it runs; None: not
             known.
 
@@ -42,6 +43,7 @@ class Found:
 
     shapes: dict[str, Dims] = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
     times: dict[str, int | None] = field(default_factory=dict)
 
 
@@ -225,7 +227,7 @@ class Walk:
 
     def _give(self, name: str, array: Array, kind: int) -> None:
         self._held += array.size
-        self.found.values[name] = array
+        self.found.values[name], self.found.kinds[name] = array, kind
         self.set(name, kind, array.shape)
 
     def _constant(self, node: NodeProto) -> bool:
@@ -259,6 +261,8 @@ class Walk:
     def _by_shape(self, node: NodeProto, *, standard: bool) -> None:
         """Infer the shapes of what the node gives."""
         rule = RULES.get(node.op_type) if standard else BEYOND.get(node.op_type)
+        if len(node.output) > 1:
+            rule = None  # rules tell of the first output alone
         if rule is not None:
             given = Given(
                 attributes(node), tuple(self.shape(n) if n else None for n in node.input),

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxshot.graph.dims import Dim, divided, entries, equal, is_known, is_size, unknown_size
+from onnxshot.graph.dims import Dim, divided, entries, equal, is_known, is_size, steps, unknown_size
 
 Array = NDArray[Any]
 Dims = tuple[Dim, ...]
@@ -185,6 +185,27 @@ def _place(size: Dim, at: Any) -> Dim | None:
     return None
 
 
+def _window(given: Given) -> Dims | None:
+    """Conv, MaxPool and AveragePool over pictures whose size is not known: as far as a window moves."""
+    x, w = given.shape(0), given.shape(1)
+    if x is None or len(x) < 3 or all(isinstance(d, int) for d in x):
+        return None
+    count = len(x) - 2
+    kernel = given.attrs.get("kernel_shape") or (w[2:] if w is not None and len(w) == len(x) else None)
+    if kernel is None or given.attrs.get("ceil_mode", 0):
+        return None
+    if given.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return None
+    strides, dilations = (given.attrs.get(key) or [1] * count for key in ("strides", "dilations"))
+    pads = given.attrs.get("pads") or [0] * (2 * count)
+    found: list[Dim] = []
+    for i, size in enumerate(x[2:]):
+        if not isinstance(kernel[i], int):
+            return None
+        found.append(steps(size + pads[i] + pads[i + count] - (kernel[i] - 1) * dilations[i] - 1, strides[i]) + 1)
+    return (x[0], w[0] if w is not None else x[1], *found)
+
+
 def _fused_matmul(given: Given) -> Dims | None:
     """com.microsoft FusedMatMul: with transA and transB."""
     a, b = given.shape(0), given.shape(1)
@@ -206,6 +227,7 @@ def _attention(given: Given) -> Dims | None:
 
 
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(("AveragePool", "Conv", "MaxPool"), _window),
     "ConstantOfShape": _filled,
     "Expand": _expand,
     "Pad": _pad,

@@ -14,6 +14,7 @@ from onnxshot.graph import raising
 from onnxshot.graph.checking import check
 from onnxshot.graph.load import first_line
 from onnxshot.graph.model import Model
+from onnxshot.graph.propagate import propagate
 
 _MOST_VALUES = 1 << 20  # a shape has a few; this many take onnx half a second
 _KEEP_VALUES = frozenset(
@@ -33,6 +34,27 @@ def infer(model: Model) -> None:
     for info in inferred.graph.value_info:
         if info.name not in infos or not infos[info.name].type.tensor_type.HasField("shape"):
             infos[info.name] = info
+    _tell_more(model, proto)
+
+
+def _tell_more(model: Model, proto: onnx.ModelProto) -> None:
+    """Fill in sizes that follow from arithmetic on shapes, where ONNX loses them."""
+    if not any(node.op_type in ("Shape", "Size") for node in proto.graph.node):
+        return
+    infos, found = model.graph.value_infos, propagate(proto, {})
+    given = {t.name for t in (*model.graph.inputs, *model.graph.outputs)}
+    for name in (t.name for node in model.graph.nodes for t in node.outputs):
+        info, dims = infos.get(name), found.shapes.get(name)
+        if info is None or dims is None or name in given or not info.type.HasField("tensor_type"):
+            continue
+        shape = info.type.tensor_type.shape
+        if not info.type.tensor_type.HasField("shape"):
+            shape.SetInParent()
+            for _ in dims:
+                shape.dim.add()
+        for dim, size in zip(shape.dim, dims, strict=False):
+            if isinstance(size, int) and not dim.HasField("dim_value"):
+                dim.dim_value = size
 
 
 def infer_proto(proto: onnx.ModelProto) -> onnx.ModelProto:

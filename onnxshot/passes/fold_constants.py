@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
-from onnxshot.graph.shapes import infer_proto
 from onnxshot.passes import evaluate
 from onnxshot.passes.base import Change
+from onnxshot.passes.known_sizes import Known
 from onnxshot.passes.linear import fixed
 
 _RANDOM = frozenset(
@@ -30,7 +28,10 @@ _NARROW_BYTES = 2  # values of types so wide at most may become float32: they ar
 
 @dataclass(frozen=True, slots=True)
 class FoldConstants:
-    """Fold nodes whose inputs are all constant, Constant nodes, and Shape and Size of what is static.
+    """Fold nodes whose inputs are all constant, Constant nodes, and sizes that do not depend on the inputs.
+
+    A Gather or Slice of a Shape folds where the sizes that it takes are static, whatever the others are, and so does
+    arithmetic on them: B * 12 / B is 12.
 
     Existing quantization, random numbers and custom operators stay, and so do nodes that make an output of the graph.
 
@@ -46,12 +47,12 @@ class FoldConstants:
         """Fold; edits counts the nodes that went, skips name those that could have."""
         change = Change()
         gone: list[Node] = []
-        shapes = _static_shapes(model)
+        known = Known.of(model)
         inner = {t.name for g, n in model.walk() if g is not model.graph for t in n.outputs}
         made: dict[tuple[object, ...], Sequence[Constant]] = {}  # by what they are made of: stored once
         for graph, node in list(model.walk()):
             key = _recipe(node)
-            values = made.get(key) or self._values(model, node, shapes, change)
+            values = made.get(key) or self._values(model, node, known, change)
             if values is None:
                 continue
             outputs = [t for t in node.outputs if t.name]
@@ -64,7 +65,7 @@ class FoldConstants:
         return change
 
     def _values(
-        self, model: Model, node: Node, shapes: dict[int, tuple[int | None, ...]], change: Change
+        self, model: Model, node: Node, known: Known, change: Change
     ) -> Sequence[Constant | evaluate.Values] | None:
         """What the node's named outputs are, where that is constant and may be stored."""
         if node.domain not in STANDARD_DOMAINS:
@@ -75,7 +76,7 @@ class FoldConstants:
         if node.op == "Constant":
             value = None if given_out else evaluate.constant_value(node)
             return None if value is None else [value]
-        static = _shape_or_size(node, shapes)
+        static = known.values_of(node)
         if static is None and (not any(t.name for t in node.inputs) or not all(map(_known, node.inputs))):
             return None
         if node.op in _KEPT or any(isinstance(a, Graph) for a in node.attrs.values()):
@@ -87,7 +88,7 @@ class FoldConstants:
             change.skip(node, "it makes an output")
             return None
         if static is not None:
-            return [static]
+            return static
         if node.op == "Identity":
             return [node.inputs[0]]
         return self._computed(model, node, change)
@@ -168,44 +169,3 @@ def _stored_as(node: Node) -> int:
             return int(getattr(source, "stored_as", 0))
         return weights.elem_type(source) if 0 < source._values.dtype.itemsize <= _NARROW_BYTES else 0
     return int(getattr(source, "stored_as", 0)) if node.op in _KEEP_VALUES else 0
-
-
-def _shape_or_size(node: Node, shapes: dict[int, tuple[int | None, ...]]) -> NDArray[np.int64] | None:
-    """What Shape (from `start` to `end`, since opset 15) or Size gives, where the dimensions asked for are static."""
-    if node.op not in ("Shape", "Size"):
-        return None
-    shape = tuple(node.inputs[0].shape) if _known(node.inputs[0]) else shapes.get(id(node.inputs[0]))
-    if shape is None:
-        return None
-    if node.op == "Shape":
-        shape = shape[node.attrs.get("start", 0) : node.attrs.get("end")]
-    dims = [d for d in shape if d is not None]
-    if len(dims) < len(shape):
-        return None
-    return np.array(dims if node.op == "Shape" else np.prod(dims, dtype=np.int64), np.int64)
-
-
-def _static_shapes(model: Model) -> dict[int, tuple[int | None, ...]]:
-    """Shapes of the top-level tensors that a Shape or Size reads, as they follow from the inputs alone.
-
-    What the file says about tensors in between is not used: exporters leave the example's batch size there.
-    """
-    asked = {id(n.inputs[0]): n.inputs[0] for _, n in model.walk() if n.op in ("Shape", "Size")}
-    top = {id(t) for t in (*model.graph.inputs, *(t for n in model.graph.nodes for t in n.outputs))}
-    asked = {key: t for key, t in asked.items() if key in top and not isinstance(t, Constant)}
-    if not asked:
-        return {}
-    proto, _ = model.skeleton()
-    del proto.graph.value_info[:]
-    try:
-        inferred = infer_proto(proto).graph
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        inferred = proto.graph
-    infos = {info.name: info for info in (*inferred.value_info, *inferred.input)}
-    found: dict[int, tuple[int | None, ...]] = {}
-    for key, tensor in asked.items():
-        info = infos.get(tensor.name)
-        if info is not None and info.type.tensor_type.HasField("shape"):
-            dims = info.type.tensor_type.shape.dim
-            found[key] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
-    return found

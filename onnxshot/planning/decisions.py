@@ -17,6 +17,7 @@ from onnxshot.graph.ops import STANDARD_DOMAINS, data_slots, op_of, weight_slot
 from onnxshot.maths.affine import QuantParams
 from onnxshot.planning.asked import Asked
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan
+from onnxshot.planning.sizes_alone import from_sizes_alone
 from onnxshot.planning.trained import Trained
 from onnxshot.planning.treatment import elements, is_depthwise, is_embedding, is_weighted, treatment
 from onnxshot.recipes.recipe import Recipe
@@ -43,8 +44,10 @@ class Decisions:
         self.why: dict[Node, str] = self.asked.left | dict(banned)
         self.forced = self.asked.forced
         self.top = {n for n in model.graph.nodes}
+        self._sized, self._of_sizes = from_sizes_alone(model)
         self.how: dict[Node, str] = {}
         self.slot: dict[Node, int] = {}
+        self._unlisted: set[Node] = set()  # products that would be folded, were the sizes of the inputs fixed
         for _, node in model.walk():
             if node in self.why:
                 continue
@@ -61,6 +64,8 @@ class Decisions:
         slot = weight_slot(node)
         if how == FLOAT or slot is None:
             self.why[node] = reason
+            if node in self._sized and slot is None:
+                self._unlisted.add(node)
         else:
             self.how[node], self.slot[node] = how, slot
 
@@ -174,9 +179,14 @@ class Decisions:
         return tuple(self._node_plan(n) for _, n in self._model.walk() if self._worth_a_line(n))
 
     def _worth_a_line(self, node: Node) -> bool:
-        """Nodes that compute on float values, or that were asked for; shape arithmetic is not worth a line."""
-        if node in self.how or node in self.why:
+        """Nodes that compute on float values, or that were asked for; what follows from sizes is not worth a line.
+
+        A model whose sizes are frozen has none of that: so it gives the same plan.
+        """
+        if (node in self.how or node in self.why) and node not in self._unlisted:
             return True
+        if node in self._sized:
+            return False
         out = node.outputs[0] if node.outputs else None
         if out is None or node.op in ("Constant", "Shape", "Size", "Identity", "Cast"):
             return False
@@ -199,7 +209,8 @@ class Decisions:
         if node.domain not in STANDARD_DOMAINS:
             return f"custom domain {node.domain!r}"
         if self._recipe.mode != STATIC:
-            if any(isinstance(t, Constant) and len(t.shape) >= 2 for t in node.inputs):
+            held = [t for t in node.inputs if isinstance(t, Constant) or t in self._of_sizes]
+            if any(len(self._model.shape(t) or ()) >= 2 for t in held):
                 return f"reads a constant; those of {node.op} are not among the weights that onnxshot quantizes"
             return f"has no weight to quantize in {self._recipe.mode} mode"
         if node not in self.top and node.op in self._target.followers:

@@ -44,9 +44,9 @@ def deconv_decoder() -> onnx.ModelProto:
 
 def window_attention() -> onnx.ModelProto:
     """Tokens cut into windows of 4 by 4 after they were padded, with attention inside each, as in Swin."""
-    ints = {"heads": np.array([3, 4, 8], np.int64), "sixteen": np.array(4, np.int64), "scale": np.float32(8**-0.5),
-            "width": np.array([32], np.int64), "six": np.array([0, 0, 0, 0, 0], np.int64)}  # fmt: skip
-    text = """net (float[N,H,W,32] x) => (float[M,10] y) {
+    ints = {"heads": np.array([3, 4, 32], np.int64), "sixteen": np.array(4, np.int64), "scale": np.float32(32**-0.5),
+            "width": np.array([128], np.int64), "six": np.array([0, 0, 0, 0, 0], np.int64)}  # fmt: skip
+    text = """net (float[N,H,W,128] x) => (float[M,10] y) {
         xs = Shape(x)
         h = Gather<axis=0>(xs, i1)  w = Gather<axis=0>(xs, i2)
         hm = Mod(h, sixteen)  hs = Sub(sixteen, hm)  hp = Mod(hs, sixteen)
@@ -78,22 +78,22 @@ def window_attention() -> onnx.ModelProto:
         res = Add(crop, x)
         mean = ReduceMean<axes=[1,2], keepdims=0>(res)
         y = Gemm(mean, wf, bf) }"""
-    held = {"wq": weight(32, 96, channel_axis=1), "bq": vector(96), "wo": weight(32, 32, channel_axis=1),
-            "bo": vector(32), "w1": weight(32, 64, channel_axis=1), "b1": vector(64),
-            "w2": weight(64, 32, channel_axis=1), "b2": vector(32), "wf": weight(32, 10, channel_axis=1),
+    held = {"wq": weight(128, 384, channel_axis=1), "bq": vector(384), "wo": weight(128, 128, channel_axis=1),
+            "bo": vector(128), "w1": weight(128, 256, channel_axis=1), "b1": vector(256),
+            "w2": weight(256, 128, channel_axis=1), "b2": vector(128), "wf": weight(128, 10, channel_axis=1),
             "bf": vector(10), "zero2": np.array([0, 0], np.int64), "axes2": np.array([1, 2], np.int64)}  # fmt: skip
     return model(text, held | ints | INTS | LISTS)
 
 
 def recurrent() -> onnx.ModelProto:
     """An LSTM whose first state is made of zeros as wide as the batch is."""
-    text = """net (float[T,B,16] x) => (float[U,C,5] y) {
+    text = """net (float[T,B,128] x) => (float[U,C,5] y) {
         m = MatMul(x, w0)  h = Add(m, b0)
         s = Shape(h)  n = Gather<axis=0>(s, i1)  u = Unsqueeze(n, l0)  st = Concat<axis=0>(l1, u, wide)
         zero = ConstantOfShape<value = float[1] {0.0}>(st)
         ys, yh, yc = LSTM<hidden_size=24>(h, w, r, , , zero, zero)
         sq = Squeeze(ys, l1)  q = MatMul(sq, wy)  y = Add(q, by) }"""
-    held = {"w0": weight(16, 16, channel_axis=1), "b0": vector(16), "w": weight(1, 96, 16, channel_axis=1),
+    held = {"w0": weight(128, 128, channel_axis=1), "b0": vector(128), "w": weight(1, 96, 128, channel_axis=1),
             "r": weight(1, 96, 24, channel_axis=1), "wide": np.array([24], np.int64),
             "wy": weight(24, 5, channel_axis=1), "by": vector(5)}  # fmt: skip
     return model(text, held | INTS | LISTS)
@@ -107,7 +107,7 @@ def masked_decoder() -> onnx.ModelProto:
         tu = Unsqueeze(t, l0)  col = Unsqueeze(pos, l1)  row = Unsqueeze(pos, l0)
         late = Greater(row, col)  square = Concat<axis=0>(tu, tu)  all = Expand(late, square)
         mask = Where(all, least, none)
-        b = Gather<axis=0>(s, i0)  bu = Unsqueeze(b, l0)  split = Concat<axis=0>(bu, tu, l4, l8)
+        b = Gather<axis=0>(s, i0)  bu = Unsqueeze(b, l0)  split = Concat<axis=0>(bu, tu, l4, head)
         qm = MatMul(x, wq)  qr = Reshape(qm, split)  q = Transpose<perm=[0,2,1,3]>(qr)
         km = MatMul(x, wk)  kr = Reshape(km, split)  k = Transpose<perm=[0,2,3,1]>(kr)
         vm = MatMul(x, wv)  vr = Reshape(vm, split)  v = Transpose<perm=[0,2,1,3]>(vr)
@@ -115,12 +115,12 @@ def masked_decoder() -> onnx.ModelProto:
         ot = Transpose<perm=[0,2,1,3]>(o)  join = Concat<axis=0>(bu, tu, wide)  oj = Reshape(ot, join)
         om = MatMul(oj, wo)  r = Add(om, x)
         h = MatMul(r, w1)  hb = Add(h, b1)  hr = Relu(hb)  hd = MatMul(hr, w2)  z = Add(hd, r)
-        y = MatMul(z, head) }"""
-    held = {"table": weight(50, 32), "places": weight(64, 32), "least": np.float32(-1e4), "none": np.float32(0),
-            "wide": np.array([32], np.int64)}  # fmt: skip
-    held |= {n: weight(32, 32, seed=i, channel_axis=1) for i, n in enumerate(("wq", "wk", "wv", "wo"))}
-    held |= {"w1": weight(32, 128, channel_axis=1), "b1": vector(128), "w2": weight(128, 32, channel_axis=1),
-             "head": weight(32, 40, channel_axis=1)}  # fmt: skip
+        y = MatMul(z, last) }"""
+    held = {"table": weight(50, 128), "places": weight(64, 128), "least": np.float32(-1e4), "none": np.float32(0),
+            "wide": np.array([128], np.int64), "head": np.array([32], np.int64)}  # fmt: skip
+    held |= {n: weight(128, 128, seed=i, channel_axis=1) for i, n in enumerate(("wq", "wk", "wv", "wo"))}
+    held |= {"w1": weight(128, 512, channel_axis=1), "b1": vector(512), "w2": weight(512, 128, channel_axis=1),
+             "last": weight(128, 40, channel_axis=1)}  # fmt: skip
     return model(text, held | INTS | LISTS)
 
 
@@ -134,8 +134,8 @@ SIZED: dict[str, Callable[[], onnx.ModelProto]] = {
 SHAPES: dict[str, Sequence[tuple[int, ...]]] = {  # the usual one, then others that the same file takes
     "view_cnn": [(1, 3, 32, 32), (3, 3, 32, 24)],
     "deconv_decoder": [(1, 3, 16, 16), (2, 3, 13, 18)],
-    "window_attention": [(1, 8, 8, 32), (2, 6, 9, 32)],
-    "recurrent": [(7, 1, 16), (3, 4, 16)],
+    "window_attention": [(1, 6, 9, 128), (2, 8, 8, 128)],
+    "recurrent": [(7, 1, 128), (3, 4, 128)],
     "masked_decoder": [(1, 12), (3, 5)],
 }
 

@@ -1,0 +1,29 @@
+"""What a model computes from sizes and constants alone: masks, positions, states of zeros. Frozen, it is a constant."""
+
+from __future__ import annotations
+
+from onnxshot.graph import Constant, Graph, Model, Node, Tensor
+from onnxshot.graph.ops import STANDARD_DOMAINS
+
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+
+
+def from_sizes_alone(model: Model) -> tuple[set[Node], set[Tensor]]:
+    """The nodes of the outermost graph whose results no value of an input changes, and what they make.
+
+    Shape and Size themselves are among them.
+    """
+    nodes: set[Node] = set()
+    made: set[Tensor] = set()
+    for node in model.graph.nodes:
+        if node.domain not in STANDARD_DOMAINS or node.op in RANDOM:
+            continue
+        if any(isinstance(value, Graph) for value in node.attrs.values()):
+            continue
+        read = [t for t in node.inputs if t.name]
+        if node.op in ("Shape", "Size") or all(t in made or isinstance(t, Constant) for t in read):
+            nodes.add(node)
+            made.update(t for t in node.outputs if t.name)
+    return nodes, made
