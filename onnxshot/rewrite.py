@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxshot.graph import Model, edit
 from onnxshot.passes.base import Pass, Skip
+from onnxshot.passes.drop_zero_points import DropZeroPoints
 from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.input_grid import QuantizeByChannel
 from onnxshot.passes.isolate_softmax import IsolateSoftmax
@@ -49,7 +50,7 @@ def finish(model: Model, target: Target, recipe: Recipe) -> list[Skip]:
     if target.quantizes_outputs and target.activation.is_symmetric:
         passes.append(MovePairs(target))  # a Q with zero point 0 does not do the work of the Relu before it
     if target.stores_biases:
-        passes.append(StoreBiases())  # now that nothing more is learned of them
+        passes += [StoreBiases(), DropZeroPoints()]  # now that nothing more is learned of them
     if target.isolates_softmax:
         passes.append(IsolateSoftmax())
     skips = [skip for step in passes for skip in step.run(model).skips]

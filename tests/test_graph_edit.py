@@ -276,7 +276,7 @@ def test_new_nodes_and_constants_have_names_of_their_own() -> None:
     constant = edit.add_constant(m, "x", "scale", F(0.5))
     node = edit.add_node(m, "Relu", [m.graph.inputs[0]], base="x")
     assert constant.name == "x_scale_2"
-    assert (node.name, node.outputs[0].name) == ("x_Relu_2", "x_Relu_output")
+    assert (node.name, node.outputs[0].name) == ("x_Relu_2", "x_Relu_2")
 
 
 def test_a_scalar_constant_stays_a_scalar() -> None:

@@ -127,7 +127,7 @@ def test_int8_activations_are_the_same_integers_relabelled(name: str) -> None:
     case = HANDMADE[name]()
     _, unsigned = quantized(case)
     _, signed = quantized(case, activation_type="int8")
-    kinds = {t.data_type for t in signed.graph.initializer if t.name.endswith("zero_point")}
+    kinds = {t.data_type for t in signed.graph.initializer if "zero_point" in t.name}
     assert kinds == {onnx.TensorProto.INT8}
     for feed in case.feeds:
         for optimize in (False, True):

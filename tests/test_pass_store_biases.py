@@ -257,6 +257,30 @@ def test_a_foreign_bias_of_another_scale_gets_the_right_one() -> None:
     np.testing.assert_allclose(run(made, feed)[0], run(proto, feed, optimize=False)[0], atol=0.051)
 
 
+def test_zero_points_that_say_nothing_are_left_out_of_convs_alone() -> None:
+    """A QGemm whose weight has none fails when it runs, up to ONNX Runtime 1.26."""
+    _, made = quantized(net(), include=("Gemm",))
+    assert [len(maker(made, layer.input[1]).input) for layer in layers(made)] == [2, 2, 3]
+    _, unsigned = quantized(net(), include=("Gemm",), weight_type="uint8")
+    assert [len(maker(unsigned, layer.input[1]).input) for layer in layers(unsigned)] == [3, 3, 3]
+
+
+def test_a_zero_point_is_stored_once() -> None:
+    _, made = quantized(net(), include=("Gemm",), activation_type="int8")
+    zeros = [t for t in made.graph.initializer if "zero_point" in t.name and not t.dims]
+    assert len({(t.data_type, t.raw_data) for t in zeros}) == len(zeros)
+
+
+def test_the_files_names_stay_unique_where_a_node_has_the_name_of_a_bias() -> None:
+    case = net()
+    case.model.graph.node[1].name = "b1"
+    _, made = quantized(case)
+    names = [node.name for node in made.graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)
+    stored(made, layers(made)[0])
+
+
 def test_the_report_of_a_difference_and_a_comparison_take_such_a_file(tmp_path: Path) -> None:
     case = net()
     result, made = quantized(case, include=("Gemm",))

@@ -79,9 +79,14 @@ def add_node(
     domain: str | None = None,
     graph: Graph | None = None,
 ) -> Node:
-    """Append a node with fresh names to the (top-level) graph; `toposort` puts it where it belongs."""
+    """Append a node with fresh names to the (top-level) graph; `toposort` puts it where it belongs.
+
+    One output has the name of the node: names are a good part of a small file, and the two are never mixed up.
+    """
     name = model.fresh(base, suffix or op)
-    if isinstance(outputs, int):
+    if isinstance(outputs, int) and outputs == 1:
+        outputs = [Variable(name)]
+    elif isinstance(outputs, int):
         outputs = [Variable(model.fresh(base, f"{suffix or op}_output")) for _ in range(outputs)]
     node = Node(op, name, dict(attrs or {}), list(inputs), list(outputs), domain)
     (graph or model.graph).nodes.append(node)

@@ -42,15 +42,17 @@ class InsertQdq:
             elif node.op in OPS and OPS[node.op].data is None:
                 change.edits += self._quantize_constants(model, node)
         shared: dict[str, tuple[Constant, Constant]] = {}
+        zeros: dict[bytes, Constant] = {}
         readers = set(nodes)
         tensors = model.tensors()
         for name, planned in self.plan.tensors.items():
             if planned.group not in shared:
                 params = self.plan.params_of(name)
-                shared[planned.group] = (
-                    edit.add_constant(model, planned.group, "scale", params.scale),
-                    edit.add_constant(model, planned.group, "zero_point", params.zero_point),
-                )
+                scale, zero = edit.add_constant(model, planned.group, "scale", params.scale), params.zero_point
+                key = f"{zero.dtype} {zero.shape}".encode() + zero.tobytes()
+                if key not in zeros:  # of a small network's file, as many as it has tensors are a percent
+                    zeros[key] = edit.add_constant(model, "zero_point", f"{zero}" if not zero.ndim else "", zero)
+                shared[planned.group] = scale, zeros[key]
             also = {n for n in model.graph.nodes if n.label in planned.also} if planned.also else set()
             insert_pair(model, tensors[name], shared[planned.group], None if planned.all_readers else readers | also)
             change.edits += 1

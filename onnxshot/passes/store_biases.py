@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.graph import Constant, Model, Node, Variable, edit, weights
 from onnxshot.graph.ops import channel_axis, op_of
 from onnxshot.maths.affine import BIAS_QMAX, MIN_SCALE, bias_params, quantize_bias
 from onnxshot.passes.base import Change
@@ -31,6 +31,7 @@ class StoreBiases:
         """Store them; edits counts the layers, skips name those whose bias does not fit int32."""
         change = Change()
         self._made.clear()
+        taken = {node.name for _, node in model.walk()}
         for node in list(model.graph.nodes):
             slot = op_of(node).bias if node.op in _LAYERS else None
             if slot is None or slot >= len(node.inputs):
@@ -39,11 +40,10 @@ class StoreBiases:
             scales = _scales(node) if isinstance(bias, Constant) else None
             if scales is None or not _fits_form(node, bias, scales[1].size):
                 continue
-            values = np.asarray(weights.read(bias))
-            if not _has_room(values, *scales):
+            if not _has_room(np.asarray(weights.read(bias)), *scales):
                 change.skip(node, "its bias does not fit int32 at the scales of its input and weight: it stays float")
                 continue
-            self._store(model, node, slot, values, scales)
+            self._store(model, node, slot, scales, taken)
             change.edits += 1
         if change.edits:
             edit.remove_unused(model)
@@ -51,20 +51,27 @@ class StoreBiases:
         return change
 
     def _store(
-        self, model: Model, node: Node, slot: int, values: NDArray[Any], scales: tuple[NDArray[Any], NDArray[Any]]
+        self,
+        model: Model,
+        node: Node,
+        slot: int,
+        scales: tuple[NDArray[Any], NDArray[Any]],
+        taken: set[str],
     ) -> None:
         bias, params = node.inputs[slot], bias_params(*scales)
+        values = np.asarray(weights.read(bias))
         key = (bias, params.scale.tobytes())
         if key not in self._made:
             self._made[key] = (
                 edit.add_constant(model, bias.name, "quantized", quantize_bias(values, *scales)),
                 edit.add_constant(model, bias.name, "scale", params.scale),
             )
-        attrs = {"axis": values.ndim - 1} if params.scale.ndim else {}
-        dq = edit.add_node(
-            model, "DequantizeLinear", list(self._made[key]), base=bias.name, suffix="dequantized", attrs=attrs
-        )
-        node.inputs[slot] = dq.outputs[0]
+        # Where no other reads the bias, its name stands for what comes back of it.
+        real = Variable(bias.name if len(bias.outputs) == 1 else model.fresh(bias.name, "dequantized"))
+        attrs = {"axis": 0} if params.scale.ndim else {}
+        node.inputs[slot] = real
+        name = model.fresh(bias.name, "dequantized") if real.name in taken else real.name
+        model.graph.nodes.append(Node("DequantizeLinear", name, attrs, list(self._made[key]), [real]))
 
 
 def _scales(node: Node) -> tuple[NDArray[Any], NDArray[Any]] | None:
