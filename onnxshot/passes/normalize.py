@@ -22,6 +22,7 @@ from onnxshot.passes.order_gelu import OrderGelu
 from onnxshot.passes.pool_means import PoolMeans
 from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.reshape_targets import ReshapeTargets
+from onnxshot.passes.scalar_inputs import ScalarInputs
 from onnxshot.passes.sizes_from_inputs import SizesFromInputs
 from onnxshot.passes.unblock import Unblock
 from onnxshot.passes.unfuse import Unfuse, holds_fused
@@ -31,6 +32,7 @@ _ROUNDS = 8  # each round can only make the graph smaller; real models need two 
 REPEATED: Sequence[Pass] = (
     FoldConstants(),
     ReshapeTargets(),
+    ScalarInputs(),
     DropIdentity(),
     SizesFromInputs(),
     MoveShapes(),  # before the passes that fuse what one op alone reads

@@ -19,7 +19,7 @@ from onnxshot.planning.asked import Asked
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan
 from onnxshot.planning.sizes_alone import from_sizes_alone
 from onnxshot.planning.trained import Trained
-from onnxshot.planning.treatment import elements, is_depthwise, is_embedding, is_weighted, treatment
+from onnxshot.planning.treatment import elements, is_depthwise, is_embedding, is_weighted, pools_otherwise, treatment
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
@@ -73,7 +73,10 @@ class Decisions:
         """Shrink the set of candidates until every follower stands between int8 ops (the greatest fixed point)."""
         for node in self._model.graph.nodes:
             if node.op in self._target.followers and node not in self.why and node not in self.how:
-                slots = data_slots(node)
+                slots, other = data_slots(node), pools_otherwise(node)
+                if other:
+                    self.why[node] = other
+                    continue
                 if slots and all(self._is_float(node.inputs[i]) for i in slots) and _finite(node):
                     self.how[node] = STATIC
         changed = True

@@ -91,6 +91,21 @@ def is_embedding(node: Node) -> bool:
     )
 
 
+def pools_otherwise(node: Node) -> str:
+    """Why int8 kernels do not compute what this AveragePool does; empty where they do.
+
+    ONNX Runtime's QLinearAveragePool knows no dilations, so that the model does not load, and divides by the size of
+    the whole window where ceil_mode lets one reach beyond the padding; its float kernel leaves out what is beyond.
+    """
+    if node.op != "AveragePool" or node.domain not in STANDARD_DOMAINS:
+        return ""
+    if any(d != 1 for d in node.attrs.get("dilations", ())):
+        return "int8 kernels of AveragePool know no dilations"
+    if node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0):
+        return "int8 kernels divide by another count where a window reaches beyond the padding"
+    return ""
+
+
 def elements(weight: Constant) -> int:
     """Number of values of a weight."""
     return int(np.prod(weight.shape, dtype=np.int64))
