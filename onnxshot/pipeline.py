@@ -292,7 +292,8 @@ class Run:
         best = self.improver.best(self.plan, evidence)
         self.model, self.plan = best.model, best.plan
         clip = self.recipe.clip if self.recipe.clip is not None else best.clips
-        self.decided = replace(self.recipe, grid=best.gridded, equalize=best.equalized, smooth=best.smoothed, clip=clip)
+        smooth = best.smoothed or (self.recipe.smooth and None)  # False would leave out the fixed share as well
+        self.decided = replace(self.recipe, grid=best.gridded, equalize=best.equalized, smooth=smooth, clip=clip)
         return best.evidence
 
     def repair(self, teacher: ModelProto, model: Model, plan: Plan) -> str:

@@ -23,6 +23,7 @@ from onnxshot.passes.normalize import normalize
 from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.restore_half import RestoreHalf
 from onnxshot.passes.strip_qdq import StripQdq
+from onnxshot.passes.tie_weights import tied_names
 from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.planning.asked import under_rule
 from onnxshot.planning.plan import FLOAT
@@ -107,6 +108,7 @@ def prepare(
     changes = recipe.half or any(n.how != FLOAT for n in make_plan(model, target, recipe).nodes)
     if model.opset < needed and changes:
         normalize(model, opset=needed, keep_overridable=keep_overridable)
+    model.tied = tied_names(model)
     shapes.refuse_giants(model)
 
 

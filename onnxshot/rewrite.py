@@ -17,6 +17,7 @@ from onnxshot.passes.quantized_shapes import QuantizedShapes
 from onnxshot.passes.smooth import Smooth
 from onnxshot.passes.store_biases import StoreBiases
 from onnxshot.passes.store_half import StoreHalf
+from onnxshot.passes.tie_weights import TieWeights, ties_of
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
 from onnxshot.planning.plan import DYNAMIC, FLOAT, Plan
 from onnxshot.recipes.recipe import Recipe
@@ -27,6 +28,7 @@ from onnxshot.targets.base import Target
 def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     """Change the graph as the plan says; what the passes refused."""
     target = target_named(plan.target)
+    ties = ties_of(model, model.tied)
     skips = InsertQdq(plan).run(model).skips if plan.tensors else []
     QuantizeByChannel(plan).run(model)
     if target.quantizes_outputs and not target.everywhere:
@@ -34,7 +36,7 @@ def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     Smooth(plan.smoothing, plan.labels(DYNAMIC)).run(model)
     merge = MergeProducts(plan)
     merge.run(model)
-    steps = (QuantizeDynamically(merge.plan), QuantizeWeightsOnly(plan), StoreHalf())
+    steps = (QuantizeDynamically(merge.plan), QuantizeWeightsOnly(plan), TieWeights(ties), StoreHalf())
     skips += [skip for step in steps for skip in step.run(model).skips]
     if target.runs_here:
         KeepFloat(plan.labels(FLOAT), per_axis=not target.everywhere).run(model)

@@ -125,14 +125,15 @@ def test_a_small_table_stays_as_it_is() -> None:
     assert result.plan.weights == {}
 
 
-def test_float16_weights_keep_float16_scales_and_need_opset_19() -> None:
+@pytest.mark.parametrize(("target", "opset", "scale"), [("ort", 17, np.float32), ("tensorrt", 19, np.float16)])
+def test_float16_models_get_scales_of_the_type_they_are_computed_in(target: str, opset: int, scale: type) -> None:
     case = HANDMADE["half_precision_model"]()
-    _, made = quantized(case, mode="weights")
-    assert next(e.version for e in made.opset_import if not e.domain) == 19
+    _, made = quantized(case, mode="weights", target=target)
+    assert next(e.version for e in made.opset_import if not e.domain) == opset
     values = initializers(made)
     for dq in nodes_of(made, "DequantizeLinear"):
         assert values[dq.input[0]].dtype == np.int8
-        assert values[dq.input[1]].dtype == np.float16
+        assert values[dq.input[1]].dtype == scale
     assert len(nodes_of(made, "DequantizeLinear")) == 2
     assert sqnr(case, made) > 28
     assert sqnr(case, made, optimize=False) > 28

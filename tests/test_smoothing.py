@@ -141,7 +141,6 @@ GRAPHS: dict[str, tuple[str, int]] = {  # name -> (body, how many Muls are inser
     "a Mul that is read twice": ("m = Mul(x, g) n = Add(m, beta) p = MatMul(n, w) y = Add(p, m)", 1),
     "a sum of two": ("m = Mul(x, g) a = Sigmoid(m) n = Add(m, a) y = MatMul(n, w)", 1),
     "given out": (NORMED + "y = MatMul(n, w)", 1),
-    "one weight for two": (NORMED + "r = Relu(n) p = MatMul(n, w) q = MatMul(r, w) y = Add(p, q)", 1),
     "one weight, twice": (NORMED + "p = MatMul(n, w) q = MatMul(n, w) m = Mul(p, q) y = Add(m, n)", 1),
     "a turned Gemm": ("m = Mul(x, g) n = Reshape(m, two) p = Gemm<transB = 1>(n, t, b) y = Reshape(p, three)", 1),
 }
@@ -193,6 +192,26 @@ def test_products_that_read_one_tensor_share_the_division_and_what_weights_they_
     assert division.input[0] == name
     values = initializers(proto)
     np.testing.assert_allclose(values[products[0].input[1]] * values[division.input[1]][:, None], CONSTANTS["w"], 1e-6)
+
+
+def test_a_weight_that_two_tensors_meet_is_divided_for_both_or_not_at_all() -> None:
+    """A copy for every input made files two to three times larger."""
+    body = "r = Relu(n) p = MatMul(n, w) q = MatMul(r, w) y = Add(p, q)"
+    text = f"h (float[1, 12, {K}] x) => (float[1, 12, {K}] y) {{ {NORMED} {body} }}"
+    feeds = case_of("folded").feeds
+    stored = {name: CONSTANTS[name] for name in ("g", "beta", "w")}
+    case = Case(model(text, stored), feeds)
+    ready, plan = planned(case, calibrate=True, include=ALL)
+    assert smoothing.readers_of(ready, plan, STATIC) == {}
+    factors = np.linspace(0.5, 4, K).astype(np.float32)
+    for names, edits in ((("n",), 0), (("n", "r"), 2)):
+        ready, plan = planned(case, calibrate=True, include=ALL)
+        change = Smooth(dict.fromkeys(names, factors), plan.labels(STATIC)).run(ready)
+        assert change.edits == edits and len(change.skips) == 1 - edits // 2
+        proto = ready.to_proto()
+        assert len({node.input[1] for node in nodes_of(proto, "MatMul")}) == 1
+        for wanted, got in zip(run(case.model, feeds[0]), run(proto, feeds[0]), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5 * float(np.abs(wanted).max()))
 
 
 def test_a_normalization_takes_the_division_and_its_own_constants_stay_for_others() -> None:
@@ -307,7 +326,8 @@ def test_what_was_found_is_made_again_from_the_recipe() -> None:
 
 def test_dynamic_products_have_their_strength_searched_too() -> None:
     case = encoder()
-    plain, before = done(case, include=(), smooth=False)
+    plain, before = done(case, include=(), effort="fast")
+    assert not done(case, include=(), smooth=False)[0].plan.smoothing, "it was switched off"
     result, after = done(case, include=())
     if not plain.plan.smoothing:
         pytest.fail("there was nothing to test")

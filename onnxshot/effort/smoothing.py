@@ -20,6 +20,7 @@ from onnxshot.maths.smooth import Rows, Smoothing, search_smoothing
 from onnxshot.parallel import in_order
 from onnxshot.passes.smooth import PRODUCTS, Smooth, absorbs, reached
 from onnxshot.planning.plan import DYNAMIC, STATIC, Plan
+from onnxshot.planning.planner import is_shared
 from onnxshot.planning.scales import Evidence
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_runtime import Runner
@@ -112,8 +113,8 @@ def search(
 def readers_of(model: Model, plan: Plan, how: str) -> dict[Tensor, list[Node]]:
     """The products of this treatment by the tensor they read, in graph order.
 
-    Left out are tensors that int8 ops make, as they are quantized where they are made, and products whose weights are
-    kept as they came.
+    Left out are tensors that int8 ops make, as they are quantized where they are made, products whose weights are
+    kept as they came, and tensors behind which a weight has other readers: it would be stored twice.
     """
     labels = plan.labels(how) - plan.kept.nodes
     found: dict[Tensor, list[Node]] = {}
@@ -122,8 +123,10 @@ def readers_of(model: Model, plan: Plan, how: str) -> dict[Tensor, list[Node]]:
             found.setdefault(node.inputs[0], []).append(node)
     for tensor, nodes in list(found.items()):
         planned = plan.tensors.get(tensor.name)
+        shared = any(is_shared(model, node.inputs[1], nodes) for node in nodes)
         int8_made = planned is not None and (planned.all_readers or planned.source != tensor.name)
-        if isinstance(tensor, Constant) or int8_made or sum(np.prod(n.inputs[1].shape) for n in nodes) > _MOST_WEIGHTS:
+        large = sum(np.prod(n.inputs[1].shape) for n in nodes) > _MOST_WEIGHTS
+        if isinstance(tensor, Constant) or shared or int8_made or large:
             del found[tensor]
     return found
 

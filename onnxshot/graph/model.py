@@ -31,6 +31,7 @@ class Model:
         data_files: those files.
         notes: what was done to it on the way that a user should know, for the report.
         former: names of tensors that an edit took out -> the tensor that its layer gives now. A user knows the former.
+        tied: names of weights that are equal to another one, or to its transpose, or read in several ways.
         known_graphs: every graph it was made of; ones that an edit took out are still listed. `graphs` walks the rest.
     """
 
@@ -40,6 +41,7 @@ class Model:
         self.data_files: tuple[Path, ...] = ()
         self.notes: list[str] = []
         self.former: dict[str, str] = {}
+        self.tied: frozenset[str] = frozenset()
         self._folder = folder
         self._adopt(proto, {})
 

@@ -32,14 +32,14 @@ class MergeProducts:
         if model.opset < 13:
             return change
         for graph in model.graphs():
-            for nodes in self._groups(graph):
+            for nodes in self._groups(model, graph):
                 self._adopt(nodes, _merge(model, graph, nodes))
                 change.edits += 1
         if change.edits:
             edit.toposort(model)
         return change
 
-    def _groups(self, graph: Graph) -> list[list[Node]]:
+    def _groups(self, model: Model, graph: Graph) -> list[list[Node]]:
         """MatMuls of one tensor with a scale per channel, whose weights nothing else reads."""
         dynamic = self.plan.labels(DYNAMIC)
         readers: dict[tuple[Tensor, QuantScheme, str], list[Node]] = {}
@@ -47,7 +47,8 @@ class MergeProducts:
             if node.op != "MatMul" or node.label not in dynamic or node.label in self.plan.kept.nodes:
                 continue
             planned = self.plan.weights[node.label]
-            if isinstance(planned.scheme.granularity, PerChannel) and len(edit.consumers(node.inputs[1])) == 1:
+            alone = len(edit.consumers(node.inputs[1])) == 1 and node.inputs[1].name not in model.tied
+            if isinstance(planned.scheme.granularity, PerChannel) and alone:
                 readers.setdefault((node.inputs[0], planned.scheme, planned.method), []).append(node)
         return [nodes for nodes in readers.values() if len(nodes) > 1]
 

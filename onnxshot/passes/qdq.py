@@ -6,6 +6,7 @@ exactly x_scale * w_scale themselves, and one that is stored with another scale 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit, weights
 from onnxshot.graph.ops import OPS, data_slots
-from onnxshot.maths.affine import QuantParams, params_from_range
+from onnxshot.maths.affine import QuantParams, QuantScheme, params_from_range
 from onnxshot.passes.base import Change
 from onnxshot.passes.weights_int8 import QuantizedWeights, with_room_for_bias
 from onnxshot.planning.plan import STATIC, Plan
@@ -33,9 +34,10 @@ class InsertQdq:
         static = self.plan.labels(STATIC)
         nodes = [n for n in model.graph.nodes if n.label in static]
         quantized = QuantizedWeights(model, self.plan.kept.weights)
+        weighted = [n for n in nodes if n.label in self.plan.weights]
+        self._quantize_weights(model, weighted, quantized, change)
         for node in nodes:
             if node.label in self.plan.weights:
-                self._quantize_weight(model, node, quantized, change)
                 if node.op == "MatMul" and node.outputs[0].name not in self.plan.tensors:
                     _keep_apart(model, node)
                 change.edits += 1
@@ -59,19 +61,28 @@ class InsertQdq:
         edit.toposort(model)
         return change
 
-    def _quantize_weight(self, model: Model, node: Node, quantized: QuantizedWeights, change: Change) -> None:
+    def _quantize_weights(
+        self, model: Model, nodes: Sequence[Node], quantized: QuantizedWeights, change: Change
+    ) -> None:
+        """Quantize the weights of nodes; a weight that several share has one scale, with room for all their biases."""
+        params: dict[tuple[Constant, QuantScheme, str], QuantParams] = {}
+        for node in nodes:
+            key = self._key(node)
+            given = params.get(key) or quantized.params(*key)
+            params[key] = with_room_for_bias(given, self._x_scale(node), _bias(model, node))
+        for node in nodes:
+            key = self._key(node)
+            kept = self.plan.kept.weights.get(key[0].name)
+            if kept is not None and not np.array_equal(quantized.params(*key).scale, params[key].scale):
+                change.skip(node, "the trained scale of its weight was raised, as its bias does not fit int32")
+            quantized.dequantized(node, self.plan.weights[node.label].slot, params[key])
+
+    def _key(self, node: Node) -> tuple[Constant, QuantScheme, str]:
         planned = self.plan.weights[node.label]
-        weight = node.inputs[planned.slot]
-        params = quantized.params(weight, planned.scheme, planned.method)
-        slot = OPS[node.op].bias
-        bias = edit.constant_input(node, slot) if slot is not None else None
-        if bias is not None and slot is not None and node.op == "Gemm":
-            bias = _as_vector(model, node, slot, bias, weight.shape[0 if node.attrs.get("transB", 0) else 1])
-        x = node.inputs[data_slots(node)[0]].name
-        given, params = params, with_room_for_bias(params, self.plan.params_of(x).scale, bias)
-        if weight.name in self.plan.kept.weights and not np.array_equal(given.scale, params.scale):
-            change.skip(node, "the trained scale of its weight was raised, as its bias does not fit int32")
-        quantized.dequantized(node, planned.slot, params)
+        return node.inputs[planned.slot], planned.scheme, planned.method
+
+    def _x_scale(self, node: Node) -> NDArray[Any]:
+        return self.plan.params_of(node.inputs[data_slots(node)[0]].name).scale
 
     def _quantize_constants(self, model: Model, node: Node) -> int:
         """Constant operands of Add, Mul, Concat become quantized constants: one scale, the activations' scheme."""
@@ -86,6 +97,15 @@ class InsertQdq:
             QuantizedWeights(model).dequantized(node, slot, params)
             count += 1
         return count
+
+
+def _bias(model: Model, node: Node) -> NDArray[Any] | None:
+    """The values of a constant bias; a Gemm's has the shape that is fused from now on."""
+    slot, weight = OPS[node.op].bias, node.inputs[1]
+    bias = edit.constant_input(node, slot) if slot is not None else None
+    if bias is None or slot is None or node.op != "Gemm":
+        return bias
+    return _as_vector(model, node, slot, bias, weight.shape[0 if node.attrs.get("transB", 0) else 1])
 
 
 def _as_vector(model: Model, node: Node, slot: int, bias: NDArray[Any], channels: int) -> NDArray[Any]:

@@ -34,25 +34,23 @@ class Smooth:
     def run(self, model: Model) -> Change:
         """Divide the tensors and scale the weights; edits counts the tensors."""
         change = Change()
-        tensors = model.tensors()
-        for name, factors in self.factors.items():
-            tensor = tensors[name]
-            users = [u for u in edit.consumers(tensor) if u.op in PRODUCTS and u.label in self.products]
-            users = [u for u in users if u.inputs[0] is tensor]
-            if not users:
-                continue
-            if any(_overflows(u.inputs[1], factors if u.attrs.get("transB", 0) else factors[:, None]) for u in users):
-                change.skip(users[0], "smoothing would make its weight infinite")
-                continue
+        products = self._products(model, change)
+        scaled: dict[tuple[int, bool], Constant] = {}  # products that share a weight go on sharing one
+        inverses: dict[bytes, Constant] = {}
+        for tensor, users in products.items():
+            factors = self.factors[tensor.name]
             inverse = (1.0 / factors).astype(np.float32)
             if set(edit.consumers(tensor)) == set(users) and absorbs(model, tensor, factors.size):
                 _absorb(model, tensor, inverse)
             else:
-                constant = edit.add_constant(model, name, "smoothing", inverse)
-                divided = edit.add_node(model, "Mul", [tensor, constant], base=name, suffix="smooth").outputs[0]
+                key = inverse.tobytes()
+                if key not in inverses:
+                    inverses[key] = edit.add_constant(model, tensor.name, "smoothing", inverse)
+                divided = edit.add_node(
+                    model, "Mul", [tensor, inverses[key]], base=tensor.name, suffix="smooth"
+                ).outputs[0]
                 for user in users:
                     user.inputs[0] = divided
-            scaled: dict[tuple[int, bool], Constant] = {}  # products that share a weight go on sharing one
             for user in users:
                 weight, turned = user.inputs[1], bool(user.attrs.get("transB", 0))
                 if (id(weight), turned) not in scaled:
@@ -62,6 +60,32 @@ class Smooth:
         if change.edits:
             edit.toposort(model)
         return change
+
+    def _products(self, model: Model, change: Change) -> dict[Tensor, list[Node]]:
+        """The tensors to divide, and the products that read them; none of those that would need a copy of a weight."""
+        tensors, found = model.tensors(), dict[Tensor, list[Node]]()
+        for name, factors in self.factors.items():
+            users = [u for u in edit.consumers(tensors[name]) if u.op in PRODUCTS and u.label in self.products]
+            users = [u for u in users if u.inputs[0] is tensors[name]]
+            if any(_overflows(u.inputs[1], factors if u.attrs.get("transB", 0) else factors[:, None]) for u in users):
+                change.skip(users[0], "smoothing would make its weight infinite")
+            elif users:
+                found[tensors[name]] = users
+        while alone := [tensor for tensor in found if self._copies(tensor, found)]:
+            for tensor in alone:
+                change.skip(found.pop(tensor)[0], "its weight is read in other ways too: smoothing would copy it")
+        return found
+
+    def _copies(self, tensor: Tensor, found: Mapping[Tensor, list[Node]]) -> bool:
+        """Whether a weight behind the tensor has a reader whose input is not divided by the same factors."""
+        factors = self.factors[tensor.name].tobytes()
+        for user in found[tensor]:
+            for other in edit.consumers(user.inputs[1]):
+                alike = other.inputs[0] in found and other in found[other.inputs[0]]
+                turned = [bool(n.attrs.get("transB", 0)) for n in (user, other)]
+                if not alike or self.factors[other.inputs[0].name].tobytes() != factors or turned[0] != turned[1]:
+                    return True
+        return False
 
 
 def absorbs(model: Model, tensor: Tensor, channels: int) -> bool:

@@ -39,6 +39,7 @@ class QuantizedWeights:
     kept: Mapping[str, QuantParams] = field(default_factory=dict)
     _made: dict[tuple[Constant, QuantScheme, bytes], tuple[Constant, Constant, Constant]] = field(default_factory=dict)
     _moved: dict[tuple[Constant, tuple[int, ...]], Constant] = field(default_factory=dict)
+    _sources: dict[Constant, tuple[Constant, bool]] = field(default_factory=dict)  # of weights that were moved
     _transposed: dict[Constant, QuantParams] = field(default_factory=dict)  # of `kept`, for weights that were moved
 
     def params(self, weight: Constant, scheme: QuantScheme, method: str) -> QuantParams:
@@ -81,6 +82,7 @@ class QuantizedWeights:
             edit.add_constant(self.model, weight.name, "scale", params.scale.astype(float_type)),
             edit.add_constant(self.model, weight.name, "zero_point", params.zero_point),
         )
+        made[0].source, made[0].turned = self._sources.get(weight, (weight, False))
         self._made[key] = made
         return made
 
@@ -95,6 +97,7 @@ class QuantizedWeights:
             values = weights.ComputedValues(shape, weight._values.dtype, compute)
             moved = edit.add_constant(self.model, weight.name, "transposed", values)
             self._moved[weight, perm] = moved
+            self._sources[moved] = (weight, perm == (1, 0))
             kept = self.kept.get(weight.name)
             if kept is not None:
                 self._transposed[moved] = _transposed(kept, perm)

@@ -5,8 +5,10 @@ Which nodes run in int8 is decided in decisions.py; scales come from statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Constant, Model, Node, Tensor, edit
@@ -308,19 +310,47 @@ class _Planner:
 
     def smoothed(self, plan: Plan) -> Plan:
         """The plan in which the outliers of dynamic ops' inputs are moved into their weights."""
-        readers: dict[Tensor, list[Node]] = {}
-        for node in self.made.int8(DYNAMIC):
-            readers.setdefault(node.inputs[0], []).append(node)
         factors = {}
-        for tensor, nodes in readers.items():
-            expected = self.evidence.dynamic_db(tensor)
+        for tensors, nodes in joined_by_weights(self.made.int8(DYNAMIC)) if self.recipe.smooth is not False else ():
+            expected = [self.evidence.dynamic_db(tensor) for tensor in tensors]
             if any(self.made.trained_weight(n) is not None for n in nodes):
                 continue  # its weight would not stay what was trained
-            if expected is not None and expected < self.target.smooth_below_db:
-                found = self.evidence.smoothing(tensor, nodes)
+            if any(is_shared(self.model, node.inputs[1], nodes) for node in nodes):
+                continue  # somebody else reads the weight: it would be stored twice
+            if min((db for db in expected if db is not None), default=np.inf) < self.target.smooth_below_db:
+                found = self.evidence.smoothing(tensors, nodes)
                 if found is not None:
-                    factors[tensor.name] = found
+                    factors.update(dict.fromkeys((tensor.name for tensor in tensors), found))
         return replace(plan, smoothing=factors)
+
+
+def is_shared(model: Model, weight: Tensor, products: Sequence[Node]) -> bool:
+    """Whether others than these products read the weight, or its transpose."""
+    users = edit.consumers(weight)
+    return any(user not in products for user in users) or (weight.name in model.tied and len(users) == 1)
+
+
+def joined_by_weights(products: Sequence[Node]) -> list[tuple[list[Tensor], list[Node]]]:
+    """Products in groups, with the tensors they read: in one group are those that read one tensor or one weight."""
+    groups: list[tuple[list[Tensor], list[Node]]] = []
+    group_of: dict[Tensor, int] = {}
+    for node in products:
+        ends = node.inputs[:2]
+        near = sorted({group_of[t] for t in ends if t in group_of})
+        lead = near[0] if near else len(groups)
+        if not near:
+            groups.append(([], []))
+        for other in near[1:]:
+            groups[lead][0].extend(groups[other][0])
+            groups[lead][1].extend(groups[other][1])
+            groups[other][0].clear()
+            groups[other][1].clear()
+            group_of.update({t: lead for t, at in group_of.items() if at == other})
+        if node.inputs[0] not in groups[lead][0]:
+            groups[lead][0].append(node.inputs[0])
+        groups[lead][1].append(node)
+        group_of.update(dict.fromkeys(ends, lead))
+    return [group for group in groups if group[1]]
 
 
 def _blocks(node: Node, slot: int, size: int) -> PerBlock | None:

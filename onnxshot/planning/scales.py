@@ -84,12 +84,14 @@ class Evidence:
         span = Range(min(found.mean_low, 0.0), max(found.mean_high, 0.0), "dynamic", 0.0)
         return range_sqnr_db(found, span, QuantScheme(UINT8))
 
-    def smoothing(self, tensor: Tensor, readers: Sequence[Node]) -> NDArray[np.float32] | None:
-        """Factors that even out the channels of a tensor read by these products; None where that is not to be."""
-        found, strength = self.stats.get(tensor.name), self.strengths.get(tensor.name, STRENGTH)
-        if found is None or not strength:
+    def smoothing(self, tensors: Sequence[Tensor], readers: Sequence[Node]) -> NDArray[np.float32] | None:
+        """Factors that even out the channels of tensors read by these products; None where that is not to be."""
+        found = [self.stats.get(tensor.name) for tensor in tensors]
+        strength = min(self.strengths.get(tensor.name, STRENGTH) for tensor in tensors)
+        known = [np.asarray(stats.channel_absmax, np.float32) for stats in found if stats is not None]
+        if len(known) < len(tensors) or not strength or len({absmax.shape for absmax in known}) > 1:
             return None
-        x_absmax = np.asarray(found.channel_absmax, np.float32)
+        x_absmax = np.max(known, axis=0)
         rows = []
         for node in readers:
             weight = np.abs(np.asarray(weights.read(node.inputs[1])))

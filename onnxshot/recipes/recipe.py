@@ -42,7 +42,7 @@ class Recipe(Plain):
             fast; None tries both on calibration samples.
         equalize: whether channels are equalized where the effort is not fast; None tries both on calibration samples.
         smooth: whether outliers in products' inputs are moved into the weights as far as a search finds best, where the
-            effort is not fast; None tries both. Without it, those of dynamic products are moved by a fixed share.
+            effort is not fast; None tries both, and moves those of dynamic products by a fixed share where it does not.
         clip: whether ranges by method auto may be smaller than the extremes; None tries both.
         weight_method: minmax (no weight is clipped) or mse (least squared error per channel).
         exclude, include: globs over node names, tensor names and op types.

@@ -1,0 +1,118 @@
+"""Store a matrix once that is read as it is and transposed: a table of embeddings that makes the scores as well.
+
+Reading needs each form at its op; in the file one of them is a Transpose of the other, which runtimes compute when they
+load the model, not at every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxshot.graph import Constant, Model, edit, weights
+from onnxshot.passes.base import Change
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_MIN_BYTES = 4096
+_CORNER = 8  # rows and columns that are compared first
+
+
+@dataclass(frozen=True, slots=True)
+class TieWeights:
+    """Let one of two equal matrices, or of a matrix and its transpose, be made of the other.
+
+    Attributes:
+        ties: pairs of weights that were equal before they were quantized, and whether one is the other's transpose.
+    """
+
+    ties: Sequence[tuple[Constant, Constant, bool]]
+    name: str = "tie_weights"
+
+    def run(self, model: Model) -> Change:
+        """Tie; edits counts the matrices that are no longer stored."""
+        change = Change()
+        if not self.ties:
+            return change
+        forms: dict[Constant, list[Constant]] = {}  # what is stored of a weight now: itself, or its integers
+        for constant in model.constants():
+            source = cast(Constant, getattr(constant, "source", constant))
+            forms.setdefault(source, []).append(constant)
+        gone: set[Constant] = set()
+        for first, second, turned in self.ties:
+            for one in forms.get(first, ()):
+                for other in forms.get(second, ()):
+                    if one is other or gone & {one, other} or edit.is_output(model, other):
+                        continue
+                    crossed = turned ^ _turned(one) ^ _turned(other)
+                    if _same(one, other, crossed):
+                        _tie(model, one, other, crossed)
+                        gone.add(other)
+                        change.edits += 1
+        if change.edits:
+            edit.toposort(model)
+        return change
+
+
+def _turned(constant: Constant) -> bool:
+    """Whether it holds the integers of its source in transposed order."""
+    return bool(getattr(constant, "turned", False))
+
+
+def tied_names(model: Model) -> frozenset[str]:
+    """Names of the weights that have a tie."""
+    return frozenset(c.name for first, second, _ in ties_of(model) for c in (first, second))
+
+
+def ties_of(model: Model, names: Collection[str] | None = None) -> list[tuple[Constant, Constant, bool]]:
+    """Pairs of float matrices where the second is equal to the first, or its transpose; one read twice with itself.
+
+    names: of the matrices to look at; None for all. The first of a pair is one that is gathered from, where there is
+    such a one: it stays as it is.
+    """
+    if names is not None and not names:
+        return []
+    tables = [c for c in model.constants() if len(c.shape) == 2 and weights.size_bytes(c) >= _MIN_BYTES]
+    tables = [c for c in tables if (names is None or c.name in names) and weights.elem_type(c) in _FLOATS]
+    tables.sort(key=lambda c: all(node.op != "Gather" for node in edit.consumers(c)))
+    groups: dict[tuple[object, ...], list[Constant]] = {}
+    for constant in tables:
+        groups.setdefault((str(constant._values.dtype), *sorted(constant.shape)), []).append(constant)
+    found = [(c, c, False) for c in tables if len(edit.consumers(c)) > 1]
+    for group in groups.values():
+        found += _pairs(group)
+    return found
+
+
+def _pairs(group: Sequence[Constant]) -> Iterator[tuple[Constant, Constant, bool]]:
+    taken: set[Constant] = set()
+    corners = {c: np.asarray(weights.read(c)[:_CORNER, :_CORNER]) for c in group} if len(group) > 1 else {}
+    for i, first in enumerate(group):
+        for second in group[i + 1 :]:
+            if first in taken or second in taken:
+                continue
+            for turned in (False, True):
+                corner = corners[second].T if turned else corners[second]
+                if np.array_equal(corners[first], corner) and _same(first, second, turned):
+                    taken.add(second)
+                    yield first, second, turned
+                    break
+
+
+def _same(first: Constant, second: Constant, turned: bool) -> bool:
+    shape = tuple(second.shape[::-1] if turned else second.shape)
+    if tuple(first.shape) != shape or first._values.dtype != second._values.dtype:
+        return False
+    a, b = np.asarray(weights.read(first)), np.asarray(weights.read(second))
+    return bool(np.array_equal(a, b.T if turned else b))
+
+
+def _tie(model: Model, first: Constant, second: Constant, turned: bool) -> None:
+    if not turned:
+        edit.replace_uses(model, second, first)
+        return
+    node = edit.add_node(model, "Transpose", [first], base=first.name, suffix="turned", attrs={"perm": [1, 0]})
+    edit.replace_uses(model, second, node.outputs[0])
