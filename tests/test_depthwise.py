@@ -53,7 +53,10 @@ def test_a_row_of_them_falls_as_one() -> None:
     assert {name: treatment(ready, plan)[name] for name in "adey"} == {"a": STATIC, "d": FLOAT, "e": FLOAT, "y": STATIC}
 
 
-@pytest.mark.parametrize(("channels", "kernel", "how"), [(8, 7, FLOAT), (1, 7, FLOAT), (8, 3, STATIC), (16, 7, STATIC)])
+@pytest.mark.parametrize(
+    ("channels", "kernel", "how"),
+    [(8, 7, FLOAT), (1, 7, FLOAT), (8, 3, STATIC), (24, 5, FLOAT), (32, 5, STATIC), (32, 7, FLOAT), (64, 7, STATIC)],
+)
 def test_few_channels_with_a_large_kernel_are_float_anywhere(channels: int, kernel: int, how: str) -> None:
     ready, plan = planned(between("b = Relu(a)", "c = Relu(d)", channels, kernel))
     assert treatment(ready, plan)["d"] == how

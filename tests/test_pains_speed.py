@@ -74,7 +74,7 @@ def test_row22_bench_runs_before_and_after(
     command("quantize", "m.onnx", "--calib", "data", "--no-verify")
     capsys.readouterr()
     assert command("bench", "m.onnx", "m.int8.onnx", "--calib", "data", "--seconds", "0.05", "--threads", "1") == 0
-    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("in onnxruntime")]
     assert "speedup" in lines[0]
     assert [line.split()[0] for line in lines[1:3]] == ["m.onnx", "m.int8.onnx"]
 
@@ -148,7 +148,9 @@ def test_row23_no_float_op_is_left_between_dq_and_q(name: str, tmp_path: Path) -
         assert not ("DequantizeLinear" in fed and "QuantizeLinear" in feeds_q), node.op_type
     ops = [n.op_type for n in ran.graph.node]
     assert ops.count("QLinearConv") >= 2
-    assert not {"Conv", "FusedConv", "NhwcFusedConv", "Clip"} & set(ops)
+    kept = [s for s in result.report.skips if s.op == "Conv"]  # the first one, where it is faster in float
+    assert len(kept) <= 1
+    assert sum(op in ("Conv", "FusedConv", "NhwcFusedConv", "Clip") for op in ops) == len(kept)
     if name == "residual_blocks":  # elsewhere an Add comes after the last Conv, where float is right
         assert set(ops) <= {"QuantizeLinear", "QLinearConv", "QLinearAdd", "DequantizeLinear", "Transpose"}
         assert ops.count("QLinearAdd") == 2
@@ -285,7 +287,7 @@ def test_row28_the_share_that_runs_in_int8_is_told_and_so_is_what_stands_in_the_
     assert report.int8_macs_share == pytest.approx(convs / (convs + transposed), rel=0.01)
     assert report.float_macs == {"ConvTranspose": pytest.approx(transposed / (convs + transposed), rel=0.01)}
     assert [s.op for s in report.skips if s.op == "ConvTranspose"] == ["ConvTranspose"]
-    full = compressed("digits_detector").report
+    full = compressed("digits_detector", include=("Conv",)).report
     assert full.int8_macs_share == 1.0
     assert full.float_macs == {}
     none = quantize(proto, given, mode="dynamic", settings=PROVEN)

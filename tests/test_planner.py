@@ -228,16 +228,37 @@ def test_small_matmuls_stay_float() -> None:
     assert "small" in reason(ready, plan, "q")
 
 
-def test_a_chain_of_gemms_is_static_up_to_the_last_whose_output_stays_float() -> None:
+def test_two_gemms_in_a_row_are_dynamic_unless_they_are_asked_for() -> None:
     text = "g (float[n, 64] x) => (float[n, 64] y) { a = Gemm(x, w, b) r = Relu(a) y = Gemm<transB = 1>(r, w2, b) }"
     case = small(text, {"w": weight(64, 64), "w2": weight(64, 64, seed=1), "b": vector(64)}, x=(2, 64))
     ready, plan = planned(case)
-    assert treatment(ready, plan) == {"a": STATIC, "r": STATIC, "y": DYNAMIC}
-    assert plan.watched == ("r",)
-    assert set(plan.tensors) == {"x", "r"}
+    assert treatment(ready, plan) == {"a": DYNAMIC, "r": FLOAT, "y": DYNAMIC}
+    assert plan.watched == ("x", "r")
+    assert plan.tensors == {}
     ready, plan = planned(case, include=("Gemm",))
     assert treatment(ready, plan) == {"a": STATIC, "r": STATIC, "y": STATIC}
-    assert set(plan.tensors) == {"x", "r", "y"}
+    assert set(plan.tensors) >= {"x", "r"}
+
+
+@pytest.mark.parametrize(("op", "bias"), [("Gemm", ""), ("Gemm", ", b"), ("MatMul", "")])
+def test_three_products_in_a_row_hand_integers_on(op: str, bias: str) -> None:
+    lines = f"a = {op}(x, w{bias}) r = Relu(a) c = {op}(r, w2{bias}) y = {op}(c, w{bias})"
+    text = f"g (float[n, 64] x) => (float[n, 64] y) {{ {lines} }}"
+    ready, plan = planned(
+        small(text, {"w": weight(64, 64), "w2": weight(64, 64, seed=1), "b": vector(64)}, x=(2, 64))
+    )
+    assert treatment(ready, plan) == {"a": STATIC, "r": STATIC, "c": STATIC, "y": STATIC}
+    assert set(plan.tensors) == {"x", "r", "c"}, "the last one gives floats"
+
+
+def test_products_behind_a_conv_hand_integers_on() -> None:
+    text = """g (float[n, 8, 4, 4] x) => (float[n, 64] y) {
+        a = Conv(x, k) f = Flatten(a) h = MatMul(f, w) r = Relu(h) y = MatMul(r, w2)
+    }"""
+    constants: Feed = {"k": weight(16, 8, 1, 1), "w": weight(256, 64), "w2": weight(64, 64)}
+    ready, plan = planned(small(text, constants, x=(2, 8, 4, 4)))
+    assert set(treatment(ready, plan).values()) == {STATIC}
+    assert set(plan.tensors) == {"x", "a", "f", "r"}
 
 
 def test_a_gemm_that_feeds_a_conv_is_static() -> None:
@@ -557,7 +578,16 @@ TOKENS = "g (float[1, 6, 64] x) => (float[1, 6, 64] y)"
 BIASED = "h = MatMul(x, w1) t = Add(h, b) e = Tanh(t) u = MatMul(e, w2) y = Add(u, b)"
 GIVES: dict[str, tuple[str, str, bool]] = {  # name -> (text, product, whether a Q follows it)
     "a product of tokens": (f"{TOKENS} {{ {BIASED} }}", "h", False),
-    "a bias of its own": ("g (float[8, 64] x) => (float[8, 64] y) { h = Gemm(x, w1, b) y = Softmax(h) }", "h", True),
+    "a bias of its own": ("g (float[8, 64] x) => (float[8, 64] y) { h = Gemm(x, w1, b) y = Softmax(h) }", "h", False),
+    "in front of a Relu": (
+        "g (float[8, 64] x) => (float[8, 64] y) { h = Gemm(x, w1, b) r = Relu(h) y = Softmax(r) }", "r", True
+    ),
+    "in front of a Clip": (
+        "g (float[8, 64] x) => (float[8, 64] y) { h = MatMul(x, w1) r = Clip(h, low, high) y = Softmax(r) }", "h", True
+    ),
+    "in front of a Relu and more": (
+        f"{TOKENS} {{ h = MatMul(x, w1) r = Relu(h) t = Tanh(h) y = Sub(r, t) }}", "h", False
+    ),
     "no bias": ("g (float[8, 64] x) => (float[8, 64] y) { h = Gemm(x, w1) y = Softmax(h) }", "h", False),
     "matrices, and what becomes a bias": (f"g (float[8, 64] x) => (float[8, 64] y) {{ {BIASED} }}", "h", True),
     "matrices": ("g (float[8, 64] x) => (float[8, 64] y) { h = MatMul(x, w1) y = Softmax(h) }", "h", False),
@@ -569,7 +599,8 @@ GIVES: dict[str, tuple[str, str, bool]] = {  # name -> (text, product, whether a
 def test_a_product_that_nothing_takes_in_int8_gives_floats_and_still_runs_in_int8(name: str) -> None:
     """The Q on what an encoder's products add to the residual branch cost 9 dB."""
     text, product, quantizes = GIVES[name]
-    given: Feed = {k: v for k, v in {"w1": weight(64, 64), "w2": weight(64, 64, seed=1), "b": vector(64)}.items()}
+    given: Feed = {"w1": weight(64, 64), "w2": weight(64, 64, seed=1), "b": vector(64)}
+    given |= {"low": np.array(-1, np.float32), "high": np.array(1, np.float32)}
     constants = {k: v for k, v in given.items() if f"{k}," in text or f"{k})" in text}
     case = small(text, constants, x=(1, 6, 64) if "6, 64" in text else (8, 64))
     options = {"include": ["[MG][ae][tm][Mm]*"]}  # MatMul and Gemm, as far as there are any

@@ -18,10 +18,14 @@ from onnxshot.maths.affine import QuantParams
 from onnxshot.planning.asked import Asked
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan
 from onnxshot.planning.sizes_alone import from_sizes_alone
+from onnxshot.planning.thin import ConvSize, is_rare, is_thin, slower_at_floats
 from onnxshot.planning.trained import Trained
-from onnxshot.planning.treatment import elements, is_depthwise, is_embedding, is_weighted, pools_otherwise, treatment
+from onnxshot.planning.treatment import elements, is_embedding, is_weighted, pools_otherwise, treatment
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
+
+_WORTH_A_SCALE = 2
+"""Pairs that a chain of products must spare to be quantized by fixed scales: three products, or two behind a Conv."""
 
 
 class Decisions:
@@ -55,6 +59,7 @@ class Decisions:
                 self._classify(node)
             elif is_embedding(node):
                 self.how[node], self.slot[node] = WEIGHTS, 0
+        self._thin = self._find_thin()
         if recipe.mode == STATIC:
             self._settle_followers()
 
@@ -90,10 +95,10 @@ class Decisions:
                     del self.how[node]
                     changed = True
             for node in [n for n in self.slot if self.how.get(n) == STATIC]:
-                if self._better_float(node):
+                if reason := self._better_float(node):
                     changed = True
                     del self.how[node], self.slot[node]
-                    self.why[node] = "depthwise, and not between int8 ops: it is faster in float"
+                    self.why[node] = f"{reason}, and not between int8 ops: it is faster in float"
                 elif self._better_dynamic(node):
                     changed = True
                     if elements(node.inputs[self.slot[node]]) < self._target.min_dynamic_weights:
@@ -109,20 +114,54 @@ class Decisions:
         makers = {self.maker(t) for t in self.data(node)}
         return node.op in self._target.reducers and all(m in self.slot for m in makers)
 
-    def _better_float(self, node: Node) -> bool:
-        if not self._target.slow_depthwise or not is_depthwise(node) or node in self.forced:
-            return False
-        if self.trained_weight(node) is not None:
-            return False
-        return not (all(self._from_int8(t) for t in self.data(node)) and self.feeds(node))
+    def _better_float(self, node: Node) -> str:
+        """Why a Conv is faster in float where an op next to it is float; empty where it is not."""
+        size = ConvSize.of(node) if self._target.slow_thin and node not in self.forced else None
+        reason = slower_at_floats(size) if size is not None else ""
+        if size is not None and not reason and node in self._thin:
+            reason = f"{size.ins} channels in and {size.outs} out"
+        if not reason or self.trained_weight(node) is not None:
+            return ""
+        return "" if all(self._from_int8(t) for t in self.data(node)) and self.feeds(node) else reason
+
+    def _find_thin(self) -> frozenset[Node]:
+        """The static Convs with few channels, where there are many others."""
+        static = {n: ConvSize.of(n) for n in self.slot if self.how.get(n) == STATIC and n.op == "Conv"}
+        thin = frozenset(n for n, size in static.items() if size is not None and is_thin(size))
+        return thin if is_rare(len(thin), len(static)) else frozenset()
 
     def _better_dynamic(self, node: Node) -> bool:
         if not self._target.prefers_dynamic or node.op not in self._target.dynamic or node in self.forced:
             return False
         if self.trained_weight(node) is not None and self._trained.of(node.inputs[0]) is not None:
             return False  # it has a scale for its input already
-        # Nothing takes its output in int8: spare the output's quantization. A product in a chain keeps it.
-        return not self.feeds(node, (STATIC, DYNAMIC))
+        # Its input or output would be quantized for it alone: at run time that costs as little, and fits each input.
+        return self._spared(node) < _WORTH_A_SCALE
+
+    def _spared(self, node: Node) -> int:
+        """How many pairs of Q and DQ its chain of products spares that are quantized at run time; many at another op.
+
+        A link of two products spares one, as does an int8 op in front.
+        """
+        seen, stack, spared = {node}, [node], 0
+        while stack:
+            product = stack.pop()
+            for user in self._takers(product):
+                if user.op not in self._target.dynamic or user not in self.slot:
+                    return _WORTH_A_SCALE
+                spared += 1
+                if user not in seen:
+                    seen.add(user)
+                    stack.append(user)
+            maker = self.maker(product.inputs[0])
+            if maker is None or not self._from_int8(product.inputs[0]):
+                continue
+            if maker not in self.slot or maker.op not in self._target.dynamic:
+                spared += 1
+            elif maker not in seen:
+                seen.add(maker)
+                stack.append(maker)
+        return spared
 
     def int8(self, how: str = STATIC) -> list[Node]:
         """The nodes of one treatment."""
@@ -163,14 +202,19 @@ class Decisions:
             return False
         return maker.op == "Split" or self.result(maker) is tensor
 
-    def feeds(self, node: Node, kinds: tuple[str, ...] = (STATIC,)) -> bool:
-        """True where a node of these kinds takes the result as data."""
+    def feeds(self, node: Node) -> bool:
+        """True where a static node takes the result as data."""
         outputs = node.outputs if node.op == "Split" else [self.result(node)]
         return any(
-            self.how.get(user) in kinds and any(t is d for d in self.data(user))
+            self.how.get(user) == STATIC and any(t is d for d in self.data(user))
             for t in outputs
             for user in edit.consumers(t)
         )
+
+    def _takers(self, node: Node) -> list[Node]:
+        """The static nodes that take the result as data."""
+        users = edit.consumers(self.result(node))
+        return [u for u in users if self.how.get(u) == STATIC and any(t is self.result(node) for t in self.data(u))]
 
     def trained_weight(self, node: Node) -> tuple[str, QuantParams] | None:
         """Name and params of the weight's trained scale; None where it came without one."""

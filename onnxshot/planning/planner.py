@@ -138,10 +138,10 @@ class _Planner:
         """
         if node.op not in self.target.gives_float or self.recipe.format == "qoperator" or self.made.feeds(node):
             return False
-        if self.trained.of(self.made.result(node)) is not None:
+        if self.trained.of(self.made.result(node)) is not None or _is_cut(self.model, node):
             return False
         if node.op == "Gemm":
-            return len(node.inputs) < 3 or not node.inputs[2].name
+            return self.target.stores_biases or len(node.inputs) < 3 or not node.inputs[2].name
         shape = self.model.shape(node.outputs[0])
         return (shape is not None and len(shape) > 2) or all(u.op != "Add" for u in edit.consumers(node.outputs[0]))
 
@@ -351,6 +351,12 @@ def joined_by_weights(products: Sequence[Node]) -> list[tuple[list[Tensor], list
         groups[lead][1].append(node)
         group_of.update(dict.fromkeys(ends, lead))
     return [group for group in groups if group[1]]
+
+
+def _is_cut(model: Model, node: Node) -> bool:
+    """Whether a Relu or Clip alone reads the result: ONNX Runtime looks for a Q behind it, and else fuses neither."""
+    user = edit.only_consumer(model, node.outputs[0])
+    return user is not None and user.op in ("Relu", "Clip")
 
 
 def _blocks(node: Node, slot: int, size: int) -> PerBlock | None:

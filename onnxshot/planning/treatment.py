@@ -8,12 +8,12 @@ from onnx import TensorProto
 from onnxshot.graph import Constant, Node, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS, data_slots, op_of, weight_slot
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS
+from onnxshot.planning.thin import ConvSize, slower_in_int8
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 _MIN_TABLE_BYTES = 1 << 16  # an embedding table below this stays as it is
-_LANES, _SMALL_KERNEL = 16, 9
 
 
 def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, forced: bool) -> tuple[str, str]:
@@ -44,8 +44,9 @@ def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, force
     refusal = refusal or _refusal(node, slot, weight)
     if refusal:
         return FLOAT, refusal
-    if target.slow_depthwise and is_depthwise(node) and _spread_thin(weight) and not forced:
-        return FLOAT, f"int8 kernels of depthwise Conv take {_LANES} channels at once, and it has {weight.shape[0]}"
+    size = ConvSize.of(node) if target.slow_thin and not forced else None
+    if size is not None and recipe.mode == STATIC and (slower := slower_in_int8(size)):
+        return FLOAT, slower
     odd_bias = _unfused_bias(node)
     if recipe.mode == STATIC and is_top and node.op in target.static and not odd_bias:
         return STATIC, ""
@@ -65,15 +66,6 @@ def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, force
 def is_weighted(node: Node) -> bool:
     """True for standard ops that multiply with a weight."""
     return node.op in WEIGHTED and node.domain in STANDARD_DOMAINS
-
-
-def is_depthwise(node: Node) -> bool:
-    """True for a Conv of pictures each of whose outputs reads one channel of its own."""
-    weight = node.inputs[1] if node.op == "Conv" and len(node.inputs) > 1 else None
-    if not isinstance(weight, Constant) or len(weight.shape) != 4:
-        return False
-    outputs, inputs = weight.shape[:2]
-    return bool(inputs == 1 and outputs == node.attrs.get("group", 1))
 
 
 def is_embedding(node: Node) -> bool:
@@ -109,11 +101,6 @@ def pools_otherwise(node: Node) -> str:
 def elements(weight: Constant) -> int:
     """Number of values of a weight."""
     return int(np.prod(weight.shape, dtype=np.int64))
-
-
-def _spread_thin(weight: Constant) -> bool:
-    """True for a depthwise weight with few channels and many values each."""
-    return bool(weight.shape[0] < _LANES and elements(weight) > _SMALL_KERNEL * weight.shape[0])
 
 
 def _refusal(node: Node, slot: int, weight: Constant) -> str:

@@ -26,13 +26,13 @@ class Target:
         contrib: ops it runs in int8 through an operator of its own; only on request: no other runtime reads them.
         prefers_dynamic: such ops are quantized dynamically where no int8 op stands next to them.
         followers: ops without a weight that run in int8, worth it only between int8 ops.
-        slow_depthwise: a depthwise Conv of pictures is slower in int8 than in float: it pays only between int8 ops, and
-            with few channels and a large kernel not even there.
+        slow_thin: a Conv with few channels in a group is slower in int8 than in float: it pays only between int8 ops,
+            or not even there.
         reducers: followers whose output is so much smaller that they pay although a float op reads it.
         quantizes_outputs: an int8 op needs a Q on its output (after a Relu or Clip that follows it) to be fused.
         stores_biases: biases of int8 layers are stored as int32, as its older versions fuse no float ones.
         gives_float: ops that are fused without a Q on their output too, and then give floats; of them a Gemm without a
-            bias, and a MatMul that no Add behind it makes a Gemm with one.
+            float bias, and a MatMul that no Add behind it makes a Gemm with one.
         input_grids: an input may be quantized with a scale per channel in front of an int8 op that knows one only.
         quantizes_residuals: the shortcut input of a residual Add gets a Q/DQ pair of its own.
         isolates_softmax: a Softmax between Transposes must be kept on the last axis by hand.
@@ -60,7 +60,7 @@ class Target:
     contrib: frozenset[str] = frozenset()
     prefers_dynamic: bool = False
     followers: frozenset[str] = frozenset()
-    slow_depthwise: bool = False
+    slow_thin: bool = False
     reducers: frozenset[str] = frozenset()
     quantizes_outputs: bool = True
     stores_biases: bool = False

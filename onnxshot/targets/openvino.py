@@ -30,7 +30,7 @@ OPENVINO = replace(
     prefers_dynamic=False,
     # Measured without a Q on outputs, against with: CNNs as fast, a text recognizer 1.4x as fast with 3 dB more, a text
     # encoder 1.2x as fast with 9 dB more. Where both ops are int8, the pair stands there anyway.
-    slow_depthwise=False,
+    slow_thin=False,
     quantizes_outputs=False,
     stores_biases=False,
     gives_float=frozenset(),

@@ -30,8 +30,8 @@ ORT = Target(
     contrib=frozenset({"LSTM"}),
     prefers_dynamic=True,
     stores_biases=True,  # from 1.23 on a session does so with float ones; 1.18 to 1.22 run those layers at 0.1x to 0.6x
-    # As MatMulIntegerToFloat and QGemm. A float bias is quantized for a Gemm with a Q behind it only; without one, the
-    # Gemm runs in float, and so does a MatMul of matrices with an Add behind it, which becomes such a Gemm.
+    # As MatMulIntegerToFloat and QGemm. With a float bias and no Q behind it a Gemm runs in float, and so does a MatMul
+    # of matrices with an Add behind it, which becomes such a Gemm.
     gives_float=frozenset({"MatMul", "Gemm"}),
     input_grids=True,
     isolates_softmax=True,
@@ -42,7 +42,7 @@ ORT = Target(
             "DepthToSpace", "SpaceToDepth", "Pad",
         }
     ),
-    slow_depthwise=True,  # 0.2x to 0.9x of float on its blocked layout; with less than 16 channels 0.1x to 0.4x
+    slow_thin=True,  # depthwise 0.2x to 0.9x of float on its blocked layout; groups of 4 channels 0.1x to 0.5x
     reducers=frozenset({"GlobalAveragePool"}),
     float_reasons={
         "Softmax": "int8 Softmax runs at 0.16x of float",

@@ -1,0 +1,127 @@
+"""Convs with few channels: slower in int8 than in float on ONNX Runtime, so left float where that is sure."""
+
+import numpy as np
+import pytest
+from handmade import Case
+from handmade.core import weight
+from planning import nodes_of, planned, quantized, reason, small, sqnr, treatment
+
+from onnxshot.planning.plan import FLOAT, STATIC
+from onnxshot.targets.ort_executed import executed
+
+
+def net(first: int, wide: int = 16, depth: int = 9, ins: int = 3) -> Case:
+    """Conv of `ins` channels to `first`, and `depth` of `wide` behind it, with Relus."""
+    lines = ["c0 = Conv<pads = [1, 1, 1, 1]>(x, w0)", "r0 = Relu(c0)"]
+    constants = {"w0": weight(first, ins, 3, 3)}
+    for i in range(1, depth + 1):
+        lines += [f"c{i} = Conv<pads = [1, 1, 1, 1]>(r{i - 1}, w{i})", f"r{i} = Relu(c{i})"]
+        constants[f"w{i}"] = weight(wide, first if i == 1 else wide, 3, 3, seed=i)
+    text = f"g (float[n, {ins}, 8, 8] x) => (float[n, {wide}, 8, 8] r{depth}) {{ {' '.join(lines)} }}"
+    return small(text, constants, x=(1, ins, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("first", "ins", "depth", "how"),
+    [
+        (16, 3, 9, FLOAT), (32, 3, 9, FLOAT), (64, 3, 9, STATIC), (32, 1, 9, FLOAT), (16, 8, 9, STATIC),
+        (16, 3, 4, STATIC),
+    ],
+)  # fmt: skip
+def test_the_first_conv_of_a_net_is_float_where_it_is_thin_and_the_rest_is_not(
+    first: int, ins: int, depth: int, how: str
+) -> None:
+    ready, plan = planned(net(first, ins=ins, depth=depth))
+    found = treatment(ready, plan)
+    assert found["c0"] == how
+    assert {found[f"c{i}"] for i in range(1, depth + 1)} == {STATIC}
+    if how == FLOAT:
+        assert reason(ready, plan, "c0").startswith(f"{ins} channels in and {first} out")
+        assert "x" not in plan.tensors
+
+
+def test_a_net_of_thin_convs_is_left_alone() -> None:
+    ready, plan = planned(net(8, wide=8))
+    assert set(treatment(ready, plan).values()) == {STATIC}
+
+
+def test_a_thin_conv_between_int8_ops_is_int8() -> None:
+    text = "g (float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] y) { a = Conv(x, down) b = Conv(a, same) y = Conv(b, up) }"
+    constants = {"down": weight(8, 16, 1, 1), "same": weight(8, 8, 1, 1), "up": weight(16, 8, 1, 1)}
+    ready, plan = planned(small(text, constants, x=(1, 16, 8, 8)))
+    assert set(treatment(ready, plan).values()) == {STATIC}
+
+
+def test_what_runs_is_what_was_planned_and_costs_no_accuracy() -> None:
+    case = net(16)
+    result, proto = quantized(case)
+    ran = executed(proto.SerializeToString())
+    assert ran.ops["QLinearConv"] == 9
+    assert not ran.unplanned(result.plan.labels(FLOAT))
+    _, all_int8 = quantized(case, include=("Conv",))
+    assert executed(all_int8.SerializeToString()).ops["QLinearConv"] == 10
+    assert sqnr(case, proto) > sqnr(case, all_int8) - 0.5
+
+
+@pytest.mark.parametrize(("groups", "how"), [(32, FLOAT), (16, FLOAT), (8, STATIC), (2, STATIC)])
+def test_few_channels_a_group_are_float(groups: int, how: str) -> None:
+    text = f"""g (float[n, 64, 6, 6] x) => (float[n, 64, 6, 6] y) {{
+        a = Conv(x, w1) r = Relu(a) g = Conv<group = {groups}, pads = [1, 1, 1, 1]>(r, w2) s = Relu(g) y = Conv(s, w3)
+    }}"""
+    constants = {"w1": weight(64, 64, 1, 1), "w2": weight(64, 64 // groups, 3, 3), "w3": weight(64, 64, 1, 1)}
+    case = small(text, constants, x=(1, 64, 6, 6))
+    ready, plan = planned(case)
+    assert treatment(ready, plan)["g"] == how
+    assert (how == STATIC) or f"{64 // groups} channels a group" in reason(ready, plan, "g")
+    ready, plan = planned(case, include=("g",))
+    assert treatment(ready, plan)["g"] == STATIC
+    if how == FLOAT:
+        result, proto = quantized(case)
+        assert not executed(proto.SerializeToString()).unplanned(result.plan.labels(FLOAT))
+
+
+@pytest.mark.parametrize(
+    ("ins", "outs", "kernel", "groups", "how"),
+    [
+        (3, 16, 3, 1, FLOAT), (3, 64, 7, 1, FLOAT), (8, 8, 3, 1, FLOAT), (16, 16, 3, 1, STATIC), (32, 64, 3, 1, STATIC),
+        (8, 8, 1, 1, STATIC), (16, 16, 3, 16, FLOAT), (32, 32, 3, 32, STATIC), (32, 32, 3, 4, FLOAT),
+        (64, 64, 3, 2, STATIC),
+    ],
+)  # fmt: skip
+def test_convs_in_three_dimensions(ins: int, outs: int, kernel: int, groups: int, how: str) -> None:
+    p = [kernel // 2] * 6
+    text = f"""g (float[n, {ins}, 4, 4, 4] x) => (float[n, 16, 4, 4, 4] y) {{
+        c = Conv<group = {groups}, pads = {p}>(x, w) r = Relu(c) y = Conv(r, last)
+    }}"""
+    constants = {"w": weight(outs, ins // groups, *[kernel] * 3), "last": weight(16, outs, 1, 1, 1)}
+    ready, plan = planned(small(text, constants, x=(1, ins, 4, 4, 4)))
+    assert treatment(ready, plan)["c"] == how
+
+
+def test_a_video_net_is_quantized_where_it_has_channels() -> None:
+    text = """g (float[n, 3, 4, 8, 8] x) => (float[n, 64] y) {
+        a = Conv<pads = [1, 1, 1, 1, 1, 1]>(x, w1) r = Relu(a)
+        b = Conv<pads = [1, 1, 1, 1, 1, 1]>(r, w2) s = Relu(b)
+        c = Conv<pads = [1, 1, 1, 1, 1, 1]>(s, w3) m = GlobalAveragePool(c) y = Flatten(m)
+    }"""
+    constants = {"w1": weight(16, 3, 3, 3, 3), "w2": weight(32, 16, 3, 3, 3), "w3": weight(64, 32, 3, 3, 3)}
+    case = small(text, constants, x=(1, 3, 4, 8, 8))
+    result, proto = quantized(case)
+    ran = executed(proto.SerializeToString())
+    assert ran.ops["QLinearConv"] == 2
+    assert ran.ops["Conv"] + ran.ops.get("FusedConv", 0) == 1
+    skip = next(s for s in result.report.skips if s.op == "Conv")
+    assert "3 dimensions with 3 channels in and 16 out" in skip.reason
+
+
+def test_other_runtimes_are_not_told() -> None:
+    ready, plan = planned(net(16), target="openvino")
+    assert treatment(ready, plan)["c0"] == STATIC
+
+
+@pytest.mark.parametrize("mode", ["weights", "dynamic"])
+def test_other_modes_are_what_they_were(mode: str) -> None:
+    case = net(16)
+    _, proto = quantized(case, mode=mode)
+    assert len(nodes_of(proto, "DequantizeLinear")) == (10 if mode == "weights" else 0)
+    np.testing.assert_array_less(25, sqnr(case, proto))
