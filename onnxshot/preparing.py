@@ -22,8 +22,10 @@ from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.restore_half import RestoreHalf
-from onnxshot.passes.strip_qdq import StripQdq
+from onnxshot.passes.strip_qdq import PAIR, StripQdq
 from onnxshot.passes.tie_weights import tied_names
+from onnxshot.passes.to_floats import ToFloats
+from onnxshot.passes.to_pairs import FORMS, OPSET, ToPairs
 from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.planning.asked import under_rule
 from onnxshot.planning.plan import FLOAT
@@ -159,24 +161,34 @@ def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
     found = already_quantized(model)
     if not found:
         return NOTHING
+    what = f"the model is quantized already: {len(found)} nodes such as {found[0].label!r} ({found[0].op})"
+    fold(model)
+    if any(node.op in FORMS for _, node in model.walk()):
+        shapes.raise_opset(model, OPSET)
+        ToPairs().run(model)
+    trained = read_pairs(model) if complete else NOTHING
+    edits = 0 if complete else ToFloats().run(model).edits
+    edits += StripQdq().run(model).edits
+    left = [node for node in already_quantized(model) if not complete or node.op in FORMS or node.op in PAIR]
     if not requantize and not complete:
+        if left:
+            why = f"{len(left)} nodes such as {left[0].label!r} ({left[0].op}) cannot be taken back to it"
+            raise UsageError(what, f"start from the float model: {why}")
         raise UsageError(
-            f"the model is quantized already: {len(found)} nodes such as {found[0].label!r} ({found[0].op})",
+            what,
             "start from the float model, pass --complete to keep its scales and quantize the rest, "
             "or --requantize to go back to float first",
         )
-    trained = NOTHING
-    if complete:
-        fold(model)
-        trained = read_pairs(model)
-    change = StripQdq().run(model)
-    left = already_quantized(model)
     if left:
         raise UsageError(
             f"{len(left)} nodes such as {left[0].label!r} ({left[0].op}) cannot be taken back to float",
             "start from the float model, or from one with QuantizeLinear and DequantizeLinear pairs",
         )
-    model.notes.append(f"{change.edits} Q/DQ pairs of the input were taken out before quantizing")
+    kept = len(already_quantized(model))
+    if edits:
+        model.notes.append(f"{edits} Q/DQ pairs and integer operators of the input were taken out before quantizing")
+    if kept:
+        model.notes.append(f"{kept} integer operators of the input, which need no pairs, stay as they are")
     return trained
 
 

@@ -468,11 +468,21 @@ def test_stored_values_and_a_zero_point_of_other_types_are_refused() -> None:
         completed(Case(proto, []))
 
 
-@pytest.mark.parametrize("name", ["already_qoperator", "already_dynamic"])
-def test_other_quantized_operators_stay_refused(name: str) -> None:
-    case = HANDMADE[name]()
-    with pytest.raises(UsageError, match="cannot be taken back to float"):
-        completed(case, case.feeds)
+def test_integer_operators_with_stored_scales_are_completed() -> None:
+    case = HANDMADE["already_qoperator"]()
+    made, notes = completed(case, case.feeds)
+    assert any("kept" in note for note in notes)
+    assert any(node.op_type == "DequantizeLinear" for node in made.graph.node)
+    assert not any(node.op_type.startswith("QLinear") for node in made.graph.node)
+    given, found = initializers(case.model), initializers(made)
+    assert any(np.array_equal(given["w"], values) for values in found.values())
+
+
+def test_operators_with_scales_of_their_own_stay_beside_what_is_completed() -> None:
+    case = HANDMADE["already_dynamic"]()
+    made, notes = completed(case, case.feeds)
+    assert any("stay as they are" in note for note in notes)
+    assert [node.op_type for node in made.graph.node] == [node.op_type for node in case.model.graph.node]
 
 
 def test_complete_and_requantize_exclude_each_other() -> None:

@@ -388,7 +388,8 @@ def test_row35_shapes_that_cannot_be_inferred_stop_nothing(name: str, tmp_path: 
     given_ = case.feeds if case.runs else None
     quantize(case.model, given_, output=tmp_path / "q.onnx", settings=replace(PROVEN, verify=case.runs), **options)
     ops = {(n.domain, n.op_type) for n in onnx.load(str(tmp_path / "q.onnx")).graph.node}
-    assert {n for n in ((m.domain, m.op_type) for m in case.model.graph.node) if n[0]} <= ops
+    unknown = {n for n in ((m.domain, m.op_type) for m in case.model.graph.node) if n[0]}
+    assert unknown <= ops if name == "custom_domain" else not unknown & ops  # what ONNX Runtime fused is taken apart
     if case.runs:
         assert sqnr(outputs(case.model, case.feeds), outputs(tmp_path / "q.onnx", case.feeds)) > 20
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from handmade import HANDMADE, write_external
-from handmade.core import Feed
+from handmade.core import Feed, model
 from planning import FAST, PROVEN, initializers, nodes_of, run, sqnr
 from support import accuracy, facts, fixture, heldout
 
@@ -275,10 +276,20 @@ def test_a_quantized_model_is_refused_and_taken_back_on_demand(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["already_qoperator", "already_dynamic"])
-def test_what_cannot_be_taken_back_to_float_is_refused(name: str) -> None:
+def test_integer_operators_are_taken_back_too(name: str) -> None:
     case = HANDMADE[name]()
-    with pytest.raises(UsageError, match="cannot be taken back"):
-        quantize(case.model, case.feeds, settings=Settings(requantize=True))
+    made = quantize(case.model, case.feeds, mode="weights", settings=replace(FAST, requantize=True)).model
+    assert not any("Integer" in node.op or node.op.startswith("QLinear") for _, node in made.walk())
+
+
+def test_what_cannot_be_taken_back_to_float_is_told_at_once() -> None:
+    text = "g (float[n, 8] x, int8[8, 4] w) => (int32[n, 4] y)"
+    proto = model(f"{text} {{ q, s, z = DynamicQuantizeLinear(x) y = MatMulInteger(q, w, z) }}")
+    with pytest.raises(UsageError, match="cannot be taken back to it") as caught:
+        quantize(proto, mode="weights", settings=FAST)
+    assert "--requantize" not in str(caught.value)
+    with pytest.raises(UsageError, match="cannot be taken back to float"):
+        quantize(proto, mode="weights", settings=replace(FAST, requantize=True))
 
 
 def test_a_dynamically_quantized_lstm_is_quantized_already() -> None:

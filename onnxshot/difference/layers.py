@@ -8,7 +8,6 @@ from pathlib import Path
 
 from onnx import TensorProto
 
-from onnxshot.difference.dynamic import restore_floats
 from onnxshot.errors import ModelError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, shapes, weights
 from onnxshot.graph.load import load_model
@@ -16,6 +15,7 @@ from onnxshot.graph.ops import OPS, data_slots, op_of, weight_slot
 from onnxshot.maths.affine import QuantParams
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.strip_qdq import StripQdq
+from onnxshot.passes.to_floats import ToFloats
 from onnxshot.passes.to_pairs import FORMS, OPSET, ToPairs
 from onnxshot.planning.trained import NOTHING, Trained, read_pairs
 from onnxshot.preparing import fold
@@ -77,7 +77,9 @@ def read_layers(path: str | Path) -> Layers:
         shapes.raise_opset(model, OPSET)
         ToPairs().run(model)
     shapes.infer(model)
-    told = _Quantized(precision=restore_floats(model))
+    restore = ToFloats()
+    restore.run(model)
+    told = _Quantized(precision=restore.precision)
     pairs, notes = NOTHING, []
     try:
         pairs = read_pairs(model)

@@ -15,9 +15,11 @@ from onnx import TensorProto
 
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import op_of
+from onnxshot.maths.packed import fits_blocks, from_blocks
 from onnxshot.passes.base import Change
 from onnxshot.passes.quantized_shapes import rename_moved, wants_shape
 
+PAIR = ("QuantizeLinear", "DequantizeLinear")
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 # Not negative where none of their inputs is, and where their first is not.
 _SUMS = ("Add", "Mul", "Concat")
@@ -26,7 +28,7 @@ _MEANS = ("AveragePool", "GlobalAveragePool", "ReduceMean", "QuantizeLinear", "D
 
 @dataclass(frozen=True, slots=True)
 class StripQdq:
-    """Remove Q/DQ pairs on tensors and dequantize stored weights to float32 (DequantizeLinear-21, without blocks)."""
+    """Remove Q/DQ pairs on tensors and dequantize stored weights to float32 (DequantizeLinear-21)."""
 
     name: str = "strip_qdq"
 
@@ -43,7 +45,7 @@ class StripQdq:
             if isinstance(source, Constant):
                 restored = restore(model, node)
                 if restored is None:
-                    change.skip(node, "its scale is not constant, is per block, or does not fit")
+                    change.skip(node, "its scale is not constant, or does not fit")
                     continue
                 edit.replace_uses(model, node.outputs[0], restored)
                 edit.remove(model, [node])
@@ -180,13 +182,19 @@ def restore(model: Model, node: Node) -> Constant | None:
     real = (q - zero_point) * scale, along the axis attribute where the scale has one dimension.
     """
     q, scale = weights.read(node.inputs[0]), edit.constant_input(node, 1)
-    zero = edit.constant_input(node, 2)
-    if scale is None or scale.ndim > 1 or weights.elem_type(node.inputs[1]) not in (
+    zero, block = edit.constant_input(node, 2), int(node.attrs.get("block_size", 0))
+    if scale is None or (scale.ndim > 1 and not block) or weights.elem_type(node.inputs[1]) not in (
         TensorProto.FLOAT,
         TensorProto.FLOAT16,
     ):
         return None
     axis = int(node.attrs.get("axis", 1))
+    if block:  # DequantizeLinear-21
+        shapes = [values.shape for values in (scale, zero) if values is not None]
+        if not all(fits_blocks(q.shape, shape, axis, block) for shape in shapes):
+            return None
+        real = from_blocks(q, scale, 0.0 if zero is None else zero, axis, block)
+        return edit.add_constant(model, node.inputs[0].name, "float", real)
     if not fits(q, scale, zero, axis):
         return None
     real = dequantized(q, scale, zero, axis)

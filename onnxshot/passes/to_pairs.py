@@ -59,6 +59,7 @@ class ToPairs:
     def run(self, model: Model) -> Change:
         """Turn them; edits counts the operators, skips name those that stay."""
         change = Change()
+        _channels_first(model)
         for node in list(model.graph.nodes):
             maker = edit.producer(node.inputs[0]) if node.inputs else None
             if node.op in FORMS:
@@ -78,6 +79,37 @@ class ToPairs:
         return change
 
 
+def _channels_first(model: Model) -> None:
+    """Put Transposes around operators whose channels come last, as ONNX Runtime's optimizer writes them."""
+    found = []
+    for node in model.graph.nodes:
+        rank = _rank_of_last(model, node)
+        if rank is not None:
+            found.append((node, rank))
+    for node, rank in found:
+        node.attrs.pop("channels_last", None)
+        if node.op == "NhwcMaxPool":
+            node.op, node.domain = "MaxPool", None
+        before, after = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
+        turned = edit.add_node(model, "Transpose", [node.inputs[0]], base=node.label, attrs={"perm": before})
+        node.inputs[0] = turned.outputs[0]
+        out, node.outputs[0] = node.outputs[0], Variable(model.fresh(node.label, "first"))
+        edit.add_node(model, "Transpose", [node.outputs[0]], base=node.label, outputs=[out], attrs={"perm": after})
+    if found:
+        edit.toposort(model)
+
+
+def _rank_of_last(model: Model, node: Node) -> int | None:
+    """The dimensions of what an operator with its channels last reads; None for others, and where they are unknown."""
+    if node.op != "NhwcMaxPool" and not (node.op in FORMS and node.attrs.get("channels_last", 0)):
+        return None
+    if node.op == "QLinearConv":
+        return len(node.inputs[3].shape or ()) or None
+    if "kernel_shape" in node.attrs:
+        return len(node.attrs["kernel_shape"]) + 2
+    return len(model.shape(node.inputs[0]) or ()) or None
+
+
 def _operands(node: Node, form: Form) -> list[int]:
     return list(range(2, len(node.inputs), 3) if form.data is None else form.data)
 
@@ -89,7 +121,7 @@ def _refusal(node: Node, form: Form) -> str:
     if any(i < len(node.inputs) and node.inputs[i].name and edit.constant_input(node, i) is None for i in known):
         return "its scale, zero point or bias is computed at run time"
     if node.attrs.get("channels_last", 0):
-        return "its channels come last, which no float form has"
+        return "its channels come last, of how many dimensions is not known"
     if form.bias is not None and len(node.inputs) > form.bias and node.inputs[form.bias].name:
         bias = edit.constant_input(node, form.bias)
         sizes = [s.size for first in _operands(node, form) if (s := edit.constant_input(node, first + 1)) is not None]

@@ -14,6 +14,7 @@ from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Constant, Model, Node, Tensor, edit
 from onnxshot.graph.ops import channel_axis, op_of
 from onnxshot.maths.affine import INT4, PerBlock, PerChannel, PerTensor, QuantScheme
+from onnxshot.passes.to_pairs import FORMS
 from onnxshot.planning.decisions import Decisions
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Kept, Plan, TensorPlan, WeightPlan
 from onnxshot.planning.scales import Evidence, with_params
@@ -24,8 +25,11 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
 _QUANTIZED_OPS = frozenset(
-    ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
-) | {"MatMulInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QGemm"}
+    ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+     "MatMulInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QGemm",
+     "QAttention", "QEmbedLayerNormalization", "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "QMoE",
+     "QOrderedMatMul", "QOrderedAttention")
+) | FORMS.keys()  # fmt: skip
 
 
 def make_plan(
