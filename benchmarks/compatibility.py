@@ -1,8 +1,8 @@
 """What becomes of models of many kinds: `python benchmarks/compatibility.py FOLDER [--only GLOB]`, Markdown.
 
 FOLDER holds NAME/model.onnx with NAME/calib/*.npz and NAME/eval.npz, whose arrays are named INPUT__NUMBER; an optional
-meta.json may say its "kind". Each row is measured in a process of its own, with bounded time and memory, by ONNX
-Runtime and NumPy alone (see `compatibility_row.py`). With --json, what is known already is not measured again.
+meta.json may say what it is "about". Each row is measured in a process of its own, with bounded time and memory, by
+ONNX Runtime and NumPy alone (see `compatibility_row.py`). With --json, what is known already is not measured again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0, help="most that a stage may take")
     parser.add_argument("--memory", type=int, default=8, help="most GiB that a row may take")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--note", default="", help="a sentence for the head of the page")
     args = parser.parse_args()
     known: dict[str, Any] = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     known["machine"] = machine(args)
@@ -49,7 +50,7 @@ def main() -> None:
             continue
         if not args.again and set(args.stages) <= set(rows.get(name, {})):
             continue
-        rows[name] = rows.get(name, {}) | kind(path.parent) | measure(path.parent, args)
+        rows[name] = rows.get(name, {}) | about(path.parent) | measure(path.parent, args)
         print(f"{name}: {brief(rows[name])}", file=sys.stderr, flush=True)
         if args.json:
             args.json.write_text(json.dumps(known, indent=1))
@@ -101,9 +102,9 @@ def watched(job: Path, journal: Path, most: float) -> str:
     return f"ended with {process.returncode}: {lines[-1][:200] if lines else ''}"
 
 
-def kind(folder: Path) -> dict[str, Any]:
+def about(folder: Path) -> dict[str, Any]:
     meta = folder / "meta.json"
-    return {"kind": json.loads(meta.read_text()).get("kind", "")} if meta.is_file() else {}
+    return {"about": json.loads(meta.read_text()).get("about", "")} if meta.is_file() else {}
 
 
 def brief(row: dict[str, Any]) -> str:
@@ -118,8 +119,16 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     named = (line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name"))
     cpu = next(named, platform.machine())
     versions = {name: version(name) for name in ("onnxshot", "onnxruntime", "onnx", "numpy", "openvino")}
+    flags = next((line.split() for line in cpu_lines() if line.startswith("flags")), [])
+    cpu += "".join(f", {flag}" for flag in ("avx2", "avx512_vnni", "amx_int8") if flag in flags)
     facts = {"cpu": cpu, "cores": os.cpu_count(), "threads": args.threads, "versions": versions}
-    return facts | {"effort": args.effort, "seconds": args.seconds, "minutes": args.minutes, "memory": args.memory}
+    return facts | {
+        "effort": args.effort,
+        "seconds": args.seconds,
+        "minutes": args.minutes,
+        "memory": args.memory,
+        "note": args.note,
+    }
 
 
 def cpu_lines() -> list[str]:

@@ -28,7 +28,8 @@ def markdown(known: dict[str, Any]) -> str:
     lines = [
         "# Compatibility", "",
         f"{len(rows)} models, measured by `python benchmarks/compatibility.py FOLDER` with `--effort {m['effort']}`",
-        f"on {m['cpu']}, {m['threads']} thread of {m['cores']} cores; {versions}.", "",
+        f"on {m['cpu']}, {m['threads']} thread of {m['cores']} cores; {versions}.",
+        *([m["note"]] if m.get("note") else []), "",
         "**int8**: share of the multiply-accumulates that integer kernels did in a run of the file, by ONNX Runtime's",
         "profile; *w* is the share of products whose weights alone have 8 bits. **dB**: SQNR of all float outputs",
         "against the given file, on samples that nothing was learned from. **speed**: time of the given file over",
@@ -38,9 +39,21 @@ def markdown(known: dict[str, Any]) -> str:
         "behind its own pre-processing, with the same samples.", "",
         "| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|",
         *(line(name, rows[name]) for name in sorted(rows)), "",
-        *shortfalls(rows),
+        *shortfalls(rows), "",
+        *models(rows),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def models(rows: dict[str, Row]) -> Iterator[str]:
+    """Where the models are from."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(rows):
+        groups.setdefault(rows[name].get("about", ""), []).append(f"`{name}`")
+    yield "## The models"
+    yield ""
+    for about in sorted(filter(None, groups)):
+        yield f"- {about}: {', '.join(groups[about])}."
 
 
 def line(name: str, row: Row) -> str:
@@ -119,6 +132,9 @@ def shortfalls(rows: dict[str, Row]) -> Iterator[str]:
         yield f"- **{floor}** ({len(names)}): {'; '.join(names)}."
     if not found:
         yield "None."
+    whole = sum(not any(faults(row)) for row in rows.values())
+    yield ""
+    yield f"{whole} of {len(rows)} rows meet every floor."
 
 
 def faults(row: Row) -> Iterator[tuple[str, str]]:
