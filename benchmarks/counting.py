@@ -7,7 +7,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,28 @@ def of_profile(events: list[dict[str, Any]], graph: onnx.GraphProto, feed: dict[
             continue
         # A profile leaves out weights that were packed: what is read is known from what made it.
         made = [tuple(*shape.values()) for shape in event["args"].get("output_type_shape", [])]
+        told = [tuple(*shape.values()) for shape in event["args"].get("input_type_shape", [])]
         given = [name for name in node.output if name]
+        known |= unknown(node.input, told, known)
         read = [known.get(name, ()) for name in node.input]
         known |= dict(zip(given, made, strict=len(given) == len(made)))
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         found.append((node.op_type, read, made, attributes))
+    return found
+
+
+def unknown(names: Sequence[str], told: list[Shape], known: dict[str, Shape]) -> dict[str, Shape]:
+    """Shapes of inputs that nothing is known of, as those that a node without a name has made.
+
+    told: of what the node reads, in order, without some of the weights.
+    """
+    found, at = {}, 0
+    for name in filter(None, names):
+        if at == len(told):
+            break
+        if name not in known:
+            found[name] = told[at]
+        at += name not in known or known[name] == told[at]
     return found
 
 
