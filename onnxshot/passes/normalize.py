@@ -12,6 +12,7 @@ from onnxshot.passes.fold_affine import FoldAffine
 from onnxshot.passes.fold_batchnorm import FoldBatchNorm
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.fold_shuffle import FoldShuffle
+from onnxshot.passes.full_axes import FullAxes
 from onnxshot.passes.fuse_activations import FuseActivations
 from onnxshot.passes.fuse_layer_norm import FuseLayerNorm
 from onnxshot.passes.inline_functions import InlineFunctions
@@ -33,6 +34,7 @@ REPEATED: Sequence[Pass] = (
     FoldConstants(),
     ReshapeTargets(),
     ScalarInputs(),
+    FullAxes(),
     DropIdentity(),
     SizesFromInputs(),
     MoveShapes(),  # before the passes that fuse what one op alone reads
