@@ -15,6 +15,7 @@ from onnxshot.errors import ModelError, UsageError
 from onnxshot.files.ledger import SAMPLES, Files, Read, Write
 from onnxshot.graph.load import external_files
 from onnxshot.passes.base import Skip
+from onnxshot.targets.ort_versions import Needs
 from onnxshot.verdict import Verdict, judge
 from onnxshot.writing.places import write_file
 
@@ -142,6 +143,7 @@ class Report:
         float_between_qdq: float ops the runtime left standing between a DQ and a Q: pairs it did not fuse.
         int8_unplanned: nodes that run in int8, or with weights rounded to it, although the plan or the file has them
             in float: a fault.
+        onnxruntime: which versions of it load the file and run it as it was told to; None where it is for another.
         latency: float_ms, the median of the float model; speedup, the median of the ratios of paired runs; ms, which is
             float_ms over speedup; sure: whether the runs tell which of the two is faster.
         skips: what stayed float, and why.
@@ -181,6 +183,7 @@ class Report:
     float_macs: dict[str, float] = field(default_factory=dict)
     float_between_qdq: int | None = None
     int8_unplanned: list[str] = field(default_factory=list)
+    onnxruntime: Needs | None = None
     sparsity: float = 0.0
     latency: dict[str, float] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)

@@ -114,6 +114,8 @@ def show_report(report: Report) -> None:
             console.print(escape(_of_artifact(artifact)))
     for line in _grouped(row for row in report.float_weights if row.reason != VECTOR):
         console.print(escape(f"float weight: {line}"))
+    if report.onnxruntime is not None:
+        console.print(escape(report.onnxruntime.to_text()))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
     for tried in report.tried:
@@ -138,6 +140,8 @@ def show_emitted(report: Report) -> None:
         console.print(f"{accuracy(report.sqnr_db, None)} of the .onnx file against the input")
     for line in _grouped(report.skips):
         console.print(escape(f"left as it is: {line}"))
+    if report.onnxruntime is not None:
+        console.print(escape(report.onnxruntime.to_text()))
     for note in report.notes:
         console.print(escape(f"note: {note}"))
     _show_verdict(console, report.verdict)

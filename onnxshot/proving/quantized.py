@@ -30,6 +30,7 @@ from onnxshot.targets import RUNTIMES
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
 from onnxshot.targets.ort_executed import executed
+from onnxshot.targets.ort_versions import needs
 from onnxshot.writing.places import scratch
 
 
@@ -75,6 +76,7 @@ class QuantizedProof:
         report = self.report
         report.float_weights = float_weights(self.model, self.plan)
         report.sparsity = proof.sparsity(self.model)
+        report.onnxruntime = needs(self.model) if self.target.runs_here else None
         if self.frozen:
             proof.runs_frozen(written, self.model, self.source)
         if not self.settings.verify:

@@ -1,0 +1,161 @@
+"""From which version of ONNX Runtime on a file loads, and runs as it was told to: facts about the forms in it.
+
+Measured on CPUs with 1.18.1, 1.19.2, 1.20.1, 1.21.1, 1.22.0, 1.22.1, 1.23.2, 1.24.1, 1.25.0, 1.26.0 and 1.32.0, by the
+operators of the optimized graph. A form that has no row runs so in all of them. Older ones were not tried.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from onnx import TensorProto
+
+from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.graph.ops import STANDARD_DOMAINS
+
+Version = tuple[int, int]
+
+OLDEST: Version = (1, 18)
+"""The oldest that was tried."""
+MICROSOFT = "com.microsoft"
+_OPSETS: dict[int, Version] = {22: (1, 21), 23: (1, 23), 24: (1, 24), 25: (1, 24), 26: (1, 25)}
+_IRS: dict[int, Version] = {11: (1, 23), 12: (1, 24), 13: (1, 24)}
+_BYTES = (TensorProto.INT8, TensorProto.UINT8)
+_NIBBLES = (TensorProto.INT4, TensorProto.UINT4)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Something that a node is, and the version it needs.
+
+    Attributes:
+        name: what it is, for people.
+        since: the first version that runs it so.
+        loads: older ones do not load it; else they run it in float, slower than the float model.
+        found: whether a node is it.
+    """
+
+    name: str
+    since: Version
+    loads: bool
+    found: Callable[[Node], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Rests:
+    """One form that a file rests on: its name, the first version for it, in how many nodes, and whether to load it."""
+
+    form: str
+    since: str
+    nodes: int
+    loads: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a file needs of ONNX Runtime.
+
+    Attributes:
+        loads_from: the first version that loads it.
+        fused_from: the first version that runs all of it as it was told to.
+        rests_on: the forms that need more than the oldest version, the one that needs most first.
+    """
+
+    loads_from: str
+    fused_from: str
+    rests_on: tuple[Rests, ...] = ()
+
+    def to_text(self) -> str:
+        """One line for people."""
+        oldest = _text(OLDEST)
+        tried = " on, the oldest that was tried" if self.fused_from == oldest else " on"
+        line = f"ONNX Runtime runs it as told from {self.fused_from}{tried}"
+        if self.loads_from not in (oldest, self.fused_from):
+            line += f", and loads it from {self.loads_from} on"
+        most = [r for r in self.rests_on if r.since == self.fused_from]
+        return line + (f": {', '.join(f'{r.form} ({r.nodes})' for r in most)}" if most else "")
+
+
+def needs(model: Model) -> Needs:
+    """What a model needs of ONNX Runtime, by the forms that are in it."""
+    found: Counter[Form] = Counter()
+    for _, node in model.walk():
+        found.update(form for form in FORMS if form.found(node))
+    rests = [Rests(form.name, _text(form.since), count, form.loads) for form, count in found.items()]
+    rests += [Rests(name, _text(since), 1, True) for name, since in _of_file(model)]
+    order = sorted(rests, key=lambda r: _version(r.since), reverse=True)
+    loads = max((_version(r.since) for r in order if r.loads), default=OLDEST)
+    fused = max((_version(r.since) for r in order), default=OLDEST)
+    return Needs(_text(loads), _text(fused), tuple(order))
+
+
+def _of_file(model: Model) -> Iterator[tuple[str, Version]]:
+    """What is not of one node: the opset and the version of the format."""
+    opset, ir = model.opset, model.envelope.ir_version
+    if opset in _OPSETS:
+        yield f"opset {opset}", _OPSETS[opset]
+    if ir in _IRS:
+        yield f"IR version {ir}", _IRS[ir]
+
+
+def _dequantizer(node: Node, slot: int) -> Node | None:
+    maker = edit.producer(node.inputs[slot]) if slot < len(node.inputs) else None
+    return maker if maker is not None and maker.op == "DequantizeLinear" else None
+
+
+def _float_bias(node: Node) -> bool:
+    """A Conv or Gemm in int8 whose bias is float."""
+    if node.op not in ("Conv", "Gemm") or len(node.inputs) < 3 or not node.inputs[2].name:
+        return False
+    both = _dequantizer(node, 0) is not None and _dequantizer(node, 1) is not None
+    return both and _dequantizer(node, 2) is None
+
+
+def _weights_alone(*types: int) -> Callable[[Node], bool]:
+    """A product of floats by a stored matrix of one of these types."""
+
+    def found(node: Node) -> bool:
+        weight = _dequantizer(node, 1) if node.op in ("MatMul", "Gemm") and _dequantizer(node, 0) is None else None
+        stored = weight.inputs[0] if weight is not None else None
+        return isinstance(stored, Constant) and len(stored.shape) == 2 and weights.elem_type(stored) in types
+
+    return found
+
+
+def _by_block(node: Node) -> bool:
+    if node.op not in ("QuantizeLinear", "DequantizeLinear"):
+        return False
+    stored = node.inputs[0]
+    return bool(node.attrs.get("block_size", 0)) or (
+        isinstance(stored, Constant) and weights.elem_type(stored) in _NIBBLES
+    )
+
+
+def _contrib(op: str, bits: int) -> Callable[[Node], bool]:
+    return lambda node: node.op == op and node.domain == MICROSOFT and int(node.attrs.get("bits", 4)) == bits
+
+
+def _standard(test: Callable[[Node], bool]) -> Callable[[Node], bool]:
+    return lambda node: node.domain in STANDARD_DOMAINS and test(node)
+
+
+FORMS = (
+    Form("int8 layers with a float bias", (1, 23), False, _standard(_float_bias)),
+    Form("8-bit weights alone", (1, 25), False, _standard(_weights_alone(*_BYTES))),
+    Form("4-bit weights, or a scale for each block", (1, 19), True, _standard(_by_block)),
+    Form("MatMulNBits with 8 bits", (1, 22), True, _contrib("MatMulNBits", 8)),
+    Form("MatMulNBits with 2 bits", (1, 24), True, _contrib("MatMulNBits", 2)),
+    Form("GatherBlockQuantized with 4 bits", (1, 20), True, _contrib("GatherBlockQuantized", 4)),
+    Form("GatherBlockQuantized with 8 bits", (1, 23), True, _contrib("GatherBlockQuantized", 8)),
+)
+
+
+def _text(version: Version) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _version(text: str) -> Version:
+    major, minor = text.split(".")
+    return int(major), int(minor)
