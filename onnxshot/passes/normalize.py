@@ -11,6 +11,7 @@ from onnxshot.passes.drop_overridable import DropOverridable
 from onnxshot.passes.fold_affine import FoldAffine
 from onnxshot.passes.fold_batchnorm import FoldBatchNorm
 from onnxshot.passes.fold_constants import FoldConstants
+from onnxshot.passes.fold_pad import FoldPad
 from onnxshot.passes.fold_shuffle import FoldShuffle
 from onnxshot.passes.full_axes import FullAxes
 from onnxshot.passes.fuse_activations import FuseActivations
@@ -46,6 +47,7 @@ REPEATED: Sequence[Pass] = (
     FoldShuffle(),
     PoolMeans(),
     FewestTransposes(),
+    FoldPad(),
 )
 
 

@@ -1,0 +1,110 @@
+"""Let a Conv or a pool pad by itself what a Pad in front of it pads with what it would take itself.
+
+Keras and TensorFlow write padding="same" as a Pad where it is not the same on both sides. In int8 a Pad of its own
+copies the whole tensor, and one of MaxPool, filled with minus infinity, has no scale at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxshot.graph import Constant, Model, Node, Tensor, edit
+from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.passes.base import Change
+from onnxshot.passes.linear import fixed
+
+_KEEP_SIGN = ("MaxPool", "AveragePool", "Transpose", "Reshape", "Concat", "GlobalAveragePool")
+_POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
+_OWN_PADS = (b"NOTSET", b"VALID", b"")
+
+
+@dataclass(frozen=True, slots=True)
+class FoldPad:
+    """Fold a constant Pad of height and width (or one, or three such axes) into all that read it."""
+
+    name: str = "fold_pad"
+
+    def run(self, model: Model) -> Change:
+        """Fold; edits counts the Pads that went."""
+        change = Change()
+        for graph, node in list(model.walk()):
+            if node.op != "Pad" or node.domain not in STANDARD_DOMAINS:
+                continue
+            pads, value = _pads(node), _value(node)
+            users = edit.consumers(node.outputs[0])
+            if pads is None or value is None or not users or edit.is_output(model, node.outputs[0]):
+                continue
+            if all(user in graph.nodes and _takes(user, node, pads, value) for user in users):
+                for user in users:
+                    _give(user, node.inputs[0], pads)
+                edit.remove(model, [node])
+                change.edits += 1
+        return change
+
+
+def _pads(node: Node) -> list[int] | None:
+    """Begins and ends of the spatial axes; None where others are padded, something is cut off, or it is not known."""
+    if node.attrs.get("mode", b"constant") != b"constant" or (len(node.inputs) > 3 and node.inputs[3].name):
+        return None
+    pads = node.attrs.get("pads", node.attrs.get("paddings"))
+    if pads is None:
+        found = edit.constant_input(node, 1) if len(node.inputs) > 1 and fixed(node.inputs[1]) else None
+        pads = None if found is None else found.reshape(-1).tolist()
+    if pads is None or len(pads) % 2:
+        return None
+    rank = len(pads) // 2
+    if rank < 3 or min(pads) < 0 or any(pads[i] for i in (0, 1, rank, rank + 1)):
+        return None
+    return [*pads[2:rank], *pads[rank + 2 :]]
+
+
+def _value(node: Node) -> float | None:
+    """What is filled in; None where it is computed."""
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        value = edit.constant_input(node, 2) if fixed(node.inputs[2]) else None
+        return float(value.reshape(())) if value is not None and value.size == 1 else None
+    return float(node.attrs.get("value", 0.0))
+
+
+def _takes(user: Node, pad: Node, pads: Sequence[int], value: float) -> bool:
+    """True where the user, with these pads added to its own, gives what it gives behind the Pad."""
+    own = user.attrs.get("pads", [0] * len(pads))
+    if user.domain not in STANDARD_DOMAINS or user.inputs[0] is not pad.outputs[0] or len(own) != len(pads):
+        return False
+    if user.attrs.get("auto_pad", b"NOTSET") not in _OWN_PADS or any(t is pad.outputs[0] for t in user.inputs[1:]):
+        return False
+    if user.op == "Conv":
+        weight = user.inputs[1]
+        return value == 0 and isinstance(weight, Constant) and len(weight.shape) == len(pads) // 2 + 2
+    kernel = user.attrs.get("kernel_shape", ())
+    if 2 * len(kernel) != len(pads) or user.attrs.get("ceil_mode", 0):
+        return False
+    if user.op == "AveragePool":
+        return value == 0 and (not any(own) or bool(user.attrs.get("count_include_pad", 0)))
+    if user.op != "MaxPool" or len([t for t in user.outputs if t.name]) > 1:
+        return False
+    # In each window one value at least is not padding: then what fills it in is never the largest, or as large.
+    narrow = all(a + b < k for a, b, k in zip(own, pads, [*kernel, *kernel], strict=True))
+    lowest = value == -np.inf or value <= float(np.finfo(np.float32).min)
+    return narrow and (lowest or (value <= 0 and _not_negative(pad.inputs[0])))
+
+
+def _not_negative(tensor: Tensor) -> bool:
+    maker = edit.producer(tensor)
+    while maker is not None and maker.op in _KEEP_SIGN and len(maker.inputs) == 1:
+        maker = edit.producer(maker.inputs[0])
+    if maker is None or maker.domain not in STANDARD_DOMAINS:
+        return False
+    return maker.op in _POSITIVE or (maker.op == "Clip" and edit.clip_limits(maker)[0] >= 0)
+
+
+def _give(user: Node, source: Tensor, pads: Sequence[int]) -> None:
+    own = user.attrs.get("pads", [0] * len(pads))
+    user.attrs["pads"] = [a + b for a, b in zip(own, pads, strict=True)]
+    user.attrs.pop("auto_pad", None)
+    if user.op == "AveragePool":
+        user.attrs["count_include_pad"] = 1
+    user.inputs[0] = source
