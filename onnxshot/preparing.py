@@ -48,7 +48,10 @@ def input_specs(model: Model) -> list[InputSpec]:
     for tensor in model.graph.inputs:
         kind = model.elem_type(tensor)
         if not kind:
-            raise CalibrationError(f"input {tensor.name!r} is not a tensor", "onnxshot feeds tensors only")
+            raise CalibrationError(
+                f"input {tensor.name!r} is not a tensor, and samples are of tensors only",
+                "--mode dynamic and --mode weights need no samples",
+            )
         specs.append(InputSpec(tensor.name, helper.tensor_dtype_to_np_dtype(kind), model.shape(tensor)))
     return specs
 

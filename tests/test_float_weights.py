@@ -14,7 +14,7 @@ from onnxshot.report import VECTOR
 
 TEXT = """g (float[n, 3, 8, 8] x, float[n, 16] z, int64[n] i, bool c)
 => (float y0, float y1, float y2, float y3, float y4) {
-    [fused] y0 = com.microsoft.FusedConv<activation = "Relu", pads = [1, 1, 1, 1]>(x, w0)
+    [fused] y0 = com.microsoft.CDist<metric = "euclidean">(z, w0)
     [sum] y1 = Einsum<equation = "ni,ij->nj">(z, w1)
     [table] t = Gather(w2, i)  y2 = Exp(t)
     [branch] y3 = If (c) <then_branch = a () => (float p) { [inner] p = Mul(z, w3) },
@@ -24,7 +24,7 @@ TEXT = """g (float[n, 3, 8, 8] x, float[n, 16] z, int64[n] i, bool c)
 
 
 def network() -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
-    shapes = {"w0": (40, 3, 3, 3), "w1": (16, 64), "w2": (64, 16), "w3": (64, 16), "v": (2048,), "one": (1,)}
+    shapes = {"w0": (80, 16), "w1": (16, 64), "w2": (64, 16), "w3": (64, 16), "v": (2048,), "one": (1,)}
     text = TEXT.replace("[long] y4 = Add(v, z2)  z2 = Exp(one)", "z2 = Exp(one)  [long] y4 = Add(v, z2)")
     proto = model(text, {k: weight(*s) if len(s) > 1 else vector(*s) for k, s in shapes.items()},
                   imports=', "com.microsoft": 1')  # fmt: skip

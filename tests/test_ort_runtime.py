@@ -11,7 +11,7 @@ from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.targets.execution import Execution
 from onnxshot.targets.ort_bench import bench, settled
 from onnxshot.targets.ort_executed import executed
-from onnxshot.targets.ort_runtime import Runner, providers_for, session
+from onnxshot.targets.ort_runtime import Runner, as_array, providers_for, session
 
 Feed = dict[str, NDArray[np.float32]]
 
@@ -99,6 +99,30 @@ def test_a_sequence_inside_is_left_out_and_named() -> None:
     run = Runner(proto.SerializeToString(), outputs=["s", "y"])
     assert {name: found.shape for name, found in run.run({"x": values(3, 6)}).items()} == {"y": (3, 6)}
     assert "seq" in run.skipped["s"]
+
+
+def test_what_is_not_a_tensor_becomes_one_array() -> None:
+    one, two = values(2, 3), values(2, 4)
+    np.testing.assert_array_equal(as_array([one, one]), np.stack([one, one]))
+    np.testing.assert_array_equal(as_array([one, two]), np.concatenate([one.reshape(-1), two.reshape(-1)]))
+    np.testing.assert_array_equal(as_array([{"b": 2.0, "a": 1.0}, {"a": 3.0, "b": 4.0}]), [[1, 2], [3, 4]])
+    assert as_array(None).shape == as_array([]).shape == (0,)
+
+
+def test_maps_sequences_and_optionals_are_given_where_asked_for() -> None:
+    proto = parsed(
+        """(float[N,3] x) => (float[N,3] z, seq(float[N,3]) s, optional(float[N,3]) o) {
+            z = ai.onnx.ml.ZipMap<classlabels_int64s = [4, 2, 3]>(x)  s = SequenceConstruct(x)  o = Optional(x)
+        }"""
+    )
+    proto.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
+    zipped = proto.graph.output[0].type.sequence_type.elem_type.map_type
+    zipped.key_type, zipped.value_type.tensor_type.elem_type = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
+    x = values(2, 3)
+    found = Runner(proto.SerializeToString(), whole=True).run({"x": x})
+    np.testing.assert_array_equal(found["z"], x[:, [1, 2, 0]])
+    np.testing.assert_array_equal(found["s"], x[None])
+    np.testing.assert_array_equal(found["o"], x)
 
 
 @pytest.mark.parametrize("broken", [b"not a model", b""])

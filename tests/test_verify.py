@@ -139,11 +139,27 @@ def test_ids_are_compared_for_equality() -> None:
     assert compare(reference, other, feed).sqnr_db is None
 
 
-def test_sequences_are_left_out_and_noted() -> None:
-    model = bytes_of("(float[2,8] x) => (seq(float[2,8]) s, float[2,8] y) { s = SequenceConstruct(x, x)  y = Neg(x) }")
+def test_sequences_are_compared_element_by_element() -> None:
+    text = "(float[2,8] x) => (seq(float) s, float[2,8] y)"
+    text += " {{ n = {}(x)  s = SplitToSequence<axis=1>(n, k)  y = Neg(x) }}"
+    three = np.int64(3)
+    model, other = (bytes_of(text.format(op), k=three) for op in ("Identity", "Abs"))
     result = compare(model, model, samples())
-    assert [row.name for row in result.outputs] == ["y"]
-    assert "'s'" in result.notes[0]
+    assert [(row.name, row.sqnr_db) for row in result.outputs] == [("s", 200.0), ("y", 200.0)]
+    assert result.notes == ()
+    changed = compare(model, other, samples())
+    x = np.concatenate([sample.feed["x"] for sample in samples()])
+    expected = 10 * np.log10((x**2).sum() / ((x - np.abs(x)) ** 2).sum())
+    assert changed.outputs[0].sqnr_db == pytest.approx(expected, abs=0.05)
+
+
+def test_sequences_of_strings_are_compared_for_equality() -> None:
+    text = "(float[2,8] x) => (seq(string) s, float[2,8] y)"
+    text += " {{ t = Cast<to=8>({})  s = SequenceConstruct(t, t)  y = Neg(x) }}"
+    model = bytes_of(text.format("x"))
+    assert compare(model, model, samples()).outputs[0].equal == 1.0
+    other = bytes_of(text.format("a").replace("{ t", "{ a = Abs(x) t"))
+    assert 0 < compare(model, other, samples()).outputs[0].equal < 1
 
 
 def test_outputs_whose_shape_depends_on_values_do_not_stop_the_run() -> None:

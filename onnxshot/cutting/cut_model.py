@@ -81,7 +81,7 @@ class Cutter:
         """Energy of the error of the outputs on the checks, as a share of that of the uncut model's."""
         threads = self.settings.threads
         how = fair(self.given.model, self.checks[0])
-        wanted = list(in_order(Runner(how.reference, threads=1).run, self.checks, threads))
+        wanted = list(in_order(Runner(how.reference, threads=1, whole=True).run, self.checks, threads))
         return output_error(how, wanted, made.to_proto().SerializeToString(), self.checks, threads)
 
     def latency_share(self, made: Model, data: Dataset) -> float:

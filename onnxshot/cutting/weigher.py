@@ -121,7 +121,7 @@ class Weigher:
     ) -> list[Curve]:
         """The curves with what the outputs really lose, at a few levels and by the local error in between."""
         how = fair(self.proto.SerializeToString(), self.checks[0])
-        wanted = list(in_order(Runner(how.reference, threads=1).run, self.checks, self.threads))
+        wanted = list(in_order(Runner(how.reference, threads=1, whole=True).run, self.checks, self.threads))
         found = []
         for done, (curve, given) in enumerate(zip(curves, readers, strict=True)):
             self._tell("try cuts", done, len(curves))

@@ -53,7 +53,7 @@ def refined(
     method: that the plan's ranges were chosen by. Held at any time: two models and the outputs of the samples.
     """
     how = fair(model.to_proto().SerializeToString(), samples[0].feed)
-    runner = Runner(how.reference, threads=1)
+    runner = Runner(how.reference, threads=1, whole=True)
     wanted = list(in_order(lambda sample: runner.run(sample.feed), samples, threads))
     samples = [how.sample(sample, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
     first = slice(-(-len(samples) // _FIRST_LOOK))

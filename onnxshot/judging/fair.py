@@ -176,7 +176,7 @@ class Other:
 
     def __init__(self, how: Fair, model: Path | bytes, *, threads: int, optimize: bool = True) -> None:
         self._how, self._model, self._threads, self._optimize = how, model, threads, optimize
-        self._imposed = Runner(how.other(model), threads=threads, optimize=optimize)
+        self._imposed = Runner(how.other(model), threads=threads, optimize=optimize, whole=True)
         self._free: Runner | None = None
         self.outputs, self.skipped = self._imposed.outputs, self._imposed.skipped
 
@@ -188,7 +188,9 @@ class Other:
             if not self._how.orders:
                 raise
         if self._free is None:
-            self._free = Runner(self._how.free.other(self._model), threads=self._threads, optimize=self._optimize)
+            self._free = Runner(
+                self._how.free.other(self._model), threads=self._threads, optimize=self._optimize, whole=True
+            )
         return self._free.run(feed)
 
 

@@ -119,7 +119,7 @@ def _look(
     wanted, got = run(sample)
     own = [_Sums(entry.op, entry.pair, entry.scaled) for entry in sums.values()]
     for (name, taken), entry in zip(takes.items(), own, strict=True):
-        if name in wanted and taken in got:  # sequences are in neither
+        if name in wanted and taken in got:  # what numpy does not hold is in neither
             entry.add(wanted[name], got[taken])
     return sample, {n: wanted[n] for n in outputs}, {n: got[n] for n in outputs}, own
 
@@ -131,8 +131,8 @@ def _both(
     wanted, got = list(dict.fromkeys(wanted)), list(dict.fromkeys(got))
     sources = _exposed(float_proto, wanted), _exposed(cand_proto, got)
     judge, other = at_once(
-        lambda: Runner(sources[0], threads=threads, outputs=wanted),
-        lambda: Runner(sources[1], optimize=False, threads=threads, outputs=got),
+        lambda: Runner(sources[0], threads=threads, outputs=wanted, whole=True),
+        lambda: Runner(sources[1], optimize=False, threads=threads, outputs=got, whole=True),
     )
     return lambda sample: (judge.run(sample.feed), other.run(sample.feed))
 

@@ -165,7 +165,7 @@ def _loaded(
 ) -> tuple[Fair, Runner, Other]:
     """How the candidate is held against the reference, and both as they are run for it."""
     how, other = fair(reference, sample.feed).or_plain(candidate, reference, threads)
-    return how, Runner(how.reference, threads=threads), other
+    return how, Runner(how.reference, threads=threads, whole=True), other
 
 
 def _sums(how: Fair, names: Iterable[str]) -> dict[str, Sums]:

@@ -130,16 +130,20 @@ class Runner:
         outputs: Sequence[str] | None = None,
         folder: Path | None = None,
         keep_plans: bool = True,
+        whole: bool = False,
     ) -> None:
-        """`outputs` names what `run` gives, of what numpy can hold; None for all. The rest is as `session` has it."""
+        """`outputs` names what `run` gives, of what numpy can hold; None for all. The rest is as `session` has it.
+
+        whole: give sequences, maps and optionals of numbers too, each as one array: see `as_array`.
+        """
         self._label = label(model)
         self._session = session(
             model, optimize=optimize, threads=threads, providers=providers, folder=folder, keep_plans=keep_plans
         )
         self.inputs: tuple[InputSpec, ...] = tuple(map(input_spec, self._session.get_inputs()))
         found = self._session.get_outputs()
-        held = tuple(o.name for o in found if _numpy_holds(o.type))
-        self.skipped: dict[str, str] = {o.name: o.type for o in found if not _numpy_holds(o.type)}
+        held = tuple(o.name for o in found if _numpy_holds(o.type, whole=whole))
+        self.skipped: dict[str, str] = {o.name: o.type for o in found if o.name not in held}
         wanted = held if outputs is None else outputs
         self.outputs: tuple[str, ...] = tuple(name for name in wanted if name not in self.skipped)
 
@@ -160,7 +164,7 @@ class Runner:
             if isinstance(feed, NamedFeed):
                 raise _of_sample(self._label, feed, one_line(e)) from e
             raise ModelError(f"{self._label} fails in ONNX Runtime: {one_line(e)}") from e
-        return {name: _array(value) for name, value in zip(names, values, strict=True)}
+        return {name: as_array(value) for name, value in zip(names, values, strict=True)}
 
 
 def run_session(session: Any, names: Sequence[str] | None, feed: Feed) -> list[Any]:
@@ -189,13 +193,23 @@ def _of_value(value: Any) -> Any:
     return np.frombuffer(raw, ml_dtypes.bfloat16).reshape(value.shape()).astype(np.float32)
 
 
-def _array(value: Any) -> NDArray[Any]:
-    """A value as an array; a sequence, whose tensors may differ in shape, as one of objects."""
+def as_array(value: Any) -> NDArray[Any]:
+    """An output as an array; what is not a tensor in such a way that equal outputs are equal arrays.
+
+    A sequence of tensors of one shape is stacked, [n, ..]; of several shapes, its values come one after the other. A
+    sequence of maps, as ZipMap gives it, is [n, keys], and a map its values in the order of its keys, where all have
+    the same keys. An optional that holds nothing is empty.
+    """
+    if value is None:
+        return np.zeros(0, np.float32)
+    if isinstance(value, dict):
+        return np.array([value[key] for key in sorted(value)])
     if not isinstance(value, list):
         return np.asarray(value)
-    made = np.empty(len(value), object)
-    made[:] = value
-    return made
+    parts = [as_array(part) for part in value]
+    if parts and all(part.shape == parts[0].shape for part in parts):
+        return np.stack(parts)
+    return np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, np.float32)
 
 
 def _is_unicode(path: Path) -> bool:
@@ -267,6 +281,9 @@ def input_spec(arg: Any) -> InputSpec:
     return InputSpec(arg.name, np.dtype(_TYPES[match[1]]), shape)
 
 
-def _numpy_holds(kind: str) -> bool:
+def _numpy_holds(kind: str, *, whole: bool = False) -> bool:
+    """Whether outputs of this kind are given; whole: also those of which numbers are read out, such as sequences."""
     match = re.fullmatch(r"tensor\((\w+)\)", kind)
+    if match is None and whole:
+        match = re.fullmatch(r"(?:seq\(|optional\(|map\(\w+,)+tensor\((\w+)\)+", kind)
     return match is not None and not match[1].startswith(_NOT_IN_NUMPY)
