@@ -27,6 +27,7 @@ from onnxshot.output import deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.store_half import StoreHalf
+from onnxshot.passes.unfold import Unfold
 from onnxshot.planning.planner import already_quantized
 from onnxshot.preparing import sizes_of
 from onnxshot.proving import proof
@@ -99,6 +100,7 @@ def emit(
         normalize(loaded)
         if settings.verify:  # which runs it
             refuse_giants(loaded)
+        Unfold().run(loaded)
         StoreHalf().run(loaded)
         edit.toposort(loaded)
         loaded.set_metadata(VERSION_KEY, versions()["onnxshot"])

@@ -65,6 +65,7 @@ def deliver(
     what `prove` and `others` raise, and UsageError where a file cannot be written.
     """
     output = None if output is None else led(Path(output))
+    model.forget_inferred()
     with contextlib.ExitStack() as stack:
         if output is None:
             final, keep = stack.enter_context(scratch()) / "model.onnx", False

@@ -18,6 +18,7 @@ from onnxshot.passes.smooth import Smooth
 from onnxshot.passes.store_biases import StoreBiases
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.tie_weights import TieWeights, ties_of
+from onnxshot.passes.unfold import Unfold
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
 from onnxshot.planning.plan import DYNAMIC, FLOAT, Plan
 from onnxshot.recipes.recipe import Recipe
@@ -36,7 +37,7 @@ def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     Smooth(plan.smoothing, plan.labels(DYNAMIC)).run(model)
     merge = MergeProducts(plan)
     merge.run(model)
-    steps = (QuantizeDynamically(merge.plan), QuantizeWeightsOnly(plan), TieWeights(ties), StoreHalf())
+    steps = (QuantizeDynamically(merge.plan), QuantizeWeightsOnly(plan), TieWeights(ties), Unfold(), StoreHalf())
     skips += [skip for step in steps for skip in step.run(model).skips]
     if target.runs_here:
         KeepFloat(plan.labels(FLOAT), per_axis=not target.everywhere).run(model)

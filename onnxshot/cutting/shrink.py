@@ -223,6 +223,7 @@ class _Run:
             cut, made = find(cutter, choice)
             self._count(made)
             store_as(self.model, made)
+            made.stated = self.model.stated
             made.former |= self.model.former
             narrow(made, self.widened)
         else:

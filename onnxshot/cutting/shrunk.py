@@ -88,12 +88,14 @@ class ShrinkResult:
     def save(self, path: str | Path) -> Path:
         """Write the model, aside first; the path. Raises UsageError as `Made.save` does."""
         refuse_lost(self.model, Path(path))
+        self.model.forget_inferred()
         with draft(self.model, Path(path)) as written:
             load_model(written.path)  # what is called done was read back
             return written.publish()
 
     def deliver(self, output: Path, source: Mapping[str, Any]) -> None:
         """Write the model, and beside it its record. source: what that says of where the run's inputs lay."""
+        self.model.forget_inferred()
         with draft(self.model, output) as written:
             load_model(written.path)
             written.publish()

@@ -84,8 +84,8 @@ def copy_of(model: Model) -> Model:
     copy = load_model(model.to_proto())
     copy.path, copy.data_files, copy.notes = model.path, model.data_files, list(model.notes)
     copy.former = dict(model.former)
-    copy.tied = model.tied
-    copy.mark_stored(model.stored_types())
+    copy.tied, copy.stated = model.tied, model.stated
+    copy.mark_origins(model.origins())
     return copy
 
 

@@ -18,6 +18,7 @@ from onnxshot.graph.from_proto import Importer, own_names
 from onnxshot.graph.ir import Constant, Graph, Node, Tensor
 from onnxshot.graph.to_proto import Store, export_graph
 
+_ORIGIN = ("stored_as", "made_by", "made_at")  # what passes note at a constant
 _KEEP_INLINE = 4096  # bytes up to which a weight stays in a skeleton: shapes, axes, small scales
 
 
@@ -32,6 +33,7 @@ class Model:
         notes: what was done to it on the way that a user should know, for the report.
         former: names of tensors that an edit took out -> the tensor that its layer gives now. A user knows the former.
         tied: names of weights that are equal to another one, or to its transpose, or read in several ways.
+        stated: names of the tensors inside whose shapes the file has told.
         known_graphs: every graph it was made of; ones that an edit took out are still listed. `graphs` walks the rest.
     """
 
@@ -42,6 +44,7 @@ class Model:
         self.notes: list[str] = []
         self.former: dict[str, str] = {}
         self.tied: frozenset[str] = frozenset()
+        self.stated = frozenset(info.name for info in proto.graph.value_info)
         self._folder = folder
         self._adopt(proto, {})
 
@@ -136,15 +139,21 @@ class Model:
                     found.setdefault(id(tensor), tensor)
         return list(found.values())
 
+    def origins(self) -> dict[str, dict[str, object]]:
+        """What is known of the weights that they do not hold, by name: stored type, and the node they were made by."""
+        found = {c.name: {key: getattr(c, key, None) for key in _ORIGIN} for c in self.constants()}
+        return {name: known for name, known in found.items() if any(known.values())}
+
+    def mark_origins(self, origins: Mapping[str, Mapping[str, object]]) -> None:
+        """Remember that of the weights that still have these names."""
+        for constant in self.constants() if origins else ():
+            for key, value in origins.get(constant.name, {}).items():
+                if value is not None:
+                    setattr(constant, key, value)
+
     def stored_types(self) -> dict[str, int]:
         """The element types that weights were stored in where they have a wider one now, by the weight's name."""
         return {c.name: int(c.stored_as) for c in self.constants() if getattr(c, "stored_as", 0)}
-
-    def mark_stored(self, types: Mapping[str, int]) -> None:
-        """Remember those types of the weights that still have these names."""
-        for constant in self.constants() if types else ():
-            if constant.name in types:
-                constant.stored_as = types[constant.name]
 
     def value_info(self, name: str) -> ValueInfoProto | None:
         """Type and shape of a tensor of the top-level graph, as far as the file or shape inference told."""
@@ -162,6 +171,12 @@ class Model:
             d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
             for d in info.type.tensor_type.shape.dim
         )
+
+    def forget_inferred(self) -> None:
+        """Forget the shapes of tensors inside that the file did not tell: those of 1,000 nodes take 100 kB."""
+        ports = (t.name for t in (*self.graph.inputs, *self.graph.outputs))
+        kept = self.stated.union(ports, self.graph.overridable)
+        self.graph.value_infos = {name: info for name, info in self.graph.value_infos.items() if name in kept}
 
     def elem_type(self, tensor: Tensor) -> int:
         """ONNX element type of a tensor; 0 where it is not known."""
@@ -216,9 +231,9 @@ class Model:
 
     def rebuild(self, proto: ModelProto, lifted: Mapping[str, Constant]) -> None:
         """Take the graph of a skeleton that another tool rewrote, and give the lifted weights back to it."""
-        keep, overridable, stored = self.envelope, self.graph.overridable, self.stored_types()
+        keep, overridable, origins = self.envelope, self.graph.overridable, self.origins()
         self._adopt(proto, lifted)
-        self.mark_stored(stored)
+        self.mark_origins(origins)
         kept = {t.name: t for t in self.constants() if t.name in overridable}
         self.graph.overridable = {name: kept[name] for name in overridable if name in kept}
         # Tools that go through ONNX's C++ graph forget metadata, docs and producers; the model's own are kept.

@@ -14,6 +14,7 @@ from onnxshot.passes import evaluate
 from onnxshot.passes.base import Change
 from onnxshot.passes.known_sizes import Known
 from onnxshot.passes.linear import fixed
+from onnxshot.passes.unfold import MadeBy, can_be_made, remember
 
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -57,6 +58,12 @@ class FoldConstants:
                 continue
             outputs = [t for t in node.outputs if t.name]
             constants = [_replace(model, graph, node, *pair, inner) for pair in zip(outputs, values, strict=True)]
+            if key not in made and can_be_made(node) and all(map(_known, node.inputs)):
+                made_by = MadeBy(
+                    node.op, node.domain, dict(node.attrs), tuple(node.inputs), len(node.outputs), model.opset
+                )
+                for tensor, constant in zip(outputs, constants, strict=True):
+                    remember(constant, made_by, next(i for i, t in enumerate(node.outputs) if t is tensor))
             if node.inputs:
                 made[key] = constants
             gone.append(node)

@@ -18,6 +18,7 @@ from onnxshot.layers.rows import Form
 from onnxshot.maths.layer_sparsity import erdos_renyi, exact
 from onnxshot.maths.masks import Pattern
 from onnxshot.passes.base import Change, Skip
+from onnxshot.passes.unfold import grew
 from onnxshot.planning.match import match_nodes
 from onnxshot.pruning.sparsify import Prunable
 
@@ -57,6 +58,8 @@ def choose_layers(
         if not any(isinstance(node.inputs[i], Constant) for i in OPS[node.op].weights if i < len(node.inputs)):
             continue
         reason = "inside a subgraph" if graph is not model.graph else _refused(node, pattern)
+        if not reason and grew(model, node.inputs[1]):
+            reason = "its weight is stored in fewer bytes, or shared: pruned, the file would be larger"
         if node in unwanted:
             reason = f"excluded by {unwanted[node]!r}"
         elif include and node not in wanted:

@@ -38,6 +38,7 @@ from onnxshot.output import deliver, input_bytes, source_name
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.repair import ApplyRepairs
 from onnxshot.passes.store_half import StoreHalf, narrowed
+from onnxshot.passes.unfold import Unfold
 from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.preparing import narrow, told_of_half, widen
 from onnxshot.proving import anatomy, proof
@@ -193,6 +194,7 @@ class _Run:
         first = data[0].feed if data is not None and len(data) else None
         self._work = sizes_on(self.model, first, threads=self.settings.threads).work(self.model)
         self.report.graph = anatomy.graph_rows(self.model, self._work)
+        Unfold().run(self.model)
         StoreHalf().run(self.model)
         narrow(self.model, self._widened)
         stamp(self.model, record(self.asked, self._source_hash, self.settings, sampled=data is not None))
