@@ -38,6 +38,7 @@ from onnxshot.observing.calibrating import open_calib
 from onnxshot.output import source_name
 from onnxshot.parallel import in_order
 from onnxshot.passes.normalize import normalize
+from onnxshot.passes.unshare import Reshare, Unshare
 from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.preparing import fold, narrow, told_of_half, widen
 from onnxshot.proving import proof
@@ -185,6 +186,7 @@ class _Run:
             fold(self.model)
             self.scales = batchnorm_scales(self.model)
         normalize(self.model)
+        Unshare().run(self.model)
         former = self.model.former  # a layer that took its BatchNormalization in gives what that one gave
         self.scales = {former.get(name, name): gamma for name, gamma in self.scales.items()}
         refuse_giants(self.model)
@@ -221,6 +223,7 @@ class _Run:
                 self.model, proto, self.reference, axes, self.feeds, self.checks, self.settings, report.timings
             )  # fmt: skip
             cut, made = find(cutter, choice)
+            Reshare().run(made)
             self._count(made)
             store_as(self.model, made)
             made.stated = self.model.stated

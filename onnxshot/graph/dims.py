@@ -93,6 +93,12 @@ def steps(span: Dim, stride: int) -> Dim:
     return exact if exact is not None else named(name) if len(name) <= _LONGEST else unknown_size()
 
 
+def either(a: Dim, b: Dim) -> Dim:
+    """The size of two axes that are the same, or of which one is 1."""
+    name = "|".join(sorted((f"({a})", f"({b})")))
+    return named(name) if len(name) <= _LONGEST else unknown_size()
+
+
 def is_size(value: Any) -> bool:
     """Whether the number is known not to be negative."""
     if isinstance(value, Expr):

@@ -18,7 +18,17 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from onnxshot.graph.bodies import CONTROL, tell_times
 from onnxshot.graph.dims import Expr, is_known, named, pack, unknown_size
-from onnxshot.graph.shape_rules import BEYOND, LIKE_FIRST, READS_VALUES, RULES, STANDS_FOR, Dims, Given
+from onnxshot.graph.shape_rules import (
+    BEYOND,
+    BROADCASTS,
+    LIKE_FIRST,
+    READS_VALUES,
+    RULES,
+    STANDS_FOR,
+    Dims,
+    Given,
+    broadcast,
+)
 from onnxshot.graph.values import MOST, VALUES, values_of
 
 Array = NDArray[Any]
@@ -312,7 +322,20 @@ class Walk:
         for name in node.output:
             if name and name in found:
                 self._take(name, found[name])
+        if node.op_type in BROADCASTS:
+            self._join(node)
         return True
+
+    def _join(self, node: NodeProto) -> None:
+        """Give sizes that depend on several inputs, and that ONNX leaves open, a name that tells of which."""
+        name = node.output[0]
+        dims, given = self.shape(name), [self.shape(n) for n in node.input]
+        if dims is None or all(isinstance(d, int) for d in dims) or any(g is None for g in given):
+            return
+        joined: Dims = ()
+        for shape in given:
+            joined = broadcast(joined, shape or ())
+        self.set(name, self.kind(name), joined)
 
     def _guessed(self, node: NodeProto) -> None:
         """What the file states, or the shape of the first input where the operator is known to keep it."""

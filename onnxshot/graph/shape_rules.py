@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxshot.graph.dims import Dim, divided, entries, equal, is_known, is_size, steps, unknown_size
+from onnxshot.graph.dims import Dim, divided, either, entries, equal, is_known, is_size, steps, unknown_size
 
 Array = NDArray[Any]
 Dims = tuple[Dim, ...]
@@ -72,7 +72,8 @@ def _reshape(given: Given) -> Dims | None:
     return tuple(_size(d) for d in target)
 
 
-def _broadcast(a: Dims, b: Dims) -> Dims:
+def broadcast(a: Dims, b: Dims) -> Dims:
+    """The shape of two tensors that are combined value by value."""
     wide = max(len(a), len(b))
     found: list[Dim] = []
     for x, y in zip((1,) * (wide - len(a)) + a, (1,) * (wide - len(b)) + b, strict=True):
@@ -80,8 +81,10 @@ def _broadcast(a: Dims, b: Dims) -> Dims:
             found.append(y)
         elif y == 1 or (isinstance(x, int) and not isinstance(y, int)):
             found.append(x)
+        elif isinstance(y, int) and not isinstance(x, int):
+            found.append(y)
         else:
-            found.append(y if isinstance(y, int) and not isinstance(x, int) else unknown_size())
+            found.append(either(x, y))
     return tuple(found)
 
 
@@ -89,7 +92,7 @@ def _expand(given: Given) -> Dims | None:
     x, target = given.shape(0), given.numbers(1)
     if x is None or target is None:
         return None
-    return _broadcast(x, tuple(_size(d) for d in target))
+    return broadcast(x, tuple(_size(d) for d in target))
 
 
 def _filled(given: Given) -> Dims | None:
@@ -213,7 +216,7 @@ def _fused_matmul(given: Given) -> Dims | None:
     if a is None or b is None or len(a) < 2 or len(b) < 2 or turned:
         return None
     rows, columns = a[-1 if given.attrs.get("transA", 0) else -2], b[-2 if given.attrs.get("transB", 0) else -1]
-    return (*_broadcast(a[:-2], b[:-2]), rows, columns)
+    return (*broadcast(a[:-2], b[:-2]), rows, columns)
 
 
 def _attention(given: Given) -> Dims | None:
@@ -249,6 +252,11 @@ READS_VALUES = frozenset({
     "Split", "SplitToSequence", "Squeeze", "TopK", "Unsqueeze", "Upsample",
 })  # fmt: skip
 """Operators whose results have sizes that some of their inputs tell."""
+BROADCASTS = frozenset({
+    "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod",
+    "Mul", "Or", "Pow", "Sub", "Sum", "Where", "Xor",
+})  # fmt: skip
+"""Operators that combine their inputs value by value."""
 STANDS_FOR = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
 """Fused operators that have the shapes of a standard one."""
 LIKE_FIRST = frozenset({

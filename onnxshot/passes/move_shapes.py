@@ -42,7 +42,7 @@ class MoveShapes:
                 continue
             found = _made(model, node.inputs[0])
             if node in top:
-                found = _settled(model, found, top)
+                found = settled(model, found, top)
             if found is not node.inputs[0]:
                 node.inputs[0] = found
                 change.edits += 1
@@ -60,7 +60,7 @@ def _made(model: Model, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _settled(model: Model, tensor: Tensor, top: set[Node]) -> Tensor:
+def settled(model: Model, tensor: Tensor, top: set[Node]) -> Tensor:
     """The tensor behind the ops that follow as if they were part of the one that makes this."""
     while edit.producer(tensor) is not None and not edit.is_output(model, tensor):
         users = [user for user in edit.consumers(tensor) if user.op not in READS_SHAPE]

@@ -1,4 +1,4 @@
-"""Sizes that are those of an input are read off the input, and not off whatever tensor has them too."""
+"""Sizes are read off the input, or the first tensor, that has them, and not off whatever tensor has them too."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit
+from onnxshot.graph import Model, Node, Tensor, edit
 from onnxshot.graph.dims import Expr, entries
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
 from onnxshot.passes.known_sizes import Known
+from onnxshot.passes.move_shapes import settled
 
 _PICKS = ("Gather", "Slice")
 _MOST = 8  # sizes that a Shape is asked for at once: a tensor has no more
@@ -19,7 +20,7 @@ _MOST = 8  # sizes that a Shape is asked for at once: a tensor has no more
 
 @dataclass(frozen=True, slots=True)
 class SizesFromInputs:
-    """Let what reads Shape of a tensor inside the model read sizes of the inputs, where they are those.
+    """Let what reads Shape of a tensor read the sizes off an input, or off the first tensor that has them.
 
     Exporters ask whatever is at hand for the batch and the length. A tensor that a Shape reads beside the next layer is
     not fused with it, and one that only a Shape reads is computed for nothing.
@@ -28,19 +29,22 @@ class SizesFromInputs:
     name: str = "sizes_from_inputs"
 
     def run(self, model: Model) -> Change:
-        """Rewrite; edits counts the tensors of sizes that are made of inputs now."""
+        """Rewrite; edits counts the tensors of sizes that are read elsewhere now."""
         change = Change()
         shapes = [n for n in model.graph.nodes if _is_shape(n) and edit.producer(n.inputs[0]) is not None]
         if not shapes:
             return change
-        known, inputs = Known.of(model), _Inputs(model)
+        known = Known.of(model)
+        places = _Places(model, known)
         for shape in shapes:
             picks = [n for n in edit.consumers(shape.outputs[0]) if n.op in _PICKS and n.inputs[0] is shape.outputs[0]]
             for node in [*(n for n in picks if not edit.is_output(model, n.outputs[0])), shape]:
                 if edit.is_output(model, node.outputs[0]) or not edit.consumers(node.outputs[0]):
                     continue
                 value = known.numbers(node.outputs[0])
-                made = None if value is None or value.ndim > 1 else inputs.made(node, entries(value), value.ndim)
+                if value is None or value.ndim > 1:
+                    continue
+                made = places.made(node, shape.inputs[0], entries(value), value.ndim)
                 if made is not None:
                     edit.replace_uses(model, node.outputs[0], made)
                     change.edits += 1
@@ -55,30 +59,33 @@ def _is_shape(node: Node) -> bool:
 
 
 @dataclass(slots=True)
-class _Inputs:
-    """Makes tensors of sizes of a model's inputs; each once."""
+class _Places:
+    """Makes tensors of sizes, each read off the first tensor that has it; each once."""
 
     model: Model
-    places: dict[str, tuple[Tensor, int]] = field(init=False)
-    _shapes: dict[str, Tensor] = field(init=False, default_factory=dict)
+    known: Known
+    _first: dict[Expr, tuple[Tensor, int]] = field(init=False, default_factory=dict)
+    _top: set[Node] = field(init=False)
+    _shapes: dict[Tensor, Tensor] = field(init=False, default_factory=dict)
     _held: dict[tuple[Any, ...], Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.places = {}
-        for tensor in self.model.graph.inputs:
-            shape = self.model.shape(tensor)
-            for axis, size in enumerate(shape or ()):
-                if not isinstance(size, int):
-                    self.places[f"{tensor.name}:{axis}"] = (tensor, axis)
+        self._top = set(self.model.graph.nodes)
+        for tensor in (*self.model.graph.inputs, *(t for n in self.model.graph.nodes for t in n.outputs)):
+            for axis, size in enumerate(self.known.dims(tensor) or ()):
+                if isinstance(size, Expr):
+                    self._first.setdefault(size, (tensor, axis))
 
-    def made(self, node: Node, sizes: list[Any], rank: int) -> Tensor | None:
-        """A tensor of these sizes; None where one is neither known nor that of an input."""
-        parts = [s if isinstance(s, int) else self._place(s) for s in sizes]
-        if not parts or len(parts) > _MOST or any(part is None for part in parts):
+    def made(self, node: Node, source: Tensor, sizes: list[Any], rank: int) -> Tensor | None:
+        """A tensor of these sizes; None where one is computed, or `source` is where they are read in any case."""
+        if not sizes or len(sizes) > _MOST or any(not isinstance(s, int) and s not in self._first for s in sizes):
             return None
-        key = (rank, *parts)
+        free = [s for s in sizes if isinstance(s, Expr)]
+        if any(self._place(s)[0] is source for s in free):
+            return None
+        key = (rank, *sizes)
         if key not in self._held:
-            tensors = [self._one(part, rank) for part in parts if part is not None]
+            tensors = [self._one(size, rank) for size in sizes]
             if len(tensors) > 1:
                 attrs = {"axis": 0}
                 tensors = edit.add_node(
@@ -87,32 +94,28 @@ class _Inputs:
             self._held[key] = tensors[0]
         return self._held[key]
 
-    def _place(self, size: Any) -> str | None:
-        """The name of the input's dimension that this is; None where it is computed from several, or of no input."""
-        if not isinstance(size, Expr) or len(size.terms) != 1:
-            return None
-        ((names, coefficient),) = size.terms
-        return names[0] if len(names) == 1 and coefficient == 1 and names[0] in self.places else None
+    def _place(self, size: Expr) -> tuple[Tensor, int]:
+        """The first tensor that has this size, or the one behind what is fused with its maker; and the axis."""
+        tensor, axis = self._first[size]
+        return settled(self.model, tensor, self._top), axis
 
-    def _one(self, part: int | str, rank: int) -> Tensor:
-        key = (rank, part)
+    def _one(self, size: int | Expr, rank: int) -> Tensor:
+        key = (rank, size)
         if key not in self._held:
-            if isinstance(part, int):
-                value = np.array([part] if rank else part, np.int64)
-                self._held[key] = edit.add_constant(self.model, "size", str(part), value)
+            if isinstance(size, int):
+                value = np.array([size] if rank else size, np.int64)
+                self._held[key] = edit.add_constant(self.model, "size", str(size), value)
             else:
-                self._held[key] = self._picked(part, rank)
+                self._held[key] = self._picked(*self._place(size), rank)
         return self._held[key]
 
-    def _picked(self, part: str, rank: int) -> Tensor:
-        tensor, axis = self.places[part]
-        if tensor.name not in self._shapes:
+    def _picked(self, tensor: Tensor, axis: int, rank: int) -> Tensor:
+        if tensor not in self._shapes:
             shape = edit.add_node(self.model, "Shape", [tensor], base=tensor.name, suffix="shape")
-            self._shapes[tensor.name] = shape.outputs[0]
-        at: Constant = edit.add_constant(
-            self.model, tensor.name, f"axis_{axis}", np.array([axis] if rank else axis, np.int64)
-        )
-        read: list[Tensor | Variable] = [self._shapes[tensor.name], at]
-        return edit.add_node(
-            self.model, "Gather", read, base=tensor.name, suffix=f"size_{axis}", attrs={"axis": 0}
-        ).outputs[0]
+            self._shapes[tensor] = shape.outputs[0]
+        at = edit.add_constant(self.model, tensor.name, f"axis_{axis}", np.array([axis] if rank else axis, np.int64))
+        read = [self._shapes[tensor], at]
+        attrs = {"axis": 0}
+        return edit.add_node(self.model, "Gather", read, base=tensor.name, suffix=f"size_{axis}", attrs=attrs).outputs[
+            0
+        ]
