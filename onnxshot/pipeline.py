@@ -20,6 +20,7 @@ from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.calibration.statsfile import load_statistics
 from onnxshot.effort.improve import Improver
+from onnxshot.effort.recurrent import settle
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.files.given import of_run
 from onnxshot.files.results import is_external, of_options, of_result
@@ -108,6 +109,8 @@ def quantize(
     formats = emitting.formats_of(emit, place, target) if place is not None else (emitting.ONNX,)
     if place is None and emit is not None:
         raise UsageError(f"there is no output to emit {', '.join(emit)} to", "give one; artifacts take its stem")
+    if formats != (emitting.ONNX,) and recipe.quantizes:
+        recipe = replace(recipe, portable_ops=True)  # no other runtime reads ONNX Runtime's own operators
     run = Run(model, recipe, settings, stats)
     files = settings.files.reading(*of_run(run.model, calib, preset, stats=stats))
     if place is not None:
@@ -222,6 +225,7 @@ class Run:
     def rewrite(self, data: Dataset | None) -> None:
         """Plan, calibrate, plan again with scales, and change the graph."""
         self.refer(data)
+        self._settle_recurrent(data)
         self.plan = self.planned()
         refuse_not_finite(self.model, self.plan)
         if self.plan.observe and (data is not None or self.given is not None):
@@ -274,6 +278,18 @@ class Run:
         if data is not None and self.gathered is None:
             self.held_out = split(len(data))[1]
             self._tell_samples(data, found.samples, len(data) - len(self.held_out), found.samples)
+
+    def _settle_recurrent(self, data: Dataset | None) -> None:
+        """Let the recipe say what was found of LSTMs in int8, so that a record of it needs no trial."""
+        reference = None if self.reference is None else self.reference.model
+        with self.report.timed("try LSTMs"):
+            found = settle(self.model, self.planned(), self.recipe, reference, data, self.settings)
+        if found is None:
+            return
+        self.report.notes.append(found.note)
+        if found.portable:
+            self.recipe = self.decided = replace(self.recipe, portable_ops=True)
+            self.report.recipe = self.recipe.to_dict()
 
     def improve_plan(self, stats: Mapping[str, TensorStats], data: Dataset | None) -> Evidence:
         """Make the plan, and where there is data the best that the effort allows; what is known of its tensors."""

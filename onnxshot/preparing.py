@@ -12,9 +12,10 @@ from onnxshot.calibration.preprocess import Preset, load_preset
 from onnxshot.calibration.readers import InputSpec
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.frozen import Frozen, frozen
-from onnxshot.graph import Model, shapes, weights
+from onnxshot.graph import Model, edit, shapes, weights
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.half.rules import HALVES
+from onnxshot.passes.base import Pass
 from onnxshot.passes.drop_identity import DropIdentity
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.inline_functions import InlineFunctions
@@ -22,12 +23,14 @@ from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.restore_half import RestoreHalf
+from onnxshot.passes.spell_einsum import SpellEinsum
 from onnxshot.passes.strip_qdq import PAIR, StripQdq
 from onnxshot.passes.tie_weights import tied_names
 from onnxshot.passes.to_floats import ToFloats
 from onnxshot.passes.to_pairs import FORMS, OPSET, ToPairs
+from onnxshot.passes.turn_products import TurnProducts
 from onnxshot.passes.widen_half import WidenHalf
-from onnxshot.planning.asked import under_rule
+from onnxshot.planning.asked import Asked, under_rule
 from onnxshot.planning.plan import FLOAT
 from onnxshot.planning.planner import already_quantized, make_plan
 from onnxshot.planning.schemes import schemes
@@ -109,6 +112,7 @@ def prepare(
     Raises ModelError where the opset must be raised and cannot be, or a tensor is too large for this machine.
     """
     normalize(model, keep_overridable=keep_overridable)
+    _spell(model, target, recipe)
     needed = max(lowest_opset(model, target, recipe), _HALF_SCALES if half else 1)
     changes = recipe.half or any(n.how != FLOAT for n in make_plan(model, target, recipe).nodes)
     if model.opset < needed and changes:
@@ -146,6 +150,25 @@ def told_of_half(widened: Mapping[str, int], *, kept: bool) -> list[str]:
         return [f"the model computes in {kinds}, and so does the result"]
     what = f"the model computes in {kinds}: {len(widened)} tensors were widened to float32"
     return [f"{what}; inputs and outputs keep their types"]
+
+
+def name(model: Model) -> None:
+    """Inline functions, and give every node a name."""
+    for step in (InlineFunctions(), NameNodes()):
+        step.run(model)
+
+
+def _spell(model: Model, target: Target, recipe: Recipe) -> None:
+    """Bring products that are to be quantized into the form that int8 kernels know; what is left out stays."""
+    if not recipe.quantizes or recipe.mode == "weights" or "MatMul" not in target.static | target.dynamic:
+        return
+    left, least = Asked(model, recipe).left, target.min_dynamic_weights
+    steps: tuple[Pass, ...] = (SpellEinsum(left, least), TurnProducts(left, least))
+    if sum(step.run(model).edits for step in steps):
+        shapes.infer(model)
+        for tidying in (FoldConstants(), DropIdentity(), RemoveUnused()):
+            tidying.run(model)
+        edit.toposort(model)
 
 
 def fold(model: Model) -> None:

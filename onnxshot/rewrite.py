@@ -17,6 +17,7 @@ from onnxshot.passes.quantized_shapes import QuantizedShapes
 from onnxshot.passes.smooth import Smooth
 from onnxshot.passes.store_biases import StoreBiases
 from onnxshot.passes.store_half import StoreHalf
+from onnxshot.passes.store_int8 import StoreInt8
 from onnxshot.passes.tie_weights import TieWeights, ties_of
 from onnxshot.passes.unfold import Unfold
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
@@ -37,10 +38,14 @@ def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     Smooth(plan.smoothing, plan.labels(DYNAMIC)).run(model)
     merge = MergeProducts(plan)
     merge.run(model)
-    steps = (QuantizeDynamically(merge.plan), QuantizeWeightsOnly(plan), TieWeights(ties), Unfold(), StoreHalf())
+    skips += QuantizeDynamically(merge.plan).run(model).skips
+    if target.runs_here:  # before weights that are only stored get another form: it looks for float ones
+        KeepFloat(plan.labels(FLOAT) | plan.folded, per_axis=not target.everywhere).run(model)
+    steps = (
+        QuantizeWeightsOnly(plan), TieWeights(ties), Unfold(), StoreInt8(plan.stored, recipe.weight_method),
+        StoreHalf(),
+    )  # fmt: skip
     skips += [skip for step in steps for skip in step.run(model).skips]
-    if target.runs_here:
-        KeepFloat(plan.labels(FLOAT), per_axis=not target.everywhere).run(model)
     _tidy(model)
     return skips
 

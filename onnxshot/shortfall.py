@@ -1,9 +1,9 @@
 """What else is tried where a result falls short: options that may help are measured, so that advice can name them.
 
-Below the floor of accuracy, the few nodes whose return to float brings most; where recurrent layers stay float, the
-options that quantize them; where it is slower, products in int8 without calibration; where it is larger, weights alone.
-Each is judged by the rules that the result is judged by. One that quantizes nothing, or makes a file larger than the
-input, is left out. Trials are bounded in number and in time, change nothing that is written, and stand under `tried`.
+Below the floor of accuracy, the few nodes whose return to float brings most; where recurrent layers stay float, and
+where it is larger, weights alone; where it is slower, products in int8 without calibration. Each is judged by the
+rules that the result is judged by. One that quantizes nothing, or makes a file larger than the input, is left out.
+Trials are bounded in number and in time, change nothing that is written, and stand under `tried`.
 """
 
 from __future__ import annotations
@@ -115,18 +115,12 @@ class Shortfall:
             yield replace(self.recipe, mode="weights")
 
     def _recurrent(self) -> Iterator[Recipe]:
-        """Options that quantize recurrent layers, where those that stay float are a good part of the file."""
+        """Weights alone in 8 bits, where those of recurrent layers in float are a good part of the file."""
         floats = {n.node for n in self.plan.nodes if n.how == FLOAT and n.op in RECURRENT}
         nodes = [node for _, node in self.model.walk() if node.label in floats]
         size = sum(weights.size_bytes(t) for node in nodes for t in node.inputs[1:3] if isinstance(t, Constant))
         if not nodes or size < _SHARE * self.model.weight_bytes():
             return
-        ops = {node.op for node in nodes} & self.target.contrib
-        if self.recipe.mode == STATIC:
-            for op in sorted(ops):
-                yield replace(self.recipe, include=(*self.recipe.include, op))
-        if ops and self.recipe.mode != DYNAMIC:
-            yield replace(self.recipe, mode=DYNAMIC)
         if self.recipe.mode != "weights":
             yield replace(self.recipe, mode="weights")
 

@@ -43,7 +43,7 @@ def test_every_weight_left_in_float_is_listed_with_a_reason(tmp_path: Path) -> N
     proto, shapes = network()
     other = {"i": np.array([3], np.int64), "c": np.bool_(True)}
     given = [feed | other for feed in feeds(4, x=(1, 3, 8, 8), z=(64, 16))]
-    result = quantize(proto, given, output=tmp_path / "q.onnx", exclude=("table",), settings=FAST)
+    result = quantize(proto, given, output=tmp_path / "q.onnx", exclude=("table", "sum"), settings=FAST)
     left = {row.node: row for row in result.report.float_weights}
     held = floats_of(tmp_path / "q.onnx")
     readers = {"fused": "w0", "sum": "w1", "table": "w2", "inner": "w3", "long": "v"}
@@ -53,6 +53,7 @@ def test_every_weight_left_in_float_is_listed_with_a_reason(tmp_path: Path) -> N
             assert left[node].reason
     assert set(left) == set(readers)
     assert left["table"].reason == "excluded by 'table'"
+    assert left["sum"].reason == "excluded by 'sum'"
     assert left["long"].reason == VECTOR
 
 

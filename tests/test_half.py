@@ -80,7 +80,7 @@ def test_int8_and_fp16_share_a_model() -> None:
     name = "licence_encoder"
     int8, both = (compressed(name, precision=precision, effort="fast") for precision in ("int8", "int8+fp16"))
     assert both.report.int8_macs_share == pytest.approx(int8.report.int8_macs_share)
-    assert both.model.weight_bytes() < int8.model.weight_bytes()
+    assert both.model.weight_bytes() < 0.4 * fixture(name).stat().st_size
     assert both.report.sqnr_db == pytest.approx(int8.report.sqnr_db, abs=2)
     assert both.plan.labels(STATIC) == int8.plan.labels(STATIC)
     assert both.plan.labels(HALF)

@@ -20,6 +20,7 @@ from onnxshot.errors import TargetError, UsageError
 from onnxshot.maths.affine import PerBlock, PerChannel, PerTensor
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.targets.ort_executed import executed
 
 
 def convs() -> Case:
@@ -95,9 +96,13 @@ def test_weights_alone_of_one_conv_in_a_static_model() -> None:
     assert {n.node: n.how for n in result.plan.nodes if n.op == "Conv"}["Conv_b"] == WEIGHTS
     made = maker(proto, node(proto, "b").input[1])
     assert made is not None
-    assert made.op_type == "DequantizeLinear"
+    assert made.op_type == "Mul"
+    cast = maker(proto, made.input[0])
+    assert cast is not None
     stored = {t.name: t.data_type for t in proto.graph.initializer}
-    assert stored[made.input[0]] == TensorProto.INT8
+    assert stored[cast.input[0]] == TensorProto.INT8
+    ran = executed(proto.SerializeToString()).ops
+    assert ran["QLinearConv"] + 1 == len(nodes_of(proto, "Conv")), "ONNX Runtime computes it in float"
     assert sqnr(case, proto) > 30
 
 

@@ -91,7 +91,7 @@ def test_convs_and_small_products_stay_float() -> None:
         result, made = quantized(HANDMADE[name](), mode="dynamic")
         assert not [n for n in made.graph.node if "Integer" in n.op_type]
         assert all(s.reason for s in result.report.skips)
-        assert sqnr(HANDMADE[name](), made) > 100
+        assert sqnr(HANDMADE[name](), made) > 38, "large weights of float ops are stored in 8 bits"
 
 
 def branches() -> Case:
@@ -181,9 +181,22 @@ def test_an_lstm_becomes_dynamic_quantize_lstm(name: str) -> None:
     directions = values[node.input[1]].shape[0]
     assert [values[node.input[i]].shape for i in (1, 2)] == [(directions, 16, 96), (directions, 24, 96)]
     assert {values[node.input[i]].dtype.name for i in (1, 2)} == {"int8"}
-    assert [values[node.input[i]].shape for i in (8, 9, 10, 11)] == [(directions,)] * 4
+    assert [values[node.input[i]].shape for i in (8, 9, 10, 11)] == [(directions, 96)] * 4
     assert list(made.graph.output) == list(case.model.graph.output)
     assert sqnr(case, made) > 25
+
+
+def test_rows_of_one_size_share_a_scale_which_is_quicker() -> None:
+    rng = np.random.default_rng(0)
+    case = lstm(w=rng.uniform(-0.2, 0.2, (1, 96, 16)).astype(np.float32))
+    _, made = quantized(case, mode="dynamic")
+    (node,) = nodes_of(made, "DynamicQuantizeLSTM")
+    values = initializers(made)
+    assert [values[node.input[i]].shape for i in (8, 9, 10, 11)] == [(1,), (1,), (1, 96), (1, 96)]
+    _, whole = quantized(case, mode="dynamic", per_channel=False)
+    (node,) = nodes_of(whole, "DynamicQuantizeLSTM")
+    assert [initializers(whole)[node.input[i]].shape for i in (8, 10)] == [(1,), (1,)]
+    assert min(sqnr(case, made), sqnr(case, whole)) > 35
 
 
 def test_the_layout_that_onnx_runtime_does_not_know_stays_float() -> None:
@@ -195,7 +208,7 @@ def test_the_layout_that_onnx_runtime_does_not_know_stays_float() -> None:
     ready, plan = planned(small(text, constants, x=(2, 5, 16)), mode="dynamic")
     change = QuantizeDynamically(plan).run(ready)
     assert change.edits == 0
-    assert [s.reason for s in change.skips] == ["DynamicQuantizeLSTM has no batch-first layout"]
+    assert [s.reason.partition(";")[0] for s in plan.skips] == ["DynamicQuantizeLSTM has no batch-first layout"]
     assert nodes_of(ready.to_proto(), "LSTM")
 
 
@@ -207,7 +220,7 @@ def test_an_lstm_with_a_computed_weight_stays_float() -> None:
     ready, plan = planned(case, mode="dynamic")
     change = QuantizeDynamically(plan).run(ready)
     assert change.edits == 0
-    assert "computed" in change.skips[0].reason
+    assert "computed" in plan.skips[0].reason
 
 
 def test_an_lstm_in_fixtures_keeps_its_answers() -> None:

@@ -398,18 +398,6 @@ def test_progress_is_told() -> None:
     assert seen[-2:] == [("repairing", 1, 2), ("repairing", 2, 2)]
 
 
-def test_an_lstm_is_int8_where_it_is_asked_for(tmp_path: Path) -> None:
-    """In the default mode too: the rest of the network keeps its calibrated scales."""
-    path, (given, _) = fixture("licence_lstm"), heldout("licence_lstm")
-    plain = quantize(path, given[:8], output=tmp_path / "plain.onnx", settings=PROVEN)
-    assert {n.domain for n in onnx.load(tmp_path / "plain.onnx").graph.node} <= {"", "ai.onnx"}
-    assert any("--include LSTM" in skip.reason for skip in plain.report.float_weights)
-    asked = quantize(path, given[:8], output=tmp_path / "asked.onnx", include=("LSTM",), settings=PROVEN)
-    assert asked.report.sqnr_db is not None and asked.report.sqnr_db > 30
-    assert "DynamicQuantizeLSTM" in {n.op_type for n in onnx.load(tmp_path / "asked.onnx").graph.node}
-    assert asked.report.outputs[0].bytes < 0.4 * plain.report.outputs[0].bytes
-
-
 @pytest.mark.parametrize("mode", ["dynamic", "weights"])  # static calibration meets the NaN first, in an activation
 def test_a_weight_that_is_nan_is_named(mode: str) -> None:
     proto = onnx.load(fixture("digits_mobile"))

@@ -278,13 +278,11 @@ def test_a_gemm_that_feeds_a_conv_is_static() -> None:
     ("name", "output", "words"),
     [
         ("matmul_weight_on_the_left", "a", "left operand"),
-        ("matmul_batched_weight", "y", "rank 3"),
         ("gemm_trans_a", "y", "transposed"),
         ("gemm_trans_b_0", "y", "alpha or beta"),
         ("half_precision_model", "a", "float16"),
         ("conv_transpose", "c", "ConvTranspose"),
         ("gru", "y", "no int8 GRU"),
-        ("lstm", "y", "--mode dynamic"),
     ],
 )
 def test_what_has_no_int8_form_says_so(name: str, output: str, words: str) -> None:

@@ -77,6 +77,9 @@ def quantize(
     complete: Annotated[
         bool, typer.Option("--complete", help="Keep the scales of a quantized model, and quantize the rest of it.")
     ] = False,
+    portable_ops: Annotated[
+        bool, typer.Option("--portable-ops", help="Standard operators only: int8 LSTMs are for ONNX Runtime alone.")
+    ] = False,
     samples: SamplesOpt = "auto",
     stats: StatsOpt = None,
     recipe_file: Annotated[
@@ -117,7 +120,7 @@ def quantize(
         "mode": mode, "precision": precision, "format": format, "activation_type": activation_type,
         "weight_type": weight_type, "block": block, "per_channel": per_channel, "effort": effort, "method": method,
         "exclude": tuple(exclude or ()), "include": tuple(include or ()),
-        "complete": complete, "batch": batch, "shape": shape,
+        "complete": complete, "portable_ops": portable_ops, "batch": batch, "shape": shape,
     }  # fmt: skip
     given = {k: v for k, v in options.items() if is_given(context, k)}
     if given.pop("shape", None):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onnx import TensorProto
 
+from onnxshot.difference.stored import stored_in_integers
 from onnxshot.errors import ModelError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, shapes, weights
 from onnxshot.graph.load import load_model
@@ -18,7 +19,7 @@ from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.passes.to_floats import ToFloats
 from onnxshot.passes.to_pairs import FORMS, OPSET, ToPairs
 from onnxshot.planning.trained import NOTHING, Trained, read_pairs
-from onnxshot.preparing import fold
+from onnxshot.preparing import fold, name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +73,8 @@ def read_layers(path: str | Path) -> Layers:
     Raises ModelError where it is no model. Scales that contradict each other are left out, with a note.
     """
     model = load_model(path)
+    name(model)
+    stored = stored_in_integers(model)
     fold(model)
     if any(node.op in FORMS for _, node in model.walk()):
         shapes.raise_opset(model, OPSET)
@@ -79,7 +82,7 @@ def read_layers(path: str | Path) -> Layers:
     shapes.infer(model)
     restore = ToFloats()
     restore.run(model)
-    told = _Quantized(precision=restore.precision)
+    told = _Quantized(precision=stored | restore.precision)
     pairs, notes = NOTHING, []
     try:
         pairs = read_pairs(model)

@@ -83,7 +83,7 @@ def copy_of(model: Model) -> Model:
     """Another model with the same graph, under the same path and with the same notes."""
     copy = load_model(model.to_proto())
     copy.path, copy.data_files, copy.notes = model.path, model.data_files, list(model.notes)
-    copy.former = dict(model.former)
+    copy.former, copy.spelled = dict(model.former), dict(model.spelled)
     copy.tied, copy.stated = model.tied, model.stated
     copy.mark_origins(model.origins())
     return copy

@@ -31,6 +31,7 @@ class Model:
         external_data: True where the file it came from keeps weights in other files.
         data_files: those files.
         notes: what was done to it on the way that a user should know, for the report.
+        spelled: names of nodes that are written as another op now -> the op that a user knows.
         former: names of tensors that an edit took out -> the tensor that its layer gives now. A user knows the former.
         tied: names of weights that are equal to another one, or to its transpose, or read in several ways.
         stated: names of the tensors inside whose shapes the file has told.
@@ -45,6 +46,7 @@ class Model:
         self.former: dict[str, str] = {}
         self.tied: frozenset[str] = frozenset()
         self.stated = frozenset(info.name for info in proto.graph.value_info)
+        self.spelled: dict[str, str] = {}
         self._folder = folder
         self._adopt(proto, {})
 

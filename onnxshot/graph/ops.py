@@ -142,6 +142,41 @@ def channel_axis(node: Node, slot: int, rank: int) -> int | None:
     return None
 
 
+def scale_axes(node: Node, slot: int, rank: int) -> tuple[int, ...] | None:
+    """Axes of a weight along which each index may have a scale of its own where it is only stored in fewer bits.
+
+    They are those that the op does not sum over. None where that input is no weight, or is nothing but scales. MatMul
+    of rank 3, [experts, K, N] right: a scale for each expert and column. LSTM, GRU, RNN [directions, 4H, I]: for each
+    direction and row. Einsum: the letters that are in the result. Gather: all but the last axis of a table.
+    """
+    if node.domain not in STANDARD_DOMAINS or rank < 2:
+        return None
+    if node.op == "Einsum":
+        return _letters_kept(node, slot, rank)
+    if node.op == "Gather":
+        return tuple(range(rank - 1)) if slot == 0 else None
+    if slot not in op_of(node).weights:
+        return None
+    axis = channel_axis(node, slot, rank)
+    if node.op == "MatMul":
+        return tuple(i for i in range(rank) if i == axis or i < rank - 2)
+    if node.op in ("LSTM", "GRU", "RNN"):
+        return (0, 1)
+    return None if axis is None else (axis,)
+
+
+def _letters_kept(node: Node, slot: int, rank: int) -> tuple[int, ...] | None:
+    """Axes of an Einsum's operand that are in its result; None where that cannot be told, or is all of them."""
+    equation = node.attrs.get("equation", b"")
+    text = equation.decode(errors="replace") if isinstance(equation, bytes) else str(equation)
+    left, arrow, right = text.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow or "." in text or slot >= len(terms) or len(terms[slot]) != rank:
+        return None
+    axes = tuple(i for i, letter in enumerate(terms[slot]) if letter in right)
+    return axes if len(axes) < rank else None
+
+
 def data_slots(node: Node) -> list[int]:
     """Input slots that carry activations: present, not constant, not a parameter such as a shape."""
     slots = op_of(node).data

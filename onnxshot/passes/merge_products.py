@@ -42,14 +42,15 @@ class MergeProducts:
     def _groups(self, model: Model, graph: Graph) -> list[list[Node]]:
         """MatMuls of one tensor with a scale per channel, whose weights nothing else reads."""
         dynamic = self.plan.labels(DYNAMIC)
-        readers: dict[tuple[Tensor, QuantScheme, str], list[Node]] = {}
+        readers: dict[tuple[Tensor, QuantScheme, str, tuple[int, ...]], list[Node]] = {}
         for node in graph.nodes:
             if node.op != "MatMul" or node.label not in dynamic or node.label in self.plan.kept.nodes:
                 continue
             planned = self.plan.weights[node.label]
             alone = len(edit.consumers(node.inputs[1])) == 1 and node.inputs[1].name not in model.tied
             if isinstance(planned.scheme.granularity, PerChannel) and alone:
-                readers.setdefault((node.inputs[0], planned.scheme, planned.method), []).append(node)
+                matrices = tuple(node.inputs[1].shape[:-1])
+                readers.setdefault((node.inputs[0], planned.scheme, planned.method, matrices), []).append(node)
         return [nodes for nodes in readers.values() if len(nodes) > 1]
 
     def _adopt(self, nodes: Sequence[Node], merged: Node) -> None:
@@ -70,10 +71,10 @@ def _merge(model: Model, graph: Graph, nodes: Sequence[Node]) -> Node:
     outputs = [(add if whole and add is not None else n).outputs[0] for n, add in zip(nodes, adds, strict=True)]
 
     def compute() -> NDArray[Any]:
-        return np.concatenate([np.asarray(weights.read(p)) for p in parts], axis=1)
+        return np.concatenate([np.asarray(weights.read(p)) for p in parts], axis=-1)
 
-    sizes = np.array([p.shape[1] for p in parts])
-    shape = (int(parts[0].shape[0]), int(sizes.sum()))
+    sizes = np.array([p.shape[-1] for p in parts])
+    shape = (*parts[0].shape[:-1], int(sizes.sum()))
     values = weights.ComputedValues(shape, parts[0]._values.dtype, compute)
     weight = edit.add_constant(model, parts[0].name, "merged", values)
     merged = edit.add_node(model, "MatMul", [nodes[0].inputs[0], weight], base=base, suffix="merged", graph=graph)
@@ -95,7 +96,7 @@ def _bias_add(model: Model, node: Node) -> Node | None:
     add = edit.only_consumer(model, node.outputs[0])
     if add is None or add.op != "Add" or not any(isinstance(t, Constant) for t in add.inputs):
         return None
-    return add if list(_bias(add).shape) == [node.inputs[1].shape[1]] else None
+    return add if list(_bias(add).shape) == [node.inputs[1].shape[-1]] else None
 
 
 def _bias(add: Node) -> Constant:

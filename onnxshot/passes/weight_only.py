@@ -1,6 +1,7 @@
 """Store weights in 8 bits and compute in float: for size, not for speed.
 
-A weight becomes int8 -> DequantizeLinear -> op. An embedding becomes Gather of int8 rows, Cast, times Gather of the
+A weight becomes int8 -> DequantizeLinear -> op; where no kernel takes the integers, int8 -> Cast -> Mul -> op, which is
+computed once. An embedding becomes Gather of int8 rows, Cast, times Gather of the
 rows' scales, so that only the rows asked for are dequantized: ONNX Runtime runs a DequantizeLinear over the table at
 0.01x. Where the target has no int8 Gather, and moves it in front of a DequantizeLinear itself, it gets that one.
 """
@@ -10,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxshot.graph import Constant, Graph, Model, Node, edit, weights
+from onnxshot.graph.ops import scale_axes
 from onnxshot.maths.affine import INT8, INT16, PerChannel, QuantScheme
 from onnxshot.passes.base import Change
+from onnxshot.passes.store_int8 import StoreInt8
 from onnxshot.passes.weights_int8 import QuantizedWeights
-from onnxshot.planning.plan import WEIGHTS, Plan, WeightPlan
+from onnxshot.planning.plan import WEIGHTS, Plan, StoredWeight, WeightPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +29,35 @@ class QuantizeWeightsOnly:
     def run(self, model: Model) -> Change:
         """Rewrite the nodes; edits counts them."""
         change = Change()
-        chosen = self.plan.labels(WEIGHTS)
-        nodes = [(g, n) for g, n in model.walk() if n.label in chosen]
+        labels = self.plan.labels(WEIGHTS)
+        nodes = [(g, n) for g, n in model.walk() if n.label in labels]
         quantized = QuantizedWeights(model, self.plan.kept.weights)
+        folded: dict[str, dict[str, list[StoredWeight]]] = {}  # by method, by node
         for graph, node in nodes:
             planned = self.plan.weights[node.label]
             if node.op == "Gather" and not planned.gathers_floats:
                 _rewrite_embedding(model, graph, node, quantized, planned)
             else:
-                slots = (1, 2) if node.op in ("LSTM", "GRU", "RNN") else (planned.slot,)
+                recurrent = node.op in ("LSTM", "GRU", "RNN")
+                slots = [i for i in ((1, 2) if recurrent else (planned.slot,)) if isinstance(node.inputs[i], Constant)]
+                if planned.folded:
+                    chosen = {node.label: [_stored(node, slot, planned) for slot in slots]}
+                    folded.setdefault(planned.method, {}).update(chosen)
+                    slots = []
                 for slot in slots:
-                    if isinstance(node.inputs[slot], Constant):
-                        params = quantized.params(node.inputs[slot], planned.scheme, planned.method)
-                        quantized.dequantized(node, slot, params)
+                    params = quantized.params(node.inputs[slot], planned.scheme, planned.method)
+                    quantized.dequantized(node, slot, params)
             change.edits += 1
+        for method, stored in folded.items():
+            change.skips += StoreInt8(stored, method).run(model).skips
         if nodes:
             edit.toposort(model)
         return change
+
+
+def _stored(node: Node, slot: int, planned: WeightPlan) -> StoredWeight:
+    axes = scale_axes(node, slot, len(node.inputs[slot].shape))
+    return StoredWeight(slot, axes or () if isinstance(planned.scheme.granularity, PerChannel) else ())
 
 
 def _rewrite_embedding(

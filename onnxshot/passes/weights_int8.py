@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,10 +18,12 @@ from onnxshot.maths.affine import (
     PerTensor,
     QuantParams,
     QuantScheme,
+    QuantType,
     bias_safe_scale,
     quantize,
     weight_params,
 )
+from onnxshot.maths.along import along
 from onnxshot.maths.scheme import NotFinite
 
 _LAZY_BYTES = 1 << 20  # larger weights are quantized when the file is written, one at a time
@@ -40,6 +43,9 @@ class QuantizedWeights:
     _made: dict[tuple[Constant, QuantScheme, bytes], tuple[Constant, Constant, Constant]] = field(default_factory=dict)
     _moved: dict[tuple[Constant, tuple[int, ...]], Constant] = field(default_factory=dict)
     _sources: dict[Constant, tuple[Constant, bool]] = field(default_factory=dict)  # of weights that were moved
+    _along: dict[tuple[Constant, tuple[int, ...], str, str], tuple[Constant, NDArray[np.float32]]] = field(
+        default_factory=dict
+    )
     _transposed: dict[Constant, QuantParams] = field(default_factory=dict)  # of `kept`, for weights that were moved
 
     def params(self, weight: Constant, scheme: QuantScheme, method: str) -> QuantParams:
@@ -55,11 +61,8 @@ class QuantizedWeights:
             return kept
         if isinstance(scheme.granularity, PerBlock):
             method = "mse"
-        try:
+        with _finite(weight):
             return weight_params(np.asarray(weights.read(weight)), scheme, method=method)
-        except NotFinite as e:
-            hint = "export the model again, or leave its op out with --exclude"
-            raise ModelError(f"weight {weight.name!r} holds NaN or infinity", hint) from e
 
     def constants(self, weight: Constant, params: QuantParams) -> tuple[Constant, Constant, Constant]:
         """Constants for the quantized values, the scale (in the weight's own float type) and the zero point."""
@@ -85,6 +88,29 @@ class QuantizedWeights:
         made[0].source, made[0].turned = self._sources.get(weight, (weight, False))
         self._made[key] = made
         return made
+
+    def along(
+        self, weight: Constant, axes: tuple[int, ...], dtype: QuantType, method: str
+    ) -> tuple[Constant, NDArray[np.float32]]:
+        """(integers, scale of the weight's rank) with a scale for each index of these axes; zero points are 0.
+
+        Raises ModelError where the weight holds NaN or infinity.
+        """
+        key = (weight, axes, dtype.name, method)
+        if key not in self._along:
+            with _finite(weight):
+                found = along(np.asarray(weights.read(weight)), axes, dtype, method=method)
+
+            def compute() -> NDArray[Any]:
+                return found.quantize(np.asarray(weights.read(weight)))
+
+            values: NDArray[Any] | weights.ComputedValues
+            if weights.size_bytes(weight) > _LAZY_BYTES:
+                values = weights.ComputedValues(found.shape, dtype.storage, compute)
+            else:
+                values = compute()
+            self._along[key] = (edit.add_constant(self.model, weight.name, "quantized", values), found.scale)
+        return self._along[key]
 
     def transposed(self, weight: Constant, perm: tuple[int, ...]) -> Constant:
         """The weight with its axes in another order; the same constant for the same weight."""
@@ -116,6 +142,16 @@ class QuantizedWeights:
         dq = edit.add_node(self.model, "DequantizeLinear", inputs, base=weight.name, suffix=suffix, attrs=attrs)
         node.inputs[slot] = dq.outputs[0]
         return dq.outputs[0]
+
+
+@contextmanager
+def _finite(weight: Constant) -> Iterator[None]:
+    """Raise ModelError in place of NotFinite."""
+    try:
+        yield
+    except NotFinite as e:
+        hint = "export the model again, or leave its op out with --exclude"
+        raise ModelError(f"weight {weight.name!r} holds NaN or infinity", hint) from e
 
 
 def _transposed(params: QuantParams, perm: tuple[int, ...]) -> QuantParams:

@@ -65,7 +65,8 @@ class Decisions:
 
     def _classify(self, node: Node) -> None:
         recipe = self.asked.of(node)
-        how, reason = treatment(node, self._target, recipe, is_top=node in self.top, forced=node in self.forced)
+        top, forced = node in self.top, node in self.forced
+        how, reason = treatment(node, self._target, recipe, is_top=top, forced=forced, rows=self._rows(node))
         slot = weight_slot(node)
         if how == FLOAT or slot is None:
             self.why[node] = reason
@@ -73,6 +74,11 @@ class Decisions:
                 self._unlisted.add(node)
         else:
             self.how[node], self.slot[node] = how, slot
+
+    def _rows(self, node: Node) -> int | None:
+        """Rows of a MatMul's input, for each of its matrices; None where they are not known."""
+        shape = self._model.shape(node.inputs[0]) if node.op == "MatMul" else None
+        return shape[-2] if shape is not None and len(shape) > 1 and isinstance(shape[-2], int) else None
 
     def _settle_followers(self) -> None:
         """Shrink the set of candidates until every follower stands between int8 ops (the greatest fixed point)."""

@@ -56,12 +56,22 @@ class WeightPlan:
 
     method: how its scales are chosen: minmax or mse.
     gathers_floats: of an embedding, whether its table is dequantized in front of the Gather, or the rows behind it.
+    folded: of a weight that is only stored, whether it is made float once, when the file is loaded, not at every run.
     """
 
     slot: int
     scheme: QuantScheme
     method: str = "minmax"
     gathers_floats: bool = False
+    folded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """A weight of a float op that is stored in 8 bits: its input slot, and the axes with a scale for each index."""
+
+    slot: int
+    axes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,8 @@ class Plan:
 
     `watched` are inputs of dynamic ops: they need no scale, but their statistics say whether outliers must be moved
     into the weights; `smoothing` holds the factors by which such a tensor is divided, one per channel of its last axis.
-    `kept` are scales that need no statistics, as the input came with them.
+    `kept` are scales that need no statistics, as the input came with them. `stored` are weights of nodes in float that
+    are in 8 bits in the file, and float once it is loaded.
     """
 
     target: str
@@ -101,12 +112,18 @@ class Plan:
     smoothing: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     kept: Kept = field(default_factory=Kept)
+    stored: dict[str, tuple[StoredWeight, ...]] = field(default_factory=dict)
 
     @property
     def observe(self) -> tuple[str, ...]:
         """Names of the tensors whose values calibration must see, in graph order."""
         sources = (t.source for t in self.tensors.values() if t.group not in self.kept.activations)
         return tuple(dict.fromkeys((*sources, *self.watched)))
+
+    @property
+    def folded(self) -> set[str]:
+        """Names of the nodes whose weights alone are quantized, and are float again once the file is loaded."""
+        return {n.node for n in self.nodes if n.how == WEIGHTS and self.weights[n.node].folded}
 
     def labels(self, how: str) -> set[str]:
         """Names of the nodes that are treated that way."""
@@ -140,6 +157,8 @@ class Plan:
             lines.append(f"{len(self.tensors)} tensors with Q/DQ in {len(groups)} groups that share a scale")
         if self.smoothing:
             lines.append(f"{len(self.smoothing)} inputs of dynamic ops have their outliers moved into the weights")
+        if self.stored:
+            lines.append(f"{sum(map(len, self.stored.values()))} weights of ops in float are stored in 8 bits")
         reasons: dict[tuple[str, str], list[str]] = {}
         for skip in self.skips:
             reasons.setdefault((skip.op, skip.reason), []).append(skip.node)

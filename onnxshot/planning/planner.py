@@ -5,7 +5,7 @@ Which nodes run in int8 is decided in decisions.py; scales come from statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +13,13 @@ import numpy as np
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Constant, Model, Node, Tensor, edit
 from onnxshot.graph.ops import channel_axis, op_of
-from onnxshot.maths.affine import INT4, PerBlock, PerChannel, PerTensor, QuantScheme
+from onnxshot.maths.affine import INT4, INT8, PerBlock, PerChannel, PerTensor, QuantScheme
 from onnxshot.passes.to_pairs import FORMS
 from onnxshot.planning.decisions import Decisions
-from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Kept, Plan, TensorPlan, WeightPlan
+from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Kept, NodePlan, Plan, TensorPlan, WeightPlan
 from onnxshot.planning.scales import Evidence, with_params
 from onnxshot.planning.schemes import schemes
+from onnxshot.planning.stored import stored_weights
 from onnxshot.planning.trained import NOTHING, Trained, activation_params, kept_activations, weight_params
 from onnxshot.planning.treatment import is_weighted
 from onnxshot.recipes.recipe import Recipe
@@ -69,6 +70,9 @@ def already_quantized(model: Model) -> list[Node]:
     return [n for _, n in model.walk() if n.op in _QUANTIZED_OPS]
 
 
+_STORED = "its weight is stored in 8 bits"
+
+
 class _Planner:
     """One attempt at a plan; `banned` are nodes that earlier attempts found must stay float, with the reason."""
 
@@ -102,7 +106,13 @@ class _Planner:
             self._part_activations(kept, tensors)
             self._keep_weights(kept, planned)
         notes = self._notes(planned)
-        return Plan(self.target.name, self.recipe.mode, made.plans(), watched, tensors, planned, notes=notes, kept=kept)
+        stored = {}
+        if not self.trained:
+            stored = stored_weights(self.model, self.target, self.recipe, made.how, made.asked.left)
+        nodes = tuple(_told(self.model, made.plans(), stored))
+        return Plan(
+            self.target.name, self.recipe.mode, nodes, watched, tensors, planned, notes=notes, kept=kept, stored=stored
+        )
 
     def _tensors(self) -> dict[str, TensorPlan]:
         """Tensors that get a Q/DQ pair, in graph order, with the group they share scale and zero point with."""
@@ -224,7 +234,10 @@ class _Planner:
             scheme = self.target.weight
         per_channel = (recipe.per_channel or node.op == "Gather") and axis is not None
         scheme = replace(scheme, granularity=PerChannel(axis or 0) if per_channel else PerTensor())
-        return WeightPlan(slot, scheme, recipe.weight_method, self.target.gathers_floats)
+        # ONNX Runtime computes a MatMul or Gemm with an 8-bit matrix as it is: that one keeps its DequantizeLinear.
+        matrix = node.op in ("MatMul", "Gemm") and slot == 1 and rank == 2
+        folds = self.target.stores_weights and scheme.dtype is INT8 and not matrix and node.op != "Gather"
+        return WeightPlan(slot, scheme, recipe.weight_method, self.target.gathers_floats, folds)
 
     def _notes(self, planned: Mapping[str, WeightPlan]) -> tuple[str, ...]:
         """Weights that have no form in int4 where that was asked for, and layers that are not treated as asked for."""
@@ -312,10 +325,14 @@ class _Planner:
                 wide[node] = f"its inputs' ranges differ {ratio:.0f}x ({text}): one scale would erase the smaller"
         return wide
 
+    def _products(self) -> list[Node]:
+        """Products with one matrix whose input is quantized at run time."""
+        return [n for n in self.made.int8(DYNAMIC) if n.op in ("MatMul", "Gemm") and len(n.inputs[1].shape) == 2]
+
     def smoothed(self, plan: Plan) -> Plan:
         """The plan in which the outliers of dynamic ops' inputs are moved into their weights."""
         factors = {}
-        for tensors, nodes in joined_by_weights(self.made.int8(DYNAMIC)) if self.recipe.smooth is not False else ():
+        for tensors, nodes in joined_by_weights(self._products()) if self.recipe.smooth is not False else ():
             expected = [self.evidence.dynamic_db(tensor) for tensor in tensors]
             if any(self.made.trained_weight(n) is not None for n in nodes):
                 continue  # its weight would not stay what was trained
@@ -361,6 +378,16 @@ def _is_cut(model: Model, node: Node) -> bool:
     """Whether a Relu or Clip alone reads the result: ONNX Runtime looks for a Q behind it, and else fuses neither."""
     user = edit.only_consumer(model, node.outputs[0])
     return user is not None and user.op in ("Relu", "Clip")
+
+
+def _told(model: Model, rows: Sequence[NodePlan], stored: Collection[str]) -> Iterator[NodePlan]:
+    """The rows; those of nodes in float say so where their weight is stored in 8 bits, and then tables have one too."""
+    for row in rows:
+        yield replace(row, reason=f"{row.reason}; {_STORED}") if row.node in stored else row
+    known = {row.node for row in rows}
+    for _, node in model.walk():
+        if node.label in stored and node.label not in known:
+            yield NodePlan(node.label, node.op, FLOAT, f"reads a table; {_STORED}")
 
 
 def _blocks(node: Node, slot: int, size: int) -> PerBlock | None:

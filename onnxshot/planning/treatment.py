@@ -16,10 +16,13 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 _MIN_TABLE_BYTES = 1 << 16  # an embedding table below this stays as it is
 
 
-def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, forced: bool) -> tuple[str, str]:
+def treatment(
+    node: Node, target: Target, recipe: Recipe, *, is_top: bool, forced: bool, rows: int | None = None
+) -> tuple[str, str]:
     """How a weighted node can be treated, and the reason where that is float.
 
-    is_top: it stands in the top-level graph, where activations are calibrated. forced: the user asked for it.
+    is_top: it stands in the top-level graph, where activations are calibrated. forced: the user asked for it. rows: of
+    the input of a MatMul, where they are known.
     """
     slot = weight_slot(node)
     if slot is None:
@@ -36,10 +39,13 @@ def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, force
         return (WEIGHTS, "") if kind in ("float", "float16") else (FLOAT, f"its weight is {kind}, not float or float16")
     if kind != "float":
         return FLOAT, f"its weight is {kind}; int8 kernels need float32 around them"
-    if node.op == "LSTM" and "LSTM" in target.contrib and (recipe.mode == DYNAMIC or forced) and is_top:
-        return DYNAMIC, ""
+    if node.op == "LSTM" and "LSTM" in target.contrib and is_top:
+        refused = _unsupported_lstm(node)
+        if not refused and recipe.portable_ops and not forced:
+            refused = "int8 LSTM exists only as com.microsoft.DynamicQuantizeLSTM: ask for it with --include LSTM"
+        return (FLOAT, refused) if refused else (DYNAMIC, "")
     if node.op == "LSTM" and "LSTM" in target.contrib and not is_top:
-        return FLOAT, "inside a subgraph (If, Loop, Scan), where LSTM has no int8 form; --mode weights makes it smaller"
+        return FLOAT, "inside a subgraph (If, Loop, Scan), where LSTM has no int8 form"
     refusal = "" if forced else target.float_reasons.get(node.op, "")
     refusal = refusal or _refusal(node, slot, weight)
     if refusal:
@@ -47,6 +53,12 @@ def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, force
     size = ConvSize.of(node) if target.slow_thin and not forced else None
     if size is not None and recipe.mode == STATIC and (slower := slower_in_int8(size)):
         return FLOAT, slower
+    if node.op == "MatMul" and len(weight.shape) > 2:
+        if "MatMul" not in target.dynamic:
+            return FLOAT, f"its weight has rank {len(weight.shape)}; {target.name}'s int8 kernels take matrices"
+        if rows == 1 and not forced:
+            return FLOAT, "one row for each of its matrices: int8 runs at 0.8x of float"
+        return DYNAMIC, ""
     odd_bias = _unfused_bias(node)
     if recipe.mode == STATIC and is_top and node.op in target.static and not odd_bias:
         return STATIC, ""
@@ -61,6 +73,15 @@ def treatment(node: Node, target: Target, recipe: Recipe, *, is_top: bool, force
     if recipe.mode == DYNAMIC:
         return FLOAT, f"dynamic {node.op} is slower than float on {target.name}"
     return FLOAT, f"{target.name} has no int8 kernel for it"
+
+
+def _unsupported_lstm(node: Node) -> str:
+    """Why an LSTM has no dynamic form; empty where it has one."""
+    if not all(isinstance(weight, Constant) for weight in node.inputs[1:3]):
+        return "one of its weights is computed at run time"
+    if any(getattr(weight, "overridable", False) for weight in node.inputs[1:3]):
+        return "its weight may be overridden by an input"
+    return "DynamicQuantizeLSTM has no batch-first layout" if node.attrs.get("layout", 0) else ""
 
 
 def is_weighted(node: Node) -> bool:
@@ -112,7 +133,7 @@ def _refusal(node: Node, slot: int, weight: Constant) -> str:
     if slot != 1:
         return "its weight is the left operand, for which int8 kernels are slower than float"
     if node.op == "MatMul":
-        return "" if len(weight.shape) == 2 else f"its weight has rank {len(weight.shape)}; int8 kernels take matrices"
+        return ""
     if node.attrs.get("transA", 0):
         return "its input is transposed"
     if node.attrs.get("alpha", 1.0) != 1.0 or (len(node.inputs) > 2 and node.attrs.get("beta", 1.0) != 1.0):

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from onnx import TensorProto
 
 from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.graph.ops import op_of
 from onnxshot.passes.base import Skip
 from onnxshot.planning.plan import FLOAT, HALF, Plan
 from onnxshot.report import VECTOR
@@ -33,7 +34,7 @@ def float_weights(model: Model, plan: Plan) -> list[Skip]:
                 continue
             for reader in _readers(node):
                 if reader.label not in halves:
-                    key, why = (reader.label, reader.op), _why(reader, tensor, reasons, others)
+                    key, why = (reader.label, reader.op), _why(reader, slot, tensor, reasons, others)
                     if key not in left or left[key].reason == VECTOR:  # of a node, a matrix counts first
                         left[key] = Skip(*key, why)
     return list(left.values())
@@ -51,9 +52,11 @@ def _is_left(node: Node, slot: int, tensor: object, *, halves: bool) -> bool:
 
 
 def _scales(node: Node, tensor: Constant) -> bool:
-    """Whether the constant is the scale of a weight on integers, by which the scale of its input is multiplied."""
+    """Whether the constant is the scale of a weight: of stored integers, or multiplied by the scale of an input."""
     others = [edit.producer(other) for other in node.inputs if other is not tensor]
-    return node.op == "Mul" and any(maker is not None and maker.op in _QUANTIZERS for maker in others)
+    makers = [maker for maker in others if maker is not None]
+    stored = any(maker.op == "Cast" and isinstance(maker.inputs[0], Constant) for maker in makers)
+    return node.op == "Mul" and (stored or any(maker.op in _QUANTIZERS for maker in makers))
 
 
 def _readers(node: Node) -> Iterator[Node]:
@@ -64,8 +67,10 @@ def _readers(node: Node) -> Iterator[Node]:
         yield node
 
 
-def _why(reader: Node, tensor: Constant, reasons: Mapping[str, str], planned: Collection[str]) -> str:
-    if sum(size > 1 for size in tensor.shape) < 2:
+def _why(
+    reader: Node, slot: int, tensor: Constant, reasons: Mapping[str, str], planned: Collection[str]
+) -> str:
+    if sum(size > 1 for size in tensor.shape) < 2 or slot == op_of(reader).bias:
         return VECTOR
     known = "not quantized" if reader.label in planned else "not quantized: there is no rule for its op"
     return reasons.get(reader.label, known)

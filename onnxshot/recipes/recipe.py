@@ -20,7 +20,9 @@ from onnxshot.recipes.words import (
     WEIGHT_TYPES,
 )
 
-_OF_INT8 = ("mode", "format", "activation_type", "weight_type", "block", "include", "layers", "complete")
+_OF_INT8 = (
+    "mode", "format", "activation_type", "weight_type", "block", "include", "layers", "complete", "portable_ops",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Recipe(Plain):
         layers: keys of a `LayerRule` by a glob as of `include`: what is asked of those layers. Of two globs that pick a
             layer, the later one counts, key by key.
         complete: keep the scales of a quantized model, and quantize the rest of it.
+        portable_ops: standard operators only, where the target has a quicker one of its own: an LSTM in int8 is a file
+            for ONNX Runtime alone. LSTMs that `include` or `layers` name are quantized all the same.
         concat_ratio: a Concat whose inputs' ranges differ by more than this stays float.
         batch: the size that the batch dimension is frozen at.
         shapes: the sizes that all dimensions of an input are frozen at, by its name.
@@ -73,6 +77,7 @@ class Recipe(Plain):
     include: tuple[str, ...] = ()
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     complete: bool = False
+    portable_ops: bool = False
     concat_ratio: float = 8.0
     batch: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -96,6 +101,7 @@ class Recipe(Plain):
                 ("block", self.block, is_block(self.block), "a number from 2 up"),
                 ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
                 ("complete", self.complete, isinstance(self.complete, bool), "true or false"),
+                ("portable_ops", self.portable_ops, isinstance(self.portable_ops, bool), "true or false"),
                 ("grid", self.grid, self.grid in (None, True, False), "true, false or null"),
                 ("equalize", self.equalize, self.equalize in (None, True, False), "true, false or null"),
                 ("smooth", self.smooth, self.smooth in (None, True, False), "true, false or null"),

@@ -21,7 +21,7 @@ def options_of(recipe: Recipe, before: Recipe | None = None) -> str:
     """
     known = set(_told(before)) if before is not None else set()
     found = sorted(_told(recipe), key=lambda option: option in known)  # stable
-    spoken = {*_VALUES, *_GLOBS, "per_channel"}
+    spoken = {*_VALUES, *_GLOBS, "per_channel", "portable_ops"}
     silent = [f.name for f in fields(recipe) if f.name not in spoken and not _is_default(recipe, f.name)]
     rest = f" (with {', '.join(silent)} of the recipe as given)" if silent else ""
     return " ".join(found) + rest
@@ -34,6 +34,7 @@ def _told(recipe: Recipe) -> list[str]:
         if not _is_default(recipe, name)
     ]
     found += [] if recipe.per_channel else ["--per-tensor"]
+    found += ["--portable-ops"] if recipe.portable_ops else []
     for name in _GLOBS:
         found += [f"--{name} {shlex.quote(glob)}" for glob in getattr(recipe, name)]
     return found

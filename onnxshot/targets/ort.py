@@ -34,6 +34,7 @@ ORT = Target(
     # of matrices with an Add behind it, which becomes such a Gemm.
     gives_float=frozenset({"MatMul", "Gemm"}),
     input_grids=True,
+    stores_weights=True,
     isolates_softmax=True,
     followers=frozenset(
         {
@@ -47,9 +48,9 @@ ORT = Target(
     float_reasons={
         "Softmax": "int8 Softmax runs at 0.16x of float",
         "ConvTranspose": "ONNX Runtime runs a quantized ConvTranspose in float, at 0.85x",
-        "GRU": "ONNX Runtime has no int8 GRU; --mode weights makes it smaller, not faster",
-        "RNN": "ONNX Runtime has no int8 RNN; --mode weights makes it smaller, not faster",
-        "LSTM": "int8 LSTM exists only as com.microsoft.DynamicQuantizeLSTM: ask with --include LSTM or --mode dynamic",
+        "GRU": "ONNX Runtime has no int8 GRU",
+        "RNN": "ONNX Runtime has no int8 RNN",
+        "LSTM": "int8 LSTM exists only as com.microsoft.DynamicQuantizeLSTM",
         "LayerNormalization": _NO_KERNEL,
         "InstanceNormalization": _NO_KERNEL,
         "GroupNormalization": _NO_KERNEL,

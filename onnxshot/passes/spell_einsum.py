@@ -1,0 +1,186 @@
+"""Spell an Einsum of one activation and one constant weight as a MatMul, which int8 kernels know.
+
+Letters of the weight are summed (K), its own (N), or shared with the result (one matrix for each index, as of experts):
+"btd,edf->betf" is x [b, t, d] times [d, e*f], "betf,efd->betd" is x [b, e, t, f] times [e, f, d]. The weight's axes are
+moved in the file; those of x and of the result where their order is another. Einsum-12; what it computes is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit, weights
+from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.passes.base import Change
+
+
+@dataclass(frozen=True, slots=True)
+class SpellEinsum:
+    """Turn Einsums into MatMuls; they keep their names.
+
+    Attributes:
+        left: nodes that stay as they are.
+        least: elements that a weight must have.
+    """
+
+    left: Collection[Node] = ()
+    least: int = 0
+    name: str = "spell_einsum"
+    _moved: dict[tuple[Constant, tuple[int, ...], tuple[int, ...]], Constant] = field(default_factory=dict)
+
+    def run(self, model: Model) -> Change:
+        """Spell them; edits counts them."""
+        change = Change()
+        for graph, node in list(model.walk()):
+            if node.op != "Einsum" or node.domain not in STANDARD_DOMAINS or node in self.left:
+                continue
+            slot = _weight_slot(node)
+            if slot is None or math.prod(node.inputs[slot].shape) < self.least:
+                continue
+            form = _form(node, slot)
+            if isinstance(form, str):
+                change.skip(node, form)
+                continue
+            self._spell(model, graph, node, slot, form)
+            change.edits += 1
+        if change.edits:
+            edit.toposort(model)
+        return change
+
+    def _spell(self, model: Model, graph: Graph, node: Node, slot: int, form: _Form) -> None:
+        x, weight, out = node.inputs[1 - slot], node.inputs[slot], node.outputs[0]
+        size = dict(zip(form.w, (int(n) for n in weight.shape), strict=True))
+        label = node.label
+        lead = form.rows[:-1] + form.shared + form.rows[-1:] if form.shared else form.rows
+        x = _transposed(model, graph, x, form.x, lead + form.summed, label)
+        if len(form.summed) > 1:
+            x = _reshaped(model, graph, x, len(lead), [math.prod(size[c] for c in form.summed)], label, "joined")
+        node.inputs.clear()
+        node.inputs.extend([x, self._matrix(model, weight, form, size)])
+        model.spelled[label] = node.op
+        node.op, node.attrs = "MatMul", {}
+        made = lead + form.columns
+        if made == form.out and len(form.columns) == 1:
+            return
+        node.outputs[0] = raw = Variable(model.fresh(out.name, "product"), out.dtype, None)
+        model.former[out.name] = raw.name
+        result: Tensor = raw
+        order = _order(made, form.out)
+        if len(form.columns) > 1:
+            own = [out] if order is None else None
+            result = _reshaped(model, graph, result, len(lead), [size[c] for c in form.columns], label, "parted", own)
+        if order is not None:
+            attrs = {"perm": order}
+            edit.add_node(
+                model, "Transpose", [result], base=label, suffix="ordered", outputs=[out], attrs=attrs, graph=graph
+            )
+
+    def _matrix(self, model: Model, weight: Constant, form: _Form, size: dict[str, int]) -> Constant:
+        """The weight as [shared.., K, N]; the same for all that read it so."""
+        perm = [form.w.index(c) for c in form.shared + form.summed + form.columns]
+        shape = [size[c] for c in form.shared]
+        shape += [math.prod(size[c] for c in letters) for letters in (form.summed, form.columns)]
+        if perm == sorted(perm) and shape == list(weight.shape):
+            return weight
+
+        def compute() -> NDArray[Any]:
+            return np.ascontiguousarray(np.asarray(weights.read(weight)).transpose(perm)).reshape(shape)
+
+        key = (weight, tuple(perm), tuple(shape))
+        if key not in self._moved:
+            values = weights.ComputedValues(tuple(shape), weight._values.dtype, compute)
+            self._moved[key] = edit.add_constant(model, weight.name, "matrix", values)
+        return self._moved[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Letters: of both operands and of the result; what each of them is for."""
+
+    x: str
+    w: str
+    out: str
+
+    @property
+    def shared(self) -> str:
+        return "".join(c for c in self.w if c in self.x and c in self.out)
+
+    @property
+    def summed(self) -> str:
+        return "".join(c for c in self.w if c in self.x and c not in self.out)
+
+    @property
+    def columns(self) -> str:
+        return "".join(c for c in self.out if c in self.w and c not in self.x)
+
+    @property
+    def rows(self) -> str:
+        return "".join(c for c in self.x if c in self.out and c not in self.w)
+
+
+def _weight_slot(node: Node) -> int | None:
+    """The operand that is a float constant, of two."""
+    if len(node.inputs) != 2:
+        return None
+    held = [i for i, t in enumerate(node.inputs) if isinstance(t, Constant) and not getattr(t, "overridable", False)]
+    if len(held) != 1 or weights.elem_type(node.inputs[held[0]]) != TensorProto.FLOAT:
+        return None
+    return held[0]
+
+
+def _form(node: Node, slot: int) -> _Form | str:
+    """The letters, or why there is no such MatMul."""
+    given = node.attrs.get("equation", b"")
+    text = (given.decode(errors="replace") if isinstance(given, bytes) else str(given)).replace(" ", "")
+    left, arrow, out = text.partition("->")
+    terms = left.split(",")
+    if not arrow or "." in text or len(terms) != 2:
+        return "its equation has an ellipsis or no result"
+    form = _Form(terms[1 - slot], terms[slot], out)
+    if any(len(set(term)) != len(term) for term in (form.x, form.w, form.out)):
+        return "a letter stands twice in an operand: it reads a diagonal"
+    if len(form.w) != len(node.inputs[slot].shape):
+        return "its equation does not fit its weight"
+    if set(form.x) | set(form.w) != set(form.out) | set(form.summed):
+        return "an operand is summed alone"
+    if not form.summed or not form.columns or not form.rows:
+        return "it is no product of matrices"
+    return form
+
+
+def _order(made: str, wanted: str) -> list[int] | None:
+    """The permutation from one order of letters to the other; None where they are the same."""
+    return None if made == wanted else [made.index(c) for c in wanted]
+
+
+def _transposed(model: Model, graph: Graph, x: Tensor, given: str, wanted: str, label: str) -> Tensor:
+    order = _order(given, wanted)
+    if order is None:
+        return x
+    node = edit.add_node(model, "Transpose", [x], base=label, suffix="turned", attrs={"perm": order}, graph=graph)
+    return node.outputs[0]
+
+
+def _reshaped(
+    model: Model,
+    graph: Graph,
+    x: Tensor,
+    kept: int,
+    rest: Sequence[int],
+    label: str,
+    suffix: str,
+    outputs: list[Tensor] | None = None,
+) -> Tensor:
+    """x with its first axes kept, and the others of these sizes."""
+    shape = edit.add_constant(model, label, f"{suffix}_shape", np.array([0] * kept + list(rest), np.int64))
+    node = edit.add_node(
+        model, "Reshape", [x, shape], base=label, suffix=suffix, outputs=outputs or 1, graph=graph
+    )
+    return node.outputs[0]
