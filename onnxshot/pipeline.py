@@ -28,7 +28,7 @@ from onnxshot.frozen import Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, Sizes, tensor_sizes
-from onnxshot.graph.save import Draft
+from onnxshot.graph.save import Draft, stored_size
 from onnxshot.half.halving import halve, refuse_half
 from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_calib
@@ -60,6 +60,9 @@ from onnxshot.targets.runtime import EmitOptions
 from onnxshot.targets.unsound import blames_model
 
 __all__ = ["Result", "Run", "quantize"]
+
+_GROWTH_BYTES, _GROWTH = 1 << 14, 0.03
+"""By how much a file may be larger than the input: names and scales take some bytes. Its record does not count."""
 
 
 @checked
@@ -127,6 +130,7 @@ def quantize(
             return emitting.artifacts(written, formats, place or written, how, run.judged, settings)
 
         run.rewrite(data)
+        run = run.not_larger(data)
         deliver(
             run.model, place, target.name, run.report,
             lambda written: run.prove(written, data, target.name in formats), others,
@@ -199,6 +203,27 @@ class Run:
     def _small(self) -> bool:
         """Whether the model is within the limits of the proof."""
         return self.model.weight_bytes() < proof.MAX_BYTES and len(self.model.graph.nodes) < proof.MAX_NODES
+
+    def not_larger(self, data: Dataset | None) -> Run:
+        """The run to deliver: where its file would be larger than the input, one that leaves the model in float.
+
+        Not where nodes were asked for by name, or trained scales are kept.
+        """
+        size, given = stored_size(self.model), self.report.input_bytes
+        asked = bool(self.recipe.include) or bool(self.trained) or not self.recipe.quantizes
+        if asked or size <= given + max(_GROWTH_BYTES, given * _GROWTH):
+            return self
+        recipe = replace(self.recipe, exclude=("*",))
+        other = Run(self.source, recipe, self.settings, self.given)
+        other.sampled = self.sampled
+        other.report.notes += data.notes if data is not None else []
+        other.rewrite(data)
+        if stored_size(other.model) >= size:
+            self.report.notes.append(f"the file is larger than the input by {size - given} bytes")
+            return self
+        told = f"nothing was quantized: the file would take {size} bytes, {size - given} more than the input"
+        other.report.notes.append(told)
+        return other
 
     # ------------------------------------------------------------------ stages
 

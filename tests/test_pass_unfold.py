@@ -11,6 +11,7 @@ from rewrites import ops, outputs
 
 import onnxshot
 from onnxshot.graph.load import copy_of, load_model
+from onnxshot.graph.save import stored_size
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.unfold import Unfold, grew
 
@@ -112,3 +113,42 @@ def test_masks_do_not_make_quantized_files_larger(tmp_path: pytest.TempPathFacto
         result = onnxshot.quantize(given, samples, **options)
         assert sum(i.ByteSize() for i in result.model.to_proto().graph.initializer) < 20_000, options
         assert result.report.sqnr_db > 20
+
+
+def _deep(layers: int, channels: int) -> onnx.ModelProto:
+    """A chain of small Convs and Relus."""
+    lines, stored, last = [], {}, "x"
+    for i in range(layers):
+        stored[f"w{i}"] = weight(channels, channels, 1, 1, seed=i)
+        lines.append(f"c{i} = Conv({last}, w{i}) r{i} = Relu(c{i})")
+        last = f"r{i}"
+    port = f"float[1, {channels}, 6, 6]"
+    text = f"g ({port} x) => ({port} y) {{ {' '.join(lines)} y = Identity({last}) }}"
+    return model(text, stored)
+
+
+@pytest.mark.parametrize(("layers", "channels", "int8"), [(80, 4, False), (60, 32, True), (6, 4, True)])
+def test_layers_whose_pairs_weigh_more_than_they_save_stay_float(layers: int, channels: int, int8: bool) -> None:
+    """Hundreds of tiny Convs: 0.39 MB became 1.13. Of few layers, or of larger ones, all are quantized."""
+    given = _deep(layers, channels)
+    samples = [
+        {"x": np.random.default_rng(i).normal(size=(1, channels, 6, 6)).astype(np.float32)} for i in range(12)
+    ]
+    result = onnxshot.quantize(given, samples, effort="fast")
+    convs = {n.how for n in result.plan.nodes if n.op == "Conv"}
+    assert convs == {"static" if int8 else "float"}
+    if not int8:
+        assert stored_size(result.model) <= given.ByteSize() + 20 * len(given.graph.node)
+        assert all("more bytes than int8 saves" in n.reason for n in result.plan.nodes if n.op == "Conv")
+
+
+def test_a_file_that_would_be_larger_is_left_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is that makes it grow; the report says by how much, and the record says what was done."""
+    given = _deep(80, 4)
+    monkeypatch.setattr("onnxshot.planning.planner.too_small", lambda *_: {})
+    samples = [{"x": np.random.default_rng(i).normal(size=(1, 4, 6, 6)).astype(np.float32)} for i in range(12)]
+    result = onnxshot.quantize(given, samples, effort="fast")
+    assert any(note.startswith("nothing was quantized: the file would take") for note in result.report.notes)
+    assert result.report.recipe["exclude"] == ["*"] or result.report.recipe["exclude"] == ("*",)
+    assert {n.op_type for n in result.model.to_proto().graph.node} == {"Conv", "Relu"}
+    assert result.report.sqnr_db > 100

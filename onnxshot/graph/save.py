@@ -53,6 +53,16 @@ def draft(model: Model, final: Path) -> Iterator[Draft]:
         yield Draft(folder, final, files)
 
 
+def stored_size(model: Model) -> int:
+    """Bytes that a model takes once it is written, but for its metadata and what was inferred of its shapes."""
+    proto, lifted = model.skeleton()
+    listed = {info.name for info in model.graph.inputs}
+    inputs = [info for info in proto.graph.input if info.name in listed or info.name not in lifted]
+    del proto.graph.value_info[:], proto.metadata_props[:], proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    return int(proto.ByteSize()) + sum(weights.size_bytes(c) + len(name) + 16 for name, c in lifted.items())
+
+
 def write(model: Model, path: Path, *, external: bool | None = None) -> list[str]:
     """Write the model to `path`; names of the files written, the .onnx file first.
 

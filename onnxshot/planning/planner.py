@@ -22,6 +22,7 @@ from onnxshot.planning.schemes import schemes
 from onnxshot.planning.stored import stored_weights
 from onnxshot.planning.trained import NOTHING, Trained, activation_params, kept_activations, weight_params
 from onnxshot.planning.treatment import is_weighted
+from onnxshot.planning.weight_of_pairs import too_small
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
@@ -57,6 +58,10 @@ def make_plan(
     while True:
         planner = _Planner(model, target, recipe, activation, weight, banned, evidence, trained)
         plan = planner.run()
+        small = too_small(model, plan, planner.weighted(), planner.made.forced) if not trained else {}
+        if small:
+            banned.update(small)
+            continue
         if stats is None or recipe.mode != STATIC:
             return plan
         wide = {n: r for n, r in planner.wide_concats().items() if n not in banned}
@@ -309,6 +314,10 @@ class _Planner:
             kept.nodes.add(node.label)
             granularity = fitting.scheme.granularity
             planned[node.label] = replace(planned[node.label], scheme=replace(scheme, granularity=granularity))
+
+    def weighted(self) -> dict[str, Node]:
+        """The nodes with a weight that are quantized, by name."""
+        return {node.label: node for node in self.made.slot if node in self.made.how}
 
     def wide_concats(self) -> dict[Node, str]:
         """Concats whose inputs' ranges differ too much for one scale, unless a weighted op reads the result anyway."""

@@ -1,0 +1,65 @@
+"""What quantizing adds to a file and takes from it: where a model has hundreds of tiny layers, it adds more.
+
+Bytes of a node: its op, its own name, the names of what it reads and makes, and two or more for each of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+import numpy as np
+from onnx import helper
+
+from onnxshot.graph import Constant, Model, Node, weights
+from onnxshot.graph.ops import op_of
+from onnxshot.maths.affine import PerChannel
+from onnxshot.planning.plan import STATIC, Plan, WeightPlan
+
+_LEAST_BYTES = 1 << 14  # by which a file may grow: nobody misses them, and a few small layers take as much
+_SHARE = 0.03  # of its weights
+_PAIR, _PAIR_NAMES = 290, 12  # bytes of a Q and a DQ with their scale, without names; how often they name the tensor
+_WEIGHT, _WEIGHT_NAMES = 200, 8  # of a DQ with its integers, scale and zero point
+_BIAS, _BIAS_NAMES = 170, 7
+_CHANNEL = 5  # bytes of a scale and a zero point
+_REASON = "so small that its Q and DQ would take more bytes than int8 saves, as in most layers of the model"
+
+
+def too_small(model: Model, plan: Plan, nodes: Mapping[str, Node], spared: Container[Node]) -> dict[Node, str]:
+    """The weighted nodes that are to stay float for the file's sake, with the reason; none where the file shrinks.
+
+    nodes: those with a weight, by name. spared: what is quantized whatever it takes.
+    """
+    if plan.mode != STATIC:
+        return {}
+    own: dict[Node, int] = {}
+    seen: set[Constant] = set()
+    for name, planned in plan.weights.items():
+        node = nodes.get(name)
+        if node is None or not isinstance(weight := node.inputs[planned.slot], Constant):
+            continue
+        saved = 0 if weight in seen else stored_bytes(weight) - weights.size_bytes(weight) // 4
+        own[node] = _added(node, planned, weight, bias=op_of(node).bias) - saved
+        seen.add(weight)
+    pairs = {name: _PAIR + _PAIR_NAMES * len(name) for name in plan.tensors}
+    stored = sum(stored_bytes(c) for c in model.constants())
+    if sum(own.values()) + sum(pairs.values()) <= max(_LEAST_BYTES, _SHARE * stored):
+        return {}
+    each = sum(pairs.values()) / max(len(own), 1)
+    return {node: _REASON for node, growth in own.items() if growth + each > 0 and node not in spared}
+
+
+def stored_bytes(constant: Constant) -> int:
+    """Bytes that a constant takes in the file that was given."""
+    kind = int(getattr(constant, "stored_as", 0) or 0)
+    if not kind:
+        return weights.size_bytes(constant)
+    return int(np.prod(constant.shape, dtype=np.int64)) * helper.tensor_dtype_to_np_dtype(kind).itemsize
+
+
+def _added(node: Node, planned: WeightPlan, weight: Constant, bias: int | None) -> int:
+    granularity = planned.scheme.granularity
+    channels = weight.shape[granularity.axis] if isinstance(granularity, PerChannel) else 1
+    added = _WEIGHT + _WEIGHT_NAMES * len(weight.name) + _CHANNEL * channels
+    if bias is not None and bias < len(node.inputs) and isinstance(node.inputs[bias], Constant):
+        added += _BIAS + _BIAS_NAMES * len(node.inputs[bias].name) + 4 * channels
+    return int(added)
