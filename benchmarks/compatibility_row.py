@@ -184,7 +184,8 @@ def speed(row: Row) -> dict[str, Any]:
                 measured.run(loaded[name], row.feeds[0])
         except Exception:  # told by its own stage
             loaded.pop(name, None)
-    return {name: list(values) for name, values in measured.in_turns(loaded, row.feeds, row.seconds).items()}
+    clock = time.process_time_ns if row.threads == 1 else time.perf_counter_ns
+    return {name: list(values) for name, values in measured.in_turns(loaded, row.feeds, row.seconds, clock).items()}
 
 
 def channels(row: Row) -> dict[str, Any]:
@@ -244,7 +245,9 @@ def main() -> None:
 
 
 def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Exception from"):  # OpenVINO: places in its source, and then the reason
+        lines = lines[-1:]
     return lines[0][:300] if lines else ""
 
 
