@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="names of models, as a glob")
     parser.add_argument("--effort", default="balanced")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each file is timed")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="with 1, the CPU time of the thread is told")
     parser.add_argument("--target", default="ort")
     args = parser.parse_args()
     pythons = [given(text) for text in args.python]
