@@ -5,10 +5,12 @@ from handmade.core import feeds, model, vector, weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from rewrites import loaded, ops, reasons, rewritten, tensor
+from rewrites import check, loaded, ops, reasons, rewritten, tensor
 
 from onnxshot.graph import weights
+from onnxshot.graph.load import load_model
 from onnxshot.passes.fold_affine import FoldAffine
+from onnxshot.passes.normalize import normalize
 
 
 def const(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -221,3 +223,34 @@ def test_gelu_and_layer_norm_stay_whole() -> None:
     scalars = {"two": np.array(2, np.float32), "eps": np.array(1e-5, np.float32)}
     proto = model(text, {**scalars, "gamma": vector(8), "beta": vector(8, 1), "w": weight(8, 4)})
     assert rewritten(proto, FoldAffine(), *feeds(1, x=(3, 8)))[1].edits == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a = MatMul(x, w)  c = Add(a, b)  d = Sub(c, m)  e = Mul(d, s)  y = Add(e, t)",
+        "a = MatMul(x, w)  d = Sub(a, m)  e = Mul(s, d)  y = Add(t, e)",
+        "a = MatMul(x, w)  c = Sub(m, a)  e = Div(c, s)  y = Sub(t, e)",
+        "a = MatMul(x, w)  c = Add(a, b)  y = BatchNormalization(c, s, t, m, v)",
+    ],
+)
+@pytest.mark.parametrize("dims", ["n", "n, 3"])
+def test_a_norm_behind_a_product_and_its_bias(line: str, dims: str) -> None:
+    """Dense and BatchNormalization as Keras exports them."""
+    if "Batch" in line and dims != "n":
+        return  # its channels are on axis 1
+    named = [name for name in "bmstv" if f"{name})" in line or f"{name}," in line]
+    held = {"w": weight(16, 8), **{name: vector(8, i, 0.4, 1.4) for i, name in enumerate(named)}}
+    proto = model(f"g (float[{dims}, 16] x) => (float[{dims}, 8] y) {{ {line} }}", held)
+    after = load_model(proto)
+    normalize(after)
+    check(proto, after, *feeds(1, x=(2, *[3] * (dims.count(",")), 16)), rescales=True)
+    assert ops(after) == {"MatMul": 1, "Add": 1}
+
+
+def test_a_scale_that_a_second_reader_of_the_bias_does_not_see_stays() -> None:
+    text = """g (float[n, 16] x) => (float[n, 8] c, float[n, 8] y) { a = MatMul(x, w)  c = Add(a, b)  y = Mul(c, s) }"""
+    held = {"w": weight(16, 8), "b": vector(8), "s": vector(8, 1)}
+    after, change = rewritten(model(text, held), FoldAffine(), *feeds(1, x=(2, 16)))
+    assert change.edits == 0
+    assert ops(after) == {"MatMul": 1, "Add": 1, "Mul": 1}

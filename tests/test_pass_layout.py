@@ -397,3 +397,35 @@ def test_a_name_that_went_still_finds_its_layer() -> None:
     g.conv(2)
     after, _ = rewritten(g.model(f"float[n, 12, 12, 2] {g.now}"), FewestTransposes(), *feeds(1, x=(1, 12, 12, 3)))
     assert after.former[inner] == the(after, "Relu").outputs[0].name
+
+
+def test_a_norm_in_single_steps_stays_over_the_last_axis() -> None:
+    """Below opset 17 a LayerNormalization is nine nodes, which runtimes fuse over the last axis only."""
+    text = """g (float[n, 8, 6, 6] x) => (float[n, 8, 6, 6] y) {
+        a = Transpose<perm = [0, 2, 3, 1]>(x)
+        mean = ReduceMean<axes = [-1]>(a)
+        d = Sub(a, mean)
+        square = Pow(d, two)
+        variance = ReduceMean<axes = [-1]>(square)
+        more = Add(variance, epsilon)
+        root = Sqrt(more)
+        q = Div(d, root)
+        s = Mul(q, gamma)
+        t = Add(s, beta)
+        y = Transpose<perm = [0, 3, 1, 2]>(t)
+    }"""
+    held = {"two": np.float32(2), "epsilon": np.float32(1e-5), "gamma": vector(8, 1), "beta": vector(8, 2)}
+    _, change = rewritten(model(text, held, opset=13), FewestTransposes(), *feeds(1, x=(2, 8, 6, 6)))
+    assert change.edits == 0
+
+
+def test_one_pixel_is_reshaped_in_either_layout() -> None:
+    """tf2onnx writes the Transpose of one pixel as a Reshape."""
+    g = Nhwc(3)
+    x = g.add("Relu", g.conv(8))
+    first = g.add("GlobalAveragePool", g.add(TO_FIRST, x))
+    g.add("Sigmoid", g.add("Reshape", first, g.hold([-1, 1, 1, 8])))
+    g.add("Mul", x, g.now)
+    g.conv(4)
+    after, _ = rewritten(g.model(f"float[n, 12, 12, 4] {g.now}"), FewestTransposes(), *feeds(1, x=(2, 12, 12, 3)))
+    assert ops(after)["Transpose"] == 4  # two of kernels

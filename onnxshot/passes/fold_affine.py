@@ -39,6 +39,7 @@ class FoldAffine:
     """Fold constant Mul, Div, Add, Sub into weights, one per output channel or one for all; merge chains of them.
 
     A Mul before a linear op goes into the input channels of its weight; an Add only where there is no padding.
+    One behind a MatMul and its bias takes the bias along.
     """
 
     name: str = "fold_affine"
@@ -108,7 +109,8 @@ def _fold_back(model: Model, maker: Node, node: Node, affine: Affine) -> str | N
     first = affine_of(maker)
     if first is None or edit.only_consumer(model, affine.x) is not node:
         return ""
-    return _merge(model, maker, node, first, affine)
+    reason = _fold_past_bias(model, maker, node, first, affine)
+    return reason if reason != "" else _merge(model, maker, node, first, affine)
 
 
 def _fold_on(model: Model, user: Node, node: Node, affine: Affine) -> str | None:
@@ -162,6 +164,38 @@ def _fold_past_add(model: Model, add: Node, node: Node, affine: Affine) -> str |
         add.op = "Add"
         edit.rename(model, add, "unscaled")
         edit.remove(model, [node])
+    return reason
+
+
+def _fold_past_bias(model: Model, add: Node, node: Node, first: Affine, affine: Affine) -> str | None:
+    """(x W + b) s + t is x (W s) + (b s + t): a MatMul keeps its bias in an Add, with which the scale goes too."""
+    product = edit.producer(first.x)
+    scales = [c for c in (first.scale, affine.scale) if c is not None]
+    if first.shift is None or not scales or product is None:
+        return ""
+    if product.op != "MatMul" or not linear.is_linear(product) or not linear.has_weight(product):
+        return ""
+    if edit.only_consumer(model, first.x) is not add or edit.graph_of(model, product) is not edit.graph_of(model, add):
+        return ""
+    with np.errstate(all="ignore"):  # looked for below
+        scale = np.asarray(np.prod(np.broadcast_arrays(*scales), axis=0))
+        passed = first.shift if affine.scale is None else first.shift * affine.scale
+        moved = np.asarray(passed if affine.shift is None else passed + affine.shift)
+        stored = moved.astype(first.dtype)
+    reason = _along_channels(scale, linear.out_channels(product), *_out_layout(model, product))
+    if reason is not None:
+        return reason
+    if moved.size > max(first.shift.size, affine.constant.size):
+        return "the merged constant would be larger than both"
+    if not np.isfinite(stored.astype(np.float64)).all():
+        return "the merged constant would not fit its type"
+    reason = linear.fold_after(model, product, scale.reshape(-1), None)
+    if reason is None:
+        add.inputs.clear()
+        add.inputs.extend([first.x, edit.add_constant(model, add.label, "scaled", stored)])
+        add.op = "Add"
+        edit.rename(model, product, "scaled")
+        edit.absorb(model, add, node)
     return reason
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxshot.graph import Graph, Model, Node, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
@@ -36,7 +37,8 @@ class FoldBatchNorm:
 
 def _fold(model: Model, graph: Graph, node: Node) -> str | None:
     maker = edit.producer(node.inputs[0])
-    if maker is None or not linear.is_linear(maker):
+    behind_bias = _is_bias(model, maker)
+    if maker is None or not (behind_bias or linear.is_linear(maker)):
         return "no Conv, ConvTranspose, Gemm or MatMul makes its input"
     if maker not in graph.nodes:
         return f"{maker.label!r} stands in an outer graph"
@@ -56,6 +58,9 @@ def _fold(model: Model, graph: Graph, node: Node) -> str | None:
     shift = beta - mean * scale
     if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
         return "its parameters are not finite, or a variance is negative"
+    if behind_bias:
+        _split(model, graph, node, scale, shift)
+        return None
     reason = linear.weight_refusal(model, maker)
     if reason is not None:
         return reason
@@ -69,6 +74,27 @@ def _fold(model: Model, graph: Graph, node: Node) -> str | None:
         return reason
     edit.absorb(model, maker, node)
     return None
+
+
+def _is_bias(model: Model, add: Node | None) -> bool:
+    """True for the Add of a constant to a product of matrices."""
+    if add is None or add.op != "Add" or not any(linear.fixed(t) for t in add.inputs):
+        return False
+    product = next((m for m in map(edit.producer, add.inputs) if m is not None), None)
+    matrices = len(model.shape(add.outputs[0]) or ()) == 2
+    return matrices and product is not None and product.op == "MatMul" and linear.has_weight(product)
+
+
+def _split(model: Model, graph: Graph, node: Node, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
+    """Write it as Mul and Add, which FoldAffine folds into a product and its bias."""
+    dtype = weights.read(node.inputs[1]).dtype
+    source, outputs, base = node.inputs[0], node.outputs[:1], node.label
+    edit.remove(model, [node])
+    factor = edit.add_constant(model, base, "scale", scale.astype(dtype))
+    scaled = edit.add_node(model, "Mul", [source, factor], base=base, suffix="scaled", graph=graph)
+    bias = edit.add_constant(model, base, "shift", shift.astype(dtype))
+    edit.add_node(model, "Add", [scaled.outputs[0], bias], base=base, suffix="shifted", outputs=outputs, graph=graph)
+    edit.toposort(model)
 
 
 def _training(model: Model, node: Node) -> str | None:

@@ -10,6 +10,7 @@ from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes import linear
 from onnxshot.passes.layout_case import FIRST, LAST, RANKS, Turn, transposed_label
 from onnxshot.passes.layout_ops import turn_of
+from onnxshot.passes.patterns import layer_norm
 
 _CHANNELS_FIRST = frozenset(
     {
@@ -78,8 +79,9 @@ def labels_of(model: Model) -> Labels:
             agreed = known.join(source, 0, 1 - label) and known.join(out, 0, label)
         if agreed:
             known.moves[node] = label
-    for node in model.graph.nodes:
-        if node not in known.moves and node.op not in _CHANNELS_FIRST:
+    norms = {part for node in model.graph.nodes if (norm := layer_norm(model, node)) is not None for part in norm.nodes}
+    for node in model.graph.nodes:  # runtimes fuse a norm that is taken over the last axis
+        if node not in known.moves and node.op not in _CHANNELS_FIRST and node not in norms:
             turn = turn_of(model, node, 1 - _layout_of(known, node))
             if turn is not None and all(known.join(id(turn.tied[0]), id(t), 0) for t in turn.tied[1:]):
                 known.turns[node] = turn

@@ -301,7 +301,7 @@ def _thin(shape: Sequence[int | str | None]) -> bool:
 
 
 def _reshape(case: Case) -> Turn:
-    """To [N, features], or between [N, features] and [N, 1, 1, features]."""
+    """To [N, features], or from these, or from pictures of one pixel, to [N, 1, 1, features]."""
     node, model = case.node, case.model
     x, out = node.inputs[0], node.outputs[0]
     target, before = edit.constant_input(node, 1), model.shape(x)
@@ -313,7 +313,7 @@ def _reshape(case: Case) -> Turn:
     if len(sizes) == 2:
         case.tied_rank(x)
         return _flat(case, sizes[0] == 0 or _same_batch(before[0], sizes[0]) or _whole(before, sizes[1]))
-    if len(before) == 2 and len(sizes) in RANKS and _thin(sizes) and len(sizes) == case.tied_rank(out):
+    if _thin(before) and len(sizes) in RANKS and _thin(sizes) and len(sizes) == case.tied_rank(out):
         perm = case.perm(len(sizes))
         return Turn((out,), lambda model, _label: reorder(model, node, 1, perm))
     raise Stays
