@@ -21,6 +21,7 @@ from onnxshot.passes.layout import FewestTransposes
 from onnxshot.passes.move_shapes import MoveShapes
 from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.order_gelu import OrderGelu
+from onnxshot.passes.order_norms import OrderNorms
 from onnxshot.passes.pool_means import PoolMeans
 from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.reshape_targets import ReshapeTargets
@@ -42,6 +43,7 @@ REPEATED: Sequence[Pass] = (
     FuseActivations(),  # before FoldAffine, which would fold the division in it elsewhere
     FuseLayerNorm(),
     OrderGelu(),
+    OrderNorms(),  # before FoldAffine, which leaves whole what runtimes fuse
     FoldBatchNorm(),
     FoldAffine(),
     FoldShuffle(),

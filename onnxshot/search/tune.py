@@ -216,7 +216,7 @@ class _Search:
         known = {floats: found for floats, found in self.seen.items() if floats not in self.empty} or self.seen
         reached = [floats for floats, found in known.items() if not self.goal.missed(found)]
         if reached and self.goal.wants_accuracy:
-            return min(reached, key=lambda f: (self._cost(f), -self.seen[f].sqnr_db))
+            return min(reached, key=lambda f: (self._cost(f), len(f), -self.seen[f].sqnr_db))
 
         def close(floats: frozenset[str]) -> tuple[bool, bool, float, float]:
             found = self.seen[floats]
