@@ -2,8 +2,10 @@ import numpy as np
 import onnx
 from handmade import HANDMADE
 from handmade.core import feeds, model, weight
+from onnx import helper
 from rewrites import ops, rewritten
 
+from onnxshot.graph.load import load_model
 from onnxshot.passes.inline_functions import InlineFunctions
 
 TWICE = """
@@ -47,3 +49,24 @@ def test_function_called_in_a_branch() -> None:
     proto = model(text + TWICE, imports=', "local": 1')
     after, _ = rewritten(proto, InlineFunctions(), {"x": np.ones(2, np.float32), "c": np.array(True)})
     assert ops(after)["Mul"] == 1
+
+
+def test_defaults_of_attributes_reach_nested_functions() -> None:
+    """ONNX's inliner drops the default of an attribute that a function hands on."""
+    leaky = helper.make_node("LeakyRelu", ["x"], ["y"])
+    leaky.attribute.add(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+    inner = helper.make_function(
+        "local", "Leaky", ["x"], ["y"], [leaky], [helper.make_opsetid("", 17)], attributes=["slope"]
+    )
+    call = helper.make_node("Leaky", ["x"], ["y"], domain="local")
+    call.attribute.add(name="slope", ref_attr_name="steep", type=onnx.AttributeProto.FLOAT)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    outer = helper.make_function(
+        "local", "Outer", ["x"], ["y"], [call], opsets, attribute_protos=[helper.make_attribute("steep", 0.25)]
+    )
+    text = "g (float[n, 4] x) => (float[n, 4] y, float[n, 4] z) { y = local.Outer(x) z = local.Outer<steep = 0.5>(x) }"
+    proto = model(text, imports=', "local": 1')
+    proto.functions.extend([inner, outer])
+    after = load_model(proto)
+    assert InlineFunctions().run(after).edits == 2
+    assert [node.attrs["alpha"] for _, node in after.walk()] == [0.25, 0.5]

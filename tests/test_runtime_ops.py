@@ -51,5 +51,44 @@ def test_raised_by_hand_where_the_converter_does_not_know_them(op: str) -> None:
 
 
 def test_an_operator_that_no_one_knows_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="No Op registered for Frobnicate"):
+    with pytest.raises(ModelError, match=r"No Op registered for Frobnicate"):
         load_model(model("g (float[n] x) => (float[n] y) { y = Frobnicate(x) }"))
+
+
+def test_domains_that_are_not_imported_are_those_that_the_runtime_knows() -> None:
+    text = 'g (float[n, 8] x) => (float[n, 8] y) { y = ai.onnx.ml.Normalizer<norm = "L2">(x) }'
+    proto, feed = model(text), {"x": np.arange(16, dtype=np.float32).reshape(2, 8)}
+    with pytest.raises(onnx.checker.ValidationError, match="No opset import"):
+        onnx.checker.check_model(proto)
+    loaded = load_model(proto)
+    np.testing.assert_array_equal(outputs(loaded.to_proto(), feed)[0], outputs(proto, feed)[0])
+    with pytest.raises(ModelError, match=r"'my\.own'"):
+        load_model(model(text.replace('ai.onnx.ml.Normalizer<norm = "L2">', "my.own.Foo")))
+
+
+def test_what_the_checker_refuses_and_the_runtime_loads_is_read_with_a_note() -> None:
+    proto = _mlp("Relu", 17)
+    proto.graph.node[1].CopyFrom(onnx.helper.make_node("Relu", ["h"], ["m"]))
+    proto.graph.output[0].ClearField("type")
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(proto)
+    feeds = [{"x": np.random.default_rng(i).normal(size=(4, 64)).astype(np.float32)} for i in range(4)]
+    result = quantize(proto, feeds, effort="fast")
+    assert any("the checker of ONNX says" in note for note in result.report.notes)
+    assert result.report.sqnr_db is not None
+    assert result.report.sqnr_db > 25
+
+
+def test_nodes_in_any_order_are_read_in_theirs() -> None:
+    text = """g (float[n, 8] x, bool c) => (float[n, 8] y) {
+        y = Relu(z)
+        z = If (c) <then_branch = a () => (float p) { p = Exp(b) }, else_branch = e () => (float q) { q = Neg(b) }>
+        b = Abs(x)
+    }"""
+    proto, feed = model(text), {"x": np.ones((1, 8), np.float32), "c": np.array(True)}
+    loaded = load_model(proto)
+    assert [node.op for node in loaded.graph.nodes] == ["Abs", "If", "Relu"]
+    np.testing.assert_array_equal(outputs(loaded.to_proto(), feed)[0], outputs(proto, feed)[0])
+    cycle = model("g (float[n, 8] x) => (float[n, 8] y) { y = Add(x, z) z = Abs(y) }")
+    with pytest.raises(ModelError, match="form a cycle"):
+        load_model(cycle)

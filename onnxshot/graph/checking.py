@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
@@ -17,6 +18,13 @@ _REFUSED = {  # operators of the default domain -> the opsets in which the check
     **dict.fromkeys(("Affine", "Crop", "DynamicSlice", "GRUUnit", "GivenTensorFill", "ImageScaler"), (1, _NEWEST)),
     **dict.fromkeys(("ParametricSoftplus", "Scale", "ScaledTanh"), (1, _NEWEST)),
 }
+_IMPLIED = {
+    "ai.onnx.ml": 3,
+    "com.microsoft": 1,
+    "com.microsoft.nchwc": 1,
+    "com.microsoft.experimental": 1,
+    "com.ms.internal.nhwc": 1,
+}
 
 
 def is_unknown(op: str, domain: str | None, opset: int) -> bool:
@@ -25,11 +33,40 @@ def is_unknown(op: str, domain: str | None, opset: int) -> bool:
     return domain in (None, "", "ai.onnx") and first <= opset <= last
 
 
+def missing_imports(proto: ModelProto) -> dict[str, int]:
+    """Domains of operators that a model uses and does not import, with the version that ONNX Runtime takes them for.
+
+    Only of domains that it knows itself; functions of the model may be of any.
+    """
+    known = {entry.domain for entry in proto.opset_import} | {function.domain for function in proto.functions}
+    used = {node.domain for node in _nodes(proto.graph)} - known
+    return {domain: version for domain, version in _IMPLIED.items() if domain in used}
+
+
+def loads(source: Path | bytes) -> bool:
+    """Whether ONNX Runtime loads a model; False too where it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # a failure is told by the exception
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    given = source if isinstance(source, bytes) else str(source)
+    try:
+        onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    except Exception:  # its errors share no base class
+        return False
+    return True
+
+
 def check(proto: ModelProto) -> None:
     """Hold a model against ONNX's checker, which is not asked for a shape of inputs and outputs.
 
     Changes the model: it is to be a copy. Raises onnx.checker.ValidationError, RuntimeError.
     """
+    if proto.graph.node and not proto.graph.name:
+        proto.graph.name = "graph"  # it asks for a name; runtimes do not
     for info in (*proto.graph.input, *proto.graph.output):
         if info.type.tensor_type.elem_type and not info.type.tensor_type.HasField("shape"):
             info.type.tensor_type.shape.SetInParent()  # the checker asks for a shape; runtimes and exporters do not

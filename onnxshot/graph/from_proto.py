@@ -69,7 +69,7 @@ class Importer:
                 continue
             scope[info.name] = Variable(info.name)
             inputs.append(scope[info.name])
-        nodes = [self._node(n, scope) for n in proto.node]
+        nodes = [self._node(n, scope) for n in in_order(proto)]
         outputs = []
         for info in proto.output:
             if info.name not in scope:
@@ -152,6 +152,45 @@ class Importer:
         inlined = AttributeProto(name=attr.name, type=attr.type, doc_string=attr.doc_string)
         inlined.t.CopyFrom(weights.to_proto(Constant(attr.t.name, values)))
         return inlined
+
+
+def in_order(graph: GraphProto) -> list[NodeProto]:
+    """The nodes, each behind those that make what it reads; as they stand where that is so, or cannot be.
+
+    The specification wants them so; ONNX Runtime takes them in any order.
+    """
+    nodes = list(graph.node)
+    maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    needs = [sorted({maker[name] for name in _reads(node) if name in maker}) for node in nodes]
+    if all(not needed or needed[-1] < i for i, needed in enumerate(needs)):
+        return nodes
+    order: dict[int, None] = {}
+    for start in range(len(nodes)):
+        stack, waiting = [start], set[int]()
+        while stack:
+            at = stack[-1]
+            missing = [i for i in needs[at] if i not in order]
+            if at in order or not missing:
+                order[stack.pop()] = None
+            elif at in waiting:
+                return nodes  # a cycle: the error names a node of it
+            else:
+                waiting.add(at)
+                stack += missing
+    return [nodes[i] for i in order]
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """Names that a node reads, or that the graphs in it read or give."""
+    stack = [node]
+    while stack:
+        inner = stack.pop()
+        yield from inner.input
+        for attribute in inner.attribute:
+            graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
+            for graph in graphs:
+                yield from (info.name for info in graph.output)
+                stack.extend(graph.node)
 
 
 def own_names(graph: GraphProto) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from onnx import ModelProto, NodeProto
+from onnx import AttributeProto, ModelProto, NodeProto, inliner
 
 from onnxshot.errors import ModelError
 
@@ -28,6 +28,25 @@ def check_functions(proto: ModelProto) -> None:
     total = sum(sizes.get(_called(node), 1) for node in all_nodes(proto.graph.node))
     if total > MOST_NODES:
         raise ModelError(f"its functions unfold to {total} nodes, {MOST_NODES} at most", "export it without functions")
+
+
+def inlined(proto: ModelProto, *, convert_version: bool = False) -> ModelProto:
+    """The model with calls of its functions replaced by their nodes; itself where it has none. It may be changed.
+
+    Attributes that a call leaves to their defaults are spelt out before: ONNX's inliner loses the default of one that
+    is handed on to another function. Raises RuntimeError, ValueError where ONNX cannot inline.
+    """
+    if not proto.functions:
+        return proto
+    defaults: dict[_Key, list[AttributeProto]] = {}
+    for function in proto.functions:
+        if function.attribute_proto:
+            defaults[function.domain, function.name, function.overload] = list(function.attribute_proto)
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)) if defaults else ():
+        for node in all_nodes(nodes):
+            given = {attribute.name for attribute in node.attribute}
+            node.attribute.extend(a for a in defaults.get(_called(node), ()) if a.name not in given)
+    return inliner.inline_local_functions(proto, convert_version=convert_version)
 
 
 def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:

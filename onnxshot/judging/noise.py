@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshot.errors import ModelError
+from onnxshot.graph import functions
 from onnxshot.graph.load import first_line
 from onnxshot.judging.protos import (
     PREFIX,
@@ -69,7 +70,7 @@ def sources(proto: ModelProto) -> tuple[Source, ...]:
 def inlined(proto: ModelProto) -> ModelProto:
     """The model without functions. Raises ModelError where they cannot be inlined."""
     try:
-        return inliner.inline_local_functions(proto) if proto.functions else proto
+        return functions.inlined(proto)
     except (RuntimeError, ValueError) as e:
         raise ModelError(f"the functions of the model cannot be inlined: {first_line(e)}") from e
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx import inliner
-
 from onnxshot.errors import ModelError
 from onnxshot.graph import Model
+from onnxshot.graph.functions import inlined
 from onnxshot.graph.load import first_line
 from onnxshot.passes.base import Change, Skip
 
@@ -26,10 +25,10 @@ class InlineFunctions:
             return change
         proto, lifted = model.skeleton()
         try:
-            inlined = inliner.inline_local_functions(proto, convert_version=True)
+            flat = inlined(proto, convert_version=True)
         except (RuntimeError, ValueError) as e:
             raise ModelError(f"the model's local functions could not be inlined: {first_line(e)}") from e
-        model.rebuild(inlined, lifted)
+        model.rebuild(flat, lifted)
         left = {(f.domain, f.name, f.overload) for f in model.envelope.functions}
         for function in functions:
             if (function.domain, function.name, function.overload) in left:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto
 
 from onnxshot.errors import ModelError
 from onnxshot.graph import edit
+from onnxshot.graph.functions import inlined
 from onnxshot.graph.ir import Constant, Node
 from onnxshot.graph.load import first_line
 from onnxshot.graph.macs import NodeMacs, Shape, concrete_shapes, count, work_of
@@ -53,8 +53,7 @@ def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 
     size = _size(proto, folder)
     if size > LIMIT:
         return Execution((), {}, note=f"the model has {size / 1e9:.1f} GB: its optimized graph was not read")
-    if proto.functions:  # ONNX Runtime inlines them too, but under names of its own
-        proto = onnx.inliner.inline_local_functions(proto)
+    proto = inlined(proto)  # ONNX Runtime inlines functions too, but under names of its own
     labels = _tokens(proto)
     source = proto.SerializeToString()
     events, feed_shapes = profiled(source, sample, threads=threads, folder=folder, what=label(model))
