@@ -30,6 +30,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, Sizes, tensor_sizes
 from onnxshot.graph.save import Draft, stored_size
 from onnxshot.half.halving import halve, refuse_half
+from onnxshot.mending import mend
 from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.output import RANDOM_KEY, deliver, input_bytes, source_name
@@ -274,6 +275,8 @@ class Run:
                 done = self.repair(self.float_model, self.model, self.plan)
             self.report.notes += [done] if done else []
         refused += finish(self.model, self.target, self.recipe)
+        with self.report.timed("mend"):
+            self.plan = mend(self.model, self.plan, self.target, self.float_model)
         if self.keeps_half:
             narrow(self.model, self.widened)
         if self.recipe.half is not None:

@@ -47,6 +47,7 @@ from onnxshot.verdict import is_inaccurate
 from onnxshot.writing.places import scratch
 
 RECURRENT = ("LSTM", "GRU", "RNN")
+_HARDLY_FASTER = 1.2  # times as fast as the input
 _SHARE = 0.25  # of the weights of the result: recurrent layers below this are not what makes it large
 _TRIED_ON = 4  # samples
 _HALF_DB = 6.0
@@ -104,9 +105,10 @@ class Shortfall:
         return rows
 
     def _quicker(self) -> Iterator[Recipe]:
-        """Products quantized at run time, where the result is slower than the input."""
+        """Products quantized at run time, where the result is slower than the input, or hardly faster."""
         products = any(n.how == STATIC and n.op in PRODUCTS for n in self.plan.nodes)
-        if self.report.slower and products and self.recipe.mode == STATIC:
+        speedup = self.report.speedup
+        if speedup is not None and speedup < _HARDLY_FASTER and products and self.recipe.mode == STATIC:
             yield replace(self.recipe, mode=DYNAMIC)
 
     def _smaller(self) -> Iterator[Recipe]:

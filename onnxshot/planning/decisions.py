@@ -18,7 +18,7 @@ from onnxshot.maths.affine import QuantParams
 from onnxshot.planning.asked import Asked
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan
 from onnxshot.planning.sizes_alone import from_sizes_alone
-from onnxshot.planning.thin import ConvSize, is_rare, is_thin, slower_at_floats
+from onnxshot.planning.thin import ConvSize, is_light, is_rare, is_thin, slower_at_floats
 from onnxshot.planning.trained import Trained
 from onnxshot.planning.treatment import elements, is_embedding, is_weighted, pools_otherwise, treatment
 from onnxshot.recipes.recipe import Recipe
@@ -126,9 +126,13 @@ class Decisions:
         reason = slower_at_floats(size) if size is not None else ""
         if size is not None and not reason and node in self._thin:
             reason = f"{size.ins} channels in and {size.outs} out"
-        if not reason or self.trained_weight(node) is not None:
+        before, behind = all(self._from_int8(t) for t in self.data(node)), self.feeds(node)
+        if size is not None and not reason and not before and not behind and is_light(size):
+            # A net of which it is a large part is small, and timed as a whole.
+            reason = f"{size.ins} channels in and {size.outs} out" if is_rare(1, len(self.slot)) else ""
+        if not reason or self.trained_weight(node) is not None or (before and behind):
             return ""
-        return "" if all(self._from_int8(t) for t in self.data(node)) and self.feeds(node) else reason
+        return reason
 
     def _find_thin(self) -> frozenset[Node]:
         """The static Convs with few channels, where there are many others."""

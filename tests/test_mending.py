@@ -1,0 +1,83 @@
+"""No weight of a file for ONNX Runtime is dequantized at every run."""
+
+import numpy as np
+import onnx
+import pytest
+from handmade import Case
+from handmade.core import vector, weight
+from planning import quantized, run, small, sqnr
+
+from onnxshot import mending
+from onnxshot.planning import planner
+from onnxshot.targets.ort_weights import expanded_weights
+
+PRODUCTS = {
+    "MatMul": "h = MatMul(x, w)",
+    "Gemm": "h = Gemm(x, w)",
+    "Gemm, transposed": "h = Gemm<transB = 1>(x, wt)",
+    "Gemm with a bias": "h = Gemm(x, w, b)",
+}
+BEHIND = {
+    "nothing": "e = Identity(h)",
+    "Relu": "r = Relu(h) e = Softmax(r)",
+    "Clip": "r = Clip(h, low, high) e = Softmax(r)",
+    "Clip at 0": "r = Clip(h, zero, six) e = Softmax(r)",
+    "LeakyRelu": "r = LeakyRelu(h) e = Softmax(r)",
+    "Sigmoid": "r = Sigmoid(h) e = Softmax(r)",
+    "residual Add": "e = Add(h, x)",
+    "Relu and residual Add": "r = Relu(h) e = Add(r, x)",
+    "Relu and other readers": "r = Relu(h) t = Tanh(h) e = Sub(r, t)",
+    "Relu and a product": "r = Relu(h) e = MatMul(r, w)",
+    "Add and Relu": "a = Add(h, b) r = Relu(a) e = Softmax(r)",
+}
+
+
+def case(product: str, behind: str, rank: int = 2) -> Case:
+    shape = (8, 64) if rank == 2 else (1, 8, 64)
+    dims = ", ".join("nst"[i] if i < rank - 1 else "64" for i in range(rank))
+    text = f"g (float[{dims}] x) => (float[{dims}] y) {{ {product} {behind} y = Neg(e) }}"
+    constants = {
+        "w": weight(64, 64), "wt": weight(64, 64, seed=2), "b": vector(64), "low": np.float32(-1),
+        "high": np.float32(1), "zero": np.float32(0), "six": np.float32(6),
+    }  # fmt: skip
+    used = {k: np.asarray(v) for k, v in constants.items() if f", {k})" in text or f", {k}," in text}
+    return small(text, used, x=shape)
+
+
+def forms() -> list[tuple[str, str, int]]:
+    return [(p, b, rank) for p in PRODUCTS for b in BEHIND for rank in ((2, 3) if p == "MatMul" else (2,))]
+
+
+@pytest.mark.parametrize("include", [(), ("MatMul", "Gemm")], ids=["default", "asked for"])
+@pytest.mark.parametrize(("product", "behind", "rank"), forms())
+def test_no_weight_is_dequantized_at_run_time(
+    product: str, behind: str, rank: int, include: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the rules alone, for every form of a product and of what follows it; pain 46."""
+    given = case(PRODUCTS[product], BEHIND[behind], rank)
+    monkeypatch.setattr(mending, "expanded_weights", lambda _: set())
+    ops = {n.op_type for n in given.model.graph.node}
+    _, proto = quantized(given, include=tuple(op for op in include if op in ops))
+    assert expanded_weights(proto) == set()
+
+
+def test_what_the_rules_do_not_know_is_put_back_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "_is_cut", lambda *_: False)
+    given = case(PRODUCTS["MatMul"], BEHIND["Relu and residual Add"])
+    result, proto = quantized(given, include=("MatMul",))
+    (skip,) = (s for s in result.report.skips if s.op == "MatMul")
+    assert skip.reason == mending.REASON
+    assert expanded_weights(proto) == set()
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    (product,) = (n for n in proto.graph.node if n.op_type == "MatMul")
+    assert stored[product.input[1]].dtype == np.float32
+    assert sqnr(given, proto) > 30
+    for feed in given.feeds:  # nor has ONNX Runtime quantized it by itself
+        np.testing.assert_allclose(run(proto, feed)[0], run(proto, feed, optimize=False)[0], atol=1e-4)
+
+
+def test_the_runtime_is_what_tells() -> None:
+    text = "g (float[64, 64] x) => (float[64, 64] y) { w = DequantizeLinear<axis = 1>(q, s) y = Mul(x, w) }"
+    constants = {"q": np.ones((64, 64), np.int8), "s": np.ones(64, np.float32)}
+    assert expanded_weights(small(text, constants, x=(64, 64)).model) == {"q"}
+    assert expanded_weights(onnx.ModelProto()) == set(), "what does not load is for the proof to tell"
