@@ -110,3 +110,14 @@ def test_every_folder_of_code_and_every_file_it_reads_is_installed() -> None:
         package = ".".join(path.parent.parts if path.parts[0] == "onnxshot" else ("onnxshot", *path.parent.parts))
         globs = built["package-data"].get(package, [])
         assert any(path.match(glob) for glob in globs), f"{path} is not in package-data"
+
+
+def test_the_lowest_versions_are_those_that_are_declared() -> None:
+    root = Path(__file__).parent.parent
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    wanted = dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in declared)  # type: ignore[union-attr]
+    lines = [line for line in (root / "tests" / "lowest.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = dict(line.split("==") for line in lines)
+    assert pinned.keys() == wanted.keys()
+    for name, version in pinned.items():
+        assert f"{version}.".startswith(f"{wanted[name]}."), name
