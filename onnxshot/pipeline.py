@@ -42,6 +42,7 @@ from onnxshot.planning.planner import already_quantized, make_plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.schemes import schemes
 from onnxshot.planning.trained import NOTHING, Trained, notes
+from onnxshot.planning.treatment import is_embedding, is_weighted
 from onnxshot.preparing import input_specs, narrow, prepare, sizes_of, to_float, told_of_half, widen
 from onnxshot.proving import anatomy, proof
 from onnxshot.proving.quantized import QuantizedProof
@@ -61,6 +62,8 @@ from onnxshot.targets.runtime import EmitOptions
 from onnxshot.targets.unsound import blames_model
 
 __all__ = ["Result", "Run", "quantize"]
+
+_NAMED = 4  # operators in a note
 
 _GROWTH_BYTES, _GROWTH = 1 << 14, 0.03
 """By how much a file may be larger than the input: names and scales take some bytes. Its record does not count."""
@@ -286,8 +289,17 @@ class Run:
         self.report.skips = [*self.plan.skips, *refused]
         self.report.graph = anatomy.treated(graph, self.plan)
         if self.recipe.quantizes and not any(n.how != FLOAT for n in self.plan.nodes):
-            self.report.notes.append("nothing was quantized: onnxshot inspect MODEL says why, node by node")
+            self.report.notes.append(self._why_nothing())
         self._stamp(data)
+
+    def _why_nothing(self) -> str:
+        """Why a model came out as it was: it may have nothing to quantize, such as one of trees."""
+        nodes = [node for _, node in self.model.walk()]
+        if any(is_weighted(node) or is_embedding(node) for node in nodes):
+            return "nothing was quantized: onnxshot inspect MODEL says why, node by node"
+        ops = list(dict.fromkeys(node.op for node in nodes))
+        named = ", ".join(ops[:_NAMED]) + (f" and {len(ops) - _NAMED} more" if len(ops) > _NAMED else "")
+        return f"there is nothing to quantize: no layer of the model multiplies with a weight; its operators: {named}"
 
     def _sizes(self, data: Dataset | None) -> Sizes:
         """What the work is counted at: the first sample, else the frozen sizes."""
