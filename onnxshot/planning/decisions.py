@@ -51,6 +51,7 @@ class Decisions:
         self._sized, self._of_sizes = from_sizes_alone(model)
         self.how: dict[Node, str] = {}
         self.slot: dict[Node, int] = {}
+        self._leading: set[Node] | None = None  # nodes in front of weights, once they are asked for
         self._unlisted: set[Node] = set()  # products that would be folded, were the sizes of the inputs fixed
         for _, node in model.walk():
             if node in self.why:
@@ -279,16 +280,16 @@ class Decisions:
         return self._target.float_reasons.get(node.op, f"{self._target.name} has no int8 kernel for it")
 
     def _leads_to_weight(self, node: Node) -> bool:
-        seen, stack = {node}, [node]
-        while stack:
-            for tensor in stack.pop().outputs:
-                for user in edit.consumers(tensor):
-                    if weight_slot(user) is not None:
-                        return True
-                    if user not in seen:
-                        seen.add(user)
-                        stack.append(user)
-        return False
+        """Whether some node that is computed from its results has a weight."""
+        if self._leading is None:
+            self._leading, stack = set(), [n for _, n in self._model.walk() if weight_slot(n) is not None]
+            while stack:
+                for tensor in stack.pop().inputs:
+                    maker = edit.producer(tensor)
+                    if maker is not None and maker not in self._leading:
+                        self._leading.add(maker)
+                        stack.append(maker)
+        return node in self._leading
 
 
 def _finite(node: Node) -> bool:
