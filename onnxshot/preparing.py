@@ -114,8 +114,7 @@ def prepare(
     normalize(model, keep_overridable=keep_overridable)
     _spell(model, target, recipe)
     needed = max(lowest_opset(model, target, recipe), _HALF_SCALES if half else 1)
-    changes = recipe.half or any(n.how != FLOAT for n in make_plan(model, target, recipe).nodes)
-    if model.opset < needed and changes:
+    if model.opset < needed and _changes(model, target, recipe):
         normalize(model, opset=needed, keep_overridable=keep_overridable)
     model.tied = tied_names(model)
     shapes.refuse_giants(model)
@@ -169,6 +168,11 @@ def _spell(model: Model, target: Target, recipe: Recipe) -> None:
         for tidying in (FoldConstants(), DropIdentity(), RemoveUnused()):
             tidying.run(model)
         edit.toposort(model)
+
+
+def _changes(model: Model, target: Target, recipe: Recipe) -> bool:
+    """Whether anything will be quantized or halved."""
+    return bool(recipe.half) or any(n.how != FLOAT for n in make_plan(model, target, recipe).nodes)
 
 
 def fold(model: Model) -> None:

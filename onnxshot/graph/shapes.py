@@ -14,7 +14,7 @@ from onnxshot.graph import raising
 from onnxshot.graph.checking import check
 from onnxshot.graph.load import first_line
 from onnxshot.graph.model import Model
-from onnxshot.graph.propagate import propagate
+from onnxshot.graph.propagate import Found, propagate
 
 _MOST_VALUES = 1 << 20  # a shape has a few; this many take onnx half a second
 _KEEP_VALUES = frozenset(
@@ -22,8 +22,11 @@ _KEEP_VALUES = frozenset(
 )  # ops that onnx follows and that give as many values as they take
 
 
-def infer(model: Model) -> None:
-    """Fill in the types and shapes of the top-level graph's tensors, as far as ONNX can tell them."""
+def infer(model: Model, found: Found | None = None) -> None:
+    """Fill in the types and shapes of the top-level graph's tensors, as far as they can be told.
+
+    found: what is known of sizes already, whatever is fed to the model.
+    """
     proto, _ = model.skeleton()
     try:
         inferred = infer_proto(proto)
@@ -34,14 +37,14 @@ def infer(model: Model) -> None:
     for info in inferred.graph.value_info:
         if info.name not in infos or not infos[info.name].type.tensor_type.HasField("shape"):
             infos[info.name] = info
-    _tell_more(model, proto)
+    _tell_more(model, proto, found)
 
 
-def _tell_more(model: Model, proto: onnx.ModelProto) -> None:
+def _tell_more(model: Model, proto: onnx.ModelProto, found: Found | None) -> None:
     """Fill in sizes that follow from arithmetic on shapes, where ONNX loses them."""
     if not any(node.op_type in ("Shape", "Size") for node in proto.graph.node):
         return
-    infos, found = model.graph.value_infos, propagate(proto, {})
+    infos, found = model.graph.value_infos, propagate(proto, {}) if found is None else found
     given = {t.name for t in (*model.graph.inputs, *model.graph.outputs)}
     for name in (t.name for node in model.graph.nodes for t in node.outputs):
         info, dims = infos.get(name), found.shapes.get(name)

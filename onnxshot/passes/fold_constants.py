@@ -37,18 +37,20 @@ class FoldConstants:
     Existing quantization, random numbers and custom operators stay, and so do nodes that make an output of the graph.
 
     Attributes:
+        known: sizes that were found before, of this model as it was or as it is.
         max_growth: a result may take this many bytes more than its inputs; a weight that was stored narrow, any number.
 
     """
 
     max_growth: int = 1 << 20
+    known: Known | None = None
     name: str = "fold_constants"
 
     def run(self, model: Model) -> Change:
         """Fold; edits counts the nodes that went, skips name those that could have."""
         change = Change()
         gone: list[Node] = []
-        known = Known.of(model)
+        known = self.known or Known.of(model)
         inner = {t.name for g, n in model.walk() if g is not model.graph for t in n.outputs}
         made: dict[tuple[object, ...], Sequence[Constant]] = {}  # by what they are made of: stored once
         for graph, node in list(model.walk()):

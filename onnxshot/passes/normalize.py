@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from onnxshot.graph import Model, edit, shapes
 from onnxshot.passes.base import Change, Pass
@@ -17,6 +18,7 @@ from onnxshot.passes.full_axes import FullAxes
 from onnxshot.passes.fuse_activations import FuseActivations
 from onnxshot.passes.fuse_layer_norm import FuseLayerNorm
 from onnxshot.passes.inline_functions import InlineFunctions
+from onnxshot.passes.known_sizes import Known
 from onnxshot.passes.layout import FewestTransposes
 from onnxshot.passes.move_shapes import MoveShapes
 from onnxshot.passes.name_nodes import NameNodes
@@ -32,6 +34,7 @@ from onnxshot.passes.unfuse import Unfuse, holds_fused
 
 _ROUNDS = 8  # each round can only make the graph smaller; real models need two or three
 
+_BY_SIZE = (FoldConstants, ReshapeTargets, SizesFromInputs)  # ask for sizes that do not depend on what is fed
 REPEATED: Sequence[Pass] = (
     FoldConstants(),
     ReshapeTargets(),
@@ -77,13 +80,15 @@ def normalize(model: Model, *, opset: int | None = None, keep_overridable: bool 
     run(DropOverridable(keep_overridable))
     run(NameNodes())
     run(RemoveUnused())
-    shapes.infer(model)
+    known = Known.of(model)
+    shapes.infer(model, known.found)
     for _ in range(_ROUNDS):
-        edits = [run(step) for step in REPEATED]
+        edits = [run(replace(step, known=known) if isinstance(step, _BY_SIZE) else step) for step in REPEATED]
         if not any(edits):
             break
         edit.remove_unused(model)
-        shapes.infer(model)
+        known = Known.of(model)
+        shapes.infer(model, known.found)
     run(RemoveUnused())
     edit.toposort(model)
     return list(done.items())

@@ -19,8 +19,10 @@ class ReshapeTargets:
     """Give Reshapes constant shapes where each size is static, that of the same axis before, or the only other one.
 
     What computed the shape goes where nothing else reads it: x.view(B, T, 8, 64) needs neither Shape nor Concat.
+    known: sizes that were found before, of this model as it was or as it is.
     """
 
+    known: Known | None = None
     name: str = "reshape_targets"
 
     def run(self, model: Model) -> Change:
@@ -29,7 +31,7 @@ class ReshapeTargets:
         nodes = [n for n in model.graph.nodes if n.op == "Reshape" and n.domain in STANDARD_DOMAINS and _computed(n)]
         if not nodes:
             return change
-        known = Known.of(model)
+        known = self.known or Known.of(model)
         for node in nodes:
             before, target = known.dims(node.inputs[0]), known.numbers(node.inputs[1])
             found = None if before is None or target is None else constant_target(before, entries(target))

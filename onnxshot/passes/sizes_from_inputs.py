@@ -24,8 +24,10 @@ class SizesFromInputs:
 
     Exporters ask whatever is at hand for the batch and the length. A tensor that a Shape reads beside the next layer is
     not fused with it, and one that only a Shape reads is computed for nothing.
+    known: sizes that were found before, of this model as it was or as it is.
     """
 
+    known: Known | None = None
     name: str = "sizes_from_inputs"
 
     def run(self, model: Model) -> Change:
@@ -34,7 +36,7 @@ class SizesFromInputs:
         shapes = [n for n in model.graph.nodes if _is_shape(n) and edit.producer(n.inputs[0]) is not None]
         if not shapes:
             return change
-        known = Known.of(model)
+        known = self.known or Known.of(model)
         places = _Places(model, known)
         for shape in shapes:
             picks = [n for n in edit.consumers(shape.outputs[0]) if n.op in _PICKS and n.inputs[0] is shape.outputs[0]]
