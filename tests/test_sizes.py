@@ -223,3 +223,13 @@ def test_large_tables_are_not_followed() -> None:
     proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1 << 14, np.int64), "t"))
     skeleton, _ = Model(proto).skeleton()
     assert "y" not in propagate(skeleton, {"x": (1 << 14,)}).values
+
+
+def test_an_operator_that_is_deprecated_stops_nothing() -> None:
+    """GroupNormalization has no successor from opset 18 to 20: exporters write it, ONNX Runtime runs it."""
+    text = """g (float[n, 4, h] x) => (float[n, 4, h] y, float[n, 4, h] z) {
+        y = GroupNormalization<num_groups = 2>(x, s, s)
+        z = Relu(x)
+    }"""
+    found = tensor_sizes(load_model(model(text, {"s": np.ones(2, np.float32)}, opset=18)), {"x": (2, 4, 6)})
+    assert found.shapes["z"] == (2, 4, 6)
