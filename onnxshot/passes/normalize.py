@@ -13,6 +13,7 @@ from onnxshot.passes.fold_affine import FoldAffine
 from onnxshot.passes.fold_batchnorm import FoldBatchNorm
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.fold_pad import FoldPad
+from onnxshot.passes.fold_repeat import FoldRepeat
 from onnxshot.passes.fold_shuffle import FoldShuffle
 from onnxshot.passes.full_axes import FullAxes
 from onnxshot.passes.fuse_activations import FuseActivations
@@ -51,6 +52,7 @@ REPEATED: Sequence[Pass] = (
     FoldAffine(),
     FoldShuffle(),
     PoolMeans(),
+    FoldRepeat(),
     FewestTransposes(),
     FoldPad(),
 )
