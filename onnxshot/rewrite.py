@@ -15,6 +15,7 @@ from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.qoperator import ToQOperator
 from onnxshot.passes.quantized_shapes import QuantizedShapes
 from onnxshot.passes.smooth import Smooth
+from onnxshot.passes.spell_norms import SpellNorms
 from onnxshot.passes.store_biases import StoreBiases
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.store_int8 import StoreInt8
@@ -61,6 +62,8 @@ def finish(model: Model, target: Target, recipe: Recipe) -> list[Skip]:
         passes += [StoreBiases(), DropZeroPoints()]  # now that nothing more is learned of them
     if target.isolates_softmax:
         passes.append(IsolateSoftmax())
+    if not target.runs_here or target.everywhere:
+        passes.append(SpellNorms())  # for runtimes that are not ONNX Runtime
     skips = [skip for step in passes for skip in step.run(model).skips]
     if passes:
         _tidy(model)

@@ -6,12 +6,14 @@ import numpy as np
 import onnx
 import pytest
 from handmade.core import model, vector, weight
+from planning import FAST
 from rewrites import outputs
 
 from onnxshot import quantize
 from onnxshot.errors import ModelError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.shapes import raise_opset
+from onnxshot.passes.spell_norms import SpellNorms
 
 
 def _mlp(op: str, opset: int) -> onnx.ModelProto:
@@ -92,3 +94,17 @@ def test_nodes_in_any_order_are_read_in_theirs() -> None:
     cycle = model("g (float[n, 8] x) => (float[n, 8] y) { y = Add(x, z) z = Abs(y) }")
     with pytest.raises(ModelError, match="form a cycle"):
         load_model(cycle)
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+def test_a_norm_of_the_runtime_alone_is_spelt_out_for_others(opset: int) -> None:
+    proto, feed = _mlp("SimplifiedLayerNormalization", opset), {"x": np.ones((2, 64), np.float32)}
+    after = load_model(proto)
+    assert SpellNorms().run(after).edits == 1
+    made = after.to_proto()
+    onnx.checker.check_model(made)
+    np.testing.assert_allclose(outputs(made, feed)[0], outputs(proto, feed)[0], rtol=1e-5, atol=1e-6)
+    feeds = [{"x": np.random.default_rng(i).normal(size=(4, 64)).astype(np.float32)} for i in range(4)]
+    for target, spelt in (("tensorrt", True), ("ort", False)):
+        written = quantize(proto, feeds, target=target, effort="fast", settings=FAST).model
+        assert any(node.op == "SimplifiedLayerNormalization" for _, node in written.walk()) != spelt

@@ -1,0 +1,50 @@
+"""Write SimplifiedLayerNormalization, which ONNX Runtime alone has, as operators that every runtime has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxshot.graph import Model, Node, edit
+from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.passes.base import Change
+from onnxshot.passes.forms import Writer, is_read
+
+
+@dataclass(frozen=True, slots=True)
+class SpellNorms:
+    """x / sqrt(mean(x^2) + epsilon) * gamma, over the last axis. ONNX Runtime fuses it anew."""
+
+    name: str = "spell_norms"
+
+    def run(self, model: Model) -> Change:
+        """Rewrite them; edits counts the norms, skips name those over more axes."""
+        change = Change()
+        for graph, node in list(model.walk()):
+            if node.op != "SimplifiedLayerNormalization" or node.domain not in STANDARD_DOMAINS:
+                continue
+            if not _is_over_last(model, node) or is_read(model, node, 1):
+                change.skip(node, "it is over more axes than the last one, or its deviation is read")
+                continue
+            _spell(Writer(model, graph, node))
+            change.edits += 1
+        if change.edits:
+            edit.toposort(model)
+        return change
+
+
+def _is_over_last(model: Model, node: Node) -> bool:
+    axis, shape = int(node.attrs.get("axis", -1)), model.shape(node.inputs[0])
+    return axis == -1 or (shape is not None and axis == len(shape) - 1)
+
+
+def _spell(write: Writer) -> None:
+    x, gamma, out = write.node.inputs[0], write.node.inputs[1], write.node.outputs[0]
+    square = write.op("Pow", x, write.scalar("two", 2.0, x))
+    if write.model.opset < 18:
+        mean = write.op("ReduceMean", square, axes=[-1], keepdims=1)
+    else:
+        mean = write.op("ReduceMean", square, write.ints("axes", -1), keepdims=1)
+    epsilon = write.scalar("epsilon", float(write.node.attrs.get("epsilon", 1e-5)), x)
+    root = write.op("Sqrt", write.op("Add", mean, epsilon))
+    write.op("Mul", write.op("Div", x, root), gamma, out=out)
+    write.done()
