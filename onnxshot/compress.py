@@ -26,6 +26,7 @@ from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
+from onnxshot.half.emulation import runnable_here
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
 from onnxshot.output import input_bytes, peak_rss_mb, source_name
 from onnxshot.preparing import sizes_of
@@ -226,15 +227,23 @@ class _Run:
 
     def measure(self, report: CompressReport, *, kept: bool) -> None:
         """Hold the file of every stage against the input, time all in turns, and tell."""
-        threads = self.settings.threads
         judges = batched(self.data.subset(split(len(self.data), HOLDOUT)[1]), self.sizes.inputs)
         feeds = [judges[i].feed for i in range(min(len(judges), _TIMED_ON))]
         paths = [self.source, *(path for _, path, _ in self.done)]
-        before, *times = bench(paths, feeds, threads=threads, seconds=self.settings.bench_seconds)
+        with runnable_here(paths) as (runs, notes):
+            report.notes += notes
+            self._measure_runs(report, runs, judges, feeds, kept=kept)
+
+    def _measure_runs(
+        self, report: CompressReport, runs: Sequence[Path], judges: Dataset, feeds: Sequence[Any], *, kept: bool
+    ) -> None:
+        """Compare and time the files of the stages as ONNX Runtime runs them; the first is the input's."""
+        threads = self.settings.threads
+        before, *times = bench(runs, feeds, threads=threads, seconds=self.settings.bench_seconds)
         size = self.source.stat().st_size
         report.stages.append(StageRow("input", report.input, size, None, None, before.median_ms, before.ratio, None))
-        for (name, path, made), timed in zip(self.done, times, strict=True):
-            found = compare(self.source, path, judges, threads=threads, sizes=self.sizes)
+        for (name, path, made), run, timed in zip(self.done, runs[1:], times, strict=True):
+            found = compare(runs[0], run, judges, threads=threads, sizes=self.sizes)
             known = (None, None) if self.data.random else (found.sqnr_db, found.agreement)
             report.stages.append(
                 StageRow(

@@ -337,3 +337,19 @@ def test_islands_are_given_back_as_they_were() -> None:
     assert made_by == {"MatMul": F16, "Relu": F16, "Softmax": TensorProto.FLOAT}
     assert result.report.sqnr_db > 25 and result.model.opset == 19
     assert _kinds(made) == {F16, TensorProto.INT8}
+
+
+def test_bfloat16_files_are_compared_timed_and_compressed(tmp_path: Path) -> None:
+    """What ONNX Runtime refuses is run in float32, and notes say so."""
+    given, made = tmp_path / "net.onnx", tmp_path / "q.onnx"
+    dtype = np.dtype(ml_dtypes.bfloat16)
+    onnx.save(_net(dtype, BF16), given)
+    onnxshot.quantize(given, _samples(dtype), output=made, effort="fast")
+    report = onnxshot.compare(given, made, _samples(dtype))
+    assert report.sqnr_db > 25
+    assert any("computes in bfloat16" in note for note in report.notes)
+    rows = onnxshot.bench([given, made], _samples(dtype), seconds=0.05)
+    assert [row.path for row in rows] == [given, made]
+    small = onnxshot.compress(given, _samples(dtype), sparsity=0.2, output=tmp_path / "c.onnx", effort="fast").report
+    assert [row.name for row in small.stages] == ["input", "pruned", "quantized"]
+    assert small.stages[-1].sqnr_db > 10

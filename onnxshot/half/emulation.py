@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,20 @@ def in_float(path: Path, *, wanted: bool) -> Iterator[Path]:
         made = folder / "model.onnx"
         write(model, made)
         yield made
+
+
+@contextlib.contextmanager
+def runnable_here(paths: Sequence[Path]) -> Iterator[tuple[list[Path], list[str]]]:
+    """The paths of what ONNX Runtime runs for models on CPUs, and notes: one in bfloat16 is widened to float32."""
+    found, notes = [], []
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            widen = WidenHalf()
+            widen.run(load_model(path))
+            found.append(stack.enter_context(in_float(path, wanted=widen.runs_nowhere)))
+            if widen.runs_nowhere:
+                notes.append(f"{path} computes in bfloat16, which ONNX Runtime lacks on CPUs: run in float32")
+        yield found, notes
 
 
 @contextlib.contextmanager

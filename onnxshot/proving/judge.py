@@ -14,6 +14,7 @@ from onnxshot.difference.rescaled import between
 from onnxshot.errors import UsageError
 from onnxshot.files.given import of_model_file, of_run
 from onnxshot.graph.load import load_model
+from onnxshot.half.emulation import runnable_here
 from onnxshot.observing.calibrating import open_calib
 from onnxshot.proving import proof
 from onnxshot.proving.verify import compare
@@ -48,8 +49,9 @@ def compare_models(
     other = of_model_file(candidate, "the candidate")
     settings.files.reading(*of_run(loaded, calib, preset), *other).check()
     report = Report(str(candidate), {"reference": str(reference)}, input_bytes=reference.stat().st_size)
-    with open_calib(calib, loaded, preset, settings) as data:
-        load_model(candidate)
+    with open_calib(calib, loaded, preset, settings) as data, runnable_here([reference, candidate]) as (runs, notes):
+        reference, candidate = runs
+        report.notes += notes
         # Which of them a candidate was made from is not known here: nothing is called held out.
         report.samples = {"source": data.source, "random": data.random}
         factors = between(reference, candidate)
@@ -92,5 +94,6 @@ def bench_models(
         if python is not None:
             return bench_in(python, paths, feeds, threads=threads, seconds=seconds)
         here = f"onnxruntime {runtime().__version__}"
-        timed = bench(paths, feeds, threads=threads, rounds=10_000, seconds=seconds)
-        return [replace(row, runtime=here) for row in timed]
+        with runnable_here(paths) as (runs, _):
+            timed = bench(runs, feeds, threads=threads, rounds=10_000, seconds=seconds)
+        return [replace(row, path=path, runtime=here) for row, path in zip(timed, paths, strict=True)]
