@@ -99,7 +99,9 @@ def watched(job: Path, journal: Path, most: float) -> str:
                 process.kill()
                 return f"took more than {most / 60:g} minutes"
     lines = (job.parent / "log").read_text(errors="replace").strip().splitlines()
-    return f"ended with {process.returncode}: {lines[-1][:200] if lines else ''}"
+    code = process.returncode
+    how = f"signal {-code}" if code < 0 else f"exit status {code}"
+    return f"ended with {how}" + (f": {lines[-1][:200]}" if lines else "")
 
 
 def about(folder: Path) -> dict[str, Any]:
