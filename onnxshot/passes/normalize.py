@@ -25,6 +25,7 @@ from onnxshot.passes.move_shapes import MoveShapes
 from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.order_gelu import OrderGelu
 from onnxshot.passes.order_norms import OrderNorms
+from onnxshot.passes.plain_casts import PlainCasts
 from onnxshot.passes.pool_means import PoolMeans
 from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.reshape_targets import ReshapeTargets
@@ -37,6 +38,7 @@ _ROUNDS = 8  # each round can only make the graph smaller; real models need two 
 
 _BY_SIZE = (FoldConstants, ReshapeTargets, SizesFromInputs)  # ask for sizes that do not depend on what is fed
 REPEATED: Sequence[Pass] = (
+    PlainCasts(),  # before FoldConstants, which folds what depends on no input
     FoldConstants(),
     ReshapeTargets(),
     ScalarInputs(),
