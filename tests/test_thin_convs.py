@@ -1,6 +1,7 @@
 """Convs with few channels: slower in int8 than in float on ONNX Runtime, so left float where that is sure."""
 
 import numpy as np
+import onnx
 import pytest
 from handmade import Case
 from handmade.core import weight
@@ -38,6 +39,19 @@ def test_the_first_conv_of_a_net_is_float_where_it_is_thin_and_the_rest_is_not(
     if how == FLOAT:
         assert reason(ready, plan, "c0").startswith(f"{ins} channels in and {first} out")
         assert "x" not in plan.tensors
+
+
+def test_a_thin_conv_that_a_pool_reads_is_int8() -> None:
+    """In a detector it is so: the pool, and the depthwise Convs behind it, would be float too, for no gain."""
+    case = net(16)
+    for node in case.model.graph.node:
+        if node.op_type == "Conv" and node.output[0] == "c1":
+            node.input[0] = "pooled"
+    case.model.graph.node.insert(
+        2, onnx.helper.make_node("MaxPool", ["r0"], ["pooled"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    )
+    ready, plan = planned(case)
+    assert set(treatment(ready, plan).values()) == {STATIC}
 
 
 def test_a_net_of_thin_convs_is_left_alone() -> None:

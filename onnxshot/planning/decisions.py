@@ -125,7 +125,8 @@ class Decisions:
         """Why a Conv is faster in float where an op next to it is float; empty where it is not."""
         size = ConvSize.of(node) if self._target.slow_thin and node not in self.forced else None
         reason = slower_at_floats(size) if size is not None else ""
-        if size is not None and not reason and node in self._thin:
+        taken = any(user in self.slot for user in self._takers(node))  # or a MaxPool behind it would be float too
+        if size is not None and not reason and node in self._thin and taken:
             reason = f"{size.ins} channels in and {size.outs} out"
         before, behind = all(self._from_int8(t) for t in self.data(node)), self.feeds(node)
         if size is not None and not reason and not before and not behind and is_light(size):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from onnxshot.graph import Constant, Node
 
 _FEW_PRODUCTS = 96  # in x out channels: 0.3x to 0.9x where one side of it is float, 0.5x to 1.3x between int8 ops
+_FEW_INS = 12
 _LIGHT, _LIGHT_OF_PICTURES = 1 << 10, 1 << 13  # multiply-accumulates for each position
 _RARE = 8  # one thin Conv in so many is left float: where there are more of them, the net is thin
 
@@ -72,7 +73,8 @@ def slower_at_floats(size: ConvSize) -> str:
 
 def is_thin(size: ConvSize) -> bool:
     """Whether a plain Conv multiplies few channels with few, as the first one of most nets does."""
-    return size.groups == 1 and not size.depthwise and size.ins * size.outs <= _FEW_PRODUCTS
+    few = size.ins <= _FEW_INS and size.ins * size.outs <= _FEW_PRODUCTS
+    return size.groups == 1 and not size.depthwise and few
 
 
 def is_light(size: ConvSize) -> bool:
