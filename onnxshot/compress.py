@@ -106,6 +106,8 @@ def compress(
     else:
         beside = "a recipe" if recipe is not None else next(iter(pruning))
         raise UsageError(f"an optim level is given beside {beside}", "it is a recipe of its own: give one of them")
+    if any(isinstance(stage, EmitStage) and set(stage.to) != {emitting.ONNX} for stage in stages.stages):
+        stages = _standard(stages)
     for stage in stages.stages:
         if isinstance(stage, EmitStage):
             emitting.formats_of(stage.to, None, ORT)  # raises where a runtime is missing
@@ -145,6 +147,16 @@ def compress(
     report.sparsity = proof.sparsity(final.model)
     report.seconds, report.peak_rss_mb = time.perf_counter() - started, peak_rss_mb()
     return CompressResult(final.model, report)
+
+
+def _standard(stages: Stages) -> Stages:
+    """The stages with standard operators alone: other runtimes than ONNX Runtime read what comes of them."""
+    return Stages(
+        tuple(
+            replace(stage, portable_ops=True) if isinstance(stage, Recipe) and stage.quantizes else stage
+            for stage in stages.stages
+        )
+    )
 
 
 def _asked(

@@ -288,7 +288,7 @@ class Run:
         FreezeShapes(self.frozen).run(self.model)
         self.report.skips = [*self.plan.skips, *refused]
         self.report.graph = anatomy.treated(graph, self.plan)
-        if self.recipe.quantizes and not any(n.how != FLOAT for n in self.plan.nodes):
+        if self.recipe.quantizes and not self.plan.stored and all(n.how == FLOAT for n in self.plan.nodes):
             self.report.notes.append(self._why_nothing())
         self._stamp(data)
 

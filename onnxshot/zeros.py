@@ -101,12 +101,23 @@ def _weights(model: Model) -> Iterator[tuple[Node, int, NDArray[Any], NDArray[An
                 yield node, slot, stored, stored != 0
         elif node.op in _WITH_WEIGHTS and len(node.inputs) > 1:
             maker = edit.producer(node.inputs[1])
+            integers = _behind_cast(maker)
+            if integers is not None:
+                yield node, 1, integers, integers != 0
+                continue
             if maker is None or maker.op != "DequantizeLinear" or not isinstance(maker.inputs[0], Constant):
                 continue
             stored, zero = np.asarray(weights.read(maker.inputs[0])), edit.constant_input(maker, 2)
             if stored.ndim < 2 or (zero is not None and not _fits(zero, maker, stored)):
                 continue
             yield node, 1, stored, stored != (0 if zero is None else _along(zero, maker, stored.ndim))
+
+
+def _behind_cast(rescale: Node | None) -> NDArray[Any] | None:
+    """Constant integers behind a Cast and a Mul by their scales; None where it is something else."""
+    cast = edit.producer(rescale.inputs[0]) if rescale is not None and rescale.op == "Mul" else None
+    values = edit.constant_input(cast, 0) if cast is not None and cast.op == "Cast" else None
+    return values if values is not None and values.dtype.kind == "i" and values.ndim >= 2 else None
 
 
 def _fits(zero: NDArray[Any], dequantize: Node, stored: NDArray[Any]) -> bool:

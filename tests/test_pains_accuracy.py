@@ -271,17 +271,21 @@ def test_row15_scales_follow_the_output_channels(name: str) -> None:
     proto = result.model.to_proto()
     onnx.checker.check_model(proto, full_check=True)
     values = stored(proto)
-    dq = next(
-        n for n in proto.graph.node
-        if n.op_type == "DequantizeLinear" and n.input[0].startswith(weight_name + "_")
-    )  # fmt: skip
-    assert next(a.i for a in dq.attribute if a.name == "axis") == axis
-    q, scale = values[dq.input[0]], values[dq.input[1]]
-    assert scale.shape == (given_weight.shape[axis],)
-    others = tuple(i for i in range(q.ndim) if i != axis)
+    (stored_name,) = (n for n, v in values.items() if n.startswith(weight_name + "_") and v.shape == given_weight.shape)
+    (restoring,) = readers(proto, stored_name)
+    q = values[stored_name]
+    if restoring.op_type == "DequantizeLinear":
+        assert next(a.i for a in restoring.attribute if a.name == "axis") == axis
+        scale = values[restoring.input[1]].reshape([-1 if i == axis else 1 for i in range(q.ndim)])
+    else:  # a Cast, and a Mul by scales that stand along the axis
+        assert restoring.op_type == "Cast"
+        (rescaled,) = readers(proto, restoring.output[0])
+        scale = values[rescaled.input[1]]
+    assert scale.shape[axis] == given_weight.shape[axis]
+    others = tuple(i for i in range(q.ndim) if scale.shape[i] == 1)
+    assert others
     absmax = np.abs(given_weight).max(axis=others, keepdims=True)
-    shape = [-1 if i == axis else 1 for i in range(q.ndim)]
-    back = q.astype(np.float32) * scale.reshape(shape)
+    back = q.astype(np.float32) * scale
     assert np.all(np.abs(back - given_weight) <= absmax / 127 * 0.51)
     # With the optimizer on, onnxruntime may compute on the int8 weights with int8 inputs of its own making.
     assert sqnr(outputs(case.model, case.feeds), outputs(proto, case.feeds, optimize=False)) > 30

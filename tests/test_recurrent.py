@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import yaml
 from handmade.core import Feed, feeds, model, vector, weight
 from planning import FAST, PROVEN, initializers, nodes_of, run
 from support import fixture, heldout
@@ -124,6 +125,10 @@ def test_an_artifact_for_another_runtime_takes_standard_operators(tmp_path: Path
     )
     assert "DynamicQuantizeLSTM" not in kinds(result)
     assert (tmp_path / "q.xml").exists()
+    stages = {"stages": [{"quantize": {"effort": "fast"}}, {"emit": {"to": ["openvino"]}}]}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(stages))
+    made = onnxshot.compress(net(), data(), recipe=tmp_path / "r.yaml", output=tmp_path / "c.onnx", settings=FAST)
+    assert "DynamicQuantizeLSTM" not in {n.op for n in made.model.graph.nodes}
 
 
 FORMS: dict[str, tuple[str, str, dict[str, Any], int]] = {

@@ -160,6 +160,9 @@ def test_convolutions_that_a_dynamic_run_leaves_in_float_make_the_file_a_quarter
     case = small(text, {"w1": weight(64, 32, 3, 3), "w2": weight(64, 64, 3, 3)}, x=(1, 32, 8, 8))
     result = onnxshot.quantize(case.model, mode="dynamic", settings=FAST)
     assert result.model.to_proto().ByteSize() < 0.27 * case.model.ByteSize()
+    assert not any("nothing was quantized" in note for note in result.report.notes)
+    assert {row.how for row in result.report.graph if row.op == "Conv"} == {"weights"}
+    assert "nothing was quantized" not in result.report.verdict.reasons
     assert sqnr(case, result.model.to_proto()) > 38
 
 

@@ -11,7 +11,7 @@ from onnxshot.calibration.stats import Histogram, TensorStats
 from onnxshot.graph import Constant, Model, Node, weights
 from onnxshot.graph.macs import NodeMacs, by_label
 from onnxshot.graph.ops import weight_slot
-from onnxshot.planning.plan import FLOAT, Plan
+from onnxshot.planning.plan import FLOAT, WEIGHTS, Plan
 from onnxshot.report import NodeReport, TensorReport, ValueCounts
 
 BINS = 64
@@ -35,8 +35,8 @@ def graph_rows(model: Model, rows: Iterable[NodeMacs]) -> list[NodeReport]:
 
 
 def treated(rows: Sequence[NodeReport], plan: Plan) -> list[NodeReport]:
-    """The rows with what the plan does to each node."""
-    how = {planned.node: planned.how for planned in plan.nodes}
+    """The rows with what the plan does to each node; where weights alone are stored in 8 bits, that."""
+    how = {planned.node: planned.how for planned in plan.nodes} | dict.fromkeys(plan.stored, WEIGHTS)
     return [replace(row, how=how.get(row.node, row.how)) for row in rows]
 
 
