@@ -164,8 +164,20 @@ def test_a_report_that_cannot_be_written_is_an_error_of_its_own(shell: Shell) ->
 def test_modes_without_data(shell: Shell, mode: str) -> None:
     ran = shell("quantize", "net.onnx", "--mode", mode, "--format", "qdq", *QUICK)
     assert ran.code == 0, ran.err
-    kinds = {v.dtype.name for v in initializers(onnx.load("net.int8.onnx")).values() if v.ndim == 4}
-    assert kinds == {"int8" if mode == "weights" else "float32"}
+    given, made = (onnx.load(name) for name in ("net.onnx", "net.int8.onnx"))
+    floats, stored = initializers(given), initializers(made)
+    convs = [[n for n in proto.graph.node if n.op_type == "Conv"] for proto in (given, made)]
+    assert len(convs[1]) == len(convs[0]) == 2
+    assert "DynamicQuantizeLinear" not in {n.op_type for n in made.graph.node}, "a Conv computes in float in both modes"
+    by_output = {n.output[0]: n for n in made.graph.node}
+    for before, after in zip(*convs, strict=True):
+        product = by_output[after.input[1]]
+        whole, scale = stored[by_output[product.input[0]].input[0]], stored[product.input[1]]
+        assert (product.op_type, whole.dtype.name, scale.dtype.name) == ("Mul", "int8", "float32")
+        weight = floats[before.input[1]]
+        assert before.input[1] not in stored, "in 8 bits alone"
+        assert np.allclose(scale.ravel(), np.abs(weight).max(axis=(1, 2, 3)) / 127, rtol=1e-5), "one for each channel"
+        assert (np.abs(whole * scale - weight) <= 0.5001 * scale).all()
 
 
 def test_qoperator(shell: Shell) -> None:
