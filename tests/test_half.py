@@ -76,6 +76,25 @@ def test_activations_of_1e5_are_finite_and_within_40_db() -> None:
     assert "and fp16 6e+04" in reasons
 
 
+def test_a_recurrent_net_in_fp16_does_not_end_the_process() -> None:
+    """ONNX Runtime 1.23 and newer end the process where a float16 Transpose moves the rows of a product."""
+    proto = model(
+        """g (float[1, 6, 8] x) => (float[1, 6, 5] y) {
+            t = Transpose<perm = [1, 0, 2]>(x)
+            h = GRU<hidden_size = 16, direction = "bidirectional">(t, w, r, b)
+            u = Transpose<perm = [0, 2, 1, 3]>(h)  s = Reshape(u, to)  v = Transpose<perm = [1, 0, 2]>(s)
+            m = MatMul(v, o)  y = Add(m, c)
+        }""",
+        {
+            "w": weight(2, 48, 8), "r": weight(2, 48, 16), "b": weight(2, 96), "o": weight(32, 5), "c": weight(5),
+            "to": np.array([0, 0, -1]),
+        },
+    )  # fmt: skip
+    made = onnxshot.quantize(proto, calib=feeds(4, x=(1, 6, 8)), precision="fp16", settings=PROVEN)
+    assert made.report.sqnr_db is not None and made.report.sqnr_db > 50
+    assert {n.op for n in made.plan.nodes if n.how == HALF} >= {"GRU", "MatMul"}
+
+
 def test_int8_and_fp16_share_a_model() -> None:
     name = "licence_encoder"
     int8, both = (compressed(name, precision=precision, effort="fast") for precision in ("int8", "int8+fp16"))

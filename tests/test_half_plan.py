@@ -137,6 +137,21 @@ def test_an_opset_without_the_type_is_told() -> None:
     assert why(proto, X, BF16)["Conv"] == "Conv of opset 17 has no bf16"
 
 
+TURNED = """g (float[2, 3, 4] x) => (float[N, M, 5] y) { h = Add(x, x)  t = Transpose<perm = [1, 0, 2]>(h) BODY }"""
+
+
+@pytest.mark.parametrize(
+    ("body", "half"),
+    [("y = MatMul(t, w)", False), ("y0 = MatMul(t, w)  y = Relu(y0)", False), ("r = Relu(t)  y = MatMul(r, w)", True)],
+)
+def test_a_turned_input_of_a_product_stays_float32(body: str, half: bool) -> None:
+    proto = model(TURNED.replace("BODY", body), {"w": weight(4, 5)})
+    found = why(proto, feeds(2, x=(2, 3, 4)))
+    assert (found["Transpose"] == "") == half
+    assert half or "crashes" in found["Transpose"]
+    assert found["MatMul"] == ""
+
+
 def test_every_op_has_one_rule_and_exists() -> None:
     assert not HALF_OPS.keys() & FLOAT_OPS.keys()
     for op in (*HALF_OPS, *FLOAT_OPS):

@@ -6,6 +6,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
+from onnx.reference import ReferenceEvaluator
 
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.targets.execution import Execution
@@ -137,6 +138,25 @@ def test_an_operator_the_runtime_lacks_is_named() -> None:
     proto = parsed("(float[2] x) => (float[2] y) { y = custom.Thing(x) }", ', "custom": 1')
     with pytest.raises(ModelError, match="Thing"):
         Runner(proto.SerializeToString())
+
+
+def test_a_tensor_inside_is_shown_where_the_layout_optimizer_loses_it() -> None:
+    """ONNX Runtime adds two Convs of its blocked layout in place, also where the first one's output is asked for."""
+    rng = np.random.default_rng(0)
+    proto = parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[1, 16, 8, 8] x) => (float[1, 32, 4, 4] a) {
+            a = Conv<group = 16, pads = [3, 3, 3, 3], strides = [2, 2]>(x, w)
+            b = Conv<group = 16, pads = [1, 1, 1, 1], strides = [2, 2]>(x, v)
+            s = Add(a, b)
+            r = Relu(s)
+        }"""
+    )
+    for name, size in (("w", 7), ("v", 3)):
+        values = rng.standard_normal((32, 1, size, size)).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(values, name))
+    feed = {"x": rng.standard_normal((1, 16, 8, 8)).astype(np.float32)}
+    found = Runner(proto.SerializeToString(), inner=True).run(feed)["a"]
+    np.testing.assert_allclose(found, ReferenceEvaluator(proto).run(None, feed)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_feed_that_does_not_fit_is_one_line() -> None:

@@ -28,7 +28,7 @@ def activation_scores(proto: ModelProto, axes: Axes, feeds: Feeds, threads: int)
     places = {node: _read_by(node, axes) for node, _ in axes.read}
     given = {i.name for i in proto.graph.input}
     names = dict.fromkeys(name for name, _ in places.values() if name not in given)
-    runner = Runner(exposed(still(proto), names), threads=1)
+    runner = Runner(exposed(still(proto), names), threads=1, inner=True)
 
     def squared(feed: Feed) -> dict[tuple[str, int], tuple[Floats, int]]:
         values = {**feed, **runner.run(feed)}

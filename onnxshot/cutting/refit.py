@@ -162,7 +162,7 @@ def _wanted(
             total += 4 * jobs[end].share * len(feeds) * max(sizes.get(jobs[end].layer.weight, (1,)))
             end += 1
         part = jobs[start:end]
-        runner = Runner(exposed(reference, [job.target for job in part]), threads=1)
+        runner = Runner(exposed(reference, [job.target for job in part]), threads=1, inner=True)
 
         def taken(
             numbered: tuple[int, Mapping[str, NDArray[Any]]], runner: Runner = runner, part: Sequence[_Job] = part

@@ -82,7 +82,8 @@ class Weigher:
         """Second moments of what these layers read, by name."""
         given = {i.name for i in self.proto.graph.input}
         names = list(dict.fromkeys(layer.input for layer in layers))
-        runner = Runner(exposed(still(self.proto), [n for n in names if n not in given]), threads=1)
+        shown = exposed(still(self.proto), [n for n in names if n not in given])
+        runner = Runner(shown, threads=1, inner=True)
         share = -(-_ROWS // len(self.feeds))
         sums: dict[str, list[NDArray[Any]]] = {}
         rows: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in layers}

@@ -190,7 +190,7 @@ def _gathered(model: Model, names: Sequence[str], samples: Sequence[Sample], thr
     given = {out.name for out in proto.graph.output} | {i.name for i in proto.graph.input}
     proto.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in given)
     wanted = [name for name in names if name not in {i.name for i in proto.graph.input}]
-    runner = Runner(proto.SerializeToString(), threads=1, outputs=wanted)
+    runner = Runner(proto.SerializeToString(), threads=1, outputs=wanted, inner=True)
     found = {name: _Gathering() for name in names}
     share = max(1, _ROWS // max(1, len(samples)))
     for sample, values in zip(samples, in_order(lambda s: runner.run(s.feed), samples, threads), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +96,7 @@ class _Planner:
         """Why the node stays float32; empty where it computes in 16 bits. Nodes come in graph order."""
         if node.label in self._kept:
             return self._kept[node.label]
-        reasons = (self._by_squares, self._by_operator, self._by_ranges, self._by_constants)
+        reasons = (self._by_squares, self._by_operator, self._by_crash, self._by_ranges, self._by_constants)
         return next((reason for ask in reasons if (reason := ask(node))), "")
 
     def _by_operator(self, node: Node) -> str:
@@ -134,6 +134,15 @@ class _Planner:
         elif not (summed and node.op == "Sqrt"):
             return ""
         return "it is part of a sum of squares, which overflows or vanishes in 16 bits"
+
+    def _by_crash(self, node: Node) -> str:
+        """What ends the process of ONNX Runtime 1.20 to 1.32 while it loads the model, measured on CPUs."""
+        if self._kind.name != "fp16" or node.op != "Transpose" or not _moves_rows(node.attrs.get("perm", ())):
+            return ""
+        readers = [reader for reader in node.outputs[0].outputs if reader.op == "MatMul"]
+        if any(isinstance(reader.inputs[1], Constant) for reader in readers):
+            return "ONNX Runtime crashes on it in front of a MatMul by a constant"
+        return ""
 
     def _by_ranges(self, node: Node) -> str:
         rule, largest = HALF_OPS[node.op], self._kind.largest
@@ -247,3 +256,9 @@ class _Planner:
 
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def _moves_rows(perm: Sequence[int]) -> bool:
+    """Whether a Transpose keeps the last axis and puts another one in front of it: rows that lie apart."""
+    last = len(perm) - 1
+    return last > 1 and perm[last] == last and perm[last - 1] != last - 1

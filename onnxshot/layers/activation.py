@@ -50,7 +50,7 @@ class Activations:
         limits = _limits(nodes[0], self._scalars) if len(nodes) == 1 else None
         if limits is not None:
             return lambda values: np.clip(values, *limits)
-        runner = Runner(self._part(nodes, name, last), threads=1)
+        runner = Runner(self._part(nodes, name, last), threads=1, inner=True)
         return lambda values: np.asarray(runner.run({name: values})[last])
 
     def _region(self, name: str) -> list[int]:

@@ -170,7 +170,7 @@ def wanted(
         group = [(node.output[0], layer.form, share) for (node, layer), share in
                  zip(layers[start:end], shares[start:end], strict=True)]  # fmt: skip
         names = list(dict.fromkeys(name for name, _, _ in group))
-        runner = Runner(exposed(model, names), threads=1, outputs=names)
+        runner = Runner(exposed(model, names), threads=1, outputs=names, inner=True)
         rows = list(in_order(partial(_chosen_rows, runner, group), enumerate(feeds), threads))
         for i in range(len(group)):
             values, sizes = zip(*(sample[i] for sample in rows), strict=True)

@@ -96,7 +96,7 @@ class Walk:
         inputs = [name for name in self._held if name in read]
         outputs = [name for node in nodes for name in node.output if name in later and name not in self._held]
         constants = [values for name, values in self._constants.items() if name in read]
-        runner = Runner(self._part(nodes, inputs, outputs, constants), threads=1, outputs=outputs)
+        runner = Runner(self._part(nodes, inputs, outputs, constants), threads=1, outputs=outputs, inner=True)
         feeds = ({name: self._held[name][i] for name in inputs} for i in range(self._count))
         found = list(in_order(runner.run, feeds, self._threads))
         self._held |= {name: [values[name] for values in found] for name in outputs}

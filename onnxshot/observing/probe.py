@@ -51,7 +51,8 @@ class Probe(ABC):
         change, outputs = self._change(model)
         with _runnable(model, change) as (source, folder):
             self._runner = Runner(
-                source, threads=threads, providers=providers, outputs=outputs, folder=folder, keep_plans=False
+                source, threads=threads, providers=providers, outputs=outputs, folder=folder, keep_plans=False,
+                inner=True,
             )
 
     @abstractmethod

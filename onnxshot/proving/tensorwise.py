@@ -131,7 +131,7 @@ def _both(
     wanted, got = list(dict.fromkeys(wanted)), list(dict.fromkeys(got))
     sources = _exposed(float_proto, wanted), _exposed(cand_proto, got)
     judge, other = at_once(
-        lambda: Runner(sources[0], threads=threads, outputs=wanted, whole=True),
+        lambda: Runner(sources[0], threads=threads, outputs=wanted, whole=True, inner=True),
         lambda: Runner(sources[1], optimize=False, threads=threads, outputs=got, whole=True),
     )
     return lambda sample: (judge.run(sample.feed), other.run(sample.feed))

@@ -91,7 +91,7 @@ class Guard:
                 constants |= {} if bias is None else {layer.bias: bias}
         model = still(changed(self.reference, constants))
         made = exposed(model, outputs) if outputs else bytes(model.SerializeToString())
-        return Runner(made, threads=self.threads)
+        return Runner(made, threads=self.threads, inner=bool(outputs))
 
     def _first(self, pruned: Mapping[str, Pruned], feed: Feed) -> str:
         """The first tensor inside that is at fault on this sample; empty where, looked at one by one, none is."""

@@ -74,12 +74,14 @@ def session(
     profile: Path | None = None,
     folder: Path | None = None,
     keep_plans: bool = True,
+    inner: bool = False,
 ) -> Any:
     """An InferenceSession; threads sleep instead of spinning, so that models run in turns do not disturb each other.
 
     save_optimized: where the graph that runs is written; profile: prefix of a profile file; folder: where external data
-    of a model given as bytes lies; keep_plans: keep a plan of the memory for every shape of input that is met. A model
-    with float8 that does not load with graph optimizations is loaded without. Raises
+    of a model given as bytes lies; keep_plans: keep a plan of the memory for every shape of input that is met; inner:
+    the model was made here to show tensors inside another one. Such a model, and one with float8, is loaded with fewer
+    graph optimizations where it does not load with all of them. Raises
     ModelError where ONNX Runtime refuses the model, TargetError where the first provider cannot start.
     """
     ort = runtime()
@@ -105,16 +107,36 @@ def session(
         try:
             made = ort.InferenceSession(source, options, providers=list(providers))
         except Exception:
-            if not _holds_float8(model):
+            lower = _lower_levels(level, model, inner=inner and optimize)
+            if not lower:
                 raise
-            # Its optimizers take every Q and DQ for one of integers, and then refuse what they made.
-            options.graph_optimization_level = level.ORT_DISABLE_ALL
-            made = ort.InferenceSession(source, options, providers=list(providers))
+            made = _first_that_loads(source, options, providers, lower)
     except Exception as e:  # ONNX Runtime's errors share no base class
         raise ModelError(f"{label(model)} does not load in ONNX Runtime: {one_line(e)}") from e
     if providers and made.get_providers()[0] != providers[0]:
         raise TargetError(f"{providers[0]} did not start; ONNX Runtime fell back to {made.get_providers()[0]}")
     return made
+
+
+def _lower_levels(level: Any, model: Path | bytes, *, inner: bool) -> list[Any]:
+    """The levels of optimization that are tried where all optimizations together do not load the model."""
+    if inner:
+        # Its layout optimizer loses the output of a Conv that an Add reads too, and then refuses what it made.
+        return [level.ORT_ENABLE_EXTENDED, level.ORT_DISABLE_ALL]
+    # Its optimizers take every Q and DQ for one of integers, and then refuse what they made.
+    return [level.ORT_DISABLE_ALL] if _holds_float8(model) else []
+
+
+def _first_that_loads(source: Any, options: Any, providers: Sequence[str], levels: Sequence[Any]) -> Any:
+    """The session at the first of these levels that loads; raises what the last one raised."""
+    for number, level in enumerate(levels, 1):
+        options.graph_optimization_level = level
+        try:
+            return runtime().InferenceSession(source, options, providers=list(providers))
+        except Exception:
+            if number == len(levels):
+                raise
+    raise AssertionError("no level was given")
 
 
 class Runner:
@@ -131,6 +153,7 @@ class Runner:
         folder: Path | None = None,
         keep_plans: bool = True,
         whole: bool = False,
+        inner: bool = False,
     ) -> None:
         """`outputs` names what `run` gives, of what numpy can hold; None for all. The rest is as `session` has it.
 
@@ -138,8 +161,9 @@ class Runner:
         """
         self._label = label(model)
         self._session = session(
-            model, optimize=optimize, threads=threads, providers=providers, folder=folder, keep_plans=keep_plans
-        )
+            model, optimize=optimize, threads=threads, providers=providers, folder=folder, keep_plans=keep_plans,
+            inner=inner,
+        )  # fmt: skip
         self.inputs: tuple[InputSpec, ...] = tuple(map(input_spec, self._session.get_inputs()))
         found = self._session.get_outputs()
         held = tuple(o.name for o in found if _numpy_holds(o.type, whole=whole))
