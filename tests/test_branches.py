@@ -102,6 +102,19 @@ def test_what_is_not_only_added_stays(body: str, constants: dict[str, Any]) -> N
     assert not found(net(body, **W2, **constants))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "r = Relu(s) a = Conv(r, k1) b = Conv(r, k2) z = Add(a, b)",
+        "r = Relu(s) a = Conv(r, k1) b = Conv(r, k2) t = Add(a, b) c = Conv(r, k3) z = Add(t, c)",
+        "r = Relu(s) a = Conv(r, k1) b = Conv(r, k2) t = Add(a, b) c = Conv(r, k3) z = Add(c, t)",
+    ],
+)
+def test_a_sum_keeps_one_side(body: str) -> None:
+    """Layers side by side that are summed, as in an ASPP: without what they read nothing would be left to sum."""
+    assert found(net(body, **{f"k{i}": weight(8, 8, 1, 1, seed=i) for i in (1, 2, 3) if f"k{i}" in body})) == []
+
+
 def test_what_is_given_out_or_spared_stays() -> None:
     plain = net(PLAIN + "z = Add(c, s)", **W2)
     assert len(found(plain)) == 1

@@ -41,6 +41,8 @@ def branches_of(
         if sums is None:
             continue
         gone = _only_for(model, set(sums))
+        if any(edit.producer(side) in gone for made, add in sums.items() for side in add.inputs if side is not made):
+            continue  # both sides of a sum would go
         layers = [(node, ids) for node, ids in groups.axes.made if node in gone]
         ends = [node for node, _ in group.readers]
         inside = [ids for node, ids in layers if node not in ends]
