@@ -13,6 +13,8 @@ from handmade.core import model as parsed
 from onnx import TensorProto, helper
 
 import onnxshot
+from onnxshot.graph.load import load_model
+from onnxshot.preparing import to_float
 
 V, D = 3000, 48
 
@@ -123,3 +125,88 @@ def test_a_tied_table_in_subgraph_or_output_is_left_alone() -> None:
     stored = {i.name: i for i in made.graph.initializer}
     assert stored["e"].data_type == TensorProto.FLOAT
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(stored["e"]), e)
+
+
+_SHARED = """g (float[b, 16, 12, 12] x, float[b, 64] v) => (float[b, 16, 12, 12] y, float[b, 64] z) {
+    a = Conv<pads = [1, 1, 1, 1]>(x, w) c = Relu(a) d = Conv<pads = [2, 2, 2, 2], dilations = [2, 2]>(c, w) y = Relu(d)
+    h = MatMul(v, m) i = Tanh(h) j = MatMul(i, m) k = Tanh(j) l = MatMul(k, m) z = Tanh(l)
+}"""
+
+
+def _shared() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
+    """A Conv at two dilations and a product that is repeated three times."""
+    r = np.random.default_rng(3)
+    stored = {"w": (r.normal(size=(16, 16, 3, 3)) / 12).astype("f4"), "m": (r.normal(size=(64, 64)) / 6).astype("f4")}
+    shapes = {"x": (1, 16, 12, 12), "v": (1, 64)}
+    samples = [{n: r.normal(size=s).astype("f4") for n, s in shapes.items()} for _ in range(8)]
+    return parsed(_SHARED, stored), samples
+
+
+def _quantized(form: str, given: onnx.ModelProto, samples: list[dict[str, np.ndarray]], place: Path) -> Path:
+    """The model in 8 bits: our own file, or one of ONNX Runtime's quantizers."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
+    )
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
+        def __init__(self) -> None:
+            self.left = iter(samples)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.left, None)
+
+    onnx.save(given, place / "float.onnx")
+    if form in ("static", "dynamic"):
+        onnxshot.quantize(given, samples, mode=form, output=place / "q.onnx", effort="fast")
+    elif form == "ORT dynamic":
+        quantize_dynamic(place / "float.onnx", place / "q.onnx", weight_type=QuantType.QUInt8)
+    else:
+        shape = QuantFormat[form.removeprefix("ORT ")]
+        quantize_static(place / "float.onnx", place / "q.onnx", Reader(), quant_format=shape)
+    return place / "q.onnx"
+
+
+@pytest.mark.parametrize("how", ["requantize", "complete"])
+@pytest.mark.parametrize("form", ["static", "dynamic", "ORT QDQ", "ORT QOperator", "ORT dynamic"])
+def test_integers_that_several_nodes_read_come_back_as_one_weight(form: str, how: str, tmp_path: Path) -> None:
+    """A Conv at two strides: 18 kB became 48."""
+    given, samples = _shared()
+    place = _quantized(form, given, samples, tmp_path)
+    options = onnxshot.Settings(requantize=how == "requantize")
+    asked = {"complete": True} if how == "complete" else {}
+    onnxshot.quantize(
+        place, samples, mode="static", output=tmp_path / "r.onnx", effort="fast", settings=options, **asked
+    )
+    made = onnx.load(tmp_path / "r.onnx")
+    for size in (16 * 16 * 9, 64 * 64):
+        assert [i.data_type in (TensorProto.INT8, TensorProto.UINT8) for i in made.graph.initializer
+                if np.prod(i.dims) == size] == [True]  # fmt: skip
+    before = ort.InferenceSession(tmp_path / "float.onnx").run(None, samples[0])
+    for wanted, found in zip(before, ort.InferenceSession(tmp_path / "r.onnx").run(None, samples[0]), strict=True):
+        assert 10 * np.log10((wanted**2).sum() / ((wanted - found) ** 2).sum()) > 20
+
+
+def test_equal_integers_with_other_scales_come_back_as_weights_of_their_own() -> None:
+    """What a weight is made of is more than its integers; each output is held against numpy."""
+    r = np.random.default_rng(4)
+    q, x = r.integers(-127, 128, (64, 64)).astype("i1"), r.normal(size=(2, 64)).astype("f4")
+    steps = {"s": np.float32(0.01), "t": np.float32(0.03), "c": np.linspace(0.01, 0.02, 64, dtype="f4")}
+    text = """g (float[2, 64] x) => (float[2, 64] a, float[2, 64] b, float[2, 64] c0, float[2, 64] c1, float[2, 64] d) {
+        ws = DequantizeLinear(q, s, z) wt = DequantizeLinear(q, t, z) wu = DequantizeLinear(q, s, z)
+        w0 = DequantizeLinear<axis = 0>(q, c, zs) w1 = DequantizeLinear<axis = 1>(q, c, zs)
+        a = MatMul(x, ws) b = MatMul(x, wt) c0 = MatMul(x, w0) c1 = MatMul(x, w1) d = MatMul(x, wu)
+    }"""
+    given = parsed(text, {"q": q, **steps, "z": np.int8(3), "zs": np.zeros(64, "i1")})
+    model = load_model(given)
+    to_float(model, complete=False, requantize=True)
+    made = model.to_proto()
+    assert sum(np.prod(i.dims) == 64 * 64 for i in made.graph.initializer) == 4
+    real, c = q.astype("f4"), steps["c"]
+    wanted = [(real - 3) * steps["s"], (real - 3) * steps["t"], real * c[:, None], real * c, (real - 3) * steps["s"]]
+    found = ort.InferenceSession(made.SerializeToString()).run(None, {"x": x})
+    for weight, got in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(got, x @ weight, rtol=1e-4, atol=1e-3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,15 @@ _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Adds nodes in place of one node; `edit.toposort` puts them where they belong."""
+    """Adds nodes in place of one node; `edit.toposort` puts them where they belong.
+
+    restored: float weights that were made so far, by what they were made of.
+    """
 
     model: Model
     graph: Graph
     node: Node
+    restored: dict[tuple[object, ...], Constant] = field(default_factory=dict)
 
     def op(
         self, op: str, *inputs: Tensor, out: Tensor | None = None, domain: str | None = None, **attrs: Any

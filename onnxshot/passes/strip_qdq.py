@@ -6,7 +6,7 @@ that it makes needless: there a Clip takes the place of the pair.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from onnxshot.maths.packed import fits_blocks, from_blocks
 from onnxshot.passes.base import Change
 from onnxshot.passes.quantized_shapes import rename_moved, wants_shape
 
+Restored = dict[tuple[object, ...], Constant]
+"""Float weights by what they were made of: integers that several nodes read come back as one weight."""
+
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 # Not negative where none of their inputs is, and where their first is not.
@@ -30,6 +33,7 @@ _MEANS = ("AveragePool", "GlobalAveragePool", "ReduceMean", "QuantizeLinear", "D
 class StripQdq:
     """Remove Q/DQ pairs on tensors and dequantize stored weights to float32 (DequantizeLinear-21)."""
 
+    restored: Restored = field(default_factory=dict)
     name: str = "strip_qdq"
 
     def run(self, model: Model) -> Change:
@@ -43,7 +47,7 @@ class StripQdq:
             source = node.inputs[0]
             maker = edit.producer(source)
             if isinstance(source, Constant):
-                restored = restore(model, node)
+                restored = restore(model, node, self.restored)
                 if restored is None:
                     change.skip(node, "its scale is not constant, or does not fit")
                     continue
@@ -176,12 +180,13 @@ def _clip(
     cut[source, limit.tobytes()] = out
 
 
-def restore(model: Model, node: Node) -> Constant | None:
+def restore(model: Model, node: Node, known: Restored | None = None) -> Constant | None:
     """What a DequantizeLinear makes of stored integers; None where its scale is not constant, not float, or misfits.
 
-    real = (q - zero_point) * scale, along the axis attribute where the scale has one dimension.
+    real = (q - zero_point) * scale, along the axis attribute where the scale has one dimension. known: what was made so
+    far, and is taken where it is the same; what is made is added.
     """
-    q, scale = weights.read(node.inputs[0]), edit.constant_input(node, 1)
+    stored, scale = node.inputs[0], edit.constant_input(node, 1)
     zero, block = edit.constant_input(node, 2), int(node.attrs.get("block_size", 0))
     if scale is None or (scale.ndim > 1 and not block) or weights.elem_type(node.inputs[1]) not in (
         TensorProto.FLOAT,
@@ -189,16 +194,29 @@ def restore(model: Model, node: Node) -> Constant | None:
     ):
         return None
     axis = int(node.attrs.get("axis", 1))
+    key = (stored, *values_key(scale, zero), axis if scale.size > 1 else None, block)
+    if known is not None and key in known:
+        return known[key]
+    q = weights.read(stored)
     if block:  # DequantizeLinear-21
         shapes = [values.shape for values in (scale, zero) if values is not None]
         if not all(fits_blocks(q.shape, shape, axis, block) for shape in shapes):
             return None
         real = from_blocks(q, scale, 0.0 if zero is None else zero, axis, block)
-        return edit.add_constant(model, node.inputs[0].name, "float", real)
-    if not fits(q, scale, zero, axis):
+    elif fits(q, scale, zero, axis):
+        real = dequantized(q, scale, zero, axis)
+    else:
         return None
-    real = dequantized(q, scale, zero, axis)
-    return edit.add_constant(model, node.inputs[0].name, "float", real)
+    made = edit.add_constant(model, stored.name, "float", real)
+    if known is not None:
+        known[key] = made
+    return made
+
+
+def values_key(*given: NDArray[Any] | float | None) -> tuple[object, ...]:
+    """What tells scales and zero points from others: their type, shape and bytes."""
+    arrays = [None if values is None else np.asarray(values) for values in given]
+    return tuple(None if a is None else (a.dtype.str, a.shape, a.tobytes()) for a in arrays)
 
 
 def fits(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None, axis: int) -> bool:

@@ -18,7 +18,7 @@ from onnxshot.graph.ops import moves_exactly
 from onnxshot.maths.packed import fits_blocks, from_blocks, unpacked
 from onnxshot.passes.base import Change
 from onnxshot.passes.forms import Writer, given
-from onnxshot.passes.strip_qdq import dequantized, fits
+from onnxshot.passes.strip_qdq import Restored, dequantized, fits, values_key
 
 Array = NDArray[Any]
 _FLOAT_OPS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
@@ -32,6 +32,7 @@ class ToFloats:
     """Restore the operators of RULES. `precision`: what each node that was made was before, by its label."""
 
     precision: dict[str, str] = field(default_factory=dict)
+    restored: Restored = field(default_factory=dict)
     name: str = "to_floats"
 
     def run(self, model: Model) -> Change:
@@ -42,7 +43,7 @@ class ToFloats:
             if rule is None or not node.outputs:
                 continue
             try:
-                made, words = rule(Writer(model, graph, node))
+                made, words = rule(Writer(model, graph, node, self.restored))
             except _Stays as stays:
                 if stays.reason:
                     change.skip(node, stays.reason)
@@ -90,13 +91,28 @@ def _weight(write: Writer, slot: int, scale: int, zero: int, *, axis: int = -1) 
     if not fits(q, s.reshape(-1), None if z is None else z.reshape(-1), axis):
         raise _Stays("its scales do not fit its weight")
     flat = None if z is None else z.reshape(-1)
-    return _stored(write, node.inputs[slot], q.shape, s.dtype, lambda q: dequantized(q, s.reshape(-1), flat, axis))
+    scale_values = s.reshape(-1)
+    return _stored(
+        write, node.inputs[slot], q.shape, s.dtype, lambda q: dequantized(q, scale_values, flat, axis),
+        scale_values, flat, axis,
+    )  # fmt: skip
 
 
 def _stored(
-    write: Writer, constant: Tensor, shape: Sequence[int], dtype: np.dtype[Any], compute: Callable[[Array], Array]
+    write: Writer,
+    constant: Tensor,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    compute: Callable[[Array], Array],
+    *parts: Array | float | None,
 ) -> Constant:
-    """A new constant of what `compute` makes of a stored one; computed whenever it is read where it is large."""
+    """The constant of what `compute` makes of a stored one; computed whenever it is read where it is large.
+
+    parts: what `compute` takes besides. Operators of a kind that read the same integers and parts share the constant.
+    """
+    key = (constant, write.node.op, *shape, *values_key(*parts))
+    if key in write.restored:
+        return write.restored[key]
     source = Constant(constant.name, constant._values)
 
     def made() -> Array:
@@ -104,7 +120,8 @@ def _stored(
 
     large = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize > _LAZY_BYTES
     values = weights.ComputedValues(tuple(int(d) for d in shape), dtype, made) if large else made()
-    return edit.add_constant(write.model, constant.name, "float", values)
+    write.restored[key] = edit.add_constant(write.model, constant.name, "float", values)
+    return write.restored[key]
 
 
 def _data(write: Writer, slot: int, scale: int | None, zero: int) -> tuple[Tensor, Tensor | None, Array | None]:
@@ -206,7 +223,9 @@ def _centred(write: Writer, q: Array, zero: Array | None, channels: Array | None
     flat = None if zero is None else zero.reshape(-1)
     if not fits(q, scale, flat, axis):
         raise _Stays("its zero points do not fit its weight")
-    return _stored(write, node.inputs[1], q.shape, np.dtype(np.float32), lambda q: dequantized(q, scale, flat, axis))
+    return _stored(
+        write, node.inputs[1], q.shape, np.dtype(np.float32), lambda q: dequantized(q, scale, flat, axis), scale, flat
+    )
 
 
 def _with_bias(write: Writer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Node:
@@ -256,7 +275,7 @@ def _block_matmul(write: Writer) -> Made:
         integers = unpacked(stored.reshape(rows, -1), bits)[:, :columns]
         return np.ascontiguousarray(from_blocks(integers, scale, zero, 1, block).T)
 
-    weight = _stored(write, node.inputs[1], (columns, rows), scale.dtype, compute)
+    weight = _stored(write, node.inputs[1], (columns, rows), scale.dtype, compute, scale, zero, bits, block)
     return _with_bias(write, node.inputs[0], weight, given(node, 5)), f"weights {bits} bits"
 
 
@@ -275,7 +294,7 @@ def _lstm(write: Writer) -> Made:
             return np.ascontiguousarray(((q.astype(np.float32) - shift) * step).transpose(0, 2, 1))
 
         shape = (stored.shape[0], stored.shape[2], stored.shape[1])
-        real.append(_stored(write, node.inputs[slot], shape, np.dtype(np.float32), compute))
+        real.append(_stored(write, node.inputs[slot], shape, np.dtype(np.float32), compute, shift, step))
     kind = _needed(node, 2).dtype
     x, rest = node.inputs[0], list(node.inputs[3:_SCALES])
     while rest and not rest[-1].name:
@@ -343,7 +362,7 @@ def _block_gather(write: Writer) -> Made:
     def compute(q: Array) -> Array:
         return from_blocks(unpacked(q, bits) if packed else q, scale, zero, axis, block)
 
-    table = _stored(write, node.inputs[0], shape, scale.dtype, compute)
+    table = _stored(write, node.inputs[0], shape, scale.dtype, compute, scale, zero, bits, block, axis)
     made = write.ops("Gather", [table, node.inputs[1]], [node.outputs[0]], axis=picked)
     write.done()
     return made, f"weights {bits} bits"
@@ -365,7 +384,9 @@ def _embedding(write: Writer) -> Made:
     if column is None or column.dtype.kind != "f" or others[0].inputs[1] is not node.inputs[1]:
         raise _Stays("")
     scale, out = column, rescale.outputs[0]
-    table = _stored(write, node.inputs[0], stored.shape, scale.dtype, lambda q: (q * scale).astype(scale.dtype))
+    table = _stored(
+        write, node.inputs[0], stored.shape, scale.dtype, lambda q: (q * scale).astype(scale.dtype), scale
+    )
     edit.remove(model, [rescale])
     return write.ops("Gather", [table, node.inputs[1]], [out], **node.attrs), f"weights {stored.dtype}"
 
