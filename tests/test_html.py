@@ -20,7 +20,7 @@ from onnxshot.html.graph_map import graph_map
 from onnxshot.html.layers import error_chart
 from onnxshot.html.markup import Markup, el, join
 from onnxshot.html.page import page
-from onnxshot.html.sections import search, skipped
+from onnxshot.html.sections import runs_on, search, skipped
 from onnxshot.html.summary import verdict
 from onnxshot.verdict import judge
 
@@ -258,3 +258,19 @@ def test_what_stayed_float_is_grouped_by_reason_most_frequent_first() -> None:
     rows = [("a", "Conv", "small"), ("b", "Softmax", "stays"), ("c", "Gemm", "stays")]
     text = Parsed(skipped([dict(zip(("node", "op", "reason"), row, strict=True)) for row in rows])).text
     assert text == "2 stays 1 × Softmax, 1 × Gemmb, c1 small 1 × Conva"
+
+
+def test_the_page_says_where_a_file_runs_and_what_its_work_is_counted_at() -> None:
+    rests = [{"form": "weights <8> bits", "since": "1.25", "nodes": 3, "loads": False}]
+    values = {
+        "onnxruntime": {"loads_from": "1.18", "fused_from": "1.25", "rests_on": rests},
+        "sizes": {"from": "inferred", "unknown": ["loop & co", "b"]},
+    }
+    told = Parsed(str(runs_on(values))).text
+    assert "as told from 1.25 on, and loads it from 1.18 on: weights <8> bits (3) from 1.25 on." in told
+    assert "with free dimensions as 1; of 2 nodes such as loop & co the size is not known" in told
+    assert str(runs_on({"onnxruntime": None, "sizes": {}})) == ""
+    report = report_of("quantize")
+    shown = Parsed(page(report)).text
+    assert f"ONNX Runtime runs it as told from {report['onnxruntime']['fused_from']} on" in shown
+    assert "at the sizes of a sample" in shown or "at the sizes that the inputs are fixed at" in shown

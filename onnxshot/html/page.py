@@ -89,7 +89,12 @@ def _sections(values: Values) -> Iterator[Markup]:
     if values["notes"]:
         yield _section("Notes", sections.notes(values["notes"]))
     yield _section(
-        "This run", join(sections.cost(values), sections.recipe(values.get("recipe", values.get("target", {}))))
+        "This run",
+        join(
+            sections.runs_on(values),
+            sections.cost(values),
+            sections.recipe(values.get("recipe", values.get("target", {}))),
+        ),
     )
 
 

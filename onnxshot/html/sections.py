@@ -13,6 +13,11 @@ from onnxshot.html.markup import Markup, el, join
 Values = Mapping[str, Any]
 
 _NAMED = 60  # nodes of one reason that are listed by name
+_COUNTED_AT = {
+    "sample": "at the sizes of a sample",
+    "frozen": "at the sizes that the inputs are fixed at",
+    "inferred": "with free dimensions as 1",
+}
 _AS_FLOAT = 100.0  # dB: what answers as the float model does is in the table alone, as it would dwarf the rest
 
 
@@ -146,6 +151,23 @@ def channels(groups: Sequence[Values]) -> Markup:
 def notes(lines: Sequence[str]) -> Markup:
     """What else a person should know."""
     return el("ul", [el("li", line) for line in lines], class_="notes")
+
+
+def runs_on(values: Values) -> Markup:
+    """Which versions of ONNX Runtime run the file as told, and what sizes its work was counted at; may be empty."""
+    parts = []
+    if versions := values.get("onnxruntime"):
+        told = f"ONNX Runtime runs it as told from {versions['fused_from']} on"
+        if versions["loads_from"] != versions["fused_from"]:
+            told += f", and loads it from {versions['loads_from']} on"
+        forms = [f"{row['form']} ({row['nodes']}) from {row['since']} on" for row in versions["rests_on"]]
+        parts.append(el("p", told + (f": {', '.join(forms)}" if forms else "") + "."))
+    if sizes := values.get("sizes"):
+        told = f"Its work is counted {_COUNTED_AT[sizes['from']]}"
+        if unknown := sizes["unknown"]:
+            told += f"; of {len(unknown)} nodes such as {unknown[0]} the size is not known: counted at one position"
+        parts.append(el("p", f"{told}."))
+    return join(parts)
 
 
 def recipe(asked: Values) -> Markup:
