@@ -328,7 +328,8 @@ class Run:
             return
         self.report.notes.append(found.note)
         if found.portable:
-            self.recipe = self.decided = replace(self.recipe, portable_ops=True)
+            exclude = (*self.recipe.exclude, *found.left)
+            self.recipe = self.decided = replace(self.recipe, portable_ops=True, exclude=exclude)
             self.report.recipe = self.recipe.to_dict()
 
     def improve_plan(self, stats: Mapping[str, TensorStats], data: Dataset | None) -> Evidence:

@@ -138,3 +138,20 @@ def test_a_file_of_another_tool(tmp_path: Path) -> None:
     assert onnxshot.inspect(tmp_path / "given.onnx").onnxruntime.fused_from == "1.23"
     report = onnxshot.emit(tmp_path / "given.onnx", to="onnx", output=tmp_path / "out.onnx")
     assert report.onnxruntime == Needs("1.18", "1.18"), "its bias is int32 now"
+
+
+def test_of_what_an_onnxruntime_wrote_for_itself_no_version_is_told(tmp_path: Path) -> None:
+    text = """g (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) {
+        b = com.microsoft.nchwc.ReorderInput(x) c = com.microsoft.nchwc.Conv(b, w)
+        y = com.microsoft.nchwc.ReorderOutput<channels = 16>(c)
+    }"""
+    found = wants(text, {"w": weight(16, 16, 1, 1)})
+    assert (found.loads_from, found.fused_from) == ("unknown", "unknown")
+    assert [r.nodes for r in found.rests_on] == [3]
+    assert "com.microsoft.nchwc" in found.to_text()
+    assert "1.18" not in found.to_text()
+    fused = """g (float[1, 3, 8, 8] x) => (float[1, 4, 8, 8] y)
+        {{ y = com.microsoft.FusedConv<activation = "{}">(x, w) }}"""
+    stored = {"w": weight(4, 3, 1, 1)}
+    assert wants(fused.format("HardSwish"), stored).fused_from == "unknown"
+    assert wants(fused.format("Relu"), stored).fused_from == "1.18"

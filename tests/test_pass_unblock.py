@@ -94,6 +94,36 @@ def test_filters_are_unblocked_by_either_size(tmp_path: Path) -> None:
     np.testing.assert_array_equal(conv.inputs[1].values, w)
 
 
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("activation", ["HardSwish", "Tanh", "Sigmoid"])
+def test_a_blocked_conv_with_an_activation(activation: str, opset: int, tmp_path: Path) -> None:
+    text = """g (float[1, 16, 6, 6] x) => (float[1, 20, 6, 6] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, w0) r = Relu(a) d = Conv<group = 24, pads = [1, 1, 1, 1]>(r, w1) s = Relu(d)
+        y = Conv(s, w2) }"""
+    constants = {"w0": weight(24, 16, 3, 3), "w1": weight(24, 1, 3, 3), "w2": weight(20, 24, 1, 1)}
+    saved = _saved(model(text, constants, opset=opset), tmp_path / "saved.onnx")
+    changed = [a for n in saved.graph.node for a in n.attribute if a.name == "activation" and a.s == b"Relu"]
+    for attribute in changed:
+        attribute.s = activation.encode()
+    assert len(changed) == 2
+    after = load_model(saved)
+    normalize(after)
+    assert all(node.domain != DOMAIN for _, node in after.walk())
+    feed = {"x": 4 * feeds(1, x=(1, 16, 6, 6))[0]["x"]}
+    np.testing.assert_allclose(outputs(after.to_proto(), feed)[0], outputs(saved, feed)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_an_activation_that_is_not_known_is_named() -> None:
+    text = """g (float[1, 16, 4, 4] x) => (float[1, 16, 4, 4] y) {
+        b = com.microsoft.nchwc.ReorderInput(x) c = com.microsoft.nchwc.Conv<activation = "Wavy">(b, w)
+        y = com.microsoft.nchwc.ReorderOutput<channels = 16>(c)
+    }"""
+    after = load_model(model(text, {"w": weight(16, 16, 1, 1)}, imports=f', "{DOMAIN}": 1'))
+    change = Unblock().run(after)
+    assert change.edits == 0
+    assert [skip.reason for skip in change.skips] == ["its activation 'Wavy' has no standard form here"]
+
+
 def test_what_is_not_understood_stays_with_its_neighbours() -> None:
     text = """g (float[1, 16, 4, 4] x) => (float[1, 16, 4, 4] y) {
         b = com.microsoft.nchwc.ReorderInput(x) c = com.microsoft.nchwc.Conv(b, w) t = Softmax(c)

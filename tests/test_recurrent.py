@@ -14,6 +14,7 @@ from support import fixture, heldout
 import onnxshot
 from onnxshot.effort import recurrent
 from onnxshot.errors import ModelError, OnnxshotError
+from onnxshot.passes import dynamic
 from onnxshot.recipes.recipe import Recipe
 
 TEXT = """g (float[T, B, 16] x) => (float[T, 1, B, 32] y) {{ y = LSTM<hidden_size = 32{more}>(x, w, r{slots}) }}"""
@@ -140,6 +141,7 @@ FORMS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     ),
     "clip": (", clip = 0.5", "", {}, 17),
     "peephole": ("", ", , , , , p", {"p": vector(96)[None]}, 17),
+    "a default layout": (", layout = 0, input_forget = 0", "", {}, 17),
     "reverse": (', direction = "reverse"', "", {}, 14),
     "states": ("", ", , , h, c", {"h": vector(64).reshape(1, 2, 32), "c": vector(64, 1).reshape(1, 2, 32)}, 17),
     "lengths": ("", ", , n", {"n": np.array([7, 4], np.int32)}, 17),
@@ -159,6 +161,20 @@ def test_every_form_is_the_same_network(name: str) -> None:
     (node,) = nodes_of(made, "DynamicQuantizeLSTM")
     assert {initializers(made)[node.input[i]].dtype.name for i in (1, 2)} == {"int8"}
     assert db(proto, made, data()) > 28
+
+
+@pytest.mark.parametrize("asked", [{}, {"include": ("LSTM",)}])
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_one_that_onnxruntime_does_not_load_in_int8_stays_float(
+    mode: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attribute that DynamicQuantizeLSTM has not is let through, as of an opset that is not known yet."""
+    monkeypatch.setattr(dynamic, "_LSTM_ATTRS", (*dynamic._LSTM_ATTRS, "layout"))
+    proto = net(", layout = 0")
+    result = onnxshot.quantize(proto, data(), mode=mode, settings=PROVEN, **asked)
+    assert "LSTM" in kinds(result)
+    assert any("LSTMs stay float" in note and "does not load" in note for note in result.report.notes)
+    assert db(proto, result.model.to_proto(), data()) > 38
 
 
 def test_packed_sequences_and_two_directions() -> None:

@@ -12,13 +12,16 @@ from pathlib import Path
 from onnxshot import trial
 from onnxshot.calibration.readers import Dataset, Sample, split
 from onnxshot.calibration.sampling import spread
+from onnxshot.errors import ModelError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.planning.asked import Asked
+from onnxshot.planning.match import exact_patterns
 from onnxshot.planning.plan import DYNAMIC, Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
+from onnxshot.targets.ort_runtime import session
 
 HOLDS_DB = 30.0
 """SQNR of the outputs, typical of a sample, that LSTMs in int8 must keep: most int8 results have more noise."""
@@ -27,10 +30,17 @@ _TRIED_ON = 8  # samples
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """portable: the LSTMs must stay standard operators; note: why, or what the file is for."""
+    """What was found.
+
+    Attributes:
+        portable: the LSTMs must stay standard operators.
+        note: why, or what the file is for.
+        left: patterns of nodes that must stay float, though they were asked for.
+    """
 
     portable: bool
     note: str
+    left: tuple[str, ...] = ()
 
 
 def settle(
@@ -44,6 +54,12 @@ def settle(
     rows = [row for row in plan.nodes if row.op == "LSTM" and row.how == DYNAMIC]
     if not rows:
         return None
+    rows_alone = replace(plan, nodes=tuple(rows))
+    refused = _refused(model, rows_alone)
+    if refused:
+        patterns = exact_patterns(model)
+        left = tuple(dict.fromkeys(patterns.get(row.node, row.op) for row in rows if row.node in forced))
+        return Settled(True, f"LSTMs stay float: in int8 {refused}", left)
     alone = "the file is for ONNX Runtime alone: it holds com.microsoft.DynamicQuantizeLSTM (--portable-ops avoids it)"
     if all(row.node in forced for row in rows) or (data is None and recipe.mode == DYNAMIC):
         return Settled(False, alone)
@@ -53,7 +69,7 @@ def settle(
         return Settled(True, f"LSTMs stay float: {why}; {asks}")
     numbers = split(len(data))[0]
     samples = [data[numbers[i]] for i in spread(len(numbers))[:_TRIED_ON]]
-    found = _typical_db(model, replace(plan, nodes=tuple(rows)), reference, samples, settings)
+    found = _typical_db(model, rows_alone, reference, samples, settings)
     if found < HOLDS_DB:
         return Settled(True, f"LSTMs stay float: int8 ones alone leave {found:.1f} dB of the outputs; {asks}")
     return Settled(False, f"LSTMs are in int8: they alone keep {found:.1f} dB of the outputs; {alone}")
@@ -62,8 +78,27 @@ def settle(
 def _typical_db(
     model: Model, plan: Plan, reference: Path | bytes, samples: Sequence[Sample], settings: Settings
 ) -> float:
+    (found,) = trial.tried(reference, [_made(model, plan)], samples, threads=settings.threads)
+    return found.typical_db
+
+
+def _made(model: Model, plan: Plan) -> bytes:
     copy = load_model(model.to_proto())
     QuantizeDynamically(plan).run(copy)
-    made = [bytes(copy.to_proto().SerializeToString())]
-    (found,) = trial.tried(reference, made, samples, threads=settings.threads)
-    return found.typical_db
+    return bytes(copy.to_proto().SerializeToString())
+
+
+def _refused(model: Model, plan: Plan) -> str:
+    """Why ONNX Runtime does not load the model with these LSTMs in int8; empty where it does, or is not asked."""
+    if model.weight_bytes() > trial.MAX_BYTES:
+        return ""
+    made = _made(model, plan)
+    try:
+        session(made, threads=1)
+    except ModelError as e:
+        try:
+            session(bytes(model.to_proto().SerializeToString()), threads=1)
+        except ModelError:
+            return ""  # it is not for the LSTMs
+        return str(e)
+    return ""

@@ -18,6 +18,8 @@ from onnxshot.passes.base import Change
 from onnxshot.passes.weights_int8 import QuantizedWeights
 from onnxshot.planning.plan import DYNAMIC, Plan, WeightPlan
 
+_LSTM_ATTRS = ("direction", "activations", "activation_alpha", "activation_beta", "clip", "hidden_size", "input_forget")
+"""What DynamicQuantizeLSTM can be told: an LSTM may also tell its `layout` and, in old opsets, `output_sequence`."""
 _ROWS_DB = 3.0  # less noise of an LSTM's weight, from where on it gets a scale per row
 
 
@@ -123,6 +125,8 @@ def _rewrite_lstm(model: Model, node: Node, quantized: QuantizedWeights, planned
         scales += [edit.add_constant(model, weight.name, "zero_point", zero)]
     model.require_domain("com.microsoft")
     node.op, node.domain = "DynamicQuantizeLSTM", "com.microsoft"
+    for name in node.attrs.keys() - set(_LSTM_ATTRS):
+        del node.attrs[name]
     x, rest = ins[0], [t if t is not None else Variable("") for t in ins[3:8]]
     node.inputs.clear()
     node.inputs.extend([x, *packed, *rest, *scales])

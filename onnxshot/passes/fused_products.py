@@ -13,6 +13,7 @@ from onnxshot.passes.fused_norms import tanh_gelu
 from onnxshot.passes.linear import fixed
 
 _LIMITS = ("min", "max")
+_HARD_SWISH_SINCE = 14  # opset
 ACTIVATIONS: dict[str, tuple[tuple[str, float], ...]] = {
     "Relu": (),
     "Tanh": (),
@@ -23,6 +24,7 @@ ACTIVATIONS: dict[str, tuple[tuple[str, float], ...]] = {
     "ThresholdedRelu": (("alpha", 1.0),),
     "Elu": (("alpha", 1.0),),
     "HardSigmoid": (("alpha", 0.2), ("beta", 0.5)),
+    "HardSwish": (),
     "Selu": (("alpha", 1.67326319217681884765625), ("gamma", 1.05070102214813232421875)),
     "Clip": ((_LIMITS[0], -3.4028234663852886e38), (_LIMITS[1], 3.4028234663852886e38)),
 }
@@ -119,6 +121,8 @@ def _activate(write: Writer, x: Tensor, activation: str, params: Mapping[str, An
     if activation == "Clip":
         low, high = (params[key] for key in _LIMITS)
         write.clip(x, low, high, out)
+    elif activation == "HardSwish" and write.model.opset < _HARD_SWISH_SINCE:
+        write.ops("Mul", [x, write.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)], [out])
     else:
         write.ops(activation, [x], [out], **params)
 

@@ -168,8 +168,10 @@ class _Layout:
         x, weight, bias, z = node.inputs[0], node.inputs[1], given(node, 2), given(node, 3)
         activation = node.attrs.get("activation", b"")
         name = activation.decode() if isinstance(activation, bytes) else str(activation)
-        if not fixed(weight) or (bias is not None and not fixed(bias)) or (name and name not in ACTIVATIONS):
-            return "its weight is not constant, or its activation has no standard form here"
+        if not fixed(weight) or (bias is not None and not fixed(bias)):
+            return f"its {'bias' if fixed(weight) else 'weight'} is not constant"
+        if name and name not in ACTIVATIONS:
+            return f"its activation {name!r} has no standard form here"
         outputs, inputs = weight.shape[:2]
         if outputs % self.block or (x in self.group_of and not self._depthwise(node) and inputs % self.block):
             return f"it was written for a CPU with other blocks than of {self.block}"

@@ -19,7 +19,9 @@ Version = tuple[int, int]
 
 OLDEST: Version = (1, 18)
 """The oldest that was tried."""
+UNKNOWN = "unknown"
 MICROSOFT = "com.microsoft"
+_BLOCKED = "com.microsoft.nchwc"
 _OPSETS: dict[int, Version] = {22: (1, 21), 23: (1, 23), 24: (1, 24), 25: (1, 24), 26: (1, 25)}
 _IRS: dict[int, Version] = {11: (1, 23), 12: (1, 24), 13: (1, 24)}
 _BYTES = (TensorProto.INT8, TensorProto.UINT8)
@@ -58,8 +60,8 @@ class Needs:
     """What a file needs of ONNX Runtime.
 
     Attributes:
-        loads_from: the first version that loads it.
-        fused_from: the first version that runs all of it as it was told to.
+        loads_from: the first version that loads it; UNKNOWN where it holds what one version wrote for itself.
+        fused_from: the first version that runs all of it as it was told to, or UNKNOWN.
         rests_on: the forms that need more than the oldest version, the one that needs most first.
     """
 
@@ -70,6 +72,9 @@ class Needs:
     def to_text(self) -> str:
         """One line for people."""
         oldest = _text(OLDEST)
+        if self.fused_from == UNKNOWN:
+            found = ", ".join(f"{r.form} ({r.nodes})" for r in self.rests_on if r.since == UNKNOWN)
+            return f"from which ONNX Runtime on it runs is unknown: an ONNX Runtime wrote it for itself: {found}"
         tried = " on, the oldest that was tried" if self.fused_from == oldest else " on"
         line = f"ONNX Runtime runs it as told from {self.fused_from}{tried}"
         if self.loads_from not in (oldest, self.fused_from):
@@ -86,6 +91,9 @@ def needs(model: Model) -> Needs:
     rests = [Rests(form.name, _text(form.since), count, form.loads) for form, count in found.items()]
     rests += [Rests(name, _text(since), 1, True) for name, since in _of_file(model)]
     order = sorted(rests, key=lambda r: _version(r.since), reverse=True)
+    own = Counter(name for _, node in model.walk() if (name := _own_form(node)))
+    if own:
+        return Needs(UNKNOWN, UNKNOWN, (*(Rests(name, UNKNOWN, count, True) for name, count in own.items()), *order))
     loads = max((_version(r.since) for r in order if r.loads), default=OLDEST)
     fused = max((_version(r.since) for r in order), default=OLDEST)
     return Needs(_text(loads), _text(fused), tuple(order))
@@ -98,6 +106,14 @@ def _of_file(model: Model) -> Iterator[tuple[str, Version]]:
         yield f"opset {opset}", _OPSETS[opset]
     if ir in _IRS:
         yield f"IR version {ir}", _IRS[ir]
+
+
+def _own_form(node: Node) -> str:
+    """What ONNX Runtime writes for itself when it saves an optimized model, and promises nobody to read again."""
+    if node.domain == _BLOCKED:
+        return f"operators of {_BLOCKED}, in blocks of one kind of CPU"
+    activation = node.attrs.get("activation", b"") if node.domain == MICROSOFT and node.op == "FusedConv" else b""
+    return "FusedConv with HardSwish" if activation in (b"HardSwish", "HardSwish") else ""
 
 
 def _dequantizer(node: Node, slot: int) -> Node | None:
