@@ -290,3 +290,20 @@ def test_the_report_of_a_difference_and_a_comparison_take_such_a_file(tmp_path: 
     assert {row["node"] for row in rows} >= {layer.name for layer in layers(made)}
     found = onnxshot.compare(given, written, case.feeds).to_dict()
     assert found["sqnr_db"] > 25
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_a_bias_that_the_model_gives_out_keeps_its_name_and_its_floats(readers: int) -> None:
+    second = "c = Conv<pads = [1, 1, 1, 1]>(a, v, b)" if readers == 2 else "c = Relu(a)"
+    text = f"""g (float[n, 8, 6, 6] x) => (float[n, 4, 6, 6] y, float[8] b) {{
+        a = Conv(x, w, b) {second} y = Conv(c, u)
+    }}"""
+    constants = {"w": weight(8, 8, 1, 1), "v": weight(8, 8, 3, 3, seed=1), "u": weight(4, 8, 1, 1), "b": vector(8)}
+    case = small(text, constants, x=(1, 8, 6, 6))
+    _, proto = quantized(case)
+    assert executed(proto.SerializeToString()).ops["QLinearConv"] == 1 + readers
+    assert np.array_equal(run(proto, case.feeds[0])[1], constants["b"])
+    assert sqnr(case, proto) > 30
+    for layer in layers(proto):
+        if len(layer.input) > 2:
+            stored(proto, layer)

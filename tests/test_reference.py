@@ -261,3 +261,54 @@ def test_no_tensor_is_told_worse_for_a_scale_that_went_into_weights(tmp_path: Pa
     assert "t" not in [row.tensor for row in rows]
     assert {"m", "u"} <= {row.tensor for row in rows}
     assert min(row.sqnr_db for row in rows) > 25
+
+
+def in_float16(body: str, slope: float = 0.1) -> onnx.ModelProto:
+    """A model of float32 outside and float16 inside, with an If or a Loop whose graphs compute in float16 too."""
+    leaky = f"LeakyRelu<alpha: float = {slope}>"
+    inner = {
+        "if": "e = If<then_branch = one () => (float16[n, 32] f) { g = MatMul(d, v) f = Relu(g) }, "
+        f"else_branch = two () => (float16[n, 32] f) {{ f = {leaky}(d) }}>(use)",
+        "loop": "e = Loop<body = turn (int64 i, bool c, float16[n, 32] s) => (bool k, float16[n, 32] t) "
+        f"{{ k = Identity(c) g = MatMul(s, v) q = {leaky}(g) t = Add(q, d) }}>(turns, use, d)",
+        "none": f"g = MatMul(d, v) e = {leaky}(g)",
+    }[body]
+    model = parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[n, 32] x, bool use) => (float[n, 32] y) {{
+            h = Cast<to = 10>(x) d = MatMul(h, w) {inner} o = MatMul(e, w) y = Cast<to = 1>(o)
+        }}"""
+    )
+    rng = np.random.default_rng(2)
+    stored = {name: (rng.normal(size=(32, 32)) / 6).astype(np.float16) for name in ("w", "v")}
+    stored["turns"] = np.array(3, np.int64)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(w, name) for name, w in stored.items())
+    return model
+
+
+FLOAT16_FEEDS = [
+    {"x": np.random.default_rng(i).normal(size=(4, 32)).astype(np.float32), "use": np.array(i % 2 == 0)}
+    for i in range(8)
+]
+
+
+@pytest.mark.parametrize("body", ["if", "loop", "none"])
+def test_what_is_float16_inside_alone_is_widened_without_an_alarm(body: str, tmp_path: Path) -> None:
+    given, made = in_float16(body), tmp_path / "made.onnx"
+    result = onnxshot.quantize(given, FLOAT16_FEEDS, output=made, effort="fast")
+    truth = db(given.SerializeToString(), made, FLOAT16_FEEDS[-result.report.samples["held_out"] :])
+    assert result.report.sqnr_db == pytest.approx(truth, abs=0.5)
+    assert truth > 25
+
+
+@pytest.mark.parametrize("body", ["if", "loop", "none"])
+def test_another_meaning_is_seen_in_a_float16_model_that_was_widened(body: str) -> None:
+    feed = FLOAT16_FEEDS[1 if body == "if" else 0]
+    model = load_model(in_float16(body, slope=0.3))
+    normalize(model)
+    other = model.to_proto()
+    with pytest.raises(ModelError, match=r"changes what node .* gives"):
+        check(in_float16(body), other, feed)
+    model = load_model(in_float16(body))
+    normalize(model)
+    check(in_float16(body), model.to_proto(), feed)

@@ -148,3 +148,62 @@ def test_other_runtimes_are_not_told() -> None:
 def test_other_modes_are_what_they_were() -> None:
     ready, plan = planned(net(16), mode="weights")
     assert {treatment(ready, plan)[f"c{i}"] for i in range(10)} == {WEIGHTS}
+
+
+BRANCHES = """g (float[n, 32, {size}, {size}] x) => (float[n, 16, h, w] y) {{
+    a = Conv(x, stem) r = Relu(a)
+    p = AveragePool<{pool}>(r) b = Conv(p, one) s = Relu(b)
+    c = Conv(r, two) d = Conv<strides = [{stride}, {stride}]>(c, three) t = Relu(d)
+    u = Concat<axis = 1>(s, t) y = Conv(u, last)
+}}"""
+
+
+def branches(pool: str, size: int | str = 12, stride: int = 1) -> Case:
+    """Two branches of Convs, one of them behind an AveragePool, that a Concat joins."""
+    constants = {
+        "stem": weight(48, 32, 1, 1), "one": weight(24, 48, 1, 1, seed=1), "two": weight(32, 48, 1, 1, seed=2),
+        "three": weight(24, 32, 1, 1, seed=3), "last": weight(16, 48, 1, 1, seed=4),
+    }  # fmt: skip
+    given = 12 if isinstance(size, str) else size
+    return small(BRANCHES.format(pool=pool, size=size, stride=stride), constants, x=(1, 32, given, given))
+
+
+@pytest.mark.parametrize("target", ["ort", "ort-avx2"])
+@pytest.mark.parametrize(
+    ("pool", "size", "stride"),
+    [
+        ("kernel_shape = [3, 3], pads = [1, 1, 1, 1]", 12, 1), ("kernel_shape = [2, 2], strides = [2, 2]", 12, 2),
+        ("kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1", "h", 1),
+    ],
+)  # fmt: skip
+def test_an_average_pool_with_windows_is_float_and_all_else_is_int8(
+    pool: str, size: int | str, stride: int, target: str
+) -> None:
+    case = branches(pool, size, stride)
+    ready, plan = planned(case, target=target)
+    found = treatment(ready, plan)
+    assert found.pop("p") == FLOAT
+    assert set(found.values()) == {STATIC}
+    assert reason(ready, plan, "p").startswith("int8 AveragePool runs at ")
+    result, proto = quantized(case, target=target)
+    ran = executed(proto.SerializeToString())
+    assert (ran.ops["QLinearConv"], ran.ops["QLinearConcat"], ran.ops["AveragePool"]) == (5, 1, 1)
+    assert "QLinearAveragePool" not in ran.ops
+    assert not ran.unplanned(result.plan.labels(FLOAT))
+    _, all_int8 = quantized(case, target=target, include=("AveragePool",))
+    assert executed(all_int8.SerializeToString()).ops["QLinearAveragePool"] == 1
+    assert sqnr(case, proto) > sqnr(case, all_int8) - 0.5
+
+
+def test_an_average_pool_over_the_whole_picture_is_int8() -> None:
+    text = """g (float[n, 16, 7, 7] x) => (float[n, 8, 1, 1] y) {
+        a = Conv(x, v) p = AveragePool<kernel_shape = [7, 7]>(a) y = Conv(p, w)
+    }"""
+    case = small(text, {"v": weight(32, 16, 1, 1), "w": weight(8, 32, 1, 1)}, x=(1, 16, 7, 7))
+    _, proto = quantized(case)
+    assert executed(proto.SerializeToString()).ops["QLinearAveragePool"] == 1
+
+
+def test_an_average_pool_is_int8_on_another_runtime() -> None:
+    ready, plan = planned(branches("kernel_shape = [3, 3], pads = [1, 1, 1, 1]"), target="openvino")
+    assert treatment(ready, plan)["p"] == STATIC

@@ -67,8 +67,9 @@ class StoreBiases:
                 edit.add_constant(model, "bias", "", quantize_bias(values, *scales)),
                 edit.add_constant(model, "bias", "scale", params.scale),
             )
-        # Where no other reads the bias, its name stands for what comes back of it.
-        real = Variable(bias.name if len(bias.outputs) == 1 else model.fresh(bias.name, "dequantized"))
+        # Where no other reads the bias, and it is not given out, its name stands for what comes back of it.
+        alone = len(bias.outputs) == 1 and not edit.is_output(model, bias)
+        real = Variable(bias.name if alone else model.fresh(bias.name, "dequantized"))
         attrs = {"axis": 0} if params.scale.ndim else {}
         node.inputs[slot] = real
         name = model.fresh(bias.name, "dequantized") if real.name in taken else real.name

@@ -18,7 +18,7 @@ from onnxshot.maths.affine import QuantParams
 from onnxshot.planning.asked import Asked
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan
 from onnxshot.planning.sizes_alone import from_sizes_alone
-from onnxshot.planning.thin import ConvSize, is_light, is_rare, is_thin, slower_at_floats
+from onnxshot.planning.thin import ConvSize, is_light, is_rare, is_thin, pools_slower, slower_at_floats
 from onnxshot.planning.trained import Trained
 from onnxshot.planning.treatment import elements, is_embedding, is_weighted, pools_otherwise, treatment
 from onnxshot.recipes.recipe import Recipe
@@ -113,6 +113,17 @@ class Decisions:
                         self.why[node] = "small, and no int8 op next to it: quantizing would cost more than it saves"
                     else:
                         self.how[node] = DYNAMIC
+
+        self._leave_pools()
+
+    def _leave_pools(self) -> None:
+        """Take out the pools that are slower in int8. Ops next to them stay as they are: what they read has a Q."""
+        if not self._target.slow_pools:
+            return
+        for node in [n for n in self.int8() if n not in self.forced]:
+            if slower := pools_slower(node, self._model.shape(node.outputs[0])):
+                del self.how[node]
+                self.why[node] = slower
 
     def _pays(self, node: Node) -> bool:
         if self.feeds(node):

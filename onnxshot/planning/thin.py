@@ -1,4 +1,4 @@
-"""Convs with so few channels that ONNX Runtime's int8 kernels are slower than its float ones.
+"""Convs with so few channels, and average pools, that ONNX Runtime's int8 kernels are slower than its float ones.
 
 Measured by benchmarks/thin_convs.py: kernel times with the Q, DQ and changes of layout that each choice brings. Float
 kernels work on blocks of 16 channels, int8 ones gather the values under a kernel into rows first, at a cost that only
@@ -8,9 +8,11 @@ many output channels pay back; of a grouped Conv they do so group by group, and 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxshot.graph import Constant, Node
+from onnxshot.graph.ops import STANDARD_DOMAINS
 
 _FEW_PRODUCTS = 96  # in x out channels: 0.3x to 0.9x where one side of it is float, 0.5x to 1.3x between int8 ops
 _FEW_INS = 12
@@ -89,3 +91,18 @@ def is_light(size: ConvSize) -> bool:
 def is_rare(thin: int, static: int) -> bool:
     """Whether so few of the static Convs are thin that the rest of the net decides its speed."""
     return thin * _RARE <= static
+
+
+def pools_slower(node: Node, shape: Sequence[int | str | None] | None) -> str:
+    """Why an AveragePool is slower in int8 even between int8 ops; empty where it is not. shape: of its output.
+
+    The int8 kernel adds the values of each window one by one, at 0.5 ns each; the float one is vectorized. Measured with
+    the DQ, the Q and the changes of layout that float brings, windows of 1 to 7 along an axis, 3 to 2048 channels. Where
+    one window covers the whole picture there is so little to write that int8 is 1.3x to 2x as fast, as for
+    GlobalAveragePool.
+    """
+    if node.op != "AveragePool" or node.domain not in STANDARD_DOMAINS:
+        return ""
+    if shape is not None and len(shape) > 2 and all(size == 1 for size in shape[2:]):
+        return ""
+    return "int8 AveragePool runs at 0.2x to 0.8x of float"

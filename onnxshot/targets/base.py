@@ -28,6 +28,7 @@ class Target:
         followers: ops without a weight that run in int8, worth it only between int8 ops.
         slow_thin: a Conv with few channels in a group is slower in int8 than in float: it pays only between int8 ops,
             or not even there.
+        slow_pools: an AveragePool with more than one position of output is slower in int8, also between int8 ops.
         reducers: followers whose output is so much smaller that they pay although a float op reads it.
         quantizes_outputs: an int8 op needs a Q on its output (after a Relu or Clip that follows it) to be fused.
         stores_biases: biases of int8 layers are stored as int32, as its older versions fuse no float ones.
@@ -63,6 +64,7 @@ class Target:
     prefers_dynamic: bool = False
     followers: frozenset[str] = frozenset()
     slow_thin: bool = False
+    slow_pools: bool = False
     reducers: frozenset[str] = frozenset()
     quantizes_outputs: bool = True
     stores_biases: bool = False

@@ -31,6 +31,7 @@ OPENVINO = replace(
     # Measured without a Q on outputs, against with: CNNs as fast, a text recognizer 1.4x as fast with 3 dB more, a text
     # encoder 1.2x as fast with 9 dB more. Where both ops are int8, the pair stands there anyway.
     slow_thin=False,
+    slow_pools=False,
     quantizes_outputs=False,
     stores_biases=False,
     gives_float=frozenset(),
