@@ -96,9 +96,9 @@ def is_rare(thin: int, static: int) -> bool:
 def pools_slower(node: Node, shape: Sequence[int | str | None] | None) -> str:
     """Why an AveragePool is slower in int8 even between int8 ops; empty where it is not. shape: of its output.
 
-    The int8 kernel adds the values of each window one by one, at 0.5 ns each; the float one is vectorized. Measured with
-    the DQ, the Q and the changes of layout that float brings, windows of 1 to 7 along an axis, 3 to 2048 channels. Where
-    one window covers the whole picture there is so little to write that int8 is 1.3x to 2x as fast, as for
+    The int8 kernel adds the values of each window one by one, at 0.5 ns each; the float one is vectorized. Measured
+    with the DQ, the Q and the changes of layout that float brings, windows of 1 to 7 along an axis, 3 to 2048 channels.
+    Where one window covers the whole picture there is so little to write that int8 is 1.3x to 2x as fast, as it is for
     GlobalAveragePool.
     """
     if node.op != "AveragePool" or node.domain not in STANDARD_DOMAINS:
