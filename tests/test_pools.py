@@ -77,9 +77,10 @@ def test_the_written_file_gives_what_was_told(form: str, rank: int, tmp_path: Pa
 
     line, opset = FORMS[form]
     proto, fed = net(line, rank, opset), feeds(16, x=(1, 4, *[SIZE[rank]] * rank))
-    result = onnxshot.quantize(
-        proto, fed, effort="fast", output=tmp_path / "q.onnx", settings=Settings(bench_seconds=0.01, use_cache=False)
-    )
+    settings = Settings(bench_seconds=0.01, use_cache=False)
+    # Thin Convs in 3 dimensions and average pools are float where nobody asks for them.
+    asked = ("Conv", "AveragePool") if "AveragePool" in line else ("Conv",)
+    result = onnxshot.quantize(proto, fed, effort="fast", include=asked, output=tmp_path / "q.onnx", settings=settings)
     session = onnxruntime.InferenceSession(str(tmp_path / "q.onnx"), providers=["CPUExecutionProvider"])
     found = np.stack([session.run(None, feed)[0] for feed in fed])
     told = result.report.sqnr_db
