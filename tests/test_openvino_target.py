@@ -120,6 +120,27 @@ def test_a_conv_has_no_pair_on_what_only_float_ops_read() -> None:
     assert list(planned(case, target="ort", calibrate=True)[1].tensors) == ["x", "a"]
 
 
+@pytest.mark.parametrize(("op", "gates"), [("GRU", 3), ("LSTM", 4), ("RNN", 1)])
+@pytest.mark.parametrize("mode", ["static", "weights"])
+def test_what_it_reads_recurrent_weights_from_compiles(op: str, gates: int, mode: str, tmp_path: Path) -> None:
+    """Beside quantized activations OpenVINO refuses an LSTM or a GRU whose weights are no constants."""
+    text = f"""g (float[5, 1, 16] x) => (float[5, 1, 12] y) {{
+        a = MatMul(x, v)
+        h = {op}<hidden_size = 48>(a, w, r)
+        s = Squeeze(h, axis)
+        y = MatMul(s, o)
+    }}"""
+    constants = {
+        "v": weight(16, 16), "w": weight(1, 48 * gates, 16), "r": weight(1, 48 * gates, 48), "o": weight(48, 12),
+        "axis": np.array([1], np.int64),
+    }  # fmt: skip
+    case = small(text, constants, x=(5, 1, 16))
+    _, proto = quantized(case, target="openvino", mode=mode)
+    assert layers(proto, tmp_path)
+    stored = any(t.data_type == onnx.TensorProto.INT8 and t.dims[0] == 1 for t in proto.graph.initializer)
+    assert stored == (mode == "weights" or op == "RNN")
+
+
 def test_a_transposed_conv_stays_float_and_says_why() -> None:
     _, plan = planned(HANDMADE["conv_transpose"](), target="openvino")
     node = next(n for n in plan.nodes if n.op == "ConvTranspose")

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.graph.ops import scale_axes
-from onnxshot.planning.plan import StoredWeight
+from onnxshot.planning.plan import STATIC, StoredWeight
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
@@ -24,18 +24,21 @@ _LEAST_SHARED = 8  # values that share a scale: with fewer, scales are as large 
 
 
 def stored_weights(
-    model: Model, target: Target, recipe: Recipe, quantized: Collection[Node], left: Collection[Node]
+    model: Model, target: Target, recipe: Recipe, quantized: Mapping[Node, str], left: Collection[Node]
 ) -> dict[str, tuple[StoredWeight, ...]]:
     """The weights that are stored in 8 bits, by name of the node; its op computes in float.
 
-    quantized: nodes that do not read their float weights any more; left: those that the user has left out.
+    quantized: nodes that do not read their float weights any more, and how they are; left: those that the user has
+    left out.
     """
     if not target.stores_weights or recipe.precision != "int8":
         return {}
     found, places = dict[str, tuple[StoredWeight, ...]](), dict[tuple[Constant, tuple[int, ...]], int]()
     nodes = [node for _, node in model.walk() if node not in quantized]
+    constant = target.reads_constants if STATIC in quantized.values() else frozenset[str]()
     for node in nodes:
-        found[node.label] = () if node in left else tuple(_candidates(node, per_channel=recipe.per_channel))
+        stays = node in left or node.op in constant
+        found[node.label] = () if stays else tuple(_candidates(node, per_channel=recipe.per_channel))
         for one in found[node.label]:
             key = (node.inputs[one.slot], one.axes)
             places[key] = places.get(key, 0) + 1

@@ -44,6 +44,7 @@ class Target:
         gathers_floats: it has no int8 Gather: an embedding's table is dequantized in front of it, not its rows behind.
         stores_weights: it makes floats of int8 -> Cast -> Mul once, when it loads a file, so that weights of ops in
             float can be stored in 8 bits at no cost of time.
+        reads_constants: ops of which it does not, in a file with quantized activations: it refuses the file.
         everywhere: its file is for every runtime: all that are installed are asked what they make of it.
         runs_here: its runtime is the one the proof uses, so that speed and precision can be told.
         runtime: what makes artifacts of another format than .onnx for it, and runs them.
@@ -78,6 +79,7 @@ class Target:
     smooth_below_db: float = 32.0
     gathers_floats: bool = False
     stores_weights: bool = False
+    reads_constants: frozenset[str] = frozenset()
     everywhere: bool = False
     runs_here: bool = True
     runtime: Runtime | None = None

@@ -34,6 +34,7 @@ OPENVINO = replace(
     slow_pools=False,
     quantizes_outputs=False,
     stores_biases=False,
+    reads_constants=frozenset({"LSTM", "GRU"}),  # "expects Constant for port 3"; an RNN takes what is computed
     gives_float=frozenset(),
     isolates_softmax=False,
     # A float Mul, Sigmoid or LeakyRelu is computed inside the Conv before it, or in one kernel with the Q behind it.
