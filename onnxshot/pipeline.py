@@ -35,6 +35,7 @@ from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_calib
 from onnxshot.output import RANDOM_KEY, deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
+from onnxshot.passes.keep_stored import KeepStored, kept_note
 from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.plan import FLOAT, Plan
@@ -67,6 +68,8 @@ _NAMED = 4  # operators in a note
 
 _GROWTH_BYTES, _GROWTH = 1 << 14, 0.03
 """By how much a file may be larger than the input: names and scales take some bytes. Its record does not count."""
+
+_SEVERAL = 2  # 8 bits for 4 is what was asked for; more is none of a file that is to become smaller
 
 
 @checked
@@ -212,22 +215,39 @@ class Run:
         """The run to deliver: where its file would be larger than the input, one that leaves the model in float.
 
         Not where nodes were asked for by name, or trained scales are kept.
+
+        Raises UsageError where a model that is quantized already would be several times larger.
         """
         size, given = stored_size(self.model), self.report.input_bytes
-        asked = bool(self.recipe.include) or bool(self.trained) or not self.recipe.quantizes
-        if asked or size <= given + max(_GROWTH_BYTES, given * _GROWTH):
+        if self.recipe.include or not self.recipe.quantizes or size <= given + max(_GROWTH_BYTES, given * _GROWTH):
             return self
-        recipe = replace(self.recipe, exclude=("*",))
-        other = Run(self.source, recipe, self.settings, self.given)
-        other.sampled = self.sampled
-        other.report.notes += data.notes if data is not None else []
-        other.rewrite(data)
-        if stored_size(other.model) >= size:
-            self.report.notes.append(f"the file is larger than the input by {size - given} bytes")
-            return self
-        told = f"nothing was quantized: the file would take {size} bytes, {size - given} more than the input"
-        other.report.notes.append(told)
-        return other
+        if not self.trained:
+            recipe = replace(self.recipe, exclude=("*",))
+            other = Run(self.source, recipe, self.settings, self.given)
+            other.sampled = self.sampled
+            other.report.notes += data.notes if data is not None else []
+            other.rewrite(data)
+            if stored_size(other.model) < size:
+                told = f"nothing was quantized: the file would take {size} bytes, {size - given} more than the input"
+                other.report.notes.append(told)
+                return other
+        if self.requantized and not self.recipe.exclude and size > _SEVERAL * given + _GROWTH_BYTES:
+            raise UsageError(
+                f"the file would take {size} bytes, the input takes {given}: its weights came in fewer bits",
+                "keep the input, which is quantized already, or name the nodes to quantize with --include",
+            )
+        self.report.notes.append(f"the file is larger than the input by {size - given} bytes")
+        return self
+
+    def _keep_stored(self) -> None:
+        """Write weights that stay float in the integers that they came in, and tell what became of trained scales."""
+        if not self.recipe.complete:
+            return
+        keep = KeepStored(self.trained)
+        if self.target.stores_weights:
+            keep.run(self.model)
+        self.plan.kept.fates.update(dict.fromkeys(keep.names, ""))
+        self.report.notes += [*notes(self.trained, self.plan), *kept_note(keep.names)]
 
     # ------------------------------------------------------------------ stages
 
@@ -266,7 +286,6 @@ class Run:
         if self._small and (self.settings.verify or self.recipe.effort != "fast"):
             self.float_model = self.model.to_proto()
         self.report.notes += [*self.plan.notes, *self.model.notes]
-        self.report.notes += notes(self.trained, self.plan) if self.recipe.complete else []
         sizes = self._sizes(data)
         work = sizes.work(self.model)
         self.report.sizes = sizes.told(work)
@@ -280,6 +299,7 @@ class Run:
         refused += finish(self.model, self.target, self.recipe)
         with self.report.timed("mend"):
             self.plan = mend(self.model, self.plan, self.target, self.float_model)
+        self._keep_stored()
         if self.keeps_half:
             narrow(self.model, self.widened)
         if self.recipe.half is not None:

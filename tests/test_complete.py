@@ -507,3 +507,63 @@ def test_a_bias_stored_as_int32_is_no_trained_scale() -> None:
     (theirs,) = (numpy_helper.to_array(t) for t in case.model.graph.initializer if t.data_type == TensorProto.INT32)
     (ours,) = (numpy_helper.to_array(t) for t in made.graph.initializer if t.data_type == TensorProto.INT32)
     np.testing.assert_array_equal(ours, theirs)
+
+
+# ---------------------------------------------------------------------- weights that stay float
+
+
+STAYS = """g (float[2, 32, 6, 6] x, int64[5] ids) => (float[2, 16, 6, 6] y, float[5, 48] e) {
+    xq = QuantizeLinear(x, x_s, x_z)
+    xd = DequantizeLinear(xq, x_s, x_z)
+    wd = DequantizeLinear<axis = 1>(w, w_s, w_z)
+    t = ConvTranspose<pads = [1, 1, 1, 1]>(xd, wd)
+    y = Relu(t)
+    td = DequantizeLinear(table, t_s, t_z)
+    e = Gather(td, ids)
+}"""
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int4"])
+def test_weights_that_stay_float_are_written_in_the_integers_that_they_came_in(kind: str) -> None:
+    """A table and a ConvTranspose of 8 bits became float32: 207 kB were 976."""
+    r = np.random.default_rng(7)
+    low, high = {"int8": (-127, 127), "uint8": (0, 255), "int4": (-7, 7)}[kind]
+    element = TensorProto.DataType.Value(kind.upper())
+    zero = 128 if kind == "uint8" else 0
+    integers = {"w": r.integers(low, high + 1, (32, 16, 3, 3)), "table": r.integers(low, high + 1, (300, 48))}
+    steps = {"w_s": np.linspace(1, 2, 16, dtype="f4") / (high * 20), "t_s": np.float32(1 / high)}
+    case = model(STAYS, {**integers, **steps, "x_s": np.float32(0.03), "x_z": np.uint8(128), "w_z": np.int8(0),
+                         "t_z": np.int8(0)}, opset=21)  # fmt: skip
+    stored = {**integers, "w_z": np.full(16, zero), "t_z": np.array(zero)}
+    for tensor in case.graph.initializer:
+        if tensor.name in stored:
+            values = stored[tensor.name]
+            tensor.CopyFrom(helper.make_tensor(tensor.name, element, values.shape, values.reshape(-1).tolist()))
+    samples = [{**feed, "ids": r.integers(0, 300, 5)} for feed in feeds(6, x=(2, 32, 6, 6))]
+    result = quantize(case, samples, complete=True, effort="fast", settings=FAST)
+    made = result.model.to_proto()
+    found = {tuple(i.dims): i for i in made.graph.initializer if np.prod(i.dims) > 1000}
+    assert {shape: i.data_type for shape, i in found.items()} == dict.fromkeys([(32, 16, 3, 3), (300, 48)], element)
+    for name, values in integers.items():
+        np.testing.assert_array_equal(numpy_helper.to_array(found[values.shape]).astype(int), values, name)
+    assert made.ByteSize() < case.ByteSize() + 2000
+    assert "2 weights of ops in float stay in the integers that they came in" in result.report.notes
+    for feed in samples[:2]:
+        e = (integers["table"][feed["ids"]] - zero).astype("f4") * steps["t_s"]
+        np.testing.assert_array_equal(run(made, feed)[1], e)
+        wanted, got = run(case, feed, optimize=False)[0], run(made, feed)[0]
+        assert np.square(wanted - got).sum() < 1e-3 * np.square(wanted).sum()
+
+
+def test_a_file_of_several_times_the_input_is_refused() -> None:
+    """Of 2 bits 8 would be made: nothing is written unless that is asked for by name."""
+    r = np.random.default_rng(0)
+    text = """g (float[n, 512] x) => (float[n, 512] y) {
+        y = com.microsoft.MatMulNBits<K = 512, N = 512, bits = 2, block_size = 64>(x, q, s) }"""
+    stored = {"q": r.integers(0, 256, (512, 8, 16)).astype("u1"), "s": np.full((512, 8), 0.02, np.float32)}
+    given, samples = model(text, stored, imports=', "com.microsoft": 1'), feeds(4, x=(3, 512))
+    again = replace(FAST, requantize=True)
+    with pytest.raises(UsageError, match=r"would take \d+ bytes, the input takes \d+.*--include"):
+        quantize(given, samples, effort="fast", settings=again)
+    made = quantize(given, samples, effort="fast", settings=again, include=("MatMul",)).model.to_proto()
+    assert made.ByteSize() > 2 * given.ByteSize()

@@ -41,6 +41,16 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _CUTS = ("Relu", "Clip")  # quantizing before it and after it give the same integers: all three are monotone
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Integers that a weight came in; scale and zero point of all, or one for each index along the axis."""
+
+    values: Constant
+    scale: Constant
+    zero: Constant | None
+    axis: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
     """What the pairs of a model say of its tensors.
@@ -49,11 +59,14 @@ class Trained:
         activations: scale and zero point by name of the tensor.
         weights: the same by name of the weight, with the channel axis where there is one.
         refused: why a tensor's pair cannot be kept whatever the target, by name.
+        stored: the integers that weights came in, by name of the weight; others came as floats behind a pair.
     """
 
     activations: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[str, QuantParams] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, Given] = field(default_factory=dict)
+    _stored: dict[bytes, str] = field(default_factory=dict)  # by the values that they stand for, of no shape
     _contents: dict[bytes, tuple[str, QuantParams]] = field(default_factory=dict)
     _known: dict[Constant, tuple[str, QuantParams] | None] = field(default_factory=dict)
 
@@ -78,6 +91,16 @@ class Trained:
         if weight not in self._known:
             self._known[weight] = self._contents.get(_digest(weights.read(weight))) if self._contents else None
         return self._known[weight]
+
+    def stored_as(self, values: NDArray[Any]) -> str | None:
+        """The weight that came in integers which stand for these values, in another shape perhaps; None: none did."""
+        return self._stored.get(_digest(values.reshape(-1)))
+
+    def add_stored(self, name: str, values: NDArray[Any], given: Given) -> None:
+        """Remember the integers of a weight, by the values that they stand for, also where a matrix is turned."""
+        self.stored[name] = given
+        for form in (values, values.T) if values.ndim == 2 else (values,):
+            self._stored.setdefault(_digest(form.reshape(-1)), name)
 
     def add_weight(self, name: str, values: NDArray[Any], params: QuantParams) -> None:
         """Remember the pair of a weight, also for its transpose where it is a matrix."""
@@ -122,12 +145,21 @@ def read_pairs(model: Model) -> Trained:
             params = _fitting(node, params, values.shape)
             if stored:
                 values = dequantized(values, *_raw(node))
+                _remember(found, node, source, values)
             found.add_weight(source.name, values, params)
         elif not isinstance(params.scheme.granularity, PerTensor):
             found.refused[name] = "it has a scale per channel"
         elif not _equal(found.activations.setdefault(name, params), params):
             found.refused[name] = "it has several pairs, of which the first is kept"
     return found
+
+
+def _remember(found: Trained, node: Node, source: Constant, values: NDArray[Any]) -> None:
+    """Note the integers of a weight, which its DequantizeLinear goes away from."""
+    scale, zero = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    if isinstance(scale, Constant) and (zero is None or isinstance(zero, Constant)):
+        axis = int(node.attrs.get("axis", 1)) % max(values.ndim, 1)
+        found.add_stored(source.name, values, Given(source, scale, zero, axis))
 
 
 def _origin(maker: Node) -> Tensor:
