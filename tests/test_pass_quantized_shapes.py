@@ -11,7 +11,7 @@ from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.targets.ort_executed import executed
 
 TAIL = "d = Conv<pads = [1, 1, 1, 1]>(b, k2) y = Relu(d)"
-HEAD = "a = Conv<pads = [1, 1, 1, 1]>(x, k1) b = Relu(a)"
+HEAD = "a = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, k1) b = Relu(a)"  # sizes that x itself does not have
 READERS = {
     "Shape": "s = Shape(b)",
     "Shape of the rest": "s = Shape<start = 2>(a)",
@@ -28,7 +28,7 @@ def case(reader: str):
         "k1": weight(16, 3, 3, 3), "k2": weight(16, 16, 3, 3, seed=1), "minus": np.array([-1]), "one": np.ones(1, "f4"),
         "starts": np.array([0, 1]), "ends": np.array([1, 2]),
     }  # fmt: skip
-    text = f"g (float[n, 3, h, w] x) => (float[n, 16, h, w] y, int64[i] s) {{ {HEAD} {reader} {TAIL} }}"
+    text = f"g (float[n, 3, h, w] x) => (float[n, 16, oh, ow] y, int64[i] s) {{ {HEAD} {reader} {TAIL} }}"
     return small(text, constants, x=(1, 3, 12, 12))
 
 

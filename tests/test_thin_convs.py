@@ -54,6 +54,14 @@ def test_a_thin_conv_that_a_pool_reads_is_int8() -> None:
     assert set(treatment(ready, plan).values()) == {STATIC}
 
 
+@pytest.mark.parametrize("left", [("c1",), ("c[2-9]",), ("c[1-9]",)])
+def test_what_others_are_left_in_float_makes_no_thin_conv_int8(left: tuple[str, ...]) -> None:
+    """A search that leaves all of them in float would come to an int8 Conv that it cannot leave out."""
+    ready, plan = planned(net(16), exclude=left)
+    assert treatment(ready, plan)["c0"] == FLOAT
+    assert reason(ready, plan, "c0").startswith("3 channels in and 16 out")
+
+
 def test_a_net_of_thin_convs_is_left_alone() -> None:
     ready, plan = planned(net(8, wide=8))
     assert set(treatment(ready, plan).values()) == {STATIC}
@@ -138,6 +146,8 @@ def test_patches_of_a_picture_are_float_in_front_of_a_transformer(outs: int, lay
     constants |= {"k": weight(outs, 3, 4, 4), "flat": np.array([1, -1, 64])}
     ready, plan = planned(small(text, constants, x=(1, 3, 16, 16)))
     assert treatment(ready, plan)["c"] == how
+    ready, plan = planned(small(text, constants, x=(1, 3, 16, 16)), exclude=("MatMul",))
+    assert treatment(ready, plan)["c"] == how, "the net is no smaller because the rest is left in float"
 
 
 def test_other_runtimes_are_not_told() -> None:

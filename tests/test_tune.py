@@ -165,7 +165,7 @@ def test_what_is_slower_in_int8_goes_back_to_float(given: list[Feed], monkeypatc
     limit = 3 + 0.6 * (len(names) - 3) + 0.1  # the first one, which is thin, is float anyway
     found = tune(fixture(NAME), given, Goal(max_latency=limit), settings=QUICK, effort="fast").report
     assert found.goal["reached"], found.goal
-    assert set(found.recipe["exclude"]) == slow
+    assert set(found.recipe["exclude"]) & set(names) == slow  # Adds, which take no time here, may be float too
 
 
 EVALUATION = """

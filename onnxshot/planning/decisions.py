@@ -60,14 +60,14 @@ class Decisions:
                 self._classify(node)
             elif is_embedding(node):
                 self.how[node], self.slot[node] = WEIGHTS, 0
+        # A node is not worth more in int8 because the user leaves others in float: those count as what they would be.
+        self._left = [node for node in self.asked.left if is_weighted(node) and self._treated(node)[0] != FLOAT]
         self._thin = self._find_thin()
         if recipe.mode == STATIC:
             self._settle_followers()
 
     def _classify(self, node: Node) -> None:
-        recipe = self.asked.of(node)
-        top, forced = node in self.top, node in self.forced
-        how, reason = treatment(node, self._target, recipe, is_top=top, forced=forced, rows=self._rows(node))
+        how, reason = self._treated(node)
         slot = weight_slot(node)
         if how == FLOAT or slot is None:
             self.why[node] = reason
@@ -75,6 +75,11 @@ class Decisions:
                 self._unlisted.add(node)
         else:
             self.how[node], self.slot[node] = how, slot
+
+    def _treated(self, node: Node) -> tuple[str, str]:
+        """How a node with a weight is treated by itself, and why."""
+        recipe, top, forced = self.asked.of(node), node in self.top, node in self.forced
+        return treatment(node, self._target, recipe, is_top=top, forced=forced, rows=self._rows(node))
 
     def _rows(self, node: Node) -> int | None:
         """Rows of a MatMul's input, for each of its matrices; None where they are not known."""
@@ -142,16 +147,19 @@ class Decisions:
         before, behind = all(self._from_int8(t) for t in self.data(node)), self.feeds(node)
         if size is not None and not reason and not before and not behind and is_light(size):
             # A net of which it is a large part is small, and timed as a whole.
-            reason = f"{size.ins} channels in and {size.outs} out" if is_rare(1, len(self.slot)) else ""
+            rare = is_rare(1, len(self.slot) + len(self._left))
+            reason = f"{size.ins} channels in and {size.outs} out" if rare else ""
         if not reason or self.trained_weight(node) is not None or (before and behind):
             return ""
         return reason
 
     def _find_thin(self) -> frozenset[Node]:
         """The static Convs with few channels, where there are many others."""
-        static = {n: ConvSize.of(n) for n in self.slot if self.how.get(n) == STATIC and n.op == "Conv"}
-        thin = frozenset(n for n, size in static.items() if size is not None and is_thin(size))
-        return thin if is_rare(len(thin), len(static)) else frozenset()
+        static = [n for n in self.slot if self.how.get(n) == STATIC]
+        static += [n for n in self._left if self._treated(n)[0] == STATIC]
+        sizes = {n: ConvSize.of(n) for n in static if n.op == "Conv"}
+        thin = frozenset(n for n, size in sizes.items() if size is not None and is_thin(size))
+        return thin if is_rare(len(thin), len(sizes)) else frozenset()
 
     def _better_dynamic(self, node: Node) -> bool:
         if not self._target.prefers_dynamic or node.op not in self._target.dynamic or node in self.forced:

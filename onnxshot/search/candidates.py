@@ -35,6 +35,8 @@ from onnxshot.targets.ort_sizes import sizes_on
 TRIED = 8
 """Calibration samples that candidates are tried on, evenly spaced over those that were calibrated on."""
 
+STORED = "stored"
+
 _FUSED = ("Relu", "Clip")  # part of the node before them: they have no precision of their own
 
 
@@ -48,6 +50,7 @@ class Unit:
         made: the tensor that it makes.
         macs_share: share 0..1 of the model's multiply-accumulates, in one run on the first sample.
         weight_bytes: size of its weight in float.
+        weighted: it has a weight in 8 bits, which it may compute with, or which is only stored so.
         forced: it is int8 because the recipe includes it.
     """
 
@@ -56,7 +59,13 @@ class Unit:
     made: str
     macs_share: float
     weight_bytes: int = 0
+    weighted: bool = False
     forced: bool = False
+
+    @property
+    def how(self) -> str:
+        """static, dynamic or weights; stored where it computes in float, and its weight alone is in 8 bits."""
+        return STORED if self.planned.how == FLOAT else self.planned.how
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,8 @@ class Workbench:
     Attributes:
         recipe: as it was asked for, with what was tried and found to suit the outputs.
         plan: all that this recipe quantizes.
-        units: the quantized nodes that can be put back to float one by one, in graph order.
+        units: the quantized nodes, and those with a weight stored in 8 bits, that can be put back to float one by one,
+            in graph order.
         samples: calibration samples to try candidates on.
         held_out: samples that calibration did not see, where it saw any.
     """
@@ -88,15 +98,16 @@ class Workbench:
         return replace(self.recipe, exclude=(*self.recipe.exclude, *patterns))
 
     def alone(self, unit: Unit, *, per_channel: bool) -> Plan | None:
-        """The plan in which, of all nodes with a weight, only this one is int8; None where it is not int8 alone.
+        """The plan in which, of all nodes with a weight, only this one is in 8 bits; None where it is not so alone.
 
         Followers are in it as the planner's rules have them: those that stand only for this node.
         """
-        others = (u.pattern for u in self.units if u is not unit and u.planned.node in self.plan.weights)
+        others = (u.pattern for u in self.units if u is not unit and u.weighted)
         # Without int8 neighbours the planner would make another choice for a node that is static because of them.
         include = (unit.pattern,) if unit.forced or unit.planned.how == STATIC else ()
         plan = self.plan_of(replace(self.without(others), include=include, per_channel=per_channel))
-        return plan if unit.planned.node in plan.labels(unit.planned.how) else None
+        there = plan.stored if unit.how == STORED else plan.labels(unit.how)
+        return plan if unit.planned.node in there else None
 
     def sqnrs(self, plans: Iterable[Plan]) -> Iterator[float]:
         """SQNR in dB of the outputs over `samples`, plan by plan."""
@@ -185,12 +196,13 @@ def _units(model: Model, plan: Plan, recipe: Recipe, sample: Sample) -> tuple[Un
     units = []
     for planned in plan.nodes:
         node = node_of[planned.node]
-        computes = planned.node in plan.weights or not (node.op in _FUSED or op_of(node).keeps_range)
-        if planned.how == FLOAT or not computes or planned.node not in patterns:
+        weight, stored = plan.weights.get(planned.node), plan.stored.get(planned.node, ())
+        slots = [one.slot for one in stored] if weight is None else [weight.slot]
+        computes = planned.how != FLOAT and not (node.op in _FUSED or op_of(node).keeps_range)
+        if not (slots or computes) or planned.node not in patterns:
             continue
-        weight = plan.weights.get(planned.node)
-        size = weights.size_bytes(node.inputs[weight.slot]) if weight is not None else 0
+        size = sum(weights.size_bytes(node.inputs[slot]) for slot in slots)
         share = work.get(planned.node, 0) / total
         made, pattern = node_of[planned.node].outputs[0].name, patterns[planned.node]
-        units.append(Unit(planned, pattern, made, share, size, planned.node in forced))
+        units.append(Unit(planned, pattern, made, share, size, bool(slots), planned.node in forced))
     return tuple(units)

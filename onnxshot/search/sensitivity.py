@@ -24,10 +24,11 @@ from onnxshot.targets.unsound import blames_model
 
 @dataclass(frozen=True, slots=True)
 class NodeSensitivity:
-    """One node that the plan quantizes.
+    """One node that the plan quantizes, or whose weight it stores in 8 bits.
 
     Attributes:
-        node, op, how: its name, its operator, and static, dynamic or weights.
+        node, op, how: its name, its operator, and static, dynamic, weights, or stored: it computes in float with a
+            weight that is stored in 8 bits.
         exclude: the pattern that leaves this node, and no other, in float.
         per_channel_db: SQNR in dB of the outputs when of all weighted nodes only this one is int8, with a scale per
             output channel of its weight; None where the planner's rules do not let it be int8 alone.
@@ -125,7 +126,7 @@ def sensitivity(
         report, samples, taken = bench.run.report, len(bench.samples), bench.latencies()
     rows = [
         NodeSensitivity(
-            unit.planned.node, unit.planned.op, unit.planned.how, unit.pattern, fine, rough,
+            unit.planned.node, unit.planned.op, unit.how, unit.pattern, fine, rough,
             None if without is None else without - full, unit.macs_share, *taken[unit.pattern],
         )
         for unit, fine, rough, without in zip(bench.units, alone, coarse, left, strict=True)
@@ -139,8 +140,11 @@ def sensitivity(
 def _per_tensor(bench: Workbench, unit: Unit) -> Plan | None:
     """The plan for this node alone with one scale for its weight; None where that is no plan of its own."""
     plan = bench.alone(unit, per_channel=False)
-    weight = plan.weights.get(unit.planned.node) if plan is not None else None
-    return plan if weight is not None and isinstance(weight.scheme.granularity, PerTensor) else None
+    if plan is None:
+        return None
+    weight, stored = plan.weights.get(unit.planned.node), plan.stored.get(unit.planned.node, ())
+    whole = weight is not None and isinstance(weight.scheme.granularity, PerTensor)
+    return plan if whole or (stored and not any(one.axes for one in stored)) else None
 
 
 def _column(bench: Workbench, what: str, plans: Iterable[Plan | None]) -> list[float | None]:

@@ -201,7 +201,8 @@ class _Search:
             if self.seen:
                 self._in_time()
             recipe, path = self.recipe(floats), self.folder / "candidate.onnx"
-            if all(node.how == FLOAT for node in self.bench.plan_of(recipe).nodes):
+            plan = self.bench.plan_of(recipe)
+            if not plan.stored and all(node.how == FLOAT for node in plan.nodes):
                 self.empty.add(floats)
             write(self.bench.build(recipe), path)
             self.seen[floats] = self.judge.measure(path, recipe.exclude)
