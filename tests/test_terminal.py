@@ -25,7 +25,8 @@ SHOW_BARS = "import onnxshot.cli.terminal as t; t.SHOWN_AFTER = 0; from onnxshot
 # Placeholders of the pages, and what stands for them in the folder that `clone` makes.
 STAND_INS = {
     **dict.fromkeys(("MODEL", "MODEL...", "M", "model.onnx", "FLOAT", "A"), "model.onnx"),
-    **dict.fromkeys(("CANDIDATE", "B"), "net.onnx"),
+    **dict.fromkeys(("CANDIDATE", "B", "INT8", "FILE", "model.int8.onnx"), "net.onnx"),
+    **dict.fromkeys(("PATH", "old"), sys.executable),
     **dict.fromkeys(("DATA", "D", "data/"), "data"),
     "DIR": "bundle", "MANIFEST.yaml": "manifest.yaml", "RECIPE": "net.recipe.yaml", "R.yaml": "stages.yaml",
     "L": "0.5", "T": "ort", "FORMAT": "onnx",
