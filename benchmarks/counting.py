@@ -21,18 +21,19 @@ Kernel = tuple[str, list[Shape], list[Shape], dict[str, Any]]
 SLOTS = {"QLinearConv": (0, 3), "QLinearMatMul": (0, 3), "QGemm": (0, 3)}  # of both factors, where not 0 and 1
 
 
-def quiet(*, optimize: bool = True) -> Any:
-    """Options of a session that prints nothing."""
+def quiet(*, optimize: bool = True, folded: bool = False) -> Any:
+    """Options of a session that prints nothing; folded: what constants make is computed once, little is fused."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_BASIC if folded else level.ORT_DISABLE_ALL
     return options
 
 
-def kernels(model: Path, feed: dict[str, Any], *, optimize: bool = True) -> list[Kernel]:
+def kernels(model: Path, feed: dict[str, Any], *, optimize: bool = True, folded: bool = False) -> list[Kernel]:
     """(operator, shapes of inputs, shapes of outputs, attributes) of every kernel of one run."""
-    options = quiet(optimize=optimize)
+    options = quiet(optimize=optimize, folded=folded)
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "p")
