@@ -82,12 +82,12 @@ def sized(
 
 
 def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
-    """An artifact of a format, loaded in its runtime; an .onnx file in ONNX Runtime.
+    """An artifact of a format, loaded in its runtime; an .onnx file in ONNX Runtime, its sequences and maps as arrays.
 
     Raises TargetError where the runtime does not run here, ModelError where the artifact does not load.
     """
     if name == ONNX:
-        return Runner(path, threads=threads)
+        return Runner(path, threads=threads, whole=True)
     runtime = runtime_of(name)
     runtime.check()
     if missing := runtime.runs_here():

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.reference
 import pytest
 from support import facts, fixture, session
 
@@ -246,3 +248,24 @@ def test_a_full_disk_is_told_of_the_bundle_and_what_was_written_stays(
         onnxshot.bundle(made, tmp_path / "b")
     assert "is whole, and stays" in told.value.hint
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_model_of_sequences_alone_is_recorded_and_verified(tmp_path: Path) -> None:
+    """What is recorded are the parts that onnx's own evaluator splits the output of the float model into, stacked."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,64] x) => (seq(float[N,1]) s) '
+        "{ h = MatMul(x, w) r = Relu(h) s = SplitToSequence<axis=1, keepdims=1>(r) }"
+    )
+    weight = np.random.default_rng(0).normal(0, 0.1, (64, 8)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(proto, str(tmp_path / "m.onnx"))
+    made = onnxshot.quantize(tmp_path / "m.onnx", output=tmp_path / "q.onnx", mode="weights", settings=QUICK)
+    onnxshot.bundle(made, tmp_path / "b", settings=QUICK)
+    (first, *_) = sorted((tmp_path / "b" / "samples").iterdir())
+    with np.load(first) as sample:
+        (parts,) = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": sample["input/x"]})
+        np.testing.assert_allclose(sample["float/s"], np.stack(parts), atol=1e-5)
+        recorded = sample["output/q.onnx/s"]
+    assert recorded.shape == np.stack(parts).shape and recorded.any()
+    found = onnxshot.verify(tmp_path / "b")
+    assert [(row.output, row.passed) for row in found.outputs] == [("s", True)] and not found.not_run

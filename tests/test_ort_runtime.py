@@ -102,6 +102,23 @@ def test_a_sequence_inside_is_left_out_and_named() -> None:
     assert "seq" in run.skipped["s"]
 
 
+def test_a_model_that_gives_no_tensor_runs_all_the_same() -> None:
+    """A run counts what the runtime did: a session that was never asked would not refuse a feed, or take time."""
+    text = "(float[N,8] x) => (seq(float[N,1]) s) { h = MatMul(x, w) s = SplitToSequence<axis=1>(h) }"
+    model = parsed(text, w=values(8, 4)).SerializeToString()
+    calls = []
+    runner = Runner(model)
+    real = runner._session.run
+    runner._session = type("Counting", (), {
+        "run": lambda _, *given: calls.append(real(*given)), "get_outputs": lambda _: session(model).get_outputs(),
+    })()  # fmt: skip
+    assert runner.run({"x": values(2, 8)}) == {} and len(calls) == 1
+    np.testing.assert_allclose(np.concatenate(calls[0][0], 1), values(2, 8) @ values(8, 4), atol=1e-5)
+    assert runner.run({"x": values(2, 8)}, []) == {} and len(calls) == 1
+    with pytest.raises(ModelError, match="fails in ONNX Runtime"):
+        Runner(model).run({"x": values(2, 9)})
+
+
 def test_what_is_not_a_tensor_becomes_one_array() -> None:
     one, two = values(2, 3), values(2, 4)
     np.testing.assert_array_equal(as_array([one, one]), np.stack([one, one]))

@@ -199,7 +199,7 @@ def _samples(source: Path, data: Dataset, artifacts: tuple[Made, ...], made: Pat
     """
     if sources(inlined(parsed(source))):
         return ()
-    judge, runners = Runner(source, threads=threads), dict[str, Loaded]()
+    judge, runners = Runner(source, threads=threads, whole=True), dict[str, Loaded]()
     for artifact in artifacts:
         with contextlib.suppress(TargetError):  # its runtime is not here: only its hash can be checked
             runners[artifact.file] = load_artifact(made / artifact.file, artifact.format, threads=threads)

@@ -111,7 +111,9 @@ def _rows(folder: Path, made: Made, samples: list[Stored], threads: int) -> list
     if not samples:
         raise TargetError("no sample was recorded: the model draws random numbers, or its samples are too large")
     if not any(sample.outputs[made.file] for sample in samples):
-        raise TargetError("no outputs were recorded, since its runtime was not there")
+        given = load_artifact(folder / made.file, made.format, threads=threads).outputs
+        why = "its runtime was not there when it was made" if given else "numpy has none of their types"
+        raise TargetError(f"no outputs were recorded, since {why}")
     runner = load_artifact(folder / made.file, made.format, threads=threads)
     sums: dict[str, _Sums] = {}
     for sample in samples:

@@ -169,26 +169,31 @@ class Runner:
         held = tuple(o.name for o in found if _numpy_holds(o.type, whole=whole))
         self.skipped: dict[str, str] = {o.name: o.type for o in found if o.name not in held}
         wanted = held if outputs is None else outputs
+        self._runs_for_nothing = outputs is None
         self.outputs: tuple[str, ...] = tuple(name for name in wanted if name not in self.skipped)
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """The output tensors by name; sequences, maps and types numpy has not are in `skipped`, not here.
 
-        `outputs` names those to give; None for all. Raises ModelError where the run fails.
+        `outputs` names those to give; None for all: then the model runs even where none of them can be given. Raises
+        ModelError where the run fails.
         """
         names = list(self.outputs if outputs is None else outputs)
-        if not names:
+        bare = not names and outputs is None and self._runs_for_nothing
+        if not names and not bare:
             return {}
         missing = [spec.name for spec in self.inputs if spec.name not in feed]
         if missing:
             raise ModelError(f"{self._label} asks for input {missing[0]!r}, which the sample does not hold")
         try:
-            values = run_session(self._session, names, {spec.name: feed[spec.name] for spec in self.inputs})
+            values = run_session(
+                self._session, None if bare else names, {spec.name: feed[spec.name] for spec in self.inputs}
+            )
         except Exception as e:  # ONNX Runtime's errors share no base class
             if isinstance(feed, NamedFeed):
                 raise _of_sample(self._label, feed, one_line(e)) from e
             raise ModelError(f"{self._label} fails in ONNX Runtime: {one_line(e)}") from e
-        return {name: as_array(value) for name, value in zip(names, values, strict=True)}
+        return {} if bare else {name: as_array(value) for name, value in zip(names, values, strict=True)}
 
 
 def run_session(session: Any, names: Sequence[str] | None, feed: Feed) -> list[Any]:
