@@ -22,12 +22,14 @@ from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, write
 from onnxshot.graph.shapes import refuse_giants
+from onnxshot.half.emulation import computes_bfloat16
 from onnxshot.observing.calibrating import open_calib
 from onnxshot.output import deliver, input_bytes, source_name
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.unfold import Unfold
+from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.planning.planner import already_quantized
 from onnxshot.preparing import sizes_of
 from onnxshot.proving import proof
@@ -157,6 +159,9 @@ def _judge(
     """What artifacts are held against. Raises ModelError where normalizing the source has changed what it computes."""
     if not settings.verify or loaded.weight_bytes() >= proof.MAX_BYTES:
         return Reference(given(source if reference is None else reference))
+    if computes_bfloat16(source):
+        loaded = load_model(source)
+        WidenHalf().run(loaded)
     own = reference_of(source, loaded, data, check=len(loaded.graph.nodes) < proof.MAX_NODES, threads=settings.threads)
     if reference is None:
         return own

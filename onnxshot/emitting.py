@@ -12,6 +12,7 @@ from pathlib import Path
 from onnxshot.calibration.readers import Dataset
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.graph.save import Draft
+from onnxshot.half.emulation import computes_bfloat16
 from onnxshot.proving.verify import compare_loaded
 from onnxshot.report import NOISE, Artifact
 from onnxshot.settings import Settings
@@ -87,7 +88,12 @@ def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
     Raises TargetError where the runtime does not run here, ModelError where the artifact does not load.
     """
     if name == ONNX:
-        return Runner(path, threads=threads, whole=True)
+        try:
+            return Runner(path, threads=threads, whole=True)
+        except ModelError as e:
+            if computes_bfloat16(path):
+                raise TargetError(f"{path.name} computes in bfloat16, which ONNX Runtime lacks on CPUs") from e
+            raise
     runtime = runtime_of(name)
     runtime.check()
     if missing := runtime.runs_here():

@@ -29,7 +29,9 @@ from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, Sizes, tensor_sizes
 from onnxshot.graph.save import Draft, stored_size
+from onnxshot.half.emulation import computes_bfloat16
 from onnxshot.half.halving import halve, refuse_half
+from onnxshot.half.rules import FP16
 from onnxshot.mending import mend
 from onnxshot.observing.cache import model_hash
 from onnxshot.observing.calibrating import Gathered, from_data, from_file, open_calib
@@ -186,7 +188,7 @@ class Run:
         self.report = Report(source_name(self.source), self.recipe.to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
         self.requantized = bool(already_quantized(self.model))
-        if self.recipe.quantizes:
+        if self.recipe.quantizes or (self.recipe.half == FP16.name and computes_bfloat16(self.source)):
             self.widened = widen(self.model)
             self.report.notes += told_of_half(self.widened.computed, kept=self.target.keeps_half)
         if self.recipe.quantizes or self.settings.requantize:  # floats of 16 bits go around what is quantized
@@ -204,7 +206,7 @@ class Run:
     @property
     def keeps_half(self) -> bool:
         """Whether the result computes in 16 bits what the input does."""
-        return self.target.keeps_half and bool(self.widened.computed)
+        return self.target.keeps_half and self.recipe.quantizes and bool(self.widened.computed)
 
     @property
     def _small(self) -> bool:

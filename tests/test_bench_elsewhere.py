@@ -108,6 +108,32 @@ def test_an_interpreter_that_hangs_is_stopped(net: Path, tmp_path: Path, monkeyp
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are of POSIX")
+def test_what_a_wrapper_has_started_is_stopped_with_it(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell around the interpreter, which hangs: the child would wait on as an orphan."""
+    told = tmp_path / "child"
+    script = f"sleep 600 & echo $! > {told}.new; mv {told}.new {told}; wait"
+    monkeypatch.setattr(ort_elsewhere, "_START_SECONDS", 1.0)
+    with pytest.raises(TargetError, match="was stopped after 1 seconds"):
+        bench_in(program(tmp_path, script), [net], FEEDS, threads=1)
+    child = int(told.read_text())
+    for _ in range(200):  # whoever adopts it may take a moment to bury it
+        try:
+            gone = Path(f"/proc/{child}/stat").read_text().split()[2] == "Z"
+        except OSError:
+            try:
+                os.kill(child, 0)
+                gone = False
+            except ProcessLookupError:
+                gone = True
+        if gone:
+            break
+        time.sleep(0.05)
+    assert gone
+
+
 def test_a_model_that_the_other_runtime_refuses_is_named(net: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")

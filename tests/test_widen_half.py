@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 import onnxshot
+from onnxshot.errors import TargetError
 from onnxshot.graph.load import load_model
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.widen_half import WidenHalf
@@ -353,3 +354,63 @@ def test_bfloat16_files_are_compared_timed_and_compressed(tmp_path: Path) -> Non
     small = onnxshot.compress(given, _samples(dtype), sparsity=0.2, output=tmp_path / "c.onnx", effort="fast").report
     assert [row.name for row in small.stages] == ["input", "pruned", "quantized"]
     assert small.stages[-1].sqnr_db > 10
+
+
+def _answers(dtype: np.dtype) -> np.ndarray:
+    """What the net of float32 gives for its samples: numbers that no bfloat16 of any runtime has a part in."""
+    net = _net(np.dtype("f4"), TensorProto.FLOAT)
+    return np.stack([_run(net, {k: v.astype("f4") for k, v in feed.items()})[0] for feed in _samples(dtype)])
+
+
+def _db(wanted: np.ndarray, found: np.ndarray) -> float:
+    return float(10 * np.log10((wanted**2).sum() / ((wanted - found) ** 2).sum()))
+
+
+def test_openvino_takes_and_gives_bfloat16(tmp_path: Path) -> None:
+    """Inputs and outputs in its own format, of the given file and of a quantized one."""
+    pytest.importorskip("openvino")
+    from onnxshot.targets.openvino_runtime import OpenVino
+
+    given, made = tmp_path / "net.onnx", tmp_path / "q.onnx"
+    dtype = np.dtype(ml_dtypes.bfloat16)
+    onnx.save(_net(dtype, BF16), given)
+    report = onnxshot.quantize(given, _samples(dtype), target="openvino", output=made, effort="fast").report
+    wanted = _answers(dtype)
+    for path, least in ((given, 35.0), (made, 20.0)):
+        loaded = OpenVino().load(path, threads=1)
+        found = np.stack([loaded.run(feed)["y"] for feed in _samples(dtype)])
+        assert found.dtype == np.float32 and _db(wanted, found) > least
+    (row,) = report.runtimes
+    assert row["sqnr_db"] > 20
+    emitted = onnxshot.emit(given, to="openvino", output=tmp_path / "e.xml", calib=_samples(dtype))
+    assert emitted.outputs[0].sqnr_db > 35
+
+
+def test_bfloat16_files_are_bundled_told_apart_and_put_into_float16(tmp_path: Path) -> None:
+    """What needs the answers of the given model takes them of its float32 form."""
+    given, made, half = tmp_path / "net.onnx", tmp_path / "q.onnx", tmp_path / "half.onnx"
+    dtype = np.dtype(ml_dtypes.bfloat16)
+    onnx.save(_net(dtype, BF16), given)
+    result = onnxshot.quantize(given, _samples(dtype), output=made, effort="fast")
+    found = onnxshot.diff(given, made, _samples(dtype))
+    assert found.sqnr_db > 20 and any("computes in bfloat16" in note for note in found.notes)
+    onnxshot.bundle(result, tmp_path / "b", _samples(dtype))
+    assert [(row.output, row.passed) for row in onnxshot.verify(tmp_path / "b").outputs] == [("y", True)]
+    onnxshot.quantize(given, _samples(dtype), precision="fp16", output=half)
+    session = ort.InferenceSession(str(half))
+    values = [
+        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(feed["x"].view(np.uint16), BF16) for feed in _samples(dtype)
+    ]
+    bits = [session.run_with_ort_values(["y"], {"x": value})[0] for value in values]
+    assert bits[0].element_type() == BF16
+    assert F16 in {t.data_type for t in onnx.load(half).graph.initializer}
+
+
+def test_a_bundle_of_a_file_that_stays_in_bfloat16_says_that_it_cannot_be_run(tmp_path: Path) -> None:
+    given, made = tmp_path / "net.onnx", tmp_path / "q.onnx"
+    dtype = np.dtype(ml_dtypes.bfloat16)
+    onnx.save(_net(dtype, BF16), given)
+    result = onnxshot.quantize(given, _samples(dtype), target="tensorrt", output=made, effort="fast")
+    onnxshot.bundle(result, tmp_path / "b", _samples(dtype))
+    with pytest.raises(TargetError, match="computes in bfloat16, which ONNX Runtime lacks on CPUs"):
+        onnxshot.verify(tmp_path / "b")

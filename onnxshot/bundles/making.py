@@ -26,6 +26,7 @@ from onnxshot.files.ledger import Files, Read
 from onnxshot.files.results import of_bundle
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
+from onnxshot.half.emulation import runnable_here
 from onnxshot.judging.noise import inlined, sources
 from onnxshot.judging.protos import parsed
 from onnxshot.observing.calibrating import HOLDOUT, open_calib
@@ -199,7 +200,9 @@ def _samples(source: Path, data: Dataset, artifacts: tuple[Made, ...], made: Pat
     """
     if sources(inlined(parsed(source))):
         return ()
-    judge, runners = Runner(source, threads=threads, whole=True), dict[str, Loaded]()
+    with runnable_here([source]) as ((given,), _):
+        judge = Runner(given, threads=threads, whole=True)
+    runners = dict[str, Loaded]()
     for artifact in artifacts:
         with contextlib.suppress(TargetError):  # its runtime is not here: only its hash can be checked
             runners[artifact.file] = load_artifact(made / artifact.file, artifact.format, threads=threads)

@@ -1,4 +1,7 @@
-"""Samples of a bundle: one .npz each, `input/NAME`, `float/NAME` and `output/FILE/NAME` for every model of it."""
+"""Samples of a bundle: one .npz each, `input/NAME`, `float/NAME` and `output/FILE/NAME` for every model of it.
+
+The bits of an array in bfloat16 lie as uint16 in `bfloat16/input/NAME`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +21,8 @@ from onnxshot.graph.load import first_line
 MOST_BYTES = 256 << 20
 """Most bytes of the arrays of one sample: what is larger is not written, and not read."""
 _PLAIN = "biufcU"  # kinds of arrays that .npz holds without pickling
+
+_BITS = "bfloat16/"
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -39,7 +45,8 @@ class Stored:
         found |= {f"float/{name}": values for name, values in self.expected.items()}
         for file, outputs in self.outputs.items():
             found |= {f"output/{file}/{name}": values for name, values in outputs.items()}
-        return {key: np.asarray(values) for key, values in found.items() if np.asarray(values).dtype.kind in _PLAIN}
+        arrays = dict(_plain(key, np.asarray(values)) for key, values in found.items())
+        return {key: values for key, values in arrays.items() if values.dtype.kind in _PLAIN}
 
     def write(self, path: Path) -> None:
         """Write the .npz; the same bytes for the same arrays. Values that numpy has no plain type for are left out."""
@@ -50,6 +57,18 @@ class Stored:
                     np.lib.format.write_array(file, values, allow_pickle=False)
 
 
+def _plain(key: str, values: NDArray[Any]) -> tuple[str, NDArray[Any]]:
+    """A key with its array; of bfloat16, which .npz does not hold, the bits."""
+    return (_BITS + key, values.view(np.uint16)) if values.dtype.name == "bfloat16" else (key, values)
+
+
+def _of_plain(key: str, values: NDArray[Any]) -> tuple[str, NDArray[Any]]:
+    """What `_plain` was given."""
+    if key.startswith(_BITS) and values.dtype == np.uint16:
+        return key.removeprefix(_BITS), values.view(ml_dtypes.bfloat16)
+    return key, values
+
+
 def read_sample(path: Path, files: tuple[str, ...]) -> Stored:
     """A sample, with what the models in these files gave. Raises ModelError where it is none, or too large."""
     try:
@@ -58,7 +77,7 @@ def read_sample(path: Path, files: tuple[str, ...]) -> Stored:
         if size > MOST_BYTES + (1 << 20):
             raise ModelError(f"{path} unpacks to {size >> 20} MB, over {MOST_BYTES >> 20}")
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
+            arrays = dict(_of_plain(key, stored[key]) for key in stored.files)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError) as e:
         raise ModelError(f"{path} is no sample: {first_line(e)}") from e
     return Stored(

@@ -10,10 +10,11 @@ from typing import Any
 from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.difference.layers import read_layers
-from onnxshot.difference.rescaled import factors_of
+from onnxshot.difference.rescaled import between, factors_of
 from onnxshot.difference.rows import LayerChange, PairChange, layer_change, matched, pair_changes
 from onnxshot.graph import Node
 from onnxshot.graph.load import load_model
+from onnxshot.half.emulation import runnable_here
 from onnxshot.observing.calibrating import open_calib
 from onnxshot.output import input_bytes
 from onnxshot.proving.contract import contract, difference
@@ -111,13 +112,15 @@ def diff(
     rows = [row for row in found_rows if row is not None]
     rows.sort(key=lambda row: (row.sqnr_db is None, row.sqnr_db or 0.0))
     models = load_model(before), load_model(after)
-    facts: dict[str, Any] = {}
+    facts, ran = dict[str, Any](), tuple[str, ...]()
     if calib is not None:
         settings = settings or Settings(samples="all")
-        with open_calib(calib, models[0], preset, settings) as data:
+        with open_calib(calib, models[0], preset, settings) as data, runnable_here([before, after]) as (runs, notes):
+            same = factors if not notes else between(*runs)  # tensors inside are those of the files that run
             found = compare(
-                before, after, data, tensors=None, threads=settings.threads, scaled=factors.tensors, form=factors.form
+                runs[0], runs[1], data, tensors=None, threads=settings.threads, scaled=same.tensors, form=same.form
             )
+        ran = tuple(notes)
         facts = {
             "samples": found.samples, "sqnr_db": found.sqnr_db, "agreement": found.agreement,
             "outputs": found.outputs, "worst": tuple(row for row in found.tensors if row.op not in _PAIR),
@@ -134,7 +137,7 @@ def diff(
         only_before=_named(only_before),
         only_after=_named(only_after),
         contract=difference(contract(before), contract(after)),
-        notes=(*one.notes, *other.notes, *factors.notes),
+        notes=(*one.notes, *other.notes, *factors.notes, *ran),
         **facts,
     )  # fmt: skip
 

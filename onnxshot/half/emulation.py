@@ -49,6 +49,13 @@ def emulated(proto: ModelProto) -> ModelProto:
     return made
 
 
+def computes_bfloat16(source: str | Path | ModelProto) -> bool:
+    """Whether a model computes in bfloat16, for which ONNX Runtime has no kernels on CPUs."""
+    widened = WidenHalf()
+    widened.run(load_model(source))
+    return widened.runs_nowhere
+
+
 @contextlib.contextmanager
 def in_float(path: Path, *, wanted: bool) -> Iterator[Path]:
     """The path of the same model widened to float32, which runs where 16 bits do not; the file itself if not wanted."""
@@ -69,10 +76,9 @@ def runnable_here(paths: Sequence[Path]) -> Iterator[tuple[list[Path], list[str]
     found, notes = [], []
     with contextlib.ExitStack() as stack:
         for path in paths:
-            widen = WidenHalf()
-            widen.run(load_model(path))
-            found.append(stack.enter_context(in_float(path, wanted=widen.runs_nowhere)))
-            if widen.runs_nowhere:
+            nowhere = computes_bfloat16(path)
+            found.append(stack.enter_context(in_float(path, wanted=nowhere)))
+            if nowhere:
                 notes.append(f"{path} computes in bfloat16, which ONNX Runtime lacks on CPUs: run in float32")
         yield found, notes
 

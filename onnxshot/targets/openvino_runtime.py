@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +24,7 @@ from onnxshot.targets.runtime import EmitOptions, Emitted, Feed, Finding, Runtim
 EXACT = "f32"
 """What is float is computed so where accuracy is compared; by default it is bfloat16 where the CPU has that."""
 
-_CPU = "CPU"
+_CPU, _BF16 = "CPU", "bfloat16"
 _PLACES = ("Exception from ", "Check '", "FrontEnd API failed", "Summary:", "Model wasn't fully converted")
 
 
@@ -104,21 +105,39 @@ class Network:
         arrays = [self._values(feed, name, kind) for name, kind in self._inputs]  # a tensor does not keep its own alive
         try:
             for slot, values in enumerate(arrays):
-                request.set_input_tensor(slot, self._package.Tensor(values, shared_memory=values.flags.writeable))
+                request.set_input_tensor(slot, self._tensor(values))
             request.start_async()  # `infer` makes a dictionary of the outputs, in the time of a small layer
             request.wait()
         except RuntimeError as e:
             raise ModelError(f"{self._path} fails in OpenVINO: {_told(e)}") from e
-        return {name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(self.outputs)}
+        return {name: _array(request.get_output_tensor(i)) for i, name in enumerate(self.outputs)}
+
+    def _tensor(self, values: NDArray[Any]) -> Any:
+        """The values as OpenVINO takes them; bfloat16, which its Python does not know of numpy, by its bits."""
+        if values.dtype.name != _BF16:
+            return self._package.Tensor(values, shared_memory=values.flags.writeable)
+        package = self._package
+        return package.Tensor(values.view(np.uint16), package.Shape(values.shape), package.Type.bf16)
 
     def _values(self, feed: Feed, name: str, kind: Any) -> NDArray[Any]:
         if name not in feed:
             raise ModelError(f"{self._path} asks for input {name!r}, which the sample does not hold")
         values = np.asarray(feed[name], order="C")
-        if self._package.Type(values.dtype) != kind:  # OpenVINO would take its bytes for those of another type
+        package = self._package
+        held = package.Type.bf16 if values.dtype.name == _BF16 else package.Type(values.dtype)
+        if held != kind:  # OpenVINO would take its bytes for those of another type
             wanted = kind.get_type_name()
             raise ModelError(f"input {name!r} of {self._path} is {wanted}; the sample holds {values.dtype}")
         return values
+
+
+def _array(tensor: Any) -> NDArray[Any]:
+    """A copy of the values; bfloat16 as the same numbers in float32, as `ort_runtime` gives it."""
+    if tensor.element_type != _package().Type.bf16:
+        return np.array(tensor.data)
+    bits = np.array(tensor.data).view(np.uint16)
+    values: NDArray[Any] = bits.view(ml_dtypes.bfloat16).astype(np.float32)
+    return values
 
 
 def _name(port: Any) -> str:

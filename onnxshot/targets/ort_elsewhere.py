@@ -5,9 +5,11 @@ The two environments share nothing but files: the models at their paths, and the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -108,7 +110,7 @@ def _run(program: Path, code: Sequence[str], folder: Path, limit: float) -> tupl
         try:
             process = subprocess.Popen(
                 [str(program), "-c", *code], stdin=subprocess.PIPE, stdout=out, stderr=errors, cwd=work,
-                env=environment,
+                env=environment, start_new_session=True,
             )  # fmt: skip
         except OSError as e:
             raise TargetError(f"{program} does not run: {e.strerror}") from e
@@ -118,9 +120,17 @@ def _run(program: Path, code: Sequence[str], folder: Path, limit: float) -> tupl
             except subprocess.TimeoutExpired as e:
                 raise TargetError(f"{program} was stopped after {limit:g} seconds without an answer") from e
             finally:
-                process.kill()  # does nothing to one that has ended
+                _end(process)
     lines = (folder / "stderr").read_text(errors="replace").strip().splitlines()
     return ended, first_line(lines[-1]) if lines else ""
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process and all that it has started: the interpreter may be a shell script around the real one."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own, which may live longer than itself
+    process.kill()  # does nothing to one that has ended
 
 
 def _stored(feeds: Sequence[Feed], folder: Path) -> list[str]:
