@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-_ASIDE = re.compile(r"\.[^/\\]*\.onnxshot-[a-z0-9_]{8}\.part[/\\](?:work[/\\])?")
+# Of a relative path nothing need stand in front of it: no dot of a word before may be taken for its own.
+_ASIDE = re.compile(
+    r"(?<![^\s/\\'\"(=])\.(?:(?![\s'\"(=]\.)[^/\\])*?\.onnxshot-[a-z0-9_]{8}\.part[/\\](?:work[/\\])?"
+)
 
 
 def in_place(text: str) -> str:

@@ -12,7 +12,8 @@ from onnxshot.calibration.preprocess import Preset, load_preset
 from onnxshot.calibration.readers import InputSpec
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.frozen import Frozen, frozen
-from onnxshot.graph import Model, edit, shapes, weights
+from onnxshot.graph import Model, Node, edit, shapes, weights
+from onnxshot.graph.load import copy_of
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.half.rules import HALVES
 from onnxshot.passes.base import Pass
@@ -192,6 +193,9 @@ def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
     if not found:
         return NOTHING
     what = f"the model is quantized already: {len(found)} nodes such as {found[0].label!r} ({found[0].op})"
+    if not complete and not requantize:
+        raise UsageError(what, _ways_out(model))
+    names = {node.label: node.op for node in found}
     fold(model)
     if any(node.op in FORMS for _, node in model.walk()):
         shapes.raise_opset(model, OPSET)
@@ -200,18 +204,9 @@ def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
     edits = 0 if complete else ToFloats().run(model).edits
     edits += StripQdq().run(model).edits
     left = [node for node in already_quantized(model) if not complete or node.op in FORMS or node.op in PAIR]
-    if not requantize and not complete:
-        if left:
-            why = f"{len(left)} nodes such as {left[0].label!r} ({left[0].op}) cannot be taken back to it"
-            raise UsageError(what, f"start from the float model: {why}")
-        raise UsageError(
-            what,
-            "start from the float model, pass --complete to keep its scales and quantize the rest, "
-            "or --requantize to go back to float first",
-        )
     if left:
         raise UsageError(
-            f"{len(left)} nodes such as {left[0].label!r} ({left[0].op}) cannot be taken back to float",
+            f"{_named(left, names)} cannot be taken back to float",
             "start from the float model, or from one with QuantizeLinear and DequantizeLinear pairs",
         )
     kept = len(already_quantized(model))
@@ -220,6 +215,30 @@ def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
     if kept:
         model.notes.append(f"{kept} integer operators of the input, which need no pairs, stay as they are")
     return trained
+
+
+def _named(left: Sequence[Node], names: Mapping[str, str]) -> str:
+    """How many nodes, and one of them, by the name and operator that it had in the file. names: operators there."""
+    one = left[0]
+    own = max((name for name in names if f"{one.label}_".startswith(f"{name}_")), key=len, default="")
+    return f"{len(left)} nodes such as {own or one.label!r} ({names.get(own, one.op)})"
+
+
+def _ways_out(model: Model) -> str:
+    """What to do about a model that is quantized already: what was tried on a copy and works."""
+    tried = {}
+    for way in ("complete", "requantize"):
+        try:
+            to_float(copy_of(model), complete=way == "complete", requantize=way == "requantize")
+        except UsageError as refused:
+            tried[way] = refused.message
+    ways = {
+        "complete": "pass --complete to keep its scales and quantize the rest",
+        "requantize": "pass --requantize to go back to float first",
+    }
+    works = [told for way, told in ways.items() if way not in tried]
+    said = ", or ".join(["start from the float model", *works])
+    return f"{said}: {tried['requantize']}" if "requantize" in tried else said
 
 
 def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:

@@ -28,6 +28,14 @@ def test_a_file_aside_is_called_by_the_place_it_will_have(tmp_path: Path) -> Non
     assert in_place(text) == UsageError(text).message == told
 
 
+def test_a_file_aside_with_a_relative_path_leaves_the_words_in_front_of_it() -> None:
+    path = ".a b.onnx.onnxshot-abcdefg1.part/work/a b.onnx"
+    assert in_place(f"{path} does not load: Load model from {path} failed") == (
+        "a b.onnx does not load: Load model from a b.onnx failed"
+    )
+    assert in_place(f"net.onnx, not {path}") == "net.onnx, not a b.onnx"
+
+
 def test_a_full_disk_names_the_place_that_was_meant(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom onnxshot.cli import app\n"

@@ -92,6 +92,34 @@ def test_opset_and_format(opset: int, ir: int, since: str) -> None:
     assert wants("g (float[4] x) => (float[4] y) { y = Relu(x) }", {}, opset=opset, ir=ir).loads_from == since
 
 
+@pytest.mark.parametrize(("kind", "since"), [(ml_dtypes.uint4, "1.20"), (np.uint8, "1.23")])
+def test_a_table_of_four_bits_in_bytes_needs_a_newer_version(kind: Any, since: str) -> None:
+    text = """g (int64[3] i) => (float[3, d] y) {
+        y = com.microsoft.GatherBlockQuantized<bits = 4, block_size = 16, quantize_axis = 1>(w, i, s)
+    }"""
+    held = {"w": np.ones((5, 32), kind), "s": np.ones((5, 2), np.float32)}
+    found = needs(load_model(model(text, held, opset=21, ir=10, imports=', "com.microsoft": 1')))
+    assert (found.loads_from, found.fused_from) == (since, since)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ends", "since"), [("linear", True, "1.32"), ("nearest", True, "1.18"), ("linear", False, "1.18")]
+)
+def test_a_linear_resize_in_int8_is_rounded_by_a_newer_version(mode: str, ends: bool, since: str) -> None:
+    text = f"""g (float[1, 2, 4, 4] x) => (float[1, 2, 8, 8] y) {{
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
+        {"r" if ends else "y"} = Resize<mode = "{mode}">(d, , k)
+        {"p = QuantizeLinear(r, s, z) y = DequantizeLinear(p, s, z)" if ends else ""}
+    }}"""
+    found = needs(load_model(model(text, {"s": Q["s"], "z": Q["z"], "k": np.array([1, 1, 2, 2], np.float32)})))
+    assert (found.loads_from, found.fused_from) == ("1.18", since)
+
+
+def test_deform_conv_needs_a_newer_version() -> None:
+    text = "g (float[1, 2, 4, 4] x, float[1, 2, 4, 4] o) => (float[1, 2, 4, 4] y) { y = DeformConv(x, w, o) }"
+    assert needs(load_model(model(text, {"w": weight(2, 2, 1, 1)}, opset=19, ir=9))).loads_from == "1.26"
+
+
 def test_every_form_is_in_the_docs() -> None:
     text = (Path(__file__).parent.parent / "docs" / "targets.md").read_text()
     for form in FORMS:

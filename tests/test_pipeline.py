@@ -285,11 +285,36 @@ def test_integer_operators_are_taken_back_too(name: str) -> None:
 def test_what_cannot_be_taken_back_to_float_is_told_at_once() -> None:
     text = "g (float[n, 8] x, int8[8, 4] w) => (int32[n, 4] y)"
     proto = model(f"{text} {{ q, s, z = DynamicQuantizeLinear(x) y = MatMulInteger(q, w, z) }}")
-    with pytest.raises(UsageError, match="cannot be taken back to it") as caught:
+    with pytest.raises(UsageError, match="cannot be taken back to float") as caught:
         quantize(proto, mode="weights", settings=FAST)
     assert "--requantize" not in str(caught.value)
     with pytest.raises(UsageError, match="cannot be taken back to float"):
         quantize(proto, mode="weights", settings=replace(FAST, requantize=True))
+
+
+def test_only_a_way_that_works_is_offered() -> None:
+    """A weight that is dequantized in another node, and moved: no scale of it can be kept."""
+    text = """g (float[n, 8, 4] x) => (float[n, 6, 4] y) {
+        q = QuantizeLinear(x, s, z) u = Unsqueeze(w, axis)
+        [own] r = QLinearConv(q, s, z, u, s, v, s, z)
+        y = DequantizeLinear(r, s, z)
+    }"""
+    held = {"s": np.float32(0.02), "z": np.uint8(128), "v": np.int8(0), "axis": np.array([2])}
+    computed = model(text.replace("float[n, 8, 4] x", "float[n, 8, 4] x, int8[6, 8] w"), held)
+    for way, words in (({}, "already"), ({"complete": True}, "cannot be taken back")):
+        options = {"mode": "static", **way}
+        with pytest.raises(UsageError, match=words) as caught:
+            quantize(
+                computed,
+                [{"x": np.ones((1, 8, 4), np.float32), "w": np.ones((6, 8), np.int8)}],
+                settings=FAST,
+                **options,
+            )
+        assert "'own' (QLinearConv)" in str(caught.value)
+        assert "--complete" not in str(caught.value)
+    stored = model(text, held | {"w": np.ones((6, 8), np.int8)})
+    with pytest.raises(UsageError, match=r"pass --complete .* or pass --requantize"):
+        quantize(stored, [{"x": np.ones((1, 8, 4), np.float32)}], settings=FAST)
 
 
 def test_a_dynamically_quantized_lstm_is_quantized_already() -> None:

@@ -277,8 +277,9 @@ def _holds_float8(model: Path | bytes) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """ONNX Runtime's message without its prefix of codes."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
+    """ONNX Runtime's message without its prefix of codes, and with a space where it has none."""
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
+    return re.sub(r"^(Load model from .* failed:)(?=\S)", r"\1 ", line)
 
 
 def label(model: Path | bytes) -> str:

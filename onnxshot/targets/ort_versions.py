@@ -35,7 +35,7 @@ class Form:
     Attributes:
         name: what it is, for people.
         since: the first version that runs it so.
-        loads: older ones do not load it; else they run it in float, slower than the float model.
+        loads: older ones do not load it; else they run it in float, slower than the float model, or less exactly.
         found: whether a node is it.
     """
 
@@ -149,6 +149,20 @@ def _by_block(node: Node) -> bool:
     )
 
 
+def _linear_resize(node: Node) -> bool:
+    """A Resize that mixes values, between a DQ and a Q: its integers are cut off, not rounded, before 1.32."""
+    if node.op not in ("Resize", "Upsample") or node.attrs.get("mode") not in (b"linear", "linear"):
+        return False
+    users = edit.consumers(node.outputs[0])
+    return _dequantizer(node, 0) is not None and bool(users) and all(user.op == "QuantizeLinear" for user in users)
+
+
+def _nibbles_in_bytes(node: Node) -> bool:
+    """A table of which each byte holds two values."""
+    stored = node.inputs[0] if _contrib("GatherBlockQuantized", 4)(node) and node.inputs else None
+    return isinstance(stored, Constant) and weights.elem_type(stored) in _BYTES
+
+
 def _contrib(op: str, bits: int) -> Callable[[Node], bool]:
     return lambda node: node.op == op and node.domain == MICROSOFT and int(node.attrs.get("bits", 4)) == bits
 
@@ -164,7 +178,10 @@ FORMS = (
     Form("MatMulNBits with 8 bits", (1, 22), True, _contrib("MatMulNBits", 8)),
     Form("MatMulNBits with 2 bits", (1, 24), True, _contrib("MatMulNBits", 2)),
     Form("GatherBlockQuantized with 4 bits", (1, 20), True, _contrib("GatherBlockQuantized", 4)),
+    Form("GatherBlockQuantized with 4 bits in bytes", (1, 23), True, _nibbles_in_bytes),
     Form("GatherBlockQuantized with 8 bits", (1, 23), True, _contrib("GatherBlockQuantized", 8)),
+    Form("linear Resize between int8 layers", (1, 32), False, _standard(_linear_resize)),
+    Form("DeformConv", (1, 26), True, _standard(lambda node: node.op == "DeformConv")),
 )
 
 
