@@ -210,3 +210,16 @@ def test_equal_integers_with_other_scales_come_back_as_weights_of_their_own() ->
     found = ort.InferenceSession(made.SerializeToString()).run(None, {"x": x})
     for weight, got in zip(wanted, found, strict=True):
         np.testing.assert_allclose(got, x @ weight, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_one_matrix_along_both_of_its_axes_is_stored_once_where_one_scale_serves_both(per_channel: bool) -> None:
+    """With a scale for each output channel, Gemm(transB) and MatMul of one matrix have other integers each."""
+    r = np.random.default_rng(0)
+    body = "h = Gemm<transB = 1>(x, w) a = Relu(h) b = MatMul(a, w) y = Relu(b)"
+    w = (r.normal(size=(256, 64)) / 8).astype("f4")
+    given = parsed(f"g (float[n, 64] x) => (float[n, 64] y) {{ {body} }}", {"w": w})
+    samples = [{"x": r.normal(size=(4, 64)).astype("f4")} for _ in range(6)]
+    made = onnxshot.quantize(given, samples, effort="fast", per_channel=per_channel).model.to_proto()
+    matrices = [i.data_type for i in made.graph.initializer if np.prod(i.dims) == 256 * 64]
+    assert matrices == [TensorProto.INT8] * (2 if per_channel else 1)
