@@ -4,28 +4,22 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import onnx
-from handmade.core import model, weight
+import pytest
+from handmade.deep import DEEP
 
 import onnxshot
-
-
-def chain(length: int) -> onnx.ModelProto:
-    """Elementwise nodes one after the other, in front of a product."""
-    ops = ("Sigmoid(t{0})", "Tanh(t{0})", "Mul(t{0}, s)", "Relu(t{0})")
-    lines = [f"t{i + 1} = {ops[i % 4].format(i)}" for i in range(length)]
-    text = f"net (float[N,8] t0) => (float[N,8] y) {{ {' '.join(lines)} y = MatMul(t{length}, w) }}"
-    return model(text, {"s": np.float32(0.9), "w": weight(8, 8)})
+from onnxshot.cutting.groups import groups_of
+from onnxshot.graph.load import load_model
+from onnxshot.graph.macs import concrete_shapes
 
 
 def steps(run: Callable[[], Any]) -> int:
-    """How many Python functions a run calls."""
+    """How many functions a run calls, those of C included: a scan of a list asks each entry for something."""
     calls = 0
 
     def seen(frame: Any, event: str, arg: Any) -> None:
         nonlocal calls
-        calls += event == "call"
+        calls += event in ("call", "c_call")
 
     sys.setprofile(seen)
     try:
@@ -35,8 +29,30 @@ def steps(run: Callable[[], Any]) -> int:
     return calls
 
 
-def test_inspecting_twice_the_nodes_takes_twice_the_steps() -> None:
-    """Each node left in float searched the whole graph for a weight behind it: 2000 nodes took 9 s, 12,000 minutes."""
-    few, many = chain(360), chain(720)
-    onnxshot.inspect(chain(36))  # what is imported or looked up once is not counted
-    assert steps(lambda: onnxshot.inspect(many)) < 2.2 * steps(lambda: onnxshot.inspect(few))
+@pytest.mark.parametrize("kind", DEEP)
+def test_inspecting_twice_the_nodes_takes_twice_the_steps(kind: str) -> None:
+    """A node asked the whole graph for a weight behind it; a chain of products came undone one round at a time."""
+    few, many = DEEP[kind](330).model, DEEP[kind](660).model
+    onnxshot.inspect(DEEP[kind](36).model)  # what is imported or looked up once is not counted
+    assert steps(lambda: onnxshot.inspect(many)) < 2.1 * steps(lambda: onnxshot.inspect(few))
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "portable"])
+def test_planning_twice_the_blocks_for_other_targets_takes_twice_the_steps(target: str) -> None:
+    few, many = DEEP["cnn"](150).model, DEEP["cnn"](300).model
+    recipe = onnxshot.Recipe(target=target)
+    onnxshot.inspect(DEEP["cnn"](36).model, recipe=recipe)
+    inspect = onnxshot.inspect
+    assert steps(lambda: inspect(many, recipe=recipe)) < 2.1 * steps(lambda: inspect(few, recipe=recipe))
+
+
+def test_grouping_the_channels_of_twice_the_blocks_takes_twice_the_steps() -> None:
+    """Each group asked every layer whether it makes or reads one of its channels."""
+
+    def counted(nodes: int) -> int:
+        model = load_model(DEEP["cnn"](nodes).model)
+        shapes = concrete_shapes(model)
+        return steps(lambda: groups_of(model, shapes))
+
+    counted(36)
+    assert counted(300) < 2.1 * counted(150)

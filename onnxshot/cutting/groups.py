@@ -61,12 +61,15 @@ def groups_of(model: Model, shapes: Mapping[str, Shape]) -> Groups:
         part = frozenset(ids.tolist())
         if not any(i in axes.fixed for i in part):
             parts.setdefault(family[min(part)], set()).add(part)
+    made: dict[int, list[tuple[Node, Ids]]] = {}
+    for node, ids in axes.made:
+        made.setdefault(family[int(ids[0])], []).append((node, ids))
+    read = _reads(axes, family)
     rows, skips = [], []
-    for number in dict.fromkeys(family[int(ids[0])] for _, ids in axes.made):
-        makers = tuple((node, ids) for node, ids in axes.made if family[int(ids[0])] == number)
+    for number, makers in ((number, tuple(pairs)) for number, pairs in made.items()):
         every = np.unique(np.concatenate([ids for _, ids in makers]))
         free = np.asarray([i for i in every.tolist() if i not in axes.fixed], np.int64)
-        readers = tuple((node, ids) for node, ids in axes.read if np.isin(ids, free).any())
+        readers = tuple(read.get(number, ()))
         reason = next((axes.fixed[i] for i in every.tolist() if i in axes.fixed), "it is the only channel")
         if len(free) < 2 or not readers:
             reason = reason if len(free) < 2 else "nothing sums over it with weights of its own"
@@ -76,6 +79,16 @@ def groups_of(model: Model, shapes: Mapping[str, Shape]) -> Groups:
             Group(makers[0][0].label, _kind(axes, makers, readers), free, makers, readers, tuple(parts.get(number, ())))
         )
     return Groups(axes, tuple(rows), tuple(skips))
+
+
+def _reads(axes: Axes, family: Mapping[int, int]) -> dict[int, list[tuple[Node, Ids]]]:
+    """Number of a group -> the layers that sum over any of its channels that can be cut, in their order."""
+    free = {i for _, ids in axes.made for i in ids.tolist()}.difference(axes.fixed)
+    found: dict[int, list[tuple[Node, Ids]]] = {}
+    for node, ids in axes.read:
+        for number in {family[i] for i in ids.tolist() if i in free}:
+            found.setdefault(number, []).append((node, ids))
+    return found
 
 
 def _families(axes: Axes) -> dict[int, int]:

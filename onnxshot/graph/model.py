@@ -100,6 +100,8 @@ class Model:
     def graphs(self) -> Iterator[Graph]:
         """Yield the top-level graph, then every subgraph, outer before inner."""
         stack = [self.graph]
+        if len(self.known_graphs) == 1:  # no node holds another, and none needs to be asked
+            yield stack.pop()
         while stack:
             graph = stack.pop()
             yield graph

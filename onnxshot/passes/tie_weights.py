@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxshot.graph import Constant, Model, edit, weights
@@ -90,8 +91,13 @@ def ties_of(model: Model, names: Collection[str] | None = None) -> list[tuple[Co
 def _pairs(group: Sequence[Constant]) -> Iterator[tuple[Constant, Constant, bool]]:
     taken: set[Constant] = set()
     corners = {c: np.asarray(weights.read(c)[:_CORNER, :_CORNER]) for c in group} if len(group) > 1 else {}
-    for i, first in enumerate(group):
-        for second in group[i + 1 :]:
+    alike: dict[object, list[Constant]] = {}
+    for constant, corner in corners.items():
+        alike.setdefault(_either_way(corner), []).append(constant)
+    places = {c: (same, i) for same in alike.values() for i, c in enumerate(same)}
+    for first in corners:
+        same, i = places[first]
+        for second in same[i + 1 :]:
             if first in taken or second in taken:
                 continue
             for turned in (False, True):
@@ -100,6 +106,12 @@ def _pairs(group: Sequence[Constant]) -> Iterator[tuple[Constant, Constant, bool
                     taken.add(second)
                     yield first, second, turned
                     break
+
+
+def _either_way(corner: NDArray[Any]) -> object:
+    """What is the same of a corner and of its transpose, and of no other."""
+    values = corner.astype(np.float32) + np.float32(0)  # a zero has no sign
+    return min((form.shape, form.tobytes()) for form in (values, values.T))
 
 
 def _same(first: Constant, second: Constant, turned: bool) -> bool:

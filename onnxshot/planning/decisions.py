@@ -7,7 +7,9 @@ point, since each may be the neighbour another relies on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from onnx import TensorProto
@@ -17,6 +19,7 @@ from onnxshot.graph.ops import STANDARD_DOMAINS, data_slots, op_of, weight_slot
 from onnxshot.maths.affine import QuantParams
 from onnxshot.planning.asked import Asked
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan
+from onnxshot.planning.settling import Watch, Watched, settle
 from onnxshot.planning.sizes_alone import from_sizes_alone
 from onnxshot.planning.thin import ConvSize, is_light, is_rare, is_thin, pools_slower, slower_at_floats
 from onnxshot.planning.trained import Trained
@@ -96,30 +99,41 @@ class Decisions:
                     continue
                 if slots and all(self._is_float(node.inputs[i]) for i in slots) and _finite(node):
                     self.how[node] = STATIC
-        changed = True
-        while changed:
-            changed = False
-            fed = {t for n in self.int8() if n in self.slot for t in self.data(n)}
-            for node in [n for n in self.how if self.how[n] == STATIC and n not in self.slot]:
-                inputs_int8 = all(self._from_int8(t) or t in fed for t in self.data(node))
-                fused = self.maker(node.outputs[0]) is not node  # part of the op before it: no pair between the two
-                if fused or (node not in self.forced and not (inputs_int8 and self._pays(node))):
-                    del self.how[node]
-                    changed = True
-            for node in [n for n in self.slot if self.how.get(n) == STATIC]:
-                if reason := self._better_float(node):
-                    changed = True
-                    del self.how[node], self.slot[node]
-                    self.why[node] = f"{reason}, and not between int8 ops: it is faster in float"
-                elif self._better_dynamic(node):
-                    changed = True
-                    if elements(node.inputs[self.slot[node]]) < self._target.min_dynamic_weights:
-                        del self.how[node], self.slot[node]
-                        self.why[node] = "small, and no int8 op next to it: quantizing would cost more than it saves"
-                    else:
-                        self.how[node] = DYNAMIC
-
+        followers = [n for n, how in self.how.items() if how == STATIC and n not in self.slot]
+        products = [n for n in self.slot if self.how.get(n) == STATIC]
+        watch = Watch()
+        self.how, self.slot = Watched(self.how, watch), Watched(self.slot, watch)
+        fed = Watched(Counter(t for n in products for t in self.data(n)), watch)
+        sweeps = ((followers, self._settle_follower), (products, self._settle))
+        settle(watch, [(nodes, partial(look, fed=fed)) for nodes, look in sweeps])
+        self.how, self.slot = dict(self.how), dict(self.slot)
         self._leave_pools()
+
+    def _settle_follower(self, node: Node, fed: dict[Tensor, int]) -> None:
+        """Leave a node without a weight in float where it does not stand between int8 ops. fed: readers in int8."""
+        if self.how.get(node) != STATIC:
+            return
+        inputs_int8 = all(self._from_int8(t) or fed.get(t) for t in self.data(node))
+        fused = self.maker(node.outputs[0]) is not node  # part of the op before it: no pair between the two
+        if fused or (node not in self.forced and not (inputs_int8 and self._pays(node))):
+            del self.how[node]
+
+    def _settle(self, node: Node, fed: dict[Tensor, int]) -> None:
+        """Take a node with a weight out of int8 where it is faster in float, or quantized at run time."""
+        if self.how.get(node) != STATIC:
+            return
+        if reason := self._better_float(node):
+            del self.how[node], self.slot[node]
+            self.why[node] = f"{reason}, and not between int8 ops: it is faster in float"
+        elif self._better_dynamic(node):
+            if elements(node.inputs[self.slot[node]]) < self._target.min_dynamic_weights:
+                del self.how[node], self.slot[node]
+                self.why[node] = "small, and no int8 op next to it: quantizing would cost more than it saves"
+            else:
+                self.how[node] = DYNAMIC
+        if self.how.get(node) != STATIC:
+            for tensor in self.data(node):
+                fed[tensor] -= 1
 
     def _leave_pools(self) -> None:
         """Take out the pools that are slower in int8. Ops next to them stay as they are: what they read has a Q."""
@@ -170,17 +184,19 @@ class Decisions:
         return self._spared(node) < _WORTH_A_SCALE
 
     def _spared(self, node: Node) -> int:
-        """How many pairs of Q and DQ its chain of products spares that are quantized at run time; many at another op.
+        """How many pairs of Q and DQ its chain of products spares that are quantized at run time, up to what pays.
 
         A link of two products spares one, as does an int8 op in front.
         """
         seen, stack, spared = {node}, [node], 0
-        while stack:
+        while stack and spared < _WORTH_A_SCALE:
             product = stack.pop()
             for user in self._takers(product):
                 if user.op not in self._target.dynamic or user not in self.slot:
                     return _WORTH_A_SCALE
                 spared += 1
+                if spared == _WORTH_A_SCALE:
+                    return spared
                 if user not in seen:
                     seen.add(user)
                     stack.append(user)
@@ -242,10 +258,11 @@ class Decisions:
             for user in edit.consumers(t)
         )
 
-    def _takers(self, node: Node) -> list[Node]:
+    def _takers(self, node: Node) -> Iterator[Node]:
         """The static nodes that take the result as data."""
-        users = edit.consumers(self.result(node))
-        return [u for u in users if self.how.get(u) == STATIC and any(t is self.result(node) for t in self.data(u))]
+        result = self.result(node)
+        users = edit.consumers(result)
+        return (u for u in users if self.how.get(u) == STATIC and any(t is result for t in self.data(u)))
 
     def trained_weight(self, node: Node) -> tuple[str, QuantParams] | None:
         """Name and params of the weight's trained scale; None where it came without one."""

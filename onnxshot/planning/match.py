@@ -17,7 +17,9 @@ def match_nodes(model: Model, patterns: Iterable[str], what: str) -> dict[Node, 
 
     Raises UsageError where a pattern matches nothing, with the three closest names.
     """
-    held: dict[str, list[Node]] = {}
+    patterns, held = list(patterns), dict[str, list[Node]]()
+    if not patterns:
+        return {}
     for _, node in model.walk():
         for name in _names(node):
             held.setdefault(name, []).append(node)

@@ -96,6 +96,8 @@ class _Planner:
         self.activation, self.weight, self.trained = activation, weight, trained
         self.made = Decisions(model, target, recipe, banned, trained)
         self.limits: dict[Tensor, tuple[bool, float | None]] = {}
+        self.sources: dict[Tensor, Tensor] = {}
+        self.places: dict[Node, int] | None = None  # of the nodes in their graph, once they are asked for
 
     def run(self) -> Plan:
         made = self.made
@@ -166,14 +168,20 @@ class _Planner:
 
     def _groups(self, sources: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """The first member of each source's group. An int8 Concat whose inputs share one scale only copies bytes."""
-        first = {s: s for s in sources.values()}
+        order = {s: i for i, s in enumerate(dict.fromkeys(sources.values()))}
+        before = {s: s for s in order}  # a member of the same group that is nearer to the first, or the first itself
+
+        def first(member: Tensor) -> Tensor:
+            while before[member] is not member:
+                before[member] = member = before[before[member]]
+            return member
+
         for node in self.made.int8():
             if node.op != "Concat" or self.made.activation_after(node) is not None or not self._alike(node):
                 continue
-            members = {first[sources[t]] for t in (*node.inputs, node.outputs[0])}
-            lead = next(s for s in first if s in members)
-            first = {s: lead if head in members else head for s, head in first.items()}
-        return first
+            members = {first(sources[t]) for t in (*node.inputs, node.outputs[0])}
+            before |= dict.fromkeys(members, min(members, key=order.__getitem__))
+        return {s: first(s) for s in order}
 
     def _alike(self, concat: Node) -> bool:
         """True where one scale suits all inputs: similar ranges, and none that a fused Relu or Clip ties down alone."""
@@ -210,20 +218,28 @@ class _Planner:
 
     def _source(self, tensor: Tensor) -> Tensor:
         """Follow int8 ops that only move values back to where the values were made."""
-        maker = edit.producer(tensor)
-        while maker is not None and self.made.how.get(maker) == STATIC and op_of(maker).keeps_range:
-            tensor = maker.inputs[0]
+        passed = []
+        while tensor not in self.sources:
+            passed.append(tensor)
             maker = edit.producer(tensor)
-        return tensor
+            if maker is None or self.made.how.get(maker) != STATIC or not op_of(maker).keeps_range:
+                self.sources[tensor] = tensor
+            else:
+                tensor = maker.inputs[0]
+        source = self.sources[tensor]
+        self.sources |= dict.fromkeys(passed, source)
+        return source
 
     def _residual_inputs(self, node: Node) -> list[Tensor]:
         """Inputs of a residual Add but the one that comes straight from the last Conv before it."""
         data = self.made.data(node)
-        position = {n: i for i, n in enumerate(self.model.graph.nodes)}
         from_conv = [t for t in data if (m := edit.producer(t)) is not None and self.made.how.get(m) == STATIC]
         if len(data) != 2 or not from_conv:
             return []
-        main = max(from_conv, key=lambda t: position[t.inputs[0]])
+        if self.places is None:
+            self.places = {n: i for i, n in enumerate(self.model.graph.nodes)}
+        places = self.places
+        main = max(from_conv, key=lambda t: places[t.inputs[0]])
         return [t for t in data if t is not main]
 
     def _weight_plan(self, node: Node) -> WeightPlan:
