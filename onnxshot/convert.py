@@ -42,7 +42,7 @@ from onnxshot.settings import Settings
 from onnxshot.targets import target_named, target_of
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
-from onnxshot.targets.ort_versions import needs
+from onnxshot.targets.ort_versions import needs, runs_nowhere
 from onnxshot.targets.runtime import EmitOptions
 from onnxshot.targets.unsound import blames_model
 from onnxshot.writing.places import scratch
@@ -115,7 +115,10 @@ def emit(
         judge = _judge(model, reference, loaded, data, settings)
         report.notes += [judge.note] if judge.note else []
         changed = quantized and _retarget(loaded, main, report)
-        report.onnxruntime = needs(loaded) if emitting.ONNX in formats and main.runs_here else None
+        if emitting.ONNX in formats and main.runs_here:
+            nowhere = runs_nowhere(loaded)
+            report.onnxruntime = None if nowhere else needs(loaded)
+            report.notes += [nowhere] if nowhere else []
         report.notes += loaded.notes
         judged: emitting.Judged | None = None
         if settings.verify and (original is not None or data is not None):

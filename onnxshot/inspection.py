@@ -25,7 +25,7 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.ort_sizes import sizes_on
-from onnxshot.targets.ort_versions import Needs, needs
+from onnxshot.targets.ort_versions import Needs, needs, runs_nowhere
 from onnxshot.targets.unsound import blames_model
 from onnxshot.zeros import Layer, layers_of, worth
 
@@ -49,7 +49,7 @@ class Inspection:
             `unknown`: nodes whose size is not known even so, counted at one position.
         inputs: what the calibration data looks like, where it was given.
         notes: what normalizing did that a user should know, and what the target asks for.
-        onnxruntime: which versions of it load the model, and run it as it asks for.
+        onnxruntime: which versions of it load the model, and run it as it asks for; None where none does.
         layers: the weights one by one, with their zeros; none for models with more than 256 MB of them.
     """
 
@@ -60,7 +60,7 @@ class Inspection:
     plan: Plan | None
     macs: dict[str, int]
     sizes: dict[str, Any]
-    onnxruntime: Needs
+    onnxruntime: Needs | None
     inputs: tuple[InputSummary, ...] = ()
     notes: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
@@ -84,7 +84,7 @@ class Inspection:
             "ops": self.ops,
             "macs": sum(self.macs.values()),
             "sizes": self.sizes,
-            "onnxruntime": asdict(self.onnxruntime),
+            "onnxruntime": None if self.onnxruntime is None else asdict(self.onnxruntime),
             "int8_macs_share": self.int8_macs_share,
             "quantized_already": plan is None,
             "nodes": [] if plan is None else [asdict(n) for n in plan.nodes],
@@ -107,7 +107,8 @@ class Inspection:
         lines += self._work()
         lines.append("the model is quantized already" if self.plan is None else self.plan.to_text(self.macs))
         lines += _sparse(self.layers)
-        lines += [self.onnxruntime.to_text()] if self.plan is None or self.onnxruntime.rests_on else []
+        if self.onnxruntime is not None and (self.plan is None or self.onnxruntime.rests_on):
+            lines.append(self.onnxruntime.to_text())
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _work(self) -> list[str]:
@@ -156,7 +157,8 @@ def inspect(
     recipe = recipe or Recipe()
     target = target_named(recipe.target)
     loaded = load_model(model)
-    ports, opset, size, versions = contract(loaded), loaded.opset, loaded.weight_bytes(), needs(loaded)
+    ports, opset, size = contract(loaded), loaded.opset, loaded.weight_bytes()
+    versions = None if runs_nowhere(loaded) else needs(loaded)
     ops = dict(Counter(n.op for _, n in loaded.walk()).most_common())
     quantized = bool(already_quantized(loaded))
     inputs: tuple[InputSummary, ...] = ()

@@ -212,7 +212,9 @@ def _data(values: Values) -> Iterator[_Finding]:
         yield _Finding(CAUTION, what, "give --calib DATA: what random inputs give says nothing about yours")
     elif values.get("sqnr_db") is None and not _compared_elsewhere(values):
         hint = "give --calib DATA to have the result compared with the input"
-        if "calibration" in samples:  # there was data
+        if any("cannot be fed from arrays" in note for note in values.get("notes", ())):
+            hint = "samples are of tensors, and an input is none: run both files on inputs of your own"
+        elif "calibration" in samples:  # there was data
             skipped = any(note.startswith("not compared with") for note in values.get("notes", ()))
             hint = "a note says why: compare it where that does not hold"
             hint = hint if skipped else "leave out --no-verify to have it compared with the input"
@@ -265,7 +267,7 @@ def _size_and_speed(values: Values) -> Iterator[_Finding]:
         sizes = f"{megabytes(size)} -> {megabytes(artifact['bytes'])}"
         what = f"the {artifact['format']} file is larger than the input: {sizes}"
         hint = smaller(values)
-        if not hint and searches(values):
+        if not hint and searches(values) and not _came_quantized(values):
             hint = f"--max-size {size / 1e6:.3g} searches for what to leave in float"
         yield _Finding(level, what, hint or "keep the input, unless the result is faster and that matters more")
     if slower:
@@ -275,6 +277,12 @@ def _size_and_speed(values: Values) -> Iterator[_Finding]:
         if is_slower(own) and artifact["latency"].get("sure", True):
             what = f"the {artifact['format']} file is slower than the input in {artifact['target']}: {own:.2f}x as fast"
             yield _Finding(CAUTION, what, f"in {artifact['target']} keep the float model, unless size matters most")
+
+
+def _came_quantized(values: Values) -> bool:
+    """Whether the input was in integers already: leaving more of it in float makes it larger."""
+    told = any("integer operators of the input" in note for note in values.get("notes") or ())
+    return told or bool((values.get("recipe") or {}).get("complete"))
 
 
 def _in_target(values: Values) -> Iterator[_Finding]:

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from handmade.core import model, vector, weight
 from onnx import TensorProto, helper, numpy_helper
@@ -183,3 +184,36 @@ def test_of_what_an_onnxruntime_wrote_for_itself_no_version_is_told(tmp_path: Pa
     stored = {"w": weight(4, 3, 1, 1)}
     assert wants(fused.format("HardSwish"), stored).fused_from == "unknown"
     assert wants(fused.format("Relu"), stored).fused_from == "1.18"
+
+
+BF16_TEXT = '<ir_version: 10, opset_import: ["": 22]> g (bfloat16[2,2] x) => (bfloat16[2,2] y) {{ {} }}'
+
+
+@pytest.mark.parametrize(
+    ("body", "runs"),
+    [
+        ("h = Transpose(x) y = Concat<axis=0>(h, h)", True),
+        ("f = Cast<to=1>(x) h = MatMul(f, f) y = Cast<to=16>(h)", True),
+        ("h = MatMul(x, x) y = Transpose(h)", False), ("h = Transpose(x) i = Identity(h) y = Relu(i)", False),
+        ("f = Cast<to=1>(x) g = Cast<to=16>(f) h = Add(g, g) y = Transpose(h)", False),
+    ],
+)  # fmt: skip
+def test_versions_are_told_of_bfloat16_only_where_this_one_loads_it(body: str, runs: bool, tmp_path: Path) -> None:
+    import onnxruntime
+
+    made = onnx.parser.parse_model(BF16_TEXT.format(body))
+    if "Concat" in body:
+        made.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 4
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(made.SerializeToString(), options)
+        loads = True
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented:
+        loads = False
+    assert loads == runs
+    onnx.save(made, str(tmp_path / "m.onnx"))
+    report = onnxshot.emit(tmp_path / "m.onnx", to="onnx", output=tmp_path / "e.onnx")
+    assert (report.onnxruntime is not None) == loads
+    assert any("computes in bfloat16, which no ONNX Runtime" in note for note in report.notes) == (not loads)
+    assert (onnxshot.inspect(tmp_path / "m.onnx").onnxruntime is not None) == loads

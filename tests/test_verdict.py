@@ -56,6 +56,15 @@ AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "random proof": ({"sqnr_db": None, "on_random_data": {"sqnr_db": 9.0}}, "caution", "random data", "--calib DATA"),
     "no proof": ({"sqnr_db": None, "samples": {}}, "caution", "not compared", "--calib DATA"),
     "growth": ({"input_bytes": 900_000}, "caution", "larger than the input: 0.90 MB -> 1.00 MB", "--max-size 0.9"),
+    "growth of integers": (
+        {"input_bytes": 900_000, "notes": ["3 Q/DQ pairs and integer operators of the input were taken out"]},
+        "caution", "larger than the input", "keep the input"),
+    "growth of a completed one": (
+        {"input_bytes": 900_000, "recipe": {**SOUND["recipe"], "complete": True}}, "caution", "larger than the input",
+        "keep the input"),
+    "no tensors": (
+        {"sqnr_db": None, "samples": {}, "notes": ["input 's' is a seq(float), which cannot be fed from arrays"]},
+        "caution", "not compared", "inputs of your own"),
     "slow": ({"latency": {"float_ms": 2.0, "ms": 4.0, "speedup": 0.5}}, "caution", "0.50x as fast", "keep the input"),
     "float work": ({"int8_macs_share": 0.12}, "caution", "12 % of the work runs in int8", "onnxshot inspect"),
     "nothing": ({"graph": [{**SOUND["graph"][0], "how": "float"}]}, "bad", "nothing was quantized", "inspect"),

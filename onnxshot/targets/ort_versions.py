@@ -12,14 +12,21 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
-from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.graph import Constant, Model, Node, edit, shapes, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.passes.widen_half import holds_half
 
 Version = tuple[int, int]
 
 OLDEST: Version = (1, 18)
 """The oldest that was tried."""
 UNKNOWN = "unknown"
+MOVES_BFLOAT16 = frozenset({
+    "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Flatten", "Gather", "GatherElements",
+    "GatherND", "Identity", "If", "LayerNormalization", "Loop", "Pad", "QuantizeLinear", "Reshape", "Scan",
+    "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+})  # fmt: skip
+"""Operators that load with bfloat16, or of which it is not known that they do not."""
 MICROSOFT = "com.microsoft"
 _BLOCKED = "com.microsoft.nchwc"
 _OPSETS: dict[int, Version] = {22: (1, 21), 23: (1, 23), 24: (1, 24), 25: (1, 24), 26: (1, 25)}
@@ -97,6 +104,28 @@ def needs(model: Model) -> Needs:
     loads = max((_version(r.since) for r in order if r.loads), default=OLDEST)
     fused = max((_version(r.since) for r in order), default=OLDEST)
     return Needs(_text(loads), _text(fused), tuple(order))
+
+
+def runs_nowhere(model: Model) -> str:
+    """Why no ONNX Runtime runs a model on CPUs, naming a node; empty where nothing is known against it.
+
+    There is no kernel for bfloat16 but of the operators in MOVES_BFLOAT16: tried with 1.32.0.
+    """
+    if not holds_half(model):
+        return ""
+    shapes.infer(model)
+    for _, node in model.walk():
+        if node.domain in STANDARD_DOMAINS and node.op not in MOVES_BFLOAT16 and _touches(model, node):
+            return f"{node.label!r} ({node.op}) computes in bfloat16, which no ONNX Runtime does on CPUs"
+    return ""
+
+
+def _touches(model: Model, node: Node) -> bool:
+    """Whether a tensor that a node reads or makes is known to be bfloat16."""
+    kinds = (
+        weights.elem_type(t) if isinstance(t, Constant) else model.elem_type(t) for t in (*node.inputs, *node.outputs)
+    )
+    return TensorProto.BFLOAT16 in kinds
 
 
 def _of_file(model: Model) -> Iterator[tuple[str, Version]]:
