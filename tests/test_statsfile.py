@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,9 @@ FAST = Settings(samples="all", verify=False, use_cache=False, threads=1)
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ONNXSHOT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "temporary").mkdir()  # of its own: `cache clear` frees what killed runs have left in the system's
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     return tmp_path / "cache"
 
 
