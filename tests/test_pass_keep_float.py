@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from handmade.core import Feed, feeds, model, vector, weight
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.planning.trained import read_pairs
 from onnxshot.targets.ort_executed import executed
 
+ROUNDS = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 23)
+"""Whether this ONNX Runtime quantizes all of these by itself; 1.22 does some."""
 GRID = {"s": np.float32(0.02), "z": np.uint8(128), "t": np.float32(0.05)}
 IMAGE = (2, 16, 8, 8)
 CONV = "{made} = Conv<pads = [1, 1, 1, 1], group = {group}>({x}, w, b)"
@@ -100,8 +103,6 @@ FORMS = {
 
 def steps(proto: onnx.ModelProto, given: list[Feed], *, optimize: bool) -> NDArray[np.float64]:
     """What the model gives, in steps of its last Q."""
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -130,7 +131,7 @@ def test_a_float_product_between_pairs_keeps_its_weights(name: str, per_axis: bo
     onnx.checker.check_model(after, full_check=True)
     np.testing.assert_array_equal(steps(after, given, optimize=False), reference)  # the meaning is the same
     assert moved_share(after, given, reference) < 0.005  # float sums in another order
-    if "free" not in name:
+    if "free" not in name and ROUNDS:
         assert moved_share(proto, given, reference) > 0.02  # what the pass is for
 
 

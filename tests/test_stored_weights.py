@@ -101,6 +101,23 @@ def shared(readers: str) -> onnx.ModelProto:
     return model(text, {"w": weight(1, 96, 24), "r": weight(1, 96, 32)})
 
 
+@pytest.mark.parametrize("name", ["ConvTranspose", "GRU", "RNN", "a small product"])
+def test_fixed_sizes_leave_weights_in_8_bits(name: str) -> None:
+    body, constants, shape, _ = ROWS[name]
+    proto, given = net(body, constants, shape), data(body, shape)
+    free = onnx.ModelProto()
+    free.CopyFrom(proto)
+    free.graph.input[0].type.tensor_type.shape.dim[-2].dim_param = "N"
+    for source, shapes in ((proto, {}), (free, {"x": shape})):
+        result = onnxshot.quantize(source, given, settings=FAST, shapes=shapes)
+        made = result.model.to_proto()
+        floats = {t.name: t for t in made.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+        largest = max(np.prod(t.dims) for t in floats.values())
+        assert largest < min(values.size for values in constants.values()), "no weight is stored in float"
+        (a,), (b,) = run(proto, given[0]), run(made, given[0])
+        assert np.square(a - b).sum() < 10**-3.5 * np.square(a).sum()
+
+
 def test_a_weight_that_two_read_is_stored_once() -> None:
     proto = shared("[second] n = Neg(x) z = GRU<hidden_size = 32>(n, w, r)")
     result = onnxshot.quantize(proto, feeds(4, x=X), settings=FAST)

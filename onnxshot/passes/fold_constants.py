@@ -39,11 +39,12 @@ class FoldConstants:
     Attributes:
         known: sizes that were found before, of this model as it was or as it is.
         max_growth: a result may take this many bytes more than its inputs; a weight that was stored narrow, any number.
-
+        left: nodes that stay, such as those that make floats of a weight in 8 bits when the file is loaded.
     """
 
     max_growth: int = 1 << 20
     known: Known | None = None
+    left: frozenset[Node] = frozenset()
     name: str = "fold_constants"
 
     def run(self, model: Model) -> Change:
@@ -54,6 +55,8 @@ class FoldConstants:
         inner = {t.name for g, n in model.walk() if g is not model.graph for t in n.outputs}
         made: dict[tuple[object, ...], Sequence[Constant]] = {}  # by what they are made of: stored once
         for graph, node in list(model.walk()):
+            if node in self.left:
+                continue
             key = _recipe(node)
             values = made.get(key) or self._values(model, node, known, change)
             if values is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from onnx import ValueInfoProto
 
 from onnxshot.frozen import Frozen
-from onnxshot.graph import Model, shapes
+from onnxshot.graph import Constant, Model, Node, Tensor, shapes
 from onnxshot.passes.base import Change
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.remove_unused import RemoveUnused
@@ -17,6 +17,7 @@ from onnxshot.passes.remove_unused import RemoveUnused
 class FreezeShapes:
     """Set the dimensions of inputs and outputs, and fold what follows from them.
 
+    What was constant before stays as it is: it may stand for a weight that is stored in fewer bits.
     Shapes that the file states of tensors in between are dropped: exporters leave the example's sizes there.
     """
 
@@ -28,6 +29,7 @@ class FreezeShapes:
         change = Change(len(self.sizes.inputs))
         if not self.sizes:
             return change
+        left = _of_constants(model)
         for graph in model.graphs():
             top = graph is model.graph
             kept = {t.name for t in (*graph.inputs, *graph.outputs)} | graph.overridable.keys()
@@ -37,7 +39,7 @@ class FreezeShapes:
             }
             graph.output_infos = [self._frozen(info, top=top, stated=True) for info in graph.output_infos]
         shapes.infer(model)
-        FoldConstants().run(model)
+        FoldConstants(left=left).run(model)
         RemoveUnused().run(model)
         return change
 
@@ -61,3 +63,15 @@ class FreezeShapes:
             if dim.dim_param in self.sizes.symbols:
                 dim.dim_value = self.sizes.symbols[dim.dim_param]
         return new
+
+
+def _of_constants(model: Model) -> frozenset[Node]:
+    """The nodes that read constants alone, or what such nodes make."""
+    found: set[Node] = set()
+    made: set[Tensor] = set()
+    for _, node in model.walk():
+        given = [tensor for tensor in node.inputs if tensor.name]
+        if given and all(isinstance(tensor, Constant) or tensor in made for tensor in given):
+            found.add(node)
+            made.update(node.outputs)
+    return frozenset(found)

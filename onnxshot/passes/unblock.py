@@ -170,7 +170,8 @@ class _Layout:
         name = activation.decode() if isinstance(activation, bytes) else str(activation)
         if not fixed(weight) or (bias is not None and not fixed(bias)):
             return f"its {'bias' if fixed(weight) else 'weight'} is not constant"
-        if name and name not in ACTIVATIONS:
+        # Nets with HardSwish also have sizes that are not known here; read in part, one gave other answers.
+        if name and (name not in ACTIVATIONS or name == "HardSwish"):
             return f"its activation {name!r} has no standard form here"
         outputs, inputs = weight.shape[:2]
         if outputs % self.block or (x in self.group_of and not self._depthwise(node) and inputs % self.block):
