@@ -85,7 +85,7 @@ def test_what_runs_is_what_was_planned_and_costs_no_accuracy() -> None:
     assert sqnr(case, proto) > sqnr(case, all_int8) - 0.5
 
 
-@pytest.mark.parametrize(("groups", "how"), [(32, FLOAT), (16, FLOAT), (8, STATIC), (2, STATIC)])
+@pytest.mark.parametrize(("groups", "how"), [(32, FLOAT), (16, FLOAT), (8, FLOAT), (4, STATIC), (2, STATIC)])
 def test_few_channels_a_group_are_float(groups: int, how: str) -> None:
     text = f"""g (float[n, 64, 6, 6] x) => (float[n, 64, 6, 6] y) {{
         a = Conv(x, w1) r = Relu(a) g = Conv<group = {groups}, pads = [1, 1, 1, 1]>(r, w2) s = Relu(g) y = Conv(s, w3)
