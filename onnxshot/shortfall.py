@@ -1,9 +1,10 @@
 """What else is tried where a result falls short: options that may help are measured, so that advice can name them.
 
-Below the floor of accuracy, the few nodes whose return to float brings most; where recurrent layers stay float, and
-where it is larger, weights alone; where it is slower, products in int8 without calibration. Each is judged by the
-rules that the result is judged by. One that quantizes nothing, or makes a file larger than the input, is left out.
-Trials are bounded in number and in time, change nothing that is written, and stand under `tried`.
+Below the floor of accuracy, the few nodes whose return to float brings most; where recurrent layers stay float, where
+it is larger, or where its graph is faster in float, weights alone; where it is slower, products in int8 without
+calibration. Each is judged by the rules that the result is judged by. One that quantizes nothing, or makes
+a file larger than the input, is left out. Trials are bounded in number and in time, change nothing that is written, and
+stand under `tried`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot import trial
-from onnxshot.advice import BAD, FLOOR_DB, level_of
+from onnxshot.advice import BAD, FLOOR_DB, NOISE, is_slower, level_of
 from onnxshot.calibration.readers import Dataset
 from onnxshot.effort.rescue import Units, helpful
 from onnxshot.emitting import Judged
@@ -41,6 +42,7 @@ from onnxshot.report import Artifact, Report
 from onnxshot.rewrite import apply
 from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
+from onnxshot.targets.ort_bench import bench
 from onnxshot.targets.ort_executed import executed
 from onnxshot.targets.ort_runtime import stored_bytes
 from onnxshot.verdict import is_inaccurate
@@ -54,6 +56,7 @@ _HALF_DB = 6.0
 _NAMED = 6  # nodes: a longer list is a search's business
 _SECONDS = 30.0  # after which no trial is begun
 _TO_MEASURE = 8.0  # of them, that looking for nodes leaves to measure what it finds
+_SHORTEST_MS = 0.1  # of a run whose kernels are compared: starting them is most of a shorter one
 _FUSED = ("Relu", "Clip")
 
 
@@ -95,7 +98,8 @@ class Shortfall:
         if self.recipe.precision != "int8" or data.random or not self.target.runs_here or size > trial.MAX_BYTES:
             return []
         rows = []
-        options = {options_of(r): r for r in (*self._recurrent(), *self._quicker(), *self._smaller())}
+        found = (*self._recurrent(), *self._quicker(), *self._unhurried(), *self._smaller())
+        options = {options_of(recipe): recipe for recipe in found}
         for recipe in options.values():
             if time.perf_counter() < self._deadline:
                 rows += list(self._measured(recipe))
@@ -110,6 +114,32 @@ class Shortfall:
         speedup = self.report.speedup
         if speedup is not None and speedup < _HARDLY_FASTER and products and self.recipe.mode == STATIC:
             yield replace(self.recipe, mode=DYNAMIC)
+
+    def _unhurried(self) -> Iterator[Recipe]:
+        """Weights alone, where the graph as it was normalized is faster in float than in int8; a note says so.
+
+        Then what the result gains over the input is the work of normalizing.
+        """
+        if self.report.speedup is None or self.recipe.mode != STATIC or all(n.how == FLOAT for n in self.plan.nodes):
+            return
+        feeds = [self.judged.samples[i].feed for i in range(min(len(self.judged.samples), _TRIED_ON))]
+        with scratch() as folder:
+            plain, made = folder / "float.onnx", folder / "int8.onnx"
+            plain.write_bytes(self.float_model.SerializeToString())
+            write(self.model, made)
+            try:
+                plain_run, ours = bench(
+                    [plain, made], feeds, threads=self.settings.threads, seconds=self.settings.bench_seconds,
+                    precision=NOISE,
+                )  # fmt: skip
+            except OnnxshotError:
+                return
+        if ours.sure and is_slower(ours.ratio) and plain_run.median_ms >= _SHORTEST_MS:
+            self.report.notes.append(
+                f"the same graph in float, normalized but not quantized, is {1 / ours.ratio:.2f}x as fast as this file "
+                "here: int8 brings no speed, --mode weights stores its weights in 8 bits alone"
+            )
+            yield replace(self.recipe, mode="weights")
 
     def _smaller(self) -> Iterator[Recipe]:
         """Weights alone, where the file is larger than the input."""

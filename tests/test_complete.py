@@ -1,6 +1,7 @@
 """`--complete`: the scales of a quantized input are kept, the rest is quantized."""
 
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -567,3 +568,19 @@ def test_a_file_of_several_times_the_input_is_refused() -> None:
         quantize(given, samples, effort="fast", settings=again)
     made = quantize(given, samples, effort="fast", settings=again, include=("MatMul",)).model.to_proto()
     assert made.ByteSize() > 2 * given.ByteSize()
+
+
+def test_integer_operators_that_came_with_the_model_are_no_fault() -> None:
+    """PAINS 45 is of what the runtime rounds by itself; these were in the file."""
+    from onnxruntime.quantization import quantize_dynamic  # with the files of onnxruntime itself
+
+    text = "g (float[4, 2, 8] x) => (float[4, 1, 2, 16] y) { y = LSTM<hidden_size = 16>(x, w, r) }"
+    given = model(text, {"w": weight(1, 64, 8), "r": weight(1, 64, 16)})
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder) / "net.onnx", Path(folder) / "int8.onnx"
+        onnx.save(given, source)
+        quantize_dynamic(source, made, op_types_to_quantize=["LSTM"])
+        assert [n.op_type for n in onnx.load(made).graph.node] == ["DynamicQuantizeLSTM"]
+        report = quantize(made, feeds(6, x=(4, 2, 8)), complete=True, settings=PROVEN).report
+    assert report.int8_unplanned == []
+    assert not any("runs in int8 what is float" in note for note in report.notes)

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from pains import PROVEN, clock, outputs, sqnr
 
 import onnxshot
+from onnxshot import shortfall
 from onnxshot.advice import FLOOR_DB
 from onnxshot.effort.rescue import BLOCKS, Units, helpful
+from onnxshot.targets.ort_bench import Latency
 
 
 class Noises:
@@ -210,3 +212,32 @@ def test_figures_of_openvino_stand_beside_no_note_that_says_there_are_none(tmp_p
     assert any(artifact.latency for artifact in both.outputs)
     assert not any("not timed" in note for note in both.notes)
     assert any("the .onnx file was checked in ONNX Runtime, not in openvino" in note for note in both.notes)
+
+
+def test_a_graph_that_is_faster_in_float_than_in_int8_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is the test's own: the normalized float graph takes a time, int8 twice that, the input three times."""
+    proto, given = columns()
+    seen = []
+
+    def timed(paths: list[Path], given: list[Feed], **_: object) -> list[Latency]:
+        kinds = [{t.data_type for t in onnx.load(path).graph.initializer} for path in paths]
+        seen.append(tuple(onnx.TensorProto.INT8 in kind for kind in kinds))
+        return [Latency(path, 1.0, 1.0, 1.0, ratio, 9) for path, ratio in zip(paths, (1.0, 0.5), strict=True)]
+
+    clock(monkeypatch, 1.5)
+    monkeypatch.setattr(shortfall, "bench", timed)
+    settings = replace(PROVEN, bench_seconds=0.01)
+    report = onnxshot.quantize(proto, given, effort="fast", include=("MatMul",), settings=settings).report
+    assert seen == [(False, True)], "the normalized float graph, and the result"
+    assert any("2.00x as fast as this file" in note and "--mode weights" in note for note in report.notes)
+    assert any(row["options"].startswith("--mode weights") for row in report.tried)
+
+
+def test_a_graph_that_is_faster_in_int8_is_not_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto, given = columns()
+    clock(monkeypatch, 1.5)
+    fine = [Latency(Path("a"), 1.0, 1.0, 1.0, 1.0, 9), Latency(Path("b"), 0.5, 0.5, 0.5, 2.0, 9)]
+    monkeypatch.setattr(shortfall, "bench", lambda *_, **__: fine)
+    report = onnxshot.quantize(proto, given, effort="fast", include=("MatMul",), settings=PROVEN).report
+    assert not any("the same graph in float" in note for note in report.notes)
+    assert not any(row["options"].startswith("--mode weights") for row in report.tried)
