@@ -453,7 +453,7 @@ class Run:
 
         return Shortfall(
             self.report, float_model, self.model, self.plan, self.recipe, self.decided, self.target, self.settings,
-            self.evidence, self.trained, judged, make, written_bytes,
+            self.evidence, self.trained, judged, make, written_bytes, self.frozen,
         ).tried(data)  # fmt: skip
 
     def _for_ort_alone(self, data: Dataset) -> Model:

@@ -23,6 +23,7 @@ from onnxshot.calibration.readers import Dataset
 from onnxshot.effort.rescue import Units, helpful
 from onnxshot.emitting import Judged
 from onnxshot.errors import OnnxshotError
+from onnxshot.frozen import AS_THEY_ARE, Frozen
 from onnxshot.graph import Constant, Model, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.ops import op_of
@@ -75,6 +76,7 @@ class Shortfall:
         make: the model of another recipe, with a report of what was done; raises what `quantize` raises.
         judged: the model that was given, and the samples that the result was held against it on.
         written_bytes: size of the result.
+        frozen: sizes that inputs were fixed at, as was asked for.
     """
 
     report: Report
@@ -90,6 +92,7 @@ class Shortfall:
     judged: Judged
     make: Callable[[Recipe], tuple[Model, Report]]
     written_bytes: int
+    frozen: Frozen = AS_THEY_ARE
     _deadline: float = field(init=False, default_factory=lambda: time.perf_counter() + _SECONDS)
 
     def tried(self, data: Dataset) -> list[dict[str, Any]]:
@@ -233,7 +236,8 @@ class Shortfall:
                 size, given = stored_bytes(path), self.report.input_bytes
                 if not _quantizes(report) or (given and size > given):
                     return
-                proof.tell(report, compare(reference, path, samples, threads=self.settings.threads), random=False)
+                found = compare(reference, path, samples, threads=self.settings.threads, sizes=self.frozen)
+                proof.tell(report, found, random=False)
                 ran = executed(path, sample=samples[0].feed, threads=self.settings.threads)
                 if recipe.mode != "weights" and ran.total_macs and not ran.share:
                     return

@@ -144,6 +144,18 @@ def test_recurrent_layers_in_float_name_the_option_that_was_measured(
     assert report.tried[0]["bytes"] < len(proto.SerializeToString())
 
 
+def test_sizes_that_were_asked_for_are_no_fault_of_what_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, 1.0)
+    proto, data = recurrent("GRU", 3)
+    for port in (proto.graph.input[0], proto.graph.output[0]):
+        port.type.tensor_type.shape.dim[0].dim_param = "steps"
+    report = onnxshot.quantize(proto, data, target="portable", shapes={"x": (5, 1, 24)}, settings=PROVEN).report
+    (row,) = report.tried
+    assert row["options"].startswith("--mode weights")
+    assert not any("differ" in reason for reason in row["reasons"]), row["reasons"]
+    assert row["level"] != "bad"
+
+
 def test_recurrent_layers_in_8_bits_need_no_other_option(monkeypatch: pytest.MonkeyPatch) -> None:
     clock(monkeypatch, 1.0)
     for op, gates in (("LSTM", 4), ("GRU", 3)):
