@@ -135,9 +135,9 @@ def widen(model: Model) -> WidenHalf:
     return pass_
 
 
-def narrow(model: Model, widened: WidenHalf | None) -> None:
+def narrow(model: Model, widened: WidenHalf) -> None:
     """Let a model compute in 16 bits again what it was widened from."""
-    if widened is not None and widened.computed:
+    if widened.computed:
         RestoreHalf(widened.computed, widened.known, widened.makers).run(model)
 
 
@@ -178,7 +178,8 @@ def _changes(model: Model, target: Target, recipe: Recipe) -> bool:
 
 def fold(model: Model) -> None:
     """Inline functions and fold constants, so that scales stand at their Q and DQ; quantization stays as it is."""
-    for step in (InlineFunctions(), NameNodes(), FoldConstants(), DropIdentity(), RemoveUnused()):
+    name(model)
+    for step in (FoldConstants(), DropIdentity(), RemoveUnused()):
         step.run(model)
 
 

@@ -143,7 +143,8 @@ class Report:
         float_between_qdq: float ops the runtime left standing between a DQ and a Q: pairs it did not fuse.
         int8_unplanned: nodes that run in int8, or with weights rounded to it, although the plan or the file has them
             in float: a fault.
-        onnxruntime: which versions of it load the file and run it as it was told to; None where it is for another.
+        onnxruntime: which versions of it load the file and run it as it was told to; None where it is for another
+            runtime, or computes in bfloat16.
         latency: float_ms, the median of the float model; speedup, the median of the ratios of paired runs; ms, which is
             float_ms over speedup; sure: whether the runs tell which of the two is faster.
         skips: what stayed float, and why.

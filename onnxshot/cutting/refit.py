@@ -115,7 +115,6 @@ def _share(layer: Layer, samples: int) -> int:
 def _jobs(model: ModelProto, layers: Mapping[str, Layer]) -> list[_Job]:
     """The layers in order, each with its target."""
     makers = {name: node for node in model.graph.node for name in node.output}
-    constants = {t.name for t in model.graph.initializer} | {i.name for i in model.graph.input}
     readers: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -130,14 +129,14 @@ def _jobs(model: ModelProto, layers: Mapping[str, Layer]) -> list[_Job]:
         if len(users) == 1 and users[0].op_type == "Add" and layer.output not in given_out:
             others = [t for t in users[0].input if t != layer.output]
             # What is not yet fitted must not run before it is.
-            if len(others) == 1 and others[0] in makers and not _behind(others[0], makers, constants) & pending:
+            if len(others) == 1 and others[0] in makers and not _behind(others[0], makers) & pending:
                 target, other = users[0].output[0], others[0]
         found.append(_Job(layer, target, other))
         pending.discard(name)
     return found
 
 
-def _behind(name: str, makers: Mapping[str, NodeProto], constants: set[str]) -> set[str]:
+def _behind(name: str, makers: Mapping[str, NodeProto]) -> set[str]:
     """Names of all nodes that a tensor depends on."""
     found: set[str] = set()
     names = [name]

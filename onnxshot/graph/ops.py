@@ -81,6 +81,10 @@ OPS: dict[str, Op] = {
 
 _UNKNOWN = Op()
 STANDARD_DOMAINS = (None, "", "ai.onnx")
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+"""Operators whose results are drawn."""
 
 
 def _pads_with_zero(node: Node) -> bool:

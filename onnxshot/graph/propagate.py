@@ -55,7 +55,6 @@ class Found:
         kinds: element types of what has values.
         times: name of a node in a subgraph (of its first output where it has none) -> how often it runs; None: not
             known.
-
     """
 
     shapes: dict[str, Dims] = field(default_factory=dict)
@@ -77,7 +76,6 @@ def propagate(
         inputs: sizes of the inputs, as far as they are to be other than the file says.
         values: of small inputs, where they are known.
         stated: sizes to go on with behind operators that ONNX does not know.
-
     """
     walk = Walk(proto, stated or {})
     for info in proto.graph.input:
@@ -223,8 +221,6 @@ class Walk:
         if not given or any(v is None and name for v, name in zip(given, node.input, strict=True)):
             return False
         attrs = attributes(node)
-        if op == "Split" and "split" not in attrs and len(given) < 2:
-            return False
         found = values_of(op, attrs, given)
         if found is None or len(found) != len(node.output) or any(array.size > MOST for array in found):
             return False

@@ -21,7 +21,7 @@ Result = Array | Sequence[Array] | None
 
 MOST = 1 << 12
 """Numbers of an array whose values are followed, at most."""
-_WHOLE = (TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.INT8, TensorProto.UINT8)
+_HOLDS_SIZES = (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT, TensorProto.DOUBLE)
 
 
 def values_of(op: str, attrs: Attrs, given: Sequence[Array | None]) -> list[Array] | None:
@@ -132,10 +132,7 @@ def _cast(attrs: Attrs, given: Sequence[Any]) -> Result:
         if kind == TensorProto.BFLOAT16:
             return None
         return np.asarray(x.astype(helper.tensor_dtype_to_np_dtype(kind)))
-    floats = (TensorProto.FLOAT, TensorProto.DOUBLE)
-    if kind in (*_WHOLE[:2], *floats):
-        return np.asarray(x)
-    return None
+    return np.asarray(x) if kind in _HOLDS_SIZES else None
 
 
 def _where(attrs: Attrs, given: Sequence[Any]) -> Result:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshot.errors import ModelError
-from onnxshot.graph import functions
+from onnxshot.graph import functions, ops
 from onnxshot.graph.load import first_line
 from onnxshot.judging.protos import (
     PREFIX,
@@ -30,9 +30,7 @@ from onnxshot.judging.protos import (
     require_domain,
 )
 
-RANDOM = frozenset(
-    ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout")
-)
+RANDOM = ops.RANDOM | {"Dropout"}
 """Operators that draw; Dropout where it trains."""
 _SIZE = 65_521  # numbers of a table: a prime, so that rows of a tensor are not repeats of each other
 _SPREAD = 997.0  # what samples are multiplied by to tell them apart by integers

@@ -9,16 +9,13 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, edit, weights
-from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.graph.ops import RANDOM, STANDARD_DOMAINS
 from onnxshot.passes import evaluate
 from onnxshot.passes.base import Change
 from onnxshot.passes.known_sizes import Known
 from onnxshot.passes.linear import fixed
 from onnxshot.passes.unfold import MadeBy, can_be_made, remember
 
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
-)
 _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Dropout"})
 _KEEP_VALUES = frozenset(
     {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Expand"}
@@ -93,7 +90,7 @@ class FoldConstants:
             return None
         if node.op in _KEPT or any(isinstance(a, Graph) for a in node.attrs.values()):
             return None
-        if node.op in _RANDOM:
+        if node.op in RANDOM:
             change.skip(node, "it is random")
             return None
         if given_out:

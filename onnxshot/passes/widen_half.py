@@ -35,12 +35,10 @@ class WidenHalf:
     """Widen all tensors of float16 and bfloat16, in subgraphs too. Local functions are inlined first.
 
     Attributes:
-        kinds: names of the types that were widened, once it has run.
         computed: the tensors that were computed so, by name -> element type; none where 16 bits are storage alone.
         known: names of all tensors there were; `makers`: of the nodes that made those of 16 bits, but for Casts.
     """
 
-    kinds: tuple[str, ...] = ()
     computed: dict[str, int] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
     makers: frozenset[str] = frozenset()
@@ -68,8 +66,6 @@ class WidenHalf:
         self.known = frozenset(model.tensors())
         made = (n for n in model.graph.nodes if n.op != "Cast" and any(t.name in half for t in n.outputs))
         self.makers = frozenset(n.name for n in made)
-        kinds = {*half.values(), *(weights.elem_type(c) for c in model.constants())} & HALF_TYPES
-        self.kinds = tuple(sorted(TensorProto.DataType.Name(kind).lower() for kind in kinds))
         _unfold_constant_nodes(model)
         ports = [*_narrow_inputs(model), *_narrow_outputs(model)]
         seen = {id(t) for t in ports}

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor
-from onnxshot.graph.ops import STANDARD_DOMAINS
-
-RANDOM = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
-)
+from onnxshot.graph.ops import RANDOM, STANDARD_DOMAINS
 
 
 def from_sizes_alone(model: Model) -> tuple[set[Node], set[Tensor]]:

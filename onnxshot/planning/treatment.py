@@ -47,7 +47,7 @@ def treatment(
     if node.op == "LSTM" and "LSTM" in target.contrib and not is_top:
         return FLOAT, "inside a subgraph (If, Loop, Scan), where LSTM has no int8 form"
     refusal = "" if forced else target.float_reasons.get(node.op, "")
-    refusal = refusal or _refusal(node, slot, weight)
+    refusal = refusal or _refusal(node, slot)
     if refusal:
         return FLOAT, refusal
     size = ConvSize.of(node) if target.slow_thin and not forced else None
@@ -124,8 +124,8 @@ def elements(weight: Constant) -> int:
     return int(np.prod(weight.shape, dtype=np.int64))
 
 
-def _refusal(node: Node, slot: int, weight: Constant) -> str:
-    """Why the node has no int8 form with this weight; empty where it has one."""
+def _refusal(node: Node, slot: int) -> str:
+    """Why the node has no int8 form with a weight in this slot; empty where it has one."""
     if not data_slots(node):
         return "its input is constant"
     if node.op not in ("MatMul", "Gemm"):

@@ -81,8 +81,9 @@ def session(
     save_optimized: where the graph that runs is written; profile: prefix of a profile file; folder: where external data
     of a model given as bytes lies; keep_plans: keep a plan of the memory for every shape of input that is met; inner:
     the model was made here to show tensors inside another one. Such a model, and one with float8, is loaded with fewer
-    graph optimizations where it does not load with all of them. Raises
-    ModelError where ONNX Runtime refuses the model, TargetError where the first provider cannot start.
+    graph optimizations where it does not load with all of them.
+
+    Raises ModelError where ONNX Runtime refuses the model, TargetError where the first provider cannot start.
     """
     ort = runtime()
     options = ort.SessionOptions()

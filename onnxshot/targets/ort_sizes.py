@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 
@@ -32,24 +31,22 @@ def sizes_on(model: Model, feed: Feed | None, *, threads: int = 2) -> Sizes:
 
 def _measured(model: Model, found: Sizes, feed: Feed, threads: int) -> Sizes:
     """What was found, and what a run tells beyond it."""
-    proto, labels = model.to_proto(), dict[str, str]()
     nodes = [node for _, node in model.walk()]
     if len({node.name for node in nodes}) < len(nodes):
         return found  # a run tells of nodes by name
-    given: dict[str, Any] = dict(feed)
+    source = model.to_proto().SerializeToString()
     try:
-        events, _ = profiled(proto.SerializeToString(), given, threads=threads, folder=None, what=IN_MEMORY)
+        events, _ = profiled(source, feed, threads=threads, folder=None, what=IN_MEMORY)
     except ModelError:
         return found
     runs = Counter(event.node for event in events)
     by_name = {event.node: event for event in events}  # of a node that runs often the last one
     shapes: dict[str, Shape] = {}
-    labels |= {node.name: node.label for node in nodes}
     for node in nodes:
         event = by_name.get(node.name)
         for tensors, sizes in () if event is None else ((node.inputs, event.inputs), (node.outputs, event.outputs)):
             named = [t.name for t in tensors if t.name]
             if len(named) == len(sizes):
                 shapes |= zip(named, sizes, strict=True)
-    times = {label: runs[name] for name, label in labels.items() if label in found.times}
+    times = {node.label: runs[node.name] for node in nodes if node.label in found.times}
     return Sizes({**found.shapes, **shapes}, {**found.times, **times}, found.source)
