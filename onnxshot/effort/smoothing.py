@@ -20,8 +20,8 @@ from onnxshot.maths.smooth import Rows, Smoothing, search_smoothing
 from onnxshot.parallel import in_order
 from onnxshot.passes.smooth import PRODUCTS, Smooth, absorbs, reached
 from onnxshot.planning.plan import DYNAMIC, STATIC, Plan
-from onnxshot.planning.planner import is_shared
 from onnxshot.planning.scales import Evidence
+from onnxshot.planning.shared_weights import is_shared
 from onnxshot.settings import Settings
 from onnxshot.targets.ort_runtime import Runner
 

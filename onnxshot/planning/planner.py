@@ -5,7 +5,7 @@ Which nodes run in int8 is decided in decisions.py; scales come from statistics.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +16,11 @@ from onnxshot.graph.ops import channel_axis, op_of
 from onnxshot.maths.affine import INT4, INT8, PerBlock, PerChannel, PerTensor, QuantScheme
 from onnxshot.passes.to_pairs import FORMS
 from onnxshot.planning.decisions import Decisions
-from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Kept, NodePlan, Plan, TensorPlan, WeightPlan
+from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Kept, Plan, TensorPlan, WeightPlan
 from onnxshot.planning.scales import Evidence, with_params
 from onnxshot.planning.schemes import schemes
-from onnxshot.planning.stored import stored_weights
+from onnxshot.planning.shared_weights import is_shared, joined_by_weights
+from onnxshot.planning.stored import stored_weights, told
 from onnxshot.planning.trained import NOTHING, Trained, activation_params, kept_activations, weight_params
 from onnxshot.planning.treatment import is_weighted
 from onnxshot.planning.weight_of_pairs import too_small
@@ -75,9 +76,6 @@ def already_quantized(model: Model) -> list[Node]:
     return [n for _, n in model.walk() if n.op in _QUANTIZED_OPS]
 
 
-_STORED = "its weight is stored in 8 bits"
-
-
 class _Planner:
     """One attempt at a plan; `banned` are nodes that earlier attempts found must stay float, with the reason."""
 
@@ -116,7 +114,7 @@ class _Planner:
         stored = {}
         if not self.trained:
             stored = stored_weights(self.model, self.target, self.recipe, made.how, made.asked.left)
-        nodes = tuple(_told(self.model, made.plans(), stored))
+        nodes = tuple(told(self.model, made.plans(), stored))
         return Plan(
             self.target.name, self.recipe.mode, nodes, watched, tensors, planned, notes=notes, kept=kept, stored=stored
         )
@@ -370,49 +368,10 @@ class _Planner:
         return replace(plan, smoothing=factors)
 
 
-def is_shared(model: Model, weight: Tensor, products: Sequence[Node]) -> bool:
-    """Whether others than these products read the weight, or its transpose."""
-    users = edit.consumers(weight)
-    return any(user not in products for user in users) or (weight.name in model.tied and len(users) == 1)
-
-
-def joined_by_weights(products: Sequence[Node]) -> list[tuple[list[Tensor], list[Node]]]:
-    """Products in groups, with the tensors they read: in one group are those that read one tensor or one weight."""
-    groups: list[tuple[list[Tensor], list[Node]]] = []
-    group_of: dict[Tensor, int] = {}
-    for node in products:
-        ends = node.inputs[:2]
-        near = sorted({group_of[t] for t in ends if t in group_of})
-        lead = near[0] if near else len(groups)
-        if not near:
-            groups.append(([], []))
-        for other in near[1:]:
-            groups[lead][0].extend(groups[other][0])
-            groups[lead][1].extend(groups[other][1])
-            groups[other][0].clear()
-            groups[other][1].clear()
-            group_of.update({t: lead for t, at in group_of.items() if at == other})
-        if node.inputs[0] not in groups[lead][0]:
-            groups[lead][0].append(node.inputs[0])
-        groups[lead][1].append(node)
-        group_of.update(dict.fromkeys(ends, lead))
-    return [group for group in groups if group[1]]
-
-
 def _is_cut(model: Model, node: Node) -> bool:
     """Whether a Relu or Clip alone reads the result: ONNX Runtime looks for a Q behind it, and else fuses neither."""
     user = edit.only_consumer(model, node.outputs[0])
     return user is not None and user.op in ("Relu", "Clip")
-
-
-def _told(model: Model, rows: Sequence[NodePlan], stored: Collection[str]) -> Iterator[NodePlan]:
-    """The rows; those of nodes in float say so where their weight is stored in 8 bits, and then tables have one too."""
-    for row in rows:
-        yield replace(row, reason=f"{row.reason}; {_STORED}") if row.node in stored else row
-    known = {row.node for row in rows}
-    for _, node in model.walk():
-        if node.label in stored and node.label not in known:
-            yield NodePlan(node.label, node.op, FLOAT, f"reads a table; {_STORED}")
 
 
 def _blocks(node: Node, slot: int, size: int) -> PerBlock | None:

@@ -8,19 +8,21 @@ int8 -> Cast -> Mul(scale) is computed when a session is made, and never again: 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from onnx import TensorProto
 
 from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.graph.ops import scale_axes
-from onnxshot.planning.plan import STATIC, StoredWeight
+from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, StoredWeight
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
 _MIN_ELEMENTS = 1024  # Cast, Mul and scales cost some hundred bytes themselves
 _MIN_TABLE = 1 << 14  # a small table is often one of positions, which is gone where sizes are frozen
 _LEAST_SHARED = 8  # values that share a scale: with fewer, scales are as large as what is saved
+_STORED = "its weight is stored in 8 bits"
 
 
 def stored_weights(
@@ -47,6 +49,16 @@ def stored_weights(
             one for one in found[node.label] if _everywhere(model, node.inputs[one.slot], one, places, quantized)
         )
     return {label: chosen for label, chosen in found.items() if chosen}
+
+
+def told(model: Model, rows: Sequence[NodePlan], stored: Collection[str]) -> Iterator[NodePlan]:
+    """The rows; those of nodes in float say so where their weight is stored in 8 bits, and then tables have one too."""
+    for row in rows:
+        yield replace(row, reason=f"{row.reason}; {_STORED}") if row.node in stored else row
+    known = {row.node for row in rows}
+    for _, node in model.walk():
+        if node.label in stored and node.label not in known:
+            yield NodePlan(node.label, node.op, FLOAT, f"reads a table; {_STORED}")
 
 
 def _candidates(node: Node, *, per_channel: bool) -> Iterator[StoredWeight]:
