@@ -13,23 +13,23 @@ import numpy as np
 from readme import Job
 
 from onnxshot.calibration.observers import Observers, glimpse
-from onnxshot.calibration.ranges import choose_range, range_sqnr_db
+from onnxshot.calibration.range_methods import choose_range, range_sqnr_db
 from onnxshot.calibration.readers import split
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import ModelError
+from onnxshot.execution.gather import open_calib
+from onnxshot.execution.parallel import in_order
+from onnxshot.execution.probe import InsideProbe, OutsideProbe
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.observing.calibrating import open_calib
-from onnxshot.observing.probe import InsideProbe, OutsideProbe
-from onnxshot.parallel import in_order
+from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import Plan
-from onnxshot.planning.planner import make_plan
-from onnxshot.preparing import prepare
-from onnxshot.proving.verify import compare
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.rewriting.prepare import prepare
+from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
-from onnxshot.targets.ort_runtime import Runner
+from onnxshot.verification.compare_models import compare
 
 ALL = Settings(samples="all", use_cache=False, verify=False)
 _TIMED = 24  # samples in one round
@@ -53,8 +53,8 @@ def _ready(job: Job) -> tuple[Model, Plan]:
 
 def precision(job: Job, methods: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Of the whole model, and of each tensor's range where both are held against every value."""
-    from onnxshot.pipeline import Run
-    from onnxshot.rewrite import apply
+    from onnxshot.rewriting.apply_plan import apply
+    from onnxshot.stages.run import Run
 
     model, plan = _ready(job)
     names = list(plan.observe)

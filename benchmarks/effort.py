@@ -19,11 +19,11 @@ from unittest import mock
 from readme import THREADS, Job, fixture_jobs, head, table, zoo_jobs
 
 import onnxshot
-from onnxshot.effort import candidates as effort
-from onnxshot.effort import improve
+from onnxshot.execution.gather import open_calib
 from onnxshot.graph.load import load_model
-from onnxshot.observing.calibrating import open_calib
-from onnxshot.proving.verify import compare
+from onnxshot.recovery import improve_plan
+from onnxshot.recovery import plan_candidates as effort
+from onnxshot.verification.compare_models import compare
 
 WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {  # name -> (options, steps that are switched off)
     "fast": ({"effort": "fast"}, ()),
@@ -80,7 +80,7 @@ def _no_rounding() -> Any:
 
 SWITCHES: dict[str, Callable[[], Any]] = {
     "repair": lambda: mock.patch.object(effort, "repaired", lambda *_: ""),
-    "refine": lambda: mock.patch.object(improve.Improver, "_refined", lambda self, given: given),
+    "refine": lambda: mock.patch.object(improve_plan.Improver, "_refined", lambda self, given: given),
     "rounding": _no_rounding,
 }
 

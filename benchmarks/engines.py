@@ -12,8 +12,8 @@ from pathlib import Path
 
 from onnxshot import Settings, quantize
 from onnxshot.graph.load import load_model
+from onnxshot.runtimes.base import EmitOptions
 from onnxshot.targets import TARGETS
-from onnxshot.targets.runtime import EmitOptions
 
 
 def built(source, options):

@@ -29,8 +29,8 @@ from readme import head, support, table
 import onnxshot
 from onnxshot.calibration.readers import split
 from onnxshot.errors import OnnxshotError
+from onnxshot.execution.gather import open_calib
 from onnxshot.graph.load import load_model
-from onnxshot.observing.calibrating import open_calib
 from onnxshot.settings import Settings
 
 MOST = 0.01  # a share may be off by this

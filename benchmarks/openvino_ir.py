@@ -20,12 +20,12 @@ from readme import THREADS, Job, fixture_jobs, head, table, zoo_jobs
 
 import onnxshot
 from onnxshot.calibration.readers import split
+from onnxshot.execution.gather import HOLDOUT, open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.observing.calibrating import HOLDOUT, open_calib
-from onnxshot.targets.openvino_runtime import OpenVino
-from onnxshot.targets.ort_runtime import Feed, Runner
-from onnxshot.targets.runtime import EmitOptions, Loaded
+from onnxshot.runtimes.base import EmitOptions, Loaded
+from onnxshot.runtimes.openvino_runtime import OpenVino
+from onnxshot.runtimes.ort_runtime import Feed, Runner
 
 
 def main() -> None:

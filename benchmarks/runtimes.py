@@ -26,8 +26,8 @@ from readme import head, table
 import onnxshot
 from onnxshot.calibration.readers import split
 from onnxshot.errors import OnnxshotError
+from onnxshot.execution.gather import open_calib
 from onnxshot.graph.load import load_model
-from onnxshot.observing.calibrating import open_calib
 from onnxshot.settings import Settings
 
 VERSIONS = ("1.18.1", "1.20.1", "1.22.0", "1.23.2", "1.26.0", "")  # the last one: the newest

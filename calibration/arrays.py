@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.errors import CalibrationError
-from onnxshot.input_files import check_regular
+from onnxshot.files.regular_files import check_regular
 
 _BROKEN = (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError, OverflowError)
 _DEFLATE_LIMIT = 1100  # deflate cannot shrink more than 1032 times: anything above is a lie in the directory

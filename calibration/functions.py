@@ -19,7 +19,7 @@ from typing import Any
 
 import onnxshot.errors
 from onnxshot.errors import CalibrationError, OnnxshotError
-from onnxshot.input_files import TEXT_BYTES, check_regular
+from onnxshot.files.regular_files import TEXT_BYTES, check_regular
 
 _SPELLED = re.compile(r"(?P<place>.+):(?P<function>[A-Za-z_]\w*)", re.DOTALL)
 _OURS = tuple(f"{Path(file).parent}/" for file in (onnxshot.errors.__file__, __file__))

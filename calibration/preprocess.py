@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.errors import CalibrationError, UsageError
-from onnxshot.input_files import check_regular, read_regular
-from onnxshot.recipes.keys import shown
-from onnxshot.recipes.yaml_text import NoYaml, decoded, values_of
-from onnxshot.remote.urls import refuse_remote
+from onnxshot.files.messages import shown
+from onnxshot.files.regular_files import check_regular, read_regular
+from onnxshot.files.urls import refuse_remote
+from onnxshot.files.yaml_text import NoYaml, decoded, values_of
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -29,12 +29,11 @@ from onnxshot.calibration.sources import (
 )
 from onnxshot.calibration.stacks import Stack, npy_stack, npz_stack
 from onnxshot.errors import CalibrationError
-from onnxshot.input_files import check_regular, is_special
-from onnxshot.remote.urls import refuse_remote
+from onnxshot.files.regular_files import PICTURES, check_regular, is_special
+from onnxshot.files.urls import refuse_remote
 
 __all__ = ["PICTURES", "Dataset", "InputSpec", "Sample", "open_data", "split"]
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif")
 _SUFFIXES = {"pictures": PICTURES, ".npz": (".npz",), ".npy": (".npy",)}
 TAKES = (
     "a folder of pictures (with --preset), of .npy or of .npz files; one .npz or .npy with a leading sample axis; "

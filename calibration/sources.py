@@ -16,8 +16,8 @@ from onnxshot.calibration.arrays import Headers, read_npy, read_npz
 from onnxshot.calibration.checks import InputSpec, Sample, as_array, is_float
 from onnxshot.calibration.functions import users_code
 from onnxshot.errors import CalibrationError
-from onnxshot.input_files import read_regular
-from onnxshot.writing.places import scratch_kept
+from onnxshot.files.places import scratch_kept
+from onnxshot.files.regular_files import read_regular
 
 _BLOCK = 1 << 20
 _MOST_RANDOM = 1 << 28  # elements of one random input

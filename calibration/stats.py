@@ -232,3 +232,17 @@ def _span(h: Histogram, width_log2: int) -> tuple[int, int]:
 def _from_units(total: int, samples: int) -> float:
     """Mean of values summed in units of 2**-149."""
     return total / (samples << -MIN_WIDTH_LOG2) if samples else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Extremes of a tensor over some samples, and its most elements in one; infinite where any value was not finite."""
+
+    low: float
+    high: float
+    size: int
+
+    @property
+    def absmax(self) -> float:
+        """Largest absolute value."""
+        return max(-self.low, self.high)

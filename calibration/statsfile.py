@@ -14,9 +14,9 @@ import numpy as np
 from onnxshot.calibration.arrays import Headers, read_npz
 from onnxshot.calibration.stats import NO_STATS, TensorStats, from_arrays, merge, to_arrays
 from onnxshot.errors import CalibrationError, UsageError
-from onnxshot.input_files import check_regular, is_special
-from onnxshot.remote.urls import refuse_remote
-from onnxshot.writing.places import write_file
+from onnxshot.files.places import write_file
+from onnxshot.files.regular_files import check_regular, is_special
+from onnxshot.files.urls import refuse_remote
 
 _FORMAT = 4  # raised when what the arrays mean changes
 _HEAD = "meta"  # the array that tells what the others are

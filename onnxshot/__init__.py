@@ -1,6 +1,71 @@
-"""onnxshot: compress exported ONNX models in one shot, without training code, with proof."""
+"""onnxshot: compress exported ONNX models in one shot, without training code, with proof.
+
+What stands in `__all__` is public. Each name is imported when it is first used: `import onnxshot` itself is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from onnxshot import source_tree as _source_tree  # noqa: F401  # first: it makes a clone's calibration/ importable
+
+if TYPE_CHECKING:
+    from onnxshot import batch, errors, recipes
+    from onnxshot.api.bench import bench
+    from onnxshot.api.bundle import bundle
+    from onnxshot.api.calibrate import calibrate
+    from onnxshot.api.compare import compare
+    from onnxshot.api.compress import compress
+    from onnxshot.api.diff import diff
+    from onnxshot.api.doctor import doctor
+    from onnxshot.api.emit import emit
+    from onnxshot.api.inspect import inspect
+    from onnxshot.api.prune import prune
+    from onnxshot.api.quantize import quantize
+    from onnxshot.api.replay import replay
+    from onnxshot.api.sensitivity import sensitivity
+    from onnxshot.api.shrink import shrink
+    from onnxshot.api.tune import tune
+    from onnxshot.api.verify import verify
+    from onnxshot.calibration.preprocess import Preset
+    from onnxshot.recipes.recipe import Recipe
+    from onnxshot.report.report import Report
+    from onnxshot.results.pruned import PruneReport, PruneResult
+    from onnxshot.results.quantized import Result
+    from onnxshot.search.goal import Goal
+    from onnxshot.settings import Settings
 
 __version__ = "0.1.0"
+
+_PACKAGES = ("batch", "errors", "recipes")
+_HOMES = {
+    "Goal": "onnxshot.search.goal",
+    "Preset": "onnxshot.calibration.preprocess",
+    "PruneReport": "onnxshot.results.pruned",
+    "PruneResult": "onnxshot.results.pruned",
+    "Recipe": "onnxshot.recipes.recipe",
+    "Report": "onnxshot.report.report",
+    "Result": "onnxshot.results.quantized",
+    "Settings": "onnxshot.settings",
+    "bench": "onnxshot.api.bench",
+    "bundle": "onnxshot.api.bundle",
+    "calibrate": "onnxshot.api.calibrate",
+    "compare": "onnxshot.api.compare",
+    "compress": "onnxshot.api.compress",
+    "diff": "onnxshot.api.diff",
+    "doctor": "onnxshot.api.doctor",
+    "emit": "onnxshot.api.emit",
+    "inspect": "onnxshot.api.inspect",
+    "prune": "onnxshot.api.prune",
+    "quantize": "onnxshot.api.quantize",
+    "replay": "onnxshot.api.replay",
+    "sensitivity": "onnxshot.api.sensitivity",
+    "shrink": "onnxshot.api.shrink",
+    "tune": "onnxshot.api.tune",
+    "verify": "onnxshot.api.verify",
+}
+"""The module of each public name."""
 
 __all__ = [
     "Goal",
@@ -11,6 +76,7 @@ __all__ = [
     "Report",
     "Result",
     "Settings",
+    "batch",
     "bench",
     "bundle",
     "calibrate",
@@ -23,6 +89,7 @@ __all__ = [
     "inspect",
     "prune",
     "quantize",
+    "recipes",
     "replay",
     "sensitivity",
     "shrink",
@@ -30,38 +97,18 @@ __all__ = [
     "verify",
 ]
 
-from onnxshot import starting as _starting  # noqa: F401  # isort: skip  # before what takes its time
-from onnxshot import errors
-from onnxshot import source_tree as _source_tree  # noqa: F401  # first: it makes a clone's calibration/ importable
-from onnxshot.bundles.making import bundle
-from onnxshot.bundles.verify import verify
-from onnxshot.calibration.preprocess import Preset
-from onnxshot.compress import compress
-from onnxshot.convert import emit
-from onnxshot.cutting.shrink import shrink
-from onnxshot.difference.diff import diff
-from onnxshot.doctor.doctor import doctor
-from onnxshot.inspection import inspect
-from onnxshot.observing.calibrating import calibrate
-from onnxshot.pipeline import quantize
-from onnxshot.proving.judge import bench_models as bench
-from onnxshot.proving.judge import compare_models as compare
-from onnxshot.pruning.prune import prune
-from onnxshot.pruning.report import PruneReport, PruneResult
-from onnxshot.recipes.recipe import Recipe
-from onnxshot.replay import replay
-from onnxshot.report import Report
-from onnxshot.result import Result
-from onnxshot.search.goal import Goal
-from onnxshot.search.sensitivity import sensitivity
-from onnxshot.search.tune import tune
-from onnxshot.settings import Settings
-
 
 def __getattr__(name: str) -> object:
-    """Packages that are reached by their name, and imported only then."""
-    if name in ("batch", "recipes"):
-        import importlib
-
-        return importlib.import_module(f"onnxshot.{name}")
+    """Import a public name when it is first used (PEP 562)."""
+    if name in _PACKAGES:
+        return import_module(f"onnxshot.{name}")
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__, "__version__"]

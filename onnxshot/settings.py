@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from onnxshot.arguments import check_fields
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.files.ledger import Files
-from onnxshot.observing.collect import Progress
-from onnxshot.recipes.keys import shown
+from onnxshot.files.messages import shown
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many samples are done, and how many there are."""
 
 DEVICES = ("cpu", "cuda", "openvino")
 """Where calibration may run."""

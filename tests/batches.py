@@ -9,7 +9,7 @@ import yaml
 from handmade import HANDMADE
 
 from onnxshot.batch.store import ROW
-from onnxshot.recipes.record import SUFFIX
+from onnxshot.delivery.record import SUFFIX
 
 REPORTS = (ROW, "report.json")
 

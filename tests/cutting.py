@@ -8,7 +8,7 @@ from handmade.core import model, vector, weight
 from onnx import ModelProto, helper, numpy_helper
 from rewrites import loaded
 
-from onnxshot.cutting.groups import Group, Groups, groups_of
+from onnxshot.channels.groups import Group, Groups, groups_of
 from onnxshot.graph import Model
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.passes.cut_channels import CutChannels

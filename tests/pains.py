@@ -15,9 +15,9 @@ from support import FIXTURES, facts, fixture
 
 from onnxshot import Settings, quantize
 from onnxshot.cli import app as cli
-from onnxshot.pipeline import Result
-from onnxshot.proving import proof
-from onnxshot.targets.ort_bench import Latency
+from onnxshot.results.quantized import Result
+from onnxshot.runtimes.ort_bench import Latency
+from onnxshot.verification import proof
 
 QUICK = Settings(verify=False, use_cache=False, threads=1)
 PROVEN = Settings(samples=12, use_cache=False, threads=1, bench_seconds=0.01)

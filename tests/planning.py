@@ -10,16 +10,18 @@ from handmade.core import Feed, feeds, model
 from numpy.typing import NDArray
 
 import onnxshot
+from onnxshot.api.quantize import quantize
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
+from onnxshot.execution.collect import collect
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.observing.collect import collect
-from onnxshot.pipeline import Result, Settings, quantize
+from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import Plan
-from onnxshot.planning.planner import make_plan
-from onnxshot.preparing import prepare
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.results.quantized import Result
+from onnxshot.rewriting.prepare import prepare
+from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 
 FAST = Settings(verify=False, use_cache=False, threads=1)

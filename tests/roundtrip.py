@@ -9,9 +9,9 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.save import draft
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
-from onnxshot.planning.planner import already_quantized, make_plan
-from onnxshot.preparing import prepare
+from onnxshot.planning.make_plan import already_quantized, make_plan
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.rewriting.prepare import prepare
 from onnxshot.targets.ort import ORT
 
 Transform = Callable[[Model], object]

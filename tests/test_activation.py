@@ -6,7 +6,7 @@ import pytest
 from handmade.core import model
 from onnx.reference import ReferenceEvaluator
 
-from onnxshot.layers.activation import Activations, no_activation
+from onnxshot.execution.activation import Activations, no_activation
 
 CONSTANTS = {
     "zero": np.array(0, np.float32), "six": np.array([6], np.float32), "half": np.array([[[0.5]]], np.float32),

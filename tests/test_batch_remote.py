@@ -17,10 +17,10 @@ from handmade import HANDMADE
 
 from onnxshot.batch import run
 from onnxshot.errors import UsageError
-from onnxshot.observing import cache
+from onnxshot.files import cache_folder
+from onnxshot.files.urls import is_remote
 from onnxshot.remote import copies
 from onnxshot.remote.copies import local_copy, matches
-from onnxshot.remote.urls import is_remote
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def bucket(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 def kept() -> list[str]:
     """Files of the cache of copies."""
-    root = cache.folder() / "remote"
+    root = cache_folder.folder() / "remote"
     found = (p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
     return sorted(p.relative_to(root).as_posix().split("/", 1)[1] for p in found)
 

@@ -19,14 +19,14 @@ from handmade import HANDMADE
 from support import facts, fixture
 from webserver import Site, site
 
+from onnxshot.api.calibrate import calibrate
 from onnxshot.batch import run
 from onnxshot.batch.manifest import load_manifest
 from onnxshot.batch.remote_store import store_of
 from onnxshot.cli import app as cli
 from onnxshot.errors import CalibrationError, ModelError, TargetError, UsageError
+from onnxshot.files import cache_folder
 from onnxshot.graph.load import load_model
-from onnxshot.observing import cache
-from onnxshot.observing.calibrating import calibrate
 from onnxshot.recipes.files import load_stages
 from onnxshot.remote import copies, filesystems
 from onnxshot.remote.copies import local_copy, matches
@@ -53,7 +53,7 @@ def content(url: str) -> bytes:
 def refused(url: str) -> str:
     with pytest.raises(UsageError) as caught:
         local_copy(url)
-    root = cache.folder() / "remote"
+    root = cache_folder.folder() / "remote"
     assert not [p for p in root.rglob("*") if p.is_file()], "nothing half copied stays"
     return str(caught.value)
 

@@ -14,8 +14,8 @@ import pytest
 
 import onnxshot
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.targets import ort_elsewhere
-from onnxshot.targets.ort_elsewhere import bench_in, interpreter, version
+from onnxshot.runtimes import ort_elsewhere
+from onnxshot.runtimes.ort_elsewhere import bench_in, interpreter, version
 
 FEEDS = [{"x": np.ones((1, 8), np.float32)}, {"x": np.zeros((3, 8), np.float32)}]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxshot.targets.ort_bench import Latency, is_sure
+from onnxshot.runtimes.ort_bench import Latency, is_sure
 
 RNG = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ from handmade.core import Feed, feeds, model, vector, weight
 from onnx import ModelProto, numpy_helper
 from rewrites import check, loaded, ops, outputs
 
-from onnxshot.cutting.branches import branches_of
+from onnxshot.channels.branches import branches_of
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.passes.drop_branches import DropBranches
 from onnxshot.passes.drop_identity import DropIdentity

@@ -16,12 +16,12 @@ from support import facts, fixture, session
 
 import onnxshot
 from onnxshot.bundles import samples as stored
-from onnxshot.bundles.manifest import entry_of
+from onnxshot.bundles.bundle_manifest import entry_of
 from onnxshot.calibration.readers import open_data, split
-from onnxshot.emitting import load_artifact
+from onnxshot.delivery.artifacts import load_artifact
 from onnxshot.errors import CalibrationError, ModelError, TargetError, UsageError
 from onnxshot.graph.load import load_model
-from onnxshot.preparing import input_specs, resolve_preset
+from onnxshot.rewriting.prepare import input_specs, resolve_preset
 
 CALIB = str(fixture(facts()["digits_mobile"]["calib"]))
 PRESET = str(fixture(facts()["digits_mobile"]["preset"]))
@@ -127,7 +127,7 @@ def test_other_answers_are_a_deviation(made: Path, monkeypatch: pytest.MonkeyPat
         def run(self, feed: Any) -> dict[str, Any]:
             return {name: self.by * values for name, values in self.loaded.run(feed).items()}
 
-    monkeypatch.setattr("onnxshot.bundles.verify.load_artifact", Louder)
+    monkeypatch.setattr("onnxshot.api.verify.load_artifact", Louder)
     found = onnxshot.verify(made)
     (row,) = found.deviations
     assert (row.artifact, row.output, row.equal) == ("net.int8.xml", "logits", 0.0)
@@ -143,7 +143,7 @@ def test_without_a_runtime(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def missing(*_: object, **__: object) -> None:
         raise TargetError("it is not installed")
 
-    monkeypatch.setattr("onnxshot.bundles.verify.load_artifact", missing)
+    monkeypatch.setattr("onnxshot.api.verify.load_artifact", missing)
     with pytest.raises(TargetError, match="nothing was run"):
         onnxshot.verify(bundle)
 
@@ -226,7 +226,7 @@ def test_a_failure_leaves_nothing(result: onnxshot.Result, tmp_path: Path) -> No
 
 
 def test_files_too_large_are_listed(result: onnxshot.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxshot.bundles.making._MOST_BESIDE", 2)
+    monkeypatch.setattr("onnxshot.api.bundle._MOST_BESIDE", 2)
     onnxshot.bundle(result, tmp_path / "new", CALIB, preset=PRESET)
     assert json.loads((tmp_path / "new" / "manifest.json").read_text())["left_out"] == ["labels.txt: over 0 MB"]
     assert (tmp_path / "new" / "beside" / "config.json").is_file()

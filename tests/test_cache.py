@@ -12,12 +12,14 @@ from pains import data_of
 from planning import FAST
 from support import fixture
 
+from onnxshot.api.quantize import quantize
 from onnxshot.calibration.statsfile import Statistics
+from onnxshot.execution import statistics_cache
+from onnxshot.files import cache_folder
 from onnxshot.graph.load import load_model
-from onnxshot.observing import cache
-from onnxshot.pipeline import Settings, quantize
+from onnxshot.settings import Settings
 
-KEY = cache.key("k")
+KEY = statistics_cache.key("k")
 KEEPING = Settings(verify=False, threads=1)
 
 
@@ -34,9 +36,9 @@ def some_stats(count: int = 3) -> Statistics:
 
 
 def test_what_was_stored_comes_back(folder: Path) -> None:
-    cache.store(KEY, some_stats())
-    assert cache.load(KEY) == some_stats()
-    assert cache.load("other") is None
+    statistics_cache.store(KEY, some_stats())
+    assert statistics_cache.load(KEY) == some_stats()
+    assert statistics_cache.load("other") is None
     assert [p.name for p in folder.iterdir()] == [f"{KEY}.npz"]
 
 
@@ -69,11 +71,11 @@ def test_hash_and_key_depend_on_weights_graph_and_every_part() -> None:
         text = f"g (float[1, 4, 64] x) => (float[1, 4, 64] y) {{ h = MatMul(x, w) y = {op}(h) }}"
         return model(text, {"w": weight(64, 64) * np.float32(w)})
 
-    plain = cache.model_hash(load_model(block()))
-    assert plain == cache.model_hash(load_model(block()))
-    others = [cache.model_hash(load_model(other)) for other in (block(1.5), block(op="Sigmoid"))]
+    plain = statistics_cache.model_hash(load_model(block()))
+    assert plain == statistics_cache.model_hash(load_model(block()))
+    others = [statistics_cache.model_hash(load_model(other)) for other in (block(1.5), block(op="Sigmoid"))]
     assert len({plain, *others}) == 3
-    keys = {cache.key(*parts) for parts in (("a", "b"), ("b", "a"), ("ab", ""), ("a", "b", "c"))}
+    keys = {statistics_cache.key(*parts) for parts in (("a", "b"), ("b", "a"), ("ab", ""), ("a", "b", "c"))}
     assert len(keys) == 4
 
 
@@ -81,46 +83,46 @@ def test_the_hash_of_a_bfloat16_weight() -> None:
     text = "g (bfloat16[1, 64] x) => (bfloat16[1, 64] y) { y = MatMul(x, w) }"
     proto = model(text)
     proto.graph.initializer.append(onnx.helper.make_tensor("w", onnx.TensorProto.BFLOAT16, [64, 64], [1.0] * 4096))
-    assert len(cache.model_hash(load_model(proto))) == 64
+    assert len(statistics_cache.model_hash(load_model(proto))) == 64
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "flipped", "other file"])
 def test_a_damaged_file_is_a_miss(folder: Path, damage: str) -> None:
-    cache.store(KEY, some_stats(40))
+    statistics_cache.store(KEY, some_stats(40))
     path = folder / f"{KEY}.npz"
     whole = path.read_bytes()
     if damage == "flipped":
         for at in range(0, len(whole), 101):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
-            assert cache.load(KEY) in (None, some_stats(40))
+            assert statistics_cache.load(KEY) in (None, some_stats(40))
         return
     if damage == "other file":
         np.savez(path, names=np.zeros(3))
     else:
         path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"PK\x03\x04" * 50}[damage])
-    assert cache.load(KEY) is None
-    cache.store(KEY, some_stats())
-    assert cache.load(KEY) == some_stats()
+    assert statistics_cache.load(KEY) is None
+    statistics_cache.store(KEY, some_stats())
+    assert statistics_cache.load(KEY) == some_stats()
 
 
 def test_the_folder_stays_within_its_bound_and_the_oldest_go_first(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(4):
-        cache.store(cache.key(f"k{i}"), some_stats())
-        os.utime(folder / f"{cache.key(f'k{i}')}.npz", (1000 + i, 1000 + i))
-    cache.load(cache.key("k0"))  # used just now
-    size = (folder / f"{cache.key('k0')}.npz").stat().st_size
-    monkeypatch.setattr(cache, "MAX_BYTES", int(3.5 * size))
-    cache.store(cache.key("k4"), some_stats())
-    assert {p.stem for p in folder.iterdir()} == {cache.key(name) for name in ("k0", "k3", "k4")}
+        statistics_cache.store(statistics_cache.key(f"k{i}"), some_stats())
+        os.utime(folder / f"{statistics_cache.key(f'k{i}')}.npz", (1000 + i, 1000 + i))
+    statistics_cache.load(statistics_cache.key("k0"))  # used just now
+    size = (folder / f"{statistics_cache.key('k0')}.npz").stat().st_size
+    monkeypatch.setattr(statistics_cache, "MAX_BYTES", int(3.5 * size))
+    statistics_cache.store(statistics_cache.key("k4"), some_stats())
+    assert {p.stem for p in folder.iterdir()} == {statistics_cache.key(name) for name in ("k0", "k3", "k4")}
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("ONNXSHOT_CACHE", str(tmp_path / "file" / "cache"))
-    cache.store(KEY, some_stats())
-    assert cache.load(KEY) is None
+    statistics_cache.store(KEY, some_stats())
+    assert statistics_cache.load(KEY) is None
 
 
 def test_a_write_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,13 +130,13 @@ def test_a_write_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full)
-    cache.store(KEY, some_stats())
+    statistics_cache.store(KEY, some_stats())
     assert not folder.exists() or list(folder.iterdir()) == []
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONNXSHOT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache.folder() == Path("/somewhere/onnxshot")
+    assert cache_folder.folder() == Path("/somewhere/onnxshot")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.folder() == Path.home() / ".cache" / "onnxshot"
+    assert cache_folder.folder() == Path.home() / ".cache" / "onnxshot"

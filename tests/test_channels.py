@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from rewrites import loaded
 
-from onnxshot.planning.channels import Channels, channels_of
+from onnxshot.planning.channel_ties import Channels, channels_of
 
 Consts = dict[str, NDArray[Any]]
 

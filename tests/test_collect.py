@@ -10,15 +10,15 @@ from handmade.core import model, weight
 from numpy.typing import NDArray
 from observing import observe
 
+from onnxshot.calibration.enough_samples import LEAST, Settling
 from onnxshot.calibration.observers import Glimpse, glimpse
 from onnxshot.calibration.outliers import Outliers, is_blank
 from onnxshot.calibration.readers import InputSpec, Sample, open_data
-from onnxshot.calibration.settling import LEAST, Settling
 from onnxshot.errors import CalibrationError, ModelError
+from onnxshot.execution.collect import collect
+from onnxshot.execution.parallel import at_once, in_order
 from onnxshot.graph import Model, shapes
 from onnxshot.graph.load import load_model
-from onnxshot.observing.collect import collect
-from onnxshot.parallel import at_once, in_order
 
 NET = "g (float[N, 16] x) => (float[N, 8] y) { h = MatMul(x, w)  a = Relu(h)  y = MatMul(a, v) }"
 NAMES = ["x", "h", "a", "y"]

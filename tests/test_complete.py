@@ -17,15 +17,15 @@ from onnx import TensorProto, helper, numpy_helper
 from planning import FAST, PROVEN, initializers, maker, nodes_of, quantized, run
 from support import fixture, heldout
 
-from onnxshot.convert import emit
+from onnxshot.api.emit import emit
+from onnxshot.api.quantize import quantize
+from onnxshot.api.sensitivity import sensitivity
+from onnxshot.api.tune import tune
 from onnxshot.errors import CalibrationError, ModelError, UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.pipeline import quantize
 from onnxshot.search.goal import Goal
-from onnxshot.search.sensitivity import sensitivity
-from onnxshot.search.tune import tune
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
 

@@ -14,14 +14,14 @@ from support import fixture, heldout, session
 
 import onnxshot
 from onnxshot.cli import app as cli
-from onnxshot.compress_report import CompressResult
+from onnxshot.delivery.record import RECIPE_KEY
 from onnxshot.errors import ModelError, UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
+from onnxshot.graph.sparsity import layers_of, lost_zeros
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.recipes.record import RECIPE_KEY
 from onnxshot.recipes.stages import PruneStage, ShrinkStage, Stages
-from onnxshot.zeros import layers_of, lost_zeros
+from onnxshot.results.compressed import CompressResult
 
 SETTINGS = replace(FAST, samples=32, bench_seconds=0.01)
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxshot.cutting.allocation import Allocation
-from onnxshot.cutting.axes import Ids
-from onnxshot.cutting.groups import Group
-from onnxshot.cutting.importance import Curve
-from onnxshot.cutting.times import Timed
-from onnxshot.cutting.work import Product, Work
+from onnxshot.channels.allocation import Allocation
+from onnxshot.channels.groups import Group
+from onnxshot.channels.importance import Curve
+from onnxshot.channels.layer_times import Timed
+from onnxshot.channels.savings import Product, Work
+from onnxshot.graph.axes import Ids
 
 
 def numbers(*widths: int) -> list[Ids]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 from rewrites import outputs
 
-from onnxshot.cutting.groups import Group, chunk, in_chunks
-from onnxshot.cutting.work import macs_of, params_of
+from onnxshot.channels.groups import Group, chunk, in_chunks
+from onnxshot.channels.savings import macs_of, params_of
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import concrete_shapes, macs
 

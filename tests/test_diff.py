@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from support import fixture, heldout
 
 import onnxshot
-from onnxshot.difference.diff import Diff
+from onnxshot.api.diff import Diff
 from onnxshot.planning.plan import STATIC
 
 Array = NDArray[np.float32]

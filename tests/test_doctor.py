@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 
 import onnxshot
-from onnxshot.doctor import doctor as doctor_module
-from onnxshot.doctor import machine, trials
-from onnxshot.doctor.trials import Trial
+from onnxshot.api import doctor as doctor_module
+from onnxshot.diagnostics import machine, runtime_trials
+from onnxshot.diagnostics.runtime_trials import Trial
 from onnxshot.errors import TargetError
 from onnxshot.targets import TARGETS
 
@@ -54,13 +54,13 @@ def test_gpus(body: str, expected: tuple[str, ...], tmp_path: Path, monkeypatch:
 
 def test_sums_saturate_where_they_come_out_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     if machine.processor().sums_exactly:
-        assert not trials.sums_saturate()
-    monkeypatch.setattr(trials.Runner, "run", lambda *_: {"y": np.full((1, 16), 32 * 32767, np.int32)})
-    assert trials.sums_saturate()
+        assert not runtime_trials.sums_saturate()
+    monkeypatch.setattr(runtime_trials.Runner, "run", lambda *_: {"y": np.full((1, 16), 32 * 32767, np.int32)})
+    assert runtime_trials.sums_saturate()
 
 
 def test_the_network_is_run_for_a_target() -> None:
-    found = trials.tried("ort", seconds=0.01)
+    found = doctor_module.try_target("ort", seconds=0.01)
     assert (found.refused, found.share) == ("", 1.0)
     assert found.speedup is not None
     assert found.sqnr_db is not None
@@ -71,7 +71,7 @@ def test_a_target_that_is_missing_is_no_error(monkeypatch: pytest.MonkeyPatch) -
     def missing(*_: object, **__: object) -> None:
         raise TargetError("it is not installed", "pip install it")
 
-    monkeypatch.setattr(trials, "quantize", missing)
+    monkeypatch.setattr(doctor_module, "quantize", missing)
     found = onnxshot.doctor()
     assert set(found.verdicts) == set(TARGETS)
     assert all(

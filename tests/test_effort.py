@@ -13,14 +13,15 @@ from planning import FAST, PROVEN
 from support import fixture, heldout, session
 
 import onnxshot
-from onnxshot import quantize, targets
-from onnxshot.effort import candidates as effort
-from onnxshot.effort import reconstruct
-from onnxshot.effort.reconstruct import Repair
+from onnxshot import quantize
+from onnxshot.delivery.record import RECIPE_KEY
 from onnxshot.errors import UsageError
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.pipeline import Result
-from onnxshot.recipes.record import RECIPE_KEY
+from onnxshot.recovery import layer_reconstruction
+from onnxshot.recovery import plan_candidates as effort
+from onnxshot.recovery.layer_reconstruction import Repair
+from onnxshot.results.quantized import Result
+from onnxshot.runtimes.ort_runtime import Runner
 
 EFFORTS = ("fast", "balanced", "best")
 DONE = {"balanced": ("biases were corrected",), "best": ("biases were corrected", "weights were rounded anew")}
@@ -51,7 +52,7 @@ def weights_of(result: Result) -> bytes:
 def test_more_effort_is_no_worse_on_held_out_samples_and_says_what_it_did(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconstruct, "_WEIGHT_ROWS", 512)  # a second instead of ten
+    monkeypatch.setattr(layer_reconstruction, "_WEIGHT_ROWS", 512)  # a second instead of ten
     results = {kind: made(name, effort=kind) for kind in EFFORTS}
     found = {kind: heldout_db(name, result) for kind, result in results.items()}
     assert found["balanced"] >= found["fast"] - 0.2
@@ -72,7 +73,7 @@ def test_more_effort_is_no_worse_on_held_out_samples_and_says_what_it_did(
 
 
 def test_the_same_run_twice_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstruct, "_WEIGHT_ROWS", 512)
+    monkeypatch.setattr(layer_reconstruction, "_WEIGHT_ROWS", 512)
     for threads in (1, 2):
         settings = replace(FAST, samples=16, threads=threads)
         quantize(
@@ -112,7 +113,7 @@ def test_of_two_repairs_the_better_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
             return harmful(*args) if rounding == bad else real(*args, rounding=rounding, **rest)
 
         monkeypatch.setattr(effort, "reconstruct", one_bad)
-        monkeypatch.setattr(reconstruct, "_WEIGHT_ROWS", 512)
+        monkeypatch.setattr(layer_reconstruction, "_WEIGHT_ROWS", 512)
         notes = made("digits_mobile", 16, effort="best").report.notes
         kept[bad] = next(n for n in notes if "dB before" in n)
     assert kept[True].startswith("biases were corrected: ")
@@ -174,7 +175,7 @@ def test_with_statistics_alone_nothing_is_run(tmp_path: Path, monkeypatch: pytes
         raise AssertionError("a model was run")
 
     with monkeypatch.context() as patch:
-        patch.setattr(targets.ort_runtime.Runner, "run", never)
+        patch.setattr(Runner, "run", never)
         results = [
             quantize(tmp_path / "m.onnx", stats=tmp_path / "s.npz", effort=kind, settings=FAST) for kind in EFFORTS
         ]

@@ -12,16 +12,17 @@ from handmade import HANDMADE
 from planning import FAST, PROVEN
 
 import onnxshot
-from onnxshot import emitting, quantize
+from onnxshot import quantize
+from onnxshot.delivery import artifacts
+from onnxshot.delivery.record import SUFFIX
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.graph import Model
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.recipes.record import SUFFIX
+from onnxshot.runtimes.base import EmitOptions, Emitted, Finding, Runtime
+from onnxshot.runtimes.executed import Execution, Ran
+from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.targets import TARGETS
-from onnxshot.targets.execution import Execution, Ran
 from onnxshot.targets.ort import ORT
-from onnxshot.targets.ort_runtime import Runner
-from onnxshot.targets.runtime import EmitOptions, Emitted, Finding, Runtime
 
 
 class Copying(Runtime):
@@ -61,7 +62,7 @@ class Copying(Runtime):
 @pytest.fixture
 def copying(monkeypatch: pytest.MonkeyPatch) -> Copying:
     runtime = Copying()
-    monkeypatch.setitem(emitting.RUNTIMES, "copy", runtime)
+    monkeypatch.setitem(artifacts.RUNTIMES, "copy", runtime)
     monkeypatch.setitem(TARGETS, "copier", replace(ORT, name="copier", runtime=runtime, emits="copy"))
     return runtime
 

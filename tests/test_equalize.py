@@ -13,11 +13,11 @@ from onnx import ModelProto
 from planning import FAST, initializers, normalized, planned, run, sqnr, statistics
 
 import onnxshot
-from onnxshot.effort import candidates as effort
 from onnxshot.maths import equalize
 from onnxshot.maths.equalize import MOST, Reader, equalizing_factors
 from onnxshot.passes.equalize import Equalize
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recovery import plan_candidates as effort
 
 SIX = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
 

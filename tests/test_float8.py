@@ -16,8 +16,8 @@ from planning import PROVEN, initializers, maker, nodes_of, quantized
 
 from onnxshot.errors import ModelError, TargetError
 from onnxshot.maths.affine import FLOAT8E4M3FN, QuantParams, QuantScheme, dequantize, quantize
-from onnxshot.targets.ort_runtime import Runner
-from onnxshot.targets.runtime import EmitOptions
+from onnxshot.runtimes.base import EmitOptions
+from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.targets.tensorrt import TENSORRT
 
 FLOAT8: dict[str, Any] = {

@@ -9,8 +9,8 @@ from handmade.core import feeds, model, vector, weight
 from onnx import numpy_helper
 from planning import FAST
 
-from onnxshot.pipeline import quantize
-from onnxshot.report import VECTOR
+from onnxshot.api.quantize import quantize
+from onnxshot.report.values import VECTOR
 
 TEXT = """g (float[n, 3, 8, 8] x, float[n, 16] z, int64[n] i, bool c)
 => (float y0, float y1, float y2, float y3, float y4) {

@@ -17,13 +17,13 @@ from onnxshot import quantize
 from onnxshot.calibration.batches import MOST_COPIES, batched
 from onnxshot.calibration.readers import open_data
 from onnxshot.errors import CalibrationError, ModelError, UsageError
-from onnxshot.frozen import Frozen, frozen
+from onnxshot.graph.fixed_shapes import Frozen, frozen
 from onnxshot.graph.load import load_model
 from onnxshot.passes.freeze_shapes import FreezeShapes
-from onnxshot.preparing import input_specs, sizes_of
-from onnxshot.proving.contract import contract
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.stages import PruneStage, Stages
+from onnxshot.rewriting.prepare import input_specs, sizes_of
+from onnxshot.verification.contract import contract
 
 
 def frozen_model(proto: onnx.ModelProto, batch: int | None = None, **shapes: tuple[int, ...]) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ import pytest
 from handmade.deep import DEEP
 
 import onnxshot
-from onnxshot.cutting.groups import groups_of
+from onnxshot.channels.groups import groups_of
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import concrete_shapes
 

@@ -17,13 +17,13 @@ from support import facts, fixture
 import onnxshot
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph.load import load_model
-from onnxshot.half.emulation import emulated
+from onnxshot.graph.sparsity import lost_zeros
 from onnxshot.planning.plan import HALF, STATIC
-from onnxshot.proving import proof
+from onnxshot.precision16.bfloat16_emulation import emulated
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.settings import Settings
-from onnxshot.zeros import lost_zeros
+from onnxshot.verification import proof
 
 FIXTURES = ("digits_resnet", "digits_mobile", "digits_detector", "licence_encoder", "licence_lstm", "licence_gru")
 

@@ -9,11 +9,12 @@ from handmade.core import Feed, feeds, model, weight
 from rewrites import loaded
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.half.noise import rounding_db
-from onnxshot.half.plan import plan_half
-from onnxshot.half.rules import BF16, FLOAT_OPS, FP16, HALF_OPS, HalfType
-from onnxshot.observing.collect import Span, extremes
+from onnxshot.calibration.stats import Span
+from onnxshot.execution.collect import extremes
 from onnxshot.planning.plan import HALF
+from onnxshot.planning.precision16_ops import BF16, FLOAT_OPS, FP16, HALF_OPS, HalfType
+from onnxshot.planning.precision16_plan import plan_half
+from onnxshot.precision16.rounding_noise import rounding_db
 
 
 def spans_of(proto: onnx.ModelProto, samples: Sequence[Feed]) -> dict[str, Span]:

@@ -21,10 +21,11 @@ import onnxshot
 from onnxshot.batch.manifest import load_manifest
 from onnxshot.calibration.preprocess import load_preset
 from onnxshot.cli import app as cli
+from onnxshot.delivery.record import load_records
 from onnxshot.errors import CalibrationError, OnnxshotError, UsageError
-from onnxshot.observing import cache
+from onnxshot.execution import statistics_cache
+from onnxshot.files import cache_folder
 from onnxshot.recipes.files import load_recipe, load_stages
-from onnxshot.recipes.record import load_records
 
 SECONDS = 60
 MEMORY = 2 << 30  # of a process on its own
@@ -205,7 +206,7 @@ def test_names_that_are_not_utf8(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", ["empty", "loop", "dangling", "fifo", "/dev/null", "/proc"])
 def test_a_cache_that_is_none(folder: Path, cache: str) -> None:
-    place = cache if cache.startswith("/") else str(folder / cache)
+    place = cache if statistics_cache.startswith("/") else str(folder / cache)
     run(folder, "quantize", "net.onnx", "--calib=calib.npz", *QUICK, ONNXSHOT_CACHE=None, XDG_CACHE_HOME=place)
     run(folder, "cache", "show", code=None, ONNXSHOT_CACHE=place)
     run(folder, "cache", "clear", code=None, ONNXSHOT_CACHE=place)
@@ -240,7 +241,7 @@ def test_no_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxshot.quantize("net.onnx", "calib.npz", effort="fast", output="q.onnx")
     assert (folder / "q.onnx").is_file()
     with pytest.raises(UsageError, match="ONNXSHOT_CACHE"):
-        cache.folder()
+        cache_folder.folder()
 
 
 def test_standard_streams_that_are_closed_full_or_broken(folder: Path) -> None:

@@ -15,14 +15,14 @@ from pains import command, data_of
 from reports import HOSTILE, KINDS, NAME, renamed, report_of
 from support import fixture
 
-from onnxshot.html import charts
-from onnxshot.html.graph_map import graph_map
-from onnxshot.html.layers import error_chart
-from onnxshot.html.markup import Markup, el, join
-from onnxshot.html.page import page
-from onnxshot.html.sections import runs_on, search, skipped
-from onnxshot.html.summary import verdict
-from onnxshot.verdict import judge
+from onnxshot.report.html import charts
+from onnxshot.report.html.graph_map import graph_map
+from onnxshot.report.html.headline import verdict
+from onnxshot.report.html.markup import Markup, el, join
+from onnxshot.report.html.page import page
+from onnxshot.report.html.sections import runs_on, search, skipped
+from onnxshot.report.html.tensor_errors import error_chart
+from onnxshot.report.verdict import judge
 
 HEADINGS = {
     "quantize": ["Error by layer", "Ranges", "The graph", "What stayed float", "Notes", "This run"],

@@ -9,7 +9,7 @@ import pytest
 from browsing import CHROMIUM, CONTRAST, DESK, DRIVER, LEGIBLE, PHONE, Browser, chromium
 from reports import KINDS, renamed, report_of
 
-from onnxshot.html.page import page
+from onnxshot.report.html.page import page
 
 pytest.importorskip("selenium")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium with a chromedriver here")

@@ -9,9 +9,9 @@ from handmade.core import feeds, model, vector, weight
 from onnx import ModelProto, numpy_helper
 from rewrites import loaded
 
-from onnxshot.cutting.activation_scores import activation_scores
-from onnxshot.cutting.importance import batchnorm_scales, batchnorm_scores
-from onnxshot.cutting.shrink import ShrinkResult, shrink
+from onnxshot.api.shrink import ShrinkResult, shrink
+from onnxshot.channels.activation_scores import activation_scores
+from onnxshot.channels.importance import batchnorm_scales, batchnorm_scores
 from onnxshot.errors import UsageError
 from onnxshot.settings import Settings
 

@@ -17,7 +17,7 @@ import onnxshot
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.maths.affine import INT4, PerBlock, QuantScheme, dequantize, quantize, weight_params
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.targets.runtime import EmitOptions
+from onnxshot.runtimes.base import EmitOptions
 from onnxshot.targets.tensorrt import TENSORRT
 
 INT4_BLOCKS: dict[str, Any] = {"target": "tensorrt", "mode": "weights", "weight_type": "int4", "block": 32}

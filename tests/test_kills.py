@@ -23,11 +23,11 @@ from onnxshot.batch.cells import Done
 from onnxshot.batch.local import Local
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import run_cell, settings_of
-from onnxshot.bundles.manifest import check_files, read_manifest
+from onnxshot.bundles.bundle_manifest import check_files, read_manifest
 from onnxshot.cli import app
+from onnxshot.delivery.record import sha256
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
-from onnxshot.recipes.record import sha256
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are forked and killed")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxshot.layers.rows import product
+from onnxshot.execution.layer_rows import product
 
 
 @pytest.mark.parametrize(("groups", "outputs", "inputs"), [(1, 5, 7), (3, 4, 2), (6, 1, 9), (1, 1, 3)])

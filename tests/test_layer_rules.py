@@ -20,7 +20,7 @@ from onnxshot.errors import TargetError, UsageError
 from onnxshot.maths.affine import PerBlock, PerChannel, PerTensor
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.targets.ort_executed import executed
+from onnxshot.runtimes.ort_executed import executed
 
 
 def convs() -> Case:

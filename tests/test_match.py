@@ -7,7 +7,7 @@ from onnxshot.errors import UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of, load_model
 from onnxshot.passes.normalize import normalize
-from onnxshot.planning.match import match_nodes
+from onnxshot.planning.name_patterns import match_nodes
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from handmade import Case
 from handmade.core import vector, weight
 from planning import quantized, run, small, sqnr
 
-from onnxshot import mending
-from onnxshot.planning import planner
-from onnxshot.targets.ort_weights import expanded_weights
+from onnxshot.planning import make_plan
+from onnxshot.rewriting import undo_unused_int8
+from onnxshot.runtimes.ort_weights import expanded_weights
 
 PRODUCTS = {
     "MatMul": "h = MatMul(x, w)",
@@ -55,18 +55,18 @@ def test_no_weight_is_dequantized_at_run_time(
 ) -> None:
     """By the rules alone, for every form of a product and of what follows it; pain 46."""
     given = case(PRODUCTS[product], BEHIND[behind], rank)
-    monkeypatch.setattr(mending, "expanded_weights", lambda _: set())
+    monkeypatch.setattr(undo_unused_int8, "expanded_weights", lambda _: set())
     ops = {n.op_type for n in given.model.graph.node}
     _, proto = quantized(given, include=tuple(op for op in include if op in ops))
     assert expanded_weights(proto) == set()
 
 
 def test_what_the_rules_do_not_know_is_put_back_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "_is_cut", lambda *_: False)
+    monkeypatch.setattr(make_plan, "_is_cut", lambda *_: False)
     given = case(PRODUCTS["MatMul"], BEHIND["Relu and residual Add"])
     result, proto = quantized(given, include=("MatMul",))
     (skip,) = (s for s in result.report.skips if s.op == "MatMul")
-    assert skip.reason == mending.REASON
+    assert skip.reason == undo_unused_int8.REASON
     assert expanded_weights(proto) == set()
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     (product,) = (n for n in proto.graph.node if n.op_type == "MatMul")

@@ -11,8 +11,8 @@ from handmade import HANDMADE
 import onnxshot
 from onnxshot.errors import UsageError
 from onnxshot.recipes.files import load_stages
-from onnxshot.recipes.level import MOST_SPARSITY, at_level
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.sparsity_level import MOST_SPARSITY, at_level
 from onnxshot.recipes.stages import PruneStage, ShrinkStage, Stage, Stages
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "migrating.md").read_text("utf-8")

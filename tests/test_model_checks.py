@@ -18,12 +18,12 @@ from onnxshot.maths.masks import Pattern, below, lowest
 from onnxshot.passes.evaluate import result_bytes
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.repair import ApplyRepairs
-from onnxshot.pruning import blocks as blocks_module
-from onnxshot.pruning import curves as curves_module
-from onnxshot.pruning import sparsify
-from onnxshot.pruning.blocks import blocks_of, counts_of
-from onnxshot.pruning.sparsify import Pruned
-from onnxshot.targets.unsound import blames_model, unsound
+from onnxshot.pruning import input_blocks as blocks_module
+from onnxshot.pruning import layerwise_pruning
+from onnxshot.pruning import loss_curves as curves_module
+from onnxshot.pruning.input_blocks import blocks_of, counts_of
+from onnxshot.pruning.layerwise_pruning import Pruned
+from onnxshot.runtimes.unsound import blames_model, unsound
 
 QUIET = onnxshot.Settings(threads=1, use_cache=False, bench_seconds=0.02)
 
@@ -216,7 +216,7 @@ def test_a_layer_of_many_inputs_is_fitted_in_blocks(pattern: str, monkeypatch: p
     proto = model("g (float[n, 96] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": weight})
     asked = {} if pattern == "2:4" else {"sparsity": 0.5}
     whole = onnxshot.prune(proto, feeds, pattern=pattern, settings=QUIET, **asked)
-    for module in (sparsify, blocks_module):
+    for module in (layerwise_pruning, blocks_module):
         monkeypatch.setattr(module, "WHOLE", 64)
         monkeypatch.setattr(module, "BLOCK", 40)
     parts = onnxshot.prune(proto, feeds, pattern=pattern, settings=QUIET, **asked)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxshot.maths import obs
+from onnxshot.maths import optimal_brain_surgeon as obs
 from onnxshot.maths.masks import Pattern, lowest
 from onnxshot.maths.ridge import Moments
 

@@ -14,9 +14,9 @@ from planning import run, small
 from onnxshot.errors import ModelError, TargetError
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.targets.execution import Execution
-from onnxshot.targets.openvino_runtime import OpenVino
-from onnxshot.targets.runtime import EmitOptions
+from onnxshot.runtimes.base import EmitOptions
+from onnxshot.runtimes.executed import Execution
+from onnxshot.runtimes.openvino_runtime import OpenVino
 
 pytest.importorskip("openvino")
 

@@ -16,10 +16,10 @@ from onnxshot import quantize
 from onnxshot.errors import ModelError, TargetError
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
+from onnxshot.runtimes.base import EmitOptions, Emitted
+from onnxshot.runtimes.openvino_runtime import OpenVino, _number_nameless
+from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.settings import Settings
-from onnxshot.targets.openvino_runtime import OpenVino, _number_nameless
-from onnxshot.targets.ort_runtime import Runner
-from onnxshot.targets.runtime import EmitOptions, Emitted
 
 openvino = pytest.importorskip("openvino")
 

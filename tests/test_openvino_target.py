@@ -12,8 +12,8 @@ from planning import initializers, nodes_of, planned, quantized, small, treatmen
 from onnxshot.errors import TargetError
 from onnxshot.graph.load import load_model
 from onnxshot.planning.plan import FLOAT, STATIC
+from onnxshot.runtimes.base import EmitOptions
 from onnxshot.targets import target_named
-from onnxshot.targets.runtime import EmitOptions
 
 pytest.importorskip("openvino")
 

@@ -9,11 +9,12 @@ import pytest
 from handmade.core import Feed, feeds, model, vector, weight
 from handmade.products import integers
 
+from onnxshot.api.quantize import quantize
 from onnxshot.graph.load import load_model
 from onnxshot.passes.keep_float import KeepFloat
-from onnxshot.pipeline import Settings, quantize
-from onnxshot.targets.execution import Execution
-from onnxshot.targets.ort_executed import executed
+from onnxshot.runtimes.executed import Execution
+from onnxshot.runtimes.ort_executed import executed
+from onnxshot.settings import Settings
 
 GRID = {"s": np.float32(0.05), "z": np.uint8(128)}
 FAST = Settings(verify=False, use_cache=False, threads=1)

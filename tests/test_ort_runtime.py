@@ -9,10 +9,10 @@ from onnx import numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.targets.execution import Execution
-from onnxshot.targets.ort_bench import bench, settled
-from onnxshot.targets.ort_executed import executed
-from onnxshot.targets.ort_runtime import Runner, as_array, providers_for, session
+from onnxshot.runtimes.executed import Execution
+from onnxshot.runtimes.ort_bench import bench, settled
+from onnxshot.runtimes.ort_executed import executed
+from onnxshot.runtimes.ort_runtime import Runner, as_array, providers_for, session
 
 Feed = dict[str, NDArray[np.float32]]
 

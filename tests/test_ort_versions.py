@@ -15,7 +15,7 @@ from planning import quantized, small
 
 import onnxshot
 from onnxshot.graph.load import load_model
-from onnxshot.targets.ort_versions import FORMS, Needs, Rests, needs
+from onnxshot.runtimes.ort_versions import FORMS, Needs, Rests, needs
 
 Q = {"s": np.float32(0.02), "z": np.uint8(128), "ws": np.full(8, 0.01, np.float32), "wz": np.zeros(8, np.int8)}
 HEAD = """g (float[4, 8] x) => (float[4, 8] y) {

@@ -24,9 +24,9 @@ from onnxshot.graph.load import load_model
 from onnxshot.maths.affine import bias_safe_scale, quantize_bias, weight_params
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.pipeline import Result
-from onnxshot.preparing import input_specs
-from onnxshot.report import GOOD_DB
+from onnxshot.report.values import GOOD_DB
+from onnxshot.results.quantized import Result
+from onnxshot.rewriting.prepare import input_specs
 
 Proto = onnx.ModelProto
 

@@ -18,13 +18,14 @@ from PIL import Image
 from support import FIXTURES, fixture
 
 import onnxshot
-import onnxshot.observing.calibrating
+import onnxshot.api.calibrate
 from onnxshot import Settings, quantize
-from onnxshot.calibration.ranges import METHODS
+from onnxshot.calibration.range_methods import METHODS
 from onnxshot.calibration.readers import Sample
 from onnxshot.errors import CalibrationError, TargetError
+from onnxshot.execution import gather
+from onnxshot.execution.collect import collect
 from onnxshot.graph.load import load_model
-from onnxshot.observing.collect import collect
 
 DEEP = "g (float[batch, 8, 48, 48] x) => (float[batch, 8, 48, 48] t8) {" + "".join(
     f"c{i} = Conv<pads = [1, 1, 1, 1]>({'x' if i == 1 else f't{i - 1}'}, w) t{i} = Relu(c{i})" for i in range(1, 9)
@@ -41,7 +42,7 @@ import sys
 import numpy as np
 import onnx
 from onnxshot import Settings, quantize
-from onnxshot.calibration.ranges import METHODS
+from onnxshot.calibration.range_methods import METHODS
 
 def peak():
     with open("/proc/self/status") as status:
@@ -109,7 +110,7 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
         runs.append(len(arguments[2]))
         return collect(*arguments, **options)
 
-    monkeypatch.setattr(onnxshot.observing.calibrating, "collect", counted)
+    monkeypatch.setattr(gather, "collect", counted)
     settings = Settings(samples=20, verify=False, threads=1)
     given = {**data_of("digits_resnet"), "settings": settings}
     first = quantize(fixture("digits_resnet"), **given)

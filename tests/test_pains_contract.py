@@ -14,10 +14,10 @@ from onnx import TensorProto
 from pains import PROVEN, QUICK, command, compressed, every_node, makers, outputs, sqnr, stored
 from support import facts, fixture, heldout, session
 
-import onnxshot.pipeline
+import onnxshot.api.quantize
 from onnxshot import quantize
 from onnxshot.errors import ModelError, TargetError
-from onnxshot.proving.contract import contract, reload_check
+from onnxshot.verification.contract import contract, reload_check
 
 
 @pytest.mark.parametrize("name", facts())
@@ -170,7 +170,7 @@ def test_row41_the_file_is_what_was_computed(tmp_path: Path, monkeypatch: pytest
         written.write_bytes(proto.SerializeToString())
         reload_check(model_, written, feed, **how)
 
-    monkeypatch.setattr(onnxshot.proving.quantized, "reload_check", flipped)
+    monkeypatch.setattr(onnxshot.stages.prove, "reload_check", flipped)
     with pytest.raises(ModelError, match="differs from what was computed"):
         quantize(case.model, case.feeds, output=tmp_path / "bad.onnx", settings=PROVEN)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["q.onnx", "q.recipe.yaml"]

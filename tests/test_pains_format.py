@@ -20,10 +20,10 @@ from onnx import TensorProto, helper
 from pains import PROVEN, QUICK, command, every_node, outputs, sqnr, stored
 from support import session
 
-import onnxshot.pipeline
+import onnxshot.api.quantize
 from onnxshot import inspect, quantize
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.graph import Constant
+from onnxshot.graph import Constant, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.ops import weight_slot
 from onnxshot.passes.normalize import normalize
@@ -277,7 +277,7 @@ def test_row33_the_opset_is_the_lowest_that_the_scheme_needs(name: str, options:
 
 def test_row33_success_is_said_of_a_file_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file onnxruntime refuses is an error, and is not left behind: onnxruntime 25932."""
-    real = onnxshot.rewrite.edit.toposort
+    real = edit.toposort
     calls: list[int] = []
 
     def spoil(loaded: onnxshot.graph.Model) -> None:
@@ -288,7 +288,7 @@ def test_row33_success_is_said_of_a_file_that_loads(tmp_path: Path, monkeypatch:
                 calls.append(1)
 
     case = HANDMADE["resnet_block"]()
-    monkeypatch.setattr(onnxshot.rewrite.edit, "toposort", spoil)
+    monkeypatch.setattr(edit, "toposort", spoil)
     with pytest.raises(ModelError):
         quantize(case.model, case.feeds, output=tmp_path / "q.onnx", settings=PROVEN)
     assert calls

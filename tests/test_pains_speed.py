@@ -17,8 +17,8 @@ from support import facts, fixture
 import onnxshot
 from onnxshot import quantize
 from onnxshot.cli import app as cli
-from onnxshot.report import VECTOR
-from onnxshot.zeros import layers_of, worth
+from onnxshot.graph.sparsity import layers_of, worth
+from onnxshot.report.values import VECTOR
 
 # ---------------------------------------------------------------------- 22: slower than float
 

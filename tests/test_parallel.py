@@ -3,7 +3,7 @@ from threading import Barrier, Event, current_thread, main_thread
 
 import pytest
 
-from onnxshot.parallel import at_once, in_order, shared_out
+from onnxshot.execution.parallel import at_once, in_order, shared_out
 
 
 def test_results_come_in_the_order_of_the_items() -> None:

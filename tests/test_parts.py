@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxshot.judging.parts import Parts
+from onnxshot.comparison.output_parts import Parts
 
 RNG = np.random.default_rng(5)
 Values = NDArray[np.float32]

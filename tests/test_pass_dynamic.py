@@ -10,7 +10,7 @@ from planning import initializers, nodes_of, planned, quantized, run, small, sqn
 from support import accuracy, fixture
 
 from onnxshot.passes.dynamic import QuantizeDynamically
-from onnxshot.targets.ort_executed import executed
+from onnxshot.runtimes.ort_executed import executed
 
 INTEGER = {"DynamicQuantizeLinear": 1, "MatMulInteger": 1, "Cast": 1, "Mul": 2}
 

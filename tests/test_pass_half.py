@@ -13,12 +13,12 @@ from rewrites import loaded, ops, outputs
 from test_half_plan import spans_of
 
 from onnxshot.graph import Model
-from onnxshot.half.plan import plan_half
-from onnxshot.half.rules import BF16, FP16, HalfType
 from onnxshot.maths.metrics import sqnr_db
 from onnxshot.passes.half import ToHalf
 from onnxshot.passes.normalize import normalize
 from onnxshot.planning.plan import HALF
+from onnxshot.planning.precision16_ops import BF16, FP16, HalfType
+from onnxshot.planning.precision16_plan import plan_half
 
 RANDOM: set[str] = set()
 

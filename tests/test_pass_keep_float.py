@@ -13,8 +13,8 @@ from rewrites import loaded, ops
 from onnxshot.graph import Model
 from onnxshot.passes.keep_float import KeepFloat
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.planning.trained import read_pairs
-from onnxshot.targets.ort_executed import executed
+from onnxshot.planning.input_scales import read_pairs
+from onnxshot.runtimes.ort_executed import executed
 
 ROUNDS = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 23)
 """Whether this ONNX Runtime quantizes all of these by itself; 1.22 does some."""

@@ -10,7 +10,7 @@ from rewrites import loaded, rewritten
 from support import session
 
 from onnxshot.passes.order_gelu import OrderGelu
-from onnxshot.targets.ort_runtime import Runner
+from onnxshot.runtimes.ort_runtime import Runner
 
 CONSTANTS = {"root": 2**0.5, "inv": 0.5**0.5, "one": 1.0, "half": 0.5, "third": 1 / 3}
 INNER = ["Div(x, root)", "Mul(x, inv)"]

@@ -5,7 +5,7 @@ from rewrites import loaded, ops, rewritten
 
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.order_norms import OrderNorms
-from onnxshot.targets.ort_executed import executed
+from onnxshot.runtimes.ort_executed import executed
 
 SQUARES = {"pow": "p = Pow(x, two)", "mul": "p = Mul(x, x)"}
 ROOTS = {

@@ -67,7 +67,7 @@ def test_means_of_norms_stay_what_runtimes_fuse(body: str) -> None:
 def test_an_rmsnorm_is_fused_after_normalizing() -> None:
     from onnxshot.graph.load import load_model
     from onnxshot.passes.normalize import normalize
-    from onnxshot.targets.ort_executed import executed
+    from onnxshot.runtimes.ort_executed import executed
 
     constants = {"two": np.float32(2), "eps": np.float32(1e-6), "g": np.ones(8, np.float32)}
     text = f"g (float[n, t, 8] x) => (float[n, t, 8] z) {{ {NORMS['T5']} z = Mul(g, y) }}"

@@ -14,10 +14,10 @@ from planning import initializers, maker, nodes_of, normalized, planned, quantiz
 from onnxshot.maths.affine import BIAS_QMAX
 from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.planning.planner import make_plan
+from onnxshot.planning.make_plan import make_plan
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.runtimes.ort_executed import executed
 from onnxshot.targets import target_named
-from onnxshot.targets.ort_executed import executed
 
 BLOCKS = ["resnet_block", "mbconv_block", "squeeze_excite", "opset_9", "two_outputs", "dropout_and_identity_chain"]
 

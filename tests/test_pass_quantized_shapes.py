@@ -8,7 +8,7 @@ from planning import maker, nodes_of, quantized, run, small
 
 from onnxshot.graph.load import load_model
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.targets.ort_executed import executed
+from onnxshot.runtimes.ort_executed import executed
 
 TAIL = "d = Conv<pads = [1, 1, 1, 1]>(b, k2) y = Relu(d)"
 HEAD = "a = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, k1) b = Relu(a)"  # sizes that x itself does not have

@@ -10,7 +10,7 @@ from rewrites import outputs
 from support import session
 
 from onnxshot.maths.metrics import sqnr_db
-from onnxshot.maths.smooth import smoothing_factors
+from onnxshot.maths.smoothquant import smoothing_factors
 from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.smooth import Smooth
 from onnxshot.planning.plan import DYNAMIC

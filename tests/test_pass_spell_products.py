@@ -13,7 +13,7 @@ import onnxshot
 from onnxshot.graph.load import load_model
 from onnxshot.passes.spell_einsum import SpellEinsum
 from onnxshot.passes.turn_products import TurnProducts
-from onnxshot.targets.ort_executed import executed
+from onnxshot.runtimes.ort_executed import executed
 
 SIZES = dict(zip("abcdefghijklmnop", (2, 3, 16, 32, 4, 24, 5, 8, 48, 7, 64, 6, 40, 20, 56, 12), strict=True))
 

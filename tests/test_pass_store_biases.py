@@ -17,9 +17,9 @@ import onnxshot
 from onnxshot.graph.load import load_model
 from onnxshot.passes.store_biases import StoreBiases
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.retarget import retarget
+from onnxshot.rewriting.retarget import retarget
+from onnxshot.runtimes.ort_executed import executed
 from onnxshot.targets import target_named
-from onnxshot.targets.ort_executed import executed
 
 NET = """g (float[n, 4, 8, 8] x) => (float[n, 5] y) {
     a = Conv<pads = [1, 1, 1, 1]>(x, w1, b1)

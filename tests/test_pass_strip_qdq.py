@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 from planning import FAST, initializers, quantized, run, sqnr
 from rewrites import ops, reasons, rewritten
 
+from onnxshot.api.quantize import quantize
 from onnxshot.graph.load import load_model
 from onnxshot.passes.strip_qdq import StripQdq, fits
-from onnxshot.pipeline import quantize
 
 
 def stripped(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -145,7 +145,7 @@ def test_layers_whose_pairs_weigh_more_than_they_save_stay_float(layers: int, ch
 def test_a_file_that_would_be_larger_is_left_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it is that makes it grow; the report says by how much, and the record says what was done."""
     given = _deep(80, 4)
-    monkeypatch.setattr("onnxshot.planning.planner.too_small", lambda *_: {})
+    monkeypatch.setattr("onnxshot.planning.make_plan.too_small", lambda *_: {})
     samples = [{"x": np.random.default_rng(i).normal(size=(1, 4, 6, 6)).astype(np.float32)} for i in range(12)]
     result = onnxshot.quantize(given, samples, effort="fast")
     assert any(note.startswith("nothing was quantized: the file would take") for note in result.report.notes)

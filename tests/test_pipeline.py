@@ -17,11 +17,11 @@ from support import accuracy, facts, fixture, heldout
 
 import onnxshot
 from onnxshot import Settings, quantize
+from onnxshot.delivery.publish import RANDOM_KEY
+from onnxshot.delivery.record import RECIPE_KEY, VERSION_KEY
 from onnxshot.errors import CalibrationError, ModelError, OnnxshotError, TargetError, UsageError
 from onnxshot.graph.load import load_model
-from onnxshot.output import RANDOM_KEY
-from onnxshot.passes.base import Skip
-from onnxshot.recipes.record import RECIPE_KEY, VERSION_KEY
+from onnxshot.graph.skip import Skip
 
 KEYS = {
     "input", "outputs", "sqnr_db", "samples", "seconds", "peak_rss_mb", "int8_macs_share", "sparsity", "latency",
@@ -376,7 +376,7 @@ def test_a_failing_check_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
     def fail(*_: object, **__: object) -> Iterator[None]:
         raise ModelError("the written file does not run")
 
-    monkeypatch.setattr(onnxshot.proving.quantized, "reload_check", fail)
+    monkeypatch.setattr(onnxshot.stages.prove, "reload_check", fail)
     with pytest.raises(ModelError, match="does not run"):
         quantize(path, feeds, output=tmp_path / "out.onnx", settings=PROVEN)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "out.onnx"]

@@ -7,16 +7,16 @@ from handmade import HANDMADE, Case
 from handmade.core import Feed, vector, weight
 from planning import normalized, planned, quantized, reason, run, small, sqnr, statistics, treatment
 
+from onnxshot.api.quantize import quantize
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph.ops import channel_axis
+from onnxshot.graph.skip import Skip
 from onnxshot.maths.affine import INT8, UINT8, PerChannel, PerTensor
-from onnxshot.passes.base import Skip
-from onnxshot.pipeline import quantize
+from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS
-from onnxshot.planning.planner import make_plan
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.runtimes.ort_executed import executed
 from onnxshot.targets import TARGETS, target_named
-from onnxshot.targets.ort_executed import executed
 
 PLANNABLE = [name for name in HANDMADE if not name.startswith("already_")]
 

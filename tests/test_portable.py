@@ -12,9 +12,10 @@ from handmade.core import vector, weight
 from planning import FAST, PROVEN, initializers, maker, nodes_of, run, small
 from test_emitting import Copying
 
-from onnxshot import emitting, portability, quantize
+from onnxshot import quantize
+from onnxshot.delivery import artifacts, portability
 from onnxshot.errors import TargetError
-from onnxshot.passes.base import Skip
+from onnxshot.graph.skip import Skip
 from onnxshot.targets import TARGETS
 
 BLOCKS = ("resnet_block", "mbconv_block", "squeeze_excite", "attention_block", "embedding")
@@ -24,9 +25,9 @@ BLOCKS = ("resnet_block", "mbconv_block", "squeeze_excite", "attention_block", "
 def copying(monkeypatch: pytest.MonkeyPatch) -> Copying:
     """The only runtime there is beside ONNX Runtime."""
     runtime = Copying()
-    for name in list(emitting.RUNTIMES):
-        monkeypatch.delitem(emitting.RUNTIMES, name)
-    monkeypatch.setitem(emitting.RUNTIMES, "copy", runtime)
+    for name in list(artifacts.RUNTIMES):
+        monkeypatch.delitem(artifacts.RUNTIMES, name)
+    monkeypatch.setitem(artifacts.RUNTIMES, "copy", runtime)
     return runtime
 
 

@@ -13,12 +13,12 @@ from support import FIXTURES, facts, fixture
 
 from onnxshot.calibration.observers import Glimpse, glimpse
 from onnxshot.calibration.readers import open_data
+from onnxshot.execution.probe import InsideProbe, OutsideProbe, probe
 from onnxshot.graph import Model, shapes
 from onnxshot.graph.load import load_model
-from onnxshot.observing.probe import InsideProbe, OutsideProbe, probe
-from onnxshot.planning.planner import make_plan
-from onnxshot.preparing import input_specs, resolve_preset
+from onnxshot.planning.make_plan import make_plan
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.rewriting.prepare import input_specs, resolve_preset
 from onnxshot.targets import target_named
 
 MIXED = """g (float[N,C,H,W] x, float[M] v) => (float[N,C,H,W] y, float s) {

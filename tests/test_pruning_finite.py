@@ -13,8 +13,8 @@ from onnx import ModelProto, numpy_helper
 import onnxshot
 from onnxshot.errors import ModelError
 from onnxshot.maths.masks import Pattern
-from onnxshot.pruning.layers import described
-from onnxshot.pruning.sparsify import Pruned, by_magnitude
+from onnxshot.pruning.layerwise_pruning import Pruned, by_magnitude
+from onnxshot.pruning.prunable_layers import described
 from onnxshot.pruning.stay_finite import Guard, Instead
 
 QUIET = onnxshot.Settings(threads=1, use_cache=False)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onnxshot.calibration.data_summary import PIXELS, describe_inputs
 from onnxshot.calibration.preprocess import Preset, image, load_preset
 from onnxshot.calibration.readers import Dataset, InputSpec, Sample, open_data, split
-from onnxshot.calibration.summary import PIXELS, describe_inputs
 from onnxshot.errors import CalibrationError
 
 F32 = np.dtype(np.float32)

@@ -16,7 +16,7 @@ import typer
 import onnxshot
 from onnxshot.batch.manifest import load_manifest
 from onnxshot.calibration.preprocess import load_preset, preset_names
-from onnxshot.calibration.ranges import METHODS
+from onnxshot.calibration.range_methods import METHODS
 from onnxshot.cli.app import app
 from onnxshot.recipes.files import load_stages
 from onnxshot.recipes.stages import PruneStage, kind_of

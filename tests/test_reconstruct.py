@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from planning import initializers, planned, sqnr
 
-from onnxshot.effort import reconstruct as module
-from onnxshot.effort.reconstruct import Repair, reconstruct
+from onnxshot.execution.layer_rows import spread_over
 from onnxshot.graph import edit
 from onnxshot.graph.load import load_model
-from onnxshot.layers.rows import spread_over
 from onnxshot.maths.affine import BIAS_QMAX
 from onnxshot.passes.qdq import InsertQdq
 from onnxshot.passes.repair import ApplyRepairs
+from onnxshot.recovery import layer_reconstruction as module
+from onnxshot.recovery.layer_reconstruction import Repair, reconstruct
 
 SIX = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
 LEARN, OTHER = slice(0, 48), slice(48, 80)

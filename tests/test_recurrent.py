@@ -12,10 +12,10 @@ from planning import FAST, PROVEN, initializers, nodes_of, run
 from support import fixture, heldout
 
 import onnxshot
-from onnxshot.effort import recurrent
 from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.passes import dynamic
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recovery import lstm_trial
 
 TEXT = """g (float[T, B, 16] x) => (float[T, 1, B, 32] y) {{ y = LSTM<hidden_size = 32{more}>(x, w, r{slots}) }}"""
 QUICK = FAST
@@ -86,7 +86,7 @@ def test_an_lstm_that_does_not_hold_stays_float_and_says_how_far_it_was(mode: st
     given, proto = lopsided_data(12, 12), lopsided()
     asked = onnxshot.quantize(proto, given, mode=mode, include=("LSTM",), settings=PROVEN)
     assert asked.report.sqnr_db is not None
-    assert asked.report.sqnr_db < recurrent.HOLDS_DB
+    assert asked.report.sqnr_db < lstm_trial.HOLDS_DB
     result = onnxshot.quantize(proto, given, mode=mode, settings=PROVEN)
     assert "LSTM" in kinds(result)
     assert result.report.recipe["portable_ops"] is True

@@ -20,11 +20,11 @@ from onnxshot.graph import Model, shapes
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.passes.normalize import normalize
-from onnxshot.proving import proof
-from onnxshot.proving.meaning import refuse_other_meaning
-from onnxshot.proving.reference import reference_of
-from onnxshot.proving.verify import compare
-from onnxshot.targets.ort_runtime import Runner
+from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.verification import proof
+from onnxshot.verification.compare_models import compare
+from onnxshot.verification.reference import reference_of
+from onnxshot.verification.same_meaning import refuse_other_meaning
 
 RNG = np.random.default_rng(0)
 SAMPLES = [{"x": RNG.normal(size=(1, 8, 10, 10)).astype(np.float32)} for _ in range(16)]
@@ -113,7 +113,7 @@ def test_outputs_are_held_against_the_file_that_was_given(monkeypatch: pytest.Mo
     onnx.save(net("u = LeakyRelu<alpha: float = 0.4>(t)", opset=11), path)
     with pytest.raises(ModelError, match=r"\(LeakyRelu\)"):
         onnxshot.quantize(path, SAMPLES)
-    monkeypatch.setattr("onnxshot.proving.reference.refuse_other_meaning", lambda *_, **__: None)
+    monkeypatch.setattr("onnxshot.verification.reference.refuse_other_meaning", lambda *_, **__: None)
     result = onnxshot.quantize(path, SAMPLES, output=tmp_path / "made.onnx", effort="fast")
     truth = db(path, tmp_path / "made.onnx", SAMPLES[-result.report.samples["held_out"] :])
     assert result.report.sqnr_db == pytest.approx(truth, abs=0.5)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxshot.cutting.weigher import scaled
-from onnxshot.maths.removal import Reader, damped, made_up_for, removal_order
+from onnxshot.channels.importance_by_data import scaled
+from onnxshot.maths.channel_removal import Reader, damped, made_up_for, removal_order
 
 Floats = NDArray[np.float64]
 

@@ -18,14 +18,14 @@ from onnx import ModelProto, numpy_helper
 from pains import command
 
 from onnxshot import Settings, compress, errors, quantize, replay, shrink
-from onnxshot.cutting import cut_model, worth
-from onnxshot.cutting.allocation import Allocation
-from onnxshot.cutting.cut import positions, spans
-from onnxshot.cutting.weigher import Weigher
+from onnxshot.channels import cut_model, worth
+from onnxshot.channels.allocation import Allocation
+from onnxshot.channels.cut import positions, spans
+from onnxshot.channels.importance_by_data import Weigher
+from onnxshot.delivery.record import RECIPE_KEY, RUNS_KEY, load_records
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recipes.record import RECIPE_KEY, RUNS_KEY, load_records
 from onnxshot.recipes.stages import ShrinkStage, Stages
 
 QUICK = Settings(verify=False, use_cache=False, threads=1, bench_seconds=0.02)

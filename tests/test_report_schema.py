@@ -10,15 +10,16 @@ import pytest
 from jsonschema import Draft202012Validator
 from reports import KINDS, report_of
 
-from onnxshot.compress_report import CompressReport, StageRow
-from onnxshot.cutting.shrunk import GroupRow, ShrinkReport
-from onnxshot.passes.base import Skip
-from onnxshot.pruning.report import LayerSparsity, PruneReport
-from onnxshot.report import Artifact, NodeReport, Report, TensorReport, ValueCounts
+from onnxshot.api.sensitivity import NodeSensitivity, Sensitivity
+from onnxshot.graph.skip import Skip
+from onnxshot.report.report import Report
+from onnxshot.report.values import Artifact, NodeReport, TensorReport, ValueCounts
+from onnxshot.results.compressed import CompressReport, StageRow
+from onnxshot.results.pruned import LayerSparsity, PruneReport
+from onnxshot.results.shrunk import GroupRow, ShrinkReport
 from onnxshot.search.goal import Measured
-from onnxshot.search.sensitivity import NodeSensitivity, Sensitivity
 
-SCHEMA: dict[str, Any] = json.loads(resources.files("onnxshot").joinpath("report.schema.json").read_text("utf-8"))
+SCHEMA: dict[str, Any] = json.loads((resources.files("onnxshot.report") / "report.schema.json").read_text("utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA)
 DEFINED = {
     "report": Report, "artifact": Artifact, "skip": Skip, "tensor": TensorReport, "values": ValueCounts,

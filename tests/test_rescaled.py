@@ -11,10 +11,10 @@ from pains import PROVEN, QUICK, data_of
 from support import fixture
 
 import onnxshot
-from onnxshot.difference.layers import read_layers
+from onnxshot.difference.compare_layers import matched
+from onnxshot.difference.read_layers import read_layers
 from onnxshot.difference.rescaled import Factors, factors_of
-from onnxshot.difference.rows import matched
-from onnxshot.report import Report
+from onnxshot.report.report import Report
 
 Array = NDArray[np.float32]
 Constants = dict[str, NDArray[np.generic]]

@@ -19,14 +19,14 @@ from planning import initializers, maker, nodes_of, run, small, sqnr
 from rewrites import loaded
 
 import onnxshot
-from onnxshot.passes.base import Skip
+from onnxshot.graph.skip import Skip
 from onnxshot.passes.move_pairs import MovePairs
 from onnxshot.passes.relabel import Relabel
 from onnxshot.passes.to_pairs import ToPairs
-from onnxshot.retarget import retarget
+from onnxshot.rewriting.retarget import retarget
+from onnxshot.runtimes.ort_executed import executed
+from onnxshot.runtimes.tensorrt_runtime import TensorRt
 from onnxshot.targets import target_named
-from onnxshot.targets.ort_executed import executed
-from onnxshot.targets.tensorrt_runtime import TensorRt
 
 BLOCKS = ("resnet_block", "mbconv_block", "squeeze_excite", "attention_block")
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxshot.maths import rounding
-from onnxshot.maths.rounding import corrected_bias, round_weights
+from onnxshot.maths import adaptive_rounding
+from onnxshot.maths.adaptive_rounding import corrected_bias, round_weights
 
 Floats = NDArray[np.float64]
 WIDE = (-127, 127)
@@ -151,7 +151,7 @@ def test_errors_are_spread_beyond_a_block_of_columns(monkeypatch: pytest.MonkeyP
     scale = np.abs(weight).max(axis=2) / 7
     found = []
     for block in (64, 1, 1000):
-        monkeypatch.setattr(rounding, "_BLOCK", block)
+        monkeypatch.setattr(adaptive_rounding, "_BLOCK", block)
         found.append(round_weights(weight, moments, scale, WIDE))
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])

@@ -12,10 +12,10 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper, 
 from roundtrip import TRANSFORMS, load_and_save
 from support import session
 
+from onnxshot.delivery.publish import Made
 from onnxshot.errors import UsageError
 from onnxshot.graph import Model, edit, save, weights
 from onnxshot.graph.load import load_model
-from onnxshot.output import Made
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 F = np.float32

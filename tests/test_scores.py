@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.proving.verify import compare
+from onnxshot.verification.compare_models import compare
 
 RNG = np.random.default_rng(3)
 

@@ -13,7 +13,7 @@ from planning import planned
 from support import fixture, heldout
 
 from onnxshot import Settings, errors, quantize, sensitivity
-from onnxshot.search.sensitivity import Sensitivity
+from onnxshot.api.sensitivity import Sensitivity
 
 QUICK = Settings(samples=12, verify=False, use_cache=False, threads=1)
 ADD = "/blocks/blocks.1/Add"

@@ -9,23 +9,24 @@ import pytest
 import yaml
 from handmade.core import model, weight
 
+from onnxshot.api.calibrate import calibrate
+from onnxshot.api.quantize import quantize
 from onnxshot.batch.cells import Cell
 from onnxshot.batch.manifest import Entry, Thresholds, load_manifest
 from onnxshot.batch.ray_calibration import Pass, calibrated_part, settles, shared_by
+from onnxshot.calibration.enough_samples import Settling, stops
 from onnxshot.calibration.observers import glimpse
 from onnxshot.calibration.outliers import Outliers
 from onnxshot.calibration.readers import split
 from onnxshot.calibration.sampling import spread
-from onnxshot.calibration.settling import Settling, stops
 from onnxshot.calibration.statsfile import Statistics, load_statistics
 from onnxshot.errors import CalibrationError
-from onnxshot.observing.calibrating import calibrate
-from onnxshot.observing.sharding import LEAST, Part, Sharded, part_of
-from onnxshot.observing.watch import Watch, watch_of
-from onnxshot.pipeline import Run, quantize
+from onnxshot.execution.observed_tensors import Watch, watch_of
+from onnxshot.execution.sharding import LEAST, Part, Sharded, part_of
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages
 from onnxshot.settings import Settings
+from onnxshot.stages.run import Run
 
 NET = """g (float[N, L, 16] x) => (float[N, L, 8] y) {
     h = MatMul(x, w)  a = Relu(h)  i = MatMul(a, t)  b = Relu(i)  j = MatMul(b, u)  s = Softmax(j)  y = MatMul(s, v)

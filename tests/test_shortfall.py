@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from pains import PROVEN, clock, outputs, sqnr
 
 import onnxshot
-from onnxshot import shortfall
-from onnxshot.advice import FLOOR_DB
-from onnxshot.effort.rescue import BLOCKS, Units, helpful
-from onnxshot.targets.ort_bench import Latency
+from onnxshot.recovery.float_fallback import BLOCKS, Units, helpful
+from onnxshot.report.advice import FLOOR_DB
+from onnxshot.runtimes.ort_bench import Latency
+from onnxshot.stages import alternatives
 
 
 class Noises:
@@ -237,7 +237,7 @@ def test_a_graph_that_is_faster_in_float_than_in_int8_is_told_so(monkeypatch: py
         return [Latency(path, 1.0, 1.0, 1.0, ratio, 9) for path, ratio in zip(paths, (1.0, 0.5), strict=True)]
 
     clock(monkeypatch, 1.5)
-    monkeypatch.setattr(shortfall, "bench", timed)
+    monkeypatch.setattr(alternatives, "bench", timed)
     settings = replace(PROVEN, bench_seconds=0.01)
     report = onnxshot.quantize(proto, given, effort="fast", include=("MatMul",), settings=settings).report
     assert seen == [(False, True)], "the normalized float graph, and the result"
@@ -249,7 +249,7 @@ def test_a_graph_that_is_faster_in_int8_is_not_told_otherwise(monkeypatch: pytes
     proto, given = columns()
     clock(monkeypatch, 1.5)
     fine = [Latency(Path("a"), 1.0, 1.0, 1.0, 1.0, 9), Latency(Path("b"), 0.5, 0.5, 0.5, 2.0, 9)]
-    monkeypatch.setattr(shortfall, "bench", lambda *_, **__: fine)
+    monkeypatch.setattr(alternatives, "bench", lambda *_, **__: fine)
     report = onnxshot.quantize(proto, given, effort="fast", include=("MatMul",), settings=PROVEN).report
     assert not any("the same graph in float" in note for note in report.notes)
     assert not any(row["options"].startswith("--mode weights") for row in report.tried)

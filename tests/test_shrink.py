@@ -12,14 +12,14 @@ from onnx import ModelProto, numpy_helper
 from rewrites import outputs
 from support import accuracy, fixture
 
-from onnxshot.cutting.refit import refit
-from onnxshot.cutting.rows import layers_of
-from onnxshot.cutting.shrink import ShrinkResult, shrink
+from onnxshot.api.shrink import ShrinkResult, shrink
+from onnxshot.channels.layer_inputs import layers_of
+from onnxshot.channels.refit import refit
+from onnxshot.delivery.record import RECIPE_KEY, RUNS_KEY, VERSION_KEY
 from onnxshot.errors import UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.recipes.record import RECIPE_KEY, RUNS_KEY, VERSION_KEY
 from onnxshot.settings import Settings
 
 QUICK = Settings(verify=False, use_cache=False, threads=1, bench_seconds=0.02)

@@ -10,7 +10,7 @@ from reports import NAME, report_of
 from support import fixture
 
 from onnxshot.errors import UsageError
-from onnxshot.sinks.sink import sink_of
+from onnxshot.report.trackers.send import sink_of
 
 
 @pytest.fixture

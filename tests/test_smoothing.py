@@ -14,16 +14,18 @@ from planning import FAST, initializers, maker, nodes_of, normalized, planned, r
 
 import onnxshot
 from onnxshot.calibration.readers import Sample
-from onnxshot.effort import smoothing
 from onnxshot.errors import UsageError
 from onnxshot.graph import weights
 from onnxshot.maths.affine import INT8, UINT8, PerChannel, PerTensor, QuantScheme
-from onnxshot.maths.smooth import Rows, search_smoothing, smoothing_factors
+from onnxshot.maths.smoothquant import Rows, search_smoothing, smoothing_factors
 from onnxshot.passes.smooth import Smooth
+from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import DYNAMIC, STATIC, Plan
-from onnxshot.planning.planner import make_plan
 from onnxshot.planning.scales import Evidence
+from onnxshot.planning.smoothable import readers_of
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recovery import smoothquant_strength
+from onnxshot.stages.run import Run
 from onnxshot.targets import target_named
 
 K, ALL = 32, ("[MG][ae][tm][Mm]*",)  # MatMul and Gemm, as far as there are any
@@ -161,7 +163,7 @@ def smoothed(case: Case) -> tuple[ModelProto, Plan, list[str]]:
     """The smoothed float model, the plan it was made for, and the tensors that were divided."""
     ready, plan = planned(case, calibrate=True, include=ALL)
     samples = [Sample(str(i), feed) for i, feed in enumerate(case.feeds)]
-    found = smoothing.search(ready, plan, STATIC, samples, {}, threads=1)
+    found = smoothquant_strength.search(ready, plan, STATIC, samples, {}, threads=1)
     factors = {name: s.factors for name, s in found.items() if s.strength}
     assert Smooth(factors, plan.labels(STATIC)).run(ready).edits == len(factors)
     return ready.to_proto(), plan, list(factors)
@@ -202,7 +204,7 @@ def test_a_weight_that_two_tensors_meet_is_divided_for_both_or_not_at_all() -> N
     stored = {name: CONSTANTS[name] for name in ("g", "beta", "w")}
     case = Case(model(text, stored), feeds)
     ready, plan = planned(case, calibrate=True, include=ALL)
-    assert smoothing.readers_of(ready, plan, STATIC) == {}
+    assert readers_of(ready, plan, STATIC) == {}
     factors = np.linspace(0.5, 4, K).astype(np.float32)
     for names, edits in ((("n",), 0), (("n", "r"), 2)):
         ready, plan = planned(case, calibrate=True, include=ALL)
@@ -231,7 +233,7 @@ def test_what_int8_ops_make_is_quantized_where_it_is_made() -> None:
     text = f"h (float[1, 12, {K}] x) => (float[1, 12, {K}] y) {{ p = MatMul(x, w) y = MatMul(p, v) }}"
     case = Case(model(text, {k: CONSTANTS[k] for k in ("w", "v")}), case_of("folded").feeds)
     ready, plan = planned(case, include=ALL)
-    assert [t.name for t in smoothing.readers_of(ready, plan, STATIC)] == ["x"]
+    assert [t.name for t in readers_of(ready, plan, STATIC)] == ["x"]
 
 
 # ---------------------------------------------------------------------------- a run
@@ -266,7 +268,7 @@ def encoder(loud: float = 40.0, blocks: int = 2) -> Case:
     return Case(model(text, used), feeds)
 
 
-def done(case: Case, **options: Any) -> tuple[onnxshot.pipeline.Result, float]:
+def done(case: Case, **options: Any) -> tuple[onnxshot.Result, float]:
     result = onnxshot.quantize(case.model, case.feeds, settings=FAST, **{"include": ALL, **options})
     return result, sqnr(case, result.model.to_proto())
 
@@ -283,7 +285,7 @@ def test_an_encoder_with_loud_channels_keeps_its_precision() -> None:
     assert NOTE not in plain.report.notes
     products = 13
     divisions = [n for n in nodes_of(result.model.to_proto(), "Mul") if n.name.endswith("smooth")]
-    assert 0 < len(divisions) <= products // smoothing._PRODUCTS_PER_MUL
+    assert 0 < len(divisions) <= products // smoothquant_strength._PRODUCTS_PER_MUL
     assert sqnr(case, result.model.to_proto(), optimize=False) > before + 3
 
 
@@ -294,7 +296,7 @@ def test_the_switch_and_fast_leave_it_out_and_even_channels_gain_nothing(monkeyp
     def called(*_: object, **__: object) -> None:
         raise AssertionError("it was switched off")
 
-    monkeypatch.setattr(smoothing, "search", called)
+    monkeypatch.setattr(smoothquant_strength, "search", called)
     done(encoder(blocks=1), smooth=False)
     done(encoder(blocks=1), effort="fast")
 
@@ -303,7 +305,7 @@ def test_smoothing_that_makes_the_outputs_worse_is_not_kept_unless_asked_for(mon
     case = encoder(loud=1.0, blocks=1)
     quiet = np.arange(K) % 8 == 5
     worst = np.where(quiet, 1e-3, 1).astype(np.float32)
-    monkeypatch.setattr(smoothing, "worth", lambda *_: {"n0": worst, "m0": worst})
+    monkeypatch.setattr(smoothquant_strength, "worth", lambda *_: {"n0": worst, "m0": worst})
     tried, kept = done(case)
     assert NOTE not in tried.report.notes
     forced, spoiled = done(case, smooth=True)
@@ -313,7 +315,7 @@ def test_smoothing_that_makes_the_outputs_worse_is_not_kept_unless_asked_for(mon
 
 def test_what_was_found_is_made_again_from_the_recipe() -> None:
     case = encoder()
-    run_of = onnxshot.pipeline.Run(case.model, Recipe(include=ALL), FAST)
+    run_of = Run(case.model, Recipe(include=ALL), FAST)
     with run_of.open(case.feeds, None) as data:
         run_of.rewrite(data)
     assert run_of.decided.smooth is True
@@ -337,14 +339,14 @@ def test_dynamic_products_have_their_strength_searched_too() -> None:
     ready, plan = planned(case, calibrate=True)
     samples = [Sample(str(i), feed) for i, feed in enumerate(case.feeds)]
     given = Evidence(statistics(ready, plan.observe, case.feeds, plan.watched))
-    found = smoothing.strengths(ready, plan, plan, given, samples, FAST)
+    found = smoothquant_strength.strengths(ready, plan, plan, given, samples, FAST)
     assert found.keys() == plan.smoothing.keys()
     name = next(n for n, s in found.items() if s)
     searched = make_plan(ready, target_named("ort"), Recipe(), replace(given, strengths={name: found[name]}))
     without = make_plan(ready, target_named("ort"), Recipe(), replace(given, strengths={name: 0.0}))
     assert name not in without.smoothing
     assert searched.smoothing.keys() == plan.smoothing.keys()
-    tables = [n.inputs[1] for t, ns in smoothing.readers_of(ready, plan, DYNAMIC).items() if t.name == name for n in ns]
+    tables = [n.inputs[1] for t, ns in readers_of(ready, plan, DYNAMIC).items() if t.name == name for n in ns]
     w_absmax = np.max([np.abs(np.asarray(weights.read(t))).max(axis=1) for t in tables], axis=0)
     x_absmax = np.asarray(given.stats[name].channel_absmax, np.float32)
     np.testing.assert_array_equal(searched.smoothing[name], smoothing_factors(x_absmax, w_absmax, found[name]))
@@ -359,7 +361,7 @@ def test_statistics_of_more_samples_count() -> None:
     peaks = np.asarray(stats["n"].channel_absmax)
     peaks[0] *= 30
     known = {"n": replace(stats["n"], channel_absmax=tuple(peaks))}
-    few, more = (smoothing.search(ready, plan, STATIC, samples, s, threads=1)["n"] for s in (stats, known))
+    few, more = (smoothquant_strength.search(ready, plan, STATIC, samples, s, threads=1)["n"] for s in (stats, known))
     assert more.factors[0] / more.factors[1] > 5 * few.factors[0] / few.factors[1]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxshot import starting
+from onnxshot.cli import early_signals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -18,7 +18,7 @@ COMMANDS = {
     "script": [sys.executable, "{folder}/onnxshot", "--help"],  # as an installer makes it
 }
 SCRIPT = "import sys\nfrom onnxshot.cli.app import entry\nsys.exit(entry())\n"
-ROOT = str(Path(starting.__file__).parent.parent)
+ROOT = str(Path(early_signals.__file__).parents[2])
 
 
 def begun(folder: Path, name: str) -> "subprocess.Popen[str]":

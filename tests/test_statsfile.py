@@ -19,13 +19,14 @@ from observing import observe
 from typer.testing import CliRunner
 
 import onnxshot
-import onnxshot.observing.calibrating
+import onnxshot.api.calibrate
 from onnxshot import Settings, quantize
+from onnxshot.api import calibrate
+from onnxshot.api.calibrate import merge_files
 from onnxshot.calibration.statsfile import Statistics, data_hash, join, load_statistics
 from onnxshot.cli.app import app
 from onnxshot.errors import CalibrationError, UsageError
-from onnxshot.observing import cache, calibrating
-from onnxshot.observing.calibrating import merge_files
+from onnxshot.execution import gather, statistics_cache
 
 FAST = Settings(samples="all", verify=False, use_cache=False, threads=1)
 
@@ -144,7 +145,7 @@ def test_quantize_with_statistics_runs_nothing_and_gives_the_same_bytes(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("calibrated again")
 
-    monkeypatch.setattr(onnxshot.observing.calibrating, "collect", never)
+    monkeypatch.setattr(gather, "collect", never)
     for calib in (None, data):
         result = quantize(net, calib, stats=stats, method="percentile", settings=FAST, effort="fast")
         assert result.model.to_proto() == direct.model.to_proto()
@@ -174,7 +175,7 @@ def test_statistics_of_something_else_are_refused_with_both_hashes(net: Path, tm
 def _digests(folder: Path) -> list[str]:
     from onnxshot.calibration.readers import open_data
     from onnxshot.graph.load import load_model
-    from onnxshot.preparing import input_specs
+    from onnxshot.rewriting.prepare import input_specs
 
     return open_data(folder, input_specs(load_model(HANDMADE["resnet_block"]().model))).digests()
 
@@ -192,12 +193,12 @@ def test_new_cached_and_given_statistics_are_of_the_same_samples(net: Path, tmp_
     data, stats = save(tmp_path / "data", feeds(200)), tmp_path / "s.npz"
     settings = Settings(use_cache=True, threads=1, verify=False)
     model, plan = _planned(net)
-    with calibrating.open_calib(data, model, None, settings) as opened:
+    with calibrate.open_calib(data, model, None, settings) as opened:
         new, kept = (
-            calibrating.from_data(model, plan, onnxshot.Recipe(), opened, settings) for _ in range(2)
+            calibrate.from_data(model, plan, onnxshot.Recipe(), opened, settings) for _ in range(2)
         )
         new.statistics.save(stats)
-        given = calibrating.from_file(stats, model, plan, opened)
+        given = gather.from_file(stats, model, plan, opened)
     assert (new.inferences, kept.inferences, given.inferences) == (len(new.calibrated), 0, 0)
     assert 32 <= len(new.calibrated) < 150, "it stopped early"
     assert new.calibrated == kept.calibrated == given.calibrated
@@ -207,7 +208,7 @@ def test_new_cached_and_given_statistics_are_of_the_same_samples(net: Path, tmp_
 def _planned(net: Path) -> tuple[Any, Any]:
     from planning import normalized
 
-    from onnxshot.planning.planner import make_plan
+    from onnxshot.planning.make_plan import make_plan
     from onnxshot.targets import target_named
 
     model = normalized(onnx.load(str(net)), onnxshot.Recipe())
@@ -277,7 +278,7 @@ def test_the_cache_is_shown_and_cleared(net: Path, tmp_path: Path, folder: Path)
     assert told["samples"]["inferences"] == 0, "calibrate has filled the cache"
     assert run("cache", "clear")["bytes"] == shown["bytes"]
     assert run("cache", "show")["entries"] == 0
-    assert cache.clear() == 0
+    assert statistics_cache.clear() == 0
 
 
 @pytest.mark.parametrize(

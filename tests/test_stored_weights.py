@@ -12,8 +12,8 @@ from planning import FAST, PROVEN, initializers, maker, nodes_of, planned, run, 
 
 import onnxshot
 from onnxshot.maths.affine import INT8
-from onnxshot.maths.along import along
-from onnxshot.targets.ort_executed import executed
+from onnxshot.maths.scale_axes import along
+from onnxshot.runtimes.ort_executed import executed
 
 X = (4, 2, 24)
 ROWS: dict[str, tuple[str, Feed, tuple[int, ...], tuple[int, ...]]] = {  # body, constants, shape of x, axes with scales

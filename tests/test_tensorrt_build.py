@@ -17,12 +17,12 @@ import pytest
 from handmade.core import model, weight
 from numpy.typing import NDArray
 
-from onnxshot.convert import emit
+from onnxshot.api.emit import emit
+from onnxshot.api.quantize import quantize
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph.load import load_model
-from onnxshot.pipeline import quantize
-from onnxshot.targets import tensorrt_build
-from onnxshot.targets.runtime import EmitOptions, Ranges, Runtime
+from onnxshot.runtimes import tensorrt_build
+from onnxshot.runtimes.base import EmitOptions, Ranges, Runtime
 from onnxshot.targets.tensorrt import TENSORRT
 
 FAKES = Path(__file__).parent / "fakes"
@@ -151,7 +151,7 @@ def test_frozen_sizes_need_no_range(fake: None, free: Path) -> None:
 def test_sizes_that_are_missing_are_told_before_the_work(
     fake: None, free: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxshot.pipeline.Run.rewrite", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr("onnxshot.stages.run.Run.rewrite", lambda *_: pytest.fail("the work has begun"))
     for calib in (None, "random"):
         with pytest.raises(UsageError, match="'x' has free sizes") as e:
             quantize(free, calib, target="tensorrt", mode="weights", output=free.with_name("out.engine"))

@@ -10,10 +10,10 @@ from handmade.core import model, weight
 from planning import FAST
 from support import facts, fixture
 
+from onnxshot.api.quantize import quantize
 from onnxshot.errors import TargetError
-from onnxshot.pipeline import quantize
-from onnxshot.targets.execution import Execution
-from onnxshot.targets.runtime import EmitOptions
+from onnxshot.runtimes.base import EmitOptions
+from onnxshot.runtimes.executed import Execution
 from onnxshot.targets.tensorrt import TENSORRT
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from onnxshot.errors import ModelError, TargetError
-from onnxshot.targets.tensorrt_engine import Engine, missing
+from onnxshot.runtimes.tensorrt_engine import Engine, missing
 
 FAKES = Path(__file__).parent / "fakes"
 

@@ -6,7 +6,7 @@ import numpy as np
 from handmade.core import model, weight
 
 from onnxshot.graph.load import load_model
-from onnxshot.targets.tensorrt_log import execution, kernels
+from onnxshot.runtimes.tensorrt_log import execution, kernels
 
 
 def tensors(*kinds: str) -> str:

@@ -15,11 +15,11 @@ from onnx import numpy_helper
 from planning import FAST, quantized
 from support import facts, fixture
 
+from onnxshot.api.quantize import quantize
 from onnxshot.errors import TargetError
 from onnxshot.graph.load import load_model
-from onnxshot.pipeline import quantize
-from onnxshot.targets.execution import Execution
-from onnxshot.targets.runtime import EmitOptions, Finding
+from onnxshot.runtimes.base import EmitOptions, Finding
+from onnxshot.runtimes.executed import Execution
 from onnxshot.targets.tensorrt import TENSORRT
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from handmade.core import weight
 from planning import planned, quantized, reason, small, sqnr, treatment
 
 from onnxshot.planning.plan import FLOAT, STATIC, WEIGHTS
-from onnxshot.targets.ort_executed import executed
+from onnxshot.runtimes.ort_executed import executed
 
 
 def net(first: int, wide: int = 16, depth: int = 9, ins: int = 3) -> Case:

@@ -9,11 +9,10 @@ from cutting import grouped
 from handmade.core import model, weight
 from onnx import ModelProto
 
-from onnxshot.cutting import times
-from onnxshot.cutting.times import Timed, halved, times_of
-from onnxshot.cutting.work import Product, Work
+from onnxshot.channels.layer_times import Timed, halved, times_of
+from onnxshot.channels.savings import Product, Work
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.targets import ort_layers
+from onnxshot.runtimes import ort_layers
 
 BLOCK = 8
 TEXT = """net (float[1,4,6,6] x) => (float[1,3] y) {
@@ -49,8 +48,8 @@ def table(monkeypatch: pytest.MonkeyPatch) -> tuple[Work, Any, list[ModelProto]]
             for node, dims in nodes
         ]
 
-    monkeypatch.setattr(times, "layer_times", layer_times)
-    monkeypatch.setattr(times, "conv_block", lambda: BLOCK)
+    monkeypatch.setattr("onnxshot.channels.layer_times.layer_times", layer_times)
+    monkeypatch.setattr("onnxshot.channels.layer_times.conv_block", lambda: BLOCK)
     proto = model(TEXT, WEIGHTS)
     for i, node in enumerate(proto.graph.node):
         node.name = f"n{i}"

@@ -14,13 +14,13 @@ from support import FIXTURES, accuracy, fixture, heldout
 
 from onnxshot import Goal, errors, quantize, tune
 from onnxshot.graph import Model
-from onnxshot.pipeline import Result
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.results.quantized import Result
+from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.search import goal
 from onnxshot.search.candidates import Workbench
 from onnxshot.search.goal import Measured
-from onnxshot.targets.ort_bench import Latency
 
 NAME = "digits_resnet"
 

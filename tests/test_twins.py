@@ -22,10 +22,10 @@ from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.reshape_targets import ReshapeTargets
 from onnxshot.passes.sizes_from_inputs import SizesFromInputs
+from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import Plan
-from onnxshot.planning.planner import make_plan
-from onnxshot.preparing import prepare
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.rewriting.prepare import prepare
 from onnxshot.targets import TARGETS, target_named
 
 

@@ -18,9 +18,9 @@ import onnxshot
 from onnxshot import Goal, errors
 from onnxshot.batch.run import run
 from onnxshot.batch.store import ROW
-from onnxshot.html.page import page
-from onnxshot.report import Report
-from onnxshot.verdict import WORDS, judge
+from onnxshot.report.html.page import page
+from onnxshot.report.report import Report
+from onnxshot.report.verdict import WORDS, judge
 
 SOUND: dict[str, Any] = {
     **Report("net.onnx", {"mode": "static", "precision": "int8", "target": "ort"}, input_bytes=4_000_000).to_dict(),

@@ -369,7 +369,7 @@ def _db(wanted: np.ndarray, found: np.ndarray) -> float:
 def test_openvino_takes_and_gives_bfloat16(tmp_path: Path) -> None:
     """Inputs and outputs in its own format, of the given file and of a quantized one."""
     pytest.importorskip("openvino")
-    from onnxshot.targets.openvino_runtime import OpenVino
+    from onnxshot.runtimes.openvino_runtime import OpenVino
 
     given, made = tmp_path / "net.onnx", tmp_path / "q.onnx"
     dtype = np.dtype(ml_dtypes.bfloat16)

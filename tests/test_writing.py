@@ -19,12 +19,12 @@ from handmade.core import model
 
 from onnxshot.cli import app as cli
 from onnxshot.errors import UsageError
+from onnxshot.files import places
+from onnxshot.files.model_and_data import publish
+from onnxshot.files.own_folders import MARK, Part, clear_dead
+from onnxshot.files.places import aside, put_folder, scratch, take_along, write_file
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, write
-from onnxshot.writing import places
-from onnxshot.writing.owned import MARK, Part, clear_dead
-from onnxshot.writing.pairs import publish
-from onnxshot.writing.places import aside, put_folder, scratch, take_along, write_file
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are forked and killed")
 

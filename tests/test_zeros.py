@@ -12,8 +12,8 @@ from planning import FAST
 import onnxshot
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
+from onnxshot.graph.sparsity import layers_of, worth
 from onnxshot.maths.patterns import pattern, sparsity
-from onnxshot.zeros import layers_of, worth
 
 Array = NDArray[np.float32]
 

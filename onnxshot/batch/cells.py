@@ -14,13 +14,13 @@ from onnxshot import __version__
 from onnxshot.batch.manifest import Entry
 from onnxshot.calibration.functions import named
 from onnxshot.calibration.preprocess import load_preset
+from onnxshot.delivery.record import sha256
 from onnxshot.errors import ModelError
+from onnxshot.files.urls import is_remote
 from onnxshot.graph.load import external_files
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recipes.record import sha256
 from onnxshot.recipes.stages import Stages
 from onnxshot.remote.copies import Copies
-from onnxshot.remote.urls import is_remote
 
 Row = dict[str, Any]
 """What came of a cell, as plain values."""

@@ -18,8 +18,8 @@ from onnxshot.batch.cells import Cell, Done, Row
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL
 from onnxshot.errors import ModelError
+from onnxshot.files.own_folders import clear_dead
 from onnxshot.graph.load import external_files
-from onnxshot.writing.owned import clear_dead
 
 POLL = 0.02
 """Seconds between two looks at the memory of all workers."""

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from onnxshot.calibration.functions import named
-from onnxshot.emitting import ONNX
+from onnxshot.delivery.artifacts import ONNX
 from onnxshot.errors import UsageError
+from onnxshot.files.messages import shown
+from onnxshot.files.urls import file_name, has_glob, is_remote, is_web, redacted, unfolded
 from onnxshot.recipes.files import files_of, load_stages, read_values
-from onnxshot.recipes.keys import BadKey, KeyPath, is_number, refuse_unknown, shown
+from onnxshot.recipes.keys import BadKey, KeyPath, is_number, refuse_unknown
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stage, Stages
 from onnxshot.remote.copies import matches
-from onnxshot.remote.urls import file_name, has_glob, is_remote, is_web, redacted, unfolded
 from onnxshot.targets import RUNTIMES, TARGETS
 
 _KEYS = ("models", "targets", "output", "defaults", "thresholds")

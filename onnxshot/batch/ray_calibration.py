@@ -13,11 +13,11 @@ from onnxshot.batch.cells import Cell
 from onnxshot.batch.worker import settings_of
 from onnxshot.calibration.readers import split
 from onnxshot.errors import OnnxshotError
-from onnxshot.observing.calibrating import HOLDOUT
-from onnxshot.observing.sharding import Part, Sharded, Share, part_of
-from onnxshot.observing.watch import watch_of
-from onnxshot.pipeline import Run
+from onnxshot.execution.gather import HOLDOUT
+from onnxshot.execution.observed_tensors import watch_of
+from onnxshot.execution.sharding import Part, Sharded, Share, part_of
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.stages.run import Run
 
 _NO_MATTER = (  # to what a pass looks at
     "target", "format", "per_channel", "effort", "method", "grid", "equalize", "smooth", "clip", "weight_method",

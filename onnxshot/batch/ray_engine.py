@@ -15,7 +15,7 @@ from onnxshot.batch.ray_calibration import Pass, alone, calibrated_part, settles
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL, run_cell, settings_of
 from onnxshot.errors import TargetError
-from onnxshot.observing.sharding import Sharded
+from onnxshot.execution.sharding import Sharded
 
 _ON_GPU = ("tensorrt",)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.batch.cells import Cell, Row
-from onnxshot.batch.files import FIRST_BYTES, is_log, is_summary
+from onnxshot.batch.file_conflicts import FIRST_BYTES, is_log, is_summary
 from onnxshot.batch.store import LOG, REPORT, ROW, SUMMARY, Folder, Store
 from onnxshot.errors import UsageError
-from onnxshot.observing import cache
+from onnxshot.files import cache_folder
+from onnxshot.files.urls import is_remote, is_web, redacted
 from onnxshot.remote.copies import name_of
 from onnxshot.remote.filesystems import filesystem, told
-from onnxshot.remote.urls import is_remote, is_web, redacted
 
 
 def store_of(output: str) -> Store:
@@ -36,7 +36,7 @@ class Remote(Store):
         self.url = url.rstrip("/")
         with told(url):
             self._files, self._path = filesystem(self.url)
-            self._aside = cache.folder() / "batch" / name_of(self.url, {})
+            self._aside = cache_folder.folder() / "batch" / name_of(self.url, {})
             log = self._aside / LOG
             if not log.exists() and self._files.exists(f"{self._path}/{LOG}"):
                 self._aside.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxshot.batch.cells import Cell, Contents, Row, fetched
-from onnxshot.batch.files import files_of
+from onnxshot.batch.file_conflicts import files_of
 from onnxshot.batch.local import Local
 from onnxshot.batch.manifest import Manifest, load_manifest
 from onnxshot.batch.ray_engine import Ray

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.batch.cells import Cell, Row
+from onnxshot.delivery.record import sha256
 from onnxshot.errors import UsageError
-from onnxshot.recipes.record import sha256
-from onnxshot.writing.owned import Part, listed
-from onnxshot.writing.places import put, put_folder, take_along
+from onnxshot.files.own_folders import Part, listed
+from onnxshot.files.places import put, put_folder, take_along
 
 ROW, LOG, SUMMARY = "cell.json", "batch.jsonl", "summary.json"
 REPORT = "report.json"

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxshot.advice import BAD, CAUTION, READY
 from onnxshot.batch.cells import Cell
 from onnxshot.errors import GoalMissed
+from onnxshot.report.advice import BAD, CAUTION, READY
+from onnxshot.report.verdict import NOTHING, WORDS
 from onnxshot.search.goal import missed_limit
-from onnxshot.verdict import NOTHING, WORDS
 
 OK, MISSED, FAILED = "ok", "missed", "failed"
 _SAID = {CAUTION: "need a closer look", BAD: "are not good enough"}

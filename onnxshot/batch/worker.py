@@ -12,20 +12,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onnxshot.api.compress import compress
+from onnxshot.api.emit import emit
+from onnxshot.api.quantize import quantize
 from onnxshot.batch.cells import Cell, Row
-from onnxshot.compress import compress
-from onnxshot.convert import emit
-from onnxshot.emitting import ONNX, runtime_of
+from onnxshot.delivery.artifacts import ONNX, runtime_of
+from onnxshot.delivery.publish import peak_rss_mb
+from onnxshot.delivery.record import sha256
 from onnxshot.errors import OnnxshotError
-from onnxshot.output import peak_rss_mb
-from onnxshot.pipeline import quantize
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recipes.record import sha256
-from onnxshot.report import Artifact, Report, save_report
+from onnxshot.report.report import Report
+from onnxshot.report.saving import save_report
+from onnxshot.report.values import Artifact
+from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.search.goal import function_of, score
 from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES, target_named
-from onnxshot.targets.ort_runtime import Runner
 
 INTERNAL = 1
 """The exit code of a failure that nobody has foreseen; such a cell may be tried again."""

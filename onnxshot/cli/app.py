@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from onnxshot.cli import early_signals  # noqa: F401  # isort: skip  # before what takes its time
+
 import contextlib
 import os
 import sys

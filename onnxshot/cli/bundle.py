@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 import onnxshot
-from onnxshot.bundles.verify import Verified
+from onnxshot.api.verify import Verified
 from onnxshot.cli import terminal
 from onnxshot.cli.options import JsonOpt, ThreadsOpt, tell
 from onnxshot.errors import GoalMissed

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import onnxshot
+from onnxshot.api.calibrate import merge_files
 from onnxshot.cli import terminal
 from onnxshot.cli.options import (
     CacheOpt,
@@ -24,8 +25,8 @@ from onnxshot.cli.options import (
     tell,
 )
 from onnxshot.errors import UsageError
-from onnxshot.observing import cache as store
-from onnxshot.observing.calibrating import merge_files
+from onnxshot.execution import statistics_cache as store
+from onnxshot.files import cache_folder
 from onnxshot.recipes.recipe import Recipe
 
 
@@ -83,7 +84,7 @@ def cache_show(as_json: JsonOpt = False) -> None:
     """Show where statistics are kept, how many there are, and how large they are."""
     files = store.entries()
     size = sum(path.stat().st_size for path in files)
-    folder = store.folder()
+    folder = cache_folder.folder()
     values = {"folder": str(folder), "entries": len(files), "bytes": size, "max_bytes": store.MAX_BYTES}
     text = f"{folder}: {len(files)} entries, {size / 1e6:.1f} of {store.MAX_BYTES / 1e6:.0f} MB"
     tell(as_json, values, lambda: terminal.show_text(text))

@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 import onnxshot
+from onnxshot.api.diff import Diff, Only
 from onnxshot.cli import terminal
 from onnxshot.cli.options import CalibOpt, JsonOpt, PresetOpt, SamplesOpt, ThreadsOpt, samples_of, tell
-from onnxshot.difference.diff import Diff, Only
-from onnxshot.difference.rows import LayerChange
+from onnxshot.difference.compare_layers import LayerChange
 
 _ROWS = 20
 _PAIRS = 5

@@ -6,9 +6,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import onnxshot
+from onnxshot.api.doctor import Diagnosis
 from onnxshot.cli import terminal
 from onnxshot.cli.options import JsonOpt, ThreadsOpt, tell
-from onnxshot.doctor.doctor import Diagnosis
 
 
 def doctor(threads: ThreadsOpt = 2, as_json: JsonOpt = False) -> None:

@@ -22,10 +22,10 @@ from onnxshot.cli.options import (
     tell,
 )
 from onnxshot.errors import UsageError
-from onnxshot.recipes.keys import shown
-from onnxshot.report import Report
+from onnxshot.files.messages import shown
+from onnxshot.report.report import Report
+from onnxshot.runtimes.base import EmitOptions
 from onnxshot.targets import RUNTIMES, target_named
-from onnxshot.targets.runtime import EmitOptions
 
 EmitOpt = Annotated[
     list[str] | None,

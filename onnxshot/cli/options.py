@@ -11,11 +11,11 @@ import typer
 from onnxshot.cli import streams
 from onnxshot.errors import UsageError
 from onnxshot.files.ledger import Files, Write
-from onnxshot.recipes.keys import shown
+from onnxshot.files.messages import shown
 from onnxshot.settings import MOST_THREADS
 
 if TYPE_CHECKING:
-    from onnxshot.sinks.sink import Sink
+    from onnxshot.report.trackers.send import Sink
 
 Loaded = TypeVar("Loaded")
 
@@ -73,7 +73,7 @@ def sinks_of(texts: list[str] | None) -> list[Sink]:
     """The sinks of --log, before any work. Raises UsageError for what is none, or is not installed."""
     if not texts:
         return []
-    from onnxshot.sinks.sink import sink_of
+    from onnxshot.report.trackers.send import sink_of
 
     return [sink_of(text) for text in texts]
 
@@ -131,10 +131,10 @@ def files_of(
 
     unnamed: outputs that have the name that they get where the user gives none.
     """
-    from onnxshot.files.given import of_recipe
-    from onnxshot.files.marks import foreign_artifact
-    from onnxshot.files.results import OUTPUT, of_bundle
-    from onnxshot.writing.links import led
+    from onnxshot.delivery.file_owners import foreign_artifact
+    from onnxshot.delivery.files_read import of_recipe
+    from onnxshot.delivery.files_written import OUTPUT, of_bundle
+    from onnxshot.files.links import led
 
     return Files(of_recipe(recipe, arguments_of(arguments))).writing(
         *(Write(led(place), OUTPUT, foreign_artifact) for place in unnamed),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import onnxshot
-from onnxshot.bundles.making import of_beside, refuse_folder
+from onnxshot.api.bundle import of_beside, refuse_folder
 from onnxshot.cli import terminal
 from onnxshot.cli.bundle import BundleOpt
 from onnxshot.cli.emit import BatchOpt, ShapeOpt, fixed_shapes
@@ -31,11 +31,11 @@ from onnxshot.cli.options import (
     sinks_of,
     tell,
 )
-from onnxshot.cutting.shrunk import ShrinkReport, ShrinkResult
 from onnxshot.errors import GoalMissed, UsageError
-from onnxshot.pruning.report import PruneResult
 from onnxshot.recipes.files import load_stages
-from onnxshot.report import save_report
+from onnxshot.report.saving import save_report
+from onnxshot.results.pruned import PruneResult
+from onnxshot.results.shrunk import ShrinkReport, ShrinkResult
 
 
 def prune(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import onnxshot
-from onnxshot.bundles.making import of_beside, refuse_folder
+from onnxshot.api.bundle import of_beside, refuse_folder
 from onnxshot.cli import emit as cli_emit
 from onnxshot.cli import terminal
 from onnxshot.cli.bundle import BundleOpt
@@ -37,11 +37,12 @@ from onnxshot.cli.options import (
     sinks_of,
     tell,
 )
-from onnxshot.emitting import target_for
+from onnxshot.delivery.artifacts import target_for
 from onnxshot.errors import GoalMissed, UsageError
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.report import Report, save_report
+from onnxshot.report.report import Report
+from onnxshot.report.saving import save_report
 
 
 def quantize(

@@ -9,7 +9,7 @@ import threading
 import time
 from types import FrameType
 
-from onnxshot import starting
+from onnxshot.cli import early_signals
 
 _ONE_SECONDS = 0.5  # signals that come so close are one: a terminal that is closed sends SIGHUP twice
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
@@ -34,7 +34,7 @@ def listen() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    ours = {signal.SIG_DFL, signal.default_int_handler, starting.HANDLER}
+    ours = {signal.SIG_DFL, signal.default_int_handler, early_signals.HANDLER}
     for name in _SIGNALS:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in ours:

@@ -22,18 +22,19 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from onnxshot.advice import BAD, CAUTION, READY, decibels, level_of, words_of
-from onnxshot.compress_report import CompressReport
-from onnxshot.cutting.shrunk import ShrinkReport
-from onnxshot.passes.base import Skip
-from onnxshot.pruning.report import PruneReport
-from onnxshot.report import VECTOR, Artifact, Report
-from onnxshot.search.sensitivity import Sensitivity
-from onnxshot.verdict import WORDS, Verdict
+from onnxshot.api.sensitivity import Sensitivity
+from onnxshot.graph.skip import Skip
+from onnxshot.report.advice import BAD, CAUTION, READY, decibels, level_of, words_of
+from onnxshot.report.report import Report
+from onnxshot.report.values import VECTOR, Artifact
+from onnxshot.report.verdict import WORDS, Verdict
+from onnxshot.results.compressed import CompressReport
+from onnxshot.results.pruned import PruneReport
+from onnxshot.results.shrunk import ShrinkReport
 
 if TYPE_CHECKING:
-    from onnxshot.observing.collect import Progress as Callback
-    from onnxshot.targets.ort_bench import Latency
+    from onnxshot.runtimes.ort_bench import Latency
+    from onnxshot.settings import Progress as Callback
 
 SHOWN_AFTER = 1.0
 """Seconds of work after which a bar appears."""

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxshot.difference.layers import Layer, Layers, read_layers
-from onnxshot.difference.rows import Pairs, matched
+from onnxshot.difference.compare_layers import Pairs, matched
+from onnxshot.difference.read_layers import Layer, Layers, read_layers
 from onnxshot.errors import OnnxshotError
 from onnxshot.graph import Node, edit
-from onnxshot.planning.channels import Channels, Ids, channels_of
-from onnxshot.proving.tensorwise import too_large
-from onnxshot.zeros import outputs_first
+from onnxshot.graph.sparsity import outputs_first
+from onnxshot.planning.channel_ties import Channels, Ids, channels_of
+from onnxshot.verification.tensorwise import too_large
 
 Floats = NDArray[np.float64]
 

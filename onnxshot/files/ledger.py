@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxshot.calibration.readers import PICTURES
 from onnxshot.errors import UsageError
-from onnxshot.writing.links import led
-from onnxshot.writing.owned import clear_dead
+from onnxshot.files.links import led
+from onnxshot.files.own_folders import clear_dead
+from onnxshot.files.regular_files import PICTURES
 
 _OTHER = "choose another place"
 OUTPUT_OPTION = "-o"

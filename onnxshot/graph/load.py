@@ -11,13 +11,13 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto
 
 from onnxshot.errors import ModelError, UsageError
+from onnxshot.files.regular_files import check_regular, is_special
+from onnxshot.files.urls import refuse_remote
 from onnxshot.graph.attributes import check_attributes
 from onnxshot.graph.checking import check, loads, missing_imports
 from onnxshot.graph.functions import check_functions
 from onnxshot.graph.loops import check_loops
 from onnxshot.graph.model import Model
-from onnxshot.input_files import check_regular, is_special
-from onnxshot.remote.urls import refuse_remote
 
 _TORCH = "export it where its class is at hand: torch.onnx.export(model, example_input, 'model.onnx', dynamo=True)"
 _OTHER_FORMATS = {  # suffix -> (what it is, the step that makes it ONNX)

@@ -9,12 +9,12 @@ from pathlib import Path
 from onnx import TensorProto
 
 from onnxshot.errors import UsageError
+from onnxshot.files.links import led
+from onnxshot.files.model_and_data import publish
+from onnxshot.files.places import aside
 from onnxshot.graph import weights
 from onnxshot.graph.ir import Constant
 from onnxshot.graph.model import Model
-from onnxshot.writing.links import led
-from onnxshot.writing.pairs import publish
-from onnxshot.writing.places import aside
 
 _INLINE = 1024  # bytes: smaller constants stay in the .onnx file even when the weights are external
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxshot.errors import ModelError
-from onnxshot.input_files import check_regular, is_special
+from onnxshot.files.regular_files import check_regular, is_special
 
 EXTERNAL_LIMIT = 1 << 30
 """A model with more bytes of weights than this is written with external data (protobuf's own limit is 2 GiB)."""

@@ -6,15 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from onnxshot.graph import Model, Node
-
-
-@dataclass(frozen=True, slots=True)
-class Skip:
-    """Something that was left as it was, and why. Skips are data: they end up in the plan and the report."""
-
-    node: str
-    op: str
-    reason: str
+from onnxshot.graph.skip import Skip
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.cutting.axes import Axes, Ids, constant_entry, given_axes, normal, shape_parts
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, shapes, weights
+from onnxshot.graph.axes import Axes, Ids, constant_entry, given_axes, normal, shape_parts
 from onnxshot.passes.base import Change
 
 _Mask = NDArray[np.bool_]

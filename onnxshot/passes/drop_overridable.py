@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxshot.graph import Model
-from onnxshot.passes.base import Change, Skip
+from onnxshot.graph.skip import Skip
+from onnxshot.passes.base import Change
 
 
 @dataclass(frozen=True, slots=True)

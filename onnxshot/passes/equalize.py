@@ -18,7 +18,7 @@ from onnxshot.graph import Model, Node, edit, weights
 from onnxshot.maths.equalize import Reader, equalizing_factors
 from onnxshot.maths.finite import finite, product
 from onnxshot.passes.base import Change
-from onnxshot.planning.channels import Channels, Ids, channels_of
+from onnxshot.planning.channel_ties import Channels, Ids, channels_of
 from onnxshot.planning.plan import Plan
 
 _HEADROOM = 0.75  # of a range or a Clip's limit: samples that calibration has not seen go a little further

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from onnx import ValueInfoProto
 
-from onnxshot.frozen import Frozen
 from onnxshot.graph import Constant, Model, Node, Tensor, shapes
+from onnxshot.graph.fixed_shapes import Frozen
 from onnxshot.passes.base import Change
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.remove_unused import RemoveUnused

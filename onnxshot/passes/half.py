@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit, weights
-from onnxshot.half.plan import HalfPlan, half_slots
-from onnxshot.half.rules import ANY_TYPE, HalfType
 from onnxshot.passes.base import Change
+from onnxshot.planning.precision16_ops import ANY_TYPE, HalfType
+from onnxshot.planning.precision16_plan import HalfPlan, half_slots
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from onnxshot.errors import ModelError
 from onnxshot.graph import Model
 from onnxshot.graph.functions import inlined
 from onnxshot.graph.load import first_line
-from onnxshot.passes.base import Change, Skip
+from onnxshot.graph.skip import Skip
+from onnxshot.passes.base import Change
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxshot.graph import Model, Tensor, edit, weights
+from onnxshot.maths.affine import dequantized
 from onnxshot.passes.base import Change
-from onnxshot.passes.strip_qdq import dequantized
-from onnxshot.planning.trained import Given, Trained
+from onnxshot.planning.input_scales import Given, Trained
 
 _MIN_ELEMENTS = 1024  # Cast, Sub, Mul and scales cost some hundred bytes themselves
 _CAST = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16)

@@ -9,13 +9,13 @@ import numpy as np
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 from onnxshot.graph import Graph, Model, Node, edit, shapes
-from onnxshot.half.plan import HalfPlan
-from onnxshot.half.rules import HALVES, HalfType
+from onnxshot.graph.half_types import TYPE_ATTRIBUTES
 from onnxshot.passes.base import Change
 from onnxshot.passes.half import ToHalf
 from onnxshot.passes.store_half import narrowed
-from onnxshot.passes.widen_half import TYPE_ATTRIBUTES
 from onnxshot.planning.plan import HALF, NodePlan
+from onnxshot.planning.precision16_ops import HALVES, HalfType
+from onnxshot.planning.precision16_plan import HalfPlan
 
 _PAIRS = ("QuantizeLinear", "DequantizeLinear")
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.maths.finite import product
 from onnxshot.passes.base import Change
-
-PRODUCTS = ("MatMul", "Gemm")
+from onnxshot.planning.smoothable import PRODUCTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Model, Tensor, edit, weights
 from onnxshot.maths.affine import INT8
-from onnxshot.maths.along import along
+from onnxshot.maths.scale_axes import along
 from onnxshot.maths.scheme import NotFinite
 from onnxshot.passes.base import Change
 from onnxshot.planning.plan import StoredWeight

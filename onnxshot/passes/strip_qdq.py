@@ -15,7 +15,8 @@ from onnx import TensorProto
 
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import op_of
-from onnxshot.maths.packed import fits_blocks, from_blocks
+from onnxshot.maths.affine import dequantized
+from onnxshot.maths.packed_bits import fits_blocks, from_blocks
 from onnxshot.passes.base import Change
 from onnxshot.passes.quantized_shapes import rename_moved, wants_shape
 
@@ -223,17 +224,3 @@ def fits(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None, axis: 
     """Whether scale and zero point are of the whole tensor, or one for each index along the axis."""
     vectors = [values.size for values in (scale, zero) if values is not None and values.size != 1]
     return not vectors or (-q.ndim <= axis < q.ndim and set(vectors) == {q.shape[axis]})
-
-
-def dequantized(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None, axis: int) -> NDArray[Any]:
-    """(q - zero) * scale in the scale's own type. scale [] or [1], or [C] along `axis`; q [...] -> [...]."""
-    shape = [1] * q.ndim
-    if scale.ndim == 1 and scale.size > 1:
-        shape[axis] = scale.size
-    elif scale.ndim == 1:
-        scale = scale.reshape(())
-    centred = q.astype(np.float32)
-    if zero is not None:
-        centred -= zero.astype(np.float32).reshape(shape if zero.size > 1 else ())
-    real = centred * (scale.reshape(shape) if scale.ndim else scale).astype(np.float32)
-    return np.asarray(real.astype(scale.dtype))

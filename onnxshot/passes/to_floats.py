@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit, weights
 from onnxshot.graph.ops import moves_exactly
-from onnxshot.maths.packed import fits_blocks, from_blocks, unpacked
+from onnxshot.maths.affine import dequantized
+from onnxshot.maths.packed_bits import fits_blocks, from_blocks, unpacked
 from onnxshot.passes.base import Change
 from onnxshot.passes.forms import Writer, given
-from onnxshot.passes.strip_qdq import Restored, dequantized, fits, values_key
+from onnxshot.passes.strip_qdq import Restored, fits, values_key
 
 Array = NDArray[Any]
 _FLOAT_OPS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}

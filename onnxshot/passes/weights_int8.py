@@ -23,7 +23,7 @@ from onnxshot.maths.affine import (
     quantize,
     weight_params,
 )
-from onnxshot.maths.along import along
+from onnxshot.maths.scale_axes import along
 from onnxshot.maths.scheme import NotFinite
 
 _LAZY_BYTES = 1 << 20  # larger weights are quantized when the file is written, one at a time

@@ -12,19 +12,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import AttributeProto, TensorProto, TypeProto, ValueInfoProto, numpy_helper
+from onnx import AttributeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit, shapes, weights
+from onnxshot.graph.half_types import HALF_TYPES, TYPE_ATTRIBUTES, elem_type, holds_half, says_half
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes import evaluate
 from onnxshot.passes.base import Change
 from onnxshot.passes.inline_functions import InlineFunctions
 from onnxshot.passes.name_nodes import NameNodes
 
-HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
-
-TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype", "softmax_precision", "precision"})
-"""Attributes that hold an element type. ONNX Operator Schemas up to opset 26; com.microsoft 1."""
 _KNOWN_DOMAINS = frozenset({*STANDARD_DOMAINS, None, "com.microsoft", "ai.onnx.ml"})
 _BY_BITS = frozenset({"BitCast"})  # operators that read the bits of a float
 _LAZY_BYTES = 1 << 20  # larger weights are widened each time they are read, and never held
@@ -84,56 +81,18 @@ class WidenHalf:
         return change
 
 
-def holds_half(model: Model) -> bool:
-    """Whether the model has a tensor or a constant of 16-bit floats, as far as it says so itself."""
-    if model.envelope.functions and any(_node_says_half(n) for f in model.envelope.functions for n in f.node):
-        return True
-    infos = (info for graph in model.graphs() for info in graph.value_infos.values())
-    return (
-        any(_elem_type(info.type) in HALF_TYPES for info in infos)
-        or any(weights.elem_type(c) in HALF_TYPES for c in model.constants())
-        or any(_says_half(node) for _, node in model.walk())
-    )
-
-
 def _computes(model: Model, half: Mapping[str, int]) -> bool:
     """Whether a node computes in 16-bit floats: more than a Cast of what is only stored so."""
     makers = (node for _, node in model.walk() if node.op not in ("Cast", "Constant", "Identity"))
     return any(t.name in half for node in makers for t in node.outputs)
 
 
-def _elem_type(kind: TypeProto) -> int:
-    """The type of the values of a tensor, a sequence or an optional; 0 where it is none of them, or not known."""
-    while not kind.HasField("tensor_type"):
-        if kind.HasField("sequence_type"):
-            kind = kind.sequence_type.elem_type
-        elif kind.HasField("optional_type"):
-            kind = kind.optional_type.elem_type
-        else:
-            return 0
-    return int(kind.tensor_type.elem_type)
-
-
-def _says_half(node: Node) -> bool:
-    return any(
-        (key in TYPE_ATTRIBUTES and isinstance(value, int) and value in HALF_TYPES)
-        or (isinstance(value, AttributeProto) and value.t.data_type in HALF_TYPES)
-        for key, value in node.attrs.items()
-    )
-
-
-def _node_says_half(node: Any) -> bool:
-    return any(
-        (a.name in TYPE_ATTRIBUTES and a.i in HALF_TYPES) or a.t.data_type in HALF_TYPES for a in node.attribute
-    )
-
-
 def _half_tensors(model: Model) -> dict[str, int]:
     return {
-        name: _elem_type(info.type)
+        name: elem_type(info.type)
         for graph in model.graphs()
         for name, info in graph.value_infos.items()
-        if _elem_type(info.type) in HALF_TYPES
+        if elem_type(info.type) in HALF_TYPES
     }
 
 
@@ -144,7 +103,7 @@ def _refusal(model: Model) -> tuple[Node, str] | None:
     infos = model.graph.value_infos
     for tensor in ports:
         info = infos.get(tensor.name)
-        if info is not None and not info.type.HasField("tensor_type") and _elem_type(info.type) in HALF_TYPES:
+        if info is not None and not info.type.HasField("tensor_type") and elem_type(info.type) in HALF_TYPES:
             node = next(iter(edit.consumers(tensor)), edit.producer(tensor))
             if node is not None:
                 return node, f"{tensor.name!r} is a sequence of 16-bit floats, which no Cast gives"
@@ -162,7 +121,7 @@ def _unfold_constant_nodes(model: Model) -> None:
     """Store what Constant nodes of 16 bits hold as weights, which know what they were stored in."""
     gone = []
     for _, node in list(model.walk()):
-        if node.op != "Constant" or not _says_half(node) or any(edit.is_output(model, t) for t in node.outputs):
+        if node.op != "Constant" or not says_half(node) or any(edit.is_output(model, t) for t in node.outputs):
             continue
         values = evaluate.constant_value(node)
         if values is not None:
@@ -204,7 +163,7 @@ def _narrow_outputs(model: Model) -> Iterator[Tensor]:
     graph, made = model.graph, dict[int, Tensor]()
     given = {id(t) for t in (*graph.inputs, *graph.overridable.values())}
     for i, (tensor, info) in enumerate(zip(list(graph.outputs), graph.output_infos, strict=True)):
-        kind = _elem_type(info.type)
+        kind = elem_type(info.type)
         if kind not in HALF_TYPES or id(tensor) in given:
             continue
         if id(tensor) not in made:
@@ -251,11 +210,11 @@ def _widen_attributes(node: Node) -> None:
 def _widen_infos(graph: Graph, ports: set[str] | None) -> None:
     """State float32 of all tensors but those that callers see; None of a subgraph, which has none of them."""
     for name, info in list(graph.value_infos.items()):
-        if name not in (ports or ()) and _elem_type(info.type) in HALF_TYPES:
+        if name not in (ports or ()) and elem_type(info.type) in HALF_TYPES:
             graph.value_infos[name] = _as_float(info, name)
     if ports is None:
         infos = graph.output_infos
-        graph.output_infos = [_as_float(i, i.name) if _elem_type(i.type) in HALF_TYPES else i for i in infos]
+        graph.output_infos = [_as_float(i, i.name) if elem_type(i.type) in HALF_TYPES else i for i in infos]
 
 
 def _as_float(info: ValueInfoProto | None, name: str) -> ValueInfoProto:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxshot.graph import Model, Node
-from onnxshot.planning.match import match_nodes
+from onnxshot.planning.name_patterns import match_nodes
 from onnxshot.planning.plan import FLOAT
 from onnxshot.recipes.layer_rule import LayerRule
 from onnxshot.recipes.recipe import Recipe

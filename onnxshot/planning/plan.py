@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.calibration.ranges import Range
+from onnxshot.calibration.range_methods import Range
+from onnxshot.graph.skip import Skip
 from onnxshot.maths.affine import QuantParams, QuantScheme
-from onnxshot.passes.base import Skip
 
 STATIC, DYNAMIC, WEIGHTS, HALF, FLOAT = "static", "dynamic", "weights", "half", "float"
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.calibration.ranges import Range, choose_range, range_sqnr_db
+from onnxshot.calibration.range_methods import Range, choose_range, range_sqnr_db
 from onnxshot.calibration.stats import NO_STATS, TensorStats, merge
 from onnxshot.errors import UsageError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import op_of
 from onnxshot.maths.affine import UINT8, QuantParams, QuantScheme, params_from_range
-from onnxshot.maths.smooth import STRENGTH, smoothing_factors
+from onnxshot.maths.smoothquant import STRENGTH, smoothing_factors
 from onnxshot.planning.plan import Plan, TensorPlan
 
 TRAINED = "trained"

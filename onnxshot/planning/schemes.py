@@ -9,7 +9,7 @@ from onnxshot.maths.affine import INT4, QuantScheme
 from onnxshot.planning.asked import under_rule
 from onnxshot.planning.plan import DYNAMIC, STATIC, WEIGHTS
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recipes.words import ACTIVATION_TYPES, WEIGHT_TYPES
+from onnxshot.recipes.vocabulary import ACTIVATION_TYPES, WEIGHT_TYPES
 from onnxshot.targets.base import Target
 
 _LEAVE_OUT = "leave out --activation-type and --weight-type"

@@ -8,7 +8,7 @@ from onnx import TensorProto
 from onnxshot.graph import Constant, Node, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS, data_slots, op_of, weight_slot
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS
-from onnxshot.planning.thin import ConvSize, slower_in_int8
+from onnxshot.planning.slow_convs import ConvSize, slower_in_int8
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
+from onnxshot.comparison.random_nodes import still
 from onnxshot.errors import ModelError
+from onnxshot.execution.walk import reads
 from onnxshot.graph.variants import changed, exposed
-from onnxshot.judging.noise import still
-from onnxshot.layers.walk import reads
 from onnxshot.maths.masks import Pattern
-from onnxshot.pruning.sparsify import Prunable, Pruned, by_magnitude
-from onnxshot.targets.ort_runtime import Feed, Runner
+from onnxshot.pruning.layerwise_pruning import Prunable, Pruned, by_magnitude
+from onnxshot.runtimes.ort_runtime import Feed, Runner
 
 _ALONE = 8  # layers that are tried one by one
 

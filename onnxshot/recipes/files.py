@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.errors import TargetError, UsageError
-from onnxshot.input_files import RECORD_BYTES, read_regular
-from onnxshot.recipes.keys import BadKey, KeyPath, refuse, shown, spelled
+from onnxshot.files.messages import shown
+from onnxshot.files.regular_files import RECORD_BYTES, read_regular
+from onnxshot.files.urls import beside, file_name, is_remote, redacted, unfolded
+from onnxshot.files.yaml_text import NoYaml, decoded, values_of
+from onnxshot.recipes.keys import BadKey, KeyPath, refuse, spelled
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages, kind_of
-from onnxshot.recipes.yaml_text import NoYaml, decoded, values_of
-from onnxshot.remote.urls import beside, file_name, is_remote, redacted, unfolded
 
 _COMMENT_OR_ARGUMENT = re.compile(r"^[ \t]*#.*$|\$\{([A-Za-z_]\w*)(?::([^{}]*))?\}", re.MULTILINE)
 

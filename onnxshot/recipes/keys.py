@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
 from onnxshot.errors import UsageError
-from onnxshot.remote.urls import redacted
+from onnxshot.files.messages import shown
 
 KeyPath = tuple[Any, ...]
 """Keys and numbers from the top of a file, such as ("stages", 0, "prune", "sparsity"); YAML has keys of any type."""
@@ -17,8 +16,6 @@ Check = tuple[str | KeyPath, object, bool, str]
 """(key or path, what was found, whether it fits, what is wanted)."""
 
 _PLAIN = re.compile(r"[A-Za-z_][\w-]{0,99}")
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 120, 120
 
 
 class BadKey(UsageError):
@@ -46,14 +43,6 @@ def spelled(path: Sequence[Any]) -> str:
         plain = isinstance(key, str) and _PLAIN.fullmatch(key)
         text += f"{'.' if text else ''}{key}" if plain else f"[{shown(key)}]"
     return text
-
-
-def shown(value: object) -> str:
-    """A value in a message, cut where it is long, without the secrets of a URL."""
-    try:
-        return _SHORT.repr(redacted(value) if isinstance(value, str) else value)
-    except ValueError:  # Python refuses to write out integers of thousands of digits
-        return f"a {type(value).__name__} too long to show"
 
 
 def refuse(checks: Iterable[Check]) -> None:

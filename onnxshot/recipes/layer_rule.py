@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from onnxshot.recipes.keys import BadKey, refuse
-from onnxshot.recipes.plain import Plain, is_block
-from onnxshot.recipes.words import METHODS, MODES_OF_LAYERS, WEIGHT_METHODS, WEIGHT_TYPES
+from onnxshot.recipes.plain_values import Plain, is_block
+from onnxshot.recipes.vocabulary import METHODS, MODES_OF_LAYERS, WEIGHT_METHODS, WEIGHT_TYPES
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from onnxshot.recipes.keys import BadKey, Check, refuse, texts
 from onnxshot.recipes.layer_rule import LayerRule, rules_of
-from onnxshot.recipes.plain import Plain, is_block
-from onnxshot.recipes.words import (
+from onnxshot.recipes.plain_values import Plain, is_block
+from onnxshot.recipes.vocabulary import (
     ACTIVATION_TYPES,
     EFFORTS,
     FORMATS,
@@ -38,7 +38,7 @@ class Recipe(Plain):
         activation_type, weight_type: type names; None takes the target's own.
         block: how many inputs of a product share a scale of its int4 weight, which has one per output and block.
         per_channel: a scale per output channel of every weight, else one per weight.
-        effort: fast, balanced or best: how much is done for accuracy (see effort/candidates.py).
+        effort: fast, balanced or best: how much is done for accuracy (see recovery/plan_candidates.py).
         method: how activation ranges are chosen from statistics.
         grid: whether inputs that lie on a grid of 256 values per channel are quantized on it, where the effort is not
             fast; None tries both on calibration samples.

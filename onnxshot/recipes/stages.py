@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxshot.errors import UsageError
+from onnxshot.files.messages import shown
 from onnxshot.maths.masks import Pattern
-from onnxshot.recipes.keys import BadKey, is_number, refuse, shown, texts
-from onnxshot.recipes.plain import Plain
+from onnxshot.recipes.keys import BadKey, is_number, refuse, texts
+from onnxshot.recipes.plain_values import Plain
 from onnxshot.recipes.recipe import Recipe
 
 CHANNELS = "channels"

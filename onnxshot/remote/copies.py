@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnxshot.errors import ModelError, OnnxshotError, UsageError
+from onnxshot.files import cache_folder
+from onnxshot.files.places import aside, put, put_folder, write_file
+from onnxshot.files.urls import beside, file_name, is_web, redacted
 from onnxshot.graph.load import external_files
-from onnxshot.observing import cache
 from onnxshot.remote.filesystems import filesystem, told
-from onnxshot.remote.urls import beside, file_name, is_web, redacted
-from onnxshot.writing.places import aside, put, put_folder, write_file
 
 MAX_BYTES = 8 << 30
 """Most that one path may hold: a model with its weights, or a folder of samples."""
@@ -157,7 +157,7 @@ def name_of(url: str, content: object) -> str:
 
 def _folder(url: str, found: Mapping[str, Remote]) -> Path:
     content = [(name, one.size, one.identity) for name, one in sorted(found.items())]
-    return cache.folder() / "remote" / name_of(url, content)
+    return cache_folder.folder() / "remote" / name_of(url, content)
 
 
 def _sums(folder: Path) -> dict[str, str]:
@@ -183,7 +183,7 @@ def _hashed(path: Path, how: str) -> str:
 
 def _download(files: Any, url: str, found: Mapping[str, Remote], most: int | None) -> Path:
     """All files, aside first; the folder that they are in then."""
-    root = cache.folder() / "remote"
+    root = cache_folder.folder() / "remote"
     root.mkdir(parents=True, exist_ok=True)
     with aside(root / name_of(url, "")) as made:
         whole, sums = made / "all", dict[str, str]()

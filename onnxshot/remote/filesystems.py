@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from onnxshot.errors import OnnxshotError, TargetError, UsageError
-from onnxshot.remote.urls import is_web, redacted
+from onnxshot.files.urls import is_web, redacted
 
 SECONDS = 60.0
 """How long a web server may be silent; how long a whole download takes is up to its size."""

@@ -10,27 +10,27 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxshot import trial
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, Sample, split
+from onnxshot.delivery.record import stamp
 from onnxshot.errors import UsageError
+from onnxshot.execution import trials
+from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import by_label
 from onnxshot.graph.ops import op_of
-from onnxshot.parallel import in_order
-from onnxshot.pipeline import Run
 from onnxshot.planning.asked import Asked
 from onnxshot.planning.finite_weights import refuse_not_finite
-from onnxshot.planning.match import exact_patterns
+from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recipes.record import stamp
-from onnxshot.rewrite import apply, finish
+from onnxshot.rewriting.apply_plan import apply, finish
+from onnxshot.runtimes.ort_latency import kernel_times
+from onnxshot.runtimes.ort_sizes import sizes_on
 from onnxshot.settings import Settings
-from onnxshot.targets.ort_latency import kernel_times
-from onnxshot.targets.ort_sizes import sizes_on
+from onnxshot.stages.run import Run
 
 TRIED = 8
 """Calibration samples that candidates are tried on, evenly spaced over those that were calibrated on."""
@@ -114,7 +114,7 @@ class Workbench:
         base = self.run.model.to_proto()
         made = (bytes(self._rewritten(base, plan).to_proto().SerializeToString()) for plan in plans)
         assert self.run.reference is not None
-        found = trial.tried(self.run.reference.model, made, self.samples, threads=self.run.settings.threads)
+        found = trials.tried(self.run.reference.model, made, self.samples, threads=self.run.settings.threads)
         return (one.total.db for one in found)
 
     def latencies(self) -> dict[str, tuple[float, float]]:

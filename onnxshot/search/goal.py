@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from onnxshot.arguments import check_fields
 from onnxshot.calibration.functions import load, named, users_code
 from onnxshot.calibration.readers import Dataset
+from onnxshot.comparison.closeness import sums_of
+from onnxshot.comparison.fair import Fair, Other, fair
 from onnxshot.errors import CalibrationError, UsageError
-from onnxshot.judging.closeness import sums_of
-from onnxshot.judging.fair import Fair, Other, fair
+from onnxshot.execution.parallel import in_order, shared_out
 from onnxshot.maths.metrics import SqnrSum
-from onnxshot.parallel import in_order, shared_out
-from onnxshot.report import NOISE
+from onnxshot.runtimes.ort_bench import NOISE, Latency, bench
+from onnxshot.runtimes.ort_runtime import Runner, stored_bytes
 from onnxshot.settings import Settings
-from onnxshot.targets.ort_bench import Latency, bench
-from onnxshot.targets.ort_runtime import Runner, stored_bytes
 
 _BENCH_FEEDS = 8
 TIMES = 3

@@ -1,11 +1,11 @@
 """Where a model goes: one file per target, one line each in TARGETS."""
 
 from onnxshot.errors import TargetError, UsageError
+from onnxshot.runtimes.base import Runtime
 from onnxshot.targets.base import Target
 from onnxshot.targets.openvino import OPENVINO
 from onnxshot.targets.ort import ORT, ORT_AVX2
 from onnxshot.targets.portable import PORTABLE
-from onnxshot.targets.runtime import Runtime
 from onnxshot.targets.tensorrt import TENSORRT
 
 TARGETS: dict[str, Target] = {t.name: t for t in (ORT, ORT_AVX2, OPENVINO, TENSORRT, PORTABLE)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnxshot.maths.affine import QuantScheme, QuantType
-from onnxshot.targets.runtime import Runtime
+from onnxshot.runtimes.base import Runtime
 
 
 @dataclass(frozen=True, slots=True)

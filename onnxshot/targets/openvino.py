@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxshot.targets.openvino_runtime import OpenVino
+from onnxshot.runtimes.openvino_runtime import OpenVino
 from onnxshot.targets.ort import ORT
 
 _WIDE = "OpenVINO computes 16-bit activations in float, and with errors of 8 bits and less"

@@ -6,8 +6,8 @@ Rules as its ONNX parser and builder enforce them (explicit quantization, Tensor
 from __future__ import annotations
 
 from onnxshot.maths.affine import INT8, PerChannel, QuantScheme
+from onnxshot.runtimes.tensorrt_runtime import TensorRt
 from onnxshot.targets.base import Target
-from onnxshot.targets.tensorrt_runtime import TensorRt
 
 TENSORRT = Target(
     name="tensorrt",

@@ -24,7 +24,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onnxshot.errors import UsageError
-from onnxshot.recipes.level import MOST_SPARSITY
+from onnxshot.recipes.sparsity_level import MOST_SPARSITY
 from onnxshot.ui.jobs import Desk
 from onnxshot.ui.refused import TOO_LARGE, Refused
 from onnxshot.ui.request import Asked, choices

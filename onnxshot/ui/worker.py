@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import onnxshot
-from onnxshot.emitting import ONNX
+from onnxshot.delivery.artifacts import ONNX
 from onnxshot.errors import OnnxshotError
-from onnxshot.recipes.level import at_level
+from onnxshot.recipes.sparsity_level import at_level
 from onnxshot.recipes.stages import EmitStage, Stage, Stages
-from onnxshot.report import Report
+from onnxshot.report.report import Report
 from onnxshot.targets import target_named
 
 

@@ -1,0 +1,56 @@
+"""`bench`: time models in turns on the same samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onnxshot.arguments import checked
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.errors import UsageError
+from onnxshot.execution.gather import open_calib
+from onnxshot.graph.load import load_model
+from onnxshot.precision16.bfloat16_emulation import runnable_here
+from onnxshot.runtimes.ort_bench import Latency
+from onnxshot.runtimes.ort_bench import bench as time_models
+from onnxshot.runtimes.ort_elsewhere import bench_in
+from onnxshot.runtimes.ort_runtime import runtime
+from onnxshot.runtimes.unsound import blames_model
+from onnxshot.settings import Settings
+
+_BENCH_FEEDS = 8
+
+
+@checked
+@blames_model
+def bench(
+    models: Sequence[str | Path],
+    calib: Any = None,
+    *,
+    preset: str | Preset | None = None,
+    seconds: float = 2.0,
+    threads: int = 2,
+    python: str | Path | None = None,
+) -> list[Latency]:
+    """Time models in turns on the same samples; on random ones where none are given. The first model is the base.
+
+    python: the interpreter of another environment, or its folder, in whose ONNX Runtime they are timed; it needs
+    onnxruntime and numpy, and no onnxshot. What can go wrong there: see `ort_elsewhere.bench_in`.
+    """
+    if isinstance(models, str | Path) or not models or not all(isinstance(m, str | Path) for m in models):
+        raise UsageError("models is no list of paths of models", "give one or more, such as ['a.onnx', 'b.onnx']")
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise UsageError(f"seconds is {seconds:g}", "give a finite number, 0 or above")
+    paths = [Path(m) for m in models]
+    loaded = [load_model(p) for p in paths]
+    with open_calib("random" if calib is None else calib, loaded[0], preset, Settings()) as data:
+        feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
+        if python is not None:
+            return bench_in(python, paths, feeds, threads=threads, seconds=seconds)
+        here = f"onnxruntime {runtime().__version__}"
+        with runnable_here(paths) as (runs, _):
+            timed = time_models(runs, feeds, threads=threads, rounds=10_000, seconds=seconds)
+        return [replace(row, path=path, runtime=here) for row, path in zip(timed, paths, strict=True)]

@@ -1,0 +1,59 @@
+"""Compare and time any two models, whatever tool made them: the proof of a run, as a service of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from onnxshot.arguments import checked
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.delivery.files_read import of_model_file, of_run
+from onnxshot.difference.rescaled import between
+from onnxshot.execution.gather import open_calib
+from onnxshot.graph.load import load_model
+from onnxshot.precision16.bfloat16_emulation import runnable_here
+from onnxshot.report.report import Report
+from onnxshot.report.values import TensorReport
+from onnxshot.runtimes.ort_executed import executed
+from onnxshot.runtimes.unsound import blames_model
+from onnxshot.settings import Settings
+from onnxshot.verification import proof
+from onnxshot.verification.compare_models import compare as compare_outputs
+
+
+@checked
+@blames_model
+def compare(
+    reference: str | Path,
+    candidate: str | Path,
+    calib: Any,
+    *,
+    preset: str | Preset | None = None,
+    settings: Settings | None = None,
+) -> Report:
+    """Hold a candidate against its float original on all samples: outputs, tensors by name, what runs in int8, latency.
+
+    Raises ModelError where a model does not load, CalibrationError where the data does not fit.
+    """
+    settings = settings or Settings()
+    reference, candidate = Path(reference), Path(candidate)
+    loaded = load_model(reference)
+    other = of_model_file(candidate, "the candidate")
+    settings.files.reading(*of_run(loaded, calib, preset), *other).check()
+    report = Report(str(candidate), {"reference": str(reference)}, input_bytes=reference.stat().st_size)
+    with open_calib(calib, loaded, preset, settings) as data, runnable_here([reference, candidate]) as (runs, notes):
+        reference, candidate = runs
+        report.notes += notes
+        # Which of them a candidate was made from is not known here: nothing is called held out.
+        report.samples = {"source": data.source, "random": data.random}
+        factors = between(reference, candidate)
+        report.notes += factors.notes
+        found = compare_outputs(
+            reference, candidate, data, tensors=None, threads=settings.threads, scaled=factors.tensors,
+            form=factors.form,
+        )  # fmt: skip
+        proof.tell(report, found, random=data.random)
+        report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in found.tensors]
+        proof.tell_execution(report, executed(candidate, sample=data[0].feed, threads=settings.threads))
+        proof.time_both(report, reference, candidate, data, settings)
+    return report

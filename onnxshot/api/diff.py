@@ -1,0 +1,146 @@
+"""`diff`: what differs between two files of a model, layer by layer, and what that did to its answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxshot.arguments import checked
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.delivery.publish import input_bytes
+from onnxshot.difference.compare_layers import LayerChange, PairChange, layer_change, matched, pair_changes
+from onnxshot.difference.read_layers import read_layers
+from onnxshot.difference.rescaled import between, factors_of
+from onnxshot.execution.gather import open_calib
+from onnxshot.graph import Node
+from onnxshot.graph.load import load_model
+from onnxshot.precision16.bfloat16_emulation import runnable_here
+from onnxshot.report.values import rounded
+from onnxshot.runtimes.unsound import blames_model
+from onnxshot.settings import Settings
+from onnxshot.verification.compare_models import compare
+from onnxshot.verification.contract import contract, difference
+from onnxshot.verification.output_sums import OutputRow
+from onnxshot.verification.tensorwise import TensorRow
+
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """A node that one of the files has and the other has not."""
+
+    node: str
+    op: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What differs between two files.
+
+    Attributes:
+        before, after: the files; bytes_before, bytes_after: their sizes, external data included.
+        layers: those that differ, the weight that was changed most first; unchanged: how many do not.
+        changed: how many layers changed in type, scale, mask, shape and values.
+        activations: quantized in both files, otherwise; quantized_before, quantized_after: how many are quantized.
+        only_before, only_after: nodes of one file alone, in the form without pairs.
+        contract: the first difference of inputs and outputs in words; empty where there is none.
+        samples: how many both were run on; sqnr_db, agreement, outputs: how the second answered against the first.
+        worst: tensors that both have by name, worst SQNR first; tensor_samples: of how many samples, the
+            first ones.
+    """
+
+    before: str
+    after: str
+    bytes_before: int
+    bytes_after: int
+    layers: tuple[LayerChange, ...]
+    unchanged: int
+    changed: dict[str, int]
+    activations: tuple[PairChange, ...]
+    quantized_before: int
+    quantized_after: int
+    only_before: tuple[Only, ...]
+    only_after: tuple[Only, ...]
+    contract: str = ""
+    notes: tuple[str, ...] = ()
+    samples: int = 0
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    outputs: tuple[OutputRow, ...] = ()
+    worst: tuple[TensorRow, ...] = ()
+    tensor_samples: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with stable keys."""
+        values: dict[str, Any] = rounded(asdict(self))
+        return values
+
+
+@checked
+@blames_model
+def diff(
+    before: str | Path,
+    after: str | Path,
+    calib: Any = None,
+    *,
+    preset: str | Preset | None = None,
+    settings: Settings | None = None,
+) -> Diff:
+    """Say what differs between two files of a model: precision, scales, masks, shapes and values of its layers.
+
+    Both are brought into float form and normalized first, so that files of other tools, other forms of the same
+    quantization and files before fusing compare. Held at any time: both models with their weights in float32.
+
+    Args:
+        before: path of an .onnx file.
+        after: that of another, made from the same model.
+        calib: samples to run both on, as `quantize` takes them; without, nothing is run.
+        preset: preprocessing of pictures.
+        settings: how to run them.
+
+    Raises:
+        ModelError: one is no model, or does not run. CalibrationError: the data does not fit.
+    """
+    before, after = Path(before), Path(after)
+    one, other = read_layers(before), read_layers(after)
+    pairs, only_before, only_after = matched(one.layers, other.layers)
+    factors = factors_of(one, pairs)
+    found_rows = (layer_change(a, b, factors.of_weight(a)) for a, b in pairs)
+    rows = [row for row in found_rows if row is not None]
+    rows.sort(key=lambda row: (row.sqnr_db is None, row.sqnr_db or 0.0))
+    models = load_model(before), load_model(after)
+    facts, ran = dict[str, Any](), tuple[str, ...]()
+    if calib is not None:
+        settings = settings or Settings(samples="all")
+        with open_calib(calib, models[0], preset, settings) as data, runnable_here([before, after]) as (runs, notes):
+            same = factors if not notes else between(*runs)  # tensors inside are those of the files that run
+            found = compare(
+                runs[0], runs[1], data, tensors=None, threads=settings.threads, scaled=same.tensors, form=same.form
+            )
+        ran = tuple(notes)
+        facts = {
+            "samples": found.samples, "sqnr_db": found.sqnr_db, "agreement": found.agreement,
+            "outputs": found.outputs, "worst": tuple(row for row in found.tensors if row.op not in _PAIR),
+            "tensor_samples": found.tensor_samples,
+        }  # fmt: skip
+    return Diff(
+        str(before), str(after), input_bytes(before, models[0]), input_bytes(after, models[1]),
+        layers=tuple(rows),
+        unchanged=len(pairs) - len(rows),
+        changed=dict(Counter(change for row in rows for change in row.changes)),
+        activations=pair_changes(one.pairs, other.pairs),
+        quantized_before=len(one.pairs.activations),
+        quantized_after=len(other.pairs.activations),
+        only_before=_named(only_before),
+        only_after=_named(only_after),
+        contract=difference(contract(before), contract(after)),
+        notes=(*one.notes, *other.notes, *factors.notes, *ran),
+        **facts,
+    )  # fmt: skip
+
+
+def _named(nodes: list[Node]) -> tuple[Only, ...]:
+    return tuple(Only(node.label, node.op) for node in nodes)

@@ -1,0 +1,110 @@
+"""`doctor`: what of onnxshot's targets runs on this machine, measured, and what to install for the others."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+import onnxshot
+from onnxshot.api.quantize import quantize
+from onnxshot.diagnostics.machine import Extra, Package, Processor, extras, gpus, packages, processor
+from onnxshot.diagnostics.runtime_trials import Trial, convs, sums_saturate
+from onnxshot.errors import OnnxshotError
+from onnxshot.files.places import scratch
+from onnxshot.report.report import Report
+from onnxshot.report.values import Artifact, rounded
+from onnxshot.runtimes.ort_bench import NOISE
+from onnxshot.settings import Settings
+from onnxshot.targets import TARGETS, target_named
+from onnxshot.targets.ort import ORT, ORT_AVX2
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What is here.
+
+    Attributes:
+        version: of onnxshot.
+        processor, gpus, packages, extras: of the machine.
+        saturates: whether ONNX Runtime's uint8 x int8 sums overflow on this CPU; None where it is not here.
+        trials: a small network in int8 for every target, then in fp16 for `ort`.
+        verdicts: what that means, in a line for every target.
+    """
+
+    version: str
+    processor: Processor
+    gpus: tuple[str, ...]
+    packages: tuple[Package, ...]
+    extras: tuple[Extra, ...]
+    saturates: bool | None
+    trials: tuple[Trial, ...]
+    verdicts: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with stable keys."""
+        values: dict[str, Any] = rounded(asdict(self))
+        return values
+
+
+def doctor(*, threads: int = 2) -> Diagnosis:
+    """Look at the machine, and run a small network for every target, which takes some seconds.
+
+    Nothing is raised for what is not there: the verdict of its target says so.
+    """
+    trials = [try_target(name, threads=threads) for name in TARGETS]
+    half = try_target(ORT.name, "fp16", threads=threads)
+    try:
+        saturates: bool | None = sums_saturate()
+    except onnxshot.errors.OnnxshotError:
+        saturates = None
+    verdicts = {trial.target: _verdict(trial, saturates) for trial in trials}
+    verdicts[ORT.name] += f"; fp16: {_told(half)}"
+    return Diagnosis(
+        onnxshot.__version__, processor(), gpus(), packages(), extras(), saturates, (*trials, half), verdicts
+    )
+
+
+def _verdict(trial: Trial, saturates: bool | None) -> str:
+    """A line: whether it runs, how fast, and whether its answers are right."""
+    if trial.refused or trial.speedup is None:
+        return f"not run here: {trial.refused}"
+    share = "" if trial.share is None else f", {100 * trial.share:.0f} % of the work in int8"
+    line = f"int8 {_told(trial)}{share}"
+    if trial.target == ORT.name and saturates:
+        return f"{line}; sums of uint8 x int8 products saturate on this CPU: use --target {ORT_AVX2.name}"
+    if trial.target == ORT_AVX2.name and saturates is False:
+        return f"{line}; not needed here: sums are exact with 8-bit weights too"
+    return line
+
+
+def _told(trial: Trial) -> str:
+    if trial.speedup is None:
+        return f"not run: {trial.refused}"
+    faster = "faster" if trial.speedup > 1 + NOISE else "slower" if trial.speedup < 1 - NOISE else "no faster"
+    db = "" if trial.sqnr_db is None else f", SQNR {trial.sqnr_db:.0f} dB"
+    return f"runs at {trial.speedup:.2f}x of float ({faster}){db}"
+
+
+def try_target(target: str, precision: str = "int8", *, threads: int = 2, seconds: float = 0.3) -> Trial:
+    """Compress the network for a target, and run it there. Nothing that goes wrong is raised: it is what is asked."""
+    rng = np.random.default_rng(1)
+    feeds = [{"x": rng.normal(size=(1, 32, 28, 28)).astype(np.float32)} for _ in range(8)]
+    runtime = target_named(target).runtime
+    settings = Settings(use_cache=False, threads=threads, bench_seconds=seconds)
+    try:
+        with scratch() as folder:
+            made = quantize(
+                convs(), feeds, output=folder / "net.onnx", target=target, precision=precision, effort="fast",
+                settings=settings, emit=None if runtime is None else (runtime.format,),
+            )  # fmt: skip
+    except OnnxshotError as e:
+        return Trial(target, precision, refused=str(e))
+    except Exception as e:  # a runtime that is broken raises whatever it likes
+        return Trial(target, precision, refused=f"{type(e).__name__}: {e}".splitlines()[0])
+    report, (artifact,) = made.report, made.report.outputs
+    found: Report | Artifact = report if artifact.format == "onnx" else artifact
+    refused = "" if found.latency else "; ".join(found.notes)
+    share, speedup = found.int8_macs_share, found.latency.get("speedup")
+    return Trial(target, precision, refused, share, speedup, found.sqnr_db)

@@ -1,0 +1,107 @@
+"""The stages of a run, in order: load, normalize, plan, calibrate, plan, rewrite, write, prove, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from onnxshot.arguments import checked
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.delivery import artifacts
+from onnxshot.delivery.files_read import of_run
+from onnxshot.delivery.files_written import is_external, of_options, of_result
+from onnxshot.delivery.publish import deliver
+from onnxshot.delivery.record import source_of
+from onnxshot.errors import UsageError
+from onnxshot.graph.save import Draft
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.report.values import Artifact
+from onnxshot.results.quantized import Result
+from onnxshot.runtimes.base import EmitOptions
+from onnxshot.runtimes.unsound import blames_model
+from onnxshot.settings import Settings
+from onnxshot.stages.run import Run
+from onnxshot.targets import target_named
+from onnxshot.targets.ort import ORT
+
+
+@checked
+@blames_model
+def quantize(
+    model: str | Path | ModelProto,
+    calib: Any = None,
+    *,
+    stats: str | Path | None = None,
+    output: str | Path | None = None,
+    preset: str | Preset | None = None,
+    recipe: Recipe | None = None,
+    settings: Settings | None = None,
+    emit: Sequence[str] | None = None,
+    emit_options: EmitOptions | None = None,
+    **options: Any,
+) -> Result:
+    """Quantize an ONNX model for a target, and prove the result against the float model.
+
+    Args:
+        model: path of an .onnx file, or a ModelProto.
+        calib: calibration data: a folder of pictures, .npy or .npz; a .npz; a test_data_set folder;
+            'module:function'; any iterable of dicts of arrays; 'random'. Only mode 'static' needs it.
+        stats: statistics that `calibrate` wrote of this model: nothing is run to calibrate. `calib`, where it is given
+            too, must hold the samples they are of; the others judge the result.
+        output: where to write; None keeps the result in memory (`Result.save` writes it later).
+        preset: preprocessing of pictures: a name, a YAML file, or a Preset.
+        recipe: what to do; `options` override its fields (target='ort', mode='static', exclude=(...,), ...).
+        settings: how to run it.
+        emit: formats to write, each with the stem of `output`: onnx, openvino, tensorrt. Default: what its suffix
+            stands for, else the target's own. Of one artifact alone it is the target, where none is named.
+        emit_options: how artifacts other than .onnx are made.
+        **options: fields of the recipe, by name.
+
+    Returns:
+        The model, the plan and the report.
+
+    Raises:
+        ModelError, CalibrationError, UsageError, TargetError: each says what was found and what to do.
+    """
+    settings = settings or Settings()
+    place = Path(output) if output is not None else None
+    if recipe is None and "target" not in options:
+        options["target"] = artifacts.target_for(emit, place) or ORT.name
+    recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
+    target = target_named(recipe.target)
+    formats = artifacts.formats_of(emit, place, target) if place is not None else (artifacts.ONNX,)
+    if place is None and emit is not None:
+        raise UsageError(f"there is no output to emit {', '.join(emit)} to", "give one; artifacts take its stem")
+    if formats != (artifacts.ONNX,) and recipe.quantizes:
+        recipe = replace(recipe, portable_ops=True)  # no other runtime reads ONNX Runtime's own operators
+    run = Run(model, recipe, settings, stats)
+    files = settings.files.reading(*of_run(run.model, calib, preset, stats=stats))
+    if place is not None:
+        written = of_result(place, formats, external=is_external(run.model))
+        files = files.writing(*written, *of_options(emit_options))
+        place = artifacts.place_of(place, artifacts.ONNX)
+    files.check()
+
+    with run.open(calib, preset) or contextlib.nullcontext() as data:
+        inputs = {t.name: run.frozen.dims(t.name, run.model.shape(t)) for t in run.model.graph.inputs}
+        how = artifacts.sized(emit_options or EmitOptions(threads=settings.threads), formats, inputs, data)
+
+        def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
+            return artifacts.artifacts(written, formats, place or written, how, run.judged, settings)
+
+        run.rewrite(data)
+        run = run.not_larger(data)
+        deliver(
+            run.model, place, target.name, run.report,
+            lambda written: run.prove(written, data, target.name in formats), others,
+            keep=artifacts.ONNX in formats, source=source_of(calib, preset, data),
+        )  # fmt: skip
+    run.report.seconds = time.perf_counter() - run.started
+    return Result(run.model, run.plan, run.report, run.gathered.statistics if run.gathered is not None else None)

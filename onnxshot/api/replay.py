@@ -1,0 +1,158 @@
+"""`replay`: do again what a record says was done to a model, and see whether the bytes are the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxshot.api.run_stage import StageResult, run_stage
+from onnxshot.arguments import checked
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.statsfile import data_hash, refuse_other
+from onnxshot.delivery.files_read import of_model_file, of_run
+from onnxshot.delivery.files_written import is_external, of_result
+from onnxshot.delivery.record import (
+    Record,
+    Records,
+    leave_beside,
+    load_records,
+    sha256,
+    versions,
+)
+from onnxshot.errors import CalibrationError, OnnxshotError
+from onnxshot.execution.gather import open_calib
+from onnxshot.execution.statistics_cache import model_hash
+from onnxshot.files.ledger import Files
+from onnxshot.files.places import scratch
+from onnxshot.graph.load import load_model
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.runtimes.unsound import blames_model
+from onnxshot.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What came of it.
+
+    Attributes:
+        output: the file that was written.
+        runs: how many runs were done again, of each its kind.
+        sha256: of the file.
+        same: whether the result had the same bytes; None where the record does not say.
+        changed: library -> (version then, version now), where they differ.
+        notes: what a user should know.
+    """
+
+    output: Path
+    runs: tuple[str, ...]
+    sha256: str
+    same: bool | None
+    changed: dict[str, tuple[str, str]]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with stable keys."""
+        return {**asdict(self), "output": str(self.output)}
+
+
+@checked
+@blames_model
+def replay(
+    model: str | Path,
+    recorded: str | Path,
+    output: str | Path,
+    *,
+    calib: Any = None,
+    stats: str | Path | None = None,
+    preset: str | Preset | None = None,
+    settings: Settings | None = None,
+) -> Replayed:
+    """Make a result again from the model it was made of.
+
+    Args:
+        model: path of the model that the first run was given.
+        recorded: the .recipe.yaml file beside the result, or the result itself.
+        output: where to write.
+        calib: the samples; by default where the record says they lay.
+        stats: the statistics, where the run was given some and no samples.
+        preset: preprocessing of pictures; by default what the record names.
+        settings: how to run it; all that may change a byte is taken from the record.
+
+    Raises:
+        UsageError, CalibrationError: the model, the samples or the preset are not those of the record; both hashes are
+            told. And all that the runs raise.
+    """
+    started = time.perf_counter()
+    records, settings, output = load_records(Path(recorded)), settings or Settings(), Path(output)
+    calib = records.source.get("calib") if calib is None else calib
+    preset = records.source.get("preset") if preset is None else preset
+    loaded = load_model(model)
+    files = settings.files.reading(*of_run(loaded, calib, preset, stats=stats), *of_model_file(recorded, "the record"))
+    files.writing(*of_result(output, external=is_external(loaded))).check()
+    settings = replace(settings, files=Files())
+    calib = list(calib) if isinstance(calib, Iterator) else calib
+    with scratch() as folder:
+        path = Path(model)
+        for number, run in enumerate(records.runs, 1):
+            try:
+                # What is known of the samples is known of the last run's: earlier ones may have taken more or fewer.
+                known = records.source if run.settings == records.runs[-1].settings else {}
+                made = _again(run, known, path, calib, stats, preset, settings)
+            except OnnxshotError as e:
+                e.message = f"run {number} ({next(iter(run.stage))}): {e.message}"
+                raise
+            path = made.save(output if number == len(records.runs) else folder / f"{number}.onnx")
+    source = {**records.source, **({"calib": str(calib)} if isinstance(calib, str | Path) else {})}
+    notes = leave_beside(made.model, path, source, [path])
+    return Replayed(
+        output, tuple(next(iter(run.stage)) for run in records.runs), sha256(output),
+        _same(records, Path(recorded), output),
+        _changed(records.runs), time.perf_counter() - started, tuple(notes),
+    )  # fmt: skip
+
+
+def _again(
+    run: Record,
+    source: Mapping[str, Any],
+    path: Path,
+    calib: Any,
+    stats: str | Path | None,
+    preset: str | Preset | None,
+    settings: Settings,
+) -> StageResult:
+    """The result of one run; source: what the record says of the samples."""
+    settings, decided = replace(settings, verify=False, **run.settings), run.decided
+    loaded = load_model(path)
+    refuse_other("model", run.model, "the record", model_hash(loaded), str(path))
+    if not run.sampled:
+        return run_stage(run.parsed(), path, None, None, preset=preset, settings=settings, decided=decided)
+    if calib is None and (stats is None or not isinstance(run.parsed(), Recipe)):
+        hint = "give them with --calib DATA, or the statistics that it was given with --stats"
+        raise CalibrationError("the record does not say where its samples lay", hint)
+    if calib is None:
+        return run_stage(run.parsed(), path, None, None, preset=preset, settings=settings, stats=stats)
+    with open_calib(calib, loaded, preset, settings) as data:
+        for what, found in (("preset", data.preset_hash), ("data", data_hash(data.digests()))):
+            wanted = source.get(f"{what}_sha256")
+            if wanted is not None:
+                refuse_other(what, str(wanted), "the record", found, data.source)
+        return run_stage(
+            run.parsed(), path, calib, data, preset=preset, settings=settings, stats=stats, decided=decided
+        )
+
+
+def _same(records: Records, recorded: Path, output: Path) -> bool | None:
+    if recorded.suffix == ".onnx":
+        return sha256(recorded) == sha256(output)
+    wanted = next((found for name, found in records.outputs.items() if name.endswith(".onnx")), None)
+    return None if wanted is None else wanted == sha256(output)
+
+
+def _changed(runs: Sequence[Record]) -> dict[str, tuple[str, str]]:
+    now = versions()
+    then = {name: version for run in runs for name, version in run.versions.items()}
+    return {name: (then[name], now[name]) for name in now if then.get(name, now[name]) != now[name]}

@@ -1,0 +1,162 @@
+"""Check a bundle: every hash, then its samples in the runtime of every artifact that is here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.arguments import checked
+from onnxshot.bundles.bundle_manifest import Made, check_files, files_of, read_manifest
+from onnxshot.bundles.samples import Arrays, Stored, read_sample
+from onnxshot.delivery.artifacts import load_artifact
+from onnxshot.errors import ModelError, TargetError
+from onnxshot.maths.metrics import SqnrSum
+from onnxshot.report.values import rounded
+
+SAME_DB = 60.0
+"""Float outputs that agree so well are the same, but for the order of sums: that differs from CPU to CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputCheck:
+    """One output of one artifact over all samples.
+
+    Attributes:
+        artifact, output: the file, and the name of the output.
+        equal: share 0..1 of values that are what they were, to the bit.
+        sqnr_db: of float values against the recorded ones; None of others, which must be equal.
+        least_db: what it must be at least: 60 dB, or as near as the recorded values are to the float model's, where
+            that is less. Integers that are summed in another order on another CPU may round to a neighbour.
+    """
+
+    artifact: str
+    output: str
+    equal: float
+    sqnr_db: float | None = None
+    least_db: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the output is what it was, within its tolerance."""
+        return self.equal == 1.0 or (
+            self.sqnr_db is not None and self.least_db is not None and self.sqnr_db >= self.least_db
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What came of a check.
+
+    Attributes:
+        files: how many had the hash that the manifest says.
+        samples: how many were run.
+        outputs: of every artifact whose runtime is here.
+        not_run: artifacts whose runtime is not, and why.
+        not_listed: files that the manifest does not know; nothing is known of them.
+    """
+
+    files: int
+    samples: int
+    outputs: tuple[OutputCheck, ...]
+    not_run: dict[str, str]
+    not_listed: tuple[str, ...]
+
+    @property
+    def deviations(self) -> tuple[OutputCheck, ...]:
+        """Outputs that are not what they were."""
+        return tuple(row for row in self.outputs if not row.passed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with stable keys."""
+        values: dict[str, Any] = rounded(asdict(self))
+        values["outputs"] = [{**rounded(asdict(row)), "passed": row.passed} for row in self.outputs]
+        return values
+
+
+@checked
+def verify(folder: str | Path, *, threads: int = 2) -> Verified:
+    """Check every file of a bundle against its manifest, and run its samples in the runtimes that are here.
+
+    A hash says that a file was not changed since the manifest was written, not who wrote it.
+
+    Raises:
+        ModelError: a file is broken, missing, a link, or leaves the folder, or a model or sample cannot be read.
+        TargetError: none of its artifacts has a runtime here.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    names = tuple(made.file for made in manifest.artifacts)
+    samples = [read_sample(folder / name, names) for name in manifest.samples]
+    rows: list[OutputCheck] = []
+    not_run = {}
+    for made in manifest.artifacts:
+        try:
+            rows += _rows(folder, made, samples, threads)
+        except TargetError as e:
+            not_run[made.file] = str(e)
+    if samples and not rows and not_run:
+        name, reason = next(iter(not_run.items()))
+        raise TargetError(f"all files are whole, and nothing was run: {name}: {reason}", "install a runtime of it")
+    added = tuple(name for name in files_of(folder) if name not in manifest.files)
+    return Verified(len(manifest.files), len(samples), tuple(rows), not_run, added)
+
+
+def _rows(folder: Path, made: Made, samples: list[Stored], threads: int) -> list[OutputCheck]:
+    """All outputs of an artifact. Raises TargetError where it does not run here, or did not where it was made."""
+    if not samples:
+        raise TargetError("no sample was recorded: the model draws random numbers, or its samples are too large")
+    if not any(sample.outputs[made.file] for sample in samples):
+        given = load_artifact(folder / made.file, made.format, threads=threads).outputs
+        why = "its runtime was not there when it was made" if given else "numpy has none of their types"
+        raise TargetError(f"no outputs were recorded, since {why}")
+    runner = load_artifact(folder / made.file, made.format, threads=threads)
+    sums: dict[str, _Sums] = {}
+    for sample in samples:
+        found = runner.run(sample.inputs)
+        for name, recorded in sample.outputs[made.file].items():
+            if name not in found:
+                raise ModelError(f"{folder / made.file} has no output {name!r}, which its samples have")
+            sums.setdefault(name, _Sums()).add(recorded, found[name], _same_shape(sample.expected, name, recorded))
+    return [entry.row(made.file, name) for name, entry in sums.items()]
+
+
+def _same_shape(expected: Arrays, name: str, recorded: NDArray[Any]) -> NDArray[Any] | None:
+    values = expected.get(name)
+    return values if values is not None and values.shape == recorded.shape else None
+
+
+class _Sums:
+    """What is added up for one output."""
+
+    def __init__(self) -> None:
+        self.count = self.same = 0
+        self.floats = True
+        self.moved, self.own = SqnrSum(), SqnrSum()
+
+    def add(self, recorded: NDArray[Any], found: NDArray[Any], expected: NDArray[Any] | None) -> None:
+        """recorded, found: of the artifact then and now; expected: of the float model, in the same shape."""
+        self.count += recorded.size
+        if recorded.shape != found.shape or recorded.dtype != found.dtype:
+            self.floats = False
+            return
+        nan = (recorded != recorded) & (found != found)  # strings have no isnan
+        self.same += int(np.count_nonzero((recorded == found) | nan))
+        if recorded.dtype.kind != "f":
+            self.floats = False
+            return
+        self.moved.add(recorded, found)
+        if expected is not None:
+            self.own.add(expected, recorded)
+
+    def row(self, artifact: str, name: str) -> OutputCheck:
+        """The sums as a row."""
+        equal = self.same / self.count if self.count else 1.0
+        if not self.floats:
+            return OutputCheck(artifact, name, equal)
+        least = min(SAME_DB, self.own.db) if self.own.count else SAME_DB
+        return OutputCheck(artifact, name, equal, self.moved.db, least)

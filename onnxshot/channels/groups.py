@@ -1,0 +1,144 @@
+"""Groups of channels that must be cut together, found before anything is cut; and what cannot be cut, with the reason.
+
+A channel belongs to one group. Cutting it removes it from every tensor it is in: weights, biases, norms, both sides of
+an addition, the gate of a squeeze-excite, all parts of a gated MLP, the query, key and value of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from onnxshot.graph import Model, Node
+from onnxshot.graph.axes import Axes, Ids, Shape
+from onnxshot.graph.axis_rules import follow
+from onnxshot.graph.skip import Skip
+
+Kind = Literal["channels", "mlp", "heads"]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that some layers make together; any of them may be cut alone.
+
+    Attributes:
+        name: label of the first layer that makes them.
+        kind: heads of an attention, hidden units of an MLP, or channels of anything else.
+        ids: numbers of those that can be cut, each once.
+        makers, readers: the layers that make them and those that sum over them, with the numbers of all they make or
+            sum over, in their order.
+        parts: sets of numbers, of each of which one must stay: an empty tensor is no tensor.
+    """
+
+    name: str
+    kind: Kind
+    ids: Ids
+    makers: tuple[tuple[Node, Ids], ...]
+    readers: tuple[tuple[Node, Ids], ...]
+    parts: tuple[frozenset[int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """All groups of a model's top-level graph, the axes they were found on, and what cannot be cut."""
+
+    axes: Axes
+    rows: tuple[Group, ...]
+    skips: tuple[Skip, ...]
+
+
+def groups_of(model: Model, shapes: Mapping[str, Shape]) -> Groups:
+    """The groups of a model. shapes: of its tensors, concrete: see `concrete_shapes`."""
+    axes = follow(model, shapes)
+    family = _families(axes)
+    everywhere = [ids for held in axes.of.values() for ids in held.values()]
+    parts: dict[int, set[frozenset[int]]] = {}
+    for ids in everywhere:
+        part = frozenset(ids.tolist())
+        if not any(i in axes.fixed for i in part):
+            parts.setdefault(family[min(part)], set()).add(part)
+    made: dict[int, list[tuple[Node, Ids]]] = {}
+    for node, ids in axes.made:
+        made.setdefault(family[int(ids[0])], []).append((node, ids))
+    read = _reads(axes, family)
+    rows, skips = [], []
+    for number, makers in ((number, tuple(pairs)) for number, pairs in made.items()):
+        every = np.unique(np.concatenate([ids for _, ids in makers]))
+        free = np.asarray([i for i in every.tolist() if i not in axes.fixed], np.int64)
+        readers = tuple(read.get(number, ()))
+        reason = next((axes.fixed[i] for i in every.tolist() if i in axes.fixed), "it is the only channel")
+        if len(free) < 2 or not readers:
+            reason = reason if len(free) < 2 else "nothing sums over it with weights of its own"
+            skips += [Skip(node.label, node.op, reason) for node, _ in makers]
+            continue
+        rows.append(
+            Group(makers[0][0].label, _kind(axes, makers, readers), free, makers, readers, tuple(parts.get(number, ())))
+        )
+    return Groups(axes, tuple(rows), tuple(skips))
+
+
+def _reads(axes: Axes, family: Mapping[int, int]) -> dict[int, list[tuple[Node, Ids]]]:
+    """Number of a group -> the layers that sum over any of its channels that can be cut, in their order."""
+    free = {i for _, ids in axes.made for i in ids.tolist()}.difference(axes.fixed)
+    found: dict[int, list[tuple[Node, Ids]]] = {}
+    for node, ids in axes.read:
+        for number in {family[i] for i in ids.tolist() if i in free}:
+            found.setdefault(number, []).append((node, ids))
+    return found
+
+
+def _families(axes: Axes) -> dict[int, int]:
+    """Number -> number of the group it is in: layers whose outputs have a number in common make a group."""
+    parent = list(range(axes.count))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for _, ids in axes.made:
+        for i in ids[1:].tolist():
+            parent[root(i)] = root(int(ids[0]))
+    return {i: root(i) for i in range(axes.count)}
+
+
+def _kind(axes: Axes, makers: tuple[tuple[Node, Ids], ...], readers: tuple[tuple[Node, Ids], ...]) -> Kind:
+    if any(int(ids[0]) in axes.heads for _, ids in makers):
+        return "heads"
+    dense = all(node.op in ("Gemm", "MatMul") for node, _ in (*makers, *readers))
+    return "mlp" if dense else "channels"
+
+
+def chunk(group: Group, multiple: int) -> int:
+    """How many channels of a group to cut at a time, so that layers lose a multiple of `multiple` outputs."""
+    free, found = set(group.ids.tolist()), 1
+    for _, ids in group.makers:
+        times = np.unique([n for i, n in zip(*np.unique(ids, return_counts=True), strict=True) if int(i) in free])
+        if len(times):
+            each = math.gcd(*times.tolist())
+            found = math.lcm(found, multiple // math.gcd(multiple, each))
+    return found
+
+
+def in_chunks(group: Group, order: Ids, size: int) -> Ids:
+    """The order with channels moved so that each `size` of them belong to the same layers; what is left over is left.
+
+    In a network whose stages add to what the stages before gave, some channels are in all stages, some in the last:
+    16 of both together would leave no layer a multiple.
+    """
+    kinds = {i: tuple(int(np.count_nonzero(ids == i)) for _, ids in group.makers) for i in order.tolist()}
+    if size == 1 or len(set(kinds.values())) == 1:
+        return order
+    waiting: dict[tuple[int, ...], list[int]] = {}
+    found: list[int] = []
+    for i in order.tolist():
+        same = waiting.setdefault(kinds[i], [])
+        same.append(i)
+        if len(same) == size:
+            found += same
+            same.clear()
+    return np.asarray(found, np.int64)

@@ -1,0 +1,121 @@
+"""What a layer multiplies its weight with, at some positions of its output: rows that its weight can be fitted on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from onnxshot.execution.layer_rows import Form
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A Conv, Gemm or MatMul with a float32 weight of its own, by the names of its tensors.
+
+    bias: a constant of its own, that of the Add behind a MatMul too; "" where there is none. output: what the bias was
+    already added to. columns: inputs of one output value.
+    """
+
+    name: str
+    op: str
+    input: str
+    weight: str
+    bias: str
+    output: str
+    shape: tuple[int, ...]
+    attrs: Mapping[str, Any]
+
+    @property
+    def form(self) -> Form:
+        """How it multiplies."""
+        return Form(self.op, self.attrs)
+
+    @property
+    def groups(self) -> int:
+        """Groups of a Conv; 1 for all else."""
+        return int(self.attrs.get("group", 1))
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Size of a Conv's window; () for all else."""
+        return self.shape[2:] if self.op == "Conv" else ()
+
+    @property
+    def columns(self) -> int:
+        """K: inputs of one output value."""
+        return math.prod(self.shape[1:]) if self.op == "Conv" else self.shape[0 if self.form.turned else 1]
+
+    def table(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """A weight as [G, O / G, K]."""
+        return self.form.table(weight)
+
+    def stored(self, table: NDArray[np.floating]) -> NDArray[np.float32]:
+        """The inverse of `table`."""
+        return self.form.stored(table, np.empty(self.shape, np.float32))
+
+    def inputs(self, x: NDArray[Any], share: int, number: int) -> NDArray[np.float32]:
+        """What is multiplied at `share` positions of a sample's output [N, G, K]; other positions for other samples."""
+        sizes = self._sizes(x.shape[2:]) if self.op == "Conv" else ()
+        return np.asarray(self.form.inputs(x, sizes, share, number, self.kernel))
+
+    def outputs(self, y: NDArray[Any], share: int, number: int) -> NDArray[np.float32]:
+        """A sample's outputs at the same positions [N, O]."""
+        return self.form.chosen(y, share, number)[0]
+
+    def _sizes(self, before: Sequence[int]) -> tuple[int, ...]:
+        """Sizes of the output of a Conv: ONNX Conv-11."""
+        ones = [1] * len(before)
+        strides, dilations = self.attrs.get("strides", ones), self.attrs.get("dilations", ones)
+        how = self.attrs.get("auto_pad", b"NOTSET")
+        pads = [0] * len(before) * 2 if how == b"VALID" else list(self.attrs.get("pads", [0] * len(before) * 2))
+        sizes = []
+        for axis, size in enumerate(before):
+            reach = (self.kernel[axis] - 1) * dilations[axis] + 1
+            whole = size + pads[axis] + pads[axis + len(before)] - reach
+            sizes.append(-(-size // strides[axis]) if how.startswith(b"SAME") else whole // strides[axis] + 1)
+        return tuple(sizes)
+
+
+def layers_of(model: ModelProto) -> dict[str, Layer]:
+    """The layers of a model's top-level graph by node name; weights that are shared are nobody's own."""
+    constants = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    uses: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            uses.setdefault(name, []).append(node)
+    given_out = {value.name for value in model.graph.output}
+    own = {name for name in constants if len(uses.get(name, ())) == 1} - given_out
+    found = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in own or node.input[0] in constants:
+            continue
+        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        shape = tuple(constants[node.input[1]].dims)
+        plain = attrs.get("alpha", 1.0) == attrs.get("beta", 1.0) == 1.0 and not attrs.get("transA", 0)
+        if not plain or (node.op_type != "Conv" and len(shape) != 2):
+            continue
+        bias, output = node.input[2] if len(node.input) > 2 else "", node.output[0]
+        if node.op_type == "MatMul" and output not in given_out:
+            bias, output = _added(uses.get(output, []), output, constants)
+        outputs = shape[0] if node.op_type == "Conv" or attrs.get("transB", 0) else shape[1]
+        if bias and (bias not in own or math.prod(constants[bias].dims) != outputs):
+            bias, output = "", node.output[0]
+            if len(node.input) > 2:
+                continue  # a bias of another shape: nothing that a column of ones can stand for
+        found[node.name] = Layer(node.name, node.op_type, node.input[0], node.input[1], bias, output, shape, attrs)
+    return found
+
+
+def _added(readers: Sequence[NodeProto], output: str, constants: Mapping[str, TensorProto]) -> tuple[str, str]:
+    """(bias, what it gives) of the Add behind a MatMul that alone reads its output."""
+    if len(readers) == 1 and readers[0].op_type == "Add":
+        others = [name for name in readers[0].input if name != output]
+        if len(others) == 1 and others[0] in constants:
+            return others[0], readers[0].output[0]
+    return "", output

@@ -1,0 +1,370 @@
+"""Nodes that put values in an order: TopK, NonMaxSuppression, NonZero, Multinomial.
+
+Two values that are almost equal change places with the least noise, and everything behind is then compared with its
+neighbour. So both models are made to pick the same, what the float model picks; what the other would have picked is
+held against that as sets. What they order by is judged too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnxshot.comparison.matching import picked_boxes, picked_places, picked_rows
+from onnxshot.comparison.proto_edits import (
+    PREFIX,
+    STANDARD,
+    attribute,
+    bodies,
+    graphs,
+    makers,
+    named,
+    opset_of,
+    reads,
+    replace_nodes,
+    require_domain,
+)
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Op:
+    """picks: the output that says what was picked; key, boxes: inputs that it orders by, and of what."""
+
+    picks: int
+    key: int
+    boxes: int | None = None
+
+
+_OPS = {
+    "TopK": _Op(picks=1, key=0),
+    "NonMaxSuppression": _Op(picks=0, key=1, boxes=0),
+    "NonZero": _Op(picks=0, key=0),
+    "Multinomial": _Op(picks=0, key=0),
+}
+_MULTIPLIES = frozenset(
+    ("Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention")
+)
+_COMPARES = frozenset(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"))
+_LOGIC = frozenset(("And", "Or", "Not", "Xor", "Cast", "Where"))
+_MOVES = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"))
+_GATHER_ELEMENTS = 11  # opset it came with; ONNX Runtime has a GatherND of its own before
+_SAME = 1e-3  # of the largest value: what another order of a sum changes is far less
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One of these nodes in the float model.
+
+    Attributes:
+        number: its own among those that are found; names of tensors are made of it.
+        node, op: its name and operator.
+        outputs: names of its outputs, which tell it in another model too.
+        axis: of TopK, the axis that is ordered.
+        centres: of NonMaxSuppression, whether boxes are (x, y, width, height).
+        place: how many of this operator stand before it.
+        coordinates: of TopK, whether values must be gathered by coordinates: there is no GatherElements.
+    """
+
+    number: int
+    node: str
+    op: str
+    outputs: tuple[str, ...]
+    axis: int = -1
+    centres: bool = False
+    place: int = 0
+    coordinates: bool = False
+
+    @property
+    def picks(self) -> str:
+        """The output of a judged model that holds what it picked itself."""
+        return f"{PREFIX}picks/{self.number}"
+
+    @property
+    def imposed(self) -> str:
+        """The input of a judged model that says what to pick."""
+        return f"{PREFIX}imposed/{self.number}"
+
+    @property
+    def imposed_at(self) -> str:
+        """The input of a judged model that says the same by coordinates."""
+        return f"{PREFIX}imposed_at/{self.number}"
+
+    @property
+    def boxes(self) -> str:
+        """The output of a judged model that holds the boxes."""
+        return f"{PREFIX}boxes/{self.number}"
+
+    def matched(self, wanted: Tensors, got: Tensors) -> tuple[int, int]:
+        """(picks that both models have, picks)."""
+        mine, other = wanted[self.picks], got[self.picks]
+        if self.op == "NonMaxSuppression":
+            boxes = wanted[self.boxes], got[self.boxes]
+            return picked_boxes(mine, other, boxes, centres=self.centres)
+        if self.op == "NonZero":
+            return picked_places(mine, other)
+        if self.op == "Multinomial" and mine.shape == other.shape:
+            return int(np.count_nonzero(mine == other)), mine.size
+        return picked_rows(mine, other, self.axis)
+
+    def feed(self, picks: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The inputs that impose these picks."""
+        if not self.coordinates:
+            return {self.imposed: picks}
+        at = np.indices(picks.shape, dtype=np.int64)
+        at[self.axis % picks.ndim] = picks
+        return {self.imposed: picks, self.imposed_at: np.moveaxis(at, 0, -1).copy()}
+
+    def turned(self, picks: NDArray[Any]) -> NDArray[Any] | None:
+        """The same picks in another order; None where there are too few."""
+        axis = {"NonMaxSuppression": 0, "NonZero": 1, "Multinomial": 1}.get(self.op, self.axis)
+        return np.flip(picks, axis).copy() if picks.ndim and picks.shape[axis] > 1 else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """Where a node stands: its graph and number; the If whose branch that is, where it is one; what makes tensors."""
+
+    graph: GraphProto
+    number: int
+    parent: NodeProto | None
+    made: Mapping[str, NodeProto]
+
+    @property
+    def node(self) -> NodeProto:
+        return self.graph.node[self.number]
+
+
+def _places(graph: GraphProto) -> Iterator[_Place]:
+    """The nodes of a graph that order, and suppressions in its branches: there they keep out a case without boxes."""
+    made = makers(graph)
+    for i, node in enumerate(graph.node):
+        if _orders(node):
+            yield _Place(graph, i, None, made)
+        for body in bodies(node) if node.op_type == "If" else ():
+            inner = {**made, **makers(body)}
+            for j, one in enumerate(body.node):
+                if one.op_type == "NonMaxSuppression" and _orders(one):
+                    yield _Place(body, j, node, inner)
+
+
+def orders(proto: ModelProto) -> tuple[Order, ...]:
+    """The nodes of the graph that order what was computed from products."""
+    found, count = list[Order](), dict[str, int]()
+    for at in _places(proto.graph):
+        node = at.node
+        place = count[node.op_type] = count.get(node.op_type, -1) + 1
+        if not _computed(node.input[_OPS[node.op_type].key], at.made):
+            continue
+        found.append(
+            Order(
+                len(found), named(node), node.op_type, tuple(node.output), int(attribute(node, "axis", -1)),
+                bool(attribute(node, "center_point_box", 0)), place,
+                node.op_type == "TopK" and opset_of(proto) < _GATHER_ELEMENTS,
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def orders_inside(proto: ModelProto) -> tuple[str, ...]:
+    """Nodes of subgraphs that order: they are not made to pick the same."""
+    known = {name for at in _places(proto.graph) for name in at.node.output}
+    inner = [node for graph in list(graphs(proto.graph))[1:] for node in graph.node]
+    return tuple(named(n) for n in inner if _orders(n) and n.op_type != "NonZero" and not known & set(n.output))
+
+
+def same_nodes(proto: ModelProto, wanted: Sequence[Order]) -> dict[int, _Place] | None:
+    """Number of the order -> the node in this model; None where one is not there."""
+    own = list(_places(proto.graph))
+    found = dict[int, _Place]()
+    for order in wanted:
+        names = {name for name in order.outputs if name}
+        alike = [at for at in own if at.node.op_type == order.op]
+        by_name = [at for at in alike if names & set(at.node.output)]
+        if not by_name and order.place >= len(alike):
+            return None
+        found[order.number] = by_name[0] if by_name else alike[order.place]
+    return found if len({id(at) for at in found.values()}) == len(wanted) else None
+
+
+def add_orders(proto: ModelProto, wanted: Sequence[Order], imposed: Sequence[Order]) -> None:
+    """Give out what these nodes pick, and by what; make some of them pick what an input says; in place.
+
+    Raises KeyError where the model lacks one: see `same_nodes`.
+    """
+    graph = proto.graph
+    places = same_nodes(proto, wanted) or {}
+    made = makers(graph)
+    roots = {_root(output.name, made) for output in graph.output}
+    instead = dict[int, list[NodeProto]]()
+    branches = dict[bytes, list[tuple[_Place, list[NodeProto], tuple[str, ...]]]]()
+    for order in wanted:
+        at, op = places[order.number], _OPS[order.op]
+        keys = [key for key in _keys(at.node, at.made) if _root(key, at.made) not in roots]
+        given = {before(order, i): key for i, key in enumerate(keys)}
+        given |= {order.boxes: at.node.input[op.boxes]} if op.boxes is not None else {}
+        nodes = [helper.make_node("Identity", [tensor], [name]) for name, tensor in given.items()]
+        nodes += _giving(at.node, order, impose=order in imposed)
+        if at.parent is None:
+            instead[at.number] = nodes
+        else:
+            branches.setdefault(at.graph.SerializeToString(), []).append((at, nodes, (order.picks, *given)))
+        _add_outputs(graph, [order.picks, *given])
+    for name in (name for order in imposed for name in (order.imposed, *([order.imposed_at] * order.coordinates))):
+        graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, None))
+    if any(order.coordinates for order in imposed):
+        require_domain(proto, "com.microsoft")
+    for found in branches.values():
+        _give_out_of_branch(found)
+    replace_nodes(graph, instead)
+
+
+def _give_out_of_branch(found: Sequence[tuple[_Place, list[NodeProto], tuple[str, ...]]]) -> None:
+    """Put other nodes in the places of some of a branch, and make tensors of theirs outputs of the If.
+
+    By the other branch they are empty.
+    """
+    branch, parent = found[0][0].graph, found[0][0].parent
+    assert parent is not None
+    replace_nodes(branch, {at.number: nodes for at, nodes, _ in found})
+    names = [name for _, _, part in found for name in part]
+    for body in bodies(parent):
+        makes = {name for node in body.node for name in node.output}
+        for name in names:
+            inside = f"{name}/inside/{len(body.node)}"
+            if name in makes:
+                body.node.append(helper.make_node("Identity", [name], [inside]))
+            else:
+                picks = name.startswith(f"{PREFIX}picks/")
+                empty = np.zeros((0, 3), np.int64) if picks else np.zeros((1, 0, 4), np.float32)
+                body.node.append(helper.make_node("Constant", [], [inside], value=numpy_helper.from_array(empty)))
+            body.output.add(name=inside)
+    parent.output.extend(names)
+
+
+def before(order: Order, number: int) -> str:
+    """The output of a judged model that holds a key of the order."""
+    return f"{PREFIX}before/{order.number}/{number}"
+
+
+def seen_in(
+    found: Sequence[Order], base: Tensors, turned: Mapping[int, Tensors | None], outputs: Sequence[str]
+) -> dict[int, frozenset[str]]:
+    """The outputs in which each order is seen, by number; those that are seen in none are left out.
+
+    base: outputs and picks of the model; turned: the same where one order alone is turned around; None: it could not
+    be. An order is seen too where another one is seen that picks otherwise then. What sums over its picks, as a mixture
+    of experts does, does not see their order: such a node picking otherwise is a fault like any other.
+    """
+    seen = dict[int, frozenset[str]]()
+    for order in found:
+        other = turned[order.number]
+        names = [o for o in outputs if o in base and (other is None or not alike(base[o], other[o]))]
+        if names:
+            seen[order.number] = frozenset(names)
+    changed = True
+    while changed:
+        changed = False
+        for order in found:
+            other = turned[order.number]
+            if order.number in seen or other is None:
+                continue
+            later = [o for o in found if o.number in seen and not alike(base[o.picks], other[o.picks])]
+            if later:
+                seen[order.number] = frozenset().union(*(seen[o.number] for o in later))
+                changed = True
+    return seen
+
+
+def alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether values are the same, but for what another order of sums does."""
+    if one.shape != other.shape:
+        return False
+    if one.dtype.kind != "f":
+        return bool(np.array_equal(one, other))
+    finite = np.where(np.isfinite(one), one, 0)
+    return bool(np.allclose(other, one, rtol=0.0, atol=_SAME * float(np.abs(finite).max(initial=0.0)), equal_nan=True))
+
+
+def _orders(node: NodeProto) -> bool:
+    return node.op_type in _OPS and node.domain in STANDARD and any(node.output)
+
+
+def _computed(name: str, made: Mapping[str, NodeProto]) -> bool:
+    """Whether products are among what a tensor is computed from; its shape alone does not count."""
+    waiting, seen = [name], set[str]()
+    while waiting:
+        current = waiting.pop()
+        node = made.get(current)
+        if node is None or current in seen or node.op_type in ("Shape", "Size"):
+            continue
+        if node.op_type in _MULTIPLIES or node.domain not in STANDARD:
+            return True
+        seen.add(current)
+        waiting += reads(node)
+    return False
+
+
+def _keys(node: NodeProto, made: Mapping[str, NodeProto]) -> Iterator[str]:
+    """The tensors that a node orders by: of a condition, what is compared in it."""
+    waiting, seen = [node.input[_OPS[node.op_type].key]], set[str]()
+    if node.op_type != "NonZero":
+        yield waiting[0]
+        return
+    while waiting:
+        name = waiting.pop()
+        maker = made.get(name)
+        if maker is None or name in seen:
+            continue
+        seen.add(name)
+        if maker.op_type in _COMPARES:
+            yield from (x for x in maker.input if _computed(x, made))
+        elif maker.op_type in _LOGIC or maker.op_type in _MOVES:
+            waiting += list(maker.input)
+
+
+def _root(name: str, made: Mapping[str, NodeProto]) -> str:
+    """The tensor that this one is only another shape of."""
+    while (node := made.get(name)) is not None and node.op_type in _MOVES:
+        name = node.input[0]
+    return name
+
+
+def _giving(node: NodeProto, order: Order, *, impose: bool) -> list[NodeProto]:
+    """The node, whose picks are given out; imposed: what reads it is given those of an input."""
+    own = NodeProto()
+    own.CopyFrom(node)
+    slot = _OPS[order.op].picks
+    while len(own.output) <= slot:
+        own.output.append("")
+    own.output[:] = [f"{PREFIX}own/{order.number}/{i}" for i in range(len(own.output))]
+    nodes = [own, helper.make_node("Cast", [own.output[slot]], [order.picks], to=TensorProto.INT64)]
+    kind = int(attribute(node, "dtype", TensorProto.INT32)) if order.op == "Multinomial" else TensorProto.INT64
+    for i, name in enumerate(node.output):
+        if not name:
+            continue
+        if not impose:
+            nodes.append(helper.make_node("Identity", [own.output[i]], [name]))
+        elif i == slot:
+            nodes.append(helper.make_node("Cast", [order.imposed], [name], to=kind))
+        else:
+            nodes.append(_gathered(node.input[0], order, name))
+    return nodes
+
+
+def _gathered(values: str, order: Order, name: str) -> NodeProto:
+    """The values at the places of a TopK that are imposed."""
+    if not order.coordinates:
+        return helper.make_node("GatherElements", [values, order.imposed], [name], axis=order.axis)
+    return helper.make_node("GatherND", [values, order.imposed_at], [name], domain="com.microsoft")
+
+
+def _add_outputs(graph: GraphProto, names: Sequence[str]) -> None:
+    for name in names:
+        graph.output.add(name=name)

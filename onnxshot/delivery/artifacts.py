@@ -1,0 +1,196 @@
+"""Artifacts of other runtimes than ONNX Runtime: made of a written .onnx file, run in their own runtime, published."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnxshot.calibration.readers import Dataset
+from onnxshot.errors import ModelError, TargetError, UsageError
+from onnxshot.files.links import led
+from onnxshot.files.places import aside, scratch
+from onnxshot.graph.save import Draft
+from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
+from onnxshot.report.values import Artifact
+from onnxshot.runtimes.base import Dims, EmitOptions, Emitted, Loaded, Runtime
+from onnxshot.runtimes.ort_bench import NOISE, time_in_turns
+from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.runtimes.size_ranges import ranges_of
+from onnxshot.settings import Settings
+from onnxshot.targets import RUNTIMES, target_of
+from onnxshot.targets.base import Target
+from onnxshot.verification.compare_models import compare_loaded
+
+ONNX = "onnx"
+_BENCH_FEEDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What an artifact is held against: the model that was given, on samples that nothing was learned from."""
+
+    reference: Path | bytes
+    samples: Dataset
+
+
+def formats_of(asked: Sequence[str] | None, output: Path | None, target: Target) -> tuple[str, ...]:
+    """The formats to write: those asked for, else the one that the output is named after, else the target's own.
+
+    Raises TargetError for a format there is not, and, before any work, where its runtime is not installed.
+    """
+    by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()} | {".onnx": ONNX}
+    named = by_suffix.get(led(output).suffix.lower()) if output is not None else None
+    formats = tuple(dict.fromkeys(asked or (named or target.emits,)))
+    for name in formats:
+        if name != ONNX:
+            runtime_of(name).check()
+    return formats
+
+
+def runtime_of(name: str) -> Runtime:
+    """The runtime whose artifacts are called so. Raises TargetError, naming those there are."""
+    if name not in RUNTIMES:
+        raise TargetError(f"there is no format {name!r}", f"formats: {', '.join((ONNX, *RUNTIMES))}")
+    return RUNTIMES[name]
+
+
+def target_for(asked: Sequence[str] | None, output: Path | None) -> str | None:
+    """The target of a run that names none but makes one artifact alone, of a runtime: that whose format it is."""
+    by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()}
+    named = by_suffix.get(led(output).suffix.lower()) if output is not None else None
+    formats = set(asked or filter(None, (named,)))
+    return target_of(formats.pop()).name if len(formats) == 1 and formats <= set(RUNTIMES) else None
+
+
+def sized(
+    options: EmitOptions, formats: Sequence[str], inputs: Mapping[str, Dims | None], data: Dataset | None
+) -> EmitOptions:
+    """The options with the sizes that samples have, where a format is compiled for a range of them.
+
+    inputs: their dimensions in the model that is emitted. Raises UsageError, before any work, where sizes are missing.
+    """
+    ranged = [RUNTIMES[name] for name in formats if name in RUNTIMES and RUNTIMES[name].ranged]
+    if ranged and data is not None and not data.random:
+        unnamed = {name: dims for name, dims in inputs.items() if name not in options.shapes}
+        options = replace(options, sampled=ranges_of(unnamed, data))
+    for runtime in ranged:
+        runtime.check_sizes(inputs, options)
+    return options
+
+
+def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
+    """An artifact of a format, loaded in its runtime; an .onnx file in ONNX Runtime, its sequences and maps as arrays.
+
+    Raises TargetError where the runtime does not run here, ModelError where the artifact does not load.
+    """
+    if name == ONNX:
+        try:
+            return Runner(path, threads=threads, whole=True)
+        except ModelError as e:
+            if computes_bfloat16(path):
+                raise TargetError(f"{path.name} computes in bfloat16, which ONNX Runtime lacks on CPUs") from e
+            raise
+    runtime = runtime_of(name)
+    runtime.check()
+    if missing := runtime.runs_here():
+        raise TargetError(missing)
+    return runtime.load(path, threads=threads)
+
+
+def place_of(output: Path, name: str) -> Path:
+    """Where the artifact of a format goes: every artifact of a run takes the stem of its output.
+
+    What a link leads to is the output. Raises UsageError for an output that has no name, and as `led` does.
+    """
+    if not output.name:
+        raise UsageError(f"the output {output} is a folder", "name the file in it with -o")
+    output = led(output)
+    suffixes = {runtime.suffix for runtime in RUNTIMES.values()}
+    if name == ONNX:
+        return led(output.with_suffix(".onnx")) if output.suffix.lower() in suffixes else output
+    known = output.suffix.lower() in (".onnx", *suffixes)
+    return led(output.with_name((output.stem if known else output.name) + runtime_of(name).suffix))
+
+
+def artifacts(
+    source: Path,
+    formats: Sequence[str],
+    output: Path,
+    options: EmitOptions,
+    judged: Judged | None,
+    settings: Settings,
+) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
+    """All formats but .onnx, each to be entered, and published when all others are made too."""
+    for name in formats:
+        if name != ONNX:
+            yield made(source, name, place_of(output, name), options, judged, settings)
+
+
+@contextlib.contextmanager
+def made(
+    source: Path, name: str, final: Path, options: EmitOptions, judged: Judged | None, settings: Settings
+) -> Iterator[tuple[Draft, Artifact]]:
+    """Make the artifact of an .onnx file aside, run it where its runtime can run here, and hand both over.
+
+    Raises TargetError where the runtime refuses the model, ModelError where what it made does not run.
+    """
+    runtime, started = runtime_of(name), time.perf_counter()
+    if final.is_dir():
+        raise UsageError(f"{final} is a folder", "name the file in it with -o")
+    with aside(final) as folder:
+        emitted = runtime.emit(source, folder, final.stem, options)
+        seconds = time.perf_counter() - started
+        draft = Draft(folder, final, list(emitted.files))
+        yield draft, _proven(draft, emitted, name, seconds, judged, settings, options)
+
+
+def _proven(
+    draft: Draft,
+    emitted: Emitted,
+    name: str,
+    seconds: float,
+    judged: Judged | None,
+    settings: Settings,
+    options: EmitOptions,
+) -> Artifact:
+    """What is known of the artifact: what it was compiled to, and, where it runs here, its answers and its speed."""
+    runtime, notes = runtime_of(name), list(emitted.notes)
+    ran = emitted.executed if emitted.executed is not None and emitted.executed.total_macs else None
+    found, latency = None, {}
+    missing = runtime.runs_here() or ("" if judged is not None else "there are no samples")
+    if missing:
+        notes.append(f"compiled, not run: {missing}")
+    if judged is not None and not missing:
+        loaded = runtime.load(draft.path, threads=settings.threads)
+        found = compare_loaded(judged.reference, loaded, judged.samples, threads=settings.threads)
+        notes += [*found.notes, *found.not_finite]
+        if judged.samples.random:
+            notes.append("compared on random data alone: --calib DATA gives figures that mean something")
+            found = None
+        with scratch() as folder:
+            path = folder / "float.onnx"
+            if isinstance(judged.reference, Path):
+                path = judged.reference
+            else:
+                path.write_bytes(judged.reference)
+            feeds = [judged.samples[i].feed for i in range(min(len(judged.samples), _BENCH_FEEDS))]
+            try:
+                given = runtime.load(path, threads=settings.threads, options=options)
+            except (ModelError, TargetError) as e:
+                notes.append(f"not timed: {name} does not load the model that was given: {e.message}")
+            else:
+                before, after = time_in_turns(
+                    [(path, given), (draft.path, loaded)], feeds, seconds=settings.bench_seconds, precision=NOISE
+                )
+                latency = after.against(before)
+    return Artifact(
+        str(draft.final), name, name, draft.size_bytes,
+        sqnr_db=found.sqnr_db if found is not None else None,
+        agreement=found.agreement if found is not None else None,
+        int8_macs_share=ran.share if ran is not None else None,
+        honoured=ran.honoured if ran is not None else None, latency=latency, notes=tuple(notes), seconds=seconds,
+    )  # fmt: skip

@@ -1,0 +1,92 @@
+"""A file for every runtime: what each that is installed makes of it, and what it costs against a file for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from onnxshot.delivery.artifacts import Judged, made, runtime_of
+from onnxshot.errors import ModelError, TargetError, UsageError
+from onnxshot.files.places import scratch
+from onnxshot.graph import Model
+from onnxshot.graph.load import load_model
+from onnxshot.graph.save import write
+from onnxshot.runtimes.base import EmitOptions
+from onnxshot.runtimes.ort_bench import NOISE, bench
+from onnxshot.runtimes.size_ranges import ranges_of
+from onnxshot.settings import Settings
+from onnxshot.targets import RUNTIMES
+from onnxshot.verification.compare_models import compare
+from onnxshot.verification.contract import contract
+
+_FEEDS = 8
+
+
+def rows(
+    written: Path, judged: Judged, settings: Settings, names: Iterable[str] = RUNTIMES
+) -> list[dict[str, Any]]:
+    """One row per runtime beside ONNX Runtime: what it compiled the file to, and how it answered where it runs here.
+
+    Keys: runtime; missing (why it was not tried) or refused (why it does not take the file); else int8_macs_share,
+    sqnr_db, latency and notes, as an artifact has them, and findings: nodes it runs slower than they could be.
+    """
+    return [{"runtime": name, **_row(name, written, judged, settings)} for name in names]
+
+
+def _row(name: str, written: Path, judged: Judged, settings: Settings) -> dict[str, Any]:
+    runtime = runtime_of(name)
+    try:
+        runtime.check()
+    except TargetError as e:
+        return {"missing": str(e)}
+    found = [f"{f.node} ({f.op}): {f.reason}" for f in runtime.preflight(load_model(written))]
+    try:
+        with scratch() as folder:
+            place = folder / f"model{runtime.suffix}"
+            inputs = {port.name: port.dims for port in contract(written) if port.way == "input"}
+            options = EmitOptions(sampled=ranges_of(inputs, judged.samples), threads=settings.threads)
+            with made(written, name, place, options, judged, settings) as (_, artifact):
+                return {
+                    "int8_macs_share": artifact.int8_macs_share, "sqnr_db": artifact.sqnr_db,
+                    "latency": artifact.latency, "notes": list(artifact.notes), "findings": found,
+                }  # fmt: skip
+    except (ModelError, TargetError, UsageError) as e:
+        return {"refused": str(e), "findings": found}
+
+
+def against(alone: Model, target: str, written: Path, judged: Judged, settings: Settings) -> dict[str, Any]:
+    """What the model made for one target reaches on the same samples: its SQNR and its latency, in turns with ours.
+
+    Keys: target, sqnr_db, ms, and speedup: how many times as fast as the file for all it is.
+    """
+    feeds = [judged.samples[i].feed for i in range(min(len(judged.samples), _FEEDS))]
+    with scratch() as folder:
+        path = folder / "alone.onnx"
+        write(alone, path)
+        found = compare(judged.reference, path, judged.samples, threads=settings.threads)
+        _, own = bench(
+            [written, path], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE
+        )
+    db = None if judged.samples.random else found.sqnr_db
+    return {"target": target, "sqnr_db": db, "ms": own.median_ms, "speedup": own.ratio}
+
+
+def told(report_rows: list[dict[str, Any]], single: dict[str, Any]) -> list[str]:
+    """The same in words, one line each."""
+    lines = []
+    for row in report_rows:
+        name = row["runtime"]
+        if "missing" in row:
+            lines.append(f"not checked in {name}: {row['missing']}")
+        elif "refused" in row:
+            lines.append(f"not portable: {name} does not take it: {row['refused']}")
+        else:
+            share, db = row["int8_macs_share"], row["sqnr_db"]
+            parts = ["" if share is None else f"{100 * share:.0f} % of the work in int8"]
+            parts += ["" if db is None else f"SQNR {db:.1f} dB", *row["notes"], *row["findings"][:3]]
+            lines.append(f"in {name}: {', '.join(filter(None, parts))}")
+    if single:
+        db = "" if single["sqnr_db"] is None else f"SQNR {single['sqnr_db']:.1f} dB and "
+        lines.append(f"for {single['target']} alone: {db}{single['speedup']:.2f}x as fast in ONNX Runtime")
+    return lines

@@ -1,0 +1,164 @@
+"""A model as a list of layers, in float form: what each computes in, its weight, and the scales in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnx import TensorProto
+
+from onnxshot.difference.integer_weights import stored_in_integers
+from onnxshot.errors import ModelError
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, shapes, weights
+from onnxshot.graph.integer_ops import FORMS
+from onnxshot.graph.load import load_model
+from onnxshot.graph.ops import OPS, data_slots, op_of, weight_slot
+from onnxshot.maths.affine import QuantParams
+from onnxshot.passes.normalize import normalize
+from onnxshot.passes.strip_qdq import StripQdq
+from onnxshot.passes.to_floats import ToFloats
+from onnxshot.passes.to_pairs import OPSET, ToPairs
+from onnxshot.planning.input_scales import NOTHING, Trained, read_pairs
+from onnxshot.rewriting.prepare import fold, name
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One operator in float form.
+
+    Attributes:
+        node: the operator; its weight, where it was quantized, is dequantized.
+        names: of the tensors that it is known by: its outputs, that of the Add of a constant behind it, and what it
+            made before other nodes were folded into it, which tools that fold often leave as the name.
+        precision: what the file asks for: 'float32', 'float16', 'static uint8 x int8', 'dynamic ...', 'weights int8'.
+        slot: of the weight; None where it has none.
+        params: scale and zero point of the weight, where they are per tensor or per channel.
+        bias: the Add behind it, where that is what gives it another name.
+    """
+
+    node: Node
+    names: tuple[str, ...]
+    precision: str
+    slot: int | None = None
+    params: QuantParams | None = None
+    bias: Node | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layers:
+    """All layers of a model, in graph order.
+
+    model: the float form that they are of; pairs: scales of its activations; notes: what could not be read; folded:
+    name of a tensor that is gone since other nodes were folded into its maker -> what that makes now.
+    """
+
+    model: Model
+    layers: tuple[Layer, ...]
+    pairs: Trained
+    notes: tuple[str, ...] = ()
+    folded: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Quantized:
+    """What the pairs of a model say, before they are taken out; by name of the node."""
+
+    precision: dict[str, str] = field(default_factory=dict)
+    params: dict[str, QuantParams] = field(default_factory=dict)
+
+
+def read_layers(path: str | Path) -> Layers:
+    """The layers of a file, whoever quantized it; normalized, so that files of one model have the same ones.
+
+    Raises ModelError where it is no model. Scales that contradict each other are left out, with a note.
+    """
+    model = load_model(path)
+    name(model)
+    stored = stored_in_integers(model)
+    fold(model)
+    if any(node.op in FORMS for _, node in model.walk()):
+        shapes.raise_opset(model, OPSET)
+        ToPairs().run(model)
+    shapes.infer(model)
+    restore = ToFloats()
+    restore.run(model)
+    told = _Quantized(precision=stored | restore.precision)
+    pairs, notes = NOTHING, []
+    try:
+        pairs = read_pairs(model)
+    except ModelError as e:
+        notes.append(f"{path}: no scales were compared: {e.message}")
+    for _, node in model.walk():
+        _look(node, pairs, told)
+    notes += [
+        f"{path}: {skip.node!r} ({skip.op}) was left as it is: {skip.reason}" for skip in StripQdq().run(model).skips
+    ]
+    made = {node: node.outputs[0].name for node in model.graph.nodes if node.outputs}
+    normalize(model)
+    there = model.tensors()
+    now = {node: made[node] for node in model.graph.nodes if node in made and made[node] not in there}
+    layers = tuple(_layer(model, node, told, now.get(node, "")) for _, node in model.walk())
+    folded = {name: node.outputs[0].name for node, name in now.items()}
+    return Layers(model, layers, pairs, tuple(notes), folded)
+
+
+def _look(node: Node, pairs: Trained, told: _Quantized) -> None:
+    """Note what the pairs in front of a node ask for."""
+    makers = {i: edit.producer(tensor) for i, tensor in enumerate(node.inputs)}
+    reads = {i: maker.inputs[0] for i, maker in makers.items() if maker is not None and maker.op == "DequantizeLinear"}
+    stored = [i for i in op_of(node).weights if isinstance(reads.get(i), Constant)] or (
+        [0] if node.op == "Gather" and isinstance(reads.get(0), Constant) else []
+    )
+    slots = [i for i in data_slots(node) if i not in stored]
+    integers = [_kind(makers[i]) for i in slots if i in reads] if node.op in OPS else []
+    kinds = [_kind(makers[i]) for i in stored]
+    if integers and len(integers) == len(slots) and (kinds or weight_slot(node) is None):
+        told.precision[node.label] = f"static {' x '.join([*dict.fromkeys(integers), *kinds[:1]])}"
+    elif kinds:
+        told.precision[node.label] = f"weights {kinds[0]}"
+    for i in stored[:1]:
+        params = pairs.weights.get(reads[i].name)
+        if params is not None:
+            told.params[node.label] = params
+
+
+def _kind(dequantize: Node | None) -> str:
+    """Name of the type that a DequantizeLinear reads."""
+    assert dequantize is not None
+    source, maker = dequantize.inputs[0], edit.producer(dequantize.inputs[0])
+    kind = weights.elem_type(source) if isinstance(source, Constant) else int(TensorProto.UINT8)
+    for node in (dequantize, maker):
+        if node is not None and len(node.inputs) > 2 and isinstance(node.inputs[2], Constant):
+            kind = weights.elem_type(node.inputs[2])
+            break
+    return str(TensorProto.DataType.Name(kind).lower())
+
+
+def _layer(model: Model, node: Node, told: _Quantized, before: str) -> Layer:
+    slot = weight_slot(node)
+    if slot is None and node.op == "Gather" and _is_table(node.inputs[0]):
+        slot = 0
+    names, bias = [t.name for t in node.outputs if t.name], _bias(model, node)
+    if bias is not None:
+        names.append(bias.outputs[0].name)
+    names += [before] if before else []
+    known = node.inputs[slot] if slot is not None else node.outputs[0] if node.outputs else None
+    kind = model.elem_type(known) if known is not None else 0
+    name = str(TensorProto.DataType.Name(kind or TensorProto.FLOAT).lower())
+    computed = told.precision.get(node.label, "float32" if name == "float" else name)
+    return Layer(node, tuple(names), computed, slot, told.params.get(node.label), bias)
+
+
+def _is_table(tensor: Tensor) -> bool:
+    return isinstance(tensor, Constant) and len(tensor.shape) == 2 and weights.elem_type(tensor) in (
+        TensorProto.FLOAT, TensorProto.FLOAT16,
+    )  # fmt: skip
+
+
+def _bias(model: Model, node: Node) -> Node | None:
+    """The Add of a constant that alone reads a product: the bias of what was a Gemm."""
+    add = edit.only_consumer(model, node.outputs[0]) if node.op in ("MatMul", "Conv") else None
+    if add is None or add.op != "Add" or not any(isinstance(tensor, Constant) for tensor in add.inputs):
+        return None
+    return add

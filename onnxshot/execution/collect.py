@@ -1,0 +1,199 @@
+"""Run the float model over calibration samples and keep statistics, not tensors: one pass, memory that stays flat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from threading import BoundedSemaphore
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxshot.calibration.enough_samples import Settling
+from onnxshot.calibration.observers import Glimpse, Observers
+from onnxshot.calibration.outliers import Outliers, is_blank
+from onnxshot.calibration.readers import Dataset, Sample
+from onnxshot.calibration.sampling import spread
+from onnxshot.calibration.stats import Span, TensorStats
+from onnxshot.errors import CalibrationError
+from onnxshot.execution.parallel import in_order
+from onnxshot.execution.probe import OutsideProbe, Probe, probe
+from onnxshot.graph import Model
+from onnxshot.graph.macs import concrete_shapes
+from onnxshot.runtimes.ort_runtime import providers_for
+from onnxshot.settings import Progress
+
+_LARGE = 48 << 20  # bytes
+_READ_EARLY = 8 << 20  # bytes
+_NAMED = 3  # samples named in a note
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Statistics by tensor; used: numbers of the samples that were run, in that order; notes: what is odd with them."""
+
+    stats: dict[str, TensorStats]
+    used: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+def collect(
+    model: Model,
+    names: Sequence[str],
+    samples: Dataset | Sequence[Sample],
+    *,
+    channels: Collection[str] = (),
+    settle: bool = False,
+    threads: int = 2,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Collected:
+    """Statistics of the named tensors over the samples; of those in `channels` also by channel of the last axis.
+
+    settle: stop as soon as the ranges have settled (see `Settling`); samples are then taken in an order whose every
+    beginning is spread over all of them. The same samples give the same statistics to the bit, whatever the threads.
+
+    Several samples run at once, each on one thread, and the next are read meanwhile; one at a time on all threads where
+    their tensors are large. Held at any time: what so many inferences hold, a few glimpses, and 100 kB per tensor,
+    whatever the number of samples.
+
+    Raises:
+        CalibrationError: a tensor is NaN or infinite; tensor and sample are named.
+        ModelError: the model does not run on a sample.
+    """
+    total = len(samples)
+    order, kept = order_of(total, settle=settle), list(names)
+    observers, outliers, settling = Observers(len(kept)), Outliers(len(kept)), Settling(len(kept))
+    used: list[int] = []
+    blank: list[str] = []
+    looking = looks(model, kept, samples, order, channels=channels, threads=threads, device=device)
+    for number, (sample, seen) in zip(order, looking, strict=False):
+        observers.add(seen)
+        outliers.add(seen, sample.name)
+        if is_blank(sample.feed):
+            blank.append(sample.name)
+        used.append(number)
+        if progress is not None:
+            progress("calibrating", len(used), total)
+        if settle and settling.add(seen):
+            break
+    stats = dict(zip(kept, observers.stats(), strict=True))
+    return Collected(stats, tuple(used), tuple(notes_of(outliers, blank, kept, len(used), total)))
+
+
+def order_of(total: int, *, settle: bool) -> list[int]:
+    """The order in which so many samples are run; settle: where the run may stop early."""
+    return spread(total) if settle else list(range(total))
+
+
+def looks(
+    model: Model,
+    names: Sequence[str],
+    samples: Dataset | Sequence[Sample],
+    order: Sequence[int],
+    *,
+    channels: Collection[str] = (),
+    threads: int = 2,
+    device: str = "cpu",
+) -> Iterator[tuple[Sample, Glimpse]]:
+    """The samples with these numbers, each with the glimpse of the named tensors. Raises as `collect` does."""
+    runs = max(1, min(threads, len(order))) if device == "cpu" and not _is_large(model, names, samples) else 1
+    watched = list(dict.fromkeys((*names, *_float_outputs(model))))
+    make = partial(probe, model, watched, channels, threads=max(1, threads // runs), providers=providers_for(device))
+    for sample, seen in _looks(make, samples, order, runs):
+        if not seen.finite:
+            _refuse(model, names, sample, threads)
+        yield sample, seen.first(len(names))
+
+
+def extremes(
+    model: Model,
+    names: Sequence[str],
+    samples: Dataset | Sequence[Sample],
+    *,
+    threads: int = 2,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Span]:
+    """Extremes of the named tensors over all samples, in one pass that holds nothing of them.
+
+    Unlike `collect` it takes tensors that are NaN or infinite, such as masks. Raises ModelError where the model does
+    not run on a sample.
+    """
+    make = partial(probe, model, list(names), (), threads=threads, providers=providers_for(device))
+    low, high, size = np.full(len(names), np.inf), np.full(len(names), -np.inf), np.zeros(len(names), np.int64)
+    for done, (_, seen) in enumerate(_looks(make, samples, range(len(samples)), 1), 1):
+        sound = seen.finite_each
+        np.minimum(low, np.where(sound, seen.lows, -np.inf), out=low)
+        np.maximum(high, np.where(sound, seen.highs, np.inf), out=high)
+        np.maximum(size, seen.sizes, out=size)
+        if progress is not None:
+            progress("looking at ranges", done, len(samples))
+    found = zip(low.tolist(), high.tolist(), size.tolist(), strict=True)
+    return {name: Span(*one) for name, one in zip(names, found, strict=True)}
+
+
+def _looks(
+    make: Callable[[], Probe], samples: Dataset | Sequence[Sample], order: Sequence[int], runs: int
+) -> Iterator[tuple[Sample, Glimpse]]:
+    """Every sample in this order with its glimpse; `runs` samples run at once and one more is read ahead.
+
+    The first samples are read while the session of the probe is made, which takes as long as some twenty runs.
+    """
+    read: dict[int, Sample] = {}
+    size = 0
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(make)
+        for number in order:
+            if making.done() or size >= _READ_EARLY:
+                break
+            read[number] = samples[number]
+            size += sum(values.nbytes for values in read[number].feed.values())
+        looking = making.result()
+    running = BoundedSemaphore(runs)
+
+    def look(number: int) -> tuple[Sample, Glimpse]:
+        sample = read.pop(number) if number in read else samples[number]
+        with running:
+            return sample, looking.look(sample.feed)
+
+    return in_order(look, order, runs + 1)
+
+
+def _is_large(model: Model, names: Sequence[str], samples: Dataset | Sequence[Sample]) -> bool:
+    """Whether one sample's tensors are so large that two samples at once would cost too much memory."""
+    shapes = concrete_shapes(model, {name: x.shape for name, x in samples[0].feed.items()}) if len(samples) else {}
+    return sum(4 * math.prod(shapes[name]) for name in names if name in shapes) > _LARGE
+
+
+def _float_outputs(model: Model) -> list[str]:
+    """Watched too, but not kept: a NaN that the picks have missed may show there."""
+    floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+    return [t.name for t in model.graph.outputs if model.elem_type(t) in floats]
+
+
+def _refuse(model: Model, names: Sequence[str], sample: Sample, threads: int) -> None:
+    """Raise CalibrationError with the first of the tensors that is not finite on this sample."""
+    outside = OutsideProbe(model, names, (), threads=threads)
+    for name, values in zip(names, outside.values(sample.feed), strict=True):
+        if not np.isfinite(values.astype(np.float32)).all():
+            raise CalibrationError(
+                f"tensor {name!r} is NaN or infinite on sample {sample.name!r}",
+                "look at that sample and its preprocessing; if the float model itself overflows there, leave it out",
+            )
+
+
+def notes_of(outliers: Outliers, blank: Sequence[str], names: Sequence[str], used: int, total: int) -> Iterator[str]:
+    """What is odd about the samples of a run, and how many of them it took; blank: names of samples."""
+    if used < total:
+        yield f"{used} of {total} samples were enough: the ranges had settled (--samples all takes them all)"
+    for sample, tensors in list(outliers.found().items())[:_NAMED]:
+        number, times = tensors[0]
+        more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+        yield f"sample {sample!r} is an outlier: {times:.1f} times the range of all others in {names[number]!r}{more}"
+    if blank:
+        more = f" and {len(blank) - _NAMED} more" if len(blank) > _NAMED else ""
+        yield f"blank samples, one value throughout: {', '.join(map(repr, blank[:_NAMED]))}{more}"

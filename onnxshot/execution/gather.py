@@ -1,0 +1,128 @@
+"""Statistics for a run: of a file that was given, of the cache, or of a pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.readers import Dataset, open_data, split
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.calibration.statsfile import (
+    Statistics,
+    data_hash,
+    load_statistics,
+    refuse_other,
+)
+from onnxshot.errors import CalibrationError
+from onnxshot.execution import statistics_cache
+from onnxshot.execution.collect import collect
+from onnxshot.execution.observed_tensors import missing_in, watch_of
+from onnxshot.files import cache_folder
+from onnxshot.files.ledger import SAMPLES, Read
+from onnxshot.graph import Model
+from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
+from onnxshot.planning.plan import Plan
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.rewriting.prepare import frozen_specs, resolve_preset
+from onnxshot.settings import Settings
+
+HOLDOUT = 0.25
+"""Share of the samples, the last ones, that calibration leaves alone: the result is judged on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Statistics for a run; calibrated, held_out: numbers of the samples in the data; inferences: how many were run."""
+
+    statistics: Statistics
+    calibrated: list[int]
+    held_out: list[int]
+    inferences: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def open_calib(
+    calib: Any, model: Model, preset: str | Preset | None, settings: Settings, sizes: Frozen = AS_THEY_ARE
+) -> Dataset:
+    """Open calibration data for a model; sizes: those that samples must have although the model leaves them free."""
+    limit = None if isinstance(calib, str) and calib == "random" and settings.samples == "auto" else settings.limit
+    specs = frozen_specs(model, sizes)
+    return open_data(calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed)
+
+
+def from_data(
+    model: Model,
+    plan: Plan,
+    recipe: Recipe,
+    data: Dataset,
+    settings: Settings,
+    holdout: float = HOLDOUT,
+    *,
+    settle: bool = True,
+    known: Mapping[str, TensorStats] | None = None,
+) -> Gathered:
+    """Statistics of all the plan watches, from the cache where they are there, else from a pass over the data.
+
+    settle: whether the pass may stop early, where the settings allow that; known: statistics of tensors that need not
+    be watched again, which the result is without.
+    """
+    calibrated, held_out = split(len(data), holdout)
+    watch = watch_of(model, plan, recipe, data.subset(calibrated), settings, settle=settle, known=known)
+    digests, cached = watch.samples.digests(), settings.use_cache and not data.random
+    # An entry of a cache that lies among the samples would be one of them from then on.
+    cached = cached and cache_folder.is_there() and not Read(Path(data.source), "", SAMPLES).would_take(
+        cache_folder.folder() / "entry.npz"
+    )
+    key = watch.key(digests, recipe, settings.device)
+    kept = statistics_cache.load(key, Path(settings.shared)) if settings.shared is not None else None
+    kept = statistics_cache.load(key) if kept is None and cached else kept
+    if kept is not None:
+        return Gathered(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes)
+    found = collect(
+        model, watch.names, watch.samples, channels=watch.channels, settle=watch.settle, threads=settings.threads,
+        device=settings.device, progress=settings.progress,
+    )  # fmt: skip
+    statistics = watch.statistics(found.stats, found.used, digests, found.notes)
+    if cached:
+        statistics_cache.store(key, statistics)
+    used = _numbers(statistics, calibrated, digests)
+    return Gathered(statistics, used, held_out, len(found.used), statistics.notes)
+
+
+def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) -> Gathered:
+    """Statistics of a file, which must be of this model, and of this data where there is any.
+
+    Raises CalibrationError where they are not; both hashes are told.
+    """
+    known = load_statistics(path)
+    refuse_other("model", known.model, str(path), statistics_cache.model_hash(model), str(model.path or "the model"))
+    missing = missing_in(known.tensors, list(plan.observe), plan.watched)
+    if missing:
+        raise CalibrationError(
+            f"{path} holds nothing of tensor {missing[0]!r}",
+            "run onnxshot calibrate with the same --target and --include",
+        )
+    if data is None:
+        return Gathered(known, [], [], 0, known.notes)
+    refuse_other("preset", known.preset, str(path), data.preset_hash, data.source)
+    digests = data.digests()
+    if not set(known.samples) <= set(digests):
+        refuse_other("data set", known.data, str(path), data_hash(digests), data.source)
+    used = set(known.samples)
+    calibrated = _numbers(known, range(len(data)), digests)
+    last = split(len(data), HOLDOUT)[1]
+    new = [i for i, digest in enumerate(digests) if digest not in used]
+    held_out = [i for i in last if digests[i] not in used] or new or last
+    notes = known.notes
+    if not new:
+        notes = (*notes, "judged on samples that were calibrated on: no others were given")
+    return Gathered(known, calibrated, held_out, 0, notes)
+
+
+def _numbers(known: Statistics, numbers: Sequence[int], digests: Sequence[str]) -> list[int]:
+    """Which of these samples the statistics are of, in order: the same for new statistics, cached ones and a file's."""
+    used = set(known.samples)
+    return [i for i, digest in zip(numbers, digests, strict=True) if digest in used]

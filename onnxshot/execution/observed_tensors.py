@@ -1,0 +1,104 @@
+"""A pass over calibration samples before it is made: what it looks at, and the key of the statistics that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from onnxshot.calibration.readers import Dataset
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.calibration.statsfile import Statistics
+from onnxshot.execution import statistics_cache
+from onnxshot.graph import Model
+from onnxshot.planning.make_plan import make_plan
+from onnxshot.planning.plan import STATIC, Plan
+from onnxshot.planning.smoothable import readers_of
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.settings import Settings
+from onnxshot.targets import TARGETS
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a pass looks at.
+
+    Attributes:
+        model: normalized.
+        names: tensors.
+        channels: those of them that are looked at by channel too.
+        samples: to choose from.
+        settle: whether it may stop early.
+    """
+
+    model: Model
+    names: list[str]
+    channels: set[str]
+    samples: Dataset
+    settle: bool
+
+    @cached_property
+    def model_hash(self) -> str:
+        """SHA-256, hex, of the model."""
+        return statistics_cache.model_hash(self.model)
+
+    def key(self, digests: Sequence[str], recipe: Recipe, device: str) -> str:
+        """The name of its statistics in a cache; digests: of the samples."""
+        sizes = [str(sorted(recipe.shapes.items()))] if recipe.shapes else []  # pictures are made to fit them
+        # Of the names too: what is watched decides when ranges have settled, and so what the statistics are.
+        watched = str((sorted(self.names), sorted(self.channels)))
+        return statistics_cache.key(
+            self.model_hash, self.samples.preset_hash, device, str(self.settle), watched, *sizes, *digests
+        )  # fmt: skip
+
+    def statistics(
+        self, stats: Mapping[str, TensorStats], used: Sequence[int], digests: Sequence[str], notes: Sequence[str]
+    ) -> Statistics:
+        """What came of it. used: numbers of the samples that were run; digests: of all samples."""
+        of = tuple(sorted({digests[i] for i in used}))
+        told = (*notes, *_duplicates(self.samples, digests))
+        return Statistics(stats, self.model_hash, self.samples.preset_hash, of, len(self.samples), told)
+
+
+def watch_of(
+    model: Model,
+    plan: Plan,
+    recipe: Recipe,
+    samples: Dataset,
+    settings: Settings,
+    *,
+    settle: bool = True,
+    known: Mapping[str, TensorStats] | None = None,
+) -> Watch:
+    """The pass that a plan needs; settle and known: as of `from_data`."""
+    names, by_channel = _watched(model, plan, recipe)
+    settle = settle and settings.samples == "auto" and not samples.random
+    return Watch(model, missing_in(known or {}, names, by_channel), by_channel, samples, settle)
+
+
+def missing_in(tensors: Mapping[str, TensorStats], names: Sequence[str], by_channel: Collection[str]) -> list[str]:
+    """The tensors that these are no statistics of, or none by channel where that is needed."""
+    return [n for n in names if n not in tensors or (n in by_channel and not tensors[n].channel_absmax)]
+
+
+def _watched(model: Model, plan: Plan, recipe: Recipe) -> tuple[list[str], set[str]]:
+    """(tensors to watch, those of them by channel): all that a run for another target, or with other exclusions, could.
+
+    The statistics of a model are then the same whichever target was first, and calibration is needed once.
+    """
+    asked = [Recipe(target=target, include=recipe.include) for target in TARGETS]
+    plans = [*(make_plan(model, TARGETS[one.target], one) for one in asked), plan]
+    names = list(dict.fromkeys(name for p in plans for name in p.observe))
+    by_channel = {name for p in plans for name in p.watched}
+    by_channel.update(t.name for p in plans for t in readers_of(model, p, STATIC))  # may be smoothed too
+    return names, by_channel
+
+
+def _duplicates(data: Dataset, digests: Sequence[str]) -> list[str]:
+    """A note on samples that are there more than once."""
+    first: dict[str, int] = {}
+    twice = [(first[d], i) for i, d in enumerate(digests) if first.setdefault(d, i) != i]
+    if not twice:
+        return []
+    some = ", ".join(f"{data.name(b)!r} equals {data.name(a)!r}" for a, b in twice[:3])
+    return [f"{len(twice)} calibration samples are there twice: {some}" + (" and more" if len(twice) > 3 else "")]

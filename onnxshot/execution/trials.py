@@ -1,0 +1,135 @@
+"""Try candidates on calibration samples: rules say what should be better, the network's outputs say what is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot.calibration.readers import Sample
+from onnxshot.comparison.closeness import Floats, Tried, sums_of
+from onnxshot.comparison.fair import Fair, Other, fair
+from onnxshot.execution.parallel import in_order
+from onnxshot.runtimes.ort_runtime import Feed, stored_bytes
+
+__all__ = ["MAX_BYTES", "Tried", "race", "tried"]
+
+MAX_BYTES = 200_000_000
+"""Weights of a model that is still tried: the model is copied for every candidate."""
+_SIDE_BY_SIDE = 50_000_000  # bytes of a model above which no other is run beside it
+
+_CLEAR = 2.0  # standard errors
+_SAME_DB = 0.2  # what it is not worth running more samples for
+_FEWEST = 1.5  # samples of full weight: of fewer nothing is known of their spread
+
+_Outputs = Mapping[str, NDArray[Any]]
+
+
+def race(
+    reference: Path | bytes,
+    candidates: Iterable[bytes],
+    batches: Iterable[Sequence[Sample]],
+    *,
+    threads: int,
+    leads: Sequence[float] = (),
+) -> tuple[int, list[Tried]]:
+    """(number of the best candidate, how close each came), by what is typical of a sample.
+
+    leads: dB by which each must be better than one without a lead. A batch of samples is drawn only as long as another
+    may still be better than the best so far; those that surely are not are not run again. Held at any time: all
+    candidates, and what `tried` holds. Raises ModelError where one does not run.
+    """
+    made: list[bytes] = []
+    found: list[Tried] = []
+
+    def kept() -> Iterator[bytes]:
+        for candidate in candidates:
+            made.append(candidate)
+            yield candidate
+
+    best, alive = 0, list[int]()
+    for batch in batches:
+        if not made:
+            found = list(tried(reference, kept(), batch, threads=threads))
+            alive = list(range(len(found)))
+        else:
+            more = tried(reference, (made[i] for i in alive), batch, threads=threads)
+            for i, one in zip(alive, more, strict=True):
+                found[i] = found[i].joined(one)
+        handicaps = [*leads, *(0.0 for _ in found[len(leads) :])]
+        best = max(alive, key=lambda i: found[i].typical_db - handicaps[i])
+        ahead, weights = (found[best].each_db, handicaps[best]), found[best].weights
+        alive = [i for i in alive if i == best or not _settled(ahead, (found[i].each_db, handicaps[i]), weights)]
+        if len(alive) == 1:
+            break
+    return best, found
+
+
+def _settled(one: tuple[Sequence[float], float], other: tuple[Sequence[float], float], weights: Floats) -> bool:
+    """Whether chance alone does not hide that the other is better by more than _SAME_DB (the paired t statistic).
+
+    Of weighted samples, as many count as would have that weight between them (Kish's effective sample size).
+    """
+    gains = np.subtract(one[0], other[0]) - (one[1] - other[1])
+    count = float(weights.sum() ** 2 / np.square(weights).sum())
+    mean = float(np.average(gains, weights=weights))
+    if count < _FEWEST:
+        return False
+    variance = float(np.average(np.square(gains - mean), weights=weights)) * count / (count - 1)
+    return mean + _SAME_DB > _CLEAR * math.sqrt(variance / count)
+
+
+def tried(
+    reference: Path | bytes, candidates: Iterable[bytes], samples: Sequence[Sample], *, threads: int
+) -> Iterator[Tried]:
+    """How close each candidate comes to the reference, a file or a serialized model as they are.
+
+    Models run beside each other, and one is run while the next is made: candidates are drawn as they run. Held at any
+    time: a few models, and the outputs of the samples as often. Raises ModelError where one does not run.
+    """
+    how = fair(reference, samples[0].feed) if samples else Fair(reference)
+    workers = threads if _size(reference) <= _SIDE_BY_SIDE else 1
+    each = max(1, threads // workers)
+    wanted = list[_Outputs]()
+    if how.orders:  # what it picks is imposed on the others
+        wanted = _outputs((Fair(how.reference), how.reference), feeds_of(samples), threads)
+        feeds = [how.feed(sample.feed, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
+    else:
+        feeds = feeds_of(samples)
+
+    def models() -> Iterator[tuple[Fair, Path | bytes]]:
+        if not wanted:
+            yield Fair(how.reference), how.reference
+        yield from ((how, candidate) for candidate in candidates)
+
+    work = partial(_outputs, feeds=feeds, threads=each)
+    with closing(in_order(work, models(), workers)) as found:
+        wanted = wanted or next(found)
+        for outputs in found:
+            yield _compared(how, wanted, outputs)
+
+
+def _size(model: Path | bytes) -> int:
+    return stored_bytes(model) if isinstance(model, Path) else len(model)
+
+
+def feeds_of(samples: Sequence[Sample]) -> list[Feed]:
+    """What each sample feeds."""
+    return [sample.feed for sample in samples]
+
+
+def _outputs(model: tuple[Fair, Path | bytes], feeds: Sequence[Feed], threads: int) -> list[_Outputs]:
+    """The outputs of a model on every feed, in order; how: that it is run by."""
+    runner = Other(*model, threads=threads)
+    return [runner.run(feed) for feed in feeds]
+
+
+def _compared(how: Fair, wanted: Sequence[_Outputs], found: Sequence[_Outputs]) -> Tried:
+    pairs = zip(wanted, found, strict=True)
+    return Tried(tuple(sums_of(a, b, how.compared(a, b)) for a, b in pairs))

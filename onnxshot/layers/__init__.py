@@ -1,1 +1,0 @@
-"""What layers of a model compute on samples, one after the other."""

@@ -1,0 +1,97 @@
+"""What bfloat16 gives, computed by ONNX Runtime, whose CPU kernels lack it: in float32, rounded at every step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnxshot.files.places import scratch
+from onnxshot.graph.load import load_model
+from onnxshot.graph.save import write
+from onnxshot.graph.shapes import infer_proto
+from onnxshot.passes.widen_half import WidenHalf
+
+
+def emulated(proto: ModelProto) -> ModelProto:
+    """The model with float32 in place of bfloat16, every tensor rounded to bfloat16 where the model holds it so.
+
+    As kernels do that sum up in float32 and round once. Inside of If, Loop and Scan nothing is changed.
+    """
+    known = infer_proto(proto).graph
+    bf16 = {i.name for i in (*known.value_info, *known.output) if i.type.tensor_type.elem_type == TensorProto.BFLOAT16}
+    made = ModelProto()
+    made.CopyFrom(proto)
+    graph = made.graph
+    for i, tensor in enumerate(graph.initializer):
+        if tensor.data_type == TensorProto.BFLOAT16:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            graph.initializer[i].CopyFrom(numpy_helper.from_array(values, tensor.name))
+    nodes = list[NodeProto]()
+    for node in graph.node:
+        nodes.append(node)
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+        for i, name in enumerate(node.output):
+            if name in bf16:
+                exact, rounded = (f"{name}/{what}" for what in ("exact", "rounded"))
+                node.output[i] = exact
+                nodes.append(helper.make_node("Cast", [exact], [rounded], to=TensorProto.BFLOAT16))
+                nodes.append(helper.make_node("Cast", [rounded], [name], to=TensorProto.FLOAT))
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    return made
+
+
+def computes_bfloat16(source: str | Path | ModelProto) -> bool:
+    """Whether a model computes in bfloat16, for which ONNX Runtime has no kernels on CPUs."""
+    widened = WidenHalf()
+    widened.run(load_model(source))
+    return widened.runs_nowhere
+
+
+@contextlib.contextmanager
+def in_float(path: Path, *, wanted: bool) -> Iterator[Path]:
+    """The path of the same model widened to float32, which runs where 16 bits do not; the file itself if not wanted."""
+    if not wanted:
+        yield path
+        return
+    model = load_model(path)
+    WidenHalf().run(model)
+    with scratch() as folder:
+        made = folder / "model.onnx"
+        write(model, made)
+        yield made
+
+
+@contextlib.contextmanager
+def runnable_here(paths: Sequence[Path]) -> Iterator[tuple[list[Path], list[str]]]:
+    """The paths of what ONNX Runtime runs for models on CPUs, and notes: one in bfloat16 is widened to float32."""
+    found, notes = [], []
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            nowhere = computes_bfloat16(path)
+            found.append(stack.enter_context(in_float(path, wanted=nowhere)))
+            if nowhere:
+                notes.append(f"{path} computes in bfloat16, which ONNX Runtime lacks on CPUs: run in float32")
+        yield found, notes
+
+
+@contextlib.contextmanager
+def runnable(path: Path, precision: str | None) -> Iterator[Path]:
+    """The path of what ONNX Runtime runs for a file: the file itself, or what computes the same where that is bf16."""
+    if precision != "bf16":
+        yield path
+        return
+    onnx.checker.check_model(str(path), full_check=True)
+    with scratch() as folder:
+        made = folder / "model.onnx"
+        proto = emulated(onnx.load(str(path), format="protobuf"))
+        onnx.save(proto, str(made), save_as_external_data=True, location="model.data")
+        yield made

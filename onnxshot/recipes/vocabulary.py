@@ -1,0 +1,14 @@
+"""The words that recipes are written in."""
+
+from onnxshot.calibration import range_methods
+from onnxshot.maths import affine
+
+MODES = ("static", "dynamic", "weights")
+MODES_OF_LAYERS = (*MODES, "float")
+EFFORTS = ("fast", "balanced", "best")
+FORMATS = ("qdq", "qoperator")
+PRECISIONS = ("int8", "fp16", "bf16", "int8+fp16")
+METHODS = range_methods.METHODS
+WEIGHT_METHODS = ("minmax", "mse")
+ACTIVATION_TYPES = {t.name: t for t in (affine.UINT8, affine.INT8, affine.UINT16, affine.INT16, affine.FLOAT8E4M3FN)}
+WEIGHT_TYPES = {**ACTIVATION_TYPES, affine.INT4.name: affine.INT4}

@@ -1,0 +1,265 @@
+"""What effort makes of a plan: other plans, and other weights with the same answers, tried on calibration samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from onnx import ModelProto
+
+from onnxshot.calibration.range_methods import METHODS, Range
+from onnxshot.calibration.readers import Dataset, Sample
+from onnxshot.calibration.sampling import spread
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.execution.gather import Gathered, from_data
+from onnxshot.execution.parallel import in_order
+from onnxshot.execution.trials import Tried
+from onnxshot.graph import Model
+from onnxshot.graph.load import copy_of
+from onnxshot.maths.smoothquant import STRENGTH
+from onnxshot.maths.value_grid import least_db
+from onnxshot.passes.input_grid import METHOD, PutOnGrid, grids_of, reader_of
+from onnxshot.planning.input_scales import Trained
+from onnxshot.planning.make_plan import make_plan
+from onnxshot.planning.plan import STATIC, Plan
+from onnxshot.planning.scales import TRAINED, Evidence
+from onnxshot.planning.schemes import schemes
+from onnxshot.planning.smoothable import readers_of
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.recovery import plan_candidates as effort
+from onnxshot.recovery.range_search import refined
+from onnxshot.recovery.smoothquant_strength import smoothed, strengths
+from onnxshot.report.report import Report
+from onnxshot.rewriting.apply_plan import apply
+from onnxshot.runtimes.ort_sizes import sizes_on
+from onnxshot.settings import Settings
+from onnxshot.targets.base import Target
+
+_BATCHES = {"fast": (8, 24), "balanced": (8, 24), "best": (12, 36)}
+"""Samples that candidates are held against each other on, by effort; the second batch where it is not clear."""
+_LEARNED_FROM = {"balanced": 12, "best": 112}  # samples that repairs are learned from
+_CHECKED = 3  # every so many-th is left out of that, to see whether it helps
+_GRID_ON = 8  # calibration samples that a grid is looked for in
+_GRID_WITHIN_DB = 21.0  # of the outputs: an input that is so much cleaner has hardly a part in their noise
+_GRID_GAIN_DB = 0.5  # by which it must be better: padding the input by hand costs up to 4 % of a small network's time
+_EQUALIZED_FROM = 12  # calibration samples on: fewer do not show how far channels go
+_SMOOTHED_FROM = 16  # calibration samples that products are computed on
+_FEWEST_STRENGTHS = 3  # of dynamic products' inputs that are not the usual one: fewer are not worth a trial
+_SMOOTHING_GAIN_DB = 0.5  # by which it must be better: a division is not for nothing
+_REFINED_ON = (24, 96)  # samples that ranges are chosen on by what they do to the outputs, at least and at most:
+_REFINED_MACS = 1 << 32  # as many as take so many multiply-accumulates
+_CLIPPING_GAIN_DB = 1.0  # by which min-max ranges must be better: clipped ones are what each tensor asks for
+
+
+@dataclass(slots=True)
+class Improver:
+    """One normalized float model, its samples, and what was asked for; notes and timings go into the report.
+
+    Attributes:
+        model: what the plans are for, unchanged.
+        reference: the model that was given: what outputs are held against.
+        gathered: which samples were calibrated on, and which judge the result.
+    """
+
+    model: Model
+    reference: Path | bytes
+    target: Target
+    recipe: Recipe
+    settings: Settings
+    trained: Trained
+    data: Dataset
+    gathered: Gathered
+    report: Report
+    _learned_from: list[Sample] = field(init=False, default_factory=list)
+
+    def best(self, plan: Plan, evidence: Evidence) -> effort.Candidate:
+        """Of all that the effort and the recipe allow, the model, plan and evidence whose outputs are best.
+
+        Ranges that clip are better for every tensor alone, and may be worse for the outputs: the mean error of a tensor
+        does not know which values matter, and in a detector it is the few large ones.
+        """
+        given = effort.Candidate(self.model, plan, evidence)
+        candidates = [given]
+        enough = len(self.gathered.calibrated) >= _EQUALIZED_FROM or self.recipe.equalize is True
+        if self.recipe.effort != "fast" and self.recipe.equalize is not False and enough and not self.trained:
+            better = self._equalized(given)
+            if better is not None:
+                candidates = [better] if self.recipe.equalize else [better, given]
+        first = candidates[0]
+        clipped = any(r.method not in ("minmax", TRAINED) for r in first.plan.ranges.values())
+        if self.recipe.method == "auto" and self.recipe.clip is None and clipped:
+            plain = self._planned(first.model, replace(self.recipe, clip=False), first.evidence)
+            candidates.append(replace(first, plan=plain, clips=False, lead=_CLIPPING_GAIN_DB))
+        best, found = first, None
+        if len(candidates) > 1:
+            with self.report.timed("try"):
+                best, found = self._choose(candidates, self._batches(self.gathered.calibrated))
+        best = replace(best, equalized=best.model is not given.model)
+        if self.recipe.effort != "fast" and self.recipe.smooth is not False and not self.trained:
+            best = self._smoothed(best)
+        best = self._gridded(best, math.inf if found is None else found.typical_db)
+        if not best.clips:
+            self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
+        if self.recipe.effort == "best" and best.plan.params:
+            with self.report.timed("refine"):
+                best = self._refined(best)
+        if best.gridded:
+            self.report.notes.append("inputs were put on the grid of their samples: quantizing them costs nothing")
+        if best.equalized:
+            self.report.notes.append("channels were equalized")
+        if best.smoothed:
+            self.report.notes.append("outliers were moved into the weights of products, as far as each gains by it")
+        return best
+
+    def repair(self, teacher: ModelProto, model: Model, plan: Plan) -> str:
+        """Repair a quantized model layer by layer, where the effort asks for it and it helps; what was done, in words.
+
+        teacher: the float model that the plan was made for.
+        """
+        if self.recipe.effort == "fast" or not plan.tensors:
+            return ""
+        learn, checks = self._learning()
+        return effort.repaired(self.reference, teacher, model, plan, learn, checks, self.recipe.effort, self.settings)
+
+    def _planned(self, model: Model, recipe: Recipe, evidence: Evidence) -> Plan:
+        return make_plan(model, self.target, recipe, evidence, self.trained)
+
+    def _choose(
+        self, candidates: Sequence[effort.Candidate], batches: Iterable[Sequence[Sample]]
+    ) -> tuple[effort.Candidate, Tried | None]:
+        def rewrite(model: Model, plan: Plan) -> object:
+            return apply(model, plan, self.recipe)
+
+        return effort.choose(self.reference, candidates, rewrite, batches, threads=self.settings.threads)
+
+    def _recipe_of(self, given: effort.Candidate) -> Recipe:
+        return self.recipe if given.clips else replace(self.recipe, clip=False)
+
+    def _refined(self, given: effort.Candidate) -> effort.Candidate:
+        """The candidate with ranges chosen by what they do to the outputs, where other samples like them better too."""
+        learn, checks = self._learning()
+        recipe = self._recipe_of(given)
+        work = sum(row.macs for row in sizes_on(given.model, learn[0].feed).work(given.model))
+        count = min(max(_REFINED_MACS // max(work, 1), _REFINED_ON[0]), _REFINED_ON[1])
+        evidence = refined(
+            given.model, given.plan, given.evidence, recipe.range_method, learn[:count], threads=self.settings.threads,
+            progress=self.settings.progress,
+        )  # fmt: skip
+        other = replace(given, plan=self._planned(given.model, recipe, evidence), evidence=evidence)
+        best, _ = self._choose([given, other], checks)
+        if best is other:
+            self.report.notes.append("ranges of the loudest tensors were then chosen by what they do to the outputs")
+        return best
+
+    def _learning(self) -> tuple[list[Sample], Iterator[list[Sample]]]:
+        """Samples to learn from, and batches of others to see whether it helped; none that judges the result."""
+        judges = set(self.gathered.held_out)
+        numbers = [i for i in range(len(self.data)) if i not in judges] or self.gathered.calibrated
+        checks = numbers[_CHECKED - 1 :: _CHECKED]
+        if not self._learned_from:
+            others = [n for i, n in enumerate(numbers) if i % _CHECKED != _CHECKED - 1]
+            self._learned_from = self._read(_evenly(others)[: _LEARNED_FROM[self.recipe.effort]])
+        return self._learned_from, self._batches(checks)
+
+    def _gridded(self, given: effort.Candidate, outputs_db: float) -> effort.Candidate:
+        """The candidate whose inputs are quantized on the grids that the samples lie on, where there are any.
+
+        outputs_db: SQNR of the outputs without it.
+        """
+        wanted = self.recipe.effort != "fast" and self.recipe.grid is not False and not self.trained
+        names = [name for name in given.plan.tensors if reader_of(given.model, name) is not None]
+        if not wanted or not names or not self.target.input_grids:
+            return given
+        with self.report.timed("grid"):
+            samples = self._read(_evenly(self.gathered.calibrated)[:_GRID_ON])
+            if not self.recipe.grid:
+                inputs_db = {
+                    name: least_db([s.feed[name] for s in samples], float(given.plan.params_of(name).scale))
+                    for name in names
+                }
+                names = [name for name in names if inputs_db[name] < outputs_db + _GRID_WITHIN_DB]
+            grids = {name: found for name in names if (found := grids_of([s.feed[name] for s in samples])) is not None}
+            if not grids:
+                return given
+            model, change = copy_of(given.model), PutOnGrid(grids)
+            change.run(model)
+            evidence, recipe = replace(given.evidence, chosen=dict(given.evidence.chosen)), self._recipe_of(given)
+            scheme = schemes(self.target, recipe)[0]
+            for name in change.made.values():
+                exact = Range(0.0, 255.0, METHOD, 0.0)
+                evidence.chosen.update({((name,), scheme, method): exact for method in METHODS})
+            plan = self._planned(model, recipe, evidence)
+            other = replace(given, model=model, plan=plan, evidence=evidence, lead=_GRID_GAIN_DB, gridded=True)
+            if self.recipe.grid:
+                return other
+            return self._choose([other, replace(given, lead=0.0)], self._batches(self.gathered.calibrated))[0]
+
+    def _equalized(self, given: effort.Candidate) -> effort.Candidate | None:
+        """The model with equalized channels, calibrated anew; None where there is nothing to gain."""
+        with self.report.timed("equalize"):
+            # Without what this run leaves out: channels do not depend on it, so that statistics can be reused.
+            whole = make_plan(given.model, self.target, Recipe(target=self.recipe.target), given.evidence)
+            found = effort.equalized(given.model, whole, given.evidence.stats)
+            if found is None:
+                return None
+            model, known = found
+            evidence = Evidence(self._completed(model, known))
+            plan = make_plan(model, self.target, self.recipe, evidence)
+            return replace(given, model=model, plan=plan, evidence=evidence)
+
+    def _smoothed(self, given: effort.Candidate) -> effort.Candidate:
+        """The candidate with outliers moved into weights as far as products gain by it, where the outputs do too."""
+        calibrated = self.gathered.calibrated
+        # Without exclusions, as for equalization: factors do not depend on what a search leaves out.
+        whole = make_plan(given.model, self.target, replace(self.recipe, exclude=()))
+        if not readers_of(given.model, whole, STATIC) and not given.plan.smoothing:
+            return given
+        with self.report.timed("smooth"):
+            samples = self._read(_evenly(calibrated)[:_SMOOTHED_FROM])
+            found = strengths(given.model, whole, given.plan, given.evidence, samples, self.settings)
+            made = smoothed(given.model, whole, given.plan, given.evidence.stats, samples, self.settings)
+            changed = sum(strength != STRENGTH for strength in found.values())
+            if made is None and ((changed < _FEWEST_STRENGTHS and self.recipe.smooth is None) or not found):
+                return given
+            model, evidence, lead = given.model, replace(given.evidence, strengths=found), 0.0
+            if made is not None:
+                model, known = made
+                evidence, lead = Evidence(self._completed(model, known), strengths=found), _SMOOTHING_GAIN_DB
+            plan = self._planned(model, self.recipe, evidence)
+            other = replace(given, model=model, plan=plan, evidence=evidence, clips=True, lead=lead, smoothed=True)
+            others = [other]
+            if not given.clips:  # it may have been the outliers that spoke against clipping, or not
+                plain = self._planned(model, replace(self.recipe, clip=False), evidence)
+                others.append(replace(other, plan=plain, clips=False))
+            if self.recipe.smooth is None:
+                others.append(replace(given, lead=0.0))
+            return self._choose(others, self._batches(calibrated))[0] if len(others) > 1 else other
+
+    def _completed(self, model: Model, known: Mapping[str, TensorStats]) -> Mapping[str, TensorStats]:
+        """Statistics of a changed model on the samples that were calibrated on; known: where it is what it was.
+
+        All of them: fewer would leave ranges too small.
+        """
+        plan = make_plan(model, self.target, self.recipe)
+        calibrated = self.data.subset(self.gathered.calibrated)
+        found = from_data(model, plan, self.recipe, calibrated, self.settings, 0.0, settle=False, known=known)
+        self.report.samples["inferences"] += found.inferences
+        return {**known, **found.statistics.tensors}
+
+    def _batches(self, numbers: Sequence[int]) -> Iterator[list[Sample]]:
+        """The samples with these numbers in batches, each spread over all; read where they are asked for."""
+        order, start = _evenly(numbers), 0
+        for size in _BATCHES[self.recipe.effort]:
+            if start < len(order):
+                yield self._read(order[start : start + size])
+            start += size
+
+    def _read(self, numbers: Sequence[int]) -> list[Sample]:
+        return list(in_order(self.data.__getitem__, numbers, self.settings.threads))
+
+
+def _evenly(numbers: Sequence[int]) -> list[int]:
+    """In an order whose every beginning is spread over all."""
+    return [numbers[i] for i in spread(len(numbers))]

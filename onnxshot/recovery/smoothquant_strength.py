@@ -1,0 +1,179 @@
+"""How far outliers of each product's input are moved into its weight: found by what the products give on samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, ValueInfoProto
+
+from onnxshot.calibration.readers import Sample
+from onnxshot.calibration.stats import TensorStats
+from onnxshot.comparison.random_nodes import hold_still
+from onnxshot.execution.parallel import in_order
+from onnxshot.graph import Model, Node, Tensor, edit, weights
+from onnxshot.graph.load import copy_of
+from onnxshot.maths.affine import UINT8, PerChannel, QuantScheme
+from onnxshot.maths.smoothquant import Rows, Smoothing, search_smoothing
+from onnxshot.passes.smooth import Smooth, absorbs, reached
+from onnxshot.planning.plan import DYNAMIC, STATIC, Plan
+from onnxshot.planning.scales import Evidence
+from onnxshot.planning.smoothable import readers_of
+from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.settings import Settings
+
+_ROWS = 512  # of a tensor, from all samples together: what products are computed on
+_WELL_DB = 36.0  # what products that come out so well gain is not seen at the outputs
+_GAIN_DB = 1.0  # of a tensor's products, to be worth a division
+_PRODUCTS_PER_MUL = 3  # a Mul takes some 0.1 % of a small encoder's time: so few of them go unnoticed
+
+
+def smoothed(
+    model: Model,
+    whole: Plan,
+    plan: Plan,
+    stats: Mapping[str, TensorStats],
+    samples: Sequence[Sample],
+    settings: Settings,
+) -> tuple[Model, Mapping[str, TensorStats]] | None:
+    """A copy of the model with outliers moved into the weights of static products; None where none gains by it.
+
+    With it come the statistics that are true of the copy too; those of the divided tensors are not.
+
+    whole: the plan that factors are found for. plan: only tensors that one of its static products reads are divided.
+    """
+    names = [tensor.name for tensor in readers_of(model, plan, STATIC)]
+    if not names:
+        return None
+    found = search(model, whole, STATIC, samples, stats, threads=settings.threads, progress=settings.progress)
+    factors = worth(model, whole, found)
+    factors = {name: factors[name] for name in names if name in factors}
+    if not factors:
+        return None
+    copy = copy_of(model)
+    Smooth(factors, whole.labels(STATIC)).run(copy)
+    edit.remove_unused(copy)
+    tensors = model.tensors()
+    changed = set().union(*(reached(tensors[name]) for name in factors))
+    return copy, {name: known for name, known in stats.items() if name not in changed}
+
+
+def strengths(
+    model: Model, whole: Plan, plan: Plan, evidence: Evidence, samples: Sequence[Sample], settings: Settings
+) -> dict[str, float]:
+    """How far the outliers of the tensors that the plan smooths are best moved into dynamic products' weights."""
+    if not plan.smoothing:
+        return {}
+    found = search(
+        model, whole, DYNAMIC, samples, evidence.stats, only=plan.smoothing, threads=settings.threads,
+        progress=settings.progress,
+    )  # fmt: skip
+    return {name: s.strength for name, s in found.items()}
+
+
+def search(
+    model: Model,
+    plan: Plan,
+    how: str,
+    samples: Sequence[Sample],
+    stats: Mapping[str, TensorStats],
+    *,
+    only: Collection[str] | None = None,
+    threads: int,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Smoothing]:
+    """The best smoothing of every tensor that products of this treatment read, by its name, in graph order.
+
+    how: static or dynamic. only: names of the tensors, by default all. stats: where they know of channels, what they
+    know of more samples counts too. Held at any time: _ROWS rows of every tensor, all tensors of a few samples, and the
+    weights that read one tensor.
+    """
+    readers = {tensor.name: nodes for tensor, nodes in readers_of(model, plan, how).items()}
+    readers = {name: nodes for name, nodes in readers.items() if only is None or name in only}
+    found: dict[str, Smoothing] = {}
+    if not readers:
+        return found
+    for name, rows in _gathered(model, list(readers), samples, threads).items():
+        tables, schemes = zip(*(_table(node, plan) for node in readers[name]), strict=True)
+        if len(tables[0]) != rows.values.shape[1]:
+            continue
+        known = np.asarray(stats[name].channel_absmax if name in stats else (), np.float32)
+        activation = plan.tensors[name].scheme if how == STATIC else QuantScheme(UINT8)
+        seen = rows.widened(known) if how == STATIC and len(known) == len(tables[0]) else rows
+        found[name] = search_smoothing(seen, tables, activation, schemes, per_sample=how == DYNAMIC)
+        if progress is not None:
+            progress("inputs of products looked at", len(found), len(readers))
+    return found
+
+
+def worth(model: Model, plan: Plan, found: Mapping[str, Smoothing]) -> dict[str, NDArray[np.float32]]:
+    """Factors of the static products' inputs that gain by it: all that cost nothing, and the loudest of the others."""
+    readers = {tensor.name: (tensor, nodes) for tensor, nodes in readers_of(model, plan, STATIC).items()}
+    gains = [n for n, s in found.items() if n in readers and s.plain_db < _WELL_DB and s.db >= s.plain_db + _GAIN_DB]
+    free = {name for name in gains if _is_free(model, *readers[name])}
+    most = sum(len(nodes) for _, nodes in readers.values()) // _PRODUCTS_PER_MUL
+    loudest = sorted((name for name in gains if name not in free), key=lambda name: -found[name].noise_removed)[:most]
+    return {name: found[name].factors for name in gains if name in free or name in loudest}
+
+
+def _is_free(model: Model, tensor: Tensor, products: Sequence[Node]) -> bool:
+    return set(edit.consumers(tensor)) == set(products) and absorbs(model, tensor, _channels(products[0]))
+
+
+def _channels(node: Node) -> int:
+    return int(node.inputs[1].shape[1 if node.attrs.get("transB", 0) else 0])
+
+
+def _table(node: Node, plan: Plan) -> tuple[NDArray[np.float32], QuantScheme]:
+    """The weight of a product as [K, N], and its scheme in that layout."""
+    weight, scheme = np.asarray(weights.read(node.inputs[1])), plan.weights[node.label].scheme
+    if not node.attrs.get("transB", 0):
+        return weight, scheme
+    if isinstance(scheme.granularity, PerChannel):
+        scheme = replace(scheme, granularity=PerChannel(1 - scheme.granularity.axis % 2))
+    return weight.T, scheme
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """Rows of one tensor, as samples come in."""
+
+    values: list[NDArray[np.float32]] = field(default_factory=list)
+    low: list[NDArray[np.float32]] = field(default_factory=list)
+    high: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def add(self, x: NDArray[Any], most: int) -> None:
+        """Some rows of a sample's value, evenly spread over it, and the extremes of all."""
+        table = x.reshape(-1, x.shape[-1])
+        if not len(table) or not np.isfinite(table).all():
+            return
+        at = np.linspace(0, len(table) - 1, min(most, len(table))).astype(np.int64)
+        self.values.append(table[at])
+        self.low.append(table.min(axis=0))
+        self.high.append(table.max(axis=0))
+
+    def rows(self) -> Rows:
+        sample = np.repeat(np.arange(len(self.values)), [len(rows) for rows in self.values])
+        return Rows(np.concatenate(self.values), sample, np.asarray(self.low), np.asarray(self.high))
+
+
+def _gathered(model: Model, names: Sequence[str], samples: Sequence[Sample], threads: int) -> dict[str, Rows]:
+    """Rows of the tensors of a float model; without those that were empty or not finite in every sample."""
+    proto = ModelProto()
+    proto.CopyFrom(model.to_proto())
+    hold_still(proto)
+    given = {out.name for out in proto.graph.output} | {i.name for i in proto.graph.input}
+    proto.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in given)
+    wanted = [name for name in names if name not in {i.name for i in proto.graph.input}]
+    runner = Runner(proto.SerializeToString(), threads=1, outputs=wanted, inner=True)
+    found = {name: _Gathering() for name in names}
+    share = max(1, _ROWS // max(1, len(samples)))
+    for sample, values in zip(samples, in_order(lambda s: runner.run(s.feed), samples, threads), strict=True):
+        for name, gathering in found.items():
+            value = values[name] if name in values else np.asarray(sample.feed[name])
+            if value.ndim:
+                gathering.add(value, share)
+    return {name: gathering.rows() for name, gathering in found.items() if gathering.values}

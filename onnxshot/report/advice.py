@@ -1,0 +1,197 @@
+"""What to do next where a result falls short: what was measured to help, else a search that measures.
+
+Reports are given as plain values, as `to_dict` makes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnxshot.maths.metrics import CAP_DB
+from onnxshot.runtimes.ort_bench import NOISE
+
+Values = Mapping[str, Any]
+
+READY, CAUTION, BAD = "ready", "caution", "bad"
+"""Levels of a verdict."""
+FLOOR_DB = 15.0
+"""Outputs below this SQNR are not good enough: their error is more than 18 % of the signal."""
+FLOOR_AGREEMENT = 0.9
+"""Nor are those whose highest value is elsewhere in one case of ten or more."""
+LEAST_INT8 = 0.5
+"""Share of the multiply-accumulates below which a result of quantization runs mostly in float."""
+
+_SAME_DB = 1.0  # a gain below this is not worth naming
+_DEPLOY = "deploy it, or compare on your own data with onnxshot compare"
+
+
+def level_of(sqnr_db: float | None, agreement: float | None = None) -> str:
+    """bad where accuracy is below one of the floors, else ready; what is None was not measured."""
+    low = sqnr_db is not None and not sqnr_db >= FLOOR_DB
+    return BAD if low or (agreement is not None and agreement < FLOOR_AGREEMENT) else READY
+
+
+def is_slower(speedup: float | None) -> bool:
+    """True where a speedup was measured and is below 1 by more than measurements vary."""
+    return speedup is not None and speedup < 1.0 - NOISE
+
+
+def to_gain(values: Values) -> str:
+    """What was measured to bring accuracy, else a search that measures it."""
+    rows = values.get("tried", ())
+    cures = [row for row in rows if _level(row) != BAD]
+    if cures:
+        best = max(cures, key=lambda row: (_level(row) == READY, _worst_db(row)))
+        return f"{best['options']}: {_gained(values, best)}, measured here{_besides(best)}"
+    search = _to_search(values)
+    better = [row for row in rows if _worst_db(row) > _worst_db(values) + _SAME_DB]
+    if better:
+        best = max(better, key=_worst_db)
+        return f"{search} ({best['options']} is not enough: {_gained(values, best)}, still below)"
+    return search
+
+
+def _level(row: Values) -> str:
+    """The verdict of what was tried."""
+    return str(row.get("level") or level_of(row.get("sqnr_db"), row.get("agreement")))
+
+
+def _worst_db(values: Values) -> float:
+    """The SQNR of the worst output."""
+    total = [] if values.get("sqnr_db") is None else [values["sqnr_db"]]
+    found = [*total, *(values.get("output_sqnr_db") or {}).values()]
+    return min((db if math.isfinite(db) else -math.inf for db in found), default=-math.inf)
+
+
+def _gained(values: Values, row: Values) -> str:
+    """What an option brings to what is below its floor, in words."""
+    outputs, tried = values.get("output_sqnr_db") or {}, row.get("output_sqnr_db") or {}
+    low = [name for name in outputs if level_of(outputs[name]) == BAD and name in tried]
+    if len(outputs) > 1 and low:
+        worst = min(low, key=lambda name: outputs[name])
+        return f"SQNR of output {worst!r} {decibels(tried[worst])} in place of {decibels(outputs[worst])}"
+    share, now = row.get("agreement"), values.get("agreement")
+    close = level_of(values.get("sqnr_db")) != BAD
+    if close and share is not None and now is not None and level_of(None, now) == BAD:
+        return f"agreement {100 * share:.1f} % in place of {100 * now:.1f} %"
+    if row.get("sqnr_db") is None or values.get("sqnr_db") is None:
+        return "all answers above their floors"
+    return f"SQNR {decibels(row['sqnr_db'])} in place of {decibels(values['sqnr_db'])}"
+
+
+def _to_search(values: Values) -> str:
+    """A search that measures what brings accuracy."""
+    now = values.get("sqnr_db")
+    if "layers" in values:
+        return _of_pruning(values)
+    if stages := values.get("stages"):
+        return _of_stages(stages)
+    if (values.get("goal") or {}).get("missed"):
+        return "onnxshot sensitivity MODEL --calib DATA --gains measures what each node costs"
+    if searches(values):
+        return f"--min-sqnr {_asked_for(now)} searches for what to leave in float, by measuring"
+    if not quantizes(values) and not is_comparison(values):
+        return "onnxshot compare INPUT RESULT --calib DATA lists the tensors, worst first"
+    return f"onnxshot quantize INPUT --calib DATA --min-sqnr {_asked_for(now)} searches for what to leave in float"
+
+
+def _of_pruning(values: Values) -> str:
+    """What of data and scope was not given yet; fewer zeros in any case."""
+    recipe = values.get("recipe") or {}
+    asked = (recipe.get("stages") or [recipe])[0]
+    given = "calibration" in (values.get("samples") or {})
+    more = [] if asked.get("scope") == "auto" else ["--scope auto"]
+    more += [] if given else ["--calib DATA"]
+    return "a lower --sparsity" + (f", or {' with '.join(more)}" if more else "")
+
+
+def _asked_for(now: float | None) -> str:
+    """An SQNR to ask for: the floor, or half of today's error where that is above the floor."""
+    return f"{FLOOR_DB:g}" if now is None or not now >= FLOOR_DB else f"{math.ceil(now + 6)}"
+
+
+def _of_stages(stages: Sequence[Values]) -> str:
+    """The stage that costs most, by the figures of the stages before and after it."""
+    noise = [0.0 if s["sqnr_db"] is None else 10 ** (-s["sqnr_db"] / 10) for s in stages]
+    costs = {after["name"]: now - before for after, now, before in zip(stages[1:], noise[1:], noise, strict=False)}
+    worst = max(costs, key=lambda name: costs[name])
+    what = "ask it for less" if "quant" not in worst else "run it alone, with onnxshot quantize --min-sqnr 15"
+    return f"stage {worst!r} costs most: {what}"
+
+
+def faster(values: Values) -> str:
+    """The options that were measured to make it faster than the input and than the result; empty where none were."""
+    speed = (values.get("latency") or {}).get("speedup") or 1.0
+    rows = [row for row in _sound(values) if (row.get("speedup") or 0.0) > max(speed, 1.0) * (1 + NOISE)]
+    return f"{words_of(max(rows, key=lambda row: row['speedup']))}, measured here" if rows else ""
+
+
+def smaller(values: Values) -> str:
+    """The options that were measured to make it smaller than the input and than the result; empty where none were."""
+    size = min([_size(values) or math.inf, values.get("input_bytes") or math.inf])
+    rows = [row for row in _sound(values) if row["bytes"] < size * (1 - NOISE)]
+    return f"{words_of(min(rows, key=lambda row: row['bytes']))}, measured here" if rows else ""
+
+
+def _sound(values: Values) -> list[Values]:
+    """What was tried and is above the floors."""
+    return [row for row in values.get("tried", ()) if _level(row) != BAD]
+
+
+def words_of(row: Values) -> str:
+    """Options that were measured, with their figures."""
+    db = f", SQNR {decibels(row['sqnr_db'])}" if row.get("sqnr_db") is not None else ""
+    return f"{row['options']}: {megabytes(row['bytes'])}{db}{_speed(row)}"
+
+
+def _besides(row: Values) -> str:
+    """Size and speed of what was tried."""
+    return f" ({megabytes(row['bytes'])}{_speed(row)})" if row.get("bytes") else ""
+
+
+def _speed(row: Values) -> str:
+    return f", {row['speedup']:.2f}x as fast as the input" if row.get("speedup") else ""
+
+
+def searches(values: Values) -> bool:
+    """Whether a goal can be searched for: int8, samples of the user's, and no goal was given yet."""
+    recipe, samples = values.get("recipe") or {}, values.get("samples") or {}
+    known = bool(samples.get("judged")) and not samples.get("random") and not values.get("on_random_data")
+    return known and recipe.get("precision") == "int8" and not values.get("goal") and recipe.get("mode") != "weights"
+
+
+def is_comparison(values: Values) -> bool:
+    """Whether two given models were compared, and none was made."""
+    return "reference" in (values.get("recipe") or {})
+
+
+def quantizes(values: Values) -> bool:
+    """Whether the recipe asks for 8 bits."""
+    return str((values.get("recipe") or {}).get("precision", "")).startswith("int8")
+
+
+def when_ready(values: Values) -> str:
+    """What to do with a result that nothing speaks against."""
+    if "layers" in values:
+        return "zeros make the file smaller to send; to run faster, quantize it: onnxshot quantize keeps them"
+    return "ready: deploy it" if is_comparison(values) else f"ready: {_DEPLOY}"
+
+
+def decibels(db: float | None) -> str:
+    """An SQNR in words."""
+    if db is None:
+        return "not measured"
+    if db <= -CAP_DB:
+        return "not a finite number"
+    return f"{db:.1f} dB" if math.isfinite(db) else "exact" if db > 0 else "not a number"
+
+
+def megabytes(count: float) -> str:
+    """A size in words: in kilobytes where it is small."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _size(values: Values) -> int:
+    return sum(int(a["bytes"]) for a in values.get("outputs", ()) if a["format"] == "onnx")

@@ -1,0 +1,114 @@
+"""The top of the page: a verdict in one sentence, the figures behind it, and size and latency against float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnxshot.report.advice import BAD, CAUTION, READY
+from onnxshot.report.html import figures
+from onnxshot.report.html.charts import bar
+from onnxshot.report.html.markup import Markup, el, join
+from onnxshot.report.verdict import WORDS
+
+Values = Mapping[str, Any]
+
+_SOME_ZEROS = 0.05  # below it zeros are what rounding makes
+
+CLASSES = {READY: "good", CAUTION: "watch", BAD: "bad"}
+"""How each level of a verdict is drawn."""
+
+
+def verdict(values: Values) -> Markup:
+    """What was gained and how alike the answers are, what speaks against the result, and what to do next."""
+    found = values["verdict"]
+    gained = [text for text in (_smaller(values), _faster(values), _alike(values)) if text]
+    sentence = ", ".join(gained) or "nothing was measured"
+    said = [*([_sentence("; ".join(found["reasons"]))] if found["reasons"] else []), _sentence(sentence)]
+    parts = [el("strong", f"{_sentence(WORDS[found['level']])}: "), " ".join(f"{text}." for text in said)]
+    shown = el("p", parts, class_=f"verdict {CLASSES[found['level']]}")
+    return join(shown, el("p", el("b", "Next: "), found["next"], class_="next"))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def tiles(values: Values) -> Markup:
+    """The figures by themselves."""
+    speedup = values["latency"].get("speedup")
+    found = [
+        ("SQNR", figures.decibels(values["sqnr_db"]) if values.get("sqnr_db") is not None else ""),
+        ("equal answers", figures.percent(values.get("agreement"))),
+        ("work in int8", figures.percent(values.get("int8_macs_share"), 0)),
+        ("zeros", figures.percent(values.get("sparsity")) if values.get("sparsity", 0) >= _SOME_ZEROS else ""),
+        ("speed against float" + _unsure(values), figures.times(speedup) if speedup else ""),
+        ("samples judged on", _judged_on(values)),
+    ]
+    return el("dl", [el("div", el("dt", name), el("dd", text)) for name, text in found if text], class_="tiles")
+
+
+def against_float(values: Values) -> Markup:
+    """Size and latency of the result as bars below those of the float model."""
+    blocks = []
+    if values["input_bytes"] and values["outputs"]:
+        rows = [("float", values["input_bytes"], "was")]
+        rows += [(_kind(a), a["bytes"], "now") for a in values["outputs"]]
+        blocks.append(_bars("Size", rows, figures.megabytes))
+    times = values["latency"]
+    if times:
+        rows = [("float", times["float_ms"], "was"), ("result", times["ms"], "now")]
+        blocks.append(_bars("Latency of one run", rows, figures.milliseconds))
+    for artifact in values["outputs"]:
+        if own := artifact["latency"]:
+            rows = [("float", own["float_ms"], "was"), (artifact["format"], own["ms"], "now")]
+            blocks.append(_bars(f"Latency in {artifact['target']}", rows, figures.milliseconds))
+    return el("div", blocks, class_="pair")
+
+
+def _bars(title: str, rows: Sequence[tuple[str, float, str]], told: Any) -> Markup:
+    most = max(value for _, value, _ in rows) or 1
+    lines = []
+    for name, value, kind in rows:
+        lines.append(el("div", el("span", name), bar(value / most, kind), el("b", told(value)), class_="line"))
+    return el("figure", el("figcaption", title), lines)
+
+
+def _kind(artifact: Values) -> str:
+    return (
+        str(artifact["format"])
+        if artifact["format"] == artifact["target"]
+        else f"{artifact['format']}, {artifact['target']}"
+    )
+
+
+def _smaller(values: Values) -> str:
+    before, after = values["input_bytes"], values["outputs"][0]["bytes"] if values["outputs"] else 0
+    if not (before and after):
+        return ""
+    factor = before / after
+    return f"{factor:.1f}× smaller" if factor > 1.05 else f"{figures.percent(after / before, 0)} of the size"
+
+
+def _faster(values: Values) -> str:
+    speedup = values["latency"].get("speedup")
+    return f"{figures.times(speedup)} as fast as float{_unsure(values)}" if speedup else ""
+
+
+def _unsure(values: Values) -> str:
+    """What is added where the runs do not tell which of the two is faster."""
+    return "" if values["latency"].get("sure", True) else " (not sure: runs scatter)"
+
+
+def _judged_on(values: Values) -> str:
+    """How many samples the figures are of; where they are held out is said beside the verdict."""
+    return "" if values["on_random_data"] else str(values["samples"].get("judged", ""))
+
+
+def _alike(values: Values) -> str:
+    samples = values["samples"]
+    count, held_out = samples.get("judged"), samples.get("held_out")
+    on = f" on {count} samples" + (" it did not learn from" if held_out == count else "") if count else ""
+    if values["agreement"] is not None:
+        return f"same answer as float in {figures.percent(values['agreement'])} of cases{on}"
+    return f"SQNR {figures.decibels(values['sqnr_db'])}{on}" if values["sqnr_db"] is not None else ""

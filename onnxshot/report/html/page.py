@@ -1,0 +1,144 @@
+"""A report as one HTML page: the sections that its facts allow, its style and script, and nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import PurePath
+from typing import Any
+
+from onnxshot.report.advice import level_of
+from onnxshot.report.html import figures, headline, sections, tensor_errors
+from onnxshot.report.html.graph_map import graph_map
+from onnxshot.report.html.markup import Markup, el, join
+
+Values = Mapping[str, Any]
+
+
+def page(values: Values) -> str:
+    """The page of a report given as plain values, as `to_dict` makes them."""
+    style, script = _shipped("page.css"), _shipped("page.js")
+    # What is not in this file is refused by the browser, whatever a name in the model may hold.
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
+    name = PurePath(str(values["input"])).name
+    head = el(
+        "head", el("meta", charset="utf-8"), el("meta", http_equiv="Content-Security-Policy", content=policy),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"), el("link", rel="icon", href="data:,"),
+        el("title", f"{name}: onnxshot report"), el("style", style),
+    )  # fmt: skip
+    body = el("body", el("main", _title(values), _body(values)), el("script", script))
+    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+
+
+def _body(values: Values) -> Markup:
+    """All sections; of several targets one after the other."""
+    if "reports" in values:
+        parts = []
+        for target, report in values["reports"].items():
+            parts += [el("h1", f"For {target}"), join(_sections(report))]
+        return join(parts)
+    return join(_sections(values))
+
+
+def _title(values: Values) -> Markup:
+    from onnxshot import __version__
+
+    source = str(values["input"])
+    return el("header", el("h1", PurePath(source).name), el("p", f"{source} · onnxshot {__version__}", class_="muted"))
+
+
+def _sections(values: Values) -> Iterator[Markup]:
+    """The sections of one report, from what everyone looks at to what few need."""
+    if "worst" in values:
+        yield _section("", join(headline.verdict(values), headline.tiles(values), headline.against_float(values)))
+    elif "groups" in values:
+        yield _section("", _shrunk(values))
+    else:
+        told = f"All in int8: SQNR {figures.decibels(values['sqnr_db'])} on {values['samples']} samples."
+        yield _section("", el("p", told, class_=f"verdict {headline.CLASSES[level_of(values['sqnr_db'])]}"))
+        about = "The error of the outputs when that node alone is int8, as a share of the signal: longer is worse."
+        chart = join(el("p", about, class_="muted"), tensor_errors.sensitivity_chart(values["nodes"]))
+        yield _section("What each node costs, worst first", chart)
+    if values.get("stages"):
+        yield _section("Stages", sections.stages(values["stages"]))
+    detail = _detailed(values)
+    worst, graph = detail.get("worst", []), values.get("graph", [])
+    if worst:
+        how = ", worst first: on random data, which says nothing about yours" if values.get("on_random_data") else ""
+        yield _section("Error by layer" + (how or ", worst first"), tensor_errors.error_chart(worst, graph))
+    if any(row["values"] for row in worst):
+        yield _section("Ranges and values of the worst", tensor_errors.ranges(worst))
+    if graph:
+        yield _section("The graph, node by node", graph_map(graph, {row["tensor"]: row["sqnr_db"] for row in worst}))
+    if values.get("tried"):
+        yield _section("Other options, measured", sections.tried(values["tried"]))
+    if values.get("groups"):
+        yield _section("Channels, the most cut first", sections.channels(values["groups"]))
+    if values.get("layers"):
+        yield _section("Zeros by layer, the sparsest first", sections.pruned(values["layers"]))
+    if values.get("pareto"):
+        found = sections.search(values["goal"], values["pareto"], values["recipe"]["exclude"])
+        yield _section("What the search found", found)
+    for title, skips in _skips(values):
+        yield _section(title, sections.skipped(skips))
+    if values.get("outputs"):
+        yield _section("Files", sections.artifacts(values["outputs"]))
+    if values["notes"]:
+        yield _section("Notes", sections.notes(values["notes"]))
+    yield _section(
+        "This run",
+        join(
+            sections.runs_on(values),
+            sections.cost(values),
+            sections.recipe(values.get("recipe", values.get("target", {}))),
+        ),
+    )
+
+
+def _section(title: str, content: Markup) -> Markup:
+    return el("section", el("h2", title) if title else "", content)
+
+
+def _detailed(values: Values) -> Values:
+    """The report that tells of single tensors: of stages that of the last one."""
+    if values.get("stages") and not values["worst"]:
+        return values["stages"][-1]["report"] or values
+    return values
+
+
+def _skips(values: Values) -> Iterator[tuple[str, list[Values]]]:
+    """(title, what was left alone), of stages by stage."""
+    if values.get("stages"):
+        for row in values["stages"]:
+            if row["report"] and row["report"]["skips"]:
+                yield f"Left alone: {row['name']}, by reason", row["report"]["skips"]
+        return
+    if skips := values.get("skips"):
+        untouched = "layers" in values or "groups" in values
+        yield ("What was not pruned, and why" if untouched else "What stayed float, and why"), skips
+
+
+def _shrunk(values: Values) -> Markup:
+    """What cutting channels has left, in one sentence."""
+    (work, left), (params, kept) = values["macs"], values["params"]
+    told = [
+        f"{figures.percent(left / max(work, 1))} of the work",
+        f"{figures.percent(kept / max(params, 1))} of the parameters",
+    ]
+    if values["latency"] is not None:
+        told.append(f"{figures.percent(values['latency'], 0)} of the latency")
+    found = values["verdict"]
+    against = "".join(f" {reason[0].upper()}{reason[1:]}." for reason in found["reasons"])
+    said = el("p", f"Left: {', '.join(told)}.{against}", class_=f"verdict {headline.CLASSES[found['level']]}")
+    return join(said, el("p", el("b", "Next: "), found["next"], class_="next"))
+
+
+def _shipped(name: str) -> Markup:
+    return Markup(resources.files("onnxshot.report.html").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

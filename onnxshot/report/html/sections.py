@@ -1,0 +1,189 @@
+"""The other sections of the page: artifacts, stages, the search, what stayed float, channels, recipe, cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnxshot.report.html import figures
+from onnxshot.report.html.charts import Point, bar, scatter
+from onnxshot.report.html.markup import Markup, el, join
+
+Values = Mapping[str, Any]
+
+_NAMED = 60  # nodes of one reason that are listed by name
+_COUNTED_AT = {
+    "sample": "at the sizes of a sample",
+    "frozen": "at the sizes that the inputs are fixed at",
+    "inferred": "with free dimensions as 1",
+}
+_AS_FLOAT = 100.0  # dB: what answers as the float model does is in the table alone, as it would dwarf the rest
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """A table that scripts can sort, without the columns that are empty."""
+    kept = [i for i in range(len(heads)) if any(row[i] for row in rows)]
+    head = el("tr", [el("th", heads[i]) for i in kept])
+    body = [el("tr", [el("td", row[i]) for i in kept]) for row in rows]
+    return el("div", el("table", el("thead", head), el("tbody", body), class_="sortable"), class_="scroll")
+
+
+def artifacts(outputs: Sequence[Values]) -> Markup:
+    """What was written, and what each was measured to do in its own runtime."""
+    rows = []
+    for a in outputs:
+        speed = figures.times(a["latency"]["speedup"]) if a["latency"] else ""
+        db = "" if a["sqnr_db"] is None else figures.decibels(a["sqnr_db"])
+        rows.append((a["path"], a["format"], a["target"], figures.megabytes(a["bytes"]), db, speed))
+    told = [f"{a['format']}: {note}" for a in outputs for note in a["notes"]]
+    heads = ("file", "format", "target", "size", "SQNR there", "speed there")
+    return join(table(heads, rows), notes(told) if told else "")
+
+
+def stages(rows: Sequence[Values]) -> Markup:
+    """A row per stage, held against the model that was given."""
+    return table(
+        ("stage", "size", "SQNR", "equal answers", "one run", "speed"),
+        [
+            (
+                row["name"], figures.megabytes(row["bytes"]),
+                "" if row["sqnr_db"] is None else figures.decibels(row["sqnr_db"]), figures.percent(row["agreement"]),
+                figures.milliseconds(row["latency_ms"]), figures.times(row["speedup"]),
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def tried(rows: Sequence[Values]) -> Markup:
+    """A row for other options that were measured because the result falls short."""
+    return table(
+        ("options", "size", "SQNR", "equal answers", "speed"),
+        [
+            (
+                row["options"], figures.megabytes(row["bytes"]),
+                "" if row["sqnr_db"] is None else figures.decibels(row["sqnr_db"]), figures.percent(row["agreement"]),
+                "" if row["speedup"] is None else figures.times(row["speedup"]),
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def skipped(skips: Sequence[Values]) -> Markup:
+    """What was left alone, grouped by reason, the most frequent first."""
+    groups: dict[str, list[Values]] = {}
+    for skip in skips:
+        groups.setdefault(skip["reason"], []).append(skip)
+    parts = []
+    for reason, found in sorted(groups.items(), key=lambda item: -len(item[1])):
+        ops: dict[str, int] = {}
+        for skip in found:
+            ops[skip["op"]] = ops.get(skip["op"], 0) + 1
+        told = ", ".join(f"{count} × {op}" for op, count in ops.items())
+        names = ", ".join(skip["node"] for skip in found[:_NAMED])
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        summary = el("summary", el("b", str(len(found))), f" {reason or 'no reason was given'} ", el("small", told))
+        parts.append(el("details", summary, el("p", names + more, class_="names")))
+    return join(parts)
+
+
+def search(goal: Values, rows: Sequence[Values], chosen: Sequence[str]) -> Markup:
+    """The candidates that no other beats, plotted, with the limits; chosen: what the written file leaves in float."""
+    timed = all(row["latency_ms"] is not None for row in rows)
+
+    def cost(row: Values) -> float:
+        return float(row["latency_ms"]) if timed else row["bytes"] / 1e6
+
+    points = []
+    for row in rows:
+        title = f"{figures.decibels(row['sqnr_db'])}, {figures.megabytes(row['bytes'])}"
+        title += f", {figures.milliseconds(row['latency_ms'])}" if timed else ""
+        points.append(Point(cost(row), row["sqnr_db"], title, list(row["exclude"]) == list(chosen)))
+    limit = goal.get("max_latency" if timed else "max_size")
+    drawn = [point for point in points if point.chosen or point.y < _AS_FLOAT] or points
+    plot = scatter(
+        drawn, "latency, ms" if timed else "size, MB", "SQNR, dB", x_limit=limit, y_limit=goal.get("min_sqnr")
+    )
+    listed = [
+        (
+            f"{len(row['exclude'])} left in float", figures.decibels(row["sqnr_db"]), figures.megabytes(row["bytes"]),
+            figures.milliseconds(row["latency_ms"]), "" if row["drop"] is None else f"{row['drop']:.4g}",
+            "written" if point.chosen else "",
+        )
+        for row, point in zip(rows, points, strict=True)
+    ]  # fmt: skip
+    reached = "The goal was reached." if goal["reached"] else f"The goal was missed: {'; '.join(goal['missed'])}."
+    told = (
+        f"{reached} {goal['candidates']} candidates were measured; these are not beaten by another. Dashed: the limits."
+    )
+    return join(
+        el("p", told, class_="muted"), el("div", plot, class_="plot"),
+        table(("candidate", "SQNR", "size", "one run", "score lost", ""), listed),
+    )  # fmt: skip
+
+
+def pruned(layers: Sequence[Values]) -> Markup:
+    """Zeros of every layer that was pruned, the sparsest first."""
+    rows = []
+    for row in sorted(layers, key=lambda row: -row["sparsity"]):
+        what = el(
+            "span",
+            el("span", row["layer"], class_="name"),
+            el("small", f"{row['op']}, {row['weights']} weights"),
+            class_="what",
+        )
+        rows.append(el("li", what, bar(row["sparsity"]), el("b", figures.percent(row["sparsity"]))))
+    return el("div", el("ol", rows, class_="bars"), class_="filterable")
+
+
+def channels(groups: Sequence[Values]) -> Markup:
+    """Channels of every group before and after, the one cut most first."""
+    rows = []
+    for row in sorted(groups, key=lambda row: row["after"] / max(row["before"], 1)):
+        what = el("span", el("span", row["group"], class_="name"), el("small", row["kind"]), class_="what")
+        share = row["after"] / max(row["before"], 1)
+        rows.append(el("li", what, bar(share), el("b", f"{row['before']} → {row['after']}")))
+    return el("div", el("ol", rows, class_="bars"), class_="filterable")
+
+
+def notes(lines: Sequence[str]) -> Markup:
+    """What else a person should know."""
+    return el("ul", [el("li", line) for line in lines], class_="notes")
+
+
+def runs_on(values: Values) -> Markup:
+    """Which versions of ONNX Runtime run the file as told, and what sizes its work was counted at; may be empty."""
+    parts = []
+    if versions := values.get("onnxruntime"):
+        told = f"ONNX Runtime runs it as told from {versions['fused_from']} on"
+        if versions["loads_from"] != versions["fused_from"]:
+            told += f", and loads it from {versions['loads_from']} on"
+        forms = [f"{row['form']} ({row['nodes']}) from {row['since']} on" for row in versions["rests_on"]]
+        parts.append(el("p", told + (f": {', '.join(forms)}" if forms else "") + "."))
+    if sizes := values.get("sizes"):
+        told = f"Its work is counted {_COUNTED_AT[sizes['from']]}"
+        if unknown := sizes["unknown"]:
+            told += f"; of {len(unknown)} nodes such as {unknown[0]} the size is not known: counted at one position"
+        parts.append(el("p", f"{told}."))
+    return join(parts)
+
+
+def recipe(asked: Values) -> Markup:
+    """All that was asked for, as JSON."""
+    return el("details", el("summary", "Recipe"), el("pre", json.dumps(asked, indent=1, ensure_ascii=False)))
+
+
+def cost(values: Values) -> Markup:
+    """Seconds of each stage of the run, and its peak memory."""
+    timings: Mapping[str, float] = values.get("timings", {})
+    most = max(timings.values(), default=0) or 1
+    rows = [
+        el("li", el("span", name, class_="what"), bar(took / most), el("b", figures.seconds(took)))
+        for name, took in timings.items()
+    ]
+    told = f"{figures.seconds(values['seconds'])} in all"
+    if peak := values.get("peak_rss_mb"):
+        told += f", {peak:.0f} MB of memory at most"
+    return join(el("p", told), el("ol", rows, class_="bars plain"))

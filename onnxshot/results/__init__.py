@@ -1,0 +1,1 @@
+"""What verbs return: a model, with the report that proves it."""

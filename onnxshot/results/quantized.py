@@ -1,0 +1,51 @@
+"""What came of quantizing: the model, its plan and the proof."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxshot.calibration.statsfile import Statistics
+from onnxshot.delivery import artifacts
+from onnxshot.delivery.file_owners import foreign_artifact
+from onnxshot.delivery.files_read import of_model
+from onnxshot.delivery.files_written import OUTPUT, is_external, of_result
+from onnxshot.delivery.publish import Made
+from onnxshot.files.ledger import Files, Write
+from onnxshot.files.links import led
+from onnxshot.graph.save import draft
+from onnxshot.planning.plan import Plan
+from onnxshot.report.report import Report
+from onnxshot.runtimes.base import EmitOptions
+from onnxshot.settings import Settings
+
+
+@dataclass(slots=True)
+class Result(Made):
+    """A quantized model and the proof. Nothing is printed and, without an output path, nothing is kept on disk.
+
+    statistics: what its scales were taken from; None where nothing was calibrated.
+    """
+
+    plan: Plan
+    report: Report
+    statistics: Statistics | None = None
+
+    def emit(self, to: str, folder: str | Path, options: EmitOptions | None = None) -> Path:
+        """Write the model into `folder` in a format; nothing is run.
+
+        Raises TargetError where there is none such, UsageError where a file is there that onnxshot has not written.
+        """
+        stem = self.model.path.stem if self.model.path is not None else "model"
+        final = led(Path(folder) / f"{stem}.{self.report.recipe['precision']}.onnx")
+        writes = of_result(final, (to,), external=is_external(self.model), recorded=False)
+        Files(of_model(self.model)).writing(Write(final, OUTPUT, foreign_artifact), *writes).check()
+        if to == artifacts.ONNX:
+            return self.save(final)
+        artifacts.runtime_of(to).check()
+        how, place = options or EmitOptions(), artifacts.place_of(final, to)
+        with (
+            draft(self.model, final) as written,
+            artifacts.made(written.path, to, place, how, None, Settings()) as (other, _),
+        ):
+            return other.publish()

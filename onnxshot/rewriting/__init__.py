@@ -1,0 +1,1 @@
+"""Passes in an order: before a plan is made, as a plan says, and for another target."""

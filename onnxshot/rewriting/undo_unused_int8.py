@@ -1,0 +1,79 @@
+"""Put back in float what was quantized for nothing: layers whose weight ONNX Runtime dequantizes at every run.
+
+Rules say which forms are fused; this asks the runtime itself what became of the file. Such a layer runs at 0.04x to
+0.4x of float, so its weight is stored in float again, and the plan says why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+
+from onnxshot.graph import Model, Node, edit
+from onnxshot.passes.keep_float import KeepFloat
+from onnxshot.passes.strip_qdq import restore
+from onnxshot.planning.plan import FLOAT, STATIC, Plan
+from onnxshot.runtimes.ort_weights import expanded_weights
+from onnxshot.targets.base import Target
+
+MAX_BYTES = 500_000_000
+"""Weights of a model that ONNX Runtime is asked about: it is held twice while it is."""
+REASON = "ONNX Runtime would not fuse it with what is around it, and dequantize its weight at every run"
+_ROUNDS = 3  # what is float may keep its neighbour from being fused
+
+
+def mend(model: Model, plan: Plan, target: Target, teacher: ModelProto | None) -> Plan:
+    """Give such static layers their float weights back; the plan as it is then.
+
+    teacher: the float model that the plan was made for; without it the quantized weights are dequantized.
+    """
+    if not target.runs_here or target.everywhere or not plan.labels(STATIC) or model.weight_bytes() > MAX_BYTES:
+        return plan
+    for _ in range(_ROUNDS):
+        found = _layers(model, plan.labels(STATIC), expanded_weights(model.to_proto()))
+        if not found:
+            break
+        for node, slot in found:
+            _restore(model, node, slot, _given(teacher, node, slot))
+        labels = {node.label for node, _ in found}
+        nodes = (replace(n, how=FLOAT, reason=REASON) if n.node in labels else n for n in plan.nodes)
+        weighted = {name: planned for name, planned in plan.weights.items() if name not in labels}
+        plan = replace(plan, nodes=tuple(nodes), weights=weighted)
+        KeepFloat(labels, per_axis=not target.everywhere).run(model)
+        edit.remove_unused(model)
+        edit.toposort(model)
+    return plan
+
+
+def _layers(model: Model, labels: set[str], expanded: set[str]) -> list[tuple[Node, int]]:
+    """The planned nodes that read one of these constants through a DequantizeLinear, with the slot."""
+    found = []
+    for node in model.graph.nodes:
+        for slot, tensor in enumerate(node.inputs) if node.label in labels else ():
+            dq = edit.producer(tensor)
+            if dq is not None and dq.op == "DequantizeLinear" and dq.inputs[0].name in expanded:
+                found.append((node, slot))
+    return found
+
+
+def _restore(model: Model, node: Node, slot: int, given: NDArray[Any] | None) -> None:
+    dq = edit.producer(node.inputs[slot])
+    assert dq is not None
+    shape = tuple(dq.inputs[0].shape)
+    if given is not None and given.shape == shape:
+        node.inputs[slot] = edit.add_constant(model, node.label, "weight", given)
+    else:
+        real = restore(model, dq)
+        node.inputs[slot] = real if real is not None else node.inputs[slot]
+
+
+def _given(teacher: ModelProto | None, node: Node, slot: int) -> NDArray[Any] | None:
+    """The float weight of the node of that name in the model that was planned for; None where there is none."""
+    if teacher is None:
+        return None
+    name = next((n.input[slot] for n in teacher.graph.node if n.name == node.name and len(n.input) > slot), "")
+    stored = next((t for t in teacher.graph.initializer if t.name == name), None)
+    return None if stored is None else numpy_helper.to_array(stored)

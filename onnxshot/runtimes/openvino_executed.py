@@ -1,0 +1,46 @@
+"""What OpenVINO really runs: the precision of every layer of its compiled graph, by the nodes of the ONNX model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from onnxshot.graph import Model
+from onnxshot.graph.macs import Shapes, count
+from onnxshot.runtimes.executed import Execution, Ran
+from onnxshot.runtimes.openvino_rules import asks_for_int8
+
+_MULTIPLY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "QKVProjection", "RNNCell", "RNNSeq")
+_MARKS = re.compile(r"(/WithoutBiases|/DequantizationSubtract|/DequantizationMultiply|_original)+$")
+
+
+def read_execution(compiled: Any, source: Model, shapes: Shapes) -> Execution:
+    """The execution of `source` by an openvino.Model that a compiled model gave of itself (get_runtime_model).
+
+    shapes: of the tensors of `source`, by name, for the amount of work.
+    A layer tells its kernel, whose name ends in the precision it computes in, and the nodes that went into it. Its
+    `runtimePrecision` is that of what it reads, int8 for a float product of 8-bit weights. What OpenVINO renamed, as
+    where a BatchNormalization was folded into it, counts as float.
+    """
+    layers = [layer.get_rt_info() for layer in compiled.get_ordered_ops()]
+    ops = Counter(_text(info, "layerType") for info in layers)
+    kernels: dict[str, str] = {}
+    for info in layers:
+        if _text(info, "layerType") in _MULTIPLY:
+            names = _text(info, "originalLayersNames").split(",")
+            kernels |= {_MARKS.sub("", name): _text(info, "primitiveType") for name in names}
+    nodes, refused = [], []
+    for row in count(source, shapes):
+        node, asked = row.node, asks_for_int8(row.node)
+        # What makes an output of the model has that one's name.
+        kernel = next((kernels[name] for name in (node.label, node.outputs[0].name) if name in kernels), "")
+        int8 = kernel.lower().endswith("i8")
+        nodes.append(Ran(node.label, node.op, "int8" if int8 else "float", row.macs, row.exact, asked))
+        if asked and not int8:
+            refused.append(f"{node.op} {node.label}")
+    return Execution(tuple(nodes), dict(ops.most_common()), tuple(refused))
+
+
+def _text(info: Any, key: str) -> str:
+    return str(info[key].astype(str)) if key in info else ""

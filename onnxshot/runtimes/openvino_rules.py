@@ -1,0 +1,123 @@
+"""Which quantized nodes OpenVINO cannot read, computes wrongly, or runs in float: rules measured on its CPU plugin."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.graph.ops import STANDARD_DOMAINS, channel_axis
+from onnxshot.runtimes.base import Finding
+
+_RECURRENT = ("LSTM", "GRU")
+_MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_WIDE = (TensorProto.INT16, TensorProto.UINT16)
+_FLOAT_OPS = {
+    "DynamicQuantizeLinear": "OpenVINO takes it apart into a dozen float ops",
+    "MatMulInteger": "OpenVINO multiplies in float where the scale is known at run time only",
+    "ConvInteger": "OpenVINO runs it in float",
+}
+_UNREADABLE = frozenset(
+    {
+        "QLinearConv", "QGemm", "QLinearGlobalAveragePool", "QAttention", "QEmbedLayerNormalization", "QMoE",
+        "QOrderedMatMul", "MatMulInteger16", "MatMulBnb4",
+    }
+)  # fmt: skip
+
+
+def findings(model: Model) -> list[Finding]:
+    """One line per node, in graph order; nodes that are not quantized have none."""
+    found = []
+    for _, node in model.walk():
+        refusal = _refusal(model, node)
+        reason = refusal or _left_in_float(model, node)
+        if reason:
+            found.append(Finding(node.label, node.op, reason, refused=bool(refusal)))
+    return found
+
+
+def asks_for_int8(node: Node) -> bool:
+    """True for a Conv, Gemm or MatMul whose two factors come out of a DequantizeLinear."""
+    return node.op in _MULTIPLY and node.domain in STANDARD_DOMAINS and all(map(_dequantize, node.inputs[:2]))
+
+
+def _refusal(model: Model, node: Node) -> str:
+    """Why OpenVINO does not load the node, or computes it wrongly; empty where it does neither."""
+    if node.domain not in STANDARD_DOMAINS:
+        return f"OpenVINO cannot read {node.domain}.{node.op}" if node.op in _UNREADABLE else ""
+    if node.op == "QLinearConv" and _size(node.inputs[4]) > 1:
+        return "OpenVINO computes it wrongly with a scale per channel"  # 12 dB against ONNX Runtime
+    if node.op == "QLinearMatMul" and _size(node.inputs[4]) > 1:
+        return "OpenVINO cannot read it with a scale per channel"
+    makers = [maker for tensor in node.inputs if (maker := _dequantize(tensor)) is not None]
+    if node.op in _RECURRENT and len(makers) > 1 and makers[0] is _dequantize(node.inputs[0]):
+        return "OpenVINO does not compile it with its input and its weights quantized"
+    wide = node.op != "QuantizeLinear" and any(_kind(model, maker) in _WIDE for maker in makers)
+    return "OpenVINO computes 16-bit values in float, and with errors of 8 bits and less" if wide else ""
+
+
+def _left_in_float(model: Model, node: Node) -> str:
+    if node.domain in STANDARD_DOMAINS and node.op in _FLOAT_OPS:
+        return _FLOAT_OPS[node.op]
+    return _float_product(model, node) if asks_for_int8(node) else ""
+
+
+def _float_product(model: Model, node: Node) -> str:
+    """Why a product of two dequantized factors runs in float; empty where it runs in int8."""
+    data, weight = (maker for tensor in node.inputs[:2] if (maker := _dequantize(tensor)) is not None)
+    reason = _float_factors(model, data, weight) if _stored(weight) is None else _float_weight(model, node, weight)
+    if not reason and node.op == "ConvTranspose" and _shifted(data):
+        reason = "the zero point of its input is not 0"
+    if not reason and node.op == "Conv" and _kind(model, data) == TensorProto.INT8 and _shifted(data):
+        return "OpenVINO runs it in float on CPUs with AMX: its input is int8 with a zero point other than 0"
+    return f"OpenVINO runs it in float: {reason}" if reason else ""
+
+
+def _float_factors(model: Model, *factors: Node) -> str:
+    plain = all(_kind(model, factor) == TensorProto.INT8 and not _shifted(factor) for factor in factors)
+    return "" if plain else "it takes int8 with zero point 0 for a product of activations"
+
+
+def _float_weight(model: Model, node: Node, dequantize: Node) -> str:
+    kind, stored = _kind(model, dequantize), _stored(dequantize)
+    if kind != TensorProto.INT8:
+        return f"its weight is {TensorProto.DataType.Name(kind).lower()}"
+    if _shifted(dequantize):
+        return "the zero point of its weight is not 0"
+    if stored is None or _size(dequantize.inputs[1]) == 1:
+        return ""
+    rank, axis = len(stored.shape), dequantize.attrs.get("axis", 1)
+    return f"the scales of its weight are along axis {axis}" if axis % rank != channel_axis(node, 1, rank) else ""
+
+
+def _dequantize(tensor: Tensor) -> Node | None:
+    maker = edit.producer(tensor)
+    return maker if maker is not None and maker.op == "DequantizeLinear" else None
+
+
+def _kind(model: Model, dequantize: Node) -> int:
+    """The type of the integers: that of the zero point, where shape inference was not run."""
+    quantize = edit.producer(dequantize.inputs[0])
+    known = [dequantize.inputs[0], *dequantize.inputs[2:3], *(quantize.inputs[2:3] if quantize is not None else ())]
+    stated = 0 if quantize is None else quantize.attrs.get("output_dtype", 0)
+    return next((kind for tensor in known if (kind := model.elem_type(tensor))), stated or TensorProto.UINT8)
+
+
+def _stored(dequantize: Node) -> Constant | None:
+    """The constant behind a DequantizeLinear, also where a QuantizeLinear rounds it at run time; None for data."""
+    source = dequantize.inputs[0]
+    maker = edit.producer(source)
+    if maker is not None and maker.op == "QuantizeLinear":
+        source = maker.inputs[0]
+    return source if isinstance(source, Constant) else None
+
+
+def _shifted(dequantize: Node) -> bool:
+    """True where a zero point is not 0."""
+    if len(dequantize.inputs) < 3 or not isinstance(dequantize.inputs[2], Constant):
+        return False
+    return bool(np.any(weights.read(dequantize.inputs[2])))
+
+
+def _size(tensor: Tensor) -> int:
+    return int(np.prod(tensor.shape, dtype=np.int64)) if isinstance(tensor, Constant) else 1

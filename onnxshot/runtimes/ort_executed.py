@@ -1,0 +1,277 @@
+"""What ONNX Runtime really runs: work of every node of the file by a real run, precision by the optimized graph.
+
+The optimized graph is no place to count: its layouts pad channels, and its fusions hide what they multiply. So the file
+is run as it is written, for the shapes, and each node is found again in the optimized graph, for the precision.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto
+
+from onnxshot.errors import ModelError
+from onnxshot.files.places import scratch
+from onnxshot.graph import edit
+from onnxshot.graph.functions import inlined
+from onnxshot.graph.ir import Constant, Node
+from onnxshot.graph.load import first_line
+from onnxshot.graph.macs import NodeMacs, Shape, concrete_shapes, count, work_of
+from onnxshot.graph.model import Model
+from onnxshot.graph.ops import weight_slot
+from onnxshot.runtimes.executed import Execution, Ran
+from onnxshot.runtimes.ort_profile import Event, profiled
+from onnxshot.runtimes.ort_runtime import Feed, external_bytes, label, session
+
+LIMIT = 1_500_000_000
+"""Bytes of a model above which its optimized graph is not written: it would not fit one protobuf file."""
+
+_INT8 = ("MatMulInteger", "ConvInteger", "DynamicQuantize", "QGemm", "QAttention", "QMoE", "QEmbedLayer", "QLinear")
+_AFTER = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "HardSigmoid")
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
+_TOKEN = re.compile(r"~(\d+)~")  # the name of a node of the file: optimizers keep it inside the names that they make
+
+
+def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 2) -> Execution:
+    """Read what ONNX Runtime makes of a model on the CPU.
+
+    The sample is run once, without optimizations, and the work counted is that of each node in that run, loops and
+    branches included. Without one, zeros are run, with free dimensions of 1; where the model cannot take those, shapes
+    are inferred as far as they can be.
+
+    Raises ModelError where the model does not load, or does not run on the sample.
+    """
+    proto = _loaded(model)
+    folder = model.parent if isinstance(model, Path) else None
+    size = _size(proto, folder)
+    if size > LIMIT:
+        return Execution((), {}, note=f"the model has {size / 1e9:.1f} GB: its optimized graph was not read")
+    proto = inlined(proto)  # ONNX Runtime inlines functions too, but under names of its own
+    labels = _tokens(proto)
+    source = proto.SerializeToString()
+    events, feed_shapes = profiled(source, sample, threads=threads, folder=folder, what=label(model))
+    with scratch() as made:
+        at = made / "optimized.onnx"
+        session(source, threads=threads, folder=folder, save_optimized=at)
+        try:
+            # Weights that were outside stay where they were; their shapes are all that is needed of them.
+            optimized = Model(onnx.load(str(at), load_external_data=False), folder=folder)
+        except (OSError, DecodeError, ValueError, ModelError) as e:
+            return Execution((), {}, note=f"ONNX Runtime's optimized graph cannot be read: {first_line(e)}")
+    written = Model(proto, folder=folder)
+    found = _Found.of(written, optimized)
+    rows = tuple(_rows(written, found, _worked(written, events, feed_shapes), labels))
+    ops = Counter(node.op for _, node in optimized.walk())
+    unfused = tuple(_named(text, labels) for text in _unfused(optimized))
+    return Execution(rows, dict(ops.most_common()), unfused)
+
+
+# ---------------------------------------------------------------------- work, by a run of the file
+
+
+def _worked(written: Model, events: list[Event], feed_shapes: Mapping[str, Shape]) -> dict[Node, NodeMacs]:
+    """The work of every node that multiplies, of all its runs together."""
+    if not events:
+        return {row.node: row for row in count(written, concrete_shapes(written, feed_shapes))}
+    by_name = defaultdict(list)
+    for event in events:
+        by_name[event.node].append(event)
+    known = _shapes_of(written, by_name) | dict(feed_shapes)
+    worked, top = {}, set(written.graph.nodes)
+    if any(work_of(node, known) is not None and node.name not in by_name for node in top):
+        # What runs as the nodes of its function is in no profile by its own name.
+        known = concrete_shapes(written, feed_shapes) | known
+    for _, node in written.walk():
+        rows = [work_of(node, known | _own(node, event)) for event in by_name.get(node.name, [])]
+        if not rows and node in top:
+            rows = [work_of(node, known)]
+        if work_of(node, known) is None:
+            continue
+        held = [row for row in rows if row is not None]
+        total, aside = sum(row.macs for row in held), sum(row.in_float for row in held)
+        worked[node] = NodeMacs(node, total, all(row.exact for row in held), aside)
+    return worked
+
+
+def _own(node: Node, event: Event) -> dict[str, Shape]:
+    """The shapes of a node's tensors in one of its runs."""
+    made = [t.name for t in node.outputs if t.name]
+    read = [t.name for t in node.inputs if t.name]
+    found: dict[str, Shape] = {}
+    if len(read) == len(event.inputs):
+        found |= zip(read, event.inputs, strict=True)
+    if len(made) == len(event.outputs):
+        found |= zip(made, event.outputs, strict=True)
+    return found
+
+
+def _shapes_of(written: Model, by_name: Mapping[str, list[Event]]) -> dict[str, Shape]:
+    known: dict[str, Shape] = {}
+    for _, node in written.walk():
+        for event in by_name.get(node.name, [])[-1:]:
+            known |= _own(node, event)
+    return known
+
+
+# ---------------------------------------------------------------------- precision, by the optimized graph
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What became of nodes of the file, by their tokens: those that run in int8, those with weights rounded to it.
+
+    lost: nodes on integers of the optimized graph that belong to none of the file.
+    """
+
+    int8: frozenset[str]
+    rounded: frozenset[str]
+    lost: tuple[str, ...]
+
+    @classmethod
+    def of(cls, written: Model, optimized: Model) -> _Found:
+        makers = {out.name: node for _, node in written.walk() for out in node.outputs if out.name}
+        readers = {t.name: node for _, node in written.walk() for t in node.inputs if isinstance(t, Constant)}
+        int8, rounded, lost = set[str](), set[str](), []
+        for _, node in optimized.walk():
+            tokens = {match.group(0) for match in _TOKEN.finditer(node.name)}
+            if precision_of(node) != "float":
+                tokens = tokens or _by_tensors(node, makers, readers)
+                int8 |= tokens
+                lost += [] if tokens else [node.op]
+            elif _reads_stored_integers(node):
+                rounded |= tokens
+        return cls(frozenset(int8), frozenset(rounded), tuple(lost))
+
+
+def _by_tensors(node: Node, makers: Mapping[str, Node], readers: Mapping[str, Node]) -> set[str]:
+    """Tokens of the nodes of the file that a node without one stands for: by what it makes, or the weights it holds."""
+    found = set[str]()
+    for out in node.outputs:
+        maker = makers.get(out.name)
+        while maker is not None and maker.op in (*_QDQ, *_AFTER) and maker.inputs:
+            maker = edit.producer(maker.inputs[0])
+        found |= {maker.name} if maker is not None else set()
+    for tensor in node.inputs:
+        reader = readers.get(tensor.name) if isinstance(tensor, Constant) and len(tensor.shape) > 1 else None
+        if reader is not None and reader.op in _QDQ:
+            found |= {user.name for user in edit.consumers(reader.outputs[0])}
+        elif reader is not None:
+            found.add(reader.name)
+    return found
+
+
+def _reads_stored_integers(node: Node) -> bool:
+    """Whether a weight comes from stored integers."""
+    makers = (edit.producer(tensor) for tensor in node.inputs[1:2])
+    return any(m is not None and m.op == "DequantizeLinear" and isinstance(m.inputs[0], Constant) for m in makers)
+
+
+def _rows(written: Model, found: _Found, worked: Mapping[Node, NodeMacs], labels: Mapping[str, str]) -> Iterator[Ran]:
+    for _, node in written.walk():
+        work, precision = worked.get(node), precision_of(node)
+        if precision == "float" and node.name in found.int8:
+            precision = "int8"
+        if work is None and (precision == "float" or node.op in _QDQ):
+            continue
+        slot = weight_slot(node)
+        own = slot is not None and precision_of(node) == "float" and node.inputs[slot].dtype == np.float32
+        by_itself = own and (precision != "float" or node.name in found.rounded)
+        macs, exact, aside = (work.macs, work.exact, work.in_float) if work is not None else (0, True, 0)
+        name = labels[node.name]
+        yield Ran(name, node.op, precision, macs - aside, exact, by_itself=by_itself)
+        if aside:
+            yield Ran(name, node.op, "float", aside, exact)
+
+
+def precision_of(node: Node) -> str:
+    """What an operator computes in by its own name: int8, float, or such as int4 where weights are stored so."""
+    if node.op in ("MatMulNBits", "MatMulBnb4", "MatMulNBitsMlp", "MatMulNBitsQkv", "MatMulNBitsQLoRA"):
+        return f"int{node.attrs.get('bits', 4)}"
+    if node.op.startswith(_INT8) and node.op != "DynamicQuantizeLinear":
+        return "int8"
+    return "float"
+
+
+def _unfused(model: Model) -> Iterator[str]:
+    """Float nodes that read a DequantizeLinear and feed a QuantizeLinear, directly or through one activation."""
+    for _, node in model.walk():
+        if node.op in _QDQ or precision_of(node) != "float":
+            continue
+        makers = (edit.producer(t) for t in node.inputs)
+        if not any(maker is not None and maker.op == "DequantizeLinear" for maker in makers):
+            continue
+        users = [user for out in node.outputs for user in edit.consumers(out)]
+        users += [u for user in users if user.op in _AFTER for u in edit.consumers(user.outputs[0])]
+        if any(user.op == "QuantizeLinear" for user in users):
+            yield f"{node.op} {node.label}"
+
+
+# ---------------------------------------------------------------------- the file, with names that can be found again
+
+
+def _loaded(model: Path | bytes) -> ModelProto:
+    try:
+        if isinstance(model, bytes):
+            return onnx.load_from_string(model)
+        return onnx.load(str(model), format="protobuf", load_external_data=False)
+    except (OSError, DecodeError) as e:
+        raise ModelError(f"{label(model)} cannot be read: {first_line(e)}") from e
+
+
+def _size(proto: ModelProto, folder: Path | None) -> int:
+    """Bytes of the model and of the files its weights lie in."""
+    size = int(proto.ByteSize())
+    return size if folder is None else size + external_bytes(proto, folder)
+
+
+def _tokens(proto: ModelProto) -> dict[str, str]:
+    """Name every node by a token; the names they had, and that a person knows them by, per token."""
+    name_nodes(proto.graph, set())
+    labels: dict[str, str] = {}
+    for node in _nodes(proto.graph):
+        token = f"~{len(labels)}~"
+        labels[token], node.name = node.name, token
+    return labels
+
+
+def _nodes(graph: GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in _graphs(attribute):
+                yield from _nodes(inner)
+
+
+def _graphs(attribute: onnx.AttributeProto) -> Iterable[GraphProto]:
+    return [attribute.g] if attribute.HasField("g") else attribute.graphs
+
+
+def _named(text: str, labels: Mapping[str, str]) -> str:
+    return _TOKEN.sub(lambda match: labels.get(match.group(0), match.group(0)), text)
+
+
+def name_nodes(graph: GraphProto, taken: set[str]) -> None:
+    """Give every node a name of its own, so that a profile tells them apart."""
+    for node in graph.node:
+        if not node.name or node.name in taken:
+            stem = node.name or next(iter(o for o in node.output if o), node.op_type)
+            node.name = next(name for name in _variants(stem) if name not in taken)
+        taken.add(node.name)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                name_nodes(attribute.g, taken)
+
+
+def _variants(stem: str) -> Iterator[str]:
+    yield stem
+    number = 2
+    while True:
+        yield f"{stem}_{number}"
+        number += 1

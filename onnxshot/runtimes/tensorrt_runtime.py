@@ -1,0 +1,121 @@
+"""TensorRT as a runtime: engines built from Q/DQ graphs, what they were compiled to, and how they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from onnx import TensorProto
+
+from onnxshot.errors import TargetError
+from onnxshot.files.places import scratch
+from onnxshot.graph import Model, Node, edit
+from onnxshot.graph.load import load_model
+from onnxshot.graph.sparsity import half_zero
+from onnxshot.runtimes import tensorrt_build, tensorrt_engine, tensorrt_log, tensorrt_rules
+from onnxshot.runtimes.base import (
+    Dims,
+    EmitOptions,
+    Emitted,
+    Finding,
+    Loaded,
+    Ranges,
+    Runtime,
+    Sizes,
+    notes_of,
+    raise_refused,
+    some,
+)
+from onnxshot.runtimes.executed import Execution
+
+
+class TensorRt(Runtime):
+    """TensorRT 10 or 11, or TensorRT-RTX: whichever is installed, in that order."""
+
+    format, suffix, extra, ranged = "tensorrt", ".engine", "tensorrt", True
+
+    def check(self) -> None:
+        """Raise TargetError, saying what to install, where neither is here."""
+        tensorrt_build.module()
+
+    def check_sizes(self, inputs: Mapping[str, Dims | None], options: EmitOptions) -> None:
+        """Raise UsageError where sizes are missing, or do not fit."""
+        tensorrt_build.profiles(inputs, options)
+
+    def preflight(self, model: Model) -> list[Finding]:
+        """What the builder would refuse, and what it would run in float although it is quantized."""
+        return tensorrt_rules.findings(model)
+
+    def emit(self, source: Path, folder: Path, stem: str, options: EmitOptions) -> Emitted:
+        """Build the engine of an .onnx file as `folder`/`stem`.engine.
+
+        Raises TargetError where TensorRT refuses the model, naming the node; UsageError where sizes are missing.
+        """
+        if options.half:
+            raise TargetError("TensorRT computes in the types that the graph states", "store half floats in the graph")
+        rtx = tensorrt_build.module().__name__ == "tensorrt_rtx"
+        model = load_model(source)
+        found = self.preflight(model)
+        raise_refused(found, "TensorRT", self.format)
+        ranges = tensorrt_build.profiles({tensor.name: model.shape(tensor) for tensor in model.graph.inputs}, options)
+        halves = half_zero(model)
+        engine = folder / f"{stem}{self.suffix}"
+        with scratch() as made:
+            log = made / "build.log"
+            tensorrt_build.build(model, engine, log, ranges, options, sparse=bool(halves))
+            executed = tensorrt_log.execution(model, {name: usual for name, (_, usual, _) in ranges.items()}, log)
+        sizes = _of_sizes({name: ranges[name] for name in ranges if name in options.sampled}, options.shapes)
+        notes = [*notes_of(found), *sizes, *_of_sparsity(halves), *_of_blocks(model, executed)]
+        if rtx and options.timing_cache is not None:
+            notes.append("TensorRT-RTX measures nothing when it builds: there is no timing cache to write")
+        return Emitted((engine.name,), executed, tuple(notes))
+
+    def runs_here(self) -> str:
+        """Empty where an engine can be run, else what is missing: the module, the driver, a GPU."""
+        return tensorrt_engine.missing()
+
+    def load(self, path: Path, *, threads: int, options: EmitOptions | None = None) -> Loaded:
+        """Load an engine, or build one of an .onnx file and load that, to be run on the first GPU; threads: no matter.
+
+        Raises TargetError where no engine runs here, ModelError where this one does not load, UsageError where the
+        options have not the sizes that one is built for.
+        """
+        if path.suffix != ".onnx":
+            return tensorrt_engine.Engine(path)
+        with scratch() as made:
+            emitted = self.emit(path, made, "model", options or EmitOptions(threads=threads))
+            return tensorrt_engine.Engine(made / emitted.files[0])
+
+
+def _of_sizes(sampled: Ranges, asked: Ranges) -> list[str]:
+    """Which inputs are built for sizes that samples have, and no others."""
+    named = [
+        f"{name} of {' to '.join(dict.fromkeys((_written(least), _written(most))))}, usually {_written(usual)}"
+        for name, (least, usual, most) in sampled.items()
+        if name not in asked
+    ]
+    return [f"built for the sizes that samples have, --shapes gives others: {', '.join(named)}"] if named else []
+
+
+def _written(sizes: Sizes) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _of_blocks(model: Model, executed: Execution) -> list[str]:
+    """How many of the int4 weights the engine keeps as they are, by the log of the build."""
+    dequantized = [node.inputs[0] for _, node in model.walk() if node.op == "DequantizeLinear"]
+    stored = [tensor for tensor in dequantized if model.elem_type(tensor) == TensorProto.INT4]
+    if not stored or not executed.nodes:
+        return []
+    kept = sum(ran.stored == "int4" for ran in executed.nodes)
+    return [f"{kept} of {len(stored)} int4 weights are kept so in the engine, and multiplied as floats"]
+
+
+def _of_sparsity(halves: list[Node]) -> list[str]:
+    if not halves:
+        return []
+    notes = [f"built to use 2:4 zeros, which {len(halves)} weights have: {some([n.label for n in halves])}"]
+    makers = [edit.producer(tensor) for node in halves for tensor in node.inputs[:2]]
+    if any(maker is not None and maker.op == "DequantizeLinear" for maker in makers):
+        notes.append("TensorRT was seen not to use 2:4 behind Q/DQ pairs: time it before relying on both")
+    return notes

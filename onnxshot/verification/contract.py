@@ -1,0 +1,149 @@
+"""The input/output contract of a model, and whether a written file still is the model that was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, ValueInfoProto
+
+from onnxshot.comparison.random_nodes import RANDOM
+from onnxshot.errors import ModelError
+from onnxshot.graph import Model, weights
+from onnxshot.graph.fixed_shapes import Frozen
+from onnxshot.graph.load import first_line, load_model
+from onnxshot.runtimes.ort_runtime import Feed, Runner
+
+RUN_LIMIT = 1_500_000_000
+"""Bytes of weights above which a written file is held against the model weight by weight instead of by running both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One input or output: what a caller's code depends on. dims None: unknown rank."""
+
+    way: str
+    name: str
+    type: str
+    dims: tuple[int | str | None, ...] | None
+
+    def __str__(self) -> str:
+        if self.dims is None:
+            return f"{self.way} {self.name!r} {self.type} of any shape"
+        return f"{self.way} {self.name!r} {self.type} [{', '.join('?' if d is None else str(d) for d in self.dims)}]"
+
+
+def contract(source: Path | bytes | ModelProto | Model) -> tuple[Port, ...]:
+    """Inputs, then outputs, in order; weights that are listed as inputs are no part of it."""
+    if isinstance(source, Model):
+        graph = source.export(lambda _: None).graph
+        stored = set(source.graph.overridable)
+    else:
+        proto = source if isinstance(source, ModelProto) else _parsed(source)
+        graph = proto.graph
+        stored = {i.name for i in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
+    return (
+        *(_port("input", info) for info in graph.input if info.name not in stored),
+        *(_port("output", info) for info in graph.output),
+    )
+
+
+def with_frozen(ports: Iterable[Port], sizes: Frozen) -> tuple[Port, ...]:
+    """The contract that a model has once dimensions of it are frozen."""
+    return tuple(replace(port, dims=sizes.dims(port.name, port.dims)) for port in ports)
+
+
+def same_contract(a: Iterable[Port], b: Iterable[Port]) -> None:
+    """Raise ModelError, naming the first difference, where b does not have a's inputs and outputs in a's order."""
+    found = difference(a, b)
+    if found:
+        raise ModelError(f"the model's inputs and outputs have changed: {found}", "a fault of onnxshot: report it")
+
+
+def difference(a: Iterable[Port], b: Iterable[Port]) -> str:
+    """The first difference of two contracts in words; empty where they are equal."""
+    first, second = tuple(a), tuple(b)
+    for left, right in zip(first, second, strict=False):
+        if left != right:
+            return f"{left} against {right}"
+    if len(first) > len(second):
+        return f"{first[len(second)]} is missing"
+    return f"{second[len(first)]} is new" if len(second) > len(first) else ""
+
+
+def reload_check(model: Model, written: Path, feed: Feed, *, run: bool = True) -> None:
+    """Raise ModelError where the file on disk is not the model in memory: the same bytes, or the same outputs.
+
+    A model with its weights in another file must give the same outputs to the bit; one too large to run twice,
+    that ONNX Runtime does not run, or that may draw random numbers, is compared weight by weight.
+    """
+    same_contract(contract(model), contract(written))
+    if not run or model.weight_bytes() > RUN_LIMIT:
+        _same_weights(model, load_model(written))
+        return
+    meant = model.to_proto().SerializeToString(deterministic=True)
+    if written.stat().st_size == len(meant) and written.read_bytes() == meant:
+        return
+    if any(node.op in RANDOM for _, node in model.walk()):
+        _same_weights(model, load_model(written))
+        return
+    # One thread: sums of several threads may come in another order.
+    expected, found = Runner(meant, threads=1).run(feed), Runner(written, threads=1).run(feed)
+    for name, value in expected.items():
+        other = found[name]
+        same = value.dtype == other.dtype and value.shape == other.shape
+        if same and value.dtype.kind in "OUS":
+            same = bool(np.array_equal(value, other))
+        elif same:
+            same = value.tobytes() == other.tobytes()
+        if not same:
+            raise _changed(written, f"output {name!r} differs from what was computed")
+
+
+def _same_weights(model: Model, written: Model) -> None:
+    stored = {c.name: c for c in written.constants()}
+    for constant in model.constants():
+        other = stored.get(constant.name)
+        if other is None:
+            raise _changed(written.path, f"weight {constant.name!r} is missing")
+        a, b = weights.read(constant), weights.read(other)
+        if a.dtype != b.dtype or a.shape != b.shape or not np.array_equal(_bits(a), _bits(b)):
+            raise _changed(written.path, f"weight {constant.name!r} differs from what was computed")
+
+
+def _bits(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind in "OUS":
+        return values
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def _changed(path: Path | None, what: str) -> ModelError:
+    return ModelError(f"{path}: {what}", "the disk or onnxshot is at fault: write it again, and report it if it stays")
+
+
+def _parsed(source: Path | bytes) -> ModelProto:
+    try:
+        if isinstance(source, bytes):
+            return onnx.load_from_string(source)
+        return onnx.load(str(source), format="protobuf", load_external_data=False)
+    except (OSError, DecodeError) as e:
+        what = "the model in memory" if isinstance(source, bytes) else str(source)
+        raise ModelError(f"{what} cannot be read: {first_line(e)}") from e
+
+
+def _port(way: str, info: ValueInfoProto) -> Port:
+    kind = info.type.WhichOneof("value")
+    if kind not in ("tensor_type", "sparse_tensor_type"):
+        return Port(way, info.name, " ".join(str(info.type).split()), None)
+    tensor = getattr(info.type, kind)
+    name = TensorProto.DataType.Name(tensor.elem_type).lower()
+    if not tensor.HasField("shape"):
+        return Port(way, info.name, name, None)
+    dims = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
+    return Port(way, info.name, name, dims)

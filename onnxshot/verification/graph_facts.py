@@ -1,0 +1,71 @@
+"""What a report draws of a model: its nodes in order, and how the values of its worst tensors are spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnxshot.calibration.stats import Histogram, TensorStats
+from onnxshot.graph import Constant, Model, Node, weights
+from onnxshot.graph.macs import NodeMacs, by_label
+from onnxshot.graph.ops import weight_slot
+from onnxshot.planning.plan import FLOAT, WEIGHTS, Plan
+from onnxshot.report.values import NodeReport, TensorReport, ValueCounts
+
+BINS = 64
+"""Bins of a histogram in a report, at most."""
+DRAWN = 16
+"""Tensors, the worst ones, whose histogram is in the report."""
+_MOST_BYTES = 256 << 20  # of weights whose zeros are counted
+
+
+def graph_rows(model: Model, rows: Iterable[NodeMacs]) -> list[NodeReport]:
+    """The nodes of a float model in topological order, subgraphs included, all of them as float. rows: its work."""
+    work = by_label(rows)
+    total, counted = sum(work.values()), model.weight_bytes() <= _MOST_BYTES
+    return [
+        NodeReport(
+            node.label, node.op, FLOAT, node.outputs[0].name if node.outputs else "",
+            work.get(node.label, 0) / total if total else 0.0, _zeros(node) if counted else None,
+        )
+        for _, node in model.walk()
+    ]  # fmt: skip
+
+
+def treated(rows: Sequence[NodeReport], plan: Plan) -> list[NodeReport]:
+    """The rows with what the plan does to each node; where weights alone are stored in 8 bits, that."""
+    how = {planned.node: planned.how for planned in plan.nodes} | dict.fromkeys(plan.stored, WEIGHTS)
+    return [replace(row, how=how.get(row.node, row.how)) for row in rows]
+
+
+def with_values(rows: Sequence[TensorReport], plan: Plan, stats: Mapping[str, TensorStats]) -> list[TensorReport]:
+    """The rows, those first of them that were observed with the histogram of their values."""
+    found = []
+    for row in rows[:DRAWN]:
+        planned = plan.tensors.get(row.tensor)
+        seen = stats.get(planned.source) if planned is not None else None
+        found.append(row if seen is None else replace(row, values=coarse(seen.histogram)))
+    return [*found, *rows[DRAWN:]]
+
+
+def coarse(histogram: Histogram, bins: int = BINS) -> ValueCounts | None:
+    """A histogram in at most so many bins of equal width, which are unions of its own; None where it is empty."""
+    counts = histogram.counts
+    if not len(counts):
+        return None
+    step = -(-len(counts) // bins)
+    joined = np.add.reduceat(counts, np.arange(0, len(counts), step))
+    low, width = histogram.first * histogram.width, step * histogram.width
+    return ValueCounts(low, low + width * len(joined), tuple(int(n) for n in joined))
+
+
+def _zeros(node: Node) -> float | None:
+    """Share of zeros in the weight of a node; None where it has none."""
+    slot = weight_slot(node)
+    weight = node.inputs[slot] if slot is not None else None
+    if not isinstance(weight, Constant):
+        return None
+    values = np.asarray(weights.read(weight))
+    return 1 - int(np.count_nonzero(values)) / values.size if values.size else None

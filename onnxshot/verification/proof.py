@@ -1,0 +1,164 @@
+"""What proofs have in common: a written file is loaded, run, held against its source, and timed against it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxshot.calibration.checks import fits
+from onnxshot.calibration.readers import Dataset, open_data
+from onnxshot.errors import ModelError, OnnxshotError
+from onnxshot.graph import Model, Node, edit, weights
+from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
+from onnxshot.report.report import Report
+from onnxshot.rewriting.prepare import input_specs
+from onnxshot.runtimes.executed import Execution
+from onnxshot.runtimes.ort_bench import NOISE, bench
+from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.settings import Settings
+from onnxshot.verification.compare_models import Comparison
+from onnxshot.verification.contract import contract, same_contract, with_frozen
+
+MAX_BYTES = 1_500_000_000
+"""Weights of a model that is still compared with its float original; both must fit into memory, several times."""
+MAX_NODES = 20_000
+"""Nodes of a graph that is still compared with its float original: every comparison loads it anew."""
+_RANDOM_SAMPLES = 4
+_BENCH_FEEDS = 8
+_SHOWN = 3  # names in a note
+
+
+def tell(report: Report, found: Comparison, *, random: bool) -> None:
+    """Put a comparison of outputs into the report. random: what was compared on, whose figures stand apart."""
+    known: dict[str, Any] = {
+        "sqnr_db": found.sqnr_db, "agreement": found.agreement,
+        "sqnr_optimized_db": found.optimized_db, "sqnr_unoptimized_db": found.unoptimized_db,
+        "output_sqnr_db": {row.name: row.sqnr_db for row in found.outputs if row.sqnr_db is not None},
+    }  # fmt: skip
+    report.samples["judged"] = found.samples
+    if found.tensors:
+        report.samples["tensors"] = found.tensor_samples
+    if random:
+        report.on_random_data = known
+    else:
+        for name, value in known.items():
+            setattr(report, name, value)
+        report.sample_db = {row.name: dict(row.samples_db) for row in found.outputs if row.samples_db}
+        report.output_parts = {row.name: asdict(row.part) for row in found.outputs if row.part is not None}
+        report.output_equal = {row.name: row.equal for row in found.outputs if row.equal is not None}
+    judged = {"random": list(found.random), "ordered": dict(found.ordered), "copied": list(found.copied)}
+    report.judged = {key: value for key, value in judged.items() if value}
+    report.not_finite = list(found.not_finite)
+    report.contract = found.contract
+    report.optimizer_changes_results = found.optimizer_changes_results
+    report.notes += found.notes
+
+
+def tell_execution(report: Report, ran: Execution, floats: Collection[str] = ()) -> None:
+    """Put what ONNX Runtime really ran into the report. floats: names of the nodes that a plan leaves in float."""
+    total = ran.total_macs
+    report.int8_macs_share = ran.share if total else None
+    report.float_between_qdq = len(ran.float_between)
+    report.float_macs = {op: macs / total for op, macs in ran.float_by_op.items()} if total else {}
+    report.int8_unplanned = ran.unplanned(floats)
+    if report.int8_unplanned:
+        some = ", ".join(map(repr, report.int8_unplanned[:_SHOWN]))
+        more = f" and {len(report.int8_unplanned) - _SHOWN} more" if len(report.int8_unplanned) > _SHOWN else ""
+        report.notes.append(f"ONNX Runtime runs in int8 what is float in the file or by the plan: {some}{more}")
+    if ran.note:
+        report.notes.append(ran.note)
+
+
+def time_both(report: Report, source: Path, written: Path, data: Dataset, settings: Settings) -> None:
+    """Measure the written file against its source, in turns on the same samples."""
+    feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
+    before, after = bench(
+        [source, written], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE
+    )
+    report.latency = after.against(before)
+
+
+def loads(written: Path, source: str | Path | ModelProto) -> bool:
+    """Whether ONNX Runtime loads the written file. Raise ModelError where it does not, but loads the source.
+
+    A source with custom operators, or with inputs that are no tensors, is no reason to refuse what was made of it.
+    """
+    try:
+        Runner(written)
+    except ModelError:
+        try:
+            Runner(source.SerializeToString() if isinstance(source, ModelProto) else Path(source))
+        except (ModelError, ValueError):
+            return False
+        raise
+    return True
+
+
+def keeps_contract(source: str | Path | ModelProto, written: Path, sizes: Frozen = AS_THEY_ARE) -> None:
+    """Raise ModelError where names, types or dimensions of inputs and outputs are not those of the source.
+
+    sizes: dimensions that were frozen, which are those alone that differ.
+    """
+    wanted = contract(source if isinstance(source, ModelProto) else Path(source))
+    same_contract(with_frozen(wanted, sizes), contract(written))
+
+
+def runs_frozen(written: Path, model: Model, source: str | Path | ModelProto) -> None:
+    """Run a file whose dimensions were frozen once, on zeros. Raise ModelError, with a node, where that fails.
+
+    An exporter may have left a size in the graph: in a Reshape, say. What ONNX Runtime does not load is not run.
+    """
+    if not loads(written, source):
+        return
+    hint = "a size is baked in: export the model with dynamic dimensions, or freeze it at those it was exported with"
+    run = Runner(written)
+    feed = {s.name: np.zeros([d if isinstance(d, int) else 1 for d in s.shape or ()], s.dtype) for s in run.inputs}
+    try:
+        found = run.run(feed)
+    except ModelError as e:
+        short = "allocate memory" in e.message
+        raise ModelError(
+            f"with its dimensions frozen, {e.message}",
+            "there is not memory enough for a run at these sizes: freeze it at smaller ones" if short else hint,
+        ) from e
+    for port in contract(model):
+        if port.way == "input" or port.name not in found or port.dims is None:
+            continue
+        shape = found[port.name].shape
+        if not fits(shape, port.dims):
+            baked = [node.label for _, node in model.walk() if _names_a_size(node)]
+            some = f"; nodes that hold a size: {', '.join(map(repr, baked[:3]))}" if baked else ""
+            raise ModelError(f"with its dimensions frozen, the model gives {list(shape)} for {port}{some}", hint)
+
+
+def _names_a_size(node: Node) -> bool:
+    """Whether a constant says how long the leading dimension of its output is."""
+    wanted = edit.constant_input(node, 1) if node.op in ("Reshape", "Expand") else None
+    return wanted is not None and wanted.size > 0 and int(wanted.reshape(-1)[0]) > 0
+
+
+def random_data(reference: Path | bytes, model: Model) -> Dataset | None:
+    """Random samples the reference runs on; None where it does not run on any."""
+    try:
+        data = open_data("random", input_specs(model), limit=_RANDOM_SAMPLES)
+        Runner(reference).run(data[0].feed)
+    except OnnxshotError:
+        return None
+    return data
+
+
+def sparsity(model: Model) -> float:
+    """Share 0..1 of zeros in the weights of Conv, Gemm, MatMul and the like; 0 where there are none."""
+    zeros = total = 0
+    for constant in model.constants():
+        if len(constant.shape) >= 2 and weights.size_bytes(constant) <= MAX_BYTES // 10:
+            values = np.asarray(weights.read(constant))
+            if values.dtype.kind in "fi" or values.dtype.name == "bfloat16":
+                zeros += values.size - int(np.count_nonzero(values))
+                total += values.size
+    return zeros / total if total else 0.0

@@ -1,0 +1,132 @@
+"""What a result is held against: the model that was given, run in ONNX Runtime as it was given."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+
+from onnxshot.calibration.readers import Dataset, Sample, open_data
+from onnxshot.errors import CalibrationError, ModelError, OnnxshotError
+from onnxshot.graph import Model
+from onnxshot.rewriting.prepare import input_specs
+from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.verification.same_meaning import refuse_other_meaning
+
+_NAMED = 3  # inputs in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The model that results are held against.
+
+    Attributes:
+        model: the path of the given file, or the bytes of a model that was given in memory. Where ONNX Runtime does not
+            run that: the bytes of the normalized model.
+        note: why it is not the given one, or why nothing is known of that one; else empty.
+    """
+
+    model: Path | bytes
+    note: str = ""
+
+    def at(self, path: Path) -> Path:
+        """The path of a file with this model: the given file, or `path`, written now."""
+        if isinstance(self.model, Path):
+            return self.model
+        path.write_bytes(self.model)
+        return path
+
+
+def given(source: str | Path | ModelProto) -> Path | bytes:
+    """A model as ONNX Runtime takes it: a path stays one, so that external data works and nothing large is held."""
+    return bytes(source.SerializeToString()) if isinstance(source, ModelProto) else Path(source)
+
+
+def reference_of(
+    source: str | Path | ModelProto, model: Model, data: Dataset | None, *, check: bool, threads: int = 2
+) -> Reference:
+    """The reference for what is made of a model.
+
+    Args:
+        source: the model as it was given.
+        model: the same, normalized, and not changed in any other way.
+        data: its samples; None: a random one, where there is something to check.
+        check: run both models on the first sample, and hold the normalized one against the given one. Not to be asked
+            for where pairs of Q and DQ were taken out of it.
+        threads: of each session.
+
+    Held at any time: two sessions, and copies of both models where their outputs differ.
+
+    Raises:
+        ModelError: the outputs differ by more than rounding, and do so because a node has changed its meaning; or there
+            are samples, and ONNX Runtime does not know an operator of the model.
+        CalibrationError: the data is random, and the model does not run on it.
+    """
+    as_given = given(source)
+    if data is None and not check:
+        return Reference(as_given)  # nothing will be compared
+    try:
+        runner = Runner(as_given, threads=threads)
+    except ModelError as e:
+        if data is not None and check:
+            _refuse_unknown(source, model, e)
+        return _normalized(model, e)
+    sample = data[0] if data is not None else _random(runner, model)
+    if sample is None:
+        return Reference(as_given, "not compared with the model as it was given: it runs on no random sample")
+    try:
+        wanted = runner.run(sample.feed)
+    except ModelError as e:
+        if data is not None and data.random:
+            raise _unfit(sample, e) from e
+        return _normalized(model, e)
+    del runner
+    if check:
+        refuse_other_meaning(as_given, model.to_proto(), sample, wanted, threads=threads)
+    return Reference(as_given)
+
+
+def _refuse_unknown(source: str | Path | ModelProto, model: Model, error: ModelError) -> None:
+    """Raise ModelError, with the node, where a model does not load because of an operator that is not known."""
+    found = re.search(r"([\w.]*):(\w+)\(-?\d+\) is not a registered", error.message)
+    if found is None:
+        return
+    node = next((node for _, node in model.walk() if node.op == found[2]), None)
+    if node is None:
+        return  # what was normalized has it no more
+    with contextlib.suppress(ModelError):
+        Runner(bytes(model.to_proto().SerializeToString()), threads=1)
+        return
+    name = source if isinstance(source, str | Path) else "the model"
+    what = f"{name} has an operator that ONNX Runtime does not know: node {node.label!r} ({found[1]}.{found[2]})"
+    raise ModelError(what, "samples cannot be run: leave --calib out, or export it with operators of ONNX") from error
+
+
+def _normalized(model: Model, error: ModelError) -> Reference:
+    note = f"compared with the model as it was normalized, not as it was given: {error.message}"
+    return Reference(bytes(model.to_proto().SerializeToString()), note)
+
+
+def _unfit(sample: Sample, error: ModelError) -> CalibrationError:
+    """That the model, which loads, does not run on random data; with the inputs that are likely at fault."""
+    told = {name: f"{name!r} ({value.dtype} {list(value.shape)})" for name, value in sample.feed.items()}
+    whole = [name for name, value in sample.feed.items() if value.dtype.kind in "iub"]
+    some = ", ".join(told[name] for name in (whole or list(told))[:_NAMED])
+    more = len(whole or told) - _NAMED
+    some += f" and {more} more" if more > 0 else ""
+    known = "which whole numbers it takes" if whole else "which sizes and values it takes"
+    what = f"the model does not run on random data for input {some}, as it does not say {known}: {error.message}"
+    return CalibrationError(what, "give real samples with --calib DATA")
+
+
+def _random(runner: Runner, model: Model) -> Sample | None:
+    """A random sample that the given model runs on; None where there is none."""
+    try:
+        sample = open_data("random", input_specs(model), limit=1)[0]
+        runner.run(sample.feed)
+    except OnnxshotError:
+        return None
+    return sample

@@ -1,0 +1,257 @@
+"""Whether a normalized model still is the model that was given: the same outputs on a sample, up to rounding.
+
+Where outputs differ, they are compared once more with the same random numbers drawn and the same order picked in both.
+Where they still differ, every tensor that both models hold is looked at in order of the graph: passes keep a name only
+for the same values. One that differs is computed once more by the nodes in front of it alone, in both models from the
+same values. That tells a node whose meaning has changed from one that chooses between almost equal values, as TopK,
+ArgMax and Round do: there rounding alone decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from onnxshot.calibration.readers import Sample
+from onnxshot.comparison.fair import fair
+from onnxshot.comparison.proto_edits import PREFIX, parsed
+from onnxshot.comparison.random_nodes import hold_still, inlined, sources
+from onnxshot.errors import ModelError
+from onnxshot.graph.variants import exposed
+from onnxshot.maths.metrics import SqnrSum
+from onnxshot.runtimes.ort_runtime import Feed, Runner
+
+_DIGITS: Mapping[int, int] = {TensorProto.FLOAT16: 11, TensorProto.BFLOAT16: 8}  # bits of a significand; float32: 24
+_DB_PER_BIT = 20 * math.log10(2)
+_AT_ONCE = 16  # tensors that one run gives out
+_SUSPECTS = 32  # differing tensors that are computed once more, at most
+_ROUNDED = 2.0**-22  # of the largest value that is read: what rounding leaves where values cancel out
+
+_Outputs = Mapping[str, NDArray[Any]]
+
+
+def refuse_other_meaning(
+    given: Path | bytes, normal: ModelProto, sample: Sample, wanted: _Outputs, *, threads: int
+) -> None:
+    """Raise ModelError, naming the node, where the normalized model computes something else than the given one.
+
+    wanted: outputs of the given model on the sample. Two models agree where half of the significand's bits do, of the
+    narrowest float type that one of them computes in: rounding reaches that far only where values cancel out.
+    """
+    got = Runner(normal.SerializeToString(), threads=threads).run(sample.feed)
+    held = [name for name in wanted if name in got]
+    least_db = agreement_db(normal)
+    if all(_agree(wanted[name], got[name], least_db) for name in held):
+        return
+    proto = onnx.load_from_string(given) if isinstance(given, bytes) else onnx.load(str(given), format="protobuf")
+    least_db = min(least_db, agreement_db(proto))  # what computes in 16 bits was widened, which spares its rounding
+    differing = [name for name in held if not _agree(wanted[name], got[name], least_db)]
+    if not differing or _alike_fairly(given, normal, sample, differing, least_db, threads):
+        return
+    try:
+        found = _Pair(*_held_still(proto, normal), sample.feed, least_db, threads).first_changed()
+    except ModelError:
+        return  # one of them does not run with its tensors shown: nothing is known of its nodes
+    if found is not None:
+        raise ModelError(
+            f"normalizing the model, from opset {_opset(proto)} to {_opset(normal)}, changes what {found} gives",
+            "a fault of onnxshot: report it, and export the model again with a newer opset",
+        )
+
+
+def _alike_fairly(
+    given: Path | bytes, normal: ModelProto, sample: Sample, differing: Sequence[str], least_db: float, threads: int
+) -> bool:
+    """Whether these outputs agree where both models draw the same numbers, and pick what the given one picks."""
+    try:
+        how = fair(given, sample.feed)
+        if how.plain:
+            return False
+        how, other = how.or_plain(bytes(normal.SerializeToString()), given, threads)
+        wanted = Runner(how.reference, threads=threads).run(sample.feed)
+        got = other.run(how.feed(sample.feed, wanted))
+    except ModelError:
+        return False
+    names = how.compared(wanted, got)
+    return set(differing) <= set(names) and all(_agree(wanted[name], got[name], least_db) for name in names)
+
+
+def _held_still(given: ModelProto, normal: ModelProto) -> tuple[ModelProto, ModelProto]:
+    """Both models, drawing the same random numbers where they draw any. Raises ModelError."""
+    flat = inlined(given)
+    drawn = sources(flat)
+    if not drawn:
+        return given, normal
+    copy = parsed(normal)
+    hold_still(flat)
+    hold_still(copy, drawn)
+    return flat, copy
+
+
+def agreement_db(proto: ModelProto) -> float:
+    """SQNR in dB above which two runs of a model differ by rounding: half of the bits of its narrowest float type."""
+    types, nodes = set[int](), [node for function in proto.functions for node in function.node]
+    graphs = [proto.graph, *(graph for node in nodes for graph in _subgraphs(node))]
+    while graphs:
+        graph = graphs.pop()
+        types |= {t.data_type for t in graph.initializer}
+        types |= {i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info, *graph.output)}
+        nodes += graph.node
+        graphs += [inner for node in graph.node for inner in _subgraphs(node)]
+    types |= {a.i for n in nodes if n.op_type == "Cast" for a in n.attribute if a.name == "to"}
+    return _DB_PER_BIT * min(_DIGITS.get(kind, 24) for kind in types | {TensorProto.FLOAT}) / 2
+
+
+def _agree_widened(wanted: NDArray[Any], got: NDArray[Any], least_db: float) -> bool:
+    """Whether tensors inside of the models agree, where floats of one may be wider than those of the other."""
+    if wanted.dtype.kind == got.dtype.kind == "f":
+        return _agree(wanted.astype(np.float64), got.astype(np.float64), least_db)
+    return _agree(wanted, got, least_db)
+
+
+def _agree(wanted: NDArray[Any], got: NDArray[Any], least_db: float) -> bool:
+    if wanted.dtype != got.dtype or wanted.shape != got.shape:
+        return False
+    if wanted.dtype.kind != "f":
+        return bool(np.array_equal(wanted, got))
+    total = SqnrSum()
+    total.add(wanted, got)
+    return total.db >= least_db
+
+
+@dataclass(slots=True)
+class _Pair:
+    """The given and the normalized model, and the sample they are run on."""
+
+    given: ModelProto
+    normal: ModelProto
+    feed: Feed
+    least_db: float
+    threads: int
+
+    def first_changed(self) -> str | None:
+        """What makes the first tensor that differs although it is computed from the same values; None: all agree."""
+        there = {name for node in self.normal.graph.node for name in node.output}
+        shared = [name for node in self.given.graph.node for name in node.output if name in there]
+        shared = [name for name in shared if name and not name.startswith(PREFIX)]
+        first, second = (self._runner(proto, shared) for proto in (self.given, self.normal))
+        stops = {*first.outputs, *self.feed}
+        suspects = islice(self._differing(first, second), _SUSPECTS)
+        return next((found for name in suspects if (found := self._changed(name, stops, first, second))), None)
+
+    def _runner(self, proto: ModelProto, names: Collection[str]) -> Runner:
+        return Runner(exposed(proto, names), optimize=False, threads=self.threads)
+
+    def _differing(self, first: Runner, second: Runner) -> Iterator[str]:
+        """The tensors that differ in the two models, in order of the graph."""
+        for start in range(0, len(first.outputs), _AT_ONCE):
+            names = first.outputs[start : start + _AT_ONCE]
+            wanted, got = first.run(self.feed, names), second.run(self.feed, names)
+            yield from (name for name in names if not _agree_widened(wanted[name], got[name], self.least_db))
+
+    def _changed(self, name: str, stops: Collection[str], first: Runner, second: Runner) -> str:
+        """The nodes that make a tensor, where the models make it otherwise from the same values; else nothing."""
+        parts = [_Part.of(proto, name, stops) for proto in (self.given, self.normal)]
+        inside = sorted({read for part in parts for read in part.reads} - set(self.feed))
+        values = {**self.feed, **first.run(self.feed, inside)}
+        types = {n: value.dtype for n, value in second.run(self.feed, inside).items()}
+        try:
+            wanted = parts[0].run(values)
+            got = parts[1].run({n: value.astype(types.get(n, value.dtype)) for n, value in values.items()})
+            if _agree_widened(wanted, got, self.least_db) or self._rounding_decides(parts, values, wanted):
+                return ""
+        except ModelError:
+            return ""
+        read = [float(np.abs(values[n]).max(initial=0)) for p in parts for n in p.reads if values[n].dtype.kind == "f"]
+        if wanted.shape == got.shape and wanted.dtype.kind == got.dtype.kind == "f":
+            near = _ROUNDED * max(read, default=0.0)
+            if np.allclose(wanted, got, rtol=0, atol=near, equal_nan=True):
+                return ""
+        return " and ".join(f"node {n.name or n.output[0]!r} ({n.op_type})" for n in parts[0].model.graph.node[-3:])
+
+
+    def _rounding_decides(self, parts: Sequence[_Part], values: _Outputs, wanted: NDArray[Any]) -> bool:
+        """Whether several nodes choose by what rounding leaves: the given ones give something else a bit further on.
+
+        A single node is left to choose by the very same values in both models.
+        """
+        if all(len(part.model.graph.node) == 1 for part in parts):
+            return False
+        rng = np.random.default_rng(0)
+        moved = {name: _moved(value, rng) for name, value in values.items()}
+        return not _agree_widened(wanted, parts[0].run(moved), self.least_db)
+
+
+def _moved(value: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Values with another last bit."""
+    if value.dtype.kind != "f":
+        return value
+    factors = 1 + rng.choice([-2, 0, 2], value.shape) * np.finfo(value.dtype).eps
+    return np.asarray(value * factors, value.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The nodes that make one tensor out of others, as a model of their own."""
+
+    model: ModelProto
+    target: str
+    reads: tuple[str, ...]
+
+    @classmethod
+    def of(cls, proto: ModelProto, target: str, stops: Collection[str]) -> _Part:
+        """The part of a model behind the nearest of `stops`."""
+        graph = proto.graph
+        makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+        used, seen, left = set[int](), set[str](), [target]
+        while left:
+            name = left.pop()
+            if name in makers and (name == target or name not in stops) and makers[name] not in used:
+                used.add(makers[name])
+                left += _reads(graph.node[makers[name]]) - seen
+            seen.add(name)
+        nodes = [graph.node[i] for i in sorted(used)]
+        made = {name for node in nodes for name in node.output}
+        read = {name for node in nodes for name in _reads(node)}
+        constants = [tensor for tensor in graph.initializer if tensor.name in read]
+        stored = {tensor.name for tensor in constants}
+        inner = helper.make_graph(nodes, "part", [], [ValueInfoProto(name=target)], constants)
+        model = helper.make_model(
+            inner, opset_imports=proto.opset_import, functions=proto.functions, ir_version=max(proto.ir_version, 4)
+        )
+        reads = tuple(sorted(name for name in (read & set(stops)) - made - stored))
+        return cls(model, target, reads)
+
+    def run(self, values: _Outputs) -> NDArray[Any]:
+        """The tensor. Raises ModelError where ONNX Runtime does not run these nodes alone."""
+        del self.model.graph.input[:]
+        for name in self.reads:
+            kind = helper.np_dtype_to_tensor_dtype(values[name].dtype)
+            self.model.graph.input.append(helper.make_tensor_value_info(name, kind, values[name].shape))
+        return Runner(self.model.SerializeToString(), optimize=False, threads=1).run(values)[self.target]
+
+
+def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        yield from (attribute.g,) if attribute.HasField("g") else ()
+        yield from attribute.graphs
+
+
+def _reads(node: NodeProto) -> set[str]:
+    """Names that a node reads, or that its subgraphs do."""
+    inner = {name for graph in _subgraphs(node) for n in graph.node for name in _reads(n)}
+    results = {info.name for graph in _subgraphs(node) for info in graph.output}
+    return {name for name in node.input if name} | inner | results
+
+
+def _opset(proto: ModelProto) -> int:
+    return next((int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)

@@ -1,0 +1,286 @@
+"""Where accuracy is lost: tensors inside a candidate against the same tensors of the float model, worst first."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
+
+from onnxshot.calibration.readers import Sample
+from onnxshot.comparison.proto_edits import PREFIX
+from onnxshot.errors import ModelError
+from onnxshot.execution.parallel import at_once, in_order, shared_out
+from onnxshot.graph import Model, weights
+from onnxshot.graph.load import first_line
+from onnxshot.graph.macs import concrete_shapes
+from onnxshot.maths.metrics import SqnrSum
+from onnxshot.runtimes.ort_runtime import Runner, label, stored_bytes
+
+Tensors = Mapping[str, NDArray[Any]]
+Scaled = tuple[int, NDArray[Any]]
+"""An axis, and a factor for each channel on it."""
+
+SAMPLES = 4
+"""Samples that tensors are compared on, at most: where noise comes from shows on the first few."""
+LIMIT = 1_500_000_000
+"""Bytes of weights above which no tensors are compared: the model is copied in memory to see inside."""
+_HELD = 1 << 28  # bytes of tensors that one run may give out, of both models together
+_ONE_AT_A_TIME = 1 << 25  # bytes of tensors of a sample above which no second one is run beside it
+_GUESS = 1 << 22  # bytes of a tensor whose shape is not known
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """One tensor over the samples.
+
+    Attributes:
+        tensor, op: its name, and the operator of the float model that makes it.
+        sqnr_db: with the runtime's optimizations off, after quantization where it is quantized.
+        absmax: largest absolute value in the float model.
+        clipped: share 0..1 of the float model's values outside the range the candidate stores; None where the
+            candidate does not quantize it, or not with one scale.
+        quantized: True where it goes through a Q/DQ pair.
+    """
+
+    tensor: str
+    op: str
+    sqnr_db: float
+    absmax: float
+    clipped: float | None = None
+    quantized: bool = False
+
+
+def compare_tensors(
+    reference: Path | bytes | Model,
+    candidate: Path | bytes | Model,
+    samples: Iterable[Sample],
+    tensors: Sequence[str] | None = None,
+    *,
+    threads: int = 2,
+    outputs: Sequence[str] = (),
+    each: Callable[[Sample, Tensors, Tensors], None] | None = None,
+    scaled: Mapping[str, Scaled] | None = None,
+) -> tuple[TensorRow, ...]:
+    """Rows of the tensors that both models have by name, worst first; all of the top-level graph where none are named.
+
+    The candidate runs with the runtime's optimizations off, and a tensor that goes through Q/DQ is taken after them.
+    Passes that merge or rescale operators change what a name stands for: `reference` should be the float model as it
+    was just before quantization. Empty for models over 1.5 GB. `each` is called once for every sample, in order, with
+    the `outputs` of both models by name, the candidate's second. scaled: tensors whose channels are larger in the
+    candidate by these factors, which are undone before its tensors are compared.
+
+    Held at any time: copies of both models and 256 MB of tensors, whatever the number of tensors and samples.
+    """
+    used = list(itertools.islice(samples, SAMPLES))
+    if not used or too_large(reference, candidate):
+        return ()
+    float_proto, cand_proto = _proto(reference), _proto(candidate)
+    nodes = [n for n in float_proto.graph.node if n.op_type != "Constant"]
+    makers = {o: n.op_type for n in nodes for o in n.output if o and not o.startswith(PREFIX)}
+    pairs = _quantized(cand_proto)
+    there = {o for n in cand_proto.graph.node for o in n.output}
+    names = [n for n in dict.fromkeys(makers if tensors is None else tensors) if n in makers and n in there]
+    shapes = concrete_shapes(Model(float_proto), {k: v.shape for k, v in used[0].feed.items()})
+    size = sum(8 * math.prod(shapes[name]) for name in names if name in shapes)
+    workers, threads = shared_out(threads, 1 if size > _ONE_AT_A_TIME else len(used))
+    rows = []
+    for group in _groups(names, shapes):
+        takes = {name: pairs[name].output if name in pairs else name for name in group}
+        run = _both(float_proto, cand_proto, [*group, *outputs], [*takes.values(), *outputs], threads)
+        sums = {name: _Sums(makers[name], pairs.get(name), (scaled or {}).get(name)) for name in group}
+        for sample, wanted, got, own in in_order(partial(_look, run, takes, sums, outputs), used, workers):
+            for entry, part in zip(sums.values(), own, strict=True):
+                entry.join(part)
+            if each is not None:
+                each(sample, wanted, got)
+        each, outputs = None, ()
+        rows += [entry.row(name) for name, entry in sums.items() if entry.total.count]
+    return tuple(sorted(rows, key=lambda row: (row.sqnr_db, row.tensor)))
+
+
+def _look(
+    run: Callable[[Sample], tuple[Tensors, Tensors]],
+    takes: Mapping[str, str],
+    sums: Mapping[str, _Sums],
+    outputs: Sequence[str],
+    sample: Sample,
+) -> tuple[Sample, Tensors, Tensors, list[_Sums]]:
+    """The outputs of both models on a sample, and what it adds to the sums of each tensor."""
+    wanted, got = run(sample)
+    own = [_Sums(entry.op, entry.pair, entry.scaled) for entry in sums.values()]
+    for (name, taken), entry in zip(takes.items(), own, strict=True):
+        if name in wanted and taken in got:  # what numpy does not hold is in neither
+            entry.add(wanted[name], got[taken])
+    return sample, {n: wanted[n] for n in outputs}, {n: got[n] for n in outputs}, own
+
+
+def _both(
+    float_proto: ModelProto, cand_proto: ModelProto, wanted: Sequence[str], got: Sequence[str], threads: int
+) -> Callable[[Sample], tuple[Tensors, Tensors]]:
+    """What runs both models on a sample and gives these tensors of each."""
+    wanted, got = list(dict.fromkeys(wanted)), list(dict.fromkeys(got))
+    sources = _exposed(float_proto, wanted), _exposed(cand_proto, got)
+    judge, other = at_once(
+        lambda: Runner(sources[0], threads=threads, outputs=wanted, whole=True, inner=True),
+        lambda: Runner(sources[1], optimize=False, threads=threads, outputs=got, whole=True),
+    )
+    return lambda sample: (judge.run(sample.feed), other.run(sample.feed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A Q/DQ pair: the DQ's output, and the range of values it can give where it has one scale."""
+
+    output: str
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What is added up for one tensor."""
+
+    op: str
+    pair: _Pair | None
+    scaled: Scaled | None = None
+    total: SqnrSum = field(default_factory=SqnrSum)
+    absmax: float = 0.0
+    outside: int = 0
+
+    def add(self, wanted: NDArray[Any], got: NDArray[Any]) -> None:
+        if wanted.dtype.kind != "f" or got.dtype.kind != "f" or wanted.shape != got.shape or not wanted.size:
+            return
+        factors = self._factors(wanted)
+        self.total.add(wanted, got if factors is None else got / factors)
+        if factors is not None:
+            wanted = wanted * factors  # as the candidate stores it
+        low, high = float(wanted.min()), float(wanted.max())
+        if math.isfinite(low) and math.isfinite(high):
+            self.absmax = max(self.absmax, -low, high)
+        elif np.isfinite(wanted).any():
+            self.absmax = max(self.absmax, float(np.abs(wanted[np.isfinite(wanted)]).max()))
+        # NaN is in no order with anything: it goes the long way too.
+        if self.pair is not None and not (self.pair.low <= low and high <= self.pair.high):
+            self.outside += int(np.count_nonzero((wanted < self.pair.low) | (wanted > self.pair.high)))
+
+    def _factors(self, value: NDArray[Any]) -> NDArray[np.float32] | None:
+        """The factors in the shape of a value; None where there are none, or it has other channels."""
+        if self.scaled is None or not -value.ndim <= self.scaled[0] < value.ndim:
+            return None
+        axis, factors = self.scaled[0] % value.ndim, self.scaled[1]
+        if value.shape[axis] != len(factors):
+            return None
+        return factors.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(value.ndim)])
+
+    def join(self, other: _Sums) -> None:
+        """Add what was summed up elsewhere."""
+        self.total.join(other.total)
+        self.absmax = max(self.absmax, other.absmax)
+        self.outside += other.outside
+
+    def row(self, name: str) -> TensorRow:
+        known = self.pair is not None and math.isfinite(self.pair.low)
+        share = self.outside / self.total.count if known else None
+        return TensorRow(name, self.op, self.total.db, self.absmax, share, self.pair is not None)
+
+
+def _quantized(proto: ModelProto) -> dict[str, _Pair]:
+    """Tensor name -> the Q/DQ pair it goes through, in the top-level graph."""
+    constants = {t.name: t for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            constants[node.output[0]] = node.attribute[0].t
+    dequantized = {n.input[0]: n.output[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
+    pairs: dict[str, _Pair] = {}
+    for node in proto.graph.node:
+        if node.op_type != "QuantizeLinear" or node.output[0] not in dequantized:
+            continue
+        low, high = -math.inf, math.inf
+        given = [constants.get(name) for name in node.input[1:]]
+        if given and all(t is not None and math.prod(t.dims) == 1 for t in given):
+            values = [numpy_helper.to_array(t).reshape(()) for t in given if t is not None]
+            low, high = _limits(values[0], values[1] if len(values) > 1 else np.zeros((), _default_type(node)))
+        pair = _Pair(dequantized[node.output[0]], low, high)
+        pairs.setdefault(node.input[0], pair)
+        pairs.setdefault(pair.output, pair)  # an output of the model keeps its name behind the pair
+    return pairs
+
+
+def _limits(scale: NDArray[Any], zero: NDArray[Any]) -> tuple[float, float]:
+    """Values beyond these saturate: half a step past the lowest and highest stored value."""
+    try:
+        info = np.iinfo(zero.dtype)
+    except ValueError:
+        return -math.inf, math.inf  # an 8-bit float or a packed type
+    step, offset = float(scale), int(zero)
+    return (int(info.min) - offset - 0.5) * step, (int(info.max) - offset + 0.5) * step
+
+
+def _default_type(node: onnx.NodeProto) -> np.dtype[Any]:
+    """Type that QuantizeLinear gives without a zero point: its output_dtype, else uint8."""
+    kind = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
+    return np.dtype(helper.tensor_dtype_to_np_dtype(kind)) if kind else np.dtype(np.uint8)
+
+
+def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
+    """Split the names so that the tensors of one group fit into _HELD in float32 twice; one group at least."""
+    group, size = list[str](), 0
+    for name in names:
+        need = 8 * math.prod(shapes[name]) if name in shapes else _GUESS
+        if group and size + need > _HELD:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += need
+    yield group
+
+
+def _exposed(proto: ModelProto, names: Iterable[str]) -> bytes:
+    """The model with these tensors among its outputs."""
+    before = len(proto.graph.output)
+    present = {o.name for o in proto.graph.output}
+    proto.graph.output.extend(ValueInfoProto(name=n) for n in dict.fromkeys(names) if n not in present)
+    try:
+        return bytes(proto.SerializeToString())
+    finally:
+        del proto.graph.output[before:]
+
+
+def closest(rows: Iterable[TensorRow], others: Iterable[TensorRow]) -> tuple[TensorRow, ...]:
+    """Of the rows of every tensor the better one, worst first; with the operator of the first."""
+    found = {row.tensor: row for row in rows}
+    for row in others:
+        if row.tensor not in found or row.sqnr_db > found[row.tensor].sqnr_db:
+            found[row.tensor] = replace(row, op=found[row.tensor].op) if row.tensor in found else row
+    return tuple(sorted(found.values(), key=lambda row: (row.sqnr_db, row.tensor)))
+
+
+def too_large(*sources: Path | bytes | Model, limit: int | None = None) -> bool:
+    """Whether one of the models has more bytes than the limit, by default LIMIT."""
+    most = LIMIT if limit is None else limit
+    return any(_bytes(source) > most for source in sources)
+
+
+def _bytes(source: Path | bytes | Model) -> int:
+    if isinstance(source, bytes):
+        return len(source)
+    return source.weight_bytes() if isinstance(source, Model) else stored_bytes(source)
+
+
+def _proto(source: Path | bytes | Model) -> ModelProto:
+    if isinstance(source, Model):
+        return source.export(weights.to_proto)
+    try:
+        return onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source), format="protobuf")
+    except (OSError, DecodeError, ValueError) as e:
+        raise ModelError(f"{label(source)} cannot be read: {first_line(e)}") from e
