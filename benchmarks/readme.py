@@ -22,7 +22,7 @@ import yaml
 
 import onnxshot
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 import support
 
 EXTRA = {"licence_lstm": ("--mode", "dynamic"), "licence_gru": ("--mode", "weights")}

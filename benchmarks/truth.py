@@ -32,7 +32,7 @@ from onnxshot.errors import OnnxshotError
 from onnxshot.graph.load import load_model
 from onnxshot.rewriting.prepare import input_specs
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 import support
 
 Feed = dict[str, np.ndarray[Any, Any]]

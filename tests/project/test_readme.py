@@ -1,0 +1,206 @@
+"""The README and the pages of docs/ hold what the program holds, their examples run, and their links lead somewhere."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pages import DOCS, FENCE, PAGES, ROOT, blocks, commands_of, prose, yaml_of
+
+import onnxshot
+from onnxshot.batch.manifest import load_manifest
+from onnxshot.calibration.preprocess import load_preset, preset_names
+from onnxshot.calibration.range_methods import METHODS
+from onnxshot.cli.app import app
+from onnxshot.recipes.files import load_stages
+from onnxshot.recipes.stages import PruneStage, kind_of
+from onnxshot.targets import TARGETS
+
+LINKING = {**PAGES, "fixtures/README.md": (ROOT / "fixtures" / "README.md").read_text("utf-8")}
+# A block of another language would be one that no test here looks at.
+LANGUAGES = {"", "sh", "python", "yaml", "text"}
+# Where a reader looks for a name.
+OF_PAGES = {
+    "docs/command-line.md": [*METHODS, "ONNXSHOT_CACHE", "ONNXSHOT_DEBUG"],
+    "docs/calibration.md": preset_names(),
+    "docs/targets.md": list(TARGETS),
+}
+FIELDS = [
+    (onnxshot.Goal, "docs/python.md"),
+    (onnxshot.Recipe, "docs/python.md"),
+    (onnxshot.Settings, "docs/python.md"),
+    (onnxshot.Report, "docs/reports.md"),
+]
+
+
+def named(examples: list[tuple[str, str]]) -> list[Any]:
+    """Parameters of a test: the texts, each called after its page."""
+    return [pytest.param(text, id=f"{page}-{number}") for number, (page, text) in enumerate(examples)]
+
+
+def anchors(text: str) -> list[str]:
+    """What headings are called in links, as GitHub makes it of them."""
+    titles = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def links(text: str) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", prose(text)))
+
+
+def test_blocks_are_of_languages_that_are_tested() -> None:
+    for page, text in PAGES.items():
+        assert {language for language, _ in FENCE.findall(text)} <= LANGUAGES, page
+        assert text.count("\n```") == 2 * len(FENCE.findall(text)), page
+
+
+@pytest.mark.parametrize("code", named(blocks("python")))
+def test_examples_run(code: str, tmp_path: Path) -> None:
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
+def test_examples_are_in_the_readme_and_on_the_pages_of_python_and_extending() -> None:
+    pages = [page for page, _ in blocks("python")]
+    assert pages == ["README.md", "docs/extending.md", "docs/extending.md", "docs/python.md"]
+
+
+@pytest.mark.parametrize("text", named(blocks("yaml")))
+def test_yaml_is_a_preset_a_manifest_or_a_recipe(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    (tmp_path / "models").mkdir()
+    for name in ("net", "text-a", "text-b"):
+        (tmp_path / "models" / f"{name}.onnx").touch()
+    if "kind:" in text:
+        assert load_preset(str(path)) is not None
+    elif "models:" in text:
+        assert load_manifest(path).entries
+    else:
+        assert load_stages(path).stages
+
+
+def test_preset_example_loads(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(yaml_of("docs/calibration.md", "kind"))
+    preset = load_preset(str(tmp_path / "p.yaml"))
+    assert preset is not None
+    assert preset.size == (256, 192)
+
+
+def test_recipe_example_loads(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(yaml_of("docs/recipes.md", "stages"))
+    stages = load_stages(tmp_path / "r.yaml", {"sparsity": "0.6"}).stages
+    assert [kind_of(stage) for stage in stages] == ["shrink", "prune", "quantize"]
+    assert isinstance(stages[1], PruneStage)
+    assert stages[1].sparsity == 0.6
+
+
+def test_commands_are_single_lines_and_ci_runs_the_second() -> None:
+    assert [page for page, _ in blocks("sh")] == ["README.md"] * 2
+    commands = [text.removesuffix("\n") for _, text in blocks("sh")]
+    assert not any("\n" in command for command in commands)
+    assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def _commands(group: Any) -> Iterator[tuple[str, Any]]:
+    """Every command by its full name, those of groups included."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from ((f"{name} {inner}", found) for inner, found in _commands(command))
+        else:
+            yield name, command
+
+
+COMMANDS = dict(_commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_their_options_are_those_of_the_program(page: str) -> None:
+    for words in commands_of(page):
+        name = next((n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS), None)
+        assert name, f"{page}: there is no command {words[0]}"
+        command = COMMANDS[name]
+        # Raises for an option that is not there; values are placeholders such as DATA, so none is looked at.
+        command.make_parser(command.context_class(command)).parse_args(words[len(name.split()) :])
+
+
+@pytest.mark.slow
+def test_first_use_runs_in_a_clone(tmp_path: Path) -> None:
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    (tmp_path / "manifest.yaml").write_text(yaml_of("README.md", "models"))
+    first = PAGES["README.md"].partition("\n## First use\n")[2]
+    lines = FENCE.findall(first)[0][1].splitlines()
+    assert len(lines) == 6
+    for words in (shlex.split(line, comments=True) for line in lines):
+        command = [sys.executable, "-m", "onnxshot", *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        written = [value for option, value in pairwise(words) if option in ("-o", "--report")]
+        assert all((tmp_path / path).stat().st_size for path in written)
+    assert (tmp_path / "out" / "batch" / "summary.json").is_file()
+
+
+def test_every_command_is_in_the_readme() -> None:
+    assert [name for name in COMMANDS if f"`onnxshot {name}" not in PAGES["README.md"]] == []
+
+
+def test_every_option_is_in_the_table() -> None:
+    told: dict[str, str] = {}
+    for row in PAGES["docs/command-line.md"].splitlines():
+        if row.startswith("| `-"):
+            _, names, commands, *_ = row.split("|")
+            told |= dict.fromkeys(re.findall(r"--[a-z-]+", names), commands)
+    for name, command in COMMANDS.items():
+        for option in (o for p in command.params for o in p.opts if o.startswith("--")):
+            assert name in told[option] or "all" in told[option], f"{name} {option}"
+
+
+@pytest.mark.parametrize(("kind", "page"), FIELDS)
+def test_every_field_is_on_its_page(kind: type, page: str) -> None:
+    assert [f.name for f in fields(kind) if f"`{f.name}`" not in PAGES[page]] == []
+
+
+@pytest.mark.parametrize("page", OF_PAGES)
+def test_every_name_is_on_its_page(page: str) -> None:
+    assert [name for name in OF_PAGES[page] if f"`{name}`" not in PAGES[page]] == []
+
+
+@pytest.mark.parametrize("page", LINKING)
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    for link in links(LINKING[page]):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent.joinpath(path).resolve() if path else ROOT / page
+        assert target.is_relative_to(ROOT), link
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text("utf-8")), link
+
+
+@pytest.mark.parametrize("page", LINKING)
+def test_headings_of_a_page_differ(page: str) -> None:
+    found = anchors(LINKING[page])
+    assert len(found) == len(set(found))
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 300
+    assert set(DOCS) <= set(links(PAGES["README.md"]))
+
+
+def test_the_tests_and_benchmarks_that_pages_name_are_there() -> None:
+    for page, text in PAGES.items():
+        for name in re.findall(r"`(test_\w+\.py)`", text):
+            assert list((ROOT / "tests").rglob(name)), f"{page}: {name}"
+        for name in re.findall(r"benchmarks/\w+\.py", text):
+            assert (ROOT / name).is_file(), f"{page}: {name}"
