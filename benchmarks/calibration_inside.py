@@ -17,9 +17,9 @@ from onnxshot.calibration.range_methods import choose_range, range_sqnr_db
 from onnxshot.calibration.readers import split
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import ModelError
-from onnxshot.execution.gather import open_calib
+from onnxshot.execution.instrumented_model import InsideProbe, OutsideProbe
 from onnxshot.execution.parallel import in_order
-from onnxshot.execution.probe import InsideProbe, OutsideProbe
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.planning.make_plan import make_plan

@@ -19,7 +19,7 @@ from unittest import mock
 from readme import THREADS, Job, fixture_jobs, head, table, zoo_jobs
 
 import onnxshot
-from onnxshot.execution.gather import open_calib
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.recovery import improve_plan
 from onnxshot.recovery import plan_candidates as effort

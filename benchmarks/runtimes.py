@@ -26,7 +26,7 @@ from readme import head, table
 import onnxshot
 from onnxshot.calibration.readers import split
 from onnxshot.errors import OnnxshotError
-from onnxshot.execution.gather import open_calib
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.settings import Settings
 

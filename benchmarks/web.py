@@ -22,7 +22,7 @@ from readme import Job, fixture_jobs, head, table, zoo_jobs
 import onnxshot
 from onnxshot.calibration.readers import split
 from onnxshot.errors import OnnxshotError
-from onnxshot.execution.gather import HOLDOUT, open_calib
+from onnxshot.execution.statistics_source import HOLDOUT, open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.maths.metrics import SqnrSum
 

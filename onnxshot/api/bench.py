@@ -11,14 +11,14 @@ from typing import Any
 from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.errors import UsageError
-from onnxshot.execution.gather import open_calib
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_here
+from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.runtimes.ort_bench import bench as time_models
-from onnxshot.runtimes.ort_elsewhere import bench_in
+from onnxshot.runtimes.ort_other_environment import bench_in
 from onnxshot.runtimes.ort_runtime import runtime
-from onnxshot.runtimes.unsound import blames_model
 from onnxshot.settings import Settings
 
 _BENCH_FEEDS = 8
@@ -38,7 +38,7 @@ def bench(
     """Time models in turns on the same samples; on random ones where none are given. The first model is the base.
 
     python: the interpreter of another environment, or its folder, in whose ONNX Runtime they are timed; it needs
-    onnxruntime and numpy, and no onnxshot. What can go wrong there: see `ort_elsewhere.bench_in`.
+    onnxruntime and numpy, and no onnxshot. What can go wrong there: see `ort_other_environment.bench_in`.
     """
     if isinstance(models, str | Path) or not models or not all(isinstance(m, str | Path) for m in models):
         raise UsageError("models is no list of paths of models", "give one or more, such as ['a.onnx', 'b.onnx']")

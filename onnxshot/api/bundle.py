@@ -25,7 +25,7 @@ from onnxshot.delivery.artifacts import ONNX, load_artifact
 from onnxshot.delivery.files_read import of_run
 from onnxshot.delivery.files_written import of_bundle
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.execution.gather import HOLDOUT, open_calib
+from onnxshot.execution.statistics_source import HOLDOUT, open_calib
 from onnxshot.files.ledger import Files, Read
 from onnxshot.files.places import aside, put_folder
 from onnxshot.graph import Model

@@ -18,13 +18,13 @@ from onnxshot.calibration.statsfile import (
 )
 from onnxshot.delivery.files_read import of_run
 from onnxshot.errors import UsageError
-from onnxshot.execution.gather import HOLDOUT, from_data, open_calib
+from onnxshot.execution.statistics_source import HOLDOUT, from_data, open_calib
 from onnxshot.files.ledger import Files, Read, Write
 from onnxshot.graph.load import load_model
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.prepare import prepare, widen
-from onnxshot.runtimes.unsound import blames_model
+from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 

@@ -8,14 +8,14 @@ from typing import Any
 from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.delivery.files_read import of_model_file, of_run
-from onnxshot.difference.rescaled import between
-from onnxshot.execution.gather import open_calib
+from onnxshot.difference.rescaled_channels import between
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_here
 from onnxshot.report.report import Report
 from onnxshot.report.values import TensorReport
+from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_executed import executed
-from onnxshot.runtimes.unsound import blames_model
 from onnxshot.settings import Settings
 from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare as compare_outputs

@@ -23,7 +23,7 @@ from onnxshot.delivery.files_written import is_external, of_model, of_result
 from onnxshot.delivery.publish import input_bytes, peak_rss_mb, source_name
 from onnxshot.delivery.record import leave_beside, source_of
 from onnxshot.errors import ModelError, OnnxshotError, UsageError
-from onnxshot.execution.gather import HOLDOUT, open_calib
+from onnxshot.execution.statistics_source import HOLDOUT, open_calib
 from onnxshot.files.ledger import Files, Read, Write
 from onnxshot.files.links import led
 from onnxshot.files.places import scratch
@@ -42,8 +42,8 @@ from onnxshot.report.values import Artifact
 from onnxshot.results.compressed import CompressReport, CompressResult, StageRow
 from onnxshot.rewriting.prepare import sizes_of
 from onnxshot.runtimes.base import EmitOptions
+from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_bench import bench
-from onnxshot.runtimes.unsound import blames_model
 from onnxshot.settings import Settings
 from onnxshot.targets.ort import ORT
 from onnxshot.verification import proof

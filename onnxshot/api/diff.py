@@ -12,18 +12,18 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.delivery.publish import input_bytes
 from onnxshot.difference.compare_layers import LayerChange, PairChange, layer_change, matched, pair_changes
 from onnxshot.difference.read_layers import read_layers
-from onnxshot.difference.rescaled import between, factors_of
-from onnxshot.execution.gather import open_calib
+from onnxshot.difference.rescaled_channels import between, factors_of
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph import Node
 from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_here
 from onnxshot.report.values import rounded
-from onnxshot.runtimes.unsound import blames_model
+from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings
 from onnxshot.verification.compare_models import compare
-from onnxshot.verification.contract import contract, difference
-from onnxshot.verification.output_sums import OutputRow
-from onnxshot.verification.tensorwise import TensorRow
+from onnxshot.verification.compare_tensors import TensorRow
+from onnxshot.verification.io_contract import contract, difference
+from onnxshot.verification.output_errors import OutputRow
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 

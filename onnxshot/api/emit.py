@@ -20,7 +20,7 @@ from onnxshot.delivery.files_read import of_model_file, of_run
 from onnxshot.delivery.files_written import is_external, of_options, of_result
 from onnxshot.delivery.publish import deliver, input_bytes, source_name
 from onnxshot.delivery.record import VERSION_KEY, versions
-from onnxshot.execution.gather import open_calib
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.files.places import scratch
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
@@ -38,8 +38,8 @@ from onnxshot.report.values import Artifact
 from onnxshot.rewriting.prepare import sizes_of
 from onnxshot.rewriting.retarget import retarget
 from onnxshot.runtimes.base import EmitOptions
+from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_versions import needs, runs_nowhere
-from onnxshot.runtimes.unsound import blames_model
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named, target_of
 from onnxshot.targets.base import Target

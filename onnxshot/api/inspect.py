@@ -22,12 +22,12 @@ from onnxshot.planning.plan import FLOAT, HALF, Plan
 from onnxshot.precision16.convert import foresee_half
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.prepare import input_specs, prepare, resolve_preset, told_of_half, widen
-from onnxshot.runtimes.ort_sizes import sizes_on
+from onnxshot.runtimes.invalid_model import blames_model
+from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.runtimes.ort_versions import Needs, needs, runs_nowhere
-from onnxshot.runtimes.unsound import blames_model
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
-from onnxshot.verification.contract import Port, contract
+from onnxshot.verification.io_contract import Port, contract
 
 _SIZES = {
     SAMPLE: "on the first sample",

@@ -25,10 +25,10 @@ from onnxshot.delivery.files_written import is_external, of_result
 from onnxshot.delivery.publish import deliver, input_bytes, source_name
 from onnxshot.delivery.record import record, source_of, stamp
 from onnxshot.errors import ModelError, UsageError
-from onnxshot.execution import trials
-from onnxshot.execution.gather import HOLDOUT, open_calib
+from onnxshot.execution import candidate_race
 from onnxshot.execution.layer_rows import Feeds
 from onnxshot.execution.statistics_cache import model_hash
+from onnxshot.execution.statistics_source import HOLDOUT, open_calib
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import NodeMacs, by_label
@@ -57,10 +57,10 @@ from onnxshot.pruning.stay_finite import Fallbacks, Guard
 from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.results.pruned import LayerSparsity, PruneReport, PruneResult
 from onnxshot.rewriting.prepare import narrow, told_of_half, widen
-from onnxshot.runtimes.ort_sizes import sizes_on
-from onnxshot.runtimes.unsound import blames_model
+from onnxshot.runtimes.invalid_model import blames_model
+from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
-from onnxshot.verification import graph_facts, proof
+from onnxshot.verification import proof, report_rows
 from onnxshot.verification.compare_models import compare
 from onnxshot.verification.reference import Reference, reference_of
 
@@ -201,7 +201,7 @@ class _Run:
         self.report.sparsity_of_all = proof.sparsity(self.model)
         first = data[0].feed if data is not None and len(data) else None
         self._work = sizes_on(self.model, first, threads=self.settings.threads).work(self.model)
-        self.report.graph = graph_facts.graph_rows(self.model, self._work)
+        self.report.graph = report_rows.graph_rows(self.model, self._work)
         Unfold().run(self.model)
         StoreHalf().run(self.model)
         narrow(self.model, self._widened)
@@ -307,7 +307,7 @@ class _Run:
             plain = load_model(self._plain)
             ApplyRepairs(self._by_magnitude()).run(plain)
             candidate = plain.to_proto().SerializeToString()
-            (found,) = trials.tried(reference, [candidate], list(judges), threads=self.settings.threads)
+            (found,) = candidate_race.tried(reference, [candidate], list(judges), threads=self.settings.threads)
             self.report.magnitude_sqnr_db = None if data.random else found.total.db
 
     def _weigh(self) -> None:

@@ -25,7 +25,7 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.report.values import Artifact
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.base import EmitOptions
-from onnxshot.runtimes.unsound import blames_model
+from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings
 from onnxshot.stages.run import Run
 from onnxshot.targets import target_named

@@ -23,13 +23,13 @@ from onnxshot.delivery.record import (
     versions,
 )
 from onnxshot.errors import CalibrationError, OnnxshotError
-from onnxshot.execution.gather import open_calib
 from onnxshot.execution.statistics_cache import model_hash
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.files.ledger import Files
 from onnxshot.files.places import scratch
 from onnxshot.graph.load import load_model
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.runtimes.unsound import blames_model
+from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings
 
 

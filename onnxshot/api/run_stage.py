@@ -12,7 +12,7 @@ from onnxshot.api.quantize import quantize
 from onnxshot.api.shrink import cut_again, shrink
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, split
-from onnxshot.execution.gather import HOLDOUT
+from onnxshot.execution.statistics_source import HOLDOUT
 from onnxshot.recipes.stages import ModelStage, PruneStage, ShrinkStage
 from onnxshot.results.pruned import PruneResult
 from onnxshot.results.quantized import Result

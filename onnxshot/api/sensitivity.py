@@ -18,7 +18,7 @@ from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.report.saving import save_report
 from onnxshot.report.values import rounded
-from onnxshot.runtimes.unsound import blames_model
+from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.candidates import Unit, Workbench, workbench
 from onnxshot.settings import Settings
 

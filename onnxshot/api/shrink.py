@@ -29,9 +29,9 @@ from onnxshot.delivery.files_read import of_run
 from onnxshot.delivery.files_written import is_external, of_result
 from onnxshot.delivery.publish import source_name
 from onnxshot.delivery.record import record, source_of, stamp
-from onnxshot.execution.gather import open_calib
 from onnxshot.execution.parallel import in_order
 from onnxshot.execution.statistics_cache import model_hash
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph import Model
 from onnxshot.graph.axes import Shape
 from onnxshot.graph.load import load_model
@@ -44,10 +44,10 @@ from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.recipes.stages import MULTIPLES, ShrinkStage
 from onnxshot.results.shrunk import GroupRow, ShrinkReport, ShrinkResult
 from onnxshot.rewriting.prepare import fold, narrow, told_of_half, widen
+from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_bench import NOISE
 from onnxshot.runtimes.ort_runtime import Feed
-from onnxshot.runtimes.ort_sizes import sizes_on
-from onnxshot.runtimes.unsound import blames_model
+from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.search.goal import Evaluate, name_of
 from onnxshot.settings import Settings
 from onnxshot.verification import proof

@@ -34,7 +34,7 @@ from onnxshot.graph.save import write
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.results.quantized import Result
-from onnxshot.runtimes.unsound import blames_model
+from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.candidates import Workbench, workbench
 from onnxshot.search.goal import TIMES, Goal, Judge, Measured
 from onnxshot.settings import Settings

@@ -13,9 +13,9 @@ from onnxshot.batch.cells import Cell
 from onnxshot.batch.worker import settings_of
 from onnxshot.calibration.readers import split
 from onnxshot.errors import OnnxshotError
-from onnxshot.execution.gather import HOLDOUT
 from onnxshot.execution.observed_tensors import watch_of
 from onnxshot.execution.sharding import Part, Sharded, Share, part_of
+from onnxshot.execution.statistics_source import HOLDOUT
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.stages.run import Run
 

@@ -13,7 +13,7 @@ from onnxshot.channels.cut import Cut
 from onnxshot.channels.importance_by_data import output_error
 from onnxshot.channels.layer_times import timed
 from onnxshot.channels.refit import Kept, apply, refit
-from onnxshot.comparison.fair import fair
+from onnxshot.comparison.comparison_setup import fair
 from onnxshot.delivery.publish import Made
 from onnxshot.execution.parallel import in_order
 from onnxshot.files.places import scratch

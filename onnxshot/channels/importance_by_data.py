@@ -13,8 +13,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from onnxshot.channels.groups import Group, chunk, in_chunks
 from onnxshot.channels.importance import MOST, Curve, leaving_one
 from onnxshot.channels.layer_inputs import Layer, layers_of
-from onnxshot.comparison.closeness import balanced_db, joined, sums_of
-from onnxshot.comparison.fair import Fair, Other, fair
+from onnxshot.comparison.balanced_sqnr import balanced_db, joined, sums_of
+from onnxshot.comparison.comparison_setup import Fair, Other, fair
 from onnxshot.comparison.random_nodes import still
 from onnxshot.execution.layer_rows import Feeds
 from onnxshot.execution.parallel import in_order

@@ -21,8 +21,8 @@ from onnxshot.channels.layer_inputs import Layer, layers_of
 from onnxshot.comparison.random_nodes import still
 from onnxshot.execution.activation import Activations
 from onnxshot.execution.layer_rows import Feeds
+from onnxshot.execution.layer_walk import Walk
 from onnxshot.execution.parallel import in_order
-from onnxshot.execution.walk import Walk
 from onnxshot.graph import Constant, Model
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.graph.variants import exposed

@@ -18,7 +18,7 @@ from onnxshot.runtimes.size_ranges import ranges_of
 from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES
 from onnxshot.verification.compare_models import compare
-from onnxshot.verification.contract import contract
+from onnxshot.verification.io_contract import contract
 
 _FEEDS = 8
 

@@ -19,8 +19,8 @@ from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import Span, TensorStats
 from onnxshot.errors import CalibrationError
+from onnxshot.execution.instrumented_model import OutsideProbe, Probe, probe
 from onnxshot.execution.parallel import in_order
-from onnxshot.execution.probe import OutsideProbe, Probe, probe
 from onnxshot.graph import Model
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.runtimes.ort_runtime import providers_for

@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto
 
 from onnxshot.execution.activation import Activation, Activations
 from onnxshot.execution.layer_rows import Feeds, Form, Wanted, affordable, product, wanted
-from onnxshot.execution.walk import Walk
+from onnxshot.execution.layer_walk import Walk
 from onnxshot.maths import optimal_brain_surgeon
 from onnxshot.maths.adaptive_rounding import corrected_bias
 from onnxshot.maths.masks import Mask, Pattern, lowest

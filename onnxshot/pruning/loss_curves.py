@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxshot.calibration.readers import Sample
+from onnxshot.execution.candidate_race import tried
 from onnxshot.execution.layer_rows import Feeds, Wanted, affordable, wanted
-from onnxshot.execution.trials import tried
-from onnxshot.execution.walk import Walk
+from onnxshot.execution.layer_walk import Walk
 from onnxshot.graph.variants import with_constants
 from onnxshot.maths import optimal_brain_surgeon as obs
 from onnxshot.maths.finite import finite

@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto
 
 from onnxshot.comparison.random_nodes import still
 from onnxshot.errors import ModelError
-from onnxshot.execution.walk import reads
+from onnxshot.execution.layer_walk import reads
 from onnxshot.graph.variants import changed, exposed
 from onnxshot.maths.masks import Pattern
 from onnxshot.pruning.layerwise_pruning import Prunable, Pruned, by_magnitude

@@ -13,9 +13,9 @@ from onnxshot.calibration.range_methods import METHODS, Range
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.execution.gather import Gathered, from_data
+from onnxshot.execution.candidate_race import Tried
 from onnxshot.execution.parallel import in_order
-from onnxshot.execution.trials import Tried
+from onnxshot.execution.statistics_source import Gathered, from_data
 from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of
 from onnxshot.maths.smoothquant import STRENGTH
@@ -33,7 +33,7 @@ from onnxshot.recovery.range_search import refined
 from onnxshot.recovery.smoothquant_strength import smoothed, strengths
 from onnxshot.report.report import Report
 from onnxshot.rewriting.apply_plan import apply
-from onnxshot.runtimes.ort_sizes import sizes_on
+from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
 

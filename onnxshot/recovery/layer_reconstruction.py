@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxshot.execution.activation import Activation, Activations
 from onnxshot.execution.layer_rows import Feeds, Form, Wanted, affordable, product, wanted
-from onnxshot.execution.walk import Walk
+from onnxshot.execution.layer_walk import Walk
 from onnxshot.maths.adaptive_rounding import corrected_bias, round_weights
 from onnxshot.maths.affine import bias_safe_scale
 

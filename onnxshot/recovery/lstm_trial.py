@@ -12,7 +12,7 @@ from pathlib import Path
 from onnxshot.calibration.readers import Dataset, Sample, split
 from onnxshot.calibration.sampling import spread
 from onnxshot.errors import ModelError
-from onnxshot.execution import trials
+from onnxshot.execution import candidate_race
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.passes.dynamic import QuantizeDynamically
@@ -64,7 +64,7 @@ def settle(
     if all(row.node in forced for row in rows) or (data is None and recipe.mode == DYNAMIC):
         return Settled(False, alone)
     asks = "--include LSTM quantizes all the same"
-    if data is None or reference is None or model.weight_bytes() > trials.MAX_BYTES:
+    if data is None or reference is None or model.weight_bytes() > candidate_race.MAX_BYTES:
         why = "there are no samples to try them on" if data is None else "the model is too large to try them"
         return Settled(True, f"LSTMs stay float: {why}; {asks}")
     numbers = split(len(data))[0]
@@ -78,7 +78,7 @@ def settle(
 def _typical_db(
     model: Model, plan: Plan, reference: Path | bytes, samples: Sequence[Sample], settings: Settings
 ) -> float:
-    (found,) = trials.tried(reference, [_made(model, plan)], samples, threads=settings.threads)
+    (found,) = candidate_race.tried(reference, [_made(model, plan)], samples, threads=settings.threads)
     return found.typical_db
 
 
@@ -90,7 +90,7 @@ def _made(model: Model, plan: Plan) -> bytes:
 
 def _refused(model: Model, plan: Plan) -> str:
     """Why ONNX Runtime does not load the model with these LSTMs in int8; empty where it does, or is not asked."""
-    if model.weight_bytes() > trials.MAX_BYTES:
+    if model.weight_bytes() > candidate_race.MAX_BYTES:
         return ""
     made = _made(model, plan)
     try:

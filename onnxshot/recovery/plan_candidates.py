@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.execution.trials import Tried, race
+from onnxshot.execution.candidate_race import Tried, race
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import copy_of, load_model
 from onnxshot.passes.equalize import Equalize

@@ -17,8 +17,8 @@ from onnx import ModelProto, helper
 
 from onnxshot.calibration.range_methods import Range
 from onnxshot.calibration.readers import Sample
-from onnxshot.comparison.closeness import balanced_db, joined, sums_of
-from onnxshot.comparison.fair import Fair, Other, fair
+from onnxshot.comparison.balanced_sqnr import balanced_db, joined, sums_of
+from onnxshot.comparison.comparison_setup import Fair, Other, fair
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model

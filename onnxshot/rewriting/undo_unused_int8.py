@@ -16,7 +16,7 @@ from onnxshot.graph import Model, Node, edit
 from onnxshot.passes.keep_float import KeepFloat
 from onnxshot.passes.strip_qdq import restore
 from onnxshot.planning.plan import FLOAT, STATIC, Plan
-from onnxshot.runtimes.ort_weights import expanded_weights
+from onnxshot.runtimes.ort_dequantized_weights import expanded_weights
 from onnxshot.targets.base import Target
 
 MAX_BYTES = 500_000_000

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from onnxshot.errors import UsageError
 from onnxshot.runtimes.base import Loaded
+from onnxshot.runtimes.interleaved_timing import in_turns
 from onnxshot.runtimes.ort_runtime import CPU, Feed, Runner
-from onnxshot.runtimes.turns import in_turns
 
 _CHECKED = 10  # rounds between two looks at whether it is enough
 

@@ -14,7 +14,7 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, Sample, split
 from onnxshot.delivery.record import stamp
 from onnxshot.errors import UsageError
-from onnxshot.execution import trials
+from onnxshot.execution import candidate_race
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model, weights
 from onnxshot.graph.load import load_model
@@ -27,8 +27,8 @@ from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.apply_plan import apply, finish
-from onnxshot.runtimes.ort_latency import kernel_times
-from onnxshot.runtimes.ort_sizes import sizes_on
+from onnxshot.runtimes.ort_kernel_times import kernel_times
+from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
 from onnxshot.stages.run import Run
 
@@ -114,7 +114,7 @@ class Workbench:
         base = self.run.model.to_proto()
         made = (bytes(self._rewritten(base, plan).to_proto().SerializeToString()) for plan in plans)
         assert self.run.reference is not None
-        found = trials.tried(self.run.reference.model, made, self.samples, threads=self.run.settings.threads)
+        found = candidate_race.tried(self.run.reference.model, made, self.samples, threads=self.run.settings.threads)
         return (one.total.db for one in found)
 
     def latencies(self) -> dict[str, tuple[float, float]]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnxshot.arguments import check_fields
 from onnxshot.calibration.functions import load, named, users_code
 from onnxshot.calibration.readers import Dataset
-from onnxshot.comparison.closeness import sums_of
-from onnxshot.comparison.fair import Fair, Other, fair
+from onnxshot.comparison.balanced_sqnr import sums_of
+from onnxshot.comparison.comparison_setup import Fair, Other, fair
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.execution.parallel import in_order, shared_out
 from onnxshot.maths.metrics import SqnrSum

@@ -18,10 +18,10 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.calibration.readers import Dataset
-from onnxshot.comparison.closeness import Tried, joined
+from onnxshot.comparison.balanced_sqnr import Tried, joined
 from onnxshot.delivery.artifacts import Judged
 from onnxshot.errors import OnnxshotError
-from onnxshot.execution import trials
+from onnxshot.execution import candidate_race
 from onnxshot.files.places import scratch
 from onnxshot.graph import Constant, Model, weights
 from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
@@ -99,7 +99,8 @@ class Shortfall:
     def tried(self, data: Dataset) -> list[dict[str, Any]]:
         """Rows of what was measured; empty where nothing falls short, or there is nothing to try."""
         report, size = self.report, self.model.weight_bytes()
-        if self.recipe.precision != "int8" or data.random or not self.target.runs_here or size > trials.MAX_BYTES:
+        too_large = size > candidate_race.MAX_BYTES
+        if self.recipe.precision != "int8" or data.random or not self.target.runs_here or too_large:
             return []
         rows = []
         found = (*self._recurrent(), *self._quicker(), *self._unhurried(), *self._smaller())
@@ -193,7 +194,7 @@ class Shortfall:
 
         def measure(sets: Iterable[Units]) -> Iterator[float]:
             made = (bytes(self._with_floats(units).SerializeToString()) for units in sets)
-            for one in trials.tried(self.judged.reference, made, samples, threads=self.settings.threads):
+            for one in candidate_race.tried(self.judged.reference, made, samples, threads=self.settings.threads):
                 if time.perf_counter() > self._deadline - _TO_MEASURE:
                     raise _OutOfTime
                 yield self._closeness(one)

@@ -29,10 +29,10 @@ from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
-from onnxshot.verification import graph_facts, proof
+from onnxshot.verification import proof, report_rows
 from onnxshot.verification.compare_models import compare
-from onnxshot.verification.contract import reload_check
 from onnxshot.verification.float_weights import float_weights
+from onnxshot.verification.io_contract import reload_check
 from onnxshot.verification.reference import Reference
 
 
@@ -105,7 +105,7 @@ class QuantizedProof:
         judged = Judged(reference.model, held_out)
         with report.timed("verify"):
             self._measure(reference, float_model, written, runs, held_out)
-        report.worst = graph_facts.with_values(report.worst, self.plan, self.stats)
+        report.worst = report_rows.with_values(report.worst, self.plan, self.stats)
         if not self.target.runs_here:
             how = "" if runs is written else ", which has no bfloat16, in float32"
             how += " rounded to it at every step" if self.recipe.half == "bf16" else ""

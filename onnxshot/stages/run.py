@@ -19,9 +19,9 @@ from onnxshot.delivery import artifacts
 from onnxshot.delivery.publish import RANDOM_KEY, input_bytes, source_name
 from onnxshot.delivery.record import Record, precisions, record, stamp
 from onnxshot.errors import CalibrationError, UsageError
-from onnxshot.execution import trials
-from onnxshot.execution.gather import Gathered, from_data, from_file, open_calib
+from onnxshot.execution import candidate_race
 from onnxshot.execution.statistics_cache import model_hash
+from onnxshot.execution.statistics_source import Gathered, from_data, from_file, open_calib
 from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import Frozen
 from onnxshot.graph.load import load_model
@@ -47,14 +47,14 @@ from onnxshot.report.report import Report
 from onnxshot.rewriting.apply_plan import apply, finish
 from onnxshot.rewriting.prepare import input_specs, narrow, prepare, sizes_of, to_float, told_of_half, widen
 from onnxshot.rewriting.undo_unused_int8 import mend
-from onnxshot.runtimes.ort_sizes import sizes_on
+from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
 from onnxshot.stages.alternatives import Shortfall
 from onnxshot.stages.prove import QuantizedProof
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
-from onnxshot.verification import graph_facts, proof
+from onnxshot.verification import proof, report_rows
 from onnxshot.verification.reference import Reference, reference_of
 
 _NAMED = 4  # operators in a note
@@ -205,7 +205,7 @@ class Run:
         sizes = self._sizes(data)
         work = sizes.work(self.model)
         self.report.sizes = sizes.told(work)
-        graph = graph_facts.graph_rows(self.model, work)
+        graph = report_rows.graph_rows(self.model, work)
         with self.report.timed("rewrite"):
             refused = apply(self.model, self.plan, self.recipe)
         if self.float_model is not None:
@@ -223,7 +223,7 @@ class Run:
                 self._halve(data)
         FreezeShapes(self.frozen).run(self.model)
         self.report.skips = [*self.plan.skips, *refused]
-        self.report.graph = graph_facts.treated(graph, self.plan)
+        self.report.graph = report_rows.treated(graph, self.plan)
         if self.recipe.quantizes and not self.plan.stored and all(n.how == FLOAT for n in self.plan.nodes):
             self.report.notes.append(self._why_nothing())
         self._stamp(data)
@@ -272,7 +272,7 @@ class Run:
         """Make the plan, and where there is data the best that the effort allows; what is known of its tensors."""
         evidence = Evidence(stats)
         self.plan = self.planned(evidence=evidence)
-        if data is None or self.gathered is None or self.model.weight_bytes() > trials.MAX_BYTES:
+        if data is None or self.gathered is None or self.model.weight_bytes() > candidate_race.MAX_BYTES:
             return evidence
         if self.reference is None:
             return evidence

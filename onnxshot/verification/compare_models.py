@@ -10,16 +10,16 @@ from typing import Any
 
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.comparison.class_scores import Scores, makers_of
-from onnxshot.comparison.fair import Fair, Other, fair
+from onnxshot.comparison.comparison_setup import Fair, Other, fair
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.execution.parallel import in_order, shared_out
 from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
 from onnxshot.report.values import GAP_DB
 from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.ort_runtime import Runner
-from onnxshot.verification.contract import contract, difference, with_frozen
-from onnxshot.verification.output_sums import OutputRow, Outputs, Picks, Sums, Totals
-from onnxshot.verification.tensorwise import SAMPLES, Scaled, TensorRow, closest, compare_tensors, too_large
+from onnxshot.verification.compare_tensors import SAMPLES, Scaled, TensorRow, closest, compare_tensors, too_large
+from onnxshot.verification.io_contract import contract, difference, with_frozen
+from onnxshot.verification.output_errors import OutputRow, Outputs, Picks, Sums, Totals
 
 _NO_SAMPLES = "there are no samples to compare on"
 _CLEAR_DB = 40.0  # a tensor above it stands for the same value in both

@@ -22,7 +22,7 @@ from onnxshot.runtimes.ort_bench import NOISE, bench
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.settings import Settings
 from onnxshot.verification.compare_models import Comparison
-from onnxshot.verification.contract import contract, same_contract, with_frozen
+from onnxshot.verification.io_contract import contract, same_contract, with_frozen
 
 MAX_BYTES = 1_500_000_000
 """Weights of a model that is still compared with its float original; both must fit into memory, several times."""

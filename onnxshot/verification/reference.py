@@ -14,7 +14,7 @@ from onnxshot.errors import CalibrationError, ModelError, OnnxshotError
 from onnxshot.graph import Model
 from onnxshot.rewriting.prepare import input_specs
 from onnxshot.runtimes.ort_runtime import Runner
-from onnxshot.verification.same_meaning import refuse_other_meaning
+from onnxshot.verification.normalization_check import refuse_other_meaning
 
 _NAMED = 3  # inputs in a message
 

@@ -14,8 +14,8 @@ import pytest
 
 import onnxshot
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.runtimes import ort_elsewhere
-from onnxshot.runtimes.ort_elsewhere import bench_in, interpreter, version
+from onnxshot.runtimes import ort_other_environment
+from onnxshot.runtimes.ort_other_environment import bench_in, interpreter, version
 
 FEEDS = [{"x": np.ones((1, 8), np.float32)}, {"x": np.zeros((3, 8), np.float32)}]
 
@@ -100,7 +100,7 @@ def test_an_interpreter_that_ends_while_it_times(net: Path, tmp_path: Path) -> N
 
 
 def test_an_interpreter_that_hangs_is_stopped(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_elsewhere, "_LEAST_SECONDS", 0.3)
+    monkeypatch.setattr(ort_other_environment, "_LEAST_SECONDS", 0.3)
     hangs = program(tmp_path, 'case "$2" in *print*) echo onnxruntime 1.2.3;; *) exec sleep 60;; esac')
     start = time.monotonic()
     with pytest.raises(TargetError, match=r"stopped after 0\.3 seconds"):
@@ -115,7 +115,7 @@ def test_what_a_wrapper_has_started_is_stopped_with_it(
     """A shell around the interpreter, which hangs: the child would wait on as an orphan."""
     told = tmp_path / "child"
     script = f"sleep 600 & echo $! > {told}.new; mv {told}.new {told}; wait"
-    monkeypatch.setattr(ort_elsewhere, "_START_SECONDS", 1.0)
+    monkeypatch.setattr(ort_other_environment, "_START_SECONDS", 1.0)
     with pytest.raises(TargetError, match="was stopped after 1 seconds"):
         bench_in(program(tmp_path, script), [net], FEEDS, threads=1)
     child = int(told.read_text())
@@ -158,14 +158,14 @@ def test_the_worker_runs_on_python_3_8() -> None:
     """No syntax that is newer than the oldest interpreter that is promised."""
     import ast
 
-    ast.parse(ort_elsewhere._WORKER.read_text(encoding="utf-8"), feature_version=(3, 8))
+    ast.parse(ort_other_environment._WORKER.read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
 def test_the_worker_ends_when_nobody_waits(net: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "0.npz", **FEEDS[0])
     job = {"models": [str(net)], "feeds": [str(tmp_path / "0.npz")], "threads": 1, "rounds": 10**9, "seconds": 600}
     (tmp_path / "job.json").write_text(json.dumps({**job, "answer": str(tmp_path / "answer")}))
-    command = [sys.executable, str(ort_elsewhere._WORKER), str(tmp_path / "job.json")]
+    command = [sys.executable, str(ort_other_environment._WORKER), str(tmp_path / "job.json")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
         assert process.stdin is not None
         assert process.stderr is not None

@@ -23,7 +23,7 @@ from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.rewriting.prepare import input_specs, sizes_of
-from onnxshot.verification.contract import contract
+from onnxshot.verification.io_contract import contract
 
 
 def frozen_model(proto: onnx.ModelProto, batch: int | None = None, **shapes: tuple[int, ...]) -> onnx.ModelProto:

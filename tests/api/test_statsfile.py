@@ -26,7 +26,7 @@ from onnxshot.api.calibrate import merge_files
 from onnxshot.calibration.statsfile import Statistics, data_hash, join, load_statistics
 from onnxshot.cli.app import app
 from onnxshot.errors import CalibrationError, UsageError
-from onnxshot.execution import gather, statistics_cache
+from onnxshot.execution import statistics_cache, statistics_source
 
 FAST = Settings(samples="all", verify=False, use_cache=False, threads=1)
 
@@ -145,7 +145,7 @@ def test_quantize_with_statistics_runs_nothing_and_gives_the_same_bytes(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("calibrated again")
 
-    monkeypatch.setattr(gather, "collect", never)
+    monkeypatch.setattr(statistics_source, "collect", never)
     for calib in (None, data):
         result = quantize(net, calib, stats=stats, method="percentile", settings=FAST, effort="fast")
         assert result.model.to_proto() == direct.model.to_proto()
@@ -198,7 +198,7 @@ def test_new_cached_and_given_statistics_are_of_the_same_samples(net: Path, tmp_
             calibrate.from_data(model, plan, onnxshot.Recipe(), opened, settings) for _ in range(2)
         )
         new.statistics.save(stats)
-        given = gather.from_file(stats, model, plan, opened)
+        given = statistics_source.from_file(stats, model, plan, opened)
     assert (new.inferences, kept.inferences, given.inferences) == (len(new.calibrated), 0, 0)
     assert 32 <= len(new.calibrated) < 150, "it stopped early"
     assert new.calibrated == kept.calibrated == given.calibrated

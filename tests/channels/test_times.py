@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnxshot.channels.layer_times import Timed, halved, times_of
 from onnxshot.channels.savings import Product, Work
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.runtimes import ort_layers
+from onnxshot.runtimes import ort_layer_times
 
 BLOCK = 8
 TEXT = """net (float[1,4,6,6] x) => (float[1,3] y) {
@@ -83,7 +83,7 @@ def test_layers_are_timed_in_models_that_run(monkeypatch: pytest.MonkeyPatch) ->
     _, _, given = table(monkeypatch)
     shapes = {tuple(m.graph.initializer[0].dims) for m in given}
     assert {(48, 4, 3, 3), (24, 4, 3, 3), (48, 1, 3, 3), (24, 1, 3, 3), (16, 24, 1, 1), (10, 16), (10, 3)} <= shapes
-    assert all(np.isfinite(t) and t > 0 for t in ort_layers.layer_times(given, threads=1, seconds=0.0))
+    assert all(np.isfinite(t) and t > 0 for t in ort_layer_times.layer_times(given, threads=1, seconds=0.0))
 
 
 def test_halves_are_whole_blocks() -> None:
@@ -92,4 +92,4 @@ def test_halves_are_whole_blocks() -> None:
 
 
 def test_a_block_is_what_onnx_runtime_stores() -> None:
-    assert ort_layers.conv_block() in (1, 4, 8, 16)
+    assert ort_layer_times.conv_block() in (1, 4, 8, 16)

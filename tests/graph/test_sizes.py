@@ -19,7 +19,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import tensor_sizes
 from onnxshot.graph.propagate import propagate
 from onnxshot.graph.variants import exposed
-from onnxshot.runtimes.ort_sizes import sizes_on
+from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 
 
 def run_shapes(proto: onnx.ModelProto, feed: Feed) -> dict[str, tuple[int, ...]]:

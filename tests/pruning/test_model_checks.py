@@ -23,7 +23,7 @@ from onnxshot.pruning import layerwise_pruning
 from onnxshot.pruning import loss_curves as curves_module
 from onnxshot.pruning.input_blocks import blocks_of, counts_of
 from onnxshot.pruning.layerwise_pruning import Pruned
-from onnxshot.runtimes.unsound import blames_model, unsound
+from onnxshot.runtimes.invalid_model import blames_model, unsound
 
 QUIET = onnxshot.Settings(threads=1, use_cache=False, bench_seconds=0.02)
 

@@ -9,7 +9,7 @@ from planning import quantized, run, small, sqnr
 
 from onnxshot.planning import make_plan
 from onnxshot.rewriting import undo_unused_int8
-from onnxshot.runtimes.ort_weights import expanded_weights
+from onnxshot.runtimes.ort_dequantized_weights import expanded_weights
 
 PRODUCTS = {
     "MatMul": "h = MatMul(x, w)",

@@ -23,7 +23,7 @@ from onnxshot import Settings, quantize
 from onnxshot.calibration.range_methods import METHODS
 from onnxshot.calibration.readers import Sample
 from onnxshot.errors import CalibrationError, TargetError
-from onnxshot.execution import gather
+from onnxshot.execution import statistics_source
 from onnxshot.execution.collect import collect
 from onnxshot.graph.load import load_model
 
@@ -110,7 +110,7 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
         runs.append(len(arguments[2]))
         return collect(*arguments, **options)
 
-    monkeypatch.setattr(gather, "collect", counted)
+    monkeypatch.setattr(statistics_source, "collect", counted)
     settings = Settings(samples=20, verify=False, threads=1)
     given = {**data_of("digits_resnet"), "settings": settings}
     first = quantize(fixture("digits_resnet"), **given)

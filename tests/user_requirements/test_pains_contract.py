@@ -17,7 +17,7 @@ from support import facts, fixture, heldout, session
 import onnxshot.api.quantize
 from onnxshot import quantize
 from onnxshot.errors import ModelError, TargetError
-from onnxshot.verification.contract import contract, reload_check
+from onnxshot.verification.io_contract import contract, reload_check
 
 
 @pytest.mark.parametrize("name", facts())

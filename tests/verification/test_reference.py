@@ -23,8 +23,8 @@ from onnxshot.passes.normalize import normalize
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare
+from onnxshot.verification.normalization_check import refuse_other_meaning
 from onnxshot.verification.reference import reference_of
-from onnxshot.verification.same_meaning import refuse_other_meaning
 
 RNG = np.random.default_rng(0)
 SAMPLES = [{"x": RNG.normal(size=(1, 8, 10, 10)).astype(np.float32)} for _ in range(16)]

@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.comparison.copied_outputs import Copied, add_computed, copied_outputs
-from onnxshot.comparison.ordered_outputs import Order, add_orders, alike, orders, orders_inside, same_nodes, seen_in
+from onnxshot.comparison.ordering_nodes import Order, add_orders, alike, orders, orders_inside, same_nodes, seen_in
 from onnxshot.comparison.proto_edits import PREFIX, parsed
 from onnxshot.comparison.random_nodes import Source, hold_still, inlined, sources
 from onnxshot.errors import ModelError

@@ -13,9 +13,9 @@ from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
 from onnxshot.verification.compare_models import Comparison, compare
-from onnxshot.verification.contract import contract, difference, reload_check, same_contract
-from onnxshot.verification.output_sums import OutputRow
-from onnxshot.verification.tensorwise import SAMPLES, compare_tensors
+from onnxshot.verification.compare_tensors import SAMPLES, compare_tensors
+from onnxshot.verification.io_contract import contract, difference, reload_check, same_contract
+from onnxshot.verification.output_errors import OutputRow
 
 
 def values(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -195,7 +195,7 @@ def test_a_gap_between_optimized_and_plain_is_flagged() -> None:
 @pytest.mark.parametrize("limit", [1_500_000_000, 0])
 def test_optimizations_off_are_looked_at_in_models_of_any_size(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model too large to see inside is still run with optimizations off."""
-    monkeypatch.setattr("onnxshot.verification.tensorwise.LIMIT", limit)
+    monkeypatch.setattr("onnxshot.verification.compare_tensors.LIMIT", limit)
     reference, candidate = nets(0.1)
     result = compare(reference, candidate, samples(20), tensors=["b"])
     assert [row.tensor for row in result.tensors] == (["b"] if limit else [])
@@ -284,7 +284,7 @@ def test_few_samples_are_run_and_models_may_be_in_memory() -> None:
 def test_many_tensors_go_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     reference, candidate = nets(0.1)
     whole = compare_tensors(reference, candidate, samples())
-    monkeypatch.setattr("onnxshot.verification.tensorwise._HELD", 1)
+    monkeypatch.setattr("onnxshot.verification.compare_tensors._HELD", 1)
     assert compare_tensors(reference, candidate, samples()) == whole
 
 
@@ -338,7 +338,7 @@ def test_a_written_file_is_the_model_in_memory(tmp_path: Path) -> None:
 def test_a_large_file_is_held_against_the_model_weight_by_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxshot.verification.contract.RUN_LIMIT", 0)
+    monkeypatch.setattr("onnxshot.verification.io_contract.RUN_LIMIT", 0)
     model = load_model(parsed(LINEAR, w=values(8, 4)))
     write(model, tmp_path / "m.onnx")
     reload_check(model, tmp_path / "m.onnx", {})

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshot.comparison.balanced_sqnr import add_output
 from onnxshot.comparison.class_scores import Scores
-from onnxshot.comparison.closeness import add_output
-from onnxshot.comparison.fair import Fair
-from onnxshot.comparison.ordered_outputs import Order
+from onnxshot.comparison.comparison_setup import Fair
+from onnxshot.comparison.ordering_nodes import Order
 from onnxshot.comparison.output_parts import Part, Parts
 from onnxshot.comparison.sample_spread import spread
 from onnxshot.maths.metrics import SqnrSum

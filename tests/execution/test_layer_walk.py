@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 from planning import quantized, run
 
-from onnxshot.execution.walk import Walk
+from onnxshot.execution.layer_walk import Walk
 
 SIX = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
 TEXT = """g (float[1, 3, 8, 8] x) => (float[1, 6] y) {

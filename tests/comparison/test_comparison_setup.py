@@ -16,11 +16,11 @@ from onnx.external_data_helper import convert_model_to_external_data
 
 import onnxshot
 from onnxshot.calibration.readers import Sample, open_data
+from onnxshot.comparison.comparison_setup import fair
 from onnxshot.comparison.copied_outputs import copied_outputs
-from onnxshot.comparison.fair import fair
-from onnxshot.comparison.matching import picked_boxes, picked_places, picked_rows
+from onnxshot.comparison.pick_overlap import picked_boxes, picked_places, picked_rows
 from onnxshot.comparison.random_nodes import sources, still
-from onnxshot.execution.trials import tried
+from onnxshot.execution.candidate_race import tried
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.search.goal import Goal, Judge
 from onnxshot.verification.compare_models import compare, compare_loaded
@@ -186,7 +186,7 @@ def test_where_noise_cannot_be_held_still_it_is_said(monkeypatch: pytest.MonkeyP
     def breaking(proto: ModelProto, *_: object) -> None:
         proto.graph.node.append(helper.make_node("NoSuchOp", [], ["nothing"]))
 
-    monkeypatch.setattr("onnxshot.comparison.fair.hold_still", breaking)
+    monkeypatch.setattr("onnxshot.comparison.comparison_setup.hold_still", breaking)
     made = noisy_net().SerializeToString()
     result = compare(made, made, samples(2, 1, 8, 40))
     assert result.random == () and any("are in the figures" in note for note in result.notes)

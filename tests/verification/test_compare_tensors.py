@@ -11,7 +11,7 @@ from pains import QUICK, command
 
 import onnxshot
 from onnxshot.cli import terminal
-from onnxshot.verification.tensorwise import SAMPLES
+from onnxshot.verification.compare_tensors import SAMPLES
 
 
 @pytest.fixture

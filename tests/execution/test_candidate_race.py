@@ -9,7 +9,7 @@ from onnx import ModelProto
 from planning import FAST
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.execution.trials import race, tried
+from onnxshot.execution.candidate_race import race, tried
 
 SHAPE = (1, 8)
 

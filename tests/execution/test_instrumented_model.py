@@ -13,7 +13,7 @@ from support import FIXTURES, facts, fixture
 
 from onnxshot.calibration.observers import Glimpse, glimpse
 from onnxshot.calibration.readers import open_data
-from onnxshot.execution.probe import InsideProbe, OutsideProbe, probe
+from onnxshot.execution.instrumented_model import InsideProbe, OutsideProbe, probe
 from onnxshot.graph import Model, shapes
 from onnxshot.graph.load import load_model
 from onnxshot.planning.make_plan import make_plan

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.comparison.closeness import Floats, Tried, sums_of
-from onnxshot.comparison.fair import Fair, Other, fair
+from onnxshot.comparison.balanced_sqnr import Floats, Tried, sums_of
+from onnxshot.comparison.comparison_setup import Fair, Other, fair
 from onnxshot.execution.parallel import in_order
 from onnxshot.runtimes.ort_runtime import Feed, stored_bytes
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.comparison.fair import fair
+from onnxshot.comparison.comparison_setup import fair
 from onnxshot.comparison.proto_edits import PREFIX, parsed
 from onnxshot.comparison.random_nodes import hold_still, inlined, sources
 from onnxshot.errors import ModelError

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnxshot.comparison.matching import picked_boxes, picked_places, picked_rows
+from onnxshot.comparison.pick_overlap import picked_boxes, picked_places, picked_rows
 from onnxshot.comparison.proto_edits import (
     PREFIX,
     STANDARD,

@@ -1,4 +1,4 @@
-"""Latencies in the ONNX Runtime of another environment: its Python runs `turns.py`, which needs numpy and onnxruntime.
+"""Time models in the ONNX Runtime of another Python environment; it runs `interleaved_timing.py` as a script.
 
 The two environments share nothing but files: the models at their paths, and the samples as .npz.
 """
@@ -23,7 +23,7 @@ from onnxshot.graph.load import first_line
 from onnxshot.runtimes.ort_bench import Latency, latencies
 from onnxshot.runtimes.ort_runtime import Feed, one_line
 
-_WORKER = Path(__file__).with_name("turns.py")
+_WORKER = Path(__file__).with_name("interleaved_timing.py")
 _START_SECONDS, _LEAST_SECONDS, _TIMES = 60.0, 300.0, 20.0
 """How long the interpreter may take to tell its version; and the timing: at least that, else so often what is asked."""
 _NOT_CARRIED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")  # of this environment, not of the other one

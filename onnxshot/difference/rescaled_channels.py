@@ -23,7 +23,7 @@ from onnxshot.errors import OnnxshotError
 from onnxshot.graph import Node, edit
 from onnxshot.graph.sparsity import outputs_first
 from onnxshot.planning.channel_ties import Channels, Ids, channels_of
-from onnxshot.verification.tensorwise import too_large
+from onnxshot.verification.compare_tensors import too_large
 
 Floats = NDArray[np.float64]
 

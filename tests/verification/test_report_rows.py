@@ -11,7 +11,7 @@ from onnxshot.calibration.stats import EMPTY
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import tensor_sizes
 from onnxshot.report.values import TensorReport
-from onnxshot.verification.graph_facts import BINS, DRAWN, coarse, graph_rows, with_values
+from onnxshot.verification.report_rows import BINS, DRAWN, coarse, graph_rows, with_values
 
 TEXT = "net (float[1,4] x) => (float[1,2] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }"
 

@@ -7,7 +7,7 @@ from onnx import ModelProto
 
 from onnxshot import Settings, quantize
 from onnxshot.errors import ModelError
-from onnxshot.runtimes.ort_latency import kernel_times
+from onnxshot.runtimes.ort_kernel_times import kernel_times
 
 QUICK = Settings(verify=False, use_cache=False, threads=1)
 

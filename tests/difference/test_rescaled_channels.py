@@ -13,7 +13,7 @@ from support import fixture
 import onnxshot
 from onnxshot.difference.compare_layers import matched
 from onnxshot.difference.read_layers import read_layers
-from onnxshot.difference.rescaled import Factors, factors_of
+from onnxshot.difference.rescaled_channels import Factors, factors_of
 from onnxshot.report.report import Report
 
 Array = NDArray[np.float32]
@@ -162,7 +162,7 @@ def test_what_cannot_be_read_is_compared_all_the_same(tmp_path: Path, monkeypatc
     def refuse(*_: object) -> None:
         raise onnxshot.errors.ModelError("no layers")
 
-    monkeypatch.setattr("onnxshot.difference.rescaled.read_layers", refuse)
+    monkeypatch.setattr("onnxshot.difference.rescaled_channels.read_layers", refuse)
     paths = both(tmp_path, CNN, constants(), equalized())
     report = onnxshot.compare(*paths, feeds(x=(1, 4, 8, 8)), settings=PROVEN)
     assert tensors(report)["r"] < 20
