@@ -3,7 +3,7 @@
 One Conv with a Relu stands between a Q and a DQ, once in int8 and once kept in float. Times are those of its kernels in
 ONNX Runtime's profile, one thread, lower quartile. `between`: float with the DQ, the Q and the changes of layout that
 it brings between int8 ops, over int8. `first`: float with a Q behind it, over int8 with a Q in front, behind a float
-op. Above 1 int8 is faster. The rules of onnxshot/planning/thin.py come from here.
+op. Above 1 int8 is faster. The rules of onnxshot/planning/slow_convs.py come from here.
 """
 
 from __future__ import annotations

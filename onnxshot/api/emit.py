@@ -29,7 +29,7 @@ from onnxshot.graph.shapes import refuse_giants
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.store_half import StoreHalf
-from onnxshot.passes.unfold import Unfold
+from onnxshot.passes.undo_large_folds import UndoLargeFolds
 from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.planning.make_plan import already_quantized
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
@@ -103,7 +103,7 @@ def emit(
         normalize(loaded)
         if settings.verify:  # which runs it
             refuse_giants(loaded)
-        Unfold().run(loaded)
+        UndoLargeFolds().run(loaded)
         StoreHalf().run(loaded)
         edit.toposort(loaded)
         loaded.set_metadata(VERSION_KEY, versions()["onnxshot"])

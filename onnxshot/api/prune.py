@@ -36,10 +36,10 @@ from onnxshot.graph.save import Draft
 from onnxshot.graph.shapes import refuse_giants
 from onnxshot.graph.sparsity import layers_of, worth
 from onnxshot.maths.layer_sparsity import cheapest
+from onnxshot.passes.apply_repairs import ApplyRepairs
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.repair import ApplyRepairs
 from onnxshot.passes.store_half import StoreHalf, narrowed
-from onnxshot.passes.unfold import Unfold
+from onnxshot.passes.undo_large_folds import UndoLargeFolds
 from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.precision16.bfloat16_emulation import in_float
 from onnxshot.pruning.layerwise_pruning import Prunable, Pruned, by_magnitude, sparsified
@@ -202,7 +202,7 @@ class _Run:
         first = data[0].feed if data is not None and len(data) else None
         self._work = sizes_on(self.model, first, threads=self.settings.threads).work(self.model)
         self.report.graph = report_rows.graph_rows(self.model, self._work)
-        Unfold().run(self.model)
+        UndoLargeFolds().run(self.model)
         StoreHalf().run(self.model)
         narrow(self.model, self._widened)
         stamp(self.model, record(self.asked, self._source_hash, self.settings, sampled=data is not None))

@@ -14,7 +14,7 @@ from onnxshot.graph import Node, weights
 from onnxshot.graph.sparsity import outputs_first
 from onnxshot.maths.affine import QuantParams
 from onnxshot.maths.metrics import sqnr_db
-from onnxshot.planning.input_scales import Trained
+from onnxshot.planning.trained_scales import Trained
 
 _CODES = 127  # of int8 on either side of zero
 _SUFFIXES = ("_quantized", "_quant")  # that operators on integers get, here and by onnxruntime

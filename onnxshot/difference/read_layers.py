@@ -15,11 +15,11 @@ from onnxshot.graph.integer_ops import FORMS
 from onnxshot.graph.load import load_model
 from onnxshot.graph.ops import OPS, data_slots, op_of, weight_slot
 from onnxshot.maths.affine import QuantParams
+from onnxshot.passes.integer_ops_to_float import IntegerOpsToFloat
 from onnxshot.passes.normalize import normalize
+from onnxshot.passes.qoperator_to_qdq import OPSET, QOperatorToQdq
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.passes.to_floats import ToFloats
-from onnxshot.passes.to_pairs import OPSET, ToPairs
-from onnxshot.planning.input_scales import NOTHING, Trained, read_pairs
+from onnxshot.planning.trained_scales import NOTHING, Trained, read_pairs
 from onnxshot.rewriting.prepare import fold, name
 
 
@@ -79,9 +79,9 @@ def read_layers(path: str | Path) -> Layers:
     fold(model)
     if any(node.op in FORMS for _, node in model.walk()):
         shapes.raise_opset(model, OPSET)
-        ToPairs().run(model)
+        QOperatorToQdq().run(model)
     shapes.infer(model)
-    restore = ToFloats()
+    restore = IntegerOpsToFloat()
     restore.run(model)
     told = _Quantized(precision=stored | restore.precision)
     pairs, notes = NOTHING, []

@@ -15,7 +15,7 @@ from onnx import TensorProto
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit, weights
 from onnxshot.maths.affine import PerChannel, PerTensor
 from onnxshot.passes.base import Change
-from onnxshot.passes.weights_int8 import QuantizedWeights
+from onnxshot.passes.quantized_weights import QuantizedWeights
 from onnxshot.planning.plan import DYNAMIC, Plan, WeightPlan
 
 _LSTM_ATTRS = ("direction", "activations", "activation_alpha", "activation_beta", "clip", "hidden_size", "input_forget")

@@ -12,7 +12,7 @@ from onnxshot.graph import Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes import linear
 from onnxshot.passes.base import Change
-from onnxshot.passes.patterns import runtime_patterns
+from onnxshot.passes.runtime_fusions import runtime_patterns
 
 Array = NDArray[Any]
 

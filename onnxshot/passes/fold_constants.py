@@ -14,7 +14,7 @@ from onnxshot.passes import evaluate
 from onnxshot.passes.base import Change
 from onnxshot.passes.known_sizes import Known
 from onnxshot.passes.linear import fixed
-from onnxshot.passes.unfold import MadeBy, can_be_made, remember
+from onnxshot.passes.undo_large_folds import MadeBy, can_be_made, remember
 
 _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Dropout"})
 _KEEP_VALUES = frozenset(

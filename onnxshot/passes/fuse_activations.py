@@ -13,7 +13,7 @@ import numpy as np
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, edit
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
-from onnxshot.passes.patterns import made_by, scalar, with_constant
+from onnxshot.passes.runtime_fusions import made_by, scalar, with_constant
 
 _HARD_SWISH = {"alpha": 1 / 6, "beta": 0.5}  # HardSwish-14: x * max(0, min(1, alpha * x + beta))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxshot.graph import Model, Node, edit
 from onnxshot.passes.base import Change
-from onnxshot.passes.patterns import LayerNorm, layer_norm
+from onnxshot.passes.runtime_fusions import LayerNorm, layer_norm
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from onnxshot.graph import Model, Tensor, edit, weights
 from onnxshot.maths.affine import dequantized
 from onnxshot.passes.base import Change
-from onnxshot.planning.input_scales import Given, Trained
+from onnxshot.planning.trained_scales import Given, Trained
 
 _MIN_ELEMENTS = 1024  # Cast, Sub, Mul and scales cost some hundred bytes themselves
 _CAST = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16)

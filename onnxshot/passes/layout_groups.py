@@ -10,7 +10,7 @@ from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes import linear
 from onnxshot.passes.layout_case import FIRST, LAST, RANKS, Turn, transposed_label
 from onnxshot.passes.layout_ops import turn_of
-from onnxshot.passes.patterns import layer_norm
+from onnxshot.passes.runtime_fusions import layer_norm
 
 _CHANNELS_FIRST = frozenset(
     {

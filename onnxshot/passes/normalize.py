@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from onnxshot.graph import Model, edit, shapes
 from onnxshot.passes.base import Change, Pass
+from onnxshot.passes.castlike_to_cast import CastLikeToCast
+from onnxshot.passes.constant_reshape_shapes import ConstantReshapeShapes
 from onnxshot.passes.drop_identity import DropIdentity
 from onnxshot.passes.drop_overridable import DropOverridable
 from onnxshot.passes.fold_affine import FoldAffine
@@ -18,29 +20,27 @@ from onnxshot.passes.fold_shuffle import FoldShuffle
 from onnxshot.passes.full_axes import FullAxes
 from onnxshot.passes.fuse_activations import FuseActivations
 from onnxshot.passes.fuse_layer_norm import FuseLayerNorm
+from onnxshot.passes.fusible_gelu import FusibleGelu
+from onnxshot.passes.fusible_rms_norm import FusibleRmsNorm
 from onnxshot.passes.inline_functions import InlineFunctions
 from onnxshot.passes.known_sizes import Known
 from onnxshot.passes.layout import FewestTransposes
+from onnxshot.passes.mean_to_global_pool import MeanToGlobalPool
 from onnxshot.passes.move_shapes import MoveShapes
 from onnxshot.passes.name_nodes import NameNodes
-from onnxshot.passes.order_gelu import OrderGelu
-from onnxshot.passes.order_norms import OrderNorms
-from onnxshot.passes.plain_casts import PlainCasts
-from onnxshot.passes.pool_means import PoolMeans
+from onnxshot.passes.nchwc_to_nchw import NchwcToNchw
 from onnxshot.passes.remove_unused import RemoveUnused
-from onnxshot.passes.reshape_targets import ReshapeTargets
 from onnxshot.passes.scalar_inputs import ScalarInputs
 from onnxshot.passes.sizes_from_inputs import SizesFromInputs
-from onnxshot.passes.unblock import Unblock
 from onnxshot.passes.unfuse import Unfuse, holds_fused
 
 _ROUNDS = 8  # each round can only make the graph smaller; real models need two or three
 
-_BY_SIZE = (FoldConstants, ReshapeTargets, SizesFromInputs)  # ask for sizes that do not depend on what is fed
+_BY_SIZE = (FoldConstants, ConstantReshapeShapes, SizesFromInputs)  # ask for sizes that do not depend on what is fed
 REPEATED: Sequence[Pass] = (
-    PlainCasts(),  # before FoldConstants, which folds what depends on no input
+    CastLikeToCast(),  # before FoldConstants, which folds what depends on no input
     FoldConstants(),
-    ReshapeTargets(),
+    ConstantReshapeShapes(),
     ScalarInputs(),
     FullAxes(),
     DropIdentity(),
@@ -48,12 +48,12 @@ REPEATED: Sequence[Pass] = (
     MoveShapes(),  # before the passes that fuse what one op alone reads
     FuseActivations(),  # before FoldAffine, which would fold the division in it elsewhere
     FuseLayerNorm(),
-    OrderGelu(),
-    OrderNorms(),  # before FoldAffine, which leaves whole what runtimes fuse
+    FusibleGelu(),
+    FusibleRmsNorm(),  # before FoldAffine, which leaves whole what runtimes fuse
     FoldBatchNorm(),
     FoldAffine(),
     FoldShuffle(),
-    PoolMeans(),
+    MeanToGlobalPool(),
     FoldRepeat(),
     FewestTransposes(),
     FoldPad(),
@@ -77,7 +77,7 @@ def normalize(model: Model, *, opset: int | None = None, keep_overridable: bool 
     run(InlineFunctions())
     while holds_fused(model):
         shapes.infer(model)
-        if not run(Unblock()) + run(Unfuse()):
+        if not run(NchwcToNchw()) + run(Unfuse()):
             break
     if opset is not None:
         shapes.raise_opset(model, opset)

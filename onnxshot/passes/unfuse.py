@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnxshot.graph import Graph, Model, Node, edit
-from onnxshot.passes import fused_attention, fused_norms, fused_products, unblock
+from onnxshot.passes import fused_attention, fused_norms, fused_products, nchwc_to_nchw
 from onnxshot.passes.base import Change
 
 Rule = Callable[[Model, Graph, Node], str]
@@ -62,4 +62,4 @@ class Unfuse:
 
 def holds_fused(model: Model) -> bool:
     """Whether the model has an operator of RULES, or one in ONNX Runtime's blocked layout."""
-    return any(n.domain == unblock.DOMAIN or (n.domain == DOMAIN and n.op in RULES) for _, n in model.walk())
+    return any(n.domain == nchwc_to_nchw.DOMAIN or (n.domain == DOMAIN and n.op in RULES) for _, n in model.walk())

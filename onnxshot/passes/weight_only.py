@@ -14,8 +14,8 @@ from onnxshot.graph import Constant, Graph, Model, Node, edit, weights
 from onnxshot.graph.ops import scale_axes
 from onnxshot.maths.affine import INT8, INT16, PerChannel, QuantScheme
 from onnxshot.passes.base import Change
+from onnxshot.passes.quantized_weights import QuantizedWeights
 from onnxshot.passes.store_int8 import StoreInt8
-from onnxshot.passes.weights_int8 import QuantizedWeights
 from onnxshot.planning.plan import WEIGHTS, Plan, StoredWeight, WeightPlan
 
 

@@ -17,13 +17,13 @@ from onnx import TensorProto
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS, data_slots, op_of, weight_slot
 from onnxshot.maths.affine import QuantParams
-from onnxshot.planning.asked import Asked
-from onnxshot.planning.fixed_point import Watch, Watched, settle
-from onnxshot.planning.input_scales import Trained
+from onnxshot.planning.node_mode import elements, is_embedding, is_weighted, pools_otherwise, treatment
+from onnxshot.planning.node_recipe import NodeRecipes
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS, NodePlan
-from onnxshot.planning.size_arithmetic import from_sizes_alone
+from onnxshot.planning.shape_only import from_sizes_alone
 from onnxshot.planning.slow_convs import ConvSize, is_light, is_rare, is_thin, pools_slower, slower_at_floats
-from onnxshot.planning.treatment import elements, is_embedding, is_weighted, pools_otherwise, treatment
+from onnxshot.planning.trained_scales import Trained
+from onnxshot.planning.worklist import Watch, Watched, settle
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
@@ -47,7 +47,7 @@ class Decisions:
         self, model: Model, target: Target, recipe: Recipe, banned: Mapping[Node, str], trained: Trained
     ) -> None:
         self._model, self._target, self._recipe, self._trained = model, target, recipe, trained
-        self.asked = Asked(model, recipe)
+        self.asked = NodeRecipes(model, recipe)
         self.why: dict[Node, str] = self.asked.left | dict(banned)
         self.forced = self.asked.forced
         self.top = {n for n in model.graph.nodes}

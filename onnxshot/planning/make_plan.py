@@ -15,15 +15,15 @@ from onnxshot.graph import Constant, Model, Node, Tensor, edit
 from onnxshot.graph.integer_ops import FORMS
 from onnxshot.graph.ops import channel_axis, op_of
 from onnxshot.maths.affine import INT4, INT8, PerBlock, PerChannel, PerTensor, QuantScheme
-from onnxshot.planning.input_scales import NOTHING, Trained, activation_params, kept_activations, weight_params
 from onnxshot.planning.int8_or_float import Decisions
-from onnxshot.planning.pair_overhead import too_small
+from onnxshot.planning.node_mode import is_weighted
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Kept, Plan, TensorPlan, WeightPlan
+from onnxshot.planning.qdq_overhead import too_small
 from onnxshot.planning.scales import Evidence, with_params
 from onnxshot.planning.schemes import schemes
 from onnxshot.planning.shared_weights import is_shared, joined_by_weights
 from onnxshot.planning.stored_int8 import stored_weights, told
-from onnxshot.planning.treatment import is_weighted
+from onnxshot.planning.trained_scales import NOTHING, Trained, activation_params, kept_activations, weight_params
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from onnxshot.errors import TargetError
 from onnxshot.maths.affine import INT4, QuantScheme
-from onnxshot.planning.asked import under_rule
+from onnxshot.planning.node_recipe import under_rule
 from onnxshot.planning.plan import DYNAMIC, STATIC, WEIGHTS
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.vocabulary import ACTIVATION_TYPES, WEIGHT_TYPES

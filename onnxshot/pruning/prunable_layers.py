@@ -19,7 +19,7 @@ from onnxshot.graph.skip import Skip
 from onnxshot.maths.layer_sparsity import erdos_renyi, exact
 from onnxshot.maths.masks import Pattern
 from onnxshot.passes.base import Change
-from onnxshot.passes.unfold import grew
+from onnxshot.passes.undo_large_folds import grew
 from onnxshot.planning.name_patterns import match_nodes
 from onnxshot.pruning.layerwise_pruning import Prunable
 

@@ -21,12 +21,12 @@ from onnxshot.graph.load import copy_of
 from onnxshot.maths.smoothquant import STRENGTH
 from onnxshot.maths.value_grid import least_db
 from onnxshot.passes.input_grid import METHOD, PutOnGrid, grids_of, reader_of
-from onnxshot.planning.input_scales import Trained
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import STATIC, Plan
 from onnxshot.planning.scales import TRAINED, Evidence
 from onnxshot.planning.schemes import schemes
 from onnxshot.planning.smoothable import readers_of
+from onnxshot.planning.trained_scales import Trained
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery import plan_candidates as effort
 from onnxshot.recovery.range_search import refined

@@ -16,8 +16,8 @@ from onnxshot.execution import candidate_race
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.passes.dynamic import QuantizeDynamically
-from onnxshot.planning.asked import Asked
 from onnxshot.planning.name_patterns import exact_patterns
+from onnxshot.planning.node_recipe import NodeRecipes
 from onnxshot.planning.plan import DYNAMIC, Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.runtimes.ort_runtime import session
@@ -50,7 +50,7 @@ def settle(
 
     reference: the model that was given. Without samples they are where the mode is dynamic, which was asked for.
     """
-    forced = {node.label for node in Asked(model, recipe).forced}
+    forced = {node.label for node in NodeRecipes(model, recipe).forced}
     rows = [row for row in plan.nodes if row.op == "LSTM" and row.how == DYNAMIC]
     if not rows:
         return None

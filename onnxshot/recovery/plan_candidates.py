@@ -19,8 +19,8 @@ from onnxshot.calibration.stats import TensorStats
 from onnxshot.execution.candidate_race import Tried, race
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import copy_of, load_model
+from onnxshot.passes.apply_repairs import ApplyRepairs
 from onnxshot.passes.equalize import Equalize
-from onnxshot.passes.repair import ApplyRepairs
 from onnxshot.planning.plan import STATIC, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.recovery.layer_reconstruction import Repair, reconstruct

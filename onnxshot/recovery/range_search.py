@@ -23,7 +23,7 @@ from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.maths.affine import QuantParams
-from onnxshot.passes.qdq import InsertQdq
+from onnxshot.passes.insert_qdq import InsertQdq
 from onnxshot.planning.plan import Plan
 from onnxshot.planning.scales import Evidence, group_members, params_of_range
 from onnxshot.runtimes.ort_runtime import Runner

@@ -18,7 +18,7 @@ from onnxshot.graph import Model, Node, Tensor, edit, weights
 from onnxshot.graph.load import copy_of
 from onnxshot.maths.affine import UINT8, PerChannel, QuantScheme
 from onnxshot.maths.smoothquant import Rows, Smoothing, search_smoothing
-from onnxshot.passes.smooth import Smooth, absorbs, reached
+from onnxshot.passes.apply_smoothquant import ApplySmoothQuant, absorbs, reached
 from onnxshot.planning.plan import DYNAMIC, STATIC, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import readers_of
@@ -54,7 +54,7 @@ def smoothed(
     if not factors:
         return None
     copy = copy_of(model)
-    Smooth(factors, whole.labels(STATIC)).run(copy)
+    ApplySmoothQuant(factors, whole.labels(STATIC)).run(copy)
     edit.remove_unused(copy)
     tensors = model.tensors()
     changed = set().union(*(reached(tensors[name]) for name in factors))

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from onnxshot.graph import Model, edit
 from onnxshot.graph.skip import Skip
+from onnxshot.passes.apply_smoothquant import ApplySmoothQuant
 from onnxshot.passes.base import Pass
 from onnxshot.passes.drop_zero_points import DropZeroPoints
 from onnxshot.passes.dynamic import QuantizeDynamically
+from onnxshot.passes.expand_simplified_norm import ExpandSimplifiedNorm
 from onnxshot.passes.input_grid import QuantizeByChannel
+from onnxshot.passes.insert_qdq import InsertQdq
 from onnxshot.passes.isolate_softmax import IsolateSoftmax
 from onnxshot.passes.keep_float import KeepFloat
 from onnxshot.passes.merge_products import MergeProducts
-from onnxshot.passes.move_pairs import MovePairs
-from onnxshot.passes.qdq import InsertQdq
-from onnxshot.passes.qoperator import ToQOperator
+from onnxshot.passes.move_qdq import MoveQdq
 from onnxshot.passes.quantized_shapes import QuantizedShapes
-from onnxshot.passes.smooth import Smooth
-from onnxshot.passes.spell_norms import SpellNorms
 from onnxshot.passes.store_biases import StoreBiases
 from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.store_int8 import StoreInt8
 from onnxshot.passes.tie_weights import TieWeights, ties_of
-from onnxshot.passes.unfold import Unfold
+from onnxshot.passes.to_qoperator import ToQOperator
+from onnxshot.passes.undo_large_folds import UndoLargeFolds
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
 from onnxshot.planning.plan import DYNAMIC, FLOAT, Plan
 from onnxshot.recipes.recipe import Recipe
@@ -37,14 +37,14 @@ def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     QuantizeByChannel(plan).run(model)
     if target.quantizes_outputs and not target.everywhere:
         QuantizedShapes().run(model)
-    Smooth(plan.smoothing, plan.labels(DYNAMIC)).run(model)
+    ApplySmoothQuant(plan.smoothing, plan.labels(DYNAMIC)).run(model)
     merge = MergeProducts(plan)
     merge.run(model)
     skips += QuantizeDynamically(merge.plan).run(model).skips
     if target.runs_here:  # before weights that are only stored get another form: it looks for float ones
         KeepFloat(plan.labels(FLOAT) | plan.folded, per_axis=not target.everywhere).run(model)
     steps = (
-        QuantizeWeightsOnly(plan), TieWeights(ties), Unfold(), StoreInt8(plan.stored, recipe.weight_method),
+        QuantizeWeightsOnly(plan), TieWeights(ties), UndoLargeFolds(), StoreInt8(plan.stored, recipe.weight_method),
         StoreHalf(),
     )  # fmt: skip
     skips += [skip for step in steps for skip in step.run(model).skips]
@@ -58,13 +58,13 @@ def finish(model: Model, target: Target, recipe: Recipe) -> list[Skip]:
     if recipe.format == "qoperator":
         passes.append(ToQOperator())
     if target.quantizes_outputs and target.activation.is_symmetric:
-        passes.append(MovePairs(target))  # a Q with zero point 0 does not do the work of the Relu before it
+        passes.append(MoveQdq(target))  # a Q with zero point 0 does not do the work of the Relu before it
     if target.stores_biases:
         passes += [StoreBiases(), DropZeroPoints()]  # now that nothing more is learned of them
     if target.isolates_softmax:
         passes.append(IsolateSoftmax())
     if not target.runs_here or target.everywhere:
-        passes.append(SpellNorms())  # for runtimes that are not ONNX Runtime
+        passes.append(ExpandSimplifiedNorm())  # for runtimes that are not ONNX Runtime
     skips = [skip for step in passes for skip in step.run(model).skips]
     if passes:
         _tidy(model)

@@ -18,26 +18,26 @@ from onnxshot.graph.integer_ops import FORMS
 from onnxshot.graph.load import copy_of
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.passes.base import Pass
+from onnxshot.passes.canonical_matmul import CanonicalMatMul
 from onnxshot.passes.drop_identity import DropIdentity
+from onnxshot.passes.einsum_to_matmul import EinsumToMatMul
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.inline_functions import InlineFunctions
+from onnxshot.passes.integer_ops_to_float import IntegerOpsToFloat
 from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.normalize import normalize
+from onnxshot.passes.qoperator_to_qdq import OPSET, QOperatorToQdq
 from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.restore_half import RestoreHalf
-from onnxshot.passes.spell_einsum import SpellEinsum
 from onnxshot.passes.strip_qdq import PAIR, StripQdq
 from onnxshot.passes.tie_weights import tied_names
-from onnxshot.passes.to_floats import ToFloats
-from onnxshot.passes.to_pairs import OPSET, ToPairs
-from onnxshot.passes.turn_products import TurnProducts
 from onnxshot.passes.widen_half import WidenHalf
-from onnxshot.planning.asked import Asked, under_rule
-from onnxshot.planning.input_scales import NOTHING, Trained, read_pairs
 from onnxshot.planning.make_plan import already_quantized, make_plan
+from onnxshot.planning.node_recipe import NodeRecipes, under_rule
 from onnxshot.planning.plan import FLOAT
 from onnxshot.planning.precision16_ops import HALVES
 from onnxshot.planning.schemes import schemes
+from onnxshot.planning.trained_scales import NOTHING, Trained, read_pairs
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
@@ -163,8 +163,8 @@ def _spell(model: Model, target: Target, recipe: Recipe) -> None:
     """Bring products that are to be quantized into the form that int8 kernels know; what is left out stays."""
     if not recipe.quantizes or recipe.mode == "weights" or "MatMul" not in target.static | target.dynamic:
         return
-    left, least = Asked(model, recipe).left, target.min_dynamic_weights
-    steps: tuple[Pass, ...] = (SpellEinsum(left, least), TurnProducts(left, least))
+    left, least = NodeRecipes(model, recipe).left, target.min_dynamic_weights
+    steps: tuple[Pass, ...] = (EinsumToMatMul(left, least), CanonicalMatMul(left, least))
     if sum(step.run(model).edits for step in steps):
         shapes.infer(model)
         for tidying in (FoldConstants(), DropIdentity(), RemoveUnused()):
@@ -201,9 +201,9 @@ def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
     fold(model)
     if any(node.op in FORMS for _, node in model.walk()):
         shapes.raise_opset(model, OPSET)
-        ToPairs().run(model)
+        QOperatorToQdq().run(model)
     trained = read_pairs(model) if complete else NOTHING
-    edits = 0 if complete else ToFloats().run(model).edits
+    edits = 0 if complete else IntegerOpsToFloat().run(model).edits
     edits += StripQdq().run(model).edits
     left = [node for node in already_quantized(model) if not complete or node.op in FORMS or node.op in PAIR]
     if left:

@@ -6,10 +6,10 @@ from onnxshot.graph import Model, shapes
 from onnxshot.graph.integer_ops import FORMS
 from onnxshot.graph.skip import Skip
 from onnxshot.passes.base import Pass
-from onnxshot.passes.move_pairs import MovePairs
-from onnxshot.passes.relabel import Relabel
+from onnxshot.passes.convert_integer_types import ConvertIntegerTypes
+from onnxshot.passes.move_qdq import MoveQdq
+from onnxshot.passes.qoperator_to_qdq import OPSET, QOperatorToQdq
 from onnxshot.passes.store_biases import StoreBiases
-from onnxshot.passes.to_pairs import OPSET, ToPairs
 from onnxshot.targets.base import Target
 
 
@@ -23,7 +23,7 @@ def retarget(model: Model, target: Target) -> tuple[int, list[Skip]]:
         shapes.raise_opset(model, OPSET)
         what = f"{summed} operators on integers became float ones between Q/DQ pairs"
         model.notes.append(f"{what}: sums are rounded otherwise, answers may differ by a step")
-    steps: tuple[Pass, ...] = (ToPairs(), Relabel(target), MovePairs(target))
+    steps: tuple[Pass, ...] = (QOperatorToQdq(), ConvertIntegerTypes(target), MoveQdq(target))
     steps += (StoreBiases(),) if target.stores_biases else ()
     changes = [step.run(model) for step in steps]
     return sum(change.edits for change in changes), [skip for change in changes for skip in change.skips]

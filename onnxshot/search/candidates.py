@@ -20,9 +20,9 @@ from onnxshot.graph import Model, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import by_label
 from onnxshot.graph.ops import op_of
-from onnxshot.planning.asked import Asked
 from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.name_patterns import exact_patterns
+from onnxshot.planning.node_recipe import NodeRecipes
 from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
@@ -189,7 +189,7 @@ def workbench(
 
 def _units(model: Model, plan: Plan, recipe: Recipe, sample: Sample) -> tuple[Unit, ...]:
     patterns = exact_patterns(model)
-    forced = {node.label for node in Asked(model, recipe).forced}
+    forced = {node.label for node in NodeRecipes(model, recipe).forced}
     work = by_label(sizes_on(model, sample.feed).work(model))
     total = sum(work.values()) or 1
     node_of = {node.label: node for _, node in model.walk()}

@@ -28,12 +28,12 @@ from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
 from onnxshot.graph.load import load_model
 from onnxshot.graph.ops import op_of
 from onnxshot.graph.save import write
-from onnxshot.planning.input_scales import Trained
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import PRODUCTS
+from onnxshot.planning.trained_scales import Trained
 from onnxshot.recipes.command_line import options_of
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery.float_fallback import Units, helpful

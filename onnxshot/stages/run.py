@@ -31,13 +31,13 @@ from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.keep_stored import KeepStored, kept_note
 from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.planning.finite_weights import refuse_not_finite
-from onnxshot.planning.input_scales import NOTHING, Trained, notes
 from onnxshot.planning.make_plan import already_quantized, make_plan
+from onnxshot.planning.node_mode import is_embedding, is_weighted
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.planning.precision16_ops import FP16
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.schemes import schemes
-from onnxshot.planning.treatment import is_embedding, is_weighted
+from onnxshot.planning.trained_scales import NOTHING, Trained, notes
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
 from onnxshot.precision16.convert import halve, refuse_half
 from onnxshot.recipes.recipe import Recipe

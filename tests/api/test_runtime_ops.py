@@ -13,7 +13,7 @@ from onnxshot import quantize
 from onnxshot.errors import ModelError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.shapes import raise_opset
-from onnxshot.passes.spell_norms import SpellNorms
+from onnxshot.passes.expand_simplified_norm import ExpandSimplifiedNorm
 
 
 def _mlp(op: str, opset: int) -> onnx.ModelProto:
@@ -100,7 +100,7 @@ def test_nodes_in_any_order_are_read_in_theirs() -> None:
 def test_a_norm_of_the_runtime_alone_is_spelt_out_for_others(opset: int) -> None:
     proto, feed = _mlp("SimplifiedLayerNormalization", opset), {"x": np.ones((2, 64), np.float32)}
     after = load_model(proto)
-    assert SpellNorms().run(after).edits == 1
+    assert ExpandSimplifiedNorm().run(after).edits == 1
     made = after.to_proto()
     onnx.checker.check_model(made)
     np.testing.assert_allclose(outputs(made, feed)[0], outputs(proto, feed)[0], rtol=1e-5, atol=1e-6)

@@ -18,9 +18,9 @@ import onnxshot
 from onnxshot.graph import Constant, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import tensor_sizes
+from onnxshot.passes.constant_reshape_shapes import ConstantReshapeShapes
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.reshape_targets import ReshapeTargets
 from onnxshot.passes.sizes_from_inputs import SizesFromInputs
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import Plan
@@ -125,7 +125,7 @@ def test_two_dimensions_of_one_name_are_not_taken_for_equal() -> None:
 def test_a_shape_for_a_reshape_becomes_a_constant(target: str, constant: list[int], batches: tuple[int, ...]) -> None:
     dims = ",".join("ABC"[: len(constant)])
     proto = model(f"net (float[N,3,4] x) => (float[{dims}] y) {{ s = Shape(x)  {target}  y = Reshape(x, t) }}", INTS)
-    after, change = rewritten(proto, ReshapeTargets(), *(feeds(1, x=(n, 3, 4))[0] for n in batches))
+    after, change = rewritten(proto, ConstantReshapeShapes(), *(feeds(1, x=(n, 3, 4))[0] for n in batches))
     assert change.edits == 1
     shape = the(after, "Reshape").inputs[1]
     assert isinstance(shape, Constant)
@@ -145,7 +145,7 @@ def test_a_shape_for_a_reshape_becomes_a_constant(target: str, constant: list[in
 )
 def test_a_shape_that_no_constant_tells_stays(body: str) -> None:
     proto = model(f"net (float[N,T,12] x) => (float[A,B,C] y) {{ {body} }}", INTS)
-    _, change = rewritten(proto, ReshapeTargets())
+    _, change = rewritten(proto, ConstantReshapeShapes())
     assert change.edits == 0
 
 

@@ -20,9 +20,9 @@ from rewrites import loaded
 
 import onnxshot
 from onnxshot.graph.skip import Skip
-from onnxshot.passes.move_pairs import MovePairs
-from onnxshot.passes.relabel import Relabel
-from onnxshot.passes.to_pairs import ToPairs
+from onnxshot.passes.convert_integer_types import ConvertIntegerTypes
+from onnxshot.passes.move_qdq import MoveQdq
+from onnxshot.passes.qoperator_to_qdq import QOperatorToQdq
 from onnxshot.rewriting.retarget import retarget
 from onnxshot.runtimes.ort_executed import executed
 from onnxshot.runtimes.tensorrt_runtime import TensorRt
@@ -366,7 +366,7 @@ def test_a_float_model_is_left_alone() -> None:
     proto = HANDMADE["attention_block"]().model
     found = loaded(proto)
     before = found.to_proto()
-    for step in (ToPairs(), Relabel(target_named("tensorrt")), MovePairs(target_named("ort"))):
+    for step in (QOperatorToQdq(), ConvertIntegerTypes(target_named("tensorrt")), MoveQdq(target_named("ort"))):
         change = step.run(found)
         assert (change.edits, change.skips) == (0, [])
     assert found.to_proto() == before
@@ -432,6 +432,6 @@ def test_a_bias_of_another_width_than_its_scales_is_left() -> None:
         "wz": np.zeros(3, np.int8), "ys": np.float32(0.1), "yz": np.uint8(0), "b": np.ones(8, np.int32),
     }  # fmt: skip
     given = loaded(model(text, {name: np.asarray(value) for name, value in constants.items()}))
-    change = ToPairs().run(given)
+    change = QOperatorToQdq().run(given)
     assert change.edits == 0
     assert [skip.reason for skip in change.skips] == ["it has another number of scales than of biases"]

@@ -13,7 +13,7 @@ from rewrites import loaded, ops
 from onnxshot.graph import Model
 from onnxshot.passes.keep_float import KeepFloat
 from onnxshot.passes.strip_qdq import StripQdq
-from onnxshot.planning.input_scales import read_pairs
+from onnxshot.planning.trained_scales import read_pairs
 from onnxshot.runtimes.ort_executed import executed
 
 ROUNDS = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 23)

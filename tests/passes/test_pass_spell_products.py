@@ -11,8 +11,8 @@ from planning import FAST, PROVEN, initializers, nodes_of, planned, quantized, r
 
 import onnxshot
 from onnxshot.graph.load import load_model
-from onnxshot.passes.spell_einsum import SpellEinsum
-from onnxshot.passes.turn_products import TurnProducts
+from onnxshot.passes.canonical_matmul import CanonicalMatMul
+from onnxshot.passes.einsum_to_matmul import EinsumToMatMul
 from onnxshot.runtimes.ort_executed import executed
 
 SIZES = dict(zip("abcdefghijklmnop", (2, 3, 16, 32, 4, 24, 5, 8, 48, 7, 64, 6, 40, 20, 56, 12), strict=True))
@@ -57,7 +57,7 @@ def test_an_einsum_of_a_weight_becomes_a_matmul(equation: str, slot: int) -> Non
     text = equation if slot else f"{w},{x}->{equation.partition('->')[2]}"
     proto, given = einsum(text, slot)
     ready = load_model(proto)
-    assert SpellEinsum().run(ready).edits == 1
+    assert EinsumToMatMul().run(ready).edits == 1
     made = ready.to_proto()
     onnx.checker.check_model(made, full_check=True)
     assert sorted(n.op_type for n in made.graph.node) == sorted(["MatMul", *EQUATIONS[equation]])
@@ -74,7 +74,7 @@ def test_an_einsum_of_a_weight_becomes_a_matmul(equation: str, slot: int) -> Non
 def test_what_is_no_product_of_matrices_stays_an_einsum(equation: str) -> None:
     proto, _ = einsum(equation)
     ready = load_model(proto)
-    change = SpellEinsum().run(ready)
+    change = EinsumToMatMul().run(ready)
     assert change.edits == 0
     assert change.skips[0].reason
     assert [n.op for n in ready.graph.nodes] == ["Einsum"]
@@ -86,7 +86,7 @@ def test_equations_that_are_not_read_stay(text: str) -> None:
     proto = model(f'g (float[{shape}] x) => (float y) {{ y = Einsum<equation = "{text}">(x, w) }}',
                   {"w": weight(16, 64)})  # fmt: skip
     ready = load_model(proto)
-    change = SpellEinsum().run(ready)
+    change = EinsumToMatMul().run(ready)
     assert change.edits == 0
     assert change.skips[0].reason
 
@@ -228,7 +228,7 @@ def test_a_product_in_another_form_is_turned_and_runs_in_int8(name: str) -> None
     body, shape, constants = TURNED[name]
     proto, given = product(body, shape, constants), feeds(6, x=shape)
     ready = load_model(proto)
-    assert TurnProducts().run(ready).edits == 1
+    assert CanonicalMatMul().run(ready).edits == 1
     turned = ready.to_proto()
     onnx.checker.check_model(turned, full_check=True)
     for feed in given[:2]:
@@ -251,7 +251,7 @@ def test_a_product_in_another_form_is_turned_and_runs_in_int8(name: str) -> None
 )
 def test_what_does_not_pay_stays(body: str, shape: tuple[int, ...], constants: dict[str, tuple[int, ...]]) -> None:
     ready = load_model(product(body, shape, constants))
-    assert TurnProducts().run(ready).edits == 0
+    assert CanonicalMatMul().run(ready).edits == 0
 
 
 def test_a_product_that_is_left_out_keeps_its_form() -> None:

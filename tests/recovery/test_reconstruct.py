@@ -15,8 +15,8 @@ from onnxshot.execution.layer_rows import spread_over
 from onnxshot.graph import edit
 from onnxshot.graph.load import load_model
 from onnxshot.maths.affine import BIAS_QMAX
-from onnxshot.passes.qdq import InsertQdq
-from onnxshot.passes.repair import ApplyRepairs
+from onnxshot.passes.apply_repairs import ApplyRepairs
+from onnxshot.passes.insert_qdq import InsertQdq
 from onnxshot.recovery import layer_reconstruction as module
 from onnxshot.recovery.layer_reconstruction import Repair, reconstruct
 

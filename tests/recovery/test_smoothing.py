@@ -18,7 +18,7 @@ from onnxshot.errors import UsageError
 from onnxshot.graph import weights
 from onnxshot.maths.affine import INT8, UINT8, PerChannel, PerTensor, QuantScheme
 from onnxshot.maths.smoothquant import Rows, search_smoothing, smoothing_factors
-from onnxshot.passes.smooth import Smooth
+from onnxshot.passes.apply_smoothquant import ApplySmoothQuant
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import DYNAMIC, STATIC, Plan
 from onnxshot.planning.scales import Evidence
@@ -165,7 +165,7 @@ def smoothed(case: Case) -> tuple[ModelProto, Plan, list[str]]:
     samples = [Sample(str(i), feed) for i, feed in enumerate(case.feeds)]
     found = smoothquant_strength.search(ready, plan, STATIC, samples, {}, threads=1)
     factors = {name: s.factors for name, s in found.items() if s.strength}
-    assert Smooth(factors, plan.labels(STATIC)).run(ready).edits == len(factors)
+    assert ApplySmoothQuant(factors, plan.labels(STATIC)).run(ready).edits == len(factors)
     return ready.to_proto(), plan, list(factors)
 
 
@@ -208,7 +208,7 @@ def test_a_weight_that_two_tensors_meet_is_divided_for_both_or_not_at_all() -> N
     factors = np.linspace(0.5, 4, K).astype(np.float32)
     for names, edits in ((("n",), 0), (("n", "r"), 2)):
         ready, plan = planned(case, calibrate=True, include=ALL)
-        change = Smooth(dict.fromkeys(names, factors), plan.labels(STATIC)).run(ready)
+        change = ApplySmoothQuant(dict.fromkeys(names, factors), plan.labels(STATIC)).run(ready)
         assert change.edits == edits and len(change.skips) == 1 - edits // 2
         proto = ready.to_proto()
         assert len({node.input[1] for node in nodes_of(proto, "MatMul")}) == 1

@@ -17,7 +17,7 @@ from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit, weight
 from onnxshot.graph.ops import OPS, data_slots
 from onnxshot.maths.affine import QuantParams, QuantScheme, params_from_range
 from onnxshot.passes.base import Change
-from onnxshot.passes.weights_int8 import QuantizedWeights, with_room_for_bias
+from onnxshot.passes.quantized_weights import QuantizedWeights, with_room_for_bias
 from onnxshot.planning.plan import STATIC, Plan
 
 

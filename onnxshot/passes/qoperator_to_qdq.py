@@ -22,10 +22,10 @@ _NOT_OF_FLOATS = ("channels_last", "opset")  # attributes that the float forms d
 
 
 @dataclass(frozen=True, slots=True)
-class ToPairs:
+class QOperatorToQdq:
     """Turn the operators of FORMS, and those that move integers, into float ones between pairs. Needs opset 13."""
 
-    name: str = "to_pairs"
+    name: str = "qoperator_to_qdq"
 
     def run(self, model: Model) -> Change:
         """Turn them; edits counts the operators, skips name those that stay."""

@@ -20,7 +20,7 @@ from onnxshot.planning.smoothable import PRODUCTS
 
 
 @dataclass(frozen=True, slots=True)
-class Smooth:
+class ApplySmoothQuant:
     """Divide tensors by their factors, float32 [K] by name, in front of those of the products that read them.
 
     products: names of the nodes; of them MatMul and Gemm count, with a constant matrix at input 1 and no transA.
@@ -28,7 +28,7 @@ class Smooth:
 
     factors: Mapping[str, NDArray[np.float32]]
     products: Collection[str]
-    name: str = "smooth"
+    name: str = "apply_smoothquant"
 
     def run(self, model: Model) -> Change:
         """Divide the tensors and scale the weights; edits counts the tensors."""

@@ -22,7 +22,7 @@ from onnxshot.passes.base import Change
 
 
 @dataclass(frozen=True, slots=True)
-class SpellEinsum:
+class EinsumToMatMul:
     """Turn Einsums into MatMuls; they keep their names.
 
     Attributes:
@@ -32,7 +32,7 @@ class SpellEinsum:
 
     left: Collection[Node] = ()
     least: int = 0
-    name: str = "spell_einsum"
+    name: str = "einsum_to_matmul"
     _moved: dict[tuple[Constant, tuple[int, ...], tuple[int, ...]], Constant] = field(default_factory=dict)
 
     def run(self, model: Model) -> Change:

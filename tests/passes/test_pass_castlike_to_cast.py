@@ -4,8 +4,8 @@ from handmade.core import feeds, model, weight
 from rewrites import ops, reasons, rewritten
 
 from onnxshot.graph.load import load_model
+from onnxshot.passes.castlike_to_cast import CastLikeToCast
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.plain_casts import PlainCasts
 
 
 @pytest.mark.parametrize("kind", ["float", "int32", "int64", "bool", "double"])
@@ -17,14 +17,14 @@ def test_the_type_of_an_input_or_of_a_tensor_is_taken(kind: str) -> None:
     )
     numpy_kind = {"float": np.float32, "double": np.float64, "bool": np.bool_}.get(kind, kind)
     fed = [{**feed, "like": np.ones(2, numpy_kind)} for feed in feeds(2, x=(3, 4))]
-    after, change = rewritten(model(text), PlainCasts(), *fed)
+    after, change = rewritten(model(text), CastLikeToCast(), *fed)
     assert change.edits == 2
     assert ops(after) == {"Cast": 2, "Identity": 1}
 
 
 def test_a_constant_says_its_type() -> None:
     text = "g (float[n, 4] x) => (int64[n, 4] y) { y = CastLike(x, like) }"
-    after, change = rewritten(model(text, {"like": np.zeros(1, np.int64)}), PlainCasts(), *feeds(1, x=(3, 4)))
+    after, change = rewritten(model(text, {"like": np.zeros(1, np.int64)}), CastLikeToCast(), *feeds(1, x=(3, 4)))
     assert change.edits == 1
     assert ops(after) == {"Cast": 1}
 
@@ -39,7 +39,7 @@ def test_a_type_that_nobody_states_is_left() -> None:
     }
     """
     fed = [{**feed, "c": np.array(flag)} for feed in feeds(1, x=(3, 4)) for flag in (True, False)]
-    _, change = rewritten(model(text), PlainCasts(), *fed)
+    _, change = rewritten(model(text), CastLikeToCast(), *fed)
     assert change.edits == 0
     assert reasons(change) == ["the type of its second input is not known"]
 

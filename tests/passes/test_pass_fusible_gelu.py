@@ -9,7 +9,7 @@ from handmade.core import feeds, model
 from rewrites import loaded, rewritten
 from support import session
 
-from onnxshot.passes.order_gelu import OrderGelu
+from onnxshot.passes.fusible_gelu import FusibleGelu
 from onnxshot.runtimes.ort_runtime import Runner
 
 CONSTANTS = {"root": 2**0.5, "inv": 0.5**0.5, "one": 1.0, "half": 0.5, "third": 1 / 3}
@@ -29,7 +29,7 @@ def test_halving_moves_last_and_changes_no_bit(inner: str, tail: str) -> None:
     text, constants = gelu(inner, tail)
     proto = model(text, constants, opset=17)
     (feed,) = feeds(1, x0=(3, 8))
-    after, change = rewritten(proto, OrderGelu(), feed)
+    after, change = rewritten(proto, FusibleGelu(), feed)
     assert change.edits == 1
     (last,) = [n for n in after.graph.nodes if n.outputs[0].name == "y"]
     assert "half" in [t.name for t in last.inputs]
@@ -43,7 +43,7 @@ def test_the_runtime_fuses_what_it_left_in_pieces(tmp_path: Path) -> None:
     text, constants = gelu(INNER[0], HALVED[0])
     proto = model(text, constants, opset=17)
     fused = []
-    for candidate in (proto, rewritten(proto, OrderGelu())[0].to_proto()):
+    for candidate in (proto, rewritten(proto, FusibleGelu())[0].to_proto()):
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
         onnxruntime.InferenceSession(candidate.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -65,7 +65,7 @@ def test_everything_else_stays(tail: str) -> None:
     text, constants = gelu(INNER[0], tail)
     proto = model(text, constants, opset=17)
     before = loaded(proto).to_proto()
-    after, change = rewritten(proto, OrderGelu(), *feeds(1, x0=(3, 8)))
+    after, change = rewritten(proto, FusibleGelu(), *feeds(1, x0=(3, 8)))
     assert change.edits == 0
     assert after.to_proto() == before
     assert session(after.to_proto().SerializeToString())

@@ -8,7 +8,7 @@ from handmade.core import vector, weight
 from planning import initializers, nodes_of, quantized, run, small, sqnr
 
 from onnxshot.graph.load import load_model
-from onnxshot.passes.qoperator import ToQOperator
+from onnxshot.passes.to_qoperator import ToQOperator
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ import numpy as np
 from onnxshot.graph import Model, Node, Tensor, edit
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
-from onnxshot.passes.patterns import made_by, scalar, with_constant
+from onnxshot.passes.runtime_fusions import made_by, scalar, with_constant
 
 
 @dataclass(frozen=True, slots=True)
-class OrderNorms:
+class FusibleRmsNorm:
     """Turn the forms of x * rsqrt(mean(x * x) + epsilon) that a constant scales into x / Sqrt(mean(Pow(x, 2)) + ..)."""
 
-    name: str = "order_norms"
+    name: str = "fusible_rms_norm"
 
     def run(self, model: Model) -> Change:
         """Reorder; edits counts the norms."""

@@ -13,20 +13,20 @@ import numpy as np
 from onnxshot.graph import Model, Node, Tensor, edit
 from onnxshot.graph.ops import moves_exactly
 from onnxshot.passes.base import Change
-from onnxshot.passes.qdq import insert_pair
-from onnxshot.passes.qoperator import quantizer_after
+from onnxshot.passes.insert_qdq import insert_pair
+from onnxshot.passes.to_qoperator import quantizer_after
 from onnxshot.targets.base import Target
 
 
 @dataclass(frozen=True, slots=True)
-class MovePairs:
+class MoveQdq:
     """Pairs behind every product where the target fuses ops with the Q behind them, none that it has no use for else.
 
     A product is one of the target's static ops of which both factors are dequantized.
     """
 
     target: Target
-    name: str = "move_pairs"
+    name: str = "move_qdq"
 
     def run(self, model: Model) -> Change:
         """Move; edits counts the pairs that were put in or taken out, skips name products that the target runs slower.

@@ -20,10 +20,10 @@ _FAR = 16  # nodes behind the mean
 
 
 @dataclass(frozen=True, slots=True)
-class PoolMeans:
+class MeanToGlobalPool:
     """Rewrite ReduceMean over axes 2.. of [N, C, H, W] (or one, or three spatial axes) as GlobalAveragePool."""
 
-    name: str = "pool_means"
+    name: str = "mean_to_global_pool"
 
     def run(self, model: Model) -> Change:
         """Rewrite; edits counts the nodes."""

@@ -3,7 +3,7 @@ import pytest
 from handmade.core import feeds, model
 from rewrites import ops, rewritten
 
-from onnxshot.passes.pool_means import PoolMeans
+from onnxshot.passes.mean_to_global_pool import MeanToGlobalPool
 
 
 @pytest.mark.parametrize("keep", [0, 1])
@@ -11,14 +11,15 @@ from onnxshot.passes.pool_means import PoolMeans
 def test_spatial_means_become_pooling(axes: list[int], keep: int) -> None:
     out = "float[n, 5, 1, 1]" if keep else "float[n, 5]"
     text = f"g (float[n, 5, 4, 3] x) => ({out} y) {{ y = ReduceMean<axes = {axes}, keepdims = {keep}>(x) }}"
-    after, change = rewritten(model(text, {}, opset=13), PoolMeans(), *feeds(2, x=(2, 5, 4, 3)))
+    after, change = rewritten(model(text, {}, opset=13), MeanToGlobalPool(), *feeds(2, x=(2, 5, 4, 3)))
     assert change.edits == 1
     assert ops(after) == ({"GlobalAveragePool": 1} if keep else {"GlobalAveragePool": 1, "Flatten": 1})
 
 
 def test_axes_as_input_since_opset_18() -> None:
     text = "g (float[n, 5, 4, 3] x) => (float[n, 5, 1, 1] y) { y = ReduceMean(x, axes) }"
-    after, change = rewritten(model(text, {"axes": np.array([2, 3])}, opset=18), PoolMeans(), *feeds(1, x=(1, 5, 4, 3)))
+    proto = model(text, {"axes": np.array([2, 3])}, opset=18)
+    after, change = rewritten(proto, MeanToGlobalPool(), *feeds(1, x=(1, 5, 4, 3)))
     assert change.edits == 1
     assert ops(after) == {"GlobalAveragePool": 1}
 
@@ -34,7 +35,7 @@ def test_axes_as_input_since_opset_18() -> None:
 )
 def test_other_means_stay(text: str) -> None:
     shape = (2, 5) if "[n, 5] x" in text else (2, 5, 4, 3)
-    after, change = rewritten(model(text, {}, opset=13), PoolMeans(), *feeds(1, x=shape))
+    after, change = rewritten(model(text, {}, opset=13), MeanToGlobalPool(), *feeds(1, x=shape))
     assert change.edits == 0
     assert ops(after) == {"ReduceMean": 1}
 
@@ -59,7 +60,7 @@ NORMS = {
 def test_means_of_norms_stay_what_runtimes_fuse(body: str) -> None:
     constants = {k: np.float32(v) for k, v in {"two": 2, "eps": 1e-6, "one": 1, "half": 0.5}.items()}
     proto = model(f"g (float[n, t, 8] x) => (float[n, t, 8] y) {{ {body} }}", constants, opset=17)
-    after, change = rewritten(proto, PoolMeans(), *feeds(2, x=(2, 3, 8)))
+    after, change = rewritten(proto, MeanToGlobalPool(), *feeds(2, x=(2, 3, 8)))
     assert change.edits == 0
     assert "GlobalAveragePool" not in ops(after)
 

@@ -3,8 +3,8 @@ import pytest
 from handmade.core import feeds, model, vector
 from rewrites import loaded, ops, rewritten
 
+from onnxshot.passes.fusible_rms_norm import FusibleRmsNorm
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.order_norms import OrderNorms
 from onnxshot.runtimes.ort_executed import executed
 
 SQUARES = {"pow": "p = Pow(x, two)", "mul": "p = Mul(x, x)"}
@@ -29,10 +29,10 @@ def norm(square: str, root: str, scale: str = "y = Mul(g, d)", opset: int = 17):
 @pytest.mark.parametrize(("square", "root"), [(s, r) for s in SQUARES for r in ROOTS])
 def test_every_form_is_one_kernel(square: str, root: str) -> None:
     proto = norm(SQUARES[square], ROOTS[root])
-    after, change = rewritten(proto, OrderNorms(), *feeds(3, x=(2, 3, 8)))
+    after, change = rewritten(proto, FusibleRmsNorm(), *feeds(3, x=(2, 3, 8)))
     assert change.edits == ((square, root) != ("pow", "div"))
     assert ops(after) == {"Pow": 1, "ReduceMean": 1, "Add": 1, "Sqrt": 1, "Div": 1, "Mul": 1}
-    assert OrderNorms().run(after).edits == 0
+    assert FusibleRmsNorm().run(after).edits == 0
     assert executed(after.to_proto().SerializeToString()).ops == {"SimplifiedLayerNormalization": 1}
 
 
@@ -57,4 +57,4 @@ def test_axes_as_input_and_a_product_behind_it() -> None:
     ],
 )
 def test_others_stay(square: str, root: str, scale: str) -> None:
-    assert rewritten(norm(square, root, scale), OrderNorms(), *feeds(1, x=(2, 3, 8)))[1].edits == 0
+    assert rewritten(norm(square, root, scale), FusibleRmsNorm(), *feeds(1, x=(2, 3, 8)))[1].edits == 0

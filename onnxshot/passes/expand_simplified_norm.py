@@ -11,10 +11,10 @@ from onnxshot.passes.forms import Writer, is_read
 
 
 @dataclass(frozen=True, slots=True)
-class SpellNorms:
+class ExpandSimplifiedNorm:
     """x / sqrt(mean(x^2) + epsilon) * gamma, over the last axis. ONNX Runtime fuses it anew."""
 
-    name: str = "spell_norms"
+    name: str = "expand_simplified_norm"
 
     def run(self, model: Model) -> Change:
         """Rewrite them; edits counts the norms, skips name those over more axes."""

@@ -15,7 +15,7 @@ from rewrites import outputs
 from onnxshot.graph.load import load_model
 from onnxshot.graph.model import Model
 from onnxshot.maths.packed_bits import from_blocks, unpacked
-from onnxshot.passes.to_floats import ToFloats
+from onnxshot.passes.integer_ops_to_float import IntegerOpsToFloat
 from onnxshot.rewriting.prepare import to_float
 
 _MLP = ("g (float[n, 64] x) => (float[n, 96] y) { h = Gemm(x, w, b) r = Relu(h) y = MatMul(r, v) }",
@@ -164,7 +164,7 @@ def test_blocks_of_a_table_are_taken_back(bits: int, with_zero: bool) -> None:
     )
     feed = {"ids": rng.integers(0, 50, (2, 5))}
     restored = load_model(proto)
-    assert ToFloats().run(restored).edits == 1
+    assert IntegerOpsToFloat().run(restored).edits == 1
     assert [node.op for _, node in restored.walk()] == ["Gather"]
     np.testing.assert_allclose(outputs(restored.to_proto(), feed)[0], outputs(proto, feed)[0], rtol=1e-5, atol=1e-6)
 
@@ -204,7 +204,7 @@ def test_what_stays_says_why(text: str, why: str) -> None:
     )
     loaded = load_model(proto)
     before = [node.op for _, node in loaded.walk()]
-    change = ToFloats().run(loaded)
+    change = IntegerOpsToFloat().run(loaded)
     assert change.edits == 0
     assert any(why in skip.reason for skip in change.skips)
     assert [node.op for _, node in loaded.walk()] == before

@@ -25,14 +25,14 @@ _BYTES: dict[int, QuantType] = {TensorProto.UINT8: UINT8, TensorProto.INT8: INT8
 
 
 @dataclass(frozen=True, slots=True)
-class Relabel:
+class ConvertIntegerTypes:
     """Turn 8-bit integers into the target's types, float weights behind a Q into stored ones, int32 biases into float.
 
     A float bias is what every runtime takes. Where the target wants int32, StoreBiases gives it the scale that fits.
     """
 
     target: Target
-    name: str = "relabel"
+    name: str = "convert_integer_types"
     _flipped: dict[Constant, Constant] = field(default_factory=dict)
 
     def run(self, model: Model) -> Change:

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from planning import initializers, maker, nodes_of, normalized, planned, quantized, run, small, sqnr, statistics
 
 from onnxshot.maths.affine import BIAS_QMAX
-from onnxshot.passes.qdq import InsertQdq
+from onnxshot.passes.insert_qdq import InsertQdq
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.recipes.recipe import Recipe

@@ -60,10 +60,10 @@ def maker(constant: Tensor, opset: int) -> MadeBy | None:
 
 
 @dataclass(slots=True)
-class Unfold:
+class UndoLargeFolds:
     """Compute again, in the file, the constants that take more bytes than what they are made of."""
 
-    name: str = "unfold"
+    name: str = "undo_large_folds"
     _costs: dict[Tensor, int] = field(default_factory=dict)
     _built: dict[MadeBy, list[Variable]] = field(default_factory=dict)
     _stored: dict[str, Constant] = field(default_factory=dict)
@@ -150,7 +150,7 @@ def grew(model: Model, constant: Constant) -> bool:
     made_by = maker(constant, model.opset)
     if made_by is None or getattr(constant, "stored_as", None):
         return False
-    unfold = Unfold()
+    unfold = UndoLargeFolds()
     unfold._stored = {c.name: c for c in model.constants() if c is not constant}
     return weights.size_bytes(constant) - unfold._making(constant, model.opset) >= _LEAST_BYTES
 

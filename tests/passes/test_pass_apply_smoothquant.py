@@ -11,8 +11,8 @@ from support import session
 
 from onnxshot.maths.metrics import sqnr_db
 from onnxshot.maths.smoothquant import smoothing_factors
+from onnxshot.passes.apply_smoothquant import ApplySmoothQuant
 from onnxshot.passes.dynamic import QuantizeDynamically
-from onnxshot.passes.smooth import Smooth
 from onnxshot.planning.plan import DYNAMIC
 
 PRODUCTS = {
@@ -34,7 +34,7 @@ def test_smoothing_keeps_the_function_and_helps_int8(name: str) -> None:
     ready, plan = planned(case, calibrate=True)
     plain, _ = planned(case)
     assert list(plan.smoothing) == ["x"]
-    assert Smooth(plan.smoothing, plan.labels(DYNAMIC)).run(ready).edits == 1
+    assert ApplySmoothQuant(plan.smoothing, plan.labels(DYNAMIC)).run(ready).edits == 1
     (inserted,) = [n for n in ready.graph.nodes if n.op == "Mul"]
     readers = [n for n in ready.graph.nodes if n.op in ("MatMul", "Gemm")]
     assert all(n.inputs[0] is inserted.outputs[0] for n in readers)

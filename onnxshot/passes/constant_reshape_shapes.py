@@ -15,7 +15,7 @@ from onnxshot.passes.known_sizes import Known
 
 
 @dataclass(frozen=True, slots=True)
-class ReshapeTargets:
+class ConstantReshapeShapes:
     """Give Reshapes constant shapes where each size is static, that of the same axis before, or the only other one.
 
     What computed the shape goes where nothing else reads it: x.view(B, T, 8, 64) needs neither Shape nor Concat.
@@ -23,7 +23,7 @@ class ReshapeTargets:
     """
 
     known: Known | None = None
-    name: str = "reshape_targets"
+    name: str = "constant_reshape_shapes"
 
     def run(self, model: Model) -> Change:
         """Rewrite; edits counts the Reshapes."""

@@ -19,10 +19,10 @@ _LIKE = 1  # the input whose type is asked for
 
 
 @dataclass(frozen=True, slots=True)
-class PlainCasts:
+class CastLikeToCast:
     """Turn a CastLike into a Cast to the type of its second input, which is then not read any more."""
 
-    name: str = "plain_casts"
+    name: str = "castlike_to_cast"
 
     def run(self, model: Model) -> Change:
         """Rewrite; edits counts the nodes, skips name those whose type is not known."""

@@ -1,7 +1,7 @@
 """Give operators on integers their float form back, where their scales are taken at run time or stored with weights.
 
 Weights come back as the values that their integers stand for; the rounding of activations is taken out. Operators that
-stand between QuantizeLinear and DequantizeLinear are those of to_pairs.py, pairs of them those of strip_qdq.py.
+stand between QuantizeLinear and DequantizeLinear are those of qoperator_to_qdq.py, pairs of them those of strip_qdq.py.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _SCALES = 8  # input slot of DynamicQuantizeLSTM: scale and zero point of W, the
 
 
 @dataclass(frozen=True, slots=True)
-class ToFloats:
+class IntegerOpsToFloat:
     """Restore the operators of RULES. `precision`: what each node that was made was before, by its label."""
 
     precision: dict[str, str] = field(default_factory=dict)
     restored: Restored = field(default_factory=dict)
-    name: str = "to_floats"
+    name: str = "integer_ops_to_float"
 
     def run(self, model: Model) -> Change:
         """Restore them; edits counts the operators, skips name those that stay."""

@@ -22,7 +22,7 @@ _PAYS = 64  # M x K / (M + K) of a weight [M, K] on the left, from where on int8
 
 
 @dataclass(frozen=True, slots=True)
-class TurnProducts:
+class CanonicalMatMul:
     """Turn products; they keep their names.
 
     Attributes:
@@ -32,7 +32,7 @@ class TurnProducts:
 
     left: Collection[Node] = ()
     least: int = 0
-    name: str = "turn_products"
+    name: str = "canonical_matmul"
 
     def run(self, model: Model) -> Change:
         """Turn them; edits counts them."""

@@ -13,7 +13,7 @@ import onnxshot
 from onnxshot.graph.load import copy_of, load_model
 from onnxshot.graph.save import stored_size
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.unfold import Unfold, grew
+from onnxshot.passes.undo_large_folds import UndoLargeFolds, grew
 
 ONE, ZERO, N = np.float32(1), np.float32(0), np.float32(400)
 R = "r = Range(zero, n, one) a = Unsqueeze(r, ax1) b = Unsqueeze(r, ax0) l = Less(a, b) m = Where(l, low, zero) "
@@ -57,7 +57,7 @@ def test_no_file_grows_by_folding(name: str) -> None:
     ready = load_model(given)
     normalize(ready)
     before = ops(ready)
-    change = Unfold().run(ready)
+    change = UndoLargeFolds().run(ready)
     made = ready.to_proto()
     onnx.checker.check_model(made, full_check=True)
     assert bool(change.edits) != bool(folded)
@@ -69,7 +69,7 @@ def test_no_file_grows_by_folding(name: str) -> None:
     x = np.arange(4) if whole else np.random.default_rng(0).normal(size=shape).astype(np.float32)
     for wanted, found in zip(outputs(given, {port.name: x}), outputs(made, {port.name: x}), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-    assert Unfold().run(ready).edits == 0, "once is enough"
+    assert UndoLargeFolds().run(ready).edits == 0, "once is enough"
 
 
 def test_copies_and_newer_opsets_remember() -> None:
@@ -80,7 +80,7 @@ def test_copies_and_newer_opsets_remember() -> None:
     normalize(ready)
     normalize(ready, opset=19)
     copy = copy_of(ready)
-    assert Unfold().run(copy).edits == 1
+    assert UndoLargeFolds().run(copy).edits == 1
     assert copy.to_proto().ByteSize() < 4000
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from onnxshot.graph import Model, Node, edit
 from onnxshot.passes.base import Change
-from onnxshot.passes.patterns import is_gate, made_by, scalar, with_constant
+from onnxshot.passes.runtime_fusions import is_gate, made_by, scalar, with_constant
 
 
 @dataclass(frozen=True, slots=True)
-class OrderGelu:
+class FusibleGelu:
     """Turn x * (0.5 * gate) into (x * gate) * 0.5, where gate is 1 + erf(x / sqrt 2)."""
 
-    name: str = "order_gelu"
+    name: str = "fusible_gelu"
 
     def run(self, model: Model) -> Change:
         """Reorder; edits counts the Gelus."""

@@ -11,7 +11,7 @@ from onnxshot.recipes.layer_rule import LayerRule
 from onnxshot.recipes.recipe import Recipe
 
 
-class Asked:
+class NodeRecipes:
     """A recipe, node by node.
 
     Attributes:

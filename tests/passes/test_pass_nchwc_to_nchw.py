@@ -12,8 +12,8 @@ from rewrites import ops, outputs
 
 from onnxshot import quantize
 from onnxshot.graph.load import load_model
+from onnxshot.passes.nchwc_to_nchw import DOMAIN, NchwcToNchw
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.unblock import DOMAIN, Unblock
 
 _RESIDUAL = """g (float[n, 3, 32, 32] x) => (float[n, 12, 8, 8] y) {
     a = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, w0, b0) r = Relu(a)
@@ -119,7 +119,7 @@ def test_an_activation_that_is_not_known_is_named() -> None:
         y = com.microsoft.nchwc.ReorderOutput<channels = 16>(c)
     }"""
     after = load_model(model(text, {"w": weight(16, 16, 1, 1)}, imports=f', "{DOMAIN}": 1'))
-    change = Unblock().run(after)
+    change = NchwcToNchw().run(after)
     assert change.edits == 0
     assert [skip.reason for skip in change.skips] == ["its activation 'Wavy' has no standard form here"]
 
@@ -131,7 +131,7 @@ def test_what_is_not_understood_stays_with_its_neighbours() -> None:
     }""".replace("t = Softmax(c)", "t, u = Dropout(c)")
     proto = model(text, {"w": weight(16, 16, 1, 1)}, imports=f', "{DOMAIN}": 1')
     after = load_model(proto)
-    change = Unblock().run(after)
+    change = NchwcToNchw().run(after)
     assert change.edits == 0
     assert "it reads a blocked tensor" in change.skips[0].reason
     assert sum(node.domain == DOMAIN for _, node in after.walk()) == 3

@@ -30,10 +30,10 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Unblock:
+class NchwcToNchw:
     """Write the operators of com.microsoft.nchwc as those of ONNX; all between the same reorders, or none."""
 
-    name: str = "unblock"
+    name: str = "nchwc_to_nchw"
 
     def run(self, model: Model) -> Change:
         """Unblock; edits counts the operators, skips name those that keep themselves and their neighbours as they are.
