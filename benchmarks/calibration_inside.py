@@ -53,7 +53,7 @@ def _ready(job: Job) -> tuple[Model, Plan]:
 
 def precision(job: Job, methods: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Of the whole model, and of each tensor's range where both are held against every value."""
-    from onnxshot.rewriting.apply_plan import apply
+    from onnxshot.rewriting.apply_plan import apply_plan
     from onnxshot.stages.run import Run
 
     model, plan = _ready(job)
@@ -75,7 +75,7 @@ def precision(job: Job, methods: Sequence[str]) -> Iterator[tuple[str, ...]]:
             for kind, stats in kinds.items():
                 run = Run(str(job.model), Recipe(method=method), ALL)
                 run.plan = make_plan(run.model, run.target, run.recipe, dict(zip(names, stats, strict=True)))
-                apply(run.model, run.plan, run.recipe)
+                apply_plan(run.model, run.plan, run.recipe)
                 found = compare(job.model, run.model.to_proto().SerializeToString(), data.subset(held_out))
                 sqnr[kind] = found.sqnr_db or float("nan")
             scheme = target_named("ort").activation

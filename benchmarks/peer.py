@@ -7,7 +7,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from onnxshot.calibration.readers import open_data, split
 from onnxshot.graph.load import load_model
-from onnxshot.rewriting.prepare import input_specs, resolve_preset
+from onnxshot.rewriting.model_inputs import input_specs, resolve_preset
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,

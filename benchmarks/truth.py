@@ -30,7 +30,7 @@ from onnxshot.calibration.preprocess import load_preset
 from onnxshot.calibration.readers import open_data
 from onnxshot.errors import OnnxshotError
 from onnxshot.graph.load import load_model
-from onnxshot.rewriting.prepare import input_specs
+from onnxshot.rewriting.model_inputs import input_specs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 import support

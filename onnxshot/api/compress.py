@@ -40,7 +40,7 @@ from onnxshot.recipes.stages import EmitStage, PruneStage, ShrinkStage, Stage, S
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 from onnxshot.results.compressed import CompressReport, CompressResult, StageRow
-from onnxshot.rewriting.prepare import sizes_of
+from onnxshot.rewriting.model_inputs import frozen_sizes
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_bench import bench
@@ -189,7 +189,7 @@ def _sizes_of(model: Model, stages: Stages) -> Frozen:
     for number, stage in others:
         if isinstance(stage, Recipe) and (stage.batch is not None or stage.shapes):
             raise UsageError(f"stage {number} (quantize) freezes sizes", "let the last stage do so: put it there")
-    return sizes_of(model, last[1].batch, last[1].shapes) if isinstance(last[1], Recipe) else AS_THEY_ARE
+    return frozen_sizes(model, last[1].batch, last[1].shapes) if isinstance(last[1], Recipe) else AS_THEY_ARE
 
 
 @dataclass(slots=True)

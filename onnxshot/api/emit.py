@@ -35,7 +35,7 @@ from onnxshot.planning.make_plan import already_quantized
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
-from onnxshot.rewriting.prepare import sizes_of
+from onnxshot.rewriting.model_inputs import frozen_sizes
 from onnxshot.rewriting.retarget import retarget
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
@@ -96,7 +96,7 @@ def emit(
     written = of_result(Path(output), formats, external=is_external(loaded), recorded=False)
     files.writing(*written, *of_options(options)).check()
     report = Report(source_name(model), {"emit": list(formats)}, input_bytes=input_bytes(model, loaded))
-    sizes = sizes_of(loaded, batch, shapes or {})
+    sizes = frozen_sizes(loaded, batch, shapes or {})
     with contextlib.ExitStack() as stack:
         data = stack.enter_context(open_calib(calib, loaded, preset, settings, sizes)) if calib is not None else None
         FreezeShapes(sizes).run(loaded)

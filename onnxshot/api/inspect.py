@@ -21,7 +21,8 @@ from onnxshot.planning.make_plan import already_quantized, make_plan
 from onnxshot.planning.plan import FLOAT, HALF, Plan
 from onnxshot.precision16.convert import foresee_half
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.rewriting.prepare import input_specs, prepare, resolve_preset, told_of_half, widen
+from onnxshot.rewriting.model_inputs import input_specs, resolve_preset
+from onnxshot.rewriting.prepare import half_notes, prepare, widen
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.runtimes.ort_versions import Needs, needs, runs_nowhere
@@ -165,7 +166,7 @@ def inspect(
     first = None
     if not quantized:
         widened = widen(loaded).computed if recipe.quantizes else {}
-        loaded.notes += told_of_half(widened, kept=target.keeps_half)
+        loaded.notes += half_notes(widened, kept=target.keeps_half)
         prepare(loaded, target, recipe, half=target.keeps_half and bool(widened))
     plan = None if quantized else make_plan(loaded, target, recipe)
     given = contextlib.nullcontext() if calib is None else open_data(calib, input_specs(loaded), resolve_preset(preset))

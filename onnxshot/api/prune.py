@@ -56,7 +56,7 @@ from onnxshot.pruning.prunable_layers import (
 from onnxshot.pruning.stay_finite import Fallbacks, Guard
 from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.results.pruned import LayerSparsity, PruneReport, PruneResult
-from onnxshot.rewriting.prepare import narrow, told_of_half, widen
+from onnxshot.rewriting.prepare import half_notes, narrow, widen
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
@@ -153,7 +153,7 @@ class _Run:
         self.report = PruneReport(source_name(self.source), Stages((self.asked,)).to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
         self._widened = widen(self.model)
-        self.report.notes += told_of_half(self._widened.computed, kept=True)
+        self.report.notes += half_notes(self._widened.computed, kept=True)
         with self.report.timed("normalize"):
             normalize(self.model)
             refuse_giants(self.model)

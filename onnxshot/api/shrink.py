@@ -43,7 +43,7 @@ from onnxshot.passes.unshare import Reshare, Unshare
 from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.recipes.stages import MULTIPLES, ShrinkStage
 from onnxshot.results.shrunk import GroupRow, ShrinkReport, ShrinkResult
-from onnxshot.rewriting.prepare import fold, narrow, told_of_half, widen
+from onnxshot.rewriting.prepare import fold_constants, half_notes, narrow, widen
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_bench import NOISE
 from onnxshot.runtimes.ort_runtime import Feed
@@ -182,9 +182,9 @@ class _Run:
         self.model = load_model(self.source)
         self.source_hash = model_hash(self.model)
         self.widened = widen(self.model)
-        self.report.notes += told_of_half(self.widened.computed, kept=True)
+        self.report.notes += half_notes(self.widened.computed, kept=True)
         if self.asked.importance == "batchnorm":
-            fold(self.model)
+            fold_constants(self.model)
             self.scales = batchnorm_scales(self.model)
         normalize(self.model)
         Unshare().run(self.model)

@@ -11,7 +11,7 @@ from onnxshot.channels.groups import Group, chunk, in_chunks
 from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.axes import Axes, Ids
 from onnxshot.maths.channel_removal import Floats
-from onnxshot.passes import linear
+from onnxshot.passes import linear_ops
 
 MOST = 0.75
 """Share of a group that is cut at most."""
@@ -55,7 +55,7 @@ def batchnorm_scales(model: Model) -> dict[str, Floats]:
     """
     found = {}
     for node in model.graph.nodes:
-        if node.op == "BatchNormalization" and linear.is_linear(edit.producer(node.inputs[0])):
+        if node.op == "BatchNormalization" and linear_ops.is_linear(edit.producer(node.inputs[0])):
             gamma = edit.constant_input(node, 1)
             if gamma is not None:
                 found[node.inputs[0].name] = np.abs(gamma.astype(np.float64).reshape(-1))

@@ -20,7 +20,7 @@ from onnxshot.passes.normalize import normalize
 from onnxshot.passes.qoperator_to_qdq import OPSET, QOperatorToQdq
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.planning.trained_scales import NOTHING, Trained, read_pairs
-from onnxshot.rewriting.prepare import fold, name
+from onnxshot.rewriting.prepare import fold_constants, name_nodes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,9 +74,9 @@ def read_layers(path: str | Path) -> Layers:
     Raises ModelError where it is no model. Scales that contradict each other are left out, with a note.
     """
     model = load_model(path)
-    name(model)
+    name_nodes(model)
     stored = stored_in_integers(model)
-    fold(model)
+    fold_constants(model)
     if any(node.op in FORMS for _, node in model.walk()):
         shapes.raise_opset(model, OPSET)
         QOperatorToQdq().run(model)

@@ -26,7 +26,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.rewriting.prepare import frozen_specs, resolve_preset
+from onnxshot.rewriting.model_inputs import frozen_specs, resolve_preset
 from onnxshot.settings import Settings
 
 HOLDOUT = 0.25

@@ -11,7 +11,7 @@ from onnxshot.graph import Constant, Model, Node, edit
 from onnxshot.graph.dims import Expr, entries, equal
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
-from onnxshot.passes.known_sizes import Known
+from onnxshot.passes.static_shapes import StaticShapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class ConstantReshapeShapes:
     known: sizes that were found before, of this model as it was or as it is.
     """
 
-    known: Known | None = None
+    known: StaticShapes | None = None
     name: str = "constant_reshape_shapes"
 
     def run(self, model: Model) -> Change:
@@ -31,7 +31,7 @@ class ConstantReshapeShapes:
         nodes = [n for n in model.graph.nodes if n.op == "Reshape" and n.domain in STANDARD_DOMAINS and _computed(n)]
         if not nodes:
             return change
-        known = self.known or Known.of(model)
+        known = self.known or StaticShapes.of(model)
         for node in nodes:
             before, target = known.dims(node.inputs[0]), known.numbers(node.inputs[1])
             found = None if before is None or target is None else constant_target(before, entries(target))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnxshot.graph import Constant, Model, Node, edit
 from onnxshot.graph.ops import STANDARD_DOMAINS
-from onnxshot.passes import linear
+from onnxshot.passes import linear_ops
 from onnxshot.passes.base import Change
 
 
@@ -50,7 +50,7 @@ def _dropout(model: Model, node: Node) -> str | None:
     if model.opset < 7 and not node.attrs.get("is_test", 0):
         return "it is in training mode"
     if len(node.inputs) > 2 and node.inputs[2].name:
-        training = edit.constant_input(node, 2) if linear.fixed(node.inputs[2]) else None
+        training = edit.constant_input(node, 2) if linear_ops.fixed(node.inputs[2]) else None
         if training is None or training.any():
             return "it may be in training mode"
     return None
@@ -69,7 +69,7 @@ def _transpose(model: Model, node: Node) -> str | None:
 def _pad(model: Model, node: Node) -> str | None:
     pads = node.attrs.get("pads", node.attrs.get("paddings"))
     if pads is None:
-        if len(node.inputs) < 2 or not linear.fixed(node.inputs[1]):
+        if len(node.inputs) < 2 or not linear_ops.fixed(node.inputs[1]):
             return ""
         values = edit.constant_input(node, 1)
         pads = [] if values is None else values.reshape(-1).tolist()

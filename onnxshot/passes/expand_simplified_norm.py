@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from onnxshot.graph import Model, Node, edit
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
-from onnxshot.passes.forms import Writer, is_read
+from onnxshot.passes.node_writer import Writer, is_read
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
-from onnxshot.passes import linear
+from onnxshot.passes import linear_ops
 from onnxshot.passes.base import Change
 from onnxshot.passes.runtime_fusions import runtime_patterns
 
@@ -74,12 +74,12 @@ def affine_of(node: Node) -> Affine | None:
         return None
     if "axis" in node.attrs or node.attrs.get("broadcast", 0):
         return None  # before opset 7, broadcasting was by attribute
-    where = [i for i in (0, 1) if linear.fixed(node.inputs[i])]
+    where = [i for i in (0, 1) if linear_ops.fixed(node.inputs[i])]
     if len(where) != 1:
         return None
     constant, x = node.inputs[where[0]], node.inputs[1 - where[0]]
     dtype = np.dtype(constant._values.dtype)
-    if dtype.name not in linear.FLOATS or weights.size_bytes(constant) > 1 << 20:
+    if dtype.name not in linear_ops.FLOATS or weights.size_bytes(constant) > 1 << 20:
         return None
     c = weights.read(constant).astype(np.float64)
     if not c.size or not np.isfinite(c).all():
@@ -95,14 +95,14 @@ def affine_of(node: Node) -> Affine | None:
 
 def _fold_back(model: Model, maker: Node, node: Node, affine: Affine) -> str | None:
     """Fold into the node that makes x. None: done; '': not for this; else the reason against it."""
-    if linear.is_linear(maker):
-        if not linear.has_weight(maker) or (maker.op == "MatMul" and affine.shift is not None):
+    if linear_ops.is_linear(maker):
+        if not linear_ops.has_weight(maker) or (maker.op == "MatMul" and affine.shift is not None):
             return ""  # the Add is the bias of that MatMul
         if edit.only_consumer(model, affine.x) is not node:
             return "its output is read elsewhere too"
-        reason = _along_channels(affine.constant, linear.out_channels(maker), *_out_layout(model, maker))
+        reason = _along_channels(affine.constant, linear_ops.out_channels(maker), *_out_layout(model, maker))
         flat = _flat(affine)
-        reason = reason or linear.fold_after(model, maker, flat.scale, flat.shift)
+        reason = reason or linear_ops.fold_after(model, maker, flat.scale, flat.shift)
         if reason is None:
             edit.absorb(model, maker, node)
         return reason
@@ -117,7 +117,7 @@ def _fold_on(model: Model, user: Node, node: Node, affine: Affine) -> str | None
     """Fold into the node that alone reads the result. None: done; '': not for this; else the reason against it."""
     if affine.scale is not None and affine.shift is not None:
         return ""
-    if not linear.is_linear(user):
+    if not linear_ops.is_linear(user):
         return _fold_past_add(model, user, node, affine)
     if user.op == "MatMul" and affine.shift is not None:
         return ""
@@ -130,17 +130,17 @@ def _fold_on(model: Model, user: Node, node: Node, affine: Affine) -> str | None
 
 def _into_inputs(model: Model, user: Node, read: Tensor, affine: Affine) -> str | None:
     """Fold into the input channels of a linear op that reads `read`; the op still reads it afterwards."""
-    if user.inputs[0] is not read or not linear.has_weight(user):
+    if user.inputs[0] is not read or not linear_ops.has_weight(user):
         return ""
     rank, axis = _in_layout(user)
-    channels = linear.in_channels(user)
+    channels = linear_ops.in_channels(user)
     reason = _along_channels(affine.constant, channels, rank, axis)
     if reason is None and affine.constant.size > 1:
         shape = model.shape(affine.x)
         if shape is None or len(shape) < -axis or shape[axis] != channels:
             reason = "its input is not known to have as many channels"
     flat = _flat(affine)
-    return reason or linear.fold_before(model, user, flat.scale, flat.shift)
+    return reason or linear_ops.fold_before(model, user, flat.scale, flat.shift)
 
 
 def _fold_past_add(model: Model, add: Node, node: Node, affine: Affine) -> str | None:
@@ -149,7 +149,7 @@ def _fold_past_add(model: Model, add: Node, node: Node, affine: Affine) -> str |
     user = edit.only_consumer(model, add.outputs[0])
     if second is None or second.shift is None or second.scale is not None or user is None or affine.scale is None:
         return ""
-    if not linear.is_linear(user) or edit.graph_of(model, user) is not edit.graph_of(model, node):
+    if not linear_ops.is_linear(user) or edit.graph_of(model, user) is not edit.graph_of(model, node):
         return ""
     if second.shift.size > 1 and affine.scale.size > 1 and second.shift.shape != affine.scale.shape:
         return ""
@@ -173,7 +173,7 @@ def _fold_past_bias(model: Model, add: Node, node: Node, first: Affine, affine: 
     scales = [c for c in (first.scale, affine.scale) if c is not None]
     if first.shift is None or not scales or product is None:
         return ""
-    if product.op != "MatMul" or not linear.is_linear(product) or not linear.has_weight(product):
+    if product.op != "MatMul" or not linear_ops.is_linear(product) or not linear_ops.has_weight(product):
         return ""
     if edit.only_consumer(model, first.x) is not add or edit.graph_of(model, product) is not edit.graph_of(model, add):
         return ""
@@ -182,14 +182,14 @@ def _fold_past_bias(model: Model, add: Node, node: Node, first: Affine, affine: 
         passed = first.shift if affine.scale is None else first.shift * affine.scale
         moved = np.asarray(passed if affine.shift is None else passed + affine.shift)
         stored = moved.astype(first.dtype)
-    reason = _along_channels(scale, linear.out_channels(product), *_out_layout(model, product))
+    reason = _along_channels(scale, linear_ops.out_channels(product), *_out_layout(model, product))
     if reason is not None:
         return reason
     if moved.size > max(first.shift.size, affine.constant.size):
         return "the merged constant would be larger than both"
     if not np.isfinite(stored.astype(np.float64)).all():
         return "the merged constant would not fit its type"
-    reason = linear.fold_after(model, product, scale.reshape(-1), None)
+    reason = linear_ops.fold_after(model, product, scale.reshape(-1), None)
     if reason is None:
         add.inputs.clear()
         add.inputs.extend([first.x, edit.add_constant(model, add.label, "scaled", stored)])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Graph, Model, Node, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
-from onnxshot.passes import linear
+from onnxshot.passes import linear_ops
 from onnxshot.passes.base import Change
 
 
@@ -38,7 +38,7 @@ class FoldBatchNorm:
 def _fold(model: Model, graph: Graph, node: Node) -> str | None:
     maker = edit.producer(node.inputs[0])
     behind_bias = _is_bias(model, maker)
-    if maker is None or not (behind_bias or linear.is_linear(maker)):
+    if maker is None or not (behind_bias or linear_ops.is_linear(maker)):
         return "no Conv, ConvTranspose, Gemm or MatMul makes its input"
     if maker not in graph.nodes:
         return f"{maker.label!r} stands in an outer graph"
@@ -47,7 +47,7 @@ def _fold(model: Model, graph: Graph, node: Node) -> str | None:
     reason = _training(model, node)
     if reason is not None:
         return reason
-    if not all(linear.fixed(t) for t in node.inputs[1:5]):
+    if not all(linear_ops.fixed(t) for t in node.inputs[1:5]):
         return "its parameters are not all constant"
     gamma, beta, mean, variance = (weights.read(t).astype(np.float64) for t in node.inputs[1:5])
     if gamma.ndim != 1 or any(p.shape != gamma.shape for p in (beta, mean, variance)):
@@ -61,14 +61,14 @@ def _fold(model: Model, graph: Graph, node: Node) -> str | None:
     if behind_bias:
         _split(model, graph, node, scale, shift)
         return None
-    reason = linear.weight_refusal(model, maker)
+    reason = linear_ops.weight_refusal(model, maker)
     if reason is not None:
         return reason
-    if gamma.size != linear.out_channels(maker):
-        return f"it has {gamma.size} channels, {maker.label!r} makes {linear.out_channels(maker)}"
+    if gamma.size != linear_ops.out_channels(maker):
+        return f"it has {gamma.size} channels, {maker.label!r} makes {linear_ops.out_channels(maker)}"
     was = maker.op
     reason = _make_gemm(model, maker) if was == "MatMul" else None
-    reason = reason or linear.fold_after(model, maker, scale, shift)
+    reason = reason or linear_ops.fold_after(model, maker, scale, shift)
     if reason is not None:
         maker.op = was
         return reason
@@ -78,11 +78,11 @@ def _fold(model: Model, graph: Graph, node: Node) -> str | None:
 
 def _is_bias(model: Model, add: Node | None) -> bool:
     """True for the Add of a constant to a product of matrices."""
-    if add is None or add.op != "Add" or not any(linear.fixed(t) for t in add.inputs):
+    if add is None or add.op != "Add" or not any(linear_ops.fixed(t) for t in add.inputs):
         return False
     product = next((m for m in map(edit.producer, add.inputs) if m is not None), None)
     matrices = len(model.shape(add.outputs[0]) or ()) == 2
-    return matrices and product is not None and product.op == "MatMul" and linear.has_weight(product)
+    return matrices and product is not None and product.op == "MatMul" and linear_ops.has_weight(product)
 
 
 def _split(model: Model, graph: Graph, node: Node, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:

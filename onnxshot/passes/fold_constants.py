@@ -10,10 +10,10 @@ from onnx import TensorProto
 
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import RANDOM, STANDARD_DOMAINS
-from onnxshot.passes import evaluate
+from onnxshot.passes import evaluate_constants
 from onnxshot.passes.base import Change
-from onnxshot.passes.known_sizes import Known
-from onnxshot.passes.linear import fixed
+from onnxshot.passes.linear_ops import fixed
+from onnxshot.passes.static_shapes import StaticShapes
 from onnxshot.passes.undo_large_folds import MadeBy, can_be_made, remember
 
 _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Dropout"})
@@ -40,7 +40,7 @@ class FoldConstants:
     """
 
     max_growth: int = 1 << 20
-    known: Known | None = None
+    known: StaticShapes | None = None
     left: frozenset[Node] = frozenset()
     name: str = "fold_constants"
 
@@ -48,7 +48,7 @@ class FoldConstants:
         """Fold; edits counts the nodes that went, skips name those that could have."""
         change = Change()
         gone: list[Node] = []
-        known = self.known or Known.of(model)
+        known = self.known or StaticShapes.of(model)
         inner = {t.name for g, n in model.walk() if g is not model.graph for t in n.outputs}
         made: dict[tuple[object, ...], Sequence[Constant]] = {}  # by what they are made of: stored once
         for graph, node in list(model.walk()):
@@ -74,8 +74,8 @@ class FoldConstants:
         return change
 
     def _values(
-        self, model: Model, node: Node, known: Known, change: Change
-    ) -> Sequence[Constant | evaluate.Values] | None:
+        self, model: Model, node: Node, known: StaticShapes, change: Change
+    ) -> Sequence[Constant | evaluate_constants.Values] | None:
         """What the node's named outputs are, where that is constant and may be stored."""
         if node.domain not in STANDARD_DOMAINS:
             if node.inputs and all(map(_known, node.inputs)):
@@ -83,7 +83,7 @@ class FoldConstants:
             return None
         given_out = any(edit.is_output(model, t) for t in node.outputs)
         if node.op == "Constant":
-            value = None if given_out else evaluate.constant_value(node)
+            value = None if given_out else evaluate_constants.constant_value(node)
             return None if value is None else [value]
         static = known.values_of(node)
         if static is None and (not any(t.name for t in node.inputs) or not all(map(_known, node.inputs))):
@@ -102,23 +102,23 @@ class FoldConstants:
             return [node.inputs[0]]
         return self._computed(model, node, change)
 
-    def _computed(self, model: Model, node: Node, change: Change) -> Sequence[evaluate.Values] | None:
+    def _computed(self, model: Model, node: Node, change: Change) -> Sequence[evaluate_constants.Values] | None:
         before = sum(weights.size_bytes(t) for t in {t for t in node.inputs if t.name})  # one read twice counts once
-        if node.op in evaluate.MOVERS:
-            value = evaluate.moved(model, node)
+        if node.op in evaluate_constants.MOVERS:
+            value = evaluate_constants.moved(model, node)
             if value is not None:
                 if not _stored_as(node) and self._too_large(node, int(value.nbytes), before, change):
                     return None
                 return [value]
-        foreseen = evaluate.result_bytes(model, node)
+        foreseen = evaluate_constants.result_bytes(model, node)
         if foreseen is None:
             change.skip(node, "how large its result is cannot be foreseen")
             return None
         if self._too_large(node, foreseen, before, change):
             return None
         try:
-            results = evaluate.evaluate(model, node)
-        except evaluate.CannotEvaluate as e:
+            results = evaluate_constants.evaluate(model, node)
+        except evaluate_constants.CannotEvaluate as e:
             change.skip(node, str(e))
             return None
         if self._too_large(node, sum(r.nbytes for r in results), before, change):
@@ -137,7 +137,7 @@ def _known(tensor: Tensor) -> bool:
 
 
 def _replace(
-    model: Model, graph: Graph, node: Node, out: Tensor, value: Constant | evaluate.Values, inner: set[str]
+    model: Model, graph: Graph, node: Node, out: Tensor, value: Constant | evaluate_constants.Values, inner: set[str]
 ) -> Constant:
     """Let readers of `out` read a constant of that name, or of a new one where the outermost graph may not use it."""
     if isinstance(value, Constant):

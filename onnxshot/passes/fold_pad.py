@@ -14,7 +14,7 @@ import numpy as np
 from onnxshot.graph import Constant, Model, Node, Tensor, edit
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
-from onnxshot.passes.linear import fixed
+from onnxshot.passes.linear_ops import fixed
 
 _KEEP_SIGN = ("MaxPool", "AveragePool", "Transpose", "Reshape", "Concat", "GlobalAveragePool")
 _POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")

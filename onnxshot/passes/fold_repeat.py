@@ -13,7 +13,7 @@ import numpy as np
 from onnxshot.graph import Model, Node, Tensor, edit
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
-from onnxshot.passes.linear import fixed
+from onnxshot.passes.linear_ops import fixed
 from onnxshot.passes.runtime_fusions import made_by
 
 _ATTRS = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}

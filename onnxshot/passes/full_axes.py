@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
-from onnxshot.passes.linear import fixed
+from onnxshot.passes.linear_ops import fixed
 
 _PLAIN = (b"", b"stretch")
 

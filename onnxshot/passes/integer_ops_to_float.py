@@ -18,7 +18,7 @@ from onnxshot.graph.ops import moves_exactly
 from onnxshot.maths.affine import dequantized
 from onnxshot.maths.packed_bits import fits_blocks, from_blocks, unpacked
 from onnxshot.passes.base import Change
-from onnxshot.passes.forms import Writer, given
+from onnxshot.passes.node_writer import Writer, given
 from onnxshot.passes.strip_qdq import Restored, fits, values_key
 
 Array = NDArray[Any]

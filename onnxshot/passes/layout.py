@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from onnxshot.graph import Model, Node, Tensor, edit
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.maths.min_cut import TwoLabels
-from onnxshot.passes import linear
+from onnxshot.passes import linear_ops
 from onnxshot.passes.base import Change
 from onnxshot.passes.fold_affine import affine_of
-from onnxshot.passes.layout_case import FIRST, LAST, perm_to, transposed_label
+from onnxshot.passes.layout_change import FIRST, LAST, perm_to, transposed_label
 from onnxshot.passes.layout_groups import Group, Labels, labels_of, parts_of
 
 _UNIT = 1 << 24  # cost of moving one value; what is below it only decides between equals
@@ -124,7 +124,7 @@ def _bonuses(known: Labels, groups: list[Group]) -> dict[int, int]:
             passed.append(id(group.root))
             behind[passed[-1]] = False
             maker = edit.producer(group.root)
-            found = linear.is_linear(maker)
+            found = linear_ops.is_linear(maker)
             group = data(maker) if maker is not None and not found and _folds(known, maker) else None
         found = found or (group is not None and behind[id(group.root)])
         behind.update(dict.fromkeys(passed, found))

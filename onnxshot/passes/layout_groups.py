@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from onnxshot.graph import Model, Node, Tensor, edit
 from onnxshot.graph.ops import STANDARD_DOMAINS
-from onnxshot.passes import linear
-from onnxshot.passes.layout_case import FIRST, LAST, RANKS, Turn, transposed_label
-from onnxshot.passes.layout_ops import turn_of
+from onnxshot.passes import linear_ops
+from onnxshot.passes.layout_change import FIRST, LAST, RANKS, LayoutChange, transposed_label
+from onnxshot.passes.layout_ops import change_of
 from onnxshot.passes.runtime_fusions import layer_norm
 
 _CHANNELS_FIRST = frozenset(
@@ -26,7 +26,7 @@ class Labels:
     """Layouts as the graph has them: a union-find with parity, whose root 0 has the layout LAST."""
 
     parent: dict[int, tuple[int, int]] = field(default_factory=dict)  # id of a tensor -> another, and whether equal
-    turns: dict[Node, Turn] = field(default_factory=dict)
+    turns: dict[Node, LayoutChange] = field(default_factory=dict)
     moves: dict[Node, int] = field(default_factory=dict)  # Transposes that are part of the game -> what they give
 
     def find(self, key: int) -> tuple[int, int]:
@@ -69,7 +69,7 @@ def labels_of(model: Model) -> Labels:
                     known.join(id(tensor), 0, FIRST)
     for node in model.graph.nodes:
         move = transposed_label(node)
-        if move is None or len(model.shape(node.inputs[0]) or ()) != move[1] or linear.fixed(node.inputs[0]):
+        if move is None or len(model.shape(node.inputs[0]) or ()) != move[1] or linear_ops.fixed(node.inputs[0]):
             continue
         source, out = id(node.inputs[0]), id(node.outputs[0])
         label, rank = move
@@ -82,11 +82,11 @@ def labels_of(model: Model) -> Labels:
     norms = {part for node in model.graph.nodes if (norm := layer_norm(model, node)) is not None for part in norm.nodes}
     for node in model.graph.nodes:  # runtimes fuse a norm that is taken over the last axis
         if node not in known.moves and node.op not in _CHANNELS_FIRST and node not in norms:
-            turn = turn_of(model, node, 1 - _layout_of(known, node))
+            turn = change_of(model, node, 1 - _layout_of(known, node))
             if turn is not None and all(known.join(id(turn.tied[0]), id(t), 0) for t in turn.tied[1:]):
                 known.turns[node] = turn
     for node in list(known.turns):  # what became known later
-        turn = turn_of(model, node, 1 - known.of_node(node))
+        turn = change_of(model, node, 1 - known.of_node(node))
         if turn is None or list(map(id, turn.tied)) != list(map(id, known.turns[node].tied)):
             del known.turns[node]
         else:
@@ -96,7 +96,7 @@ def labels_of(model: Model) -> Labels:
 
 def _layout_of(known: Labels, node: Node) -> int:
     """The layout a node works in, by the first of its tensors of which it is known."""
-    found = (known.find(id(t)) for t in (*node.inputs, *node.outputs) if t.name and not linear.fixed(t))
+    found = (known.find(id(t)) for t in (*node.inputs, *node.outputs) if t.name and not linear_ops.fixed(t))
     return next((label for root, label in found if root == 0), LAST)
 
 

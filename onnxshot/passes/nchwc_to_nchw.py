@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit, weights
 from onnxshot.passes.base import Change
-from onnxshot.passes.evaluate import CannotEvaluate, evaluate
-from onnxshot.passes.forms import Writer, given
-from onnxshot.passes.fused_products import ACTIVATIONS, unfuse_conv
-from onnxshot.passes.linear import fixed
+from onnxshot.passes.evaluate_constants import CannotEvaluate, evaluate
+from onnxshot.passes.linear_ops import fixed
+from onnxshot.passes.node_writer import Writer, given
+from onnxshot.passes.unfuse_products import ACTIVATIONS, unfuse_conv
 
 DOMAIN = "com.microsoft.nchwc"
 _FROM_LAST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]

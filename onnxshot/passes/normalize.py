@@ -23,7 +23,6 @@ from onnxshot.passes.fuse_layer_norm import FuseLayerNorm
 from onnxshot.passes.fusible_gelu import FusibleGelu
 from onnxshot.passes.fusible_rms_norm import FusibleRmsNorm
 from onnxshot.passes.inline_functions import InlineFunctions
-from onnxshot.passes.known_sizes import Known
 from onnxshot.passes.layout import FewestTransposes
 from onnxshot.passes.mean_to_global_pool import MeanToGlobalPool
 from onnxshot.passes.move_shapes import MoveShapes
@@ -32,6 +31,7 @@ from onnxshot.passes.nchwc_to_nchw import NchwcToNchw
 from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.scalar_inputs import ScalarInputs
 from onnxshot.passes.sizes_from_inputs import SizesFromInputs
+from onnxshot.passes.static_shapes import StaticShapes
 from onnxshot.passes.unfuse import Unfuse, holds_fused
 
 _ROUNDS = 8  # each round can only make the graph smaller; real models need two or three
@@ -84,14 +84,14 @@ def normalize(model: Model, *, opset: int | None = None, keep_overridable: bool 
     run(DropOverridable(keep_overridable))
     run(NameNodes())
     run(RemoveUnused())
-    known = Known.of(model)
+    known = StaticShapes.of(model)
     shapes.infer(model, known.found)
     for _ in range(_ROUNDS):
         edits = [run(replace(step, known=known) if isinstance(step, _BY_SIZE) else step) for step in REPEATED]
         if not any(edits):
             break
         edit.remove_unused(model)
-        known = Known.of(model)
+        known = StaticShapes.of(model)
         shapes.infer(model, known.found)
     run(RemoveUnused())
     edit.toposort(model)

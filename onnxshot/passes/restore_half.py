@@ -11,8 +11,8 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from onnxshot.graph import Graph, Model, Node, edit, shapes
 from onnxshot.graph.half_types import TYPE_ATTRIBUTES
 from onnxshot.passes.base import Change
-from onnxshot.passes.half import ToHalf
 from onnxshot.passes.store_half import narrowed
+from onnxshot.passes.to_precision16 import ToPrecision16
 from onnxshot.planning.plan import HALF, NodePlan
 from onnxshot.planning.precision16_ops import HALVES, HalfType
 from onnxshot.planning.precision16_plan import HalfPlan
@@ -44,7 +44,7 @@ class RestoreHalf:
             for node in chosen:
                 _narrow_attributes(node, kind)
             plan = HalfPlan(kind, tuple(NodePlan(node.label, node.op, HALF) for node in chosen))
-            change.edits += ToHalf(plan).run(model).edits
+            change.edits += ToPrecision16(plan).run(model).edits
         return change
 
     def _chosen(self, model: Model, kind: HalfType) -> dict[Node, None]:

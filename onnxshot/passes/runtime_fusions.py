@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxshot.graph import Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
-from onnxshot.passes.linear import fixed
+from onnxshot.passes.linear_ops import fixed
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 from onnxshot.graph import Graph, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
-from onnxshot.passes.linear import fixed
+from onnxshot.passes.linear_ops import fixed
 
 _SCALARS: dict[str, tuple[int, ...]] = {
     "Range": (0, 1, 2),

@@ -11,8 +11,8 @@ from onnxshot.graph import Model, Node, Tensor, edit
 from onnxshot.graph.dims import Expr, entries
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
-from onnxshot.passes.known_sizes import Known
 from onnxshot.passes.move_shapes import settled
+from onnxshot.passes.static_shapes import StaticShapes
 
 _PICKS = ("Gather", "Slice")
 _MOST = 8  # sizes that a Shape is asked for at once: a tensor has no more
@@ -27,7 +27,7 @@ class SizesFromInputs:
     known: sizes that were found before, of this model as it was or as it is.
     """
 
-    known: Known | None = None
+    known: StaticShapes | None = None
     name: str = "sizes_from_inputs"
 
     def run(self, model: Model) -> Change:
@@ -36,7 +36,7 @@ class SizesFromInputs:
         shapes = [n for n in model.graph.nodes if _is_shape(n) and edit.producer(n.inputs[0]) is not None]
         if not shapes:
             return change
-        known = self.known or Known.of(model)
+        known = self.known or StaticShapes.of(model)
         places = _Places(model, known)
         for shape in shapes:
             picks = [n for n in edit.consumers(shape.outputs[0]) if n.op in _PICKS and n.inputs[0] is shape.outputs[0]]
@@ -65,7 +65,7 @@ class _Places:
     """Makes tensors of sizes, each read off the first tensor that has it; each once."""
 
     model: Model
-    known: Known
+    known: StaticShapes
     _first: dict[Expr, tuple[Tensor, int]] = field(init=False, default_factory=dict)
     _top: set[Node] = field(init=False)
     _shapes: dict[Tensor, Tensor] = field(init=False, default_factory=dict)

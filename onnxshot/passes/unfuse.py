@@ -10,29 +10,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnxshot.graph import Graph, Model, Node, edit
-from onnxshot.passes import fused_attention, fused_norms, fused_products, nchwc_to_nchw
+from onnxshot.passes import nchwc_to_nchw, unfuse_attention, unfuse_norms, unfuse_products
 from onnxshot.passes.base import Change
 
 Rule = Callable[[Model, Graph, Node], str]
 """Writes a node anew; why it could not, having changed nothing, or empty."""
 
 RULES: dict[str, Rule] = {  # operators of com.microsoft
-    "FusedConv": fused_products.unfuse_conv,
-    "FusedGemm": fused_products.unfuse_gemm,
-    "FusedMatMul": fused_products.unfuse_matmul,
-    "TransposeMatMul": fused_products.unfuse_matmul,
-    "FusedMatMulActivation": fused_products.unfuse_matmul,
-    "GemmFastGelu": fused_products.unfuse_gelu_product,
-    "SkipLayerNormalization": fused_norms.unfuse_skip_norm,
-    "SkipSimplifiedLayerNormalization": fused_norms.unfuse_skip_norm,
-    "EmbedLayerNormalization": fused_norms.unfuse_embeddings,
-    "BiasGelu": fused_norms.unfuse_bias_gelu,
-    "Gelu": fused_norms.unfuse_gelu,
-    "FastGelu": fused_norms.unfuse_fast_gelu,
-    "QuickGelu": fused_norms.unfuse_quick_gelu,
-    "BiasAdd": fused_norms.unfuse_bias_add,
-    "BiasSplitGelu": fused_norms.unfuse_bias_split_gelu,
-    "Attention": fused_attention.unfuse_attention,
+    "FusedConv": unfuse_products.unfuse_conv,
+    "FusedGemm": unfuse_products.unfuse_gemm,
+    "FusedMatMul": unfuse_products.unfuse_matmul,
+    "TransposeMatMul": unfuse_products.unfuse_matmul,
+    "FusedMatMulActivation": unfuse_products.unfuse_matmul,
+    "GemmFastGelu": unfuse_products.unfuse_gelu_product,
+    "SkipLayerNormalization": unfuse_norms.unfuse_skip_norm,
+    "SkipSimplifiedLayerNormalization": unfuse_norms.unfuse_skip_norm,
+    "EmbedLayerNormalization": unfuse_norms.unfuse_embeddings,
+    "BiasGelu": unfuse_norms.unfuse_bias_gelu,
+    "Gelu": unfuse_norms.unfuse_gelu,
+    "FastGelu": unfuse_norms.unfuse_fast_gelu,
+    "QuickGelu": unfuse_norms.unfuse_quick_gelu,
+    "BiasAdd": unfuse_norms.unfuse_bias_add,
+    "BiasSplitGelu": unfuse_norms.unfuse_bias_split_gelu,
+    "Attention": unfuse_attention.unfuse_attention,
 }
 DOMAIN = "com.microsoft"
 

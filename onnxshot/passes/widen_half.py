@@ -17,7 +17,7 @@ from onnx import AttributeProto, TensorProto, ValueInfoProto, numpy_helper
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit, shapes, weights
 from onnxshot.graph.half_types import HALF_TYPES, TYPE_ATTRIBUTES, elem_type, holds_half, says_half
 from onnxshot.graph.ops import STANDARD_DOMAINS
-from onnxshot.passes import evaluate
+from onnxshot.passes import evaluate_constants
 from onnxshot.passes.base import Change
 from onnxshot.passes.inline_functions import InlineFunctions
 from onnxshot.passes.name_nodes import NameNodes
@@ -123,7 +123,7 @@ def _unfold_constant_nodes(model: Model) -> None:
     for _, node in list(model.walk()):
         if node.op != "Constant" or not says_half(node) or any(edit.is_output(model, t) for t in node.outputs):
             continue
-        values = evaluate.constant_value(node)
+        values = evaluate_constants.constant_value(node)
         if values is not None:
             edit.replace_uses(model, node.outputs[0], Constant(model.fresh(node.outputs[0].name, "value"), values))
             gone.append(node)

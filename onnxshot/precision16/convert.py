@@ -13,7 +13,7 @@ from onnxshot.errors import TargetError
 from onnxshot.execution import candidate_race
 from onnxshot.execution.collect import extremes
 from onnxshot.graph import Model, shapes
-from onnxshot.passes.half import ToHalf
+from onnxshot.passes.to_precision16 import ToPrecision16
 from onnxshot.planning.name_patterns import match_nodes
 from onnxshot.planning.plan import FLOAT, HALF, NodePlan, Plan
 from onnxshot.planning.precision16_ops import HALVES, HalfType
@@ -49,7 +49,7 @@ def halve(
     """Put all nodes of a rewritten model that may be into the recipe's floats of 16 bits."""
     kind = HALVES[recipe.half or ""]
     found, seen = _planned(model, kind, {} if recipe.quantizes else _excluded(model, recipe), data, settings)
-    ToHalf(found).run(model)
+    ToPrecision16(found).run(model)
     joined = _joined(plan.nodes, {n.node: n for n in found.nodes}) if recipe.quantizes else found.nodes
     notes = [target.half_note] if target.half_note else []
     if data is None and kind.largest is not None:

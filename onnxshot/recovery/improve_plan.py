@@ -20,7 +20,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of
 from onnxshot.maths.smoothquant import STRENGTH
 from onnxshot.maths.value_grid import least_db
-from onnxshot.passes.input_grid import METHOD, PutOnGrid, grids_of, reader_of
+from onnxshot.passes.image_input_grid import METHOD, PutOnGrid, grids_of, reader_of
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import STATIC, Plan
 from onnxshot.planning.scales import TRAINED, Evidence
@@ -32,7 +32,7 @@ from onnxshot.recovery import plan_candidates as effort
 from onnxshot.recovery.range_search import refined
 from onnxshot.recovery.smoothquant_strength import smoothed, strengths
 from onnxshot.report.report import Report
-from onnxshot.rewriting.apply_plan import apply
+from onnxshot.rewriting.apply_plan import apply_plan
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
@@ -130,7 +130,7 @@ class Improver:
         self, candidates: Sequence[effort.Candidate], batches: Iterable[Sequence[Sample]]
     ) -> tuple[effort.Candidate, Tried | None]:
         def rewrite(model: Model, plan: Plan) -> object:
-            return apply(model, plan, self.recipe)
+            return apply_plan(model, plan, self.recipe)
 
         return effort.choose(self.reference, candidates, rewrite, batches, threads=self.settings.threads)
 

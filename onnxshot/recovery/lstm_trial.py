@@ -15,7 +15,7 @@ from onnxshot.errors import ModelError
 from onnxshot.execution import candidate_race
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.passes.dynamic import QuantizeDynamically
+from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.node_recipe import NodeRecipes
 from onnxshot.planning.plan import DYNAMIC, Plan

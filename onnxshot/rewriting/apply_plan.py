@@ -7,14 +7,14 @@ from onnxshot.graph.skip import Skip
 from onnxshot.passes.apply_smoothquant import ApplySmoothQuant
 from onnxshot.passes.base import Pass
 from onnxshot.passes.drop_zero_points import DropZeroPoints
-from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.expand_simplified_norm import ExpandSimplifiedNorm
-from onnxshot.passes.input_grid import QuantizeByChannel
+from onnxshot.passes.image_input_grid import QuantizeByChannel
 from onnxshot.passes.insert_qdq import InsertQdq
 from onnxshot.passes.isolate_softmax import IsolateSoftmax
 from onnxshot.passes.keep_float import KeepFloat
 from onnxshot.passes.merge_products import MergeProducts
 from onnxshot.passes.move_qdq import MoveQdq
+from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.passes.quantized_shapes import QuantizedShapes
 from onnxshot.passes.store_biases import StoreBiases
 from onnxshot.passes.store_half import StoreHalf
@@ -29,7 +29,7 @@ from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 
 
-def apply(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
+def apply_plan(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     """Change the graph as the plan says; what the passes refused."""
     target = target_named(plan.target)
     ties = ties_of(model, model.tied)

@@ -25,7 +25,7 @@ REASON = "ONNX Runtime would not fuse it with what is around it, and dequantize 
 _ROUNDS = 3  # what is float may keep its neighbour from being fused
 
 
-def mend(model: Model, plan: Plan, target: Target, teacher: ModelProto | None) -> Plan:
+def undo_unused_int8(model: Model, plan: Plan, target: Target, teacher: ModelProto | None) -> Plan:
     """Give such static layers their float weights back; the plan as it is then.
 
     teacher: the float model that the plan was made for; without it the quantized weights are dequantized.

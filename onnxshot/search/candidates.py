@@ -26,7 +26,7 @@ from onnxshot.planning.node_recipe import NodeRecipes
 from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.rewriting.apply_plan import apply, finish
+from onnxshot.rewriting.apply_plan import apply_plan, finish
 from onnxshot.runtimes.ort_kernel_times import kernel_times
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
@@ -141,7 +141,7 @@ class Workbench:
 
     def _rewritten(self, base: ModelProto, plan: Plan) -> Model:
         made = load_model(base)
-        apply(made, plan, self.run.recipe)
+        apply_plan(made, plan, self.run.recipe)
         return made
 
 

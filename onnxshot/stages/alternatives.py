@@ -41,7 +41,7 @@ from onnxshot.report.advice import BAD, FLOOR_DB, is_slower, level_of
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 from onnxshot.report.verdict import is_inaccurate
-from onnxshot.rewriting.apply_plan import apply
+from onnxshot.rewriting.apply_plan import apply_plan
 from onnxshot.runtimes.ort_bench import NOISE, bench
 from onnxshot.runtimes.ort_executed import executed
 from onnxshot.runtimes.ort_runtime import stored_bytes
@@ -222,7 +222,7 @@ class Shortfall:
         """The model with these units in float, without repairs."""
         model = load_model(self.float_model)
         recipe = replace(self.decided, exclude=(*self.decided.exclude, *sorted(units)))
-        apply(model, make_plan(model, self.target, recipe, self.evidence, self.trained), self.recipe)
+        apply_plan(model, make_plan(model, self.target, recipe, self.evidence, self.trained), self.recipe)
         return model.to_proto()
 
     def _measured(self, recipe: Recipe) -> Iterator[dict[str, Any]]:

@@ -28,7 +28,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, Sizes, tensor_sizes
 from onnxshot.graph.save import Draft, stored_size
 from onnxshot.passes.freeze_shapes import FreezeShapes
-from onnxshot.passes.keep_stored import KeepStored, kept_note
+from onnxshot.passes.keep_integer_weights import KeepIntegerWeights, kept_integer_notes
 from onnxshot.passes.widen_half import WidenHalf
 from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.make_plan import already_quantized, make_plan
@@ -44,9 +44,11 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery.improve_plan import Improver
 from onnxshot.recovery.lstm_trial import settle
 from onnxshot.report.report import Report
-from onnxshot.rewriting.apply_plan import apply, finish
-from onnxshot.rewriting.prepare import input_specs, narrow, prepare, sizes_of, to_float, told_of_half, widen
-from onnxshot.rewriting.undo_unused_int8 import mend
+from onnxshot.rewriting.apply_plan import apply_plan, finish
+from onnxshot.rewriting.model_inputs import frozen_sizes, input_specs
+from onnxshot.rewriting.prepare import half_notes, narrow, prepare, widen
+from onnxshot.rewriting.undo_quantization import to_float
+from onnxshot.rewriting.undo_unused_int8 import undo_unused_int8
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
 from onnxshot.stages.alternatives import Shortfall
@@ -98,13 +100,13 @@ class Run:
         refuse_half(self.target, self.recipe)
         self.model = load_model(self.source)
         self.source_hash = model_hash(self.model)
-        self.frozen = sizes_of(self.model, self.recipe.batch, self.recipe.shapes)
+        self.frozen = frozen_sizes(self.model, self.recipe.batch, self.recipe.shapes)
         self.report = Report(source_name(self.source), self.recipe.to_dict())
         self.report.input_bytes = input_bytes(self.source, self.model)
         self.requantized = bool(already_quantized(self.model))
         if self.recipe.quantizes or (self.recipe.half == FP16.name and computes_bfloat16(self.source)):
             self.widened = widen(self.model)
-            self.report.notes += told_of_half(self.widened.computed, kept=self.target.keeps_half)
+            self.report.notes += half_notes(self.widened.computed, kept=self.target.keeps_half)
         if self.recipe.quantizes or self.settings.requantize:  # floats of 16 bits go around what is quantized
             self.trained = to_float(self.model, complete=self.recipe.complete, requantize=self.settings.requantize)
         with self.report.timed("normalize"):
@@ -159,11 +161,11 @@ class Run:
         """Write weights that stay float in the integers that they came in, and tell what became of trained scales."""
         if not self.recipe.complete:
             return
-        keep = KeepStored(self.trained)
+        keep = KeepIntegerWeights(self.trained)
         if self.target.stores_weights:
             keep.run(self.model)
         self.plan.kept.fates.update(dict.fromkeys(keep.names, ""))
-        self.report.notes += [*notes(self.trained, self.plan), *kept_note(keep.names)]
+        self.report.notes += [*notes(self.trained, self.plan), *kept_integer_notes(keep.names)]
 
     # ------------------------------------------------------------------ stages
 
@@ -207,14 +209,14 @@ class Run:
         self.report.sizes = sizes.told(work)
         graph = report_rows.graph_rows(self.model, work)
         with self.report.timed("rewrite"):
-            refused = apply(self.model, self.plan, self.recipe)
+            refused = apply_plan(self.model, self.plan, self.recipe)
         if self.float_model is not None:
             with self.report.timed("repair"):
                 done = self.repair(self.float_model, self.model, self.plan)
             self.report.notes += [done] if done else []
         refused += finish(self.model, self.target, self.recipe)
         with self.report.timed("mend"):
-            self.plan = mend(self.model, self.plan, self.target, self.float_model)
+            self.plan = undo_unused_int8(self.model, self.plan, self.target, self.float_model)
         self._keep_stored()
         if self.keeps_half:
             narrow(self.model, self.widened)

@@ -16,7 +16,7 @@ from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.graph import Model, Node, edit, weights
 from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
 from onnxshot.report.report import Report
-from onnxshot.rewriting.prepare import input_specs
+from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.runtimes.executed import Execution
 from onnxshot.runtimes.ort_bench import NOISE, bench
 from onnxshot.runtimes.ort_runtime import Runner

@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnxshot.calibration.readers import Dataset, Sample, open_data
 from onnxshot.errors import CalibrationError, ModelError, OnnxshotError
 from onnxshot.graph import Model
-from onnxshot.rewriting.prepare import input_specs
+from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.verification.normalization_check import refuse_other_meaning
 

@@ -21,7 +21,7 @@ from onnxshot.calibration.readers import open_data, split
 from onnxshot.delivery.artifacts import load_artifact
 from onnxshot.errors import CalibrationError, ModelError, TargetError, UsageError
 from onnxshot.graph.load import load_model
-from onnxshot.rewriting.prepare import input_specs, resolve_preset
+from onnxshot.rewriting.model_inputs import input_specs, resolve_preset
 
 CALIB = str(fixture(facts()["digits_mobile"]["calib"]))
 PRESET = str(fixture(facts()["digits_mobile"]["preset"]))

@@ -22,13 +22,13 @@ from onnxshot.graph.load import load_model
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.stages import PruneStage, Stages
-from onnxshot.rewriting.prepare import input_specs, sizes_of
+from onnxshot.rewriting.model_inputs import frozen_sizes, input_specs
 from onnxshot.verification.io_contract import contract
 
 
 def frozen_model(proto: onnx.ModelProto, batch: int | None = None, **shapes: tuple[int, ...]) -> onnx.ModelProto:
     found = load_model(proto)
-    FreezeShapes(sizes_of(found, batch, shapes)).run(found)
+    FreezeShapes(frozen_sizes(found, batch, shapes)).run(found)
     made = found.to_proto()
     onnx.checker.check_model(made, full_check=True)
     return made
@@ -327,6 +327,6 @@ def test_a_batch_of_too_many_copies_is_refused_at_once(tmp_path: Path) -> None:
 def test_tensors_that_are_vast_only_together_are_refused() -> None:
     steps = "".join(f" t{i + 1} = Relu(t{i}) " for i in range(20))
     proto = model(f"g (float[N, 1000] t0) => (float[N, 1000] t20) {{ {steps} }}")
-    assert sizes_of(load_model(proto), 300_000, {})
+    assert frozen_sizes(load_model(proto), 300_000, {})
     with pytest.raises(UsageError, match="the model's 21 tensors take 42 GB together"):
-        sizes_of(load_model(proto), 500_000, {})
+        frozen_sizes(load_model(proto), 500_000, {})

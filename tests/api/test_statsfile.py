@@ -175,7 +175,7 @@ def test_statistics_of_something_else_are_refused_with_both_hashes(net: Path, tm
 def _digests(folder: Path) -> list[str]:
     from onnxshot.calibration.readers import open_data
     from onnxshot.graph.load import load_model
-    from onnxshot.rewriting.prepare import input_specs
+    from onnxshot.rewriting.model_inputs import input_specs
 
     return open_data(folder, input_specs(load_model(HANDMADE["resnet_block"]().model))).digests()
 

@@ -16,7 +16,7 @@ from support import session
 from onnxshot import Settings, quantize
 from onnxshot.graph.load import load_model
 from onnxshot.maths.value_grid import Grid, find_grid, least_db
-from onnxshot.passes.input_grid import PutOnGrid, grids_of, reader_of
+from onnxshot.passes.image_input_grid import PutOnGrid, grids_of, reader_of
 
 MEAN, STD = np.asarray([0.485, 0.456, 0.406]), np.asarray([0.229, 0.224, 0.225])
 TEXT = """g (float[1, 3, 12, 12] x) => (float[1, 10] y) {{

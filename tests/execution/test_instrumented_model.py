@@ -18,7 +18,7 @@ from onnxshot.graph import Model, shapes
 from onnxshot.graph.load import load_model
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.rewriting.prepare import input_specs, resolve_preset
+from onnxshot.rewriting.model_inputs import input_specs, resolve_preset
 from onnxshot.targets import target_named
 
 MIXED = """g (float[N,C,H,W] x, float[M] v) => (float[N,C,H,W] y, float s) {

@@ -12,7 +12,7 @@ from support import session
 from onnxshot.maths.metrics import sqnr_db
 from onnxshot.maths.smoothquant import smoothing_factors
 from onnxshot.passes.apply_smoothquant import ApplySmoothQuant
-from onnxshot.passes.dynamic import QuantizeDynamically
+from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.planning.plan import DYNAMIC
 
 PRODUCTS = {

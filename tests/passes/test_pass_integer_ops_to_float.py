@@ -16,7 +16,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.model import Model
 from onnxshot.maths.packed_bits import from_blocks, unpacked
 from onnxshot.passes.integer_ops_to_float import IntegerOpsToFloat
-from onnxshot.rewriting.prepare import to_float
+from onnxshot.rewriting.undo_quantization import to_float
 
 _MLP = ("g (float[n, 64] x) => (float[n, 96] y) { h = Gemm(x, w, b) r = Relu(h) y = MatMul(r, v) }",
         {"w": weight(64, 256), "b": vector(256), "v": weight(256, 96)}, {"x": (8, 64)})  # fmt: skip

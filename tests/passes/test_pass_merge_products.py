@@ -7,8 +7,8 @@ from rewrites import outputs
 from support import session
 
 from onnxshot.graph import edit, weights
-from onnxshot.passes.dynamic import QuantizeDynamically
 from onnxshot.passes.merge_products import MergeProducts
+from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.planning.plan import DYNAMIC
 
 ATTENTION = """

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 import onnxshot
 from onnxshot.graph.load import load_model
-from onnxshot.rewriting.prepare import to_float
+from onnxshot.rewriting.undo_quantization import to_float
 
 V, D = 3000, 48
 

@@ -16,7 +16,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.maths.finite import finite, product
 from onnxshot.maths.masks import Pattern, below, lowest
 from onnxshot.passes.apply_repairs import ApplyRepairs
-from onnxshot.passes.evaluate import result_bytes
+from onnxshot.passes.evaluate_constants import result_bytes
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.pruning import input_blocks as blocks_module
 from onnxshot.pruning import layerwise_pruning

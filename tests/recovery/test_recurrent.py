@@ -13,7 +13,7 @@ from support import fixture, heldout
 
 import onnxshot
 from onnxshot.errors import ModelError, OnnxshotError
-from onnxshot.passes import dynamic
+from onnxshot.passes import quantize_dynamic
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery import lstm_trial
 
@@ -169,7 +169,7 @@ def test_one_that_onnxruntime_does_not_load_in_int8_stays_float(
     mode: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An attribute that DynamicQuantizeLSTM has not is let through, as of an opset that is not known yet."""
-    monkeypatch.setattr(dynamic, "_LSTM_ATTRS", (*dynamic._LSTM_ATTRS, "layout"))
+    monkeypatch.setattr(quantize_dynamic, "_LSTM_ATTRS", (*quantize_dynamic._LSTM_ATTRS, "layout"))
     proto = net(", layout = 0")
     result = onnxshot.quantize(proto, data(), mode=mode, settings=PROVEN, **asked)
     assert "LSTM" in kinds(result)

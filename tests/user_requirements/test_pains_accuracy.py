@@ -26,7 +26,7 @@ from onnxshot.passes.normalize import normalize
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.report.values import GOOD_DB
 from onnxshot.results.quantized import Result
-from onnxshot.rewriting.prepare import input_specs
+from onnxshot.rewriting.model_inputs import input_specs
 
 Proto = onnx.ModelProto
 

@@ -16,7 +16,7 @@ from onnxshot.planning.precision16_plan import HalfPlan, half_slots
 
 
 @dataclass(frozen=True, slots=True)
-class ToHalf:
+class ToPrecision16:
     """Put the plan's nodes into 16 bits. Inputs and outputs of the model, and all other nodes, stay as they are."""
 
     plan: HalfPlan

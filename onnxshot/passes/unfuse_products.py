@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, weights
-from onnxshot.passes.forms import Writer, given, text
-from onnxshot.passes.fused_norms import tanh_gelu
-from onnxshot.passes.linear import fixed
+from onnxshot.passes.linear_ops import fixed
+from onnxshot.passes.node_writer import Writer, given, text
+from onnxshot.passes.unfuse_norms import tanh_gelu
 
 _LIMITS = ("min", "max")
 _HARD_SWISH_SINCE = 14  # opset

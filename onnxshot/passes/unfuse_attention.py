@@ -10,9 +10,9 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit, weights
-from onnxshot.passes.forms import Writer, given
-from onnxshot.passes.fused_norms import given_output
-from onnxshot.passes.linear import fixed
+from onnxshot.passes.linear_ops import fixed
+from onnxshot.passes.node_writer import Writer, given
+from onnxshot.passes.unfuse_norms import given_output
 
 _KEPT = ("num_heads", "mask_filter_value", "scale", "unidirectional")
 _NAMES = ("query", "key", "value")

@@ -14,8 +14,8 @@ from spans import spans_of
 
 from onnxshot.graph import Model
 from onnxshot.maths.metrics import sqnr_db
-from onnxshot.passes.half import ToHalf
 from onnxshot.passes.normalize import normalize
+from onnxshot.passes.to_precision16 import ToPrecision16
 from onnxshot.planning.plan import HALF
 from onnxshot.planning.precision16_ops import BF16, FP16, HalfType
 from onnxshot.planning.precision16_plan import plan_half
@@ -26,7 +26,7 @@ RANDOM: set[str] = set()
 def halved(proto: onnx.ModelProto, samples: Sequence[Feed], kind: HalfType = FP16) -> tuple[Model, int]:
     """The model in 16 bits, valid and with its contract, and how many nodes went; fp16 within 40 dB in ONNX Runtime."""
     made = loaded(proto)
-    change = ToHalf(plan_half(made, kind, spans_of(proto, samples))).run(made)
+    change = ToPrecision16(plan_half(made, kind, spans_of(proto, samples))).run(made)
     after = made.to_proto()
     onnx.checker.check_model(after, full_check=True)
     assert list(after.graph.input) == list(proto.graph.input)
@@ -92,7 +92,7 @@ def test_cast_to_float_gives_16_bits() -> None:
 def test_casts_of_16_bits_to_other_types_read_them_as_they_are() -> None:
     text = "g (float[1, 8] x) => (int64[1, 8] y) { a = MatMul(x, w) b = Mul(a, k) y = Cast<to = 7>(b) }"
     made = loaded(proto := model(text, {"w": weight(8, 8), "k": np.float32(3)}))
-    ToHalf(plan_half(made, FP16, spans_of(proto, feeds(3, x=(1, 8))))).run(made)
+    ToPrecision16(plan_half(made, FP16, spans_of(proto, feeds(3, x=(1, 8))))).run(made)
     assert ops(made) == {"Cast": 2, "MatMul": 1, "Mul": 1}
 
 
@@ -160,7 +160,7 @@ def test_every_handmade_model_stays_within_40_db_or_says_why(name: str) -> None:
         normal = made.to_proto()
         plan = plan_half(made, FP16, spans_of(normal, samples))
         assert all(node.reason for node in plan.nodes if node.how != HALF)
-        ToHalf(plan).run(made)
+        ToPrecision16(plan).run(made)
         for feed in samples:
             for wanted, found in zip(outputs(normal, feed), outputs(made.to_proto(), feed), strict=True):
                 assert found.dtype == wanted.dtype

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxshot.graph import Graph, Model, Node, Tensor, Variable
-from onnxshot.passes.forms import Writer, given, is_read
+from onnxshot.passes.node_writer import Writer, given, is_read
 
 _TANH_GELU = (0.7978845608028654, 0.044715)  # sqrt(2 / pi), and the factor of x^3: Hendrycks and Gimpel, Gelu
 

@@ -25,7 +25,7 @@ _ANY_TYPE = 21  # the first opset whose DequantizeLinear takes 4 bits
 
 
 @dataclass(frozen=True, slots=True)
-class KeepStored:
+class KeepIntegerWeights:
     """Let float weights that are what stored integers stand for, moved at most, be made of these integers.
 
     Attributes:
@@ -106,7 +106,7 @@ def _restored(model: Model, name: str, given: Given) -> Tensor | None:
     return edit.add_node(model, "Mul", [real, step], base=name, suffix="restored").outputs[0]
 
 
-def kept_note(names: list[str]) -> list[str]:
+def kept_integer_notes(names: list[str]) -> list[str]:
     """What the report says of them."""
     count = len(set(names))
     return [f"{count} weights of ops in float stay in the integers that they came in"] if count else []

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnxshot.graph import Constant, Model, Node, edit
 from onnxshot.maths.value_grid import Grid, find_grid
 from onnxshot.passes.base import Change
-from onnxshot.passes.linear import fold_before, weight_refusal
+from onnxshot.passes.linear_ops import fold_before, weight_refusal
 from onnxshot.planning.plan import Plan
 
 METHOD = "grid"

@@ -15,18 +15,18 @@ from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.graph.propagate import Found, propagate
 from onnxshot.graph.shape_rules import Dims
 from onnxshot.graph.values import VALUES
-from onnxshot.passes.linear import fixed
+from onnxshot.passes.linear_ops import fixed
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class StaticShapes:
     """What is known of tensors whatever the inputs hold, and whatever sizes their free dimensions have."""
 
     found: Found
     top: frozenset[int]  # ids of the tensors of the outermost graph: names in branches may be there twice
 
     @classmethod
-    def of(cls, model: Model) -> Known:
+    def of(cls, model: Model) -> StaticShapes:
         """What follows from the inputs alone: exporters leave the example's batch size at tensors in between.
 
         Two dimensions of one name are not taken for equal: runtimes do not see to it.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
-from onnxshot.passes.linear import fixed
+from onnxshot.passes.linear_ops import fixed
 
 LAST, FIRST = 0, 1
 RANKS = (3, 4, 5)
@@ -38,7 +38,7 @@ def transposed_label(node: Node) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class LayoutChange:
     """A node that can be written in the other layout.
 
     Attributes:
@@ -56,7 +56,7 @@ class Turn:
     scans: int = 0
 
 
-class Stays(Exception):  # not an error: the answer of a row
+class CannotChange(Exception):  # not an error: the answer of a row
     """The node cannot be written in the other layout."""
 
 
@@ -69,17 +69,17 @@ class Case:
     label: int
 
     def rank(self, tensor: Tensor) -> int:
-        """The tensor's rank. Raises Stays where it is not known."""
+        """The tensor's rank. Raises CannotChange where it is not known."""
         shape = self.model.shape(tensor)
         if shape is None:
-            raise Stays
+            raise CannotChange
         return len(shape)
 
     def tied_rank(self, tensor: Tensor) -> int:
-        """The rank of a tensor that turns. Raises Stays where it is constant or has no layouts."""
+        """The rank of a tensor that turns. Raises CannotChange where it is constant or has no layouts."""
         rank = self.rank(tensor)
         if rank not in RANKS or isinstance(tensor, Constant):
-            raise Stays
+            raise CannotChange
         return rank
 
     def perm(self, rank: int) -> list[int]:
@@ -89,20 +89,20 @@ class Case:
     def axis(self, axis: int, rank: int) -> int:
         """Where an axis goes."""
         if not -rank <= axis < rank:
-            raise Stays
+            raise CannotChange
         return self.perm(rank).index(axis % rank)
 
     def ints(self, slot: int, attribute: str) -> list[int] | None:
         """Integers that newer operators read and older ones have as an attribute; None where there are none.
 
-        Raises Stays where they are computed.
+        Raises CannotChange where they are computed.
         """
         if attribute in self.node.attrs:
             return [int(v) for v in self.node.attrs[attribute]]
         if slot >= len(self.node.inputs) or not self.node.inputs[slot].name:
             return None
         if not fixed(self.node.inputs[slot]):
-            raise Stays
+            raise CannotChange
         values = edit.constant_input(self.node, slot)
         return None if values is None else values.reshape(-1).tolist()
 
@@ -111,7 +111,7 @@ class Case:
         x, outs = self.node.inputs[0], [t for t in self.node.outputs if t.name]
         rank = self.tied_rank(x)
         if any(self.rank(out) != rank for out in outs):
-            raise Stays
+            raise CannotChange
         return x, *outs
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from planning import initializers, nodes_of, planned, quantized, run, small, sqnr
 from support import accuracy, fixture
 
-from onnxshot.passes.dynamic import QuantizeDynamically
+from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.runtimes.ort_executed import executed
 
 INTEGER = {"DynamicQuantizeLinear": 1, "MatMulInteger": 1, "Cast": 1, "Mul": 2}
