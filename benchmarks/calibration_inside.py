@@ -119,7 +119,7 @@ def designs(job: Job, rounds: int) -> Iterator[tuple[str, ...]]:
     }
     with contextlib.suppress(ModelError, ValueError):  # not every model takes batches, nor every set of samples
         batches = [_stacked(feeds[i : i + _BATCH]) for i in range(0, len(feeds), _BATCH)]
-        inside[1].look(batches[0])
+        inside[1].observe(batches[0])
         ways[f"reduced in the graph, batches of {_BATCH}, two at once"] = lambda: observed(
             in_order(inside[1].look, batches, 2)
         )

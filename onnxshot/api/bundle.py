@@ -19,7 +19,7 @@ from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.comparison.proto_edits import parsed
-from onnxshot.comparison.random_nodes import inlined, sources
+from onnxshot.comparison.random_nodes import inlined, random_sources
 from onnxshot.delivery import record
 from onnxshot.delivery.artifacts import ONNX, load_artifact
 from onnxshot.delivery.files_read import of_run
@@ -198,7 +198,7 @@ def _samples(source: Path, data: Dataset, artifacts: tuple[Made, ...], made: Pat
 
     None of a model that draws random numbers: no other run gives the same answers.
     """
-    if sources(inlined(parsed(source))):
+    if random_sources(inlined(parsed(source))):
         return ()
     with runnable_here([source]) as ((given,), _):
         judge = Runner(given, threads=threads, whole=True)

@@ -8,7 +8,7 @@ from typing import Any
 from onnxshot.arguments import checked
 from onnxshot.calibration.preprocess import Preset
 from onnxshot.delivery.files_read import of_model_file, of_run
-from onnxshot.difference.rescaled_channels import between
+from onnxshot.difference.rescaled_channels import factors_between
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_here
@@ -46,14 +46,14 @@ def compare(
         report.notes += notes
         # Which of them a candidate was made from is not known here: nothing is called held out.
         report.samples = {"source": data.source, "random": data.random}
-        factors = between(reference, candidate)
+        factors = factors_between(reference, candidate)
         report.notes += factors.notes
         found = compare_outputs(
             reference, candidate, data, tensors=None, threads=settings.threads, scaled=factors.tensors,
             form=factors.form,
         )  # fmt: skip
-        proof.tell(report, found, random=data.random)
+        proof.record_comparison(report, found, random=data.random)
         report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in found.tensors]
-        proof.tell_execution(report, executed(candidate, sample=data[0].feed, threads=settings.threads))
-        proof.time_both(report, reference, candidate, data, settings)
+        proof.record_execution(report, executed(candidate, sample=data[0].feed, threads=settings.threads))
+        proof.record_latency(report, reference, candidate, data, settings)
     return report

@@ -266,7 +266,7 @@ class _Run:
             )  # fmt: skip
             report.skips += made.skips
         report.samples = {"held_out": len(judges), "source": self.data.source, "random": self.data.random}
-        proof.tell(report, found, random=self.data.random)
+        proof.record_comparison(report, found, random=self.data.random)
         report.latency = timed.against(before)
         if isinstance(made, Report):
             report.int8_macs_share, report.graph = made.int8_macs_share, made.graph

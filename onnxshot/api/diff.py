@@ -12,7 +12,7 @@ from onnxshot.calibration.preprocess import Preset
 from onnxshot.delivery.publish import input_bytes
 from onnxshot.difference.compare_layers import LayerChange, PairChange, layer_change, matched, pair_changes
 from onnxshot.difference.read_layers import read_layers
-from onnxshot.difference.rescaled_channels import between, factors_of
+from onnxshot.difference.rescaled_channels import factors_between, factors_of
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph import Node
 from onnxshot.graph.load import load_model
@@ -116,7 +116,7 @@ def diff(
     if calib is not None:
         settings = settings or Settings(samples="all")
         with open_calib(calib, models[0], preset, settings) as data, runnable_here([before, after]) as (runs, notes):
-            same = factors if not notes else between(*runs)  # tensors inside are those of the files that run
+            same = factors if not notes else factors_between(*runs)  # tensors inside are those of the files that run
             found = compare(
                 runs[0], runs[1], data, tensors=None, threads=settings.threads, scaled=same.tensors, form=same.form
             )

@@ -146,7 +146,7 @@ def emit(
                 found = compare(
                     judged.reference, written.path, judged.samples, threads=settings.threads, sizes=sizes
                 )
-                proof.tell(report, found, random=judged.samples.random)
+                proof.record_comparison(report, found, random=judged.samples.random)
 
         deliver(loaded, place, main.name, report, prove, others, keep=artifacts.ONNX in formats)
     report.seconds = time.perf_counter() - started

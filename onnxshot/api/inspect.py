@@ -25,7 +25,7 @@ from onnxshot.rewriting.model_inputs import input_specs, resolve_preset
 from onnxshot.rewriting.prepare import half_notes, prepare, widen
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
-from onnxshot.runtimes.ort_versions import Needs, needs, runs_nowhere
+from onnxshot.runtimes.ort_versions import VersionNeeds, needs, runs_nowhere
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.verification.io_contract import Port, contract
@@ -61,7 +61,7 @@ class Inspection:
     plan: Plan | None
     macs: dict[str, int]
     sizes: dict[str, Any]
-    onnxruntime: Needs | None
+    onnxruntime: VersionNeeds | None
     inputs: tuple[InputSummary, ...] = ()
     notes: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()

@@ -301,13 +301,14 @@ class _Run:
             reference = self._reference.model
             with in_float(written.path, wanted=self._widened.runs_nowhere) as runs:
                 compared = compare(reference, runs, judges, threads=self.settings.threads)
-            proof.tell(self.report, compared, random=data.random)
+            proof.record_comparison(self.report, compared, random=data.random)
             if compared.not_finite:
                 raise ModelError(f"nothing is written: {compared.not_finite[0]}", "prune less, or other layers")
             plain = load_model(self._plain)
             ApplyRepairs(self._by_magnitude()).run(plain)
             candidate = plain.to_proto().SerializeToString()
-            (found,) = candidate_race.tried(reference, [candidate], list(judges), threads=self.settings.threads)
+            threads = self.settings.threads
+            (found,) = candidate_race.measure_candidates(reference, [candidate], list(judges), threads=threads)
             self.report.magnitude_sqnr_db = None if data.random else found.total.db
 
     def _weigh(self) -> None:

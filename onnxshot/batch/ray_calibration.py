@@ -13,8 +13,8 @@ from onnxshot.batch.cells import Cell
 from onnxshot.batch.worker import settings_of
 from onnxshot.calibration.readers import split
 from onnxshot.errors import OnnxshotError
-from onnxshot.execution.observed_tensors import watch_of
-from onnxshot.execution.sharding import Part, Sharded, Share, part_of
+from onnxshot.execution.observed_tensors import calibration_pass
+from onnxshot.execution.sharding import Shard, ShardedPass, ShardResult, run_shard
 from onnxshot.execution.statistics_source import HOLDOUT
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.stages.run import Run
@@ -42,12 +42,12 @@ class Pass:
     """
 
     cells: list[Cell]
-    sharded: Sharded
+    sharded: ShardedPass
     tasks: int = 0
     told: str = ""
     keys: dict[str, str] = field(default_factory=dict)
     waiting: int = 0
-    parts: list[Part] = field(default_factory=list)
+    parts: list[ShardResult] = field(default_factory=list)
     failed: str = ""
 
     def begin(self) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
@@ -56,7 +56,7 @@ class Pass:
         self.parts, self.waiting, self.tasks = [], len(shares), self.tasks + len(shares)
         return [(cells, asdict(share)) for share in shares]
 
-    def add(self, found: tuple[Part | None, dict[str, str]] | None, failed: str) -> bool:
+    def add(self, found: tuple[ShardResult | None, dict[str, str]] | None, failed: str) -> bool:
         """Take in what a task gave, or why it gave nothing; whether it was the last of its round."""
         part, keys = found or (None, {})
         self.waiting -= 1
@@ -123,26 +123,28 @@ def settles(cell: Cell) -> bool:
     return cell.entry.samples == "auto"
 
 
-def calibrated_part(cells: Sequence[Mapping[str, Any]], share: Mapping[str, Any]) -> tuple[Part | None, dict[str, str]]:
+def calibrated_part(
+    cells: Sequence[Mapping[str, Any]], share: Mapping[str, Any]
+) -> tuple[ShardResult | None, dict[str, str]]:
     """A task: a share of the pass of the first of these cells; and, in the first share, the keys of all their passes.
 
     No share where nothing is to be observed.
     """
     cell, *others = map(Cell.from_dict, cells)
-    run, settings, mine = _run(cell), settings_of(cell, _HOW), Share(**share)
+    run, settings, mine = _run(cell), settings_of(cell, _HOW), Shard(**share)
     plan, data = run.planned(), run.open(cell.entry.calib, cell.entry.preset)
     if not plan.observe or data is None:
         return None, {}
     with data:
         chosen = data.subset(split(len(data), HOLDOUT)[0])
-        part = part_of(watch_of(run.model, plan, run.recipe, chosen, settings), mine, run.recipe, settings)
+        part = run_shard(calibration_pass(run.model, plan, run.recipe, chosen, settings), mine, run.recipe, settings)
         if part.head is None:
             return part, {}
         keys = {cell.place: part.head.key}
         for other in others:
             with contextlib.suppress(OnnxshotError):  # the cell tells it
                 made = _run(other)
-                watch = watch_of(made.model, made.planned(), made.recipe, chosen, settings)
+                watch = calibration_pass(made.model, made.planned(), made.recipe, chosen, settings)
                 keys[other.place] = watch.key(part.head.digests, made.recipe, settings.device)
         return part, keys
 

@@ -15,7 +15,7 @@ from onnxshot.batch.ray_calibration import Pass, alone, calibrated_part, settles
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL, run_cell, settings_of
 from onnxshot.errors import TargetError
-from onnxshot.execution.sharding import Sharded
+from onnxshot.execution.sharding import ShardedPass
 
 _ON_GPU = ("tensorrt",)
 
@@ -62,7 +62,7 @@ class Ray:
             if why:
                 self._start(ray, cell, store, f"by itself: {why}")
                 continue
-            shared = passes.setdefault(shared_by(cell), Pass([], Sharded(settles(cell), cpus)))
+            shared = passes.setdefault(shared_by(cell), Pass([], ShardedPass(settles(cell), cpus)))
             shared.cells.append(cell)
         for shared in passes.values():
             self._begin(ray, shared)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxshot.channels.importance_by_data import in_axis
-from onnxshot.comparison.random_nodes import still
+from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.execution.layer_rows import Feeds
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Constant, Node, weights
@@ -28,7 +28,7 @@ def activation_scores(proto: ModelProto, axes: Axes, feeds: Feeds, threads: int)
     places = {node: _read_by(node, axes) for node, _ in axes.read}
     given = {i.name for i in proto.graph.input}
     names = dict.fromkeys(name for name, _ in places.values() if name not in given)
-    runner = Runner(exposed(still(proto), names), threads=1, inner=True)
+    runner = Runner(exposed(with_fixed_randomness(proto), names), threads=1, inner=True)
 
     def squared(feed: Feed) -> dict[tuple[str, int], tuple[Floats, int]]:
         values = {**feed, **runner.run(feed)}

@@ -13,7 +13,7 @@ from onnxshot.channels.cut import Cut
 from onnxshot.channels.importance_by_data import output_error
 from onnxshot.channels.layer_times import timed
 from onnxshot.channels.refit import Kept, apply, refit
-from onnxshot.comparison.comparison_setup import fair
+from onnxshot.comparison.comparison_setup import comparison_setup
 from onnxshot.delivery.publish import Made
 from onnxshot.execution.parallel import in_order
 from onnxshot.files.places import scratch
@@ -80,7 +80,7 @@ class Cutter:
     def error(self, made: Model) -> float:
         """Energy of the error of the outputs on the checks, as a share of that of the uncut model's."""
         threads = self.settings.threads
-        how = fair(self.given.model, self.checks[0])
+        how = comparison_setup(self.given.model, self.checks[0])
         wanted = list(in_order(Runner(how.reference, threads=1, whole=True).run, self.checks, threads))
         return output_error(how, wanted, made.to_proto().SerializeToString(), self.checks, threads)
 

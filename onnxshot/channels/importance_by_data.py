@@ -14,8 +14,8 @@ from onnxshot.channels.groups import Group, chunk, in_chunks
 from onnxshot.channels.importance import MOST, Curve, leaving_one
 from onnxshot.channels.layer_inputs import Layer, layers_of
 from onnxshot.comparison.balanced_sqnr import balanced_db, joined, sums_of
-from onnxshot.comparison.comparison_setup import Fair, Other, fair
-from onnxshot.comparison.random_nodes import still
+from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
+from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.execution.layer_rows import Feeds
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Constant, Node, weights
@@ -82,7 +82,7 @@ class Weigher:
         """Second moments of what these layers read, by name."""
         given = {i.name for i in self.proto.graph.input}
         names = list(dict.fromkeys(layer.input for layer in layers))
-        shown = exposed(still(self.proto), [n for n in names if n not in given])
+        shown = exposed(with_fixed_randomness(self.proto), [n for n in names if n not in given])
         runner = Runner(shown, threads=1, inner=True)
         share = -(-_ROWS // len(self.feeds))
         sums: dict[str, list[NDArray[Any]]] = {}
@@ -121,7 +121,7 @@ class Weigher:
         moments: Mapping[str, Moments],
     ) -> list[Curve]:
         """The curves with what the outputs really lose, at a few levels and by the local error in between."""
-        how = fair(self.proto.SerializeToString(), self.checks[0])
+        how = comparison_setup(self.proto.SerializeToString(), self.checks[0])
         wanted = list(in_order(Runner(how.reference, threads=1, whole=True).run, self.checks, self.threads))
         found = []
         for done, (curve, given) in enumerate(zip(curves, readers, strict=True)):
@@ -167,9 +167,9 @@ class Weigher:
             self.progress(what, done + 1, total)
 
 
-def output_error(how: Fair, wanted: Sequence[Feed], model: bytes, feeds: Feeds, threads: int) -> float:
+def output_error(how: ComparisonSetup, wanted: Sequence[Feed], model: bytes, feeds: Feeds, threads: int) -> float:
     """Energy of the error of a model's float outputs, as a share of that of the wanted ones, each by its own scale."""
-    runner = Other(how, model, threads=1)
+    runner = CandidateRunner(how, model, threads=1)
     given = (how.feed(feed, want) for feed, want in zip(feeds, wanted, strict=True))
     pairs = zip(wanted, in_order(runner.run, given, threads), strict=True)
     noise = joined(sums_of(want, got, how.compared(want, got)) for want, got in pairs)

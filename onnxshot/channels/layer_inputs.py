@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxshot.execution.layer_rows import Form
+from onnxshot.execution.layer_rows import MatrixForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Layer:
     attrs: Mapping[str, Any]
 
     @property
-    def form(self) -> Form:
+    def form(self) -> MatrixForm:
         """How it multiplies."""
-        return Form(self.op, self.attrs)
+        return MatrixForm(self.op, self.attrs)
 
     @property
     def groups(self) -> int:

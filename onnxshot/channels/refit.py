@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from onnxshot.channels.layer_inputs import Layer, layers_of
-from onnxshot.comparison.random_nodes import still
+from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.execution.activation import Activations
 from onnxshot.execution.layer_rows import Feeds
 from onnxshot.execution.layer_walk import Walk
@@ -152,7 +152,7 @@ def _wanted(
     reference: ModelProto, jobs: Sequence[_Job], feeds: Feeds, threads: int
 ) -> Iterator[list[NDArray[np.float32]]]:
     """What each target is in the uncut network, at the positions that are fitted on; per sample."""
-    reference = still(reference)
+    reference = with_fixed_randomness(reference)
     sizes = {t.name: t.dims for t in reference.graph.initializer}
     start = 0
     while start < len(jobs):

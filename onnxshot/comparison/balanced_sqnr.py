@@ -63,7 +63,7 @@ def balanced_db(outputs: Sums) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class CandidateError:
     """How close a candidate comes to the reference over the float outputs of some samples, sample by sample."""
 
     samples: tuple[Sums, ...]
@@ -101,9 +101,9 @@ class Tried:
         """
         return float(np.average(self.each_db, weights=self.weights))
 
-    def joined(self, other: Tried) -> Tried:
+    def joined(self, other: CandidateError) -> CandidateError:
         """Over the samples of both."""
-        return Tried((*self.samples, *other.samples))
+        return CandidateError((*self.samples, *other.samples))
 
 
 def _balanced(samples: Sequence[Sums]) -> tuple[Floats, Floats]:

@@ -18,7 +18,7 @@ from onnxshot.calibration.readers import Sample
 from onnxshot.comparison.copied_outputs import Copied, add_computed, copied_outputs
 from onnxshot.comparison.ordering_nodes import Order, add_orders, alike, orders, orders_inside, same_nodes, seen_in
 from onnxshot.comparison.proto_edits import PREFIX, parsed
-from onnxshot.comparison.random_nodes import Source, hold_still, inlined, sources
+from onnxshot.comparison.random_nodes import RandomSource, fix_randomness, inlined, random_sources
 from onnxshot.errors import ModelError
 from onnxshot.runtimes.ort_runtime import Feed, Runner, stored_bytes
 
@@ -31,7 +31,7 @@ _BEFORE = f"{PREFIX}before/"
 
 
 @dataclass(frozen=True, slots=True)
-class Fair:
+class ComparisonSetup:
     """How other models are held against one; `of` finds it.
 
     Attributes:
@@ -47,12 +47,12 @@ class Fair:
     """
 
     reference: Path | bytes
-    noise: tuple[Source, ...] = ()
+    random_nodes: tuple[RandomSource, ...] = ()
     orders: tuple[Order, ...] = ()
-    seen: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    ordered_outputs: Mapping[int, frozenset[str]] = field(default_factory=dict)
     copied: tuple[Copied, ...] = ()
     inside: tuple[str, ...] = ()
-    lacking: str = ""
+    missing_order: str = ""
     failed: str = ""
     differs: bool = False
 
@@ -60,8 +60,8 @@ class Fair:
     def notes(self) -> tuple[str, ...]:
         """What was done about the model, in words."""
         found = []
-        if self.noise:
-            some = _list([source.node for source in self.noise])
+        if self.random_nodes:
+            some = _list([source.node for source in self.random_nodes])
             found.append(f"draws random numbers, in {some}: each run gives other outputs; compared with the same ones")
         if self.differs:
             found.append("two runs of the float model give different outputs: figures hold that difference too")
@@ -70,8 +70,8 @@ class Fair:
         if self.copied:
             some = _list([one.output for one in self.copied])
             found.append(f"copies of inputs are no part of the figures, of output {some}")
-        if self.lacking:
-            found.append(f"compared place by place: the candidate lacks {self.lacking}, which orders outputs")
+        if self.missing_order:
+            found.append(f"compared place by place: the candidate lacks {self.missing_order}, which orders outputs")
         if self.inside:
             found.append(f"{_list(self.inside)} in a loop or branch may order outputs: compared place by place")
         return tuple(found)
@@ -79,9 +79,9 @@ class Fair:
     @property
     def plain(self) -> bool:
         """Whether models are run as they are."""
-        return not (self.noise or self.orders or self.copied)
+        return not (self.random_nodes or self.orders or self.copied)
 
-    def other(self, model: Path | bytes) -> Path | bytes:
+    def prepared(self, model: Path | bytes) -> Path | bytes:
         """The model to run in place of one that is held against the reference.
 
         Raises ModelError where it cannot be read, or lacks a node whose order is imposed.
@@ -99,23 +99,25 @@ class Fair:
         kept = [output for output in proto.graph.output if output.name not in hidden]
         del proto.graph.output[:]
         proto.graph.output.extend(kept)
-        if self.noise:
-            hold_still(proto, self.noise)
+        if self.random_nodes:
+            fix_randomness(proto, self.random_nodes)
         return bytes(proto.SerializeToString())
 
-    def or_plain(self, model: Path | bytes, source: Path | bytes, threads: int) -> tuple[Fair, Other]:
+    def load_candidate(
+        self, model: Path | bytes, source: Path | bytes, threads: int
+    ) -> tuple[ComparisonSetup, CandidateRunner]:
         """How a model is held against the reference, whose file is `source`, and the model as it is run for that.
 
         Where what would be run does not load, although the model does, both are compared as they are.
         """
-        how = self.without_orders_lacking(model)
+        how = self.without_missing_orders(model)
         try:
-            return how, Other(how, model, threads=threads)
+            return how, CandidateRunner(how, model, threads=threads)
         except ModelError as e:
-            how = Fair(source, inside=how.inside, failed=e.message)
-            return how, Other(how, model, threads=threads)
+            how = ComparisonSetup(source, inside=how.inside, failed=e.message)
+            return how, CandidateRunner(how, model, threads=threads)
 
-    def without_orders_lacking(self, model: Path | bytes) -> Fair:
+    def without_missing_orders(self, model: Path | bytes) -> ComparisonSetup:
         """How this model is held against the reference, which may have been made by another tool.
 
         Where it lacks a node that orders, both are compared place by place. Raises ModelError where it cannot be read.
@@ -123,7 +125,7 @@ class Fair:
         if not self.orders or same_nodes(parsed(model), self.orders) is not None:
             return self
         order = self.orders[0]
-        return replace(self, orders=(), seen={}, lacking=f"{order.op} {order.node!r}")
+        return replace(self, orders=(), ordered_outputs={}, missing_order=f"{order.op} {order.node!r}")
 
     def feed(self, feed: Feed, wanted: Tensors) -> Feed:
         """What the other model is fed, once the reference has been run on the feed."""
@@ -136,12 +138,12 @@ class Fair:
         """The sample with what the other model is fed."""
         return Sample(sample.name, dict(self.feed(sample.feed, wanted))) if self.orders else sample
 
-    def picked(self, got: Tensors) -> bool:
+    def has_picks(self, got: Tensors) -> bool:
         """Whether these outputs are of a model that picked what was imposed."""
         return not self.orders or self.orders[0].picks in got
 
     @property
-    def free(self) -> Fair:
+    def unordered(self) -> ComparisonSetup:
         """The same, but every model picks for itself."""
         return replace(self, orders=())
 
@@ -151,32 +153,32 @@ class Fair:
         whole = {one.output for one in self.copied if not one.judged or one.judged in there}
         return [n for n in names if n in there and n not in helpers and n not in whole]
 
-    def told(self, name: str) -> str:
+    def output_name(self, name: str) -> str:
         """What a report calls an output of a judged model."""
         if name.startswith(_BEFORE):
             order = next(o for o in self.orders if o.number == int(name.split("/")[2]))
             return f"what {order.op} {order.node!r} orders by"
         return next((one.output for one in self.copied if one.judged == name), name)
 
-    def is_key(self, name: str) -> bool:
+    def is_sort_key(self, name: str) -> bool:
         """Whether an output of a judged model is what an order is made by, and no output of the model itself."""
         return name.startswith(_BEFORE)
 
-    def matched(self, wanted: Tensors, got: Tensors) -> Iterator[tuple[Order, int, int]]:
+    def shared_picks(self, wanted: Tensors, got: Tensors) -> Iterator[tuple[Order, int, int]]:
         """(order, picks that both models have, picks)."""
-        for order in self.orders if self.picked(got) else ():
+        for order in self.orders if self.has_picks(got) else ():
             yield order, *order.matched(wanted, got)
 
 
-class Other:
+class CandidateRunner:
     """A model as it is run to be held against the reference.
 
     Where a sample's picks do not fit it, as where their number depends on values, it picks for itself on that sample.
     """
 
-    def __init__(self, how: Fair, model: Path | bytes, *, threads: int, optimize: bool = True) -> None:
+    def __init__(self, how: ComparisonSetup, model: Path | bytes, *, threads: int, optimize: bool = True) -> None:
         self._how, self._model, self._threads, self._optimize = how, model, threads, optimize
-        self._imposed = Runner(how.other(model), threads=threads, optimize=optimize, whole=True)
+        self._imposed = Runner(how.prepared(model), threads=threads, optimize=optimize, whole=True)
         self._free: Runner | None = None
         self.outputs, self.skipped = self._imposed.outputs, self._imposed.skipped
 
@@ -189,39 +191,39 @@ class Other:
                 raise
         if self._free is None:
             self._free = Runner(
-                self._how.free.other(self._model), threads=self._threads, optimize=self._optimize, whole=True
+                self._how.unordered.prepared(self._model), threads=self._threads, optimize=self._optimize, whole=True
             )
         return self._free.run(feed)
 
 
-def fair(reference: Path | bytes, feed: Feed) -> Fair:
+def comparison_setup(reference: Path | bytes, feed: Feed) -> ComparisonSetup:
     """How models are to be held against this one. feed: a sample, which tells whether outputs show an order.
 
     Raises ModelError where the model cannot be read or does not run.
     """
     proto = inlined(parsed(reference))
-    noise, copied, found, inside = sources(proto), copied_outputs(proto), orders(proto), orders_inside(proto)
+    noise, copied, found, inside = random_sources(proto), copied_outputs(proto), orders(proto), orders_inside(proto)
     if not any(one.judged for one in copied) and len(copied) == len(proto.graph.output):
         copied = ()  # there would be nothing left to judge
     if not (noise or copied or found):
-        return Fair(reference, inside=inside)
+        return ComparisonSetup(reference, inside=inside)
     if _bytes(reference) > LIMIT:
-        return Fair(reference, inside=inside, failed=f"the model has over {LIMIT / 1e9} GB")
+        return ComparisonSetup(reference, inside=inside, failed=f"the model has over {LIMIT / 1e9} GB")
     try:
         whole = inlined(_whole(reference))
         seen = _seen(whole, noise, found, feed) if found else {}
         kept = tuple(order for order in found if order.number in seen)
         if not (noise or copied or kept):
-            return Fair(reference, inside=inside)
+            return ComparisonSetup(reference, inside=inside)
         add_computed(whole, copied)
         add_orders(whole, kept, ())
-        hold_still(whole, noise)
+        fix_randomness(whole, noise)
         changed = bytes(whole.SerializeToString())
         differs = _differs(changed, feed)
     except ModelError as e:
         Runner(reference).run(feed)  # it may be the model that does not run
-        return Fair(reference, inside=inside, failed=e.message)
-    return Fair(changed, noise, kept, seen, copied, inside, differs=differs)
+        return ComparisonSetup(reference, inside=inside, failed=e.message)
+    return ComparisonSetup(changed, noise, kept, seen, copied, inside, differs=differs)
 
 
 def _differs(model: bytes, feed: Feed) -> bool:
@@ -232,14 +234,14 @@ def _differs(model: bytes, feed: Feed) -> bool:
 
 
 def _seen(
-    proto: ModelProto, noise: tuple[Source, ...], found: tuple[Order, ...], feed: Feed
+    proto: ModelProto, noise: tuple[RandomSource, ...], found: tuple[Order, ...], feed: Feed
 ) -> dict[int, frozenset[str]]:
     """The outputs that show each order, found by turning one after another around."""
 
     def run(imposed: tuple[Order, ...], given: Feed) -> Tensors:
         copy = parsed(proto)
         add_orders(copy, found, imposed)
-        hold_still(copy, noise)
+        fix_randomness(copy, noise)
         return Runner(copy.SerializeToString(), optimize=False).run(given)
 
     outputs = [output.name for output in proto.graph.output]

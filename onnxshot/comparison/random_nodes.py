@@ -42,7 +42,7 @@ _TABLES = {"normal": f"{PREFIX}normal", "uniform": f"{PREFIX}uniform", "gumbel":
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RandomSource:
     """A node that draws random numbers; output: the tensor it makes, which tells it in another model too."""
 
     node: str
@@ -50,7 +50,7 @@ class Source:
     output: str
 
 
-def sources(proto: ModelProto) -> tuple[Source, ...]:
+def random_sources(proto: ModelProto) -> tuple[RandomSource, ...]:
     """Every node that draws, those in subgraphs too, in the order of the graph. Functions must be inlined."""
     constants = {t.name: t for graph in graphs(proto.graph) for t in graph.initializer}
     for graph in graphs(proto.graph):
@@ -58,7 +58,7 @@ def sources(proto: ModelProto) -> tuple[Source, ...]:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 constants[node.output[0]] = node.attribute[0].t
     return tuple(
-        Source(named(node), node.op_type, node.output[0])
+        RandomSource(named(node), node.op_type, node.output[0])
         for graph in graphs(proto.graph)
         for node in graph.node
         if _draws(node, constants)
@@ -73,22 +73,22 @@ def inlined(proto: ModelProto) -> ModelProto:
         raise ModelError(f"the functions of the model cannot be inlined: {first_line(e)}") from e
 
 
-def still(proto: ModelProto) -> ModelProto:
+def with_fixed_randomness(proto: ModelProto) -> ModelProto:
     """The model that draws the same numbers in every run: itself where it draws none, else a changed copy."""
     flat = inlined(proto)
-    if not sources(flat):
+    if not random_sources(flat):
         return proto
     copy = parsed(flat)
-    hold_still(copy)
+    fix_randomness(copy)
     return copy
 
 
-def hold_still(proto: ModelProto, known: tuple[Source, ...] = ()) -> None:
+def fix_randomness(proto: ModelProto, known: tuple[RandomSource, ...] = ()) -> None:
     """Draw from tables in place of the generators, in place. known: those of the model that this is held against.
 
     A node is told by the name of its output; one that has another name by its place among those of its operator.
     """
-    own = sources(proto)
+    own = random_sources(proto)
     numbers = _numbers(own, known)
     if not numbers:
         return
@@ -108,7 +108,7 @@ def hold_still(proto: ModelProto, known: tuple[Source, ...] = ()) -> None:
     proto.graph.node.extend(nodes)
 
 
-def _numbers(own: tuple[Source, ...], known: tuple[Source, ...]) -> dict[str, int]:
+def _numbers(own: tuple[RandomSource, ...], known: tuple[RandomSource, ...]) -> dict[str, int]:
     """Which numbers of the tables each node draws, by the name of its output."""
     left = {source.output: source for source in known}
     name_of = {source.output: source.output for source in own if left.pop(source.output, None) is not None}

@@ -17,7 +17,7 @@ from onnxshot.graph.save import Draft
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
 from onnxshot.report.values import Artifact
 from onnxshot.runtimes.base import Dims, EmitOptions, Emitted, Loaded, Runtime
-from onnxshot.runtimes.ort_bench import NOISE, time_in_turns
+from onnxshot.runtimes.ort_bench import NOISE, bench_loaded
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.runtimes.size_ranges import ranges_of
 from onnxshot.settings import Settings
@@ -183,7 +183,7 @@ def _proven(
             except (ModelError, TargetError) as e:
                 notes.append(f"not timed: {name} does not load the model that was given: {e.message}")
             else:
-                before, after = time_in_turns(
+                before, after = bench_loaded(
                     [(path, given), (draft.path, loaded)], feeds, seconds=settings.bench_seconds, precision=NOISE
                 )
                 latency = after.against(before)

@@ -36,7 +36,7 @@ MAX_BYTES = 500_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Factors:
+class ChannelFactors:
     """Channels of the second file over those of the first.
 
     Attributes:
@@ -70,23 +70,23 @@ class Factors:
         return [f"channels of {len(self.tensors)} tensors {how}: the weights around them show it"]
 
 
-def between(before: Path, after: Path) -> Factors:
+def factors_between(before: Path, after: Path) -> ChannelFactors:
     """The factors of one file against another; none where one is large, or cannot be read layer by layer."""
     if too_large(before, after, limit=MAX_BYTES):
-        return Factors()
+        return ChannelFactors()
     try:
         one, other = read_layers(before), read_layers(after)
     except OnnxshotError:
-        return Factors()
+        return ChannelFactors()
     return factors_of(one, matched(one.layers, other.layers)[0])
 
 
-def factors_of(one: Layers, pairs: Pairs) -> Factors:
+def factors_of(one: Layers, pairs: Pairs) -> ChannelFactors:
     """The factors of a model against another; pairs: the layers that belong together."""
     other = {id(a.node): b for a, b in pairs}
     found = _equalized(one, other)
     smooth = _smoothed(one, other)
-    return Factors(
+    return ChannelFactors(
         {**found.tensors, **smooth.tensors}, {**found.made, **smooth.made}, {**found.read, **smooth.read},
         _form(one),
     )  # fmt: skip
@@ -102,7 +102,7 @@ def _form(one: Layers) -> bytes:
 # ---------------------------------------------------------------------- equalized channels, axis 1
 
 
-def _equalized(one: Layers, other: Mapping[int, Layer]) -> Factors:
+def _equalized(one: Layers, other: Mapping[int, Layer]) -> ChannelFactors:
     channels = channels_of(one.model)
     reads = {id(node): ids for node, ids in channels.read_by}
     factors = np.ones(channels.count)
@@ -115,7 +115,7 @@ def _equalized(one: Layers, other: Mapping[int, Layer]) -> Factors:
     scaled = {name: (1, factors[ids]) for name, ids in channels.of.items() if (factors[ids] != 1).any()}
     made = {node.label: factors[ids] for node, ids in channels.made_by if (factors[ids] != 1).any()}
     read = {node.label: factors[ids] for node, ids in channels.read_by if (factors[ids] != 1).any()}
-    return Factors(scaled, made, read)
+    return ChannelFactors(scaled, made, read)
 
 
 def _fitted(channels: Channels, reads: Mapping[int, Ids], other: Mapping[int, Layer], known: Floats) -> Floats:
@@ -196,7 +196,7 @@ def _weight(node: Node, slot: int) -> Floats | None:
 # ---------------------------------------------------------------------- smoothed products, last axis
 
 
-def _smoothed(one: Layers, other: Mapping[int, Layer]) -> Factors:
+def _smoothed(one: Layers, other: Mapping[int, Layer]) -> ChannelFactors:
     """What a normalization, or a product with a vector, makes otherwise, and the products that read it undo."""
     tensors: dict[str, tuple[int, Floats]] = {}
     read: dict[str, Floats] = {}
@@ -211,7 +211,7 @@ def _smoothed(one: Layers, other: Mapping[int, Layer]) -> Factors:
             inner = known[1] if known is not None else _own_scaling(node, match.node)
             if inner is not None:
                 read[node.label] = inner
-    return Factors(tensors, {}, read)
+    return ChannelFactors(tensors, {}, read)
 
 
 def _ratio(node: Node, match: Node, tensors: Mapping[str, tuple[int, Floats]]) -> Floats | None:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.comparison.balanced_sqnr import Floats, Tried, sums_of
-from onnxshot.comparison.comparison_setup import Fair, Other, fair
+from onnxshot.comparison.balanced_sqnr import CandidateError, Floats, sums_of
+from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.execution.parallel import in_order
 from onnxshot.runtimes.ort_runtime import Feed, stored_bytes
 
-__all__ = ["MAX_BYTES", "Tried", "race", "tried"]
+__all__ = ["MAX_BYTES", "CandidateError", "measure_candidates", "race"]
 
 MAX_BYTES = 200_000_000
 """Weights of a model that is still tried: the model is copied for every candidate."""
@@ -38,7 +38,7 @@ def race(
     *,
     threads: int,
     leads: Sequence[float] = (),
-) -> tuple[int, list[Tried]]:
+) -> tuple[int, list[CandidateError]]:
     """(number of the best candidate, how close each came), by what is typical of a sample.
 
     leads: dB by which each must be better than one without a lead. A batch of samples is drawn only as long as another
@@ -46,7 +46,7 @@ def race(
     candidates, and what `tried` holds. Raises ModelError where one does not run.
     """
     made: list[bytes] = []
-    found: list[Tried] = []
+    found: list[CandidateError] = []
 
     def kept() -> Iterator[bytes]:
         for candidate in candidates:
@@ -56,10 +56,10 @@ def race(
     best, alive = 0, list[int]()
     for batch in batches:
         if not made:
-            found = list(tried(reference, kept(), batch, threads=threads))
+            found = list(measure_candidates(reference, kept(), batch, threads=threads))
             alive = list(range(len(found)))
         else:
-            more = tried(reference, (made[i] for i in alive), batch, threads=threads)
+            more = measure_candidates(reference, (made[i] for i in alive), batch, threads=threads)
             for i, one in zip(alive, more, strict=True):
                 found[i] = found[i].joined(one)
         handicaps = [*leads, *(0.0 for _ in found[len(leads) :])]
@@ -85,27 +85,27 @@ def _settled(one: tuple[Sequence[float], float], other: tuple[Sequence[float], f
     return mean + _SAME_DB > _CLEAR * math.sqrt(variance / count)
 
 
-def tried(
+def measure_candidates(
     reference: Path | bytes, candidates: Iterable[bytes], samples: Sequence[Sample], *, threads: int
-) -> Iterator[Tried]:
+) -> Iterator[CandidateError]:
     """How close each candidate comes to the reference, a file or a serialized model as they are.
 
     Models run beside each other, and one is run while the next is made: candidates are drawn as they run. Held at any
     time: a few models, and the outputs of the samples as often. Raises ModelError where one does not run.
     """
-    how = fair(reference, samples[0].feed) if samples else Fair(reference)
+    how = comparison_setup(reference, samples[0].feed) if samples else ComparisonSetup(reference)
     workers = threads if _size(reference) <= _SIDE_BY_SIDE else 1
     each = max(1, threads // workers)
     wanted = list[_Outputs]()
     if how.orders:  # what it picks is imposed on the others
-        wanted = _outputs((Fair(how.reference), how.reference), feeds_of(samples), threads)
+        wanted = _outputs((ComparisonSetup(how.reference), how.reference), feeds_of(samples), threads)
         feeds = [how.feed(sample.feed, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
     else:
         feeds = feeds_of(samples)
 
-    def models() -> Iterator[tuple[Fair, Path | bytes]]:
+    def models() -> Iterator[tuple[ComparisonSetup, Path | bytes]]:
         if not wanted:
-            yield Fair(how.reference), how.reference
+            yield ComparisonSetup(how.reference), how.reference
         yield from ((how, candidate) for candidate in candidates)
 
     work = partial(_outputs, feeds=feeds, threads=each)
@@ -124,12 +124,12 @@ def feeds_of(samples: Sequence[Sample]) -> list[Feed]:
     return [sample.feed for sample in samples]
 
 
-def _outputs(model: tuple[Fair, Path | bytes], feeds: Sequence[Feed], threads: int) -> list[_Outputs]:
+def _outputs(model: tuple[ComparisonSetup, Path | bytes], feeds: Sequence[Feed], threads: int) -> list[_Outputs]:
     """The outputs of a model on every feed, in order; how: that it is run by."""
-    runner = Other(*model, threads=threads)
+    runner = CandidateRunner(*model, threads=threads)
     return [runner.run(feed) for feed in feeds]
 
 
-def _compared(how: Fair, wanted: Sequence[_Outputs], found: Sequence[_Outputs]) -> Tried:
+def _compared(how: ComparisonSetup, wanted: Sequence[_Outputs], found: Sequence[_Outputs]) -> CandidateError:
     pairs = zip(wanted, found, strict=True)
-    return Tried(tuple(sums_of(a, b, how.compared(a, b)) for a, b in pairs))
+    return CandidateError(tuple(sums_of(a, b, how.compared(a, b)) for a, b in pairs))

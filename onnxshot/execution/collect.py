@@ -69,7 +69,7 @@ def collect(
     observers, outliers, settling = Observers(len(kept)), Outliers(len(kept)), Settling(len(kept))
     used: list[int] = []
     blank: list[str] = []
-    looking = looks(model, kept, samples, order, channels=channels, threads=threads, device=device)
+    looking = observe_samples(model, kept, samples, order, channels=channels, threads=threads, device=device)
     for number, (sample, seen) in zip(order, looking, strict=False):
         observers.add(seen)
         outliers.add(seen, sample.name)
@@ -89,7 +89,7 @@ def order_of(total: int, *, settle: bool) -> list[int]:
     return spread(total) if settle else list(range(total))
 
 
-def looks(
+def observe_samples(
     model: Model,
     names: Sequence[str],
     samples: Dataset | Sequence[Sample],
@@ -158,7 +158,7 @@ def _looks(
     def look(number: int) -> tuple[Sample, Glimpse]:
         sample = read.pop(number) if number in read else samples[number]
         with running:
-            return sample, looking.look(sample.feed)
+            return sample, looking.observe(sample.feed)
 
     return in_order(look, order, runs + 1)
 

@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from onnxshot.calibration.observers import Glimpse, glimpse, row_axes
 from onnxshot.calibration.sampling import MOST, STRIDES, lengths
-from onnxshot.comparison.random_nodes import hold_still
+from onnxshot.comparison.random_nodes import fix_randomness
 from onnxshot.errors import ModelError
 from onnxshot.files.places import scratch
 from onnxshot.graph import Model, weights
@@ -60,7 +60,7 @@ class Probe(ABC):
         """(what is done to the model before it is run, the outputs it has then)."""
 
     @abstractmethod
-    def look(self, feed: Feed) -> Glimpse:
+    def observe(self, feed: Feed) -> Glimpse:
         """Run the model on one feed. Raises ModelError where that fails."""
 
 
@@ -85,7 +85,7 @@ class OutsideProbe(Probe):
         found = self._runner.run(feed)
         return [found[name] for name in self.names]
 
-    def look(self, feed: Feed) -> Glimpse:
+    def observe(self, feed: Feed) -> Glimpse:
         """Run the model on one feed. Raises ModelError where that fails."""
         return glimpse(self.values(feed), self.channels)
 
@@ -114,10 +114,10 @@ class InsideProbe(Probe):
         )
         return change, [_VALUES, _SIZES]
 
-    def look(self, feed: Feed) -> Glimpse:
+    def observe(self, feed: Feed) -> Glimpse:
         """Run the model on one feed. Raises ModelError where that fails."""
         if self._outside is not None:
-            return self._outside.look(feed)
+            return self._outside.observe(feed)
         found = self._runner.run(feed)
         values, sizes = found[_VALUES], found[_SIZES]
         layout = self._layout
@@ -125,7 +125,7 @@ class InsideProbe(Probe):
             self._layout = layout = _Layout(sizes, len(self.names), self.channels)
         if len(values) != layout.total:  # the model states shapes that its tensors have not
             self._outside = self._make_outside()
-            return self._outside.look(feed)
+            return self._outside.observe(feed)
         absmax = {i: np.maximum(-values[low], values[high]) for i, low, high in layout.channels}
         bottoms, tops, picks = (np.concatenate([values[at] for at in parts]) for parts in layout.parts)
         return Glimpse(layout.sizes, layout.picked, layout.rows, picks, bottoms, tops, absmax)
@@ -302,7 +302,7 @@ def _bytes(proto: ModelProto, change: Callable[[ModelProto], None]) -> bytes:
     Random numbers inside are drawn alike in every run, so that statistics are the same again.
     """
     change(proto)
-    hold_still(proto)
+    fix_randomness(proto)
     source = bytes(proto.SerializeToString())
     proto.Clear()
     return source

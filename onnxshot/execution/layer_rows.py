@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from onnxshot.comparison.random_nodes import still
+from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model
 from onnxshot.graph.macs import concrete_shapes
@@ -26,7 +26,7 @@ _WANTED = 64 << 20  # bytes of a model's outputs that are held at once, of as ma
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class MatrixForm:
     """How an operator multiplies: what is needed to see it as a product of matrices, group by group.
 
     op: Conv, Gemm without transA, or MatMul with the weight on the right; attrs: the node's.
@@ -127,7 +127,7 @@ def product(x: NDArray[np.float32], table: NDArray[np.float32]) -> NDArray[np.fl
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LayerOutputs:
     """What a model gives at some positions of a layer's output.
 
     values: [N, O], sample after sample; starts: the row that each begins with; sizes: those of each whole, [*spatial].
@@ -142,7 +142,7 @@ class Layer(Protocol):
     """A layer whose outputs are wanted."""
 
     @property
-    def form(self) -> Form:
+    def form(self) -> MatrixForm:
         """How it multiplies."""
 
     @property
@@ -150,16 +150,16 @@ class Layer(Protocol):
         """How many outputs it has."""
 
 
-def wanted(
+def layer_outputs(
     model: ModelProto,
     layers: Sequence[tuple[NodeProto, Layer]],
     feeds: Feeds,
     shares: Sequence[int],
     threads: int,
     most_bytes: int = _WANTED,
-) -> Iterator[Wanted]:
+) -> Iterator[LayerOutputs]:
     """What every layer gives, in order, at so many positions of every sample; some layers a run."""
-    model = still(model)
+    model = with_fixed_randomness(model)
     need = [4 * share * len(feeds) * layer.outputs for (_, layer), share in zip(layers, shares, strict=True)]
     start = 0
     while start < len(layers):
@@ -175,12 +175,12 @@ def wanted(
         for i in range(len(group)):
             values, sizes = zip(*(sample[i] for sample in rows), strict=True)
             ends = np.cumsum([len(part) for part in values])
-            yield Wanted(np.concatenate(values), np.concatenate([[0], ends[:-1]]), sizes)
+            yield LayerOutputs(np.concatenate(values), np.concatenate([[0], ends[:-1]]), sizes)
         start = end
 
 
 def _chosen_rows(
-    runner: Runner, layers: Sequence[tuple[str, Form, int]], numbered: tuple[int, Mapping[str, NDArray[Any]]]
+    runner: Runner, layers: Sequence[tuple[str, MatrixForm, int]], numbered: tuple[int, Mapping[str, NDArray[Any]]]
 ) -> list[tuple[NDArray[np.float32], tuple[int, ...]]]:
     """Of one sample, the chosen positions of each layer's output [N, O], and the sizes of the whole."""
     number, feed = numbered
@@ -195,7 +195,7 @@ def spread_over(size: int, share: int, number: int) -> NDArray[np.int64]:
     return np.minimum(((np.arange(count) + start) * (size / count)).astype(np.int64), size - 1)
 
 
-def affordable(model: ModelProto, layers: Collection[str], feeds: Feeds, held: int) -> int:
+def samples_that_fit(model: ModelProto, layers: Collection[str], feeds: Feeds, held: int) -> int:
     """How many samples fit into so many bytes: what a walk holds of one at a layer; of a quantized tensor, a byte."""
     shapes = concrete_shapes(Model(model), {name: np.shape(values) for name, values in feeds[0].items()})
     stops = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}

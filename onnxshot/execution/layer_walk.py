@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
-from onnxshot.comparison.random_nodes import still
+from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.execution.parallel import in_order
 from onnxshot.runtimes.ort_runtime import Runner
 
@@ -26,7 +26,7 @@ class Walk:
     """
 
     def __init__(self, proto: ModelProto, feeds: Sequence[Mapping[str, NDArray[Any]]], threads: int) -> None:
-        proto = still(proto)
+        proto = with_fixed_randomness(proto)
         self._proto, self._threads, self._count = proto, threads, len(feeds)
         self._nodes = list(proto.graph.node)
         self._maker = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}

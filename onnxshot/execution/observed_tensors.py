@@ -20,7 +20,7 @@ from onnxshot.targets import TARGETS
 
 
 @dataclass(frozen=True)
-class Watch:
+class CalibrationPass:
     """What a pass looks at.
 
     Attributes:
@@ -60,7 +60,7 @@ class Watch:
         return Statistics(stats, self.model_hash, self.samples.preset_hash, of, len(self.samples), told)
 
 
-def watch_of(
+def calibration_pass(
     model: Model,
     plan: Plan,
     recipe: Recipe,
@@ -69,11 +69,11 @@ def watch_of(
     *,
     settle: bool = True,
     known: Mapping[str, TensorStats] | None = None,
-) -> Watch:
+) -> CalibrationPass:
     """The pass that a plan needs; settle and known: as of `from_data`."""
     names, by_channel = _watched(model, plan, recipe)
     settle = settle and settings.samples == "auto" and not samples.random
-    return Watch(model, missing_in(known or {}, names, by_channel), by_channel, samples, settle)
+    return CalibrationPass(model, missing_in(known or {}, names, by_channel), by_channel, samples, settle)
 
 
 def missing_in(tensors: Mapping[str, TensorStats], names: Sequence[str], by_channel: Collection[str]) -> list[str]:

@@ -31,13 +31,13 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def shared_out(threads: int, items: int | None) -> tuple[int, int]:
+def split_threads(threads: int, items: int | None) -> tuple[int, int]:
     """(workers, threads for each) where `threads` work on so many items; None: on more than there are threads."""
     threads = max(1, threads)
     workers = threads if items is None else max(1, min(threads, items))
     return workers, threads // workers
 
 
-def at_once(*works: Callable[[], Result]) -> list[Result]:
+def run_concurrently(*works: Callable[[], Result]) -> list[Result]:
     """The results of a few independent calls, made side by side: sessions take their time to be created."""
     return list(in_order(lambda work: work(), works, len(works)))

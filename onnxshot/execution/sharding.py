@@ -19,8 +19,8 @@ from onnxshot.calibration.observers import Glimpse, Observers
 from onnxshot.calibration.outliers import Outliers, is_blank
 from onnxshot.calibration.stats import NO_STATS, TensorStats, merge
 from onnxshot.calibration.statsfile import Statistics
-from onnxshot.execution.collect import looks, notes_of, order_of
-from onnxshot.execution.observed_tensors import Watch
+from onnxshot.execution.collect import notes_of, observe_samples, order_of
+from onnxshot.execution.observed_tensors import CalibrationPass
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
 
@@ -31,7 +31,7 @@ _UNKNOWN = 1 << 62  # how many samples there are, before the first part has told
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Shard:
     """Samples that one process looks at: of those from place `start` to `stop` of the order, every count-th.
 
     stop: None for all that follow. part: which of `count` shares this is.
@@ -48,7 +48,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class PassInfo:
     """What the first process tells of the whole pass; digests: of all samples; key: of the statistics."""
 
     key: str
@@ -58,7 +58,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardResult:
     """What came of a share.
 
     Attributes:
@@ -80,16 +80,16 @@ class Part:
     rows: NDArray[np.int64]
     even: NDArray[np.bool_]
     seen: Sequence[Glimpse] = ()
-    head: Head | None = None
+    head: PassInfo | None = None
 
 
-def part_of(watch: Watch, share: Share, recipe: Recipe, settings: Settings) -> Part:
+def run_shard(watch: CalibrationPass, share: Shard, recipe: Recipe, settings: Settings) -> ShardResult:
     """Look at a share of a pass. Raises CalibrationError and ModelError as `collect` does."""
     head = None
     if share.start == share.part == 0:
         digests = watch.samples.digests()
         empty = watch.statistics({}, (), digests, ())
-        head = Head(watch.key(digests, recipe, settings.device), tuple(watch.names), tuple(digests), empty)
+        head = PassInfo(watch.key(digests, recipe, settings.device), tuple(watch.names), tuple(digests), empty)
     mine = share.of(order_of(len(watch.samples), settle=watch.settle))
     n = len(watch.names)
     observers, outliers = Observers(n), Outliers(n)
@@ -97,7 +97,7 @@ def part_of(watch: Watch, share: Share, recipe: Recipe, settings: Settings) -> P
     seen: list[Glimpse] = []
     rows, even = np.zeros(n, np.int64), np.ones(n, bool)
     numbers = [number for _, number in mine]
-    looking = looks(
+    looking = observe_samples(
         watch.model, watch.names, watch.samples, numbers, channels=watch.channels, threads=settings.threads,
         device=settings.device,
     )  # fmt: skip
@@ -112,11 +112,11 @@ def part_of(watch: Watch, share: Share, recipe: Recipe, settings: Settings) -> P
             seen.append(_without_picks(glimpse))
     digests = watch.samples.subset(numbers).digests() if head is None else [head.digests[i] for i in numbers]
     places = [place for place, _ in mine]
-    return Part(observers.stats(), places, numbers, digests, outliers, blank, rows, even, seen, head)
+    return ShardResult(observers.stats(), places, numbers, digests, outliers, blank, rows, even, seen, head)
 
 
 @dataclass(slots=True)
-class Sharded:
+class ShardedPass:
     """A pass under way: which shares are next, and what has come of those that were made.
 
     Attributes:
@@ -127,7 +127,7 @@ class Sharded:
 
     settle: bool
     count: int
-    head: Head | None = None
+    head: PassInfo | None = None
     _stats: list[TensorStats] = field(default_factory=list)
     _used: list[int] = field(default_factory=list)
     _outliers: Outliers = field(default_factory=lambda: Outliers(0))
@@ -141,16 +141,16 @@ class Sharded:
         """How many samples were run so far."""
         return len(self._used)
 
-    def shares(self) -> list[Share]:
+    def shares(self) -> list[Shard]:
         """The shares of the next round."""
         if not self.settle:
-            return [Share(0, None, part, self.count) for part in range(self.count)]
+            return [Shard(0, None, part, self.count) for part in range(self.count)]
         start, total = len(self._used), len(self.head.digests) if self.head is not None else _UNKNOWN
         stop = next(samples for samples in stops(total) if samples > start)
         count = max(1, min(self.count, (stop - start) // LEAST))
-        return [Share(start, stop, part, count) for part in range(count)]
+        return [Shard(start, stop, part, count) for part in range(count)]
 
-    def add(self, parts: Sequence[Part]) -> Statistics | None:
+    def add(self, parts: Sequence[ShardResult]) -> Statistics | None:
         """Take in a round; the statistics where the pass has ended. Raises ValueError where samples have changed."""
         head = self.head = self.head or next(part.head for part in parts if part.head is not None)
         n = len(head.names)
@@ -172,14 +172,14 @@ class Sharded:
             return None
         return self._whole(head)
 
-    def _merge(self, part: Part) -> None:
+    def _merge(self, part: ShardResult) -> None:
         self._stats = [merge(mine, other) for mine, other in zip(self._stats, part.stats, strict=True)]
         self._outliers = self._outliers.merged(part.outliers)
         self._blank += part.blank
         self._rows = part.rows if self._rows is None else self._rows
         self._even &= part.even & (part.rows == self._rows)
 
-    def _whole(self, head: Head) -> Statistics:
+    def _whole(self, head: PassInfo) -> Statistics:
         # A part without an element of a tensor is neutral, but a single pass would have met its other number of rows.
         stats = [
             one if even else replace(one, row_lows=(), row_highs=())

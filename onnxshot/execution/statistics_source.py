@@ -19,7 +19,7 @@ from onnxshot.calibration.statsfile import (
 from onnxshot.errors import CalibrationError
 from onnxshot.execution import statistics_cache
 from onnxshot.execution.collect import collect
-from onnxshot.execution.observed_tensors import missing_in, watch_of
+from onnxshot.execution.observed_tensors import calibration_pass, missing_in
 from onnxshot.files import cache_folder
 from onnxshot.files.ledger import SAMPLES, Read
 from onnxshot.graph import Model
@@ -34,7 +34,7 @@ HOLDOUT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
+class RunStatistics:
     """Statistics for a run; calibrated, held_out: numbers of the samples in the data; inferences: how many were run."""
 
     statistics: Statistics
@@ -63,14 +63,14 @@ def from_data(
     *,
     settle: bool = True,
     known: Mapping[str, TensorStats] | None = None,
-) -> Gathered:
+) -> RunStatistics:
     """Statistics of all the plan watches, from the cache where they are there, else from a pass over the data.
 
     settle: whether the pass may stop early, where the settings allow that; known: statistics of tensors that need not
     be watched again, which the result is without.
     """
     calibrated, held_out = split(len(data), holdout)
-    watch = watch_of(model, plan, recipe, data.subset(calibrated), settings, settle=settle, known=known)
+    watch = calibration_pass(model, plan, recipe, data.subset(calibrated), settings, settle=settle, known=known)
     digests, cached = watch.samples.digests(), settings.use_cache and not data.random
     # An entry of a cache that lies among the samples would be one of them from then on.
     cached = cached and cache_folder.is_there() and not Read(Path(data.source), "", SAMPLES).would_take(
@@ -80,7 +80,7 @@ def from_data(
     kept = statistics_cache.load(key, Path(settings.shared)) if settings.shared is not None else None
     kept = statistics_cache.load(key) if kept is None and cached else kept
     if kept is not None:
-        return Gathered(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes)
+        return RunStatistics(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes)
     found = collect(
         model, watch.names, watch.samples, channels=watch.channels, settle=watch.settle, threads=settings.threads,
         device=settings.device, progress=settings.progress,
@@ -89,10 +89,10 @@ def from_data(
     if cached:
         statistics_cache.store(key, statistics)
     used = _numbers(statistics, calibrated, digests)
-    return Gathered(statistics, used, held_out, len(found.used), statistics.notes)
+    return RunStatistics(statistics, used, held_out, len(found.used), statistics.notes)
 
 
-def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) -> Gathered:
+def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) -> RunStatistics:
     """Statistics of a file, which must be of this model, and of this data where there is any.
 
     Raises CalibrationError where they are not; both hashes are told.
@@ -106,7 +106,7 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
             "run onnxshot calibrate with the same --target and --include",
         )
     if data is None:
-        return Gathered(known, [], [], 0, known.notes)
+        return RunStatistics(known, [], [], 0, known.notes)
     refuse_other("preset", known.preset, str(path), data.preset_hash, data.source)
     digests = data.digests()
     if not set(known.samples) <= set(digests):
@@ -119,7 +119,7 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
     notes = known.notes
     if not new:
         notes = (*notes, "judged on samples that were calibrated on: no others were given")
-    return Gathered(known, calibrated, held_out, 0, notes)
+    return RunStatistics(known, calibrated, held_out, 0, notes)
 
 
 def _numbers(known: Statistics, numbers: Sequence[int], digests: Sequence[str]) -> list[int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from onnxshot.execution.activation import Activation, Activations
-from onnxshot.execution.layer_rows import Feeds, Form, Wanted, affordable, product, wanted
+from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs, product, samples_that_fit
 from onnxshot.execution.layer_walk import Walk
 from onnxshot.maths import optimal_brain_surgeon
 from onnxshot.maths.adaptive_rounding import corrected_bias
@@ -46,7 +46,7 @@ class Prunable:
 
     name: str
     op: str
-    form: Form
+    form: MatrixForm
     input: str
     output: str
     weight: str
@@ -110,10 +110,10 @@ def sparsified(
     layers: in the order of the graph. Held at any time: the model twice, HELD bytes of tensors, and of one layer
     ROWS rows of inputs and outputs and their second moments. Raises ModelError where the model does not run.
     """
-    feeds = feeds[: affordable(reference, [layer.name for layer in layers], feeds, HELD)]
+    feeds = feeds[: samples_that_fit(reference, [layer.name for layer in layers], feeds, HELD)]
     student, activations = Walk(reference, feeds, threads), Activations(reference)
     shares = [share_of(layer, len(feeds), ROWS) for layer in layers]
-    targets = wanted(reference, named(reference, layers), feeds, shares, threads, _WANTED)
+    targets = layer_outputs(reference, named(reference, layers), feeds, shares, threads, _WANTED)
     found = {}
     for done, (layer, share, outputs) in enumerate(zip(layers, shares, targets, strict=True), 1):
         pruned = (given or {}).get(layer.name)
@@ -144,7 +144,7 @@ def named(model: ModelProto, layers: Sequence[Prunable]) -> list[tuple[NodeProto
     return [(nodes[layer.name], layer) for layer in layers]
 
 
-def rows_of(walk: Walk, layer: Prunable, outputs: Wanted, share: int) -> NDArray[np.float32]:
+def rows_of(walk: Walk, layer: Prunable, outputs: LayerOutputs, share: int) -> NDArray[np.float32]:
     """What the layer reads in the walk for the positions of these outputs: [G, N, K]."""
     return layer.form.read(walk.values(layer.input), outputs.sizes, share, layer.shape, np.zeros((), np.float32))
 
@@ -155,7 +155,7 @@ class _Task:
 
     layer: Prunable
     x: NDArray[np.float32]
-    wanted: Wanted
+    wanted: LayerOutputs
     stored: NDArray[np.float32]
 
     def solve(

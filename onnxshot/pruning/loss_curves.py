@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.execution.candidate_race import tried
-from onnxshot.execution.layer_rows import Feeds, Wanted, affordable, wanted
+from onnxshot.execution.candidate_race import measure_candidates
+from onnxshot.execution.layer_rows import Feeds, LayerOutputs, layer_outputs, samples_that_fit
 from onnxshot.execution.layer_walk import Walk
 from onnxshot.graph.variants import with_constants
 from onnxshot.maths import optimal_brain_surgeon as obs
@@ -47,10 +47,10 @@ def curves(
     rows, and a few models. Raises ModelError where the model does not run.
     """
     feeds = feeds[:_SAMPLES]
-    feeds = feeds[: affordable(reference, [layer.name for layer in layers], feeds, HELD)]
+    feeds = feeds[: samples_that_fit(reference, [layer.name for layer in layers], feeds, HELD)]
     errors: list[list[float]] = []
 
-    def candidate(walk: Walk, layer: Prunable, outputs: Wanted, share: int) -> bytes:
+    def candidate(walk: Walk, layer: Prunable, outputs: LayerOutputs, share: int) -> bytes:
         x = rows_of(walk, layer, outputs, share)
         found, changed = _errors(walk, layer, x, outputs.starts, pattern, keep_zeros)
         errors.append(found)
@@ -59,14 +59,14 @@ def curves(
     def candidates() -> Iterator[bytes]:
         walk = Walk(reference, feeds, threads)
         shares = [share_of(layer, len(feeds), _ROWS) for layer in layers]
-        outputs = wanted(reference, named(reference, layers), feeds, shares, threads)
+        outputs = layer_outputs(reference, named(reference, layers), feeds, shares, threads)
         for done, (layer, given, one) in enumerate(zip(layers, outputs, shares, strict=True), 1):
             yield candidate(walk, layer, given, one)  # nothing of it is held here while it is run
             if progress is not None:
                 progress("measuring", done, len(layers))
 
     samples = [Sample(str(i), dict(feed)) for i, feed in enumerate((feeds[_FOLD - 1 :: _FOLD] or feeds)[:_HEARD_ON])]
-    heard = tried(reference.SerializeToString(), candidates(), samples, threads=threads)
+    heard = measure_candidates(reference.SerializeToString(), candidates(), samples, threads=threads)
     noise = [10 ** (-one.typical_db / 10) for one in heard]
     return [
         Curve(layer.size, _SPARSITIES, tuple(noise[i] * e / max(errors[i][_HEARD_AT], 1e-30) for e in errors[i]))

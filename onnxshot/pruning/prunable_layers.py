@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxshot.errors import UsageError
-from onnxshot.execution.layer_rows import Form
+from onnxshot.execution.layer_rows import MatrixForm
 from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.graph.ops import OPS, STANDARD_DOMAINS
 from onnxshot.graph.skip import Skip
@@ -104,7 +104,7 @@ def described(proto: ModelProto, names: Collection[str]) -> list[Prunable]:
     for node in proto.graph.node:
         if node.name not in chosen:
             continue
-        form = Form(node.op_type, {a.name: helper.get_attribute_value(a) for a in node.attribute})
+        form = MatrixForm(node.op_type, {a.name: helper.get_attribute_value(a) for a in node.attribute})
         shape = shapes[node.input[1]]
         groups, outputs, inputs = form.table(np.broadcast_to(np.float32(0), shape)).shape
         kernel = math.prod(shape[2:]) if node.op_type == "Conv" else 1

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from onnxshot.comparison.random_nodes import still
+from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.errors import ModelError
 from onnxshot.execution.layer_walk import reads
 from onnxshot.graph.variants import changed, exposed
@@ -89,7 +89,7 @@ class Guard:
             if layer.name in pruned:
                 constants[layer.weight], bias = pruned[layer.name].weight, pruned[layer.name].bias
                 constants |= {} if bias is None else {layer.bias: bias}
-        model = still(changed(self.reference, constants))
+        model = with_fixed_randomness(changed(self.reference, constants))
         made = exposed(model, outputs) if outputs else bytes(model.SerializeToString())
         return Runner(made, threads=self.threads, inner=bool(outputs))
 

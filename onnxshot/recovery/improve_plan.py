@@ -13,9 +13,9 @@ from onnxshot.calibration.range_methods import METHODS, Range
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.execution.candidate_race import Tried
+from onnxshot.execution.candidate_race import CandidateError
 from onnxshot.execution.parallel import in_order
-from onnxshot.execution.statistics_source import Gathered, from_data
+from onnxshot.execution.statistics_source import RunStatistics, from_data
 from onnxshot.graph import Model
 from onnxshot.graph.load import copy_of
 from onnxshot.maths.smoothquant import STRENGTH
@@ -70,7 +70,7 @@ class Improver:
     settings: Settings
     trained: Trained
     data: Dataset
-    gathered: Gathered
+    gathered: RunStatistics
     report: Report
     _learned_from: list[Sample] = field(init=False, default_factory=list)
 
@@ -128,7 +128,7 @@ class Improver:
 
     def _choose(
         self, candidates: Sequence[effort.Candidate], batches: Iterable[Sequence[Sample]]
-    ) -> tuple[effort.Candidate, Tried | None]:
+    ) -> tuple[effort.Candidate, CandidateError | None]:
         def rewrite(model: Model, plan: Plan) -> object:
             return apply_plan(model, plan, self.recipe)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxshot.execution.activation import Activation, Activations
-from onnxshot.execution.layer_rows import Feeds, Form, Wanted, affordable, product, wanted
+from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs, product, samples_that_fit
 from onnxshot.execution.layer_walk import Walk
 from onnxshot.maths.adaptive_rounding import corrected_bias, round_weights
 from onnxshot.maths.affine import bias_safe_scale
@@ -62,7 +62,7 @@ def reconstruct(
     ready = [(originals[node.name], layer) for node, layer in known if layer is not None]
     rows = _WEIGHT_ROWS if rounding else _BIAS_ROWS
     share = -(-rows // len(feeds))
-    outputs_of = wanted(reference, ready, feeds, [share] * len(ready), threads)
+    outputs_of = layer_outputs(reference, ready, feeds, [share] * len(ready), threads)
     found = {}
     for done, ((node, layer), outputs) in enumerate(zip(ready, outputs_of, strict=True), 1):
         weight = numpy_helper.to_array(constants[node.input[1]]) if rounding and node.input[1] in constants else None
@@ -80,7 +80,7 @@ def reconstruct(
 class _Layer:
     """A layer of the candidate: how it multiplies, names of its input and constants, and how many outputs it has."""
 
-    form: Form
+    form: MatrixForm
     input: str
     weight: str
     scale: str
@@ -102,7 +102,7 @@ class _Layer:
             return None
         bias = node.input[2] if len(node.input) > 2 else ""
         outputs = student.constant(maker.input[1]).size
-        found = cls(Form(node.op_type, attrs), node.input[0], maker.input[0], maker.input[1], bias, outputs)
+        found = cls(MatrixForm(node.op_type, attrs), node.input[0], maker.input[0], maker.input[1], bias, outputs)
         weight = student.constant(maker.input[0])
         if weight.dtype != np.int8 or (weight.ndim != 2 and node.op_type != "Conv"):
             return None
@@ -110,7 +110,7 @@ class _Layer:
         return replace(found, outputs=table.shape[0] * table.shape[1]) if table.shape[2] <= _MOST_INPUTS else None
 
     def repair(
-        self, student: Walk, wanted: Wanted, share: int, weight: NDArray[Any] | None, behind: Activation
+        self, student: Walk, wanted: LayerOutputs, share: int, weight: NDArray[Any] | None, behind: Activation
     ) -> Repair:
         """Learn the repair from what the layer reads in the student, and what it should give."""
         stored, scale = student.constant(self.weight), student.constant(self.scale).astype(np.float64).reshape(-1)
@@ -136,7 +136,7 @@ class _Layer:
         fits = np.array_equal(bias_safe_scale(flat, params[0], bias.reshape(-1)), flat)
         return Repair(bias if fits else None, rounded)
 
-    def _read(self, student: Walk, wanted: Wanted, share: int) -> _Rows:
+    def _read(self, student: Walk, wanted: LayerOutputs, share: int) -> _Rows:
         """What the layer reads for those positions."""
         params = student.params(self.input)
         assert params is not None
@@ -187,4 +187,4 @@ class _Rows:
 
 def _affordable(model: ModelProto, layers: Collection[str], feeds: Feeds) -> int:
     """How many samples fit into HELD: what the walk holds of one while a layer is repaired, a byte a value."""
-    return affordable(model, layers, feeds, HELD)
+    return samples_that_fit(model, layers, feeds, HELD)

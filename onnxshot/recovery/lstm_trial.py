@@ -78,7 +78,7 @@ def settle(
 def _typical_db(
     model: Model, plan: Plan, reference: Path | bytes, samples: Sequence[Sample], settings: Settings
 ) -> float:
-    (found,) = candidate_race.tried(reference, [_made(model, plan)], samples, threads=settings.threads)
+    (found,) = candidate_race.measure_candidates(reference, [_made(model, plan)], samples, threads=settings.threads)
     return found.typical_db
 
 

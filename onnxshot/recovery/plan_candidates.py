@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.execution.candidate_race import Tried, race
+from onnxshot.execution.candidate_race import CandidateError, race
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import copy_of, load_model
 from onnxshot.passes.apply_repairs import ApplyRepairs
@@ -67,7 +67,7 @@ def choose(
     batches: Iterable[Sequence[Sample]],
     *,
     threads: int,
-) -> tuple[Candidate, Tried | None]:
+) -> tuple[Candidate, CandidateError | None]:
     """The candidate that comes closest to the reference once `rewrite` has quantized a copy of it, and how close.
 
     Without any samples, the first.

@@ -18,7 +18,7 @@ from onnx import ModelProto, helper
 from onnxshot.calibration.range_methods import Range
 from onnxshot.calibration.readers import Sample
 from onnxshot.comparison.balanced_sqnr import balanced_db, joined, sums_of
-from onnxshot.comparison.comparison_setup import Fair, Other, fair
+from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
@@ -52,7 +52,7 @@ def refined(
 
     method: that the plan's ranges were chosen by. Held at any time: two models and the outputs of the samples.
     """
-    how = fair(model.to_proto().SerializeToString(), samples[0].feed)
+    how = comparison_setup(model.to_proto().SerializeToString(), samples[0].feed)
     runner = Runner(how.reference, threads=1, whole=True)
     wanted = list(in_order(lambda sample: runner.run(sample.feed), samples, threads))
     samples = [how.sample(sample, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
@@ -96,7 +96,7 @@ def _others(now: Range, low: float, high: float) -> Iterator[Range]:
 
 
 def _sqnrs(
-    how: Fair,
+    how: ComparisonSetup,
     model: Model,
     plan: Plan,
     group: str,
@@ -110,7 +110,7 @@ def _sqnrs(
     One for each of these params.
     """
     proto, scale, zero_point = _alone(model, plan, group)
-    runner = Other(how, proto.SerializeToString(), threads=1)
+    runner = CandidateRunner(how, proto.SerializeToString(), threads=1)
     for given in params:
         extra = {scale: np.asarray(given.scale, np.float32), zero_point: np.asarray(given.zero_point)}
         feeds = ({**sample.feed, **extra} for sample in samples)

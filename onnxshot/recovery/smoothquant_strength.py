@@ -12,7 +12,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.comparison.random_nodes import hold_still
+from onnxshot.comparison.random_nodes import fix_randomness
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model, Node, Tensor, edit, weights
 from onnxshot.graph.load import copy_of
@@ -164,7 +164,7 @@ def _gathered(model: Model, names: Sequence[str], samples: Sequence[Sample], thr
     """Rows of the tensors of a float model; without those that were empty or not finite in every sample."""
     proto = ModelProto()
     proto.CopyFrom(model.to_proto())
-    hold_still(proto)
+    fix_randomness(proto)
     given = {out.name for out in proto.graph.output} | {i.name for i in proto.graph.input}
     proto.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in given)
     wanted = [name for name in names if name not in {i.name for i in proto.graph.input}]

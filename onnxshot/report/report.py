@@ -14,7 +14,7 @@ from onnxshot.report.advice import is_slower
 from onnxshot.report.saving import save_report
 from onnxshot.report.values import Artifact, NodeReport, TensorReport, rounded, to_json
 from onnxshot.report.verdict import Verdict, judge
-from onnxshot.runtimes.ort_versions import Needs
+from onnxshot.runtimes.ort_versions import VersionNeeds
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class Report:
     float_macs: dict[str, float] = field(default_factory=dict)
     float_between_qdq: int | None = None
     int8_unplanned: list[str] = field(default_factory=list)
-    onnxruntime: Needs | None = None
+    onnxruntime: VersionNeeds | None = None
     sparsity: float = 0.0
     latency: dict[str, float] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class NodeExecution:
     """One node as it ran.
 
     Attributes:
@@ -43,7 +43,7 @@ class Execution:
         note: why there is nothing here, where there is nothing.
     """
 
-    nodes: tuple[Ran, ...]
+    nodes: tuple[NodeExecution, ...]
     ops: Mapping[str, int]
     float_between: tuple[str, ...] = ()
     note: str = ""

@@ -20,7 +20,7 @@ from typing import Any
 LEAST_ROUNDS = 3
 
 
-def in_turns(
+def time_interleaved(
     runs: Sequence[Callable[[Any], Any]],
     feeds: Sequence[Any],
     rounds: int,
@@ -84,7 +84,7 @@ def timed(job: dict[str, Any]) -> dict[str, Any]:
         except Exception as e:  # ONNX Runtime's errors share no base class
             return {**answer, "error": str(e), "model": number}
         runs.append(run)
-    return {**answer, "ms": in_turns(runs, feeds, job["rounds"], job["seconds"])}
+    return {**answer, "ms": time_interleaved(runs, feeds, job["rounds"], job["seconds"])}
 
 
 def main() -> None:

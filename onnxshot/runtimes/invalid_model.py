@@ -44,7 +44,7 @@ def blames_model(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
         except Exception as error:
             given = signature.bind_partial(*args, **kwargs).arguments
             for model in _models(given.get(name) for name in _NAMES):
-                if reason := unsound(model):
+                if reason := invalid_reason(model):
                     name = "the model" if isinstance(model, ModelProto) else str(model)
                     what = f"{type(error).__name__}: {first_line(error, limit=120)}"
                     said = f"{name} cannot be worked on ({what}); {reason}"
@@ -63,7 +63,7 @@ def _models(values: Iterable[object]) -> Iterator[str | Path | ModelProto]:
             yield from _models(value)
 
 
-def unsound(source: str | Path | ModelProto) -> str:
+def invalid_reason(source: str | Path | ModelProto) -> str:
     """Why ONNX Runtime does not load the model, or ONNX calls it invalid; or "".
 
     Or why it does not run on zeros, where it does not at any of several sizes that take the place of open ones.

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxshot.graph import Model
 from onnxshot.graph.macs import Shapes, count
-from onnxshot.runtimes.executed import Execution, Ran
+from onnxshot.runtimes.executed import Execution, NodeExecution
 from onnxshot.runtimes.openvino_rules import asks_for_int8
 
 _MULTIPLY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "QKVProjection", "RNNCell", "RNNSeq")
@@ -36,7 +36,7 @@ def read_execution(compiled: Any, source: Model, shapes: Shapes) -> Execution:
         # What makes an output of the model has that one's name.
         kernel = next((kernels[name] for name in (node.label, node.outputs[0].name) if name in kernels), "")
         int8 = kernel.lower().endswith("i8")
-        nodes.append(Ran(node.label, node.op, "int8" if int8 else "float", row.macs, row.exact, asked))
+        nodes.append(NodeExecution(node.label, node.op, "int8" if int8 else "float", row.macs, row.exact, asked))
         if asked and not int8:
             refused.append(f"{node.op} {node.label}")
     return Execution(tuple(nodes), dict(ops.most_common()), tuple(refused))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxshot.errors import UsageError
 from onnxshot.runtimes.base import Loaded
-from onnxshot.runtimes.interleaved_timing import in_turns
+from onnxshot.runtimes.interleaved_timing import time_interleaved
 from onnxshot.runtimes.ort_runtime import CPU, Feed, Runner
 
 _CHECKED = 10  # rounds between two looks at whether it is enough
@@ -64,10 +64,10 @@ def bench(
     if not models or not feeds or rounds < 1:
         raise UsageError(f"nothing to time: {len(models)} models, {len(feeds)} samples, {rounds} rounds")
     runners = [Runner(path, threads=threads, providers=providers) for path in models]
-    return time_in_turns(list(zip(models, runners, strict=True)), feeds, rounds, seconds, precision)
+    return bench_loaded(list(zip(models, runners, strict=True)), feeds, rounds, seconds, precision)
 
 
-def time_in_turns(
+def bench_loaded(
     named: Sequence[tuple[Path, Loaded]],
     feeds: Sequence[Feed],
     rounds: int = 200,
@@ -78,7 +78,7 @@ def time_in_turns(
     def enough(taken: list[list[float]]) -> bool:
         return precision is not None and len(taken) % _CHECKED == 0 and settled(np.array(taken), precision)
 
-    taken = in_turns([runner.run for _, runner in named], feeds, rounds, seconds, enough)
+    taken = time_interleaved([runner.run for _, runner in named], feeds, rounds, seconds, enough)
     return latencies([path for path, _ in named], taken)
 
 

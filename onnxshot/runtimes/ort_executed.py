@@ -26,7 +26,7 @@ from onnxshot.graph.load import first_line
 from onnxshot.graph.macs import NodeMacs, Shape, concrete_shapes, count, work_of
 from onnxshot.graph.model import Model
 from onnxshot.graph.ops import weight_slot
-from onnxshot.runtimes.executed import Execution, Ran
+from onnxshot.runtimes.executed import Execution, NodeExecution
 from onnxshot.runtimes.ort_profile import Event, profiled
 from onnxshot.runtimes.ort_runtime import Feed, external_bytes, label, session
 
@@ -173,7 +173,9 @@ def _reads_stored_integers(node: Node) -> bool:
     return any(m is not None and m.op == "DequantizeLinear" and isinstance(m.inputs[0], Constant) for m in makers)
 
 
-def _rows(written: Model, found: _Found, worked: Mapping[Node, NodeMacs], labels: Mapping[str, str]) -> Iterator[Ran]:
+def _rows(
+    written: Model, found: _Found, worked: Mapping[Node, NodeMacs], labels: Mapping[str, str]
+) -> Iterator[NodeExecution]:
     for _, node in written.walk():
         work, precision = worked.get(node), precision_of(node)
         if precision == "float" and node.name in found.int8:
@@ -185,9 +187,9 @@ def _rows(written: Model, found: _Found, worked: Mapping[Node, NodeMacs], labels
         by_itself = own and (precision != "float" or node.name in found.rounded)
         macs, exact, aside = (work.macs, work.exact, work.in_float) if work is not None else (0, True, 0)
         name = labels[node.name]
-        yield Ran(name, node.op, precision, macs - aside, exact, by_itself=by_itself)
+        yield NodeExecution(name, node.op, precision, macs - aside, exact, by_itself=by_itself)
         if aside:
-            yield Ran(name, node.op, "float", aside, exact)
+            yield NodeExecution(name, node.op, "float", aside, exact)
 
 
 def precision_of(node: Node) -> str:

@@ -53,7 +53,7 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True)
-class Rests:
+class Requirement:
     """One form that a file rests on: its name, the first version for it, in how many nodes, and whether to load it."""
 
     form: str
@@ -63,7 +63,7 @@ class Rests:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class VersionNeeds:
     """What a file needs of ONNX Runtime.
 
     Attributes:
@@ -74,7 +74,7 @@ class Needs:
 
     loads_from: str
     fused_from: str
-    rests_on: tuple[Rests, ...] = ()
+    rests_on: tuple[Requirement, ...] = ()
 
     def to_text(self) -> str:
         """One line for people."""
@@ -90,20 +90,21 @@ class Needs:
         return line + (f": {', '.join(f'{r.form} ({r.nodes})' for r in most)}" if most else "")
 
 
-def needs(model: Model) -> Needs:
+def needs(model: Model) -> VersionNeeds:
     """What a model needs of ONNX Runtime, by the forms that are in it."""
     found: Counter[Form] = Counter()
     for _, node in model.walk():
         found.update(form for form in FORMS if form.found(node))
-    rests = [Rests(form.name, _text(form.since), count, form.loads) for form, count in found.items()]
-    rests += [Rests(name, _text(since), 1, True) for name, since in _of_file(model)]
+    rests = [Requirement(form.name, _text(form.since), count, form.loads) for form, count in found.items()]
+    rests += [Requirement(name, _text(since), 1, True) for name, since in _of_file(model)]
     order = sorted(rests, key=lambda r: _version(r.since), reverse=True)
     own = Counter(name for _, node in model.walk() if (name := _own_form(node)))
     if own:
-        return Needs(UNKNOWN, UNKNOWN, (*(Rests(name, UNKNOWN, count, True) for name, count in own.items()), *order))
+        unreadable = [Requirement(name, UNKNOWN, count, True) for name, count in own.items()]
+        return VersionNeeds(UNKNOWN, UNKNOWN, (*unreadable, *order))
     loads = max((_version(r.since) for r in order if r.loads), default=OLDEST)
     fused = max((_version(r.since) for r in order), default=OLDEST)
-    return Needs(_text(loads), _text(fused), tuple(order))
+    return VersionNeeds(_text(loads), _text(fused), tuple(order))
 
 
 def runs_nowhere(model: Model) -> str:

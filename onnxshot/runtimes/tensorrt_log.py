@@ -15,7 +15,7 @@ from pathlib import Path
 
 from onnxshot.graph import Model, Node, edit
 from onnxshot.graph.macs import Shape, concrete_shapes, count
-from onnxshot.runtimes.executed import Execution, Ran
+from onnxshot.runtimes.executed import Execution, NodeExecution
 
 _KERNEL = re.compile(r"\w+\|\s*Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<rest>.*)$")
 _TYPE = re.compile(r"Datatype: [^}]*?\b(Int8|Int4|FP8|Float|Half|BFloat16|BF16|FP16|FP32|Int32|Int64|Bool|UInt8)\b")
@@ -82,7 +82,7 @@ def execution(model: Model, feed_shapes: Mapping[str, Shape], log: Path) -> Exec
         precision = next((k.precision for k in makers if k.computes(name)), "float")
         stored = "int4" if any("Int4" in k.constants for k in makers) else ""
         asked = _asked_for(row.node)
-        ran.append(Ran(row.node.label, row.node.op, precision, row.macs, row.exact, asked, stored))
+        ran.append(NodeExecution(row.node.label, row.node.op, precision, row.macs, row.exact, asked, stored))
         if precision == "float" and asked:
             wanted.append(f"{row.node.op} {row.node.label}")
     return Execution(tuple(ran), dict(Counter(k.kind for k in made).most_common()), tuple(wanted))

@@ -114,7 +114,9 @@ class Workbench:
         base = self.run.model.to_proto()
         made = (bytes(self._rewritten(base, plan).to_proto().SerializeToString()) for plan in plans)
         assert self.run.reference is not None
-        found = candidate_race.tried(self.run.reference.model, made, self.samples, threads=self.run.settings.threads)
+        found = candidate_race.measure_candidates(
+            self.run.reference.model, made, self.samples, threads=self.run.settings.threads
+        )
         return (one.total.db for one in found)
 
     def latencies(self) -> dict[str, tuple[float, float]]:

@@ -15,9 +15,9 @@ from onnxshot.arguments import check_fields
 from onnxshot.calibration.functions import load, named, users_code
 from onnxshot.calibration.readers import Dataset
 from onnxshot.comparison.balanced_sqnr import sums_of
-from onnxshot.comparison.comparison_setup import Fair, Other, fair
+from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.errors import CalibrationError, UsageError
-from onnxshot.execution.parallel import in_order, shared_out
+from onnxshot.execution.parallel import in_order, split_threads
 from onnxshot.maths.metrics import SqnrSum
 from onnxshot.runtimes.ort_bench import NOISE, Latency, bench
 from onnxshot.runtimes.ort_runtime import Runner, stored_bytes
@@ -138,15 +138,15 @@ class Judge:
     settings: Settings
     float_score: float | None = field(init=False, default=None)
     _evaluate: Evaluate | None = field(init=False)
-    _how: Fair = field(init=False)
+    _how: ComparisonSetup = field(init=False)
     _float: Runner = field(init=False)
     _float_ms: float = field(init=False, default=0.0)
     _workers: tuple[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._evaluate = function_of(self.goal.evaluate)
-        self._workers = shared_out(self.settings.threads, len(self.samples))
-        self._how = fair(self.reference, self.samples[0].feed)
+        self._workers = split_threads(self.settings.threads, len(self.samples))
+        self._how = comparison_setup(self.reference, self.samples[0].feed)
         self._float = Runner(self._how.reference, threads=self._workers[1], whole=True)
         if self.goal.max_latency is not None:
             # The quickest counts: other work makes it slower only.
@@ -181,7 +181,7 @@ class Judge:
 
     def _sqnr_db(self, model: Path) -> float:
         workers, threads = self._workers
-        candidate, total, how = Other(self._how, model, threads=threads), SqnrSum(), self._how
+        candidate, total, how = CandidateRunner(self._how, model, threads=threads), SqnrSum(), self._how
 
         def both(index: int) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
             feed = self.samples[index].feed

@@ -18,7 +18,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.calibration.readers import Dataset
-from onnxshot.comparison.balanced_sqnr import Tried, joined
+from onnxshot.comparison.balanced_sqnr import CandidateError, joined
 from onnxshot.delivery.artifacts import Judged
 from onnxshot.errors import OnnxshotError
 from onnxshot.execution import candidate_race
@@ -194,7 +194,8 @@ class Shortfall:
 
         def measure(sets: Iterable[Units]) -> Iterator[float]:
             made = (bytes(self._with_floats(units).SerializeToString()) for units in sets)
-            for one in candidate_race.tried(self.judged.reference, made, samples, threads=self.settings.threads):
+            reference, threads = self.judged.reference, self.settings.threads
+            for one in candidate_race.measure_candidates(reference, made, samples, threads=threads):
                 if time.perf_counter() > self._deadline - _TO_MEASURE:
                     raise _OutOfTime
                 yield self._closeness(one)
@@ -207,7 +208,7 @@ class Shortfall:
         """The outputs that are below the floor by themselves."""
         return [name for name, db in self.report.output_sqnr_db.items() if level_of(db) == BAD]
 
-    def _closeness(self, one: Tried) -> float:
+    def _closeness(self, one: CandidateError) -> float:
         """SQNR of all outputs together, or of the worst of those that are below the floor: it is to be lifted."""
         total, outputs = one.total.db, joined(one.samples)
         return min([total, *(outputs[name].db for name in self._low if name in outputs)])
@@ -239,17 +240,17 @@ class Shortfall:
                 if not _quantizes(report) or (given and size > given):
                     return
                 found = compare(reference, path, samples, threads=self.settings.threads, sizes=self.frozen)
-                proof.tell(report, found, random=False)
+                proof.record_comparison(report, found, random=False)
                 ran = executed(path, sample=samples[0].feed, threads=self.settings.threads)
                 if recipe.mode != "weights" and ran.total_macs and not ran.share:
                     return
-                proof.tell_execution(report, ran)
+                proof.record_execution(report, ran)
                 if isinstance(reference, bytes):
                     source = folder / "float.onnx"
                     source.write_bytes(reference)
                 else:
                     source = reference
-                proof.time_both(report, source, path, samples, self.settings)
+                proof.record_latency(report, source, path, samples, self.settings)
             except OnnxshotError:
                 return
         report.input_bytes = given

@@ -105,14 +105,14 @@ class QuantizedProof:
         judged = Judged(reference.model, held_out)
         with report.timed("verify"):
             self._measure(reference, float_model, written, runs, held_out)
-        report.worst = report_rows.with_values(report.worst, self.plan, self.stats)
+        report.worst = report_rows.with_histograms(report.worst, self.plan, self.stats)
         if not self.target.runs_here:
             how = "" if runs is written else ", which has no bfloat16, in float32"
             how += " rounded to it at every step" if self.recipe.half == "bf16" else ""
             self._prove_in_target(written, judged, how)
             return judged
         with report.timed("bench"), scratch() as folder:
-            proof.time_both(report, reference.at(folder / "float.onnx"), written, held_out, self.settings)
+            proof.record_latency(report, reference.at(folder / "float.onnx"), written, held_out, self.settings)
         if self.target.everywhere:
             self._prove_everywhere(written, given, judged)
         return judged
@@ -131,14 +131,14 @@ class QuantizedProof:
             reference.model, runs, held_out, tensors=list(self.plan.tensors) or None, threads=threads,
             inside=float_model.SerializeToString(), sizes=self.frozen,
         )  # fmt: skip
-        proof.tell(report, found, random=held_out.random)
+        proof.record_comparison(report, found, random=held_out.random)
         report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, self.plan) for row in found.tensors]
         report.notes += _refused_methods(self.plan)
         # Of 16 bits ONNX Runtime fuses nothing: its float32 form says what is in int8.
         with in_float(runs, wanted=self.half and runs is written) as counted:
             found_int8 = executed(counted, sample=first.feed, threads=threads)
         integers = {node.label for node in already_quantized(self.model)}  # as they came
-        proof.tell_execution(report, found_int8, self.plan.labels(FLOAT) - integers)
+        proof.record_execution(report, found_int8, self.plan.labels(FLOAT) - integers)
 
     def _prove_in_target(self, written: Path, judged: Judged, how: str) -> None:
         """Measure the file in the runtime that it is for, where that is installed and no artifact is measured in it."""

@@ -21,7 +21,7 @@ from onnxshot.delivery.record import Record, precisions, record, stamp
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.execution import candidate_race
 from onnxshot.execution.statistics_cache import model_hash
-from onnxshot.execution.statistics_source import Gathered, from_data, from_file, open_calib
+from onnxshot.execution.statistics_source import RunStatistics, from_data, from_file, open_calib
 from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import Frozen
 from onnxshot.graph.load import load_model
@@ -86,7 +86,7 @@ class Run:
     source_hash: str = field(init=False)  # of the model as it was given
     widened: WidenHalf = field(init=False, default_factory=WidenHalf)  # what was computed in 16 bits
     sampled: bool = field(init=False, default=False)
-    gathered: Gathered | None = field(init=False, default=None)
+    gathered: RunStatistics | None = field(init=False, default=None)
     held_out: list[int] = field(init=False, default_factory=list)  # samples that nothing is learned from; empty: all
     improver: Improver | None = field(init=False, default=None)
     trained: Trained = field(init=False, default=NOTHING)
@@ -225,7 +225,7 @@ class Run:
                 self._halve(data)
         FreezeShapes(self.frozen).run(self.model)
         self.report.skips = [*self.plan.skips, *refused]
-        self.report.graph = report_rows.treated(graph, self.plan)
+        self.report.graph = report_rows.with_plan(graph, self.plan)
         if self.recipe.quantizes and not self.plan.stored and all(n.how == FLOAT for n in self.plan.nodes):
             self.report.notes.append(self._why_nothing())
         self._stamp(data)

@@ -10,9 +10,9 @@ from typing import Any
 
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.comparison.class_scores import Scores, makers_of
-from onnxshot.comparison.comparison_setup import Fair, Other, fair
+from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.errors import CalibrationError, ModelError
-from onnxshot.execution.parallel import in_order, shared_out
+from onnxshot.execution.parallel import in_order, split_threads
 from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
 from onnxshot.report.values import GAP_DB
 from onnxshot.runtimes.base import Loaded
@@ -94,7 +94,7 @@ def compare(
         CalibrationError: there are no samples.
     """
     sides = with_frozen(contract(reference), sizes), contract(candidate)
-    workers, each = shared_out(threads, len(samples) if isinstance(samples, Sized) else None)
+    workers, each = split_threads(threads, len(samples) if isinstance(samples, Sized) else None)
     start, samples = _begun(samples)
     how, judge, fast = _loaded(reference, candidate, start, each)
     names = how.compared(judge.outputs, fast.outputs)
@@ -111,7 +111,7 @@ def compare(
         picks.add(wanted, got)
         if count < SAMPLES:
             first.append((how.sample(sample, wanted), wanted))
-            picked = picked and how.picked(got)
+            picked = picked and how.has_picks(got)
         count += 1
 
     wanted_of = {id(sample): wanted for sample, wanted in first}
@@ -124,26 +124,26 @@ def compare(
     seen = [sample for sample, _ in first]
     if too_large(reference, candidate):  # seen from outside only
         del fast
-        slow = Other(how, candidate, threads=each, optimize=False)
+        slow = CandidateRunner(how, candidate, threads=each, optimize=False)
         for run in _run(judge, slow, seen, workers, how):
             plain(*run)
     else:
         del judge, fast
-        alike = how if picked else how.free
+        alike = how if picked else how.unordered
         rows_inside = compare_tensors(
-            alike.other(inside or reference), alike.other(candidate), seen, tensors, threads=threads,
-            outputs=[n for n in names if picked or not how.is_key(n)], each=plain, scaled=scaled,
+            alike.prepared(inside or reference), alike.prepared(candidate), seen, tensors, threads=threads,
+            outputs=[n for n in names if picked or not how.is_sort_key(n)], each=plain, scaled=scaled,
         )  # fmt: skip
         again = [row.tensor for row in rows_inside if row.sqnr_db < _CLEAR_DB] if form and how.plain else []
         if again:
-            others = compare_tensors(form, how.other(candidate), seen, again, threads=threads, scaled=scaled)
+            others = compare_tensors(form, how.prepared(candidate), seen, again, threads=threads, scaled=scaled)
             rows_inside = closest(rows_inside, others)
     found = _comparison(sums, totals, count, picks)
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
     return replace(
         found, contract=difference(*sides), notes=(*notes, *how.notes, *found.notes), tensors=rows_inside,
         tensor_samples=len(seen) if rows_inside else 0,
-        random=tuple(source.node for source in how.noise), copied=tuple(one.output for one in how.copied),
+        random=tuple(source.node for source in how.random_nodes), copied=tuple(one.output for one in how.copied),
     )  # fmt: skip
 
 
@@ -162,19 +162,19 @@ def _begun(samples: Iterable[Sample]) -> tuple[Sample, Iterable[Sample]]:
 
 def _loaded(
     reference: Path | bytes, candidate: Path | bytes, sample: Sample, threads: int
-) -> tuple[Fair, Runner, Other]:
+) -> tuple[ComparisonSetup, Runner, CandidateRunner]:
     """How the candidate is held against the reference, and both as they are run for it."""
-    how, other = fair(reference, sample.feed).or_plain(candidate, reference, threads)
+    how, other = comparison_setup(reference, sample.feed).load_candidate(candidate, reference, threads)
     return how, Runner(how.reference, threads=threads, whole=True), other
 
 
-def _sums(how: Fair, names: Iterable[str]) -> dict[str, Sums]:
+def _sums(how: ComparisonSetup, names: Iterable[str]) -> dict[str, Sums]:
     """What is added up, by name of the output in the models that are run."""
-    ordered = {output for outputs in how.seen.values() for output in outputs}
+    ordered = {output for outputs in how.ordered_outputs.values() for output in outputs}
     left_out = ordered | {one.output for one in how.copied}
     makers = makers_of(how.reference)
-    scores = {n: None if how.is_key(n) or n in left_out else Scores(makers.get(n, "")) for n in names}
-    return {name: Sums(how.told(name), scores=one) for name, one in scores.items()}
+    scores = {n: None if how.is_sort_key(n) or n in left_out else Scores(makers.get(n, "")) for n in names}
+    return {name: Sums(how.output_name(name), scores=one) for name, one in scores.items()}
 
 
 def _comparison(sums: Mapping[str, Sums], totals: Totals, count: int, picks: Picks | None = None) -> Comparison:
@@ -214,9 +214,10 @@ def _as_ordered(row: OutputRow, ordered: Mapping[str, float]) -> OutputRow:
 
 def _picked(picks: Picks) -> list[str]:
     """What the nodes that order picked, in words."""
+    ordered = picks.how.ordered_outputs
     return [
-        f"{order.op} {order.node!r} orders {_list(sorted(picks.how.seen[order.number]))}: compared in the float "
-        f"model's order; {same / of:.1%} of what is picked is the same"
+        f"{order.op} {order.node!r} orders {_list(sorted(ordered[order.number]))}: compared in the float model's "
+        f"order; {same / of:.1%} of what is picked is the same"
         for order, same, of in picks.counts()
         if of
     ]
@@ -233,11 +234,11 @@ def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset,
         raise ModelError(f"no output in common: {_list(judge.outputs)} against {_list(candidate.outputs)}")
     if not len(samples):
         raise CalibrationError(_NO_SAMPLES)
-    how = fair(reference, samples[0].feed)
+    how = comparison_setup(reference, samples[0].feed)
     told, names = names, _comparable(how, names)
     makers = makers_of(reference)
     sums, totals = {name: Sums(name, scores=Scores(makers.get(name, ""))) for name in names}, Totals()
-    alike = Fair(reference)
+    alike = ComparisonSetup(reference)
     for sample, wanted, got in _run(judge, candidate, samples if names else [samples[0]], 1, alike):
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=False)
@@ -249,24 +250,24 @@ def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset,
     return replace(found, notes=(*found.notes, note))
 
 
-def _comparable(how: Fair, names: Iterable[str]) -> list[str]:
+def _comparable(how: ComparisonSetup, names: Iterable[str]) -> list[str]:
     """The outputs that say something of a model that cannot be changed for a comparison."""
-    if how.noise:
+    if how.random_nodes:
         return []
-    hidden = {name for outputs in how.seen.values() for name in outputs} | {one.output for one in how.copied}
+    hidden = {name for outputs in how.ordered_outputs.values() for name in outputs} | {one.output for one in how.copied}
     return [name for name in names if name not in hidden]
 
 
-def _why(how: Fair) -> str:
+def _why(how: ComparisonSetup) -> str:
     """What keeps outputs out of such a comparison, in words."""
-    if how.noise:
-        return f"random numbers change from run to run ({how.noise[0].node!r})"
+    if how.random_nodes:
+        return f"random numbers change from run to run ({how.random_nodes[0].node!r})"
     parts = [f"{order.op} orders" for order in how.orders[:1]] + ["copy inputs" for _ in how.copied[:1]]
     return " or ".join(parts)
 
 
 def _run(
-    judge: Runner, other: Loaded | Other, samples: Iterable[Sample], workers: int, how: Fair
+    judge: Runner, other: Loaded | CandidateRunner, samples: Iterable[Sample], workers: int, how: ComparisonSetup
 ) -> Iterator[tuple[Sample, Outputs, Outputs]]:
     """The outputs of both on every sample; those of a Dataset are read in the threads that run them."""
     get: Callable[[Any], Sample] = samples.__getitem__ if isinstance(samples, Dataset) else lambda sample: sample

@@ -19,7 +19,7 @@ from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 from onnxshot.calibration.readers import Sample
 from onnxshot.comparison.proto_edits import PREFIX
 from onnxshot.errors import ModelError
-from onnxshot.execution.parallel import at_once, in_order, shared_out
+from onnxshot.execution.parallel import in_order, run_concurrently, split_threads
 from onnxshot.graph import Model, weights
 from onnxshot.graph.load import first_line
 from onnxshot.graph.macs import concrete_shapes
@@ -92,7 +92,7 @@ def compare_tensors(
     names = [n for n in dict.fromkeys(makers if tensors is None else tensors) if n in makers and n in there]
     shapes = concrete_shapes(Model(float_proto), {k: v.shape for k, v in used[0].feed.items()})
     size = sum(8 * math.prod(shapes[name]) for name in names if name in shapes)
-    workers, threads = shared_out(threads, 1 if size > _ONE_AT_A_TIME else len(used))
+    workers, threads = split_threads(threads, 1 if size > _ONE_AT_A_TIME else len(used))
     rows = []
     for group in _groups(names, shapes):
         takes = {name: pairs[name].output if name in pairs else name for name in group}
@@ -130,7 +130,7 @@ def _both(
     """What runs both models on a sample and gives these tensors of each."""
     wanted, got = list(dict.fromkeys(wanted)), list(dict.fromkeys(got))
     sources = _exposed(float_proto, wanted), _exposed(cand_proto, got)
-    judge, other = at_once(
+    judge, other = run_concurrently(
         lambda: Runner(sources[0], threads=threads, outputs=wanted, whole=True, inner=True),
         lambda: Runner(sources[1], optimize=False, threads=threads, outputs=got, whole=True),
     )

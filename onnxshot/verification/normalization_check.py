@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.comparison.comparison_setup import fair
+from onnxshot.comparison.comparison_setup import comparison_setup
 from onnxshot.comparison.proto_edits import PREFIX, parsed
-from onnxshot.comparison.random_nodes import hold_still, inlined, sources
+from onnxshot.comparison.random_nodes import fix_randomness, inlined, random_sources
 from onnxshot.errors import ModelError
 from onnxshot.graph.variants import exposed
 from onnxshot.maths.metrics import SqnrSum
@@ -39,7 +39,7 @@ _ROUNDED = 2.0**-22  # of the largest value that is read: what rounding leaves w
 _Outputs = Mapping[str, NDArray[Any]]
 
 
-def refuse_other_meaning(
+def check_same_outputs(
     given: Path | bytes, normal: ModelProto, sample: Sample, wanted: _Outputs, *, threads: int
 ) -> None:
     """Raise ModelError, naming the node, where the normalized model computes something else than the given one.
@@ -73,10 +73,10 @@ def _alike_fairly(
 ) -> bool:
     """Whether these outputs agree where both models draw the same numbers, and pick what the given one picks."""
     try:
-        how = fair(given, sample.feed)
+        how = comparison_setup(given, sample.feed)
         if how.plain:
             return False
-        how, other = how.or_plain(bytes(normal.SerializeToString()), given, threads)
+        how, other = how.load_candidate(bytes(normal.SerializeToString()), given, threads)
         wanted = Runner(how.reference, threads=threads).run(sample.feed)
         got = other.run(how.feed(sample.feed, wanted))
     except ModelError:
@@ -88,12 +88,12 @@ def _alike_fairly(
 def _held_still(given: ModelProto, normal: ModelProto) -> tuple[ModelProto, ModelProto]:
     """Both models, drawing the same random numbers where they draw any. Raises ModelError."""
     flat = inlined(given)
-    drawn = sources(flat)
+    drawn = random_sources(flat)
     if not drawn:
         return given, normal
     copy = parsed(normal)
-    hold_still(flat)
-    hold_still(copy, drawn)
+    fix_randomness(flat)
+    fix_randomness(copy, drawn)
     return flat, copy
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxshot.comparison.balanced_sqnr import add_output
 from onnxshot.comparison.class_scores import Scores
-from onnxshot.comparison.comparison_setup import Fair
+from onnxshot.comparison.comparison_setup import ComparisonSetup
 from onnxshot.comparison.ordering_nodes import Order
 from onnxshot.comparison.output_parts import Part, Parts
 from onnxshot.comparison.sample_spread import spread
@@ -160,13 +160,13 @@ class Sums:
 class Picks:
     """What the nodes that order picked in both models."""
 
-    def __init__(self, how: Fair) -> None:
+    def __init__(self, how: ComparisonSetup) -> None:
         self.how = how
         self._counts = {order.number: (0, 0) for order in how.orders}
 
     def add(self, wanted: Outputs, got: Outputs) -> None:
         """Add what both picked on a sample."""
-        for order, same, of in self.how.matched(wanted, got):
+        for order, same, of in self.how.shared_picks(wanted, got):
             before = self._counts[order.number]
             self._counts[order.number] = (before[0] + same, before[1] + of)
 
@@ -178,6 +178,6 @@ class Picks:
         """Share 0..1 of the same picks, by output: the least of those that order it."""
         found: dict[str, float] = {}
         for order, same, of in self.counts():
-            for name in sorted(self.how.seen[order.number]) if of else ():
+            for name in sorted(self.how.ordered_outputs[order.number]) if of else ():
                 found[name] = min(found.get(name, 1.0), same / of)
         return found

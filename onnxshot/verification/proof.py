@@ -33,7 +33,7 @@ _BENCH_FEEDS = 8
 _SHOWN = 3  # names in a note
 
 
-def tell(report: Report, found: Comparison, *, random: bool) -> None:
+def record_comparison(report: Report, found: Comparison, *, random: bool) -> None:
     """Put a comparison of outputs into the report. random: what was compared on, whose figures stand apart."""
     known: dict[str, Any] = {
         "sqnr_db": found.sqnr_db, "agreement": found.agreement,
@@ -59,7 +59,7 @@ def tell(report: Report, found: Comparison, *, random: bool) -> None:
     report.notes += found.notes
 
 
-def tell_execution(report: Report, ran: Execution, floats: Collection[str] = ()) -> None:
+def record_execution(report: Report, ran: Execution, floats: Collection[str] = ()) -> None:
     """Put what ONNX Runtime really ran into the report. floats: names of the nodes that a plan leaves in float."""
     total = ran.total_macs
     report.int8_macs_share = ran.share if total else None
@@ -74,7 +74,7 @@ def tell_execution(report: Report, ran: Execution, floats: Collection[str] = ())
         report.notes.append(ran.note)
 
 
-def time_both(report: Report, source: Path, written: Path, data: Dataset, settings: Settings) -> None:
+def record_latency(report: Report, source: Path, written: Path, data: Dataset, settings: Settings) -> None:
     """Measure the written file against its source, in turns on the same samples."""
     feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
     before, after = bench(

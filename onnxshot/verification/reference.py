@@ -14,7 +14,7 @@ from onnxshot.errors import CalibrationError, ModelError, OnnxshotError
 from onnxshot.graph import Model
 from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.runtimes.ort_runtime import Runner
-from onnxshot.verification.normalization_check import refuse_other_meaning
+from onnxshot.verification.normalization_check import check_same_outputs
 
 _NAMED = 3  # inputs in a message
 
@@ -85,7 +85,7 @@ def reference_of(
         return _normalized(model, e)
     del runner
     if check:
-        refuse_other_meaning(as_given, model.to_proto(), sample, wanted, threads=threads)
+        check_same_outputs(as_given, model.to_proto(), sample, wanted, threads=threads)
     return Reference(as_given)
 
 

@@ -34,23 +34,23 @@ def graph_rows(model: Model, rows: Iterable[NodeMacs]) -> list[NodeReport]:
     ]  # fmt: skip
 
 
-def treated(rows: Sequence[NodeReport], plan: Plan) -> list[NodeReport]:
+def with_plan(rows: Sequence[NodeReport], plan: Plan) -> list[NodeReport]:
     """The rows with what the plan does to each node; where weights alone are stored in 8 bits, that."""
     how = {planned.node: planned.how for planned in plan.nodes} | dict.fromkeys(plan.stored, WEIGHTS)
     return [replace(row, how=how.get(row.node, row.how)) for row in rows]
 
 
-def with_values(rows: Sequence[TensorReport], plan: Plan, stats: Mapping[str, TensorStats]) -> list[TensorReport]:
+def with_histograms(rows: Sequence[TensorReport], plan: Plan, stats: Mapping[str, TensorStats]) -> list[TensorReport]:
     """The rows, those first of them that were observed with the histogram of their values."""
     found = []
     for row in rows[:DRAWN]:
         planned = plan.tensors.get(row.tensor)
         seen = stats.get(planned.source) if planned is not None else None
-        found.append(row if seen is None else replace(row, values=coarse(seen.histogram)))
+        found.append(row if seen is None else replace(row, values=coarse_histogram(seen.histogram)))
     return [*found, *rows[DRAWN:]]
 
 
-def coarse(histogram: Histogram, bins: int = BINS) -> ValueCounts | None:
+def coarse_histogram(histogram: Histogram, bins: int = BINS) -> ValueCounts | None:
     """A histogram in at most so many bins of equal width, which are unions of its own; None where it is empty."""
     counts = histogram.counts
     if not len(counts):

@@ -211,7 +211,7 @@ def test_require_faster_exits_3_with_the_file_written(shell: Shell) -> None:
     def slower(report: Any, *_: object) -> None:
         report.latency = {"float_ms": 1.0, "ms": 2.0, "speedup": 0.5}
 
-    shell.patch.setattr(onnxshot.verification.proof, "time_both", slower)
+    shell.patch.setattr(onnxshot.verification.proof, "record_latency", slower)
     ran = shell("quantize", "net.onnx", "--calib", "calib.npz", "--require-faster", *QUICK)
     assert ran.code == 3
     assert Path("net.int8.onnx").exists()

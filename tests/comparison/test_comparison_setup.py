@@ -16,11 +16,11 @@ from onnx.external_data_helper import convert_model_to_external_data
 
 import onnxshot
 from onnxshot.calibration.readers import Sample, open_data
-from onnxshot.comparison.comparison_setup import fair
+from onnxshot.comparison.comparison_setup import comparison_setup
 from onnxshot.comparison.copied_outputs import copied_outputs
 from onnxshot.comparison.pick_overlap import picked_boxes, picked_places, picked_rows
-from onnxshot.comparison.random_nodes import sources, still
-from onnxshot.execution.candidate_race import tried
+from onnxshot.comparison.random_nodes import random_sources, with_fixed_randomness
+from onnxshot.execution.candidate_race import measure_candidates
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.search.goal import Goal, Judge
 from onnxshot.verification.compare_models import compare, compare_loaded
@@ -69,7 +69,7 @@ def test_what_draws_is_held_still_and_still_drawn_alike(op: str) -> None:
     runner = Runner(made.SerializeToString())
     many = np.stack([runner.run(feed)["y"] for _ in range(20)])
     assert not np.array_equal(many[0], many[1])
-    held = still(made)
+    held = with_fixed_randomness(made)
     first, second = run(held, feed)["y"], run(held, feed)["y"]
     np.testing.assert_array_equal(first, second)
     assert first.shape == many.shape[1:]
@@ -81,13 +81,13 @@ def test_what_draws_is_held_still_and_still_drawn_alike(op: str) -> None:
 def test_at_every_opset(opset: int) -> None:
     made = drawing("a = RandomNormalLike(x) y = Add(x, a)", opset)
     result = compare(made.SerializeToString(), made.SerializeToString(), samples(3, 4, 40))
-    assert (result.sqnr_db, result.random) == (200.0, (sources(made)[0].node,))
+    assert (result.sqnr_db, result.random) == (200.0, (random_sources(made)[0].node,))
     assert "draws random numbers" in result.notes[0]
 
 
 def test_dropout_that_does_not_train_draws_nothing() -> None:
     rests = DRAWS["Dropout"].replace("bool {1}", "bool {0}")
-    assert not sources(drawing(rests)) and not sources(drawing("y = Dropout(x)"))
+    assert not random_sources(drawing(rests)) and not random_sources(drawing("y = Dropout(x)"))
 
 
 def test_in_loops_and_functions() -> None:
@@ -186,7 +186,7 @@ def test_where_noise_cannot_be_held_still_it_is_said(monkeypatch: pytest.MonkeyP
     def breaking(proto: ModelProto, *_: object) -> None:
         proto.graph.node.append(helper.make_node("NoSuchOp", [], ["nothing"]))
 
-    monkeypatch.setattr("onnxshot.comparison.comparison_setup.hold_still", breaking)
+    monkeypatch.setattr("onnxshot.comparison.comparison_setup.fix_randomness", breaking)
     made = noisy_net().SerializeToString()
     result = compare(made, made, samples(2, 1, 8, 40))
     assert result.random == () and any("are in the figures" in note for note in result.notes)
@@ -194,7 +194,7 @@ def test_where_noise_cannot_be_held_still_it_is_said(monkeypatch: pytest.MonkeyP
 
 def test_trials_see_no_noise() -> None:
     made = noisy_net().SerializeToString()
-    (found,) = tried(made, [made], samples(4, 1, 8, 40), threads=2)
+    (found,) = measure_candidates(made, [made], samples(4, 1, 8, 40), threads=2)
     assert found.each_db == (100.0,) * 4
 
 
@@ -265,7 +265,7 @@ def test_trials_are_made_in_that_order_too() -> None:
     """The candidate with less noise in front is the better one, whatever changes places."""
     reference = head()
     candidates = [head(noise=noise).SerializeToString() for noise in (0.03, 0.003)]
-    found = list(tried(reference.SerializeToString(), candidates, samples(6, 1, 3, 24, 24), threads=2))
+    found = list(measure_candidates(reference.SerializeToString(), candidates, samples(6, 1, 3, 24, 24), threads=2))
     assert found[1].typical_db - found[0].typical_db == pytest.approx(20, abs=3)
 
 
@@ -281,7 +281,7 @@ def test_an_order_that_outputs_do_not_show_is_left_alone() -> None:
     }  # fmt: skip
     reference = model(text, constants)
     sample = samples(1, 5, 8)[0]
-    how = fair(reference.SerializeToString(), sample.feed)
+    how = comparison_setup(reference.SerializeToString(), sample.feed)
     assert how.plain and how.orders == ()
 
 
@@ -290,7 +290,7 @@ def test_the_shapes_of_pytorch_are_no_order() -> None:
     text = """g (float[n, 8] x) => (float[m] y) {
         h = MatMul(x, w)  s = Shape(h)  o = ConstantOfShape(s)  i = NonZero(o)  t = Transpose <perm = [1, 0]> (i)
         y = GatherND(h, t) }"""
-    assert fair(model(text, {"w": weight(8, 8)}).SerializeToString(), samples(1, 5, 8)[0].feed).plain
+    assert comparison_setup(model(text, {"w": weight(8, 8)}).SerializeToString(), samples(1, 5, 8)[0].feed).plain
 
 
 def filtered(noise: float = 0.0) -> ModelProto:
@@ -435,7 +435,7 @@ def test_where_picks_do_not_fit_a_candidate_picks_for_itself() -> None:
     result = compare(reference, other, given)
     assert result.sqnr_db is not None and result.samples == 8
     assert result.outputs[0].other_shape + result.outputs[1].other_shape > 0
-    (found,) = tried(reference, [other], given, threads=1)
+    (found,) = measure_candidates(reference, [other], given, threads=1)
     assert len(found.samples) == 8 and found.typical_db < 60
 
 
@@ -477,7 +477,7 @@ def test_only_what_is_computed_is_judged(join: str) -> None:
     assert set(rows) == {"present", "y"} and result.copied == ("present",)
     assert rows["present"].sqnr_db == pytest.approx(db(*np.asarray(new)), abs=0.01)
     assert result.sqnr_db == pytest.approx(db(*np.asarray(new)), abs=0.01)
-    (found,) = tried(reference.SerializeToString(), [other.SerializeToString()], given, threads=1)
+    (found,) = measure_candidates(reference.SerializeToString(), [other.SerializeToString()], given, threads=1)
     assert found.total.db == pytest.approx(result.sqnr_db, abs=0.01)
 
 
@@ -543,8 +543,8 @@ def test_what_adds_to_an_input_is_computed() -> None:
 
 def test_a_plain_model_is_run_as_it_is() -> None:
     made = model("g (float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w) }", {"w": weight(4, 4)}).SerializeToString()
-    how = fair(made, samples(1, 3, 4)[0].feed)
-    assert how.plain and how.reference is made and how.other(made) is made and how.notes == ()
+    how = comparison_setup(made, samples(1, 3, 4)[0].feed)
+    assert how.plain and how.reference is made and how.prepared(made) is made and how.notes == ()
 
 
 def test_nothing_that_is_compared_is_changed() -> None:
@@ -553,7 +553,7 @@ def test_nothing_that_is_compared_is_changed() -> None:
         dims = made.graph.input[0].type.tensor_type.shape.dim
         feed: Feed = {"x": np.zeros([d.dim_value or 3 for d in dims], np.float32)}
         feed["past"] = np.ones((1, 2, 3, 4), np.float32)
-        fair(before, feed).other(before)
+        comparison_setup(before, feed).prepared(before)
         assert made.SerializeToString() == before
         assert all(not i.name.startswith("onnxshot.judged") for i in made.graph.initializer)
         assert numpy_helper.to_array(made.graph.initializer[0]).dtype == np.float32

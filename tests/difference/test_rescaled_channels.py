@@ -13,7 +13,7 @@ from support import fixture
 import onnxshot
 from onnxshot.difference.compare_layers import matched
 from onnxshot.difference.read_layers import read_layers
-from onnxshot.difference.rescaled_channels import Factors, factors_of
+from onnxshot.difference.rescaled_channels import ChannelFactors, factors_of
 from onnxshot.report.report import Report
 
 Array = NDArray[np.float32]
@@ -59,7 +59,7 @@ def both(folder: Path, text: str, before: Constants, after: Constants) -> tuple[
     return saved(folder / "a.onnx", text, before), saved(folder / "b.onnx", text, after)
 
 
-def factors(paths: tuple[Path, Path]) -> Factors:
+def factors(paths: tuple[Path, Path]) -> ChannelFactors:
     one, other = (read_layers(path) for path in paths)
     return factors_of(one, matched(one.layers, other.layers)[0])
 

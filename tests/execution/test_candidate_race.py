@@ -9,7 +9,7 @@ from onnx import ModelProto
 from planning import FAST
 
 from onnxshot.calibration.readers import Sample
-from onnxshot.execution.candidate_race import race, tried
+from onnxshot.execution.candidate_race import measure_candidates, race
 
 SHAPE = (1, 8)
 
@@ -34,7 +34,7 @@ def expected_db(given: list[Sample], scale: float) -> list[float]:
 
 def test_each_sample_and_all_together() -> None:
     given = samples(5)
-    (found,) = tried(with_noise(0), [with_noise(0.1)], given, threads=FAST.threads)
+    (found,) = measure_candidates(with_noise(0), [with_noise(0.1)], given, threads=FAST.threads)
     np.testing.assert_allclose(found.each_db, expected_db(given, 0.1), atol=1e-3)
     held = np.asarray([np.square(sample.feed["x"].astype(np.float64)).sum() for sample in given])
     weights = np.sqrt(held)
@@ -54,7 +54,7 @@ def test_one_loud_sample_does_not_decide() -> None:
 
 
 def test_a_sample_without_error_counts_no_more_than_100_db() -> None:
-    (found,) = tried(with_noise(0), [with_noise(0)], samples(2), threads=1)
+    (found,) = measure_candidates(with_noise(0), [with_noise(0)], samples(2), threads=1)
     assert found.each_db == (100.0, 100.0)
 
 
@@ -132,5 +132,5 @@ def test_an_output_without_any_signal_is_no_reason_to_divide() -> None:
     text = """g (float[1, 8] x) => (float[1, 8] y, float[1, 8] none) {
         z = Add(x, e) none = Mul(z, o) y = Add(z, o) }"""
     made = [model(text, {"e": np.float32([e]), "o": np.float32([0])}).SerializeToString() for e in (0, 0.01)]
-    (found,) = tried(made[0], made[1:], samples(4), threads=1)
+    (found,) = measure_candidates(made[0], made[1:], samples(4), threads=1)
     assert np.isfinite(found.typical_db) and found.typical_db == pytest.approx(found.total.db, abs=1.0)

@@ -16,7 +16,7 @@ from onnxshot.calibration.outliers import Outliers, is_blank
 from onnxshot.calibration.readers import InputSpec, Sample, open_data
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.execution.collect import collect
-from onnxshot.execution.parallel import at_once, in_order
+from onnxshot.execution.parallel import in_order, run_concurrently
 from onnxshot.graph import Model, shapes
 from onnxshot.graph.load import load_model
 
@@ -203,7 +203,7 @@ def test_results_come_in_order_and_few_wait() -> None:
     assert first == [0, 1, 4, 9, 16]
     assert len(drawn) <= 5 + 3 + 1
     assert list(results) == [i * i for i in range(5, 50)]
-    assert at_once(lambda: 1, lambda: 2) == [1, 2]
+    assert run_concurrently(lambda: 1, lambda: 2) == [1, 2]
 
 
 def test_an_error_comes_out_where_it_belongs() -> None:

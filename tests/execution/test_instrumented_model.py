@@ -58,11 +58,11 @@ def test_all_ranks_sizes_and_lengths(opset: int) -> None:
     inside = InsideProbe(ready, names, ["a"], threads=1)
     for shape, length in (((1, 3, 40, 50), 7), ((2, 3, 5, 4), 1), ((1, 7, 64, 64), 9000), ((1, 1, 1, 1), 4096)):
         feed = {"x": rng.standard_normal(shape).astype(np.float32), "v": rng.standard_normal(length).astype(np.float32)}
-        seen = inside.look(feed)
+        seen = inside.observe(feed)
         same(seen, glimpse(outside_truth(ready, names, feed), [1]))
-        same(seen, OutsideProbe(ready, names, ["a"], threads=1).look(feed))
+        same(seen, OutsideProbe(ready, names, ["a"], threads=1).observe(feed))
     feed["v"] = -np.ones(3, np.float32)  # z is empty
-    seen = inside.look(feed)
+    seen = inside.observe(feed)
     same(seen, glimpse(outside_truth(ready, names, feed), [1]))
     assert seen.sizes[-1] == 0
     assert seen.finite
@@ -84,7 +84,7 @@ def test_real_models(name: str) -> None:
     assert isinstance(found, InsideProbe)
     for i in range(3):
         channels = [j for j, n in enumerate(names) if n in plan.watched]
-        same(found.look(data[i].feed), glimpse(outside_truth(ready, names, data[i].feed), channels))
+        same(found.observe(data[i].feed), glimpse(outside_truth(ready, names, data[i].feed), channels))
 
 
 def test_handmade_graphs() -> None:
@@ -98,7 +98,7 @@ def test_handmade_graphs() -> None:
             continue
         found = probe(ready, names, plan.watched, threads=1)
         for feed in made.feeds[:2]:
-            seen = found.look(feed)
+            seen = found.observe(feed)
             expected = glimpse(outside_truth(ready, names, feed))
             for part in ("sizes", "picks", "lows", "highs"):
                 np.testing.assert_array_equal(getattr(seen, part), getattr(expected, part), err_msg=f"{case} {part}")
@@ -110,7 +110,7 @@ def test_other_types_are_seen_as_float32() -> None:
     proto = model("g (double[N] x) => (double[N] y) { y = Neg(x) }", {})
     found = InsideProbe(load_model(proto), ["x", "y"], (), threads=1)
     x = np.asarray([1.0, 2.5, -1e-50])
-    seen = found.look({"x": x})
+    seen = found.observe({"x": x})
     assert seen.picks.dtype == np.float32
     assert seen.lows.tolist() == [0.0, -2.5]
     assert seen.highs.tolist() == [2.5, 0.0]
@@ -125,13 +125,13 @@ def test_shapes_that_the_model_states_wrongly_do_no_harm() -> None:
     ready.graph.value_infos["y"] = onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, ["K"])
     found = InsideProbe(ready, ["r", "y"], (), threads=1)
     feed = {"x": np.random.default_rng(0).standard_normal(5000).astype(np.float32)}
-    same(found.look(feed), glimpse([np.maximum(feed["x"], 0), np.tile(np.maximum(feed["x"], 0), 3)]))
+    same(found.observe(feed), glimpse([np.maximum(feed["x"], 0), np.tile(np.maximum(feed["x"], 0), 3)]))
 
 
 def test_a_tensor_of_unknown_rank_is_one_row() -> None:
     ready = load_model(model("g (float[N,C,H,W] x) => (float[N,C,H,W] y) { a = Relu(x)  y = Neg(a) }", {}))
     x = np.random.default_rng(0).standard_normal((1, 3, 5, 7)).astype(np.float32)
-    seen = InsideProbe(ready, ["a"], (), threads=1).look({"x": x})
+    seen = InsideProbe(ready, ["a"], (), threads=1).observe({"x": x})
     assert seen.rows.tolist() == [1]
     assert (seen.lows[0], seen.highs[0]) == (np.maximum(x, 0).min(), np.maximum(x, 0).max())
 

@@ -3,7 +3,7 @@ from threading import Barrier, Event, current_thread, main_thread
 
 import pytest
 
-from onnxshot.execution.parallel import at_once, in_order, shared_out
+from onnxshot.execution.parallel import in_order, run_concurrently, split_threads
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -65,7 +65,7 @@ def test_a_caller_who_stops_leaves_nothing_running() -> None:
 
 def test_a_few_calls_at_once() -> None:
     meeting = Barrier(2, timeout=30)
-    assert sorted(at_once(meeting.wait, meeting.wait)) == [0, 1]
+    assert sorted(run_concurrently(meeting.wait, meeting.wait)) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_a_few_calls_at_once() -> None:
     [(2, 32, (2, 1)), (8, 2, (2, 4)), (4, 1, (1, 4)), (3, 2, (2, 1)), (4, None, (4, 1)), (0, 5, (1, 1))],
 )
 def test_threads_are_shared_out(threads: int, items: int | None, shares: tuple[int, int]) -> None:
-    assert shared_out(threads, items) == shares
+    assert split_threads(threads, items) == shares

@@ -21,8 +21,8 @@ from onnxshot.calibration.readers import split
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.statsfile import Statistics, load_statistics
 from onnxshot.errors import CalibrationError
-from onnxshot.execution.observed_tensors import Watch, watch_of
-from onnxshot.execution.sharding import LEAST, Part, Sharded, part_of
+from onnxshot.execution.observed_tensors import CalibrationPass, calibration_pass
+from onnxshot.execution.sharding import LEAST, ShardedPass, ShardResult, run_shard
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages
 from onnxshot.settings import Settings
@@ -62,18 +62,18 @@ def odd(n: int) -> Feeds:
     return found
 
 
-def watched(path: str, given: Feeds, settings: Settings) -> Watch:
+def watched(path: str, given: Feeds, settings: Settings) -> CalibrationPass:
     run = Run(path, Recipe(), settings)
     data = run.open(given, None)
     assert data is not None
-    return watch_of(run.model, run.planned(), run.recipe, data.subset(split(len(data))[0]), settings)
+    return calibration_pass(run.model, run.planned(), run.recipe, data.subset(split(len(data))[0]), settings)
 
 
 def in_parts(path: str, given: Feeds, settings: Settings, count: int) -> tuple[Statistics, list[int], str]:
     """The statistics, how many samples each round has looked at, and the key."""
-    sharded, looked = Sharded(settings.samples == "auto", count), []
+    sharded, looked = ShardedPass(settings.samples == "auto", count), []
     while True:
-        parts = [part_of(watched(path, given, settings), share, Recipe(), settings) for share in sharded.shares()]
+        parts = [run_shard(watched(path, given, settings), share, Recipe(), settings) for share in sharded.shares()]
         looked.append(sum(len(part.places) for part in parts))
         assert len(parts) <= count
         found = sharded.add(parts[::-1])  # they come in any order
@@ -136,16 +136,16 @@ def test_outliers_of_parts_are_those_of_all() -> None:
 
 
 def test_a_part_asks_for_as_many_samples_as_it_is_worth() -> None:
-    assert [share.count for share in Sharded(True, 1000).shares()] == [48 // LEAST] * (48 // LEAST)
-    assert len(Sharded(False, 1000).shares()) == 1000
+    assert [share.count for share in ShardedPass(True, 1000).shares()] == [48 // LEAST] * (48 // LEAST)
+    assert len(ShardedPass(False, 1000).shares()) == 1000
 
 
 def test_samples_that_differ_from_process_to_process_are_told(tmp_path: Path) -> None:
     path, settings = net(tmp_path / "net.onnx"), Settings(samples="all", use_cache=False, threads=1)
     for other in (feeds(20, noise=2.0), feeds(40)):
-        sharded, parts = Sharded(False, 2), list[Part]()
+        sharded, parts = ShardedPass(False, 2), list[ShardResult]()
         for share, given in zip(sharded.shares(), (feeds(20), other), strict=True):
-            parts.append(part_of(watched(path, given, settings), share, Recipe(), settings))
+            parts.append(run_shard(watched(path, given, settings), share, Recipe(), settings))
         with pytest.raises(ValueError, match="others in another process"):
             sharded.add(parts)
 
@@ -154,9 +154,9 @@ def test_what_is_not_finite_is_refused_in_the_part_that_meets_it(tmp_path: Path)
     path, settings = net(tmp_path / "net.onnx"), Settings(samples="all", use_cache=False, threads=1)
     given = feeds(20)
     given[2]["x"][0, 1, 3] = np.nan
-    *_, last = Sharded(False, 3).shares()
+    *_, last = ShardedPass(False, 3).shares()
     with pytest.raises(CalibrationError, match="NaN or infinite"):
-        part_of(watched(path, given, settings), last, Recipe(), settings)
+        run_shard(watched(path, given, settings), last, Recipe(), settings)
 
 
 def test_shared_statistics_stand_for_the_pass_that_they_are_of_and_for_no_other(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_pass_serves_the_cells_whose_own_pass_would_be_the_same(tmp_path: Path
     entries = load_manifest(tmp_path / "m.yaml").entries
     one, two, wide, _ = (Cell(entry, target) for entry in entries for target in values["targets"])
     assert shared_by(one) == shared_by(two) != shared_by(wide)
-    shared = Pass([one, two, wide], Sharded(settles(one), 2))
+    shared = Pass([one, two, wide], ShardedPass(settles(one), 2))
     ended = [shared.add(calibrated_part(*given), "") for given in shared.begin()]
     assert ended == [False, True]
     assert shared.save(tmp_path)
@@ -201,7 +201,7 @@ def test_a_pass_serves_the_cells_whose_own_pass_would_be_the_same(tmp_path: Path
 def test_a_pass_that_lost_a_part_serves_nobody_and_says_why(tmp_path: Path) -> None:
     stages = Stages.from_dict({"stages": [{"quantize": {}}]})
     cell = Cell(Entry(("models", 0), "net.onnx", "net", stages, Thresholds(), calib="x.npz"), "ort")
-    shared = Pass([cell], Sharded(True, 2))
+    shared = Pass([cell], ShardedPass(True, 2))
     assert len(shared.begin()) == 2
     assert [shared.add(None, why) for why in ("its node died", "")] == [False, True]
     assert shared.save(tmp_path) is False

@@ -6,7 +6,7 @@ from pathlib import Path
 from onnxshot.errors import TargetError
 from onnxshot.graph import Model
 from onnxshot.runtimes.base import EmitOptions, Emitted, Finding, Runtime
-from onnxshot.runtimes.executed import Execution, Ran
+from onnxshot.runtimes.executed import Execution, NodeExecution
 from onnxshot.runtimes.ort_runtime import Runner
 
 
@@ -33,8 +33,12 @@ class Copying(Runtime):
         (folder / f"{stem}.more").write_bytes(b"12345")
         if self.failing:
             raise TargetError("copy refuses node 'c1'", "leave it out")
-        asked = (Ran("c1", "Conv", "int8", 30, asked=True), Ran("c2", "Conv", "float", 2, asked=True))
-        ran = Execution((*asked, Ran("c3", "Conv", "float", 8)), {"Conv": 3})
+        nodes = (
+            NodeExecution("c1", "Conv", "int8", 30, asked=True),
+            NodeExecution("c2", "Conv", "float", 2, asked=True),
+            NodeExecution("c3", "Conv", "float", 8),
+        )
+        ran = Execution(nodes, {"Conv": 3})
         return Emitted((f"{stem}.copy", f"{stem}.more"), ran, ("copied",))
 
     def runs_here(self) -> str:

@@ -23,7 +23,7 @@ from onnxshot.pruning import layerwise_pruning
 from onnxshot.pruning import loss_curves as curves_module
 from onnxshot.pruning.input_blocks import blocks_of, counts_of
 from onnxshot.pruning.layerwise_pruning import Pruned
-from onnxshot.runtimes.invalid_model import blames_model, unsound
+from onnxshot.runtimes.invalid_model import blames_model, invalid_reason
 
 QUIET = onnxshot.Settings(threads=1, use_cache=False, bench_seconds=0.02)
 
@@ -262,8 +262,8 @@ def test_an_unforeseen_error_is_the_models_where_the_runtime_refuses_it_too(tmp_
         call(two_layers())
     mismatched = two_layers()
     mismatched.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(np.ones((15, 3), np.float32), "v"))
-    assert unsound(two_layers()) == ""
-    assert unsound(mismatched)
+    assert invalid_reason(two_layers()) == ""
+    assert invalid_reason(mismatched)
     with pytest.raises(ModelError, match=r"cannot be worked on \(IndexError: list index out of range\); "):
         call(mismatched)
     path = tmp_path / "m.onnx"
@@ -276,7 +276,7 @@ def test_a_model_is_blamed_where_it_runs_at_no_size() -> None:
     weights = {"w": np.ones((1, 1, 8), np.float32), "s": np.array([0, 0, 7])}
     proto = model("g (float[n, 1, m] x) => (float[a, b, c] y) { h = Conv(x, w) y = Reshape(h, s) }", weights)
     proto.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(np.array([3, 0, 7777]), "s"))
-    assert unsound(proto)
+    assert invalid_reason(proto)
 
 
 def test_the_model_that_is_blamed_is_the_one_that_is_at_fault(tmp_path: Path) -> None:
@@ -322,11 +322,11 @@ def test_what_is_larger_than_memory_is_refused_before_it_is_run(work: Callable[.
 def test_an_error_of_ours_is_not_the_models_because_its_smallest_size_is_too_small() -> None:
     weights = {"w": np.ones((1, 1, 8), np.float32)}
     proto = model("g (float[1, 1, n] x) => (float[1, 1, m] y) { y = Conv(x, w) }", weights)
-    assert unsound(proto) == ""
+    assert invalid_reason(proto) == ""
     with pytest.raises(IndexError):
         blames_model(broken)(proto)
     proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 4
-    assert unsound(proto)
+    assert invalid_reason(proto)
 
 
 def test_a_model_that_runs_on_no_random_sample_is_said_not_to_be_compared(tmp_path: Path) -> None:

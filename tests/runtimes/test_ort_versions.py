@@ -15,7 +15,7 @@ from planning import quantized, small
 
 import onnxshot
 from onnxshot.graph.load import load_model
-from onnxshot.runtimes.ort_versions import FORMS, Needs, Rests, needs
+from onnxshot.runtimes.ort_versions import FORMS, Requirement, VersionNeeds, needs
 
 Q = {"s": np.float32(0.02), "z": np.uint8(128), "ws": np.full(8, 0.01, np.float32), "wz": np.zeros(8, np.int8)}
 HEAD = """g (float[4, 8] x) => (float[4, 8] y) {
@@ -30,12 +30,12 @@ ALONE = """g (float[4, 8] x) => (float[4, 8] y) {
 }"""
 
 
-def wants(text: str, constants: dict[str, Any], **options: Any) -> Needs:
+def wants(text: str, constants: dict[str, Any], **options: Any) -> VersionNeeds:
     used = {name: value for name, value in constants.items() if any(c in text for c in (f"{name},", f"{name})"))}
     return needs(load_model(model(text, used, **options)))
 
 
-def contrib(op: str, bits: int) -> Needs:
+def contrib(op: str, bits: int) -> VersionNeeds:
     """A model of one contrib operator, of which nothing but its attributes counts."""
     node = helper.make_node(op, ["x", "w", "s"], ["y"], domain="com.microsoft", bits=bits)
     io = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
@@ -136,15 +136,15 @@ def test_the_report_of_what_onnxshot_writes() -> None:
     constants = {"v": weight(8, 4, 3, 3), "u": weight(8, 8, 1, 1, seed=1), "b": vector(8)}
     case = small(text, constants, x=(2, 4, 8, 8))
     result, _ = quantized(case)
-    assert result.report.onnxruntime == Needs("1.18", "1.18")
+    assert result.report.onnxruntime == VersionNeeds("1.18", "1.18")
     assert json.loads(result.report.to_json())["onnxruntime"] == {
         "loads_from": "1.18", "fused_from": "1.18", "rests_on": [],
     }  # fmt: skip
-    assert "from 1.18 on, the oldest that was tried" in Needs("1.18", "1.18").to_text()
+    assert "from 1.18 on, the oldest that was tried" in VersionNeeds("1.18", "1.18").to_text()
     portable, _ = quantized(case, target="portable")
     assert portable.report.onnxruntime is not None
     assert portable.report.onnxruntime.fused_from == "1.23"
-    assert portable.report.onnxruntime.rests_on == (Rests("int8 layers with a float bias", "1.23", 2, False),)
+    assert portable.report.onnxruntime.rests_on == (Requirement("int8 layers with a float bias", "1.23", 2, False),)
     assert "from 1.23 on: int8 layers with a float bias (2)" in portable.report.onnxruntime.to_text()
     elsewhere, _ = quantized(case, target="tensorrt")
     assert elsewhere.report.onnxruntime is None
@@ -158,7 +158,7 @@ def test_weights_alone_rest_on_a_newer_version() -> None:
     assert onnxshot.inspect(made).onnxruntime == result.report.onnxruntime
     assert "ONNX Runtime runs it as told from 1.25 on: 8-bit weights alone (1)" in onnxshot.inspect(made).to_text()
     dynamic, _ = quantized(case, mode="dynamic")
-    assert dynamic.report.onnxruntime == Needs("1.18", "1.18")
+    assert dynamic.report.onnxruntime == VersionNeeds("1.18", "1.18")
 
 
 def test_a_file_of_another_tool(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_file_of_another_tool(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "given.onnx")
     assert onnxshot.inspect(tmp_path / "given.onnx").onnxruntime.fused_from == "1.23"
     report = onnxshot.emit(tmp_path / "given.onnx", to="onnx", output=tmp_path / "out.onnx")
-    assert report.onnxruntime == Needs("1.18", "1.18"), "its bias is int32 now"
+    assert report.onnxruntime == VersionNeeds("1.18", "1.18"), "its bias is int32 now"
 
 
 def test_of_what_an_onnxruntime_wrote_for_itself_no_version_is_told(tmp_path: Path) -> None:

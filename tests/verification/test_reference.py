@@ -23,7 +23,7 @@ from onnxshot.passes.normalize import normalize
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare
-from onnxshot.verification.normalization_check import refuse_other_meaning
+from onnxshot.verification.normalization_check import check_same_outputs
 from onnxshot.verification.reference import reference_of
 
 RNG = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def db(given: Path | bytes, made: Path | bytes, feeds: list[dict[str, Any]]) -> 
 
 def check(given: onnx.ModelProto, normal: onnx.ModelProto, feed: dict[str, Any]) -> None:
     wanted = Runner(given.SerializeToString()).run(feed)
-    refuse_other_meaning(given.SerializeToString(), normal, Sample("one", feed), wanted, threads=1)
+    check_same_outputs(given.SerializeToString(), normal, Sample("one", feed), wanted, threads=1)
 
 
 def test_a_normalized_model_that_means_something_else_is_refused_with_the_node() -> None:
@@ -113,7 +113,7 @@ def test_outputs_are_held_against_the_file_that_was_given(monkeypatch: pytest.Mo
     onnx.save(net("u = LeakyRelu<alpha: float = 0.4>(t)", opset=11), path)
     with pytest.raises(ModelError, match=r"\(LeakyRelu\)"):
         onnxshot.quantize(path, SAMPLES)
-    monkeypatch.setattr("onnxshot.verification.reference.refuse_other_meaning", lambda *_, **__: None)
+    monkeypatch.setattr("onnxshot.verification.reference.check_same_outputs", lambda *_, **__: None)
     result = onnxshot.quantize(path, SAMPLES, output=tmp_path / "made.onnx", effort="fast")
     truth = db(path, tmp_path / "made.onnx", SAMPLES[-result.report.samples["held_out"] :])
     assert result.report.sqnr_db == pytest.approx(truth, abs=0.5)
@@ -179,13 +179,13 @@ def test_the_benchmark_of_truth_finds_a_lie(
         truth.main()
     assert ended.value.code == 0
     assert "1 within" in capsys.readouterr().out
-    real = proof.tell
+    real = proof.record_comparison
 
     def lie(report: Any, found: Any, **rest: Any) -> None:
         real(report, found, **rest)
         report.sqnr_db += 3
 
-    monkeypatch.setattr(proof, "tell", lie)
+    monkeypatch.setattr(proof, "record_comparison", lie)
     with pytest.raises(SystemExit) as ended:
         truth.main()
     assert ended.value.code == 1

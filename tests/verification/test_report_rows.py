@@ -11,7 +11,7 @@ from onnxshot.calibration.stats import EMPTY
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import tensor_sizes
 from onnxshot.report.values import TensorReport
-from onnxshot.verification.report_rows import BINS, DRAWN, coarse, graph_rows, with_values
+from onnxshot.verification.report_rows import BINS, DRAWN, coarse_histogram, graph_rows, with_histograms
 
 TEXT = "net (float[1,4] x) => (float[1,2] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }"
 
@@ -39,17 +39,17 @@ def test_the_report_says_of_every_node_what_the_plan_does() -> None:
 
 def test_a_coarse_histogram_is_made_of_whole_bins() -> None:
     values = np.random.default_rng(0).normal(size=20000).astype(np.float32)
-    found = coarse(histogram_of(values))
+    found = coarse_histogram(histogram_of(values))
     assert found is not None
     assert len(found.counts) <= BINS
     assert sum(found.counts) == values.size
     edges = np.linspace(found.low, found.high, len(found.counts) + 1)
     assert found.counts == tuple(np.histogram(values, edges)[0])
-    assert coarse(EMPTY) is None
+    assert coarse_histogram(EMPTY) is None
 
 
 def test_one_value_is_one_bin() -> None:
-    found = coarse(histogram_of(np.full(7, 3.0, np.float32)))
+    found = coarse_histogram(histogram_of(np.full(7, 3.0, np.float32)))
     assert found is not None
     assert found.counts == (7,)
     assert found.low <= 3.0 < found.high
@@ -60,7 +60,7 @@ def test_the_worst_tensors_have_the_values_that_calibration_saw() -> None:
     text = "net (float[1,1,16,16] x) => (float[1,4,16,16] y) { y = Conv<pads=[1,1,1,1]>(x, w) }"
     result = onnxshot.quantize(model(text, {"w": weight(4, 1, 3, 3)}), given, settings=FAST)
     stats = {"x": observe(*(feed["x"] for feed in given))}
-    other, *rows = with_values([TensorReport(n, "", 9.0) for n in ("other", *"x" * DRAWN)], result.plan, stats)
+    other, *rows = with_histograms([TensorReport(n, "", 9.0) for n in ("other", *"x" * DRAWN)], result.plan, stats)
     assert other.values is None
     assert rows[-1].values is None  # there are enough before it
     for row in rows[:-1]:
