@@ -26,7 +26,7 @@ import onnxruntime
 import yaml
 
 import onnxshot
-from onnxshot.calibration.preprocess import load_preset
+from onnxshot.calibration.preset import load_preset
 from onnxshot.calibration.readers import open_data
 from onnxshot.errors import OnnxshotError
 from onnxshot.graph.load import load_model

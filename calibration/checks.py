@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onnxshot.calibration.functions import users_code
+from onnxshot.calibration.user_functions import users_code
 from onnxshot.errors import CalibrationError
 
 _HOW_TO_ARRAY = "give numpy arrays: of a torch tensor x.detach().cpu().numpy()"

@@ -20,7 +20,8 @@ from onnxshot.calibration.checks import (
     mismatch,
     preset_for,
 )
-from onnxshot.calibration.preprocess import Preset, from_pixels, image, preset_names
+from onnxshot.calibration.preprocess import from_pixels, image
+from onnxshot.calibration.preset import Preset, preset_names
 from onnxshot.calibration.sources import MOST_BYTES
 from onnxshot.errors import CalibrationError
 

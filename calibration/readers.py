@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.calibration.checks import InputSpec, NamedFeed, Sample, as_array
-from onnxshot.calibration.functions import call, named, users_code
 from onnxshot.calibration.pictures import Fitter, read_picture
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sources import (
     Feeds,
     Files,
@@ -28,6 +27,7 @@ from onnxshot.calibration.sources import (
     pb_folders,
 )
 from onnxshot.calibration.stacks import Stack, npy_stack, npz_stack
+from onnxshot.calibration.user_functions import call, named, users_code
 from onnxshot.errors import CalibrationError
 from onnxshot.files.regular_files import PICTURES, check_regular, is_special
 from onnxshot.files.urls import refuse_remote

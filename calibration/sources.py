@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from onnxshot.calibration.arrays import Headers, read_npy, read_npz
 from onnxshot.calibration.checks import InputSpec, Sample, as_array, is_float
-from onnxshot.calibration.functions import users_code
+from onnxshot.calibration.user_functions import users_code
 from onnxshot.errors import CalibrationError
-from onnxshot.files.places import scratch_kept
+from onnxshot.files.atomic_write import scratch_kept
 from onnxshot.files.regular_files import read_regular
 
 _BLOCK = 1 << 20

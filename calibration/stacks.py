@@ -14,8 +14,8 @@ from onnxshot.calibration.arrays import FileArray, Headers, open_npy, open_npz
 from onnxshot.calibration.checks import InputSpec, Sample, fits
 from onnxshot.calibration.sources import Checked, Source, only_input, renamed
 from onnxshot.errors import CalibrationError
-from onnxshot.files.own_folders import Part
-from onnxshot.files.places import scratch_kept
+from onnxshot.files.atomic_write import scratch_kept
+from onnxshot.files.temporary_folders import Part
 
 
 @dataclass(frozen=True, slots=True)

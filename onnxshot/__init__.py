@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onnxshot.api.shrink import shrink
     from onnxshot.api.tune import tune
     from onnxshot.api.verify import verify
-    from onnxshot.calibration.preprocess import Preset
+    from onnxshot.calibration.preset import Preset
     from onnxshot.recipes.recipe import Recipe
     from onnxshot.report.report import Report
     from onnxshot.results.pruned import PruneReport, PruneResult
@@ -41,7 +41,7 @@ __version__ = "0.1.0"
 _PACKAGES = ("batch", "errors", "recipes")
 _HOMES = {
     "Goal": "onnxshot.search.goal",
-    "Preset": "onnxshot.calibration.preprocess",
+    "Preset": "onnxshot.calibration.preset",
     "PruneReport": "onnxshot.results.pruned",
     "PruneResult": "onnxshot.results.pruned",
     "Recipe": "onnxshot.recipes.recipe",

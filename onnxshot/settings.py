@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from onnxshot.arguments import check_fields
 from onnxshot.errors import TargetError, UsageError
-from onnxshot.files.ledger import Files
+from onnxshot.files.conflicts import Files
 from onnxshot.files.messages import shown
 
 Progress = Callable[[str, int, int], None]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.arguments import checked
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.errors import UsageError
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model

@@ -16,18 +16,18 @@ from onnxshot.arguments import checked
 from onnxshot.bundles.bundle_manifest import Made, Manifest, check_files, entry_of, files_of, read_manifest
 from onnxshot.bundles.samples import MOST_BYTES, Stored
 from onnxshot.calibration.batches import batched
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.comparison.proto_edits import parsed
 from onnxshot.comparison.random_nodes import inlined, random_sources
 from onnxshot.delivery import record
 from onnxshot.delivery.artifacts import ONNX, load_artifact
-from onnxshot.delivery.files_read import of_run
-from onnxshot.delivery.files_written import of_bundle
+from onnxshot.delivery.input_files import of_run
+from onnxshot.delivery.output_files import of_bundle
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.execution.statistics_source import HOLDOUT, open_calib
-from onnxshot.files.ledger import Files, Read
-from onnxshot.files.places import aside, put_folder
+from onnxshot.files.atomic_write import aside, put_folder
+from onnxshot.files.conflicts import Files, Read
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_here

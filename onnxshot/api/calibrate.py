@@ -9,17 +9,17 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
-from onnxshot.calibration.preprocess import Preset
-from onnxshot.calibration.statsfile import (
+from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.statistics_file import (
     Statistics,
     join,
     load_statistics,
     refuse_suffix,
 )
-from onnxshot.delivery.files_read import of_run
+from onnxshot.delivery.input_files import of_run
 from onnxshot.errors import UsageError
 from onnxshot.execution.statistics_source import HOLDOUT, from_data, open_calib
-from onnxshot.files.ledger import Files, Read, Write
+from onnxshot.files.conflicts import Files, Read, Write
 from onnxshot.graph.load import load_model
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.recipes.recipe import Recipe

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.arguments import checked
-from onnxshot.calibration.preprocess import Preset
-from onnxshot.delivery.files_read import of_model_file, of_run
+from onnxshot.calibration.preset import Preset
+from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.difference.rescaled_channels import factors_between
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model

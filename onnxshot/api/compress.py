@@ -15,18 +15,18 @@ from onnxshot.api.run_stage import StageResult, run_stage
 from onnxshot.api.shrink import ShrinkReport
 from onnxshot.arguments import checked
 from onnxshot.calibration.batches import batched, refuse_copies
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.delivery import artifacts
-from onnxshot.delivery.files_read import of_function, of_recipe, of_run
-from onnxshot.delivery.files_written import is_external, of_model, of_result
-from onnxshot.delivery.publish import input_bytes, peak_rss_mb, source_name
+from onnxshot.delivery.input_files import of_function, of_recipe, of_run
+from onnxshot.delivery.output_files import is_external, of_model, of_result
 from onnxshot.delivery.record import leave_beside, source_of
+from onnxshot.delivery.write_results import input_bytes, peak_rss_mb, source_name
 from onnxshot.errors import ModelError, OnnxshotError, UsageError
 from onnxshot.execution.statistics_source import HOLDOUT, open_calib
-from onnxshot.files.ledger import Files, Read, Write
-from onnxshot.files.links import led
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
+from onnxshot.files.conflicts import Files, Read, Write
+from onnxshot.files.links import follow_link
 from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
 from onnxshot.graph.load import load_model
@@ -138,7 +138,7 @@ def compress(
         final = run.result()
         run.measure(report, kept=keep_stages is not None)
         if output is not None:
-            report.outputs += run.emit(led(Path(output)))
+            report.outputs += run.emit(follow_link(Path(output)))
         origin = source_of(calib, preset, data)
     if output is not None:
         path = final.save(output)
@@ -296,7 +296,7 @@ def _writes(stages: Stages, model: Model, output: str | Path | None, kept: str |
             yield from of_model(place, "the kept stage", external=external, named=False, option="--keep-stages")
     if output is None:
         return
-    output, final = led(Path(output)), [name for name in names if name][-1]
+    output, final = follow_link(Path(output)), [name for name in names if name][-1]
     yield from of_result(output, external=external)
     for i, stage in enumerate(stages.stages):
         if isinstance(stage, EmitStage):

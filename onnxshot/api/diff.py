@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.arguments import checked
-from onnxshot.calibration.preprocess import Preset
-from onnxshot.delivery.publish import input_bytes
+from onnxshot.calibration.preset import Preset
+from onnxshot.delivery.write_results import input_bytes
 from onnxshot.difference.compare_layers import LayerChange, PairChange, layer_change, matched, pair_changes
 from onnxshot.difference.read_layers import read_layers
 from onnxshot.difference.rescaled_channels import factors_between, factors_of

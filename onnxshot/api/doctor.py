@@ -12,7 +12,7 @@ from onnxshot.api.quantize import quantize
 from onnxshot.diagnostics.machine import Extra, Package, Processor, extras, gpus, packages, processor
 from onnxshot.diagnostics.runtime_trials import Trial, convs, sums_saturate
 from onnxshot.errors import OnnxshotError
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact, rounded
 from onnxshot.runtimes.ort_bench import NOISE

@@ -13,15 +13,15 @@ from onnx import ModelProto
 
 from onnxshot.arguments import checked
 from onnxshot.calibration.batches import batched
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.delivery import artifacts
-from onnxshot.delivery.files_read import of_model_file, of_run
-from onnxshot.delivery.files_written import is_external, of_options, of_result
-from onnxshot.delivery.publish import deliver, input_bytes, source_name
+from onnxshot.delivery.input_files import of_model_file, of_run
+from onnxshot.delivery.output_files import is_external, of_options, of_result
 from onnxshot.delivery.record import VERSION_KEY, versions
+from onnxshot.delivery.write_results import deliver, input_bytes, source_name
 from onnxshot.execution.statistics_source import open_calib
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, write

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from onnxshot.arguments import checked
 from onnxshot.calibration.data_summary import InputSummary, describe_inputs
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import open_data
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, by_label

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from onnxshot.arguments import checked
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
-from onnxshot.delivery.files_read import of_run
-from onnxshot.delivery.files_written import is_external, of_result
-from onnxshot.delivery.publish import deliver, input_bytes, source_name
+from onnxshot.delivery.input_files import of_run
+from onnxshot.delivery.output_files import is_external, of_result
 from onnxshot.delivery.record import record, source_of, stamp
+from onnxshot.delivery.write_results import deliver, input_bytes, source_name
 from onnxshot.errors import ModelError, UsageError
 from onnxshot.execution import candidate_race
 from onnxshot.execution.layer_rows import Feeds

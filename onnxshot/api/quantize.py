@@ -13,12 +13,12 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.delivery import artifacts
-from onnxshot.delivery.files_read import of_run
-from onnxshot.delivery.files_written import is_external, of_options, of_result
-from onnxshot.delivery.publish import deliver
+from onnxshot.delivery.input_files import of_run
+from onnxshot.delivery.output_files import is_external, of_options, of_result
 from onnxshot.delivery.record import source_of
+from onnxshot.delivery.write_results import deliver
 from onnxshot.errors import UsageError
 from onnxshot.graph.save import Draft
 from onnxshot.recipes.recipe import Recipe

@@ -10,10 +10,10 @@ from typing import Any
 
 from onnxshot.api.run_stage import StageResult, run_stage
 from onnxshot.arguments import checked
-from onnxshot.calibration.preprocess import Preset
-from onnxshot.calibration.statsfile import data_hash, refuse_other
-from onnxshot.delivery.files_read import of_model_file, of_run
-from onnxshot.delivery.files_written import is_external, of_result
+from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.statistics_file import data_hash, refuse_other
+from onnxshot.delivery.input_files import of_model_file, of_run
+from onnxshot.delivery.output_files import is_external, of_result
 from onnxshot.delivery.record import (
     Record,
     Records,
@@ -25,8 +25,8 @@ from onnxshot.delivery.record import (
 from onnxshot.errors import CalibrationError, OnnxshotError
 from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.execution.statistics_source import open_calib
-from onnxshot.files.ledger import Files
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
+from onnxshot.files.conflicts import Files
 from onnxshot.graph.load import load_model
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.runtimes.invalid_model import blames_model

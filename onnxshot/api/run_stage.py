@@ -10,7 +10,7 @@ from typing import Any
 from onnxshot.api.prune import prune
 from onnxshot.api.quantize import quantize
 from onnxshot.api.shrink import cut_again, shrink
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.execution.statistics_source import HOLDOUT
 from onnxshot.recipes.stages import ModelStage, PruneStage, ShrinkStage

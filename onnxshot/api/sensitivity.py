@@ -11,8 +11,8 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
-from onnxshot.calibration.preprocess import Preset
-from onnxshot.delivery.files_read import of_model_file, of_run
+from onnxshot.calibration.preset import Preset
+from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.maths.scheme import PerTensor
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe

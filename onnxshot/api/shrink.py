@@ -13,7 +13,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sampling import spread
 from onnxshot.channels.allocation import Allocation
@@ -25,10 +25,10 @@ from onnxshot.channels.importance import batchnorm_scales
 from onnxshot.channels.layer_times import timed
 from onnxshot.channels.target_search import Found, TargetSearch
 from onnxshot.channels.worth import curves_of, nothing_cut
-from onnxshot.delivery.files_read import of_run
-from onnxshot.delivery.files_written import is_external, of_result
-from onnxshot.delivery.publish import source_name
+from onnxshot.delivery.input_files import of_run
+from onnxshot.delivery.output_files import is_external, of_result
 from onnxshot.delivery.record import record, source_of, stamp
+from onnxshot.delivery.write_results import source_name
 from onnxshot.execution.parallel import in_order
 from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.execution.statistics_source import open_calib

@@ -22,13 +22,13 @@ from onnx import ModelProto
 from onnxshot.api.quantize import quantize
 from onnxshot.arguments import checked
 from onnxshot.calibration.batches import batched
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.delivery.artifacts import ONNX
-from onnxshot.delivery.files_read import of_model_file, of_run
-from onnxshot.delivery.files_written import of_result
+from onnxshot.delivery.input_files import of_model_file, of_run
+from onnxshot.delivery.output_files import of_result
 from onnxshot.errors import UsageError
-from onnxshot.files.ledger import Files
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
+from onnxshot.files.conflicts import Files
 from onnxshot.graph import Model
 from onnxshot.graph.save import write
 from onnxshot.planning.plan import FLOAT, Plan

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from onnxshot import __version__
 from onnxshot.batch.manifest import Entry
-from onnxshot.calibration.functions import named
-from onnxshot.calibration.preprocess import load_preset
+from onnxshot.calibration.preset import load_preset
+from onnxshot.calibration.user_functions import named
 from onnxshot.delivery.record import sha256
 from onnxshot.errors import ModelError
 from onnxshot.files.urls import is_remote

@@ -8,9 +8,9 @@ from pathlib import Path
 from onnxshot.batch.cells import Cell
 from onnxshot.batch.manifest import Manifest
 from onnxshot.batch.store import LOG, SUMMARY, changed_in
-from onnxshot.delivery.files_read import of_calib, of_function, of_model_file, of_preset
+from onnxshot.delivery.input_files import of_calib, of_function, of_model_file, of_preset
 from onnxshot.errors import UsageError
-from onnxshot.files.ledger import Files, Read, Write
+from onnxshot.files.conflicts import Files, Read, Write
 from onnxshot.files.urls import is_remote
 
 FIRST_BYTES = 4096  # of the log

@@ -18,7 +18,7 @@ from onnxshot.batch.cells import Cell, Done, Row
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL
 from onnxshot.errors import ModelError
-from onnxshot.files.own_folders import clear_dead
+from onnxshot.files.temporary_folders import clear_dead
 from onnxshot.graph.load import external_files
 
 POLL = 0.02

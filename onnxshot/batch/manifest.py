@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from onnxshot.calibration.functions import named
+from onnxshot.calibration.user_functions import named
 from onnxshot.delivery.artifacts import ONNX
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
@@ -102,7 +102,7 @@ def load_manifest(path: str | Path, arguments: Mapping[str, str] | None = None) 
     if is_remote(name := unfolded(str(path))):
         raise UsageError(f"the manifest {redacted(name)} is remote", "copy it here: relative paths start at it")
     values = read_values(path, arguments, "manifest")
-    with values.told():
+    with values.naming_file():
         return _Reader(Path(path).parent, list(values.files)).manifest(values.joined)
 
 

@@ -15,7 +15,7 @@ from onnxshot.errors import UsageError
 from onnxshot.files import cache_folder
 from onnxshot.files.urls import is_remote, is_web, redacted
 from onnxshot.remote.copies import name_of
-from onnxshot.remote.filesystems import filesystem, told
+from onnxshot.remote.filesystems import filesystem, one_line_errors
 
 
 def store_of(output: str) -> Store:
@@ -34,7 +34,7 @@ class Remote(Store):
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        with told(url):
+        with one_line_errors(url):
             self._files, self._path = filesystem(self.url)
             self._aside = cache_folder.folder() / "batch" / name_of(self.url, {})
             log = self._aside / LOG
@@ -72,7 +72,7 @@ class Remote(Store):
     def publish(self, cell: Cell, part: Path, row: Mapping[str, Any]) -> None:
         """See Store."""
         place = f"{self._path}/{cell.place}"
-        with told(f"{self.url}/{cell.place}"):
+        with one_line_errors(f"{self.url}/{cell.place}"):
             files = sorted(p for p in part.iterdir() if p.is_file())
             known = self._own(cell)
             for file in files:
@@ -111,7 +111,7 @@ class Remote(Store):
     def summarize(self, values: Mapping[str, Any]) -> None:
         """See Store. The log goes there too."""
         self._local.summarize(values)
-        with told(self.url):
+        with one_line_errors(self.url):
             for name in (SUMMARY, LOG):
                 self._files.put_file(str(self._aside / name), f"{self._path}/{name}")
 

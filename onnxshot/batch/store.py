@@ -16,8 +16,8 @@ from typing import Any
 from onnxshot.batch.cells import Cell, Row
 from onnxshot.delivery.record import sha256
 from onnxshot.errors import UsageError
-from onnxshot.files.own_folders import Part, listed
-from onnxshot.files.places import put, put_folder, take_along
+from onnxshot.files.atomic_write import put, put_folder, take_along
+from onnxshot.files.temporary_folders import Part, listed
 
 ROW, LOG, SUMMARY = "cell.json", "batch.jsonl", "summary.json"
 REPORT = "report.json"

@@ -17,8 +17,8 @@ from onnxshot.api.emit import emit
 from onnxshot.api.quantize import quantize
 from onnxshot.batch.cells import Cell, Row
 from onnxshot.delivery.artifacts import ONNX, runtime_of
-from onnxshot.delivery.publish import peak_rss_mb
 from onnxshot.delivery.record import sha256
+from onnxshot.delivery.write_results import peak_rss_mb
 from onnxshot.errors import OnnxshotError
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.report.report import Report

@@ -14,9 +14,9 @@ from onnxshot.channels.importance_by_data import output_error
 from onnxshot.channels.layer_times import timed
 from onnxshot.channels.refit import Kept, apply, refit
 from onnxshot.comparison.comparison_setup import comparison_setup
-from onnxshot.delivery.publish import Made
+from onnxshot.delivery.write_results import Made
 from onnxshot.execution.parallel import in_order
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model, edit, weights
 from onnxshot.graph.axes import Axes
 from onnxshot.graph.load import copy_of

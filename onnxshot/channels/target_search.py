@@ -11,8 +11,8 @@ from onnxshot.channels.allocation import Allocation
 from onnxshot.channels.branches import Branch
 from onnxshot.channels.cut_model import Cutter
 from onnxshot.channels.layer_times import timed
-from onnxshot.delivery.publish import Made
-from onnxshot.files.places import scratch
+from onnxshot.delivery.write_results import Made
+from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model
 from onnxshot.runtimes.ort_bench import NOISE
 from onnxshot.search.goal import Evaluate, Goal, Judge

@@ -10,7 +10,7 @@ import typer
 
 from onnxshot.cli import streams
 from onnxshot.errors import UsageError
-from onnxshot.files.ledger import Files, Write
+from onnxshot.files.conflicts import Files, Write
 from onnxshot.files.messages import shown
 from onnxshot.settings import MOST_THREADS
 
@@ -131,13 +131,13 @@ def files_of(
 
     unnamed: outputs that have the name that they get where the user gives none.
     """
-    from onnxshot.delivery.file_owners import foreign_artifact
-    from onnxshot.delivery.files_read import of_recipe
-    from onnxshot.delivery.files_written import OUTPUT, of_bundle
-    from onnxshot.files.links import led
+    from onnxshot.delivery.input_files import of_recipe
+    from onnxshot.delivery.output_files import OUTPUT, of_bundle
+    from onnxshot.delivery.overwrite_checks import foreign_artifact
+    from onnxshot.files.links import follow_link
 
     return Files(of_recipe(recipe, arguments_of(arguments))).writing(
-        *(Write(led(place), OUTPUT, foreign_artifact) for place in unnamed),
+        *(Write(follow_link(place), OUTPUT, foreign_artifact) for place in unnamed),
         *([Write(report, "the report")] if report is not None else []),
         *map(of_bundle, bundle),
     )

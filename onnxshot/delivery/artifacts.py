@@ -11,8 +11,8 @@ from pathlib import Path
 
 from onnxshot.calibration.readers import Dataset
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.files.links import led
-from onnxshot.files.places import aside, scratch
+from onnxshot.files.atomic_write import aside, scratch
+from onnxshot.files.links import follow_link
 from onnxshot.graph.save import Draft
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
 from onnxshot.report.values import Artifact
@@ -43,7 +43,7 @@ def formats_of(asked: Sequence[str] | None, output: Path | None, target: Target)
     Raises TargetError for a format there is not, and, before any work, where its runtime is not installed.
     """
     by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()} | {".onnx": ONNX}
-    named = by_suffix.get(led(output).suffix.lower()) if output is not None else None
+    named = by_suffix.get(follow_link(output).suffix.lower()) if output is not None else None
     formats = tuple(dict.fromkeys(asked or (named or target.emits,)))
     for name in formats:
         if name != ONNX:
@@ -61,7 +61,7 @@ def runtime_of(name: str) -> Runtime:
 def target_for(asked: Sequence[str] | None, output: Path | None) -> str | None:
     """The target of a run that names none but makes one artifact alone, of a runtime: that whose format it is."""
     by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()}
-    named = by_suffix.get(led(output).suffix.lower()) if output is not None else None
+    named = by_suffix.get(follow_link(output).suffix.lower()) if output is not None else None
     formats = set(asked or filter(None, (named,)))
     return target_of(formats.pop()).name if len(formats) == 1 and formats <= set(RUNTIMES) else None
 
@@ -104,16 +104,16 @@ def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
 def place_of(output: Path, name: str) -> Path:
     """Where the artifact of a format goes: every artifact of a run takes the stem of its output.
 
-    What a link leads to is the output. Raises UsageError for an output that has no name, and as `led` does.
+    What a link leads to is the output. Raises UsageError for an output that has no name, and as `follow_link` does.
     """
     if not output.name:
         raise UsageError(f"the output {output} is a folder", "name the file in it with -o")
-    output = led(output)
+    output = follow_link(output)
     suffixes = {runtime.suffix for runtime in RUNTIMES.values()}
     if name == ONNX:
-        return led(output.with_suffix(".onnx")) if output.suffix.lower() in suffixes else output
+        return follow_link(output.with_suffix(".onnx")) if output.suffix.lower() in suffixes else output
     known = output.suffix.lower() in (".onnx", *suffixes)
-    return led(output.with_name((output.stem if known else output.name) + runtime_of(name).suffix))
+    return follow_link(output.with_name((output.stem if known else output.name) + runtime_of(name).suffix))
 
 
 def artifacts(

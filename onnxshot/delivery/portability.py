@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxshot.delivery.artifacts import Judged, made, runtime_of
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
@@ -55,7 +55,9 @@ def _row(name: str, written: Path, judged: Judged, settings: Settings) -> dict[s
         return {"refused": str(e), "findings": found}
 
 
-def against(alone: Model, target: str, written: Path, judged: Judged, settings: Settings) -> dict[str, Any]:
+def compare_single_target(
+    alone: Model, target: str, written: Path, judged: Judged, settings: Settings
+) -> dict[str, Any]:
     """What the model made for one target reaches on the same samples: its SQNR and its latency, in turns with ours.
 
     Keys: target, sqnr_db, ms, and speedup: how many times as fast as the file for all it is.
@@ -72,7 +74,7 @@ def against(alone: Model, target: str, written: Path, judged: Judged, settings: 
     return {"target": target, "sqnr_db": db, "ms": own.median_ms, "speedup": own.ratio}
 
 
-def told(report_rows: list[dict[str, Any]], single: dict[str, Any]) -> list[str]:
+def in_words(report_rows: list[dict[str, Any]], single: dict[str, Any]) -> list[str]:
     """The same in words, one line each."""
     lines = []
     for row in report_rows:

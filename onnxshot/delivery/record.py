@@ -17,12 +17,12 @@ from typing import Any
 
 import yaml
 
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
-from onnxshot.calibration.statsfile import data_hash
+from onnxshot.calibration.statistics_file import data_hash
 from onnxshot.errors import UsageError
-from onnxshot.files.links import led
-from onnxshot.files.places import write_file
+from onnxshot.files.atomic_write import write_file
+from onnxshot.files.links import follow_link
 from onnxshot.files.regular_files import RECORD_BYTES, read_regular
 from onnxshot.files.yaml_text import NoYaml, decoded, values_of
 from onnxshot.graph import Model
@@ -153,7 +153,7 @@ def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: S
 
     source: `source_of` the last run.
     """
-    output = led(output)
+    output = follow_link(output)
     path, metadata = beside(output), model.metadata
     if not _is_own(path):
         return [f"{path} is there already, and onnxshot has not written it: left as it is"]
@@ -174,7 +174,7 @@ def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: S
 
 def _is_own(path: Path) -> bool:
     """Whether nothing is there, or a file that a run has written beside its output, and nobody has changed."""
-    return not os.path.lexists(led(path)) or _untouched(path) is not None
+    return not os.path.lexists(follow_link(path)) or _untouched(path) is not None
 
 
 def outputs_of(path: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from onnxshot.calibration.observers import Glimpse, glimpse, row_axes
 from onnxshot.calibration.sampling import MOST, STRIDES, lengths
 from onnxshot.comparison.random_nodes import fix_randomness
 from onnxshot.errors import ModelError
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model, weights
 from onnxshot.graph.save import write
 from onnxshot.runtimes.ort_runtime import CPU, Feed, Runner

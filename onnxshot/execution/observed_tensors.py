@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from onnxshot.calibration.readers import Dataset
+from onnxshot.calibration.statistics_file import Statistics
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.calibration.statsfile import Statistics
 from onnxshot.execution import statistics_cache
 from onnxshot.graph import Model
 from onnxshot.planning.make_plan import make_plan

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnxshot.calibration.enough_samples import Settling, stops
 from onnxshot.calibration.observers import Glimpse, Observers
 from onnxshot.calibration.outliers import Outliers, is_blank
+from onnxshot.calibration.statistics_file import Statistics
 from onnxshot.calibration.stats import NO_STATS, TensorStats, merge
-from onnxshot.calibration.statsfile import Statistics
 from onnxshot.execution.collect import notes_of, observe_samples, order_of
 from onnxshot.execution.observed_tensors import CalibrationPass
 from onnxshot.recipes.recipe import Recipe

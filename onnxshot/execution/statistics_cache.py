@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxshot.calibration.statsfile import Statistics, is_statistics, load_statistics
+from onnxshot.calibration.statistics_file import Statistics, is_statistics, load_statistics
 from onnxshot.errors import OnnxshotError
+from onnxshot.files.atomic_write import clear_dead_everywhere
 from onnxshot.files.cache_folder import folder
-from onnxshot.files.own_folders import clear as clear_part
-from onnxshot.files.own_folders import clear_dead
-from onnxshot.files.places import clear_dead_everywhere
+from onnxshot.files.temporary_folders import clear as clear_part
+from onnxshot.files.temporary_folders import clear_dead
 from onnxshot.graph import Model, weights
 
 MAX_BYTES = 256 << 20

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
-from onnxshot.calibration.stats import TensorStats
-from onnxshot.calibration.statsfile import (
+from onnxshot.calibration.statistics_file import (
     Statistics,
     data_hash,
     load_statistics,
     refuse_other,
 )
+from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import CalibrationError
 from onnxshot.execution import statistics_cache
 from onnxshot.execution.collect import collect
 from onnxshot.execution.observed_tensors import calibration_pass, missing_in
 from onnxshot.files import cache_folder
-from onnxshot.files.ledger import SAMPLES, Read
+from onnxshot.files.conflicts import SAMPLES, Read
 from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
 from onnxshot.planning.plan import Plan

@@ -13,7 +13,7 @@ _SYSTEM = ("/proc", "/sys", "/dev")
 _ROOM = ("/dev/shm",)  # a file system for files, although it lies there
 
 
-def led(path: Path) -> Path:
+def follow_link(path: Path) -> Path:
     """The file that is written where this path is named: what a link leads to, there already or not; else the path.
 
     What belongs to an output, such as its data file, lies beside the file that this gives, with its name.

@@ -16,8 +16,8 @@ import onnx
 from google.protobuf.message import Message
 from onnx import TensorProto
 
-from onnxshot.files.places import put
-from onnxshot.files.unfinished import (
+from onnxshot.files.atomic_write import put
+from onnxshot.files.interrupted_writes import (
     BEFORE,
     IR,
     NOTE,

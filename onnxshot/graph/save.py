@@ -9,9 +9,9 @@ from pathlib import Path
 from onnx import TensorProto
 
 from onnxshot.errors import UsageError
-from onnxshot.files.links import led
+from onnxshot.files.atomic_write import aside
+from onnxshot.files.links import follow_link
 from onnxshot.files.model_and_data import publish
-from onnxshot.files.places import aside
 from onnxshot.graph import weights
 from onnxshot.graph.ir import Constant
 from onnxshot.graph.model import Model
@@ -44,7 +44,7 @@ def draft(model: Model, final: Path) -> Iterator[Draft]:
 
     final: a link stays, and what it leads to is written. Raises UsageError where its folder cannot be written.
     """
-    final = led(Path(final))
+    final = follow_link(Path(final))
     with aside(final) as folder:
         try:
             files = write(model, folder / final.name)

@@ -31,7 +31,7 @@ def load_stages(path: str | Path, arguments: Mapping[str, str] | None = None) ->
     where there is none of that name. What is wrong with a key is told with the file it stands in and its path there.
     """
     values = read_values(path, arguments, "recipe")
-    with values.told():
+    with values.naming_file():
         return Stages.from_dict(values.joined)
 
 
@@ -68,7 +68,7 @@ class Values:
     files: Sequence[str] = ()
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
+    def naming_file(self) -> Iterator[None]:
         """Name the file in front of what is said of a key in it."""
         try:
             yield
@@ -136,7 +136,7 @@ class _Reader:
         base = values.pop("extends", None)
         if base is None:
             return own
-        with own.told():
+        with own.naming_file():
             other = self._beside(name, base, (*below, name))
             try:
                 data = _content(other, self.what)
@@ -188,7 +188,7 @@ def _joined(base: Values, own: Values) -> Values:
     joined, keys = {**base.joined, **own.joined}, {**base.keys, **own.keys}
     for values in (base, own):
         if not isinstance(listed := values.joined.get("stages", []), list):
-            with values.told():
+            with values.naming_file():
                 raise BadKey(("stages",), f"is {shown(listed)}", "give a list of stages")
     if not ("stages" in base.joined and "stages" in own.joined):
         return Values(own.path, joined, keys, base.stages)

@@ -15,10 +15,10 @@ from typing import Any
 
 from onnxshot.errors import ModelError, OnnxshotError, UsageError
 from onnxshot.files import cache_folder
-from onnxshot.files.places import aside, put, put_folder, write_file
+from onnxshot.files.atomic_write import aside, put, put_folder, write_file
 from onnxshot.files.urls import beside, file_name, is_web, redacted
 from onnxshot.graph.load import external_files
-from onnxshot.remote.filesystems import filesystem, told
+from onnxshot.remote.filesystems import filesystem, one_line_errors
 
 MAX_BYTES = 8 << 30
 """Most that one path may hold: a model with its weights, or a folder of samples."""
@@ -75,7 +75,7 @@ class Copies:
 
 def matches(pattern: str) -> list[str]:
     """The URLs that a glob matches, sorted. A web server has to list its folder as a page of links."""
-    with told(pattern):
+    with one_line_errors(pattern):
         files, path = filesystem(pattern)
         if is_web(pattern):  # to glob passes over a server that is not there
             files.info(re.split(r"[*[]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/")
@@ -93,7 +93,7 @@ def local_copy(url: str, *, weights: bool = False, most: int | None = None) -> s
     Raises UsageError where it cannot be had, is larger than `most`, or is a page of HTML of a web server that has
     something else to say; ModelError where it should be a model and is none.
     """
-    with told(url):
+    with one_line_errors(url):
         files, path = filesystem(url)
         found = _listed(files, url, path, most)
         final = _folder(url, found)
@@ -104,7 +104,7 @@ def local_copy(url: str, *, weights: bool = False, most: int | None = None) -> s
             for place in _external(url, whole):
                 name = place.relative_to(final).as_posix()
                 other = beside(url, name)
-                with told(other):
+                with one_line_errors(other):
                     _add(files, other, _listed(files, other, filesystem(other)[1]), final, name)
         return str(whole)
 

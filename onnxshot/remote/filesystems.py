@@ -39,7 +39,7 @@ def _web_options() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def told(url: str) -> Iterator[None]:
+def one_line_errors(url: str) -> Iterator[None]:
     """Whatever a file system raises, as one line; there are as many kinds as there are file systems."""
     where = redacted(url)
     hint = "check the path, the credentials and the endpoint"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.errors import ModelError, UsageError
-from onnxshot.files.ledger import SAMPLES, Files, Read, Write
-from onnxshot.files.places import write_file
+from onnxshot.files.atomic_write import write_file
+from onnxshot.files.conflicts import SAMPLES, Files, Read, Write
 from onnxshot.graph.load import external_files
 from onnxshot.report.values import to_json
 

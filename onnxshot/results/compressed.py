@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxshot.delivery.publish import Made
+from onnxshot.delivery.write_results import Made
 from onnxshot.report.report import Report
 from onnxshot.results.shrunk import ShrinkReport
 

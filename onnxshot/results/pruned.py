@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from onnxshot.delivery.publish import Made
+from onnxshot.delivery.write_results import Made
 from onnxshot.report.report import Report
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxshot.calibration.statsfile import Statistics
+from onnxshot.calibration.statistics_file import Statistics
 from onnxshot.delivery import artifacts
-from onnxshot.delivery.file_owners import foreign_artifact
-from onnxshot.delivery.files_read import of_model
-from onnxshot.delivery.files_written import OUTPUT, is_external, of_result
-from onnxshot.delivery.publish import Made
-from onnxshot.files.ledger import Files, Write
-from onnxshot.files.links import led
+from onnxshot.delivery.input_files import of_model
+from onnxshot.delivery.output_files import OUTPUT, is_external, of_result
+from onnxshot.delivery.overwrite_checks import foreign_artifact
+from onnxshot.delivery.write_results import Made
+from onnxshot.files.conflicts import Files, Write
+from onnxshot.files.links import follow_link
 from onnxshot.graph.save import draft
 from onnxshot.planning.plan import Plan
 from onnxshot.report.report import Report
@@ -37,7 +37,7 @@ class Result(Made):
         Raises TargetError where there is none such, UsageError where a file is there that onnxshot has not written.
         """
         stem = self.model.path.stem if self.model.path is not None else "model"
-        final = led(Path(folder) / f"{stem}.{self.report.recipe['precision']}.onnx")
+        final = follow_link(Path(folder) / f"{stem}.{self.report.recipe['precision']}.onnx")
         writes = of_result(final, (to,), external=is_external(self.model), recorded=False)
         Files(of_model(self.model)).writing(Write(final, OUTPUT, foreign_artifact), *writes).check()
         if to == artifacts.ONNX:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxshot.delivery.publish import refuse_lost
 from onnxshot.delivery.record import leave_beside
+from onnxshot.delivery.write_results import refuse_lost
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import draft

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from onnx import helper
 
-from onnxshot.calibration.preprocess import Preset, load_preset
+from onnxshot.calibration.preset import Preset, load_preset
 from onnxshot.calibration.readers import InputSpec
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.files.messages import shown

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from onnxshot.errors import ModelError
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.runtimes.ort_runtime import session
 
 _LEAST_VALUES = 64  # of a weight: a vector is dequantized in no time

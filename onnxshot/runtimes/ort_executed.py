@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto
 
 from onnxshot.errors import ModelError
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import edit
 from onnxshot.graph.functions import inlined
 from onnxshot.graph.ir import Constant, Node

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.runtimes.ort_executed import name_nodes
 from onnxshot.runtimes.ort_runtime import Feed, run_session, session
 

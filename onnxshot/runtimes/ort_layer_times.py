@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.runtimes.ort_runtime import session
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 400

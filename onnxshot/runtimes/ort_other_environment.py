@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.graph.load import first_line
 from onnxshot.runtimes.ort_bench import Latency, latencies
 from onnxshot.runtimes.ort_runtime import Feed, one_line

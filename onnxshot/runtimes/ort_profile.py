@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.errors import ModelError
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.runtimes.ort_runtime import Feed, input_spec, one_line, run_session, session
 
 Shape = tuple[int, ...]

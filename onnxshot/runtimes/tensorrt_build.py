@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from onnxshot.errors import TargetError, UsageError
-from onnxshot.files.places import write_file
+from onnxshot.files.atomic_write import write_file
 from onnxshot.graph import Model
 from onnxshot.graph.load import first_line
 from onnxshot.runtimes.base import Dims, EmitOptions, Ranges, Sizes

@@ -8,7 +8,7 @@ from pathlib import Path
 from onnx import TensorProto
 
 from onnxshot.errors import TargetError
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model, Node, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.sparsity import half_zero

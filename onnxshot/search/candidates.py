@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, Sample, split
 from onnxshot.delivery.record import stamp
 from onnxshot.errors import UsageError

@@ -12,8 +12,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxshot.arguments import check_fields
-from onnxshot.calibration.functions import load, named, users_code
 from onnxshot.calibration.readers import Dataset
+from onnxshot.calibration.user_functions import load, named, users_code
 from onnxshot.comparison.balanced_sqnr import sums_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.errors import CalibrationError, UsageError

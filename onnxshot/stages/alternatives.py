@@ -22,7 +22,7 @@ from onnxshot.comparison.balanced_sqnr import CandidateError, joined
 from onnxshot.delivery.artifacts import Judged
 from onnxshot.errors import OnnxshotError
 from onnxshot.execution import candidate_race
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Constant, Model, weights
 from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
 from onnxshot.graph.load import load_model

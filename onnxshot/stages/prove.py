@@ -13,7 +13,7 @@ from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.delivery import portability
 from onnxshot.delivery.artifacts import Judged
-from onnxshot.files.places import scratch
+from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import Frozen
 from onnxshot.graph.load import load_model
@@ -152,16 +152,18 @@ class QuantizedProof:
             why = row.get("missing") or f"it does not take it: {row['refused']}"
             report.notes.append(f"checked in ONNX Runtime{how}, not in {name}; not timed: {why}")
         else:
-            report.notes += portability.told(report.runtimes, {})
+            report.notes += portability.in_words(report.runtimes, {})
 
     def _prove_everywhere(self, written: Path, data: Dataset | None, judged: Judged) -> None:
         """Ask every runtime what it makes of the file, and compare it with one for ONNX Runtime alone."""
         report = self.report
         with report.timed("everywhere"):
             if data is not None and self.alone is not None:
-                report.single = portability.against(self.alone(data), ORT.name, written, judged, self.settings)
+                report.single = portability.compare_single_target(
+                    self.alone(data), ORT.name, written, judged, self.settings
+                )
             report.runtimes = portability.rows(written, judged, self.settings)
-        report.notes += portability.told(report.runtimes, report.single)
+        report.notes += portability.in_words(report.runtimes, report.single)
 
 
 def _refused_methods(plan: Plan) -> list[str]:

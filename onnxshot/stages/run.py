@@ -11,13 +11,13 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.calibration.batches import refuse_copies
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
+from onnxshot.calibration.statistics_file import load_statistics
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.calibration.statsfile import load_statistics
 from onnxshot.delivery import artifacts
-from onnxshot.delivery.publish import RANDOM_KEY, input_bytes, source_name
 from onnxshot.delivery.record import Record, precisions, record, stamp
+from onnxshot.delivery.write_results import RANDOM_KEY, input_bytes, source_name
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.execution import candidate_race
 from onnxshot.execution.statistics_cache import model_hash

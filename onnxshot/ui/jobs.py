@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot import source_tree
-from onnxshot.files.own_folders import clear_dead, listed
-from onnxshot.files.places import scratch_part
+from onnxshot.files.atomic_write import scratch_part
+from onnxshot.files.temporary_folders import clear_dead, listed
 from onnxshot.ui.refused import CONFLICT, NO_ROOM, NOT_FOUND, TOO_LARGE, Refused
 from onnxshot.ui.request import OWN_PRESET, Asked
 from onnxshot.ui.uploads import safe_name, safe_path, unpack

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from onnxshot.calibration.preprocess import preset_names
+from onnxshot.calibration.preset import preset_names
 from onnxshot.targets import TARGETS
 from onnxshot.ui.refused import Refused
 

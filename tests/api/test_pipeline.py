@@ -17,8 +17,8 @@ from support import accuracy, facts, fixture, heldout
 
 import onnxshot
 from onnxshot import Settings, quantize
-from onnxshot.delivery.publish import RANDOM_KEY
 from onnxshot.delivery.record import RECIPE_KEY, VERSION_KEY
+from onnxshot.delivery.write_results import RANDOM_KEY
 from onnxshot.errors import CalibrationError, ModelError, OnnxshotError, TargetError, UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.skip import Skip

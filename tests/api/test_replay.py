@@ -12,8 +12,8 @@ from pains import command
 from support import fixture, heldout
 
 from onnxshot import Settings, calibrate, compress, errors, prune, quantize, replay
-from onnxshot.delivery.publish import RANDOM_KEY
 from onnxshot.delivery.record import RECIPE_KEY, RUNS_KEY, load_records
+from onnxshot.delivery.write_results import RANDOM_KEY
 from onnxshot.recipes.files import load_stages
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import PruneStage, Stages

@@ -12,7 +12,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper, 
 from roundtrip import TRANSFORMS, load_and_save
 from support import session
 
-from onnxshot.delivery.publish import Made
+from onnxshot.delivery.write_results import Made
 from onnxshot.errors import UsageError
 from onnxshot.graph import Model, edit, save, weights
 from onnxshot.graph.load import load_model

@@ -23,7 +23,7 @@ import onnxshot.api.calibrate
 from onnxshot import Settings, quantize
 from onnxshot.api import calibrate
 from onnxshot.api.calibrate import merge_files
-from onnxshot.calibration.statsfile import Statistics, data_hash, join, load_statistics
+from onnxshot.calibration.statistics_file import Statistics, data_hash, join, load_statistics
 from onnxshot.cli.app import app
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.execution import statistics_cache, statistics_source

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnxshot.calibration.statsfile import load_statistics
+from onnxshot.calibration.statistics_file import load_statistics
 
 LAYERS, SIZE = 48, 3600
 WEIGHT = SIZE * SIZE * 4  # bytes of a layer

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxshot.calibration.preprocess import Preset, image, load_preset, preset_names
+from onnxshot.calibration.preprocess import image
+from onnxshot.calibration.preset import Preset, load_preset, preset_names
 from onnxshot.errors import CalibrationError, UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from onnxshot.calibration.data_summary import PIXELS, describe_inputs
-from onnxshot.calibration.preprocess import Preset, image, load_preset
+from onnxshot.calibration.preprocess import image
+from onnxshot.calibration.preset import Preset, load_preset
 from onnxshot.calibration.readers import Dataset, InputSpec, Sample, open_data, split
 from onnxshot.errors import CalibrationError
 

@@ -17,10 +17,10 @@ from pains import command
 
 import onnxshot
 from onnxshot import Settings
-from onnxshot.delivery.file_owners import foreign_artifact
+from onnxshot.delivery.overwrite_checks import foreign_artifact
 from onnxshot.delivery.record import VERSION_KEY, leave_beside
 from onnxshot.errors import UsageError
-from onnxshot.files.ledger import Files, Read, Write
+from onnxshot.files.conflicts import Files, Read, Write
 
 QUICK = Settings(verify=False, use_cache=False, threads=1)
 NET = """

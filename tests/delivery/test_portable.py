@@ -121,7 +121,7 @@ def test_what_is_missing_or_refuses_is_told(copying: Copying) -> None:
 
 def test_the_words() -> None:
     row: dict[str, Any] = {"int8_macs_share": None, "sqnr_db": None, "notes": ["a"], "findings": ["b"]}
-    assert portability.told([{"runtime": "x", **row}], {}) == ["in x: a, b"]
+    assert portability.in_words([{"runtime": "x", **row}], {}) == ["in x: a, b"]
 
 
 def test_types_it_has_not_are_refused() -> None:

@@ -19,7 +19,7 @@ from onnxshot.calibration.observers import glimpse
 from onnxshot.calibration.outliers import Outliers
 from onnxshot.calibration.readers import split
 from onnxshot.calibration.sampling import spread
-from onnxshot.calibration.statsfile import Statistics, load_statistics
+from onnxshot.calibration.statistics_file import Statistics, load_statistics
 from onnxshot.errors import CalibrationError
 from onnxshot.execution.observed_tensors import CalibrationPass, calibration_pass
 from onnxshot.execution.sharding import LEAST, ShardedPass, ShardResult, run_shard

@@ -13,7 +13,7 @@ from planning import FAST
 from support import fixture
 
 from onnxshot.api.quantize import quantize
-from onnxshot.calibration.statsfile import Statistics
+from onnxshot.calibration.statistics_file import Statistics
 from onnxshot.execution import statistics_cache
 from onnxshot.files import cache_folder
 from onnxshot.graph.load import load_model

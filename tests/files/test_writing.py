@@ -19,10 +19,10 @@ from handmade.core import model
 
 from onnxshot.cli import app as cli
 from onnxshot.errors import UsageError
-from onnxshot.files import places
+from onnxshot.files import atomic_write
+from onnxshot.files.atomic_write import aside, put_folder, scratch, take_along, write_file
 from onnxshot.files.model_and_data import publish
-from onnxshot.files.own_folders import MARK, Part, clear_dead
-from onnxshot.files.places import aside, put_folder, scratch, take_along, write_file
+from onnxshot.files.temporary_folders import MARK, Part, clear_dead
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, write
 
@@ -199,7 +199,7 @@ def test_a_folder_is_the_old_one_or_the_new_one(
 ) -> None:
     """Where folders cannot be exchanged in one step, the next run brings the old one back."""
     if not exchanged:
-        monkeypatch.setattr(places, "exchange", _refused)
+        monkeypatch.setattr(atomic_write, "exchange", _refused)
     template, place = tmp_path / "before", tmp_path / "place"
     for name in ("a", "b"):
         (template / "made").mkdir(parents=True, exist_ok=True)

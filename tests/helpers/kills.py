@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from onnxshot.files import places
+from onnxshot.files import atomic_write
 
 _EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -62,7 +62,7 @@ def _install(at: int, told: bool) -> None:
             moments.pass_one(lambda: io.FileIO.write(self, half))
             return super().write(data)
 
-    real_open, real_exchange = io.open, places.exchange
+    real_open, real_exchange = io.open, atomic_write.exchange
 
     def opened(file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, errors: Any = None,
                newline: Any = None, closefd: bool = True, opener: Any = None) -> Any:  # fmt: skip
@@ -77,7 +77,7 @@ def _install(at: int, told: bool) -> None:
         real_exchange(one, other)
 
     io.open = builtins.open = opened  # type: ignore[assignment]
-    places.exchange = exchange
+    atomic_write.exchange = exchange
     sys.addaudithook(moments.hear)
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 import onnxshot
 from onnxshot.errors import CalibrationError, ModelError, UsageError, in_place
-from onnxshot.files.places import aside
+from onnxshot.files.atomic_write import aside
 
 FEEDS = [{"x": np.ones((1, 64), np.float32)}] * 4
 QUIET = onnxshot.Settings(threads=1, use_cache=False, bench_seconds=0.02)

@@ -19,7 +19,7 @@ import pytest
 
 import onnxshot
 from onnxshot.batch.manifest import load_manifest
-from onnxshot.calibration.preprocess import load_preset
+from onnxshot.calibration.preset import load_preset
 from onnxshot.cli import app as cli
 from onnxshot.delivery.record import load_records
 from onnxshot.errors import CalibrationError, OnnxshotError, UsageError
@@ -321,6 +321,7 @@ def test_a_picture_of_many_pixels_is_refused_by_its_header(folder: Path) -> None
 
     Image.fromarray(np.zeros((12_000, 9_000), np.uint8)).save(folder / "large.png")
     with bounded(), pytest.raises(OnnxshotError, match="9000 x 12000 pixels"):
-        from onnxshot.calibration.preprocess import Preset, image
+        from onnxshot.calibration.preprocess import image
+        from onnxshot.calibration.preset import Preset
 
         image(folder / "large.png", Preset(size=(32, 32)))

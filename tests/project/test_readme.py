@@ -16,7 +16,7 @@ from pages import DOCS, FENCE, PAGES, ROOT, blocks, commands_of, prose, yaml_of
 
 import onnxshot
 from onnxshot.batch.manifest import load_manifest
-from onnxshot.calibration.preprocess import load_preset, preset_names
+from onnxshot.calibration.preset import load_preset, preset_names
 from onnxshot.calibration.range_methods import METHODS
 from onnxshot.cli.app import app
 from onnxshot.recipes.files import load_stages

@@ -18,7 +18,7 @@ from pains import PROVEN, QUICK, clock, command, compressed, data_of, every_node
 from support import accuracy, fixture, heldout
 
 from onnxshot import Goal, quantize, tune
-from onnxshot.calibration.preprocess import load_preset
+from onnxshot.calibration.preset import load_preset
 from onnxshot.calibration.readers import open_data
 from onnxshot.graph.load import load_model
 from onnxshot.maths.affine import bias_safe_scale, quantize_bias, weight_params

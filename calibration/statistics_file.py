@@ -14,7 +14,7 @@ import numpy as np
 from onnxshot.calibration.arrays import Headers, read_npz
 from onnxshot.calibration.stats import NO_STATS, TensorStats, from_arrays, merge, to_arrays
 from onnxshot.errors import CalibrationError, UsageError
-from onnxshot.files.places import write_file
+from onnxshot.files.atomic_write import write_file
 from onnxshot.files.regular_files import check_regular, is_special
 from onnxshot.files.urls import refuse_remote
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onnxshot.delivery.artifacts import ONNX, place_of
-from onnxshot.delivery.file_owners import foreign_artifact, foreign_data, foreign_model, foreign_weights
+from onnxshot.delivery.overwrite_checks import foreign_artifact, foreign_data, foreign_model, foreign_weights
 from onnxshot.delivery.record import beside
-from onnxshot.files.ledger import OUTPUT_OPTION, Write
-from onnxshot.files.links import led
+from onnxshot.files.conflicts import OUTPUT_OPTION, Write
+from onnxshot.files.links import follow_link
 from onnxshot.graph import Model
 from onnxshot.graph.load import refuse_suffix
 from onnxshot.graph.weights import EXTERNAL_LIMIT
@@ -31,7 +31,7 @@ def of_result(
     external: whether the model's weights go to a file of their own. recorded: whether a record is left beside it.
     named: whether the user has named the output.
     """
-    output = led(output)
+    output = follow_link(output)
     for name in formats:
         place = place_of(output, name)
         role = OUTPUT if place == output else f"the {'model' if name == ONNX else f'{name} artifact'}"
@@ -49,7 +49,7 @@ def of_model(
     place: Path, role: str = OUTPUT, *, external: bool, named: bool = True, option: str = OUTPUT_OPTION
 ) -> Iterator[Write]:
     """An .onnx file, and that of its data where there is one. Raises UsageError for a suffix of another format."""
-    place = led(place)
+    place = follow_link(place)
     refuse_suffix(place)
     yield Write(place, role, None if named else foreign_model, option=option)
     if external:

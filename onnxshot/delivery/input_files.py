@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxshot.calibration.functions import named
-from onnxshot.calibration.preprocess import Preset
+from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.user_functions import named
 from onnxshot.errors import OnnxshotError
-from onnxshot.files.ledger import SAMPLES, Read
+from onnxshot.files.conflicts import SAMPLES, Read
 from onnxshot.files.urls import is_remote
 from onnxshot.graph import Model
 from onnxshot.graph.load import external_files

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onnxshot.delivery.record import VERSION_KEY, beside, outputs_of, sha256
 from onnxshot.errors import OnnxshotError
-from onnxshot.files.ledger import Foreign
+from onnxshot.files.conflicts import Foreign
 from onnxshot.graph.load import external_files, metadata_of
 
 _NOT_OURS = "onnxshot has not written it"

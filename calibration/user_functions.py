@@ -53,7 +53,7 @@ def users_code(
             raise
         if signals.raised is not None:
             raise signals.raised from None
-        raise kind(f"{where} raised {told(error)}", hint) from error
+        raise kind(f"{where} raised {described(error)}", hint) from error
 
 
 class _Folders:
@@ -135,7 +135,7 @@ class _Signals:
         return note
 
 
-def told(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """An error of the user's code in words: its type, what it says, and the file and line."""
     text = " ".join(str(error).split())
     place = _place(error)
@@ -162,7 +162,7 @@ def load(place: str, function: str) -> Callable[..., Any]:
             made: object = getattr(module, function, None)
     except _NotImported as error:
         assert error.__cause__ is not None
-        raise CalibrationError(f"{place} cannot be imported: {told(error.__cause__)}", hint) from error
+        raise CalibrationError(f"{place} cannot be imported: {described(error.__cause__)}", hint) from error
     if not callable(made):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         hint = f"it has: {', '.join(names)}" if names else "it has no functions"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxshot.errors import UsageError
-from onnxshot.files.links import led
-from onnxshot.files.own_folders import clear_dead
+from onnxshot.files.links import follow_link
 from onnxshot.files.regular_files import PICTURES
+from onnxshot.files.temporary_folders import clear_dead
 
 _OTHER = "choose another place"
 OUTPUT_OPTION = "-o"
@@ -145,7 +145,7 @@ def _refuse_link(write: Write) -> Path:
     if write.folder:
         return write.path
     try:
-        return led(write.path)
+        return follow_link(write.path)
     except UsageError as e:
         raise UsageError(f"{write.role} {e.message}", e.hint) from e
 

@@ -12,7 +12,7 @@ import tempfile
 import weakref
 from pathlib import Path
 
-from onnxshot.files.unfinished import NOTE, finish
+from onnxshot.files.interrupted_writes import NOTE, finish
 
 MARK = "onnxshot-part.json"
 """The file that makes a folder ours. The process that the folder belongs to holds a lock on it."""

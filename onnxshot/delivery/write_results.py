@@ -12,12 +12,12 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
-from onnxshot.delivery import files_written
-from onnxshot.delivery.files_read import of_model
+from onnxshot.delivery import output_files
+from onnxshot.delivery.input_files import of_model
 from onnxshot.delivery.record import leave_beside
-from onnxshot.files.ledger import Files
-from onnxshot.files.links import led
-from onnxshot.files.places import aside, scratch
+from onnxshot.files.atomic_write import aside, scratch
+from onnxshot.files.conflicts import Files
+from onnxshot.files.links import follow_link
 from onnxshot.graph import Model, weights
 from onnxshot.graph.save import Draft, draft
 from onnxshot.report.report import Report
@@ -45,7 +45,7 @@ class Made:
 
 def refuse_lost(model: Model, path: Path) -> None:
     """Raise UsageError where a model written there would replace what it was read from, or the data of another."""
-    Files(of_model(model), tuple(files_written.of_model(path, external=files_written.is_external(model)))).check()
+    Files(of_model(model), tuple(output_files.of_model(path, external=output_files.is_external(model)))).check()
 
 
 def deliver(
@@ -65,7 +65,7 @@ def deliver(
     Without an output path the model is proven all the same, and removed; so is it where it is not to be kept. Raises
     what `prove` and `others` raise, and UsageError where a file cannot be written.
     """
-    output = None if output is None else led(Path(output))
+    output = None if output is None else follow_link(Path(output))
     model.forget_inferred()
     with contextlib.ExitStack() as stack:
         if output is None:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from onnxshot.errors import UsageError
-from onnxshot.files import own_folders
-from onnxshot.files.links import led
-from onnxshot.files.own_folders import Part, clear_dead
-from onnxshot.files.unfinished import FOLDER, NOTE, Note, sync
+from onnxshot.files import temporary_folders
+from onnxshot.files.interrupted_writes import FOLDER, NOTE, Note, sync
+from onnxshot.files.links import follow_link
+from onnxshot.files.temporary_folders import Part, clear_dead
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 _RENAME_SWAP = 2  # of macOS's renamex_np
@@ -89,7 +89,7 @@ def scratch_part() -> Part:
 
 def clear_dead_everywhere() -> int:
     """Remove what dead runs have left among the system's temporary files and beside their outputs; how many bytes."""
-    listed = own_folders.listed()
+    listed = temporary_folders.listed()
     return clear_dead(Path(tempfile.gettempdir())) + sum(map(clear_dead, sorted({path.parent for path in listed})))
 
 
@@ -101,7 +101,7 @@ def write_file(final: Path, write: Callable[[Path], object], *, lasting: bool = 
 
     final: a link stays, and what it leads to is written. lasting: as `put` has it.
     """
-    final = led(final)
+    final = follow_link(final)
     with aside(final) as folder:
         part = folder / final.name
         write(part)
@@ -116,7 +116,7 @@ def put(part: Path, final: Path, *, lasting: bool = True) -> None:
     """
     if final.exists() and not final.is_file():
         raise OSError(errno.EEXIST, "something is there that is no file", str(final))
-    lasting = lasting and not own_folders.is_inside(final)
+    lasting = lasting and not temporary_folders.is_inside(final)
     if lasting:
         sync(part)
     part.replace(final)
