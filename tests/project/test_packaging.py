@@ -121,3 +121,13 @@ def test_the_lowest_versions_are_those_that_are_declared() -> None:
     assert pinned.keys() == wanted.keys()
     for name, version in pinned.items():
         assert f"{version}.".startswith(f"{wanted[name]}."), name
+
+
+@pytest.mark.parametrize("name", [*sorted(p.name for p in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ""])
+def test_forms_and_hooks_are_yaml(name: str) -> None:
+    path = ROOT / ".github" / "ISSUE_TEMPLATE" / name if name else ROOT / ".pre-commit-config.yaml"
+    found = yaml.safe_load(path.read_text("utf-8"))
+    for hook in found.get("repos", [{"hooks": []}])[0]["hooks"]:
+        assert (ROOT / hook["entry"]).is_file()
+    for field in found.get("body", []):
+        assert {"type", "id", "attributes"} <= set(field)
