@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 import onnxshot
-from onnxshot.api.verify import Verified
 from onnxshot.cli import terminal
 from onnxshot.cli.options import JsonOpt, ThreadsOpt, tell
 from onnxshot.errors import GoalMissed
+
+if TYPE_CHECKING:
+    from onnxshot.api.verify import Verified
 
 BundleOpt = Annotated[
     Path | None,

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 import onnxshot
-from onnxshot.api.calibrate import merge_files
 from onnxshot.cli import terminal
 from onnxshot.cli.options import (
     CacheOpt,
@@ -25,9 +24,6 @@ from onnxshot.cli.options import (
     tell,
 )
 from onnxshot.errors import UsageError
-from onnxshot.execution import statistics_cache as store
-from onnxshot.files import cache_folder
-from onnxshot.recipes.recipe import Recipe
 
 
 def calibrate(
@@ -55,6 +51,8 @@ def calibrate(
     if merge:
         if calib is not None:
             raise UsageError("--merge joins statistics that are there; it takes no --calib")
+        from onnxshot.api.calibrate import merge_files
+
         found = merge_files(model, output)
     else:
         if len(model) != 1:
@@ -63,7 +61,7 @@ def calibrate(
             settings = onnxshot.Settings(
                 samples=samples_of(samples), use_cache=cache, threads=threads, device=device, seed=seed, progress=show
             )
-            recipe = Recipe(target=target, include=tuple(include or ()))
+            recipe = onnxshot.Recipe(target=target, include=tuple(include or ()))
             found = onnxshot.calibrate(
                 model[0], calib, output=output, preset=preset, recipe=recipe, settings=settings, holdout=holdout
             )
@@ -82,6 +80,9 @@ cache_app = typer.Typer(no_args_is_help=True, help="Calibration statistics of ea
 @cache_app.command("show")
 def cache_show(as_json: JsonOpt = False) -> None:
     """Show where statistics are kept, how many there are, and how large they are."""
+    from onnxshot.execution import statistics_cache as store
+    from onnxshot.files import cache_folder
+
     files = store.entries()
     size = sum(path.stat().st_size for path in files)
     folder = cache_folder.folder()
@@ -93,5 +94,7 @@ def cache_show(as_json: JsonOpt = False) -> None:
 @cache_app.command("clear")
 def cache_clear(as_json: JsonOpt = False) -> None:
     """Remove all statistics that are kept."""
+    from onnxshot.execution import statistics_cache as store
+
     freed = store.clear()
     tell(as_json, {"bytes": freed}, lambda: terminal.show_text(f"{freed / 1e6:.1f} MB removed"))

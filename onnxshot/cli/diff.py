@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 import onnxshot
-from onnxshot.api.diff import Diff, Only
 from onnxshot.cli import terminal
 from onnxshot.cli.options import CalibOpt, JsonOpt, PresetOpt, SamplesOpt, ThreadsOpt, samples_of, tell
-from onnxshot.difference.compare_layers import LayerChange
+
+if TYPE_CHECKING:
+    from onnxshot.api.diff import Diff, Only
+    from onnxshot.difference.compare_layers import LayerChange
 
 _ROWS = 20
 _PAIRS = 5
@@ -36,13 +38,15 @@ def diff(
 
 def _show(found: Diff) -> None:
     """Sizes and answers, the layers that were changed most, then scales and nodes."""
+    from onnxshot.cli import tables
+
     console = terminal.stderr_console()
     parts = [f"{escape(found.after)} against {escape(found.before)}"]
     parts.append(f"{found.bytes_before / 1e6:.2f} -> {found.bytes_after / 1e6:.2f} MB")
     if found.sqnr_db is not None:
-        parts.append(f"{terminal.accuracy(found.sqnr_db, None)} on {found.samples} samples")
+        parts.append(f"{tables.accuracy(found.sqnr_db, None)} on {found.samples} samples")
     if found.agreement is not None:
-        parts.append(terminal.accuracy(None, found.agreement))
+        parts.append(tables.accuracy(None, found.agreement))
     console.print("  ".join(parts))
     if found.contract:
         console.print(escape(f"inputs and outputs: {found.contract}"))

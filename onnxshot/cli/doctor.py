@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.markup import escape
 from rich.table import Table
 
 import onnxshot
-from onnxshot.api.doctor import Diagnosis
 from onnxshot.cli import terminal
 from onnxshot.cli.options import JsonOpt, ThreadsOpt, tell
+
+if TYPE_CHECKING:
+    from onnxshot.api.doctor import Diagnosis
 
 
 def doctor(threads: ThreadsOpt = 2, as_json: JsonOpt = False) -> None:

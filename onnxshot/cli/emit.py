@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -23,9 +23,10 @@ from onnxshot.cli.options import (
 )
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
-from onnxshot.report.report import Report
-from onnxshot.runtimes.base import EmitOptions
-from onnxshot.targets import RUNTIMES, target_named
+
+if TYPE_CHECKING:
+    from onnxshot.report.report import Report
+    from onnxshot.runtimes.base import EmitOptions
 
 EmitOpt = Annotated[
     list[str] | None,
@@ -79,6 +80,8 @@ def emit(
     as_json: JsonOpt = False,
 ) -> None:
     """Convert MODEL without compressing it; to 'onnx': normalize it, for --target where it is quantized."""
+    from onnxshot.cli import tables
+
     formats = listed(to)
     beside = f"{model.stem}.normalized.onnx" if formats is None or "onnx" in formats else model.name
     place = output or model.parent / beside
@@ -93,7 +96,7 @@ def emit(
         )  # fmt: skip
     if report is not None:
         found.save(report)
-    tell(as_json, found.to_dict(), lambda: terminal.show_emitted(found))
+    tell(as_json, found.to_dict(), lambda: tables.show_emitted(found))
 
 
 def listed(values: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -110,6 +113,8 @@ def emit_options(
     threads: int,
 ) -> EmitOptions:
     """How artifacts are made. Raises UsageError for sizes that are none."""
+    from onnxshot.runtimes.base import EmitOptions
+
     return EmitOptions(
         shapes=_once("--shapes", map(_sizes, shapes or ())), hardware=listed(hardware) or (), half=half,
         timing_cache=timings, minutes=minutes, threads=threads,
@@ -124,6 +129,8 @@ def places_of(
     Of several targets each has its name in it. Without an output it ends as the first format does that is asked for, or
     that is the target's own.
     """
+    from onnxshot.targets import RUNTIMES, target_named
+
     if output is not None and not output.name:
         raise UsageError(f"the output {output} is a folder", "name the file in it with -o")
     found = {}

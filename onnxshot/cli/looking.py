@@ -28,7 +28,6 @@ from onnxshot.cli.options import (
     samples_of,
     tell,
 )
-from onnxshot.recipes.recipe import Recipe
 
 
 def inspect(
@@ -43,7 +42,7 @@ def inspect(
     as_json: JsonOpt = False,
 ) -> None:
     """Show what would be quantized, what would not, and why; with --calib also what the inputs look like."""
-    recipe = Recipe(
+    recipe = onnxshot.Recipe(
         target=target, mode=mode, precision=precision, exclude=tuple(exclude or ()), include=tuple(include or ())
     )
     found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=preset)
@@ -67,7 +66,9 @@ def sensitivity(
     as_json: JsonOpt = False,
 ) -> None:
     """Measure what each node costs when it alone is int8, worst first."""
-    recipe = Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
+    from onnxshot.cli import tables
+
+    recipe = onnxshot.Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
             samples=samples_of(samples), use_cache=cache, threads=threads, files=files_of(report), progress=show
@@ -77,7 +78,7 @@ def sensitivity(
         )
     if report is not None:
         found.save(report)
-    tell(as_json, found.to_dict(), lambda: terminal.show_sensitivity(found))
+    tell(as_json, found.to_dict(), lambda: tables.show_sensitivity(found))
 
 
 def compare(
@@ -91,11 +92,13 @@ def compare(
     as_json: JsonOpt = False,
 ) -> None:
     """Compare any two models of the same inputs and outputs, tensor by tensor, worst first."""
+    from onnxshot.cli import tables
+
     settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, files=files_of(report))
     found = onnxshot.compare(reference, candidate, calib, preset=preset, settings=settings)
     if report is not None:
         found.save(report)
-    tell(as_json, found.to_dict(), lambda: terminal.show_report(found))
+    tell(as_json, found.to_dict(), lambda: tables.show_report(found))
 
 
 def bench(
@@ -110,6 +113,8 @@ def bench(
     as_json: JsonOpt = False,
 ) -> None:
     """Measure the latency of models in turns, so that a busy machine is unfair to none of them."""
+    from onnxshot.cli import tables
+
     rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads, python=python)
     values = {"models": [{**asdict(row), "path": str(row.path)} for row in rows]}
-    tell(as_json, values, lambda: terminal.show_latencies(rows))
+    tell(as_json, values, lambda: tables.show_latencies(rows))

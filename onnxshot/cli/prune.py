@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import onnxshot
-from onnxshot.api.bundle import of_beside, refuse_folder
 from onnxshot.cli import terminal
 from onnxshot.cli.bundle import BundleOpt
 from onnxshot.cli.emit import BatchOpt, ShapeOpt, fixed_shapes
@@ -32,10 +31,9 @@ from onnxshot.cli.options import (
     tell,
 )
 from onnxshot.errors import GoalMissed, UsageError
-from onnxshot.recipes.files import load_stages
-from onnxshot.report.saving import save_report
-from onnxshot.results.pruned import PruneResult
-from onnxshot.results.shrunk import ShrinkReport, ShrinkResult
+
+if TYPE_CHECKING:
+    from onnxshot.results.shrunk import ShrinkResult
 
 
 def prune(
@@ -86,6 +84,9 @@ def prune(
     as_json: JsonOpt = False,
 ) -> None:
     """Set weights of MODEL to zero in one shot; with data, let those that stay make up for it."""
+    from onnxshot.cli import tables
+    from onnxshot.report.saving import save_report
+
     out = output or model.parent / f"{model.stem}.pruned.onnx"
     targets = {
         "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
@@ -102,7 +103,7 @@ def prune(
     if not channels and not as_json:
         terminal.show_text("zeros make a model no faster in ONNX Runtime: --pattern channels does")
     files = files_of(report, unnamed=() if output is not None else (out,))
-    result: ShrinkResult | PruneResult
+    result: ShrinkResult | onnxshot.PruneResult
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
             samples=samples_of(samples), verify=verify, threads=threads, files=files, progress=show
@@ -121,12 +122,12 @@ def prune(
             )  # fmt: skip
     if report is not None:
         save_report(result.report.to_dict(), report)
-    if isinstance(result, PruneResult):
+    if isinstance(result, onnxshot.PruneResult):
         pruned = result.report
-        tell(as_json, pruned.to_dict(), lambda: terminal.show_pruned(pruned))
+        tell(as_json, pruned.to_dict(), lambda: tables.show_pruned(pruned))
         return
     cut = result.report
-    tell(as_json, cut.to_dict(), lambda: terminal.show_shrunk(cut))
+    tell(as_json, cut.to_dict(), lambda: tables.show_shrunk(cut))
     if not cut.reached:
         raise GoalMissed(f"{out} was written, but it does not reach the target", "no more can be cut")
 
@@ -165,6 +166,11 @@ def compress(
     as_json: JsonOpt = False,
 ) -> None:
     """Run the stages of a recipe on MODEL, or prune it and quantize what is left; each is held against MODEL."""
+    from onnxshot.api.bundle import of_beside, refuse_folder
+    from onnxshot.cli import tables
+    from onnxshot.recipes.files import load_stages
+    from onnxshot.results.shrunk import ShrinkReport
+
     sinks = sinks_of(log)
     recipe = recipe_of(recipe_file, arguments, load_stages)
     options = {"target": target, "effort": effort, "batch": batch, "shape": shape}
@@ -193,7 +199,7 @@ def compress(
             onnxshot.bundle(result, bundle, calib, preset=preset, settings=settings)
     if report is not None:
         result.report.save(report)
-    tell(as_json, result.report.to_dict(), lambda: terminal.show_stages(result.report))
+    tell(as_json, result.report.to_dict(), lambda: tables.show_stages(result.report))
     for sink in sinks:
         sink.send(result.report.to_dict())
     for stage in result.report.stages:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import onnxshot
-from onnxshot.api.bundle import of_beside, refuse_folder
 from onnxshot.cli import emit as cli_emit
 from onnxshot.cli import terminal
 from onnxshot.cli.bundle import BundleOpt
@@ -37,12 +36,10 @@ from onnxshot.cli.options import (
     sinks_of,
     tell,
 )
-from onnxshot.delivery.artifacts import target_for
 from onnxshot.errors import GoalMissed, UsageError
-from onnxshot.recipes.files import load_recipe
-from onnxshot.recipes.recipe import Recipe
-from onnxshot.report.report import Report
-from onnxshot.report.saving import save_report
+
+if TYPE_CHECKING:
+    from onnxshot.report.report import Report
 
 
 def quantize(
@@ -117,6 +114,12 @@ def quantize(
     as_json: JsonOpt = False,
 ) -> None:
     """Quantize MODEL to int8 and prove the result against it."""
+    from onnxshot.api.bundle import of_beside, refuse_folder
+    from onnxshot.cli import tables
+    from onnxshot.delivery.artifacts import target_for
+    from onnxshot.recipes.files import load_recipe
+    from onnxshot.report.saving import save_report
+
     options: dict[str, Any] = {
         "mode": mode, "precision": precision, "format": format, "activation_type": activation_type,
         "weight_type": weight_type, "block": block, "per_channel": per_channel, "effort": effort, "method": method,
@@ -126,7 +129,7 @@ def quantize(
     given = {k: v for k, v in options.items() if is_given(context, k)}
     if given.pop("shape", None):
         given["shapes"] = cli_emit.fixed_shapes(shape)
-    recipe = replace(recipe_of(recipe_file, arguments, load_recipe) or Recipe(), **given)
+    recipe = replace(recipe_of(recipe_file, arguments, load_recipe) or onnxshot.Recipe(), **given)
     goals = {
         "min_sqnr": min_sqnr, "max_drop": max_drop, "max_latency": max_latency, "max_size": max_size, "budget": budget,
     }  # fmt: skip
@@ -172,7 +175,7 @@ def quantize(
     values = cli_emit.joined(reports)
     if report is not None:
         save_report(values, report)
-    tell(as_json, values, lambda: terminal.show_reports(reports.values()))
+    tell(as_json, values, lambda: tables.show_reports(reports.values()))
     for sink in sinks:
         sink.send(values)
     for name, found in reports.items():

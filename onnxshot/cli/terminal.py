@@ -1,10 +1,10 @@
-"""What people see: one short table with the worst tensor on top, one next step, a progress bar. All on stderr."""
+"""Print to the terminal: consoles, coloured lines, and a progress bar. All on stderr. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,29 +19,19 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
-from onnxshot.api.sensitivity import Sensitivity
-from onnxshot.graph.skip import Skip
-from onnxshot.report.advice import BAD, CAUTION, READY, decibels, level_of, words_of
-from onnxshot.report.report import Report
-from onnxshot.report.values import VECTOR, Artifact
-from onnxshot.report.verdict import WORDS, Verdict
-from onnxshot.results.compressed import CompressReport
-from onnxshot.results.pruned import PruneReport
-from onnxshot.results.shrunk import ShrinkReport
-
 if TYPE_CHECKING:
-    from onnxshot.runtimes.ort_bench import Latency
     from onnxshot.settings import Progress as Callback
 
 SHOWN_AFTER = 1.0
 """Seconds of work after which a bar appears."""
 
-_STYLES = {READY: "green", CAUTION: "yellow", BAD: "bold red"}
-_WORST = 5
-_SKIPS = 6
+
+_READY = "ready"
+STYLES = {_READY: "green", "caution": "yellow", "bad": "bold red"}
+"""Colours by the level of a verdict."""
 
 
 def stderr_console() -> Console:
@@ -51,8 +41,7 @@ def stderr_console() -> Console:
 
 def show_text(text: str, level: str = "") -> None:
     """Print lines as they are, in the colour of a verdict's level where one is given."""
-    style = _STYLES[level] if level in (CAUTION, BAD) else None
-    stderr_console().print(escape(text), style=style)
+    stderr_console().print(escape(text), style=STYLES.get(level) if level != _READY else None)
 
 
 class _Rate(ProgressColumn):
@@ -89,219 +78,6 @@ def progress(wanted: bool) -> Iterator[Callback | None]:
         bar.stop()
 
 
-def show_reports(reports: Iterable[Report]) -> None:
-    """One result after another."""
-    for report in reports:
-        show_report(report)
-
-
-_SAME_SHARE = 0.0005  # shares that are written alike
-
-
-def show_report(report: Report) -> None:
-    """The result in a few lines: sizes, accuracy, speed, the worst tensors, what stayed float, what to do next."""
-    console = stderr_console()
-    console.print(_headline(report))
-    if report.worst and not report.on_random_data:  # of random inputs no layer says anything
-        head = name_column(f"worst tensors{_of_first(report)}")
-        table = Table(head, "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
-        for row in report.worst[:_WORST]:
-            span = "" if row.low is None or row.high is None else f"{row.low:.4g} .. {row.high:.4g}"
-            clipped = "" if row.clipped is None else f"{100 * row.clipped:.3f} %"
-            table.add_row(escape(row.tensor), row.op, f"{row.sqnr_db:.1f}", span, clipped)
-        console.print(table)
-    for artifact in report.outputs:
-        if artifact.format != "onnx":
-            console.print(escape(_of_artifact(artifact)))
-    for line in _grouped(row for row in report.float_weights if row.reason != VECTOR):
-        console.print(escape(f"float weight: {line}"))
-    if report.onnxruntime is not None:
-        console.print(escape(report.onnxruntime.to_text()))
-    for note in report.notes:
-        console.print(escape(f"note: {note}"))
-    for tried in report.tried:
-        console.print(escape(f"measured too: {words_of(tried)}"))
-    _show_verdict(console, report.verdict)
-
-
-def _show_verdict(console: Console, verdict: Verdict) -> None:
-    """What speaks against a result, a line each and in colour, and what to do next."""
-    for number, reason in enumerate(verdict.reasons):
-        said = "also" if number else WORDS[verdict.level]
-        console.print(f"[{_STYLES[verdict.level]}]{said}: {escape(reason)}[/]")
-    console.print(escape(f"next: {verdict.next}"))
-
-
-def show_emitted(report: Report) -> None:
-    """Every artifact in a line, with what was measured of it in its own runtime."""
-    console = stderr_console()
-    for artifact in report.outputs:
-        console.print(escape(_of_artifact(artifact)))
-    if report.sqnr_db is not None:
-        console.print(f"{accuracy(report.sqnr_db, None)} of the .onnx file against the input")
-    for line in _grouped(report.skips):
-        console.print(escape(f"left as it is: {line}"))
-    if report.onnxruntime is not None:
-        console.print(escape(report.onnxruntime.to_text()))
-    for note in report.notes:
-        console.print(escape(f"note: {note}"))
-    _show_verdict(console, report.verdict)
-
-
-def _grouped(skips: Iterable[Skip]) -> list[str]:
-    """A line for the nodes of one op and reason, with the name of the first; as many as people read."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for skip in skips:
-        groups.setdefault((skip.op, skip.reason), []).append(skip.node)
-    return [f"{len(names)} x {op}, {names[0]!r}: {why}" for (op, why), names in list(groups.items())[:_SKIPS]]
-
-
-def _of_artifact(artifact: Artifact) -> str:
-    """One line: where it is, how large, and how it runs."""
-    parts = [f"{artifact.path}: {artifact.format}, {artifact.bytes / 1e6:.2f} MB"]
-    if artifact.int8_macs_share is not None:
-        parts.append(f"{100 * artifact.int8_macs_share:.0f} % of the work in int8")
-    if artifact.sqnr_db is not None:
-        parts.append(f"SQNR {artifact.sqnr_db:.1f} dB")
-    if artifact.latency:
-        times = artifact.latency
-        unsure = "" if times.get("sure", True) else ", not sure: runs scatter"
-        parts.append(f"{times['ms']:.2f} ms, {times['speedup']:.2f}x as fast as the float model there{unsure}")
-    return ", ".join(parts) + "".join(f"; {note}" for note in artifact.notes)
-
-
-def show_pruned(report: PruneReport) -> None:
-    """The result in a few lines: sizes, accuracy, the densest and sparsest layers, what was left, what to do next."""
-    console = stderr_console()
-    zeros = f"{100 * report.sparsity:.1f} % zeros"
-    if abs(report.sparsity - report.sparsity_of_all) >= _SAME_SHARE:
-        zeros += f" in the layers to be pruned, {100 * report.sparsity_of_all:.1f} % in all weights"
-    parts = [_headline(report), zeros]
-    if report.magnitude_sqnr_db is not None:
-        parts.append(f"(by magnitude alone {report.magnitude_sqnr_db:.1f} dB)")
-    console.print("  ".join(parts))
-    table = Table(name_column("layer"), "op", "weights", "zeros", box=None, pad_edge=False)
-    rows = sorted(report.layers, key=lambda row: row.sparsity)
-    shown = rows if len(rows) <= 2 * _WORST else [*rows[:_WORST], *rows[-_WORST:]]
-    for row in shown:
-        table.add_row(escape(row.layer), row.op, str(row.weights), f"{100 * row.sparsity:.1f} %")
-    console.print(table)
-    for skip in report.skips[:_SKIPS]:
-        console.print(escape(f"not pruned: {skip.node} ({skip.op}): {skip.reason}"))
-    for line in report.worth:
-        console.print(escape(line))
-    for note in report.notes:
-        console.print(escape(f"note: {note}"))
-    _show_verdict(console, report.verdict)
-
-
-def show_shrunk(report: ShrinkReport) -> None:
-    """Work, parameters and latency left, then the groups that were cut, the one cut most first."""
-    console = stderr_console()
-    (work, left), (params, kept) = report.macs, report.params
-    parts = [f"{100 * left / max(work, 1):.1f} % of the work", f"{100 * kept / max(params, 1):.1f} % of the parameters"]
-    if report.latency is not None:
-        parts.append(f"{100 * report.latency:.0f} % of the latency")
-    if report.drop is not None:
-        parts.append(f"score {report.drop:.4g} lower")
-    console.print("left: " + ", ".join(parts))
-    for branch in report.branches:
-        console.print(escape(f"left out: the residual branch of {branch}"))
-    table = Table(name_column("group"), "kind", "before", "after", box=None, pad_edge=False)
-    cut = sorted((row for row in report.groups if row.after < row.before), key=lambda row: row.after / row.before)
-    for row in cut[: 2 * _WORST]:
-        table.add_row(escape(row.group), row.kind, str(row.before), str(row.after))
-    console.print(table)
-    for skip in report.skips[:_SKIPS]:
-        console.print(escape(f"not cut: {skip.node} ({skip.op}): {skip.reason}"))
-    for note in report.notes:
-        console.print(escape(f"note: {note}"))
-    _show_verdict(console, report.verdict)
-
-
-def show_stages(report: CompressReport) -> None:
-    """One line per stage, then how many zeros were made."""
-    console = stderr_console()
-    table = Table("stage", "MB", "SQNR dB", "agreement", "ms", "speed", box=None, pad_edge=False)
-    for stage in report.stages:
-        db = "" if stage.sqnr_db is None else f"{stage.sqnr_db:.1f}"
-        agreement = "" if stage.agreement is None else f"{100 * stage.agreement:.1f} %"
-        style = _STYLES[BAD] if level_of(stage.sqnr_db, stage.agreement) == BAD else None
-        table.add_row(
-            stage.name, f"{stage.bytes / 1e6:.2f}", db, agreement, f"{stage.latency_ms:.3f}", f"{stage.speedup:.2f}x",
-            style=style,
-        )  # fmt: skip
-    console.print(table)
-    for stage in report.stages:
-        if isinstance(stage.report, PruneReport):
-            console.print(f"{stage.name}: {100 * stage.report.sparsity:.1f} % zeros, none of them lost later")
-    for note in report.notes:
-        console.print(escape(f"note: {note}"))
-    _show_verdict(console, report.verdict)
-
-
-def show_sensitivity(found: Sensitivity) -> None:
-    """One line per node, the one that costs most first."""
-    table = Table(name_column("node"), "op", "how", "int8 dB", "per tensor", box=None, pad_edge=False)
-    gains = any(row.float_gain_db is not None for row in found.nodes)
-    if gains:
-        table.add_column("if float")
-    for header in ("float ms", "int8 ms"):
-        table.add_column(header)
-    for row in found.nodes:
-        figures = [row.per_channel_db, row.per_tensor_db, *([row.float_gain_db] if gains else [])]
-        taken = (f"{ms:.3f}" for ms in (row.float_ms, row.int8_ms))
-        texts = ("" if value is None else f"{value:.1f}" for value in figures)
-        table.add_row(escape(row.node), row.op, row.how, *texts, *taken)
-    console = stderr_console()
-    console.print(f"{escape(found.input)}  all in int8: {accuracy(found.sqnr_db, None)} on {found.samples} samples")
-    console.print(table)
-    for note in found.notes:
-        console.print(escape(f"note: {note}"))
-
-
 def name_column(header: str) -> Column:
     """A column of names and paths: what differs may be at their end, so they are wrapped, never cut."""
     return Column(header, overflow="fold")
-
-
-def _of_first(report: Report) -> str:
-    """Of how many samples tensors tell, where outputs are judged on more."""
-    seen, judged = report.samples.get("tensors"), report.samples.get("judged")
-    return f" ({seen} of {judged} samples)" if seen and judged and seen < judged else ""
-
-
-def _headline(report: Report) -> str:
-    written = sum(a.bytes for a in report.outputs)
-    parts = [escape(report.outputs[0].path if report.outputs else report.input)]
-    if written:
-        parts.append(f"{report.input_bytes / 1e6:.2f} -> {written / 1e6:.2f} MB")
-    parts += [accuracy(report.sqnr_db, None)] if report.sqnr_db is not None else []
-    parts += [accuracy(None, report.agreement)] if report.agreement is not None else []
-    if report.int8_macs_share is not None:
-        parts.append(f"int8 {100 * report.int8_macs_share:.0f} % of MACs")
-    if report.speedup is not None:
-        text = f"{report.speedup:.2f}x (float {report.latency['float_ms']:.3g} ms)"
-        if not report.latency.get("sure", True):
-            parts.append(f"not sure whether faster: {text}, runs scatter")
-        else:
-            parts.append(f"[bold red]slower than float: {text}[/]" if report.slower else f"[green]{text}[/]")
-    return "  ".join(parts)
-
-
-def accuracy(sqnr_db: float | None, agreement: float | None) -> str:
-    """One of the two figures; red where it is not good enough."""
-    text = f"SQNR {decibels(sqnr_db)}" if sqnr_db is not None else f"agreement {100 * (agreement or 0.0):.1f} %"
-    return f"[bold red]{text}[/]" if level_of(sqnr_db, agreement) == BAD else text
-
-
-def show_latencies(rows: Sequence[Latency]) -> None:
-    """One line per model, below what they were timed in; the first is the base."""
-    if rows and rows[0].runtime:
-        stderr_console().print(f"in {escape(rows[0].runtime)}")
-    table = Table(name_column("model"), "median ms", "p10", "p90", "speedup", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(
-            escape(str(row.path)), f"{row.median_ms:.3f}", f"{row.p10:.3f}", f"{row.p90:.3f}", f"{row.ratio:.2f}x"
-        )
-    stderr_console().print(table)

@@ -14,8 +14,8 @@ from onnxshot.cli import early_signals
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 COMMANDS = {
-    "module": [sys.executable, "-m", "onnxshot", "--help"],
-    "script": [sys.executable, "{folder}/onnxshot", "--help"],  # as an installer makes it
+    "module": [sys.executable, "-m", "onnxshot", "inspect", "net.onnx"],
+    "script": [sys.executable, "{folder}/onnxshot", "inspect", "net.onnx"],  # as an installer makes it
 }
 SCRIPT = "import sys\nfrom onnxshot.cli.app import entry\nsys.exit(entry())\n"
 ROOT = str(Path(early_signals.__file__).parents[2])

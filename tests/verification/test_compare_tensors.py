@@ -10,7 +10,7 @@ from handmade.core import feeds, model, weight
 from pains import QUICK, command
 
 import onnxshot
-from onnxshot.cli import terminal
+from onnxshot.cli import tables
 from onnxshot.verification.compare_tensors import SAMPLES
 
 
@@ -31,7 +31,7 @@ def test_a_report_says_of_how_many_samples_tensors_tell(
     report = onnxshot.compare(*pair, feeds(count, x=(1, 32)), settings=onnxshot.Settings(bench_seconds=0.01))
     assert report.samples["judged"] == count
     assert report.samples["tensors"] == SAMPLES
-    terminal.show_report(report)
+    tables.show_report(report)
     assert (f"worst tensors ({SAMPLES} of {count} samples)" in capsys.readouterr().err) == (count > SAMPLES)
     found = onnxshot.diff(*pair, feeds(count, x=(1, 32)))
     assert (found.samples, found.tensor_samples) == (count, SAMPLES)
