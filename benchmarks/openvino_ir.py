@@ -22,7 +22,7 @@ import onnxshot
 from onnxshot.calibration.readers import split
 from onnxshot.execution.statistics_source import HOLDOUT, open_calib
 from onnxshot.graph.load import load_model
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.runtimes.base import EmitOptions, Loaded
 from onnxshot.runtimes.openvino_runtime import OpenVino
 from onnxshot.runtimes.ort_runtime import Feed, Runner

@@ -24,7 +24,7 @@ from onnxshot.calibration.readers import split
 from onnxshot.errors import OnnxshotError
 from onnxshot.execution.statistics_source import HOLDOUT, open_calib
 from onnxshot.graph.load import load_model
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 
 FORMS: dict[str, dict[str, Any]] = {
     "default": {},

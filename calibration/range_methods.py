@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxshot.calibration.stats import BINS, Histogram, TensorStats
 from onnxshot.maths.affine import QuantScheme, params_from_range
-from onnxshot.maths.metrics import CAP_DB
+from onnxshot.maths.sqnr import CAP_DB
 
 METHODS = ("auto", "minmax", "moving-average", "percentile", "entropy", "mse")
 PERCENTILE = 99.99

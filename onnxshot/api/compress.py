@@ -31,7 +31,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
-from onnxshot.graph.sparsity import lost_zeros
+from onnxshot.graph.weight_sparsity import lost_zeros
 from onnxshot.precision16.bfloat16_emulation import runnable_here
 from onnxshot.recipes.files import load_stages
 from onnxshot.recipes.recipe import Recipe

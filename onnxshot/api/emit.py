@@ -25,7 +25,7 @@ from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, write
-from onnxshot.graph.shapes import refuse_giants
+from onnxshot.graph.shape_inference import refuse_giants
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.store_half import StoreHalf

@@ -16,7 +16,7 @@ from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import open_data
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, by_label
-from onnxshot.graph.sparsity import Layer, layers_of, worth
+from onnxshot.graph.weight_sparsity import Layer, layers_of, sparsity_notes
 from onnxshot.planning.make_plan import already_quantized, make_plan
 from onnxshot.planning.plan import FLOAT, HALF, Plan
 from onnxshot.precision16.convert import foresee_half
@@ -128,7 +128,7 @@ class Inspection:
 
 def _sparse(layers: tuple[Layer, ...]) -> list[str]:
     """The zeros of the weights as a table, where there are any, and what they are worth."""
-    told = worth(layers)
+    told = sparsity_notes(layers)
     if not told:
         return []
     rows = [
@@ -180,5 +180,5 @@ def inspect(
     rows = sizes.work(loaded)
     work = by_label(rows)
     notes = (*loaded.notes, *([target.note] if target.note else []))
-    told, layers = sizes.told(rows), layers_of(loaded, work)
+    told, layers = sizes.report_entry(rows), layers_of(loaded, work)
     return Inspection(ports, opset, size, ops, plan, work, told, versions, inputs, notes, layers)

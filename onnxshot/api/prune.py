@@ -33,9 +33,9 @@ from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import NodeMacs, by_label
 from onnxshot.graph.save import Draft
-from onnxshot.graph.shapes import refuse_giants
-from onnxshot.graph.sparsity import layers_of, worth
-from onnxshot.maths.layer_sparsity import cheapest
+from onnxshot.graph.shape_inference import refuse_giants
+from onnxshot.graph.weight_sparsity import layers_of, sparsity_notes
+from onnxshot.maths.sparsity_allocation import cheapest_allocation
 from onnxshot.passes.apply_repairs import ApplyRepairs
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.store_half import StoreHalf, narrowed
@@ -237,7 +237,7 @@ class _Run:
                 threads=self.settings.threads, progress=self.settings.progress,
             )  # fmt: skip
             with_least = [replace(c, least=least[la.name]) for c, la in zip(found, others, strict=True)]
-            shares = cheapest(with_least, left)
+            shares = cheapest_allocation(with_least, left)
         else:
             shares = shared_out(scope, others, self._tables, left, asked.share, least)
         return counts | {layer.name: n for layer, n in zip(others, shares, strict=True)}
@@ -316,7 +316,7 @@ class _Run:
         work = by_label(self._work)
         before, after = layers_of(load_model(self._plain), work), layers_of(self.model, work)
         self.report.packed_bytes = (sum(x.packed_bytes for x in before), sum(x.packed_bytes for x in after))
-        self.report.worth = worth(after)
+        self.report.worth = sparsity_notes(after)
 
     def _zeros_are_there(self, written: Draft) -> None:
         """The file holds the zeros that the report tells of, to the bit."""

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from onnxshot.arguments import checked
 from onnxshot.calibration.preset import Preset
 from onnxshot.delivery.input_files import of_model_file, of_run
-from onnxshot.maths.scheme import PerTensor
+from onnxshot.maths.quant_scheme import PerTensor
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.report.saving import save_report

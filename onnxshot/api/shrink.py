@@ -33,10 +33,10 @@ from onnxshot.execution.parallel import in_order
 from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph import Model
-from onnxshot.graph.axes import Shape
+from onnxshot.graph.axis_coupling import Shape
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import Sizes
-from onnxshot.graph.shapes import refuse_giants
+from onnxshot.graph.shape_inference import refuse_giants
 from onnxshot.maths.channel_removal import Floats
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.unshare import Reshare, Unshare
@@ -213,7 +213,7 @@ class _Run:
     def result(self, find: Callable[[Cutter, Choice], tuple[Cut, Model]]) -> ShrinkResult:
         """See what may be cut, and have what `find` finds cut and learned back; stamped."""
         sizes = self._sizes(self.model)
-        self.shapes, self.report.sizes = sizes.shapes, sizes.told(sizes.work(self.model))
+        self.shapes, self.report.sizes = sizes.shapes, sizes.report_entry(sizes.work(self.model))
         groups = groups_of(self.model, self.shapes)
         axes, report = groups.axes, self.report
         choice = choose(self.model, groups, self.shapes, self.asked, sampled=self.given > 0)

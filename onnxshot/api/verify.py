@@ -14,7 +14,7 @@ from onnxshot.bundles.bundle_manifest import Made, check_files, files_of, read_m
 from onnxshot.bundles.samples import Arrays, Stored, read_sample
 from onnxshot.delivery.artifacts import load_artifact
 from onnxshot.errors import ModelError, TargetError
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.report.values import rounded
 
 SAME_DB = 60.0

@@ -11,8 +11,8 @@ from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.execution.layer_rows import Feeds
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Constant, Node, weights
-from onnxshot.graph.axes import Axes
-from onnxshot.graph.variants import exposed
+from onnxshot.graph.axis_coupling import Axes
+from onnxshot.graph.proto_copies import with_outputs
 from onnxshot.maths.channel_removal import Floats
 from onnxshot.runtimes.ort_runtime import Feed, Runner
 
@@ -28,7 +28,7 @@ def activation_scores(proto: ModelProto, axes: Axes, feeds: Feeds, threads: int)
     places = {node: _read_by(node, axes) for node, _ in axes.read}
     given = {i.name for i in proto.graph.input}
     names = dict.fromkeys(name for name, _ in places.values() if name not in given)
-    runner = Runner(exposed(with_fixed_randomness(proto), names), threads=1, inner=True)
+    runner = Runner(with_outputs(with_fixed_randomness(proto), names), threads=1, inner=True)
 
     def squared(feed: Feed) -> dict[tuple[str, int], tuple[Floats, int]]:
         values = {**feed, **runner.run(feed)}

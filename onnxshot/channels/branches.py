@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxshot.channels.groups import Group, Groups
 from onnxshot.graph import Constant, Model, Node, Tensor, edit
-from onnxshot.graph.axes import Ids, Shape
+from onnxshot.graph.axis_coupling import Ids, Shape
 
 
 @dataclass(frozen=True, eq=False)

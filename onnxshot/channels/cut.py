@@ -14,7 +14,7 @@ from onnxshot.channels.branches import Branch
 from onnxshot.channels.eligible import Choice
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
-from onnxshot.graph.axes import Axes, Ids
+from onnxshot.graph.axis_coupling import Axes, Ids
 
 _SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _HINT = "it was changed by hand, or is of another version: take the one the run wrote, and its version"

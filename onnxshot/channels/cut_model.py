@@ -18,7 +18,7 @@ from onnxshot.delivery.write_results import Made
 from onnxshot.execution.parallel import in_order
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model, edit, weights
-from onnxshot.graph.axes import Axes
+from onnxshot.graph.axis_coupling import Axes
 from onnxshot.graph.load import copy_of
 from onnxshot.passes.cut_channels import CutChannels
 from onnxshot.passes.drop_branches import DropBranches

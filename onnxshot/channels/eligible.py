@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnxshot.channels.branches import Branch, branches_of
 from onnxshot.channels.groups import Group, Groups
 from onnxshot.graph import Model
-from onnxshot.graph.axes import Shape
+from onnxshot.graph.axis_coupling import Shape
 from onnxshot.graph.skip import Skip
 from onnxshot.planning.name_patterns import match_nodes
 from onnxshot.recipes.stages import ShrinkStage

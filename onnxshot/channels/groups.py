@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from onnxshot.graph import Model, Node
-from onnxshot.graph.axes import Axes, Ids, Shape
+from onnxshot.graph.axis_coupling import Axes, Ids, Shape
 from onnxshot.graph.axis_rules import follow
 from onnxshot.graph.skip import Skip
 

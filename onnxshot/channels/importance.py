@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxshot.channels.groups import Group, chunk, in_chunks
 from onnxshot.graph import Model, edit, weights
-from onnxshot.graph.axes import Axes, Ids
+from onnxshot.graph.axis_coupling import Axes, Ids
 from onnxshot.maths.channel_removal import Floats
 from onnxshot.passes import linear_ops
 

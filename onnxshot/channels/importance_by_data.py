@@ -19,9 +19,9 @@ from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.execution.layer_rows import Feeds
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Constant, Node, weights
-from onnxshot.graph.axes import Ids
-from onnxshot.graph.variants import exposed, with_constants
-from onnxshot.maths.channel_removal import Floats, Reader, made_up_for, removal_order
+from onnxshot.graph.axis_coupling import Ids
+from onnxshot.graph.proto_copies import with_initializers_serialized, with_outputs
+from onnxshot.maths.channel_removal import Floats, Reader, compensated_weights, removal_order
 from onnxshot.runtimes.ort_runtime import Feed, Runner
 from onnxshot.settings import Progress
 
@@ -82,7 +82,7 @@ class Weigher:
         """Second moments of what these layers read, by name."""
         given = {i.name for i in self.proto.graph.input}
         names = list(dict.fromkeys(layer.input for layer in layers))
-        shown = exposed(with_fixed_randomness(self.proto), [n for n in names if n not in given])
+        shown = with_outputs(with_fixed_randomness(self.proto), [n for n in names if n not in given])
         runner = Runner(shown, threads=1, inner=True)
         share = -(-_ROWS // len(self.feeds))
         sums: dict[str, list[NDArray[Any]]] = {}
@@ -131,7 +131,7 @@ class Weigher:
                 if level < len(curve.local):
                     gone = np.isin(curve.group.ids, curve.order[:level])
                     changed = self._without(curve.group, gone, given, known, moments)
-                    other = with_constants(self.proto, changed)
+                    other = with_initializers_serialized(self.proto, changed)
                     lost = output_error(how, wanted, other, self.checks, self.threads)
                     points.append((curve.local[level], lost))
             found.append(replace(curve, loss=scaled(curve.local, points)))
@@ -150,7 +150,7 @@ class Weigher:
         changed: dict[str, NDArray[Any]] = {}
         for (node, _), reader in zip(group.readers, readers, strict=True):
             layer = known.get(node.label)
-            table = made_up_for(reader, gone)
+            table = compensated_weights(reader, gone)
             if layer is None:
                 name = node.inputs[1].name
                 changed[name] = _untable(table, node, numpy_helper.to_array(constants[name]))

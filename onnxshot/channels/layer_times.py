@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxshot.channels.layer_inputs import Layer, layers_of
 from onnxshot.channels.savings import Alive, Part, Product, Work
-from onnxshot.graph.axes import Axes, Ids, Shape
+from onnxshot.graph.axis_coupling import Axes, Ids, Shape
 from onnxshot.runtimes.ort_layer_times import conv_block, layer_times
 
 

@@ -25,11 +25,11 @@ from onnxshot.execution.layer_walk import Walk
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Constant, Model
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.graph.variants import exposed
+from onnxshot.graph.proto_copies import with_outputs
 from onnxshot.maths import optimal_brain_surgeon
-from onnxshot.maths.adaptive_rounding import corrected_bias
+from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.finite import finite
-from onnxshot.maths.ridge import Moments, best_strength, ridge
+from onnxshot.maths.ridge_regression import Moments, best_strength, ridge
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.settings import Progress
 
@@ -161,7 +161,7 @@ def _wanted(
             total += 4 * jobs[end].share * len(feeds) * max(sizes.get(jobs[end].layer.weight, (1,)))
             end += 1
         part = jobs[start:end]
-        runner = Runner(exposed(reference, [job.target for job in part]), threads=1, inner=True)
+        runner = Runner(with_outputs(reference, [job.target for job in part]), threads=1, inner=True)
 
         def taken(
             numbered: tuple[int, Mapping[str, NDArray[Any]]], runner: Runner = runner, part: Sequence[_Job] = part

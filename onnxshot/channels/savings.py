@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Model, Node
-from onnxshot.graph.axes import Axes, Ids, Shape
+from onnxshot.graph.axis_coupling import Axes, Ids, Shape
 from onnxshot.graph.macs import count
 
 Alive = NDArray[np.bool_]

@@ -15,7 +15,7 @@ from onnxshot.channels.importance_by_data import Weigher
 from onnxshot.channels.layer_times import timed, times_of
 from onnxshot.channels.savings import macs_of, params_of
 from onnxshot.errors import UsageError
-from onnxshot.graph.axes import Shape
+from onnxshot.graph.axis_coupling import Shape
 from onnxshot.graph.skip import Skip
 from onnxshot.maths.channel_removal import Floats
 from onnxshot.recipes.stages import ShrinkStage

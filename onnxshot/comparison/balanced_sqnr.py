@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.maths.metrics import CAP_DB, SqnrSum
+from onnxshot.maths.sqnr import CAP_DB, SqnrSum
 
 Floats = NDArray[np.float64]
 Sums = Mapping[str, SqnrSum]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 
 _APART = 30.0
 _MOST_CHANNELS = 1024  # a longer axis is places, or words, not channels

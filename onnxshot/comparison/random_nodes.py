@@ -27,7 +27,7 @@ from onnxshot.comparison.proto_edits import (
     require_domain,
 )
 from onnxshot.errors import ModelError
-from onnxshot.graph import functions, ops
+from onnxshot.graph import local_functions, ops
 from onnxshot.graph.load import first_line
 
 RANDOM = ops.RANDOM | {"Dropout"}
@@ -68,7 +68,7 @@ def random_sources(proto: ModelProto) -> tuple[RandomSource, ...]:
 def inlined(proto: ModelProto) -> ModelProto:
     """The model without functions. Raises ModelError where they cannot be inlined."""
     try:
-        return functions.inlined(proto)
+        return local_functions.inlined(proto)
     except (RuntimeError, ValueError) as e:
         raise ModelError(f"the functions of the model cannot be inlined: {first_line(e)}") from e
 

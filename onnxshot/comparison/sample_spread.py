@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 
 _STEP = 1 / 128
 """A sample with less than this share of what the median sample holds, by root mean square, is not counted.

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from onnxshot.difference.read_layers import Layer
 from onnxshot.graph import Node, weights
-from onnxshot.graph.sparsity import outputs_first
+from onnxshot.graph.weight_sparsity import outputs_first
 from onnxshot.maths.affine import QuantParams
-from onnxshot.maths.metrics import sqnr_db
+from onnxshot.maths.sqnr import sqnr_db
 from onnxshot.planning.trained_scales import Trained
 
 _CODES = 127  # of int8 on either side of zero

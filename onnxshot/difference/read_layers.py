@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from onnxshot.difference.integer_weights import stored_in_integers
 from onnxshot.errors import ModelError
-from onnxshot.graph import Constant, Model, Node, Tensor, edit, shapes, weights
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, opset_upgrade, shape_inference, weights
 from onnxshot.graph.integer_ops import FORMS
 from onnxshot.graph.load import load_model
 from onnxshot.graph.ops import OPS, data_slots, op_of, weight_slot
@@ -78,9 +78,9 @@ def read_layers(path: str | Path) -> Layers:
     stored = stored_in_integers(model)
     fold_constants(model)
     if any(node.op in FORMS for _, node in model.walk()):
-        shapes.raise_opset(model, OPSET)
+        opset_upgrade.raise_opset(model, OPSET)
         QOperatorToQdq().run(model)
-    shapes.infer(model)
+    shape_inference.infer(model)
     restore = IntegerOpsToFloat()
     restore.run(model)
     told = _Quantized(precision=stored | restore.precision)

@@ -21,7 +21,7 @@ from onnxshot.difference.compare_layers import Pairs, matched
 from onnxshot.difference.read_layers import Layer, Layers, read_layers
 from onnxshot.errors import OnnxshotError
 from onnxshot.graph import Node, edit
-from onnxshot.graph.sparsity import outputs_first
+from onnxshot.graph.weight_sparsity import outputs_first
 from onnxshot.planning.channel_ties import Channels, Ids, channels_of
 from onnxshot.verification.compare_tensors import too_large
 

@@ -16,8 +16,8 @@ from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.graph.variants import exposed
-from onnxshot.maths.patches import patches
+from onnxshot.graph.proto_copies import with_outputs
+from onnxshot.maths.im2col import patches
 from onnxshot.runtimes.ort_runtime import Runner
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -170,7 +170,7 @@ def layer_outputs(
         group = [(node.output[0], layer.form, share) for (node, layer), share in
                  zip(layers[start:end], shares[start:end], strict=True)]  # fmt: skip
         names = list(dict.fromkeys(name for name, _, _ in group))
-        runner = Runner(exposed(model, names), threads=1, outputs=names, inner=True)
+        runner = Runner(with_outputs(model, names), threads=1, outputs=names, inner=True)
         rows = list(in_order(partial(_chosen_rows, runner, group), enumerate(feeds), threads))
         for i in range(len(group)):
             values, sizes = zip(*(sample[i] for sample in rows), strict=True)

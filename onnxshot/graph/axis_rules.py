@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxshot.graph import Constant, Model, Node, Tensor
-from onnxshot.graph.axes import Axes, Ids, Rule, Shape, Tracker, freeze_others, given_axes, normal, same
-from onnxshot.graph.axis_moves import MOVES
+from onnxshot.graph.axis_coupling import Axes, Ids, Rule, Shape, Tracker, freeze_others, given_axes, normal, same
+from onnxshot.graph.axis_move_rules import MOVES
 
 
 def follow(model: Model, shapes: Mapping[str, Shape]) -> Axes:

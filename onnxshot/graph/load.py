@@ -13,11 +13,11 @@ from onnx import ModelProto
 from onnxshot.errors import ModelError, UsageError
 from onnxshot.files.regular_files import check_regular, is_special
 from onnxshot.files.urls import refuse_remote
-from onnxshot.graph.attributes import check_attributes
-from onnxshot.graph.checking import check, loads, missing_imports
-from onnxshot.graph.functions import check_functions
-from onnxshot.graph.loops import check_loops
+from onnxshot.graph.attribute_checks import check_attributes
+from onnxshot.graph.endless_loops import check_loops
+from onnxshot.graph.local_functions import check_functions
 from onnxshot.graph.model import Model
+from onnxshot.graph.onnx_checker import check, loads, missing_imports
 
 _TORCH = "export it where its class is at hand: torch.onnx.export(model, example_input, 'model.onnx', dynamo=True)"
 _OTHER_FORMATS = {  # suffix -> (what it is, the step that makes it ONNX)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from onnx import GraphProto, TypeProto
 
 from onnxshot.graph.ir import Node
+from onnxshot.graph.mac_rules import Shape, Shapes, Work, rules_of
 from onnxshot.graph.model import Model
-from onnxshot.graph.propagate import propagate
 from onnxshot.graph.shape_rules import Dims
-from onnxshot.graph.work import Shape, Shapes, Work, rules_of
+from onnxshot.graph.symbolic_shapes import propagate
 
 SAMPLE, FROZEN, INFERRED = "sample", "frozen", "inferred"
 
@@ -104,7 +104,7 @@ class Sizes:
         """The work of every node that multiplies."""
         return count(model, self.shapes, self.times)
 
-    def told(self, rows: Iterable[NodeMacs]) -> dict[str, Any]:
+    def report_entry(self, rows: Iterable[NodeMacs]) -> dict[str, Any]:
         """What a report says of the sizes: where they are from, and of which nodes the work is not known by them."""
         return {"from": self.source, "unknown": [row.node.label for row in rows if not row.exact]}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxshot.graph.dims import Dim, divided, either, entries, equal, is_known, is_size, steps, unknown_size
+from onnxshot.graph.symbolic_dims import Dim, divided, either, entries, equal, is_known, is_size, steps, unknown_size
 
 Array = NDArray[Any]
 Dims = tuple[Dim, ...]

@@ -20,6 +20,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxshot.errors import ModelError
 from onnxshot.files.regular_files import check_regular, is_special
+from onnxshot.maths.int4_packing import pack_int4
 
 EXTERNAL_LIMIT = 1 << 30
 """A model with more bytes of weights than this is written with external data (protobuf's own limit is 2 GiB)."""
@@ -231,7 +232,15 @@ def to_proto(constant: gs.Constant) -> TensorProto:
         proto.CopyFrom(values.tensor)
         proto.name = constant.name
         return proto
-    return numpy_helper.from_array(np.asarray(read(constant), order="C"), constant.name)  # keeps scalars scalar
+    return _array_proto(np.asarray(read(constant), order="C"), constant.name)  # keeps scalars scalar
+
+
+def _array_proto(array: NDArray[Any], name: str) -> TensorProto:
+    """The array as a TensorProto; int4 and uint4 are packed here, two values to a byte."""
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    if kind in (TensorProto.INT4, TensorProto.UINT4):
+        return TensorProto(name=name or None, data_type=kind, dims=array.shape, raw_data=pack_int4(array))
+    return numpy_helper.from_array(array, name)
 
 
 def to_reference(constant: gs.Constant) -> TensorProto:
@@ -287,7 +296,7 @@ class DataFile:
             for piece in stored.pieces():
                 self._file.write(piece)
         elif proto.data_type in _PACKED:
-            self._file.write(numpy_helper.from_array(read(constant)).raw_data)
+            self._file.write(_array_proto(read(constant), constant.name).raw_data)
         else:
             flat = np.ascontiguousarray(read(constant)).reshape(-1).view(np.uint8)
             for start in range(0, flat.size, _PIECE):

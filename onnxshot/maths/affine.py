@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onnxshot.maths.scheme import (
+from onnxshot.maths.quant_scheme import (
     FLOAT8E4M3FN,
     INT4,
     INT7,
@@ -341,17 +341,3 @@ def _squared_steps(
         np.clip(nearest, qmin - zero, qmax - zero, out=nearest)
         steps -= nearest
     return np.square(steps, out=steps)
-
-
-def dequantized(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None, axis: int) -> NDArray[Any]:
-    """(q - zero) * scale in the scale's own type. scale [] or [1], or [C] along `axis`; q [...] -> [...]."""
-    shape = [1] * q.ndim
-    if scale.ndim == 1 and scale.size > 1:
-        shape[axis] = scale.size
-    elif scale.ndim == 1:
-        scale = scale.reshape(())
-    centred = q.astype(np.float32)
-    if zero is not None:
-        centred -= zero.astype(np.float32).reshape(shape if zero.size > 1 else ())
-    real = centred * (scale.reshape(shape) if scale.ndim else scale).astype(np.float32)
-    return np.asarray(real.astype(scale.dtype))

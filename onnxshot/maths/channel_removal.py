@@ -121,7 +121,7 @@ class _State:
         return error / self.energy
 
 
-def made_up_for(reader: Reader, gone: NDArray[np.bool_]) -> Floats:
+def compensated_weights(reader: Reader, gone: NDArray[np.bool_]) -> Floats:
     """The weight [G, O, K] of least output error that is zero for the channels that are gone [count]."""
     lost = (reader.owner >= 0) & gone[np.maximum(reader.owner, 0)]
     kept = np.flatnonzero(~lost)

@@ -15,7 +15,7 @@ _SOURCE, _SINK = 0, 1
 
 
 @dataclass(slots=True)
-class TwoLabels:
+class MinimumCut:
     """Costs of labels 0 and 1, filled by `alone` and `together`; `solve` gives the labels with the least sum of costs.
 
     Several labellings may be the cheapest: the one with the fewest labels 0 is given.
@@ -26,16 +26,16 @@ class TwoLabels:
     _to: list[int] = field(default_factory=list)  # edge -> the node it leads to; edge ^ 1 leads back
     _room: list[int] = field(default_factory=list)  # edge -> capacity that is left
 
-    def alone(self, thing: Hashable, label: int, cost: int) -> None:
+    def add_label_cost(self, thing: Hashable, label: int, cost: int) -> None:
         """The thing costs this where it gets this label."""
         node = self._node(thing)
         self._edge(*((node, _SINK) if label == 0 else (_SOURCE, node)), cost)
 
-    def fix(self, thing: Hashable, label: int) -> None:
+    def fix_label(self, thing: Hashable, label: int) -> None:
         """The thing gets this label whatever it costs."""
-        self.alone(thing, 1 - label, _ENDLESS)
+        self.add_label_cost(thing, 1 - label, _ENDLESS)
 
-    def together(self, things: Iterable[Hashable], cost: int) -> None:
+    def add_split_cost(self, things: Iterable[Hashable], cost: int) -> None:
         """These cost this once, where they do not all get the same label."""
         begin, end = self._new(), self._new()
         self._edge(begin, end, cost)

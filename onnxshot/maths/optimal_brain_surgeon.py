@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.maths.masks import Mask, Pattern, lowest
+from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
 
 Floats = NDArray[np.float32]
 
@@ -23,7 +23,7 @@ def error(weight: Floats, target: Floats, moments: Floats) -> float:
     return float(np.einsum("gok,gok->", off @ moments.astype(np.float32), off, dtype=np.float64))
 
 
-def without(target: Floats, moments: Floats, pattern: Pattern, count: int, fixed: Mask) -> Floats:
+def prune_and_refit(target: Floats, moments: Floats, pattern: Pattern, count: int, fixed: Mask) -> Floats:
     """The target with `count` weights gone and the others fitted anew. [G, O, K], [G, K, K] -> [G, O, K].
 
     Never worse than to take the smallest weights out, by the error on these moments, which must be positive definite.
@@ -78,7 +78,7 @@ def prune(
 
 
 def _lowest(scores: Floats, pattern: Pattern, count: int) -> Mask:
-    return lowest(scores.reshape(-1, scores.shape[2]), pattern, count).reshape(scores.shape)
+    return lowest_scores(scores.reshape(-1, scores.shape[2]), pattern, count).reshape(scores.shape)
 
 
 def _scores(weight: Floats, diagonal: Floats, fixed: Mask) -> Floats:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from onnxshot.graph import Constant, Model, Node, edit
-from onnxshot.graph.dims import Expr, entries, equal
 from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.graph.symbolic_dims import Expr, entries, equal
 from onnxshot.passes.base import Change
 from onnxshot.passes.static_shapes import StaticShapes
 

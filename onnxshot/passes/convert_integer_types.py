@@ -16,7 +16,7 @@ from onnx import TensorProto
 from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.graph.ops import op_of
 from onnxshot.maths.affine import PerChannel, PerTensor, QuantParams, QuantScheme, quantize
-from onnxshot.maths.scheme import INT8, UINT8, QuantType
+from onnxshot.maths.quant_scheme import INT8, UINT8, QuantType
 from onnxshot.passes.base import Change
 from onnxshot.passes.strip_qdq import restore
 from onnxshot.targets.base import Target

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.graph import Constant, Model, Node, Tensor, edit, shapes, weights
-from onnxshot.graph.axes import Axes, Ids, constant_entry, given_axes, normal, shape_parts
+from onnxshot.graph import Constant, Model, Node, Tensor, edit, shape_inference, weights
+from onnxshot.graph.axis_coupling import Axes, Ids, constant_entry, given_axes, normal, shape_parts
 from onnxshot.passes.base import Change
 
 _Mask = NDArray[np.bool_]
@@ -39,7 +39,7 @@ class CutChannels:
         self._forget_shapes(model, alive)
         edit.remove_unused(model)
         edit.toposort(model)
-        shapes.infer(model)
+        shape_inference.infer(model)
         return change
 
     def _cut_constants(self, model: Model, alive: _Mask) -> int:

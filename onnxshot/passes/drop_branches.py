@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnxshot.graph import Model, edit, shapes
+from onnxshot.graph import Model, edit, shape_inference
 from onnxshot.passes.base import Change
 
 
@@ -24,5 +24,5 @@ class DropBranches:
             if edit.bypass(model, add, next(t for t in add.inputs if t.name != gone)):
                 change.edits += 1
         edit.remove_unused(model)
-        shapes.infer(model)
+        shape_inference.infer(model)
         return change

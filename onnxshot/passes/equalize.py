@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Model, Node, edit, weights
-from onnxshot.maths.equalize import Reader, equalizing_factors
+from onnxshot.maths.cross_layer_equalization import Reader, equalizing_factors
 from onnxshot.maths.finite import finite, product
 from onnxshot.passes.base import Change
 from onnxshot.planning.channel_ties import Channels, Ids, channels_of

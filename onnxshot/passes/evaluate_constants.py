@@ -13,7 +13,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnxshot.graph import Constant, Model, Node, weights
 from onnxshot.graph.load import first_line
-from onnxshot.graph.shapes import infer_proto
+from onnxshot.graph.shape_inference import infer_proto
 
 LAZY_BYTES = 1 << 20  # larger results of moving data are computed each time they are read, and never held
 _HINT_BYTES = 4096  # inputs up to this size tell shape inference their values: shapes, axes, repeats

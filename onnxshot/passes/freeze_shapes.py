@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnx import ValueInfoProto
 
-from onnxshot.graph import Constant, Model, Node, Tensor, shapes
+from onnxshot.graph import Constant, Model, Node, Tensor, shape_inference
 from onnxshot.graph.fixed_shapes import Frozen
 from onnxshot.passes.base import Change
 from onnxshot.passes.fold_constants import FoldConstants
@@ -38,7 +38,7 @@ class FreezeShapes:
                 for name, info in graph.value_infos.items()
             }
             graph.output_infos = [self._frozen(info, top=top, stated=True) for info in graph.output_infos]
-        shapes.infer(model)
+        shape_inference.infer(model)
         FoldConstants(left=left).run(model)
         RemoveUnused().run(model)
         return change

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from onnxshot.errors import ModelError
 from onnxshot.graph import Model
-from onnxshot.graph.functions import inlined
 from onnxshot.graph.load import first_line
+from onnxshot.graph.local_functions import inlined
 from onnxshot.graph.skip import Skip
 from onnxshot.passes.base import Change
 

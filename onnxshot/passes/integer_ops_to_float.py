@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit, weights
 from onnxshot.graph.ops import moves_exactly
-from onnxshot.maths.affine import dequantized
-from onnxshot.maths.packed_bits import fits_blocks, from_blocks, unpacked
+from onnxshot.maths.dequantize_stored import dequantize_blocks, dequantize_channels, fits_blocks
+from onnxshot.maths.int4_packing import unpack_bits
 from onnxshot.passes.base import Change
 from onnxshot.passes.node_writer import Writer, given
 from onnxshot.passes.strip_qdq import Restored, fits, values_key
@@ -94,7 +94,7 @@ def _weight(write: Writer, slot: int, scale: int, zero: int, *, axis: int = -1) 
     flat = None if z is None else z.reshape(-1)
     scale_values = s.reshape(-1)
     return _stored(
-        write, node.inputs[slot], q.shape, s.dtype, lambda q: dequantized(q, scale_values, flat, axis),
+        write, node.inputs[slot], q.shape, s.dtype, lambda q: dequantize_channels(q, scale_values, flat, axis),
         scale_values, flat, axis,
     )  # fmt: skip
 
@@ -225,8 +225,9 @@ def _centred(write: Writer, q: Array, zero: Array | None, channels: Array | None
     if not fits(q, scale, flat, axis):
         raise _Stays("its zero points do not fit its weight")
     return _stored(
-        write, node.inputs[1], q.shape, np.dtype(np.float32), lambda q: dequantized(q, scale, flat, axis), scale, flat
-    )
+        write, node.inputs[1], q.shape, np.dtype(np.float32),
+        lambda q: dequantize_channels(q, scale, flat, axis), scale, flat,
+    )  # fmt: skip
 
 
 def _with_bias(write: Writer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Node:
@@ -270,11 +271,11 @@ def _block_matmul(write: Writer) -> Made:
     zero: Array | float = float(1 << (bits - 1))
     if zeros is not None:
         packed = zeros.dtype == np.uint8
-        zero = unpacked(zeros.reshape(rows, -1), bits)[:, :blocks] if packed else zeros.reshape(rows, blocks)
+        zero = unpack_bits(zeros.reshape(rows, -1), bits)[:, :blocks] if packed else zeros.reshape(rows, blocks)
 
     def compute(stored: Array) -> Array:
-        integers = unpacked(stored.reshape(rows, -1), bits)[:, :columns]
-        return np.ascontiguousarray(from_blocks(integers, scale, zero, 1, block).T)
+        integers = unpack_bits(stored.reshape(rows, -1), bits)[:, :columns]
+        return np.ascontiguousarray(dequantize_blocks(integers, scale, zero, 1, block).T)
 
     weight = _stored(write, node.inputs[1], (columns, rows), scale.dtype, compute, scale, zero, bits, block)
     return _with_bias(write, node.inputs[0], weight, given(node, 5)), f"weights {bits} bits"
@@ -355,13 +356,13 @@ def _block_gather(write: Writer) -> Made:
     axis %= len(shape)
     zero: Array | float = float(1 << (bits - 1)) if packed else 0.0
     if zeros is not None:
-        zero = unpacked(zeros, bits)[..., : scale.shape[-1]] if packed else zeros.astype(np.float32)
+        zero = unpack_bits(zeros, bits)[..., : scale.shape[-1]] if packed else zeros.astype(np.float32)
 
     if not fits_blocks(shape, scale.shape, axis, block):
         raise _Stays("its scales do not fit its table")
 
     def compute(q: Array) -> Array:
-        return from_blocks(unpacked(q, bits) if packed else q, scale, zero, axis, block)
+        return dequantize_blocks(unpack_bits(q, bits) if packed else q, scale, zero, axis, block)
 
     table = _stored(write, node.inputs[0], shape, scale.dtype, compute, scale, zero, bits, block, axis)
     made = write.ops("Gather", [table, node.inputs[1]], [node.outputs[0]], axis=picked)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxshot.graph import Model, Tensor, edit, weights
-from onnxshot.maths.affine import dequantized
+from onnxshot.maths.dequantize_stored import dequantize_channels
 from onnxshot.passes.base import Change
 from onnxshot.planning.trained_scales import Given, Trained
 
@@ -62,7 +62,7 @@ class KeepIntegerWeights:
         """A tensor with these values, made of the stored ones; None where they are others after all."""
         given = self.trained.stored[name]
         zero = None if given.zero is None else weights.read(given.zero)
-        real = dequantized(weights.read(given.values), weights.read(given.scale), zero, given.axis)
+        real = dequantize_channels(weights.read(given.values), weights.read(given.scale), zero, given.axis)
         if real.size != values.size:
             return None
         turned = real.ndim == 2 and real.shape == values.shape[::-1] and np.array_equal(real.T, values)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from onnxshot.graph import Model, Node, Tensor, edit
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.maths.min_cut import TwoLabels
+from onnxshot.maths.min_cut import MinimumCut
 from onnxshot.passes import linear_ops
 from onnxshot.passes.base import Change
 from onnxshot.passes.fold_affine import affine_of
@@ -60,7 +60,7 @@ class FewestTransposes:
 def _solve(model: Model, known: Labels, groups: list[Group]) -> dict[Node, int]:
     """The layout of each node that can turn: the fewest values moved; among equals, norms stay with their Convs."""
     sizes = _Sizes(model)
-    cheapest = TwoLabels()
+    cheapest = MinimumCut()
     bonus = _bonuses(known, groups)
     nodes: dict[Node, None] = {}
     for group in groups:
@@ -68,15 +68,16 @@ def _solve(model: Model, known: Labels, groups: list[Group]) -> dict[Node, int]:
         nodes |= dict.fromkeys(node for node, _ in wants if node is not None)
         size, split = sizes.of(group.root), len({label for _, label in wants}) > 1
         cost = (_UNIT if split else _FORBIDDEN) if size is None else size * _UNIT
-        cheapest.together({label if node is None else node for node, label in wants}, cost + bonus[id(group.root)])
-    cheapest.fix(LAST, LAST)
-    cheapest.fix(FIRST, FIRST)
+        members = {label if node is None else node for node, label in wants}
+        cheapest.add_split_cost(members, cost + bonus[id(group.root)])
+    cheapest.fix_label(LAST, LAST)
+    cheapest.fix_label(FIRST, FIRST)
     for node in nodes:
         turn, given = known.turns[node], known.of_node(node)
-        cheapest.alone(node, 1 - given, _FORBIDDEN if turn.needs_first and given == FIRST else _AS_GIVEN)
+        cheapest.add_label_cost(node, 1 - given, _FORBIDDEN if turn.needs_first and given == FIRST else _AS_GIVEN)
         if turn.scans:
             cost = 2 * _UNIT * (sizes.of(turn.tied[0]) or 1)
-            cheapest.alone(node, 1 - given if turn.scans > 0 else given, cost)
+            cheapest.add_label_cost(node, 1 - given if turn.scans > 0 else given, cost)
     solved = cheapest.solve()
     return {node: solved[node] for node in nodes}
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS, channel_axis
-from onnxshot.maths.fold import fold_bias, pass_shift, scale_axis
+from onnxshot.maths.affine_folding import fold_bias, pass_shift, scale_axis
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FLOATS = ("float16", "bfloat16", "float32", "float64")

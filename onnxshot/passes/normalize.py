@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onnxshot.graph import Model, edit, shapes
+from onnxshot.graph import Model, edit, opset_upgrade, shape_inference
 from onnxshot.passes.base import Change, Pass
 from onnxshot.passes.castlike_to_cast import CastLikeToCast
 from onnxshot.passes.constant_reshape_shapes import ConstantReshapeShapes
@@ -76,23 +76,23 @@ def normalize(model: Model, *, opset: int | None = None, keep_overridable: bool 
 
     run(InlineFunctions())
     while holds_fused(model):
-        shapes.infer(model)
+        shape_inference.infer(model)
         if not run(NchwcToNchw()) + run(Unfuse()):
             break
     if opset is not None:
-        shapes.raise_opset(model, opset)
+        opset_upgrade.raise_opset(model, opset)
     run(DropOverridable(keep_overridable))
     run(NameNodes())
     run(RemoveUnused())
     known = StaticShapes.of(model)
-    shapes.infer(model, known.found)
+    shape_inference.infer(model, known.found)
     for _ in range(_ROUNDS):
         edits = [run(replace(step, known=known) if isinstance(step, _BY_SIZE) else step) for step in REPEATED]
         if not any(edits):
             break
         edit.remove_unused(model)
         known = StaticShapes.of(model)
-        shapes.infer(model, known.found)
+        shape_inference.infer(model, known.found)
     run(RemoveUnused())
     edit.toposort(model)
     return list(done.items())

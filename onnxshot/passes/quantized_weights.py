@@ -23,8 +23,8 @@ from onnxshot.maths.affine import (
     quantize,
     weight_params,
 )
-from onnxshot.maths.scale_axes import along
-from onnxshot.maths.scheme import NotFinite
+from onnxshot.maths.multi_axis_scales import scales_along
+from onnxshot.maths.quant_scheme import NotFinite
 
 _LAZY_BYTES = 1 << 20  # larger weights are quantized when the file is written, one at a time
 
@@ -99,7 +99,7 @@ class QuantizedWeights:
         key = (weight, axes, dtype.name, method)
         if key not in self._along:
             with _finite(weight):
-                found = along(np.asarray(weights.read(weight)), axes, dtype, method=method)
+                found = scales_along(np.asarray(weights.read(weight)), axes, dtype, method=method)
 
             def compute() -> NDArray[Any]:
                 return found.quantize(np.asarray(weights.read(weight)))

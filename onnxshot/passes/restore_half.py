@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-from onnxshot.graph import Graph, Model, Node, edit, shapes
-from onnxshot.graph.half_types import TYPE_ATTRIBUTES
+from onnxshot.graph import Graph, Model, Node, edit, shape_inference
+from onnxshot.graph.float16_types import TYPE_ATTRIBUTES
 from onnxshot.passes.base import Change
 from onnxshot.passes.store_half import narrowed
 from onnxshot.passes.to_precision16 import ToPrecision16
@@ -39,7 +39,7 @@ class RestoreHalf:
         """Narrow; edits counts the nodes."""
         change = Change()
         for kind in (replace(k, largest=None) for k in HALVES.values() if k.elem_type in set(self.computed.values())):
-            shapes.infer(model)
+            shape_inference.infer(model)
             chosen = self._chosen(model, kind)
             for node in chosen:
                 _narrow_attributes(node, kind)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from onnxshot.graph import Model, Node, Tensor, edit
-from onnxshot.graph.dims import Expr, entries
 from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.graph.symbolic_dims import Expr, entries
 from onnxshot.passes.base import Change
 from onnxshot.passes.move_shapes import settled
 from onnxshot.passes.static_shapes import StaticShapes

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxshot.graph import Constant, Model, Node, Tensor
-from onnxshot.graph.dims import is_known
 from onnxshot.graph.ops import STANDARD_DOMAINS
-from onnxshot.graph.propagate import Found, propagate
 from onnxshot.graph.shape_rules import Dims
-from onnxshot.graph.values import VALUES
+from onnxshot.graph.symbolic_dims import is_known
+from onnxshot.graph.symbolic_shapes import Found, propagate
+from onnxshot.graph.value_rules import VALUES
 from onnxshot.passes.linear_ops import fixed
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Model, Tensor, edit, weights
 from onnxshot.maths.affine import INT8
-from onnxshot.maths.scale_axes import along
-from onnxshot.maths.scheme import NotFinite
+from onnxshot.maths.multi_axis_scales import scales_along
+from onnxshot.maths.quant_scheme import NotFinite
 from onnxshot.passes.base import Change
 from onnxshot.planning.plan import StoredWeight
 
@@ -56,7 +56,7 @@ class StoreInt8:
         """What stands for the weight now. axes: those with a scale for each index."""
         if (weight, axes) in self._made:
             return self._made[weight, axes]
-        found = along(np.asarray(weights.read(weight)), axes, INT8, method=self.method)
+        found = scales_along(np.asarray(weights.read(weight)), axes, INT8, method=self.method)
 
         def compute() -> NDArray[Any]:
             return found.quantize(np.asarray(weights.read(weight)))

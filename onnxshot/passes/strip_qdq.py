@@ -15,8 +15,7 @@ from onnx import TensorProto
 
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import op_of
-from onnxshot.maths.affine import dequantized
-from onnxshot.maths.packed_bits import fits_blocks, from_blocks
+from onnxshot.maths.dequantize_stored import dequantize_blocks, dequantize_channels, fits_blocks
 from onnxshot.passes.base import Change
 from onnxshot.passes.quantized_shapes import rename_moved, wants_shape
 
@@ -203,9 +202,9 @@ def restore(model: Model, node: Node, known: Restored | None = None) -> Constant
         shapes = [values.shape for values in (scale, zero) if values is not None]
         if not all(fits_blocks(q.shape, shape, axis, block) for shape in shapes):
             return None
-        real = from_blocks(q, scale, 0.0 if zero is None else zero, axis, block)
+        real = dequantize_blocks(q, scale, 0.0 if zero is None else zero, axis, block)
     elif fits(q, scale, zero, axis):
-        real = dequantized(q, scale, zero, axis)
+        real = dequantize_channels(q, scale, zero, axis)
     else:
         return None
     made = edit.add_constant(model, stored.name, "float", real)

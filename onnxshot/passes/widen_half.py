@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, ValueInfoProto, numpy_helper
 
-from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit, shapes, weights
-from onnxshot.graph.half_types import HALF_TYPES, TYPE_ATTRIBUTES, elem_type, holds_half, says_half
+from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit, shape_inference, weights
+from onnxshot.graph.float16_types import HALF_TYPES, TYPE_ATTRIBUTES, elem_type, has_half, holds_half
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes import evaluate_constants
 from onnxshot.passes.base import Change
@@ -53,7 +53,7 @@ class WidenHalf:
             return change
         InlineFunctions().run(model)
         NameNodes().run(model)
-        shapes.infer(model)
+        shape_inference.infer(model)
         refused = _refusal(model)
         if refused is not None:
             change.skip(*refused)
@@ -121,7 +121,7 @@ def _unfold_constant_nodes(model: Model) -> None:
     """Store what Constant nodes of 16 bits hold as weights, which know what they were stored in."""
     gone = []
     for _, node in list(model.walk()):
-        if node.op != "Constant" or not says_half(node) or any(edit.is_output(model, t) for t in node.outputs):
+        if node.op != "Constant" or not has_half(node) or any(edit.is_output(model, t) for t in node.outputs):
             continue
         values = evaluate_constants.constant_value(node)
         if values is not None:

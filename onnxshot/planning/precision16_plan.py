@@ -11,7 +11,7 @@ from onnx import TensorProto, defs
 from onnxshot.calibration.stats import Span
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS, weight_slot
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.planning.plan import FLOAT, HALF, NodePlan
 from onnxshot.planning.precision16_ops import ANY_TYPE, FLOAT_OPS, HALF_OPS, SQUARES, SUMS_SQUARES, HalfOp, HalfType
 

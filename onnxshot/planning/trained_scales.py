@@ -30,10 +30,10 @@ from onnxshot.maths.affine import (
     PerTensor,
     QuantParams,
     QuantScheme,
-    dequantized,
     params_from_range,
     quantize,
 )
+from onnxshot.maths.dequantize_stored import dequantize_channels
 from onnxshot.planning.plan import Kept, Plan, TensorPlan
 
 _TYPES = {t.name: t for t in (UINT8, INT8, UINT16, INT16, UINT4, INT4, FLOAT8E4M3FN)}
@@ -144,7 +144,7 @@ def read_pairs(model: Model) -> Trained:
             values = weights.read(source)
             params = _fitting(node, params, values.shape)
             if stored:
-                values = dequantized(values, *_raw(node))
+                values = dequantize_channels(values, *_raw(node))
                 _remember(found, node, source, values)
             found.add_weight(source.name, values, params)
         elif not isinstance(params.scheme.granularity, PerTensor):

@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
-from onnxshot.graph.shapes import infer_proto
+from onnxshot.graph.shape_inference import infer_proto
 from onnxshot.passes.widen_half import WidenHalf
 
 

@@ -12,7 +12,7 @@ from onnxshot.calibration.stats import Span
 from onnxshot.errors import TargetError
 from onnxshot.execution import candidate_race
 from onnxshot.execution.collect import extremes
-from onnxshot.graph import Model, shapes
+from onnxshot.graph import Model, shape_inference
 from onnxshot.passes.to_precision16 import ToPrecision16
 from onnxshot.planning.name_patterns import match_nodes
 from onnxshot.planning.plan import FLOAT, HALF, NodePlan, Plan
@@ -95,7 +95,7 @@ def _planned(
     model: Model, kind: HalfType, kept: dict[str, str], data: Dataset | None, settings: Settings
 ) -> tuple[HalfPlan, int]:
     """The nodes that may be in 16 bits, by the ranges of their values where there is data, and of how many samples."""
-    shapes.infer(model)
+    shape_inference.infer(model)
     if data is None:
         return plan_half(model, kind, None, kept), 0
     calibrated = _calibrated(data, settings)

@@ -9,7 +9,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.graph import Constant, Model, Node, weights
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.planning.precision16_ops import HALF_OPS, HalfType
 from onnxshot.planning.precision16_plan import half_slots
 from onnxshot.runtimes.ort_runtime import Runner

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.maths.masks import Mask, Pattern, lowest
+from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
 
 WHOLE, BLOCK = 8192, 512
 """Inputs of a layer whose second moments are held whole; of one with more, in blocks: 25,088^2 would take 5 GB."""
@@ -55,11 +55,11 @@ def counts_of(
     if pattern.of:
         width = weight.shape[2]
         parts = ((s, range(*s.indices(width))) for s in blocks)
-        return [int(lowest(scores(s).reshape(-1, len(own)), pattern, count).sum()) for s, own in parts]
+        return [int(lowest_scores(scores(s).reshape(-1, len(own)), pattern, count).sum()) for s, own in parts]
     if pattern.rows * pattern.columns > 1:
         whole = scores(slice(None))
         whole[fixed] = -np.inf
-        gone = lowest(whole.reshape(-1, weight.shape[2]), pattern, count).reshape(weight.shape)
+        gone = lowest_scores(whole.reshape(-1, weight.shape[2]), pattern, count).reshape(weight.shape)
         return [int(gone[:, :, block].sum()) for block in blocks]
     return _lowest_in([_by_size(scores(block)) for block in blocks], count)
 

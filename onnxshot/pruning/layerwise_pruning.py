@@ -18,9 +18,9 @@ from onnxshot.execution.activation import Activation, Activations
 from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs, product, samples_that_fit
 from onnxshot.execution.layer_walk import Walk
 from onnxshot.maths import optimal_brain_surgeon
-from onnxshot.maths.adaptive_rounding import corrected_bias
-from onnxshot.maths.masks import Mask, Pattern, lowest
-from onnxshot.maths.ridge import Moments, change, ridge
+from onnxshot.maths.bias_correction import corrected_bias
+from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
+from onnxshot.maths.ridge_regression import Moments, change, ridge
 from onnxshot.pruning.input_blocks import BLOCK, WHOLE, blocks_of, counts_of, in_place
 
 HELD = 512 << 20
@@ -224,7 +224,7 @@ class _Task:
         moments, (strength, moves) = learned + others, settled
         target = ridge(moments, weight, strength).astype(np.float32) if moves else weight
         damped = moments.damped(strength).astype(np.float32)
-        return optimal_brain_surgeon.without(target, damped, pattern, count, fixed)
+        return optimal_brain_surgeon.prune_and_refit(target, damped, pattern, count, fixed)
 
     def _settled(
         self,
@@ -282,7 +282,7 @@ def by_magnitude(layer: Prunable, weight: NDArray[np.float32], pattern: Pattern,
     order = layer.order(pattern)
     table = layer.form.table(weight)[:, :, order]
     sizes = np.square(table, dtype=np.float64) if pattern.rows * pattern.columns > 1 else np.abs(table)
-    gone = lowest(sizes.reshape(-1, layer.inputs), pattern, count).reshape(table.shape)
+    gone = lowest_scores(sizes.reshape(-1, layer.inputs), pattern, count).reshape(table.shape)
     left = np.empty_like(table)
     left[:, :, order] = np.where(gone, np.float32(0), table)
     return Pruned(layer.form.stored(left, weight))

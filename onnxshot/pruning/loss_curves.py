@@ -12,12 +12,12 @@ from onnxshot.calibration.readers import Sample
 from onnxshot.execution.candidate_race import measure_candidates
 from onnxshot.execution.layer_rows import Feeds, LayerOutputs, layer_outputs, samples_that_fit
 from onnxshot.execution.layer_walk import Walk
-from onnxshot.graph.variants import with_constants
+from onnxshot.graph.proto_copies import with_initializers_serialized
 from onnxshot.maths import optimal_brain_surgeon as obs
 from onnxshot.maths.finite import finite
-from onnxshot.maths.layer_sparsity import Curve
-from onnxshot.maths.masks import Mask, Pattern, lowest
-from onnxshot.maths.ridge import Moments
+from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
+from onnxshot.maths.ridge_regression import Moments
+from onnxshot.maths.sparsity_allocation import Curve
 from onnxshot.pruning.input_blocks import blocks_of, counts_of, in_place
 from onnxshot.pruning.layerwise_pruning import HELD, Prunable, named, rows_of, share_of
 
@@ -54,7 +54,7 @@ def curves(
         x = rows_of(walk, layer, outputs, share)
         found, changed = _errors(walk, layer, x, outputs.starts, pattern, keep_zeros)
         errors.append(found)
-        return with_constants(reference, changed)
+        return with_initializers_serialized(reference, changed)
 
     def candidates() -> Iterator[bytes]:
         walk = Walk(reference, feeds, threads)
@@ -159,5 +159,6 @@ def _by_size(
     """The weight at each of _SPARSITIES, by magnitude, and the energy that has gone."""
     energy = np.square(weight, dtype=np.float64)
     for sparsity in _SPARSITIES:
-        gone = lowest(energy.reshape(-1, weight.shape[2]), pattern, int(sparsity * size)).reshape(weight.shape) | fixed
+        lowest = lowest_scores(energy.reshape(-1, weight.shape[2]), pattern, int(sparsity * size))
+        gone = lowest.reshape(weight.shape) | fixed
         yield np.where(gone, np.float32(0), weight), float(energy[gone].sum())

@@ -16,8 +16,8 @@ from onnxshot.execution.layer_rows import MatrixForm
 from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.graph.ops import OPS, STANDARD_DOMAINS
 from onnxshot.graph.skip import Skip
-from onnxshot.maths.layer_sparsity import erdos_renyi, exact
-from onnxshot.maths.masks import Pattern
+from onnxshot.maths.pruning_masks import Pattern
+from onnxshot.maths.sparsity_allocation import erdos_renyi, exact_counts
 from onnxshot.passes.base import Change
 from onnxshot.passes.undo_large_folds import grew
 from onnxshot.planning.name_patterns import match_nodes
@@ -154,7 +154,7 @@ def shared_out(
         return floor
     limit = np.partition(np.concatenate(scores), count - 1)[count - 1]
     shares = [float((score <= limit).mean()) for score in scores]
-    return exact(sizes, shares, count, floor)
+    return exact_counts(sizes, shares, count, floor)
 
 
 def _dimensions(layer: Prunable) -> tuple[int, ...]:

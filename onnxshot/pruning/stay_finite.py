@@ -14,8 +14,8 @@ from onnx import ModelProto, NodeProto
 from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.errors import ModelError
 from onnxshot.execution.layer_walk import reads
-from onnxshot.graph.variants import changed, exposed
-from onnxshot.maths.masks import Pattern
+from onnxshot.graph.proto_copies import with_initializers, with_outputs
+from onnxshot.maths.pruning_masks import Pattern
 from onnxshot.pruning.layerwise_pruning import Prunable, Pruned, by_magnitude
 from onnxshot.runtimes.ort_runtime import Feed, Runner
 
@@ -89,8 +89,8 @@ class Guard:
             if layer.name in pruned:
                 constants[layer.weight], bias = pruned[layer.name].weight, pruned[layer.name].bias
                 constants |= {} if bias is None else {layer.bias: bias}
-        model = with_fixed_randomness(changed(self.reference, constants))
-        made = exposed(model, outputs) if outputs else bytes(model.SerializeToString())
+        model = with_fixed_randomness(with_initializers(self.reference, constants))
+        made = with_outputs(model, outputs) if outputs else bytes(model.SerializeToString())
         return Runner(made, threads=self.threads, inner=bool(outputs))
 
     def _first(self, pruned: Mapping[str, Pruned], feed: Feed) -> str:

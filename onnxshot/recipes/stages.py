@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
-from onnxshot.maths.masks import Pattern
+from onnxshot.maths.pruning_masks import Pattern
 from onnxshot.recipes.keys import BadKey, is_number, refuse, texts
 from onnxshot.recipes.plain_values import Plain
 from onnxshot.recipes.recipe import Recipe

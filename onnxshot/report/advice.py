@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnxshot.maths.metrics import CAP_DB
+from onnxshot.maths.sqnr import CAP_DB
 from onnxshot.runtimes.ort_bench import NOISE
 
 Values = Mapping[str, Any]

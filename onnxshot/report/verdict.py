@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxshot.maths.metrics import CAP_DB
+from onnxshot.maths.sqnr import CAP_DB
 from onnxshot.report.advice import (
     BAD,
     CAUTION,

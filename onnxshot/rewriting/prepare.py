@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from onnx import TensorProto
 
-from onnxshot.graph import Model, edit, shapes, weights
+from onnxshot.graph import Model, edit, shape_inference, weights
 from onnxshot.passes.base import Pass
 from onnxshot.passes.canonical_matmul import CanonicalMatMul
 from onnxshot.passes.drop_identity import DropIdentity
@@ -46,7 +46,7 @@ def prepare(
     if model.opset < needed and _changes(model, target, recipe):
         normalize(model, opset=needed, keep_overridable=keep_overridable)
     model.tied = tied_names(model)
-    shapes.refuse_giants(model)
+    shape_inference.refuse_giants(model)
 
 
 def widen(model: Model) -> WidenHalf:
@@ -93,7 +93,7 @@ def _rewrite_products(model: Model, target: Target, recipe: Recipe) -> None:
     left, least = NodeRecipes(model, recipe).left, target.min_dynamic_weights
     steps: tuple[Pass, ...] = (EinsumToMatMul(left, least), CanonicalMatMul(left, least))
     if sum(step.run(model).edits for step in steps):
-        shapes.infer(model)
+        shape_inference.infer(model)
         for tidying in (FoldConstants(), DropIdentity(), RemoveUnused()):
             tidying.run(model)
         edit.toposort(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxshot.graph import Model, shapes
+from onnxshot.graph import Model, opset_upgrade
 from onnxshot.graph.integer_ops import FORMS
 from onnxshot.graph.skip import Skip
 from onnxshot.passes.base import Pass
@@ -20,7 +20,7 @@ def retarget(model: Model, target: Target) -> tuple[int, list[Skip]]:
     """
     summed = sum(node.op in FORMS for _, node in model.walk())
     if summed:
-        shapes.raise_opset(model, OPSET)
+        opset_upgrade.raise_opset(model, OPSET)
         what = f"{summed} operators on integers became float ones between Q/DQ pairs"
         model.notes.append(f"{what}: sums are rounded otherwise, answers may differ by a step")
     steps: tuple[Pass, ...] = (QOperatorToQdq(), ConvertIntegerTypes(target), MoveQdq(target))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from onnxshot.errors import UsageError
-from onnxshot.graph import Model, Node, shapes
+from onnxshot.graph import Model, Node, opset_upgrade
 from onnxshot.graph.integer_ops import FORMS
 from onnxshot.graph.load import copy_of
 from onnxshot.passes.integer_ops_to_float import IntegerOpsToFloat
@@ -32,7 +32,7 @@ def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
     names = {node.label: node.op for node in found}
     fold_constants(model)
     if any(node.op in FORMS for _, node in model.walk()):
-        shapes.raise_opset(model, OPSET)
+        opset_upgrade.raise_opset(model, OPSET)
         QOperatorToQdq().run(model)
     trained = read_pairs(model) if complete else NOTHING
     edits = 0 if complete else IntegerOpsToFloat().run(model).edits

@@ -20,9 +20,9 @@ from onnx import GraphProto, ModelProto
 from onnxshot.errors import ModelError
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import edit
-from onnxshot.graph.functions import inlined
 from onnxshot.graph.ir import Constant, Node
 from onnxshot.graph.load import first_line
+from onnxshot.graph.local_functions import inlined
 from onnxshot.graph.macs import NodeMacs, Shape, concrete_shapes, count, work_of
 from onnxshot.graph.model import Model
 from onnxshot.graph.ops import weight_slot

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
-from onnxshot.graph import Constant, Model, Node, edit, shapes, weights
-from onnxshot.graph.half_types import holds_half
+from onnxshot.graph import Constant, Model, Node, edit, shape_inference, weights
+from onnxshot.graph.float16_types import holds_half
 from onnxshot.graph.ops import STANDARD_DOMAINS
 
 Version = tuple[int, int]
@@ -114,7 +114,7 @@ def runs_nowhere(model: Model) -> str:
     """
     if not holds_half(model):
         return ""
-    shapes.infer(model)
+    shape_inference.infer(model)
     for _, node in model.walk():
         if node.domain in STANDARD_DOMAINS and node.op not in MOVES_BFLOAT16 and _touches(model, node):
             return f"{node.label!r} ({node.op}) computes in bfloat16, which no ONNX Runtime does on CPUs"

@@ -11,7 +11,7 @@ from onnxshot.errors import TargetError
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model, Node, edit
 from onnxshot.graph.load import load_model
-from onnxshot.graph.sparsity import half_zero
+from onnxshot.graph.weight_sparsity import nodes_with_2_4_zeros
 from onnxshot.runtimes import tensorrt_build, tensorrt_engine, tensorrt_log, tensorrt_rules
 from onnxshot.runtimes.base import (
     Dims,
@@ -58,7 +58,7 @@ class TensorRt(Runtime):
         found = self.preflight(model)
         raise_refused(found, "TensorRT", self.format)
         ranges = tensorrt_build.profiles({tensor.name: model.shape(tensor) for tensor in model.graph.inputs}, options)
-        halves = half_zero(model)
+        halves = nodes_with_2_4_zeros(model)
         engine = folder / f"{stem}{self.suffix}"
         with scratch() as made:
             log = made / "build.log"

@@ -206,7 +206,7 @@ class Run:
         self.report.notes += [*self.plan.notes, *self.model.notes]
         sizes = self._sizes(data)
         work = sizes.work(self.model)
-        self.report.sizes = sizes.told(work)
+        self.report.sizes = sizes.report_entry(work)
         graph = report_rows.graph_rows(self.model, work)
         with self.report.timed("rewrite"):
             refused = apply_plan(self.model, self.plan, self.recipe)

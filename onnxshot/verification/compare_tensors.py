@@ -23,7 +23,7 @@ from onnxshot.execution.parallel import in_order, run_concurrently, split_thread
 from onnxshot.graph import Model, weights
 from onnxshot.graph.load import first_line
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.runtimes.ort_runtime import Runner, label, stored_bytes
 
 Tensors = Mapping[str, NDArray[Any]]

@@ -26,8 +26,8 @@ from onnxshot.comparison.comparison_setup import comparison_setup
 from onnxshot.comparison.proto_edits import PREFIX, parsed
 from onnxshot.comparison.random_nodes import fix_randomness, inlined, random_sources
 from onnxshot.errors import ModelError
-from onnxshot.graph.variants import exposed
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.graph.proto_copies import with_outputs
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.runtimes.ort_runtime import Feed, Runner
 
 _DIGITS: Mapping[int, int] = {TensorProto.FLOAT16: 11, TensorProto.BFLOAT16: 8}  # bits of a significand; float32: 24
@@ -149,7 +149,7 @@ class _Pair:
         return next((found for name in suspects if (found := self._changed(name, stops, first, second))), None)
 
     def _runner(self, proto: ModelProto, names: Collection[str]) -> Runner:
-        return Runner(exposed(proto, names), optimize=False, threads=self.threads)
+        return Runner(with_outputs(proto, names), optimize=False, threads=self.threads)
 
     def _differing(self, first: Runner, second: Runner) -> Iterator[str]:
         """The tensors that differ in the two models, in order of the graph."""

@@ -15,7 +15,7 @@ from onnxshot.comparison.comparison_setup import ComparisonSetup
 from onnxshot.comparison.ordering_nodes import Order
 from onnxshot.comparison.output_parts import Part, Parts
 from onnxshot.comparison.sample_spread import spread
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 
 Outputs = Mapping[str, NDArray[Any]]
 

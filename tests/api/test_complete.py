@@ -23,7 +23,7 @@ from onnxshot.api.sensitivity import sensitivity
 from onnxshot.api.tune import tune
 from onnxshot.errors import CalibrationError, ModelError, UsageError
 from onnxshot.graph.load import load_model
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.search.goal import Goal
 

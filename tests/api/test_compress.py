@@ -18,8 +18,8 @@ from onnxshot.delivery.record import RECIPE_KEY
 from onnxshot.errors import ModelError, UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
-from onnxshot.graph.sparsity import layers_of, lost_zeros
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.graph.weight_sparsity import layers_of, lost_zeros
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.recipes.stages import PruneStage, ShrinkStage, Stages
 from onnxshot.results.compressed import CompressResult
 

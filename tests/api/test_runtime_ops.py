@@ -12,7 +12,7 @@ from rewrites import outputs
 from onnxshot import quantize
 from onnxshot.errors import ModelError
 from onnxshot.graph.load import load_model
-from onnxshot.graph.shapes import raise_opset
+from onnxshot.graph.opset_upgrade import raise_opset
 from onnxshot.passes.expand_simplified_norm import ExpandSimplifiedNorm
 
 

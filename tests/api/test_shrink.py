@@ -19,7 +19,7 @@ from onnxshot.delivery.record import RECIPE_KEY, RUNS_KEY, VERSION_KEY
 from onnxshot.errors import UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.settings import Settings
 
 QUICK = Settings(verify=False, use_cache=False, threads=1, bench_seconds=0.02)

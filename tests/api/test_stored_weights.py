@@ -12,7 +12,7 @@ from planning import FAST, PROVEN, initializers, maker, nodes_of, planned, run, 
 
 import onnxshot
 from onnxshot.maths.affine import INT8
-from onnxshot.maths.scale_axes import along
+from onnxshot.maths.multi_axis_scales import scales_along
 from onnxshot.runtimes.ort_executed import executed
 
 X = (4, 2, 24)
@@ -203,7 +203,7 @@ def test_openvino_reads_them() -> None:
 def test_scales_along_several_axes(axes: tuple[int, ...]) -> None:
     w: NDArray[np.float32] = weight(3, 5, 7, channel_axis=2)
     w[1] = 0
-    found = along(w, axes, INT8)
+    found = scales_along(w, axes, INT8)
     summed = tuple(i for i in range(3) if i not in axes)
     assert found.scale.shape == tuple(1 if i in summed else n for i, n in enumerate(w.shape))
     restored = found.quantize(w).astype(np.float32) * found.scale

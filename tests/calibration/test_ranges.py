@@ -23,7 +23,7 @@ from onnxshot.maths.affine import (
     params_from_range,
     quantize,
 )
-from onnxshot.maths.metrics import CAP_DB, sqnr_db
+from onnxshot.maths.sqnr import CAP_DB, sqnr_db
 
 U8, S8, S4 = QuantScheme(UINT8), QuantScheme(INT8, True), QuantScheme(INT4, True)
 S16, U16, F8 = QuantScheme(INT16, True), QuantScheme(UINT16), QuantScheme(FLOAT8E4M3FN, True)

@@ -13,7 +13,7 @@ from onnxshot.channels.groups import Group
 from onnxshot.channels.importance import Curve
 from onnxshot.channels.layer_times import Timed
 from onnxshot.channels.savings import Product, Work
-from onnxshot.graph.axes import Ids
+from onnxshot.graph.axis_coupling import Ids
 
 
 def numbers(*widths: int) -> list[Ids]:

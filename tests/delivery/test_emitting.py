@@ -16,7 +16,7 @@ from onnxshot import quantize
 from onnxshot.delivery import artifacts
 from onnxshot.delivery.record import SUFFIX
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.targets import TARGETS

@@ -17,7 +17,7 @@ from onnxshot.calibration.readers import InputSpec, Sample, open_data
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.execution.collect import collect
 from onnxshot.execution.parallel import in_order, run_concurrently
-from onnxshot.graph import Model, shapes
+from onnxshot.graph import Model, shape_inference
 from onnxshot.graph.load import load_model
 
 NET = "g (float[N, 16] x) => (float[N, 8] y) { h = MatMul(x, w)  a = Relu(h)  y = MatMul(a, v) }"
@@ -26,7 +26,7 @@ NAMES = ["x", "h", "a", "y"]
 
 def net() -> Model:
     ready = load_model(model(NET, {"w": weight(16, 16), "v": weight(16, 8)}))
-    shapes.infer(ready)
+    shape_inference.infer(ready)
     return ready
 
 

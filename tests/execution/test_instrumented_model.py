@@ -14,7 +14,7 @@ from support import FIXTURES, facts, fixture
 from onnxshot.calibration.observers import Glimpse, glimpse
 from onnxshot.calibration.readers import open_data
 from onnxshot.execution.instrumented_model import InsideProbe, OutsideProbe, probe
-from onnxshot.graph import Model, shapes
+from onnxshot.graph import Model, shape_inference
 from onnxshot.graph.load import load_model
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.recipes.recipe import Recipe
@@ -53,7 +53,7 @@ def outside_truth(ready: Model, names: list[str], feed: dict[str, NDArray[np.flo
 def test_all_ranks_sizes_and_lengths(opset: int) -> None:
     proto = model(MIXED, {"c": np.float32(2.0), "zero": np.float32(0.0)}, opset=opset)
     ready = load_model(proto)
-    shapes.infer(ready)
+    shape_inference.infer(ready)
     names, rng = ["x", "a", "b", "y", "s", "f", "v", "z"], np.random.default_rng(0)
     inside = InsideProbe(ready, names, ["a"], threads=1)
     for shape, length in (((1, 3, 40, 50), 7), ((2, 3, 5, 4), 1), ((1, 7, 64, 64), 9000), ((1, 1, 1, 1), 4096)):

@@ -16,7 +16,7 @@ from onnx.backend.test.case import node
 from roundtrip import TRANSFORMS, load_and_save
 
 from onnxshot.errors import OnnxshotError
-from onnxshot.maths.metrics import sqnr_db
+from onnxshot.maths.sqnr import sqnr_db
 
 RTOL = 1e-6
 HALF_RTOL = 2e-3  # two roundings: ORT computes float16 in float32 and rounds between nodes, so one less rounds less

@@ -95,7 +95,7 @@ def run(proto: onnx.ModelProto, feed: Feed, *, optimize: bool = True) -> list[ND
 
 def sqnr(case: Case, proto: onnx.ModelProto, *, optimize: bool = True) -> float:
     """SQNR in dB of all outputs over all feeds of the case, in ONNX Runtime."""
-    total = onnxshot.maths.metrics.SqnrSum()
+    total = onnxshot.maths.sqnr.SqnrSum()
     for feed in case.feeds:
         for wanted, got in zip(run(case.model, feed), run(proto, feed, optimize=optimize), strict=True):
             assert wanted.shape == got.shape

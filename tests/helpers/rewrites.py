@@ -10,9 +10,9 @@ from handmade.core import Feed
 from numpy.typing import NDArray
 from support import session
 
-from onnxshot.graph import Model, Node, Tensor, edit, shapes
+from onnxshot.graph import Model, Node, Tensor, edit, shape_inference
 from onnxshot.graph.load import load_model
-from onnxshot.graph.variants import exposed
+from onnxshot.graph.proto_copies import with_outputs
 from onnxshot.passes.base import Change, Pass
 
 TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}
@@ -20,7 +20,7 @@ TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}
 
 def outputs(proto: onnx.ModelProto, feed: Feed, names: Sequence[str] = ()) -> list[NDArray[Any]]:
     """Outputs of the model in ONNX Runtime, or tensors inside it by name."""
-    runner = session(exposed(proto, names) if names else proto.SerializeToString())
+    runner = session(with_outputs(proto, names) if names else proto.SerializeToString())
     result: list[NDArray[Any]] = runner.run(list(names) or None, feed)
     return result
 
@@ -28,7 +28,7 @@ def outputs(proto: onnx.ModelProto, feed: Feed, names: Sequence[str] = ()) -> li
 def loaded(proto: onnx.ModelProto) -> Model:
     """The model with the shapes known, as passes get it."""
     model = load_model(proto)
-    shapes.infer(model)
+    shape_inference.infer(model)
     return model
 
 

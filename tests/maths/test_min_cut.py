@@ -1,7 +1,7 @@
 import itertools
 import random
 
-from onnxshot.maths.min_cut import TwoLabels
+from onnxshot.maths.min_cut import MinimumCut
 
 
 def test_no_other_labels_are_cheaper() -> None:
@@ -12,13 +12,13 @@ def test_no_other_labels_are_cheaper() -> None:
         alone = [(rng.randrange(count), rng.randrange(2), rng.randrange(10)) for _ in range(rng.randint(0, 10))]
         some = [rng.sample(range(count), rng.randint(1, count)) for _ in range(rng.randint(0, 8))]
         groups = [(things, rng.randrange(20)) for things in some]
-        problem = TwoLabels()
+        problem = MinimumCut()
         for thing in range(count):
-            problem.alone(thing, 0, 0)
+            problem.add_label_cost(thing, 0, 0)
         for thing, label, cost in alone:
-            problem.alone(thing, label, cost)
+            problem.add_label_cost(thing, label, cost)
         for things, cost in groups:
-            problem.together(things, cost)
+            problem.add_split_cost(things, cost)
         found = problem.solve()
         costs = {
             labels: sum(cost for thing, label, cost in alone if labels[thing] == label)
@@ -29,9 +29,9 @@ def test_no_other_labels_are_cheaper() -> None:
 
 
 def test_a_fixed_label_is_kept_at_any_cost() -> None:
-    problem = TwoLabels()
-    problem.together(("a", "b", "c"), 10**30)
-    problem.fix("a", 0)
-    problem.fix("c", 1)
+    problem = MinimumCut()
+    problem.add_split_cost(("a", "b", "c"), 10**30)
+    problem.fix_label("a", 0)
+    problem.fix_label("c", 1)
     found = problem.solve()
     assert (found["a"], found["c"]) == (0, 1)

@@ -9,8 +9,8 @@ from planning import planned, small
 from rewrites import outputs
 from support import session
 
-from onnxshot.maths.metrics import sqnr_db
 from onnxshot.maths.smoothquant import smoothing_factors
+from onnxshot.maths.sqnr import sqnr_db
 from onnxshot.passes.apply_smoothquant import ApplySmoothQuant
 from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.planning.plan import DYNAMIC

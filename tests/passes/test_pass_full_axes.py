@@ -10,7 +10,7 @@ from rewrites import ops, rewritten, the
 
 import onnxshot
 from onnxshot.graph import edit
-from onnxshot.maths.metrics import sqnr_db
+from onnxshot.maths.sqnr import sqnr_db
 from onnxshot.passes.full_axes import FullAxes
 from onnxshot.settings import Settings
 

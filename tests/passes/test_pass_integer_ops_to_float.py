@@ -14,7 +14,8 @@ from rewrites import outputs
 
 from onnxshot.graph.load import load_model
 from onnxshot.graph.model import Model
-from onnxshot.maths.packed_bits import from_blocks, unpacked
+from onnxshot.maths.dequantize_stored import dequantize_blocks
+from onnxshot.maths.int4_packing import unpack_bits
 from onnxshot.passes.integer_ops_to_float import IntegerOpsToFloat
 from onnxshot.rewriting.undo_quantization import to_float
 
@@ -213,10 +214,10 @@ def test_what_stays_says_why(text: str, why: str) -> None:
 def test_packed_integers_against_a_loop() -> None:
     stored = np.random.default_rng(0).integers(0, 256, (3, 4)).astype(np.uint8)
     for bits in (2, 4, 8):
-        found = unpacked(stored, bits)
+        found = unpack_bits(stored, bits)
         each = 8 // bits
         for row in range(3):
             for i in range(4 * each):
                 assert found[row, i] == (int(stored[row, i // each]) >> (i % each * bits)) % (1 << bits)
-    values = from_blocks(np.arange(10).reshape(2, 5), np.array([[1, 2, 3], [4, 5, 6]], np.float32), 1.0, 1, 2)
+    values = dequantize_blocks(np.arange(10).reshape(2, 5), np.array([[1, 2, 3], [4, 5, 6]], np.float32), 1.0, 1, 2)
     np.testing.assert_array_equal(values, [[-1, 0, 2, 4, 9], [16, 20, 30, 35, 48]])

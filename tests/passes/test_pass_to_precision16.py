@@ -13,7 +13,7 @@ from rewrites import loaded, ops, outputs
 from spans import spans_of
 
 from onnxshot.graph import Model
-from onnxshot.maths.metrics import sqnr_db
+from onnxshot.maths.sqnr import sqnr_db
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.to_precision16 import ToPrecision16
 from onnxshot.planning.plan import HALF

@@ -10,7 +10,7 @@ from handmade.core import Feed, model, vector, weight
 from rewrites import ops, outputs
 from support import session
 
-from onnxshot.graph import Model, shapes
+from onnxshot.graph import Model, shape_inference
 from onnxshot.graph.load import load_model
 from onnxshot.passes.unfuse import Unfuse
 
@@ -190,7 +190,7 @@ def _built(one: Fused, opset: int) -> tuple[onnx.ModelProto, Feed]:
 
 def _unfused(proto: onnx.ModelProto) -> tuple[Model, int]:
     after = load_model(proto)
-    shapes.infer(after)
+    shape_inference.infer(after)
     return after, Unfuse().run(after).edits
 
 

@@ -13,8 +13,8 @@ from onnx import ModelProto
 from planning import FAST, initializers, normalized, planned, run, sqnr, statistics
 
 import onnxshot
-from onnxshot.maths import equalize
-from onnxshot.maths.equalize import MOST, Reader, equalizing_factors
+from onnxshot.maths import cross_layer_equalization
+from onnxshot.maths.cross_layer_equalization import MOST, Reader, equalizing_factors
 from onnxshot.passes.equalize import Equalize
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery import plan_candidates as effort
@@ -45,7 +45,7 @@ def test_factors_are_from_1_to_the_room_there_is(channels: int, seed: int) -> No
 
 def test_one_reader_gets_the_least_of_both_noises(monkeypatch: pytest.MonkeyPatch) -> None:
     """A/s**2 + B*s**2 on a fine grid; a channel that is held fixed holds the largest weight, and so the steps."""
-    monkeypatch.setattr(equalize, "STRENGTH", 1.0)
+    monkeypatch.setattr(cross_layer_equalization, "STRENGTH", 1.0)
     rng = np.random.default_rng(0)
     weight_of = np.abs(rng.standard_normal((1, 6, 5, 9)))
     weight_of[0, :, 0, 0] = 8.0
@@ -60,14 +60,14 @@ def test_one_reader_gets_the_least_of_both_noises(monkeypatch: pytest.MonkeyPatc
         noise_of_activation = given_step**2 / 12 * energy_out / grid**2
         steps = weight_of[0].max(axis=(1, 2)) / 127
         # The weight's own noise is multiplied with the input, which is s times as large.
-        noise_of_weight = (steps**2).sum() / 12 * 9 * (absmax[0, i] / equalize._CREST * grid) ** 2
+        noise_of_weight = (steps**2).sum() / 12 * 9 * (absmax[0, i] / cross_layer_equalization._CREST * grid) ** 2
         least = grid[np.argmin(noise_of_activation + noise_of_weight)]
         assert factors[i] == pytest.approx(least, rel=2e-3)
     assert (np.diff(factors[1:]) > 0).all(), "the quieter a channel, the further it is scaled up"
 
 
 def test_readers_add_up_and_numbers_may_come_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(equalize, "STRENGTH", 1.0)
+    monkeypatch.setattr(cross_layer_equalization, "STRENGTH", 1.0)
     rng = np.random.default_rng(1)
     one = reader(rng, np.asarray([[0, 1, 2]]))
     room = np.full(3, 50.0)
@@ -95,7 +95,7 @@ def test_silent_and_unread_channels_stay() -> None:
 
 
 def spread(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    """A weight whose outputs differ by up to 50 times, so that there is something to equalize."""
+    """A weight whose outputs differ by up to 50 times, so that there is something to cross_layer_equalization."""
     factors = np.random.default_rng([seed, 9]).uniform(-2, 2, shape[0])
     return (weight(*shape, seed=seed) * np.exp(factors).reshape(-1, *[1] * (len(shape) - 1))).astype(np.float32)
 

@@ -17,7 +17,7 @@ from support import facts, fixture
 import onnxshot
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph.load import load_model
-from onnxshot.graph.sparsity import lost_zeros
+from onnxshot.graph.weight_sparsity import lost_zeros
 from onnxshot.planning.plan import HALF, STATIC
 from onnxshot.precision16.bfloat16_emulation import emulated
 from onnxshot.recipes.recipe import Recipe

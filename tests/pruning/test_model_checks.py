@@ -11,10 +11,10 @@ from onnx import ModelProto, TensorProto, helper
 
 import onnxshot
 from onnxshot.errors import ModelError
-from onnxshot.graph.functions import MOST_NODES
 from onnxshot.graph.load import load_model
+from onnxshot.graph.local_functions import MOST_NODES
 from onnxshot.maths.finite import finite, product
-from onnxshot.maths.masks import Pattern, below, lowest
+from onnxshot.maths.pruning_masks import Pattern, lowest_scores, lowest_scores_of_many
 from onnxshot.passes.apply_repairs import ApplyRepairs
 from onnxshot.passes.evaluate_constants import result_bytes
 from onnxshot.passes.fold_constants import FoldConstants
@@ -244,11 +244,11 @@ def test_blocks_cover_every_input_once_and_share_out_exactly_what_goes() -> None
 def test_the_lowest_of_many_scores_are_the_same_as_of_few() -> None:
     scores = np.random.default_rng(4).integers(0, 9, (40, 50)).astype(np.float32)  # with many that are equal
     for count in (1, 700, 2000):
-        gone = below(scores, count)
+        gone = lowest_scores_of_many(scores, count)
         assert gone.sum() == count
         assert scores[gone].max() <= scores[~gone].min(initial=9)
     distinct = np.random.default_rng(5).permutation(2000).reshape(40, 50).astype(np.float32)
-    np.testing.assert_array_equal(below(distinct, 700), lowest(distinct, Pattern(), 700))
+    np.testing.assert_array_equal(lowest_scores_of_many(distinct, 700), lowest_scores(distinct, Pattern(), 700))
 
 
 def broken(model: ModelProto) -> str:

@@ -12,7 +12,7 @@ from onnx import ModelProto, numpy_helper
 
 import onnxshot
 from onnxshot.errors import ModelError
-from onnxshot.maths.masks import Pattern
+from onnxshot.maths.pruning_masks import Pattern
 from onnxshot.pruning.layerwise_pruning import Pruned, by_magnitude
 from onnxshot.pruning.prunable_layers import described
 from onnxshot.pruning.stay_finite import Guard, Instead

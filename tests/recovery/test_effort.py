@@ -16,7 +16,7 @@ import onnxshot
 from onnxshot import quantize
 from onnxshot.delivery.record import RECIPE_KEY
 from onnxshot.errors import UsageError
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.recovery import layer_reconstruction
 from onnxshot.recovery import plan_candidates as effort
 from onnxshot.recovery.layer_reconstruction import Repair

@@ -13,7 +13,7 @@ from planning import run, small
 
 from onnxshot.errors import ModelError, TargetError
 from onnxshot.graph.load import load_model
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.executed import Execution
 from onnxshot.runtimes.openvino_runtime import OpenVino

@@ -15,7 +15,7 @@ from support import FIXTURES, facts, fixture, heldout
 from onnxshot import quantize
 from onnxshot.errors import ModelError, TargetError
 from onnxshot.graph.load import load_model
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.runtimes.base import EmitOptions, Emitted
 from onnxshot.runtimes.openvino_runtime import OpenVino, _number_nameless
 from onnxshot.runtimes.ort_runtime import Runner

@@ -17,7 +17,7 @@ from support import facts, fixture
 import onnxshot
 from onnxshot import quantize
 from onnxshot.cli import app as cli
-from onnxshot.graph.sparsity import layers_of, worth
+from onnxshot.graph.weight_sparsity import layers_of, sparsity_notes
 from onnxshot.report.values import VECTOR
 
 # ---------------------------------------------------------------------- 22: slower than float
@@ -276,7 +276,7 @@ def test_row27_two_of_four_says_what_it_can_reach() -> None:
     assert f"{100 * work[0] / sum(work):.0f} % are of 256 inputs or more" in told
     given = feeds(16, x=(1, 512))
     small = quantize(pruned.model.to_proto(), given, include=("Gemm",), settings=QUICK).model
-    assert any("not to use 2:4 behind Q/DQ" in line for line in worth(layers_of(small, {})))
+    assert any("not to use 2:4 behind Q/DQ" in line for line in sparsity_notes(layers_of(small, {})))
 
 
 def test_row28_the_share_that_runs_in_int8_is_told_and_so_is_what_stands_in_the_way() -> None:

@@ -16,9 +16,9 @@ from onnx import parser
 import onnxshot
 from onnxshot.calibration.readers import Sample
 from onnxshot.errors import CalibrationError, ModelError
-from onnxshot.graph import Model, shapes
+from onnxshot.graph import Model, opset_upgrade
 from onnxshot.graph.load import load_model
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.passes.normalize import normalize
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.verification import proof
@@ -100,7 +100,7 @@ def test_random_numbers_inside_are_no_other_meaning() -> None:
 
 def test_outputs_are_held_against_the_file_that_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A raise that halves a slope: told is what the user gets. With the check it is refused before calibration."""
-    real = shapes.raise_opset
+    real = opset_upgrade.raise_opset
 
     def wrong(model: Model, version: int) -> None:
         real(model, version)
@@ -108,7 +108,7 @@ def test_outputs_are_held_against_the_file_that_was_given(monkeypatch: pytest.Mo
             if node.op == "LeakyRelu":
                 node.attrs["alpha"] *= 0.5
 
-    monkeypatch.setattr(shapes, "raise_opset", wrong)
+    monkeypatch.setattr(opset_upgrade, "raise_opset", wrong)
     path = tmp_path / "given.onnx"
     onnx.save(net("u = LeakyRelu<alpha: float = 0.4>(t)", opset=11), path)
     with pytest.raises(ModelError, match=r"\(LeakyRelu\)"):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import onnxshot
 from onnxshot.errors import OnnxshotError
-from onnxshot.maths.metrics import SqnrSum
+from onnxshot.maths.sqnr import SqnrSum
 
 Feed = dict[str, NDArray[Any]]
 Outputs = list[dict[str, Any]]

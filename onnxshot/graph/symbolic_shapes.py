@@ -1,0 +1,373 @@
+"""Sizes of all tensors of a graph, node by node: what ONNX's inference tells, and beyond it the values of sizes.
+
+ONNX infers the shapes of a node from those of its inputs. What it loses, shapes that other nodes compute from Shape by
+Slice, Range, Expand or a division, is followed here in numbers (`values`) that may not be known (`dims`).
+One pass over the nodes; only a Loop or Scan whose state changes its shape is followed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
+
+from onnxshot.graph.control_flow import CONTROL, count_runs
+from onnxshot.graph.shape_rules import (
+    BEYOND,
+    BROADCASTS,
+    LIKE_FIRST,
+    READS_VALUES,
+    RULES,
+    STANDS_FOR,
+    Dims,
+    Given,
+    broadcast,
+)
+from onnxshot.graph.symbolic_dims import Expr, is_known, named, pack, unknown_size
+from onnxshot.graph.value_rules import MOST, VALUES, values_of
+
+Array = NDArray[Any]
+
+_FOLLOWED = 1 << 24  # numbers that are held at most, of all tensors together
+_COMPARES = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or")
+_FAILURES = (
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,  # of an operator that the opset has deprecated, and runtimes run
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+)
+
+
+@dataclass(slots=True)
+class Found:
+    """What is known of the tensors of a graph and its subgraphs, by name.
+
+    Attributes:
+        shapes: sizes along every axis, those that are not known as expressions; no entry where the rank is not known.
+        values: numbers of small tensors, where shapes led to them; some may not be known.
+        kinds: element types of what has values.
+        times: name of a node in a subgraph (of its first output where it has none) -> how often it runs; None: not
+            known.
+    """
+
+    shapes: dict[str, Dims] = field(default_factory=dict)
+    values: dict[str, Array] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
+    times: dict[str, int | None] = field(default_factory=dict)
+
+
+def propagate(
+    proto: ModelProto,
+    inputs: Mapping[str, Dims],
+    values: Mapping[str, Array] | None = None,
+    stated: Mapping[str, Dims] | None = None,
+) -> Found:
+    """Follow sizes through a model whose nodes are in order. What its value_info says is not used.
+
+    Args:
+        proto: the model; large weights may stand among its inputs.
+        inputs: sizes of the inputs, as far as they are to be other than the file says.
+        values: of small inputs, where they are known.
+        stated: sizes to go on with behind operators that ONNX does not know.
+    """
+    walk = Walk(proto, stated or {})
+    for info in proto.graph.input:
+        walk.declare(info, inputs.get(info.name))
+    walk.found.values.update({name: v for name, v in (values or {}).items() if v.size <= MOST})
+    walk.graph(proto.graph)
+    count_runs(walk, proto.graph)
+    for tensor in proto.graph.initializer:
+        walk.found.shapes.setdefault(tensor.name, tuple(tensor.dims))
+    return walk.found
+
+
+class Walk:
+    """One pass over the nodes of a model: what is known of the tensors so far."""
+
+    def __init__(self, proto: ModelProto, stated: Mapping[str, Dims]) -> None:
+        self.found = Found()
+        self._stated = stated
+        self._imports = list(proto.opset_import)
+        self._opsets = {entry.domain or "": entry.version for entry in proto.opset_import}
+        self._opsets.setdefault("", self._opsets.get("ai.onnx", 1))
+        self._ir = proto.ir_version
+        self._schemas: dict[tuple[str, str], Any] = {}
+        self._stored: dict[str, TensorProto] = {}
+        self.types: dict[str, TypeProto] = {}
+        self._names: dict[str, Expr] = {}  # of sizes that are not known, as ONNX is told them
+        self._tokens: dict[Expr, str] = {}
+        self.trips: dict[tuple[str, str], int | None] = {}  # (first output of a node, name of a graph of it)
+        self._held = self.depth = 0
+
+    # ------------------------------------------------------------------ what is known
+
+    def declare(self, info: onnx.ValueInfoProto, dims: Dims | None) -> None:
+        """Take in a graph's input; dims: its sizes, where they are other than stated."""
+        if not info.type.HasField("tensor_type"):
+            self.types[info.name] = info.type
+            return
+        kind = info.type.tensor_type
+        if dims is None and kind.HasField("shape"):
+            dims = tuple(
+                d.dim_value if d.HasField("dim_value") and d.dim_value >= 0
+                else named(d.dim_param) if d.dim_param
+                else unknown_size()
+                for d in kind.shape.dim
+            )  # fmt: skip
+        self.set(info.name, kind.elem_type, dims)
+
+    def set(self, name: str, kind: int, dims: Dims | None) -> None:
+        """Say what a tensor is; dims: None where not even its rank is known."""
+        made = TypeProto()
+        made.tensor_type.elem_type = kind
+        if dims is not None:
+            self.found.shapes[name] = dims
+            shape = made.tensor_type.shape
+            shape.SetInParent()
+            for dim in dims:
+                if isinstance(dim, Expr):
+                    shape.dim.add(dim_param=self._token(dim))
+                else:
+                    shape.dim.add(dim_value=int(dim))
+        else:
+            self.found.shapes.pop(name, None)
+        self.types[name] = made
+
+    def _token(self, dim: Expr) -> str:
+        token = self._tokens.get(dim)
+        if token is None:
+            token = self._tokens[dim] = f"d{len(self._tokens)}"
+            self._names[token] = dim
+        return token
+
+    def _take(self, name: str, kind: TypeProto) -> None:
+        """Take over what ONNX has inferred."""
+        if not kind.HasField("tensor_type"):
+            self.types[name] = kind
+            self.found.shapes.pop(name, None)
+            return
+        tensor = kind.tensor_type
+        dims: Dims | None = None
+        if tensor.HasField("shape"):
+            dims = tuple(
+                d.dim_value if d.HasField("dim_value") else self._names.get(d.dim_param) or unknown_size()
+                for d in tensor.shape.dim
+            )
+            if all(d.HasField("dim_value") for d in tensor.shape.dim):
+                self.found.shapes[name], self.types[name] = dims, kind  # as it came
+                return
+        self.set(name, tensor.elem_type, dims)
+
+    def kind(self, name: str) -> int:
+        """Element type; 0 where it is not known."""
+        held = self.types.get(name)
+        return 0 if held is None else int(held.tensor_type.elem_type)
+
+    def shape(self, name: str) -> Dims | None:
+        """Sizes of a tensor; None where its rank is not known."""
+        return self.found.shapes.get(name)
+
+    def value(self, name: str) -> Array | None:
+        """The numbers of a tensor, or of a small constant; None where nothing is known of them."""
+        held = self.found.values.get(name)
+        tensor = self._stored.get(name)
+        if held is not None or tensor is None or int(np.prod(tensor.dims, dtype=np.float64)) > MOST:
+            return held
+        if tensor.data_type == TensorProto.STRING or tensor.data_location == TensorProto.EXTERNAL:
+            return None
+        array = numpy_helper.to_array(tensor)
+        if array.dtype.kind in "biuf":
+            self.found.values[name] = array
+            return array
+        return None
+
+    # ------------------------------------------------------------------ nodes
+
+    def graph(self, graph: GraphProto) -> None:
+        """Follow the nodes of a graph."""
+        for tensor in graph.initializer:
+            self._stored[tensor.name] = tensor
+            self.set(tensor.name, tensor.data_type, tuple(tensor.dims))
+        for node in graph.node:
+            self._node(node)
+
+    def _node(self, node: NodeProto) -> None:
+        standard = node.domain in ("", "ai.onnx")
+        if standard and node.op_type in CONTROL:
+            try:
+                CONTROL[node.op_type](self, node)
+            except (KeyError, IndexError, ValueError):  # not as ONNX has it: nothing is known of what it gives
+                return
+        elif not (standard and self._by_value(node)):
+            self._by_shape(node, standard=standard)
+
+    def _by_value(self, node: NodeProto) -> bool:
+        """Compute what the node gives, where the numbers that it reads are known; whether they are."""
+        op = node.op_type
+        if op == "Constant":
+            return self._constant(node)
+        if op in ("Shape", "Size"):
+            return self._shape_or_size(node)
+        if op not in VALUES or self._held > _FOLLOWED:
+            return False
+        given = [self.value(name) if name else None for name in node.input]
+        if not given or any(v is None and name for v, name in zip(given, node.input, strict=True)):
+            return False
+        attrs = attributes(node)
+        found = values_of(op, attrs, given)
+        if found is None or len(found) != len(node.output) or any(array.size > MOST for array in found):
+            return False
+        for name, array in zip(node.output, found, strict=True):
+            self._give(name, array, self._made(op, attrs, node, array))
+        return True
+
+    def _made(self, op: str, attrs: Mapping[str, Any], node: NodeProto, array: Array) -> int:
+        """Element type of what an operator computes."""
+        if op == "Cast":
+            return int(attrs["to"])
+        if op in _COMPARES:
+            return int(TensorProto.BOOL)
+        if op in ("ConstantOfShape", "NonZero"):
+            return int(helper.np_dtype_to_tensor_dtype(array.dtype))
+        return self.kind(node.input[1 if op == "Where" else 0])
+
+    def _give(self, name: str, array: Array, kind: int) -> None:
+        self._held += array.size
+        self.found.values[name], self.found.kinds[name] = array, kind
+        self.set(name, kind, array.shape)
+
+    def _constant(self, node: NodeProto) -> bool:
+        attrs = attributes(node)
+        key, value = next(iter(attrs.items()), ("", None))
+        if key == "value":
+            tensor = next(a.t for a in node.attribute if a.name == "value")
+            self._stored[node.output[0]] = tensor
+            self.set(node.output[0], tensor.data_type, tuple(tensor.dims))
+            return True
+        if key in ("value_int", "value_ints"):
+            self._give(node.output[0], np.asarray(value, np.int64), TensorProto.INT64)
+            return True
+        return False
+
+    def _shape_or_size(self, node: NodeProto) -> bool:
+        dims = self.shape(node.input[0])
+        if dims is None:
+            return False
+        if node.op_type == "Size":
+            total: Any = 1
+            for dim in dims:
+                total = total * dim
+            self._give(node.output[0], pack(total), TensorProto.INT64)
+            return True
+        attrs = attributes(node)
+        dims = dims[attrs.get("start", 0) : attrs.get("end")]
+        self._give(node.output[0], pack(list(dims)).reshape(len(dims)), TensorProto.INT64)
+        return True
+
+    def _by_shape(self, node: NodeProto, *, standard: bool) -> None:
+        """Infer the shapes of what the node gives."""
+        rule = RULES.get(node.op_type) if standard else BEYOND.get(node.op_type)
+        if len(node.output) > 1:
+            rule = None  # rules tell of the first output alone
+        if rule is not None:
+            given = Given(
+                attributes(node), tuple(self.shape(n) if n else None for n in node.input),
+                tuple(self.value(n) if n else None for n in node.input), self._opsets[""],
+            )  # fmt: skip
+            dims = rule(given)
+            if dims is not None:
+                kind = self.kind(node.input[0])
+                if node.op_type == "ConstantOfShape":
+                    value = given.attrs.get("value")
+                    kind = TensorProto.FLOAT if value is None else helper.np_dtype_to_tensor_dtype(value.dtype)
+                self.set(node.output[0], kind, dims)
+                return
+        if not self._inferred(node):
+            self._guessed(node)
+
+    def _schema(self, op: str, domain: str) -> Any:
+        key = (op, domain)
+        if key not in self._schemas:
+            try:
+                self._schemas[key] = onnx.defs.get_schema(op, self._opsets.get(domain, 1), domain)
+            except onnx.defs.SchemaError:
+                self._schemas[key] = None
+        return self._schemas[key]
+
+    def _inferred(self, node: NodeProto) -> bool:
+        """Let ONNX infer; whether it could."""
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        schema = self._schema(node.op_type, domain)
+        if schema is None and node.op_type in STANDS_FOR:
+            node, schema = _standing_for(node), self._schema(STANDS_FOR[node.op_type], "")
+        if schema is None:
+            return False
+        types = {name: self.types.get(name) or TypeProto() for name in node.input if name}
+        held: dict[str, TensorProto] = {}
+        for name in node.input if node.op_type in READS_VALUES else ():
+            value = self.value(name) if name else None
+            if value is not None and is_known(value):
+                kind = self.kind(name)
+                held[name] = numpy_helper.from_array(value.astype(helper.tensor_dtype_to_np_dtype(kind)), name)
+        try:
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, node, types, held, opset_imports=self._imports, ir_version=self._ir
+            )
+        except _FAILURES:
+            return False
+        for name in node.output:
+            if name and name in found:
+                self._take(name, found[name])
+        if node.op_type in BROADCASTS:
+            self._join(node)
+        return True
+
+    def _join(self, node: NodeProto) -> None:
+        """Give sizes that depend on several inputs, and that ONNX leaves open, a name that tells of which."""
+        name = node.output[0]
+        dims, given = self.shape(name), [self.shape(n) for n in node.input]
+        if dims is None or all(isinstance(d, int) for d in dims) or any(g is None for g in given):
+            return
+        joined: Dims = ()
+        for shape in given:
+            joined = broadcast(joined, shape or ())
+        self.set(name, self.kind(name), joined)
+
+    def _guessed(self, node: NodeProto) -> None:
+        """What the file states, or the shape of the first input where the operator is known to keep it."""
+        kind, dims = (self.kind(node.input[0]), self.shape(node.input[0])) if node.input else (0, None)
+        for slot, name in enumerate(node.output):
+            if name and name in self._stated:
+                self.set(name, kind, self._stated[name])
+            elif name and slot == 0 and node.op_type in LIKE_FIRST:
+                self.set(name, kind, dims)
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """Attributes of a node by name; tensors as arrays, graphs left out."""
+    found: dict[str, Any] = {}
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.TENSOR:
+            external = attribute.t.data_location == TensorProto.EXTERNAL
+            if not external and attribute.t.data_type != TensorProto.STRING and int(np.prod(attribute.t.dims)) <= MOST:
+                found[attribute.name] = numpy_helper.to_array(attribute.t)
+        elif attribute.type not in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+            found[attribute.name] = helper.get_attribute_value(attribute)
+    return found
+
+
+def _standing_for(node: NodeProto) -> NodeProto:
+    """A fused operator as the standard one whose shapes it has."""
+    other = NodeProto(op_type=STANDS_FOR[node.op_type], name=node.name)
+    other.input.extend(list(node.input)[:3])
+    other.output.extend(node.output)
+    known: Iterable[str] = onnx.defs.get_schema(other.op_type).attributes
+    other.attribute.extend(a for a in node.attribute if a.name in known)
+    return other
