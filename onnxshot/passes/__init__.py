@@ -1,1 +1,1 @@
-"""What may happen to a model: one file per pass; each counts its edits and says what it refused."""
+"""Rewrites of a model, one pass per file. Each pass counts its edits and lists the nodes it skipped, with reasons."""

@@ -1,4 +1,4 @@
-"""Remove channels: weights, biases and norms lose their rows, and sizes that nodes were told are told anew."""
+"""Structured pruning: remove channels from weights, biases and norms, and from the sizes that other nodes state."""
 
 from __future__ import annotations
 
@@ -18,31 +18,41 @@ _Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class CutChannels:
-    """Take the channels with these numbers out of everything. axes: of this model, as it was when it was followed."""
+    """Remove channels from every constant that has them, and update the nodes that state sizes or positions.
+
+    The updated nodes are Conv (`group` of a depthwise one), Gather, Pad, Reshape, Resize, Slice and Split.
+
+    Edits count the constants that became smaller. Nothing is skipped: `axes` holds only channels that can be removed.
+
+    Attributes:
+        axes: Which channel each position of each tensor's axes belongs to, found on this model before any edit.
+        removed: Ids of the channels to remove, as numbered in `axes`.
+    """
 
     axes: Axes
     removed: frozenset[int]
     name: str = "cut_channels"
 
     def run(self, model: Model) -> Change:
-        """Cut; edits counts the constants that became smaller."""
+        """Remove the channels, drop what nothing reads any more, and infer shapes again."""
         change = Change()
         if not self.removed:
             return change
         alive = np.ones(self.axes.count, bool)
         alive[sorted(self.removed)] = False
-        for node in model.graph.nodes:  # before any constant is new, and its name unknown to the axes
+        for node in model.graph.nodes:  # first: `axes` does not know the names of the constants made below
             sizes = _Sizes(model, self.axes, alive)
-            if node.op in _TOLD and sizes.any_cut(node):
-                _TOLD[node.op](sizes, node)
+            if node.op in _UPDATES and sizes.any_cut(node):
+                _UPDATES[node.op](sizes, node)
         change.edits = self._cut_constants(model, alive)
-        self._forget_shapes(model, alive)
+        self._update_value_infos(model, alive)
         edit.remove_unused(model)
         edit.toposort(model)
         shape_inference.infer(model)
         return change
 
     def _cut_constants(self, model: Model, alive: _Mask) -> int:
+        """Remove the channels from the constants; the number of constants that became smaller."""
         smaller: dict[str, Constant] = {}
         for node in model.graph.nodes:
             for slot, tensor in enumerate(node.inputs):
@@ -58,8 +68,8 @@ class CutChannels:
                     node.inputs[slot] = smaller[tensor.name]
         return len(smaller)
 
-    def _forget_shapes(self, model: Model, alive: _Mask) -> None:
-        """Of tensors that became smaller; all others stay what they are."""
+    def _update_value_infos(self, model: Model, alive: _Mask) -> None:
+        """Set the new sizes in the value infos of tensors that became smaller."""
         for name, held in self.axes.of.items():
             info = model.graph.value_infos.get(name)
             if info is None or all(alive[ids].all() for ids in held.values()):
@@ -72,27 +82,29 @@ class CutChannels:
 
 @dataclass(frozen=True, eq=False)
 class _Sizes:
-    """What is left of the axes of a node's tensors."""
+    """Which positions remain along the axes of a node's tensors."""
 
     model: Model
     axes: Axes
     alive: _Mask
 
     def any_cut(self, node: Node) -> bool:
+        """Whether any input or output of the node loses channels."""
         tensors = [t for t in (*node.inputs, *node.outputs) if t.name]
         return any(not self.alive[ids].all() for t in tensors for ids in self.axes.of.get(t.name, {}).values())
 
     def mask(self, tensor: Tensor, axis: int) -> _Mask | None:
-        """Which positions along the axis stay; None where it is not cut."""
+        """Boolean mask [size] of the positions that remain along the axis; None if all do."""
         ids: Ids | None = self.axes.of.get(tensor.name, {}).get(axis)
         return None if ids is None or self.alive[ids].all() else self.alive[ids]
 
     def rank(self, tensor: Tensor) -> int:
+        """The tensor's rank; if its shape is unknown, the least rank that its traced axes imply."""
         shape = self.model.shape(tensor)
         return max((*self.axes.of.get(tensor.name, {}), -1)) + 1 if shape is None else len(shape)
 
     def set(self, node: Node, slot: int, values: NDArray[Any]) -> None:
-        """Give the node a constant of its own: others may read the old one."""
+        """Set an input to a new constant; other nodes may read the old one."""
         while len(node.inputs) <= slot:
             node.inputs.append(edit.add_constant(self.model, node.label, "none", np.zeros(0, np.int64)))
         base = node.inputs[slot].name or node.label
@@ -197,7 +209,7 @@ def _resize(sizes: _Sizes, node: Node) -> None:
     sizes.set(node, 3, given)
 
 
-_TOLD: Mapping[str, Callable[[_Sizes, Node], None]] = {
+_UPDATES: Mapping[str, Callable[[_Sizes, Node], None]] = {
     "Conv": _conv,
     "Gather": _gather,
     "Pad": _pad,

@@ -1,4 +1,4 @@
-"""Take out nodes that give their input out unchanged."""
+"""Remove nodes whose output equals their input, such as Identity, inference-mode Dropout and Cast to the same type."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from onnxshot.passes import linear_ops
 from onnxshot.passes.base import Change
 
 
+_BOTH_ENDS = "its input and its output are both inputs or outputs of the model"
+
+
 @dataclass(frozen=True, slots=True)
 class DropIdentity:
-    """Drop Identity, Dropout in inference, Cast to the same type, Concat of one, and idle ops.
+    """Remove nodes that change nothing, in subgraphs too.
 
-    Idle are a Transpose, a Pad, a Relu of a Relu, a LeakyRelu with slope 1, a Flatten of two dimensions into the same.
+    Removed are: Identity; Dropout in inference mode; Cast to the type of its input; Concat of one tensor; Transpose
+    with the identity permutation; Pad by zero; Relu of a Relu; LeakyRelu with slope 1; Flatten of a matrix at axis 1.
+
+    Edits count the removed nodes. Skip reasons: "its mask is used", "it is in training mode" and "it may be in training
+    mode" (Dropout); "its input and its output are both inputs or outputs of the model", whose names must stay.
     """
 
     name: str = "drop_identity"
 
     def run(self, model: Model) -> Change:
-        """Drop; edits counts the nodes that went, skips name those whose two ends are both promised names."""
+        """Remove the nodes."""
         change = Change()
         typed = {id(t) for t in (*model.graph.inputs, *(t for n in model.graph.nodes for t in n.outputs))}
         for graph, node in list(model.walk()):
@@ -28,11 +35,11 @@ class DropIdentity:
             if check is None:
                 continue
             if node.op == "Cast" and not isinstance(node.inputs[0], Constant) and id(node.inputs[0]) not in typed:
-                continue  # types are known by name, and a branch may use a name again
+                continue  # types are looked up by name, and a branch may reuse a name of the outer graph
             reason = check(model, node)
             if reason is None and not edit.bypass(model, node, node.inputs[0]):
-                # A branch must make its outputs itself: there, this is no refusal.
-                reason = "its input and its output both have promised names" if graph is model.graph else ""
+                # A branch must compute its own outputs, so an Identity there is expected and not reported.
+                reason = _BOTH_ENDS if graph is model.graph else ""
             if reason is None:
                 change.edits += 1
             elif reason:
@@ -57,7 +64,7 @@ def _dropout(model: Model, node: Node) -> str | None:
 
 
 def _cast(model: Model, node: Node) -> str | None:
-    """'' where the type changes or is not known."""
+    """Empty if the type changes or is unknown."""
     return None if model.elem_type(node.inputs[0]) == node.attrs.get("to") else ""
 
 
@@ -103,4 +110,4 @@ _CHECKS = {
     "Relu": _relu,
     "LeakyRelu": _leaky_relu,
     "Flatten": _flatten,
-}  # op -> None where the node does nothing, '' where it does something, else the reason it must stay
+}  # op -> check of a node: None if it changes nothing, '' if it changes something, else the skip reason

@@ -1,4 +1,7 @@
-"""Settle initializers that are also listed as inputs: a weight that callers may replace cannot be quantized."""
+"""Remove initializers from the list of graph inputs, so that callers cannot override a weight that is quantized.
+
+Before IR version 4 every initializer had to be listed as an input; since then, listing one lets callers override it.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,19 @@ from onnxshot.passes.base import Change
 
 @dataclass(frozen=True, slots=True)
 class DropOverridable:
-    """Take initializers off the list of inputs; `keep` leaves and marks them, so that no pass touches them."""
+    """Remove initializers from the list of inputs, or mark them so that no pass changes them.
+
+    Edits count the inputs removed. Skip reason, with `keep`: "it is an input too, so a caller may replace it".
+
+    Attributes:
+        keep: Leave the inputs listed, and mark their initializers as overridable.
+    """
 
     keep: bool = False
     name: str = "drop_overridable"
 
     def run(self, model: Model) -> Change:
-        """Drop or keep; edits counts the inputs dropped, skips name those kept."""
+        """Remove the inputs, or mark the initializers; a note in the model lists what was removed."""
         change = Change()
         overridable = model.graph.overridable
         if self.keep:
@@ -30,5 +39,5 @@ class DropOverridable:
             names = ", ".join(list(overridable)[:3]) + (", ..." if len(overridable) > 3 else "")
             model.notes.append(f"{len(overridable)} initializers are no longer listed as inputs: {names}")
             overridable.clear()
-            model.envelope.ir_version = max(model.envelope.ir_version, 4)  # below 4 they must be listed
+            model.envelope.ir_version = max(model.envelope.ir_version, 4)  # below 4, initializers must be inputs
         return change

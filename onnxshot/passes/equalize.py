@@ -1,7 +1,8 @@
-"""Cross-layer equalization: scale channels up where they are made, and the weights that read them down.
+"""Cross-layer equalization: multiply the output channels of a Conv or Gemm, divide the weights that read them.
 
-Nagel et al. 2019, eq. 8 to 10. The model's answers stay the same but for rounding; a channel that a Clip cuts off is
-left as it is, and one that stays below the limit on all calibration samples is scaled up to three quarters of it.
+Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019, eq. 8 to 10. The
+float model's outputs stay the same up to rounding. A channel that a Clip cuts off on calibration data is not scaled;
+one that stays below the Clip's limit on all calibration samples is scaled up to three quarters of that limit.
 """
 
 from __future__ import annotations
@@ -21,15 +22,21 @@ from onnxshot.passes.base import Change
 from onnxshot.planning.channel_ties import Channels, Ids, channels_of
 from onnxshot.planning.plan import Plan
 
-_HEADROOM = 0.75  # of a range or a Clip's limit: samples that calibration has not seen go a little further
-_WORTH = 1.05  # a model whose largest factor is below this is left alone
+_HEADROOM = 0.75  # share of a range or a Clip's limit to use: samples outside the calibration set exceed it a little
+_WORTH = 1.05  # factors up to this are not counted; a model without larger ones is not changed
 
 
 @dataclass(frozen=True, slots=True)
 class Equalize:
     """Equalize the channels of the tensors that the plan quantizes.
 
-    scaled: once it has run, the tensors with channels that were scaled: their statistics are out of date.
+    Edits count the channels scaled by more than 5 %. Nothing is reported as skipped; the model is left unchanged if a
+    scaled weight or bias would overflow its type.
+
+    Attributes:
+        plan: The plan, with the quantization parameters of each tensor.
+        stats: Tensor name -> its calibration statistics, with the least and the largest value of each channel.
+        scaled: Filled by `run`: names of the tensors with scaled channels, whose statistics are out of date.
     """
 
     plan: Plan
@@ -38,25 +45,25 @@ class Equalize:
     scaled: set[str] = field(default_factory=set)
 
     def run(self, model: Model) -> Change:
-        """Scale the weights; edits counts the channels that were scaled."""
+        """Scale the weights and biases."""
         found = channels_of(model)
         factors = equalizing_factors(self._readers(found), self._room(found))
         change = Change(int(np.count_nonzero(factors > _WORTH)))
         if change.edits and not _scale(model, found, factors.astype(np.float32)):
-            return Change()  # a weight would have become infinite
+            return Change()  # a weight or bias would overflow
         if change.edits:
             self.scaled.update(name for name, ids in found.of.items() if (factors[ids] != 1.0).any())
         return change
 
     def _extremes(self, name: str, ids: Ids) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """(least, largest value) of every channel of a tensor, where calibration saw them."""
+        """(least, largest value) of every channel of a tensor on calibration data; None if they are not known."""
         known = self.stats.get(name)
         if known is None or len(known.row_lows) != len(ids):
             return None
         return np.asarray(known.row_lows), np.asarray(known.row_highs)
 
     def _room(self, found: Channels) -> NDArray[np.float64]:
-        """How far every channel may be scaled up [n]: no tensor's range may grow, and no Clip cut off more."""
+        """Largest factor of every channel [n] for which no tensor's range grows and no Clip cuts off more values."""
         room = np.full(found.count, np.inf)
         for name, ids in found.of.items():
             extremes = self._extremes(name, ids)
@@ -67,11 +74,12 @@ class Equalize:
             extremes = self._extremes(name, ids)
             np.minimum.at(room, ids, 1.0 if extremes is None else _up_to(extremes, (0.0, _HEADROOM * limit)))
         room[list(found.fixed)] = 1.0
-        room[~np.isfinite(room)] = 1.0  # never seen, or silent
+        room[~np.isfinite(room)] = 1.0  # not measured, or always 0
         free: NDArray[np.float64] = np.maximum(room, 1.0)
         return free
 
     def _readers(self, found: Channels) -> list[Reader]:
+        """Weights that read the channels, with the largest absolute value and the scale of what they read."""
         readers = []
         for node, ids in found.read_by:
             planned = self.plan.tensors.get(node.inputs[0].name)
@@ -88,7 +96,7 @@ class Equalize:
 def _up_to(
     extremes: tuple[NDArray[np.float64], NDArray[np.float64]], bounds: tuple[float, float]
 ) -> NDArray[np.float64]:
-    """Factor by which every channel may grow before it leaves the bounds, which hold zero; infinite where silent."""
+    """Factor by which each channel may grow before it leaves the bounds, which include 0; infinite if always 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         below = np.where(extremes[0] < 0, min(bounds[0], 0.0) / extremes[0], np.inf)
         above = np.where(extremes[1] > 0, max(bounds[1], 0.0) / extremes[1], np.inf)
@@ -110,16 +118,16 @@ def _table(node: Node) -> NDArray[Any]:
 
 
 def _scale(model: Model, found: Channels, factors: NDArray[np.float32]) -> bool:
-    """Multiply what makes the channels, divide what reads them; False, and nothing done, where a value overflows.
+    """Multiply the weights that make the channels and divide those that read them; a Conv often does both.
 
-    A Conv often does both.
+    Returns False, with nothing changed, if a value would overflow.
     """
     made = {node: factors[ids] for node, ids in found.made_by}
     read = {node: factors[ids] for node, ids in found.read_by}
     scaled: list[tuple[Node, int, NDArray[Any]]] = []
     for node in dict.fromkeys((*made, *read)):
         stored, shape, table = np.asarray(weights.read(node.inputs[1])), node.inputs[1].shape, _table(node).copy()
-        with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
             if node in read:
                 table /= read[node].reshape(table.shape[0], 1, -1, 1)
             if node in made:

@@ -1,4 +1,7 @@
-"""Compute what a node gives for constant inputs: lazily in numpy where it only moves data, else in ONNX Runtime."""
+"""Evaluate a node with constant inputs: in numpy if it only moves or casts data, else in ONNX Runtime.
+
+Large results of moving data are lazy: they are computed each time they are read, and never kept in memory.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,20 @@ from onnxshot.graph import Constant, Model, Node, weights
 from onnxshot.graph.load import first_line
 from onnxshot.graph.shape_inference import infer_proto
 
-LAZY_BYTES = 1 << 20  # larger results of moving data are computed each time they are read, and never held
-_HINT_BYTES = 4096  # inputs up to this size tell shape inference their values: shapes, axes, repeats
+LAZY_BYTES = 1 << 20  # results of moving data above this size are lazy
+_HINT_BYTES = 4096  # values of inputs up to this size are given to shape inference: shapes, axes, repeats
 _CASTS = ("float16", "bfloat16", "float32", "float64")  # numpy and ONNX agree on casts between these
 
 Array = NDArray[Any]
 Values = Array | weights.ComputedValues | weights.StoredValues
 
 
-class CannotEvaluate(Exception):  # not an error: a reason to leave the node as it is
-    """Neither ONNX Runtime nor the reference evaluator gave plain tensors; the message says why."""
+class CannotEvaluate(Exception):  # not an error of the user: its message becomes a skip reason
+    """Neither ONNX Runtime nor ONNX's reference evaluator could compute tensors; the message says why."""
 
 
 def constant_value(node: Node) -> Values | None:
-    """Values of a Constant node; None where it has an attribute of no kind known here."""
+    """Values of a Constant node; None if its attribute is of an unknown kind."""
     for key, value in node.attrs.items():
         if key == "value" and isinstance(value, AttributeProto):
             return weights.StoredValues(value.t, None)
@@ -50,9 +53,10 @@ _CONSTANT_TYPES: dict[str, Any] = {
 
 
 def moved(model: Model, node: Node) -> Values | None:
-    """The result of a Cast, Transpose, Reshape, Flatten, Squeeze or Unsqueeze; None where numpy differs.
+    """Result of a node of `MOVERS`, computed by numpy.
 
-    None too where the node cannot be computed: ONNX Runtime says why, in its words.
+    Returns None where numpy's result would differ from ONNX's, and where the node is invalid: the caller then evaluates
+    it in ONNX Runtime, whose error message says why.
     """
     try:
         return _moved(model, node)
@@ -73,7 +77,7 @@ def _moved(model: Model, node: Node) -> Values | None:
         dtype = target
 
         def compute() -> Array:
-            with np.errstate(over="ignore"):  # ONNX Cast: what is too large becomes infinite
+            with np.errstate(over="ignore"):  # ONNX Cast-13: values out of range become infinite
                 return weights.read(source).astype(target)
 
     elif node.op == "Transpose":
@@ -100,8 +104,8 @@ def _moved(model: Model, node: Node) -> Values | None:
 
 
 def _reshaped(model: Model, node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The new shape that Reshape, Flatten, Squeeze or Unsqueeze gives."""
-    argument = node.attrs.get("axes", node.attrs.get("shape"))  # an input since opset 13, Reshape's since 5
+    """Output shape of a Reshape, Flatten, Squeeze or Unsqueeze; None if it is unknown or invalid."""
+    argument = node.attrs.get("axes", node.attrs.get("shape"))  # inputs since opset 13; the shape since Reshape-5
     if argument is None and len(node.inputs) > 1 and node.inputs[1].name:
         argument = weights.read(node.inputs[1]).reshape(-1).tolist()
     if node.op == "Flatten":
@@ -117,7 +121,7 @@ def _reshaped(model: Model, node: Node, shape: tuple[int, ...]) -> tuple[int, ..
         new = list(shape)
         for axis in sorted({a % rank for a in argument}):
             new.insert(axis, 1)
-        return tuple(new) if len(new) == rank else None  # an axis given twice is an error, told by the runtime
+        return tuple(new) if len(new) == rank else None  # a repeated axis is an error, which ONNX Runtime reports
     zero_is_zero = bool(node.attrs.get("allowzero", 0))
     if not zero_is_zero and any(d == 0 for d in argument[len(shape) :]):
         return None
@@ -129,15 +133,16 @@ def _reshaped(model: Model, node: Node, shape: tuple[int, ...]) -> tuple[int, ..
 
 
 MOVERS = ("Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+"""Operators that `moved` computes."""
 
 
-_BY_VALUE = ("NonZero", "Unique", "Compress")  # their sizes follow from the values, and are no larger than 8 rank times
+_BY_VALUE = ("NonZero", "Unique", "Compress")  # sizes depend on values, and are at most 8 * rank times the input's
 
 
 def result_bytes(model: Model, node: Node) -> int | None:
-    """Bytes of the node's results as shape inference foresees them; None where it cannot.
+    """Size in bytes of the node's results by shape inference; None if it cannot infer them.
 
-    What gives other things than tensors, or no more than it reads, counts as 0.
+    Results that are not numeric tensors count as 0, and so do those of operators whose sizes depend on values.
     """
     if node.op in _BY_VALUE:
         return 0
@@ -162,7 +167,15 @@ def result_bytes(model: Model, node: Node) -> int | None:
 
 
 def evaluate(model: Model, node: Node) -> list[Array]:
-    """Results of a node with constant inputs, one per named output. Raises CannotEvaluate."""
+    """Compute a node with constant inputs.
+
+    Returns:
+        One array for each named output.
+
+    Raises:
+        CannotEvaluate: neither ONNX Runtime nor ONNX's reference evaluator can compute the node, or a result is not a
+            tensor.
+    """
     proto, constants = _alone(model, node)
     feeds = {name: weights.read(constant) for name, constant in constants.items()}
     results, reason = _run_ort(proto, feeds)
@@ -176,7 +189,7 @@ def evaluate(model: Model, node: Node) -> list[Array]:
 
 
 def _alone(model: Model, node: Node) -> tuple[ModelProto, dict[str, Constant]]:
-    """A model of this node only, and its inputs."""
+    """A model of this node alone, and its inputs by name."""
     proto = NodeProto(op_type=node.op, name="node", domain=node.domain or "")
     proto.input.extend(t.name for t in node.inputs)
     proto.output.extend(t.name for t in node.outputs)
@@ -197,16 +210,16 @@ def _alone(model: Model, node: Node) -> tuple[ModelProto, dict[str, Constant]]:
 
 
 def _run_ort(proto: ModelProto, feeds: dict[str, Array]) -> tuple[list[Any] | None, str]:
-    import onnxruntime  # takes a while, and most models need it for a few nodes or none
+    import onnxruntime  # slow to import, and most models need it for few nodes or none
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # a failure is told by the exception
+    options.log_severity_level = 4  # fatal only: the exception reports failures
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return session.run(None, {n: np.ascontiguousarray(v).reshape(v.shape) for n, v in feeds.items()}), ""
-    except Exception as e:  # ORT raises a dozen classes of its own, not exported in one place
+    except Exception as e:  # ONNX Runtime raises a dozen classes, not exported in one place
         return None, f"ONNX Runtime cannot compute it: {first_line(e)}"
 
 
@@ -216,5 +229,5 @@ def _run_reference(proto: ModelProto, feeds: dict[str, Array]) -> list[Any] | No
     try:
         with np.errstate(all="ignore"):
             return list(ReferenceEvaluator(proto).run(None, feeds))
-    except Exception:  # Python code of 200 ops: it may fail in any way
+    except Exception:  # Python code of 200 operators: it may raise anything
         return None

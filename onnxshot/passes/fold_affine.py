@@ -1,4 +1,4 @@
-"""Fold Mul, Div, Add and Sub by constants into the linear op before or behind them, and chains of them into one."""
+"""Fold constant Mul, Div, Add and Sub into the Conv, ConvTranspose, Gemm or MatMul before or after; merge chains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """y = x * scale, or y = x + shift, or both for c - x. Constants are float64 and broadcast as they did."""
+    """A node that computes y = x * scale or y = x + shift, or both (c - x).
+
+    Attributes:
+        x: The operand that is not constant.
+        scale: The factor, as float64 with the shape of the node's constant; None for 1.
+        shift: The summand, as float64 with the shape of the node's constant; None for 0.
+        dtype: Type of the node's constant.
+    """
 
     x: Tensor
     scale: Array | None = None
@@ -28,7 +35,7 @@ class Affine:
 
     @property
     def constant(self) -> Array:
-        """One of the constants: both have the same shape."""
+        """The scale, or the shift if there is no scale: both have the same shape."""
         constant = self.scale if self.scale is not None else self.shift
         assert constant is not None
         return constant
@@ -36,16 +43,21 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class FoldAffine:
-    """Fold constant Mul, Div, Add, Sub into weights, one per output channel or one for all; merge chains of them.
+    """Fold Mul, Div, Add and Sub by a constant into a neighbouring linear op, in subgraphs too.
 
-    A Mul before a linear op goes into the input channels of its weight; an Add only where there is no padding.
-    One behind a MatMul and its bias takes the bias along.
+    The constant is one number or one per channel. After a linear op it is folded into the output channels of the weight
+    and the bias. Before one, a factor is folded into the input channels; a summand only if there is no padding. A
+    factor after MatMul and Add scales both: (x W + b) s = x (W s) + b s. Two such nodes in a row are merged into one.
+
+    Edits count the removed nodes. Skip reasons are "not folded into <node>: " followed by why, for example: "its output
+    is read elsewhere too", "its constant varies along other axes than the channels", "padding is not shifted, so the
+    edges would differ", "the result does not fit the weight's own type", or a reason of `linear_ops.weight_refusal`.
     """
 
     name: str = "fold_affine"
 
     def run(self, model: Model) -> Change:
-        """Fold; edits counts the nodes that went."""
+        """Fold the nodes."""
         change = Change()
         fused = runtime_patterns(model)
         for graph, node in list(model.walk()):
@@ -69,11 +81,11 @@ class FoldAffine:
 
 
 def affine_of(node: Node) -> Affine | None:
-    """What a Mul, Div, Add or Sub of a tensor and a float constant computes; None for other nodes."""
+    """The scale and shift of a Mul, Div, Add or Sub of a tensor and a float constant; None for other nodes."""
     if node.op not in ("Mul", "Div", "Add", "Sub") or node.domain not in STANDARD_DOMAINS or len(node.inputs) != 2:
         return None
     if "axis" in node.attrs or node.attrs.get("broadcast", 0):
-        return None  # before opset 7, broadcasting was by attribute
+        return None  # before opset 7, attributes controlled broadcasting
     where = [i for i in (0, 1) if linear_ops.fixed(node.inputs[i])]
     if len(where) != 1:
         return None
@@ -94,10 +106,10 @@ def affine_of(node: Node) -> Affine | None:
 
 
 def _fold_back(model: Model, maker: Node, node: Node, affine: Affine) -> str | None:
-    """Fold into the node that makes x. None: done; '': not for this; else the reason against it."""
+    """Fold into the node that makes x. Returns None if done, '' if the pattern does not match, else the skip reason."""
     if linear_ops.is_linear(maker):
         if not linear_ops.has_weight(maker) or (maker.op == "MatMul" and affine.shift is not None):
-            return ""  # the Add is the bias of that MatMul
+            return ""  # the Add is the MatMul's bias
         if edit.only_consumer(model, affine.x) is not node:
             return "its output is read elsewhere too"
         reason = _along_channels(affine.constant, linear_ops.out_channels(maker), *_out_layout(model, maker))
@@ -114,7 +126,7 @@ def _fold_back(model: Model, maker: Node, node: Node, affine: Affine) -> str | N
 
 
 def _fold_on(model: Model, user: Node, node: Node, affine: Affine) -> str | None:
-    """Fold into the node that alone reads the result. None: done; '': not for this; else the reason against it."""
+    """Fold into the only node that reads the result. Returns as `_fold_back` does."""
     if affine.scale is not None and affine.shift is not None:
         return ""
     if not linear_ops.is_linear(user):
@@ -129,7 +141,7 @@ def _fold_on(model: Model, user: Node, node: Node, affine: Affine) -> str | None
 
 
 def _into_inputs(model: Model, user: Node, read: Tensor, affine: Affine) -> str | None:
-    """Fold into the input channels of a linear op that reads `read`; the op still reads it afterwards."""
+    """Fold into the input channels of a linear op whose data input is `read`; the caller rewires that input."""
     if user.inputs[0] is not read or not linear_ops.has_weight(user):
         return ""
     rank, axis = _in_layout(user)
@@ -144,7 +156,7 @@ def _into_inputs(model: Model, user: Node, read: Tensor, affine: Affine) -> str 
 
 
 def _fold_past_add(model: Model, add: Node, node: Node, affine: Affine) -> str | None:
-    """x * s + b is s * (x + b / s): the scale goes into the linear op behind the Add, padding or not."""
+    """Fold s into the linear op after x * s + b = s * (x + b / s); a scale may pass padding."""
     second = affine_of(add) if add.op in ("Add", "Sub") else None
     user = edit.only_consumer(model, add.outputs[0])
     if second is None or second.shift is None or second.scale is not None or user is None or affine.scale is None:
@@ -153,10 +165,10 @@ def _fold_past_add(model: Model, add: Node, node: Node, affine: Affine) -> str |
         return ""
     if second.shift.size > 1 and affine.scale.size > 1 and second.shift.shape != affine.scale.shape:
         return ""
-    with np.errstate(all="ignore"):  # looked for below
+    with np.errstate(all="ignore"):  # checked below
         moved = (second.shift / affine.scale).astype(second.dtype)
     if not np.isfinite(moved.astype(np.float64)).all() or not affine.scale.all():
-        return "the shift behind it cannot be divided by it"
+        return "the constant added after it cannot be divided by it"
     reason = _into_inputs(model, user, add.outputs[0], affine)
     if reason is None:
         add.inputs.clear()
@@ -168,7 +180,7 @@ def _fold_past_add(model: Model, add: Node, node: Node, affine: Affine) -> str |
 
 
 def _fold_past_bias(model: Model, add: Node, node: Node, first: Affine, affine: Affine) -> str | None:
-    """(x W + b) s + t is x (W s) + (b s + t): a MatMul keeps its bias in an Add, with which the scale goes too."""
+    """Fold s into both the MatMul and the Add that is its bias: (x W + b) s + t = x (W s) + (b s + t)."""
     product = edit.producer(first.x)
     scales = [c for c in (first.scale, affine.scale) if c is not None]
     if first.shift is None or not scales or product is None:
@@ -177,7 +189,7 @@ def _fold_past_bias(model: Model, add: Node, node: Node, first: Affine, affine: 
         return ""
     if edit.only_consumer(model, first.x) is not add or edit.graph_of(model, product) is not edit.graph_of(model, add):
         return ""
-    with np.errstate(all="ignore"):  # looked for below
+    with np.errstate(all="ignore"):  # checked below
         scale = np.asarray(np.prod(np.broadcast_arrays(*scales), axis=0))
         passed = first.shift if affine.scale is None else first.shift * affine.scale
         moved = np.asarray(passed if affine.shift is None else passed + affine.shift)
@@ -200,13 +212,13 @@ def _fold_past_bias(model: Model, add: Node, node: Node, first: Affine, affine: 
 
 
 def _flat(affine: Affine) -> Affine:
-    """The same with constants as [C] or [1]."""
+    """The same with constants of shape [C] or [1]."""
     flat = [None if c is None else c.reshape(-1) for c in (affine.scale, affine.shift)]
     return Affine(affine.x, flat[0], flat[1], affine.dtype)
 
 
 def _out_layout(model: Model, node: Node) -> tuple[int, int]:
-    """Rank of a linear op's output, at least, and the channels' axis counted from the end."""
+    """(least rank of a linear op's output, axis of its channels counted from the end)."""
     rank = len(node.inputs[1].shape)
     if node.op == "MatMul":
         x = model.shape(node.inputs[0])
@@ -215,7 +227,7 @@ def _out_layout(model: Model, node: Node) -> tuple[int, int]:
 
 
 def _in_layout(node: Node) -> tuple[int, int]:
-    """Rank of a linear op's input, at least, and the channels' axis counted from the end."""
+    """(least rank of a linear op's input, axis of its channels counted from the end)."""
     if node.op == "MatMul":
         return 1, -1
     if node.op == "Gemm":
@@ -225,7 +237,7 @@ def _in_layout(node: Node) -> tuple[int, int]:
 
 
 def _along_channels(constant: Array, channels: int, rank: int, axis: int) -> str | None:
-    """Why a constant is not one number, or one per channel; None where it is."""
+    """Skip reason if a constant is neither one number nor one number per channel; None if it is."""
     if constant.ndim > rank:
         return "its constant may add dimensions"
     if constant.size == 1:
@@ -236,7 +248,7 @@ def _along_channels(constant: Array, channels: int, rank: int, axis: int) -> str
 
 
 def _merge(model: Model, first: Node, second: Node, one: Affine, two: Affine) -> str | None:
-    """x * a * b -> x * (a b) and x + a + b -> x + (a + b), for scales and shifts alike."""
+    """Merge two nodes: x * a * b -> x * (a b), x + a + b -> x + (a + b). Returns as `_fold_back` does."""
     if (one.scale is None) != (two.scale is None) or (one.shift is None) != (two.shift is None):
         return ""
     if one.scale is not None and one.shift is not None:

@@ -1,4 +1,4 @@
-"""Fold BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul before it."""
+"""Fold BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul before it: Conv, BatchNormalization -> Conv."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from onnxshot.passes.base import Change
 
 @dataclass(frozen=True, slots=True)
 class FoldBatchNorm:
-    """Fold an inference BatchNormalization into the linear op that alone feeds it.
+    """Fold a BatchNormalization in inference mode into the linear op that makes its input, in subgraphs too.
 
-    One without such an op stays: before a Conv, its shift would not reach the padding.
+    A MatMul of two matrices becomes a Gemm, which has a bias. After MatMul and Add, the BatchNormalization becomes Mul
+    and Add, which `FoldAffine` folds. A BatchNormalization before a Conv is not folded: the Conv's padding must not be
+    shifted.
+
+    Edits count the removed BatchNormalizations. Skip reasons: "no Conv, ConvTranspose, Gemm or MatMul makes its input";
+    the op's output is read elsewhere too, or the op is in an outer graph; "it is in training mode"; "its statistics are
+    per element" (`spatial` = 0); its parameters are not constant, not one per channel or not finite; and the reasons of
+    `linear_ops.fold_after`.
     """
 
     name: str = "fold_batchnorm"
 
     def run(self, model: Model) -> Change:
-        """Fold; edits counts the BatchNormalizations that went."""
+        """Fold the BatchNormalizations."""
         change = Change()
         for graph, node in list(model.walk()):
             if node.op == "BatchNormalization" and node.domain in STANDARD_DOMAINS:
@@ -36,12 +43,13 @@ class FoldBatchNorm:
 
 
 def _fold(model: Model, graph: Graph, node: Node) -> str | None:
+    """Fold one BatchNormalization; None if done, else the skip reason."""
     maker = edit.producer(node.inputs[0])
     behind_bias = _is_bias(model, maker)
     if maker is None or not (behind_bias or linear_ops.is_linear(maker)):
         return "no Conv, ConvTranspose, Gemm or MatMul makes its input"
     if maker not in graph.nodes:
-        return f"{maker.label!r} stands in an outer graph"
+        return f"{maker.label!r} is in an outer graph"
     if edit.only_consumer(model, maker.outputs[0]) is not node:
         return f"the output of {maker.label!r} is read elsewhere too"
     reason = _training(model, node)
@@ -77,7 +85,7 @@ def _fold(model: Model, graph: Graph, node: Node) -> str | None:
 
 
 def _is_bias(model: Model, add: Node | None) -> bool:
-    """True for the Add of a constant to a product of matrices."""
+    """Whether the node adds a constant to a MatMul whose result is a matrix."""
     if add is None or add.op != "Add" or not any(linear_ops.fixed(t) for t in add.inputs):
         return False
     product = next((m for m in map(edit.producer, add.inputs) if m is not None), None)
@@ -86,7 +94,7 @@ def _is_bias(model: Model, add: Node | None) -> bool:
 
 
 def _split(model: Model, graph: Graph, node: Node, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
-    """Write it as Mul and Add, which FoldAffine folds into a product and its bias."""
+    """Rewrite a BatchNormalization as Mul and Add, which `FoldAffine` folds into the MatMul and its bias."""
     dtype = weights.read(node.inputs[1]).dtype
     source, outputs, base = node.inputs[0], node.outputs[:1], node.label
     edit.remove(model, [node])
@@ -98,7 +106,7 @@ def _split(model: Model, graph: Graph, node: Node, scale: NDArray[np.float64], s
 
 
 def _training(model: Model, node: Node) -> str | None:
-    """Why the node does not compute inference, per channel; None where it does."""
+    """Skip reason if the node is in training mode or normalizes per element; None otherwise."""
     if node.attrs.get("training_mode", 0) or any(t.name for t in node.outputs[1:]):
         return "it is in training mode"
     if model.opset < 7 and not node.attrs.get("is_test", 0):
@@ -109,7 +117,7 @@ def _training(model: Model, node: Node) -> str | None:
 
 
 def _make_gemm(model: Model, node: Node) -> str | None:
-    """Turn a MatMul of two matrices into a Gemm, which can have the bias that the shift needs."""
+    """Change a MatMul of two matrices into a Gemm, which has a bias for the shift; the skip reason if it cannot."""
     shape = model.shape(node.inputs[0])
     if len(node.inputs[1].shape) != 2 or shape is None or len(shape) != 2:
         # On [N, C, L] the channels of the BatchNormalization are not the columns of the weight.

@@ -1,4 +1,7 @@
-"""Turn what does not depend on the inputs into constants, so that a weight stands at its op and nowhere else."""
+"""Constant folding: replace nodes whose results do not depend on the model's inputs by initializers.
+
+Afterwards the weight of a Conv or MatMul is an initializer that the node reads directly.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +22,30 @@ from onnxshot.passes.undo_large_folds import MadeBy, can_be_made, remember
 _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Dropout"})
 _KEEP_VALUES = frozenset(
     {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Expand"}
-)  # what comes out of these was there before: a float16 weight in float32 stays one
-_SMALL = 64  # bytes
-_NARROW_BYTES = 2  # values of types so wide at most may become float32: they are stored so again where they stay float
+)  # their results hold values of their inputs: a constant remembers through them that it was stored as float16
+_SMALL = 64  # bytes; equal constants up to this size count as the same input
+_NARROW_BYTES = 2  # a constant cast to float32 remembers its type up to this width, to be stored in that type again
 
 
 @dataclass(frozen=True, slots=True)
 class FoldConstants:
-    """Fold nodes whose inputs are all constant, Constant nodes, and sizes that do not depend on the inputs.
+    """Fold Constant nodes, nodes whose inputs are all constant, and computations of static sizes, in subgraphs too.
 
-    A Gather or Slice of a Shape folds where the sizes that it takes are static, whatever the others are, and so does
-    arithmetic on them: B * 12 / B is 12.
+    A Gather or Slice of a Shape is folded if the sizes that it selects are static, whatever the other sizes are. So is
+    arithmetic on sizes: batch * 12 / batch is 12.
 
-    Existing quantization, random numbers and custom operators stay, and so do nodes that make an output of the graph.
+    QuantizeLinear, DequantizeLinear, DynamicQuantizeLinear, Dropout, nodes with subgraphs and nodes that make an output
+    of the graph are not folded.
+
+    Edits count the folded nodes. Skip reasons: "operators of other domains are not evaluated"; "it is random"; "it
+    makes an output"; "the size of its result cannot be inferred"; "the result would take <n> bytes, its inputs take
+    <m>"; or the message of `evaluate_constants.CannotEvaluate`.
 
     Attributes:
-        known: sizes that were found before, of this model as it was or as it is.
-        max_growth: a result may take this many bytes more than its inputs; a weight that was stored narrow, any number.
-        left: nodes that stay, such as those that make floats of a weight in 8 bits when the file is loaded.
+        max_growth: Bytes by which a result may be larger than its inputs. Weights stored in 16 or fewer bits are
+            exempt.
+        known: Static sizes of this model, if they were computed before; they stay valid while folding.
+        left: Nodes to leave, such as those that dequantize an 8-bit weight when the file is loaded.
     """
 
     max_growth: int = 1 << 20
@@ -45,12 +54,12 @@ class FoldConstants:
     name: str = "fold_constants"
 
     def run(self, model: Model) -> Change:
-        """Fold; edits counts the nodes that went, skips name those that could have."""
+        """Fold the nodes."""
         change = Change()
         gone: list[Node] = []
         known = self.known or StaticShapes.of(model)
         inner = {t.name for g, n in model.walk() if g is not model.graph for t in n.outputs}
-        made: dict[tuple[object, ...], Sequence[Constant]] = {}  # by what they are made of: stored once
+        made: dict[tuple[object, ...], Sequence[Constant]] = {}  # by node and inputs: equal results are stored once
         for graph, node in list(model.walk()):
             if node in self.left:
                 continue
@@ -76,7 +85,7 @@ class FoldConstants:
     def _values(
         self, model: Model, node: Node, known: StaticShapes, change: Change
     ) -> Sequence[Constant | evaluate_constants.Values] | None:
-        """What the node's named outputs are, where that is constant and may be stored."""
+        """Values of the node's named outputs; None if they are not constant or are not to be stored."""
         if node.domain not in STANDARD_DOMAINS:
             if node.inputs and all(map(_known, node.inputs)):
                 change.skip(node, "operators of other domains are not evaluated")
@@ -103,6 +112,7 @@ class FoldConstants:
         return self._computed(model, node, change)
 
     def _computed(self, model: Model, node: Node, change: Change) -> Sequence[evaluate_constants.Values] | None:
+        """Results of a node with constant inputs; None, with a skip, if it cannot be evaluated or grows too large."""
         before = sum(weights.size_bytes(t) for t in {t for t in node.inputs if t.name})  # one read twice counts once
         if node.op in evaluate_constants.MOVERS:
             value = evaluate_constants.moved(model, node)
@@ -112,7 +122,7 @@ class FoldConstants:
                 return [value]
         foreseen = evaluate_constants.result_bytes(model, node)
         if foreseen is None:
-            change.skip(node, "how large its result is cannot be foreseen")
+            change.skip(node, "the size of its result cannot be inferred")
             return None
         if self._too_large(node, foreseen, before, change):
             return None
@@ -139,7 +149,7 @@ def _known(tensor: Tensor) -> bool:
 def _replace(
     model: Model, graph: Graph, node: Node, out: Tensor, value: Constant | evaluate_constants.Values, inner: set[str]
 ) -> Constant:
-    """Let readers of `out` read a constant of that name, or of a new one where the outermost graph may not use it."""
+    """Let readers of `out` read a constant, under the same name unless a subgraph makes a tensor of that name."""
     if isinstance(value, Constant):
         edit.replace_uses(model, out, value)
         return value
@@ -153,7 +163,7 @@ def _replace(
 
 
 def _recipe(node: Node) -> tuple[object, ...]:
-    """Equal for two nodes that give the same for the same inputs: the two LSTMs of an If, say, read equal weights."""
+    """A key that is equal for nodes with equal results, such as weights in both branches of an If."""
     attrs = tuple(sorted((name, str(type(value)), repr(value)) for name, value in node.attrs.items()))
     plain = all(isinstance(value, int | float | str | list | tuple) for value in node.attrs.values())
     named = tuple(bool(t.name) for t in node.outputs)
@@ -161,7 +171,7 @@ def _recipe(node: Node) -> tuple[object, ...]:
 
 
 def _identity(tensor: Tensor) -> object:
-    """Equal for the same tensor, and for small constants that are equal: exporters give each op axes of its own."""
+    """A key that is equal for one tensor, and for small constants with equal values: exporters repeat axes per node."""
     if not isinstance(tensor, Constant) or weights.size_bytes(tensor) > _SMALL or not fixed(tensor):
         return id(tensor)
     values = np.asarray(weights.read(tensor))
@@ -169,7 +179,7 @@ def _identity(tensor: Tensor) -> object:
 
 
 def _stored_as(node: Node) -> int:
-    """The narrow type that the values were stored in, where they are float32 now; else 0."""
+    """ONNX type, of at most 16 bits, in which the node's float32 result was stored; 0 if there is none."""
     source = node.inputs[0] if node.inputs and isinstance(node.inputs[0], Constant) else None
     if source is None:
         return 0

@@ -1,7 +1,7 @@
-"""Let a Conv or a pool pad by itself what a Pad in front of it pads with what it would take itself.
+"""Fold a Pad into the `pads` of the Conv, MaxPool or AveragePool after it: Pad, Conv -> Conv.
 
-Keras and TensorFlow write padding="same" as a Pad where it is not the same on both sides. In int8 a Pad of its own
-copies the whole tensor, and one of MaxPool, filled with minus infinity, has no scale at all.
+Keras and TensorFlow export asymmetric padding="same" as a separate Pad. In int8, such a Pad copies the whole tensor; a
+Pad before MaxPool, filled with minus infinity, cannot be quantized at all.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ _OWN_PADS = (b"NOTSET", b"VALID", b"")
 
 @dataclass(frozen=True, slots=True)
 class FoldPad:
-    """Fold a constant Pad of height and width (or one, or three such axes) into all that read it."""
+    """Fold a constant Pad of spatial axes into all nodes that read it, in subgraphs too.
+
+    A Pad is folded only if every reader can take it. Conv and AveragePool take padding with 0. MaxPool takes the lowest
+    value, or one <= 0 if the input is never negative, and only if every window covers at least one unpadded value.
+
+    Edits count the removed Pads. Nothing is reported as skipped.
+    """
 
     name: str = "fold_pad"
 
     def run(self, model: Model) -> Change:
-        """Fold; edits counts the Pads that went."""
+        """Fold the Pads."""
         change = Change()
         for graph, node in list(model.walk()):
             if node.op != "Pad" or node.domain not in STANDARD_DOMAINS:
@@ -39,14 +45,14 @@ class FoldPad:
                 continue
             if all(user in graph.nodes and _takes(user, node, pads, value) for user in users):
                 for user in users:
-                    _give(user, node.inputs[0], pads)
+                    _absorb(user, node.inputs[0], pads)
                 edit.remove(model, [node])
                 change.edits += 1
         return change
 
 
 def _pads(node: Node) -> list[int] | None:
-    """Begins and ends of the spatial axes; None where others are padded, something is cut off, or it is not known."""
+    """Begins and ends of the spatial axes; None if they are unknown or negative, or if other axes are padded."""
     if node.attrs.get("mode", b"constant") != b"constant" or (len(node.inputs) > 3 and node.inputs[3].name):
         return None
     pads = node.attrs.get("pads", node.attrs.get("paddings"))
@@ -62,7 +68,7 @@ def _pads(node: Node) -> list[int] | None:
 
 
 def _value(node: Node) -> float | None:
-    """What is filled in; None where it is computed."""
+    """The fill value; None if it is computed."""
     if len(node.inputs) > 2 and node.inputs[2].name:
         value = edit.constant_input(node, 2) if fixed(node.inputs[2]) else None
         return float(value.reshape(())) if value is not None and value.size == 1 else None
@@ -70,7 +76,7 @@ def _value(node: Node) -> float | None:
 
 
 def _takes(user: Node, pad: Node, pads: Sequence[int], value: float) -> bool:
-    """True where the user, with these pads added to its own, gives what it gives behind the Pad."""
+    """Whether the user, with these pads added to its own, computes the same as after the Pad."""
     own = user.attrs.get("pads", [0] * len(pads))
     if user.domain not in STANDARD_DOMAINS or user.inputs[0] is not pad.outputs[0] or len(own) != len(pads):
         return False
@@ -86,13 +92,14 @@ def _takes(user: Node, pad: Node, pads: Sequence[int], value: float) -> bool:
         return value == 0 and (not any(own) or bool(user.attrs.get("count_include_pad", 0)))
     if user.op != "MaxPool" or len([t for t in user.outputs if t.name]) > 1:
         return False
-    # In each window one value at least is not padding: then what fills it in is never the largest, or as large.
+    # Every window covers at least one value that is not padding, so the maximum is never the fill value alone.
     narrow = all(a + b < k for a, b, k in zip(own, pads, [*kernel, *kernel], strict=True))
     lowest = value == -np.inf or value <= float(np.finfo(np.float32).min)
     return narrow and (lowest or (value <= 0 and _not_negative(pad.inputs[0])))
 
 
 def _not_negative(tensor: Tensor) -> bool:
+    """Whether the op that makes the tensor, up to ops that keep signs, never gives negative values."""
     maker = edit.producer(tensor)
     while maker is not None and maker.op in _KEEP_SIGN and len(maker.inputs) == 1:
         maker = edit.producer(maker.inputs[0])
@@ -101,7 +108,8 @@ def _not_negative(tensor: Tensor) -> bool:
     return maker.op in _POSITIVE or (maker.op == "Clip" and edit.clip_limits(maker)[0] >= 0)
 
 
-def _give(user: Node, source: Tensor, pads: Sequence[int]) -> None:
+def _absorb(user: Node, source: Tensor, pads: Sequence[int]) -> None:
+    """Add the pads to the user's own, and let it read what the Pad read."""
     own = user.attrs.get("pads", [0] * len(pads))
     user.attrs["pads"] = [a + b for a, b in zip(own, pads, strict=True)]
     user.attrs.pop("auto_pad", None)

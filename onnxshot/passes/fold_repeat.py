@@ -1,7 +1,7 @@
-"""Write a repetition of rows or columns as the Resize that it is, and two of them as one.
+"""Fold Unsqueeze, Expand or Tile, Reshape, which repeat rows or columns, into one nearest-neighbour Resize.
 
-Keras' UpSampling2D and torch's repeat_interleave become Unsqueeze, Expand or Tile, and Reshape: a tensor of five
-dimensions, which no runtime keeps in int8, and over which no Transpose can be moved.
+Keras' UpSampling2D and torch's repeat_interleave are exported in that form. Its tensor of five dimensions is one that
+no runtime keeps in int8, and no Transpose can be moved past it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ _ATTRS = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "ne
 
 @dataclass(frozen=True, slots=True)
 class FoldRepeat:
-    """Rewrite in the top-level graph, from opset 11 on, for tensors of four dimensions."""
+    """Fold repetitions of tensors of four dimensions into Resize-11, and two Resizes, of height and width, into one.
+
+    Only the top-level graph is rewritten, and only from opset 11 on.
+
+    Edits count the repetitions folded and the pairs of Resizes joined. Nothing is reported as skipped.
+    """
 
     name: str = "fold_repeat"
 
     def run(self, model: Model) -> Change:
-        """Rewrite; edits counts the repetitions, and the Resizes that were joined."""
+        """Fold the repetitions."""
         change = Change()
         if model.opset < 11:
             return change
@@ -45,7 +50,7 @@ class FoldRepeat:
 
 
 def _repeated(model: Model, reshape: Node) -> tuple[Tensor, int, int] | None:
-    """What is repeated, along which axis, how often; None where the Reshape ends something else."""
+    """(tensor, axis, number of repetitions) of a repetition that ends in this Reshape; None if there is none."""
     spread = made_by(reshape.inputs[0], "Expand", "Tile")
     widened = None if spread is None else made_by(spread.inputs[0], "Unsqueeze")
     if spread is None or widened is None:
@@ -70,6 +75,7 @@ def _repeated(model: Model, reshape: Node) -> tuple[Tensor, int, int] | None:
 
 
 def _constant(node: Node, slot: int) -> list[int] | None:
+    """Values of a constant input; None if it is missing or computed."""
     if slot >= len(node.inputs) or not fixed(node.inputs[slot]):
         return None
     values = edit.constant_input(node, slot)
@@ -94,7 +100,7 @@ def _resize(model: Model, base: str, source: Tensor, scales: np.ndarray, outputs
 
 
 def _joined(model: Model, second: Node) -> bool:
-    """Join two repetitions, along height and along width, into one; whether there were two."""
+    """Join two Resizes in a row into one; whether there were two."""
     first = made_by(second.inputs[0], "Resize") if second.op == "Resize" and second.inputs else None
     if first is None or edit.only_consumer(model, first.outputs[0]) is not second:
         return False

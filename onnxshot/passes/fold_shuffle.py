@@ -1,8 +1,8 @@
-"""Write a channel shuffle (Reshape, Transpose, Reshape, then perhaps a split) as one Gather of channels per result.
+"""Fold a channel shuffle: Reshape, Transpose, Reshape [, Split or Slice] -> one Gather along axis 1 per result.
 
-ShuffleNet units move every value three times to reorder channels; a Gather along axis 1 copies whole planes once.
-Which channels end up where is not guessed from the shapes: the chain is run on numbered values, and folded only where
-what comes out is whole channels of what went in.
+ShuffleNet units copy every value three times to reorder channels; a Gather along axis 1 copies whole planes once. The
+order of the channels is not inferred from shapes: the chain is run on an array of consecutive numbers, and is folded
+only if each result consists of whole channels of the input.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from onnxshot.passes.base import Change
 from onnxshot.passes.move_shapes import READS_SHAPE
 from onnxshot.passes.shape_values import sliced, value_of
 
-_MAX_ELEMENTS = 1 << 22  # numbered values of one chain: 32 MB
-_FREE = ((2, 3, 5), (3, 4, 7))  # sizes that free dimensions are given, in two attempts
+_MAX_ELEMENTS = 1 << 22  # elements of the array that a chain is run on: 32 MB
+_FREE = ((2, 3, 5), (3, 4, 7))  # sizes to try for dynamic dimensions; the chain is run with each set
 
 Numbers = NDArray[np.int64]
-Arguments = list[NDArray[Any] | None]  # the inputs of an op behind its data; None where one is left out
+Arguments = list[NDArray[Any] | None]  # an op's inputs after the data; None for one that is left out
 
 
 @dataclass(frozen=True, slots=True)
 class FoldShuffle:
-    """Fold channel shuffles in the top-level graph."""
+    """Fold channel shuffles in the top-level graph.
+
+    Edits count the Gathers made. Nothing is reported as skipped.
+    """
 
     name: str = "fold_shuffle"
 
     def run(self, model: Model) -> Change:
-        """Fold; edits counts the Gathers made."""
+        """Fold the shuffles."""
         change = Change()
         for node in list(model.graph.nodes):
             if node.op != "Reshape" or len(node.inputs) < 2:
@@ -42,7 +45,7 @@ class FoldShuffle:
             shape = model.shape(source)
             if shape is None or len(shape) < 3 or not isinstance(shape[1], int) or shape[1] < 2:
                 continue
-            found = _surely(model, node, shape)
+            found = _for_all_sizes(model, node, shape)
             for leaf, channels in found:
                 _gather(model, model.graph, source, leaf, channels)
             change.edits += len(found)
@@ -52,8 +55,8 @@ class FoldShuffle:
         return change
 
 
-def _surely(model: Model, start: Node, shape: Sequence[int | str | None]) -> list[tuple[Tensor, Numbers]]:
-    """What `_Chain` finds for all free dimensions alike: for two sets of sizes, which no constant fits both of."""
+def _for_all_sizes(model: Model, start: Node, shape: Sequence[int | str | None]) -> list[tuple[Tensor, Numbers]]:
+    """The selections of `_Chain` if two different sets of sizes for the dynamic dimensions give the same; else none."""
     attempts = []
     for numbers in _FREE:
         free = dict.fromkeys(d for d in shape if isinstance(d, str))
@@ -74,16 +77,17 @@ def _surely(model: Model, start: Node, shape: Sequence[int | str | None]) -> lis
 
 
 class _Chain:
-    """The ops behind a tensor, run on numbered values; sizes: free dimension -> its size."""
+    """Runs the ops after a tensor on consecutive numbers. `sizes` maps each dynamic dimension to a size."""
 
     def __init__(self, model: Model, sizes: Mapping[str, int]) -> None:
         self._model, self._sizes = model, sizes
         self._shapes: dict[Tensor, tuple[int, ...]] = {}
 
     def selections(self, start: Node, x: Numbers) -> list[tuple[Tensor, Numbers]]:
-        """Tensors behind `start` that are x[:, channels], with their channels; empty where a result is anything else.
+        """Results of the chain from `start` that equal x[:, channels], each with its channels.
 
-        Where nothing but parts of a shuffled tensor is read, those parts are what is found.
+        If a shuffled tensor is only read in parts, by Split or Slice, the parts are returned instead. The list is empty
+        if any result of the chain is not a selection of channels.
         """
         self._shapes[start.inputs[0]] = x.shape
         found: list[tuple[Tensor, Numbers]] = []
@@ -111,11 +115,12 @@ class _Chain:
         return found
 
     def _takes_part(self, node: Node, x: Numbers, value: Numbers) -> bool:
-        """Whether an op takes some channels of a tensor of channels."""
+        """Whether a Slice or Split selects whole channels."""
         results = self._apply(node, value) if node.op in ("Slice", "Split") else None
         return bool(results) and all(_channels(x, result) is not None for result in results or ())
 
     def _apply(self, node: Node, x: Numbers) -> list[Numbers] | None:
+        """Outputs of a node on numbers; None if an input is not known or does not fit."""
         try:
             arguments: Arguments = []
             for tensor in node.inputs[1:]:
@@ -125,11 +130,11 @@ class _Chain:
                 arguments.append(given)
             return _MOVES[node.op](node, x, arguments)
         except (ValueError, IndexError, TypeError):
-            return None  # a constant shape does not fit: the free dimensions stand for something else
+            return None  # a constant shape does not fit the sizes that were chosen for dynamic dimensions
 
 
 def _channels(x: Numbers, y: Numbers) -> Numbers | None:
-    """Indices with y == x[:, indices]; None where there are none."""
+    """Indices with y == x[:, indices]; None if there are none."""
     if y.ndim != x.ndim or not y.size or y.shape[0] != x.shape[0] or y.shape[2:] != x.shape[2:] or not y.shape[1]:
         return None
     plane = int(np.prod(x.shape[2:], dtype=np.int64))
@@ -138,6 +143,7 @@ def _channels(x: Numbers, y: Numbers) -> Numbers | None:
 
 
 def _gather(model: Model, graph: Graph, source: Tensor, leaf: Tensor, channels: Numbers) -> None:
+    """Let a Gather of channels make the tensor `leaf`."""
     maker = edit.producer(leaf)
     assert maker is not None
     base = maker.label
@@ -148,7 +154,7 @@ def _gather(model: Model, graph: Graph, source: Tensor, leaf: Tensor, channels: 
     )
 
 
-# ---------------------------------------------------------------------- what each op does to numbered values
+# ---------------------------------------------------------------------- operators in numpy
 
 
 def _reshape(node: Node, x: Numbers, given: Arguments) -> list[Numbers] | None:

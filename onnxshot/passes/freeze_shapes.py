@@ -1,4 +1,4 @@
-"""Fix dimensions of inputs at sizes, everywhere they stand, and infer all shapes anew."""
+"""Give dynamic dimensions of the inputs fixed sizes, infer all shapes again, and fold what became constant."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ from onnxshot.passes.remove_unused import RemoveUnused
 
 @dataclass(frozen=True, slots=True)
 class FreezeShapes:
-    """Set the dimensions of inputs and outputs, and fold what follows from them.
+    """Set the sizes of input and output dimensions, and fold the shape computations that become constant.
 
-    What was constant before stays as it is: it may stand for a weight that is stored in fewer bits.
-    Shapes that the file states of tensors in between are dropped: exporters leave the example's sizes there.
+    Nodes that were constant before are not folded: they may dequantize a weight that is stored in fewer bits. Shapes
+    that the file states for intermediate tensors are dropped and inferred again: exporters leave the sizes of their
+    example there.
+
+    Edits count the inputs with fixed sizes. Nothing is skipped.
+
+    Attributes:
+        sizes: The fixed dimensions of each input, and the size of each symbolic dimension.
     """
 
     sizes: Frozen
     name: str = "freeze_shapes"
 
     def run(self, model: Model) -> Change:
-        """Freeze; edits counts the inputs."""
+        """Fix the sizes."""
         change = Change(len(self.sizes.inputs))
         if not self.sizes:
             return change
@@ -44,7 +50,7 @@ class FreezeShapes:
         return change
 
     def _frozen(self, info: ValueInfoProto, *, top: bool, stated: bool) -> ValueInfoProto:
-        """The type with frozen dimensions, and without its shape where that is not stated but followed."""
+        """The value info with fixed sizes; without a shape unless that is `stated` by the model's interface."""
         if not info.type.HasField("tensor_type"):
             return info
         new = ValueInfoProto()
@@ -66,7 +72,7 @@ class FreezeShapes:
 
 
 def _of_constants(model: Model) -> frozenset[Node]:
-    """The nodes that read constants alone, or what such nodes make."""
+    """The nodes whose results depend on constants alone."""
     found: set[Node] = set()
     made: set[Tensor] = set()
     for _, node in model.walk():

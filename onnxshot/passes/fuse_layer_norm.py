@@ -1,4 +1,4 @@
-"""Write a decomposed LayerNormalization as the one operator it is."""
+"""Fuse ReduceMean, Sub, Pow, ReduceMean, Add, Sqrt, Div, Mul, Add -> LayerNormalization."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from onnxshot.passes.runtime_fusions import LayerNorm, layer_norm
 
 @dataclass(frozen=True, slots=True)
 class FuseLayerNorm:
-    """Fuse (x - mean) / sqrt(var + epsilon) * gamma + beta into LayerNormalization-17; below opset 17 it stays."""
+    """Fuse (x - mean) / sqrt(var + epsilon) * gamma + beta over the last axis into LayerNormalization-17.
+
+    Nothing is fused below opset 17. Subgraphs are searched too.
+
+    Edits count the LayerNormalizations made. Skip reasons: a node of the pattern is in another graph, or its output is
+    read elsewhere too; "it is not float32"; gamma or beta is not known to have one value per element of the last axis.
+    """
 
     name: str = "fuse_layer_norm"
 
     def run(self, model: Model) -> Change:
-        """Fuse; edits counts the LayerNormalizations made."""
+        """Fuse the patterns."""
         change = Change()
         if model.opset < 17:
             return change
@@ -49,10 +55,11 @@ class FuseLayerNorm:
 
 
 def _refusal(model: Model, nodes: list[Node], match: LayerNorm) -> str | None:
+    """Skip reason of a match; None if it can be fused."""
     inside = set(match.nodes)
     for node in match.nodes[:-1]:
         if node not in nodes:
-            return f"{node.label!r} stands in another graph"
+            return f"{node.label!r} is in another graph"
         if edit.is_output(model, node.outputs[0]) or not set(edit.consumers(node.outputs[0])) <= inside:
             return f"the output of {node.label!r} is read elsewhere too"
     shape = model.shape(match.x)
@@ -61,5 +68,5 @@ def _refusal(model: Model, nodes: list[Node], match: LayerNorm) -> str | None:
         if constant._values.dtype != np.float32:
             return "it is not float32"
         if tuple(constant.shape) != (size,):
-            return f"{constant.name!r} is not known to have one value for each of the last axis"
+            return f"{constant.name!r} is not known to have one value per element of the last axis"
     return None

@@ -1,7 +1,10 @@
-"""Dynamic quantization: int8 weights, activation scales taken at run time. MatMul, Gemm and LSTM; never Conv.
+"""Dynamic quantization: MatMul, Gemm -> DynamicQuantizeLinear, MatMulInteger; LSTM -> DynamicQuantizeLSTM.
 
-x -> DynamicQuantizeLinear-11 (uint8) -> MatMulInteger-10 -> Cast -> Mul(x_scale * w_scale) [-> Add(bias)], which ONNX
-Runtime fuses to one kernel. A Conv done so (ConvInteger) runs at 0.2x to 0.4x of float, so there is no such form here.
+Weights are int8, and the scales of activations are computed at run time:
+
+    x -> DynamicQuantizeLinear-11 (uint8) -> MatMulInteger-10 -> Cast -> Mul(x_scale * w_scale) [-> Add(bias)]
+
+ONNX Runtime fuses this chain into one kernel. Conv is not rewritten: ConvInteger runs at 0.2x to 0.4x of float.
 """
 
 from __future__ import annotations
@@ -19,19 +22,27 @@ from onnxshot.passes.quantized_weights import QuantizedWeights
 from onnxshot.planning.plan import DYNAMIC, Plan, WeightPlan
 
 _LSTM_ATTRS = ("direction", "activations", "activation_alpha", "activation_beta", "clip", "hidden_size", "input_forget")
-"""What DynamicQuantizeLSTM can be told: an LSTM may also tell its `layout` and, in old opsets, `output_sequence`."""
-_ROWS_DB = 3.0  # less noise of an LSTM's weight, from where on it gets a scale per row
+"""Attributes of DynamicQuantizeLSTM. An LSTM may also have `layout` and, in old opsets, `output_sequence`."""
+_ROWS_DB = 3.0  # an LSTM weight gets per-row scales if they reduce its quantization noise by this much
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeDynamically:
-    """Rewrite the plan's dynamic nodes, in subgraphs too; their weights are stored once, in the outer graph."""
+    """Rewrite the nodes that the plan quantizes dynamically, in subgraphs too.
+
+    Quantized weights are stored once, in the top-level graph.
+
+    Edits count the nodes. Nothing is skipped: the plan holds only nodes that can be rewritten.
+
+    Attributes:
+        plan: The plan, with the scheme and range method of each node's weight.
+    """
 
     plan: Plan
     name: str = "quantize_dynamically"
 
     def run(self, model: Model) -> Change:
-        """Rewrite the nodes; edits counts them."""
+        """Rewrite the nodes."""
         change = Change()
         chosen = self.plan.labels(DYNAMIC)
         nodes = [(g, n) for g, n in model.walk() if n.label in chosen]
@@ -89,7 +100,7 @@ def _rewrite_product(
 def _integers(
     model: Model, quantized: QuantizedWeights, weight: Constant, planned: WeightPlan
 ) -> tuple[Constant, Constant, Constant]:
-    """Integers, scale and zero point of a weight [.., K, N]: a scale for each column of each matrix."""
+    """Integers, scale and zero point of a weight [..., K, N]; per-channel means one scale per column of each matrix."""
     per_channel, rank = isinstance(planned.scheme.granularity, PerChannel), len(weight.shape)
     if rank == 2:
         scheme = replace(planned.scheme, granularity=PerChannel(1) if per_channel else PerTensor())
@@ -105,10 +116,10 @@ def _integers(
 
 
 def _rewrite_lstm(model: Model, node: Node, quantized: QuantizedWeights, planned: WeightPlan) -> None:
-    """LSTM -> com.microsoft.DynamicQuantizeLSTM: W and R transposed to [directions, in, 4H].
+    """Rewrite an LSTM as com.microsoft.DynamicQuantizeLSTM, with W and R transposed to [directions, in, 4H].
 
-    Scales are [directions, 4H] where that brings _ROWS_DB, as kernels are up to 10 % slower with them, else
-    [directions].
+    Scales are [directions, 4H] if that reduces the noise by `_ROWS_DB`, because kernels are up to 10 % slower with
+    them. Otherwise they are [directions].
     """
     ins: list[Tensor | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
     packed: list[Tensor] = []
@@ -135,10 +146,10 @@ def _rewrite_lstm(model: Model, node: Node, quantized: QuantizedWeights, planned
 def _by_row_or_direction(
     quantized: QuantizedWeights, weight: Constant, planned: WeightPlan, *, rows: bool
 ) -> tuple[Constant, NDArray[np.float32]]:
-    """(integers, scale) of a weight [directions, in, 4H]; rows: each may have a scale of its own."""
+    """(integers, scale) of a weight [directions, in, 4H]; `rows` allows one scale per row of 4H."""
     values = np.abs(np.asarray(weights.read(weight)))
-    largest = values.max(axis=1).astype(np.float64)  # [directions, 4H]; the noise of a row grows with its square
-    with np.errstate(invalid="ignore"):  # NaN and infinity are refused below
+    largest = values.max(axis=1).astype(np.float64)  # [directions, 4H]; a row's noise is proportional to its square
+    with np.errstate(invalid="ignore"):  # quantized.along refuses NaN and infinity
         gain = 10 * np.log10(np.square(largest.max(axis=1)).sum() / max(np.square(largest).mean(axis=1).sum(), 1e-300))
     dtype, method = planned.scheme.dtype, planned.method
     if rows and gain >= _ROWS_DB:
