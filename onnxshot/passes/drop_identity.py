@@ -9,7 +9,6 @@ from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes import linear_ops
 from onnxshot.passes.base import Change
 
-
 _BOTH_ENDS = "its input and its output are both inputs or outputs of the model"
 
 
