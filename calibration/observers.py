@@ -1,4 +1,8 @@
-"""Streaming observation of tensors: exact extremes, a subsample, and the extremes of every row, in flat memory."""
+"""Observers: statistics of tensors over a stream of samples, in constant memory.
+
+A sample's tensors are reduced to a `Glimpse`: exact extremes, a subsample of the values, and the extremes of every row.
+`Observers` accumulates glimpses into one `TensorStats` per tensor.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,9 @@ from onnxshot.calibration.sampling import lengths, strides
 from onnxshot.calibration.stats import BINS, MIN_WIDTH_LOG2, NO_STATS, Histogram, TensorStats, to_units, width_of
 
 _BATCH = 8  # glimpses that are counted at once: a call per tensor and sample would cost more than the counting
-_BATCH_VALUES = 1 << 20  # but no more values than this wait
-_MOST_ROWS = 8192  # of a tensor, whose extremes are kept one by one: the channels of any CNN
-_KINDS = 3  # of values: picks, bottoms, tops
+_BATCH_VALUES = 1 << 20  # values that may wait to be counted
+_MOST_ROWS = 8192  # rows of a tensor whose extremes are kept one by one; enough for the channels of any CNN
+_KINDS = 3  # kinds of values that are counted: picks, bottoms, tops
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -25,14 +29,19 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Glimpse:
-    """What is kept of one sample's tensors, n of them; all that a calibration run ever sees of it.
+    """One sample's n tensors, reduced to what calibration keeps of them.
 
-    A tensor of rank 3 or more is a table whose rows are its first two axes taken together; one of rank 2 has its first
-    axis for rows, and any other is one row. An empty tensor has rows whose extremes are inf and -inf, or none.
+    Tensors are divided into rows. A tensor of rank 3 or more has one row per index of its first two axes, a matrix one
+    row per index of its first axis, and any other tensor a single row. The rows of an empty tensor, if any, have the
+    extremes inf and -inf.
 
-    sizes: elements [n]. picked: picks [n]. rows: rows [n]. picks: values of every tensor at its stride, one tensor
-    after another. bottoms, tops: least and largest value of every row, one tensor after another. absmax: by number of
-    the tensor, largest absolute value of each index of its last axis.
+    Attributes:
+        sizes: elements of each tensor, int64 [n].
+        picked: sampled values of each tensor, int64 [n].
+        rows: rows of each tensor, int64 [n].
+        picks: values of every tensor at its stride (see `sampling.strides`), float32, concatenated.
+        bottoms, tops: minimum and maximum of every row, float32, concatenated.
+        absmax: number of the tensor -> largest absolute value at each index of its last axis, float32.
     """
 
     sizes: Ints
@@ -45,31 +54,32 @@ class Glimpse:
 
     @property
     def finite(self) -> bool:
-        """Whether no NaN or infinity was met."""
+        """Whether no tensor holds a NaN or an infinity, as far as can be seen."""
         return bool(self.finite_each.all())
 
     @property
     def finite_each(self) -> NDArray[np.bool_]:
-        """Whether no NaN or infinity was met in a tensor [n].
+        """Whether each tensor is free of NaN and infinity, as far as can be seen; bool [n].
 
-        One is told by a row's extreme or a pick, and by a pick beyond the extremes: reductions stumble over a NaN.
+        A value that is not finite shows in a row's extreme or in a pick. A NaN also shows where a pick lies beyond the
+        extremes, because reductions of some runtimes skip it.
         """
         lows, highs = self.lows, self.highs
         least = _by_tensor(np.minimum, self.picks, self.picked, np.inf)
         most = _by_tensor(np.maximum, self.picks, self.picked, -np.inf)
-        # NaN is in no order with anything.
+        # Every comparison with a NaN is false.
         sound: NDArray[np.bool_] = (lows <= least) & (most <= highs) & np.isfinite(lows) & np.isfinite(highs)
         sound |= self.sizes == 0
         return sound
 
     @cached_property
     def lows(self) -> Floats:
-        """Exact least value of every tensor [n]; inf where it is empty."""
+        """Exact minimum of each tensor, float32 [n]; inf where it is empty."""
         return _by_tensor(np.minimum, self.bottoms, self.rows, np.inf)
 
     @cached_property
     def highs(self) -> Floats:
-        """Exact largest value of every tensor [n]; -inf where it is empty."""
+        """Exact maximum of each tensor, float32 [n]; -inf where it is empty."""
         return _by_tensor(np.maximum, self.tops, self.rows, -np.inf)
 
     def first(self, n: int) -> Glimpse:
@@ -81,7 +91,15 @@ class Glimpse:
 
 
 def glimpse(values: Sequence[NDArray[Any]], channels: Collection[int] = ()) -> Glimpse:
-    """The glimpse of whole tensors, of any shape and type of number, seen as float32; channels: numbers of tensors."""
+    """Reduce the tensors of one sample to a `Glimpse`.
+
+    Args:
+        values: tensors of any shape and numeric type; they are observed as float32.
+        channels: numbers of the tensors whose `absmax` is wanted.
+
+    Returns:
+        The glimpse.
+    """
     seen = [np.asarray(x, dtype=np.float32) for x in values]
     sizes = np.asarray([x.size for x in seen], np.int64)
     tables = [x.reshape(*x.shape[: row_axes(x.ndim)], math.prod(x.shape[row_axes(x.ndim) :])) for x in seen]
@@ -97,12 +115,12 @@ def glimpse(values: Sequence[NDArray[Any]], channels: Collection[int] = ()) -> G
 
 
 def row_axes(rank: int) -> int:
-    """How many of a tensor's first axes number its rows."""
+    """Number of leading axes that index the rows of a tensor (see `Glimpse`)."""
     return min(2, max(rank - 1, 0))
 
 
 def _by_tensor(reduce: np.ufunc, values: Floats, rows: Ints, empty: float) -> Floats:
-    """The values of each tensor reduced to one."""
+    """Reduce the values of each tensor to one; `empty` for a tensor without any."""
     found = np.full(len(rows), empty, np.float32)
     filled = np.flatnonzero(rows)
     if filled.size:
@@ -111,12 +129,18 @@ def _by_tensor(reduce: np.ufunc, values: Floats, rows: Ints, empty: float) -> Fl
 
 
 def _ends(counts: Ints) -> list[int]:
-    """Where each of the parts begins that have these lengths, and where the last one ends."""
+    """Offsets at which parts of these lengths begin, and the offset at which the last one ends."""
     return [0, *np.cumsum(counts).tolist()]
 
 
 class Observers:
-    """Statistics of n tensors, fed one glimpse at a time; holds some 100 kB a tensor, and nothing of the samples."""
+    """Accumulates the statistics of n tensors, one glimpse at a time.
+
+    It keeps about 100 kB per tensor, whatever the number of samples, and no samples.
+
+    Args:
+        n: number of tensors.
+    """
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -126,17 +150,21 @@ class Observers:
         self._high = np.full(n, -np.inf)
         self._sums = [[0, 0] for _ in range(n)]
         self._absmax: dict[int, Floats] = {}
-        self._rows: Ints | None = None  # rows of each tensor in the first sample; 0 where others have not as many
+        self._rows: Ints | None = None  # rows of each tensor in the first sample; 0 where another sample differs
         self._row_lows, self._row_highs = np.zeros(0, np.float32), np.zeros(0, np.float32)
         self._width = np.full(n, MIN_WIDTH_LOG2)
-        self._first = np.zeros(n, np.int64)  # bin that the rows of counts begin with
+        self._first = np.zeros(n, np.int64)  # the bin that column 0 of _counts stands for
         self._counts = np.zeros((_KINDS, n, BINS), np.int64)
         self._zeros = np.zeros(n, np.int64)
         self._waiting: list[Glimpse] = []
         self._scaled, self._index = np.empty(0), np.empty(0, np.int64)
 
     def add(self, seen: Glimpse) -> None:
-        """Add a sample, whose values are finite."""
+        """Add a sample.
+
+        Args:
+            seen: the glimpse of its tensors, all of whose values are finite.
+        """
         lows, highs = seen.lows, seen.highs
         filled = np.flatnonzero(seen.sizes)
         self._count += seen.sizes
@@ -154,7 +182,7 @@ class Observers:
             self._count_waiting()
 
     def _add_rows(self, seen: Glimpse) -> None:
-        """Widen the extremes of every row, of the tensors that have as many rows in every sample."""
+        """Update the extremes of every row, for tensors with the same number of rows in every sample."""
         if self._rows is None:
             few = seen.rows <= _MOST_ROWS
             kept = np.repeat(few, seen.rows)
@@ -174,7 +202,7 @@ class Observers:
         np.maximum(self._row_highs, tops, out=self._row_highs)
 
     def _count_waiting(self) -> None:
-        """Put the values of the glimpses that wait into the histograms: one tensor of all of them at a time."""
+        """Count the values of the waiting glimpses into the histograms, tensor by tensor."""
         picked = [_ends(seen.picked) for seen in self._waiting]
         rows = [_ends(seen.rows) for seen in self._waiting]
         for i in np.flatnonzero(self._count).tolist():
@@ -191,9 +219,9 @@ class Observers:
         self._waiting.clear()
 
     def _bins(self, i: int, values: Floats) -> Ints:
-        """The bin that each value of tensor i falls into; the array is overwritten by the next call.
+        """The column of `_counts` that each value of tensor i falls into; the next call overwrites the array.
 
-        Arrays that are made anew for every call cost three times the arithmetic: the system clears their memory.
+        The arrays are reused because allocating them for every call costs three times as much as the arithmetic.
         """
         if values.size > self._index.size:
             self._scaled, self._index = np.empty(values.size), np.empty(values.size, np.int64)
@@ -205,12 +233,12 @@ class Observers:
         return index
 
     def _widen(self, i: int) -> None:
-        """Make the rows of tensor i hold its extremes at the smallest width that does."""
+        """Rebin the counts of tensor i to the smallest bin width that fits its extremes."""
         width, first, last = width_of(float(self._low[i]), float(self._high[i]))
         old_width, old_first = int(self._width[i]), int(self._first[i])
         if width == old_width and old_first <= first and last < old_first + BINS:
             return
-        first -= (BINS - (last - first + 1)) // 2  # room on both sides: the next samples need no new rows
+        first -= (BINS - (last - first + 1)) // 2  # room on both sides, so that later samples need no rebinning
         for counts in self._counts[:, i]:
             used = np.flatnonzero(counts)
             at = ((used + old_first) >> min(width - old_width, 62)) - first
@@ -218,7 +246,7 @@ class Observers:
         self._width[i], self._first[i] = width, first
 
     def stats(self) -> list[TensorStats]:
-        """Statistics of every tensor; count is 0 where no sample had an element."""
+        """Statistics of every tensor so far, in order; `count` is 0 where no sample had an element."""
         if self._waiting:
             self._count_waiting()
         ends = _ends(self._rows if self._rows is not None else np.zeros(self._n, np.int64))

@@ -1,9 +1,9 @@
-"""What calibration remembers of a tensor: extremes, per-sample extremes, and a histogram that merges exactly.
+"""Statistics of one tensor: extremes, means of per-sample extremes, and histograms that merge exactly.
 
-Bin widths are powers of two and bin edges are multiples of the width, so that bins of one width are unions of bins of
-any smaller width: floor(floor(x / a) / b) == floor(x / (a * b)). The width of a histogram is the smallest one that
-fits its values (see `_fits`), a property of the values alone. Hence one run, and any shards merged in any order, give
-the same bits.
+Bin widths are powers of two and bin edges are multiples of the width. A bin is therefore a union of bins of any smaller
+width: floor(floor(x / a) / b) == floor(x / (a * b)). The width of a histogram is the smallest one that fits its values
+(see `_fits`), so that it depends on the values alone. Hence one run, and any shards merged in any order, give the same
+bits.
 """
 
 import math
@@ -16,15 +16,20 @@ from numpy.typing import NDArray
 
 BINS = 2048
 MIN_WIDTH_LOG2 = -149  # the spacing of float32 subnormals
-_INDEX_BITS = 23  # bins finer than the float32 spacing of the largest value would tell nothing
+_INDEX_BITS = 23  # bins need not be finer than the float32 spacing at the largest value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Histogram:
-    """Counts of values; bin i covers [(first + i) * 2**width_log2, (first + i + 1) * 2**width_log2).
+    """Counts of values in bins whose width is a power of two.
 
-    At most BINS bins, int64; the outer ones are not empty. ``zeros`` of the counted values are exactly 0.0: they cost
-    nothing to quantize, however wide their bin is. Without any value: counts has length 0.
+    Bin i covers [(first + i) * 2**width_log2, (first + i + 1) * 2**width_log2).
+
+    Attributes:
+        width_log2: log2 of the bin width.
+        first: index of the first bin.
+        counts: values per bin, int64 [n], n <= BINS; the outer bins are not empty. n is 0 where there are no values.
+        zeros: how many of the values are exactly 0.0. They are quantized without error, however wide their bin is.
     """
 
     width_log2: int
@@ -40,7 +45,7 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """Width of a bin."""
+        """Width of a bin, in the units of the tensor."""
         return math.ldexp(1.0, self.width_log2)
 
     @property
@@ -54,15 +59,20 @@ EMPTY = Histogram(MIN_WIDTH_LOG2, 0, np.zeros(0, np.int64))
 
 @dataclass(frozen=True, slots=True)
 class TensorStats:
-    """Statistics of one tensor over a calibration run; some 100 kB at most, whatever the number of samples.
+    """Statistics of one tensor over a calibration run; about 100 kB at most, whatever the number of samples.
 
-    count: elements seen. samples: updates with at least one element. low, high: exact extremes over all elements.
-    sum_low, sum_high: sums of the per-sample extremes in units of 2**-149, integers because sums of floats would
-    depend on the order of the samples. histogram: of a subsample of each sample. bottoms, tops: histograms of the
-    least and the largest value of every row (see `Glimpse`): rare values, which a subsample misses. channel_absmax:
-    largest absolute value of each index of the last axis; empty where that was not asked for. row_lows, row_highs:
-    extremes of every row over the samples, which in a CNN with one picture a sample are those of every channel; empty
-    where samples have different numbers of rows.
+    Attributes:
+        count: elements observed.
+        samples: samples in which the tensor had at least one element.
+        low, high: exact extremes over all elements.
+        sum_low, sum_high: sums of the per-sample extremes, in units of 2**-149. They are integers, because a sum of
+            floats would depend on the order of the samples.
+        histogram: of a subsample of the values of each sample.
+        bottoms, tops: histograms of the minimum and the maximum of every row (see `Glimpse`). They show rare values,
+            which the subsample may miss.
+        channel_absmax: largest absolute value at each index of the last axis; empty where it was not asked for.
+        row_lows, row_highs: extremes of every row over the samples; empty where samples differ in the number of rows.
+            In a CNN with one picture per sample, a row is a channel.
     """
 
     count: int
@@ -80,12 +90,12 @@ class TensorStats:
 
     @property
     def mean_low(self) -> float:
-        """Mean over samples of the least value."""
+        """Mean over samples of the per-sample minimum."""
         return _from_units(self.sum_low, self.samples)
 
     @property
     def mean_high(self) -> float:
-        """Mean over samples of the largest value."""
+        """Mean over samples of the per-sample maximum."""
         return _from_units(self.sum_high, self.samples)
 
 
@@ -93,7 +103,7 @@ NO_STATS = TensorStats(0, 0, math.inf, -math.inf, 0, 0, EMPTY, EMPTY, EMPTY)
 
 
 def merge(a: TensorStats, b: TensorStats) -> TensorStats:
-    """Stats of both sets of samples: associative, commutative and exact to the bit; NO_STATS is neutral."""
+    """Statistics over the samples of both: exact to the bit, associative and commutative; NO_STATS is neutral."""
     if not a.count or not b.count:
         return a if a.count else b
     low, high = min(a.low, b.low), max(a.high, b.high)
@@ -115,19 +125,19 @@ def merge(a: TensorStats, b: TensorStats) -> TensorStats:
 
 
 def _widest(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
-    """Channel by channel the larger; a set of samples without channels adds nothing."""
+    """The larger value of each channel; where only one side has channels, that side."""
     return tuple(map(max, a, b)) if a and b else a or b
 
 
 def _each(
     choose: Callable[[float, float], float], a: tuple[float, ...], b: tuple[float, ...]
 ) -> tuple[float, ...]:
-    """Row by row one of both; none where the samples have different numbers of rows."""
+    """One of the two values of each row, as `choose` says; empty where the numbers of rows differ."""
     return tuple(map(choose, a, b)) if len(a) == len(b) else ()
 
 
 def _merge_histograms(a: Histogram, b: Histogram, width_log2: int) -> Histogram:
-    """Histogram of both sets of values at a width that fits them and is not smaller than their own."""
+    """Histogram of the values of both, at a bin width that is not smaller than either's own."""
     spans = [_span(h, width_log2) for h in (a, b)]
     first, last = min(s[0] for s in spans), max(s[1] for s in spans)
     counts = np.zeros(last - first + 1, np.int64)
@@ -138,9 +148,9 @@ def _merge_histograms(a: Histogram, b: Histogram, width_log2: int) -> Histogram:
 
 
 def width_of(low: float, high: float) -> tuple[int, int, int]:
-    """(log2 of the smallest bin width that fits values in low..high, first bin, last bin)."""
+    """The smallest bin width that fits the values low..high: (log2 of it, first bin, last bin)."""
     absmax, spread = max(-low, high), high - low
-    # Lower bounds of the width from both conditions of _fits, then a step or two up to the exact one.
+    # Start from lower bounds that follow from both conditions of _fits; the exact width is a step or two above.
     width_log2 = MIN_WIDTH_LOG2
     if absmax > 0.0:
         width_log2 = max(width_log2, math.frexp(absmax)[1] - _INDEX_BITS - 1)
@@ -158,7 +168,10 @@ def to_units(value: float) -> int:
 
 
 def to_arrays(stats: Mapping[str, TensorStats]) -> dict[str, NDArray[Any]]:
-    """Arrays for one np.savez of many tensors, without pickle: a few flat arrays, whatever the tensor names are."""
+    """The statistics of many tensors as a few flat arrays, for np.savez without pickle.
+
+    The names of tensors are stored as values, not as keys, so that any name works.
+    """
     items = list(stats.values())
     histograms = [h for s in items for h in (s.histogram, s.bottoms, s.tops)]
     return {
@@ -180,7 +193,7 @@ def to_arrays(stats: Mapping[str, TensorStats]) -> dict[str, NDArray[Any]]:
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, TensorStats]:
-    """Inverse of to_arrays, exact; takes the mapping that np.load gives. Raises ValueError where they do not fit."""
+    """Inverse of `to_arrays`, exact. Raises ValueError where the arrays do not fit each other."""
     integers, extremes, sums, counts = (arrays[key] for key in ("integers", "extremes", "sums", "counts"))
     shapes, rows = arrays["histograms"], arrays["rows"]
     names, channels = arrays["names"].tolist(), arrays["channels"].tolist()
@@ -214,7 +227,7 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, TensorStats]:
 
 
 def _fits(first: int, last: int) -> bool:
-    """Tell whether bins first..last are few enough, and no finer than float32 spacing at the largest value."""
+    """Whether bins first..last are at most BINS, and no finer than the float32 spacing at the largest value."""
     return last - first < BINS and first >= -(1 << _INDEX_BITS) and last < 1 << _INDEX_BITS
 
 
@@ -224,19 +237,24 @@ def _index(value: float, width_log2: int) -> int:
 
 
 def _span(h: Histogram, width_log2: int) -> tuple[int, int]:
-    """(first, last) bin of h at a width that is not smaller than its own."""
+    """First and last bin of a histogram, once it is rebinned to a width that is not smaller than its own."""
     shift = width_log2 - h.width_log2
     return h.first >> shift, (h.first + len(h.counts) - 1) >> shift
 
 
 def _from_units(total: int, samples: int) -> float:
-    """Mean of values summed in units of 2**-149."""
+    """Mean over samples of a sum in units of 2**-149; 0 without samples."""
     return total / (samples << -MIN_WIDTH_LOG2) if samples else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Extremes of a tensor over some samples, and its most elements in one; infinite where any value was not finite."""
+    """Extremes of a tensor over some samples.
+
+    Attributes:
+        low, high: the extremes; infinite where a value was not finite.
+        size: most elements that the tensor had in one sample.
+    """
 
     low: float
     high: float

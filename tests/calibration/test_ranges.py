@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from observing import observe
 
-from onnxshot.calibration.range_methods import METHODS, Range, choose_range, distribution, expected_error, range_sqnr_db
+from onnxshot.calibration.range_error import distribution
+from onnxshot.calibration.range_methods import METHODS, Range, choose_range, expected_error, range_sqnr_db
 from onnxshot.calibration.stats import NO_STATS
 from onnxshot.maths.affine import (
     FLOAT8E4M3FN,
