@@ -24,6 +24,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import Plan
+from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.prepare import prepare
 from onnxshot.runtimes.ort_runtime import Runner
@@ -54,7 +55,7 @@ def _ready(job: Job) -> tuple[Model, Plan]:
 def precision(job: Job, methods: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Of the whole model, and of each tensor's range where both are held against every value."""
     from onnxshot.rewriting.apply_plan import apply_plan
-    from onnxshot.stages.run import Run
+    from onnxshot.stages.prepare_model import prepare_model
 
     model, plan = _ready(job)
     names = list(plan.observe)
@@ -73,10 +74,11 @@ def precision(job: Job, methods: Sequence[str]) -> Iterator[tuple[str, ...]]:
         for method in methods:
             sqnr = {}
             for kind, stats in kinds.items():
-                run = Run(str(job.model), Recipe(method=method), ALL)
-                run.plan = make_plan(run.model, run.target, run.recipe, dict(zip(names, stats, strict=True)))
-                apply_plan(run.model, run.plan, run.recipe)
-                found = compare(job.model, run.model.to_proto().SerializeToString(), data.subset(held_out))
+                prepared = prepare_model(str(job.model), Recipe(method=method), ALL)
+                candidate = prepared.model
+                scaled = prepared.plan(evidence=Evidence(dict(zip(names, stats, strict=True))))
+                apply_plan(candidate, scaled, prepared.recipe)
+                found = compare(job.model, candidate.to_proto().SerializeToString(), data.subset(held_out))
                 sqnr[kind] = found.sqnr_db or float("nan")
             scheme = target_named("ort").activation
             losses = [_loss(a, b, method, scheme) for a, b in zip(*kinds.values(), strict=True) if a.count]

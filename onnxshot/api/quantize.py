@@ -1,8 +1,7 @@
-"""The stages of a run, in order: load, normalize, plan, calibrate, plan, rewrite, write, prove, publish."""
+"""`quantize`: prepare the float model, open samples, make the quantized model, write it, prove it, publish it."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +14,7 @@ from onnx import ModelProto
 from onnxshot.arguments import checked
 from onnxshot.calibration.preset import Preset
 from onnxshot.delivery import artifacts
+from onnxshot.delivery.artifacts import Judged
 from onnxshot.delivery.input_files import of_run
 from onnxshot.delivery.output_files import is_external, of_options, of_result
 from onnxshot.delivery.record import source_of
@@ -27,7 +27,11 @@ from onnxshot.results.quantized import Result
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings
-from onnxshot.stages.run import Run
+from onnxshot.stages.make_quantized import make_quantized
+from onnxshot.stages.not_larger import not_larger
+from onnxshot.stages.open_samples import open_samples
+from onnxshot.stages.prepare_model import prepare_model
+from onnxshot.stages.prove import prove_quantized
 from onnxshot.targets import target_named
 from onnxshot.targets.ort import ORT
 
@@ -70,6 +74,7 @@ def quantize(
     Raises:
         ModelError, CalibrationError, UsageError, TargetError: each says what was found and what to do.
     """
+    started = time.perf_counter()
     settings = settings or Settings()
     place = Path(output) if output is not None else None
     if recipe is None and "target" not in options:
@@ -81,27 +86,31 @@ def quantize(
         raise UsageError(f"there is no output to emit {', '.join(emit)} to", "give one; artifacts take its stem")
     if formats != (artifacts.ONNX,) and recipe.quantizes:
         recipe = replace(recipe, portable_ops=True)  # no other runtime reads ONNX Runtime's own operators
-    run = Run(model, recipe, settings, stats)
-    files = settings.files.reading(*of_run(run.model, calib, preset, stats=stats))
+    prepared = prepare_model(model, recipe, settings)
+    files = settings.files.reading(*of_run(prepared.model, calib, preset, stats=stats))
     if place is not None:
-        written = of_result(place, formats, external=is_external(run.model))
+        written = of_result(place, formats, external=is_external(prepared.model))
         files = files.writing(*written, *of_options(emit_options))
         place = artifacts.place_of(place, artifacts.ONNX)
     files.check()
 
-    with run.open(calib, preset) or contextlib.nullcontext() as data:
-        inputs = {t.name: run.frozen.dims(t.name, run.model.shape(t)) for t in run.model.graph.inputs}
-        how = artifacts.sized(emit_options or EmitOptions(threads=settings.threads), formats, inputs, data)
+    with open_samples(prepared, calib, preset, stats) as samples:
+        loaded, fixed = prepared.model, prepared.fixed_shapes
+        inputs = {tensor.name: fixed.dims(tensor.name, loaded.shape(tensor)) for tensor in loaded.graph.inputs}
+        how = artifacts.sized(emit_options or EmitOptions(threads=settings.threads), formats, inputs, samples.data)
+        made = not_larger(make_quantized(prepared, samples))
+        judged: Judged | None = None
+
+        def prove(written: Draft) -> None:
+            nonlocal judged
+            judged = prove_quantized(made, written, target_emitted=target.name in formats)
 
         def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
-            return artifacts.artifacts(written, formats, place or written, how, run.judged, settings)
+            return artifacts.artifacts(written, formats, place or written, how, judged, settings)
 
-        run.rewrite(data)
-        run = run.not_larger(data)
         deliver(
-            run.model, place, target.name, run.report,
-            lambda written: run.prove(written, data, target.name in formats), others,
-            keep=artifacts.ONNX in formats, source=source_of(calib, preset, data),
+            made.model, place, target.name, made.report, prove, others, keep=artifacts.ONNX in formats,
+            source=source_of(calib, preset, samples.data),
         )  # fmt: skip
-    run.report.seconds = time.perf_counter() - run.started
-    return Result(run.model, run.plan, run.report, run.gathered.statistics if run.gathered is not None else None)
+    made.report.seconds = time.perf_counter() - started
+    return Result(made.model, made.plan, made.report, made.gathered.statistics if made.gathered is not None else None)

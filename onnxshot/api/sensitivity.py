@@ -13,6 +13,7 @@ from onnx import ModelProto
 from onnxshot.arguments import checked
 from onnxshot.calibration.preset import Preset
 from onnxshot.delivery.input_files import of_model_file, of_run
+from onnxshot.delivery.write_results import source_name
 from onnxshot.maths.quant_scheme import PerTensor
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
@@ -124,7 +125,7 @@ def sensitivity(
         left: list[float | None] = [None] * len(bench.units)
         if gains:
             left = _column(bench, "float", (bench.plan_of(bench.without([u.pattern])) for u in bench.units))
-        report, samples, taken = bench.run.report, len(bench.samples), bench.latencies()
+        samples, taken = len(bench.samples), bench.latencies()
     rows = [
         NodeSensitivity(
             unit.planned.node, unit.planned.op, unit.how, unit.pattern, fine, rough,
@@ -133,9 +134,9 @@ def sensitivity(
         for unit, fine, rough, without in zip(bench.units, alone, coarse, left, strict=True)
     ]  # fmt: skip
     rows.sort(key=lambda row: float("inf") if row.per_channel_db is None else row.per_channel_db)
-    notes = (*report.notes, *bench.plan.notes, *bench.run.model.notes)
+    notes = (*bench.notes, *bench.plan.notes, *bench.prepared.model.notes)
     seconds = time.perf_counter() - started
-    return Sensitivity(report.input, recipe.to_dict(), full, samples, tuple(rows), seconds, notes)
+    return Sensitivity(source_name(model), recipe.to_dict(), full, samples, tuple(rows), seconds, notes)
 
 
 def _per_tensor(bench: Workbench, unit: Unit) -> Plan | None:
@@ -151,7 +152,7 @@ def _per_tensor(bench: Workbench, unit: Unit) -> Plan | None:
 def _column(bench: Workbench, what: str, plans: Iterable[Plan | None]) -> list[float | None]:
     """SQNR in dB of each plan; None where there is none."""
     there: list[bool] = []
-    progress = bench.run.settings.progress
+    progress = bench.prepared.settings.progress
 
     def drawn() -> Iterator[Plan]:
         for plan in plans:

@@ -98,10 +98,9 @@ def tune(
         workbench(model, calib, stats=stats, preset=preset, recipe=recipe, settings=settings) as bench,
         scratch() as folder,
     ):
-        assert bench.run.reference is not None
-        reference = bench.run.reference.at(folder / "float.onnx")
+        reference = bench.reference.at(folder / "float.onnx")
         # Candidates are not frozen, but measured at the sizes that the written file will have.
-        judge = Judge(goal, reference, batched(bench.held_out, bench.run.frozen.inputs), settings)
+        judge = Judge(goal, reference, batched(bench.held_out, bench.prepared.fixed_shapes.inputs), settings)
         quiet = replace(settings, verify=False, progress=None)
 
         def remake(recipe: Recipe) -> Model:
@@ -375,7 +374,7 @@ class _Search:
             raise _OutOfTime
 
     def _show(self, what: str, done: int, total: int | None = None) -> None:
-        progress = self.bench.run.settings.progress
+        progress = self.bench.prepared.settings.progress
         if progress is not None:
             progress(what, done, total if total is not None else max(done, len(self.bench.units)))
 

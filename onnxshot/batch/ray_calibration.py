@@ -17,7 +17,8 @@ from onnxshot.execution.observed_tensors import calibration_pass
 from onnxshot.execution.sharding import Shard, ShardedPass, ShardResult, run_shard
 from onnxshot.execution.statistics_source import HOLDOUT
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.stages.run import Run
+from onnxshot.stages.open_samples import open_samples
+from onnxshot.stages.prepare_model import Prepared, prepare_model
 
 _NO_MATTER = (  # to what a pass looks at
     "target", "format", "per_channel", "effort", "method", "grid", "equalize", "smooth", "clip", "weight_method",
@@ -131,25 +132,26 @@ def calibrated_part(
     No share where nothing is to be observed.
     """
     cell, *others = map(Cell.from_dict, cells)
-    run, settings, mine = _run(cell), settings_of(cell, _HOW), Shard(**share)
-    plan, data = run.planned(), run.open(cell.entry.calib, cell.entry.preset)
+    prepared, settings, mine = _prepared(cell), settings_of(cell, _HOW), Shard(**share)
+    plan, data = prepared.plan(), open_samples(prepared, cell.entry.calib, cell.entry.preset).data
     if not plan.observe or data is None:
         return None, {}
     with data:
         chosen = data.subset(split(len(data), HOLDOUT)[0])
-        part = run_shard(calibration_pass(run.model, plan, run.recipe, chosen, settings), mine, run.recipe, settings)
+        watch = calibration_pass(prepared.model, plan, prepared.recipe, chosen, settings)
+        part = run_shard(watch, mine, prepared.recipe, settings)
         if part.head is None:
             return part, {}
         keys = {cell.place: part.head.key}
         for other in others:
             with contextlib.suppress(OnnxshotError):  # the cell tells it
-                made = _run(other)
-                watch = calibration_pass(made.model, made.planned(), made.recipe, chosen, settings)
-                keys[other.place] = watch.key(part.head.digests, made.recipe, settings.device)
+                one = _prepared(other)
+                watch = calibration_pass(one.model, one.plan(), one.recipe, chosen, settings)
+                keys[other.place] = watch.key(part.head.digests, one.recipe, settings.device)
         return part, keys
 
 
-def _run(cell: Cell) -> Run:
+def _prepared(cell: Cell) -> Prepared:
     (recipe,) = cell.stages.stages
     assert isinstance(recipe, Recipe)
-    return Run(cell.entry.model, recipe, settings_of(cell, _HOW))
+    return prepare_model(cell.entry.model, recipe, settings_of(cell, _HOW))

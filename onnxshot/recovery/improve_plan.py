@@ -31,7 +31,7 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery import plan_candidates as effort
 from onnxshot.recovery.range_search import refined
 from onnxshot.recovery.smoothquant_strength import smoothed, strengths
-from onnxshot.report.report import Report
+from onnxshot.report.timings import Timed
 from onnxshot.rewriting.apply_plan import apply_plan
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
@@ -71,7 +71,8 @@ class Improver:
     trained: Trained
     data: Dataset
     gathered: RunStatistics
-    report: Report
+    timed: Timed
+    inferences: int = field(init=False, default=0)
     _learned_from: list[Sample] = field(init=False, default_factory=list)
 
     def best(self, plan: Plan, evidence: Evidence) -> effort.Candidate:
@@ -94,23 +95,15 @@ class Improver:
             candidates.append(replace(first, plan=plain, clips=False, lead=_CLIPPING_GAIN_DB))
         best, found = first, None
         if len(candidates) > 1:
-            with self.report.timed("try"):
+            with self.timed("try"):
                 best, found = self._choose(candidates, self._batches(self.gathered.calibrated))
         best = replace(best, equalized=best.model is not given.model)
         if self.recipe.effort != "fast" and self.recipe.smooth is not False and not self.trained:
             best = self._smoothed(best)
         best = self._gridded(best, math.inf if found is None else found.typical_db)
-        if not best.clips:
-            self.report.notes.append("no range is clipped: on calibration samples the outputs were better so")
         if self.recipe.effort == "best" and best.plan.params:
-            with self.report.timed("refine"):
+            with self.timed("refine"):
                 best = self._refined(best)
-        if best.gridded:
-            self.report.notes.append("inputs were put on the grid of their samples: quantizing them costs nothing")
-        if best.equalized:
-            self.report.notes.append("channels were equalized")
-        if best.smoothed:
-            self.report.notes.append("outliers were moved into the weights of products, as far as each gains by it")
         return best
 
     def repair(self, teacher: ModelProto, model: Model, plan: Plan) -> str:
@@ -147,11 +140,8 @@ class Improver:
             given.model, given.plan, given.evidence, recipe.range_method, learn[:count], threads=self.settings.threads,
             progress=self.settings.progress,
         )  # fmt: skip
-        other = replace(given, plan=self._planned(given.model, recipe, evidence), evidence=evidence)
-        best, _ = self._choose([given, other], checks)
-        if best is other:
-            self.report.notes.append("ranges of the loudest tensors were then chosen by what they do to the outputs")
-        return best
+        other = replace(given, plan=self._planned(given.model, recipe, evidence), evidence=evidence, refined=True)
+        return self._choose([given, other], checks)[0]
 
     def _learning(self) -> tuple[list[Sample], Iterator[list[Sample]]]:
         """Samples to learn from, and batches of others to see whether it helped; none that judges the result."""
@@ -172,7 +162,7 @@ class Improver:
         names = [name for name in given.plan.tensors if reader_of(given.model, name) is not None]
         if not wanted or not names or not self.target.input_grids:
             return given
-        with self.report.timed("grid"):
+        with self.timed("grid"):
             samples = self._read(_evenly(self.gathered.calibrated)[:_GRID_ON])
             if not self.recipe.grid:
                 inputs_db = {
@@ -198,7 +188,7 @@ class Improver:
 
     def _equalized(self, given: effort.Candidate) -> effort.Candidate | None:
         """The model with equalized channels, calibrated anew; None where there is nothing to gain."""
-        with self.report.timed("equalize"):
+        with self.timed("equalize"):
             # Without what this run leaves out: channels do not depend on it, so that statistics can be reused.
             whole = make_plan(given.model, self.target, Recipe(target=self.recipe.target), given.evidence)
             found = effort.equalized(given.model, whole, given.evidence.stats)
@@ -216,7 +206,7 @@ class Improver:
         whole = make_plan(given.model, self.target, replace(self.recipe, exclude=()))
         if not readers_of(given.model, whole, STATIC) and not given.plan.smoothing:
             return given
-        with self.report.timed("smooth"):
+        with self.timed("smooth"):
             samples = self._read(_evenly(calibrated)[:_SMOOTHED_FROM])
             found = strengths(given.model, whole, given.plan, given.evidence, samples, self.settings)
             made = smoothed(given.model, whole, given.plan, given.evidence.stats, samples, self.settings)
@@ -245,7 +235,7 @@ class Improver:
         plan = make_plan(model, self.target, self.recipe)
         calibrated = self.data.subset(self.gathered.calibrated)
         found = from_data(model, plan, self.recipe, calibrated, self.settings, 0.0, settle=False, known=known)
-        self.report.samples["inferences"] += found.inferences
+        self.inferences += found.inferences
         return {**known, **found.statistics.tensors}
 
     def _batches(self, numbers: Sequence[int]) -> Iterator[list[Sample]]:

@@ -43,6 +43,20 @@ class Candidate:
     gridded: bool = False
     equalized: bool = False
     smoothed: bool = False
+    refined: bool = False
+
+    def notes(self) -> Iterator[str]:
+        """Say in words what was done to the model and its ranges."""
+        if not self.clips:
+            yield "no range is clipped: on calibration samples the outputs were better so"
+        if self.refined:
+            yield "ranges of the loudest tensors were then chosen by what they do to the outputs"
+        if self.gridded:
+            yield "inputs were put on the grid of their samples: quantizing them costs nothing"
+        if self.equalized:
+            yield "channels were equalized"
+        if self.smoothed:
+            yield "outliers were moved into the weights of products, as far as each gains by it"
 
 
 def equalized(

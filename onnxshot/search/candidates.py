@@ -24,13 +24,17 @@ from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.node_recipe import NodeRecipes
 from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
-from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.apply_plan import apply_plan, finish
 from onnxshot.runtimes.ort_kernel_times import kernel_times
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
-from onnxshot.stages.run import Run
+from onnxshot.stages.check_normalized import check_normalized
+from onnxshot.stages.improve_plan import FinalPlan, improve_plan
+from onnxshot.stages.observe import observe
+from onnxshot.stages.open_samples import open_samples
+from onnxshot.stages.prepare_model import Prepared, prepare_model
+from onnxshot.verification.reference import Reference
 
 TRIED = 8
 """Calibration samples that candidates are tried on, evenly spaced over those that were calibrated on."""
@@ -70,28 +74,40 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Workbench:
-    """One model, its samples and its statistics.
+    """A prepared model with its samples and statistics, on which other recipes are built and measured.
 
     Attributes:
-        recipe: as it was asked for, with what was tried and found to suit the outputs.
-        plan: all that this recipe quantizes.
-        units: the quantized nodes, and those with a weight stored in 8 bits, that can be put back to float one by one,
-            in graph order.
-        samples: calibration samples to try candidates on.
-        held_out: samples that calibration did not see, where it saw any.
+        prepared: the float model that all plans are for; what was asked for.
+        reference: the given model, which outputs are compared with.
+        final: the plan of everything that the recipe quantizes, and what it was made from.
+        units: the nodes that can be put back to float one by one, in graph order: quantized nodes, and those with a
+            weight that is stored in 8 bits.
+        samples: calibration samples that candidates are measured on.
+        held_out: samples that calibration did not see; all samples where it saw none.
+        notes: what a user should know.
     """
 
-    run: Run
-    recipe: Recipe
-    plan: Plan
-    evidence: Evidence | None
+    prepared: Prepared
+    reference: Reference
+    final: FinalPlan
     units: tuple[Unit, ...]
     samples: tuple[Sample, ...]
     held_out: Dataset
+    notes: tuple[str, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """Everything that `recipe` quantizes."""
+        return self.final.plan
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that was asked for, with what the trials found."""
+        return self.final.decided
 
     def plan_of(self, recipe: Recipe) -> Plan:
         """The plan of another recipe for the same model, with scales."""
-        return self.run.planned(recipe, self.evidence)
+        return self.prepared.plan(recipe, self.final.evidence)
 
     def without(self, patterns: Iterable[str]) -> Recipe:
         """The recipe that also leaves these in float."""
@@ -111,12 +127,10 @@ class Workbench:
 
     def sqnrs(self, plans: Iterable[Plan]) -> Iterator[float]:
         """SQNR in dB of the outputs over `samples`, plan by plan."""
-        base = self.run.model.to_proto()
+        base = self.prepared.model.to_proto()
         made = (bytes(self._rewritten(base, plan).to_proto().SerializeToString()) for plan in plans)
-        assert self.run.reference is not None
-        found = candidate_race.measure_candidates(
-            self.run.reference.model, made, self.samples, threads=self.run.settings.threads
-        )
+        threads = self.prepared.settings.threads
+        found = candidate_race.measure_candidates(self.reference.model, made, self.samples, threads=threads)
         return (one.total.db for one in found)
 
     def latencies(self) -> dict[str, tuple[float, float]]:
@@ -124,26 +138,26 @@ class Workbench:
 
         A unit that the runtime made part of another's kernel has 0.
         """
-        base = self.run.model.to_proto()
+        base = self.prepared.model.to_proto()
         made = self._rewritten(base, self.plan)
-        finish(made, self.run.target, self.recipe)
+        finish(made, self.prepared.target, self.recipe)
         protos = [base, made.to_proto()]
         parts, feeds = {u.planned.node: u.made for u in self.units}, [sample.feed for sample in self.samples]
-        before, after = kernel_times(protos, parts, feeds, threads=self.run.settings.threads)
+        before, after = kernel_times(protos, parts, feeds, threads=self.prepared.settings.threads)
         return {u.pattern: (before[u.planned.node], after[u.planned.node]) for u in self.units}
 
     def build(self, recipe: Recipe) -> Model:
         """The model that the recipe makes."""
-        base, plan = self.run.model.to_proto(), self.plan_of(recipe)
+        base, plan = self.prepared.model.to_proto(), self.plan_of(recipe)
         made = self._rewritten(base, plan)
-        self.run.repair(base, made, plan)
-        finish(made, self.run.target, recipe)
-        stamp(made, self.run.record(recipe, plan))
+        self.final.repair(base, made, plan)
+        finish(made, self.prepared.target, recipe)
+        stamp(made, self.prepared.record(recipe, plan, sampled=True))
         return made
 
     def _rewritten(self, base: ModelProto, plan: Plan) -> Model:
         made = load_model(base)
-        apply_plan(made, plan, self.run.recipe)
+        apply_plan(made, plan, self.prepared.recipe)
         return made
 
 
@@ -165,28 +179,26 @@ def workbench(
         raise UsageError("there is no data to measure on", "give --calib DATA")
     if recipe.precision != "int8":
         raise UsageError(f"precision is {recipe.precision!r}", "goals and sensitivity are about int8: leave it out")
-    run = Run(model, recipe, settings, stats)
-    data = run.open(calib, preset)
-    assert data is not None
-    with data:
-        run.refer(data)
-        if run.reference is None:
+    prepared = prepare_model(model, recipe, settings)
+    with open_samples(prepared, calib, preset, stats) as given:
+        data = given.data
+        assert data is not None
+        reference = check_normalized(prepared, data)
+        if reference is None:
             raise UsageError("the model is too large to measure in memory", "give the path of its file")
-        run.plan = run.planned()
-        refuse_not_finite(run.model, run.plan)
-        evidence = Evidence({}) if run.trained else None
+        plan = prepared.plan()
+        refuse_not_finite(prepared.model, plan)
+        gathered = observe(prepared, plan, given)
+        final = improve_plan(prepared, plan, gathered, given, reference)
         calibrated, held_out = split(len(data))[0], list(range(len(data)))
-        if run.plan.observe:
-            evidence = run.improve_plan(run.statistics(data), data)
-            assert run.gathered is not None
-            calibrated, held_out = run.gathered.calibrated, run.gathered.held_out or held_out
-            recipe = run.decided
-        elif run.trained:
-            run.plan = run.planned(evidence=evidence)
+        if gathered is not None:
+            calibrated, held_out = gathered.calibrated, gathered.held_out or held_out
         tried = calibrated[:: max(1, len(calibrated) // TRIED)][:TRIED]
         samples = tuple(in_order(data.__getitem__, tried, settings.threads))
-        units = _units(run.model, run.plan, recipe, samples[0])
-        yield Workbench(run, recipe, run.plan, evidence, units, samples, data.subset(held_out))
+        units = _units(final.prepared.model, final.plan, final.decided, samples[0])
+        notes = [*prepared.notes, *given.notes, reference.note, *(gathered.notes if gathered else ()), *final.notes]
+        told = tuple(note for note in notes if note)
+        yield Workbench(final.prepared, reference, final, units, samples, data.subset(held_out), told)
 
 
 def _units(model: Model, plan: Plan, recipe: Recipe, sample: Sample) -> tuple[Unit, ...]:

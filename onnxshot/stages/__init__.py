@@ -1,1 +1,7 @@
-"""The stages of a quantization."""
+"""The stages of a quantization: each is a function from values to a value.
+
+The float model:   prepare_model -> Prepared, open_samples -> Samples, check_normalized -> Reference, settle_lstms
+The plan:          observe -> RunStatistics (statistics), improve_plan -> FinalPlan
+The int8 model:    rewrite_model -> Rewritten, make_quantized -> Quantized (all stages up to here, with a report)
+The proof:         not_larger, prove_quantized, measured_alternatives
+"""

@@ -1,17 +1,19 @@
-"""What else is tried where a result falls short: options that may help are measured, so that advice can name them.
+"""Options that may help where a result falls short: they are measured, so that the report can advise them.
 
-Below the floor of accuracy, the few nodes whose return to float brings most; where recurrent layers stay float, where
-it is larger, or where its graph is faster in float, weights alone; where it is slower, products in int8 without
-calibration. Each is judged by the rules that the result is judged by. One that quantizes nothing, or makes
-a file larger than the input, is left out. Trials are bounded in number and in time, change nothing that is written, and
-stand under `tried`.
+- Accuracy below the floor: put the few nodes back to float that help most.
+- Recurrent layers in float, a file larger than the input, or a graph that is faster in float: quantize weights alone.
+- A result that is slower than the input: quantize products dynamically, without calibration.
+
+Every option is judged by the same rules as the result. One that quantizes nothing, or makes a file larger than the
+input, is left out. Trials are bounded in number and in time, and change nothing that is written. The rows are
+`Report.tried`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -23,17 +25,15 @@ from onnxshot.delivery.artifacts import Judged
 from onnxshot.errors import OnnxshotError
 from onnxshot.execution import candidate_race
 from onnxshot.files.atomic_write import scratch
-from onnxshot.graph import Constant, Model, weights
-from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
+from onnxshot.graph import Constant, weights
 from onnxshot.graph.load import load_model
 from onnxshot.graph.ops import op_of
 from onnxshot.graph.save import write
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.name_patterns import exact_patterns
-from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Plan
+from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import PRODUCTS
-from onnxshot.planning.trained_scales import Trained
 from onnxshot.recipes.command_line import options_of
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery.float_fallback import Units, helpful
@@ -45,126 +45,133 @@ from onnxshot.rewriting.apply_plan import apply_plan
 from onnxshot.runtimes.ort_bench import NOISE, bench
 from onnxshot.runtimes.ort_executed import executed
 from onnxshot.runtimes.ort_runtime import stored_bytes
-from onnxshot.settings import Settings
-from onnxshot.targets.base import Target
+from onnxshot.stages.make_quantized import Quantized, make_quantized
+from onnxshot.stages.open_samples import Samples
+from onnxshot.stages.prepare_model import Prepared, prepare_model
 from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 _HARDLY_FASTER = 1.2  # times as fast as the input
-_SHARE = 0.25  # of the weights of the result: recurrent layers below this are not what makes it large
+_SHARE = 0.25  # of the result's weight bytes: float recurrent layers below it are not what makes the file large
 _TRIED_ON = 4  # samples
-_HALF_DB = 6.0
-_NAMED = 6  # nodes: a longer list is a search's business
-_SECONDS = 30.0  # after which no trial is begun
-_TO_MEASURE = 8.0  # of them, that looking for nodes leaves to measure what it finds
-_SHORTEST_MS = 0.1  # of a run whose kernels are compared: starting them is most of a shorter one
+_HALF_DB = 6.0  # half of the error, as an amplitude
+_NAMED = 6  # nodes that advice names at most; `onnxshot tune` is for longer lists
+_SECONDS = 30.0  # after this no trial begins
+_TO_MEASURE = 8.0  # seconds of those that the search for nodes leaves for measuring what it finds
+_SHORTEST_MS = 0.1  # shorter runs are mostly overhead and are not compared
 _FUSED = ("Relu", "Clip")
 
 
 class _OutOfTime(Exception):
-    """Looking for nodes takes too long; raised between two trials."""
+    """The search for nodes takes too long. Raised between two trials."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shortfall:
-    """A result that was measured, and what other results can be made of.
+class Alternatives:
+    """What other recipes make of the same model.
 
     Attributes:
-        model: the quantized one.
-        float_model: that the plan was made for.
-        recipe: as it was asked for; `decided`: with what was found to suit the outputs.
-        make: the model of another recipe, with a report of what was done; raises what `quantize` raises.
-        judged: the model that was given, and the samples that the result was held against it on.
-        written_bytes: size of the result.
-        frozen: sizes that inputs were fixed at, as was asked for.
+        made: the result, with the figures of its proof in its report.
+        judged: the given model and the samples that the result was compared on.
+        written_bytes: size of the result's file.
     """
 
-    report: Report
-    float_model: ModelProto
-    model: Model
-    plan: Plan
-    recipe: Recipe
-    decided: Recipe
-    target: Target
-    settings: Settings
-    evidence: Evidence
-    trained: Trained
+    made: Quantized
     judged: Judged
-    make: Callable[[Recipe], tuple[Model, Report]]
     written_bytes: int
-    frozen: Frozen = AS_THEY_ARE
     _deadline: float = field(init=False, default_factory=lambda: time.perf_counter() + _SECONDS)
 
-    def tried(self, data: Dataset) -> list[dict[str, Any]]:
-        """Rows of what was measured; empty where nothing falls short, or there is nothing to try."""
-        report, size = self.report, self.model.weight_bytes()
-        too_large = size > candidate_race.MAX_BYTES
-        if self.recipe.precision != "int8" or data.random or not self.target.runs_here or too_large:
+    def tried(self) -> list[dict[str, Any]]:
+        """Measure the options that may help, and return a row for each; empty where nothing falls short."""
+        made, data, report = self.made, self.made.samples.data, self.made.report
+        too_large = made.model.weight_bytes() > candidate_race.MAX_BYTES
+        if self._recipe.precision != "int8" or data is None or data.random or too_large:
+            return []
+        if not made.prepared.target.runs_here:
             return []
         rows = []
-        found = (*self._recurrent(), *self._quicker(), *self._unhurried(), *self._smaller())
+        found = (*self._recurrent(), *self._quicker(), *self._faster_in_float(), *self._smaller())
         options = {options_of(recipe): recipe for recipe in found}
         for recipe in options.values():
             if time.perf_counter() < self._deadline:
                 rows += list(self._measured(recipe))
-        if is_inaccurate(asdict(report)) and report.sqnr_db is not None:  # without float outputs nothing steers it
+        if is_inaccurate(asdict(report)) and report.sqnr_db is not None:  # the search needs float outputs
             with contextlib.suppress(OnnxshotError, _OutOfTime):
                 rows += self._floats(data)
         return rows
 
+    @property
+    def _prepared(self) -> Prepared:
+        return self.made.prepared
+
+    @property
+    def _recipe(self) -> Recipe:
+        return self.made.prepared.recipe
+
+    @property
+    def _threads(self) -> int:
+        return self.made.prepared.settings.threads
+
+    @property
+    def _float_model(self) -> ModelProto:
+        assert self.made.float_model is not None, "a result is compared with a float model"
+        return self.made.float_model
+
     def _quicker(self) -> Iterator[Recipe]:
-        """Products quantized at run time, where the result is slower than the input, or hardly faster."""
-        products = any(n.how == STATIC and n.op in PRODUCTS for n in self.plan.nodes)
-        speedup = self.report.speedup
-        if speedup is not None and speedup < _HARDLY_FASTER and products and self.recipe.mode == STATIC:
-            yield replace(self.recipe, mode=DYNAMIC)
+        """Quantize products dynamically, where the result is slower than the input, or hardly faster."""
+        products = any(n.how == STATIC and n.op in PRODUCTS for n in self.made.plan.nodes)
+        speedup = self.made.report.speedup
+        if speedup is not None and speedup < _HARDLY_FASTER and products and self._recipe.mode == STATIC:
+            yield replace(self._recipe, mode=DYNAMIC)
 
-    def _unhurried(self) -> Iterator[Recipe]:
-        """Weights alone, where the graph as it was normalized is faster in float than in int8; a note says so.
+    def _faster_in_float(self) -> Iterator[Recipe]:
+        """Quantize weights alone, where the normalized graph is faster in float than in int8; a note says so.
 
-        Then what the result gains over the input is the work of normalizing.
+        Whatever speed the result gains over the input then comes from normalizing.
         """
-        if self.report.speedup is None or self.recipe.mode != STATIC or all(n.how == FLOAT for n in self.plan.nodes):
+        quantized = any(n.how != FLOAT for n in self.made.plan.nodes)
+        if self.made.report.speedup is None or self._recipe.mode != STATIC or not quantized:
             return
         feeds = [self.judged.samples[i].feed for i in range(min(len(self.judged.samples), _TRIED_ON))]
         with scratch() as folder:
-            plain, made = folder / "float.onnx", folder / "int8.onnx"
-            plain.write_bytes(self.float_model.SerializeToString())
-            write(self.model, made)
+            plain, int8 = folder / "float.onnx", folder / "int8.onnx"
+            plain.write_bytes(self._float_model.SerializeToString())
+            write(self.made.model, int8)
             try:
                 plain_run, ours = bench(
-                    [plain, made], feeds, threads=self.settings.threads, seconds=self.settings.bench_seconds,
+                    [plain, int8], feeds, threads=self._threads, seconds=self._prepared.settings.bench_seconds,
                     precision=NOISE,
                 )  # fmt: skip
             except OnnxshotError:
                 return
         if ours.sure and is_slower(ours.ratio) and plain_run.median_ms >= _SHORTEST_MS:
-            self.report.notes.append(
+            self.made.report.notes.append(
                 f"the same graph in float, normalized but not quantized, is {1 / ours.ratio:.2f}x as fast as this file "
                 "here: int8 brings no speed, --mode weights stores its weights in 8 bits alone"
             )
-            yield replace(self.recipe, mode="weights")
+            yield replace(self._recipe, mode="weights")
 
     def _smaller(self) -> Iterator[Recipe]:
-        """Weights alone, where the file is larger than the input."""
-        if self.written_bytes > self.report.input_bytes > 0 and self.recipe.mode != "weights":
-            yield replace(self.recipe, mode="weights")
+        """Quantize weights alone, where the file is larger than the input."""
+        if self.written_bytes > self.made.report.input_bytes > 0 and self._recipe.mode != "weights":
+            yield replace(self._recipe, mode="weights")
 
     def _recurrent(self) -> Iterator[Recipe]:
-        """Weights alone in 8 bits, where those of recurrent layers in float are a good part of the file."""
-        floats = {n.node for n in self.plan.nodes if n.how == FLOAT and n.op in RECURRENT}
-        nodes = [node for _, node in self.model.walk() if node.label in floats]
+        """Quantize weights alone, where float weights of recurrent layers are a large part of the file."""
+        floats = {n.node for n in self.made.plan.nodes if n.how == FLOAT and n.op in RECURRENT}
+        nodes = [node for _, node in self.made.model.walk() if node.label in floats]
         size = sum(weights.size_bytes(t) for node in nodes for t in node.inputs[1:3] if isinstance(t, Constant))
-        if not nodes or size < _SHARE * self.model.weight_bytes():
+        if not nodes or size < _SHARE * self.made.model.weight_bytes():
             return
-        if self.recipe.mode != "weights":
-            yield replace(self.recipe, mode="weights")
+        if self._recipe.mode != "weights":
+            yield replace(self._recipe, mode="weights")
 
     def _floats(self, data: Dataset) -> list[dict[str, Any]]:
-        """Rows of the few nodes whose return to float brings what is below its floor above it.
+        """Find the few nodes whose return to float lifts the outputs above the floor, and return rows of them.
 
-        They are looked for on a few samples. Where what is found does not hold on all, more is asked for once more.
+        The search runs on a few samples. Where its result is still below the floor on all samples, it runs once more
+        with a higher floor.
         """
         rows: list[dict[str, Any]] = []
         for wanted in (self._wanted_db, self._wanted_db + _HALF_DB):
@@ -173,16 +180,16 @@ class Shortfall:
             units = self._units(data, wanted)
             if not units or any(row["units"] == units for row in rows):
                 break
-            recipe = replace(self.recipe, exclude=(*self.recipe.exclude, *units))
+            recipe = replace(self._recipe, exclude=(*self._recipe.exclude, *units))
             rows += [{**row, "units": units} for row in self._measured(recipe)]
         return [{key: value for key, value in row.items() if key != "units"} for row in rows]
 
     def _units(self, data: Dataset, wanted: float) -> list[str]:
-        """Patterns of the nodes, in graph order; empty where there are none, or too many to name."""
-        base = load_model(self.float_model)
+        """Patterns of nodes that bring the SQNR to `wanted` dB, in graph order; empty if there are none or too many."""
+        base = load_model(self._float_model)
         patterns, node_of = exact_patterns(base), {node.label: node for _, node in base.walk()}
         order = []
-        for planned in self.plan.nodes:
+        for planned in self.made.plan.nodes:
             node = node_of.get(planned.node)
             computes = node is not None and not (node.op in _FUSED or op_of(node).keeps_range)
             if planned.how != FLOAT and computes and planned.node in patterns:
@@ -194,8 +201,7 @@ class Shortfall:
 
         def measure(sets: Iterable[Units]) -> Iterator[float]:
             made = (bytes(self._with_floats(units).SerializeToString()) for units in sets)
-            reference, threads = self.judged.reference, self.settings.threads
-            for one in candidate_race.measure_candidates(reference, made, samples, threads=threads):
+            for one in candidate_race.measure_candidates(self.judged.reference, made, samples, threads=self._threads):
                 if time.perf_counter() > self._deadline - _TO_MEASURE:
                     raise _OutOfTime
                 yield self._closeness(one)
@@ -205,43 +211,48 @@ class Shortfall:
 
     @property
     def _low(self) -> list[str]:
-        """The outputs that are below the floor by themselves."""
-        return [name for name, db in self.report.output_sqnr_db.items() if level_of(db) == BAD]
+        """Names of the outputs that are below the floor by themselves."""
+        return [name for name, db in self.made.report.output_sqnr_db.items() if level_of(db) == BAD]
 
     def _closeness(self, one: CandidateError) -> float:
-        """SQNR of all outputs together, or of the worst of those that are below the floor: it is to be lifted."""
+        """SQNR in dB of all outputs together, or of the worst output below the floor, whichever is lower."""
         total, outputs = one.total.db, joined(one.samples)
         return min([total, *(outputs[name].db for name in self._low if name in outputs)])
 
     @property
     def _wanted_db(self) -> float:
-        """The floor; where the result is above it and its answers are not alike, half of its error."""
-        now = self.report.sqnr_db
+        """The floor in dB; for a result above it whose outputs disagree, half of its error: 6 dB more."""
+        now = self.made.report.sqnr_db
         return FLOOR_DB if self._low or now is None or not now >= FLOOR_DB else now + _HALF_DB
 
     def _with_floats(self, units: Units) -> ModelProto:
-        """The model with these units in float, without repairs."""
-        model = load_model(self.float_model)
-        recipe = replace(self.decided, exclude=(*self.decided.exclude, *sorted(units)))
-        apply_plan(model, make_plan(model, self.target, recipe, self.evidence, self.trained), self.recipe)
+        """The quantized model with these units in float, without repairs."""
+        model, final = load_model(self._float_model), self.made.final
+        recipe = replace(final.decided, exclude=(*final.decided.exclude, *sorted(units)))
+        evidence = Evidence({}) if final.evidence is None else final.evidence
+        plan = make_plan(model, self._prepared.target, recipe, evidence, self._prepared.trained)
+        apply_plan(model, plan, self._recipe)
         return model.to_proto()
 
     def _measured(self, recipe: Recipe) -> Iterator[dict[str, Any]]:
-        """The figures and the verdict of what a recipe makes, taken as those of the result were.
+        """Measure what a recipe makes as the result was measured, and yield a row of its figures and its verdict.
 
-        Nothing where it cannot be made, quantizes nothing, or is larger than the input: then it is no advice.
+        Yields nothing where it cannot be made, quantizes nothing, or is larger than the input.
         """
         with scratch() as folder:
             path, reference, samples = folder / "other.onnx", self.judged.reference, self.judged.samples
             try:
-                model, report = self.make(recipe)
-                write(model, path)
-                size, given = stored_bytes(path), self.report.input_bytes
+                settings = replace(self._prepared.settings, progress=None)
+                prepared = prepare_model(self._prepared.source, recipe, settings)
+                other = make_quantized(prepared, Samples(self.made.samples.data, trial=True))
+                report = other.report
+                write(other.model, path)
+                size, given = stored_bytes(path), self.made.report.input_bytes
                 if not _quantizes(report) or (given and size > given):
                     return
-                found = compare(reference, path, samples, threads=self.settings.threads, sizes=self.frozen)
+                found = compare(reference, path, samples, threads=self._threads, sizes=self._prepared.fixed_shapes)
                 proof.record_comparison(report, found, random=False)
-                ran = executed(path, sample=samples[0].feed, threads=self.settings.threads)
+                ran = executed(path, sample=samples[0].feed, threads=self._threads)
                 if recipe.mode != "weights" and ran.total_macs and not ran.share:
                     return
                 proof.record_execution(report, ran)
@@ -250,14 +261,14 @@ class Shortfall:
                     source.write_bytes(reference)
                 else:
                     source = reference
-                proof.record_latency(report, source, path, samples, self.settings)
+                proof.record_latency(report, source, path, samples, self._prepared.settings)
             except OnnxshotError:
                 return
         report.input_bytes = given
-        report.outputs = [Artifact(path.name, self.target.name, "onnx", size)]
+        report.outputs = [Artifact(path.name, self._prepared.target.name, "onnx", size)]
         verdict = report.verdict
         yield {
-            "options": options_of(recipe, self.recipe), "sqnr_db": report.sqnr_db, "agreement": report.agreement,
+            "options": options_of(recipe, self._recipe), "sqnr_db": report.sqnr_db, "agreement": report.agreement,
             "bytes": size, "speedup": report.speedup if report.latency["sure"] else None,
             "output_sqnr_db": report.output_sqnr_db,
             "level": verdict.level, "reasons": list(verdict.reasons),
@@ -265,5 +276,5 @@ class Shortfall:
 
 
 def _quantizes(report: Report) -> bool:
-    """Whether anything was put into 8 bits."""
+    """Whether anything was quantized to 8 bits or fewer."""
     return any(row.how not in (FLOAT, "half") for row in report.graph)

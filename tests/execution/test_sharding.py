@@ -26,7 +26,8 @@ from onnxshot.execution.sharding import LEAST, ShardedPass, ShardResult, run_sha
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages
 from onnxshot.settings import Settings
-from onnxshot.stages.run import Run
+from onnxshot.stages.open_samples import open_samples
+from onnxshot.stages.prepare_model import prepare_model
 
 NET = """g (float[N, L, 16] x) => (float[N, L, 8] y) {
     h = MatMul(x, w)  a = Relu(h)  i = MatMul(a, t)  b = Relu(i)  j = MatMul(b, u)  s = Softmax(j)  y = MatMul(s, v)
@@ -63,10 +64,11 @@ def odd(n: int) -> Feeds:
 
 
 def watched(path: str, given: Feeds, settings: Settings) -> CalibrationPass:
-    run = Run(path, Recipe(), settings)
-    data = run.open(given, None)
+    prepared = prepare_model(path, Recipe(), settings)
+    data = open_samples(prepared, given, None).data
     assert data is not None
-    return calibration_pass(run.model, run.planned(), run.recipe, data.subset(split(len(data))[0]), settings)
+    calibrated = data.subset(split(len(data))[0])
+    return calibration_pass(prepared.model, prepared.plan(), prepared.recipe, calibrated, settings)
 
 
 def in_parts(path: str, given: Feeds, settings: Settings, count: int) -> tuple[Statistics, list[int], str]:

@@ -25,7 +25,9 @@ from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import readers_of
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery import smoothquant_strength
-from onnxshot.stages.run import Run
+from onnxshot.stages.make_quantized import make_quantized
+from onnxshot.stages.open_samples import open_samples
+from onnxshot.stages.prepare_model import prepare_model
 from onnxshot.targets import target_named
 
 K, ALL = 32, ("[MG][ae][tm][Mm]*",)  # MatMul and Gemm, as far as there are any
@@ -315,13 +317,14 @@ def test_smoothing_that_makes_the_outputs_worse_is_not_kept_unless_asked_for(mon
 
 def test_what_was_found_is_made_again_from_the_recipe() -> None:
     case = encoder()
-    run_of = Run(case.model, Recipe(include=ALL), FAST)
-    with run_of.open(case.feeds, None) as data:
-        run_of.rewrite(data)
-    assert run_of.decided.smooth is True
-    assert run_of.decided.equalize is False
-    again, _ = done(case, **{k: v for k, v in run_of.decided.to_dict().items() if k != "include"})
-    first, second = initializers(run_of.model.to_proto()), initializers(again.model.to_proto())
+    prepared = prepare_model(case.model, Recipe(include=ALL), FAST)
+    with open_samples(prepared, case.feeds, None) as samples:
+        made = make_quantized(prepared, samples)
+    decided = made.final.decided
+    assert decided.smooth is True
+    assert decided.equalize is False
+    again, _ = done(case, **{k: v for k, v in decided.to_dict().items() if k != "include"})
+    first, second = initializers(made.model.to_proto()), initializers(again.model.to_proto())
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[name], second[name]) for name in first)
 

@@ -151,7 +151,7 @@ def test_frozen_sizes_need_no_range(fake: None, free: Path) -> None:
 def test_sizes_that_are_missing_are_told_before_the_work(
     fake: None, free: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxshot.stages.run.Run.rewrite", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr("onnxshot.api.quantize.make_quantized", lambda *_: pytest.fail("the work has begun"))
     for calib in (None, "random"):
         with pytest.raises(UsageError, match="'x' has free sizes") as e:
             quantize(free, calib, target="tensorrt", mode="weights", output=free.with_name("out.engine"))

@@ -1,0 +1,80 @@
+"""Open the calibration samples of a run, or check the statistics that stand for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from onnxshot.calibration.batches import refuse_copies
+from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.readers import Dataset, open_data, split
+from onnxshot.calibration.statistics_file import load_statistics
+from onnxshot.errors import CalibrationError
+from onnxshot.execution.statistics_source import open_calib
+from onnxshot.rewriting.model_inputs import input_specs
+from onnxshot.stages.prepare_model import Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What the model is observed on. Leaving a `with` block closes the data.
+
+    Attributes:
+        data: the opened samples, or None.
+        stats: path of a statistics file that `calibrate` wrote, or None.
+        trial: the result is measured and not kept; neither its record nor its notes mention the samples.
+    """
+
+    data: Dataset | None = None
+    stats: str | Path | None = None
+    trial: bool = False
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a replay of the result needs samples, or statistics of some."""
+        return not self.trial and (self.data is not None or self.stats is not None)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the data."""
+        return list(self.data.notes) if self.data is not None and not self.trial else []
+
+    def __enter__(self) -> Samples:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.data is not None:
+            self.data.close()
+
+
+def open_samples(
+    prepared: Prepared, calib: Any, preset: str | Preset | None, stats: str | Path | None = None
+) -> Samples:
+    """Open the calibration data of a model, where there is any.
+
+    Raises:
+        CalibrationError: the data does not fit the model, the statistics file cannot be read, or there is neither and
+            the plan needs ranges.
+    """
+    if stats is not None:
+        load_statistics(stats)  # reports a bad file now, even if nothing reads it later
+    if calib is None:
+        if stats is None:
+            _refuse_missing(prepared)
+        return Samples(None, stats)
+    data = open_calib(calib, prepared.model, preset, prepared.settings, prepared.fixed_shapes)
+    if prepared.fixed_shapes:  # reported now, not after the work
+        refuse_copies(data, prepared.fixed_shapes.inputs, len(split(len(data))[1]))
+    return Samples(data, stats)
+
+
+def _refuse_missing(prepared: Prepared) -> None:
+    """Raise CalibrationError where the plan needs ranges of activations; there are no samples."""
+    unknown = prepared.plan().observe if prepared.recipe.mode == "static" else ()
+    if unknown and prepared.trained:
+        what = f"{len(unknown)} tensors came without a scale, such as {unknown[0]!r}"
+        raise CalibrationError(what, "give --calib DATA to complete them, or --exclude their ops")
+    if unknown:
+        open_data(None, input_specs(prepared.model))  # raises, and says what --calib takes
