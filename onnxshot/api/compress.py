@@ -11,8 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.api.emit import emit
-from onnxshot.api.run_stage import StageResult, run_stage
-from onnxshot.api.shrink import ShrinkReport
+from onnxshot.api.recipe_stage import StageResult, run_recipe_stage
 from onnxshot.arguments import checked
 from onnxshot.calibration.batches import batched, refuse_copies
 from onnxshot.calibration.preset import Preset
@@ -40,6 +39,7 @@ from onnxshot.recipes.stages import EmitStage, PruneStage, ShrinkStage, Stage, S
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 from onnxshot.results.compressed import CompressReport, CompressResult, StageRow
+from onnxshot.results.shrunk import ShrinkReport
 from onnxshot.rewriting.model_inputs import frozen_sizes
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
@@ -215,7 +215,7 @@ class _Run:
                 self.emits.append((stage, path))
                 continue
             try:
-                made = run_stage(stage, path, self.calib, self.data, preset=self.preset, settings=self.settings)
+                made = run_recipe_stage(stage, path, self.calib, self.data, preset=self.preset, settings=self.settings)
                 if pruned is not None and not isinstance(stage, ShrinkStage):
                     _refuse_lost(pruned, made.model, stage)
             except OnnxshotError as e:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxshot.api.run_stage import StageResult, run_stage
+from onnxshot.api.recipe_stage import StageResult, run_recipe_stage
 from onnxshot.arguments import checked
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.statistics_file import data_hash, refuse_other
@@ -129,18 +129,18 @@ def _again(
     loaded = load_model(path)
     refuse_other("model", run.model, "the record", model_hash(loaded), str(path))
     if not run.sampled:
-        return run_stage(run.parsed(), path, None, None, preset=preset, settings=settings, decided=decided)
+        return run_recipe_stage(run.parsed(), path, None, None, preset=preset, settings=settings, decided=decided)
     if calib is None and (stats is None or not isinstance(run.parsed(), Recipe)):
         hint = "give them with --calib DATA, or the statistics that it was given with --stats"
         raise CalibrationError("the record does not say where its samples lay", hint)
     if calib is None:
-        return run_stage(run.parsed(), path, None, None, preset=preset, settings=settings, stats=stats)
+        return run_recipe_stage(run.parsed(), path, None, None, preset=preset, settings=settings, stats=stats)
     with open_calib(calib, loaded, preset, settings) as data:
         for what, found in (("preset", data.preset_hash), ("data", data_hash(data.digests()))):
             wanted = source.get(f"{what}_sha256")
             if wanted is not None:
                 refuse_other(what, str(wanted), "the record", found, data.source)
-        return run_stage(
+        return run_recipe_stage(
             run.parsed(), path, calib, data, preset=preset, settings=settings, stats=stats, decided=decided
         )
 

@@ -1,53 +1,36 @@
-"""Take whole channels out of a network, so that its tensors shrink, and let what stays learn the answers back."""
+"""`shrink`: structured pruning of channels, heads, hidden units and branches, in one shot, until a target is met."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
-from onnxshot.calibration.sampling import spread
-from onnxshot.channels.allocation import Allocation
-from onnxshot.channels.cut import Cut, cut_of, samples_of
-from onnxshot.channels.cut_model import Cutter, store_as
-from onnxshot.channels.eligible import Choice, choose
-from onnxshot.channels.groups import groups_of
-from onnxshot.channels.importance import batchnorm_scales
-from onnxshot.channels.layer_times import timed
-from onnxshot.channels.target_search import Found, TargetSearch
-from onnxshot.channels.worth import curves_of, nothing_cut
+from onnxshot.channels.candidate_models import CandidateBuilder
+from onnxshot.channels.finish import amount_of, restore_form
+from onnxshot.channels.importance import initial_allocation, removal_curves
+from onnxshot.channels.original import Original, Samples, Structure, original_of, samples_of, sizes_of, structure_of
+from onnxshot.channels.removal import Removal, nothing, recorded_samples, removal_from_record
+from onnxshot.channels.target_search import Found, search
+from onnxshot.channels.timings import timed
 from onnxshot.delivery.input_files import of_run
 from onnxshot.delivery.output_files import is_external, of_result
 from onnxshot.delivery.record import record, source_of, stamp
 from onnxshot.delivery.write_results import source_name
-from onnxshot.execution.parallel import in_order
-from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph import Model
-from onnxshot.graph.axis_coupling import Shape
 from onnxshot.graph.load import load_model
-from onnxshot.graph.macs import Sizes
-from onnxshot.graph.shape_inference import refuse_giants
-from onnxshot.maths.channel_removal import Floats
-from onnxshot.passes.normalize import normalize
-from onnxshot.passes.unshare import Reshare, Unshare
-from onnxshot.passes.widen_half import WidenHalf
-from onnxshot.recipes.stages import MULTIPLES, ShrinkStage
-from onnxshot.results.shrunk import GroupRow, ShrinkReport, ShrinkResult
-from onnxshot.rewriting.prepare import fold_constants, half_notes, narrow, widen
+from onnxshot.passes.unshare import Reshare
+from onnxshot.recipes.stages import ShrinkStage
+from onnxshot.results.shrink_findings import add_found, add_latency, add_missed
+from onnxshot.results.shrunk import ShrinkReport, ShrinkResult
 from onnxshot.runtimes.invalid_model import blames_model
-from onnxshot.runtimes.ort_bench import NOISE
-from onnxshot.runtimes.ort_runtime import Feed
-from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.search.goal import Evaluate, name_of
 from onnxshot.settings import Settings
 from onnxshot.verification import proof
@@ -55,14 +38,6 @@ from onnxshot.verification.reference import Reference, reference_of
 
 Scope = Literal["all", "mlp", "heads"]
 Importance = Literal["auto", "error", "activation", "batchnorm", "l1", "l2"]
-
-__all__ = ["GroupRow", "ShrinkReport", "ShrinkResult", "shrink"]
-
-_LEARNED_FROM = 256  # samples
-_TRIALS = 32  # samples on which the outputs are watched, an eighth of what there is at most
-_LEAST_TRIALS = 4
-_BLOCKED = ("Conv", "ConvTranspose")  # whose kernels run on blocks of channels
-_NOT_FASTER = "not faster than before: convolutions of ONNX Runtime run on blocks of 8 or 16 channels, try multiple=16"
 
 
 @checked
@@ -85,242 +60,214 @@ def shrink(
     preset: str | Preset | None = None,
     settings: Settings | None = None,
 ) -> ShrinkResult:
-    """Remove channels, hidden units and heads from a float model until one target is met.
+    """Remove channels, hidden units, heads and residual branches from a float model until one target is met.
+
+    The remaining weights are fitted to the outputs of the full model, layer by layer; nothing is trained. Give exactly
+    one of `target_flops`, `target_params`, `target_latency` and `max_drop`.
 
     Args:
-        model: path of an .onnx file, or a ModelProto.
-        calib: calibration data, as `quantize` takes it. Without it channels are weighed by their norm, and nothing is
-            learned back.
-        target_flops: share 0..1 of the multiply-accumulates to keep. What is cut is chosen by the time it saves too:
-            layers are timed at their full and half width, so that two runs may differ where times are close.
-        target_params: share 0..1 of the parameters to keep.
-        target_latency: share 0..1 of the latency on ONNX Runtime to keep, both models timed in turns; what is cut is
-            chosen by the time that layers take alone.
-        max_drop: most that the score of `evaluate` may fall: step by step as much is cut as that allows.
-        evaluate: as in `Goal`.
-        scope: 'mlp' and 'heads' cut hidden units of MLPs, or heads of attentions, only.
-        multiple: cut so that the width of layers becomes a multiple of it, where they have that many.
-        include: globs of names of layers, as `quantize` takes them: of only these layers are outputs cut.
-        exclude: the same, of layers whose outputs are left whole.
-        importance: 'error' of the layers that read a channel, after the others have made up for it; 'activation': the
-            weights that read it by its root mean square on the samples; 'batchnorm': the scales of the
-            BatchNormalizations behind its layers, before they are folded, and channels without are left; 'l1', 'l2':
-            norm of its weights. 'auto' is 'error' where there is data, else 'l2'.
-        output: where to write; None keeps the result in memory.
-        preset: preprocessing of pictures.
-        settings: how to run it.
+        model: Path of an .onnx file, or a ModelProto.
+        calib: Calibration data, as `quantize` takes it; at most 256 samples are used. Without data, channels are ranked
+            by the norm of their weights, and nothing is fitted.
+        target_flops: Share of the multiply-accumulates to keep, in (0, 1]. The choice also takes the time of the layers
+            into account, which is measured. Two runs may therefore differ where times are close.
+        target_params: Share of the parameters to keep, in (0, 1].
+        target_latency: Share of the latency in ONNX Runtime to keep, in (0, 1]. Both models are timed in interleaved
+            runs on this machine.
+        max_drop: Largest drop of the score of `evaluate`, in its units. The model is reduced step by step as far as the
+            drop allows.
+        evaluate: The score, as in `Goal`.
+        scope: 'all'; 'mlp': only hidden units of MLPs; 'heads': only attention heads.
+        multiple: 1, 8 or 16. Layers keep a multiple of this many channels if they have that many.
+        include: Globs over layer names, as in `quantize`. Only the outputs of these layers are pruned.
+        exclude: Globs over layer names. The outputs of these layers are not pruned.
+        importance: How channels are ranked. 'error': the error of the layers that read a channel after the other
+            weights have compensated for it. 'activation': the weights that read it times its root mean square on the
+            samples. 'batchnorm': |gamma| of the BatchNormalization behind its layer; channels without one are kept.
+            'l1', 'l2': the norm of its weights. 'auto': 'error' with data, else 'l2'.
+        output: Path to write to. With None the result stays in memory.
+        preset: Preprocessing of pictures.
+        settings: Threads, verification, benchmark time.
 
-    Where there is data and nothing narrows down what may be cut, residual branches are left out whole as long as the
-    outputs of the model that comes of it, fitted anew, are nearer to the float model's for it.
-
-    Memory: the model a few times over, the samples (256 at most), the second moments of what the layers of all groups
-    read, and `refit.HELD` bytes of tensors.
+    Returns:
+        The smaller model and a report with one row per group.
 
     Raises:
-        UsageError, ModelError, CalibrationError: each says what was found and what to do.
+        UsageError: The arguments contradict each other, or a glob matches nothing.
+        ModelError: The model cannot be read or run.
+        CalibrationError: The data does not fit the model.
+
+    Note:
+        Residual branches are removed as a whole if that reduces the output error of the fitted model. This needs data,
+        scope 'all' and no `include`.
+
+        Memory: a few copies of the model, the samples, the second moments of the inputs of all layers in groups, and
+        640 MiB of activations.
+
+    Example:
+        >>> result = onnxshot.shrink("model.onnx", "calib/", target_flops=0.7)
+        >>> result.save("model.small.onnx")
     """
-    settings = settings or Settings()
+    started, settings = time.perf_counter(), settings or Settings()
     asked = ShrinkStage.from_dict(
         {
             "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
             "max_drop": max_drop, "evaluate": None if evaluate is None else name_of(evaluate), "scope": scope,
             "multiple": multiple, "include": include, "exclude": exclude, "importance": importance,
         }
-    )  # fmt: skip
-    run = _Run(model, asked.resolved(calib is not None), settings)
-    files = settings.files.reading(*of_run(run.model, calib, preset, evaluate=evaluate))
+    ).resolved(calib is not None)  # fmt: skip
+    report = ShrinkReport(source_name(model), asked.targets)
+    original = original_of(model, asked)
+    files = settings.files.reading(*of_run(original.model, calib, preset, evaluate=evaluate))
     if output is not None:
-        files = files.writing(*of_result(Path(output), external=is_external(run.model)))
+        files = files.writing(*of_result(Path(output), external=is_external(original.model)))
     files.check()
-    with open_calib("random" if calib is None else calib, run.model, preset, settings) as data:
-        run.refer(data)
-        if calib is not None:
-            run.learn_from(data)
-        result = run.result(lambda cutter, choice: run.search(cutter, choice, data, evaluate))
+    with open_calib("random" if calib is None else calib, original.model, preset, settings) as data:
+        reference = _reference(original, data, report, settings)
+        samples = _samples(data, report, settings) if calib is not None else Samples()
+        structure = _structure(original, samples, asked, report, settings)
+        found = None
+        if structure.eligible.groups:
+            builder = _builder(original, reference, samples, structure, report, settings)
+            found = _search(builder, original, structure, asked, data, evaluate, report)
+        result = _result(
+            original, samples, structure, asked, report, settings,
+            None if found is None else (found.allocation.as_removal(), found.model),
+        )  # fmt: skip
+        report.seconds = time.perf_counter() - started
         if output is not None:
             result.deliver(Path(output), source_of(calib, preset, data if calib is not None else None))
     return result
 
 
-def cut_again(
+def shrink_as_recorded(
     model: str | Path, data: Dataset | None, asked: ShrinkStage, decided: Mapping[str, Any], settings: Settings
 ) -> ShrinkResult:
-    """What an earlier run made of a model: nothing is weighed, timed or searched for, but all is learned back.
+    """Remove what an earlier run removed, and fit the remaining weights again; nothing is ranked, timed or searched.
 
-    data: the samples, opened. decided: by that run, as its record holds it. The report holds no groups. Raises what
-    `shrink` raises, and UsageError where what was decided does not fit the model.
+    Args:
+        model: Path of an .onnx file.
+        data: The opened samples; None if the earlier run had none.
+        asked: The stage, resolved.
+        decided: What the earlier run removed, from its record.
+        settings: Threads, verification.
+
+    Returns:
+        The model, and a report without groups.
+
+    Raises:
+        UsageError: What was recorded does not fit the model. Also everything that `shrink` raises.
     """
-    run = _Run(model, asked, settings)
-    samples = samples_of(decided)
-    run.refer(data)
+    started, report = time.perf_counter(), ShrinkReport(source_name(model), asked.targets)
+    original = original_of(model, asked)
+    used = recorded_samples(decided)
+    reference = _reference(original, data, report, settings)
+    samples = Samples()
     if data is not None:
-        run.learn_from(data.subset(range(min(samples, len(data)))))
-    return run.result(lambda cutter, choice: run.repeat(cutter, choice, decided))
+        samples = _samples(data.subset(range(min(used, len(data)))), report, settings)
+    structure = _structure(original, samples, asked, report, settings)
+    made = None
+    if structure.eligible.groups:
+        builder = _builder(original, reference, samples, structure, report, settings)
+        removal = removal_from_record(decided, builder.axes, structure.eligible)
+        report.branches = [branch.name for branch in removal.branches]
+        made = removal, builder.build(removal)
+    result = _result(original, samples, structure, asked, report, settings, made)
+    report.seconds = time.perf_counter() - started
+    return result
 
 
-@dataclass(slots=True)
-class _Run:
-    """One run under way: the float model, its groups, and what they are worth."""
+def _reference(original: Original, data: Dataset | None, report: ShrinkReport, settings: Settings) -> Reference:
+    """The model that outputs are compared with. Raises ModelError if normalization has changed the outputs."""
+    report.notes += original.notes
+    model = original.model
+    small = model.weight_bytes() < proof.MAX_BYTES and len(model.graph.nodes) < proof.MAX_NODES
+    check = settings.verify and small
+    with timed(report.timings, "normalize"):
+        found = reference_of(original.source, model, data, check=check, threads=settings.threads)
+    report.notes += [found.note] if found.note else []
+    return found
 
-    source: str | Path | ModelProto
-    asked: ShrinkStage
-    settings: Settings
-    started: float = field(default_factory=time.perf_counter)
-    model: Model = field(init=False)  # normalized, uncut
-    source_hash: str = field(init=False)  # of the model as it was given
-    widened: WidenHalf = field(init=False)  # what was computed in 16 bits
-    reference: Reference = field(init=False)
-    report: ShrinkReport = field(init=False)
-    shapes: dict[str, Shape] = field(init=False)
-    scales: dict[str, Floats] = field(init=False, default_factory=dict)  # of BatchNormalizations, by what they read
-    feeds: list[Feed] = field(init=False, default_factory=list)
-    checks: list[Feed] = field(init=False, default_factory=list)  # that nothing is fitted on
-    given: int = field(init=False, default=0)  # samples
 
-    def __post_init__(self) -> None:
-        self.report = ShrinkReport(source_name(self.source), self.asked.targets)
-        self.model = load_model(self.source)
-        self.source_hash = model_hash(self.model)
-        self.widened = widen(self.model)
-        self.report.notes += half_notes(self.widened.computed, kept=True)
-        if self.asked.importance == "batchnorm":
-            fold_constants(self.model)
-            self.scales = batchnorm_scales(self.model)
-        normalize(self.model)
-        Unshare().run(self.model)
-        former = self.model.former  # a layer that took its BatchNormalization in gives what that one gave
-        self.scales = {former.get(name, name): gamma for name, gamma in self.scales.items()}
-        refuse_giants(self.model)
+def _samples(data: Dataset, report: ShrinkReport, settings: Settings) -> Samples:
+    """Read the samples."""
+    samples = samples_of(data, settings.threads)
+    report.notes += data.notes
+    report.samples = samples.used
+    return samples
 
-    def refer(self, data: Dataset | None) -> None:
-        """Find what outputs are held against. Raises ModelError where normalizing has changed them."""
-        small = self.model.weight_bytes() < proof.MAX_BYTES and len(self.model.graph.nodes) < proof.MAX_NODES
-        check = self.settings.verify and small
-        with timed(self.report.timings, "normalize"):
-            self.reference = reference_of(self.source, self.model, data, check=check, threads=self.settings.threads)
-        self.report.notes += [self.reference.note] if self.reference.note else []
 
-    def learn_from(self, data: Dataset) -> None:
-        """Read the samples."""
-        self.report.notes += data.notes
-        self.given = len(data)
-        chosen = spread(len(data))[:_LEARNED_FROM]
-        feeds: list[Feed] = [s.feed for s in in_order(data.__getitem__, chosen, self.settings.threads)]
-        self.report.samples = len(feeds)
-        watched = min(_TRIALS, max(_LEAST_TRIALS, len(feeds) // 8))
-        self.checks, self.feeds = feeds[:watched], feeds[watched:] or feeds
+def _structure(
+    original: Original, samples: Samples, asked: ShrinkStage, report: ShrinkReport, settings: Settings
+) -> Structure:
+    """Find the channels that may be removed."""
+    sizes = sizes_of(original.model, samples, settings.threads)
+    structure = structure_of(original.model, sizes, asked, sampled=samples.given > 0)
+    report.sizes = sizes.report_entry(sizes.work(original.model))
+    report.skips = list(structure.eligible.skips)
+    return structure
 
-    def result(self, find: Callable[[Cutter, Choice], tuple[Cut, Model]]) -> ShrinkResult:
-        """See what may be cut, and have what `find` finds cut and learned back; stamped."""
-        sizes = self._sizes(self.model)
-        self.shapes, self.report.sizes = sizes.shapes, sizes.report_entry(sizes.work(self.model))
-        groups = groups_of(self.model, self.shapes)
-        axes, report = groups.axes, self.report
-        choice = choose(self.model, groups, self.shapes, self.asked, sampled=self.given > 0)
-        report.skips = list(choice.skips)
-        if choice.groups:
-            proto = self.model.to_proto()
-            cutter = Cutter(
-                self.model, proto, self.reference, axes, self.feeds, self.checks, self.settings, report.timings
-            )  # fmt: skip
-            cut, made = find(cutter, choice)
-            Reshare().run(made)
-            self._count(made)
-            store_as(self.model, made)
-            made.stated = self.model.stated
-            made.former |= self.model.former
-            narrow(made, self.widened)
-        else:
-            self._miss("nothing was cut: no group of channels can be; the reasons are in the skips")
-            self._count(self.model)
-            cut, made = Cut((), np.ones(axes.count, bool)), load_model(self.source)
-        decided = {"samples": self.given, **cut.named(axes)}
-        stamp(made, record(self.asked, self.source_hash, self.settings, decided, sampled=self.given > 0))
-        report.seconds = time.perf_counter() - self.started
-        return ShrinkResult(made, report)
 
-    def search(
-        self, cutter: Cutter, choice: Choice, data: Dataset, evaluate: Evaluate | str | None
-    ) -> tuple[Cut, Model]:
-        """Weigh what may be cut, and look for the cut that meets the target."""
-        with timed(self.report.timings, "weigh"):
-            curves, skips = curves_of(cutter, choice.groups, self.asked, self.scales)
-        self.report.skips += skips
-        ((name, value),) = self.asked.targets.items()
-        whole = nothing_cut(cutter, curves, self.asked, self.shapes)
-        found = TargetSearch(cutter, whole, (name, value), choice.branches, data).run(evaluate)
-        self._tell(found)
-        cut = found.allocation.as_cut()
-        if self.settings.verify and cut.removed:
-            self._bench(cutter, found, data)
-        return cut, found.model
+def _builder(
+    original: Original,
+    reference: Reference,
+    samples: Samples,
+    structure: Structure,
+    report: ShrinkReport,
+    settings: Settings,
+) -> CandidateBuilder:
+    """What builds candidates; it adds to the timings of the report."""
+    return CandidateBuilder(
+        original.model, original.model.to_proto(), reference, structure.groups.axes, samples.fit, samples.checks,
+        settings, report.timings,
+    )  # fmt: skip
 
-    def repeat(self, cutter: Cutter, choice: Choice, decided: Mapping[str, Any]) -> tuple[Cut, Model]:
-        """Cut what an earlier run has decided to."""
-        cut = cut_of(decided, cutter.axes, choice)
-        self.report.branches = [branch.name for branch in cut.branches]
-        return cut, cutter.made(cut)
 
-    # ------------------------------------------------------------------ what came of it
-
-    def _tell(self, found: Found) -> None:
-        """Put into the report what was cut, and why not more."""
-        report, allocation = self.report, found.allocation
-        report.score, report.drop = found.score, found.drop
-        report.notes += found.refused
-        if found.missed:
-            self._miss(found.missed)
-        else:
-            self._tell_overshoot(allocation)
-        report.branches = [branch.name for branch in allocation.branches]
-        for curve, cut in zip(allocation.curves, allocation.cut, strict=True):
-            group = curve.group
-            layers = tuple(node.label for node, _ in group.makers)
-            after = int(np.count_nonzero(allocation.alive[group.ids]))
-            row = GroupRow(group.name, group.kind, layers, len(group.ids), after, float(curve.loss[cut]))
-            report.groups.append(row)
-
-    def _tell_overshoot(self, allocation: Allocation) -> None:
-        """Say where the target could not be met closely."""
-        ((name, share),) = self.asked.targets.items()
-        if name not in ("target_flops", "target_params") or not allocation.is_far(share):
-            return
-        what = "work" if name == "target_flops" else "parameters"
-        hint = ": a smaller --multiple comes closer" if self.asked.multiple > 1 else ""
-        self.report.notes.append(
-            f"{name} is {share:g}, and {allocation.share:.1%} of the {what} are left: channels go in steps, of "
-            f"{self.asked.multiple} where layers have as many, and a step less misses it{hint}"
-        )
-
-    def _bench(self, cutter: Cutter, found: Found, data: Dataset) -> None:
-        """Measure the latency that is left."""
-        report, wanted = self.report, self.asked.target_latency
+def _search(
+    builder: CandidateBuilder,
+    original: Original,
+    structure: Structure,
+    asked: ShrinkStage,
+    data: Dataset,
+    evaluate: Evaluate | str | None,
+    report: ShrinkReport,
+) -> Found:
+    """Rank the channels, and search for the removal that meets the target."""
+    with timed(report.timings, "weigh"):
+        curves, skips = removal_curves(builder, structure.eligible.groups, asked, original.scales)
+    report.skips += skips
+    ((name, value),) = asked.targets.items()
+    initial = initial_allocation(builder, curves, asked, structure.sizes.shapes)
+    found = search(builder, initial, (name, value), structure.eligible.branches, data, evaluate)
+    add_found(report, found, asked)
+    if builder.settings.verify and found.allocation.as_removal().removed:
         with timed(report.timings, "bench"):
-            report.latency = cutter.latency_share(found.model, data)
-        if report.reached and wanted is not None and report.latency > wanted + NOISE:
-            self._miss(f"{report.latency:.1%} of the latency were measured at the end")
-        if report.latency > 1 - NOISE and self.asked.multiple < max(MULTIPLES) and _cuts_convolutions(found.allocation):
-            report.notes.append(_NOT_FASTER)
-
-    def _miss(self, note: str) -> None:
-        self.report.notes.append(note)
-        self.report.reached = False
-
-    def _count(self, made: Model) -> None:
-        before, after = (_size(model, self._sizes(model)) for model in (self.model, made))
-        self.report.macs, self.report.params = (before[0], after[0]), (before[1], after[1])
-
-    def _sizes(self, model: Model) -> Sizes:
-        """Shapes of a model's tensors, on the first sample where there is one."""
-        return sizes_on(model, self.feeds[0] if self.feeds else None, threads=self.settings.threads)
+            latency = builder.latency_share(found.model, data)
+        add_latency(report, latency, found.allocation, asked)
+    return found
 
 
-def _cuts_convolutions(allocation: Allocation) -> bool:
-    rows = zip(allocation.curves, allocation.cut, strict=True)
-    return any(node.op in _BLOCKED for curve, cut in rows if cut for node, _ in curve.group.makers)
-
-
-def _size(model: Model, sizes: Sizes) -> tuple[int, int]:
-    """Multiply-accumulates of one run, and float parameters."""
-    stored = sum(math.prod(c.shape) for c in model.constants() if c.dtype.kind == "f")
-    return sum(row.macs for row in sizes.work(model)), stored
+def _result(
+    original: Original,
+    samples: Samples,
+    structure: Structure,
+    asked: ShrinkStage,
+    report: ShrinkReport,
+    settings: Settings,
+    made: tuple[Removal, Model] | None,
+) -> ShrinkResult:
+    """Give the smaller model its final form and its record. made: None if nothing can be removed."""
+    axes, threads = structure.groups.axes, settings.threads
+    before = amount_of(original.model, samples, threads)
+    if made is None:
+        add_missed(report, "nothing was cut: no group of channels can be; the reasons are in the skips")
+        removal, model, after = nothing(axes), load_model(original.source), before
+    else:
+        removal, model = made
+        Reshare().run(model)
+        after = amount_of(model, samples, threads)
+        restore_form(original, model)
+    report.macs, report.params = (before.macs, after.macs), (before.params, after.params)
+    decided = {"samples": samples.given, **removal.to_record(axes)}
+    stamp(model, record(asked, original.source_hash, settings, decided, sampled=samples.given > 0))
+    return ShrinkResult(model, report)

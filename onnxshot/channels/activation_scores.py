@@ -1,4 +1,4 @@
-"""What channels are worth by the weights that read them and by how large they are on samples."""
+"""Importance 'activation': score channels by the weights that read them and their mean square on samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnxshot.channels.importance_by_data import in_axis
+from onnxshot.channels.error_importance import in_axis
 from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.execution.layer_rows import Feeds
 from onnxshot.execution.parallel import in_order
@@ -18,12 +18,22 @@ from onnxshot.runtimes.ort_runtime import Feed, Runner
 
 
 def activation_scores(proto: ModelProto, axes: Axes, feeds: Feeds, threads: int) -> Floats:
-    """What each number is worth [count]: |W_j|^2 E[x_j^2], as a share of its layer's sum, summed over the layers.
+    """Score every channel by |W_j|^2 E[x_j^2], normalized per layer and summed over the layers that read it.
 
-    Wanda (Sun et al. 2024, eq. 1: a weight's magnitude times the norm of what it multiplies), squared and summed over
-    the weights that read channel j: the energy that it brings into the layer, were channels independent. proto: the
-    model that the axes are of. Held: of each layer that reads channels, a value for each; and of every sample what the
-    layers read.
+    This is the energy that channel j brings into a layer if channels are independent. It is the metric of Wanda
+    (Sun et al. 2024, eq. 1: the magnitude of a weight times the norm of its input), squared and summed over the weights
+    that read channel j.
+
+    Args:
+        proto: The model that `axes` describes.
+        axes: Channel numbers of every tensor axis.
+        feeds: Samples to run.
+        threads: Samples that run at a time.
+
+    Returns:
+        Scores [axes.count], float64.
+
+    Memory: one value per channel and layer, plus the layer inputs of the samples that run at a time.
     """
     places = {node: _read_by(node, axes) for node, _ in axes.read}
     given = {i.name for i in proto.graph.input}
@@ -42,25 +52,25 @@ def activation_scores(proto: ModelProto, axes: Axes, feeds: Feeds, threads: int)
             counts[place] += count
     scores = np.zeros(axes.count)
     for node, (name, axis) in places.items():
-        worth = _weights_by_input(node) * sums[name, axis] / counts[name, axis]
-        np.add.at(scores, axes.of[name][axis], worth / max(float(worth.sum()), np.finfo(float).tiny))
+        energy = _weights_by_input(node) * sums[name, axis] / counts[name, axis]
+        np.add.at(scores, axes.of[name][axis], energy / max(float(energy.sum()), np.finfo(float).tiny))
     return scores
 
 
 def _read_by(node: Node, axes: Axes) -> tuple[str, int]:
-    """The tensor that a layer multiplies its weight with, and the axis of its channels."""
+    """(name, channel axis) of the tensor that a layer multiplies by its weight."""
     name = node.inputs[0].name
     return name, 1 if node.op in ("Conv", "ConvTranspose") else max(axes.of[name])
 
 
 def _squares(x: NDArray[np.floating], axis: int) -> tuple[Floats, int]:
-    """(Sum of the squares of each channel [C], of how many values)."""
+    """(Sum of squares of each channel [C], number of values per channel)."""
     rows = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
     return np.square(rows, dtype=np.float64).sum(axis=0), len(rows)
 
 
 def _weights_by_input(node: Node) -> Floats:
-    """Sum of the squares of the weights that read each channel [C], of all groups of a Conv."""
+    """Sum of squared weights per input channel [C]; for a grouped Conv, over the channels of all groups."""
     weight = node.inputs[1]
     assert isinstance(weight, Constant)
     squares = np.square(weights.read(weight).astype(np.float64))

@@ -1,4 +1,4 @@
-"""Branches that can be left out whole: paths of layers whose result is only added to another path."""
+"""Residual branches that can be removed as a whole: paths of layers whose result is only added to another path."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from onnxshot.graph.axis_coupling import Ids, Shape
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """A path that can be left out.
+    """A residual branch that can be removed.
 
     Attributes:
-        name: label of its first layer.
-        sums: name of what each sum gives -> name of what the branch adds to it.
-        ids: numbers of the channels that are made on it and nowhere else.
+        name: Label of its first layer.
+        sums: Output name of each Add at its end -> name of the tensor that the branch contributes to it.
+        ids: Numbers of the channels that only this branch produces.
     """
 
     name: str
@@ -30,10 +30,10 @@ class Branch:
 def branches_of(
     model: Model, groups: Groups, shapes: Mapping[str, Shape], spared: Collection[Node] = ()
 ) -> list[Branch]:
-    """The branches of a model that end with the layers which read one group; none with a layer that is spared.
+    """Find the residual branches that end with the layers that read one group; none with a spared layer.
 
-    Deep networks of residual blocks can do without some of them (Veit et al. 2016, Residual Networks Behave Like
-    Ensembles of Relatively Shallow Networks, section 4.1).
+    Deep residual networks keep their accuracy without some of their blocks (Veit et al. 2016, Residual Networks Behave
+    Like Ensembles of Relatively Shallow Networks, section 4.1).
     """
     found = []
     for group in groups.rows:
@@ -42,7 +42,7 @@ def branches_of(
             continue
         gone = _only_for(model, set(sums))
         if any(edit.producer(side) in gone for made, add in sums.items() for side in add.inputs if side is not made):
-            continue  # both sides of a sum would go
+            continue  # both inputs of an Add would be removed
         layers = [(node, ids) for node, ids in groups.axes.made if node in gone]
         ends = [node for node, _ in group.readers]
         inside = [ids for node, ids in layers if node not in ends]
@@ -54,7 +54,7 @@ def branches_of(
 
 
 def _sums(model: Model, group: Group, shapes: Mapping[str, Shape]) -> dict[Tensor, Node] | None:
-    """What the readers of a group give -> the Add that alone reads it; None where one of them is read otherwise."""
+    """Output of each reader of a group -> the Add that alone reads it; None if one of them has another reader."""
     found = {}
     for node, _ in group.readers:
         made = node.outputs[0]
@@ -74,7 +74,7 @@ def _sums(model: Model, group: Group, shapes: Mapping[str, Shape]) -> dict[Tenso
 
 
 def _only_for(model: Model, tensors: Collection[Tensor]) -> set[Node]:
-    """The nodes on which nothing but these tensors depends."""
+    """The nodes whose outputs only serve to compute these tensors."""
     found: set[Node] = set()
     for node in reversed(model.graph.nodes):
         if all(

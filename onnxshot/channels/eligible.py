@@ -1,4 +1,4 @@
-"""What of a model may be cut, by what was asked for; and what not, with the reason."""
+"""Which groups and branches may be removed under the requested scope, includes and excludes, and why others may not."""
 
 from __future__ import annotations
 
@@ -15,19 +15,35 @@ from onnxshot.recipes.stages import ShrinkStage
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Groups that may lose channels, branches that may be left out, and layers that stay as they are."""
+class Eligible:
+    """What may be removed.
+
+    Attributes:
+        groups: Groups that may lose channels.
+        branches: Residual branches that may be removed as a whole.
+        skips: Layers that stay as they are, with the reason.
+    """
 
     groups: tuple[Group, ...]
     branches: tuple[Branch, ...]
     skips: tuple[Skip, ...]
 
 
-def choose(model: Model, groups: Groups, shapes: Mapping[str, Shape], asked: ShrinkStage, *, sampled: bool) -> Choice:
-    """What the scope, the includes and the excludes leave of a model's groups.
+def eligible_of(
+    model: Model, groups: Groups, shapes: Mapping[str, Shape], asked: ShrinkStage, *, sampled: bool
+) -> Eligible:
+    """Filter the groups of a model by scope, includes and excludes.
 
-    shapes: of its tensors, concrete. sampled: there is data; without any, and where something narrows down what may be
-    cut, no branch is left out. Raises UsageError for a glob that matches no node.
+    Args:
+        model: The normalized model.
+        groups: All its groups.
+        shapes: Concrete shapes of its tensors.
+        asked: Scope and name patterns.
+        sampled: Whether there are samples. Branches are eligible only if there are, and if neither a scope nor an
+            include narrows the choice.
+
+    Raises:
+        UsageError: A pattern matches no node.
     """
     picked = match_nodes(model, asked.include, "include") if asked.include else None
     left = match_nodes(model, asked.exclude, "exclude")
@@ -47,4 +63,4 @@ def choose(model: Model, groups: Groups, shapes: Mapping[str, Shape], asked: Shr
             skips += [Skip(node.label, node.op, reason) for node in nodes]
         else:
             rows.append(group)
-    return Choice(tuple(rows), tuple(branches), tuple(skips))
+    return Eligible(tuple(rows), tuple(branches), tuple(skips))

@@ -1,7 +1,8 @@
-"""Groups of channels that must be cut together, found before anything is cut; and what cannot be cut, with the reason.
+"""Dependency groups: channels that several layers share, and layers whose channels cannot be removed, with the reason.
 
-A channel belongs to one group. Cutting it removes it from every tensor it is in: weights, biases, norms, both sides of
-an addition, the gate of a squeeze-excite, all parts of a gated MLP, the query, key and value of a head.
+A channel belongs to one group. Removing it removes it from every tensor that holds it: weights, biases, normalization
+parameters, both inputs of an addition, the gate of a squeeze-excite, all parts of a gated MLP, the query, key and value
+of a head (DepGraph, Fang et al. 2023).
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ Kind = Literal["channels", "mlp", "heads"]
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Channels that some layers make together; any of them may be cut alone.
+    """Channels that some layers produce together; each of them can be removed alone.
 
     Attributes:
-        name: label of the first layer that makes them.
-        kind: heads of an attention, hidden units of an MLP, or channels of anything else.
-        ids: numbers of those that can be cut, each once.
-        makers, readers: the layers that make them and those that sum over them, with the numbers of all they make or
-            sum over, in their order.
-        parts: sets of numbers, of each of which one must stay: an empty tensor is no tensor.
+        name: Label of the first layer that produces them.
+        kind: Attention heads, hidden units of an MLP, or channels of anything else.
+        ids: Numbers of the removable channels, each once.
+        makers: The layers that produce the channels, each with the numbers of all its output channels in order.
+        readers: The layers that sum over the channels, each with the numbers of all its input channels in order.
+        parts: Sets of numbers; of each set one channel must remain, since a tensor may not become empty.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """All groups of a model's top-level graph, the axes they were found on, and what cannot be cut."""
+    """All groups of the top-level graph, the axes they were found on, and the layers that cannot be pruned."""
 
     axes: Axes
     rows: tuple[Group, ...]
@@ -52,7 +53,7 @@ class Groups:
 
 
 def groups_of(model: Model, shapes: Mapping[str, Shape]) -> Groups:
-    """The groups of a model. shapes: of its tensors, concrete: see `concrete_shapes`."""
+    """Find the groups of a model. shapes: concrete shapes of its tensors, see `concrete_shapes`."""
     axes = follow(model, shapes)
     family = _families(axes)
     everywhere = [ids for held in axes.of.values() for ids in held.values()]
@@ -72,7 +73,7 @@ def groups_of(model: Model, shapes: Mapping[str, Shape]) -> Groups:
         readers = tuple(read.get(number, ()))
         reason = next((axes.fixed[i] for i in every.tolist() if i in axes.fixed), "it is the only channel")
         if len(free) < 2 or not readers:
-            reason = reason if len(free) < 2 else "nothing sums over it with weights of its own"
+            reason = reason if len(free) < 2 else "no layer with weights of its own reads it"
             skips += [Skip(node.label, node.op, reason) for node, _ in makers]
             continue
         rows.append(
@@ -82,7 +83,7 @@ def groups_of(model: Model, shapes: Mapping[str, Shape]) -> Groups:
 
 
 def _reads(axes: Axes, family: Mapping[int, int]) -> dict[int, list[tuple[Node, Ids]]]:
-    """Number of a group -> the layers that sum over any of its channels that can be cut, in their order."""
+    """Number of a group -> the layers that sum over any of its removable channels, in graph order."""
     free = {i for _, ids in axes.made for i in ids.tolist()}.difference(axes.fixed)
     found: dict[int, list[tuple[Node, Ids]]] = {}
     for node, ids in axes.read:
@@ -92,7 +93,7 @@ def _reads(axes: Axes, family: Mapping[int, int]) -> dict[int, list[tuple[Node, 
 
 
 def _families(axes: Axes) -> dict[int, int]:
-    """Number -> number of the group it is in: layers whose outputs have a number in common make a group."""
+    """Channel number -> group number; layers whose outputs share a channel are in one group."""
     parent = list(range(axes.count))
 
     def root(i: int) -> int:
@@ -113,8 +114,8 @@ def _kind(axes: Axes, makers: tuple[tuple[Node, Ids], ...], readers: tuple[tuple
     return "mlp" if dense else "channels"
 
 
-def chunk(group: Group, multiple: int) -> int:
-    """How many channels of a group to cut at a time, so that layers lose a multiple of `multiple` outputs."""
+def step_size(group: Group, multiple: int) -> int:
+    """Number of channels to remove at a time, so that every layer loses a multiple of `multiple` outputs."""
     free, found = set(group.ids.tolist()), 1
     for _, ids in group.makers:
         times = np.unique([n for i, n in zip(*np.unique(ids, return_counts=True), strict=True) if int(i) in free])
@@ -124,11 +125,11 @@ def chunk(group: Group, multiple: int) -> int:
     return found
 
 
-def in_chunks(group: Group, order: Ids, size: int) -> Ids:
-    """The order with channels moved so that each `size` of them belong to the same layers; what is left over is left.
+def in_steps(group: Group, order: Ids, size: int) -> Ids:
+    """Reorder channels so that each run of `size` belongs to the same layers; incomplete runs are dropped.
 
-    In a network whose stages add to what the stages before gave, some channels are in all stages, some in the last:
-    16 of both together would leave no layer a multiple.
+    Where stages of a network extend the channels of earlier stages, some channels are in all stages and some only in
+    the last. Removing a mixture of both would leave no layer a multiple of `size`.
     """
     kinds = {i: tuple(int(np.count_nonzero(ids == i)) for _, ids in group.makers) for i in order.tolist()}
     if size == 1 or len(set(kinds.values())) == 1:

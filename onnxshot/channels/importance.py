@@ -1,100 +1,89 @@
-"""What each group of channels is worth by scores of its channels, such as norms: in which order to cut them."""
+"""Rank the channels of every group by the requested importance, and set up the allocation for the target."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshot.channels.groups import Group, chunk, in_chunks
-from onnxshot.graph import Model, edit, weights
-from onnxshot.graph.axis_coupling import Axes, Ids
+from onnxshot.channels.activation_scores import activation_scores
+from onnxshot.channels.allocation import Allocation
+from onnxshot.channels.candidate_models import CandidateBuilder
+from onnxshot.channels.costs import macs_cost, params_cost
+from onnxshot.channels.error_importance import ErrorImportance
+from onnxshot.channels.groups import Group
+from onnxshot.channels.layer_times import latency_cost
+from onnxshot.channels.removal_curve import RemovalCurve, curves_from_scores
+from onnxshot.channels.timings import timed
+from onnxshot.channels.weight_scores import batchnorm_scores, norm_scores
+from onnxshot.errors import UsageError
+from onnxshot.graph.axis_coupling import Shape
+from onnxshot.graph.skip import Skip
 from onnxshot.maths.channel_removal import Floats
-from onnxshot.passes import linear_ops
+from onnxshot.recipes.stages import ShrinkStage
 
-MOST = 0.75
-"""Share of a group that is cut at most."""
+_LAYERS_TIME = 4  # seconds for timing all layers, as a multiple of the seconds for timing one model
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """A group, its channels in the order to cut them [n], and what the outputs lose after each [n + 1].
+def removal_curves(
+    builder: CandidateBuilder, groups: Sequence[Group], asked: ShrinkStage, scales: Mapping[str, Floats]
+) -> tuple[list[RemovalCurve], list[Skip]]:
+    """Rank the channels of each group by the requested importance.
 
-    local: squared error at the layers that read them, as a share of these layers' energy. loss: of the network's
-    outputs, as a share of theirs; the same as local where it was not measured.
+    Args:
+        builder: The model, its samples and settings.
+        groups: The eligible groups.
+        asked: Importance ('auto' already resolved) and `multiple`.
+        scales: |gamma| of the BatchNormalizations, see `batchnorm_scales`.
+
+    Returns:
+        A curve of each group that can be ranked, and the layers of the other groups with the reason.
+
+    Raises:
+        UsageError: Importance is 'batchnorm', and no group has a BatchNormalization.
     """
+    axes, threads = builder.axes, builder.settings.threads
+    if asked.importance == "batchnorm":
+        return _by_batchnorm(groups, batchnorm_scores(axes, scales), asked.multiple)
+    if asked.importance == "error":
+        estimator = ErrorImportance(
+            builder.proto, builder.feeds, builder.checks, threads, asked.multiple, builder.settings.progress
+        )
+        return estimator.curves(groups), []
+    if asked.importance == "activation":
+        scores = activation_scores(builder.proto, axes, builder.feeds, threads)
+    else:
+        scores = norm_scores(builder.model, axes, 1 if asked.importance == "l1" else 2)
+    return curves_from_scores(groups, scores, asked.multiple), []
 
-    group: Group
-    order: Ids
-    local: Floats
-    loss: Floats
+
+def _by_batchnorm(groups: Sequence[Group], scores: Floats, multiple: int) -> tuple[list[RemovalCurve], list[Skip]]:
+    """Curves of the groups whose channels all have a BatchNormalization; the layers of the others are skipped."""
+    with_scales = [group for group in groups if not np.isnan(scores[group.ids]).any()]
+    if not with_scales:
+        what = "importance is 'batchnorm', and no removable layer is followed by a BatchNormalization"
+        raise UsageError(what, "the export may have folded it: export without folding, or give importance 'l2'")
+    reason = "importance 'batchnorm' needs a BatchNormalization behind all its channels"
+    others = [node for group in groups if group not in with_scales for node, _ in group.makers]
+    skips = [Skip(node.label, node.op, reason) for node in others]
+    return curves_from_scores(with_scales, scores, multiple), skips
 
 
-def norm_scores(model: Model, axes: Axes, power: int) -> Floats:
-    """What each number is worth by the norm of all weights that go with it [count].
+def initial_allocation(
+    builder: CandidateBuilder, curves: Sequence[RemovalCurve], asked: ShrinkStage, shapes: Mapping[str, Shape]
+) -> Allocation:
+    """The allocation that a search starts from: nothing removed, with the cost that the target limits.
 
-    power: 1 for L1 (Li et al. 2017, section 3.1), 2 for L2. Each weight counts as a share of its tensor's norm, summed
-    over the tensors a group is in (DepGraph, Fang et al. 2023, section 3.3).
+    Layers are timed unless the target is a number of parameters. shapes: concrete shapes of the model's tensors.
     """
-    scores = np.zeros(axes.count)
-    for constant in model.constants():
-        held = axes.of.get(constant.name, {})
-        if held and constant.dtype.kind == "f" and len(constant.shape) >= 2:
-            sizes = np.abs(weights.read(constant).astype(np.float64)) ** power
-            for axis, ids in held.items():
-                sums = sizes.sum(axis=tuple(i for i in range(sizes.ndim) if i != axis))
-                np.add.at(scores, ids, sums / max(float(sums.sum()), np.finfo(float).tiny))
-    return scores
-
-
-def batchnorm_scales(model: Model) -> dict[str, Floats]:
-    """|gamma| [C] of every BatchNormalization behind a Conv, ConvTranspose, Gemm or MatMul, by what that layer gives.
-
-    To be asked before the model is normalized, which folds them; parameters must be constants by then.
-    """
-    found = {}
-    for node in model.graph.nodes:
-        if node.op == "BatchNormalization" and linear_ops.is_linear(edit.producer(node.inputs[0])):
-            gamma = edit.constant_input(node, 1)
-            if gamma is not None:
-                found[node.inputs[0].name] = np.abs(gamma.astype(np.float64).reshape(-1))
-    return found
-
-
-def batchnorm_scores(axes: Axes, scales: Mapping[str, Floats]) -> Floats:
-    """What each number is worth by |gamma|, summed over its layers [count]; NaN where none has a BatchNormalization.
-
-    Scales of all layers are held against each other as they are (Network Slimming, Liu et al. 2017, section 3).
-    """
-    scores = np.full(axes.count, np.nan)
-    for name, gamma in scales.items():
-        ids = axes.of.get(name, {}).get(1)
-        if ids is not None and len(ids) == len(gamma):
-            scores[ids] = np.nan_to_num(scores[ids])
-            np.add.at(scores, ids, gamma)
-    return scores
-
-
-def score_curves(groups: Sequence[Group], scores: Floats, multiple: int = 1) -> list[Curve]:
-    """Curves of groups whose channels are worth what their numbers' scores [count] say, whatever else was cut."""
-    curves = []
-    for group in groups:
-        order = group.ids[np.argsort(scores[group.ids], kind="stable")]
-        order = in_chunks(group, leaving_one(group, order), chunk(group, multiple))
-        order = order[: int(len(group.ids) * MOST)]
-        local = np.concatenate([[0.0], np.cumsum(scores[order])])
-        curves.append(Curve(group, order, local, local))
-    return curves
-
-
-def leaving_one(group: Group, order: Ids) -> Ids:
-    """The order without what would be the last of a tensor."""
-    left = {part: len(part) for part in group.parts}
-    found = []
-    for i in order.tolist():
-        mine = [part for part in left if i in part]
-        if all(left[part] > 1 for part in mine):
-            found.append(i)
-            left |= {part: left[part] - 1 for part in mine}
-    return np.asarray(found, np.int64)
+    model, axes = builder.model, builder.axes
+    if asked.target_params is not None:
+        return Allocation(curves, params_cost(model, axes), asked.multiple, axes.count)
+    with timed(builder.timings, "time layers"):
+        times = latency_cost(
+            builder.proto, axes, shapes, threads=builder.settings.threads,
+            seconds=_LAYERS_TIME * builder.settings.bench_seconds,
+        )  # fmt: skip
+    if asked.target_latency is not None:
+        return Allocation(curves, times, asked.multiple, axes.count)
+    return Allocation(curves, macs_cost(model, axes, shapes), asked.multiple, axes.count, times)

@@ -1,4 +1,4 @@
-"""What a layer multiplies its weight with, at some positions of its output: rows that its weight can be fitted on."""
+"""Layers with weights of their own, and samples of their inputs and outputs as rows to fit the weights on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from onnxshot.execution.layer_rows import MatrixForm
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A Conv, Gemm or MatMul with a float32 weight of its own, by the names of its tensors.
+    """A Conv, Gemm or MatMul with a float32 weight that no other node reads.
 
-    bias: a constant of its own, that of the Add behind a MatMul too; "" where there is none. output: what the bias was
-    already added to. columns: inputs of one output value.
+    Attributes:
+        name, op: Node name and operator.
+        input, weight: Tensor names.
+        bias: Name of a constant that no other node reads, also that of the Add behind a MatMul; "" if there is none.
+        output: Name of the tensor after the bias is added.
+        shape: Shape of the weight as stored.
+        attrs: Attributes of the node.
     """
 
     name: str
@@ -33,26 +38,26 @@ class Layer:
 
     @property
     def form(self) -> MatrixForm:
-        """How it multiplies."""
+        """How the layer multiplies its input and weight."""
         return MatrixForm(self.op, self.attrs)
 
     @property
     def groups(self) -> int:
-        """Groups of a Conv; 1 for all else."""
+        """Number of groups of a Conv; 1 for other operators."""
         return int(self.attrs.get("group", 1))
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Size of a Conv's window; () for all else."""
+        """Kernel size of a Conv; () for other operators."""
         return self.shape[2:] if self.op == "Conv" else ()
 
     @property
     def columns(self) -> int:
-        """K: inputs of one output value."""
+        """K, the number of inputs of one output value."""
         return math.prod(self.shape[1:]) if self.op == "Conv" else self.shape[0 if self.form.turned else 1]
 
     def table(self, weight: NDArray[Any]) -> NDArray[Any]:
-        """A weight as [G, O / G, K]."""
+        """Return a weight as [G, O / G, K]."""
         return self.form.table(weight)
 
     def stored(self, table: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -60,16 +65,16 @@ class Layer:
         return self.form.stored(table, np.empty(self.shape, np.float32))
 
     def inputs(self, x: NDArray[Any], share: int, number: int) -> NDArray[np.float32]:
-        """What is multiplied at `share` positions of a sample's output [N, G, K]; other positions for other samples."""
+        """Inputs of `share` output positions of a sample [N, G, K]; the positions vary with the sample number."""
         sizes = self._sizes(x.shape[2:]) if self.op == "Conv" else ()
         return np.asarray(self.form.inputs(x, sizes, share, number, self.kernel))
 
     def outputs(self, y: NDArray[Any], share: int, number: int) -> NDArray[np.float32]:
-        """A sample's outputs at the same positions [N, O]."""
+        """Outputs of a sample at the same positions [N, O]."""
         return self.form.chosen(y, share, number)[0]
 
     def _sizes(self, before: Sequence[int]) -> tuple[int, ...]:
-        """Sizes of the output of a Conv: ONNX Conv-11."""
+        """Spatial output sizes of a Conv (ONNX Conv-11)."""
         ones = [1] * len(before)
         strides, dilations = self.attrs.get("strides", ones), self.attrs.get("dilations", ones)
         how = self.attrs.get("auto_pad", b"NOTSET")
@@ -83,7 +88,7 @@ class Layer:
 
 
 def layers_of(model: ModelProto) -> dict[str, Layer]:
-    """The layers of a model's top-level graph by node name; weights that are shared are nobody's own."""
+    """The layers of the top-level graph by node name; a layer whose weight other nodes read too is left out."""
     constants = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
     uses: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
@@ -107,13 +112,13 @@ def layers_of(model: ModelProto) -> dict[str, Layer]:
         if bias and (bias not in own or math.prod(constants[bias].dims) != outputs):
             bias, output = "", node.output[0]
             if len(node.input) > 2:
-                continue  # a bias of another shape: nothing that a column of ones can stand for
+                continue  # the bias has another shape than one value per output
         found[node.name] = Layer(node.name, node.op_type, node.input[0], node.input[1], bias, output, shape, attrs)
     return found
 
 
 def _added(readers: Sequence[NodeProto], output: str, constants: Mapping[str, TensorProto]) -> tuple[str, str]:
-    """(bias, what it gives) of the Add behind a MatMul that alone reads its output."""
+    """(bias, output) of the Add that alone reads the output of a MatMul; ("", output) if there is none."""
     if len(readers) == 1 and readers[0].op_type == "Add":
         others = [name for name in readers[0].input if name != output]
         if len(others) == 1 and others[0] in constants:

@@ -1,10 +1,8 @@
-"""What layers take at the widths that a cut may leave, from times of single layers at their full and half width."""
+"""Latency model: the time of each layer at any width, interpolated from its times at full and half width."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxshot.channels.costs import Alive, Cost, CostTerm, Product
 from onnxshot.channels.layer_inputs import Layer, layers_of
-from onnxshot.channels.savings import Alive, Part, Product, Work
 from onnxshot.graph.axis_coupling import Axes, Ids, Shape
 from onnxshot.runtimes.ort_layer_times import conv_block, layer_times
 
 
 @dataclass(frozen=True, eq=False)
-class Timed:
-    """The time of a layer, which goes with the blocks of channels that it reads and makes.
+class LayerTime:
+    """The time of a layer as a function of the numbers of blocks of its input and output channels.
 
-    corners [2, 2]: measured at (full, half) width of what it reads, by (full, half) of what it makes; what is between
-    or below is on the bilinear surface through them, but no channels take no time. read, made: numbers of the channels,
-    None where cutting does not change that width. block: widths count as the next multiple of it.
+    Times between and below the measured widths lie on the bilinear surface through them. A layer without channels takes
+    no time.
+
+    Attributes:
+        corners: [2, 2], microseconds measured at (full, half) input width by (full, half) output width.
+        read: Numbers of the input channels; None if removal does not change the input width.
+        made: Numbers of the output channels; None if removal does not change the output width.
+        block: Widths are rounded up to a multiple of it.
     """
 
     corners: NDArray[np.float64]
@@ -34,18 +37,18 @@ class Timed:
 
     @property
     def axes(self) -> Sequence[Ids]:
-        """What it reads and makes."""
+        """Numbers of the input and output channels."""
         return [ids for ids in (self.read, self.made) if ids is not None]
 
     def left(self, alive: Alive) -> float:
-        """Its time with these numbers alive."""
+        """The time with these channels remaining."""
         if any(not alive[ids].any() for ids in self.axes):
             return 0.0
         read, made = (self._halves(ids, alive) for ids in (self.read, self.made))
         return max(0.0, float(np.asarray([1 - read, read]) @ self.corners @ np.asarray([1 - made, made])))
 
     def _halves(self, ids: Ids | None, alive: Alive) -> float:
-        """How far a width is on the way from full, 0, to half, 1."""
+        """Position of a width between full (0) and half (1)."""
         if ids is None:
             return 0.0
         full, now = (-(-n // self.block) for n in (len(ids), int(np.count_nonzero(alive[ids]))))
@@ -54,13 +57,13 @@ class Timed:
 
 
 def halved(width: int, block: int) -> int:
-    """Half a width, in whole blocks; a width of one block stays."""
+    """Half a width, rounded up to whole blocks; a width of one block stays."""
     return max(1, -(-width // (2 * block))) * block if width > block else width
 
 
 @dataclass(frozen=True, slots=True)
 class _Alone:
-    """A layer by itself. x, w: shapes of what it reads and of its weight; attrs: (name, value)."""
+    """A layer to be timed alone. x, w: shapes of its input and weight. attrs: (name, value)."""
 
     op: str
     x: Shape
@@ -68,6 +71,7 @@ class _Alone:
     attrs: tuple[tuple[str, Any], ...]
 
     def model(self) -> ModelProto:
+        """A model of this layer alone, with random weights."""
         rng = np.random.default_rng(0)
         w = numpy_helper.from_array(rng.standard_normal(self.w).astype(np.float32), "w")
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, self.x)
@@ -77,14 +81,28 @@ class _Alone:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def times_of(
+def latency_cost(
     proto: ModelProto, axes: Axes, shapes: Mapping[str, Shape], *, threads: int = 2, seconds: float = 2.0
-) -> Work:
-    """Microseconds of a model's layers with weights of their own, measured in ONNX Runtime on this machine.
+) -> Cost:
+    """Measure the time of the layers with weights of their own, in ONNX Runtime on this machine.
 
-    proto: the model that the axes are of. shapes: of its tensors, concrete. Layers of the same sizes are timed once, in
-    models of one layer with random weights, all in turns, for about `seconds`. Held: these weights, some twice as much
-    as the model's. Raises ModelError where ONNX Runtime refuses a layer.
+    Each layer is timed in a model of its own with random weights, at full and half width. Layers of equal sizes are
+    timed once. The measurements are interleaved.
+
+    Args:
+        proto: The model that `axes` describes.
+        axes: Channel numbers of every tensor axis.
+        shapes: Concrete shapes of the model's tensors.
+        threads: Threads of ONNX Runtime.
+        seconds: Time for all measurements together, about.
+
+    Returns:
+        The cost in microseconds.
+
+    Raises:
+        ModelError: ONNX Runtime does not load a layer.
+
+    Memory: the random weights, about twice the weights of the model.
     """
     block = conv_block()
     layers = [layer for layer in layers_of(proto).values() if layer.input in shapes]
@@ -92,24 +110,24 @@ def times_of(
     distinct = list(dict.fromkeys(alone for four in corners for alone in four))
     taken = layer_times((alone.model() for alone in distinct), threads=threads, seconds=seconds)
     found = dict(zip(distinct, taken, strict=True))
-    return Work(tuple(
+    return Cost(tuple(
         _part(layer, [found[alone] for alone in four], axes.of.get(layer.weight, {}), block)
         for layer, four in zip(layers, corners, strict=True)
     ))  # fmt: skip
 
 
-def _part(layer: Layer, times: Sequence[float], held: Mapping[int, Ids], block: int) -> Part:
+def _part(layer: Layer, times: Sequence[float], held: Mapping[int, Ids], block: int) -> CostTerm:
     read, made = _weight_axes(layer)
     if layer.groups > 1 and not _depthwise(layer):
-        return Product(times[0], tuple(held.values()))  # groups that become narrower are not timed
-    return Timed(
+        return Product(times[0], tuple(held.values()))  # grouped convolutions are not timed at half width
+    return LayerTime(
         np.asarray(times).reshape(2, 2), None if _depthwise(layer) else held.get(read), held.get(made),
         block if layer.op == "Conv" else 1,
     )  # fmt: skip
 
 
 def _corners(layer: Layer, x: Shape, block: int) -> list[_Alone]:
-    """The layer at (full, half) width of what it reads, by (full, half) of what it makes."""
+    """The layer at (full, half) input width by (full, half) output width, row by row."""
     read, made = _weight_axes(layer)
     if layer.op != "Conv":
         block = 1
@@ -130,17 +148,9 @@ def _corners(layer: Layer, x: Shape, block: int) -> list[_Alone]:
 
 
 def _weight_axes(layer: Layer) -> tuple[int, int]:
-    """Axes of the weight that go with what is read, and with what is made."""
+    """(Input axis, output axis) of the weight."""
     return (0, 1) if layer.form.turned else (1, 0)
 
 
 def _depthwise(layer: Layer) -> bool:
     return 1 < layer.groups == layer.shape[0]
-
-
-@contextmanager
-def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the seconds that the block takes to those of its stage."""
-    start = time.perf_counter()
-    yield
-    timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - start

@@ -1,39 +1,40 @@
-"""The search for what to cut: until a target is met, with the branches left out that are better left out."""
+"""Search for the removal that meets the target with the least output error, with and without residual branches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from onnxshot.calibration.readers import Dataset
 from onnxshot.channels.allocation import Allocation
 from onnxshot.channels.branches import Branch
-from onnxshot.channels.cut_model import Cutter
-from onnxshot.channels.layer_times import timed
+from onnxshot.channels.candidate_models import CandidateBuilder
+from onnxshot.channels.timings import timed
 from onnxshot.delivery.write_results import Made
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model
 from onnxshot.runtimes.ort_bench import NOISE
 from onnxshot.search.goal import Evaluate, Goal, Judge
 
-_STEPS = 0.05  # of the work: how far one step of a search goes
-_LEAST = 0.2  # of the work: where such a search ends in any case
-_AIMS = 5  # trials on the way to a latency
-_FAR = 1.5  # times the error without: where a branch left out does so much harm, others are not tried
-_TRIED = 3  # branches that a model is made without, to see which one it needs least
+_STEPS = 0.05  # share of the work that one step of a `max_drop` search removes
+_LEAST = 0.2  # share of the work at which every search ends
+_AIMS = 5  # candidates that are timed on the way to a latency
+_FAR = 1.5  # relative error after removing a branch above which no other branch is tried
+_TRIED = 3  # branches that are tried next, least important first
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search has found.
+    """The result of a search.
 
     Attributes:
-        allocation: what is cut.
-        model: the model without it, with all learned back.
-        missed: why the target was not reached; empty where it was.
-        score, drop: that of the uncut model, and how far the found one is below it; None where nothing scores.
-        refused: the cuts after the one found that would cost too much, in words.
+        allocation: What is removed.
+        model: The model without it, with the remaining weights fitted.
+        missed: Why the target was not reached; empty if it was.
+        score: Score of the model before removal; None if nothing is scored.
+        drop: How far the score of `model` is below `score`.
+        refused: Further removals that were tried and would cost too much, one sentence each.
     """
 
     allocation: Allocation
@@ -44,61 +45,72 @@ class Found:
     refused: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class TargetSearch:
-    """Looks for the cut that meets one target at the least error of the outputs.
+def search(
+    builder: CandidateBuilder,
+    initial: Allocation,
+    target: tuple[str, float],
+    branches: Sequence[Branch],
+    data: Dataset,
+    evaluate: Evaluate | str | None = None,
+) -> Found:
+    """Find the best removal, whether or not it meets the target.
 
-    Attributes:
-        cutter: makes the models that are tried.
-        whole: nothing cut yet.
-        target: its name, a field of `ShrinkStage`, and value.
-        branches: what may be left out whole.
-        data: samples that latency and score are measured on.
+    Args:
+        builder: Builds and measures candidates.
+        initial: The allocation with nothing removed.
+        target: Name of a target of `ShrinkStage`, and its value.
+        branches: Residual branches that may be removed as a whole.
+        data: Samples that latency and score are measured on.
+        evaluate: The score that a `max_drop` limits.
     """
+    with timed(builder.timings, "weigh"):
+        ranked = sorted(branches, key=lambda branch: _error_per_work(builder, initial, branch))
+    name, value = target
+    task = _Search(builder, initial, name, tuple(ranked), data)
+    if name == "max_drop":
+        return task.by_drop(Goal(max_drop=value, evaluate=evaluate), value)
+    return task.nearest(initial, value)
 
-    cutter: Cutter
-    whole: Allocation
-    target: tuple[str, float]
-    branches: Sequence[Branch]
+
+def _error_per_work(builder: CandidateBuilder, initial: Allocation, branch: Branch) -> float:
+    """Output error without a branch, per removed share of the work; nothing is fitted."""
+    without = replace(initial, branches=[branch])
+    return builder.output_error(builder.without(without.as_removal())) / max(1 - without.share, 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """The constants of one search. ranked: the branches, least important first."""
+
+    builder: CandidateBuilder
+    initial: Allocation
+    target: str
+    ranked: tuple[Branch, ...]
     data: Dataset
-    _ranked: list[Branch] = field(init=False, default_factory=list)
 
-    def run(self, evaluate: Evaluate | str | None = None) -> Found:
-        """The best cut found, whether or not it meets the target. evaluate: what the score of a `max_drop` is of."""
-        with timed(self.cutter.timings, "weigh"):
-            self._ranked = sorted(self.branches, key=self._rate)
-        name, value = self.target
-        if name == "max_drop":
-            return self._by_drop(Goal(max_drop=value, evaluate=evaluate), value)
-        return self._nearest(self.whole, value)
+    def nearest(self, initial: Allocation, share: float) -> Found:
+        """Remove down to this share of the work, the parameters or the latency.
 
-    def _rate(self, branch: Branch) -> float:
-        """Error of the outputs without a branch, per share of the work; nothing has learned yet."""
-        without = replace(self.whole, branches=[branch])
-        return self.cutter.error(self.cutter.cut(without.as_cut())) / max(1 - without.share, 1e-9)
-
-    def _nearest(self, whole: Allocation, share: float) -> Found:
-        """Cut to the share of the work, the parameters or the latency, with as many more branches left out as do good.
-
-        whole: where to start; it is cut.
+        Branches are removed as a whole as long as that reduces the output error. initial: where to start; it is
+        changed.
         """
-        best, missed = whole, self._reach(whole, share)
-        made = self.cutter.made(best.as_cut())
-        error = math.inf if missed or not self._ranked else self.cutter.error(made)
+        best, missed = initial, self._reach(initial, share)
+        made = self.builder.build(best.as_removal())
+        error = math.inf if missed or not self.ranked else self.builder.output_error(made)
         candidates = self._next(best)
         while candidates:
             without, better = best.branches, []
             limit = error
             for branch in candidates:
-                trial = replace(whole, branches=[*without, branch])
-                if trial.share < share and self.target[0] != "max_drop":
-                    continue  # more than was asked for
+                trial = replace(initial, branches=[*without, branch])
+                if trial.share < share and self.target != "max_drop":
+                    continue  # the branch alone exceeds the target
                 if self._reach(trial, share):
                     continue
-                other = self.cutter.made(trial.as_cut())
-                found = self.cutter.error(other)
+                other = self.builder.build(trial.as_removal())
+                found = self.builder.output_error(other)
                 if found > _FAR * limit:
-                    break  # of a network that needs its branches: each of the others would cost a fit too
+                    break  # this network needs its branches; each further trial would cost a fit
                 if found < limit:
                     better.append(branch)
                 if found < error:
@@ -107,42 +119,44 @@ class TargetSearch:
         return Found(best, made, missed)
 
     def _next(self, allocation: Allocation) -> list[Branch]:
-        """The branches to leave out next, least needed first."""
-        return [branch for branch in self._ranked if branch not in allocation.branches][:_TRIED]
+        """The branches to try next, least important first."""
+        return [branch for branch in self.ranked if branch not in allocation.branches][:_TRIED]
 
     def _reach(self, allocation: Allocation, share: float) -> str:
-        """Cut until no more than this share is left; why more is."""
-        name = self.target[0]
-        if name == "target_latency":
+        """Remove channels until at most this share remains; return why that failed, or an empty text."""
+        if self.target == "target_latency":
             return self._to_latency(allocation, share)
-        if allocation.shrink_to(share):
+        if allocation.remove_until(share):
             return ""
-        return f"no more than {1 - allocation.share:.1%} can be cut: {name} {share:g} is not reached"
+        return f"no more than {1 - allocation.share:.1%} can be cut: {self.target} {share:g} is not reached"
 
     def _to_latency(self, allocation: Allocation, share: float) -> str:
-        """Cut until the latency should be met: it falls with the time of the layers, by how much is measured.
+        """Remove channels until the predicted latency meets the target; return why that failed, or an empty text.
 
-        Weights do not matter for it. Each trial aims at the target by what all before have shown, through (1, 1).
+        The prediction is the sum of layer times. Candidates are measured to fit the slope of latency over predicted
+        time, a line through (1, 1); each candidate aims at the target with the slope so far. Nothing is fitted, since
+        latency does not depend on the weights.
         """
         fall, seen = 1 - share, []
         slope = 0.0
         for _ in range(_AIMS):
             trial = replace(allocation)
-            trial.shrink_to(max(_LEAST, 1 - fall))
-            seen.append((1 - trial.share, 1 - self.cutter.latency_share(self.cutter.cut(trial.as_cut()), self.data)))
+            trial.remove_until(max(_LEAST, 1 - fall))
+            latency = self.builder.latency_share(self.builder.without(trial.as_removal()), self.data)
+            seen.append((1 - trial.share, 1 - latency))
             slope = sum(x * y for x, y in seen) / max(sum(x * x for x, _ in seen), 1e-9)
             fall = (1 - share) / max(slope, 1e-9)
-        allocation.shrink_to(max(_LEAST, 1 - fall))
+        allocation.remove_until(max(_LEAST, 1 - fall))
         found = 1 - slope * (1 - allocation.share)
         missed = f"the latency falls to {found:.1%} at most: target_latency {share:g} is not reached"
         return "" if found <= share + NOISE else missed
 
-    def _by_drop(self, goal: Goal, limit: float) -> Found:
-        """Step by step, as long as the score falls by no more than the limit; the last that kept to it."""
-        best, made, drop = self.whole, self.cutter.cut(self.whole.as_cut()), 0.0
+    def by_drop(self, goal: Goal, limit: float) -> Found:
+        """Remove work step by step while the score falls by at most `limit`; return the last step within it."""
+        best, made, drop = self.initial, self.builder.without(self.initial.as_removal()), 0.0
         with scratch() as folder:
-            reference = self.cutter.given.at(folder / "float.onnx")
-            judge = Judge(goal, reference, self.data, self.cutter.settings)
+            reference = self.builder.reference.at(folder / "float.onnx")
+            judge = Judge(goal, reference, self.data, self.builder.settings)
             going, refused = True, list[str]()
             while going and best.share - _STEPS >= _LEAST:
                 going, refused = False, []
@@ -157,15 +171,15 @@ class TargetSearch:
         return Found(best, made, "", judge.float_score, drop, tuple(refused))
 
     def _further(self, best: Allocation) -> Iterator[tuple[Allocation, Model]]:
-        """Ways to cut a step more: that of least error, then without each of some more branches.
+        """Candidates that are one step smaller: the one of least output error, then one without each next branch.
 
-        A score may like a branch left out where the outputs' error does not.
+        A score may tolerate the removal of a branch that the output error does not.
         """
         share = best.share - _STEPS
-        found = self._nearest(replace(self.whole, branches=best.branches), share)
+        found = self.nearest(replace(self.initial, branches=best.branches), share)
         if not found.missed:
             yield found.allocation, found.model
         for branch in self._next(best):
-            trial = replace(self.whole, branches=[*best.branches, branch])
+            trial = replace(self.initial, branches=[*best.branches, branch])
             if not self._reach(trial, share):
-                yield trial, self.cutter.made(trial.as_cut())
+                yield trial, self.builder.build(trial.as_removal())

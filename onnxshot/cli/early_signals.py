@@ -28,7 +28,7 @@ def _end(number: int, _: FrameType | None) -> None:
 
 
 HANDLER: Any = _end
-"""What `signals.listen` replaces."""
+"""What `stopping.listen` replaces."""
 
 
 def is_command() -> bool:

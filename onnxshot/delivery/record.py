@@ -55,7 +55,7 @@ class Record(Plain):
         settings: those of `SETTINGS`.
         versions: of onnxshot and of the libraries that compute.
         decided: what the run found out. Of one that quantizes: precision -> nodes; what stayed float is in none of
-            them. Of one that cuts channels: how many samples it was given, the first ones, and what `Cut.named` gives.
+            them. Of one that cuts channels: how many samples it was given, the first ones, and `Removal.to_record`.
     """
 
     stage: Mapping[str, Any]

@@ -18,10 +18,10 @@ from onnx import ModelProto, numpy_helper
 from pains import command
 
 from onnxshot import Settings, compress, errors, quantize, replay, shrink
-from onnxshot.channels import cut_model, worth
+from onnxshot.channels import candidate_models, importance
 from onnxshot.channels.allocation import Allocation
-from onnxshot.channels.cut import positions, spans
-from onnxshot.channels.importance_by_data import Weigher
+from onnxshot.channels.error_importance import ErrorImportance
+from onnxshot.channels.removal import positions, spans
 from onnxshot.delivery.record import RECIPE_KEY, RUNS_KEY, load_records
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
@@ -62,9 +62,12 @@ def nothing_measured() -> Iterator[None]:
     def refused(*_: object, **__: object) -> None:
         raise AssertionError("it was decided again")
 
-    deciding = ((worth, "times_of"), (worth, "norm_scores"), (Weigher, "curves"), (cut_model, "bench"))
+    deciding = (
+        (importance, "latency_cost"), (importance, "norm_scores"), (ErrorImportance, "curves"),
+        (candidate_models, "bench"),
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        for place, name in (*deciding, (Allocation, "shrink_to")):
+        for place, name in (*deciding, (Allocation, "remove_until")):
             patch.setattr(place, name, refused)
         yield
 
@@ -205,11 +208,11 @@ def test_an_evaluation_is_recorded_by_its_name_alone(given_model: Path, folder: 
         ({"samples": "all"}, "decided.samples is 'all'"),
         ({"samples": 24}, "without branches and channels"),
         ({"samples": 24, "branches": ["Conv_1"], "channels": {}}, "'Conv_1', which is no branch"),
-        ({"samples": 24, "branches": [], "channels": {"Conv_99": "1"}}, r"\['Conv_99'\] is of no layer"),
-        ({"samples": 24, "branches": [], "channels": {"Conv_7": "1-99999999"}}, "the layer makes 16 channels"),
-        ({"samples": 24, "branches": [], "channels": {"Conv_7": "3-1"}}, "the layer makes 16 channels"),
-        ({"samples": 24, "branches": [], "channels": {"Conv_7": 3}}, "is 3, and the layer makes 16 channels"),
-        ({"samples": 24, "branches": [], "channels": {"Gemm_13": "0"}}, "1 channels that must stay"),
+        ({"samples": 24, "branches": [], "channels": {"Conv_99": "1"}}, r"\['Conv_99'\] names no layer"),
+        ({"samples": 24, "branches": [], "channels": {"Conv_7": "1-99999999"}}, "the layer produces 16 channels"),
+        ({"samples": 24, "branches": [], "channels": {"Conv_7": "3-1"}}, "the layer produces 16 channels"),
+        ({"samples": 24, "branches": [], "channels": {"Conv_7": 3}}, "is 3, and the layer produces 16 channels"),
+        ({"samples": 24, "branches": [], "channels": {"Gemm_13": "0"}}, "1 channels that cannot be removed"),
     ],
     ids=str,
 )

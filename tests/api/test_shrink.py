@@ -12,14 +12,15 @@ from onnx import ModelProto, numpy_helper
 from rewrites import outputs
 from support import accuracy, fixture
 
-from onnxshot.api.shrink import ShrinkResult, shrink
+from onnxshot.api.shrink import shrink
 from onnxshot.channels.layer_inputs import layers_of
-from onnxshot.channels.refit import refit
+from onnxshot.channels.ridge_reconstruction import reconstruct
 from onnxshot.delivery.record import RECIPE_KEY, RUNS_KEY, VERSION_KEY
 from onnxshot.errors import UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import macs
 from onnxshot.maths.sqnr import SqnrSum
+from onnxshot.results.shrunk import ShrinkResult
 from onnxshot.settings import Settings
 
 QUICK = Settings(verify=False, use_cache=False, threads=1, bench_seconds=0.02)
@@ -222,7 +223,7 @@ def test_a_fit_is_the_best_there_is_for_the_samples() -> None:
         kept: NDArray[Any] = values[:4] if t.name in ("w1", "b1") else values[:, :4] if t.name == "w2" else values
         t.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(kept), t.name))
     given = feeds(200, x=(1, 6))
-    found = refit(proto, cut, {"one": np.arange(8) < 4}, given, threads=1)
+    found = reconstruct(proto, cut, {"one": np.arange(8) < 4}, given, threads=1)
     x = np.concatenate([feed["x"] for feed in given])
     values = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     wanted = (x @ values["w1"].T + values["b1"]) @ values["w2"].T + values["b2"]
@@ -268,7 +269,7 @@ def test_a_fit_is_the_best_there_is_with_these_zeros() -> None:
     proto.graph.node[0].name, proto.graph.node[1].name = "one", "two"
     cut = sparse(proto)
     given = feeds(200, x=(1, 6))
-    found = refit(proto, cut, {}, given, threads=1)
+    found = reconstruct(proto, cut, {}, given, threads=1)
     values = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     zeros = {t.name: numpy_helper.to_array(t) == 0 for t in cut.graph.initializer}
     x = np.concatenate([feed["x"] for feed in given])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from onnxshot.channels.allocation import Allocation
+from onnxshot.channels.costs import Cost, Product
 from onnxshot.channels.groups import Group
-from onnxshot.channels.importance import Curve
-from onnxshot.channels.layer_times import Timed
-from onnxshot.channels.savings import Product, Work
+from onnxshot.channels.layer_times import LayerTime
+from onnxshot.channels.removal_curve import RemovalCurve
 from onnxshot.graph.axis_coupling import Ids
 
 
@@ -21,28 +21,28 @@ def numbers(*widths: int) -> list[Ids]:
     return [np.arange(end - width, end) for width, end in zip(widths, ends, strict=True)]
 
 
-def curve(ids: Ids, losses: Sequence[float]) -> Curve:
+def curve(ids: Ids, losses: Sequence[float]) -> RemovalCurve:
     """A group whose channels are cut in order; losses: what each adds."""
     loss = np.concatenate([[0.0], np.cumsum(losses)])
-    return Curve(Group(f"group {ids[0]}", "channels", ids, (), (), ()), ids[: len(losses)], loss, loss)
+    return RemovalCurve(Group(f"group {ids[0]}", "channels", ids, (), (), ()), ids[: len(losses)], loss, loss)
 
 
-def timed(ids: Ids, per_block: float, block: int) -> Timed:
+def timed(ids: Ids, per_block: float, block: int) -> LayerTime:
     """Time that goes with blocks of channels made, and nothing else."""
     full = per_block * -(-len(ids) // block)
-    return Timed(np.asarray([[full, full / 2], [full, full / 2]]), None, ids, block)
+    return LayerTime(np.asarray([[full, full / 2], [full, full / 2]]), None, ids, block)
 
 
 def test_latency_is_met_at_the_least_loss_there_is() -> None:
     """Blocks that take as much time each, and losses that grow: every number of channels of every group is tried."""
     rng = np.random.default_rng(0)
     ids = numbers(16, 16, 16)
-    time = Work(tuple(timed(i, 10.0, 4) for i in ids))
+    time = Cost(tuple(timed(i, 10.0, 4) for i in ids))
     for _ in range(5):
         curves = [curve(i, np.sort(rng.exponential(1, 12))) for i in ids]
         for share in (0.9, 0.75, 0.5):
             found = Allocation(curves, time, 1, 48)
-            assert found.shrink_to(share)
+            assert found.remove_until(share)
             ways = []
             for cut in product(range(13), repeat=3):
                 alive = np.ones(48, bool)
@@ -58,10 +58,10 @@ def test_latency_is_met_at_the_least_loss_there_is() -> None:
 def test_of_equal_loss_per_work_the_one_that_saves_time_is_taken() -> None:
     ids = numbers(8, 8)
     curves = [curve(i, [1.0] * 6) for i in ids]
-    work = Work(tuple(Product(100.0, (i,)) for i in ids))
-    time = Work((timed(ids[0], 1.0, 1), timed(ids[1], 2.0, 1)))
+    work = Cost(tuple(Product(100.0, (i,)) for i in ids))
+    time = Cost((timed(ids[0], 1.0, 1), timed(ids[1], 2.0, 1)))
     found = Allocation(curves, work, 1, 16, time)
-    assert found.shrink_to(0.75)
+    assert found.remove_until(0.75)
     assert found.cut == [0, 4]
     assert found.share == 0.75
 
@@ -70,25 +70,25 @@ def test_work_that_takes_no_time_is_cut_last_but_cut() -> None:
     """The first group is one block: half of it takes as long as all of it, although it loses less."""
     ids = numbers(8, 16)
     curves = [curve(ids[0], [0.5] * 6), curve(ids[1], [1.0] * 12)]
-    work = Work(tuple(Product(10.0 * len(i), (i,)) for i in ids))
-    time = Work(tuple(timed(i, 10.0, 8) for i in ids))
+    work = Cost(tuple(Product(10.0 * len(i), (i,)) for i in ids))
+    time = Cost(tuple(timed(i, 10.0, 8) for i in ids))
     found = Allocation(curves, work, 1, 24, time)
-    assert found.shrink_to(0.7)
+    assert found.remove_until(0.7)
     assert found.cut == [0, 8]
-    assert found.shrink_to(0.4), "the target is one of work"
+    assert found.remove_until(0.4), "the target is one of work"
     assert found.cut[0] > 0
-    assert not Allocation(curves, time, 1, 24).shrink_to(0.5)
+    assert not Allocation(curves, time, 1, 24).remove_until(0.5)
 
 
 def test_without_time_the_loss_per_work_decides() -> None:
     ids = numbers(8, 8)
     curves = [curve(ids[0], [1.0] * 6), curve(ids[1], [1.5] * 6)]
-    work = Work((Product(100.0, (ids[0],)), Product(200.0, (ids[1],))))
+    work = Cost((Product(100.0, (ids[0],)), Product(200.0, (ids[1],))))
     found = Allocation(curves, work, 1, 16)
-    assert found.shrink_to(0.75)
+    assert found.remove_until(0.75)
     assert found.cut == [0, 3]
-    found.go_back([2, 0])
-    assert found.as_cut().removed == {0, 1}
+    found.reset_to([2, 0])
+    assert found.as_removal().removed == {0, 1}
     assert found.share == pytest.approx(1 - 25 / 300)
 
 
@@ -96,9 +96,9 @@ def test_what_a_large_last_step_makes_needless_is_given_back() -> None:
     """Seven cheap channels are a twelfth of the work: not enough, and needless once a block of the other is cut."""
     ids = numbers(10, 20)
     curves = [curve(ids[0], [1.0] * 7), curve(ids[1], [20.0] * 15)]
-    work = Work((Product(10.0, (ids[0],)), timed(ids[1], 40.0, 20 // 2)))
+    work = Cost((Product(10.0, (ids[0],)), timed(ids[1], 40.0, 20 // 2)))
     found = Allocation(curves, work, 1, 30)
-    assert found.shrink_to(0.6)
+    assert found.remove_until(0.6)
     assert found.cut == [0, 10]
 
 
@@ -108,10 +108,10 @@ def test_time_is_no_reason_to_cut_far_more_than_was_asked_for() -> None:
     whole = curve(ids, np.linspace(0.01, 1, 24).tolist())
     layer: Any = None  # nothing but its outputs is looked at
     curves = [replace(whole, group=replace(whole.group, makers=((layer, ids),)))]
-    work, time = Work((Product(32.0, (ids,)),)), Work((timed(ids, 10.0, 16),))
+    work, time = Cost((Product(32.0, (ids,)),)), Cost((timed(ids, 10.0, 16),))
     for share, wanted in ((0.9, 8), (0.75, 8), (0.7, 16), (0.5, 16)):
         found = Allocation(curves, work, 8, 32, time)
-        assert found.shrink_to(share)
+        assert found.remove_until(share)
         assert found.cut == [wanted]
         assert found.share == 1 - wanted / 32
         assert found.is_far(share) == (share in (0.9, 0.7))

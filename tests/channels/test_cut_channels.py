@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 from rewrites import outputs
 
-from onnxshot.channels.groups import Group, chunk, in_chunks
-from onnxshot.channels.savings import macs_of, params_of
+from onnxshot.channels.costs import macs_cost, params_cost
+from onnxshot.channels.groups import Group, in_steps, step_size
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import concrete_shapes, macs
 
@@ -251,9 +251,9 @@ def test_what_a_branch_reads_stays() -> None:
 @pytest.mark.parametrize(("multiple", "expected"), [(1, 1), (8, 8), (16, 16)])
 def test_chunks_keep_layers_a_multiple(multiple: int, expected: int) -> None:
     (group,) = grouped(net("z = Relu(a)"))[1].rows
-    assert chunk(group, multiple) == expected
+    assert step_size(group, multiple) == expected
     heads = next(row for row in grouped(attention())[1].rows if row.kind == "heads")
-    assert chunk(heads, multiple) == max(1, expected // 4), "a head is four outputs"
+    assert step_size(heads, multiple) == max(1, expected // 4), "a head is four outputs"
 
 
 # ---------------------------------------------------------------------------- graphs at random
@@ -393,7 +393,7 @@ def test_chunks_are_of_channels_of_the_same_layers() -> None:
         a = Conv(x, w1) p = Pad(a, n) c = Conv(x, w2) z = Add(c, p) y = Conv(z, w3) }"""
     constants = {"w1": weight(16, 4, 1, 1), "w2": weight(32, 4, 1, 1, seed=2), "w3": weight(3, 32, 1, 1)}
     (group,) = grouped(model(text, constants | {"n": np.asarray([0, 8, 0, 0, 0, 8, 0, 0])}))[1].rows
-    order = in_chunks(group, np.random.default_rng(0).permutation(group.ids), 8)
+    order = in_steps(group, np.random.default_rng(0).permutation(group.ids), 8)
     assert sorted(order.tolist()) == sorted(group.ids.tolist())
     for start in range(0, 32, 8):
         inside = [np.isin(order[start : start + 8], ids).sum() for _, ids in group.makers]
@@ -403,7 +403,7 @@ def test_chunks_are_of_channels_of_the_same_layers() -> None:
 def test_work_is_counted_as_it_is_after_the_cut() -> None:
     for proto in (KINDS["squeeze-excite"][0], KINDS["depthwise times two"][0], KINDS["grouped"][0], attention()):
         ready, groups = grouped(proto)
-        work, stored_work = macs_of(ready, groups.axes, concrete_shapes(ready)), params_of(ready, groups.axes)
+        work, stored_work = macs_cost(ready, groups.axes, concrete_shapes(ready)), params_cost(ready, groups.axes)
         removed = [i for group in groups.rows for i in some(group, np.random.default_rng(3))]
         alive = np.ones(groups.axes.count, bool)
         alive[removed] = False

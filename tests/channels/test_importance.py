@@ -9,10 +9,11 @@ from handmade.core import feeds, model, vector, weight
 from onnx import ModelProto, numpy_helper
 from rewrites import loaded
 
-from onnxshot.api.shrink import ShrinkResult, shrink
+from onnxshot.api.shrink import shrink
 from onnxshot.channels.activation_scores import activation_scores
-from onnxshot.channels.importance import batchnorm_scales, batchnorm_scores
+from onnxshot.channels.weight_scores import batchnorm_scales, batchnorm_scores
 from onnxshot.errors import UsageError
+from onnxshot.results.shrunk import ShrinkResult
 from onnxshot.settings import Settings
 
 QUICK = Settings(verify=False, use_cache=False, threads=1, bench_seconds=0.02)
@@ -85,7 +86,7 @@ def test_what_is_multiplied_by_the_least_scales_goes_though_they_are_folded_by_t
 def test_a_model_without_batch_normalization_has_no_scales() -> None:
     text = "net (float[1,4,6,6] x) => (float[1,3,6,6] y) { a = Conv(x, w1) y = Conv(a, w2) }"
     proto = named(text, {"w1": weight(8, 4, 1, 1), "w2": weight(3, 8, 1, 1)})
-    with pytest.raises(UsageError, match="no BatchNormalization stands behind") as caught:
+    with pytest.raises(UsageError, match="is followed by a BatchNormalization") as caught:
         shrunk(proto, target_flops=0.7, importance="batchnorm")
     assert "folded" in caught.value.hint
 

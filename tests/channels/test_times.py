@@ -9,8 +9,8 @@ from cutting import grouped
 from handmade.core import model, weight
 from onnx import ModelProto
 
-from onnxshot.channels.layer_times import Timed, halved, times_of
-from onnxshot.channels.savings import Product, Work
+from onnxshot.channels.costs import Cost, Product
+from onnxshot.channels.layer_times import LayerTime, halved, latency_cost
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.runtimes import ort_layer_times
 
@@ -37,7 +37,7 @@ def pretended(shape: Sequence[int], op: str, group: int) -> float:
     return 5.0 + per_group * shape[2] * shape[3]
 
 
-def table(monkeypatch: pytest.MonkeyPatch) -> tuple[Work, Any, list[ModelProto]]:
+def table(monkeypatch: pytest.MonkeyPatch) -> tuple[Cost, Any, list[ModelProto]]:
     given: list[ModelProto] = []
 
     def layer_times(models: Iterable[ModelProto], **_: object) -> list[float]:
@@ -54,7 +54,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> tuple[Work, Any, list[ModelProto]]
     for i, node in enumerate(proto.graph.node):
         node.name = f"n{i}"
     ready, groups = grouped(proto)
-    return times_of(ready.to_proto(), groups.axes, concrete_shapes(ready)), groups, given
+    return latency_cost(ready.to_proto(), groups.axes, concrete_shapes(ready)), groups, given
 
 
 def test_times_are_those_of_the_layers_as_they_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_times_are_those_of_the_layers_as_they_will_be(monkeypatch: pytest.Monke
             pretended((a, 4, 3, 3), "Conv", 1), pretended((a, 1, 3, 3), "Conv", a), pretended((e, a, 1, 1), "Conv", 1),
             pretended((h, q), "Gemm", 1), pretended((h, 3), "MatMul", 1),
         ]  # fmt: skip
-        np.testing.assert_allclose([part.left(alive) for part in work.parts if isinstance(part, Timed)], want)
+        np.testing.assert_allclose([part.left(alive) for part in work.parts if isinstance(part, LayerTime)], want)
         whole = pretended((32, 16, 1, 1), "Conv", 2)
         (grouped_conv,) = (part for part in work.parts if isinstance(part, Product))
         assert grouped_conv.left(alive) <= whole

@@ -389,7 +389,7 @@ def test_channels_are_cut_on_the_command_line(shell: Shell) -> None:
         (["--pattern", "channels", "--sparsity", 0.5, "--prune-scope", "tails"], "scope is 'tails'"),
         (["--pattern", "channels", "--sparsity", 0.5, "--multiple", 3], "multiple is 3"),
         (["--pattern", "channels", "--sparsity", 0.5, "--importance", "taylor"], "importance is 'taylor'"),
-        (["--pattern", "channels", "--sparsity", 0.5, "--importance", "batchnorm"], "no BatchNormalization stands"),
+        (["--pattern", "channels", "--sparsity", 0.5, "--importance", "batchnorm"], "followed by a BatchNorm"),
         (["--pattern", "channels", "--sparsity", 1.5], "target_flops is -0.5"),
         (["--pattern", "channels", "--sparsity", 0.5, "--scope", "erk"], "--scope with --pattern channels"),
         (["--pattern", "channels", "--sparsity", 0.5, "--keep-zeros"], "--keep-zeros with --pattern channels"),

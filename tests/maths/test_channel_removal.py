@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxshot.channels.importance_by_data import scaled
+from onnxshot.channels.error_importance import scaled
 from onnxshot.maths.channel_removal import Reader, compensated_weights, damped, removal_order
 
 Floats = NDArray[np.float64]

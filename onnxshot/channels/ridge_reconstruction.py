@@ -1,9 +1,10 @@
-"""Let a network that was cut learn its answers back, layer by layer, from what the uncut one gives.
+"""Layer-wise reconstruction after channels are removed: fit the remaining weights to the outputs of the full model.
 
-The cut network walks over the samples. At every layer the inputs are its own, with all layers before fitted, and the
-outputs wanted are the uncut network's (the asymmetric form: GPTAQ, Li et al. 2025, section 3). Where the output is only
-added to something, the sum is what is wanted, so that a layer makes up for the other branch too. Weights by ridge
-regression, then the bias behind the activation. A weight that is zero stays so.
+Layers are fitted in graph order. The inputs of a layer are those of the pruned model with all earlier layers fitted.
+Its targets are the outputs of the full model (asymmetric calibration: GPTAQ, Li et al. 2025, section 3). If the output
+of a layer is only added to another tensor, the target is the sum, so that the layer also compensates for the error of
+the other branch. Weights are fitted by ridge regression; then the bias is corrected with respect to the output of the
+activation. Weights that are zero stay zero.
 """
 
 from __future__ import annotations
@@ -34,31 +35,46 @@ from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.settings import Progress
 
 HELD = 640 << 20
-"""Bytes of tensors that the walk may hold: it is of as many samples as that takes."""
-_WANTED = 96 << 20  # bytes of the uncut network's outputs that are held at once, of as many layers as that takes
-_ROWS = 12288  # values of every output that a layer is fitted on, at most
-_ROW_BYTES = 48 << 20  # what a layer reads for them, at most
-_MOST_COLUMNS = 3072  # inputs of one output: of more, only the bias is fitted
-_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in second moments, as they are tried
-_LEFT_OUT = 4  # every so many-th sample is left out of a fit, to see by it how far weights may move
+"""Bytes of activations held at a time; this limits the number of samples."""
+_WANTED = 96 << 20  # bytes of target outputs held at a time; this limits how many layers are collected in one run
+_ROWS = 12288  # output positions that a layer is fitted on, at most
+_ROW_BYTES = 48 << 20  # bytes of the inputs at these positions, at most
+_MOST_COLUMNS = 3072  # inputs per output; above, only the bias is fitted
+_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # candidate ridge strengths, relative to the mean second moment
+_LEFT_OUT = 4  # every 4th sample is held out of a fit to choose the ridge strength
 
-Kept = Mapping[str, NDArray[np.bool_]]
+KeptChannels = Mapping[str, NDArray[np.bool_]]
+"""Layer -> [O], which of its output channels remain; layers that keep all are absent."""
 
 
-def refit(
+def reconstruct(
     reference: ModelProto,
     cut: ModelProto,
-    kept: Kept,
+    kept: KeptChannels,
     feeds: Feeds,
     *,
     threads: int = 2,
     progress: Progress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """New values of the cut network's weights and biases, by name.
+    """Fit the weights and biases of a model whose channels were removed.
 
-    reference: the uncut network, with the same node names. kept: which of its output channels are left, by layer; all
-    where it is not named. Held at any time: both networks, HELD bytes of tensors, and of one layer its rows and their
-    second moments. Raises ModelError where a network does not run.
+    A layer whose fit is not finite keeps its weights.
+
+    Args:
+        reference: The full model, with the same node names.
+        cut: The model without the removed channels.
+        kept: Remaining output channels of each layer that lost some.
+        feeds: Samples.
+        threads: Samples that run at a time.
+        progress: Called as (stage, done, total).
+
+    Returns:
+        New float32 values by constant name.
+
+    Raises:
+        ModelError: One of the models does not run.
+
+    Memory: both models, `HELD` bytes of activations, and the rows and second moments of one layer.
     """
     feeds = feeds[: _affordable(cut, feeds)]
     student, activations = Walk(cut, feeds, threads), Activations(reference)
@@ -77,7 +93,7 @@ def refit(
             other = np.concatenate([job.layer.outputs(v, job.share, i) for i, v in enumerate(values)])
         fitted = _fit(job.layer, student, x, samples, other, activations.behind(job.target))
         if not finite(*fitted.values()):
-            fitted = {}  # the layer stays as it was cut
+            fitted = {}  # the layer keeps its weights
         for name, value in fitted.items():
             student.set(name, value)
         found |= fitted
@@ -87,7 +103,7 @@ def refit(
 
 
 def apply(model: Model, values: Mapping[str, NDArray[np.float32]]) -> None:
-    """Give a model's constants new values."""
+    """Replace the values of a model's constants."""
     for node in model.graph.nodes:
         for slot, tensor in enumerate(node.inputs):
             if isinstance(tensor, Constant) and tensor.name in values:
@@ -96,9 +112,13 @@ def apply(model: Model, values: Mapping[str, NDArray[np.float32]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A layer, the tensor it is to make right, and what the network adds to its output to make that ("": nothing).
+    """A layer to fit.
 
-    share: positions of every sample that it is fitted on.
+    Attributes:
+        layer: The layer.
+        target: Name of the tensor that is matched to the full model.
+        other: Name of the tensor that is added to the layer's output to give the target; "" if nothing is.
+        share: Output positions of every sample that the layer is fitted on.
     """
 
     layer: Layer
@@ -108,12 +128,13 @@ class _Job:
 
 
 def _share(layer: Layer, samples: int) -> int:
+    """Output positions of every sample, within `_ROWS` and `_ROW_BYTES`."""
     rows = min(_ROWS, _ROW_BYTES // (4 * layer.groups * layer.columns))
     return max(1, -(-rows // samples))
 
 
 def _jobs(model: ModelProto, layers: Mapping[str, Layer]) -> list[_Job]:
-    """The layers in order, each with its target."""
+    """The layers in graph order, each with its target."""
     makers = {name: node for node in model.graph.node for name in node.output}
     readers: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
@@ -128,7 +149,7 @@ def _jobs(model: ModelProto, layers: Mapping[str, Layer]) -> list[_Job]:
         target, other = layer.output, ""
         if len(users) == 1 and users[0].op_type == "Add" and layer.output not in given_out:
             others = [t for t in users[0].input if t != layer.output]
-            # What is not yet fitted must not run before it is.
+            # The other tensor must not depend on a layer that is not fitted yet.
             if len(others) == 1 and others[0] in makers and not _behind(others[0], makers) & pending:
                 target, other = users[0].output[0], others[0]
         found.append(_Job(layer, target, other))
@@ -151,7 +172,7 @@ def _behind(name: str, makers: Mapping[str, NodeProto]) -> set[str]:
 def _wanted(
     reference: ModelProto, jobs: Sequence[_Job], feeds: Feeds, threads: int
 ) -> Iterator[list[NDArray[np.float32]]]:
-    """What each target is in the uncut network, at the positions that are fitted on; per sample."""
+    """The targets of each job in the full model, at the positions to fit on; one array per sample."""
     reference = with_fixed_randomness(reference)
     sizes = {t.name: t.dims for t in reference.graph.initializer}
     start = 0
@@ -184,7 +205,7 @@ def _fit(
     other: NDArray[np.float32] | None,
     behind: Any,
 ) -> dict[str, NDArray[np.float32]]:
-    """New weight and bias of a layer. x: rows [N, G, K] per sample; wanted [N, O] per sample, with `other` in it."""
+    """Fit the weight and bias of a layer. x: [N, G, K] per sample. wanted: [N, O] per sample, the sum with `other`."""
     stored = student.constant(layer.weight)
     table = layer.table(stored)
     counts = np.asarray([len(rows) for rows in x])
@@ -204,7 +225,7 @@ def _fit(
             found[layer.weight] = layer.stored(table)
     if old is not None:
         got = rest + _given(rows, table)
-        # The mean before the activation first: the steps behind it are short where most is cut off.
+        # Start from the mean error before the activation: correction steps are short where the activation is flat.
         bias = (target - got).mean(axis=0, dtype=np.float64) if layer.weight in found else bias
         learned = corrected_bias(target, got, bias, behind, starts)
         found[layer.bias] = learned.astype(np.float32).reshape(old.shape)
@@ -212,7 +233,7 @@ def _fit(
 
 
 def _given(rows: NDArray[np.float32], table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Outputs [N, O] without bias."""
+    """Outputs [N, O] of a layer without its bias."""
     made: NDArray[np.float32] = (rows.transpose(1, 0, 2) @ table.transpose(0, 2, 1)).transpose(1, 0, 2)
     return made.reshape(len(rows), -1)
 
@@ -225,9 +246,9 @@ def _change(
     *,
     centred: bool,
 ) -> NDArray[np.floating] | None:
-    """What to add to the weight [G, O, K]; None where samples that are left out of the fit do not like it.
+    """The change of the weight [G, O, K]; None if every ridge strength increases the error on the held-out samples.
 
-    gone: where nothing is added.
+    gone: where the change must be zero.
     """
     if not held_out.any():
         return None
@@ -239,7 +260,7 @@ def _change(
         found = ridge(moments, weight, strength)
         if not gone.any():
             return found
-        # The ridge's error is quadratic about what it finds: least under the mask is least by these moments.
+        # The ridge error is quadratic around its minimum, so the constrained minimum follows from the same moments.
         return optimal_brain_surgeon.refit(found.astype(np.float32), moments.damped(strength).astype(np.float32), gone)
 
     rows, wanted = x.transpose(1, 0, 2), residual.transpose(1, 0, 2)
@@ -250,7 +271,7 @@ def _change(
 
 
 def _affordable(model: ModelProto, feeds: Feeds) -> int:
-    """How many samples fit into HELD: what is alive of one at the widest place of the network, as float32."""
+    """Number of samples that fit into `HELD`, by the peak size of one sample's live activations in float32."""
     shapes = concrete_shapes(Model(model), {name: np.shape(values) for name, values in feeds[0].items()})
     last = {name: i for i, node in enumerate(model.graph.node) for name in node.input}
     alive = {i.name: 4 * math.prod(shapes.get(i.name, ())) for i in model.graph.input}

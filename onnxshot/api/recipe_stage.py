@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxshot.api.prune import prune
 from onnxshot.api.quantize import quantize
-from onnxshot.api.shrink import cut_again, shrink
+from onnxshot.api.shrink import shrink, shrink_as_recorded
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.execution.statistics_source import HOLDOUT
@@ -22,7 +22,7 @@ from onnxshot.settings import Settings
 StageResult = PruneResult | ShrinkResult | Result
 
 
-def run_stage(
+def run_recipe_stage(
     stage: ModelStage,
     path: Path,
     calib: Any,
@@ -43,7 +43,7 @@ def run_stage(
         return prune(path, calib, preset=preset, settings=settings, **asdict(stage))
     if isinstance(stage, ShrinkStage):
         if decided:
-            return cut_again(path, data, stage, decided, settings)
+            return shrink_as_recorded(path, data, stage, decided, settings)
         # It learns from all it is given.
         feeds = None if data is None else (data[i].feed for i in split(len(data), HOLDOUT)[0])
         return shrink(path, feeds, settings=settings, **asdict(stage))

@@ -1,4 +1,8 @@
-"""What each group of channels is worth by data: what the layers that read it lose, and what the outputs make of it."""
+"""Importance 'error': the output error after channels are removed and the layers that read them have compensated.
+
+The order of removal follows the error of the reading layers, by Optimal Brain Surgeon on the second moments of their
+inputs. The height of each curve is measured: the model runs with parts of the group removed.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from onnxshot.channels.groups import Group, chunk, in_chunks
-from onnxshot.channels.importance import MOST, Curve, leaving_one
+from onnxshot.channels.groups import Group, in_steps, step_size
 from onnxshot.channels.layer_inputs import Layer, layers_of
+from onnxshot.channels.removal_curve import MOST, RemovalCurve, keep_one_per_tensor
 from onnxshot.comparison.balanced_sqnr import balanced_db, joined, sums_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.comparison.random_nodes import with_fixed_randomness
@@ -25,27 +29,35 @@ from onnxshot.maths.channel_removal import Floats, Reader, compensated_weights, 
 from onnxshot.runtimes.ort_runtime import Feed, Runner
 from onnxshot.settings import Progress
 
-_MOST_COLUMNS = 3072  # inputs of one output: of more, second moments take over 75 MB, and a norm must do
-_ROWS = 8192  # values of every output that moments are gathered at
-_LOOKS = 64  # how often what is left is weighed anew while a group is cut
-_LEVELS = (0.125, 0.3, 0.6)  # shares of a group that are cut to see what the outputs lose
-_FEW_ROWS = 0.1  # times columns over rows, of the mean moment: what is added where moments are of few rows
-_LEAST_LOSS = 1e-9  # of the outputs' energy: below is rounding
+_MOST_COLUMNS = 3072  # inputs per output; above, second moments take over 75 MB and the weight norm is used instead
+_ROWS = 8192  # output positions that second moments are collected at
+_UPDATES = 64  # times that the remaining channels are ranked anew while a group is removed
+_LEVELS = (0.125, 0.3, 0.6)  # removed shares of a group at which the output error is measured
+_FEW_ROWS = 0.1  # damping for few rows: times (columns / rows) times the mean second moment
+_LEAST_LOSS = 1e-9  # share of the output energy below which a loss is rounding noise
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Of what a layer reads: mean [G, K], and second moments [G, K, K], about the mean where the layer has a bias."""
+    """Mean [G, K] and second moments [G, K, K] of a layer's inputs; central moments if the layer has a bias."""
 
     mean: Floats
     second: Floats
 
 
-@dataclass(slots=True)
-class Weigher:
-    """Weighs groups of a model by data. Held: second moments of what the readers read, and one candidate at a time.
+@dataclass(frozen=True, slots=True)
+class ErrorImportance:
+    """Ranks groups by the output error that removing them causes.
 
-    feeds: samples that moments are gathered on; checks: others that the network's outputs are watched on.
+    Attributes:
+        proto: The model.
+        feeds: Samples that second moments are collected on.
+        checks: Other samples, on which the output error is measured.
+        threads: Samples that run at a time.
+        multiple: Channels are removed in multiples of this many, see `step_size`.
+        progress: Called as (stage, done, total).
+
+    Memory: the second moments of the inputs of all readers, and one candidate model at a time.
     """
 
     proto: ModelProto
@@ -55,8 +67,8 @@ class Weigher:
     multiple: int = 1
     progress: Progress | None = None
 
-    def curves(self, groups: Sequence[Group]) -> list[Curve]:
-        """A curve of each group."""
+    def curves(self, groups: Sequence[Group]) -> list[RemovalCurve]:
+        """Return a curve of each group."""
         layers = layers_of(self.proto)
         readers = {node.label for group in groups for node, _ in group.readers}
         known = {n: layer for n, layer in layers.items() if n in readers and layer.columns <= _MOST_COLUMNS}
@@ -69,17 +81,17 @@ class Weigher:
                 _reader(group, node, ids, known.get(node.label), constants, moments) for node, ids in group.readers
             ]
             most = int(len(group.ids) * MOST)
-            at, local = removal_order(given, len(group.ids), most, max(1, len(group.ids) // _LOOKS))
-            order = in_chunks(group, leaving_one(group, group.ids[at]), chunk(group, self.multiple))
-            # In another order, each channel is counted with what it added in the first.
+            at, local = removal_order(given, len(group.ids), most, max(1, len(group.ids) // _UPDATES))
+            order = in_steps(group, keep_one_per_tensor(group, group.ids[at]), step_size(group, self.multiple))
+            # After reordering, each channel keeps the error that it added in the original order.
             added = dict(zip(group.ids[at].tolist(), np.diff(local).tolist(), strict=True))
             local = np.concatenate([[0.0], np.cumsum([added[i] for i in order.tolist()])])
-            found.append(Curve(group, order, local, local))
+            found.append(RemovalCurve(group, order, local, local))
             held.append(given)
         return self._measured(found, held, known, moments)
 
     def moments(self, layers: Sequence[Layer]) -> dict[str, Moments]:
-        """Second moments of what these layers read, by name."""
+        """Second moments of the inputs of these layers, by layer name."""
         given = {i.name for i in self.proto.graph.input}
         names = list(dict.fromkeys(layer.input for layer in layers))
         shown = with_outputs(with_fixed_randomness(self.proto), [n for n in names if n not in given])
@@ -107,20 +119,20 @@ class Weigher:
             centre = mean[:, :, None] * mean[:, None, :] if layer.bias else 0.0
             second = second / count - centre
             columns = np.arange(layer.columns)
-            # Of fewer rows than columns, every channel seems to be a mixture of others: it is so for these rows only.
-            doubt = _FEW_ROWS * layer.columns / float(count) * second[:, columns, columns].mean(axis=1)
-            second[:, columns, columns] += doubt[:, None]
+            # With fewer rows than columns, every channel looks like a linear combination of others, on these rows only.
+            damping = _FEW_ROWS * layer.columns / float(count) * second[:, columns, columns].mean(axis=1)
+            second[:, columns, columns] += damping[:, None]
             found[layer.name] = Moments(mean, second)
         return found
 
     def _measured(
         self,
-        curves: list[Curve],
+        curves: list[RemovalCurve],
         readers: list[list[Reader]],
         known: Mapping[str, Layer],
         moments: Mapping[str, Moments],
-    ) -> list[Curve]:
-        """The curves with what the outputs really lose, at a few levels and by the local error in between."""
+    ) -> list[RemovalCurve]:
+        """The curves with the output error measured at `_LEVELS`, and interpolated by the local error in between."""
         how = comparison_setup(self.proto.SerializeToString(), self.checks[0])
         wanted = list(in_order(Runner(how.reference, threads=1, whole=True).run, self.checks, self.threads))
         found = []
@@ -145,7 +157,7 @@ class Weigher:
         known: Mapping[str, Layer],
         moments: Mapping[str, Moments],
     ) -> dict[str, NDArray[Any]]:
-        """Constants of the readers with these channels zero and the others making up for them."""
+        """Constants of the readers with these input channels zeroed and the other weights compensating."""
         constants = {t.name: t for t in self.proto.graph.initializer}
         changed: dict[str, NDArray[Any]] = {}
         for (node, _), reader in zip(group.readers, readers, strict=True):
@@ -168,7 +180,7 @@ class Weigher:
 
 
 def output_error(how: ComparisonSetup, wanted: Sequence[Feed], model: bytes, feeds: Feeds, threads: int) -> float:
-    """Energy of the error of a model's float outputs, as a share of that of the wanted ones, each by its own scale."""
+    """Energy of the error of a model's float outputs, as a share of the wanted energy; each output has equal weight."""
     runner = CandidateRunner(how, model, threads=1)
     given = (how.feed(feed, want) for feed, want in zip(feeds, wanted, strict=True))
     pairs = zip(wanted, in_order(runner.run, given, threads), strict=True)
@@ -177,9 +189,9 @@ def output_error(how: ComparisonSetup, wanted: Sequence[Feed], model: bytes, fee
 
 
 def scaled(local: Floats, points: Sequence[tuple[float, float]]) -> Floats:
-    """A curve of local errors [n] turned into one of output errors that goes through (local, output) points.
+    """Convert local errors [n] to output errors, through measured (local, output) points.
 
-    Between points the logarithms are interpolated; beyond, the output error goes with the local one.
+    Between the points the logarithms are interpolated. Beyond them the output error is proportional to the local one.
     """
     known = sorted((max(a, _LEAST_LOSS), max(b, _LEAST_LOSS)) for a, b in points)
     if not known:
@@ -192,7 +204,7 @@ def scaled(local: Floats, points: Sequence[tuple[float, float]]) -> Floats:
 
 
 def _add(sums: list[NDArray[Any]], x: NDArray[np.float32]) -> None:
-    """Add rows [N, G, K] to (count, sum [G, K], sum of squares [G, K, K])."""
+    """Add rows [N, G, K] to (count, sum [G, K], sum of outer products [G, K, K])."""
     flat = x.transpose(1, 2, 0)
     new = [np.asarray(len(x)), x.sum(axis=0, dtype=np.float64), (flat @ flat.transpose(0, 2, 1)).astype(np.float64)]
     sums[:] = new if not sums else [a + b for a, b in zip(sums, new, strict=True)]
@@ -206,7 +218,7 @@ def _reader(
     constants: Mapping[str, TensorProto],
     moments: Mapping[str, Moments],
 ) -> Reader:
-    """A layer that reads the group: by the moments of what it reads, or by its weights alone."""
+    """A layer that reads the group, with the second moments of its inputs, or the identity if there are none."""
     places = {number: at for at, number in enumerate(group.ids.tolist())}
     owner = np.asarray([places.get(i, -1) for i in ids.tolist()], np.int64)
     if layer is not None:
@@ -220,17 +232,18 @@ def _reader(
 
 
 def in_axis(node: Node, rank: int) -> int:
-    """Axis of a layer's weight that goes with what it reads."""
+    """Axis of a layer's weight that holds its input channels."""
     return {"Conv": 1, "ConvTranspose": 0, "MatMul": rank - 2}.get(node.op, 1 if node.attrs.get("transB", 0) else 0)
 
 
 def _table(node: Node, weight: NDArray[Any]) -> NDArray[Any]:
-    """Any layer's weight as [1, all else, inputs]."""
+    """A weight as [1, all other axes, inputs]."""
     moved = np.moveaxis(weight, in_axis(node, weight.ndim), -1)
     return moved.reshape(1, -1, moved.shape[-1])
 
 
 def _untable(table: NDArray[Any], node: Node, like: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of `_table`, in the shape and dtype of `like`."""
     axis = in_axis(node, like.ndim)
     shape = [size for i, size in enumerate(like.shape) if i != axis] + [like.shape[axis]]
     return np.moveaxis(table.reshape(shape), -1, axis).astype(like.dtype)
