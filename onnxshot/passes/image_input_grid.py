@@ -1,8 +1,8 @@
-"""Quantize a normalized picture without an error: its 256 values per channel become the 256 codes.
+"""Quantize a normalized 8-bit image input without error: Conv(x) -> Conv((x - offset) / step), with codes 0 to 255.
 
-Normalized by another mean and deviation per channel, a picture of 8 bits lies on another grid in each. One scale for
-all of them misses every grid; a scale and a zero point per channel of the input, folded into the weights of the Conv
-that reads it, miss none.
+An image of 8 bits per pixel, normalized by a mean and a deviation per channel, has at most 256 equally spaced values
+(a grid) in each channel, and another grid in each. One scale for all channels matches none of the grids. One scale and
+zero point per channel, whose inverse is folded into the weights of the Conv that reads the input, matches all of them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from onnxshot.passes.linear_ops import fold_before, weight_refusal
 from onnxshot.planning.plan import Plan
 
 METHOD = "grid"
-"""What reports call the method of a range that is a grid's."""
-_MOST_CHANNELS = 16  # of a picture; more are features
-_TIE = 0.01  # of a step: zero points are integers, and values half way between two would fall to either side
+"""Name in reports of the range method of such an input."""
+_MOST_CHANNELS = 16  # an input with more channels is not taken for an image
+_TIE = 0.01  # in steps: a zero point this close to a half would round either way
 
 
 def reader_of(model: Model, name: str) -> Node | None:
-    """The Conv that alone reads this input of the model, and can take its grid; None where there is none."""
+    """The Conv that alone reads this input of the model and can absorb a factor per channel; None if there is none."""
     tensor = next((t for t in model.graph.inputs if t.name == name), None)
     reader = edit.only_consumer(model, tensor) if tensor is not None else None
     if reader is None or reader.op != "Conv" or reader.attrs.get("group", 1) != 1 or weight_refusal(model, reader):
@@ -39,7 +39,14 @@ def reader_of(model: Model, name: str) -> Node | None:
 
 
 def grids_of(samples: Sequence[NDArray[Any]]) -> list[Grid] | None:
-    """The grid of every channel of an input [N, C, ...]; None where one has none, or one scale for all does as well."""
+    """Find the grid of every channel of an input.
+
+    Args:
+        samples: Calibration samples of the input, float32 [N, C, ...].
+
+    Returns:
+        One grid per channel; None if a channel has none, or if one scale for all channels is exact too.
+    """
     if any(x.dtype != np.float32 or x.ndim < 3 or x.shape[1] > _MOST_CHANNELS for x in samples):
         return None
     grids = []
@@ -52,18 +59,24 @@ def grids_of(samples: Sequence[NDArray[Any]]) -> list[Grid] | None:
 
 
 def _fit(grids: Sequence[Grid]) -> bool:
-    """Whether these grids, one per channel, need zero points of their own, and integers can be those."""
+    """Whether the grids differ between channels and their zero points round safely to integers from 0 to 255."""
     if len({(round(g.offset, 6), round(g.step, 8)) for g in grids}) == 1:
-        return False  # one scale for all is exact already
+        return False  # one scale for all channels is exact
     zeros = np.asarray([-g.offset / g.step for g in grids])
     return bool((np.abs(zeros % 1.0 - 0.5) > _TIE).all() and (zeros > 0).all() and (np.rint(zeros) < 256).all())
 
 
 @dataclass(frozen=True, slots=True)
 class PutOnGrid:
-    """Insert what turns inputs of the model into the codes of their grids, one per channel; `made` names the codes.
+    """Insert Mul and Add that map inputs of the model to grid codes, and fold the inverse into the Conv after them.
 
-    The answers stay the same but for rounding: the Conv that reads the input takes the inverse into its weights.
+    The float model's outputs stay the same up to rounding. The Conv's padding becomes a Pad of the input in front.
+
+    Edits count the inputs. Nothing is reported as skipped; an input without a suitable Conv is left unchanged.
+
+    Attributes:
+        grids: Input name -> the grid of each channel.
+        made: Filled by `run`: input name -> name of the tensor of codes.
     """
 
     grids: Mapping[str, Sequence[Grid]]
@@ -71,7 +84,7 @@ class PutOnGrid:
     name: str = "put_on_grid"
 
     def run(self, model: Model) -> Change:
-        """Insert Mul and Add, and a Pad where the Conv padded; edits counts the inputs."""
+        """Insert Mul and Add, and a Pad if the Conv has padding."""
         change = Change()
         for name, grids in self.grids.items():
             conv = reader_of(model, name)
@@ -101,13 +114,19 @@ class PutOnGrid:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeByChannel:
-    """Let the Q of a tensor that was put on a grid do the work of the Mul and the Add before it."""
+    """Fold the Mul and Add that `PutOnGrid` inserted into the QuantizeLinear after them, which becomes per-channel.
+
+    Edits count the tensors. Nothing is skipped.
+
+    Attributes:
+        plan: The plan; tensors whose range has the method `METHOD` are rewritten.
+    """
 
     plan: Plan
     name: str = "quantize_by_channel"
 
     def run(self, model: Model) -> Change:
-        """Give the Q a scale and a zero point per channel; edits counts the tensors."""
+        """Give each QuantizeLinear a scale and a zero point per channel (axis 1)."""
         change, tensors = Change(), model.tensors()
         for name, planned in self.plan.tensors.items():
             if self.plan.ranges[planned.group].method != METHOD:
@@ -132,4 +151,5 @@ class QuantizeByChannel:
 
 
 def _by_channel(values: NDArray[np.float64], rank: int) -> NDArray[np.float32]:
+    """Values [C] as [1, C, 1, ...]."""
     return values.astype(np.float32).reshape(1, -1, *[1] * (rank - 2))

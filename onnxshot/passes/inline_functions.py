@@ -1,4 +1,4 @@
-"""Inline the model's local functions: passes see operators, not calls."""
+"""Inline the model's local functions, so that passes see their operators: f(x) -> the nodes of f."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from onnxshot.passes.base import Change
 
 @dataclass(frozen=True, slots=True)
 class InlineFunctions:
-    """Replace each call of a local function by the function's nodes, and drop the functions."""
+    """Replace each call of a local function by the function's nodes, and remove the functions.
+
+    Edits count the functions removed. Skip reason: "it needs an opset ONNX cannot convert to", for a function whose
+    opset differs from the model's.
+    """
 
     name: str = "inline_functions"
 
     def run(self, model: Model) -> Change:
-        """Inline; edits counts the functions that went. Raises ModelError where ONNX's inliner cannot."""
+        """Inline the functions.
+
+        Raises:
+            ModelError: ONNX's inliner failed.
+        """
         change = Change()
         functions = list(model.envelope.functions)
         if not functions:

@@ -1,7 +1,8 @@
-"""Keep a Softmax between two Transposes on the last axis, where it is fast.
+"""Keep Softmax on the last axis: Transpose, Softmax, Transpose -> Transpose, Reshape, Softmax, Reshape, Transpose.
 
-ONNX Runtime cancels the two Transposes by moving Softmax to another axis, where its kernel runs on one thread and
-copies: [1, 22, 22, 80] takes 23 us over the last axis and 216 us over axis 1. A Reshape to rows and back stops that.
+ONNX Runtime cancels the two Transposes by moving the Softmax to another axis, where its kernel runs on one thread and
+copies the tensor: [1, 22, 22, 80] takes 23 us over the last axis and 216 us over axis 1. Reshapes to a matrix and back
+prevent that.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from onnxshot.passes.base import Change
 
 @dataclass(frozen=True, slots=True)
 class IsolateSoftmax:
-    """Put a Reshape before and after such a Softmax-13 of the top-level graph."""
+    """Add a Reshape before and after each Softmax-13 over the last axis between two Transposes, in the top-level graph.
+
+    Edits count the Softmaxes. Skip reason: "more than one of its dimensions is free", so the shape cannot be restored.
+    """
 
     name: str = "isolate_softmax"
 
     def run(self, model: Model) -> Change:
-        """Insert the Reshapes; edits counts the Softmaxes."""
+        """Insert the Reshapes."""
         change = Change()
         for node in list(model.graph.nodes):
             if node.op != "Softmax" or model.opset < 13 or not _between_transposes(model, node):

@@ -1,10 +1,18 @@
-"""Keep ONNX Runtime from quantizing ops that stand in float between a DequantizeLinear and a QuantizeLinear.
+"""Keep ONNX Runtime from quantizing float nodes between a DequantizeLinear (DQ) and a QuantizeLinear (Q).
 
-Its WeightBiasQuantization (1.22 and later) looks for a Conv, ConvTranspose or Gemm with a float weight whose input
-comes from a DQ with one scale, and whose output goes to a Q, through a Relu or Clip at most. It rounds such a weight to
-int8 with one scale for all channels, and fuses the rest. Moving a DQ or a Q over ops that only move values, and making
-a Gemm of a MatMul and an Add, come before that. Ops without a weight, such as Add, are fused where all they read comes
-from a DQ. Every form here computes the same values, and is one that it does not match.
+ONNX Runtime's WeightBiasQuantization (since 1.22) matches a Conv, ConvTranspose or Gemm with a float weight whose input
+comes from a DQ with one scale and whose output goes to a Q, directly or through a Relu or Clip. It rounds the weight to
+int8 with one scale for all channels, and fuses the pattern. Before that, it moves DQ and Q past ops that only move
+values, and turns MatMul, Add into Gemm. Ops without a weight, such as Add, are fused if all their inputs come from a
+DQ.
+
+Each rewrite here computes the same values in a form that those optimizations do not match:
+
+    DQ -> Gemm or MatMul(w), rank 2    DQ -> Flatten -> Gemm or MatMul(w)
+    DQ -> MatMul(w) -> Add(b [N])      DQ -> MatMul(w) -> Add(b [1, N])
+    DQ -> Conv or ConvTranspose        DQ with equal scales per channel -> Conv or ConvTranspose
+    DQ, DQ -> MatMul or Gemm           DQ -> LeakyRelu(alpha=1), DQ -> MatMul or Gemm
+    DQ -> another op -> Q              DQ -> op -> LeakyRelu(alpha=1) -> Q
 """
 
 from __future__ import annotations
@@ -19,24 +27,26 @@ from onnxshot.graph.ops import STANDARD_DOMAINS, op_of
 from onnxshot.passes.base import Change
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_FUSED: dict[str, tuple[int, ...]] = {  # op -> the slots that must all come from a DQ; of Concat, every one
+_FUSED: dict[str, tuple[int, ...]] = {  # op -> inputs that must all come from a DQ for it to be fused; Concat: all
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax"), (0,)),
     **dict.fromkeys(("Add", "Mul", "MatMul", "Gemm"), (0, 1)),
     "Where": (1, 2),
 }
-_ALONE = ("MatMul", "Gemm")  # fused without a Q behind them too
-_PER_AXIS = 13  # the first opset whose DequantizeLinear takes a scale per channel
+_ALONE = ("MatMul", "Gemm")  # fused even if no Q follows
+_PER_AXIS = 13  # first opset whose DequantizeLinear has per-channel scales
 _CUTS = ("Relu", "Clip")
-_FOLDED = ("Add", "Sub", "Mul", "Div", "BatchNormalization", "Cast", "Dropout")  # into the product, or dropped
+_FOLDED = ("Add", "Sub", "Mul", "Div", "BatchNormalization", "Cast", "Dropout")  # folded into the product or removed
 
 
 @dataclass(frozen=True, slots=True)
 class KeepFloat:
-    """Give ops that stay in float a form between DQ and Q that ONNX Runtime computes in float.
+    """Rewrite float nodes between DQ and Q into forms that ONNX Runtime computes in float.
+
+    Edits count the nodes. Nothing is reported as skipped.
 
     Attributes:
-        floats: labels of the nodes that are to run in float.
-        per_axis: the runtimes take a DQ of activations with a scale per channel.
+        floats: Labels of the nodes that must run in float.
+        per_axis: Whether all runtimes of the target accept per-channel scales on the DQ of an activation.
     """
 
     floats: Set[str]
@@ -45,7 +55,7 @@ class KeepFloat:
     _made: dict[Node, Tensor] = field(default_factory=dict)
 
     def run(self, model: Model) -> Change:
-        """Change what is between; edits counts the ops."""
+        """Rewrite the nodes of the top-level graph."""
         change = Change()
         for node in list(model.graph.nodes):
             if node.label in self.floats and node.domain in STANDARD_DOMAINS:
@@ -56,7 +66,7 @@ class KeepFloat:
         return change
 
     def _product(self, model: Model, node: Node) -> bool:
-        """Keep a product with a float weight; False where it needs nothing."""
+        """Rewrite the input or output of a product with a float weight; False if ONNX Runtime would not match it."""
         weight = node.inputs[1] if len(node.inputs) > 1 else None
         if node.op not in _PRODUCTS or not isinstance(weight, Constant):
             return False
@@ -68,7 +78,7 @@ class KeepFloat:
         if node.op == "Gemm" or (node.op == "MatMul" and rank == 2):
             _flatten(model, node)
         elif node.op == "MatMul" and rank > 2 and len(weight.shape) == 2:
-            _keep_apart(model, node)
+            _keep_bias_apart(model, node)
         else:
             axis = self._axis(model, node, dq, direct=reader is node)
             if axis is None:
@@ -78,10 +88,10 @@ class KeepFloat:
         return True
 
     def _axis(self, model: Model, node: Node, dq: Node, *, direct: bool) -> tuple[int, int] | None:
-        """An axis of the dequantized tensor and its size, above 1; None where there is none that is known."""
+        """(axis, size) of the dequantized tensor for per-channel scales, with a size above 1; None if none is known."""
         zero = edit.constant_input(dq, 2)
         if not self.per_axis or model.opset < _PER_AXIS or (zero is not None and zero.dtype != np.uint8):
-            return None  # ONNX Runtime rewrites int8 to uint8 in pairs with one scale only
+            return None  # ONNX Runtime converts int8 to uint8 only in pairs with one scale
         sizes = {i: size for i, size in enumerate(_shape(model, dq.outputs[0])) if isinstance(size, int)}
         weight: tuple[int, ...] = tuple(node.inputs[1].shape)
         if direct and node.op == "Conv":
@@ -90,12 +100,12 @@ class KeepFloat:
             sizes[1] = int(weight[0])
         elif direct and len(weight) == 2:
             sizes[-1] = int(weight[0])
-        # Axis 1 is that of channels. Behind an outer axis the values lie in long rows, which are quick to dequantize.
+        # Axis 1 holds the channels. Outer axes have longer contiguous rows per scale, which are faster to dequantize.
         order = sorted((i for i in sizes if sizes[i] > 1), key=lambda i: (i != 1, i < 0, i))
         return (order[0], sizes[order[0]]) if order else None
 
     def _by_channel(self, model: Model, reader: Node, dq: Node, axis: int, size: int) -> None:
-        """Let the reader have the same values from a DQ with as many equal scales as there are channels."""
+        """Let the reader read the same values from a DQ with one scale per channel, all equal."""
         old = dq.outputs[0]
         if dq not in self._made:
             given = [dq.inputs[0]]
@@ -112,9 +122,9 @@ class KeepFloat:
 
 
 def _unfuse(model: Model, node: Node) -> bool:
-    """Keep an op of which all inputs are dequantized; False where it needs nothing.
+    """Rewrite an op whose inputs are all dequantized; False if ONNX Runtime would not fuse it.
 
-    Not by a scale per channel: should the op be fused all the same, ONNX Runtime would refuse the model.
+    Per-channel scales are not used here: if ONNX Runtime fused the op nevertheless, it would reject the model.
     """
     slots = range(len(node.inputs)) if node.op == "Concat" else _FUSED.get(node.op, ())
     if not slots or any(slot >= len(node.inputs) or _source(node, slot)[1] is None for slot in slots):
@@ -131,7 +141,7 @@ def _unfuse(model: Model, node: Node) -> bool:
 
 
 def _shape(model: Model, tensor: Tensor) -> tuple[int | str | None, ...]:
-    """Shape of a tensor, or of the one that was quantized where it is dequantized; empty where it is not known."""
+    """Shape of a tensor, looked up across the Q/DQ pairs that made it; empty if it is unknown."""
     maker = edit.producer(tensor)
     while model.shape(tensor) is None and maker is not None and maker.op in ("QuantizeLinear", "DequantizeLinear"):
         tensor = maker.inputs[0]
@@ -140,7 +150,10 @@ def _shape(model: Model, tensor: Tensor) -> tuple[int | str | None, ...]:
 
 
 def _source(node: Node, slot: int = 0) -> tuple[Node, Node | None]:
-    """(what reads it, the DQ) that an input comes from, moved at most; no DQ where it comes from something else."""
+    """(reader, DQ): the DQ that an input comes from, directly or through ops that only move values, and what reads it.
+
+    The DQ is None if the input comes from something else.
+    """
     reader, maker = node, edit.producer(node.inputs[slot])
     while maker is not None and maker.inputs and op_of(maker).keeps_range:
         reader, maker = maker, edit.producer(maker.inputs[0])
@@ -149,7 +162,7 @@ def _source(node: Node, slot: int = 0) -> tuple[Node, Node | None]:
 
 
 def _meets_q(model: Model, node: Node) -> bool:
-    """Whether a Q reads the output, behind nothing but what is fused, folded or moved over. A MatMul needs an Add."""
+    """Whether a Q follows, after nothing but ops that are fused, folded or moved past. A MatMul must have an Add."""
     if node.op == "MatMul" and isinstance(node.inputs[1], Constant) and _added(model, node) is None:
         return False
     stack, seen = [node], set()
@@ -165,7 +178,10 @@ def _meets_q(model: Model, node: Node) -> bool:
 
 
 def _goes_to_q(model: Model, tensor: Tensor) -> bool:
-    """Whether nothing but a Q reads the tensor, cut off or moved at most: an op that others read is not fused."""
+    """Whether only Qs read the tensor, directly or through Relu, Clip and ops that move values.
+
+    ONNX Runtime does not fuse an op that other nodes read too.
+    """
     while not edit.is_output(model, tensor):
         users = edit.consumers(tensor)
         if users and all(user.op == "QuantizeLinear" for user in users):
@@ -177,7 +193,7 @@ def _goes_to_q(model: Model, tensor: Tensor) -> bool:
 
 
 def _added(model: Model, product: Node) -> tuple[Node, int] | None:
-    """The Add that alone reads a product, and the slot of the constant that it adds; None where there is none."""
+    """(Add, slot of its constant) for the Add that alone reads a product; None if there is none."""
     add = edit.only_consumer(model, product.outputs[0])
     if add is None or add.op != "Add":
         return None
@@ -186,14 +202,14 @@ def _added(model: Model, product: Node) -> tuple[Node, int] | None:
 
 
 def _flatten(model: Model, node: Node) -> None:
-    """Put a Flatten in front: of two dimensions it makes the same two, without a copy, and no DQ is moved over it."""
+    """Put a Flatten in front: it leaves a matrix as it is, without a copy, and no DQ is moved past it."""
     x = node.inputs[0]
     attrs = {"axis": 1}
     node.inputs[0] = edit.add_node(model, "Flatten", [x], base=node.label, suffix="in_float", attrs=attrs).outputs[0]
 
 
-def _keep_apart(model: Model, product: Node) -> None:
-    """Give what is added to a product of three axes or more the shape [1, N]: MatMulAddFusion takes a vector alone."""
+def _keep_bias_apart(model: Model, product: Node) -> None:
+    """Reshape the bias after a MatMul of rank 3 or more to [1, N]: MatMulAddFusion fuses only a bias of shape [N]."""
     found = _added(model, product)
     if found is None:
         return
@@ -205,7 +221,7 @@ def _keep_apart(model: Model, product: Node) -> None:
 
 
 def _pass_through(model: Model, node: Node) -> None:
-    """Put a LeakyRelu with slope 1 behind, changing nothing; ONNX Runtime fuses it into a Conv or Gemm, but later."""
+    """Add a LeakyRelu with slope 1 after the node. ONNX Runtime fuses it into a Conv or Gemm, but only later."""
     out = node.outputs[0]
     raw = Variable(model.fresh(out.name, "raw"), out.dtype, out.shape)
     node.outputs[0] = raw

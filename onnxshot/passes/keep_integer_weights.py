@@ -1,7 +1,8 @@
-"""Weights that came in integers and stay float in the plan: written in those integers, as they came.
+"""Store float weights in the integers that the input model had for them: w -> Mul(Sub(Cast(integers), zero), scale).
 
-`--complete` keeps what a model brings. int8 -> Cast -> Sub(zero point) -> Mul(scale) is computed once, when a runtime
-loads the file. Integers of 4 bits keep their DequantizeLinear, or take a byte each where the opset has none.
+`--complete` keeps the quantization that a model brings. For weights of nodes that stay float, runtimes compute this
+chain once, when they load the file. 4-bit integers keep their DequantizeLinear-21; below opset 21 they are stored as
+bytes.
 """
 
 from __future__ import annotations
@@ -18,19 +19,23 @@ from onnxshot.maths.dequantize_stored import dequantize_channels
 from onnxshot.passes.base import Change
 from onnxshot.planning.trained_scales import Given, Trained
 
-_MIN_ELEMENTS = 1024  # Cast, Sub, Mul and scales cost some hundred bytes themselves
+_MIN_ELEMENTS = 1024  # the nodes and scales take some hundred bytes themselves
 _CAST = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16)
 _NIBBLES = (TensorProto.INT4, TensorProto.UINT4)
-_ANY_TYPE = 21  # the first opset whose DequantizeLinear takes 4 bits
+_ANY_TYPE = 21  # first opset whose DequantizeLinear takes 4-bit integers
 
 
 @dataclass(frozen=True, slots=True)
 class KeepIntegerWeights:
-    """Let float weights that are what stored integers stand for, moved at most, be made of these integers.
+    """Compute float weights from the input's integers, if the values are exactly equal.
+
+    A weight may be a reshape or, for a matrix, the transpose of the integers.
+
+    Edits count the float constants replaced. Nothing is reported as skipped.
 
     Attributes:
-        trained: what the input brought.
-        names: of the input's weights that are written as they came; filled by `run`.
+        trained: The integers, scales and zero points that the input model brought.
+        names: Filled by `run`: names of the input's weights that are stored in its integers.
     """
 
     trained: Trained
@@ -39,7 +44,7 @@ class KeepIntegerWeights:
     _made: dict[str, Tensor | None] = field(default_factory=dict)
 
     def run(self, model: Model) -> Change:
-        """Put them back; edits counts the float constants that are gone."""
+        """Replace the weights."""
         change = Change()
         for constant in list(model.constants()) if self.trained.stored else ():
             small = math.prod(constant.shape) < _MIN_ELEMENTS or weights.elem_type(constant) != TensorProto.FLOAT
@@ -59,7 +64,7 @@ class KeepIntegerWeights:
         return change
 
     def _same(self, model: Model, name: str, values: NDArray[np.float32]) -> Tensor | None:
-        """A tensor with these values, made of the stored ones; None where they are others after all."""
+        """A tensor with these values, computed from the stored integers; None if the values differ."""
         given = self.trained.stored[name]
         zero = None if given.zero is None else weights.read(given.zero)
         real = dequantize_channels(weights.read(given.values), weights.read(given.scale), zero, given.axis)
@@ -82,7 +87,7 @@ class KeepIntegerWeights:
 
 
 def _restored(model: Model, name: str, given: Given) -> Tensor | None:
-    """Nodes that make floats of stored integers; None where the model's opset has no form of it."""
+    """Output of the nodes that dequantize stored integers; None if the model's opset has no operators for them."""
     stored, kind = given.values, weights.elem_type(given.values)
     if kind not in _CAST and model.opset >= _ANY_TYPE:
         inputs = [stored, given.scale, *([] if given.zero is None else [given.zero])]
@@ -107,6 +112,6 @@ def _restored(model: Model, name: str, given: Given) -> Tensor | None:
 
 
 def kept_integer_notes(names: list[str]) -> list[str]:
-    """What the report says of them."""
+    """Notes for the report."""
     count = len(set(names))
-    return [f"{count} weights of ops in float stay in the integers that they came in"] if count else []
+    return [f"{count} weights of float nodes are stored in the integers of the input model"] if count else []

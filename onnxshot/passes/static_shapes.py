@@ -1,4 +1,4 @@
-"""Sizes, and what nodes compute of them, that are the same whatever is fed to the model."""
+"""Static shapes: sizes, and values computed from sizes, that are the same for every input of the model."""
 
 from __future__ import annotations
 
@@ -20,16 +20,22 @@ from onnxshot.passes.linear_ops import fixed
 
 @dataclass(frozen=True, slots=True)
 class StaticShapes:
-    """What is known of tensors whatever the inputs hold, and whatever sizes their free dimensions have."""
+    """Shapes and values that hold for all inputs and for all sizes of the dynamic dimensions.
+
+    Attributes:
+        found: Shapes and values by tensor name.
+        top: `id` of each tensor of the top-level graph; subgraphs may reuse a name.
+    """
 
     found: Found
-    top: frozenset[int]  # ids of the tensors of the outermost graph: names in branches may be there twice
+    top: frozenset[int]
 
     @classmethod
     def of(cls, model: Model) -> StaticShapes:
-        """What follows from the inputs alone: exporters leave the example's batch size at tensors in between.
+        """Derive shapes from the model's inputs alone.
 
-        Two dimensions of one name are not taken for equal: runtimes do not see to it.
+        Stated shapes of intermediate tensors are ignored: exporters leave the batch size of their example there. Two
+        dynamic dimensions of the same name are treated as different: runtimes do not enforce that they are equal.
         """
         if not any(n.op in ("Shape", "Size") for _, n in model.walk()):
             return cls(Found(), frozenset())
@@ -42,7 +48,7 @@ class StaticShapes:
         return cls(propagate(proto, {}), frozenset(map(id, (*model.graph.inputs, *made))))
 
     def values_of(self, node: Node) -> list[NDArray[Any]] | None:
-        """The outputs of a node that computes sizes; None where one is not known, or they follow from constants."""
+        """Output values of a node that computes with sizes; None if one is unknown or if all inputs are constant."""
         if node.op in ("Shape", "Size") and node.domain in STANDARD_DOMAINS:
             value = self._shape_or_size(node)
             return None if value is None else [value]
@@ -53,13 +59,13 @@ class StaticShapes:
         return known if known and len(known) == len(values) else None
 
     def dims(self, tensor: Tensor) -> Dims | None:
-        """Sizes of a tensor of the outermost graph; None where its rank is not known."""
+        """Sizes of a tensor of the top-level graph; None if its rank is unknown."""
         if isinstance(tensor, Constant):
             return tuple(tensor.shape)
         return self.found.shapes.get(tensor.name) if id(tensor) in self.top else None
 
     def numbers(self, tensor: Tensor) -> NDArray[Any] | None:
-        """What a tensor of the outermost graph holds, some of it perhaps not known."""
+        """Values of a tensor of the top-level graph, some of them possibly unknown; None if it was not computed."""
         return self.found.values.get(tensor.name) if id(tensor) in self.top else None
 
     def _value(self, tensor: Tensor) -> NDArray[Any] | None:
@@ -69,7 +75,7 @@ class StaticShapes:
         return value.astype(helper.tensor_dtype_to_np_dtype(self.found.kinds[tensor.name]))
 
     def _shape_or_size(self, node: Node) -> NDArray[np.int64] | None:
-        """What Shape (from `start` to `end`, since opset 15) or Size gives, where all that is asked for is static."""
+        """Value of a Shape (`start` and `end` since Shape-15) or Size; None if a size that it returns is dynamic."""
         shape = self.dims(node.inputs[0])
         if shape is None:
             return None

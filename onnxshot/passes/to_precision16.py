@@ -1,4 +1,4 @@
-"""Let nodes compute in floats of 16 bits: their constants are stored so, and casts stand where float32 begins."""
+"""Convert float32 nodes to float16 or bfloat16: 16-bit constants, and a Cast where float32 begins or ends."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ from onnxshot.planning.precision16_plan import HalfPlan, half_slots
 
 @dataclass(frozen=True, slots=True)
 class ToPrecision16:
-    """Put the plan's nodes into 16 bits. Inputs and outputs of the model, and all other nodes, stay as they are."""
+    """Let the nodes that the plan chose compute in 16 bits. All other nodes and the model's interface stay float32.
+
+    Edits count the nodes. Nothing is skipped: the plan holds only nodes that can be converted.
+
+    Attributes:
+        plan: The labels of the nodes to convert, and the 16-bit type.
+    """
 
     plan: HalfPlan
     name: str = "to_half"
 
     def run(self, model: Model) -> Change:
-        """Rewrite; edits counts the nodes. A tensor that becomes one of 16 bits keeps its name, but for outputs."""
+        """Convert the nodes. Tensors that become 16-bit keep their names, except outputs of the model."""
         labels = self.plan.chosen
         chosen = dict.fromkeys(n for n in model.graph.nodes if n.label in labels)
         if not chosen:
             return Change()
-        # Before any type changes: whether an input is float32 is asked of the model as it was planned.
+        # Before any type changes: half_slots looks up which inputs are float32.
         slots = {node: half_slots(model, node) for node in chosen}
         writer = _Writer(model, self.plan.kind)
         made = [
@@ -52,20 +58,20 @@ class ToPrecision16:
 
 @dataclass(slots=True)
 class _Writer:
-    """Makes tensors of 16 bits, each once."""
+    """Makes 16-bit versions of tensors, each once."""
 
     model: Model
     kind: HalfType
     made: dict[Tensor, Tensor] = field(default_factory=dict)
 
     def narrowed(self, tensor: Tensor) -> Tensor:
-        """A float32 tensor in 16 bits: a constant of them, or a Cast."""
+        """A float32 tensor in 16 bits: a constant, or the output of a Cast."""
         if tensor not in self.made:
             self.made[tensor] = self._constant(tensor) if isinstance(tensor, Constant) else self._cast(tensor)
         return self.made[tensor]
 
     def put_out(self, node: Node, index: int, slots: dict[Node, list[int]]) -> None:
-        """Let the node make its output in 16 bits, with a Cast for all that read it as float32."""
+        """Make an output of the node 16-bit, with a Cast for the nodes that read it as float32."""
         model, tensor = self.model, node.outputs[index]
         others = [
             (user, i)
@@ -73,7 +79,7 @@ class _Writer:
             for i, t in enumerate(user.inputs)
             if t is tensor and user.op not in ANY_TYPE and i not in slots.get(user, ())
         ]
-        if edit.is_output(model, tensor):  # whose name and type are a promise
+        if edit.is_output(model, tensor):  # an output of the model keeps its name and type
             half = self._half_variable(tensor)
             node.outputs[index] = half
             for user in edit.consumers(tensor):
@@ -107,7 +113,7 @@ class _Writer:
 
         def narrow() -> NDArray[Any]:
             values = np.asarray(weights.read(source))
-            if self.kind.largest is not None:  # a limit of a Clip, which nothing reaches
+            if self.kind.largest is not None:  # only limits of a Clip exceed float16's range: the plan checked the rest
                 values = np.clip(values, -_FP16_MAX, _FP16_MAX)
             return np.asarray(values.astype(dtype))
 
@@ -120,7 +126,7 @@ class _Writer:
         return half
 
     def _set_type(self, tensor: Tensor, like: Tensor, elem_type: int) -> None:
-        """State the type of a tensor that has the shape of another."""
+        """Give a tensor a value info with this type and the shape of another tensor."""
         shape = self.model.shape(like)
         info = helper.make_tensor_value_info(tensor.name, elem_type, None if shape is None else list(shape))
         self.model.graph.value_infos[tensor.name] = info
@@ -130,7 +136,7 @@ _FP16_MAX = float(np.finfo(np.float16).max)
 
 
 def _drop_casts(model: Model) -> None:
-    """Take out every Cast to the type that its input has."""
+    """Remove every Cast to the type of its input."""
     for node in [n for n in model.graph.nodes if n.op == "Cast"]:
         if model.elem_type(node.inputs[0]) == int(node.attrs["to"]):
             edit.bypass(model, node, node.inputs[0])

@@ -1,7 +1,8 @@
-"""Give Attention its products back: their weights are quantized like any, and the fused core of it stays fused.
+"""Decompose com.microsoft Attention -> MatMul, Add for query, key and value, then com.microsoft MultiHeadAttention.
 
-ONNX Runtime makes Attention offline only, so that a form of standard operators would not be fused anew when it loads.
-MultiHeadAttention is the same core without the products.
+The weights of the MatMuls can then be quantized. ONNX Runtime creates Attention only offline, so a decomposition into
+standard operators would not be fused again when a model is loaded. MultiHeadAttention is Attention without the
+projections.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ _NAMES = ("query", "key", "value")
 
 
 def unfuse_attention(model: Model, graph: Graph, node: Node) -> str:
-    """Attention: MultiHeadAttention of x @ W + b, cut into query, key and value. Empty, or why it stays.
+    """Replace Attention by the projections x @ W + b of query, key and value, and MultiHeadAttention.
 
-    Inputs: x [N, S, I], W [I, Q + K + V], b [Q + K + V], mask, past [2, N, heads, P, head], bias of the scores.
-    Outputs: [N, S, V], and present [2, N, heads, P + S, head].
+    Inputs of Attention: x [N, S, I], W [I, Q + K + V], b [Q + K + V], mask, past [2, N, heads, P, head], attention
+    bias. Outputs: [N, S, V] and present [2, N, heads, P + S, head].
+
+    Returns:
+        Empty if done, else the skip reason.
     """
     reason = _refusal(model, node)
     if reason:
@@ -34,7 +38,7 @@ def unfuse_attention(model: Model, graph: Graph, node: Node) -> str:
         product = write.op("MatMul", x, _part(write, weight, name, int(start), size))
         parts.append(product if bias is None else write.op("Add", product, _part(write, bias, name, int(start), size)))
     for part, size in zip(parts, sizes, strict=True):
-        write.tell(part, x, size)
+        write.set_info(part, x, size)
     none, past, scores = Variable(""), given(node, 4), given(node, 5)
     inputs: list[Tensor] = [*parts, none, _mask(write, x, given(node, 3)), scores or none]
     if past is not None:
@@ -47,19 +51,19 @@ def unfuse_attention(model: Model, graph: Graph, node: Node) -> str:
         write.op("Concat", *(write.axes("Unsqueeze", half, 0) for half in outputs[1:]), out=present, axis=0)
     attrs = {key: node.attrs[key] for key in _KEPT if key in node.attrs}
     write.ops("MultiHeadAttention", inputs, outputs, "com.microsoft", **attrs)
-    write.tell(node.outputs[0], x, sizes[2])
+    write.set_info(node.outputs[0], x, sizes[2])
     write.done()
     model.require_domain("com.microsoft")
     return ""
 
 
 def _refusal(model: Model, node: Node) -> str:
-    """Why the products cannot be taken out; empty where they can."""
+    """Skip reason; empty if the node can be decomposed."""
     bias = given(node, 2)
     if not fixed(node.inputs[1]) or (bias is not None and not fixed(bias)):
         return "its weight or its bias is not constant"
     if node.attrs.get("do_rotary", 0) or node.attrs.get("past_present_share_buffer", 0):
-        return "it turns its inputs by their positions, or shares a buffer with its past"
+        return "it applies rotary embeddings, or shares a buffer between past and present"
     mask = given(node, 3)
     if mask is None:
         return ""
@@ -69,12 +73,13 @@ def _refusal(model: Model, node: Node) -> str:
     counts = edit.producer(mask)
     known = shape and x_shape and shape[0] is not None and shape[0] == x_shape[0]
     if len(shape) == 1 and not known and (counts is None or counts.op not in ("ReduceSum", "EmbedLayerNormalization")):
-        return "whether its mask holds lengths is not known"
-    return "its mask holds lengths, and it has a past" if len(shape) == 1 and given(node, 4) is not None else ""
+        return "whether its mask holds sequence lengths is not known"
+    lengths_and_past = len(shape) == 1 and given(node, 4) is not None
+    return "its mask holds sequence lengths, and it has a past" if lengths_and_past else ""
 
 
 def _mask(write: Writer, x: Tensor, mask: Tensor | None) -> Tensor:
-    """The mask [N, S] or [N, S, T]; made of lengths [N] where it is these, which the core does not take on each CPU."""
+    """The mask [N, S] or [N, S, T], made from sequence lengths [N], which MultiHeadAttention rejects on some CPUs."""
     if mask is None:
         return Variable("")
     shape = write.model.shape(mask)
@@ -87,13 +92,13 @@ def _mask(write: Writer, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _sizes(node: Node, total: int) -> list[int]:
-    """How many columns of the weight are of the query, the key and the value."""
-    told = node.attrs.get("qkv_hidden_sizes")
-    return [int(size) for size in told] if told else [total // 3] * 3
+    """Number of columns of the weight for query, key and value."""
+    stated = node.attrs.get("qkv_hidden_sizes")
+    return [int(size) for size in stated] if stated else [total // 3] * 3
 
 
 def _part(write: Writer, constant: Constant, name: str, start: int, size: int) -> Constant:
-    """Some columns of a weight, or values of a bias; read anew whenever they are needed."""
+    """`size` columns of a weight, computed each time they are read, or values of a bias."""
     source = Constant(constant.name, constant._values)
     shape = (*source.shape[:-1], size)
 

@@ -1,6 +1,9 @@
-"""Take apart what ONNX Runtime's transformer optimizer has fused around norms, embeddings and Gelus.
+"""Decompose com.microsoft SkipLayerNormalization, EmbedLayerNormalization and Gelu variants -> standard operators.
 
-ONNX Runtime fuses it anew when it loads a model, so that what was float before is as fast as before.
+ONNX Runtime's transformer optimizer writes these operators. It fuses the standard operators again when it loads a
+model, so nodes that stay float are as fast as before.
+
+Every rule returns an empty string if it replaced the node, else the skip reason, with nothing changed.
 """
 
 from __future__ import annotations
@@ -13,14 +16,14 @@ from onnx import TensorProto
 from onnxshot.graph import Graph, Model, Node, Tensor, Variable
 from onnxshot.passes.node_writer import Writer, given, is_read
 
-_TANH_GELU = (0.7978845608028654, 0.044715)  # sqrt(2 / pi), and the factor of x^3: Hendrycks and Gimpel, Gelu
+_TANH_GELU = (0.7978845608028654, 0.044715)  # sqrt(2 / pi), and the factor of x^3: Hendrycks and Gimpel, 2016
 
 
 def unfuse_skip_norm(model: Model, graph: Graph, node: Node) -> str:
-    """SkipLayerNormalization and SkipSimplifiedLayerNormalization: norm(x + skip + bias). Empty, or why it stays.
+    """Replace Skip(Simplified)LayerNormalization by Add and (Simplified)LayerNormalization: norm(x + skip + bias).
 
-    Inputs: x [N, S, H], skip [N, S, H], [1, S, H] or [S, H], gamma [H], beta [H] (not of the simplified one), bias [H].
-    The sum is the fourth output.
+    Inputs: x [N, S, H]; skip [N, S, H], [1, S, H] or [S, H]; gamma [H]; beta [H], not of the simplified one; bias [H].
+    The fourth output is the sum.
     """
     if is_read(model, node, 1) or is_read(model, node, 2):
         return "its mean or its variance is read"
@@ -40,13 +43,14 @@ def unfuse_skip_norm(model: Model, graph: Graph, node: Node) -> str:
 
 
 def unfuse_embeddings(model: Model, graph: Graph, node: Node) -> str:
-    """EmbedLayerNormalization: norm(words[ids] + positions[0, 1, ..] + segments[segment]). Empty, or why it stays.
+    """Replace EmbedLayerNormalization by Gather, Add, LayerNormalization.
 
-    Outputs: the normalized sum, the number of words that the mask has of each sample, and the sum.
+    It computes norm(words[ids] + positions[0, 1, ...] + segments[segment_ids]). Outputs: the normalized sum, the number
+    of unmasked words of each sample, and the sum.
     """
     mask = given(node, 7)
     if mask is None and is_read(model, node, 1):
-        return "its count of words is read, and it has no mask"
+        return "its mask index is read, and it has no mask"
     write = Writer(model, graph, node)
     ids, segment_ids, words, positions, segments, gamma, beta = (given(node, i) for i in range(7))
     assert ids is not None and words is not None and positions is not None and gamma is not None and beta is not None
@@ -66,7 +70,7 @@ def unfuse_embeddings(model: Model, graph: Graph, node: Node) -> str:
 
 
 def _positions(write: Writer, ids: Tensor) -> Tensor:
-    """0, 1, .. for each of the ids [N, S]: [1, S]."""
+    """Positions 0, 1, ..., S - 1 of ids [N, S], as [1, S]."""
     shape = write.model.shape(ids)
     if shape is not None and len(shape) == 2 and isinstance(shape[1], int):
         return write.constant("positions", np.arange(shape[1], dtype=np.int64)[np.newaxis])
@@ -76,7 +80,7 @@ def _positions(write: Writer, ids: Tensor) -> Tensor:
 
 
 def _count(write: Writer, mask: Tensor, out: Tensor) -> None:
-    """How many of each sample's words are in the mask, as int32."""
+    """Compute the number of unmasked words of each sample, as int32."""
     whole = write.op("Cast", mask, to=TensorProto.INT32)
     if write.model.opset < 13:
         write.op("ReduceSum", whole, out=out, axes=[1], keepdims=0)
@@ -85,7 +89,7 @@ def _count(write: Writer, mask: Tensor, out: Tensor) -> None:
 
 
 def unfuse_bias_gelu(model: Model, graph: Graph, node: Node) -> str:
-    """BiasGelu: Gelu(a + b)."""
+    """Replace BiasGelu by Gelu(a + b)."""
     write = Writer(model, graph, node)
     _gelu(write, write.op("Add", node.inputs[0], node.inputs[1]), node.outputs[0])
     write.done()
@@ -93,7 +97,7 @@ def unfuse_bias_gelu(model: Model, graph: Graph, node: Node) -> str:
 
 
 def unfuse_gelu(model: Model, graph: Graph, node: Node) -> str:
-    """Gelu of com.microsoft: the exact one."""
+    """Replace com.microsoft Gelu, which is exact, by standard operators."""
     write = Writer(model, graph, node)
     _gelu(write, node.inputs[0], node.outputs[0])
     write.done()
@@ -101,7 +105,7 @@ def unfuse_gelu(model: Model, graph: Graph, node: Node) -> str:
 
 
 def unfuse_fast_gelu(model: Model, graph: Graph, node: Node) -> str:
-    """FastGelu: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 of x + bias."""
+    """Replace FastGelu by its formula on x + bias: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
     write, x, bias = Writer(model, graph, node), node.inputs[0], given(node, 1)
     if bias is not None:
         x = write.op("Add", x, bias)
@@ -111,7 +115,7 @@ def unfuse_fast_gelu(model: Model, graph: Graph, node: Node) -> str:
 
 
 def unfuse_quick_gelu(model: Model, graph: Graph, node: Node) -> str:
-    """QuickGelu: x sigmoid(alpha x)."""
+    """Replace QuickGelu by x * sigmoid(alpha * x)."""
     write, x, alpha = Writer(model, graph, node), node.inputs[0], float(node.attrs.get("alpha", 1.702))
     inner = x if alpha == 1.0 else write.op("Mul", x, write.scalar("alpha", alpha, x))
     write.op("Mul", x, write.op("Sigmoid", inner), out=node.outputs[0])
@@ -120,7 +124,7 @@ def unfuse_quick_gelu(model: Model, graph: Graph, node: Node) -> str:
 
 
 def unfuse_bias_add(model: Model, graph: Graph, node: Node) -> str:
-    """BiasAdd: x + bias + skip."""
+    """Replace BiasAdd by x + bias + skip."""
     write = Writer(model, graph, node)
     write.op("Add", write.op("Add", node.inputs[0], node.inputs[1]), node.inputs[2], out=node.outputs[0])
     write.done()
@@ -128,10 +132,10 @@ def unfuse_bias_add(model: Model, graph: Graph, node: Node) -> str:
 
 
 def unfuse_bias_split_gelu(model: Model, graph: Graph, node: Node) -> str:
-    """BiasSplitGelu: a Gelu(b) of the halves [a b] of x + bias along the last axis. Empty, or why it stays."""
+    """Replace BiasSplitGelu by a * Gelu(b), where a and b are the halves of x + bias along the last axis."""
     shape = model.shape(node.inputs[1])
     if not shape or not isinstance(shape[-1], int):
-        return "the size that it splits is not known"
+        return "the size of the axis that it splits is not known"
     write, half = Writer(model, graph, node), shape[-1] // 2
     rank = len(model.shape(node.inputs[0]) or (0, 0, 0))
     left, right = write.split(write.op("Add", node.inputs[0], node.inputs[1]), [half, half], rank - 1)
@@ -141,7 +145,7 @@ def unfuse_bias_split_gelu(model: Model, graph: Graph, node: Node) -> str:
 
 
 def _gelu(write: Writer, x: Tensor, out: Tensor) -> Tensor:
-    """Gelu-20; below that in the form that runtimes fuse."""
+    """Add Gelu-20, or before opset 20 the form with Erf that runtimes fuse. Returns its output."""
     if write.model.opset >= 20:
         return write.op("Gelu", x, out=out)
     erf = write.op("Erf", write.op("Div", x, write.scalar("root", math.sqrt(2.0), x)))
@@ -150,7 +154,7 @@ def _gelu(write: Writer, x: Tensor, out: Tensor) -> Tensor:
 
 
 def tanh_gelu(write: Writer, x: Tensor, out: Tensor) -> None:
-    """Gelu-20 approximated by tanh; below that in the form that runtimes fuse."""
+    """Add Gelu-20 approximated by tanh, or before opset 20 the form that runtimes fuse."""
     if write.model.opset >= 20:
         write.op("Gelu", x, out=out, approximate="tanh")
         return
@@ -162,5 +166,5 @@ def tanh_gelu(write: Writer, x: Tensor, out: Tensor) -> None:
 
 
 def given_output(node: Node, slot: int) -> Tensor | None:
-    """An output that may be left out; None where it is."""
+    """An optional output; None if it is left out."""
     return node.outputs[slot] if slot < len(node.outputs) and node.outputs[slot].name else None

@@ -1,4 +1,8 @@
-"""Take products apart that ONNX Runtime has fused with an activation, a sum, a transpose or a factor."""
+"""Decompose com.microsoft FusedConv, FusedGemm and FusedMatMul -> Conv, Gemm or MatMul, and what was fused with them.
+
+ONNX Runtime fuses them with an activation, a sum, a transpose or a factor. Every rule returns an empty string if it
+replaced the node, else the skip reason, with nothing changed.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +32,11 @@ ACTIVATIONS: dict[str, tuple[tuple[str, float], ...]] = {
     "Selu": (("alpha", 1.67326319217681884765625), ("gamma", 1.05070102214813232421875)),
     "Clip": ((_LIMITS[0], -3.4028234663852886e38), (_LIMITS[1], 3.4028234663852886e38)),
 }
-"""Activations that fused operators have -> their parameters, in the order of `activation_params`, with defaults."""
+"""Activation of a fused operator -> its parameters and their defaults, in the order of `activation_params`."""
 
 
 def unfuse_conv(model: Model, graph: Graph, node: Node) -> str:
-    """FusedConv, Conv of com.microsoft.nchwc in NCHW: act(Conv(x, w, b) + z). Empty, or why it stays."""
+    """Replace FusedConv, or a Conv of com.microsoft.nchwc that was converted to NCHW, by act(Conv(x, w, b) + z)."""
     activation = text(node, "activation")
     if activation and activation not in ACTIVATIONS:
         return f"its activation {activation!r} has no standard form here"
@@ -53,7 +57,7 @@ def unfuse_conv(model: Model, graph: Graph, node: Node) -> str:
 
 
 def unfuse_gemm(model: Model, graph: Graph, node: Node) -> str:
-    """FusedGemm: act(Gemm(a, b, c)). Empty, or why it stays."""
+    """Replace FusedGemm by act(Gemm(a, b, c))."""
     activation = text(node, "activation")
     if activation and activation not in ACTIVATIONS:
         return f"its activation {activation!r} has no standard form here"
@@ -66,9 +70,9 @@ def unfuse_gemm(model: Model, graph: Graph, node: Node) -> str:
 
 
 def unfuse_matmul(model: Model, graph: Graph, node: Node) -> str:
-    """FusedMatMul, TransposeMatMul, FusedMatMulActivation: act(alpha * T(a) @ T(b)). Empty, or why it stays.
+    """Replace FusedMatMul, TransposeMatMul or FusedMatMulActivation by act(alpha * T(a) @ T(b)).
 
-    A transpose of a weight, and alpha where there is a weight, are put into it.
+    A transpose of a weight is folded into it; so is alpha if one operand is a weight.
     """
     activation = text(node, "activation")
     if activation and activation not in ACTIVATIONS:
@@ -76,13 +80,13 @@ def unfuse_matmul(model: Model, graph: Graph, node: Node) -> str:
     turns = [(bool(node.attrs.get(f"trans{s}", 0)), bool(node.attrs.get(f"transBatch{s}", 0))) for s in "AB"]
     ranks = [len(shape) if (shape := model.shape(t)) is not None else None for t in node.inputs[:2]]
     if any(any(turn) and rank is None for turn, rank in zip(turns, ranks, strict=True)):
-        return "how many dimensions it transposes is not known"
+        return "the rank of what it transposes is not known"
     write, params = Writer(model, graph, node), _params(node, activation)
     alpha = float(node.attrs.get("alpha", 1.0))
     for slot, (turn, rank) in enumerate(zip(turns, ranks, strict=True)):
         order = _order(rank, *turn) if rank is not None else []
         if order != list(range(len(order))):
-            node.inputs[slot] = _turned(write, node.inputs[slot], order)
+            node.inputs[slot] = _transposed(write, node.inputs[slot], order)
     if alpha != 1.0:
         slot = next((i for i in (1, 0) if fixed(node.inputs[i])), 0)
         node.inputs[slot] = _times(write, node.inputs[slot], alpha)
@@ -95,7 +99,7 @@ def unfuse_matmul(model: Model, graph: Graph, node: Node) -> str:
 
 
 def unfuse_gelu_product(model: Model, graph: Graph, node: Node) -> str:
-    """GemmFastGelu: FastGelu(x @ w, bias)."""
+    """Replace GemmFastGelu by FastGelu(x @ w, bias), with the FastGelu decomposed too."""
     write, bias = Writer(model, graph, node), given(node, 2)
     product = write.op("MatMul", node.inputs[0], node.inputs[1])
     if bias is not None:
@@ -106,7 +110,7 @@ def unfuse_gelu_product(model: Model, graph: Graph, node: Node) -> str:
 
 
 def _params(node: Node, activation: str) -> dict[str, float]:
-    """The parameters of the fused activation, whose attributes are taken out of the node."""
+    """Parameters of the fused activation; their attributes are removed from the node."""
     listed = list(node.attrs.pop("activation_params", ()))
     found = {}
     for i, (key, default) in enumerate(ACTIVATIONS.get(activation, ())):
@@ -118,6 +122,7 @@ def _params(node: Node, activation: str) -> dict[str, float]:
 
 
 def _activate(write: Writer, x: Tensor, activation: str, params: Mapping[str, Any], out: Tensor) -> None:
+    """Add the activation, in the form that the opset has."""
     if activation == "Clip":
         low, high = (params[key] for key in _LIMITS)
         write.clip(x, low, high, out)
@@ -128,14 +133,15 @@ def _activate(write: Writer, x: Tensor, activation: str, params: Mapping[str, An
 
 
 def _order(rank: int, last: bool, batch: bool) -> list[int]:
-    """How the dimensions of an operand are moved: the first one behind the batch, and then the last two swapped."""
+    """Permutation of an operand: `batch` moves the first dimension to the last but one; `last` swaps the last two."""
     order = [*range(1, rank - 1), 0, rank - 1] if batch and rank > 2 else list(range(rank))
     if last and rank > 1:
         order[-2], order[-1] = order[-1], order[-2]
     return order
 
 
-def _turned(write: Writer, x: Tensor, order: Sequence[int]) -> Tensor:
+def _transposed(write: Writer, x: Tensor, order: Sequence[int]) -> Tensor:
+    """The tensor transposed: a constant if it is one, else the output of a Transpose."""
     if not fixed(x):
         return write.op("Transpose", x, perm=list(order))
     source = Constant(x.name, x._values)
@@ -146,6 +152,7 @@ def _turned(write: Writer, x: Tensor, order: Sequence[int]) -> Tensor:
 
 
 def _times(write: Writer, x: Tensor, factor: float) -> Tensor:
+    """The tensor times a factor: a constant if it is one, else the output of a Mul."""
     if not fixed(x):
         return write.op("Mul", x, write.scalar("alpha", factor, x))
     source = Constant(x.name, x._values)

@@ -548,7 +548,7 @@ def test_weights_that_stay_float_are_written_in_the_integers_that_they_came_in(k
     for name, values in integers.items():
         np.testing.assert_array_equal(numpy_helper.to_array(found[values.shape]).astype(int), values, name)
     assert made.ByteSize() < case.ByteSize() + 2000
-    assert "2 weights of ops in float stay in the integers that they came in" in result.report.notes
+    assert "2 weights of float nodes are stored in the integers of the input model" in result.report.notes
     for feed in samples[:2]:
         e = (integers["table"][feed["ids"]] - zero).astype("f4") * steps["t_s"]
         np.testing.assert_array_equal(run(made, feed)[1], e)
