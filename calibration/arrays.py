@@ -1,4 +1,4 @@
-"""Reading .npy and .npz files that may be broken or hostile: sizes are checked before memory is taken."""
+"""Read .npy and .npz files that may be broken or hostile: sizes are checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -21,27 +21,35 @@ from onnxshot.errors import CalibrationError
 from onnxshot.files.regular_files import check_regular
 
 _BROKEN = (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError, OverflowError)
-_DEFLATE_LIMIT = 1100  # deflate cannot shrink more than 1032 times: anything above is a lie in the directory
-_MOST_RATIO, _ANY_RATIO = 200, 64 << 20  # of unpacked to packed bytes, from so many unpacked bytes on
+_DEFLATE_LIMIT = 1100  # deflate compresses by 1032 at most, so a larger ratio in the directory is false
+_MOST_RATIO = 200  # most that arrays of _ANY_RATIO bytes or more may be compressed
+_ANY_RATIO = 64 << 20  # unpacked bytes up to which any ratio is accepted
 _MOST_MEMBERS = 100_000
-_BLOCK = 64 << 20  # bytes that are turned at a time where an array lies in Fortran order
+_BLOCK = 64 << 20  # bytes that are transposed at a time, for arrays in Fortran order
 _PARSING = threading.Lock()
-"""numpy reads headers with Python's parser, which up to 3.11 and in early 3.12 may fail where two threads use it."""
+"""numpy reads headers with Python's parser, which may fail in two threads at once (up to 3.11 and in early 3.12)."""
 
 Headers = Mapping[str, NDArray[Any]]
-"""Arrays of the shapes and dtypes that a file states, without memory of their own: all their elements are one zero."""
+"""Arrays of the shapes and dtypes that headers state. They take no memory: each is one zero, broadcast."""
 Check = Callable[[Headers], None]
-"""Raises an error where arrays of these shapes cannot be samples of the model."""
+"""Raises an error where arrays of these shapes and dtypes cannot be samples of the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """One array of a file: what its header says, how many bytes that is, and where it lies in an .npz."""
+    """The header of one array in a file.
+
+    Attributes:
+        shape, dtype: of the array.
+        fortran: whether its values are in Fortran order.
+        header: bytes before the values.
+        info: its entry in an .npz; None for an .npy.
+    """
 
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype[Any]
-    header: int  # bytes before the values
+    header: int
     info: zipfile.ZipInfo | None = None
 
     @property
@@ -54,9 +62,9 @@ class _Member:
 
 
 class FileArray:
-    """An array in a file, in C order, whose rows are read when asked for.
+    """An array in a file, in C order, whose rows are read when they are asked for.
 
-    It is not mapped into memory: where a mapped file is cut short, the process dies of SIGBUS.
+    The file is not mapped into memory: if a mapped file is truncated, the process is killed by SIGBUS.
     """
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -69,17 +77,17 @@ class FileArray:
         return self.shape[0]
 
     def __getitem__(self, at: int | slice) -> NDArray[Any]:
-        """Row `at`, or some rows that follow one another. Raises ValueError where the file has become shorter."""
+        """One row, or a slice of rows with step 1. Raises ValueError where the file has been truncated."""
         start, stop, _ = at.indices(len(self)) if isinstance(at, slice) else (at, at + 1, 1)
         rows = self._read(start, max(stop, start))
         return rows if isinstance(at, slice) else rows[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """All rows. Raises as `__getitem__`."""
+        """All rows. Raises ValueError where the file has been truncated."""
         return self[:].astype(dtype or self.dtype, copy=False)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
@@ -94,9 +102,16 @@ class FileArray:
 
 
 def open_npy(path: Path, spool: Path, check: Check, name: str = "") -> FileArray | NDArray[Any]:
-    """The array of a .npy file; nothing of it is read but its header. One in Fortran order is turned in `spool`.
+    """Open the array of a .npy file without reading its values.
 
-    check: is given what the header says, under this name. CalibrationError: broken, or Python objects.
+    Args:
+        path: the file.
+        spool: folder for a copy in C order, made where the array is in Fortran order.
+        check: called with the header before anything else is read.
+        name: name of the array, for `check`.
+
+    Raises:
+        CalibrationError: the file is broken, or holds Python objects.
     """
     with _named(path):
         member = _npy_member(path)
@@ -106,7 +121,7 @@ def open_npy(path: Path, spool: Path, check: Check, name: str = "") -> FileArray
 
 
 def read_npy(path: Path, check: Check, name: str = "") -> NDArray[Any]:
-    """The array of a .npy file, read into memory. CalibrationError: as `open_npy`."""
+    """Read the array of a .npy file into memory. Raises as `open_npy`."""
     with _named(path):
         member = _npy_member(path)
     check({name: member.stated})
@@ -115,9 +130,14 @@ def read_npy(path: Path, check: Check, name: str = "") -> NDArray[Any]:
 
 
 def read_npz(path: Path, check: Check | None = None) -> dict[str, NDArray[Any]]:
-    """All arrays of an .npz file, read into memory. CalibrationError: broken, or Python objects.
+    """Read all arrays of an .npz file into memory.
 
-    check: is given what the headers say, before anything is unpacked.
+    Args:
+        path: the file.
+        check: called with the headers before anything is unpacked.
+
+    Raises:
+        CalibrationError: the file is broken, or holds Python objects.
     """
     with _named(path):
         members = _npz_members(path)
@@ -134,11 +154,17 @@ def read_npz(path: Path, check: Check | None = None) -> dict[str, NDArray[Any]]:
 
 
 def open_npz(path: Path, spool: Path, check: Check) -> dict[str, FileArray | NDArray[Any]]:
-    """All arrays of an .npz file: read in place where stored, unpacked into the folder `spool` where compressed.
+    """Open all arrays of an .npz file without loading them into memory.
 
-    Stored ones are read through once, for their checksums.
+    Uncompressed arrays are read in place; their bytes are read once here to verify checksums.
 
-    check: as for `read_npz`. CalibrationError: broken, or Python objects.
+    Args:
+        path: the file.
+        spool: folder that compressed arrays are unpacked into.
+        check: called with the headers before anything is unpacked.
+
+    Raises:
+        CalibrationError: the file is broken, or holds Python objects.
     """
     with _named(path):
         members = _npz_members(path)
@@ -148,14 +174,14 @@ def open_npz(path: Path, spool: Path, check: Check) -> dict[str, FileArray | NDA
         for index, (name, member) in enumerate(members.items()):
             assert member.info is not None
             if not member.nbytes or not member.shape:
-                with archive.open(member.info) as stream:  # nothing to read later
+                with archive.open(member.info) as stream:  # empty arrays and scalars are read now
                     arrays[name] = _values(stream, member)
                     _to_the_end(stream)
                 continue
             file, offset = path, member.header
             if member.info.compress_type == zipfile.ZIP_STORED:
                 offset += _data_offset(path, member.info)
-                with archive.open(member.info) as stream:  # rows are read past zipfile, which alone checks sums
+                with archive.open(member.info) as stream:  # only zipfile verifies checksums, and rows bypass it
                     _to_the_end(stream)
             else:
                 file = spool / f"{index}.npy"
@@ -167,7 +193,7 @@ def open_npz(path: Path, spool: Path, check: Check) -> dict[str, FileArray | NDA
 
 
 def _opened(file: Path, offset: int, member: _Member, turned: Path) -> FileArray | NDArray[Any]:
-    """The array at an offset of a file, which is turned into C order first where it is not in it."""
+    """The array at an offset of a file; one in Fortran order is first copied to `turned` in C order."""
     if not member.nbytes or not member.shape:
         with file.open("rb") as stream:
             stream.seek(offset - member.header)
@@ -175,7 +201,7 @@ def _opened(file: Path, offset: int, member: _Member, turned: Path) -> FileArray
     if not member.fortran or len(member.shape) == 1:
         return FileArray(file, offset, member.shape, member.dtype)
     _refuse_full(turned.parent, member.nbytes, file.name)
-    # In Fortran order the file holds the transposed array in C order: rows of it are columns of this one.
+    # The bytes of an array in Fortran order are those of its transpose in C order.
     columns = FileArray(file, offset, member.shape[::-1], member.dtype)
     made = np.memmap(turned, member.dtype, "w+", shape=member.shape)
     each = max(1, _BLOCK * len(columns) // member.nbytes)
@@ -237,7 +263,7 @@ def _header(stream: IO[bytes], name: str) -> _Member:
 
 
 def _values(stream: IO[bytes], member: _Member) -> NDArray[Any]:
-    """The array behind a header that was read before."""
+    """Read the values of an array whose header is known."""
     stream.read(member.header)
     data = bytearray(member.nbytes)
     view, got = memoryview(data), 0
@@ -249,13 +275,13 @@ def _values(stream: IO[bytes], member: _Member) -> NDArray[Any]:
 
 
 def _to_the_end(stream: IO[bytes]) -> None:
-    """Read what is left of a member: its checksum is held against its bytes at their end. Raises BadZipFile."""
+    """Read the rest of a member, so that zipfile verifies its checksum. Raises BadZipFile."""
     while stream.read(1 << 20):
         pass
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    """First byte of a member's data. The local header repeats name and extra at other lengths (APPNOTE 4.3.7)."""
+    """Offset of a member's data, which follows a local header of its own lengths (APPNOTE 4.3.7)."""
     with path.open("rb") as file:
         file.seek(info.header_offset + 26)
         name, extra = struct.unpack("<HH", file.read(4))
@@ -264,7 +290,7 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turn whatever a broken file makes numpy and zipfile raise into one line that names the file."""
+    """Turn what numpy and zipfile raise on a broken file into a CalibrationError that names the file."""
     try:
         yield
     except (*_BROKEN, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""What a model input wants, and whether a sample gives it: safe casts are done, anything else is one clear line."""
+"""Check samples against a model's inputs: make safe casts, and report anything else with its nearest fix."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ from onnxshot.errors import CalibrationError
 _HOW_TO_ARRAY = "give numpy arrays: of a torch tensor x.detach().cpu().numpy()"
 
 Dims = tuple[int | str | None, ...]
+"""Dimensions of an input: an int is fixed, a name or None is free."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One input of a model. shape: int is fixed, a name or None is free; shape None: even the rank is unknown."""
+    """One input of a model.
+
+    Attributes:
+        name: of the input.
+        dtype: of its elements.
+        shape: its dimensions; None where even the rank is unknown.
+    """
 
     name: str
     dtype: np.dtype[Any]
@@ -35,7 +42,11 @@ class InputSpec:
 
 
 class NamedFeed(dict[str, NDArray[Any]]):
-    """The arrays of one sample by input; sample: its name, for errors of a model that is run on it."""
+    """The arrays of one sample by input name.
+
+    Attributes:
+        sample: name of the sample, for errors of a model that is run on it.
+    """
 
     def __init__(self, values: Mapping[str, NDArray[Any]], sample: str) -> None:
         super().__init__(values)
@@ -44,24 +55,40 @@ class NamedFeed(dict[str, NDArray[Any]]):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One feed of all inputs. name: a file's name, 'file.npz[3]', or '#7'."""
+    """One sample.
+
+    Attributes:
+        name: in messages: the name of a file, 'file.npz[3]', or '#7'.
+        feed: its arrays by input name.
+    """
 
     name: str
     feed: dict[str, NDArray[Any]]
 
 
 def fit_feed(feed: Mapping[str, ArrayLike], specs: Sequence[InputSpec], where: str) -> dict[str, NDArray[Any]]:
-    """The feed with every array of the dtype and rank its input wants, in the order of specs.
+    """Fit the arrays of a sample to a model's inputs.
 
-    Done without asking: a batch axis of 1 where it is missing, float to float, integer to integer and bool where the
-    values fit. CalibrationError: a name missing or unknown, any other dtype, rank or size.
+    A missing batch axis of size 1 is added. Floats are cast to other floats, and integers to other integers and to bool
+    where their values fit.
+
+    Args:
+        feed: arrays by input name.
+        specs: inputs of the model.
+        where: name of the sample in messages.
+
+    Returns:
+        Arrays of the inputs' dtypes and shapes, in the order of `specs`.
+
+    Raises:
+        CalibrationError: a name is missing or unknown, or a dtype, a rank or a size does not fit.
     """
     check_names(feed, specs, where)
     return {spec.name: fit_array(as_array(feed[spec.name], spec.name, where), spec, where) for spec in specs}
 
 
 def check_names(feed: Mapping[str, object], specs: Sequence[InputSpec], where: str) -> None:
-    """Raise CalibrationError for a name that the model has not, and for an input that is missing."""
+    """Raise CalibrationError for a name that is not an input of the model, and for an input that is missing."""
     wanted = [spec.name for spec in specs]
     missing = [name for name in wanted if name not in feed]
     for name in feed:
@@ -78,13 +105,13 @@ def check_names(feed: Mapping[str, object], specs: Sequence[InputSpec], where: s
 
 
 def as_array(value: object, name: str, where: str) -> NDArray[Any]:
-    """The value as numpy has it. CalibrationError, with input and sample: numpy refuses it, or it is ragged."""
+    """A value as a numpy array. Raises CalibrationError, with input and sample, where numpy cannot make one."""
     if isinstance(value, np.ndarray):
         return value
     with users_code(f"input {name!r} of {where}", _HOW_TO_ARRAY):
         try:
             found = np.asarray(value)
-        except (OverflowError, ValueError) as e:  # of lists; other objects may raise anything in __array__
+        except (OverflowError, ValueError) as e:  # raised for lists; other objects may raise anything in __array__
             if hasattr(value, "__array__"):
                 raise
             reason = "its rows differ in length" if "inhomogeneous" in str(e) else " ".join(str(e).split())
@@ -100,16 +127,16 @@ def _all_text(x: NDArray[Any]) -> bool:
 
 
 def fit_array(x: NDArray[Any], spec: InputSpec, where: str) -> NDArray[Any]:
-    """x as the input wants it, contiguous; CalibrationError with input, expected, got and the nearest fix."""
+    """x as the input takes it, contiguous. Raises CalibrationError that names the input, both shapes and a fix."""
     x = fit_shape(x, spec, where)
     cast = _cast(x, spec.dtype)
     if cast is None:
         raise mismatch(x, spec, where, _dtype_fix(x, spec))
-    return np.ascontiguousarray(cast).reshape(x.shape)  # ascontiguousarray makes a scalar [1]
+    return np.ascontiguousarray(cast).reshape(x.shape)  # ascontiguousarray turns a scalar into a vector
 
 
 def fit_shape(x: NDArray[Any], spec: InputSpec, where: str) -> NDArray[Any]:
-    """x with the batch axis it may lack; its values are not looked at. CalibrationError as of `fit_array`."""
+    """x with a batch axis added where it is missing; values are not read. Raises as `fit_array`."""
     if lacks_batch(x.shape, spec):
         x = x[None]
     if not fits(x.shape, spec.shape):
@@ -118,7 +145,7 @@ def fit_shape(x: NDArray[Any], spec: InputSpec, where: str) -> NDArray[Any]:
 
 
 def fits(shape: tuple[int, ...], wanted: Dims | None) -> bool:
-    """Whether the shape has the rank and the fixed dims that are wanted."""
+    """Whether a shape has the wanted rank and fixed dimensions."""
     if wanted is None:
         return True
     return len(shape) == len(wanted) and all(
@@ -127,29 +154,29 @@ def fits(shape: tuple[int, ...], wanted: Dims | None) -> bool:
 
 
 def lacks_batch(shape: tuple[int, ...], spec: InputSpec) -> bool:
-    """Whether the shape is one sample of the input without its leading axis."""
+    """Whether a shape fits the input except for a missing batch axis."""
     if not spec.shape or len(shape) != len(spec.shape) - 1:
         return False
     return (not isinstance(spec.shape[0], int) or spec.shape[0] == 1) and fits(shape, spec.shape[1:])
 
 
 def mismatch(x: NDArray[Any], spec: InputSpec, where: str, hint: str) -> CalibrationError:
-    """The error for x at an input: input, expected, got; the hint is the fix."""
+    """The error for an array that does not fit its input: names the input, what it expects, and what was found."""
     got = f"{x.dtype} [{','.join(map(str, x.shape))}]"
     return CalibrationError(f"input {spec.name!r} expects {spec}; {where} holds {got}", hint)
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype is floating point, bfloat16 and the 8-bit floats of ml_dtypes included."""
+    """Whether a dtype is floating point, including bfloat16 and the 8-bit floats of ml_dtypes."""
     return dtype.kind == "f" or "float" in dtype.name
 
 
 def preset_for(spec: InputSpec) -> str:
-    """The shipped preset that an image input most likely wants, by its fixed size."""
+    """The shipped preset that most likely fits an image input, judged by its fixed dimensions."""
     dims = {d for d in spec.shape or () if isinstance(d, int)}
     if 640 in dims:
         return "coco-640"
-    # lines of text: a small fixed height, a free width
+    # text lines have a small fixed height and a free width
     return "text-line" if dims & {32, 48} and len([d for d in dims if d > 4]) == 1 and _free_width(spec) else "imagenet"
 
 
@@ -190,7 +217,7 @@ def _dtype_fix(x: NDArray[Any], spec: InputSpec) -> str:
 
 
 def _nearest_fix(x: NDArray[Any], spec: InputSpec) -> str:
-    """The smallest change that would make x fit: pixels, an axis too many, an order of axes, one size."""
+    """The smallest change that would make x fit: preprocess pixels, drop an axis, transpose, or change one size."""
     assert spec.shape is not None  # any shape fits an unknown one
     if x.dtype == np.uint8 and is_float(spec.dtype) and x.ndim in (3, 4):
         return f"try --preset {preset_for(spec)}"

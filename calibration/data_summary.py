@@ -1,4 +1,4 @@
-"""What calibration data looks like, input by input: the wrong preprocessing shows here before it costs accuracy."""
+"""Summarize calibration data input by input, so that wrong preprocessing shows before it costs accuracy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ PIXELS = "values look like 0..255 pixels"
 
 @dataclass(frozen=True, slots=True)
 class InputSummary:
-    """One input over some samples. shape: the range of each axis, '1x3x48x320..640'; low, mean, high skip NaN and Inf.
+    """One input over some samples.
 
-    flags: what looks wrong, such as PIXELS, 'constant', 'NaN', 'Inf'.
+    Attributes:
+        name: of the input.
+        dtype: of its arrays.
+        shape: the range of each axis, such as '1x3x48x320..640'.
+        low, mean, high: over all finite values.
+        flags: what looks wrong: `PIXELS`, 'constant', 'NaN', 'Inf'.
     """
 
     name: str
@@ -31,7 +36,7 @@ class InputSummary:
 
 
 def describe_inputs(dataset: Dataset, k: int = 4) -> tuple[InputSummary, ...]:
-    """A summary of every input over k samples, evenly spaced. Reads one sample at a time."""
+    """Summarize every input over k evenly spaced samples, which are read one at a time."""
     count = min(max(k, 1), len(dataset))
     seen: dict[str, _Seen] = {}
     for i in range(count):

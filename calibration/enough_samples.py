@@ -1,4 +1,4 @@
-"""When enough samples were seen: new ones would hardly have been clipped by the ranges from before them."""
+"""Decide when calibration has seen enough samples: when new samples would hardly be clipped by the ranges so far."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from numpy.typing import NDArray
 from onnxshot.calibration.observers import Glimpse
 
 LEAST = 32
-"""No run is called quiet before this many samples."""
+"""Samples before which no checkpoint counts as quiet."""
 MEAN_DB = 0.05
-"""Settled: what clipping would have added to the rounding noise of 8 bits, as the mean over all tensors."""
+"""Most that clipping may add to the 8-bit rounding noise at a quiet checkpoint, in dB, on the mean over all tensors."""
 MAX_DB = 1.0
-"""And for the tensor where it is most."""
+"""The same for the tensor with the largest increase."""
 _START = 16
 _LEVELS = 255.0
 
 
 class Settling:
-    """Watches the ranges of n tensors over a stream of samples.
+    """Watches the ranges of n tensors until they have settled.
 
-    At 16, 24, 32, 48, 64, 96, ... samples the ranges are kept (a checkpoint). The samples up to the next checkpoint
-    are held against them: the rows' extremes beyond the range give the squared error of clipping, which is set against
-    the rounding noise of that range in 8 bits, step**2 / 12. A checkpoint is quiet where that would have added less
-    than MEAN_DB on the mean over the tensors, and less than MAX_DB everywhere. The ranges have settled at the second
-    quiet checkpoint in a row, from LEAST samples on. An outlier among the last half of the samples hence keeps the run
-    going; one that no sample before the stop shows cannot be known of.
+    There are checkpoints at 16, 24, 32, 48, 64, 96, ... samples. Each one saves the ranges. At the next one, the
+    samples in between are compared with the saved ranges: the row extremes outside a range give the squared error that
+    clipping would cause, which is compared with the 8-bit rounding noise of that range, step**2 / 12.
+
+    A checkpoint is quiet where clipping would add at most MEAN_DB on the mean over the tensors, and at most MAX_DB in
+    any of them. The ranges have settled at the second quiet checkpoint in a row, from LEAST samples on. An outlier in
+    about the second half of the samples therefore prolongs the run.
+
+    Args:
+        n: number of tensors.
     """
 
     def __init__(self, n: int) -> None:
@@ -41,7 +45,7 @@ class Settling:
         self._next = next(self._checkpoints)
 
     def add(self, seen: Glimpse) -> bool:
-        """Add a sample; whether the ranges have settled with it."""
+        """Add the glimpse of a sample, and return whether the ranges have settled."""
         sizes, lows, highs = seen.sizes, seen.lows.astype(np.float64), seen.highs.astype(np.float64)
         if self._samples >= _START:
             self._count += sizes
@@ -64,17 +68,17 @@ class Settling:
         return self._quiet == 2
 
     def _added_db(self) -> NDArray[np.float64]:
-        """What clipping since the checkpoint adds to the rounding noise, in dB [n]."""
-        # The range of an 8-bit tensor holds zero (ONNX QuantizeLinear: a zero point is one of the codes).
+        """What clipping since the last checkpoint would add to the rounding noise, in dB; float64 [n]."""
+        # The range of an 8-bit tensor includes zero (ONNX QuantizeLinear: the zero point is one of the codes).
         span = np.maximum(self._old_high, 0.0) - np.minimum(self._old_low, 0.0)
         noise = (np.maximum(span, 1e-30) / _LEVELS) ** 2 / 12.0
-        # A tensor first met since the checkpoint was infinitely far from its range then: not settled.
+        # A tensor that first appeared since then has an infinite clipping error, and so has not settled.
         added: NDArray[np.float64] = 10.0 * np.log10(1.0 + self._clipped / np.maximum(self._count, 1.0) / noise)
         return added
 
 
 def stops(total: int) -> Iterator[int]:
-    """After how many samples a run over so many may end: at a second quiet checkpoint, or where there are no more."""
+    """Numbers of samples at which a run over `total` may end: the checkpoints that may settle it, and `total`."""
     quiet = (samples for samples in _checkpoints() if samples >= LEAST)
     next(quiet)
     yield from itertools.takewhile(lambda samples: samples < total, quiet)
@@ -82,7 +86,7 @@ def stops(total: int) -> Iterator[int]:
 
 
 def _checkpoints() -> Iterator[int]:
-    """16, 24, 32, 48, 64, 96, ..."""
+    """Numbers of samples at which checkpoints lie: 16, 24, 32, 48, 64, 96, ..."""
     for power in itertools.count():
         yield _START << power
         yield (_START << power) * 3 // 2

@@ -1,4 +1,4 @@
-"""Samples that stand out: one that stretches a range on its own, or is blank."""
+"""Find outliers among samples: one that alone widens the range of a tensor, or one that is blank."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from onnxshot.calibration.observers import Glimpse
 
 STRETCH = 2.0
-"""A sample is an outlier in a tensor where its largest absolute value is this many times that of every other sample."""
-_LEAST_SAMPLES = 8  # of fewer, none can be said to stand out
+"""A sample is an outlier where its largest absolute value in a tensor is this many times that of any other sample."""
+_LEAST_SAMPLES = 8  # fewer samples are too few to call one an outlier
 
 
 class Outliers:
-    """Watches n tensors for a sample that alone makes the range; holds two numbers and a name per tensor."""
+    """Watches n tensors for samples that alone determine a range; keeps two numbers and a name per tensor.
+
+    Args:
+        n: number of tensors.
+    """
 
     def __init__(self, n: int) -> None:
         self._most = np.zeros(n)
@@ -25,7 +29,7 @@ class Outliers:
         self._samples = 0
 
     def add(self, seen: Glimpse, name: str) -> None:
-        """Add a sample."""
+        """Add the glimpse of a sample of this name."""
         absmax = np.where(seen.sizes > 0, np.maximum(-seen.lows, seen.highs), 0.0).astype(np.float64)
         first = absmax > self._most
         self._second = np.where(first, self._most, np.maximum(self._second, absmax))
@@ -34,7 +38,7 @@ class Outliers:
         self._samples += 1
 
     def merged(self, other: Outliers) -> Outliers:
-        """Of both sets of samples: what one watcher of all of them would have found."""
+        """The result of watching the samples of both."""
         both = Outliers(len(self._most))
         theirs = other._most > self._most
         both._most = np.where(theirs, other._most, self._most)
@@ -45,7 +49,10 @@ class Outliers:
         return both
 
     def found(self) -> dict[str, list[tuple[int, float]]]:
-        """Sample name -> (number of the tensor, how many times the others it reaches), the worst first."""
+        """Outliers, the worst first: sample name -> pairs of a tensor's number and a ratio.
+
+        The ratio is the sample's largest absolute value over that of all other samples.
+        """
         if self._samples < _LEAST_SAMPLES:
             return {}
         times = np.divide(self._most, self._second, out=np.zeros_like(self._most), where=self._second > 0)
@@ -57,6 +64,6 @@ class Outliers:
 
 
 def is_blank(feed: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether every input of more than one value is one value throughout: a black picture, silence."""
+    """Whether every input with more than one element is constant, such as a black picture or silence."""
     large = [x for x in feed.values() if x.size > 1]
     return bool(large) and all(x.dtype.kind not in "OUST" and bool((x == x.flat[0]).all()) for x in large)

@@ -1,4 +1,4 @@
-"""Where a preset meets a model: which input takes the picture, at which size, in which layout."""
+"""Fit a preset to a model: which input takes pictures, at which size and in which layout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from onnxshot.errors import CalibrationError
 
 
 def image_input(specs: Sequence[InputSpec]) -> InputSpec | None:
-    """The input that takes pictures: the first of rank 4 (or of unknown shape) that is float or uint8."""
+    """The input that takes pictures: the first of rank 4 or unknown rank that is float or uint8; None if none is."""
     for spec in specs:
         if (spec.shape is None or len(spec.shape) == 4) and (is_float(spec.dtype) or spec.dtype == np.uint8):
             return spec
@@ -35,7 +35,11 @@ def image_input(specs: Sequence[InputSpec]) -> InputSpec | None:
 
 
 def picture_input(specs: Sequence[InputSpec], preset: Preset | None, where: str) -> tuple[InputSpec, Preset]:
-    """The one input of a model that pictures alone can feed. CalibrationError: no preset, no such input, or more."""
+    """The input of a model that pictures alone can feed, and the preset.
+
+    Raises:
+        CalibrationError: there is no preset, no input takes pictures, or the model needs other inputs too.
+    """
     spec = image_input(specs)
     if spec is None:
         listed = ", ".join(f"{s.name!r} {s}" for s in specs)
@@ -52,10 +56,13 @@ def picture_input(specs: Sequence[InputSpec], preset: Preset | None, where: str)
 
 
 def fit_preset(preset: Preset, spec: InputSpec) -> tuple[Preset, tuple[str, ...]]:
-    """The preset at the size the model wants, and notes on what that changed.
+    """Fit a preset to an input: a fixed size of the input replaces a size that is only a default.
 
-    A size that is only a default gives way to a fixed one of the model. CalibrationError: a size that the user chose,
-    the layout, the channels or the numbers do not fit the input.
+    Returns:
+        The fitted preset, and notes on what was changed.
+
+    Raises:
+        CalibrationError: the layout, the channels, the numbers, or a size that the user chose do not fit the input.
     """
     _check_layout(preset, spec)
     if spec.dtype == np.uint8 and not preset.raw:
@@ -81,14 +88,18 @@ def fit_preset(preset: Preset, spec: InputSpec) -> tuple[Preset, tuple[str, ...]
 
 
 def read_picture(path: Path, preset: Preset, spec: InputSpec) -> NDArray[Any]:
-    """The picture of a file, preprocessed and of the input's dtype: [1, C, H, W] or [1, H, W, C]."""
+    """Read and preprocess a picture, in the input's dtype: [1, C, H, W] or [1, H, W, C]."""
     return _typed(image(path, preset), spec)
 
 
 class Fitter:
-    """Makes feeds fit a model: preprocesses pixels by a preset, casts what is safe to cast, checks all.
+    """Makes feeds fit a model: preprocesses pixels, makes safe casts, and checks names, dtypes and shapes.
 
-    used: the preset at the model's size, once a picture was met; notes: what was changed in it.
+    Attributes:
+        specs: inputs of the model.
+        preset: how to preprocess pictures; None where none was given.
+        used: the preset at the model's size; None until a picture was preprocessed.
+        notes: what was changed in the preset.
     """
 
     def __init__(self, specs: Sequence[InputSpec], preset: Preset | None = None) -> None:
@@ -98,7 +109,7 @@ class Fitter:
         self._spec = image_input(specs)
 
     def __call__(self, feed: Mapping[str, ArrayLike], where: str) -> dict[str, NDArray[Any]]:
-        """The feed, ready to run; `where` names it in errors."""
+        """The feed as the model takes it. `where` names the sample in errors. Raises as `fit_feed`."""
         spec = self._spec
         if self.preset is not None and spec is not None and spec.name in feed:
             x = as_array(feed[spec.name], spec.name, where)
@@ -107,9 +118,9 @@ class Fitter:
         return fit_feed(feed, self.specs, where)
 
     def check_stated(self, stated: Mapping[str, NDArray[Any]], where: str) -> None:
-        """Hold arrays as headers state them against the inputs; their values are not looked at.
+        """Check the dtypes and shapes that headers state against the inputs, before values are read.
 
-        Raises CalibrationError where they cannot be a sample, or one of more than MOST_BYTES.
+        Raises CalibrationError where they cannot be a sample, or where a sample would exceed MOST_BYTES.
         """
         check_names(stated, self.specs, where)
         for spec in self.specs:
@@ -120,26 +131,26 @@ class Fitter:
                 fit_shape(x, spec, where)
 
     def for_files(self, where: str) -> tuple[InputSpec, Preset]:
-        """The input that picture files feed and the preset at its size. CalibrationError: they cannot."""
+        """The input that picture files feed, and the preset at its size. Raises as `picture_input`."""
         spec, _ = picture_input(self.specs, self.preset, where)
         return spec, self._fitted(spec)
 
     def _fitted(self, spec: InputSpec) -> Preset:
         if self.used is None:
-            assert self.preset is not None  # both callers have looked
+            assert self.preset is not None  # both callers check it
             self.used, self.notes = fit_preset(self.preset, spec)
         return self.used
 
 
 def looks_like_pixels(x: NDArray[Any], spec: InputSpec) -> bool:
-    """Whether x is uint8 pictures, HWC or CHW, of 1 or 3 channels, for an input that wants floats."""
+    """Whether x holds uint8 pictures, HWC or CHW, of 1 or 3 channels, and the input is float."""
     if x.dtype != np.uint8 or not is_float(spec.dtype) or x.ndim not in (3, 4) or x.size == 0:
         return False
     return x.shape[-1] in (1, 3) or x.shape[-3] in (1, 3)
 
 
 def preprocess_pixels(x: NDArray[np.uint8], preset: Preset, spec: InputSpec) -> NDArray[Any]:
-    """Pixels of one picture or a batch, HWC or CHW, preprocessed: [N, C, H, W] or [N, H, W, C]."""
+    """Preprocess the pixels of one picture or a batch, HWC or CHW: [N, C, H, W] or [N, H, W, C]."""
     batch = x if x.ndim == 4 else x[None]
     if batch.shape[3] not in (1, 3):
         batch = batch.transpose(0, 2, 3, 1)

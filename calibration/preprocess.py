@@ -20,20 +20,31 @@ if TYPE_CHECKING:
 
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "GIF", "TIFF")  # for others, Pillow runs Ghostscript
 MOST_PIXELS = 100_000_000
-"""Most pixels of a picture that is read, and of one that is scaled."""
-_LARGE = 16_000_000  # pixels: of pictures that are larger, one is read at a time
+"""Most pixels of a picture that is decoded, or that another is scaled to."""
+_LARGE = 16_000_000  # pixels; larger pictures are decoded one at a time
 _ONE_LARGE = threading.Lock()
 _MOST_VALUES = 1 << 27  # of a picture that is not scaled: 512 MiB of float32
 _LETTERBOX_GREY = 114.0  # what YOLO training pads with
 
 
 def image(path: Path | str, preset: Preset) -> NDArray[np.float32]:
-    """The picture of a file as the preset wants it: [1, C, H, W] or [1, H, W, C]. CalibrationError: not a picture."""
+    """Read a picture from a file and preprocess it.
+
+    Args:
+        path: a picture of one of the formats that Pillow decodes itself.
+        preset: how to preprocess it.
+
+    Returns:
+        float32 [1, C, H, W] or [1, H, W, C], as the preset's layout says.
+
+    Raises:
+        CalibrationError: the file is not a readable picture, or too large.
+    """
     from PIL import Image, ImageOps
 
     try:
         check_regular(path, "the picture", CalibrationError)
-        # The bound here is tighter than the one that Pillow warns at, and catch_warnings is not for threads.
+        # MOST_PIXELS is below the size that Pillow warns at, and warnings.catch_warnings is not thread-safe.
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         with Image.open(path, formats=_FORMATS) as file:
             _refuse_large(*file.size, f"{path} has")
@@ -50,21 +61,29 @@ def image(path: Path | str, preset: Preset) -> NDArray[np.float32]:
 
 
 def _refuse_large(width: int, height: int, what: str) -> None:
-    """Raise CalibrationError for a picture of too many pixels, by the size that its header states."""
+    """Raise CalibrationError where a picture's header states too many pixels."""
     if width * height > MOST_PIXELS:
         said = f"{what} {width} x {height} pixels; at most {MOST_PIXELS / 1e6:.0f} million are read"
         raise CalibrationError(said, "scale it down, or leave it out")
 
 
 def _refuse_values(width: int, height: int, preset: Preset, what: str) -> None:
-    """Raise CalibrationError for a picture that would be too large as the preset wants it."""
+    """Raise CalibrationError where the preprocessed picture would be too large."""
     if width * height * (1 if preset.channels == "GRAY" else 3) > _MOST_VALUES:
         said = f"{what} {width} x {height} pixels as preset {preset.name} has it; at most {_MOST_VALUES / 3e6:.0f}"
         raise CalibrationError(f"{said} million are made", "set size: [HEIGHT, WIDTH] in a preset file")
 
 
 def from_pixels(pixels_hwc: NDArray[np.uint8], preset: Preset) -> NDArray[np.float32]:
-    """A decoded picture, RGB [H, W, 3] or grey [H, W, 1] or [H, W], as the preset wants it. Shape as of `image`."""
+    """Preprocess a decoded picture.
+
+    Args:
+        pixels_hwc: uint8, RGB [H, W, 3] or grey [H, W, 1] or [H, W].
+        preset: how to preprocess it.
+
+    Returns:
+        float32, of the shape that `image` returns.
+    """
     from PIL import Image
 
     squeezed = pixels_hwc[..., 0] if pixels_hwc.ndim == 3 and pixels_hwc.shape[2] == 1 else pixels_hwc
@@ -96,7 +115,7 @@ def _eight_bits(values: NDArray[Any], divisor: float) -> NDArray[np.uint8]:
 
 def _finish(picture: Image.Image, preset: Preset) -> NDArray[np.float32]:
     if preset.height is not None:
-        # PaddleOCR resize_norm_img: ceil keeps the last column of the text
+        # as in PaddleOCR's resize_norm_img: rounding up keeps the last column of the text
         width = -(-picture.width * preset.height // picture.height)
         picture = _scaled(picture, preset.height, min(width, preset.max_width or width))
     elif preset.size is not None:
@@ -121,7 +140,7 @@ def _scaled(picture: Image.Image, height: int, width: int) -> Image.Image:
 
     if picture.size == (width, height):
         return picture
-    if width * height > MOST_PIXELS:  # a picture one pixel high, say, which is to cover a square
+    if width * height > MOST_PIXELS:  # for example, a picture one pixel high that is to cover a square
         said = f"a picture of {picture.width} x {picture.height} pixels would have to be scaled to {width} x {height}"
         raise CalibrationError(said, "leave it out: it has the shape of a line")
     return picture.resize((width, height), Image.Resampling.BILINEAR)

@@ -1,4 +1,7 @@
-"""A preset: how a picture becomes a model's input, as a value and as a YAML file."""
+"""Presets: how a picture becomes a model's input, as a value and as a YAML file.
+
+The presets that ship with onnxshot are the YAML files of calibration/presets/. To add one, add a file there.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,33 @@ _CHOICES = {
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """How a picture becomes numbers: x = (pixel / scale - mean) / std, float32, mean and std in the order of channels.
+    """How a picture becomes a model's input: x = (pixel / scale - mean) / std, in float32.
 
-    size [H, W]; resize stretch | crop (cover, then the middle) | letterbox (keep the ratio, centre on `pad`, a pixel
-    value, 114 unless given). Text lines have height instead of size: the width keeps the ratio up to max_width, and is
-    filled on the right up to min_width with `pad`, a value after normalisation, 0 unless given. Neither: pictures stay
-    as they are. size_is_default: a fixed size of the model wins over this one, as for the presets that ship.
+    A preset has a size, or the height of text lines, or neither: then pictures keep their size.
+
+    Attributes:
+        name: of the preset, or the path of its file.
+        kind: of the samples; only "image".
+        size: (height, width) in pixels.
+        resize: how a picture gets that size: "stretch"; "crop" (scale until the size is covered, then take the centre);
+            or "letterbox" (keep the aspect ratio, centre the picture, and fill the rest with `pad`).
+        scale: divisor of the pixels 0..255.
+        mean, std: one number, or one per channel in the order of `channels`.
+        channels: "RGB", "BGR" or "GRAY".
+        layout: "NCHW" or "NHWC".
+        height: of text lines, in pixels, instead of `size`. The width keeps the aspect ratio.
+        min_width: pixels up to which a text line is filled on the right with `pad`.
+        max_width: pixels to which a wider text line is squeezed.
+        pad: what the rest is filled with. With letterbox, a pixel value, by default 114; for text lines, a value after
+            normalization, by default 0.
+        size_is_default: whether a model's fixed size takes precedence over `size`, as for the presets that ship.
+
+    Raises:
+        UsageError: a value is unknown or out of range, or two values contradict each other.
+
+    Example:
+        >>> Preset(size=(224, 224), resize="crop", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).raw
+        False
     """
 
     name: str = "preset"
@@ -81,26 +105,35 @@ class Preset:
 
     @property
     def raw(self) -> bool:
-        """Whether pixels come out as they went in, 0..255."""
+        """Whether pixels keep their values 0..255."""
         return self.scale == 1 and not any(self.mean) and all(s == 1 for s in self.std)
 
     def fields(self) -> bytes:
-        """Everything that changes the numbers, as stable bytes: part of the data's fingerprint."""
+        """All fields that decide the values of an input, as stable bytes for a hash."""
         values = dataclasses.asdict(self)
         del values["name"], values["size_is_default"]
         return json.dumps(values, sort_keys=True).encode()
 
 
 def preset_names() -> list[str]:
-    """The names of the presets that ship, sorted."""
+    """Names of the presets that ship with onnxshot, sorted."""
     files = resources.files("onnxshot.calibration.presets").iterdir()
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
 def load_preset(name_or_path: str) -> Preset | None:
-    """The preset of that name, or of a .yaml file (which may say `extends: NAME`); None for "none".
+    """Load a preset by name, or from a YAML file.
 
-    UsageError: no such name or file, not YAML, an unknown key, a value of the wrong type.
+    Args:
+        name_or_path: one of `preset_names()`, the path of a .yaml file, or "none". A file may say `extends: NAME` to
+            start from a preset that ships.
+
+    Returns:
+        The preset; None for "none".
+
+    Raises:
+        UsageError: there is no such name or file, or the file is not YAML, has an unknown key, or a value of the wrong
+            type.
     """
     if name_or_path == "none":
         return None
@@ -134,7 +167,7 @@ def _from_file(path: str) -> Preset:
         inherited = {k: v for k, v in inherited.items() if k not in ("height", "min_width", "max_width", "pad")}
     if "height" in own:
         inherited.pop("size", None)
-    # A size that was only inherited is still the default that a model of fixed size overrides.
+    # An inherited size stays a default: a fixed size of the model takes precedence.
     is_default = base is not None and not own.keys() & {"size", "height", "min_width", "max_width"}
     return Preset(**{**inherited, **own}, name=path, size_is_default=is_default)
 

@@ -1,4 +1,4 @@
-"""Calibration data of any kind behind one face: samples by number, checked against the model's inputs."""
+"""Open calibration data of any kind as a `Dataset`: samples by number, checked against the model's inputs."""
 
 from __future__ import annotations
 
@@ -35,18 +35,29 @@ from onnxshot.files.urls import refuse_remote
 __all__ = ["PICTURES", "Dataset", "InputSpec", "Sample", "open_data", "split"]
 
 _SUFFIXES = {"pictures": PICTURES, ".npz": (".npz",), ".npy": (".npy",)}
+"""Suffixes of the files in a folder of samples, by the kind of sample."""
 TAKES = (
     "a folder of pictures (with --preset), of .npy or of .npz files; one .npz or .npy with a leading sample axis; "
     "a test_data_set folder of .pb; module:function or file.py:function; or 'random'"
 )
+"""The kinds of calibration data, as messages list them."""
 _RANDOM_SAMPLES = 16
 _MOST_ENTRIES = 10_000_000  # files below a folder of samples
 
 
 class Dataset:
-    """Samples that fit the model, read when asked for, as often as asked.
+    """Samples that fit a model. Each is read when it is asked for, every time anew.
 
-    source: what was opened, printable; random: whether it was made up; notes: what the reports should say.
+    Use it as a context manager, or call `close`, to remove its temporary files.
+
+    Attributes:
+        source: what was opened, as text.
+        random: whether the samples are random numbers.
+        notes: remarks for the report, such as how many samples were left out.
+
+    Example:
+        with open_data("calib.npz", inputs) as data:
+            feeds = [sample.feed for sample in data]
     """
 
     def __init__(self, label: str, source: Source, fit: Fitter, indices: Sequence[int] | None = None) -> None:
@@ -76,19 +87,27 @@ class Dataset:
         self.close()
 
     def subset(self, indices: Iterable[int]) -> Dataset:
-        """A view of some samples, by their numbers here; it reads from the same source and does not close it."""
+        """A view of some samples, in this order. It reads from the same source, and closing it does nothing.
+
+        Args:
+            indices: numbers of samples in this data set.
+        """
         view = Dataset(self.source, self._from, self._fit, [self._indices[i] for i in indices])
         view.notes = self.notes
         return view
 
     def joined(self, by: Source) -> Dataset:
-        """What `by` makes of samples from here, held against the same inputs; it does not close what it reads from."""
+        """A view of the samples of `by`, checked against the same inputs; closing it does nothing.
+
+        Args:
+            by: a source that combines samples of this data set.
+        """
         view = Dataset(self.source, by, self._fit)
         view.notes, view._owner = self.notes, False
         return view
 
     def digests(self) -> list[str]:
-        """SHA-256, hex, of the content of every sample as it lies, whatever its name."""
+        """SHA-256 (hex) of the content of every sample before preprocessing; names do not count."""
         found = []
         for index in self._indices:
             sha = hashlib.sha256()
@@ -98,23 +117,33 @@ class Dataset:
 
     @property
     def preset_hash(self) -> str:
-        """SHA-256, hex, of all that decides how pictures become inputs; of nothing where there is no preset."""
+        """SHA-256 (hex) of all that decides how pictures become inputs; of no bytes where there is no preset."""
         return hashlib.sha256(self._fit.preset.fields() if self._fit.preset is not None else b"").hexdigest()
 
     def name(self, index: int) -> str:
-        """What to call a sample, without reading it."""
+        """The name of a sample in messages, without reading it."""
         return self._from.where(self._indices[index])
 
     def close(self) -> None:
-        """Remove what was put aside in temporary files; samples cannot be read any more. A subset closes nothing."""
+        """Remove temporary files; samples cannot be read after that. On a view, does nothing."""
         if self._owner:
             self._from.close()
 
 
 def split(n: int, holdout: float = 0.25) -> tuple[list[int], list[int]]:
-    """(indices to calibrate with, indices held out to judge with: the last quarter, at least one). One sample is both.
+    """Split n samples into calibration samples and held-out samples.
 
-    holdout 0: all samples are both.
+    The held-out samples are the last ones, at least one. A single sample, or a share of 0, gives all samples to both.
+
+    Args:
+        n: number of samples.
+        holdout: share to hold out, 0 <= holdout < 1.
+
+    Returns:
+        The numbers of the calibration samples, and those of the held-out samples.
+
+    Raises:
+        CalibrationError: the share is out of range.
     """
     if not 0 <= holdout < 1:
         raise CalibrationError(f"holdout is {holdout:g}", "give a share from 0 up to, not including, 1")
@@ -132,12 +161,22 @@ def open_data(
     limit: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """The data that `source` names, for these model inputs; its first sample is read and checked.
+    """Open calibration data for a model. The first sample is read and checked at once.
 
-    source: a path (see TAKES), 'module:function', 'random', a dict of arrays with a leading sample axis, or an iterable
-    of dicts. limit: that many samples, evenly spaced over all (the first ones of a stream). seed is for 'random'.
-    A preset is for pictures, and for uint8 arrays that look like pictures. CalibrationError: nothing to read, or the
-    first sample does not fit; later samples raise it when they are read.
+    Args:
+        source: a path (see `TAKES`), 'module:function', 'random', a dict of arrays with a leading sample axis, or an
+            iterable of dicts {input name: array}.
+        inputs: the inputs of the model.
+        preset: how to preprocess pictures, and uint8 arrays that look like pictures.
+        limit: number of samples to use, evenly spaced over all; of a stream, the first ones. None uses all.
+        seed: of source 'random'.
+
+    Returns:
+        The samples.
+
+    Raises:
+        CalibrationError: there is nothing to read, or the first sample does not fit. Later samples raise it when they
+            are read.
     """
     if limit is not None and limit < 1:
         raise CalibrationError(f"{limit} calibration samples were asked for", "ask for 1 or more")
@@ -151,7 +190,7 @@ def open_data(
     if limit is not None and limit < len(opened):
         notes.append(f"{limit} of {len(opened)} samples, evenly spaced")
         data._indices = tuple(i * len(opened) // limit for i in range(limit))
-    data[0]  # what is wrong with the first sample is told now
+    data[0]  # report an error of the first sample now
     notes.extend(fit.notes)
     if preset is not None and fit.used is None and not data.random:
         notes.append(f"preset {preset.name} was not used: the arrays of {label} are taken as they are")
@@ -211,10 +250,10 @@ def _open_folder(root: Path, fit: Fitter) -> Source:
 
 
 def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files below root of these kinds, sorted by name folder by folder; hidden ones are not data.
+    """Files below a folder that have one of these suffixes, sorted by path; hidden files are left out.
 
-    Raises CalibrationError for what has such a name and is no file, for a folder without end, and for what cannot be
-    looked at, as it has vanished meanwhile or is no folder of data.
+    Raises CalibrationError for an entry of such a name that is not a regular file, for a folder of too many files, and
+    for a folder that cannot be searched.
     """
     found = []
     try:
@@ -239,7 +278,7 @@ def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _columns(source: Mapping[object, object], label: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a dict. CalibrationError: one is none, or its samples differ in shape."""
+    """The values of a dict as arrays. Raises CalibrationError where one is not an array, or its samples differ."""
     with users_code(label):
         values = dict(source.items())
     return {str(name): _column(value, str(name), label) for name, value in values.items()}

@@ -1,15 +1,15 @@
-"""Which values of a tensor and which samples of a set are looked at: evenly spread, and the same on every machine."""
+"""Choose the values of a tensor and the samples of a data set that are observed: evenly spread, and deterministic."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 MOST = 4096
-"""Values of one tensor that enter its histogram from one sample, about at most."""
-_ROWS = 4096  # strides go up to this: a tensor of more than 16 million values gives more than MOST of them
+"""About how many values of one tensor enter its histogram per sample, at most."""
+_ROWS = 4096  # largest stride, about: tensors of more than 16 million values give more than MOST values
 
 
 def _primes(limit: int) -> NDArray[np.int64]:
-    """All primes below a limit. Sieve of Eratosthenes."""
+    """All primes below a limit (sieve of Eratosthenes)."""
     sieve = np.ones(limit, bool)
     sieve[:2] = False
     for n in range(2, int(limit**0.5) + 1):
@@ -19,7 +19,7 @@ def _primes(limit: int) -> NDArray[np.int64]:
 
 
 def _table() -> NDArray[np.int64]:
-    """Row k: three primes above k, the candidates for the stride of a tensor of k * MOST values; row 0 is 1, 1, 1."""
+    """Strides to choose from: row k holds three primes above k, for tensors of k * MOST values; row 0 holds 1, 1, 1."""
     primes = _primes(2 * _ROWS)
     at = np.searchsorted(primes, np.arange(_ROWS) + 1)
     table = np.stack([primes[at + i] for i in range(3)], axis=1)
@@ -31,11 +31,17 @@ STRIDES = _table()
 
 
 def strides(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The stride at which a tensor of each size is read [n] -> [n]: the first prime of its row that does not divide it.
+    """The stride at which each tensor is subsampled.
 
-    A stride that shares a factor with a dimension would see only some channels or columns; one that is coprime with
-    their product visits them all in turn. Where all three divide the size, which takes a product of three primes in a
-    row, the first is taken.
+    A stride that shares a factor with a dimension would visit only some of the channels or columns. So the stride is
+    the first of three primes (see `_table`) that does not divide the size of the tensor; the first prime of all where
+    each of them does.
+
+    Args:
+        sizes: elements of each tensor, int64 [n].
+
+    Returns:
+        Strides, int64 [n].
     """
     rows = STRIDES[np.minimum(sizes // (MOST + 1), _ROWS - 1)]
     first = np.argmax(np.minimum(sizes[:, None] % rows, 1), axis=1)
@@ -44,14 +50,15 @@ def strides(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def lengths(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many values are read of a tensor of each size: [n] -> [n]."""
+    """How many values are subsampled from tensors of these sizes; int64 [n] -> [n]."""
     return -(-sizes // strides(sizes))
 
 
 def spread(n: int) -> list[int]:
-    """0..n-1 in an order whose every beginning is spread evenly over all: a folder by class gives all from the start.
+    """The numbers 0..n-1 in an order whose every prefix is spread evenly over the whole range.
 
-    The radical inverse in base 2 (van der Corput).
+    In a folder that is sorted by class, all classes thus appear early. The order is the van der Corput sequence, the
+    radical inverse in base 2.
     """
     bits = max(1, (n - 1).bit_length())
     order = (int(format(i, f"0{bits}b")[::-1], 2) for i in range(1 << bits))

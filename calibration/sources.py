@@ -1,4 +1,4 @@
-"""The kinds of calibration data: each reads one sample at a time, again whenever asked, and holds no other."""
+"""Sources of samples, one class per kind of calibration data. Each reads one sample at a time and keeps none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ MOST_BYTES = 512 << 20
 
 Held = TypeVar("Held")
 Checked = Callable[[Headers, str], None]
-"""Raises CalibrationError where arrays as headers state them cannot be a sample; the text names it."""
+"""Called with the shapes and dtypes that headers state, and the sample's name; raises CalibrationError where they
+cannot be a sample of the model."""
 
 
 class Digest(Protocol):
@@ -38,7 +39,12 @@ class Digest(Protocol):
 
 
 class Source(ABC):
-    """Samples by number, as they lie: not yet checked against the model."""
+    """Samples by number, before preprocessing and before they are checked against the model.
+
+    Attributes:
+        random: whether the samples are random numbers.
+        notes: remarks for the report.
+    """
 
     random = False
     notes: tuple[str, ...] = ()
@@ -48,14 +54,14 @@ class Source(ABC):
 
     @abstractmethod
     def load(self, index: int) -> Sample:
-        """Sample number index, read now."""
+        """Read a sample."""
 
     @abstractmethod
     def where(self, index: int) -> str:
-        """What to call the sample in an error."""
+        """The name of a sample in messages."""
 
     def digest(self, index: int, sha: Digest) -> None:
-        """Feed a hash all that makes the sample what it is."""
+        """Update a hash with the content of a sample."""
         for name, value in sorted(self.load(index).feed.items()):
             array = np.ascontiguousarray(value)
             sha.update(f"{name}\0{array.dtype}{array.shape}\0".encode())
@@ -66,7 +72,7 @@ class Source(ABC):
 
 
 class Files(Source):
-    """One sample a file, or a group of files (the .pb files of a test_data_set folder)."""
+    """One sample per file, or per group of files (the .pb files of a test_data_set folder)."""
 
     def __init__(
         self, root: Path, groups: Sequence[Sequence[Path]], read: Callable[[Sequence[Path]], dict[str, NDArray[Any]]]
@@ -77,12 +83,12 @@ class Files(Source):
         return len(self._groups)
 
     def load(self, index: int) -> Sample:
-        """The file, or group of files, read now."""
+        """Read the file, or the group of files."""
         group = self._groups[index]
         return Sample(self._name(self._path(index)), self._read(group))
 
     def where(self, index: int) -> str:
-        """The path, as the user wrote its start."""
+        """The path, below the folder that the user named."""
         return str(self._path(index))
 
     def digest(self, index: int, sha: Digest) -> None:
@@ -102,7 +108,7 @@ class Files(Source):
 
 
 def npy_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec], check: Checked) -> Files:
-    """A .npy file a sample, for a model of one input. check: of what a header says, before more is read."""
+    """One sample per .npy file, for a model of one input; `check` gets each header before its values are read."""
     name = only_input(specs, str(root))
 
     def read(group: Sequence[Path]) -> dict[str, NDArray[Any]]:
@@ -112,7 +118,7 @@ def npy_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec], che
 
 
 def only_input(specs: Sequence[InputSpec], where: str) -> str:
-    """The name of the one input. CalibrationError: there are several, and arrays without names do not say for which."""
+    """The name of the model's only input. Raises CalibrationError where it has several and arrays have no names."""
     if len(specs) != 1:
         listed = ", ".join(repr(s.name) for s in specs)
         what = f"{where} gives arrays without names; the model has {len(specs)} inputs: {listed}"
@@ -121,9 +127,9 @@ def only_input(specs: Sequence[InputSpec], where: str) -> str:
 
 
 def npz_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec], check: Checked) -> Files:
-    """An .npz file a sample: its keys are the inputs' names; a model of one input takes any single key.
+    """One sample per .npz file, whose keys are the names of the inputs; a model of one input takes any single key.
 
-    check: of what the headers say, before anything is unpacked.
+    `check` gets the headers of a file before its values are unpacked.
     """
 
     def read(group: Sequence[Path]) -> dict[str, NDArray[Any]]:
@@ -133,7 +139,7 @@ def npz_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec], che
 
 
 def pb_folders(root: Path, folders: Sequence[Path], specs: Sequence[InputSpec]) -> Files:
-    """A folder with input_0.pb, input_1.pb, ... a sample, as the ONNX model zoo and onnx's backend tests have them."""
+    """One sample per folder of input_0.pb, input_1.pb, ..., as in the ONNX model zoo and in onnx's backend tests."""
     groups = [sorted(f.glob("input_*.pb"), key=_number) for f in folders]
     return Files(root, groups, lambda group: _read_pb(group, specs))
 
@@ -144,7 +150,7 @@ def _number(path: Path) -> tuple[int, str]:
 
 
 def numbered(paths: Iterable[Path]) -> list[Path]:
-    """Paths sorted by the number at the end of their name, so that 10 comes after 9."""
+    """Sort paths by the number at the end of their names, so that 10 comes after 9."""
     return sorted(paths, key=_number)
 
 
@@ -172,14 +178,14 @@ def _read_pb(paths: Sequence[Path], specs: Sequence[InputSpec]) -> dict[str, NDA
 
 
 def renamed(arrays: Mapping[str, Held], specs: Sequence[InputSpec]) -> dict[str, Held]:
-    """The arrays under the inputs' names: one array for one input needs no name of its own."""
+    """The arrays by input name; a single array for a single input may have any name."""
     if len(specs) == 1 and len(arrays) == 1:
         return {specs[0].name: next(iter(arrays.values()))}
     return dict(arrays)
 
 
 class Feeds(Source):
-    """A sequence of dicts that stays where it is, in the caller's memory; asked for one item at a time."""
+    """Samples of a sequence of dicts, which stays in the caller's memory and is read one item at a time."""
 
     def __init__(self, label: str, feeds: Sequence[Mapping[str, ArrayLike]]) -> None:
         self._label, self._feeds = label, feeds
@@ -190,7 +196,7 @@ class Feeds(Source):
             return len(self._feeds)
 
     def load(self, index: int) -> Sample:
-        """The dict at index, as arrays."""
+        """The dict at this index, as arrays."""
         where = self.where(index)
         with self._one_at_a_time, users_code(where):
             item = self._feeds[index]
@@ -202,7 +208,7 @@ class Feeds(Source):
 
 
 class Spool(Source):
-    """A one-shot stream of dicts, checked as it passes and kept in temporary files, removed by close()."""
+    """Samples of an iterator of dicts, which are checked as they arrive and kept in temporary files until `close`."""
 
     def __init__(
         self,
@@ -223,7 +229,7 @@ class Spool(Source):
             self.notes = (f"the first {limit} samples of {label}",)
 
     def _keep(self, checked: Mapping[str, NDArray[Any]]) -> None:
-        # by position: an input may be named 'file', which np.savez takes for itself
+        # by position: an input may be named 'file', which is a parameter of np.savez
         values = [np.asarray(x, str) if x.dtype.hasobject else x for x in checked.values()]
         try:
             np.savez(self._path(self._count), *values)
@@ -236,7 +242,7 @@ class Spool(Source):
         return self._count
 
     def load(self, index: int) -> Sample:
-        """Back from its temporary file."""
+        """Read a sample back from its temporary file."""
         arrays = read_npz(self._path(index)).values()
         # .npy knows no bfloat16 and reads it back as raw bytes
         feed = {
@@ -272,7 +278,7 @@ def _first(stream: Iterable[object], limit: int | None, label: str) -> Iterable[
 
 
 def as_feed(item: object, where: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a dict, or of a Sample, by name. CalibrationError: it is none, or a value is no array."""
+    """The arrays of a dict or of a `Sample`, by name. Raises CalibrationError for other types and other values."""
     if isinstance(item, Sample):
         return dict(item.feed)
     if not isinstance(item, Mapping):
@@ -284,7 +290,7 @@ def as_feed(item: object, where: str) -> dict[str, NDArray[Any]]:
 
 
 class Noise(Source):
-    """Random data of the inputs' shapes: normal floats, integers 0 or 1, pixels for uint8. Only for trying things."""
+    """Random samples: normal floats, integers 0 or 1, and pixels 0..255 for uint8. They are for trials only."""
 
     random = True
     notes = ("random data: ranges and differences say nothing about real inputs",)
@@ -297,13 +303,13 @@ class Noise(Source):
                 what = f"input {spec.name!r} has no known rank, so random data cannot be made for it"
                 raise CalibrationError(what, "give real samples with --calib")
             if spec.shape and isinstance(spec.shape[0], str):
-                self._sizes[spec.shape[0]] = 1  # the batch, wherever its name comes back
+                self._sizes[spec.shape[0]] = 1  # the batch axis, also where its name appears on another axis
 
     def __len__(self) -> int:
         return self._count
 
     def load(self, index: int) -> Sample:
-        """Made now, the same each time."""
+        """Draw a sample; the same number gives the same sample."""
         rng = np.random.default_rng([self._seed, index])
         return Sample(f"random #{index}", {spec.name: self._draw(rng, spec) for spec in self._specs})
 
@@ -329,5 +335,5 @@ class Noise(Source):
         default = {2: 16, 3: 32}.get(rank, 64)
         if rank == 4 and axis == 1 and spec.shape and spec.shape[3] not in (1, 3):
             default = 3
-        # one name is one size, in every input
+        # a named dimension has one size in all inputs
         return default if dim is None else self._sizes.setdefault(dim, default)

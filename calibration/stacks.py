@@ -1,4 +1,4 @@
-"""Arrays that hold many samples along their first axis, in one file or in memory, cut one sample at a time."""
+"""Arrays that hold many samples along their first axis, in a file or in memory; samples are sliced from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from onnxshot.files.temporary_folders import Part
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """How the samples of one array lie: `step` rows each; or, step 0, one row each without its axis; count of them."""
+    """How to slice samples from one array.
+
+    Attributes:
+        count: number of samples.
+        step: rows per sample; 0 where a sample is one row without the leading axis.
+        batch_axis: whether to insert a second axis of size 1.
+    """
 
     count: int
     step: int = 1
@@ -28,16 +34,17 @@ class _Cut:
 
     def take(self, x: NDArray[Any] | FileArray, index: int) -> NDArray[Any]:
         if self.step == 0:
-            return np.asarray(x[index])  # of a vector, x[i] is no array
+            return np.asarray(x[index])  # indexing a vector gives a scalar
         rows = x[index * self.step : (index + 1) * self.step]
         return rows[:, None] if self.batch_axis else rows
 
 
 class Stack(Source):
-    """Arrays with a leading sample axis: sample i is x[i:i+1], or x[i] of an array with one axis more than the input.
+    """Samples of arrays with a leading sample axis.
 
-    The number of samples is that of most arrays (the larger on a tie). An array of another length, a scalar and an
-    array that as a whole is what its input wants are constants, given with every sample.
+    Sample i is x[i:i+1], or x[i] of an array with one axis more than its input. The number of samples is the one that
+    most arrays have, the larger on a tie. An array of another length, a scalar, and an array that fits its input as a
+    whole are constants, which are part of every sample.
     """
 
     def __init__(
@@ -55,10 +62,10 @@ class Stack(Source):
         return self._count
 
     def load(self, index: int) -> Sample:
-        """Cut from the mapped arrays."""
+        """Slice a sample from the arrays."""
         cuts = self._cuts
         try:
-            # np.array: the sample must outlive what it was cut from
+            # np.array copies: the sample must stay valid when the arrays are closed
             feed = {k: np.array(cuts[k].take(x, index) if k in cuts else x) for k, x in self._arrays.items()}
         except (OSError, ValueError) as e:
             raise CalibrationError(f"sample {self.where(index)} cannot be read: {e}", "write the file again") from e
@@ -69,7 +76,7 @@ class Stack(Source):
         return f"{self._label}[{index}]"
 
     def close(self) -> None:
-        """Let go of the arrays; remove the temporary copy of compressed ones."""
+        """Close the files of the arrays, and remove the temporary copies of compressed ones."""
         for x in self._arrays.values():
             if isinstance(x, FileArray):
                 x.close()
@@ -79,7 +86,7 @@ class Stack(Source):
 
 
 def npy_stack(path: Path, specs: Sequence[InputSpec], check: Checked) -> Stack:
-    """One .npy file with a leading sample axis. check: of what the header says of a sample, before more is read."""
+    """Samples of one .npy file with a leading sample axis; `check` gets its header before its values are read."""
     name = only_input(specs, str(path))
     with scratch_kept() as folder:
         held = open_npy(path, folder.path, lambda stated: _check(stated, specs, str(path), check), name)
@@ -87,9 +94,9 @@ def npy_stack(path: Path, specs: Sequence[InputSpec], check: Checked) -> Stack:
 
 
 def npz_stack(path: Path, specs: Sequence[InputSpec], check: Checked) -> Stack:
-    """One .npz file whose arrays have a leading sample axis, compressed ones in a temporary copy.
+    """Samples of one .npz file whose arrays have a leading sample axis.
 
-    check: of what the headers say of a sample, before anything is unpacked.
+    Compressed arrays are unpacked into a temporary folder; `check` gets the headers before that.
     """
     with scratch_kept() as folder:
         held = open_npz(path, folder.path, lambda stated: _check(stated, specs, str(path), check))
@@ -97,7 +104,7 @@ def npz_stack(path: Path, specs: Sequence[InputSpec], check: Checked) -> Stack:
 
 
 def _check(stated: Headers, specs: Sequence[InputSpec], label: str, check: Checked) -> None:
-    """Hold the first sample of arrays as headers state them against the inputs."""
+    """Check the first sample against the inputs, from headers alone."""
     arrays = renamed(stated, specs)
     _, cuts = _cuts(arrays, specs)
     check({k: cuts[k].take(x, 0) if k in cuts and len(x) else x for k, x in arrays.items()}, f"{label}[0]")
@@ -106,7 +113,7 @@ def _check(stated: Headers, specs: Sequence[InputSpec], label: str, check: Check
 def _cuts(
     arrays: Mapping[str, NDArray[Any] | FileArray], specs: Sequence[InputSpec]
 ) -> tuple[int, dict[str, _Cut]]:
-    """The number of samples, and how to cut those arrays that hold them."""
+    """The number of samples, and how to slice the arrays that hold them."""
     by_name = {spec.name: spec for spec in specs}
     cuts = {name: _cut(x, by_name.get(name)) for name, x in arrays.items()}
     counts = [cut.count for cut in cuts.values() if cut is not None and cut.count != 1]
@@ -115,7 +122,7 @@ def _cuts(
 
 
 def _cut(x: NDArray[Any] | FileArray, spec: InputSpec | None) -> _Cut | None:
-    """How to cut x into samples for its input; None: it is one value for all samples."""
+    """How to slice samples for an input from x; None where x is a constant of all samples."""
     if spec is None or x.ndim == 0:
         return None
     rank = x.ndim if spec.shape is None else len(spec.shape)

@@ -1,4 +1,4 @@
-"""Statistics of a calibration run as a file: what they are of, by content, and how those of several machines join."""
+"""Calibration statistics as a file: identify what they belong to by hashes, and merge those of several machines."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from onnxshot.files.regular_files import check_regular, is_special
 from onnxshot.files.urls import refuse_remote
 
 _FORMAT = 4  # raised when what the arrays mean changes
-_HEAD = "meta"  # the array that tells what the others are
-_MOST_BYTES = 2 << 30  # of statistics, unpacked
-_MOST_RATIO, _ANY_RATIO = 100, 64 << 20  # of unpacked to packed bytes, from so many unpacked bytes on
-_SHOWN = 12  # digits of a hash in a message
+_HEAD = "meta"  # the array that describes the others
+_MOST_BYTES = 2 << 30  # most bytes of a file once it is unpacked
+_MOST_RATIO, _ANY_RATIO = 100, 64 << 20  # most compression, for files of more than so many unpacked bytes
+_SHOWN = 12  # digits of a hash in messages
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What calibration has learned, and of what.
+    """The statistics of a calibration run, and hashes of the model and the data that they belong to.
 
     Attributes:
-        tensors: statistics by name of the tensor.
-        model: SHA-256, hex, of the normalized float model, weights included.
-        preset: SHA-256, hex, of all that decides how pictures become inputs; of nothing where there is no preset.
-        samples: SHA-256, hex, of every sample that was run, sorted: equal data gives equal text on every machine.
-        considered: how many samples there were to choose from.
-        notes: what is odd about the samples.
+        tensors: statistics by tensor name.
+        model: SHA-256 (hex) of the normalized float model, including its weights.
+        preset: SHA-256 (hex) of all that decides how pictures become inputs; of no bytes where there is no preset.
+        samples: SHA-256 (hex) of every sample that was run, sorted, so that equal data is equal on every machine.
+        considered: number of samples that could have been run.
+        notes: what is unusual about the samples, such as outliers.
     """
 
     tensors: Mapping[str, TensorStats]
@@ -47,13 +47,21 @@ class Statistics:
 
     @property
     def data(self) -> str:
-        """SHA-256, hex, over the samples, whatever their order."""
+        """SHA-256 (hex) over all samples, whatever their order."""
         return data_hash(self.samples)
 
     def save(self, path: str | Path, *, lasting: bool = True) -> Path:
-        """Write one .npz, aside first. Raises UsageError where that cannot be done.
+        """Write the statistics to an .npz file, atomically.
 
-        lasting: have it on the disk, so that it outlives a loss of power.
+        Args:
+            path: the file.
+            lasting: whether to flush it to the disk, so that it survives a power failure.
+
+        Returns:
+            The path.
+
+        Raises:
+            UsageError: the path has another suffix, or the file cannot be written.
         """
         path = Path(path)
         refuse_suffix(path)
@@ -72,13 +80,13 @@ class Statistics:
 
 
 def refuse_suffix(path: Path) -> None:
-    """Raise UsageError where statistics cannot be written to a file of that name."""
+    """Raise UsageError for a path of statistics that does not end in .npz."""
     if path.suffix != ".npz":
         raise UsageError(f"{path}: statistics are written as .npz", "name a .npz file with -o")
 
 
 def load_statistics(path: str | Path) -> Statistics:
-    """Statistics that `save` wrote. Raises CalibrationError where the file is not that."""
+    """Load statistics that `Statistics.save` wrote. Raises CalibrationError for any other file."""
     path = Path(path)
     if is_special(path):
         check_regular(path, "the file of statistics", CalibrationError)
@@ -106,7 +114,7 @@ def load_statistics(path: str | Path) -> Statistics:
 
 
 def is_statistics(path: Path) -> bool:
-    """Whether a file is one that `save` wrote, of whatever format, and whole as far as its list of contents tells."""
+    """Whether a file was written by `Statistics.save`, in any version of the format, and has its header intact."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{_HEAD}.npy") as file:
             head = json.loads(np.lib.format.read_array(file, allow_pickle=False).tobytes())
@@ -116,7 +124,7 @@ def is_statistics(path: Path) -> bool:
 
 
 def _refuse_bomb(path: Path, stated: Headers) -> None:
-    """Raise CalibrationError for a file that unpacks to more than statistics do, before it is unpacked."""
+    """Raise CalibrationError, before unpacking, for a file that would unpack to more than statistics take."""
     size = sum(x.nbytes for x in stated.values())
     if size > _MOST_BYTES or (size > _ANY_RATIO and size > _MOST_RATIO * path.stat().st_size):
         what = f"{path} holds no statistics of onnxshot: it unpacks to {size >> 20} MiB"
@@ -124,10 +132,18 @@ def _refuse_bomb(path: Path, stated: Headers) -> None:
 
 
 def join(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:
-    """Statistics of all samples of several runs: what one run over all of them would have given, to the bit.
+    """Merge the statistics of several runs. The result equals that of one run over all samples, to the bit.
 
-    names: what to call the parts in messages. Raises CalibrationError where they are of different models or presets, or
-    share samples, which would count twice.
+    Args:
+        parts: the statistics, at least one.
+        names: what messages call the parts.
+
+    Returns:
+        The merged statistics.
+
+    Raises:
+        CalibrationError: the parts belong to different models or presets, lack a tensor, or share a sample, which would
+            count twice.
     """
     first = parts[0]
     seen: dict[str, str] = {}
@@ -151,7 +167,7 @@ def join(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:
 
 
 def refuse_other(what: str, one: str, where: str, other: str, elsewhere: str) -> None:
-    """Raise CalibrationError where two hashes differ; both are told."""
+    """Raise CalibrationError where two hashes differ; the message shows both."""
     if one != other:
         raise CalibrationError(
             f"{where} and {elsewhere} are of another {what}: {one[:_SHOWN] or 'none'} and {other[:_SHOWN] or 'none'}",
@@ -160,5 +176,5 @@ def refuse_other(what: str, one: str, where: str, other: str, elsewhere: str) ->
 
 
 def data_hash(samples: Sequence[str]) -> str:
-    """SHA-256, hex, over hashes of samples, whatever their order."""
+    """SHA-256 (hex) over hashes of samples, whatever their order."""
     return hashlib.sha256("".join(sorted(samples)).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Finding and calling the user's own functions, for data and for scores. Runs code: only what the user named."""
+"""Find and call functions that the user names, for samples and for scores. No other code is run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 
 def named(text: str) -> tuple[str, str] | None:
-    """(module or .py file, function) of 'module:function' or 'file.py:function'; None for any other text."""
+    """Parse 'module:function' or 'file.py:function' into (module or file, function); None for any other text."""
     match = _SPELLED.fullmatch(text)
     return (match["place"], match["function"]) if match else None
 
@@ -37,18 +37,25 @@ def named(text: str) -> tuple[str, str] | None:
 def users_code(
     where: str, hint: str = "", kind: type[OnnxshotError] = CalibrationError, *, wrap: bool = False
 ) -> Iterator[None]:
-    """Turn whatever the user's code raises in this block into an error of `kind`, with the file and line.
+    """Run the user's code in this block, and turn what it raises into an error that names the file and line.
 
-    SystemExit, GeneratorExit and KeyboardInterrupt are errors like all others where the code itself raises them; what
-    the handler of a signal raises, such as that of Ctrl-C, goes on as it is. So do errors of onnxshot, but where
-    `wrap` says that they too come of how the code uses it. A folder that the code changes to is its own: it finds
-    itself there when it is called again, and the run, whose paths may be relative, stays where it is.
+    SystemExit, GeneratorExit and KeyboardInterrupt count as errors where the code itself raises them. What a signal
+    handler raises, such as that of Ctrl-C, is passed on unchanged.
+
+    The user's code has a working folder of its own: if it changes the folder, it finds itself there at its next call,
+    and the run, whose paths may be relative, stays where it was.
+
+    Args:
+        where: what messages call the code.
+        hint: how to correct it.
+        kind: class of the error to raise.
+        wrap: whether errors of onnxshot are wrapped too, because the code calls it; else they are passed on.
     """
     signals = _Signals()
     try:
         with signals, _FOLDERS:
             yield
-    except BaseException as error:  # sys.exit() in a user's function must not end the run as if it had succeeded
+    except BaseException as error:  # sys.exit() in the user's code must not end the run as if it had succeeded
         if isinstance(error, OnnxshotError) and not wrap:
             raise
         if signals.raised is not None:
@@ -57,7 +64,7 @@ def users_code(
 
 
 class _Folders:
-    """The working folder of the run, and that of the user's code, which is asked in turns with it."""
+    """The working folders of the run and of the user's code; switches between the two."""
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
@@ -67,7 +74,7 @@ class _Folders:
     def __enter__(self) -> None:
         with self._lock:
             self._inside += 1
-            if self._inside > 1:  # called by itself, or in several threads
+            if self._inside > 1:  # nested, or in several threads
                 return
             self._ours = _here()
             _go(self._theirs)
@@ -83,7 +90,7 @@ class _Folders:
                 _go(self._ours)
 
     def home(self) -> None:
-        """Go to the run's, inside of the block."""
+        """Change to the run's folder while the block goes on."""
         _go(self._ours)
 
 
@@ -103,7 +110,7 @@ def _go(folder: str | None) -> None:
 
 
 class _Signals:
-    """Notes what the handlers of signals raise while the block runs; raised: that, or None."""
+    """Records what signal handlers raise while the block runs: `raised`, or None."""
 
     def __init__(self) -> None:
         self.raised: BaseException | None = None
@@ -111,7 +118,7 @@ class _Signals:
 
     def __enter__(self) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return  # signals are handled in the main thread alone
+            return  # Python runs signal handlers in the main thread only
         for number in _SIGNALS:
             before = signal.getsignal(number)
             if callable(before):
@@ -121,7 +128,7 @@ class _Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, (before, noting) in self._installed.items():
-            if signal.getsignal(number) is noting:  # else the user's code has put its own there
+            if signal.getsignal(number) is noting:  # else the user's code has installed its own
                 signal.signal(number, before)
 
     def _noting(self, before: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
@@ -136,14 +143,14 @@ class _Signals:
 
 
 def described(error: BaseException) -> str:
-    """An error of the user's code in words: its type, what it says, and the file and line."""
+    """An error of the user's code as text: its type, its message, and the file and line."""
     text = " ".join(str(error).split())
     place = _place(error)
     return f"{type(error).__name__}{': ' if text else ''}{text}{f', at {place}' if place else ''}"
 
 
 def _place(error: BaseException) -> str:
-    """'file:line' of the last line of the user's own that was run; else of the last that is not ours."""
+    """'file:line' of the innermost frame in the user's own code; else of the innermost frame outside of onnxshot."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
@@ -153,11 +160,11 @@ def _place(error: BaseException) -> str:
 
 
 def load(place: str, function: str) -> Callable[..., Any]:
-    """The function of a module, or of a .py file. Raises CalibrationError where it is not there."""
+    """Import a function of a module or of a .py file. Raises CalibrationError where that fails."""
     hint = "name it as module:function or file.py:function"
     try:
         with users_code(place, hint, _NotImported):
-            _FOLDERS.home()  # the place was named from there
+            _FOLDERS.home()  # `place` is relative to the run's folder
             module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
             made: object = getattr(module, function, None)
     except _NotImported as error:
@@ -171,11 +178,11 @@ def load(place: str, function: str) -> Callable[..., Any]:
 
 
 class _NotImported(CalibrationError):
-    """The user's module raised something while it was imported."""
+    """The user's module raised an error while it was imported."""
 
 
 def call(place: str, function: str) -> object:
-    """What the function of a module, or of a .py file, returns."""
+    """Call a function of a module or of a .py file without arguments, and return its result."""
     made = load(place, function)
     with users_code(f"{place}:{function}", "it is called without arguments and returns or yields dicts"):
         return made()
@@ -190,16 +197,16 @@ def _load_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not Python")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses in the file look themselves up there
+    sys.modules[spec.name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 
 
 def _load_module(name: str) -> ModuleType:
     here = str(Path.cwd())
-    sys.path.insert(0, here)  # as `python -m` does: a console script would not see the user's module
+    sys.path.insert(0, here)  # as `python -m` does; a console script would not find the user's module otherwise
     try:
         return importlib.import_module(name)
     finally:
-        with contextlib.suppress(ValueError):  # the module may have taken it out itself
+        with contextlib.suppress(ValueError):  # the module itself may have removed it
             sys.path.remove(here)
