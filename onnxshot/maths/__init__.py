@@ -1,1 +1,1 @@
-"""Quantization arithmetic on numpy arrays: no graph, no file, no ONNX."""
+"""Numerical methods of quantization and pruning on numpy arrays. Nothing here knows graphs, files or ONNX models."""

@@ -1,8 +1,10 @@
 """Affine quantization: real = (q - zero_point) * scale, as in ONNX QuantizeLinear and DequantizeLinear.
 
-Layouts: the scale of a tensor x has shape () per tensor, [C] per channel (C = x.shape[axis]) and the shape of x with
-``axis`` cut to ceil(n / size) per block (QuantizeLinear-21). Nothing here holds a float64 copy of a tensor: work goes
-in chunks of CHUNK elements, the result is allocated once. Arrays that are not C-contiguous are copied by reshape.
+Shapes of scales and zero points: () per tensor; [C] per channel, where C = x.shape[axis]; per block the shape of x,
+with ceil(n / size) in place of n along ``axis`` (QuantizeLinear-21).
+
+Tensors are processed in chunks of CHUNK elements, so that no function holds a float64 copy of a whole tensor. Arrays
+that are not C-contiguous are copied once.
 """
 
 import math
@@ -32,11 +34,11 @@ from onnxshot.maths.quant_scheme import (
     QuantType,
 )
 
-CHUNK = 1 << 18  # elements: a float32 chunk is 1 MiB and stays in cache over the passes of one candidate
+CHUNK = 1 << 18  # elements: a float32 chunk is 1 MiB and stays in the cache
 MIN_SCALE = float(np.finfo(np.float32).tiny)  # smallest normal float32; its reciprocal is finite too
 MAX_SCALE = float(np.finfo(np.float32).max)
-BIAS_QMAX = 1 << 30  # half of int32: the other half is left to the sum of products in the same accumulator
-ZERO_WEIGHT_SCALE = 2.0**-16  # of an all-zero weight: any scale is exact, a fine one keeps its bias precise
+BIAS_QMAX = 1 << 30  # half of int32: the accumulator also holds the sum of products
+ZERO_WEIGHT_SCALE = 2.0**-16  # of an all-zero weight: every scale is exact, and a small one keeps the bias precise
 CLIP_RATIOS = tuple(float(r) for r in np.linspace(1.0, 0.5, 21))
 
 
@@ -70,11 +72,27 @@ __all__ = [
 
 
 def params_from_range(low: ArrayLike, high: ArrayLike, scheme: QuantScheme) -> QuantParams:
-    """Scale and zero point that cover [low, high] and 0. low, high: finite float32, () or [C] or blocks -> same shape.
+    """Compute the scale and zero point that cover a range of values.
 
-    Every scale is a normal float32 whose reciprocal is finite: an all-zero range gets 1.0, a range that would need a
-    smaller scale gets MIN_SCALE. Zero is exact, as the range is widened to hold it. Computed in float64, since
-    high - low overflows float32 for legal inputs. Raises NotFinite.
+    The range is widened to include 0, so that 0 is represented exactly. Every scale is a normal float32 whose
+    reciprocal is finite: a range of only 0 gets 1.0, and a very small range gets MIN_SCALE. The arithmetic is float64,
+    because high - low may overflow float32.
+
+    Args:
+        low: smallest value of the range: () per tensor, [C] per channel, or one value per block.
+        high: largest value, of the same shape.
+        scheme: type, symmetry and granularity of the quantized tensor.
+
+    Returns:
+        Scale (float32) and zero point (storage dtype), both of the shape of `low`.
+
+    Raises:
+        NotFinite: a bound is NaN or infinite.
+
+    Example:
+        >>> params = params_from_range(-1.0, 1.55, QuantScheme(UINT8))
+        >>> round(float(params.scale), 4), int(params.zero_point)
+        (0.01, 100)
     """
     low64 = np.minimum(np.asarray(low, dtype=np.float64), 0.0)
     high64 = np.maximum(np.asarray(high, dtype=np.float64), 0.0)
@@ -90,19 +108,36 @@ def params_from_range(low: ArrayLike, high: ArrayLike, scheme: QuantScheme) -> Q
     if scheme.is_symmetric:
         zero = np.full(scale.shape, float(scheme.midpoint))
     else:
-        # The float64 low over the float32 scale that is stored, so that zero point and scale agree.
+        # Divide by the float32 scale that is stored, so that zero point and scale agree.
         zero = np.clip(np.rint(qmin - low64 / scale.astype(np.float64)), qmin, qmax)
         zero = np.where(empty, 0.0, zero)
     return QuantParams(scheme, scale, zero.astype(scheme.dtype.storage))
 
 
 def weight_params(w: NDArray[Any], scheme: QuantScheme, *, method: str = "minmax") -> QuantParams:
-    """Params of a constant tensor w. method "minmax" keeps every value, "mse" clips for the least squared error.
+    """Compute the scale and zero point of a weight.
 
-    "mse" tries CLIP_RATIOS of the range per tensor, channel or block and keeps the one with the least
-    sum((w - dq(q(w)))**2); 1.0 is among them, so it is never worse than "minmax" up to float32 rounding.
-    Groups of zeros get the smallest scale of the others: any scale is exact for them and a small one keeps the bias,
-    whose scale is x_scale * w_scale, precise. Raises NotFinite, and ValueError for another method.
+    A tensor, channel or block of only zeros gets the smallest scale of the others. Every scale represents zeros
+    exactly, and a small one keeps the bias precise, whose scale is x_scale * w_scale.
+
+    Args:
+        w: the weight, float, of any shape.
+        scheme: type, symmetry and granularity.
+        method: "minmax" covers the range of the values. "mse" tries every clip range of CLIP_RATIOS, per scale, and
+            keeps the one with the least sum((w - dequantize(quantize(w)))**2). It includes the full range, so it is
+            never worse than "minmax", up to float32 rounding.
+
+    Returns:
+        Scale (float32) and zero point (storage dtype): () per tensor, [C] per channel, or one value per block.
+
+    Raises:
+        NotFinite: w holds NaN or infinity.
+        ValueError: the method is another one.
+
+    Example:
+        >>> w = np.array([[127.0, -50.0], [0.0, 63.5]], np.float32)
+        >>> weight_params(w, QuantScheme(INT8, symmetric=True, granularity=PerChannel(0))).scale.tolist()
+        [1.0, 0.5]
     """
     if method not in ("minmax", "mse"):
         raise ValueError(f"method is 'minmax' or 'mse', found {method!r}")
@@ -122,9 +157,22 @@ def weight_params(w: NDArray[Any], scheme: QuantScheme, *, method: str = "minmax
 
 
 def quantize(x: NDArray[Any], params: QuantParams) -> NDArray[Any]:
-    """Round half to even, add the zero point, saturate: x float [...] -> storage dtype [...]. QuantizeLinear-21.
+    """Quantize: clip(round_half_to_even(x / scale) + zero_point), as in QuantizeLinear-21.
 
-    Saturates at scheme.limits. x must be finite or infinite (saturates); NaN has no defined code.
+    Args:
+        x: float values, of any shape. Infinities saturate; the result for NaN is undefined.
+        params: scale and zero point, whose shapes fit x; values are clipped at `params.scheme.limits`.
+
+    Returns:
+        The quantized values in the storage dtype, of the shape of x.
+
+    Raises:
+        ValueError: the number of scales is not the size of the axis.
+
+    Example:
+        >>> params = params_from_range(-1.0, 1.0, QuantScheme(INT8, symmetric=True))
+        >>> quantize(np.array([0.5, -2.0], np.float32), params).tolist()
+        [64, -127]
     """
     scheme = params.scheme
     out = np.empty(x.shape, dtype=scheme.dtype.storage)
@@ -143,9 +191,25 @@ def quantize(x: NDArray[Any], params: QuantParams) -> NDArray[Any]:
 
 
 def dequantize(q: NDArray[Any], params: QuantParams) -> NDArray[np.float32]:
-    """(q - zero_point) * scale: storage dtype [...] -> float32 [...]. DequantizeLinear-21.
+    """Dequantize: (q - zero_point) * scale, as in DequantizeLinear-21.
 
-    int32 (a bias) goes through float64, so the result is the float32 nearest to the exact product.
+    Types of more than 16 bits (the int32 of a bias) are computed in float64, so that the result is the float32 nearest
+    to the exact product.
+
+    Args:
+        q: quantized values in the storage dtype, of any shape.
+        params: scale and zero point, whose shapes fit q.
+
+    Returns:
+        float32, of the shape of q.
+
+    Raises:
+        ValueError: the number of scales is not the size of the axis.
+
+    Example:
+        >>> params = params_from_range(-1.27, 1.27, QuantScheme(INT8, symmetric=True))
+        >>> dequantize(np.array([100], np.int8), params).round(4).tolist()
+        [1.0]
     """
     out = np.empty(q.shape, dtype=np.float32)
     q3 = _as_3d(q, params.scheme.granularity)
@@ -162,7 +226,21 @@ def dequantize(q: NDArray[Any], params: QuantParams) -> NDArray[np.float32]:
 
 
 def bias_params(x_scale: ArrayLike, w_scale: ArrayLike) -> QuantParams:
-    """Int32 params of a bias: scale = x_scale * w_scale, zero point 0. x_scale (), w_scale () or [C] -> same shape."""
+    """Compute the int32 scale of a bias: x_scale * w_scale, with zero point 0.
+
+    The bias is added to the int32 sum of products of a Conv or Gemm, whose scale is that product.
+
+    Args:
+        x_scale: scale of the layer's input, shape ().
+        w_scale: scale of its weight, () per tensor or [C] per channel.
+
+    Returns:
+        Scale (float32) and zero point (int32), both of the shape of w_scale.
+
+    Example:
+        >>> float(bias_params(0.5, 0.25).scale)
+        0.125
+    """
     product = np.asarray(x_scale, dtype=np.float64) * np.asarray(w_scale, dtype=np.float64)
     scale = np.clip(product, MIN_SCALE, MAX_SCALE).astype(np.float32)
     granularity: Granularity = PerChannel(0) if scale.ndim else PerTensor()
@@ -170,9 +248,21 @@ def bias_params(x_scale: ArrayLike, w_scale: ArrayLike) -> QuantParams:
 
 
 def quantize_bias(bias: NDArray[Any], x_scale: ArrayLike, w_scale: ArrayLike) -> NDArray[np.int32]:
-    """round(bias / (x_scale * w_scale)) as int32. bias (), [1] or [C]; the result has the broadcast shape.
+    """Quantize a bias to int32: round_half_to_even(bias / (x_scale * w_scale)).
 
-    With w_scale from bias_safe_scale: abs(dequantize(result) - bias) <= x_scale * w_scale.
+    Where w_scale comes from `bias_safe_scale`, the error of each value is at most x_scale * w_scale.
+
+    Args:
+        bias: float, shape (), [1] or [C].
+        x_scale: scale of the layer's input, shape ().
+        w_scale: scale of its weight, () per tensor or [C] per channel.
+
+    Returns:
+        int32 of the broadcast shape of bias and w_scale.
+
+    Example:
+        >>> quantize_bias(np.array([1.0, -0.1], np.float32), 0.5, 0.25).tolist()
+        [8, -1]
     """
     params = bias_params(x_scale, w_scale)
     steps = np.asarray(bias, dtype=np.float64) / params.scale.astype(np.float64)
@@ -180,11 +270,23 @@ def quantize_bias(bias: NDArray[Any], x_scale: ArrayLike, w_scale: ArrayLike) ->
 
 
 def bias_safe_scale(w_scale: ArrayLike, x_scale: ArrayLike, bias: ArrayLike) -> NDArray[np.float32]:
-    """w_scale, raised where needed so that abs(bias) <= BIAS_QMAX * x_scale * w_scale. w_scale () or [C] -> same shape.
+    """Raise the scale of a weight where the bias would overflow int32.
 
-    Also raised where x_scale * w_scale would be subnormal. Weights must be quantized with the result. The raise costs
-    little: the step of the bias is then finer than the float32 spacing of the bias itself. The guarantee ends where
-    no float32 scale exists: abs(bias) > BIAS_QMAX * x_scale * 3.4e38.
+    The result satisfies abs(bias) <= BIAS_QMAX * x_scale * w_scale, and x_scale * w_scale is a normal float32. The
+    weight must be quantized with it. The raised scale costs little accuracy: the bias is still quantized in finer steps
+    than float32 has at its magnitude. No float32 scale suffices where abs(bias) > BIAS_QMAX * x_scale * 3.4e38.
+
+    Args:
+        w_scale: scale of the weight, () per tensor or [C] per channel.
+        x_scale: scale of the layer's input, shape ().
+        bias: float, shape (), [1] or [C].
+
+    Returns:
+        float32 scales of the shape of w_scale, each at least as large as before.
+
+    Example:
+        >>> bool(bias_safe_scale(1e-6, 1e-6, [100.0]) > 1e-6)
+        True
     """
     scale = np.asarray(w_scale, dtype=np.float64)
     x = float(np.asarray(x_scale, dtype=np.float64))
@@ -193,18 +295,29 @@ def bias_safe_scale(w_scale: ArrayLike, x_scale: ArrayLike, bias: ArrayLike) -> 
         return scale.astype(np.float32)
     if absolute.size == 1 or scale.ndim == 0:
         absolute = absolute.max()
-    slack = 1.0 + 2.0**-20  # above the float32 rounding of both scales
+    slack = 1.0 + 2.0**-20  # more than the float32 rounding errors of both scales
     needed = np.maximum(absolute / BIAS_QMAX, MIN_SCALE) / x * slack
     raised = np.where(scale < needed, needed, scale)
     return np.minimum(raised, MAX_SCALE).astype(np.float32)
 
 
 def saturates_on_avx2(q_weights: NDArray[Any], axis: int = 0) -> float:
-    """Share of output channels (indices of ``axis``) whose u8 * s8 sums may saturate on CPUs without VNNI, 0..1.
+    """Estimate for how many output channels sums of uint8 * int8 products may saturate on x86 CPUs without VNNI.
 
-    vpmaddubsw adds two adjacent products into int16: a pair of weights of one sign with 255 * (|a| + |b|) > 32767,
-    that is |a| + |b| > 128, may clip. An estimate: "adjacent" is taken in the stored order of the other axes at every
-    position, while kernels may pack otherwise. Values in -64..63 (INT7) are safe in any order and give 0.
+    The instruction vpmaddubsw adds two adjacent products into int16. Two weights of the same sign may therefore
+    saturate where 255 * (|a| + |b|) > 32767, that is |a| + |b| > 128. The result is an estimate, because kernels may
+    pack weights in another order than they are stored in. Values in -64..63 (INT7) never saturate.
+
+    Args:
+        q_weights: int8 weights, of any shape.
+        axis: the axis of the output channels.
+
+    Returns:
+        The share of output channels that may saturate, 0 to 1.
+
+    Example:
+        >>> saturates_on_avx2(np.array([[100, 100], [100, -100]], np.int8))
+        0.5
     """
     if q_weights.size == 0 or q_weights.ndim == 0:
         return 0.0
@@ -232,7 +345,7 @@ def _as_3d(x: NDArray[Any], granularity: Granularity) -> NDArray[Any]:
 
 
 def _spans(shape: tuple[int, ...], multiple: int = 1) -> Iterator[tuple[slice, slice]]:
-    """Slices of the first two axes of [before, n, after], about CHUNK elements each, n cut at multiples."""
+    """Slices of the first two axes of [before, n, after] with about CHUNK elements; n is split at multiples only."""
     before, n, after = shape
     if before * n * after == 0:
         return
@@ -244,7 +357,7 @@ def _spans(shape: tuple[int, ...], multiple: int = 1) -> Iterator[tuple[slice, s
 
 
 def _chunks(x3: NDArray[Any], params: QuantParams) -> Iterator[tuple[tuple[slice, slice], NDArray[Any], NDArray[Any]]]:
-    """(slices of x3, scale, zero point as float) with the last two broadcastable against the chunk."""
+    """Yield (slices of x3, scale, zero point) chunk by chunk; scale and zero point are floats that broadcast."""
     granularity = params.scheme.granularity
     work = np.float64 if params.scheme.dtype.bits > 16 else np.float32
     scale = params.scale.astype(work)
@@ -264,7 +377,7 @@ def _chunks(x3: NDArray[Any], params: QuantParams) -> Iterator[tuple[tuple[slice
 
 
 def _scale_shape(shape: tuple[int, ...], granularity: Granularity) -> tuple[int, ...]:
-    """Shape of the scales of a tensor."""
+    """Shape of the scales of a tensor of this shape."""
     if isinstance(granularity, PerTensor):
         return ()
     axis = range(len(shape))[granularity.axis]
@@ -283,7 +396,7 @@ def _reduce(op: np.ufunc, x3: NDArray[Any], granularity: Granularity, dtype: Any
 
 
 def _extremes(w: NDArray[Any], granularity: Granularity) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(low, high) per scale, NaN where the group holds NaN; zeros for an empty tensor."""
+    """Smallest and largest value per scale: NaN where one is NaN, 0 for an empty tensor."""
     shape = _scale_shape(w.shape, granularity)
     if w.size == 0:
         return np.zeros(shape), np.zeros(shape)
@@ -295,13 +408,14 @@ def _extremes(w: NDArray[Any], granularity: Granularity) -> tuple[NDArray[np.flo
 def _best_clip_ratio(
     w: NDArray[Any], low: NDArray[np.float64], high: NDArray[np.float64], scheme: QuantScheme
 ) -> NDArray[np.float64]:
-    """Ratios of CLIP_RATIOS with the least squared error, one per scale, shape of the scales.
+    """For each scale, the ratio of CLIP_RATIOS with the least squared error.
 
-    One candidate at a time over the whole tensor: with small blocks the errors of all would outweigh the tensor.
+    Candidates are tried one after another: with small blocks, the errors of all candidates would take more memory than
+    the tensor.
     """
     best_error = np.full(low.shape, np.inf)
     best_ratio = np.ones(low.shape)
-    for ratio in CLIP_RATIOS:  # on a tie the first stays: the least clipping
+    for ratio in CLIP_RATIOS:  # from 1.0 down: of equal errors, the one that clips least is kept
         error = _squared_error(w, params_from_range(low * ratio, high * ratio, scheme))
         better = error < best_error
         best_ratio[better] = ratio
@@ -310,7 +424,7 @@ def _best_clip_ratio(
 
 
 def _squared_error(w: NDArray[Any], params: QuantParams) -> NDArray[np.float64]:
-    """Sum of (w - dq(q(w)))**2 per scale, shape of the scales; float32 steps, float64 sums."""
+    """Sum of (w - dequantize(quantize(w)))**2 per scale; elements in float32, sums in float64."""
     granularity = params.scheme.granularity
     w3 = _as_3d(w, granularity)
     block = granularity.size if isinstance(granularity, PerBlock) else 1
@@ -331,7 +445,7 @@ def _squared_error(w: NDArray[Any], params: QuantParams) -> NDArray[np.float64]:
 def _squared_steps(
     x: NDArray[Any], scale: NDArray[np.float32], zero: NDArray[np.float32], scheme: QuantScheme
 ) -> NDArray[np.float32]:
-    """Squared quantization error in units of the scale: cannot overflow, whatever the magnitude of x."""
+    """Squared quantization error of each element in units of the scale, which cannot overflow for any x."""
     steps: NDArray[np.float32] = np.divide(x, scale, dtype=np.float32)
     if scheme.dtype.floating:
         steps -= np.clip(steps, *scheme.limits).astype(scheme.dtype.storage).astype(np.float32)

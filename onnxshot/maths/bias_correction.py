@@ -22,14 +22,29 @@ def corrected_bias(
     activation: Callable[[NDArray[Any]], NDArray[Any]],
     starts: NDArray[np.int64],
 ) -> Floats:
-    """A bias [O] for which the mean of what the layer gives is the float layer's, behind its activation.
+    """Return the bias with which the mean output of the quantized layer equals that of the float layer.
 
-    Empirical bias correction: Nagel et al. 2019, section 4.2, with the mean taken after the activation: noise before
-    it is rectified, and it is the mean behind it that the next layer sees. Of a mean error that differs from sample to
-    sample, only so much is corrected as is no accident of the samples: James and Stein 1961, with the positive part.
+    This is empirical bias correction. The means are compared after the activation function, because that is what the
+    next layer reads, and because an activation turns zero-mean noise into a shift. Where the mean error differs from
+    sample to sample, the correction is shrunk by the James-Stein factor, max(0, 1 - v / mean**2), where v is the
+    variance of the mean.
 
-    wanted [N, O]: the float layer's outputs before the activation. got [N, O]: the quantized layer's, without bias.
-    activation: applied value by value. starts [S]: the row that each sample's rows begin with.
+    Args:
+        wanted: outputs of the float layer before the activation [N, O]: N rows of O channels.
+        got: outputs of the quantized layer before the activation, without its bias [N, O].
+        bias: the bias to start from [O].
+        activation: the function behind the layer, applied elementwise.
+        starts: the first row of each of the S samples, ascending [S].
+
+    Returns:
+        The corrected bias, float64 [O].
+
+    Source: Nagel et al. 2019 (Data-Free Quantization), section 4.2; James and Stein 1961, positive-part estimator.
+
+    Example:
+        >>> wanted = np.array([[1.0], [2.0], [3.0]], np.float32)
+        >>> corrected_bias(wanted, wanted - 0.5, np.zeros(1), lambda x: x, np.array([0, 1, 2])).round(3)
+        array([0.5])
     """
     target = activation(wanted)
     counts = np.diff(starts, append=len(wanted))[:, None]

@@ -1,4 +1,8 @@
-"""Which inputs of some layers to give up first, and what that costs their outputs after the rest has made up for it."""
+"""Structured pruning by Optimal Brain Surgeon: which channels to remove first, and the error that remains.
+
+The error is that of the outputs of the layers that read the channels, after the weights of their other inputs have
+been changed to compensate the removed ones.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,18 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 DAMPING = 0.01
-"""Added to second moments, as a share of their mean: what hardly varies must not get huge weights."""
+"""Added to the diagonal of second moments, as a share of its mean, so that inputs of little variance do not get huge
+weights."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A layer that reads channels, in G groups that read as many each.
+    """A layer that reads the channels to prune, in G groups of O outputs and K inputs.
 
-    weight [G, O, K]: its weight. moments [G, K, K]: second moments of what it reads, about the mean where it has a bias
-    to take that up. owner [K]: which channel each column belongs to; -1: none of those that may go.
+    Attributes:
+        weight: float64 [G, O, K].
+        moments: second moments of its inputs, float64 [G, K, K]; about the mean where a bias can absorb the mean.
+        owner: the channel that each input column belongs to, int64 [K]; -1 for columns that are not pruned.
     """
 
     weight: Floats
@@ -28,12 +35,12 @@ class Reader:
 
     @property
     def energy(self) -> float:
-        """Mean square of its outputs, summed over them."""
+        """Mean square of the outputs, summed over all of them: tr(W M W^T)."""
         return float(np.einsum("gok,gkl,gol->", self.weight, self.moments, self.weight, optimize=True))
 
 
 def damped(moments: Floats) -> Floats:
-    """Second moments [G, K, K] with DAMPING on the diagonal."""
+    """Return second moments [G, K, K] with DAMPING times the mean of the diagonal added to the diagonal."""
     columns = np.arange(moments.shape[1])
     found = moments.copy()
     mean = found[:, columns, columns].mean(axis=1)
@@ -42,11 +49,26 @@ def damped(moments: Floats) -> Floats:
 
 
 def removal_order(readers: Sequence[Reader], count: int, most: int, at_once: int) -> tuple[NDArray[np.int64], Floats]:
-    """(channels in the order to remove them [most], squared error after each [most + 1]), least damage first.
+    """Order channels by the damage that their removal does, least first.
 
-    The error is of each reader's outputs, as a share of their energy, summed over the readers, with its other weights
-    changed so that it is least: Optimal Brain Surgeon (Hassibi and Stork 1993, eq. 5) for all columns of a channel at
-    once. `at_once` channels are removed between two looks at what the others are worth now.
+    Args:
+        readers: all layers that read the channels.
+        count: number of channels.
+        most: how many channels to remove.
+        at_once: how many channels are removed before the costs of the others are computed anew.
+
+    Returns:
+        The channels in the order of their removal, int64 [most], and the squared error before the first and after
+        each removal, float64 [most + 1]. The error is that of each reader's outputs as a share of their energy, summed
+        over the readers, after its other weights have compensated the removed ones.
+
+    Source: Optimal Brain Surgeon (Hassibi and Stork 1993), eq. 5, for all columns of a channel at once.
+
+    Example:
+        >>> layer = Reader(np.array([[[3.0, 1.0]]]), np.eye(2)[None], np.array([0, 1]))
+        >>> order, errors = removal_order([layer], count=2, most=1, at_once=1)
+        >>> order.tolist(), errors.round(1).tolist()
+        ([1], [0.0, 0.1])
     """
     states = [_State(reader) for reader in readers]
     alive = np.ones(count, bool)
@@ -60,7 +82,7 @@ def removal_order(readers: Sequence[Reader], count: int, most: int, at_once: int
         picked = np.argsort(costs, kind="stable")[: min(at_once, most - len(order))]
         alive[picked] = False
         total = errors[-1] + sum(state.remove(picked) for state in states)
-        # Within what is removed at once, the error is shared out by what each costs alone.
+        # Among channels removed at once, the error is divided in proportion to the cost of each alone.
         shares = np.cumsum(costs[picked]) / max(float(costs[picked].sum()), np.finfo(float).tiny)
         errors += (errors[-1] + (total - errors[-1]) * shares).tolist()
         order += picked.tolist()
@@ -69,7 +91,7 @@ def removal_order(readers: Sequence[Reader], count: int, most: int, at_once: int
 
 @dataclass(slots=True)
 class _State:
-    """A reader's weights and the inverse of its moments, as they are after what was removed."""
+    """The weights of a reader and the inverse of its moments after the removals so far."""
 
     reader: Reader
     weight: Floats = field(init=False)
@@ -88,7 +110,7 @@ class _State:
         self.columns = {int(i): at for i, at in zip(owners, held, strict=True) if i >= 0}
 
     def costs(self, alive: NDArray[np.bool_]) -> Floats:
-        """What removing each channel alone would add to the error."""
+        """The error that removing each channel alone would add [count]; 0 for channels that the reader lacks."""
         found = np.zeros(len(alive))
         by_width: dict[int, list[int]] = {}
         for channel, at in self.columns.items():
@@ -102,7 +124,7 @@ class _State:
         return found / self.energy
 
     def remove(self, channels: NDArray[np.int64]) -> float:
-        """Take channels out, let the others make up for it; what that adds to the error."""
+        """Remove channels, compensate them by the other weights, and return the error that this adds."""
         held = [self.columns[c] for c in channels.tolist() if c in self.columns]
         if not held:
             return 0.0
@@ -114,7 +136,7 @@ class _State:
         self.weight -= w @ spread
         self.inverse -= self.inverse[:, :, at] @ spread
         self.weight[:, :, at] = 0.0
-        # What is gone is cut off from the rest: later inverses of blocks must not see its rounding errors.
+        # Removed columns are decoupled exactly: their rounding errors must not enter later inverses of blocks.
         self.inverse[:, at, :] = 0.0
         self.inverse[:, :, at] = 0.0
         self.inverse[:, at, at] = 1.0
@@ -122,12 +144,26 @@ class _State:
 
 
 def compensated_weights(reader: Reader, gone: NDArray[np.bool_]) -> Floats:
-    """The weight [G, O, K] of least output error that is zero for the channels that are gone [count]."""
+    """Return the weight of least output error that does not read the removed channels.
+
+    Args:
+        reader: the layer.
+        gone: True for removed channels, bool [count].
+
+    Returns:
+        float64 [G, O, K], zero in the columns of removed channels: the solution of W' M[kept, kept] = W M[:, kept]
+        with the damped moments M. Source: Optimal Brain Surgeon (Hassibi and Stork 1993), section 3.
+
+    Example:
+        >>> layer = Reader(np.ones((1, 1, 2)), np.array([[[1.0, 0.9], [0.9, 1.0]]]), np.array([0, 1]))
+        >>> compensated_weights(layer, np.array([False, True])).round(2)
+        array([[[1.89, 0.  ]]])
+    """
     lost = (reader.owner >= 0) & gone[np.maximum(reader.owner, 0)]
     kept = np.flatnonzero(~lost)
     moments = damped(reader.moments)
     found = np.zeros_like(reader.weight)
-    # Weights W' of the kept columns: W' M[kept, kept] = W M[:, kept].
+    # W' M[kept, kept] = W M[:, kept], for all groups at once.
     left = moments[:, kept[:, None], kept[None, :]]
     right = (reader.weight @ moments)[:, :, kept]
     found[:, :, kept] = np.linalg.solve(left, right.transpose(0, 2, 1)).transpose(0, 2, 1)

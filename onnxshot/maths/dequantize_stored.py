@@ -12,7 +12,21 @@ Array = NDArray[Any]
 
 
 def dequantize_channels(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None, axis: int) -> NDArray[Any]:
-    """(q - zero) * scale in the scale's own type. scale [] or [1], or [C] along `axis`; q [...] -> [...]."""
+    """Dequantize with scales per tensor or per channel: (q - zero) * scale.
+
+    Args:
+        q: integers (or float8 values), of any shape.
+        scale: () or [1] per tensor, [C] along `axis` per channel.
+        zero: zero points of the same shape as the scale; None for 0.
+        axis: the axis of the channels.
+
+    Returns:
+        The values in the dtype of the scale, of the shape of q; computed in float32. Source: DequantizeLinear-13.
+
+    Example:
+        >>> dequantize_channels(np.array([[1, 2], [3, 4]], np.int8), np.array([1.0, 0.5], np.float32), None, 0).tolist()
+        [[1.0, 2.0], [1.5, 2.0]]
+    """
     shape = [1] * q.ndim
     if scale.ndim == 1 and scale.size > 1:
         shape[axis] = scale.size
@@ -26,7 +40,14 @@ def dequantize_channels(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any]
 
 
 def fits_blocks(shape: Sequence[int], scale: Sequence[int], axis: int, block: int) -> bool:
-    """Whether scales of this shape are of blocks of values of the other one, along the axis."""
+    """Whether scales of shape `scale` are the blockwise scales of a tensor of shape `shape`.
+
+    Args:
+        shape: shape of the tensor, with n values along the axis.
+        scale: shape of the scales; fits with ceil(n / block) along the axis and the tensor's size, or 1, along others.
+        axis: the axis that is divided into blocks; may be negative.
+        block: number of values per block.
+    """
     if len(shape) != len(scale) or block < 1 or not -len(shape) <= axis < len(shape):
         return False
     axis %= len(shape)
@@ -35,9 +56,22 @@ def fits_blocks(shape: Sequence[int], scale: Sequence[int], axis: int, block: in
 
 
 def dequantize_blocks(integers: Array, scale: Array, zero: Array | float, axis: int, block: int) -> Array:
-    """(q - zero) * scale, each scale of a block of values along the axis, in the type of the scales.
+    """Dequantize with one scale per block of consecutive values along an axis: (q - zero) * scale.
 
-    integers [.., n, ..]; scale, and zero where it is an array, [.., ceil(n / block), ..], or 1 along others.
+    Args:
+        integers: quantized values [.., n, ..], n along the axis.
+        scale: [.., ceil(n / block), ..]; size 1 along other axes broadcasts. The last block may be shorter.
+        zero: zero points of the shape of the scale, or one number for all.
+        axis: the axis that is divided into blocks.
+        block: number of values per block.
+
+    Returns:
+        The values in the dtype of the scale, of the shape of `integers`. Source: DequantizeLinear-21, and
+        com.microsoft MatMulNBits.
+
+    Example:
+        >>> dequantize_blocks(np.array([1, 2, 3]), np.array([1.0, 10.0], np.float32), 0.0, 0, 2).tolist()
+        [1.0, 2.0, 30.0]
     """
     size = integers.shape[axis]
 

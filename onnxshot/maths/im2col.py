@@ -1,4 +1,4 @@
-"""What a convolution multiplies its weight with, at some positions of its output: im2col without the rest."""
+"""im2col at selected positions: the input values that a convolution multiplies its weight with."""
 
 from __future__ import annotations
 
@@ -20,9 +20,26 @@ def patches(
     begin: Sequence[int],
     fill: NDArray[Any] | float,
 ) -> NDArray[Any]:
-    """Patches of one sample x [C, *in] at flat positions of an output of these sizes: [P, C, prod(kernel)].
+    """Return the input patches that a Conv reads for some positions of its output.
 
-    ONNX Conv-11. begin: padding in front of every axis; fill: what is padded with.
+    Args:
+        x: one sample [C, *spatial].
+        positions: flat indices into the spatial axes of the output, int64 [P].
+        sizes: spatial sizes of the output.
+        kernel: attribute `kernel_shape` of the Conv, one number per spatial axis; as are the next two.
+        strides: attribute `strides`.
+        dilations: attribute `dilations`.
+        begin: padding in front of each spatial axis.
+        fill: value of the padding.
+
+    Returns:
+        [P, C, prod(kernel)], of the dtype of x. Source: ONNX Conv-11.
+
+    Example:
+        >>> x = np.array([[1.0, 2.0, 3.0]])
+        >>> how = dict(kernel=[3], strides=[1], dilations=[1], begin=[1], fill=0.0)
+        >>> patches(x, np.array([0, 2]), [3], **how).tolist()
+        [[[0.0, 1.0, 2.0]], [[2.0, 3.0, 0.0]]]
     """
     at = np.unravel_index(positions, tuple(sizes))
     inside = np.ones((len(positions), *kernel), bool)

@@ -1,7 +1,7 @@
-"""The cheapest way to give each of many things one of two labels: a minimum cut, found by maximum flow.
+"""Binary labelling of least cost, solved exactly as a minimum cut.
 
-Source: Boykov, Kolmogorov, "An Experimental Comparison of Min-Cut/Max-Flow Algorithms" (2004), section 2; the flow is
-Dinic's (1970). Capacities are integers, so the result is exact.
+Source: Boykov and Kolmogorov 2004 (An Experimental Comparison of Min-Cut/Max-Flow Algorithms), section 2. The maximum
+flow is found with Dinic's algorithm (1970) on integer capacities.
 """
 
 from __future__ import annotations
@@ -16,27 +16,33 @@ _SOURCE, _SINK = 0, 1
 
 @dataclass(slots=True)
 class MinimumCut:
-    """Costs of labels 0 and 1, filled by `alone` and `together`; `solve` gives the labels with the least sum of costs.
+    """A problem in which each of several things gets the label 0 or 1, at the least sum of costs.
 
-    Several labellings may be the cheapest: the one with the fewest labels 0 is given.
+    Example:
+        >>> problem = MinimumCut()
+        >>> problem.add_label_cost("a", 1, 5)
+        >>> problem.add_label_cost("b", 0, 1)
+        >>> problem.add_split_cost(("a", "b"), 3)
+        >>> problem.solve()
+        {'a': 0, 'b': 0}
     """
 
     _number: dict[Hashable, int] = field(default_factory=dict)
     _heads: list[list[int]] = field(default_factory=lambda: [[], []])  # node -> edges that leave it
     _to: list[int] = field(default_factory=list)  # edge -> the node it leads to; edge ^ 1 leads back
-    _room: list[int] = field(default_factory=list)  # edge -> capacity that is left
+    _room: list[int] = field(default_factory=list)  # edge -> residual capacity
 
     def add_label_cost(self, thing: Hashable, label: int, cost: int) -> None:
-        """The thing costs this where it gets this label."""
+        """Add a cost, 0 or more, that is paid where the thing gets this label."""
         node = self._node(thing)
         self._edge(*((node, _SINK) if label == 0 else (_SOURCE, node)), cost)
 
     def fix_label(self, thing: Hashable, label: int) -> None:
-        """The thing gets this label whatever it costs."""
+        """Force the thing to get this label."""
         self.add_label_cost(thing, 1 - label, _ENDLESS)
 
     def add_split_cost(self, things: Iterable[Hashable], cost: int) -> None:
-        """These cost this once, where they do not all get the same label."""
+        """Add a cost, 0 or more, that is paid once where the things do not all get the same label."""
         begin, end = self._new(), self._new()
         self._edge(begin, end, cost)
         for thing in things:
@@ -45,7 +51,7 @@ class MinimumCut:
             self._edge(end, node, _ENDLESS)
 
     def solve(self) -> dict[Hashable, int]:
-        """The cheapest labels."""
+        """Return the labels of least total cost; of several such labellings, the one with the fewest labels 0."""
         while (level := self._levels())[_SINK] >= 0:
             at = [0] * len(self._heads)
             while self._push(level, at):
@@ -68,7 +74,7 @@ class MinimumCut:
             self._room.append(c)
 
     def _levels(self) -> list[int]:
-        """Steps from the source along edges with room; -1 where none leads there."""
+        """Distance of each node from the source along edges with spare capacity; -1 where it cannot be reached."""
         level = [-1] * len(self._heads)
         level[_SOURCE] = 0
         queue = deque([_SOURCE])
@@ -81,7 +87,7 @@ class MinimumCut:
         return level
 
     def _push(self, level: list[int], at: list[int]) -> bool:
-        """Send flow along one path of rising levels; False where there is none left. at: each node's next edge."""
+        """Send flow along one path of rising levels; False where there is none. at: the next edge to try per node."""
         path: list[int] = []
         node = _SOURCE
         while node != _SINK:

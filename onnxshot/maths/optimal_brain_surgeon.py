@@ -1,6 +1,6 @@
-"""Take weights out of a layer so that its outputs change least: masks by second order, and the best of what is left.
+"""Optimal Brain Surgeon and SparseGPT: prune weights so that the layer's outputs change least, and refit the others.
 
-The layer's error is tr((W - W*) H (W - W*)^T), with H the second moments of what it reads, damped.
+The error of a layer is tr((W - W*) H (W - W*)^T), where H holds the damped second moments of its inputs.
 """
 
 from __future__ import annotations
@@ -12,21 +12,47 @@ from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
 
 Floats = NDArray[np.float32]
 
-_PANEL = 64  # columns whose error is spread beyond themselves at once: SparseGPT, section 3.4 (its blocks of 128)
-_STEPS = 60  # of conjugate gradients, at most
-_SMALL = 1e-5  # of the first residual: nothing more is to be won
+_PANEL = 64  # columns pruned before the columns behind them are updated: SparseGPT, section 3.4 (there 128)
+_STEPS = 60  # iterations of conjugate gradients, at most
+_SMALL = 1e-5  # of the first residual: the iteration has converged
 
 
 def error(weight: Floats, target: Floats, moments: Floats) -> float:
-    """tr((weight - target) moments (weight - target)^T), summed over groups. [G, O, K], [G, O, K], [G, K, K]."""
+    """Return tr((weight - target) moments (weight - target)^T), summed over groups.
+
+    Args:
+        weight: float32 [G, O, K]: G groups of O outputs and K inputs.
+        target: the dense weight, float32 [G, O, K].
+        moments: second moments of the inputs [G, K, K].
+
+    Example:
+        >>> error(np.zeros((1, 1, 2)), np.array([[[1.0, 2.0]]]), np.eye(2)[None])
+        5.0
+    """
     off = (weight - target).astype(np.float32)
     return float(np.einsum("gok,gok->", off @ moments.astype(np.float32), off, dtype=np.float64))
 
 
 def prune_and_refit(target: Floats, moments: Floats, pattern: Pattern, count: int, fixed: Mask) -> Floats:
-    """The target with `count` weights gone and the others fitted anew. [G, O, K], [G, K, K] -> [G, O, K].
+    """Prune `count` weights and refit the others; by the error on these moments, never worse than magnitude pruning.
 
-    Never worse than to take the smallest weights out, by the error on these moments, which must be positive definite.
+    Args:
+        target: the dense weight, float32 [G, O, K]: G groups of O outputs and K inputs.
+        moments: second moments of the inputs [G, K, K], positive definite.
+        pattern: the pattern of zeros.
+        count: how many weights to prune, see `pruning_masks.lowest_scores`.
+        fixed: True for weights that are pruned in any case, bool [G, O, K].
+
+    Returns:
+        The pruned weight, float32 [G, O, K].
+
+    Raises:
+        numpy.linalg.LinAlgError: the moments are not positive definite.
+
+    Example:
+        >>> weight, moments = np.array([[[1.0, 1.0]]], np.float32), np.array([[[2.0, 0.5], [0.5, 1.0]]], np.float32)
+        >>> prune_and_refit(weight, moments, Pattern(), 1, np.zeros((1, 1, 2), bool)).tolist()
+        [[[1.25, 0.0]]]
     """
     if not count:
         return refit(target, moments, fixed) if fixed.any() else target
@@ -41,20 +67,35 @@ def prune_and_refit(target: Floats, moments: Floats, pattern: Pattern, count: in
 def prune(
     weight: Floats, factor: Floats, pattern: Pattern, count: int, fixed: Mask | None = None
 ) -> tuple[Mask, Floats]:
-    """(True where weights go, the others updated) so that the error is small. [G, O, K], [G, K, K] -> [G, O, K] twice.
+    """Prune weights with SparseGPT: choose a mask and update the remaining weights.
 
-    SparseGPT (Frantar and Alistarh 2023), algorithm 1: columns from left to right; the error of each is made up for by
-    those to its right (OBS, eq. 3), and a panel's mask is chosen by w^2 / [H^-1]_jj as the weights are by then. Unlike
-    there, how many go of each panel is what scores over the whole layer say before anything went.
+    Columns are pruned from left to right, panel by panel. The columns to the right compensate the error of each (OBS,
+    eq. 3). The mask of a panel follows from the scores w^2 / [H^-1]_jj of its weights as updated so far. Unlike in the
+    paper, panels differ in sparsity: how many weights each loses follows from scores of the whole layer, computed
+    before any weight is pruned.
 
-    factor: `inverse_factor` of the moments; G groups have nothing in common but the count. count: how many go, see
-    `masks.lowest`. fixed: weights that go in any case.
+    Args:
+        weight: float32 [G, O, K]: G independent groups, which share only the count.
+        factor: `inverse_factor` of the second moments, float32 [G, K, K].
+        pattern: the pattern of zeros.
+        count: how many weights to prune, see `pruning_masks.lowest_scores`.
+        fixed: True for weights that are pruned in any case, bool [G, O, K]; None for none.
+
+    Returns:
+        The mask, bool [G, O, K], True where a weight is pruned; and the updated weight, float32 [G, O, K].
+
+    Source: SparseGPT (Frantar and Alistarh 2023), algorithm 1.
+
+    Example:
+        >>> weight, factor = np.array([[[3.0, 1.0]]], np.float32), inverse_factor(np.eye(2)[None])
+        >>> prune(weight, factor, Pattern(), 1)[1].tolist()
+        [[[3.0, 0.0]]]
     """
     columns = weight.shape[2]
     diagonal = np.einsum("gkk->gk", factor)
     left = weight.astype(np.float32)
     fixed = np.zeros(weight.shape, bool) if fixed is None else fixed
-    whole = np.sqrt(np.einsum("gjk,gjk->gk", factor, factor))  # of the inverse's diagonal
+    whole = np.sqrt(np.einsum("gjk,gjk->gk", factor, factor))  # square roots of the diagonal of H^-1
     first = _lowest(_scores(left, whole, fixed), pattern, count)
     gone = np.zeros(weight.shape, bool)
     panel = max(_PANEL - _PANEL % pattern.width, pattern.width)
@@ -63,7 +104,7 @@ def prune(
         here = slice(start, end)
         part = _scores(left[:, :, here], diagonal[:, here], fixed[:, :, here])
         gone[:, :, here] = _lowest(part, pattern, int(first[:, :, here].sum())) | fixed[:, :, here]
-        # Rows are columns here: a column of a wide weight is read one value of a cache line at a time.
+        # Transposed, so that each step below reads contiguous memory instead of one value per cache line.
         turned = np.ascontiguousarray(left[:, :, here].transpose(0, 2, 1))
         going = np.ascontiguousarray(gone[:, :, here].transpose(0, 2, 1))
         errors = np.empty_like(turned)
@@ -82,25 +123,52 @@ def _lowest(scores: Floats, pattern: Pattern, count: int) -> Mask:
 
 
 def _scores(weight: Floats, diagonal: Floats, fixed: Mask) -> Floats:
-    """OBS, eq. 3: what it costs to take each weight out alone."""
+    """The error of pruning each weight alone (OBS, eq. 3)."""
     return np.where(fixed, np.float32(-np.inf), (weight / diagonal[:, None]) ** 2)
 
 
 def inverse_factor(moments: NDArray[np.floating]) -> Floats:
-    """Upper triangular U with U^T U the inverse of the moments [G, K, K]: row j spreads the error of column j.
+    """Return the upper Cholesky factor U of the inverse of the moments: U^T U = H^-1.
 
-    Raises LinAlgError where the moments are not positive definite.
+    Args:
+        moments: second moments [G, K, K].
+
+    Returns:
+        float32 [G, K, K]. Row j distributes the error of column j to the columns behind it.
+
+    Raises:
+        numpy.linalg.LinAlgError: the moments are not positive definite.
+
+    Example:
+        >>> inverse_factor(4 * np.eye(2)[None]).tolist()
+        [[[0.5, 0.0], [0.0, 0.5]]]
     """
     lower = np.linalg.cholesky(moments[:, ::-1, ::-1].astype(np.float64)).astype(np.float32)
     return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1])
 
 
 def refit(target: Floats, moments: Floats, gone: Mask, start: Floats | None = None, steps: int = _STEPS) -> Floats:
-    """The weights of least tr((W - target) H (W - target)^T) among those that are zero where `gone`. [G, O, K].
+    """Return the weights of least error tr((W - target) H (W - target)^T) among those with this mask.
 
-    All rows at once by conjugate gradients with the diagonal as preconditioner, each projected onto its mask (as in
-    ALPS, Meng et al. 2024, algorithm 2): no matrix is inverted for any of them. moments: [G, K, K]. start: weights to
-    begin with.
+    All rows are solved at once by conjugate gradients, projected onto the mask and preconditioned with the diagonal of
+    H. No matrix is inverted.
+
+    Args:
+        target: the dense weight, float32 [G, O, K].
+        moments: second moments H of the inputs [G, K, K].
+        gone: True where a weight must be zero, bool [G, O, K].
+        start: weights to start from, float32 [G, O, K]; None for the target.
+        steps: iterations, at most.
+
+    Returns:
+        float32 [G, O, K].
+
+    Source: ALPS (Meng et al. 2024), algorithm 2.
+
+    Example:
+        >>> moments = np.array([[[2.0, 1.0], [1.0, 1.0]]], np.float32)
+        >>> refit(np.ones((1, 1, 2), np.float32), moments, np.array([[[False, True]]])).tolist()
+        [[[1.5, 0.0]]]
     """
     moments = moments.astype(np.float32)
     keep = (~gone).astype(np.float32)
@@ -125,4 +193,4 @@ def refit(target: Floats, moments: Floats, gone: Mask, start: Floats | None = No
         ratio = np.divide(power, before, out=np.zeros_like(power), where=before > 0)
         direction *= ratio[:, :, None]
         direction += turned
-    return np.where(gone, np.float32(0), found)  # no zero is negative
+    return np.where(gone, np.float32(0), found)  # 0.0, not -0.0

@@ -1,4 +1,4 @@
-"""Which weights stay: patterns of zeros, and masks of an exact sparsity by scores."""
+"""Pruning masks: which weights are removed, by their scores, as a pattern of zeros allows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_LARGE = 1 << 24  # scores of which indices would take more memory than the weights
+_LARGE = 1 << 24  # number of scores above which their sorted indices would take too much memory
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.floating]
@@ -17,10 +17,12 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """The shape that zeros come in.
+    """A pattern of zeros: unstructured, N:M or blocks.
 
-    keep, of: `keep` weights that are not zero in every `of` neighbouring inputs of an output; 0 where any may be zero.
-    rows, columns: zeros come in blocks of so many outputs and inputs.
+    Attributes:
+        keep, of: N and M of N:M, where of every M consecutive inputs of an output at most N weights are not zero; 0
+            otherwise.
+        rows, columns: outputs and inputs of a block, which is zero as a whole; 1 and 1 otherwise.
     """
 
     keep: int = 0
@@ -30,7 +32,15 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """The pattern of 'unstructured', 'N:M' (N of M stay) or 'block:RxC'. Raises ValueError on anything else."""
+        """Parse 'unstructured', 'N:M' (N of M consecutive weights are kept) or 'block:RxC'.
+
+        Raises:
+            ValueError: the text is none of them.
+
+        Example:
+            >>> Pattern.parse("2:4").sparsity
+            0.5
+        """
         if text == "unstructured":
             return cls()
         few = re.fullmatch(r"(\d{1,3}):(\d{1,3})", text)
@@ -43,12 +53,12 @@ class Pattern:
 
     @property
     def sparsity(self) -> float | None:
-        """The share of zeros that the pattern alone fixes; None where it fixes none."""
+        """The sparsity that N:M implies, 0 to 1; None for other patterns."""
         return 1 - self.keep / self.of if self.of else None
 
     @property
     def width(self) -> int:
-        """Columns that are decided on together."""
+        """Number of consecutive columns that are pruned or kept together: M, or the columns of a block."""
         return self.of or self.columns
 
     def __str__(self) -> str:
@@ -58,11 +68,21 @@ class Pattern:
 
 
 def lowest_scores(scores: Floats, pattern: Pattern, count: int) -> Mask:
-    """True where weights go: about `count` of those with the lowest scores, as the pattern allows. scores [O, K].
+    """Select the weights to remove: those with the lowest scores that the pattern allows.
 
-    Unstructured: `count` exactly. Blocks: as many whole ones as come closest to it; those at the edges may be smaller.
-    N:M: M - N of every M neighbouring columns, whatever the count; where K is no multiple of M, the last columns stay.
-    Scores of minus infinity go first.
+    Args:
+        scores: importance of each weight [O, K]; minus infinity is removed first.
+        pattern: the pattern of zeros.
+        count: how many weights to remove. Unstructured: exactly this many. Blocks: the number of whole blocks that
+            comes closest; blocks at the edges may be smaller. N:M: ignored, M - N of every M consecutive columns are
+            removed; where K is not a multiple of M, the last K % M columns are kept.
+
+    Returns:
+        True where a weight is removed, bool [O, K].
+
+    Example:
+        >>> lowest_scores(np.array([[4.0, 1.0, 3.0, 2.0]]), Pattern.parse("2:4"), 0).tolist()
+        [[False, True, False, True]]
     """
     if pattern.of:
         return _lowest_of_groups(scores, pattern)
@@ -78,7 +98,19 @@ def lowest_scores(scores: Floats, pattern: Pattern, count: int) -> Mask:
 
 
 def lowest_scores_of_many(scores: Floats, count: int) -> Mask:
-    """True for exactly `count` of the lowest scores; of equal ones the first. No index is held of any of them."""
+    """Select exactly `count` of the lowest scores, the first of equal ones, in less memory than sorted indices take.
+
+    Args:
+        scores: of any shape.
+        count: how many to select, at least 1.
+
+    Returns:
+        True where a score is selected, bool of the shape of scores.
+
+    Example:
+        >>> lowest_scores_of_many(np.array([3.0, 1.0, 2.0]), 2).tolist()
+        [False, True, True]
+    """
     limit = np.partition(scores, count - 1, axis=None)[count - 1]
     gone: Mask = scores < limit
     equal = np.flatnonzero(scores == limit)[: count - int(gone.sum())]

@@ -1,4 +1,4 @@
-"""What a quantized tensor is made of: the type, the granularity, the scheme, and the params. Values only."""
+"""How a tensor is quantized, as values: its type, granularity and scheme, and its scale and zero point."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +8,20 @@ from numpy.typing import NDArray
 
 
 class NotFinite(ValueError):
-    """An array holds NaN or infinity, so no range exists; the caller adds the tensor and the sample."""
+    """An array holds NaN or infinity, so it has no range. The caller adds the names of the tensor and the sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantType:
-    """A storage type of quantized values: qmin..qmax are the values it may take, storage_name the numpy dtype.
+    """A type of quantized values. In memory, 4-bit values take one byte each; `int4_packing` packs them for files.
 
-    4-bit values are held one per byte; packing belongs to the file writer.
+    Attributes:
+        name: as recipes and reports write it.
+        bits: bits per value.
+        signed: whether the type has negative values.
+        qmin, qmax: smallest and largest value.
+        storage_name: name of the numpy or ml_dtypes dtype.
+        floating: whether it is a float type (float8), which has no zero point.
     """
 
     name: str
@@ -28,7 +34,7 @@ class QuantType:
 
     @property
     def storage(self) -> np.dtype[Any]:
-        """The numpy dtype; float8 and 4 bits come from ml_dtypes, which is imported only then."""
+        """The numpy dtype. ml_dtypes, which has the float8 and 4-bit ones, is imported only when it is needed."""
         if self.floating or self.bits == 4:
             import ml_dtypes
 
@@ -39,7 +45,7 @@ class QuantType:
 
 UINT8 = QuantType("uint8", 8, False, 0, 255, "uint8")
 INT8 = QuantType("int8", 8, True, -128, 127, "int8")
-INT7 = QuantType("int7", 7, True, -64, 63, "int8")  # pairs of u8 * s7 products fit int16: safe for vpmaddubsw
+INT7 = QuantType("int7", 7, True, -64, 63, "int8")  # sums of two uint8 * int7 products fit int16 (vpmaddubsw)
 UINT16 = QuantType("uint16", 16, False, 0, 65535, "uint16")
 INT16 = QuantType("int16", 16, True, -32768, 32767, "int16")
 UINT4 = QuantType("uint4", 4, False, 0, 15, "uint4")
@@ -50,7 +56,7 @@ FLOAT8E4M3FN = QuantType("float8e4m3fn", 8, True, -448, 448, "float8_e4m3fn", fl
 
 @dataclass(frozen=True, slots=True)
 class PerTensor:
-    """One scale, shape ()."""
+    """One scale for the tensor, shape ()."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,17 @@ Granularity = PerTensor | PerChannel | PerBlock
 
 @dataclass(frozen=True, slots=True)
 class QuantScheme:
-    """How a tensor is quantized: type, symmetric or not, and who shares a scale."""
+    """How a tensor is quantized.
+
+    Attributes:
+        dtype: the quantized type.
+        symmetric: whether the zero point is fixed at the midpoint of the type.
+        granularity: which values share a scale: PerTensor, PerChannel or PerBlock.
+
+    Example:
+        >>> QuantScheme(INT8, symmetric=True, granularity=PerChannel(0)).limits
+        (-127, 127)
+    """
 
     dtype: QuantType
     symmetric: bool = False
@@ -86,11 +102,11 @@ class QuantScheme:
 
     @property
     def limits(self) -> tuple[int, int]:
-        """(smallest, largest) quantized value used.
+        """Smallest and largest quantized value that is used.
 
-        Symmetric integer schemes give up the lowest code (int8: -127..127, uint8: 1..255), so that -x and x cost the
-        same and int8 * int8 pairs never meet (-128) * (-128). QuantizeLinear itself saturates one code lower. Blocks
-        keep it: they are multiplied as floats, and of 4 bits it is a sixteenth of all codes.
+        Symmetric integer schemes do not use the lowest value (int8: -127..127, uint8: 1..255), so that x and -x have
+        the same error and the product (-128) * (-128) cannot occur. QuantizeLinear itself saturates at the lowest
+        value. Blockwise schemes use it: their values are multiplied as floats, and it is one of only 16 values of int4.
         """
         if not self.symmetric or self.dtype.floating or isinstance(self.granularity, PerBlock):
             return self.dtype.qmin, self.dtype.qmax
@@ -99,13 +115,19 @@ class QuantScheme:
 
     @property
     def is_symmetric(self) -> bool:
-        """True where the zero point is fixed at the midpoint; float types always are."""
+        """Whether the zero point is fixed at the midpoint; always true for float types."""
         return self.symmetric or self.dtype.floating
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantParams:
-    """Scale (float32) and zero point (storage dtype) of one tensor, same shape; see the layouts above."""
+    """Scale and zero point of a tensor.
+
+    Attributes:
+        scheme: how the tensor is quantized.
+        scale: float32: () per tensor, [C] per channel, or one per block, as the module `affine` describes.
+        zero_point: of the storage dtype and the shape of the scale.
+    """
 
     scheme: QuantScheme
     scale: NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""Weights moved towards outputs that are wanted, as far as samples they were not moved on agree: ridge regression."""
+"""Ridge regression of a layer's weight towards wanted outputs, with a strength chosen on held-out samples."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
-_FLOOR = 0.01  # of the mean second moment: inputs that are hardly ever other than zero are damped as well
+_FLOOR = 0.01  # of the mean second moment, added for each input: inputs that are nearly always zero are damped too
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Sums over rows of inputs x [G, N, K] and wanted outputs y [G, N, O].
+    """Sums of products over rows of inputs x and wanted outputs y. The moments of two sets of rows can be added.
 
-    xx: x^T x, [G, K, K]; yx: y^T x, [G, O, K].
+    Attributes:
+        xx: x^T x [G, K, K]: G groups of K inputs.
+        yx: y^T x [G, O, K]: O outputs per group.
     """
 
     xx: Floats
@@ -25,40 +27,66 @@ class Moments:
 
     @classmethod
     def of(cls, x: Floats, y: Floats) -> Moments:
-        """Of rows x [G, N, K] and y [G, N, O]."""
+        """Compute the moments of N rows of inputs x [G, N, K] and outputs y [G, N, O]."""
         return cls(x.transpose(0, 2, 1) @ x, y.transpose(0, 2, 1) @ x)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.xx + other.xx, self.yx + other.yx)
 
     def damped(self, strength: float) -> Floats:
-        """xx + strength (diag(xx) + 0.01 mean I): inputs count the less alike, the stronger; it grows with the rows.
+        """Return xx + strength * (diag(xx) + 0.01 * mean(diag(xx)) * I), float64 [G, K, K].
 
-        Each input by its own second moment, not all by their mean: where a few are large, as in transformers, that mean
-        would drown the others. What is left of a very strong one are Wanda's scores (Sun et al. 2024).
+        Each input is damped by its own second moment, not by the mean of all: in transformers, a few large inputs
+        would dominate that mean. With very strong damping, Optimal Brain Surgeon scores become those of Wanda (Sun et
+        al. 2024).
         """
         columns = np.arange(self.xx.shape[1])
         found = self.xx.astype(np.float64)
         diagonal = found[:, columns, columns]
         mean = diagonal.mean(axis=1, keepdims=True)
-        least = max(float(mean.max()) * 1e-6, float(np.finfo(np.float32).tiny))  # of a group that reads only zeros
+        least = max(float(mean.max()) * 1e-6, float(np.finfo(np.float32).tiny))  # for groups that read only zeros
         found[:, columns, columns] += np.maximum(strength * (diagonal + _FLOOR * mean), least)
         return found
 
 
 def ridge(moments: Moments, weight: Floats, strength: float) -> Floats:
-    """W* = (Y X^T + W0 L) (X X^T + L)^-1, with L what `Moments.damped` adds to X X^T. [G, O, K].
+    """Fit a weight to wanted outputs by generalized ridge regression about the given weight.
 
-    Generalized ridge regression about W0 (Hoerl and Kennard 1970, eq. 2.1 where L is k I and W0 is 0).
+    W* = (Y X^T + W0 L) (X X^T + L)^-1, where L is what `Moments.damped` adds to X X^T. It is computed as a step from
+    W0: (Y X^T - W0 X X^T) (X X^T + L)^-1.
 
-    Computed as the step from W0: (Y X^T - W0 X X^T) (X X^T + L)^-1.
+    Args:
+        moments: sums over the rows to learn from.
+        weight: W0 [G, O, K].
+        strength: of the damping; the larger, the closer the result is to W0.
+
+    Returns:
+        W*, float64 [G, O, K].
+
+    Source: Hoerl and Kennard 1970, eq. 2.1, which is the case of L = k I and W0 = 0.
+
+    Example:
+        >>> rows = Moments.of(np.ones((1, 4, 1)), np.full((1, 4, 1), 2.0))
+        >>> ridge(rows, np.ones((1, 1, 1)), 1e-6).round(3).tolist()
+        [[[2.0]]]
     """
     missing = moments.yx - weight.astype(np.float64) @ moments.xx
     return np.asarray(weight + np.linalg.solve(moments.damped(strength), missing.transpose(0, 2, 1)).transpose(0, 2, 1))
 
 
 def change(moments: Moments, weight: Floats, other: Floats) -> float:
-    """How much larger the squared error of `other` is than that of `weight`: |Y - other X|^2 - |Y - weight X|^2."""
+    """Return the change of the squared error from `weight` to `other`: |Y - other X|^2 - |Y - weight X|^2.
+
+    Args:
+        moments: sums over the rows to compare on.
+        weight: [G, O, K].
+        other: [G, O, K].
+
+    Example:
+        >>> rows = Moments.of(np.ones((1, 4, 1)), np.full((1, 4, 1), 2.0))
+        >>> change(rows, np.ones((1, 1, 1)), np.full((1, 1, 1), 2.0))
+        -4.0
+    """
     step = other - weight
     quadratic = np.einsum("gok,gok->", step @ moments.xx, step)
     return float(quadratic - 2 * np.einsum("gok,gok->", step, moments.yx - weight @ moments.xx))
@@ -71,7 +99,23 @@ def best_strength(
     strengths: Sequence[float],
     fit: Callable[[Moments, Floats, float], Floats] = ridge,
 ) -> float | None:
-    """The strength whose fit, learned from some rows, lowers the error of others most; None where none lowers it."""
+    """Choose the strength whose fit, learned from some rows, lowers the error on held-out rows most.
+
+    Args:
+        learn: sums over the rows to learn from.
+        check: sums over the held-out rows.
+        weight: the weight to start from [G, O, K].
+        strengths: the strengths to choose from.
+        fit: fits a weight, given (moments, weight, strength).
+
+    Returns:
+        The strength, or None where no fit lowers the error.
+
+    Example:
+        >>> rows = Moments.of(np.ones((1, 4, 1)), np.full((1, 4, 1), 2.0))
+        >>> best_strength(rows, rows, np.ones((1, 1, 1)), [0.1, 1.0])
+        0.1
+    """
     gains = {strength: change(check, weight, fit(learn, weight, strength)) for strength in strengths}
     best = min(gains, key=lambda strength: gains[strength])
     return best if gains[best] < 0 else None

@@ -1,7 +1,7 @@
-"""Move outliers of an activation into the weight it is multiplied with, where a scale per channel takes them.
+"""SmoothQuant: move outliers of an activation into the weight that it is multiplied with.
 
-SmoothQuant (Xiao et al. 2022): x @ W = (x / s) @ (s * W), eq. 3, with one s per input channel. How much is moved, alpha
-of its eq. 4, is searched layer by layer by the error of the products, as AWQ (Lin et al. 2023) does in its eq. 4.
+SmoothQuant (Xiao et al. 2022), eq. 3: x @ W = (x / s) @ (s * W), with one factor s per input channel. The strength
+(alpha in eq. 4) is searched layer by layer, by the error of the products, as in AWQ (Lin et al. 2023), eq. 4.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from onnxshot.maths.affine import (
 )
 
 STRENGTH = 0.8
-"""alpha of eq. 4. At 0.8 a MiniLM encoder gains 5 dB; at the paper's 0.5, meant for larger models, it loses 3."""
+"""Default strength, alpha of eq. 4. With 0.8 a MiniLM encoder gains 5 dB of SQNR; with 0.5, which the paper recommends
+for larger models, it loses 3 dB."""
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""What alpha is chosen from, where it is searched."""
-_LEAST = 0.01  # of the mean: a channel that calibration found silent must not blow up when it speaks
-_QUIET = 0.1  # of the typical row's energy: what a row of nearly nothing comes to is no error to speak of
-_MOST = 64.0  # times the typical factor: the weight has 8 bits too
+"""The strengths that the search tries."""
+_LEAST = 0.01  # of the mean: lower bound of a channel's maximum, as a channel silent in calibration may not stay silent
+_QUIET = 0.1  # of the median energy, added to each row's: rows of small energy must not dominate the relative error
+_MOST = 64.0  # largest factor relative to the geometric mean: the weight has only 8 bits too
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some rows of an activation, and what is known of all of its rows.
+    """Some rows of an activation, and the range of all of its rows.
 
     Attributes:
-        values: float32 [M, K].
-        sample: which sample each row is of, int [M].
-        low, high: extremes of every channel in every sample, over all of its rows: float [S, K].
+        values: the rows, float32 [M, K].
+        sample: index of the sample that each row belongs to, int64 [M].
+        low, high: smallest and largest value of each channel in each sample, over all rows, float32 [S, K].
     """
 
     values: NDArray[np.float32]
@@ -47,14 +48,16 @@ class Rows:
 
     @property
     def absmax(self) -> NDArray[np.float32]:
-        """Largest absolute value of every channel [K]."""
+        """Largest absolute value of each channel over all samples, float32 [K]."""
         found: NDArray[np.float32] = np.maximum(np.abs(self.low), np.abs(self.high)).max(axis=0)
         return found
 
     def widened(self, absmax: NDArray[np.float32]) -> Rows:
-        """The same rows, where channels are known to reach these absolute values [K] in other samples.
+        """Return the same rows with ranges that also cover the per-channel maxima of other samples.
 
-        The side on which a channel goes further here is taken to be the one that it goes so far on.
+        Args:
+            absmax: largest absolute value of each channel in other samples, float32 [K]. It extends the side, positive
+                or negative, on which the channel has its larger absolute value here.
         """
         up = self.high.max(axis=0) >= -self.low.min(axis=0)
         low = np.where(up, self.low, np.minimum(self.low, -absmax))
@@ -63,9 +66,13 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """Factors [K] that a tensor is divided by, the strength they are of, and how the products come out, in dB.
+    """The result of a search.
 
-    db, plain_db: SQNR of the products with the factors, and without any.
+    Attributes:
+        factors: what the activation is divided by, float32 [K].
+        strength: the chosen strength; 0 for no smoothing.
+        db: SQNR of the products with the factors, in dB.
+        plain_db: SQNR of the products without smoothing, in dB.
     """
 
     factors: NDArray[np.float32]
@@ -75,16 +82,29 @@ class Smoothing:
 
     @property
     def noise_removed(self) -> float:
-        """Share of the products' energy that is noise without the factors, and is none with them."""
+        """Noise that the factors remove, as a share of the products' energy."""
         return float(10.0 ** (-self.plain_db / 10.0) - 10.0 ** (-self.db / 10.0))
 
 
 def smoothing_factors(
     x_absmax: NDArray[np.float32], w_absmax: NDArray[np.float32], strength: float = STRENGTH
 ) -> NDArray[np.float32]:
-    """s_j = max|x_j|**alpha / max|W_j|**(1 - alpha), scaled to a geometric mean of 1. [K], [K] -> [K].
+    """Compute smoothing factors: s_j = max|x_j|**alpha / max|W_j|**(1 - alpha), with a geometric mean of 1.
 
-    SmoothQuant eq. 4. x_absmax: largest absolute value of each channel of the activation; w_absmax: of each row of W.
+    Args:
+        x_absmax: largest absolute value of each channel of the activation, float32 [K].
+        w_absmax: largest absolute value of each row of the weight [K, N], float32 [K].
+        strength: alpha, 0 to 1. With 1, all of the activation's outliers move into the weight.
+
+    Returns:
+        The factors, float32 [K], from 1/64 to 64. The activation is divided by them, and the rows of the weight are
+        multiplied by them.
+
+    Source: SmoothQuant (Xiao et al. 2022), eq. 4.
+
+    Example:
+        >>> smoothing_factors(np.array([16.0, 1.0]), np.ones(2), strength=0.5).tolist()
+        [2.0, 0.5]
     """
     x = np.maximum(x_absmax, max(_LEAST * float(x_absmax.mean()), 1e-12)).astype(np.float64)
     w = np.maximum(w_absmax, max(_LEAST * float(w_absmax.mean()), 1e-12)).astype(np.float64)
@@ -102,19 +122,25 @@ def search_smoothing(
     per_sample: bool = False,
     strengths: Sequence[float] = STRENGTHS,
 ) -> Smoothing:
-    """The strength with the least error of all products together; strength 0 has factors of 1.
+    """Search the strength with the least error of the quantized products.
 
-    The error is the mean over rows i of sum(||Q(x_i / s) Q(s W) - x_i W||**2) / sum(||x_i W||**2), both over the W:
-    AWQ eq. 4 and 5 with the factors of SmoothQuant eq. 4, and the activation quantized too. It is taken row by row
-    because what normalizes the products makes a row of small values count as much as one of large values.
+    The error is the mean over rows i of sum(||Q(x_i / s) Q(s W) - x_i W||**2) / sum(||x_i W||**2), where both sums run
+    over the weights W. It is relative per row, because a normalization behind the products gives rows of small and of
+    large values the same weight.
 
     Args:
-        rows: x, [M, K].
-        tables: the weights W that x is multiplied with, [K, N] each.
-        activation: scheme of x, one scale for all of it.
-        weights: scheme of each table, axes as in [K, N].
-        per_sample: whether x has a range for each sample (dynamic), else one for all (static).
-        strengths: what to choose from, besides 0.
+        rows: the activation x [M, K].
+        tables: the weights W that x is multiplied with, float32 [K, N] each.
+        activation: scheme of x, per tensor.
+        weights: scheme of each weight; its axis refers to [K, N].
+        per_sample: whether x is quantized with a range per sample (dynamic quantization), else with one range.
+        strengths: the strengths to try, besides 0, which has factors of 1.
+
+    Returns:
+        The best factors, and the SQNR with and without them.
+
+    Source: AWQ (Lin et al. 2023), eq. 4 and 5, with the factors of SmoothQuant (Xiao et al. 2022), eq. 4, and with the
+    activation quantized too.
     """
     w_absmax = np.max([np.abs(table).max(axis=1) for table in tables], axis=0)
     wanted = [rows.values @ table for table in tables]
@@ -143,7 +169,7 @@ def search_smoothing(
 
 
 def _quantized(rows: Rows, factors: NDArray[np.float32], scheme: QuantScheme, per_sample: bool) -> NDArray[np.float32]:
-    """What is left of x / s [M, K] once it was quantized with the range of each sample, or of all."""
+    """x / s [M, K], quantized and dequantized with a range per sample or one range for all."""
     low, high = (rows.low / factors).min(axis=1), (rows.high / factors).max(axis=1)
     if per_sample:
         low, high, scheme = low[rows.sample], high[rows.sample], replace(scheme, granularity=PerChannel(0))

@@ -1,4 +1,4 @@
-"""Share out zeros over layers: by one rule for all of them, or so that the sum of what they cost is least."""
+"""Divide a number of zeros among layers: by one rule for all layers, or so that the sum of their costs is least."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What a layer costs at some sparsities, both rising from 0; size: its weights; least: zeros it has in any case."""
+    """The measured cost of a layer at some sparsities.
+
+    Attributes:
+        size: number of weights.
+        sparsities: shares of zeros that were measured, ascending from 0.
+        costs: the cost at each of them, ascending.
+        least: number of zeros that the layer has already and keeps.
+    """
 
     size: int
     sparsities: tuple[float, ...]
@@ -21,9 +28,19 @@ class Curve:
     least: int = 0
 
     def at(self, shares: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The cost at other sparsities: cost is taken to be a power of the sparsity between two that were measured.
+        """Interpolate the cost at other sparsities, linearly on logarithmic axes.
 
-        Above the last that was measured, the last power goes on.
+        Beyond the measured ends, the slope of the nearest segment continues; below the first point it is at least 1.
+
+        Args:
+            shares: sparsities, 0 to 1.
+
+        Returns:
+            The costs, float64, of the shape of `shares`.
+
+        Example:
+            >>> Curve(100, (0.0, 0.4, 0.8), (0.0, 1.0, 4.0)).at(np.array([0.2, 0.4])).round(2).tolist()
+            [0.25, 1.0]
         """
         known = [(s, c) for s, c in zip(self.sparsities, self.costs, strict=True) if s > 0 and c > 0]
         if not known:
@@ -38,10 +55,24 @@ class Curve:
 
 
 def cheapest_allocation(curves: Sequence[Curve], count: int, most: float = 0.98, steps: int = 200) -> list[int]:
-    """How many zeros each layer gets so that they are `count` together, and the sum of the costs is least.
+    """Divide `count` zeros among layers so that the sum of the costs is least.
 
-    Greedy on the lower convex hull of every curve, which is what a Lagrange multiplier finds (Everett 1963): the next
-    zeros go where they cost least each. most: no layer gets a larger share than this, unless all have it.
+    The next zeros go to the layer where they cost least per zero, along the lower convex hull of every curve. That is
+    the solution that a Lagrange multiplier finds (Everett 1963).
+
+    Args:
+        curves: one curve per layer.
+        count: number of zeros of all layers together.
+        most: largest sparsity of a layer. It is exceeded only when every layer has reached it.
+        steps: points at which each curve is evaluated.
+
+    Returns:
+        The number of zeros of each layer.
+
+    Example:
+        >>> cheap, dear = Curve(100, (0.0, 0.5), (0.0, 1.0)), Curve(100, (0.0, 0.5), (0.0, 9.0))
+        >>> cheapest_allocation([cheap, dear], 100)
+        [90, 10]
     """
     found = [min(curve.least, curve.size) for curve in curves]
     queue: list[tuple[float, int, int]] = []
@@ -62,7 +93,7 @@ def cheapest_allocation(curves: Sequence[Curve], count: int, most: float = 0.98,
         left -= taken
         if step + 1 < len(hulls[i]):
             heapq.heappush(queue, (_slope(hulls[i], step + 1), i, step + 1))
-    for i in sorted(range(len(curves)), key=lambda i: -curves[i].size):  # all have `most`: the rest goes anywhere
+    for i in sorted(range(len(curves)), key=lambda i: -curves[i].size):  # all are at `most`: the largest take the rest
         taken = min(max(left, 0), curves[i].size - found[i])
         found[i] += taken
         left -= taken
@@ -75,7 +106,7 @@ def _slope(hull: Sequence[tuple[int, float]], step: int) -> float:
 
 
 def _hull(counts: NDArray[np.int64], costs: NDArray[np.float64]) -> list[tuple[int, float]]:
-    """The lower convex hull of the points, from the left (Andrew 1979)."""
+    """The lower convex hull of the points, from left to right (Andrew 1979)."""
     hull: list[tuple[int, float]] = []
     for x, y in zip(counts.tolist(), costs.tolist(), strict=True):
         if hull and x == hull[-1][0]:
@@ -89,10 +120,24 @@ def _hull(counts: NDArray[np.int64], costs: NDArray[np.float64]) -> list[tuple[i
 
 
 def erdos_renyi(shapes: Sequence[tuple[int, ...]], count: int, least: Sequence[int] = ()) -> list[int]:
-    """How many zeros each layer gets where densities are as (sum of dimensions) / (product of dimensions).
+    """Divide `count` zeros among layers by the Erdos-Renyi-Kernel rule.
 
-    Erdos-Renyi-Kernel: Evci et al. 2020 (RigL), section 3, (1). shapes: [O, I, *k] of every layer. Layers whose
-    density would be above 1 are left dense, and the others make up for it.
+    The density of a layer is proportional to (sum of its dimensions) / (product of its dimensions). Layers whose
+    density would exceed 1 stay dense, and the others take their zeros.
+
+    Args:
+        shapes: weight shapes [O, I, *kernel].
+        count: number of zeros of all layers together.
+        least: zeros that each layer has already; none if empty.
+
+    Returns:
+        The number of zeros of each layer.
+
+    Source: Evci et al. 2020 (RigL), section 3, (1).
+
+    Example:
+        >>> erdos_renyi([(10, 10), (100, 100)], 8000)
+        [0, 8000]
     """
     sizes = [math.prod(shape) for shape in shapes]
     raw = [sum(shape) / max(size, 1) for shape, size in zip(shapes, sizes, strict=True)]
@@ -111,9 +156,23 @@ def erdos_renyi(shapes: Sequence[tuple[int, ...]], count: int, least: Sequence[i
 
 
 def exact_counts(sizes: Sequence[int], shares: Sequence[float], count: int, least: Sequence[int] = ()) -> list[int]:
-    """Whole numbers of zeros for these shares that are `count` together: what rounding misses goes where it is least.
+    """Turn shares of zeros into whole numbers whose sum is `count`.
 
-    Zeros that layers have in any case (`least`) count, and others are taken back for them in the same proportion.
+    The remainder of rounding down goes to the layers with the largest fractions. Zeros that layers have already count,
+    and the other zeros are reduced in proportion.
+
+    Args:
+        sizes: number of weights of each layer.
+        shares: wanted sparsity of each layer, 0 to 1.
+        count: number of zeros of all layers together.
+        least: zeros that each layer has already; none if empty.
+
+    Returns:
+        The number of zeros of each layer.
+
+    Example:
+        >>> exact_counts([3, 3], [0.5, 0.5], 3)
+        [2, 1]
     """
     floor = list(least) or [0] * len(sizes)
     free = max(count - sum(floor), 0)

@@ -1,4 +1,4 @@
-"""Which pattern the zeros of a weight have: what a kernel for sparse weights could make use of."""
+"""Detect the pattern of a weight's zeros, which tells the kernels for sparse weights that could use it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 DENSE, UNSTRUCTURED, CHANNELS = "dense", "unstructured", "channels"
-_FEW = 0.01  # share of zeros below which a weight is dense: some are zero by accident
+_FEW = 0.01  # share of zeros below which a weight counts as dense: dense weights have a few zeros by chance
 
 
 def sparsity(weight: NDArray[Any]) -> float:
-    """Share 0..1 of zeros; 0 of a weight without values."""
+    """Return the share of zeros in a weight, 0 to 1; 0 for an empty weight.
+
+    Example:
+        >>> float(sparsity(np.array([0.0, 1.0, 0.0, 2.0])))
+        0.5
+    """
     return 1.0 - np.count_nonzero(weight) / weight.size if weight.size else 0.0
 
 
 def pattern(weight: NDArray[Any]) -> str:
-    """The strictest of channels, 2:4, 1:4, 4x1 blocks, unstructured and dense that holds. weight [O, I, *kernel].
+    """Return the strictest pattern that the zeros of a weight have.
 
-    channels: all zeros are in outputs or inputs without any other value. N:M: of M inputs that follow each other, at
-    most N are not zero, for every output and place in the kernel. block:4x1: four outputs that follow each other are
-    zero together. Where sizes are no multiple of M or 4, the pattern does not hold.
+    Args:
+        weight: [O, I, *kernel], of any dtype.
+
+    Returns:
+        The first of these that holds:
+
+        - "dense": less than 1 % of the values are zero.
+        - "channels": all zeros lie in outputs or inputs that are zero as a whole.
+        - "1:4", "2:4": of every 4 consecutive inputs at most 1 (or 2) are not zero, for each output and kernel
+          position; the number of inputs is a multiple of 4.
+        - "block:4x1": every 4 consecutive outputs are zero together; the number of outputs is a multiple of 4.
+        - "unstructured".
+
+    Example:
+        >>> pattern(np.array([[1.0, 0.0, 2.0, 0.0], [0.0, 3.0, 0.0, 4.0]]))
+        '2:4'
     """
     alive = weight != 0
     share = 1.0 - alive.mean() if alive.size else 0.0

@@ -1,4 +1,4 @@
-"""Signal to quantization noise, in decibels: 10 * log10(sum(ref**2) / sum((ref - cand)**2))."""
+"""Signal-to-quantization-noise ratio (SQNR) in dB: 10 * log10(sum(ref**2) / sum((ref - cand)**2))."""
 
 from __future__ import annotations
 
@@ -9,23 +9,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CAP_DB = 200.0  # "no error" and "no signal" as numbers that JSON can hold; float32 data reaches about 150
-_CHUNK = 1 << 16  # stays in the cache; sums of more would lose precision in float32
-_LEAST, _MOST = 1e-24, 1e36  # of a sum of squares that float32 holds to a millionth
+CAP_DB = 200.0  # stands for infinity, which JSON lacks; float32 data reaches about 150 dB
+_CHUNK = 1 << 16  # elements: fits the cache, and few enough for sums in float32
+_LEAST, _MOST = 1e-24, 1e36  # sums of squares in this range have a relative error of at most 1e-6 in float32
 
 
 @dataclass(slots=True)
 class SqnrSum:
-    """SQNR over many arrays: adds energies, so large outputs and loud samples weigh more. Sums chunks in float64."""
+    """SQNR over many pairs of arrays.
+
+    Energies are added up, so arrays with more or larger values weigh more.
+
+    Attributes:
+        signal: sum of ref**2.
+        noise: sum of (ref - cand)**2.
+        count: number of elements.
+
+    Example:
+        >>> total = SqnrSum()
+        >>> total.add(np.array([1.0, 2.0]), np.array([1.0, 2.1]))
+        >>> round(total.db, 1)
+        27.0
+    """
 
     signal: float = 0.0
     noise: float = 0.0
     count: int = 0
 
     def add(self, reference: NDArray[Any], candidate: NDArray[Any]) -> None:
-        """Add one pair of equal shape. Infinities of the same sign in both count as equal and carry no signal.
+        """Add one pair of arrays.
 
-        A value that is not finite in one only, or is NaN in the candidate, is infinite noise. Raises ValueError.
+        Where both values are NaN, or infinite with the same sign, they count as equal and add no signal. Where only one
+        of them is not finite, or the infinities have different signs, the noise becomes infinite.
+
+        Args:
+            reference: of any shape.
+            candidate: of the same shape.
+
+        Raises:
+            ValueError: the shapes differ.
         """
         if reference.shape != candidate.shape:
             raise ValueError(f"shapes differ: {list(reference.shape)} and {list(candidate.shape)}")
@@ -45,13 +67,13 @@ class SqnrSum:
         self.count += ref_flat.size
 
     def join(self, other: SqnrSum) -> None:
-        """Add what was summed up elsewhere."""
+        """Add the sums of another object, which another thread or worker process has made."""
         self.signal += other.signal
         self.noise += other.noise
         self.count += other.count
 
     def _add_float32(self, ref: NDArray[Any], cand: NDArray[Any]) -> bool:
-        """Add a chunk of float32 without widening it, three times as fast; False where float32 cannot hold the sums."""
+        """Add a chunk in float32, three times as fast as in float64; False where the sums would lose precision."""
         if ref.dtype != np.float32 or cand.dtype != np.float32:
             return False
         with np.errstate(invalid="ignore", over="ignore"):
@@ -65,7 +87,7 @@ class SqnrSum:
 
     @property
     def db(self) -> float:
-        """SQNR in dB within -CAP_DB..CAP_DB: CAP_DB without any error, -CAP_DB for noise on a zero reference."""
+        """SQNR in dB, from -CAP_DB (noise on a reference of zeros, or infinite noise) to CAP_DB (no error)."""
         if self.noise == 0.0:
             return CAP_DB
         if self.signal == 0.0 or not math.isfinite(self.noise):
@@ -74,14 +96,26 @@ class SqnrSum:
 
 
 def sqnr_db(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
-    """SQNR of one pair in dB, capped at CAP_DB both ways; see SqnrSum."""
+    """Return the SQNR of one pair of arrays in dB, clipped to -CAP_DB..CAP_DB; see `SqnrSum`.
+
+    Args:
+        reference: of any shape.
+        candidate: of the same shape.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> round(sqnr_db(np.array([1.0, 2.0]), np.array([1.0, 2.1])), 1)
+        27.0
+    """
     total = SqnrSum()
     total.add(reference, candidate)
     return total.db
 
 
 def _non_finite(ref: NDArray[np.float64], cand: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Split a chunk that is not all finite into (reference with zeros for infinities and NaN, noise)."""
+    """For a chunk with infinities or NaN: the reference with zeros in their place, and the noise."""
     finite = np.isfinite(ref) & np.isfinite(cand)
     same = (ref == cand) | (np.isnan(ref) & np.isnan(cand))
     error = np.where(finite, ref, 0.0) - np.where(finite, cand, 0.0)

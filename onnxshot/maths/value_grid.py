@@ -1,4 +1,4 @@
-"""Find the grid that values lie on: pictures of 8 bits, normalized, take 256 values per channel and no others."""
+"""Find the grid that values lie on. Normalized 8-bit images, for example, have at most 256 values per channel."""
 
 from __future__ import annotations
 
@@ -8,24 +8,33 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_TIGHT = 1e-5  # of the largest value: two that are closer are one, but for the rounding of float32
-_OFF = 0.02  # of a step: how far a value may lie beside the grid
+_TIGHT = 1e-5  # of the largest value: closer values differ only by float32 rounding
+_OFF = 0.02  # of a step: largest distance of a value from the grid
 _LEVELS = 255  # steps of an 8-bit grid
-_FEWEST = 16  # values: fewer lie on a grid by accident
+_FEWEST = 16  # distinct values: fewer lie on a grid by chance
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Values offset + step * k, for k of 0 to 255."""
+    """The values offset + step * k for k = 0 to 255."""
 
     step: float
     offset: float
 
 
 def find_grid(values: NDArray[np.floating]) -> Grid | None:
-    """The coarsest grid of 256 values that holds all these; None where there is none.
+    """Find the coarsest grid of 256 levels that all values lie on.
 
-    Where fewer than 256 steps were seen, the rest is left on both sides alike.
+    Args:
+        values: float, of any shape.
+
+    Returns:
+        The grid, or None where there is none, or where fewer than 16 distinct values were given. Where the values span
+        fewer than 256 levels, the unused levels are divided evenly between both ends.
+
+    Example:
+        >>> find_grid(np.arange(256) / 255 - 0.5)
+        Grid(step=0.00392156862745098, offset=-0.5)
     """
     seen = np.unique(values.astype(np.float64))
     if not len(seen) or not np.isfinite(seen).all():
@@ -35,7 +44,7 @@ def find_grid(values: NDArray[np.floating]) -> Grid | None:
     if len(seen) < _FEWEST:
         return None
     step = float(np.diff(seen).min())
-    for _ in range(2):  # the least difference tells the step but roughly: fitted to all, it is exact
+    for _ in range(2):  # the smallest difference is only roughly the step: refine it by least squares over all values
         codes = np.rint((seen - seen[0]) / step)
         step = float(codes @ (seen - seen[0]) / (codes @ codes))
     codes = np.rint((seen - seen[0]) / step)
@@ -46,9 +55,20 @@ def find_grid(values: NDArray[np.floating]) -> Grid | None:
 
 
 def least_db(samples: Sequence[NDArray[np.floating]], step: float) -> float:
-    """SQNR in dB that one step for all channels leaves the channel of least variance [N, C, ...]; silent ones aside.
+    """Return the SQNR of the channel with the least variance, where all channels are rounded to multiples of one step.
 
-    The error of rounding is even between -step/2 and step/2: its variance is step**2 / 12.
+    Rounding errors are uniform in -step/2..step/2, so their variance is step**2 / 12. Constant channels are ignored.
+
+    Args:
+        samples: arrays [N, C, ...].
+        step: the scale, in units of the samples.
+
+    Returns:
+        SQNR in dB; infinity where all channels are constant.
+
+    Example:
+        >>> round(least_db([np.array([[[1.0, -1.0]]])], step=0.1), 1)
+        30.8
     """
     flat = np.concatenate([np.moveaxis(x, 1, 0).reshape(x.shape[1], -1) for x in samples], axis=1)
     variances = flat.var(axis=1, dtype=np.float64)
