@@ -21,8 +21,8 @@ from readme import THREADS, Job, fixture_jobs, head, table, zoo_jobs
 import onnxshot
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
-from onnxshot.recovery import improve_plan
-from onnxshot.recovery import plan_candidates as effort
+from onnxshot.recovery import plan_candidates
+from onnxshot.recovery.improver import Improver
 from onnxshot.verification.compare_models import compare
 
 WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {  # name -> (options, steps that are switched off)
@@ -74,13 +74,13 @@ def measured(job: Job, options: dict[str, Any], off: tuple[str, ...], out: Path)
 
 
 def _no_rounding() -> Any:
-    real = effort.reconstruct
-    return mock.patch.object(effort, "reconstruct", lambda *a, **k: real(*a, **{**k, "rounding": False}))
+    real = plan_candidates.reconstruct
+    return mock.patch.object(plan_candidates, "reconstruct", lambda *a, **k: real(*a, **{**k, "rounding": False}))
 
 
 SWITCHES: dict[str, Callable[[], Any]] = {
-    "repair": lambda: mock.patch.object(effort, "repaired", lambda *_: ""),
-    "refine": lambda: mock.patch.object(improve_plan.Improver, "_refined", lambda self, given: given),
+    "repair": lambda: mock.patch.object(plan_candidates, "repaired", lambda *_: ""),
+    "refine": lambda: mock.patch.object(Improver, "_refined", lambda self, given: given),
     "rounding": _no_rounding,
 }
 

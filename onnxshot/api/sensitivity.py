@@ -20,7 +20,7 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.report.saving import save_report
 from onnxshot.report.values import rounded
 from onnxshot.runtimes.invalid_model import blames_model
-from onnxshot.search.candidates import Unit, Workbench, workbench
+from onnxshot.search.workbench import Unit, Workbench, workbench
 from onnxshot.settings import Settings
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,13 @@ from onnxshot.errors import UsageError
 from onnxshot.files.atomic_write import scratch
 from onnxshot.files.conflicts import Files
 from onnxshot.graph import Model
-from onnxshot.graph.save import write
-from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.invalid_model import blames_model
-from onnxshot.search.candidates import Workbench, workbench
-from onnxshot.search.goal import TIMES, Goal, Judge, Measured
+from onnxshot.search.goal import TIMES, Goal, Judge
+from onnxshot.search.mixed_precision import MixedPrecisionSearch, pareto_front
+from onnxshot.search.workbench import workbench
 from onnxshot.settings import Settings
-
-_FINALS = 3  # candidates that are made anew at most: each takes as long as a run of `quantize`
 
 
 @checked
@@ -106,7 +103,7 @@ def tune(
         def remake(recipe: Recipe) -> Model:
             return quantize(model, calib, stats=stats, preset=preset, recipe=recipe, settings=quiet).model
 
-        search = _Search(bench, goal, judge, folder, deadline, recipe, remake)
+        search = MixedPrecisionSearch(bench, goal, judge, folder, deadline, recipe, remake)
         chosen = search.run()
         searched = time.perf_counter() - started
         recipe = search.recipe(chosen) if chosen else recipe
@@ -124,281 +121,10 @@ def tune(
         "reached": not missed, "missed": list(missed.values()), "float_score": judge.float_score,
         "float_nodes": len(chosen), "candidates": len(search.seen), "budget_spent": search.out_of_time,
     }  # fmt: skip
-    result.report.pareto = [asdict(row) for row in _pareto(list(search.seen.values()))]
+    result.report.pareto = [asdict(row) for row in pareto_front(list(search.seen.values()))]
     result.report.timings["search"] = searched
     result.report.seconds = time.perf_counter() - started
     return result
-
-
-class _OutOfTime(Exception):
-    """The budget is spent; raised between two measurements, never in one."""
-
-
-@dataclass(slots=True)
-class _Search:
-    """The candidates of one model; each is the set of the units that are left in float, by pattern.
-
-    asked: the recipe as it was asked for. remake: the model that a recipe makes in a run of its own.
-    """
-
-    bench: Workbench
-    goal: Goal
-    judge: Judge
-    folder: Path
-    deadline: float
-    asked: Recipe
-    remake: Callable[[Recipe], Model]
-    seen: dict[frozenset[str], Measured] = field(default_factory=dict)
-    empty: set[frozenset[str]] = field(default_factory=set)  # of those seen, with nothing quantized
-    anew: set[frozenset[str]] = field(default_factory=set)  # of those seen, that are better made anew
-    out_of_time: bool = False
-    _priced: dict[str, float] = field(default_factory=dict)
-    _times: dict[str, tuple[float, float]] = field(default_factory=dict)
-    _alone: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def _costs(self) -> dict[str, float]:
-        """What each unit costs in float, by pattern; measured once there is something to choose."""
-        self._priced = self._priced or _costs(self.bench, self._latencies, by_size=self.goal.max_size is not None)
-        return self._priced
-
-    @property
-    def _latencies(self) -> dict[str, tuple[float, float]]:
-        """Milliseconds of each unit in float and in int8, by pattern; measured once they are asked for."""
-        self._times = self._times or self.bench.latencies()
-        return self._times
-
-    def run(self) -> frozenset[str]:
-        """The best candidate that was found in time. The first, all int8, is measured in any case."""
-        base = self.measured(frozenset())
-        try:
-            if self.goal.inaccurate(base):
-                self._promote(until=lambda found: not self.goal.inaccurate(found), last=True)
-                self._take_back()
-            first = self._relieved() if self.goal.too_slow(base) else frozenset[str]()
-            limited = not self.goal.wants_accuracy or self.goal.missed(self.seen[self.best()])
-            if limited and not self.goal.too_much(self.measured(first)):
-                self._promote(until=self.goal.too_much, last=False, kept=first)
-            self._finals()
-            self._confirm()
-        except _OutOfTime:
-            self.out_of_time = True
-        return self.best()
-
-    def recipe(self, floats: frozenset[str]) -> Recipe:
-        """The recipe that makes a candidate; patterns in graph order."""
-        patterns = tuple(u.pattern for u in self.bench.units if u.pattern in floats)
-        return self._fresh(patterns) if floats in self.anew else self.bench.without(patterns)
-
-    def _fresh(self, patterns: tuple[str, ...]) -> Recipe:
-        """The recipe that was asked for, with these in float too: what suits the outputs is tried anew."""
-        return replace(self.asked, exclude=(*self.asked.exclude, *patterns))
-
-    def measured(self, floats: frozenset[str]) -> Measured:
-        """The candidate, built and measured on held-out samples; once."""
-        if floats not in self.seen:
-            if self.seen:
-                self._in_time()
-            recipe, path = self.recipe(floats), self.folder / "candidate.onnx"
-            plan = self.bench.plan_of(recipe)
-            if not plan.stored and all(node.how == FLOAT for node in plan.nodes):
-                self.empty.add(floats)
-            write(self.bench.build(recipe), path)
-            self.seen[floats] = self.judge.measure(path, recipe.exclude)
-            self._show("candidates measured", len(self.seen))
-        return self.seen[floats]
-
-    def best(self) -> frozenset[str]:
-        """The cheapest candidate that reaches the goal; without, the one that comes closest.
-
-        One with nothing quantized is the float model: it counts only where there is no other.
-        """
-        known = {floats: found for floats, found in self.seen.items() if floats not in self.empty} or self.seen
-        reached = [floats for floats, found in known.items() if not self.goal.missed(found)]
-        if reached and self.goal.wants_accuracy:
-            return min(reached, key=lambda f: (self._cost(f), len(f), -self.seen[f].sqnr_db))
-
-        def close(floats: frozenset[str]) -> tuple[bool, bool, float, float]:
-            found = self.seen[floats]
-            slow = found.latency_ms if found.latency_ms is not None and self.goal.too_slow(found) else 0.0
-            return not self.goal.too_much(found), not self.goal.inaccurate(found), -slow, found.sqnr_db
-
-        return max(reached or known, key=close)
-
-    def unworthy(self, chosen: frozenset[str]) -> dict[str, str]:
-        """That the goal is reached by the float model alone, in words; empty where it is not."""
-        if chosen in self.empty:
-            return {"quantized": "nothing is quantized: that is the float model"}
-        by_float = any(not self.goal.missed(self.seen[floats]) for floats in self.empty)
-        if by_float and self.goal.missed(self.seen[chosen]):
-            return {"quantized": "only the float model, with nothing quantized, reaches the goal"}
-        return {}
-
-    # ------------------------------------------------------------------ steps
-
-    def _relieved(self) -> frozenset[str]:
-        """The fastest of: all int8, and those with nodes in float that are slower in int8, the slowest first."""
-        slower = [p for p, (before, after) in self._latencies.items() if after > before]
-        slower.sort(key=lambda p: self._latencies[p][0] - self._latencies[p][1])
-        counts = [len(slower) >> halved for halved in range(len(slower).bit_length())]
-        tried = [frozenset[str](), *(frozenset(slower[:count]) for count in counts)]
-        return min(tried, key=lambda floats: self.measured(floats).latency_ms or 0.0)
-
-    def _promote(
-        self, until: Callable[[Measured], bool], *, last: bool, kept: frozenset[str] = frozenset()
-    ) -> None:
-        """Put nodes back to float until a candidate is so; `last`: that candidate is wanted, not the one before it.
-
-        kept: what is in float from the beginning.
-        """
-        if last and not until(self.measured(frozenset(self._costs))):
-            return
-        while not until(self.measured(kept)):
-            found = []
-            for order in self._orders(kept):
-                length = self._bisect(kept, order, until)
-                if length is None and last:
-                    continue
-                found.append(order[: len(order) if length is None else length if last else length - 1])
-            if last:
-                first = min(found, key=lambda part: self._cost(kept.union(part)), default=[])
-            else:
-                first = max(found, key=lambda part: self.measured(kept.union(part)).sqnr_db, default=[])
-            if len(first) <= int(last):
-                return
-            kept = kept.union(first[: (len(first) + 1) // 2])
-
-    def _bisect(self, kept: frozenset[str], order: list[str], until: Callable[[Measured], bool]) -> int | None:
-        """How many of the first of `order` it takes on top of `kept`; None where all of them do not do it."""
-        if not order or not until(self.measured(kept.union(order))):
-            return None
-        low, high = 0, len(order)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if until(self.measured(kept.union(order[:middle]))):
-                high = middle
-            else:
-                low = middle
-        return high
-
-    def _orders(self, kept: frozenset[str]) -> Iterator[list[str]]:
-        """The other units, those first that bring most for what they cost: by two measurements.
-
-        The noise a node makes alone does not know its neighbours, whose errors may cancel; what is won by putting one
-        node back to float does not know what is won with its neighbours.
-        """
-        left = {u.pattern: u for u in self.bench.units if u.pattern not in kept}
-        if not self._alone:
-            fine = self.bench.recipe.per_channel
-            alone = ((p, self.bench.alone(u, per_channel=fine)) for p, u in left.items())
-            found = self._tried(alone, "nodes alone in int8", len(left))
-            self._alone = {p: 10 ** (-db / 10) for p, db in found.items()}
-        yield sorted(left, key=lambda p: -self._alone.get(p, 0.0) / self._costs[p])
-        fewer = ((p, self.bench.plan_of(self.recipe(kept.union([p] if p else [])))) for p in ("", *left))
-        found = self._tried(fewer, "nodes back in float", len(left) + 1)
-        yield sorted(left, key=lambda p: (found[""] - found[p]) / self._costs[p])
-
-    def _tried(self, plans: Iterable[tuple[str, Plan | None]], what: str, count: int) -> dict[str, float]:
-        """SQNR in dB on the calibration samples for each plan that there is."""
-        names: list[str] = []
-        found: dict[str, float] = {}
-
-        def drawn() -> Iterator[Plan]:
-            for name, plan in plans:
-                if plan is not None:
-                    names.append(name)
-                    yield plan
-
-        for db in self.bench.sqnrs(drawn()):
-            found[names[len(found)]] = db
-            self._show(what, len(found), count)
-            self._in_time()
-        return found
-
-    def _take_back(self) -> None:
-        """Put back into int8 what the goal does not need, the most expensive first."""
-        kept = self.best()
-        if self.goal.inaccurate(self.seen[kept]):
-            return
-        for pattern in sorted(kept, key=lambda p: (-self._costs[p], p)):
-            if not self.goal.inaccurate(self.measured(kept - {pattern})):
-                kept -= {pattern}
-
-    def _finals(self) -> None:
-        """Make those anew that cost less than the best and come closest to the accuracy, the cheapest first.
-
-        The first that reaches the goal is the best then; without one, those that came out more accurate count so.
-        """
-        best = self.best()
-        if not self.goal.wants_accuracy or not best:
-            return
-        missed = bool(self.goal.missed(self.seen[best]))
-        others = [f for f in self.seen if f and f not in self.empty and self.goal.inaccurate(self.seen[f])]
-        cheaper = [f for f in others if missed or self._cost(f) < self._cost(best)]
-        nearest = sorted(cheaper, key=lambda f: _accuracy(self.seen[f]), reverse=True)[:_FINALS]
-        for floats in sorted(nearest, key=lambda f: (self._cost(f), sorted(f))):
-            self._in_time()
-            self.anew.add(floats)
-            path = self._made(floats)
-            found = self.judge.measure(path, self.recipe(floats).exclude)
-            if _accuracy(found) > _accuracy(self.seen[floats]):
-                self.seen[floats] = found
-            else:
-                self.anew.remove(floats)
-            self._show("candidates made anew", len(self.anew))
-            if not self.goal.missed(self.seen[floats]):
-                return
-
-    def _made(self, floats: frozenset[str]) -> Path:
-        """A candidate's file, until the next one is made."""
-        path, recipe = self.folder / "candidate.onnx", self.recipe(floats)
-        write(self.remake(recipe) if floats in self.anew else self.bench.build(recipe), path)
-        return path
-
-    def _confirm(self) -> None:
-        """Time the best candidate again, and the next one where it does not hold: of many, the luckiest looks best."""
-        sure: set[frozenset[str]] = set()
-        while self.goal.max_latency is not None and (best := self.best()) not in sure:
-            self._in_time()
-            path = self._made(best)
-            self.seen[best] = replace(self.seen[best], latency_ms=self.judge.latency_ms(path, times=TIMES))
-            sure.add(best)
-
-    # ------------------------------------------------------------------ small things
-
-    def _cost(self, floats: frozenset[str]) -> float:
-        return sum(self._costs[p] for p in sorted(floats))
-
-    def _in_time(self) -> None:
-        if time.perf_counter() > self.deadline:
-            raise _OutOfTime
-
-    def _show(self, what: str, done: int, total: int | None = None) -> None:
-        progress = self.bench.prepared.settings.progress
-        if progress is not None:
-            progress(what, done, total if total is not None else max(done, len(self.bench.units)))
-
-
-def _accuracy(found: Measured) -> tuple[float, float]:
-    """What says how accurate a candidate is, more is better: the score that is asked for, then the SQNR."""
-    return -(found.drop or 0.0), found.sqnr_db
-
-
-def _costs(bench: Workbench, times: Mapping[str, tuple[float, float]], *, by_size: bool) -> dict[str, float]:
-    """What each unit costs in float, by pattern: its share of what int8 saves, and one for its Q and DQ."""
-    units = bench.units
-    saved = {p: max(before - after, 0.0) for p, (before, after) in times.items()}
-    whole, stored = sum(saved.values()) or 1.0, sum(u.weight_bytes for u in units) or 1
-    return {
-        u.pattern: saved[u.pattern] / whole + 1 / len(units) + (u.weight_bytes / stored if by_size else 0.0)
-        for u in units
-    }
-
-
-def _pareto(found: list[Measured]) -> list[Measured]:
-    """Those that no other beats, the smallest file first."""
-    front = [row for row in found if not any(other.beats(row) for other in found)]
-    return sorted(front, key=lambda row: (row.bytes, -row.sqnr_db))
 
 
 def _again(calib: Any) -> Any:

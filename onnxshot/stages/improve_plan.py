@@ -13,7 +13,7 @@ from onnxshot.planning.plan import Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.schemes import schemes
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recovery.improve_plan import Improver
+from onnxshot.recovery.improver import Improver
 from onnxshot.report.timings import Timed, untimed
 from onnxshot.stages.open_samples import Samples
 from onnxshot.stages.prepare_model import Prepared

@@ -19,8 +19,8 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.search import goal
-from onnxshot.search.candidates import Workbench
 from onnxshot.search.goal import Measured
+from onnxshot.search.workbench import Workbench
 
 NAME = "digits_resnet"
 

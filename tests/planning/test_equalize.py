@@ -17,7 +17,7 @@ from onnxshot.maths import cross_layer_equalization
 from onnxshot.maths.cross_layer_equalization import MOST, Reader, equalizing_factors
 from onnxshot.passes.equalize import Equalize
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recovery import plan_candidates as effort
+from onnxshot.recovery import plan_candidates
 
 SIX = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
 
@@ -219,7 +219,7 @@ def test_statistics_are_kept_of_those_tensors_only_that_are_what_they_were(name:
     case = NETWORKS[name]
     ready, plan = planned(case, calibrate=True)
     stats = statistics(ready, plan.observe, case.feeds)
-    found = effort.equalized(ready, plan, stats)
+    found = plan_candidates.equalized(ready, plan, stats)
     assert found is not None
     model, known = found
     again = statistics(model, plan.observe, case.feeds)
@@ -242,7 +242,7 @@ def test_a_shared_weight_is_not_scaled_and_the_given_model_stays() -> None:
     ready = normalized(case.model, Recipe())
     _, plan = planned(case, calibrate=True)
     assert Equalize(plan, statistics(ready, plan.observe, case.feeds)).run(ready).edits == 0
-    copy = effort.equalized(*planned(case, calibrate=True), statistics(ready, plan.observe, case.feeds))
+    copy = plan_candidates.equalized(*planned(case, calibrate=True), statistics(ready, plan.observe, case.feeds))
     assert copy is None
     assert case.model.SerializeToString() == before
 

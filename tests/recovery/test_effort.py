@@ -17,8 +17,7 @@ from onnxshot import quantize
 from onnxshot.delivery.record import RECIPE_KEY
 from onnxshot.errors import UsageError
 from onnxshot.maths.sqnr import SqnrSum
-from onnxshot.recovery import layer_reconstruction
-from onnxshot.recovery import plan_candidates as effort
+from onnxshot.recovery import layer_reconstruction, plan_candidates
 from onnxshot.recovery.layer_reconstruction import Repair
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.ort_runtime import Runner
@@ -94,25 +93,25 @@ def harmful(reference: Any, candidate: onnx.ModelProto, layers: list[str], *_: A
 
 @pytest.mark.parametrize("kind", ["balanced", "best"])
 def test_a_repair_that_makes_it_worse_is_not_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(effort, "reconstruct", harmful)
+    monkeypatch.setattr(plan_candidates, "reconstruct", harmful)
     result = made("digits_mobile", 16, effort=kind)
     (note,) = [n for n in result.report.notes if "dB before" in n]
     assert note.startswith("no repair was kept: ")
-    monkeypatch.setattr(effort, "repaired", lambda *_: "")
+    monkeypatch.setattr(plan_candidates, "repaired", lambda *_: "")
     unrepaired = made("digits_mobile", 16, effort=kind)
     assert weights_of(result) == weights_of(unrepaired)
 
 
 def test_of_two_repairs_the_better_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where rounding does harm, the corrected biases are taken, and the other way round."""
-    real = effort.reconstruct
+    real = plan_candidates.reconstruct
     kept = {}
     for bad in (False, True):
 
         def one_bad(*args: Any, rounding: bool, bad: bool = bad, **rest: Any) -> dict[str, Repair]:
             return harmful(*args) if rounding == bad else real(*args, rounding=rounding, **rest)
 
-        monkeypatch.setattr(effort, "reconstruct", one_bad)
+        monkeypatch.setattr(plan_candidates, "reconstruct", one_bad)
         monkeypatch.setattr(layer_reconstruction, "_WEIGHT_ROWS", 512)
         notes = made("digits_mobile", 16, effort="best").report.notes
         kept[bad] = next(n for n in notes if "dB before" in n)
@@ -127,10 +126,10 @@ def test_equalized_channels_that_make_it_worse_are_not_kept(monkeypatch: pytest.
         bias.values = bias.values + 5
         return copy, {}
 
-    monkeypatch.setattr(effort, "repaired", lambda *_: "")
-    monkeypatch.setattr(effort, "equalized", lambda *_: None)
+    monkeypatch.setattr(plan_candidates, "repaired", lambda *_: "")
+    monkeypatch.setattr(plan_candidates, "equalized", lambda *_: None)
     plain = made("digits_mobile", 16, effort="balanced")
-    monkeypatch.setattr(effort, "equalized", spoiled)
+    monkeypatch.setattr(plan_candidates, "equalized", spoiled)
     tried = made("digits_mobile", 16, effort="balanced")
     assert "channels were equalized" not in tried.report.notes
     assert weights_of(tried) == weights_of(plain)
@@ -139,7 +138,7 @@ def test_equalized_channels_that_make_it_worse_are_not_kept(monkeypatch: pytest.
 def test_samples_that_judge_a_repair_are_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[Any] = []
     judged: list[Any] = []
-    real, race = effort.reconstruct, effort.race
+    real, race = plan_candidates.reconstruct, plan_candidates.race
 
     def learns(reference: Any, candidate: Any, layers: Any, feeds: Any, **rest: Any) -> dict[str, Repair]:
         learned.extend(feeds)
@@ -150,9 +149,9 @@ def test_samples_that_judge_a_repair_are_not_learned_from(monkeypatch: pytest.Mo
         judged.extend(sample.feed for samples in drawn for sample in samples)
         return race(reference, candidates, drawn, **rest)
 
-    monkeypatch.setattr(effort, "reconstruct", learns)
-    monkeypatch.setattr(effort, "race", judges)
-    monkeypatch.setattr(effort, "equalized", lambda *_: None)
+    monkeypatch.setattr(plan_candidates, "reconstruct", learns)
+    monkeypatch.setattr(plan_candidates, "race", judges)
+    monkeypatch.setattr(plan_candidates, "equalized", lambda *_: None)
     made("digits_resnet", 16, effort="balanced", method="minmax")
     first, second = ({feed["image"].tobytes() for feed in given} for given in (learned, judged))
     assert first
@@ -190,7 +189,7 @@ def test_fast_neither_equalizes_nor_repairs_where_it_proves_either(monkeypatch: 
         raise AssertionError("nobody asked for it")
 
     for name in ("equalized", "repaired", "reconstruct"):
-        monkeypatch.setattr(effort, name, never)
+        monkeypatch.setattr(plan_candidates, name, never)
     case = HANDMADE["resnet_block"]()
     assert quantize(case.model, case.feeds, effort="fast", settings=PROVEN).report.sqnr_db is not None
 

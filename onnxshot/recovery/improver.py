@@ -28,7 +28,8 @@ from onnxshot.planning.schemes import schemes
 from onnxshot.planning.smoothable import readers_of
 from onnxshot.planning.trained_scales import Trained
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recovery import plan_candidates as effort
+from onnxshot.recovery import plan_candidates
+from onnxshot.recovery.plan_candidates import Candidate
 from onnxshot.recovery.range_search import refined
 from onnxshot.recovery.smoothquant_strength import smoothed, strengths
 from onnxshot.report.timings import Timed
@@ -75,13 +76,13 @@ class Improver:
     inferences: int = field(init=False, default=0)
     _learned_from: list[Sample] = field(init=False, default_factory=list)
 
-    def best(self, plan: Plan, evidence: Evidence) -> effort.Candidate:
+    def best(self, plan: Plan, evidence: Evidence) -> Candidate:
         """Of all that the effort and the recipe allow, the model, plan and evidence whose outputs are best.
 
         Ranges that clip are better for every tensor alone, and may be worse for the outputs: the mean error of a tensor
         does not know which values matter, and in a detector it is the few large ones.
         """
-        given = effort.Candidate(self.model, plan, evidence)
+        given = Candidate(self.model, plan, evidence)
         candidates = [given]
         enough = len(self.gathered.calibrated) >= _EQUALIZED_FROM or self.recipe.equalize is True
         if self.recipe.effort != "fast" and self.recipe.equalize is not False and enough and not self.trained:
@@ -114,23 +115,24 @@ class Improver:
         if self.recipe.effort == "fast" or not plan.tensors:
             return ""
         learn, checks = self._learning()
-        return effort.repaired(self.reference, teacher, model, plan, learn, checks, self.recipe.effort, self.settings)
+        effort = self.recipe.effort
+        return plan_candidates.repaired(self.reference, teacher, model, plan, learn, checks, effort, self.settings)
 
     def _planned(self, model: Model, recipe: Recipe, evidence: Evidence) -> Plan:
         return make_plan(model, self.target, recipe, evidence, self.trained)
 
     def _choose(
-        self, candidates: Sequence[effort.Candidate], batches: Iterable[Sequence[Sample]]
-    ) -> tuple[effort.Candidate, CandidateError | None]:
+        self, candidates: Sequence[Candidate], batches: Iterable[Sequence[Sample]]
+    ) -> tuple[Candidate, CandidateError | None]:
         def rewrite(model: Model, plan: Plan) -> object:
             return apply_plan(model, plan, self.recipe)
 
-        return effort.choose(self.reference, candidates, rewrite, batches, threads=self.settings.threads)
+        return plan_candidates.choose(self.reference, candidates, rewrite, batches, threads=self.settings.threads)
 
-    def _recipe_of(self, given: effort.Candidate) -> Recipe:
+    def _recipe_of(self, given: Candidate) -> Recipe:
         return self.recipe if given.clips else replace(self.recipe, clip=False)
 
-    def _refined(self, given: effort.Candidate) -> effort.Candidate:
+    def _refined(self, given: Candidate) -> Candidate:
         """The candidate with ranges chosen by what they do to the outputs, where other samples like them better too."""
         learn, checks = self._learning()
         recipe = self._recipe_of(given)
@@ -153,7 +155,7 @@ class Improver:
             self._learned_from = self._read(_evenly(others)[: _LEARNED_FROM[self.recipe.effort]])
         return self._learned_from, self._batches(checks)
 
-    def _gridded(self, given: effort.Candidate, outputs_db: float) -> effort.Candidate:
+    def _gridded(self, given: Candidate, outputs_db: float) -> Candidate:
         """The candidate whose inputs are quantized on the grids that the samples lie on, where there are any.
 
         outputs_db: SQNR of the outputs without it.
@@ -186,12 +188,12 @@ class Improver:
                 return other
             return self._choose([other, replace(given, lead=0.0)], self._batches(self.gathered.calibrated))[0]
 
-    def _equalized(self, given: effort.Candidate) -> effort.Candidate | None:
+    def _equalized(self, given: Candidate) -> Candidate | None:
         """The model with equalized channels, calibrated anew; None where there is nothing to gain."""
         with self.timed("equalize"):
             # Without what this run leaves out: channels do not depend on it, so that statistics can be reused.
             whole = make_plan(given.model, self.target, Recipe(target=self.recipe.target), given.evidence)
-            found = effort.equalized(given.model, whole, given.evidence.stats)
+            found = plan_candidates.equalized(given.model, whole, given.evidence.stats)
             if found is None:
                 return None
             model, known = found
@@ -199,7 +201,7 @@ class Improver:
             plan = make_plan(model, self.target, self.recipe, evidence)
             return replace(given, model=model, plan=plan, evidence=evidence)
 
-    def _smoothed(self, given: effort.Candidate) -> effort.Candidate:
+    def _smoothed(self, given: Candidate) -> Candidate:
         """The candidate with outliers moved into weights as far as products gain by it, where the outputs do too."""
         calibrated = self.gathered.calibrated
         # Without exclusions, as for equalization: factors do not depend on what a search leaves out.
