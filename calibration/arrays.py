@@ -241,7 +241,7 @@ def _npz_members(path: Path) -> dict[str, _Member]:
             if found.header + found.nbytes != info.file_size or info.file_size > size * _DEFLATE_LIMIT:
                 raise ValueError(f"{stated} but holds {info.file_size} bytes")
             if found.nbytes > _ANY_RATIO and found.nbytes > _MOST_RATIO * info.compress_size:
-                raise ValueError(f"{stated} in {info.compress_size} bytes: it is one value throughout")
+                raise ValueError(f"{stated}, packed into {info.compress_size} bytes: all its values are equal")
             name = info.filename.removesuffix(".npy")
             members[name] = _Member(found.shape, found.fortran, found.dtype, found.header, info)
     return members
@@ -258,7 +258,7 @@ def _header(stream: IO[bytes], name: str) -> _Member:
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects, which are never unpickled; save plain arrays")
     if any(size < 0 for size in shape) or not dtype.itemsize or dtype.names is not None:
-        raise ValueError(f"{name} says {dtype} {list(shape)}, which is no plain array")
+        raise ValueError(f"{name} says {dtype} {list(shape)}, which is not a plain array")
     return _Member(tuple(map(int, shape)), fortran, dtype, stream.tell())
 
 

@@ -96,7 +96,8 @@ def check_names(feed: Mapping[str, object], specs: Sequence[InputSpec], where: s
             near = difflib.get_close_matches(str(name), missing or wanted, 1, 0.4)
             guess = f"did you mean {near[0]!r}? " if near else ""
             listed = ", ".join(map(repr, wanted))
-            raise CalibrationError(f"{where} holds {name!r}, which the model has not", f"{guess}inputs: {listed}")
+            what = f"{where} holds {name!r}, which is not an input of the model"
+            raise CalibrationError(what, f"{guess}inputs: {listed}")
     if missing:
         spec = next(s for s in specs if s.name == missing[0])
         held = ", ".join(map(repr, feed)) or "nothing"
@@ -115,10 +116,10 @@ def as_array(value: object, name: str, where: str) -> NDArray[Any]:
             if hasattr(value, "__array__"):
                 raise
             reason = "its rows differ in length" if "inhomogeneous" in str(e) else " ".join(str(e).split())
-            raise CalibrationError(f"input {name!r} of {where} is no array: {reason}", "pad the rows") from e
+            raise CalibrationError(f"input {name!r} of {where} is not an array: {reason}", "pad the rows") from e
     if found.dtype.hasobject and not _all_text(found):
         kind = type(value).__name__
-        raise CalibrationError(f"input {name!r} of {where} is a {kind}, which is no array of numbers", _HOW_TO_ARRAY)
+        raise CalibrationError(f"input {name!r} of {where} is a {kind}, not an array of numbers", _HOW_TO_ARRAY)
     return found
 
 

@@ -230,7 +230,7 @@ def _open_file(path: Path, fit: Fitter) -> Source:
         return npz_stack(path, fit.specs, fit.check_stated)
     if suffix == ".npy":
         return npy_stack(path, fit.specs, fit.check_stated)
-    raise CalibrationError(f"calibration data {path} is of no known kind", f"--calib takes {TAKES}")
+    raise CalibrationError(f"calibration data {path} is of an unknown kind", f"--calib takes {TAKES}")
 
 
 def _open_folder(root: Path, fit: Fitter) -> Source:

@@ -1,6 +1,6 @@
 """onnxshot: compress exported ONNX models in one shot, without training code, with proof.
 
-What stands in `__all__` is public. Each name is imported when it is first used: `import onnxshot` itself is cheap.
+The names in `__all__` are public. Each is imported when it is first used, so that `import onnxshot` itself is fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arguments of the wrong type are told by name, before the work, in place of a TypeError from somewhere inside."""
+"""Check the types of arguments before the work: a UsageError names the argument, where Python would fail later."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _Result = TypeVar("_Result")
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "None": type(None), "Path": os.PathLike, "float": numbers.Real, "int": numbers.Integral,
 }  # fmt: skip
-"""What a name in an annotation takes, where that is more than the class of that name: numpy's numbers are too."""
+"""The classes that a name in an annotation accepts, where there are more than the class itself (numpy's numbers)."""
 
 
 def checked(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
-    """Let a call raise UsageError, with the parameter, for a value that is of no type that its annotation lists.
+    """Decorator: raise UsageError, which names the parameter, for an argument whose type its annotation does not list.
 
-    Parameters whose annotation names more than plain classes are left to the call.
+    Parameters whose annotation is more than a list of plain classes are not checked.
     """
     signature, known = inspect.signature(call), vars(sys.modules[call.__module__])
 
@@ -40,16 +40,20 @@ def checked(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
 
 
 def check_fields(values: Any) -> None:
-    """Raise UsageError, with the field, for a value of a dataclass that is of no type that its annotation lists."""
+    """Raise UsageError, which names the field, for a dataclass field whose type its annotation does not list."""
     known = vars(sys.modules[type(values).__module__])
     for field in dataclasses.fields(values):
         check_value(field.name, getattr(values, field.name), field.type, known)
 
 
 def check_value(name: str, value: object, annotation: object, known: Mapping[str, Any]) -> None:
-    """Raise UsageError for a value that is of no type of an annotation such as "str | Path | None".
+    """Raise UsageError for a value whose type an annotation such as "str | Path | None" does not list.
 
-    known: what names in the annotation stand for. An annotation of anything else takes every value.
+    Args:
+        name: of the value, in messages.
+        value: the value.
+        annotation: as text. One that is not a list of plain classes accepts every value.
+        known: the classes that names in the annotation stand for.
     """
     names = [part.strip() for part in annotation.split("|")] if isinstance(annotation, str) else []
     kinds = [_KINDS.get(part, known.get(part, getattr(builtins, part, None))) for part in names]

@@ -1,22 +1,28 @@
-"""Every mistake a user can make, one class per kind, each with its exit code and a hint."""
+"""The errors that onnxshot raises on purpose, one class per kind, each with an exit code of the command line."""
 
 from __future__ import annotations
 
 import re
 
-# Of a relative path nothing need stand in front of it: no dot of a word before may be taken for its own.
+# The path of a temporary folder. A relative path may start anywhere, so no dot of an earlier word may match.
 _ASIDE = re.compile(
     r"(?<![^\s/\\'\"(=])\.(?:(?![\s'\"(=]\.)[^/\\])*?\.onnxshot-[a-z0-9_]{8}\.part[/\\](?:work[/\\])?"
 )
 
 
 def in_place(text: str) -> str:
-    """The text, where files that are written aside have the paths that they will have: those alone people know."""
+    """The text with paths of temporary files replaced by the final paths, which are the ones that users know."""
     return _ASIDE.sub("", text)
 
 
 class OnnxshotError(Exception):
-    """Base of all errors onnxshot raises on purpose; `hint` says what to do about it."""
+    """Base class of all errors that onnxshot raises on purpose.
+
+    Attributes:
+        message: what is wrong, and where.
+        hint: what to do about it; may be empty.
+        exit_code: of the command line.
+    """
 
     exit_code = 1
 
@@ -31,25 +37,25 @@ class OnnxshotError(Exception):
 
 
 class UsageError(OnnxshotError):
-    """The command or call contradicts itself, or names something that is not there."""
+    """The command or call contradicts itself, or names something that does not exist."""
 
     exit_code = 2
 
 
 class GoalMissed(OnnxshotError):
-    """The work was done and written, but a goal that was asked for was not reached."""
+    """The result was written, but it misses a goal that was asked for."""
 
     exit_code = 3
 
 
 class ModelError(OnnxshotError):
-    """The model file is not readable, not valid, or not an ONNX model."""
+    """The model file cannot be read, is not valid, or is not an ONNX model."""
 
     exit_code = 4
 
 
 class CalibrationError(OnnxshotError):
-    """The calibration data does not fit the model, or holds values nothing can be learned from."""
+    """The calibration data cannot be read, does not fit the model, or holds values that ranges cannot be taken from."""
 
     exit_code = 5
 

@@ -1,4 +1,4 @@
-"""How to run, not what to do."""
+"""Settings: how a run is executed, in contrast to the recipe, which says what is made."""
 
 from __future__ import annotations
 
@@ -11,38 +11,48 @@ from onnxshot.files.conflicts import Files
 from onnxshot.files.messages import shown
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many samples are done, and how many there are."""
+"""Called with the name of the step, the number of samples done, and the number of all samples."""
 
 DEVICES = ("cpu", "cuda", "openvino")
-"""Where calibration may run."""
+"""Devices that calibration can run on."""
 
 MOST_THREADS = 1024
-"""Most threads that a run may be given: each takes memory, and ONNX Runtime makes them all at once."""
+"""Most threads of a run: each takes memory, and ONNX Runtime creates all of them at once."""
 
 AUTO_LIMIT = 1024
-"""Samples that are looked at where nobody says how many: calibration settles long before."""
+"""Most samples that samples='auto' considers; calibration usually settles long before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to run; `samples`, and `seed` for random data, alone change what is computed.
+    """How a run is executed.
+
+    Only `samples`, `seed` (for random data), `device`, `keep_overridable` and `requantize` can change the result.
 
     Attributes:
-        samples: 'auto' looks at AUTO_LIMIT samples at most, evenly spaced over the data, and calibrates on as many of
-            them as it takes until the ranges have settled; 'all' or a number takes that many.
-        verify: prove the written file against the float model.
-        use_cache: keep and reuse statistics.
+        samples: how many samples to calibrate on. 'auto' considers at most AUTO_LIMIT samples, evenly spaced over the
+            data, and stops when the ranges have settled; 'all' or a number uses that many.
+        verify: whether to compare the written file with the float model.
+        use_cache: whether to store calibration statistics in the cache, and to reuse them.
         threads: CPU threads of every inference.
-        device: where calibration runs: cpu, cuda or openvino.
+        device: where calibration runs: 'cpu', 'cuda' or 'openvino'.
         seed: of random calibration data.
-        keep_overridable: leave initializers that are listed as inputs as they are.
-        requantize: take an already quantized model back to float first.
-        bench_seconds: how long to time each of the two models.
-        shared: a folder of statistics that other processes have gathered for this run; one of the very pass that it
-            would make stands for that pass, with or without a cache.
-        files: what the caller has read besides, and will write once the run is over: held against the run's own before
-            the work.
-        progress: called with what is being done, how far it is, and how far it goes.
+        keep_overridable: whether initializers that are also listed as inputs are left unchanged.
+        requantize: whether an input that is already quantized is converted back to float first.
+        bench_seconds: how long each of the two models is timed, in seconds.
+        shared: a folder of statistics that other processes have computed for this run. They are used in place of the
+            same calibration pass, with or without the cache.
+        files: other files that the caller has read, or will write after the run. They are checked for conflicts with
+            the run's own files before the work starts.
+        progress: called with the name of the step, the number of samples done, and the number of all samples.
+
+    Raises:
+        UsageError: a value has the wrong type or is out of range.
+        TargetError: the device is unknown.
+
+    Example:
+        >>> Settings(samples=200, threads=8).limit
+        200
     """
 
     samples: int | str = "auto"
@@ -72,5 +82,5 @@ class Settings:
 
     @property
     def limit(self) -> int | None:
-        """Most samples to look at; None for all."""
+        """Most samples to consider; None for all."""
         return {"auto": AUTO_LIMIT, "all": None}[self.samples] if isinstance(self.samples, str) else self.samples

@@ -1,7 +1,7 @@
-"""The package as it stands in a clone, where its part `calibration` lies beside it and not inside.
+"""Make the package work from a clone, where its subpackage `calibration` lies beside it instead of inside.
 
-An installed package holds `calibration` itself. In a clone's root Python finds the folder `onnxshot/` before any
-installed package, so that folder must be whole by itself: however onnxshot was installed, or not at all.
+An installed package contains `calibration`. In the root of a clone, Python finds the folder `onnxshot/` before any
+installed package, so that folder must work by itself, however onnxshot was installed, or if it was not.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
 ROOT = _PACKAGE.parent
-"""The folder that Python must search to find this very package."""
+"""The folder that must be on sys.path to import this copy of the package."""
 
 
 def _complete() -> None:
-    """Make `onnxshot.calibration` importable where it lies beside the package; an installed package needs nothing."""
+    """Import `onnxshot.calibration` from beside the package; does nothing for an installed package."""
     name, beside = f"{__package__}.calibration", ROOT / "calibration" / "__init__.py"
     if (_PACKAGE / "calibration").is_dir() or not beside.is_file():
         return
@@ -25,22 +25,22 @@ def _complete() -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # in front of what an editable install of another clone would find
+    sys.modules[name] = module  # takes precedence over an editable install of another clone
     spec.loader.exec_module(module)
 
 
 def command(module: str) -> list[str]:
-    """The command that runs a module of this package in a process of its own; `environment` goes with it.
+    """The command that runs a module of this package in a process of its own; run it with `environment`.
 
-    -P: neither the working folder, where a user's `random.py` or `onnxshot/` may lie, nor a script's is searched.
+    Option -P keeps the working folder off sys.path, where a user may have a `random.py` or an `onnxshot/`.
     """
     return [sys.executable, "-P", "-m", module]
 
 
 def environment() -> dict[str, str]:
-    """The environment of this process, in which Python finds this very package first."""
+    """The environment of this process, with PYTHONPATH set so that this copy of the package is found first."""
     known = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": str(ROOT.absolute()) if not known else f"{ROOT.absolute()}{os.pathsep}{known}"}
 
 
-_complete()  # here, so that the first import of the package is enough
+_complete()  # at import, so that importing the package is enough

@@ -1,1 +1,1 @@
-"""What the user asked for, as values and as files."""
+"""Recipes: what the user asked for, as values (`Recipe`, `PruneStage`, `ShrinkStage`, `EmitStage`) and as YAML."""

@@ -1,4 +1,4 @@
-"""A recipe as the options of `onnxshot quantize` that ask for it."""
+"""Write a recipe as options of `onnxshot quantize`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ _GLOBS = ("exclude", "include")
 
 
 def options_of(recipe: Recipe, before: Recipe | None = None) -> str:
-    """The whole set of options; those that `before` does not ask for stand first.
+    """The options that ask for a recipe, as text.
 
-    What only a file can ask for is not spelled out, and is said to be as it was given.
+    Args:
+        recipe: the recipe. Fields that have no option are named at the end, as "of the recipe as given".
+        before: a recipe to compare with; options that it does not have come first.
     """
-    known = set(_told(before)) if before is not None else set()
-    found = sorted(_told(recipe), key=lambda option: option in known)  # stable
-    spoken = {*_VALUES, *_GLOBS, "per_channel", "portable_ops"}
-    silent = [f.name for f in fields(recipe) if f.name not in spoken and not _is_default(recipe, f.name)]
-    rest = f" (with {', '.join(silent)} of the recipe as given)" if silent else ""
+    known = set(_options(before)) if before is not None else set()
+    found = sorted(_options(recipe), key=lambda option: option in known)  # stable
+    with_option = {*_VALUES, *_GLOBS, "per_channel", "portable_ops"}
+    others = [f.name for f in fields(recipe) if f.name not in with_option and not _is_default(recipe, f.name)]
+    rest = f" (with {', '.join(others)} of the recipe as given)" if others else ""
     return " ".join(found) + rest
 
 
-def _told(recipe: Recipe) -> list[str]:
+def _options(recipe: Recipe) -> list[str]:
     found = [
         f"--{name.replace('_', '-')} {shlex.quote(str(getattr(recipe, name)))}"
         for name in _VALUES

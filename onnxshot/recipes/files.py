@@ -1,4 +1,4 @@
-"""Recipes as people write them: YAML files with arguments, `${name:default}`, that may extend one another."""
+"""Read recipes from YAML files, which may have arguments, `${name:default}`, and extend one another."""
 
 from __future__ import annotations
 
@@ -22,13 +22,22 @@ _COMMENT_OR_ARGUMENT = re.compile(r"^[ \t]*#.*$|\$\{([A-Za-z_]\w*)(?::([^{}]*))?
 
 
 def load_stages(path: str | Path, arguments: Mapping[str, str] | None = None) -> Stages:
-    """The stages of a YAML or JSON file, or of a report that holds a recipe; a file without stages is one to quantize.
+    """Load the stages of a recipe file.
 
-    `${name:default}` stands for the argument of that name, as YAML: what it means is decided where it stands. `extends`
-    names a file, relative to this one, whose keys hold where this one has none, and whose stages come first.
+    `${name:default}` in the file is replaced by the argument of that name before the file is parsed as YAML. `extends`
+    names another file, relative to this one: its keys are defaults for this one's, and its stages come first.
 
-    Raises UsageError where a file cannot be read, is no recipe, or extends itself; where an argument has no value, and
-    where there is none of that name. What is wrong with a key is told with the file it stands in and its path there.
+    Args:
+        path: a YAML or JSON file, or a report that holds a recipe. A file without `stages` holds the keys of one
+            quantize stage.
+        arguments: values of the arguments, by name.
+
+    Returns:
+        The stages.
+
+    Raises:
+        UsageError: a file cannot be read, is not a recipe, or extends itself; an argument has no value, or an unknown
+            name; or a key or its value is wrong. The message then names the file and the path of the key in it.
     """
     values = read_values(path, arguments, "recipe")
     with values.naming_file():
@@ -36,7 +45,18 @@ def load_stages(path: str | Path, arguments: Mapping[str, str] | None = None) ->
 
 
 def load_recipe(path: str | Path, arguments: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe of a file whose only stage is to quantize. Raises UsageError for others, as `load_stages` does too."""
+    """Load the recipe of a file whose only stage is quantize.
+
+    Args:
+        path: as for `load_stages`.
+        arguments: as for `load_stages`.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UsageError: as `load_stages`, or the file has other stages.
+    """
     stages = load_stages(path, arguments).stages
     if len(stages) == 1 and isinstance(stages[0], Recipe):
         return stages[0]
@@ -44,7 +64,7 @@ def load_recipe(path: str | Path, arguments: Mapping[str, str] | None = None) ->
 
 
 def files_of(path: str | Path, arguments: Mapping[str, str] | None = None, what: str = "recipe") -> tuple[Path, ...]:
-    """The file itself and those that it extends, as far as they lie here. Raises UsageError as `load_stages` does."""
+    """The file itself and the files that it extends, except for remote ones. Raises as `load_stages`."""
     found = read_values(path, arguments, what).files
     return tuple(Path(name) for name in found if not is_remote(name))
 
@@ -54,11 +74,11 @@ class Values:
     """Keys and values of a file, joined with those of the files it extends.
 
     Attributes:
-        path: of the file, or its URL.
-        joined: what holds.
-        keys: key -> (the file that it stands in, the path of the key there).
+        path: path or URL of the file.
+        joined: the joined keys and values.
+        keys: key -> (the file that it comes from, the path of the key there).
         stages: the same for each stage, where several files list stages; else empty.
-        files: all that were read.
+        files: all files that were read.
     """
 
     path: str
@@ -69,7 +89,7 @@ class Values:
 
     @contextlib.contextmanager
     def naming_file(self) -> Iterator[None]:
-        """Name the file in front of what is said of a key in it."""
+        """Turn a BadKey of this block into a UsageError that names the file of the key."""
         try:
             yield
         except BadKey as e:
@@ -79,7 +99,7 @@ class Values:
             raise UsageError(f"{file}: {' '.join(filter(None, (spelled(path), e.said, where)))}", e.hint) from e
 
     def place(self, path: KeyPath) -> tuple[str, KeyPath]:
-        """The file that a key of `joined` stands in, and its path there; a key that is in none is missing in `path`."""
+        """The file that a key of `joined` comes from, and its path there; a missing key counts as one of `path`."""
         if not path:
             return self.path, ()
         if len(path) > 1 and path[0] == "stages" and self.stages:
@@ -90,9 +110,15 @@ class Values:
 
 
 def read_values(path: str | Path, arguments: Mapping[str, str] | None, what: str) -> Values:
-    """The keys and values of a YAML file with arguments and `extends`; what: it is called so in messages.
+    """Read the keys and values of a YAML file with arguments and `extends`.
 
-    Raises UsageError as `load_stages` does.
+    Args:
+        path: as for `load_stages`.
+        arguments: as for `load_stages`.
+        what: what messages call the file, such as "recipe".
+
+    Raises:
+        UsageError: as `load_stages`.
     """
     name, reader = unfolded(str(path)), _Reader(arguments or {}, what)
     try:
@@ -109,7 +135,14 @@ def read_values(path: str | Path, arguments: Mapping[str, str] | None, what: str
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads a file and those it extends; what: it is called so; names: of the arguments that were seen; files: read."""
+    """Reads a file and the files it extends.
+
+    Attributes:
+        arguments: values by name.
+        what: what messages call the file.
+        names: the arguments that were found.
+        files: the files that were read.
+    """
 
     arguments: Mapping[str, str]
     what: str
@@ -117,7 +150,7 @@ class _Reader:
     files: list[str] = field(default_factory=list)
 
     def read(self, name: str, data: bytes, below: tuple[str, ...] = ()) -> Values:
-        """What a file of this content holds. below: the files that extend it."""
+        """Parse the content of a file, and join it with the files it extends. `below`: the files that extend it."""
         above: KeyPath = ()
         self.files.append(name)
         path = redacted(name)
@@ -148,7 +181,7 @@ class _Reader:
         return _joined(self.read(other, data, (*below, name)), own)
 
     def _beside(self, name: str, base: str, chain: tuple[str, ...]) -> str:
-        """The file that `extends: base` means in the last file of this chain."""
+        """The file that `extends: base` refers to in a file; `chain`: the files that extend each other down to it."""
         fits = isinstance(base, str) and bool(base) and "\0" not in base
         refuse((("extends", base, fits, f"the path of one {self.what}"),))
         other = base if is_remote(base) else beside(name, base) if is_remote(name) else str(Path(name).parent / base)
@@ -171,10 +204,10 @@ class _Reader:
 
 
 def _content(name: str, what: str) -> bytes:
-    """The bytes of a file, or of a URL; what: it is called so in messages."""
+    """The bytes of a file or URL, which messages call `what`."""
     if not is_remote(name):
         return read_regular(name, what, UsageError, RECORD_BYTES)
-    from onnxshot.remote.copies import local_copy  # what it imports is of no use to others
+    from onnxshot.remote.copies import local_copy  # imported here, as few recipes are remote
 
     return read_regular(local_copy(name, most=RECORD_BYTES), what, UsageError, RECORD_BYTES)
 
@@ -184,7 +217,7 @@ def _resolved(name: str) -> str:
 
 
 def _joined(base: Values, own: Values) -> Values:
-    """What holds of a file and of the one it extends."""
+    """Join the values of a file with those of the file it extends; its own take precedence."""
     joined, keys = {**base.joined, **own.joined}, {**base.keys, **own.keys}
     for values in (base, own):
         if not isinstance(listed := values.joined.get("stages", []), list):

@@ -1,4 +1,4 @@
-"""Keys of recipes and manifests by their paths, and what is said of one that is wrong."""
+"""Check keys and values of recipes and manifests; errors name a key by its path, such as stages[0].prune.sparsity."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
 
 KeyPath = tuple[Any, ...]
-"""Keys and numbers from the top of a file, such as ("stages", 0, "prune", "sparsity"); YAML has keys of any type."""
+"""Keys and indices from the top of a file, such as ("stages", 0, "prune", "sparsity"); YAML keys may have any type."""
 Check = tuple[str | KeyPath, object, bool, str]
-"""(key or path, what was found, whether it fits, what is wanted)."""
+"""(key or path, value found, whether it is right, what is expected)."""
 
 _PLAIN = re.compile(r"[A-Za-z_][\w-]{0,99}")
 
 
 class BadKey(UsageError):
-    """A key, or its value, is not what it must be.
+    """A key or its value is wrong.
 
     Attributes:
-        path: of the key, as far as it is known where the error is raised; `under` puts more in front.
-        said: what is wrong, as it goes on behind the path.
-        other: the path of another key that the sentence ends with; empty where it names none.
+        path: path of the key, as far as it is known where the error is raised; `under` extends it at the front.
+        said: what is wrong, as the words that follow the path in the message.
+        other: path of a second key, which ends the message; empty where there is none.
     """
 
     def __init__(self, path: Sequence[Any], said: str, hint: str = "", other: Sequence[Any] = ()) -> None:
@@ -32,7 +32,7 @@ class BadKey(UsageError):
         super().__init__(" ".join(filter(None, (spelled(self.path), said, spelled(self.other)))), hint)
 
     def under(self, *above: Any) -> BadKey:
-        """The same of a key that stands further down: above is the path of the keys and values it was found in."""
+        """The same error, with the path of the enclosing keys put in front of its paths."""
         return BadKey((*above, *self.path), self.said, self.hint, (*above, *self.other) if self.other else ())
 
 
@@ -46,21 +46,21 @@ def spelled(path: Sequence[Any]) -> str:
 
 
 def refuse(checks: Iterable[Check]) -> None:
-    """Raise BadKey for the first that does not fit."""
+    """Raise BadKey for the first check that fails."""
     for key, found, fits, wanted in checks:
         if not fits:
             raise BadKey((key,) if isinstance(key, str) else key, f"is {shown(found)}", wanted)
 
 
 def refuse_unknown(given: Iterable[Any], known: Sequence[str]) -> None:
-    """Raise BadKey for the first key that is none."""
+    """Raise BadKey for the first key that is not known."""
     for key in given:
         if key not in known:
             raise BadKey((key,), "is no key", f"keys: {', '.join(known)}")
 
 
 def texts(key: str, value: object, what: str = "globs") -> Check:
-    """A check that it is a tuple of texts, which names the first that is none."""
+    """A check that a value is a tuple of strings; it names the first item that is not."""
     for i, text in enumerate(value if isinstance(value, tuple) else ()):
         if not isinstance(text, str):
             return (key, i), text, False, f"text: {key} is a list of {what}"
@@ -68,7 +68,7 @@ def texts(key: str, value: object, what: str = "globs") -> Check:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is a finite number, and no truth value; of integers one that a float can hold."""
+    """Whether a value is a finite number that fits a float; booleans are not numbers."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""What a recipe asks of some layers in place of what it asks of all."""
+"""Layer rules: settings of a quantize stage that apply to some layers only."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from onnxshot.recipes.vocabulary import METHODS, MODES_OF_LAYERS, WEIGHT_METHODS
 
 @dataclass(frozen=True, slots=True)
 class LayerRule(Plain):
-    """Keys of a quantize stage, for the layers that a glob picks; None: as the stage says.
+    """Settings of a quantize stage for the layers that a glob matches; None means the setting of the stage.
 
     Attributes:
-        mode: static, dynamic or weights, as of a stage, also where that does not pay; or float: left alone.
-        weight_type, block, per_channel, weight_method: as of a stage.
-        method: how the ranges of what the layers give are chosen, as of a stage.
+        mode: 'static', 'dynamic' or 'weights', as in `Recipe`, even where that is not faster; or 'float', to leave the
+            layers unquantized.
+        weight_type, block, per_channel, weight_method: as in `Recipe`.
+        method: range method of the layers' outputs, as in `Recipe`.
+
+    Raises:
+        BadKey: a value is wrong.
     """
 
     mode: str | None = None
@@ -46,12 +50,12 @@ class LayerRule(Plain):
 
     @property
     def given(self) -> dict[str, Any]:
-        """The keys that ask for something."""
+        """The settings that are not None, by name."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
 
 def rules_of(layers: object) -> dict[str, LayerRule]:
-    """The rules of a recipe's `layers`, by glob. Raises BadKey for a key that is none, or does not fit."""
+    """Parse the key `layers` of a recipe into rules by glob. Raises BadKey for an unknown key or a wrong value."""
     wanted = "globs with keys and values: {'conv1*': {mode: float}}"
     refuse((("layers", layers, isinstance(layers, Mapping), wanted),))
     assert isinstance(layers, Mapping)

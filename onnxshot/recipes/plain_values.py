@@ -1,4 +1,4 @@
-"""Values that go to plain ones and back: what recipes are made of."""
+"""Base class of recipes: dataclasses that convert to plain values (for YAML and JSON) and back."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from onnxshot.recipes.keys import refuse_unknown
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """Values that go to plain ones and back, field by field; a tuple of globs is a list, or one string, there."""
+    """A dataclass that converts to plain values and back, field by field.
+
+    A tuple of globs becomes a list; a single string is accepted for it too.
+    """
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the same for the same fields: what the report and the model's metadata hold."""
+        """The fields as plain values: dicts, lists, strings and numbers. Reports and model metadata store them."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From plain values. Raises BadKey on a key that does not exist, and on a value that does not fit."""
+        """Make an instance from plain values, the inverse of `to_dict`.
+
+        Args:
+            values: fields by name; missing fields have their defaults.
+
+        Raises:
+            BadKey: a key is unknown, or a value is wrong.
+        """
         refuse_unknown(values, sorted(f.name for f in fields(cls)))
         given = dict[str, Any](values)
         for key in {"exclude", "include", "to", "hardware"} & given.keys():
@@ -32,7 +42,7 @@ class Plain:
 
 
 def is_block(value: object) -> bool:
-    """Whether it is a number of inputs that share a scale."""
+    """Whether a value is a valid block size: an int from 2 up."""
     return type(value) is int and value > 1
 
 

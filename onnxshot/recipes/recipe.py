@@ -1,4 +1,4 @@
-"""What the user asked for, as values that go to YAML and back."""
+"""Recipe: how a model is to be quantized, as a value that converts to YAML and back."""
 
 from __future__ import annotations
 
@@ -27,35 +27,48 @@ _OF_INT8 = (
 
 @dataclass(frozen=True, slots=True)
 class Recipe(Plain):
-    """How to quantize. Every field has the default of `onnxshot quantize`.
+    """How to quantize a model. The defaults are those of `onnxshot quantize`.
 
     Attributes:
-        target: name of the target.
-        mode: static (calibrated, dynamic where the target runs that better), dynamic, or weights (storage only).
-        precision: int8; fp16 or bf16 (floats of 16 bits where values allow it, nothing in int8); or int8+fp16 (what
-            int8 leaves in float goes to fp16).
-        format: qdq (standard) or qoperator (QLinearConv, QLinearMatMul).
-        activation_type, weight_type: type names; None takes the target's own.
-        block: how many inputs of a product share a scale of its int4 weight, which has one per output and block.
-        per_channel: a scale per output channel of every weight, else one per weight.
-        effort: fast, balanced or best: how much is done for accuracy (see recovery/plan_candidates.py).
-        method: how activation ranges are chosen from statistics.
-        grid: whether inputs that lie on a grid of 256 values per channel are quantized on it, where the effort is not
-            fast; None tries both on calibration samples.
-        equalize: whether channels are equalized where the effort is not fast; None tries both on calibration samples.
-        smooth: whether outliers in products' inputs are moved into the weights as far as a search finds best, where the
-            effort is not fast; None tries both, and moves those of dynamic products by a fixed share where it does not.
-        clip: whether ranges by method auto may be smaller than the extremes; None tries both.
-        weight_method: minmax (no weight is clipped) or mse (least squared error per channel).
-        exclude, include: globs over node names, tensor names and op types.
-        layers: keys of a `LayerRule` by a glob as of `include`: what is asked of those layers. Of two globs that pick a
-            layer, the later one counts, key by key.
-        complete: keep the scales of a quantized model, and quantize the rest of it.
-        portable_ops: standard operators only, where the target has a quicker one of its own: an LSTM in int8 is a file
-            for ONNX Runtime alone. LSTMs that `include` or `layers` name are quantized all the same.
-        concat_ratio: a Concat whose inputs' ranges differ by more than this stays float.
-        batch: the size that the batch dimension is frozen at.
-        shapes: the sizes that all dimensions of an input are frozen at, by its name.
+        target: name of the target, the runtime that the file is made for.
+        mode: 'static' (scales from calibration; dynamic for operators that the target runs better so), 'dynamic'
+            (scales of activations at run time), or 'weights' (only stored weights are quantized).
+        precision: 'int8'; 'fp16' or 'bf16' (16-bit floats where values allow it, nothing in int8); or 'int8+fp16'
+            (what int8 leaves in float becomes fp16).
+        format: 'qdq' (Q/DQ pairs, standard) or 'qoperator' (QLinearConv, QLinearMatMul).
+        activation_type: type of quantized activations, such as 'uint8'; None uses the target's own.
+        weight_type: type of quantized weights, such as 'int8' or 'int4'; None uses the target's own.
+        block: block size of int4 weights: the number of inputs that share a scale, for each output.
+        per_channel: whether a weight has one scale per output channel (per-channel) or a single one (per-tensor).
+        effort: 'fast', 'balanced' or 'best': how much is tried to recover accuracy (see
+            onnxshot/recovery/plan_candidates.py).
+        method: range method of activations (see onnxshot/calibration/range_methods.py).
+        grid: whether model inputs whose values lie on a grid of 256 values per channel are quantized on that grid.
+        equalize: whether to apply cross-layer equalization.
+        smooth: whether to apply SmoothQuant, with a strength that is searched for. With None, dynamic products are
+            smoothed with a fixed strength where no search is made.
+        clip: whether ranges of method 'auto' may be smaller than the extremes.
+        weight_method: 'minmax' (no weight is clipped) or 'mse' (least squared error per channel).
+        exclude: globs over node names, tensor names and operator types; what they match stays float.
+        include: globs of the same kind; what they match is quantized even where heuristics would leave it in float.
+        layers: settings of some layers: a glob as in `include` -> fields of `LayerRule`. Where two globs match a layer,
+            the later one takes precedence, field by field.
+        complete: whether to keep the scales of an input that is already quantized, and to quantize the rest of it.
+        portable_ops: whether to use standard operators only. Otherwise an LSTM is quantized with an operator that only
+            ONNX Runtime has. LSTMs that `include` or `layers` name are quantized in any case.
+        concat_ratio: a Concat whose inputs' ranges differ by a larger factor stays float.
+        batch: size to fix the batch dimension at; None leaves it free.
+        shapes: sizes to fix all dimensions of an input at, by input name.
+
+    `grid`, `equalize`, `smooth` and `clip` have no effect with effort 'fast', except for `clip`=False; None tries both
+    values on calibration samples and keeps the more accurate.
+
+    Raises:
+        BadKey: a value is wrong, or two values contradict each other.
+
+    Example:
+        >>> Recipe(effort="best", exclude=("lm_head",)).to_dict()["exclude"]
+        ['lm_head']
     """
 
     target: str = "ort"
@@ -125,23 +138,23 @@ class Recipe(Plain):
 
     @property
     def rules(self) -> dict[str, LayerRule]:
-        """What is asked of some layers, by the glob that picks them."""
+        """`layers` as parsed rules, by glob."""
         return rules_of(self.layers)
 
     @property
     def quantizes(self) -> bool:
-        """Whether anything goes into int8."""
+        """Whether anything is quantized to int8."""
         return self.precision.startswith("int8")
 
     @property
     def half(self) -> str | None:
-        """The floats of 16 bits that what is not quantized goes into; None where it stays as it is."""
+        """The 16-bit float type, 'fp16' or 'bf16', of what is not quantized; None where that stays float32."""
         last = self.precision.rpartition("+")[2]
         return None if last == "int8" else last
 
     @property
     def range_method(self) -> str:
-        """The method that ranges are chosen by: auto without clipping is min-max."""
+        """The range method in effect: 'auto' without clipping is 'minmax'."""
         return "minmax" if self.method == "auto" and self.clip is False else self.method
 
 
@@ -154,7 +167,7 @@ def _is_size(value: object) -> bool:
 
 
 def _shapes(given: object) -> Iterator[Check]:
-    """Checks of sizes by input."""
+    """The checks of key `shapes`."""
     yield "shapes", given, isinstance(given, Mapping), "sizes by input, such as x: [1, 3, 224, 224]"
     assert isinstance(given, Mapping)
     for name, sizes in given.items():

@@ -1,4 +1,4 @@
-"""What is done to a model, stage by stage, as values that go to YAML and back; a quantize stage is a `Recipe`."""
+"""Stages of a recipe: prune, shrink, quantize, emit. They convert to YAML and back; a quantize stage is a `Recipe`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxshot.recipes.plain_values import Plain
 from onnxshot.recipes.recipe import Recipe
 
 CHANNELS = "channels"
-"""The pattern of `prune` that is a shrink stage."""
+"""The pattern of `prune` that stands for a shrink stage."""
 SCOPES, MULTIPLES = ("layer", "global", "erk", "auto"), (1, 8, 16)
 IMPORTANCES = ("auto", "error", "activation", "batchnorm", "l1", "l2")
 _SHARE = "give a share from 0 up to but not including 1, such as 0.5"
@@ -23,7 +23,21 @@ _KEPT = "give the share to keep, above 0 and up to 1"
 
 @dataclass(frozen=True, slots=True)
 class PruneStage(Plain):
-    """Set weights to zero; the fields are the arguments of `onnxshot.prune`."""
+    """A stage that sets weights to zero (see `onnxshot.prune`, whose arguments have the names of the fields).
+
+    Attributes:
+        sparsity: share of the weights to set to zero, 0 <= sparsity < 1; None where the pattern fixes it.
+        pattern: 'unstructured', 'N:M' such as '2:4', or 'block:4x1'.
+        scope: how sparsity is distributed over layers: 'layer' (equally), 'global', 'erk' or 'auto'; None chooses
+            'auto' with samples, and 'layer' without.
+        layers: sparsity of some layers, by a glob over their names.
+        include: globs over node names, tensor names and operator types; only what they match is pruned.
+        exclude: globs of the same kind; what they match is not pruned.
+        keep_zeros: whether weights that are zero already stay zero, and count towards the sparsity.
+
+    Raises:
+        BadKey: a value is wrong, or two values contradict each other.
+    """
 
     sparsity: float | None = None
     pattern: str = "unstructured"
@@ -65,17 +79,17 @@ class PruneStage(Plain):
 
     @property
     def parsed_pattern(self) -> Pattern:
-        """The pattern, parsed."""
+        """The parsed pattern."""
         return Pattern.parse(self.pattern)
 
     @property
     def share(self) -> float:
-        """The sparsity that is asked for, or that the pattern fixes."""
+        """The sparsity asked for, or the one that the pattern fixes."""
         fixed = self.parsed_pattern.sparsity
         return float(self.sparsity if self.sparsity is not None else fixed or 0.0)
 
     def resolved(self, has_data: bool) -> PruneStage:
-        """With sparsity and scope filled in, as they follow from the pattern and from whether there are samples."""
+        """The stage with `sparsity` and `scope` filled in. Raises UsageError where 'auto' lacks samples."""
         if self.scope == "auto" and not has_data and not self.parsed_pattern.of:
             raise UsageError("scope is 'auto', and there are no samples", "give --calib DATA, or scope erk")
         return replace(self, sparsity=self.share, scope=self.scope or ("auto" if has_data else "layer"))
@@ -83,7 +97,25 @@ class PruneStage(Plain):
 
 @dataclass(frozen=True, slots=True)
 class ShrinkStage(Plain):
-    """Cut channels; the fields are the arguments of `onnxshot.shrink`, `evaluate` as 'file.py:function'."""
+    """A stage that removes channels (see `onnxshot.shrink`, whose arguments have the names of the fields).
+
+    Exactly one of the first four fields sets the target.
+
+    Attributes:
+        target_flops: share of the multiply-accumulates to keep, above 0 and up to 1.
+        target_params: share of the parameters to keep.
+        target_latency: share of the latency to keep.
+        max_drop: most points that the score of `evaluate` may drop, 0 or above.
+        evaluate: function that scores a model, as 'file.py:function'.
+        scope: which channels may be removed: 'all', 'mlp' or 'heads'.
+        multiple: the numbers of channels that remain are multiples of this: 1, 8 or 16.
+        include: globs over node names, tensor names and operator types; only what they match is cut.
+        exclude: globs of the same kind; what they match is not cut.
+        importance: how channels are ranked: 'error', 'activation', 'batchnorm', 'l1', 'l2', or 'auto'.
+
+    Raises:
+        BadKey: a value is wrong, or the number of targets is not one.
+    """
 
     target_flops: float | None = None
     target_params: float | None = None
@@ -121,10 +153,7 @@ class ShrinkStage(Plain):
         )
 
     def resolved(self, has_data: bool) -> ShrinkStage:
-        """With the importance filled in, as it follows from whether there are samples.
-
-        Raises UsageError where it needs some that are not there.
-        """
+        """The stage with `importance` filled in. Raises UsageError where it needs samples and there are none."""
         if not has_data and self.importance in ("error", "activation"):
             hint = "give calibration data, or importance 'l1' or 'l2'"
             raise UsageError(f"importance {self.importance!r} needs data", hint)
@@ -133,7 +162,7 @@ class ShrinkStage(Plain):
 
     @property
     def targets(self) -> dict[str, float]:
-        """What is to be reached, by its key; one of the four."""
+        """The targets that are given, by field name."""
         every = {"target_flops": self.target_flops, "target_params": self.target_params}
         every |= {"target_latency": self.target_latency, "max_drop": self.max_drop}
         return {name: value for name, value in every.items() if value is not None}
@@ -141,7 +170,16 @@ class ShrinkStage(Plain):
 
 @dataclass(frozen=True, slots=True)
 class EmitStage(Plain):
-    """Write the model as it is then in other formats too; the fields are those of `onnxshot emit`."""
+    """A stage that writes the current model in other formats (see `onnxshot emit`).
+
+    Attributes:
+        to: formats, such as 'openvino' and 'tensorrt'.
+        half_weights: whether float weights are stored in 16 bits.
+        hardware: names of the hardware to compile for.
+
+    Raises:
+        BadKey: a value is wrong.
+    """
 
     to: tuple[str, ...] = ()
     half_weights: bool = False
@@ -164,17 +202,24 @@ ModelStage = PruneStage | ShrinkStage | Recipe
 Stage = ModelStage | EmitStage
 KINDS: dict[str, type[Stage]] = {"prune": PruneStage, "shrink": ShrinkStage, "quantize": Recipe, "emit": EmitStage}
 HALF = "half"
-"""The key of a stage that quantizes nothing: what is float goes to 16 bits, by default fp16."""
+"""The key of a stage that only converts floats to 16 bits, by default fp16."""
 
 
 def kind_of(stage: Stage) -> str:
-    """The key that the stage has in YAML."""
+    """The key of a stage in YAML: 'prune', 'shrink', 'quantize' or 'emit'."""
     return next(name for name, kind in KINDS.items() if isinstance(stage, kind))
 
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """A recipe of stages, in the order in which they are run."""
+    """A recipe of several stages.
+
+    Attributes:
+        stages: in the order in which they run.
+
+    Raises:
+        BadKey: there are no stages, they only emit, or their order cannot work.
+    """
 
     stages: tuple[Stage, ...]
 
@@ -186,19 +231,20 @@ class Stages:
         cut = [i for i, stage in enumerate(self.stages) if isinstance(stage, ShrinkStage)]
         for i, stage in enumerate(self.stages):
             if cut and i < cut[-1] and isinstance(stage, PruneStage) and stage.parsed_pattern != Pattern():
-                said = f"cuts channels behind the {stage.pattern} zeros of"
-                hint = "weights move up where channels go, and zeros out of their blocks: put shrink before prune"
+                said = f"cuts channels after the {stage.pattern} zeros of"
+                hint = "removing channels moves weights, and zeros with them, out of blocks: put shrink before prune"
                 raise BadKey(("stages", cut[-1]), said, hint, ("stages", i))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the same for the same stages."""
+        """The stages as plain values: dicts, lists, strings and numbers."""
         return {"stages": [{kind_of(stage): stage.to_dict()} for stage in self.stages]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Stages:
-        """From plain values: those of `to_dict`, or the fields of one quantize stage.
+        """Make stages from plain values: those of `to_dict`, or the fields of a single quantize stage.
 
-        Raises BadKey, a UsageError that names the path of the key, such as stages[0].prune.sparsity.
+        Raises:
+            BadKey: a key or value is wrong. The message names its path, such as stages[0].prune.sparsity.
         """
         if "stages" not in values:
             return cls((Recipe.from_dict(values),))
@@ -233,7 +279,7 @@ def _stage(number: int, item: Any) -> Stage:
 
 
 def _cut(values: Mapping[str, Any]) -> ShrinkStage:
-    """A shrink stage that is spelled as the command has it: `prune` with pattern channels, maybe with a sparsity."""
+    """A shrink stage that is written as on the command line: `prune` with pattern channels, maybe with sparsity."""
     given = {key: value for key, value in values.items() if key not in ("pattern", "sparsity")}
     if "sparsity" in values:
         refuse((("sparsity", values["sparsity"], _is_share(values["sparsity"]), _SHARE),))

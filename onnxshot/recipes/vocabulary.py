@@ -1,4 +1,4 @@
-"""The words that recipes are written in."""
+"""The values that keys of recipes may have: modes, efforts, precisions, range methods, types."""
 
 from onnxshot.calibration import range_methods
 from onnxshot.maths import affine

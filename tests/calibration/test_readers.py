@@ -527,7 +527,8 @@ def test_a_sample_that_does_not_fit_is_one_line(tmp_path, given, dtype, shape, p
 
 def test_names_are_checked_and_the_closest_is_told():
     ids = np.ones((1, 3), np.int64)
-    assert "holds 'idz', which the model has not (did you mean 'ids'?" in refused([{"idz": ids, "mask": ids}], TEXT)
+    said = refused([{"idz": ids, "mask": ids}], TEXT)
+    assert "holds 'idz', which is not an input of the model (did you mean 'ids'?" in said
     assert "input 'mask' expects int64 [N,T]; list #0 holds only 'ids'" in refused([{"ids": ids}], TEXT)
     assert "holds 'labels'" in refused([{"ids": ids, "mask": ids, "labels": ids}], TEXT)
 

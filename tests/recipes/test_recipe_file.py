@@ -111,7 +111,7 @@ def test_a_key_is_told_by_the_file_it_stands_in_and_another_by_its_own(tmp_path:
     path = written(tmp_path, "extends: base.yaml\nstages: [quantize: {}, shrink: {target_flops: 0.9}]")
     with pytest.raises(UsageError) as caught:
         load_stages(path)
-    assert caught.value.message == f"{path}: stages[1] cuts channels behind the 2:4 zeros of stages[0] of {base}"
+    assert caught.value.message == f"{path}: stages[1] cuts channels after the 2:4 zeros of stages[0] of {base}"
 
 
 def test_a_report_holds_a_recipe(tmp_path: Path) -> None:

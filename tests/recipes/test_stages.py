@@ -111,7 +111,7 @@ def test_what_is_wrong_is_named_by_its_path(stage: Any, said: str) -> None:
         ({"stages": [{"quantize": {}}], "effort": "best"}, "effort is given beside stages"),
         (
             {"stages": [{"prune": {"pattern": "2:4"}}, {"quantize": {}}, {"shrink": {"target_flops": 0.9}}]},
-            "stages[2] cuts channels behind the 2:4 zeros of stages[0]",
+            "stages[2] cuts channels after the 2:4 zeros of stages[0]",
         ),
     ],
 )
