@@ -1,4 +1,8 @@
-"""Which channels of which tensors are one and the same: what scales one of them must scale them all."""
+"""Find channels that must be scaled together, for cross-layer equalization.
+
+Channels of different tensors are tied if they hold the same values (for example before and after a Relu) or are added
+to each other. A factor on one of them must be applied to all.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +15,25 @@ from numpy.typing import NDArray
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 
 Ids = NDArray[np.int64]
+"""Ids of channels, one per index of axis 1."""
 
 _KEEPS_CHANNELS = frozenset(
     ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MaxPool", "Relu")
 )
-"""Ops f with f(s * x) = s * f(x) for every s > 0, channel by channel."""
+"""Ops f with f(s * x) = s * f(x) for all s > 0, per channel."""
 
 
 @dataclass(slots=True)
 class Channels:
-    """The channels of a CNN's tensors, axis 1, numbered: those that hold the same values, or are added, share a number.
+    """The channels (axis 1) of a CNN's tensors. Each has an id; tied channels share one.
 
     Attributes:
-        of: tensor name -> number of each of its channels [C].
-        fixed: numbers that cannot be scaled: something reads them that is not linear in them, or gives them out.
-        made_by: Conv nodes with the numbers of their outputs [O].
-        read_by: Conv and Gemm nodes with the numbers of their inputs [I].
-        limits: (name, numbers, limit) of what a Clip cuts off at 0 and above a limit.
+        of: tensor name -> id of each of its channels, int64 [C].
+        fixed: ids that must not be scaled: a graph output, or a reader that is not linear in them.
+        made_by: (Conv node, ids of its output channels, int64 [O]).
+        read_by: (Conv or Gemm node, ids of its input channels, int64 [I]).
+        limits: (tensor name, ids, limit) of each Clip to [0, limit].
+        count: number of ids.
     """
 
     of: dict[str, Ids] = field(default_factory=dict)
@@ -39,7 +45,7 @@ class Channels:
 
 
 def channels_of(model: Model) -> Channels:
-    """The channels of a normalized model's top-level graph."""
+    """Follow the channels of a normalized model through its top-level graph. The model is not changed."""
     tracker = _Tracker(model)
     for node in model.graph.nodes:
         tracker.follow(node)
@@ -47,6 +53,8 @@ def channels_of(model: Model) -> Channels:
 
 
 class _Tracker:
+    """Follows channels from node to node in graph order, with union-find over channel ids."""
+
     def __init__(self, model: Model) -> None:
         self._model = model
         self._found = Channels()
@@ -54,7 +62,7 @@ class _Tracker:
         self._inner = {t.name for g, n in model.walk() if g is not model.graph for t in n.inputs}
 
     def follow(self, node: Node) -> None:
-        """Number the node's outputs, or hold its inputs fixed where it is not known how its outputs follow them."""
+        """Give ids to the node's outputs. If it is unknown how they depend on the inputs, fix the inputs' channels."""
         if node.op in ("Shape", "Size") or self._weighted(node):
             return
         out = self._passed_on(node)
@@ -66,6 +74,7 @@ class _Tracker:
             self._found.of[tensor.name] = ids
 
     def result(self) -> Channels:
+        """The channels found, with each id replaced by the one that its tied channels share."""
         for graph in self._model.graphs():
             for tensor in graph.outputs:
                 self._fix(tensor)
@@ -83,7 +92,7 @@ class _Tracker:
         )
 
     def _weighted(self, node: Node) -> bool:
-        """Follow a Conv, or a Gemm behind one. False where it is neither, or its weight is not its own."""
+        """Follow a Conv, or a Gemm after one. False for other nodes, and if other nodes read the weight too."""
         x = self._found.of.get(node.inputs[0].name) if node.inputs else None
         if node.op not in ("Conv", "Gemm") or not all(_own(t) for t in node.inputs[1:]):
             return False
@@ -98,7 +107,7 @@ class _Tracker:
         return True
 
     def _passed_on(self, node: Node) -> list[Ids] | None:
-        """The numbers of the outputs, where they follow from those of the inputs."""
+        """The ids of the outputs; None if they do not follow from those of the inputs."""
         given = [self._found.of.get(t.name) for t in node.inputs]
         x = given[0] if given else None
         if node.op == "Concat":
@@ -115,7 +124,7 @@ class _Tracker:
         if node.op in ("Flatten", "Reshape", "Squeeze"):
             before, after = (self._model.shape(t) for t in (node.inputs[0], node.outputs[0]))
             if before is None or after is None or any(size != 1 for size in before[2:]):
-                return None  # of 4 channels of 2 x 2, [4, 4] has positions on axis 1
+                return None  # axis 1 would hold positions too: [1, 4, 2, 2] -> [1, 16]
             return [x] if len(after) == 2 and after[1] == len(x) else None
         return self._chosen(node, x)
 
@@ -135,7 +144,7 @@ class _Tracker:
         return [x]
 
     def _chosen(self, node: Node, x: Ids) -> list[Ids] | None:
-        """The numbers of what Split, Gather and Slice take of the channels."""
+        """The ids of the channels that Split, Gather or Slice select; None if unknown."""
         if node.op == "Split" and node.attrs.get("axis", 0) == 1:
             shapes = [self._model.shape(t) for t in node.outputs]
             sizes = [s[1] if s is not None and len(s) > 1 else None for s in shapes]
@@ -173,7 +182,7 @@ class _Tracker:
 
 
 def _own(tensor: Tensor) -> bool:
-    """Whether an operand is a float constant that nothing else reads, or absent."""
+    """Whether an operand is absent, or a float32 constant that no other node reads."""
     if not tensor.name:
         return True
     return isinstance(tensor, Constant) and len(tensor.outputs) == 1 and weights.read(tensor).dtype == np.float32

@@ -1,4 +1,4 @@
-"""Weights that hold NaN or infinity: no scale fits them, and all that is searched on samples would be NaN."""
+"""Refuse weights that hold NaN or infinity: no scale covers them, and every comparison would be NaN."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from onnxshot.planning.plan import Plan
 
 
 def refuse_not_finite(model: Model, plan: Plan) -> None:
-    """Raise ModelError, with the weight and its node, where the plan quantizes a weight that is not finite.
+    """Check each weight that the plan quantizes. Each is read once and not kept in memory.
 
-    Every weight is read once, and let go.
+    Raises:
+        ModelError: a weight is not finite; the message names the weight and its node.
     """
     seen: set[str] = set()
     for node in model.graph.nodes:
@@ -22,7 +23,7 @@ def refuse_not_finite(model: Model, plan: Plan) -> None:
             continue
         seen.add(weight.name)
         values = np.asarray(weights.read(weight))
-        # minimum and maximum pass NaN on, and make no second array
+        # min and max propagate NaN and allocate no second array
         if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
             what = f"weight {weight.name!r} of node {node.label!r} ({node.op}) holds NaN or infinity"
             raise ModelError(what, "export the model again, or leave its op out with --exclude")

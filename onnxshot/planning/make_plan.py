@@ -1,6 +1,6 @@
-"""Plan a model: which tensors get a Q/DQ pair, which of them share a scale, and the schemes of weights.
+"""Make the plan of a model: which tensors get a Q/DQ pair, which share a scale, and the schemes of weights.
 
-Which nodes run in int8 is decided in decisions.py; scales come from statistics. Nothing here changes the graph.
+int8_or_float.py decides which nodes run in int8. scales.py computes scales from statistics. The graph is not changed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from onnxshot.graph.integer_ops import FORMS
 from onnxshot.graph.ops import channel_axis, op_of
 from onnxshot.maths.affine import INT4, INT8, PerBlock, PerChannel, PerTensor, QuantScheme
 from onnxshot.planning.int8_or_float import Decisions
+from onnxshot.planning.keep_trained_scales import activation_params, kept_activations, weight_params
 from onnxshot.planning.node_mode import is_weighted
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Kept, Plan, TensorPlan, WeightPlan
 from onnxshot.planning.qdq_overhead import too_small
 from onnxshot.planning.scales import Evidence, with_params
 from onnxshot.planning.schemes import schemes
 from onnxshot.planning.shared_weights import is_shared, joined_by_weights
-from onnxshot.planning.stored_int8 import stored_weights, told
-from onnxshot.planning.trained_scales import NOTHING, Trained, activation_params, kept_activations, weight_params
+from onnxshot.planning.stored_int8 import stored_weights, with_storage_notes
+from onnxshot.planning.trained_scales import NOTHING, Trained
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
@@ -42,14 +43,26 @@ def make_plan(
     stats: Mapping[str, TensorStats] | Evidence | None = None,
     trained: Trained = NOTHING,
 ) -> Plan:
-    """Plan a normalized model. Pure: same arguments, same plan; the model is not changed.
+    """Plan the quantization of a normalized model. The model is not changed; the same arguments give the same plan.
 
-    Without `stats` the plan says what to observe; with them it holds every scale and zero point. Callers that make many
-    plans of one model give the same Evidence, so that ranges are chosen once. `trained`: scales that are known before.
+    Args:
+        model: the float model, after `normalize`.
+        target: the rules of the runtime.
+        recipe: what the user asks for.
+        stats: tensor name -> calibration statistics. With None, the plan has no scales, and `Plan.observe` lists the
+            tensors to observe. Callers that make several plans of one model pass one `Evidence`, which caches ranges.
+        trained: scales and zero points of an already quantized input model, which are kept (`--complete`).
+
+    Returns:
+        The plan. With `stats`, in static mode, it has the scale and zero point of each tensor group.
 
     Raises:
-        UsageError: a pattern matches nothing, or the model is quantized already.
-        TargetError: the target cannot run what the recipe asks for.
+        UsageError: a pattern matches no node, or a tensor that needs a scale was not observed.
+        TargetError: the target cannot run the types that the recipe asks for.
+
+    Example:
+        >>> plan = make_plan(model, target_named("ort"), Recipe())
+        >>> plan.observe  # tensors to calibrate
     """
     activation, weight = schemes(target, recipe)
     if not recipe.quantizes:
@@ -72,12 +85,12 @@ def make_plan(
 
 
 def already_quantized(model: Model) -> list[Node]:
-    """Nodes that show the model was quantized before."""
+    """The nodes that exist only in quantized models; empty for a float model."""
     return [n for _, n in model.walk() if n.op in _QUANTIZED_OPS]
 
 
 class _Planner:
-    """One attempt at a plan; `banned` are nodes that earlier attempts found must stay float, with the reason."""
+    """One attempt at a plan. `banned`: node -> skip reason, for nodes that earlier attempts left in float."""
 
     def __init__(
         self,
@@ -95,7 +108,7 @@ class _Planner:
         self.made = Decisions(model, target, recipe, banned, trained)
         self.limits: dict[Tensor, tuple[bool, float | None]] = {}
         self.sources: dict[Tensor, Tensor] = {}
-        self.places: dict[Node, int] | None = None  # of the nodes in their graph, once they are asked for
+        self.places: dict[Node, int] | None = None  # node -> its place in graph order; computed on first use
 
     def run(self) -> Plan:
         made = self.made
@@ -108,19 +121,19 @@ class _Planner:
         kept = Kept()
         if self.trained:
             kept = kept_activations(self.trained, tensors, self.model.tensors())
-            self._part_activations(kept, tensors)
+            self._split_fused_relus(kept, tensors)
             self._keep_weights(kept, planned)
         notes = self._notes(planned)
         stored = {}
         if not self.trained:
-            stored = stored_weights(self.model, self.target, self.recipe, made.how, made.asked.left)
-        nodes = tuple(told(self.model, made.plans(), stored))
+            stored = stored_weights(self.model, self.target, self.recipe, made.how, made.asked.excluded)
+        nodes = tuple(with_storage_notes(self.model, made.plans(), stored))
         return Plan(
             self.target.name, self.recipe.mode, nodes, watched, tensors, planned, notes=notes, kept=kept, stored=stored
         )
 
     def _tensors(self) -> dict[str, TensorPlan]:
-        """Tensors that get a Q/DQ pair, in graph order, with the group they share scale and zero point with."""
+        """Tensor name -> its Q/DQ pair, in graph order, with the group that shares scale and zero point."""
         wanted: dict[Tensor, bool] = {}
         residual: dict[Tensor, tuple[str, ...]] = {}
         for node in self.model.graph.nodes:
@@ -151,13 +164,13 @@ class _Planner:
         }
 
     def _gives_float(self, node: Node) -> bool:
-        """True where the op is fused without a Q behind it, and no int8 op would take the quantized value.
+        """True if the op is fused without a Q on its output, and no int8 op reads the quantized value.
 
-        In an encoder, the Q of what a product adds to the residual branch was by far the loudest of all noises.
+        In transformer encoders, the Q on what a product adds to the residual branch causes most of the error.
         """
         if node.op not in self.target.gives_float or self.recipe.format == "qoperator" or self.made.feeds(node):
             return False
-        if self.trained.of(self.made.result(node)) is not None or _is_cut(self.model, node):
+        if self.trained.of(self.made.result(node)) is not None or _only_relu_reads(self.model, node):
             return False
         if node.op == "Gemm":
             return self.target.stores_biases or len(node.inputs) < 3 or not node.inputs[2].name
@@ -165,24 +178,24 @@ class _Planner:
         return (shape is not None and len(shape) > 2) or all(u.op != "Add" for u in edit.consumers(node.outputs[0]))
 
     def _groups(self, sources: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """The first member of each source's group. An int8 Concat whose inputs share one scale only copies bytes."""
+        """Source -> first source of its group. Inputs and output of an int8 Concat form one group: it copies bytes."""
         order = {s: i for i, s in enumerate(dict.fromkeys(sources.values()))}
-        before = {s: s for s in order}  # a member of the same group that is nearer to the first, or the first itself
+        parent = {s: s for s in order}  # union-find: source -> a source nearer to the first of its group
 
         def first(member: Tensor) -> Tensor:
-            while before[member] is not member:
-                before[member] = member = before[before[member]]
+            while parent[member] is not member:
+                parent[member] = member = parent[parent[member]]
             return member
 
         for node in self.made.int8():
             if node.op != "Concat" or self.made.activation_after(node) is not None or not self._alike(node):
                 continue
             members = {first(sources[t]) for t in (*node.inputs, node.outputs[0])}
-            before |= dict.fromkeys(members, min(members, key=order.__getitem__))
+            parent |= dict.fromkeys(members, min(members, key=order.__getitem__))
         return {s: first(s) for s in order}
 
     def _alike(self, concat: Node) -> bool:
-        """True where one scale suits all inputs: similar ranges, and none that a fused Relu or Clip ties down alone."""
+        """Whether one scale suits all inputs: similar ranges, and the same limits by a fused Relu or Clip."""
         if any(isinstance(t, Constant) for t in concat.inputs):
             return False
         limits = {self._limits(t) for t in concat.inputs}
@@ -191,13 +204,13 @@ class _Planner:
         return self.evidence.spread(concat)[0] <= self.recipe.concat_ratio
 
     def _trained_alike(self, concat: Node) -> bool:
-        """True where trained scales do not keep the inputs and the output from sharing one."""
+        """Whether the trained scales of the inputs and the output, if there are any, allow them to share one scale."""
         given = [self.trained.of(t) for t in (*concat.inputs, concat.outputs[0])]
         *inputs, output = [(float(g[1].scale), int(g[1].zero_point)) if g else None for g in given]
         return len(set(inputs)) == 1 and (output is None or inputs[0] in (None, output))
 
     def _limits(self, tensor: Tensor) -> tuple[bool, float | None]:
-        """Whether the graph itself says that no value is below 0, and the limit a Clip puts above them."""
+        """(True if the graph guarantees values >= 0, upper limit of the Clip that produces the tensor or None)."""
         source = self._source(tensor)
         if source not in self.limits:
             self.limits[source] = self._find_limits(edit.producer(source))
@@ -215,7 +228,7 @@ class _Planner:
         return maker.op in ("Relu", "Sigmoid", "HardSigmoid", "Softmax"), None
 
     def _source(self, tensor: Tensor) -> Tensor:
-        """Follow int8 ops that only move values back to where the values were made."""
+        """The tensor that holds the same values before int8 ops that only move values, for example Reshape."""
         passed = []
         while tensor not in self.sources:
             passed.append(tensor)
@@ -229,7 +242,7 @@ class _Planner:
         return source
 
     def _residual_inputs(self, node: Node) -> list[Tensor]:
-        """Inputs of a residual Add but the one that comes straight from the last Conv before it."""
+        """Inputs of a residual Add, except the output of the last Conv before it; empty if no Conv is before it."""
         data = self.made.data(node)
         from_conv = [t for t in data if (m := edit.producer(t)) is not None and self.made.how.get(m) == STATIC]
         if len(data) != 2 or not from_conv:
@@ -253,34 +266,36 @@ class _Planner:
             scheme = self.target.weight
         per_channel = (recipe.per_channel or node.op == "Gather") and axis is not None
         scheme = replace(scheme, granularity=PerChannel(axis or 0) if per_channel else PerTensor())
-        # ONNX Runtime computes a MatMul or Gemm with an 8-bit matrix as it is: that one keeps its DequantizeLinear.
+        # ONNX Runtime has a MatMul and Gemm kernel for an 8-bit matrix: these keep their DequantizeLinear.
         matrix = node.op in ("MatMul", "Gemm") and slot == 1 and rank == 2
         folds = self.target.stores_weights and scheme.dtype is INT8 and not matrix and node.op != "Gather"
         return WeightPlan(slot, scheme, recipe.weight_method, self.target.gathers_floats, folds)
 
     def _notes(self, planned: Mapping[str, WeightPlan]) -> tuple[str, ...]:
-        """Weights that have no form in int4 where that was asked for, and layers that are not treated as asked for."""
+        """Notes on weights that cannot be int4, and on layers whose mode is not the one that the recipe asks for."""
         notes = []
         asked = [self.made.asked.of(n) for n in self.made.slot if n in self.made.how]
         in_int4 = [recipe for recipe in asked if recipe.weight_type == INT4.name]
         others = len(in_int4) - sum(plan.scheme.dtype is INT4 for plan in planned.values())
         if others:
             name, blocks = self.target.weight.dtype.name, " or ".join(sorted({str(recipe.block) for recipe in in_int4}))
-            why = f"only matrices whose inputs divide into blocks of {blocks} are int4"
+            why = f"int4 needs a matrix whose input channels divide into blocks of {blocks}"
             notes.append(f"{others} of {len(in_int4)} weights are kept in {name}: {why}")
         treated = {node: self.made.how.get(node, FLOAT) for node in self.made.asked.modes if is_weighted(node)}
         unmet = [node for node, how in treated.items() if how != self.made.asked.modes[node]]
         if unmet:
             node, why = unmet[0], self.made.why.get(unmet[0], "")
             said = f"{self.made.asked.modes[node]} for {node.label!r}, which is {treated[node]}"
-            notes.append(f"{len(unmet)} of {len(treated)} layers are not treated as asked: {said}{why and ': '}{why}")
+            which = f"{len(unmet)} of {len(treated)} layers do not have the mode that the recipe asks for"
+            notes.append(f"{which}: {said}{why and ': '}{why}")
         return tuple(notes)
 
-    def _part_activations(self, kept: Kept, tensors: dict[str, TensorPlan]) -> None:
-        """Give a fused Relu or Clip a pair on its input too, where the trained zero point is not the lowest code.
+    def _split_fused_relus(self, kept: Kept, tensors: dict[str, TensorPlan]) -> None:
+        """Give a fused Relu or Clip a Q/DQ pair on its input too, if the trained zero point is not the lowest integer.
 
-        Only with that one does Q do the work of the Relu, so that ONNX Runtime drops it and fuses Q with the op before;
-        else the op would run in float. The integers are the same: Q(relu(DQ(Q(x)))) = Q(relu(x)), as zero is exact.
+        Only with the lowest integer does Q cut off values below 0, so that ONNX Runtime drops the Relu and fuses Q with
+        the op before it. Without the pair that op would run in float. The integers do not change:
+        Q(relu(DQ(Q(x)))) = Q(relu(x)), as 0 is represented exactly.
         """
         if not self.target.quantizes_outputs:
             return
@@ -299,7 +314,7 @@ class _Planner:
             tensors[before.name] = TensorPlan(self.activation, before.name, group, all_readers=True)
 
     def _keep_weights(self, kept: Kept, planned: dict[str, WeightPlan]) -> None:
-        """Put the trained scales of weights, and of constants that int8 ops read as data, into `kept` and the plan."""
+        """Add the trained scales of weights, and of constant operands of int8 ops, to `kept` and to the plan."""
         for node in self.made.how:
             slot = self.made.slot.get(node)
             if slot is None:
@@ -330,11 +345,11 @@ class _Planner:
             planned[node.label] = replace(planned[node.label], scheme=replace(scheme, granularity=granularity))
 
     def weighted(self) -> dict[str, Node]:
-        """The nodes with a weight that are quantized, by name."""
+        """Label -> node, for the quantized nodes with a weight."""
         return {node.label: node for node in self.made.slot if node in self.made.how}
 
     def wide_concats(self) -> dict[Node, str]:
-        """Concats whose inputs' ranges differ too much for one scale, unless a weighted op reads the result anyway."""
+        """Concat -> skip reason, if its inputs' ranges differ too much for one scale and no weighted op reads it."""
         wide: dict[Node, str] = {}
         for node in self.made.int8():
             if node.op != "Concat" or node in self.made.forced:
@@ -342,25 +357,25 @@ class _Planner:
             if any(u in self.made.slot for u in edit.consumers(node.outputs[0])):
                 continue
             if self.trained.of(node.outputs[0]) is not None:
-                continue  # it was trained to make do with one
+                continue  # the model was trained with one scale
             ratio, text = self.evidence.spread(node)
             if ratio > self.recipe.concat_ratio:
-                wide[node] = f"its inputs' ranges differ {ratio:.0f}x ({text}): one scale would erase the smaller"
+                wide[node] = f"its inputs' ranges differ {ratio:.0f}x ({text}): one scale would lose the smaller"
         return wide
 
     def _products(self) -> list[Node]:
-        """Products with one matrix whose input is quantized at run time."""
+        """The dynamic MatMuls and Gemms with one matrix as weight."""
         return [n for n in self.made.int8(DYNAMIC) if n.op in ("MatMul", "Gemm") and len(n.inputs[1].shape) == 2]
 
     def smoothed(self, plan: Plan) -> Plan:
-        """The plan in which the outliers of dynamic ops' inputs are moved into their weights."""
+        """The plan with SmoothQuant factors for the inputs of dynamic ops that have outliers (`Plan.smoothing`)."""
         factors = {}
         for tensors, nodes in joined_by_weights(self._products()) if self.recipe.smooth is not False else ():
             expected = [self.evidence.dynamic_db(tensor) for tensor in tensors]
             if any(self.made.trained_weight(n) is not None for n in nodes):
-                continue  # its weight would not stay what was trained
+                continue  # smoothing would change the trained weight
             if any(is_shared(self.model, node.inputs[1], nodes) for node in nodes):
-                continue  # somebody else reads the weight: it would be stored twice
+                continue  # another node reads the weight: it would be stored twice
             if min((db for db in expected if db is not None), default=np.inf) < self.target.smooth_below_db:
                 found = self.evidence.smoothing(tensors, nodes)
                 if found is not None:
@@ -368,14 +383,14 @@ class _Planner:
         return replace(plan, smoothing=factors)
 
 
-def _is_cut(model: Model, node: Node) -> bool:
-    """Whether a Relu or Clip alone reads the result: ONNX Runtime looks for a Q behind it, and else fuses neither."""
+def _only_relu_reads(model: Model, node: Node) -> bool:
+    """Whether a Relu or Clip is the only reader. ONNX Runtime fuses both only if a Q follows."""
     user = edit.only_consumer(model, node.outputs[0])
     return user is not None and user.op in ("Relu", "Clip")
 
 
 def _blocks(node: Node, slot: int, size: int) -> PerBlock | None:
-    """Blocks along the summed axis of a matrix; None for what is no right factor, or does not divide into them."""
+    """Blocks along the summed axis of a matrix; None if the weight is no right operand, or blocks do not divide it."""
     shape = node.inputs[slot].shape
     axis = channel_axis(node, slot, len(shape))
     if node.op not in ("MatMul", "Gemm") or slot != 1 or len(shape) != 2 or axis is None:

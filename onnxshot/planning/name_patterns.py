@@ -1,4 +1,4 @@
-"""Patterns that pick nodes: globs over node names, tensor names and op types. One that picks nothing is an error."""
+"""Select nodes by patterns: globs over node names, tensor names and operator types."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ from onnxshot.graph import Model, Node
 
 
 def match_nodes(model: Model, patterns: Iterable[str], what: str) -> dict[Node, str]:
-    """Nodes that a pattern picks, with the pattern. A node is picked by its name, its op type or a tensor it makes.
+    """Match nodes by their name, operator type or the name of a tensor that they produce.
 
-    Raises UsageError where a pattern matches nothing, with the three closest names.
+    Args:
+        model: the model, including subgraphs.
+        patterns: exact names or globs (fnmatch: `*`, `?`, `[...]`).
+        what: name of the patterns in the error message, for example "exclude pattern".
+
+    Returns:
+        node -> the first pattern that matches it.
+
+    Raises:
+        UsageError: a pattern matches nothing; the hint lists the three closest names.
     """
     patterns, held = list(patterns), dict[str, list[Node]]()
     if not patterns:
@@ -29,7 +38,7 @@ def match_nodes(model: Model, patterns: Iterable[str], what: str) -> dict[Node, 
         held[old] = list(dict.fromkeys((*held.get(old, ()), *held.get(now, ()))))
     picked: dict[Node, str] = {}
     for pattern in patterns:
-        # Names may hold brackets, which mean something else in a glob: a name matches itself in any case.
+        # A name with brackets is no valid glob for itself, so exact names are matched first.
         hits = list(held.get(pattern, ()))
         if glob.has_magic(pattern):
             hits += [node for name, nodes in held.items() if fnmatchcase(name, pattern) for node in nodes]
@@ -44,13 +53,13 @@ def match_nodes(model: Model, patterns: Iterable[str], what: str) -> dict[Node, 
 
 
 def exact_patterns(model: Model) -> dict[str, str]:
-    """Label of each node -> a pattern that picks it alone: its name, else a tensor it makes, special signs escaped.
+    """Node label -> a pattern that matches this node alone: its name or an output tensor, with glob characters escaped.
 
-    A node whose every name is also that of another, or of an op type, has none.
+    Nodes whose names all occur elsewhere, or are operator types, have no entry.
     """
     nodes = [node for _, node in model.walk()]
     held = Counter(name for node in nodes for name in set(_names(node)))
-    held.update(node.op for node in nodes)  # an op type is not exact, even where one node alone has it
+    held.update(node.op for node in nodes)  # an operator type is not exact, even if only one node has it
     patterns = {}
     for node in nodes:
         alone = [name for name in (node.name, *(t.name for t in node.outputs)) if name and held[name] == 1]

@@ -1,4 +1,7 @@
-"""What can be done with one node that has a weight, seen alone: by its op, its weight, the target and the mode."""
+"""Choose the mode of one weighted node, seen alone: static, dynamic, weights or float, with the skip reason.
+
+Neighbours are not considered here; int8_or_float.py does that.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,35 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
-_MIN_TABLE_BYTES = 1 << 16  # an embedding table below this stays as it is
+_MIN_TABLE_BYTES = 1 << 16  # smaller embedding tables stay in float
 
 
-def treatment(
+def node_mode(
     node: Node, target: Target, recipe: Recipe, *, is_top: bool, forced: bool, rows: int | None = None
 ) -> tuple[str, str]:
-    """How a weighted node can be treated, and the reason where that is float.
+    """The mode of one node that is_weighted, and the skip reason if the mode is "float".
 
-    is_top: it stands in the top-level graph, where activations are calibrated. forced: the user asked for it. rows: of
-    the input of a MatMul, where they are known.
+    The first check that applies decides:
+
+    1. The weight is not a constant, may be overridden by an input, or is empty.
+    2. Mode "weights": the node is quantized if its weight is float32 or float16. No further check applies.
+    3. The weight is not float32.
+    4. LSTM on a target with an int8 LSTM operator.
+    5. The target leaves the operator in float on purpose (`Target.float_reasons`).
+    6. The form is one that int8 kernels do not compute (`_unsupported_form`).
+    7. A Conv whose size makes int8 slower (`slow_convs.slower_in_int8`; static mode).
+    8. A MatMul with a stack of matrices, which is quantized dynamically or not at all.
+    9. Static int8, if the node is at the top level, the target has a kernel, and the bias fits (`_unsupported_bias`).
+    10. Dynamic int8, if the target has a kernel and the weight is not small.
+    11. Float: inside a subgraph, because of the bias, or for lack of a kernel.
+
+    Args:
+        node: the node, for which `is_weighted` holds.
+        target: the rules of the runtime.
+        recipe: the recipe of this node.
+        is_top: whether the node is in the top-level graph, where activations are calibrated.
+        forced: whether the user wants it quantized even if that does not pay.
+        rows: rows of each matrix of a MatMul's input [..., rows, K]; None if unknown.
     """
     slot = weight_slot(node)
     if slot is None:
@@ -40,16 +62,16 @@ def treatment(
     if kind != "float":
         return FLOAT, f"its weight is {kind}; int8 kernels need float32 around them"
     if node.op == "LSTM" and "LSTM" in target.contrib and is_top:
-        refused = _unsupported_lstm(node)
-        if not refused and recipe.portable_ops and not forced:
-            refused = "int8 LSTM exists only as com.microsoft.DynamicQuantizeLSTM: ask for it with --include LSTM"
-        return (FLOAT, refused) if refused else (DYNAMIC, "")
+        reason = _unsupported_lstm(node)
+        if not reason and recipe.portable_ops and not forced:
+            reason = "int8 LSTM exists only as com.microsoft.DynamicQuantizeLSTM: ask for it with --include LSTM"
+        return (FLOAT, reason) if reason else (DYNAMIC, "")
     if node.op == "LSTM" and "LSTM" in target.contrib and not is_top:
         return FLOAT, "inside a subgraph (If, Loop, Scan), where LSTM has no int8 form"
-    refusal = "" if forced else target.float_reasons.get(node.op, "")
-    refusal = refusal or _refusal(node, slot)
-    if refusal:
-        return FLOAT, refusal
+    reason = "" if forced else target.float_reasons.get(node.op, "")
+    reason = reason or _unsupported_form(node, slot)
+    if reason:
+        return FLOAT, reason
     size = ConvSize.of(node) if target.slow_thin and not forced else None
     if size is not None and recipe.mode == STATIC and (slower := slower_in_int8(size)):
         return FLOAT, slower
@@ -57,26 +79,26 @@ def treatment(
         if "MatMul" not in target.dynamic:
             return FLOAT, f"its weight has rank {len(weight.shape)}; {target.name}'s int8 kernels take matrices"
         if rows == 1 and not forced:
-            return FLOAT, "one row for each of its matrices: int8 runs at 0.8x of float"
+            return FLOAT, "its input has one row per matrix: int8 runs at 0.8x of float"
         return DYNAMIC, ""
-    odd_bias = _unfused_bias(node)
-    if recipe.mode == STATIC and is_top and node.op in target.static and not odd_bias:
+    unsupported_bias = _unsupported_bias(node)
+    if recipe.mode == STATIC and is_top and node.op in target.static and not unsupported_bias:
         return STATIC, ""
     if node.op in target.dynamic:
         if elements(weight) < target.min_dynamic_weights and not forced:
-            return FLOAT, "too small to pay back quantizing its input at run time"
+            return FLOAT, "its weight is small: quantizing its input at run time would cost more than it saves"
         return DYNAMIC, ""
     if not is_top:
         return FLOAT, "inside a subgraph (If, Loop, Scan), where activations are not calibrated"
-    if recipe.mode == STATIC and odd_bias:
-        return FLOAT, odd_bias
+    if recipe.mode == STATIC and unsupported_bias:
+        return FLOAT, unsupported_bias
     if recipe.mode == DYNAMIC:
         return FLOAT, f"dynamic {node.op} is slower than float on {target.name}"
     return FLOAT, f"{target.name} has no int8 kernel for it"
 
 
 def _unsupported_lstm(node: Node) -> str:
-    """Why an LSTM has no dynamic form; empty where it has one."""
+    """Why DynamicQuantizeLSTM cannot compute this LSTM; empty if it can."""
     if not all(isinstance(weight, Constant) for weight in node.inputs[1:3]):
         return "one of its weights is computed at run time"
     if any(getattr(weight, "overridable", False) for weight in node.inputs[1:3]):
@@ -85,12 +107,12 @@ def _unsupported_lstm(node: Node) -> str:
 
 
 def is_weighted(node: Node) -> bool:
-    """True for standard ops that multiply with a weight."""
+    """True for standard ONNX operators that multiply by a weight."""
     return node.op in WEIGHTED and node.domain in STANDARD_DOMAINS
 
 
 def is_embedding(node: Node) -> bool:
-    """True for a Gather of rows out of a large constant float table."""
+    """True for an embedding: a Gather of rows of a constant float32 table [V, D] of 64 KiB or more."""
     table = node.inputs[0] if node.inputs else None
     return (
         node.op == "Gather"
@@ -104,18 +126,19 @@ def is_embedding(node: Node) -> bool:
     )
 
 
-def pools_otherwise(node: Node) -> str:
-    """Why int8 kernels do not compute what this AveragePool does; empty where they do.
+def unsupported_pool(node: Node) -> str:
+    """Why int8 kernels do not compute this AveragePool correctly; empty if they do.
 
-    ONNX Runtime's QLinearAveragePool knows no dilations, so that the model does not load, and divides by the size of
-    the whole window where ceil_mode lets one reach beyond the padding; its float kernel leaves out what is beyond.
+    ONNX Runtime's QLinearAveragePool does not support dilations: the model does not load. With ceil_mode, a window may
+    reach beyond the padding: QLinearAveragePool divides by the size of the whole window, the float kernel by the number
+    of positions inside the padding.
     """
     if node.op != "AveragePool" or node.domain not in STANDARD_DOMAINS:
         return ""
     if any(d != 1 for d in node.attrs.get("dilations", ())):
-        return "int8 kernels of AveragePool know no dilations"
+        return "int8 kernels of AveragePool do not support dilations"
     if node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0):
-        return "int8 kernels divide by another count where a window reaches beyond the padding"
+        return "with ceil_mode and count_include_pad, int8 kernels divide by another count than float ones"
     return ""
 
 
@@ -124,8 +147,8 @@ def elements(weight: Constant) -> int:
     return int(np.prod(weight.shape, dtype=np.int64))
 
 
-def _refusal(node: Node, slot: int) -> str:
-    """Why the node has no int8 form with a weight in this slot; empty where it has one."""
+def _unsupported_form(node: Node, slot: int) -> str:
+    """Why int8 kernels do not compute a node of this form with its weight in this slot; empty if they do."""
     if not data_slots(node):
         return "its input is constant"
     if node.op not in ("MatMul", "Gemm"):
@@ -135,18 +158,20 @@ def _refusal(node: Node, slot: int) -> str:
     if node.op == "MatMul":
         return ""
     if node.attrs.get("transA", 0):
-        return "its input is transposed"
+        return "its input is transposed (transA)"
     if node.attrs.get("alpha", 1.0) != 1.0 or (len(node.inputs) > 2 and node.attrs.get("beta", 1.0) != 1.0):
         return "alpha or beta is not 1"
     return ""
 
 
-def _unfused_bias(node: Node) -> str:
-    """Why the bias of a Conv or Gemm keeps it from being fused with its Q and DQ; empty where it does not."""
+def _unsupported_bias(node: Node) -> str:
+    """Why its bias keeps a Conv or Gemm from being fused with its Q and DQ; empty if it does not."""
     slot = op_of(node).bias
     if slot is None or slot >= len(node.inputs) or not node.inputs[slot].name:
         return ""
     bias = node.inputs[slot]
     if not isinstance(bias, Constant):
-        return "its bias is computed at run time: int8 kernels take a constant one"
-    return "its bias has a value for each row" if any(size != 1 for size in bias.shape[:-1]) else ""
+        return "its bias is computed at run time: int8 kernels need a constant bias"
+    if any(size != 1 for size in bias.shape[:-1]):
+        return "its bias differs from row to row: int8 kernels take one value per output channel"
+    return ""

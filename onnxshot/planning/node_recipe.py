@@ -1,4 +1,4 @@
-"""What a recipe asks of each node: what it asks of all, with what it asks of some in place of that."""
+"""The recipe of each node: the recipe of all nodes, with the overrides of `layers`, `exclude` and `include`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from onnxshot.recipes.recipe import Recipe
 
 
 class NodeRecipes:
-    """A recipe, node by node.
+    """The recipe of each node of one model.
 
     Attributes:
-        left: nodes that are to stay in float, with the reason.
-        forced: nodes that are to be quantized also where that does not pay.
+        excluded: node -> skip reason, for nodes that the user leaves in float.
+        forced: nodes that the user wants quantized even if that does not pay.
 
-    Raises UsageError where a pattern matches nothing.
+    Raises:
+        UsageError: a pattern matches no node.
     """
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
@@ -26,20 +27,20 @@ class NodeRecipes:
         self._rules: dict[Node, LayerRule] = {}
         self._recipes: dict[LayerRule, Recipe] = {}
         excluded = match_nodes(model, recipe.exclude, "exclude pattern")
-        self.left = {node: f"excluded by {pattern!r}" for node, pattern in excluded.items()}
+        self.excluded = {node: f"excluded by {pattern!r}" for node, pattern in excluded.items()}
         self.forced = set(match_nodes(model, recipe.include, "include pattern"))
-        for glob, rule in recipe.rules.items():
-            for node in match_nodes(model, (glob,), "the pattern of layers"):
+        for pattern, rule in recipe.rules.items():
+            for node in match_nodes(model, (pattern,), "the pattern of layers"):
                 before = self._rules.get(node)
                 self._rules[node] = replace(before, **rule.given) if before is not None else rule
         for node, rule in self._rules.items():
             if rule.mode == FLOAT:
-                self.left.setdefault(node, "layers says float")
+                self.excluded.setdefault(node, "the recipe's layers say float")
             elif rule.mode is not None:
                 self.forced.add(node)
 
     def of(self, node: Node) -> Recipe:
-        """The recipe as it is for this node."""
+        """The recipe of this node, with all rules of `layers` that match it applied. Later rules win."""
         rule = self._rules.get(node)
         if rule is None:
             return self._recipe
@@ -48,18 +49,18 @@ class NodeRecipes:
         return self._recipes[rule]
 
     def method(self, *makers: Node | None) -> str | None:
-        """How the range of what these nodes give is chosen, where that is not as of the others."""
+        """The range method that `layers` gives the first of these nodes that has one; None if no rule gives one."""
         rules = (self._rules.get(node) for node in makers if node is not None)
         return next((rule.method for rule in rules if rule is not None and rule.method is not None), None)
 
     @property
     def modes(self) -> dict[Node, str]:
-        """Nodes that are asked to be treated in a mode of their own, but for those left in float."""
-        asked = {node: rule.mode for node, rule in self._rules.items() if node not in self.left}
+        """Node -> mode that `layers` gives it, for nodes that are not excluded."""
+        asked = {node: rule.mode for node, rule in self._rules.items() if node not in self.excluded}
         return {node: mode for node, mode in asked.items() if mode is not None}
 
 
 def under_rule(recipe: Recipe, rule: LayerRule) -> Recipe:
-    """The recipe of layers with this rule."""
+    """The recipe with the settings of one rule of `layers` applied."""
     own = {key: value for key, value in rule.given.items() if (key, value) != ("mode", FLOAT)}
     return replace(recipe, layers={}, **own)

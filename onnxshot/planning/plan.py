@@ -1,4 +1,7 @@
-"""What will be done to each tensor and node, and why not to the others. Values only: they print, compare and travel."""
+"""The plan: what happens to each node, tensor and weight, and the reason for each node that stays in float.
+
+The classes here hold values only. They have no reference to the graph: nodes, tensors and weights are given by name.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,24 @@ from onnxshot.graph.skip import Skip
 from onnxshot.maths.affine import QuantParams, QuantScheme
 
 STATIC, DYNAMIC, WEIGHTS, HALF, FLOAT = "static", "dynamic", "weights", "half", "float"
+"""Modes of a node.
+
+static: int8 with calibrated activation scales. dynamic: int8 with activation scales computed at run time. weights: only
+the weight is quantized, the node computes in float. half: the node computes in float16 or bfloat16. float: unchanged.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """What happens to one node: `how` is static, dynamic, weights, half (16 bits) or float, with a reason."""
+    """What happens to one node.
+
+    Attributes:
+        node: label of the node (its name).
+        op: operator type, for example "Conv".
+        how: mode of the node: "static", "dynamic", "weights", "half" or "float".
+        reason: skip reason where `how` is "float"; empty elsewhere.
+        has_weight: whether the node multiplies by a constant weight.
+    """
 
     node: str
     op: str
@@ -32,13 +48,17 @@ class TensorPlan:
     """A tensor that gets a Q/DQ pair.
 
     Attributes:
-        scheme: type and symmetry.
-        source: the tensor whose values it holds, moved about at most; the one to observe.
-        group: tensors of one group share scale and zero point, chosen from the statistics of all their sources.
-        all_readers: every reader takes the dequantized value (the maker is fused with its Q), not only int8 ops.
-        bound: upper limit of the Clip that makes the tensor, which the largest quantized value must not pass.
-        method: how its range is chosen, where that is not as of the others.
-        also: names of float ops that take the dequantized value too: the Add of a residual branch.
+        scheme: integer type, symmetry and granularity.
+        source: name of the tensor to observe during calibration. It holds the same values: only ops that move values,
+            for example Reshape and Transpose, lie between the two.
+        group: name of the group. All tensors of a group share one scale and zero point, which are chosen from the
+            merged statistics of their sources.
+        all_readers: True if all readers take the dequantized value, as the producer is fused with its Q. False if only
+            int8 ops and the nodes in `also` do.
+        bound: upper limit of the Clip that produces the tensor; None without one. The largest dequantized value must
+            not exceed it.
+        method: range method of this tensor; None for the recipe's method.
+        also: labels of float nodes that read the dequantized value too: the Add of a residual branch.
     """
 
     scheme: QuantScheme
@@ -52,11 +72,16 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class WeightPlan:
-    """The weight of a node: the input slot it is in and the scheme, with the channel axis.
+    """How the weight of a node is quantized.
 
-    method: how its scales are chosen: minmax or mse.
-    gathers_floats: of an embedding, whether its table is dequantized in front of the Gather, or the rows behind it.
-    folded: of a weight that is only stored, whether it is made float once, when the file is loaded, not at every run.
+    Attributes:
+        slot: index of the node's input that holds the weight.
+        scheme: integer type, symmetry and granularity; the granularity names the channel axis.
+        method: "minmax" or "mse": how the clip range of the weight is chosen.
+        gathers_floats: for an embedding (Gather): True if the whole table is dequantized before the Gather, False if
+            only the gathered rows are dequantized, after it.
+        folded: for weights-only quantization: True if the runtime computes the float weight once, when it loads the
+            file, and not at every inference.
     """
 
     slot: int
@@ -68,7 +93,12 @@ class WeightPlan:
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """A weight of a float op that is stored in 8 bits: its input slot, and the axes with a scale for each index."""
+    """A weight that is stored as int8 although its node computes in float.
+
+    Attributes:
+        slot: index of the node's input that holds the weight.
+        axes: axes along which each index has a scale of its own; empty for one scale per tensor.
+    """
 
     slot: int
     axes: tuple[int, ...]
@@ -76,13 +106,14 @@ class StoredWeight:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Scales that the input came with, as far as the plan has use for them.
+    """Scales of an already quantized input model that the plan reuses (`--complete`).
 
     Attributes:
-        activations: scale and zero point, by group.
-        weights: the same, by name of the weight.
-        nodes: names of the nodes that read such a weight.
-        fates: by name of a tensor of the input that came with a scale: empty where it is kept, else what became of it.
+        activations: group name -> scale and zero point.
+        weights: weight name -> scale and zero point.
+        nodes: labels of the nodes that read one of `weights`.
+        fates: name of an input tensor that came with a scale -> empty if the scale is kept exactly, else the reason why
+            it is not.
     """
 
     activations: dict[str, QuantParams] = field(default_factory=dict)
@@ -93,12 +124,22 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The decisions of one run. `params` and `ranges` are filled once statistics are there, keyed by group.
+    """All decisions of one run, by name.
 
-    `watched` are inputs of dynamic ops: they need no scale, but their statistics say whether outliers must be moved
-    into the weights; `smoothing` holds the factors by which such a tensor is divided, one per channel of its last axis.
-    `kept` are scales that need no statistics, as the input came with them. `stored` are weights of nodes in float that
-    are in 8 bits in the file, and float once it is loaded.
+    Attributes:
+        target: name of the target.
+        mode: the recipe's mode: "static", "dynamic" or "weights".
+        nodes: one entry per node that computes on floats, in graph order.
+        watched: names of inputs of dynamic nodes. They need no scale; their statistics tell whether outliers must be
+            moved into the weights (SmoothQuant).
+        tensors: tensor name -> its Q/DQ pair.
+        weights: node label -> how its weight is quantized.
+        params: group name -> scale and zero point. Empty until statistics are known.
+        ranges: group name -> clip range that `params` was computed from. Empty until statistics are known.
+        smoothing: tensor name -> SmoothQuant factors, float32 [C], by which channel c of the last axis is divided.
+        notes: sentences for the report.
+        kept: scales reused from a quantized input model. They need no statistics.
+        stored: node label -> weights that are stored as int8 although the node computes in float.
     """
 
     target: str
@@ -116,32 +157,37 @@ class Plan:
 
     @property
     def observe(self) -> tuple[str, ...]:
-        """Names of the tensors whose values calibration must see, in graph order."""
+        """Names of the tensors that calibration must observe, in graph order, without duplicates."""
         sources = (t.source for t in self.tensors.values() if t.group not in self.kept.activations)
         return tuple(dict.fromkeys((*sources, *self.watched)))
 
     @property
     def folded(self) -> set[str]:
-        """Names of the nodes whose weights alone are quantized, and are float again once the file is loaded."""
+        """Labels of weights-only nodes whose float weight the runtime computes once, when it loads the file."""
         return {n.node for n in self.nodes if n.how == WEIGHTS and self.weights[n.node].folded}
 
     def labels(self, how: str) -> set[str]:
-        """Names of the nodes that are treated that way."""
+        """Labels of the nodes of one mode, for example `plan.labels(STATIC)`."""
         return {n.node for n in self.nodes if n.how == how}
 
     @property
     def skips(self) -> tuple[Skip, ...]:
-        """Nodes left in float, with the reason; those with weights first."""
+        """Nodes that stay in float, with their skip reasons. Nodes with weights come first."""
         floats = [n for n in self.nodes if n.how == FLOAT]
         floats.sort(key=lambda n: not n.has_weight)
         return tuple(Skip(n.node, n.op, n.reason) for n in floats)
 
     def params_of(self, tensor: str) -> QuantParams:
-        """Scale and zero point of a tensor, which it may share with others."""
+        """Scale and zero point of a tensor, which all tensors of its group share. Raises KeyError if it has none."""
         return self.params[self.tensors[tensor].group]
 
     def to_text(self, macs: dict[str, int] | None = None, *, limit: int = 30) -> str:
-        """The plan for people: one line per kind of treatment, then the nodes left in float and why."""
+        """Format the plan for people: one line per mode, then the nodes left in float with their skip reasons.
+
+        Args:
+            macs: node label -> multiply-accumulates per inference, to print the share of each mode; None for no shares.
+            limit: largest number of skip reasons to print.
+        """
         lines = [f"target {self.target}, mode {self.mode}"]
         total = sum(macs.values()) if macs else 0
         for how in (STATIC, DYNAMIC, WEIGHTS, HALF, FLOAT):

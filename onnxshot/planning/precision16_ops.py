@@ -1,4 +1,4 @@
-"""What is known of floats of 16 bits, and of each operator that may compute in them: one table row per op."""
+"""float16 and bfloat16, and a table of the operators that may compute in them, one row per operator."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from onnx import TensorProto
 
 @dataclass(frozen=True, slots=True)
 class HalfType:
-    """A float type of 16 bits.
+    """A 16-bit float type.
 
     Attributes:
-        name: what `--precision` calls it.
-        elem_type: the ONNX element type.
-        storage_name: the numpy dtype; that of bf16 comes from ml_dtypes.
-        largest: absolute values up to this one are taken to fit, with some room for what calibration has not seen; None
-            where all of float32 fits.
-        smallest: below it values lose bits, and at last become 0; None where that is so of float32 only.
-        least_db: SQNR in dB that rounding must leave: by rule it leaves 9 more, for one value at worst 3 more.
-        integers: integers up to this one are exact.
-        opset: the first one whose products take the type.
+        name: its name in `--precision`: "fp16" or "bf16".
+        elem_type: ONNX element type (TensorProto.FLOAT16 or BFLOAT16).
+        storage_name: name of the numpy dtype; bfloat16 comes from ml_dtypes.
+        largest: largest absolute value that a node may reach, below the type's limit to leave room for values that
+            calibration has not seen; None if the type has the range of float32.
+        smallest: smallest normal number; smaller values lose bits or become 0. None if that of float32 applies.
+        least_db: least SQNR in dB that rounding a constant must leave. Rounding usually leaves 9 dB more, for a single
+            value at worst 3 dB more.
+        integers: largest n such that all integers from 0 to n are exact.
+        opset: first ONNX opset whose MatMul and Conv accept the type.
     """
 
     name: str
@@ -53,14 +54,14 @@ HALVES = {kind.name: kind for kind in (FP16, BF16)}
 
 @dataclass(frozen=True, slots=True)
 class HalfOp:
-    """How an operator computes in 16 bits.
+    """How an operator computes in a 16-bit float type.
 
     Attributes:
-        float_slots: inputs that stay float32: positions and factors that more than a rounding hangs on.
-        gain: the largest value inside is at most so many times the largest input.
-        sums: it sums as many values of its input as its output has fewer.
-        divisor: the input that it divides by, which must not round to 0.
-        product: worth the casts around it.
+        float_slots: indices of inputs that stay float32: positions and scale factors, for which rounding matters.
+        gain: upper limit of the largest intermediate value, relative to the largest input value.
+        sums: whether it sums input values: (input size / output size) of them per output value.
+        divisor: index of the input that it divides by, which must not round to 0; None without one.
+        product: whether it multiplies matrices, so that it is worth the Casts around it.
     """
 
     float_slots: tuple[int, ...] = ()
@@ -73,7 +74,7 @@ class HalfOp:
 _PLAIN, _PRODUCT, _SUM = HalfOp(), HalfOp(product=True), HalfOp(sums=True)
 
 HALF_OPS: Mapping[str, HalfOp] = {
-    # Products are summed in float32 by every runtime here; what they give was seen by calibration.
+    # All runtimes here accumulate products in float32. Calibration observes the results.
     **dict.fromkeys(("Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"), _PRODUCT),
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceL1", "ReduceMean", "ReduceSum"), _SUM),
     **dict.fromkeys(
@@ -96,12 +97,12 @@ HALF_OPS: Mapping[str, HalfOp] = {
     "Upsample": HalfOp(float_slots=(1,)),
 }  # fmt: skip
 
-_NORMALIZES = "it sums squares, which overflow or vanish in 16 bits"
+_NORMALIZES = "it sums squares, which overflow or underflow in 16 bits"
 _EXPONENTIAL = "it computes an exponential, which overflows in 16 bits"
-_ORDERS = "rounded values are in another order"
-_COMPARES = "rounded values compare otherwise"
-_ROUNDS = "of large values 16 bits hold no fractions"
-_ANGLE = "an angle rounded to 16 bits is another one"
+_ORDERS = "rounding to 16 bits may change the order of values"
+_COMPARES = "rounding to 16 bits may change the result of a comparison"
+_ROUNDS = "16 bits hold no fractions of large values"
+_ANGLE = "16 bits are too few for angles and positions"
 
 FLOAT_OPS: Mapping[str, str] = {
     **dict.fromkeys(
@@ -122,14 +123,14 @@ FLOAT_OPS: Mapping[str, str] = {
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "NonZero", "Sign"), _COMPARES),
     **dict.fromkeys(("Ceil", "CumSum", "Floor", "Mod", "Range", "Round"), _ROUNDS),
     **dict.fromkeys(("Acos", "Asin", "Atan", "Cos", "GridSample", "RoiAlign", "RotaryEmbedding", "Sin", "Tan"), _ANGLE),
-    **dict.fromkeys(("If", "Loop", "Scan"), "a branch or a loop, whose inside is not calibrated"),
+    **dict.fromkeys(("If", "Loop", "Scan"), "it has a subgraph, where activations are not calibrated"),
 }  # fmt: skip
-"""Why some operators stay float32; others that are in neither table are not known to be safe."""
+"""Operator -> skip reason, for operators that stay float32. Operators in neither table stay float32 as well."""
 
 ANY_TYPE = frozenset({"Cast", "Shape", "Size"})
-"""Operators that read a tensor of any type, and give what does not depend on it."""
+"""Operators that read a tensor of any type, and whose result type does not depend on it."""
 
 SQUARES = frozenset({"Pow", "ReduceL2", "ReduceSumSquare"})
-"""Operators that square; so does a Mul of a tensor with itself."""
+"""Operators that square their input, as a Mul of a tensor with itself does."""
 SUMS_SQUARES = frozenset({"Add", "GlobalAveragePool", "ReduceMean", "ReduceSum"})
-"""Operators that make a sum of squares, whose root is a norm."""
+"""Operators that sum squares on the way to a norm (the square root of the sum)."""

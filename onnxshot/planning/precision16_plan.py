@@ -1,4 +1,10 @@
-"""Plan which nodes compute in floats of 16 bits, and why the others do not. Nothing here changes the graph."""
+"""Plan which nodes compute in float16 or bfloat16, and why the others stay float32. The graph is not changed.
+
+The first check that applies gives the skip reason, in this order: kept by the caller (`kept`); part of a sum of
+squares; operator (custom domain, reads a quantized tensor, listed in FLOAT_OPS, unknown, unknown types, opset); a known
+crash of ONNX Runtime; range of its tensors; its constants. Then regions without a product or weight go back to float32,
+as their Casts would cost more than they save.
+"""
 
 from __future__ import annotations
 
@@ -15,36 +21,47 @@ from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.planning.plan import FLOAT, HALF, NodePlan
 from onnxshot.planning.precision16_ops import ANY_TYPE, FLOAT_OPS, HALF_OPS, SQUARES, SUMS_SQUARES, HalfOp, HalfType
 
-READS_QUANTIZED = "reads what was quantized, in float32"
-_WORTH_BYTES = 4096
+READS_QUANTIZED = "reads a dequantized tensor, which is float32"
+_WORTH_BYTES = 4096  # float32 bytes from which a constant is worth storing in 16 bits
 
 
 @dataclass(frozen=True, slots=True)
 class HalfPlan:
-    """The nodes that compute in 16 bits, and those that compute on float32 and do not, with the reason."""
+    """The plan of a conversion to 16-bit floats.
+
+    Attributes:
+        kind: float16 or bfloat16.
+        nodes: one entry per node that computes on floats: mode "half", or "float" with the skip reason.
+    """
 
     kind: HalfType
     nodes: tuple[NodePlan, ...]
 
     @property
     def chosen(self) -> set[str]:
-        """Names of the nodes in 16 bits."""
+        """Labels of the nodes that compute in 16 bits."""
         return {n.node for n in self.nodes if n.how == HALF}
 
 
 def plan_half(
     model: Model, kind: HalfType, spans: Mapping[str, Span] | None, kept: Mapping[str, str] | None = None
 ) -> HalfPlan:
-    """Plan a model whose types are known. Pure: same arguments, same plan; the model is not changed.
+    """Plan the conversion of a model to a 16-bit float type. The same arguments give the same plan.
 
-    spans: extremes of every float32 tensor of the graph, as far as they are known; None where there was no data, and
-    operators and weights alone decide. kept: names of nodes that stay float32 whatever the rules say, with the reason.
+    Args:
+        model: a model whose tensor types are known (after shape inference). It is not changed.
+        kind: FP16 or BF16.
+        spans: tensor name -> observed extremes; None without calibration data: operators and weights alone decide.
+        kept: node label -> skip reason, for nodes that stay float32 whatever the checks say.
+
+    Returns:
+        The plan.
     """
     return HalfPlan(kind, _Planner(model, kind, spans, kept or {}).plans())
 
 
 def half_slots(model: Model, node: Node) -> list[int]:
-    """The inputs that a node in 16 bits reads in 16 bits."""
+    """Indices of the inputs that a node in 16 bits reads in 16 bits."""
     if node.op in ANY_TYPE:
         return []
     kept = HALF_OPS[node.op].float_slots if node.op in HALF_OPS else ()
@@ -56,7 +73,7 @@ def _is_float(model: Model, tensor: Tensor) -> bool:
 
 
 class _Planner:
-    """One plan under way; `why` holds the nodes that stay float32, with the reason."""
+    """One planning run. `why`: node -> skip reason, for nodes that stay float32."""
 
     def __init__(
         self, model: Model, kind: HalfType, spans: Mapping[str, Span] | None, kept: Mapping[str, str]
@@ -68,11 +85,11 @@ class _Planner:
         self.why = {node: reason for node in floats if (reason := self._reason(node))}
         self._half = dict.fromkeys(node for node in floats if node not in self.why)
         for node in self._not_worth_it():
-            self.why[node] = "no product and no weight is near: the casts around it would cost more than it saves"
+            self.why[node] = "no product and no weight next to it: its Casts would cost more than it saves"
             del self._half[node]
 
     def plans(self) -> tuple[NodePlan, ...]:
-        """A line for every node that computes on floats, in graph order; subgraphs stay as they are."""
+        """An entry for each node that computes on floats, in graph order. Subgraphs stay float32."""
         found = []
         for graph, node in self._model.walk():
             weighted = weight_slot(node) is not None
@@ -86,14 +103,14 @@ class _Planner:
         return tuple(found)
 
     def _computes(self, node: Node) -> bool:
-        """Whether the node makes float32 tensors, or would if their types were known."""
+        """Whether the node produces float32 tensors, or may do so if their types are unknown."""
         types = [self._model.elem_type(t) for t in node.outputs if t.name]
         return TensorProto.FLOAT in types or (0 in types and any(_is_float(self._model, t) for t in node.inputs))
 
     # ------------------------------------------------------------------ one node
 
     def _reason(self, node: Node) -> str:
-        """Why the node stays float32; empty where it computes in 16 bits. Nodes come in graph order."""
+        """Skip reason of the node; empty if it computes in 16 bits. Must be called in graph order."""
         if node.label in self._kept:
             return self._kept[node.label]
         reasons = (self._by_squares, self._by_operator, self._by_crash, self._by_ranges, self._by_constants)
@@ -113,7 +130,7 @@ class _Planner:
         return self._by_schema(node)
 
     def _by_schema(self, node: Node) -> str:
-        """Whether ONNX lets the operator have the type, in the model's opset."""
+        """Skip reason if ONNX does not allow the type for the operator in the model's opset."""
         schema = defs.get_schema(node.op, self._model.opset)
         name = f"tensor({TensorProto.DataType.Name(self._kind.elem_type).lower()})"
         allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
@@ -125,7 +142,7 @@ class _Planner:
         return f"{node.op} of opset {self._model.opset} has no {self._kind.name}"
 
     def _by_squares(self, node: Node) -> str:
-        """A norm is computed in float32 up to its square root: its squares vanish first, and overflow first."""
+        """Skip reason for the parts of a norm, up to its square root: squares overflow and underflow first."""
         read = [t for t in node.inputs if not isinstance(t, Constant)]
         itself = node.op == "Mul" and len(read) == 2 and read[0] is read[1]
         summed = any(t in self._squares for t in read)
@@ -133,15 +150,15 @@ class _Planner:
             self._squares.update(node.outputs)
         elif not (summed and node.op == "Sqrt"):
             return ""
-        return "it is part of a sum of squares, which overflows or vanishes in 16 bits"
+        return "it is part of a sum of squares, which overflows or underflows in 16 bits"
 
     def _by_crash(self, node: Node) -> str:
-        """What ends the process of ONNX Runtime 1.20 to 1.32 while it loads the model, measured on CPUs."""
+        """Skip reason for a node that crashes ONNX Runtime 1.20 to 1.32 while it loads the model (measured on CPUs)."""
         if self._kind.name != "fp16" or node.op != "Transpose" or not _moves_rows(node.attrs.get("perm", ())):
             return ""
         readers = [reader for reader in node.outputs[0].outputs if reader.op == "MatMul"]
         if any(isinstance(reader.inputs[1], Constant) for reader in readers):
-            return "ONNX Runtime crashes on it in front of a MatMul by a constant"
+            return "ONNX Runtime crashes on a float16 Transpose before a MatMul with a constant"
         return ""
 
     def _by_ranges(self, node: Node) -> str:
@@ -150,8 +167,9 @@ class _Planner:
             return self._by_integers(node)
         if largest is None:
             return ""
+        above = f"above {largest:.3g}, the limit for {self._kind.name}"
         if self._spans is None:
-            return "without --calib its sum is not known" if rule.sums else self._by_divisor(node, rule)
+            return "its sum is unknown without samples (--calib)" if rule.sums else self._by_divisor(node, rule)
         slots = half_slots(self._model, node)
         read = [node.inputs[i] for i in slots if not isinstance(node.inputs[i], Constant)]
         made = [t for t in node.outputs if t.name and _is_float(self._model, t)]
@@ -160,15 +178,15 @@ class _Planner:
             if span is None:
                 return f"the range of {tensor.name!r} is not known"
             if not span.absmax <= largest:
-                return f"{tensor.name!r} reaches {span.absmax:.3g}, and {self._kind.name} {largest:.3g}"
+                return f"{tensor.name!r} reaches {span.absmax:.3g}, {above}"
         gain = rule.gain * (self._summed(node) if rule.sums else 1.0)
         inside = gain * max((self._spans[t.name].absmax for t in read), default=0.0)
         if inside > largest:
-            return f"it may reach {inside:.3g} inside, and {self._kind.name} ends at {largest:.3g}"
+            return f"it may reach {inside:.3g} inside, {above}"
         return self._by_divisor(node, rule)
 
     def _summed(self, node: Node) -> float:
-        """Most values of the input that one of the output is made of."""
+        """Largest number of input values that are summed into one output value."""
         if node.op == "AveragePool":
             return float(np.prod(node.attrs["kernel_shape"]))
         assert self._spans is not None
@@ -185,20 +203,20 @@ class _Planner:
         else:
             span = (self._spans or {}).get(divisor.name)
             least = 0.0 if span is None else max(span.low, -span.high, 0.0)
-        return "" if least >= smallest else "what it divides by may round to 0"
+        return "" if least >= smallest else "its divisor may round to 0"
 
     def _by_integers(self, node: Node) -> str:
         span = (self._spans or {}).get(node.outputs[0].name)
         if self._model.elem_type(node.inputs[0]) == TensorProto.BOOL:
             return ""
         if span is None or not span.absmax <= self._kind.integers:
-            return f"it may hold integers above {self._kind.integers}, which {self._kind.name} does not"
+            return f"it may hold integers above {self._kind.integers}, which are not exact in {self._kind.name}"
         return ""
 
     def _by_constants(self, node: Node) -> str:
         constants = [node.inputs[i] for i in half_slots(self._model, node) if isinstance(node.inputs[i], Constant)]
         if node.op == "Clip":
-            return ""  # a limit that 16 bits do not hold is one that is never met
+            return ""  # a limit that 16 bits cannot hold is never reached
         for constant in constants:
             if constant not in self._fits:
                 self._fits[constant] = self._lost(constant)
@@ -207,25 +225,25 @@ class _Planner:
         return ""
 
     def _lost(self, constant: Constant) -> str:
-        """Why the constant must stay float32; empty where 16 bits hold it."""
+        """Why the constant must stay float32; empty if 16 bits hold it."""
         if self._kind.largest is None:
             return ""
         values = np.asarray(weights.read(constant))
         largest = float(np.abs(values).max(initial=0.0))
         limit = float(np.finfo(np.float16).max)
         if not largest <= limit:
-            return f"constant {constant.name!r} reaches {largest:.3g}, and {self._kind.name} {limit:.5g}"
+            return f"constant {constant.name!r} reaches {largest:.3g}, above the limit of {limit:.5g}"
         rounded = SqnrSum()
         rounded.add(values, values.astype(self._kind.storage).astype(np.float32))
         if rounded.db < self._kind.least_db:
             kept = max(rounded.db, 0.0)
-            return f"constant {constant.name!r} is so small that {self._kind.name} keeps {kept:.0f} dB of it"
+            return f"constant {constant.name!r} is so small that {self._kind.name} leaves {kept:.0f} dB SQNR of it"
         return ""
 
     # ------------------------------------------------------------------ regions
 
     def _not_worth_it(self) -> list[Node]:
-        """Nodes in 16 bits that hang together with no product and no weight: they would be casts, and little else."""
+        """Nodes of connected 16-bit regions without a product or weight, which are not worth their Casts."""
         left, found = dict(self._half), list[Node]()
         while left:
             region, stack = [], [next(iter(left))]
@@ -240,12 +258,12 @@ class _Planner:
         return found
 
     def _holds_weight(self, node: Node) -> bool:
-        """Whether the node reads a constant that is worth storing in half the bytes, such as an embedding."""
+        """Whether the node reads a large constant, for example an embedding table, worth storing in 16 bits."""
         read = (node.inputs[i] for i in half_slots(self._model, node))
         return any(isinstance(t, Constant) and weights.size_bytes(t) >= _WORTH_BYTES for t in read)
 
     def _beside(self, node: Node) -> Iterator[Node]:
-        """The nodes in 16 bits that it takes a float tensor from, or hands one to."""
+        """The 16-bit nodes that it exchanges a float tensor with."""
         for slot in half_slots(self._model, node):
             maker = edit.producer(node.inputs[slot])
             if maker is not None and maker in self._half:
@@ -259,6 +277,6 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 
 
 def _moves_rows(perm: Sequence[int]) -> bool:
-    """Whether a Transpose keeps the last axis and puts another one in front of it: rows that lie apart."""
+    """Whether a Transpose keeps the last axis and moves another one directly before it."""
     last = len(perm) - 1
     return last > 1 and perm[last] == last and perm[last - 1] != last - 1

@@ -1,6 +1,7 @@
-"""What quantizing adds to a file and takes from it: where a model has hundreds of tiny layers, it adds more.
+"""Estimate the bytes that Q/DQ nodes add to the file, and leave tiny layers in float if the file would grow.
 
-Bytes of a node: its op, its own name, the names of what it reads and makes, and two or more for each of these.
+In a model with hundreds of tiny layers, Q/DQ nodes and scales take more bytes than int8 weights save. A node takes the
+bytes of its operator, its name and the names of its inputs and outputs, and two or more for each of these.
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ from onnxshot.graph.ops import op_of
 from onnxshot.maths.affine import PerChannel
 from onnxshot.planning.plan import STATIC, Plan, WeightPlan
 
-_LEAST_BYTES = 1 << 14  # by which a file may grow: nobody misses them, and a few small layers take as much
-_SHARE = 0.03  # of its weights
-_PAIR, _PAIR_NAMES = 290, 12  # bytes of a Q and a DQ with their scale, without names; how often they name the tensor
-_WEIGHT, _WEIGHT_NAMES = 200, 8  # of a DQ with its integers, scale and zero point
-_BIAS, _BIAS_NAMES = 170, 7
-_CHANNEL = 5  # bytes of a scale and a zero point
-_REASON = "so small that its Q and DQ would take more bytes than int8 saves, as in most layers of the model"
+_LEAST_BYTES = 1 << 14  # bytes by which any file may grow: a few small layers take as much
+_SHARE = 0.03  # share of the bytes of its weights by which a file may grow
+_PAIR, _PAIR_NAMES = 290, 12  # bytes of Q, DQ and scale without names; how often they repeat the tensor name
+_WEIGHT, _WEIGHT_NAMES = 200, 8  # the same for the DQ of a weight, with its scale and zero point
+_BIAS, _BIAS_NAMES = 170, 7  # the same for the DQ of an int32 bias
+_CHANNEL = 5  # bytes of one scale and zero point
+_REASON = "so small that its Q/DQ nodes take more bytes than int8 saves, as in most layers: the file would grow"
 
 
 def too_small(model: Model, plan: Plan, nodes: Mapping[str, Node], spared: Container[Node]) -> dict[Node, str]:
-    """The weighted nodes that are to stay float for the file's sake, with the reason; none where the file shrinks.
+    """Weighted nodes that stay in float as the file would grow, with the skip reason; empty if the file shrinks enough.
 
-    nodes: those with a weight, by name. spared: what is quantized whatever it takes.
+    Args:
+        model: the float model.
+        plan: the plan to check; only static plans are.
+        nodes: label -> node, for the quantized nodes with a weight.
+        spared: nodes that are quantized whatever they add.
     """
     if plan.mode != STATIC:
         return {}
@@ -49,7 +54,7 @@ def too_small(model: Model, plan: Plan, nodes: Mapping[str, Node], spared: Conta
 
 
 def stored_bytes(constant: Constant) -> int:
-    """Bytes that a constant takes in the file that was given."""
+    """Bytes that a constant takes in the input file, for example half as many if it was stored as float16."""
     kind = int(getattr(constant, "stored_as", 0) or 0)
     if not kind:
         return weights.size_bytes(constant)

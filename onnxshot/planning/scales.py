@@ -1,4 +1,4 @@
-"""From statistics to scales: ranges of groups, and what statistics say against a scale."""
+"""Compute scales from calibration statistics: clip ranges, scales and zero points of tensor groups."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from onnxshot.maths.smoothquant import STRENGTH, smoothing_factors
 from onnxshot.planning.plan import Plan, TensorPlan
 
 TRAINED = "trained"
-"""What reports call the method of a range that the input came with."""
+"""Range method in reports for ranges that come from a quantized input model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Statistics of a model's tensors, as far as calibration saw them.
+    """Calibration statistics of a model, with a cache of the ranges chosen from them.
 
-    `chosen` keeps the ranges found, by tensors, scheme and method: plans of one model differ in few of them.
-    `strengths`, by tensor, is how far outliers of dynamic ops' inputs are moved where that was searched; 0: not at all.
+    Attributes:
+        stats: tensor name -> its statistics.
+        chosen: (tensor names, scheme, range method) -> clip range. Plans of one model share most ranges.
+        strengths: tensor name -> SmoothQuant strength (alpha) found by search, for inputs of dynamic ops. 0 means no
+            smoothing; tensors without an entry use the default.
     """
 
     stats: Mapping[str, TensorStats]
@@ -34,7 +37,7 @@ class Evidence:
     strengths: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, tensor: Tensor) -> TensorStats | None:
-        """Statistics of the tensor, or of the one whose values it only moves; None where neither was observed."""
+        """Statistics of the tensor, or of the one that it holds the values of, moved at most; None without either."""
         while tensor.name not in self.stats:
             maker = edit.producer(tensor)
             if maker is None or not op_of(maker).keeps_range:
@@ -43,12 +46,12 @@ class Evidence:
         return self.stats[tensor.name]
 
     def key(self, sources: Mapping[str, TensorPlan], method: str) -> tuple[tuple[str, ...], QuantScheme, str]:
-        """What the range of these tensors is kept under; method: that of tensors without one of their own."""
+        """Key in `chosen` for a group. sources: its tensors. method: range method of tensors without their own."""
         own = next((planned.method for planned in sources.values() if planned.method is not None), method)
         return tuple(sources), next(iter(sources.values())).scheme, own
 
     def merged(self, tensors: Mapping[str, Tensor], group: str, sources: Iterable[str]) -> TensorStats:
-        """Statistics of all values that share the group's scale. Raises UsageError where a tensor was not observed."""
+        """Merged statistics of all tensors that share the group's scale. Raises UsageError if one was not observed."""
         merged = NO_STATS
         for name in sources:
             found = self.of(tensors[name])
@@ -60,7 +63,7 @@ class Evidence:
         return merged
 
     def peak(self, tensor: Tensor) -> float:
-        """Largest absolute value; 0 where it is not known."""
+        """Largest absolute value of a tensor; 0 if unknown."""
         if isinstance(tensor, Constant):
             values = weights.read(tensor)
             return float(np.abs(values).max()) if values.size else 0.0
@@ -68,7 +71,7 @@ class Evidence:
         return max(abs(found.low), abs(found.high)) if found is not None else 0.0
 
     def spread(self, concat: Node) -> tuple[float, str]:
-        """Largest over smallest peak of a Concat's inputs, and both in words; 1 where they are not known."""
+        """(largest over smallest peak of a Concat's inputs, text that names both); (1, "") if they are unknown."""
         known = [(t.name, peak) for t in concat.inputs if (peak := self.peak(t)) > 0]
         if len(known) < 2:
             return 1.0, ""
@@ -76,16 +79,21 @@ class Evidence:
         return high / low, f"{large} {high:.3g}, {small} {low:.3g}"
 
     def dynamic_db(self, tensor: Tensor) -> float | None:
-        """SQNR in dB to expect of uint8 with the range of each sample; None where the tensor was not observed."""
+        """Expected SQNR in dB of dynamic uint8, which uses the range of each sample; None without statistics."""
         found = self.stats.get(tensor.name)
         if found is None or not found.count:
             return None
-        # Every sample brings its own range: the mean of those seen is the one to expect.
+        # Each sample has its own range: expect the mean of the observed ranges.
         span = Range(min(found.mean_low, 0.0), max(found.mean_high, 0.0), "dynamic", 0.0)
         return range_sqnr_db(found, span, QuantScheme(UINT8))
 
     def smoothing(self, tensors: Sequence[Tensor], readers: Sequence[Node]) -> NDArray[np.float32] | None:
-        """Factors that even out the channels of tensors read by these products; None where that is not to be."""
+        """SmoothQuant factors, float32 [C], for tensors [..., C] that these products read; None for no smoothing.
+
+        Args:
+            tensors: the inputs, which share one set of factors.
+            readers: all MatMul and Gemm nodes that read one of them.
+        """
         found = [self.stats.get(tensor.name) for tensor in tensors]
         strength = min(self.strengths.get(tensor.name, STRENGTH) for tensor in tensors)
         known = [np.asarray(stats.channel_absmax, np.float32) for stats in found if stats is not None]
@@ -102,9 +110,16 @@ class Evidence:
 
 
 def with_params(plan: Plan, model: Model, evidence: Evidence, method: str) -> Plan:
-    """The plan with a range, a scale and a zero point for every group of tensors.
+    """The plan with a clip range, a scale and a zero point for each tensor group.
 
-    Raises UsageError where a tensor was not observed.
+    Args:
+        plan: a plan without scales.
+        model: the model of the plan.
+        evidence: statistics of all tensors in `plan.observe`.
+        method: range method of tensors without a method of their own.
+
+    Raises:
+        UsageError: a tensor was not observed, or was empty in all samples.
     """
     tensors = model.tensors()
     ranges: dict[str, Range] = {}
@@ -124,7 +139,7 @@ def with_params(plan: Plan, model: Model, evidence: Evidence, method: str) -> Pl
 
 
 def group_members(plan: Plan) -> dict[str, dict[str, TensorPlan]]:
-    """Group -> the tensors whose values share its scale, by the name they are observed under."""
+    """Group name -> {name of the observed tensor -> its plan}, for the tensors that share the group's scale."""
     members: dict[str, dict[str, TensorPlan]] = {}
     for planned in plan.tensors.values():
         members.setdefault(planned.group, {})[planned.source] = planned
@@ -132,18 +147,18 @@ def group_members(plan: Plan) -> dict[str, dict[str, TensorPlan]]:
 
 
 def params_of_range(chosen: Range, planned: TensorPlan) -> QuantParams:
-    """Scale and zero point of a tensor with this range."""
+    """Scale and zero point of a tensor with this clip range, within the limit of its Clip."""
     return _under(params_from_range(chosen.low, chosen.high, planned.scheme), planned.bound)
 
 
 def _covered(params: QuantParams) -> Range:
-    """The range that the codes of trained params cover."""
+    """The range that the integers of trained params represent."""
     low, high = (float(params.scale) * (q - float(params.zero_point)) for q in params.scheme.limits)
     return Range(low, high, TRAINED, 0.0)
 
 
 def _under(params: QuantParams, bound: float | None) -> QuantParams:
-    """Params whose largest value does not pass `bound`: only then may a runtime drop the Clip, as Q does its work."""
+    """Lower the scale until the largest value does not exceed `bound`: only then does Q replace the Clip."""
     if bound is None or bound <= 0:
         return params
     steps = np.float32(params.scheme.limits[1] - int(params.zero_point))

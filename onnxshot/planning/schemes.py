@@ -1,4 +1,4 @@
-"""The types and granularities of a recipe on a target, and which of them the target cannot run."""
+"""Choose the integer types and granularities of a recipe on a target. Refuse what the target cannot run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,17 @@ _LEAVE_OUT = "leave out --activation-type and --weight-type"
 
 
 def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
-    """Schemes of activations and weights. Raises TargetError for a pair the target cannot run, with the reason.
+    """The default schemes of activations and weights, after checking those of each rule in `layers` too.
 
-    So it does where that is of some layers only.
+    Args:
+        target: the rules of the runtime.
+        recipe: what the user asks for.
+
+    Returns:
+        (activation scheme, weight scheme).
+
+    Raises:
+        TargetError: the target cannot run a pair of types, with the reason.
     """
     for glob, rule in recipe.rules.items():
         try:
@@ -49,7 +57,7 @@ def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
 
 
 def _refuse_dynamic(target: Target, recipe: Recipe, weight: QuantScheme) -> None:
-    """Raise TargetError where dynamic quantization has no such form: DynamicQuantizeLinear-11 gives uint8 only."""
+    """Raise TargetError for types that dynamic quantization does not have: DynamicQuantizeLinear-11 gives uint8."""
     if not target.dynamic:
         raise TargetError(f"{target.name} has no dynamic quantization", "use --mode static or --mode weights")
     if recipe.activation_type not in (None, "uint8"):

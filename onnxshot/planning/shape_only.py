@@ -1,4 +1,7 @@
-"""What a model computes from sizes and constants alone: masks, positions, states of zeros. Frozen, it is a constant."""
+"""Find nodes that depend on shapes and constants only, for example masks, positions and zero initial states.
+
+Once the input shapes are fixed, their results are constants.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from onnxshot.graph.ops import RANDOM, STANDARD_DOMAINS
 
 
 def from_sizes_alone(model: Model) -> tuple[set[Node], set[Tensor]]:
-    """The nodes of the outermost graph whose results no value of an input changes, and what they make.
+    """(nodes of the top-level graph whose results do not depend on input values, their output tensors).
 
-    Shape and Size themselves are among them.
+    Shape and Size nodes are included.
     """
     nodes: set[Node] = set()
     made: set[Tensor] = set()

@@ -1,4 +1,4 @@
-"""Which products read one weight: a factor that is moved into it is moved for all of them."""
+"""Find products that share a weight: a SmoothQuant factor multiplied into it applies to all of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from onnxshot.graph import Model, Node, Tensor, edit
 
 
 def is_shared(model: Model, weight: Tensor, products: Sequence[Node]) -> bool:
-    """Whether others than these products read the weight, or its transpose."""
+    """Whether nodes other than these products read the weight or its tied transpose."""
     users = edit.consumers(weight)
     return any(user not in products for user in users) or (weight.name in model.tied and len(users) == 1)
 
 
 def joined_by_weights(products: Sequence[Node]) -> list[tuple[list[Tensor], list[Node]]]:
-    """Products in groups, with the tensors they read: in one group are those that read one tensor or one weight."""
+    """Group products that read a common tensor or weight. Each group is (tensors read, products)."""
     groups: list[tuple[list[Tensor], list[Node]]] = []
     group_of: dict[Tensor, int] = {}
     for node in products:

@@ -1,8 +1,8 @@
-"""Convs with so few channels, and average pools, that ONNX Runtime's int8 kernels are slower than its float ones.
+"""Find Convs and AveragePools for which ONNX Runtime's int8 kernels are slower than its float kernels.
 
-Measured by benchmarks/thin_convs.py: kernel times with the Q, DQ and changes of layout that each choice brings. Float
-kernels work on blocks of 16 channels, int8 ones gather the values under a kernel into rows first, at a cost that only
-many output channels pay back; of a grouped Conv they do so group by group, and in 3 dimensions in a slow way.
+Measured by benchmarks/thin_convs.py: kernel times, including the Q, DQ and layout changes of each choice. Float kernels
+work on blocks of 16 channels. Int8 kernels first gather the input values of each output position into rows (im2col),
+which only many output channels pay back. For grouped Convs they do this group by group, and in 3 dimensions slowly.
 """
 
 from __future__ import annotations
@@ -14,15 +14,24 @@ from dataclasses import dataclass
 from onnxshot.graph import Constant, Node
 from onnxshot.graph.ops import STANDARD_DOMAINS
 
-_FEW_PRODUCTS = 96  # in x out channels: 0.3x to 0.9x where one side of it is float, 0.5x to 1.3x between int8 ops
+_FEW_PRODUCTS = 96  # in x out channels; int8 at 0.3x to 0.9x of float next to a float op, else 0.5x to 1.3x
 _FEW_INS = 12
-_LIGHT, _LIGHT_OF_PICTURES = 1 << 10, 1 << 13  # multiply-accumulates for each position
-_RARE = 8  # one thin Conv in so many is left float: where there are more of them, the net is thin
+# Multiply-accumulates per output position, with more and with up to 4 input channels.
+_LIGHT, _LIGHT_OF_PICTURES = 1 << 10, 1 << 13
+_RARE = 8  # at most one thin Conv in this many is left in float: with more of them, the whole net is thin
 
 
 @dataclass(frozen=True, slots=True)
 class ConvSize:
-    """Of a Conv: spatial dimensions, channels in and out of one group, groups, values under the kernel."""
+    """The size of a Conv.
+
+    Attributes:
+        dims: spatial dimensions: 1, 2 or 3.
+        ins: input channels of one group.
+        outs: output channels of one group.
+        groups: number of groups.
+        taps: kernel positions, for example 9 for 3x3.
+    """
 
     dims: int
     ins: int
@@ -32,7 +41,7 @@ class ConvSize:
 
     @classmethod
     def of(cls, node: Node) -> ConvSize | None:
-        """The size of a Conv with a constant weight; None of everything else."""
+        """The size of a Conv with a constant weight; None for all other nodes."""
         weight = node.inputs[1] if node.op == "Conv" and len(node.inputs) > 1 else None
         if not isinstance(weight, Constant) or len(weight.shape) < 3:
             return None
@@ -42,12 +51,12 @@ class ConvSize:
 
     @property
     def depthwise(self) -> bool:
-        """Whether each output reads one channel of its own."""
+        """Whether each output channel reads one input channel of its own."""
         return self.ins == self.outs == 1
 
 
 def slower_in_int8(size: ConvSize) -> str:
-    """Why a Conv is slower in int8 even between int8 ops; empty where it is not."""
+    """Why a Conv is slower in int8 even between int8 ops; empty if it is not."""
     if size.depthwise:
         few = 17 if size.dims == 3 else 32 if size.taps > 9 else 0
         few = 64 if size.dims == 2 and size.taps > 25 else few
@@ -64,7 +73,7 @@ def slower_in_int8(size: ConvSize) -> str:
 
 
 def slower_at_floats(size: ConvSize) -> str:
-    """Why a Conv is slower in int8 next to a float op, whose values are quantized for it alone; empty where not."""
+    """Why a Conv is slower in int8 next to a float op, where it needs a Q or DQ of its own; empty if it is not."""
     if size.depthwise:
         return "depthwise" if size.dims == 2 else ""
     if size.groups > 1:
@@ -74,32 +83,40 @@ def slower_at_floats(size: ConvSize) -> str:
 
 
 def is_thin(size: ConvSize) -> bool:
-    """Whether a plain Conv multiplies few channels with few, as the first one of most nets does."""
+    """Whether an ungrouped Conv has few input and output channels, as the first Conv of most nets."""
     few = size.ins <= _FEW_INS and size.ins * size.outs <= _FEW_PRODUCTS
     return size.groups == 1 and not size.depthwise and few
 
 
 def is_light(size: ConvSize) -> bool:
-    """Whether a Conv is too little work for a Q in front and a DQ behind, where it stands between float ops.
+    """Whether an ungrouped Conv between float ops is too little work to pay for its Q and DQ.
 
-    With few channels in, as of a picture's patches, int8 gathers them slowly. Measured 0.3x to 1.1x.
+    With few input channels, as for the patches of an image, int8 kernels gather slowly: 0.3x to 1.1x of float.
     """
     work = size.ins * size.outs * size.taps
     return size.groups == 1 and work <= (_LIGHT_OF_PICTURES if size.ins <= 4 else _LIGHT)
 
 
 def is_rare(thin: int, static: int) -> bool:
-    """Whether so few of the static Convs are thin that the rest of the net decides its speed."""
+    """Whether so few of the static Convs are thin that the rest of the net decides its speed.
+
+    Args:
+        thin: number of thin Convs.
+        static: number of all static Convs.
+    """
     return thin * _RARE <= static
 
 
 def pools_slower(node: Node, shape: Sequence[int | str | None] | None) -> str:
-    """Why an AveragePool is slower in int8 even between int8 ops; empty where it is not. shape: of its output.
+    """Why an AveragePool is slower in int8 even between int8 ops; empty if it is not.
 
-    The int8 kernel adds the values of each window one by one, at 0.5 ns each; the float one is vectorized. Measured
-    with the DQ, the Q and the changes of layout that float brings, windows of 1 to 7 along an axis, 3 to 2048 channels.
-    Where one window covers the whole picture there is so little to write that int8 is 1.3x to 2x as fast, as it is for
-    GlobalAveragePool.
+    The int8 kernel adds the values of each window one by one, at 0.5 ns each; the float kernel is vectorized. Measured
+    with the DQ, Q and layout changes that float needs, for windows of 1 to 7 along an axis and 3 to 2048 channels. If
+    one window covers the whole input, int8 is 1.3x to 2x as fast, as for GlobalAveragePool.
+
+    Args:
+        node: any node; only a standard AveragePool has a reason.
+        shape: shape of its output [N, C, ...]; None if unknown.
     """
     if node.op != "AveragePool" or node.domain not in STANDARD_DOMAINS:
         return ""

@@ -1,4 +1,4 @@
-"""Products whose input can be smoothed: those whose weights take up what is divided out of it."""
+"""Find products whose input SmoothQuant can smooth: all readers of the input can absorb the factors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from onnxshot.graph import Constant, Model, Node, Tensor
 from onnxshot.planning.plan import Plan
 from onnxshot.planning.shared_weights import is_shared
 
-_MOST_WEIGHTS = 1 << 24  # values of the weights that read a tensor: every strength is a product with all of them
+_MOST_WEIGHTS = 1 << 24  # elements of all weights that read a tensor; each strength tried multiplies by all of them
 
 
 def readers_of(model: Model, plan: Plan, how: str) -> dict[Tensor, list[Node]]:
-    """The products of this treatment by the tensor they read, in graph order.
+    """Tensor -> the MatMul and Gemm nodes of one mode that read it, in graph order.
 
-    Left out are tensors that int8 ops make, as they are quantized where they are made, products whose weights are
-    kept as they came, and tensors behind which a weight has other readers: it would be stored twice.
+    Left out: tensors that int8 ops produce, as they are quantized there; products with a kept trained weight scale;
+    tensors with a reader whose weight other nodes read too, as it would be stored twice; very large weights.
     """
     labels = plan.labels(how) - plan.kept.nodes
     found: dict[Tensor, list[Node]] = {}

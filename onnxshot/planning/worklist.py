@@ -1,4 +1,7 @@
-"""A greatest fixed point in sweeps over the nodes, where only those are looked at again whose grounds have changed."""
+"""A worklist: visit nodes again and again until nothing changes, but only those whose inputs have changed.
+
+A dict records which node read which entry. If the entry changes, these nodes are visited again.
+"""
 
 from __future__ import annotations
 
@@ -12,75 +15,84 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Watch:
-    """Who asked for what: `asking` is the node that is looked at; `changed` are those that asked for what is new."""
+class Visits:
+    """The state that all `TrackedDict`s of one run share.
+
+    Attributes:
+        visiting: the node being visited; None between visits.
+        stale: nodes that read an entry that has changed since.
+    """
 
     def __init__(self) -> None:
-        self.asking: Node | None = None
-        self.changed: dict[Node, None] = {}
+        self.visiting: Node | None = None
+        self.stale: dict[Node, None] = {}
 
 
-class Watched(dict[Key, Value]):
-    """A dict that remembers which node asked for an entry, and names it in `watch` when the entry changes."""
+class TrackedDict(dict[Key, Value]):
+    """A dict that records which node read an entry, and marks these nodes stale if the entry changes."""
 
-    def __init__(self, given: dict[Key, Value], watch: Watch) -> None:
+    def __init__(self, given: dict[Key, Value], visits: Visits) -> None:
         super().__init__(given)
-        self._watch = watch
-        self._askers: dict[Key, dict[Node, None]] = {}
+        self._visits = visits
+        self._readers: dict[Key, dict[Node, None]] = {}
 
-    def _ask(self, key: Any) -> None:
-        if self._watch.asking is not None:
-            self._askers.setdefault(key, {})[self._watch.asking] = None
+    def _record(self, key: Any) -> None:
+        if self._visits.visiting is not None:
+            self._readers.setdefault(key, {})[self._visits.visiting] = None
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """The entry, or the default."""
-        self._ask(key)
+        """The entry, or the default, recorded as read."""
+        self._record(key)
         return super().get(key, default)
 
     def __getitem__(self, key: Key) -> Value:
-        """The entry. Raises KeyError where there is none."""
-        self._ask(key)
+        """The entry, recorded as read. Raises KeyError if there is none."""
+        self._record(key)
         return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:
-        """Whether there is an entry."""
-        self._ask(key)
+        """Whether there is an entry, recorded as read."""
+        self._record(key)
         return super().__contains__(key)
 
     def __setitem__(self, key: Key, value: Value) -> None:
-        """Set the entry; who asked for it is looked at again."""
+        """Set the entry. The nodes that read it become stale."""
         super().__setitem__(key, value)
-        self._watch.changed |= self._askers.pop(key, {})
+        self._visits.stale |= self._readers.pop(key, {})
 
     def __delitem__(self, key: Key) -> None:
-        """Take out the entry; who asked for it is looked at again. Raises KeyError where there is none."""
+        """Delete the entry. The nodes that read it become stale. Raises KeyError if there is none."""
         super().__delitem__(key)
-        self._watch.changed |= self._askers.pop(key, {})
+        self._visits.stale |= self._readers.pop(key, {})
 
 
-def settle(watch: Watch, sweeps: Iterable[tuple[Iterable[Node], Callable[[Node], None]]]) -> None:
-    """Look at the nodes of each sweep in their order, sweep after sweep, round after round, until nothing changes.
+def settle(visits: Visits, sweeps: Iterable[tuple[Iterable[Node], Callable[[Node], None]]]) -> None:
+    """Visit the nodes of each sweep in order, sweep after sweep, round after round, until nothing changes.
 
-    A node whose grounds changed behind it is looked at again in the next round, as if each round looked at all. A chain
-    that comes undone from its end takes as many rounds as it has nodes: so no round looks at all but the first.
+    The result is the same as if each round visited all nodes, but only the first round does. Later rounds visit stale
+    nodes only: a chain of n nodes that changes from its end takes n rounds, which would cost n * n visits.
+
+    Args:
+        visits: the state shared by the dicts that `visit` reads and writes.
+        sweeps: (nodes in order, function to call for each) pairs.
     """
-    rows = [_Sweep(list(nodes), look) for nodes, look in sweeps]
-    while any(row.waiting for row in rows):
-        for row in rows:
-            row.run(watch, rows)
-    watch.asking = None
+    queues = [_Sweep(list(nodes), visit) for nodes, visit in sweeps]
+    while any(queue.waiting for queue in queues):
+        for queue in queues:
+            queue.run(visits, queues)
+    visits.visiting = None
 
 
 class _Sweep:
-    """Nodes in order, and the places of those that wait to be looked at: in this sweep, or in the next round's."""
+    """The nodes of one sweep in order, and the places of those that wait for a visit."""
 
-    def __init__(self, nodes: list[Node], look: Callable[[Node], None]) -> None:
-        self.nodes, self.look = nodes, look
+    def __init__(self, nodes: list[Node], visit: Callable[[Node], None]) -> None:
+        self.nodes, self.visit = nodes, visit
         self.place = {node: i for i, node in enumerate(nodes)}
         self.waiting = list(range(len(nodes)))
 
-    def run(self, watch: Watch, rows: list[_Sweep]) -> None:
-        """Look at what waits, from the first place to the last."""
+    def run(self, visits: Visits, queues: list[_Sweep]) -> None:
+        """Visit the waiting nodes in order. Nodes before the current one that become stale wait for the next round."""
         now, queued = self.waiting, set(self.waiting)
         heapify(now)
         self.waiting = []
@@ -88,10 +100,10 @@ class _Sweep:
         while now:
             at = heappop(now)
             queued.discard(at)
-            watch.asking = self.nodes[at]
-            self.look(self.nodes[at])
-            watch.asking = None
-            for node in watch.changed:
+            visits.visiting = self.nodes[at]
+            self.visit(self.nodes[at])
+            visits.visiting = None
+            for node in visits.stale:
                 place = self.place.get(node)
                 if place is None:
                     continue
@@ -100,8 +112,8 @@ class _Sweep:
                 elif place not in queued:
                     queued.add(place)
                     heappush(now, place)
-            for row in rows:
-                if row is not self:
-                    row.waiting += [row.place[node] for node in watch.changed if node in row.place]
-            watch.changed = {}
+            for queue in queues:
+                if queue is not self:
+                    queue.waiting += [queue.place[node] for node in visits.stale if node in queue.place]
+            visits.stale = {}
         self.waiting += later

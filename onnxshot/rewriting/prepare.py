@@ -90,7 +90,7 @@ def _rewrite_products(model: Model, target: Target, recipe: Recipe) -> None:
     """Bring products that are to be quantized into the form that int8 kernels know; what is left out stays."""
     if not recipe.quantizes or recipe.mode == "weights" or "MatMul" not in target.static | target.dynamic:
         return
-    left, least = NodeRecipes(model, recipe).left, target.min_dynamic_weights
+    left, least = NodeRecipes(model, recipe).excluded, target.min_dynamic_weights
     steps: tuple[Pass, ...] = (EinsumToMatMul(left, least), CanonicalMatMul(left, least))
     if sum(step.run(model).edits for step in steps):
         shape_inference.infer(model)

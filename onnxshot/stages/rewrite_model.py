@@ -15,7 +15,7 @@ from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, Sizes, tensor_sizes
 from onnxshot.graph.skip import Skip
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.keep_integer_weights import KeepIntegerWeights, kept_integer_notes
-from onnxshot.planning import trained_scales
+from onnxshot.planning import keep_trained_scales
 from onnxshot.planning.node_mode import is_embedding, is_weighted
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.precision16.convert import halve
@@ -124,7 +124,7 @@ def _keep_stored(prepared: Prepared, plan: Plan) -> Iterable[str]:
     if prepared.target.stores_weights:
         keep.run(prepared.model)
     plan.kept.fates.update(dict.fromkeys(keep.names, ""))
-    return [*trained_scales.notes(prepared.trained, plan), *kept_integer_notes(keep.names)]
+    return [*keep_trained_scales.notes(prepared.trained, plan), *kept_integer_notes(keep.names)]
 
 
 def _why_nothing(model: Model) -> str:

@@ -335,7 +335,7 @@ def test_pairs_that_the_plan_has_no_use_for_are_counted() -> None:
     }"""
     pairs = {"x": pair(0.02), "w1": per_channel(W1), "c": pair(0.03), "t": pair(1 / 127)}
     _, notes = completed(qat(text, {"w1": W1}, pairs, x=(2, 4, 8, 8)))
-    assert "1 trained scales were not kept as they are: the plan puts no pair there: 't'" in notes
+    assert "1 trained scales were not kept as they are: the plan has no Q/DQ pair there: 't'" in notes
 
 
 def test_inputs_of_a_concat_with_scales_of_their_own_keep_them() -> None:
@@ -426,7 +426,7 @@ def test_what_the_user_excludes_stays_float() -> None:
     case = full()
     made, notes = completed(case, exclude=("Gemm",))
     assert len(weights_of(made)) == 2
-    assert any("its op stays float" in note and "'w3'" in note for note in notes)
+    assert any("its op stays in float" in note and "'w3'" in note for note in notes)
 
 
 # ---------------------------------------------------------------------- refused

@@ -86,7 +86,7 @@ def test_what_has_no_blocks_is_int8_and_told() -> None:
     assert types[288, 30] == TensorProto.INT4
     assert types[8, 4, 3, 3] == types[30, 8] == TensorProto.INT8
     assert types[9, 30] == TensorProto.FLOAT
-    note = "2 of 3 weights are kept in int8: only matrices whose inputs divide into blocks of 32 are int4"
+    note = "2 of 3 weights are kept in int8: int4 needs a matrix whose input channels divide into blocks of 32"
     assert note in result.report.notes
 
 

@@ -111,7 +111,7 @@ def test_an_add_between_convs_is_quantized_and_one_before_the_output_is_not() ->
     case = convs(HEAD + "{ a = Conv(x, w1) s = Add(a, x) c = Conv(s, w2) y = Add(c, s) }")
     ready, plan = planned(case)
     assert treatment(ready, plan) == {"a": STATIC, "s": STATIC, "c": STATIC, "y": FLOAT}
-    assert reason(ready, plan, "y") == "after the last weighted op"
+    assert reason(ready, plan, "y") == "no op with a weight comes after it"
     assert set(plan.tensors) == {"x", "a", "s", "c"}
     assert plan.tensors["a"].all_readers
     assert not plan.tensors["x"].all_readers, "a graph input is quantized for those who compute in int8 only"
@@ -125,7 +125,7 @@ def test_followers_that_rely_on_each_other_are_a_fixed_point() -> None:
     ready, plan = planned(convs(HEAD + f"{{ {chain} y = Sigmoid(s) }}"))
     found = treatment(ready, plan)
     assert {k for k, v in found.items() if v == STATIC} == {"a"}
-    assert {reason(ready, plan, k) for k in ("p", "m", "s", "y")} == {"after the last weighted op"}
+    assert {reason(ready, plan, k) for k in ("p", "m", "s", "y")} == {"no op with a weight comes after it"}
 
 
 def test_an_isolated_elementwise_op_stays_float() -> None:
@@ -342,7 +342,7 @@ def test_after_the_last_weighted_op_means_what_it_says(name: str) -> None:
     weighted = {n.node for n in plan.nodes if n.has_weight}
     for node in ready.graph.nodes:
         text = next((n.reason for n in plan.nodes if n.node == node.label), "")
-        if text == "after the last weighted op":
+        if text == "no op with a weight comes after it":
             seen, stack = set(), [node]
             while stack:
                 for user in (u for t in stack.pop().outputs for u in t.outputs):
