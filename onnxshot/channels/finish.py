@@ -33,7 +33,7 @@ def restore_form(original: Original, model: Model) -> None:
     """Store weights in the types they had, and compute in 16 bits what the original computed in 16 bits."""
     _store_as(original.model, model)
     model.stated = original.model.stated
-    model.former |= original.model.former
+    model.renamed |= original.model.renamed
     narrow(model, original.widened)
 
 

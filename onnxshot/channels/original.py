@@ -101,7 +101,7 @@ def original_of(source: str | Path | ModelProto, asked: ShrinkStage) -> Original
     normalize(model)
     Unshare().run(model)
     # The output of a layer that absorbed its BatchNormalization has the name of the BatchNormalization's output.
-    scales = {model.former.get(name, name): gamma for name, gamma in scales.items()}
+    scales = {model.renamed.get(name, name): gamma for name, gamma in scales.items()}
     refuse_giants(model)
     return Original(source, model, source_hash, widened, scales, tuple(half_notes(widened.computed, kept=True)))
 

@@ -1,4 +1,4 @@
-"""What a model is: graph, weights, names and the input/output contract. The only room that imports graphsurgeon."""
+"""The model: its graph, weights, names, inputs and outputs. No other folder imports onnx-graphsurgeon."""
 
 from onnxshot.graph.ir import Constant, Graph, Node, Tensor, Variable
 from onnxshot.graph.model import Model

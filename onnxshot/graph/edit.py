@@ -1,4 +1,4 @@
-"""Queries and edits of a graph: who makes a tensor, who reads it, put something in between, tidy up."""
+"""Queries and edits of a graph: producers and consumers, new nodes and constants, removal, topological order."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from onnxshot.graph.model import Model
 
 
 def producer(tensor: Tensor) -> Node | None:
-    """The node that makes the tensor; None for inputs and constants."""
+    """Return the node that computes the tensor; None for graph inputs and constants."""
     return tensor.inputs[0] if tensor.inputs else None
 
 
 def consumers(tensor: Tensor) -> list[Node]:
-    """The nodes that read the tensor, subgraphs included; once each, also where one reads it twice."""
+    """Return the nodes that read the tensor, subgraphs included, each once."""
     return list(dict.fromkeys(tensor.outputs))
 
 
 def is_output(model: Model, tensor: Tensor) -> bool:
-    """True where a graph or subgraph gives the tensor out."""
+    """Return whether the tensor is an output of the graph or of a subgraph."""
     if not any(tensor is out for graph in model.known_graphs for out in graph.outputs):
-        return False  # the common case, without a walk over all nodes
+        return False  # the usual case, decided without a walk over all nodes
     return any(tensor is out for graph in model.graphs() for out in graph.outputs)
 
 
 def only_consumer(model: Model, tensor: Tensor) -> Node | None:
-    """The one node that reads the tensor; None where there are more, none, or a graph gives it out."""
+    """Return the node that reads the tensor, where it is the only reader and no graph has the tensor as an output."""
     users = consumers(tensor)
     return users[0] if len(users) == 1 and not is_output(model, tensor) else None
 
 
 def constant_input(node: Node, index: int) -> NDArray[Any] | None:
-    """Values of an input where they are constant; None where it is absent or computed."""
+    """Return the values of an input that is a constant; None where it is absent or computed."""
     if index >= len(node.inputs) or not isinstance(node.inputs[index], Constant):
         return None
     return weights.read(node.inputs[index])
 
 
 def clip_limits(node: Node) -> tuple[float, float]:
-    """Lower and upper limit of a Clip; infinite where there is none, NaN where it is computed or has many values."""
+    """Return the limits of a Clip: infinite where there is none, NaN where it is computed or not a single value."""
     if "min" in node.attrs or "max" in node.attrs:  # Clip-6
         return float(node.attrs.get("min", -np.inf)), float(node.attrs.get("max", np.inf))
     low, high = (_limit(node, slot, default) for slot, default in ((1, -np.inf), (2, np.inf)))
@@ -61,7 +61,7 @@ def _limit(node: Node, slot: int, default: float) -> float:
 
 
 def add_constant(model: Model, base: str, suffix: str, values: NDArray[Any] | weights.ComputedValues) -> Constant:
-    """Make a new constant with a name of its own."""
+    """Make a constant with a new name, `base` and `suffix` joined."""
     if isinstance(values, np.ndarray | np.generic):
         values = np.asarray(values)
     return Constant(model.fresh(base, suffix), values)
@@ -79,9 +79,22 @@ def add_node(
     domain: str | None = None,
     graph: Graph | None = None,
 ) -> Node:
-    """Append a node with fresh names to the (top-level) graph; `toposort` puts it where it belongs.
+    """Append a node with new names to a graph; `toposort` moves it to its place.
 
-    One output has the name of the node: names are a good part of a small file, and the two are never mixed up.
+    Args:
+        model: the model.
+        op: operator type.
+        inputs: input tensors.
+        base: name that the new names begin with, most often the label of a node.
+        suffix: second part of the new names; the operator if empty.
+        outputs: output tensors, or how many new ones to make. A single new output gets the name of the node, which
+            keeps small files small.
+        attrs: attributes.
+        domain: operator domain; None for the default.
+        graph: the graph to append to; None for the top-level one.
+
+    Returns:
+        The new node.
     """
     name = model.fresh(base, suffix or op)
     if isinstance(outputs, int) and outputs == 1:
@@ -94,7 +107,7 @@ def add_node(
 
 
 def replace_uses(model: Model, old: Tensor, new: Tensor, *, keep: Sequence[Node] = ()) -> None:
-    """Let everything that reads `old`, graph outputs included, read `new` instead; but for the nodes in `keep`."""
+    """Let every reader of `old` read `new` instead, graph outputs included; nodes in `keep` still read `old`."""
     for node, times in Counter(old.outputs).items():
         at = -1
         for _ in range(0 if node in keep else times):
@@ -107,16 +120,19 @@ def replace_uses(model: Model, old: Tensor, new: Tensor, *, keep: Sequence[Node]
 
 
 def bypass(model: Model, node: Node, source: Tensor) -> bool:
-    """Take out a node whose first output is the same as `source`. Graph outputs keep their names.
+    """Remove a node whose first output equals `source`, and let its readers read `source`.
 
-    False, and nothing changed, where both the source's and the output's names must be kept.
+    The names of graph outputs do not change.
+
+    Returns:
+        False, without a change, where the names of both `source` and the output must be kept.
     """
     out = node.outputs[0]
     if is_output(model, out):
         maker = producer(source)
         if maker is None or is_output(model, source) or maker not in graph_of(model, node).nodes:
             return False
-        # The name of a graph output is a promise: its tensor stays, made by the source's maker.
+        # Callers rely on the name of a graph output, so its tensor stays and the producer of `source` computes it.
         node.inputs.clear()
         node.outputs.clear()
         replace_uses(model, source, out)
@@ -128,19 +144,19 @@ def bypass(model: Model, node: Node, source: Tensor) -> bool:
 
 
 def absorb(model: Model, maker: Node, node: Node) -> None:
-    """Take out `node`, which alone reads the first output of `maker`: that one now computes what `node` gave.
+    """Merge `node` into `maker`, whose first output only `node` reads: `maker` now computes the output of `node`.
 
-    It gives it under the name it had, and the name between them goes: a name stands for the same values as before.
-    The model remembers it, so that a pattern that names it still finds the layer.
+    The output keeps its name, and the tensor between the two nodes disappears: no name changes its values. The model
+    records the removed name in `renamed`, so that a name pattern of the user still finds the layer.
     """
     between, out = maker.outputs[0].name, node.outputs[0]
-    model.former |= {old: out.name for old, now in model.former.items() if now == between} | {between: out.name}
+    model.renamed |= {old: out.name for old, now in model.renamed.items() if now == between} | {between: out.name}
     remove(model, [node])
     maker.outputs[0] = out
 
 
 def rename(model: Model, node: Node, suffix: str) -> None:
-    """Give the first output of a node, which gives other values now, a name of its own."""
+    """Give the first output of a node a new name, because its values have changed."""
     old = node.outputs[0]
     new = Variable(model.fresh(old.name, suffix), dtype=old.dtype, shape=old.shape)
     replace_uses(model, old, new)
@@ -148,18 +164,18 @@ def rename(model: Model, node: Node, suffix: str) -> None:
 
 
 def graph_of(model: Model, node: Node) -> Graph:
-    """The graph or subgraph the node stands in."""
+    """Return the graph or subgraph that holds the node."""
     return next(graph for graph in model.known_graphs if node in graph.nodes)
 
 
 def remove(model: Model, nodes: Sequence[Node]) -> None:
-    """Take nodes out of their graphs and cut them, and what is inside them, off from their tensors."""
+    """Remove nodes from their graphs, and disconnect them and the nodes of their subgraphs from all tensors."""
     gone = dict.fromkeys(nodes)
     for graph in model.known_graphs:
         if len(gone) > 1:
             graph.nodes[:] = [n for n in graph.nodes if n not in gone]
         elif nodes and nodes[0] in graph.nodes:
-            graph.nodes.remove(nodes[0])  # passes take out one at a time: much quicker than to build the list anew
+            graph.nodes.remove(nodes[0])  # passes mostly remove one node: much faster than a new list
     for node in gone:
         _cut(node)
         node.outputs.clear()
@@ -167,11 +183,11 @@ def remove(model: Model, nodes: Sequence[Node]) -> None:
 
 def _cut(node: Node) -> None:
     for inner in (node, *_inner_nodes(node)):
-        inner.inputs.clear()  # what a branch that is gone read is not needed for its sake
+        inner.inputs.clear()  # a removed subgraph no longer reads its tensors
 
 
 def remove_unused(model: Model) -> int:
-    """Remove nodes nothing depends on, in subgraphs too; how many went. Graph inputs stay: they are the contract."""
+    """Remove nodes that no output depends on, in subgraphs too, and return how many. Graph inputs are kept."""
     given = Counter(id(out) for graph in model.graphs() for out in graph.outputs)
 
     def unused(node: Node) -> bool:
@@ -197,9 +213,9 @@ def remove_unused(model: Model) -> int:
 
 
 def _subgraphs(node: Node) -> list[Graph]:
-    """All graphs in the node's attributes, at any depth."""
+    """All subgraphs of a node, at any depth."""
     found = [v for v in node.attrs.values() if isinstance(v, Graph)]
-    for graph in found:  # grows on the way
+    for graph in found:  # the list grows during the loop
         found.extend(v for inner in graph.nodes for v in inner.attrs.values() if isinstance(v, Graph))
     return found
 
@@ -209,16 +225,17 @@ def _inner_nodes(node: Node) -> list[Node]:
 
 
 def toposort(model: Model) -> None:
-    """Order the nodes of every graph so that each stands after what it reads; stable, so files change little.
+    """Sort the nodes of every graph topologically; nodes already in order keep their places.
 
-    Raises ModelError where the graph has a cycle.
+    Raises:
+        ModelError: a graph has a cycle.
     """
     for graph in model.graphs():
         graph.nodes[:] = _sorted(graph)
 
 
 def _sorted(graph: Graph) -> list[Node]:
-    """Depth first from each node in turn: a sorted graph stays as it is, a new node lands before its first reader."""
+    """Depth-first topological order: a sorted graph is unchanged, and a new node moves before its first reader."""
     made_by = {id(t): n for n in graph.nodes for t in n.outputs if t.name}
     needs: dict[Node, list[Node]] = {}
     for node in graph.nodes:

@@ -1,7 +1,8 @@
-"""graphsurgeon's nodes and tensors, compared by identity instead of by content.
+"""graphsurgeon's graphs, nodes and tensors, compared by identity instead of by content.
 
-graphsurgeon compares nodes by every attribute and tensors by name, and its lists of consumers rely on it: two equal
-nodes, or a shadowed name in a branch, would be mixed up. Identity also lets both be keys of sets and dicts.
+graphsurgeon compares nodes by all attributes and tensors by name, and its lists of consumers rely on that. Two equal
+nodes, or two tensors of one name in different subgraphs, would be confused. Comparison by identity also allows nodes
+and tensors as keys of sets and dicts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ Tensor = gs.Tensor
 
 
 class Node(gs.Node):  # type: ignore[misc]  # graphsurgeon ships no types
-    """One operator; `extra` carries the doc string and metadata graphsurgeon has no place for."""
+    """A node.
+
+    Attributes:
+        extra: the doc string, metadata and device configurations, which graphsurgeon does not keep.
+    """
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -23,7 +28,7 @@ class Node(gs.Node):  # type: ignore[misc]  # graphsurgeon ships no types
 
     @property
     def label(self) -> str:
-        """What a user finds the node by: its name, or the tensor it makes where it has none."""
+        """The name under which messages and reports show the node: its own, or else that of its first output."""
         return str(self.name or (self.outputs[0].name if self.outputs else self.op))
 
 
@@ -42,10 +47,10 @@ class Constant(gs.Constant):  # type: ignore[misc]  # graphsurgeon ships no type
 
 
 class Graph(gs.Graph):  # type: ignore[misc]  # graphsurgeon ships no types
-    """A graph or subgraph; holds the protos of its inputs and outputs, so that they come out as they went in."""
+    """A graph or subgraph. Its attributes also hold the ValueInfoProtos of the file, which are written unchanged."""
 
 
 class EmptyList(list[Any]):
-    """An empty list attribute: without elements, only the file knows what kind of list it is."""
+    """An empty list attribute, with the attribute type (INTS, FLOATS or STRINGS) that the file states for it."""
 
     kind: int = AttributeProto.INTS

@@ -1,4 +1,4 @@
-"""Load a model from a path or a ModelProto; what is not ONNX is refused by name, with the step that makes it ONNX."""
+"""Load a model from a path or a ModelProto. Other formats are refused by name, with the step that converts to ONNX."""
 
 from __future__ import annotations
 
@@ -56,17 +56,23 @@ _MAGIC = (  # offset, bytes, (what it is, the step that makes it ONNX)
     (0, b"<?xml", _OTHER_FORMATS[".xml"]),
     *((0, bytes((0x80, n)), ("a pickle, most likely a PyTorch checkpoint", _TORCH)) for n in range(2, 6)),
 )
-_DAMAGED = (  # what protobuf, numpy and onnx raise on content that makes no sense
+_DAMAGED = (  # what protobuf, numpy and onnx raise for invalid content
     UnicodeDecodeError, ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, MemoryError,
     EncodeError,
 )  # fmt: skip
 
 
 def load_model(source: str | Path | ModelProto) -> Model:
-    """Load a model; weights stay on disk where they are external.
+    """Load a model. External weights stay on disk until they are read.
+
+    Args:
+        source: path of an .onnx file, or a ModelProto, which is not changed.
+
+    Returns:
+        The model, whose graph has passed ONNX's checker, or which ONNX Runtime loads.
 
     Raises:
-        ModelError: the file is missing, is not ONNX, is damaged, or its graph is not a valid ONNX graph.
+        ModelError: the file is missing, is not ONNX, is damaged, or its graph is not valid.
     """
     if isinstance(source, ModelProto):
         return _build(source, None)
@@ -80,10 +86,10 @@ def load_model(source: str | Path | ModelProto) -> Model:
 
 
 def copy_of(model: Model) -> Model:
-    """Another model with the same graph, under the same path and with the same notes."""
+    """Return an independent copy of a model, with the same path and notes."""
     copy = load_model(model.to_proto())
     copy.path, copy.data_files, copy.notes = model.path, model.data_files, list(model.notes)
-    copy.former, copy.spelled = dict(model.former), dict(model.spelled)
+    copy.renamed, copy.original_ops = dict(model.renamed), dict(model.original_ops)
     copy.tied, copy.stated = model.tied, model.stated
     copy.mark_origins(model.origins())
     return copy
@@ -106,12 +112,12 @@ def _build(proto: ModelProto, path: Path | None) -> Model:
 
 
 def _shown(path: Path) -> str:
-    """The path on one line, whatever is in its name."""
+    """The path as one printable line."""
     return first_line(str(path), limit=4096)
 
 
 def _check(model: Model, given: ModelProto) -> None:
-    """Hold the graph against ONNX's own checker and the versions this installation knows."""
+    """Check the versions that the model needs, its types and texts, and run ONNX's checker."""
     if not model.envelope.opset_import:
         raise ModelError("it names no operator set")
     versions: dict[str, int] = {}
@@ -143,7 +149,7 @@ def _check(model: Model, given: ModelProto) -> None:
 
 
 def _is_run(model: Model, given: ModelProto) -> bool:
-    """Whether ONNX Runtime loads what the checker refuses: its word counts more, where the opset is known."""
+    """Whether ONNX Runtime loads a model that ONNX's checker refuses. Where the opset is known, the runtime decides."""
     if all(entry.domain not in ("", "ai.onnx") for entry in given.opset_import):
         return False
     if model.path is not None:
@@ -155,7 +161,7 @@ def _is_run(model: Model, given: ModelProto) -> bool:
 
 
 def _check_texts(model: Model) -> None:
-    """Refuse texts that are not UTF-8 where passes and reports read them: protobuf hands them out as bytes."""
+    """Refuse texts that are not UTF-8 where passes and reports read them; protobuf returns those as bytes."""
     texts: list[str | bytes] = [text for entry in model.metadata.items() for text in entry]
     for graph in model.graphs():
         texts.extend(graph.value_infos)
@@ -168,7 +174,7 @@ def _check_texts(model: Model) -> None:
 
 
 def first_line(error: BaseException | str, limit: int = 400) -> str:
-    """The first non-empty line of an error, printable, and short enough to read in a terminal."""
+    """Return the first non-empty line of an error, at most `limit` characters, unprintable ones as '?'."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in line[:limit])
@@ -199,7 +205,7 @@ def _refuse_other_formats(path: Path) -> None:
 
 
 def _nearest(path: Path) -> str:
-    """A hint with the .onnx files of the folder whose names are most like the one asked for."""
+    """A hint with the .onnx files of the folder whose names are closest to the given one."""
     if not path.parent.is_dir():
         return f"the folder {_shown(path.parent)} does not exist either"
     names = [p.name for p in path.parent.glob("*.onnx")]
@@ -208,7 +214,7 @@ def _nearest(path: Path) -> str:
 
 
 def _zip_kind(path: Path) -> tuple[str, str] | None:
-    """What a zip archive is, by the names in it."""
+    """The kind of a zip archive, by the names of its members."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -247,9 +253,10 @@ def _folder_error(path: Path) -> ModelError:
 
 
 def external_files(path: Path) -> list[Path]:
-    """The files that hold weights of an .onnx file, as it names them, sorted; they need not be there.
+    """Return the external data files that an .onnx file names, sorted. They need not exist.
 
-    Raises ModelError as `load_model` does, and where one is outside the folder of the model.
+    Raises:
+        ModelError: as `load_model`; or a file is outside the folder of the model.
     """
     found = _locations(_parsed(path))
     for location in found:
@@ -260,19 +267,27 @@ def external_files(path: Path) -> list[Path]:
 
 
 def refuse_suffix(place: Path) -> None:
-    """Raise UsageError where a model that was written there would be taken for a file of another format."""
+    """Refuse an output path whose suffix belongs to another format.
+
+    Raises:
+        UsageError: with the format, and a hint.
+    """
     kind = _OTHER_FORMATS.get(place.suffix.lower())
     if kind is not None:
         raise UsageError(f"the output {_shown(place)} has the suffix of {kind[0]}", "name an .onnx file with -o")
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of an .onnx file; its graph is not looked at. Raises ModelError where the file does not parse."""
+    """Return the metadata_props of an .onnx file without checking its graph.
+
+    Raises:
+        ModelError: the file does not parse.
+    """
     return {str(entry.key): str(entry.value) for entry in _parsed(path).metadata_props}
 
 
 def _locations(proto: ModelProto) -> list[str]:
-    """Where the tensors of a model say that their values lie, sorted."""
+    """The locations of external data that the tensors of a model name, sorted."""
     found: set[str] = set()
     graphs = [proto.graph]
     while graphs:
@@ -286,7 +301,7 @@ def _locations(proto: ModelProto) -> list[str]:
 
 
 def _parsed(path: Path) -> ModelProto:
-    """The file as it is, without external data."""
+    """Parse the file without reading external data."""
     _refuse_other_formats(path)
     try:
         return onnx.load(str(path), format="protobuf", load_external_data=False)

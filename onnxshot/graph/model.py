@@ -1,8 +1,8 @@
-"""Model: a graphsurgeon graph plus what graphsurgeon forgets (metadata, docs, opsets, the input/output contract).
+"""The editable model: a graphsurgeon graph, and everything of the ONNX file that graphsurgeon does not keep.
 
-graphsurgeon's importer drops attributes it does not know, doc strings and metadata, and its exporter rebuilds the types
-of inputs and outputs. So from_proto.py and to_proto.py do that, and graphsurgeon serves for what it is good at: nodes
-and tensors that know their producers and consumers, through subgraphs too.
+graphsurgeon's nodes and tensors know their producers and consumers, in subgraphs too. But its importer drops unknown
+attributes, doc strings and metadata, and its exporter changes the types of inputs and outputs. from_proto.py and
+to_proto.py therefore take the place of its importer and exporter.
 """
 
 from __future__ import annotations
@@ -18,24 +18,41 @@ from onnxshot.graph.from_proto import Importer, own_names
 from onnxshot.graph.ir import Constant, Graph, Node, Tensor
 from onnxshot.graph.to_proto import Store, export_graph
 
-_ORIGIN = ("stored_as", "made_by", "made_at")  # what passes note at a constant
-_KEEP_INLINE = 4096  # bytes up to which a weight stays in a skeleton: shapes, axes, small scales
+_ORIGIN = ("stored_as", "made_by", "made_at")  # attributes that passes set on constants
+_KEEP_INLINE = 4096  # bytes: smaller constants (shapes, axes, scales) stay in a skeleton
 
 
 class Model:
-    """An ONNX model that can be edited. The one mutable thing in onnxshot.
+    """An ONNX model that passes edit in place.
+
+    Args:
+        proto: the parsed model; it is not changed.
+        folder: the folder of external data; None for a model without.
+        path: the file that the model was read from, if any.
 
     Attributes:
-        graph: the top-level graph; its nodes are always in topological order when a pass starts.
-        path: where it was read from, if it was.
-        external_data: True where the file it came from keeps weights in other files.
+        graph: the top-level graph. Its nodes are in topological order whenever a pass starts.
+        path: the file that the model was read from; None for a model given as an object.
+        external_data: whether weights were stored in separate files.
         data_files: those files.
-        notes: what was done to it on the way that a user should know, for the report.
-        spelled: names of nodes that are written as another op now -> the op that a user knows.
-        former: names of tensors that an edit took out -> the tensor that its layer gives now. A user knows the former.
-        tied: names of weights that are equal to another one, or to its transpose, or read in several ways.
-        stated: names of the tensors inside whose shapes the file has told.
-        known_graphs: every graph it was made of; ones that an edit took out are still listed. `graphs` walks the rest.
+        notes: sentences for the report about what happened to the model.
+        original_ops: node name -> its operator in the user's file, for nodes that a pass has rewritten as another.
+        renamed: name of a tensor that an edit removed -> name of the tensor that its layer computes now; users know
+            the former.
+        tied: names of weights that equal another weight or its transpose, or that several operators read differently.
+        stated: names of the inner tensors whose shapes the file states.
+        known_graphs: every graph the model was built from, including those that edits have removed; `graphs` yields
+            only those that are left.
+
+    Raises:
+        ModelError: the graph is not a valid ONNX graph.
+
+    Example:
+        >>> import onnx.parser
+        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+        >>> model = Model(onnx.parser.parse_model(text))
+        >>> model.opset, [node.op for node in model.graph.nodes]
+        (17, ['Relu'])
     """
 
     def __init__(self, proto: ModelProto, folder: Path | None = None, path: Path | None = None) -> None:
@@ -43,15 +60,15 @@ class Model:
         self.external_data = False
         self.data_files: tuple[Path, ...] = ()
         self.notes: list[str] = []
-        self.former: dict[str, str] = {}
+        self.renamed: dict[str, str] = {}
         self.tied: frozenset[str] = frozenset()
         self.stated = frozenset(info.name for info in proto.graph.value_info)
-        self.spelled: dict[str, str] = {}
+        self.original_ops: dict[str, str] = {}
         self._folder = folder
         self._adopt(proto, {})
 
     def _adopt(self, proto: ModelProto, lifted: Mapping[str, Constant]) -> None:
-        """Take over a ModelProto: everything but its graph goes to the envelope. lifted: weights of a skeleton."""
+        """Read a ModelProto: its graph into `graph`, all other fields into `envelope`; see `skeleton` for `lifted`."""
         self.envelope = ModelProto()
         for field, value in proto.ListFields():
             if field.name == "graph":
@@ -62,7 +79,7 @@ class Model:
                 getattr(self.envelope, field.name).CopyFrom(value)
             else:
                 setattr(self.envelope, field.name, value)
-        # All names first: a weight lifted out of a branch must not take that of a tensor that is yet to come.
+        # Collect all names first: a weight that moves out of a subgraph must not get the name of a later tensor.
         self._names = set(own_names(proto.graph))
         self._counts: dict[str, int] = {}
         importer = Importer(self._folder, self.opset, self.fresh, lifted)
@@ -80,13 +97,13 @@ class Model:
         return 1
 
     def require_domain(self, domain: str, version: int = 1) -> None:
-        """Declare an operator domain that a new node uses."""
+        """Import an operator domain that a new node uses; no change where it is imported already."""
         if all(entry.domain != domain for entry in self.envelope.opset_import):
             self.envelope.opset_import.append(helper.make_opsetid(domain, version))
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The model's metadata_props, as a copy."""
+        """A copy of the model's metadata_props."""
         return {p.key: p.value for p in self.envelope.metadata_props}
 
     def set_metadata(self, key: str, value: str) -> None:
@@ -98,9 +115,9 @@ class Model:
         self.envelope.metadata_props.add(key=key, value=value)
 
     def graphs(self) -> Iterator[Graph]:
-        """Yield the top-level graph, then every subgraph, outer before inner."""
+        """Yield the top-level graph and every subgraph, outer before inner."""
         stack = [self.graph]
-        if len(self.known_graphs) == 1:  # no node holds another, and none needs to be asked
+        if len(self.known_graphs) == 1:  # there are no subgraphs: skip the search through all nodes
             yield stack.pop()
         while stack:
             graph = stack.pop()
@@ -110,13 +127,13 @@ class Model:
                     stack.extend(v for v in node.attrs.values() if isinstance(v, Graph))
 
     def walk(self) -> Iterator[tuple[Graph, Node]]:
-        """Yield every node with the graph it stands in, subgraphs included."""
+        """Yield every node, subgraphs included, as (graph that holds it, node)."""
         for graph in self.graphs():
             for node in graph.nodes:
                 yield graph, node
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every named tensor of the top-level graph, including those only subgraphs use."""
+        """Return all named tensors by name, including those of subgraphs."""
         found: dict[str, Tensor] = {}
         for tensor in (*self.graph.inputs, *self.graph.outputs):
             found.setdefault(tensor.name, tensor)
@@ -127,11 +144,11 @@ class Model:
         return found
 
     def weight_bytes(self) -> int:
-        """Bytes of all constants, in subgraphs too."""
+        """Total size of all constants in bytes, subgraphs included."""
         return sum(weights.size_bytes(t) for t in self.constants())
 
     def constants(self) -> list[Constant]:
-        """Every constant in use, once: by nodes in their order, as outputs, or as parameters of annotations."""
+        """Return every constant in use once: those that nodes read, in node order, then outputs and annotations."""
         found: dict[int, Constant] = {}
         for _, node in self.walk():
             for tensor in node.inputs:
@@ -144,28 +161,33 @@ class Model:
         return list(found.values())
 
     def origins(self) -> dict[str, dict[str, object]]:
-        """What is known of the weights that they do not hold, by name: stored type, and the node they were made by."""
+        """Return what passes recorded about constants, by name: the stored type, and the node that produced them."""
         found = {c.name: {key: getattr(c, key, None) for key in _ORIGIN} for c in self.constants()}
         return {name: known for name, known in found.items() if any(known.values())}
 
     def mark_origins(self, origins: Mapping[str, Mapping[str, object]]) -> None:
-        """Remember that of the weights that still have these names."""
+        """Set on constants what `origins` returned, where they still have the same names."""
         for constant in self.constants() if origins else ():
             for key, value in origins.get(constant.name, {}).items():
                 if value is not None:
                     setattr(constant, key, value)
 
     def stored_types(self) -> dict[str, int]:
-        """The element types that weights were stored in where they have a wider one now, by the weight's name."""
+        """Return name -> ONNX element type in the user's file, for weights that were converted to a wider type."""
         return {c.name: int(c.stored_as) for c in self.constants() if getattr(c, "stored_as", 0)}
 
     def value_info(self, name: str) -> ValueInfoProto | None:
-        """Type and shape of a tensor of the top-level graph, as far as the file or shape inference told."""
+        """Return the type and shape of a tensor of the top-level graph from the file or shape inference, else None."""
         info = self.graph.value_infos.get(name)
         return info if isinstance(info, ValueInfoProto) else None
 
     def shape(self, tensor: Tensor) -> tuple[int | str | None, ...] | None:
-        """Shape of a tensor: symbolic dimensions as str, unknown ones (-1 too) as None; None where no rank is known."""
+        """Return the shape of a tensor.
+
+        Returns:
+            One entry per dimension: int; str for a symbolic dimension; None for an unknown one, or one stated as -1.
+            None where the rank is unknown.
+        """
         if isinstance(tensor, Constant):
             return tuple(tensor.shape)
         info = self.value_info(tensor.name)
@@ -177,13 +199,13 @@ class Model:
         )
 
     def forget_inferred(self) -> None:
-        """Forget the shapes of tensors inside that the file did not tell: those of 1,000 nodes take 100 kB."""
+        """Drop inferred shapes of inner tensors that the file did not state: for 1,000 nodes they take 100 kB."""
         ports = (t.name for t in (*self.graph.inputs, *self.graph.outputs))
         kept = self.stated.union(ports, self.graph.overridable)
         self.graph.value_infos = {name: info for name, info in self.graph.value_infos.items() if name in kept}
 
     def elem_type(self, tensor: Tensor) -> int:
-        """ONNX element type of a tensor; 0 where it is not known."""
+        """Return the ONNX element type of a tensor (TensorProto.DataType); 0 where it is unknown."""
         if isinstance(tensor, Constant):
             return weights.elem_type(tensor)
         info = self.value_info(tensor.name)
@@ -192,7 +214,7 @@ class Model:
     # ------------------------------------------------------------------ names
 
     def fresh(self, base: str, suffix: str = "") -> str:
-        """Return a name that no tensor or node of the model, in any subgraph, has yet. All new names come from here."""
+        """Return a new name, `base` and `suffix` joined, that no tensor or node of the model or its subgraphs has."""
         stem = "_".join(part for part in (base, suffix) if part) or "tensor"
         name, count = stem, self._counts.get(stem, 1)
         while name in self._names:
@@ -205,16 +227,20 @@ class Model:
     # ------------------------------------------------------------------ export
 
     def to_proto(self) -> ModelProto:
-        """The whole model as one ModelProto, weights inside. Raises ModelError where it would pass protobuf's 2 GiB."""
+        """Return the model as one ModelProto that contains its weights.
+
+        Raises:
+            ModelError: it would exceed protobuf's limit of 2 GiB.
+        """
         if self.weight_bytes() > (1 << 31) - (1 << 24):
             raise ModelError("the model is over 2 GiB and does not fit one ModelProto", "save it to a path instead")
         return self.export(weights.to_proto)
 
     def skeleton(self) -> tuple[ModelProto, dict[str, Constant]]:
-        """The model without its large weights, and those weights by name.
+        """Return the model without its large weights, and those weights by name.
 
-        Large weights stand among the graph's inputs. Shape inference, the checker and the version converter need no
-        more than this, and copy what they are given several times over.
+        Large weights become inputs of the graph. ONNX's shape inference, checker and version converter need no values
+        of large weights, and they copy the model several times.
         """
         lifted: dict[str, Constant] = {}
 
@@ -234,13 +260,13 @@ class Model:
         return proto, lifted
 
     def rebuild(self, proto: ModelProto, lifted: Mapping[str, Constant]) -> None:
-        """Take the graph of a skeleton that another tool rewrote, and give the lifted weights back to it."""
+        """Replace the graph by a skeleton that another tool has rewritten, and put the lifted weights back into it."""
         keep, overridable, origins = self.envelope, self.graph.overridable, self.origins()
         self._adopt(proto, lifted)
         self.mark_origins(origins)
         kept = {t.name: t for t in self.constants() if t.name in overridable}
         self.graph.overridable = {name: kept[name] for name in overridable if name in kept}
-        # Tools that go through ONNX's C++ graph forget metadata, docs and producers; the model's own are kept.
+        # ONNX's C++ tools drop metadata, doc strings and the producer, so the model keeps its own.
         rewritten = self.envelope
         self.envelope = keep
         del self.envelope.opset_import[:]
@@ -250,16 +276,16 @@ class Model:
         self.envelope.ir_version = max(keep.ir_version, rewritten.ir_version)
 
     def export(self, store: Store) -> ModelProto:
-        """Build the ModelProto; `store` turns each weight into its TensorProto, or into None to leave it out."""
+        """Build the ModelProto; `store` turns each constant into its TensorProto, or into None to leave it out."""
         proto = ModelProto()
         proto.CopyFrom(self.envelope)
         held = {id(c): c for c in self.constants()}
         export_graph(proto.graph, self.graph, held, store)
-        # Every weight is stored in the outermost graph: one shared by two branches is stored once.
+        # All weights are stored in the outermost graph, so that one shared by two branches is stored once.
         for constant in held.values():
             tensor_proto = store(constant)
             if tensor_proto is not None:
                 proto.graph.initializer.append(tensor_proto)
         if proto.ir_version < 4 and any(c.name not in self.graph.overridable for c in held.values()):
-            proto.ir_version = 4  # below 4 every initializer must be an input as well
+            proto.ir_version = 4  # below IR version 4, every initializer must be an input too
         return proto

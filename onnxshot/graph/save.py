@@ -1,4 +1,4 @@
-"""Write a model: aside first, checked, then renamed, so that a file that exists is a file that is whole."""
+"""Write a model atomically: into a hidden folder first, then, once it is checked, by renaming to its place."""
 
 from __future__ import annotations
 
@@ -16,21 +16,32 @@ from onnxshot.graph import weights
 from onnxshot.graph.ir import Constant
 from onnxshot.graph.model import Model
 
-_INLINE = 1024  # bytes: smaller constants stay in the .onnx file even when the weights are external
+_INLINE = 1024  # bytes: smaller constants stay in the .onnx file even where weights are external
 
 
 class Draft:
-    """A written model that is not at its place yet. `path` can be loaded and run; `publish` renames it into place."""
+    """A written model that is not at its place yet.
+
+    Attributes:
+        final: the path it will have.
+        files: names of its files, the .onnx file first.
+        path: the path of the .onnx file until then; it can be loaded and run.
+        size_bytes: size of all files; unchanged by `publish`.
+    """
 
     def __init__(self, folder: Path, final: Path, files: list[str]) -> None:
         self._folder = folder
         self.final = final
         self.files = files
         self.path = folder / final.name
-        self.size_bytes = sum((folder / name).stat().st_size for name in files)  # of all files, also once published
+        self.size_bytes = sum((folder / name).stat().st_size for name in files)
 
     def publish(self) -> Path:
-        """Move the files to their place; a reader finds the old model or the new one, each with its own data."""
+        """Rename the files to their place. A reader finds either the old or the new model, each with its own data.
+
+        Raises:
+            UsageError: the files cannot be moved there.
+        """
         try:
             publish(self._folder, self.final, self.files)
         except OSError as e:
@@ -40,9 +51,14 @@ class Draft:
 
 @contextlib.contextmanager
 def draft(model: Model, final: Path) -> Iterator[Draft]:
-    """Write the model into a hidden folder beside `final` and hand it over for checking; always cleaned up.
+    """Write the model into a hidden folder beside `final`, and yield it for checks. The folder is always removed.
 
-    final: a link stays, and what it leads to is written. Raises UsageError where its folder cannot be written.
+    Args:
+        model: the model.
+        final: the path that `Draft.publish` gives the file. Where it is a link, the file it points to is replaced.
+
+    Raises:
+        UsageError: the folder cannot be written.
     """
     final = follow_link(Path(final))
     with aside(final) as folder:
@@ -54,7 +70,7 @@ def draft(model: Model, final: Path) -> Iterator[Draft]:
 
 
 def stored_size(model: Model) -> int:
-    """Bytes that a model takes once it is written, but for its metadata and what was inferred of its shapes."""
+    """Return the size of the model in bytes once it is written, without its metadata and inferred shapes."""
     proto, lifted = model.skeleton()
     listed = {info.name for info in model.graph.inputs}
     inputs = [info for info in proto.graph.input if info.name in listed or info.name not in lifted]
@@ -64,10 +80,20 @@ def stored_size(model: Model) -> int:
 
 
 def write(model: Model, path: Path, *, external: bool | None = None) -> list[str]:
-    """Write the model to `path`; names of the files written, the .onnx file first.
+    """Write the model to `path`, not atomically; use `draft` for an atomic write.
 
-    Weights go to `<name>.data` where they are over 1 GiB, or where they were external before. One weight is in memory
-    at a time. This writes in place: callers who want all or nothing use `draft`.
+    Only one external weight is in memory at a time.
+
+    Args:
+        model: the model.
+        path: the .onnx file.
+        external: whether weights go to `<name>.data`. None: where they are over 1 GiB, or were external before.
+
+    Returns:
+        Names of the files written, the .onnx file first.
+
+    Raises:
+        UsageError: the name of the data file cannot be stored in the model, as it is not UTF-8.
     """
     if external is None:
         total = sum(map(weights.size_bytes, model.constants()))

@@ -1,4 +1,4 @@
-"""Nodes that were left as they were, and why."""
+"""Skip reasons: which node a pass or the planner left unchanged, and why."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Something that was left as it was, and why. Skips are data: they end up in the plan and the report."""
+    """A node that was left unchanged. Plans and reports list the skips.
+
+    Attributes:
+        node: label of the node.
+        op: its operator.
+        reason: why it was left unchanged, as a sentence without a full stop.
+    """
 
     node: str
     op: str

@@ -1,7 +1,7 @@
-"""Weights stay where they are until one is needed: mapped from disk or the parsed file, streamed out one at a time.
+"""Read and write weights one at a time, so that large models need not fit into memory.
 
-graphsurgeon asks a constant for its values once and keeps them; a model of several gigabytes would end up in memory.
-The values here are lazy and stay lazy: `read` loads, hands out, and keeps nothing.
+graphsurgeon loads the values of a constant once and keeps them. The values here are loaded at every `read`, from the
+parsed file or mapped from external data, and are not kept. int4 is packed by `maths.int4_packing.pack_int4`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from onnxshot.files.regular_files import check_regular, is_special
 from onnxshot.maths.int4_packing import pack_int4
 
 EXTERNAL_LIMIT = 1 << 30
-"""A model with more bytes of weights than this is written with external data (protobuf's own limit is 2 GiB)."""
+"""Bytes of weights above which a model is written with external data. protobuf's own limit is 2 GiB."""
 
 MAX_RANK = 32
-"""More dimensions than this no operator has; numpy itself ends at 64."""
+"""Largest number of dimensions of a weight; numpy itself allows 64."""
 
-_DENSE_LIMIT = 1 << 30  # bytes a sparse initializer may take as a dense one: a small file must not fill the memory
+_DENSE_LIMIT = 1 << 30  # bytes of a sparse initializer once it is dense: a small file must not fill the memory
 _PIECE = 1 << 24  # bytes copied at a time
 
-_PACKED = {  # bits of one element of the types that ONNX packs several to a byte
+_PACKED = {  # bits per element of the types that ONNX packs, several elements to a byte
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,
     TensorProto.FLOAT4E2M1: 4,
@@ -43,7 +43,7 @@ _PACKED = {  # bits of one element of the types that ONNX packs several to a byt
 
 
 def stored_bytes(elem_type: int, shape: tuple[int, ...]) -> int:
-    """Bytes a dense tensor takes in raw_data or an external file. ONNX packs types below 8 bits, low bits first."""
+    """Return the size of a dense tensor in raw_data or external data, in bytes; types below 8 bits are packed."""
     count = math.prod(shape)
     if elem_type in _PACKED:
         return -(-count * _PACKED[elem_type] // 8)
@@ -51,7 +51,15 @@ def stored_bytes(elem_type: int, shape: tuple[int, ...]) -> int:
 
 
 class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no types
-    """Values of a TensorProto, in the file or beside it; `load` reads them anew each time and keeps nothing."""
+    """Values of a TensorProto, in the model or in external data. `load` reads them every time and keeps nothing.
+
+    Args:
+        proto: the tensor.
+        folder: folder of external data; None where the model was given as an object.
+
+    Raises:
+        ModelError: type, shape and stored values contradict each other, or external data is missing.
+    """
 
     def __init__(self, proto: TensorProto, folder: Path | None) -> None:
         self.tensor = proto
@@ -63,17 +71,17 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy (or ml_dtypes) type of the values."""
+        """The numpy or ml_dtypes dtype of the values."""
         return np.dtype(helper.tensor_dtype_to_np_dtype(self.elem_type))
 
     @property
     def path(self) -> Path | None:
-        """The file external values are in; None where they are in the model itself."""
+        """The external data file; None where the values are in the model itself."""
         return self._location()[0] if self.external else None
 
     @property
     def external(self) -> bool:
-        """True where the values are in another file."""
+        """Whether the values are in an external data file."""
         return bool(self.tensor.data_location == TensorProto.EXTERNAL)
 
     def _check(self) -> None:
@@ -110,12 +118,12 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
             if proto.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
                 needed *= 2
             elif _PACKED.get(proto.data_type) in (2, 4):
-                needed = expected  # one entry a byte
+                needed = expected  # one entry per byte
             if stored != needed:
                 raise ModelError(f"{where}: shape {list(proto.dims)} needs {needed} values, {stored} are stored")
 
     def _location(self) -> tuple[Path, int, int]:
-        """File, offset and length of external values, checked to lie inside the model's folder and the file."""
+        """File, offset and length of external data, checked to lie inside the model's folder and inside the file."""
         entries = {e.key: e.value for e in self.tensor.external_data}
         where = f"tensor {self.tensor.name!r}"
         location = entries.get("location", "")
@@ -133,7 +141,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         return path, offset, length
 
     def load(self) -> NDArray[Any]:
-        """The values; external ones as a fresh read-only mapping, which goes when the caller lets go of it."""
+        """Load the values. External ones are memory-mapped read-only, until the caller drops the array."""
         if self.elem_type == TensorProto.STRING:
             return np.array(list(map(_text, self.tensor.string_data)), object).reshape(self.shape)
         if not self.external:
@@ -151,7 +159,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         return np.memmap(path, self.dtype, "r", offset, tuple(self.shape))
 
     def pieces(self) -> Iterator[bytes]:
-        """The bytes of external values as the file has them; read, not mapped, so that none of them stay in memory."""
+        """Yield the bytes of external data in pieces. They are read, not mapped, so that none stay in memory."""
         path, offset, length = self._location()
         with path.open("rb") as f:
             f.seek(offset)
@@ -167,7 +175,13 @@ def _text(value: bytes) -> str | bytes:
 
 
 class ComputedValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no types
-    """Values made when they are written: the quantized form of a large weight is never held beside the others."""
+    """Values that are computed whenever they are read, such as a quantized weight; they are never kept.
+
+    Args:
+        shape: shape of the values.
+        dtype: their numpy or ml_dtypes dtype.
+        compute: computes the values.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], compute: Callable[[], NDArray[Any]]) -> None:
         self.shape = list(shape)
@@ -177,12 +191,21 @@ class ComputedValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no
         self._compute = compute
 
     def load(self) -> NDArray[Any]:
-        """Compute the values; nothing is kept."""
+        """Compute the values."""
         return self._compute()
 
 
 def inside(folder: Path, location: str, where: str) -> Path:
-    """The existing file `location` in `folder`; anything that leads out of the folder is refused."""
+    """Return the path of an existing external data file.
+
+    Args:
+        folder: the folder of the model.
+        location: the file, relative to the folder.
+        where: what the data belongs to, for messages.
+
+    Raises:
+        ModelError: the file is missing, or outside the folder, also through a link.
+    """
     if not location or Path(location).is_absolute() or ".." in Path(location).parts or "\\" in location:
         raise ModelError(
             f"{where}: external data at {location!r} is outside the model's folder",
@@ -204,18 +227,18 @@ def inside(folder: Path, location: str, where: str) -> Path:
 
 
 def read(constant: gs.Constant) -> NDArray[Any]:
-    """The values of a constant, without making it hold them."""
+    """Return the values of a constant. A lazy one loads or computes them, and does not keep them."""
     values = constant._values
     return values.load() if isinstance(values, LazyValues) else np.asarray(values)
 
 
 def size_bytes(constant: gs.Constant) -> int:
-    """Bytes the constant's values take when stored."""
+    """Return the size of a constant's values as stored, in bytes."""
     return int(constant._values.nbytes)
 
 
 def elem_type(constant: gs.Constant) -> int:
-    """The ONNX element type of the constant."""
+    """Return the ONNX element type of a constant (TensorProto.DataType)."""
     values = constant._values
     if isinstance(values, StoredValues | ComputedValues):
         return int(values.elem_type)
@@ -223,7 +246,7 @@ def elem_type(constant: gs.Constant) -> int:
 
 
 def to_proto(constant: gs.Constant) -> TensorProto:
-    """The constant as a TensorProto with its values inside; a stored one that nothing changed goes on untouched."""
+    """Return the constant as a TensorProto that contains its values; an unchanged tensor of the file as it is there."""
     values = constant._values
     if isinstance(values, StoredValues) and not values.external:
         if values.tensor.name == constant.name:
@@ -244,7 +267,7 @@ def _array_proto(array: NDArray[Any], name: str) -> TensorProto:
 
 
 def to_reference(constant: gs.Constant) -> TensorProto:
-    """The constant as a TensorProto; external values stay outside, where they are."""
+    """Return the constant as a TensorProto whose external values stay in their file."""
     values = constant._values
     if not isinstance(values, StoredValues) or not values.external:
         return to_proto(constant)
@@ -255,7 +278,11 @@ def to_reference(constant: gs.Constant) -> TensorProto:
 
 
 def dense(sparse: onnx.SparseTensorProto, folder: Path | None) -> NDArray[Any]:
-    """The dense array of a sparse initializer. ONNX IR: indices are linear [NNZ] or coordinates [NNZ, rank]."""
+    """Return a sparse initializer as a dense array. Its indices are linear [NNZ] or coordinates [NNZ, rank] (ONNX IR).
+
+    Raises:
+        ModelError: its shapes or indices are invalid, or the dense array would exceed 1 GiB.
+    """
     where = f"sparse tensor {sparse.values.name!r}"
     dims = tuple(sparse.dims)
     values = StoredValues(sparse.values, folder).load()
@@ -276,9 +303,14 @@ def dense(sparse: onnx.SparseTensorProto, folder: Path | None) -> NDArray[Any]:
 
 
 class DataFile:
-    """The one external-data file of a model being written; tensors are appended one at a time, aligned for mapping."""
+    """The external data file of a model that is being written. Tensors are appended one at a time, aligned.
 
-    ALIGN = 4096  # ONNX External Data: a multiple of the page size lets runtimes map the tensor
+    Args:
+        path: the file to create.
+        location: its name as the model stores it, relative to the model's folder.
+    """
+
+    ALIGN = 4096  # ONNX External Data: runtimes can memory-map tensors at multiples of the page size
 
     def __init__(self, path: Path, location: str) -> None:
         self.path = path
@@ -286,7 +318,7 @@ class DataFile:
         self._file = path.open("wb")
 
     def add(self, constant: gs.Constant) -> TensorProto:
-        """Append the values and return the TensorProto that points at them."""
+        """Append the values of a constant, and return a TensorProto that refers to them."""
         proto = TensorProto(name=constant.name, data_type=elem_type(constant), dims=constant.shape)
         self._file.seek(0, 2)
         self._file.write(b"\0" * (-self._file.tell() % self.ALIGN))

@@ -83,7 +83,7 @@ def _matmul(made: _Made, graph: Graph, node: Node, slot: int) -> bool:
     node.inputs.clear()
     node.inputs.extend([x, made.constant(weight, "turned", lambda w: w.T)])
     node.outputs[0] = turned
-    model.former[out.name] = turned.name
+    model.renamed[out.name] = turned.name
     _swapped(model, graph, turned, rank, node.label, "turned_back", [out])
     return True
 
@@ -135,7 +135,7 @@ def _turn_gemm(made: _Made, graph: Graph, node: Node, added: Tensor | None) -> N
     node.attrs = {}
     turned = Variable(model.fresh(out.name, "turned"), out.dtype, None)
     node.outputs[0] = turned
-    model.former[out.name] = turned.name
+    model.renamed[out.name] = turned.name
     if added is None or column:
         _swapped(model, graph, turned, 2, node.label, "turned_back", [out])
         return

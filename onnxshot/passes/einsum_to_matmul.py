@@ -64,13 +64,13 @@ class EinsumToMatMul:
             x = _reshaped(model, graph, x, len(lead), [math.prod(size[c] for c in form.summed)], label, "joined")
         node.inputs.clear()
         node.inputs.extend([x, self._matrix(model, weight, form, size)])
-        model.spelled[label] = node.op
+        model.original_ops[label] = node.op
         node.op, node.attrs = "MatMul", {}
         made = lead + form.columns
         if made == form.out and len(form.columns) == 1:
             return
         node.outputs[0] = raw = Variable(model.fresh(out.name, "product"), out.dtype, None)
-        model.former[out.name] = raw.name
+        model.renamed[out.name] = raw.name
         result: Tensor = raw
         order = _order(made, form.out)
         if len(form.columns) > 1:

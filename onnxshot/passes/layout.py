@@ -210,8 +210,8 @@ class _Versions:
         self.found[self.made] = now = self._named(self.made)
         self.maker.outputs[self.place] = now
         gone = {t.name for t in self.group.tensors if self.labels[id(t)] != self.made and t not in self.group.promised}
-        self.model.former |= {old: now.name for old, name in self.model.former.items() if name in gone}
-        self.model.former |= dict.fromkeys(gone, now.name)
+        self.model.renamed |= {old: now.name for old, name in self.model.renamed.items() if name in gone}
+        self.model.renamed |= dict.fromkeys(gone, now.name)
 
     def get(self, label: int) -> Tensor:
         """The tensor in this layout."""

@@ -50,7 +50,7 @@ class RestoreHalf:
     def _chosen(self, model: Model, kind: HalfType) -> dict[Node, None]:
         """The nodes of the graph that give 16 bits, in order."""
         half = {name for name, elem_type in self.computed.items() if elem_type == kind.elem_type}
-        half |= {model.former[name] for name in half if name in model.former}
+        half |= {model.renamed[name] for name in half if name in model.renamed}
         chosen: dict[Node, None] = {}
         for node in model.graph.nodes:
             if any(isinstance(value, Graph) for value in node.attrs.values()) or not _fits(node, kind):

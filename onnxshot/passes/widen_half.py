@@ -179,7 +179,7 @@ def _narrowed(model: Model, tensor: Tensor, kind: int) -> Tensor:
     info = infos.get(name)
     infos[tensor.name] = _as_float(info, tensor.name)
     edit.add_node(model, "Cast", [tensor], base=name, suffix="narrow", outputs=[out], attrs={"to": kind})
-    model.former[name] = tensor.name
+    model.renamed[name] = tensor.name
     return out
 
 

@@ -32,9 +32,9 @@ def match_nodes(model: Model, patterns: Iterable[str], what: str) -> dict[Node, 
     for _, node in model.walk():
         for name in _names(node):
             held.setdefault(name, []).append(node)
-        if node.label in model.spelled:
-            held.setdefault(model.spelled[node.label], []).append(node)
-    for old, now in model.former.items():
+        if node.label in model.original_ops:
+            held.setdefault(model.original_ops[node.label], []).append(node)
+    for old, now in model.renamed.items():
         held[old] = list(dict.fromkeys((*held.get(old, ()), *held.get(now, ()))))
     picked: dict[Node, str] = {}
     for pattern in patterns:

@@ -396,7 +396,7 @@ def test_a_name_that_went_still_finds_its_layer() -> None:
     inner = g.add("Relu", g.now)
     g.conv(2)
     after, _ = rewritten(g.model(f"float[n, 12, 12, 2] {g.now}"), FewestTransposes(), *feeds(1, x=(1, 12, 12, 3)))
-    assert after.former[inner] == the(after, "Relu").outputs[0].name
+    assert after.renamed[inner] == the(after, "Relu").outputs[0].name
 
 
 def test_a_norm_in_single_steps_stays_over_the_last_axis() -> None:
