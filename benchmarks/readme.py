@@ -23,7 +23,7 @@ import yaml
 import onnxshot
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
-import support
+import fixture_data
 
 EXTRA = {"licence_lstm": ("--mode", "dynamic"), "licence_gru": ("--mode", "weights")}
 METRICS = {"top1": "top-1", "top-1 accuracy": "top-1", "map50_fastestdet": "mAP50", "ctc_exact": "exact lines"}
@@ -91,11 +91,12 @@ def head(*cells: str) -> None:
 
 def fixture_jobs() -> list[Job]:
     jobs = []
-    for name, facts in support.facts().items():
-        preset = None if facts["preset"] == "none" else str(support.FIXTURES / facts["preset"])
+    for name, facts in fixture_data.facts().items():
+        preset = None if facts["preset"] == "none" else str(fixture_data.FIXTURES / facts["preset"])
         for options in ((), EXTRA.get(name)):
             if options is not None:
-                jobs.append(Job(name, support.fixture(name), support.FIXTURES / facts["calib"], preset, options))
+                calib = fixture_data.FIXTURES / facts["calib"]
+                jobs.append(Job(name, fixture_data.fixture(name), calib, preset, options))
     return jobs
 
 
@@ -146,12 +147,12 @@ def quantize(job: Job, out: Path) -> tuple[dict[str, Any], float, float]:
 
 
 def fixture_score(job: Job, out: Path) -> Score:
-    feeds, _ = support.heldout(job.name)
+    feeds, _ = fixture_data.heldout(job.name)
     found = onnxshot.compare(job.model, out, feeds)
     if found.sqnr_db is None:
         raise SystemExit(f"{job.name}: no output to compare")
-    before, after = (100 * support.accuracy(job.name, model) for model in (job.model, out))
-    metric = support.facts()[job.name]["metric"]
+    before, after = (100 * fixture_data.accuracy(job.name, model) for model in (job.model, out))
+    metric = fixture_data.facts()[job.name]["metric"]
     return Score(found.sqnr_db, METRICS.get(metric, metric), before, after)
 
 

@@ -33,7 +33,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.rewriting.model_inputs import input_specs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
-import support
+import fixture_data
 
 Feed = dict[str, np.ndarray[Any, Any]]
 
@@ -126,11 +126,10 @@ def session(path: Path) -> Any:
 def jobs(args: argparse.Namespace, folder: Path) -> Iterator[Job | str]:
     """What is to be measured; the name alone of a model without samples."""
     if not args.paths and not args.node_cases:
-        for name, facts in support.facts().items():
-            preset = None if facts["preset"] == "none" else str(support.FIXTURES / facts["preset"])
-            yield Job(
-                name, support.fixture(name), read(support.fixture(name), support.FIXTURES / facts["calib"], preset)
-            )
+        for name, facts in fixture_data.facts().items():
+            preset = None if facts["preset"] == "none" else str(fixture_data.FIXTURES / facts["preset"])
+            path = fixture_data.fixture(name)
+            yield Job(name, path, read(path, fixture_data.FIXTURES / facts["calib"], preset))
     for path in args.paths:
         yield from in_folder(path, args.data, folder) if path.is_dir() else fitting(path, [args.data, *beside(path)])
     if args.node_cases:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx.reference
 import pytest
-from support import facts, fixture, session
+from fixture_data import facts, fixture, session
 
 import onnxshot
 from onnxshot.bundles import samples as stored

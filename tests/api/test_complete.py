@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import fixture, heldout
 from handmade import HANDMADE, Case
 from handmade.core import Feed, feeds, model, vector, weight
 from handmade.quantized import int8
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from planning import FAST, PROVEN, initializers, maker, nodes_of, quantized, run
-from support import fixture, heldout
+from planned_models import FAST, PROVEN, initializers, maker, nodes_of, quantized, run
 
 from onnxshot.api.emit import emit
 from onnxshot.api.quantize import quantize

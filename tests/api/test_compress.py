@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from pains import command, data_of
-from planning import FAST
-from support import fixture, heldout, session
+from fixture_data import fixture, heldout, session
+from fixture_runs import command, data_of
+from planned_models import FAST
 
 import onnxshot
 from onnxshot.cli import app as cli

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fixture_data import fixture, heldout
 from handmade.core import model, weight
 from numpy.typing import NDArray
-from support import fixture, heldout
 
 import onnxshot
 from onnxshot.api.diff import Diff

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_runs import command, fixture
 from handmade import HANDMADE
 from handmade.core import feeds, model, weight
-from pains import command, fixture
-from planning import FAST, PROVEN, run
+from planned_models import FAST, PROVEN, run
 
 import onnxshot
 from onnxshot import quantize

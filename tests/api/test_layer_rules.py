@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from fixture_data import fixture, heldout
+from fixture_runs import command
 from handmade import Case
 from handmade.core import weight
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from pains import command
-from planning import initializers, maker, nodes_of, planned, quantized, reason, run, small, sqnr, treatment
-from support import fixture, heldout
+from planned_models import initializers, maker, nodes_of, planned, quantized, reason, run, small, sqnr, treatment
 
 from onnxshot import Settings, quantize, replay
 from onnxshot.errors import TargetError, UsageError

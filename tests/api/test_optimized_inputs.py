@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from handmade.bert import WORDS, bert
 from handmade.core import Feed, feeds, model
-from planning import FAST
+from planned_models import FAST
 
 from onnxshot import quantize
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import accuracy, facts, fixture, heldout
 from handmade import HANDMADE, write_external
 from handmade.core import Feed, model
-from planning import FAST, PROVEN, initializers, nodes_of, run, sqnr
-from support import accuracy, facts, fixture, heldout
+from planned_models import FAST, PROVEN, initializers, nodes_of, run, sqnr
 
 import onnxshot
 from onnxshot import Settings, quantize

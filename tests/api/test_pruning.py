@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import fixture, session
 from handmade.core import Feed, model, vector, weight
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
-from support import fixture, session
 
 import onnxshot
 from onnxshot.errors import UsageError

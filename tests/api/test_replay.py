@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from fixture_data import fixture, heldout
+from fixture_runs import command
 from handmade.core import Feed
-from pains import command
-from support import fixture, heldout
 
 from onnxshot import Settings, calibrate, compress, errors, prune, quantize, replay
 from onnxshot.delivery.record import RECIPE_KEY, RUNS_KEY, load_records

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from cutting import residual
+from channel_removal import residual
+from fixture_runs import command
 from handmade.core import feeds, model, weight
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, numpy_helper
-from pains import command
 
 from onnxshot import Settings, compress, errors, quantize, replay, shrink
 from onnxshot.channels import candidate_models, importance

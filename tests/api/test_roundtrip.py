@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from fixture_data import session
+from load_and_save import TRANSFORMS, load_and_save
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper, parser
-from roundtrip import TRANSFORMS, load_and_save
-from support import session
 
 from onnxshot.delivery.write_results import Made
 from onnxshot.errors import UsageError

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from handmade.core import model, vector, weight
-from planning import FAST
-from rewrites import outputs
+from pass_checks import outputs
+from planned_models import FAST
 
 from onnxshot import quantize
 from onnxshot.errors import ModelError

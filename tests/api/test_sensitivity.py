@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fixture_data import fixture, heldout
+from fixture_runs import command, data_of, outputs, sqnr
 from handmade import Case
 from handmade.core import Feed, feeds, model, weight
-from pains import command, data_of, outputs, sqnr
-from planning import planned
-from support import fixture, heldout
+from planned_models import planned
 
 from onnxshot import Settings, errors, quantize, sensitivity
 from onnxshot.api.sensitivity import Sensitivity

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from cutting import SUMS, residual
+from channel_removal import SUMS, residual
+from fixture_data import accuracy, fixture
 from handmade.core import Feed, feeds, model, vector, weight
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
-from rewrites import outputs
-from support import accuracy, fixture
+from pass_checks import outputs
 
 from onnxshot.api.shrink import shrink
 from onnxshot.channels.layer_inputs import layers_of

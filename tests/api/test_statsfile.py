@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from array_statistics import observe
 from handmade import HANDMADE
-from observing import observe
 from typer.testing import CliRunner
 
 import onnxshot
@@ -206,7 +206,7 @@ def test_new_cached_and_given_statistics_are_of_the_same_samples(net: Path, tmp_
 
 
 def _planned(net: Path) -> tuple[Any, Any]:
-    from planning import normalized
+    from planned_models import normalized
 
     from onnxshot.planning.make_plan import make_plan
     from onnxshot.targets import target_named

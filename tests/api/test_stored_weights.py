@@ -8,7 +8,7 @@ import onnx
 import pytest
 from handmade.core import Feed, feeds, model, vector, weight
 from numpy.typing import NDArray
-from planning import FAST, PROVEN, initializers, maker, nodes_of, planned, run, small, sqnr
+from planned_models import FAST, PROVEN, initializers, maker, nodes_of, planned, run, small, sqnr
 
 import onnxshot
 from onnxshot.maths.affine import INT8

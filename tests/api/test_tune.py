@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import FIXTURES, accuracy, fixture, heldout
+from fixture_runs import QUICK, command, data_of, outputs, sqnr
 from handmade.core import Feed, model
-from pains import QUICK, command, data_of, outputs, sqnr
-from support import FIXTURES, accuracy, fixture, heldout
 
 from onnxshot import Goal, errors, quantize, tune
 from onnxshot.graph import Model

@@ -11,8 +11,8 @@ import onnx
 import pytest
 from handmade.core import feeds, model, weight
 from handmade.sized import SHAPES, SIZED, feed_of, twin
-from planning import FAST
-from rewrites import check, loaded, ops, rewritten, the
+from pass_checks import check, loaded, ops, rewritten, the
+from planned_models import FAST
 
 import onnxshot
 from onnxshot.graph import Constant, weights

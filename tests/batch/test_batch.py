@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 import pytest
-from batches import artifacts, manifest, two_models
+from batch_examples import artifacts, manifest, two_models
 
 from onnxshot.api.quantize import quantize
 from onnxshot.batch import local, ray_engine, run

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import artifacts, manifest, two_models
+from batch_examples import artifacts, manifest, two_models
 from handmade import HANDMADE
 
 from onnxshot.batch import run

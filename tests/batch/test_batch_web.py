@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from batches import artifacts
+from batch_examples import artifacts
+from fixture_data import facts, fixture
 from handmade import HANDMADE
-from support import facts, fixture
 from webserver import Site, site
 
 from onnxshot.api.calibrate import calibrate

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import kills
+import kill_points
 import numpy as np
 import onnxruntime
 import pytest
@@ -88,7 +88,7 @@ def answers(place: Path) -> dict[str, Any]:
     irs = sorted(path for path in (place / "out").rglob("*.xml") if not is_half_made(path))
     if irs:
         with tempfile.TemporaryDirectory() as made:
-            kills.run(lambda: _ask_openvino(irs, Path(made)))
+            kill_points.run(lambda: _ask_openvino(irs, Path(made)))
             found |= {str(p.relative_to(place)): (Path(made) / f"{i}.npy").read_bytes() for i, p in enumerate(irs)}
     return found
 
@@ -148,31 +148,31 @@ def sweep(place: Path, verb: str, step: int) -> int:
 
     template = place.with_name("before")
     write_inputs(place, 1)
-    kills.run(work)
+    kill_points.run(work)
     (place / "out" / "net.onnx.part").write_text("mine")
     for folder in (place / "out" / "bundle", place / "out" / "net" / "ort"):
         if folder.is_dir() and verb == "batch":
             (folder / "notes.txt").write_text("mine")
     write_inputs(place, 2)
     shutil.copytree(place, template, symlinks=True)
-    before, old = kills.contents(place, apart=is_timed), answers(place)
-    kills.run(work)
-    whole, new = kills.contents(place, apart=is_timed), answers(place)
+    before, old = kill_points.contents(place, apart=is_timed), answers(place)
+    kill_points.run(work)
+    whole, new = kill_points.contents(place, apart=is_timed), answers(place)
     assert old.keys() == new.keys()
     assert verb == "calibrate" or any(name.endswith("net.onnx.data") and name.startswith("out/") for name in whole)
     assert verb == "calibrate" or all(old[name] != new[name] for name in old)
     assert not any("onnxshot-" in name or ".parts" in name for name in whole)
     moments = 0
-    for at in kills.every_moment(work, template, place, step):
+    for at in kill_points.every_moment(work, template, place, step):
         moments += 1
         found = answers(place)
         for name, answer in old.items():
             assert found[name] in (answer, new[name]), (at, name)
         check_whole(place, before, whole)
-        inputs = {name: data for name, data in kills.contents(place).items() if name.startswith("in/")}
+        inputs = {name: data for name, data in kill_points.contents(place).items() if name.startswith("in/")}
         assert all(data == before[name] for name, data in inputs.items() if before.get(name)), at
-        kills.run(work)
-        again = kills.contents(place, apart=is_timed)
+        kill_points.run(work)
+        again = kill_points.contents(place, apart=is_timed)
         assert again == whole, (at, sorted(set(again) ^ set(whole)) or [n for n in whole if again[n] != whole[n]])
         assert answers(place) == new, at
     return moments

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import malformed
+import malformed_yaml
 import pytest
 import yaml
 
@@ -174,8 +174,8 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: py
 def test_malformed_manifests_are_one_line_with_the_path_of_the_key(
     seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = malformed.manifest(GOOD, RECIPE, "one", tmp_path)
-    for said in malformed.refused(load_manifest, layout, 20, random.Random(seed)):
+    layout = malformed_yaml.manifest(GOOD, RECIPE, "one", tmp_path)
+    for said in malformed_yaml.refused(load_manifest, layout, 20, random.Random(seed)):
         assert said in refused(["batch", str(tmp_path / "m.yaml")], capsys, monkeypatch)
     assert not (tmp_path / "out").exists()
 
@@ -185,7 +185,8 @@ def test_malformed_recipes_are_one_line_with_the_path_of_the_key(
     seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = ["compress", "net.onnx", "--recipe", str(tmp_path / "r.yaml")]
-    for said in malformed.refused(load_stages, malformed.recipe(RECIPE, "one", tmp_path), 20, random.Random(seed)):
+    layout = malformed_yaml.recipe(RECIPE, "one", tmp_path)
+    for said in malformed_yaml.refused(load_stages, layout, 20, random.Random(seed)):
         assert said in refused(args, capsys, monkeypatch)
 
 
@@ -193,11 +194,11 @@ def test_malformed_recipes_are_one_line_with_the_path_of_the_key(
 def test_malformed_files_behind_a_manifest_are_named_with_the_path_of_the_key_there(
     layout: str, tmp_path: Path
 ) -> None:
-    files = malformed.manifest(GOOD, RECIPE, layout, tmp_path)
-    assert len(list(malformed.refused(load_manifest, files, 100, random.Random(layout)))) == 100
+    files = malformed_yaml.manifest(GOOD, RECIPE, layout, tmp_path)
+    assert len(list(malformed_yaml.refused(load_manifest, files, 100, random.Random(layout)))) == 100
 
 
 @pytest.mark.parametrize("layout", ["extends", "report"])
 def test_malformed_files_behind_a_recipe_are_named_with_the_path_of_the_key_there(layout: str, tmp_path: Path) -> None:
-    files = malformed.recipe(RECIPE, layout, tmp_path)
-    assert len(list(malformed.refused(load_stages, files, 100, random.Random(layout)))) == 100
+    files = malformed_yaml.recipe(RECIPE, layout, tmp_path)
+    assert len(list(malformed_yaml.refused(load_stages, files, 100, random.Random(layout)))) == 100

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import session
 from handmade.core import Case, Feed, model, vector, weight
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from planning import FAST, sqnr
-from support import session
+from planned_models import FAST, sqnr
 
 from onnxshot import Settings, quantize
 from onnxshot.graph.load import load_model

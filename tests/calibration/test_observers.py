@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from array_statistics import histogram_of, observe, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from observing import histogram_of, observe, whole
 
 from onnxshot.calibration.observers import Observers, glimpse
 from onnxshot.calibration.sampling import MOST, lengths, spread, strides

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from array_statistics import observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from observing import observe
 
 from onnxshot.calibration.range_error import distribution
 from onnxshot.calibration.range_methods import METHODS, Range, choose_range, expected_error, range_sqnr_db

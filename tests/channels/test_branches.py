@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from cutting import grouped
+from channel_removal import grouped
 from handmade.core import Feed, feeds, model, vector, weight
 from onnx import ModelProto, numpy_helper
-from rewrites import check, loaded, ops, outputs
+from pass_checks import check, loaded, ops, outputs
 
 from onnxshot.channels.branches import branches_of
 from onnxshot.graph.macs import concrete_shapes

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from cutting import cut, grouped, masked, some
+from channel_removal import cut, grouped, masked, some
 from handmade.core import Feed, feeds, model, vector, weight
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
-from rewrites import outputs
+from pass_checks import outputs
 
 from onnxshot.channels.costs import macs_cost, params_cost
 from onnxshot.channels.groups import Group, in_steps, step_size

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutting import grouped
+from channel_removal import grouped
 from handmade.core import feeds, model, vector, weight
 from onnx import ModelProto, numpy_helper
-from rewrites import loaded
+from pass_checks import loaded
 
 from onnxshot.api.shrink import shrink
 from onnxshot.channels.activation_scores import activation_scores

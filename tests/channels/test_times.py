@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutting import grouped
+from channel_removal import grouped
 from handmade.core import model, weight
 from onnx import ModelProto
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import fixture
 from handmade import HANDMADE
-from planning import initializers
-from support import fixture
+from planned_models import initializers
 
 import onnxshot
 from onnxshot.cli import app as cli

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pseudo_terminal
 import pytest
-from pages import PAGES, commands_of, yaml_of
-from support import FIXTURES, facts
+from doc_pages import PAGES, commands_of, yaml_of
+from fixture_data import FIXTURES, facts
 
 import onnxshot
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from copying_runtime import Copying
 from handmade import HANDMADE
-from planning import FAST, PROVEN
+from planned_models import FAST, PROVEN
 
 import onnxshot
 from onnxshot import quantize

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from fixture_runs import command
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
-from pains import command
 
 import onnxshot
 from onnxshot import Settings

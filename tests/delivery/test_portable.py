@@ -10,7 +10,7 @@ import pytest
 from copying_runtime import Copying
 from handmade import HANDMADE
 from handmade.core import vector, weight
-from planning import FAST, PROVEN, initializers, maker, nodes_of, run, small
+from planned_models import FAST, PROVEN, initializers, maker, nodes_of, run, small
 
 from onnxshot import quantize
 from onnxshot.delivery import artifacts, portability

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from planning import initializers, maker, nodes_of, run, small, sqnr
-from rewrites import loaded
+from pass_checks import loaded
+from planned_models import initializers, maker, nodes_of, run, small, sqnr
 
 import onnxshot
 from onnxshot.graph.skip import Skip

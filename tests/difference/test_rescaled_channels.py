@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fixture_data import fixture
+from fixture_runs import PROVEN, QUICK, data_of
 from handmade.core import feeds, model, vector, weight
 from numpy.typing import NDArray
-from pains import PROVEN, QUICK, data_of
-from support import fixture
 
 import onnxshot
 from onnxshot.difference.compare_layers import matched

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from handmade.core import model
 from onnx import ModelProto
-from planning import FAST
+from planned_models import FAST
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.execution.candidate_race import measure_candidates, race

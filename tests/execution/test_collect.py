@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from array_statistics import observe
 from handmade.core import model, weight
 from numpy.typing import NDArray
-from observing import observe
 
 from onnxshot.calibration.enough_samples import LEAST, Settling
 from onnxshot.calibration.observers import Glimpse, glimpse

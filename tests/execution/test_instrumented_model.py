@@ -4,12 +4,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from fixture_data import FIXTURES, facts, fixture
 from handmade import HANDMADE
 from handmade.core import model, weight
 from numpy.typing import NDArray
 from onnx import TensorProto
-from planning import normalized
-from support import FIXTURES, facts, fixture
+from planned_models import normalized
 
 from onnxshot.calibration.observers import Glimpse, glimpse
 from onnxshot.calibration.readers import open_data

@@ -9,7 +9,7 @@ from handmade import HANDMADE, Case
 from handmade.core import Feed, feeds, model, vector, weight
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
-from planning import quantized, run
+from planned_models import quantized, run
 
 from onnxshot.execution.layer_walk import Walk
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from array_statistics import observe
+from fixture_data import fixture
+from fixture_runs import data_of
 from handmade import HANDMADE
 from handmade.core import model, weight
-from observing import observe
-from pains import data_of
-from planning import FAST
-from support import fixture
+from planned_models import FAST
 
 from onnxshot.api.quantize import quantize
 from onnxshot.calibration.statistics_file import Statistics

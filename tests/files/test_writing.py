@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import kills
+import kill_points
 import numpy as np
 import onnx
 import onnxruntime
@@ -78,22 +78,22 @@ def killed_at_each(tmp_path: Path, before: str, external: bool, step: int) -> li
     final = place / "net.onnx"
     if before != "nothing":
         save(template / "net.onnx", 1, external=before == "external")
-    kills.anew(template, place)
+    kill_points.anew(template, place)
     old = answers(final)
 
     def work() -> None:
         save(final, 2, external=external)
 
-    kills.run(work)
-    new, whole = answers(final), kills.contents(place)
+    kill_points.run(work)
+    new, whole = answers(final), kill_points.contents(place)
     assert not same(old, new)
     seen = []
-    for at in kills.every_moment(work, template, place, step):
+    for at in kill_points.every_moment(work, template, place, step):
         found = answers(final)
         assert same(found, old) or same(found, new), at
         seen.append(same(found, new))
-        kills.run(work)
-        assert kills.contents(place) == whole, at
+        kill_points.run(work)
+        assert kill_points.contents(place) == whole, at
     assert seen == sorted(seen)  # once new, always new
     return seen
 
@@ -156,15 +156,15 @@ def test_an_ir_and_its_weights_are_those_of_one_run(tmp_path: Path, sizes: tuple
     def work() -> None:
         publish_ir(final, *new)
 
-    kills.anew(template, place)
-    kills.run(work)
-    whole = kills.contents(place)
+    kill_points.anew(template, place)
+    kill_points.run(work)
+    whole = kill_points.contents(place)
     assert 'offset="3" pad_mode' in final.read_text()
-    for at in kills.every_moment(work, template, place, 3):
+    for at in kill_points.every_moment(work, template, place, 3):
         assert weights_of(final) in (old, new), at
         seen.append(weights_of(final) == new)
-        kills.run(work)
-        assert kills.contents(place) == whole, at
+        kill_points.run(work)
+        assert kill_points.contents(place) == whole, at
     assert seen == sorted(seen)
     assert set(seen) == {False, True}
 
@@ -182,14 +182,14 @@ def test_told_to_end_a_run_leaves_one_result_and_nothing_else(tmp_path: Path, ki
             publish_ir(folder / "net.xml", bytes([seed]) * 80, bytes([seed + 1]) * 16 * seed)
 
     make(template, 1)
-    old, found = kills.contents(template), []
-    kills.anew(template, place)
+    old, found = kill_points.contents(template), []
+    kill_points.anew(template, place)
     make(place, 2)
-    new = kills.contents(place)
-    for at in kills.every_moment(lambda: make(place, 2), template, place, 2, told=True):
+    new = kill_points.contents(place)
+    for at in kill_points.every_moment(lambda: make(place, 2), template, place, 2, told=True):
         clear_dead(place)  # it may have been told while it removed what is half made
-        assert kills.contents(place) in (old, new), at
-        found.append(kills.contents(place) == new)
+        assert kill_points.contents(place) in (old, new), at
+        found.append(kill_points.contents(place) == new)
     assert set(found) == {False, True}
 
 
@@ -215,17 +215,17 @@ def test_a_folder_is_the_old_one_or_the_new_one(
             take_along(final, home / "new", {"a", "b", "c"})
             put_folder(home / "new", final, home)
 
-    old = kills.contents(template)
-    kills.anew(template, place)
-    kills.run(work)
-    whole = kills.contents(place)
+    old = kill_points.contents(template)
+    kill_points.anew(template, place)
+    kill_points.run(work)
+    whole = kill_points.contents(place)
     assert whole == {"made/b": b"new", "made/c": b"new", "made/notes.txt": b"mine"}
-    for at in kills.every_moment(work, template, place, 2):
+    for at in kill_points.every_moment(work, template, place, 2):
         if not exchanged and not final.exists():
             clear_dead(place)
-        assert {n: d for n, d in kills.contents(place).items() if n.startswith("made/")} in (old, whole), at
-        kills.run(work)
-        assert kills.contents(place) == whole, at
+        assert {n: d for n, d in kill_points.contents(place).items() if n.startswith("made/")} in (old, whole), at
+        kill_points.run(work)
+        assert kill_points.contents(place) == whole, at
 
 
 def test_a_file_that_was_added_and_has_the_name_of_a_new_one_is_not_replaced(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_only_what_is_marked_and_dead_is_removed(tmp_path: Path) -> None:
     (place / "net.onnxshot-abcd1234.part").mkdir()
     (place / ".x.onnxshot-abcd1234.part").mkdir()
     (place / ".x.onnxshot-abcd1234.part" / MARK).write_text('{"format": "mine"}')
-    mine = kills.contents(place)
+    mine = kill_points.contents(place)
     with aside(place / "net.onnx") as alive:
         (alive / "half").write_text("half")
         assert clear_dead(place) == 0
@@ -254,10 +254,10 @@ def test_only_what_is_marked_and_dead_is_removed(tmp_path: Path) -> None:
         (part.path / "half").write_bytes(b"h" * 1000)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    kills.run(die, 10**9)
-    assert len(kills.contents(place)) > len(mine)
+    kill_points.run(die, 10**9)
+    assert len(kill_points.contents(place)) > len(mine)
     assert clear_dead(place) > 1000
-    assert kills.contents(place) == mine
+    assert kill_points.contents(place) == mine
     assert (place / ".net.abcd1234.part").is_dir()
 
 
@@ -279,7 +279,7 @@ def test_cache_clear_removes_what_killed_runs_have_left_beside_their_outputs(
             (folder / "half").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    kills.run(die, 10**9)
+    kill_points.run(die, 10**9)
     assert len(list(tmp_path.rglob("half"))) == 3
     cli.app(["cache", "clear", "--json"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out)["bytes"] > 12

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
-from support import session
 
 from onnxshot.errors import ModelError
 from onnxshot.graph import Constant, Graph, Model, Node, Variable, edit, opset_upgrade, weights

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from handmade import HANDMADE
 from handmade.core import Feed, model, vector, weight
-from planning import run
+from planned_models import run
 
 from onnxshot.graph import Node
 from onnxshot.graph.load import load_model

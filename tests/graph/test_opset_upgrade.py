@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from old_ops import ROWS, Row
+from old_opset_ops import ROWS, Row
 from onnx import parser
 
 from onnxshot.errors import ModelError

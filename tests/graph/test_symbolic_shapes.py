@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import session
 from handmade import HANDMADE
 from handmade.core import Feed, model, weight
 from handmade.sized import SHAPES, SIZED, feed_of, twin
 from onnx import numpy_helper
-from support import session
 
 import onnxshot
 from onnxshot.graph import Model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from handmade.core import feeds, model, vector, weight
 from numpy.typing import NDArray
-from planning import FAST
+from planned_models import FAST
 
 import onnxshot
 from onnxshot.graph.load import load_model

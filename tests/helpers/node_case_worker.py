@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from load_and_save import TRANSFORMS, load_and_save
 from onnx.backend.test.case import node
-from roundtrip import TRANSFORMS, load_and_save
 
 from onnxshot.errors import OnnxshotError
 from onnxshot.maths.sqnr import sqnr_db

@@ -1,4 +1,4 @@
-"""A web server on this machine that answers as it is told, and what it was asked."""
+"""A web server on this machine with scripted answers, which records the requests that it got."""
 
 import hashlib
 import ssl

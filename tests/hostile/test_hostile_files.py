@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import hostile
+import malformed_models
 import pytest
 
 SECONDS = 10  # per file, of CPU, which a busy machine does not count
@@ -23,7 +23,7 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def _start(self) -> subprocess.Popen[str]:
-        script = Path(__file__).parents[1] / "helpers" / "roundtrip_worker.py"
+        script = Path(__file__).parents[1] / "helpers" / "load_and_save_worker.py"
         process = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -59,18 +59,18 @@ def worker() -> Iterator[Worker]:
 
 
 def test_what_takes_too_long_is_told_as_a_hang(worker: Worker, tmp_path: Path) -> None:
-    path = hostile.CASES["a chain of 10000 nodes that do nothing"][0](tmp_path)
+    path = malformed_models.CASES["a chain of 10000 nodes that do nothing"][0](tmp_path)
     assert worker.run(path, tmp_path / "out.onnx", 0.05)["error"] == "Hang"
 
 
 def test_there_are_more_than_a_hundred_files() -> None:
-    assert len(hostile.CASES) > 200
-    assert sum(refused for _, refused in hostile.CASES.values()) > 100
+    assert len(malformed_models.CASES) > 200
+    assert sum(refused for _, refused in malformed_models.CASES.values()) > 100
 
 
-@pytest.mark.parametrize("name", list(hostile.CASES))
+@pytest.mark.parametrize("name", list(malformed_models.CASES))
 def test_hostile_file(name: str, tmp_path: Path, worker: Worker) -> None:
-    make, refused = hostile.CASES[name]
+    make, refused = malformed_models.CASES[name]
     path = make(tmp_path)
     out = tmp_path / "results" / "new" / "out.onnx"
     answer = worker.run(path, out)
@@ -98,10 +98,10 @@ COMMAND_LINE = [
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in COMMAND_LINE else pytest.param(n, marks=pytest.mark.slow) for n in hostile.CASES]
+    "name", [n if n in COMMAND_LINE else pytest.param(n, marks=pytest.mark.slow) for n in malformed_models.CASES]
 )
 def test_hostile_file_on_the_command_line(name: str, tmp_path: Path) -> None:
-    make, refused = hostile.CASES[name]
+    make, refused = malformed_models.CASES[name]
     path = make(tmp_path)
     out = tmp_path / "results" / "out.onnx"
     command = [sys.executable, "-m", "onnxshot", "quantize", path, "--mode", "weights", "-o", out]

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hostile_data
-import hostile_options
+import invalid_options
+import malformed_data
 import numpy as np
 import pytest
 
@@ -52,13 +52,13 @@ def bounded(seconds: int = SECONDS) -> Iterator[None]:
 
 # ------------------------------------------------------------------ options
 
-OPTIONS = [case for case in hostile_options.cases() if case.command != "ui"]  # which would serve
+OPTIONS = [case for case in invalid_options.cases() if case.command != "ui"]  # which would serve
 
 
 def test_the_cases_are_many() -> None:
     assert len(OPTIONS) > 700
-    assert len(hostile_data.DATA) >= 100
-    assert len(hostile_data.TEXTS) > 25
+    assert len(malformed_data.DATA) >= 100
+    assert len(malformed_data.TEXTS) > 25
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_the_cases_are_many() -> None:
     [pytest.param(c, id=f"{i} {c.name}", marks=() if i % 32 == 3 else pytest.mark.slow) for i, c in enumerate(OPTIONS)],
 )
 def test_an_option(
-    case: hostile_options.Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    case: invalid_options.Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hostile_options.prepared(tmp_path)
+    invalid_options.prepared(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["onnxshot", case.command, *case.arguments])
     with bounded(), pytest.raises(SystemExit) as ended:
@@ -85,10 +85,10 @@ def test_an_option(
 # ------------------------------------------------------------------ data
 
 
-@pytest.mark.parametrize("name", hostile_data.DATA)
+@pytest.mark.parametrize("name", malformed_data.DATA)
 def test_data(name: str, tmp_path: Path) -> None:
-    make, words = hostile_data.DATA[name]
-    net, settings = hostile_data.network(tmp_path), onnxshot.Settings(samples="all", use_cache=False, threads=1)
+    make, words = malformed_data.DATA[name]
+    net, settings = malformed_data.network(tmp_path), onnxshot.Settings(samples="all", use_cache=False, threads=1)
     with bounded(), pytest.raises(CalibrationError) as refused:
         onnxshot.calibrate(net, make(tmp_path), settings=settings, holdout=0)
     text = str(refused.value)
@@ -103,16 +103,16 @@ def test_good_data_of_odd_kinds_is_taken(tmp_path: Path) -> None:
     class Own(dict[str, Any]):
         pass
 
-    net = hostile_data.network(tmp_path)
+    net = malformed_data.network(tmp_path)
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     rows = [
-        hostile_data.row(0, x=x[::-1][:1]),
-        hostile_data.row(1, x=x.astype(">f4")[:1]),
-        hostile_data.row(2, x=np.asfortranarray(np.ones((1, 8), np.float32))[:, ::2]),
-        hostile_data.row(3, x=[1.0, 2.0, 3.0, 4.0]),
-        hostile_data.row(4, ids=[[1, 2, 3]]),
-        Own(hostile_data.row(5)),
-        hostile_data.row(6, ids=np.array([[1, 2, -10]], np.int8)),
+        malformed_data.row(0, x=x[::-1][:1]),
+        malformed_data.row(1, x=x.astype(">f4")[:1]),
+        malformed_data.row(2, x=np.asfortranarray(np.ones((1, 8), np.float32))[:, ::2]),
+        malformed_data.row(3, x=[1.0, 2.0, 3.0, 4.0]),
+        malformed_data.row(4, ids=[[1, 2, 3]]),
+        Own(malformed_data.row(5)),
+        malformed_data.row(6, ids=np.array([[1, 2, -10]], np.int8)),
     ]
     settings = onnxshot.Settings(use_cache=False, threads=1, samples="all")
     made = onnxshot.calibrate(net, rows, settings=settings, holdout=0)
@@ -130,14 +130,14 @@ READERS: dict[str, tuple[str, Callable[[str], object]]] = {
 }
 
 
-@pytest.mark.parametrize("name", hostile_data.TEXTS)
+@pytest.mark.parametrize("name", malformed_data.TEXTS)
 @pytest.mark.parametrize("reader", READERS)
 def test_a_text(name: str, reader: str, tmp_path: Path) -> None:
     file, load = READERS[reader]
     if name == "nothing" and reader != "record":
         pytest.skip("an empty file may be told in many ways")
     path = tmp_path / file
-    path.write_bytes(hostile_data.TEXTS[name])
+    path.write_bytes(malformed_data.TEXTS[name])
     with bounded(), pytest.raises(UsageError) as refused:
         load(str(path))
     assert file in str(refused.value)
@@ -149,7 +149,7 @@ def test_a_text(name: str, reader: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_no_file(kind: str, reader: str, tmp_path: Path) -> None:
     _, load = READERS[reader]
-    hostile_options.prepared(tmp_path)
+    invalid_options.prepared(tmp_path)
     path = kind if kind.startswith("/") else str(tmp_path / kind)
     if reader == "preset" and not kind.startswith("/") and "\0" not in kind:
         link = tmp_path / "p.yaml"
@@ -179,7 +179,7 @@ def run(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    hostile_options.prepared(tmp_path)
+    invalid_options.prepared(tmp_path)
     return tmp_path
 
 

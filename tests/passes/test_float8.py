@@ -12,7 +12,7 @@ from handmade.core import feeds, model, weight
 from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from planning import PROVEN, initializers, maker, nodes_of, quantized
+from planned_models import PROVEN, initializers, maker, nodes_of, quantized
 
 from onnxshot.errors import ModelError, TargetError
 from onnxshot.maths.affine import FLOAT8E4M3FN, QuantParams, QuantScheme, dequantize, quantize

@@ -11,7 +11,7 @@ from handmade.core import feeds, model, weight
 from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from planning import FAST, PROVEN, initializers, maker, nodes_of, quantized, run
+from planned_models import FAST, PROVEN, initializers, maker, nodes_of, quantized, run
 
 import onnxshot
 from onnxshot.errors import TargetError, UsageError

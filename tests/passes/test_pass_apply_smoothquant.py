@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fixture_data import session
 from handmade.core import weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planning import planned, small
-from rewrites import outputs
-from support import session
+from pass_checks import outputs
+from planned_models import planned, small
 
 from onnxshot.maths.smoothquant import smoothing_factors
 from onnxshot.maths.sqnr import sqnr_db

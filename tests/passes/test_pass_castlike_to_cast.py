@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from handmade.core import feeds, model, weight
-from rewrites import ops, reasons, rewritten
+from pass_checks import ops, reasons, rewritten
 
 from onnxshot.graph.load import load_model
 from onnxshot.passes.castlike_to_cast import CastLikeToCast

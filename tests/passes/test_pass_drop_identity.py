@@ -4,7 +4,7 @@ from handmade import HANDMADE
 from handmade.core import feeds, model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rewrites import ops, reasons, rewritten
+from pass_checks import ops, reasons, rewritten
 
 from onnxshot.passes.drop_identity import DropIdentity
 

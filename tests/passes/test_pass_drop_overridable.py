@@ -1,7 +1,7 @@
 import pytest
 from handmade import HANDMADE
 from handmade.core import feeds, model, weight
-from rewrites import loaded, outputs, reasons, rewritten
+from pass_checks import loaded, outputs, reasons, rewritten
 
 from onnxshot.passes.drop_overridable import DropOverridable
 from onnxshot.passes.fold_affine import FoldAffine

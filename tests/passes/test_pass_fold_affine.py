@@ -5,7 +5,7 @@ from handmade.core import feeds, model, vector, weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from rewrites import check, loaded, ops, reasons, rewritten, tensor
+from pass_checks import check, loaded, ops, reasons, rewritten, tensor
 
 from onnxshot.graph import weights
 from onnxshot.graph.load import load_model

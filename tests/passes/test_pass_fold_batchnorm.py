@@ -6,7 +6,7 @@ from handmade import HANDMADE
 from handmade.core import feeds, model, vector, weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rewrites import ops, reasons, rewritten, tensor
+from pass_checks import ops, reasons, rewritten, tensor
 
 from onnxshot.graph import weights
 from onnxshot.passes.fold_batchnorm import FoldBatchNorm

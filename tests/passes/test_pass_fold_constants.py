@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from rewrites import loaded, ops, reasons, rewritten, tensor, the
+from pass_checks import loaded, ops, reasons, rewritten, tensor, the
 
 from onnxshot.graph import Constant, weights
 from onnxshot.graph.load import load_model

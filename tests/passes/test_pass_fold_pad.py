@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from handmade.core import feeds, model, weight
-from rewrites import ops, rewritten, the
+from pass_checks import ops, rewritten, the
 
 from onnxshot.passes.fold_pad import FoldPad
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from handmade.core import feeds, model
 from handmade.nhwc import Nhwc
-from rewrites import check, ops, rewritten, the
+from pass_checks import check, ops, rewritten, the
 
 from onnxshot.graph import edit
 from onnxshot.graph.load import load_model

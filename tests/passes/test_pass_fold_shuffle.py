@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from handmade.core import feeds, model
 from onnx import ModelProto
-from rewrites import ops, rewritten
+from pass_checks import ops, rewritten
 
 from onnxshot.graph import weights
 from onnxshot.passes.fold_shuffle import FoldShuffle

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from handmade.core import feeds, model, vector, weight
-from rewrites import ops, rewritten, the
+from pass_checks import ops, rewritten, the
 
 import onnxshot
 from onnxshot.graph import edit

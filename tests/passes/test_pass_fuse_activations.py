@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from handmade.core import feeds, model
-from rewrites import loaded, ops, rewritten
+from pass_checks import loaded, ops, rewritten
 
 from onnxshot.passes.fuse_activations import FuseActivations
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from handmade.core import feeds, model, vector
-from rewrites import ops, reasons, rewritten, the
+from pass_checks import ops, reasons, rewritten, the
 
 from onnxshot.passes.fuse_layer_norm import FuseLayerNorm
 

@@ -5,9 +5,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from fixture_data import session
 from handmade.core import feeds, model
-from rewrites import loaded, rewritten
-from support import session
+from pass_checks import loaded, rewritten
 
 from onnxshot.passes.fusible_gelu import FusibleGelu
 from onnxshot.runtimes.ort_runtime import Runner

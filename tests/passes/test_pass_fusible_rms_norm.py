@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from handmade.core import feeds, model, vector
-from rewrites import loaded, ops, rewritten
+from pass_checks import loaded, ops, rewritten
 
 from onnxshot.passes.fusible_rms_norm import FusibleRmsNorm
 from onnxshot.passes.normalize import normalize

@@ -3,7 +3,7 @@ import onnx
 from handmade import HANDMADE
 from handmade.core import feeds, model, weight
 from onnx import helper
-from rewrites import ops, rewritten
+from pass_checks import ops, rewritten
 
 from onnxshot.graph.load import load_model
 from onnxshot.passes.inline_functions import InlineFunctions

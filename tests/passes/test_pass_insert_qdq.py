@@ -9,7 +9,7 @@ from handmade import HANDMADE, Case
 from handmade.core import Feed, vector, weight
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
-from planning import initializers, maker, nodes_of, normalized, planned, quantized, run, small, sqnr, statistics
+from planned_models import initializers, maker, nodes_of, normalized, planned, quantized, run, small, sqnr, statistics
 
 from onnxshot.maths.affine import BIAS_QMAX
 from onnxshot.passes.insert_qdq import InsertQdq

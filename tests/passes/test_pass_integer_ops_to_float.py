@@ -10,7 +10,7 @@ import pytest
 from handmade.core import Feed, feeds, model, vector, weight
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from rewrites import outputs
+from pass_checks import outputs
 
 from onnxshot.graph.load import load_model
 from onnxshot.graph.model import Model

@@ -1,6 +1,6 @@
 import pytest
 from handmade.core import feeds, model
-from rewrites import ops, rewritten
+from pass_checks import ops, rewritten
 
 from onnxshot.passes.isolate_softmax import IsolateSoftmax
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from handmade.core import Feed, feeds, model, vector, weight
 from numpy.typing import NDArray
-from rewrites import loaded, ops
+from pass_checks import loaded, ops
 
 from onnxshot.graph import Model
 from onnxshot.passes.keep_float import KeepFloat

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from handmade.core import Feed, feeds, model, vector, weight
 from handmade.nhwc import TO_FIRST, TO_LAST, Nhwc
-from rewrites import check, loaded, ops, outputs, rewritten, the
+from pass_checks import check, loaded, ops, outputs, rewritten, the
 
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from handmade.core import feeds, model
-from rewrites import ops, rewritten
+from pass_checks import ops, rewritten
 
 from onnxshot.passes.mean_to_global_pool import MeanToGlobalPool
 

@@ -1,10 +1,10 @@
 import numpy as np
 import onnx
 import pytest
+from fixture_data import session
 from handmade.core import weight
-from planning import planned, small
-from rewrites import outputs
-from support import session
+from pass_checks import outputs
+from planned_models import planned, small
 
 from onnxshot.graph import edit, weights
 from onnxshot.passes.merge_products import MergeProducts

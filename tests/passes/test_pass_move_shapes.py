@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from handmade.core import feeds, model, weight
-from rewrites import ops, rewritten, the
+from pass_checks import ops, rewritten, the
 
 from onnxshot.passes.move_shapes import MoveShapes
 from onnxshot.passes.normalize import normalize
@@ -58,7 +58,7 @@ def test_a_vector_that_broadcasts_makes_another_shape() -> None:
 def test_a_conv_keeps_its_activation_although_its_size_is_asked_for() -> None:
     """The BatchNormalization is folded too: the Shape between had stopped both."""
     body = "b = BatchNormalization(c, row, row, row, row) y = Relu(b) s = Shape(c)"
-    from rewrites import loaded
+    from pass_checks import loaded
 
     ready = loaded(conv(body))
     normalize(ready)

@@ -2,7 +2,7 @@ from handmade import HANDMADE
 from handmade.core import feeds, model
 from hypothesis import given
 from hypothesis import strategies as st
-from rewrites import loaded, rewritten
+from pass_checks import loaded, rewritten
 
 from onnxshot.passes.name_nodes import NameNodes
 

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 from handmade.core import feeds, model, vector, weight
-from rewrites import ops, outputs
+from pass_checks import ops, outputs
 
 from onnxshot import quantize
 from onnxshot.graph.load import load_model

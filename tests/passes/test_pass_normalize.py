@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fixture_data import facts, fixture, heldout, session
 from handmade import HANDMADE, write_external
 from handmade.core import feeds, model, vector, weight
-from rewrites import check, ops
-from support import facts, fixture, heldout, session
+from pass_checks import check, ops
 
 from onnxshot.graph import Constant
 from onnxshot.graph.load import load_model

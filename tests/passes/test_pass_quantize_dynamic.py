@@ -3,11 +3,11 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
+from fixture_data import accuracy, fixture
 from handmade import HANDMADE, Case
 from handmade.core import Feed, feeds, model, vector, weight
 from numpy.typing import NDArray
-from planning import initializers, nodes_of, planned, quantized, run, small, sqnr
-from support import accuracy, fixture
+from planned_models import initializers, nodes_of, planned, quantized, run, small, sqnr
 
 from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.runtimes.ort_executed import executed

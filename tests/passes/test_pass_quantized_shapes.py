@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from handmade.core import weight
-from planning import maker, nodes_of, quantized, run, small
+from planned_models import maker, nodes_of, quantized, run, small
 
 from onnxshot.graph.load import load_model
 from onnxshot.passes.strip_qdq import StripQdq

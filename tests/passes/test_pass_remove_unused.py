@@ -1,6 +1,6 @@
 from handmade import HANDMADE
 from handmade.core import feeds, model, weight
-from rewrites import ops, rewritten
+from pass_checks import ops, rewritten
 
 from onnxshot.passes.remove_unused import RemoveUnused
 

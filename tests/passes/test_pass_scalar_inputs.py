@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from fixture_data import session
 from handmade.core import model
-from rewrites import loaded, ops, outputs, rewritten
-from support import session
+from pass_checks import loaded, ops, outputs, rewritten
 
 from onnxshot.graph.load import load_model
 from onnxshot.passes.normalize import normalize

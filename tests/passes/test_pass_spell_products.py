@@ -7,7 +7,7 @@ import onnx
 import pytest
 from handmade import HANDMADE
 from handmade.core import Feed, feeds, model, weight
-from planning import FAST, PROVEN, initializers, nodes_of, planned, quantized, run, small, sqnr
+from planned_models import FAST, PROVEN, initializers, nodes_of, planned, quantized, run, small, sqnr
 
 import onnxshot
 from onnxshot.graph.load import load_model

@@ -11,7 +11,7 @@ from handmade import Case
 from handmade.core import Feed, feeds, model, vector, weight
 from numpy.typing import NDArray
 from onnx import TensorProto
-from planning import initializers, maker, quantized, run, small, sqnr
+from planned_models import initializers, maker, quantized, run, small, sqnr
 
 import onnxshot
 from onnxshot.graph.load import load_model

@@ -3,8 +3,8 @@ import onnx
 import pytest
 from handmade import HANDMADE
 from handmade.core import model, weight
-from planning import initializers
-from rewrites import ops, outputs, rewritten
+from pass_checks import ops, outputs, rewritten
+from planned_models import initializers
 
 from onnxshot.graph.load import load_model
 from onnxshot.passes.normalize import normalize

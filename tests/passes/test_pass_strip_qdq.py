@@ -7,8 +7,8 @@ import pytest
 from handmade import HANDMADE
 from handmade.core import feeds, model, weight
 from onnx import TensorProto, helper, numpy_helper
-from planning import FAST, initializers, quantized, run, sqnr
-from rewrites import ops, reasons, rewritten
+from pass_checks import ops, reasons, rewritten
+from planned_models import FAST, initializers, quantized, run, sqnr
 
 from onnxshot.api.quantize import quantize
 from onnxshot.graph.load import load_model

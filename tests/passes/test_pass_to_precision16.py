@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_runs import stored
 from handmade import HANDMADE
 from handmade.core import Feed, feeds, model, weight
-from pains import stored
-from rewrites import loaded, ops, outputs
-from spans import spans_of
+from pass_checks import loaded, ops, outputs
+from tensor_ranges import spans_of
 
 from onnxshot.graph import Model
 from onnxshot.maths.sqnr import sqnr_db

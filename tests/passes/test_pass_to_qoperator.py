@@ -5,7 +5,7 @@ import onnx
 import pytest
 from handmade import HANDMADE
 from handmade.core import vector, weight
-from planning import initializers, nodes_of, quantized, run, small, sqnr
+from planned_models import initializers, nodes_of, quantized, run, small, sqnr
 
 from onnxshot.graph.load import load_model
 from onnxshot.passes.to_qoperator import ToQOperator

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from handmade.core import model, weight
 from onnx import TensorProto
-from rewrites import ops, outputs
+from pass_checks import ops, outputs
 
 import onnxshot
 from onnxshot.graph.load import copy_of, load_model

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import session
 from handmade.core import Feed, model, vector, weight
-from rewrites import ops, outputs
-from support import session
+from pass_checks import ops, outputs
 
 from onnxshot.graph import Model, shape_inference
 from onnxshot.graph.load import load_model

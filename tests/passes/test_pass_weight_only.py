@@ -5,7 +5,7 @@ import onnx
 import pytest
 from handmade import HANDMADE, Case
 from handmade.core import Feed, feeds, model, vector, weight
-from planning import initializers, maker, nodes_of, planned, quantized, run, sqnr
+from planned_models import initializers, maker, nodes_of, planned, quantized, run, sqnr
 
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
 from onnxshot.planning.plan import WEIGHTS

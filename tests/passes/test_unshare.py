@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 from handmade.core import feeds, model, vector, weight
-from rewrites import rewritten
+from pass_checks import rewritten
 
 import onnxshot
 from onnxshot.passes.unshare import Reshare, Unshare

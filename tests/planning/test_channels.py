@@ -7,7 +7,7 @@ import pytest
 from handmade.core import model, vector, weight
 from numpy.typing import NDArray
 from onnx import ModelProto
-from rewrites import loaded
+from pass_checks import loaded
 
 from onnxshot.planning.channel_ties import Channels, channels_of
 

@@ -3,7 +3,7 @@
 import pytest
 from handmade import Case
 from handmade.core import weight
-from planning import planned, quantized, reason, small, sqnr, treatment
+from planned_models import planned, quantized, reason, small, sqnr, treatment
 
 from onnxshot.planning.plan import FLOAT, STATIC
 

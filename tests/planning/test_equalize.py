@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import ModelProto
-from planning import FAST, initializers, normalized, planned, run, sqnr, statistics
+from planned_models import FAST, initializers, normalized, planned, run, sqnr, statistics
 
 import onnxshot
 from onnxshot.maths import cross_layer_equalization

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from handmade.core import Feed, feeds, model, weight
-from rewrites import loaded
-from spans import spans_of
+from pass_checks import loaded
+from tensor_ranges import spans_of
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import Span

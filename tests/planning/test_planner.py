@@ -5,7 +5,7 @@ import onnx
 import pytest
 from handmade import HANDMADE, Case
 from handmade.core import Feed, vector, weight
-from planning import normalized, planned, quantized, reason, run, small, sqnr, statistics, treatment
+from planned_models import normalized, planned, quantized, reason, run, small, sqnr, statistics, treatment
 
 from onnxshot.api.quantize import quantize
 from onnxshot.errors import TargetError, UsageError

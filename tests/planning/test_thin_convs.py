@@ -5,7 +5,7 @@ import onnx
 import pytest
 from handmade import Case
 from handmade.core import weight
-from planning import planned, quantized, reason, small, sqnr, treatment
+from planned_models import planned, quantized, reason, small, sqnr, treatment
 
 from onnxshot.planning.plan import FLOAT, STATIC, WEIGHTS
 from onnxshot.runtimes.ort_executed import executed

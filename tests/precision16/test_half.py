@@ -8,11 +8,11 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from fixture_data import facts, fixture
+from fixture_runs import PROVEN, QUICK, command, compressed, data_of, every_node, outputs, sqnr, stored
 from handmade import HANDMADE
 from handmade.core import feeds, model, weight
 from onnx.reference import ReferenceEvaluator
-from pains import PROVEN, QUICK, command, compressed, data_of, every_node, outputs, sqnr, stored
-from support import facts, fixture
 
 import onnxshot
 from onnxshot.errors import TargetError, UsageError

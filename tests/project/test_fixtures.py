@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fixture_data import FIXTURES, accuracy, facts, fixture, session
 from handmade import HANDMADE, write_external
-from support import FIXTURES, accuracy, facts, fixture, session
 
 MEGABYTE = 1 << 20
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import facts, fixture
+from fixture_data import facts, fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOW: dict[Any, Any] = yaml.safe_load((ROOT / "docs" / "github-actions.yml").read_text())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import typer
-from pages import DOCS, FENCE, PAGES, ROOT, blocks, commands_of, prose, yaml_of
+from doc_pages import DOCS, FENCE, PAGES, ROOT, blocks, commands_of, prose, yaml_of
 
 import onnxshot
 from onnxshot.batch.manifest import load_manifest

@@ -9,7 +9,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from support import facts
+from fixture_data import facts
 
 ROOT = Path(__file__).resolve().parents[2]
 MINE = (ROOT / "onnxshot").samefile

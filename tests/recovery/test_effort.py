@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import fixture, heldout, session
+from fixture_runs import data_of
 from handmade import HANDMADE
-from pains import data_of
-from planning import FAST, PROVEN
-from support import fixture, heldout, session
+from planned_models import FAST, PROVEN
 
 import onnxshot
 from onnxshot import quantize

@@ -9,7 +9,7 @@ import pytest
 from handmade.core import Case, Feed, model, vector, weight
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
-from planning import initializers, planned, sqnr
+from planned_models import initializers, planned, sqnr
 
 from onnxshot.execution.layer_rows import spread_over
 from onnxshot.graph import edit

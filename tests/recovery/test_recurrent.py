@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from fixture_data import fixture, heldout
 from handmade.core import Feed, feeds, model, vector, weight
-from planning import FAST, PROVEN, initializers, nodes_of, run
-from support import fixture, heldout
+from planned_models import FAST, PROVEN, initializers, nodes_of, run
 
 import onnxshot
 from onnxshot.errors import ModelError, OnnxshotError

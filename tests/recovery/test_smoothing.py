@@ -10,7 +10,7 @@ from handmade.core import Feed, model, vector, weight
 from numpy.typing import NDArray
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
-from planning import FAST, initializers, maker, nodes_of, normalized, planned, run, small, sqnr, statistics
+from planned_models import FAST, initializers, maker, nodes_of, normalized, planned, run, small, sqnr, statistics
 
 import onnxshot
 from onnxshot.calibration.readers import Sample

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pains import command, data_of
-from reports import HOSTILE, KINDS, NAME, renamed, report_of
-from support import fixture
+from fixture_data import fixture
+from fixture_runs import command, data_of
+from sample_reports import HOSTILE, KINDS, NAME, renamed, report_of
 
 from onnxshot.report.html import charts
 from onnxshot.report.html.graph_map import graph_map

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import CHROMIUM, CONTRAST, DESK, DRIVER, LEGIBLE, PHONE, Browser, chromium
-from reports import KINDS, renamed, report_of
+from headless_browser import CHROMIUM, CONTRAST, DESK, DRIVER, LEGIBLE, PHONE, Browser, chromium
+from sample_reports import KINDS, renamed, report_of
 
 from onnxshot.report.html.page import page
 

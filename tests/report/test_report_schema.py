@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from reports import KINDS, report_of
+from sample_reports import KINDS, report_of
 
 from onnxshot.api.sensitivity import NodeSensitivity, Sensitivity
 from onnxshot.graph.skip import Skip

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pains import command, data_of
-from reports import NAME, report_of
-from support import fixture
+from fixture_data import fixture
+from fixture_runs import command, data_of
+from sample_reports import NAME, report_of
 
 from onnxshot.errors import UsageError
 from onnxshot.report.trackers.send import sink_of

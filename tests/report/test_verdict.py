@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from batches import manifest, two_models
+from batch_examples import manifest, two_models
+from fixture_runs import PROVEN, QUICK, clock, command
 from handmade.core import feeds, model, weight
 from hypothesis import given
 from hypothesis import strategies as st
-from pains import PROVEN, QUICK, clock, command
-from reports import KINDS, report_of
+from sample_reports import KINDS, report_of
 
 import onnxshot
 from onnxshot import Goal, errors

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from handmade import Case
 from handmade.core import vector, weight
-from planning import quantized, run, small, sqnr
+from planned_models import quantized, run, small, sqnr
 
 from onnxshot.planning import make_plan
 from onnxshot.rewriting import undo_unused_int8

@@ -9,7 +9,7 @@ import pytest
 from handmade import HANDMADE, Case
 from handmade.core import Feed, feeds, model, vector, weight
 from handmade.products import activations, conv, grid, integers, matmul, residuals
-from planning import run, small
+from planned_models import run, small
 
 from onnxshot.errors import ModelError, TargetError
 from onnxshot.graph.load import load_model

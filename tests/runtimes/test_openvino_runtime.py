@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import FIXTURES, facts, fixture, heldout
 from handmade.core import Feed, feeds, model, weight
 from handmade.products import conv, matmul
 from numpy.typing import NDArray
-from planning import run, small
-from support import FIXTURES, facts, fixture, heldout
+from planned_models import run, small
 
 from onnxshot import quantize
 from onnxshot.errors import ModelError, TargetError

@@ -11,7 +11,7 @@ import onnx.parser
 import pytest
 from handmade.core import model, vector, weight
 from onnx import TensorProto, helper, numpy_helper
-from planning import quantized, small
+from planned_models import quantized, small
 
 import onnxshot
 from onnxshot.graph.load import load_model

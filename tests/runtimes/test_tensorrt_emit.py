@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import facts, fixture
 from handmade.core import model, weight
-from planning import FAST
-from support import facts, fixture
+from planned_models import FAST
 
 from onnxshot.api.quantize import quantize
 from onnxshot.errors import TargetError

@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from fixture_data import facts, fixture
 from handmade.core import HANDMADE, model
 from onnx import numpy_helper
-from planning import FAST, quantized
-from support import facts, fixture
+from planned_models import FAST, quantized
 
 from onnxshot.api.quantize import quantize
 from onnxshot.errors import TargetError

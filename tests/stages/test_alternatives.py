@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fixture_runs import PROVEN, clock, outputs, sqnr
 from handmade.core import Feed, feeds, model, vector, weight
 from hypothesis import given
 from hypothesis import strategies as st
-from pains import PROVEN, clock, outputs, sqnr
 
 import onnxshot
 from onnxshot.recovery.float_fallback import BLOCKS, Units, helpful

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from handmade import HANDMADE, Case
 from handmade.core import vector, weight
-from planning import initializers, nodes_of, planned, quantized, small, treatment
+from planned_models import initializers, nodes_of, planned, quantized, small, treatment
 
 from onnxshot.errors import TargetError
 from onnxshot.graph.load import load_model

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import onnx
 import pytest
-from browsing import CHROMIUM, CONTRAST, DESK, DRIVER, LEGIBLE, PHONE, Browser, chromium
-from support import fixture
+from fixture_data import fixture
+from headless_browser import CHROMIUM, CONTRAST, DESK, DRIVER, LEGIBLE, PHONE, Browser, chromium
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")

@@ -21,8 +21,8 @@ import pytest
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
-from serving import TOKEN, Client, served
-from support import fixture
+from fixture_data import fixture
+from ui_server import TOKEN, Client, served
 
 import onnxshot
 from onnxshot.ui import uploads

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fixture_runs import QUICK, command
 from handmade.core import feeds, model, weight
-from pains import QUICK, command
 
 import onnxshot
 from onnxshot.cli import tables

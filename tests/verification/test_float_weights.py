@@ -7,7 +7,7 @@ import onnx
 import pytest
 from handmade.core import feeds, model, vector, weight
 from onnx import numpy_helper
-from planning import FAST
+from planned_models import FAST
 
 from onnxshot.api.quantize import quantize
 from onnxshot.report.values import VECTOR

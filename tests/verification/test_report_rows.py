@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from array_statistics import histogram_of, observe
 from handmade.core import feeds, model, weight
-from observing import histogram_of, observe
-from planning import FAST
+from planned_models import FAST
 
 import onnxshot
 from onnxshot.calibration.stats import EMPTY

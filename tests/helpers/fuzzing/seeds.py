@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+from fixture_data import facts, fixture, heldout
 from handmade import HANDMADE
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
-from support import facts, fixture, heldout
 
 from fuzzing.core import rng_of
 

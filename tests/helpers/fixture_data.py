@@ -1,4 +1,4 @@
-"""What tests and benchmarks need of fixtures/: paths, held-out data, and the accuracy of models made from them."""
+"""Access to fixtures/: paths, held-out data, and the accuracy of models made from them."""
 
 import json
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""What tests of plans and of the passes that carry them out share."""
+"""Small models that are planned or quantized, and accessors to the plan and to the nodes of the result."""
 
 from collections.abc import Collection, Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pains of speed and size, rows 22 to 28 of the list: slower than float, unfused pairs, weights left float."""
+"""Requirements on speed and size: slower than float, unfused pairs, weights left float."""
 
 import sys
 import zlib
@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from fixture_data import facts, fixture
+from fixture_runs import PROVEN, QUICK, clock, command, compressed, makers, outputs, readers, sqnr, stored
 from handmade import HANDMADE, Case
 from handmade.core import Feed, feeds, model, vector, weight
-from pains import PROVEN, QUICK, clock, command, compressed, makers, outputs, readers, sqnr, stored
-from support import facts, fixture
 
 import onnxshot
 from onnxshot import quantize

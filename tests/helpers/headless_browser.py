@@ -1,4 +1,4 @@
-"""A headless browser as tests look at pages with it; `CHROMIUM` and `DRIVER` are None where there is none."""
+"""A headless browser that opens pages; `CHROMIUM` and `DRIVER` are None where none is installed."""
 
 import json
 import shutil

@@ -1,10 +1,10 @@
-"""Extremes of the float tensors of a model on samples."""
+"""Minimum and maximum of the float tensors of a model on samples."""
 
 from collections.abc import Sequence
 
 import onnx
 from handmade.core import Feed
-from rewrites import loaded
+from pass_checks import loaded
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import Span

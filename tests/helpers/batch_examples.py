@@ -1,4 +1,4 @@
-"""What tests of batches share: small models, their manifest, and what came of them."""
+"""Small models, a manifest for them, and the artifacts of a batch."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What tests of channel removal share: a model cut, and the same model with what was cut masked to zero instead."""
+"""Remove channels from a model, and mask the same channels with zeros, so that tests can compare the two."""
 
 from collections.abc import Collection
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from handmade.core import model, vector, weight
 from onnx import ModelProto, helper, numpy_helper
-from rewrites import loaded
+from pass_checks import loaded
 
 from onnxshot.channels.groups import Group, Groups, groups_of
 from onnxshot.graph import Model

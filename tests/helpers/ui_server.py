@@ -1,4 +1,4 @@
-"""The local page's server as tests run it, and a client that says what it is told to say."""
+"""The server of the local page as tests run it, and an HTTP client for it."""
 
 import http.client
 import json

@@ -87,7 +87,7 @@ def stream(name: str, *words: str, error: BaseException) -> None:
         yield from (row(0), row(1))
         raise error
 
-    data(f"a generator that raises {name}", "sample 2", *words, "hostile_data.py:")(lambda _: generator())
+    data(f"a generator that raises {name}", "sample 2", *words, "malformed_data.py:")(lambda _: generator())
 
 
 GPU = "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
@@ -131,8 +131,8 @@ data("keys that are no text", "#0")(lambda _: [{1: row()["ids"], 2: row()["x"]}]
 data("samples without names", "#0", "ndarray")(lambda _: [np.ones((1, 4), np.float32)])
 data("tuples", "#0", "tuple")(lambda _: [(row()["ids"], row()["x"])])
 data("text in place of samples", "#0", "str")(lambda _: ["ids", "x"])
-data("a mapping that raises", "LookupError", "hostile_data.py:")(lambda _: [Broken()])
-data("columns that raise", "LookupError", "hostile_data.py:")(lambda _: Broken())
+data("a mapping that raises", "LookupError", "malformed_data.py:")(lambda _: [Broken()])
+data("columns that raise", "LookupError", "malformed_data.py:")(lambda _: Broken())
 data("columns of different shapes", "'ids'", "[1, 2]", "[1, 3]")(
     lambda _: {"ids": [np.ones((1, 3), int), np.ones((1, 2), int)], "x": [row()["x"], row()["x"]]}
 )
@@ -161,7 +161,7 @@ class Sequence(list[Any]):
         return row(index)
 
 
-data("a data set that exits", "#2", "SystemExit", "hostile_data.py:")(lambda _: Sequence([None] * 6))
+data("a data set that exits", "#2", "SystemExit", "malformed_data.py:")(lambda _: Sequence([None] * 6))
 
 
 class Endless(Sequence):
@@ -187,7 +187,7 @@ class Reader:
         return row(self._left)
 
 
-data("a reader that raises", "EOFError", "hostile_data.py:")(lambda _: Reader())
+data("a reader that raises", "EOFError", "malformed_data.py:")(lambda _: Reader())
 
 # ------------------------------------------------------------------ files
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from roundtrip import load_and_save
+from load_and_save import load_and_save
 
 from onnxshot.errors import OnnxshotError
 

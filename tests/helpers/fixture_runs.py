@@ -1,4 +1,4 @@
-"""What the tests of test_pains_*.py share: fixtures compressed with their own data, the command line, plain runs."""
+"""Runs that several tests share: fixtures compressed with their own data, the command line, ONNX Runtime sessions."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fixture_data import FIXTURES, facts, fixture
 from handmade.core import Feed
 from numpy.typing import NDArray
-from support import FIXTURES, facts, fixture
 
 from onnxshot import Settings, quantize
 from onnxshot.cli import app as cli

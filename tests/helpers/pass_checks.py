@@ -1,4 +1,4 @@
-"""What tests of rewriting passes share: run a pass, and hold its result against the model it was given."""
+"""Run one pass, and compare its result with the model that it was given."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+from fixture_data import session
 from handmade.core import Feed
 from numpy.typing import NDArray
-from support import session
 
 from onnxshot.graph import Model, Node, Tensor, edit, shape_inference
 from onnxshot.graph.load import load_model

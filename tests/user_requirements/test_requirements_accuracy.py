@@ -1,4 +1,4 @@
-"""Pains of accuracy, rows 10 to 21 of the list: heads, tails, axes, biases, saturation, proof."""
+"""Requirements on accuracy: heads, tails, axes, biases, saturation, proof."""
 
 import json
 from dataclasses import replace
@@ -9,13 +9,26 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from fixture_data import accuracy, fixture, heldout
+from fixture_runs import (
+    PROVEN,
+    QUICK,
+    clock,
+    command,
+    compressed,
+    data_of,
+    every_node,
+    makers,
+    outputs,
+    readers,
+    sqnr,
+    stored,
+)
 from handmade import HANDMADE, Case
 from handmade.core import Feed, feeds, model, vector, weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pains import PROVEN, QUICK, clock, command, compressed, data_of, every_node, makers, outputs, readers, sqnr, stored
-from support import accuracy, fixture, heldout
 
 from onnxshot import Goal, quantize, tune
 from onnxshot.calibration.preset import load_preset

@@ -1,4 +1,4 @@
-"""Values that no option can take, made from the command line's own list of options; what each must lead to.
+"""Invalid values for every option of the command line, made from its own list, and the error that each must give.
 
 CASES: every option of every command with bad values of its type. A case is refused with one line and an exit code of
 errors.py, or is harmless, and then ends well; none is an internal error (exit code 1) and none hangs.

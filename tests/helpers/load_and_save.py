@@ -1,4 +1,4 @@
-"""The shortest way through onnxshot: load, normalize, save. Tests of files, node cases and memory all go through it."""
+"""The shortest way through onnxshot: load, normalize, save. Used by tests of files, node cases and memory."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pains import data_of
-from support import fixture
+from fixture_data import fixture
+from fixture_runs import data_of
 
 import onnxshot
 from onnxshot.cli.emit import joined

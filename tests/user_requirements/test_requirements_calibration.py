@@ -1,4 +1,4 @@
-"""Pains of calibration, rows 1 to 9 of the list: memory, time, data, providers, degenerate values."""
+"""Requirements on calibration: memory, time, data, providers, degenerate values."""
 
 import re
 import subprocess
@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from fixture_data import FIXTURES, fixture
+from fixture_runs import PROVEN, QUICK, command, data_of, sqnr, stored
 from handmade import HANDMADE
 from handmade.core import Feed, model, vector, weight
-from pains import PROVEN, QUICK, command, data_of, sqnr, stored
 from PIL import Image
-from support import FIXTURES, fixture
 
 import onnxshot
 import onnxshot.api.calibrate

@@ -1,4 +1,4 @@
-"""Files of keys and values that are broken in one place, which is what must be said of them however they are broken."""
+"""YAML and JSON files that are broken in one place, and the place that the error message must name."""
 
 import copy
 import datetime

@@ -1,4 +1,4 @@
-"""Statistics of arrays as calibration would have gathered them, and a histogram made in the plainest way."""
+"""Statistics of arrays as calibration would gather them, and a histogram made in the plainest way."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Pains of graphs and formats, rows 29 to 35 of the list: large files, wrapped weights, names, opsets, subgraphs."""
+"""Requirements on graphs and formats: large files, wrapped weights, names, opsets, subgraphs."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fixture_data import session
+from fixture_runs import PROVEN, QUICK, command, every_node, outputs, sqnr, stored
 from handmade import HANDMADE, write_external
 from handmade.core import Feed, feeds, model, vector, weight
 from handmade.weights import OPS, WRAPPERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from pains import PROVEN, QUICK, command, every_node, outputs, sqnr, stored
-from support import session
 
 import onnxshot.api.quantize
 from onnxshot import inspect, quantize

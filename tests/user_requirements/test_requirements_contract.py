@@ -1,4 +1,4 @@
-"""Pains of what is handed over, rows 36 to 43 of the list: contracts, targets, patterns, the file on the disk."""
+"""Requirements on what is handed over: contracts, targets, patterns, the file on disk."""
 
 import json
 from dataclasses import replace
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fixture_data import facts, fixture, heldout, session
+from fixture_runs import PROVEN, QUICK, command, compressed, every_node, makers, outputs, sqnr, stored
 from handmade import HANDMADE
 from handmade.core import Feed
 from handmade.foreign import quantized_elsewhere
 from onnx import TensorProto
-from pains import PROVEN, QUICK, command, compressed, every_node, makers, outputs, sqnr, stored
-from support import facts, fixture, heldout, session
 
 import onnxshot.api.quantize
 from onnxshot import quantize
