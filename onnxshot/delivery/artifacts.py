@@ -1,4 +1,7 @@
-"""Artifacts of other runtimes than ONNX Runtime: made of a written .onnx file, run in their own runtime, published."""
+"""Make the artifacts of other runtimes than ONNX Runtime from an .onnx file, and verify them in their own runtime.
+
+The artifacts are made in a temporary folder; `write_results` moves them to their places.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +34,22 @@ _BENCH_FEEDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What an artifact is held against: the model that was given, on samples that nothing was learned from."""
+    """What an artifact is compared with.
+
+    Attributes:
+        reference: the float model that was given.
+        samples: held-out samples.
+    """
 
     reference: Path | bytes
     samples: Dataset
 
 
 def formats_of(asked: Sequence[str] | None, output: Path | None, target: Target) -> tuple[str, ...]:
-    """The formats to write: those asked for, else the one that the output is named after, else the target's own.
+    """The formats to write: those asked for, else the one of the output's suffix, else the target's own.
 
-    Raises TargetError for a format there is not, and, before any work, where its runtime is not installed.
+    Raises:
+        TargetError: a format is unknown, or its runtime is not installed.
     """
     by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()} | {".onnx": ONNX}
     named = by_suffix.get(follow_link(output).suffix.lower()) if output is not None else None
@@ -52,14 +61,14 @@ def formats_of(asked: Sequence[str] | None, output: Path | None, target: Target)
 
 
 def runtime_of(name: str) -> Runtime:
-    """The runtime whose artifacts are called so. Raises TargetError, naming those there are."""
+    """The runtime of a format. Raises TargetError, which lists the formats, for an unknown one."""
     if name not in RUNTIMES:
         raise TargetError(f"there is no format {name!r}", f"formats: {', '.join((ONNX, *RUNTIMES))}")
     return RUNTIMES[name]
 
 
 def target_for(asked: Sequence[str] | None, output: Path | None) -> str | None:
-    """The target of a run that names none but makes one artifact alone, of a runtime: that whose format it is."""
+    """The target of a run that names no target and makes a single artifact: the one of its format; else None."""
     by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()}
     named = by_suffix.get(follow_link(output).suffix.lower()) if output is not None else None
     formats = set(asked or filter(None, (named,)))
@@ -69,9 +78,16 @@ def target_for(asked: Sequence[str] | None, output: Path | None) -> str | None:
 def sized(
     options: EmitOptions, formats: Sequence[str], inputs: Mapping[str, Dims | None], data: Dataset | None
 ) -> EmitOptions:
-    """The options with the sizes that samples have, where a format is compiled for a range of them.
+    """Add the sizes of samples to the options, for formats that are compiled for a range of input sizes.
 
-    inputs: their dimensions in the model that is emitted. Raises UsageError, before any work, where sizes are missing.
+    Args:
+        options: of the artifacts.
+        formats: to write.
+        inputs: dimensions of the inputs of the model, by name.
+        data: samples; None where there are none.
+
+    Raises:
+        UsageError: a format needs sizes, and they are unknown.
     """
     ranged = [RUNTIMES[name] for name in formats if name in RUNTIMES and RUNTIMES[name].ranged]
     if ranged and data is not None and not data.random:
@@ -83,9 +99,11 @@ def sized(
 
 
 def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
-    """An artifact of a format, loaded in its runtime; an .onnx file in ONNX Runtime, its sequences and maps as arrays.
+    """Load an artifact in its runtime. An .onnx file is loaded in ONNX Runtime, with sequences and maps as arrays.
 
-    Raises TargetError where the runtime does not run here, ModelError where the artifact does not load.
+    Raises:
+        TargetError: the runtime does not run on this machine.
+        ModelError: the artifact does not load.
     """
     if name == ONNX:
         try:
@@ -102,9 +120,9 @@ def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
 
 
 def place_of(output: Path, name: str) -> Path:
-    """Where the artifact of a format goes: every artifact of a run takes the stem of its output.
+    """The path of the artifact of a format: that of the output, with the suffix of the format.
 
-    What a link leads to is the output. Raises UsageError for an output that has no name, and as `follow_link` does.
+    Links are followed. Raises UsageError for an output without a file name, and as `follow_link`.
     """
     if not output.name:
         raise UsageError(f"the output {output} is a folder", "name the file in it with -o")
@@ -124,7 +142,7 @@ def artifacts(
     judged: Judged | None,
     settings: Settings,
 ) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
-    """All formats but .onnx, each to be entered, and published when all others are made too."""
+    """Context managers, as of `made`, for the artifacts of all formats but .onnx."""
     for name in formats:
         if name != ONNX:
             yield made(source, name, place_of(output, name), options, judged, settings)
@@ -134,9 +152,23 @@ def artifacts(
 def made(
     source: Path, name: str, final: Path, options: EmitOptions, judged: Judged | None, settings: Settings
 ) -> Iterator[tuple[Draft, Artifact]]:
-    """Make the artifact of an .onnx file aside, run it where its runtime can run here, and hand both over.
+    """Make an artifact of an .onnx file in a temporary folder, and verify it if its runtime runs on this machine.
 
-    Raises TargetError where the runtime refuses the model, ModelError where what it made does not run.
+    Args:
+        source: the .onnx file.
+        name: format of the artifact.
+        final: the path that the artifact will have.
+        options: of the artifact.
+        judged: what to compare it with; None without samples.
+        settings: how the run is executed.
+
+    Yields:
+        The unpublished files, and what was measured of them.
+
+    Raises:
+        UsageError: `final` is a folder.
+        TargetError: the runtime refuses the model.
+        ModelError: the artifact does not run.
     """
     runtime, started = runtime_of(name), time.perf_counter()
     if final.is_dir():
@@ -157,7 +189,7 @@ def _proven(
     settings: Settings,
     options: EmitOptions,
 ) -> Artifact:
-    """What is known of the artifact: what it was compiled to, and, where it runs here, its answers and its speed."""
+    """Describe an artifact: how it was compiled and, if it runs on this machine, its accuracy and its latency."""
     runtime, notes = runtime_of(name), list(emitted.notes)
     ran = emitted.executed if emitted.executed is not None and emitted.executed.total_macs else None
     found, latency = None, {}

@@ -1,4 +1,7 @@
-"""The files that stand behind what a run is given: a model and its weights, samples, presets, recipes, code."""
+"""List the files that a run reads: the model and its external data, samples, presets, recipes, functions.
+
+Nothing is read or written here. The lists are compared with those of `output_files` before the work.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,14 @@ INPUT = "the input"
 
 
 def of_model(model: Model | None, role: str = INPUT) -> tuple[Read, ...]:
-    """The file of a model that was loaded, and those of its external data."""
+    """The file of a loaded model and its external data; empty for a model that has no file."""
     if model is None or model.path is None:
         return ()
     return Read(model.path, role), *(Read(path, f"external data of {role}") for path in model.data_files)
 
 
 def of_model_file(path: Any, role: str = INPUT) -> tuple[Read, ...]:
-    """The same of a file that is still to be loaded, without its external data where it does not parse."""
+    """The file of a model that is not loaded yet, and its external data where the file can be parsed."""
     if not isinstance(path, str | Path) or not _is_file(Path(path)):
         return ()
     try:
@@ -48,7 +51,7 @@ def of_run(
     stats: str | Path | None = None,
     evaluate: Any = None,
 ) -> tuple[Read, ...]:
-    """All that a run reads of what it was given; model: as it was loaded, where it was."""
+    """All files that a run reads, by the arguments it was given; `model`: the loaded model, or None."""
     return (
         *of_model(model), *of_calib(calib), *of_preset(preset), *of_file(stats, "the statistics"),
         *of_function(evaluate, "the evaluation"),
@@ -56,46 +59,46 @@ def of_run(
 
 
 def of_calib(calib: Any) -> tuple[Read, ...]:
-    """The files of samples, or of the function that gives them; of arrays, those that they are mapped from."""
+    """The files of samples: a path, the code of a function, or the files that arrays are memory-mapped from."""
     if isinstance(calib, str | Path):
         if not str(calib) or is_remote(str(calib)):
             return ()
         if _exists(Path(calib)):
             return (Read(Path(calib), "one of the samples", SAMPLES),)
         return of_function(str(calib), "the reader of samples")
-    feeds = calib if type(calib) in (list, tuple) else (calib,)  # the code of other classes is not run here
+    feeds = calib if type(calib) in (list, tuple) else (calib,)  # iterating other classes would run their code
     arrays = (array for feed in feeds for array in (feed.values() if type(feed) is dict else (feed,)))
     mapped = {str(array.filename) for array in arrays if isinstance(array, np.memmap) and array.filename}
     return tuple(Read(Path(name), "one of the samples") for name in sorted(mapped))
 
 
 def of_preset(preset: str | Preset | None) -> tuple[Read, ...]:
-    """The file of a preset; a name stands for none."""
+    """The file of a preset; empty for a preset that ships with onnxshot."""
     name = preset.name if isinstance(preset, Preset) else preset or ""
     named_file = name.lower().endswith((".yaml", ".yml")) and _is_file(Path(name))
     return (Read(Path(name), "the preset"),) if named_file else ()
 
 
 def of_file(path: str | Path | None, role: str) -> tuple[Read, ...]:
-    """A file that is read, where there is one."""
+    """A single file of this role; empty for None and for URLs."""
     return () if path is None or is_remote(str(path)) else (Read(Path(path), role),)
 
 
 def of_recipe(
     path: str | Path | None, arguments: Mapping[str, str] | None = None, what: str = "recipe"
 ) -> tuple[Read, ...]:
-    """The file of a recipe or a manifest, and those that it extends. Raises UsageError as reading it does."""
+    """The file of a recipe or manifest, and the files it extends. Raises as `recipes.files.load_stages`."""
     return () if path is None else tuple(Read(one, f"the {what}") for one in files_of(path, arguments, what))
 
 
 def of_function(given: Any, role: str) -> tuple[Read, ...]:
-    """The file of a function: 'file.py:function', 'module:function', or the function itself. Nothing is imported."""
+    """The file of a function, given as 'file.py:function', 'module:function' or a callable. Nothing is imported."""
     if given is None:
         return ()
     if not isinstance(given, str):
         try:
             source = inspect.getsourcefile(given if hasattr(given, "__code__") else type(given))
-        except TypeError:  # of the interpreter itself
+        except TypeError:  # a built-in
             source = None
         return (Read(Path(source), role),) if source else ()
     found = named(given)
@@ -104,7 +107,7 @@ def of_function(given: Any, role: str) -> tuple[Read, ...]:
 
 
 def _module_file(place: str) -> Path | None:
-    """Where the code of a module lies that the user may have written; the folder we are in comes first."""
+    """The file of a module; the working folder is searched first."""
     if place.endswith(".py"):
         return Path(place)
     if (known := sys.modules.get(place)) is not None and known.__file__:

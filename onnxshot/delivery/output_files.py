@@ -1,4 +1,7 @@
-"""The files of a result: the model and its data, artifacts of runtimes, the record beside them."""
+"""List the files that a run will write: the model and its external data, artifacts of runtimes, the record.
+
+Nothing is written here. The lists are compared with those of `input_files` before the work; `write_results` writes.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,16 @@ def of_result(
     recorded: bool = True,
     named: bool = True,
 ) -> Iterator[Write]:
-    """What a run writes whose output is called so; what only follows from its name was not named by the user.
+    """The files of a result.
 
-    external: whether the model's weights go to a file of their own. recorded: whether a record is left beside it.
-    named: whether the user has named the output.
+    A file whose name the user did not give may only replace a file of onnxshot (see `overwrite_checks`).
+
+    Args:
+        output: path of the output.
+        formats: to write.
+        external: whether the model's weights go to an external data file.
+        recorded: whether a record is written.
+        named: whether the user gave the path of the output.
     """
     output = follow_link(output)
     for name in formats:
@@ -48,7 +57,7 @@ def of_result(
 def of_model(
     place: Path, role: str = OUTPUT, *, external: bool, named: bool = True, option: str = OUTPUT_OPTION
 ) -> Iterator[Write]:
-    """An .onnx file, and that of its data where there is one. Raises UsageError for a suffix of another format."""
+    """An .onnx file and, with `external`, its data file. Raises UsageError for the suffix of another format."""
     place = follow_link(place)
     refuse_suffix(place)
     yield Write(place, role, None if named else foreign_model, option=option)
@@ -58,16 +67,16 @@ def of_model(
 
 
 def of_bundle(folder: Path) -> Write:
-    """A bundle, which holds samples; whether one may be put there is for `refuse_folder` to say."""
+    """The folder of a bundle, which contains samples. `refuse_folder` checks whether it may be replaced."""
     return Write(folder, "the bundle", folder=True, holds=("statistics.npz", "samples/0.npz"))
 
 
 def of_options(options: EmitOptions | None) -> Iterator[Write]:
-    """What building an artifact writes besides it. It is read, too, by design."""
+    """Other files that making an artifact writes: the timing cache of TensorRT, which is also read."""
     if options is not None and options.timing_cache is not None:
         yield Write(Path(options.timing_cache), "the timing cache")
 
 
 def is_external(model: Model) -> bool:
-    """Whether a model like this is written with a data file: one of its size, or one that came with some."""
+    """Whether a model is written with an external data file: it was read with one, or is too large for one file."""
     return model.external_data or model.weight_bytes() > EXTERNAL_LIMIT

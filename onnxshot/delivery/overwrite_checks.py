@@ -1,6 +1,6 @@
-"""Whose a file is that is there: made by an earlier run of onnxshot, part of what is replaced, or somebody else's.
+"""Decide whether an existing file may be replaced: onnxshot wrote it, it belongs to a file being replaced, or neither.
 
-Each function is a `Foreign` or makes one: it says what speaks against replacing the file, in words.
+Nothing is written here. Each function is a `Foreign` or returns one: the reason not to replace a file, or "".
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from onnxshot.files.conflicts import Foreign
 from onnxshot.graph.load import external_files, metadata_of
 
 _NOT_OURS = "onnxshot has not written it"
-_MOST_TEXT = 1 << 30  # bytes of an IR that are looked through
+_MOST_TEXT = 1 << 30  # bytes up to which an IR is searched
 _IR_MARK = re.compile(rb"<" + re.escape(VERSION_KEY.encode()) + rb' value="[^"<]*" ?/>')
 
 
 def foreign_model(path: Path) -> str:
-    """Of an .onnx file: every model that onnxshot writes bears its version in the metadata."""
+    """Check an .onnx file: every model that onnxshot writes has its version in the metadata."""
     try:
         return "" if VERSION_KEY in metadata_of(path) else _NOT_OURS
     except OnnxshotError as e:
@@ -27,20 +27,20 @@ def foreign_model(path: Path) -> str:
 
 
 def foreign_artifact(path: Path) -> str:
-    """Of a file in the format of a runtime: an IR has the metadata of its model; of others a record tells."""
+    """Check an artifact of a runtime: an IR has the metadata of its model, and a record lists the hash of others."""
     if path.suffix.lower() == ".onnx":
         return foreign_model(path)
     try:
         if path.suffix.lower() == ".xml" and path.stat().st_size <= _MOST_TEXT and _IR_MARK.search(path.read_bytes()):
             return ""
-        told = outputs_of(beside(path.with_suffix(".onnx"))).get(path.name)
-        return "" if told is not None and told == sha256(path) else _NOT_OURS
+        recorded = outputs_of(beside(path.with_suffix(".onnx"))).get(path.name)
+        return "" if recorded is not None and recorded == sha256(path) else _NOT_OURS
     except OSError as e:
         return f"it cannot be read: {e.strerror}"
 
 
 def foreign_data(model: Path) -> Foreign:
-    """Of a file of external data: it goes with the model at that place, and no other model of the folder reads it."""
+    """Check a file of external data: the model at this path reads it, and no other model of the folder does."""
 
     def foreign(path: Path) -> str:
         readers = [one for one in sorted(path.parent.glob("*.onnx")) if _reads(one, path)]
@@ -53,7 +53,7 @@ def foreign_data(model: Path) -> Foreign:
 
 
 def foreign_weights(ir: Path) -> Foreign:
-    """Of the .bin file of an IR: it goes with the IR at that place, or a record tells of it."""
+    """Check the .bin file of an IR: the IR at this path exists, or a record lists the file."""
 
     def foreign(path: Path) -> str:
         try:

@@ -1,4 +1,4 @@
-"""A file for every runtime: what each that is installed makes of it, and what it costs against a file for one."""
+"""Run a portable model in every installed runtime, and compare it with a model made for one target. Writes nothing."""
 
 from __future__ import annotations
 
@@ -26,10 +26,18 @@ _FEEDS = 8
 def rows(
     written: Path, judged: Judged, settings: Settings, names: Iterable[str] = RUNTIMES
 ) -> list[dict[str, Any]]:
-    """One row per runtime beside ONNX Runtime: what it compiled the file to, and how it answered where it runs here.
+    """Try a file in each runtime besides ONNX Runtime.
 
-    Keys: runtime; missing (why it was not tried) or refused (why it does not take the file); else int8_macs_share,
-    sqnr_db, latency and notes, as an artifact has them, and findings: nodes it runs slower than they could be.
+    Args:
+        written: the .onnx file.
+        judged: what to compare with.
+        settings: how the run is executed.
+        names: the runtimes.
+
+    Returns:
+        One dict per runtime, with key `runtime`, and either `missing` (why it was not tried), or `refused` (why it does
+        not load the file) and `findings`, or `int8_macs_share`, `sqnr_db`, `latency` and `notes`, as in `Artifact`, and
+        `findings` (nodes that it runs slower than it could).
     """
     return [{"runtime": name, **_row(name, written, judged, settings)} for name in names]
 
@@ -58,9 +66,10 @@ def _row(name: str, written: Path, judged: Judged, settings: Settings) -> dict[s
 def compare_single_target(
     alone: Model, target: str, written: Path, judged: Judged, settings: Settings
 ) -> dict[str, Any]:
-    """What the model made for one target reaches on the same samples: its SQNR and its latency, in turns with ours.
+    """Measure a model made for one target on the same samples, timed in interleaved runs with the portable file.
 
-    Keys: target, sqnr_db, ms, and speedup: how many times as fast as the file for all it is.
+    Returns:
+        A dict with keys `target`, `sqnr_db`, `ms` (median latency), and `speedup` over the portable file.
     """
     feeds = [judged.samples[i].feed for i in range(min(len(judged.samples), _FEEDS))]
     with scratch() as folder:
@@ -75,7 +84,7 @@ def compare_single_target(
 
 
 def in_words(report_rows: list[dict[str, Any]], single: dict[str, Any]) -> list[str]:
-    """The same in words, one line each."""
+    """The rows of `rows` and the dict of `compare_single_target` as notes for the report."""
     lines = []
     for row in report_rows:
         name = row["runtime"]

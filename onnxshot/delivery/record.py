@@ -1,6 +1,7 @@
-"""What a run was given and what it decided, in the metadata of its model and in a file beside it: enough to replay it.
+"""Record what a run was given and what it decided, so that it can be replayed.
 
-A model that has been through several runs holds a record of each; its recipe is theirs, stage after stage.
+Records are stored in the metadata of the model (`stamp`) and in a .recipe.yaml file beside it (`leave_beside`, which
+writes that file). A model that went through several runs has one record per run, and a recipe with the stages of all.
 """
 
 from __future__ import annotations
@@ -35,27 +36,27 @@ from onnxshot.settings import Settings
 VERSION_KEY, RECIPE_KEY, RUNS_KEY = "onnxshot.version", "onnxshot.recipe", "onnxshot.runs"
 SUFFIX = ".recipe.yaml"
 SETTINGS = ("samples", "seed", "device", "keep_overridable", "requantize")
-"""Of the settings, those that may change a byte."""
+"""The settings that can change the bytes of the result."""
 _LIBRARIES = ("onnxshot", "onnx", "onnxruntime", "numpy")
 _KEYS = ("recipe", "source", "outputs", "runs")
 _HEAD = "# What {name} was made of, and how. onnxshot replay MODEL {file} makes the same bytes again.\n"
 _HEAD_OF = re.compile(r"# What .+ was made of, and how\. onnxshot replay MODEL .+ makes the same bytes again\.")
-_MOST_BYTES = 64 << 20  # of a record
+_MOST_BYTES = 64 << 20  # of a record file
 
 
 @dataclass(frozen=True, slots=True)
 class Record(Plain):
-    """One run.
+    """The record of one run.
 
     Attributes:
         stage: what was asked for, as `{kind: fields}`.
-        model: SHA-256, hex, of the graph and weights that were given.
-        sampled: there were samples, or statistics of some. What they were is not here: as files and as arrays they make
-            the same bytes.
-        settings: those of `SETTINGS`.
-        versions: of onnxshot and of the libraries that compute.
-        decided: what the run found out. Of one that quantizes: precision -> nodes; what stayed float is in none of
-            them. Of one that cuts channels: how many samples it was given, the first ones, and `Removal.to_record`.
+        model: SHA-256 (hex) of the graph and the weights that were given.
+        sampled: whether there were samples, or calibration statistics. Which samples is not recorded here, because the
+            same samples from files or from arrays must give the same bytes.
+        settings: the settings listed in `SETTINGS`.
+        versions: versions of onnxshot and of the libraries that compute.
+        decided: what the run decided. For quantization, precision -> nodes; nodes that stayed float are not listed. For
+            removed channels, the number of samples given and what `to_record` of the removal returns.
     """
 
     stage: Mapping[str, Any]
@@ -66,7 +67,7 @@ class Record(Plain):
     decided: Mapping[str, Any] = field(default_factory=dict)
 
     def parsed(self) -> ModelStage:
-        """The stage. Raises UsageError where it is none that makes a model."""
+        """The stage as a value. Raises UsageError where it is not a stage that makes a model."""
         (stage,) = Stages.from_dict({"stages": [dict(self.stage)]}).stages
         if isinstance(stage, EmitStage):
             raise UsageError("stage.emit makes no model")
@@ -81,7 +82,7 @@ def record(
     *,
     sampled: bool,
 ) -> Record:
-    """The record of a run; given: `model_hash` of what it was given."""
+    """Make the record of a run; `given`: the `model_hash` of its input."""
     return Record(
         {kind_of(stage): stage.to_dict()}, given, sampled,
         {name: getattr(settings, name) for name in SETTINGS}, versions(), decided or {},
@@ -89,7 +90,7 @@ def record(
 
 
 def precisions(plan: Plan) -> dict[str, list[str]]:
-    """Precision -> nodes, as a record holds it."""
+    """The nodes of a plan by precision, as stored in a record."""
     decided: dict[str, list[str]] = {}
     for node in plan.nodes:
         if node.how != FLOAT:
@@ -98,9 +99,12 @@ def precisions(plan: Plan) -> dict[str, list[str]]:
 
 
 def source_of(calib: Any, preset: str | Preset | None, data: Dataset | None) -> dict[str, Any]:
-    """What a run's samples were, and where they lay and how pictures became inputs as far as that can be written down.
+    """Describe a run's samples: their path and preset where these are text, and SHA-256 (hex) of both contents.
 
-    data: the samples, opened; SHA-256, hex, over them, whatever their order, and of all that the preset holds.
+    Args:
+        calib: the samples, as given.
+        preset: the preset, as given.
+        data: the opened samples; None where there are none.
     """
     return {
         "calib": str(calib) if isinstance(calib, str | Path) else None,
@@ -111,15 +115,15 @@ def source_of(calib: Any, preset: str | Preset | None, data: Dataset | None) -> 
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the bytes of a result.
+    """Versions of onnxshot and of the libraries that decide the bytes of a result.
 
-    They are the modules' own: distributions of onnxruntime have several names, and a clone need not be installed.
+    They are read from the modules: onnxruntime is distributed under several names, and a clone may not be installed.
     """
     return {name: str(import_module(name).__version__) for name in _LIBRARIES}
 
 
 def stamp(model: Model, made: Record) -> None:
-    """Put a run into the metadata, behind those that the model has been through: the recipe, and what it took."""
+    """Append the record of a run to the metadata of its model."""
     metadata = model.metadata
     earlier, runs = _json(metadata.get(RECIPE_KEY)), _json(metadata.get(RUNS_KEY))
     ((kind, values),) = made.stage.items()
@@ -136,7 +140,7 @@ def _stages(recipe: dict[str, Any]) -> list[Any]:
 
 
 def _json(text: str | None) -> Any:
-    """What a metadata entry holds; None where somebody else wrote it."""
+    """The value of a metadata entry; None where it is not JSON."""
     try:
         return json.loads(text) if text else None
     except ValueError:
@@ -144,14 +148,21 @@ def _json(text: str | None) -> Any:
 
 
 def beside(path: Path) -> Path:
-    """Where the record of a file lies."""
+    """The path of the record file that belongs to a model file."""
     return path.with_name((path.stem if path.suffix.lower() == ".onnx" else path.name) + SUFFIX)
 
 
 def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: Sequence[Path]) -> list[str]:
-    """Write the file beside a result: its recipe, its runs, and what its files hash to; why not, where that cannot be.
+    """Write the record file beside a result: its recipe, its runs, and the hashes of its files.
 
-    source: `source_of` the last run.
+    Args:
+        model: whose metadata holds the runs.
+        output: path of the model file.
+        source: `source_of` the last run.
+        files: the files of the result.
+
+    Returns:
+        Notes for the report: why the file was not written; empty where it was.
     """
     output = follow_link(output)
     path, metadata = beside(output), model.metadata
@@ -173,18 +184,18 @@ def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: S
 
 
 def _is_own(path: Path) -> bool:
-    """Whether nothing is there, or a file that a run has written beside its output, and nobody has changed."""
+    """Whether the path is free, or holds a record file that nobody has changed since a run wrote it."""
     return not os.path.lexists(follow_link(path)) or _untouched(path) is not None
 
 
 def outputs_of(path: Path) -> dict[str, str]:
-    """File name -> SHA-256, hex, of what a record that a run has left there tells of; empty where it has left none."""
+    """The outputs that a record file lists: file name -> SHA-256 (hex); empty where it is missing or was changed."""
     values = _untouched(path)
     return {} if values is None else {str(name): str(found) for name, found in values["outputs"].items()}
 
 
 def _untouched(path: Path) -> dict[str, Any] | None:
-    """What a record holds, where every byte of it is what a run writes; else None."""
+    """The content of a record file, if every byte of it is as a run writes it; else None."""
     try:
         if path.stat().st_size > _MOST_BYTES or not path.is_file():
             return None
@@ -201,18 +212,18 @@ def _untouched(path: Path) -> dict[str, Any] | None:
 
 
 def _text(values: Mapping[str, Any]) -> str:
-    """The text of a record below its first line."""
+    """The text of a record file below its first line."""
     return str(yaml.safe_dump(dict(values), sort_keys=False, width=110, allow_unicode=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The runs behind a file.
+    """The records of the runs that made a file.
 
     Attributes:
-        runs: in order.
-        source: `source_of` the last one; empty where only the model was at hand.
-        outputs: file name -> SHA-256, hex; empty where only the model was at hand.
+        runs: in the order in which they were run.
+        source: `source_of` the last run; empty where the records come from the metadata of a model.
+        outputs: file name -> SHA-256 (hex); empty where the records come from the metadata of a model.
     """
 
     runs: tuple[Record, ...]
@@ -221,7 +232,7 @@ class Records:
 
 
 def load_records(path: Path) -> Records:
-    """Read the file beside a result, or the metadata of the result itself. Raises UsageError where there is none."""
+    """Load records from a record file, or from the metadata of an .onnx file. Raises UsageError if there are none."""
     hint = f"give the {SUFFIX} file beside a result of onnxshot, or the result"
     if path.suffix == ".onnx":
         values: Any = {"runs": _json(load_model(path).metadata.get(RUNS_KEY))}
@@ -234,7 +245,7 @@ def load_records(path: Path) -> Records:
 
 
 def _parsed(path: Path, values: Any) -> Records:
-    """The runs of a file that was read. Raises UsageError where it holds none."""
+    """Parse the content of a record file. Raises UsageError where it has no runs, or is not valid."""
     hint = f"give the {SUFFIX} file beside a result of onnxshot, or the result"
     runs = values.get("runs") if isinstance(values, dict) else None
     if not isinstance(runs, list) or not runs:
@@ -263,6 +274,6 @@ def _record(path: Path, number: int, values: Any) -> Record:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256, hex, of a file."""
+    """SHA-256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

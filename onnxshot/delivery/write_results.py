@@ -1,4 +1,4 @@
-"""The file that a run leaves: what stands in its metadata, how it is written, proven and published."""
+"""Write the files of a result: the model file, artifacts, and the record, all verified before they are published."""
 
 from __future__ import annotations
 
@@ -24,19 +24,35 @@ from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 
 RANDOM_KEY = "onnxshot.calibrated_on_random_data"
+"""Metadata key of models that were calibrated on random data."""
 
 
 @dataclass(slots=True)
 class Made:
-    """A model that a run has made. Without an output path, nothing is kept on disk."""
+    """A model that a run has made; base class of results.
+
+    Attributes:
+        model: the model, in memory. A run with an output path has written it there too.
+    """
 
     model: Model
 
     @checked
     def save(self, path: str | Path) -> Path:
-        """Write the model to `path` (and `path`.data where it is over 1 GiB), aside first; the path.
+        """Write the model to a file, atomically.
 
-        Raises UsageError where that is a file that the model was read from, or the data of another.
+        Args:
+            path: an .onnx file. Weights go to `path`.data where the model is over 1 GiB, or came with external data.
+
+        Returns:
+            The path.
+
+        Raises:
+            UsageError: the path is a file that the model was read from, or external data of another model.
+
+        Example:
+            result = onnxshot.quantize("model.onnx", "samples/")
+            result.save("model.int8.onnx")
         """
         refuse_lost(self.model, Path(path))
         with draft(self.model, Path(path)) as written:
@@ -44,7 +60,7 @@ class Made:
 
 
 def refuse_lost(model: Model, path: Path) -> None:
-    """Raise UsageError where a model written there would replace what it was read from, or the data of another."""
+    """Raise UsageError where writing a model to a path would replace its own source, or external data of another."""
     Files(of_model(model), tuple(output_files.of_model(path, external=output_files.is_external(model)))).check()
 
 
@@ -59,11 +75,21 @@ def deliver(
     keep: bool = True,
     source: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the model aside, have `prove` look at the file, make the `others` of it, and only then publish them all.
+    """Write a model to a temporary file, verify it, make the artifacts from it, and only then publish all files.
 
-    source: what the file beside them says of where the run's inputs lay; None where there is to be no such file.
-    Without an output path the model is proven all the same, and removed; so is it where it is not to be kept. Raises
-    what `prove` and `others` raise, and UsageError where a file cannot be written.
+    Args:
+        model: the model.
+        output: path of the model file. With None, the model is verified and then removed.
+        target: name of the target.
+        report: the report of the run, which the outputs and notes are added to.
+        prove: verifies the written file.
+        others: makes the artifacts from the written file.
+        keep: whether the model file is published; if not, only the artifacts are.
+        source: where the inputs of the run came from, for the record; None to write no record file.
+
+    Raises:
+        UsageError: a file cannot be written.
+        OnnxshotError: whatever `prove` and `others` raise.
     """
     output = None if output is None else follow_link(Path(output))
     model.forget_inferred()
@@ -72,7 +98,7 @@ def deliver(
             final, keep = stack.enter_context(scratch()) / "model.onnx", False
         else:
             if keep:
-                refuse_lost(model, Path(output))  # its weights may be larger than before the work
+                refuse_lost(model, Path(output))  # again: with larger weights, it may now have a data file
             final = Path(output) if keep else stack.enter_context(aside(Path(output))) / Path(output).name
         written = stack.enter_context(draft(model, final))
         prove(written)
@@ -82,7 +108,7 @@ def deliver(
             one.publish()
             report.outputs.append(artifact)
     there = {artifact.format for _, artifact in done if artifact.latency}
-    if target in there:  # it was run after the note was made
+    if target in there:  # the artifact was run in the target's runtime after such a note was made
         report.notes = [_in_both(note, target) for note in report.notes]
     if output is not None and source is not None:
         files = [one.final.parent / name for one, _ in done for name in one.files]
@@ -91,14 +117,14 @@ def deliver(
 
 
 def _in_both(note: str, target: str) -> str:
-    """A note that a file was not run in the target's runtime, where another of the run was."""
+    """Correct a note that says a file was not run in the target's runtime, where an artifact of the run was."""
     if not note.endswith(f", not in {target}; not timed"):
         return note
     return f"the .onnx file was {note.removesuffix('; not timed')}; the {target} file was run there"
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of this process; 0 where the system does not tell."""
+    """Peak resident memory of this process in MB; 0 where the system does not report it."""
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return float(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 1024
@@ -106,12 +132,12 @@ def peak_rss_mb() -> float:
 
 
 def source_name(source: str | Path | ModelProto) -> str:
-    """What a report calls the model that was given."""
+    """The name of a run's input in reports: its path, or "(ModelProto)"."""
     return str(source) if isinstance(source, str | Path) else "(ModelProto)"
 
 
 def input_bytes(source: str | Path | ModelProto, model: Model) -> int:
-    """Bytes of the source, external data included."""
+    """Size of a run's input in bytes, including external data."""
     if isinstance(source, ModelProto):
         return int(source.ByteSize())
     stored = (c._values for c in model.constants() if isinstance(c._values, weights.StoredValues))
