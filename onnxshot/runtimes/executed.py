@@ -1,4 +1,4 @@
-"""What a runtime really runs: precision and work of every node, as its optimized graph, profile or build log tells."""
+"""What a runtime really executes: precision and work per node, from its optimized graph, profile or build log."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class NodeExecution:
-    """One node as it ran.
+    """One node as the runtime executed it.
 
     Attributes:
-        name, op: of the node.
-        precision: int8, int4, float8 or float.
-        macs: its work.
-        exact: False where that could only be guessed.
-        stored: int4 where that is what its weight is kept in, although it computes in float.
-        by_itself: its weight is float in the file, and the runtime rounded it to int8 by itself.
-        asked: the file asks for int8, as far as the runtime tells that apart: both factors are dequantized.
+        name: Label of the node in the .onnx file.
+        op: Operator of the node.
+        precision: What it computes in: "int8", "int4", "float8" or "float".
+        macs: Multiply-accumulates of one inference.
+        exact: False if the shapes behind `macs` had to be guessed.
+        asked: True if the file asks for int8, that is, if both factors come from a DequantizeLinear.
+        stored: "int4" if the weight is kept in int4 although the node computes in float; else empty.
+        by_itself: True if the weight is float in the file and the runtime rounded it to int8 on its own.
     """
 
     name: str
@@ -33,14 +34,13 @@ class NodeExecution:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """The optimized graph in numbers.
+    """What a runtime makes of a model.
 
     Attributes:
-        nodes: those of the file that multiply matrices, and all int8 ones; one twice where a part of it is float.
-        ops: how many nodes of each operator the graph has, Q and DQ included; or kernels of each kind.
-        float_between: float nodes that int8 was asked for by the Q and DQ around them, and that the runtime has not
-            fused. Each as 'op name'.
-        note: why there is nothing here, where there is nothing.
+        nodes: All nodes that multiply matrices, and all int8 nodes. A node that runs partly in float appears twice.
+        ops: Number of nodes per operator in the optimized graph, Q and DQ included; or of kernels per kind.
+        float_between: Nodes between Q and DQ that the runtime did not fuse and runs in float, as "op name".
+        note: Why nothing is known; empty if something is.
     """
 
     nodes: tuple[NodeExecution, ...]
@@ -49,38 +49,39 @@ class Execution:
     note: str = ""
 
     def unplanned(self, floats: Collection[str] = ()) -> list[str]:
-        """Names of nodes that run in int8, or with weights rounded to it, although the file or a plan has them float.
+        """Names of nodes that run in int8, or with weights rounded to int8, although they should be float.
 
-        floats: the names of those that a plan leaves in float.
+        Args:
+            floats: Names of the nodes that the plan leaves in float.
         """
         wrong = (n.name for n in self.nodes if n.by_itself or (n.precision != "float" and n.name in floats))
         return list(dict.fromkeys(wrong))
 
     @property
     def total_macs(self) -> int:
-        """Multiply-accumulates of one run."""
+        """Multiply-accumulates of one inference."""
         return sum(n.macs for n in self.nodes)
 
     @property
     def int8_macs(self) -> int:
-        """Those done on integers of 8 bits or fewer, or on floats of 8."""
+        """Multiply-accumulates done in 8 bits or fewer, float8 included."""
         return sum(n.macs for n in self.nodes if n.precision != "float")
 
     @property
     def share(self) -> float:
-        """Share 0..1 of the multiply-accumulates done on integers; 0 where there are none."""
+        """Share of the multiply-accumulates that is done in 8 bits or fewer, 0..1; 0 if there are none."""
         return self.int8_macs / self.total_macs if self.total_macs else 0.0
 
     @property
     def honoured(self) -> float:
-        """Share 0..1 of the multiply-accumulates asked for in int8 that are done so; 1 where none are."""
+        """Share of the multiply-accumulates asked for in int8 that really run in int8, 0..1; 1 if none are asked."""
         asked = [n for n in self.nodes if n.asked]
         total = sum(n.macs for n in asked)
         return sum(n.macs for n in asked if n.precision != "float") / total if total else 1.0
 
     @property
     def float_by_op(self) -> dict[str, int]:
-        """Multiply-accumulates left in float by operator, most first: what stands in the way of a higher share."""
+        """Multiply-accumulates left in float per operator, largest first."""
         left: Counter[str] = Counter()
         for node in self.nodes:
             if node.precision == "float" and node.macs:

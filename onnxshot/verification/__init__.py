@@ -1,1 +1,1 @@
-"""A result against the float model."""
+"""The proof: a written file is compared with the float model it was made from."""

@@ -1,4 +1,4 @@
-"""A candidate against the float model: per output, over all samples, with the runtime's optimizations on and off."""
+"""Compare a candidate with the float model: each output over all samples, with runtime optimizations on and off."""
 
 from __future__ import annotations
 
@@ -22,25 +22,30 @@ from onnxshot.verification.io_contract import contract, difference, with_frozen
 from onnxshot.verification.output_errors import OutputRow, Outputs, Picks, Sums, Totals
 
 _NO_SAMPLES = "there are no samples to compare on"
-_CLEAR_DB = 40.0  # a tensor above it stands for the same value in both
-_NOISE_FLOOR_DB = 60.0  # above it the two runs may differ by rounding alone
+_CLEAR_DB = 40.0  # above it a tensor surely stands for the same value in both models
+_NOISE_FLOOR_DB = 60.0  # above it, rounding alone explains a difference between two runs
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A candidate held against the float model.
+    """How far a candidate is from the float model.
 
     Attributes:
-        sqnr_db: over all samples and float outputs; None where there are none.
-        unoptimized_db, optimized_db: over the first samples, with the runtime's optimizations off and on.
-        agreement: of the first output that looks like class scores.
-        contract: the first difference of inputs and outputs in words; empty where there is none.
-        not_finite: outputs and samples where only the candidate is NaN or infinite, in words.
-        tensors: rows of the tensors that were asked for, worst first; tensor_samples: of how many samples, the
-            first ones.
-        random: nodes that draw random numbers, which were made to draw the same in both models.
-        ordered: share 0..1 of the same picks, by output that TopK or the like has ordered: see `onnxshot.comparison`.
-        copied: outputs of which only a part is computed, and judged.
+        outputs: One row per output that both models have.
+        sqnr_db: SQNR in dB over all samples and float outputs; None if there is no float output.
+        unoptimized_db: SQNR in dB over the first samples, with the runtime's graph optimizations off.
+        optimized_db: SQNR in dB over the same samples, with the optimizations on, as deployed.
+        samples: Number of samples compared.
+        agreement: Top-1 agreement, 0..1, of the first output that looks like class scores; None if none does.
+        contract: First difference of inputs and outputs, as a clause; empty if there is none.
+        not_finite: Outputs and samples where only the candidate is NaN or infinite, one clause each.
+        notes: Remarks for the report.
+        tensors: Rows of the inner tensors asked for, lowest SQNR first.
+        tensor_samples: Number of samples, the first ones, that `tensors` covers.
+        random: Nodes that draw random numbers. Both models were made to draw the same ones.
+        ordered: Share of identical picks, 0..1, of each output that TopK or a similar node orders (see
+            `onnxshot.comparison.ordering_nodes`).
+        copied: Outputs that partly copy inputs. Only the computed part is compared.
     """
 
     outputs: tuple[OutputRow, ...]
@@ -60,7 +65,7 @@ class Comparison:
 
     @property
     def optimizer_changes_results(self) -> bool:
-        """True where a run with optimizations on, as deployed, is worse than one without by more than GAP_DB."""
+        """True if the optimizations lose more than GAP_DB of SQNR in any output."""
         rows = (_gap(row.optimized_db, row.unoptimized_db) for row in self.outputs)
         return _gap(self.optimized_db, self.unoptimized_db) or any(rows)
 
@@ -77,21 +82,33 @@ def compare(
     form: bytes = b"",
     sizes: Frozen = AS_THEY_ARE,
 ) -> Comparison:
-    """Run both models over the samples and add up the differences; as many samples at once as there are threads.
+    """Run both models over the samples and measure their differences.
 
-    The first samples are run once more with the runtime's optimizations off, and tell of the named tensors too, or of
-    all where `tensors` is None. Held at any time: two sessions, a few samples' outputs, and the first samples' feeds.
-    inside: the float model whose tensors the candidate's are held against, where that is not the reference; scaled:
-    tensors whose channels are larger in the candidate by these factors. form: the reference after passes that fuse
-    operators, after which a name may stand for another value: of both, what the candidate comes closer to counts.
-    sizes: dimensions that the candidate was to be frozen at, which are no difference of its inputs and outputs.
+    As many samples run at once as there are threads. The first samples run once more with the runtime's graph
+    optimizations off. That run also gives the inner tensors. Outputs are matched by name. Outputs that only one model
+    has, and types that numpy cannot hold, are left out and noted. The effects of random numbers, of nearly equal values
+    that change places in TopK, and of copied inputs are removed from all figures (see `onnxshot.comparison`).
 
-    Outputs are matched by name; what one model lacks, or numpy cannot hold, is left out and noted. Random numbers
-    inside, the order of TopK and the like, and copies of inputs are kept out of all figures: see `onnxshot.comparison`.
+    Memory: two sessions, the outputs of a few samples, and the feeds of the first samples.
+
+    Args:
+        reference: The float model, a file or serialized.
+        candidate: The model to compare with it.
+        samples: At least one sample; held-out samples for a fair figure.
+        tensors: Inner tensors to compare by name; None for all of them.
+        threads: CPU threads in total.
+        inside: Float model whose inner tensors the candidate's are compared with, if not `reference`.
+        scaled: Tensors whose channels the candidate scales by known factors, which are undone first.
+        form: The reference after passes that fuse operators. A name may then stand for another value: each tensor is
+            compared with both models, and the better SQNR counts.
+        sizes: Dimensions that the candidate fixes on purpose. They are no difference of the contract.
+
+    Returns:
+        The comparison, with one row per output.
 
     Raises:
-        ModelError: a model does not load or run, or no output has the same name in both.
-        CalibrationError: there are no samples.
+        ModelError: A model does not load or run, or the models have no output name in common.
+        CalibrationError: There are no samples.
     """
     sides = with_frozen(contract(reference), sizes), contract(candidate)
     workers, each = split_threads(threads, len(samples) if isinstance(samples, Sized) else None)
@@ -106,7 +123,7 @@ def compare(
     count, picked = 0, True
     for sample, wanted, got in _run(judge, fast, samples, workers, how):
         for name in names:
-            if name in got:  # not what a model orders by, where it picked for itself
+            if name in got:  # sort keys are missing if the candidate picked for itself
                 sums[name].add(wanted[name], got[name], sample.name, totals, first=count < SAMPLES)
         picks.add(wanted, got)
         if count < SAMPLES:
@@ -122,7 +139,7 @@ def compare(
 
     rows_inside: tuple[TensorRow, ...] = ()
     seen = [sample for sample, _ in first]
-    if too_large(reference, candidate):  # seen from outside only
+    if too_large(reference, candidate):  # outputs only
         del fast
         slow = CandidateRunner(how, candidate, threads=each, optimize=False)
         for run in _run(judge, slow, seen, workers, how):
@@ -148,7 +165,7 @@ def compare(
 
 
 def _begun(samples: Iterable[Sample]) -> tuple[Sample, Iterable[Sample]]:
-    """The first of the samples, and all of them. Raises CalibrationError where there is none."""
+    """The first sample, and an iterable over all of them. Raises CalibrationError if there are none."""
     if isinstance(samples, Sized) and not isinstance(samples, Iterator):
         first = next(iter(samples), None)
     else:
@@ -163,13 +180,13 @@ def _begun(samples: Iterable[Sample]) -> tuple[Sample, Iterable[Sample]]:
 def _loaded(
     reference: Path | bytes, candidate: Path | bytes, sample: Sample, threads: int
 ) -> tuple[ComparisonSetup, Runner, CandidateRunner]:
-    """How the candidate is held against the reference, and both as they are run for it."""
+    """The comparison's setup, and both models loaded for it."""
     how, other = comparison_setup(reference, sample.feed).load_candidate(candidate, reference, threads)
     return how, Runner(how.reference, threads=threads, whole=True), other
 
 
 def _sums(how: ComparisonSetup, names: Iterable[str]) -> dict[str, Sums]:
-    """What is added up, by name of the output in the models that are run."""
+    """One accumulator per output of the models that run, by output name."""
     ordered = {output for outputs in how.ordered_outputs.values() for output in outputs}
     left_out = ordered | {one.output for one in how.copied}
     makers = makers_of(how.reference)
@@ -205,7 +222,7 @@ def _in_parts(row: OutputRow) -> str:
 
 
 def _as_ordered(row: OutputRow, ordered: Mapping[str, float]) -> OutputRow:
-    """The row of an output that TopK or the like has ordered: place by place it says what the same picks give."""
+    """Adjust the row of an output that TopK or a similar node orders: its agreement is the share of identical picks."""
     share = ordered.get(row.name)
     if share is None:
         return row
@@ -213,7 +230,7 @@ def _as_ordered(row: OutputRow, ordered: Mapping[str, float]) -> OutputRow:
 
 
 def _picked(picks: Picks) -> list[str]:
-    """What the nodes that order picked, in words."""
+    """Describe what each ordering node picked, one note per node."""
     ordered = picks.how.ordered_outputs
     return [
         f"{order.op} {order.node!r} orders {_list(sorted(ordered[order.number]))}: compared in the float model's "
@@ -224,9 +241,20 @@ def _picked(picks: Picks) -> list[str]:
 
 
 def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset, *, threads: int = 2) -> Comparison:
-    """Hold a model that is loaded in whatever runtime against an .onnx file, run in ONNX Runtime; outputs alone.
+    """Compare a model loaded in any runtime with an .onnx file run in ONNX Runtime, by their outputs alone.
 
-    Raises ModelError where one does not run, or no output has the same name in both; CalibrationError without samples.
+    Outputs that depend on random numbers, on the order of TopK or on copied inputs are left out with a note: an
+    artifact of another runtime cannot be edited to make them comparable.
+
+    Args:
+        reference: The float model, a file or serialized.
+        candidate: The loaded artifact.
+        samples: Samples to run.
+        threads: CPU threads of the reference.
+
+    Raises:
+        ModelError: A model does not run, or the models have no output name in common.
+        CalibrationError: There are no samples.
     """
     judge = Runner(reference, threads=threads)
     names = [name for name in judge.outputs if name in candidate.outputs]
@@ -251,7 +279,7 @@ def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset,
 
 
 def _comparable(how: ComparisonSetup, names: Iterable[str]) -> list[str]:
-    """The outputs that say something of a model that cannot be changed for a comparison."""
+    """The outputs that can be compared without editing the candidate."""
     if how.random_nodes:
         return []
     hidden = {name for outputs in how.ordered_outputs.values() for name in outputs} | {one.output for one in how.copied}
@@ -259,7 +287,7 @@ def _comparable(how: ComparisonSetup, names: Iterable[str]) -> list[str]:
 
 
 def _why(how: ComparisonSetup) -> str:
-    """What keeps outputs out of such a comparison, in words."""
+    """Why outputs cannot be compared without editing the candidate, as a clause."""
     if how.random_nodes:
         return f"random numbers change from run to run ({how.random_nodes[0].node!r})"
     parts = [f"{order.op} orders" for order in how.orders[:1]] + ["copy inputs" for _ in how.copied[:1]]
@@ -269,7 +297,7 @@ def _why(how: ComparisonSetup) -> str:
 def _run(
     judge: Runner, other: Loaded | CandidateRunner, samples: Iterable[Sample], workers: int, how: ComparisonSetup
 ) -> Iterator[tuple[Sample, Outputs, Outputs]]:
-    """The outputs of both on every sample; those of a Dataset are read in the threads that run them."""
+    """The outputs of both models on every sample, in order. A Dataset is read in the threads that run it."""
     get: Callable[[Any], Sample] = samples.__getitem__ if isinstance(samples, Dataset) else lambda sample: sample
     items: Iterable[Any] = range(len(samples)) if isinstance(samples, Dataset) else samples
 

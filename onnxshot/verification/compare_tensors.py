@@ -1,4 +1,4 @@
-"""Where accuracy is lost: tensors inside a candidate against the same tensors of the float model, worst first."""
+"""Find where accuracy is lost: compare inner tensors of a candidate with those of the float model."""
 
 from __future__ import annotations
 
@@ -28,28 +28,30 @@ from onnxshot.runtimes.ort_runtime import Runner, label, stored_bytes
 
 Tensors = Mapping[str, NDArray[Any]]
 Scaled = tuple[int, NDArray[Any]]
-"""An axis, and a factor for each channel on it."""
+"""An axis, and one factor per channel along it."""
 
 SAMPLES = 4
-"""Samples that tensors are compared on, at most: where noise comes from shows on the first few."""
+"""Most samples that inner tensors are compared on: the first few show where the error comes from."""
 LIMIT = 1_500_000_000
-"""Bytes of weights above which no tensors are compared: the model is copied in memory to see inside."""
-_HELD = 1 << 28  # bytes of tensors that one run may give out, of both models together
-_ONE_AT_A_TIME = 1 << 25  # bytes of tensors of a sample above which no second one is run beside it
-_GUESS = 1 << 22  # bytes of a tensor whose shape is not known
+"""Bytes of weights above which inner tensors are not compared: the model must be copied in memory to show them."""
+_HELD = 1 << 28  # most bytes of tensors that one run may return, both models together
+_ONE_AT_A_TIME = 1 << 25  # bytes of tensors per sample above which samples run one at a time
+_GUESS = 1 << 22  # bytes assumed for a tensor of unknown shape
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRow:
-    """One tensor over the samples.
+    """The error of one inner tensor over the samples.
 
     Attributes:
-        tensor, op: its name, and the operator of the float model that makes it.
-        sqnr_db: with the runtime's optimizations off, after quantization where it is quantized.
-        absmax: largest absolute value in the float model.
-        clipped: share 0..1 of the float model's values outside the range the candidate stores; None where the
-            candidate does not quantize it, or not with one scale.
-        quantized: True where it goes through a Q/DQ pair.
+        tensor: Its name.
+        op: Operator of the float model that makes it.
+        sqnr_db: SQNR in dB, with the runtime's optimizations off, after Q/DQ if it is quantized. Includes the error of
+            all earlier layers.
+        absmax: Largest absolute value in the float model.
+        clipped: Share of the float model's values outside the range the candidate can store, 0..1. None if the
+            candidate does not quantize the tensor per tensor.
+        quantized: True if the tensor goes through a Q/DQ pair.
     """
 
     tensor: str
@@ -71,15 +73,30 @@ def compare_tensors(
     each: Callable[[Sample, Tensors, Tensors], None] | None = None,
     scaled: Mapping[str, Scaled] | None = None,
 ) -> tuple[TensorRow, ...]:
-    """Rows of the tensors that both models have by name, worst first; all of the top-level graph where none are named.
+    """Compare the tensors that both models have by name.
 
-    The candidate runs with the runtime's optimizations off, and a tensor that goes through Q/DQ is taken after them.
-    Passes that merge or rescale operators change what a name stands for: `reference` should be the float model as it
-    was just before quantization. Empty for models over 1.5 GB. `each` is called once for every sample, in order, with
-    the `outputs` of both models by name, the candidate's second. scaled: tensors whose channels are larger in the
-    candidate by these factors, which are undone before its tensors are compared.
+    The candidate runs with the runtime's optimizations off. A quantized tensor is compared after its Q/DQ pair. Passes
+    that merge or rescale operators change what a name stands for, so `reference` should be the float model as it was
+    just before quantization.
 
-    Held at any time: copies of both models and 256 MB of tensors, whatever the number of tensors and samples.
+    Memory: copies of both models and 256 MB of tensors, whatever the number of tensors and samples.
+
+    Args:
+        reference: The float model.
+        candidate: The model to compare with it.
+        samples: The first SAMPLES of them are run.
+        tensors: Names to compare; None for all tensors of the top-level graph.
+        threads: CPU threads in total.
+        outputs: Outputs to hand to `each`.
+        each: Called once per sample, in order, with the sample and the `outputs` of the float model and of the
+            candidate.
+        scaled: Tensors whose channels the candidate scales by known factors, which are undone before comparing.
+
+    Returns:
+        One row per tensor, lowest SQNR first. Empty for models over LIMIT bytes.
+
+    Raises:
+        ModelError: A model cannot be read or does not run.
     """
     used = list(itertools.islice(samples, SAMPLES))
     if not used or too_large(reference, candidate):
@@ -115,11 +132,11 @@ def _look(
     outputs: Sequence[str],
     sample: Sample,
 ) -> tuple[Sample, Tensors, Tensors, list[_Sums]]:
-    """The outputs of both models on a sample, and what it adds to the sums of each tensor."""
+    """The outputs of both models on one sample, and the errors of each tensor on it."""
     wanted, got = run(sample)
     own = [_Sums(entry.op, entry.pair, entry.scaled) for entry in sums.values()]
     for (name, taken), entry in zip(takes.items(), own, strict=True):
-        if name in wanted and taken in got:  # what numpy does not hold is in neither
+        if name in wanted and taken in got:  # types that numpy cannot hold are missing
             entry.add(wanted[name], got[taken])
     return sample, {n: wanted[n] for n in outputs}, {n: got[n] for n in outputs}, own
 
@@ -127,7 +144,7 @@ def _look(
 def _both(
     float_proto: ModelProto, cand_proto: ModelProto, wanted: Sequence[str], got: Sequence[str], threads: int
 ) -> Callable[[Sample], tuple[Tensors, Tensors]]:
-    """What runs both models on a sample and gives these tensors of each."""
+    """A function that runs both models on a sample and returns these tensors of each."""
     wanted, got = list(dict.fromkeys(wanted)), list(dict.fromkeys(got))
     sources = _exposed(float_proto, wanted), _exposed(cand_proto, got)
     judge, other = run_concurrently(
@@ -139,7 +156,7 @@ def _both(
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """A Q/DQ pair: the DQ's output, and the range of values it can give where it has one scale."""
+    """A Q/DQ pair: the output of the DequantizeLinear, and the range it can represent if it has a single scale."""
 
     output: str
     low: float = -math.inf
@@ -148,7 +165,7 @@ class _Pair:
 
 @dataclass(slots=True)
 class _Sums:
-    """What is added up for one tensor."""
+    """Accumulated errors of one tensor."""
 
     op: str
     pair: _Pair | None
@@ -169,12 +186,12 @@ class _Sums:
             self.absmax = max(self.absmax, -low, high)
         elif np.isfinite(wanted).any():
             self.absmax = max(self.absmax, float(np.abs(wanted[np.isfinite(wanted)]).max()))
-        # NaN is in no order with anything: it goes the long way too.
+        # Comparisons with NaN are false, so NaN takes this branch too.
         if self.pair is not None and not (self.pair.low <= low and high <= self.pair.high):
             self.outside += int(np.count_nonzero((wanted < self.pair.low) | (wanted > self.pair.high)))
 
     def _factors(self, value: NDArray[Any]) -> NDArray[np.float32] | None:
-        """The factors in the shape of a value; None where there are none, or it has other channels."""
+        """The channel factors, shaped to broadcast over a value; None if there are none or the channels differ."""
         if self.scaled is None or not -value.ndim <= self.scaled[0] < value.ndim:
             return None
         axis, factors = self.scaled[0] % value.ndim, self.scaled[1]
@@ -183,7 +200,7 @@ class _Sums:
         return factors.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(value.ndim)])
 
     def join(self, other: _Sums) -> None:
-        """Add what was summed up elsewhere."""
+        """Add the errors accumulated by another thread."""
         self.total.join(other.total)
         self.absmax = max(self.absmax, other.absmax)
         self.outside += other.outside
@@ -195,7 +212,7 @@ class _Sums:
 
 
 def _quantized(proto: ModelProto) -> dict[str, _Pair]:
-    """Tensor name -> the Q/DQ pair it goes through, in the top-level graph."""
+    """The Q/DQ pair each tensor goes through in the top-level graph, by tensor name."""
     constants = {t.name: t for t in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
@@ -217,23 +234,23 @@ def _quantized(proto: ModelProto) -> dict[str, _Pair]:
 
 
 def _limits(scale: NDArray[Any], zero: NDArray[Any]) -> tuple[float, float]:
-    """Values beyond these saturate: half a step past the lowest and highest stored value."""
+    """The range beyond which values saturate: half a step past the lowest and highest code."""
     try:
         info = np.iinfo(zero.dtype)
     except ValueError:
-        return -math.inf, math.inf  # an 8-bit float or a packed type
+        return -math.inf, math.inf  # float8 or a packed type
     step, offset = float(scale), int(zero)
     return (int(info.min) - offset - 0.5) * step, (int(info.max) - offset + 0.5) * step
 
 
 def _default_type(node: onnx.NodeProto) -> np.dtype[Any]:
-    """Type that QuantizeLinear gives without a zero point: its output_dtype, else uint8."""
+    """Type that a QuantizeLinear without a zero point gives: its output_dtype, else uint8."""
     kind = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
     return np.dtype(helper.tensor_dtype_to_np_dtype(kind)) if kind else np.dtype(np.uint8)
 
 
 def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Split the names so that the tensors of one group fit into _HELD in float32 twice; one group at least."""
+    """Split the names so that the float32 tensors of both models in one group fit into _HELD; at least one group."""
     group, size = list[str](), 0
     for name in names:
         need = 8 * math.prod(shapes[name]) if name in shapes else _GUESS
@@ -246,7 +263,7 @@ def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iter
 
 
 def _exposed(proto: ModelProto, names: Iterable[str]) -> bytes:
-    """The model with these tensors among its outputs."""
+    """The model with these tensors added to its outputs."""
     before = len(proto.graph.output)
     present = {o.name for o in proto.graph.output}
     proto.graph.output.extend(ValueInfoProto(name=n) for n in dict.fromkeys(names) if n not in present)
@@ -257,7 +274,7 @@ def _exposed(proto: ModelProto, names: Iterable[str]) -> bytes:
 
 
 def closest(rows: Iterable[TensorRow], others: Iterable[TensorRow]) -> tuple[TensorRow, ...]:
-    """Of the rows of every tensor the better one, worst first; with the operator of the first."""
+    """For each tensor the row with the higher SQNR, with the operator of the first set; lowest SQNR first."""
     found = {row.tensor: row for row in rows}
     for row in others:
         if row.tensor not in found or row.sqnr_db > found[row.tensor].sqnr_db:
@@ -266,7 +283,7 @@ def closest(rows: Iterable[TensorRow], others: Iterable[TensorRow]) -> tuple[Ten
 
 
 def too_large(*sources: Path | bytes | Model, limit: int | None = None) -> bool:
-    """Whether one of the models has more bytes than the limit, by default LIMIT."""
+    """Whether a model has more bytes than the limit; LIMIT if none is given."""
     most = LIMIT if limit is None else limit
     return any(_bytes(source) > most for source in sources)
 

@@ -1,4 +1,4 @@
-"""Which weights of a written model are still float, and why: what a file could be smaller by."""
+"""List the weights of a written model that are still float, with the reason for each."""
 
 from __future__ import annotations
 
@@ -21,9 +21,16 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 def float_weights(model: Model, plan: Plan) -> list[Skip]:
-    """One line per node that reads a float constant of 1024 elements or more, whatever its op, in subgraphs too.
+    """List the nodes that read a float constant of 1024 elements or more, subgraphs included.
 
-    The reason is the plan's; weights in the 16 bits that the plan asks for are none that were left.
+    The reason is the one the plan gives. Weights that the plan stores in 16 bits are not listed.
+
+    Args:
+        model: The written model.
+        plan: The plan it was made by.
+
+    Returns:
+        One entry per node, in graph order.
     """
     reasons = {n.node: n.reason for n in plan.nodes if n.how == FLOAT and n.reason}
     halves, left = plan.labels(HALF), dict[tuple[str, str], Skip]()
@@ -35,7 +42,7 @@ def float_weights(model: Model, plan: Plan) -> list[Skip]:
             for reader in _readers(node):
                 if reader.label not in halves:
                     key, why = (reader.label, reader.op), _why(reader, slot, tensor, reasons, others)
-                    if key not in left or left[key].reason == VECTOR:  # of a node, a matrix counts first
+                    if key not in left or left[key].reason == VECTOR:  # prefer the reason of a matrix to a vector's
                         left[key] = Skip(*key, why)
     return list(left.values())
 
@@ -52,7 +59,7 @@ def _is_left(node: Node, slot: int, tensor: object, *, halves: bool) -> bool:
 
 
 def _scales(node: Node, tensor: Constant) -> bool:
-    """Whether the constant is the scale of a weight: of stored integers, or multiplied by the scale of an input."""
+    """Whether the constant is a scale: of a weight stored as integers, or combined with the scale of an input."""
     others = [edit.producer(other) for other in node.inputs if other is not tensor]
     makers = [maker for maker in others if maker is not None]
     stored = any(maker.op == "Cast" and isinstance(maker.inputs[0], Constant) for maker in makers)
@@ -60,7 +67,7 @@ def _scales(node: Node, tensor: Constant) -> bool:
 
 
 def _readers(node: Node) -> Iterator[Node]:
-    """The node, or those behind it where it only brings a weight into its type."""
+    """The node itself; the nodes after it if it is a Cast, which only converts a weight."""
     if node.op == "Cast":
         yield from edit.consumers(node.outputs[0])
     else:

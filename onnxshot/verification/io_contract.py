@@ -1,4 +1,4 @@
-"""The input/output contract of a model, and whether a written file still is the model that was computed."""
+"""The inputs and outputs that callers of a model depend on, and checks that a written file still has them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,19 @@ from onnxshot.graph.load import first_line, load_model
 from onnxshot.runtimes.ort_runtime import Feed, Runner
 
 RUN_LIMIT = 1_500_000_000
-"""Bytes of weights above which a written file is held against the model weight by weight instead of by running both."""
+"""Bytes of weights above which a written file is compared weight by weight: running both takes too much memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One input or output: what a caller's code depends on. dims None: unknown rank."""
+    """One input or output.
+
+    Attributes:
+        way: "input" or "output".
+        name: Its name.
+        type: Element type, in lower case, such as "float"; the whole type if it is no tensor.
+        dims: Size, name of a free dimension, or None for an unnamed one; None if the rank is unknown.
+    """
 
     way: str
     name: str
@@ -40,7 +47,7 @@ class Port:
 
 
 def contract(source: Path | bytes | ModelProto | Model) -> tuple[Port, ...]:
-    """Inputs, then outputs, in order; weights that are listed as inputs are no part of it."""
+    """The inputs, then the outputs, in the order of the graph. Initializers listed as inputs are left out."""
     if isinstance(source, Model):
         graph = source.export(lambda _: None).graph
         stored = set(source.graph.overridable)
@@ -55,19 +62,23 @@ def contract(source: Path | bytes | ModelProto | Model) -> tuple[Port, ...]:
 
 
 def with_frozen(ports: Iterable[Port], sizes: Frozen) -> tuple[Port, ...]:
-    """The contract that a model has once dimensions of it are frozen."""
+    """The contract a model has once these dimensions are fixed."""
     return tuple(replace(port, dims=sizes.dims(port.name, port.dims)) for port in ports)
 
 
 def same_contract(a: Iterable[Port], b: Iterable[Port]) -> None:
-    """Raise ModelError, naming the first difference, where b does not have a's inputs and outputs in a's order."""
+    """Check that two contracts are equal, order included.
+
+    Raises:
+        ModelError: They differ. Names the first difference.
+    """
     found = difference(a, b)
     if found:
         raise ModelError(f"the model's inputs and outputs have changed: {found}", "a fault of onnxshot: report it")
 
 
 def difference(a: Iterable[Port], b: Iterable[Port]) -> str:
-    """The first difference of two contracts in words; empty where they are equal."""
+    """The first difference of two contracts, as a clause; empty if they are equal."""
     first, second = tuple(a), tuple(b)
     for left, right in zip(first, second, strict=False):
         if left != right:
@@ -78,10 +89,20 @@ def difference(a: Iterable[Port], b: Iterable[Port]) -> str:
 
 
 def reload_check(model: Model, written: Path, feed: Feed, *, run: bool = True) -> None:
-    """Raise ModelError where the file on disk is not the model in memory: the same bytes, or the same outputs.
+    """Check that the file on disk holds the model in memory.
 
-    A model with its weights in another file must give the same outputs to the bit; one too large to run twice,
-    that ONNX Runtime does not run, or that may draw random numbers, is compared weight by weight.
+    Equal bytes are enough. Otherwise both models must give the same outputs to the bit on the sample, as when weights
+    are in external files. A model that is too large to run twice, that ONNX Runtime does not run, or that may draw
+    random numbers is compared weight by weight instead.
+
+    Args:
+        model: The model in memory.
+        written: The file.
+        feed: One sample.
+        run: False if ONNX Runtime does not run the model.
+
+    Raises:
+        ModelError: The file differs. Names the output or the weight.
     """
     same_contract(contract(model), contract(written))
     if not run or model.weight_bytes() > RUN_LIMIT:
@@ -93,7 +114,7 @@ def reload_check(model: Model, written: Path, feed: Feed, *, run: bool = True) -
     if any(node.op in RANDOM for _, node in model.walk()):
         _same_weights(model, load_model(written))
         return
-    # One thread: sums of several threads may come in another order.
+    # One thread: with several, sums may be added in another order.
     expected, found = Runner(meant, threads=1).run(feed), Runner(written, threads=1).run(feed)
     for name, value in expected.items():
         other = found[name]

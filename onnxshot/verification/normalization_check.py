@@ -1,10 +1,10 @@
-"""Whether a normalized model still is the model that was given: the same outputs on a sample, up to rounding.
+"""Check that a normalized model still computes what the given model computes, up to rounding.
 
-Where outputs differ, they are compared once more with the same random numbers drawn and the same order picked in both.
-Where they still differ, every tensor that both models hold is looked at in order of the graph: passes keep a name only
-for the same values. One that differs is computed once more by the nodes in front of it alone, in both models from the
-same values. That tells a node whose meaning has changed from one that chooses between almost equal values, as TopK,
-ArgMax and Round do: there rounding alone decides.
+If the outputs differ on a sample, they are compared again with equal random numbers and equal picks of TopK in both
+models. If they still differ, all tensors that both models have are compared in graph order: passes keep a name only for
+the same value. Each tensor that differs is computed again from the same values in both models, by only the nodes that
+lead to it. This separates a node whose meaning changed from a node that amplifies rounding by choosing between nearly
+equal values, as TopK, ArgMax and Round do.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from onnxshot.runtimes.ort_runtime import Feed, Runner
 
 _DIGITS: Mapping[int, int] = {TensorProto.FLOAT16: 11, TensorProto.BFLOAT16: 8}  # bits of a significand; float32: 24
 _DB_PER_BIT = 20 * math.log10(2)
-_AT_ONCE = 16  # tensors that one run gives out
-_SUSPECTS = 32  # differing tensors that are computed once more, at most
-_ROUNDED = 2.0**-22  # of the largest value that is read: what rounding leaves where values cancel out
+_AT_ONCE = 16  # tensors returned by one run
+_SUSPECTS = 32  # most differing tensors that are computed again
+_ROUNDED = 2.0**-22  # tolerance relative to the largest input: what rounding leaves if values cancel out
 
 _Outputs = Mapping[str, NDArray[Any]]
 
@@ -42,10 +42,20 @@ _Outputs = Mapping[str, NDArray[Any]]
 def check_same_outputs(
     given: Path | bytes, normal: ModelProto, sample: Sample, wanted: _Outputs, *, threads: int
 ) -> None:
-    """Raise ModelError, naming the node, where the normalized model computes something else than the given one.
+    """Check that the normalized model computes the same outputs as the given one.
 
-    wanted: outputs of the given model on the sample. Two models agree where half of the significand's bits do, of the
-    narrowest float type that one of them computes in: rounding reaches that far only where values cancel out.
+    Two values agree if half of the significand's bits do. The narrowest float type in either model counts. Rounding
+    reaches that far only where values cancel out.
+
+    Args:
+        given: The model as it was given.
+        normal: The normalized model.
+        sample: One sample.
+        wanted: Outputs of the given model on the sample.
+        threads: CPU threads of each session.
+
+    Raises:
+        ModelError: A node computes something else. Names the node.
     """
     got = Runner(normal.SerializeToString(), threads=threads).run(sample.feed)
     held = [name for name in wanted if name in got]
@@ -53,14 +63,14 @@ def check_same_outputs(
     if all(_agree(wanted[name], got[name], least_db) for name in held):
         return
     proto = onnx.load_from_string(given) if isinstance(given, bytes) else onnx.load(str(given), format="protobuf")
-    least_db = min(least_db, agreement_db(proto))  # what computes in 16 bits was widened, which spares its rounding
+    least_db = min(least_db, agreement_db(proto))  # normalization widens 16-bit floats, which removes rounding
     differing = [name for name in held if not _agree(wanted[name], got[name], least_db)]
     if not differing or _alike_fairly(given, normal, sample, differing, least_db, threads):
         return
     try:
         found = _Pair(*_held_still(proto, normal), sample.feed, least_db, threads).first_changed()
     except ModelError:
-        return  # one of them does not run with its tensors shown: nothing is known of its nodes
+        return  # a model does not run with its inner tensors as outputs: its nodes cannot be checked
     if found is not None:
         raise ModelError(
             f"normalizing the model, from opset {_opset(proto)} to {_opset(normal)}, changes what {found} gives",
@@ -71,7 +81,7 @@ def check_same_outputs(
 def _alike_fairly(
     given: Path | bytes, normal: ModelProto, sample: Sample, differing: Sequence[str], least_db: float, threads: int
 ) -> bool:
-    """Whether these outputs agree where both models draw the same numbers, and pick what the given one picks."""
+    """Whether these outputs agree with equal random numbers and equal picks in both models."""
     try:
         how = comparison_setup(given, sample.feed)
         if how.plain:
@@ -86,7 +96,7 @@ def _alike_fairly(
 
 
 def _held_still(given: ModelProto, normal: ModelProto) -> tuple[ModelProto, ModelProto]:
-    """Both models, drawing the same random numbers where they draw any. Raises ModelError."""
+    """Both models, made to draw the same random numbers if they draw any. Raises ModelError."""
     flat = inlined(given)
     drawn = random_sources(flat)
     if not drawn:
@@ -98,7 +108,10 @@ def _held_still(given: ModelProto, normal: ModelProto) -> tuple[ModelProto, Mode
 
 
 def agreement_db(proto: ModelProto) -> float:
-    """SQNR in dB above which two runs of a model differ by rounding: half of the bits of its narrowest float type."""
+    """SQNR in dB above which rounding explains a difference.
+
+    It is half of the significand's bits of the narrowest float type in the model, in dB.
+    """
     types, nodes = set[int](), [node for function in proto.functions for node in function.node]
     graphs = [proto.graph, *(graph for node in nodes for graph in _subgraphs(node))]
     while graphs:
@@ -112,7 +125,7 @@ def agreement_db(proto: ModelProto) -> float:
 
 
 def _agree_widened(wanted: NDArray[Any], got: NDArray[Any], least_db: float) -> bool:
-    """Whether tensors inside of the models agree, where floats of one may be wider than those of the other."""
+    """Whether inner tensors agree when one model may compute in a wider float type than the other."""
     if wanted.dtype.kind == got.dtype.kind == "f":
         return _agree(wanted.astype(np.float64), got.astype(np.float64), least_db)
     return _agree(wanted, got, least_db)
@@ -130,7 +143,7 @@ def _agree(wanted: NDArray[Any], got: NDArray[Any], least_db: float) -> bool:
 
 @dataclass(slots=True)
 class _Pair:
-    """The given and the normalized model, and the sample they are run on."""
+    """The given model, the normalized model, and the sample to run them on."""
 
     given: ModelProto
     normal: ModelProto
@@ -139,7 +152,7 @@ class _Pair:
     threads: int
 
     def first_changed(self) -> str | None:
-        """What makes the first tensor that differs although it is computed from the same values; None: all agree."""
+        """The nodes behind the first tensor that differs even when computed from equal values; None if all agree."""
         there = {name for node in self.normal.graph.node for name in node.output}
         shared = [name for node in self.given.graph.node for name in node.output if name in there]
         shared = [name for name in shared if name and not name.startswith(PREFIX)]
@@ -152,14 +165,14 @@ class _Pair:
         return Runner(with_outputs(proto, names), optimize=False, threads=self.threads)
 
     def _differing(self, first: Runner, second: Runner) -> Iterator[str]:
-        """The tensors that differ in the two models, in order of the graph."""
+        """Names of the tensors that differ between the models, in graph order."""
         for start in range(0, len(first.outputs), _AT_ONCE):
             names = first.outputs[start : start + _AT_ONCE]
             wanted, got = first.run(self.feed, names), second.run(self.feed, names)
             yield from (name for name in names if not _agree_widened(wanted[name], got[name], self.least_db))
 
     def _changed(self, name: str, stops: Collection[str], first: Runner, second: Runner) -> str:
-        """The nodes that make a tensor, where the models make it otherwise from the same values; else nothing."""
+        """The nodes that make a tensor, if the models compute it differently from the same values; else empty."""
         parts = [_Part.of(proto, name, stops) for proto in (self.given, self.normal)]
         inside = sorted({read for part in parts for read in part.reads} - set(self.feed))
         values = {**self.feed, **first.run(self.feed, inside)}
@@ -180,9 +193,9 @@ class _Pair:
 
 
     def _rounding_decides(self, parts: Sequence[_Part], values: _Outputs, wanted: NDArray[Any]) -> bool:
-        """Whether several nodes choose by what rounding leaves: the given ones give something else a bit further on.
+        """Whether rounding decides the result: inputs moved by one rounding step give another one.
 
-        A single node is left to choose by the very same values in both models.
+        A single node gets exactly the same values in both models, so it cannot differ by rounding.
         """
         if all(len(part.model.graph.node) == 1 for part in parts):
             return False
@@ -192,7 +205,7 @@ class _Pair:
 
 
 def _moved(value: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """Values with another last bit."""
+    """The values with their last bits changed at random."""
     if value.dtype.kind != "f":
         return value
     factors = 1 + rng.choice([-2, 0, 2], value.shape) * np.finfo(value.dtype).eps
@@ -201,7 +214,7 @@ def _moved(value: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The nodes that make one tensor out of others, as a model of their own."""
+    """The nodes that make one tensor from others, as a model of their own."""
 
     model: ModelProto
     target: str
@@ -209,7 +222,7 @@ class _Part:
 
     @classmethod
     def of(cls, proto: ModelProto, target: str, stops: Collection[str]) -> _Part:
-        """The part of a model behind the nearest of `stops`."""
+        """Cut out the nodes between the nearest of `stops` and the target."""
         graph = proto.graph
         makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
         used, seen, left = set[int](), set[str](), [target]
@@ -232,7 +245,7 @@ class _Part:
         return cls(model, target, reads)
 
     def run(self, values: _Outputs) -> NDArray[Any]:
-        """The tensor. Raises ModelError where ONNX Runtime does not run these nodes alone."""
+        """Compute the tensor. Raises ModelError if ONNX Runtime does not run these nodes alone."""
         del self.model.graph.input[:]
         for name in self.reads:
             kind = helper.np_dtype_to_tensor_dtype(values[name].dtype)
@@ -247,7 +260,7 @@ def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def _reads(node: NodeProto) -> set[str]:
-    """Names that a node reads, or that its subgraphs do."""
+    """Names that a node or its subgraphs read."""
     inner = {name for graph in _subgraphs(node) for n in graph.node for name in _reads(n)}
     results = {info.name for graph in _subgraphs(node) for info in graph.output}
     return {name for name in node.input if name} | inner | results

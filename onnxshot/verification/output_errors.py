@@ -1,4 +1,4 @@
-"""What is added up for each output of two models, sample by sample, and the row that comes of it."""
+"""Accumulate the error of each output, sample by sample."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ Outputs = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class OutputRow:
-    """One output over all samples.
+    """The error of one output over all samples.
 
     Attributes:
-        sqnr_db: of float outputs, with the runtime's graph optimizations on, as deployed.
-        unoptimized_db, optimized_db: with optimizations off and on, over the first samples alone: to see whether the
-            optimizations change results, a few samples do.
-        max_abs_error: largest absolute difference, optimizations on; infinite where only one of the two is finite.
-        agreement: share 0..1 of positions whose highest value along the last axis is at the same place, where the
-            output looks like class scores: see `onnxshot.comparison.class_scores`; where TopK or the like has ordered
-            the output, the share of its picks that both models have.
-        equal: share 0..1 of equal values of an output that is not float.
-        other_shape: samples on which the shapes differ; those count as lost: noise as large as the signal.
-        part: channels that are far quieter than the others: see `onnxshot.comparison.output_parts`.
-        samples_db: how SQNR is spread over the samples: see `onnxshot.comparison.sample_spread`.
+        name: Name of the output.
+        sqnr_db: SQNR in dB of a float output, with the runtime's graph optimizations on, as deployed.
+        unoptimized_db: SQNR in dB over the first samples only, with optimizations off.
+        optimized_db: SQNR in dB over the same samples, with optimizations on.
+        max_abs_error: Largest absolute difference, with optimizations on. Infinite if only one of two values is finite.
+        agreement: Top-1 agreement, 0..1, along the last axis, of an output that looks like class scores (see
+            `onnxshot.comparison.class_scores`). Share of identical picks of an output that TopK or a similar node
+            orders.
+        equal: Share of equal values, 0..1, of an output that is not float.
+        other_shape: Number of samples on which the shapes differ. Their noise counts as large as the signal.
+        part: Channels that are far quieter than the others (see `onnxshot.comparison.output_parts`).
+        samples_db: Spread of the SQNR over the samples (see `onnxshot.comparison.sample_spread`).
     """
 
     name: str
@@ -51,17 +52,17 @@ class OutputRow:
 
 
 class Sum(SqnrSum):
-    """An SQNR that is None where nothing was added."""
+    """An SQNR that is None until something is added."""
 
     @property
     def value(self) -> float | None:
-        """Decibels; None where nothing was added."""
+        """SQNR in dB; None if nothing was added."""
         return self.db if self.count else None
 
 
 @dataclass(slots=True)
 class Totals:
-    """Over all samples; over the first ones with optimizations on, and off."""
+    """SQNR over all samples; over the first samples with optimizations on, and with them off."""
 
     all: Sum = field(default_factory=Sum)
     first: Sum = field(default_factory=Sum)
@@ -70,7 +71,7 @@ class Totals:
 
 @dataclass(slots=True)
 class Sums:
-    """What is added up for one output. scores: None where it is not to be looked at as class scores."""
+    """Accumulated errors of one output. `scores` is None if the output cannot be class scores."""
 
     name: str
     scores: Scores | None = field(default_factory=Scores)
@@ -84,7 +85,15 @@ class Sums:
     not_finite: list[str] = field(default_factory=list)
 
     def add(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, totals: Totals, *, first: bool) -> None:
-        """Add what came out on a sample, with the runtime's optimizations on. first: it is one of the first samples."""
+        """Add the values of one sample, with the runtime's optimizations on.
+
+        Args:
+            wanted: Values of the float model.
+            got: Values of the candidate.
+            sample: Name of the sample, for messages.
+            totals: Totals over all outputs, which are added to as well.
+            first: True for the first samples, which also run with optimizations off.
+        """
         if wanted.shape != got.shape:
             self._add_lost(wanted, got, totals, first=first)
             return
@@ -98,7 +107,7 @@ class Sums:
             error = np.abs(wanted.astype(np.float64) - got)
         error = np.where((wanted == got) | (np.isnan(wanted) & np.isnan(got)), 0.0, error)
         if error.size:
-            worst = float(error.max())  # NaN goes through max
+            worst = float(error.max())  # max propagates NaN
             self.max_error = max(self.max_error, np.inf if np.isnan(worst) else worst)
         self.parts.add(wanted, got)
         if self.scores is not None:
@@ -114,7 +123,7 @@ class Sums:
                 part.first.join(own)
 
     def _add_lost(self, wanted: NDArray[Any], got: NDArray[Any], totals: Totals, *, first: bool) -> None:
-        """Count an output of another shape as wholly wrong."""
+        """Count an output of another shape as entirely wrong."""
         self.other_shape += 1
         if wanted.dtype.kind != "f" or got.dtype.kind != "f":
             self.exact += max(wanted.size, got.size)
@@ -124,7 +133,7 @@ class Sums:
             self.scores.add(wanted, None)
 
     def add_plain(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, totals: Totals) -> None:
-        """Add what came out with the runtime's optimizations off."""
+        """Add the values of one sample, with the runtime's optimizations off."""
         if wanted.dtype.kind != "f" or got.dtype.kind != "f":
             return
         add_output(self.own.plain, wanted, got)
@@ -134,7 +143,7 @@ class Sums:
         self._look_for_nan(wanted, got, sample, " with optimizations off")
 
     def _look_for_nan(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, how: str) -> None:
-        if self.not_finite:  # the first sample is told, not every one
+        if self.not_finite:  # the first sample is enough
             return
         bad = ~np.isfinite(got) & np.isfinite(wanted)
         if bad.any():
@@ -142,7 +151,7 @@ class Sums:
             self.not_finite.append(f"output {self.name!r} on sample {sample!r}{how}: {what}")
 
     def row(self) -> OutputRow:
-        """The sums as a row."""
+        """The accumulated errors as a row."""
         return OutputRow(
             name=self.name,
             sqnr_db=self.own.all.value,
@@ -158,24 +167,24 @@ class Sums:
 
 
 class Picks:
-    """What the nodes that order picked in both models."""
+    """Counts what ordering nodes, such as TopK, picked in both models."""
 
     def __init__(self, how: ComparisonSetup) -> None:
         self.how = how
         self._counts = {order.number: (0, 0) for order in how.orders}
 
     def add(self, wanted: Outputs, got: Outputs) -> None:
-        """Add what both picked on a sample."""
+        """Add the picks of both models on one sample."""
         for order, same, of in self.how.shared_picks(wanted, got):
             before = self._counts[order.number]
             self._counts[order.number] = (before[0] + same, before[1] + of)
 
     def counts(self) -> list[tuple[Order, int, int]]:
-        """(order, picks that both have, picks)."""
+        """For each ordering node: the node, the number of picks that both models share, and the number of picks."""
         return [(order, *self._counts[order.number]) for order in self.how.orders]
 
     def shares(self) -> dict[str, float]:
-        """Share 0..1 of the same picks, by output: the least of those that order it."""
+        """Share of identical picks, 0..1, by output; the lowest if several nodes order it."""
         found: dict[str, float] = {}
         for order, same, of in self.counts():
             for name in sorted(self.how.ordered_outputs[order.number]) if of else ():

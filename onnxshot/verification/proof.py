@@ -1,4 +1,4 @@
-"""What proofs have in common: a written file is loaded, run, held against its source, and timed against it."""
+"""Steps that every proof shares: load and run the written file, compare it with its source, and time both."""
 
 from __future__ import annotations
 
@@ -25,16 +25,22 @@ from onnxshot.verification.compare_models import Comparison
 from onnxshot.verification.io_contract import contract, same_contract, with_frozen
 
 MAX_BYTES = 1_500_000_000
-"""Weights of a model that is still compared with its float original; both must fit into memory, several times."""
+"""Bytes of weights up to which a model is compared with its float original: both must fit into memory several times."""
 MAX_NODES = 20_000
-"""Nodes of a graph that is still compared with its float original: every comparison loads it anew."""
+"""Number of nodes up to which a model is compared with its float original: every comparison loads it again."""
 _RANDOM_SAMPLES = 4
 _BENCH_FEEDS = 8
 _SHOWN = 3  # names in a note
 
 
 def record_comparison(report: Report, found: Comparison, *, random: bool) -> None:
-    """Put a comparison of outputs into the report. random: what was compared on, whose figures stand apart."""
+    """Store a comparison of outputs in the report.
+
+    Args:
+        report: The report to fill in.
+        found: The comparison.
+        random: True if the samples were random. Their figures go into a section of their own.
+    """
     known: dict[str, Any] = {
         "sqnr_db": found.sqnr_db, "agreement": found.agreement,
         "sqnr_optimized_db": found.optimized_db, "sqnr_unoptimized_db": found.unoptimized_db,
@@ -60,7 +66,13 @@ def record_comparison(report: Report, found: Comparison, *, random: bool) -> Non
 
 
 def record_execution(report: Report, ran: Execution, floats: Collection[str] = ()) -> None:
-    """Put what ONNX Runtime really ran into the report. floats: names of the nodes that a plan leaves in float."""
+    """Store what ONNX Runtime really executed in the report.
+
+    Args:
+        report: The report to fill in.
+        ran: What was executed.
+        floats: Names of the nodes that the plan leaves in float.
+    """
     total = ran.total_macs
     report.int8_macs_share = ran.share if total else None
     report.float_between_qdq = len(ran.float_between)
@@ -75,7 +87,7 @@ def record_execution(report: Report, ran: Execution, floats: Collection[str] = (
 
 
 def record_latency(report: Report, source: Path, written: Path, data: Dataset, settings: Settings) -> None:
-    """Measure the written file against its source, in turns on the same samples."""
+    """Time the written file against its source in interleaved runs, and store the result in the report."""
     feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
     before, after = bench(
         [source, written], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE
@@ -84,9 +96,13 @@ def record_latency(report: Report, source: Path, written: Path, data: Dataset, s
 
 
 def loads(written: Path, source: str | Path | ModelProto) -> bool:
-    """Whether ONNX Runtime loads the written file. Raise ModelError where it does not, but loads the source.
+    """Whether ONNX Runtime loads the written file.
 
-    A source with custom operators, or with inputs that are no tensors, is no reason to refuse what was made of it.
+    If it does not load the source either, as with custom operators or inputs that are no tensors, the written file is
+    not to blame.
+
+    Raises:
+        ModelError: The source loads, and the written file does not.
     """
     try:
         Runner(written)
@@ -100,18 +116,28 @@ def loads(written: Path, source: str | Path | ModelProto) -> bool:
 
 
 def keeps_contract(source: str | Path | ModelProto, written: Path, sizes: Frozen = AS_THEY_ARE) -> None:
-    """Raise ModelError where names, types or dimensions of inputs and outputs are not those of the source.
+    """Check that inputs and outputs have the names, types and dimensions of the source.
 
-    sizes: dimensions that were frozen, which are those alone that differ.
+    Args:
+        source: The model as it was given.
+        written: The file made of it.
+        sizes: Dimensions that were fixed on purpose; only these may differ.
+
+    Raises:
+        ModelError: Something else differs. Names the first difference.
     """
     wanted = contract(source if isinstance(source, ModelProto) else Path(source))
     same_contract(with_frozen(wanted, sizes), contract(written))
 
 
 def runs_frozen(written: Path, model: Model, source: str | Path | ModelProto) -> None:
-    """Run a file whose dimensions were frozen once, on zeros. Raise ModelError, with a node, where that fails.
+    """Run a file whose dimensions were fixed once, on zeros.
 
-    An exporter may have left a size in the graph: in a Reshape, say. What ONNX Runtime does not load is not run.
+    An exporter may have stored a size in the graph, in the shape of a Reshape for example. The run fails then. A file
+    that ONNX Runtime does not load is not run.
+
+    Raises:
+        ModelError: The run fails, or gives another shape than the contract. Names nodes that hold a size.
     """
     if not loads(written, source):
         return
@@ -137,13 +163,13 @@ def runs_frozen(written: Path, model: Model, source: str | Path | ModelProto) ->
 
 
 def _names_a_size(node: Node) -> bool:
-    """Whether a constant says how long the leading dimension of its output is."""
+    """Whether a constant fixes the first dimension of the node's output."""
     wanted = edit.constant_input(node, 1) if node.op in ("Reshape", "Expand") else None
     return wanted is not None and wanted.size > 0 and int(wanted.reshape(-1)[0]) > 0
 
 
 def random_data(reference: Path | bytes, model: Model) -> Dataset | None:
-    """Random samples the reference runs on; None where it does not run on any."""
+    """A few random samples that the reference runs on; None if it runs on none."""
     try:
         data = open_data("random", input_specs(model), limit=_RANDOM_SAMPLES)
         Runner(reference).run(data[0].feed)
@@ -153,7 +179,7 @@ def random_data(reference: Path | bytes, model: Model) -> Dataset | None:
 
 
 def sparsity(model: Model) -> float:
-    """Share 0..1 of zeros in the weights of Conv, Gemm, MatMul and the like; 0 where there are none."""
+    """Share of zeros in all constants of two dimensions or more, 0..1; 0 if there are none."""
     zeros = total = 0
     for constant in model.constants():
         if len(constant.shape) >= 2 and weights.size_bytes(constant) <= MAX_BYTES // 10:

@@ -1,4 +1,4 @@
-"""What a result is held against: the model that was given, run in ONNX Runtime as it was given."""
+"""The model that results are compared with: the given file, run in ONNX Runtime unchanged."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _NAMED = 3  # inputs in a message
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The model that results are held against.
+    """The model that results are compared with.
 
     Attributes:
-        model: the path of the given file, or the bytes of a model that was given in memory. Where ONNX Runtime does not
-            run that: the bytes of the normalized model.
-        note: why it is not the given one, or why nothing is known of that one; else empty.
+        model: Path of the given file, or the bytes of a model given in memory. If ONNX Runtime does not run it, the
+            bytes of the normalized model.
+        note: Why it is not the given model, or why it could not be checked; else empty.
     """
 
     model: Path | bytes
     note: str = ""
 
     def at(self, path: Path) -> Path:
-        """The path of a file with this model: the given file, or `path`, written now."""
+        """Path of a file with this model: the given file, or `path`, which is written now."""
         if isinstance(self.model, Path):
             return self.model
         path.write_bytes(self.model)
@@ -41,29 +41,31 @@ class Reference:
 
 
 def given(source: str | Path | ModelProto) -> Path | bytes:
-    """A model as ONNX Runtime takes it: a path stays one, so that external data works and nothing large is held."""
+    """The model as ONNX Runtime takes it.
+
+    A path stays a path, so that external data is found and nothing large is held.
+    """
     return bytes(source.SerializeToString()) if isinstance(source, ModelProto) else Path(source)
 
 
 def reference_of(
     source: str | Path | ModelProto, model: Model, data: Dataset | None, *, check: bool, threads: int = 2
 ) -> Reference:
-    """The reference for what is made of a model.
+    """Choose the reference for the results made from a model.
+
+    Memory: two sessions, and copies of both models if their outputs differ.
 
     Args:
-        source: the model as it was given.
-        model: the same, normalized, and not changed in any other way.
-        data: its samples; None: a random one, where there is something to check.
-        check: run both models on the first sample, and hold the normalized one against the given one. Not to be asked
-            for where pairs of Q and DQ were taken out of it.
-        threads: of each session.
-
-    Held at any time: two sessions, and copies of both models where their outputs differ.
+        source: The model as it was given.
+        model: The same model, normalized and otherwise unchanged.
+        data: Its samples; None to use a random sample if something must be checked.
+        check: Run both models on the first sample and compare them. Pass False if Q/DQ pairs were removed.
+        threads: CPU threads of each session.
 
     Raises:
-        ModelError: the outputs differ by more than rounding, and do so because a node has changed its meaning; or there
-            are samples, and ONNX Runtime does not know an operator of the model.
-        CalibrationError: the data is random, and the model does not run on it.
+        ModelError: Normalization changed what a node computes, by more than rounding. Or there are samples, and ONNX
+            Runtime does not know an operator of the model.
+        CalibrationError: The data is random, and the model does not run on it.
     """
     as_given = given(source)
     if data is None and not check:
@@ -90,13 +92,13 @@ def reference_of(
 
 
 def _refuse_unknown(source: str | Path | ModelProto, model: Model, error: ModelError) -> None:
-    """Raise ModelError, with the node, where a model does not load because of an operator that is not known."""
+    """Raise ModelError, naming the node, if the model does not load because of an unknown operator."""
     found = re.search(r"([\w.]*):(\w+)\(-?\d+\) is not a registered", error.message)
     if found is None:
         return
     node = next((node for _, node in model.walk() if node.op == found[2]), None)
     if node is None:
-        return  # what was normalized has it no more
+        return  # normalization removed the operator
     with contextlib.suppress(ModelError):
         Runner(bytes(model.to_proto().SerializeToString()), threads=1)
         return
@@ -111,7 +113,7 @@ def _normalized(model: Model, error: ModelError) -> Reference:
 
 
 def _unfit(sample: Sample, error: ModelError) -> CalibrationError:
-    """That the model, which loads, does not run on random data; with the inputs that are likely at fault."""
+    """The error for a model that loads but does not run on random data. Names the inputs that likely cause it."""
     told = {name: f"{name!r} ({value.dtype} {list(value.shape)})" for name, value in sample.feed.items()}
     whole = [name for name, value in sample.feed.items() if value.dtype.kind in "iub"]
     some = ", ".join(told[name] for name in (whole or list(told))[:_NAMED])
@@ -123,7 +125,7 @@ def _unfit(sample: Sample, error: ModelError) -> CalibrationError:
 
 
 def _random(runner: Runner, model: Model) -> Sample | None:
-    """A random sample that the given model runs on; None where there is none."""
+    """A random sample that the given model runs on; None if there is none."""
     try:
         sample = open_data("random", input_specs(model), limit=1)[0]
         runner.run(sample.feed)

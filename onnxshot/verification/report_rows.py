@@ -1,4 +1,4 @@
-"""What a report draws of a model: its nodes in order, and how the values of its worst tensors are spread."""
+"""Rows that a report draws: the nodes of a model in order, and histograms of the tensors with the largest error."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ from onnxshot.planning.plan import FLOAT, WEIGHTS, Plan
 from onnxshot.report.values import NodeReport, TensorReport, ValueCounts
 
 BINS = 64
-"""Bins of a histogram in a report, at most."""
+"""Most bins of a histogram in a report."""
 DRAWN = 16
-"""Tensors, the worst ones, whose histogram is in the report."""
+"""Number of tensors, those with the lowest SQNR, whose histogram is in the report."""
 _MOST_BYTES = 256 << 20  # of weights whose zeros are counted
 
 
 def graph_rows(model: Model, rows: Iterable[NodeMacs]) -> list[NodeReport]:
-    """The nodes of a float model in topological order, subgraphs included, all of them as float. rows: its work."""
+    """One row per node of a float model, in topological order, subgraphs included.
+
+    Args:
+        model: The float model.
+        rows: Multiply-accumulates of its nodes.
+
+    Returns:
+        Rows that say "float" for every node; `with_plan` fills in what the plan does.
+    """
     work = by_label(rows)
     total, counted = sum(work.values()), model.weight_bytes() <= _MOST_BYTES
     return [
@@ -35,13 +43,13 @@ def graph_rows(model: Model, rows: Iterable[NodeMacs]) -> list[NodeReport]:
 
 
 def with_plan(rows: Sequence[NodeReport], plan: Plan) -> list[NodeReport]:
-    """The rows with what the plan does to each node; where weights alone are stored in 8 bits, that."""
+    """The rows with what the plan does to each node; nodes of which only the weight is stored in 8 bits say so."""
     how = {planned.node: planned.how for planned in plan.nodes} | dict.fromkeys(plan.stored, WEIGHTS)
     return [replace(row, how=how.get(row.node, row.how)) for row in rows]
 
 
 def with_histograms(rows: Sequence[TensorReport], plan: Plan, stats: Mapping[str, TensorStats]) -> list[TensorReport]:
-    """The rows, those first of them that were observed with the histogram of their values."""
+    """The rows, with the observed histogram added to the first DRAWN of them."""
     found = []
     for row in rows[:DRAWN]:
         planned = plan.tensors.get(row.tensor)
@@ -51,7 +59,7 @@ def with_histograms(rows: Sequence[TensorReport], plan: Plan, stats: Mapping[str
 
 
 def coarse_histogram(histogram: Histogram, bins: int = BINS) -> ValueCounts | None:
-    """A histogram in at most so many bins of equal width, which are unions of its own; None where it is empty."""
+    """Merge a histogram into at most `bins` bins of equal width; None if it is empty."""
     counts = histogram.counts
     if not len(counts):
         return None
@@ -62,7 +70,7 @@ def coarse_histogram(histogram: Histogram, bins: int = BINS) -> ValueCounts | No
 
 
 def _zeros(node: Node) -> float | None:
-    """Share of zeros in the weight of a node; None where it has none."""
+    """Share of zeros in the weight of a node, 0..1; None if it has no constant weight."""
     slot = weight_slot(node)
     weight = node.inputs[slot] if slot is not None else None
     if not isinstance(weight, Constant):
