@@ -1,9 +1,9 @@
-"""How close outputs come to the reference's, sample by sample and output by output, and what is typical of that.
+"""Measure the error of a candidate per sample and output, with a weight for each that suits choosing among candidates.
 
-SQNR over all samples and outputs is what a report tells. It is a poor guide for choices: one loud output hides the
-others, and the error of all samples is mostly that of one or two. The mean of each sample's own dB is a poor guide too
-where some samples hold almost nothing, as pictures without a line of text do for a detector of text. So each output
-counts by its own scale, and each sample by the root mean square of what its outputs hold.
+The SQNR over all samples and outputs is what reports show. It is a poor guide for choices: one loud output hides the
+others, and most of the noise comes from one or two samples. The mean of the samples' SQNR in dB is a poor guide too, if
+some samples hold almost nothing, such as pictures without text for a text detector. Therefore each output counts
+relative to its own scale, and each sample by the root mean square of its outputs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from onnxshot.maths.sqnr import CAP_DB, SqnrSum
 
 Floats = NDArray[np.float64]
 Sums = Mapping[str, SqnrSum]
-"""Signal and noise by output."""
+"""Signal and noise energy by output name."""
 
-_MOST_DB = 100.0  # of one sample: one that is exact must not outweigh all others
-_LEAST = 1e-6  # of the energy of the loudest output: one below it is taken to be that loud
+_MOST_DB = 100.0  # limit per sample: an exact sample must not outweigh all others
+_LEAST = 1e-6  # floor of an output's energy, relative to the loudest output's
 
 
 def add_output(total: SqnrSum, wanted: NDArray[Any], got: NDArray[Any]) -> None:
-    """Add a float output. One of another shape counts as lost: its noise is as large as what it should hold."""
+    """Add a float output. If the shapes differ, its noise counts as large as its signal."""
     if wanted.shape == got.shape:
         total.add(wanted, got)
         return
@@ -38,7 +38,7 @@ def add_output(total: SqnrSum, wanted: NDArray[Any], got: NDArray[Any]) -> None:
 
 
 def sums_of(wanted: Mapping[str, NDArray[Any]], got: Mapping[str, NDArray[Any]], names: Iterable[str]) -> Sums:
-    """What the float ones of these outputs hold, and how far they are off, on one sample."""
+    """Signal and noise of the float outputs among `names`, on one sample."""
     found = {}
     for name in names:
         if wanted[name].dtype.kind == "f" and got[name].dtype.kind == "f":
@@ -48,7 +48,7 @@ def sums_of(wanted: Mapping[str, NDArray[Any]], got: Mapping[str, NDArray[Any]],
 
 
 def joined(samples: Iterable[Sums]) -> dict[str, SqnrSum]:
-    """Over several samples."""
+    """Signal and noise by output over several samples."""
     found: dict[str, SqnrSum] = {}
     for sums in samples:
         for name, one in sums.items():
@@ -57,20 +57,20 @@ def joined(samples: Iterable[Sums]) -> dict[str, SqnrSum]:
 
 
 def balanced_db(outputs: Sums) -> float:
-    """SQNR in dB where each output counts by its own scale."""
+    """SQNR in dB in which each output counts relative to its own scale."""
     signal, noise = _balanced([outputs])
     return _db(float(signal[0]), float(noise[0]))
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateError:
-    """How close a candidate comes to the reference over the float outputs of some samples, sample by sample."""
+    """The error of a candidate: signal and noise of each float output on each sample."""
 
     samples: tuple[Sums, ...]
 
     @property
     def total(self) -> SqnrSum:
-        """Of all samples and outputs together."""
+        """Signal and noise over all samples and outputs."""
         total = SqnrSum()
         for one in joined(self.samples).values():
             total.join(one)
@@ -78,14 +78,14 @@ class CandidateError:
 
     @property
     def each_db(self) -> tuple[float, ...]:
-        """SQNR of each sample, its outputs by their own scales; _MOST_DB at most."""
+        """SQNR in dB of each sample, outputs relative to their own scales; _MOST_DB at most."""
         return tuple(min(_db(s, n), _MOST_DB) for s, n in zip(*_balanced(self.samples), strict=True))
 
     @property
     def weights(self) -> Floats:
-        """What each sample counts, 0..1: the root mean square of its outputs, against that of the loudest sample.
+        """Weight of each sample, 0..1: the root mean square of its outputs relative to the loudest sample's.
 
-        It lies between counting all alike, where almost empty ones decide, and by energy, where one or two do.
+        This lies between equal weights, where almost empty samples decide, and weights by energy, where one or two do.
         """
         held = _balanced(self.samples)[0]
         loudest = held.max(initial=0.0)
@@ -94,20 +94,20 @@ class CandidateError:
 
     @property
     def typical_db(self) -> float:
-        """Weighted mean over the samples.
+        """Weighted mean of the samples' SQNR in dB.
 
-        It tells by few samples which of two candidates is better: the noise of all together is mostly that of one or
-        two of them.
+        It tells two candidates apart with few samples, unlike the total, whose noise comes mostly from one or two
+        samples.
         """
         return float(np.average(self.each_db, weights=self.weights))
 
     def joined(self, other: CandidateError) -> CandidateError:
-        """Over the samples of both."""
+        """The errors on the samples of both."""
         return CandidateError((*self.samples, *other.samples))
 
 
 def _balanced(samples: Sequence[Sums]) -> tuple[Floats, Floats]:
-    """(signal [n], noise [n]) of every sample, outputs as shares of what each holds in all samples together."""
+    """Signal [n] and noise [n] of each sample, each output divided by its signal over all samples."""
     names = list(dict.fromkeys(name for sums in samples for name in sums))
     nothing = SqnrSum()
     found = [[sums.get(name, nothing) for name in names] for sums in samples]

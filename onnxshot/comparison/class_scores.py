@@ -1,8 +1,9 @@
-"""Which outputs look like class scores: those alone have a highest value that means something, and so an agreement.
+"""Decide which outputs are class scores: only their highest value has a meaning, so only they have a top-1 agreement.
 
-It is told from what the float model gives, and from the operator that makes it. An output is scores where every row
-along its last axis is a distribution (softmax or log-softmax); where it has rank 2, but is no state; or where it has
-rank 3 and a linear layer makes it, as logits of tokens. States, embeddings, waveforms, and boxes are none.
+The decision uses the values of the float model and the operator that makes the output. An output is class scores if
+every row along its last axis is a distribution (softmax or log-softmax); or if it has rank 2 and is no recurrent state;
+or if it has rank 3 and a linear layer makes it, as logits of tokens. States, embeddings, waveforms and boxes are no
+class scores.
 """
 
 from __future__ import annotations
@@ -25,21 +26,30 @@ _LINEAR = {"MatMul", "Gemm", "Einsum", "FusedMatMul", "FusedGemm", "MatMulNBits"
 _NO_SCORES = {
     "LSTM", "GRU", "RNN", "LayerNormalization", "SkipLayerNormalization", "LpNormalization", "ConvTranspose",
 }  # fmt: skip
-_STEP = 2.0**-11  # of float16, against the largest value: two scores that are closer are a tie
+_STEP = 2.0**-11  # step of float16 relative to the largest value: closer scores are a tie
 _FLAT = 0.1
-"""Share of the margin that independent scores would have, below which a row is a curve, whose neighbours are alike.
+"""Share of the margin expected of independent scores, below which a row is a curve with similar neighbours.
 
-Of n independent values the highest is ahead of the second by about their deviation / sqrt(2 * ln(n)).
+The highest of n independent values leads the second by about their standard deviation / sqrt(2 * ln(n)).
 """
-_OFF = 1e-2  # of a sum of probabilities, in float16 too
+_OFF = 1e-2  # tolerance of a sum of probabilities, also in float16
 
 
 @dataclass(slots=True)
 class Scores:
-    """What is added up of one output.
+    """Accumulated agreement of one output.
 
-    maker: the operator behind it, "linear" for a linear layer, "state" for an output that an input of the same shape
-    feeds back; empty where it is not known.
+    Attributes:
+        maker: Operator that makes the output, "linear" for a linear layer, "state" if an input of the same shape feeds
+            the output back; empty if unknown.
+        agreed: Rows with a clear highest score that both models have at the same place.
+        decided: Rows with a clear highest score.
+        rows: Rows in total.
+        curves: Rows that are curves, whose neighbouring values are similar.
+        distributions: Rows that are a distribution.
+        rank: Rank of the output.
+        width: Length of the last axis.
+        varies: True if rank or length changed between samples.
     """
 
     maker: str = ""
@@ -53,7 +63,7 @@ class Scores:
     varies: bool = False
 
     def add(self, wanted: NDArray[Any], got: NDArray[Any] | None) -> None:
-        """Add what the float model gave on a sample, and what the candidate did; None: of another shape."""
+        """Add one sample: values of the float model, and of the candidate, or None if its shape differs."""
         if wanted.ndim not in (1, 2, 3) or wanted.shape[-1] < 2 or not wanted.size:
             self.varies = True
             return
@@ -81,7 +91,7 @@ class Scores:
 
     @property
     def agreement(self) -> float | None:
-        """Share 0..1 of the rows with one clear highest score that have it at the same place; None: no scores."""
+        """Top-1 agreement over the rows with a clear highest score, 0..1; None if the output is no class scores."""
         return self.agreed / self.decided if self.decided and self._are_scores() else None
 
     def _are_scores(self) -> bool:
@@ -95,7 +105,7 @@ class Scores:
 
 
 def makers_of(model: Path | bytes) -> Mapping[str, str]:
-    """What makes each output of a model, as `Scores.maker` has it; empty where the model cannot be read."""
+    """The operator that makes each output, as in `Scores.maker`; empty if the model cannot be read."""
     try:
         proto = onnx.load_from_string(model) if isinstance(model, bytes) else _read(model)
     except (OSError, DecodeError):
@@ -117,7 +127,7 @@ def _read(path: Path) -> onnx.ModelProto:
 
 
 def _shape(port: onnx.ValueInfoProto) -> tuple[object, ...]:
-    """Type and dims; empty where no rank, or no last dimension, is stated."""
+    """Element type and dimensions; empty if the rank or the last dimension is not stated."""
     kind = port.type.tensor_type
     dims = tuple(dim.dim_value or dim.dim_param for dim in kind.shape.dim)
     return (kind.elem_type, *dims) if len(dims) > 1 and dims[-1] else ()

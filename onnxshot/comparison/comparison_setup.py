@@ -1,6 +1,6 @@
-"""What a model is judged by: its outputs, without what chance, order and copies make of them.
+"""Make the outputs of two models comparable: equal random numbers, equal picks of TopK, no copied inputs.
 
-Models are changed for this only where they must be, in memory: what is written is never changed.
+Models are edited for this only if they must be, and only in memory. Files are never changed.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from onnxshot.runtimes.ort_runtime import Feed, Runner, stored_bytes
 Tensors = Mapping[str, NDArray[Any]]
 
 LIMIT = 1_500_000_000
-"""Bytes of weights above which models are judged as they are: they would be copied in memory."""
-_MOST_ORDERS = 24  # that are tried one by one whether outputs show them; of more, all are taken to be seen
+"""Bytes of weights above which models are compared without edits, because edits need a copy in memory."""
+_MOST_ORDERS = 24  # most orders tried one by one; if there are more, all count as visible in all outputs
 _BEFORE = f"{PREFIX}before/"
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonSetup:
-    """How other models are held against one; `of` finds it.
+    """How other models are compared with a reference. `comparison_setup` makes it.
 
     Attributes:
-        reference: the float model to run.
-        noise: nodes that draw random numbers, which both models draw alike.
-        orders: nodes whose order outputs show; the other model is made to pick what the reference picks.
-        seen: by number of the order, the outputs that show it.
-        copied: outputs that are copies of inputs in part or as a whole.
-        inside: nodes of loops and branches that order, which are left as they are.
-        lacking: what orders the reference, and has no twin in the other model.
-        failed: why models are compared as they are, although something should be kept out.
-        differs: two runs of the reference differ nevertheless.
+        reference: The float model to run, edited if it must be.
+        random_nodes: Nodes that draw random numbers. Both models draw the same ones.
+        orders: Ordering nodes whose order is visible in outputs. The other model must pick what the reference picks.
+        ordered_outputs: Outputs in which the order is visible, by number of the ordering node.
+        copied: Outputs that copy inputs, partly or entirely.
+        inside: Ordering nodes in loops and branches, which are left alone.
+        missing_order: Ordering node of the reference that the other model lacks.
+        failed: Why models are compared without edits although edits are needed.
+        differs: True if two runs of the edited reference still differ.
     """
 
     reference: Path | bytes
@@ -58,33 +58,34 @@ class ComparisonSetup:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done about the model, in words."""
+        """What was done to make the models comparable, one note each."""
         found = []
         if self.random_nodes:
             some = _list([source.node for source in self.random_nodes])
-            found.append(f"draws random numbers, in {some}: each run gives other outputs; compared with the same ones")
+            found.append(f"draws random numbers, in {some}: outputs change with each run; compared with equal numbers")
         if self.differs:
-            found.append("two runs of the float model give different outputs: figures hold that difference too")
+            found.append("two runs of the float model give different outputs: the figures include that difference")
         if self.failed:
-            found.append(f"random numbers, orders and copies are in the figures: {self.failed}")
+            found.append(f"the figures include random numbers, changed orders and copied inputs: {self.failed}")
         if self.copied:
             some = _list([one.output for one in self.copied])
-            found.append(f"copies of inputs are no part of the figures, of output {some}")
+            found.append(f"the figures leave out the part that copies inputs, of output {some}")
         if self.missing_order:
-            found.append(f"compared place by place: the candidate lacks {self.missing_order}, which orders outputs")
+            found.append(f"compared element by element: the candidate lacks {self.missing_order}, which orders outputs")
         if self.inside:
-            found.append(f"{_list(self.inside)} in a loop or branch may order outputs: compared place by place")
+            found.append(f"{_list(self.inside)} in a loop or branch may order outputs: compared element by element")
         return tuple(found)
 
     @property
     def plain(self) -> bool:
-        """Whether models are run as they are."""
+        """Whether models run without edits."""
         return not (self.random_nodes or self.orders or self.copied)
 
     def prepared(self, model: Path | bytes) -> Path | bytes:
-        """The model to run in place of one that is held against the reference.
+        """The edited copy of a model that is compared with the reference.
 
-        Raises ModelError where it cannot be read, or lacks a node whose order is imposed.
+        Raises:
+            ModelError: The model cannot be read, or lacks a node whose picks are imposed.
         """
         if self.plain:
             return model
@@ -106,9 +107,17 @@ class ComparisonSetup:
     def load_candidate(
         self, model: Path | bytes, source: Path | bytes, threads: int
     ) -> tuple[ComparisonSetup, CandidateRunner]:
-        """How a model is held against the reference, whose file is `source`, and the model as it is run for that.
+        """Load a model to compare it with the reference.
 
-        Where what would be run does not load, although the model does, both are compared as they are.
+        If the edited model does not load although the model itself does, both are compared without edits.
+
+        Args:
+            model: The model to compare.
+            source: File of the unedited reference.
+            threads: CPU threads of the session.
+
+        Returns:
+            The setup to use from now on, and the loaded model.
         """
         how = self.without_missing_orders(model)
         try:
@@ -118,9 +127,9 @@ class ComparisonSetup:
             return how, CandidateRunner(how, model, threads=threads)
 
     def without_missing_orders(self, model: Path | bytes) -> ComparisonSetup:
-        """How this model is held against the reference, which may have been made by another tool.
+        """The setup for this model, which another tool may have made.
 
-        Where it lacks a node that orders, both are compared place by place. Raises ModelError where it cannot be read.
+        If it lacks an ordering node, outputs are compared element by element. Raises ModelError if it cannot be read.
         """
         if not self.orders or same_nodes(parsed(model), self.orders) is not None:
             return self
@@ -128,52 +137,52 @@ class ComparisonSetup:
         return replace(self, orders=(), ordered_outputs={}, missing_order=f"{order.op} {order.node!r}")
 
     def feed(self, feed: Feed, wanted: Tensors) -> Feed:
-        """What the other model is fed, once the reference has been run on the feed."""
+        """What to feed the other model, given the reference's outputs on the same sample."""
         if not self.orders:
             return feed
         imposed = {k: v for order in self.orders for k, v in order.feed(wanted[order.picks]).items()}
         return {**feed, **imposed}
 
     def sample(self, sample: Sample, wanted: Tensors) -> Sample:
-        """The sample with what the other model is fed."""
+        """The sample, extended by what the other model is fed."""
         return Sample(sample.name, dict(self.feed(sample.feed, wanted))) if self.orders else sample
 
     def has_picks(self, got: Tensors) -> bool:
-        """Whether these outputs are of a model that picked what was imposed."""
+        """Whether these outputs come from a model that picked what was imposed."""
         return not self.orders or self.orders[0].picks in got
 
     @property
     def unordered(self) -> ComparisonSetup:
-        """The same, but every model picks for itself."""
+        """The same setup, but every model picks for itself."""
         return replace(self, orders=())
 
     def compared(self, names: Iterable[str], other: Iterable[str]) -> list[str]:
-        """The outputs of both models that are held against each other."""
+        """The outputs to compare among those that both models have."""
         there, helpers = set(other), {n for order in self.orders for n in (order.picks, order.boxes)}
         whole = {one.output for one in self.copied if not one.judged or one.judged in there}
         return [n for n in names if n in there and n not in helpers and n not in whole]
 
     def output_name(self, name: str) -> str:
-        """What a report calls an output of a judged model."""
+        """What a report calls an output of an edited model."""
         if name.startswith(_BEFORE):
             order = next(o for o in self.orders if o.number == int(name.split("/")[2]))
             return f"what {order.op} {order.node!r} orders by"
         return next((one.output for one in self.copied if one.judged == name), name)
 
     def is_sort_key(self, name: str) -> bool:
-        """Whether an output of a judged model is what an order is made by, and no output of the model itself."""
+        """Whether this output was added because an ordering node sorts by it."""
         return name.startswith(_BEFORE)
 
     def shared_picks(self, wanted: Tensors, got: Tensors) -> Iterator[tuple[Order, int, int]]:
-        """(order, picks that both models have, picks)."""
+        """For each ordering node: the node, the number of picks that both models share, and the number of picks."""
         for order in self.orders if self.has_picks(got) else ():
             yield order, *order.matched(wanted, got)
 
 
 class CandidateRunner:
-    """A model as it is run to be held against the reference.
+    """A model loaded for comparison with the reference.
 
-    Where a sample's picks do not fit it, as where their number depends on values, it picks for itself on that sample.
+    If the imposed picks do not fit on a sample, as when their number depends on values, it picks for itself there.
     """
 
     def __init__(self, how: ComparisonSetup, model: Path | bytes, *, threads: int, optimize: bool = True) -> None:
@@ -183,7 +192,7 @@ class CandidateRunner:
         self.outputs, self.skipped = self._imposed.outputs, self._imposed.skipped
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
-        """Its outputs by name; without picks and keys where it picked for itself. Raises ModelError."""
+        """Outputs by name; without picks and sort keys if it picked for itself. Raises ModelError if the run fails."""
         try:
             return self._imposed.run(feed)
         except ModelError:
@@ -197,14 +206,19 @@ class CandidateRunner:
 
 
 def comparison_setup(reference: Path | bytes, feed: Feed) -> ComparisonSetup:
-    """How models are to be held against this one. feed: a sample, which tells whether outputs show an order.
+    """Find out how models must be compared with this reference.
 
-    Raises ModelError where the model cannot be read or does not run.
+    Args:
+        reference: The float model, a file or serialized.
+        feed: One sample, which shows whether an order is visible in the outputs.
+
+    Raises:
+        ModelError: The reference cannot be read or does not run.
     """
     proto = inlined(parsed(reference))
     noise, copied, found, inside = random_sources(proto), copied_outputs(proto), orders(proto), orders_inside(proto)
     if not any(one.judged for one in copied) and len(copied) == len(proto.graph.output):
-        copied = ()  # there would be nothing left to judge
+        copied = ()  # nothing would be left to compare
     if not (noise or copied or found):
         return ComparisonSetup(reference, inside=inside)
     if _bytes(reference) > LIMIT:
@@ -221,13 +235,13 @@ def comparison_setup(reference: Path | bytes, feed: Feed) -> ComparisonSetup:
         changed = bytes(whole.SerializeToString())
         differs = _differs(changed, feed)
     except ModelError as e:
-        Runner(reference).run(feed)  # it may be the model that does not run
+        Runner(reference).run(feed)  # raises if the model itself does not run
         return ComparisonSetup(reference, inside=inside, failed=e.message)
     return ComparisonSetup(changed, noise, kept, seen, copied, inside, differs=differs)
 
 
 def _differs(model: bytes, feed: Feed) -> bool:
-    """Whether two runs of a model differ by more than sums in another order do."""
+    """Whether two runs of a model differ by more than the order of additions explains."""
     runner = Runner(model)
     first, second = runner.run(feed), runner.run(feed)
     return not all(alike(first[name], second[name]) for name in first)
@@ -236,7 +250,7 @@ def _differs(model: bytes, feed: Feed) -> bool:
 def _seen(
     proto: ModelProto, noise: tuple[RandomSource, ...], found: tuple[Order, ...], feed: Feed
 ) -> dict[int, frozenset[str]]:
-    """The outputs that show each order, found by turning one after another around."""
+    """The outputs in which each order is visible, found by reversing one order at a time."""
 
     def run(imposed: tuple[Order, ...], given: Feed) -> Tensors:
         copy = parsed(proto)
@@ -250,7 +264,7 @@ def _seen(
     for order in found:
         picks = order.turned(base[order.picks])
         if order.op == "TopK" and picks is None:
-            turned[order.number] = base  # a single one has no order
+            turned[order.number] = base  # a single pick has no order
         elif picks is None or len(found) > _MOST_ORDERS:
             turned[order.number] = None
         else:

@@ -1,7 +1,7 @@
-"""Outputs that are partly copies of inputs, such as the past of a decoder's cache: only what is computed is judged.
+"""Find outputs that partly copy inputs, such as the past in a decoder's key/value cache: only the computed part counts.
 
-A copy equals itself in every model, so that it lifts the SQNR of an output by what it weighs. What is judged is a
-second tensor, made by the same nodes from zeros in place of those inputs: of Concat(past, new) it is Concat(0, new).
+A copy is equal in every model, so it would raise the SQNR of the output. Instead of the output, a second tensor is
+compared. The same nodes make it from zeros in place of the copied inputs: Concat(past, new) becomes Concat(0, new).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from onnxshot.comparison.proto_edits import PREFIX, STANDARD, makers, opset_of
 
-_COPYING: Mapping[str, tuple[int, ...] | None] = {  # op -> inputs whose values it moves; None: all
+_COPYING: Mapping[str, tuple[int, ...] | None] = {  # op -> inputs whose values it moves unchanged; None: all
     "Identity": (0,), "Reshape": (0,), "Transpose": (0,), "Squeeze": (0,), "Unsqueeze": (0,), "Flatten": (0,),
     "Slice": (0,), "Split": (0,), "Gather": (0,), "GatherElements": (0,), "GatherND": (0,), "Expand": (0,),
     "Tile": (0,), "Concat": None, "Where": (1, 2), "ScatterND": (0, 2), "ScatterElements": (0, 2), "Scatter": (0, 2),
@@ -26,18 +26,18 @@ _CACHES: Mapping[tuple[str, str], Mapping[int, tuple[int, int]]] = {  # (domain,
     ("com.microsoft", "MultiHeadAttention"): {1: (6, 2), 2: (7, 2)},
     ("com.microsoft", "GroupQueryAttention"): {1: (3, 2), 2: (4, 2)},
 }
-_OPSET = 10  # from which ConstantOfShape is there, and Slice takes inputs
+_OPSET = 10  # the first with ConstantOfShape, and with a Slice that takes inputs
 _TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """An output that holds copies of inputs.
+    """An output that copies inputs.
 
     Attributes:
-        output: its name.
-        sources: the inputs that it copies, in the order they are met.
-        judged: the tensor that holds zeros in their place; empty where nothing of the output is computed.
+        output: Its name.
+        sources: The inputs it copies, in the order they are found.
+        judged: Name of the tensor with zeros in their place, which is compared; empty if nothing is computed.
     """
 
     output: str
@@ -46,7 +46,7 @@ class Copied:
 
 
 def copied_outputs(proto: ModelProto) -> tuple[Copied, ...]:
-    """The float outputs of a model that are copies of its inputs in part, or as a whole."""
+    """The float outputs of a model that copy inputs, partly or entirely."""
     if opset_of(proto) < _OPSET:
         return ()
     made, floats = makers(proto.graph), _float_inputs(proto.graph)
@@ -61,12 +61,12 @@ def copied_outputs(proto: ModelProto) -> tuple[Copied, ...]:
 
 
 def add_computed(proto: ModelProto, copied: tuple[Copied, ...]) -> None:
-    """Add what each of these outputs computes to the outputs of the model, in place."""
+    """Add the computed part of each of these outputs to the outputs of the model, in place."""
     graph, made, floats = proto.graph, makers(proto.graph), _float_inputs(proto.graph)
     new, done = list[NodeProto](), dict[str, str]()
 
     def twin(name: str) -> str:
-        """The tensor that stands for this one."""
+        """Name of the tensor that replaces this one."""
         if name in done:
             return done[name]
         found = name
@@ -101,7 +101,7 @@ def add_computed(proto: ModelProto, copied: tuple[Copied, ...]) -> None:
 
 @dataclass(slots=True)
 class _Trace:
-    """Where the values of a tensor come from, as far as nodes only move them."""
+    """Finds the inputs a tensor copies values from, through nodes that only move values."""
 
     made: Mapping[str, NodeProto]
     floats: Mapping[str, int]
@@ -131,14 +131,14 @@ class _Trace:
 
 
 def _cache(node: NodeProto, output: str) -> tuple[str, int] | None:
-    """The past that the node puts in front of what it adds to this output, and the axis; None where there is none."""
+    """The past that an attention node puts before this output, and its axis; None if there is none."""
     domain = "" if node.domain in STANDARD else node.domain
     past, axis = _CACHES.get((domain, node.op_type), {}).get(list(node.output).index(output), (len(node.input), 0))
     return (node.input[past], axis) if past < len(node.input) and node.input[past] else None
 
 
 def _behind_past(name: str, cache: tuple[str, int], made: str) -> list[NodeProto]:
-    """Nodes that slice off the past; where it is a buffer of the same length, in which the new lies, nothing."""
+    """Nodes that slice off the past. If the past is a buffer as long as the output, they slice off nothing."""
     past, axis = cache
     parts = ("all", "past", "longer", "start", "end", "axis", "factor")
     whole, before, longer, start, end, at, factor = (f"{made}/{part}" for part in parts)
@@ -161,7 +161,7 @@ def _length(name: str, axis: str, made: str) -> list[NodeProto]:
 
 
 def _touches(node: NodeProto, made: Mapping[str, NodeProto], floats: Mapping[str, int]) -> bool:
-    """Whether values of an input of the model are among those that the node moves."""
+    """Whether the values that the node moves include an input of the model."""
     trace = _Trace(made, floats)
     slots = _moved(node)
     for i, name in enumerate(node.input):
@@ -180,7 +180,7 @@ def _moved(node: NodeProto) -> tuple[int, ...]:
 
 
 def _float_inputs(graph: GraphProto) -> dict[str, int]:
-    """Element types of the float inputs that are fed."""
+    """Element types of the float inputs that samples feed."""
     stored = {t.name for t in graph.initializer}
     kinds = {i.name: i.type.tensor_type.elem_type for i in graph.input if i.name not in stored}
     return {name: kind for name, kind in kinds.items() if kind in _TYPES}

@@ -1,8 +1,8 @@
-"""Nodes that put values in an order: TopK, NonMaxSuppression, NonZero, Multinomial.
+"""Make nodes that order or select values pick the same in both models: TopK, NonMaxSuppression, NonZero, Multinomial.
 
-Two values that are almost equal change places with the least noise, and everything behind is then compared with its
-neighbour. So both models are made to pick the same, what the float model picks; what the other would have picked is
-held against that as sets. What they order by is judged too.
+Two nearly equal values change places with the least noise, and everything after them is then compared with its
+neighbour. Therefore the candidate must pick what the float model picks. What it would have picked is compared as a set
+(see `pick_overlap`). The values the nodes sort by are compared too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Tensors = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class _Op:
-    """picks: the output that says what was picked; key, boxes: inputs that it orders by, and of what."""
+    """Which output holds the picks, which input is sorted by (key), and which input holds the boxes."""
 
     picks: int
     key: int
@@ -54,22 +54,23 @@ _MULTIPLIES = frozenset(
 _COMPARES = frozenset(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"))
 _LOGIC = frozenset(("And", "Or", "Not", "Xor", "Cast", "Where"))
 _MOVES = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"))
-_GATHER_ELEMENTS = 11  # opset it came with; ONNX Runtime has a GatherND of its own before
-_SAME = 1e-3  # of the largest value: what another order of a sum changes is far less
+_GATHER_ELEMENTS = 11  # first opset with it; before that, ONNX Runtime has a GatherND of its own
+_SAME = 1e-3  # relative to the largest value; the order of additions changes far less
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One of these nodes in the float model.
+    """One ordering node of the float model.
 
     Attributes:
-        number: its own among those that are found; names of tensors are made of it.
-        node, op: its name and operator.
-        outputs: names of its outputs, which tell it in another model too.
-        axis: of TopK, the axis that is ordered.
-        centres: of NonMaxSuppression, whether boxes are (x, y, width, height).
-        place: how many of this operator stand before it.
-        coordinates: of TopK, whether values must be gathered by coordinates: there is no GatherElements.
+        number: Its number among those found; names of added tensors contain it.
+        node: Its name.
+        op: Its operator.
+        outputs: Names of its outputs, by which it is found in another model.
+        axis: The axis that TopK sorts along.
+        centres: True if the boxes of NonMaxSuppression are (x, y, width, height).
+        place: How many nodes of the same operator come before it.
+        coordinates: True if imposed values of TopK must be gathered by coordinates, as there is no GatherElements.
     """
 
     number: int
@@ -83,26 +84,26 @@ class Order:
 
     @property
     def picks(self) -> str:
-        """The output of a judged model that holds what it picked itself."""
+        """Name of the added output with the model's own picks."""
         return f"{PREFIX}picks/{self.number}"
 
     @property
     def imposed(self) -> str:
-        """The input of a judged model that says what to pick."""
+        """Name of the added input with the picks to use."""
         return f"{PREFIX}imposed/{self.number}"
 
     @property
     def imposed_at(self) -> str:
-        """The input of a judged model that says the same by coordinates."""
+        """Name of the added input with the same picks as coordinates."""
         return f"{PREFIX}imposed_at/{self.number}"
 
     @property
     def boxes(self) -> str:
-        """The output of a judged model that holds the boxes."""
+        """Name of the added output with the boxes."""
         return f"{PREFIX}boxes/{self.number}"
 
     def matched(self, wanted: Tensors, got: Tensors) -> tuple[int, int]:
-        """(picks that both models have, picks)."""
+        """Number of picks that both models share, and number of picks."""
         mine, other = wanted[self.picks], got[self.picks]
         if self.op == "NonMaxSuppression":
             boxes = wanted[self.boxes], got[self.boxes]
@@ -114,7 +115,7 @@ class Order:
         return picked_rows(mine, other, self.axis)
 
     def feed(self, picks: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The inputs that impose these picks."""
+        """The added inputs that impose these picks."""
         if not self.coordinates:
             return {self.imposed: picks}
         at = np.indices(picks.shape, dtype=np.int64)
@@ -122,14 +123,14 @@ class Order:
         return {self.imposed: picks, self.imposed_at: np.moveaxis(at, 0, -1).copy()}
 
     def turned(self, picks: NDArray[Any]) -> NDArray[Any] | None:
-        """The same picks in another order; None where there are too few."""
+        """The same picks in reverse order; None if there are too few."""
         axis = {"NonMaxSuppression": 0, "NonZero": 1, "Multinomial": 1}.get(self.op, self.axis)
         return np.flip(picks, axis).copy() if picks.ndim and picks.shape[axis] > 1 else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Place:
-    """Where a node stands: its graph and number; the If whose branch that is, where it is one; what makes tensors."""
+    """Where a node is: its graph and index, the If whose branch the graph is, if any, and the makers of tensors."""
 
     graph: GraphProto
     number: int
@@ -142,7 +143,10 @@ class _Place:
 
 
 def _places(graph: GraphProto) -> Iterator[_Place]:
-    """The nodes of a graph that order, and suppressions in its branches: there they keep out a case without boxes."""
+    """The ordering nodes of a graph, and NonMaxSuppression in its branches.
+
+    Exporters put it into the branch of an If that guards the case without boxes.
+    """
     made = makers(graph)
     for i, node in enumerate(graph.node):
         if _orders(node):
@@ -155,7 +159,7 @@ def _places(graph: GraphProto) -> Iterator[_Place]:
 
 
 def orders(proto: ModelProto) -> tuple[Order, ...]:
-    """The nodes of the graph that order what was computed from products."""
+    """The ordering nodes of the main graph that sort computed values."""
     found, count = list[Order](), dict[str, int]()
     for at in _places(proto.graph):
         node = at.node
@@ -173,14 +177,14 @@ def orders(proto: ModelProto) -> tuple[Order, ...]:
 
 
 def orders_inside(proto: ModelProto) -> tuple[str, ...]:
-    """Nodes of subgraphs that order: they are not made to pick the same."""
+    """Names of the ordering nodes in subgraphs, whose picks are not imposed."""
     known = {name for at in _places(proto.graph) for name in at.node.output}
     inner = [node for graph in list(graphs(proto.graph))[1:] for node in graph.node]
     return tuple(named(n) for n in inner if _orders(n) and n.op_type != "NonZero" and not known & set(n.output))
 
 
 def same_nodes(proto: ModelProto, wanted: Sequence[Order]) -> dict[int, _Place] | None:
-    """Number of the order -> the node in this model; None where one is not there."""
+    """The node of this model for each ordering node, by its number; None if one is missing."""
     own = list(_places(proto.graph))
     found = dict[int, _Place]()
     for order in wanted:
@@ -194,9 +198,15 @@ def same_nodes(proto: ModelProto, wanted: Sequence[Order]) -> dict[int, _Place] 
 
 
 def add_orders(proto: ModelProto, wanted: Sequence[Order], imposed: Sequence[Order]) -> None:
-    """Give out what these nodes pick, and by what; make some of them pick what an input says; in place.
+    """Add the picks and sort keys of these nodes as outputs, and let inputs impose the picks of some; in place.
 
-    Raises KeyError where the model lacks one: see `same_nodes`.
+    Args:
+        proto: The model to edit. It must have all the nodes (see `same_nodes`).
+        wanted: Nodes whose picks and sort keys become outputs.
+        imposed: Those of them whose picks come from an input.
+
+    Raises:
+        KeyError: The model lacks a node.
     """
     graph = proto.graph
     places = same_nodes(proto, wanted) or {}
@@ -226,10 +236,7 @@ def add_orders(proto: ModelProto, wanted: Sequence[Order], imposed: Sequence[Ord
 
 
 def _give_out_of_branch(found: Sequence[tuple[_Place, list[NodeProto], tuple[str, ...]]]) -> None:
-    """Put other nodes in the places of some of a branch, and make tensors of theirs outputs of the If.
-
-    By the other branch they are empty.
-    """
+    """Replace nodes of a branch, and make tensors of theirs outputs of the If. The other branch gives empty tensors."""
     branch, parent = found[0][0].graph, found[0][0].parent
     assert parent is not None
     replace_nodes(branch, {at.number: nodes for at, nodes, _ in found})
@@ -249,18 +256,24 @@ def _give_out_of_branch(found: Sequence[tuple[_Place, list[NodeProto], tuple[str
 
 
 def before(order: Order, number: int) -> str:
-    """The output of a judged model that holds a key of the order."""
+    """Name of the added output with a sort key of the node."""
     return f"{PREFIX}before/{order.number}/{number}"
 
 
 def seen_in(
     found: Sequence[Order], base: Tensors, turned: Mapping[int, Tensors | None], outputs: Sequence[str]
 ) -> dict[int, frozenset[str]]:
-    """The outputs in which each order is seen, by number; those that are seen in none are left out.
+    """The outputs in which each order is visible, by its number. An order that is visible in none is left out.
 
-    base: outputs and picks of the model; turned: the same where one order alone is turned around; None: it could not
-    be. An order is seen too where another one is seen that picks otherwise then. What sums over its picks, as a mixture
-    of experts does, does not see their order: such a node picking otherwise is a fault like any other.
+    An order also counts as visible if it changes the picks of another order that is visible. A sum over the picks, as
+    in a mixture of experts, does not depend on their order. If such a node picks differently, that is an error like any
+    other.
+
+    Args:
+        found: The ordering nodes.
+        base: Outputs and picks of the model.
+        turned: The same with one order reversed, by its number; None if it could not be reversed.
+        outputs: Names of the model's outputs.
     """
     seen = dict[int, frozenset[str]]()
     for order in found:
@@ -283,7 +296,7 @@ def seen_in(
 
 
 def alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether values are the same, but for what another order of sums does."""
+    """Whether values are equal up to the order of additions."""
     if one.shape != other.shape:
         return False
     if one.dtype.kind != "f":
@@ -297,7 +310,7 @@ def _orders(node: NodeProto) -> bool:
 
 
 def _computed(name: str, made: Mapping[str, NodeProto]) -> bool:
-    """Whether products are among what a tensor is computed from; its shape alone does not count."""
+    """Whether products of matrices go into a tensor's values. Its shape does not count."""
     waiting, seen = [name], set[str]()
     while waiting:
         current = waiting.pop()
@@ -312,7 +325,7 @@ def _computed(name: str, made: Mapping[str, NodeProto]) -> bool:
 
 
 def _keys(node: NodeProto, made: Mapping[str, NodeProto]) -> Iterator[str]:
-    """The tensors that a node orders by: of a condition, what is compared in it."""
+    """The tensors a node sorts by; for a condition, the computed values that are compared in it."""
     waiting, seen = [node.input[_OPS[node.op_type].key]], set[str]()
     if node.op_type != "NonZero":
         yield waiting[0]
@@ -330,14 +343,14 @@ def _keys(node: NodeProto, made: Mapping[str, NodeProto]) -> Iterator[str]:
 
 
 def _root(name: str, made: Mapping[str, NodeProto]) -> str:
-    """The tensor that this one is only another shape of."""
+    """The tensor that this one only reshapes."""
     while (node := made.get(name)) is not None and node.op_type in _MOVES:
         name = node.input[0]
     return name
 
 
 def _giving(node: NodeProto, order: Order, *, impose: bool) -> list[NodeProto]:
-    """The node, whose picks are given out; imposed: what reads it is given those of an input."""
+    """The node with its picks as an output. `impose`: its readers get the picks of an input instead."""
     own = NodeProto()
     own.CopyFrom(node)
     slot = _OPS[order.op].picks
@@ -359,7 +372,7 @@ def _giving(node: NodeProto, order: Order, *, impose: bool) -> list[NodeProto]:
 
 
 def _gathered(values: str, order: Order, name: str) -> NodeProto:
-    """The values at the places of a TopK that are imposed."""
+    """The node that gathers values at the imposed places of TopK."""
     if not order.coordinates:
         return helper.make_node("GatherElements", [values, order.imposed], [name], axis=order.axis)
     return helper.make_node("GatherND", [values, order.imposed_at], [name], domain="com.microsoft")

@@ -1,7 +1,8 @@
-"""Parts of one output whose units differ, such as boxes in pixels and scores beside them: the loud one hides the other.
+"""Find channels of one output that are far quieter than others, such as scores beside boxes in pixels.
 
-Channels along an axis are two parts where some of them stay below 1/30 of the loudest channel's peak in every sample.
-An output within 0..1 has one unit: what is quiet there are rare classes.
+Their error is invisible in the SQNR of the whole output. Channels along an axis form two parts if some of them stay
+below 1/30 of the loudest channel's peak in every sample. Outputs within 0..1 have a single unit: their quiet channels
+are rare classes.
 """
 
 from __future__ import annotations
@@ -15,16 +16,24 @@ from numpy.typing import NDArray
 from onnxshot.maths.sqnr import SqnrSum
 
 _APART = 30.0
-_MOST_CHANNELS = 1024  # a longer axis is places, or words, not channels
-_MOST = 1 << 24  # elements of one output that are looked at
-_LEAST_SAMPLES = 2  # one does not tell what channels have in common
+_MOST_CHANNELS = 1024  # a longer axis holds positions or words, not channels
+_MOST = 1 << 24  # most elements of an output that is examined
+_LEAST_SAMPLES = 2  # a single sample does not show what its channels have in common
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Channels of an output along `axis` that are quiet: how many, of how many; SQNR in dB of them and of the rest."""
+    """The quiet channels of an output.
+
+    Attributes:
+        axis: Axis of the channels.
+        quiet: Number of quiet channels.
+        channels: Number of channels.
+        quiet_db: SQNR in dB of the quiet channels.
+        loud_db: SQNR in dB of the others.
+    """
 
     axis: int
     quiet: int
@@ -35,15 +44,15 @@ class Part:
 
 @dataclass(slots=True)
 class Parts:
-    """What is added up of one output, by channel along its second and its last axis."""
+    """Accumulated error per channel, along the second and the last axis of one output."""
 
     _axes: dict[int, _Axis] = field(default_factory=dict)
     _rank: int = 0
-    _wide: bool = False  # a value is outside of 0..1
+    _wide: bool = False  # some value is outside 0..1
     _lost: bool = False
 
     def add(self, wanted: NDArray[Any], got: NDArray[Any]) -> None:
-        """Add what both models gave on a sample, of one shape."""
+        """Add the values of both models on one sample; the shapes must be equal."""
         self._lost |= wanted.ndim < 2 or not 0 < wanted.size <= _MOST or self._rank not in (0, wanted.ndim)
         if self._lost:
             return
@@ -60,7 +69,7 @@ class Parts:
 
     @property
     def found(self) -> Part | None:
-        """The two parts whose worse one is worst; None where the output is of one part."""
+        """The two parts of the axis whose worse part has the lowest SQNR; None if there is only one part."""
         if self._lost or not self._wide:
             return None
         parts = [part for axis, sums in self._axes.items() if (part := sums.part(axis)) is not None]

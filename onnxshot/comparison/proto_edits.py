@@ -1,4 +1,4 @@
-"""Small things on serialized graphs that are changed for a comparison and never written."""
+"""Helpers for serialized graphs that are edited for a comparison and never written to disk."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from onnxshot.graph.load import first_line
 from onnxshot.runtimes.ort_runtime import label
 
 PREFIX = "onnxshot.judged/"
-"""What names of tensors that are only there for a comparison begin with."""
+"""Prefix of names of tensors that exist only for a comparison."""
 STANDARD = ("", "ai.onnx")
 
 
 def parsed(source: Path | bytes | ModelProto) -> ModelProto:
-    """A copy that may be changed; external data stays where it is. Raises ModelError."""
+    """A copy that may be edited. External data is not loaded. Raises ModelError if the model cannot be read."""
     try:
         if isinstance(source, ModelProto):
             copy = ModelProto()
@@ -34,18 +34,18 @@ def parsed(source: Path | bytes | ModelProto) -> ModelProto:
 
 
 def opset_of(proto: ModelProto) -> int:
-    """Version of the standard operators."""
+    """Version of the standard operator set."""
     return max((o.version for o in proto.opset_import if o.domain in STANDARD), default=1)
 
 
 def require_domain(proto: ModelProto, domain: str) -> None:
-    """Import a domain of operators."""
+    """Import an operator domain if the model does not import it yet."""
     if all(o.domain != domain for o in proto.opset_import):
         proto.opset_import.add(domain=domain, version=1)
 
 
 def graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """The graph and those inside its nodes, outermost first."""
+    """The graph and all its subgraphs, outermost first."""
     yield graph
     for node in graph.node:
         for inner in bodies(node):
@@ -53,7 +53,7 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def bodies(node: NodeProto) -> Iterator[GraphProto]:
-    """The graphs that a node holds: branches and loop bodies."""
+    """The subgraphs of a node: branches and loop bodies."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
@@ -61,19 +61,19 @@ def bodies(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def reads(node: NodeProto) -> list[str]:
-    """Names a node reads, in its subgraphs too; some of them may be the subgraphs' own."""
+    """Names that a node and its subgraphs read. Some may be defined inside the subgraphs."""
     inner = (name for body in bodies(node) for n in body.node for name in reads(n))
     results = (o.name for body in bodies(node) for o in body.output)
     return [name for name in (*node.input, *inner, *results) if name]
 
 
 def makers(graph: GraphProto) -> dict[str, NodeProto]:
-    """The node that makes each tensor of a graph, its subgraphs left out."""
+    """The node that makes each tensor of a graph, subgraphs excluded."""
     return {name: node for node in graph.node for name in node.output if name}
 
 
 def replace_nodes(graph: GraphProto, instead: Mapping[int, Iterable[NodeProto]]) -> None:
-    """Put other nodes in the places of some, which are given by number."""
+    """Replace some nodes, given by index, by other nodes."""
     nodes = list(graph.node)
     made = [new for i, node in enumerate(nodes) for new in instead.get(i, (node,))]
     kept = [NodeProto.FromString(node.SerializeToString()) for node in made]
@@ -82,7 +82,7 @@ def replace_nodes(graph: GraphProto, instead: Mapping[int, Iterable[NodeProto]])
 
 
 def attribute(node: NodeProto, name: str, default: float) -> float:
-    """A number among a node's attributes."""
+    """A numeric attribute of a node."""
     for a in node.attribute:
         if a.name == name:
             return float(a.f if a.type == AttributeProto.FLOAT else a.i)
@@ -90,5 +90,5 @@ def attribute(node: NodeProto, name: str, default: float) -> float:
 
 
 def named(node: NodeProto) -> str:
-    """What messages call a node."""
+    """How messages name a node."""
     return node.name or f"{node.op_type} that makes {next(iter(node.output), '')}"

@@ -1,7 +1,7 @@
-"""Random numbers inside a model, held still for a comparison: the same table of numbers is drawn from in both models.
+"""Make random operators draw the same numbers in two models: both read them from the same table.
 
-A generator of the runtime goes on from run to run and from sample to sample, so that a seed alone gives equal numbers
-only to models that run the same samples in the same order. A table needs no order, and works inside loops and branches.
+The random generator of a runtime keeps its state from run to run. A seed therefore gives equal numbers only to models
+that run the same samples in the same order. A table does not depend on the order, and also works in loops and branches.
 """
 
 from __future__ import annotations
@@ -31,19 +31,24 @@ from onnxshot.graph import local_functions, ops
 from onnxshot.graph.load import first_line
 
 RANDOM = ops.RANDOM | {"Dropout"}
-"""Operators that draw; Dropout where it trains."""
-_SIZE = 65_521  # numbers of a table: a prime, so that rows of a tensor are not repeats of each other
-_SPREAD = 997.0  # what samples are multiplied by to tell them apart by integers
+"""Operators that draw random numbers; Dropout only in training mode."""
+_SIZE = 65_521  # length of a table: a prime, so that rows of a tensor do not repeat each other
+_SPREAD = 997.0  # factor before samples are rounded to integers, so that different samples differ
 _START = f"{PREFIX}start"
-_RANGE = 11  # opset of Range; ONNX Runtime has one of its own before
+_RANGE = 11  # first opset with Range; before that, ONNX Runtime has one of its own
 _CAST_LIKE = 15
-_DROPOUT = 12  # opset that Dropout has an input training_mode from
 _TABLES = {"normal": f"{PREFIX}normal", "uniform": f"{PREFIX}uniform", "gumbel": f"{PREFIX}gumbel"}
 
 
 @dataclass(frozen=True, slots=True)
 class RandomSource:
-    """A node that draws random numbers; output: the tensor it makes, which tells it in another model too."""
+    """A node that draws random numbers.
+
+    Attributes:
+        node: Its name.
+        op: Its operator.
+        output: Name of the tensor it makes, by which it is found in another model.
+    """
 
     node: str
     op: str
@@ -51,7 +56,7 @@ class RandomSource:
 
 
 def random_sources(proto: ModelProto) -> tuple[RandomSource, ...]:
-    """Every node that draws, those in subgraphs too, in the order of the graph. Functions must be inlined."""
+    """All nodes that draw random numbers, in graph order, subgraphs included. Functions must be inlined."""
     constants = {t.name: t for graph in graphs(proto.graph) for t in graph.initializer}
     for graph in graphs(proto.graph):
         for node in graph.node:
@@ -66,7 +71,7 @@ def random_sources(proto: ModelProto) -> tuple[RandomSource, ...]:
 
 
 def inlined(proto: ModelProto) -> ModelProto:
-    """The model without functions. Raises ModelError where they cannot be inlined."""
+    """The model with its functions inlined. Raises ModelError if that fails."""
     try:
         return local_functions.inlined(proto)
     except (RuntimeError, ValueError) as e:
@@ -74,7 +79,7 @@ def inlined(proto: ModelProto) -> ModelProto:
 
 
 def with_fixed_randomness(proto: ModelProto) -> ModelProto:
-    """The model that draws the same numbers in every run: itself where it draws none, else a changed copy."""
+    """The model, made to draw the same numbers in every run. Returns the model itself if it draws none, else a copy."""
     flat = inlined(proto)
     if not random_sources(flat):
         return proto
@@ -84,9 +89,12 @@ def with_fixed_randomness(proto: ModelProto) -> ModelProto:
 
 
 def fix_randomness(proto: ModelProto, known: tuple[RandomSource, ...] = ()) -> None:
-    """Draw from tables in place of the generators, in place. known: those of the model that this is held against.
+    """Replace random nodes by reads from a table, in place.
 
-    A node is told by the name of its output; one that has another name by its place among those of its operator.
+    Args:
+        proto: The model to edit.
+        known: Random nodes of the model to compare with. A node that matches one of them draws the same numbers. Nodes
+            match by the name of their output, otherwise by their position among the nodes of the same operator.
     """
     own = random_sources(proto)
     numbers = _numbers(own, known)
@@ -109,7 +117,7 @@ def fix_randomness(proto: ModelProto, known: tuple[RandomSource, ...] = ()) -> N
 
 
 def _numbers(own: tuple[RandomSource, ...], known: tuple[RandomSource, ...]) -> dict[str, int]:
-    """Which numbers of the tables each node draws, by the name of its output."""
+    """Offset into the tables of each random node, by the name of its output."""
     left = {source.output: source for source in known}
     name_of = {source.output: source.output for source in own if left.pop(source.output, None) is not None}
     for source in own:
@@ -144,21 +152,21 @@ def _add_tables(proto: ModelProto) -> None:
 
 
 def _fed(proto: ModelProto) -> str:
-    """The first input that is fed numbers; empty where there is none."""
+    """The first input that holds numbers; empty if there is none."""
     stored = {t.name for t in proto.graph.initializer}
     fed = (i for i in proto.graph.input if i.name not in stored and i.type.HasField("tensor_type"))
     return next((i.name for i in fed if i.type.tensor_type.elem_type != TensorProto.STRING), "")
 
 
 def _types(proto: ModelProto) -> dict[str, int]:
-    """Element types of tensors, as far as the model says."""
+    """Element types of tensors, as far as the model states them."""
     infos = (i for g in graphs(proto.graph) for i in (*g.input, *g.output, *g.value_info))
     return {i.name: i.type.tensor_type.elem_type for i in infos if i.type.HasField("tensor_type")}
 
 
 @dataclass(slots=True)
 class _Writer:
-    """Nodes that draw from a table."""
+    """Makes the nodes that draw from a table."""
 
     proto: ModelProto
     opset: int
@@ -167,9 +175,10 @@ class _Writer:
     _nodes: list[NodeProto] = field(init=False, default_factory=list)
 
     def start(self) -> list[NodeProto]:
-        """Where each sample starts in the tables: the sum of what it feeds, in integers, which no order changes.
+        """Nodes that compute where a sample starts in the tables: the sum of its first input, in integers.
 
-        Were it the same place for all, one rare number would be in all of them.
+        An integer sum does not depend on the order of additions. If all samples started at the same place, one rare
+        number would appear in all of them.
         """
         self._nodes, fed = [], _fed(self.proto)
         if not fed:
@@ -181,7 +190,7 @@ class _Writer:
         return self._nodes
 
     def nodes(self, node: NodeProto, offset: int) -> list[NodeProto]:
-        """What stands for a node that draws; its outputs keep their names."""
+        """The nodes that replace a random node. Its outputs keep their names."""
         self._nodes = []
         getattr(self, f"_{node.op_type.lower().removesuffix('like')}")(node, offset)
         return self._nodes
@@ -204,7 +213,7 @@ class _Writer:
         self._typed(node, self._add("Less", drawn, chance))
 
     def _multinomial(self, node: NodeProto, offset: int) -> None:
-        """Of each row the index of the highest logit plus Gumbel noise, which is a sample of the softmax."""
+        """For each row the index of the highest logit plus Gumbel noise, which is a sample of the softmax."""
         count = int(attribute(node, "sample_size", 1))
         classes = self._add("Gather", self._add("Shape", node.input[0]), self._ints([1]))
         noise = self._drawn("gumbel", self._add("Concat", self._ints([count]), classes, axis=0), offset)
@@ -214,7 +223,7 @@ class _Writer:
         self._add("Cast", best, to=kind, output=node.output[0])
 
     def _dropout(self, node: NodeProto, offset: int) -> None:
-        """x / (1 - ratio) where a number is above the ratio, else 0; x itself where it does not train."""
+        """x / (1 - ratio) where a drawn number is above the ratio, else 0; x itself outside training mode."""
         x, training = node.input[0], node.input[2]
         ratio = self._add("Cast", node.input[1], to=TensorProto.FLOAT) if node.input[1] else self._float(0.5)
         drawn = self._drawn("uniform", self._add("Shape", x), offset)
@@ -226,17 +235,17 @@ class _Writer:
         if len(node.output) > 1 and node.output[1]:
             self._add("Identity", mask, output=node.output[1])
 
-    # ------------------------------------------------------------------ small things
+    # ------------------------------------------------------------------ helpers
 
     def _shape(self, node: NodeProto) -> str:
-        """The shape that a node draws, as a tensor: its attribute, or that of its input."""
+        """The shape to draw, as a tensor: the node's attribute, or the shape of its input."""
         for a in node.attribute:
             if a.name == "shape":
                 return self._ints(list(a.ints))
         return self._add("Shape", node.input[0])
 
     def _drawn(self, table: str, shape: str, offset: int) -> str:
-        """Numbers [shape] of a table, one after another from the offset on, and again from its start."""
+        """Consecutive numbers of a table from an offset on, in this shape; the table repeats at its end."""
         count = self._add("ReduceProd", shape, keepdims=0)
         start = self._add("Add", self._ints(offset), _START)
         step, end = self._ints(1), self._add("Add", count, start)
@@ -247,12 +256,12 @@ class _Writer:
         return self._add("Reshape", self._add("Gather", _TABLES[table], self._rest(places)), shape)
 
     def _rest(self, values: str) -> str:
-        """What is left of integers divided by the size of a table: from -_SIZE on, places from the end."""
+        """Remainders of integers divided by the table's size. Negative ones index from the end."""
         size = self._ints(_SIZE)
         return self._add("Sub", values, self._add("Mul", self._add("Div", values, size), size))
 
     def _typed(self, node: NodeProto, made: str) -> None:
-        """Give what was made the type that the node gives."""
+        """Convert a tensor to the type that the node gives."""
         kind = int(attribute(node, "dtype", 0))
         if not kind and node.input:
             self._like(made, node.input[0], node.output[0])

@@ -1,4 +1,4 @@
-"""How an error spreads over samples: loud ones carry the SQNR over all of them, and hide that the others are lost."""
+"""Measure how the SQNR of an output varies over samples: loud samples dominate the total and can hide the others."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ import numpy as np
 from onnxshot.maths.sqnr import SqnrSum
 
 _STEP = 1 / 128
-"""A sample with less than this share of what the median sample holds, by root mean square, is not counted.
+"""Samples quieter than this share of the median sample, by root mean square, are not counted.
 
-It is one step of 8 bits: a sample that is quieter is about nothing to a model whose samples are like the median one.
+It is one step of 8 bits: a quieter sample is close to zero for a model whose samples are like the median one.
 """
 
 
 def spread(samples: Sequence[SqnrSum]) -> dict[str, float]:
-    """How SQNR in dB is spread over the samples of one output; empty where no sample holds anything.
+    """Spread of the SQNR in dB over the samples of one output.
 
-    Keys: least, tenth (percentile) and median of the SQNR of single samples; samples, how many of them count; held,
-    root mean square of what the median sample holds, 0..1 of that of the loudest. Samples that hold next to nothing
-    beside the median one do not count: see _STEP.
+    Args:
+        samples: Signal and noise of the output on each sample.
+
+    Returns:
+        Empty if no sample holds anything. Else a dict with keys "least", "tenth" (10th percentile) and "median" of the
+        single samples' SQNR in dB; "samples", how many of them count (see _STEP); "held", root mean square of the
+        median sample relative to the loudest, 0..1.
     """
     held = [one for one in samples if one.count and one.signal > 0]
     if not held:

@@ -1,1 +1,1 @@
-"""What the tensors of a model hold on samples."""
+"""Run models over samples in ONNX Runtime, whole or layer by layer, and keep statistics of their tensors."""

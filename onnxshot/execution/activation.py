@@ -1,4 +1,4 @@
-"""The activation behind a layer: what elementwise ops make of every value of its output, whatever they are made of."""
+"""Find the activation that follows a layer: the elementwise operators that all readers of its output apply to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from onnxshot.runtimes.ort_runtime import Runner
 
 Activation = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Value by value, for an array of any shape."""
+"""Maps values to values elementwise, for an array of any shape."""
 
 _ELEMENTWISE = frozenset(
     ("Abs", "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log",
@@ -22,7 +22,7 @@ _ELEMENTWISE = frozenset(
 
 
 def no_activation(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What is behind a layer whose output is read as it is."""
+    """The identity, for a layer whose output is read unchanged."""
     return values
 
 
@@ -40,7 +40,11 @@ class Activations:
                 self._readers.setdefault(name, []).append(i)
 
     def behind(self, name: str) -> Activation:
-        """What all readers of the tensor see of it: `no_activation` where they see different things, or itself."""
+        """The function that all readers of the tensor apply to it.
+
+        Returns:
+            `no_activation` if the readers apply different functions, or read the tensor unchanged.
+        """
         region = self._region(name)
         makers = {output: self._nodes[i] for i in region for output in self._nodes[i].output}
         last = next((t for t in reversed(makers) if self._all_pass(name, t, makers)), name)
@@ -54,7 +58,7 @@ class Activations:
         return lambda values: np.asarray(runner.run({name: values})[last])
 
     def _region(self, name: str) -> list[int]:
-        """The elementwise nodes, in order, that read nothing but the tensor, what they make of it, and scalars."""
+        """Indices of the elementwise nodes that compute something from only this tensor and scalars, in graph order."""
         inside, found = {name}, list[int]()
         waiting = set(self._readers.get(name, ()))
         while waiting:
@@ -70,7 +74,7 @@ class Activations:
         return found
 
     def _all_pass(self, name: str, gate: str, makers: Mapping[str, NodeProto]) -> bool:
-        """Whether nothing outside the region sees the tensor but through the gate."""
+        """Whether every path from the tensor out of the region goes through the gate."""
         inside, stack = {name, *makers}, [name]
         seen = {name}
         while stack:
@@ -97,7 +101,7 @@ class Activations:
 
 
 def _leading_to(last: str, makers: Mapping[str, NodeProto]) -> list[NodeProto]:
-    """The nodes that make a tensor, in order."""
+    """The nodes that make a tensor, in graph order."""
     wanted, found = {last}, list[NodeProto]()
     for name, node in reversed(list(makers.items())):
         if name in wanted:
@@ -107,7 +111,7 @@ def _leading_to(last: str, makers: Mapping[str, NodeProto]) -> list[NodeProto]:
 
 
 def _limits(node: NodeProto, scalars: Mapping[str, TensorProto]) -> tuple[float, float] | None:
-    """Of a Relu or Clip, what it limits values to; None for other ops."""
+    """Lower and upper limit of a Relu or Clip; None for other operators."""
     if node.op_type not in ("Relu", "Clip"):
         return None
     given: Iterable[Any] = [0.0, np.inf] if node.op_type == "Relu" else _clip(node, scalars)

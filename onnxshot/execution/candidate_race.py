@@ -1,4 +1,7 @@
-"""Try candidates on calibration samples: rules say what should be better, the network's outputs say what is."""
+"""Compare candidate models on calibration samples and choose the best one.
+
+Rules say which candidate should be better; the outputs of the network decide.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ from onnxshot.runtimes.ort_runtime import Feed, stored_bytes
 __all__ = ["MAX_BYTES", "CandidateError", "measure_candidates", "race"]
 
 MAX_BYTES = 200_000_000
-"""Weights of a model that is still tried: the model is copied for every candidate."""
-_SIDE_BY_SIDE = 50_000_000  # bytes of a model above which no other is run beside it
+"""Bytes of a model up to which candidates are tried: the model is copied for each candidate."""
+_SIDE_BY_SIDE = 50_000_000  # bytes of a model above which models run one at a time
 
 _CLEAR = 2.0  # standard errors
-_SAME_DB = 0.2  # what it is not worth running more samples for
-_FEWEST = 1.5  # samples of full weight: of fewer nothing is known of their spread
+_SAME_DB = 0.2  # a difference that is not worth running more samples for
+_FEWEST = 1.5  # effective samples needed to estimate their spread
 
 _Outputs = Mapping[str, NDArray[Any]]
 
@@ -39,11 +42,25 @@ def race(
     threads: int,
     leads: Sequence[float] = (),
 ) -> tuple[int, list[CandidateError]]:
-    """(number of the best candidate, how close each came), by what is typical of a sample.
+    """Choose the candidate that is closest to the reference on a typical sample.
 
-    leads: dB by which each must be better than one without a lead. A batch of samples is drawn only as long as another
-    may still be better than the best so far; those that surely are not are not run again. Held at any time: all
-    candidates, and what `tried` holds. Raises ModelError where one does not run.
+    Further batches of samples are drawn only while another candidate may still be better than the best so far.
+    Candidates that are surely worse are not run again.
+
+    Memory: all candidates, and what `measure_candidates` holds.
+
+    Args:
+        reference: The float model, a file or serialized.
+        candidates: Serialized models.
+        batches: Batches of samples.
+        threads: CPU threads in total.
+        leads: dB by which each candidate must be better than one without a lead; 0 for those not listed.
+
+    Returns:
+        Index of the best candidate, and the error of each.
+
+    Raises:
+        ModelError: A model does not run.
     """
     made: list[bytes] = []
     found: list[CandidateError] = []
@@ -72,9 +89,9 @@ def race(
 
 
 def _settled(one: tuple[Sequence[float], float], other: tuple[Sequence[float], float], weights: Floats) -> bool:
-    """Whether chance alone does not hide that the other is better by more than _SAME_DB (the paired t statistic).
+    """Whether the other candidate is surely not better by more than _SAME_DB, by the paired t statistic.
 
-    Of weighted samples, as many count as would have that weight between them (Kish's effective sample size).
+    Weighted samples count as Kish's effective sample size.
     """
     gains = np.subtract(one[0], other[0]) - (one[1] - other[1])
     count = float(weights.sum() ** 2 / np.square(weights).sum())
@@ -88,16 +105,29 @@ def _settled(one: tuple[Sequence[float], float], other: tuple[Sequence[float], f
 def measure_candidates(
     reference: Path | bytes, candidates: Iterable[bytes], samples: Sequence[Sample], *, threads: int
 ) -> Iterator[CandidateError]:
-    """How close each candidate comes to the reference, a file or a serialized model as they are.
+    """Measure how far each candidate is from the reference.
 
-    Models run beside each other, and one is run while the next is made: candidates are drawn as they run. Held at any
-    time: a few models, and the outputs of the samples as often. Raises ModelError where one does not run.
+    Models run side by side, and the next candidate is drawn while earlier ones run.
+
+    Memory: a few models, and as many sets of outputs of all samples.
+
+    Args:
+        reference: The float model, a file or serialized.
+        candidates: Serialized models.
+        samples: Samples to run.
+        threads: CPU threads in total.
+
+    Yields:
+        The error of each candidate, in order.
+
+    Raises:
+        ModelError: A model does not run.
     """
     how = comparison_setup(reference, samples[0].feed) if samples else ComparisonSetup(reference)
     workers = threads if _size(reference) <= _SIDE_BY_SIDE else 1
     each = max(1, threads // workers)
     wanted = list[_Outputs]()
-    if how.orders:  # what it picks is imposed on the others
+    if how.orders:  # its picks are imposed on the candidates
         wanted = _outputs((ComparisonSetup(how.reference), how.reference), feeds_of(samples), threads)
         feeds = [how.feed(sample.feed, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
     else:
@@ -120,12 +150,12 @@ def _size(model: Path | bytes) -> int:
 
 
 def feeds_of(samples: Sequence[Sample]) -> list[Feed]:
-    """What each sample feeds."""
+    """The input arrays of each sample."""
     return [sample.feed for sample in samples]
 
 
 def _outputs(model: tuple[ComparisonSetup, Path | bytes], feeds: Sequence[Feed], threads: int) -> list[_Outputs]:
-    """The outputs of a model on every feed, in order; how: that it is run by."""
+    """The outputs of a model on every feed, in order."""
     runner = CandidateRunner(*model, threads=threads)
     return [runner.run(feed) for feed in feeds]
 

@@ -1,4 +1,7 @@
-"""Run the float model over calibration samples and keep statistics, not tensors: one pass, memory that stays flat."""
+"""Collect calibration statistics: run the float model over samples and keep statistics instead of tensors.
+
+One pass over the samples is enough, and memory does not grow with their number.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,20 @@ from onnxshot.graph.macs import concrete_shapes
 from onnxshot.runtimes.ort_runtime import providers_for
 from onnxshot.settings import Progress
 
-_LARGE = 48 << 20  # bytes
-_READ_EARLY = 8 << 20  # bytes
-_NAMED = 3  # samples named in a note
+_LARGE = 48 << 20  # bytes of observed tensors per sample, above which samples run one at a time
+_READ_EARLY = 8 << 20  # bytes of samples that are read while the session is created
+_NAMED = 3  # most samples named in a note
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """Statistics by tensor; used: numbers of the samples that were run, in that order; notes: what is odd with them."""
+    """What a pass over the samples found.
+
+    Attributes:
+        stats: Statistics by tensor name.
+        used: Indices of the samples that were run, in the order they were run.
+        notes: Remarks on unusual samples, and on how many were needed.
+    """
 
     stats: dict[str, TensorStats]
     used: tuple[int, ...]
@@ -51,18 +60,28 @@ def collect(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Collected:
-    """Statistics of the named tensors over the samples; of those in `channels` also by channel of the last axis.
+    """Collect statistics of the named tensors over the samples.
 
-    settle: stop as soon as the ranges have settled (see `Settling`); samples are then taken in an order whose every
-    beginning is spread over all of them. The same samples give the same statistics to the bit, whatever the threads.
+    The same samples give the same statistics to the bit, whatever the number of threads. Several samples run at once,
+    each on one thread, while the next ones are read. If their tensors are large, samples run one at a time on all
+    threads.
 
-    Several samples run at once, each on one thread, and the next are read meanwhile; one at a time on all threads where
-    their tensors are large. Held at any time: what so many inferences hold, a few glimpses, and 100 kB per tensor,
-    whatever the number of samples.
+    Memory: what these inferences need, a few glimpses, and 100 kB per tensor, whatever the number of samples.
+
+    Args:
+        model: The float model, normalized.
+        names: Tensors to observe.
+        samples: Samples to run.
+        channels: Those of `names` whose extremes are also kept per channel of the last axis.
+        settle: Stop as soon as the ranges have settled (see `Settling`). Samples are then run in an order of which
+            every prefix is spread over all samples.
+        threads: CPU threads in total.
+        device: "cpu", "cuda" or "openvino", an execution provider of ONNX Runtime.
+        progress: Called with the stage, the samples done and the samples in total.
 
     Raises:
-        CalibrationError: a tensor is NaN or infinite; tensor and sample are named.
-        ModelError: the model does not run on a sample.
+        CalibrationError: A tensor is NaN or infinite. Names the tensor and the sample.
+        ModelError: The model does not run on a sample.
     """
     total = len(samples)
     order, kept = order_of(total, settle=settle), list(names)
@@ -85,7 +104,7 @@ def collect(
 
 
 def order_of(total: int, *, settle: bool) -> list[int]:
-    """The order in which so many samples are run; settle: where the run may stop early."""
+    """The order in which samples are run; spread out if the pass may stop early (`settle`)."""
     return spread(total) if settle else list(range(total))
 
 
@@ -99,7 +118,10 @@ def observe_samples(
     threads: int = 2,
     device: str = "cpu",
 ) -> Iterator[tuple[Sample, Glimpse]]:
-    """The samples with these numbers, each with the glimpse of the named tensors. Raises as `collect` does."""
+    """Yield the samples with these indices, each with a glimpse of the named tensors.
+
+    Arguments and errors as in `collect`.
+    """
     runs = max(1, min(threads, len(order))) if device == "cpu" and not _is_large(model, names, samples) else 1
     watched = list(dict.fromkeys((*names, *_float_outputs(model))))
     make = partial(probe, model, watched, channels, threads=max(1, threads // runs), providers=providers_for(device))
@@ -118,10 +140,20 @@ def extremes(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Span]:
-    """Extremes of the named tensors over all samples, in one pass that holds nothing of them.
+    """Smallest and largest value of the named tensors over all samples.
 
-    Unlike `collect` it takes tensors that are NaN or infinite, such as masks. Raises ModelError where the model does
-    not run on a sample.
+    Unlike `collect`, it accepts tensors with NaN or infinite values, such as masks.
+
+    Args:
+        model: The float model.
+        names: Tensors to observe.
+        samples: Samples to run.
+        threads: CPU threads in total.
+        device: As in `collect`.
+        progress: As in `collect`.
+
+    Raises:
+        ModelError: The model does not run on a sample.
     """
     make = partial(probe, model, list(names), (), threads=threads, providers=providers_for(device))
     low, high, size = np.full(len(names), np.inf), np.full(len(names), -np.inf), np.zeros(len(names), np.int64)
@@ -139,9 +171,9 @@ def extremes(
 def _looks(
     make: Callable[[], Probe], samples: Dataset | Sequence[Sample], order: Sequence[int], runs: int
 ) -> Iterator[tuple[Sample, Glimpse]]:
-    """Every sample in this order with its glimpse; `runs` samples run at once and one more is read ahead.
+    """Yield every sample in this order with its glimpse. `runs` samples run at once, and one more is read ahead.
 
-    The first samples are read while the session of the probe is made, which takes as long as some twenty runs.
+    The first samples are read while the probe's session is created, which takes as long as about twenty runs.
     """
     read: dict[int, Sample] = {}
     size = 0
@@ -164,19 +196,19 @@ def _looks(
 
 
 def _is_large(model: Model, names: Sequence[str], samples: Dataset | Sequence[Sample]) -> bool:
-    """Whether one sample's tensors are so large that two samples at once would cost too much memory."""
+    """Whether the tensors of one sample are so large that two samples at once would need too much memory."""
     shapes = concrete_shapes(model, {name: x.shape for name, x in samples[0].feed.items()}) if len(samples) else {}
     return sum(4 * math.prod(shapes[name]) for name in names if name in shapes) > _LARGE
 
 
 def _float_outputs(model: Model) -> list[str]:
-    """Watched too, but not kept: a NaN that the picks have missed may show there."""
+    """Float outputs. They are observed but not kept: a NaN that the subsample of a tensor missed may reach them."""
     floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
     return [t.name for t in model.graph.outputs if model.elem_type(t) in floats]
 
 
 def _refuse(model: Model, names: Sequence[str], sample: Sample, threads: int) -> None:
-    """Raise CalibrationError with the first of the tensors that is not finite on this sample."""
+    """Raise CalibrationError for the first tensor that is not finite on this sample."""
     outside = OutsideProbe(model, names, (), threads=threads)
     for name, values in zip(names, outside.values(sample.feed), strict=True):
         if not np.isfinite(values.astype(np.float32)).all():
@@ -187,9 +219,9 @@ def _refuse(model: Model, names: Sequence[str], sample: Sample, threads: int) ->
 
 
 def notes_of(outliers: Outliers, blank: Sequence[str], names: Sequence[str], used: int, total: int) -> Iterator[str]:
-    """What is odd about the samples of a run, and how many of them it took; blank: names of samples."""
+    """Notes on outliers and blank samples, and on how many samples were needed. `blank`: names of samples."""
     if used < total:
-        yield f"{used} of {total} samples were enough: the ranges had settled (--samples all takes them all)"
+        yield f"{used} of {total} samples were enough: the ranges had settled (--samples all uses all of them)"
     for sample, tensors in list(outliers.found().items())[:_NAMED]:
         number, times = tensors[0]
         more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""

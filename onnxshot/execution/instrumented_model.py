@@ -1,4 +1,7 @@
-"""The float model with its observation inside: extremes and a subsample of each tensor leave it, not the tensors."""
+"""Instrument the float model for calibration: nodes inside it reduce each tensor to extremes and a subsample.
+
+Only the reduced values leave the graph, not the tensors.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,10 @@ from onnxshot.graph.save import write
 from onnxshot.runtimes.ort_runtime import CPU, Feed, Runner
 
 IN_MEMORY = 32_000_000
-"""Bytes of weights above which a model is run from a temporary file, which ONNX Runtime maps: of one that it is handed
-in memory it holds three copies for a while."""
+"""Bytes of weights above which a model runs from a temporary file.
+
+ONNX Runtime maps a file into memory. Of a model given in memory it holds three copies for a while.
+"""
 
 Shape = tuple[int | str | None, ...]
 
@@ -35,7 +40,15 @@ _VALUES, _SIZES = _MARK + "values", _MARK + "sizes"
 
 
 class Probe(ABC):
-    """Shows what calibration keeps of one sample: of the named tensors, by channel too of those in `channels`."""
+    """Runs a model and returns a glimpse of the named tensors: what calibration keeps of one sample.
+
+    Args:
+        model: The model.
+        names: Tensors to observe.
+        channels: Those of `names` that are also reduced per channel of their last axis.
+        threads: CPU threads of the session.
+        providers: Execution providers of ONNX Runtime.
+    """
 
     def __init__(
         self,
@@ -57,17 +70,20 @@ class Probe(ABC):
 
     @abstractmethod
     def _change(self, model: Model) -> tuple[Callable[[ModelProto], None], Sequence[str]]:
-        """(what is done to the model before it is run, the outputs it has then)."""
+        """The function that edits the model before it runs, and the outputs of the edited model."""
 
     @abstractmethod
     def observe(self, feed: Feed) -> Glimpse:
-        """Run the model on one feed. Raises ModelError where that fails."""
+        """Run the model on one sample. Raises ModelError if the run fails."""
 
 
 def probe(
     model: Model, names: Sequence[str], channels: Collection[str], *, threads: int, providers: Sequence[str] = CPU
 ) -> Probe:
-    """A probe of the named tensors; those also in `channels` are reduced by index of their last axis too."""
+    """A probe of the named tensors.
+
+    Falls back to `OutsideProbe` if the model cannot be instrumented; arguments as in `Probe`.
+    """
     with contextlib.suppress(ModelError):
         if model.opset >= _LEAST_OPSET:
             return InsideProbe(model, names, channels, threads=threads, providers=providers)
@@ -75,7 +91,10 @@ def probe(
 
 
 class OutsideProbe(Probe):
-    """Takes whole tensors out of the model and reduces them here: for models that cannot be added to, and to check."""
+    """Returns whole tensors from the model and reduces them in numpy.
+
+    For models that cannot be instrumented, and to check `InsideProbe`.
+    """
 
     def _change(self, model: Model) -> tuple[Callable[[ModelProto], None], Sequence[str]]:
         return partial(_expose, names=self.names), self.names
@@ -86,14 +105,14 @@ class OutsideProbe(Probe):
         return [found[name] for name in self.names]
 
     def observe(self, feed: Feed) -> Glimpse:
-        """Run the model on one feed. Raises ModelError where that fails."""
+        """Run the model on one sample. Raises ModelError if the run fails."""
         return glimpse(self.values(feed), self.channels)
 
 
 class InsideProbe(Probe):
-    """Reduces each tensor in the graph, right after it was made: little more memory than inference takes.
+    """Reduces each tensor in the graph right after it is made, in little more memory than inference takes.
 
-    ONNX Runtime's ReduceMin and ReduceMax pass over a NaN; it is told by the picks.
+    ReduceMin and ReduceMax of ONNX Runtime ignore NaN. The subsample shows it.
     """
 
     def __init__(
@@ -115,7 +134,7 @@ class InsideProbe(Probe):
         return change, [_VALUES, _SIZES]
 
     def observe(self, feed: Feed) -> Glimpse:
-        """Run the model on one feed. Raises ModelError where that fails."""
+        """Run the model on one sample. Raises ModelError if the run fails."""
         if self._outside is not None:
             return self._outside.observe(feed)
         found = self._runner.run(feed)
@@ -123,7 +142,7 @@ class InsideProbe(Probe):
         layout = self._layout
         if layout is None or not np.array_equal(layout.lengths, sizes):
             self._layout = layout = _Layout(sizes, len(self.names), self.channels)
-        if len(values) != layout.total:  # the model states shapes that its tensors have not
+        if len(values) != layout.total:  # the model states wrong shapes
             self._outside = self._make_outside()
             return self._outside.observe(feed)
         absmax = {i: np.maximum(-values[low], values[high]) for i, low, high in layout.channels}
@@ -132,10 +151,15 @@ class InsideProbe(Probe):
 
 
 class _Layout:
-    """Where in the one vector of values what lies: per tensor bottoms, tops, picks, then least and most by channel.
+    """Where the values of each tensor lie in the one output vector.
 
-    lengths [2n + channels]: elements of every tensor, rows of every tensor, lengths of the last axes of those with
-    channels.
+    Per tensor: minima and maxima of its rows, its subsample, then minima and maxima per channel.
+
+    Args:
+        lengths_: [2n + channels] elements of each tensor, rows of each tensor, and length of the last axis of those
+            with channels.
+        count: Number of tensors, n.
+        channels: Indices of the tensors with channels.
     """
 
     def __init__(self, lengths_: NDArray[np.int64], count: int, channels: Sequence[int]) -> None:
@@ -155,7 +179,7 @@ class _Layout:
 
 
 def _expose(proto: ModelProto, names: Sequence[str]) -> None:
-    """Make the tensors outputs."""
+    """Make the tensors outputs, in place."""
     present = {o.name for o in proto.graph.output}
     proto.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in present)
 
@@ -168,17 +192,17 @@ def _instrument(
     shapes: Mapping[str, Shape | None],
     opset: int,
 ) -> None:
-    """Replace the outputs by two vectors: what is kept of each tensor, one after another, and the lengths of it all.
+    """Replace the outputs by two vectors, in place: the kept values of all tensors, and their lengths.
 
-    ONNX Runtime orders nodes by a depth-first search from the last output, at every node into the input whose maker was
-    added last. So the reductions of the first tensor are added last: each then runs right after the tensor it reads,
-    which is still in the cache and is freed at once.
+    ONNX Runtime orders nodes by a depth-first search from the last output. At every node it visits the input whose
+    maker was added last first. Therefore the reductions of the first tensor are added last: each then runs right after
+    the tensor it reads, which is still in the CPU cache and is freed at once.
     """
     graph = proto.graph
     del graph.output[:]
     for name, value in _constants().items():
         graph.initializer.append(numpy_helper.from_array(value, _MARK + name))
-    # A tensor of unknown rank is taken as one row.
+    # A tensor of unknown rank counts as one row.
     ranks = {name: len(shapes[name] or ()) for name in names}
     for rank in {max(rank, 1) for rank in ranks.values()}:
         axes = np.arange(row_axes(rank), rank, dtype=np.int64)
@@ -222,14 +246,22 @@ def _constants() -> dict[str, NDArray[np.int64]]:
 
 
 class _Reductions:
-    """The nodes that reduce one tensor, made one after another."""
+    """Makes the nodes that reduce one tensor."""
 
     def __init__(self, number: int, opset: int) -> None:
         self._number, self._opset = number, opset
         self._nodes: list[NodeProto] = []
 
     def of(self, tensor: str, rank: int, stride: str | None, *, cast: bool, by_channel: bool) -> list[NodeProto]:
-        """All nodes; what they make is named in `_instrument`. stride: that of a tensor of the same shape, if known."""
+        """All nodes for one tensor; `_instrument` names what they make.
+
+        Args:
+            tensor: The tensor.
+            rank: Its rank; 0 if unknown.
+            stride: Stride that a tensor of the same shape uses, if there is one.
+            cast: Whether it must be cast to float32.
+            by_channel: Whether it is also reduced per channel.
+        """
         if cast:
             tensor = self._add("Cast", [tensor], "cast", to=TensorProto.FLOAT)
         flat = self._add("Reshape", [tensor, _MARK + "flat"], "values")
@@ -246,7 +278,7 @@ class _Reductions:
         return self._nodes
 
     def _stride(self, size: str) -> str:
-        """The stride that `sampling.strides` gives for this size."""
+        """The stride that `sampling.strides` gives for this number of elements."""
         row = self._add("Div", [size, _MARK + "most_per_row"], "table_row")
         row = self._add("Min", [row, _MARK + "last_row"], "row")
         candidates = self._add("Gather", [_MARK + "strides", row], "candidates")
@@ -265,7 +297,10 @@ class _Reductions:
         self._reduce("ReduceMax", table, _MARK + "begin", 0, 1, "most")
 
     def _reduce(self, op: str, tensor: str, axes: str, first: int, end: int, output: str) -> str:
-        """Reduce over axes first..end; `axes` is the constant that holds them, for the opsets that want an input."""
+        """Reduce over axes first..end.
+
+        `axes` names the constant with these axes, for opsets that take them as an input.
+        """
         if self._opset >= 18:
             return self._add(op, [tensor, axes], output, keepdims=0)
         return self._add(op, [tensor], output, keepdims=0, axes=list(range(first, end)))
@@ -278,9 +313,10 @@ class _Reductions:
 
 @contextlib.contextmanager
 def _runnable(model: Model, change: Callable[[ModelProto], None]) -> Iterator[tuple[bytes, Path | None]]:
-    """The changed model as bytes, and the folder of its external data; weights that lie outside stay where they are.
+    """The edited model as bytes, and the folder of its external data.
 
-    Those of a large model that lie inside are written to a temporary folder, one at a time.
+    External weights stay where they are. Internal weights of a large model are written to a temporary folder, one at a
+    time.
     """
     stored = (c._values for c in model.constants() if isinstance(c._values, weights.StoredValues))
     outside = [values for values in stored if values.external]
@@ -297,9 +333,9 @@ def _runnable(model: Model, change: Callable[[ModelProto], None]) -> Iterator[tu
 
 
 def _bytes(proto: ModelProto, change: Callable[[ModelProto], None]) -> bytes:
-    """The changed proto; it is emptied, so that its weights are not in memory twice while a session is made.
+    """The edited model as bytes. Empties `proto`, so that weights are not in memory twice while the session is created.
 
-    Random numbers inside are drawn alike in every run, so that statistics are the same again.
+    Random operators draw the same numbers in every run, so that statistics are reproducible.
     """
     change(proto)
     fix_randomness(proto)

@@ -1,4 +1,4 @@
-"""What a Conv, Gemm or MatMul reads and gives at some positions of some samples, as rows of matrices."""
+"""Inputs and outputs of a Conv, Gemm or MatMul as rows of matrices, at some positions of some samples."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from onnxshot.runtimes.ort_runtime import Runner
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
-_WANTED = 64 << 20  # bytes of a model's outputs that are held at once, of as many layers as that takes
+_WANTED = 64 << 20  # most bytes of layer outputs that are held at once
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixForm:
-    """How an operator multiplies: what is needed to see it as a product of matrices, group by group.
+    """How an operator can be written as products of matrices, one per group.
 
-    op: Conv, Gemm without transA, or MatMul with the weight on the right; attrs: the node's.
+    Attributes:
+        op: "Conv", "Gemm" without transA, or "MatMul" with the weight on the right.
+        attrs: Attributes of the node.
     """
 
     op: str
@@ -37,23 +39,32 @@ class MatrixForm:
 
     @property
     def turned(self) -> bool:
-        """True where the weight is stored as [inputs, outputs]."""
+        """True if the weight is stored as [inputs, outputs]."""
         return self.op != "Conv" and not self.attrs.get("transB", 0)
 
     def table(self, weight: NDArray[Any]) -> NDArray[Any]:
-        """A weight as [groups, outputs, inputs times kernel]."""
+        """Reshape a weight to [groups, outputs, inputs times kernel]."""
         if self.turned:
             weight = weight.T
         groups = int(self.attrs.get("group", 1))
         return weight.reshape(groups, weight.shape[0] // groups, -1)
 
     def stored(self, table: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
-        """The inverse of `table`, in the type and shape that is stored."""
+        """The inverse of `table`, with the type and shape of `like`."""
         flat = table.reshape(table.shape[0] * table.shape[1], -1)
         return np.ascontiguousarray((flat.T if self.turned else flat).reshape(like.shape).astype(like.dtype))
 
     def chosen(self, y: NDArray[Any], share: int, number: int) -> tuple[NDArray[np.float32], tuple[int, ...]]:
-        """Some positions of a sample's output [N, O], and the sizes [*spatial] of the whole."""
+        """Pick positions of one sample's output.
+
+        Args:
+            y: Output of the layer on the sample.
+            share: Most positions to pick.
+            number: Index of the sample, which shifts the positions.
+
+        Returns:
+            Rows [N, O], and the spatial shape of the whole output; () if the operator has none.
+        """
         if self.op == "Conv":
             flat = y.reshape(y.shape[0], y.shape[1], -1)
             at = spread_over(flat.shape[2], share, number)
@@ -69,9 +80,17 @@ class MatrixForm:
         weight_shape: Sequence[int],
         fill: NDArray[Any],
     ) -> NDArray[Any]:
-        """What the layer reads for the positions of `chosen`: [G, N, K], sample after sample, in the inputs' type.
+        """Inputs of the layer at the positions that `chosen` picks, sample after sample.
 
-        inputs: one array per sample; sizes: those of each output; fill: what a Conv is padded with.
+        Args:
+            inputs: One array per sample.
+            sizes: Spatial shape of each sample's output.
+            share: Most positions per sample.
+            weight_shape: Shape of the stored weight.
+            fill: Padding value of a Conv.
+
+        Returns:
+            Rows [G, N, K], in the type of the inputs.
         """
         kernel = weight_shape[2:]
         found = [
@@ -89,7 +108,7 @@ class MatrixForm:
         kernel: Sequence[int],
         fill: NDArray[Any] | float = 0.0,
     ) -> NDArray[Any]:
-        """What is read of one sample [N, G, K], for the positions that `chosen` takes of a sample of this number."""
+        """Inputs of the layer [N, G, K] on one sample, at the positions that `chosen` picks for this `number`."""
         if self.op == "Conv":
             rows = self._patches(x, sizes, kernel, spread_over(math.prod(sizes), share, number), fill)
         else:
@@ -120,17 +139,28 @@ class MatrixForm:
 
 
 def product(x: NDArray[np.float32], table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What a layer gives without its bias, of what it reads and its weight: [G, N, K], [G, O, K] -> [N, G * O]."""
-    if table.shape[1] == 1:  # many small products of matrices are slow
+    """Outputs of a layer without its bias.
+
+    Args:
+        x: Inputs [G, N, K].
+        table: Weight [G, O, K].
+
+    Returns:
+        Outputs [N, G * O].
+    """
+    if table.shape[1] == 1:  # many small matrix products are slow
         return np.ascontiguousarray(np.einsum("gnk,gk->ng", x, table[:, 0]))
     return (x @ table.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerOutputs:
-    """What a model gives at some positions of a layer's output.
+    """Outputs of a layer at some positions.
 
-    values: [N, O], sample after sample; starts: the row that each begins with; sizes: those of each whole, [*spatial].
+    Attributes:
+        values: Rows [N, O], sample after sample.
+        starts: Index of each sample's first row.
+        sizes: Spatial shape of each sample's whole output.
     """
 
     values: NDArray[np.float32]
@@ -139,15 +169,15 @@ class LayerOutputs:
 
 
 class Layer(Protocol):
-    """A layer whose outputs are wanted."""
+    """A layer whose outputs are needed."""
 
     @property
     def form(self) -> MatrixForm:
-        """How it multiplies."""
+        """How it is written as products of matrices."""
 
     @property
     def outputs(self) -> int:
-        """How many outputs it has."""
+        """Number of its outputs."""
 
 
 def layer_outputs(
@@ -158,7 +188,16 @@ def layer_outputs(
     threads: int,
     most_bytes: int = _WANTED,
 ) -> Iterator[LayerOutputs]:
-    """What every layer gives, in order, at so many positions of every sample; some layers a run."""
+    """Yield the outputs of each layer, in order, at some positions of every sample.
+
+    Args:
+        model: The model.
+        layers: Nodes and their layers.
+        feeds: Samples.
+        shares: Most positions per sample, for each layer.
+        threads: CPU threads in total.
+        most_bytes: Bytes of outputs to hold at once. Each run covers as many layers as fit.
+    """
     model = with_fixed_randomness(model)
     need = [4 * share * len(feeds) * layer.outputs for (_, layer), share in zip(layers, shares, strict=True)]
     start = 0
@@ -182,21 +221,21 @@ def layer_outputs(
 def _chosen_rows(
     runner: Runner, layers: Sequence[tuple[str, MatrixForm, int]], numbered: tuple[int, Mapping[str, NDArray[Any]]]
 ) -> list[tuple[NDArray[np.float32], tuple[int, ...]]]:
-    """Of one sample, the chosen positions of each layer's output [N, O], and the sizes of the whole."""
+    """Rows [N, O] of each layer's output on one sample, and its spatial shape."""
     number, feed = numbered
     found = runner.run(feed)
     return [form.chosen(found[name], share, number) for name, form, share in layers]
 
 
 def spread_over(size: int, share: int, number: int) -> NDArray[np.int64]:
-    """So many positions of `size`, evenly spread; another sample begins at another place."""
+    """Up to `share` evenly spread positions out of `size`; each sample (`number`) starts at another place."""
     count = min(share, size)
-    start = (number * 0.618034) % 1.0  # multiples of the golden ratio are spread evenly too
+    start = (number * 0.618034) % 1.0  # multiples of the golden ratio are evenly spread
     return np.minimum(((np.arange(count) + start) * (size / count)).astype(np.int64), size - 1)
 
 
 def samples_that_fit(model: ModelProto, layers: Collection[str], feeds: Feeds, held: int) -> int:
-    """How many samples fit into so many bytes: what a walk holds of one at a layer; of a quantized tensor, a byte."""
+    """How many samples a layer walk can hold in `held` bytes. A quantized tensor takes one byte per value."""
     shapes = concrete_shapes(Model(model), {name: np.shape(values) for name, values in feeds[0].items()})
     stops = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     last = {stops.get(name, name): i for i, node in enumerate(model.graph.node) for name in node.input}
@@ -206,7 +245,7 @@ def samples_that_fit(model: ModelProto, layers: Collection[str], feeds: Feeds, h
         if node.op_type != "DequantizeLinear":
             size = 1 if node.op_type == "QuantizeLinear" else 4
             alive |= {name: size * math.prod(shapes.get(name, ())) for name in node.output}
-        if node.name in layers:  # between two layers, samples pass one by one
+        if node.name in layers:  # between two layers, samples are processed one by one
             most = max(most, sum(alive.values()) - 4 * math.prod(shapes.get(node.output[0], ())))
         alive = {name: size for name, size in alive.items() if last.get(name, -1) > i}
     return max(1, min(len(feeds), held // most))

@@ -1,4 +1,4 @@
-"""Run a model step by step over samples that are all in memory: what is at the front of the walk is held, no more."""
+"""Run a model layer by layer over samples in memory, holding only the tensors that later nodes still read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ Values = Sequence[NDArray[Any]]
 
 
 class Walk:
-    """A model on its way over samples: it goes as far as it is asked for values, and holds what is still to be read.
+    """A model run step by step: it advances as far as the values asked for, and holds what later nodes read.
 
-    A DequantizeLinear of a computed tensor is no place to stop: its input is held, a quarter of the size, and each
-    reader computes it anew, so that ONNX Runtime fuses it as it does in the whole model. Constants may be changed with
-    `set` until the node that reads them has run.
+    Constants may be changed with `set` until the node that reads them has run. Of a computed tensor that a
+    DequantizeLinear reads, the integers are held, at a quarter of the size. Each reader dequantizes them again, so that
+    ONNX Runtime fuses the nodes as in the whole model.
+
+    Args:
+        proto: The model. It is not changed.
+        feeds: Samples.
+        threads: CPU threads in total; one sample runs per thread.
     """
 
     def __init__(self, proto: ModelProto, feeds: Sequence[Mapping[str, NDArray[Any]]], threads: int) -> None:
@@ -33,13 +38,13 @@ class Walk:
         self._constants = {t.name: t for t in proto.graph.initializer}
         given = [i.name for i in proto.graph.input if i.name not in self._constants]
         self._held: dict[str, Values] = {name: [feed[name] for feed in feeds] for name in given}
-        self._readers: dict[str, set[int]] = {}  # those still to run, of everything a walk may stop at
+        self._readers: dict[str, set[int]] = {}  # nodes still to run that read each tensor a walk may hold
         for i, node in enumerate(self._nodes):
             for name in () if self._dequantizes(node) else reads(node):
                 self._readers.setdefault(self.stop(name), set()).add(i)
 
     def values(self, name: str) -> Values:
-        """Go on until this tensor is there: its values, or where a DequantizeLinear makes it, those that this reads."""
+        """Advance until this tensor is computed, and return its values; the integers if a DequantizeLinear makes it."""
         stop = self.stop(name)
         numbers = self._needed(stop)
         if numbers:
@@ -47,12 +52,12 @@ class Walk:
         return self._held[stop]
 
     def stop(self, name: str) -> str:
-        """The tensor that is held in the place of this one."""
+        """The tensor that is held in place of this one: the input of the DequantizeLinear that makes it, or itself."""
         maker = self._node_of(name)
         return maker.input[0] if maker is not None and self._dequantizes(maker) else name
 
     def params(self, name: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Scale and zero point that turn what is held into this tensor; None where it is held itself."""
+        """Scale and zero point that dequantize the held values to this tensor; None if it is held itself."""
         maker = self._node_of(name)
         if maker is None or not self._dequantizes(maker):
             return None
@@ -60,11 +65,11 @@ class Walk:
         return scale, zero_point
 
     def constant(self, name: str) -> NDArray[Any]:
-        """Values of a constant, as they are now."""
+        """Current values of a constant."""
         return numpy_helper.to_array(self._constants[name])
 
     def set(self, name: str, values: NDArray[Any]) -> None:
-        """Change a constant; the model that was given is not changed."""
+        """Change a constant in the walk."""
         self._constants[name] = numpy_helper.from_array(values, name)
 
     def _node_of(self, name: str) -> NodeProto | None:
@@ -75,7 +80,7 @@ class Walk:
         return node.op_type == "DequantizeLinear" and node.input[0] not in self._constants
 
     def _needed(self, stop: str) -> list[int]:
-        """The nodes that must run for this tensor, in order."""
+        """Indices of the nodes that must run to compute this tensor, in order."""
         found: set[int] = set()
         names = [stop]
         while names:
@@ -118,7 +123,7 @@ class Walk:
 
 
 def reads(node: NodeProto) -> Iterator[str]:
-    """Names of all tensors a node reads, those that its subgraphs take from outside among them."""
+    """Names of all tensors that a node reads, including those its subgraphs read from outside."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):

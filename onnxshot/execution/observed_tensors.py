@@ -1,4 +1,4 @@
-"""A pass over calibration samples before it is made: what it looks at, and the key of the statistics that it gives."""
+"""Plan a calibration pass: which tensors it observes, and the key of its statistics in the cache."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from onnxshot.targets import TARGETS
 
 @dataclass(frozen=True)
 class CalibrationPass:
-    """What a pass looks at.
+    """A pass over calibration samples, before it is made.
 
     Attributes:
-        model: normalized.
-        names: tensors.
-        channels: those of them that are looked at by channel too.
-        samples: to choose from.
-        settle: whether it may stop early.
+        model: The normalized model.
+        names: Tensors to observe.
+        channels: Those that are also observed per channel.
+        samples: The samples to choose from.
+        settle: Whether it may stop early.
     """
 
     model: Model
@@ -39,13 +39,13 @@ class CalibrationPass:
 
     @cached_property
     def model_hash(self) -> str:
-        """SHA-256, hex, of the model."""
+        """SHA-256 of the model, in hex."""
         return statistics_cache.model_hash(self.model)
 
     def key(self, digests: Sequence[str], recipe: Recipe, device: str) -> str:
-        """The name of its statistics in a cache; digests: of the samples."""
-        sizes = [str(sorted(recipe.shapes.items()))] if recipe.shapes else []  # pictures are made to fit them
-        # Of the names too: what is watched decides when ranges have settled, and so what the statistics are.
+        """Key of its statistics in a cache. `digests`: digests of the samples."""
+        sizes = [str(sorted(recipe.shapes.items()))] if recipe.shapes else []  # pictures are resized to them
+        # The names count: the tensors observed decide when the ranges have settled, and so which samples are run.
         watched = str((sorted(self.names), sorted(self.channels)))
         return statistics_cache.key(
             self.model_hash, self.samples.preset_hash, device, str(self.settle), watched, *sizes, *digests
@@ -54,7 +54,14 @@ class CalibrationPass:
     def statistics(
         self, stats: Mapping[str, TensorStats], used: Sequence[int], digests: Sequence[str], notes: Sequence[str]
     ) -> Statistics:
-        """What came of it. used: numbers of the samples that were run; digests: of all samples."""
+        """The statistics as they are stored.
+
+        Args:
+            stats: Statistics by tensor.
+            used: Indices of the samples that were run.
+            digests: Digests of all samples.
+            notes: Remarks of the pass.
+        """
         of = tuple(sorted({digests[i] for i in used}))
         told = (*notes, *_duplicates(self.samples, digests))
         return Statistics(stats, self.model_hash, self.samples.preset_hash, of, len(self.samples), told)
@@ -70,35 +77,35 @@ def calibration_pass(
     settle: bool = True,
     known: Mapping[str, TensorStats] | None = None,
 ) -> CalibrationPass:
-    """The pass that a plan needs; settle and known: as of `from_data`."""
+    """The pass that a plan needs; `settle` and `known` as in `from_data`."""
     names, by_channel = _watched(model, plan, recipe)
     settle = settle and settings.samples == "auto" and not samples.random
     return CalibrationPass(model, missing_in(known or {}, names, by_channel), by_channel, samples, settle)
 
 
 def missing_in(tensors: Mapping[str, TensorStats], names: Sequence[str], by_channel: Collection[str]) -> list[str]:
-    """The tensors that these are no statistics of, or none by channel where that is needed."""
+    """The tensors that have no statistics, or none per channel although they are needed."""
     return [n for n in names if n not in tensors or (n in by_channel and not tensors[n].channel_absmax)]
 
 
 def _watched(model: Model, plan: Plan, recipe: Recipe) -> tuple[list[str], set[str]]:
-    """(tensors to watch, those of them by channel): all that a run for another target, or with other exclusions, could.
+    """Tensors to observe, and those to observe per channel: all that any target or exclusion could need.
 
-    The statistics of a model are then the same whichever target was first, and calibration is needed once.
+    The statistics of a model are then the same for every target, and one calibration is enough.
     """
     asked = [Recipe(target=target, include=recipe.include) for target in TARGETS]
     plans = [*(make_plan(model, TARGETS[one.target], one) for one in asked), plan]
     names = list(dict.fromkeys(name for p in plans for name in p.observe))
     by_channel = {name for p in plans for name in p.watched}
-    by_channel.update(t.name for p in plans for t in readers_of(model, p, STATIC))  # may be smoothed too
+    by_channel.update(t.name for p in plans for t in readers_of(model, p, STATIC))  # SmoothQuant may apply
     return names, by_channel
 
 
 def _duplicates(data: Dataset, digests: Sequence[str]) -> list[str]:
-    """A note on samples that are there more than once."""
+    """A note on samples that occur more than once; empty if there are none."""
     first: dict[str, int] = {}
     twice = [(first[d], i) for i, d in enumerate(digests) if first.setdefault(d, i) != i]
     if not twice:
         return []
     some = ", ".join(f"{data.name(b)!r} equals {data.name(a)!r}" for a, b in twice[:3])
-    return [f"{len(twice)} calibration samples are there twice: {some}" + (" and more" if len(twice) > 3 else "")]
+    return [f"{len(twice)} calibration samples occur twice: {some}" + (" and more" if len(twice) > 3 else "")]

@@ -1,4 +1,4 @@
-"""Work on several samples at once, with results in order and no more than a few in memory."""
+"""Process several items at once in threads, with results in order and only a few in memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ Result = TypeVar("Result")
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result, None, None]:
-    """The results of `work` on every item, in the order of the items.
+    """Yield the results of `work` on every item, in the order of the items.
 
-    `workers` items are worked on at once and as many results wait; items are drawn in the calling thread, when there is
-    room. ONNX Runtime lets go of Python's lock while it runs: one sample per thread is faster than one after another on
-    all threads. Where the caller stops, or an item fails, what has begun is finished and the rest is not begun.
+    Items are drawn in the calling thread when a worker is free. ONNX Runtime releases Python's lock while it runs, so
+    one sample per thread is faster than one sample at a time on all threads. If the caller stops or an item fails, work
+    in progress is finished and the rest is not started.
+
+    Args:
+        work: Called with each item, in a worker thread.
+        items: The items.
+        workers: Items processed at once. As many results wait at most.
     """
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="onnxshot")
@@ -32,12 +37,20 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
 
 
 def split_threads(threads: int, items: int | None) -> tuple[int, int]:
-    """(workers, threads for each) where `threads` work on so many items; None: on more than there are threads."""
+    """Split threads among items.
+
+    Args:
+        threads: CPU threads in total.
+        items: Number of items; None if there are more items than threads.
+
+    Returns:
+        Number of workers, and threads of each.
+    """
     threads = max(1, threads)
     workers = threads if items is None else max(1, min(threads, items))
     return workers, threads // workers
 
 
 def run_concurrently(*works: Callable[[], Result]) -> list[Result]:
-    """The results of a few independent calls, made side by side: sessions take their time to be created."""
+    """The results of a few independent calls made at once, such as creating sessions."""
     return list(in_order(lambda work: work(), works, len(works)))

@@ -1,9 +1,9 @@
-"""A pass over calibration samples in parts, by several processes: to the bit what one process would have found.
+"""Split a calibration pass over several processes, with the same result to the bit as a single process.
 
-Statistics merge exactly, in any order. When ranges have settled depends on the order of the samples too, but of each
-only on the extremes of its rows: parts hand these over sample by sample, and they are gone through here in the order of
-a single pass. A pass may end at a few numbers of samples only (`settling.stops`), so that all parts up to the next one
-can be made at once, and nothing is looked at that a single pass would not have looked at.
+Statistics merge exactly, in any order. When the ranges have settled depends on the order of the samples too, but only
+through the extremes of each sample's rows. Shards return these per sample, and they are examined here in the order of a
+single pass. A pass may only end at certain numbers of samples (`enough_samples.stops`). Therefore all shards up to the
+next such number can run at once, and no sample is run that a single pass would not have run.
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
 
 LEAST = 8
-"""Samples that a part is worth, where the pass may end soon: loading a model takes as long as some twenty."""
+"""Fewest samples per shard if the pass may end soon: loading a model takes as long as about twenty samples."""
 
-_UNKNOWN = 1 << 62  # how many samples there are, before the first part has told
+_UNKNOWN = 1 << 62  # number of samples before the first shard has reported it
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Samples that one process looks at: of those from place `start` to `stop` of the order, every count-th.
+    """The samples that one process observes: every count-th from place `start` to `stop` in the pass's order.
 
-    stop: None for all that follow. part: which of `count` shares this is.
+    Attributes:
+        start: First place.
+        stop: End, exclusive; None for all that follow.
+        part: Which of `count` shards this is.
+        count: Number of shards.
     """
 
     start: int = 0
@@ -43,32 +47,42 @@ class Shard:
     count: int = 1
 
     def of(self, order: Sequence[int]) -> list[tuple[int, int]]:
-        """(place, number) of each of its samples."""
+        """Place and index of each of its samples."""
         return list(enumerate(order))[self.start : self.stop][self.part :: self.count]
 
 
 @dataclass(frozen=True, slots=True)
 class PassInfo:
-    """What the first process tells of the whole pass; digests: of all samples; key: of the statistics."""
+    """What the first process reports about the whole pass.
+
+    Attributes:
+        key: Key of the statistics in the cache.
+        names: Observed tensors.
+        digests: Digests of all samples.
+        statistics: Statistics without tensors and samples, to be filled in.
+    """
 
     key: str
     names: tuple[str, ...]
     digests: tuple[str, ...]
-    statistics: Statistics  # without any tensor, and as if no sample had been run
+    statistics: Statistics
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What came of a share.
+    """The result of one shard.
 
     Attributes:
-        stats: of every tensor.
-        places: of the samples in the order; numbers, digests: the same of them.
-        outliers: among them.
-        blank: (place, name) of samples that are one value throughout.
-        rows: of every tensor, in the first sample [n]; even: whether all samples have as many [n].
-        seen: of each sample what tells when ranges have settled, where that is asked.
-        head: of the first part.
+        stats: Statistics of each tensor.
+        places: Places of its samples in the order of the pass.
+        numbers: Indices of its samples.
+        digests: Digests of its samples.
+        outliers: Outliers among its samples.
+        blank: Place and name of samples with a single value throughout.
+        rows: [n] number of rows of each tensor in its first sample.
+        even: [n] whether all its samples have that number of rows.
+        seen: Extremes of each sample, if the pass may stop early.
+        head: Facts about the whole pass; only in the first shard.
     """
 
     stats: Sequence[TensorStats]
@@ -84,7 +98,18 @@ class ShardResult:
 
 
 def run_shard(watch: CalibrationPass, share: Shard, recipe: Recipe, settings: Settings) -> ShardResult:
-    """Look at a share of a pass. Raises CalibrationError and ModelError as `collect` does."""
+    """Observe the samples of one shard.
+
+    Args:
+        watch: The pass.
+        share: Which of its samples.
+        recipe: What the user asked for, part of the cache key.
+        settings: Threads and device.
+
+    Raises:
+        CalibrationError: A tensor is NaN or infinite.
+        ModelError: The model does not run on a sample.
+    """
     head = None
     if share.start == share.part == 0:
         digests = watch.samples.digests()
@@ -117,12 +142,12 @@ def run_shard(watch: CalibrationPass, share: Shard, recipe: Recipe, settings: Se
 
 @dataclass(slots=True)
 class ShardedPass:
-    """A pass under way: which shares are next, and what has come of those that were made.
+    """A pass in progress: which shards come next, and the merged results so far.
 
     Attributes:
-        settle: whether it may stop early.
-        count: into how many shares a round goes at most.
-        head: of the pass, once a round is there.
+        settle: Whether it may stop early.
+        count: Most shards per round.
+        head: Facts about the pass, once the first round is done.
     """
 
     settle: bool
@@ -138,11 +163,11 @@ class ShardedPass:
 
     @property
     def used(self) -> int:
-        """How many samples were run so far."""
+        """Number of samples run so far."""
         return len(self._used)
 
     def shares(self) -> list[Shard]:
-        """The shares of the next round."""
+        """The shards of the next round."""
         if not self.settle:
             return [Shard(0, None, part, self.count) for part in range(self.count)]
         start, total = len(self._used), len(self.head.digests) if self.head is not None else _UNKNOWN
@@ -151,7 +176,14 @@ class ShardedPass:
         return [Shard(start, stop, part, count) for part in range(count)]
 
     def add(self, parts: Sequence[ShardResult]) -> Statistics | None:
-        """Take in a round; the statistics where the pass has ended. Raises ValueError where samples have changed."""
+        """Merge the results of a round.
+
+        Returns:
+            The statistics if the pass has ended, else None.
+
+        Raises:
+            ValueError: Another process saw other samples.
+        """
         head = self.head = self.head or next(part.head for part in parts if part.head is not None)
         n = len(head.names)
         if not self._stats:
@@ -160,7 +192,7 @@ class ShardedPass:
         for part in parts:
             known = [head.digests[i] for i in part.numbers if i < len(head.digests)]
             if known != list(part.digests):
-                raise ValueError("the samples were others in another process")
+                raise ValueError("another process saw other samples")
             if part.numbers:
                 self._merge(part)
         settled = False
@@ -180,7 +212,7 @@ class ShardedPass:
         self._even &= part.even & (part.rows == self._rows)
 
     def _whole(self, head: PassInfo) -> Statistics:
-        # A part without an element of a tensor is neutral, but a single pass would have met its other number of rows.
+        # Statistics of an empty tensor merge as neutral, but a single pass would have seen its other number of rows.
         stats = [
             one if even else replace(one, row_lows=(), row_highs=())
             for one, even in zip(self._stats, self._even.tolist(), strict=True)
@@ -193,6 +225,6 @@ class ShardedPass:
 
 
 def _without_picks(seen: Glimpse) -> Glimpse:
-    """What `Settling` looks at."""
+    """The part of a glimpse that `Settling` needs."""
     none = np.zeros(0, np.float32)
     return Glimpse(seen.sizes, np.zeros_like(seen.picked), seen.rows, none, seen.bottoms, seen.tops)

@@ -1,4 +1,4 @@
-"""Statistics of earlier runs, kept by content: a run with other exclusions or another scheme needs no inference."""
+"""Calibration cache: statistics of earlier runs by content, so that other exclusions or schemes need no inference."""
 
 from __future__ import annotations
 
@@ -19,30 +19,36 @@ from onnxshot.files.temporary_folders import clear_dead
 from onnxshot.graph import Model, weights
 
 MAX_BYTES = 256 << 20
-_NAME = re.compile(r"[0-9a-f]{64}\.npz")  # as `key` gives it
+"""Largest size of the cache folder, in bytes."""
+_NAME = re.compile(r"[0-9a-f]{64}\.npz")  # a key and the suffix
 
 
 def model_hash(model: Model) -> str:
-    """SHA-256, hex, of the normalized graph and its weights."""
+    """SHA-256 of the normalized graph and its weights, in hex."""
     digest = hashlib.sha256()
     proto, lifted = model.skeleton()
     digest.update(proto.SerializeToString(deterministic=True))
     for name in sorted(lifted):
         digest.update(name.encode() + b"\0")
-        # As bytes: the buffers of bfloat16 and 8-bit floats are of no type Python knows.
+        # As bytes: Python has no buffer type for bfloat16 and float8.
         digest.update(np.ascontiguousarray(weights.read(lifted[name])).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def key(*parts: str) -> str:
-    """Name of an entry: SHA-256, hex, of all that its statistics depend on."""
+    """Key of an entry: SHA-256 of everything its statistics depend on, in hex."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def load(name: str, place: Path | None = None) -> Statistics | None:
-    """Statistics kept under that key; None where there are none, or the file is damaged or of another version.
+    """Statistics stored under this key.
 
-    place: a folder to look in other than the cache's own.
+    Args:
+        name: The key.
+        place: Folder to read instead of the cache folder.
+
+    Returns:
+        None if there are none, or if the file is damaged or of another version.
     """
     try:
         path = (place or folder()) / f"{name}.npz"
@@ -57,7 +63,7 @@ def load(name: str, place: Path | None = None) -> Statistics | None:
 
 
 def store(name: str, statistics: Statistics) -> None:
-    """Keep statistics; written aside and renamed. A cache that cannot be written is no error."""
+    """Store statistics by an atomic write. A cache that cannot be written is no error."""
     try:
         statistics.save(folder() / f"{name}.npz", lasting=False)
         _shrink()
@@ -66,7 +72,7 @@ def store(name: str, statistics: Statistics) -> None:
 
 
 def entries() -> list[Path]:
-    """The files of the cache, the one used longest ago first; what else lies in the folder is somebody's."""
+    """The files of the cache, least recently used first. Other files in the folder are ignored."""
     found = []
     with contextlib.suppress(OSError):
         for path in folder().glob("*.npz"):
@@ -78,9 +84,12 @@ def entries() -> list[Path]:
 
 
 def clear() -> int:
-    """Remove all statistics that are kept, and what killed runs have left; how many bytes that were.
+    """Remove all cached statistics, and temporary folders that killed runs left behind.
 
-    A run that was killed leaves folders in the cache, among the system's temporary files, and beside its output.
+    Such folders lie in the cache, among the system's temporary files, and beside outputs.
+
+    Returns:
+        Number of bytes freed.
     """
     freed = clear_dead_everywhere()
     for place in (folder(), folder() / "remote"):
@@ -94,7 +103,7 @@ def clear() -> int:
 
 
 def _remove(path: Path) -> int:
-    """Remove an entry that is one, whatever its name; how many bytes it had."""
+    """Remove a file if it holds statistics; the number of bytes freed."""
     with contextlib.suppress(OSError):
         if is_statistics(path):
             size = path.stat().st_size
@@ -104,7 +113,7 @@ def _remove(path: Path) -> int:
 
 
 def _shrink() -> None:
-    """Remove the statistics that were used longest ago until the folder is within its bound."""
+    """Remove the least recently used statistics until the folder is within MAX_BYTES."""
     files = entries()
     size = sum(p.stat().st_size for p in files)
     for path in files:

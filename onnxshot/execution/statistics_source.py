@@ -1,4 +1,4 @@
-"""Statistics for a run: of a file that was given, of the cache, or of a pass over the data."""
+"""Get the statistics a run needs: from a given file, from the cache, or by a pass over the data."""
 
 from __future__ import annotations
 
@@ -30,12 +30,20 @@ from onnxshot.rewriting.model_inputs import frozen_specs, resolve_preset
 from onnxshot.settings import Settings
 
 HOLDOUT = 0.25
-"""Share of the samples, the last ones, that calibration leaves alone: the result is judged on them."""
+"""Share of the samples, the last ones, that calibration leaves out. The result is measured on them."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunStatistics:
-    """Statistics for a run; calibrated, held_out: numbers of the samples in the data; inferences: how many were run."""
+    """Statistics for a run, and which samples they come from.
+
+    Attributes:
+        statistics: The statistics.
+        calibrated: Indices of the calibration samples in the data.
+        held_out: Indices of the held-out samples.
+        inferences: Number of samples that were run for them; 0 if they come from the cache or a file.
+        notes: Remarks for the report.
+    """
 
     statistics: Statistics
     calibrated: list[int]
@@ -47,7 +55,15 @@ class RunStatistics:
 def open_calib(
     calib: Any, model: Model, preset: str | Preset | None, settings: Settings, sizes: Frozen = AS_THEY_ARE
 ) -> Dataset:
-    """Open calibration data for a model; sizes: those that samples must have although the model leaves them free."""
+    """Open calibration data for a model.
+
+    Args:
+        calib: The data, in any form that `open_data` accepts.
+        model: The model.
+        preset: Preprocessing of pictures; None for the default.
+        settings: Limit and seed are used.
+        sizes: Dimensions that samples must have although the model leaves them free.
+    """
     limit = None if isinstance(calib, str) and calib == "random" and settings.samples == "auto" else settings.limit
     specs = frozen_specs(model, sizes)
     return open_data(calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed)
@@ -64,15 +80,26 @@ def from_data(
     settle: bool = True,
     known: Mapping[str, TensorStats] | None = None,
 ) -> RunStatistics:
-    """Statistics of all the plan watches, from the cache where they are there, else from a pass over the data.
+    """Statistics of all tensors the plan observes, from the cache if they are there, else from a pass over the data.
 
-    settle: whether the pass may stop early, where the settings allow that; known: statistics of tensors that need not
-    be watched again, which the result is without.
+    Args:
+        model: The normalized model.
+        plan: The plan, which names the tensors.
+        recipe: What the user asked for.
+        data: Calibration data.
+        settings: Threads, device, cache and limits.
+        holdout: Share of the samples to hold out.
+        settle: Allow the pass to stop early, if the settings do too.
+        known: Statistics of tensors that need not be observed again. The result does not repeat them.
+
+    Raises:
+        CalibrationError: A tensor is NaN or infinite on a sample.
+        ModelError: The model does not run on a sample.
     """
     calibrated, held_out = split(len(data), holdout)
     watch = calibration_pass(model, plan, recipe, data.subset(calibrated), settings, settle=settle, known=known)
     digests, cached = watch.samples.digests(), settings.use_cache and not data.random
-    # An entry of a cache that lies among the samples would be one of them from then on.
+    # If the cache folder lies among the samples, its entries would become samples.
     cached = cached and cache_folder.is_there() and not Read(Path(data.source), "", SAMPLES).would_take(
         cache_folder.folder() / "entry.npz"
     )
@@ -93,9 +120,16 @@ def from_data(
 
 
 def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) -> RunStatistics:
-    """Statistics of a file, which must be of this model, and of this data where there is any.
+    """Statistics from a file that calibration wrote.
 
-    Raises CalibrationError where they are not; both hashes are told.
+    Args:
+        path: The file.
+        model: The normalized model that they must belong to.
+        plan: The plan, which names the tensors that are needed.
+        data: Calibration data that they must belong to; None to skip that check.
+
+    Raises:
+        CalibrationError: They belong to another model or other data (the message names both hashes), or lack a tensor.
     """
     known = load_statistics(path)
     refuse_other("model", known.model, str(path), statistics_cache.model_hash(model), str(model.path or "the model"))
@@ -118,11 +152,11 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
     held_out = [i for i in last if digests[i] not in used] or new or last
     notes = known.notes
     if not new:
-        notes = (*notes, "judged on samples that were calibrated on: no others were given")
+        notes = (*notes, "measured on samples that were calibrated on: no others were given")
     return RunStatistics(known, calibrated, held_out, 0, notes)
 
 
 def _numbers(known: Statistics, numbers: Sequence[int], digests: Sequence[str]) -> list[int]:
-    """Which of these samples the statistics are of, in order: the same for new statistics, cached ones and a file's."""
+    """Indices of the samples that the statistics cover, in order. The same for new, cached and stored statistics."""
     used = set(known.samples)
     return [i for i, digest in zip(numbers, digests, strict=True) if digest in used]

@@ -185,7 +185,7 @@ def test_calibrated_on_everything_it_is_judged_on_the_same_and_says_so(net: Path
     onnxshot.calibrate(net, data, output=stats, settings=FAST, holdout=0)
     report = quantize(net, data, stats=stats, settings=FAST).report
     assert report.samples["held_out"] == 2
-    assert any("judged on samples that were calibrated on" in note for note in report.notes)
+    assert any("measured on samples that were calibrated on" in note for note in report.notes)
 
 
 def test_new_cached_and_given_statistics_are_of_the_same_samples(net: Path, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_the_same_sample_twice_is_told_and_counts_once_in_the_hash(net: Path) ->
     given = feeds(8)
     found = onnxshot.calibrate(net, [*given, given[2]], settings=FAST, holdout=0)
     assert len(found.samples) == 8
-    assert any("1 calibration samples are there twice: 'list #8' equals 'list #2'" in note for note in found.notes)
+    assert any("1 calibration samples occur twice: 'list #8' equals 'list #2'" in note for note in found.notes)
 
 
 def test_auto_looks_at_so_many_samples_and_no_more(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:

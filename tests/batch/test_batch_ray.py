@@ -100,7 +100,7 @@ def other():
     asked: dict[str, tuple[dict[str, Any], str]] = {
         "twice": ({"calib": "twice.npz"}, " tasks"),
         "function": ({"calib": "samples.py:same"}, " tasks"),
-        "other": ({"calib": "samples.py:other"}, "by itself: the samples were others in another process"),
+        "other": ({"calib": "samples.py:other"}, "by itself: another process saw other samples"),
         "noise": ({"calib": "random"}, "by itself: noise is made where it is used"),
         "stages": ({"recipe": stages}, "by itself: each stage calibrates on what the stage before it has made"),
         "dynamic": ({"mode": "dynamic"}, "by itself: its recipe needs no ranges"),

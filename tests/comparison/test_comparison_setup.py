@@ -189,7 +189,7 @@ def test_where_noise_cannot_be_held_still_it_is_said(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("onnxshot.comparison.comparison_setup.fix_randomness", breaking)
     made = noisy_net().SerializeToString()
     result = compare(made, made, samples(2, 1, 8, 40))
-    assert result.random == () and any("are in the figures" in note for note in result.notes)
+    assert result.random == () and any("the figures include random numbers" in note for note in result.notes)
 
 
 def test_trials_see_no_noise() -> None:
@@ -225,7 +225,7 @@ def head(*, noise: float = 0.0, opset: int = 17, axes: str = "") -> ModelProto:
 
 @pytest.mark.parametrize("opset", [10, 17])
 def test_an_ordered_output_is_compared_in_the_order_of_the_float_model(opset: int) -> None:
-    """TensorRT #2996: place by place every peak is held against its neighbour."""
+    """TensorRT #2996: compared element by element, every peak is compared with its neighbour."""
     axes = "axes" if opset < 13 else ""
     reference, other = head(opset=opset, axes=axes), head(noise=0.01, opset=opset, axes=axes)
     given = samples(6, 1, 3, 24, 24)
