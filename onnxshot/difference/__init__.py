@@ -1,1 +1,1 @@
-"""Two files of a model side by side: what differs, layer by layer, and what that did."""
+"""Compare two files of a model layer by layer: what differs, and what the difference costs."""

@@ -1,4 +1,4 @@
-"""Two lists of layers held against each other: which belong together, and what differs between them."""
+"""Match the layers of two models, and find what differs between them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,29 @@ from onnxshot.maths.sqnr import sqnr_db
 from onnxshot.planning.trained_scales import Trained
 
 _CODES = 127  # of int8 on either side of zero
-_SUFFIXES = ("_quantized", "_quant")  # that operators on integers get, here and by onnxruntime
+_SUFFIXES = ("_quantized", "_quant")  # added to names of integer operators, by onnxshot and onnxruntime
 
 
 @dataclass(frozen=True, slots=True)
 class LayerChange:
-    """A layer of both files that is not the same in both.
+    """A layer that differs between two files.
 
     Attributes:
-        node, op: as the first file has it; changes: type, scale, mask, shape and values, as far as they differ.
-        before, after: what it computes in, such as 'float32', 'static uint8 x int8', 'weights int8'.
-        shape_before, shape_after: of the weight with its outputs first, [O, I, *k].
-        sqnr_db: of the weight, dequantized, against that of the first file; None where the shapes differ.
-        sparsity_before, sparsity_after: share 0..1 of zeros.
-        zeros_made, zeros_lost: weights that became zero, and that are zero no more. Where one is quantized, what is
-            within one step of zero may have been rounded: it is in the sparsity, and not counted here.
-        scale_ratio: scale of the weight after over before, of the channel where it is farthest from 1.
-        zero_shift: largest difference of its zero points, in steps; signed and unsigned types are counted alike.
+        node: Its name in the first file.
+        op: Its operator in the first file.
+        changes: Those of "type", "scale", "mask", "shape" and "values" that differ.
+        before: What it computes in, in the first file, such as "float32", "static uint8 x int8" or "weights int8".
+        after: The same in the second file.
+        shape_before: Shape of the weight, outputs first, [O, I, *kernel].
+        shape_after: The same in the second file.
+        sqnr_db: SQNR in dB of the dequantized weight, with the first file's as signal; None if the shapes differ.
+        sparsity_before: Share of zeros in the weight, 0..1.
+        sparsity_after: The same in the second file.
+        zeros_made: Number of weights that became zero. In a quantized layer, values within one step of zero are not
+            counted, as rounding may explain them. They are part of the sparsity.
+        zeros_lost: Number of weights that are no longer zero, counted likewise.
+        scale_ratio: Scale of the weight in the second file over the first, for the channel where it is furthest from 1.
+        zero_shift: Largest difference of the zero points, in steps, counted from the lowest code of each type.
     """
 
     node: str
@@ -54,7 +60,17 @@ class LayerChange:
 
 @dataclass(frozen=True, slots=True)
 class PairChange:
-    """An activation that is quantized in both files, otherwise; the type is that of its integers."""
+    """An activation that is quantized in both files, but differently.
+
+    Attributes:
+        tensor: Its name.
+        before: Integer type in the first file.
+        after: Integer type in the second file.
+        scale_before: Scale in the first file.
+        scale_after: Scale in the second file.
+        scale_ratio: The second scale over the first.
+        zero_shift: Difference of the zero points, in steps.
+    """
 
     tensor: str
     before: str
@@ -69,10 +85,13 @@ Pairs = list[tuple[Layer, Layer]]
 
 
 def matched(before: Sequence[Layer], after: Sequence[Layer]) -> tuple[Pairs, list[Node], list[Node]]:
-    """Layers that belong together, and the nodes that only the first and only the second file has.
+    """Match the layers of two models.
 
-    They belong together where they make a tensor of the same name, else where they have a name and an operator alike;
-    what operators on integers have behind their name does not count.
+    Layers match if they make a tensor of the same name, otherwise if name and operator are equal. Suffixes that integer
+    operators add to names are ignored.
+
+    Returns:
+        Pairs of layers, nodes that only the first model has, and nodes that only the second has.
     """
     rest = {id(layer): layer for layer in after}
     by_tensor = {name: layer for layer in reversed(after) for name in reversed(layer.names)}
@@ -108,15 +127,18 @@ def _name(layer: Layer) -> tuple[str, str]:
 
 
 def _alike(one: Layer, other: Layer) -> bool:
-    """Whether a tensor of the same name makes them the same layer: an Add is not the product in front of it."""
+    """Whether a tensor name in common makes them the same layer: an Add is not the product before it."""
     return one.node.op == other.node.op or (one.slot is not None and other.slot is not None)
 
 
 def layer_change(one: Layer, other: Layer, scaled: Any = 1.0) -> LayerChange | None:
-    """What differs between a layer of both files; None where nothing does.
+    """What differs between two matched layers; None if nothing does.
 
-    scaled: what the second weight, outputs first, was multiplied by where channels were equalized or smoothed; its
-    values are compared without.
+    Args:
+        one: The layer in the first file.
+        other: The layer in the second file.
+        scaled: Factor of the second weight, outputs first, from equalization or smoothing. It is undone before the
+            values are compared.
     """
     changes = ["type"] if one.precision != other.precision or one.node.op != other.node.op else []
     op = one.node.op if one.node.op == other.node.op else f"{one.node.op} -> {other.node.op}"
@@ -143,7 +165,7 @@ def layer_change(one: Layer, other: Layer, scaled: Any = 1.0) -> LayerChange | N
 
 
 def _table(layer: Layer) -> NDArray[np.float32]:
-    """The weight with its outputs first; an embedding as it is."""
+    """The weight, outputs first; the table of an embedding unchanged."""
     assert layer.slot is not None
     values = np.asarray(weights.read(layer.node.inputs[layer.slot]), np.float32)
     known = layer.node.op != "Gather" and values.ndim >= 2
@@ -155,7 +177,10 @@ def _sparsity(table: NDArray[np.float32]) -> float:
 
 
 def _step(layer: Layer, table: NDArray[np.float32]) -> Any:
-    """Values up to this, by output, may have been rounded to zero: the scale, or that of int8 where it is not known."""
+    """Magnitude up to which values may have been rounded to zero, by output.
+
+    It is the scale, or the scale of int8 if the scale is unknown.
+    """
     if layer.precision.startswith(("float", "bfloat")):
         return 0.0
     shape = [-1 if i == 0 else 1 for i in range(table.ndim)]
@@ -166,9 +191,12 @@ def _step(layer: Layer, table: NDArray[np.float32]) -> Any:
 
 
 def scale_change(one: QuantParams | None, other: QuantParams | None) -> tuple[float | None, int | None]:
-    """Ratio of the scales where it is farthest from 1, and difference of zero points; None where they do not compare.
+    """Ratio of the scales where it is furthest from 1, and largest difference of the zero points.
 
-    A scale per tensor is held against each of those per channel.
+    A per-tensor scale is compared with each per-channel scale.
+
+    Returns:
+        None for both if they cannot be compared.
     """
     if one is None or other is None:
         return None, None
@@ -181,7 +209,7 @@ def scale_change(one: QuantParams | None, other: QuantParams | None) -> tuple[fl
 
 
 def _offsets(params: QuantParams) -> NDArray[np.int64]:
-    """Zero points counted from the lowest code: 128 of uint8 and 0 of int8 are the same."""
+    """Zero points counted from the lowest code: 128 of uint8 equals 0 of int8."""
     kind = params.scheme.dtype
     if kind.floating:
         return np.zeros(1, np.int64)
@@ -189,7 +217,7 @@ def _offsets(params: QuantParams) -> NDArray[np.int64]:
 
 
 def pair_changes(before: Trained, after: Trained) -> tuple[PairChange, ...]:
-    """Activations quantized in both files whose type, scale or zero point differs; the largest ratio first."""
+    """Activations quantized in both files with another type, scale or zero point, largest ratio first."""
     rows = []
     for name, one in before.activations.items():
         other = after.activations.get(name)

@@ -1,4 +1,4 @@
-"""Weights that are stored as integers behind a Cast and a Mul, which are computed once."""
+"""Find weights that are stored as integers behind a Cast and a Mul, which constant folding would turn into floats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from onnxshot.graph import Constant, Model, edit
 
 
 def stored_in_integers(model: Model) -> dict[str, str]:
-    """Name of each op in float whose weight is constant integers behind Cast and Mul -> its precision as words."""
+    """Precision of each float op whose weight is stored as integers behind Cast and Mul.
+
+    Returns:
+        Node name -> precision, such as "weights int8".
+    """
     found = {}
     for _, node in model.walk():
         for tensor in node.inputs:

@@ -1,4 +1,4 @@
-"""A model as a list of layers, in float form: what each computes in, its weight, and the scales in front of them."""
+"""Read a model as a list of layers in float form, each with its precision, its weight and its scales."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Layer:
     """One operator in float form.
 
     Attributes:
-        node: the operator; its weight, where it was quantized, is dequantized.
-        names: of the tensors that it is known by: its outputs, that of the Add of a constant behind it, and what it
-            made before other nodes were folded into it, which tools that fold often leave as the name.
-        precision: what the file asks for: 'float32', 'float16', 'static uint8 x int8', 'dynamic ...', 'weights int8'.
-        slot: of the weight; None where it has none.
-        params: scale and zero point of the weight, where they are per tensor or per channel.
-        bias: the Add behind it, where that is what gives it another name.
+        node: The operator. A quantized weight is dequantized.
+        names: Names of tensors it is known by: its outputs, the output of an Add of a bias after it, and the output it
+            had before other nodes were folded into it, whose name tools that fold often keep.
+        precision: What the file asks for: "float32", "float16", "static uint8 x int8", "dynamic ...", "weights int8".
+        slot: Index of the weight among its inputs; None if it has none.
+        params: Scale and zero point of the weight, if they are per tensor or per channel.
+        bias: The Add after it, if there is one.
     """
 
     node: Node
@@ -49,8 +49,12 @@ class Layer:
 class Layers:
     """All layers of a model, in graph order.
 
-    model: the float form that they are of; pairs: scales of its activations; notes: what could not be read; folded:
-    name of a tensor that is gone since other nodes were folded into its maker -> what that makes now.
+    Attributes:
+        model: The float form they belong to.
+        layers: The layers.
+        pairs: Scales of the model's activations.
+        notes: What could not be read.
+        folded: Name of a tensor that disappeared when other nodes were folded into its maker -> the maker's output now.
     """
 
     model: Model
@@ -62,16 +66,23 @@ class Layers:
 
 @dataclass(slots=True)
 class _Quantized:
-    """What the pairs of a model say, before they are taken out; by name of the node."""
+    """What the Q/DQ pairs of a model ask for, by node name, recorded before they are removed."""
 
     precision: dict[str, str] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
 
 
 def read_layers(path: str | Path) -> Layers:
-    """The layers of a file, whoever quantized it; normalized, so that files of one model have the same ones.
+    """Read the layers of a file, whichever tool quantized it.
 
-    Raises ModelError where it is no model. Scales that contradict each other are left out, with a note.
+    The model is normalized, so that files of the same model have the same layers. Scales that contradict each other are
+    left out, with a note.
+
+    Args:
+        path: The .onnx file.
+
+    Raises:
+        ModelError: It is not a model.
     """
     model = load_model(path)
     name_nodes(model)
@@ -104,7 +115,7 @@ def read_layers(path: str | Path) -> Layers:
 
 
 def _look(node: Node, pairs: Trained, told: _Quantized) -> None:
-    """Note what the pairs in front of a node ask for."""
+    """Record what the Q/DQ pairs before a node ask for."""
     makers = {i: edit.producer(tensor) for i, tensor in enumerate(node.inputs)}
     reads = {i: maker.inputs[0] for i, maker in makers.items() if maker is not None and maker.op == "DequantizeLinear"}
     stored = [i for i in op_of(node).weights if isinstance(reads.get(i), Constant)] or (
@@ -157,7 +168,7 @@ def _is_table(tensor: Tensor) -> bool:
 
 
 def _bias(model: Model, node: Node) -> Node | None:
-    """The Add of a constant that alone reads a product: the bias of what was a Gemm."""
+    """The Add of a constant that is the only reader of a product: the bias of a former Gemm; None if there is none."""
     add = edit.only_consumer(model, node.outputs[0]) if node.op in ("MatMul", "Conv") else None
     if add is None or add.op != "Add" or not any(isinstance(tensor, Constant) for tensor in add.inputs):
         return None

@@ -1,9 +1,9 @@
-"""Which channels of one file are those of another times a factor: equalized and smoothed models, seen by their weights.
+"""Find channels that were rescaled between two files, by cross-layer equalization or SmoothQuant, from their weights.
 
-Cross-layer equalization multiplies the rows of a weight and divides the columns of those that read them; SmoothQuant
-divides what a normalization makes and multiplies the rows of the products behind it. The answers stay the same, and
-tensors between cannot be compared before the factors are undone. A factor counts only where both sides show it: what
-makes the channel, and everything with a weight that reads it.
+Cross-layer equalization multiplies rows of a weight and divides the matching columns of the weights that read them.
+SmoothQuant divides the output of a normalization and multiplies the rows of the products after it. The outputs of the
+model stay the same, but inner tensors can only be compared once the factors are undone. A factor counts only if both
+sides show it: what makes the channel, and every weight that reads it.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from onnxshot.verification.compare_tensors import too_large
 
 Floats = NDArray[np.float64]
 
-_SAME = 0.05  # factors that are closer to 1 are what rounding makes of the weights
-_FIT = 0.05  # share of a row's energy that may be left once it was fitted: rounding to 8 bits leaves 0.001
-_AGREES = 0.3  # by which what reads a channel may differ from its factor: its small weights were rounded too
+_SAME = 0.05  # factors closer to 1 are rounding of the weights
+_FIT = 0.05  # most residual energy of a fitted row, as a share; rounding to 8 bits leaves 0.001
+_AGREES = 0.3  # most relative deviation of a reader's factor: its small weights were rounded too
 _PRODUCTS = ("MatMul", "Gemm")
 MAX_BYTES = 500_000_000
-"""Weights of a file that is still looked at: both are held, in float32."""
+"""Bytes of weights above which a file is not examined: both files are held in float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelFactors:
-    """Channels of the second file over those of the first.
+    """Factors of the second file's channels over the first file's.
 
     Attributes:
-        tensors: name -> (axis, factor of each channel [C]), of tensors with one that is not 1.
-        made, read: name of a node of the first file -> factors of the channels that it makes [O], and reads [I].
-        form: the first file, normalized and in float form, serialized; names that went when nodes were folded into what
-            made them stand for what that makes now. Empty where it was not read.
+        tensors: Tensor name -> axis and factors [C], for tensors with a factor other than 1.
+        made: Node name of the first file -> factors [O] of the channels it makes.
+        read: Node name of the first file -> factors [I] of the channels it reads.
+        form: The first file in float form, normalized and serialized. Tensor names that folding removed stand for the
+            output of the node folded into. Empty if it was not read.
     """
 
     tensors: Mapping[str, tuple[int, Floats]] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class ChannelFactors:
     form: bytes = b""
 
     def of_weight(self, layer: Layer) -> Any:
-        """What the second file's weight of a layer was multiplied by, to be held against it with its outputs first."""
+        """Factors of the second file's weight of a layer, shaped to divide the weight with its outputs first."""
         made, read = self.made.get(layer.node.label), self.read.get(layer.node.label)
         if layer.slot is None or (made is None and read is None):
             return 1.0
@@ -63,7 +64,7 @@ class ChannelFactors:
 
     @property
     def notes(self) -> list[str]:
-        """What a report says of it."""
+        """Remarks for the report."""
         if not self.tensors:
             return []
         how = "were equalized or smoothed, and are compared at the scale they had"
@@ -71,7 +72,7 @@ class ChannelFactors:
 
 
 def factors_between(before: Path, after: Path) -> ChannelFactors:
-    """The factors of one file against another; none where one is large, or cannot be read layer by layer."""
+    """Factors between two files; empty if one is too large or cannot be read layer by layer."""
     if too_large(before, after, limit=MAX_BYTES):
         return ChannelFactors()
     try:
@@ -82,7 +83,7 @@ def factors_between(before: Path, after: Path) -> ChannelFactors:
 
 
 def factors_of(one: Layers, pairs: Pairs) -> ChannelFactors:
-    """The factors of a model against another; pairs: the layers that belong together."""
+    """Factors between two models, given their matched layers."""
     other = {id(a.node): b for a, b in pairs}
     found = _equalized(one, other)
     smooth = _smoothed(one, other)
@@ -93,7 +94,7 @@ def factors_of(one: Layers, pairs: Pairs) -> ChannelFactors:
 
 
 def _form(one: Layers) -> bytes:
-    """The float form, in which names that folding took away stand for what their makers make now."""
+    """The float form, in which tensor names that folding removed stand for the output of the node folded into."""
     proto = one.model.to_proto()
     proto.graph.node.extend(helper.make_node("Identity", [now], [name]) for name, now in one.folded.items())
     return bytes(proto.SerializeToString())
@@ -106,7 +107,7 @@ def _equalized(one: Layers, other: Mapping[int, Layer]) -> ChannelFactors:
     channels = channels_of(one.model)
     reads = {id(node): ids for node, ids in channels.read_by}
     factors = np.ones(channels.count)
-    for _ in range(2):  # of channels that several layers make, the first pass knows the first one alone
+    for _ in range(2):  # the first pass knows only the first of several layers that make a channel
         factors = _fitted(channels, reads, other, factors)
     wrong = {int(i) for node, ids in channels.read_by for i in _refuted(node, ids, other, factors, channels)}
     wrong |= channels.fixed
@@ -119,7 +120,7 @@ def _equalized(one: Layers, other: Mapping[int, Layer]) -> ChannelFactors:
 
 
 def _fitted(channels: Channels, reads: Mapping[int, Ids], other: Mapping[int, Layer], known: Floats) -> Floats:
-    """Factor of every channel number, by least squares over the weights that make it; 1 where they do not fit."""
+    """Factor of each channel, by least squares over the weights that make it; 1 if they do not fit."""
     numerator, energy = np.zeros(len(known)), np.zeros(len(known))
     factors, bad = known.copy(), set[int]()
     for node, ids in channels.made_by:
@@ -146,7 +147,7 @@ def _fitted(channels: Channels, reads: Mapping[int, Ids], other: Mapping[int, La
 
 
 def spread_inputs(table: Floats, factors: Floats | None) -> Any:
-    """Factors of a weight's inputs [I], to be held against it [O, I / groups, *kernel]."""
+    """Factors of a weight's inputs [I], shaped to broadcast over the weight [O, I / groups, *kernel]."""
     if factors is None:
         return 1.0
     groups = len(factors) // table.shape[1]
@@ -158,7 +159,7 @@ def spread_inputs(table: Floats, factors: Floats | None) -> Any:
 def _refuted(
     node: Node, ids: Ids, other: Mapping[int, Layer], factors: Floats, channels: Channels
 ) -> Iterator[int]:
-    """Numbers of the channels whose factors are not undone by a weight that reads them."""
+    """Channels whose factor is not undone by a weight that reads them."""
     tables = _tables(node, other.get(id(node)))
     if tables is None:
         yield from ids.tolist()
@@ -176,7 +177,7 @@ def _refuted(
 
 
 def _tables(node: Node, match: Layer | None) -> tuple[Floats, Floats] | None:
-    """The weight of a Conv or Gemm in both files, outputs first; None where they are not of one shape."""
+    """The weight of a Conv or Gemm in both files, outputs first; None if the shapes differ."""
     if match is None or match.slot is None or match.node.op not in ("Conv", *_PRODUCTS):
         return None
     return _alike(_weight(node, 1), _weight(match.node, match.slot))
@@ -197,7 +198,7 @@ def _weight(node: Node, slot: int) -> Floats | None:
 
 
 def _smoothed(one: Layers, other: Mapping[int, Layer]) -> ChannelFactors:
-    """What a normalization, or a product with a vector, makes otherwise, and the products that read it undo."""
+    """Factors of outputs of normalizations, or of products with a vector, that all reading matrix products undo."""
     tensors: dict[str, tuple[int, Floats]] = {}
     read: dict[str, Floats] = {}
     for _, node in one.model.walk():
@@ -215,7 +216,7 @@ def _smoothed(one: Layers, other: Mapping[int, Layer]) -> ChannelFactors:
 
 
 def _ratio(node: Node, match: Node, tensors: Mapping[str, tuple[int, Floats]]) -> Floats | None:
-    """What the output's channels are in the second file over the first, by the vectors that scale them."""
+    """Factors of the output's channels between the files, from the vectors that scale them; None if there are none."""
     if node.op != match.op:
         return None
     if node.op == "LayerNormalization":
@@ -247,7 +248,7 @@ def _quotient(before: NDArray[Any] | None, after: NDArray[Any] | None) -> Floats
 
 
 def _undone(node: Node, ratio: Floats, other: Mapping[int, Layer]) -> bool:
-    """Whether every product that reads the tensor has rows that undo the factors, and there is one."""
+    """Whether at least one product reads the tensor, and every reader has rows that undo the factors."""
     readers = list(edit.consumers(node.outputs[0]))
     products = [r for r in readers if r.op in _PRODUCTS and r.inputs[0] is node.outputs[0]]
     passed = [r for r in readers if r.op in ("Add", "Mul") and _vector(r) is not None]
@@ -259,7 +260,7 @@ def _undone(node: Node, ratio: Floats, other: Mapping[int, Layer]) -> bool:
 
 
 def _passed(node: Node, match: Layer | None, ratio: Floats) -> Floats:
-    """The factors behind a node that adds or multiplies a vector."""
+    """The factors after a node that adds or multiplies a vector."""
     if node.op == "Add" or match is None:
         return ratio
     found = _quotient(_vector(node), _vector(match.node))
@@ -277,7 +278,7 @@ def _rows_undo(node: Node, match: Layer | None, ratio: Floats) -> bool:
 
 
 def _own_scaling(node: Node, match: Node) -> Floats | None:
-    """The vector of a Mul that the second file alone has in front of a product."""
+    """The vector of a Mul that only the second file has before a product."""
     maker = edit.producer(match.inputs[0])
     if maker is None or maker.op != "Mul" or node.inputs[0].name not in [t.name for t in maker.inputs]:
         return None

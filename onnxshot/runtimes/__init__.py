@@ -1,1 +1,4 @@
-"""Runtimes: each emits, loads, runs and times models, and says what it really ran."""
+"""Runtimes that run models and make artifacts: ONNX Runtime, OpenVINO and TensorRT.
+
+`base` defines what each implements.
+"""

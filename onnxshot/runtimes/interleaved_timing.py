@@ -1,10 +1,11 @@
-"""Time models in turns. The Python of another environment runs this file as a script, with its own onnxruntime.
+"""Time models in interleaved runs. Another environment's Python also runs this file as a script.
 
-It imports the standard library alone, and numpy and onnxruntime in `timed`. Its argument is a job, a file of JSON; an
-answer goes as JSON into a file. Its stdin stays open as long as somebody waits.
+It imports only the standard library, and numpy and onnxruntime inside `timed`. As a script it takes one argument, a
+JSON file with the job, and writes its answer to a JSON file. Its stdin stays open as long as the caller waits.
 
-The job: models: paths; feeds: .npz files; threads, rounds, seconds; answer: the file. The answer: version: of
-onnxruntime; ms: milliseconds of each model by round; or error, with model: the number of the one that fails.
+Job: "models", paths; "feeds", .npz files; "threads", "rounds", "seconds"; "answer", the file to write. Answer:
+"version" of onnxruntime and "ms", milliseconds of each model by round; or "error", with "model", the index of the model
+that fails.
 """
 
 from __future__ import annotations
@@ -27,9 +28,20 @@ def time_interleaved(
     seconds: float,
     enough: Callable[[list[list[float]]], bool] = lambda taken: False,
 ) -> list[list[float]]:
-    """Milliseconds of each model, round by round; every one runs once a round, on the same feed.
+    """Time models in interleaved runs.
 
-    Ends after `rounds` rounds, when about `seconds` per model have gone, or where `enough` says so, but not before 3.
+    Every model runs once per round, on the same sample. Ends after `rounds` rounds, after about `seconds` per model, or
+    when `enough` returns true, but not before 3 rounds.
+
+    Args:
+        runs: Functions that run a model on a sample.
+        feeds: Samples.
+        rounds: Most rounds.
+        seconds: Approximate time limit per model.
+        enough: Called with the milliseconds so far, after each round.
+
+    Returns:
+        [rounds, models] milliseconds.
     """
     for run in runs:
         for _ in range(2):  # the first run plans memory and packs weights
@@ -39,7 +51,7 @@ def time_interleaved(
     while len(taken) < rounds and (len(taken) < LEAST_ROUNDS or time.perf_counter() < end):
         feed = feeds[len(taken) % len(feeds)]
         row = [0.0] * len(runs)
-        for turn in range(len(runs)):  # no model is always the first, or follows itself more often than another
+        for turn in range(len(runs)):  # rotate, so that no model is always the first
             i = (turn + len(taken)) % len(runs)
             start = time.perf_counter_ns()
             runs[i](feed)
@@ -51,7 +63,7 @@ def time_interleaved(
 
 
 def loaded(ort: Any, path: str, threads: int) -> Callable[[Any], Any]:
-    """A model that is ready to run; threads sleep instead of spinning, so that none disturbs the next."""
+    """Load a model. Its threads sleep instead of spinning when idle, so that it does not disturb the next model."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -70,7 +82,7 @@ def loaded(ort: Any, path: str, threads: int) -> Callable[[Any], Any]:
 
 
 def timed(job: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a job."""
+    """Time the models of a job, and return the answer."""
     import numpy as np
     import onnxruntime as ort
 
@@ -88,20 +100,20 @@ def timed(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the job, time, and write the answer."""
+    """Read the job, time the models, and write the answer."""
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123  # the standard library at its barest
         job = json.load(file)
     try:
         answer = timed(job)
-    except Exception as e:  # of what is installed there
+    except Exception as e:  # from any package installed there
         answer = {"error": f"{type(e).__name__}: {e}"}
     with open(job["answer"], "w", encoding="utf-8") as file:  # noqa: PTH123
         json.dump(answer, file)
 
 
 def _end_with_stdin() -> None:
-    """End where whoever asked is gone."""
+    """Exit when the caller is gone, which closes stdin."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""Whose fault an error is that nobody foresaw: the model's, where ONNX Runtime or ONNX refuse it too, else ours."""
+"""Attribute unexpected errors: to the model, if ONNX Runtime or ONNX refuse it too, else to onnxshot."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from onnxshot.graph.load import first_line, load_model
 from onnxshot.runtimes.ort_runtime import IN_MEMORY, Runner
 
 _NAMES = ("model", "models", "reference", "candidate", "before", "after")
-"""Parameters that are a model, or several."""
-_SIZES = (1, 32, 512)  # of open dimensions: one of them alone may be too small, or no multiple of what it must be
+"""Parameters that hold a model, or several."""
+_SIZES = (1, 32, 512)  # of free dimensions: a single one may be too small, or not a multiple the model needs
 
 _Asked = ParamSpec("_Asked")
 _Result = TypeVar("_Result")
 
 
 def blames_model(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
-    """Let an unforeseen error of a call on models be a ModelError where others refuse one of them too.
+    """Decorator that turns an unexpected error of a verb into a ModelError if the model is invalid.
 
-    The models are what _NAMES are called. The words say both: what went wrong here, and what they say. An error that no
-    one else shares goes on as it is.
+    The models are the arguments named in _NAMES. A model is invalid if `invalid_reason` says so. The message contains
+    both the unexpected error and that reason. Errors that a valid model causes are raised unchanged.
     """
     signature = inspect.signature(call)
 
@@ -39,7 +39,7 @@ def blames_model(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
         except OnnxshotError as error:
             path = signature.bind_partial(*args, **kwargs).arguments.get("model")
             if isinstance(path, str | Path) and error.message.startswith(IN_MEMORY):
-                error.message = f"{path}{error.message.removeprefix(IN_MEMORY)}"  # a changed copy of it was run
+                error.message = f"{path}{error.message.removeprefix(IN_MEMORY)}"  # an edited copy of it was run
             raise
         except Exception as error:
             given = signature.bind_partial(*args, **kwargs).arguments
@@ -55,7 +55,7 @@ def blames_model(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
 
 
 def _models(values: Iterable[object]) -> Iterator[str | Path | ModelProto]:
-    """Those of the values, and of lists of them, that are models."""
+    """The values, and items of lists of values, that are models."""
     for value in values:
         if isinstance(value, str | Path | ModelProto):
             yield value
@@ -64,9 +64,10 @@ def _models(values: Iterable[object]) -> Iterator[str | Path | ModelProto]:
 
 
 def invalid_reason(source: str | Path | ModelProto) -> str:
-    """Why ONNX Runtime does not load the model, or ONNX calls it invalid; or "".
+    """Why a model is invalid; empty if it seems valid.
 
-    Or why it does not run on zeros, where it does not at any of several sizes that take the place of open ones.
+    It is invalid if ONNX Runtime does not load it, if ONNX's checker rejects it, or if ONNX Runtime runs it on zeros at
+    none of several sizes of its free dimensions.
     """
     try:
         proto = load_model(source).skeleton()[0]
@@ -80,13 +81,16 @@ def invalid_reason(source: str | Path | ModelProto) -> str:
         return said[0]
     try:
         onnx.checker.check_model(proto, full_check=True)
-    except Exception as e:  # of the checker, of shape inference, and of the C++ below
+    except Exception as e:  # from the checker, shape inference, or their C++ code
         return f"ONNX calls it invalid: {first_line(e)}"
     return ""
 
 
 def _runs(runner: Runner, size: int) -> str:
-    """Why the model does not run on zeros; empty where it does. size: of open dimensions, but the first ones, of 1."""
+    """Why the model does not run on zeros; empty if it does.
+
+    `size`: of free dimensions, except the first of each input, which is 1.
+    """
     shapes = {
         spec.name: [d if isinstance(d, int) else (size if i else 1) for i, d in enumerate(spec.shape or ())]
         for spec in runner.inputs

@@ -1,4 +1,4 @@
-"""What OpenVINO really runs: the precision of every layer of its compiled graph, by the nodes of the ONNX model."""
+"""What OpenVINO really executes: the precision of every layer of its compiled graph, by nodes of the ONNX model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ _MARKS = re.compile(r"(/WithoutBiases|/DequantizationSubtract|/DequantizationMul
 
 
 def read_execution(compiled: Any, source: Model, shapes: Shapes) -> Execution:
-    """The execution of `source` by an openvino.Model that a compiled model gave of itself (get_runtime_model).
+    """Read the precision of every node from a compiled model.
 
-    shapes: of the tensors of `source`, by name, for the amount of work.
-    A layer tells its kernel, whose name ends in the precision it computes in, and the nodes that went into it. Its
-    `runtimePrecision` is that of what it reads, int8 for a float product of 8-bit weights. What OpenVINO renamed, as
-    where a BatchNormalization was folded into it, counts as float.
+    A compiled layer states its kernel, whose name ends in the precision it computes in, and the nodes fused into it.
+    Its `runtimePrecision` is not used: it is the precision of the inputs, which is int8 even for a float product with
+    8-bit weights. A node that OpenVINO renamed, for example by folding a BatchNormalization into it, counts as float.
+
+    Args:
+        compiled: An openvino.Model, as `get_runtime_model` of a compiled model returns it.
+        source: The ONNX model.
+        shapes: Shapes of its tensors by name, for the amount of work.
     """
     layers = [layer.get_rt_info() for layer in compiled.get_ordered_ops()]
     ops = Counter(_text(info, "layerType") for info in layers)
@@ -33,7 +37,7 @@ def read_execution(compiled: Any, source: Model, shapes: Shapes) -> Execution:
     nodes, refused = [], []
     for row in count(source, shapes):
         node, asked = row.node, asks_for_int8(row.node)
-        # What makes an output of the model has that one's name.
+        # OpenVINO names a node that makes an output of the model after that output.
         kernel = next((kernels[name] for name in (node.label, node.outputs[0].name) if name in kernels), "")
         int8 = kernel.lower().endswith("i8")
         nodes.append(NodeExecution(node.label, node.op, "int8" if int8 else "float", row.macs, row.exact, asked))

@@ -1,4 +1,4 @@
-"""Which quantized nodes OpenVINO cannot read, computes wrongly, or runs in float: rules measured on its CPU plugin."""
+"""Quantized nodes that OpenVINO cannot read, computes wrongly or runs in float; measured on its CPU plugin."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _RECURRENT = ("LSTM", "GRU")
 _MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WIDE = (TensorProto.INT16, TensorProto.UINT16)
 _FLOAT_OPS = {
-    "DynamicQuantizeLinear": "OpenVINO takes it apart into a dozen float ops",
-    "MatMulInteger": "OpenVINO multiplies in float where the scale is known at run time only",
+    "DynamicQuantizeLinear": "OpenVINO splits it into a dozen float ops",
+    "MatMulInteger": "OpenVINO multiplies in float if the scale is known at run time only",
     "ConvInteger": "OpenVINO runs it in float",
 }
 _UNREADABLE = frozenset(
@@ -26,7 +26,7 @@ _UNREADABLE = frozenset(
 
 
 def findings(model: Model) -> list[Finding]:
-    """One line per node, in graph order; nodes that are not quantized have none."""
+    """At most one finding per quantized node, in graph order."""
     found = []
     for _, node in model.walk():
         refusal = _refusal(model, node)
@@ -37,16 +37,16 @@ def findings(model: Model) -> list[Finding]:
 
 
 def asks_for_int8(node: Node) -> bool:
-    """True for a Conv, Gemm or MatMul whose two factors come out of a DequantizeLinear."""
+    """True for a Conv, ConvTranspose, Gemm or MatMul whose two factors come from a DequantizeLinear."""
     return node.op in _MULTIPLY and node.domain in STANDARD_DOMAINS and all(map(_dequantize, node.inputs[:2]))
 
 
 def _refusal(model: Model, node: Node) -> str:
-    """Why OpenVINO does not load the node, or computes it wrongly; empty where it does neither."""
+    """Why OpenVINO does not load the node, or computes it wrongly; empty if it does neither."""
     if node.domain not in STANDARD_DOMAINS:
         return f"OpenVINO cannot read {node.domain}.{node.op}" if node.op in _UNREADABLE else ""
     if node.op == "QLinearConv" and _size(node.inputs[4]) > 1:
-        return "OpenVINO computes it wrongly with a scale per channel"  # 12 dB against ONNX Runtime
+        return "OpenVINO computes it wrongly with a scale per channel"  # SQNR of 12 dB, ONNX Runtime as reference
     if node.op == "QLinearMatMul" and _size(node.inputs[4]) > 1:
         return "OpenVINO cannot read it with a scale per channel"
     makers = [maker for tensor in node.inputs if (maker := _dequantize(tensor)) is not None]
@@ -63,7 +63,7 @@ def _left_in_float(model: Model, node: Node) -> str:
 
 
 def _float_product(model: Model, node: Node) -> str:
-    """Why a product of two dequantized factors runs in float; empty where it runs in int8."""
+    """Why a product of two dequantized factors runs in float; empty if it runs in int8."""
     data, weight = (maker for tensor in node.inputs[:2] if (maker := _dequantize(tensor)) is not None)
     reason = _float_factors(model, data, weight) if _stored(weight) is None else _float_weight(model, node, weight)
     if not reason and node.op == "ConvTranspose" and _shifted(data):
@@ -96,7 +96,7 @@ def _dequantize(tensor: Tensor) -> Node | None:
 
 
 def _kind(model: Model, dequantize: Node) -> int:
-    """The type of the integers: that of the zero point, where shape inference was not run."""
+    """Integer type that a DequantizeLinear reads; the zero point's type if shape inference was not run."""
     quantize = edit.producer(dequantize.inputs[0])
     known = [dequantize.inputs[0], *dequantize.inputs[2:3], *(quantize.inputs[2:3] if quantize is not None else ())]
     stated = 0 if quantize is None else quantize.attrs.get("output_dtype", 0)
@@ -104,7 +104,7 @@ def _kind(model: Model, dequantize: Node) -> int:
 
 
 def _stored(dequantize: Node) -> Constant | None:
-    """The constant behind a DequantizeLinear, also where a QuantizeLinear rounds it at run time; None for data."""
+    """The constant behind a DequantizeLinear, even if a QuantizeLinear rounds it at run time; None for activations."""
     source = dequantize.inputs[0]
     maker = edit.producer(source)
     if maker is not None and maker.op == "QuantizeLinear":
@@ -113,7 +113,7 @@ def _stored(dequantize: Node) -> Constant | None:
 
 
 def _shifted(dequantize: Node) -> bool:
-    """True where a zero point is not 0."""
+    """True if a zero point is not 0."""
     if len(dequantize.inputs) < 3 or not isinstance(dequantize.inputs[2], Constant):
         return False
     return bool(np.any(weights.read(dequantize.inputs[2])))

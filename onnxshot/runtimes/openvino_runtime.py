@@ -1,4 +1,4 @@
-"""OpenVINO: write its IR, run IR and .onnx files on the CPU, and name what it computes wrongly or in float."""
+"""OpenVINO: write its IR, run IR and .onnx files on the CPU, and list what it computes wrongly or in float."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from onnxshot.runtimes.executed import Execution
 from onnxshot.runtimes.openvino_executed import read_execution
 
 EXACT = "f32"
-"""What is float is computed so where accuracy is compared; by default it is bfloat16 where the CPU has that."""
+"""Inference precision for comparing accuracy. OpenVINO's default is bfloat16 on CPUs that have it."""
 
 _CPU, _BF16 = "CPU", "bfloat16"
 _PLACES = ("Exception from ", "Check '", "FrontEnd API failed", "Summary:", "Model wasn't fully converted")
 
 
 class OpenVino(Runtime):
-    """OpenVINO's Python package, imported when it is needed."""
+    """OpenVINO's Python package, imported when it is needed. See `Runtime` for the methods."""
 
     format, suffix, extra = "openvino", ".xml", "openvino"
 
     def check(self) -> None:
-        """Raise TargetError, saying what to install, where the runtime is not here."""
+        """Check that OpenVINO is installed. Raises TargetError, saying what to install, if it is not."""
         _package()
 
     def preflight(self, model: Model) -> list[Finding]:
@@ -44,13 +44,18 @@ class OpenVino(Runtime):
     def emit(self, source: Path, folder: Path, stem: str, options: EmitOptions) -> Emitted:
         """Write the IR of an .onnx file: `stem`.xml and, with its weights, `stem`.bin.
 
-        Free dimensions stay free, so ranges of shapes, and what is for builders, are not needed; the usual shapes say
-        how much work each layer is. Float weights take 16 bits where `options.half` is set. Metadata of the file stands
-        in the IR under rt_info, framework.
+        Free dimensions stay free, so ranges of shapes and builder options are ignored. The usual shapes are used to
+        compute the work of each layer. Metadata of the file goes into the IR under rt_info, framework.
+
+        Args:
+            source: The quantized .onnx file.
+            folder: An existing folder to write into.
+            stem: Name of the files, without suffix.
+            options: `half` stores float weights in 16 bits.
 
         Raises:
             TargetError: OpenVINO is not installed, or refuses the model.
-            ModelError: the file cannot be read.
+            ModelError: The file cannot be read.
         """
         loaded = load_model(source)
         found = self.preflight(loaded)
@@ -64,16 +69,21 @@ class OpenVino(Runtime):
         return Emitted(files, self.executed(path, loaded, usual), tuple(notes_of(found)))
 
     def executed(self, path: Path, source: Model, feed_shapes: Shapes | None = None) -> Execution:
-        """What the layers of an IR or .onnx file are compiled to, by the names of the ONNX model it was made of.
+        """What each layer of an IR or .onnx file is compiled to, by the node names of the ONNX model.
 
-        feed_shapes: shapes of the inputs, for the amount of work; free dimensions that it leaves open count as 1.
-        Raises ModelError where the file does not load.
+        Args:
+            path: The IR or .onnx file.
+            source: The ONNX model it was made from.
+            feed_shapes: Shapes of the inputs, for the amount of work. Other free dimensions count as 1.
+
+        Raises:
+            ModelError: The file does not load.
         """
         shapes = concrete_shapes(source, feed_shapes) | _sizes(path, feed_shapes or {})
         return read_execution(_compiled(path, threads=1, precision=EXACT).get_runtime_model(), source, shapes)
 
     def runs_here(self) -> str:
-        """Empty where OpenVINO is installed, with its CPU plugin; else what is missing."""
+        """Why OpenVINO or its CPU plugin is missing; empty if both are here."""
         try:
             devices = _package().Core().available_devices
         except OnnxshotError as e:
@@ -83,15 +93,27 @@ class OpenVino(Runtime):
     def load(
         self, path: Path, *, threads: int, options: EmitOptions | None = None, precision: str | None = EXACT
     ) -> Network:
-        """Load an IR or .onnx file to be run on the CPU; options: no matter. Raises ModelError where that fails.
+        """Load an IR or .onnx file to run it on the CPU.
 
-        precision: OpenVINO's INFERENCE_PRECISION_HINT; None for its own default, which users get unasked.
+        Args:
+            path: The file.
+            threads: CPU threads of each inference.
+            options: Not used.
+            precision: OpenVINO's INFERENCE_PRECISION_HINT. None for OpenVINO's own default, which is what users get.
+
+        Raises:
+            ModelError: The file does not load.
         """
         return Network(path, _compiled(path, threads=threads, precision=precision))
 
 
 class Network:
-    """A model compiled by OpenVINO: a feed in, its outputs by their ONNX names. Feeds may hold more than it reads."""
+    """A model compiled by OpenVINO.
+
+    Attributes:
+        outputs: ONNX names of the outputs.
+        precision: The inference precision OpenVINO chose, such as "f32".
+    """
 
     def __init__(self, path: Path, compiled: Any) -> None:
         self._path, self._request, self._package = path, compiled.create_infer_request(), _package()
@@ -100,20 +122,20 @@ class Network:
         self.precision: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
-        """The outputs by name. Raises ModelError where the run fails."""
+        """Run the model on one sample. Returns outputs by their ONNX names. Raises ModelError if the run fails."""
         request = self._request
-        arrays = [self._values(feed, name, kind) for name, kind in self._inputs]  # a tensor does not keep its own alive
+        arrays = [self._values(feed, name, kind) for name, kind in self._inputs]  # tensors do not keep arrays alive
         try:
             for slot, values in enumerate(arrays):
                 request.set_input_tensor(slot, self._tensor(values))
-            request.start_async()  # `infer` makes a dictionary of the outputs, in the time of a small layer
+            request.start_async()  # `infer` also builds a dictionary of outputs, which takes as long as a small layer
             request.wait()
         except RuntimeError as e:
             raise ModelError(f"{self._path} fails in OpenVINO: {_told(e)}") from e
         return {name: _array(request.get_output_tensor(i)) for i, name in enumerate(self.outputs)}
 
     def _tensor(self, values: NDArray[Any]) -> Any:
-        """The values as OpenVINO takes them; bfloat16, which its Python does not know of numpy, by its bits."""
+        """The values as an OpenVINO tensor; bfloat16 by its bits, as OpenVINO does not accept it from numpy."""
         if values.dtype.name != _BF16:
             return self._package.Tensor(values, shared_memory=values.flags.writeable)
         package = self._package
@@ -125,14 +147,14 @@ class Network:
         values = np.asarray(feed[name], order="C")
         package = self._package
         held = package.Type.bf16 if values.dtype.name == _BF16 else package.Type(values.dtype)
-        if held != kind:  # OpenVINO would take its bytes for those of another type
+        if held != kind:  # OpenVINO would reinterpret its bytes
             wanted = kind.get_type_name()
             raise ModelError(f"input {name!r} of {self._path} is {wanted}; the sample holds {values.dtype}")
         return values
 
 
 def _array(tensor: Any) -> NDArray[Any]:
-    """A copy of the values; bfloat16 as the same numbers in float32, as `ort_runtime` gives it."""
+    """A copy of a tensor's values; bfloat16 converted to float32, as `ort_runtime` does."""
     if tensor.element_type != _package().Type.bf16:
         return np.array(tensor.data)
     bits = np.array(tensor.data).view(np.uint16)
@@ -141,7 +163,7 @@ def _array(tensor: Any) -> NDArray[Any]:
 
 
 def _name(port: Any) -> str:
-    """The ONNX name of an input or output. A port has more names where it is one tensor with others once compiled."""
+    """The ONNX name of an input or output. After compilation a port may have several names."""
     name = port.get_node().get_friendly_name().removesuffix("/sink_port_0")
     return str(name if name in port.get_names() else port.any_name)
 
@@ -156,7 +178,7 @@ def _package() -> ModuleType:
 
 
 def _read(path: Path) -> Any:
-    """The file as OpenVINO's graph. Raises TargetError where OpenVINO refuses it."""
+    """Read the file as OpenVINO's graph. Raises TargetError if OpenVINO refuses it."""
     core = _package().Core()
     try:
         model = core.read_model(str(path))
@@ -167,7 +189,7 @@ def _read(path: Path) -> Any:
 
 
 def _compiled(path: Path, *, threads: int, precision: str | None) -> Any:
-    # Threads that are tied to cores wait for whatever else runs there, another model's threads for one.
+    # Pinned threads wait for whatever else runs on their core, such as another model's threads.
     config: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
     if precision is not None:
         config["INFERENCE_PRECISION_HINT"] = precision
@@ -180,10 +202,14 @@ def _compiled(path: Path, *, threads: int, precision: str | None) -> Any:
 
 
 def _number_nameless(model: Any, known: Collection[str]) -> None:
-    """Give nodes without a name one that is the same in every process: OpenVINO numbers all that a process has made.
+    """Rename nodes without a name of their own, so that they have the same name in every process.
 
-    known: names of the ONNX model, such as Concat_41. By chance, that is the name and number of its node, or those of
-    one without a name: then OpenVINO calls its node Concat_41_1.
+    OpenVINO numbers all nodes that a process has made.
+
+    Args:
+        model: OpenVINO's graph, which is changed in place.
+        known: Names of the ONNX model, such as Concat_41. By chance this may be the default name of its own node, or of
+            another node without a name. In the second case OpenVINO names its node Concat_41_1.
     """
     operations = model.get_ordered_ops()
     numbered = {op.get_name() for op in operations if op.get_friendly_name() == op.get_name()}
@@ -200,22 +226,22 @@ def _number_nameless(model: Any, known: Collection[str]) -> None:
 
 
 def _sizes(path: Path, feed_shapes: Shapes) -> dict[str, Shape]:
-    """Shapes of tensors by ONNX name, as OpenVINO infers them; it follows shape arithmetic further than ONNX does."""
+    """Shapes of tensors by ONNX name, as OpenVINO infers them. It follows shape arithmetic further than ONNX does."""
     model = _read(path)
     try:
         model.reshape({name: list(feed_shapes[name]) for name in map(_name, model.inputs) if name in feed_shapes})
     except RuntimeError:
-        return {}  # sizes that do not fit together: an amount of work is not worth an error
+        return {}  # inconsistent sizes: they only affect the amount of work, which is not worth an error
     outputs = (output for node in model.get_ordered_ops() for output in node.outputs())
     known = {name: out.partial_shape for out in outputs for name in out.get_names() if out.partial_shape.is_static}
     return {name: tuple(shape.to_shape()) for name, shape in known.items()}
 
 
 def _use_hsigmoid(model: Any) -> None:
-    """Write HardSigmoid(1/6, 1/2) as HSigmoid: clip(x + 3, 0, 6) / 6.
+    """Replace HardSigmoid(1/6, 1/2) by HSigmoid: clip(x + 3, 0, 6) / 6.
 
-    HardSigmoid has a reference kernel only, between two changes of layout. HSigmoid is fused into the op before it, and
-    with the product behind it becomes HSwish: a text recognizer of 28 of them takes 40 ms instead of 96.
+    HardSigmoid only has a reference kernel, between two changes of layout. HSigmoid is fused into the previous op, and
+    becomes HSwish with the product after it. A text recognizer with 28 of them takes 40 ms instead of 96.
     """
     for node in model.get_ordered_ops():
         if node.get_type_name() != "HardSigmoid":
@@ -230,7 +256,7 @@ def _use_hsigmoid(model: Any) -> None:
 
 
 def _told(error: BaseException) -> str:
-    """What OpenVINO says, without the places in its source that it says it at."""
+    """OpenVINO's message without places in its source code."""
     lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(_PLACES) and not line.endswith("with a message:")]
     return first_line(told[0] if told else error)

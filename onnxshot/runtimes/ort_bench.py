@@ -1,4 +1,4 @@
-"""Paired latency: models run in turns on the same feeds, so that what else the machine does hits all alike."""
+"""Measure latency in interleaved runs: models alternate on the same samples, so that other load affects all alike."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.interleaved_timing import time_interleaved
 from onnxshot.runtimes.ort_runtime import CPU, Feed, Runner
 
-_CHECKED = 10  # rounds between two looks at whether it is enough
+_CHECKED = 10  # rounds between two checks whether the ratios are precise enough
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds of one run of one model; ratio: time of the first model over this one's, above 1 is faster.
+    """Latency of one model.
 
-    sure: whether the rounds tell which of the two is faster, or that they are alike: see `is_sure`. runtime: in which
-    it was timed, such as 'onnxruntime 1.22.0'; empty where nobody asked.
+    Attributes:
+        path: Its file.
+        median_ms: Median of one inference, in milliseconds.
+        p10: 10th percentile, in milliseconds.
+        p90: 90th percentile, in milliseconds.
+        ratio: Time of the first model divided by this one's; above 1 is faster.
+        rounds: Number of rounds measured.
+        sure: True if the rounds show which of the two is faster, or that they are equally fast (see `is_sure`).
+        runtime: The runtime, such as "onnxruntime 1.22.0"; empty if it was not asked for.
     """
 
     path: Path
@@ -36,9 +43,16 @@ class Latency:
     runtime: str = ""
 
     def against(self, first: Latency) -> dict[str, float]:
-        """float_ms, ms, speedup and sure, as reports hold them: ms is the first one's median over the paired ratio.
+        """Latency relative to the first model, with the keys that reports use.
 
-        Medians of two columns do not have the ratio that the pairs have where other load comes and goes.
+        `ms` is the first model's median divided by the paired ratio. Medians of two models measured under changing load
+        do not have the ratio that the pairs have.
+
+        Args:
+            first: Latency of the first model.
+
+        Returns:
+            "float_ms", "ms", "speedup" and "sure".
         """
         return {
             "float_ms": first.median_ms, "ms": first.median_ms / self.ratio, "speedup": self.ratio, "sure": self.sure,
@@ -55,11 +69,23 @@ def bench(
     precision: float | None = None,
     providers: Sequence[str] = CPU,
 ) -> list[Latency]:
-    """Time the models in turns, every one once a round on the same feed; each round starts with the next one.
+    """Measure the latency of models in ONNX Runtime, in interleaved runs.
 
-    Ends after `rounds` rounds, or when about `seconds` per model have gone, but not before 3 rounds; with `precision`
-    also as soon as every ratio is known to that share (see `settled`). The ratio is the median of the ratios within
-    each round. Raises ModelError where a model does not load or run.
+    Every model runs once per round, on the same sample. Each round starts with another model. The ratio is the median
+    of the ratios within each round.
+
+    Args:
+        models: Files; the first is the one that ratios refer to.
+        feeds: Samples.
+        threads: CPU threads of each inference.
+        rounds: Most rounds.
+        seconds: Approximate time limit per model; at least 3 rounds run.
+        precision: Stop as soon as every ratio is known to this relative precision (see `settled`); None to go on.
+        providers: Execution providers of ONNX Runtime.
+
+    Raises:
+        UsageError: There are no models or no samples.
+        ModelError: A model does not load or run.
     """
     if not models or not feeds or rounds < 1:
         raise UsageError(f"nothing to time: {len(models)} models, {len(feeds)} samples, {rounds} rounds")
@@ -74,7 +100,7 @@ def bench_loaded(
     seconds: float = 2.0,
     precision: float | None = None,
 ) -> list[Latency]:
-    """What `bench` does, of models that are loaded, in any runtime."""
+    """Measure the latency of loaded models of any runtime, as `bench` does."""
     def enough(taken: list[list[float]]) -> bool:
         return precision is not None and len(taken) % _CHECKED == 0 and settled(np.array(taken), precision)
 
@@ -83,7 +109,13 @@ def bench_loaded(
 
 
 def latencies(models: Sequence[Path], taken: Sequence[Sequence[float]], runtime: str = "") -> list[Latency]:
-    """What milliseconds [rounds, models] say of each model; the ratio is the median of the ratios within each round."""
+    """Latency of each model.
+
+    Args:
+        models: Their files.
+        taken: [rounds, models] milliseconds.
+        runtime: Name and version of the runtime.
+    """
     ms = np.array(taken)
     ratios = np.median(ms[:, :1] / ms, axis=0)
     p10, median, p90 = np.percentile(ms, (10, 50, 90), axis=0)
@@ -97,19 +129,27 @@ def latencies(models: Sequence[Path], taken: Sequence[Sequence[float]], runtime:
 
 
 def settled(ms: NDArray[np.float64], precision: float) -> bool:
-    """Whether the median ratio of the first column to every other is known to `precision`, a share; ms [rounds, n].
+    """Whether the median ratio of every column to the first is known to a relative precision.
 
-    The width is that of `_notch`.
+    Args:
+        ms: [rounds, models] milliseconds.
+        precision: Largest half width of the 95 % interval, relative to the ratio.
     """
     middle, width = _notch(ms[:, :1] / ms)
     return bool((width <= precision * middle).all())
 
 
 def is_sure(ms: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """[n] whether a column is known to be faster or slower than the first one, or as fast; ms [rounds, n].
+    """Whether each model is known to be faster or slower than the first, or equally fast.
 
-    It is where a 95 % interval about the median of the paired ratios does not hold 1, and the ratio of the medians lies
-    on the same side; or where all of that is within NOISE of 1.
+    It is known if 1 lies outside a 95 % interval around the median of the paired ratios, and the ratio of the medians
+    is on the same side; or if all of them are within NOISE of 1.
+
+    Args:
+        ms: [rounds, models] milliseconds.
+
+    Returns:
+        [models] booleans.
     """
     middle, width = _notch(ms[:, :1] / ms)
     medians = np.median(ms, axis=0)
@@ -121,12 +161,12 @@ def is_sure(ms: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _notch(ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Median of each column, and half the width of a 95 % interval about it.
+    """Median of each column, and half the width of a 95 % interval around it.
 
-    1.57 * (interquartile range) / sqrt(n): McGill, Tukey and Larsen 1978, Variations of Box Plots, on notches.
+    The half width is 1.57 * (interquartile range) / sqrt(n): McGill, Tukey and Larsen 1978, Variations of Box Plots.
     """
     low, middle, high = np.percentile(ratios, (25, 50, 75), axis=0)
     return middle, 1.57 * (high - low) / math.sqrt(len(ratios))
 
 NOISE = 0.02
-"""Two runs of the same file differ by about this share when they are timed in turns; a file may grow by it too."""
+"""Relative difference between two interleaved runs of the same file. A file may also grow by this share."""

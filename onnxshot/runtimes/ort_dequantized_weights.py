@@ -1,4 +1,4 @@
-"""Which stored weights ONNX Runtime dequantizes at every run: of these neither speed nor memory is won."""
+"""Find stored weights that ONNX Runtime dequantizes in every run: they save neither time nor memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from onnxshot.errors import ModelError
 from onnxshot.files.atomic_write import scratch
 from onnxshot.runtimes.ort_runtime import session
 
-_LEAST_VALUES = 64  # of a weight: a vector is dequantized in no time
+_LEAST_VALUES = 64  # a smaller weight is dequantized in no time
 
 
 def expanded_weights(model: ModelProto) -> set[str]:
-    """Names of the constants of two dimensions or more that DequantizeLinear reads in the graph ONNX Runtime makes.
+    """Names of weights that a DequantizeLinear reads in ONNX Runtime's optimized graph.
 
-    Empty where the model does not load: the proof says so.
+    Only constants of two dimensions or more count. Empty if the model does not load; the proof reports that.
     """
     with scratch() as folder:
         at = folder / "optimized.onnx"

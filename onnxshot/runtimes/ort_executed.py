@@ -1,7 +1,8 @@
-"""What ONNX Runtime really runs: work of every node of the file by a real run, precision by the optimized graph.
+"""What ONNX Runtime really executes: work per node from a run of the file, precision from the optimized graph.
 
-The optimized graph is no place to count: its layouts pad channels, and its fusions hide what they multiply. So the file
-is run as it is written, for the shapes, and each node is found again in the optimized graph, for the precision.
+Work cannot be counted in the optimized graph: its layouts pad channels, and its fusions hide what they multiply.
+Therefore the file is run without optimizations to get shapes, and each node is found again in the optimized graph to
+get its precision.
 """
 
 from __future__ import annotations
@@ -31,29 +32,35 @@ from onnxshot.runtimes.ort_profile import Event, profiled
 from onnxshot.runtimes.ort_runtime import Feed, external_bytes, label, session
 
 LIMIT = 1_500_000_000
-"""Bytes of a model above which its optimized graph is not written: it would not fit one protobuf file."""
+"""Bytes of a model above which its optimized graph is not written: it would not fit into one protobuf file."""
 
 _INT8 = ("MatMulInteger", "ConvInteger", "DynamicQuantize", "QGemm", "QAttention", "QMoE", "QEmbedLayer", "QLinear")
 _AFTER = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "HardSigmoid")
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
-_TOKEN = re.compile(r"~(\d+)~")  # the name of a node of the file: optimizers keep it inside the names that they make
+_TOKEN = re.compile(r"~(\d+)~")  # name given to a node of the file; optimizers keep it within the names they make
 
 
 def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 2) -> Execution:
-    """Read what ONNX Runtime makes of a model on the CPU.
+    """What ONNX Runtime executes of a model on the CPU.
 
-    The sample is run once, without optimizations, and the work counted is that of each node in that run, loops and
-    branches included. Without one, zeros are run, with free dimensions of 1; where the model cannot take those, shapes
-    are inferred as far as they can be.
+    The sample is run once, without optimizations. The work counted is that of each node in this run, loops and branches
+    included.
 
-    Raises ModelError where the model does not load, or does not run on the sample.
+    Args:
+        model: A file or serialized model.
+        sample: Input arrays. Without them, zeros are run with free dimensions of 1. If the model cannot run them,
+            shapes are inferred as far as possible.
+        threads: CPU threads.
+
+    Raises:
+        ModelError: The model does not load, or does not run on the sample.
     """
     proto = _loaded(model)
     folder = model.parent if isinstance(model, Path) else None
     size = _size(proto, folder)
     if size > LIMIT:
         return Execution((), {}, note=f"the model has {size / 1e9:.1f} GB: its optimized graph was not read")
-    proto = inlined(proto)  # ONNX Runtime inlines functions too, but under names of its own
+    proto = inlined(proto)  # ONNX Runtime inlines functions too, but with other names
     labels = _tokens(proto)
     source = proto.SerializeToString()
     events, feed_shapes = profiled(source, sample, threads=threads, folder=folder, what=label(model))
@@ -61,7 +68,7 @@ def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 
         at = made / "optimized.onnx"
         session(source, threads=threads, folder=folder, save_optimized=at)
         try:
-            # Weights that were outside stay where they were; their shapes are all that is needed of them.
+            # External weights are not loaded: only their shapes are needed.
             optimized = Model(onnx.load(str(at), load_external_data=False), folder=folder)
         except (OSError, DecodeError, ValueError, ModelError) as e:
             return Execution((), {}, note=f"ONNX Runtime's optimized graph cannot be read: {first_line(e)}")
@@ -77,7 +84,7 @@ def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 
 
 
 def _worked(written: Model, events: list[Event], feed_shapes: Mapping[str, Shape]) -> dict[Node, NodeMacs]:
-    """The work of every node that multiplies, of all its runs together."""
+    """The work of every node that multiplies, over all its runs."""
     if not events:
         return {row.node: row for row in count(written, concrete_shapes(written, feed_shapes))}
     by_name = defaultdict(list)
@@ -86,7 +93,7 @@ def _worked(written: Model, events: list[Event], feed_shapes: Mapping[str, Shape
     known = _shapes_of(written, by_name) | dict(feed_shapes)
     worked, top = {}, set(written.graph.nodes)
     if any(work_of(node, known) is not None and node.name not in by_name for node in top):
-        # What runs as the nodes of its function is in no profile by its own name.
+        # An operator that runs as the nodes of its function has no profile entry of its own.
         known = concrete_shapes(written, feed_shapes) | known
     for _, node in written.walk():
         rows = [work_of(node, known | _own(node, event)) for event in by_name.get(node.name, [])]
@@ -101,7 +108,7 @@ def _worked(written: Model, events: list[Event], feed_shapes: Mapping[str, Shape
 
 
 def _own(node: Node, event: Event) -> dict[str, Shape]:
-    """The shapes of a node's tensors in one of its runs."""
+    """Shapes of a node's tensors in one of its runs."""
     made = [t.name for t in node.outputs if t.name]
     read = [t.name for t in node.inputs if t.name]
     found: dict[str, Shape] = {}
@@ -125,9 +132,12 @@ def _shapes_of(written: Model, by_name: Mapping[str, list[Event]]) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What became of nodes of the file, by their tokens: those that run in int8, those with weights rounded to it.
+    """How nodes of the file run, by their tokens.
 
-    lost: nodes on integers of the optimized graph that belong to none of the file.
+    Attributes:
+        int8: Nodes that run in int8.
+        rounded: Nodes with weights that the runtime rounded to int8.
+        lost: Operators of int8 nodes in the optimized graph that match no node of the file.
     """
 
     int8: frozenset[str]
@@ -151,7 +161,7 @@ class _Found:
 
 
 def _by_tensors(node: Node, makers: Mapping[str, Node], readers: Mapping[str, Node]) -> set[str]:
-    """Tokens of the nodes of the file that a node without one stands for: by what it makes, or the weights it holds."""
+    """Tokens of the nodes of the file that a node without a token replaces, found by its outputs or its weights."""
     found = set[str]()
     for out in node.outputs:
         maker = makers.get(out.name)
@@ -168,7 +178,7 @@ def _by_tensors(node: Node, makers: Mapping[str, Node], readers: Mapping[str, No
 
 
 def _reads_stored_integers(node: Node) -> bool:
-    """Whether a weight comes from stored integers."""
+    """Whether the weight comes from a DequantizeLinear of stored integers."""
     makers = (edit.producer(tensor) for tensor in node.inputs[1:2])
     return any(m is not None and m.op == "DequantizeLinear" and isinstance(m.inputs[0], Constant) for m in makers)
 
@@ -193,7 +203,11 @@ def _rows(
 
 
 def precision_of(node: Node) -> str:
-    """What an operator computes in by its own name: int8, float, or such as int4 where weights are stored so."""
+    """What an operator computes in, judged by its name.
+
+    Returns:
+        "int8", "float", or for example "int4" if the operator stores its weight so.
+    """
     if node.op in ("MatMulNBits", "MatMulBnb4", "MatMulNBitsMlp", "MatMulNBitsQkv", "MatMulNBitsQLoRA"):
         return f"int{node.attrs.get('bits', 4)}"
     if node.op.startswith(_INT8) and node.op != "DynamicQuantizeLinear":
@@ -228,13 +242,13 @@ def _loaded(model: Path | bytes) -> ModelProto:
 
 
 def _size(proto: ModelProto, folder: Path | None) -> int:
-    """Bytes of the model and of the files its weights lie in."""
+    """Bytes of the model and its external data files."""
     size = int(proto.ByteSize())
     return size if folder is None else size + external_bytes(proto, folder)
 
 
 def _tokens(proto: ModelProto) -> dict[str, str]:
-    """Name every node by a token; the names they had, and that a person knows them by, per token."""
+    """Rename every node to a unique token, in place. Returns the names the nodes had, by token."""
     name_nodes(proto.graph, set())
     labels: dict[str, str] = {}
     for node in _nodes(proto.graph):
@@ -260,7 +274,7 @@ def _named(text: str, labels: Mapping[str, str]) -> str:
 
 
 def name_nodes(graph: GraphProto, taken: set[str]) -> None:
-    """Give every node a name of its own, so that a profile tells them apart."""
+    """Give every node a unique name, in place, so that a profile can tell nodes apart."""
     for node in graph.node:
         if not node.name or node.name in taken:
             stem = node.name or next(iter(o for o in node.output if o), node.op_type)

@@ -1,4 +1,4 @@
-"""What each part of a network takes in ONNX Runtime: kernel times of whole models, by node."""
+"""Measure how long each node of a whole network takes in ONNX Runtime, from kernel times in its profile."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from onnxshot.runtimes.ort_executed import name_nodes
 from onnxshot.runtimes.ort_runtime import Feed, run_session, session
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 200
-_QUANTILE = 0.25  # of the runs of one kernel: what else the machine does only ever adds
+_QUANTILE = 0.25  # of the runs of one kernel: other load only ever adds time
 _RENAMED = re.compile(r"_nchwc$|_token_\d+$")
-"""What is added where a layout changes: to the tensor that a float Conv made, or to the name of an int8 node."""
-_FAR = 4  # nodes that a kernel may hold behind the one it is named for: Add, Relu, QuantizeLinear
+"""Suffix that ONNX Runtime adds for another layout, to the output of a float Conv or to the name of an int8 node."""
+_FAR = 4  # nodes that a kernel may contain after the one it is named after: Add, Relu, QuantizeLinear
 
 
 def kernel_times(
@@ -33,12 +33,24 @@ def kernel_times(
     threads: int = 2,
     seconds: float = 3.0,
 ) -> list[dict[str, float]]:
-    """Milliseconds of the kernel that each part became, by its name, for each model.
+    """Measure the kernel that each part of a network became.
 
-    parts: name of a node -> the tensor that it makes. ONNX Runtime merges nodes: a kernel is put down to the part it is
-    named for, or to the last one before what it makes; a part without a kernel has 0. Models run in turns until
-    `seconds` are over, at least 5 and at most 200 times; counted is the lower quartile of each kernel's runs. Raises
-    ModelError where a model does not load.
+    ONNX Runtime merges nodes. A kernel counts for the part it is named after, or for the last part before its output.
+    Models run interleaved until `seconds` are over, for at least 5 and at most 200 rounds. The result is the lower
+    quartile of each kernel's runs.
+
+    Args:
+        models: Models to measure.
+        parts: Name of a node -> the tensor that it makes.
+        feeds: Samples.
+        threads: CPU threads of each inference.
+        seconds: Time limit for all models together.
+
+    Returns:
+        For each model, milliseconds by part; 0 for a part without a kernel.
+
+    Raises:
+        ModelError: A model does not load.
     """
     protos = [ModelProto() for _ in models]
     for copy, model in zip(protos, models, strict=True):
@@ -68,7 +80,7 @@ def _graph(folder: Path, number: int) -> Path:
 
 
 def _makers(optimized: ModelProto) -> dict[str, str]:
-    """The node of the optimized graph behind the name of a node, or of a tensor that it makes."""
+    """The node of the optimized graph for each node name and each tensor it makes."""
     found: dict[str, str] = {}
     for node in optimized.graph.node:
         for name in (_RENAMED.sub("", node.name), *node.output):
@@ -77,7 +89,7 @@ def _makers(optimized: ModelProto) -> dict[str, str]:
 
 
 def _taken(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Milliseconds of each node; the first run plans memory and is left out."""
+    """Milliseconds of each node. The first run plans memory and is left out."""
     taken = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -101,7 +113,7 @@ def _by_part(
 
 
 def _onwards(tensor: str, readers: Mapping[str, Sequence[onnx.NodeProto]], ends: Container[str]) -> Iterator[str]:
-    """The tensor, what is made of it, and so on, up to where another part begins."""
+    """The tensor, tensors computed from it, and so on, until another part begins."""
     front = [tensor]
     for _ in range(_FAR + 1):
         yield from front

@@ -1,4 +1,4 @@
-"""What single layers take in ONNX Runtime, and how wide it makes them: what decides which widths are worth having."""
+"""Measure single layers in ONNX Runtime, and how far it pads their channels: this decides which widths pay off."""
 
 from __future__ import annotations
 
@@ -17,15 +17,28 @@ from onnxshot.files.atomic_write import scratch
 from onnxshot.runtimes.ort_runtime import session
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 400
-_QUANTILE = 0.25  # of the runs of one kernel: what else the machine does only ever adds
-_PROBED = 64  # channels of the layer whose weights are looked at
+_QUANTILE = 0.25  # of the runs of one kernel: other load only ever adds time
+_PROBED = 64  # input channels of the Conv that is examined
 
 
 def layer_times(models: Iterable[ModelProto], *, threads: int = 2, seconds: float = 2.0) -> list[float]:
-    """Microseconds of one run of each model's kernels, a quarter quantile of runs in turns on random float inputs.
+    """Measure small models in interleaved runs on random float inputs.
 
-    A change of layout at a model's ends is not counted: inside a network there is none. Ends after 400 rounds, or after
-    `seconds` but not before 5 rounds. Held: a session for each model. Raises ModelError where a model does not load.
+    Changes of layout at the ends of a model are not counted: there are none inside a network. Ends after 400 rounds, or
+    after `seconds` but not before 5 rounds.
+
+    Memory: a session for each model.
+
+    Args:
+        models: Models with float inputs of fixed shape.
+        threads: CPU threads of each inference.
+        seconds: Time limit for all models together.
+
+    Returns:
+        Microseconds of one run of each model's kernels, the lower quartile of all runs.
+
+    Raises:
+        ModelError: A model does not load.
     """
     with scratch() as folder:
         rng = np.random.default_rng(0)
@@ -52,9 +65,9 @@ def _kernels(events: Sequence[dict[str, Any]]) -> float:
 
 
 def conv_block() -> int:
-    """To a multiple of how many channels ONNX Runtime widens a Conv on this CPU, 1 where to none.
+    """The multiple to which ONNX Runtime pads the channels of a Conv on this CPU; 1 if it does not pad.
 
-    Read from the weight that it stores for a Conv with one output: 16 with AVX-512, 8 with AVX2.
+    It is read from the weight stored for a Conv with one output: 16 with AVX-512, 8 with AVX2.
     """
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, 4, 4]) for n, c in (("x", _PROBED), ("y", 1)))
     w = numpy_helper.from_array(np.ones((1, _PROBED, 1, 1), np.float32), "w")

@@ -1,6 +1,7 @@
-"""Time models in the ONNX Runtime of another Python environment; it runs `interleaved_timing.py` as a script.
+"""Measure latency in the ONNX Runtime of another Python environment.
 
-The two environments share nothing but files: the models at their paths, and the samples as .npz.
+Its interpreter runs `interleaved_timing.py`, which needs numpy and onnxruntime. The environments share only files: the
+models at their paths, and the samples as .npz.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from onnxshot.runtimes.ort_runtime import Feed, one_line
 
 _WORKER = Path(__file__).with_name("interleaved_timing.py")
 _START_SECONDS, _LEAST_SECONDS, _TIMES = 60.0, 300.0, 20.0
-"""How long the interpreter may take to tell its version; and the timing: at least that, else so often what is asked."""
+"""Seconds to report a version; least seconds for timing; and the factor on the time asked for, if that is longer."""
 _NOT_CARRIED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")  # of this environment, not of the other one
 _VERSION = "import numpy, onnxruntime; print('onnxruntime', onnxruntime.__version__)"
 
@@ -39,11 +40,22 @@ def bench_in(
     rounds: int = 10_000,
     seconds: float = 2.0,
 ) -> list[Latency]:
-    """Time models in turns in another environment's ONNX Runtime, as `ort_bench.bench` does in this one.
+    """Measure the latency of models in another environment's ONNX Runtime, as `ort_bench.bench` does in this one.
 
-    python: its interpreter, 3.8 or newer, or the folder of a virtual environment. PYTHONPATH and PYTHONHOME are not
-    handed on. Raises UsageError where there is no such interpreter; TargetError where it does not run, has no
-    onnxruntime or numpy, or ends or hangs while it times; ModelError where its ONNX Runtime refuses a model.
+    PYTHONPATH and PYTHONHOME are not passed on.
+
+    Args:
+        python: Interpreter, Python 3.8 or newer, or the folder of a virtual environment.
+        models: Files; the first is the one that ratios refer to.
+        feeds: Samples.
+        threads: CPU threads of each inference.
+        rounds: Most rounds.
+        seconds: Approximate time limit per model.
+
+    Raises:
+        UsageError: There is no such interpreter, or samples have a type that it cannot read.
+        TargetError: The interpreter does not run, lacks onnxruntime or numpy, or ends or hangs during timing.
+        ModelError: Its ONNX Runtime refuses a model.
     """
     if not models or not feeds or rounds < 1:
         raise UsageError(f"nothing to time: {len(models)} models, {len(feeds)} samples, {rounds} rounds")
@@ -69,9 +81,12 @@ def bench_in(
 
 
 def interpreter(python: str | Path) -> Path:
-    """The interpreter that a path, a name on PATH, or the folder of a virtual environment stands for. UsageError: none.
+    """The interpreter for a path, a name on PATH, or the folder of a virtual environment.
 
-    A link stays one: the interpreter of a virtual environment is known by its own place.
+    Symbolic links are kept: a virtual environment is recognized by the interpreter's own path.
+
+    Raises:
+        UsageError: There is no such interpreter.
     """
     place = Path(python).expanduser()
     if place.is_dir():
@@ -87,21 +102,28 @@ def interpreter(python: str | Path) -> Path:
 
 
 def version(program: Path) -> str:
-    """'onnxruntime 1.20.1', of the interpreter's environment. TargetError: it does not run, or has none."""
+    """Name and version of the environment's runtime, such as "onnxruntime 1.20.1".
+
+    Raises:
+        TargetError: The interpreter does not run, or lacks onnxruntime or numpy.
+    """
     with scratch() as folder:
         code, last = _run(program, [_VERSION], folder, _START_SECONDS)
         told = (folder / "stdout").read_text(errors="replace").strip().splitlines()
     if code == 0 and told and told[-1].startswith("onnxruntime "):
         return told[-1]
     if "No module named" in last:
-        raise TargetError(f"{program} has not what it takes: {last}", f"{program} -m pip install onnxruntime numpy")
-    raise TargetError(f"{program} does not tell which onnxruntime it has: {last or f'exit status {code}'}")
+        raise TargetError(f"{program} lacks a package: {last}", f"{program} -m pip install onnxruntime numpy")
+    raise TargetError(f"{program} does not report its onnxruntime version: {last or f'exit status {code}'}")
 
 
 def _run(program: Path, code: Sequence[str], folder: Path, limit: float) -> tuple[int, str]:
-    """Run Python code in an empty folder; its exit status, and the last line of its errors. TargetError: it hangs.
+    """Run Python code in an empty folder. Returns its exit status, and the last line it wrote to stderr.
 
-    The code is handed over as text: a script's own folder would be the first place to look for modules.
+    The code is passed as text, because Python searches a script's own folder for modules first.
+
+    Raises:
+        TargetError: It does not start, or takes longer than `limit` seconds.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_CARRIED}
     work = folder / "work"
@@ -116,7 +138,7 @@ def _run(program: Path, code: Sequence[str], folder: Path, limit: float) -> tupl
             raise TargetError(f"{program} does not run: {e.strerror}") from e
         with process:
             try:
-                ended = process.wait(limit)  # its stdin stays open: where it closes, nobody waits any more
+                ended = process.wait(limit)  # its stdin stays open: a closed stdin tells it that nobody waits
             except subprocess.TimeoutExpired as e:
                 raise TargetError(f"{program} was stopped after {limit:g} seconds without an answer") from e
             finally:
@@ -126,15 +148,19 @@ def _run(program: Path, code: Sequence[str], folder: Path, limit: float) -> tupl
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process and all that it has started: the interpreter may be a shell script around the real one."""
+    """Stop a process and all its children. The interpreter may be a shell script around the real one."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own, which may live longer than itself
-    process.kill()  # does nothing to one that has ended
+            os.killpg(process.pid, signal.SIGKILL)  # its process group may outlive it
+    process.kill()  # no effect if it has ended
 
 
 def _stored(feeds: Sequence[Feed], folder: Path) -> list[str]:
-    """The samples as files that any numpy reads. UsageError: they have a type that numpy has not by itself."""
+    """Write the samples to files that any numpy reads.
+
+    Raises:
+        UsageError: A sample has a type that numpy does not have by itself, such as bfloat16.
+    """
     paths = []
     for number, feed in enumerate(feeds):
         for name, value in feed.items():

@@ -1,4 +1,4 @@
-"""Which nodes of a model ran, how often, and on what shapes: one run in ONNX Runtime without optimizations."""
+"""Profile one run of a model in ONNX Runtime without optimizations: which nodes ran, how often, on what shapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One run of one node: its name, and the shapes of the tensors that it read and made, those left out left out."""
+    """One run of one node.
+
+    Attributes:
+        node: Its name.
+        inputs: Shapes of the tensors it read; optional inputs that are absent are left out.
+        outputs: Shapes of the tensors it made, likewise.
+    """
 
     node: str
     inputs: tuple[Shape, ...]
@@ -29,10 +35,22 @@ class Event:
 def profiled(
     model: bytes, sample: Feed | None, *, threads: int, folder: Path | None, what: str
 ) -> tuple[list[Event], dict[str, Shape]]:
-    """(every run of every node on a sample, the shapes that were fed). Without a sample, zeros are run.
+    """Profile one run.
 
-    Nothing ran where the model does not take zeros, or does not load without optimizations. `what`: its name in errors.
-    Raises ModelError where it does not run on the sample.
+    If the model does not run on zeros, or does not load without optimizations, there are no events.
+
+    Args:
+        model: Serialized model.
+        sample: Input arrays; None to run zeros.
+        threads: CPU threads.
+        folder: Folder of external data.
+        what: Name of the model in error messages.
+
+    Returns:
+        Every run of every node, and the shapes of the inputs.
+
+    Raises:
+        ModelError: The model does not run on the sample.
     """
     with scratch() as made:
         try:
@@ -48,7 +66,7 @@ def profiled(
         except ModelError:
             if sample is not None:
                 raise
-            run.end_profiling()  # closes the file, so that its folder can go
+            run.end_profiling()  # closes the file, so that its folder can be removed
             return [], shapes
 
 

@@ -1,4 +1,4 @@
-"""Run models on ONNX Runtime: sessions, feeds in and arrays out. Errors of the runtime become one line each."""
+"""Run models in ONNX Runtime: make sessions, feed arrays, return arrays. Its errors become messages of one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PROVIDERS = {  # device -> (providers in order of preference, what to install)
     "openvino": (("OpenVINOExecutionProvider", *CPU), "pip install onnxruntime-openvino"),
 }
 IN_MEMORY = "the model in memory"
-"""What messages call a model that is run from bytes."""
+"""How messages name a model that is run from bytes."""
 _TYPES: dict[str, Any] = {
     "float": np.float32,
     "double": np.float64,
@@ -45,7 +45,7 @@ _NOT_IN_NUMPY = ("float8", "float4", "int4", "uint4", "int2", "uint2", "complex"
 
 
 def runtime() -> ModuleType:
-    """The onnxruntime package. Raises TargetError where it is not installed."""
+    """The onnxruntime package. Raises TargetError if it is not installed."""
     try:
         import onnxruntime
     except ImportError as e:
@@ -55,7 +55,14 @@ def runtime() -> ModuleType:
 
 
 def providers_for(device: str) -> tuple[str, ...]:
-    """Execution providers of a device: cpu, cuda or openvino. Raises TargetError where it is not there."""
+    """Execution providers of a device.
+
+    Args:
+        device: "cpu", "cuda" or "openvino".
+
+    Raises:
+        TargetError: The device is unknown, or this ONNX Runtime was built without it.
+    """
     if device not in _PROVIDERS:
         raise TargetError(f"ONNX Runtime has no device {device!r}", f"devices: {', '.join(_PROVIDERS)}")
     providers, fix = _PROVIDERS[device]
@@ -76,14 +83,25 @@ def session(
     keep_plans: bool = True,
     inner: bool = False,
 ) -> Any:
-    """An InferenceSession; threads sleep instead of spinning, so that models run in turns do not disturb each other.
+    """Create an InferenceSession.
 
-    save_optimized: where the graph that runs is written; profile: prefix of a profile file; folder: where external data
-    of a model given as bytes lies; keep_plans: keep a plan of the memory for every shape of input that is met; inner:
-    the model was made here to show tensors inside another one. Such a model, and one with float8, is loaded with fewer
-    graph optimizations where it does not load with all of them.
+    Its threads sleep instead of spinning when idle, so that interleaved models do not disturb each other. An `inner`
+    model, or one with float8, is loaded with fewer graph optimizations if it does not load with all of them.
 
-    Raises ModelError where ONNX Runtime refuses the model, TargetError where the first provider cannot start.
+    Args:
+        model: A file or serialized model.
+        optimize: Whether graph optimizations are on.
+        threads: CPU threads of each inference.
+        providers: Execution providers, preferred ones first.
+        save_optimized: File to write the optimized graph to.
+        profile: Prefix of a profile file to write.
+        folder: Folder of external data of a serialized model.
+        keep_plans: Keep a memory plan for each combination of input shapes.
+        inner: True if the model is a copy made to show inner tensors of another one.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+        TargetError: The first provider cannot start.
     """
     ort = runtime()
     options = ort.SessionOptions()
@@ -91,7 +109,7 @@ def session(
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # fatal only: every error comes as an exception too
+    options.log_severity_level = 4  # fatal only: errors are also raised as exceptions
     options.enable_mem_pattern = keep_plans
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if save_optimized is not None:
@@ -100,7 +118,7 @@ def session(
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
     source: Any = model if isinstance(model, bytes) else str(model)
-    if isinstance(model, Path) and not _is_unicode(model):  # ONNX Runtime takes names that are UTF-8 alone
+    if isinstance(model, Path) and not _is_unicode(model):  # ONNX Runtime only accepts paths in UTF-8
         source, folder = model.read_bytes(), model.parent
     if folder is not None and _is_unicode(folder.resolve()):
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
@@ -120,16 +138,16 @@ def session(
 
 
 def _lower_levels(level: Any, model: Path | bytes, *, inner: bool) -> list[Any]:
-    """The levels of optimization that are tried where all optimizations together do not load the model."""
+    """The optimization levels to try if the model does not load with all optimizations."""
     if inner:
-        # Its layout optimizer loses the output of a Conv that an Add reads too, and then refuses what it made.
+        # The layout optimizer drops the output of a Conv that an Add reads too, and then refuses its own graph.
         return [level.ORT_ENABLE_EXTENDED, level.ORT_DISABLE_ALL]
-    # Its optimizers take every Q and DQ for one of integers, and then refuse what they made.
+    # The optimizers treat every Q and DQ as one of integers, and then refuse their own graph.
     return [level.ORT_DISABLE_ALL] if _holds_float8(model) else []
 
 
 def _first_that_loads(source: Any, options: Any, providers: Sequence[str], levels: Sequence[Any]) -> Any:
-    """The session at the first of these levels that loads; raises what the last one raised."""
+    """The session at the first of these levels that loads. Raises the last error if none does."""
     for number, level in enumerate(levels, 1):
         options.graph_optimization_level = level
         try:
@@ -141,7 +159,13 @@ def _first_that_loads(source: Any, options: Any, providers: Sequence[str], level
 
 
 class Runner:
-    """A loaded model: a feed in, its tensors out. Feeds may hold more than the model asks for."""
+    """A model loaded in ONNX Runtime.
+
+    Attributes:
+        inputs: Name, type and shape of each input.
+        outputs: Names of the outputs that `run` returns.
+        skipped: Outputs that numpy cannot hold, with their type.
+    """
 
     def __init__(
         self,
@@ -156,9 +180,18 @@ class Runner:
         whole: bool = False,
         inner: bool = False,
     ) -> None:
-        """`outputs` names what `run` gives, of what numpy can hold; None for all. The rest is as `session` has it.
+        """Load a model; the arguments not listed are those of `session`.
 
-        whole: give sequences, maps and optionals of numbers too, each as one array: see `as_array`.
+        Args:
+            model: A file or serialized model.
+            optimize: Whether graph optimizations are on.
+            threads: CPU threads of each inference.
+            providers: Execution providers, preferred ones first.
+            outputs: Outputs to return; None for all that numpy can hold.
+            folder: Folder of external data of a serialized model.
+            keep_plans: As in `session`.
+            whole: Also return sequences, maps and optionals of numbers, each as one array (see `as_array`).
+            inner: As in `session`.
         """
         self._label = label(model)
         self._session = session(
@@ -174,10 +207,18 @@ class Runner:
         self.outputs: tuple[str, ...] = tuple(name for name in wanted if name not in self.skipped)
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-        """The output tensors by name; sequences, maps and types numpy has not are in `skipped`, not here.
+        """Run the model on one sample.
 
-        `outputs` names those to give; None for all: then the model runs even where none of them can be given. Raises
-        ModelError where the run fails.
+        Args:
+            feed: Input arrays by name. Entries that are no input of the model are ignored.
+            outputs: Outputs to return; None for all. With None, the model runs even if numpy can hold none of its
+                outputs.
+
+        Returns:
+            Output arrays by name, without those in `skipped`.
+
+        Raises:
+            ModelError: An input is missing, or the run fails.
         """
         names = list(self.outputs if outputs is None else outputs)
         bare = not names and outputs is None and self._runs_for_nothing
@@ -198,7 +239,7 @@ class Runner:
 
 
 def run_session(session: Any, names: Sequence[str] | None, feed: Feed) -> list[Any]:
-    """What a session gives for arrays; bfloat16, which Python has no buffers of, goes in and comes out as its bits."""
+    """Run a session on arrays. bfloat16, for which Python has no buffers, is passed in and out by its bits."""
     asked = [out for out in session.get_outputs() if names is None or out.name in names]
     halves = {name for name, value in feed.items() if value.dtype.name == "bfloat16"}
     if not halves and not any(out.type == _BFLOAT16 for out in asked):
@@ -216,7 +257,7 @@ def run_session(session: Any, names: Sequence[str] | None, feed: Feed) -> list[A
 
 
 def _of_value(value: Any) -> Any:
-    """The array of an OrtValue; bfloat16 as the same numbers in float32."""
+    """The array of an OrtValue; bfloat16 converted to float32."""
     if value.data_type() != _BFLOAT16:
         return value.numpy()
     raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
@@ -224,11 +265,11 @@ def _of_value(value: Any) -> Any:
 
 
 def as_array(value: Any) -> NDArray[Any]:
-    """An output as an array; what is not a tensor in such a way that equal outputs are equal arrays.
+    """An output as an array. Equal outputs give equal arrays, even if they are no tensors.
 
-    A sequence of tensors of one shape is stacked, [n, ..]; of several shapes, its values come one after the other. A
-    sequence of maps, as ZipMap gives it, is [n, keys], and a map its values in the order of its keys, where all have
-    the same keys. An optional that holds nothing is empty.
+    A sequence of tensors of equal shape is stacked, [n, ...]. Otherwise their values are concatenated. A map becomes
+    its values, in the order of its keys. A sequence of maps with the same keys, as ZipMap makes, becomes [n, keys]. An
+    empty optional becomes an empty array.
     """
     if value is None:
         return np.zeros(0, np.float32)
@@ -250,26 +291,29 @@ def _is_unicode(path: Path) -> bool:
 
 
 class SampleError(CalibrationError, ModelError):
-    """A model loads, but does not run on a sample of the user's: an id beyond a table, lengths that do not go together.
+    """A model that loads does not run on a sample of the user: an index out of range, or lengths that do not match.
 
-    It is a ModelError too, for those who ask whether a model runs.
+    It is also a ModelError, for callers that only ask whether the model runs.
     """
 
 
 def _of_sample(label: str, feed: NamedFeed, reason: str) -> SampleError:
-    """The error for a run that failed; it names the sample, and the input where the runtime told a value of it."""
+    """The error of a failed run.
+
+    Names the sample, and the input if the runtime's message contains one of its values.
+    """
     found = re.search(r"idx=(-?\d+)", reason)
     integers = {name: x for name, x in feed.items() if x.dtype.kind in "iu"}
     guilty = [name for name, x in integers.items() if found is not None and (x == int(found[1])).any()]
     if found is not None and guilty:
-        hint = f"input {guilty[0]!r} holds {found[1]}, which is beyond the table it is looked up in"
+        hint = f"input {guilty[0]!r} holds {found[1]}, which is outside the table it indexes"
     else:
         hint = ", ".join(f"{name!r} is {x.dtype} {list(x.shape)}" for name, x in list(feed.items())[:_SHOWN])
     return SampleError(f"{label} fails on sample {feed.sample!r} in ONNX Runtime: {reason}", hint)
 
 
 def _holds_float8(model: Path | bytes) -> bool:
-    """Whether a constant of the model is float8: a model that cannot be read holds none."""
+    """Whether a constant of the model is float8; False if the model cannot be read."""
     try:
         proto = onnx.load_from_string(model if isinstance(model, bytes) else model.read_bytes())
     except (OSError, DecodeError):
@@ -278,18 +322,18 @@ def _holds_float8(model: Path | bytes) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """ONNX Runtime's message without its prefix of codes, and with a space where it has none."""
+    """ONNX Runtime's message without its prefix of codes, and with a missing space added."""
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
     return re.sub(r"^(Load model from .* failed:)(?=\S)", r"\1 ", line)
 
 
 def label(model: Path | bytes) -> str:
-    """What messages call the model."""
+    """How messages name the model."""
     return str(model) if isinstance(model, Path) else IN_MEMORY
 
 
 def stored_bytes(model: Path) -> int:
-    """Bytes of a model's file and of those its weights lie in. ModelError: it cannot be read."""
+    """Bytes of a model's file and its external data files. Raises ModelError if it cannot be read."""
     try:
         proto = onnx.load(str(model), format="protobuf", load_external_data=False)
         return model.stat().st_size + external_bytes(proto, model.parent)
@@ -298,13 +342,16 @@ def stored_bytes(model: Path) -> int:
 
 
 def external_bytes(proto: ModelProto, folder: Path) -> int:
-    """Bytes of the files that the weights of a model in this folder lie in."""
+    """Bytes of the external data files of a model in this folder."""
     places = {e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"}
     return sum(int(file.stat().st_size) for place in places if (file := folder / place).is_file())
 
 
 def input_spec(arg: Any) -> InputSpec:
-    """What an input of a session wants. Raises ModelError for sequences, maps and types numpy has not."""
+    """Name, type and shape of a session's input.
+
+    Raises ModelError for sequences, maps and types numpy does not have.
+    """
     match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
     if match is None or match[1] not in _TYPES:
         raise ModelError(f"input {arg.name!r} is a {arg.type}, which cannot be fed from arrays")
@@ -313,7 +360,7 @@ def input_spec(arg: Any) -> InputSpec:
 
 
 def _numpy_holds(kind: str, *, whole: bool = False) -> bool:
-    """Whether outputs of this kind are given; whole: also those of which numbers are read out, such as sequences."""
+    """Whether outputs of this type are returned. `whole`: including sequences, maps and optionals of numbers."""
     match = re.fullmatch(r"tensor\((\w+)\)", kind)
     if match is None and whole:
         match = re.fullmatch(r"(?:seq\(|optional\(|map\(\w+,)+tensor\((\w+)\)+", kind)

@@ -1,4 +1,4 @@
-"""Sizes of a model's tensors on a sample: followed where that can be done, else read off one run of it."""
+"""Shapes of a model's tensors on a sample, inferred if possible, else measured in one run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ _LIMIT = 1_500_000_000  # bytes of a model above which it is not run: it would n
 
 
 def sizes_on(model: Model, feed: Feed | None, *, threads: int = 2) -> Sizes:
-    """Sizes of the tensors on a sample, loops and branches included; without one, with free dimensions as 1.
+    """Shapes of all tensors on a sample, loops and branches included.
 
-    The sample is run, once and without optimizations, only where a size depends on more than the sizes of the inputs
-    and on small inputs that hold whole numbers. What the run does not tell, or where it fails, is left out.
+    The sample is run, once and without optimizations, only if a shape depends on more than the shapes of the inputs and
+    small integer inputs. Shapes that the run does not show are left out; all are if it fails.
+
+    Args:
+        model: The model.
+        feed: Input arrays; None to take free dimensions as 1.
+        threads: CPU threads of the run.
     """
     shapes = None if feed is None else {name: np.shape(values) for name, values in feed.items()}
     values = None if feed is None else {name: np.asarray(array) for name, array in feed.items()}
@@ -30,17 +35,17 @@ def sizes_on(model: Model, feed: Feed | None, *, threads: int = 2) -> Sizes:
 
 
 def _measured(model: Model, found: Sizes, feed: Feed, threads: int) -> Sizes:
-    """What was found, and what a run tells beyond it."""
+    """The shapes found, completed by those of a run."""
     nodes = [node for _, node in model.walk()]
     if len({node.name for node in nodes}) < len(nodes):
-        return found  # a run tells of nodes by name
+        return found  # the profile identifies nodes by name
     source = model.to_proto().SerializeToString()
     try:
         events, _ = profiled(source, feed, threads=threads, folder=None, what=IN_MEMORY)
     except ModelError:
         return found
     runs = Counter(event.node for event in events)
-    by_name = {event.node: event for event in events}  # of a node that runs often the last one
+    by_name = {event.node: event for event in events}  # the last run of each node
     shapes: dict[str, Shape] = {}
     for node in nodes:
         event = by_name.get(node.name)

@@ -1,7 +1,8 @@
-"""From which version of ONNX Runtime on a file loads, and runs as it was told to: facts about the forms in it.
+"""Which versions of ONNX Runtime load a file, and run it as quantized, judged by the operators and types in it.
 
 Measured on CPUs with 1.18.1, 1.19.2, 1.20.1, 1.21.1, 1.22.0, 1.22.1, 1.23.2, 1.24.1, 1.25.0, 1.26.0 and 1.32.0, by the
-operators of the optimized graph. A form that has no row runs so in all of them. Older ones were not tried.
+operators of the optimized graph. Forms that are not listed run as quantized in all of them. Older versions were not
+tried.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from onnxshot.graph.ops import STANDARD_DOMAINS
 Version = tuple[int, int]
 
 OLDEST: Version = (1, 18)
-"""The oldest that was tried."""
+"""The oldest version that was tried."""
 UNKNOWN = "unknown"
 MOVES_BFLOAT16 = frozenset({
     "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Flatten", "Gather", "GatherElements",
     "GatherND", "Identity", "If", "LayerNormalization", "Loop", "Pad", "QuantizeLinear", "Reshape", "Scan",
     "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
-"""Operators that load with bfloat16, or of which it is not known that they do not."""
+"""Operators that load with bfloat16, or may do so."""
 MICROSOFT = "com.microsoft"
 _BLOCKED = "com.microsoft.nchwc"
 _OPSETS: dict[int, Version] = {22: (1, 21), 23: (1, 23), 24: (1, 24), 25: (1, 24), 26: (1, 25)}
@@ -37,13 +38,14 @@ _NIBBLES = (TensorProto.INT4, TensorProto.UINT4)
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Something that a node is, and the version it needs.
+    """A form that a node can have, and the version that it needs.
 
     Attributes:
-        name: what it is, for people.
-        since: the first version that runs it so.
-        loads: older ones do not load it; else they run it in float, slower than the float model, or less exactly.
-        found: whether a node is it.
+        name: Description for people.
+        since: First version that runs it as quantized.
+        loads: True if older versions do not load it. False if they run it in float, slower than the float model, or
+            less accurately.
+        found: Whether a node has this form.
     """
 
     name: str
@@ -54,7 +56,14 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One form that a file rests on: its name, the first version for it, in how many nodes, and whether to load it."""
+    """A form in a file that needs a certain version.
+
+    Attributes:
+        form: Its description.
+        since: First version that supports it.
+        nodes: Number of nodes with it.
+        loads: True if older versions do not load it.
+    """
 
     form: str
     since: str
@@ -64,12 +73,12 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class VersionNeeds:
-    """What a file needs of ONNX Runtime.
+    """The versions of ONNX Runtime that a file needs.
 
     Attributes:
-        loads_from: the first version that loads it; UNKNOWN where it holds what one version wrote for itself.
-        fused_from: the first version that runs all of it as it was told to, or UNKNOWN.
-        rests_on: the forms that need more than the oldest version, the one that needs most first.
+        loads_from: First version that loads it; UNKNOWN if it has operators that one version wrote for itself.
+        fused_from: First version that runs all of it as quantized, or UNKNOWN.
+        rests_on: Forms that need more than the oldest version, the most demanding first.
     """
 
     loads_from: str
@@ -81,9 +90,9 @@ class VersionNeeds:
         oldest = _text(OLDEST)
         if self.fused_from == UNKNOWN:
             found = ", ".join(f"{r.form} ({r.nodes})" for r in self.rests_on if r.since == UNKNOWN)
-            return f"from which ONNX Runtime on it runs is unknown: an ONNX Runtime wrote it for itself: {found}"
-        tried = " on, the oldest that was tried" if self.fused_from == oldest else " on"
-        line = f"ONNX Runtime runs it as told from {self.fused_from}{tried}"
+            return f"the ONNX Runtime version it needs is unknown: an ONNX Runtime wrote it for itself: {found}"
+        tried = " on, the oldest version tried" if self.fused_from == oldest else " on"
+        line = f"ONNX Runtime runs it as quantized from {self.fused_from}{tried}"
         if self.loads_from not in (oldest, self.fused_from):
             line += f", and loads it from {self.loads_from} on"
         most = [r for r in self.rests_on if r.since == self.fused_from]
@@ -91,7 +100,7 @@ class VersionNeeds:
 
 
 def needs(model: Model) -> VersionNeeds:
-    """What a model needs of ONNX Runtime, by the forms that are in it."""
+    """The versions of ONNX Runtime that a model needs, judged by the forms in it."""
     found: Counter[Form] = Counter()
     for _, node in model.walk():
         found.update(form for form in FORMS if form.found(node))
@@ -108,9 +117,9 @@ def needs(model: Model) -> VersionNeeds:
 
 
 def runs_nowhere(model: Model) -> str:
-    """Why no ONNX Runtime runs a model on CPUs, naming a node; empty where nothing is known against it.
+    """Why no ONNX Runtime runs a model on CPUs, naming a node; empty if nothing is known against it.
 
-    There is no kernel for bfloat16 but of the operators in MOVES_BFLOAT16: tried with 1.32.0.
+    Only the operators in MOVES_BFLOAT16 have kernels for bfloat16, as tried with 1.32.0.
     """
     if not holds_half(model):
         return ""
@@ -122,7 +131,7 @@ def runs_nowhere(model: Model) -> str:
 
 
 def _touches(model: Model, node: Node) -> bool:
-    """Whether a tensor that a node reads or makes is known to be bfloat16."""
+    """Whether a tensor that the node reads or makes is known to be bfloat16."""
     kinds = (
         weights.elem_type(t) if isinstance(t, Constant) else model.elem_type(t) for t in (*node.inputs, *node.outputs)
     )
@@ -130,7 +139,7 @@ def _touches(model: Model, node: Node) -> bool:
 
 
 def _of_file(model: Model) -> Iterator[tuple[str, Version]]:
-    """What is not of one node: the opset and the version of the format."""
+    """Requirements of the file itself: its opset and IR version."""
     opset, ir = model.opset, model.envelope.ir_version
     if opset in _OPSETS:
         yield f"opset {opset}", _OPSETS[opset]
@@ -139,7 +148,7 @@ def _of_file(model: Model) -> Iterator[tuple[str, Version]]:
 
 
 def _own_form(node: Node) -> str:
-    """What ONNX Runtime writes for itself when it saves an optimized model, and promises nobody to read again."""
+    """A form that ONNX Runtime writes only when it saves an optimized model, for its own version; else empty."""
     if node.domain == _BLOCKED:
         return f"operators of {_BLOCKED}, in blocks of one kind of CPU"
     activation = node.attrs.get("activation", b"") if node.domain == MICROSOFT and node.op == "FusedConv" else b""
@@ -152,7 +161,7 @@ def _dequantizer(node: Node, slot: int) -> Node | None:
 
 
 def _float_bias(node: Node) -> bool:
-    """A Conv or Gemm in int8 whose bias is float."""
+    """An int8 Conv or Gemm whose bias is float."""
     if node.op not in ("Conv", "Gemm") or len(node.inputs) < 3 or not node.inputs[2].name:
         return False
     both = _dequantizer(node, 0) is not None and _dequantizer(node, 1) is not None
@@ -160,7 +169,7 @@ def _float_bias(node: Node) -> bool:
 
 
 def _weights_alone(*types: int) -> Callable[[Node], bool]:
-    """A product of floats by a stored matrix of one of these types."""
+    """A test for products of float activations with a stored matrix of one of these types."""
 
     def found(node: Node) -> bool:
         weight = _dequantizer(node, 1) if node.op in ("MatMul", "Gemm") and _dequantizer(node, 0) is None else None
@@ -180,7 +189,7 @@ def _by_block(node: Node) -> bool:
 
 
 def _linear_resize(node: Node) -> bool:
-    """A Resize that mixes values, between a DQ and a Q: its integers are cut off, not rounded, before 1.32."""
+    """A Resize that interpolates, between a DQ and a Q. Before 1.32, its integers are truncated instead of rounded."""
     if node.op not in ("Resize", "Upsample") or node.attrs.get("mode") not in (b"linear", "linear"):
         return False
     users = edit.consumers(node.outputs[0])
@@ -188,7 +197,7 @@ def _linear_resize(node: Node) -> bool:
 
 
 def _nibbles_in_bytes(node: Node) -> bool:
-    """A table of which each byte holds two values."""
+    """A table in which each byte holds two values."""
     stored = node.inputs[0] if _contrib("GatherBlockQuantized", 4)(node) and node.inputs else None
     return isinstance(stored, Constant) and weights.elem_type(stored) in _BYTES
 

@@ -1,4 +1,4 @@
-"""Which sizes the free dimensions of inputs have in samples, for runtimes that compile for a range of them."""
+"""Ranges of input shapes in samples, for runtimes that compile for a range of shapes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from onnxshot.calibration.readers import Dataset
 from onnxshot.runtimes.base import Dims, Sizes
 
 _MOST_READ = 1024
-"""Samples that are read, evenly spaced: as many as a run looks at where nobody says how many."""
+"""Most samples read, evenly spaced: as many as a run uses by default."""
 
 
 def ranges_of(inputs: Mapping[str, Dims | None], data: Dataset) -> dict[str, tuple[Sizes, Sizes, Sizes]]:
-    """Least, usual and largest sizes of every input that has free ones; usual is the median of each dimension.
+    """Smallest, usual and largest shape of each input with free dimensions; "usual" is the median of each dimension.
 
-    inputs: dimensions by name. An input is left out whose samples differ in rank.
+    Args:
+        inputs: Dimensions of each input, by name.
+        data: The samples.
+
+    Returns:
+        Ranges by input name. Inputs whose rank differs between samples are left out.
     """
     free = [name for name, dims in inputs.items() if any(not isinstance(size, int) for size in dims or ())]
     if not free or not len(data):

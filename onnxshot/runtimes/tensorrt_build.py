@@ -1,4 +1,4 @@
-"""Build an engine: which module, which range of sizes, and a builder in another process that is watched."""
+"""Build TensorRT engines: choose the module and the range of shapes, and supervise a builder in a worker process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _INSTALL = (
 )
 _NEWER = "float8 is built for --hardware sm89 and newer, int4 for sm80 and newer"
 _LEAST_VERSION = 10  # explicit quantization in strongly typed networks
-_LOOK_SECONDS = 0.1  # between two looks at how much memory the builder has taken
+_LOOK_SECONDS = 0.1  # interval of memory checks
 _RTX = "tensorrt_rtx"
 
 
@@ -49,10 +49,17 @@ def module() -> ModuleType:
 
 
 def profiles(inputs: Mapping[str, Dims | None], options: EmitOptions) -> dict[str, tuple[Sizes, Sizes, Sizes]]:
-    """Least, usual and largest sizes of every input with free ones, as `options` state them, else as its samples have.
+    """Smallest, usual and largest shape of each input with free dimensions.
 
-    inputs: their dimensions. A free first size, the batch, is 1 where neither says. Raises UsageError where sizes are
-    given that do not fit, or another size is free and none are given.
+    They come from `options.shapes`, else from `options.sampled`. If neither names an input, its free first dimension,
+    the batch, is 1.
+
+    Args:
+        inputs: Dimensions of each input, by name.
+        options: Shapes that were asked for or found in samples.
+
+    Raises:
+        UsageError: Shapes do not fit the input, or another dimension is free and no shapes are given.
     """
     unknown = [name for name in options.shapes if name not in inputs]
     if unknown:
@@ -86,11 +93,21 @@ def _check_sizes(name: str, stated: tuple[int | str | None, ...], given: tuple[S
 
 
 def build(model: Model, engine: Path, log: Path, ranges: Ranges, options: EmitOptions, *, sparse: bool) -> None:
-    """Build the engine of a model that was loaded from a file, and the builder's log; `engine` is whole or not there.
+    """Build the engine of a model by an atomic write, and keep the builder's log.
 
-    ranges: as `profiles` gives them; sparse: let the builder look for weights with 2:4 zeros. The timing cache of
-    `options` is read and, where the module measures, written: aside, then renamed. Raises TargetError where the builder
-    refuses the model, crashes, or takes more time or memory than `options` allow.
+    The timing cache of `options` is read, and written atomically if the module measures kernels.
+
+    Args:
+        model: The model, which must have been loaded from a file.
+        engine: File to write.
+        log: File for the builder's log.
+        ranges: As `profiles` returns them.
+        options: Limits, hardware and timing cache.
+        sparse: Let the builder use weights with 2:4 zeros.
+
+    Raises:
+        TargetError: The builder refuses the model, crashes, or exceeds the time or memory that `options` allow.
+        UsageError: The timing cache cannot be read or written.
     """
     name = module().__name__
     assert model.path is not None
@@ -125,8 +142,8 @@ def build(model: Model, engine: Path, log: Path, ranges: Ranges, options: EmitOp
 
 
 def _run(job: Mapping[str, object], options: EmitOptions) -> tuple[int, str]:
-    """Run the worker; its exit code, and why it was stopped, where it was."""
-    # -P: a folder or file that is called tensorrt, beside the script or where we are, is not the module.
+    """Run the worker. Returns its exit code, and why it was stopped, or an empty text."""
+    # -P: do not import a folder or file named tensorrt from beside the script or the current folder.
     command = [sys.executable, "-P", str(_WORKER)]
     nowhere = subprocess.DEVNULL
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere) as process:
@@ -134,14 +151,14 @@ def _run(job: Mapping[str, object], options: EmitOptions) -> tuple[int, str]:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(job).encode() + b"\n")
-                process.stdin.flush()  # it stays open: where it closes, the builder knows that nobody waits for it
+                process.stdin.flush()  # stdin stays open: a closed stdin tells the builder that nobody waits
             return _watch(process, options)
         finally:
-            process.kill()  # does nothing to one that has ended
+            process.kill()  # no effect if it has ended
 
 
 def _watch(process: subprocess.Popen[bytes], options: EmitOptions) -> tuple[int, str]:
-    """Wait for the process. Its resident memory is watched: a limit of addresses would stop any CUDA driver."""
+    """Wait for the process. Its resident memory is checked, because a limit on address space stops any CUDA driver."""
     end = time.monotonic() + options.minutes * 60
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -153,7 +170,7 @@ def _watch(process: subprocess.Popen[bytes], options: EmitOptions) -> tuple[int,
 
 
 def _resident_gb(pid: int) -> float:
-    """Resident memory of a process; 0 where the system does not tell."""
+    """Resident memory of a process in GB; 0 if the system does not report it."""
     with contextlib.suppress(OSError, StopIteration):
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
         return float(next(line for line in status if line.startswith("VmRSS:")).split()[1]) / (1 << 20)
@@ -168,7 +185,7 @@ def _ended(code: int) -> str:
 
 
 def _node_in(text: str, model: Model) -> str:
-    """Name of the node that a text speaks of, the longest where one is part of another; empty where there is none."""
+    """The longest node name that a text contains; empty if there is none."""
     names = (node.label for _, node in model.walk())
     return max((n for n in names if re.search(rf"(?<![\w./-]){re.escape(n)}(?![\w/-])", text)), key=len, default="")
 
@@ -181,7 +198,7 @@ def _refusal(text: str, node: str) -> TargetError:
 
 
 def _errors(log: Path) -> Iterator[str]:
-    """What the log calls errors, without the names of functions."""
+    """Error messages in the log, without names of functions."""
     with log.open(encoding="utf-8") as lines:
         for line in lines:
             severity, _, message = line.rstrip("\n").partition("|")
@@ -190,7 +207,7 @@ def _errors(log: Path) -> Iterator[str]:
 
 
 def _last_step(log: Path) -> str:
-    """Where the log ends, in words."""
+    """Where the log ends, as a clause."""
     last = ""
     with contextlib.suppress(OSError), log.open(encoding="utf-8") as lines:
         for line in lines:
@@ -209,7 +226,7 @@ def _copy(cache: Path, place: Path) -> None:
 
 
 def _publish(made: Path, place: Path) -> None:
-    """Put a file at its place in one step: beside it first, as the two may be on different disks."""
+    """Put a file in its place atomically: first beside it, as the two may be on different disks."""
     try:
         write_file(place, lambda part: shutil.copyfile(made, part))
     except OSError as e:

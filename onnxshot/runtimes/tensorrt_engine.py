@@ -1,4 +1,4 @@
-"""Run a TensorRT engine on the first GPU: arrays in, arrays out, device memory by cuda-bindings or pycuda."""
+"""Run a TensorRT engine on the first GPU, with device memory from cuda-bindings or pycuda."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _INSTALL = "pip install 'onnxshot[cuda]' (cuda-bindings), or pycuda"
 
 
 class Device(Protocol):
-    """Memory of one GPU and a stream of work on it; every method raises ModelError where CUDA reports an error."""
+    """Memory of one GPU and a stream of work. Every method raises ModelError if CUDA reports an error."""
 
     stream: int
 
     def allocate(self, size: int) -> int:
-        """Address of so many bytes."""
+        """Allocate bytes, and return their address."""
 
     def free(self, address: int) -> None:
-        """Give memory back."""
+        """Free memory."""
 
     def upload(self, address: int, values: NDArray[Any]) -> None:
-        """Copy an array in C order to the device, in turn with the other work of the stream."""
+        """Copy an array in C order to the device, in order with other work of the stream."""
 
     def download(self, values: NDArray[Any], address: int) -> None:
-        """Copy from the device into an array in C order, in turn with the other work of the stream."""
+        """Copy from the device into an array in C order, in order with other work of the stream."""
 
     def wait(self) -> None:
-        """Until all work of the stream is done."""
+        """Wait until all work of the stream is done."""
 
 
 class CudaBindings:
-    """Device memory by the runtime API of cuda-bindings. Raises TargetError where there is no GPU."""
+    """Device memory by the runtime API of cuda-bindings. Raises TargetError if there is no GPU."""
 
     def __init__(self) -> None:
         self._cuda = importlib.import_module("cuda.bindings.runtime")
@@ -51,11 +51,11 @@ class CudaBindings:
         self.stream = int(self._call("cudaStreamCreate"))
 
     def allocate(self, size: int) -> int:
-        """Address of so many bytes."""
+        """Allocate bytes, and return their address."""
         return int(self._call("cudaMalloc", size))
 
     def free(self, address: int) -> None:
-        """Give memory back."""
+        """Free memory."""
         self._call("cudaFree", address)
 
     def upload(self, address: int, values: NDArray[Any]) -> None:
@@ -67,17 +67,20 @@ class CudaBindings:
         self._copy(values.ctypes.data, address, values.nbytes, "cudaMemcpyDeviceToHost")
 
     def wait(self) -> None:
-        """Until all work of the stream is done."""
+        """Wait until all work of the stream is done."""
         self._call("cudaStreamSynchronize", self.stream)
 
     def _copy(self, to: int, source: int, size: int, kind: str) -> None:
         self._call("cudaMemcpyAsync", to, source, size, getattr(self._cuda.cudaMemcpyKind, kind), self.stream)
 
     def _call(self, name: str, *args: Any) -> Any:
-        """What the function gives behind its status; None where that is nothing."""
+        """Call a CUDA function and return its first result; None if it has none.
+
+        Raises ModelError on an error status.
+        """
         try:
             status, *given = getattr(self._cuda, name)(*args)
-        except RuntimeError as e:  # libraries of the driver that are not there
+        except RuntimeError as e:  # libraries of the driver are missing
             raise ModelError(f"{name}: {first_line(e)}") from e
         if int(status) != 0:
             raise ModelError(f"{name}: {getattr(status, 'name', status)}")
@@ -85,7 +88,7 @@ class CudaBindings:
 
 
 class PyCuda:
-    """Device memory by pycuda. Raises TargetError where there is no GPU."""
+    """Device memory by pycuda. Raises TargetError if there is no GPU."""
 
     def __init__(self) -> None:
         self._driver = importlib.import_module("pycuda.driver")
@@ -100,16 +103,16 @@ class PyCuda:
         self._context.push()
         self._stream = self._driver.Stream()
         self.stream = int(self._stream.handle)
-        self._held: dict[int, Any] = {}  # memory is freed with its object
+        self._held: dict[int, Any] = {}  # pycuda frees memory with its object
 
     def allocate(self, size: int) -> int:
-        """Address of so many bytes."""
+        """Allocate bytes, and return their address."""
         memory = self._driver.mem_alloc(size)
         self._held[int(memory)] = memory
         return int(memory)
 
     def free(self, address: int) -> None:
-        """Give memory back."""
+        """Free memory."""
         self._held.pop(address).free()
 
     def upload(self, address: int, values: NDArray[Any]) -> None:
@@ -121,12 +124,12 @@ class PyCuda:
         self._driver.memcpy_dtoh_async(values, address, self._stream)
 
     def wait(self) -> None:
-        """Until all work of the stream is done."""
+        """Wait until all work of the stream is done."""
         self._stream.synchronize()
 
 
 def open_device() -> Device:
-    """The first GPU, by cuda-bindings where they are installed, else by pycuda. Raises TargetError where neither is."""
+    """The first GPU, by cuda-bindings if installed, else by pycuda. Raises TargetError if neither is installed."""
     for kind in (CudaBindings, PyCuda):
         try:
             return kind()
@@ -136,7 +139,7 @@ def open_device() -> Device:
 
 
 def missing() -> str:
-    """Why no engine can be run here; empty where one can."""
+    """Why no engine can run here; empty if one can."""
     try:
         tensorrt_build.module()
         open_device()
@@ -146,13 +149,19 @@ def missing() -> str:
 
 
 class Engine:
-    """A loaded engine: a feed in, its outputs by name. Feeds may hold more than it asks for.
+    """A loaded engine. Device memory is reused between runs, and reallocated when a tensor grows.
 
-    Device memory is kept from run to run, and made anew where a tensor grows.
+    Attributes:
+        inputs: Names of the inputs.
+        outputs: Names of the outputs.
+
+    Raises:
+        TargetError: No engine runs on this machine.
+        ModelError: This engine does not load.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises TargetError where no engine runs here, ModelError where this one does not load."""
+        """Load an engine file."""
         self._trt = tensorrt_build.module()
         self._device = open_device()
         self._path = path
@@ -171,8 +180,15 @@ class Engine:
         self._memory: dict[str, tuple[int, int]] = {}  # tensor -> address, bytes
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
-        """The outputs by name. Raises ModelError where an input is missing, sizes do not fit, or the run fails."""
-        held = []  # until the copies are done
+        """Run the engine on one sample.
+
+        Returns:
+            Output arrays by name.
+
+        Raises:
+            ModelError: An input is missing, a shape is outside the engine's range, or the run fails.
+        """
+        held = []  # keeps arrays alive until the copies are done
         for name in self.inputs:
             if name not in feed:
                 raise ModelError(f"{self._path} asks for input {name!r}, which the sample does not hold")
@@ -194,7 +210,7 @@ class Engine:
         return found
 
     def _at(self, name: str, size: int) -> int:
-        """Address of memory for so many bytes of the tensor, which the context is told."""
+        """Address of memory for this many bytes of a tensor, which the execution context uses from then on."""
         address, room = self._memory.get(name, (0, 0))
         if room < size or not address:
             if address:

@@ -1,8 +1,8 @@
-"""Which precision each layer was compiled to, read from the builder's verbose log; written for TensorRT-RTX 1.7.
+"""Read which precision each layer was compiled to from the builder's verbose log. Written for TensorRT-RTX 1.7.
 
-With detailed profiling verbosity the log prints a line for every kernel of the engine: its name, type, tensors with
-their datatypes, and the ONNX nodes it was made of. A node may be in several kernels: one quantizes the input of a Conv,
-the next ("correlation") computes it, a third rescales. The one that multiplies bears the node's name.
+With detailed profiling verbosity, the log has a line for every kernel of the engine: its name, type, tensors with their
+types, and the ONNX nodes it was made of. A node may be in several kernels: one quantizes the input of a Conv, the next
+("correlation") computes it, a third rescales. The kernel that multiplies has the node's name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ _GENERATED = ("kgen", "runtime_fusion")  # kernels that dequantize before they m
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel of an engine: the types of what it reads and of its constants, and the ONNX nodes it stands for."""
+    """One kernel of an engine.
+
+    Attributes:
+        name: Its name.
+        kind: Its layer type.
+        inputs: Types of the tensors it reads.
+        constants: Types of its constants.
+        nodes: ONNX nodes it was made of.
+    """
 
     name: str
     kind: str
@@ -37,18 +45,18 @@ class Kernel:
 
     @property
     def precision(self) -> str:
-        """That of its products: of what it reads first, where it is a kernel that multiplies what it reads."""
+        """Precision of its products: that of its first input, unless it dequantizes before it multiplies."""
         if self.kind in _GENERATED or not self.inputs:
             return "float"
         return _PRECISION.get(self.inputs[0], "float")
 
     def computes(self, node: str) -> bool:
-        """True where it bears the name of the node, alone or with others it was fused with."""
+        """True if its name contains the node, alone or fused with others."""
         return node in [part.strip() for part in re.split(r" \+ |\+", _SUFFIX.sub("", self.name))]
 
 
 def kernels(lines: Iterable[str]) -> list[Kernel]:
-    """The kernels that the lines of a log tell of, in the order they run."""
+    """The kernels in the lines of a log, in the order they run."""
     found = []
     for line in lines:
         match = _KERNEL.match(line)
@@ -62,10 +70,15 @@ def kernels(lines: Iterable[str]) -> list[Kernel]:
 
 
 def execution(model: Model, feed_shapes: Mapping[str, Shape], log: Path) -> Execution:
-    """What the nodes of a model that multiply were compiled to, by the log of the build.
+    """What each node that multiplies was compiled to, read from the log of the build.
 
-    feed_shapes: the usual sizes of the inputs. A node that no kernel bears the name of counts as float: one that was
-    folded away, or unrolled into kernels without names as recurrent ones are.
+    A node that names no kernel counts as float: it was folded away, or unrolled into kernels without names, as
+    recurrent layers are.
+
+    Args:
+        model: The ONNX model.
+        feed_shapes: Usual shapes of the inputs.
+        log: The log.
     """
     with log.open(encoding="utf-8") as lines:
         made = kernels(lines)
@@ -77,7 +90,7 @@ def execution(model: Model, feed_shapes: Mapping[str, Shape], log: Path) -> Exec
         return Execution((), {}, note="the builder's log names no layers: what runs in int8 is not known")
     ran, wanted = [], []
     for row in count(model, concrete_shapes(model, feed_shapes)):
-        name = row.node.name or f"node_of_{row.node.outputs[0].name}"  # as the parser calls those without a name
+        name = row.node.name or f"node_of_{row.node.outputs[0].name}"  # the parser's name for an unnamed node
         makers = by_node.get(name, ())
         precision = next((k.precision for k in makers if k.computes(name)), "float")
         stored = "int4" if any("Int4" in k.constants for k in makers) else ""
@@ -89,6 +102,6 @@ def execution(model: Model, feed_shapes: Mapping[str, Shape], log: Path) -> Exec
 
 
 def _asked_for(node: Node) -> bool:
-    """True where both operands come out of a DequantizeLinear."""
+    """True if both factors come from a DequantizeLinear."""
     makers = [edit.producer(tensor) for tensor in node.inputs[:2]]
     return len(makers) == 2 and all(m is not None and m.op == "DequantizeLinear" for m in makers)

@@ -1,7 +1,7 @@
-"""What TensorRT's ONNX parser and builder make of quantized nodes: what they refuse, and what they run in float.
+"""Quantized nodes that TensorRT's ONNX parser and builder refuse, or run in float.
 
-Each rule was seen in TensorRT-RTX 1.7, whose parser is that of TensorRT 11. The builder names no node, or one of its
-own making, so the rules are held against the graph before it is asked.
+Each rule was observed in TensorRT-RTX 1.7, whose parser is that of TensorRT 11. The builder names no node, or a node of
+its own making, so the rules are applied to the graph before it is called.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from onnxshot.graph.ops import STANDARD_DOMAINS, channel_axis
 from onnxshot.runtimes.base import Finding
 
 OPSETS = range(9, 26)
-"""Those its documentation names."""
+"""The opsets that its documentation names."""
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _INTEGER_OPS = frozenset(
@@ -27,7 +27,7 @@ _TAKEN = (TensorProto.INT8, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, getattr(
 
 
 def findings(model: Model) -> list[Finding]:
-    """Everything that TensorRT refuses or runs in float although it is quantized, node by node in graph order."""
+    """The quantized nodes that TensorRT refuses or runs in float, in graph order."""
     found = []
     if model.opset not in OPSETS:
         reason = f"the model has opset {model.opset}; TensorRT documents {OPSETS[0]} to {OPSETS[-1]}"
@@ -41,7 +41,7 @@ def findings(model: Model) -> list[Finding]:
 
 
 def _refusal(model: Model, node: Node) -> str:
-    """Why no engine can be built of the node, or only one that answers wrongly; empty where one can."""
+    """Why no engine can be built from the node, or only one that computes it wrongly; empty if one can."""
     if node.op in _INTEGER_OPS:
         return f"TensorRT does not import {node.op}: it takes integers between QuantizeLinear and DequantizeLinear only"
     if node.domain not in STANDARD_DOMAINS:
@@ -69,7 +69,7 @@ def _refused_type(model: Model, pair: Node) -> str:
 
 
 def _quantized_type(model: Model, pair: Node) -> int:
-    """ONNX type of the quantized side of a QuantizeLinear or DequantizeLinear; UNDEFINED where it is not known."""
+    """ONNX type of the quantized side of a QuantizeLinear or DequantizeLinear; UNDEFINED if it is not known."""
     if pair.op == "DequantizeLinear":
         return model.elem_type(pair.inputs[0])
     zero_point = pair.inputs[2] if len(pair.inputs) > 2 and pair.inputs[2].name else None
@@ -93,7 +93,7 @@ def _refused_zero_point(pair: Node) -> str:
 
 
 def _stored(tensor: Tensor) -> NDArray[np.generic] | None:
-    """Values of a constant, also of one that a Constant node holds; None where they are computed."""
+    """Values of a constant, or of the output of a Constant node; None if they are computed."""
     if isinstance(tensor, Constant):
         return np.asarray(weights.read(tensor))
     maker = edit.producer(tensor)
@@ -101,7 +101,7 @@ def _stored(tensor: Tensor) -> NDArray[np.generic] | None:
     return np.asarray(numpy_helper.to_array(value.t)) if isinstance(value, AttributeProto) else None
 
 
-# ---------------------------------------------------------------------- what is quantized and yet runs in float
+# ---------------------------------------------------------------------- quantized nodes that run in float
 
 
 def _left_in_float(node: Node) -> str:
@@ -118,7 +118,7 @@ def _left_in_float(node: Node) -> str:
 
 
 def _odd_weight(node: Node, slot: int, dequantize: Node) -> str:
-    """Why the product is not computed on these quantized weights as they are; empty where it is."""
+    """Why the product is not computed with these quantized weights directly; empty if it is."""
     weight, scale = dequantize.inputs[:2]
     if not isinstance(weight, Constant) or not isinstance(scale, Constant):
         return ""
@@ -144,6 +144,6 @@ def _lone_weight(makers: list[Node | None]) -> str:
 
 
 def _dequantizer(tensor: Tensor) -> Node | None:
-    """The DequantizeLinear that makes the tensor; None for all else."""
+    """The DequantizeLinear that makes the tensor; None if something else does."""
     maker = edit.producer(tensor)
     return maker if maker is not None and maker.op == "DequantizeLinear" else None

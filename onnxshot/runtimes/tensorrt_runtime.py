@@ -1,4 +1,4 @@
-"""TensorRT as a runtime: engines built from Q/DQ graphs, what they were compiled to, and how they are run."""
+"""TensorRT as a runtime: build engines from Q/DQ graphs, report what they were compiled to, and run them."""
 
 from __future__ import annotations
 
@@ -30,26 +30,31 @@ from onnxshot.runtimes.executed import Execution
 
 
 class TensorRt(Runtime):
-    """TensorRT 10 or 11, or TensorRT-RTX: whichever is installed, in that order."""
+    """TensorRT 10 or 11, or TensorRT-RTX, whichever is installed, in that order. See `Runtime` for the methods."""
 
     format, suffix, extra, ranged = "tensorrt", ".engine", "tensorrt", True
 
     def check(self) -> None:
-        """Raise TargetError, saying what to install, where neither is here."""
+        """Check that TensorRT or TensorRT-RTX is installed.
+
+        Raises TargetError, saying what to install, if neither is.
+        """
         tensorrt_build.module()
 
     def check_sizes(self, inputs: Mapping[str, Dims | None], options: EmitOptions) -> None:
-        """Raise UsageError where sizes are missing, or do not fit."""
+        """Check that all shapes are known. Raises UsageError if some are missing or do not fit."""
         tensorrt_build.profiles(inputs, options)
 
     def preflight(self, model: Model) -> list[Finding]:
-        """What the builder would refuse, and what it would run in float although it is quantized."""
+        """The nodes that the builder refuses, or runs in float although they are quantized."""
         return tensorrt_rules.findings(model)
 
     def emit(self, source: Path, folder: Path, stem: str, options: EmitOptions) -> Emitted:
         """Build the engine of an .onnx file as `folder`/`stem`.engine.
 
-        Raises TargetError where TensorRT refuses the model, naming the node; UsageError where sizes are missing.
+        Raises:
+            TargetError: TensorRT refuses the model. Names the node.
+            UsageError: Shapes are missing.
         """
         if options.half:
             raise TargetError("TensorRT computes in the types that the graph states", "store half floats in the graph")
@@ -71,14 +76,21 @@ class TensorRt(Runtime):
         return Emitted((engine.name,), executed, tuple(notes))
 
     def runs_here(self) -> str:
-        """Empty where an engine can be run, else what is missing: the module, the driver, a GPU."""
+        """What is missing to run an engine: the module, the driver or a GPU; empty if nothing is."""
         return tensorrt_engine.missing()
 
     def load(self, path: Path, *, threads: int, options: EmitOptions | None = None) -> Loaded:
-        """Load an engine, or build one of an .onnx file and load that, to be run on the first GPU; threads: no matter.
+        """Load an engine, or build one from an .onnx file and load that, to run it on the first GPU.
 
-        Raises TargetError where no engine runs here, ModelError where this one does not load, UsageError where the
-        options have not the sizes that one is built for.
+        Args:
+            path: The engine or .onnx file.
+            threads: Not used.
+            options: How to build an engine from an .onnx file.
+
+        Raises:
+            TargetError: No engine runs on this machine.
+            ModelError: The engine does not load.
+            UsageError: The options lack shapes that the build needs.
         """
         if path.suffix != ".onnx":
             return tensorrt_engine.Engine(path)
@@ -88,7 +100,7 @@ class TensorRt(Runtime):
 
 
 def _of_sizes(sampled: Ranges, asked: Ranges) -> list[str]:
-    """Which inputs are built for sizes that samples have, and no others."""
+    """A note on the inputs that are built for the shapes in the samples, and no others."""
     named = [
         f"{name} of {' to '.join(dict.fromkeys((_written(least), _written(most))))}, usually {_written(usual)}"
         for name, (least, usual, most) in sampled.items()
@@ -102,7 +114,7 @@ def _written(sizes: Sizes) -> str:
 
 
 def _of_blocks(model: Model, executed: Execution) -> list[str]:
-    """How many of the int4 weights the engine keeps as they are, by the log of the build."""
+    """A note on how many int4 weights the engine keeps in int4, read from the log of the build."""
     dequantized = [node.inputs[0] for _, node in model.walk() if node.op == "DequantizeLinear"]
     stored = [tensor for tensor in dequantized if model.elem_type(tensor) == TensorProto.INT4]
     if not stored or not executed.nodes:

@@ -1,12 +1,12 @@
-"""Build one engine in a process of its own, so that a builder that crashes or fills the memory does not end its caller.
+"""Build one engine in a worker process, so that a builder that crashes or fills the memory does not end its caller.
 
-Run as a script: a job comes as a line of JSON on stdin, which stays open as long as somebody waits; an answer goes as
-JSON into a file. It imports the standard library and the module that the job names, nothing else: it starts at once,
-and all its memory is the builder's.
+Run as a script. The job is one line of JSON on stdin, which stays open as long as the caller waits. The answer is
+written to a JSON file. The script imports only the standard library and the module that the job names: it starts at
+once, and all its memory is the builder's.
 
-The job: module, source, engine, log, answer: names; profiles: input -> least, usual, largest sizes; hardware: words;
-sparse: whether to look for 2:4 zeros; timing_cache: file or null. The answer: node, and error: null where
-there is none, empty where the log says what it is.
+Job: "module", "source", "engine", "log", "answer": names and paths; "profiles": input -> smallest, usual, largest
+shape; "hardware": words; "sparse": whether to use 2:4 zeros; "timing_cache": file or null. Answer: "error": null if
+there is none, empty if the log has the reason; "node": where it happened, if known.
 """
 
 import importlib
@@ -22,7 +22,7 @@ _ANY_VERSION = "VERSION_COMPATIBLE"
 
 
 class RefusedError(Exception):
-    """The parser or builder refused; `node` where it says at which."""
+    """The parser or builder refused the model; `node` names the node if it is known."""
 
     def __init__(self, message: str, node: str = "") -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class RefusedError(Exception):
 
 
 def build(trt: Any, job: dict[str, Any], log: Any) -> None:
-    """Build the engine of the job with this module, its log into an open file. Raises RefusedError."""
+    """Build the engine of a job with this TensorRT module, writing its log to an open file. Raises RefusedError."""
 
     class Log(trt.ILogger):  # type: ignore[misc]  # the module is chosen at run time
         def __init__(self) -> None:
@@ -43,11 +43,11 @@ def build(trt: Any, job: dict[str, Any], log: Any) -> None:
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
-    # From its path, so that weights beside the file are found. The flag for uint8 of DLA stays off: it crashes.
+    # Parse from the path, so that external data is found. The flag for uint8 of DLA stays off: it crashes.
     if not parser.parse_from_file(job["source"]):
         raise _parse_error(parser)
     config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # prints the compiled layers with their types
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # logs the compiled layers with their types
     if job["hardware"]:
         (_set_capabilities if job["module"] == "tensorrt_rtx" else _set_levels)(trt, config, job["hardware"])
     if job["sparse"]:
@@ -71,7 +71,10 @@ def build(trt: Any, job: dict[str, Any], log: Any) -> None:
 
 
 def _network_flags(trt: Any) -> int:
-    """Strongly typed, with the batch among the sizes: TensorRT 10 has flags for it, 11 and RTX know nothing else."""
+    """Flags for a strongly typed network with an explicit batch.
+
+    TensorRT 11 and RTX have no such flags: it is their default.
+    """
     kinds = trt.NetworkDefinitionCreationFlag
     return sum(1 << int(getattr(kinds, name)) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(kinds, name))
 
@@ -88,7 +91,7 @@ def _parse_error(parser: Any) -> RefusedError:
 
 
 def _set_capabilities(trt: Any, config: Any, words: list[str]) -> None:
-    """TensorRT-RTX: the GPUs the engine is for, by default all that the module knows."""
+    """TensorRT-RTX: set the GPUs the engine is for; by default all that the module knows."""
     kinds = trt.ComputeCapability
     _refuse_unknown(words, kinds.__members__)
     config.num_compute_capabilities = len(words)
@@ -97,7 +100,7 @@ def _set_capabilities(trt: Any, config: Any, words: list[str]) -> None:
 
 
 def _set_levels(trt: Any, config: Any, words: list[str]) -> None:
-    """TensorRT: other GPUs than the one here, and other versions, that the engine is for."""
+    """TensorRT: set which other GPUs and versions the engine is for."""
     levels = trt.HardwareCompatibilityLevel
     _refuse_unknown(words, [*levels.__members__, _ANY_VERSION])
     for word in words:
@@ -115,24 +118,24 @@ def _refuse_unknown(words: list[str], members: Iterable[str]) -> None:
 
 
 def main() -> None:
-    """Read the job, build, and write the answer."""
+    """Read the job, build the engine, and write the answer."""
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     answer: dict[str, Any] = {"error": None, "node": ""}
-    # Line by line, so that a crash leaves a log behind that ends where it happened.
+    # Line buffered, so that the log of a crash ends where it happened.
     with Path(job["log"]).open("w", encoding="utf-8", errors="replace", buffering=1) as log:
         try:
             build(importlib.import_module(job["module"]), job, log)
         except RefusedError as e:
             answer |= {"error": str(e), "node": e.node}
-        except Exception as e:  # its bindings raise what they like, mostly because of what the log holds already
+        except Exception as e:  # the bindings raise any type, mostly for errors that are in the log already
             log.write(f"ERROR|{type(e).__name__}: {e}\n")
             answer["error"] = ""
     Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
 
 
 def _end_with_stdin() -> None:
-    """End where whoever asked is gone: to build may take half an hour."""
+    """Exit when the caller is gone, which closes stdin: a build may take half an hour."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 

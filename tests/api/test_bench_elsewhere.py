@@ -74,11 +74,11 @@ def test_no_interpreter_is_a_usage_error(net: Path, given: str, says: str, monke
 
 
 @pytest.mark.parametrize(("script", "says"), [
-    ("exit 0", "does not tell which onnxruntime it has"),
+    ("exit 0", "does not report its onnxruntime version"),
     ("echo 'out of order' >&2; exit 3", "out of order"),
-    ("echo onnxruntime-of-a-kind", "does not tell"),
+    ("echo onnxruntime-of-a-kind", "does not report its"),
     ("echo \"ModuleNotFoundError: No module named 'onnxruntime'\" >&2; exit 1", "pip install onnxruntime numpy"),
-    ("kill -9 $$", "does not tell"),
+    ("kill -9 $$", "does not report its"),
 ])  # fmt: skip
 def test_an_interpreter_that_does_not_answer(net: Path, tmp_path: Path, script: str, says: str) -> None:
     with pytest.raises(TargetError, match=says):

@@ -148,7 +148,7 @@ def test_samples_that_differ_from_process_to_process_are_told(tmp_path: Path) ->
         sharded, parts = ShardedPass(False, 2), list[ShardResult]()
         for share, given in zip(sharded.shares(), (feeds(20), other), strict=True):
             parts.append(run_shard(watched(path, given, settings), share, Recipe(), settings))
-        with pytest.raises(ValueError, match="others in another process"):
+        with pytest.raises(ValueError, match="another process saw other samples"):
             sharded.add(parts)
 
 

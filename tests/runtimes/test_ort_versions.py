@@ -140,7 +140,7 @@ def test_the_report_of_what_onnxshot_writes() -> None:
     assert json.loads(result.report.to_json())["onnxruntime"] == {
         "loads_from": "1.18", "fused_from": "1.18", "rests_on": [],
     }  # fmt: skip
-    assert "from 1.18 on, the oldest that was tried" in VersionNeeds("1.18", "1.18").to_text()
+    assert "from 1.18 on, the oldest version tried" in VersionNeeds("1.18", "1.18").to_text()
     portable, _ = quantized(case, target="portable")
     assert portable.report.onnxruntime is not None
     assert portable.report.onnxruntime.fused_from == "1.23"
@@ -156,7 +156,7 @@ def test_weights_alone_rest_on_a_newer_version() -> None:
     assert result.report.onnxruntime is not None
     assert result.report.onnxruntime.fused_from == "1.25"
     assert onnxshot.inspect(made).onnxruntime == result.report.onnxruntime
-    assert "ONNX Runtime runs it as told from 1.25 on: 8-bit weights alone (1)" in onnxshot.inspect(made).to_text()
+    assert "ONNX Runtime runs it as quantized from 1.25 on: 8-bit weights alone (1)" in onnxshot.inspect(made).to_text()
     dynamic, _ = quantized(case, mode="dynamic")
     assert dynamic.report.onnxruntime == VersionNeeds("1.18", "1.18")
 

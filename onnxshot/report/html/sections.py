@@ -157,7 +157,7 @@ def runs_on(values: Values) -> Markup:
     """Which versions of ONNX Runtime run the file as told, and what sizes its work was counted at; may be empty."""
     parts = []
     if versions := values.get("onnxruntime"):
-        told = f"ONNX Runtime runs it as told from {versions['fused_from']} on"
+        told = f"ONNX Runtime runs it as quantized from {versions['fused_from']} on"
         if versions["loads_from"] != versions["fused_from"]:
             told += f", and loads it from {versions['loads_from']} on"
         forms = [f"{row['form']} ({row['nodes']}) from {row['since']} on" for row in versions["rests_on"]]
