@@ -91,7 +91,7 @@ def emit(
     formats = artifacts.formats_of((to,) if isinstance(to, str) else to, Path(output), ORT)
     targets = {name: target_named(target) if name == artifacts.ONNX else target_of(name) for name in formats}
     main = targets.get(artifacts.ONNX, targets[formats[0]])
-    place, loaded = artifacts.place_of(Path(output), artifacts.ONNX), load_model(model)
+    place, loaded = artifacts.artifact_path(Path(output), artifacts.ONNX), load_model(model)
     files = settings.files.reading(*of_run(loaded, calib, preset), *of_model_file(reference, "the reference"))
     written = of_result(Path(output), formats, external=is_external(loaded), recorded=False)
     files.writing(*written, *of_options(options)).check()
@@ -112,7 +112,7 @@ def emit(
         if data is not None and sizes:
             data = batched(data, sizes.inputs)
         inputs = {tensor.name: loaded.shape(tensor) for tensor in loaded.graph.inputs}
-        how = artifacts.sized(options or EmitOptions(), formats, inputs, data)
+        how = artifacts.with_sample_sizes(options or EmitOptions(), formats, inputs, data)
         judge = _judge(model, reference, loaded, data, settings)
         report.notes += [judge.note] if judge.note else []
         changed = quantized and _retarget(loaded, main, report)
@@ -134,7 +134,7 @@ def emit(
                     _retarget(other, targets[name], report)
                     source = stack.enter_context(scratch()) / written.name
                     write(other, source)
-                yield from artifacts.artifacts(source, (name,), place, how, judged, settings)
+                yield from artifacts.make_artifacts(source, (name,), place, how, judged, settings)
 
         def prove(written: Draft) -> None:
             if sizes:

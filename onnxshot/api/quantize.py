@@ -78,7 +78,7 @@ def quantize(
     settings = settings or Settings()
     place = Path(output) if output is not None else None
     if recipe is None and "target" not in options:
-        options["target"] = artifacts.target_for(emit, place) or ORT.name
+        options["target"] = artifacts.target_of_artifact(emit, place) or ORT.name
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
     target = target_named(recipe.target)
     formats = artifacts.formats_of(emit, place, target) if place is not None else (artifacts.ONNX,)
@@ -91,13 +91,14 @@ def quantize(
     if place is not None:
         written = of_result(place, formats, external=is_external(prepared.model))
         files = files.writing(*written, *of_options(emit_options))
-        place = artifacts.place_of(place, artifacts.ONNX)
+        place = artifacts.artifact_path(place, artifacts.ONNX)
     files.check()
 
     with open_samples(prepared, calib, preset, stats) as samples:
         loaded, fixed = prepared.model, prepared.fixed_shapes
         inputs = {tensor.name: fixed.dims(tensor.name, loaded.shape(tensor)) for tensor in loaded.graph.inputs}
-        how = artifacts.sized(emit_options or EmitOptions(threads=settings.threads), formats, inputs, samples.data)
+        given = emit_options or EmitOptions(threads=settings.threads)
+        how = artifacts.with_sample_sizes(given, formats, inputs, samples.data)
         made = not_larger(make_quantized(prepared, samples))
         judged: Judged | None = None
 
@@ -106,7 +107,7 @@ def quantize(
             judged = prove_quantized(made, written, target_emitted=target.name in formats)
 
         def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
-            return artifacts.artifacts(written, formats, place or written, how, judged, settings)
+            return artifacts.make_artifacts(written, formats, place or written, how, judged, settings)
 
         deliver(
             made.model, place, target.name, made.report, prove, others, keep=artifacts.ONNX in formats,

@@ -116,7 +116,7 @@ def quantize(
     """Quantize MODEL to int8 and prove the result against it."""
     from onnxshot.api.bundle import of_beside, refuse_folder
     from onnxshot.cli import tables
-    from onnxshot.delivery.artifacts import target_for
+    from onnxshot.delivery.artifacts import target_of_artifact
     from onnxshot.recipes.files import load_recipe
     from onnxshot.report.saving import save_report
 
@@ -138,7 +138,7 @@ def quantize(
     sinks = sinks_of(log)
     targets = cli_emit.listed([target]) if is_given(context, "target") else None
     if targets is None and recipe_file is None and arguments is None:
-        alone = target_for(cli_emit.listed(emit), output)
+        alone = target_of_artifact(cli_emit.listed(emit), output)
         targets = None if alone is None else (alone,)
     places = cli_emit.places_of(model, output, emit, targets or (recipe.target,), recipe.precision)
     if goal is not None and set(cli_emit.listed(emit) or ("onnx",)) != {"onnx"}:

@@ -67,7 +67,7 @@ def runtime_of(name: str) -> Runtime:
     return RUNTIMES[name]
 
 
-def target_for(asked: Sequence[str] | None, output: Path | None) -> str | None:
+def target_of_artifact(asked: Sequence[str] | None, output: Path | None) -> str | None:
     """The target of a run that names no target and makes a single artifact: the one of its format; else None."""
     by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()}
     named = by_suffix.get(follow_link(output).suffix.lower()) if output is not None else None
@@ -75,7 +75,7 @@ def target_for(asked: Sequence[str] | None, output: Path | None) -> str | None:
     return target_of(formats.pop()).name if len(formats) == 1 and formats <= set(RUNTIMES) else None
 
 
-def sized(
+def with_sample_sizes(
     options: EmitOptions, formats: Sequence[str], inputs: Mapping[str, Dims | None], data: Dataset | None
 ) -> EmitOptions:
     """Add the sizes of samples to the options, for formats that are compiled for a range of input sizes.
@@ -119,7 +119,7 @@ def load_artifact(path: Path, name: str, *, threads: int) -> Loaded:
     return runtime.load(path, threads=threads)
 
 
-def place_of(output: Path, name: str) -> Path:
+def artifact_path(output: Path, name: str) -> Path:
     """The path of the artifact of a format: that of the output, with the suffix of the format.
 
     Links are followed. Raises UsageError for an output without a file name, and as `follow_link`.
@@ -134,7 +134,7 @@ def place_of(output: Path, name: str) -> Path:
     return follow_link(output.with_name((output.stem if known else output.name) + runtime_of(name).suffix))
 
 
-def artifacts(
+def make_artifacts(
     source: Path,
     formats: Sequence[str],
     output: Path,
@@ -142,14 +142,14 @@ def artifacts(
     judged: Judged | None,
     settings: Settings,
 ) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
-    """Context managers, as of `made`, for the artifacts of all formats but .onnx."""
+    """Context managers, as of `make_artifact`, for the artifacts of all formats but .onnx."""
     for name in formats:
         if name != ONNX:
-            yield made(source, name, place_of(output, name), options, judged, settings)
+            yield make_artifact(source, name, artifact_path(output, name), options, judged, settings)
 
 
 @contextlib.contextmanager
-def made(
+def make_artifact(
     source: Path, name: str, final: Path, options: EmitOptions, judged: Judged | None, settings: Settings
 ) -> Iterator[tuple[Draft, Artifact]]:
     """Make an artifact of an .onnx file in a temporary folder, and verify it if its runtime runs on this machine.

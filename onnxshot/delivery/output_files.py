@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from onnxshot.delivery.artifacts import ONNX, place_of
+from onnxshot.delivery.artifacts import ONNX, artifact_path
 from onnxshot.delivery.overwrite_checks import foreign_artifact, foreign_data, foreign_model, foreign_weights
 from onnxshot.delivery.record import beside
 from onnxshot.files.conflicts import OUTPUT_OPTION, Write
@@ -42,7 +42,7 @@ def of_result(
     """
     output = follow_link(output)
     for name in formats:
-        place = place_of(output, name)
+        place = artifact_path(output, name)
         role = OUTPUT if place == output else f"the {'model' if name == ONNX else f'{name} artifact'}"
         if name == ONNX:
             yield from of_model(place, role, external=external, named=named and place == output)
@@ -51,7 +51,7 @@ def of_result(
         if place.suffix == ".xml":
             yield Write(place.with_suffix(".bin"), f"the weights file of {role}", foreign_weights(place))
     if recorded:
-        yield Write(beside(place_of(output, ONNX)), "the record")
+        yield Write(beside(artifact_path(output, ONNX)), "the record")
 
 
 def of_model(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from onnxshot.delivery.artifacts import Judged, made, runtime_of
+from onnxshot.delivery.artifacts import Judged, make_artifact, runtime_of
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model
@@ -54,7 +54,7 @@ def _row(name: str, written: Path, judged: Judged, settings: Settings) -> dict[s
             place = folder / f"model{runtime.suffix}"
             inputs = {port.name: port.dims for port in contract(written) if port.way == "input"}
             options = EmitOptions(sampled=ranges_of(inputs, judged.samples), threads=settings.threads)
-            with made(written, name, place, options, judged, settings) as (_, artifact):
+            with make_artifact(written, name, place, options, judged, settings) as (_, artifact):
                 return {
                     "int8_macs_share": artifact.int8_macs_share, "sqnr_db": artifact.sqnr_db,
                     "latency": artifact.latency, "notes": list(artifact.notes), "findings": found,

@@ -43,9 +43,9 @@ class Result(Made):
         if to == artifacts.ONNX:
             return self.save(final)
         artifacts.runtime_of(to).check()
-        how, place = options or EmitOptions(), artifacts.place_of(final, to)
+        how, place = options or EmitOptions(), artifacts.artifact_path(final, to)
         with (
             draft(self.model, final) as written,
-            artifacts.made(written.path, to, place, how, None, Settings()) as (other, _),
+            artifacts.make_artifact(written.path, to, place, how, None, Settings()) as (other, _),
         ):
             return other.publish()
