@@ -28,9 +28,9 @@ from onnxshot.graph.save import Draft, write
 from onnxshot.graph.shape_inference import refuse_giants
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.store_half import StoreHalf
+from onnxshot.passes.store_original_dtype import StoreOriginalDtype
 from onnxshot.passes.undo_large_folds import UndoLargeFolds
-from onnxshot.passes.widen_half import WidenHalf
+from onnxshot.passes.widen_precision16 import WidenPrecision16
 from onnxshot.planning.make_plan import already_quantized
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
 from onnxshot.report.report import Report
@@ -104,7 +104,7 @@ def emit(
         if settings.verify:  # which runs it
             refuse_giants(loaded)
         UndoLargeFolds().run(loaded)
-        StoreHalf().run(loaded)
+        StoreOriginalDtype().run(loaded)
         edit.toposort(loaded)
         loaded.set_metadata(VERSION_KEY, versions()["onnxshot"])
         quantized = bool(already_quantized(loaded))
@@ -165,7 +165,7 @@ def _judge(
         return Reference(given(source if reference is None else reference))
     if computes_bfloat16(source):
         loaded = load_model(source)
-        WidenHalf().run(loaded)
+        WidenPrecision16().run(loaded)
     own = reference_of(source, loaded, data, check=len(loaded.graph.nodes) < proof.MAX_NODES, threads=settings.threads)
     if reference is None:
         return own

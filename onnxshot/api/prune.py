@@ -38,9 +38,9 @@ from onnxshot.graph.weight_sparsity import layers_of, sparsity_notes
 from onnxshot.maths.sparsity_allocation import cheapest_allocation
 from onnxshot.passes.apply_repairs import ApplyRepairs
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.store_half import StoreHalf, narrowed
+from onnxshot.passes.store_original_dtype import StoreOriginalDtype, narrowed
 from onnxshot.passes.undo_large_folds import UndoLargeFolds
-from onnxshot.passes.widen_half import WidenHalf
+from onnxshot.passes.widen_precision16 import WidenPrecision16
 from onnxshot.precision16.bfloat16_emulation import in_float
 from onnxshot.pruning.layerwise_pruning import Prunable, Pruned, by_magnitude, sparsified
 from onnxshot.pruning.loss_curves import curves
@@ -138,7 +138,7 @@ class _Run:
     model: Model = field(init=False)
     report: PruneReport = field(init=False)
     _source_hash: str = field(init=False)
-    _widened: WidenHalf = field(init=False)
+    _widened: WidenPrecision16 = field(init=False)
     _plain: ModelProto = field(init=False)  # normalized, not pruned
     _reference: Reference = field(init=False)
     _layers: list[Prunable] = field(init=False)
@@ -203,7 +203,7 @@ class _Run:
         self._work = sizes_on(self.model, first, threads=self.settings.threads).work(self.model)
         self.report.graph = report_rows.graph_rows(self.model, self._work)
         UndoLargeFolds().run(self.model)
-        StoreHalf().run(self.model)
+        StoreOriginalDtype().run(self.model)
         narrow(self.model, self._widened)
         stamp(self.model, record(self.asked, self._source_hash, self.settings, sampled=data is not None))
         if self.report.samples.get("random"):

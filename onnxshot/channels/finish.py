@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from onnxshot.channels.original import Original, Samples, sizes_of
 from onnxshot.graph import Model, edit, weights
-from onnxshot.passes.store_half import StoreHalf, narrowed
+from onnxshot.passes.store_original_dtype import StoreOriginalDtype, narrowed
 from onnxshot.rewriting.prepare import narrow
 
 
@@ -44,5 +44,5 @@ def _store_as(model: Model, smaller: Model) -> None:
         if constant.name in stored and weights.elem_type(constant) == TensorProto.FLOAT:
             constant.values = narrowed(weights.read(constant), stored[constant.name]).astype(np.float32)
             constant.stored_as = stored[constant.name]
-    StoreHalf().run(smaller)
+    StoreOriginalDtype().run(smaller)
     edit.toposort(smaller)

@@ -22,7 +22,7 @@ from onnxshot.graph.shape_inference import refuse_giants
 from onnxshot.maths.channel_removal import Floats
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.unshare import Unshare
-from onnxshot.passes.widen_half import WidenHalf
+from onnxshot.passes.widen_precision16 import WidenPrecision16
 from onnxshot.recipes.stages import ShrinkStage
 from onnxshot.rewriting.prepare import fold_constants, half_notes, widen
 from onnxshot.runtimes.ort_runtime import Feed
@@ -48,7 +48,7 @@ class Original:
     source: str | Path | ModelProto
     model: Model
     source_hash: str
-    widened: WidenHalf
+    widened: WidenPrecision16
     scales: Mapping[str, Floats]
     notes: tuple[str, ...]
 

@@ -14,7 +14,7 @@ from onnxshot.files.atomic_write import scratch
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
 from onnxshot.graph.shape_inference import infer_proto
-from onnxshot.passes.widen_half import WidenHalf
+from onnxshot.passes.widen_precision16 import WidenPrecision16
 
 
 def emulated(proto: ModelProto) -> ModelProto:
@@ -51,7 +51,7 @@ def emulated(proto: ModelProto) -> ModelProto:
 
 def computes_bfloat16(source: str | Path | ModelProto) -> bool:
     """Whether a model computes in bfloat16, for which ONNX Runtime has no kernels on CPUs."""
-    widened = WidenHalf()
+    widened = WidenPrecision16()
     widened.run(load_model(source))
     return widened.runs_nowhere
 
@@ -63,7 +63,7 @@ def in_float(path: Path, *, wanted: bool) -> Iterator[Path]:
         yield path
         return
     model = load_model(path)
-    WidenHalf().run(model)
+    WidenPrecision16().run(model)
     with scratch() as folder:
         made = folder / "model.onnx"
         write(model, made)

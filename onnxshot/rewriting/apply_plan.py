@@ -17,8 +17,8 @@ from onnxshot.passes.move_qdq import MoveQdq
 from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.passes.quantized_shapes import QuantizedShapes
 from onnxshot.passes.store_biases import StoreBiases
-from onnxshot.passes.store_half import StoreHalf
 from onnxshot.passes.store_int8 import StoreInt8
+from onnxshot.passes.store_original_dtype import StoreOriginalDtype
 from onnxshot.passes.tie_weights import TieWeights, ties_of
 from onnxshot.passes.to_qoperator import ToQOperator
 from onnxshot.passes.undo_large_folds import UndoLargeFolds
@@ -45,7 +45,7 @@ def apply_plan(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
         KeepFloat(plan.labels(FLOAT) | plan.folded, per_axis=not target.everywhere).run(model)
     steps = (
         QuantizeWeightsOnly(plan), TieWeights(ties), UndoLargeFolds(), StoreInt8(plan.stored, recipe.weight_method),
-        StoreHalf(),
+        StoreOriginalDtype(),
     )  # fmt: skip
     skips += [skip for step in steps for skip in step.run(model).skips]
     _tidy(model)

@@ -17,9 +17,9 @@ from onnxshot.passes.inline_functions import InlineFunctions
 from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.remove_unused import RemoveUnused
-from onnxshot.passes.restore_half import RestoreHalf
+from onnxshot.passes.restore_precision16 import RestorePrecision16
 from onnxshot.passes.tie_weights import tied_names
-from onnxshot.passes.widen_half import WidenHalf
+from onnxshot.passes.widen_precision16 import WidenPrecision16
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.node_recipe import NodeRecipes, under_rule
 from onnxshot.planning.plan import FLOAT
@@ -49,13 +49,13 @@ def prepare(
     shape_inference.refuse_giants(model)
 
 
-def widen(model: Model) -> WidenHalf:
+def widen(model: Model) -> WidenPrecision16:
     """Let a model compute in float32 what it computes in 16 bits; the pass knows which tensors were so.
 
     What was done, or why it was not, is told by the model's notes. Weights that are only stored so are widened too, and
     remember it.
     """
-    pass_ = WidenHalf()
+    pass_ = WidenPrecision16()
     change = pass_.run(model)
     if change.skips:
         skip = change.skips[0]
@@ -63,10 +63,10 @@ def widen(model: Model) -> WidenHalf:
     return pass_
 
 
-def narrow(model: Model, widened: WidenHalf) -> None:
+def narrow(model: Model, widened: WidenPrecision16) -> None:
     """Let a model compute in 16 bits again what it was widened from."""
     if widened.computed:
-        RestoreHalf(widened.computed, widened.known, widened.makers).run(model)
+        RestorePrecision16(widened.computed, widened.known, widened.makers).run(model)
 
 
 def half_notes(widened: Mapping[str, int], *, kept: bool) -> list[str]:

@@ -14,7 +14,7 @@ from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import Frozen
 from onnxshot.graph.load import load_model
-from onnxshot.passes.widen_half import WidenHalf
+from onnxshot.passes.widen_precision16 import WidenPrecision16
 from onnxshot.planning.make_plan import already_quantized, make_plan
 from onnxshot.planning.plan import Plan
 from onnxshot.planning.precision16_ops import FP16
@@ -62,7 +62,7 @@ class Prepared:
     source_bytes: int
     fixed_shapes: Frozen
     trained: Trained
-    widened: WidenHalf
+    widened: WidenPrecision16
     requantized: bool
     notes: tuple[str, ...]
     seconds: float
@@ -102,7 +102,7 @@ def prepare_model(source: str | Path | ModelProto, recipe: Recipe, settings: Set
     fixed_shapes = frozen_sizes(model, recipe.batch, recipe.shapes)
     source_bytes = input_bytes(source, model)
     requantized = bool(already_quantized(model))
-    widened, notes, trained = WidenHalf(), list[str](), NOTHING
+    widened, notes, trained = WidenPrecision16(), list[str](), NOTHING
     if recipe.quantizes or (recipe.half == FP16.name and computes_bfloat16(source)):
         widened = widen(model)
         notes += half_notes(widened.computed, kept=target.keeps_half)
@@ -118,5 +118,5 @@ def prepare_model(source: str | Path | ModelProto, recipe: Recipe, settings: Set
     )  # fmt: skip
 
 
-def _keeps_half(target: Target, recipe: Recipe, widened: WidenHalf) -> bool:
+def _keeps_half(target: Target, recipe: Recipe, widened: WidenPrecision16) -> bool:
     return target.keeps_half and recipe.quantizes and bool(widened.computed)

@@ -1,4 +1,8 @@
-"""Where a model goes: one file per target, one line each in TARGETS."""
+"""Targets: the rules of each runtime, as data. One file per target, and one entry each in TARGETS.
+
+To add a target, write a `Target` in a new file and add it to TARGETS. To add a runtime that writes or runs artifacts,
+implement `onnxshot.runtimes.base.Runtime` in onnxshot/runtimes/ and set `Target.runtime`.
+"""
 
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.runtimes.base import Runtime
@@ -9,21 +13,39 @@ from onnxshot.targets.portable import PORTABLE
 from onnxshot.targets.tensorrt import TENSORRT
 
 TARGETS: dict[str, Target] = {t.name: t for t in (ORT, ORT_AVX2, OPENVINO, TENSORRT, PORTABLE)}
-
+"""Name in `--target` -> target."""
 
 RUNTIMES: dict[str, Runtime] = {t.runtime.format: t.runtime for t in TARGETS.values() if t.runtime is not None}
-"""What makes artifacts of other formats than .onnx, by the name of the format."""
+"""Format name in `--emit` -> the runtime that writes it, for all formats except .onnx."""
 
 
 def target_named(name: str) -> Target:
-    """The target of that name. Raises UsageError, naming those there are."""
+    """The target of a name.
+
+    Args:
+        name: a key of TARGETS, for example "ort".
+
+    Raises:
+        UsageError: there is no such target; the hint lists all names.
+
+    Example:
+        >>> target_named("ort").activation.dtype.name
+        'uint8'
+    """
     if name not in TARGETS:
         raise UsageError(f"there is no target {name!r}", f"targets: {', '.join(TARGETS)}")
     return TARGETS[name]
 
 
 def target_of(form: str) -> Target:
-    """The target whose runtime has artifacts of this format. Raises TargetError, naming the formats there are."""
+    """The first target whose runtime writes artifacts of a format.
+
+    Args:
+        form: a key of RUNTIMES, for example "openvino".
+
+    Raises:
+        TargetError: there is no such format; the hint lists all formats.
+    """
     for target in TARGETS.values():
         if target.runtime is not None and target.runtime.format == form:
             return target

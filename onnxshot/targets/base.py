@@ -1,4 +1,4 @@
-"""What a target is: the rules a quantized graph must obey to run fast and right there. Data, no code."""
+"""The rules that a quantized graph must obey to run fast and correctly in one runtime. Data, no code."""
 
 from __future__ import annotations
 
@@ -11,47 +11,54 @@ from onnxshot.runtimes.base import Runtime
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The rules of one runtime.
+    """The rules of one runtime, which planning and passes read.
+
+    A scheme is an integer type with symmetry and granularity (`onnxshot.maths.affine.QuantScheme`). Operators are given
+    by their ONNX type. "Static" means calibrated activation scales, "dynamic" means scales computed at run time.
 
     Attributes:
-        name: what `--target` calls it.
+        name: name in `--target`.
         activation: default scheme of activations.
-        weight: default scheme of weights; its axis is set per op.
-        types: (activation, weight) type names the target computes in; all others are refused before calibration.
-        refused: why a pair is refused, by activation or weight type name, or by such as 'uint8 weights'; why floats of
-            16 bits are, by theirs.
-        symmetric: activation types that get zero point 0 there whatever the default scheme says.
-        static: ops with a weight that run in int8 with fixed activation scales.
-        dynamic: ops with a weight that run in int8 with activation scales taken at run time.
-        contrib: ops it runs in int8 through an operator of its own; only on request: no other runtime reads them.
-        prefers_dynamic: such ops are quantized dynamically where no int8 op stands next to them.
-        followers: ops without a weight that run in int8, worth it only between int8 ops.
-        slow_thin: a Conv with few channels in a group is slower in int8 than in float: it pays only between int8 ops,
-            or not even there.
-        slow_pools: an AveragePool with more than one position of output is slower in int8, also between int8 ops.
-        reducers: followers whose output is so much smaller that they pay although a float op reads it.
-        quantizes_outputs: an int8 op needs a Q on its output (after a Relu or Clip that follows it) to be fused.
-        stores_biases: biases of int8 layers are stored as int32, as its older versions fuse no float ones.
-        gives_float: ops that are fused without a Q on their output too, and then give floats; of them a Gemm without a
-            float bias, and a MatMul that no Add behind it makes a Gemm with one.
-        input_grids: an input may be quantized with a scale per channel in front of an int8 op that knows one only.
-        quantizes_residuals: the shortcut input of a residual Add gets a Q/DQ pair of its own.
-        isolates_softmax: a Softmax between Transposes must be kept on the last axis by hand.
-        float_reasons: ops left in float on purpose, and the reason a report gives.
-        min_dynamic_weights: weights with fewer elements are not worth a dynamic kernel's overhead.
-        smooth_below_db: a dynamic op whose input would keep less than this SQNR in dB, as one scale must hold outliers,
-            has them moved into its weight.
-        gathers_floats: it has no int8 Gather: an embedding's table is dequantized in front of it, not its rows behind.
-        stores_weights: it makes floats of int8 -> Cast -> Mul once, when it loads a file, so that weights of ops in
-            float can be stored in 8 bits at no cost of time.
-        reads_constants: ops of which it does not, in a file with quantized activations: it refuses the file.
-        everywhere: its file is for every runtime: all that are installed are asked what they make of it.
-        runs_here: its runtime is the one the proof uses, so that speed and precision can be told.
-        runtime: what makes artifacts of another format than .onnx for it, and runs them.
-        emits: the format that it is written in where nobody says which.
-        keeps_half: models that compute in floats of 16 bits are run as they are; elsewhere they are widened to float32.
-        half_note: what a user should know of models in floats of 16 bits there.
-        note: what a user should know before deploying there.
+        weight: default scheme of weights. Planning sets the channel axis per operator.
+        types: (activation type, weight type) names that the target computes in, for example ("uint8", "int8"). All
+            other pairs are refused before calibration.
+        static: operators with a weight that have a static int8 kernel.
+        symmetric: activation types that get zero point 0 even if `activation` is asymmetric.
+        dynamic: operators with a weight that have a dynamic int8 kernel.
+        contrib: operators that run in int8 only as an operator of this runtime (com.microsoft). They are quantized on
+            request (`include`), as no other runtime loads the file.
+        prefers_dynamic: whether operators in `dynamic` are quantized dynamically if no neighbour is int8.
+        followers: operators without a weight that have an int8 kernel. They are quantized only between int8 nodes.
+        slow_thin: whether a Conv with few channels per group may be slower in int8 than in float (slow_convs.py).
+        slow_pools: whether an AveragePool with more than one output position is always slower in int8.
+        reducers: followers with an output so small that they pay even if a float node reads it.
+        quantizes_outputs: whether an int8 node needs a Q on its output, after its Relu or Clip, to be fused.
+        stores_biases: whether biases of int8 layers are stored as int32, as older versions do not fuse float biases.
+        gives_float: operators that are also fused without a Q on their output, and then produce floats. Exceptions: a
+            Gemm with a float bias, and a MatMul that an Add turns into such a Gemm.
+        input_grids: whether a model input may have one scale per channel although the int8 kernel takes one scale.
+        quantizes_residuals: whether the shortcut input of a residual Add gets its own Q/DQ pair.
+        isolates_softmax: whether a Softmax between two Transposes must be moved to the last axis explicitly.
+        float_reasons: operator -> skip reason, for operators that stay in float on purpose.
+        refused: type name -> reason why it is refused. Keys: an activation type ("int16"), a weight type ("int4
+            weights"), or a 16-bit float type of `--precision` ("bf16").
+        min_dynamic_weights: number of weight elements below which dynamic quantization costs more than it saves.
+        smooth_below_db: SmoothQuant is applied to a dynamic node if its input would keep less than this SQNR in dB, as
+            one scale must cover outliers.
+        gathers_floats: True if there is no int8 Gather: an embedding table is dequantized before the Gather. False: the
+            gathered rows are dequantized after it.
+        stores_weights: whether int8 -> Cast -> Mul is folded when a file is loaded, so that weights of float nodes can
+            be stored as int8 at no cost in time.
+        reads_constants: operators for which this folding does not happen in a file with quantized activations, so that
+            the runtime refuses the file.
+        everywhere: whether the file is meant for all runtimes; the proof runs in all that are installed.
+        runs_here: whether ONNX Runtime on CPUs, which the proof uses, runs the file as the target does, so that speed
+            and the precision of each node can be measured.
+        runtime: writes and runs artifacts of another format than .onnx; None for .onnx alone.
+        emits: default format of the artifact, a key of `onnxshot.targets.RUNTIMES` or "onnx".
+        keeps_half: whether models that compute in float16 or bfloat16 stay so. Elsewhere they are widened to float32.
+        half_note: report note for models that are converted to 16-bit floats.
+        note: report note on deployment.
     """
 
     name: str
@@ -89,7 +96,15 @@ class Target:
     note: str = ""
 
     def accepts(self, activation: QuantType, weight: QuantType) -> str:
-        """Empty where the target runs this pair in int8, else the reason it does not."""
+        """Check a pair of types.
+
+        Args:
+            activation: type of activations.
+            weight: type of weights.
+
+        Returns:
+            Empty if the target computes in this pair, else the reason why not.
+        """
         if (activation.name, weight.name) in self.types:
             return ""
         for name in (f"{weight.name} weights", activation.name, weight.name):

@@ -1,6 +1,6 @@
-"""OpenVINO on CPUs: uint8, or int8 activations with zero point 0, symmetric int8 weights, Q on what int8 ops read only.
+"""OpenVINO on CPUs: uint8 activations, or int8 with zero point 0; symmetric int8 weights; Q/DQ on inputs of int8 nodes.
 
-Rules as OpenVINO 2026.4 was measured to follow them, in the precisions its compiled graph names.
+The rules were measured with OpenVINO 2026.4, from the precisions that its compiled graph reports.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import replace
 from onnxshot.runtimes.openvino_runtime import OpenVino
 from onnxshot.targets.ort import ORT
 
-_WIDE = "OpenVINO computes 16-bit activations in float, and with errors of 8 bits and less"
+_WIDE = "OpenVINO computes 16-bit activations in float, with the error of 8 bits or fewer"
 _NO_KERNEL = "OpenVINO has no int8 kernel for it"
 
 OPENVINO = replace(
@@ -25,32 +25,32 @@ OPENVINO = replace(
         "int4 weights": "int4 blocks are placed for TensorRT only",
         "float8e4m3fn": "OpenVINO runs float8 in float on CPUs",
     },
-    dynamic=frozenset(),  # a DynamicQuantizeLinear becomes a dozen float ops, and the product behind it runs in float
+    dynamic=frozenset(),  # DynamicQuantizeLinear becomes a dozen float ops, and the product after it runs in float
     contrib=frozenset(),
     prefers_dynamic=False,
-    # Measured without a Q on outputs, against with: CNNs as fast, a text recognizer 1.4x as fast with 3 dB more, a text
-    # encoder 1.2x as fast with 9 dB more. Where both ops are int8, the pair stands there anyway.
+    # Without a Q on outputs, compared with a Q there: CNNs are as fast, a text recognizer is 1.4x as fast and has 3 dB
+    # more SQNR, a text encoder is 1.2x as fast and has 9 dB more. Between two int8 nodes there is a pair in any case.
     slow_thin=False,
     slow_pools=False,
     quantizes_outputs=False,
     stores_biases=False,
-    reads_constants=frozenset({"LSTM", "GRU"}),  # "expects Constant for port 3"; an RNN takes what is computed
+    reads_constants=frozenset({"LSTM", "GRU"}),  # error "expects Constant for port 3"; RNN accepts computed weights
     gives_float=frozenset(),
     isolates_softmax=False,
-    # A float Mul, Sigmoid or LeakyRelu is computed inside the Conv before it, or in one kernel with the Q behind it.
+    # A float Mul, Sigmoid or LeakyRelu is fused with the Conv before it, or with the Q after it.
     followers=ORT.followers - {"Mul", "Sigmoid", "LeakyRelu"},
     float_reasons={op: _NO_KERNEL for op in ORT.float_reasons}
     | {
-        "Mul": "OpenVINO computes it in float inside the op next to it",
-        "Sigmoid": "OpenVINO computes it in float inside the op next to it",
-        "LeakyRelu": "OpenVINO computes it in float inside the op next to it",
-        "ConvTranspose": "OpenVINO runs it in int8 only where its input has zero point 0",
+        "Mul": "OpenVINO computes it in float, fused with the op next to it",
+        "Sigmoid": "OpenVINO computes it in float, fused with the op next to it",
+        "LeakyRelu": "OpenVINO computes it in float, fused with the op next to it",
+        "ConvTranspose": "OpenVINO runs it in int8 only if its input has zero point 0",
         "LSTM": "OpenVINO does not compile it with its input and its weights quantized",
         "GRU": "OpenVINO does not compile it with its input and its weights quantized",
     },
     runtime=OpenVino(),
     emits=OpenVino.format,
     runs_here=False,
-    half_note="fp16 makes the file smaller, not faster: OpenVINO was seen to compute it in float32",
-    note="OpenVINO computes what is float in bfloat16 on CPUs that have it, unless INFERENCE_PRECISION_HINT is f32",
+    half_note="fp16 makes the file smaller, not faster: OpenVINO computes it in float32 on CPUs",
+    note="on CPUs with bfloat16, OpenVINO computes float nodes in it unless INFERENCE_PRECISION_HINT is f32",
 )

@@ -1,7 +1,7 @@
-"""ONNX Runtime on CPUs: uint8 activations, int8 weights per output channel, a Q on every Conv and Gemm output.
+"""ONNX Runtime on CPUs: uint8 activations, per-channel int8 weights, and a Q on each Conv and Gemm output.
 
-The rules restate ONNX Runtime's QDQ selectors (core/optimizer/qdq_transformer) and what was measured on them:
-int8 Softmax runs at 0.16x of float, uint8 weights at 1.5x where int8 weights run at 3.6x, int16 activations at 0.8x.
+The rules follow ONNX Runtime's QDQ selectors (core/optimizer/qdq_transformer) and measurements. Compared with float,
+int8 Softmax runs at 0.16x, uint8 weights at 1.5x, int8 weights at 3.6x, and int16 activations at 0.8x.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ORT = Target(
     refused={
         "uint16": "ONNX Runtime's CPU kernels compute 16-bit activations in float, at 0.8x of the float model",
         "int16": "ONNX Runtime's CPU kernels compute 16-bit activations in float, at 0.8x of the float model",
-        "bf16": "ONNX Runtime's CPU kernels do not compute in bfloat16, and refuse the model",
+        "bf16": "ONNX Runtime has no CPU kernels for bfloat16 and refuses the model",
         "int4 weights": "int4 blocks are placed for TensorRT only",
         "float8e4m3fn": "ONNX Runtime runs float8 Conv in float and fails to load float8 MatMul",
     },
@@ -29,9 +29,9 @@ ORT = Target(
     dynamic=frozenset({"MatMul", "Gemm"}),
     contrib=frozenset({"LSTM"}),
     prefers_dynamic=True,
-    stores_biases=True,  # from 1.23 on a session does so with float ones; 1.18 to 1.22 run those layers at 0.1x to 0.6x
-    # As MatMulIntegerToFloat and QGemm. With a float bias and no Q behind it a Gemm runs in float, and so does a MatMul
-    # of matrices with an Add behind it, which becomes such a Gemm.
+    stores_biases=True,  # from 1.23 on, sessions convert float biases; 1.18 to 1.22 run such layers at 0.1x to 0.6x
+    # They run as MatMulIntegerToFloat and QGemm. A Gemm with a float bias and no Q after it runs in float, as does a
+    # MatMul of matrices followed by an Add, which becomes such a Gemm.
     gives_float=frozenset({"MatMul", "Gemm"}),
     input_grids=True,
     stores_weights=True,
@@ -43,8 +43,8 @@ ORT = Target(
             "DepthToSpace", "SpaceToDepth", "Pad",
         }
     ),
-    slow_thin=True,  # depthwise 0.2x to 0.9x of float on its blocked layout; groups of 4 channels 0.1x to 0.5x
-    slow_pools=True,  # float, with its DQ and Q and changes of layout, is 1.2x to 5x as fast
+    slow_thin=True,  # depthwise at 0.2x to 0.9x of float in its blocked layout; groups of 4 channels at 0.1x to 0.5x
+    slow_pools=True,  # float is 1.2x to 5x as fast, including its DQ, Q and layout changes
     reducers=frozenset({"GlobalAveragePool"}),
     float_reasons={
         "Softmax": "int8 Softmax runs at 0.16x of float",
@@ -62,9 +62,9 @@ ORT = Target(
         "HardSigmoid": _NO_KERNEL,
         "Tanh": _NO_KERNEL,
     },
-    half_note="fp16 makes the file smaller, not faster: ONNX Runtime computes it in float32 on CPUs, between casts",
-    note="int8 x uint8 products need VNNI (AVX512-VNNI, AVX-VNNI, AMX or ARM dot product) to be exact on any weights; "
-    "on CPUs with AVX2 or AVX512 alone sums may saturate: use --target ort-avx2 there",
+    half_note="fp16 makes the file smaller, not faster: ONNX Runtime computes it in float32 on CPUs, between Casts",
+    note="int8 x uint8 products are exact only on CPUs with VNNI (AVX512-VNNI, AVX-VNNI, AMX or ARM dot product); "
+    "with AVX2 or AVX512 alone, sums may saturate: use --target ort-avx2 there",
 )
 
 ORT_AVX2 = replace(
@@ -72,5 +72,5 @@ ORT_AVX2 = replace(
     name="ort-avx2",
     weight=QuantScheme(INT7, symmetric=True, granularity=PerChannel(0)),
     types=frozenset({("uint8", "int7"), ("int8", "int7")}),
-    note="7-bit weights: no sum of two products can pass int16, so the result is the same on every CPU",
+    note="7-bit weights: no sum of two products exceeds int16, so the result is the same on all CPUs",
 )

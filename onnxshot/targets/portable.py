@@ -1,8 +1,8 @@
-"""One file for ONNX Runtime, OpenVINO and TensorRT: symmetric int8, which all of them take, placed so that all use it.
+"""One file for ONNX Runtime, OpenVINO and TensorRT: symmetric int8, with Q/DQ pairs placed so that all three use them.
 
-TensorRT takes nothing else. OpenVINO and TensorRT run every product of it in int8 with pairs on inputs alone; ONNX
-Runtime wants one behind each product too, before its Relu, and still leaves in float most of those whose input is read
-by others too, as it rewrites int8 to uint8 in straight chains only.
+TensorRT supports symmetric int8 only. OpenVINO and TensorRT run all products in int8 with pairs on their inputs alone.
+ONNX Runtime needs a pair after each product too, before its Relu. It still leaves most products in float whose input
+other nodes read too, as it converts int8 to uint8 in straight chains only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PORTABLE = replace(
         "int4 weights": "int4 blocks are placed for TensorRT only",
         "float8e4m3fn": "ONNX Runtime and OpenVINO run float8 in float",
     },
-    # Pairs around Add as well cost 1 dB on resnet20, and made ONNX Runtime no faster.
+    # Pairs around Add cost 1 dB on resnet20 and made ONNX Runtime no faster.
     quantizes_outputs=True,
     gives_float=frozenset({"MatMul", "Gemm"}),
     everywhere=True,
@@ -30,5 +30,5 @@ PORTABLE = replace(
     keeps_half=False,
     runtime=None,
     float_reasons={"ConvTranspose": "no runtime here runs every quantized ConvTranspose in int8"},
-    note="a file for one target is faster in ONNX Runtime: the report has the figures of both",
+    note="a file for --target ort is faster in ONNX Runtime: the report compares both",
 )

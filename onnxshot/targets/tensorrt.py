@@ -1,6 +1,6 @@
-"""TensorRT: symmetric int8 everywhere, float bias, no Q on outputs, the residual input of an Add quantized.
+"""TensorRT: symmetric int8, float biases, no Q on outputs, and a Q/DQ pair on the residual input of an Add.
 
-Rules as its ONNX parser and builder enforce them (explicit quantization, TensorRT 10 and 11, TensorRT-RTX 1.7).
+The rules are those of its ONNX parser and builder (explicit quantization, TensorRT 10 and 11, TensorRT-RTX 1.7).
 """
 
 from __future__ import annotations

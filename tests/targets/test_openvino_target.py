@@ -145,15 +145,15 @@ def test_what_it_reads_recurrent_weights_from_compiles(op: str, gates: int, mode
 def test_a_transposed_conv_stays_float_and_says_why() -> None:
     _, plan = planned(HANDMADE["conv_transpose"](), target="openvino")
     node = next(n for n in plan.nodes if n.op == "ConvTranspose")
-    assert (node.how, node.reason) == (FLOAT, "OpenVINO runs it in int8 only where its input has zero point 0")
+    assert (node.how, node.reason) == (FLOAT, "OpenVINO runs it in int8 only if its input has zero point 0")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"mode": "dynamic"}, "openvino has no dynamic quantization"),
-        ({"activation_type": "uint16"}, "16-bit activations in float, and with errors"),
-        ({"activation_type": "int16"}, "16-bit activations in float, and with errors"),
+        ({"activation_type": "uint16"}, "16-bit activations in float, with the error of 8 bits"),
+        ({"activation_type": "int16"}, "16-bit activations in float, with the error of 8 bits"),
         ({"weight_type": "uint8"}, "OpenVINO runs uint8 weights in float"),
         ({"activation_type": "float8e4m3fn", "weight_type": "float8e4m3fn"}, "float8"),
     ],

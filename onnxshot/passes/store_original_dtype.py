@@ -1,4 +1,4 @@
-"""Store weights again in the narrow type that they came in, behind a Cast, where they stayed float32: no file grows."""
+"""Store weights in the narrow type of the input file: float32 weight -> narrow weight, Cast, so that no file grows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from onnxshot.graph import Constant, Model, edit, weights
 from onnxshot.passes.base import Change
 
 _MIN_BYTES = 512  # a Cast node costs about a hundred bytes itself
-_ROUNDED_DB = 60.0  # what rounding to float16 leaves where a fold has changed values: 11 bits leave 66 dB or more
+_ROUNDED_DB = 60.0  # least SQNR in dB after rounding a folded weight to float16; its 11 bits leave 66 dB or more
 
 
 @dataclass(frozen=True, slots=True)
-class StoreHalf:
-    """Store such weights in the type they were stored in, and cast them to float32.
+class StoreOriginalDtype:
+    """Store float32 weights in the type that they had in the input file, followed by a Cast to float32.
 
-    Only where that holds every value exactly; a weight of float16 that folding has changed may be rounded to it.
+    A weight is stored so only if the type holds each value exactly. A float16 weight that folding has changed may be
+    rounded, if each channel keeps 60 dB.
+
+    Edits count the weights. Nothing is reported as skipped.
     """
 
-    name: str = "store_half"
+    name: str = "store_original_dtype"
 
     def run(self, model: Model) -> Change:
-        """Insert the casts; edits counts the weights."""
+        """Insert the Casts."""
         change = Change()
         for constant in model.constants():
             kind = int(getattr(constant, "stored_as", 0) or 0)
@@ -43,7 +46,7 @@ class StoreHalf:
 
 
 def narrowed(values: NDArray[Any], kind: int) -> NDArray[Any]:
-    """Values of float32 in an ONNX element type; what is too large becomes infinite, as ONNX's Cast has it."""
+    """float32 values in another ONNX element type. Values that are too large become infinite, as in ONNX Cast."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(values.astype(helper.tensor_dtype_to_np_dtype(kind)))
 
@@ -58,7 +61,7 @@ def _holds(kind: int, values: NDArray[Any]) -> bool:
 
 
 def _close(values: NDArray[Any], stored: NDArray[Any], axis: int) -> bool:
-    """Whether rounding leaves _ROUNDED_DB of each channel along the axis: quiet ones may leave the type's range."""
+    """Whether rounding leaves _ROUNDED_DB of each channel along the axis. Small channels may underflow."""
     others = tuple(i for i in range(values.ndim) if i != axis)
     signal, noise = (np.square(x, dtype=np.float64).sum(axis=others) for x in (values, values - stored))
     return bool((signal >= noise * 10 ** (_ROUNDED_DB / 10)).all())

@@ -16,7 +16,7 @@ import onnxshot
 from onnxshot.errors import TargetError
 from onnxshot.graph.load import load_model
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.widen_half import WidenHalf
+from onnxshot.passes.widen_precision16 import WidenPrecision16
 
 F16, BF16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
 
@@ -44,7 +44,7 @@ def _run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray
 def _widened(model: onnx.ModelProto) -> onnx.ModelProto:
     """The widened model; it holds no 16-bit floats but in Casts at its inputs and outputs, and has their types."""
     loaded = load_model(model)
-    change = WidenHalf().run(loaded)
+    change = WidenPrecision16().run(loaded)
     assert change.edits and not change.skips
     made = loaded.to_proto()
     onnx.checker.check_model(made, full_check=True)
@@ -163,7 +163,7 @@ def test_local_functions_are_widened() -> None:
     Half (a) => (d) { b = Cast<to: int = 10>(a) c = Exp(b) d = Cast<to: int = 1>(c) }"""
     model = parser.parse_model(text)
     loaded = load_model(model)
-    assert WidenHalf().run(loaded).edits
+    assert WidenPrecision16().run(loaded).edits
     normalize(loaded)
     made = loaded.to_proto()
     assert [n.op_type for n in made.graph.node] == ["Exp"]
@@ -179,7 +179,7 @@ def test_what_only_casts_can_give_is_refused_by_name() -> None:
     opsets = [helper.make_opsetid("", 19), helper.make_opsetid("someone.else", 1)]
     model = load_model(helper.make_model(graph, opset_imports=opsets, ir_version=9))
     before = model.to_proto()
-    change = WidenHalf().run(model)
+    change = WidenPrecision16().run(model)
     assert [s.node for s in change.skips] == ["odd"] and model.to_proto() == before
 
 

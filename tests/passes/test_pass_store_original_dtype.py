@@ -8,7 +8,7 @@ from planned_models import initializers
 
 from onnxshot.graph.load import load_model
 from onnxshot.passes.normalize import normalize
-from onnxshot.passes.store_half import StoreHalf
+from onnxshot.passes.store_original_dtype import StoreOriginalDtype
 
 
 @pytest.mark.parametrize("op", ["conv", "matmul", "gemm"])
@@ -17,7 +17,7 @@ def test_a_weight_that_came_as_float16_goes_back(op: str) -> None:
     loaded = load_model(case.model)
     normalize(loaded)
     assert "Cast" not in ops(loaded)
-    change = StoreHalf().run(loaded)
+    change = StoreOriginalDtype().run(loaded)
     made = loaded.to_proto()
     onnx.checker.check_model(made, full_check=True)
     assert change.edits == 1
@@ -25,7 +25,7 @@ def test_a_weight_that_came_as_float16_goes_back(op: str) -> None:
     (half,) = (v for v in initializers(made).values() if v.dtype == np.float16)
     np.testing.assert_array_equal(half, initializers(case.model)["s"])
     assert made.ByteSize() <= case.model.ByteSize() + 400
-    assert StoreHalf().run(loaded).edits == 0, "once is enough"
+    assert StoreOriginalDtype().run(loaded).edits == 0, "once is enough"
 
 
 @pytest.mark.parametrize(("lowest", "stored"), [(0.1, 1), (1e-7, 0)])
@@ -41,7 +41,7 @@ def test_a_weight_that_folding_changed_is_rounded_where_that_is_close(lowest: fl
     loaded = load_model(case)
     normalize(loaded)
     assert ops(loaded) == {"Conv": 1}
-    assert StoreHalf().run(loaded).edits == stored
+    assert StoreOriginalDtype().run(loaded).edits == stored
     feed = {"x": np.random.default_rng(0).normal(size=(1, 16, 4, 4)).astype(np.float32)}
     (wanted,), (found,) = outputs(case, feed), outputs(loaded.to_proto(), feed)
     noise = np.square(wanted - found).sum(axis=(0, 2, 3))
@@ -61,7 +61,7 @@ def test_other_narrow_types_go_back_too(kind: str) -> None:
     loaded = load_model(case)
     normalize(loaded)
     assert ops(loaded) == {"MatMul": 1}
-    assert StoreHalf().run(loaded).edits == 1
+    assert StoreOriginalDtype().run(loaded).edits == 1
     made = loaded.to_proto()
     assert made.ByteSize() <= case.ByteSize() + 300
     feed = {"x": np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)}
@@ -70,7 +70,7 @@ def test_other_narrow_types_go_back_too(kind: str) -> None:
 
 def test_a_model_that_was_float32_is_left_alone() -> None:
     for name in ("resnet_block", "half_precision_model", "shared_with_output"):
-        after, change = rewritten(HANDMADE[name]().model, StoreHalf())
+        after, change = rewritten(HANDMADE[name]().model, StoreOriginalDtype())
         assert change.edits == 0
         assert "Cast" not in ops(after)
 
@@ -79,7 +79,7 @@ def test_small_constants_are_not_worth_a_node() -> None:
     text = "g (float[1, 4] x) => (float[1, 4] y) { w = Cast<to = 1>(s) y = MatMul(x, w) }"
     loaded = load_model(model(text, {"s": weight(4, 4).astype(np.float16)}))
     normalize(loaded)
-    assert StoreHalf().run(loaded).edits == 0
+    assert StoreOriginalDtype().run(loaded).edits == 0
 
 
 def test_every_reader_gets_the_one_cast() -> None:
@@ -92,6 +92,6 @@ def test_every_reader_gets_the_one_cast() -> None:
     proto = model(text, {"s": weight(64, 64).astype(np.float16)})
     loaded = load_model(proto)
     normalize(loaded)
-    assert StoreHalf().run(loaded).edits == 1
+    assert StoreOriginalDtype().run(loaded).edits == 1
     assert ops(loaded) == {"MatMul": 2, "Relu": 1, "Cast": 1}
     assert [v.dtype.name for v in initializers(loaded.to_proto()).values()] == ["float16"]

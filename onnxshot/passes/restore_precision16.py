@@ -1,4 +1,4 @@
-"""Let a model compute in 16 bits again what was widened to float32 for the work; what was put into it follows suit."""
+"""Convert nodes that `WidenPrecision16` widened to float32 back to float16 or bfloat16, with the nodes added since."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from onnxshot.graph import Graph, Model, Node, edit, shape_inference
 from onnxshot.graph.float16_types import TYPE_ATTRIBUTES
 from onnxshot.passes.base import Change
-from onnxshot.passes.store_half import narrowed
+from onnxshot.passes.store_original_dtype import narrowed
 from onnxshot.passes.to_precision16 import ToPrecision16
 from onnxshot.planning.plan import HALF, NodePlan
 from onnxshot.planning.precision16_ops import HALVES, HalfType
@@ -21,22 +21,25 @@ _PAIRS = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True, slots=True)
-class RestoreHalf:
-    """Narrow the tensors that `WidenHalf` found, and what new nodes make of them. Subgraphs stay float32, behind Casts.
+class RestorePrecision16:
+    """Narrow the tensors that were 16-bit before, and new tensors computed from them. Subgraphs stay float32.
+
+    Edits count the nodes. Nothing is reported as skipped: a Q or DQ whose scale does not fit 16 bits stays float32.
 
     Attributes:
-        computed: the tensors that were computed in 16 bits, by name -> element type.
-        known: names of all tensors there were: one that is in neither is new.
-        makers: names of the nodes that made tensors of 16 bits: a Cast that went may have left them another output.
+        computed: name of each tensor that was computed in 16 bits -> ONNX element type.
+        known: names of all tensors of the input model. All others are new.
+        makers: names of the nodes that produced 16-bit tensors. Their outputs may have other names now, as Casts were
+            removed.
     """
 
     computed: Mapping[str, int]
     known: frozenset[str]
     makers: frozenset[str]
-    name: str = "restore_half"
+    name: str = "restore_precision16"
 
     def run(self, model: Model) -> Change:
-        """Narrow; edits counts the nodes."""
+        """Narrow the tensors."""
         change = Change()
         for kind in (replace(k, largest=None) for k in HALVES.values() if k.elem_type in set(self.computed.values())):
             shape_inference.infer(model)
@@ -48,7 +51,7 @@ class RestoreHalf:
         return change
 
     def _chosen(self, model: Model, kind: HalfType) -> dict[Node, None]:
-        """The nodes of the graph that give 16 bits, in order."""
+        """The nodes of the top-level graph whose outputs become 16-bit, in graph order."""
         half = {name for name, elem_type in self.computed.items() if elem_type == kind.elem_type}
         half |= {model.renamed[name] for name in half if name in model.renamed}
         chosen: dict[Node, None] = {}
@@ -70,7 +73,7 @@ class RestoreHalf:
 
 
 def _widens(model: Model, node: Node, kind: HalfType) -> bool:
-    """Whether the node is a Cast to float32 of what is in 16 bits."""
+    """Whether the node is a Cast from the 16-bit type to float32."""
     return (
         node.op == "Cast"
         and node.attrs.get("to") == TensorProto.FLOAT
@@ -79,7 +82,7 @@ def _widens(model: Model, node: Node, kind: HalfType) -> bool:
 
 
 def _fits(node: Node, kind: HalfType) -> bool:
-    """False for a Q or DQ whose scale would become 0 or infinite."""
+    """False for a Q or DQ whose scale would become 0 or infinite in 16 bits."""
     scale = edit.constant_input(node, 1) if node.op in _PAIRS else None
     if scale is None:
         return True

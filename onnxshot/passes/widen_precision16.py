@@ -1,7 +1,7 @@
-"""Let what a model computes in floats of 16 bits be computed in float32. What callers see keeps its types behind Casts.
+"""Widen float16 and bfloat16 tensors to float32. Inputs and outputs keep their types behind Casts.
 
-CPUs compute float16 in float32 anyway, or not at all, and int8 kernels need float32 around them. Weights stay where
-they are until they are read, and know the type they were stored in.
+CPUs compute float16 in float32 or not at all, and int8 kernels read and write float32. Large weights are widened when
+they are read; each remembers the type that it was stored in (`stored_as`).
 """
 
 from __future__ import annotations
@@ -23,31 +23,36 @@ from onnxshot.passes.inline_functions import InlineFunctions
 from onnxshot.passes.name_nodes import NameNodes
 
 _KNOWN_DOMAINS = frozenset({*STANDARD_DOMAINS, None, "com.microsoft", "ai.onnx.ml"})
-_BY_BITS = frozenset({"BitCast"})  # operators that read the bits of a float
+_BY_BITS = frozenset({"BitCast"})  # operators that read the bits of a float, so that float32 gives other results
 _LAZY_BYTES = 1 << 20  # larger weights are widened each time they are read, and never held
 
 
 @dataclass(slots=True)
-class WidenHalf:
-    """Widen all tensors of float16 and bfloat16, in subgraphs too. Local functions are inlined first.
+class WidenPrecision16:
+    """Widen all float16 and bfloat16 tensors, in subgraphs too. Local functions are inlined first.
+
+    Edits count the tensors. One skip means that the model was not changed: it has an operator of an unknown domain, an
+    operator that reads the bits of a float, or an input or output that is a sequence of 16-bit floats.
 
     Attributes:
-        computed: the tensors that were computed so, by name -> element type; none where 16 bits are storage alone.
-        known: names of all tensors there were; `makers`: of the nodes that made those of 16 bits, but for Casts.
+        computed: filled by `run`: name of each tensor that was computed in 16 bits -> ONNX element type. Empty if the
+            model only stores weights in 16 bits.
+        known: filled by `run`: names of all tensors.
+        makers: filled by `run`: names of the nodes that produced 16-bit tensors, without Casts.
     """
 
     computed: dict[str, int] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
     makers: frozenset[str] = frozenset()
-    name: str = "widen_half"
+    name: str = "widen_precision16"
 
     @property
     def runs_nowhere(self) -> bool:
-        """Whether it computes in bfloat16, for which ONNX Runtime has no kernels on CPUs."""
+        """Whether the model computes in bfloat16, for which ONNX Runtime has no CPU kernels."""
         return TensorProto.BFLOAT16 in self.computed.values()
 
     def run(self, model: Model) -> Change:
-        """Widen; edits counts the tensors. A skip says which node keeps the model as it is: nothing was changed."""
+        """Widen the tensors, or skip the whole model."""
         change = Change()
         if not holds_half(model):
             return change
@@ -82,7 +87,7 @@ class WidenHalf:
 
 
 def _computes(model: Model, half: Mapping[str, int]) -> bool:
-    """Whether a node computes in 16-bit floats: more than a Cast of what is only stored so."""
+    """Whether a node computes in 16-bit floats. A Cast of a stored weight does not count."""
     makers = (node for _, node in model.walk() if node.op not in ("Cast", "Constant", "Identity"))
     return any(t.name in half for node in makers for t in node.outputs)
 
@@ -97,7 +102,7 @@ def _half_tensors(model: Model) -> dict[str, int]:
 
 
 def _refusal(model: Model) -> tuple[Node, str] | None:
-    """The node that speaks against it, and why; None where nothing does."""
+    """(node, skip reason) if the model cannot be widened; else None."""
     half = _half_tensors(model)
     ports = [*model.graph.inputs, *model.graph.outputs]
     infos = model.graph.value_infos
@@ -106,19 +111,19 @@ def _refusal(model: Model) -> tuple[Node, str] | None:
         if info is not None and not info.type.HasField("tensor_type") and elem_type(info.type) in HALF_TYPES:
             node = next(iter(edit.consumers(tensor)), edit.producer(tensor))
             if node is not None:
-                return node, f"{tensor.name!r} is a sequence of 16-bit floats, which no Cast gives"
+                return node, f"{tensor.name!r} is a sequence of 16-bit floats, which Cast does not support"
     for _, node in model.walk():
         touches = any(
             t.name in half or (isinstance(t, Constant) and weights.elem_type(t) in HALF_TYPES)
             for t in (*node.inputs, *node.outputs)
         )
         if touches and (node.domain not in _KNOWN_DOMAINS or node.op in _BY_BITS):
-            return node, "whether it computes in float32 too is not known"
+            return node, "it is not known to compute the same in float32"
     return None
 
 
 def _unfold_constant_nodes(model: Model) -> None:
-    """Store what Constant nodes of 16 bits hold as weights, which know what they were stored in."""
+    """Turn Constant nodes of 16 bits into weights, which remember their stored type."""
     gone = []
     for _, node in list(model.walk()):
         if node.op != "Constant" or not has_half(node) or any(edit.is_output(model, t) for t in node.outputs):
@@ -131,7 +136,7 @@ def _unfold_constant_nodes(model: Model) -> None:
 
 
 def _narrow_inputs(model: Model) -> Iterator[Tensor]:
-    """Put a Cast to float32 behind every input of 16 bits, and behind every constant that callers may replace."""
+    """Add a Cast to float32 after each 16-bit input and after each 16-bit constant that an input may override."""
     infos = model.graph.value_infos
     for tensor in (*model.graph.inputs, *model.graph.overridable.values()):
         kind = weights.elem_type(tensor) if isinstance(tensor, Constant) else model.elem_type(tensor)
@@ -152,14 +157,14 @@ def _narrow_inputs(model: Model) -> Iterator[Tensor]:
 
 
 def _read_inside(model: Model, tensor: Tensor, wide: Tensor) -> None:
-    """Let a subgraph that gives an outer tensor out give the wide one."""
+    """Let subgraphs that return the outer tensor return the widened one."""
     for graph in model.graphs():
         if graph is not model.graph:
             graph.outputs[:] = [wide if t is tensor else t for t in graph.outputs]
 
 
 def _narrow_outputs(model: Model) -> Iterator[Tensor]:
-    """Let a Cast make every output of 16 bits: its name and its type are promises."""
+    """Add a Cast before each 16-bit output, which keeps its name and type."""
     graph, made = model.graph, dict[int, Tensor]()
     given = {id(t) for t in (*graph.inputs, *graph.overridable.values())}
     for i, (tensor, info) in enumerate(zip(list(graph.outputs), graph.output_infos, strict=True)):
@@ -208,7 +213,7 @@ def _widen_attributes(node: Node) -> None:
 
 
 def _widen_infos(graph: Graph, ports: set[str] | None) -> None:
-    """State float32 of all tensors but those that callers see; None of a subgraph, which has none of them."""
+    """Set the recorded types to float32. ports: 16-bit inputs and outputs that keep theirs; None for a subgraph."""
     for name, info in list(graph.value_infos.items()):
         if name not in (ports or ()) and elem_type(info.type) in HALF_TYPES:
             graph.value_infos[name] = _as_float(info, name)
