@@ -1,1 +1,4 @@
-"""Compare two files of a model layer by layer: what differs, and what the difference costs."""
+"""Compare two files of the same model layer by layer: types, scales, masks, shapes and values.
+
+Start with `compare_layers`. The verb is api/diff.py.
+"""

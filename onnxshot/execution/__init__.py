@@ -1,1 +1,5 @@
-"""Run models over samples in ONNX Runtime, whole or layer by layer, and keep statistics of their tensors."""
+"""Run a model over samples and gather statistics of its tensors.
+
+Start with `observed_tensors`, which defines a calibration pass, and `collect`, which runs it. `statistics_cache` is the
+calibration cache. Nothing here decides what is quantized.
+"""

@@ -1,1 +1,4 @@
-"""Which files a run reads and which it writes, and whose those are that are there: nothing of the user's is lost."""
+"""Files and paths: atomic writes, temporary folders, URLs, and the check that no input is overwritten.
+
+Start with `conflicts` and `atomic_write`. Nothing here knows models.
+"""

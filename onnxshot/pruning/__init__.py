@@ -1,1 +1,5 @@
-"""Zeros in weights: chosen, made up for, counted and proven."""
+"""Unstructured and N:M pruning: set weights to zero and let the remaining weights compensate.
+
+Start with `layerwise_pruning`. Removing whole channels is structured pruning, in channels/. The arithmetic is in
+maths/.
+"""

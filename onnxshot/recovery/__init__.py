@@ -1,1 +1,4 @@
-"""What more effort does for accuracy."""
+"""Recover accuracy: try equivalent models (equalized, smoothed), reconstruct layers, choose better ranges.
+
+Start with `improver`. Every candidate is measured on calibration samples, and the most accurate one is kept.
+"""

@@ -1,1 +1,5 @@
-"""The report as one page: self-contained HTML with no network, readable without scripts."""
+"""The report as one self-contained HTML page, readable without network and without scripts.
+
+Start with `page`. `charts` draws the charts, `graph_map` the graph, and `sections` orders the page. It
+reads a report as plain values and knows no models.
+"""

@@ -1,1 +1,4 @@
-"""Where else a report can go: a file per tracker of experiments, whose packages are extras of the same name."""
+"""Log a report to an experiment tracker, one file per tracker. Each package is an extra of the same name.
+
+Start with `send`, which finds a tracker by its name. Trackers get plain values and know no models.
+"""
