@@ -1,7 +1,8 @@
-"""Which positions of which tensor axes are one and the same: what is cut out of one must be cut out of all of them.
+"""Coupled channels for structured pruning: which positions of which tensor axes can only be removed together.
 
-Positions of an axis are numbered. A layer's output channels get numbers of their own; whatever follows passes them on,
-joins them (an addition, a gate, a shuffle), or forbids that they are cut (an output, a normalization over them).
+Every position along an axis gets a number, and positions with the same number are coupled. The output channels of a
+layer get new numbers. The operators behind it pass these on, couple them with others (an addition, a gate, a channel
+shuffle), or freeze them, which means that they cannot be pruned (a model output, a normalization over them).
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class Axes:
     """The numbered positions of a graph's tensors and constants.
 
     Attributes:
-        of: tensor name -> axis -> number of each position along it.
-        fixed: numbers that cannot be cut -> why.
-        made: (node, numbers of its output channels [O]).
-        read: (node, numbers of what it multiplies its weight with [I], or of one conv group's [I/g]).
-        heads: numbers that are heads of an attention.
+        of: tensor name -> axis -> number of each position along the axis.
+        fixed: number that cannot be pruned -> skip reason.
+        made: (layer, numbers of its output channels [O]).
+        read: (layer, numbers of its input channels [I], or [I / group] of one group of a Conv).
+        heads: numbers of attention heads.
         count: how many numbers there are.
     """
 
@@ -42,10 +43,14 @@ class Axes:
 
 
 class Tracker:
-    """Follows the axes through a graph whose concrete shapes are known, node by node in order.
+    """Numbers the positions of all axes of a graph, node by node in topological order.
 
-    Rules (`axis_rules`) call its methods. A rule that cannot follow a node returns the reason, and nothing that the
-    node reads is cut.
+    The rules of `axis_rules`, one per operator, call its methods. A rule that does not support a node returns the
+    reason, and then nothing that the node reads is pruned.
+
+    Args:
+        model: the model.
+        shapes: tensor name -> concrete shape.
     """
 
     def __init__(self, model: Model, shapes: Mapping[str, Shape]) -> None:
@@ -53,15 +58,15 @@ class Tracker:
         self._shapes = shapes
         self._found = Axes()
         self._parent: list[int] = []
-        self._frozen: list[tuple[str, int | None, str]] = []  # resolved at the end: numbers may come later
+        self._frozen: list[tuple[str, int | None, str]] = []  # resolved in `result`: axes may get numbers later
 
     def follow(self, node: Node, rules: Mapping[str, Callable[[Tracker, Node], str | None]]) -> None:
-        """Number the positions of the node's outputs, as far as they follow from those of its inputs."""
+        """Number the positions of the node's outputs with the rule of its operator, or freeze its inputs."""
         rule = rules.get(node.op) if node.domain in STANDARD_DOMAINS else None
         if rule is None:
-            reason: str | None = f"{node.op} {node.label!r} is not followed"
+            reason: str | None = f"{node.op} {node.label!r} is not supported"
         elif any(self.shape(t) is None for t in (*node.inputs, *node.outputs) if t.name):
-            reason = f"a shape at {node.op} {node.label!r} is not known"
+            reason = f"a shape of {node.op} {node.label!r} is unknown"
         else:
             reason = rule(self, node)
         if reason is not None:
@@ -69,13 +74,13 @@ class Tracker:
                 self.freeze(tensor, None, reason)
 
     def result(self) -> Axes:
-        """What was found, with one number for all positions that are the same."""
+        """Return the numbered axes, with one number for all coupled positions."""
         for graph, node in self.model.walk():
             for tensor in node.inputs if graph is not self.model.graph else ():
                 self.freeze(tensor, None, f"{node.op} {node.label!r} reads it in a subgraph")
         for graph in self.model.graphs():
             for tensor in graph.outputs:
-                self.freeze(tensor, None, f"the model gives out {tensor.name!r}")
+                self.freeze(tensor, None, f"{tensor.name!r} is an output of the model")
         root = np.asarray([self._root(i) for i in range(len(self._parent))], np.int64)
         found = Axes(count=len(root), heads={int(root[i]) for i in self._found.heads})
         found.of = {name: {axis: root[ids] for axis, ids in axes.items()} for name, axes in self._found.of.items()}
@@ -89,30 +94,30 @@ class Tracker:
                         found.fixed.setdefault(i, reason)
         return found
 
-    # ------------------------------------------------------------------ what rules ask
+    # ------------------------------------------------------------------ queries of rules
 
     def shape(self, tensor: Tensor) -> Shape | None:
-        """Concrete shape; None where it is not known."""
+        """Concrete shape of a tensor; None where it is unknown."""
         return tuple(tensor.shape) if isinstance(tensor, Constant) else self._shapes.get(tensor.name)
 
     def sizes(self, tensor: Tensor) -> Shape:
-        """Concrete shape of a tensor that is known to have one: `follow` saw to it."""
+        """Concrete shape of a tensor of the node; `follow` has checked that it is known."""
         shape = self.shape(tensor)
         assert shape is not None, tensor.name
         return shape
 
     def ids(self, tensor: Tensor, axis: int) -> Ids | None:
-        """Numbers of the positions along an axis; None where they have none."""
+        """Numbers of the positions along an axis; None where they have no numbers."""
         return self._found.of.get(tensor.name, {}).get(axis)
 
     def axes(self, tensor: Tensor) -> list[int]:
         """The axes whose positions have numbers."""
         return sorted(self._found.of.get(tensor.name, {}))
 
-    # ------------------------------------------------------------------ what rules tell
+    # ------------------------------------------------------------------ results of rules
 
     def new(self, count: int, fixed: str = "") -> Ids:
-        """Numbers for positions that are the same as no others; fixed: why they cannot be cut."""
+        """Return `count` new numbers; `fixed` is the skip reason where they cannot be pruned."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
         if fixed:
@@ -120,7 +125,7 @@ class Tracker:
         return np.arange(first, first + count, dtype=np.int64)
 
     def give(self, tensor: Tensor, axis: int, ids: Ids) -> None:
-        """Number an axis of a tensor; where it has numbers, they are the same as these. One position is never cut."""
+        """Number an axis of a tensor, or couple its numbers with these. A single position is never pruned."""
         if len(ids) == 1:
             self._found.fixed[int(ids[0])] = f"it is the only channel of {tensor.name!r}"
         known = self.ids(tensor, axis)
@@ -130,24 +135,24 @@ class Tracker:
             self.join(known, ids)
 
     def tie(self, tensor: Tensor, axis: int, ids: Ids | None) -> None:
-        """Say what the positions of a constant are the same as; None: nothing that can be cut."""
+        """Couple the positions of a constant with these numbers; None freezes them."""
         if ids is None:
-            self.freeze(tensor, axis, f"the shape of {tensor.name!r} is fixed where it is also read")
+            self.freeze(tensor, axis, f"{tensor.name!r} is also read where its shape cannot change")
         else:
             self.give(tensor, axis, ids)
 
     def join(self, a: Ids, b: Ids) -> None:
-        """Position by position, the same."""
+        """Couple two lists of numbers position by position."""
         for one, other in zip(a.tolist(), b.tolist(), strict=True):
             self._parent[self._root(other)] = self._root(one)
 
     def freeze(self, tensor: Tensor, axis: int | None, reason: str) -> None:
-        """Nothing of the tensor is cut along the axis; None: along any."""
+        """Freeze the positions of a tensor along an axis, or along all axes (None)."""
         if tensor.name:
             self._frozen.append((tensor.name, axis, reason))
 
     def carry(self, source: Tensor, out: Tensor, axes: Mapping[int, int], reason: str) -> None:
-        """Pass numbers on, from axis to axis; what is numbered along others is not cut."""
+        """Pass numbers from axes of `source` to axes of `out`; freeze the other numbered axes of `source`."""
         for axis in self.axes(source):
             ids = self.ids(source, axis)
             if axis in axes and ids is not None and self.sizes(out)[axes[axis]] == len(ids):
@@ -156,19 +161,19 @@ class Tracker:
                 self.freeze(source, axis, reason)
 
     def makes(self, node: Node, ids: Ids) -> None:
-        """A layer's output channels."""
+        """Record the numbers of a layer's output channels."""
         self._found.made.append((node, ids))
 
     def reads(self, node: Node, ids: Ids) -> None:
-        """What a layer sums over."""
+        """Record the numbers of a layer's input channels, over which it sums."""
         self._found.read.append((node, ids))
 
     def heads(self, ids: Ids) -> None:
-        """Numbers of an attention's heads."""
+        """Record numbers of attention heads."""
         self._found.heads.update(ids.tolist())
 
     def roots(self, ids: Ids) -> Ids:
-        """The same numbers, equal where positions are known to be the same by now."""
+        """One representative number for all positions that are coupled so far."""
         return np.asarray([self._root(i) for i in ids.ravel().tolist()], np.int64).reshape(ids.shape)
 
     def _root(self, i: int) -> int:
@@ -178,24 +183,30 @@ class Tracker:
 
 
 Rule = Callable[[Tracker, Node], str | None]
-"""Follows one node: why nothing that it reads can be cut, or None."""
+"""Follows one node; returns the reason where the node is not supported, else None."""
 
 
 def freeze_others(t: Tracker, node: Node) -> None:
-    """Freeze what is numbered along other axes of the input than that of its channels."""
+    """Freeze all axes of the first input but the channel axis, 1."""
     for axis in t.axes(node.inputs[0]):
         if axis != 1:
-            t.freeze(node.inputs[0], axis, f"{node.op} {node.label!r} runs along it")
+            t.freeze(node.inputs[0], axis, f"{node.op} {node.label!r} computes across it")
 
 
 def same(t: Tracker, parties: list[tuple[Tensor, int]], what: str) -> Ids | None:
-    """The numbers of axes that are combined position by position; None where one of them cannot be cut."""
+    """Couple axes that are combined position by position, and return their numbers; None where one has no numbers.
+
+    Args:
+        t: the tracker.
+        parties: (tensor, axis) of each operand; axes of size 1 broadcast and are ignored.
+        what: operator and label of the node, for the skip reason.
+    """
     wide = [(tensor, axis) for tensor, axis in parties if t.sizes(tensor)[axis] > 1]
     computed = [(tensor, axis) for tensor, axis in wide if not isinstance(tensor, Constant)]
     known = [ids for tensor, axis in computed if (ids := t.ids(tensor, axis)) is not None]
     if not known or len(known) < len(computed):
         for tensor, axis in wide:
-            t.freeze(tensor, axis, f"{what} combines it with a tensor that cannot be cut")
+            t.freeze(tensor, axis, f"{what} combines it with a tensor that cannot be pruned")
         return None
     for other in known[1:]:
         t.join(known[0], other)
@@ -206,9 +217,9 @@ def same(t: Tracker, parties: list[tuple[Tensor, int]], what: str) -> Ids | None
 
 
 def shape_parts(node: Node) -> list[tuple[Tensor, int]] | None:
-    """Where each entry of a Reshape's shape comes from: (1-D tensor, place in it). None where that is not plain.
+    """Return where each entry of a Reshape's shape comes from, as (1-D tensor, index); None where that is unknown.
 
-    A constant, or the Concat of constants and of single sizes read at run time.
+    Supported are a constant, and a Concat of constants and of single sizes that are computed.
     """
     given = node.inputs[1]
     if isinstance(given, Constant):
@@ -220,7 +231,7 @@ def shape_parts(node: Node) -> list[tuple[Tensor, int]] | None:
 
 
 def constant_entry(part: tuple[Tensor, int]) -> int | None:
-    """The value of one entry of a shape; None where it is computed."""
+    """Return the value of an entry of `shape_parts`; None where it is computed."""
     tensor, place = part
     if not isinstance(tensor, Constant):
         return None
@@ -229,12 +240,12 @@ def constant_entry(part: tuple[Tensor, int]) -> int | None:
 
 
 def normal(axis: int, rank: int) -> int:
-    """An axis counted from the front."""
+    """Return an axis counted from the front."""
     return axis + rank if axis < 0 else axis
 
 
 def given_axes(node: Node, slot: int, rank: int) -> Sequence[int] | None:
-    """Axes named by an attribute, or by a constant input; all where none are named, None where they are computed."""
+    """Return the axes of a node, from the attribute `axes` or a constant input; all if absent, None if computed."""
     if "axes" in node.attrs:
         found: Iterable[int] = node.attrs["axes"]
     elif slot >= len(node.inputs) or not node.inputs[slot].name:

@@ -1,6 +1,6 @@
-"""How operators that move data pass the positions of their inputs' axes on: one function an operator.
+"""Rules of `axis_coupling` for operators that move data, such as Reshape, Concat and Slice: one function per operator.
 
-A rule returns why nothing that the node reads can be cut, and None where it was followed. Sources: ONNX Operators.
+A rule returns None, or the reason why nothing that the node reads can be pruned. Source: ONNX Operators.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _concat(t: Tracker, node: Node) -> str | None:
     given = [t.ids(tensor, along) for tensor in node.inputs]
     if any(ids is not None for ids in given):
         parts = [
-            t.new(t.sizes(tensor)[along], f"Concat {node.label!r} joins it from what cannot be cut")
+            t.new(t.sizes(tensor)[along], f"Concat {node.label!r} concatenates it from inputs that cannot be pruned")
             if ids is None
             else ids
             for tensor, ids in zip(node.inputs, given, strict=True)
@@ -46,7 +46,7 @@ def _concat(t: Tracker, node: Node) -> str | None:
         t.give(out, along, np.concatenate(parts))
     for tensor, ids in zip(node.inputs, given, strict=True):
         if ids is None:
-            t.freeze(tensor, along, f"Concat {node.label!r} joins it")
+            t.freeze(tensor, along, f"Concat {node.label!r} concatenates along it")
     for axis in range(rank):
         ids = None if axis == along else same(t, [(x, axis) for x in node.inputs], f"Concat {node.label!r}")
         if ids is not None:
@@ -78,7 +78,7 @@ def _slice(t: Tracker, node: Node) -> str | None:
     rank = len(t.sizes(x))
     starts, ends = (edit.constant_input(node, i) for i in (1, 2))
     if starts is None or ends is None:
-        return f"Slice {node.label!r} begins or ends where it is computed"
+        return f"the starts or ends of Slice {node.label!r} are computed"
     axes = given_axes(node, 3, rank)
     steps = edit.constant_input(node, 4) if len(node.inputs) > 4 else np.ones(len(starts), np.int64)
     if axes is None or steps is None:
@@ -90,7 +90,7 @@ def _slice(t: Tracker, node: Node) -> str | None:
         if ids is not None and step == 1:
             t.give(out, axis, ids[start:end])
         elif ids is not None:
-            t.freeze(x, axis, f"Slice {node.label!r} takes every {step}th of it")
+            t.freeze(x, axis, f"Slice {node.label!r} has step {step} along it")
     for axis in kept:
         ids = t.ids(x, axis)
         if ids is not None:
@@ -102,11 +102,11 @@ def _gather(t: Tracker, node: Node) -> str | None:
     x, out = node.inputs[0], node.outputs[0]
     rank, along = len(t.sizes(x)), normal(int(node.attrs.get("axis", 0)), len(t.sizes(node.inputs[0])))
     if isinstance(x, Constant):
-        return f"Gather {node.label!r} looks it up in a table"
+        return f"Gather {node.label!r} looks up rows of a constant table"
     ids, taken = t.ids(x, along), edit.constant_input(node, 1)
     width = len(t.sizes(node.inputs[1]))
     if ids is not None and (taken is None or taken.ndim != 1):
-        t.freeze(x, along, f"Gather {node.label!r} takes single or computed places of it")
+        t.freeze(x, along, f"the indices of Gather {node.label!r} are computed, or not a list")
     elif ids is not None and taken is not None:
         t.give(out, along, ids[taken])
     for axis in range(rank):
@@ -124,14 +124,14 @@ def _pad(t: Tracker, node: Node) -> str | None:
         pads = None if values is None else values.tolist()
     axes = given_axes(node, 3, rank)
     if pads is None or axes is None:
-        return f"Pad {node.label!r} pads by what is computed"
+        return f"the pads of Pad {node.label!r} are computed"
     for i, axis in enumerate(axes):
         ids, front, back = t.ids(x, axis), int(pads[i]), int(pads[i + len(axes)])
         if ids is None:
             continue
         if front < 0 or back < 0 or ((front or back) and node.attrs.get("mode", b"constant") != b"constant"):
-            t.freeze(x, axis, f"Pad {node.label!r} crops or mirrors it")
-        else:  # what is added are channels too, all of one value, that an addition behind it may join with others
+            t.freeze(x, axis, f"Pad {node.label!r} crops it, or does not pad with a constant")
+        else:  # padding along a channel axis adds channels, which a later Add may couple with others
             t.give(node.outputs[0], axis, np.concatenate([t.new(front), ids, t.new(back)]))
     for axis in set(t.axes(x)).difference(axes):
         ids = t.ids(x, axis)
@@ -154,7 +154,7 @@ def _resize(t: Tracker, node: Node) -> str | None:
 
 
 def _shape(t: Tracker, node: Node) -> str | None:
-    """A Shape is no matter as long as what is read of it are other axes."""
+    """Shape: freeze the axes whose sizes are read."""
     x, out = node.inputs[0], node.outputs[0]
     rank = len(t.sizes(x))
     places = list(range(rank))[slice(node.attrs.get("start", 0), node.attrs.get("end", rank))]
@@ -175,7 +175,7 @@ def _shape(t: Tracker, node: Node) -> str | None:
 
 
 def _reshape(t: Tracker, node: Node) -> str | None:
-    """Reshape, Flatten, Squeeze, Unsqueeze: axes that are joined or split, by the sizes before and after."""
+    """Reshape, Flatten, Squeeze and Unsqueeze: the sizes before and after show which axes are merged or split."""
     x, out = node.inputs[0], node.outputs[0]
     before, after = t.sizes(x), t.sizes(out)
     if not t.axes(x) or math.prod(before) == 0:
@@ -199,7 +199,7 @@ def _reshape(t: Tracker, node: Node) -> str | None:
             t.freeze(x, numbered[0], f"its size after Reshape {node.label!r} is computed")
             continue
         if entry == 0 and wide[at] < len(before) and wide[at] != numbered[0]:
-            t.freeze(x, numbered[0], reason)  # 0 takes the size of the axis in the same place, which is another
+            t.freeze(x, numbered[0], reason)  # 0 copies the size of the axis at the same index, which is another axis
             continue
         rows = np.moveaxis(split, at, 0).reshape(split.shape[at], -1)
         for column in rows.T[1:]:
@@ -209,7 +209,7 @@ def _reshape(t: Tracker, node: Node) -> str | None:
 
 
 def _flat(t: Tracker, x: Tensor, axis: int, old: list[int], before: Shape) -> Ids:
-    """Numbers of the joined axes' positions: those of the one that has numbers, for all places along the others."""
+    """Numbers of the positions of merged axes: those of the one numbered axis, repeated along the others."""
     ids = t.ids(x, axis)
     assert ids is not None
     shape = [before[i] if i == axis else 1 for i in old]
@@ -217,10 +217,11 @@ def _flat(t: Tracker, x: Tensor, axis: int, old: list[int], before: Shape) -> Id
 
 
 def _carried(t: Tracker, split: Ids, *, last: bool) -> int:
-    """Along which of the new axes what can be cut lies.
+    """Choose which of the new axes carries the prunable positions.
 
-    The one along which nothing new must be joined. Where there is none: the last but one of a split last axis, [B, T,
-    C] to [B, T, heads, D]; else the last of them, [N, C, H, W] to [N, groups, C / groups, H, W].
+    It is the axis for which no further positions must be coupled. Where there is none, it is the last but one where
+    the last axis is split, as in [B, T, C] to [B, T, heads, D]; else the last of the new axes, as in [N, C, H, W] to
+    [N, groups, C / groups, H, W].
     """
     roots = t.roots(split)
     for at in range(split.ndim):
@@ -231,7 +232,7 @@ def _carried(t: Tracker, split: Ids, *, last: bool) -> int:
 
 
 def _segments(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
-    """Axes before and after that hold the same elements, as few at a time as can be; axes of size 1 go anywhere."""
+    """The smallest sets of axes before and after that hold the same elements; axes of size 1 may be in any set."""
     found: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
@@ -250,7 +251,7 @@ def _segments(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
 
 
 def _blocks(t: Tracker, node: Node) -> str | None:
-    """DepthToSpace and SpaceToDepth: b * b channels become one, or one becomes b * b."""
+    """DepthToSpace merges blocksize**2 channels into one, SpaceToDepth splits one into blocksize**2."""
     x, out = node.inputs[0], node.outputs[0]
     ids, area = t.ids(x, 1), int(node.attrs["blocksize"]) ** 2
     freeze_others(t, node)

@@ -1,6 +1,6 @@
-"""How each operator passes the positions of its inputs' axes on: one function a kind of operator, one row an op.
+"""Rules of `axis_coupling` for layers and elementwise operators: one function per kind, one table row per operator.
 
-A rule returns why nothing that the node reads can be cut, and None where it was followed. Sources: ONNX Operators.
+A rule returns None, or the reason why nothing that the node reads can be pruned. Source: ONNX Operators.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ from onnxshot.graph.axis_move_rules import MOVES
 
 
 def follow(model: Model, shapes: Mapping[str, Shape]) -> Axes:
-    """The axes of a model's top-level graph. shapes: of its tensors, concrete."""
+    """Number the axes of a model's top-level graph.
+
+    Args:
+        model: the model.
+        shapes: tensor name -> concrete shape.
+    """
     tracker = Tracker(model, shapes)
     for node in model.graph.nodes:
         tracker.follow(node, RULES)
         if node.inputs and isinstance(node.inputs[0], Constant) and node.op not in ("Concat", *_BROADCAST):
-            tracker.freeze(node.inputs[0], None, f"{node.op} {node.label!r} computes with {node.inputs[0].name!r}")
+            reason = f"{node.op} {node.label!r} has the constant {node.inputs[0].name!r} as its first input"
+            tracker.freeze(node.inputs[0], None, reason)
     return tracker.result()
 
 
@@ -33,11 +39,11 @@ def _conv(t: Tracker, node: Node) -> str | None:
         return f"the weight of {node.op} {node.label!r} is computed"
     groups, given = int(node.attrs.get("group", 1)), t.ids(x, 1)
     outputs = t.sizes(out)[1]
-    if groups > 1 and t.sizes(w)[1] == 1 and given is not None:  # depthwise: its filters are the channels
+    if groups > 1 and t.sizes(w)[1] == 1 and given is not None:  # depthwise: one filter per input channel
         made = given.repeat(outputs // groups)
         t.tie(w, 0, made)
     else:
-        # Every group loses as much as every other: numbers are those of one group, and stand for all.
+        # All groups lose the same positions, so the numbers of one group stand for all groups.
         own = None if given is None else given.reshape(groups, -1)
         for other in () if own is None else own[1:]:
             assert own is not None
@@ -85,7 +91,7 @@ def _bias(t: Tracker, node: Node, slot: int, made: Ids) -> None:
 def _gemm(t: Tracker, node: Node) -> str | None:
     x, w, out = node.inputs[0], node.inputs[1], node.outputs[0]
     if not isinstance(w, Constant) or node.attrs.get("transA", 0):
-        return f"Gemm {node.label!r} multiplies computed or turned matrices"
+        return f"Gemm {node.label!r} has a computed weight, or transA"
     if len(node.inputs) > 2 and node.inputs[2].name and not isinstance(node.inputs[2], Constant):
         return f"the bias of Gemm {node.label!r} is computed"
     turned = bool(node.attrs.get("transB", 0))
@@ -116,9 +122,9 @@ def _matmul(t: Tracker, node: Node) -> str | None:
         return _linear(t, node, a, b, out, 0)
     rank = len(t.sizes(out))
     if isinstance(a, Constant) or isinstance(b, Constant) or len(t.sizes(a)) != rank or len(t.sizes(b)) != rank:
-        return f"MatMul {node.label!r} multiplies from the left, or matrices of different rank"
+        return f"MatMul {node.label!r} has its weight on the left, or operands of different rank"
     for tensor, axis in ((a, rank - 1), (b, rank - 2)):
-        t.freeze(tensor, axis, f"MatMul {node.label!r} sums over it, and has no weights to repair it with")
+        t.freeze(tensor, axis, f"MatMul {node.label!r} sums over it, and has no weight that could compensate")
     for axis in range(rank - 2):
         ids = same(t, [(a, axis), (b, axis)], f"MatMul {node.label!r}")
         if ids is not None:
@@ -159,34 +165,34 @@ def _all_axes(t: Tracker, tensor: Tensor) -> dict[int, int]:
 
 
 def _per_channel(t: Tracker, node: Node) -> str | None:
-    """BatchNormalization, InstanceNormalization: parameters [C] of their own for every channel."""
+    """BatchNormalization and InstanceNormalization: parameters [C], one per channel."""
     if any(out.name for out in node.outputs[1:]):
         return f"{node.op} {node.label!r} is in training mode"
     for tensor in node.inputs[1:]:
         if not isinstance(tensor, Constant):
             return f"a parameter of {node.op} {node.label!r} is computed"
         t.tie(tensor, 0, t.ids(node.inputs[0], 1))
-    t.carry(node.inputs[0], node.outputs[0], {0: 0, 1: 1}, f"{node.op} {node.label!r} is taken over it")
+    t.carry(node.inputs[0], node.outputs[0], {0: 0, 1: 1}, f"{node.op} {node.label!r} computes across it")
     return None
 
 
 def _pooled(t: Tracker, node: Node) -> str | None:
     if any(out.name for out in node.outputs[1:]):
-        return f"{node.op} {node.label!r} gives out places too"
-    t.carry(node.inputs[0], node.outputs[0], {0: 0, 1: 1}, f"{node.op} {node.label!r} is taken over it")
+        return f"{node.op} {node.label!r} also outputs indices"
+    t.carry(node.inputs[0], node.outputs[0], {0: 0, 1: 1}, f"{node.op} {node.label!r} computes across it")
     return None
 
 
 def _over_axis(t: Tracker, node: Node) -> str | None:
-    """Softmax and LayerNormalization: what they are taken over cannot be cut."""
+    """Softmax and LayerNormalization: the axes that they normalize over cannot be pruned."""
     x, rank = node.inputs[0], len(t.sizes(node.inputs[0]))
     first = normal(int(node.attrs.get("axis", -1 if t.model.opset >= 13 or node.op[0] == "L" else 1)), rank)
     one = node.op in ("Softmax", "LogSoftmax") and t.model.opset >= 13
     over = {first} if one else set(range(first, rank))
     for tensor in node.inputs[1:]:
-        t.freeze(tensor, None, f"{node.op} {node.label!r} is taken over it")
+        t.freeze(tensor, None, f"{node.op} {node.label!r} computes across it")
     kept = {axis: axis for axis in range(rank) if axis not in over}
-    t.carry(x, node.outputs[0], kept, f"{node.op} {node.label!r} is taken over it")
+    t.carry(x, node.outputs[0], kept, f"{node.op} {node.label!r} computes across it")
     return None
 
 
@@ -198,7 +204,7 @@ def _reduced(t: Tracker, node: Node) -> str | None:
     kept = [axis for axis in range(rank) if axis not in over]
     places = kept if node.attrs.get("keepdims", 1) else range(len(kept))
     how = dict(zip(kept, places, strict=True))
-    t.carry(node.inputs[0], node.outputs[0], how, f"{node.op} {node.label!r} is taken over it")
+    t.carry(node.inputs[0], node.outputs[0], how, f"{node.op} {node.label!r} computes across it")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Sizes inside If, Loop and Scan: what their graphs read, what they give, and how often they run."""
+"""Shape inference through If, Loop and Scan: shapes inside their subgraphs, and how often these run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxshot.graph.symbolic_dims import Dim, is_known, unknown_size
 if TYPE_CHECKING:
     from onnxshot.graph.symbolic_shapes import Walk
 
-_DEEP = 3  # loops inside each other
+_DEEP = 3  # nested loops up to which bodies are visited twice
 
 
 def _if(walk: Walk, node: NodeProto) -> None:
@@ -29,14 +29,14 @@ def _if(walk: Walk, node: NodeProto) -> None:
             results.append([out.name for out in graph.output])
     for slot, name in enumerate(node.output):
         made = [names[slot] for names in results if slot < len(names)]
-        _joined(walk, name, made)
+        _merge(walk, name, made)
         values = [walk.value(n) for n in made]
         if len(values) == 1 and values[0] is not None:
             walk.found.values[name] = values[0]
 
 
-def _joined(walk: Walk, name: str, made: Sequence[str], *, loose: bool = False) -> None:
-    """A tensor that is any of these: sizes that differ are not known; loose: none of them."""
+def _merge(walk: Walk, name: str, made: Sequence[str], *, loose: bool = False) -> None:
+    """Set a tensor that is one of several: sizes in which they differ are unknown; loose: all sizes are."""
     known = [walk.shape(n) for n in made]
     if not made or not name:
         return
@@ -62,7 +62,7 @@ def _loop(walk: Walk, node: NodeProto) -> None:
         walk.declare(info, ())
     carried = list(node.input[2:])
     made = [out.name for out in body.output[1:]]
-    _turns(walk, body, [info.name for info in body.input[2:]], carried, made)
+    _iterate(walk, body, [info.name for info in body.input[2:]], carried, made)
     ends = walk.value(body.output[0].name)
     goes_on = body.output[0].name == body.input[1].name or (ends is not None and _true(ends))
     if starts is None or not _true(starts) or not goes_on:
@@ -70,9 +70,9 @@ def _loop(walk: Walk, node: NodeProto) -> None:
     walk.trips[node.output[0], "body"] = trips
     for slot, name in enumerate(node.output):
         if slot < len(carried):
-            _joined(walk, name, [made[slot]] if trips else [made[slot], carried[slot]])
+            _merge(walk, name, [made[slot]] if trips else [made[slot], carried[slot]])
         else:
-            _stacked(walk, name, made[slot], trips, 0)
+            _stack(walk, name, made[slot], trips, 0)
 
 
 def _scan(walk: Walk, node: NodeProto) -> None:
@@ -89,34 +89,34 @@ def _scan(walk: Walk, node: NodeProto) -> None:
         trips = dims[axis % len(dims)]
         walk.set(info.name, walk.kind(name), tuple(d for i, d in enumerate(dims) if i != axis % len(dims)))
     made = [out.name for out in body.output]
-    _turns(walk, body, [info.name for info in body.input[:states]], list(node.input[:states]), made)
+    _iterate(walk, body, [info.name for info in body.input[:states]], list(node.input[:states]), made)
     walk.trips[node.output[0], "body"] = trips if isinstance(trips, int) else None
     places = attrs.get("scan_output_axes") or [0] * (len(node.output) - states)
     for slot, name in enumerate(node.output):
         if slot < states:
-            _joined(walk, name, [made[slot]])
+            _merge(walk, name, [made[slot]])
         else:
-            _stacked(walk, name, made[slot], trips, places[slot - states])
+            _stack(walk, name, made[slot], trips, places[slot - states])
 
 
-def _turns(walk: Walk, body: GraphProto, inner: Sequence[str], carried: Sequence[str], made: Sequence[str]) -> None:
-    """Follow a body whose state may change its shape from one turn to the next."""
-    deep = walk.depth >= _DEEP  # where following each body twice would take too long
+def _iterate(walk: Walk, body: GraphProto, inner: Sequence[str], carried: Sequence[str], made: Sequence[str]) -> None:
+    """Visit the body of a loop, whose state may change its shape from one iteration to the next."""
+    deep = walk.depth >= _DEEP  # two visits of every body would take too long
     for name, source in zip(inner, carried, strict=False):
-        _joined(walk, name, [source], loose=deep)
+        _merge(walk, name, [source], loose=deep)
     walk.depth += 1
     for _ in range(1 if deep else 2):
         walk.graph(body)
         before = [walk.shape(name) for name in inner]
         for name, source in zip(inner, made, strict=False):
-            _joined(walk, name, [name, source])
+            _merge(walk, name, [name, source])
         if before == [walk.shape(name) for name in inner]:
             break
     walk.depth -= 1
 
 
-def _stacked(walk: Walk, name: str, made: str, trips: Dim | None, axis: int) -> None:
-    """What a body gives in each turn, all together."""
+def _stack(walk: Walk, name: str, made: str, trips: Dim | None, axis: int) -> None:
+    """Set the shape of a scan output: the body's outputs of all iterations, stacked along an axis."""
     dims = walk.shape(made)
     if dims is None:
         walk.set(name, walk.kind(made), None)
@@ -126,7 +126,7 @@ def _stacked(walk: Walk, name: str, made: str, trips: Dim | None, axis: int) -> 
 
 
 def count_runs(walk: Walk, graph: GraphProto, times: int | None = 1, *, top: bool = True) -> None:
-    """Say how often the nodes of subgraphs run."""
+    """Record in `walk.found.times` how often the nodes of subgraphs run."""
     for node in graph.node:
         if not top and node.output:
             walk.found.times[node.name or node.output[0]] = times
@@ -145,10 +145,10 @@ def _true(values: NDArray[Any]) -> bool:
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:
-    """All but the graphs."""
+    """The attributes of a node by name, without subgraphs."""
     plain = (a for a in node.attribute if a.type != AttributeProto.GRAPH)
     return {a.name: helper.get_attribute_value(a) for a in plain}
 
 
 CONTROL: Mapping[str, Callable[[Walk, NodeProto], None]] = {"If": _if, "Loop": _loop, "Scan": _scan}
-"""Follows a node that holds graphs."""
+"""Operator with subgraphs -> the function that visits such a node."""

@@ -1,4 +1,4 @@
-"""Floats of 16 bits in a model: their types, and whether it holds any."""
+"""float16 and bfloat16 in a model: which types and attributes they are, and whether a model has any."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from onnxshot.graph import Model, Node, weights
 
 HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype", "softmax_precision", "precision"})
-"""Attributes that hold an element type. ONNX Operator Schemas up to opset 26; com.microsoft 1."""
+"""Attributes whose value is an element type. ONNX Operator Schemas up to opset 26; com.microsoft 1."""
 
 
 def holds_half(model: Model) -> bool:
-    """Whether the model has a tensor or a constant of 16-bit floats, as far as it says so itself."""
+    """Return whether a constant, attribute or stated tensor type of the model is float16 or bfloat16."""
     if model.envelope.functions and any(proto_has_half(n) for f in model.envelope.functions for n in f.node):
         return True
     infos = (info for graph in model.graphs() for info in graph.value_infos.values())
@@ -26,8 +26,7 @@ def holds_half(model: Model) -> bool:
 
 
 def elem_type(kind: TypeProto) -> int:
-    """The element type of a tensor, sequence or optional; 0 where it has none."""
-    """The type of the values of a tensor, a sequence or an optional; 0 where it is none of them, or not known."""
+    """Return the element type of a tensor, sequence or optional; 0 for other types and unknown ones."""
     while not kind.HasField("tensor_type"):
         if kind.HasField("sequence_type"):
             kind = kind.sequence_type.elem_type
@@ -39,7 +38,7 @@ def elem_type(kind: TypeProto) -> int:
 
 
 def has_half(node: Node) -> bool:
-    """Whether an attribute of the node asks for, or holds, floats of 16 bits."""
+    """Return whether an attribute of the node names or contains float16 or bfloat16."""
     return any(
         (key in TYPE_ATTRIBUTES and isinstance(value, int) and value in HALF_TYPES)
         or (isinstance(value, AttributeProto) and value.t.data_type in HALF_TYPES)
@@ -48,7 +47,7 @@ def has_half(node: Node) -> bool:
 
 
 def proto_has_half(node: Any) -> bool:
-    """The same of a NodeProto."""
+    """Return whether an attribute of a NodeProto names or contains float16 or bfloat16."""
     return any(
         (a.name in TYPE_ATTRIBUTES and a.i in HALF_TYPES) or a.t.data_type in HALF_TYPES for a in node.attribute
     )

@@ -1,4 +1,4 @@
-"""ONNX operators on integers: what each computes in floats, and where its operands, scales and zero points stand."""
+"""Operators on quantized tensors: the float operator of each, and the slots of its operands, scales and zero points."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Where an integer operator has what.
+    """The input slots of an integer operator.
 
     Attributes:
-        op: its float form.
-        data: slots of the operands, each followed by its scale and its zero point; None where all from slot 2 on are.
-        result: slot of the scale of the result, followed by its zero point.
-        bias: slot of the int32 bias, whose scale is the product of those of the operands.
+        op: its float operator.
+        data: slots of the operands, each followed by its scale and zero point; None where operands begin at slot 2.
+        result: slot of the output's scale, followed by its zero point.
+        bias: slot of the int32 bias, whose scale is the product of the operands' scales; None without a bias.
     """
 
     op: str
     data: tuple[int, ...] | None
     result: int
     bias: int | None = None
-FORMS = {  # QLinearConv-10 and QLinearMatMul-10; the others as ONNX Runtime's contrib operators have them
+
+
+FORMS = {  # QLinearConv-10 and QLinearMatMul-10; the others are ONNX Runtime's contrib operators
     "QLinearConv": Form("Conv", (0, 3), 6, bias=8),
     "QLinearMatMul": Form("MatMul", (0, 3), 6),
     "QGemm": Form("Gemm", (0, 3), 7, bias=6),

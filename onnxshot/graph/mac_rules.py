@@ -1,6 +1,7 @@
-"""Multiply-accumulates of one node by the shapes of its tensors: a table row for every operator that multiplies.
+"""Multiply-accumulates of one node, from the shapes of its tensors: one rule per operator.
 
-Counted are sums of products: of matrices, convolutions, recurrent cells and attention, of ONNX and of com.microsoft.
+Rules exist for operators of ONNX and com.microsoft that compute sums of products: matrix products, convolutions,
+recurrent cells and attention. A rule returns None where a shape that it needs is unknown.
 """
 
 from __future__ import annotations
@@ -15,8 +16,15 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 
-class Work:
-    """A node with the shapes of its tensors; a shape that is not known is None."""
+class NodeShapes:
+    """A node with the shapes of its inputs and outputs; None for an unknown shape.
+
+    Attributes:
+        node: the node.
+        x: shape of the first input.
+        w: shape of the weight.
+        out: shape of the first output.
+    """
 
     def __init__(self, node: Node, shapes: Shapes) -> None:
         self.node, self._shapes = node, shapes
@@ -25,31 +33,31 @@ class Work:
         self.out = self.output(0)
 
     def input(self, slot: int) -> Shape | None:
-        """None also for an input that is left out."""
+        """Shape of an input; None where it is unknown or the input is absent."""
         given = slot < len(self.node.inputs) and self.node.inputs[slot].name
         return self._shape(self.node.inputs[slot]) if given else None
 
     def output(self, slot: int) -> Shape | None:
-        """None also for an output that is left out."""
+        """Shape of an output; None where it is unknown or the output is absent."""
         given = slot < len(self.node.outputs) and self.node.outputs[slot].name
         return self._shape(self.node.outputs[slot]) if given else None
 
     def has(self, slot: int) -> bool:
-        """Whether an input is given."""
+        """Whether the input is present."""
         return slot < len(self.node.inputs) and bool(self.node.inputs[slot].name)
 
     def attr(self, name: str, default: int = 0) -> int:
-        """An attribute that is a number; the default where it has none."""
+        """An integer attribute, or the default."""
         value = self.node.attrs.get(name, default)
         return value if isinstance(value, int) else default
 
     def text(self, name: str) -> str:
-        """An attribute that is text; empty where it has none."""
+        """A text attribute; empty where it is absent."""
         value = self.node.attrs.get(name, b"")
         return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
     def smallest(self) -> int:
-        """The elements of the weights: the work of one output position, where there is at least one."""
+        """A lower bound: the number of elements of the largest weight, which is the work of one output position."""
         held = [i for i in self.node.inputs if isinstance(i, Constant) and len(i.shape) >= 2]
         return max((math.prod(i.shape) for i in held), default=0)
 
@@ -57,11 +65,11 @@ class Work:
         return tuple(tensor.shape) if isinstance(tensor, Constant) else self._shapes.get(tensor.name)
 
 
-Rule = Callable[[Work], int | None]
+Rule = Callable[[NodeShapes], int | None]
 
 
 def rules_of(node: Node) -> tuple[Rule | None, Rule | None]:
-    """(what it multiplies, what it multiplies in float besides that); None where there is nothing to count."""
+    """Return (rule for the products of the weights, rule for those always in float); None where there are none."""
     if node.domain in STANDARD_DOMAINS and node.op in _STANDARD_RULES:
         return _STANDARD_RULES[node.op], None
     return _RULES.get(node.op), _BESIDES.get(node.op)
@@ -70,25 +78,25 @@ def rules_of(node: Node) -> tuple[Rule | None, Rule | None]:
 # ---------------------------------------------------------------------- convolutions and matrices
 
 
-def _conv(work: Work) -> int | None:
+def _conv(at: NodeShapes) -> int | None:
     # w [O, I/g, *k]: every output value sums I/g x k products
-    return None if work.out is None or work.w is None else math.prod(work.out) * math.prod(work.w[1:])
+    return None if at.out is None or at.w is None else math.prod(at.out) * math.prod(at.w[1:])
 
 
-def _conv_transpose(work: Work) -> int | None:
+def _conv_transpose(at: NodeShapes) -> int | None:
     # w [I, O/g, *k]: every input value is spread over O/g x k outputs
-    return None if work.x is None or work.w is None else math.prod(work.x) * math.prod(work.w[1:])
+    return None if at.x is None or at.w is None else math.prod(at.x) * math.prod(at.w[1:])
 
 
-def _matmul(work: Work) -> int | None:
-    inner = _inner(work.x, left=True, transposed=work.attr("transA"), batch=work.attr("transBatchA"))
+def _matmul(at: NodeShapes) -> int | None:
+    inner = _inner(at.x, left=True, transposed=at.attr("transA"), batch=at.attr("transBatchA"))
     if inner is None:
-        inner = _inner(work.w, left=False, transposed=work.attr("transB"), batch=work.attr("transBatchB"))
-    return None if inner is None or work.out is None else math.prod(work.out) * inner
+        inner = _inner(at.w, left=False, transposed=at.attr("transB"), batch=at.attr("transBatchB"))
+    return None if inner is None or at.out is None else math.prod(at.out) * inner
 
 
 def _inner(shape: Shape | None, *, left: bool, transposed: int, batch: int) -> int | None:
-    """The summed dimension K of one side: left [.., M, K], right [.., K, N]; batch: the first moves to last but one."""
+    """The summed dimension K of an operand: left [.., M, K], right [.., K, N]; batch: axis 0 moves to last but one."""
     if shape is None or not shape:
         return None
     if len(shape) == 1:
@@ -98,34 +106,34 @@ def _inner(shape: Shape | None, *, left: bool, transposed: int, batch: int) -> i
     return shape[0] if batch else shape[-2]
 
 
-def _stored_k(work: Work) -> int | None:
+def _stored_k(at: NodeShapes) -> int | None:
     # com.microsoft MatMulNBits: the weight is packed, attribute K holds the summed dimension
-    return None if work.out is None or not work.attr("K") else math.prod(work.out) * work.attr("K")
+    return None if at.out is None or not at.attr("K") else math.prod(at.out) * at.attr("K")
 
 
-def _gate_and_up(work: Work) -> int | None:
+def _gate_and_up(at: NodeShapes) -> int | None:
     # com.microsoft MatMulNBitsMlp: two products [.., K] x [K, N] of the same input
-    return None if work.x is None else 2 * math.prod(work.x) * work.attr("N")
+    return None if at.x is None else 2 * math.prod(at.x) * at.attr("N")
 
 
-def _query_key_value(work: Work) -> int | None:
+def _query_key_value(at: NodeShapes) -> int | None:
     # com.microsoft MatMulNBitsQkv: three products of the same input
-    return None if work.x is None else math.prod(work.x) * (work.attr("Nq") + 2 * work.attr("Nkv"))
+    return None if at.x is None else math.prod(at.x) * (at.attr("Nq") + 2 * at.attr("Nkv"))
 
 
-def _distances(work: Work) -> int | None:
+def _distances(at: NodeShapes) -> int | None:
     # com.microsoft CDist: x [M, K], y [N, K] -> [M, N]
-    return None if work.x is None or work.w is None else math.prod(work.x) * work.w[0]
+    return None if at.x is None or at.w is None else math.prod(at.x) * at.w[0]
 
 
-def _einsum(work: Work) -> int | None:
-    """Operands are multiplied one after the other; each product runs over all letters of both, as far as still needed.
+def _einsum(at: NodeShapes) -> int | None:
+    """Einsum-12, evaluated operand by operand: each product runs over all letters of both sides that are still needed.
 
-    Einsum-12. One operand alone is summed, not multiplied.
+    An Einsum of one operand only sums and counts 0.
     """
-    left, _, right = work.text("equation").replace(" ", "").partition("->")
+    left, _, right = at.text("equation").replace(" ", "").partition("->")
     terms, sizes = left.split(","), dict[str, int]()
-    shapes = [work.input(i) for i in range(len(terms))]
+    shapes = [at.input(i) for i in range(len(terms))]
     if any(shape is None for shape in shapes):
         return None
     letters = []
@@ -137,9 +145,9 @@ def _einsum(work: Work) -> int | None:
         for name, size in zip(names, shape, strict=True):
             sizes[name] = max(size, sizes.get(name, 1))
         letters.append(set(names))
-    if "->" in work.text("equation"):
+    if "->" in at.text("equation"):
         kept = set(right.replace(".", "")) | {name for name in sizes if name.isdigit()}
-    else:  # in the short form, the letters that occur once
+    else:  # implicit output: the letters that occur once
         kept = {name for name in sizes if name.isdigit() or left.count(name) == 1}
     total, held = 0, letters[0]
     for i, own in enumerate(letters[1:], start=1):
@@ -150,7 +158,7 @@ def _einsum(work: Work) -> int | None:
 
 
 def _letters(term: str, rank: int) -> list[str]:
-    """One name per dimension; those that an ellipsis stands for are numbered from the back."""
+    """One name per dimension; dimensions of an ellipsis are numbered from the back."""
     before, dots, after = term.partition("...")
     hidden = rank - len(before) - len(after) if dots else 0
     return [*before, *(str(i) for i in range(hidden, 0, -1)), *after]
@@ -159,23 +167,23 @@ def _letters(term: str, rank: int) -> list[str]:
 # ---------------------------------------------------------------------- recurrent cells and experts
 
 
-def _recurrent(work: Work) -> int | None:
+def _recurrent(at: NodeShapes) -> int | None:
     # x [T, B, I], w [D, gates x H, I], r [D, gates x H, H]: all of w and r for each step of each sequence
-    r = work.input(2)
-    if work.x is None or work.w is None or r is None:
+    r = at.input(2)
+    if at.x is None or at.w is None or r is None:
         return None
-    return math.prod(work.x[:2]) * (math.prod(work.w) + math.prod(r))
+    return math.prod(at.x[:2]) * (math.prod(at.w) + math.prod(r))
 
 
 def _experts(*slots: int) -> Rule:
     # com.microsoft MoE: x [.., H], w [experts, a, b]: every row goes through the weights of k experts
-    def rule(work: Work) -> int | None:
-        held = [work.input(slot) for slot in slots if work.has(slot)]
-        if work.x is None or any(w is None for w in held):
+    def rule(at: NodeShapes) -> int | None:
+        held = [at.input(slot) for slot in slots if at.has(slot)]
+        if at.x is None or any(w is None for w in held):
             return None
         each = sum(math.prod(w[1:]) for w in held if w is not None)
-        packed = 8 // max(1, work.attr("expert_weight_bits", 4)) if work.node.op == "QMoE" else 1
-        return math.prod(work.x[:-1]) * work.attr("k", 1) * each * packed
+        packed = 8 // max(1, at.attr("expert_weight_bits", 4)) if at.node.op == "QMoE" else 1
+        return math.prod(at.x[:-1]) * at.attr("k", 1) * each * packed
 
     return rule
 
@@ -183,71 +191,71 @@ def _experts(*slots: int) -> Rule:
 # ---------------------------------------------------------------------- attention
 
 
-def _projection(work: Work) -> int | None:
+def _projection(at: NodeShapes) -> int | None:
     # com.microsoft Attention: x [B, S, I] times w [I, Q + K + V]
-    return None if work.x is None or work.w is None else math.prod(work.x) * work.w[-1]
+    return None if at.x is None or at.w is None else math.prod(at.x) * at.w[-1]
 
 
 def _self_attention(past: int) -> Rule:
     # com.microsoft Attention: what x attends to; past [2, B, heads, P, D], present likewise with all steps
-    def rule(work: Work) -> int | None:
-        if work.x is None or work.w is None or work.out is None:
+    def rule(at: NodeShapes) -> int | None:
+        if at.x is None or at.w is None or at.out is None:
             return None
-        present, before = work.output(1), work.input(past)
-        if present is None and work.has(past) and before is None:
+        present, before = at.output(1), at.input(past)
+        if present is None and at.has(past) and before is None:
             return None
-        steps = present[3] if present is not None else work.x[1] + (before[3] if before is not None else 0)
-        values = work.out[-1]
-        return math.prod(work.x[:2]) * steps * ((work.w[-1] - values) // 2 + values)
+        steps = present[3] if present is not None else at.x[1] + (before[3] if before is not None else 0)
+        values = at.out[-1]
+        return math.prod(at.x[:2]) * steps * ((at.w[-1] - values) // 2 + values)
 
     return rule
 
 
-def _packed_self_attention(work: Work) -> int | None:
+def _packed_self_attention(at: NodeShapes) -> int | None:
     # com.microsoft PackedAttention: token_offset [B, S]
-    spread = work.input(3)
-    if spread is None or work.w is None or work.out is None:
+    spread = at.input(3)
+    if spread is None or at.w is None or at.out is None:
         return None
-    values = work.out[-1]
-    return math.prod(spread) * spread[1] * ((work.w[-1] - values) // 2 + values)
+    values = at.out[-1]
+    return math.prod(spread) * spread[1] * ((at.w[-1] - values) // 2 + values)
 
 
 def _attention(past: int) -> Rule:
-    """q times k', then that times v. q [B, S, H] or [B, heads, S, D]; k and v likewise, or packed into q.
+    """Attention: Q K^T, then the result times V. q [B, S, H] or [B, heads, S, D]; k and v likewise, or packed into q.
 
-    past: slot of the past keys [B, heads, P, D]; where present keys are given out, these hold all steps.
+    past: slot of the past keys [B, heads, P, D]. Where the node has the output of present keys, those cover all steps.
     """
 
-    def rule(work: Work) -> int | None:
-        if work.x is None or work.out is None:
+    def rule(at: NodeShapes) -> int | None:
+        if at.x is None or at.out is None:
             return None
-        present, before = work.output(1), work.input(past)
+        present, before = at.output(1), at.input(past)
         if present is not None and len(present) == 4:
             steps = present[2]
-        elif work.has(past) and before is None:
+        elif at.has(past) and before is None:
             return None
         else:
-            keys = work.w if work.has(1) else work.x  # [B, S, heads, 3, D] where all three are one tensor
+            keys = at.w if at.has(1) else at.x  # [B, S, heads, 3, D] where all three are one tensor
             if keys is None or len(keys) not in (3, 4, 5):
                 return None
             steps = (keys[2] if len(keys) == 4 else keys[1]) + (before[2] if before is not None else 0)
-        # The width of the queries is that of the output, but for values of another width than the keys.
-        queries = math.prod(work.x) if work.has(1) else math.prod(work.out)
-        return (queries + math.prod(work.out)) * steps
+        # Queries are as wide as the output, unless values and keys differ in width.
+        queries = math.prod(at.x) if at.has(1) else math.prod(at.out)
+        return (queries + math.prod(at.out)) * steps
 
     return rule
 
 
-def _linear_attention(work: Work) -> int | None:
+def _linear_attention(at: NodeShapes) -> int | None:
     # LinearAttention: each step adds k x v to a state [B, heads, Dk, Dv] and reads it; a delta rule reads it twice
-    heads, state = work.attr("q_num_heads"), work.output(1) or work.input(3)
-    if work.x is None or len(work.x) < 3:
+    heads, state = at.attr("q_num_heads"), at.output(1) or at.input(3)
+    if at.x is None or len(at.x) < 3:
         return None
-    if state is None and work.out is not None and heads and len(work.x) == 3:
-        state = (work.x[0], heads, work.x[2] // heads, work.out[2] // heads)
+    if state is None and at.out is not None and heads and len(at.x) == 3:
+        state = (at.x[0], heads, at.x[2] // heads, at.out[2] // heads)
     if state is None:
         return None
-    return work.x[-2] * math.prod(state) * (3 if "delta" in work.text("update_rule") else 2)
+    return at.x[-2] * math.prod(state) * (3 if "delta" in at.text("update_rule") else 2)
 
 
 _RULES: dict[str, Rule] = {

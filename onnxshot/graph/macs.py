@@ -1,4 +1,4 @@
-"""Multiply-accumulates of every node that multiplies: how much of a network's work a decision touches."""
+"""Count the multiply-accumulates (MACs) of every node that multiplies matrices, at the shapes of one run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, TypeProto
 
 from onnxshot.graph.ir import Node
-from onnxshot.graph.mac_rules import Shape, Shapes, Work, rules_of
+from onnxshot.graph.mac_rules import NodeShapes, Shape, Shapes, rules_of
 from onnxshot.graph.model import Model
 from onnxshot.graph.shape_rules import Dims
 from onnxshot.graph.symbolic_shapes import propagate
@@ -24,10 +24,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class NodeMacs:
-    """Work of one node in one run.
+    """Multiply-accumulates of one node in one run.
 
-    exact: False where a shape was missing and one output position was counted; in_float: the part of `macs` that is
-    done in float whatever the precision of the rest, as the attention inside an operator with quantized weights.
+    Attributes:
+        node: the node.
+        macs: multiply-accumulates.
+        exact: False where a shape was unknown, and one output position was counted.
+        in_float: the part of `macs` that runs in float whatever the precision of the weights, such as the attention
+            inside an operator with quantized projection weights.
     """
 
     node: Node
@@ -37,15 +41,20 @@ class NodeMacs:
 
 
 def macs(model: Model, feed_shapes: Shapes | None = None) -> dict[str, int]:
-    """Multiply-accumulates of one run per node label, for the nodes that multiply matrices; nodes of branches once.
+    """Count the multiply-accumulates of one run.
 
-    feed_shapes: shapes of the graph inputs; free dimensions that it leaves open count as 1.
+    Args:
+        model: the model.
+        feed_shapes: shapes of graph inputs by name; free dimensions of other inputs count as 1.
+
+    Returns:
+        Node label -> multiply-accumulates, for nodes that multiply matrices.
     """
     return by_label(tensor_sizes(model, feed_shapes).work(model))
 
 
 def by_label(rows: Iterable[NodeMacs]) -> dict[str, int]:
-    """Multiply-accumulates per node label."""
+    """Add up multiply-accumulates per node label."""
     found: dict[str, int] = {}
     for row in rows:
         found[row.node.label] = found.get(row.node.label, 0) + row.macs
@@ -53,9 +62,13 @@ def by_label(rows: Iterable[NodeMacs]) -> dict[str, int]:
 
 
 def count(model: Model, shapes: Shapes, times: Mapping[str, int | None] | None = None) -> list[NodeMacs]:
-    """One row per node that multiplies matrices, given the shapes of tensors by name; subgraphs included.
+    """Count the multiply-accumulates of every node that multiplies matrices, subgraphs included.
 
-    times: how often nodes run that do not run once, by label; what is not known counts once, and is not exact.
+    Args:
+        model: the model.
+        shapes: shapes of tensors by name.
+        times: node label -> number of runs, for nodes that do not run exactly once; None where unknown, which counts
+            as one run and is not exact.
     """
     rows = []
     for _, node in model.walk():
@@ -71,14 +84,14 @@ def count(model: Model, shapes: Shapes, times: Mapping[str, int | None] | None =
 
 
 def work_of(node: Node, shapes: Shapes) -> NodeMacs | None:
-    """The work of one node, given the shapes of its tensors by name; None where it multiplies no matrices."""
+    """Count the multiply-accumulates of one node, given shapes by tensor name; None where it multiplies no matrices."""
     rule, inner = rules_of(node)
     if rule is None:
         return None
-    work = Work(node, shapes)
-    result, aside = rule(work), inner(work) if inner is not None else 0
+    at = NodeShapes(node, shapes)
+    result, aside = rule(at), inner(at) if inner is not None else 0
     if result is None or aside is None:
-        return NodeMacs(node, work.smallest(), False)
+        return NodeMacs(node, at.smallest(), False)
     return NodeMacs(node, result + aside, True, aside)
 
 
@@ -90,10 +103,10 @@ class Sizes:
     """Shapes of tensors in one run, and how often the nodes of subgraphs run in it.
 
     Attributes:
-        shapes: by name; what cannot be told is left out.
-        times: by label, of nodes that do not run once; None where that is not known.
-        source: where the sizes are from: of a 'sample'; 'frozen', as all inputs have fixed sizes; or 'inferred', with
-            free dimensions as 1.
+        shapes: tensor name -> shape; tensors of unknown shape are missing.
+        times: node label -> number of runs, for nodes that do not run exactly once; None where unknown.
+        source: 'sample' where the shapes follow from a sample, 'frozen' where all inputs have fixed shapes, 'inferred'
+            where free dimensions count as 1.
     """
 
     shapes: dict[str, Shape]
@@ -101,26 +114,30 @@ class Sizes:
     source: str
 
     def work(self, model: Model) -> list[NodeMacs]:
-        """The work of every node that multiplies."""
+        """Count the multiply-accumulates of every node that multiplies matrices."""
         return count(model, self.shapes, self.times)
 
     def report_entry(self, rows: Iterable[NodeMacs]) -> dict[str, Any]:
-        """What a report says of the sizes: where they are from, and of which nodes the work is not known by them."""
+        """Return the report's entry: where the shapes come from, and which nodes have unknown shapes."""
         return {"from": self.source, "unknown": [row.node.label for row in rows if not row.exact]}
 
 
 def concrete_shapes(model: Model, feed_shapes: Shapes | None = None) -> dict[str, Shape]:
-    """Shapes of the model's tensors when inputs of these shapes are fed; what cannot be told is left out."""
+    """Return the shapes of the model's tensors for inputs of these shapes; unknown ones are missing."""
     return tensor_sizes(model, feed_shapes).shapes
 
 
 def tensor_sizes(
     model: Model, feed_shapes: Shapes | None = None, values: Mapping[str, NDArray[Any]] | None = None
 ) -> Sizes:
-    """Shapes of the model's tensors as they are when inputs of these shapes are fed.
+    """Infer the shapes of the model's tensors for given inputs.
 
-    Shapes that the file states serve where inference stops, at custom operators for one. values: of inputs; small ones
-    that hold whole numbers may tell sizes.
+    Shapes that the file states are used where inference ends, for example at custom operators.
+
+    Args:
+        model: the model.
+        feed_shapes: shapes of graph inputs by name; free dimensions of other inputs count as 1.
+        values: values of graph inputs by name; small integer inputs may determine shapes.
     """
     proto, lifted = model.skeleton()
     symbols = _symbols(proto.graph, feed_shapes or {}, lifted)
@@ -130,7 +147,7 @@ def tensor_sizes(
             shape = _pinned(info.type.tensor_type, (feed_shapes or {}).get(info.name), symbols)
             if shape is not None:
                 pinned[info.name] = shape
-    # Inference starts from the inputs alone: an exporter's hints hold its example's sizes, not these.
+    # Inference starts from the inputs alone: shapes in the file may be those of the exporter's example input.
     stated = {i.name: _resolved(i.type.tensor_type, symbols) for i in (*proto.graph.value_info, *proto.graph.output)}
     hints = {name: shape for name, shape in stated.items() if shape is not None}
     whole = {name: array for name, array in (values or {}).items() if array.dtype.kind in "biu"}
@@ -152,7 +169,7 @@ def _source(graph: GraphProto, feed_shapes: Shapes, lifted: Iterable[str]) -> st
 
 
 def _symbols(graph: GraphProto, feed_shapes: Shapes, lifted: Iterable[str]) -> dict[str, int]:
-    """Values of the named dimensions, from the inputs that are fed; 1 for those of inputs that are not."""
+    """Values of symbolic dimensions, from the fed inputs; 1 for symbols of other inputs."""
     symbols: dict[str, int] = {}
     for info in graph.input:
         shape = feed_shapes.get(info.name)
@@ -168,7 +185,7 @@ def _symbols(graph: GraphProto, feed_shapes: Shapes, lifted: Iterable[str]) -> d
 
 
 def _pinned(tensor: TypeProto.Tensor, shape: Shape | None, symbols: Mapping[str, int]) -> Shape | None:
-    """The fed shape of an input, or 1 for each dimension nothing is known of; None where its rank is not known."""
+    """The fed shape of an input, else its stated one with 1 for unknown dimensions; None where the rank is unknown."""
     if shape is not None:
         return tuple(int(size) for size in shape)
     if not tensor.HasField("shape"):
@@ -177,7 +194,7 @@ def _pinned(tensor: TypeProto.Tensor, shape: Shape | None, symbols: Mapping[str,
 
 
 def _resolved(tensor: TypeProto.Tensor, symbols: Mapping[str, int]) -> Shape | None:
-    """The stated shape with symbols replaced; None where the shape or a dimension is not known."""
+    """The stated shape with symbols replaced by their values; None where it is not fully known."""
     if not tensor.HasField("shape"):
         return None
     sizes = [d.dim_value if d.HasField("dim_value") else symbols.get(d.dim_param, -1) for d in tensor.shape.dim]

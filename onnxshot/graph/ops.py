@@ -1,6 +1,6 @@
-"""What onnxshot knows about each operator: one table row per op, no `if` elsewhere.
+"""The operator table: what quantization and pruning need to know about each operator, one row per operator.
 
-Sources: ONNX Operator Schemas up to opset 26; ORT contrib ops where the domain is com.microsoft.
+Sources: ONNX Operator Schemas up to opset 26; ONNX Runtime's contrib operators for the domain com.microsoft.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from onnxshot.graph.ir import Constant, Node
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """Facts of one operator.
+    """A row of the operator table.
 
     Attributes:
-        weights: input slots that may hold a weight; the first constant one counts.
-        bias: input slot of the bias, if the op has one.
-        keeps_range: every value of output 0 is a value of input 0 (or 0), so both can share scale and zero point.
-        data: input slots that carry activations; None means all.
+        weights: input slots that may hold a weight, in order of preference; the first constant one is the weight.
+        bias: input slot of the bias; None for operators without one.
+        keeps_range: whether every value of output 0 is in the range of input 0, or is 0, so that both can share scale
+            and zero point.
+        data: input slots of activations; None for all.
     """
 
     weights: tuple[int, ...] = ()
@@ -84,11 +85,11 @@ STANDARD_DOMAINS = (None, "", "ai.onnx")
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
-"""Operators whose results are drawn."""
+"""Operators that draw random numbers."""
 
 
 def _pads_with_zero(node: Node) -> bool:
-    """True where Pad brings no values of its own but 0. Pad-1 and 2: attribute value; Pad-11: input 2."""
+    """Whether Pad adds no new value but 0, given as attribute `value` (Pad-1, Pad-2) or input 2 (Pad-11)."""
     if node.attrs.get("mode", b"constant") != b"constant":
         return True
     given = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
@@ -98,7 +99,7 @@ def _pads_with_zero(node: Node) -> bool:
 
 
 def _stays_inside(node: Node) -> bool:
-    """True where Resize gives mixtures of its input's values: cubic overshoots, and cropping fills in a value."""
+    """Whether a Resize keeps the range of its input; cubic interpolation overshoots, and cropping adds a value."""
     crops = node.attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
     return node.attrs.get("mode", b"nearest") != b"cubic" and not crops
 
@@ -107,7 +108,7 @@ _KEEPS_RANGE_IF: dict[str, Callable[[Node], bool]] = {"Pad": _pads_with_zero, "R
 
 
 def op_of(node: Node) -> Op:
-    """The table row of the node's operator; an empty row for unknown and custom ones."""
+    """Return the table row of the node's operator; an empty row for unknown and custom operators."""
     if node.domain not in STANDARD_DOMAINS:
         return _UNKNOWN
     row = OPS.get(node.op, _UNKNOWN)
@@ -117,22 +118,29 @@ def op_of(node: Node) -> Op:
 
 
 def moves_exactly(node: Node) -> bool:
-    """True where every value that comes out is one of input 0, or 0: rounding before it or after it is the same."""
+    """Return whether every output value is one of input 0, or 0, so that quantizing before or after gives the same."""
     return op_of(node).keeps_range and node.attrs.get("mode", b"nearest") not in (b"linear", b"cubic")
 
 
 def weight_slot(node: Node) -> int | None:
-    """The input slot that holds the node's constant weight; None where it has none."""
+    """Return the input slot of the node's constant weight; None where it has none."""
     return next(
         (i for i in op_of(node).weights if i < len(node.inputs) and isinstance(node.inputs[i], Constant)), None
     )
 
 
 def channel_axis(node: Node, slot: int, rank: int) -> int | None:
-    """Axis of the weight along which each output channel may have a scale of its own; None where there is none.
+    """Return the axis of a weight for per-channel scales: that of the output channels.
 
-    Conv [O, I/g, *k]: 0. ConvTranspose [I, O/g, *k]: 1, shared by the groups. Gemm: 1, or 0 when transposed.
-    MatMul [.., K, N] right: last; left [.., M, K]: last but one. LSTM, GRU, RNN [directions, 4H, I]: 1.
+    Args:
+        node: the node that reads the weight.
+        slot: its input slot.
+        rank: rank of the weight.
+
+    Returns:
+        Conv [O, I/g, *k]: 0. ConvTranspose [I, O/g, *k]: 1; the groups share scales. Gemm: 1, or 0 if transposed.
+        MatMul: the last axis of the right operand [.., K, N], the last but one of the left operand [.., M, K]. LSTM,
+        GRU, RNN [directions, gates * H, I]: 1. None for other operators.
     """
     if node.op == "Conv":
         return 0
@@ -147,11 +155,19 @@ def channel_axis(node: Node, slot: int, rank: int) -> int | None:
 
 
 def scale_axes(node: Node, slot: int, rank: int) -> tuple[int, ...] | None:
-    """Axes of a weight along which each index may have a scale of its own where it is only stored in fewer bits.
+    """Return the axes of a weight-only quantized weight along which each index has a scale of its own.
 
-    They are those that the op does not sum over. None where that input is no weight, or is nothing but scales. MatMul
-    of rank 3, [experts, K, N] right: a scale for each expert and column. LSTM, GRU, RNN [directions, 4H, I]: for each
-    direction and row. Einsum: the letters that are in the result. Gather: all but the last axis of a table.
+    They are the axes that the operator does not sum over.
+
+    Args:
+        node: the node that reads the weight.
+        slot: its input slot.
+        rank: rank of the weight.
+
+    Returns:
+        MatMul, right operand [experts, K, N]: per expert and column. LSTM, GRU, RNN [directions, gates * H, I]: per
+        direction and row. Einsum: the letters that the result has too. Gather: all axes of the table but the last.
+        Others: the axis of `channel_axis`. None where the input is not a weight, or every value would need a scale.
     """
     if node.domain not in STANDARD_DOMAINS or rank < 2:
         return None
@@ -170,7 +186,7 @@ def scale_axes(node: Node, slot: int, rank: int) -> tuple[int, ...] | None:
 
 
 def _letters_kept(node: Node, slot: int, rank: int) -> tuple[int, ...] | None:
-    """Axes of an Einsum's operand that are in its result; None where that cannot be told, or is all of them."""
+    """Axes of an Einsum operand that its result has too; None where that is unknown or all of them."""
     equation = node.attrs.get("equation", b"")
     text = equation.decode(errors="replace") if isinstance(equation, bytes) else str(equation)
     left, arrow, right = text.replace(" ", "").partition("->")
@@ -182,7 +198,7 @@ def _letters_kept(node: Node, slot: int, rank: int) -> tuple[int, ...] | None:
 
 
 def data_slots(node: Node) -> list[int]:
-    """Input slots that carry activations: present, not constant, not a parameter such as a shape."""
+    """Return the input slots of activations: present, not constant, and not parameters such as shapes."""
     slots = op_of(node).data
     candidates = range(len(node.inputs)) if slots is None else slots
     return [

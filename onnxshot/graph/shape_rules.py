@@ -1,6 +1,6 @@
-"""Shapes of operators that read sizes of which some are not known: one function an operator, one row each.
+"""Output shapes of operators where sizes may be symbolic: one function per kind of operator, one table row each.
 
-A rule returns the sizes of the first output, and None where ONNX's own inference does as well. Sources: ONNX Operators.
+A rule returns the shape of the first output, or None where ONNX's own inference is as good. Source: ONNX Operators.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ Dims = tuple[Dim, ...]
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A node: its attributes, and the shapes and values of its inputs as far as they are known."""
+    """The inputs of a rule.
+
+    Attributes:
+        attrs: attributes of the node.
+        shapes: shape of each input; None where its rank is unknown or the input is absent.
+        values: values of each input; None where they are unknown.
+        opset: version of the default operator set.
+    """
 
     attrs: Mapping[str, Any]
     shapes: tuple[Dims | None, ...]
@@ -28,20 +35,20 @@ class Given:
     opset: int
 
     def shape(self, slot: int) -> Dims | None:
-        """Sizes of an input; None where it is left out, or its rank is not known."""
+        """Shape of an input; None where its rank is unknown or the input is absent."""
         return self.shapes[slot] if slot < len(self.shapes) else None
 
     def value(self, slot: int) -> Array | None:
-        """Numbers of an input."""
+        """Values of an input; None where they are unknown or the input is absent."""
         return self.values[slot] if slot < len(self.values) else None
 
     def numbers(self, slot: int) -> list[Any] | None:
-        """The same in one row."""
+        """Values of an input as a flat list."""
         held = self.value(slot)
         return None if held is None else entries(held)
 
     def count(self, slot: int) -> int | None:
-        """How many numbers an input of one dimension holds."""
+        """Length of a one-dimensional input; None where it is unknown."""
         shape = self.shape(slot)
         return shape[0] if shape is not None and len(shape) == 1 and isinstance(shape[0], int) else None
 
@@ -50,7 +57,7 @@ Rule = Callable[[Given], Dims | None]
 
 
 def _size(value: Any) -> Dim:
-    """A number as a size: what may be negative is none."""
+    """The number as a size: a new unknown size where it may be negative."""
     return value if is_size(value) else unknown_size()
 
 
@@ -66,14 +73,14 @@ def _reshape(given: Given) -> Dims | None:
     if not given.attrs.get("allowzero", 0):
         target = [x[i] if equal(d, 0) and i < len(x) else d for i, d in enumerate(target)]
     free = [i for i, d in enumerate(target) if not is_size(d)]
-    if len(free) == 1:  # -1, or what can only be it
+    if len(free) == 1:  # -1, or the only entry that may be it
         rest, total = math.prod((d for i, d in enumerate(target) if i != free[0]), start=1), math.prod(x, start=1)
         target[free[0]] = left if (left := divided(total, rest) if not equal(rest, 0) else None) is not None else -1
     return tuple(_size(d) for d in target)
 
 
 def broadcast(a: Dims, b: Dims) -> Dims:
-    """The shape of two tensors that are combined value by value."""
+    """Return the shape that two shapes broadcast to (ONNX multidirectional broadcasting)."""
     wide = max(len(a), len(b))
     found: list[Dim] = []
     for x, y in zip((1,) * (wide - len(a)) + a, (1,) * (wide - len(b)) + b, strict=True):
@@ -128,7 +135,7 @@ def _resize(given: Given) -> Dims | None:
     if sizes:
         return tuple(_size(d) for d in sizes) if len(sizes) == len(x) else None
     if all(isinstance(d, int) for d in x):
-        return None  # ONNX multiplies as the runtime does
+        return None  # ONNX rounds as runtimes do
     if scales is None or len(scales) != len(x) or not is_known(scales):
         return tuple(unknown_size() for _ in x)
     whole = zip(x, scales.tolist(), strict=True)
@@ -147,7 +154,7 @@ def _range(given: Given) -> Dims | None:
 def _slice(given: Given) -> Dims | None:
     x = given.shape(0)
     if x is None or "starts" in given.attrs:
-        return None  # ONNX follows what is constant
+        return None  # attributes: ONNX's inference is as good
     starts, ends, steps = given.numbers(1), given.numbers(2), given.numbers(4)
     axes = given.numbers(3) if len(given.shapes) > 3 and given.shapes[3] is not None else None
     if given.count(1) is not None and axes is None and (len(given.shapes) < 4 or given.shapes[3] is None):
@@ -164,7 +171,7 @@ def _slice(given: Given) -> Dims | None:
 
 
 def sliced(size: Dim, start: Any, end: Any, step: Any) -> Dim:
-    """How many are left of so many; None stands for what is not known."""
+    """Return the size of an axis after Slice; start, end and step are None where unknown."""
     if start is None or end is None or not isinstance(step, int):
         return unknown_size()
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
@@ -177,7 +184,7 @@ def sliced(size: Dim, start: Any, end: Any, step: Any) -> Dim:
 
 
 def _place(size: Dim, at: Any) -> Dim | None:
-    """A place along an axis, counted from the front and within it; None where that is not known."""
+    """The start or end of a Slice counted from the front and clipped to the axis; None where it is unknown."""
     if isinstance(at, int) and at >= 1 << 31:
         return size
     if is_size(at):
@@ -189,7 +196,7 @@ def _place(size: Dim, at: Any) -> Dim | None:
 
 
 def _window(given: Given) -> Dims | None:
-    """Conv, MaxPool and AveragePool over pictures whose size is not known: as far as a window moves."""
+    """Conv, MaxPool and AveragePool on symbolic spatial sizes: the number of window positions."""
     x, w = given.shape(0), given.shape(1)
     if x is None or len(x) < 3 or all(isinstance(d, int) for d in x):
         return None
@@ -210,7 +217,7 @@ def _window(given: Given) -> Dims | None:
 
 
 def _fused_matmul(given: Given) -> Dims | None:
-    """com.microsoft FusedMatMul: with transA and transB."""
+    """com.microsoft FusedMatMul: a matrix product with transA and transB."""
     a, b = given.shape(0), given.shape(1)
     turned = any(given.attrs.get(key, 0) for key in ("transBatchA", "transBatchB"))
     if a is None or b is None or len(a) < 2 or len(b) < 2 or turned:
@@ -244,24 +251,24 @@ BEYOND: dict[str, Rule] = {
     **dict.fromkeys(("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul"), _fused_matmul),
     **dict.fromkeys(("Attention", "QAttention"), _attention),
 }
-"""Operators of com.microsoft, which ONNX does not know."""
+"""Rules of com.microsoft operators, which ONNX's inference does not know."""
 READS_VALUES = frozenset({
     "AffineGrid", "BlackmanWindow", "CenterCropPad", "Col2Im", "DFT", "HammingWindow", "HannWindow", "MaxUnpool",
     "MelWeightMatrix", "OneHot", "Range", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax",
     "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "Resize", "STFT", "Slice",
     "Split", "SplitToSequence", "Squeeze", "TopK", "Unsqueeze", "Upsample",
 })  # fmt: skip
-"""Operators whose results have sizes that some of their inputs tell."""
+"""Operators whose output shape depends on the values of inputs."""
 BROADCASTS = frozenset({
     "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod",
     "Mul", "Or", "Pow", "Sub", "Sum", "Where", "Xor",
 })  # fmt: skip
-"""Operators that combine their inputs value by value."""
+"""Elementwise operators of several inputs, which broadcast."""
 STANDS_FOR = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
-"""Fused operators that have the shapes of a standard one."""
+"""Fused operator -> the standard operator that has the same shapes."""
 LIKE_FIRST = frozenset({
     "BiasAdd", "BiasGelu", "BiasSoftmax", "FastGelu", "Gelu", "GroupNorm", "GroupQueryAttention", "LayerNormalization",
     "MultiHeadAttention", "QuickGelu", "RotaryEmbedding", "SimplifiedLayerNormalization", "SkipGroupNorm",
     "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
 })  # fmt: skip
-"""Operators beyond ONNX that give what has the shape of their first input."""
+"""com.microsoft operators whose first output has the shape of their first input."""

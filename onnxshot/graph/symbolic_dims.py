@@ -1,4 +1,4 @@
-"""Sizes that are not known yet: sums of products of named ones, so that B * 12 / B is 12 whatever B is."""
+"""Symbolic sizes: polynomials of named sizes with integer coefficients, so that B * 12 / B is 12 whatever B is."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNSIGNED_FROM = "?"
-"""First letter of the names of what is no size: it may be negative."""
-_MOST_TERMS = 16  # a longer sum gets a name of its own
-_LONGEST = 200  # letters of a name that tells how it came to be
+"""First letter of names that stand for numbers which may be negative, and so are not sizes."""
+_MOST_TERMS = 16  # a longer sum is replaced by a new name
+_LONGEST = 200  # letters of a name that is built from an expression; a longer one is replaced by a new name
 
 
 @dataclass(frozen=True, slots=True)
 class Expr:
-    """A polynomial with whole coefficients: ((names in order, coefficient), ...), terms in order; never a number.
+    """A symbolic integer: a polynomial of names with integer coefficients that is not a constant.
 
-    Names stand for whole numbers. All but those that begin with '?' are sizes, and 0 or more.
+    Names stand for integers. Those that begin with '?' may be negative; all others are sizes, 0 or more.
+
+    Attributes:
+        terms: ((names of the product, sorted), coefficient), sorted.
+
+    Example:
+        >>> batch = named("B")
+        >>> batch * 12 // batch, str(batch * 2 + 3)
+        (12, '3+2*B')
     """
 
     terms: tuple[tuple[tuple[str, ...], int], ...]
@@ -63,27 +71,27 @@ class Expr:
 
 
 Dim = int | Expr
-"""A size: known, or not yet."""
+"""A size: a number, or symbolic."""
 _counter = itertools.count()
 
 
 def named(name: str, *, size: bool = True) -> Expr:
-    """What this name stands for; size: it is never negative."""
+    """Return the symbolic number of this name; `size` says that it is never negative."""
     return Expr((((name if size else UNSIGNED_FROM + name,), 1),))
 
 
 def unknown() -> Expr:
-    """A number of which nothing is known, equal to no other."""
+    """Return a new unknown number, which equals no other."""
     return named(f"u{next(_counter)}", size=False)
 
 
 def unknown_size() -> Expr:
-    """A size of which nothing is known, equal to no other."""
+    """Return a new unknown size, which equals no other."""
     return named(f"s{next(_counter)}")
 
 
 def steps(span: Dim, stride: int) -> Dim:
-    """How often a window that may move so far moves by this much: the same for the same span, and never negative."""
+    """Return span // stride: how many steps a sliding window makes; symbolic, and equal for equal spans."""
     if not isinstance(span, Expr):
         return span // stride
     if stride == 1:
@@ -94,20 +102,20 @@ def steps(span: Dim, stride: int) -> Dim:
 
 
 def either(a: Dim, b: Dim) -> Dim:
-    """The size of two axes that are the same, or of which one is 1."""
+    """Return the size that two sizes broadcast to, where neither is known: they are equal, or one is 1."""
     name = "|".join(sorted((f"({a})", f"({b})")))
     return named(name) if len(name) <= _LONGEST else unknown_size()
 
 
 def is_size(value: Any) -> bool:
-    """Whether the number is known not to be negative."""
+    """Return whether a number is known to be 0 or more."""
     if isinstance(value, Expr):
         return all(c > 0 and not any(n.startswith(UNSIGNED_FROM) for n in names) for names, c in value.terms)
     return bool(value >= 0)
 
 
 def divided(a: Any, b: Any) -> Any:
-    """a / b where that is exact whatever the names stand for, but for 0; else None."""
+    """Return a / b where the division is exact for all values of the names (other than 0); else None."""
     if isinstance(a, Expr) and a == b:
         return 1
     if not _fits(b) or len(_terms(b)) != 1:
@@ -127,7 +135,7 @@ def divided(a: Any, b: Any) -> Any:
 
 
 def equal(a: Any, b: Any) -> bool | None:
-    """Whether two numbers are the same; None where that depends on what is not known."""
+    """Return whether two numbers are equal; None where that depends on the values of names."""
     difference = a - b
     if not isinstance(difference, Expr):
         return bool(difference == 0)
@@ -140,7 +148,7 @@ def equal(a: Any, b: Any) -> bool | None:
 
 
 def pack(values: Any) -> NDArray[Any]:
-    """An array of numbers as int64, or as objects where not all are known."""
+    """Return numbers as an int64 array, or as an object array where some are symbolic."""
     array = np.asarray(values, dtype=object)
     if any(isinstance(v, Expr) for v in array.reshape(-1).tolist()):
         return array
@@ -148,12 +156,12 @@ def pack(values: Any) -> NDArray[Any]:
 
 
 def is_known(values: NDArray[Any]) -> bool:
-    """Whether every number of an array is known."""
+    """Return whether no number of an array is symbolic."""
     return values.dtype != object
 
 
 def entries(values: NDArray[Any]) -> list[Any]:
-    """The numbers of an array in one row."""
+    """Return the numbers of an array as a flat list."""
     found: list[Any] = values.reshape(-1).tolist()
     return found
 
@@ -162,14 +170,14 @@ def entries(values: NDArray[Any]) -> list[Any]:
 
 
 def _quotient(a: Any, b: Any) -> Dim:
-    """A name for a // b, the same for the same two sizes; what is negative is rounded another way."""
+    """A symbolic a // b, equal for equal sizes; unknown where a or b may be negative, which ONNX rounds differently."""
     name = f"({a})//({b})"
     sizes = _fits(a) and _fits(b) and is_size(a) and is_size(b)
     return named(name) if sizes and len(name) <= _LONGEST else unknown()
 
 
 def _fits(value: Any) -> bool:
-    """Whether a number is whole, so that it can stand in a polynomial."""
+    """Whether a number is an integer, so that it can be part of a polynomial."""
     return isinstance(value, Expr | int | np.integer) or (isinstance(value, float) and value.is_integer())
 
 
@@ -194,7 +202,7 @@ def _pairs(a: dict[tuple[str, ...], int], b: dict[tuple[str, ...], int]) -> Iter
 
 
 def _made(terms: dict[tuple[str, ...], int]) -> Dim:
-    """The number that these terms add up to."""
+    """The sum of these terms: a number, or symbolic."""
     held = {names: c for names, c in terms.items() if c}
     if not held:
         return 0

@@ -1,8 +1,8 @@
-"""Sizes of all tensors of a graph, node by node: what ONNX's inference tells, and beyond it the values of sizes.
+"""Shape inference with symbolic sizes, which also follows shapes that the graph itself computes.
 
-ONNX infers the shapes of a node from those of its inputs. What it loses, shapes that other nodes compute from Shape by
-Slice, Range, Expand or a division, is followed here in numbers (`values`) that may not be known (`dims`).
-One pass over the nodes; only a Loop or Scan whose state changes its shape is followed twice.
+ONNX infers the output shapes of a node from its input shapes. It loses shapes that other nodes compute, from Shape by
+Slice, Range, Expand or a division. Here the values of such small tensors are computed too (`value_rules`), and they may
+be symbolic (`symbolic_dims`). Nodes are visited once; the body of a Loop or Scan whose state changes its shape, twice.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from onnxshot.graph.value_rules import MOST, VALUES, values_of
 
 Array = NDArray[Any]
 
-_FOLLOWED = 1 << 24  # numbers that are held at most, of all tensors together
+_FOLLOWED = 1 << 24  # values that are kept, of all tensors together
 _COMPARES = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or")
 _FAILURES = (
     onnx.shape_inference.InferenceError,
-    onnx.checker.ValidationError,  # of an operator that the opset has deprecated, and runtimes run
+    onnx.checker.ValidationError,  # raised for operators that the opset has deprecated but runtimes run
     RuntimeError,
     ValueError,
     TypeError,
@@ -47,14 +47,13 @@ _FAILURES = (
 
 @dataclass(slots=True)
 class Found:
-    """What is known of the tensors of a graph and its subgraphs, by name.
+    """What is known about the tensors of a graph and its subgraphs, by name.
 
     Attributes:
-        shapes: sizes along every axis, those that are not known as expressions; no entry where the rank is not known.
-        values: numbers of small tensors, where shapes led to them; some may not be known.
-        kinds: element types of what has values.
-        times: name of a node in a subgraph (of its first output where it has none) -> how often it runs; None: not
-            known.
+        shapes: tensor name -> sizes, ints or symbolic; tensors of unknown rank are missing.
+        values: tensor name -> values of small tensors that shapes are computed with; some may be symbolic.
+        kinds: tensor name -> ONNX element type, for tensors with values.
+        times: node in a subgraph (its name, or that of its first output) -> how often it runs; None where unknown.
     """
 
     shapes: dict[str, Dims] = field(default_factory=dict)
@@ -69,13 +68,13 @@ def propagate(
     values: Mapping[str, Array] | None = None,
     stated: Mapping[str, Dims] | None = None,
 ) -> Found:
-    """Follow sizes through a model whose nodes are in order. What its value_info says is not used.
+    """Infer the shapes of all tensors of a model. Its value_info is not used.
 
     Args:
-        proto: the model; large weights may stand among its inputs.
-        inputs: sizes of the inputs, as far as they are to be other than the file says.
-        values: of small inputs, where they are known.
-        stated: sizes to go on with behind operators that ONNX does not know.
+        proto: the model, with its nodes in topological order; large weights may be among its inputs (a skeleton).
+        inputs: input name -> shape, for inputs whose shape is to differ from the one in the file.
+        values: input name -> values, for small inputs.
+        stated: tensor name -> shape, used behind operators that ONNX does not know.
     """
     walk = Walk(proto, stated or {})
     for info in proto.graph.input:
@@ -89,7 +88,14 @@ def propagate(
 
 
 class Walk:
-    """One pass over the nodes of a model: what is known of the tensors so far."""
+    """One pass over the nodes of a model; holds what is known about the tensors so far.
+
+    Attributes:
+        found: the shapes and values so far.
+        types: tensor name -> type, as ONNX's inference reads and writes it.
+        trips: (first output of a node, name of its subgraph) -> how often the subgraph runs; None where unknown.
+        depth: how many loops the walk is inside of.
+    """
 
     def __init__(self, proto: ModelProto, stated: Mapping[str, Dims]) -> None:
         self.found = Found()
@@ -101,15 +107,15 @@ class Walk:
         self._schemas: dict[tuple[str, str], Any] = {}
         self._stored: dict[str, TensorProto] = {}
         self.types: dict[str, TypeProto] = {}
-        self._names: dict[str, Expr] = {}  # of sizes that are not known, as ONNX is told them
+        self._names: dict[str, Expr] = {}  # dim_param that ONNX's inference gets -> symbolic size
         self._tokens: dict[Expr, str] = {}
-        self.trips: dict[tuple[str, str], int | None] = {}  # (first output of a node, name of a graph of it)
+        self.trips: dict[tuple[str, str], int | None] = {}
         self._held = self.depth = 0
 
-    # ------------------------------------------------------------------ what is known
+    # ------------------------------------------------------------------ facts so far
 
     def declare(self, info: onnx.ValueInfoProto, dims: Dims | None) -> None:
-        """Take in a graph's input; dims: its sizes, where they are other than stated."""
+        """Set the type and shape of a graph input; `dims` takes the place of the stated shape."""
         if not info.type.HasField("tensor_type"):
             self.types[info.name] = info.type
             return
@@ -124,7 +130,7 @@ class Walk:
         self.set(info.name, kind.elem_type, dims)
 
     def set(self, name: str, kind: int, dims: Dims | None) -> None:
-        """Say what a tensor is; dims: None where not even its rank is known."""
+        """Set the element type and shape of a tensor; dims: None where its rank is unknown."""
         made = TypeProto()
         made.tensor_type.elem_type = kind
         if dims is not None:
@@ -148,7 +154,7 @@ class Walk:
         return token
 
     def _take(self, name: str, kind: TypeProto) -> None:
-        """Take over what ONNX has inferred."""
+        """Set the type of a tensor to what ONNX has inferred."""
         if not kind.HasField("tensor_type"):
             self.types[name] = kind
             self.found.shapes.pop(name, None)
@@ -161,21 +167,21 @@ class Walk:
                 for d in tensor.shape.dim
             )
             if all(d.HasField("dim_value") for d in tensor.shape.dim):
-                self.found.shapes[name], self.types[name] = dims, kind  # as it came
+                self.found.shapes[name], self.types[name] = dims, kind
                 return
         self.set(name, tensor.elem_type, dims)
 
     def kind(self, name: str) -> int:
-        """Element type; 0 where it is not known."""
+        """Return the ONNX element type of a tensor; 0 where it is unknown."""
         held = self.types.get(name)
         return 0 if held is None else int(held.tensor_type.elem_type)
 
     def shape(self, name: str) -> Dims | None:
-        """Sizes of a tensor; None where its rank is not known."""
+        """Return the shape of a tensor; None where its rank is unknown."""
         return self.found.shapes.get(name)
 
     def value(self, name: str) -> Array | None:
-        """The numbers of a tensor, or of a small constant; None where nothing is known of them."""
+        """Return the values of a tensor or a small constant; None where they are unknown."""
         held = self.found.values.get(name)
         tensor = self._stored.get(name)
         if held is not None or tensor is None or int(np.prod(tensor.dims, dtype=np.float64)) > MOST:
@@ -191,7 +197,7 @@ class Walk:
     # ------------------------------------------------------------------ nodes
 
     def graph(self, graph: GraphProto) -> None:
-        """Follow the nodes of a graph."""
+        """Visit the nodes of a graph."""
         for tensor in graph.initializer:
             self._stored[tensor.name] = tensor
             self.set(tensor.name, tensor.data_type, tuple(tensor.dims))
@@ -203,13 +209,13 @@ class Walk:
         if standard and node.op_type in CONTROL:
             try:
                 CONTROL[node.op_type](self, node)
-            except (KeyError, IndexError, ValueError):  # not as ONNX has it: nothing is known of what it gives
+            except (KeyError, IndexError, ValueError):  # invalid: its outputs stay unknown
                 return
         elif not (standard and self._by_value(node)):
             self._by_shape(node, standard=standard)
 
     def _by_value(self, node: NodeProto) -> bool:
-        """Compute what the node gives, where the numbers that it reads are known; whether they are."""
+        """Compute the values of the node's outputs; False where values of its inputs are unknown."""
         op = node.op_type
         if op == "Constant":
             return self._constant(node)
@@ -229,7 +235,7 @@ class Walk:
         return True
 
     def _made(self, op: str, attrs: Mapping[str, Any], node: NodeProto, array: Array) -> int:
-        """Element type of what an operator computes."""
+        """Element type of the output of an operator whose values were computed."""
         if op == "Cast":
             return int(attrs["to"])
         if op in _COMPARES:
@@ -272,10 +278,10 @@ class Walk:
         return True
 
     def _by_shape(self, node: NodeProto, *, standard: bool) -> None:
-        """Infer the shapes of what the node gives."""
+        """Infer the shapes of the node's outputs from those of its inputs."""
         rule = RULES.get(node.op_type) if standard else BEYOND.get(node.op_type)
         if len(node.output) > 1:
-            rule = None  # rules tell of the first output alone
+            rule = None  # rules know only the first output
         if rule is not None:
             given = Given(
                 attributes(node), tuple(self.shape(n) if n else None for n in node.input),
@@ -302,7 +308,7 @@ class Walk:
         return self._schemas[key]
 
     def _inferred(self, node: NodeProto) -> bool:
-        """Let ONNX infer; whether it could."""
+        """Run ONNX's inference on the node; False where it fails."""
         domain = "" if node.domain == "ai.onnx" else node.domain
         schema = self._schema(node.op_type, domain)
         if schema is None and node.op_type in STANDS_FOR:
@@ -330,7 +336,7 @@ class Walk:
         return True
 
     def _join(self, node: NodeProto) -> None:
-        """Give sizes that depend on several inputs, and that ONNX leaves open, a name that tells of which."""
+        """Replace unknown sizes of a broadcast output by symbolic ones that follow from the inputs."""
         name = node.output[0]
         dims, given = self.shape(name), [self.shape(n) for n in node.input]
         if dims is None or all(isinstance(d, int) for d in dims) or any(g is None for g in given):
@@ -341,7 +347,7 @@ class Walk:
         self.set(name, self.kind(name), joined)
 
     def _guessed(self, node: NodeProto) -> None:
-        """What the file states, or the shape of the first input where the operator is known to keep it."""
+        """Use the shape that the file states, or that of the first input for operators that keep it."""
         kind, dims = (self.kind(node.input[0]), self.shape(node.input[0])) if node.input else (0, None)
         for slot, name in enumerate(node.output):
             if name and name in self._stated:
@@ -351,7 +357,7 @@ class Walk:
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """Attributes of a node by name; tensors as arrays, graphs left out."""
+    """Return the attributes of a node by name, small tensors as arrays; subgraphs and large tensors are left out."""
     found: dict[str, Any] = {}
     for attribute in node.attribute:
         if attribute.type == AttributeProto.TENSOR:
@@ -364,7 +370,7 @@ def attributes(node: NodeProto) -> dict[str, Any]:
 
 
 def _standing_for(node: NodeProto) -> NodeProto:
-    """A fused operator as the standard one whose shapes it has."""
+    """The standard operator that has the same output shapes as a fused one."""
     other = NodeProto(op_type=STANDS_FOR[node.op_type], name=node.name)
     other.input.extend(list(node.input)[:3])
     other.output.extend(node.output)

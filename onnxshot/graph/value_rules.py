@@ -1,6 +1,6 @@
-"""What nodes compute of sizes: a table row for every operator that exporters do shape arithmetic with.
+"""Values of small tensors that shapes are computed with: one rule per operator that exporters use for shape arithmetic.
 
-Numbers of an array may be unknown: see `dims`. A rule returns None where it cannot tell. Sources: ONNX Operators.
+Values may be symbolic (`symbolic_dims`). A rule returns None where the values are unknown. Source: ONNX Operators.
 """
 
 from __future__ import annotations
@@ -20,12 +20,25 @@ Attrs = dict[str, Any]
 Result = Array | Sequence[Array] | None
 
 MOST = 1 << 12
-"""Numbers of an array whose values are followed, at most."""
+"""Largest number of elements of a tensor whose values are computed."""
 _HOLDS_SIZES = (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT, TensorProto.DOUBLE)
 
 
 def values_of(op: str, attrs: Attrs, given: Sequence[Array | None]) -> list[Array] | None:
-    """The outputs of a node whose inputs have these values (None: left out); None where they cannot be told."""
+    """Compute the outputs of a node.
+
+    Args:
+        op: operator of the default domain.
+        attrs: its attributes; tensors as arrays.
+        given: values of its inputs, ints, floats or symbolic; None for absent inputs.
+
+    Returns:
+        The values of its outputs, or None where they are unknown or the node is invalid.
+
+    Example:
+        >>> [array.tolist() for array in values_of("Add", {}, [np.array([1, 2]), np.array([10])]) or ()]
+        [[11, 12]]
+    """
     rule = VALUES.get(op)
     if rule is None:
         return None
@@ -107,7 +120,7 @@ def _known_one(compute: Callable[[Any], Any]) -> Callable[[Attrs, Sequence[Any]]
 
 
 def _each(compute: Callable[[Any, Any], Any], a: Array, b: Array) -> Array:
-    """The result for every pair of numbers."""
+    """The results for all pairs of elements, broadcast, as an object array."""
     one, other = np.broadcast_arrays(a.astype(object), b.astype(object))
     found = [compute(x, y) for x, y in zip(entries(one), entries(other), strict=True)]
     made = np.empty(len(found), object)

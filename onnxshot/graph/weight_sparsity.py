@@ -1,4 +1,4 @@
-"""The weights of a model one by one: how many zeros, in which pattern, and what they are worth where."""
+"""Sparsity of a model's weights: how many zeros, in which pattern, and what each target gains from them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.graph.ops import weight_slot
 from onnxshot.maths import sparsity_patterns
 
-_MOST_BYTES = 256 << 20  # of weights that are looked at: packing takes a second for some 30 MB
+_MOST_BYTES = 256 << 20  # of weights that are measured: compression takes a second for some 30 MB
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_WIDE = 256  # inputs: NVIDIA/TensorRT #4065, no gain was seen with fewer
+_WIDE = 256  # inputs: no gain was measured with fewer (NVIDIA/TensorRT issue 4065)
 _HALF = ("2:4", "1:4")
-_LEVEL = 6  # of zlib, that of gzip
+_LEVEL = 6  # of zlib, the default of gzip
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One weight.
+    """The sparsity of one weight.
 
     Attributes:
-        node, op: the node that reads it.
-        shape: as stored.
-        inputs: how many channels it reads, of one group.
-        parameters, macs: values of the weight, and multiply-accumulates of one run.
-        sparsity: share 0..1 of zeros; of an 8-bit weight those that stand for 0.
-        pattern: dense, unstructured, channels, 2:4, 1:4 or block:4x1.
-        bytes, packed_bytes: as stored, and packed as gzip does.
+        node: label of the node that reads it.
+        op: operator of that node.
+        shape: shape as stored.
+        inputs: number of input channels, per group.
+        parameters: number of values.
+        macs: multiply-accumulates of the node in one run.
+        sparsity: share of zeros, 0 to 1; for a quantized weight, of values equal to the zero point.
+        pattern: "dense", "unstructured", "channels", "2:4", "1:4" or "block:4x1".
+        bytes: size as stored.
+        packed_bytes: size compressed with gzip.
     """
 
     node: str
@@ -48,9 +51,11 @@ class Layer:
 
 
 def layers_of(model: Model, macs: Mapping[str, int]) -> tuple[Layer, ...]:
-    """The weights of Conv, Gemm and MatMul, and the like, float or 8 bits, in graph order.
+    """Return the sparsity of the weights of Conv, Gemm, MatMul and similar nodes, float or int8, in graph order.
 
-    Those of models with more than 256 MB of them are not looked at. macs: by name of the node.
+    Args:
+        model: the model. With more than 256 MB of weights, nothing is measured.
+        macs: multiply-accumulates by node label.
     """
     if model.weight_bytes() > _MOST_BYTES:
         return ()
@@ -58,13 +63,13 @@ def layers_of(model: Model, macs: Mapping[str, int]) -> tuple[Layer, ...]:
 
 
 def nodes_with_2_4_zeros(model: Model) -> list[Node]:
-    """The nodes whose weight has the pattern of sparse tensor cores: of four inputs at most two are not zero."""
+    """Return the nodes whose weight has the 2:4 pattern of sparse tensor cores: 2 of every 4 inputs are zero."""
     found = ((node, outputs_first(node, slot, alive)) for node, slot, _, alive in _weights(model))
     return [node for node, table in found if sparsity_patterns.pattern(table) in _HALF]
 
 
 def sparsity_notes(layers: tuple[Layer, ...]) -> tuple[str, ...]:
-    """What the zeros bring on each target, in words; nothing where there are none."""
+    """Describe in sentences what each target gains from the zeros; empty where less than 1 % are zero."""
     zeros = sum(layer.sparsity * layer.parameters for layer in layers)
     total = sum(layer.parameters for layer in layers)
     if not total or zeros < 0.01 * total:
@@ -72,7 +77,7 @@ def sparsity_notes(layers: tuple[Layer, ...]) -> tuple[str, ...]:
     stored, packed = (sum(sizes) for sizes in zip(*((x.bytes, x.packed_bytes) for x in layers), strict=True))
     lines = [
         f"{100 * zeros / total:.1f} % of the weights are zero",
-        f"ONNX Runtime on CPUs: no faster; as a download {packed / 1e6:.2f} MB packed, of {stored / 1e6:.2f} MB",
+        f"ONNX Runtime on CPUs: no faster; compressed for download {packed / 1e6:.2f} MB, of {stored / 1e6:.2f} MB",
     ]
     halves = [layer for layer in layers if layer.pattern in _HALF]
     if halves:
@@ -80,7 +85,7 @@ def sparsity_notes(layers: tuple[Layer, ...]) -> tuple[str, ...]:
         share, wide = (sum(x.macs for x in halves if x.inputs >= least) / work for least in (0, _WIDE))
         lines.append(
             f"TensorRT: {len(halves)} weights have the 2:4 pattern of sparse tensor cores, {100 * share:.0f} % of the "
-            f"multiply-accumulates; {100 * wide:.0f} % are of {_WIDE} inputs or more, where it was seen to help"
+            f"multiply-accumulates; {100 * wide:.0f} % are of {_WIDE} inputs or more, where it was measured to help"
         )
         if any(layer.bytes == layer.parameters for layer in halves):
             lines.append("TensorRT was seen not to use 2:4 behind Q/DQ pairs: time it before relying on both")
@@ -88,12 +93,12 @@ def sparsity_notes(layers: tuple[Layer, ...]) -> tuple[str, ...]:
         lines.append("TensorRT: no weight has the 2:4 pattern that sparse tensor cores need")
     dead = [layer for layer in layers if layer.pattern == sparsity_patterns.CHANNELS]
     if dead:
-        lines.append(f"whole channels of {len(dead)} weights are zero: to cut them out would make the model faster")
+        lines.append(f"whole channels of {len(dead)} weights are zero: removing them would make the model faster")
     return tuple(lines)
 
 
 def _weights(model: Model) -> Iterator[tuple[Node, int, NDArray[Any], NDArray[Any]]]:
-    """Every node with a constant weight: its slot, what is stored, and what of that is not zero."""
+    """Yield (node, slot, stored values, mask of values that are not zero) for every node with a constant weight."""
     for _, node in model.walk():
         slot = weight_slot(node)
         if slot is not None:
@@ -115,19 +120,19 @@ def _weights(model: Model) -> Iterator[tuple[Node, int, NDArray[Any], NDArray[An
 
 
 def _behind_cast(rescale: Node | None) -> NDArray[Any] | None:
-    """Constant integers behind a Cast and a Mul by their scales; None where it is something else."""
+    """The constant integers of Mul(Cast(integers), scales); None where the node is something else."""
     cast = edit.producer(rescale.inputs[0]) if rescale is not None and rescale.op == "Mul" else None
     values = edit.constant_input(cast, 0) if cast is not None and cast.op == "Cast" else None
     return values if values is not None and values.dtype.kind == "i" and values.ndim >= 2 else None
 
 
 def _fits(zero: NDArray[Any], dequantize: Node, stored: NDArray[Any]) -> bool:
-    """Whether there is one zero point, or one for each channel: a model may be wrong."""
+    """Whether there is one zero point, or one per channel; an invalid model may have another number."""
     return zero.size in (1, stored.shape[int(dequantize.attrs.get("axis", 1)) % stored.ndim])
 
 
 def _along(zero: NDArray[Any], dequantize: Node, rank: int) -> NDArray[Any]:
-    """Zero points in a shape that the stored weight can be compared with."""
+    """Zero points in a shape that broadcasts against the stored weight."""
     if zero.size == 1:
         return zero.reshape(())
     axis = int(dequantize.attrs.get("axis", 1)) % rank
@@ -135,7 +140,7 @@ def _along(zero: NDArray[Any], dequantize: Node, rank: int) -> NDArray[Any]:
 
 
 def outputs_first(node: Node, slot: int, values: NDArray[Any]) -> NDArray[Any]:
-    """A weight with its outputs on axis 0 and its inputs on axis 1."""
+    """Return a view of a weight with outputs on axis 0 and inputs on axis 1."""
     if node.op == "Gemm":
         turned = bool(node.attrs.get("transB" if slot == 1 else "transA", 0)) == (slot == 1)
         return values if turned else values.T
@@ -154,7 +159,7 @@ def _layer(node: Node, slot: int, stored: NDArray[Any], alive: NDArray[Any], mac
 
 
 def lost_zeros(before: Model, after: Model) -> list[str]:
-    """Names of the nodes of both models whose weight had a zero that it has no more; the second may be quantized."""
+    """Return the labels of nodes whose weight has lost a zero from `before` to `after`, which may be quantized."""
     now = {node.label: outputs_first(node, slot, alive) for node, slot, _, alive in _weights(after)}
     lost = []
     for node, slot, _, alive in _weights(before):

@@ -105,7 +105,9 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         if self.external:
             _, _, length = self._location()
             if length != expected:
-                raise ModelError(f"{where}: shape {list(proto.dims)} needs {expected} bytes, {length} are outside")
+                raise ModelError(
+                    f"{where}: shape {list(proto.dims)} needs {expected} bytes, its external data has {length}"
+                )
         elif proto.HasField("raw_data"):
             if len(proto.raw_data) != expected:
                 raise ModelError(
@@ -137,7 +139,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         except ValueError as e:
             raise ModelError(f"{where}: offset or length of its external data is not a number") from e
         if offset < 0 or length < 0 or offset + length > size:
-            raise ModelError(f"{where}: bytes {offset}..{offset + length} asked of {location!r}, which holds {size}")
+            raise ModelError(f"{where}: bytes {offset}..{offset + length} are beyond {location!r} of {size} bytes")
         return path, offset, length
 
     def load(self) -> NDArray[Any]:
