@@ -1,4 +1,4 @@
-"""Put one file, or one folder, at its place in one step."""
+"""Atomic writes: make a file or a folder in a temporary folder, then rename it to its final path in one step."""
 
 from __future__ import annotations
 
@@ -24,9 +24,19 @@ _RENAME_SWAP = 2  # of macOS's renamex_np
 
 @contextlib.contextmanager
 def aside(final: Path) -> Iterator[Path]:
-    """An empty folder beside a file that is to be made; always removed, and folders that were made for it if empty.
+    """A temporary folder beside a file that is to be made; it is always removed.
 
-    What a dead run has left beside it goes first. Raises UsageError where it cannot be made.
+    Missing parents of `final` are created, and removed again if they stay empty. Leftovers of dead runs are removed
+    first.
+
+    Args:
+        final: path of the file that will be made.
+
+    Yields:
+        The empty folder.
+
+    Raises:
+        UsageError: the folder cannot be made.
     """
     made: list[Path] = []
     try:
@@ -45,7 +55,7 @@ def aside(final: Path) -> Iterator[Path]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Take back folders that were made for a file that was never written; inner ones come first."""
+    """Remove folders that were made for a file that was never written, innermost first."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -53,9 +63,9 @@ def _remove_empty(folders: list[Path]) -> None:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """An empty folder for files that nobody is to see, where the system keeps such; always removed.
+    """A temporary folder in the system's folder for temporary files; it is always removed.
 
-    What dead runs have left there goes first. Raises UsageError where it cannot be made.
+    Leftovers of dead runs are removed first. Raises UsageError where the folder cannot be made.
     """
     part = scratch_part()
     try:
@@ -66,7 +76,7 @@ def scratch() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_kept() -> Iterator[Part]:
-    """As `scratch`, but where the block succeeds the folder stays, for whoever asked to close it."""
+    """As `scratch`, but the folder is only removed if the block fails; otherwise the caller closes it."""
     part = scratch_part()
     try:
         yield part
@@ -76,7 +86,7 @@ def scratch_kept() -> Iterator[Part]:
 
 
 def scratch_part() -> Part:
-    """As `scratch`, to be closed by whoever asks."""
+    """As `scratch`, but the caller closes the folder."""
     try:
         root = Path(tempfile.gettempdir())
         if root not in _cleared:
@@ -88,18 +98,25 @@ def scratch_part() -> Part:
 
 
 def clear_dead_everywhere() -> int:
-    """Remove what dead runs have left among the system's temporary files and beside their outputs; how many bytes."""
+    """Remove leftovers of dead runs among temporary files and beside outputs; returns the number of bytes freed."""
     listed = temporary_folders.listed()
     return clear_dead(Path(tempfile.gettempdir())) + sum(map(clear_dead, sorted({path.parent for path in listed})))
 
 
-_cleared: set[Path] = set()  # once a process is enough: others may have many files there
+_cleared: set[Path] = set()  # folders that were cleared; once per process, as they may hold many files
 
 
 def write_file(final: Path, write: Callable[[Path], object], *, lasting: bool = True) -> None:
-    """Have `write` make a file aside, and put it at its place. Raises UsageError or OSError where that cannot be.
+    """Write a file atomically.
 
-    final: a link stays, and what it leads to is written. lasting: as `put` has it.
+    Args:
+        final: path of the file. A link is kept, and the file that it points to is written.
+        write: called with a temporary path; writes the file there.
+        lasting: as in `put`.
+
+    Raises:
+        UsageError: the link or the folder does not allow it.
+        OSError: the file cannot be written.
     """
     final = follow_link(final)
     with aside(final) as folder:
@@ -109,10 +126,16 @@ def write_file(final: Path, write: Callable[[Path], object], *, lasting: bool = 
 
 
 def put(part: Path, final: Path, *, lasting: bool = True) -> None:
-    """Rename a file to its place.
+    """Rename a file to its final path.
 
-    lasting: have it on the disk before that and after it, so that it outlives a loss of power; what lies in a folder of
-    our own does not. Raises OSError, also where something is there that is no file.
+    Args:
+        part: the file.
+        final: its final path.
+        lasting: whether to flush the file and its name to the disk, so that they survive a power failure. Files in
+            temporary folders are never flushed.
+
+    Raises:
+        OSError: the file cannot be renamed, or something other than a file is at its final path.
     """
     if final.exists() and not final.is_file():
         raise OSError(errno.EEXIST, "something is there that is no file", str(final))
@@ -125,9 +148,15 @@ def put(part: Path, final: Path, *, lasting: bool = True) -> None:
 
 
 def put_folder(made: Path, final: Path, home: Path) -> None:
-    """Put a folder at its place; what was there is then where the new one was made. Raises OSError.
+    """Move a folder to its final path; a folder that was there ends up at the new one's temporary path.
 
-    home: the path of the `Part` that it was made in, at any depth, which lies on the same file system.
+    Args:
+        made: the new folder.
+        final: its final path.
+        home: the path of the `Part` that contains `made`, on the same file system.
+
+    Raises:
+        OSError: the folder cannot be moved.
     """
     for path in made.rglob("*"):
         sync(path)
@@ -141,7 +170,7 @@ def put_folder(made: Path, final: Path, home: Path) -> None:
     except OSError:
         old, mine = home / "replaced", home.parent
         note = Note(FOLDER, final.relative_to(mine.parent).as_posix(), old.name)
-        note.write(mine)  # should we die between the two, the next run brings the old one back
+        note.write(mine)  # if the process dies between the renames, the next run restores the old folder
         final.rename(old)
         try:
             made.rename(final)
@@ -154,7 +183,7 @@ def put_folder(made: Path, final: Path, home: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Exchange two folders in one step. Raises OSError where the system or the file system cannot."""
+    """Exchange two folders in one step. Raises OSError where the operating system or file system cannot."""
     library = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
     a, b = os.fsencode(one), os.fsencode(other)
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):
@@ -168,10 +197,16 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def take_along(old: Path, made: Path, own: set[str]) -> None:
-    """Put into a new folder what somebody else has added to the one that it is to replace.
+    """Copy files that others have added to a folder into the folder that will replace it.
 
-    own: the files that go with the old one, by their paths in it. Raises FileExistsError where one of the others has
-    the name of a new one; OSError.
+    Args:
+        old: the folder that will be replaced.
+        made: the new folder.
+        own: paths in `old` of the files that onnxshot wrote; they are not copied.
+
+    Raises:
+        FileExistsError: an added file has the name of a new one.
+        OSError: a file cannot be copied.
     """
     for path in sorted(old.rglob("*")):
         name = path.relative_to(old)

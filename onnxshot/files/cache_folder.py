@@ -1,4 +1,4 @@
-"""The cache folder: statistics, copies of remote files, and parts of batches are kept in it."""
+"""The cache folder, which holds calibration statistics, copies of remote files, and parts of batches."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from onnxshot.errors import UsageError
 
 
 def folder() -> Path:
-    """Where statistics are kept: $ONNXSHOT_CACHE, else the user's cache folder.
+    """The path of the cache folder: $ONNXSHOT_CACHE, else `onnxshot` in the user's cache folder.
 
-    Raises UsageError where there is none.
+    Raises UsageError where the user has no home folder.
     """
     own = os.environ.get("ONNXSHOT_CACHE")
     if own:
@@ -20,12 +20,12 @@ def folder() -> Path:
         return Path(known) / "onnxshot"
     try:
         return Path.home() / ".cache" / "onnxshot"
-    except RuntimeError as e:  # HOME is not set, and the user id is in no list of users, as in many containers
+    except RuntimeError as e:  # HOME is not set and the user id is unknown, as in many containers
         raise UsageError("there is no home folder to keep a cache in", "set ONNXSHOT_CACHE to a folder") from e
 
 
 def is_there() -> bool:
-    """Whether there is a place to keep statistics in; a run without one keeps none."""
+    """Whether there is a cache folder. A run without one stores no statistics."""
     try:
         return bool(folder())
     except UsageError:

@@ -1,6 +1,6 @@
-"""The files that a run has read and those that it will write, held against each other before the work.
+"""Compare the files that a run reads with those that it will write, and refuse conflicts before the work starts.
 
-Files are the same where they are one file to the system, whatever their names: links and hard links count.
+Two paths are the same file where the operating system says so, even through symbolic or hard links.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SAMPLES = (*PICTURES, ".npz", ".npy", ".pb")
 """Suffixes of the files that a folder of samples may hold."""
 
 Foreign = Callable[[Path], str]
-"""What speaks against replacing a file that is there, in words; empty where it may be replaced."""
+"""Returns the reason not to replace an existing file; empty where it may be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Read:
     """A file that a run reads, or a folder of samples.
 
     Attributes:
-        path: of the file, or of the folder.
-        role: what it is to the run, such as "the input".
-        suffixes: of the files in the folder that are read, at any depth, hidden ones not among them.
+        path: of the file or folder.
+        role: what messages call it, such as "the input".
+        suffixes: of the files that are read in a folder, at any depth; hidden files are not read.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Read:
                 yield path
 
     def would_take(self, path: Path) -> bool:
-        """Whether a new file would be read by the next run that is given this folder."""
+        """Whether a new file at this path would become a sample of this folder."""
         if not self.suffixes or not self.path.is_dir():
             return False
         folder, place = Path(os.path.realpath(self.path)), Path(os.path.realpath(path))
@@ -62,15 +62,15 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A file that a run will write, or a folder that it will put in the place of another.
+    """A file or folder that a run will write.
 
     Attributes:
-        path: where.
-        role: what it is, such as "the report".
-        foreign: asked of what is there already; None where the user has named the file, and so what is replaced.
-        folder: whether it is a folder, replaced as a whole.
-        holds: what will lie in it that a folder of samples above it would gain.
-        option: what the user names another place with.
+        path: of the file or folder.
+        role: what messages call it, such as "the report".
+        foreign: checks an existing file; None where the user named the file, and thereby allowed replacing it.
+        folder: whether it is a folder, which is replaced as a whole.
+        holds: files that the folder will contain and that could be taken for samples.
+        option: the option to choose another path with.
     """
 
     path: Path
@@ -83,25 +83,29 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What a run reads and writes, as far as it is known; made before the work, and checked before it."""
+    """The files that a run reads and writes, as far as they are known before the work."""
 
     reads: tuple[Read, ...] = ()
     writes: tuple[Write, ...] = ()
 
     def reading(self, *reads: Read) -> Files:
-        """With these too."""
+        """A copy with more reads."""
         return Files((*self.reads, *reads), self.writes)
 
     def writing(self, *writes: Write) -> Files:
-        """With these too; what is known under the same path and role stays as it was told first."""
+        """A copy with more writes; of two with the same path and role, the first is kept."""
         known = {(write.path, write.role): write for write in reversed((*self.writes, *writes))}
         return Files(self.reads, tuple(reversed(known.values())))
 
     def check(self) -> None:
-        """Raise UsageError where a file that is read would be written, or two writes meet, or a file is not ours.
+        """Check that the writes are possible and destroy nothing.
 
-        So it does where a place cannot be written to: it is a folder, a device or a pipe, or its folder is none. What
-        a run that was killed has left at these places is finished or taken back first.
+        First, interrupted writes of killed runs at these paths are finished or undone.
+
+        Raises:
+            UsageError: a path cannot be written to; a file that is read would be overwritten; a new file would become a
+                sample; two writes have the same path; or a file exists that onnxshot did not write and the user did not
+                name.
         """
         for folder in {_refuse_link(write).parent for write in self.writes}:
             clear_dead(folder)
@@ -115,7 +119,7 @@ class Files:
                 raise UsageError(what, f"move it away, or choose another place with {write.option}")
 
     def _refuse_read(self) -> None:
-        """Raise UsageError where what is read would be replaced, or where a folder of samples would gain one."""
+        """Raise UsageError where a file that is read would be replaced, or a folder of samples would gain a file."""
         there = {key: write for write in self.writes if (key := _identity(write.path)) is not None}
         whole = [write for write in self.writes if write.folder and write.path.exists()]
         trees = [(Path(os.path.realpath(write.path)), write) for write in whole]
@@ -133,7 +137,7 @@ class Files:
 
 
 def _met(write: Write, read: Read, path: Path) -> str:
-    """In words: what would be written is what is read."""
+    """The message for a write that would replace a file that is read."""
     if write.folder:
         return f"{write.role} {write.path} would replace the folder of {path}, which is {read.role}"
     elsewhere = "" if _spelled(write.path) == _spelled(path) else f", {path}"
@@ -141,7 +145,7 @@ def _met(write: Write, read: Read, path: Path) -> str:
 
 
 def _refuse_link(write: Write) -> Path:
-    """What will be written. Raises UsageError where that is a link which leads to no place for a file."""
+    """The path that is written, with links followed. Raises UsageError for a link to where no file can be."""
     if write.folder:
         return write.path
     try:
@@ -151,7 +155,7 @@ def _refuse_link(write: Write) -> Path:
 
 
 def _refuse_place(write: Write) -> None:
-    """Raise UsageError where nothing of this kind can be written there."""
+    """Raise UsageError where the file or folder cannot be written: wrong kind, no folder, or no permission."""
     place = _refuse_link(write)
     try:
         mode = write.path.stat().st_mode if write.path.exists() else None
@@ -171,7 +175,7 @@ def _refuse_place(write: Write) -> None:
 
 
 def _refuse_meeting(writes: Iterable[Write]) -> None:
-    """Raise UsageError where two writes are of one file, or one lies in what the other is."""
+    """Raise UsageError where two writes have the same path, or one lies inside the other."""
     seen: dict[Path, Write] = {}
     for write in writes:
         other = seen.setdefault(Path(os.path.realpath(write.path)), write)
@@ -185,7 +189,7 @@ def _refuse_meeting(writes: Iterable[Write]) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What the system knows a file by; None where there is none."""
+    """Device and inode of a file; None where it does not exist."""
     try:
         found = path.stat()
     except (OSError, ValueError):

@@ -1,6 +1,8 @@
-"""What a run is about to put at its place, noted in its own folder, so that the next run can finish it or take it back.
+"""Finish or undo writes that take several renames, if a run died between them.
 
-A file of the note is known again by its inode, size and time: one that somebody has put there since is left alone.
+Before the first rename, a run writes a `Note` into its temporary folder. The next run reads the note, and completes the
+write if readers see the new result already; otherwise it restores the old one. Files are identified by inode, size and
+modification time, so that a file that somebody else has put there since is left alone.
 """
 
 from __future__ import annotations
@@ -16,24 +18,24 @@ from typing import Any
 
 NOTE = "note.json"
 PAIR, IR, FOLDER = "pair", "ir", "folder"
-BEFORE = "before"  # the old data file of an ir, in our own folder
+BEFORE = "before"  # name of the old data file of an IR, in the temporary folder
 _PIECE = 1 << 24  # bytes copied at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One thing under way. A file that is not at its place yet lies in our own folder under the same name.
+    """One write in progress. A file that is not in place yet has the same name in the temporary folder.
 
     Attributes:
-        kind: pair: a model that names its data file; ir: a model with a data file of its own stem; folder: a folder
-            that gives way to another, by two renames.
-        main: the model, or the folder: a path from where our own folder is.
-        data: the data file; or the name that the old folder has, in ours, as long as the new one is not there.
-        first: the name that the data file has until the model that names `data` is there; `data` itself where none is.
-        named_first: the model that goes with what is there first; empty where that is `data` as it is to be.
-        named_data: the model as it is to be.
-        placed: the data file that is there first.
-        shift: of an ir, where the new weights begin in that file.
+        kind: 'pair': a model that names its data file; 'ir': a model whose data file has the same stem; 'folder': a
+            folder that replaces another by two renames.
+        main: path of the model or folder, relative to the parent of the temporary folder.
+        data: name of the data file; for a folder, name of the old folder in the temporary folder.
+        first: name of the data file until the final model is in place; `data` where there is no interim name.
+        named_first: identity of the interim model, which refers to `first`; empty where there is none.
+        named_data: identity of the final model.
+        placed: identity of the data file that is published first.
+        shift: for 'ir', offset of the new weights in that file.
     """
 
     kind: str
@@ -46,7 +48,7 @@ class Note:
     shift: int = 0
 
     def write(self, folder: Path) -> None:
-        """Write it into the folder; it is there before anything is moved."""
+        """Write the note into the temporary folder, flushed to the disk before anything is moved."""
         path = folder / NOTE
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
         sync(path)
@@ -54,7 +56,7 @@ class Note:
 
 
 def identity(path: Path) -> list[int]:
-    """What is the same of a file that was renamed or linked, and of no other; empty where there is none."""
+    """Inode, size and time of a file, which renaming and linking preserve; empty where it does not exist."""
     try:
         found = path.lstat()
     except OSError:
@@ -63,7 +65,7 @@ def identity(path: Path) -> list[int]:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, written to the disk, as far as the system can."""
+    """Flush a file, or the names in a folder, to the disk, where the system supports it."""
     with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some file systems
         file = os.open(path, os.O_RDONLY)
         try:
@@ -74,9 +76,9 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Have a folder to ourselves, among all runs that ask for that, while files of it are renamed."""
+    """Lock a folder against other runs that use this function, while its files are renamed."""
     file = None
-    with contextlib.suppress(ImportError, OSError):  # Windows; a file system that locks no folders
+    with contextlib.suppress(ImportError, OSError):  # Windows; file systems that cannot lock folders
         import fcntl
 
         file = os.open(folder, os.O_RDONLY)
@@ -89,15 +91,17 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def finish(folder: Path, work: Path) -> None:
-    """Finish what a dead run has noted in its folder, where a reader sees the new result already; else take it back.
+    """Finish the write of a dead run if readers see the new result already; otherwise undo it.
 
-    work: the folder in it that the files were made in.
+    Args:
+        folder: its temporary folder.
+        work: the folder in it that holds the files.
     """
     try:
         values: dict[str, Any] = json.loads((folder / NOTE).read_text("utf-8"))
         note = Note(**values)
     except (OSError, ValueError, TypeError):
-        return  # nothing was moved yet
+        return  # without a note, nothing was moved
     names = [PurePath(name) for name in (note.main, note.data, note.first)]
     if any(name.is_absolute() or ".." in name.parts for name in names):
         return
@@ -122,7 +126,11 @@ def _finish_pair(note: Note, main: Path, work: Path) -> None:
 
 
 def finish_ir(note: Note, main: Path, work: Path) -> None:
-    """Where the new model is there, in either form: the data for both forms, the last form, and its data alone."""
+    """Finish or undo the write of an IR.
+
+    If the new model is in place, in its interim or final form, the data file for both forms, the final model and the
+    final data file are put in place, in this order. Otherwise the old data file is restored.
+    """
     place, seen = main.with_name(note.data), identity(main)
     if seen in (list(note.named_first), list(note.named_data)):
         if (work / note.main).exists():
@@ -135,7 +143,7 @@ def finish_ir(note: Note, main: Path, work: Path) -> None:
 
 
 def joined(one: Path, shift: int, other: Path) -> Path:
-    """A file with the bytes of one, and from `shift` on those of another, beside that."""
+    """Make a file with the bytes of `one`, and those of `other` at offset `shift`; it lies beside `other`."""
     both = other.with_name(f"{other.name}.joined")
     with both.open("wb") as file:
         with one.open("rb") as read:
@@ -148,7 +156,7 @@ def joined(one: Path, shift: int, other: Path) -> Path:
 
 
 def linked(path: Path, other: Path) -> Path:
-    """The file under another name, without its bytes being copied where the file system can do that."""
+    """Hard-link a file under another name, or copy it where the file system has no hard links."""
     try:
         os.link(path, other)
     except OSError:

@@ -1,4 +1,4 @@
-"""Links as outputs: what they lead to is written, and they stay."""
+"""Outputs that are symbolic links: the file that a link points to is written, and the link is kept."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 from onnxshot.errors import UsageError
 
 _HINT = "name a file of your own"
-_MOST_LINKS = 40  # as the system has it
+_MOST_LINKS = 40  # the limit of Linux
 _SYSTEM = ("/proc", "/sys", "/dev")
-_ROOM = ("/dev/shm",)  # a file system for files, although it lies there
+_ROOM = ("/dev/shm",)  # an ordinary file system, although it lies in /dev
 
 
 def follow_link(path: Path) -> Path:
-    """The file that is written where this path is named: what a link leads to, there already or not; else the path.
+    """The file that a link points to, whether it exists or not; any other path is returned unchanged.
 
-    What belongs to an output, such as its data file, lies beside the file that this gives, with its name.
+    Files that belong to an output, such as its external data, are written beside the returned path.
 
-    Raises UsageError where a link leads in a circle, into a folder that is not there, or through /proc or /dev, as
-    /dev/stdout does: to put a file at such a place would replace an entry of the system.
+    Raises:
+        UsageError: the link is circular, points into a missing folder, or leads through /proc, /sys or /dev, as
+            /dev/stdout does; a file there would replace an entry of the system.
     """
-    if not os.path.islink(path):  # noqa: PTH114  # that of Path raises for names that are too long
+    if not os.path.islink(path):  # noqa: PTH114  # Path.is_symlink raises for names that are too long
         return path
     here = path
     for _ in range(_MOST_LINKS):

@@ -1,4 +1,4 @@
-"""Values in error messages: cut where they are long, without the secrets of a URL."""
+"""Show values in error messages: long ones are shortened, and secrets in URLs are removed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 120, 120
 
 
 def shown(value: object) -> str:
-    """A value in a message, cut where it is long, without the secrets of a URL."""
+    """The repr of a value for a message; long values are shortened, and secrets in URLs are removed."""
     try:
         return _SHORT.repr(redacted(value) if isinstance(value, str) else value)
-    except ValueError:  # Python refuses to write out integers of thousands of digits
+    except ValueError:  # Python refuses to format integers of thousands of digits
         return f"a {type(value).__name__} too long to show"

@@ -1,7 +1,8 @@
-"""A model and its data file: two files that a reader must never find one of with the other's older self.
+"""Publish a model and its data file together, so that a reader never sees a new file with an old one.
 
-No system renames two files in one step. So the new model is renamed into its place twice: first in a form that goes
-with what a reader finds beside it at that moment, which is the one step that replaces the old result by the new.
+No system renames two files in one step. So the model is renamed into place twice: first in a form that refers to data
+that is there at that moment, which is the single step that replaces the old result with the new one, and then in its
+final form.
 """
 
 from __future__ import annotations
@@ -36,16 +37,22 @@ _ALIGN = 4096
 
 
 def publish(folder: Path, final: Path, files: Sequence[str]) -> None:
-    """Rename files to their places, the main one last; `final` and its data file never do not go together.
+    """Rename files to their final paths; `final` and its data file match at every moment.
 
-    folder: the path of a `Part` beside `final`. Raises OSError.
+    Args:
+        folder: the path of a `Part` beside `final`, which holds the files.
+        final: path of the main file.
+        files: names of the files in `folder`, the main one first.
+
+    Raises:
+        OSError: a file cannot be renamed.
     """
     main, *others = files
     data = next((name for name in others if name in (f"{main}.data", Path(main).with_suffix(".bin").name)), None)
     for name in others:
         if name != data:
             put(folder / name, final.with_name(name))
-    with alone_in(final.parent):  # two runs with one output must not take turns
+    with alone_in(final.parent):  # the renames of two runs with the same output must not interleave
         if data is None:
             put(folder / main, final)
         elif main.lower().endswith(".xml"):
@@ -58,7 +65,11 @@ def publish(folder: Path, final: Path, files: Sequence[str]) -> None:
 
 
 def _publish_onnx(folder: Path, final: Path, data: str) -> None:
-    """Where both are there: the data under a name of its own; a model that names it so; then both as they are to be."""
+    """Publish an .onnx file and its data.
+
+    Where both files exist already, the data is first published under an unused name, then a model that refers to that
+    name, then both files in their final form.
+    """
     main, place, owned = folder / final.name, final.with_name(data), folder.parent
     named = identity(main)
     if not (final.exists() and place.exists()):
@@ -78,7 +89,7 @@ def _publish_onnx(folder: Path, final: Path, data: str) -> None:
     source = linked(folder / data, folder / f"{data}.second")
     Note(PAIR, final.name, data, first.name, identity(renamed), named, identity(source)).write(owned)
     put(source, first)
-    put(renamed, final)  # from here on, the result is the new one
+    put(renamed, final)  # from here on, readers see the new result
     put(folder / data, place)
     put(main, final)
     first.unlink()
@@ -86,13 +97,13 @@ def _publish_onnx(folder: Path, final: Path, data: str) -> None:
 
 
 def _free_name(final: Path) -> Path:
-    """A name for the data file that nothing has; a name that is there may be one that a model needs."""
+    """An unused path for the data file; a model may need a file that exists."""
     names = (final.with_name(f"{final.name}.{number}.data") for number in count(1))
     return next(path for path in names if not os.path.lexists(path))
 
 
 def tensors(message: Message) -> Iterator[TensorProto]:
-    """All tensors in a model, those of nodes and functions too."""
+    """All tensors in a model, including those in nodes and functions."""
     if isinstance(message, TensorProto):
         yield message
         return
@@ -106,9 +117,11 @@ def tensors(message: Message) -> Iterator[TensorProto]:
 
 
 def _publish_ir(folder: Path, final: Path, data: str) -> None:
-    """Where both are there: a data file that holds both weights; a model that reads the second; then both as they are.
+    """Publish an OpenVINO IR: an .xml file and its .bin file of weights.
 
-    A reader asks for the weights at an offset, and does not mind what else is in the file.
+    Where both files exist already, a .bin file with the old and the new weights is published first, then an .xml file
+    that reads the new weights at their offset in it, then both files in their final form. Readers ignore bytes of the
+    .bin file that they do not refer to.
     """
     main, place = folder / final.name, final.with_name(data)
     if not (final.exists() and place.exists()):
@@ -122,8 +135,8 @@ def _publish_ir(folder: Path, final: Path, data: str) -> None:
     both = joined(place, shift, folder / data)
     note = Note(IR, final.name, data, data, identity(shifted), identity(main), identity(both), shift)
     note.write(folder.parent)
-    put(both, place)  # the old weights stay where the old model reads them
-    put(shifted, final)  # from here on, the result is the new one
+    put(both, place)  # the old weights keep their offsets for the old model
+    put(shifted, final)  # from here on, readers see the new result
     finish_ir(note, final, folder)
     sync(final.parent)
     (folder.parent / NOTE).unlink()

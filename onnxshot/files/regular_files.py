@@ -1,4 +1,4 @@
-"""Files that are read: regular files of a bounded size. A FIFO, a device or an endless file must not stop a run."""
+"""Read regular files of a bounded size only: a FIFO, a device or an endless file must not block a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from onnxshot.errors import OnnxshotError, UsageError
 
 TEXT_BYTES = 1 << 20
-"""Most bytes of a file that people write: a recipe, a preset, a manifest, a script."""
+"""Most bytes of a file that people write: a recipe, a preset, a manifest or a script."""
 RECORD_BYTES = 16 << 20
-"""Most bytes of a text file that a run writes: a record or a report, which grow with the number of nodes."""
+"""Most bytes of a text file that a run writes: a record or a report. These grow with the number of nodes."""
 _BLOCK = 1 << 20
 _KINDS = {
     stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket",
@@ -20,23 +20,27 @@ _KINDS = {
 
 
 def check_regular(path: str | Path, what: str, kind: type[OnnxshotError], most: int | None = None) -> int:
-    """The size in bytes of a regular file, or of what a link to one leads to. Nothing is opened.
+    """Check that a path is a regular file, or a link to one, without opening it.
 
     Args:
         path: of the file.
         what: what messages call it, such as "the recipe".
-        kind: the error to raise.
-        most: bytes that it may have; None for any number.
+        kind: class of the error to raise.
+        most: largest size allowed, in bytes; None for any size.
+
+    Returns:
+        The size of the file in bytes.
 
     Raises:
-        OSError: the file is not there, or may not be looked at.
-        OnnxshotError, of `kind`: it is a folder, a FIFO, a device or a socket, or too large; or the path holds a NUL.
+        OSError: the file does not exist, or may not be accessed.
+        OnnxshotError: an error of class `kind`: the path is a folder, a FIFO, a device or a socket, the file is too
+            large, or the path contains a NUL.
     """
     return _checked(_status(path, what, kind), path, what, kind, most)
 
 
 def is_special(path: str | Path) -> bool:
-    """Whether something is there that is neither a regular file nor a folder: a FIFO, a device, a socket."""
+    """Whether a path is neither a regular file nor a folder, but a FIFO, a device or a socket."""
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError):
@@ -45,13 +49,13 @@ def is_special(path: str | Path) -> bool:
 
 
 def read_regular(path: str | Path, what: str, kind: type[OnnxshotError] = UsageError, most: int = TEXT_BYTES) -> bytes:
-    """The bytes of a regular file. Raises as `check_regular`.
+    """The bytes of a regular file. Arguments and errors are those of `check_regular`.
 
-    The file is checked again once it is open, as another process may have replaced it; no more than `most` bytes are
-    read, whatever size the system states: files of /proc state 0.
+    The file is checked again once it is open, because another process may have replaced it. No more than `most` bytes
+    are read, whatever size the system reports: it reports 0 for files in /proc.
     """
     check_regular(path, what, kind, most)
-    # O_NONBLOCK: a FIFO that has taken the file's place would block until somebody writes.
+    # O_NONBLOCK: if a FIFO has replaced the file, opening it would block until somebody writes.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     with os.fdopen(descriptor, "rb") as file:
         _checked(os.fstat(descriptor), path, what, kind, most)
@@ -65,7 +69,7 @@ def read_regular(path: str | Path, what: str, kind: type[OnnxshotError] = UsageE
 
 def _status(path: str | Path, what: str, kind: type[OnnxshotError]) -> os.stat_result:
     try:
-        return os.stat(path)  # noqa: PTH116  # a path that holds a NUL is told here, as a ValueError
+        return os.stat(path)  # noqa: PTH116  # raises ValueError for a path that contains a NUL
     except ValueError as e:
         raise kind(f"{what} {str(path)!r} is no path: {e}", "give the path of a file") from e
 

@@ -1,4 +1,4 @@
-"""Folders of our own for what is half made: marked, locked while their maker lives, and removed once it is dead."""
+"""Folders for unfinished files: marked, locked by their process, and removed by the next run if that process died."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from pathlib import Path
 from onnxshot.files.interrupted_writes import NOTE, finish
 
 MARK = "onnxshot-part.json"
-"""The file that makes a folder ours. The process that the folder belongs to holds a lock on it."""
+"""The file that marks a folder as onnxshot's. The process that owns the folder holds a lock on it."""
 
 WORK = "work"
 _CONTENT = {"format": "onnxshot part", "version": 1}
 _NAME = re.compile(r"(?:\..*\.)?onnxshot-[a-z0-9_]{8}(?:\.part)?")
 _TRIES = 20
-_LONGEST_STEM = 40  # of the file that is made, in the name of the folder beside it
+_LONGEST_STEM = 40  # characters of the final file's stem in the name of the folder beside it
 
 
 class Part:
-    """A folder to make something in. `path` is empty at first; all of it goes with `close`.
+    """A temporary folder of this process.
 
-    Raises OSError where it cannot be made.
+    Attributes:
+        path: the folder to work in, empty at first; `close` removes it with all its content.
     """
 
     def __init__(self, parent: Path, stem: str = "") -> None:
-        """A new folder: hidden, with `stem` in its name, where there is one."""
+        """Make a new folder in `parent`; with `stem`, a hidden one with the stem in its name. Raises OSError."""
         beside = {"prefix": f".{stem[:_LONGEST_STEM]}.onnxshot-", "suffix": ".part"}
         for _ in range(_TRIES):
             folder = Path(tempfile.mkdtemp(dir=parent, **beside if stem else {"prefix": "onnxshot-"}))
-            # Another run may take it for that of a dead one until it is marked.
+            # Until it is marked, another run may remove it as a dead run's.
             with contextlib.suppress(FileNotFoundError):
                 if self._take(folder):
                     if stem:
@@ -45,9 +46,9 @@ class Part:
 
     @classmethod
     def at(cls, folder: Path) -> Part | None:
-        """A folder of a given name, what a dead run has left there removed; None where a process that lives has it.
+        """Make a folder of a given name; None where a living process owns it. Leftovers of a dead run are removed.
 
-        Raises FileExistsError where something is there that is not ours.
+        Raises FileExistsError where something exists there that onnxshot did not make.
         """
         part = cls.__new__(cls)
         for _ in range(_TRIES):
@@ -63,7 +64,7 @@ class Part:
         return None
 
     def _take(self, folder: Path) -> bool:
-        """Mark and lock the folder; whether it is ours now."""
+        """Mark and lock the folder; returns whether this process owns it now."""
         file = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
         try:
             if _lock(file, folder / MARK) is False:
@@ -89,14 +90,14 @@ class Part:
         return True
 
     def close(self) -> None:
-        """Remove the folder; what cannot be removed stays for the next run."""
+        """Remove the folder; the next run removes what cannot be removed now."""
         self._finalizer()
 
 
 def clear_dead(parent: Path) -> int:
-    """Remove the folders of `Part` in a folder whose makers are dead; how many bytes that were.
+    """Remove the temporary folders of dead processes in a folder, and finish or undo their interrupted writes.
 
-    What such a run had begun to put at its place is finished, or taken back.
+    Returns the number of bytes that were freed.
     """
     freed = 0
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
@@ -108,11 +109,11 @@ def clear_dead(parent: Path) -> int:
 
 
 def clear(folder: Path) -> int:
-    """Remove one such folder where its maker is dead, and nothing that is not ours; how many bytes that were."""
+    """Remove one temporary folder if onnxshot made it and its process is dead; returns the number of bytes freed."""
     try:
         file = os.open(folder / MARK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError:
-        folder.rmdir()  # its maker died before it was marked; or it is somebody's, and is not empty
+        folder.rmdir()  # its process died before marking it; a folder of somebody else is not empty, and stays
         return 0
     try:
         mine = not hasattr(os, "geteuid") or os.fstat(file).st_uid == os.geteuid()
@@ -127,12 +128,12 @@ def clear(folder: Path) -> int:
 
 
 def is_inside(path: Path) -> bool:
-    """Whether a path lies in such a folder."""
+    """Whether a path lies in a temporary folder of onnxshot."""
     return any((folder / MARK).exists() for folder in path.parents)
 
 
 def listed() -> list[Path]:
-    """The folders beside outputs that were made on this machine and are not gone yet, as far as that is known."""
+    """The temporary folders beside outputs that still exist, as far as this machine's list knows them."""
     found = []
     with contextlib.suppress(OSError):
         for entry in _list().iterdir():
@@ -148,7 +149,7 @@ def listed() -> list[Path]:
 
 
 def _list() -> Path:
-    """A folder of this user alone with a file for each of them. Raises OSError where it is another's."""
+    """The folder of that list, with one file per temporary folder. Raises OSError where another user owns it."""
     path = Path(tempfile.gettempdir()) / f"onnxshot-parts-{os.getuid() if hasattr(os, 'getuid') else 0}"
     path.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and path.lstat().st_uid != os.getuid():
@@ -157,29 +158,29 @@ def _list() -> Path:
 
 
 def _enlist(folder: Path) -> None:
-    """Note where the folder is, for `onnxshot cache clear`. The next run beside it finds it without."""
-    listed()  # drops those that are gone
+    """Add a folder to the list that `onnxshot cache clear` reads."""
+    listed()  # removes entries of folders that no longer exist
     with contextlib.suppress(OSError, UnicodeError):
         (_list() / folder.name).write_text(str(folder.absolute()), encoding="utf-8")
 
 
 def _let_go(folder: Path, file: int, owner: int) -> None:
-    if os.getpid() != owner:  # that of a fork of it
+    if os.getpid() != owner:  # a forked child must not remove its parent's folder
         return
     if os.name == "nt":  # an open file cannot be removed there
         os.close(file)
     with contextlib.suppress(OSError):
-        finish(folder, folder / WORK)  # where the work was interrupted while it was put in place
+        finish(folder, folder / WORK)  # publishing may have been interrupted
     _remove(folder)
     if os.name != "nt":
         os.close(file)
 
 
 def _remove(folder: Path) -> None:
-    """The mark goes last: without it nobody would know whose the rest is."""
+    """Remove a temporary folder. The mark is removed last: it shows that the rest is onnxshot's."""
     with contextlib.suppress(OSError):
         (_list() / folder.name).unlink(missing_ok=True)
-        _list().rmdir()  # where it was the last one
+        _list().rmdir()  # succeeds for the last entry
     shutil.rmtree(folder / WORK, ignore_errors=True)
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
@@ -190,7 +191,7 @@ def _remove(folder: Path) -> None:
 
 
 def _is_ours(file: int, folder: Path) -> bool:
-    """Whether the mark is whole; one that was never written stands in a folder that is empty but for it."""
+    """Whether the mark is valid; an empty mark counts where it is the only file in the folder."""
     os.lseek(file, 0, os.SEEK_SET)
     text = os.read(file, 4096)
     if not text:
@@ -202,10 +203,10 @@ def _is_ours(file: int, folder: Path) -> bool:
 
 
 def _lock(file: int, path: Path) -> bool | None:
-    """Lock a file that is still at its path; False where another process holds it, None where there are no locks."""
+    """Lock a file: True if this process holds the lock now, False if another does, None where locks do not exist."""
     try:
         import fcntl
-    except ImportError:  # Windows: what a dead run leaves stays there
+    except ImportError:  # Windows: leftovers of dead runs stay
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""URLs of files as text: what they name, what lies beside them, and what of them may be shown."""
+"""URLs of files, as text: recognize them, resolve relative paths, and remove secrets before they are shown."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ _SHOWN = re.compile(r"(https?://)(?:[^\s/?#@]*@)?([^\s?]*)(\?\S*)?")
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is a URL that is read through fsspec."""
+    """Whether a path is a URL: s3://, gs://, http:// or https://."""
     return _URL.fullmatch(path) is not None
 
 
 def is_web(path: str) -> bool:
-    """Whether it is on a web server: which serves files, and neither lists folders as a rule nor takes files."""
+    """Whether a path is a URL of a web server, which rarely lists folders and accepts no files."""
     return is_remote(path) and path.startswith("http")
 
 
 def refuse_remote(path: str | Path, kind: type[OnnxshotError], what: str) -> None:
-    """Raise an error of this kind for a URL where a path on this machine is needed."""
+    """Raise an error of class `kind` for a URL where a local path is needed."""
     if is_remote(name := unfolded(str(path))):
         hint = "recipes may be remote, and what a manifest of onnxshot batch names: copy it here"
         raise kind(f"{what} {redacted(name)} is remote", hint)
 
 
 def unfolded(path: str) -> str:
-    """The URL where `pathlib` has made one slash of two; any other path as it is."""
+    """Restore the double slash of a URL that went through `pathlib`; other paths are returned unchanged."""
     return _FOLDED.sub(r"\1://", path, count=1)
 
 
 def without_query(url: str) -> str:
-    """A URL up to its query; s3:// and gs:// have none: objects may have a ? in their names."""
+    """A URL without its query. URLs of s3:// and gs:// have none, as names of objects may contain a "?"."""
     return re.split(r"[?#]", url, maxsplit=1)[0] if is_web(url) else url
 
 
 def file_name(url: str) -> str:
-    """The last part of a URL's path; empty where it has none."""
+    """The last part of a URL's path; empty where the URL has no path."""
     bare = without_query(url).rstrip("/")
     return posixpath.basename(bare) if urlsplit(bare).path or not is_web(url) else ""
 
 
 def beside(url: str, relative: str) -> str:
-    """The URL of a file by its path from the folder of another: on the same server or bucket, without a query."""
+    """Resolve a path relative to the folder of a URL: same server or bucket, no query."""
     scheme, _, rest = without_query(url).partition("://")
     place, _, path = rest.partition("/")
     return f"{scheme}://{place}{posixpath.normpath(posixpath.join('/', posixpath.dirname(path), relative))}"
 
 
 def has_glob(path: str) -> bool:
-    """Whether it stands for all files that it matches; the ? of a query does not make it so, nor the [] of IPv6."""
+    """Whether a path is a glob; neither the "?" of a query nor the "[]" of an IPv6 address makes it one."""
     return bool(set("*[") & set(urlsplit(path).path)) if is_web(path) else glob.has_magic(path)
 
 
 def redacted(text: str) -> str:
-    """Text with URLs as messages may hold them: without passwords, and without queries, which may be signatures."""
+    """Remove passwords and queries, which may be signatures, from URLs in a text."""
     return _SHOWN.sub(lambda found: found[1] + found[2] + ("?..." if found[3] else ""), text)

@@ -1,4 +1,4 @@
-"""YAML as plain values; what is no YAML is told with the line of the file."""
+"""Parse YAML and JSON into plain values, with bounds; errors name the line of the file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import yaml
 from onnxshot.files.messages import shown
 
 _MOST_VALUES = 1_000_000
-_LONGEST_NUMBER = 1000  # characters; YAML 1.1 has numbers to the base 60, whose reading takes time by the square
+_LONGEST_NUMBER = 1000  # characters; parsing the base-60 numbers of YAML 1.1 takes quadratic time
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where a key is given twice."""
+    """A JSON object as a dict. Raises ValueError for a duplicate key."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key is given twice")
@@ -24,23 +24,22 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class NoYaml(ValueError):
-    """Text that is no YAML; the message begins with the line."""
+    """Text is not valid YAML; the message begins with the line."""
 
     def __init__(self, line: int, problem: str) -> None:
         super().__init__(f"line {line}: {' '.join(problem.split())}")
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with bounds: what aliases stand for is counted, and no number is read from a long text.
+    """yaml.SafeLoader with bounds on the size that aliases expand to, and on the length of numbers.
 
-    It tells where a key stands that is given twice, and a scalar that Python cannot make a value of, such as
-    2001-99-99.
+    It also reports the line of a duplicate key, and of a scalar that Python cannot convert, such as 2001-99-99.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._sizes: dict[int, int] = {}  # id of a node -> how many values it holds, those of aliases included
-        self._merged: set[int] = set()  # ids of mappings that hold what they merge by now
+        self._sizes: dict[int, int] = {}  # id of a node -> number of values in it, with aliases expanded
+        self._merged: set[int] = set()  # ids of mappings whose merge keys are resolved
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         alias = self.check_event(yaml.AliasEvent)
@@ -48,7 +47,7 @@ class _Loader(yaml.SafeLoader):
         node: yaml.Node | None = super().compose_node(parent, index)
         if node is None:
             return None
-        if alias and id(node) not in self._sizes:  # it is not whole yet: it is further up
+        if alias and id(node) not in self._sizes:  # the anchor's node is still being composed
             raise yaml.composer.ComposerError(None, None, "an alias stands inside of what it stands for", mark)
         if not alias:
             parts = node.value if isinstance(node, yaml.SequenceNode) else ()
@@ -59,7 +58,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuse a key that is given twice; one of a merge (<<) may be overruled."""
+        """Refuse a duplicate key; a key of a merge (<<) may be overridden."""
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value if id(node) not in self._merged else ():
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
@@ -84,7 +83,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def decoded(data: bytes) -> str:
-    """The text of a file, UTF-8. Raises NoYaml."""
+    """Decode the UTF-8 text of a file. Raises NoYaml."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -92,12 +91,12 @@ def decoded(data: bytes) -> str:
 
 
 def values_of(text: str) -> Any:
-    """The values of a document of JSON, or of YAML by the rules of `yaml.safe_load`. Raises NoYaml.
+    """Parse a document of JSON, or of YAML by the rules of `yaml.safe_load`. Raises NoYaml.
 
-    JSON is YAML too, but for numbers such as 1e-5, and its own reader is a hundred times as fast: reports are large.
+    JSON has its own parser, which is a hundred times as fast (reports are large) and reads numbers such as 1e-5.
     """
     if text.lstrip().startswith("{"):
-        with contextlib.suppress(ValueError, RecursionError):  # it is YAML then, or what is wrong is told with its line
+        with contextlib.suppress(ValueError, RecursionError):  # parse it as YAML, whose errors name the line
             return json.loads(text, object_pairs_hook=_once)
     try:
         loader = _Loader(text)

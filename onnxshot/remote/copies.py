@@ -1,4 +1,4 @@
-"""Copies of remote files in the cache folder, by what their store says of the content."""
+"""Download remote files into the cache folder. A copy is identified by the size and ETag or time its store reports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from onnxshot.graph.load import external_files
 from onnxshot.remote.filesystems import filesystem, one_line_errors
 
 MAX_BYTES = 8 << 30
-"""Most that one path may hold: a model with its weights, or a folder of samples."""
+"""Most bytes that are downloaded for one path: a model with its weights, or a folder of samples."""
 
 _IDENTITY = ("ETag", "etag", "generation", "LastModified", "Last-Modified", "last_modified", "mtime")
 _MD5 = ("md5Hash", "Content-MD5")  # in base64
@@ -32,13 +32,13 @@ _SUM = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A file as its store tells of it.
+    """A remote file, as its store describes it.
 
     Attributes:
-        path: in the file system.
-        size: bytes; 0 where the store does not tell.
-        identity: what changes with the content; empty where the store tells nothing.
-        md5: hex, of the content; empty where the store does not tell.
+        path: in the remote file system.
+        size: in bytes; 0 where the store does not report it.
+        identity: ETag, generation or time, which change with the content; empty where the store reports none.
+        md5: MD5 (hex) of the content; empty where the store does not report it.
     """
 
     path: str
@@ -49,12 +49,12 @@ class Remote:
 
 @dataclass(slots=True)
 class Copies:
-    """Copies of one run: each URL is asked for once, and is the same then for all that read it."""
+    """The copies of one run: each URL is resolved once, so that all readers get the same content."""
 
     _known: dict[tuple[str, bool], str | OnnxshotError] = field(default_factory=dict)
 
     def of(self, url: str, *, weights: bool = False) -> str:
-        """As `local_copy`."""
+        """The path of a local copy. Arguments and errors are those of `local_copy`."""
         key = url, weights
         if key not in self._known:
             try:
@@ -67,31 +67,38 @@ class Copies:
         return found
 
     def named(self, text: str) -> str:
-        """Text with the URLs in place of the paths of their copies."""
+        """Replace the paths of copies in a text by their URLs."""
         for (url, _), path in self._known.items():
             text = text.replace(path, redacted(url)) if isinstance(path, str) else text
         return text
 
 
 def matches(pattern: str) -> list[str]:
-    """The URLs that a glob matches, sorted. A web server has to list its folder as a page of links."""
+    """The URLs that a glob matches, sorted. On a web server, the folder must be listed as a page of links."""
     with one_line_errors(pattern):
         files, path = filesystem(pattern)
-        if is_web(pattern):  # to glob passes over a server that is not there
+        if is_web(pattern):  # glob ignores a server that cannot be reached; this raises
             files.info(re.split(r"[*[]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/")
         return sorted(files.unstrip_protocol(found) for found in files.glob(path))
 
 
 def local_copy(url: str, *, weights: bool = False, most: int | None = None) -> str:
-    """The path of a copy of a file or a folder of at most `most` bytes, by default MAX_BYTES.
+    """Download a file or a folder, unless the cache has a copy already.
 
-    weights: of a model, with the files of its external data.
+    A copy is reused if the store reports the same size and ETag (or time), and if its SHA-256 has not changed since it
+    was downloaded. Where the store reports nothing, the file is downloaded again.
 
-    A copy is kept by what the store says of the content (size, ETag or time), and used as long as it has the SHA-256
-    that it had when it came. Where the store says nothing, it is read anew.
+    Args:
+        url: of the file or folder.
+        weights: whether to download the external data of a model too.
+        most: most bytes to download; None for MAX_BYTES.
 
-    Raises UsageError where it cannot be had, is larger than `most`, or is a page of HTML of a web server that has
-    something else to say; ModelError where it should be a model and is none.
+    Returns:
+        The path of the copy.
+
+    Raises:
+        UsageError: the URL cannot be read, is larger than `most`, or gives a page of HTML, such as a login page.
+        ModelError: with `weights`, the file is not a model.
     """
     with one_line_errors(url):
         files, path = filesystem(url)
@@ -110,7 +117,7 @@ def local_copy(url: str, *, weights: bool = False, most: int | None = None) -> s
 
 
 def _external(url: str, copy: Path) -> list[Path]:
-    """The files of external data of a copied model. Raises ModelError, with the URL, where it is none."""
+    """The external data files of a downloaded model. Raises ModelError, which names the URL, for another file."""
     try:
         return external_files(copy)
     except ModelError as e:
@@ -118,7 +125,7 @@ def _external(url: str, copy: Path) -> list[Path]:
 
 
 def _listed(files: Any, url: str, path: str, most: int | None = None) -> dict[str, Remote]:
-    """A file, or all files below a folder, by their paths from where it lies."""
+    """The remote files of a URL, by their paths relative to its parent: one file, or all files below a folder."""
     if not file_name(url):
         raise UsageError(f"{redacted(url)} names no file", "a web server lists no folders: name a file")
     info = files.info(path)
@@ -151,7 +158,7 @@ def _refuse_large(url: str, size: int, most: int | None) -> None:
 
 
 def name_of(url: str, content: object) -> str:
-    """The name of a folder of the cache for a URL with this content, plain values."""
+    """The name of the cache folder of a URL whose content is described by these plain values."""
     return hashlib.sha256(json.dumps([url, content]).encode()).hexdigest()[:32]
 
 
@@ -161,7 +168,7 @@ def _folder(url: str, found: Mapping[str, Remote]) -> Path:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    """SHA-256, hex, by name of the files of a copy, as they came."""
+    """SHA-256 (hex) of the files of a copy as they were downloaded, by name."""
     with contextlib.suppress(OSError, ValueError):
         known = json.loads((folder / _SUMS).read_text("utf-8"))
         return known if isinstance(known, dict) else {}
@@ -169,7 +176,7 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _is_whole(folder: Path, names: Iterable[str]) -> bool:
-    """Whether these files are there as they came."""
+    """Whether these files exist and are unchanged since they were downloaded."""
     sums = _sums(folder)
     with contextlib.suppress(OSError):
         return all(name in sums and sums[name] == _hashed(folder / name, "sha256") for name in names)
@@ -182,7 +189,7 @@ def _hashed(path: Path, how: str) -> str:
 
 
 def _download(files: Any, url: str, found: Mapping[str, Remote], most: int | None) -> Path:
-    """All files, aside first; the folder that they are in then."""
+    """Download all files into a temporary folder and move it to the cache; returns the folder in the cache."""
     root = cache_folder.folder() / "remote"
     root.mkdir(parents=True, exist_ok=True)
     with aside(root / name_of(url, "")) as made:
@@ -193,7 +200,7 @@ def _download(files: Any, url: str, found: Mapping[str, Remote], most: int | Non
             _get(files, url, one, place, most)
             sums[name] = _hashed(place, "sha256")
         (whole / _SUMS).write_text(json.dumps(sums), encoding="utf-8")
-        # What has no identity is known by its content: another run may be reading what was there before.
+        # A file without an identity is stored under its content, as another run may be reading an older copy.
         anonymous = any(not one.identity for one in found.values())
         final = root / name_of(url, sorted(sums.items())) if anonymous else _folder(url, found)
         if not _is_whole(final, found):
@@ -202,27 +209,27 @@ def _download(files: Any, url: str, found: Mapping[str, Remote], most: int | Non
 
 
 def _add(files: Any, url: str, found: Mapping[str, Remote], folder: Path, name: str) -> None:
-    """One file more into a copy, aside first, where it is not there as it should be."""
+    """Download one more file into a copy, atomically, unless it is there already and unchanged."""
     (one,) = found.values()
-    place, told_by = folder / name, f"{one.size} {one.identity}"
+    place, described = folder / name, f"{one.size} {one.identity}"
     sums = _sums(folder)
-    if one.identity and sums.get(f"{name}?") == told_by and _is_whole(folder, [name]):
+    if one.identity and sums.get(f"{name}?") == described and _is_whole(folder, [name]):
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     with aside(place) as made:
         part = made / place.name
         _get(files, url, one, part)
-        sums |= {name: _hashed(part, "sha256"), f"{name}?": told_by}
+        sums |= {name: _hashed(part, "sha256"), f"{name}?": described}
         put(part, place)
     write_file(folder / _SUMS, lambda part: part.write_text(json.dumps(sums), encoding="utf-8"))
 
 
 def _get(files: Any, url: str, one: Remote, place: Path, most: int | None = None) -> None:
-    """Download a file. Raises UsageError where what came is not what the store told of."""
+    """Download a file. Raises UsageError where its size or checksum is not the one that the store reported."""
     from fsspec.callbacks import Callback
 
     class Bound(Callback):  # type: ignore[misc]
-        """Ends a download that grows too large: a web server need not say how long it will be."""
+        """Stops a download that becomes too large: a web server need not report a size."""
 
         def relative_update(self, inc: int = 1) -> None:
             super().relative_update(inc)
@@ -233,7 +240,7 @@ def _get(files: Any, url: str, one: Remote, place: Path, most: int | None = None
     if one.md5:
         right = right and _hashed(place, "md5") == one.md5
     elif not is_web(url) and _SUM.fullmatch(one.identity) and _hashed(place, "md5") != one.identity:
-        # The ETag of S3 is the MD5 sum as a rule, but not of what is encrypted by a key of the customer.
+        # On S3, the ETag is usually the MD5, but not for objects encrypted with a customer's key.
         files.invalidate_cache()
         right = right and _remote(one.path, files.info(one.path)).identity == one.identity
     if not right:

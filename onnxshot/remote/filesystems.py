@@ -1,4 +1,4 @@
-"""File systems of URLs, of fsspec, and what they raise as one line."""
+"""Open the fsspec file system of a URL, and turn its errors into one-line messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnxshot.errors import OnnxshotError, TargetError, UsageError
 from onnxshot.files.urls import is_web, redacted
 
 SECONDS = 60.0
-"""How long a web server may be silent; how long a whole download takes is up to its size."""
+"""How long a web server may take to send anything; a whole download has no time limit."""
 
 _NEEDS = {"s3": ("s3fs", "remote"), "gs": ("gcsfs", "gcs"), "http": ("aiohttp", "remote")}
 _GONE = (404, 410)
@@ -19,7 +19,7 @@ _GONE = (404, 410)
 def filesystem(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it. Raises TargetError where fsspec is not installed.
 
-    Web servers are asked as the environment says: by its proxies, with the passwords of ~/.netrc.
+    For web servers, the proxies of the environment and the passwords in ~/.netrc are used.
     """
     try:
         import fsspec
@@ -40,7 +40,7 @@ def _web_options() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def one_line_errors(url: str) -> Iterator[None]:
-    """Whatever a file system raises, as one line; there are as many kinds as there are file systems."""
+    """Turn whatever a file system raises in this block into an error with a one-line message."""
     where = redacted(url)
     hint = "check the path, the credentials and the endpoint"
     try:
@@ -50,7 +50,7 @@ def one_line_errors(url: str) -> Iterator[None]:
     except ImportError as e:
         raise TargetError(f"{where} needs {_needed(url)[0]}: {e}", _install(url)) from e
     except FileNotFoundError as e:
-        # What a web server answers, fsspec turns into this, whatever it is.
+        # fsspec raises FileNotFoundError for every error status of a web server.
         cause = e.__cause__ if is_web(url) else None
         if cause is not None and getattr(cause, "status", None) not in _GONE:
             raise UsageError(f"{where} cannot be reached: {_why(cause)}", hint) from e
@@ -60,7 +60,7 @@ def one_line_errors(url: str) -> Iterator[None]:
 
 
 def _why(error: BaseException) -> str:
-    """What an error says, or what its kind means where it says nothing."""
+    """The message of an error, or a description of its kind where it has none."""
     status = getattr(error, "status", None)
     if type(error).__name__ == "TooManyRedirects":
         return "the server redirects without end"
@@ -72,7 +72,7 @@ def _why(error: BaseException) -> str:
 
 
 def _needed(url: str) -> tuple[str, str]:
-    """(the package, the extra that brings it) of a URL's scheme."""
+    """The package that a URL's scheme needs, and the extra of onnxshot that installs it."""
     return _NEEDS["http" if is_web(url) else url.partition(":")[0]]
 
 
