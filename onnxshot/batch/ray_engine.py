@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from onnxshot.batch.cells import Cell, Done, Row
-from onnxshot.batch.local import estimate_mb
+from onnxshot.batch.local_engine import estimate_mb
 from onnxshot.batch.ray_calibration import Pass, alone, calibrated_part, settles, shared_by
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL, run_cell, settings_of

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onnxshot.batch.cells import Cell, Contents, Row, fetched
+from onnxshot.batch.cells import Cell, Row, fetched
 from onnxshot.batch.file_conflicts import files_of
-from onnxshot.batch.local import Local
+from onnxshot.batch.local_engine import Local
 from onnxshot.batch.manifest import Manifest, load_manifest
 from onnxshot.batch.ray_engine import Ray
 from onnxshot.batch.remote_store import store_of
+from onnxshot.batch.resume import CellKeys, finished_row
 from onnxshot.batch.store import Store
 from onnxshot.batch.summary import Summary, judged
 from onnxshot.errors import OnnxshotError, UsageError
@@ -66,8 +67,8 @@ def run(
     cells = [Cell(entry, target) for entry in manifest.entries for target in manifest.targets]
     try:
         rows = _Rows(store, told)
-        contents = Contents()
-        waiting = [cell for cell in (rows.begun(cell, contents) for cell in cells) if cell is not None]
+        keys = CellKeys()
+        waiting = [cell for cell in (rows.begun(cell, keys) for cell in cells) if cell is not None]
         made = Ray(how, retries) if engine == "ray" else Local(workers, how, retries, max_memory_mb)
         made.run(waiting, store, rows.keep)
         ordered = tuple(rows.found[cell.place] for cell in cells)
@@ -88,20 +89,19 @@ class _Rows:
     copies: Copies = field(default_factory=Copies)
     found: dict[str, Row] = field(default_factory=dict)
 
-    def begun(self, cell: Cell, contents: Contents) -> Cell | None:
+    def begun(self, cell: Cell, keys: CellKeys) -> Cell | None:
         """The cell with its key and local copies; None where it is finished, or cannot be begun."""
         try:
             cell = fetched(cell, self.copies)
-            cell = contents.keyed(cell)
+            cell = keys.keyed(cell)
         except OnnxshotError as e:
             row = cell.row(error=self.copies.named(str(e)), code=e.exit_code)
             self.store.note({"event": "failed", "cell": cell.place, **row})
             self._add(cell, row, resumed=False)
             return None
-        known = self.store.finished(cell)
+        known = finished_row(cell, self.store)
         if known is None:
             return cell
-        self.store.note({"event": "kept", "cell": cell.place, "key": cell.key})
         self._add(cell, known, resumed=True)
         return None
 

@@ -14,17 +14,22 @@ import typer
 import onnxshot
 from onnxshot.cli import streams
 from onnxshot.cli.batch import batch
-from onnxshot.cli.bundle import verify
-from onnxshot.cli.calibrate import cache_app, calibrate
+from onnxshot.cli.bench import bench
+from onnxshot.cli.cache import cache_app
+from onnxshot.cli.calibrate import calibrate
+from onnxshot.cli.compare import compare
+from onnxshot.cli.compress import compress
 from onnxshot.cli.diff import diff
 from onnxshot.cli.doctor import doctor
 from onnxshot.cli.emit import emit
-from onnxshot.cli.looking import bench, compare, inspect, sensitivity
-from onnxshot.cli.prune import compress, prune
+from onnxshot.cli.inspect import inspect
+from onnxshot.cli.prune import prune
 from onnxshot.cli.quantize import quantize
 from onnxshot.cli.replay import replay
-from onnxshot.cli.stopping import Stopped, listen
+from onnxshot.cli.sensitivity import sensitivity
+from onnxshot.cli.signals import Stopped, listen
 from onnxshot.cli.ui import ui
+from onnxshot.cli.verify import verify
 from onnxshot.errors import OnnxshotError, UsageError, in_place
 
 app = typer.Typer(

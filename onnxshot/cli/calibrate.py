@@ -1,4 +1,4 @@
-"""`calibrate`, and `cache`: statistics of calibration, and those that are kept."""
+"""`calibrate`: measure calibration statistics once, for later runs of `quantize --stats`."""
 
 from __future__ import annotations
 
@@ -72,29 +72,3 @@ def calibrate(
     }  # fmt: skip
     lines = [f"{output}: {len(found.tensors)} tensors, {len(found.samples)} samples", *found.notes]
     tell(as_json, values, lambda: terminal.show_text("\n".join(lines)))
-
-
-cache_app = typer.Typer(no_args_is_help=True, help="Calibration statistics of earlier runs.")
-
-
-@cache_app.command("show")
-def cache_show(as_json: JsonOpt = False) -> None:
-    """Show where statistics are kept, how many there are, and how large they are."""
-    from onnxshot.execution import statistics_cache as store
-    from onnxshot.files import cache_folder
-
-    files = store.entries()
-    size = sum(path.stat().st_size for path in files)
-    folder = cache_folder.folder()
-    values = {"folder": str(folder), "entries": len(files), "bytes": size, "max_bytes": store.MAX_BYTES}
-    text = f"{folder}: {len(files)} entries, {size / 1e6:.1f} of {store.MAX_BYTES / 1e6:.0f} MB"
-    tell(as_json, values, lambda: terminal.show_text(text))
-
-
-@cache_app.command("clear")
-def cache_clear(as_json: JsonOpt = False) -> None:
-    """Remove all statistics that are kept."""
-    from onnxshot.execution import statistics_cache as store
-
-    freed = store.clear()
-    tell(as_json, {"bytes": freed}, lambda: terminal.show_text(f"{freed / 1e6:.1f} MB removed"))

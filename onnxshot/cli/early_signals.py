@@ -28,7 +28,7 @@ def _end(number: int, _: FrameType | None) -> None:
 
 
 HANDLER: Any = _end
-"""What `stopping.listen` replaces."""
+"""What `signals.listen` replaces."""
 
 
 def is_command() -> bool:

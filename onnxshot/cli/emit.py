@@ -1,15 +1,26 @@
-"""`emit`, and what `quantize` shares with it: formats, targets and places of artifacts."""
+"""`emit`: convert a model to the format of a runtime, without compressing it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
 import onnxshot
 from onnxshot.cli import terminal
+from onnxshot.cli.emit_options import (
+    BatchOpt,
+    HalfOpt,
+    HardwareOpt,
+    MinutesOpt,
+    ShapeOpt,
+    ShapesOpt,
+    TimingOpt,
+    options_from,
+    parse_shapes,
+    split_commas,
+)
 from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
@@ -21,41 +32,6 @@ from onnxshot.cli.options import (
     files_of,
     tell,
 )
-from onnxshot.errors import UsageError
-from onnxshot.files.messages import shown
-
-if TYPE_CHECKING:
-    from onnxshot.report.report import Report
-    from onnxshot.runtimes.base import EmitOptions
-
-EmitOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Formats to write: onnx, openvino, tensorrt; several with commas. Default: that of the suffix of -o, else "
-        "the target's own."
-    ),
-]
-ShapesOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=LEAST:USUAL:MOST",
-        help="TensorRT: sizes that an input may have, such as x=1x3x224x224:8x3x224x224:32x3x224x224. Default: those "
-        "that the samples of --calib have.",
-    ),
-]
-_Given = TypeVar("_Given")
-_DIGITS = 19  # of a size; dimensions are int64
-BatchOpt = Annotated[int | None, typer.Option(help="Freeze the batch dimension at this size.", min=1)]
-ShapeOpt = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=SIZES", help="Freeze an input, such as x=1x3x224x224. May be repeated."),
-]
-HardwareOpt = Annotated[
-    list[str] | None, typer.Option(help="TensorRT: what to compile for, such as sm89. May be repeated.")
-]
-HalfOpt = Annotated[bool, typer.Option("--half-weights", help="OpenVINO: store float weights in 16 bits.")]
-TimingOpt = Annotated[Path | None, typer.Option(help="TensorRT: a file of timings to read and add to.")]
-MinutesOpt = Annotated[float, typer.Option(help="TensorRT: most minutes that building may take.", min=0.1)]
 
 
 def emit(
@@ -82,107 +58,18 @@ def emit(
     """Convert MODEL without compressing it; to 'onnx': normalize it, for --target where it is quantized."""
     from onnxshot.cli import tables
 
-    formats = listed(to)
+    formats = split_commas(to)
     beside = f"{model.stem}.normalized.onnx" if formats is None or "onnx" in formats else model.name
     place = output or model.parent / beside
-    options = emit_options(shapes, hardware, half_weights, timing_cache, build_minutes, threads)
+    options = options_from(shapes, hardware, half_weights, timing_cache, build_minutes, threads)
     with terminal.progress(not as_json) as show:
         unnamed = (place,) if output is None and place != model else ()
         files = files_of(report, unnamed=unnamed)
         settings = onnxshot.Settings(verify=verify, threads=threads, files=files, progress=show)
         found = onnxshot.emit(
             model, to=formats, target=target, output=place, calib=calib, preset=preset, batch=batch,
-            shapes=fixed_shapes(shape), options=options, settings=settings,
+            shapes=parse_shapes(shape), options=options, settings=settings,
         )  # fmt: skip
     if report is not None:
         found.save(report)
     tell(as_json, found.to_dict(), lambda: tables.show_emitted(found))
-
-
-def listed(values: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The values of an option that may be repeated, and may hold commas; None where it was not given."""
-    return tuple(part.strip() for value in values for part in value.split(",")) if values else None
-
-
-def emit_options(
-    shapes: Sequence[str] | None,
-    hardware: Sequence[str] | None,
-    half: bool,
-    timings: Path | None,
-    minutes: float,
-    threads: int,
-) -> EmitOptions:
-    """How artifacts are made. Raises UsageError for sizes that are none."""
-    from onnxshot.runtimes.base import EmitOptions
-
-    return EmitOptions(
-        shapes=_once("--shapes", map(_sizes, shapes or ())), hardware=listed(hardware) or (), half=half,
-        timing_cache=timings, minutes=minutes, threads=threads,
-    )  # fmt: skip
-
-
-def places_of(
-    model: Path, output: Path | None, emit: Sequence[str] | None, targets: Sequence[str], precision: str
-) -> dict[str, Path]:
-    """Where the result for each target goes: to the output, or beside the model, named after the precision.
-
-    Of several targets each has its name in it. Without an output it ends as the first format does that is asked for, or
-    that is the target's own.
-    """
-    from onnxshot.targets import RUNTIMES, target_named
-
-    if output is not None and not output.name:
-        raise UsageError(f"the output {output} is a folder", "name the file in it with -o")
-    found = {}
-    for name in dict.fromkeys(targets):
-        first = (listed(emit) or (target_named(name).emits,))[0]
-        suffix = RUNTIMES[first].suffix if first in RUNTIMES else ".onnx"
-        place = output or model.parent / f"{model.stem}.{precision}{suffix}"
-        found[name] = place.with_name(f"{place.stem}.{name}{place.suffix}") if len(set(targets)) > 1 else place
-    return found
-
-
-def joined(reports: Mapping[str, Report]) -> dict[str, Any]:
-    """The report of one target; of several, all artifacts, and the reports by target."""
-    if len(reports) == 1:
-        return next(iter(reports.values())).to_dict()
-    every = {name: report.to_dict() for name, report in reports.items()}
-    first = next(iter(every.values()))
-    outputs = [artifact for values in every.values() for artifact in values["outputs"]]
-    return {"input": first["input"], "outputs": outputs, "reports": every}
-
-
-def fixed_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
-    """Input name -> sizes. Raises UsageError for what are none."""
-    every = []
-    for text in texts or ():
-        name, _, given = text.rpartition("=")
-        sizes = tuple(map(_whole, given.split("x")))
-        if not name or not all(sizes):
-            raise UsageError(f"--shape is {shown(text)}", "give NAME=SIZES, such as x=1x3x224x224")
-        every.append((name, sizes))
-    return _once("--shape", every)
-
-
-def _once(option: str, given: Iterable[tuple[str, _Given]]) -> dict[str, _Given]:
-    """What is given for each input. Raises UsageError where an input has two."""
-    found: dict[str, _Given] = {}
-    for name, sizes in given:
-        if name in found:
-            raise UsageError(f"{option} is given twice for input {shown(name)}", "give each input one")
-        found[name] = sizes
-    return found
-
-
-def _sizes(text: str) -> tuple[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    name, _, sizes = text.rpartition("=")
-    found = [tuple(map(_whole, part.split("x"))) for part in sizes.split(":")]
-    if not name or len(found) not in (1, 3) or any(0 in part for part in found) or len(set(map(len, found))) > 1:
-        hint = "give NAME=LEAST:USUAL:MOST, such as x=1x3x224x224:8x3x224x224:32x3x224x224"
-        raise UsageError(f"--shapes is {shown(text)}", hint)
-    return name, (found[0], found[len(found) // 2], found[-1])
-
-
-def _whole(text: str) -> int:
-    """A size in digits that ONNX can hold; 0 for any other text."""
-    return int(text) if text.isdecimal() and len(text) < _DIGITS else 0

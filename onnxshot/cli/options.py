@@ -60,6 +60,10 @@ LogOpt = Annotated[
     list[str] | None,
     typer.Option(metavar="KIND:WHERE", help="Also log to tensorboard:FOLDER, wandb:PROJECT or mlflow:URI. Repeatable."),
 ]
+BundleOpt = Annotated[
+    Path | None,
+    typer.Option(help="Also put all of it into this folder, with samples and a manifest; of several targets, each."),
+]
 ExcludeOpt = Annotated[
     list[str] | None,
     typer.Option(help="Leave in float: a glob over node names, tensor names and op types. May be repeated."),
@@ -96,6 +100,15 @@ def arguments_of(given: list[str] | None) -> dict[str, str]:
             raise UsageError(f"--set is {shown(text)}", "NAME=VALUE, such as sparsity=0.6")
         arguments[name] = value
     return arguments
+
+
+def layer_sparsity(text: str) -> tuple[str, float]:
+    """One value of --layer: (glob, sparsity). Raises UsageError where it is malformed."""
+    glob, _, share = text.rpartition("=")
+    try:
+        return glob, float(share)
+    except ValueError:
+        raise UsageError(f"--layer is {text!r}", "GLOB=SPARSITY, such as 'conv1=0.3'") from None
 
 
 def recipe_of(

@@ -1,33 +1,25 @@
-"""The commands that take something away: `prune` and `compress`."""
+"""`prune`: set weights to zero, or cut whole channels out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import onnxshot
 from onnxshot.cli import terminal
-from onnxshot.cli.bundle import BundleOpt
-from onnxshot.cli.emit import BatchOpt, ShapeOpt, fixed_shapes
 from onnxshot.cli.options import (
-    CacheOpt,
     CalibOpt,
     JsonOpt,
-    LogOpt,
     ModelArg,
     PresetOpt,
     ReportOpt,
     SamplesOpt,
-    SetOpt,
-    TargetOpt,
     ThreadsOpt,
     files_of,
-    is_given,
-    recipe_of,
+    layer_sparsity,
     samples_of,
-    sinks_of,
     tell,
 )
 from onnxshot.errors import GoalMissed, UsageError
@@ -117,7 +109,7 @@ def prune(
         else:
             result = onnxshot.prune(
                 model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=preset,
-                include=include or (), exclude=exclude or (), layers=dict(map(_rule, layer or ())),
+                include=include or (), exclude=exclude or (), layers=dict(map(layer_sparsity, layer or ())),
                 keep_zeros=keep_zeros, settings=settings,
             )  # fmt: skip
     if report is not None:
@@ -130,86 +122,3 @@ def prune(
     tell(as_json, cut.to_dict(), lambda: tables.show_shrunk(cut))
     if not cut.reached:
         raise GoalMissed(f"{out} was written, but it does not reach the target", "no more can be cut")
-
-
-def compress(
-    context: typer.Context,
-    model: ModelArg,
-    optim_level: Annotated[
-        float | None, typer.Option(help="From 0, int8 alone, to 1, int8 with 70 % zeros; in place of what follows.")
-    ] = None,
-    sparsity: Annotated[float | None, typer.Option(help="As of prune.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="As of prune.")] = None,
-    scope: Annotated[str | None, typer.Option(help="As of prune.")] = None,
-    layer: Annotated[list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="As of prune.")] = None,
-    spare: Annotated[list[str] | None, typer.Option(help="Do not prune what this glob matches. Repeatable.")] = None,
-    calib: CalibOpt = None,
-    preset: PresetOpt = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.small.onnx beside the input.")
-    ] = None,
-    bundle: BundleOpt = None,
-    keep_stages: Annotated[Path | None, typer.Option(help="A folder for the file of every stage.")] = None,
-    target: TargetOpt = "ort",
-    effort: Annotated[str | None, typer.Option(help="As of quantize.")] = None,
-    recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="The stages, or how to quantize: YAML or JSON, or a report.")
-    ] = None,
-    arguments: SetOpt = None,
-    batch: BatchOpt = None,
-    shape: ShapeOpt = None,
-    samples: SamplesOpt = "auto",
-    report: ReportOpt = None,
-    log: LogOpt = None,
-    cache: CacheOpt = True,
-    threads: ThreadsOpt = 2,
-    as_json: JsonOpt = False,
-) -> None:
-    """Run the stages of a recipe on MODEL, or prune it and quantize what is left; each is held against MODEL."""
-    from onnxshot.api.bundle import of_beside, refuse_folder
-    from onnxshot.cli import tables
-    from onnxshot.recipes.files import load_stages
-    from onnxshot.results.shrunk import ShrinkReport
-
-    sinks = sinks_of(log)
-    recipe = recipe_of(recipe_file, arguments, load_stages)
-    options = {"target": target, "effort": effort, "batch": batch, "shape": shape}
-    given: dict[str, Any] = {name: value for name, value in options.items() if is_given(context, name)}
-    if given.pop("shape", None):
-        given["shapes"] = fixed_shapes(shape)
-    if bundle is not None:
-        refuse_folder(bundle)  # before the work, not after it
-    out = output or model.parent / f"{model.stem}.small.onnx"
-    files = files_of(
-        report, recipe=recipe_file, arguments=arguments, bundle=() if bundle is None else (bundle,),
-        unnamed=() if output is not None else (out,),
-    )  # fmt: skip
-    if bundle is not None:
-        files = files.reading(*of_beside(model))
-    with terminal.progress(not as_json) as show:
-        settings = onnxshot.Settings(
-            samples=samples_of(samples), use_cache=cache, threads=threads, files=files, progress=show
-        )
-        result = onnxshot.compress(
-            model, calib, optim_level=optim_level, sparsity=sparsity, pattern=pattern, scope=scope,
-            layers=dict(map(_rule, layer or ())), spare=spare or (),
-            output=out, keep_stages=keep_stages, preset=preset, recipe=recipe, settings=settings, **given,
-        )  # fmt: skip
-        if bundle is not None:
-            onnxshot.bundle(result, bundle, calib, preset=preset, settings=settings)
-    if report is not None:
-        result.report.save(report)
-    tell(as_json, result.report.to_dict(), lambda: tables.show_stages(result.report))
-    for sink in sinks:
-        sink.send(result.report.to_dict())
-    for stage in result.report.stages:
-        if isinstance(stage.report, ShrinkReport) and not stage.report.reached:
-            raise GoalMissed(f"it was written, but {stage.name} does not reach its target", "no more can be cut")
-
-
-def _rule(text: str) -> tuple[str, float]:
-    glob, _, share = text.rpartition("=")
-    try:
-        return glob, float(share)
-    except ValueError:
-        raise UsageError(f"--layer is {text!r}", "GLOB=SPARSITY, such as 'conv1=0.3'") from None

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import onnxshot
-from onnxshot.cli import emit as cli_emit
-from onnxshot.cli import terminal
-from onnxshot.cli.bundle import BundleOpt
+from onnxshot.cli import emit_options, terminal
 from onnxshot.cli.options import (
+    BundleOpt,
     CacheOpt,
     CalibOpt,
     DeviceOpt,
@@ -95,14 +94,14 @@ def quantize(
     max_size: Annotated[float | None, typer.Option(help="Goal: most megabytes of the file.")] = None,
     budget: Annotated[float | None, typer.Option(help="Minutes to search for the goal.")] = None,
     bundle: BundleOpt = None,
-    batch: cli_emit.BatchOpt = None,
-    shape: cli_emit.ShapeOpt = None,
-    emit: cli_emit.EmitOpt = None,
-    shapes: cli_emit.ShapesOpt = None,
-    hardware: cli_emit.HardwareOpt = None,
-    half_weights: cli_emit.HalfOpt = False,
-    timing_cache: cli_emit.TimingOpt = None,
-    build_minutes: cli_emit.MinutesOpt = 30.0,
+    batch: emit_options.BatchOpt = None,
+    shape: emit_options.ShapeOpt = None,
+    emit: emit_options.EmitOpt = None,
+    shapes: emit_options.ShapesOpt = None,
+    hardware: emit_options.HardwareOpt = None,
+    half_weights: emit_options.HalfOpt = False,
+    timing_cache: emit_options.TimingOpt = None,
+    build_minutes: emit_options.MinutesOpt = 30.0,
     require_faster: Annotated[bool, typer.Option(help="Exit 3 if the result is slower than the input.")] = False,
     keep_overridable: Annotated[bool, typer.Option(help="Leave weights that are also inputs as they are.")] = False,
     requantize: Annotated[bool, typer.Option(help="Take a quantized model back to float first.")] = False,
@@ -128,7 +127,7 @@ def quantize(
     }  # fmt: skip
     given = {k: v for k, v in options.items() if is_given(context, k)}
     if given.pop("shape", None):
-        given["shapes"] = cli_emit.fixed_shapes(shape)
+        given["shapes"] = emit_options.parse_shapes(shape)
     recipe = replace(recipe_of(recipe_file, arguments, load_recipe) or onnxshot.Recipe(), **given)
     goals = {
         "min_sqnr": min_sqnr, "max_drop": max_drop, "max_latency": max_latency, "max_size": max_size, "budget": budget,
@@ -136,16 +135,16 @@ def quantize(
     wanted = evaluation is not None or any(value is not None for value in goals.values())
     goal = onnxshot.Goal(evaluate=evaluation, **goals) if wanted else None
     sinks = sinks_of(log)
-    targets = cli_emit.listed([target]) if is_given(context, "target") else None
+    targets = emit_options.split_commas([target]) if is_given(context, "target") else None
     if targets is None and recipe_file is None and arguments is None:
-        alone = target_of_artifact(cli_emit.listed(emit), output)
+        alone = target_of_artifact(emit_options.split_commas(emit), output)
         targets = None if alone is None else (alone,)
-    places = cli_emit.places_of(model, output, emit, targets or (recipe.target,), recipe.precision)
-    if goal is not None and set(cli_emit.listed(emit) or ("onnx",)) != {"onnx"}:
+    places = emit_options.output_paths(model, output, emit, targets or (recipe.target,), recipe.precision)
+    if goal is not None and set(emit_options.split_commas(emit) or ("onnx",)) != {"onnx"}:
         raise UsageError("a goal is searched for in ONNX Runtime", "then run onnxshot emit on the result")
-    how: dict[str, Any] = {"emit": cli_emit.listed(emit)} if goal is None else {"goal": goal}
+    how: dict[str, Any] = {"emit": emit_options.split_commas(emit)} if goal is None else {"goal": goal}
     if goal is None:
-        how["emit_options"] = cli_emit.emit_options(
+        how["emit_options"] = emit_options.options_from(
             shapes, hardware, half_weights, timing_cache, build_minutes, threads
         )
     bundles = {name: bundle / name if len(places) > 1 else bundle for name in places} if bundle is not None else {}
@@ -172,7 +171,7 @@ def quantize(
             reports[name] = result.report
             if bundles:
                 onnxshot.bundle(result, bundles[name], calib, preset=preset, settings=settings)
-    values = cli_emit.joined(reports)
+    values = emit_options.joint_report(reports)
     if report is not None:
         save_report(values, report)
     tell(as_json, values, lambda: tables.show_reports(reports.values()))

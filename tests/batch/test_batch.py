@@ -18,7 +18,7 @@ from batch_examples import artifacts, manifest, two_models
 
 from onnxshot.api.quantize import quantize
 from onnxshot.batch import local, ray_engine, run
-from onnxshot.batch.local import Local
+from onnxshot.batch.local_engine import Local
 from onnxshot.batch.store import LOG, ROW, Folder
 from onnxshot.batch.worker import INTERNAL
 from onnxshot.cli import app as cli

@@ -20,7 +20,7 @@ import pytest
 from handmade.core import model
 
 from onnxshot.batch.cells import Done
-from onnxshot.batch.local import Local
+from onnxshot.batch.local_engine import Local
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import run_cell, settings_of
 from onnxshot.bundles.bundle_manifest import check_files, read_manifest

@@ -10,7 +10,7 @@ from fixture_data import fixture
 from fixture_runs import data_of
 
 import onnxshot
-from onnxshot.cli.emit import joined
+from onnxshot.cli.emit_options import joint_report
 from onnxshot.settings import Settings
 
 NAME = "digits_mobile"
@@ -61,7 +61,7 @@ def _sensitivity() -> dict[str, Any]:
 def _targets() -> dict[str, Any]:
     given = {**data_of(NAME), "settings": QUICK, "effort": "fast"}
     names = ("ort", "portable")
-    return joined({name: onnxshot.quantize(fixture(NAME), target=name, **given).report for name in names})
+    return joint_report({name: onnxshot.quantize(fixture(NAME), target=name, **given).report for name in names})
 
 
 _MADE: dict[str, Callable[[], dict[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""`verify`, and what `quantize` and `compress` share with it: bundles."""
+"""`verify`: check that a bundle is intact and still gives its recorded outputs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ from onnxshot.errors import GoalMissed
 
 if TYPE_CHECKING:
     from onnxshot.api.verify import Verified
-
-BundleOpt = Annotated[
-    Path | None,
-    typer.Option(help="Also put all of it into this folder, with samples and a manifest; of several targets, each."),
-]
 
 
 def verify(

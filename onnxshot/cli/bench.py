@@ -1,0 +1,31 @@
+"""`bench`: the latency of several models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import onnxshot
+from onnxshot.cli.options import CalibOpt, JsonOpt, PresetOpt, ThreadsOpt, tell
+
+
+def bench(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Models; the first is the base.")],
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure each model.")] = 2.0,
+    threads: ThreadsOpt = 2,
+    python: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Time in the onnxruntime of this interpreter or environment.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure the latency of models in turns, so that a busy machine is unfair to none of them."""
+    from onnxshot.cli import tables
+
+    rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads, python=python)
+    values = {"models": [{**asdict(row), "path": str(row.path)} for row in rows]}
+    tell(as_json, values, lambda: tables.show_latencies(rows))

@@ -1,0 +1,41 @@
+"""`compare`: the accuracy of one model against another, tensor by tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import onnxshot
+from onnxshot.cli.options import (
+    CalibOpt,
+    JsonOpt,
+    PresetOpt,
+    ReportOpt,
+    SamplesOpt,
+    ThreadsOpt,
+    files_of,
+    samples_of,
+    tell,
+)
+
+
+def compare(
+    reference: Annotated[Path, typer.Argument(metavar="FLOAT", help="The float model.", show_default=False)],
+    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The other model.", show_default=False)],
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    samples: SamplesOpt = "all",
+    report: ReportOpt = None,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Compare any two models of the same inputs and outputs, tensor by tensor, worst first."""
+    from onnxshot.cli import tables
+
+    settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, files=files_of(report))
+    found = onnxshot.compare(reference, candidate, calib, preset=preset, settings=settings)
+    if report is not None:
+        found.save(report)
+    tell(as_json, found.to_dict(), lambda: tables.show_report(found))

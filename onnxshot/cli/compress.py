@@ -1,0 +1,112 @@
+"""`compress`: prune and quantize, or run the stages of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import onnxshot
+from onnxshot.cli import terminal
+from onnxshot.cli.emit_options import BatchOpt, ShapeOpt, parse_shapes
+from onnxshot.cli.options import (
+    BundleOpt,
+    CacheOpt,
+    CalibOpt,
+    JsonOpt,
+    LogOpt,
+    ModelArg,
+    PresetOpt,
+    ReportOpt,
+    SamplesOpt,
+    SetOpt,
+    TargetOpt,
+    ThreadsOpt,
+    files_of,
+    is_given,
+    layer_sparsity,
+    recipe_of,
+    samples_of,
+    sinks_of,
+    tell,
+)
+from onnxshot.errors import GoalMissed
+
+if TYPE_CHECKING:
+    pass
+
+
+def compress(
+    context: typer.Context,
+    model: ModelArg,
+    optim_level: Annotated[
+        float | None, typer.Option(help="From 0, int8 alone, to 1, int8 with 70 % zeros; in place of what follows.")
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option(help="As of prune.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="As of prune.")] = None,
+    scope: Annotated[str | None, typer.Option(help="As of prune.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="As of prune.")] = None,
+    spare: Annotated[list[str] | None, typer.Option(help="Do not prune what this glob matches. Repeatable.")] = None,
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.small.onnx beside the input.")
+    ] = None,
+    bundle: BundleOpt = None,
+    keep_stages: Annotated[Path | None, typer.Option(help="A folder for the file of every stage.")] = None,
+    target: TargetOpt = "ort",
+    effort: Annotated[str | None, typer.Option(help="As of quantize.")] = None,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="The stages, or how to quantize: YAML or JSON, or a report.")
+    ] = None,
+    arguments: SetOpt = None,
+    batch: BatchOpt = None,
+    shape: ShapeOpt = None,
+    samples: SamplesOpt = "auto",
+    report: ReportOpt = None,
+    log: LogOpt = None,
+    cache: CacheOpt = True,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run the stages of a recipe on MODEL, or prune it and quantize what is left; each is held against MODEL."""
+    from onnxshot.api.bundle import of_beside, refuse_folder
+    from onnxshot.cli import tables
+    from onnxshot.recipes.files import load_stages
+    from onnxshot.results.shrunk import ShrinkReport
+
+    sinks = sinks_of(log)
+    recipe = recipe_of(recipe_file, arguments, load_stages)
+    options = {"target": target, "effort": effort, "batch": batch, "shape": shape}
+    given: dict[str, Any] = {name: value for name, value in options.items() if is_given(context, name)}
+    if given.pop("shape", None):
+        given["shapes"] = parse_shapes(shape)
+    if bundle is not None:
+        refuse_folder(bundle)  # before the work, not after it
+    out = output or model.parent / f"{model.stem}.small.onnx"
+    files = files_of(
+        report, recipe=recipe_file, arguments=arguments, bundle=() if bundle is None else (bundle,),
+        unnamed=() if output is not None else (out,),
+    )  # fmt: skip
+    if bundle is not None:
+        files = files.reading(*of_beside(model))
+    with terminal.progress(not as_json) as show:
+        settings = onnxshot.Settings(
+            samples=samples_of(samples), use_cache=cache, threads=threads, files=files, progress=show
+        )
+        result = onnxshot.compress(
+            model, calib, optim_level=optim_level, sparsity=sparsity, pattern=pattern, scope=scope,
+            layers=dict(map(layer_sparsity, layer or ())), spare=spare or (),
+            output=out, keep_stages=keep_stages, preset=preset, recipe=recipe, settings=settings, **given,
+        )  # fmt: skip
+        if bundle is not None:
+            onnxshot.bundle(result, bundle, calib, preset=preset, settings=settings)
+    if report is not None:
+        result.report.save(report)
+    tell(as_json, result.report.to_dict(), lambda: tables.show_stages(result.report))
+    for sink in sinks:
+        sink.send(result.report.to_dict())
+    for stage in result.report.stages:
+        if isinstance(stage.report, ShrinkReport) and not stage.report.reached:
+            raise GoalMissed(f"it was written, but {stage.name} does not reach its target", "no more can be cut")

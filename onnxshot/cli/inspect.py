@@ -1,0 +1,40 @@
+"""`inspect`: what would be quantized, and why the rest would not."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import onnxshot
+from onnxshot.cli import terminal
+from onnxshot.cli.options import (
+    CalibOpt,
+    ExcludeOpt,
+    IncludeOpt,
+    JsonOpt,
+    ModelArg,
+    PrecisionOpt,
+    PresetOpt,
+    TargetOpt,
+    tell,
+)
+
+
+def inspect(
+    model: ModelArg,
+    target: TargetOpt = "ort",
+    mode: Annotated[str, typer.Option(help="static, dynamic or weights.")] = "static",
+    precision: PrecisionOpt = "int8",
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    exclude: ExcludeOpt = None,
+    include: IncludeOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Show what would be quantized, what would not, and why; with --calib also what the inputs look like."""
+    recipe = onnxshot.Recipe(
+        target=target, mode=mode, precision=precision, exclude=tuple(exclude or ()), include=tuple(include or ())
+    )
+    found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=preset)
+    tell(as_json, found.to_dict(), lambda: terminal.show_text(found.to_text()))

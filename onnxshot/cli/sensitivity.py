@@ -1,0 +1,59 @@
+"""`sensitivity`: the accuracy and the time that each node costs in int8."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import onnxshot
+from onnxshot.cli import terminal
+from onnxshot.cli.options import (
+    CacheOpt,
+    CalibOpt,
+    ExcludeOpt,
+    IncludeOpt,
+    JsonOpt,
+    ModelArg,
+    PresetOpt,
+    ReportOpt,
+    SamplesOpt,
+    StatsOpt,
+    TargetOpt,
+    ThreadsOpt,
+    files_of,
+    samples_of,
+    tell,
+)
+
+
+def sensitivity(
+    model: ModelArg,
+    calib: CalibOpt = None,
+    preset: PresetOpt = None,
+    target: TargetOpt = "ort",
+    mode: Annotated[str, typer.Option(help="static, dynamic or weights.")] = "static",
+    gains: Annotated[bool, typer.Option("--gains", help="Also what is won when each node alone stays float.")] = False,
+    exclude: ExcludeOpt = None,
+    include: IncludeOpt = None,
+    samples: SamplesOpt = "auto",
+    stats: StatsOpt = None,
+    report: ReportOpt = None,
+    cache: CacheOpt = True,
+    threads: ThreadsOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure what each node costs when it alone is int8, worst first."""
+    from onnxshot.cli import tables
+
+    recipe = onnxshot.Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
+    with terminal.progress(not as_json) as show:
+        settings = onnxshot.Settings(
+            samples=samples_of(samples), use_cache=cache, threads=threads, files=files_of(report), progress=show
+        )
+        found = onnxshot.sensitivity(
+            model, calib, stats=stats, preset=preset, gains=gains, recipe=recipe, settings=settings
+        )
+    if report is not None:
+        found.save(report)
+    tell(as_json, found.to_dict(), lambda: tables.show_sensitivity(found))
