@@ -1,4 +1,4 @@
-"""Layers of so many inputs that their second moments would take gigabytes: a block of the inputs at a time."""
+"""Blocks of input columns, for layers whose second moments are too large to hold at once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
 
 WHOLE, BLOCK = 8192, 512
-"""Inputs of a layer whose second moments are held whole; of one with more, in blocks: 25,088^2 would take 5 GB."""
+"""Most inputs of a layer that is fitted at once, and the block size for layers with more.
+
+The second moments of 25,088 inputs would take 5 GB in float64.
+"""
 
 
 def in_place(table: NDArray[np.float32], order: NDArray[np.int64] | slice) -> NDArray[np.float32]:
-    """A table [G, O, K] with its columns back where they were before they were brought into this order."""
+    """Return a table [G, O, K] with its columns permuted back from this order."""
     if isinstance(order, slice):
         return table
     found = np.empty_like(table)
@@ -23,7 +26,7 @@ def in_place(table: NDArray[np.float32], order: NDArray[np.int64] | slice) -> ND
 
 
 def blocks_of(inputs: int, pattern: Pattern) -> list[slice]:
-    """The columns that are fitted at once: all of them up to WHOLE, else blocks of BLOCK that no pattern crosses."""
+    """Column ranges that are fitted at once: one up to `WHOLE` inputs, else blocks that no pattern crosses."""
     size = max(BLOCK - BLOCK % pattern.width, pattern.width)
     if inputs <= WHOLE:
         return [slice(0, inputs)]
@@ -38,10 +41,18 @@ def counts_of(
     count: int,
     fixed: Mask,
 ) -> list[int]:
-    """How many weights go of each block: those of least w^2 E[x^2] over the whole layer (Wanda, Sun et al. 2024).
+    """Number of zeros in each block: the weights of least w^2 E[x^2] in the whole layer (Wanda, Sun et al. 2024).
 
-    Where any weight may go, scores are told apart to 8 bits of their mantissa, and are never held of all weights at
-    once: a few of those that are alike up to there go of earlier blocks.
+    For unstructured pruning, scores are compared to 8 bits of mantissa, so that a histogram replaces the scores of all
+    weights. Ties go to earlier blocks.
+
+    Args:
+        blocks: Column ranges.
+        weight: [G, O, K].
+        x: Inputs of the layer [G, N, K].
+        pattern: Pattern of the zeros.
+        count: Number of zeros in the layer.
+        fixed: [G, O, K], weights that are zero in any case.
     """
     power = np.einsum("gnk,gnk->gk", x, x)
     power += 0.01 * power.mean(axis=1, keepdims=True) + np.finfo(np.float32).tiny
@@ -65,14 +76,14 @@ def counts_of(
 
 
 def _by_size(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """How many scores, none below 0, have each of the 32,768 values of their first 16 bits, whose order is theirs."""
+    """Histogram of non-negative scores over their upper 16 bits [32768]; these bits sort as the scores do."""
     return np.bincount(np.ascontiguousarray(scores).view(np.uint32).reshape(-1) >> 16, minlength=1 << 15)[: 1 << 15]
 
 
 def _lowest_in(counted: Sequence[NDArray[np.int64]], count: int) -> list[int]:
-    """How many of the `count` lowest are in each block; counted: how many of its scores are in each bin."""
+    """How many of the `count` lowest scores are in each block. counted: histogram of each block."""
     below = np.cumsum(np.sum(counted, axis=0))
-    bin_ = int(np.searchsorted(below, count))  # where the last of them is
+    bin_ = int(np.searchsorted(below, count))  # the bin of the last of them
     found = [int(one[:bin_].sum()) for one in counted]
     left = count - sum(found)
     for i, one in enumerate(counted):

@@ -1,8 +1,8 @@
-"""Layer by layer, take weights out of a network and let what is left make up for it.
+"""Layer-wise pruning: set weights of each layer to zero and refit the others to the float model's outputs.
 
-The float model is the teacher. The pruned one walks over the samples, and at every layer the inputs are those of the
-pruned model so far, and the outputs wanted are the float model's (the asymmetric form: GPTAQ, Li et al. 2025,
-section 3, here for pruning).
+Layers are pruned in graph order. The inputs of a layer are those of the pruned model, with all earlier layers pruned.
+Its targets are the outputs of the float model (asymmetric calibration: GPTAQ, Li et al. 2025, section 3, here for
+pruning). The mask and the update follow Optimal Brain Surgeon (SparseGPT, Frantar and Alistarh 2023).
 """
 
 from __future__ import annotations
@@ -24,24 +24,32 @@ from onnxshot.maths.ridge_regression import Moments, change, ridge
 from onnxshot.pruning.input_blocks import BLOCK, WHOLE, blocks_of, counts_of, in_place
 
 HELD = 512 << 20
-"""Bytes of tensors that a walk may hold: it is of as many samples as that takes."""
+"""Bytes of activations held at a time; this limits the number of samples."""
 ROWS = 8192
-"""Positions of a layer's output, over all samples, that it is pruned on."""
-_ROW_BYTES = 160 << 20  # of what a layer reads for them: fewer rows where it reads more
-_WANTED = 96 << 20  # bytes of the float model's outputs that are held at once, of as many layers as that takes
-_ROWS_PER_INPUT, _LEAST_ROWS = 24, 1024  # no more rows where a layer has few inputs
-_STRENGTHS = (0.01, 0.1, 1.0)  # of ridge and damping, in second moments, as they are tried
-_DAMPING = 0.1  # for the first mask; SparseGPT, section 4, has 0.01 on a thousand times the rows
-_FEW_DAMPING = 1.0  # where there are too few samples to try any
-_FOLD, _LEAST_SAMPLES = 4, 8  # every so many-th sample judges a strength; with fewer samples none is tried
+"""Output positions of a layer, over all samples, that it is pruned on."""
+_ROW_BYTES = 160 << 20  # bytes of the inputs at these positions, at most
+_WANTED = 96 << 20  # bytes of target outputs held at a time; this limits how many layers are collected in one run
+_ROWS_PER_INPUT, _LEAST_ROWS = 24, 1024  # layers with few inputs need fewer positions
+_STRENGTHS = (0.01, 0.1, 1.0)  # candidate strengths of ridge and damping, relative to the mean second moment
+_DAMPING = 0.1  # for the first mask; SparseGPT, section 4, uses 0.01 on a thousand times the rows
+_FEW_DAMPING = 1.0  # with too few samples to compare strengths
+_FOLD, _LEAST_SAMPLES = 4, 8  # every 4th sample is held out to compare strengths; needs 8 samples
 _TRIAL_STEPS = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Prunable:
-    """A layer with a constant float32 weight of its own: the node's name, how it multiplies, and its constants' names.
+class PrunableLayer:
+    """A Conv, Gemm or MatMul with a constant float32 weight that no other node reads.
 
-    shape: the weight as it is stored; inputs: K of the table [G, O, K], with `kernel` positions of each channel.
+    Attributes:
+        name, op: Node name and operator.
+        form: How the layer multiplies its input and weight.
+        input, output, weight: Tensor names.
+        bias: Name of the bias constant; "" if there is none that only this layer reads.
+        shape: Shape of the weight as stored.
+        outputs: Number of outputs, over all groups.
+        inputs: K, the columns of the weight as a table [G, O, K].
+        kernel: Kernel positions of each input channel; 1 for Gemm and MatMul.
     """
 
     name: str
@@ -58,18 +66,18 @@ class Prunable:
 
     @property
     def size(self) -> int:
-        """How many weights."""
+        """Number of weights."""
         return int(np.prod(self.shape))
 
     @property
     def groups(self) -> int:
-        """Groups that have no inputs in common."""
+        """Number of groups of a grouped Conv; 1 otherwise."""
         return int(self.form.attrs.get("group", 1))
 
     def order(self, pattern: Pattern) -> NDArray[np.int64] | slice:
-        """The order of columns in which neighbours are input channels at one kernel position, where it matters.
+        """Column order in which neighbours are input channels at one kernel position, as patterns require.
 
-        A slice, which copies nothing, where it does not, and the layer is one whose copies take much memory.
+        A slice, which copies nothing, if the pattern does not depend on the order and the layer is large.
         """
         if self.inputs > WHOLE and pattern.width == 1:
             return slice(None)
@@ -78,11 +86,15 @@ class Prunable:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Pruned:
-    """What becomes of a layer: its weight as it is stored, and its bias; None where there is none or it stays.
+class PrunedLayer:
+    """A layer after pruning.
 
-    refitted: the strength of the ridge that the weight was refitted with, before any went; None: it was not.
-    note: what is special about it, in words.
+    Attributes:
+        weight: The weight with its zeros, in the stored shape.
+        bias: The corrected bias; None if there is none or it stays.
+        refitted: Strength of the ridge regression that moved the weight towards the float outputs before pruning; None
+            if it was not moved.
+        note: What the user should know about the layer.
     """
 
     weight: NDArray[np.float32]
@@ -91,35 +103,50 @@ class Pruned:
     note: str = ""
 
 
-def sparsified(
+def prune_layers(
     reference: ModelProto,
-    layers: Sequence[Prunable],
+    layers: Sequence[PrunableLayer],
     counts: Mapping[str, int],
     pattern: Pattern,
     feeds: Feeds,
     *,
     keep_zeros: bool = False,
-    given: Mapping[str, Pruned] | None = None,
+    given: Mapping[str, PrunedLayer] | None = None,
     threads: int = 2,
     progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, Pruned]:
-    """What becomes of every layer, by name. counts: how many of its weights become zero.
+) -> dict[str, PrunedLayer]:
+    """Prune every layer, in graph order.
 
-    given: what becomes of some is known; the others make up for that too.
+    Args:
+        reference: The float model.
+        layers: The layers to prune, in graph order.
+        counts: Number of zeros of each layer, by name.
+        pattern: Pattern of the zeros.
+        feeds: Samples.
+        keep_zeros: Weights that are zero stay zero.
+        given: Layers whose result is already known; later layers compensate for their error too.
+        threads: Samples that run at a time.
+        progress: Called as (stage, done, total).
 
-    layers: in the order of the graph. Held at any time: the model twice, HELD bytes of tensors, and of one layer
-    ROWS rows of inputs and outputs and their second moments. Raises ModelError where the model does not run.
+    Returns:
+        The pruned layers by name.
+
+    Raises:
+        ModelError: The model does not run.
+
+    Memory: two copies of the model, `HELD` bytes of activations, and for one layer `ROWS` rows of inputs and outputs
+    and their second moments.
     """
     feeds = feeds[: samples_that_fit(reference, [layer.name for layer in layers], feeds, HELD)]
     student, activations = Walk(reference, feeds, threads), Activations(reference)
-    shares = [share_of(layer, len(feeds), ROWS) for layer in layers]
-    targets = layer_outputs(reference, named(reference, layers), feeds, shares, threads, _WANTED)
+    shares = [positions_per_sample(layer, len(feeds), ROWS) for layer in layers]
+    targets = layer_outputs(reference, with_nodes(reference, layers), feeds, shares, threads, _WANTED)
     found = {}
     for done, (layer, share, outputs) in enumerate(zip(layers, shares, targets, strict=True), 1):
         pruned = (given or {}).get(layer.name)
         if pruned is None:
-            x = rows_of(student, layer, outputs, share)
-            task = _Task(layer, x, outputs, student.constant(layer.weight))
+            x = input_rows(student, layer, outputs, share)
+            task = _LayerProblem(layer, x, outputs, student.constant(layer.weight))
             bias = student.constant(layer.bias) if layer.bias else None
             pruned = task.solve(counts[layer.name], pattern, keep_zeros, bias, activations.behind(layer.output))
         student.set(layer.weight, pruned.weight)
@@ -131,83 +158,85 @@ def sparsified(
     return found
 
 
-def share_of(layer: Prunable, samples: int, most: int) -> int:
-    """How many positions of every sample the layer is looked at, for `most` rows of all."""
+def positions_per_sample(layer: PrunableLayer, samples: int, most: int) -> int:
+    """Output positions to use of every sample, for at most `most` rows over all samples."""
     rows = min(most, max(_ROWS_PER_INPUT * layer.inputs, _LEAST_ROWS))
     rows = min(rows, _ROW_BYTES // (4 * layer.groups * layer.inputs))
     return max(1, -(-rows // samples))
 
 
-def named(model: ModelProto, layers: Sequence[Prunable]) -> list[tuple[NodeProto, Prunable]]:
-    """The layers with their nodes."""
+def with_nodes(model: ModelProto, layers: Sequence[PrunableLayer]) -> list[tuple[NodeProto, PrunableLayer]]:
+    """Each layer with its node."""
     nodes = {node.name: node for node in model.graph.node}
     return [(nodes[layer.name], layer) for layer in layers]
 
 
-def rows_of(walk: Walk, layer: Prunable, outputs: LayerOutputs, share: int) -> NDArray[np.float32]:
-    """What the layer reads in the walk for the positions of these outputs: [G, N, K]."""
+def input_rows(walk: Walk, layer: PrunableLayer, outputs: LayerOutputs, share: int) -> NDArray[np.float32]:
+    """Inputs of the layer in the walk, at the positions of these outputs [G, N, K]."""
     return layer.form.read(walk.values(layer.input), outputs.sizes, share, layer.shape, np.zeros((), np.float32))
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
-    """One layer: what it reads [G, N, K], what it should give, and its weight as it is."""
+class _LayerProblem:
+    """One layer to prune: its inputs x [G, N, K], its target outputs, and its weight as stored."""
 
-    layer: Prunable
+    layer: PrunableLayer
     x: NDArray[np.float32]
     wanted: LayerOutputs
     stored: NDArray[np.float32]
 
     def solve(
         self, count: int, pattern: Pattern, keep_zeros: bool, bias: NDArray[np.float32] | None, behind: Activation
-    ) -> Pruned:
-        """Refit, choose what goes, fit what stays, and correct the bias.
+    ) -> PrunedLayer:
+        """Refit the weight, choose the zeros, update the other weights, and correct the bias.
 
-        By magnitude alone where the samples teach nothing: they are not finite, or what was fitted to them is not.
+        Prune by magnitude if inputs, outputs or the fit are not finite.
         """
         if not (np.isfinite(self.x).all() and np.isfinite(self.wanted.values).all()):
-            why = "what it reads or gives is not finite"
+            why = "its inputs or outputs are not finite"
         else:
             try:
-                with np.errstate(all="ignore"):  # looked for below
+                with np.errstate(all="ignore"):  # checked below
                     found = self._solved(count, pattern, keep_zeros, bias, behind)
                 if all(np.isfinite(values).all() for values in (found.weight, found.bias) if values is not None):
                     return found
-                why = "what makes up for the zeros is not finite"
+                why = "the fitted weights are not finite"
             except np.linalg.LinAlgError as e:
-                why = f"what it reads cannot be solved for ({e})"
+                why = f"the second moments of its inputs cannot be inverted ({e})"
         return replace(by_magnitude(self.layer, self.stored, pattern, count), note=f"pruned by magnitude: {why}")
 
     def _solved(
         self, count: int, pattern: Pattern, keep_zeros: bool, bias: NDArray[np.float32] | None, behind: Activation
-    ) -> Pruned:
+    ) -> PrunedLayer:
+        """The layer pruned on the samples; a large layer block by block, each block fitted to the remaining error."""
         order = self.layer.order(pattern)
         blocks = blocks_of(self.layer.inputs, pattern)
         weight = self.layer.form.table(self.stored)[:, :, order]
         fixed = weight == 0 if keep_zeros else np.broadcast_to(False, weight.shape)
         x, y = self._centred(order)
-        fitted, settled = np.empty_like(weight), None
+        fitted, chosen = np.empty_like(weight), None
         if len(blocks) == 1:
-            settled = self._settled(weight, *self._moments(x, y), pattern, count, fixed)
-            fitted = self._fitted(x, y, weight, pattern, count, fixed, settled)
+            chosen = self._best_strength(weight, *self._moments(x, y), pattern, count, fixed)
+            fitted = self._fitted(x, y, weight, pattern, count, fixed, chosen)
         else:
             counts = counts_of(blocks, weight, x, pattern, count, fixed)
             missing = y - x @ weight.transpose(0, 2, 1)
             for block, share in zip(blocks, counts, strict=True):
                 part, rows = weight[:, :, block], x[:, :, block]
                 aim = missing + rows @ part.transpose(0, 2, 1)
-                settled = settled or self._settled(part, *self._moments(rows, aim), pattern, share, fixed[:, :, block])
-                fitted[:, :, block] = self._fitted(rows, aim, part, pattern, share, fixed[:, :, block], settled)
+                zeros = fixed[:, :, block]
+                chosen = chosen or self._best_strength(part, *self._moments(rows, aim), pattern, share, zeros)
+                fitted[:, :, block] = self._fitted(rows, aim, part, pattern, share, zeros, chosen)
                 missing = aim - rows @ fitted[:, :, block].transpose(0, 2, 1)
         table = in_place(fitted, order)
-        assert settled is not None
-        pruned, refitted = self.layer.form.stored(table, self.stored), settled[0] if settled[1] else None
+        assert chosen is not None
+        pruned, refitted = self.layer.form.stored(table, self.stored), chosen[0] if chosen[1] else None
         note = f"its {weight.shape[2]} inputs were fitted {BLOCK} at a time" if len(blocks) > 1 else ""
         if bias is None:
-            return Pruned(pruned, None, refitted, note)
+            return PrunedLayer(pruned, None, refitted, note)
         got = product(self.x, table)
         learned_bias = corrected_bias(self.wanted.values, got, bias.reshape(-1), behind, self.wanted.starts)
-        return Pruned(pruned, learned_bias.astype(np.float32).reshape(bias.shape), refitted, note)
+        return PrunedLayer(pruned, learned_bias.astype(np.float32).reshape(bias.shape), refitted, note)
 
     def _fitted(
         self,
@@ -217,16 +246,16 @@ class _Task:
         pattern: Pattern,
         count: int,
         fixed: Mask,
-        settled: tuple[float, bool],
+        chosen: tuple[float, bool],
     ) -> NDArray[np.float32]:
-        """The weight [G, O, K] without `count` of its values. x [G, N, K], y [G, N, O]: what is read, and wanted."""
+        """The weight [G, O, K] with `count` zeros. x: inputs [G, N, K]. y: target outputs [G, N, O]."""
         learned, others = self._moments(x, y)
-        moments, (strength, moves) = learned + others, settled
+        moments, (strength, moves) = learned + others, chosen
         target = ridge(moments, weight, strength).astype(np.float32) if moves else weight
         damped = moments.damped(strength).astype(np.float32)
         return optimal_brain_surgeon.prune_and_refit(target, damped, pattern, count, fixed)
 
-    def _settled(
+    def _best_strength(
         self,
         weight: NDArray[np.float32],
         learned: Moments,
@@ -235,10 +264,10 @@ class _Task:
         count: int,
         fixed: Mask,
     ) -> tuple[float, bool]:
-        """(Strength of ridge and damping, whether the weight moves towards the wanted outputs at all).
+        """(Strength of ridge and damping, whether to refit the weight to the target outputs before pruning).
 
-        Those whose pruned layer, fitted on most samples, comes closest to what is wanted on the others: few rows, or
-        noise, and a refit does harm; and what is fitted after the mask is just as free to do so.
+        The choice is the one whose pruned layer, fitted on most samples, has the least error on the held-out ones. With
+        few or noisy rows, a refit increases the error.
         """
         if len(self.wanted.starts) < _LEAST_SAMPLES:
             return _FEW_DAMPING, False
@@ -258,7 +287,7 @@ class _Task:
         return best
 
     def _centred(self, order: NDArray[np.int64] | slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What is read [G, N, K] and wanted [G, N, O]; about the means where there is a bias to take them up."""
+        """Inputs [G, N, K] and target outputs [G, N, O], minus their means if there is a bias to absorb these."""
         x = self.x[:, :, order]
         groups, rows, _ = x.shape
         y = self.wanted.values.reshape(rows, groups, -1).transpose(1, 0, 2)
@@ -267,17 +296,17 @@ class _Task:
         return x, y
 
     def _moments(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[Moments, Moments]:
-        """Of most samples, and of every _FOLD-th."""
+        """Second moments of the samples to fit on, and of the held-out ones (every `_FOLD`-th)."""
         sizes = np.diff(self.wanted.starts, append=x.shape[1])
         held_out = np.repeat(np.arange(len(sizes)) % _FOLD == _FOLD - 1, sizes)
         first, second = (Moments.of(x[:, part], y[:, part]) for part in (~held_out, held_out))
         return first, second
 
 
-def by_magnitude(layer: Prunable, weight: NDArray[np.float32], pattern: Pattern, count: int) -> Pruned:
-    """The layer without its weights of least L2 norm, by block where the pattern is of blocks; no data is needed.
+def by_magnitude(layer: PrunableLayer, weight: NDArray[np.float32], pattern: Pattern, count: int) -> PrunedLayer:
+    """Set the weights of least magnitude to zero, or the blocks of least L2 norm; needs no data.
 
-    Zeros are of the least norm: what is zero already stays so.
+    Weights that are zero stay zero, since their magnitude is least.
     """
     order = layer.order(pattern)
     table = layer.form.table(weight)[:, :, order]
@@ -285,4 +314,4 @@ def by_magnitude(layer: Prunable, weight: NDArray[np.float32], pattern: Pattern,
     gone = lowest_scores(sizes.reshape(-1, layer.inputs), pattern, count).reshape(table.shape)
     left = np.empty_like(table)
     left[:, :, order] = np.where(gone, np.float32(0), table)
-    return Pruned(layer.form.stored(left, weight))
+    return PrunedLayer(layer.form.stored(left, weight))

@@ -1,4 +1,4 @@
-"""What zeros in each layer cost the network: how a layer's own error grows with them, times how far it is heard."""
+"""Loss curves for sparsity allocation: output error as a function of the sparsity of each layer alone."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
 from onnxshot.maths.ridge_regression import Moments
 from onnxshot.maths.sparsity_allocation import Curve
 from onnxshot.pruning.input_blocks import blocks_of, counts_of, in_place
-from onnxshot.pruning.layerwise_pruning import HELD, Prunable, named, rows_of, share_of
+from onnxshot.pruning.layerwise_pruning import HELD, PrunableLayer, input_rows, positions_per_sample, with_nodes
 
 _SPARSITIES = (0.25, 0.5, 0.7, 0.85, 0.95)
-_HEARD_AT = 1  # the sparsity of these at which it is measured what the outputs make of a layer's error
-_SAMPLES, _HEARD_ON = 48, 8  # samples of errors, and of outputs
-_FOLD = 3  # every so many-th is not updated on: errors and outputs are those of such
+_MEASURED_AT = 1  # index of the sparsity at which the output error is measured
+_SAMPLES, _MEASURED_ON = 48, 8  # samples for layer errors, and for output errors
+_FOLD = 3  # every 3rd sample is held out of the weight update; errors are measured on these
 _ROWS = 4096
 _DAMPING = 0.05
-_LARGE = 1e15  # weights and inputs whose squares, times others, float32 does not hold
+_LARGE = 1e15  # larger weights or inputs overflow float32 when squared and summed
 
 
-def curves(
+def loss_curves(
     reference: ModelProto,
-    layers: Sequence[Prunable],
+    layers: Sequence[PrunableLayer],
     pattern: Pattern,
     feeds: Feeds,
     *,
@@ -40,49 +40,62 @@ def curves(
     threads: int = 2,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Curve]:
-    """The curve of every layer: share of the outputs' energy that is noise when it alone is pruned, by sparsity.
+    """Estimate the output error of pruning each layer alone, as a share of the output energy, by sparsity.
 
-    Its form is that of the layer's error after OBS updates, on second moments of the float model; its height is
-    measured at one sparsity, by running the network with that layer pruned. Held: HELD bytes of tensors, one layer's
-    rows, and a few models. Raises ModelError where the model does not run.
+    The shape of a curve is the layer's own error after the OBS update, on second moments of the float model. Its height
+    is measured at one sparsity, by running the model with that layer pruned.
+
+    Args:
+        reference: The float model.
+        layers: The layers, in graph order.
+        pattern: Pattern of the zeros.
+        feeds: Samples; at most 48 are used.
+        keep_zeros: Weights that are zero stay zero.
+        threads: Samples that run at a time.
+        progress: Called as (stage, done, total).
+
+    Raises:
+        ModelError: The model does not run.
+
+    Memory: `HELD` bytes of activations, the rows of one layer, and a few models.
     """
     feeds = feeds[:_SAMPLES]
     feeds = feeds[: samples_that_fit(reference, [layer.name for layer in layers], feeds, HELD)]
     errors: list[list[float]] = []
 
-    def candidate(walk: Walk, layer: Prunable, outputs: LayerOutputs, share: int) -> bytes:
-        x = rows_of(walk, layer, outputs, share)
+    def candidate(walk: Walk, layer: PrunableLayer, outputs: LayerOutputs, share: int) -> bytes:
+        x = input_rows(walk, layer, outputs, share)
         found, changed = _errors(walk, layer, x, outputs.starts, pattern, keep_zeros)
         errors.append(found)
         return with_initializers_serialized(reference, changed)
 
     def candidates() -> Iterator[bytes]:
         walk = Walk(reference, feeds, threads)
-        shares = [share_of(layer, len(feeds), _ROWS) for layer in layers]
-        outputs = layer_outputs(reference, named(reference, layers), feeds, shares, threads)
+        shares = [positions_per_sample(layer, len(feeds), _ROWS) for layer in layers]
+        outputs = layer_outputs(reference, with_nodes(reference, layers), feeds, shares, threads)
         for done, (layer, given, one) in enumerate(zip(layers, outputs, shares, strict=True), 1):
-            yield candidate(walk, layer, given, one)  # nothing of it is held here while it is run
+            yield candidate(walk, layer, given, one)  # not held here while it runs
             if progress is not None:
                 progress("measuring", done, len(layers))
 
-    samples = [Sample(str(i), dict(feed)) for i, feed in enumerate((feeds[_FOLD - 1 :: _FOLD] or feeds)[:_HEARD_ON])]
-    heard = measure_candidates(reference.SerializeToString(), candidates(), samples, threads=threads)
-    noise = [10 ** (-one.typical_db / 10) for one in heard]
+    samples = [Sample(str(i), dict(feed)) for i, feed in enumerate((feeds[_FOLD - 1 :: _FOLD] or feeds)[:_MEASURED_ON])]
+    measured = measure_candidates(reference.SerializeToString(), candidates(), samples, threads=threads)
+    noise = [10 ** (-one.typical_db / 10) for one in measured]
     return [
-        Curve(layer.size, _SPARSITIES, tuple(noise[i] * e / max(errors[i][_HEARD_AT], 1e-30) for e in errors[i]))
+        Curve(layer.size, _SPARSITIES, tuple(noise[i] * e / max(errors[i][_MEASURED_AT], 1e-30) for e in errors[i]))
         for i, layer in enumerate(layers)
     ]
 
 
 def _errors(
     walk: Walk,
-    layer: Prunable,
+    layer: PrunableLayer,
     x: NDArray[np.float32],
     starts: NDArray[np.int64],
     pattern: Pattern,
     keep_zeros: bool,
 ) -> tuple[list[float], dict[str, NDArray[np.float32]]]:
-    """The layer's errors at _SPARSITIES, and its constants at one of them."""
+    """The layer's errors at `_SPARSITIES`, and its constants at the one where the outputs are measured."""
     stored = walk.constant(layer.weight)
     order = layer.order(pattern)
     weight = layer.form.table(stored)[:, :, order]
@@ -98,7 +111,7 @@ def _errors(
     found, changed = [], dict[str, NDArray[np.float32]]()
     for i, (left, error) in enumerate(_by_sparsity(weight, one, other, layer.size, pattern, fixed)):
         found.append(error)
-        if i == _HEARD_AT:
+        if i == _MEASURED_AT:
             changed[layer.weight] = layer.form.stored(in_place(left, order), stored)
             if layer.bias:
                 bias = walk.constant(layer.bias)
@@ -115,9 +128,9 @@ def _by_sparsity(
     pattern: Pattern,
     fixed: Mask | None,
 ) -> Iterator[tuple[NDArray[np.float32], float]]:
-    """The weight [G, O, K] at each of _SPARSITIES, learned from rows x [G, N, K], and its error on other rows.
+    """The weight [G, O, K] at each of `_SPARSITIES`, updated on rows x [G, N, K], and its error on held-out rows.
 
-    Without what no rows can teach, that are not finite or too large to square: then by magnitude alone.
+    Prunes by magnitude if the second moments are not finite or would overflow.
     """
     blocks = blocks_of(weight.shape[2], pattern)
     nothing = np.zeros(weight.shape, bool) if fixed is None else fixed
@@ -140,7 +153,7 @@ def _by_sparsity(
 
 
 def _factors(x: NDArray[np.float32], blocks: list[slice]) -> list[NDArray[np.float32]]:
-    """`obs.inverse_factor` of what each block of columns reads; none where that is not finite."""
+    """`obs.inverse_factor` of the inputs of each block of columns; empty if any of them is not finite."""
     nothing = np.zeros((x.shape[0], 0, 0), np.float32)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -156,7 +169,7 @@ def _factors(x: NDArray[np.float32], blocks: list[slice]) -> list[NDArray[np.flo
 def _by_size(
     weight: NDArray[np.float32], size: int, pattern: Pattern, fixed: Mask
 ) -> Iterator[tuple[NDArray[np.float32], float]]:
-    """The weight at each of _SPARSITIES, by magnitude, and the energy that has gone."""
+    """The weight at each of `_SPARSITIES`, pruned by magnitude, and the energy of the removed weights."""
     energy = np.square(weight, dtype=np.float64)
     for sparsity in _SPARSITIES:
         lowest = lowest_scores(energy.reshape(-1, weight.shape[2]), pattern, int(sparsity * size))

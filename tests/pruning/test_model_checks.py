@@ -22,7 +22,7 @@ from onnxshot.pruning import input_blocks as blocks_module
 from onnxshot.pruning import layerwise_pruning
 from onnxshot.pruning import loss_curves as curves_module
 from onnxshot.pruning.input_blocks import blocks_of, counts_of
-from onnxshot.pruning.layerwise_pruning import Pruned
+from onnxshot.pruning.layerwise_pruning import PrunedLayer
 from onnxshot.runtimes.invalid_model import blames_model, invalid_reason
 
 QUIET = onnxshot.Settings(threads=1, use_cache=False, bench_seconds=0.02)
@@ -193,7 +193,7 @@ def test_what_was_learned_and_is_not_finite_is_not_put_in() -> None:
     first, second = (n for n in loaded.graph.nodes if n.op == "Gemm")
     bad = np.full((12, 16), np.inf, np.float32)
     good = np.full((16, 3), 2.0, np.float32)
-    change = ApplyRepairs({first.label: Pruned(bad), second.label: Pruned(good)}).run(loaded)
+    change = ApplyRepairs({first.label: PrunedLayer(bad), second.label: PrunedLayer(good)}).run(loaded)
     assert change.edits == 1
     assert [skip.node for skip in change.skips] == [first.label]
     assert all(np.isfinite(values).all() for values in stored(loaded.to_proto()).values())

@@ -13,9 +13,9 @@ from onnx import ModelProto, numpy_helper
 import onnxshot
 from onnxshot.errors import ModelError
 from onnxshot.maths.pruning_masks import Pattern
-from onnxshot.pruning.layerwise_pruning import Pruned, by_magnitude
-from onnxshot.pruning.prunable_layers import described
-from onnxshot.pruning.stay_finite import Guard, Instead
+from onnxshot.pruning.keep_finite import Fallback, FiniteGuard
+from onnxshot.pruning.layerwise_pruning import PrunedLayer, by_magnitude
+from onnxshot.pruning.prunable_layers import layers_named
 
 QUIET = onnxshot.Settings(threads=1, use_cache=False)
 
@@ -53,15 +53,15 @@ def bank() -> NDArray[np.float32]:
     return found
 
 
-def guarded(proto: ModelProto, sparsity: float) -> Guard:
+def guarded(proto: ModelProto, sparsity: float) -> FiniteGuard:
     """Of the layers in front of the Log."""
     for number, node in enumerate(proto.graph.node):
         node.name = node.name or f"n{number}"
     labels = [n.name for n in proto.graph.node if n.op_type == "MatMul" and n.input[1] != "v"]
-    layers = described(proto, labels)
+    layers = layers_named(proto, labels)
     stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     tables = {layer.name: stored[layer.weight] for layer in layers}
-    return Guard(proto, layers, tables, {la.name: int(sparsity * la.size) for la in layers}, Pattern(), 1)
+    return FiniteGuard(proto, layers, tables, {la.name: int(sparsity * la.size) for la in layers}, Pattern(), 1)
 
 
 def outputs(path: Path, feeds: list[Feed]) -> list[NDArray[np.float32]]:
@@ -87,27 +87,27 @@ def test_a_layer_keeps_its_weights_where_magnitude_makes_it_negative_too() -> No
     guard = guarded(spectrum(mixing), 0.9)
     (layer,) = guard.layers
     found = {layer.name: by_magnitude(layer, mixing, Pattern(), 65)}
-    fallbacks = guard.needed(found, {}, feeds)
-    assert fallbacks == {layer.name: Instead.WHOLE}
+    fallbacks = guard.fallbacks_for(found, {}, feeds)
+    assert fallbacks == {layer.name: Fallback.WHOLE}
     np.testing.assert_array_equal(guard.applied(found, fallbacks)[layer.name].weight, mixing)
-    assert guard.needed(found, fallbacks, feeds) == fallbacks
+    assert guard.fallbacks_for(found, fallbacks, feeds) == fallbacks
 
 
 def test_the_layer_that_is_at_fault_falls_back_alone_and_two_where_both_are() -> None:
     guard = guarded(spectrum(bank(), layers=2), 0.5)
     first, second = guard.layers
-    right = {la.name: Pruned(guard.tables[la.name]) for la in guard.layers}
-    assert guard.needed(right, {}, energies(4)) == {}
-    one = {**right, first.name: Pruned(-guard.tables[first.name])}
-    assert guard.needed(one, {}, energies(4)) == {first.name: Instead.WHOLE}
-    both = {la.name: Pruned(0 * guard.tables[la.name]) for la in guard.layers}
-    assert guard.needed(both, {}, energies(4)) == {first.name: Instead.WHOLE, second.name: Instead.WHOLE}
+    right = {la.name: PrunedLayer(guard.tables[la.name]) for la in guard.layers}
+    assert guard.fallbacks_for(right, {}, energies(4)) == {}
+    one = {**right, first.name: PrunedLayer(-guard.tables[first.name])}
+    assert guard.fallbacks_for(one, {}, energies(4)) == {first.name: Fallback.WHOLE}
+    both = {la.name: PrunedLayer(0 * guard.tables[la.name]) for la in guard.layers}
+    assert guard.fallbacks_for(both, {}, energies(4)) == {first.name: Fallback.WHOLE, second.name: Fallback.WHOLE}
 
 
 def test_what_is_not_finite_in_the_model_itself_asks_for_nothing() -> None:
     guard = guarded(spectrum(-bank()), 0.5)
     (layer,) = guard.layers
-    assert guard.needed({layer.name: Pruned(-bank())}, {}, energies(4)) == {}
+    assert guard.fallbacks_for({layer.name: PrunedLayer(-bank())}, {}, energies(4)) == {}
 
 
 def test_a_fault_that_no_layer_explains_is_an_error() -> None:
@@ -115,13 +115,13 @@ def test_a_fault_that_no_layer_explains_is_an_error() -> None:
     (layer,) = guard.layers
     odd = replace(guard, tables={layer.name: -bank()})
     with pytest.raises(ModelError, match="'y' \\(Log\\) is NaN or infinite on a sample"):
-        odd.needed({layer.name: Pruned(-bank())}, {}, energies(4))
+        odd.fallbacks_for({layer.name: PrunedLayer(-bank())}, {}, energies(4))
 
 
 def test_nothing_is_written_where_an_output_is_not_finite_after_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Guard, "needed", lambda guard, found, fallbacks, feeds: fallbacks)
+    monkeypatch.setattr(FiniteGuard, "fallbacks_for", lambda guard, found, fallbacks, feeds: fallbacks)
     out = tmp_path / "p.onnx"
     with pytest.raises(ModelError, match="NaN or infinite"):
         onnxshot.prune(spectrum(bank()), energies(), sparsity=0.9, scope="layer", output=out, settings=QUIET)

@@ -1,4 +1,4 @@
-"""Fall-backs of layers whose zeros would make an output NaN or infinite: in front of a Log, say."""
+"""Fallbacks for layers whose zeros would make an output NaN or infinite, for instance in front of a Log."""
 
 from __future__ import annotations
 
@@ -16,57 +16,72 @@ from onnxshot.errors import ModelError
 from onnxshot.execution.layer_walk import reads
 from onnxshot.graph.proto_copies import with_initializers, with_outputs
 from onnxshot.maths.pruning_masks import Pattern
-from onnxshot.pruning.layerwise_pruning import Prunable, Pruned, by_magnitude
+from onnxshot.pruning.layerwise_pruning import PrunableLayer, PrunedLayer, by_magnitude
 from onnxshot.runtimes.ort_runtime import Feed, Runner
 
-_ALONE = 8  # layers that are tried one by one
+_ALONE = 8  # layers that are tried one at a time
 
 
-class Instead(Enum):
-    """What a layer holds in place of what was found for it."""
+class Fallback(Enum):
+    """What replaces the fitted weights of a layer."""
 
     MAGNITUDE = "pruned by magnitude alone"
     WHOLE = "it keeps all of its weights"
 
 
-Fallbacks = Mapping[str, Instead]
-"""By the name of the layer."""
+Fallbacks = Mapping[str, Fallback]
+"""Layer name -> fallback."""
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
-    """Holds a pruned model against the one before any weight went, sample by sample.
+class FiniteGuard:
+    """Compares a pruned model with the float model sample by sample, and finds the fallbacks it needs.
 
-    tables: the weights as they were, by name of the layer; counts: how many of them go.
+    Attributes:
+        reference: The float model.
+        layers: The pruned layers, in graph order.
+        tables: Weights before pruning, by layer name.
+        counts: Number of zeros, by layer name.
+        pattern: Pattern of the zeros.
+        threads: Threads of ONNX Runtime.
     """
 
     reference: ModelProto
-    layers: Sequence[Prunable]
+    layers: Sequence[PrunableLayer]
     tables: Mapping[str, NDArray[np.float32]]
     counts: Mapping[str, int]
     pattern: Pattern
     threads: int = 2
 
-    def applied(self, found: Mapping[str, Pruned], fallbacks: Fallbacks) -> dict[str, Pruned]:
-        """What was found, and in place of some of it the fall-backs."""
+    def applied(self, found: Mapping[str, PrunedLayer], fallbacks: Fallbacks) -> dict[str, PrunedLayer]:
+        """Return the pruned layers, some replaced by their fallbacks."""
         return {
             la.name: self._fallback(la, fallbacks[la.name]) if la.name in fallbacks else found[la.name]
             for la in self.layers
         }
 
-    def _fallback(self, layer: Prunable, how: Instead) -> Pruned:
+    def _fallback(self, layer: PrunableLayer, how: Fallback) -> PrunedLayer:
+        """The layer with its fallback."""
         table = self.tables[layer.name]
         note = f"{how.value}: otherwise an output would be NaN or infinite where the model's is finite"
-        if how is Instead.WHOLE:
-            return Pruned(table, note=note)
-        return Pruned(by_magnitude(layer, table, self.pattern, self.counts[layer.name]).weight, note=note)
+        if how is Fallback.WHOLE:
+            return PrunedLayer(table, note=note)
+        return PrunedLayer(by_magnitude(layer, table, self.pattern, self.counts[layer.name]).weight, note=note)
 
-    def needed(self, found: Mapping[str, Pruned], fallbacks: Fallbacks, feeds: Iterable[Feed]) -> Fallbacks:
-        """These fall-backs, and those that it takes for outputs that are finite wherever the reference's are.
+    def fallbacks_for(self, found: Mapping[str, PrunedLayer], fallbacks: Fallbacks, feeds: Iterable[Feed]) -> Fallbacks:
+        """Return these fallbacks, and those needed so that outputs are finite wherever the reference's are.
 
-        Where an output is not, the first such tensor inside is looked for. Of the layers in front of it the nearest is
-        pruned by magnitude, if that is enough; else one that is near keeps its weights, else the two nearest do, then
-        four, up to all. Raises ModelError where a model does not run, or where nothing helps.
+        For an output that is not finite, the first intermediate tensor that is not finite is located. Then the layers
+        in front of it are tried: the nearest is pruned by magnitude; then one of the nearest keeps its weights; then
+        the nearest two do, the nearest four, up to all.
+
+        Args:
+            found: The pruned layers.
+            fallbacks: Known fallbacks.
+            feeds: Samples to check.
+
+        Raises:
+            ModelError: A model does not run, or no fallback helps.
         """
         own: Runner | None = None
         runner = self._runner(self.applied(found, fallbacks))
@@ -82,8 +97,8 @@ class Guard:
                 runner = self._runner(self.applied(found, fallbacks))
         return fallbacks
 
-    def _runner(self, pruned: Mapping[str, Pruned], outputs: Sequence[str] = ()) -> Runner:
-        """The reference with these layers; it gives these tensors, its own outputs where there are none."""
+    def _runner(self, pruned: Mapping[str, PrunedLayer], outputs: Sequence[str] = ()) -> Runner:
+        """A runner of the reference with these layers replaced. outputs: tensors to return, default: its own."""
         constants = dict[str, NDArray[Any]]()
         for layer in self.layers:
             if layer.name in pruned:
@@ -93,14 +108,14 @@ class Guard:
         made = with_outputs(model, outputs) if outputs else bytes(model.SerializeToString())
         return Runner(made, threads=self.threads, inner=bool(outputs))
 
-    def _first(self, pruned: Mapping[str, Pruned], feed: Feed) -> str:
-        """The first tensor inside that is at fault on this sample; empty where, looked at one by one, none is."""
+    def _first(self, pruned: Mapping[str, PrunedLayer], feed: Feed) -> str:
+        """The first intermediate tensor that becomes non-finite on this sample; empty if none can be observed."""
         names = [name for node in self.reference.graph.node for name in node.output if name]
         wanted, got = (self._runner(one, names).run(feed) for one in ({}, pruned))
         return next((name for name in names if name in got and _worse(wanted[name], got[name])), "")
 
-    def _more(self, found: Mapping[str, Pruned], fallbacks: Fallbacks, feed: Feed, tensor: str) -> Fallbacks:
-        """The fall-backs, and the first more of them that help this tensor on this sample."""
+    def _more(self, found: Mapping[str, PrunedLayer], fallbacks: Fallbacks, feed: Feed, tensor: str) -> Fallbacks:
+        """The fallbacks, extended by the first ones that keep this tensor finite on this sample."""
         wanted = self._runner({}, [tensor]).run(feed)[tensor]
         chosen = fallbacks
         for more in self._ladder(fallbacks, tensor):
@@ -116,21 +131,21 @@ class Guard:
         return chosen
 
     def _ladder(self, fallbacks: Fallbacks, tensor: str) -> Iterator[Fallbacks]:
-        """What to try, in this order."""
+        """The fallbacks to try, in order."""
         before = _before(self.reference, tensor)
         near = [layer.name for layer in reversed(self.layers) if layer.output in before]
         if near and near[0] not in fallbacks:
-            yield {near[0]: Instead.MAGNITUDE}
-        left = [name for name in near if fallbacks.get(name) is not Instead.WHOLE]
-        yield from ({name: Instead.WHOLE} for name in left[:_ALONE])
+            yield {near[0]: Fallback.MAGNITUDE}
+        left = [name for name in near if fallbacks.get(name) is not Fallback.WHOLE]
+        yield from ({name: Fallback.WHOLE} for name in left[:_ALONE])
         count = 2
         while left and count < 2 * len(left):
-            yield dict.fromkeys(left[:count], Instead.WHOLE)
+            yield dict.fromkeys(left[:count], Fallback.WHOLE)
             count *= 2
 
 
 def _before(model: ModelProto, tensor: str) -> set[str]:
-    """All tensors that this one is computed from, itself among them."""
+    """All tensors that this one is computed from, including itself."""
     makers = {name: node for node in model.graph.node for name in node.output}
     found, left = set[str](), [tensor]
     while left:
@@ -142,11 +157,12 @@ def _before(model: ModelProto, tensor: str) -> set[str]:
 
 
 def _finite(values: NDArray[Any]) -> bool:
+    """Whether all values are finite; true for other types than floats."""
     return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
 
 def _worse(wanted: NDArray[Any], got: NDArray[Any]) -> bool:
-    """Whether a value is not finite where the wanted one is; of another shape, where all wanted ones are."""
+    """Whether a value is not finite where the wanted one is. If shapes differ: whether all wanted values are finite."""
     if _finite(got) or wanted.dtype.kind != "f":
         return False
     if wanted.shape != got.shape:

@@ -1,0 +1,79 @@
+"""The model that pruning starts from, with the layers that are pruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+
+from onnxshot.errors import UsageError
+from onnxshot.execution.statistics_cache import model_hash
+from onnxshot.graph import Model
+from onnxshot.graph.shape_inference import refuse_giants
+from onnxshot.graph.skip import Skip
+from onnxshot.passes.normalize import normalize
+from onnxshot.passes.widen_precision16 import WidenPrecision16
+from onnxshot.pruning.layerwise_pruning import PrunableLayer
+from onnxshot.pruning.prunable_layers import Tables, choose_layers, layers_named
+from onnxshot.recipes.stages import PruneStage
+from onnxshot.rewriting.prepare import half_notes, widen
+from onnxshot.verification import proof
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrunableModel:
+    """A normalized model and its layers.
+
+    Attributes:
+        source: The model as it was given.
+        model: The same, normalized, in float32; `apply` changes it.
+        proto: The same before pruning.
+        source_hash: `model_hash` of the given model.
+        widened: Which tensors were computed in 16 bits.
+        layers: The layers to prune, in graph order.
+        tables: Their weights before pruning, by layer name.
+        skips: The other layers with weights, with the reason.
+        notes: What the user should know.
+    """
+
+    source: str | Path | ModelProto
+    model: Model
+    proto: ModelProto
+    source_hash: str
+    widened: WidenPrecision16
+    layers: tuple[PrunableLayer, ...]
+    tables: Tables
+    skips: tuple[Skip, ...]
+    notes: tuple[str, ...]
+
+
+def prunable_model(source: str | Path | ModelProto, model: Model, asked: PruneStage) -> PrunableModel:
+    """Normalize a model and choose the layers to prune.
+
+    Args:
+        source: The model as it was given.
+        model: The same, loaded; it is changed.
+        asked: Pattern, includes and excludes.
+
+    Raises:
+        ModelError: A tensor is too large for this machine.
+        UsageError: There is nothing to prune, a glob matches nothing, or the model is too large.
+    """
+    source_hash = model_hash(model)
+    widened = widen(model)
+    normalize(model)
+    refuse_giants(model)
+    labels, skips = choose_layers(model, asked.parsed_pattern, asked.include, asked.exclude)
+    if not labels:
+        why = f": {skips[0].node!r} ({skips[0].op}): {skips[0].reason}" if skips else ""
+        raise UsageError(f"nothing to prune{why}", "it prunes Conv, Gemm and MatMul with constant float32 weights")
+    if model.weight_bytes() > proof.MAX_BYTES:
+        what = f"{model.weight_bytes() / 1e6:.0f} MB of weights"
+        raise UsageError(f"{what}, {proof.MAX_BYTES / 1e6:.0f} at most", "prune a smaller model")
+    proto = model.to_proto()
+    layers = layers_named(proto, labels)
+    stored = {t.name: t for t in proto.graph.initializer}
+    tables = Tables({la.name: stored[la.weight] for la in layers})
+    notes = tuple(half_notes(widened.computed, kept=True))
+    return PrunableModel(source, model, proto, source_hash, widened, tuple(layers), tables, tuple(skips), notes)
