@@ -10,7 +10,7 @@ SHARE, SIZE, WEIGHTS = 0.90, 0.35, 0.90
 """Floors: least share of work in int8; most size, where floats, of 4 bytes each, are at least WEIGHTS of the file."""
 NOISE = 0.03  # speeds that are this near are alike
 KEPT = 0.86  # of the work, where channels are cut to 0.85
-DB = 0.5  # SQNR that is this near is alike
+DB = 0.5  # SQNR that is this near counts as equal
 PEERS = {"ort_static": "ORT static", "ort_dynamic": "ORT dynamic"}
 
 HEAD = (
@@ -32,8 +32,8 @@ def markdown(known: dict[str, Any]) -> str:
         *([m["note"]] if m.get("note") else []), "",
         "**int8**: share of the multiply-accumulates that integer kernels did in a run of the file, by ONNX Runtime's",
         "profile; *w* is the share of products whose weights alone have 8 bits. **dB**: SQNR of all float outputs",
-        "against the given file, on samples that nothing was learned from. **speed**: time of the given file over",
-        "the file's, in turns on the same samples; of one thread, its CPU time. **size**: bytes over the given file's.",
+        "against the given file, on held-out samples. **speed**: time of the given file over",
+        "the file's, in interleaved runs on the same samples, as CPU time of one thread. **size**: bytes over the given file's.",
         "**channels**: work that is left where 85 % was asked for, by a run of both files; with effort `fast` they",
         "are chosen by their norm. Other columns: dB / speed / size, as far as they are of interest, or why not; -:",
         "not measured. ORT static and dynamic are onnxruntime's own quantizers by default, behind its pre-processing,",
