@@ -1,7 +1,7 @@
-"""What attributes may hold: a model whose strides are 0 is refused by name, before anything divides by them.
+"""Check attribute values that ONNX's checker accepts but nothing can compute, such as strides of 0.
 
-ONNX Runtime refuses the same, some of it only when it runs, and some by ending the process. Sources: ONNX Operator
-Schemas up to opset 26; the checks of ONNX's shape inference (convPoolShapeInference, TransposeOp).
+ONNX Runtime refuses such models too, but for some only when it runs them, and for some by ending the process. Sources:
+ONNX Operator Schemas up to opset 26; the checks in ONNX's shape inference (convPoolShapeInference, TransposeOp).
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ LEAST: Mapping[str, Mapping[str, int]] = MappingProxyType(
         "Split": MappingProxyType({"num_outputs": 1}), "TopK": MappingProxyType({"k": 0}),
     }
 )  # fmt: skip
-"""Op -> attribute -> the least value that it, or each of its values, may have."""
+"""Operator -> attribute -> smallest allowed value of the attribute, or of each of its elements."""
 MOST = 1 << 31
-"""No size, step or pad of a window is so large: the largest tensor that can be held has fewer values along it."""
+"""Largest allowed value; no axis of a tensor that fits into memory is as long."""
 
 
 def check_attributes(proto: ModelProto) -> None:
-    """Raise ModelError for a value that an attribute cannot have, naming the node, in subgraphs and functions too."""
+    """Check the attributes of all nodes, also of subgraphs and local functions.
+
+    Raises:
+        ModelError: an attribute is out of range or given twice, or a permutation is invalid; with the node.
+    """
     for node in itertools.chain(all_nodes(proto.graph.node), *(all_nodes(f.node) for f in proto.functions)):
         names = [a.name for a in node.attribute]
         for attribute in node.attribute:

@@ -1,4 +1,4 @@
-"""Loops that would never end: a runtime that is asked to run one hangs."""
+"""Refuse models with a Loop that never ends, which would hang a runtime."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from onnxshot.errors import ModelError
 from onnxshot.graph.local_functions import all_nodes
 
 MOST_TRIPS = 1 << 31
-"""Of a Loop whose condition never changes: years, of the shortest body."""
+"""Largest trip count of a Loop whose condition never becomes false; more would take years for the shortest body."""
 
 
 def check_loops(proto: ModelProto) -> None:
-    """Raise ModelError where a Loop runs more than MOST_TRIPS times whatever the data are.
+    """Refuse a Loop that runs more than MOST_TRIPS times for any data.
 
-    One that its condition may end is left: exporters give 2^63 - 1 trips to those.
+    A Loop whose condition may end it is accepted; exporters give such loops 2**63 - 1 trips.
+
+    Raises:
+        ModelError: with the name of the Loop.
     """
     stored = {t.name: t for t in proto.graph.initializer if not t.external_data and len(t.dims) < 2}
     for node in all_nodes(proto.graph.node):
@@ -34,7 +37,7 @@ def check_loops(proto: ModelProto) -> None:
 
 
 def _never_ends(body: GraphProto) -> bool:
-    """Whether the condition that the body gives is the one that it got, or a constant that is true."""
+    """Whether the condition that the body returns is the one it was passed, or a constant that is true."""
     if len(body.input) < 2 or not body.output:
         return False
     name, makers = body.output[0].name, {o: n for n in body.node for o in n.output}

@@ -1,4 +1,4 @@
-"""A graph made of its proto: weights stay where they lie, and those of subgraphs move to the outermost graph."""
+"""Build a graph from its GraphProto. Weights are not loaded, and weights of subgraphs move to the outermost graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxshot.errors import ModelError
 from onnxshot.graph import weights
 from onnxshot.graph.ir import Constant, EmptyList, Graph, Node, Tensor, Variable
 
-_PLAIN = (  # attribute kinds held as Python values; all others are carried through as they are
+_PLAIN = (  # attribute types that become Python values; all others are kept as AttributeProto
     AttributeProto.FLOAT,
     AttributeProto.INT,
     AttributeProto.FLOATS,
@@ -25,22 +25,22 @@ _PLAIN = (  # attribute kinds held as Python values; all others are carried thro
 
 
 class _Fresh(Protocol):
-    """Gives a name that no tensor or node has yet."""
+    """Returns a name that no tensor or node has yet."""
 
     def __call__(self, base: str, suffix: str = "") -> str: ...
 
 
 @dataclass(slots=True)
 class Importer:
-    """Makes graphs of protos.
+    """Builds graphs from protos.
 
     Attributes:
-        folder: where external data lies.
-        opset: of the model.
-        fresh: gives new names.
-        lifted: weights that came out of a skeleton, by name; they are among the inputs.
-        graphs: all that were made, inner before outer.
-        external_data: whether there was any.
+        folder: the folder of external data; None for a model given as an object.
+        opset: opset of the model.
+        fresh: returns new names.
+        lifted: name -> weight that a skeleton has among its inputs; it becomes a constant again.
+        graphs: all graphs that were built, inner before outer.
+        external_data: whether a weight has external data.
     """
 
     folder: Path | None
@@ -51,9 +51,14 @@ class Importer:
     external_data: bool = False
 
     def graph(self, proto: GraphProto, outer: Mapping[str, Tensor] | None = None) -> Graph:
-        """The graph of a proto, subgraphs included. outer: the tensors that a subgraph sees, by name; None at the top.
+        """Build the graph of a proto, with its subgraphs.
 
-        Raises ModelError where a name is made twice, or by nothing.
+        Args:
+            proto: the graph.
+            outer: name -> tensor of the graphs around a subgraph; None for the top-level graph.
+
+        Raises:
+            ModelError: a tensor is computed twice or not at all, or a weight is invalid.
         """
         is_top, scope = outer is None, dict(outer or {})
         stored = self._weights(proto, scope, is_top=is_top)
@@ -63,7 +68,7 @@ class Importer:
             if is_top and info.name in stored:
                 overridable[info.name] = scope[info.name]
                 continue
-            # A weight lifted out of a skeleton comes back as an input: give it its values again.
+            # A skeleton has its large weights as inputs: turn them back into constants.
             if is_top and info.name in self.lifted:
                 scope[info.name] = Constant(info.name, self.lifted[info.name]._values)
                 continue
@@ -76,7 +81,7 @@ class Importer:
                 raise ModelError(f"graph output {info.name!r} is made by no node")
             out = scope[info.name]
             if not is_top and isinstance(out, Constant):
-                # The weight moves to the outermost graph, and ORT wants the outputs of a branch made inside it.
+                # The weight moves to the outermost graph, but ONNX Runtime wants subgraphs to compute their outputs.
                 out = Variable(self.fresh(info.name, "output"))
                 nodes.append(Node("Identity", self.fresh(info.name, "Identity"), {}, [scope[info.name]], [out]))
             outputs.append(out)
@@ -96,7 +101,7 @@ class Importer:
         return graph
 
     def _weights(self, proto: GraphProto, scope: dict[str, Tensor], *, is_top: bool) -> set[str]:
-        """Put the graph's initializers into `scope`; their names."""
+        """Add the graph's initializers to `scope`; return their names."""
         found: list[tuple[str, weights.StoredValues | NDArray[Any]]] = []
         for tensor in proto.initializer:
             found.append((tensor.name, weights.StoredValues(tensor, self.folder)))
@@ -147,7 +152,7 @@ class Importer:
         return node
 
     def _inlined(self, attr: AttributeProto) -> AttributeProto:
-        """A tensor attribute with its external values inside: its file is found from the model's own folder only."""
+        """A tensor attribute with its external data read in; a model written elsewhere would not find the file."""
         values = weights.StoredValues(attr.t, self.folder)
         inlined = AttributeProto(name=attr.name, type=attr.type, doc_string=attr.doc_string)
         inlined.t.CopyFrom(weights.to_proto(Constant(attr.t.name, values)))
@@ -155,9 +160,9 @@ class Importer:
 
 
 def in_order(graph: GraphProto) -> list[NodeProto]:
-    """The nodes, each behind those that make what it reads; as they stand where that is so, or cannot be.
+    """Return the nodes in topological order; unchanged where they are in order already, or have a cycle.
 
-    The specification wants them so; ONNX Runtime takes them in any order.
+    The specification requires this order, but ONNX Runtime accepts any.
     """
     nodes = list(graph.node)
     maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
@@ -173,7 +178,7 @@ def in_order(graph: GraphProto) -> list[NodeProto]:
             if at in order or not missing:
                 order[stack.pop()] = None
             elif at in waiting:
-                return nodes  # a cycle: the error names a node of it
+                return nodes  # a cycle: building the graph raises an error that names a node
             else:
                 waiting.add(at)
                 stack += missing
@@ -181,7 +186,7 @@ def in_order(graph: GraphProto) -> list[NodeProto]:
 
 
 def _reads(node: NodeProto) -> Iterator[str]:
-    """Names that a node reads, or that the graphs in it read or give."""
+    """Names that a node or its subgraphs read, and names of the subgraphs' outputs."""
     stack = [node]
     while stack:
         inner = stack.pop()
@@ -194,7 +199,7 @@ def _reads(node: NodeProto) -> Iterator[str]:
 
 
 def own_names(graph: GraphProto) -> Iterator[str]:
-    """Names of nodes and tensors, subgraphs included; but for weights of subgraphs, which may be renamed."""
+    """Yield the names of all nodes and tensors, except weights of subgraphs, which may be renamed."""
     stack = [graph]
     yield from (t.name for t in graph.initializer)
     yield from (t.values.name for t in graph.sparse_initializer)
@@ -208,7 +213,7 @@ def own_names(graph: GraphProto) -> Iterator[str]:
 
 
 def _plain(attr: AttributeProto) -> Any:
-    """The value of an attribute of a _PLAIN kind; lists as list."""
+    """The Python value of an attribute whose type is in _PLAIN."""
     value = helper.get_attribute_value(attr)
     if not isinstance(value, Iterable) or isinstance(value, bytes):
         return value

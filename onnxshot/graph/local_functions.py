@@ -1,4 +1,4 @@
-"""How large a model is once its local functions are unfolded; those that never end are refused, unread."""
+"""Model-local functions: refuse recursive ones and those that expand to too many nodes, and inline the others."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from onnx import AttributeProto, ModelProto, NodeProto, inliner
 from onnxshot.errors import ModelError
 
 MOST_NODES = 1_000_000
-"""Of a model with its functions unfolded; forty functions that each call the next one twice make 2^40."""
+"""Largest number of nodes after inlining. Forty functions that each call the next one twice expand to 2**40 nodes."""
 
 _Key = tuple[str, str, str]
 
 
 def check_functions(proto: ModelProto) -> None:
-    """Raise ModelError where a function calls itself, through others too, or all unfold to more than MOST_NODES."""
+    """Check the local functions of a model before they are inlined.
+
+    Raises:
+        ModelError: a function calls itself, directly or through others; is defined twice; or the model would have more
+            than MOST_NODES nodes once they are inlined.
+    """
     bodies: dict[_Key, list[NodeProto]] = {}
     for function in proto.functions:
         key = (function.domain, function.name, function.overload)
@@ -31,10 +36,17 @@ def check_functions(proto: ModelProto) -> None:
 
 
 def inlined(proto: ModelProto, *, convert_version: bool = False) -> ModelProto:
-    """The model with calls of its functions replaced by their nodes; itself where it has none. It may be changed.
+    """Return the model with its local functions inlined; the model itself where it has none.
 
-    Attributes that a call leaves to their defaults are spelt out before: ONNX's inliner loses the default of one that
-    is handed on to another function. Raises RuntimeError, ValueError where ONNX cannot inline.
+    Default values of attributes are written into the calls first, because ONNX's inliner loses a default that is
+    passed on to another function.
+
+    Args:
+        proto: the model, which may be changed.
+        convert_version: whether functions of another opset are converted to that of the model.
+
+    Raises:
+        RuntimeError, ValueError: ONNX cannot inline a function.
     """
     if not proto.functions:
         return proto
@@ -50,7 +62,7 @@ def inlined(proto: ModelProto, *, convert_version: bool = False) -> ModelProto:
 
 
 def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """These nodes, and those of all graphs in them."""
+    """Yield these nodes and those of their subgraphs, at any depth."""
     stack = [nodes]
     while stack:
         for node in stack.pop():
@@ -61,7 +73,7 @@ def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
 
 
 def _measure(start: _Key, bodies: dict[_Key, list[NodeProto]], sizes: dict[_Key, int]) -> None:
-    """Put into `sizes` how many nodes a call of the function, and of all that it calls, stands for."""
+    """Record in `sizes` how many nodes a call of the function expands to."""
     stack, open_calls = [start], set[_Key]()
     while stack:
         key = stack[-1]

@@ -280,7 +280,7 @@ class Model:
         proto = ModelProto()
         proto.CopyFrom(self.envelope)
         held = {id(c): c for c in self.constants()}
-        export_graph(proto.graph, self.graph, held, store)
+        export_graph(proto.graph, self.graph, held)
         # All weights are stored in the outermost graph, so that one shared by two branches is stored once.
         for constant in held.values():
             tensor_proto = store(constant)

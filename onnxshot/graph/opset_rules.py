@@ -1,7 +1,7 @@
-"""What operators of older opsets are in newer ones, where ONNX's version converter gets it wrong: one rule for each.
+"""Rewrite operators of old opsets for newer ones, where ONNX's version converter is wrong: one rule per operator.
 
-What an old operator means is what ONNX Runtime computes for it, as far as the specification leaves it open: Upsample
-and Resize below opset 11 say nothing of how pixels are matched.
+Where the specification of an old operator is ambiguous, it means what ONNX Runtime computes. Upsample and Resize below
+opset 11, for example, do not specify their coordinate transformation.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from onnxshot.graph.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How an operator is raised.
+    """How one operator is raised to a newer opset.
 
     Attributes:
-        op: its name.
-        since, below: the opsets in which it is one that the converter gets wrong; the second is the first in which it
-            is what `rewrite` writes.
-        wrong: whether the converter gets this node wrong.
-        rewrite: brings the node into its newer form, in the graph that it stands in.
+        op: the operator.
+        since: first opset in which the rule applies.
+        below: first opset that has the form which `rewrite` writes.
+        wrong: whether ONNX's converter converts this node wrongly.
+        rewrite: rewrites the node into its newer form, in the graph that holds it.
     """
 
     op: str
@@ -54,9 +54,10 @@ def _scales(model: Model, node: Node) -> tuple[Tensor, np.ndarray[Any, Any] | No
 
 
 def _resize(model: Model, graph: Graph, node: Node) -> None:
-    """Resize with pixels matched as ONNX Runtime does below opset 11: x / scale, without an offset.
+    """Write an Upsample, or a Resize below opset 11, as Resize with the coordinates of ONNX Runtime: x / scale.
 
-    The nearest pixel is then the one below, and above where an axis gets smaller: a node that does both becomes two.
+    For "nearest", ONNX Runtime rounds down along axes that grow and up along axes that shrink, so a node with both
+    kinds of axes becomes two.
     """
     tensor, scales = _scales(model, node)
     node.op = "Resize"
@@ -78,21 +79,21 @@ def _resize(model: Model, graph: Graph, node: Node) -> None:
 
 
 def _resize_inputs(model: Model, node: Node, scales: Tensor) -> list[Tensor]:
-    """x, roi and scales; roi must be there below opset 13."""
+    """The inputs x, roi and scales; below opset 13 roi must be present."""
     none = edit.add_constant(model, node.label, "roi", np.zeros(0, np.float32)) if model.opset < 13 else Variable("")
     return [node.inputs[0], none, scales]
 
 
 def _half_pixel(model: Model, graph: Graph, node: Node) -> None:
-    """tf_half_pixel_for_nn, which opset 13 has no more: (x + 1/2) / scale, of which the pixel below is taken.
+    """Replace tf_half_pixel_for_nn with floor, which opset 13 removed: floor((x + 1/2) / scale).
 
-    That is half_pixel, which subtracts 1/2, with ties rounded up.
+    half_pixel subtracts 1/2, so it gives the same with ties rounded up.
     """
     node.attrs |= {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
 
 
 def _is_tf_half_pixel(model: Model, node: Node) -> bool:
-    """Other modes than this one have no counterpart in newer opsets; ONNX Runtime runs them as they are."""
+    """Whether the node has that mode with floor; with others it has no newer equivalent, but ONNX Runtime runs it."""
     names = ("coordinate_transformation_mode", "mode", "nearest_mode")
     found = [_text(node, name, default) for name, default in zip(names, ("", "nearest", ""), strict=True)]
     return found == ["tf_half_pixel_for_nn", "nearest", "floor"]
@@ -102,7 +103,7 @@ def _is_tf_half_pixel(model: Model, node: Node) -> bool:
 
 
 def _hardmax(model: Model, graph: Graph, node: Node) -> None:
-    """Hardmax below opset 13, over all axes from `axis` on as if they were one."""
+    """Hardmax below opset 13 treats all axes from `axis` on as one: flatten, apply it along that axis, reshape back."""
     data, out = node.inputs[0], node.outputs[0]
     axis = node.attrs.get("axis", 1)
     node.attrs = {"axis": -1}
@@ -118,12 +119,12 @@ def _hardmax(model: Model, graph: Graph, node: Node) -> None:
 
 
 def _not_float32(model: Model, node: Node) -> bool:
-    """Whether the limits or the padding of a node must be of another type than the converter writes."""
+    """Whether the tensor is not float32, which is the type that the converter gives limits and padding values."""
     return model.elem_type(node.inputs[0]) not in (TensorProto.UNDEFINED, TensorProto.FLOAT)
 
 
 def _clip(model: Model, graph: Graph, node: Node) -> None:
-    """Clip-6 with its limits as inputs, in the type of the tensor."""
+    """Clip-6: turn its limits into inputs of the tensor's type."""
     low, high = node.attrs.pop("min", None), node.attrs.pop("max", None)
     if low is not None or high is not None:
         node.inputs.append(Variable("") if low is None else _scalar(model, node, low))
@@ -152,14 +153,14 @@ def _mask_is_read(model: Model, node: Node) -> bool:
 
 
 def _dropout(model: Model, graph: Graph, node: Node) -> None:
-    """Dropout below opset 12, whose mask is of zeros where nothing is dropped: ONNX Runtime has ones there since."""
+    """Dropout below opset 12: its mask is zero where nothing is dropped, the newer one is true there. Insert a Not."""
     node.attrs.pop("ratio", None)
     mask, node.outputs[1] = node.outputs[1], Variable(model.fresh(node.label, "kept"))
     edit.add_node(model, "Not", [node.outputs[1]], base=node.label, suffix="dropped", outputs=[mask], graph=graph)
 
 
 def _dropout_7(model: Model, graph: Graph, node: Node) -> None:
-    """Dropout below opset 10, whose mask is of the type of the tensor too."""
+    """Dropout below opset 10: its mask also has the type of the tensor. Insert a Cast and a Not."""
     mask, node.outputs[1] = node.outputs[1], Variable(model.fresh(node.label, "mask"))
     kind = model.elem_type(node.inputs[0]) or TensorProto.FLOAT
     edit.add_node(
@@ -184,7 +185,7 @@ def _by_activation(model: Model, node: Node) -> bool:
 
 
 def _affine(model: Model, graph: Graph, node: Node) -> None:
-    """BatchNormalization with spatial = 0: each activation [C, H, W] has a scale and an offset of its own."""
+    """BatchNormalization with spatial = 0 has a scale and an offset per element [C, H, W]: write it as Mul and Add."""
     scale, bias, mean, variance = (weights.read(node.inputs[slot]) for slot in range(1, 5))
     factor = scale / np.sqrt(variance + np.asarray(node.attrs.get("epsilon", 1e-5), variance.dtype))
     (data, *_), out = list(node.inputs), node.outputs[0]
@@ -201,18 +202,18 @@ def _affine(model: Model, graph: Graph, node: Node) -> None:
 
 
 def _has_place(model: Model, node: Node) -> bool:
-    """Whether the second tensor stands at axes of the first that are not its last ones."""
+    """Whether the second input is aligned with other axes of the first than the last ones."""
     return bool(node.attrs.get("broadcast", 0)) and "axis" in node.attrs and _behind(model, node) > 0
 
 
 def _has_slopes(model: Model, node: Node) -> bool:
-    """Whether the slopes of a PRelu are one per channel, of a tensor that has axes behind them."""
+    """Whether a PRelu has one slope per channel, and the channel axis is not the last."""
     shape = model.shape(node.inputs[1])
     return shape is not None and len(shape) == 1 and shape[0] != 1 and _behind(model, node) > 0
 
 
 def _behind(model: Model, node: Node) -> int:
-    """Axes of the first tensor behind those of the second."""
+    """Number of axes of the first input behind those that the second is aligned with."""
     first, second = (model.shape(tensor) for tensor in node.inputs[:2])
     if first is None or second is None:
         raise ModelError(
@@ -225,7 +226,7 @@ def _behind(model: Model, node: Node) -> int:
 
 
 def _aligned(model: Model, graph: Graph, node: Node) -> None:
-    """Arithmetic with the second tensor at axes of its own: it gets axes of 1 behind them."""
+    """Arithmetic below opset 7 with attribute `axis`: append axes of size 1 to the second input."""
     second = node.inputs[1]
     rank, behind = len(model.shape(second) or ()), _behind(model, node)
     node.attrs = {}
@@ -243,7 +244,7 @@ def _aligned(model: Model, graph: Graph, node: Node) -> None:
 
 
 def _channels(model: Model, node: Node) -> int:
-    """Channels of each group; 0 where they are not known."""
+    """Number of channels per group; 0 where it is unknown."""
     shape = model.shape(node.inputs[0])
     channels = shape[1] if shape is not None and len(shape) > 1 else None
     return channels // int(node.attrs["num_groups"]) if isinstance(channels, int) else 0
@@ -260,7 +261,7 @@ def _by_group(model: Model, node: Node) -> bool:
 
 
 def _group_norm(model: Model, graph: Graph, node: Node) -> None:
-    """GroupNormalization below opset 21, whose scale and bias are one per group; since, one per channel."""
+    """GroupNormalization below opset 21 has one scale and bias per group, the newer one per channel: repeat them."""
     times = _channels(model, node)
     for slot, what in ((1, "scale"), (2, "bias")):
         known = edit.constant_input(node, slot)

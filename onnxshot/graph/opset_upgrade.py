@@ -15,10 +15,16 @@ from onnxshot.graph.onnx_checker import check
 
 
 def raise_opset(model: Model, version: int) -> None:
-    """Raise the default opset to `version` through ONNX's version converter; lower or equal is left as it is.
+    """Raise the default opset of a model to `version`; a model that has it, or a newer one, is left unchanged.
 
-    What the converter gets wrong is raised by the rules of `raising`. Raises ModelError where neither can, with the
-    node, and where the result is not valid.
+    Nodes that ONNX's version converter converts wrongly are rewritten by the rules of `opset_rules` instead.
+
+    Args:
+        model: the model, changed in place.
+        version: the opset to raise it to.
+
+    Raises:
+        ModelError: a node cannot be converted, or the result is not valid.
     """
     if model.opset >= version:
         return
@@ -44,7 +50,7 @@ def raise_opset(model: Model, version: int) -> None:
         raise ModelError(
             f"opset {before} could not be raised to {version}: {where}{_without_place(first_line(e))}", hint
         ) from e
-    # The converter infers shapes, and writes what it finds into outputs: what a caller sees stays as it was stated.
+    # The converter writes inferred shapes into inputs and outputs; the model's interface must stay as it was stated.
     for info in (*converted.graph.input, *converted.graph.output):
         if info.name in stated:
             info.CopyFrom(stated[info.name])
@@ -54,7 +60,7 @@ def raise_opset(model: Model, version: int) -> None:
 
 
 def _refused(proto: onnx.ModelProto, version: int) -> str:
-    """The first node that cannot be raised, as the beginning of a sentence; empty where each can for itself."""
+    """The first node that the converter refuses by itself, as the beginning of a sentence; empty if there is none."""
     graph = proto.graph
     known = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -74,5 +80,5 @@ def _refused(proto: onnx.ModelProto, version: int) -> str:
 
 
 def _without_place(message: str) -> str:
-    """A message of ONNX's C++ code without the file, line and function it was written in."""
+    """A message of ONNX's C++ code without its source file, line and function."""
     return re.sub(r"^\S+:\d+: [^:]+: ", "", message)

@@ -1,4 +1,4 @@
-"""Operators that ONNX's version converter gets wrong are hidden from it, and raised by rules of our own."""
+"""Hide operators that ONNX's version converter converts wrongly, and rewrite them afterwards with `opset_rules`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from onnxshot.graph.onnx_checker import is_unknown
 from onnxshot.graph.opset_rules import RULES, Rule
 
 HIDDEN = "onnxshot.raised"
-"""Domain of the nodes that the converter is to leave alone."""
+"""The domain of hidden nodes, which the converter does not change."""
 
 
 def hide_nodes(model: Model, version: int) -> bool:
-    """Move the nodes that the converter gets wrong, or does not know, into a domain of their own; whether any.
+    """Move the nodes that the converter converts wrongly, or does not know, into the domain HIDDEN.
 
-    Raises ModelError for one that has no counterpart in newer opsets, with its name.
+    Args:
+        model: the model.
+        version: the opset that it is raised to.
+
+    Returns:
+        Whether there are such nodes.
+
+    Raises:
+        ModelError: a node has no equivalent in newer opsets.
     """
     rules = {op: rule for op, rule in _rules(model.opset).items() if rule.below <= version}
     found = [
@@ -32,16 +40,16 @@ def hide_nodes(model: Model, version: int) -> bool:
 
 
 def rewrite_hidden_nodes(model: Model, opset: int) -> None:
-    """Bring the nodes that were hidden, from this opset, into the form of the one that the model has now."""
+    """Move hidden nodes back into their domain, and rewrite those of opset `opset` for the opset that the model has."""
     rules = _rules(opset)
     for graph, node in restore_nodes(model):
-        if node.op in rules:  # the others are the same in every opset
+        if node.op in rules:  # the others have the same definition in every opset
             rules[node.op].rewrite(model, graph, node)
     edit.toposort(model)
 
 
 def restore_nodes(model: Model) -> list[tuple[Graph, Node]]:
-    """Move hidden nodes back into their domain, as they are; those nodes, and the graphs that they stand in."""
+    """Move hidden nodes back into their domain unchanged; return them as (graph that holds it, node)."""
     found = [(graph, node) for graph, node in model.walk() if node.domain == HIDDEN]
     for _, node in found:
         node.domain = None
@@ -52,5 +60,5 @@ def restore_nodes(model: Model) -> list[tuple[Graph, Node]]:
 
 
 def _rules(opset: int) -> dict[str, Rule]:
-    """The rules for the operators of an opset: where several fit, the last."""
+    """The rule of each operator for an opset; of several that apply, the last."""
     return {rule.op: rule for rule in RULES if rule.since <= opset < rule.below}

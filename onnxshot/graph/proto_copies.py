@@ -1,4 +1,4 @@
-"""Copies of a ModelProto that differ from it in one thing: what they give out, or what constants hold."""
+"""Copies of a ModelProto with other outputs, or with other values of initializers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import ModelProto, ValueInfoProto, numpy_helper
 
 
 def with_outputs(model: ModelProto, names: Iterable[str]) -> bytes:
-    """The model with these outputs only, each once; its own where there are none."""
+    """Return the serialized model with these tensors as its outputs, each once; with its own if `names` is empty."""
     other = ModelProto()
     other.CopyFrom(model)
     outputs = [ValueInfoProto(name=name) for name in dict.fromkeys(names)]
@@ -22,12 +22,12 @@ def with_outputs(model: ModelProto, names: Iterable[str]) -> bytes:
 
 
 def with_initializers_serialized(model: ModelProto, values: Mapping[str, NDArray[Any]]) -> bytes:
-    """The model with other values of the initializers of these names."""
+    """Return the serialized model with other values of some initializers, by name."""
     return bytes(with_initializers(model, values).SerializeToString())
 
 
 def with_initializers(model: ModelProto, values: Mapping[str, NDArray[Any]]) -> ModelProto:
-    """A copy of the model with other values of the initializers of these names, not serialized."""
+    """Return a copy of the model with other values of some initializers, by name."""
     other = ModelProto()
     other.CopyFrom(model)
     for tensor in other.graph.initializer:

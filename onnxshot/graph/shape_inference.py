@@ -1,4 +1,4 @@
-"""Shape inference and opset upgrades, both on a skeleton without weights. A failed inference is a note, never fatal."""
+"""Fill in the types and shapes of a model's tensors by shape inference, on a skeleton without large weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from onnxshot.graph.load import first_line
 from onnxshot.graph.model import Model
 from onnxshot.graph.symbolic_shapes import Found, propagate
 
-_MOST_VALUES = 1 << 20  # a shape has a few; this many take onnx half a second
+_MOST_VALUES = 1 << 20  # values of shapes: onnx takes half a second for these, and exporters' models have far fewer
 _KEEP_VALUES = frozenset(
     {"Add", "Cast", "Div", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze"}
-)  # ops that onnx follows and that give as many values as they take
+)  # operators whose values onnx computes, with as many output values as input values
 
 
 def infer(model: Model, found: Found | None = None) -> None:
-    """Fill in the types and shapes of the top-level graph's tensors, as far as they can be told.
+    """Fill in the unknown types and shapes of the top-level graph's tensors. A failure is recorded as a note.
 
-    found: what is known of sizes already, whatever is fed to the model.
+    Args:
+        model: the model.
+        found: shapes that hold for all inputs, where `symbolic_shapes.propagate` has run already.
     """
     proto, _ = model.skeleton()
     try:
@@ -33,11 +35,11 @@ def infer(model: Model, found: Found | None = None) -> None:
     for info in inferred.graph.value_info:
         if info.name not in infos or not infos[info.name].type.tensor_type.HasField("shape"):
             infos[info.name] = info
-    _tell_more(model, proto, found)
+    _fill_computed_sizes(model, proto, found)
 
 
-def _tell_more(model: Model, proto: onnx.ModelProto, found: Found | None) -> None:
-    """Fill in sizes that follow from arithmetic on shapes, where ONNX loses them."""
+def _fill_computed_sizes(model: Model, proto: onnx.ModelProto, found: Found | None) -> None:
+    """Fill in sizes that follow from shape arithmetic, which ONNX's inference loses."""
     if not any(node.op_type in ("Shape", "Size") for node in proto.graph.node):
         return
     infos, found = model.graph.value_infos, propagate(proto, {}) if found is None else found
@@ -57,12 +59,16 @@ def _tell_more(model: Model, proto: onnx.ModelProto, found: Found | None) -> Non
 
 
 def infer_proto(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """ONNX's own shape inference, following the values of shapes where that cannot run away."""
+    """Run ONNX's shape inference, with data propagation where it takes acceptable time.
+
+    Raises:
+        onnx.shape_inference.InferenceError: shapes contradict each other.
+    """
     return onnx.shape_inference.infer_shapes(proto, data_prop=_values_stay_small(proto.graph))
 
 
 def _values_stay_small(graph: onnx.GraphProto) -> bool:
-    """False where following the values of shapes would run away: a chain of Concat(x, x) doubles them each time."""
+    """Whether data propagation stays small. A chain of Concat(x, x), for example, doubles the values at every node."""
     counts = {i.name: i.dims[0] for i in graph.initializer if len(i.dims) == 1}
     for info in graph.input:
         dims = info.type.tensor_type.shape.dim
@@ -80,7 +86,11 @@ def _values_stay_small(graph: onnx.GraphProto) -> bool:
 
 
 def refuse_giants(model: Model) -> None:
-    """Raise ModelError where a tensor is known to be larger than this machine's memory: running it would end badly."""
+    """Refuse a model with a tensor that is larger than this machine's memory.
+
+    Raises:
+        ModelError: with the tensor and its shape.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name, info in model.graph.value_infos.items():
         kind = info.type.tensor_type

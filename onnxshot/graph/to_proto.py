@@ -1,4 +1,4 @@
-"""A graph written into its proto, so that what nobody edited comes out as it came in."""
+"""Write a graph into its GraphProto. What no pass has edited is written as it was read."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoPr
 from onnxshot.graph.ir import Constant, EmptyList, Graph, Node
 
 Store = Callable[[Constant], TensorProto | None]
-"""Turns a weight into its TensorProto, or into None to leave it out."""
+"""Turns a constant into its TensorProto, or into None to leave it out."""
 
 
-def export_graph(proto: GraphProto, graph: Graph, held: dict[int, Constant], store: Store) -> None:
-    """Fill in `proto` but for weights, which are the outermost graph's. held: the constants in use, by id."""
+def export_graph(proto: GraphProto, graph: Graph, held: dict[int, Constant]) -> None:
+    """Write a graph into `proto`, without its weights, which `Model.export` adds to the outermost graph.
+
+    Args:
+        proto: an empty GraphProto.
+        graph: the graph.
+        held: the constants in use, by `id`.
+    """
     proto.name = graph.name or ""
     if graph.doc_string:
         proto.doc_string = graph.doc_string
     proto.metadata_props.extend(graph.metadata_props)
     for node in graph.nodes:
-        _export_node(proto.node.add(), node, held, store)
+        _export_node(proto.node.add(), node, held)
     inputs = [_named(graph.value_infos[t.name], t.name) for t in graph.inputs]
     inputs += [graph.value_infos[name] for name, c in graph.overridable.items() if id(c) in held]
     last = len(graph.input_order)
@@ -32,7 +38,7 @@ def export_graph(proto: GraphProto, graph: Graph, held: dict[int, Constant], sto
     proto.quantization_annotation.extend(q for q in graph.quantization_annotation if q.tensor_name in known)
 
 
-def _export_node(proto: NodeProto, node: Node, held: dict[int, Constant], store: Store) -> None:
+def _export_node(proto: NodeProto, node: Node, held: dict[int, Constant]) -> None:
     proto.op_type = node.op
     if node.name:
         proto.name = node.name
@@ -46,7 +52,7 @@ def _export_node(proto: NodeProto, node: Node, held: dict[int, Constant], store:
             proto.attribute.append(value)
         elif isinstance(value, Graph):
             attr = proto.attribute.add(name=key, type=AttributeProto.GRAPH)
-            export_graph(attr.g, value, held, store)
+            export_graph(attr.g, value, held)
         elif isinstance(value, list) and not value:
             kind = getattr(value, "kind", EmptyList.kind)
             proto.attribute.append(helper.make_attribute(key, value, attr_type=kind))
