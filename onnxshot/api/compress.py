@@ -27,7 +27,7 @@ from onnxshot.files.atomic_write import scratch
 from onnxshot.files.conflicts import Files, Read, Write
 from onnxshot.files.links import follow_link
 from onnxshot.graph import Model
-from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
+from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
 from onnxshot.graph.weight_sparsity import lost_zeros
@@ -180,7 +180,7 @@ def _asked(
     return Stages((PruneStage.from_dict(renamed), quantized))
 
 
-def _sizes_of(model: Model, stages: Stages) -> Frozen:
+def _sizes_of(model: Model, stages: Stages) -> FixedShapes:
     """What the last stage that changes the model freezes.
 
     Raises UsageError where another does: those behind it learn from single samples.
@@ -189,7 +189,7 @@ def _sizes_of(model: Model, stages: Stages) -> Frozen:
     for number, stage in others:
         if isinstance(stage, Recipe) and (stage.batch is not None or stage.shapes):
             raise UsageError(f"stage {number} (quantize) freezes sizes", "let the last stage do so: put it there")
-    return frozen_sizes(model, last[1].batch, last[1].shapes) if isinstance(last[1], Recipe) else AS_THEY_ARE
+    return frozen_sizes(model, last[1].batch, last[1].shapes) if isinstance(last[1], Recipe) else NO_FIXED_SHAPES
 
 
 @dataclass(slots=True)
@@ -203,7 +203,7 @@ class _Run:
     preset: str | Preset | None
     settings: Settings
     data: Dataset
-    sizes: Frozen
+    sizes: FixedShapes
     done: list[tuple[str, Path, Report | ShrinkReport]] = field(default_factory=list)
     emits: list[tuple[EmitStage, Path]] = field(default_factory=list)  # what goes into which formats
 

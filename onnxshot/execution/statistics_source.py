@@ -23,7 +23,7 @@ from onnxshot.execution.observed_tensors import calibration_pass, missing_in
 from onnxshot.files import cache_folder
 from onnxshot.files.conflicts import SAMPLES, Read
 from onnxshot.graph import Model
-from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
+from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.model_inputs import frozen_specs, resolve_preset
@@ -53,7 +53,7 @@ class RunStatistics:
 
 
 def open_calib(
-    calib: Any, model: Model, preset: str | Preset | None, settings: Settings, sizes: Frozen = AS_THEY_ARE
+    calib: Any, model: Model, preset: str | Preset | None, settings: Settings, sizes: FixedShapes = NO_FIXED_SHAPES
 ) -> Dataset:
     """Open calibration data for a model.
 

@@ -1,4 +1,4 @@
-"""Sizes that dimensions of a model's inputs are fixed at: what was asked for, held against what the model says."""
+"""Fixed sizes for dynamic dimensions of a model's inputs: resolve a requested batch size and input shapes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Dims = tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Frozen:
-    """Which dimensions have which sizes.
+class FixedShapes:
+    """The dimensions that get a fixed size.
 
     Attributes:
-        inputs: all dimensions, by name of the input, of inputs of which one is frozen.
-        symbols: sizes by name of the dimension: it has the same size wherever it stands.
+        inputs: input name -> all its dimensions, for inputs with at least one newly fixed dimension.
+        symbols: name of a symbolic dimension -> its size, which holds wherever the name occurs.
     """
 
     inputs: Mapping[str, Dims] = field(default_factory=dict)
@@ -26,23 +26,35 @@ class Frozen:
         return bool(self.inputs)
 
     def dims(self, name: str, dims: Dims | None) -> Dims | None:
-        """The dimensions of an input or output, by what they were."""
+        """Return the new dimensions of an input or output, given its former ones."""
         if name in self.inputs:
             return self.inputs[name]
         return None if dims is None else tuple(self.symbols.get(d, d) if isinstance(d, str) else d for d in dims)
 
 
-AS_THEY_ARE = Frozen()
-"""No dimension is frozen."""
+NO_FIXED_SHAPES = FixedShapes()
+"""No dimension gets a fixed size."""
 
 
-def frozen(
+def resolve_fixed_shapes(
     inputs: Mapping[str, Dims | None], batch: int | None = None, shapes: Mapping[str, Sequence[int]] | None = None
-) -> Frozen:
-    """What is frozen by a batch size, and by shapes of some inputs; all inputs of the model are given, in order.
+) -> FixedShapes:
+    """Resolve a requested batch size and requested input shapes.
 
-    The batch is the leading dimension of the first input where that is free, and those of its name, and leading ones
-    without a name. Raises UsageError where there is no such input, and where sizes contradict each other or the model.
+    The batch dimension is the leading dimension of the first input whose leading dimension is dynamic, together with
+    all dimensions of the same name and all leading dimensions without a name.
+
+    Args:
+        inputs: name -> dimensions of all inputs of the model, in order; None where the rank is unknown.
+        batch: the batch size; None to leave it as it is.
+        shapes: name -> sizes, for some inputs.
+
+    Raises:
+        UsageError: there is no such input, or sizes contradict each other or the model.
+
+    Example:
+        >>> resolve_fixed_shapes({"x": ("N", 3)}, batch=8).inputs
+        {'x': (8, 3)}
     """
     found = _Sizes(inputs)
     for name, sizes in (shapes or {}).items():
@@ -54,12 +66,12 @@ def frozen(
 
 @dataclass(slots=True)
 class _Sizes:
-    """Sizes found so far, with the input that each is of."""
+    """The sizes so far, with the input that each comes from."""
 
     inputs: Mapping[str, Dims | None]
     places: dict[tuple[str, int], int] = field(default_factory=dict)
     symbols: dict[str, tuple[int, str]] = field(default_factory=dict)
-    ranks: dict[str, int] = field(default_factory=dict)  # of inputs that came without one
+    ranks: dict[str, int] = field(default_factory=dict)  # of inputs whose rank the model does not state
 
     def freeze(self, name: str, sizes: Sequence[int]) -> None:
         if name not in self.inputs:
@@ -100,7 +112,7 @@ class _Sizes:
         if not isinstance(dim, int):
             self.places[name, axis] = size
 
-    def frozen(self) -> Frozen:
+    def frozen(self) -> FixedShapes:
         sizes = {symbol: size for symbol, (size, _) in self.symbols.items()}
         changed: dict[str, Dims] = {}
         for name, given in self.inputs.items():
@@ -111,7 +123,7 @@ class _Sizes:
             )
             if dims is not None and new != given:
                 changed[name] = new
-        return Frozen(changed, sizes)
+        return FixedShapes(changed, sizes)
 
 
 def _shown(dims: Dims) -> str:

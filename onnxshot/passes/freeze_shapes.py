@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from onnx import ValueInfoProto
 
 from onnxshot.graph import Constant, Model, Node, Tensor, shape_inference
-from onnxshot.graph.fixed_shapes import Frozen
+from onnxshot.graph.fixed_shapes import FixedShapes
 from onnxshot.passes.base import Change
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.passes.remove_unused import RemoveUnused
@@ -27,7 +27,7 @@ class FreezeShapes:
         sizes: The fixed dimensions of each input, and the size of each symbolic dimension.
     """
 
-    sizes: Frozen
+    sizes: FixedShapes
     name: str = "freeze_shapes"
 
     def run(self, model: Model) -> Change:

@@ -13,7 +13,7 @@ from onnxshot.calibration.readers import InputSpec
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.files.messages import shown
 from onnxshot.graph import Model
-from onnxshot.graph.fixed_shapes import Frozen, frozen
+from onnxshot.graph.fixed_shapes import FixedShapes, resolve_fixed_shapes
 from onnxshot.graph.macs import concrete_shapes
 
 MOST_FROZEN = 2 << 30
@@ -35,13 +35,13 @@ def input_specs(model: Model) -> list[InputSpec]:
     return specs
 
 
-def frozen_sizes(model: Model, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> Frozen:
+def frozen_sizes(model: Model, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> FixedShapes:
     """The dimensions of the model's inputs that these freeze.
 
     Raises UsageError where they contradict the model, or make a tensor of it larger than MOST_FROZEN, or all of
     them together larger than _MOST_TOGETHER.
     """
-    found = frozen({tensor.name: model.shape(tensor) for tensor in model.graph.inputs}, batch, shapes)
+    found = resolve_fixed_shapes({tensor.name: model.shape(tensor) for tensor in model.graph.inputs}, batch, shapes)
     if found:
         sizes = {name: tuple(d if isinstance(d, int) else 1 for d in dims) for name, dims in found.inputs.items()}
         _refuse_vast(sizes)
@@ -62,7 +62,7 @@ def _refuse_vast(shapes: Mapping[str, Sequence[int]]) -> None:
         raise UsageError(what, f"freeze it at smaller ones: they may have {_MOST_TOGETHER / 1e9:.3g} GB")
 
 
-def frozen_specs(model: Model, sizes: Frozen) -> list[InputSpec]:
+def frozen_specs(model: Model, sizes: FixedShapes) -> list[InputSpec]:
     """What samples of a model whose dimensions will be frozen are held against; several may make a batch."""
     found = []
     for spec in input_specs(model):

@@ -12,7 +12,7 @@ from onnxshot.delivery.record import Record, precisions, record
 from onnxshot.delivery.write_results import input_bytes
 from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.graph import Model
-from onnxshot.graph.fixed_shapes import Frozen
+from onnxshot.graph.fixed_shapes import FixedShapes
 from onnxshot.graph.load import load_model
 from onnxshot.passes.widen_precision16 import WidenPrecision16
 from onnxshot.planning.make_plan import already_quantized, make_plan
@@ -60,7 +60,7 @@ class Prepared:
     model: Model
     source_hash: str
     source_bytes: int
-    fixed_shapes: Frozen
+    fixed_shapes: FixedShapes
     trained: Trained
     widened: WidenPrecision16
     requantized: bool

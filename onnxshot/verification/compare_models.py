@@ -13,7 +13,7 @@ from onnxshot.comparison.class_scores import Scores, makers_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.execution.parallel import in_order, split_threads
-from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
+from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.report.values import GAP_DB
 from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.ort_runtime import Runner
@@ -80,7 +80,7 @@ def compare(
     inside: bytes | None = None,
     scaled: Mapping[str, Scaled] | None = None,
     form: bytes = b"",
-    sizes: Frozen = AS_THEY_ARE,
+    sizes: FixedShapes = NO_FIXED_SHAPES,
 ) -> Comparison:
     """Run both models over the samples and measure their differences.
 

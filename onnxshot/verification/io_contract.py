@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnxshot.comparison.random_nodes import RANDOM
 from onnxshot.errors import ModelError
 from onnxshot.graph import Model, weights
-from onnxshot.graph.fixed_shapes import Frozen
+from onnxshot.graph.fixed_shapes import FixedShapes
 from onnxshot.graph.load import first_line, load_model
 from onnxshot.runtimes.ort_runtime import Feed, Runner
 
@@ -61,7 +61,7 @@ def contract(source: Path | bytes | ModelProto | Model) -> tuple[Port, ...]:
     )
 
 
-def with_frozen(ports: Iterable[Port], sizes: Frozen) -> tuple[Port, ...]:
+def with_frozen(ports: Iterable[Port], sizes: FixedShapes) -> tuple[Port, ...]:
     """The contract a model has once these dimensions are fixed."""
     return tuple(replace(port, dims=sizes.dims(port.name, port.dims)) for port in ports)
 

@@ -14,7 +14,7 @@ from onnxshot.calibration.checks import fits
 from onnxshot.calibration.readers import Dataset, open_data
 from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.graph import Model, Node, edit, weights
-from onnxshot.graph.fixed_shapes import AS_THEY_ARE, Frozen
+from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.report.report import Report
 from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.runtimes.executed import Execution
@@ -115,7 +115,7 @@ def loads(written: Path, source: str | Path | ModelProto) -> bool:
     return True
 
 
-def keeps_contract(source: str | Path | ModelProto, written: Path, sizes: Frozen = AS_THEY_ARE) -> None:
+def keeps_contract(source: str | Path | ModelProto, written: Path, sizes: FixedShapes = NO_FIXED_SHAPES) -> None:
     """Check that inputs and outputs have the names, types and dimensions of the source.
 
     Args:

@@ -17,7 +17,7 @@ from onnxshot import quantize
 from onnxshot.calibration.batches import MOST_COPIES, batched
 from onnxshot.calibration.readers import open_data
 from onnxshot.errors import CalibrationError, ModelError, UsageError
-from onnxshot.graph.fixed_shapes import Frozen, frozen
+from onnxshot.graph.fixed_shapes import FixedShapes, resolve_fixed_shapes
 from onnxshot.graph.load import load_model
 from onnxshot.passes.freeze_shapes import FreezeShapes
 from onnxshot.recipes.files import load_recipe
@@ -54,7 +54,7 @@ def dims(proto: onnx.ModelProto) -> dict[str, Any]:
     ],
 )
 def test_what_is_frozen(inputs: Any, batch: int | None, shapes: Any, wanted: Any) -> None:
-    assert frozen(inputs, batch, shapes).inputs == wanted
+    assert resolve_fixed_shapes(inputs, batch, shapes).inputs == wanted
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_what_is_frozen(inputs: Any, batch: int | None, shapes: Any, wanted: Any
 )
 def test_contradictions_are_told(inputs: Any, batch: int | None, shapes: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        frozen(inputs, batch, shapes)
+        resolve_fixed_shapes(inputs, batch, shapes)
 
 
 def test_a_symbol_has_one_size_everywhere_and_stale_shapes_go() -> None:
@@ -123,7 +123,7 @@ def test_branches_follow() -> None:
 def test_nothing_is_frozen_unasked() -> None:
     found = load_model(HANDMADE["resnet_block"]().model)
     before = found.to_proto()
-    assert FreezeShapes(Frozen()).run(found).edits == 0
+    assert FreezeShapes(FixedShapes()).run(found).edits == 0
     assert found.to_proto() == before
 
 
