@@ -119,12 +119,12 @@ class ComparisonSetup:
         Returns:
             The setup to use from now on, and the loaded model.
         """
-        how = self.without_missing_orders(model)
+        setup = self.without_missing_orders(model)
         try:
-            return how, CandidateRunner(how, model, threads=threads)
+            return setup, CandidateRunner(setup, model, threads=threads)
         except ModelError as e:
-            how = ComparisonSetup(source, inside=how.inside, failed=e.message)
-            return how, CandidateRunner(how, model, threads=threads)
+            setup = ComparisonSetup(source, inside=setup.inside, failed=e.message)
+            return setup, CandidateRunner(setup, model, threads=threads)
 
     def without_missing_orders(self, model: Path | bytes) -> ComparisonSetup:
         """The setup for this model, which another tool may have made.
@@ -185,9 +185,9 @@ class CandidateRunner:
     If the imposed picks do not fit on a sample, as when their number depends on values, it picks for itself there.
     """
 
-    def __init__(self, how: ComparisonSetup, model: Path | bytes, *, threads: int, optimize: bool = True) -> None:
-        self._how, self._model, self._threads, self._optimize = how, model, threads, optimize
-        self._imposed = Runner(how.prepared(model), threads=threads, optimize=optimize, whole=True)
+    def __init__(self, setup: ComparisonSetup, model: Path | bytes, *, threads: int, optimize: bool = True) -> None:
+        self._setup, self._model, self._threads, self._optimize = setup, model, threads, optimize
+        self._imposed = Runner(setup.prepared(model), threads=threads, optimize=optimize, whole=True)
         self._free: Runner | None = None
         self.outputs, self.skipped = self._imposed.outputs, self._imposed.skipped
 
@@ -196,11 +196,11 @@ class CandidateRunner:
         try:
             return self._imposed.run(feed)
         except ModelError:
-            if not self._how.orders:
+            if not self._setup.orders:
                 raise
         if self._free is None:
             self._free = Runner(
-                self._how.unordered.prepared(self._model), threads=self._threads, optimize=self._optimize, whole=True
+                self._setup.unordered.prepared(self._model), threads=self._threads, optimize=self._optimize, whole=True
             )
         return self._free.run(feed)
 

@@ -94,27 +94,27 @@ def read_layers(path: str | Path) -> Layers:
     shape_inference.infer(model)
     restore = IntegerOpsToFloat()
     restore.run(model)
-    told = _Quantized(precision=stored | restore.precision)
+    quantized = _Quantized(precision=stored | restore.precision)
     pairs, notes = NOTHING, []
     try:
         pairs = read_pairs(model)
     except ModelError as e:
         notes.append(f"{path}: no scales were compared: {e.message}")
     for _, node in model.walk():
-        _look(node, pairs, told)
+        _record_pairs(node, pairs, quantized)
     notes += [
-        f"{path}: {skip.node!r} ({skip.op}) was left as it is: {skip.reason}" for skip in StripQdq().run(model).skips
+        f"{path}: {skip.node!r} ({skip.op}) was left unchanged: {skip.reason}" for skip in StripQdq().run(model).skips
     ]
     made = {node: node.outputs[0].name for node in model.graph.nodes if node.outputs}
     normalize(model)
     there = model.tensors()
     now = {node: made[node] for node in model.graph.nodes if node in made and made[node] not in there}
-    layers = tuple(_layer(model, node, told, now.get(node, "")) for _, node in model.walk())
+    layers = tuple(_layer(model, node, quantized, now.get(node, "")) for _, node in model.walk())
     folded = {name: node.outputs[0].name for node, name in now.items()}
     return Layers(model, layers, pairs, tuple(notes), folded)
 
 
-def _look(node: Node, pairs: Trained, told: _Quantized) -> None:
+def _record_pairs(node: Node, pairs: Trained, quantized: _Quantized) -> None:
     """Record what the Q/DQ pairs before a node ask for."""
     makers = {i: edit.producer(tensor) for i, tensor in enumerate(node.inputs)}
     reads = {i: maker.inputs[0] for i, maker in makers.items() if maker is not None and maker.op == "DequantizeLinear"}
@@ -125,13 +125,13 @@ def _look(node: Node, pairs: Trained, told: _Quantized) -> None:
     integers = [_kind(makers[i]) for i in slots if i in reads] if node.op in OPS else []
     kinds = [_kind(makers[i]) for i in stored]
     if integers and len(integers) == len(slots) and (kinds or weight_slot(node) is None):
-        told.precision[node.label] = f"static {' x '.join([*dict.fromkeys(integers), *kinds[:1]])}"
+        quantized.precision[node.label] = f"static {' x '.join([*dict.fromkeys(integers), *kinds[:1]])}"
     elif kinds:
-        told.precision[node.label] = f"weights {kinds[0]}"
+        quantized.precision[node.label] = f"weights {kinds[0]}"
     for i in stored[:1]:
         params = pairs.weights.get(reads[i].name)
         if params is not None:
-            told.params[node.label] = params
+            quantized.params[node.label] = params
 
 
 def _kind(dequantize: Node | None) -> str:
@@ -146,7 +146,7 @@ def _kind(dequantize: Node | None) -> str:
     return str(TensorProto.DataType.Name(kind).lower())
 
 
-def _layer(model: Model, node: Node, told: _Quantized, before: str) -> Layer:
+def _layer(model: Model, node: Node, quantized: _Quantized, before: str) -> Layer:
     slot = weight_slot(node)
     if slot is None and node.op == "Gather" and _is_table(node.inputs[0]):
         slot = 0
@@ -157,8 +157,8 @@ def _layer(model: Model, node: Node, told: _Quantized, before: str) -> Layer:
     known = node.inputs[slot] if slot is not None else node.outputs[0] if node.outputs else None
     kind = model.elem_type(known) if known is not None else 0
     name = str(TensorProto.DataType.Name(kind or TensorProto.FLOAT).lower())
-    computed = told.precision.get(node.label, "float32" if name == "float" else name)
-    return Layer(node, tuple(names), computed, slot, told.params.get(node.label), bias)
+    computed = quantized.precision.get(node.label, "float32" if name == "float" else name)
+    return Layer(node, tuple(names), computed, slot, quantized.params.get(node.label), bias)
 
 
 def _is_table(tensor: Tensor) -> bool:

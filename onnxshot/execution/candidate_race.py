@@ -123,26 +123,26 @@ def measure_candidates(
     Raises:
         ModelError: A model does not run.
     """
-    how = comparison_setup(reference, samples[0].feed) if samples else ComparisonSetup(reference)
+    setup = comparison_setup(reference, samples[0].feed) if samples else ComparisonSetup(reference)
     workers = threads if _size(reference) <= _SIDE_BY_SIDE else 1
     each = max(1, threads // workers)
     wanted = list[_Outputs]()
-    if how.orders:  # its picks are imposed on the candidates
-        wanted = _outputs((ComparisonSetup(how.reference), how.reference), feeds_of(samples), threads)
-        feeds = [how.feed(sample.feed, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
+    if setup.orders:  # its picks are imposed on the candidates
+        wanted = _outputs((ComparisonSetup(setup.reference), setup.reference), feeds_of(samples), threads)
+        feeds = [setup.feed(sample.feed, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
     else:
         feeds = feeds_of(samples)
 
     def models() -> Iterator[tuple[ComparisonSetup, Path | bytes]]:
         if not wanted:
-            yield ComparisonSetup(how.reference), how.reference
-        yield from ((how, candidate) for candidate in candidates)
+            yield ComparisonSetup(setup.reference), setup.reference
+        yield from ((setup, candidate) for candidate in candidates)
 
     work = partial(_outputs, feeds=feeds, threads=each)
     with closing(in_order(work, models(), workers)) as found:
         wanted = wanted or next(found)
         for outputs in found:
-            yield _compared(how, wanted, outputs)
+            yield _compared(setup, wanted, outputs)
 
 
 def _size(model: Path | bytes) -> int:
@@ -160,6 +160,6 @@ def _outputs(model: tuple[ComparisonSetup, Path | bytes], feeds: Sequence[Feed],
     return [runner.run(feed) for feed in feeds]
 
 
-def _compared(how: ComparisonSetup, wanted: Sequence[_Outputs], found: Sequence[_Outputs]) -> CandidateError:
+def _compared(setup: ComparisonSetup, wanted: Sequence[_Outputs], found: Sequence[_Outputs]) -> CandidateError:
     pairs = zip(wanted, found, strict=True)
-    return CandidateError(tuple(sums_of(a, b, how.compared(a, b)) for a, b in pairs))
+    return CandidateError(tuple(sums_of(a, b, setup.compared(a, b)) for a, b in pairs))

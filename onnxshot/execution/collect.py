@@ -88,8 +88,8 @@ def collect(
     observers, outliers, settling = Observers(len(kept)), Outliers(len(kept)), Settling(len(kept))
     used: list[int] = []
     blank: list[str] = []
-    looking = observe_samples(model, kept, samples, order, channels=channels, threads=threads, device=device)
-    for number, (sample, seen) in zip(order, looking, strict=False):
+    observed = observe_samples(model, kept, samples, order, channels=channels, threads=threads, device=device)
+    for number, (sample, seen) in zip(order, observed, strict=False):
         observers.add(seen)
         outliers.add(seen, sample.name)
         if is_blank(sample.feed):
@@ -125,9 +125,9 @@ def observe_samples(
     runs = max(1, min(threads, len(order))) if device == "cpu" and not _is_large(model, names, samples) else 1
     watched = list(dict.fromkeys((*names, *_float_outputs(model))))
     make = partial(probe, model, watched, channels, threads=max(1, threads // runs), providers=providers_for(device))
-    for sample, seen in _looks(make, samples, order, runs):
+    for sample, seen in _observe_in_order(make, samples, order, runs):
         if not seen.finite:
-            _refuse(model, names, sample, threads)
+            _raise_not_finite(model, names, sample, threads)
         yield sample, seen.first(len(names))
 
 
@@ -157,7 +157,7 @@ def extremes(
     """
     make = partial(probe, model, list(names), (), threads=threads, providers=providers_for(device))
     low, high, size = np.full(len(names), np.inf), np.full(len(names), -np.inf), np.zeros(len(names), np.int64)
-    for done, (_, seen) in enumerate(_looks(make, samples, range(len(samples)), 1), 1):
+    for done, (_, seen) in enumerate(_observe_in_order(make, samples, range(len(samples)), 1), 1):
         sound = seen.finite_each
         np.minimum(low, np.where(sound, seen.lows, -np.inf), out=low)
         np.maximum(high, np.where(sound, seen.highs, np.inf), out=high)
@@ -168,7 +168,7 @@ def extremes(
     return {name: Span(*one) for name, one in zip(names, found, strict=True)}
 
 
-def _looks(
+def _observe_in_order(
     make: Callable[[], Probe], samples: Dataset | Sequence[Sample], order: Sequence[int], runs: int
 ) -> Iterator[tuple[Sample, Glimpse]]:
     """Yield every sample in this order with its glimpse. `runs` samples run at once, and one more is read ahead.
@@ -184,13 +184,13 @@ def _looks(
                 break
             read[number] = samples[number]
             size += sum(values.nbytes for values in read[number].feed.values())
-        looking = making.result()
+        session = making.result()
     running = BoundedSemaphore(runs)
 
     def look(number: int) -> tuple[Sample, Glimpse]:
         sample = read.pop(number) if number in read else samples[number]
         with running:
-            return sample, looking.observe(sample.feed)
+            return sample, session.observe(sample.feed)
 
     return in_order(look, order, runs + 1)
 
@@ -207,7 +207,7 @@ def _float_outputs(model: Model) -> list[str]:
     return [t.name for t in model.graph.outputs if model.elem_type(t) in floats]
 
 
-def _refuse(model: Model, names: Sequence[str], sample: Sample, threads: int) -> None:
+def _raise_not_finite(model: Model, names: Sequence[str], sample: Sample, threads: int) -> None:
     """Raise CalibrationError for the first tensor that is not finite on this sample."""
     outside = OutsideProbe(model, names, (), threads=threads)
     for name, values in zip(names, outside.values(sample.feed), strict=True):

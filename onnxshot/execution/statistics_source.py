@@ -136,7 +136,7 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
     missing = missing_in(known.tensors, list(plan.observe), plan.watched)
     if missing:
         raise CalibrationError(
-            f"{path} holds nothing of tensor {missing[0]!r}",
+            f"{path} has no statistics of tensor {missing[0]!r}",
             "run onnxshot calibrate with the same --target and --include",
         )
     if data is None:

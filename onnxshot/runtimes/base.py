@@ -88,8 +88,8 @@ def raise_refused(found: Sequence[Finding], runtime: str, target: str) -> None:
     refused = [finding for finding in found if finding.refused]
     if refused:
         first = refused[0]
-        more = f", and {len(refused) - 1} nodes more" if len(refused) > 1 else ""
-        hint = f"onnxshot quantize --target {target} places what it takes"
+        more = f", and {len(refused) - 1} more nodes" if len(refused) > 1 else ""
+        hint = f"onnxshot quantize --target {target} quantizes only what it accepts"
         raise TargetError(f"{runtime} refuses {first.node!r} ({first.op}): {first.reason}{more}", hint)
 
 

@@ -26,7 +26,7 @@ def time_interleaved(
     feeds: Sequence[Any],
     rounds: int,
     seconds: float,
-    enough: Callable[[list[list[float]]], bool] = lambda taken: False,
+    enough: Callable[[list[list[float]]], bool] = lambda times: False,
 ) -> list[list[float]]:
     """Time models in interleaved runs.
 
@@ -46,20 +46,20 @@ def time_interleaved(
     for run in runs:
         for _ in range(2):  # the first run plans memory and packs weights
             run(feeds[0])
-    taken: list[list[float]] = []
+    times: list[list[float]] = []
     end = time.perf_counter() + seconds * len(runs)
-    while len(taken) < rounds and (len(taken) < LEAST_ROUNDS or time.perf_counter() < end):
-        feed = feeds[len(taken) % len(feeds)]
+    while len(times) < rounds and (len(times) < LEAST_ROUNDS or time.perf_counter() < end):
+        feed = feeds[len(times) % len(feeds)]
         row = [0.0] * len(runs)
         for turn in range(len(runs)):  # rotate, so that no model is always the first
-            i = (turn + len(taken)) % len(runs)
+            i = (turn + len(times)) % len(runs)
             start = time.perf_counter_ns()
             runs[i](feed)
             row[i] = (time.perf_counter_ns() - start) / 1e6
-        taken.append(row)
-        if enough(taken):
+        times.append(row)
+        if enough(times):
             break
-    return taken
+    return times
 
 
 def loaded(ort: Any, path: str, threads: int) -> Callable[[Any], Any]:

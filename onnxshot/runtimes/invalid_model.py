@@ -47,7 +47,7 @@ def blames_model(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
                 if reason := invalid_reason(model):
                     name = "the model" if isinstance(model, ModelProto) else str(model)
                     what = f"{type(error).__name__}: {first_line(error, limit=120)}"
-                    said = f"{name} cannot be worked on ({what}); {reason}"
+                    said = f"{name} cannot be processed ({what}); {reason}"
                     raise ModelError(said, "export the model again") from error
             raise
 

@@ -131,7 +131,7 @@ class Network:
             request.start_async()  # `infer` also builds a dictionary of outputs, which takes as long as a small layer
             request.wait()
         except RuntimeError as e:
-            raise ModelError(f"{self._path} fails in OpenVINO: {_told(e)}") from e
+            raise ModelError(f"{self._path} fails in OpenVINO: {_message(e)}") from e
         return {name: _array(request.get_output_tensor(i)) for i, name in enumerate(self.outputs)}
 
     def _tensor(self, values: NDArray[Any]) -> Any:
@@ -183,7 +183,7 @@ def _read(path: Path) -> Any:
     try:
         model = core.read_model(str(path))
     except RuntimeError as e:
-        raise TargetError(f"OpenVINO cannot read {path}: {_told(e)}") from e
+        raise TargetError(f"OpenVINO cannot read {path}: {_message(e)}") from e
     _use_hsigmoid(model)
     return model
 
@@ -198,7 +198,7 @@ def _compiled(path: Path, *, threads: int, precision: str | None) -> Any:
     except TargetError as e:
         raise ModelError(e.message, e.hint) from e
     except RuntimeError as e:
-        raise ModelError(f"{path} does not load in OpenVINO: {_told(e)}") from e
+        raise ModelError(f"{path} does not load in OpenVINO: {_message(e)}") from e
 
 
 def _number_nameless(model: Any, known: Collection[str]) -> None:
@@ -255,7 +255,7 @@ def _use_hsigmoid(model: Any) -> None:
             node.output(0).replace(fused.output(0))
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     """OpenVINO's message without places in its source code."""
     lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(_PLACES) and not line.endswith("with a message:")]

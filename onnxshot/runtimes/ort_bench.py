@@ -101,28 +101,28 @@ def bench_loaded(
     precision: float | None = None,
 ) -> list[Latency]:
     """Measure the latency of loaded models of any runtime, as `bench` does."""
-    def enough(taken: list[list[float]]) -> bool:
-        return precision is not None and len(taken) % _CHECKED == 0 and settled(np.array(taken), precision)
+    def enough(times: list[list[float]]) -> bool:
+        return precision is not None and len(times) % _CHECKED == 0 and settled(np.array(times), precision)
 
-    taken = time_interleaved([runner.run for _, runner in named], feeds, rounds, seconds, enough)
-    return latencies([path for path, _ in named], taken)
+    times = time_interleaved([runner.run for _, runner in named], feeds, rounds, seconds, enough)
+    return latencies([path for path, _ in named], times)
 
 
-def latencies(models: Sequence[Path], taken: Sequence[Sequence[float]], runtime: str = "") -> list[Latency]:
+def latencies(models: Sequence[Path], times: Sequence[Sequence[float]], runtime: str = "") -> list[Latency]:
     """Latency of each model.
 
     Args:
         models: Their files.
-        taken: [rounds, models] milliseconds.
+        times: [rounds, models] milliseconds.
         runtime: Name and version of the runtime.
     """
-    ms = np.array(taken)
+    ms = np.array(times)
     ratios = np.median(ms[:, :1] / ms, axis=0)
     p10, median, p90 = np.percentile(ms, (10, 50, 90), axis=0)
     sure = is_sure(ms)
     return [
         Latency(
-            path, float(median[i]), float(p10[i]), float(p90[i]), float(ratios[i]), len(taken), bool(sure[i]), runtime
+            path, float(median[i]), float(p10[i]), float(p90[i]), float(ratios[i]), len(times), bool(sure[i]), runtime
         )
         for i, path in enumerate(models)
     ]

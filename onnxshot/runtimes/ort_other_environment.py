@@ -60,7 +60,7 @@ def bench_in(
     if not models or not feeds or rounds < 1:
         raise UsageError(f"nothing to time: {len(models)} models, {len(feeds)} samples, {rounds} rounds")
     program = interpreter(python)
-    told = version(program)
+    named = version(program)
     with scratch() as folder:
         job = {
             "models": [str(path.resolve()) for path in models], "feeds": _stored(feeds, folder), "threads": threads,
@@ -71,12 +71,12 @@ def bench_in(
         code, last = _run(program, [_WORKER.read_text(encoding="utf-8"), str(folder / "job.json")], folder, limit)
         answer = _answer(folder / "answer.json")
     if answer is None:
-        raise TargetError(f"{program} ended with exit status {code} while it timed in {told}: {last or 'no message'}")
+        raise TargetError(f"{program} ended with exit status {code} during timing in {named}: {last or 'no message'}")
     if "error" in answer:
         error = one_line(Exception(answer["error"]))
         if "model" in answer:
-            raise ModelError(f"{models[answer['model']]} does not run in {told} of {program}: {error}")
-        raise TargetError(f"{program} cannot time in {told}: {error}")
+            raise ModelError(f"{models[answer['model']]} does not run in {named} of {program}: {error}")
+        raise TargetError(f"{program} cannot time models in {named}: {error}")
     return latencies(models, answer["ms"], f"onnxruntime {answer['version']}")
 
 
@@ -109,9 +109,9 @@ def version(program: Path) -> str:
     """
     with scratch() as folder:
         code, last = _run(program, [_VERSION], folder, _START_SECONDS)
-        told = (folder / "stdout").read_text(errors="replace").strip().splitlines()
-    if code == 0 and told and told[-1].startswith("onnxruntime "):
-        return told[-1]
+        lines = (folder / "stdout").read_text(errors="replace").strip().splitlines()
+    if code == 0 and lines and lines[-1].startswith("onnxruntime "):
+        return lines[-1]
     if "No module named" in last:
         raise TargetError(f"{program} lacks a package: {last}", f"{program} -m pip install onnxruntime numpy")
     raise TargetError(f"{program} does not report its onnxruntime version: {last or f'exit status {code}'}")

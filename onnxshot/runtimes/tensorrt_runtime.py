@@ -106,7 +106,7 @@ def _of_sizes(sampled: Ranges, asked: Ranges) -> list[str]:
         for name, (least, usual, most) in sampled.items()
         if name not in asked
     ]
-    return [f"built for the sizes that samples have, --shapes gives others: {', '.join(named)}"] if named else []
+    return [f"built for the sizes found in the samples (--shapes sets others): {', '.join(named)}"] if named else []
 
 
 def _written(sizes: Sizes) -> str:
@@ -129,5 +129,5 @@ def _of_sparsity(halves: list[Node]) -> list[str]:
     notes = [f"built to use 2:4 zeros, which {len(halves)} weights have: {some([n.label for n in halves])}"]
     makers = [edit.producer(tensor) for node in halves for tensor in node.inputs[:2]]
     if any(maker is not None and maker.op == "DequantizeLinear" for maker in makers):
-        notes.append("TensorRT was seen not to use 2:4 behind Q/DQ pairs: time it before relying on both")
+        notes.append("TensorRT was observed not to use 2:4 zeros after Q/DQ pairs: measure it before relying on both")
     return notes

@@ -111,56 +111,58 @@ def compare(
         CalibrationError: There are no samples.
     """
     sides = with_frozen(contract(reference), sizes), contract(candidate)
-    workers, each = split_threads(threads, len(samples) if isinstance(samples, Sized) else None)
+    workers, threads_each = split_threads(threads, len(samples) if isinstance(samples, Sized) else None)
     start, samples = _begun(samples)
-    how, judge, fast = _loaded(reference, candidate, start, each)
-    names = how.compared(judge.outputs, fast.outputs)
-    kinds = judge.skipped | fast.skipped
+    setup, float_runner, runner = _loaded(reference, candidate, start, threads_each)
+    names = setup.compared(float_runner.outputs, runner.outputs)
+    kinds = float_runner.skipped | runner.skipped
     if not names and not kinds:
-        raise ModelError(f"the models have no output in common: {_list(judge.outputs)} against {_list(fast.outputs)}")
-    sums, picks = _sums(how, names), Picks(how)
-    totals, first = Totals(), list[tuple[Sample, Outputs]]()
-    count, picked = 0, True
-    for sample, wanted, got in _run(judge, fast, samples, workers, how):
+        shown = f"{_list(float_runner.outputs)} against {_list(runner.outputs)}"
+        raise ModelError(f"the models have no output in common: {shown}")
+    sums, picks = _sums(setup, names), Picks(setup)
+    totals, first_runs = Totals(), list[tuple[Sample, Outputs]]()
+    count, has_picks = 0, True
+    for sample, wanted, got in _run(float_runner, runner, samples, workers, setup):
         for name in names:
             if name in got:  # sort keys are missing if the candidate picked for itself
                 sums[name].add(wanted[name], got[name], sample.name, totals, first=count < SAMPLES)
         picks.add(wanted, got)
         if count < SAMPLES:
-            first.append((how.sample(sample, wanted), wanted))
-            picked = picked and how.has_picks(got)
+            first_runs.append((setup.sample(sample, wanted), wanted))
+            has_picks = has_picks and setup.has_picks(got)
         count += 1
 
-    wanted_of = {id(sample): wanted for sample, wanted in first}
+    wanted_of = {id(sample): wanted for sample, wanted in first_runs}
 
-    def plain(sample: Sample, _: Outputs, got: Outputs) -> None:
+    def add_unoptimized(sample: Sample, _: Outputs, got: Outputs) -> None:
         for name in (name for name in names if name in got):
             sums[name].add_plain(wanted_of[id(sample)][name], got[name], sample.name, totals)
 
-    rows_inside: tuple[TensorRow, ...] = ()
-    seen = [sample for sample, _ in first]
+    rows: tuple[TensorRow, ...] = ()
+    first_samples = [sample for sample, _ in first_runs]
     if too_large(reference, candidate):  # outputs only
-        del fast
-        slow = CandidateRunner(how, candidate, threads=each, optimize=False)
-        for run in _run(judge, slow, seen, workers, how):
-            plain(*run)
+        del runner
+        unoptimized = CandidateRunner(setup, candidate, threads=threads_each, optimize=False)
+        for run in _run(float_runner, unoptimized, first_samples, workers, setup):
+            add_unoptimized(*run)
     else:
-        del judge, fast
-        alike = how if picked else how.unordered
-        rows_inside = compare_tensors(
-            alike.prepared(inside or reference), alike.prepared(candidate), seen, tensors, threads=threads,
-            outputs=[n for n in names if picked or not how.is_sort_key(n)], each=plain, scaled=scaled,
+        del float_runner, runner
+        used = setup if has_picks else setup.unordered
+        rows = compare_tensors(
+            used.prepared(inside or reference), used.prepared(candidate), first_samples, tensors, threads=threads,
+            outputs=[n for n in names if has_picks or not setup.is_sort_key(n)], each=add_unoptimized, scaled=scaled,
         )  # fmt: skip
-        again = [row.tensor for row in rows_inside if row.sqnr_db < _CLEAR_DB] if form and how.plain else []
-        if again:
-            others = compare_tensors(form, how.prepared(candidate), seen, again, threads=threads, scaled=scaled)
-            rows_inside = closest(rows_inside, others)
+        far = [row.tensor for row in rows if row.sqnr_db < _CLEAR_DB] if form and setup.plain else []
+        if far:
+            prepared = setup.prepared(candidate)
+            others = compare_tensors(form, prepared, first_samples, far, threads=threads, scaled=scaled)
+            rows = closest(rows, others)
     found = _comparison(sums, totals, count, picks)
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
     return replace(
-        found, contract=difference(*sides), notes=(*notes, *how.notes, *found.notes), tensors=rows_inside,
-        tensor_samples=len(seen) if rows_inside else 0,
-        random=tuple(source.node for source in how.random_nodes), copied=tuple(one.output for one in how.copied),
+        found, contract=difference(*sides), notes=(*notes, *setup.notes, *found.notes), tensors=rows,
+        tensor_samples=len(first_samples) if rows else 0,
+        random=tuple(source.node for source in setup.random_nodes), copied=tuple(one.output for one in setup.copied),
     )  # fmt: skip
 
 
@@ -181,17 +183,17 @@ def _loaded(
     reference: Path | bytes, candidate: Path | bytes, sample: Sample, threads: int
 ) -> tuple[ComparisonSetup, Runner, CandidateRunner]:
     """The comparison's setup, and both models loaded for it."""
-    how, other = comparison_setup(reference, sample.feed).load_candidate(candidate, reference, threads)
-    return how, Runner(how.reference, threads=threads, whole=True), other
+    setup, other = comparison_setup(reference, sample.feed).load_candidate(candidate, reference, threads)
+    return setup, Runner(setup.reference, threads=threads, whole=True), other
 
 
-def _sums(how: ComparisonSetup, names: Iterable[str]) -> dict[str, Sums]:
+def _sums(setup: ComparisonSetup, names: Iterable[str]) -> dict[str, Sums]:
     """One accumulator per output of the models that run, by output name."""
-    ordered = {output for outputs in how.ordered_outputs.values() for output in outputs}
-    left_out = ordered | {one.output for one in how.copied}
-    makers = makers_of(how.reference)
-    scores = {n: None if how.is_sort_key(n) or n in left_out else Scores(makers.get(n, "")) for n in names}
-    return {name: Sums(how.output_name(name), scores=one) for name, one in scores.items()}
+    ordered = {output for outputs in setup.ordered_outputs.values() for output in outputs}
+    left_out = ordered | {one.output for one in setup.copied}
+    makers = makers_of(setup.reference)
+    scores = {n: None if setup.is_sort_key(n) or n in left_out else Scores(makers.get(n, "")) for n in names}
+    return {name: Sums(setup.output_name(name), scores=one) for name, one in scores.items()}
 
 
 def _comparison(sums: Mapping[str, Sums], totals: Totals, count: int, picks: Picks | None = None) -> Comparison:
@@ -231,10 +233,10 @@ def _as_ordered(row: OutputRow, ordered: Mapping[str, float]) -> OutputRow:
 
 def _picked(picks: Picks) -> list[str]:
     """Describe what each ordering node picked, one note per node."""
-    ordered = picks.how.ordered_outputs
+    ordered = picks.setup.ordered_outputs
     return [
         f"{order.op} {order.node!r} orders {_list(sorted(ordered[order.number]))}: compared in the float model's "
-        f"order; {same / of:.1%} of what is picked is the same"
+        f"order; {same / of:.1%} of the picks are the same"
         for order, same, of in picks.counts()
         if of
     ]
@@ -256,46 +258,51 @@ def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset,
         ModelError: A model does not run, or the models have no output name in common.
         CalibrationError: There are no samples.
     """
-    judge = Runner(reference, threads=threads)
-    names = [name for name in judge.outputs if name in candidate.outputs]
+    float_runner = Runner(reference, threads=threads)
+    names = [name for name in float_runner.outputs if name in candidate.outputs]
     if not names:
-        raise ModelError(f"no output in common: {_list(judge.outputs)} against {_list(candidate.outputs)}")
+        raise ModelError(f"no output in common: {_list(float_runner.outputs)} against {_list(candidate.outputs)}")
     if not len(samples):
         raise CalibrationError(_NO_SAMPLES)
-    how = comparison_setup(reference, samples[0].feed)
-    told, names = names, _comparable(how, names)
+    setup = comparison_setup(reference, samples[0].feed)
+    common, names = names, _comparable(setup, names)
     makers = makers_of(reference)
     sums, totals = {name: Sums(name, scores=Scores(makers.get(name, ""))) for name in names}, Totals()
     alike = ComparisonSetup(reference)
-    for sample, wanted, got in _run(judge, candidate, samples if names else [samples[0]], 1, alike):
+    for sample, wanted, got in _run(float_runner, candidate, samples if names else [samples[0]], 1, alike):
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=False)
     found = _comparison(sums, totals, len(samples))
-    left_out = [name for name in told if name not in names]
+    left_out = [name for name in common if name not in names]
     if not left_out:
         return found
-    note = f"not compared in this runtime: {_list(left_out)}, which {_why(how)}"
+    note = f"not compared in this runtime: {_list(left_out)}, which {_why(setup)}"
     return replace(found, notes=(*found.notes, note))
 
 
-def _comparable(how: ComparisonSetup, names: Iterable[str]) -> list[str]:
+def _comparable(setup: ComparisonSetup, names: Iterable[str]) -> list[str]:
     """The outputs that can be compared without editing the candidate."""
-    if how.random_nodes:
+    if setup.random_nodes:
         return []
-    hidden = {name for outputs in how.ordered_outputs.values() for name in outputs} | {one.output for one in how.copied}
+    ordered = {name for outputs in setup.ordered_outputs.values() for name in outputs}
+    hidden = ordered | {one.output for one in setup.copied}
     return [name for name in names if name not in hidden]
 
 
-def _why(how: ComparisonSetup) -> str:
+def _why(setup: ComparisonSetup) -> str:
     """Why outputs cannot be compared without editing the candidate, as a clause."""
-    if how.random_nodes:
-        return f"random numbers change from run to run ({how.random_nodes[0].node!r})"
-    parts = [f"{order.op} orders" for order in how.orders[:1]] + ["copy inputs" for _ in how.copied[:1]]
+    if setup.random_nodes:
+        return f"random numbers change from run to run ({setup.random_nodes[0].node!r})"
+    parts = [f"{order.op} orders" for order in setup.orders[:1]] + ["copy inputs" for _ in setup.copied[:1]]
     return " or ".join(parts)
 
 
 def _run(
-    judge: Runner, other: Loaded | CandidateRunner, samples: Iterable[Sample], workers: int, how: ComparisonSetup
+    float_runner: Runner,
+    other: Loaded | CandidateRunner,
+    samples: Iterable[Sample],
+    workers: int,
+    setup: ComparisonSetup,
 ) -> Iterator[tuple[Sample, Outputs, Outputs]]:
     """The outputs of both models on every sample, in order. A Dataset is read in the threads that run it."""
     get: Callable[[Any], Sample] = samples.__getitem__ if isinstance(samples, Dataset) else lambda sample: sample
@@ -303,8 +310,8 @@ def _run(
 
     def look(item: Any) -> tuple[Sample, Outputs, Outputs]:
         sample = get(item)
-        wanted = judge.run(sample.feed)
-        return sample, wanted, other.run(how.feed(sample.feed, wanted))
+        wanted = float_runner.run(sample.feed)
+        return sample, wanted, other.run(setup.feed(sample.feed, wanted))
 
     return in_order(look, items, workers)
 

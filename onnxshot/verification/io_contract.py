@@ -145,7 +145,8 @@ def _bits(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _changed(path: Path | None, what: str) -> ModelError:
-    return ModelError(f"{path}: {what}", "the disk or onnxshot is at fault: write it again, and report it if it stays")
+    hint = "the disk or onnxshot is at fault: write it again, and report it if that does not help"
+    return ModelError(f"{path}: {what}", hint)
 
 
 def _parsed(source: Path | bytes) -> ModelProto:

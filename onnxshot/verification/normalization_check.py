@@ -65,37 +65,37 @@ def check_same_outputs(
     proto = onnx.load_from_string(given) if isinstance(given, bytes) else onnx.load(str(given), format="protobuf")
     least_db = min(least_db, agreement_db(proto))  # normalization widens 16-bit floats, which removes rounding
     differing = [name for name in held if not _agree(wanted[name], got[name], least_db)]
-    if not differing or _alike_fairly(given, normal, sample, differing, least_db, threads):
+    if not differing or _agree_when_comparable(given, normal, sample, differing, least_db, threads):
         return
     try:
-        found = _Pair(*_held_still(proto, normal), sample.feed, least_db, threads).first_changed()
+        found = _Pair(*_with_equal_randomness(proto, normal), sample.feed, least_db, threads).first_changed()
     except ModelError:
         return  # a model does not run with its inner tensors as outputs: its nodes cannot be checked
     if found is not None:
         raise ModelError(
-            f"normalizing the model, from opset {_opset(proto)} to {_opset(normal)}, changes what {found} gives",
+            f"normalizing the model, from opset {_opset(proto)} to {_opset(normal)}, changes the output of {found}",
             "a fault of onnxshot: report it, and export the model again with a newer opset",
         )
 
 
-def _alike_fairly(
+def _agree_when_comparable(
     given: Path | bytes, normal: ModelProto, sample: Sample, differing: Sequence[str], least_db: float, threads: int
 ) -> bool:
     """Whether these outputs agree with equal random numbers and equal picks in both models."""
     try:
-        how = comparison_setup(given, sample.feed)
-        if how.plain:
+        setup = comparison_setup(given, sample.feed)
+        if setup.plain:
             return False
-        how, other = how.load_candidate(bytes(normal.SerializeToString()), given, threads)
-        wanted = Runner(how.reference, threads=threads).run(sample.feed)
-        got = other.run(how.feed(sample.feed, wanted))
+        setup, other = setup.load_candidate(bytes(normal.SerializeToString()), given, threads)
+        wanted = Runner(setup.reference, threads=threads).run(sample.feed)
+        got = other.run(setup.feed(sample.feed, wanted))
     except ModelError:
         return False
-    names = how.compared(wanted, got)
+    names = setup.compared(wanted, got)
     return set(differing) <= set(names) and all(_agree(wanted[name], got[name], least_db) for name in names)
 
 
-def _held_still(given: ModelProto, normal: ModelProto) -> tuple[ModelProto, ModelProto]:
+def _with_equal_randomness(given: ModelProto, normal: ModelProto) -> tuple[ModelProto, ModelProto]:
     """Both models, made to draw the same random numbers if they draw any. Raises ModelError."""
     flat = inlined(given)
     drawn = random_sources(flat)
@@ -200,11 +200,11 @@ class _Pair:
         if all(len(part.model.graph.node) == 1 for part in parts):
             return False
         rng = np.random.default_rng(0)
-        moved = {name: _moved(value, rng) for name, value in values.items()}
+        moved = {name: _perturbed(value, rng) for name, value in values.items()}
         return not _agree_widened(wanted, parts[0].run(moved), self.least_db)
 
 
-def _moved(value: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+def _perturbed(value: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     """The values with their last bits changed at random."""
     if value.dtype.kind != "f":
         return value

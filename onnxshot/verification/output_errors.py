@@ -142,13 +142,13 @@ class Sums:
             return
         self._look_for_nan(wanted, got, sample, " with optimizations off")
 
-    def _look_for_nan(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, how: str) -> None:
+    def _look_for_nan(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, suffix: str) -> None:
         if self.not_finite:  # the first sample is enough
             return
         bad = ~np.isfinite(got) & np.isfinite(wanted)
         if bad.any():
             what = f"{np.count_nonzero(bad)} of {bad.size} values are NaN or infinite"
-            self.not_finite.append(f"output {self.name!r} on sample {sample!r}{how}: {what}")
+            self.not_finite.append(f"output {self.name!r} on sample {sample!r}{suffix}: {what}")
 
     def row(self) -> OutputRow:
         """The accumulated errors as a row."""
@@ -169,24 +169,24 @@ class Sums:
 class Picks:
     """Counts what ordering nodes, such as TopK, picked in both models."""
 
-    def __init__(self, how: ComparisonSetup) -> None:
-        self.how = how
-        self._counts = {order.number: (0, 0) for order in how.orders}
+    def __init__(self, setup: ComparisonSetup) -> None:
+        self.setup = setup
+        self._counts = {order.number: (0, 0) for order in setup.orders}
 
     def add(self, wanted: Outputs, got: Outputs) -> None:
         """Add the picks of both models on one sample."""
-        for order, same, of in self.how.shared_picks(wanted, got):
+        for order, same, of in self.setup.shared_picks(wanted, got):
             before = self._counts[order.number]
             self._counts[order.number] = (before[0] + same, before[1] + of)
 
     def counts(self) -> list[tuple[Order, int, int]]:
         """For each ordering node: the node, the number of picks that both models share, and the number of picks."""
-        return [(order, *self._counts[order.number]) for order in self.how.orders]
+        return [(order, *self._counts[order.number]) for order in self.setup.orders]
 
     def shares(self) -> dict[str, float]:
         """Share of identical picks, 0..1, by output; the lowest if several nodes order it."""
         found: dict[str, float] = {}
         for order, same, of in self.counts():
-            for name in sorted(self.how.ordered_outputs[order.number]) if of else ():
+            for name in sorted(self.setup.ordered_outputs[order.number]) if of else ():
                 found[name] = min(found.get(name, 1.0), same / of)
         return found

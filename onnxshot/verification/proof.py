@@ -81,7 +81,7 @@ def record_execution(report: Report, ran: Execution, floats: Collection[str] = (
     if report.int8_unplanned:
         some = ", ".join(map(repr, report.int8_unplanned[:_SHOWN]))
         more = f" and {len(report.int8_unplanned) - _SHOWN} more" if len(report.int8_unplanned) > _SHOWN else ""
-        report.notes.append(f"ONNX Runtime runs in int8 what is float in the file or by the plan: {some}{more}")
+        report.notes.append(f"ONNX Runtime runs nodes in int8 that are float in the file or the plan: {some}{more}")
     if ran.note:
         report.notes.append(ran.note)
 

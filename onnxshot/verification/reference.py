@@ -78,7 +78,7 @@ def reference_of(
         return _normalized(model, e)
     sample = data[0] if data is not None else _random(runner, model)
     if sample is None:
-        return Reference(as_given, "not compared with the model as it was given: it runs on no random sample")
+        return Reference(as_given, "not compared with the model as it was given: it does not run on random samples")
     try:
         wanted = runner.run(sample.feed)
     except ModelError as e:
@@ -108,16 +108,16 @@ def _refuse_unknown(source: str | Path | ModelProto, model: Model, error: ModelE
 
 
 def _normalized(model: Model, error: ModelError) -> Reference:
-    note = f"compared with the model as it was normalized, not as it was given: {error.message}"
+    note = f"compared with the normalized model, not with the model as it was given: {error.message}"
     return Reference(bytes(model.to_proto().SerializeToString()), note)
 
 
 def _unfit(sample: Sample, error: ModelError) -> CalibrationError:
     """The error for a model that loads but does not run on random data. Names the inputs that likely cause it."""
-    told = {name: f"{name!r} ({value.dtype} {list(value.shape)})" for name, value in sample.feed.items()}
+    described = {name: f"{name!r} ({value.dtype} {list(value.shape)})" for name, value in sample.feed.items()}
     whole = [name for name, value in sample.feed.items() if value.dtype.kind in "iub"]
-    some = ", ".join(told[name] for name in (whole or list(told))[:_NAMED])
-    more = len(whole or told) - _NAMED
+    some = ", ".join(described[name] for name in (whole or list(described))[:_NAMED])
+    more = len(whole or described) - _NAMED
     some += f" and {more} more" if more > 0 else ""
     known = "which whole numbers it takes" if whole else "which sizes and values it takes"
     what = f"the model does not run on random data for input {some}, as it does not say {known}: {error.message}"

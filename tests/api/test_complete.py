@@ -583,4 +583,4 @@ def test_integer_operators_that_came_with_the_model_are_no_fault() -> None:
         assert [n.op_type for n in onnx.load(made).graph.node] == ["DynamicQuantizeLSTM"]
         report = quantize(made, feeds(6, x=(4, 2, 8)), complete=True, settings=PROVEN).report
     assert report.int8_unplanned == []
-    assert not any("runs in int8 what is float" in note for note in report.notes)
+    assert not any("runs nodes in int8 that are float" in note for note in report.notes)

@@ -122,7 +122,7 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         (replace(other, model="9" * 64), "another model: 111111111111 and 999999999999"),
         (replace(other, preset="9" * 64), "another preset: 222222222222 and 999999999999"),
         (mine, "sample 333333333333 is in a and in b"),
-        (replace(other, tensors={"a": mine.tensors["a"]}), "b holds nothing of tensor 'b'"),
+        (replace(other, tensors={"a": mine.tensors["a"]}), "b has no statistics of tensor 'b'"),
     ):
         with pytest.raises(CalibrationError, match=message):
             join([mine, changed], ["a", "b"])

@@ -247,7 +247,7 @@ def test_an_ordered_output_is_compared_in_the_order_of_the_float_model(opset: in
     assert rows["dets"].agreement == rows["i"].equal == result.agreement == pytest.approx(np.mean(picks))
     (key,) = (row for name, row in rows.items() if name not in ("dets", "i"))
     assert key.sqnr_db == pytest.approx(db(*np.asarray(keys).swapaxes(0, 1)), abs=0.05)
-    assert any("of what is picked is the same" in note for note in result.notes)
+    assert any("of the picks are the same" in note for note in result.notes)
 
 
 def _flat(made: ModelProto, feed: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

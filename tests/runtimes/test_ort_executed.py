@@ -122,7 +122,7 @@ def test_what_a_plan_leaves_in_float_runs_so(target: str, options: dict[str, obj
     assert labels(run, "float") == floats
     assert result.report.int8_unplanned == []
     assert result.report.int8_macs_share == pytest.approx(1 - len(floats) / 4)
-    assert not any("runs in int8 what is float" in note for note in result.report.notes)
+    assert not any("runs nodes in int8 that are float" in note for note in result.report.notes)
 
 
 def test_a_report_names_what_runs_in_int8_against_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,7 @@ def told_truly(found: Truth, made: Path, feeds: list[Feed], report: Any) -> str:
 
 
 def _says_it_is_unproven(report: Any) -> bool:
-    said = ("not compared", "not loaded", "as it was normalized, not as it was given")
+    said = ("not compared", "not loaded", "compared with the normalized model")
     return any(words in note for note in report.notes for words in said)
 
 
