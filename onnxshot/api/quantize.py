@@ -51,28 +51,35 @@ def quantize(
     emit_options: EmitOptions | None = None,
     **options: Any,
 ) -> Result:
-    """Quantize an ONNX model for a target, and prove the result against the float model.
+    """Quantize an ONNX model for a target, and compare the result with the float model.
 
     Args:
         model: path of an .onnx file, or a ModelProto.
-        calib: calibration data: a folder of pictures, .npy or .npz; a .npz; a test_data_set folder;
-            'module:function'; any iterable of dicts of arrays; 'random'. Only mode 'static' needs it.
-        stats: statistics that `calibrate` wrote of this model: nothing is run to calibrate. `calib`, where it is given
-            too, must hold the samples they are of; the others judge the result.
-        output: where to write; None keeps the result in memory (`Result.save` writes it later).
-        preset: preprocessing of pictures: a name, a YAML file, or a Preset.
-        recipe: what to do; `options` override its fields (target='ort', mode='static', exclude=(...,), ...).
-        settings: how to run it.
-        emit: formats to write, each with the stem of `output`: onnx, openvino, tensorrt. Default: what its suffix
-            stands for, else the target's own. Of one artifact alone it is the target, where none is named.
+        calib: calibration data: a folder of pictures, .npy or .npz files; an .npz file; a test_data_set folder;
+            'module:function'; an iterable of dicts from input name to array; or 'random'. Only mode 'static' needs it.
+        stats: path of a statistics file that `calibrate` wrote for this model; no sample is run to calibrate then. If
+            `calib` is given too, it must include the samples of that file; its other samples are the held-out ones.
+        output: where to write. None keeps the result in memory; `Result.save` writes it later.
+        preset: preprocessing of pictures: a name, the path of a YAML file, or a Preset.
+        recipe: what to do. `options` override its fields.
+        settings: how to run it: threads, samples, device.
+        emit: formats to write, each with the stem of `output`: 'onnx', 'openvino', 'tensorrt'. Default: the format of
+            the suffix of `output`, else the target's own. If no target is named, a single format chooses it.
         emit_options: how artifacts other than .onnx are made.
-        **options: fields of the recipe, by name.
+        **options: fields of the recipe by name, such as target='ort', mode='static', exclude=('Softmax',).
 
     Returns:
-        The model, the plan and the report.
+        The quantized model, its plan and its report. SQNR in the report is in dB, latency in milliseconds.
 
     Raises:
-        ModelError, CalibrationError, UsageError, TargetError: each says what was found and what to do.
+        ModelError: the model cannot be read or run, or the written file is not equivalent to the model in memory.
+        CalibrationError: samples are missing, or samples or statistics do not fit the model.
+        UsageError: options contradict each other or the model, or a file cannot be written.
+        TargetError: the target or a requested format cannot be produced here.
+
+    Example:
+        >>> result = onnxshot.quantize("model.onnx", "samples/", output="model.int8.onnx")
+        >>> result.report.sqnr_db, result.report.speedup
     """
     started = time.perf_counter()
     settings = settings or Settings()

@@ -1,4 +1,4 @@
-"""What each node costs: the error of the network's outputs when that node alone is int8, measured, worst first."""
+"""`sensitivity`: measure how much of the outputs' error each node causes when that node alone is int8."""
 
 from __future__ import annotations
 
@@ -29,16 +29,20 @@ class NodeSensitivity:
     """One node that the plan quantizes, or whose weight it stores in 8 bits.
 
     Attributes:
-        node, op, how: its name, its operator, and static, dynamic, weights, or stored: it computes in float with a
-            weight that is stored in 8 bits.
-        exclude: the pattern that leaves this node, and no other, in float.
-        per_channel_db: SQNR in dB of the outputs when of all weighted nodes only this one is int8, with a scale per
-            output channel of its weight; None where the planner's rules do not let it be int8 alone.
-        per_tensor_db: the same with one scale for the weight; None where it has none, or its scales are always by row.
-        float_gain_db: what is won in dB when only this node is put back to float; None where it was not asked for.
-        macs_share: share 0..1 of the multiply-accumulates of one run.
-        float_ms, int8_ms: what it takes in ONNX Runtime when all is in float, and when all is as planned; 0 where it is
-            part of another node's kernel.
+        node: name of the node.
+        op: its operator.
+        how: 'static', 'dynamic' or 'weights'; 'stored' for a node that computes in float with a weight that is stored
+            in 8 bits.
+        exclude: a pattern for --exclude that matches this node and no other.
+        per_channel_db: SQNR in dB of the outputs when this is the only int8 node with a weight, with one scale per
+            output channel; None where the planner does not quantize it alone.
+        per_tensor_db: the same with one scale for the whole weight; None where the node has no weight, or where its
+            scales are always per row.
+        float_gain_db: gain in dB when everything but this node is quantized; None where it was not asked for.
+        macs_share: its share, 0 to 1, of the multiply-accumulates of one run.
+        float_ms: milliseconds of the node in ONNX Runtime in the float model; 0 where it is part of another node's
+            kernel.
+        int8_ms: the same in the quantized model.
     """
 
     node: str
@@ -55,15 +59,16 @@ class NodeSensitivity:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """The table, worst first, and what it was measured on.
+    """The sensitivity of every quantized node, and what it was measured on.
 
     Attributes:
-        input: the file read.
-        recipe: what was asked for.
-        sqnr_db: SQNR in dB with all nodes quantized, on the same samples.
-        samples: how many calibration samples were run for each figure.
-        nodes: one row per node, the one whose int8 costs most first.
-        seconds: what it took.
+        input: path of the model.
+        recipe: what was asked for, as plain values.
+        sqnr_db: SQNR in dB of the outputs with all nodes quantized, on the same samples.
+        samples: how many calibration samples each figure was measured on.
+        nodes: one row per node; the node whose quantization costs most accuracy comes first.
+        seconds: duration of the measurement.
+        notes: what a user should know.
     """
 
     input: str
@@ -75,12 +80,16 @@ class Sensitivity:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with stable keys."""
+        """Return plain values under stable keys."""
         values: dict[str, Any] = rounded(asdict(self))
         return values
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, or as a page where the name ends in .html. Raises UsageError where that cannot be done."""
+        """Write a JSON file, or an HTML page where `path` ends in .html.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
         save_report(self.to_dict(), path)
 
 
@@ -97,22 +106,33 @@ def sensitivity(
     settings: Settings | None = None,
     **options: Any,
 ) -> Sensitivity:
-    """Measure what each node costs that `quantize` would quantize: its int8 alone, per channel and per tensor.
+    """Quantize each node alone, per channel and per tensor, and measure the error that it causes.
 
-    Figures are SQNR in dB of all outputs against the float model, over a few of the samples calibrated on.
+    Figures are the SQNR in dB of all outputs compared with the float model, over at most 8 of the samples that were
+    calibrated on.
 
     Args:
         model: path of an .onnx file, or a ModelProto.
         calib: calibration data, as `quantize` takes it.
-        stats: statistics that `calibrate` wrote.
+        stats: path of a statistics file that `calibrate` wrote.
         preset: preprocessing of pictures.
-        gains: also measure what is won when each node alone is put back to float.
-        recipe: what to do; `options` override its fields.
+        gains: also measure the gain in dB when each node alone goes back to float.
+        recipe: what to do. `options` override its fields.
         settings: how to run it.
-        **options: fields of the recipe, by name.
+        **options: fields of the recipe by name.
+
+    Returns:
+        One row per node that `quantize` would quantize, the most sensitive node first.
 
     Raises:
-        ModelError, CalibrationError, UsageError, TargetError: each says what was found and what to do.
+        ModelError: the model cannot be read or run.
+        CalibrationError: samples or statistics do not fit the model.
+        UsageError: there are no samples, or the recipe is not for int8.
+        TargetError: the target cannot run what the recipe asks for.
+
+    Example:
+        >>> table = onnxshot.sensitivity("model.onnx", "samples/")
+        >>> [(row.node, row.per_channel_db) for row in table.nodes[:3]]
     """
     started = time.perf_counter()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
@@ -140,7 +160,7 @@ def sensitivity(
 
 
 def _per_tensor(bench: Workbench, unit: Unit) -> Plan | None:
-    """The plan for this node alone with one scale for its weight; None where that is no plan of its own."""
+    """The plan for this node alone with one scale for its weight; None where it equals the per-channel plan."""
     plan = bench.alone(unit, per_channel=False)
     if plan is None:
         return None
@@ -150,7 +170,7 @@ def _per_tensor(bench: Workbench, unit: Unit) -> Plan | None:
 
 
 def _column(bench: Workbench, what: str, plans: Iterable[Plan | None]) -> list[float | None]:
-    """SQNR in dB of each plan; None where there is none."""
+    """SQNR in dB of each plan; None for each None."""
     there: list[bool] = []
     progress = bench.prepared.settings.progress
 

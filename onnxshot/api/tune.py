@@ -1,12 +1,4 @@
-"""Mixed precision under a goal: which nodes go back to float, found by measuring candidates.
-
-All int8 comes first. Nodes are put in order by what they are measured to cost, per latency they would add; bisection
-finds how many of the first of them must go back to float. Half of those are kept, what the others bring is measured
-again, and so on; at last each one is tried without. Where all int8 is slower than a goal allows, nodes that are slower
-in int8 than in float go back first. Every candidate is measured. What recovers accuracy is chosen for all int8, and may
-be another choice for other nodes in float: the cheaper candidates that come closest are made anew, as `quantize` makes
-them, before one is rejected. The best one is written.
-"""
+"""`tune`: quantize a model so that it reaches a goal, with as few nodes in float as possible."""
 
 from __future__ import annotations
 
@@ -55,32 +47,40 @@ def tune(
 ) -> Result:
     """Quantize a model so that it reaches a goal, with as few nodes in float as the search finds to be enough.
 
-    With a least accuracy, the candidate that reaches it at the least cost is taken; with limits on latency or size
-    alone, the most accurate one that keeps them. What is written is what `quantize` writes for the recipe found.
+    With a minimum accuracy in the goal, the cheapest candidate that reaches it is chosen. With limits on latency or
+    size alone, the most accurate candidate within them is chosen. The result is what `quantize` makes of the recipe
+    that was found.
 
     Args:
         model: path of an .onnx file, or a ModelProto.
-        calib: calibration data, as `quantize` takes it; the goal is measured on the part calibration does not see.
+        calib: calibration data, as `quantize` takes it. The goal is measured on the held-out samples.
         goal: what to reach, and how long to search.
-        stats: statistics that `calibrate` wrote.
+        stats: path of a statistics file that `calibrate` wrote.
         output: where to write; None keeps the result in memory.
         preset: preprocessing of pictures.
-        recipe: what to do where the goal does not say otherwise; `options` override its fields.
+        recipe: what to do apart from the search. `options` override its fields.
         settings: how to run it.
-        **options: fields of the recipe, by name.
+        **options: fields of the recipe by name.
 
     Returns:
-        The best result found, whether or not it reaches the goal: `report.goal` says so, `report.recipe` makes the same
-        file again, `report.pareto` holds the candidates that no other beats.
+        The best result found, whether or not it reaches the goal. `report.goal` holds what was reached and missed,
+        `report.recipe` makes the same file again, and `report.pareto` lists the candidates that no other one beats.
 
     Raises:
-        ModelError, CalibrationError, UsageError, TargetError: each says what was found and what to do.
+        ModelError: the model cannot be read or run.
+        CalibrationError: samples or statistics do not fit the model.
+        UsageError: there are no samples, the goal cannot be measured on them, or the evaluation function fails.
+        TargetError: the target cannot run what the recipe asks for.
+
+    Example:
+        >>> result = onnxshot.tune("model.onnx", "samples/", onnxshot.Goal(min_sqnr=30), output="model.int8.onnx")
+        >>> result.report.goal["reached"], result.report.goal["float_nodes"]
     """
     started = time.perf_counter()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
     settings, calib = settings or Settings(), _again(calib)
     if goal.min_sqnr is not None and isinstance(calib, str) and calib == "random":
-        hint = "give --calib DATA: what the outputs of random inputs keep says nothing about yours"
+        hint = "give --calib DATA: accuracy on random inputs says nothing about accuracy on your data"
         raise UsageError("min_sqnr is a goal for real data, and the samples are random", hint)
     model_reads = of_model_file(model)
     files = settings.files.reading(
@@ -96,7 +96,7 @@ def tune(
         scratch() as folder,
     ):
         reference = bench.reference.at(folder / "float.onnx")
-        # Candidates are not frozen, but measured at the sizes that the written file will have.
+        # Candidates have free input sizes, but are measured at the fixed sizes that the written file will have.
         judge = Judge(goal, reference, batched(bench.held_out, bench.prepared.fixed_shapes.inputs), settings)
         quiet = replace(settings, verify=False, progress=None)
 
@@ -115,7 +115,7 @@ def tune(
         found = judge.measure(written, recipe.exclude)
         if found.latency_ms is not None:
             found = replace(found, latency_ms=judge.latency_ms(written, times=TIMES))
-    missed = goal.missed(found) | search.unworthy(chosen)
+    missed = goal.missed(found) | search.only_float(chosen)
     result.report.goal = {
         **goal.limits(), **{k: v for k, v in asdict(found).items() if v is not None and k != "exclude"},
         "reached": not missed, "missed": list(missed.values()), "float_score": judge.float_score,
@@ -128,7 +128,7 @@ def tune(
 
 
 def _again(calib: Any) -> Any:
-    """Data that can be read twice."""
+    """Calibration data that can be read more than once."""
     if callable(following := getattr(calib, "get_next", None)):
         return list(iter(following, None))
     return list(calib) if isinstance(calib, Iterator) else calib

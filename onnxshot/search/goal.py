@@ -1,4 +1,4 @@
-"""What a search is for, and how far a candidate is from it, measured on samples that calibration did not see."""
+"""The goal of a search, and how candidates are measured against it on held-out samples."""
 
 from __future__ import annotations
 
@@ -25,24 +25,31 @@ from onnxshot.settings import Settings
 
 _BENCH_FEEDS = 8
 TIMES = 3
-"""How often what decides is timed."""
+"""How many times a measurement that decides is repeated."""
 
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 Evaluate = Callable[[Run], float]
-"""Scores a model: it is given a function from a feed to the outputs by name, and returns a number, higher is better."""
+"""Scores a model. Takes a function from a feed to the outputs by name, and returns a number; higher is better."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a model must reach; None: no matter.
+    """What a quantized model must reach. None means no limit; at least one limit must be given.
 
     Attributes:
-        min_sqnr: least SQNR of the outputs in dB.
-        max_drop: most that the score of `evaluate` may fall below that of the float model, in its own units.
-        max_latency: most milliseconds of one run: the median of the float model, over what the candidate is faster.
-        max_size: most megabytes (10^6 bytes) of the written file.
-        evaluate: a function, or where one is: 'file.py:function' or 'module:function'.
-        budget: minutes after which the search ends with the best it has found.
+        min_sqnr: minimum SQNR of all outputs on held-out samples, in dB.
+        max_drop: maximum by which the score of `evaluate` may fall below the float model's, in units of the score.
+        max_latency: maximum milliseconds of one run: the median of the float model divided by the candidate's speedup.
+        max_size: maximum size of the written file in megabytes (10^6 bytes).
+        evaluate: scores a model; a function, or its place: 'file.py:function' or 'module:function'.
+        budget: minutes after which the search ends with the best candidate so far.
+
+    Raises:
+        UsageError: no limit is given, a limit is not finite or negative, or only one of `max_drop` and `evaluate` is.
+
+    Example:
+        >>> Goal(min_sqnr=30.0, max_size=4.0).limits()
+        {'min_sqnr': 30.0, 'max_size': 4.0}
     """
 
     min_sqnr: float | None = None
@@ -67,37 +74,45 @@ class Goal:
             raise UsageError(f"{given} is given without {lacking}", "a drop is of the score of a function: give both")
 
     def limits(self) -> dict[str, float]:
-        """The limits that were given, by name."""
+        """Return the limits that were given, by name."""
         every = {"min_sqnr": self.min_sqnr, "max_drop": self.max_drop}
         every |= {"max_latency": self.max_latency, "max_size": self.max_size}
         return {name: value for name, value in every.items() if value is not None}
 
     @property
     def wants_accuracy(self) -> bool:
-        """True where a least accuracy is asked for; else as much of it is wanted as latency and size allow."""
+        """Whether a minimum accuracy is given; if not, the most accurate candidate within the limits is wanted."""
         return self.min_sqnr is not None or self.max_drop is not None
 
     def missed(self, found: Measured) -> dict[str, str]:
-        """The limits a candidate does not keep, by name, in words."""
+        """Return the limits that a candidate misses: name -> what was found, in words."""
         texts = {name: missed_limit(name, limit, *found.value(name)) for name, limit in self.limits().items()}
         return {name: text for name, text in texts.items() if text}
 
     def inaccurate(self, found: Measured) -> bool:
-        """True where a candidate is not as accurate as was asked for."""
+        """Whether a candidate misses the minimum accuracy."""
         return bool(self.missed(found).keys() & {"min_sqnr", "max_drop"})
 
     def too_slow(self, found: Measured) -> bool:
-        """True where a candidate is slower than was asked for."""
+        """Whether a candidate misses the maximum latency."""
         return "max_latency" in self.missed(found)
 
     def too_much(self, found: Measured) -> bool:
-        """True where a candidate is slower or larger than was asked for."""
+        """Whether a candidate misses the maximum latency or size."""
         return bool(self.missed(found).keys() & {"max_latency", "max_size"})
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One candidate: SQNR in dB on held-out samples, bytes of its file, and what else the goal speaks of."""
+    """The figures of one candidate on held-out samples.
+
+    Attributes:
+        exclude: patterns of the nodes in float.
+        sqnr_db: SQNR of the outputs in dB.
+        bytes: size of the file.
+        latency_ms: milliseconds of one run; None where the goal does not limit it.
+        drop: by how much the score falls below the float model's; None where nothing scores.
+    """
 
     exclude: tuple[str, ...]
     sqnr_db: float
@@ -106,7 +121,7 @@ class Measured:
     drop: float | None = None
 
     def value(self, limit: str) -> tuple[float | None, str]:
-        """What a limit is held against, with its unit."""
+        """Return the figure that a limit applies to, and its unit."""
         return {
             "min_sqnr": (self.sqnr_db, " dB"),
             "max_drop": (self.drop, ""),
@@ -115,14 +130,14 @@ class Measured:
         }[limit]
 
     def beats(self, other: Measured) -> bool:
-        """True where nothing of this one is worse, and something is better."""
+        """Whether no figure of this candidate is worse than the other's, and at least one is better."""
         pairs = [(-self.sqnr_db, -other.sqnr_db), (self.bytes, other.bytes)]
         pairs += [(a, b) for a, b in ((self.latency_ms, other.latency_ms), (self.drop, other.drop)) if a and b]
         return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 def missed_limit(name: str, limit: float, value: float | None, unit: str) -> str:
-    """That a value does not keep a limit, in words; empty where it does. min_sqnr is a least value, others a most."""
+    """Say in words that a value misses a limit; empty where it does not. min_sqnr is a minimum, all others maxima."""
     missed = value is None or (value < limit if name == "min_sqnr" else value > limit)
     found = "nothing" if value is None else f"{value:.4g}{unit}"
     return f"{name} is {limit:g}{unit}, found {found}" if missed else ""
@@ -130,7 +145,17 @@ def missed_limit(name: str, limit: float, value: float | None, unit: str) -> str
 
 @dataclass(slots=True)
 class Judge:
-    """Measures files against the float model, on the same samples. Held: one session, and one for each measurement."""
+    """Compares files with the float model, all on the same samples.
+
+    Holds one session of the float model, and one more during each measurement.
+
+    Attributes:
+        goal: decides what is measured.
+        reference: path of the float model.
+        samples: held-out samples.
+        settings: threads, and seconds of each timing.
+        float_score: the score of the float model; None where nothing scores.
+    """
 
     goal: Goal
     reference: Path
@@ -149,27 +174,32 @@ class Judge:
         self._how = comparison_setup(self.reference, self.samples[0].feed)
         self._float = Runner(self._how.reference, threads=self._workers[1], whole=True)
         if self.goal.max_latency is not None:
-            # The quickest counts: other work makes it slower only.
+            # The fastest of several counts: other work on the machine only makes a run slower.
             self._float_ms = min(self._timed(self.reference)[0].median_ms for _ in range(TIMES))
         if self._evaluate is not None:
             self.float_score = self._score(Runner(self.reference, threads=self.settings.threads))
 
     def measure(self, model: Path, exclude: tuple[str, ...]) -> Measured:
-        """All that the goal speaks of. Raises UsageError where the evaluation fails, or there is no SQNR to reach."""
+        """Measure what the goal limits.
+
+        Raises:
+            UsageError: the evaluation fails, or `min_sqnr` is given and the model has no float output.
+        """
         latency = self.latency_ms(model) if self.goal.max_latency is not None else None
         drop = self.drop(model)
         return Measured(exclude, self._sqnr_db(model), stored_bytes(model), latency, drop)
 
     def drop(self, model: Path) -> float | None:
-        """How far the score falls below that of the float model; None where nothing scores."""
+        """Return by how much the score falls below the float model's; None where nothing scores."""
         if self.float_score is None:
             return None
         return self.float_score - self._score(Runner(model, threads=self.settings.threads))
 
     def latency_ms(self, model: Path, *, times: int = 1) -> float:
-        """Median milliseconds of a run, as if the machine were as fast as it was when the float model was timed.
+        """Median milliseconds of a run, corrected for how fast the machine is now.
 
-        A busy machine slows both down, but the ratio stays: candidates measured minutes apart can be compared.
+        The latency of the float model at the start, divided by the speedup over it in interleaved runs. A busy machine
+        slows both models down alike, so candidates that were measured minutes apart can be compared.
         """
         ratios = [self._timed(self.reference, model)[-1].ratio for _ in range(times)]
         return self._float_ms / statistics.median(ratios)
@@ -201,7 +231,16 @@ class Judge:
 
 
 def score(evaluate: Evaluate, run: Run, given: Evaluate | str | None) -> float:
-    """What a function says of a model; given: as it was named. Raises UsageError where it fails, or says nothing."""
+    """Score a model.
+
+    Args:
+        evaluate: the function.
+        run: the model.
+        given: the function as the user named it, for messages.
+
+    Raises:
+        UsageError: the function fails, or returns no finite number.
+    """
     where = given if isinstance(given, str) else "the evaluation"
     hint = "it is given a function from a feed to the outputs by name, and returns a number"
     with users_code(where, hint, UsageError, wrap=True):
@@ -212,9 +251,9 @@ def score(evaluate: Evaluate, run: Run, given: Evaluate | str | None) -> float:
 
 
 def name_of(given: Evaluate | str) -> str:
-    """What to write down for an evaluation, the same in every run: as it was named, but for the folder of its file.
+    """Return the name of an evaluation for a record: as it was given, without the folder of its file.
 
-    A model that is passed on does not tell where somebody's files lay.
+    A model that is passed on must not reveal paths of the machine that made it.
     """
     if isinstance(given, str):
         place, function = named(given) or ("", "")
@@ -224,7 +263,11 @@ def name_of(given: Evaluate | str) -> str:
 
 
 def function_of(given: Evaluate | str | None) -> Evaluate | None:
-    """The function itself. Raises UsageError where there is none of that name."""
+    """Return the evaluation function itself.
+
+    Raises:
+        UsageError: there is no function of that name.
+    """
     if not isinstance(given, str):
         return given
     found = named(given)

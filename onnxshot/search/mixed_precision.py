@@ -1,4 +1,14 @@
-"""Mixed precision under a goal: find which nodes go back to float by measuring candidates."""
+"""Mixed precision under a goal: find which nodes go back to float by measuring candidates.
+
+1. Build and measure the model with all nodes in int8.
+2. If it is slower than the goal allows, first put those nodes back that are slower in int8 than in float.
+3. Order the other nodes by their measured gain per cost. Bisect for the shortest prefix of that order that must go back
+   to float, keep half of it, order the rest again, and repeat.
+4. Try to return every node that is in float now to int8, one by one.
+5. Accuracy recovery was chosen for all nodes in int8, and may choose differently with other nodes in float. So before
+   cheaper candidates are rejected, make the most accurate of them with a full `quantize` run.
+6. Time the best candidate again.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +24,29 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.search.goal import TIMES, Goal, Judge, Measured
 from onnxshot.search.workbench import Workbench
 
-_FINALS = 3  # candidates that are made anew at most: each takes as long as a run of `quantize`
+_REMADE = 3  # candidates that are made by a full run at most: each takes as long as `quantize`
 
 
 class _OutOfTime(Exception):
-    """The budget is spent; raised between two measurements, never in one."""
+    """The time budget is spent. Raised between two measurements, never during one."""
 
 
 @dataclass(slots=True)
 class MixedPrecisionSearch:
-    """The candidates of one model; each is the set of the units that are left in float, by pattern.
+    """The search on one model. A candidate is the set of units in float, each named by its pattern.
 
-    asked: the recipe as it was asked for. remake: the model that a recipe makes in a run of its own.
+    Attributes:
+        bench: builds candidates.
+        goal: what a candidate must reach.
+        judge: measures candidates on held-out samples.
+        folder: where candidates are written.
+        deadline: value of `time.perf_counter` at which the search ends.
+        asked: the recipe as it was asked for.
+        remake: makes the model of a recipe by a full run of `quantize`.
+        seen: every candidate that was measured.
+        empty: the candidates in which nothing is quantized: they are the float model.
+        remade: the candidates whose full run is more accurate than what the workbench builds.
+        out_of_time: whether the budget ended the search.
     """
 
     bench: Workbench
@@ -36,8 +57,8 @@ class MixedPrecisionSearch:
     asked: Recipe
     remake: Callable[[Recipe], Model]
     seen: dict[frozenset[str], Measured] = field(default_factory=dict)
-    empty: set[frozenset[str]] = field(default_factory=set)  # of those seen, with nothing quantized
-    anew: set[frozenset[str]] = field(default_factory=set)  # of those seen, that are better made anew
+    empty: set[frozenset[str]] = field(default_factory=set)
+    remade: set[frozenset[str]] = field(default_factory=set)
     out_of_time: bool = False
     _priced: dict[str, float] = field(default_factory=dict)
     _times: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -45,44 +66,44 @@ class MixedPrecisionSearch:
 
     @property
     def _costs(self) -> dict[str, float]:
-        """What each unit costs in float, by pattern; measured once there is something to choose."""
+        """Cost of each unit in float, by pattern. Measured on first use."""
         self._priced = self._priced or _unit_costs(self.bench, self._latencies, by_size=self.goal.max_size is not None)
         return self._priced
 
     @property
     def _latencies(self) -> dict[str, tuple[float, float]]:
-        """Milliseconds of each unit in float and in int8, by pattern; measured once they are asked for."""
+        """Milliseconds of each unit in float and in int8, by pattern. Measured on first use."""
         self._times = self._times or self.bench.latencies()
         return self._times
 
     def run(self) -> frozenset[str]:
-        """The best candidate that was found in time. The first, all int8, is measured in any case."""
+        """Return the best candidate found before the deadline. All int8 is measured in any case."""
         base = self.measured(frozenset())
         try:
             if self.goal.inaccurate(base):
-                self._promote(until=lambda found: not self.goal.inaccurate(found), last=True)
-                self._take_back()
-            first = self._relieved() if self.goal.too_slow(base) else frozenset[str]()
+                self._put_back(until=lambda found: not self.goal.inaccurate(found), last=True)
+                self._return_to_int8()
+            first = self._fastest() if self.goal.too_slow(base) else frozenset[str]()
             limited = not self.goal.wants_accuracy or self.goal.missed(self.seen[self.best()])
             if limited and not self.goal.too_much(self.measured(first)):
-                self._promote(until=self.goal.too_much, last=False, kept=first)
-            self._finals()
+                self._put_back(until=self.goal.too_much, last=False, kept=first)
+            self._remake_nearest()
             self._confirm()
         except _OutOfTime:
             self.out_of_time = True
         return self.best()
 
     def recipe(self, floats: frozenset[str]) -> Recipe:
-        """The recipe that makes a candidate; patterns in graph order."""
+        """Return the recipe that makes a candidate; its patterns are in graph order."""
         patterns = tuple(u.pattern for u in self.bench.units if u.pattern in floats)
-        return self._fresh(patterns) if floats in self.anew else self.bench.without(patterns)
+        return self._as_asked(patterns) if floats in self.remade else self.bench.without(patterns)
 
-    def _fresh(self, patterns: tuple[str, ...]) -> Recipe:
-        """The recipe that was asked for, with these in float too: what suits the outputs is tried anew."""
+    def _as_asked(self, patterns: tuple[str, ...]) -> Recipe:
+        """The recipe that was asked for with these units in float; a full run chooses accuracy recovery for it."""
         return replace(self.asked, exclude=(*self.asked.exclude, *patterns))
 
     def measured(self, floats: frozenset[str]) -> Measured:
-        """The candidate, built and measured on held-out samples; once."""
+        """Build a candidate and measure it on held-out samples, once."""
         if floats not in self.seen:
             if self.seen:
                 self._in_time()
@@ -96,9 +117,9 @@ class MixedPrecisionSearch:
         return self.seen[floats]
 
     def best(self) -> frozenset[str]:
-        """The cheapest candidate that reaches the goal; without, the one that comes closest.
+        """Return the cheapest candidate that reaches the goal, or the one that comes closest.
 
-        One with nothing quantized is the float model: it counts only where there is no other.
+        A candidate with nothing quantized is the float model, and counts only where there is no other.
         """
         known = {floats: found for floats, found in self.seen.items() if floats not in self.empty} or self.seen
         reached = [floats for floats, found in known.items() if not self.goal.missed(found)]
@@ -112,8 +133,8 @@ class MixedPrecisionSearch:
 
         return max(reached or known, key=close)
 
-    def unworthy(self, chosen: frozenset[str]) -> dict[str, str]:
-        """That the goal is reached by the float model alone, in words; empty where it is not."""
+    def only_float(self, chosen: frozenset[str]) -> dict[str, str]:
+        """Say in words that only the float model reaches the goal; empty where that is not so."""
         if chosen in self.empty:
             return {"quantized": "nothing is quantized: that is the float model"}
         by_float = any(not self.goal.missed(self.seen[floats]) for floats in self.empty)
@@ -123,20 +144,23 @@ class MixedPrecisionSearch:
 
     # ------------------------------------------------------------------ steps
 
-    def _relieved(self) -> frozenset[str]:
-        """The fastest of: all int8, and those with nodes in float that are slower in int8, the slowest first."""
+    def _fastest(self) -> frozenset[str]:
+        """Return the fastest of a few candidates: all int8, and nodes in float that are slower in int8."""
         slower = [p for p, (before, after) in self._latencies.items() if after > before]
         slower.sort(key=lambda p: self._latencies[p][0] - self._latencies[p][1])
         counts = [len(slower) >> halved for halved in range(len(slower).bit_length())]
         tried = [frozenset[str](), *(frozenset(slower[:count]) for count in counts)]
         return min(tried, key=lambda floats: self.measured(floats).latency_ms or 0.0)
 
-    def _promote(
+    def _put_back(
         self, until: Callable[[Measured], bool], *, last: bool, kept: frozenset[str] = frozenset()
     ) -> None:
-        """Put nodes back to float until a candidate is so; `last`: that candidate is wanted, not the one before it.
+        """Put nodes back to float, the most useful first, until a condition holds.
 
-        kept: what is in float from the beginning.
+        Args:
+            until: the condition on a measured candidate.
+            last: whether the first candidate that meets the condition is wanted, or the one before it.
+            kept: units that are in float from the beginning.
         """
         if last and not until(self.measured(frozenset(self._costs))):
             return
@@ -156,7 +180,7 @@ class MixedPrecisionSearch:
             kept = kept.union(first[: (len(first) + 1) // 2])
 
     def _bisect(self, kept: frozenset[str], order: list[str], until: Callable[[Measured], bool]) -> int | None:
-        """How many of the first of `order` it takes on top of `kept`; None where all of them do not do it."""
+        """Length of the shortest prefix of `order` that meets the condition on top of `kept`; None if none does."""
         if not order or not until(self.measured(kept.union(order))):
             return None
         low, high = 0, len(order)
@@ -169,10 +193,10 @@ class MixedPrecisionSearch:
         return high
 
     def _orders(self, kept: frozenset[str]) -> Iterator[list[str]]:
-        """The other units, those first that bring most for what they cost: by two measurements.
+        """Order the other units by gain per cost, once for each of two ways to measure the gain.
 
-        The noise a node makes alone does not know its neighbours, whose errors may cancel; what is won by putting one
-        node back to float does not know what is won with its neighbours.
+        First the noise of a node that is quantized alone: it ignores that the errors of neighbours may cancel. Then the
+        gain of one node going back to float: it ignores what several nodes gain together.
         """
         left = {u.pattern: u for u in self.bench.units if u.pattern not in kept}
         if not self._alone:
@@ -186,7 +210,7 @@ class MixedPrecisionSearch:
         yield sorted(left, key=lambda p: (found[""] - found[p]) / self._costs[p])
 
     def _tried(self, plans: Iterable[tuple[str, Plan | None]], what: str, count: int) -> dict[str, float]:
-        """SQNR in dB on the calibration samples for each plan that there is."""
+        """SQNR in dB on the calibration samples of each plan, by name; without those that are None."""
         names: list[str] = []
         found: dict[str, float] = {}
 
@@ -202,8 +226,8 @@ class MixedPrecisionSearch:
             self._in_time()
         return found
 
-    def _take_back(self) -> None:
-        """Put back into int8 what the goal does not need, the most expensive first."""
+    def _return_to_int8(self) -> None:
+        """Return to int8 what the goal does not need in float, the most expensive unit first."""
         kept = self.best()
         if self.goal.inaccurate(self.seen[kept]):
             return
@@ -211,10 +235,10 @@ class MixedPrecisionSearch:
             if not self.goal.inaccurate(self.measured(kept - {pattern})):
                 kept -= {pattern}
 
-    def _finals(self) -> None:
-        """Make those anew that cost less than the best and come closest to the accuracy, the cheapest first.
+    def _remake_nearest(self) -> None:
+        """Make cheaper candidates by a full run, if they nearly reach the accuracy; the cheapest first.
 
-        The first that reaches the goal is the best then; without one, those that came out more accurate count so.
+        Stops at the first that reaches the goal. A candidate keeps its full run where that is more accurate.
         """
         best = self.best()
         if not self.goal.wants_accuracy or not best:
@@ -222,28 +246,28 @@ class MixedPrecisionSearch:
         missed = bool(self.goal.missed(self.seen[best]))
         others = [f for f in self.seen if f and f not in self.empty and self.goal.inaccurate(self.seen[f])]
         cheaper = [f for f in others if missed or self._cost(f) < self._cost(best)]
-        nearest = sorted(cheaper, key=lambda f: _accuracy(self.seen[f]), reverse=True)[:_FINALS]
+        nearest = sorted(cheaper, key=lambda f: _accuracy(self.seen[f]), reverse=True)[:_REMADE]
         for floats in sorted(nearest, key=lambda f: (self._cost(f), sorted(f))):
             self._in_time()
-            self.anew.add(floats)
+            self.remade.add(floats)
             path = self._made(floats)
             found = self.judge.measure(path, self.recipe(floats).exclude)
             if _accuracy(found) > _accuracy(self.seen[floats]):
                 self.seen[floats] = found
             else:
-                self.anew.remove(floats)
-            self._show("candidates made anew", len(self.anew))
+                self.remade.remove(floats)
+            self._show("candidates made anew", len(self.remade))
             if not self.goal.missed(self.seen[floats]):
                 return
 
     def _made(self, floats: frozenset[str]) -> Path:
-        """A candidate's file, until the next one is made."""
+        """Write a candidate and return its path; the next candidate replaces the file."""
         path, recipe = self.folder / "candidate.onnx", self.recipe(floats)
-        write(self.remake(recipe) if floats in self.anew else self.bench.build(recipe), path)
+        write(self.remake(recipe) if floats in self.remade else self.bench.build(recipe), path)
         return path
 
     def _confirm(self) -> None:
-        """Time the best candidate again, and the next one where it does not hold: of many, the luckiest looks best."""
+        """Time the best candidate again until the best one is confirmed: the best of many timings is partly luck."""
         sure: set[frozenset[str]] = set()
         while self.goal.max_latency is not None and (best := self.best()) not in sure:
             self._in_time()
@@ -267,12 +291,16 @@ class MixedPrecisionSearch:
 
 
 def _accuracy(found: Measured) -> tuple[float, float]:
-    """What says how accurate a candidate is, more is better: the score that is asked for, then the SQNR."""
+    """Accuracy as a sort key, higher is better: the evaluated score, then the SQNR."""
     return -(found.drop or 0.0), found.sqnr_db
 
 
 def _unit_costs(bench: Workbench, times: Mapping[str, tuple[float, float]], *, by_size: bool) -> dict[str, float]:
-    """What each unit costs in float, by pattern: its share of what int8 saves, and one for its Q and DQ."""
+    """Cost of each unit in float, by pattern.
+
+    The sum of its share of the time that int8 saves, an equal share for its Q/DQ pairs, and, if the goal limits the
+    size, its share of the weight bytes.
+    """
     units = bench.units
     saved = {p: max(before - after, 0.0) for p, (before, after) in times.items()}
     whole, stored = sum(saved.values()) or 1.0, sum(u.weight_bytes for u in units) or 1
@@ -283,6 +311,6 @@ def _unit_costs(bench: Workbench, times: Mapping[str, tuple[float, float]], *, b
 
 
 def pareto_front(found: list[Measured]) -> list[Measured]:
-    """Those that no other beats, the smallest file first."""
+    """Return the candidates that no other one beats, the smallest file first."""
     front = [row for row in found if not any(other.beats(row) for other in found)]
     return sorted(front, key=lambda row: (row.bytes, -row.sqnr_db))

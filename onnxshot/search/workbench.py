@@ -1,4 +1,4 @@
-"""A model with its data and statistics, on which recipes are tried: what each node costs, and what each would bring."""
+"""A calibrated model on which many recipes are built and measured, without calibrating again for each."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from onnxshot.stages.prepare_model import Prepared, prepare_model
 from onnxshot.verification.reference import Reference
 
 TRIED = 8
-"""Calibration samples that candidates are tried on, evenly spaced over those that were calibrated on."""
+"""Number of calibration samples that candidates are measured on, evenly spaced."""
 
 STORED = "stored"
 
-_FUSED = ("Relu", "Clip")  # part of the node before them: they have no precision of their own
+_FUSED = ("Relu", "Clip")  # fused into the node before them, and so without a precision of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,12 @@ class Unit:
 
     Attributes:
         planned: what the full plan does with it.
-        pattern: a glob that picks it and no other.
-        made: the tensor that it makes.
-        macs_share: share 0..1 of the model's multiply-accumulates, in one run on the first sample.
+        pattern: a glob that matches this node and no other.
+        made: name of its first output.
+        macs_share: its share, 0 to 1, of the model's multiply-accumulates in a run on the first sample.
         weight_bytes: size of its weight in float.
-        weighted: it has a weight in 8 bits, which it may compute with, or which is only stored so.
-        forced: it is int8 because the recipe includes it.
+        weighted: whether it has a weight in 8 bits, to compute with or only to store.
+        forced: whether it is int8 because the recipe includes it by name.
     """
 
     planned: NodePlan
@@ -68,7 +68,7 @@ class Unit:
 
     @property
     def how(self) -> str:
-        """static, dynamic or weights; stored where it computes in float, and its weight alone is in 8 bits."""
+        """'static', 'dynamic' or 'weights'; 'stored' where it computes in float and only its weight is in 8 bits."""
         return STORED if self.planned.how == FLOAT else self.planned.how
 
 
@@ -106,27 +106,27 @@ class Workbench:
         return self.final.decided
 
     def plan_of(self, recipe: Recipe) -> Plan:
-        """The plan of another recipe for the same model, with scales."""
+        """Plan another recipe for the same model, with scales from the same statistics."""
         return self.prepared.plan(recipe, self.final.evidence)
 
     def without(self, patterns: Iterable[str]) -> Recipe:
-        """The recipe that also leaves these in float."""
+        """The recipe with these patterns in float too."""
         return replace(self.recipe, exclude=(*self.recipe.exclude, *patterns))
 
     def alone(self, unit: Unit, *, per_channel: bool) -> Plan | None:
-        """The plan in which, of all nodes with a weight, only this one is in 8 bits; None where it is not so alone.
+        """Plan this node in 8 bits and all other nodes with a weight in float; None if that changes its own mode.
 
-        Followers are in it as the planner's rules have them: those that stand only for this node.
+        Nodes without a weight follow the planner's rules: they are quantized where this node needs them to be.
         """
         others = (u.pattern for u in self.units if u is not unit and u.weighted)
-        # Without int8 neighbours the planner would make another choice for a node that is static because of them.
+        # A node may be static only because its neighbours are int8. Without them it must be included by name.
         include = (unit.pattern,) if unit.forced or unit.planned.how == STATIC else ()
         plan = self.plan_of(replace(self.without(others), include=include, per_channel=per_channel))
         there = plan.stored if unit.how == STORED else plan.labels(unit.how)
         return plan if unit.planned.node in there else None
 
     def sqnrs(self, plans: Iterable[Plan]) -> Iterator[float]:
-        """SQNR in dB of the outputs over `samples`, plan by plan."""
+        """Yield the SQNR in dB of the outputs over `samples` for each plan."""
         base = self.prepared.model.to_proto()
         made = (bytes(self._rewritten(base, plan).to_proto().SerializeToString()) for plan in plans)
         threads = self.prepared.settings.threads
@@ -134,9 +134,9 @@ class Workbench:
         return (one.total.db for one in found)
 
     def latencies(self) -> dict[str, tuple[float, float]]:
-        """Milliseconds in ONNX Runtime of what each unit became, by pattern: all in float, and all as planned.
+        """Milliseconds of each unit in ONNX Runtime, by pattern: in the float model and in the quantized one.
 
-        A unit that the runtime made part of another's kernel has 0.
+        A unit that ONNX Runtime fuses into another one's kernel has 0.
         """
         base = self.prepared.model.to_proto()
         made = self._rewritten(base, self.plan)
@@ -147,7 +147,7 @@ class Workbench:
         return {u.pattern: (before[u.planned.node], after[u.planned.node]) for u in self.units}
 
     def build(self, recipe: Recipe) -> Model:
-        """The model that the recipe makes."""
+        """Make the model of a recipe, repaired and stamped with its record."""
         base, plan = self.prepared.model.to_proto(), self.plan_of(recipe)
         made = self._rewritten(base, plan)
         self.final.repair(base, made, plan)
@@ -171,9 +171,10 @@ def workbench(
     recipe: Recipe,
     settings: Settings,
 ) -> Iterator[Workbench]:
-    """Load, normalize and calibrate, as `quantize` does; the data is closed at the end.
+    """Prepare and calibrate a model as `quantize` does. The data is closed at the end of the `with` block.
 
-    Raises UsageError where there is no data, and all that `quantize` raises.
+    Raises:
+        UsageError: there is no data, the recipe is not for int8, or the model is too large; and what `quantize` raises.
     """
     if calib is None:
         raise UsageError("there is no data to measure on", "give --calib DATA")
