@@ -22,7 +22,7 @@ from onnx import ModelProto
 from onnxshot.calibration.readers import Dataset
 from onnxshot.comparison.balanced_sqnr import CandidateError, joined
 from onnxshot.delivery.artifacts import Judged
-from onnxshot.errors import OnnxshotError
+from onnxshot.errors import OnnxshotError, UsageError
 from onnxshot.execution import candidate_race
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Constant, weights
@@ -118,12 +118,17 @@ class Alternatives:
         assert self.made.float_model is not None, "a result is compared with a float model"
         return self.made.float_model
 
+    def _in_mode(self, mode: str) -> Iterator[Recipe]:
+        """The recipe in another mode; nothing if its rules for single layers cannot be combined with that mode."""
+        with contextlib.suppress(UsageError):
+            yield replace(self._recipe, mode=mode)
+
     def _quicker(self) -> Iterator[Recipe]:
         """Quantize products dynamically, where the result is slower than the input, or hardly faster."""
         products = any(n.how == STATIC and n.op in PRODUCTS for n in self.made.plan.nodes)
         speedup = self.made.report.speedup
         if speedup is not None and speedup < _HARDLY_FASTER and products and self._recipe.mode == STATIC:
-            yield replace(self._recipe, mode=DYNAMIC)
+            yield from self._in_mode(DYNAMIC)
 
     def _faster_in_float(self) -> Iterator[Recipe]:
         """Quantize weights alone, where the normalized graph is faster in float than in int8; a note says so.
@@ -150,12 +155,12 @@ class Alternatives:
                 f"the same graph in float, normalized but not quantized, is {1 / ours.ratio:.2f}x as fast as this file "
                 "here: int8 brings no speed, --mode weights stores its weights in 8 bits alone"
             )
-            yield replace(self._recipe, mode="weights")
+            yield from self._in_mode("weights")
 
     def _smaller(self) -> Iterator[Recipe]:
         """Quantize weights alone, where the file is larger than the input."""
         if self.written_bytes > self.made.report.input_bytes > 0 and self._recipe.mode != "weights":
-            yield replace(self._recipe, mode="weights")
+            yield from self._in_mode("weights")
 
     def _recurrent(self) -> Iterator[Recipe]:
         """Quantize weights alone, where float weights of recurrent layers are a large part of the file."""
@@ -165,7 +170,7 @@ class Alternatives:
         if not nodes or size < _SHARE * self.made.model.weight_bytes():
             return
         if self._recipe.mode != "weights":
-            yield replace(self._recipe, mode="weights")
+            yield from self._in_mode("weights")
 
     def _floats(self, data: Dataset) -> list[dict[str, Any]]:
         """Find the few nodes whose return to float lifts the outputs above the floor, and return rows of them.

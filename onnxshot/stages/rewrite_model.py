@@ -40,7 +40,7 @@ class Rewritten:
     Attributes:
         model: the quantized model.
         plan: what was done; without the nodes that came out no smaller or faster and went back to float.
-        float_model: the model that the plan was made for; None where nothing will be compared with it.
+        float_model: the model that the plan was made for; None for a model that is too large to be held twice.
         sizes: at which input sizes the work of `graph` is counted, as the report holds it.
         graph: one row per node of the float model.
         skips: what stayed float, and why.
@@ -68,8 +68,7 @@ def rewrite_model(final: FinalPlan, samples: Samples, timed: Timed = untimed) ->
     """
     prepared, plan = final.prepared, final.plan
     model, target, recipe, settings = prepared.model, prepared.target, prepared.recipe, prepared.settings
-    compared = prepared.is_small and (settings.verify or recipe.effort != "fast")
-    float_model = model.to_proto() if compared else None
+    float_model = model.to_proto() if prepared.is_small else None
     notes = [*plan.notes, *model.notes]
     sizes = _sizes(prepared, samples.data)
     work = sizes.work(model)

@@ -7,6 +7,7 @@ from handmade import Case
 from handmade.core import vector, weight
 from planned_models import quantized, run, small, sqnr
 
+import onnxshot
 from onnxshot.planning import make_plan
 from onnxshot.rewriting import undo_unused_int8
 from onnxshot.runtimes.ort_dequantized_weights import expanded_weights
@@ -62,7 +63,7 @@ def test_no_weight_is_dequantized_at_run_time(
 
 
 def test_what_the_rules_do_not_know_is_put_back_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make_plan, "_is_cut", lambda *_: False)
+    monkeypatch.setattr(make_plan, "_only_relu_reads", lambda *_: False)
     given = case(PRODUCTS["MatMul"], BEHIND["Relu and residual Add"])
     result, proto = quantized(given, include=("MatMul",))
     (skip,) = (s for s in result.report.skips if s.op == "MatMul")
@@ -81,3 +82,24 @@ def test_the_runtime_is_what_tells() -> None:
     constants = {"q": np.ones((64, 64), np.int8), "s": np.ones(64, np.float32)}
     assert expanded_weights(small(text, constants, x=(64, 64)).model) == {"q"}
     assert expanded_weights(onnx.ModelProto()) == set(), "what does not load is for the proof to tell"
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_what_is_put_back_has_the_weights_of_the_input_proven_or_not(
+    effort: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replay does not prove its result: without the float model's weights it would make other bytes."""
+    monkeypatch.setattr(make_plan, "_only_relu_reads", lambda *_: False)
+    given = case(PRODUCTS["MatMul"], BEHIND["Relu and residual Add"])
+    made = [
+        onnxshot.quantize(
+            given.model, given.feeds, include=("MatMul",), effort=effort,
+            settings=onnxshot.Settings(verify=verify, use_cache=False, bench_seconds=0.01),
+        ).model.to_proto()
+        for verify in (True, False)
+    ]  # fmt: skip
+    assert made[0].SerializeToString(deterministic=True) == made[1].SerializeToString(deterministic=True)
+    (product,) = (n for n in made[0].graph.node if n.op_type == "MatMul")
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in made[0].graph.initializer}
+    (source,) = (onnx.numpy_helper.to_array(t) for t in given.model.graph.initializer if t.name == "w")
+    np.testing.assert_array_equal(weights[product.input[1]], source)

@@ -253,3 +253,16 @@ def test_a_graph_that_is_faster_in_int8_is_not_told_otherwise(monkeypatch: pytes
     report = onnxshot.quantize(proto, given, effort="fast", include=("MatMul",), settings=PROVEN).report
     assert not any("the same graph in float" in note for note in report.notes)
     assert not any(row["options"].startswith("--mode weights") for row in report.tried)
+
+
+def test_rules_for_layers_that_no_other_mode_takes_are_no_error_after_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`layers: {MatMul: {mode: static}}` goes with mode static alone: no other mode is tried, and the run succeeds."""
+    proto, _ = columns()
+    clock(monkeypatch, 0.5)
+    report = onnxshot.quantize(
+        proto, feeds(count=12, x=(1, 16)), include=("MatMul",), layers={"MatMul": {"mode": "static"}}, settings=PROVEN
+    ).report
+    assert report.slower
+    assert not any("--mode dynamic" in row["options"] for row in report.tried)
