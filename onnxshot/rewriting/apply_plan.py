@@ -1,4 +1,4 @@
-"""Change a graph as its plan says, and bring it into the form that was asked for."""
+"""Rewrite a graph according to its plan, then convert it to the format and the form that the target needs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,16 @@ from onnxshot.targets.base import Target
 
 
 def apply_plan(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
-    """Change the graph as the plan says; what the passes refused."""
+    """Rewrite the graph according to the plan.
+
+    Args:
+        model: The prepared model; it is edited in place.
+        plan: The plan that was made for it.
+        recipe: The recipe.
+
+    Returns:
+        The nodes that passes skipped.
+    """
     target = target_named(plan.target)
     ties = ties_of(model, model.tied)
     skips = InsertQdq(plan).run(model).skips if plan.tensors else []
@@ -41,7 +50,7 @@ def apply_plan(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     merge = MergeProducts(plan)
     merge.run(model)
     skips += QuantizeDynamically(merge.plan).run(model).skips
-    if target.runs_here:  # before weights that are only stored get another form: it looks for float ones
+    if target.runs_here:  # before weights are only stored in int8: KeepFloat looks for float weights
         KeepFloat(plan.labels(FLOAT) | plan.folded, per_axis=not target.everywhere).run(model)
     steps = (
         QuantizeWeightsOnly(plan), TieWeights(ties), UndoLargeFolds(), StoreInt8(plan.stored, recipe.weight_method),
@@ -53,18 +62,24 @@ def apply_plan(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
 
 
 def finish(model: Model, target: Target, recipe: Recipe) -> list[Skip]:
-    """Bring a rewritten graph into the form that was asked for, and that the target needs; what was refused."""
+    """Convert a rewritten graph to the recipe's format and to the form that the target's runtimes need.
+
+    Run it once, after bias correction and everything else that changes weights and biases.
+
+    Returns:
+        The nodes that passes skipped.
+    """
     passes: list[Pass] = []
     if recipe.format == "qoperator":
         passes.append(ToQOperator())
     if target.quantizes_outputs and target.activation.is_symmetric:
-        passes.append(MoveQdq(target))  # a Q with zero point 0 does not do the work of the Relu before it
+        passes.append(MoveQdq(target))  # a Q with zero point 0 cannot replace the Relu before it
     if target.stores_biases:
-        passes += [StoreBiases(), DropZeroPoints()]  # now that nothing more is learned of them
+        passes += [StoreBiases(), DropZeroPoints()]  # last: biases are corrected in float
     if target.isolates_softmax:
         passes.append(IsolateSoftmax())
     if not target.runs_here or target.everywhere:
-        passes.append(ExpandSimplifiedNorm())  # for runtimes that are not ONNX Runtime
+        passes.append(ExpandSimplifiedNorm())  # for runtimes other than ONNX Runtime
     skips = [skip for step in passes for skip in step.run(model).skips]
     if passes:
         _tidy(model)
@@ -72,5 +87,6 @@ def finish(model: Model, target: Target, recipe: Recipe) -> list[Skip]:
 
 
 def _tidy(model: Model) -> None:
+    """Remove what nothing reads, and sort the nodes."""
     edit.remove_unused(model)
     edit.toposort(model)

@@ -1,4 +1,4 @@
-"""Specs of a model's inputs, as they are or at fixed shapes, and the preset that fills them."""
+"""Names, types and shapes of a model's inputs, as they are or with fixed sizes, for checks of calibration data."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from onnxshot.graph.fixed_shapes import FixedShapes, resolve_fixed_shapes
 from onnxshot.graph.macs import concrete_shapes
 
 MOST_FROZEN = 2 << 30
-"""Most bytes that a tensor of a model whose dimensions are frozen may have: a run holds several at a time."""
-_MOST_TOGETHER = 32 << 30  # bytes of all tensors of such a model: no run holds them at once, but each takes its time
+"""Largest size in bytes of one tensor of a model with fixed sizes: a run holds several tensors at a time."""
+_MOST_TOGETHER = 32 << 30  # largest size in bytes of all tensors together: it limits the time of a run, not its memory
 
 
 def input_specs(model: Model) -> list[InputSpec]:
-    """Names, dtypes and shapes of the model's inputs, as calibration data is held against them."""
+    """The name, dtype and shape of each input of the model, against which calibration data is checked.
+
+    Raises:
+        CalibrationError: An input is a sequence or another value that is not a tensor.
+    """
     specs = []
     for tensor in model.graph.inputs:
         kind = model.elem_type(tensor)
         if not kind:
             raise CalibrationError(
-                f"input {tensor.name!r} is not a tensor, and samples are of tensors only",
+                f"input {tensor.name!r} is not a tensor, and samples consist of tensors only",
                 "--mode dynamic and --mode weights need no samples",
             )
         specs.append(InputSpec(tensor.name, helper.tensor_dtype_to_np_dtype(kind), model.shape(tensor)))
@@ -36,34 +40,46 @@ def input_specs(model: Model) -> list[InputSpec]:
 
 
 def frozen_sizes(model: Model, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> FixedShapes:
-    """The dimensions of the model's inputs that these freeze.
+    """The sizes at which a batch size and shapes fix the dimensions of the model's inputs.
 
-    Raises UsageError where they contradict the model, or make a tensor of it larger than MOST_FROZEN, or all of
-    them together larger than _MOST_TOGETHER.
+    Args:
+        model: The model.
+        batch: Batch size; None to leave it.
+        shapes: Input name -> its fixed shape.
+
+    Returns:
+        The fixed sizes of inputs and of symbolic dimensions; empty if nothing is fixed.
+
+    Raises:
+        UsageError: The sizes contradict the model, one of its tensors would take more than `MOST_FROZEN` bytes, or all
+            tensors together would take more than 32 GiB.
     """
     found = resolve_fixed_shapes({tensor.name: model.shape(tensor) for tensor in model.graph.inputs}, batch, shapes)
     if found:
         sizes = {name: tuple(d if isinstance(d, int) else 1 for d in dims) for name, dims in found.inputs.items()}
-        _refuse_vast(sizes)
-        _refuse_vast(concrete_shapes(model, sizes))
+        _refuse_too_large(sizes)
+        _refuse_too_large(concrete_shapes(model, sizes))
     return found
 
 
-def _refuse_vast(shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raise UsageError for a tensor that is too large, counted as if each of its elements took 4 bytes."""
+def _refuse_too_large(shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise UsageError if tensors of these shapes take too many bytes, at 4 bytes per element."""
     for name, dims in shapes.items():
         size = 4 * math.prod(dims)
         if size > MOST_FROZEN:
-            what = f"frozen at these sizes, tensor {name!r} of shape {shown(list(dims))} takes {size / 1e9:.3g} GB"
-            raise UsageError(what, f"freeze it at smaller ones: a tensor may have {MOST_FROZEN / 1e9:.3g} GB")
+            what = f"with these fixed sizes, tensor {name!r} of shape {shown(list(dims))} takes {size / 1e9:.3g} GB"
+            raise UsageError(what, f"fix smaller ones: a tensor may take {MOST_FROZEN / 1e9:.3g} GB")
     together = sum(4 * math.prod(dims) for dims in shapes.values())
     if together > _MOST_TOGETHER:
-        what = f"frozen at these sizes, the model's {len(shapes)} tensors take {together / 1e9:.3g} GB together"
-        raise UsageError(what, f"freeze it at smaller ones: they may have {_MOST_TOGETHER / 1e9:.3g} GB")
+        what = f"with these fixed sizes, the model's {len(shapes)} tensors take {together / 1e9:.3g} GB together"
+        raise UsageError(what, f"fix smaller ones: together they may take {_MOST_TOGETHER / 1e9:.3g} GB")
 
 
 def frozen_specs(model: Model, sizes: FixedShapes) -> list[InputSpec]:
-    """What samples of a model whose dimensions will be frozen are held against; several may make a batch."""
+    """The input specs that samples must match if these sizes are fixed; a dynamic batch stays dynamic.
+
+    Several samples can then be joined into one batch.
+    """
     found = []
     for spec in input_specs(model):
         shape = sizes.dims(spec.name, spec.shape)
@@ -74,5 +90,5 @@ def frozen_specs(model: Model, sizes: FixedShapes) -> list[InputSpec]:
 
 
 def resolve_preset(preset: str | Preset | None) -> Preset | None:
-    """The preset itself, whether it was given by name, as a YAML file, or as a value."""
+    """The preset for a name, the path of a YAML file or a Preset; None for None."""
     return load_preset(preset) if isinstance(preset, str) else preset

@@ -1,4 +1,4 @@
-"""Normalize a model for a recipe: raise its opset where needed, widen 16-bit floats, fold constants."""
+"""Normalize a model before a plan is made: fold constants, raise the opset if needed, widen 16-bit floats."""
 
 from __future__ import annotations
 
@@ -28,17 +28,23 @@ from onnxshot.planning.schemes import schemes
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
-_HALF_SCALES = 19  # the first opset whose Q and DQ take scales of 16 bits
+_HALF_SCALES = 19  # first opset whose QuantizeLinear and DequantizeLinear accept 16-bit scales
 
 
 def prepare(
     model: Model, target: Target, recipe: Recipe, *, keep_overridable: bool = False, half: bool = False
 ) -> None:
-    """Normalize a model for a recipe; its opset is raised only where something will be quantized that needs it.
+    """Normalize a model for a recipe. Its opset is raised only if the plan has nodes that need it.
 
-    half: the result computes in 16 bits.
+    Args:
+        model: The model; it is edited in place.
+        target: The target, whose rules decide what is quantized.
+        recipe: The recipe.
+        keep_overridable: Keep initializers that are listed as inputs, so that callers can override them.
+        half: Whether the result computes in 16-bit floats.
 
-    Raises ModelError where the opset must be raised and cannot be, or a tensor is too large for this machine.
+    Raises:
+        ModelError: The opset must be raised and cannot be, or a tensor is too large for this machine.
     """
     normalize(model, keep_overridable=keep_overridable)
     _rewrite_products(model, target, recipe)
@@ -50,10 +56,13 @@ def prepare(
 
 
 def widen(model: Model) -> WidenPrecision16:
-    """Let a model compute in float32 what it computes in 16 bits; the pass knows which tensors were so.
+    """Convert a model that computes in 16-bit floats to float32.
 
-    What was done, or why it was not, is told by the model's notes. Weights that are only stored so are widened too, and
-    remember it.
+    Weights that are only stored in 16 bits are widened too, and remember their type. If the model stays in 16 bits, a
+    note in the model says why.
+
+    Returns:
+        The pass, which records the tensors that were widened; `narrow` uses it.
     """
     pass_ = WidenPrecision16()
     change = pass_.run(model)
@@ -64,13 +73,18 @@ def widen(model: Model) -> WidenPrecision16:
 
 
 def narrow(model: Model, widened: WidenPrecision16) -> None:
-    """Let a model compute in 16 bits again what it was widened from."""
+    """Convert the tensors that `widen` widened back to 16 bits."""
     if widened.computed:
         RestorePrecision16(widened.computed, widened.known, widened.makers).run(model)
 
 
 def half_notes(widened: Mapping[str, int], *, kept: bool) -> list[str]:
-    """What a user should know of a model that computes in floats of 16 bits; kept: its form is given back to it."""
+    """Notes for the report on a model that computes in 16-bit floats.
+
+    Args:
+        widened: Name of each widened tensor -> its former ONNX type.
+        kept: Whether the result computes in that type again.
+    """
     if not widened:
         return []
     kinds = " and ".join(sorted({TensorProto.DataType.Name(kind).lower() for kind in widened.values()}))
@@ -81,13 +95,13 @@ def half_notes(widened: Mapping[str, int], *, kept: bool) -> list[str]:
 
 
 def name_nodes(model: Model) -> None:
-    """Inline functions, and give every node a name."""
+    """Inline local functions and give every node a name."""
     for step in (InlineFunctions(), NameNodes()):
         step.run(model)
 
 
 def _rewrite_products(model: Model, target: Target, recipe: Recipe) -> None:
-    """Bring products that are to be quantized into the form that int8 kernels know; what is left out stays."""
+    """Rewrite the products that the recipe may quantize as MatMuls that have int8 kernels."""
     if not recipe.quantizes or recipe.mode == "weights" or "MatMul" not in target.static | target.dynamic:
         return
     left, least = NodeRecipes(model, recipe).excluded, target.min_dynamic_weights
@@ -100,23 +114,22 @@ def _rewrite_products(model: Model, target: Target, recipe: Recipe) -> None:
 
 
 def _changes(model: Model, target: Target, recipe: Recipe) -> bool:
-    """Whether anything will be quantized or halved."""
+    """Whether any node will be quantized or converted to 16 bits."""
     return bool(recipe.half) or any(n.how != FLOAT for n in make_plan(model, target, recipe).nodes)
 
 
 def fold_constants(model: Model) -> None:
-    """Inline functions and fold constants, so that scales stand at their Q and DQ; quantization stays as it is."""
+    """Inline functions and fold constants, so that scales are initializers of their Q and DQ, which are not folded."""
     name_nodes(model)
     for step in (FoldConstants(), DropIdentity(), RemoveUnused()):
         step.run(model)
 
 
 def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:
-    """The lowest opset the scheme needs.
+    """The lowest opset that the recipe's scheme needs.
 
-    13 for a scale per channel, 19 for float16 scales and float8, 21 for types of 16 and 4 bits.
-
-    Floats of 16 bits alone need what their own type does.
+    QuantizeLinear-13 introduced per-channel scales, version 19 float16 scales and float8, version 21 types of 16 and 4
+    bits. A recipe that only converts to 16-bit floats needs the opset of that type.
     """
     if not recipe.quantizes:
         return HALVES[recipe.half or ""].opset

@@ -1,4 +1,4 @@
-"""Bring a model that somebody quantized into the form of a target, with the same answers."""
+"""Convert a quantized model to the integer types and the form that another target needs, without new calibration."""
 
 from __future__ import annotations
 
@@ -14,15 +14,26 @@ from onnxshot.targets.base import Target
 
 
 def retarget(model: Model, target: Target) -> tuple[int, list[Skip]]:
-    """How many edits it took, and the nodes that the target refuses or runs slower as they are, with what to do.
+    """Convert a quantized model to a target's form, with the same scales.
 
-    Raises ModelError where operators on integers need a newer opset than the model can be raised to.
+    Integer operators such as QLinearConv become float operators between Q/DQ pairs. Outputs may then differ by one
+    quantization step, because sums are rounded differently.
+
+    Args:
+        model: The quantized model; it is edited in place.
+        target: The target.
+
+    Returns:
+        (number of edits, nodes that the target rejects or runs more slowly as they are, with what to do).
+
+    Raises:
+        ModelError: Integer operators need a newer opset than the model can be raised to.
     """
     summed = sum(node.op in FORMS for _, node in model.walk())
     if summed:
         opset_upgrade.raise_opset(model, OPSET)
-        what = f"{summed} operators on integers became float ones between Q/DQ pairs"
-        model.notes.append(f"{what}: sums are rounded otherwise, answers may differ by a step")
+        what = f"{summed} integer operators became float operators between Q/DQ pairs"
+        model.notes.append(f"{what}: sums are rounded differently, so outputs may differ by one step")
     steps: tuple[Pass, ...] = (QOperatorToQdq(), ConvertIntegerTypes(target), MoveQdq(target))
     steps += (StoreBiases(),) if target.stores_biases else ()
     changes = [step.run(model) for step in steps]

@@ -1,4 +1,4 @@
-"""Take a model that is quantized already back to float."""
+"""Convert a quantized input model back to float: remove Q/DQ pairs and integer operators, and read their scales."""
 
 from __future__ import annotations
 
@@ -17,12 +17,22 @@ from onnxshot.rewriting.prepare import fold_constants
 
 
 def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
-    """Take a model that is quantized already back to float; the scales that it brought, where they are to be kept.
+    """Convert a quantized model back to float. A model that is not quantized is left unchanged.
 
-    Raises UsageError where nobody has asked for that, and where it cannot be done.
+    Args:
+        model: The model; it is edited in place.
+        complete: Remove the Q/DQ pairs but return their scales, with which the model is then quantized further
+            (`--complete`). Integer operators that are no pairs stay.
+        requantize: Remove all quantization (`--requantize`).
+
+    Returns:
+        The scales, zero points and integers that the model brought, if `complete`; else `NOTHING`.
+
+    Raises:
+        UsageError: The model is quantized and neither option is given, both are given, or a node cannot be converted.
     """
     if complete and requantize:
-        raise UsageError("--complete keeps the scales that --requantize takes out", "give one of them")
+        raise UsageError("--complete keeps the scales that --requantize removes", "give one of them")
     found = already_quantized(model)
     if not found:
         return NOTHING
@@ -45,21 +55,21 @@ def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
         )
     kept = len(already_quantized(model))
     if edits:
-        model.notes.append(f"{edits} Q/DQ pairs and integer operators of the input were taken out before quantizing")
+        model.notes.append(f"{edits} Q/DQ pairs and integer operators of the input were removed before quantizing")
     if kept:
-        model.notes.append(f"{kept} integer operators of the input, which need no pairs, stay as they are")
+        model.notes.append(f"{kept} integer operators of the input have no Q/DQ pairs and stay as they are")
     return trained
 
 
 def _named(left: Sequence[Node], names: Mapping[str, str]) -> str:
-    """How many nodes, and one of them, by the name and operator that it had in the file. names: operators there."""
+    """The number of nodes, and one by its name and operator in the file. `names`: node name -> operator there."""
     one = left[0]
     own = max((name for name in names if f"{one.label}_".startswith(f"{name}_")), key=len, default="")
     return f"{len(left)} nodes such as {own or one.label!r} ({names.get(own, one.op)})"
 
 
 def _ways_out(model: Model) -> str:
-    """What to do about a model that is quantized already: what was tried on a copy and works."""
+    """Advice for a model that is quantized already: the options that work on a copy of it."""
     tried = {}
     for way in ("complete", "requantize"):
         try:

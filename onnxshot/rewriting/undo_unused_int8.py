@@ -1,7 +1,8 @@
-"""Put back in float what was quantized for nothing: layers whose weight ONNX Runtime dequantizes at every run.
+"""Restore float weights of layers that ONNX Runtime does not fuse, because it dequantizes their weights at every run.
 
-Rules say which forms are fused; this asks the runtime itself what became of the file. Such a layer runs at 0.04x to
-0.4x of float, so its weight is stored in float again, and the plan says why.
+Passes and targets encode which forms ONNX Runtime fuses. This module checks the result: it lets ONNX Runtime optimize
+the model and looks which weights it still dequantizes. Such a layer runs at 0.04x to 0.4x of float, so its weight is
+stored in float again, and the plan records why.
 """
 
 from __future__ import annotations
@@ -20,15 +21,23 @@ from onnxshot.runtimes.ort_dequantized_weights import expanded_weights
 from onnxshot.targets.base import Target
 
 MAX_BYTES = 500_000_000
-"""Weights of a model that ONNX Runtime is asked about: it is held twice while it is."""
-REASON = "ONNX Runtime would not fuse it with what is around it, and dequantize its weight at every run"
-_ROUNDS = 3  # what is float may keep its neighbour from being fused
+"""Largest size of a model's weights for this check: memory holds them twice meanwhile."""
+REASON = "ONNX Runtime would not fuse it with its neighbours, and would dequantize its weight at every run"
+_ROUNDS = 3  # a layer that becomes float may keep its neighbour from being fused
 
 
 def undo_unused_int8(model: Model, plan: Plan, target: Target, teacher: ModelProto | None) -> Plan:
-    """Give such static layers their float weights back; the plan as it is then.
+    """Restore the float weights of statically quantized layers that ONNX Runtime does not fuse.
 
-    teacher: the float model that the plan was made for; without it the quantized weights are dequantized.
+    Args:
+        model: The quantized model; it is edited in place.
+        plan: Its plan.
+        target: The target. Nothing is done unless ONNX Runtime is its only runtime and runs here.
+        teacher: The float model that the plan was made for, with the original weights; None to dequantize the quantized
+            ones.
+
+    Returns:
+        The plan, in which these layers are float.
     """
     if not target.runs_here or target.everywhere or not plan.labels(STATIC) or model.weight_bytes() > MAX_BYTES:
         return plan
@@ -49,7 +58,7 @@ def undo_unused_int8(model: Model, plan: Plan, target: Target, teacher: ModelPro
 
 
 def _layers(model: Model, labels: set[str], expanded: set[str]) -> list[tuple[Node, int]]:
-    """The planned nodes that read one of these constants through a DequantizeLinear, with the slot."""
+    """(node, input slot) of each planned node that reads one of these constants through a DequantizeLinear."""
     found = []
     for node in model.graph.nodes:
         for slot, tensor in enumerate(node.inputs) if node.label in labels else ():
@@ -60,6 +69,7 @@ def _layers(model: Model, labels: set[str], expanded: set[str]) -> list[tuple[No
 
 
 def _restore(model: Model, node: Node, slot: int, given: NDArray[Any] | None) -> None:
+    """Replace a dequantized weight by the given float one, or by the dequantized values."""
     dq = edit.producer(node.inputs[slot])
     assert dq is not None
     shape = tuple(dq.inputs[0].shape)
@@ -71,7 +81,7 @@ def _restore(model: Model, node: Node, slot: int, given: NDArray[Any] | None) ->
 
 
 def _given(teacher: ModelProto | None, node: Node, slot: int) -> NDArray[Any] | None:
-    """The float weight of the node of that name in the model that was planned for; None where there is none."""
+    """The weight of the node of the same name in the float model; None if there is none."""
     if teacher is None:
         return None
     name = next((n.input[slot] for n in teacher.graph.node if n.name == node.name and len(n.input) > slot), "")
