@@ -36,7 +36,7 @@ from onnxshot.recipes.stages import Stages
 from onnxshot.report.saving import save_report
 from onnxshot.results.compressed import CompressResult
 from onnxshot.results.quantized import Result
-from onnxshot.rewriting.model_inputs import frozen_sizes
+from onnxshot.rewriting.model_inputs import fixed_shapes_for
 from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.settings import Settings
@@ -189,7 +189,7 @@ def _held_out(data: Dataset, model: Model, recipe: Mapping[str, Any]) -> Dataset
     """The samples that nothing was learned from, in the sizes that the result was frozen at."""
     held_out = data.subset(split(len(data), HOLDOUT)[1])
     quantized = [stage for stage in Stages.from_dict(recipe).stages if isinstance(stage, Recipe)]
-    sizes = frozen_sizes(model, quantized[-1].batch, quantized[-1].shapes) if quantized else None
+    sizes = fixed_shapes_for(model, quantized[-1].batch, quantized[-1].shapes) if quantized else None
     return batched(held_out, sizes.inputs) if sizes else held_out
 
 

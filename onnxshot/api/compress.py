@@ -40,7 +40,7 @@ from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 from onnxshot.results.compressed import CompressReport, CompressResult, StageRow
 from onnxshot.results.shrunk import ShrinkReport
-from onnxshot.rewriting.model_inputs import frozen_sizes
+from onnxshot.rewriting.model_inputs import fixed_shapes_for
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_bench import bench
@@ -189,7 +189,7 @@ def _sizes_of(model: Model, stages: Stages) -> FixedShapes:
     for number, stage in others:
         if isinstance(stage, Recipe) and (stage.batch is not None or stage.shapes):
             raise UsageError(f"stage {number} (quantize) freezes sizes", "let the last stage do so: put it there")
-    return frozen_sizes(model, last[1].batch, last[1].shapes) if isinstance(last[1], Recipe) else NO_FIXED_SHAPES
+    return fixed_shapes_for(model, last[1].batch, last[1].shapes) if isinstance(last[1], Recipe) else NO_FIXED_SHAPES
 
 
 @dataclass(slots=True)

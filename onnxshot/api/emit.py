@@ -26,7 +26,7 @@ from onnxshot.graph import Model, edit
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, write
 from onnxshot.graph.shape_inference import refuse_giants
-from onnxshot.passes.freeze_shapes import FreezeShapes
+from onnxshot.passes.fix_shapes import FixShapes
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.store_original_dtype import StoreOriginalDtype
 from onnxshot.passes.undo_large_folds import UndoLargeFolds
@@ -35,7 +35,7 @@ from onnxshot.planning.make_plan import already_quantized
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
-from onnxshot.rewriting.model_inputs import frozen_sizes
+from onnxshot.rewriting.model_inputs import fixed_shapes_for
 from onnxshot.rewriting.retarget import retarget
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
@@ -96,10 +96,10 @@ def emit(
     written = of_result(Path(output), formats, external=is_external(loaded), recorded=False)
     files.writing(*written, *of_options(options)).check()
     report = Report(source_name(model), {"emit": list(formats)}, input_bytes=input_bytes(model, loaded))
-    sizes = frozen_sizes(loaded, batch, shapes or {})
+    sizes = fixed_shapes_for(loaded, batch, shapes or {})
     with contextlib.ExitStack() as stack:
         data = stack.enter_context(open_calib(calib, loaded, preset, settings, sizes)) if calib is not None else None
-        FreezeShapes(sizes).run(loaded)
+        FixShapes(sizes).run(loaded)
         normalize(loaded)
         if settings.verify:  # which runs it
             refuse_giants(loaded)

@@ -26,7 +26,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.rewriting.model_inputs import frozen_specs, resolve_preset
+from onnxshot.rewriting.model_inputs import fixed_specs, resolve_preset
 from onnxshot.settings import Settings
 
 HOLDOUT = 0.25
@@ -65,7 +65,7 @@ def open_calib(
         sizes: Dimensions that samples must have although the model leaves them free.
     """
     limit = None if isinstance(calib, str) and calib == "random" and settings.samples == "auto" else settings.limit
-    specs = frozen_specs(model, sizes)
+    specs = fixed_specs(model, sizes)
     return open_data(calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed)
 
 

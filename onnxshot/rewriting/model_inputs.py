@@ -16,9 +16,9 @@ from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import FixedShapes, resolve_fixed_shapes
 from onnxshot.graph.macs import concrete_shapes
 
-MOST_FROZEN = 2 << 30
+MAX_TENSOR_BYTES = 2 << 30
 """Largest size in bytes of one tensor of a model with fixed sizes: a run holds several tensors at a time."""
-_MOST_TOGETHER = 32 << 30  # largest size in bytes of all tensors together: it limits the time of a run, not its memory
+_MAX_TOTAL_BYTES = 32 << 30  # largest size of all tensors together: it limits the time of a run, not its memory
 
 
 def input_specs(model: Model) -> list[InputSpec]:
@@ -39,7 +39,7 @@ def input_specs(model: Model) -> list[InputSpec]:
     return specs
 
 
-def frozen_sizes(model: Model, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> FixedShapes:
+def fixed_shapes_for(model: Model, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> FixedShapes:
     """The sizes at which a batch size and shapes fix the dimensions of the model's inputs.
 
     Args:
@@ -51,8 +51,8 @@ def frozen_sizes(model: Model, batch: int | None, shapes: Mapping[str, Sequence[
         The fixed sizes of inputs and of symbolic dimensions; empty if nothing is fixed.
 
     Raises:
-        UsageError: The sizes contradict the model, one of its tensors would take more than `MOST_FROZEN` bytes, or all
-            tensors together would take more than 32 GiB.
+        UsageError: The sizes contradict the model, one of its tensors would take more than `MAX_TENSOR_BYTES` bytes, or
+            all tensors together would take more than 32 GiB.
     """
     found = resolve_fixed_shapes({tensor.name: model.shape(tensor) for tensor in model.graph.inputs}, batch, shapes)
     if found:
@@ -66,16 +66,16 @@ def _refuse_too_large(shapes: Mapping[str, Sequence[int]]) -> None:
     """Raise UsageError if tensors of these shapes take too many bytes, at 4 bytes per element."""
     for name, dims in shapes.items():
         size = 4 * math.prod(dims)
-        if size > MOST_FROZEN:
+        if size > MAX_TENSOR_BYTES:
             what = f"with these fixed sizes, tensor {name!r} of shape {shown(list(dims))} takes {size / 1e9:.3g} GB"
-            raise UsageError(what, f"fix smaller ones: a tensor may take {MOST_FROZEN / 1e9:.3g} GB")
+            raise UsageError(what, f"fix smaller ones: a tensor may take {MAX_TENSOR_BYTES / 1e9:.3g} GB")
     together = sum(4 * math.prod(dims) for dims in shapes.values())
-    if together > _MOST_TOGETHER:
+    if together > _MAX_TOTAL_BYTES:
         what = f"with these fixed sizes, the model's {len(shapes)} tensors take {together / 1e9:.3g} GB together"
-        raise UsageError(what, f"fix smaller ones: together they may take {_MOST_TOGETHER / 1e9:.3g} GB")
+        raise UsageError(what, f"fix smaller ones: together they may take {_MAX_TOTAL_BYTES / 1e9:.3g} GB")
 
 
-def frozen_specs(model: Model, sizes: FixedShapes) -> list[InputSpec]:
+def fixed_specs(model: Model, sizes: FixedShapes) -> list[InputSpec]:
     """The input specs that samples must match if these sizes are fixed; a dynamic batch stays dynamic.
 
     Several samples can then be joined into one batch.

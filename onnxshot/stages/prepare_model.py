@@ -24,7 +24,7 @@ from onnxshot.planning.trained_scales import NOTHING, Trained
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
 from onnxshot.precision16.convert import refuse_half
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.rewriting.model_inputs import frozen_sizes
+from onnxshot.rewriting.model_inputs import fixed_shapes_for
 from onnxshot.rewriting.prepare import half_notes, prepare, widen
 from onnxshot.rewriting.undo_quantization import to_float
 from onnxshot.settings import Settings
@@ -99,7 +99,7 @@ def prepare_model(source: str | Path | ModelProto, recipe: Recipe, settings: Set
     refuse_half(target, recipe)
     model = load_model(source)
     source_hash = model_hash(model)
-    fixed_shapes = frozen_sizes(model, recipe.batch, recipe.shapes)
+    fixed_shapes = fixed_shapes_for(model, recipe.batch, recipe.shapes)
     source_bytes = input_bytes(source, model)
     requantized = bool(already_quantized(model))
     widened, notes, trained = WidenPrecision16(), list[str](), NOTHING

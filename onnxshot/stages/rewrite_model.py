@@ -13,7 +13,7 @@ from onnxshot.delivery.write_results import RANDOM_KEY
 from onnxshot.graph import Model
 from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, Sizes, tensor_sizes
 from onnxshot.graph.skip import Skip
-from onnxshot.passes.freeze_shapes import FreezeShapes
+from onnxshot.passes.fix_shapes import FixShapes
 from onnxshot.passes.keep_integer_weights import KeepIntegerWeights, kept_integer_notes
 from onnxshot.planning import keep_trained_scales
 from onnxshot.planning.node_mode import is_embedding, is_weighted
@@ -91,7 +91,7 @@ def rewrite_model(final: FinalPlan, samples: Samples, timed: Timed = untimed) ->
             halved = halve(model, plan, target, recipe, samples.data, settings)
         plan, halved_on = halved.plan, halved.samples
         notes += halved.notes
-    FreezeShapes(prepared.fixed_shapes).run(model)
+    FixShapes(prepared.fixed_shapes).run(model)
     if recipe.quantizes and not plan.stored and all(n.how == FLOAT for n in plan.nodes):
         notes.append(_why_nothing(model))
     stamp(model, prepared.record(recipe, plan, sampled=samples.recorded))

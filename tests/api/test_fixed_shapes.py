@@ -19,16 +19,16 @@ from onnxshot.calibration.readers import open_data
 from onnxshot.errors import CalibrationError, ModelError, UsageError
 from onnxshot.graph.fixed_shapes import FixedShapes, resolve_fixed_shapes
 from onnxshot.graph.load import load_model
-from onnxshot.passes.freeze_shapes import FreezeShapes
+from onnxshot.passes.fix_shapes import FixShapes
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.stages import PruneStage, Stages
-from onnxshot.rewriting.model_inputs import frozen_sizes, input_specs
+from onnxshot.rewriting.model_inputs import fixed_shapes_for, input_specs
 from onnxshot.verification.io_contract import contract
 
 
 def frozen_model(proto: onnx.ModelProto, batch: int | None = None, **shapes: tuple[int, ...]) -> onnx.ModelProto:
     found = load_model(proto)
-    FreezeShapes(frozen_sizes(found, batch, shapes)).run(found)
+    FixShapes(fixed_shapes_for(found, batch, shapes)).run(found)
     made = found.to_proto()
     onnx.checker.check_model(made, full_check=True)
     return made
@@ -53,7 +53,7 @@ def dims(proto: onnx.ModelProto) -> dict[str, Any]:
         ({"x": ("N", 3)}, None, {}, {}),
     ],
 )
-def test_what_is_frozen(inputs: Any, batch: int | None, shapes: Any, wanted: Any) -> None:
+def test_what_is_fixed(inputs: Any, batch: int | None, shapes: Any, wanted: Any) -> None:
     assert resolve_fixed_shapes(inputs, batch, shapes).inputs == wanted
 
 
@@ -123,7 +123,7 @@ def test_branches_follow() -> None:
 def test_nothing_is_frozen_unasked() -> None:
     found = load_model(HANDMADE["resnet_block"]().model)
     before = found.to_proto()
-    assert FreezeShapes(FixedShapes()).run(found).edits == 0
+    assert FixShapes(FixedShapes()).run(found).edits == 0
     assert found.to_proto() == before
 
 
@@ -239,7 +239,7 @@ def free() -> onnx.ModelProto:
     return model(text, {"v": weight(32, 64), "w": weight(64, 16, seed=1)})
 
 
-def test_a_goal_is_searched_for_at_the_sizes_that_are_frozen(tmp_path: Path) -> None:
+def test_a_goal_is_searched_for_at_the_sizes_that_are_fixed(tmp_path: Path) -> None:
     seen: list[tuple[int, ...]] = []
 
     def score(run: Any) -> float:
@@ -327,6 +327,6 @@ def test_a_batch_of_too_many_copies_is_refused_at_once(tmp_path: Path) -> None:
 def test_tensors_that_are_vast_only_together_are_refused() -> None:
     steps = "".join(f" t{i + 1} = Relu(t{i}) " for i in range(20))
     proto = model(f"g (float[N, 1000] t0) => (float[N, 1000] t20) {{ {steps} }}")
-    assert frozen_sizes(load_model(proto), 300_000, {})
+    assert fixed_shapes_for(load_model(proto), 300_000, {})
     with pytest.raises(UsageError, match="the model's 21 tensors take 42 GB together"):
-        frozen_sizes(load_model(proto), 500_000, {})
+        fixed_shapes_for(load_model(proto), 500_000, {})

@@ -14,7 +14,7 @@ from onnxshot.passes.remove_unused import RemoveUnused
 
 
 @dataclass(frozen=True, slots=True)
-class FreezeShapes:
+class FixShapes:
     """Set the sizes of input and output dimensions, and fold the shape computations that become constant.
 
     Nodes that were constant before are not folded: they may dequantize a weight that is stored in fewer bits. Shapes
@@ -40,16 +40,16 @@ class FreezeShapes:
             top = graph is model.graph
             kept = {t.name for t in (*graph.inputs, *graph.outputs)} | graph.overridable.keys()
             graph.value_infos = {
-                name: self._frozen(info, top=top, stated=name in kept or not top)
+                name: self._fixed(info, top=top, stated=name in kept or not top)
                 for name, info in graph.value_infos.items()
             }
-            graph.output_infos = [self._frozen(info, top=top, stated=True) for info in graph.output_infos]
+            graph.output_infos = [self._fixed(info, top=top, stated=True) for info in graph.output_infos]
         shape_inference.infer(model)
         FoldConstants(left=left).run(model)
         RemoveUnused().run(model)
         return change
 
-    def _frozen(self, info: ValueInfoProto, *, top: bool, stated: bool) -> ValueInfoProto:
+    def _fixed(self, info: ValueInfoProto, *, top: bool, stated: bool) -> ValueInfoProto:
         """The value info with fixed sizes; without a shape unless that is `stated` by the model's interface."""
         if not info.type.HasField("tensor_type"):
             return info
