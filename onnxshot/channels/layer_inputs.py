@@ -54,7 +54,7 @@ class Layer:
     @property
     def columns(self) -> int:
         """K, the number of inputs of one output value."""
-        return math.prod(self.shape[1:]) if self.op == "Conv" else self.shape[0 if self.form.turned else 1]
+        return math.prod(self.shape[1:]) if self.op == "Conv" else self.shape[0 if self.form.transposed else 1]
 
     def table(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Return a weight as [G, O / G, K]."""
@@ -71,7 +71,7 @@ class Layer:
 
     def outputs(self, y: NDArray[Any], share: int, number: int) -> NDArray[np.float32]:
         """Outputs of a sample at the same positions [N, O]."""
-        return self.form.chosen(y, share, number)[0]
+        return self.form.output_rows(y, share, number)[0]
 
     def _sizes(self, before: Sequence[int]) -> tuple[int, ...]:
         """Spatial output sizes of a Conv (ONNX Conv-11)."""

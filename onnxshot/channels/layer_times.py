@@ -149,7 +149,7 @@ def _corners(layer: Layer, x: Shape, block: int) -> list[_Alone]:
 
 def _weight_axes(layer: Layer) -> tuple[int, int]:
     """(Input axis, output axis) of the weight."""
-    return (0, 1) if layer.form.turned else (1, 0)
+    return (0, 1) if layer.form.transposed else (1, 0)
 
 
 def _depthwise(layer: Layer) -> bool:

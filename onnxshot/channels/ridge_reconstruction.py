@@ -91,7 +91,7 @@ def reconstruct(
         if job.other:
             values = student.values(job.other)
             other = np.concatenate([job.layer.outputs(v, job.share, i) for i, v in enumerate(values)])
-        fitted = _fit(job.layer, student, x, samples, other, activations.behind(job.target))
+        fitted = _fit(job.layer, student, x, samples, other, activations.after(job.target))
         if not finite(*fitted.values()):
             fitted = {}  # the layer keeps its weights
         for name, value in fitted.items():

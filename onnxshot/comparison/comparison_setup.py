@@ -262,7 +262,7 @@ def _seen(
     base = run((), feed)
     turned = dict[int, Tensors | None]()
     for order in found:
-        picks = order.turned(base[order.picks])
+        picks = order.reversed_picks(base[order.picks])
         if order.op == "TopK" and picks is None:
             turned[order.number] = base  # a single pick has no order
         elif picks is None or len(found) > _MOST_ORDERS:

@@ -122,7 +122,7 @@ class Order:
         at[self.axis % picks.ndim] = picks
         return {self.imposed: picks, self.imposed_at: np.moveaxis(at, 0, -1).copy()}
 
-    def turned(self, picks: NDArray[Any]) -> NDArray[Any] | None:
+    def reversed_picks(self, picks: NDArray[Any]) -> NDArray[Any] | None:
         """The same picks in reverse order; None if there are too few."""
         axis = {"NonMaxSuppression": 0, "NonZero": 1, "Multinomial": 1}.get(self.op, self.axis)
         return np.flip(picks, axis).copy() if picks.ndim and picks.shape[axis] > 1 else None

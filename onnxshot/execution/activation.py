@@ -39,7 +39,7 @@ class Activations:
             for name in node.input:
                 self._readers.setdefault(name, []).append(i)
 
-    def behind(self, name: str) -> Activation:
+    def after(self, name: str) -> Activation:
         """The function that all readers of the tensor apply to it.
 
         Returns:

@@ -38,13 +38,13 @@ class MatrixForm:
     attrs: Mapping[str, Any]
 
     @property
-    def turned(self) -> bool:
+    def transposed(self) -> bool:
         """True if the weight is stored as [inputs, outputs]."""
         return self.op != "Conv" and not self.attrs.get("transB", 0)
 
     def table(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Reshape a weight to [groups, outputs, inputs times kernel]."""
-        if self.turned:
+        if self.transposed:
             weight = weight.T
         groups = int(self.attrs.get("group", 1))
         return weight.reshape(groups, weight.shape[0] // groups, -1)
@@ -52,9 +52,9 @@ class MatrixForm:
     def stored(self, table: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
         """The inverse of `table`, with the type and shape of `like`."""
         flat = table.reshape(table.shape[0] * table.shape[1], -1)
-        return np.ascontiguousarray((flat.T if self.turned else flat).reshape(like.shape).astype(like.dtype))
+        return np.ascontiguousarray((flat.T if self.transposed else flat).reshape(like.shape).astype(like.dtype))
 
-    def chosen(self, y: NDArray[Any], share: int, number: int) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+    def output_rows(self, y: NDArray[Any], share: int, number: int) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         """Pick positions of one sample's output.
 
         Args:
@@ -80,7 +80,7 @@ class MatrixForm:
         weight_shape: Sequence[int],
         fill: NDArray[Any],
     ) -> NDArray[Any]:
-        """Inputs of the layer at the positions that `chosen` picks, sample after sample.
+        """Inputs of the layer at the positions that `output_rows` picks, sample after sample.
 
         Args:
             inputs: One array per sample.
@@ -108,7 +108,7 @@ class MatrixForm:
         kernel: Sequence[int],
         fill: NDArray[Any] | float = 0.0,
     ) -> NDArray[Any]:
-        """Inputs of the layer [N, G, K] on one sample, at the positions that `chosen` picks for this `number`."""
+        """Inputs of the layer [N, G, K] on one sample, at the positions that `output_rows` picks for this `number`."""
         if self.op == "Conv":
             rows = self._patches(x, sizes, kernel, spread_over(math.prod(sizes), share, number), fill)
         else:
@@ -210,7 +210,7 @@ def layer_outputs(
                  zip(layers[start:end], shares[start:end], strict=True)]  # fmt: skip
         names = list(dict.fromkeys(name for name, _, _ in group))
         runner = Runner(with_outputs(model, names), threads=1, outputs=names, inner=True)
-        rows = list(in_order(partial(_chosen_rows, runner, group), enumerate(feeds), threads))
+        rows = list(in_order(partial(_output_rows, runner, group), enumerate(feeds), threads))
         for i in range(len(group)):
             values, sizes = zip(*(sample[i] for sample in rows), strict=True)
             ends = np.cumsum([len(part) for part in values])
@@ -218,13 +218,13 @@ def layer_outputs(
         start = end
 
 
-def _chosen_rows(
+def _output_rows(
     runner: Runner, layers: Sequence[tuple[str, MatrixForm, int]], numbered: tuple[int, Mapping[str, NDArray[Any]]]
 ) -> list[tuple[NDArray[np.float32], tuple[int, ...]]]:
     """Rows [N, O] of each layer's output on one sample, and its spatial shape."""
     number, feed = numbered
     found = runner.run(feed)
-    return [form.chosen(found[name], share, number) for name, form, share in layers]
+    return [form.output_rows(found[name], share, number) for name, form, share in layers]
 
 
 def spread_over(size: int, share: int, number: int) -> NDArray[np.int64]:

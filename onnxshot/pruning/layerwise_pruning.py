@@ -148,7 +148,7 @@ def prune_layers(
             x = input_rows(student, layer, outputs, share)
             task = _LayerProblem(layer, x, outputs, student.constant(layer.weight))
             bias = student.constant(layer.bias) if layer.bias else None
-            pruned = task.solve(counts[layer.name], pattern, keep_zeros, bias, activations.behind(layer.output))
+            pruned = task.solve(counts[layer.name], pattern, keep_zeros, bias, activations.after(layer.output))
         student.set(layer.weight, pruned.weight)
         if pruned.bias is not None:
             student.set(layer.bias, pruned.bias)

@@ -67,7 +67,7 @@ def reconstruct(
     found = {}
     for done, ((node, layer), outputs) in enumerate(zip(ready, outputs_of, strict=True), 1):
         weight = numpy_helper.to_array(constants[node.input[1]]) if rounding and node.input[1] in constants else None
-        repair = layer.repair(student, outputs, share, weight, activations.behind(node.output[0]))
+        repair = layer.repair(student, outputs, share, weight, activations.after(node.output[0]))
         for name, values in ((layer.bias, repair.bias), (layer.weight, repair.weight)):
             if values is not None:
                 student.set(name, values)

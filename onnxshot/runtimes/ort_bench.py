@@ -15,6 +15,8 @@ from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.interleaved_timing import time_interleaved
 from onnxshot.runtimes.ort_runtime import CPU, Feed, Runner
 
+NOISE = 0.02
+"""Relative difference between two interleaved runs of the same file. A file may also grow by this share."""
 _CHECKED = 10  # rounds between two checks whether the ratios are precise enough
 
 
@@ -167,6 +169,3 @@ def _notch(ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
     """
     low, middle, high = np.percentile(ratios, (25, 50, 75), axis=0)
     return middle, 1.57 * (high - low) / math.sqrt(len(ratios))
-
-NOISE = 0.02
-"""Relative difference between two interleaved runs of the same file. A file may also grow by this share."""

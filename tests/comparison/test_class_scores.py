@@ -1,4 +1,4 @@
-"""Agreement is told of class scores, and of nothing else."""
+"""Only class scores have a top-1 agreement."""
 
 import numpy as np
 import pytest
@@ -59,20 +59,20 @@ def test_class_scores_have_an_agreement(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NONE)
-def test_what_is_no_scores_has_none(name: str) -> None:
+def test_other_outputs_have_no_agreement(name: str) -> None:
     text, constants = NONE[name]
     own = model(text, **constants)
     assert compare(own, own, samples()).agreement is None
 
 
-def test_a_state_that_is_fed_back_has_none() -> None:
+def test_a_state_that_is_fed_back_has_no_agreement() -> None:
     text = "(float[N,6] x, float[N,5] s) => (float[N,5] t) { z = MatMul(x, m) t = Add(z, s) }"
     own = model(text, m=normal(6, 5))
     feeds = [Sample(f"#{i}", {"x": normal(2, 6), "s": normal(2, 5)}) for i in range(3)]
     assert compare(own, own, feeds).agreement is None
 
 
-def test_rows_that_are_a_tie_do_not_decide() -> None:
+def test_tied_rows_do_not_count() -> None:
     one = model("(float[N,3] x) => (float[N,3] y) { y = Identity(x) }")
     other = model("(float[N,3] x) => (float[N,3] y) { y = Add(x, b) }", b=np.float32([0, 0.01, 0]))
     tie = np.float32([[5, 5, 0], [5, 4.9999, 0], [5, 1, 0], [1, 5, 0]])

@@ -1,4 +1,4 @@
-"""What is kept out of a comparison: random numbers inside, orders that outputs show, copies of inputs."""
+"""Comparisons exclude random numbers, visible orders of TopK, and copies of inputs."""
 
 import subprocess
 import sys
@@ -62,8 +62,8 @@ def drawing(body: str, opset: int = 17) -> ModelProto:
 
 
 @pytest.mark.parametrize("op", DRAWS)
-def test_what_draws_is_held_still_and_still_drawn_alike(op: str) -> None:
-    """Two runs of the model differ; of the one that is compared they are equal, with the same mean and deviation."""
+def test_random_nodes_draw_fixed_numbers_of_the_same_distribution(op: str) -> None:
+    """Two runs of the model differ; two runs of the edited model are equal, with the same mean and deviation."""
     made = drawing(DRAWS[op])
     feed = samples(1, 30, 40)[0].feed
     runner = Runner(made.SerializeToString())
@@ -85,7 +85,7 @@ def test_at_every_opset(opset: int) -> None:
     assert "draws random numbers" in result.notes[0]
 
 
-def test_dropout_that_does_not_train_draws_nothing() -> None:
+def test_dropout_outside_training_mode_draws_nothing() -> None:
     rests = DRAWS["Dropout"].replace("bool {1}", "bool {0}")
     assert not random_sources(drawing(rests)) and not random_sources(drawing("y = Dropout(x)"))
 
@@ -105,7 +105,7 @@ def test_in_loops_and_functions() -> None:
 
 
 def noisy_net(seed: float | None = None) -> ModelProto:
-    """Two Conv, noise between them."""
+    """Two Convs with random noise between them."""
     text = f"""g (float[1, 8, n] x) => (float[1, 8, n] y) {{
         a = Conv <pads = [1, 1]> (x, w1, b1)  r = Relu(a)
         z = RandomNormalLike {"" if seed is None else f"<seed = {seed}>"} (r)
@@ -115,7 +115,7 @@ def noisy_net(seed: float | None = None) -> ModelProto:
 
 
 def seeded(made: ModelProto) -> ModelProto:
-    """The same with one seed: two sessions that run the same samples in the same order then draw the same."""
+    """The same with a fixed seed: two sessions that run the same samples in the same order draw equal numbers."""
     copy = ModelProto.FromString(made.SerializeToString())
     for node in copy.graph.node:
         if node.op_type == "RandomNormalLike":
@@ -125,8 +125,8 @@ def seeded(made: ModelProto) -> ModelProto:
 
 
 @pytest.mark.parametrize("seed", [None, 3.0])
-def test_a_model_with_noise_is_judged_by_what_it_computes(seed: float | None, tmp_path: Path) -> None:
-    """TTS graphs (coqui-ai/TTS #588): told is what a common seed shows, and the file still draws."""
+def test_a_model_with_random_numbers_is_compared_with_equal_numbers(seed: float | None, tmp_path: Path) -> None:
+    """TTS graphs (coqui-ai/TTS #588): the SQNR is that of a common seed, and the written file still draws."""
     source, output = noisy_net(seed), tmp_path / "q.onnx"
     given = samples(48, 1, 8, 40)
     result = onnxshot.quantize(source, [s.feed for s in given], output=output, settings=PROVEN)
@@ -143,8 +143,8 @@ def test_a_model_with_noise_is_judged_by_what_it_computes(seed: float | None, tm
         assert db(runner.run(given[0].feed)["y"], runner.run(given[0].feed)["y"]) < 20
 
 
-def test_calibration_sees_noise_and_gives_the_same_file_again(tmp_path: Path) -> None:
-    """Ranges are those of numbers that are drawn alike in every process, so that a record can be replayed."""
+def test_calibration_with_random_numbers_is_reproducible(tmp_path: Path) -> None:
+    """Every process draws equal numbers during calibration, so that a record can be replayed."""
     onnx.save(noisy_net(), str(tmp_path / "net.onnx"))
     np.savez(tmp_path / "data.npz", x=np.concatenate([s.feed["x"] for s in samples(8, 1, 8, 40)])[:, None])
     code = """import sys, onnxshot, numpy as np
@@ -160,8 +160,8 @@ onnxshot.quantize(home / "net.onnx", given, output=home / sys.argv[2], settings=
     assert max(float(s.max()) for s in scales if s.dtype == np.float32 and s.ndim == 0) > 2 / 255  # of what noise adds
 
 
-def test_weights_in_another_file_beside_noise_are_no_fault(tmp_path: Path) -> None:
-    """What was written is held against what is in memory by its weights: two runs would differ."""
+def test_random_numbers_with_external_data(tmp_path: Path) -> None:
+    """The written file is compared with the model in memory by its weights: two runs would differ."""
     source = noisy_net()
     convert_model_to_external_data(source, location="net.data", size_threshold=0)
     onnx.save(source, str(tmp_path / "net.onnx"))
@@ -171,7 +171,7 @@ def test_weights_in_another_file_beside_noise_are_no_fault(tmp_path: Path) -> No
     assert result.report.sqnr_db is not None and result.report.sqnr_db > 20
 
 
-def test_a_bundle_records_no_answers_that_no_other_run_gives(tmp_path: Path) -> None:
+def test_a_bundle_records_no_outputs_that_cannot_be_reproduced(tmp_path: Path) -> None:
     onnx.save(noisy_net(), str(tmp_path / "net.onnx"))
     given = [s.feed for s in samples(6, 1, 8, 40)]
     result = onnxshot.quantize(tmp_path / "net.onnx", given, output=tmp_path / "q.onnx", settings=PROVEN)
@@ -180,8 +180,8 @@ def test_a_bundle_records_no_answers_that_no_other_run_gives(tmp_path: Path) -> 
     assert (found.samples, found.outputs) == (0, ()) and found.files >= 4
 
 
-def test_where_noise_cannot_be_held_still_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model is compared as it is then, and the noise is in the figures."""
+def test_a_note_says_if_random_numbers_cannot_be_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is then compared without edits, and the figures include the noise."""
 
     def breaking(proto: ModelProto, *_: object) -> None:
         proto.graph.node.append(helper.make_node("NoSuchOp", [], ["nothing"]))
@@ -192,7 +192,7 @@ def test_where_noise_cannot_be_held_still_it_is_said(monkeypatch: pytest.MonkeyP
     assert result.random == () and any("the figures include random numbers" in note for note in result.notes)
 
 
-def test_trials_see_no_noise() -> None:
+def test_candidates_draw_equal_random_numbers() -> None:
     made = noisy_net().SerializeToString()
     (found,) = measure_candidates(made, [made], samples(4, 1, 8, 40), threads=2)
     assert found.each_db == (100.0,) * 4
@@ -208,7 +208,7 @@ HEAD = """
 
 
 def head(*, noise: float = 0.0, opset: int = 17, axes: str = "") -> ModelProto:
-    """A heat map, its 20 highest places and values; noise: what is added to the weight of the last Conv."""
+    """A heat map with its 20 highest places and values. `noise` is added to the weight of the last Conv."""
     rng = np.random.default_rng(9)
     body = HEAD if not axes else HEAD.replace("Unsqueeze(at, one)", "Unsqueeze <axes = [1]> (at)").replace(
         "Unsqueeze(v, one)", "Unsqueeze <axes = [1]> (v)")
@@ -261,16 +261,16 @@ def _exposed(made: ModelProto, names: Sequence[str], feed: Mapping[str, NDArray[
     return run(copy, feed)
 
 
-def test_trials_are_made_in_that_order_too() -> None:
-    """The candidate with less noise in front is the better one, whatever changes places."""
+def test_candidates_pick_in_the_order_of_the_float_model() -> None:
+    """The candidate with less noise is the better one, whichever elements change places."""
     reference = head()
     candidates = [head(noise=noise).SerializeToString() for noise in (0.03, 0.003)]
     found = list(measure_candidates(reference.SerializeToString(), candidates, samples(6, 1, 3, 24, 24), threads=2))
     assert found[1].typical_db - found[0].typical_db == pytest.approx(20, abs=3)
 
 
-def test_an_order_that_outputs_do_not_show_is_left_alone() -> None:
-    """A mixture of experts picks by TopK and sums: picking another expert is an error, not another place."""
+def test_an_order_that_is_not_visible_in_outputs_is_left_alone() -> None:
+    """A mixture of experts picks by TopK and sums: another expert is an error, not another order."""
     text = """g (float[n, 8] x) => (float[n, 8] y) {
         gate = MatMul(x, g)  v, i = TopK <axis = 1> (gate, k)  p = Softmax <axis = 1> (v)
         e = Gather <axis = 0> (experts, i)  xs = Unsqueeze(x, two)  ys = MatMul(e, xs)
@@ -285,8 +285,8 @@ def test_an_order_that_outputs_do_not_show_is_left_alone() -> None:
     assert how.plain and how.orders == ()
 
 
-def test_the_shapes_of_pytorch_are_no_order() -> None:
-    """NonZero of a constant or of a shape is how indices are counted: nothing that is computed orders it."""
+def test_nonzero_in_shape_arithmetic_of_pytorch_is_no_order() -> None:
+    """NonZero of a constant or a shape enumerates indices: it sorts no computed values."""
     text = """g (float[n, 8] x) => (float[m] y) {
         h = MatMul(x, w)  s = Shape(h)  o = ConstantOfShape(s)  i = NonZero(o)  t = Transpose <perm = [1, 0]> (i)
         y = GatherND(h, t) }"""
@@ -294,7 +294,7 @@ def test_the_shapes_of_pytorch_are_no_order() -> None:
 
 
 def filtered(noise: float = 0.0) -> ModelProto:
-    """The rows whose score is above a half: how many there are depends on values."""
+    """The rows with a score above 0.5: their number depends on values."""
     text = """g (float[n, 8] x) => (float[m, 8] y) {
         h = MatMul(x, w)  r = Relu(h)  s = MatMul(r, v)  p = Sigmoid(s)  c = Greater(p, half)  f = Squeeze(c, one)
         i = NonZero(f)  t = Squeeze(i, zero)  y = Gather(h, t) }"""
@@ -305,7 +305,7 @@ def filtered(noise: float = 0.0) -> ModelProto:
     return model(text, constants)
 
 
-def test_rows_that_are_filtered_are_compared_as_the_float_model_filters() -> None:
+def test_filtered_rows_are_those_the_float_model_selects() -> None:
     reference, other = filtered(), filtered(0.3)
     given = samples(4, 60, 8)
     outputs = [[run(m, s.feed)["y"] for m in (reference, other)] for s in given]
@@ -360,7 +360,7 @@ def detector(noise: float = 0.0) -> ModelProto:
     return model(NMS, constants)
 
 
-def test_detections_behind_non_maximum_suppression() -> None:
+def test_detections_after_non_maximum_suppression() -> None:
     reference, other = detector(), detector(0.04)
     given = samples(6, 1, 3, 32, 32)
     place_by_place = [[run(m, s.feed)["found"] for m in (reference, other)] for s in given]
@@ -380,7 +380,7 @@ def test_detections_behind_non_maximum_suppression() -> None:
 
 
 def in_branch(made: ModelProto) -> ModelProto:
-    """The detector as torchvision exports it: suppression in a branch that keeps out the case without boxes."""
+    """A detector as torchvision exports it: suppression in a branch that guards the case without boxes."""
     copy = ModelProto.FromString(made.SerializeToString())
     at = next(i for i, node in enumerate(copy.graph.node) if node.op_type == "NonMaxSuppression")
     node = copy.graph.node[at]
@@ -402,7 +402,7 @@ def in_branch(made: ModelProto) -> ModelProto:
     return copy
 
 
-def test_suppression_in_a_branch_is_matched_too() -> None:
+def test_suppression_in_a_branch_is_matched() -> None:
     given = samples(6, 1, 3, 32, 32)
     plain, inner = (
         compare(a.SerializeToString(), b.SerializeToString(), given)
@@ -416,8 +416,8 @@ def test_suppression_in_a_branch_is_matched_too() -> None:
     assert compare(in_branch(detector()).SerializeToString(), in_branch(detector()).SerializeToString(), quiet).sqnr_db
 
 
-def test_where_picks_do_not_fit_a_candidate_picks_for_itself() -> None:
-    """How many are picked depends on values here: the number of scores that are above a half."""
+def test_a_candidate_picks_for_itself_if_imposed_picks_do_not_fit() -> None:
+    """The number of picks depends on values: the scores above 0.5."""
     text = """g (float[1, 40] x) => (float[1, m] v, float[m, 40] rows) {
         h = MatMul(x, w)  c = Greater(h, half)  n = Cast <to = 7> (c)  k = ReduceSum <keepdims = 0> (n, axes)
         kk = Reshape(k, one)  v, i = TopK <axis = 1> (h, kk)  shape = Concat <axis = 0> (kk, wide)
@@ -439,7 +439,7 @@ def test_where_picks_do_not_fit_a_candidate_picks_for_itself() -> None:
     assert len(found.samples) == 8 and found.typical_db < 60
 
 
-def test_a_candidate_without_the_node_is_compared_place_by_place() -> None:
+def test_a_candidate_without_the_node_is_compared_element_by_element() -> None:
     text = "g (float[n, 8] x) => (float[n, 3] v) { h = MatMul(x, w) v, i = TopK(h, k) }"
     other = "g (float[n, 8] x) => (float[n, 3] v) { h = MatMul(x, w) v = Slice(h, z, k, a) }"
     constants = {"w": weight(8, 8), "k": np.int64([3])}
@@ -466,8 +466,8 @@ def cache(join: str, noise: float = 0.0, moved: str = "Identity(past)") -> Model
 
 
 @pytest.mark.parametrize("join", ["Concat <axis = 2> (moved, new)", "ScatterElements <axis = 2> (moved, where, new)"])
-def test_only_what_is_computed_is_judged(join: str) -> None:
-    """Of a cache of 50 steps, 49 are copies: they made 20 dB of 3."""
+def test_only_the_computed_part_is_compared(join: str) -> None:
+    """49 of 50 steps of a cache are copies: they turned 3 dB into 20."""
     past = 10 * np.random.default_rng(5).normal(size=(1, 2, 50, 4)).astype(np.float32)
     given = samples(3, 1, 4, past=past)
     reference, other = cache(join), cache(join, noise=0.1)
@@ -491,8 +491,8 @@ INSIDE = {
 
 
 @pytest.mark.parametrize("op", INSIDE)
-def test_nor_is_a_past_that_one_operator_goes_on_from(op: str) -> None:
-    """Of 51 steps of keys, the last alone is computed; the values are given, and new ones are no copies of the past."""
+def test_the_past_of_a_fused_attention_is_not_compared(op: str) -> None:
+    """Only the last of 51 key steps is computed. The values are inputs; new values are not copies of the past."""
     body, shape, width, how = INSIDE[op]
     given = {name: ", ".join(map(str, shape)) for name in "qxv"}
     ports = ", ".join(f"float[{dims}] {name}" for name, dims in given.items())
@@ -510,8 +510,8 @@ def test_nor_is_a_past_that_one_operator_goes_on_from(op: str) -> None:
     assert next(row for row in result.outputs if row.name == "keys").sqnr_db == pytest.approx(20, abs=0.01)
 
 
-def test_a_past_that_is_rounded_is_no_copy() -> None:
-    """A candidate that quantizes the past is held against all of it."""
+def test_a_rounded_past_is_not_a_copy() -> None:
+    """A candidate that quantizes the past is compared on all of it."""
     join = "Concat <axis = 2> (moved, new)"
     reference = cache(join)
     other = cache(join, moved="DequantizeLinear(q, scale)")
@@ -524,7 +524,7 @@ def test_a_past_that_is_rounded_is_no_copy() -> None:
     assert rows["present"].sqnr_db == pytest.approx(db(wanted, got), abs=0.05)
 
 
-def test_an_output_that_is_a_copy_as_a_whole_is_not_judged() -> None:
+def test_an_output_that_only_copies_is_not_compared() -> None:
     text = "g (float[n, 4] x) => (float[n, 4] same, float[n, 4] y) { same = Identity(x) y = MatMul(x, w) }"
     w = weight(4, 4)
     reference, other = model(text, {"w": w}), model(text, {"w": 1.1 * w})
@@ -535,7 +535,7 @@ def test_an_output_that_is_a_copy_as_a_whole_is_not_judged() -> None:
     assert compare(only.SerializeToString(), only.SerializeToString(), samples(1, 3, 4)).sqnr_db == 200.0
 
 
-def test_what_adds_to_an_input_is_computed() -> None:
+def test_an_addition_to_an_input_is_computed() -> None:
     text = """g (float[4] x) => (float[4] y) { y = ScatterElements <reduction = "add"> (x, i, u) }"""
     constants = {"i": np.int64([1]), "u": np.float32([2])}
     assert copied_outputs(model(text, constants, opset=18)) == ()
@@ -547,7 +547,7 @@ def test_a_plain_model_is_run_as_it_is() -> None:
     assert how.plain and how.reference is made and how.prepared(made) is made and how.notes == ()
 
 
-def test_nothing_that_is_compared_is_changed() -> None:
+def test_compared_models_are_not_changed() -> None:
     for made in (noisy_net(), head(), cache("Concat <axis = 2> (moved, new)")):
         before = made.SerializeToString()
         dims = made.graph.input[0].type.tensor_type.shape.dim
@@ -560,8 +560,8 @@ def test_nothing_that_is_compared_is_changed() -> None:
         assert made.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
 
 
-def test_what_another_runtime_cannot_keep_out_is_not_compared_there() -> None:
-    """An artifact is no graph that could be changed: it draws other numbers, and has an order of its own."""
+def test_outputs_that_cannot_be_made_comparable_are_left_out_in_other_runtimes() -> None:
+    """An artifact cannot be edited: it draws other numbers, and picks by itself."""
     past = {"x": (1, 4), "past": (1, 2, 5, 4)}
     cases = (
         (noisy_net(), {"x": (1, 8, 40)}, []),
@@ -578,7 +578,7 @@ def test_what_another_runtime_cannot_keep_out_is_not_compared_there() -> None:
         assert found.notes[0].startswith("not compared in this runtime: ")
 
 
-def test_goals_are_measured_without_noise(tmp_path: Path) -> None:
+def test_goals_are_measured_with_fixed_random_numbers(tmp_path: Path) -> None:
     onnx.save(noisy_net(), str(tmp_path / "net.onnx"))
     given = [s.feed for s in samples(3, 1, 8, 40)]
     with open_data(given, Runner(tmp_path / "net.onnx").inputs) as data:

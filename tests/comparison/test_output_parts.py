@@ -1,4 +1,4 @@
-"""Channels of one output that others hide are told apart."""
+"""Quiet channels that loud ones would hide have an SQNR of their own."""
 
 import numpy as np
 import pytest
@@ -41,13 +41,13 @@ def test_channels_of_one_scale_are_one_part() -> None:
     assert added(heads(1, 5, 2, 10), 0.1)[0].found is None
 
 
-def test_channels_that_are_quiet_now_and_then_are_no_part() -> None:
+def test_channels_that_are_quiet_now_and_then_are_not_a_part() -> None:
     assert added(heads(300, 1) + heads(1, 300), 0.1)[0].found is None
 
 
-def test_rare_classes_are_no_part() -> None:
+def test_rare_classes_are_not_a_part() -> None:
     assert added([np.abs(s) / 2000 for s in heads(300, 1, 1)], 0.0001)[0].found is None
 
 
-def test_one_sample_does_not_tell() -> None:
+def test_one_sample_is_not_enough() -> None:
     assert added(heads(300, 1, count=1), 0.1)[0].found is None

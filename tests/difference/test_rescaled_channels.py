@@ -1,4 +1,4 @@
-"""Equalized and smoothed channels are compared at the scale they had, where the weights show their factors."""
+"""Equalized and smoothed channels are compared at their old scale, if the weights show the factors."""
 
 from pathlib import Path
 

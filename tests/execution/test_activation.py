@@ -1,4 +1,4 @@
-"""The activation behind a layer, against onnx's reference evaluator, and what is none."""
+"""The activation after a layer, compared with onnx's reference evaluator, and cases without one."""
 
 import numpy as np
 import onnx
@@ -31,30 +31,30 @@ def activations(text: str) -> Activations:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_gives_what_the_ops_give(kind: str) -> None:
+def test_it_computes_what_the_operators_compute(kind: str) -> None:
     whole = model(f"g (float[2, 3] a) => (float[2, 3] y) {{ {KINDS[kind]} }}", CONSTANTS)
-    behind = activations(f"a = Neg(x) {KINDS[kind]} out = Softmax(y)").behind("a")
+    activation = activations(f"a = Neg(x) {KINDS[kind]} out = Softmax(y)").after("a")
     x = (4 * np.random.default_rng(0).standard_normal((2, 3))).astype(np.float32)
     (expected,) = ReferenceEvaluator(whole).run(None, {"a": x})
-    found = behind(x)
+    found = activation(x)
     assert found.shape == x.shape
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, np.reshape(expected, x.shape), rtol=1e-5, atol=1e-6)
     more = np.linspace(-8, 8, 30, dtype=np.float32).reshape(6, 5)
-    np.testing.assert_array_equal(behind(more).reshape(-1), behind(more.reshape(-1, 1)).reshape(-1))
+    np.testing.assert_array_equal(activation(more).reshape(-1), activation(more.reshape(-1, 1)).reshape(-1))
 
 
 def test_the_limits_of_an_old_clip_are_attributes() -> None:
     text = '<ir_version: 8, opset_import: ["" : 9]> g (float[2, 3] x) => (float[2, 3] out) { a = Neg(x) y = Clip<min = -1.0, max = 2.0>(a) out = Softmax(y) }'  # noqa: E501
-    behind = Activations(onnx.parser.parse_model(text)).behind("a")
-    np.testing.assert_array_equal(behind(np.asarray([-3, 0.5, 7], np.float32)), [-1, 0.5, 2])
+    activation = Activations(onnx.parser.parse_model(text)).after("a")
+    np.testing.assert_array_equal(activation(np.asarray([-3, 0.5, 7], np.float32)), [-1, 0.5, 2])
 
 
 @pytest.mark.parametrize(
     ("why", "text"),
     [
-        ("read as it is", "a = Neg(x) out = Softmax(a)"),
-        ("read as it is too", "a = Neg(x) r = Relu(a) out = MatMul(a, r)"),
+        ("read unchanged", "a = Neg(x) out = Softmax(a)"),
+        ("read unchanged by one reader", "a = Neg(x) r = Relu(a) out = MatMul(a, r)"),
         ("two different things are read", "a = Neg(x) r = Relu(a) s = Sigmoid(a) out = MatMul(r, s)"),
         ("mixed with another tensor", "a = Neg(x) out = Add(a, x)"),
         ("scaled by channel", "a = Neg(x) b = Mul(a, channel) out = Softmax(b)"),
@@ -62,19 +62,19 @@ def test_the_limits_of_an_old_clip_are_attributes() -> None:
     ],
 )
 def test_no_activation(why: str, text: str) -> None:
-    assert activations(text).behind("a") is no_activation, why
+    assert activations(text).after("a") is no_activation, why
 
 
-def test_an_output_of_the_model_is_read_as_it_is() -> None:
+def test_an_output_of_the_model_has_no_activation() -> None:
     both = model("g (float[2, 3] x) => (float[2, 3] a, float[2, 3] out) { a = Neg(x) out = Relu(a) }", CONSTANTS)
-    assert Activations(both).behind("a") is no_activation
+    assert Activations(both).after("a") is no_activation
     one = model("g (float[2, 3] x) => (float[2, 3] out) { a = Neg(x) out = Relu(a) }", CONSTANTS)
-    np.testing.assert_array_equal(Activations(one).behind("a")(np.asarray([-1, 1], np.float32)), [0, 1])
+    np.testing.assert_array_equal(Activations(one).after("a")(np.asarray([-1, 1], np.float32)), [0, 1])
 
 
-def test_what_all_readers_see_is_as_far_as_it_goes() -> None:
-    """Behind the Relu the ways part: the scaling that one of them does is not part of it."""
-    behind = activations("a = Neg(x) r = Relu(a) s = Mul(r, half) out = MatMul(r, s)").behind("a")
-    np.testing.assert_array_equal(behind(np.asarray([-2, 2], np.float32)), [0, 2])
-    gate = activations("a = Neg(x) s = HardSigmoid(a) out = Mul(s, x)").behind("a")
+def test_it_ends_where_the_readers_differ() -> None:
+    """After the Relu the readers differ: the scaling that one of them applies is not part of the activation."""
+    activation = activations("a = Neg(x) r = Relu(a) s = Mul(r, half) out = MatMul(r, s)").after("a")
+    np.testing.assert_array_equal(activation(np.asarray([-2, 2], np.float32)), [0, 2])
+    gate = activations("a = Neg(x) s = HardSigmoid(a) out = Mul(s, x)").after("a")
     np.testing.assert_allclose(gate(np.asarray([0, 1], np.float32)), [0.5, 0.7], rtol=1e-6)

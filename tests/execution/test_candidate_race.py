@@ -1,4 +1,4 @@
-"""Which candidate comes closest, and how many samples it takes to say so."""
+"""The race finds the closest candidate with as few samples as needed."""
 
 from collections.abc import Iterator
 
@@ -44,7 +44,7 @@ def test_each_sample_and_all_together() -> None:
 
 
 def test_one_loud_sample_does_not_decide() -> None:
-    """Its noise is most of all noise; the others prefer the other candidate."""
+    """Its noise dominates the total; all other samples prefer the other candidate."""
     quiet, loud = samples(9), samples(1, loud=6.0)
     candidates = [with_noise(0.02), with_noise(0.0, bias=0.12)]
     best, found = race(with_noise(0), candidates, [[*quiet, *loud]], threads=2)
@@ -70,14 +70,14 @@ class Batches:
             yield batch
 
 
-def test_no_further_batch_is_drawn_where_it_is_clear() -> None:
+def test_no_further_batch_is_drawn_once_the_best_is_clear() -> None:
     batches = Batches(samples(6), samples(7))
     best, found = race(with_noise(0), [with_noise(0.1), with_noise(0.01)], batches, threads=2)
     assert (best, batches.drawn) == (1, 1)
     assert [len(one.each_db) for one in found] == [6, 6]
 
 
-def test_where_it_is_not_clear_those_in_doubt_alone_go_on() -> None:
+def test_only_undecided_candidates_run_on_the_next_batch() -> None:
     """A constant error and one that grows with the square: which is larger differs from sample to sample."""
     batches = Batches(samples(6), samples(7), samples(50))
     candidates = [with_noise(0.1), with_noise(0.0, bias=0.17), with_noise(1.0)]
@@ -88,14 +88,14 @@ def test_where_it_is_not_clear_those_in_doubt_alone_go_on() -> None:
     assert best == int(np.argmax(means))
 
 
-def test_a_lead_must_be_made_up_for() -> None:
+def test_a_lead_must_be_exceeded() -> None:
     candidates = [with_noise(0.1), with_noise(0.05)]  # 6 dB better
     for lead, expected in ((5.9, 1), (6.1, 0)):
         best, _ = race(with_noise(0), candidates, [samples(6)], threads=2, leads=[0.0, lead])
         assert best == expected
 
 
-def test_of_candidates_that_are_as_good_the_first_is_taken_at_once() -> None:
+def test_the_first_of_equally_good_candidates_is_chosen() -> None:
     batches = Batches(samples(3), samples(4))
     best, _ = race(with_noise(0), [with_noise(0.1), with_noise(0.0999)], batches, threads=2)
     assert batches.drawn == 1
@@ -103,8 +103,8 @@ def test_of_candidates_that_are_as_good_the_first_is_taken_at_once() -> None:
     assert (best, equal) == (1, 0)
 
 
-def test_samples_that_hold_almost_nothing_hardly_count() -> None:
-    """Of 24 pictures, a detector of text finds something on 4: on the others its outputs are almost nothing."""
+def test_almost_empty_samples_hardly_count() -> None:
+    """A text detector finds something on 4 of 24 pictures; its outputs on the others are almost zero."""
     given = [*samples(4, loud=3.0), *samples(20, loud=0.01)]
     candidates = [with_noise(0.1), with_noise(0.0, bias=0.0005)]  # of the square, and constant
     best, found = race(with_noise(0), candidates, [given], threads=2)
@@ -114,7 +114,7 @@ def test_samples_that_hold_almost_nothing_hardly_count() -> None:
 
 
 def two_outputs(loud: float, quiet: float) -> bytes:
-    """Of an input, a loud output and a quiet one, each with a relative error."""
+    """A loud and a quiet output of one input, each with a relative error."""
     text = """g (float[1, 8] x) => (float[1, 8] loud, float[1, 8] quiet) {
         loud = Mul(x, a) quiet = Mul(x, b) }"""
     constants = {"a": np.float32([1000 * (1 + loud)]), "b": np.float32([1 + quiet])}
@@ -128,7 +128,7 @@ def test_a_loud_output_does_not_hide_a_quiet_one() -> None:
     assert best == 1 and found[1].typical_db == pytest.approx(-20 * np.log10(0.05), abs=0.01)
 
 
-def test_an_output_without_any_signal_is_no_reason_to_divide() -> None:
+def test_an_output_without_signal_does_not_divide_by_zero() -> None:
     text = """g (float[1, 8] x) => (float[1, 8] y, float[1, 8] none) {
         z = Add(x, e) none = Mul(z, o) y = Add(z, o) }"""
     made = [model(text, {"e": np.float32([e]), "o": np.float32([0])}).SerializeToString() for e in (0, 0.01)]

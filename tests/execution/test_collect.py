@@ -1,4 +1,4 @@
-"""A pass over calibration samples: the same statistics however it is run, what is refused, when it stops."""
+"""A calibration pass: reproducible statistics, refused values, and early stopping."""
 
 import threading
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def test_threads_and_order_do_not_change_a_bit() -> None:
     assert one == collect(net(), NAMES, given[::-1], threads=2).stats
 
 
-def test_the_statistics_are_those_of_the_tensors() -> None:
+def test_the_statistics_match_the_tensors() -> None:
     given = samples(20)
     found = collect(net(), NAMES, given, channels=["a"]).stats
     w = weight(16, 16)
@@ -65,7 +65,7 @@ def test_what_is_not_finite_is_refused_with_tensor_and_sample(bad: float) -> Non
         collect(net(), ["h", "a"], given)
 
 
-def test_a_nan_that_no_watched_tensor_holds_is_no_reason_to_stop() -> None:
+def test_a_nan_in_an_unobserved_tensor_does_not_stop_the_pass() -> None:
     text = "g (float[N, 16] x) => (float[N, 16] y, float[N, 16] z) { a = Relu(x)  z = Sqrt(x)  y = MatMul(a, w) }"
     found = collect(load_model(model(text, {"w": weight(16, 16)})), ["a"], samples(4))
     assert found.stats["a"].count == 4 * 4 * 16
@@ -79,7 +79,7 @@ def test_a_sample_the_model_does_not_run_on_stops_the_pass() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("onnxshot")]
 
 
-def test_it_stops_when_the_ranges_have_settled_and_takes_the_spread_of_all() -> None:
+def test_it_stops_once_the_ranges_have_settled_and_spreads_over_all_samples() -> None:
     given = samples(300, rows=64)
     found = collect(net(), NAMES, given, settle=True)
     assert LEAST <= len(found.used) < 300
@@ -92,7 +92,7 @@ def test_it_stops_when_the_ranges_have_settled_and_takes_the_spread_of_all() -> 
 
 
 def stream(arrays: Sequence[NDArray[np.float32]]) -> int:
-    """At which sample a run over these stops; 0 where it does not."""
+    """The sample at which a run over these stops; 0 if it does not."""
     settling = Settling(1)
     for number, x in enumerate(arrays, start=1):
         if settling.add(glimpse([x])):
@@ -105,7 +105,7 @@ def normal(n: int, scale: float = 1.0) -> list[NDArray[np.float32]]:
     return [(scale * rng.standard_normal((1, 8, 400))).astype(np.float32) for _ in range(n)]
 
 
-def test_a_quiet_stream_settles_soon_and_whatever_its_scale() -> None:
+def test_a_quiet_stream_settles_soon_at_any_scale() -> None:
     stop = stream(normal(400))
     assert LEAST <= stop <= 96
     assert stream(normal(400, 1e-20)) == stream(normal(400, 1e20)) == stop
@@ -148,7 +148,7 @@ def test_an_outlier_is_named_with_its_tensor() -> None:
     assert collect(net(), NAMES, samples(20)).notes == ()
 
 
-def test_of_few_samples_none_stands_out() -> None:
+def test_few_samples_have_no_outlier() -> None:
     outliers = Outliers(1)
     for i in range(7):
         outliers.add(one(100.0 if i == 3 else 1.0), str(i))

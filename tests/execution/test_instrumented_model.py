@@ -1,4 +1,4 @@
-"""Probes: what is reduced inside the graph is to the bit what numpy reduces outside of it."""
+"""Probes: reductions inside the graph equal numpy's outside it, to the bit."""
 
 import numpy as np
 import onnx
@@ -38,7 +38,7 @@ def same(a: Glimpse, b: Glimpse) -> None:
 
 
 def outside_truth(ready: Model, names: list[str], feed: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """The whole tensors, by ONNX Runtime without anything of onnxshot."""
+    """The whole tensors, from ONNX Runtime without onnxshot."""
     proto = ready.to_proto()
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
@@ -106,7 +106,7 @@ def test_handmade_graphs() -> None:
     assert checked >= 25
 
 
-def test_other_types_are_seen_as_float32() -> None:
+def test_other_types_are_observed_as_float32() -> None:
     proto = model("g (double[N] x) => (double[N] y) { y = Neg(x) }", {})
     found = InsideProbe(load_model(proto), ["x", "y"], (), threads=1)
     x = np.asarray([1.0, 2.5, -1e-50])
@@ -116,8 +116,8 @@ def test_other_types_are_seen_as_float32() -> None:
     assert seen.highs.tolist() == [2.5, 0.0]
 
 
-def test_shapes_that_the_model_states_wrongly_do_no_harm() -> None:
-    """Tensors of one stated shape share a stride: a lie must not shift one tensor's values into another's."""
+def test_wrong_shapes_in_the_model_do_no_harm() -> None:
+    """Tensors of the same stated shape share a stride: a wrong shape must not shift values into another tensor."""
     proto = model("g (float[N] x) => (float[M] y) { r = Relu(x)  y = Concat<axis = 0>(r, r, r) }", {})
     for name in ("r", "y"):
         proto.graph.value_info.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["K"]))
@@ -128,7 +128,7 @@ def test_shapes_that_the_model_states_wrongly_do_no_harm() -> None:
     same(found.observe(feed), glimpse([np.maximum(feed["x"], 0), np.tile(np.maximum(feed["x"], 0), 3)]))
 
 
-def test_a_tensor_of_unknown_rank_is_one_row() -> None:
+def test_a_tensor_of_unknown_rank_counts_as_one_row() -> None:
     ready = load_model(model("g (float[N,C,H,W] x) => (float[N,C,H,W] y) { a = Relu(x)  y = Neg(a) }", {}))
     x = np.random.default_rng(0).standard_normal((1, 3, 5, 7)).astype(np.float32)
     seen = InsideProbe(ready, ["a"], (), threads=1).observe({"x": x})
@@ -136,6 +136,6 @@ def test_a_tensor_of_unknown_rank_is_one_row() -> None:
     assert (seen.lows[0], seen.highs[0]) == (np.maximum(x, 0).min(), np.maximum(x, 0).max())
 
 
-def test_below_opset_13_the_tensors_come_out_whole() -> None:
+def test_below_opset_13_whole_tensors_are_returned() -> None:
     proto = model("g (float[N, 64] x) => (float[N, 8] y) { y = MatMul(x, w) }", {"w": weight(64, 8)}, opset=11)
     assert isinstance(probe(load_model(proto), ["x", "y"], (), threads=1), OutsideProbe)

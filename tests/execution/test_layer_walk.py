@@ -1,4 +1,4 @@
-"""A walk gives the values of the whole model, holds what is still to be read, and lets constants be changed."""
+"""A layer walk gives the whole model's values, holds only what is still read, and allows changed constants."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def network(count: int = 3) -> Case:
 
 
 def whole(proto: ModelProto, given: list[Feed], name: str, *, optimize: bool = True) -> list[NDArray[Any]]:
-    """A tensor inside, on every sample, from the whole model."""
+    """An inner tensor on every sample, from the whole model."""
     exposed = ModelProto()
     exposed.CopyFrom(proto)
     del exposed.graph.output[:]
@@ -52,7 +52,7 @@ def made(proto: ModelProto) -> list[str]:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_every_tensor_in_order_is_that_of_the_whole_model(threads: int) -> None:
+def test_tensors_asked_for_in_order_equal_those_of_the_whole_model(threads: int) -> None:
     case = network()
     walk = Walk(case.model, case.feeds, threads)
     for name in made(case.model):
@@ -64,7 +64,7 @@ def test_every_tensor_in_order_is_that_of_the_whole_model(threads: int) -> None:
 
 
 @pytest.mark.parametrize("asked", [["y"], ["r", "y"], ["n", "e", "y"], ["f", "n", "p", "y"], ["x", "x", "d", "d", "y"]])
-def test_any_of_them_may_be_asked_for(asked: list[str]) -> None:
+def test_any_tensor_may_be_asked_for(asked: list[str]) -> None:
     case = network()
     walk = Walk(case.model, case.feeds, 1)
     for name in asked:
@@ -89,7 +89,7 @@ def test_no_node_runs_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran == made(case.model)
 
 
-def test_what_is_not_read_any_more_is_not_held() -> None:
+def test_tensors_that_are_no_longer_read_are_freed() -> None:
     case = network()
     walk = Walk(case.model, case.feeds, 1)
     readers = {"a": {"r", "n"}, "r": {"d", "s"}, "n": {"m"}, "d": {"e"}, "e": {"f"}, "f": {"s"}, "s": {"m"}}
@@ -127,7 +127,7 @@ def dequantized(proto: ModelProto) -> list[onnx.NodeProto]:
     return [n for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] not in stored]
 
 
-def test_a_dequantized_tensor_is_held_as_it_is_stored() -> None:
+def test_a_dequantized_tensor_is_held_in_integers() -> None:
     case, proto = qdq()
     walk = Walk(proto, case.feeds, 1)
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
@@ -152,7 +152,7 @@ def test_a_dequantized_tensor_is_held_as_it_is_stored() -> None:
         assert {v[0].dtype for v in walk._held.values()} <= {np.dtype(np.uint8), np.dtype(np.float32)}
 
 
-def test_the_outputs_of_a_walk_are_those_of_the_fused_model() -> None:
+def test_the_outputs_of_a_walk_equal_those_of_the_fused_model() -> None:
     case, proto = qdq()
     walk = Walk(proto, case.feeds, 2)
     for node in dequantized(proto):
@@ -164,7 +164,7 @@ def test_the_outputs_of_a_walk_are_those_of_the_fused_model() -> None:
         assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
-def test_what_two_layers_read_is_held_as_8_bits_for_the_later_one() -> None:
+def test_a_tensor_that_two_layers_read_is_held_in_8_bits() -> None:
     text = """g (float[1, 4, 6, 6] x) => (float[1, 2, 6, 6] y) {
         a = Conv(x, w) r = Relu(a) c = Conv(r, u) d = Relu(c) e = Conv(d, v) s = Add(e, r) y = Conv(s, z) }"""
     constants = {"w": weight(5, 4, 1, 1), "u": weight(8, 5, 1, 1), "v": weight(5, 8, 1, 1), "z": weight(2, 5, 1, 1)}
@@ -182,7 +182,7 @@ def test_what_two_layers_read_is_held_as_8_bits_for_the_later_one() -> None:
         assert (got == wanted).mean() > 0.99
 
 
-def test_weights_are_dequantized_where_they_are() -> None:
+def test_weights_are_dequantized_in_place() -> None:
     case, proto = qdq()
     walk = Walk(proto, case.feeds, 1)
     stored = {t.name for t in proto.graph.initializer}
@@ -198,7 +198,7 @@ def test_weights_are_dequantized_where_they_are() -> None:
 # ---------------------------------------------------------------------------- changes, subgraphs
 
 
-def test_a_constant_is_changed_for_what_runs_after_it() -> None:
+def test_a_changed_constant_applies_to_later_nodes() -> None:
     case = network()
     before = case.model.SerializeToString()
     walk = Walk(case.model, case.feeds, 1)
@@ -241,7 +241,7 @@ def branching() -> Case:
     return Case(model(text, constants), [{k: v.astype(np.float32) for k, v in feed.items()} for feed in given])
 
 
-def test_what_a_branch_reads_is_held_for_it_at_any_depth() -> None:
+def test_a_tensor_that_a_branch_reads_is_held_at_any_depth() -> None:
     case = branching()
     took = {bool(go) for go in whole(case.model, case.feeds, "go")}
     assert took == {True, False}, "both branches run"
@@ -254,7 +254,7 @@ def test_what_a_branch_reads_is_held_for_it_at_any_depth() -> None:
     assert set(walk._held) == {"y"}
 
 
-def test_a_constant_that_a_branch_reads_is_given_to_it() -> None:
+def test_a_constant_that_a_branch_reads_is_available() -> None:
     case = branching()
     walk = Walk(case.model, case.feeds, 1)
     walk.values("t")

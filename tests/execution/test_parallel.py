@@ -34,13 +34,13 @@ def test_items_are_drawn_in_the_calling_thread_and_few_ahead() -> None:
         assert drawn - taken <= 4
 
 
-def test_as_many_are_worked_on_at_once_as_there_are_workers() -> None:
+def test_as_many_items_run_at_once_as_there_are_workers() -> None:
     meeting = Barrier(3, timeout=30)
     assert len(list(in_order(lambda _: meeting.wait(), range(9), 3))) == 9
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failure_ends_it_and_nothing_more_is_begun(error: type[BaseException]) -> None:
+def test_a_failure_stops_further_items(error: type[BaseException]) -> None:
     begun = []
 
     def work(item: int) -> int:
@@ -63,7 +63,7 @@ def test_a_caller_who_stops_leaves_nothing_running() -> None:
     assert len(begun) <= 9
 
 
-def test_a_few_calls_at_once() -> None:
+def test_run_concurrently() -> None:
     meeting = Barrier(2, timeout=30)
     assert sorted(run_concurrently(meeting.wait, meeting.wait)) == [0, 1]
 
@@ -72,5 +72,5 @@ def test_a_few_calls_at_once() -> None:
     ("threads", "items", "shares"),
     [(2, 32, (2, 1)), (8, 2, (2, 4)), (4, 1, (1, 4)), (3, 2, (2, 1)), (4, None, (4, 1)), (0, 5, (1, 1))],
 )
-def test_threads_are_shared_out(threads: int, items: int | None, shares: tuple[int, int]) -> None:
+def test_split_threads(threads: int, items: int | None, shares: tuple[int, int]) -> None:
     assert split_threads(threads, items) == shares

@@ -1,4 +1,4 @@
-"""Calibration in parts: the statistics of a single pass, to the bit, whatever the number of parts."""
+"""Sharded calibration gives the statistics of a single pass, to the bit, for any number of shards."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,13 +49,13 @@ def feeds(n: int, lengths: tuple[int, ...] = (6,), noise: float = 1.0) -> Feeds:
 
 
 def growing(n: int) -> Feeds:
-    """Each goes further than all that are run before it."""
+    """Each sample has larger values than all samples before it."""
     place = {number: at for at, number in enumerate(spread(len(split(n)[0])))}
     return [{"x": feed["x"] * np.float32(1.1 ** place.get(i, 0))} for i, feed in enumerate(feeds(n))]
 
 
 def odd(n: int) -> Feeds:
-    """With a sample that is there twice, a blank one, and an outlier."""
+    """With a duplicate sample, a blank one, and an outlier."""
     found = feeds(n)
     found[5] = found[3]
     found[7] = {"x": np.full((1, 6, 16), 0.5, np.float32)}
@@ -72,7 +72,7 @@ def watched(path: str, given: Feeds, settings: Settings) -> CalibrationPass:
 
 
 def in_parts(path: str, given: Feeds, settings: Settings, count: int) -> tuple[Statistics, list[int], str]:
-    """The statistics, how many samples each round has looked at, and the key."""
+    """The statistics, the number of samples run after each round, and the key."""
     sharded, looked = ShardedPass(settings.samples == "auto", count), []
     while True:
         parts = [run_shard(watched(path, given, settings), share, Recipe(), settings) for share in sharded.shares()]
@@ -92,7 +92,7 @@ def in_parts(path: str, given: Feeds, settings: Settings, count: int) -> tuple[S
      (lambda n: feeds(n, (6, 0, 6)), 100)],
     ids=["settle", "few", "grow", "odd", "odd few", "lengths", "empty"],
 )  # fmt: skip
-def test_parts_give_the_statistics_of_a_single_pass(
+def test_shards_give_the_statistics_of_a_single_pass(
     make: Callable[[int], Feeds], n: int, samples: str, count: int, tmp_path: Path
 ) -> None:
     path, settings = net(tmp_path / "net.onnx"), Settings(samples=samples, use_cache=False, threads=1)
@@ -103,7 +103,7 @@ def test_parts_give_the_statistics_of_a_single_pass(
     assert len(looked) == 1 or samples == "auto"
 
 
-def test_rounds_end_where_a_pass_may_end_and_no_sample_is_looked_at_for_nothing(tmp_path: Path) -> None:
+def test_rounds_end_where_a_pass_may_end_and_run_no_sample_in_vain(tmp_path: Path) -> None:
     path, settings = net(tmp_path / "net.onnx"), Settings(use_cache=False, threads=1)
     whole = calibrate(path, feeds(400), settings=settings)
     found, looked, _ = in_parts(path, feeds(400), settings, 4)
@@ -125,7 +125,7 @@ def test_a_stream_ends_at_one_of_the_stops(seed: int) -> None:
     assert list(quiet).index(True) + 1 in list(stops(1000))
 
 
-def test_outliers_of_parts_are_those_of_all() -> None:
+def test_outliers_of_shards_equal_those_of_a_single_pass() -> None:
     rng = np.random.default_rng(0)
     values = [rng.standard_normal((2, 4)).astype(np.float32) * (9 if i in (4, 13) else 1) for i in range(20)]
     values[13] *= 3
@@ -137,12 +137,12 @@ def test_outliers_of_parts_are_those_of_all() -> None:
     assert list(whole.found()) == ["s13"]
 
 
-def test_a_part_asks_for_as_many_samples_as_it_is_worth() -> None:
+def test_a_shard_has_enough_samples_to_be_worth_a_process() -> None:
     assert [share.count for share in ShardedPass(True, 1000).shares()] == [48 // LEAST] * (48 // LEAST)
     assert len(ShardedPass(False, 1000).shares()) == 1000
 
 
-def test_samples_that_differ_from_process_to_process_are_told(tmp_path: Path) -> None:
+def test_samples_that_differ_between_processes_are_an_error(tmp_path: Path) -> None:
     path, settings = net(tmp_path / "net.onnx"), Settings(samples="all", use_cache=False, threads=1)
     for other in (feeds(20, noise=2.0), feeds(40)):
         sharded, parts = ShardedPass(False, 2), list[ShardResult]()
@@ -152,7 +152,7 @@ def test_samples_that_differ_from_process_to_process_are_told(tmp_path: Path) ->
             sharded.add(parts)
 
 
-def test_what_is_not_finite_is_refused_in_the_part_that_meets_it(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_refused_in_their_shard(tmp_path: Path) -> None:
     path, settings = net(tmp_path / "net.onnx"), Settings(samples="all", use_cache=False, threads=1)
     given = feeds(20)
     given[2]["x"][0, 1, 3] = np.nan
@@ -161,7 +161,7 @@ def test_what_is_not_finite_is_refused_in_the_part_that_meets_it(tmp_path: Path)
         run_shard(watched(path, given, settings), last, Recipe(), settings)
 
 
-def test_shared_statistics_stand_for_the_pass_that_they_are_of_and_for_no_other(tmp_path: Path) -> None:
+def test_shared_statistics_are_used_only_for_their_own_pass(tmp_path: Path) -> None:
     how: dict[str, Any] = {"use_cache": False, "threads": 1, "verify": False, "bench_seconds": 0.1}
     path, settings = net(tmp_path / "net.onnx"), Settings(**how)
     given = odd(100)
@@ -200,7 +200,7 @@ def test_a_pass_serves_the_cells_whose_own_pass_would_be_the_same(tmp_path: Path
     assert load_statistics(path) == given
 
 
-def test_a_pass_that_lost_a_part_serves_nobody_and_says_why(tmp_path: Path) -> None:
+def test_a_pass_that_lost_a_shard_is_not_used_and_says_why(tmp_path: Path) -> None:
     stages = Stages.from_dict({"stages": [{"quantize": {}}]})
     cell = Cell(Entry(("models", 0), "net.onnx", "net", stages, Thresholds(), calib="x.npz"), "ort")
     shared = Pass([cell], ShardedPass(True, 2))

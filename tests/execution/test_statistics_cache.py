@@ -35,14 +35,14 @@ def some_stats(count: int = 3) -> Statistics:
     return Statistics(tensors, "a" * 64, "b" * 64, ("c" * 64, "d" * 64), 5, ("odd",))
 
 
-def test_what_was_stored_comes_back(folder: Path) -> None:
+def test_stored_statistics_are_loaded_unchanged(folder: Path) -> None:
     statistics_cache.store(KEY, some_stats())
     assert statistics_cache.load(KEY) == some_stats()
     assert statistics_cache.load("other") is None
     assert [p.name for p in folder.iterdir()] == [f"{KEY}.npz"]
 
 
-def test_what_effort_changes_is_not_calibrated_twice_either(folder: Path) -> None:
+def test_accuracy_recovery_does_not_calibrate_twice(folder: Path) -> None:
     name, settings = "digits_mobile", replace(KEEPING, samples=16)
     runs = [quantize(fixture(name), **data_of(name), equalize=True, settings=settings) for _ in range(2)]
     first, second = (run.report.samples for run in runs)
@@ -105,7 +105,7 @@ def test_a_damaged_file_is_a_miss(folder: Path, damage: str) -> None:
     assert statistics_cache.load(KEY) == some_stats()
 
 
-def test_the_folder_stays_within_its_bound_and_the_oldest_go_first(
+def test_the_folder_stays_within_its_limit_and_drops_the_oldest(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(4):
@@ -134,7 +134,7 @@ def test_a_write_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.Mon
     assert not folder.exists() or list(folder.iterdir()) == []
 
 
-def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONNXSHOT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_folder.folder() == Path("/somewhere/onnxshot")

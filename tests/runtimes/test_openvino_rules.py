@@ -1,4 +1,4 @@
-"""What OpenVINO runs in int8, computes wrongly or refuses: preflight says it, and OpenVINO itself shows it."""
+"""Nodes that OpenVINO runs in int8, computes wrongly or refuses: preflight lists them, and OpenVINO confirms it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def executed(proto: onnx.ModelProto, folder: Path) -> Execution:
 
 
 def agreement(case: Case, folder: Path) -> float:
-    """SQNR in dB of OpenVINO against ONNX Runtime without optimizations, which computes what the file says."""
+    """SQNR in dB of OpenVINO, with ONNX Runtime without optimizations as the reference."""
     path, total = folder / "m.onnx", SqnrSum()
     onnx.save(case.model, path)
     loaded = OPENVINO.load(path, threads=1)
@@ -175,7 +175,7 @@ def qgemm() -> Case:
 
 
 @pytest.mark.parametrize("build", [lambda: qlinear_matmul(1), qgemm])
-def test_what_it_cannot_read_is_named_before_and_by_the_error(build: Callable[[], Case], tmp_path: Path) -> None:
+def test_unreadable_nodes_are_named_by_preflight_and_by_the_error(build: Callable[[], Case], tmp_path: Path) -> None:
     case, path = build(), tmp_path / "m.onnx"
     onnx.save(case.model, path)
     told = OPENVINO.preflight(load_model(case.model))
@@ -196,7 +196,7 @@ def test_qlinearmatmul_is_read_with_one_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["already_dynamic", "conv_integer"])
-def test_what_it_takes_apart_into_float_is_named(name: str, tmp_path: Path) -> None:
+def test_nodes_that_are_split_into_float_ops_are_named(name: str, tmp_path: Path) -> None:
     text = """g (float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] y) {
         xq = QuantizeLinear(x, x_scale, x_zero)
         [product] yi = ConvInteger<pads = [1, 1, 1, 1]>(xq, w, x_zero)
@@ -232,7 +232,7 @@ def test_recurrent_ops_do_not_compile_with_input_and_weights_quantized(op: str, 
     assert OPENVINO.preflight(load_model(build("x"))) == []
 
 
-def test_float_nodes_and_weights_alone_are_not_preflights_business(tmp_path: Path) -> None:
+def test_preflight_ignores_float_nodes_and_weight_only_quantization(tmp_path: Path) -> None:
     text = """g (float[n, 64] x) => (float[n, 48] y) {
         wd = DequantizeLinear<axis = 1>(w, w_scale, w_zero)
         [product] m = MatMul(x, wd)

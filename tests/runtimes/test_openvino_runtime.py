@@ -55,7 +55,7 @@ def test_ir_and_onnx_give_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["digits_resnet", "digits_mobile", "digits_detector", "licence_encoder"])
-def test_fixtures_answer_as_in_onnx_runtime(name: str, tmp_path: Path) -> None:
+def test_fixtures_give_the_outputs_of_onnx_runtime(name: str, tmp_path: Path) -> None:
     known = facts()[name]
     preset = None if known["preset"] == "none" else str(FIXTURES / known["preset"])
     source, calib = fixture(name), FIXTURES / known["calib"]
@@ -153,7 +153,7 @@ def floats() -> tuple[onnx.ModelProto, list[Feed]]:
     return case.model, case.feeds
 
 
-def test_weights_take_16_bits_only_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_weights_take_16_bits_only_if_asked(tmp_path: Path) -> None:
     proto, (feed, *_) = floats()
     whole = emitted(proto, tmp_path)[0].with_suffix(".bin").stat().st_size
     exact = OPENVINO.load(tmp_path / "out.xml", threads=1).run(feed)["y"]
@@ -164,7 +164,7 @@ def test_weights_take_16_bits_only_where_that_is_asked_for(tmp_path: Path) -> No
     assert 0 < np.abs(rounded - exact).max() < 1e-2
 
 
-def test_float_is_float32_unless_the_runtimes_default_is_asked_for(tmp_path: Path) -> None:
+def test_float_is_float32_unless_the_default_precision_is_asked_for(tmp_path: Path) -> None:
     proto, (feed, *_) = floats()
     path, _ = emitted(proto, tmp_path)
     default = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
@@ -186,7 +186,7 @@ def hard_swish() -> onnx.ModelProto:
     return model(text, {"w": weight(8, 8, 3, 3)}, opset=13)
 
 
-def test_hard_swish_in_pieces_is_one_kernel_with_the_conv_before_it(tmp_path: Path) -> None:
+def test_a_decomposed_hard_swish_fuses_into_the_conv_before_it(tmp_path: Path) -> None:
     proto, (feed, *_) = hard_swish(), feeds(1, x=(2, 8, 6, 6))
     path, found = emitted(proto, tmp_path)
     assert found.executed is not None
@@ -196,7 +196,7 @@ def test_hard_swish_in_pieces_is_one_kernel_with_the_conv_before_it(tmp_path: Pa
         assert db({"y": run(proto, feed)[0]}, OPENVINO.load(file, threads=1).run(feed)) > 100
 
 
-def test_work_is_that_of_the_usual_shapes(tmp_path: Path) -> None:
+def test_work_is_counted_at_the_usual_shapes(tmp_path: Path) -> None:
     proto = matmul(rank=3).model
     _, found = emitted(proto, tmp_path, EmitOptions(shapes={"x": ((1, 5, 64), (7, 5, 64), (9, 5, 64))}))
     assert found.executed is not None
@@ -224,7 +224,7 @@ def test_a_feed_that_does_not_fit_is_an_error_of_one_line(feed: Feed, said: str,
     assert "Exception from" not in str(error.value)
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     for name in ("m.onnx", "m.xml"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(ModelError, match=f"OpenVINO cannot read .*{name}") as error:
@@ -245,7 +245,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["digits_mobile", "licence_lstm"])
-def test_an_ir_does_not_depend_on_what_the_process_has_made_before(name: str, tmp_path: Path) -> None:
+def test_an_ir_does_not_depend_on_earlier_work_of_the_process(name: str, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         OpenVino().emit(fixture(name), tmp_path / folder, "m", EmitOptions())
@@ -253,8 +253,8 @@ def test_an_ir_does_not_depend_on_what_the_process_has_made_before(name: str, tm
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def test_a_node_keeps_its_name_where_a_number_of_the_process_gives_the_same() -> None:
-    """An IR of one model had Concat_41 here and Concat_41_1 there: the 41st node of one process was a Concat."""
+def test_a_node_keeps_its_name_if_a_numbered_default_equals_it() -> None:
+    """Two IRs of one model had Concat_41 and Concat_41_1: the 41st node of one process was a Concat."""
     ops = openvino.opset13
 
     def graph() -> tuple[Any, Any, Any]:

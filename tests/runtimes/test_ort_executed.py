@@ -1,4 +1,4 @@
-"""What is told to run in int8 is what runs: work by a run of the file, precision by the optimized graph."""
+"""The reported int8 share is what ONNX Runtime executes: work from a run, precision from the optimized graph."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ PROVEN = Settings(use_cache=False, threads=1, bench_seconds=0.01)
 
 
 def chain(middle: str, constants: Feed, channels: int = 16) -> onnx.ModelProto:
-    """An int8 Conv, what is in the middle in float (from a to b), and an int8 Conv, each between pairs."""
+    """An int8 Conv, float nodes from a to b, and an int8 Conv, each between Q/DQ pairs."""
     text = f"""g (float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] y) {{
         xq = QuantizeLinear(x, s, z)  xd = DequantizeLinear(xq, s, z)
         w1 = DequantizeLinear<axis = 0>(w, w_scale, w_zero)
@@ -48,8 +48,8 @@ def labels(run: Execution, precision: str) -> set[str]:
 
 
 @pytest.mark.parametrize("channels", [4, 16, 20])
-def test_padded_channels_are_not_work(channels: int) -> None:
-    """PAINS 45: NCHWc pads 4 channels to 16; the share was told as 0.667 where 0.889 is true."""
+def test_padded_channels_do_not_count_as_work(channels: int) -> None:
+    """PAINS 45: NCHWc pads 4 channels to 16; the share was reported as 0.667 instead of 0.889."""
     middle = "[mid] m = Conv<pads = [1, 1, 1, 1]>(a, w3)  b = Relu(m)"
     proto = chain(middle, {"w3": weight(channels, channels, 3, 3)}, channels)
     kept = load_model(proto)
@@ -71,8 +71,8 @@ PRODUCTS = {
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_what_the_runtime_quantizes_by_itself_is_told(name: str) -> None:
-    """With the prevention switched off, the fault is seen; with it on, there is none."""
+def test_nodes_that_the_runtime_quantizes_by_itself_are_reported(name: str) -> None:
+    """Without the prevention the fault occurs; with it, it does not."""
     proto, sample = chain(*PRODUCTS[name]), feeds(1, x=(2, 16, 8, 8))[0]
     assert executed(proto.SerializeToString(), sample=sample).unplanned() == ["mid"]
     kept = load_model(proto)
@@ -82,7 +82,7 @@ def test_what_the_runtime_quantizes_by_itself_is_told(name: str) -> None:
     assert labels(run, "float") == {"mid"} and labels(run, "int8") == {"first", "last"}
 
 
-def test_a_node_without_weights_that_a_plan_leaves_in_float_is_told_too() -> None:
+def test_nodes_without_weights_that_a_plan_leaves_in_float_are_reported() -> None:
     proto = chain("[sum] b = Add(a, xd)", {})
     run = executed(proto.SerializeToString(), sample=feeds(1, x=(2, 16, 8, 8))[0])
     assert run.unplanned() == []  # the file has nothing that says float
@@ -111,8 +111,8 @@ def network(third: str = "ConvTranspose") -> onnx.ModelProto:
         {"layers": {"two": {"mode": "float"}}},
     ],
 )
-def test_what_a_plan_leaves_in_float_runs_so(target: str, options: dict[str, object], tmp_path: Path) -> None:
-    """onnxruntime PR #24537, #25673, #22969: an excluded layer ran in int8 all the same, by one scale per tensor."""
+def test_nodes_left_in_float_by_a_plan_run_in_float(target: str, options: dict[str, object], tmp_path: Path) -> None:
+    """onnxruntime PR #24537, #25673, #22969: an excluded layer still ran in int8, with one scale per tensor."""
     given = feeds(8, x=(1, 8, 12, 12))
     result = quantize(
         network(), given, output=tmp_path / "q.onnx", target=target, effort="fast", settings=PROVEN, **options
@@ -125,7 +125,7 @@ def test_what_a_plan_leaves_in_float_runs_so(target: str, options: dict[str, obj
     assert not any("runs nodes in int8 that are float" in note for note in result.report.notes)
 
 
-def test_a_report_names_what_runs_in_int8_against_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_names_nodes_run_in_int8_against_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KeepFloat, "run", lambda self, model: None)
     given = feeds(8, x=(1, 8, 12, 12))
     proto = network("Conv")
@@ -171,7 +171,7 @@ def test_work_inside_functions_is_counted() -> None:
     assert run.total_macs == 3 * (64 + 64 + 32)
 
 
-def test_a_file_with_float_layers_is_read_back_as_the_model_it_was(tmp_path: Path) -> None:
+def test_a_file_with_float_layers_is_read_back_unchanged(tmp_path: Path) -> None:
     given = feeds(8, x=(1, 8, 12, 12))
     first = quantize(network(), given, output=tmp_path / "q.onnx", exclude=("two",), effort="fast", settings=FAST)
     again = quantize(

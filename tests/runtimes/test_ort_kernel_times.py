@@ -1,4 +1,4 @@
-"""Kernel times by node: the kernel that each became, in float and in int8, whatever ONNX Runtime merges and renames."""
+"""Kernel times by node, in float and in int8, whatever ONNX Runtime merges and renames."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ QUICK = Settings(verify=False, use_cache=False, threads=1)
 
 
 def net() -> ModelProto:
-    """A Conv with a Relu that is merged into it, one of a ninth of the work, a sum, and a product."""
+    """A Conv with a Relu that fuses into it, a Conv with a ninth of the work, an Add, and a MatMul."""
     made = model(
         """net (float[1, 64, 28, 28] x) => (float[1, 10] y)
         {
@@ -38,7 +38,7 @@ def net() -> ModelProto:
     return made
 
 
-def test_every_part_is_told_by_its_kernel_in_float_and_in_int8() -> None:
+def test_every_part_gets_its_kernel_in_float_and_in_int8() -> None:
     given, base = feeds(4, x=(1, 64, 28, 28)), net()
     made = quantize(base, given, settings=QUICK, effort="fast").model.to_proto()
     parts = {"wide": "w", "thin": "t", "sum": "s", "head": "y"}

@@ -46,7 +46,7 @@ RESIDUAL_MACS = 2 * 64 * 8 * (27 + 72) + 2 * 40  # of a batch of 2
 
 
 def quantized(proto: onnx.ModelProto, folder: Path, feeds: list[Feed], **options: object) -> Path:
-    """A QDQ model by onnxruntime's own quantizer: uint8 activations, int8 weights per channel."""
+    """A QDQ model made by onnxruntime's own quantizer: uint8 activations, per-channel int8 weights."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
@@ -82,14 +82,14 @@ def test_a_runner_gives_the_outputs_asked_for() -> None:
     assert list(Runner(proto.SerializeToString(), outputs=["z"]).run({"x": values(2)})) == ["z"]
 
 
-def test_outputs_that_are_no_arrays_are_named_not_given() -> None:
+def test_outputs_that_are_no_arrays_are_skipped() -> None:
     proto = parsed("(float[2] x) => (seq(float[2]) s, float[2] y) { s = SequenceConstruct(x, x)  y = Neg(x) }")
     runner = Runner(proto.SerializeToString())
     assert runner.skipped == {"s": "seq(tensor(float))"}
     assert list(runner.run({"x": values(2)})) == ["y"]
 
 
-def test_a_sequence_inside_is_left_out_and_named() -> None:
+def test_a_sequence_output_is_skipped() -> None:
     proto = parsed(
         """(float[N,6] x) => (float[N,6] y) {
             s = SplitToSequence<axis = 1>(x, sizes)  y = ConcatFromSequence<axis = 1>(s)
@@ -102,8 +102,8 @@ def test_a_sequence_inside_is_left_out_and_named() -> None:
     assert "seq" in run.skipped["s"]
 
 
-def test_a_model_that_gives_no_tensor_runs_all_the_same() -> None:
-    """A run counts what the runtime did: a session that was never asked would not refuse a feed, or take time."""
+def test_a_model_without_tensor_outputs_runs() -> None:
+    """The model really runs: a session that is never called would neither refuse a feed nor take time."""
     text = "(float[N,8] x) => (seq(float[N,1]) s) { h = MatMul(x, w) s = SplitToSequence<axis=1>(h) }"
     model = parsed(text, w=values(8, 4)).SerializeToString()
     calls = []
@@ -127,7 +127,7 @@ def test_what_is_not_a_tensor_becomes_one_array() -> None:
     assert as_array(None).shape == as_array([]).shape == (0,)
 
 
-def test_maps_sequences_and_optionals_are_given_where_asked_for() -> None:
+def test_maps_sequences_and_optionals_are_returned_if_asked_for() -> None:
     proto = parsed(
         """(float[N,3] x) => (float[N,3] z, seq(float[N,3]) s, optional(float[N,3]) o) {
             z = ai.onnx.ml.ZipMap<classlabels_int64s = [4, 2, 3]>(x)  s = SequenceConstruct(x)  o = Optional(x)
@@ -144,7 +144,7 @@ def test_maps_sequences_and_optionals_are_given_where_asked_for() -> None:
 
 
 @pytest.mark.parametrize("broken", [b"not a model", b""])
-def test_a_damaged_model_is_one_line(broken: bytes) -> None:
+def test_a_damaged_model_gives_an_error_of_one_line(broken: bytes) -> None:
     with pytest.raises(ModelError) as caught:
         session(broken)
     assert "\n" not in str(caught.value)
@@ -157,8 +157,8 @@ def test_an_operator_the_runtime_lacks_is_named() -> None:
         Runner(proto.SerializeToString())
 
 
-def test_a_tensor_inside_is_shown_where_the_layout_optimizer_loses_it() -> None:
-    """ONNX Runtime adds two Convs of its blocked layout in place, also where the first one's output is asked for."""
+def test_an_inner_tensor_is_returned_if_the_layout_optimizer_drops_it() -> None:
+    """ONNX Runtime adds two Convs of its blocked layout in place, even if the first one's output is asked for."""
     rng = np.random.default_rng(0)
     proto = parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]> g (float[1, 16, 8, 8] x) => (float[1, 32, 4, 4] a) {
@@ -176,14 +176,14 @@ def test_a_tensor_inside_is_shown_where_the_layout_optimizer_loses_it() -> None:
     np.testing.assert_allclose(found, ReferenceEvaluator(proto).run(None, feed)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_feed_that_does_not_fit_is_one_line() -> None:
+def test_a_feed_that_does_not_fit_gives_an_error_of_one_line() -> None:
     with pytest.raises(ModelError, match="fails in ONNX Runtime"):
         Runner(linear()).run({"x": values(3, 9)})
     with pytest.raises(ModelError, match="asks for input 'x'"):
         Runner(linear()).run({})
 
 
-def test_devices_that_are_not_there_are_refused() -> None:
+def test_missing_devices_are_refused() -> None:
     import onnxruntime
 
     assert providers_for("cpu") == ("CPUExecutionProvider",)
@@ -226,7 +226,7 @@ def test_a_quantized_residual_block_runs_all_its_work_in_int8(tmp_path: Path) ->
     assert not any(name.startswith(("Conv", "Add", "Gemm")) for name in run.float_between)
 
 
-def test_work_without_a_sample_is_that_of_one_batch(tmp_path: Path) -> None:
+def test_work_without_a_sample_is_counted_for_batch_1(tmp_path: Path) -> None:
     feeds = [{"x": values(2, 3, 8, 8)}]
     assert executed(quantized(residual(), tmp_path, feeds)).total_macs == RESIDUAL_MACS // 2
 
@@ -238,7 +238,7 @@ def test_a_half_quantized_model_has_its_share(tmp_path: Path) -> None:
     assert next(iter(run.float_by_op)).endswith("Conv")
 
 
-def test_what_is_left_in_float_between_dq_and_q_is_named() -> None:
+def test_float_nodes_between_dq_and_q_are_named() -> None:
     """microsoft/onnxruntime #12487, #21496: quantized on paper, float in the run."""
     proto = parsed(
         """(float[2,8] x) => (float[2,8] y) {
@@ -262,7 +262,7 @@ def test_dynamic_matmul_runs_in_int8(tmp_path: Path) -> None:
     assert run.total_macs == 3 * 64 * 32
 
 
-def test_int4_weights_are_told_from_int8() -> None:
+def test_int4_weights_are_distinguished_from_int8() -> None:
     attributes = {"K": 64, "N": 32, "bits": 4, "block_size": 32, "accuracy_level": 4}
     node = onnx.helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **attributes)
     proto = parsed(
@@ -275,7 +275,7 @@ def test_int4_weights_are_told_from_int8() -> None:
     assert run.total_macs == 3 * 64 * 32
 
 
-def test_a_loop_counts_every_time_round() -> None:
+def test_a_loop_counts_every_iteration() -> None:
     text = """(float[2,4] x) => (float[2,4] y) {
         y = Loop (n, go, x) <body = b (int64 i, bool c, float[2,4] h) => (bool d, float[2,4] k) {
             d = Identity(c)  k = MatMul(h, w) }> }"""
@@ -324,7 +324,7 @@ def test_bench_runs_all_models_the_same_number_of_rounds(tmp_path: Path) -> None
     assert rows[1].ratio > 0
 
 
-def test_bench_stops_when_the_time_is_over(tmp_path: Path) -> None:
+def test_bench_stops_at_its_time_limit(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     path.write_bytes(linear())
     (row,) = bench([path], [{"x": values(1, 8)}], rounds=10**9, seconds=0.01)
@@ -337,7 +337,7 @@ def test_bench_of_nothing_is_refused() -> None:
 
 
 def test_timing_ends_when_the_ratio_is_known() -> None:
-    """The rule against its formula: half of the notch of a box plot, 1.57 * IQR / sqrt(n)."""
+    """The rule equals its formula: half the notch of a box plot, 1.57 * IQR / sqrt(n)."""
     rng = np.random.default_rng(0)
     for spread in (0.02, 0.1, 0.5):
         ratios = 2.0 + spread * rng.standard_normal(100)

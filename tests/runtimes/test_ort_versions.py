@@ -1,4 +1,4 @@
-"""From which ONNX Runtime on a file runs as told: each form by itself, in the reports, in words."""
+"""The first ONNX Runtime that runs a file as quantized: for each form, in reports, and as text."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def wants(text: str, constants: dict[str, Any], **options: Any) -> VersionNeeds:
 
 
 def contrib(op: str, bits: int) -> VersionNeeds:
-    """A model of one contrib operator, of which nothing but its attributes counts."""
+    """A model of one contrib operator; only its attributes matter."""
     node = helper.make_node(op, ["x", "w", "s"], ["y"], domain="com.microsoft", bits=bits)
     io = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     stored = [numpy_helper.from_array(np.ones(1, np.float32), name) for name in "ws"]

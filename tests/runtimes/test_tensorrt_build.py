@@ -1,5 +1,7 @@
-"""Engines are built in another process. The module here is a stand-in for TensorRT 10 whose engine is what it was asked
-for; what TensorRT-RTX itself does is in test_tensorrt_emit.py."""
+"""Build engines in a worker process, with a stand-in for TensorRT 10 whose "engine" is the request it got.
+
+Tests with TensorRT-RTX itself are in test_tensorrt_emit.py.
+"""
 
 import json
 import os
@@ -63,7 +65,7 @@ def runtime() -> Runtime:
 
 
 def emitted(source: Path, options: EmitOptions | None = None) -> dict[str, Any]:
-    """What the stand-in was asked for."""
+    """The request that the stand-in got."""
     made = runtime().emit(source, source.parent, "out", options or EmitOptions())
     assert made.files == ("out.engine",)
     found: dict[str, Any] = json.loads((source.parent / "out.engine").read_bytes())
@@ -109,7 +111,7 @@ PICTURES = [(1, 8, 12, 8), (2, 8, 8, 16), (1, 8, 9, 10), (1, 8, 9, 12), (1, 8, 9
 
 @pytest.fixture
 def free(tmp_path: Path) -> Path:
-    """A Conv of pictures of any size, and samples of several beside it."""
+    """A Conv of pictures of any size, with samples of several sizes."""
     text = "net (float[N,8,H,W] x) => (float[N,8,P,Q] y) { y = Conv(x, w) }"
     path = saved(tmp_path, model(text, {"w": weight(8, 8, 3, 3)}))
     (tmp_path / "calib").mkdir()
@@ -120,7 +122,7 @@ def free(tmp_path: Path) -> Path:
 
 
 def built(path: Path, **options: Any) -> tuple[Any, str]:
-    """The profile that the stand-in was given by a quantization, and what the report says of it."""
+    """The profile that a quantization passed to the stand-in, and the report's note on it."""
     out = path.with_name("out.engine")
     found = quantize(path, path.with_name("calib"), target="tensorrt", effort="fast", output=out, **options)
     asked = json.loads(out.read_bytes())
@@ -197,7 +199,7 @@ def test_a_timing_cache_is_read_and_written_aside(fake: None, source: Path, tmp_
 
 
 def test_a_file_that_is_no_timing_cache_of_this_builder_is_left(fake: None, source: Path, tmp_path: Path) -> None:
-    """One of another GPU is not lost either."""
+    """A timing cache of another GPU is kept too."""
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(TargetError, match="the timing cache is none of this TensorRT on this device"):
         emitted(source, EmitOptions(timing_cache=tmp_path / "notes.txt"))
@@ -288,7 +290,7 @@ def test_half_is_refused_as_types_are_the_graphs(fake: None, source: Path) -> No
 
 
 def test_a_builder_ends_where_nobody_waits_for_it(tmp_path: Path) -> None:
-    """To build may take half an hour; whoever asked may have been killed meanwhile."""
+    """A build may take half an hour, and its caller may be killed meanwhile."""
     code = "import pathlib, time\npathlib.Path(__file__ + '.begun').touch()\ntime.sleep(60)\n"
     (tmp_path / "slow.py").write_text(code)
     job = {"module": "slow", "log": str(tmp_path / "log"), "answer": str(tmp_path / "answer")}

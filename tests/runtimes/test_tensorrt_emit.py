@@ -1,4 +1,4 @@
-"""Engines that TensorRT-RTX builds of what is quantized for it; it builds without a GPU."""
+"""Engines that TensorRT-RTX builds from models quantized for it; it needs no GPU for that."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Buffers and copies of an engine that runs, with stand-ins for TensorRT and CUDA: device memory is host memory."""
+"""Buffers and copies of a running engine, with stand-ins for TensorRT and CUDA that use host memory."""
 
 import ctypes
 import enum
@@ -18,7 +18,7 @@ FAKES = Path(__file__).parents[1] / "helpers" / "fakes"
 
 
 class Memory:
-    """What both CUDA modules count: what is allocated, and every allocation there was."""
+    """Memory in use and all allocations, as counted by both CUDA modules."""
 
     def __init__(self) -> None:
         self.held: dict[int, Any] = {}
@@ -37,7 +37,7 @@ class Status(enum.IntEnum):
 
 
 def bindings(memory: Memory, devices: int = 1, status: Status = Status.cudaSuccess) -> ModuleType:
-    """cuda.bindings.runtime: every function gives a status and what else it has to give."""
+    """cuda.bindings.runtime: every function returns a status and its results."""
     module = ModuleType("cuda.bindings.runtime")
 
     def copy(to: int, source: int, size: int, kind: int, stream: int) -> tuple[Status]:

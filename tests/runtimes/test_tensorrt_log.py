@@ -1,4 +1,4 @@
-"""What kernels a builder's log tells of, on lines as TensorRT-RTX 1.7 writes them."""
+"""Kernels read from a builder's log, with lines as TensorRT-RTX 1.7 writes them."""
 
 from pathlib import Path
 

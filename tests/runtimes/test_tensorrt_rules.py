@@ -1,4 +1,4 @@
-"""Every rule TensorRT has for Q/DQ graphs: the checker names the node, and the builder, where it is here, agrees."""
+"""TensorRT's rules for Q/DQ graphs: the checker names the node, and the builder agrees if it is installed."""
 
 import re
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ WEIGHT_ONLY = "net (float[4,32] x) => (float y) { wd = DequantizeLinear<BLOCKS>(
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph, and what is to be found in it. precision: of its product, where an engine can be built."""
+    """A graph and the findings expected in it. `precision`: of its product, if an engine can be built."""
 
     text: str
     constants: Mapping[str, Any]

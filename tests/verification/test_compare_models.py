@@ -39,7 +39,7 @@ def samples(count: int = 4, *shape: int) -> list[Sample]:
 LINEAR = "(float[N,8] x) => (float[N,4] y) { y = MatMul(x, w) }"
 
 
-def test_sqnr_is_that_of_all_samples_together() -> None:
+def test_sqnr_covers_all_samples_together() -> None:
     w, near = values(8, 4), values(8, 4) + np.float32(0.01)
     result = compare(bytes_of(LINEAR, w=w), bytes_of(LINEAR, w=near), samples())
     xs = np.concatenate([s.feed["x"] for s in samples()]).astype(np.float64)
@@ -54,7 +54,7 @@ def test_sqnr_is_that_of_all_samples_together() -> None:
     assert result.contract == ""
 
 
-def test_a_few_loud_samples_do_not_hide_that_the_others_are_lost() -> None:
+def test_a_few_loud_samples_do_not_hide_errors_of_the_others() -> None:
     wanted = bytes_of("(float[N,4] x) => (float[N,4] y) { y = Identity(x) }")
     off = bytes_of("(float[N,4] x) => (float[N,4] y) { y = Add(x, b) }", b=np.float32([0.3, -0.3, 0.3, -0.3]))
     loud = [30.0, 1, 1, 1, 30, 1, 1, 1e-6]  # the last one holds nothing, and is noise alone
@@ -193,8 +193,8 @@ def test_a_gap_between_optimized_and_plain_is_flagged() -> None:
 
 
 @pytest.mark.parametrize("limit", [1_500_000_000, 0])
-def test_optimizations_off_are_looked_at_in_models_of_any_size(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model too large to see inside is still run with optimizations off."""
+def test_runs_without_optimizations_are_compared_at_any_model_size(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model too large for its inner tensors still runs with optimizations off."""
     monkeypatch.setattr("onnxshot.verification.compare_tensors.LIMIT", limit)
     reference, candidate = nets(0.1)
     result = compare(reference, candidate, samples(20), tensors=["b"])
@@ -207,7 +207,7 @@ def test_optimizations_off_are_looked_at_in_models_of_any_size(limit: int, monke
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_figures_do_not_depend_on_threads_or_on_how_samples_come(threads: int) -> None:
+def test_figures_do_not_depend_on_threads_or_kind_of_samples(threads: int) -> None:
     reference, candidate = nets(0.1)
     with open_data([s.feed for s in samples(20)], [InputSpec("x", np.dtype(np.float32), ("N", 8))]) as data:
         read = compare(reference, candidate, data, threads=threads)
@@ -239,7 +239,7 @@ def nets(scale: float) -> tuple[bytes, bytes]:
     return bytes_of(NET, **held), bytes_of(QNET, **held, s=np.float32(scale), z=np.uint8(0))
 
 
-def test_tensors_are_taken_after_their_q_and_dq_and_sorted_worst_first() -> None:
+def test_tensors_are_compared_after_q_and_dq_and_sorted_by_sqnr() -> None:
     reference, candidate = nets(0.1)
     rows = {row.tensor: row for row in compare_tensors(reference, candidate, samples())}
     b = np.concatenate([np.maximum(s.feed["x"] @ values(8, 8), 0) for s in samples()]).astype(np.float64)
@@ -253,7 +253,7 @@ def test_tensors_are_taken_after_their_q_and_dq_and_sorted_worst_first() -> None
     assert ordered == sorted(ordered)
 
 
-def test_the_clipped_share_is_that_of_the_float_values() -> None:
+def test_the_clipped_share_counts_float_values() -> None:
     reference, candidate = nets(0.001)
     (row,) = compare_tensors(reference, candidate, samples(), ["b"])
     b = np.concatenate([np.maximum(s.feed["x"] @ values(8, 8), 0) for s in samples()])
@@ -281,14 +281,14 @@ def test_few_samples_are_run_and_models_may_be_in_memory() -> None:
     assert [t.name for t in held.graph.outputs] == ["y"]
 
 
-def test_many_tensors_go_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_tensors_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     reference, candidate = nets(0.1)
     whole = compare_tensors(reference, candidate, samples())
     monkeypatch.setattr("onnxshot.verification.compare_tensors._HELD", 1)
     assert compare_tensors(reference, candidate, samples()) == whole
 
 
-def test_compare_holds_the_tensors_asked_for() -> None:
+def test_compare_returns_the_tensors_asked_for() -> None:
     reference, candidate = nets(0.1)
     result = compare(reference, candidate, iter(samples()), tensors=["b", "y"])
     assert {row.tensor for row in result.tensors} == {"b", "y"}
@@ -297,7 +297,7 @@ def test_compare_holds_the_tensors_asked_for() -> None:
 # ---------------------------------------------------------------------- contract and reload
 
 
-def test_a_contract_is_names_types_and_dims_in_order(tmp_path: Path) -> None:
+def test_a_contract_lists_names_types_and_dims_in_order(tmp_path: Path) -> None:
     proto = parsed(LINEAR, w=values(8, 4))
     onnx.save(proto, str(tmp_path / "m.onnx"))
     found = contract(tmp_path / "m.onnx")
@@ -305,7 +305,7 @@ def test_a_contract_is_names_types_and_dims_in_order(tmp_path: Path) -> None:
     assert found == contract(proto) == contract(proto.SerializeToString()) == contract(Model(proto))
 
 
-def test_weights_listed_as_inputs_are_no_part_of_the_contract() -> None:
+def test_weights_listed_as_inputs_are_not_in_the_contract() -> None:
     proto = parsed("(float[N,8] x, float[8,4] w) => (float[N,4] y) { y = MatMul(x, w) }", w=values(8, 4))
     assert [port.name for port in contract(proto)] == ["x", "y"]
     assert contract(proto) == contract(Model(proto))
@@ -321,7 +321,7 @@ def test_a_difference_is_named() -> None:
         same_contract(a, b)
 
 
-def test_a_written_file_is_the_model_in_memory(tmp_path: Path) -> None:
+def test_a_written_file_equals_the_model_in_memory(tmp_path: Path) -> None:
     """microsoft/Olive #2223: weights were saved wrongly and nobody noticed."""
     model = Model(parsed(LINEAR, w=values(8, 4)))
     write(model, tmp_path / "m.onnx", external=True)
@@ -335,7 +335,7 @@ def test_a_written_file_is_the_model_in_memory(tmp_path: Path) -> None:
         reload_check(model, tmp_path / "m.onnx", {"x": values(2, 8)})
 
 
-def test_a_large_file_is_held_against_the_model_weight_by_weight(
+def test_a_large_file_is_compared_weight_by_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxshot.verification.io_contract.RUN_LIMIT", 0)

@@ -1,4 +1,4 @@
-"""Rows of single tensors are of the first samples: that is said where outputs are judged on more."""
+"""Inner tensors are compared on the first samples only; reports say so if outputs are compared on more."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("count", [SAMPLES, SAMPLES + 3])
-def test_a_report_says_of_how_many_samples_tensors_tell(
+def test_a_report_says_how_many_samples_tensors_are_compared_on(
     pair: tuple[Path, Path], count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = onnxshot.compare(*pair, feeds(count, x=(1, 32)), settings=onnxshot.Settings(bench_seconds=0.01))
@@ -37,7 +37,9 @@ def test_a_report_says_of_how_many_samples_tensors_tell(
     assert (found.samples, found.tensor_samples) == (count, SAMPLES)
 
 
-def test_diff_says_it_too(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_says_how_many_samples_tensors_are_compared_on(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.savez(tmp_path / "data.npz", x=np.concatenate([feed["x"] for feed in feeds(9, x=(1, 32))]))
     assert command("diff", *pair, "--calib", tmp_path / "data.npz") == 0
     assert f"tensors: on the first {SAMPLES} of these samples" in capsys.readouterr().err

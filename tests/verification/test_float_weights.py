@@ -1,4 +1,4 @@
-"""A report lists every weight that a written file still holds in float, whatever reads it."""
+"""A report lists every weight that is still float in the written file, whatever reads it."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_every_weight_left_in_float_is_listed_with_a_reason(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weights"])
-def test_scales_are_no_weights(mode: str, tmp_path: Path) -> None:
+def test_scales_are_not_listed_as_weights(mode: str, tmp_path: Path) -> None:
     proto = model("g (float[n, 32] x) => (float[n, 2048] y) { [product] y = MatMul(x, w) }", {"w": weight(32, 2048)})
     result = quantize(proto, feeds(4, x=(2, 32)), output=tmp_path / "q.onnx", mode=mode, settings=FAST)
     assert floats_of(tmp_path / "q.onnx") == {"(2048,)"}  # one scale per output

@@ -1,5 +1,4 @@
-"""What results are held against is the model that was given, and a normalized model that computes something else is
-refused."""
+"""Results are compared with the model as it was given. A normalized model that computes something else is refused."""
 
 from __future__ import annotations
 
@@ -69,7 +68,7 @@ def check(given: onnx.ModelProto, normal: onnx.ModelProto, feed: dict[str, Any])
     check_same_outputs(given.SerializeToString(), normal, Sample("one", feed), wanted, threads=1)
 
 
-def test_a_normalized_model_that_means_something_else_is_refused_with_the_node() -> None:
+def test_a_normalized_model_with_another_meaning_is_refused_naming_the_node() -> None:
     given = net("u = LeakyRelu<alpha: float = 0.1>(t)")
     given.graph.node[1].name = "middle"
     other = onnx.ModelProto.FromString(given.SerializeToString())
@@ -78,8 +77,8 @@ def test_a_normalized_model_that_means_something_else_is_refused_with_the_node()
         check(given, other, SAMPLES[0])
 
 
-def test_a_choice_that_rounding_decides_is_no_other_meaning() -> None:
-    """ArgMax of values that are equal up to rounding: both models are right, whatever comes behind it."""
+def test_a_choice_that_rounding_decides_is_accepted() -> None:
+    """ArgMax of values that are equal up to rounding: both models are right, whatever follows."""
     middle = "s = Add(t, tiny) i = ArgMax<axis = 1, keepdims = 1>(s) f = Cast<to = 1>(i) u = Mul(t, f)"
     tie = np.zeros((1, 16, 1, 1), np.float32)
     given = net(middle, tiny=tie)
@@ -93,13 +92,13 @@ def test_a_choice_that_rounding_decides_is_no_other_meaning() -> None:
     check(given, other, SAMPLES[0])
 
 
-def test_random_numbers_inside_are_no_other_meaning() -> None:
+def test_random_numbers_are_accepted() -> None:
     given = net("r = RandomNormalLike(t) u = Add(t, r)")
     check(given, given, SAMPLES[0])
 
 
-def test_outputs_are_held_against_the_file_that_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A raise that halves a slope: told is what the user gets. With the check it is refused before calibration."""
+def test_outputs_are_compared_with_the_given_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A conversion that halves a slope: the report shows the user's SQNR. With the check it is refused earlier."""
     real = opset_upgrade.raise_opset
 
     def wrong(model: Model, version: int) -> None:
@@ -120,7 +119,7 @@ def test_outputs_are_held_against_the_file_that_was_given(monkeypatch: pytest.Mo
     assert truth < 16
 
 
-def test_a_path_stays_a_path_and_external_data_is_read_where_it_lies(tmp_path: Path) -> None:
+def test_a_path_stays_a_path_and_external_data_is_read_in_place(tmp_path: Path) -> None:
     path = tmp_path / "given.onnx"
     onnx.save(net("u = Relu(t)"), path, save_as_external_data=True, location="w.bin", size_threshold=0)
     model = load_model(path)
@@ -139,10 +138,10 @@ def test_a_path_stays_a_path_and_external_data_is_read_where_it_lies(tmp_path: P
         ("h = Hardmax<axis = 2>(t) u = Add(t, h)", 11, {}),
     ],
 )
-def test_every_verb_tells_what_its_file_gives_against_the_old_model(
+def test_every_verb_compares_its_file_with_the_given_model(
     middle: str, opset: int, constants: dict[str, Any], tmp_path: Path
 ) -> None:
-    """8 dB were told as 34: the proof held the result against the model as the converter had changed it."""
+    """8 dB were reported as 34: the proof compared the result with the model that the converter had changed."""
     path, made = tmp_path / "given.onnx", tmp_path / "made.onnx"
     onnx.save(net(middle, opset, **constants), path)
     report = onnxshot.quantize(path, SAMPLES, output=made, effort="fast").report
@@ -155,8 +154,8 @@ def test_every_verb_tells_what_its_file_gives_against_the_old_model(
     assert truth > stages[1].sqnr_db - 6  # int8 costs less than the zeros, and nothing else costs anything
 
 
-def test_what_onnx_runtime_does_not_run_is_compared_as_normalized_and_said() -> None:
-    """Squares by a function that nobody has, given to a model that never uses it but by a dead branch."""
+def test_a_model_that_onnx_runtime_refuses_is_compared_as_normalized_with_a_note() -> None:
+    """A custom operator that no runtime has, used only in a dead branch."""
     given = net("u = Relu(t) dead = Relu(t)")
     given.graph.node[2].domain = "nowhere"
     given.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
@@ -165,7 +164,7 @@ def test_what_onnx_runtime_does_not_run_is_compared_as_normalized_and_said() -> 
     assert any("compared with the normalized model" in note for note in result.report.notes)
 
 
-def test_the_benchmark_of_truth_finds_a_lie(
+def test_the_truth_benchmark_finds_a_false_figure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnx.save(net("u = Relu(t)", opset=11), tmp_path / "one.onnx")
@@ -192,7 +191,7 @@ def test_the_benchmark_of_truth_finds_a_lie(
     assert "| 3.00 ! |" in capsys.readouterr().out
 
 
-def test_a_sequence_inside_is_not_compared_and_in_nobodys_way() -> None:
+def test_an_inner_sequence_is_not_compared() -> None:
     four = np.array([4, 4, 8], np.int64)
     given = net("s = SplitToSequence<axis = 1>(t, four) u = ConcatFromSequence<axis = 1>(s)", four=four)
     report = onnxshot.quantize(given, SAMPLES, effort="fast").report
@@ -200,7 +199,7 @@ def test_a_sequence_inside_is_not_compared_and_in_nobodys_way() -> None:
     assert "s" not in [row.tensor for row in report.worst]
 
 
-def test_random_indices_that_do_not_fit_are_a_fault_of_the_data_and_not_of_the_model() -> None:
+def test_random_indices_out_of_range_are_blamed_on_the_data() -> None:
     """A table of one row: random whole numbers are 0 or 1, of which 1 is out of bounds."""
     model = parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>
@@ -217,8 +216,8 @@ def test_random_indices_that_do_not_fit_are_a_fault_of_the_data_and_not_of_the_m
     assert onnxshot.quantize(model, feeds).report.sqnr_db is not None
 
 
-def test_scaled_scores_behind_a_tie_are_no_other_meaning() -> None:
-    """A temperature goes into the weights of the Conv, whose old tensor is then nobody's: TopK chose between ties."""
+def test_scaled_scores_after_a_tie_are_accepted() -> None:
+    """A temperature is folded into the Conv's weights, so its old tensor disappears; TopK chose between ties."""
     middle = "m = Div(t, k) s = Sigmoid(m) v, i = TopK<axis = 1>(s, four) f = Cast<to = 1>(i) a = Concat<axis = 1>"
     middle += "(f, f, f, v) u = Identity(a)"
     given = net(middle, k=np.array(0.7, np.float32), four=np.array([4]))
@@ -233,8 +232,8 @@ def test_scaled_scores_behind_a_tie_are_no_other_meaning() -> None:
     check(given, normal, SAMPLES[0])
 
 
-def test_a_scaled_deviation_of_random_numbers_is_no_other_meaning() -> None:
-    """The sampling of a variational autoencoder: two runs never agree, so nodes were looked at."""
+def test_a_scaled_deviation_of_random_numbers_is_accepted() -> None:
+    """The sampling of a variational autoencoder: two runs never agree, so single nodes were compared."""
     middle = "d = Mul(t, half) e = Exp(d) r = RandomNormalLike(e) n = Mul(r, e) u = Tanh(n)"
     given = net(middle, half=np.array(0.05, np.float32))
     model = load_model(given)
@@ -243,7 +242,7 @@ def test_a_scaled_deviation_of_random_numbers_is_no_other_meaning() -> None:
     assert onnxshot.quantize(given, SAMPLES, effort="fast").report.sqnr_db > 20
 
 
-def test_another_meaning_behind_random_numbers_is_refused() -> None:
+def test_another_meaning_after_random_numbers_is_refused() -> None:
     given = net("r = RandomNormalLike(t) n = Mul(r, t) u = LeakyRelu<alpha: float = 0.1>(n)")
     given.graph.node[3].name = "middle"
     other = onnx.ModelProto.FromString(given.SerializeToString())
@@ -252,8 +251,8 @@ def test_another_meaning_behind_random_numbers_is_refused() -> None:
         check(given, other, SAMPLES[0])
 
 
-def test_no_tensor_is_told_worse_for_a_scale_that_went_into_weights(tmp_path: Path) -> None:
-    """7 dB were told of a tensor whose sigmoid had 36: its name stood for other values in the result."""
+def test_no_tensor_gets_a_lower_sqnr_from_a_scale_folded_into_weights(tmp_path: Path) -> None:
+    """A tensor was reported with 7 dB although its sigmoid had 36: its name stood for other values in the result."""
     path, made = tmp_path / "given.onnx", tmp_path / "made.onnx"
     onnx.save(net("m = Mul(t, k) u = Sigmoid(m)", k=np.array(1 / 0.4, np.float32)), path)
     onnxshot.quantize(path, SAMPLES, output=made, effort="fast")
@@ -264,7 +263,7 @@ def test_no_tensor_is_told_worse_for_a_scale_that_went_into_weights(tmp_path: Pa
 
 
 def in_float16(body: str, slope: float = 0.1) -> onnx.ModelProto:
-    """A model of float32 outside and float16 inside, with an If or a Loop whose graphs compute in float16 too."""
+    """A model with float32 inputs and outputs and float16 inside, also in the subgraphs of an If or a Loop."""
     leaky = f"LeakyRelu<alpha: float = {slope}>"
     inner = {
         "if": "e = If<then_branch = one () => (float16[n, 32] f) { g = MatMul(d, v) f = Relu(g) }, "
@@ -293,7 +292,7 @@ FLOAT16_FEEDS = [
 
 
 @pytest.mark.parametrize("body", ["if", "loop", "none"])
-def test_what_is_float16_inside_alone_is_widened_without_an_alarm(body: str, tmp_path: Path) -> None:
+def test_a_model_with_inner_float16_is_widened_without_an_error(body: str, tmp_path: Path) -> None:
     given, made = in_float16(body), tmp_path / "made.onnx"
     result = onnxshot.quantize(given, FLOAT16_FEEDS, output=made, effort="fast")
     truth = db(given.SerializeToString(), made, FLOAT16_FEEDS[-result.report.samples["held_out"] :])
@@ -302,7 +301,7 @@ def test_what_is_float16_inside_alone_is_widened_without_an_alarm(body: str, tmp
 
 
 @pytest.mark.parametrize("body", ["if", "loop", "none"])
-def test_another_meaning_is_seen_in_a_float16_model_that_was_widened(body: str) -> None:
+def test_another_meaning_is_found_in_a_widened_float16_model(body: str) -> None:
     feed = FLOAT16_FEEDS[1 if body == "if" else 0]
     model = load_model(in_float16(body, slope=0.3))
     normalize(model)

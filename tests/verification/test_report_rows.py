@@ -1,4 +1,4 @@
-"""What a report draws of a model: its nodes in order with their work and zeros, and histograms in few bins."""
+"""Rows that a report draws: nodes in order with their work and zeros, and coarse histograms."""
 
 import numpy as np
 import pytest
@@ -30,14 +30,14 @@ def test_nodes_are_in_order_with_their_share_of_the_work_and_their_zeros() -> No
     assert [row.sparsity for row in rows] == [0.5, None, 0.0]
 
 
-def test_the_report_says_of_every_node_what_the_plan_does() -> None:
+def test_the_report_states_what_the_plan_does_to_each_node() -> None:
     proto = model(TEXT, {"w": weight(4, 6), "v": weight(6, 2)})
     result = onnxshot.quantize(proto, feeds(8, x=(1, 4)), settings=FAST)
     planned = {node.node: node.how for node in result.plan.nodes}
     assert {row.node: row.how for row in result.report.graph} == planned
 
 
-def test_a_coarse_histogram_is_made_of_whole_bins() -> None:
+def test_a_coarse_histogram_merges_whole_bins() -> None:
     values = np.random.default_rng(0).normal(size=20000).astype(np.float32)
     found = coarse_histogram(histogram_of(values))
     assert found is not None
@@ -55,7 +55,7 @@ def test_one_value_is_one_bin() -> None:
     assert found.low <= 3.0 < found.high
 
 
-def test_the_worst_tensors_have_the_values_that_calibration_saw() -> None:
+def test_tensors_with_the_lowest_sqnr_have_their_histogram() -> None:
     given = feeds(8, x=(1, 1, 16, 16))
     text = "net (float[1,1,16,16] x) => (float[1,4,16,16] y) { y = Conv<pads=[1,1,1,1]>(x, w) }"
     result = onnxshot.quantize(model(text, {"w": weight(4, 1, 3, 3)}), given, settings=FAST)
