@@ -1,4 +1,4 @@
-"""Put biases and weights that were learned into a model, quantized or not."""
+"""Replace weights and biases by corrected ones, for example from bias correction, AdaRound or pruning."""
 
 from __future__ import annotations
 
@@ -15,33 +15,39 @@ from onnxshot.passes.base import Change
 
 
 class Learned(Protocol):
-    """What was learned of one layer: None where it stays."""
+    """Corrected values of one layer. None means unchanged."""
 
     @property
     def bias(self) -> NDArray[Any] | None:
-        """As the node's bias is stored."""
+        """The bias, shaped and typed like the stored one."""
 
     @property
     def weight(self) -> NDArray[Any] | None:
-        """As the weight is stored; integers where a DequantizeLinear stands behind it."""
+        """The weight, shaped and typed like the stored one: integers if a DequantizeLinear reads it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApplyRepairs:
-    """Replace the biases and the weights of layers, by name, with those that were learned."""
+    """Replace the biases and weights of layers in the top-level graph. The model may be quantized.
+
+    Edits count the layers. Skipped: layers whose corrected values are not finite.
+
+    Attributes:
+        repairs: node label -> corrected values.
+    """
 
     repairs: Mapping[str, Learned]
     name: str = "apply_repairs"
 
     def run(self, model: Model) -> Change:
-        """Put in new constants; edits counts the layers. What is not finite is left as it was."""
+        """Replace the values."""
         change = Change()
         for node in model.graph.nodes:
             repair = self.repairs.get(node.label)
             if repair is None:
                 continue
             if not finite(repair.bias, repair.weight):
-                change.skip(node, "what was learned of it is not finite")
+                change.skip(node, "its corrected values are not finite")
                 continue
             slot = OPS[node.op].bias
             if repair.bias is not None and slot is not None:

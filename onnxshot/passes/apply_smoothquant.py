@@ -1,7 +1,7 @@
-"""Divide the input of products by a factor per channel, and multiply the rows of the weights by it: SmoothQuant eq. 3.
+"""Apply SmoothQuant factors: MatMul(x, W) -> MatMul(x / s, s W), with one factor s per input channel.
 
-Where a normalization makes the tensor for these products alone, its scale and bias take the division. Elsewhere it is a
-Mul of its own: often a residual branch reads the tensor as well.
+Source: Xiao et al., SmoothQuant, eq. 3. If a normalization produces x for these products alone, its scale and bias are
+divided. Otherwise a Mul is added, as often a residual branch reads x too. planning/scales.py chooses the factors.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from onnxshot.planning.smoothable import PRODUCTS
 
 @dataclass(frozen=True, slots=True)
 class ApplySmoothQuant:
-    """Divide tensors by their factors, float32 [K] by name, in front of those of the products that read them.
+    """Divide tensors by their factors before the given products, and multiply the rows of the weights by them.
 
-    products: names of the nodes; of them MatMul and Gemm count, with a constant matrix at input 1 and no transA.
+    Edits count the tensors. Skipped: products whose weight would become infinite, or whose weight would have to be
+    copied, as other nodes read it too.
+
+    Attributes:
+        factors: tensor name -> factors, float32 [K], all above 0.
+        products: labels of the products. Only MatMul and Gemm with a constant matrix as input 1, without transA, count.
     """
 
     factors: Mapping[str, NDArray[np.float32]]
@@ -31,10 +36,10 @@ class ApplySmoothQuant:
     name: str = "apply_smoothquant"
 
     def run(self, model: Model) -> Change:
-        """Divide the tensors and scale the weights; edits counts the tensors."""
+        """Divide the tensors and multiply the weights."""
         change = Change()
         products = self._products(model, change)
-        scaled: dict[tuple[int, bool], Constant] = {}  # products that share a weight go on sharing one
+        scaled: dict[tuple[int, bool], Constant] = {}  # products that share a weight still share one
         inverses: dict[bytes, Constant] = {}
         for tensor, users in products.items():
             factors = self.factors[tensor.name]
@@ -61,7 +66,7 @@ class ApplySmoothQuant:
         return change
 
     def _products(self, model: Model, change: Change) -> dict[Tensor, list[Node]]:
-        """The tensors to divide, and the products that read them; none of those that would need a copy of a weight."""
+        """Tensor to divide -> the products that read it. Tensors that would need a copy of a weight are left out."""
         tensors, found = model.tensors(), dict[Tensor, list[Node]]()
         for name, factors in self.factors.items():
             users = [u for u in edit.consumers(tensors[name]) if u.op in PRODUCTS and u.label in self.products]
@@ -72,11 +77,11 @@ class ApplySmoothQuant:
                 found[tensors[name]] = users
         while alone := [tensor for tensor in found if self._copies(tensor, found)]:
             for tensor in alone:
-                change.skip(found.pop(tensor)[0], "its weight is read in other ways too: smoothing would copy it")
+                change.skip(found.pop(tensor)[0], "other nodes read its weight too: smoothing would have to copy it")
         return found
 
     def _copies(self, tensor: Tensor, found: Mapping[Tensor, list[Node]]) -> bool:
-        """Whether a weight behind the tensor has a reader whose input is not divided by the same factors."""
+        """Whether a weight of its products has another reader, whose input is not divided by the same factors."""
         factors = self.factors[tensor.name].tobytes()
         for user in found[tensor]:
             for other in edit.consumers(user.inputs[1]):
@@ -88,9 +93,15 @@ class ApplySmoothQuant:
 
 
 def absorbs(model: Model, tensor: Tensor, channels: int) -> bool:
-    """Whether what makes the tensor can divide its channels, those of the last axis, by changing constants alone.
+    """Whether the constants of the tensor's producer can absorb a division of its channels (last axis).
 
-    True for LayerNormalization, a Mul by a vector, and an Add of a vector to what such a node makes for it alone.
+    True for LayerNormalization, for Mul by a vector, and for Add of a vector to the output of such a node that nothing
+    else reads.
+
+    Args:
+        model: the model.
+        tensor: the tensor to divide.
+        channels: size of its last axis.
     """
     maker = edit.producer(tensor)
     if maker is None or edit.is_output(model, tensor):
@@ -107,7 +118,7 @@ def absorbs(model: Model, tensor: Tensor, channels: int) -> bool:
 
 
 def reached(tensor: Tensor) -> set[str]:
-    """Names of all tensors that may have other values once the channels of this one were divided."""
+    """Names of all tensors whose values change if the producer absorbs the division of this one."""
     maker = edit.producer(tensor)
     if maker is None or maker.op != "Add":
         return {tensor.name}
@@ -115,7 +126,7 @@ def reached(tensor: Tensor) -> set[str]:
 
 
 def _absorb(model: Model, tensor: Tensor, inverse: NDArray[np.float32]) -> None:
-    """Multiply the tensor by `inverse` in the constants of what makes it."""
+    """Multiply the tensor by `inverse`, float32 [K], by changing the constants of its producer."""
     maker = edit.producer(tensor)
     assert maker is not None
     if maker.op == "LayerNormalization":
@@ -132,7 +143,7 @@ def _absorb(model: Model, tensor: Tensor, inverse: NDArray[np.float32]) -> None:
 
 
 def _vector_slot(node: Node, channels: int) -> int | None:
-    """The input that is a vector of the last axis, where the other one is computed."""
+    """Index of the input that is a vector along the last axis, if the node has two inputs and one such; else None."""
     found = [i for i, t in enumerate(node.inputs) if _is_vector(t, channels)]
     return found[0] if len(found) == 1 and len(node.inputs) == 2 else None
 

@@ -1,7 +1,10 @@
-"""Bring a MatMul or Gemm of a constant weight into the one form that int8 kernels know: x [.., K] times [K, N] + [N].
+"""Rewrite MatMul and Gemm with a constant weight to the form of int8 kernels: x [.., K] times [K, N], plus [N].
 
-alpha goes into the weight and beta into what is added. A transposed input gets a Transpose. With the weight on the
-left, W x = (x' W')': both sides are transposed, the weight in the file. A weight [1, K, N] is [K, N].
+    MatMul(W, x) -> Transpose(MatMul(Transpose(x), W'))
+    Gemm(alpha, beta, transA) -> Transpose, Gemm
+
+alpha is multiplied into the weight and beta into the bias. The weight is transposed in the file. A weight [1, K, N]
+becomes [K, N].
 """
 
 from __future__ import annotations
@@ -18,16 +21,18 @@ from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit,
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
 
-_PAYS = 64  # M x K / (M + K) of a weight [M, K] on the left, from where on int8 saves more than two Transposes cost
+_PAYS = 64  # least M x K / (M + K) of a left weight [M, K] for int8 to save more than two Transposes cost
 
 
 @dataclass(frozen=True, slots=True)
 class CanonicalMatMul:
-    """Turn products; they keep their names.
+    """Rewrite products, in subgraphs too. They keep their names.
+
+    Edits count the products. Nothing is reported as skipped.
 
     Attributes:
-        left: nodes that stay as they are.
-        least: elements that a weight must have.
+        left: nodes to leave unchanged.
+        least: smallest number of weight elements.
     """
 
     left: Collection[Node] = ()
@@ -35,7 +40,7 @@ class CanonicalMatMul:
     name: str = "canonical_matmul"
 
     def run(self, model: Model) -> Change:
-        """Turn them; edits counts them."""
+        """Rewrite the products."""
         change, made = Change(), _Made(model)
         for graph, node in list(model.walk()):
             if node.op not in ("MatMul", "Gemm") or node.domain not in STANDARD_DOMAINS or node in self.left:
@@ -92,7 +97,7 @@ def _matmul(made: _Made, graph: Graph, node: Node, slot: int) -> bool:
 
 
 def _gemm(made: _Made, graph: Graph, node: Node, slot: int) -> bool:
-    """alpha A B + beta C; False where nothing was to be done, or cannot be."""
+    """Rewrite alpha A B + beta C. False if it has the form already, or cannot be rewritten."""
     alpha, beta = (float(node.attrs.get(name, 1.0)) for name in ("alpha", "beta"))
     added = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
     fixed = added is None or (isinstance(added, Constant) and not getattr(added, "overridable", False))
@@ -117,7 +122,7 @@ def _gemm(made: _Made, graph: Graph, node: Node, slot: int) -> bool:
 
 
 def _turn_gemm(made: _Made, graph: Graph, node: Node, added: Tensor | None) -> None:
-    """A B + C with a constant A: (B' A')', to which C is added in front of the Transpose where it is a column."""
+    """Rewrite A B + C with a constant A as (B' A')' + C. C is added before the last Transpose if it is a column."""
     model = made.model
     weight, x, out = node.inputs[0], node.inputs[1], node.outputs[0]
     turn_weight, turn_x = not node.attrs.get("transA", 0), not node.attrs.get("transB", 0)
@@ -149,7 +154,7 @@ def _turn_gemm(made: _Made, graph: Graph, node: Node, added: Tensor | None) -> N
 def _swapped(
     model: Model, graph: Graph, x: Tensor, rank: int, label: str, suffix: str, outputs: list[Tensor] | None = None
 ) -> Tensor:
-    """x with its last two axes swapped."""
+    """Add a Transpose that swaps the last two axes of x."""
     attrs = {"perm": [*range(rank - 2), rank - 1, rank - 2]}
     node = edit.add_node(
         model, "Transpose", [x], base=label, suffix=suffix, outputs=outputs or 1, attrs=attrs, graph=graph
@@ -159,13 +164,13 @@ def _swapped(
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """Constants made of a model's; one of each kind for each, however many nodes read it."""
+    """Makes constants from constants of the model. Nodes that need the same one share it."""
 
     model: Model
     _known: dict[tuple[Constant, str], Constant] = field(default_factory=dict)
 
     def constant(self, source: Constant, kind: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Constant:
-        """What `change` makes of a constant, computed when it is read."""
+        """The constant change(source), computed when it is read. kind: key and name suffix of `change`."""
         if (source, kind) not in self._known:
             probe = change(np.broadcast_to(np.zeros((), np.float32), tuple(source.shape)))
 

@@ -1,4 +1,4 @@
-"""Shapes that a Reshape is given at run time become constants: 0 keeps an axis, -1 is what is left."""
+"""Make computed shapes of Reshape constant: Reshape(x, Concat(Shape ...)) -> Reshape(x, [0, 8, -1])."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from onnxshot.passes.static_shapes import StaticShapes
 
 @dataclass(frozen=True, slots=True)
 class ConstantReshapeShapes:
-    """Give Reshapes constant shapes where each size is static, that of the same axis before, or the only other one.
+    """Replace a computed shape if each size is static, equal to the same axis of the input (0), or the only other (-1).
 
-    What computed the shape goes where nothing else reads it: x.view(B, T, 8, 64) needs neither Shape nor Concat.
-    known: sizes that were found before, of this model as it was or as it is.
+    The nodes that computed the shape become unused: x.view(B, T, 8, 64) then needs neither Shape nor Concat.
+
+    Edits count the Reshapes of the top-level graph. Nothing is reported as skipped.
+
+    Attributes:
+        known: symbolic shapes of this model, or of the model before other rewrites; None to infer them.
     """
 
     known: StaticShapes | None = None
     name: str = "constant_reshape_shapes"
 
     def run(self, model: Model) -> Change:
-        """Rewrite; edits counts the Reshapes."""
+        """Replace the shapes."""
         change = Change()
         nodes = [n for n in model.graph.nodes if n.op == "Reshape" and n.domain in STANDARD_DOMAINS and _computed(n)]
         if not nodes:
@@ -42,12 +46,12 @@ class ConstantReshapeShapes:
 
 
 def _computed(node: Node) -> bool:
-    """Whether the shape is no constant, and a 0 in it keeps an axis."""
+    """Whether the shape is computed, and 0 in it means to keep the axis (no allowzero)."""
     return len(node.inputs) > 1 and not isinstance(node.inputs[1], Constant) and not node.attrs.get("allowzero", 0)
 
 
 def constant_target(before: tuple[Any, ...], target: list[Any]) -> list[int] | None:
-    """The shape in constants; None where it takes more than one -1, or one that an empty axis would make unclear."""
+    """The constant shape; None if it needs two -1, or a -1 that an axis of size 0 would make ambiguous."""
     found: list[int | None] = []
     for axis, size in enumerate(target):
         if not isinstance(size, Expr):

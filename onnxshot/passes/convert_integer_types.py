@@ -1,7 +1,7 @@
-"""Give the integers of a quantized model the types its target knows, so that the answers stay the same to the bit.
+"""Convert a quantized model between uint8 and int8: shift integers and zero points by 128. Results do not change.
 
-real = (q - zero_point) * scale: where both are shifted by 128, uint8 becomes int8 and the real values stay. What a
-target takes and cannot be had so is named, not changed.
+real = (q - zero_point) * scale stays the same if q and zero_point are shifted by the same amount. What the target
+cannot run after such shifts is reported as skipped and not changed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ _BYTES: dict[int, QuantType] = {TensorProto.UINT8: UINT8, TensorProto.INT8: INT8
 
 @dataclass(frozen=True, slots=True)
 class ConvertIntegerTypes:
-    """Turn 8-bit integers into the target's types, float weights behind a Q into stored ones, int32 biases into float.
+    """Convert 8-bit integers to the target's types, float weights before a Q to integers, and int32 biases to float.
 
-    A float bias is what every runtime takes. Where the target wants int32, StoreBiases gives it the scale that fits.
+    All runtimes accept float biases. If the target wants int32 biases, StoreBiases makes them with the right scale.
+
+    Edits count tensors. Skipped, with what to do: scales, zero points or biases computed at run time; types, zero
+    points and ranges that the target refuses; integers that other nodes read.
+
+    Attributes:
+        target: the rules of the runtime.
     """
 
     target: Target
@@ -36,7 +42,7 @@ class ConvertIntegerTypes:
     _flipped: dict[Constant, Constant] = field(default_factory=dict)
 
     def run(self, model: Model) -> Change:
-        """Relabel; edits counts tensors, skips name what the target does not take as it is, and what to do."""
+        """Convert the tensors, in subgraphs too."""
         change = Change()
         self._flipped.clear()
         change.edits = sum(_store(model, node) for _, node in model.walk() if node.op == "DequantizeLinear")
@@ -47,7 +53,7 @@ class ConvertIntegerTypes:
             elif node.op == "QuantizeLinear" and node.inputs:
                 self._computed(model, node, change)
             elif node.op == "DynamicQuantizeLinear" and not self.target.dynamic:
-                change.skip(node, f"{self.target.name} knows no scales that are found at run time: {self._again()}")
+                change.skip(node, f"{self.target.name} does not support scales computed at run time: {self._again()}")
         edit.remove_unused(model)
         return change
 
@@ -73,7 +79,7 @@ class ConvertIntegerTypes:
                 self._flip_zero(model, dq, kind)
                 change.edits += 1
             if (self.target.activation.dtype.name, "uint8") not in self.target.types or not weight:
-                self._refuse_zero(dq, scheme, change)  # else it computes with zero points of weights
+                self._refuse_zero(dq, scheme, change)  # else the target supports zero points of weights
             if scheme.dtype.bits < 8:
                 self._refuse_range(dq, scheme, change)
         else:
@@ -89,7 +95,7 @@ class ConvertIntegerTypes:
             return
         if _BYTES[kind].storage != scheme.dtype.storage:
             if edit.is_output(model, q.outputs[0]) or any(n.op != "DequantizeLinear" for n in readers):
-                change.skip(q, f"its {_BYTES[kind].name} values are read as such: {self._again()}")
+                change.skip(q, f"other nodes read its {_BYTES[kind].name} integers: {self._again()}")
                 return
             if any(map(_has_computed_zero, (q, *readers))):
                 change.skip(q, "its zero point is computed at run time")
@@ -98,7 +104,7 @@ class ConvertIntegerTypes:
             for node in (q, *readers):
                 self._flip_zero(model, node, kind)
             for graph in model.graphs():
-                graph.value_infos.pop(q.outputs[0].name, None)  # it has the old type
+                graph.value_infos.pop(q.outputs[0].name, None)  # its recorded type is the old one
             change.edits += 1
         self._refuse_zero(q, scheme, change)
         scale = edit.constant_input(q, 1)
@@ -106,7 +112,7 @@ class ConvertIntegerTypes:
             change.skip(q, f"{self.target.name} takes one scale for all channels of its input: {self._again()}")
 
     def _flip(self, model: Model, stored: Constant) -> Constant:
-        """The values shifted by 128 into the other 8-bit type; once per constant."""
+        """The values in the other 8-bit type, shifted by 128. One new constant per constant."""
         if stored not in self._flipped:
             other = np.dtype(np.int8 if weights.elem_type(stored) == TensorProto.UINT8 else np.uint8)
 
@@ -160,7 +166,7 @@ def _has_computed_zero(node: Node) -> bool:
 
 
 def _store(model: Model, dq: Node) -> bool:
-    """Round a float weight now that a Q would round at run time (QuantizeLinear-13); whether it was one."""
+    """Replace float weight -> Q by the stored integers (QuantizeLinear-13). Returns whether it did."""
     q = edit.producer(dq.inputs[0])
     if q is None or q.op != "QuantizeLinear" or not isinstance(q.inputs[0], Constant):
         return False

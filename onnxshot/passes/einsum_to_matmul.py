@@ -1,8 +1,10 @@
-"""Spell an Einsum of one activation and one constant weight as a MatMul, which int8 kernels know.
+"""Replace an Einsum of one activation and one constant weight by MatMul, which has int8 kernels.
 
-Letters of the weight are summed (K), its own (N), or shared with the result (one matrix for each index, as of experts):
-"btd,edf->betf" is x [b, t, d] times [d, e*f], "betf,efd->betd" is x [b, e, t, f] times [e, f, d]. The weight's axes are
-moved in the file; those of x and of the result where their order is another. Einsum-12; what it computes is the same.
+    Einsum(x, W) -> [Transpose, Reshape] -> MatMul(x, W') -> [Reshape, Transpose]
+
+Each letter of the weight is summed (K), belongs to the weight alone (N), or is shared with x and the result (one matrix
+per index, for example per expert). "btd,edf->betf" is x [b, t, d] times [d, e*f]; "betf,efd->betd" is x [b, e, t, f]
+times [e, f, d]. The weight is transposed in the file; x and the result only if needed. Source: Einsum-12.
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ from onnxshot.passes.base import Change
 
 @dataclass(frozen=True, slots=True)
 class EinsumToMatMul:
-    """Turn Einsums into MatMuls; they keep their names.
+    """Replace Einsums by MatMuls of the same name, in subgraphs too.
+
+    Edits count the Einsums. Skipped: an equation with an ellipsis or without "->", with a repeated letter, that does
+    not fit the weight, that sums over an axis of one operand alone, or that is not a matrix product.
 
     Attributes:
-        left: nodes that stay as they are.
-        least: elements that a weight must have.
+        left: nodes to leave unchanged.
+        least: smallest number of weight elements.
     """
 
     left: Collection[Node] = ()
@@ -36,7 +41,7 @@ class EinsumToMatMul:
     _moved: dict[tuple[Constant, tuple[int, ...], tuple[int, ...]], Constant] = field(default_factory=dict)
 
     def run(self, model: Model) -> Change:
-        """Spell them; edits counts them."""
+        """Replace the Einsums."""
         change = Change()
         for graph, node in list(model.walk()):
             if node.op != "Einsum" or node.domain not in STANDARD_DOMAINS or node in self.left:
@@ -83,7 +88,7 @@ class EinsumToMatMul:
             )
 
     def _matrix(self, model: Model, weight: Constant, form: _Form, size: dict[str, int]) -> Constant:
-        """The weight as [shared.., K, N]; the same for all that read it so."""
+        """The weight as [shared.., K, N]. Nodes that read it in the same form share one constant."""
         perm = [form.w.index(c) for c in form.shared + form.summed + form.columns]
         shape = [size[c] for c in form.shared]
         shape += [math.prod(size[c] for c in letters) for letters in (form.summed, form.columns)]
@@ -102,7 +107,17 @@ class EinsumToMatMul:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """Letters: of both operands and of the result; what each of them is for."""
+    """The equation of an Einsum.
+
+    Attributes:
+        x: letters of the activation.
+        w: letters of the weight.
+        out: letters of the result.
+        shared: letters of x, w and out: one matrix per index.
+        summed: letters of x and w only: the K axis.
+        columns: letters of w and out only: the N axis.
+        rows: letters of x and out only.
+    """
 
     x: str
     w: str
@@ -126,7 +141,7 @@ class _Form:
 
 
 def _weight_slot(node: Node) -> int | None:
-    """The operand that is a float constant, of two."""
+    """Index of the operand that is a float32 constant, if exactly one of two is; else None."""
     if len(node.inputs) != 2:
         return None
     held = [i for i, t in enumerate(node.inputs) if isinstance(t, Constant) and not getattr(t, "overridable", False)]
@@ -136,27 +151,27 @@ def _weight_slot(node: Node) -> int | None:
 
 
 def _form(node: Node, slot: int) -> _Form | str:
-    """The letters, or why there is no such MatMul."""
+    """The letters of the equation, or the skip reason."""
     given = node.attrs.get("equation", b"")
     text = (given.decode(errors="replace") if isinstance(given, bytes) else str(given)).replace(" ", "")
     left, arrow, out = text.partition("->")
     terms = left.split(",")
     if not arrow or "." in text or len(terms) != 2:
-        return "its equation has an ellipsis or no result"
+        return "its equation has an ellipsis, or no '->'"
     form = _Form(terms[1 - slot], terms[slot], out)
     if any(len(set(term)) != len(term) for term in (form.x, form.w, form.out)):
-        return "a letter stands twice in an operand: it reads a diagonal"
+        return "an operand has a repeated letter: it reads a diagonal"
     if len(form.w) != len(node.inputs[slot].shape):
         return "its equation does not fit its weight"
     if set(form.x) | set(form.w) != set(form.out) | set(form.summed):
-        return "an operand is summed alone"
+        return "it sums over an axis of one operand alone"
     if not form.summed or not form.columns or not form.rows:
-        return "it is no product of matrices"
+        return "it is not a matrix product"
     return form
 
 
 def _order(made: str, wanted: str) -> list[int] | None:
-    """The permutation from one order of letters to the other; None where they are the same."""
+    """The permutation from one order of letters to the other; None if they are equal."""
     return None if made == wanted else [made.index(c) for c in wanted]
 
 
@@ -178,7 +193,7 @@ def _reshaped(
     suffix: str,
     outputs: list[Tensor] | None = None,
 ) -> Tensor:
-    """x with its first axes kept, and the others of these sizes."""
+    """Reshape x: keep the first `kept` axes, and give the others the sizes `rest`."""
     shape = edit.add_constant(model, label, f"{suffix}_shape", np.array([0] * kept + list(rest), np.int64))
     node = edit.add_node(
         model, "Reshape", [x, shape], base=label, suffix=suffix, outputs=outputs or 1, graph=graph

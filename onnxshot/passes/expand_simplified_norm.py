@@ -1,4 +1,4 @@
-"""Write SimplifiedLayerNormalization, which ONNX Runtime alone has, as operators that every runtime has."""
+"""Replace SimplifiedLayerNormalization, which only ONNX Runtime has, by Pow, ReduceMean, Add, Sqrt, Div and Mul."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from onnxshot.passes.node_writer import Writer, is_read
 
 @dataclass(frozen=True, slots=True)
 class ExpandSimplifiedNorm:
-    """x / sqrt(mean(x^2) + epsilon) * gamma, over the last axis. ONNX Runtime fuses it anew."""
+    """Write it as x / sqrt(mean(x^2) + epsilon) * gamma over the last axis. ONNX Runtime fuses these operators again.
+
+    Edits count the norms. Skipped: norms over more than the last axis, or whose second output is read.
+    """
 
     name: str = "expand_simplified_norm"
 
     def run(self, model: Model) -> Change:
-        """Rewrite them; edits counts the norms, skips name those over more axes."""
+        """Replace the norms, in subgraphs too."""
         change = Change()
         for graph, node in list(model.walk()):
             if node.op != "SimplifiedLayerNormalization" or node.domain not in STANDARD_DOMAINS:
                 continue
             if not _is_over_last(model, node) or is_read(model, node, 1):
-                change.skip(node, "it is over more axes than the last one, or its deviation is read")
+                change.skip(node, "it normalizes more than the last axis, or its second output is read")
                 continue
             _spell(Writer(model, graph, node))
             change.edits += 1

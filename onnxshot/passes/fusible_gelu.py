@@ -1,7 +1,8 @@
-"""Write Gelu, x * (1 + erf(x / sqrt 2)) / 2, in the order runtimes fuse: halving comes last.
+"""Reorder Gelu so that runtimes fuse it: Mul(x, Mul(0.5, gate)) -> Mul(Mul(x, gate), 0.5).
 
-ONNX Runtime's Gelu fusion knows (x * gate) / 2 and (x / 2) * gate, not x * (gate / 2), which recent exporters write;
-five kernels then run instead of one. Halving is exact in binary floating point, so the results are the same bits.
+Here gate = 1 + Erf(x / sqrt(2)). ONNX Runtime's Gelu fusion matches (x * gate) / 2 and (x / 2) * gate, but not
+x * (gate / 2), which recent exporters write: five kernels run instead of one. Halving is exact in binary floating
+point, so the results are the same bits.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from onnxshot.passes.runtime_fusions import is_gate, made_by, scalar, with_const
 
 @dataclass(frozen=True, slots=True)
 class FusibleGelu:
-    """Turn x * (0.5 * gate) into (x * gate) * 0.5, where gate is 1 + erf(x / sqrt 2)."""
+    """Rewrite x * (0.5 * gate) as (x * gate) * 0.5, in subgraphs too.
+
+    Edits count the Gelus. Nothing is reported as skipped.
+    """
 
     name: str = "fusible_gelu"
 
     def run(self, model: Model) -> Change:
-        """Reorder; edits counts the Gelus."""
+        """Reorder the Gelus."""
         change = Change()
         for _, node in model.walk():
             half = _halved_gate(model, node)
@@ -40,7 +44,7 @@ class FusibleGelu:
 
 
 def _halved_gate(model: Model, node: Node) -> Node | None:
-    """The Mul(0.5, gate) whose only reader multiplies it with the x that is in the gate."""
+    """The node, if it is a Mul(0.5, gate) and its only reader multiplies it by the x of the gate; else None."""
     pair = with_constant(node) if made_by(node.outputs[0], "Mul") is node else None
     if pair is None or scalar(pair[1]) != 0.5 or not is_gate(pair[0]):
         return None

@@ -1,8 +1,8 @@
-"""Write a root mean square norm, x / sqrt(mean(x^2) + epsilon) * gamma, in the operators that runtimes fuse.
+"""Rewrite RMSNorm so that runtimes fuse it: Mul(x, Reciprocal(Sqrt(m))) -> Div(x, Sqrt(m)), Mul(x, x) -> Pow(x, 2).
 
-ONNX Runtime makes SimplifiedLayerNormalization of Pow, ReduceMean, Add, Sqrt, Div and Mul, not where x is squared by a
-Mul, nor where it is multiplied with a Reciprocal or a Pow(.., -0.5), as exporters of rsqrt write it: seven kernels run
-instead of one. The values differ by one rounding at most.
+RMSNorm is x / sqrt(mean(x^2) + epsilon) * gamma. ONNX Runtime fuses Pow, ReduceMean, Add, Sqrt, Div and Mul into
+SimplifiedLayerNormalization. It does not if x is squared by a Mul, or multiplied by a Reciprocal or by Pow(.., -0.5),
+as exporters of rsqrt write it: seven kernels run instead of one. Results differ by at most one rounding.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from onnxshot.passes.runtime_fusions import made_by, scalar, with_constant
 
 @dataclass(frozen=True, slots=True)
 class FusibleRmsNorm:
-    """Turn the forms of x * rsqrt(mean(x * x) + epsilon) that a constant scales into x / Sqrt(mean(Pow(x, 2)) + ..)."""
+    """Rewrite x * rsqrt(mean(x * x) + epsilon), scaled by a constant, as x / Sqrt(mean(Pow(x, 2)) + epsilon).
+
+    Edits count the norms. Nothing is reported as skipped.
+    """
 
     name: str = "fusible_rms_norm"
 
     def run(self, model: Model) -> Change:
-        """Reorder; edits counts the norms."""
+        """Rewrite the norms, in subgraphs too."""
         change = Change()
         for _, node in list(model.walk()):
             found = _norm(model, node)
@@ -40,7 +43,14 @@ class FusibleRmsNorm:
 
 @dataclass(frozen=True, slots=True)
 class _Norm:
-    """x, the sum under the root, the square, and whether all of it is in the order that is fused."""
+    """A matched RMSNorm.
+
+    Attributes:
+        x: the input.
+        under: mean(x^2) + epsilon, the input of the square root.
+        square: the node that squares x.
+        ordered: whether runtimes fuse it as it is, or it is not float32.
+    """
 
     x: Tensor
     under: Tensor
@@ -49,7 +59,7 @@ class _Norm:
 
 
 def _norm(model: Model, node: Node) -> _Norm | None:
-    """What x / root or x * (1 / root) norms; None where it is no such norm, or where no constant scales it."""
+    """The RMSNorm that this Div or Mul completes; None if it is none, or if no constant scales it."""
     if node.op not in ("Mul", "Div") or node.domain not in STANDARD_DOMAINS or len(node.inputs) != 2:
         return None
     for slot in (1, 0) if node.op == "Mul" else (1,):
@@ -65,7 +75,7 @@ def _norm(model: Model, node: Node) -> _Norm | None:
 
 
 def _under_root(tensor: Tensor, *, inverse: bool) -> Tensor | None:
-    """What the tensor is the square root of, or one over it."""
+    """The tensor u with tensor = sqrt(u), or = 1 / sqrt(u) if inverse; None without one."""
     node = made_by(tensor, "Pow", "Sqrt", "Reciprocal", "Div")
     if node is None:
         return None
@@ -79,7 +89,7 @@ def _under_root(tensor: Tensor, *, inverse: bool) -> Tensor | None:
 
 
 def _square(under: Tensor) -> Node | None:
-    """The square in mean(square) + epsilon, the mean of which runs over the last axis."""
+    """The node that squares in mean(square) + epsilon; None if this is not the form."""
     padded = with_constant(made_by(under, "Add"))
     mean = None if padded is None or scalar(padded[1]) is None else made_by(padded[0], "ReduceMean")
     if mean is None or not mean.attrs.get("keepdims", 1) or not mean.inputs:
@@ -92,7 +102,7 @@ def _square(under: Tensor) -> Node | None:
 
 
 def _is_scaled(model: Model, node: Node) -> bool:
-    """Whether a Mul with a constant is all that reads the norm."""
+    """Whether the only reader of the norm is a Mul with a constant."""
     user = edit.only_consumer(model, node.outputs[0])
     return user is not None and user.op == "Mul" and with_constant(user) is not None
 

@@ -1,7 +1,8 @@
-"""Place QuantizeLinear/DequantizeLinear pairs as a plan says. Taking them all out gives the float graph back.
+"""Insert Q/DQ pairs as planned: x -> QuantizeLinear -> DequantizeLinear -> op; int8 weight -> DequantizeLinear -> op.
 
-ONNX QuantizeLinear-13: y = saturate(round(x / scale) + zero_point). The bias stays float: runtimes quantize it with
-exactly x_scale * w_scale themselves, and one that is stored with another scale gives silently wrong results.
+Removing all pairs restores the float graph. ONNX QuantizeLinear-13: y = saturate(round(x / scale) + zero_point). Biases
+stay float here: runtimes quantize them with the scale x_scale * w_scale. A bias stored with another scale would give
+wrong results without an error.
 """
 
 from __future__ import annotations
@@ -23,13 +24,20 @@ from onnxshot.planning.plan import STATIC, Plan
 
 @dataclass(frozen=True, slots=True)
 class InsertQdq:
-    """Quantize the tensors and weights of the plan's static nodes."""
+    """Quantize the tensors and weights of the plan's static nodes.
+
+    Edits count the tensors, weights and constant operands that get a pair. Skipped: nodes whose kept weight scale had
+    to be raised, as the bias would not fit int32.
+
+    Attributes:
+        plan: the plan, with scales.
+    """
 
     plan: Plan
     name: str = "insert_qdq"
 
     def run(self, model: Model) -> Change:
-        """Insert the pairs; edits counts the tensors and weights that got one."""
+        """Insert the pairs."""
         change = Change()
         static = self.plan.labels(STATIC)
         nodes = [n for n in model.graph.nodes if n.label in static]
@@ -52,7 +60,7 @@ class InsertQdq:
                 params = self.plan.params_of(name)
                 scale, zero = edit.add_constant(model, planned.group, "scale", params.scale), params.zero_point
                 key = f"{zero.dtype} {zero.shape}".encode() + zero.tobytes()
-                if key not in zeros:  # of a small network's file, as many as it has tensors are a percent
+                if key not in zeros:  # shared: one per tensor would add 1 % to the file of a small network
                     zeros[key] = edit.add_constant(model, "zero_point", f"{zero}" if not zero.ndim else "", zero)
                 shared[planned.group] = scale, zeros[key]
             also = {n for n in model.graph.nodes if n.label in planned.also} if planned.also else set()
@@ -64,7 +72,7 @@ class InsertQdq:
     def _quantize_weights(
         self, model: Model, nodes: Sequence[Node], quantized: QuantizedWeights, change: Change
     ) -> None:
-        """Quantize the weights of nodes; a weight that several share has one scale, with room for all their biases."""
+        """Quantize the weights. A weight that several nodes share gets one scale, large enough for all their biases."""
         params: dict[tuple[Constant, QuantScheme, str], QuantParams] = {}
         for node in nodes:
             key = self._key(node)
@@ -85,7 +93,7 @@ class InsertQdq:
         return self.plan.params_of(node.inputs[data_slots(node)[0]].name).scale
 
     def _quantize_constants(self, model: Model, node: Node) -> int:
-        """Constant operands of Add, Mul, Concat become quantized constants: one scale, the activations' scheme."""
+        """Quantize constant operands (of Add, Mul, Concat) per tensor in the scheme of activations; count them."""
         scheme = next(iter(self.plan.tensors.values())).scheme
         count = 0
         for slot, tensor in enumerate(node.inputs):
@@ -100,7 +108,7 @@ class InsertQdq:
 
 
 def _bias(model: Model, node: Node) -> NDArray[Any] | None:
-    """The values of a constant bias; a Gemm's has the shape that is fused from now on."""
+    """The values of a constant bias; None without one. The bias of a Gemm is reshaped to a vector, as fusion needs."""
     slot, weight = OPS[node.op].bias, node.inputs[1]
     bias = edit.constant_input(node, slot) if slot is not None else None
     if bias is None or slot is None or node.op != "Gemm":
@@ -109,7 +117,7 @@ def _bias(model: Model, node: Node) -> NDArray[Any] | None:
 
 
 def _as_vector(model: Model, node: Node, slot: int, bias: NDArray[Any], channels: int) -> NDArray[Any]:
-    """A Gemm's bias as one value per output, the only shape ONNX Runtime fuses; one with rows of its own stays."""
+    """Reshape a Gemm's bias to [N], the only shape that ONNX Runtime fuses. A bias that differs by row is kept."""
     if (bias.ndim == 1 and bias.size == channels) or any(size != 1 for size in bias.shape[:-1]):
         return bias
     vector = np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (channels,)))
@@ -118,9 +126,10 @@ def _as_vector(model: Model, node: Node, slot: int, bias: NDArray[Any], channels
 
 
 def _keep_apart(model: Model, product: Node) -> None:
-    """Give what is added to a product without a Q the shape [1, N], where ONNX Runtime would make both a Gemm in float.
+    """Reshape the bias that is added to a MatMul without Q to [1, N], so that ONNX Runtime does not fuse both.
 
-    Its MatMulAddFusion does so with a vector of N where all sizes are known. The sum has three axes or more.
+    Its MatMulAddFusion turns MatMul, Add of a vector [N] into a Gemm in float if all sizes are known. Only done for
+    results with three axes or more.
     """
     shape, add = model.shape(product.outputs[0]), edit.only_consumer(model, product.outputs[0])
     if add is None or add.op != "Add" or not shape or not all(isinstance(size, int) for size in shape):
@@ -132,12 +141,19 @@ def _keep_apart(model: Model, product: Node) -> None:
 
 
 def insert_pair(model: Model, tensor: Tensor, params: tuple[Constant, Constant], readers: set[Node] | None) -> None:
-    """Put Q and DQ behind the tensor. `readers`: who reads the dequantized value; None for everything that reads."""
+    """Insert QuantizeLinear and DequantizeLinear after a tensor.
+
+    Args:
+        model: the model.
+        tensor: the tensor to quantize.
+        params: scale and zero point constants.
+        readers: nodes that read the dequantized value afterwards; None for all readers, and the graph output.
+    """
     users = [u for u in edit.consumers(tensor) if readers is None or u in readers]
     given_out = readers is None and edit.is_output(model, tensor)
     source = tensor
     if given_out:
-        # The name of a graph output is a promise: the dequantized value takes it over.
+        # A graph output must keep its name: the dequantized value takes it over.
         maker = edit.producer(tensor)
         assert maker is not None
         source = Variable(model.fresh(tensor.name, "raw"))

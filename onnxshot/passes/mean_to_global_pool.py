@@ -1,9 +1,8 @@
-"""Write the mean over all positions of a picture as GlobalAveragePool, which it is.
+"""Replace means over all spatial axes: ReduceMean -> GlobalAveragePool (and Flatten without keepdims).
 
-Exporters write ReduceMean over the spatial axes. Runtimes keep their blocked and their int8 layouts through pooling,
-not through a reduction: on ONNX Runtime a squeeze-and-excite net spends a quarter of its time on changing layouts.
-A mean that norms what it is the mean of stays: runtimes look for it, as the last axis of [N, T, C] is one of positions
-by its shape alone.
+Runtimes keep their blocked and int8 layouts through pooling, but not through a reduction: in ONNX Runtime, a
+squeeze-and-excitation net spends a quarter of its time on layout changes. A ReduceMean that is part of a normalization
+is kept, as runtimes match it for fusion. By its shape alone, the last axis of [N, T, C] looks like a spatial axis.
 """
 
 from __future__ import annotations
@@ -16,17 +15,20 @@ from onnxshot.passes.base import Change
 
 _ROOTS = ("Sqrt", "Pow", "Reciprocal", "Rsqrt")
 _FROM = ("Sub", "Div")
-_FAR = 16  # nodes behind the mean
+_FAR = 16  # number of nodes after the mean to search for a normalization
 
 
 @dataclass(frozen=True, slots=True)
 class MeanToGlobalPool:
-    """Rewrite ReduceMean over axes 2.. of [N, C, H, W] (or one, or three spatial axes) as GlobalAveragePool."""
+    """Replace ReduceMean over axes 2.. of [N, C, L], [N, C, H, W] or [N, C, D, H, W] by GlobalAveragePool.
+
+    Edits count the nodes. Nothing is reported as skipped.
+    """
 
     name: str = "mean_to_global_pool"
 
     def run(self, model: Model) -> Change:
-        """Rewrite; edits counts the nodes."""
+        """Replace the nodes, in subgraphs too."""
         change = Change()
         for graph in model.graphs():
             for node in list(graph.nodes):
@@ -52,7 +54,7 @@ def _is_spatial(model: Model, node: Node) -> bool:
 
 
 def _norms(node: Node) -> bool:
-    """Whether the mean is of squares and goes to a root, or is taken from what it is the mean of."""
+    """Whether the mean is part of a normalization: a root follows, or it is subtracted from or divides its input."""
     x = _without_casts(node.inputs[0])
     stack, steps = list(edit.consumers(node.outputs[0])), 0
     while stack and steps < _FAR:

@@ -1,7 +1,7 @@
-"""Compute products that read the same tensor as one: query, key and value of an attention layer, and their biases.
+"""Merge MatMuls of one input into one: MatMul(x, W1), MatMul(x, W2) -> Split(MatMul(x, [W1 W2])).
 
-x @ W1, x @ W2 = split(x @ [W1 W2]). Every kernel costs its start, which for a short sequence is most of it; with one
-scale per output channel the quantized values stay the same.
+Query, key and value of an attention layer are an example; their bias Adds are merged too. Starting a kernel takes most
+of its time for short sequences. With one scale per output channel, the quantized values do not change.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from onnxshot.planning.plan import DYNAMIC, NodePlan, Plan
 
 @dataclass(slots=True)
 class MergeProducts:
-    """Merge the plan's dynamic MatMuls; `plan` is then the plan of the merged graph."""
+    """Merge dynamic MatMuls with per-channel scales that read one tensor, in subgraphs too. Needs Split-13.
+
+    Edits count the merged MatMuls that were made. Nothing is reported as skipped.
+
+    Attributes:
+        plan: the plan. After `run`, it is the plan of the merged graph.
+    """
 
     plan: Plan
     name: str = "merge_products"
 
     def run(self, model: Model) -> Change:
-        """Merge; edits counts the products made. Needs Split-13."""
+        """Merge the MatMuls and update `plan`."""
         change = Change()
         if model.opset < 13:
             return change
@@ -40,7 +46,7 @@ class MergeProducts:
         return change
 
     def _groups(self, model: Model, graph: Graph) -> list[list[Node]]:
-        """MatMuls of one tensor with a scale per channel, whose weights nothing else reads."""
+        """Groups of MatMuls that read one tensor, with per-channel scales and weights that no other node reads."""
         dynamic = self.plan.labels(DYNAMIC)
         readers: dict[tuple[Tensor, QuantScheme, str, tuple[int, ...]], list[Node]] = {}
         for node in graph.nodes:
@@ -54,7 +60,7 @@ class MergeProducts:
         return [nodes for nodes in readers.values() if len(nodes) > 1]
 
     def _adopt(self, nodes: Sequence[Node], merged: Node) -> None:
-        """Let the plan name the merged product in place of its parts."""
+        """Replace the parts by the merged MatMul in the plan."""
         gone = {n.label for n in nodes}
         kept = tuple(n for n in self.plan.nodes if n.node not in gone)
         planned = {k: v for k, v in self.plan.weights.items() if k not in gone}
@@ -92,7 +98,7 @@ def _merge(model: Model, graph: Graph, nodes: Sequence[Node]) -> Node:
 
 
 def _bias_add(model: Model, node: Node) -> Node | None:
-    """The Add of a constant vector that alone reads the product."""
+    """The Add of a constant vector [N] that is the only reader of the product; None without one."""
     add = edit.only_consumer(model, node.outputs[0])
     if add is None or add.op != "Add" or not any(isinstance(t, Constant) for t in add.inputs):
         return None

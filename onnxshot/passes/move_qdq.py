@@ -1,7 +1,7 @@
-"""Put Q/DQ pairs behind ops, or take them away there, as the target wants them, where the answers stay the same.
+"""Move Q/DQ pairs to where the target needs them: Conv, Relu, Q -> Conv, Q, DQ, Relu, Q, or the reverse.
 
-Q(f(DQ(Q(x)))) = Q(f(x)) where both Q have the same scale and zero point, and f only moves values or cuts them off:
-rounding, moving and cutting off are monotone, and what was rounded once is not rounded again.
+Q(f(DQ(Q(x)))) = Q(f(x)) if both Q have the same scale and zero point and f only moves or clips values. Rounding and
+clipping are monotone, and rounding a rounded value changes nothing. So results do not change.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from onnxshot.targets.base import Target
 
 @dataclass(frozen=True, slots=True)
 class MoveQdq:
-    """Pairs behind every product where the target fuses ops with the Q behind them, none that it has no use for else.
+    """Add a Q/DQ pair after each product if the target fuses ops with the Q after them, else remove such pairs.
 
-    A product is one of the target's static ops of which both factors are dequantized.
+    A product is one of `Target.static` whose two factors are dequantized.
+
+    Edits count the added or removed pairs. Skipped: products that the target would run in float without a pair that
+    cannot be added, and products with a pair that the target does not use and that cannot be removed.
+
+    Attributes:
+        target: the rules of the runtime.
     """
 
     target: Target
     name: str = "move_qdq"
 
     def run(self, model: Model) -> Change:
-        """Move; edits counts the pairs that were put in or taken out, skips name products that the target runs slower.
-
-        That is in float without a Q behind them, or with one that nothing has use for.
-        """
+        """Add or remove the pairs."""
         change = Change()
         for node in list(model.graph.nodes):
             if self.target.quantizes_outputs and self._is_product(node):
@@ -57,7 +60,7 @@ class MoveQdq:
             insert_pair(model, out, (q.inputs[1], q.inputs[2]), None)
             change.edits += 1
         elif node.op not in self.target.gives_float:
-            reason = "without a QuantizeLinear behind it, and one there would change the answers"
+            reason = "without a QuantizeLinear after it, and adding one would change the results"
             change.skip(node, f"{self.target.name} runs it in float {reason}")
 
     def _take_away(self, model: Model, q: Node, change: Change) -> None:
@@ -71,19 +74,22 @@ class MoveQdq:
             if again is not None and _key(again) == _key(q):
                 change.edits += edit.bypass(model, dq, q.inputs[0])
             elif maker is not None and self._is_product(maker) and not any(self._reads(user) for user in users):
-                reason = "what reads it computes in float, and without it the answers would change"
-                change.skip(maker, f"the pair behind it has no use on {self.target.name} and stays: {reason}")
+                reason = "its readers compute in float, and removing it would change the results"
+                change.skip(maker, f"{self.target.name} does not use the Q/DQ pair after it, which stays: {reason}")
 
     def _reads(self, user: Node) -> bool:
-        """Whether the target has use for a pair in front of the op."""
+        """Whether the target uses a Q/DQ pair before the op."""
         residual = self.target.quantizes_residuals and user.op == "Add"
         return user.op in self.target.static or user.op in self.target.followers or residual
 
 
 def _requantizer(model: Model, tensor: Tensor, stop: frozenset[str] = frozenset()) -> Node | None:
-    """A Q like all that read the tensor, directly or behind ops that move or cut off values; None where others do.
+    """The Q that all readers of the tensor share, directly or after ops that move or clip values; None without one.
 
-    stop: ops that are not looked behind.
+    Args:
+        model: the model.
+        tensor: the tensor.
+        stop: operators that end the search.
     """
     found: Node | None = None
     stack = [tensor]
@@ -105,14 +111,14 @@ def _requantizer(model: Model, tensor: Tensor, stop: frozenset[str] = frozenset(
 
 
 def _passes_on(node: Node, tensor: Tensor) -> bool:
-    """True where rounding this input before the node is the same as rounding what comes out of it."""
+    """Whether rounding the input of the node gives the same as rounding its output."""
     if node.op == "Clip":
         return bool(np.isfinite(edit.clip_limits(node)).any()) and not np.isnan(edit.clip_limits(node)).any()
     return node.op in ("Relu", "Concat") or (moves_exactly(node) and node.inputs[0] is tensor)
 
 
 def _key(node: Node) -> tuple[bytes, str, bytes] | None:
-    """What two Q or DQ with the same scale and zero point, one for all values, have in common; None for others."""
+    """Key that is equal for Q and DQ with the same per-tensor scale and zero point; None for other forms."""
     scale, zero = edit.constant_input(node, 1), edit.constant_input(node, 2)
     if scale is None or zero is None or scale.size != 1 or zero.dtype.kind not in "iu":
         return None

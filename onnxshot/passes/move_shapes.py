@@ -1,7 +1,7 @@
-"""Let Shape and Size read a tensor that stays: not one that runtimes and other passes fuse away.
+"""Move Shape and Size to a tensor that fusion does not remove: Conv -> (Relu, Shape) becomes Conv -> Relu -> Shape.
 
-Exporters ask for the size of whatever is at hand. A Conv whose output is read by a Shape beside its Relu is not fused
-with the Relu, and an op that only a Shape reads is computed for nothing.
+Exporters read the size of any tensor. A Conv whose output a Shape reads besides its Relu is not fused with the Relu,
+and an op that only a Shape reads is computed for nothing.
 """
 
 from __future__ import annotations
@@ -23,19 +23,24 @@ _SAME_SHAPE = frozenset(
         "Sqrt", "Swish", "Tanh", "ThresholdedRelu",
     }
 )  # fmt: skip
-"""Ops whose first output has the shape of their first input."""
+"""Operators whose first output has the shape of their first input."""
 _WITH_SCALAR = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"})
-_PAIRS = ("QuantizeLinear", "DequantizeLinear")  # which of the two is read is a matter of the target
+_PAIRS = ("QuantizeLinear", "DequantizeLinear")  # which of the two to read depends on the target (QuantizedShapes)
 
 
 @dataclass(frozen=True, slots=True)
 class MoveShapes:
-    """Move Shape and Size to where a value is made, and behind the ops that alone read it there and keep its shape."""
+    """Move Shape and Size back to the op that makes a value, then after the ops that are its only other readers.
+
+    They pass only ops that keep the shape.
+
+    Edits count the Shapes and Sizes that read another tensor now. Nothing is reported as skipped.
+    """
 
     name: str = "move_shapes"
 
     def run(self, model: Model) -> Change:
-        """Move; edits counts the Shapes and Sizes that read another tensor now."""
+        """Move them."""
         change, top = Change(), set(model.graph.nodes)
         for _, node in model.walk():
             if node.op not in READS_SHAPE or node.domain not in STANDARD_DOMAINS or not node.inputs:
@@ -52,7 +57,7 @@ class MoveShapes:
 
 
 def _made(model: Model, tensor: Tensor) -> Tensor:
-    """The tensor of the same shape that an op makes, a graph is given, or a subgraph reads."""
+    """The first tensor with this shape: made by an op that does not keep shapes, or an input."""
     maker = edit.producer(tensor)
     while maker is not None and maker.op not in _PAIRS and keeps_shape(model, maker) and maker.outputs[0] is tensor:
         tensor = maker.inputs[_source(maker)]
@@ -61,19 +66,19 @@ def _made(model: Model, tensor: Tensor) -> Tensor:
 
 
 def settled(model: Model, tensor: Tensor, top: set[Node]) -> Tensor:
-    """The tensor behind the ops that follow as if they were part of the one that makes this."""
+    """The last tensor of the chain of shape-keeping ops after this tensor, which may be fused with its producer."""
     while edit.producer(tensor) is not None and not edit.is_output(model, tensor):
         users = [user for user in edit.consumers(tensor) if user.op not in READS_SHAPE]
         if len(users) != 1 or users[0] not in top or users[0].op in _PAIRS or not keeps_shape(model, users[0]):
             break
         if any(not isinstance(t, Constant) and t.name and t is not tensor for t in users[0].inputs):
-            break  # it may be computed from the Shape
+            break  # it may depend on the Shape
         tensor = users[0].outputs[0]
     return tensor
 
 
 def keeps_shape(model: Model, node: Node) -> bool:
-    """Whether the first output surely has the shape of the one input that is no constant."""
+    """Whether the first output is known to have the shape of the only input that is not constant."""
     if node.domain not in STANDARD_DOMAINS or not node.inputs or not node.inputs[0].name:
         return False
     if node.op not in _WITH_SCALAR:

@@ -1,4 +1,4 @@
-"""Give every node a name of its own: plans, reports and ONNX Runtime go by them."""
+"""Give each node a unique name, which plans, reports and ONNX Runtime use to identify it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from onnxshot.passes.base import Change
 
 @dataclass(frozen=True, slots=True)
 class NameNodes:
-    """Name nodes that have no name, or one that an earlier node has: after their op and first output."""
+    """Name nodes without a name, or with the name of an earlier node, after their operator and first output.
+
+    Edits count the renamed nodes. Nothing is skipped.
+    """
 
     name: str = "name_nodes"
 
     def run(self, model: Model) -> Change:
-        """Name the nodes, subgraphs included; edits counts those renamed."""
+        """Name the nodes, in subgraphs too."""
         change = Change()
         taken: set[str] = set()
         for _, node in model.walk():

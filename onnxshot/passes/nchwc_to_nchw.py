@@ -1,10 +1,10 @@
-"""Bring convolutions that ONNX Runtime has put into its blocked layout (NCHWc) back to NCHW.
+"""Convert ONNX Runtime's blocked layout back: ReorderInput, com.microsoft.nchwc.Conv, ReorderOutput -> Conv (NCHW).
 
-It stores channels in blocks of 8 or 16, as the CPU has registers, and fills the last block up. A file of such a model
-does not say which: it means what ONNX Runtime makes of it on the machine that it runs on.
+ONNX Runtime stores channels in blocks of b = 8 or 16, depending on the vector registers of the CPU, and pads the last
+block. A saved file does not state b: ONNX Runtime uses the block size of the machine that it runs on.
 
-Filters: [O, I, h, w] -> [O/b, I/b, h, w, b of I, b of O], or [O/b, I, h, w, b of O] where the input is not blocked, and
-for depthwise ones. Source: nchwc_transformer.cc and reorder.cpp of ONNX Runtime.
+Filters: [O, I, h, w] -> [O/b, I/b, h, w, b of I, b of O]. If the input is not blocked, and for depthwise filters, it is
+[O/b, I, h, w, b of O]. Source: nchwc_transformer.cc and reorder.cpp of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -31,14 +31,20 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class NchwcToNchw:
-    """Write the operators of com.microsoft.nchwc as those of ONNX; all between the same reorders, or none."""
+    """Replace the operators of com.microsoft.nchwc by standard ones, in subgraphs too.
+
+    All operators of a connected blocked region are replaced, or none.
+
+    Edits count the operators. Skipped, with their region: an operator with an unknown number of channels, without a
+    standard form, with computed weights, or written for another block size.
+    """
 
     name: str = "nchwc_to_nchw"
 
     def run(self, model: Model) -> Change:
-        """Unblock; edits counts the operators, skips name those that keep themselves and their neighbours as they are.
+        """Replace the operators.
 
-        One whose channels are not known may be known once shapes are inferred anew, from what was unblocked.
+        A second run, after shape inference, may replace operators whose channels were unknown in the first.
         """
         change = Change()
         for graph in list(model.graphs()):
@@ -51,14 +57,14 @@ class NchwcToNchw:
                 layout.rewrite(node)
                 change.edits += 1
             for tensor in layout.group_of:
-                graph.value_infos.pop(tensor.name, None)  # they tell the filled sizes
+                graph.value_infos.pop(tensor.name, None)  # their recorded shapes include the padding
         if change.edits:
             edit.toposort(model)
         return change
 
 
 def _block_size(model: Model, nodes: list[Node]) -> int:
-    """The size of a block: of 8 and 16 the one that fits, and of both the one that this machine has."""
+    """Block size, 8 or 16: the one that fits the filters; if both fit, that of this machine."""
     sizes = [node.inputs[1].shape[0] for node in nodes if node.op == "Conv" and fixed(node.inputs[1])]
     if any(size % 16 for size in sizes):
         return 8
@@ -73,7 +79,7 @@ def _block_size(model: Model, nodes: list[Node]) -> int:
 
 
 class _Union:
-    """Which numbers were joined."""
+    """Union-find over numbers from 0."""
 
     def __init__(self) -> None:
         self._parent: list[int] = []
@@ -93,11 +99,19 @@ class _Union:
 
 @dataclass(slots=True)
 class _Layout:
-    """What is known of the blocked tensors of a graph.
+    """The blocked tensors of one graph and their numbers of channels.
 
-    group_of: blocked tensor -> its group, of tensors with the same channels; regions: groups that operators join;
-    told: channels that the file names; read_by: channels of which readers have weights that are not 0; whole: groups
-    that stay filled up; refused: regions that are not understood.
+    Attributes:
+        model: the model.
+        graph: the graph.
+        block: block size.
+        group_of: blocked tensor -> number of its group. Tensors of a group have the same channels.
+        groups: joins groups.
+        regions: joins groups that one operator connects. A region is replaced as a whole.
+        told: group -> channel counts that the file states.
+        read_by: group -> last channel, plus 1, for which a reader has a weight other than 0.
+        whole: groups that keep the padding channels.
+        refused: regions that cannot be replaced.
     """
 
     model: Model
@@ -112,7 +126,7 @@ class _Layout:
     refused: set[int] = field(default_factory=set)
 
     def read(self, change: Change) -> None:
-        """Find groups, regions and channels; those that are not understood are refused, with the reason."""
+        """Find groups, regions and channels. Operators that cannot be replaced are skipped with their regions."""
         for node in self.graph.nodes:
             reason = self._read(node)
             if not reason:
@@ -127,12 +141,12 @@ class _Layout:
         self.refused = {self.regions.root(group) for group in self.refused}
 
     def is_known(self, node: Node) -> bool:
-        """Whether the node can be written anew."""
+        """Whether the node can be replaced."""
         tensor = node.inputs[0] if node.op == "ReorderOutput" else node.outputs[0]
         return self.regions.root(self.group_of[tensor]) not in self.refused
 
     def channels(self, tensor: Tensor) -> int | None:
-        """The channels that a blocked tensor has without filling; None where it stays filled."""
+        """Number of channels of a blocked tensor without padding; None if it keeps the padding."""
         root = self._root(tensor)
         if root in self.whole:
             return None
@@ -149,7 +163,7 @@ class _Layout:
             shape = self.model.shape(x)
             channels = None if shape is None or len(shape) != 4 else shape[3 if node.attrs.get("channels_last") else 1]
             if not isinstance(channels, int):
-                return "how many channels it blocks is not known"
+                return "its number of channels is unknown"
             self._new(y)
             self._tell(y, channels)
         elif node.op == "ReorderOutput":
@@ -158,10 +172,10 @@ class _Layout:
             return self._read_conv(node)
         elif node.op in (*_POOLS, "Upsample"):
             if len(node.outputs) > 1 or x not in self.group_of:
-                return "it has a form that is not known here"
+                return "its form is not supported"
             self._join(x, y)
         else:
-            return "it has no counterpart"
+            return "it has no standard counterpart"
         return ""
 
     def _read_conv(self, node: Node) -> str:
@@ -170,12 +184,12 @@ class _Layout:
         name = activation.decode() if isinstance(activation, bytes) else str(activation)
         if not fixed(weight) or (bias is not None and not fixed(bias)):
             return f"its {'bias' if fixed(weight) else 'weight'} is not constant"
-        # Nets with HardSwish also have sizes that are not known here; read in part, one gave other answers.
+        # Nets with HardSwish also have unknown sizes. Replacing a part of one gave wrong results.
         if name and (name not in ACTIVATIONS or name == "HardSwish"):
             return f"its activation {name!r} has no standard form here"
         outputs, inputs = weight.shape[:2]
         if outputs % self.block or (x in self.group_of and not self._depthwise(node) and inputs % self.block):
-            return f"it was written for a CPU with other blocks than of {self.block}"
+            return f"it was written for a CPU with another block size than {self.block}"
         if x in self.group_of and self._depthwise(node):
             self._join(x, node.outputs[0])
         else:
@@ -184,12 +198,12 @@ class _Layout:
                 self._note_reader(node)
         if z is not None:
             if z not in self.group_of:
-                return "what it adds is not blocked"
+                return "the tensor that it adds is not blocked"
             self._join(z, node.outputs[0])
         return ""
 
     def _note_reader(self, node: Node) -> None:
-        """Note the channels that a Conv reads: those behind the last with a weight change nothing."""
+        """Record the channels that a Conv reads. Channels after the last one with a weight other than 0 are padding."""
         root = self._root(node.inputs[0])
         self._near(node.inputs[0], node.outputs[0])
         if node.attrs.get("group", 1) != 1:
@@ -199,7 +213,7 @@ class _Layout:
         self.read_by[root] = max(self.read_by.get(root, 1), int(used[-1]) + 1 if len(used) else 1)
 
     def _read_other(self, node: Node) -> str:
-        """Operators of ONNX on blocked tensors: elementwise ones, and Concat of full blocks."""
+        """Handle standard operators on blocked tensors: elementwise ones, and Concat of full blocks."""
         blocked = [t for t in node.inputs if t in self.group_of]
         if not blocked:
             return ""
@@ -210,7 +224,7 @@ class _Layout:
             self.whole |= {self._root(t) for t in (*blocked, node.outputs[0])}
             return "" if node.op == "Concat" and node.attrs.get("axis") == 1 else "it reads a blocked tensor"
         if any(t not in self.group_of and not (fixed(t) and np.prod(t.shape) == 1) for t in node.inputs if t.name):
-            return "it reads a blocked tensor and another"
+            return "it reads a blocked and an unblocked tensor"
         for tensor in (*blocked[1:], node.outputs[0]):
             self._join(blocked[0], tensor)
         return ""
@@ -225,11 +239,11 @@ class _Layout:
         return self.groups.root(self.group_of[tensor])
 
     def _near(self, a: Tensor, b: Tensor) -> None:
-        """Note that one operator reads and gives these blocked tensors."""
+        """Record that one operator connects these blocked tensors."""
         self.regions.join(self.group_of[a], self.group_of[b])
 
     def _join(self, a: Tensor, b: Tensor) -> None:
-        """Note that these have the same channels."""
+        """Record that these tensors have the same channels."""
         if b not in self.group_of:
             self.group_of[b] = self.group_of[a]
             return
@@ -255,7 +269,7 @@ class _Layout:
         return bool(inputs == 1 and outputs == node.attrs.get("group", 1))
 
     def filter(self, node: Node) -> Array:
-        """The filter of a Conv as [O, I, h, w], filled up as it is stored."""
+        """The filter of a Conv as [O, I, h, w], with padding channels."""
         stored, b = weights.read(node.inputs[1]), self.block
         outputs, inputs, *kernel = stored.shape
         if node.inputs[0] in self.group_of and not self._depthwise(node):
@@ -265,7 +279,7 @@ class _Layout:
         return np.ascontiguousarray(parts.transpose(0, 4, 1, 2, 3)).reshape(stored.shape)
 
     def rewrite(self, node: Node) -> None:
-        """Write a node as one of ONNX."""
+        """Replace a node by a standard one."""
         if node.op == "Conv":
             self._rewrite_conv(node)
         elif node.op == "Upsample":
@@ -310,7 +324,7 @@ class _Layout:
         how = {"mode": mode, "coordinate_transformation_mode": matched}
         if mode in (b"nearest", "nearest"):
             how["nearest_mode"] = b"floor"
-        # Resize-11 asks for a roi that it does not read.
+        # Resize-11 requires a roi input, which it does not read.
         roi = Variable("") if self.model.opset >= 13 else write.constant("roi", np.zeros(0, np.float32))
         write.op("Resize", node.inputs[0], roi, scales, out=node.outputs[0], **how)
         write.done()

@@ -1,4 +1,8 @@
-"""Bring a model into the form the other passes expect: weights at their ops, nothing that does nothing."""
+"""Normalize a model before planning: the list of passes that run on every model, and their order.
+
+Afterwards weights are direct inputs of their operators, foldable nodes are folded, and operators have the form that
+runtimes fuse. To add a fusion or fold, add its pass to REPEATED.
+"""
 
 from __future__ import annotations
 
@@ -34,22 +38,22 @@ from onnxshot.passes.sizes_from_inputs import SizesFromInputs
 from onnxshot.passes.static_shapes import StaticShapes
 from onnxshot.passes.unfuse import Unfuse, holds_fused
 
-_ROUNDS = 8  # each round can only make the graph smaller; real models need two or three
+_ROUNDS = 8  # upper limit; real models need two or three rounds
 
-_BY_SIZE = (FoldConstants, ConstantReshapeShapes, SizesFromInputs)  # ask for sizes that do not depend on what is fed
+_BY_SIZE = (FoldConstants, ConstantReshapeShapes, SizesFromInputs)  # passes that use symbolic shapes
 REPEATED: Sequence[Pass] = (
-    CastLikeToCast(),  # before FoldConstants, which folds what depends on no input
+    CastLikeToCast(),  # before FoldConstants, so that a CastLike of a constant is folded
     FoldConstants(),
     ConstantReshapeShapes(),
     ScalarInputs(),
     FullAxes(),
     DropIdentity(),
     SizesFromInputs(),
-    MoveShapes(),  # before the passes that fuse what one op alone reads
-    FuseActivations(),  # before FoldAffine, which would fold the division in it elsewhere
+    MoveShapes(),  # before the passes that fuse ops with one reader
+    FuseActivations(),  # before FoldAffine, which would fold the division of Gelu into another op
     FuseLayerNorm(),
     FusibleGelu(),
-    FusibleRmsNorm(),  # before FoldAffine, which leaves whole what runtimes fuse
+    FusibleRmsNorm(),  # before FoldAffine, which keeps what runtimes fuse
     FoldBatchNorm(),
     FoldAffine(),
     FoldShuffle(),
@@ -61,10 +65,18 @@ REPEATED: Sequence[Pass] = (
 
 
 def normalize(model: Model, *, opset: int | None = None, keep_overridable: bool = False) -> list[tuple[str, Change]]:
-    """Run the normalize passes; each one's name and what it did, over all rounds, in the order they ran first.
+    """Normalize a model in place. Names, types and dimensions of its inputs and outputs do not change.
 
-    `opset` raises the default opset where it is lower; never done otherwise. Names, types and dimensions of the
-    model's inputs and outputs stay. Raises ModelError where functions cannot be inlined or the opset not be raised.
+    Args:
+        model: the model.
+        opset: opset to raise the model to, if its opset is lower; None to keep its opset.
+        keep_overridable: whether initializers that are also inputs stay overridable. Such weights are not quantized.
+
+    Returns:
+        (pass name, edits of all rounds and skips of the last round) for each pass, in the order of their first run.
+
+    Raises:
+        ModelError: a local function cannot be inlined, or the opset cannot be raised.
     """
     done: dict[str, Change] = {}
 

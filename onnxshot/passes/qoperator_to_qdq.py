@@ -1,7 +1,7 @@
-"""Give operators on integers their float form between DequantizeLinear and QuantizeLinear: the way back from QOperator.
+"""Convert QOperator form to Q/DQ: QLinearConv, QLinearMatMul, QGemm ... -> DequantizeLinear -> op -> QuantizeLinear.
 
-A product then sums in float what it summed in integers: answers may differ by one step where a sum lies half way
-between two. Operators that only move values give the same integers.
+Products then accumulate in float instead of integers, so results may differ by one quantization step at ties. Operators
+that only move integers give the same integers.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ from onnxshot.graph.integer_ops import FORMS, Form
 from onnxshot.graph.ops import channel_axis, moves_exactly
 from onnxshot.passes.base import Change
 
-OPSET = 13  # the first whose DequantizeLinear takes a scale per channel
+OPSET = 13  # first opset whose DequantizeLinear has per-channel scales
 
 
-_NOT_OF_FLOATS = ("channels_last", "opset")  # attributes that the float forms do not have
+_NOT_OF_FLOATS = ("channels_last", "opset")  # attributes that the float operators do not have
 
 
 @dataclass(frozen=True, slots=True)
 class QOperatorToQdq:
-    """Turn the operators of FORMS, and those that move integers, into float ones between pairs. Needs opset 13."""
+    """Replace the operators of `FORMS`, and those that move integers, by float operators with Q/DQ. Needs opset 13.
+
+    Edits count the operators. Skipped: operators whose scale, zero point or bias is computed; channels-last operators
+    of unknown rank; a bias with more or fewer values than scales; Softmax from before opset 13.
+    """
 
     name: str = "qoperator_to_qdq"
 
     def run(self, model: Model) -> Change:
-        """Turn them; edits counts the operators, skips name those that stay."""
+        """Replace the operators of the top-level graph."""
         change = Change()
         _channels_first(model)
         for node in list(model.graph.nodes):
@@ -51,7 +55,7 @@ class QOperatorToQdq:
 
 
 def _channels_first(model: Model) -> None:
-    """Put Transposes around operators whose channels come last, as ONNX Runtime's optimizer writes them."""
+    """Add Transposes around channels-last operators, which ONNX Runtime's optimizer writes."""
     found = []
     for node in model.graph.nodes:
         rank = _rank_of_last(model, node)
@@ -71,7 +75,7 @@ def _channels_first(model: Model) -> None:
 
 
 def _rank_of_last(model: Model, node: Node) -> int | None:
-    """The dimensions of what an operator with its channels last reads; None for others, and where they are unknown."""
+    """Rank of the input of a channels-last operator; None for other operators, and if it is unknown."""
     if node.op != "NhwcMaxPool" and not (node.op in FORMS and node.attrs.get("channels_last", 0)):
         return None
     if node.op == "QLinearConv":
@@ -86,19 +90,19 @@ def _operands(node: Node, form: Form) -> list[int]:
 
 
 def _refusal(node: Node, form: Form) -> str:
-    """Why the operator has no float form; empty where it has one."""
+    """Skip reason of the operator; empty if it has a float form."""
     known = [slot for first in _operands(node, form) for slot in (first + 1, first + 2)]
     known += [form.result, form.result + 1, *([form.bias] if form.bias is not None else [])]
     if any(i < len(node.inputs) and node.inputs[i].name and edit.constant_input(node, i) is None for i in known):
         return "its scale, zero point or bias is computed at run time"
     if node.attrs.get("channels_last", 0):
-        return "its channels come last, of how many dimensions is not known"
+        return "its channels come last, and its rank is unknown"
     if form.bias is not None and len(node.inputs) > form.bias and node.inputs[form.bias].name:
         bias = edit.constant_input(node, form.bias)
         sizes = [s.size for first in _operands(node, form) if (s := edit.constant_input(node, first + 1)) is not None]
         if bias is not None and any(size not in (1, bias.size) for size in sizes):
-            return "it has another number of scales than of biases"
-    # Up to opset 12 Softmax flattens what it reads.
+            return "its numbers of scales and of bias values differ"
+    # Up to opset 12, Softmax flattens its input.
     return "it is a Softmax from before opset 13" if node.attrs.get("opset", OPSET) < OPSET else ""
 
 
@@ -119,7 +123,7 @@ def _unfold(model: Model, node: Node, form: Form) -> None:
         made.inputs.append(edit.add_constant(model, node.inputs[form.bias].name, "float", real))
     result, out = node.inputs[form.result : form.result + 2], node.outputs[0]
     edit.remove(model, [node])
-    if not result or not result[0].name:  # a QGemm without a scale for its result gives floats
+    if not result or not result[0].name:  # a QGemm without an output scale produces floats
         made.outputs.append(out)
     else:
         made.outputs.append(Variable(model.fresh(node.label, "float")))
@@ -128,7 +132,7 @@ def _unfold(model: Model, node: Node, form: Form) -> None:
 
 
 def _wrap(model: Model, node: Node, maker: Node) -> None:
-    """DQ before a node that moves integers, and Q behind it, both as the Q has it that made them."""
+    """Add DQ before and Q after a node that moves integers, with the scale of the Q that made them (`maker`)."""
     pair = maker.inputs[1:3]
     node.inputs[0] = _dequantized(model, [maker.outputs[0], *pair], node, None)
     for i, out in enumerate(node.outputs if node.op == "Split" else node.outputs[:1]):

@@ -1,6 +1,7 @@
-"""Let what wants only the size of a dequantized tensor read the integers: no DequantizeLinear runs for that alone.
+"""Let Shape and Size read the quantized tensor: Q -> DQ -> Shape becomes Q -> Shape.
 
-ONNX Runtime dequantizes the whole tensor for a Shape: a pose net ran at 1.47x of float with, and 1.73x without that.
+ONNX Runtime would dequantize the whole tensor for a Shape. A pose net ran at 1.73x of float speed with this pass, and
+at 1.47x without it.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from onnxshot.passes.base import Change
 from onnxshot.passes.move_shapes import READS_SHAPE
 
 _OF_ANY_TYPE = frozenset({"Expand", "Flatten", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
-"""Ops that move values of any type: where only shapes are read behind them, they may move integers."""
+"""Operators that move values of any type. If only the shape of their result is read, they may move integers."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedShapes:
-    """Point Shape and Size, and ops in front of them that nothing else reads, at the output of QuantizeLinear."""
+    """Let Shape and Size, and ops before them that nothing else reads, read the output of QuantizeLinear.
+
+    Edits count the changed readers. Nothing is reported as skipped.
+    """
 
     name: str = "quantized_shapes"
 
     def run(self, model: Model) -> Change:
-        """Point them there; edits counts the readers."""
+        """Change the readers in the top-level graph."""
         change = Change()
         for dq in [node for node in model.graph.nodes if node.op == "DequantizeLinear"]:
             q = edit.producer(dq.inputs[0])
@@ -38,7 +42,7 @@ class QuantizedShapes:
 
 
 def wants_shape(model: Model, node: Node) -> bool:
-    """Whether nothing of the node's result depends on the values that it reads."""
+    """Whether the node, and all nodes that depend on it, use only the shape of its first input."""
     if node.domain not in STANDARD_DOMAINS:
         return False
     if node.op in READS_SHAPE:
@@ -50,7 +54,7 @@ def wants_shape(model: Model, node: Node) -> bool:
 
 
 def rename_moved(model: Model, node: Node) -> None:
-    """Give what is moved as values of another type, up to the Shapes, names of its own: types are known by name."""
+    """Rename tensors between the node and the Shapes, as their type changes and types are recorded by name."""
     if node.op not in READS_SHAPE:
         edit.rename(model, node, "moved")
         for user in edit.consumers(node.outputs[0]):

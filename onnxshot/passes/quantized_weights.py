@@ -1,4 +1,4 @@
-"""The quantized form of a weight, shared by the passes that place one: made once per weight, when it is written."""
+"""Make the constants of quantized weights, once per weight. Passes that quantize weights share this."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from onnxshot.maths.affine import (
 from onnxshot.maths.multi_axis_scales import scales_along
 from onnxshot.maths.quant_scheme import NotFinite
 
-_LAZY_BYTES = 1 << 20  # larger weights are quantized when the file is written, one at a time
+_LAZY_BYTES = 1 << 20  # larger weights are quantized one at a time, when the file is written
 
 
 @dataclass(slots=True)
 class QuantizedWeights:
-    """Makes the constants of quantized weights; a weight that several nodes share is stored once.
+    """Makes the constants of quantized weights. A weight that several nodes share is stored once.
 
     Attributes:
-        model: the model the constants are for.
-        kept: params of weights that came with them, by name.
+        model: the model that the constants are added to.
+        kept: weight name -> scale and zero point from a quantized input model.
     """
 
     model: Model
@@ -49,12 +49,16 @@ class QuantizedWeights:
     _transposed: dict[Constant, QuantParams] = field(default_factory=dict)  # of `kept`, for weights that were moved
 
     def params(self, weight: Constant, scheme: QuantScheme, method: str) -> QuantParams:
-        """Scale and zero point of the weight, one per channel or block where the scheme says so.
+        """Compute scale and zero point of a weight.
 
-        method: minmax or mse, as `weight_params` takes it. Those of blocks are clipped for the least squared error
-        whatever the method: of few codes each counts.
+        Args:
+            weight: the float weight.
+            scheme: integer type and granularity (per tensor, per channel or per block).
+            method: "minmax" or "mse", as in `maths.affine.weight_params`. Blocks always use "mse": with few integers,
+                the clip range matters.
 
-        Raises ModelError where the weight holds NaN or infinity.
+        Raises:
+            ModelError: the weight holds NaN or infinity.
         """
         kept = self.kept.get(weight.name, self._transposed.get(weight))
         if kept is not None and kept.scheme.granularity == scheme.granularity:
@@ -65,7 +69,7 @@ class QuantizedWeights:
             return weight_params(np.asarray(weights.read(weight)), scheme, method=method)
 
     def constants(self, weight: Constant, params: QuantParams) -> tuple[Constant, Constant, Constant]:
-        """Constants for the quantized values, the scale (in the weight's own float type) and the zero point."""
+        """(integers, scale in the float type of the weight, zero point) as new constants."""
         key = (weight, params.scheme, params.scale.tobytes())
         if key in self._made:
             return self._made[key]
@@ -92,9 +96,19 @@ class QuantizedWeights:
     def along(
         self, weight: Constant, axes: tuple[int, ...], dtype: QuantType, method: str
     ) -> tuple[Constant, NDArray[np.float32]]:
-        """(integers, scale of the weight's rank) with a scale for each index of these axes; zero points are 0.
+        """Quantize a weight symmetrically with one scale per index of several axes.
 
-        Raises ModelError where the weight holds NaN or infinity.
+        Args:
+            weight: the float weight.
+            axes: axes along which each index has a scale of its own.
+            dtype: signed integer type.
+            method: "minmax" or "mse".
+
+        Returns:
+            (integers, scale, which broadcasts to the weight).
+
+        Raises:
+            ModelError: the weight holds NaN or infinity.
         """
         key = (weight, axes, dtype.name, method)
         if key not in self._along:
@@ -113,7 +127,7 @@ class QuantizedWeights:
         return self._along[key]
 
     def transposed(self, weight: Constant, perm: tuple[int, ...]) -> Constant:
-        """The weight with its axes in another order; the same constant for the same weight."""
+        """The weight with permuted axes. The same arguments give the same constant."""
         if (weight, perm) not in self._moved:
 
             def compute() -> NDArray[Any]:
@@ -130,7 +144,7 @@ class QuantizedWeights:
         return self._moved[weight, perm]
 
     def dequantized(self, node: Node, slot: int, params: QuantParams, *, suffix: str = "dequantized") -> Tensor:
-        """Put a DequantizeLinear between the quantized weight and the node; the tensor the node now reads."""
+        """Insert int8 weight -> DequantizeLinear before the node. Returns the tensor that the node reads now."""
         weight = node.inputs[slot]
         granularity, (values, scale, zero_point) = params.scheme.granularity, self.constants(weight, params)
         inputs, attrs = [values, scale, zero_point], {}
@@ -138,7 +152,7 @@ class QuantizedWeights:
             attrs["axis"] = granularity.axis
         if isinstance(granularity, PerBlock):
             attrs["block_size"] = granularity.size
-            inputs = [values, scale]  # the zero point is 0: one for each block would be an eighth of the scales
+            inputs = [values, scale]  # no zero points: they are 0, and would add an eighth of the size of the scales
         dq = edit.add_node(self.model, "DequantizeLinear", inputs, base=weight.name, suffix=suffix, attrs=attrs)
         node.inputs[slot] = dq.outputs[0]
         return dq.outputs[0]
@@ -146,7 +160,7 @@ class QuantizedWeights:
 
 @contextmanager
 def _finite(weight: Constant) -> Iterator[None]:
-    """Raise ModelError in place of NotFinite."""
+    """Turn NotFinite into a ModelError that names the weight."""
     try:
         yield
     except NotFinite as e:
@@ -163,9 +177,13 @@ def _transposed(params: QuantParams, perm: tuple[int, ...]) -> QuantParams:
 
 
 def with_room_for_bias(params: QuantParams, x_scale: NDArray[Any], bias: NDArray[Any] | None) -> QuantParams:
-    """Params whose scale is raised where the bias would not fit int32 at scale x_scale * w_scale.
+    """Raise the scale of a weight where the bias would not fit int32 at the scale x_scale * w_scale.
 
-    bias [N], or what broadcasts to [M, N]: the largest value of a column is the one that must fit.
+    Args:
+        params: scale and zero point of the weight.
+        x_scale: scale of the input, [].
+        bias: the float bias, [N] or broadcastable to [M, N]: the largest absolute value of each column must fit. None
+            changes nothing.
     """
     if bias is None:
         return params

@@ -10,10 +10,13 @@ from onnxshot.passes.base import Change
 
 @dataclass(frozen=True, slots=True)
 class RemoveUnused:
-    """Remove what nothing reads, in subgraphs too; weights go with it, inputs of the model stay."""
+    """Remove nodes and weights that no output depends on, in subgraphs too. Inputs of the model stay.
+
+    Edits count the removed nodes. Nothing is skipped.
+    """
 
     name: str = "remove_unused"
 
     def run(self, model: Model) -> Change:
-        """Remove; edits counts the nodes that went."""
+        """Remove the nodes."""
         return Change(edits=edit.remove_unused(model))

@@ -1,4 +1,4 @@
-"""Groups of nodes that together are one operator: matched here, so that passes agree on what to leave whole."""
+"""Match groups of nodes that runtimes fuse (LayerNormalization, RMSNorm, Gelu), which other passes must not break."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from onnxshot.passes.linear_ops import fixed
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
-    """Decomposed LayerNormalization over the last axis; `nodes` compute it, the last of them gives it out."""
+    """A LayerNormalization over the last axis, written as several nodes.
+
+    Attributes:
+        x: the input.
+        gamma: the scale, a constant.
+        beta: the bias, a constant.
+        epsilon: the value added to the variance.
+        nodes: the nodes that compute it. The last one produces its output.
+    """
 
     x: Tensor
     gamma: Tensor
@@ -23,13 +31,13 @@ class LayerNorm:
 
 
 def made_by(tensor: Tensor, *ops: str) -> Node | None:
-    """The node that makes the tensor, where it is one of these standard ops."""
+    """The node that produces the tensor, if it is one of these standard operators; else None."""
     node = edit.producer(tensor)
     return node if node is not None and node.op in ops and node.domain in STANDARD_DOMAINS else None
 
 
 def with_constant(node: Node | None) -> tuple[Tensor, Tensor] | None:
-    """The computed and the fixed input of a commutative node of two; None where it has not one of each."""
+    """(computed input, constant input) of a node with two inputs; None if it does not have one of each."""
     if node is None or len(node.inputs) != 2:
         return None
     a, b = node.inputs
@@ -39,7 +47,7 @@ def with_constant(node: Node | None) -> tuple[Tensor, Tensor] | None:
 
 
 def scalar(tensor: Tensor) -> float | None:
-    """The value of a fixed float constant of one element that adds no dimensions; None for all else."""
+    """The value of a float constant of shape [] or [1]; None for all other tensors."""
     if not fixed(tensor) or len(tensor.shape) > 1 or weights.size_bytes(tensor) > 8:
         return None
     values = weights.read(tensor)
@@ -47,7 +55,7 @@ def scalar(tensor: Tensor) -> float | None:
 
 
 def runtime_patterns(model: Model) -> set[Node]:
-    """Nodes of a decomposed norm or Gelu that could be folded away: runtimes fuse these only when they are whole."""
+    """Nodes of a norm or Gelu that folding could remove. Runtimes fuse such a group only if it is complete."""
     found: set[Node] = set()
     for _, node in model.walk():
         if any(user.op == "Erf" for out in node.outputs for user in edit.consumers(out)):
@@ -65,20 +73,20 @@ def runtime_patterns(model: Model) -> set[Node]:
 
 
 def _normed(node: Node) -> bool:
-    """True for (..) / Sqrt(..) * gamma."""
+    """Whether the node is (..) / Sqrt(..) * gamma."""
     pair = with_constant(node)
     quotient = None if pair is None else made_by(pair[0], "Div")
     return quotient is not None and made_by(quotient.inputs[1], "Sqrt") is not None
 
 
 def is_gate(tensor: Tensor) -> bool:
-    """True for 1 + Erf(..) and 1 + Tanh(..), the gate of Gelu."""
+    """Whether the tensor is 1 + Erf(..) or 1 + Tanh(..), the gate of Gelu."""
     pair = with_constant(made_by(tensor, "Add"))
     return pair is not None and made_by(pair[0], "Erf", "Tanh") is not None
 
 
 def layer_norm(model: Model, add: Node) -> LayerNorm | None:
-    """The LayerNormalization that ends in this Add: (x - mean) / sqrt(mean((x - mean)^2) + epsilon) * gamma + beta."""
+    """Match (x - mean) / sqrt(mean((x - mean)^2) + epsilon) * gamma + beta, ending in this Add; None if it differs."""
     shifted = with_constant(add) if add.op == "Add" and add.domain in STANDARD_DOMAINS else None
     mul = None if shifted is None else made_by(shifted[0], "Mul")
     scaled = with_constant(mul)
@@ -104,14 +112,14 @@ def layer_norm(model: Model, add: Node) -> LayerNorm | None:
 
 
 def _squared(square: Node) -> Node | None:
-    """The Sub that a Pow(.., 2) or Mul(d, d) squares; some exporters compute it a second time for this."""
+    """The Sub that a Pow(.., 2) or Mul(d, d) squares. Some exporters compute it twice."""
     if square.op == "Pow":
         return made_by(square.inputs[0], "Sub") if scalar(square.inputs[1]) == 2 else None
     return made_by(square.inputs[0], "Sub") if square.inputs[0] is square.inputs[1] else None
 
 
 def _mean_over_last(model: Model, node: Node | None) -> Node | None:
-    """The ReduceMean, where it keeps its dimension and runs over the last axis alone."""
+    """The node, if it is a ReduceMean over the last axis alone with keepdims; else None."""
     if node is None or not node.attrs.get("keepdims", 1):
         return None
     axes = node.attrs.get("axes")  # an input from ReduceMean-18 on

@@ -1,8 +1,8 @@
-"""Give an operator that wants a single number a scalar, where it reads a tensor [1].
+"""Reshape one-element inputs to the rank that the operator needs: Range(start [1], ..) -> Range(start [], ..).
 
-ONNX Runtime takes a computed [1] for a scalar when it runs, and refuses a constant [1] when it loads: a model that runs
-stops loading once its constants are folded, by this package or by the runtime. An Expand wants the opposite.
-Sources: ONNX Operator Schemas (the shape inference of each operator below); measured on ONNX Runtime 1.32.
+ONNX Runtime accepts a computed tensor [1] as a scalar at run time, but refuses a constant [1] when it loads the model.
+So a model may stop loading once constants are folded, by this package or by the runtime. Expand needs the opposite.
+Sources: ONNX Operator Schemas (shape inference of the operators below); measured on ONNX Runtime 1.32.
 """
 
 from __future__ import annotations
@@ -25,18 +25,23 @@ _SCALARS: dict[str, tuple[int, ...]] = {
     "MelWeightMatrix": (0, 1, 2),
     "DFT": (1, 2),
     "STFT": (3,),
-}  # op -> input slots where a constant [1] is refused
-_VECTORS: dict[str, tuple[int, ...]] = {"Expand": (1,)}  # and where a constant scalar is
+}  # operator -> indices of inputs that must not be a constant [1]
+_VECTORS: dict[str, tuple[int, ...]] = {"Expand": (1,)}  # indices of inputs that must not be a constant scalar
 
 
 @dataclass(frozen=True, slots=True)
 class ScalarInputs:
-    """Reshape one-element inputs to the rank that their reader's schema asks for; constants without a node."""
+    """Reshape one-element inputs to the rank that the operator's schema asks for.
+
+    Constants are replaced; for computed inputs, a Reshape is added.
+
+    Edits count the inputs. Nothing is reported as skipped.
+    """
 
     name: str = "scalar_inputs"
 
     def run(self, model: Model) -> Change:
-        """Rewrite; edits counts the inputs."""
+        """Reshape the inputs, in subgraphs too."""
         change = Change()
         for graph, node in list(model.walk()):
             if node.domain not in STANDARD_DOMAINS:
@@ -67,9 +72,9 @@ def _to_shape(model: Model, graph: Graph, node: Node, slot: int, wanted: tuple[i
 
 
 def _may_be(model: Model, graph: Graph, tensor: Tensor, rank: int) -> bool:
-    """True for a tensor that is known to have this rank and one element, or whose branches may give different ranks."""
+    """Whether the tensor may have this rank and one element, or is made by an If whose branches may differ in rank."""
     if graph is not model.graph:
-        return False  # shapes inside of branches are not known
+        return False  # shapes inside subgraphs are unknown
     shape, maker = model.shape(tensor), edit.producer(tensor)
     if shape is None:
         return rank == 1 and maker is not None and maker.op == "If"

@@ -1,4 +1,4 @@
-"""What arithmetic on sizes gives where the free dimensions have certain values."""
+"""Evaluate tensors of sizes (Shape, Gather, Mul, Concat ...) for given sizes of the free dimensions."""
 
 from __future__ import annotations
 
@@ -12,24 +12,33 @@ from onnxshot.graph import Model, Node, Tensor, edit
 from onnxshot.graph.ops import STANDARD_DOMAINS
 
 Values = NDArray[Any]
-_MOST_STEPS = 256  # nodes of one chain of arithmetic
-_MOST_VALUES = 64  # of one tensor: a shape is short
+_MOST_STEPS = 256  # number of nodes to evaluate
+_MOST_VALUES = 64  # elements of a constant: shapes are short
 
 
 def value_of(
     model: Model, tensor: Tensor, sizes: Mapping[str, int], shapes: Mapping[Tensor, tuple[int, ...]]
 ) -> Values | None:
-    """The integers that a tensor holds; None where they depend on more than constants and sizes that are given.
+    """Evaluate a tensor that depends only on constants and shapes.
 
-    sizes: free dimension -> its size. shapes: shapes of tensors, before what the model says of them.
+    Args:
+        model: the model.
+        tensor: the tensor to evaluate.
+        sizes: name of a free dimension -> its size.
+        shapes: tensor -> its shape, which takes precedence over the shape in the model.
+
+    Returns:
+        The values; None if they depend on anything else.
     """
     try:
         return _Sizes(model, sizes, shapes).value(tensor)
     except (ValueError, IndexError, TypeError, ZeroDivisionError):
-        return None  # not what arithmetic on sizes looks like
+        return None  # not arithmetic on sizes
 
 
 class _Sizes:
+    """Evaluates tensors recursively and caches the results."""
+
     def __init__(self, model: Model, sizes: Mapping[str, int], shapes: Mapping[Tensor, tuple[int, ...]]) -> None:
         self._model, self._sizes, self._shapes = model, sizes, shapes
         self._steps = 0
@@ -70,7 +79,7 @@ class _Sizes:
 
 
 def _axes(node: Node, given: Values | None) -> list[int]:
-    """Axes of Squeeze and Unsqueeze: an attribute up to opset 12, an input since."""
+    """Axes of Squeeze and Unsqueeze: an attribute up to opset 12, an input since then."""
     axes: list[int] = node.attrs["axes"] if given is None else given.reshape(-1).tolist()
     return axes
 
@@ -91,7 +100,16 @@ def _slice(
 
 
 def sliced(node: Node, x: Values, given: list[Values | None]) -> Values:
-    """What Slice gives, of any values. given: starts, ends, axes and steps where they are inputs (Slice-10)."""
+    """Compute Slice.
+
+    Args:
+        node: the Slice, whose attributes are used up to opset 9.
+        x: the values to slice.
+        given: starts, ends, axes and steps as far as they are inputs (Slice-10).
+
+    Raises:
+        ValueError: a step is negative.
+    """
     starts, ends, axes, steps = (
         node.attrs.get(name) if value is None else value.reshape(-1).tolist()
         for name, value in zip(("starts", "ends", "axes", "steps"), [*given, *[None] * 4], strict=False)
@@ -108,7 +126,7 @@ def sliced(node: Node, x: Values, given: list[Values | None]) -> Values:
 
 
 def _div(node: Node, a: Values, b: Values) -> Values:
-    return np.trunc(a / b).astype(a.dtype) if a.dtype.kind == "i" else a / b  # ONNX Div cuts towards zero
+    return np.trunc(a / b).astype(a.dtype) if a.dtype.kind == "i" else a / b  # ONNX Div rounds toward zero
 
 
 def _reshape(node: Node, x: Values, shape: Values) -> Values:

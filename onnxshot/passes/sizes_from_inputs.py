@@ -1,4 +1,8 @@
-"""Sizes are read off the input, or the first tensor, that has them, and not off whatever tensor has them too."""
+"""Read sizes from the first tensor that has them: Shape(later tensor) -> Shape(model input).
+
+Exporters read the batch size or length from any tensor. A tensor that a Shape reads besides the next layer is not fused
+with it, and one that only a Shape reads is computed for nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +19,24 @@ from onnxshot.passes.move_shapes import settled
 from onnxshot.passes.static_shapes import StaticShapes
 
 _PICKS = ("Gather", "Slice")
-_MOST = 8  # sizes that a Shape is asked for at once: a tensor has no more
+_MOST = 8  # largest number of sizes that one tensor of sizes holds
 
 
 @dataclass(frozen=True, slots=True)
 class SizesFromInputs:
-    """Let what reads Shape of a tensor read the sizes off an input, or off the first tensor that has them.
+    """Let readers of a Shape read the same sizes from a model input, or from the first tensor that has them.
 
-    Exporters ask whatever is at hand for the batch and the length. A tensor that a Shape reads beside the next layer is
-    not fused with it, and one that only a Shape reads is computed for nothing.
-    known: sizes that were found before, of this model as it was or as it is.
+    Edits count the tensors of sizes that were replaced, in the top-level graph. Nothing is reported as skipped.
+
+    Attributes:
+        known: symbolic shapes of this model, or of the model before other rewrites; None to infer them.
     """
 
     known: StaticShapes | None = None
     name: str = "sizes_from_inputs"
 
     def run(self, model: Model) -> Change:
-        """Rewrite; edits counts the tensors of sizes that are read elsewhere now."""
+        """Replace the tensors of sizes."""
         change = Change()
         shapes = [n for n in model.graph.nodes if _is_shape(n) and edit.producer(n.inputs[0]) is not None]
         if not shapes:
@@ -62,7 +67,7 @@ def _is_shape(node: Node) -> bool:
 
 @dataclass(slots=True)
 class _Places:
-    """Makes tensors of sizes, each read off the first tensor that has it; each once."""
+    """Adds nodes that read sizes, each from the first tensor that has it. Each size is read once."""
 
     model: Model
     known: StaticShapes
@@ -79,7 +84,7 @@ class _Places:
                     self._first.setdefault(size, (tensor, axis))
 
     def made(self, node: Node, source: Tensor, sizes: list[Any], rank: int) -> Tensor | None:
-        """A tensor of these sizes; None where one is computed, or `source` is where they are read in any case."""
+        """A tensor of these sizes; None if one is no size of a tensor, or if `source` is the first that has one."""
         if not sizes or len(sizes) > _MOST or any(not isinstance(s, int) and s not in self._first for s in sizes):
             return None
         free = [s for s in sizes if isinstance(s, Expr)]
@@ -97,7 +102,7 @@ class _Places:
         return self._held[key]
 
     def _place(self, size: Expr) -> tuple[Tensor, int]:
-        """The first tensor that has this size, or the one behind what is fused with its maker; and the axis."""
+        """(first tensor with this size, after the ops that are fused with its producer; axis of the size)."""
         tensor, axis = self._first[size]
         return settled(self.model, tensor, self._top), axis
 

@@ -1,7 +1,8 @@
-"""Store the biases of int8 layers as int32 behind a DequantizeLinear, the form that every ONNX Runtime fuses.
+"""Store biases of int8 Conv and Gemm as int32: float bias -> int32 bias, DequantizeLinear.
 
-A Conv or Gemm with a float bias is fused from ONNX Runtime 1.23 on only: older ones run it in float, and dequantize its
-weight at every run. The scale is x_scale * w_scale, rounded once to float32: with any other, QGemm gives wrong sums.
+ONNX Runtime fuses a Conv or Gemm with a float bias from version 1.23 on only. Older versions run it in float and
+dequantize its weight at each inference. The scale is x_scale * w_scale, rounded once to float32; with any other scale,
+QGemm computes wrong sums.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ _LAYERS = ("Conv", "Gemm")
 
 @dataclass(frozen=True, slots=True)
 class StoreBiases:
-    """Quantize the float biases of layers whose input and weight are dequantized. No zero point is written: it is 0."""
+    """Quantize the float biases of Conv and Gemm nodes whose input and weight are dequantized. The zero point is 0.
+
+    Edits count the layers. Skipped: layers whose bias does not fit int32 at the scale x_scale * w_scale.
+    """
 
     name: str = "store_biases"
     _made: dict[tuple[Constant, bytes], tuple[Constant, Constant]] = field(default_factory=dict)
 
     def run(self, model: Model) -> Change:
-        """Store them; edits counts the layers, skips name those whose bias does not fit int32."""
+        """Store the biases."""
         change = Change()
         self._made.clear()
         taken = {node.name for _, node in model.walk()}
@@ -63,11 +67,11 @@ class StoreBiases:
         key = (bias, params.scale.tobytes())
         if key not in self._made:
             self._made[key] = (
-                # Short names: those of 70 biases were 3 % of a small network's file. The node has the bias's own.
+                # Short names: longer ones added 3 % to the file of a small network. The node keeps the bias's name.
                 edit.add_constant(model, "bias", "", quantize_bias(values, *scales)),
                 edit.add_constant(model, "bias", "scale", params.scale),
             )
-        # Where no other reads the bias, and it is not given out, its name stands for what comes back of it.
+        # If nothing else reads the bias and it is no graph output, the dequantized tensor takes its name.
         alone = len(bias.outputs) == 1 and not edit.is_output(model, bias)
         real = Variable(bias.name if alone else model.fresh(bias.name, "dequantized"))
         attrs = {"axis": 0} if params.scale.ndim else {}
@@ -77,7 +81,7 @@ class StoreBiases:
 
 
 def _scales(node: Node) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Scales of input () and weight, () or [C] by output channel; None where the layer does not compute in int8."""
+    """(scale of the input [], scale of the weight [] or [C] per output channel); None if the layer is not int8."""
     found = []
     for slot in (0, 1):
         dq = edit.producer(node.inputs[slot])
@@ -93,21 +97,21 @@ def _scales(node: Node) -> tuple[NDArray[Any], NDArray[Any]] | None:
 
 
 def _by_output(node: Node, dq: Node, scale: NDArray[Any]) -> bool:
-    """Whether a weight has a scale for each output channel, and not one for each block or input channel."""
+    """Whether the scale of a weight is per output channel, and not per block or input channel."""
     rank = len(dq.inputs[0].shape)
     wanted = channel_axis(node, 1, rank)
     return scale.ndim == 1 and wanted is not None and int(dq.attrs.get("axis", 1)) % rank == wanted % rank
 
 
 def _fits_form(node: Node, bias: Constant, channels: int) -> bool:
-    """Whether the bias is a float32 vector with a value per output channel that the layer adds as it is."""
+    """Whether the bias is float32 [C], one value per output channel, and alpha and beta are 1."""
     if bias._values.dtype != np.float32 or len(bias.shape) != 1 or channels not in (1, bias.shape[0]):
         return False
     return all(node.attrs.get(name, 1.0) == 1.0 for name in ("alpha", "beta"))
 
 
 def _has_room(bias: NDArray[Any], x_scale: NDArray[Any], w_scale: NDArray[Any]) -> bool:
-    """Whether every value fits a step of x_scale * w_scale, and that product is a normal float32."""
+    """Whether each value fits int32 at the scale x_scale * w_scale, and this scale is a normal float32."""
     step = x_scale.astype(np.float64) * w_scale.astype(np.float64)
     if not (np.isfinite(bias).all() and (step >= MIN_SCALE).all() and (step <= np.finfo(np.float32).max).all()):
         return False

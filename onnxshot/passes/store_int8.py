@@ -1,6 +1,7 @@
-"""Store weights of float ops in 8 bits: int8 -> Cast -> Mul(scale) -> op, which is computed once, when it is loaded.
+"""Store weights of float nodes as int8: float weight -> op becomes int8 -> Cast -> Mul(scale) -> op.
 
-A DequantizeLinear of a constant is run every time, as ONNX Runtime keeps pairs together; Cast and Mul are folded.
+Runtimes fold Cast and Mul when they load the file. A DequantizeLinear of a constant would run at each inference, as
+ONNX Runtime does not fold it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ _LAZY_BYTES = 1 << 20  # larger weights are quantized when the file is written, 
 
 @dataclass(frozen=True, slots=True)
 class StoreInt8:
-    """Store the given weights in 8 bits, by name of the node that reads them; each once, also where several do.
+    """Store the given weights as int8, in subgraphs too. A weight that several nodes read is stored once.
 
-    method: how scales are chosen, minmax or mse.
+    Edits count the inputs that read such a weight. Skipped: weights that hold NaN or infinity.
+
+    Attributes:
+        chosen: node label -> its weights to store.
+        method: "minmax" or "mse": how the clip range of a weight is chosen.
     """
 
     chosen: Mapping[str, Sequence[StoredWeight]]
@@ -35,12 +40,12 @@ class StoreInt8:
     _made: dict[tuple[Constant, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     def run(self, model: Model) -> Change:
-        """Store them; edits counts the inputs."""
+        """Store the weights."""
         change = Change()
         for _, node in list(model.walk()):
             for one in self.chosen.get(node.label, ()):
                 weight = node.inputs[one.slot]
-                if not isinstance(weight, Constant):  # another pass has a smaller form for it
+                if not isinstance(weight, Constant):  # another pass stores it in a smaller form
                     continue
                 try:
                     node.inputs[one.slot] = self._stored(model, weight, one.axes)
@@ -53,7 +58,7 @@ class StoreInt8:
         return change
 
     def _stored(self, model: Model, weight: Constant, axes: tuple[int, ...]) -> Tensor:
-        """What stands for the weight now. axes: those with a scale for each index."""
+        """The float tensor that replaces the weight. axes: axes along which each index has a scale of its own."""
         if (weight, axes) in self._made:
             return self._made[weight, axes]
         found = scales_along(np.asarray(weights.read(weight)), axes, INT8, method=self.method)

@@ -1,7 +1,8 @@
-"""Take every Q/DQ pair out: what is left is the float graph, with weights as they come back from 8 bits.
+"""Remove Q/DQ pairs: x -> Q -> DQ -> op becomes x -> op, and int8 weight -> DQ -> op becomes float weight -> op.
 
-A pair whose zero point is the lowest code also cuts off what is below zero, and quantizers leave out the Relu or Clip
-that it makes needless: there a Clip takes the place of the pair.
+The result is the float graph, with weights that keep their quantization error. A pair whose zero point is the lowest
+integer also clips values below 0, and quantizers then leave out the Relu or Clip before it. There, Clip replaces the
+pair.
 """
 
 from __future__ import annotations
@@ -20,24 +21,33 @@ from onnxshot.passes.base import Change
 from onnxshot.passes.quantized_shapes import rename_moved, wants_shape
 
 Restored = dict[tuple[object, ...], Constant]
-"""Float weights by what they were made of: integers that several nodes read come back as one weight."""
+"""(integers, scale, zero point ...) -> float weight, so that integers which several nodes read give one weight."""
 
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
-# Not negative where none of their inputs is, and where their first is not.
+# Their results are >= 0 if all inputs are (_SUMS), or if the first input is (_MEANS).
 _SUMS = ("Add", "Mul", "Concat")
 _MEANS = ("AveragePool", "GlobalAveragePool", "ReduceMean", "QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True, slots=True)
 class StripQdq:
-    """Remove Q/DQ pairs on tensors and dequantize stored weights to float32 (DequantizeLinear-21)."""
+    """Remove Q/DQ pairs on activations and dequantize stored weights (DequantizeLinear-21), in subgraphs too.
+
+    Q and DQ with different scales or zero points are replaced by the Mul and Add that they compute.
+
+    Edits count the removed DequantizeLinear nodes. Skipped: a scale that is computed or does not fit; a pair whose
+    input and output are both graph inputs or outputs; integers that an integer operator produces.
+
+    Attributes:
+        restored: float weights made so far, shared with `IntegerOpsToFloat`.
+    """
 
     restored: Restored = field(default_factory=dict)
     name: str = "strip_qdq"
 
     def run(self, model: Model) -> Change:
-        """Strip the pairs; edits counts the DequantizeLinear nodes removed, skips name what cannot be undone."""
+        """Remove the pairs."""
         change = Change()
         cut: dict[tuple[Tensor, bytes], Tensor] = {}
         _float_shapes(model)
@@ -58,16 +68,16 @@ class StripQdq:
                     if _compute(model, maker, node):
                         change.edits += 1
                     else:
-                        change.skip(node, "its scale is not that of the Q before it, nor constant")
+                        change.skip(node, "its scale differs from that of the Q before it, and is not constant")
                     continue
                 limit = _limit(maker)
                 if limit is not None and _may_lack_relu(maker.inputs[0]):
                     _clip(model, node, maker.inputs[0], limit, cut)
                 elif not edit.bypass(model, node, maker.inputs[0]):
-                    change.skip(node, "its input and its output are both named by the model's contract")
+                    change.skip(node, "its input and its output are both inputs or outputs of the model")
                     continue
             else:
-                change.skip(node, "its input is made by an integer op")
+                change.skip(node, "an integer operator makes its input")
                 continue
             change.edits += 1
         edit.remove_unused(model)
@@ -77,7 +87,7 @@ class StripQdq:
 
 
 def _float_shapes(model: Model) -> None:
-    """Let what only wants a shape read what a Q reads, which has the same."""
+    """Let nodes that use only the shape of a quantized tensor read the float tensor before Q."""
     for _, q in model.walk():
         for user in edit.consumers(q.outputs[0]) if q.op == "QuantizeLinear" else ():
             if user.inputs[0] is q.outputs[0] and wants_shape(model, user):
@@ -86,23 +96,23 @@ def _float_shapes(model: Model) -> None:
 
 
 def _are_a_pair(q: Node, dq: Node) -> bool:
-    """Whether DQ undoes Q: with another scale or zero point it computes something."""
+    """Whether DQ has the scale and zero point of Q. Otherwise the two compute an affine function."""
     for slot in (1, 2):
         ours, theirs = edit.constant_input(q, slot), edit.constant_input(dq, slot)
         if ours is None or theirs is None:
             continue
         if ours.size != theirs.size and 1 not in (ours.size, theirs.size):
             return False
-        if (ours.reshape(-1) != theirs.reshape(-1)).any():  # one for all may stand for as many equal ones
+        if (ours.reshape(-1) != theirs.reshape(-1)).any():  # one value for all channels equals a vector of equal values
             return False
     return True
 
 
 def _compute(model: Model, q: Node, dq: Node) -> bool:
-    """Put what Q and DQ compute in their place: (x / scale_q + zero_q - zero_dq) * scale_dq; False where not known."""
+    """Replace Q, DQ by Mul, Add: (x / scale_q + zero_q - zero_dq) * scale_dq. False if a scale or rank is unknown."""
     x, rank = q.inputs[0], len(model.shape(q.inputs[0]) or ())
     convs = [node for node in edit.consumers(dq.outputs[0]) if node.op == "Conv"]
-    if not rank and convs:  # shapes may not be known yet, that of a weight always is
+    if not rank and convs:  # the rank of a weight is known before shape inference
         w = edit.producer(convs[0].inputs[1])
         rank = len((convs[0].inputs[1] if w is None else w.inputs[0]).shape or ())
     ours, theirs = (edit.constant_input(node, 1) for node in (q, dq))
@@ -123,7 +133,7 @@ def _compute(model: Model, q: Node, dq: Node) -> bool:
 
 
 def _limit(q: Node) -> NDArray[np.float32] | None:
-    """The largest value of a pair whose smallest is 0; None where it has others, or is not known."""
+    """The largest value that a pair represents, if the smallest is 0; else None."""
     scale, zero = edit.constant_input(q, 1), edit.constant_input(q, 2)
     if scale is None or scale.size != 1 or scale.dtype != np.float32:
         return None
@@ -135,13 +145,13 @@ def _limit(q: Node) -> NDArray[np.float32] | None:
 
 
 def _may_lack_relu(tensor: Tensor) -> bool:
-    """True where a quantizer may have left out a Relu: not on inputs, after means, and where nothing is negative."""
+    """Whether a quantizer may have left out a Relu: not on graph inputs, after means, or on values >= 0."""
     maker = edit.producer(tensor)
     return maker is not None and maker.op not in _MEANS and not _never_negative(tensor)
 
 
 def _never_negative(tensor: Tensor) -> bool:
-    """True where the graph says so."""
+    """Whether the operators that produce the tensor guarantee values >= 0."""
     stack, seen = [tensor], set()
     while stack:
         found = stack.pop()
@@ -163,7 +173,7 @@ def _never_negative(tensor: Tensor) -> bool:
 def _clip(
     model: Model, dq: Node, source: Tensor, limit: NDArray[np.float32], cut: dict[tuple[Tensor, bytes], Tensor]
 ) -> None:
-    """Put Clip(0, limit) where the pair is; one for all pairs of the tensor that are equal."""
+    """Replace the pair by Clip(0, limit). Equal pairs of one tensor share one Clip."""
     out = dq.outputs[0]
     known = cut.get((source, limit.tobytes()))
     if known is not None and not edit.is_output(model, out):
@@ -181,10 +191,15 @@ def _clip(
 
 
 def restore(model: Model, node: Node, known: Restored | None = None) -> Constant | None:
-    """What a DequantizeLinear makes of stored integers; None where its scale is not constant, not float, or misfits.
+    """Compute the float weight that a DequantizeLinear makes of stored integers: (q - zero_point) * scale.
 
-    real = (q - zero_point) * scale, along the axis attribute where the scale has one dimension. known: what was made so
-    far, and is taken where it is the same; what is made is added.
+    Args:
+        model: the model, to which the weight is added.
+        node: a DequantizeLinear of a constant.
+        known: float weights made so far. An equal one is returned, and a new one is added.
+
+    Returns:
+        The float weight; None if the scale is not constant, not float32 or float16, or does not fit.
     """
     stored, scale = node.inputs[0], edit.constant_input(node, 1)
     zero, block = edit.constant_input(node, 2), int(node.attrs.get("block_size", 0))
@@ -214,12 +229,12 @@ def restore(model: Model, node: Node, known: Restored | None = None) -> Constant
 
 
 def values_key(*given: NDArray[Any] | float | None) -> tuple[object, ...]:
-    """What tells scales and zero points from others: their type, shape and bytes."""
+    """Key of scales and zero points for a dict: their dtype, shape and bytes."""
     arrays = [None if values is None else np.asarray(values) for values in given]
     return tuple(None if a is None else (a.dtype.str, a.shape, a.tobytes()) for a in arrays)
 
 
 def fits(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None, axis: int) -> bool:
-    """Whether scale and zero point are of the whole tensor, or one for each index along the axis."""
+    """Whether scale and zero point have one value, or one per index of the axis."""
     vectors = [values.size for values in (scale, zero) if values is not None and values.size != 1]
     return not vectors or (-q.ndim <= axis < q.ndim and set(vectors) == {q.shape[axis]})

@@ -1,7 +1,7 @@
-"""Store a matrix once that is read as it is and transposed: a table of embeddings that makes the scores as well.
+"""Store tied weights once: a matrix and its transpose become one matrix and Transpose(matrix).
 
-Reading needs each form at its op; in the file one of them is a Transpose of the other, which runtimes compute when they
-load the model, not at every run.
+Language models often use the embedding table, transposed, to compute the scores. Planning needs each form at its op. In
+the file, one is a Transpose of the other, which runtimes fold when they load the model.
 """
 
 from __future__ import annotations
@@ -19,26 +19,28 @@ from onnxshot.passes.base import Change
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _MIN_BYTES = 4096
-_CORNER = 8  # rows and columns that are compared first
+_CORNER = 8  # rows and columns that are compared before the whole matrix
 
 
 @dataclass(frozen=True, slots=True)
 class TieWeights:
-    """Let one of two equal matrices, or of a matrix and its transpose, be made of the other.
+    """Replace one of two equal matrices by the other, or by its transpose.
+
+    Edits count the matrices that are no longer stored. Nothing is reported as skipped.
 
     Attributes:
-        ties: pairs of weights that were equal before they were quantized, and whether one is the other's transpose.
+        ties: (first, second, transposed): weights that were equal before quantization, or transposes of each other.
     """
 
     ties: Sequence[tuple[Constant, Constant, bool]]
     name: str = "tie_weights"
 
     def run(self, model: Model) -> Change:
-        """Tie; edits counts the matrices that are no longer stored."""
+        """Replace the matrices."""
         change = Change()
         if not self.ties:
             return change
-        forms: dict[Constant, list[Constant]] = {}  # what is stored of a weight now: itself, or its integers
+        forms: dict[Constant, list[Constant]] = {}  # weight -> what is stored for it now: itself or its integers
         for constant in model.constants():
             source = cast(Constant, getattr(constant, "source", constant))
             forms.setdefault(source, []).append(constant)
@@ -59,20 +61,26 @@ class TieWeights:
 
 
 def _turned(constant: Constant) -> bool:
-    """Whether it holds the integers of its source in transposed order."""
+    """Whether the constant holds the integers of the transpose of its source."""
     return bool(getattr(constant, "turned", False))
 
 
 def tied_names(model: Model) -> frozenset[str]:
-    """Names of the weights that have a tie."""
+    """Names of all weights that are tied to another one."""
     return frozenset(c.name for first, second, _ in ties_of(model) for c in (first, second))
 
 
 def ties_of(model: Model, names: Collection[str] | None = None) -> list[tuple[Constant, Constant, bool]]:
-    """Pairs of float matrices where the second is equal to the first, or its transpose; one read twice with itself.
+    """Find tied weights.
 
-    names: of the matrices to look at; None for all. The first of a pair is one that is gathered from, where there is
-    such a one: it stays as it is.
+    Args:
+        model: the model.
+        names: names of the matrices to compare; None for all.
+
+    Returns:
+        (first, second, transposed) for each pair of float matrices of which the second equals the first or its
+        transpose. A matrix that several nodes read is paired with itself. If a Gather reads one of them, that one is
+        the first, and is stored unchanged.
     """
     if names is not None and not names:
         return []
@@ -109,7 +117,7 @@ def _pairs(group: Sequence[Constant]) -> Iterator[tuple[Constant, Constant, bool
 
 
 def _either_way(corner: NDArray[Any]) -> object:
-    """What is the same of a corner and of its transpose, and of no other."""
+    """Key that is equal for a corner and its transpose only."""
     values = corner.astype(np.float32) + np.float32(0)  # a zero has no sign
     return min((form.shape, form.tobytes()) for form in (values, values.T))
 

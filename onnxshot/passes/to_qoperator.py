@@ -1,6 +1,7 @@
-"""Turn Q/DQ around Conv and MatMul into QLinearConv and QLinearMatMul, for runtimes that fuse no Q/DQ themselves.
+"""Fuse Q/DQ into QOperator form: DQ, DQ -> Conv or MatMul -> Q becomes QLinearConv or QLinearMatMul.
 
-Only standard operators: other int8 ops keep their Q/DQ. QLinearConv-10 takes an int32 bias of scale x_scale * w_scale.
+For runtimes that do not fuse Q/DQ pairs themselves. Only standard ONNX operators are used: other int8 nodes keep their
+pairs. QLinearConv-10 takes an int32 bias with the scale x_scale * w_scale.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from onnxshot.passes.base import Change
 
 @dataclass(frozen=True, slots=True)
 class ToQOperator:
-    """Fuse DQ, DQ -> Conv or MatMul -> [Relu or Clip that Q makes redundant] -> Q into one operator."""
+    """Fuse DQ, DQ -> Conv or MatMul -> [Relu or Clip that the saturation of Q replaces] -> Q into one operator.
+
+    Edits count the operators. Skipped: products whose bias is computed, or without a QuantizeLinear right after them.
+    """
 
     name: str = "to_qoperator"
 
     def run(self, model: Model) -> Change:
-        """Fuse what can be fused; edits counts the operators made, skips name the others."""
+        """Fuse the operators of the top-level graph."""
         change = Change()
         for node in list(model.graph.nodes):
             if node.op not in ("Conv", "MatMul"):
@@ -45,7 +49,7 @@ class ToQOperator:
 
 
 def quantizer_after(model: Model, node: Node) -> Node | None:
-    """The Q that alone reads the node's output, through a Relu or Clip the Q's own saturation repeats."""
+    """The Q that is the only reader of the node, directly or after a Relu or Clip that its saturation replaces."""
     user = edit.only_consumer(model, node.outputs[0])
     if user is not None and user.op in ("Relu", "Clip"):
         low, high = _limits(user)

@@ -1,7 +1,7 @@
-"""Let constants that folding has made larger be computed again: the file holds what they are made of.
+"""Undo constant folding that makes the file larger: folded constant -> the node and the constants it was made from.
 
-Masks, positions, tables behind a Cast, a matrix that is read turned as well: passes want to see their values, files do
-not. Runtimes compute such nodes when they load a model, not at every run.
+Examples are masks, positions, tables behind a Cast, and the transpose of a stored matrix. Other passes need the values,
+but the file does not. Runtimes fold such nodes when they load a model, so inference takes no longer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit, weight
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.base import Change
 
-_NODE_BYTES = 96  # a node, its names and attributes
-_LEAST_BYTES = 256  # of the file that a constant must cost to be computed again
+_NODE_BYTES = 96  # bytes of a node with its names and attributes
+_LEAST_BYTES = 256  # bytes that undoing a fold must save
 _STABLE = frozenset(
     {
         "Add", "And", "Cast", "Concat", "ConstantOfShape", "Cos", "Div", "Equal", "Exp", "Expand", "Gather", "Greater",
@@ -24,12 +24,21 @@ _STABLE = frozenset(
         "Where",
     }
 )  # fmt: skip
-"""Operators that mean the same in every opset from 9 on, as far as what was valid in the lower one goes."""
+"""Operators that compute the same in all opsets from 9 on, for models that are valid in the lower opset."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MadeBy:
-    """A node that was folded: what it takes to compute its outputs again."""
+    """A node that was folded, with everything needed to restore it.
+
+    Attributes:
+        op: operator.
+        domain: operator domain; None for the standard one.
+        attrs: attributes.
+        inputs: its inputs, which are constants.
+        outputs: number of outputs.
+        opset: opset of the model when the node was folded.
+    """
 
     op: str
     domain: str | None
@@ -39,7 +48,7 @@ class MadeBy:
     opset: int
 
     def means_the_same(self, opset: int) -> bool:
-        """Whether the node may stand in a model of that opset."""
+        """Whether the node computes the same in a model of that opset."""
         if opset == self.opset or self.op in _STABLE:
             return True
         try:
@@ -49,19 +58,22 @@ class MadeBy:
 
 
 def remember(constant: Constant, made_by: MadeBy, index: int) -> None:
-    """Note which output of which node a constant was."""
+    """Record the folded node of a constant. index: which output of the node it was."""
     constant.made_by, constant.made_at = made_by, index
 
 
 def maker(constant: Tensor, opset: int) -> MadeBy | None:
-    """The node that a constant was made by, where it can be put back."""
+    """The folded node of a constant, if it can be restored in a model of this opset; else None."""
     found: MadeBy | None = getattr(constant, "made_by", None)
     return found if found is not None and found.means_the_same(opset) else None
 
 
 @dataclass(slots=True)
 class UndoLargeFolds:
-    """Compute again, in the file, the constants that take more bytes than what they are made of."""
+    """Restore folded nodes whose result takes more bytes in the file than the node and its inputs.
+
+    Edits count the constants that are no longer stored. Nothing is reported as skipped.
+    """
 
     name: str = "undo_large_folds"
     _costs: dict[Tensor, int] = field(default_factory=dict)
@@ -69,7 +81,7 @@ class UndoLargeFolds:
     _stored: dict[str, Constant] = field(default_factory=dict)
 
     def run(self, model: Model) -> Change:
-        """Unfold, the largest first; edits counts the constants that are no longer stored."""
+        """Restore the nodes, those of the largest constants first."""
         change = Change()
         live = model.constants()
         able = [c for c in live if maker(c, model.opset) is not None and not edit.is_output(model, c)]
@@ -83,7 +95,7 @@ class UndoLargeFolds:
             self._costs.clear()
             if weights.size_bytes(constant) - self._making(constant, model.opset) < _LEAST_BYTES:
                 continue
-            del self._stored[constant.name]  # before others are held to be made of it
+            del self._stored[constant.name]  # so that no other constant counts on it being stored
             made = self._made(model, constant, constant.name)
             edit.replace_uses(model, constant, made)
             change.edits += 1
@@ -92,7 +104,7 @@ class UndoLargeFolds:
         return change
 
     def _making(self, constant: Tensor, opset: int) -> int:
-        """Bytes that the node and all behind it add to the file."""
+        """Bytes that restoring the node, and the nodes that its inputs need, adds to the file."""
         made_by = maker(constant, opset)
         assert made_by is not None
         if made_by in self._built:
@@ -100,7 +112,7 @@ class UndoLargeFolds:
         return _NODE_BYTES + sum(self._cost(t, opset) for t in dict.fromkeys(made_by.inputs) if t.name)
 
     def _cost(self, tensor: Tensor, opset: int) -> int:
-        """Bytes that the file grows by to hold a tensor, stored or computed; each counts once."""
+        """Bytes that storing or computing a tensor adds to the file. Each tensor counts once."""
         if tensor in self._costs or self._same_stored(tensor) is not None:
             return 0
         self._costs[tensor] = weights.size_bytes(tensor)
@@ -109,13 +121,13 @@ class UndoLargeFolds:
         return self._costs[tensor]
 
     def _same_stored(self, tensor: Tensor) -> Constant | None:
-        """The constant of the model that a tensor is; copies of a model hold the same values under the same name."""
+        """The stored constant that equals the tensor: copies of a model have the same values under the same name."""
         found = self._stored.get(tensor.name)
         same = found is not None and found.shape == tensor.shape and found._values.dtype == tensor._values.dtype
         return found if same else None
 
     def _made(self, model: Model, constant: Constant, name: str = "") -> Tensor:
-        """The output of the node, put back."""
+        """Restore the node and return its output."""
         made_by = maker(constant, model.opset)
         assert made_by is not None
         if made_by not in self._built:
@@ -146,7 +158,7 @@ class UndoLargeFolds:
 
 
 def grew(model: Model, constant: Constant) -> bool:
-    """Whether a float weight takes more bytes than what it was made of, which its stored type does not make good."""
+    """Whether a float weight takes more bytes than the node that it was folded from, and has no narrow stored type."""
     made_by = maker(constant, model.opset)
     if made_by is None or getattr(constant, "stored_as", None):
         return False
@@ -156,5 +168,5 @@ def grew(model: Model, constant: Constant) -> bool:
 
 
 def can_be_made(node: Node) -> bool:
-    """Whether a node that is folded is worth remembering: constants and Identity are what they hold."""
+    """Whether a folded node can be restored later: a standard operator other than Constant and Identity."""
     return node.op not in ("Constant", "Identity") and node.domain in STANDARD_DOMAINS and bool(node.inputs)

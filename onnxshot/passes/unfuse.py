@@ -1,7 +1,8 @@
-"""Take apart the fused operators that ONNX Runtime's optimizers write, so that passes see the operators inside.
+"""Replace fused operators of ONNX Runtime by standard ones: FusedConv -> Conv, Relu; BiasGelu -> Add, Gelu; and others.
 
-They are ONNX Runtime's own and stand in files that it saved after optimizing, or that its tools wrote. It fuses them
-anew when it loads a model; where it would not, the fused core is kept and its products are taken out.
+They occur in files that ONNX Runtime saved after optimization, or that its tools wrote. Other passes then see the
+single operators, and ONNX Runtime fuses them again when it loads the model. If it would not, the fused operator is kept
+and only its products are moved out of it (for example those of Attention).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from onnxshot.passes import nchwc_to_nchw, unfuse_attention, unfuse_norms, unfus
 from onnxshot.passes.base import Change
 
 Rule = Callable[[Model, Graph, Node], str]
-"""Writes a node anew; why it could not, having changed nothing, or empty."""
+"""Replaces a node in a graph. Returns the skip reason, with nothing changed, or an empty string."""
 
 RULES: dict[str, Rule] = {  # operators of com.microsoft
     "FusedConv": unfuse_products.unfuse_conv,
@@ -39,12 +40,15 @@ DOMAIN = "com.microsoft"
 
 @dataclass(frozen=True, slots=True)
 class Unfuse:
-    """Write the operators of RULES as standard ones, or as standard ones around a core that stays fused."""
+    """Replace the operators of RULES, in subgraphs too.
+
+    Edits count the operators. Skipped: operators that the rule for their type cannot replace; see unfuse_*.py.
+    """
 
     name: str = "unfuse"
 
     def run(self, model: Model) -> Change:
-        """Unfuse; edits counts the operators, skips name those that stay."""
+        """Replace the operators."""
         change = Change()
         for graph, node in list(model.walk()):
             rule = RULES.get(node.op) if node.domain == DOMAIN else None
@@ -61,5 +65,5 @@ class Unfuse:
 
 
 def holds_fused(model: Model) -> bool:
-    """Whether the model has an operator of RULES, or one in ONNX Runtime's blocked layout."""
+    """Whether the model has an operator of RULES, or one in the blocked NCHWc layout of ONNX Runtime."""
     return any(n.domain == nchwc_to_nchw.DOMAIN or (n.domain == DOMAIN and n.op in RULES) for _, n in model.walk())

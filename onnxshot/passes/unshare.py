@@ -1,4 +1,4 @@
-"""Give every reader of a small vector one of its own, and let equal ones be one again."""
+"""Copy shared bias and scale vectors, so that each node has its own, and merge equal vectors again."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from onnxshot.graph import Constant, Model, weights
 from onnxshot.passes.base import Change
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-_VECTOR = 1 << 16  # bytes up to which a vector is copied: the biases and norms of wide layers
+_VECTOR = 1 << 16  # largest vector to copy, in bytes: enough for biases and norms of wide layers
 
 
 @dataclass(frozen=True, slots=True)
 class Unshare:
-    """Copy vectors that several nodes read: exporters store equal biases once, as those that are all zero.
+    """Copy vectors that several nodes read: one vector, n readers -> n vectors.
 
-    Layers that have nothing else in common are cut apart then. `Reshare` undoes what of it is left.
+    Exporters store equal biases once, for example zeros. With copies, structured pruning can cut such layers
+    independently. `Reshare` merges the vectors that are still equal.
+
+    Edits count the copies. Nothing is skipped.
     """
 
     name: str = "unshare"
 
     def run(self, model: Model) -> Change:
-        """Copy; edits counts the copies."""
+        """Copy the vectors of the top-level graph."""
         change = Change()
         readers: dict[Constant, int] = {}
         for node in model.graph.nodes:
@@ -40,12 +43,15 @@ class Unshare:
 
 @dataclass(frozen=True, slots=True)
 class Reshare:
-    """Store equal vectors once: what `Unshare` has copied, and nothing has made different since."""
+    """Store equal vectors once: n equal vectors -> one vector, n readers. Undoes `Unshare`.
+
+    Edits count the inputs that read another vector now. Nothing is skipped.
+    """
 
     name: str = "reshare"
 
     def run(self, model: Model) -> Change:
-        """Share; edits counts the inputs that read another vector now."""
+        """Merge the vectors of the top-level graph."""
         change = Change()
         held: dict[tuple[object, ...], Constant] = {}
         for node in model.graph.nodes:

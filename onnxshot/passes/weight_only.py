@@ -1,9 +1,9 @@
-"""Store weights in 8 bits and compute in float: for size, not for speed.
+"""Quantize weights only: float weight -> op becomes int8 weight -> DequantizeLinear -> op. For size, not for speed.
 
-A weight becomes int8 -> DequantizeLinear -> op; where no kernel takes the integers, int8 -> Cast -> Mul -> op, which is
-computed once. An embedding becomes Gather of int8 rows, Cast, times Gather of the
-rows' scales, so that only the rows asked for are dequantized: ONNX Runtime runs a DequantizeLinear over the table at
-0.01x. Where the target has no int8 Gather, and moves it in front of a DequantizeLinear itself, it gets that one.
+If no kernel reads the integers, the weight becomes int8 -> Cast -> Mul -> op, which runtimes fold when they load the
+file. An embedding becomes Cast(Gather(int8 table)) * Gather(row scales), so that only the gathered rows are
+dequantized: in ONNX Runtime, dequantizing the whole table runs at 0.01x of float speed. For targets without an int8
+Gather (`WeightPlan.gathers_floats`), the table gets a DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ from onnxshot.planning.plan import WEIGHTS, Plan, StoredWeight, WeightPlan
 
 @dataclass(frozen=True, slots=True)
 class QuantizeWeightsOnly:
-    """Store the weights of the plan's weights-only nodes in 8 bits."""
+    """Quantize the weights of the nodes whose mode is "weights", in subgraphs too.
+
+    Edits count the nodes. Skipped: weights that hold NaN or infinity.
+
+    Attributes:
+        plan: the plan, with the scheme and range method of each weight.
+    """
 
     plan: Plan
     name: str = "quantize_weights_only"
 
     def run(self, model: Model) -> Change:
-        """Rewrite the nodes; edits counts them."""
+        """Quantize the weights."""
         change = Change()
         labels = self.plan.labels(WEIGHTS)
         nodes = [(g, n) for g, n in model.walk() if n.label in labels]
         quantized = QuantizedWeights(model, self.plan.kept.weights)
-        folded: dict[str, dict[str, list[StoredWeight]]] = {}  # by method, by node
+        folded: dict[str, dict[str, list[StoredWeight]]] = {}  # method -> node label -> weights
         for graph, node in nodes:
             planned = self.plan.weights[node.label]
             if node.op == "Gather" and not planned.gathers_floats:
@@ -63,10 +69,10 @@ def _stored(node: Node, slot: int, planned: WeightPlan) -> StoredWeight:
 def _rewrite_embedding(
     model: Model, graph: Graph, node: Node, quantized: QuantizedWeights, planned: WeightPlan
 ) -> None:
-    """Gather(table [V, D], ids) -> Cast(Gather(q [V, D], ids)) * Gather(scale [V, 1], ids). A scale per row."""
+    """Gather(table [V, D], ids) -> Cast(Gather(q [V, D], ids)) * Gather(scale [V, 1], ids), with one scale per row."""
     table, ids = node.inputs
     out = node.outputs[0]
-    # No zero point is gathered, so it must be 0: unsigned types are taken as their signed twins.
+    # No zero point is gathered, so it must be 0: unsigned types are replaced by signed ones.
     dtype = planned.scheme.dtype
     dtype = dtype if dtype.signed else {8: INT8, 16: INT16}[dtype.bits]
     params = quantized.params(table, QuantScheme(dtype, True, PerChannel(0)), planned.method)

@@ -169,7 +169,7 @@ def test_one_row_for_each_matrix_stays_float_in_8_bits() -> None:
     result, made = quantized(case)
     assert not nodes_of(made, "MatMulInteger")
     (skip,) = (s for s in result.report.skips if s.op == "MatMul")
-    assert skip.reason.startswith("one row")
+    assert skip.reason.startswith("its input has one row per matrix")
     assert skip.reason.endswith("its weight is stored in 8 bits")
     assert made.ByteSize() < 0.35 * case.model.ByteSize()
 

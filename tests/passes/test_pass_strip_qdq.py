@@ -110,7 +110,7 @@ def test_what_cannot_be_undone_says_why() -> None:
     after, change = rewritten(model(text, {"q": np.ones((8, 4), np.int8)}), StripQdq())
     assert change.edits == 0
     assert sorted(reasons(change)) == [
-        "its input is made by an integer op",
+        "an integer operator makes its input",
         "its scale is not constant, or does not fit",
     ]
     assert ops(after)["DequantizeLinear"] == 2
