@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxshot.api.recipe_stage import StageResult, run_recipe_stage
+from onnxshot.api.recipe_stages import StageResult, run_recipe_stage
 from onnxshot.arguments import checked
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.statistics_file import data_hash, refuse_other
