@@ -1,7 +1,7 @@
-"""What it takes to write a node in the other layout, channels first or last: its axes, parameters and tensors.
+"""How one node is converted between the layouts NCHW and NHWC: its axes, its parameters and its tensors.
 
-There are two layouts of a tensor [N, C, *S]: channels last (label 0, [N, *S, C]) and channels first (label 1). To turn
-a node is to let it read and give the same tensors in the other layout.
+A tensor has one of two layouts: `LAST` (0), channels last [N, *S, C], or `FIRST` (1), channels first [N, C, *S]. A
+converted node reads and makes the same tensors in the other layout.
 """
 
 from __future__ import annotations
@@ -23,79 +23,84 @@ RANKS = (3, 4, 5)
 Array = NDArray[Any]
 
 
-def perm_to(label: int, rank: int) -> list[int]:
-    """The Transpose that gives this layout of a tensor that is in the other one."""
-    return [0, rank - 1, *range(1, rank - 1)] if label == FIRST else [0, *range(2, rank), 1]
+def perm_to(layout: int, rank: int) -> list[int]:
+    """The `perm` of the Transpose that converts a tensor of this rank from the other layout to this one."""
+    return [0, rank - 1, *range(1, rank - 1)] if layout == FIRST else [0, *range(2, rank), 1]
 
 
-def transposed_label(node: Node) -> tuple[int, int] | None:
-    """Label of what a Transpose between the layouts gives, and the rank; None for other nodes."""
+def transposed_layout(node: Node) -> tuple[int, int] | None:
+    """(layout of its output, rank) for a Transpose between the layouts; None for other nodes."""
     if node.op != "Transpose" or node.domain not in STANDARD_DOMAINS:
         return None
     perm = list(node.attrs.get("perm", ()))
-    label = next((label for label in (FIRST, LAST) if perm == perm_to(label, len(perm))), None)
-    return None if label is None or len(perm) not in RANKS else (label, len(perm))
+    layout = next((layout for layout in (FIRST, LAST) if perm == perm_to(layout, len(perm))), None)
+    return None if layout is None or len(perm) not in RANKS else (layout, len(perm))
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutChange:
-    """A node that can be written in the other layout.
+    """How a node is converted to the other layout.
 
     Attributes:
-        tied: the tensors that turn with it; the others stay as they are.
-        write: changes the node's attributes and parameters for tensors in layout `label`; not its tied tensors.
-        needs_first: True where the runtime computes it well with channels first only.
-        scans: what it costs to work along an axis that is not the last: 1 where it does so in this layout only, -1 in
-            the one it has only, 0 where there is no difference. Runtimes transpose for it, there and back.
-
+        tensors: The inputs and outputs that change their layout with the node. The others stay as they are.
+        write: Called with the model and the new layout; changes the node's attributes and constants, not `tensors`.
+        needs_first: Whether the runtime has fast kernels for channels first only.
+        scan_cost: 1 if the node works along an axis that is not the last after the change only, -1 if before it only, 0
+            if there is no difference. Runtimes transpose twice for an axis that is not the last.
     """
 
-    tied: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
     write: Callable[[Model, int], None]
     needs_first: bool = False
-    scans: int = 0
+    scan_cost: int = 0
 
 
-class CannotChange(Exception):  # not an error: the answer of a row
-    """The node cannot be written in the other layout."""
+class CannotChange(Exception):  # control flow, never an error of the user
+    """The node cannot be converted to the other layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a row is asked: this node, from the other layout to this label."""
+    """A node to convert, and the layout to convert it to.
+
+    Attributes:
+        model: The model.
+        node: The node; its tensors are in the other layout.
+        layout: The layout to convert to.
+    """
 
     model: Model
     node: Node
-    label: int
+    layout: int
 
     def rank(self, tensor: Tensor) -> int:
-        """The tensor's rank. Raises CannotChange where it is not known."""
+        """The tensor's rank. Raises CannotChange if it is unknown."""
         shape = self.model.shape(tensor)
         if shape is None:
             raise CannotChange
         return len(shape)
 
-    def tied_rank(self, tensor: Tensor) -> int:
-        """The rank of a tensor that turns. Raises CannotChange where it is constant or has no layouts."""
+    def layout_rank(self, tensor: Tensor) -> int:
+        """The rank of a tensor that changes its layout. Raises CannotChange if it is constant or has no layout."""
         rank = self.rank(tensor)
         if rank not in RANKS or isinstance(tensor, Constant):
             raise CannotChange
         return rank
 
     def perm(self, rank: int) -> list[int]:
-        """The Transpose that gives the layout asked for."""
-        return perm_to(self.label, rank)
+        """The `perm` of a Transpose to the new layout."""
+        return perm_to(self.layout, rank)
 
     def axis(self, axis: int, rank: int) -> int:
-        """Where an axis goes."""
+        """The number of an axis in the new layout."""
         if not -rank <= axis < rank:
             raise CannotChange
         return self.perm(rank).index(axis % rank)
 
     def ints(self, slot: int, attribute: str) -> list[int] | None:
-        """Integers that newer operators read and older ones have as an attribute; None where there are none.
+        """Integers that are an input in newer operators and an attribute in older ones; None if there are none.
 
-        Raises CannotChange where they are computed.
+        Raises CannotChange if they are computed.
         """
         if attribute in self.node.attrs:
             return [int(v) for v in self.node.attrs[attribute]]
@@ -107,9 +112,9 @@ class Case:
         return None if values is None else values.reshape(-1).tolist()
 
     def same_shape(self) -> tuple[Tensor, ...]:
-        """First input and all outputs, which have the same rank."""
+        """The first input and all outputs. Raises CannotChange unless they have the same rank."""
         x, outs = self.node.inputs[0], [t for t in self.node.outputs if t.name]
-        rank = self.tied_rank(x)
+        rank = self.layout_rank(x)
         if any(self.rank(out) != rank for out in outs):
             raise CannotChange
         return x, *outs
@@ -119,7 +124,7 @@ class Case:
 
 
 def put_ints(model: Model, node: Node, slot: int, attribute: str, values: Sequence[int]) -> None:
-    """Give integers back to where `Case.ints` found them."""
+    """Replace integers that `Case.ints` returned."""
     if attribute in node.attrs:
         node.attrs[attribute] = list(values)
         return
@@ -131,7 +136,7 @@ def put_ints(model: Model, node: Node, slot: int, attribute: str, values: Sequen
 
 
 def reorder(model: Model, node: Node, slot: int, order: Sequence[int]) -> None:
-    """Put a vector that has a value for each axis into the order of the axes; a computed one by a Gather."""
+    """Reorder an input that has a value for each axis; a computed one by a Gather."""
     if slot >= len(node.inputs) or not node.inputs[slot].name:
         return
     old = node.inputs[slot]
@@ -148,10 +153,10 @@ def reorder(model: Model, node: Node, slot: int, order: Sequence[int]) -> None:
     node.inputs[slot] = gather.outputs[0]
 
 
-def turned_constant(model: Model, node: Node, constant: Constant, rank: int, label: int) -> Constant:
-    """A constant that is broadcast to a tensor of this rank, in the other layout."""
+def turned_constant(model: Model, node: Node, constant: Constant, rank: int, layout: int) -> Constant:
+    """A constant that is broadcast to a tensor of this rank, converted to this layout."""
     values = weights.read(constant)
-    perm = perm_to(label, rank)
+    perm = perm_to(layout, rank)
     shape = (1,) * (rank - values.ndim) + values.shape
 
     def compute() -> Array:
@@ -163,5 +168,5 @@ def turned_constant(model: Model, node: Node, constant: Constant, rank: int, lab
     return edit.add_constant(model, node.label, "turned", lazy)
 
 
-def nothing(_model: Model, _label: int) -> None:
-    """Write a node that is the same in both layouts."""
+def nothing(_model: Model, _layout: int) -> None:
+    """The `write` of a node that is the same in both layouts."""

@@ -1,4 +1,4 @@
-"""Which layout each tensor of a graph has, and which tensors are one but for their layout."""
+"""Find the layout of each tensor of a graph, and group the tensors that differ in nothing but their layout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onnxshot.graph import Model, Node, Tensor, edit
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes import linear_ops
-from onnxshot.passes.layout_change import FIRST, LAST, RANKS, LayoutChange, transposed_label
+from onnxshot.passes.layout_change import FIRST, LAST, RANKS, LayoutChange, transposed_layout
 from onnxshot.passes.layout_ops import change_of
 from onnxshot.passes.runtime_fusions import layer_norm
 
@@ -22,15 +22,21 @@ _CHANNELS_FIRST = frozenset(
 
 
 @dataclass(slots=True)
-class Labels:
-    """Layouts as the graph has them: a union-find with parity, whose root 0 has the layout LAST."""
+class Layouts:
+    """The layouts of the given graph: a union-find with parity over tensors, in which the key 0 has the layout LAST.
 
-    parent: dict[int, tuple[int, int]] = field(default_factory=dict)  # id of a tensor -> another, and whether equal
-    turns: dict[Node, LayoutChange] = field(default_factory=dict)
-    moves: dict[Node, int] = field(default_factory=dict)  # Transposes that are part of the game -> what they give
+    Attributes:
+        parent: `id` of a tensor -> (another key, 0 if both have the same layout or 1 if not).
+        changes: Each node that can be converted -> how.
+        moves: Each Transpose between the layouts that may be removed -> the layout of its output.
+    """
+
+    parent: dict[int, tuple[int, int]] = field(default_factory=dict)
+    changes: dict[Node, LayoutChange] = field(default_factory=dict)
+    moves: dict[Node, int] = field(default_factory=dict)
 
     def find(self, key: int) -> tuple[int, int]:
-        """The root of a tensor's tree, and whether its layout is the root's (0) or the other one (1)."""
+        """(root of the tensor's tree, 0 if the tensor has the root's layout or 1 if not)."""
         odd, path = 0, []
         while key in self.parent:
             path.append((key, odd))
@@ -41,7 +47,7 @@ class Labels:
         return key, odd
 
     def join(self, a: int, b: int, odd: int) -> bool:
-        """Note that two tensors have the same layout, or not; False, and nothing noted, where the contrary is known."""
+        """Record that two tensors have the same layout (odd = 0) or not (1). False if the contrary is known already."""
         (root, x), (other, y) = self.find(a), self.find(b)
         if root == other:
             return x ^ y == odd
@@ -51,69 +57,68 @@ class Labels:
         return True
 
     def of(self, tensor: Tensor) -> int:
-        """The layout of a tensor; relative to its neighbours where nothing says more."""
+        """The layout of a tensor; only relative to its neighbours if nothing determines it."""
         return self.find(id(tensor))[1]
 
     def of_node(self, node: Node) -> int:
-        """The layout that a node that can turn works in."""
-        return self.of(self.turns[node].tied[0])
+        """The layout of a node that can be converted."""
+        return self.of(self.changes[node].tensors[0])
 
 
-def labels_of(model: Model) -> Labels:
-    """The layouts of all tensors, the nodes that can turn, and the Transposes that could go."""
-    known = Labels()
+def layouts_of(model: Model) -> Layouts:
+    """The layouts of all tensors, the nodes that can be converted, and the Transposes that may be removed."""
+    known = Layouts()
     for node in model.graph.nodes:
         if node.op in _CHANNELS_FIRST and node.domain in STANDARD_DOMAINS:
             for tensor in (node.inputs[0], *node.outputs[:1]):
                 if len(model.shape(tensor) or ()) in RANKS:
                     known.join(id(tensor), 0, FIRST)
     for node in model.graph.nodes:
-        move = transposed_label(node)
+        move = transposed_layout(node)
         if move is None or len(model.shape(node.inputs[0]) or ()) != move[1] or linear_ops.fixed(node.inputs[0]):
             continue
         source, out = id(node.inputs[0]), id(node.outputs[0])
-        label, rank = move
-        if rank == 3:  # the same Transpose leads there and back
+        layout, rank = move
+        if rank == 3:  # the same Transpose converts both ways, so it does not tell which layout is which
             agreed = known.join(source, out, 1)
         else:
-            agreed = known.join(source, 0, 1 - label) and known.join(out, 0, label)
+            agreed = known.join(source, 0, 1 - layout) and known.join(out, 0, layout)
         if agreed:
-            known.moves[node] = label
+            known.moves[node] = layout
     norms = {part for node in model.graph.nodes if (norm := layer_norm(model, node)) is not None for part in norm.nodes}
-    for node in model.graph.nodes:  # runtimes fuse a norm that is taken over the last axis
+    for node in model.graph.nodes:  # decomposed norms stay on the last axis, where runtimes fuse them
         if node not in known.moves and node.op not in _CHANNELS_FIRST and node not in norms:
-            turn = change_of(model, node, 1 - _layout_of(known, node))
-            if turn is not None and all(known.join(id(turn.tied[0]), id(t), 0) for t in turn.tied[1:]):
-                known.turns[node] = turn
-    for node in list(known.turns):  # what became known later
-        turn = change_of(model, node, 1 - known.of_node(node))
-        if turn is None or list(map(id, turn.tied)) != list(map(id, known.turns[node].tied)):
-            del known.turns[node]
+            change = change_of(model, node, 1 - _layout_of(known, node))
+            if change is not None and all(known.join(id(change.tensors[0]), id(t), 0) for t in change.tensors[1:]):
+                known.changes[node] = change
+    for node in list(known.changes):  # again, with the layouts that became known meanwhile
+        change = change_of(model, node, 1 - known.of_node(node))
+        if change is None or list(map(id, change.tensors)) != list(map(id, known.changes[node].tensors)):
+            del known.changes[node]
         else:
-            known.turns[node] = turn
+            known.changes[node] = change
     return known
 
 
-def _layout_of(known: Labels, node: Node) -> int:
-    """The layout a node works in, by the first of its tensors of which it is known."""
+def _layout_of(known: Layouts, node: Node) -> int:
+    """The layout of the first of a node's tensors whose layout is determined; LAST if there is none."""
     found = (known.find(id(t)) for t in (*node.inputs, *node.outputs) if t.name and not linear_ops.fixed(t))
-    return next((label for root, label in found if root == 0), LAST)
+    return next((layout for root, layout in found if root == 0), LAST)
 
 
-# ---------------------------------------------------------------------- tensors that are the same but for their layout
+# ---------------------------------------------------------------------- groups of tensors that differ in layout only
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A tensor and what Transposes between the layouts make of it.
+    """A tensor and its transposed versions.
 
     Attributes:
-        root: the tensor that another node makes, or an input of the graph.
-        tensors: the root and what the Transposes give.
-        moves: the Transposes.
-        readers: nodes that read it, with the tensor of the group that each reads.
-        promised: tensors of the group whose names stay: outputs of a graph.
-
+        root: The tensor that is an input of the graph or made by a node other than these Transposes.
+        tensors: The root and the outputs of the Transposes.
+        moves: The Transposes between the layouts.
+        readers: The nodes that read a tensor of the group, each with that tensor.
+        promised: The tensors of the group that are outputs of a graph, whose names stay.
     """
 
     root: Tensor
@@ -122,21 +127,21 @@ class Group:
     readers: tuple[tuple[Node, Tensor], ...]
     promised: tuple[Tensor, ...]
 
-    def wants(self, known: Labels) -> Iterator[tuple[Node | None, int]]:
-        """Who makes or reads it: a node that can turn, or None; and the layout it has it in as given."""
+    def wants(self, known: Layouts) -> Iterator[tuple[Node | None, int]]:
+        """(node, layout) of its maker, its readers and graph outputs; the node is None if it cannot be converted."""
         maker = edit.producer(self.root)
         for node, tensor in ((maker, self.root), *self.readers, *((None, t) for t in self.promised)):
-            turn = None if node is None else known.turns.get(node)
-            tied = turn is not None and any(t is tensor for t in turn.tied)
-            yield (node if tied else None), known.of(tensor)
+            change = None if node is None else known.changes.get(node)
+            convertible = change is not None and any(t is tensor for t in change.tensors)
+            yield (node if convertible else None), known.of(tensor)
 
-    def doubled(self, known: Labels) -> bool:
-        """True where more than one Transpose makes it, or one that nobody needs."""
-        return len(self.moves) > len({label for _, label in self.wants(known)}) - 1
+    def doubled(self, known: Layouts) -> bool:
+        """Whether it has more Transposes than its maker and readers need."""
+        return len(self.moves) > len({layout for _, layout in self.wants(known)}) - 1
 
 
-def parts_of(model: Model, known: Labels) -> Iterator[list[Group]]:
-    """The groups of each part of the graph in which Transposes may be saved."""
+def parts_of(model: Model, known: Layouts) -> Iterator[list[Group]]:
+    """The groups of each connected part of the graph in which Transposes may be saved."""
     seen: set[int] = set()
     for move in known.moves:
         queue, part = [move.inputs[0]], []
@@ -149,17 +154,18 @@ def parts_of(model: Model, known: Labels) -> Iterator[list[Group]]:
             seen.add(id(root))
             part.append(_group(model, known, root))
             nodes = dict.fromkeys(node for node, _ in part[-1].wants(known) if node is not None)
-            queue += [t for node in nodes for t in known.turns[node].tied]
+            queue += [t for node in nodes for t in known.changes[node].tensors]
         free = any(node is not None for group in part for node, _ in group.wants(known))
         if free or any(group.doubled(known) for group in part):
             yield part
 
 
-def _group(model: Model, known: Labels, root: Tensor) -> Group:
+def _group(model: Model, known: Layouts, root: Tensor) -> Group:
+    """The group of a tensor that no Transpose between the layouts makes."""
     moves: list[Node] = []
     readers: list[tuple[Node, Tensor]] = []
     tensors = [root]
-    for tensor in tensors:  # grows on the way
+    for tensor in tensors:  # the list grows while it is iterated
         for node in edit.consumers(tensor):
             if node in known.moves:
                 moves.append(node)

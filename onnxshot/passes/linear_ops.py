@@ -1,6 +1,7 @@
-"""Fold a scale and a shift into the Conv, ConvTranspose, Gemm or MatMul before or behind them; what both folders share.
+"""Fold a scale and a shift into the weight and bias of a Conv, ConvTranspose, Gemm or MatMul.
 
-Every function returns the reason where it refuses, having changed nothing, and None where it folded.
+Shared by the passes that fold BatchNormalization and constant Mul and Add. The folding functions return None if they
+folded, else the skip reason, with nothing changed.
 """
 
 from __future__ import annotations
@@ -16,29 +17,32 @@ from onnxshot.maths.affine_folding import fold_bias, pass_shift, scale_axis
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-_LAZY_BYTES = 1 << 24  # larger weights are computed again each time they are read, and never held
+_LAZY_BYTES = 1 << 24  # weights above this size are computed each time they are read, and never kept in memory
 _TOO_NARROW = "the result does not fit the weight's own type"
 
 Array = NDArray[Any]
 
 
 def is_linear(node: Node | None) -> bool:
-    """True for an op whose weight can take a scale."""
+    """Whether the node is a Conv, ConvTranspose, Gemm or MatMul of the standard domain."""
     return node is not None and node.op in LINEAR and node.domain in STANDARD_DOMAINS
 
 
 def fixed(tensor: Tensor) -> bool:
-    """True for a constant that no caller may replace at run time."""
+    """Whether the tensor is a constant that callers cannot override at run time."""
     return isinstance(tensor, Constant) and not getattr(tensor, "overridable", False)
 
 
 def has_weight(node: Node) -> bool:
-    """True where the second input of a linear op is a constant matrix (or more dimensions)."""
+    """Whether the second input of a linear op is a constant of rank 2 or more."""
     return fixed(node.inputs[1]) and len(node.inputs[1].shape) >= 2
 
 
 def weight_refusal(model: Model, node: Node) -> str | None:
-    """Why the weight of a linear op may not be changed; None where it may."""
+    """Skip reason if the weight of a linear op must not be changed; None if it may be.
+
+    The weight must be a floating-point constant that no other node reads and that is no output of the model.
+    """
     weight = node.inputs[1]
     if not has_weight(node):
         return "its weight is not a constant matrix"
@@ -53,7 +57,7 @@ def weight_refusal(model: Model, node: Node) -> str | None:
 
 
 def bias_refusal(node: Node) -> str | None:
-    """Why nothing can be added to the bias of a linear op; None where it can."""
+    """Skip reason if nothing can be added to the bias of a linear op; None if it can."""
     if node.op == "MatMul":
         return "MatMul has no bias"
     if has_bias(node) and not fixed(node.inputs[2]):
@@ -62,7 +66,7 @@ def bias_refusal(node: Node) -> str | None:
 
 
 def has_bias(node: Node) -> bool:
-    """True where a Conv, ConvTranspose or Gemm has its third input."""
+    """Whether a linear op has its optional third input."""
     return len(node.inputs) > 2 and bool(node.inputs[2].name)
 
 
@@ -79,7 +83,17 @@ def in_channels(node: Node) -> int:
 
 
 def fold_after(model: Model, node: Node, scale: Array | None, shift: Array | None) -> str | None:
-    """Let a linear op give scale * y + shift. scale, shift [O] or [1]; a weight that is only shifted may be shared."""
+    """Change a linear op with output y to compute scale * y + shift.
+
+    Args:
+        model: The model.
+        node: The linear op. Its weight may be shared with other nodes if there is no scale.
+        scale: Factor [O] or [1], where O is the number of output channels; None for 1.
+        shift: Summand [O] or [1]; None for 0.
+
+    Returns:
+        None if done, else the skip reason.
+    """
     reason = _refusal(model, node, scale=scale is not None, bias=shift is not None or has_bias(node))
     if reason is not None:
         return reason
@@ -95,7 +109,17 @@ def fold_after(model: Model, node: Node, scale: Array | None, shift: Array | Non
 
 
 def fold_before(model: Model, node: Node, scale: Array | None, shift: Array | None) -> str | None:
-    """Let a linear op read x where it read x * scale or x + shift. scale, shift [I] or [1]; one of the two."""
+    """Change a linear op that reads x * scale, or x + shift, to read x and compute the same.
+
+    Args:
+        model: The model.
+        node: The linear op.
+        scale: Factor [I] or [1], where I is the number of input channels; None for 1.
+        shift: Summand [I] or [1], if there is no scale. It cannot be folded into an op with padding.
+
+    Returns:
+        None if done, else the skip reason.
+    """
     reason = _refusal(model, node, scale=scale is not None, bias=shift is not None)
     if reason is not None:
         return reason
@@ -115,6 +139,7 @@ def fold_before(model: Model, node: Node, scale: Array | None, shift: Array | No
 
 
 def _refusal(model: Model, node: Node, *, scale: bool, bias: bool) -> str | None:
+    """Skip reason if the weight cannot be scaled, or the bias not be changed, where that is needed."""
     if not has_weight(node):
         return "its weight is not a constant matrix"
     reason = weight_refusal(model, node) if scale else None
@@ -122,12 +147,12 @@ def _refusal(model: Model, node: Node, *, scale: bool, bias: bool) -> str | None
 
 
 def _scale_weight(model: Model, node: Node, scale: Array, axis: int, bias: Array | None = None) -> str | None:
-    """Multiply the weight by the scale along its axis, unless that, or the new bias, does not fit its type."""
+    """Multiply the weight by the scale along an axis; the skip reason if it or the new bias overflows its type."""
     source, groups = Constant(node.inputs[1].name, node.inputs[1]._values), _groups(node)
 
     def compute() -> Array:
         w: Array = weights.read(source)
-        with np.errstate(over="ignore"):  # looked for below
+        with np.errstate(over="ignore"):  # checked below
             return scale_axis(w, scale, axis, groups).astype(w.dtype)
 
     values = compute()
@@ -139,11 +164,13 @@ def _scale_weight(model: Model, node: Node, scale: Array, axis: int, bias: Array
 
 
 def _fits(bias: Array, weight: Constant) -> bool:
+    """Whether the bias is finite in the weight's type."""
     with np.errstate(over="ignore"):
         return bool(np.isfinite(bias.astype(weight._values.dtype).astype(np.float64)).all())
 
 
 def _sees_no_padding(node: Node) -> bool:
+    """Whether the op computes without padding."""
     if node.op in ("Gemm", "MatMul"):
         return True
     auto_pad = node.attrs.get("auto_pad", b"NOTSET")
@@ -166,7 +193,7 @@ def _groups(node: Node) -> int:
 
 
 def _bias(node: Node) -> Array | None:
-    """The bias, with Gemm's beta in it."""
+    """The bias, multiplied by `beta` of a Gemm; None if there is none."""
     if not has_bias(node):
         return None
     bias: Array = weights.read(node.inputs[2])
@@ -174,9 +201,10 @@ def _bias(node: Node) -> Array | None:
 
 
 def _set_bias(model: Model, node: Node, bias: Array) -> None:
+    """Replace or add the bias, in the weight's type."""
     values = bias.astype(node.inputs[1]._values.dtype)
     if node.op == "Gemm":
-        node.attrs.pop("beta", None)  # it is in the bias now
+        node.attrs.pop("beta", None)  # the new bias includes it
     if has_bias(node):
         node.inputs[2] = _renewed(model, node.inputs[2], values)
         return
@@ -188,7 +216,7 @@ def _set_bias(model: Model, node: Node, bias: Array) -> None:
 
 
 def _renewed(model: Model, old: Constant, values: Array | weights.ComputedValues) -> Constant:
-    """A constant in place of `old`: under its name where nobody else uses that."""
+    """A constant to replace `old`, under its name if nothing else uses it."""
     kept = edit.is_output(model, old) or any(old is p for g in model.graphs() for p in g.annotation_params)
     if len(old.outputs) == 1 and not kept:
         made = Constant(old.name, values)
