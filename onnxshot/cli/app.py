@@ -1,8 +1,8 @@
-"""The command line: parses, calls the Python API, prints. Exit codes are those of errors.py."""
+"""The entry point of the command line: the list of commands, and how errors become one line and an exit code."""
 
 from __future__ import annotations
 
-from onnxshot.cli import early_signals  # noqa: F401  # isort: skip  # before what takes its time
+from onnxshot.cli import early_signals  # noqa: F401  # isort: skip  # first: the other imports take time
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ app = typer.Typer(
     help="Compress exported ONNX models in one shot: no training code, no labels, with proof.",
 )
 
-_INTERRUPTED = 130  # what the parser makes of Ctrl-C, and what shells use
+_INTERRUPTED = 130  # what Typer returns after Ctrl-C: 128 + SIGINT, as shells do
 
 _COMMANDS = (
     quantize, prune, compress, calibrate, inspect, sensitivity, compare, diff, bench, emit, replay, batch, verify,
@@ -50,8 +50,8 @@ for _command in _COMMANDS:
 app.add_typer(cache_app, name="cache")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"onnxshot {onnxshot.__version__}")
         raise typer.Exit
 
@@ -62,15 +62,15 @@ def _common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options of every command."""
+    """Options that precede every command."""
 
 
 def entry() -> None:
-    """Run the command and leave at once: to unload the runtimes takes a quarter of a second that nobody needs."""
+    """Run the command and end the process at once, because unloading the runtimes would take a quarter of a second."""
     code = 1
     try:
         try:
-            streams.prepare(sys.argv[1:])  # first: whatever opens a file might be given the number of a closed stream
+            streams.prepare(sys.argv[1:])  # first: a file opened earlier could get the descriptor of a closed stream
         except OnnxshotError as error:
             _fail(str(error), error.exit_code)
         listen()
@@ -81,7 +81,7 @@ def entry() -> None:
 
 
 def main() -> None:
-    """Every error is one line on stderr and an exit code, never a traceback."""
+    """Run the command. Print any error as one line on stderr, without a traceback, and exit with its code."""
     try:
         code = app(standalone_mode=False)
         if code == _INTERRUPTED:
@@ -92,7 +92,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(streams.BROKEN_PIPE)
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # help is printed by rich, which makes a 1 of it
+        if isinstance(end.__context__, BrokenPipeError):  # rich prints help, and exits with 1 here
             sys.exit(streams.BROKEN_PIPE)
         raise
     except KeyboardInterrupt:
@@ -100,31 +100,31 @@ def main() -> None:
     except Stopped as stopped:
         _fail(str(stopped), stopped.exit_code)
     except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of the command-line parser, which names no public class
+        if hasattr(error, "format_message"):  # a usage error of Typer, which has no public class for it
             text = error.format_message()
-            if not text:  # no command was given: the help was printed
+            if not text:  # no command was given, so the help was printed
                 sys.exit(2)
             _fail(f"{text} (onnxshot COMMAND --help lists the options)", 2)
         if os.environ.get("ONNXSHOT_DEBUG"):
             raise
-        if isinstance(error, OSError):  # a full disk, a folder without permission: no fault of the program
+        if isinstance(error, OSError):  # such as a full disk or a missing permission
             place = f"{in_place(str(error.filename))}: " if error.filename is not None else ""
             _fail(f"{place}{error.strerror or error}", UsageError.exit_code)
-        if isinstance(error, UnicodeEncodeError):  # such as the name of a sample in a bundle, which is a zip archive
+        if isinstance(error, UnicodeEncodeError):  # such as a sample's name, which a zip archive cannot hold
             name = error.object[max(0, error.start - 40) : error.end + 40]
-            _fail(f"{name!r} is not UTF-8, and cannot be written there (rename it)", UsageError.exit_code)
+            _fail(f"{name!r} is not UTF-8 and cannot be written (rename it)", UsageError.exit_code)
         if isinstance(error, MemoryError):
-            _fail("there is not memory enough (fewer threads, or a smaller batch, take less)", UsageError.exit_code)
+            _fail("there is not enough memory (try fewer threads, or a smaller batch)", UsageError.exit_code)
         _fail(f"internal error: {type(error).__name__}: {error}; ONNXSHOT_DEBUG=1 shows where", 1)
 
 
 def _printable(message: str) -> str:
-    r"""A message on one line, without what would steer a terminal; bytes of names that are not UTF-8 as \udcxx."""
+    r"""Return a message as one line without control characters; bytes that are not UTF-8 appear as \udcxx."""
     line = "".join(c if c.isprintable() else " " if c.isspace() else f"\\u{ord(c):04x}" for c in message)
     return " ".join(line.split())
 
 
 def _fail(message: str, code: int) -> None:
-    with contextlib.suppress(OSError, ValueError):  # stderr is closed, or full: the code says it
+    with contextlib.suppress(OSError, ValueError):  # stderr is closed or full: only the exit code remains
         sys.stderr.write(f"error: {_printable(message)}\n")
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""`batch`: many models for many targets."""
+"""`batch`: compress many models for many targets from one manifest."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from onnxshot.settings import MOST_THREADS
 
 
 def batch(
-    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A YAML file.", show_default=False)],
+    manifest: Annotated[
+        Path, typer.Argument(metavar="MANIFEST", help="A YAML file that lists models and targets.", show_default=False)
+    ],
     jobs: Annotated[
-        int, typer.Option("-j", "--jobs", help="How many cells are done at once.", min=1, max=MOST_THREADS)
+        int,
+        typer.Option(
+            "-j", "--jobs", help="How many cells (a model for a target) run at once.", min=1, max=MOST_THREADS
+        ),
     ] = 1,
-    engine: Annotated[str, typer.Option(help="local, or ray: the cells as tasks of a Ray cluster.")] = "local",
+    engine: Annotated[str, typer.Option(help="local, or ray: run the cells as tasks of a Ray cluster.")] = "local",
     max_memory: Annotated[
-        float | None, typer.Option(metavar="MB", help="Most resident memory of all processes together.", min=1)
+        float | None, typer.Option(metavar="MB", help="Limit of the resident memory of all processes.", min=1)
     ] = None,
-    retries: Annotated[int, typer.Option(help="Tries more for a cell whose process died.", min=0)] = 1,
+    retries: Annotated[int, typer.Option(help="How often a cell is run again if its process died.", min=0)] = 1,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of all jobs together. Default: all.", min=1, max=MOST_THREADS)
     ] = None,
@@ -29,11 +34,11 @@ def batch(
     cache: CacheOpt = True,
     as_json: JsonOpt = False,
 ) -> None:
-    """Compress every model of MANIFEST for every target; what is finished is not done again.
+    """Compress every model of MANIFEST for every target. Cells that an earlier run finished are skipped.
 
-    Exit code 0: all is fine. 3: a threshold is missed. Where a cell failed, its own code, that of the first.
+    Exit code: 0 if every cell passed, 3 if one misses a threshold, else the code of the first cell that failed.
     """
-    from onnxshot.batch import run  # what it imports is of no use to other commands
+    from onnxshot.batch import run  # imported here because other commands do not need it
     from onnxshot.batch.summary import level_of, line_of
 
     summary = run(

@@ -1,4 +1,4 @@
-"""`bench`: the latency of several models."""
+"""`bench`: measure the latency of several models side by side."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from onnxshot.cli.options import CalibOpt, JsonOpt, PresetOpt, ThreadsOpt, tell
 
 
 def bench(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Models; the first is the base.")],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Models; speedups are relative to the first.")
+    ],
     calib: CalibOpt = None,
     preset: PresetOpt = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure each model.")] = 2.0,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure each model.")] = 2.0,
     threads: ThreadsOpt = 2,
     python: Annotated[
         str | None, typer.Option(metavar="PATH", help="Time in the onnxruntime of this interpreter or environment.")
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Measure the latency of models in turns, so that a busy machine is unfair to none of them."""
+    """Measure the latency of models in interleaved runs, so that other load affects all of them alike."""
     from onnxshot.cli import tables
 
     rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads, python=python)

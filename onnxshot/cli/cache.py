@@ -1,4 +1,4 @@
-"""`cache show` and `cache clear`: calibration statistics that earlier runs have kept."""
+"""`cache show` and `cache clear`: the calibration cache."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import typer
 from onnxshot.cli import terminal
 from onnxshot.cli.options import JsonOpt, tell
 
-cache_app = typer.Typer(no_args_is_help=True, help="Calibration statistics of earlier runs.")
+cache_app = typer.Typer(no_args_is_help=True, help="The calibration cache: statistics of earlier runs.")
 
 
 @cache_app.command("show")
 def cache_show(as_json: JsonOpt = False) -> None:
-    """Show where statistics are kept, how many there are, and how large they are."""
+    """Show the folder of the calibration cache, the number of its entries, and their size."""
     from onnxshot.execution import statistics_cache as store
     from onnxshot.files import cache_folder
 
@@ -26,7 +26,7 @@ def cache_show(as_json: JsonOpt = False) -> None:
 
 @cache_app.command("clear")
 def cache_clear(as_json: JsonOpt = False) -> None:
-    """Remove all statistics that are kept."""
+    """Remove all entries of the calibration cache."""
     from onnxshot.execution import statistics_cache as store
 
     freed = store.clear()

@@ -1,4 +1,4 @@
-"""`calibrate`: measure calibration statistics once, for later runs of `quantize --stats`."""
+"""`calibrate`: gather calibration statistics once, for later runs of `quantize --stats`."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from onnxshot.errors import UsageError
 
 def calibrate(
     model: Annotated[
-        list[Path], typer.Argument(metavar="MODEL", help="The .onnx file; with --merge, the .npz files to join.")
+        list[Path], typer.Argument(metavar="MODEL", help="The .onnx file; with --merge, the .npz files to merge.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the statistics, a .npz file.")],
-    merge: Annotated[bool, typer.Option("--merge", help="Join statistics of parts of the data.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge statistics of parts of the data.")] = False,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
     target: TargetOpt = "ort",
     include: IncludeOpt = None,
     samples: SamplesOpt = "auto",
     holdout: Annotated[
-        float, typer.Option(help="Share of the samples, the last ones, left alone to judge a result on.")
+        float, typer.Option(help="Share of the samples (the last ones) held out to measure the result on.")
     ] = 0.25,
     cache: CacheOpt = True,
     device: DeviceOpt = "cpu",
@@ -46,11 +46,11 @@ def calibrate(
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
-    """Run MODEL over calibration data and write statistics for `quantize --stats`; or join some of them."""
+    """Run MODEL over calibration data and write statistics for `quantize --stats`, or merge several such files."""
     started = time.perf_counter()
     if merge:
         if calib is not None:
-            raise UsageError("--merge joins statistics that are there; it takes no --calib")
+            raise UsageError("--merge joins existing statistics; it takes no --calib")
         from onnxshot.api.calibrate import merge_files
 
         found = merge_files(model, output)

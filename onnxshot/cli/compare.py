@@ -1,4 +1,4 @@
-"""`compare`: the accuracy of one model against another, tensor by tensor."""
+"""`compare`: measure the error of one model against another, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compare(
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
-    """Compare any two models of the same inputs and outputs, tensor by tensor, worst first."""
+    """Compare any two models with the same inputs and outputs, tensor by tensor, worst first."""
     from onnxshot.cli import tables
 
     settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, files=files_of(report))

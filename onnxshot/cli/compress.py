@@ -41,24 +41,27 @@ def compress(
     context: typer.Context,
     model: ModelArg,
     optim_level: Annotated[
-        float | None, typer.Option(help="From 0, int8 alone, to 1, int8 with 70 % zeros; in place of what follows.")
+        float | None, typer.Option(help="From 0 (int8 only) to 1 (int8 with 70 % zeros). Replaces the options below.")
     ] = None,
-    sparsity: Annotated[float | None, typer.Option(help="As of prune.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="As of prune.")] = None,
-    scope: Annotated[str | None, typer.Option(help="As of prune.")] = None,
-    layer: Annotated[list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="As of prune.")] = None,
-    spare: Annotated[list[str] | None, typer.Option(help="Do not prune what this glob matches. Repeatable.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="As in prune.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="As in prune.")] = None,
+    scope: Annotated[str | None, typer.Option(help="As in prune.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="As in prune.")] = None,
+    spare: Annotated[
+        list[str] | None, typer.Option(help="Do not prune nodes that this glob matches. Repeatable.")
+    ] = None,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.small.onnx beside the input.")
     ] = None,
     bundle: BundleOpt = None,
-    keep_stages: Annotated[Path | None, typer.Option(help="A folder for the file of every stage.")] = None,
+    keep_stages: Annotated[Path | None, typer.Option(help="Keep the file of every stage in this folder.")] = None,
     target: TargetOpt = "ort",
-    effort: Annotated[str | None, typer.Option(help="As of quantize.")] = None,
+    effort: Annotated[str | None, typer.Option(help="As in quantize.")] = None,
     recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="The stages, or how to quantize: YAML or JSON, or a report.")
+        Path | None,
+        typer.Option("--recipe", help="A recipe of stages, or of quantization only: YAML, JSON, or a report."),
     ] = None,
     arguments: SetOpt = None,
     batch: BatchOpt = None,
@@ -70,7 +73,7 @@ def compress(
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
-    """Run the stages of a recipe on MODEL, or prune it and quantize what is left; each is held against MODEL."""
+    """Run the stages of a recipe on MODEL, or prune and then quantize it. Each stage is compared with MODEL."""
     from onnxshot.api.bundle import of_beside, refuse_folder
     from onnxshot.cli import tables
     from onnxshot.recipes.files import load_stages
@@ -83,7 +86,7 @@ def compress(
     if given.pop("shape", None):
         given["shapes"] = parse_shapes(shape)
     if bundle is not None:
-        refuse_folder(bundle)  # before the work, not after it
+        refuse_folder(bundle)  # before the work starts
     out = output or model.parent / f"{model.stem}.small.onnx"
     files = files_of(
         report, recipe=recipe_file, arguments=arguments, bundle=() if bundle is None else (bundle,),
@@ -109,4 +112,6 @@ def compress(
         sink.send(result.report.to_dict())
     for stage in result.report.stages:
         if isinstance(stage.report, ShrinkReport) and not stage.report.reached:
-            raise GoalMissed(f"it was written, but {stage.name} does not reach its target", "no more can be cut")
+            raise GoalMissed(
+                f"the result was written, but {stage.name} does not reach its target", "no more can be cut"
+            )

@@ -1,4 +1,4 @@
-"""`diff`: what differs between two files of a model."""
+"""`diff`: show what differs between two files of one model."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def diff(
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
-    """Show which layers of two files differ in type, scale, mask, shape or values; with --calib, what that did."""
+    """Show which layers of two files differ in type, scale, mask, shape or values; with --calib, also the effect."""
     settings = onnxshot.Settings(samples=samples_of(samples), threads=threads)
     found = onnxshot.diff(before, after, calib, preset=preset, settings=settings)
     tell(as_json, found.to_dict(), lambda: _show(found))
 
 
 def _show(found: Diff) -> None:
-    """Sizes and answers, the layers that were changed most, then scales and nodes."""
+    """Print sizes and accuracy, the layers that changed most, then scales and nodes that only one file has."""
     from onnxshot.cli import tables
 
     console = terminal.stderr_console()
@@ -61,16 +61,18 @@ def _show(found: Diff) -> None:
         console.print(f"... and {len(found.layers) - _ROWS} more: --json has them")
     for pair in found.activations[:_PAIRS]:
         kinds = pair.after if pair.before == pair.after else f"{pair.before} -> {pair.after}"
-        text = f"{kinds}, scale {pair.scale_before:.4g} -> {pair.scale_after:.4g}, zero point by {pair.zero_shift}"
+        text = (
+            f"{kinds}, scale {pair.scale_before:.4g} -> {pair.scale_after:.4g}, zero point shifted by {pair.zero_shift}"
+        )
         console.print(escape(f"activation {pair.tensor}: {text}"))
     if found.quantized_before or found.quantized_after:
-        moved = f"{len(found.activations)} of those in both differ"
+        moved = f"{len(found.activations)} of those in both files differ"
         console.print(f"quantized activations: {found.quantized_before} -> {found.quantized_after}, {moved}")
     for where, nodes in (("A", found.only_before), ("B", found.only_after)):
         if nodes:
             console.print(escape(f"only in {where}: {_by_op(nodes)}"))
     if found.worst and found.tensor_samples < found.samples:
-        console.print(f"tensors: on the first {found.tensor_samples} of these samples")
+        console.print(f"tensors: compared on the first {found.tensor_samples} samples")
     for worst in found.worst[:_PAIRS]:
         console.print(escape(f"tensor {worst.tensor} ({worst.op}): SQNR {worst.sqnr_db:.1f} dB"))
     for note in found.notes:

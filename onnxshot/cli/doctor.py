@@ -1,4 +1,4 @@
-"""`doctor`: what is here, and what it will do for int8."""
+"""`doctor`: list runtimes and devices of this machine, and measure what int8 gains in each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def doctor(threads: ThreadsOpt = 2, as_json: JsonOpt = False) -> None:
-    """Show which runtimes and devices are here, and what each does for int8, by running a small model in it."""
+    """Show the runtimes and devices of this machine, and run a small model in each to measure int8 against float."""
     found = onnxshot.doctor(threads=threads)
     tell(as_json, found.to_dict(), lambda: _show(found))
 

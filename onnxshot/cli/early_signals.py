@@ -1,7 +1,7 @@
-"""Signals while the command is still importing: one line and the exit code, as later on.
+"""Handle signals while the command is still importing: one line on stderr and an exit code, as `signals` does later.
 
-The imports take the better part of a second. Handlers are set by the first import of the command line where it is the
-command that runs; whoever imports the package as a library keeps their own.
+Importing this module sets the handlers if the process is the `onnxshot` command. A program that imports the package as
+a library keeps its own handlers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _COMMAND = "onnxshot"
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """Leave at once: nothing is begun, and an exception would come out of the middle of some library's import."""
+    """End the process at once. No work has begun, and an exception would surface inside a library's import."""
     how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
     try:
         os.write(2, f"error: {how}; nothing is half written\n".encode())
@@ -28,11 +28,11 @@ def _end(number: int, _: FrameType | None) -> None:
 
 
 HANDLER: Any = _end
-"""What `signals.listen` replaces."""
+"""The handler, which `signals.listen` replaces."""
 
 
 def is_command() -> bool:
-    """Whether this process is `onnxshot ...` or `python -m onnxshot ...`, and none that such a one has started."""
+    """True if this process is `onnxshot ...` or `python -m onnxshot ...` itself, not a worker process of it."""
     processes = sys.modules.get("multiprocessing.process")
     if processes is not None and processes.parent_process() is not None:
         return False
@@ -42,7 +42,7 @@ def is_command() -> bool:
 
 
 def listen_early() -> None:
-    """Set the handlers, where the signals have those of the system or of Python still."""
+    """Set the handlers, unless the program has set its own."""
     if threading.current_thread() is not threading.main_thread():
         return
     for name in _SIGNALS:

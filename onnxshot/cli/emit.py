@@ -36,7 +36,9 @@ from onnxshot.cli.options import (
 
 def emit(
     model: ModelArg,
-    to: Annotated[list[str] | None, typer.Option(help="onnx, openvino, tensorrt: several with commas.")] = None,
+    to: Annotated[
+        list[str] | None, typer.Option(help="onnx, openvino, tensorrt; separate several with commas.")
+    ] = None,
     target: TargetOpt = "ort",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write. Default: beside the input.")
@@ -55,7 +57,7 @@ def emit(
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
-    """Convert MODEL without compressing it; to 'onnx': normalize it, for --target where it is quantized."""
+    """Convert MODEL to other formats without compressing it. 'onnx' normalizes it, or moves int8 to --target."""
     from onnxshot.cli import tables
 
     formats = split_commas(to)

@@ -1,4 +1,4 @@
-"""Options of `emit` that `quantize` and `compress` share: formats, shapes, and where artifacts go."""
+"""Options of `emit` that `quantize` and `compress` share: formats, shapes, and the paths of artifacts."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
 EmitOpt = Annotated[
     list[str] | None,
     typer.Option(
-        help="Formats to write: onnx, openvino, tensorrt; several with commas. Default: that of the suffix of -o, else "
-        "the target's own."
+        help="Formats to write: onnx, openvino, tensorrt; separate several with commas. Default: by the suffix of "
+        "-o, else the format of the target."
     ),
 ]
 ShapesOpt = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=LEAST:USUAL:MOST",
-        help="TensorRT: sizes that an input may have, such as x=1x3x224x224:8x3x224x224:32x3x224x224. Default: those "
-        "that the samples of --calib have.",
+        help="TensorRT: range of sizes of an input, such as x=1x3x224x224:8x3x224x224:32x3x224x224. Default: the "
+        "sizes in the samples of --calib.",
     ),
 ]
 _Given = TypeVar("_Given")
-_DIGITS = 19  # of a size; dimensions are int64
+_DIGITS = 19  # most digits of a size; dimensions are int64
 BatchOpt = Annotated[int | None, typer.Option(help="Freeze the batch dimension at this size.", min=1)]
 ShapeOpt = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=SIZES", help="Freeze an input, such as x=1x3x224x224. May be repeated."),
 ]
 HardwareOpt = Annotated[
-    list[str] | None, typer.Option(help="TensorRT: what to compile for, such as sm89. May be repeated.")
+    list[str] | None, typer.Option(help="TensorRT: GPU architecture to compile for, such as sm89. May be repeated.")
 ]
-HalfOpt = Annotated[bool, typer.Option("--half-weights", help="OpenVINO: store float weights in 16 bits.")]
-TimingOpt = Annotated[Path | None, typer.Option(help="TensorRT: a file of timings to read and add to.")]
-MinutesOpt = Annotated[float, typer.Option(help="TensorRT: most minutes that building may take.", min=0.1)]
+HalfOpt = Annotated[bool, typer.Option("--half-weights", help="OpenVINO: store float weights as float16.")]
+TimingOpt = Annotated[Path | None, typer.Option(help="TensorRT: a timing cache to read and extend.")]
+MinutesOpt = Annotated[float, typer.Option(help="TensorRT: time limit for building, in minutes.", min=0.1)]
 
 
 def split_commas(values: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The values of an option that may be repeated, and may hold commas; None where it was not given."""
+    """Split the values of a repeatable option at commas; None if the option was not given."""
     return tuple(part.strip() for value in values for part in value.split(",")) if values else None
 
 
@@ -58,7 +58,7 @@ def options_from(
     minutes: float,
     threads: int,
 ) -> EmitOptions:
-    """How artifacts are made. Raises UsageError for sizes that are none."""
+    """Build EmitOptions from command-line values. Raises UsageError for malformed sizes."""
     from onnxshot.runtimes.base import EmitOptions
 
     return EmitOptions(
@@ -70,10 +70,10 @@ def options_from(
 def output_paths(
     model: Path, output: Path | None, emit: Sequence[str] | None, targets: Sequence[str], precision: str
 ) -> dict[str, Path]:
-    """Where the result for each target goes: to the output, or beside the model, named after the precision.
+    """Return the output path for each target.
 
-    Of several targets each has its name in it. Without an output it ends as the first format does that is asked for, or
-    that is the target's own.
+    Without an output the path lies beside the model and ends in the precision, with the suffix of the first requested
+    format or of the target's own format. If there are several targets, the name of each is added.
     """
     from onnxshot.targets import RUNTIMES, target_named
 
@@ -89,7 +89,7 @@ def output_paths(
 
 
 def joint_report(reports: Mapping[str, Report]) -> dict[str, Any]:
-    """The report of one target; of several, all artifacts, and the reports by target."""
+    """Return the report of one target, or of several targets all artifacts and the reports by target."""
     if len(reports) == 1:
         return next(iter(reports.values())).to_dict()
     every = {name: report.to_dict() for name, report in reports.items()}
@@ -99,7 +99,7 @@ def joint_report(reports: Mapping[str, Report]) -> dict[str, Any]:
 
 
 def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
-    """Input name -> sizes. Raises UsageError for what are none."""
+    """Parse the values of --shape into {input name: sizes}. Raises UsageError where one is malformed."""
     every = []
     for text in texts or ():
         name, _, given = text.rpartition("=")
@@ -111,11 +111,11 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
 
 
 def _once(option: str, given: Iterable[tuple[str, _Given]]) -> dict[str, _Given]:
-    """What is given for each input. Raises UsageError where an input has two."""
+    """Collect (input name, value) pairs into a dict. Raises UsageError if an input appears twice."""
     found: dict[str, _Given] = {}
     for name, sizes in given:
         if name in found:
-            raise UsageError(f"{option} is given twice for input {shown(name)}", "give each input one")
+            raise UsageError(f"{option} is given twice for input {shown(name)}", "give it once for each input")
         found[name] = sizes
     return found
 
@@ -130,5 +130,5 @@ def _sizes(text: str) -> tuple[str, tuple[tuple[int, ...], tuple[int, ...], tupl
 
 
 def _whole(text: str) -> int:
-    """A size in digits that ONNX can hold; 0 for any other text."""
+    """Parse a size that fits into int64; 0 for any other text."""
     return int(text) if text.isdecimal() and len(text) < _DIGITS else 0

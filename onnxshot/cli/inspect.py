@@ -1,4 +1,4 @@
-"""`inspect`: what would be quantized, and why the rest would not."""
+"""`inspect`: show what would be quantized, and why the rest would not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def inspect(
     include: IncludeOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Show what would be quantized, what would not, and why; with --calib also what the inputs look like."""
+    """Show which nodes would be quantized, which would not, and why; with --calib also a summary of the inputs."""
     recipe = onnxshot.Recipe(
         target=target, mode=mode, precision=precision, exclude=tuple(exclude or ()), include=tuple(include or ())
     )

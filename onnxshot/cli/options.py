@@ -1,4 +1,4 @@
-"""What commands of the command line share: options, and how a result is told."""
+"""Options that several commands share, helpers that parse their values, and `tell`, which prints a result."""
 
 from __future__ import annotations
 
@@ -19,62 +19,62 @@ if TYPE_CHECKING:
 
 Loaded = TypeVar("Loaded")
 
-_DIGITS = 19  # of a number of samples
+_DIGITS = 19  # most digits of a number of samples
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
 CalibOpt = Annotated[
     str | None,
     typer.Option(
         "--calib",
-        help="Calibration data: a folder of pictures (with --preset), .npy or .npz; one .npz; an onnx test_data_set "
-        "folder; module:function or file.py:function yielding dicts; 'random'.",
+        help="Calibration data: a folder of pictures (with --preset), of .npy or .npz files; one .npz file; an ONNX "
+        "test_data_set folder; module:function or file.py:function that yields dicts; or 'random'.",
     ),
 ]
 PresetOpt = Annotated[
-    str | None, typer.Option(help="How pictures become inputs: a name, a YAML file, or 'none' for raw arrays.")
+    str | None, typer.Option(help="How pictures are preprocessed: a name, a YAML file, or 'none' for raw arrays.")
 ]
-TargetOpt = Annotated[
-    str, typer.Option(help="Where the model will run: ort, ort-avx2, openvino, tensorrt, portable.")
-]
+TargetOpt = Annotated[str, typer.Option(help="Where the model will run: ort, ort-avx2, openvino, tensorrt, portable.")]
 PrecisionOpt = Annotated[
-    str, typer.Option(help="int8, fp16, bf16 (floats of 16 bits, no int8), int8+fp16 (fp16 for what int8 leaves).")
+    str, typer.Option(help="int8; fp16 or bf16 (16-bit floats, no int8); int8+fp16 (fp16 where int8 is not used).")
 ]
-ThreadsOpt = Annotated[int, typer.Option(help="CPU threads of every inference.", min=1, max=MOST_THREADS)]
+ThreadsOpt = Annotated[int, typer.Option(help="CPU threads of each inference.", min=1, max=MOST_THREADS)]
 SamplesOpt = Annotated[
-    str, typer.Option(help="auto: until the ranges have settled. all, or a number: that many, evenly spaced.")
+    str, typer.Option(help="auto: stop when the ranges have settled; all; or a number of samples, evenly spaced.")
 ]
 DeviceOpt = Annotated[str, typer.Option(help="Where calibration runs: cpu, cuda, openvino.")]
-CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep and reuse calibration statistics.")]
-JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Use the calibration cache.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
 StatsOpt = Annotated[
-    Path | None, typer.Option(help="Statistics that 'onnxshot calibrate' wrote: nothing is run to calibrate.")
+    Path | None, typer.Option(help="Statistics that 'onnxshot calibrate' wrote; the model is not calibrated again.")
 ]
 SetOpt = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="An argument of the file, ${NAME:DEFAULT} there. Repeatable."),
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Set an argument, which the file spells ${NAME:DEFAULT}. Repeatable."
+    ),
 ]
-ReportOpt = Annotated[
-    Path | None, typer.Option(help="Also write the report here: a page for people (.html), else JSON.")
-]
+ReportOpt = Annotated[Path | None, typer.Option(help="Also write the report here: as a page (.html), else as JSON.")]
 LogOpt = Annotated[
     list[str] | None,
     typer.Option(metavar="KIND:WHERE", help="Also log to tensorboard:FOLDER, wandb:PROJECT or mlflow:URI. Repeatable."),
 ]
 BundleOpt = Annotated[
     Path | None,
-    typer.Option(help="Also put all of it into this folder, with samples and a manifest; of several targets, each."),
+    typer.Option(
+        help="Also write a bundle into this folder: the results, samples and a manifest. One folder per target."
+    ),
 ]
 ExcludeOpt = Annotated[
     list[str] | None,
-    typer.Option(help="Leave in float: a glob over node names, tensor names and op types. May be repeated."),
+    typer.Option(help="Leave nodes in float: a glob over node names, tensor names and op types. May be repeated."),
 ]
 IncludeOpt = Annotated[
-    list[str] | None, typer.Option(help="Quantize although a rule of thumb says no: a glob as in --exclude.")
+    list[str] | None, typer.Option(help="Quantize nodes that a heuristic would leave in float: a glob as in --exclude.")
 ]
 
 
 def sinks_of(texts: list[str] | None) -> list[Sink]:
-    """The sinks of --log, before any work. Raises UsageError for what is none, or is not installed."""
+    """Open the trackers of --log. Raises UsageError for an unknown one, or one that is not installed."""
     if not texts:
         return []
     from onnxshot.report.trackers.send import sink_of
@@ -83,7 +83,7 @@ def sinks_of(texts: list[str] | None) -> list[Sink]:
 
 
 def samples_of(text: str) -> int | str:
-    """The value of --samples. Raises UsageError for what is none."""
+    """Parse the value of --samples. Raises UsageError if it is invalid."""
     if text in ("auto", "all"):
         return text
     if text.isdecimal() and len(text) < _DIGITS and int(text) > 0:
@@ -92,7 +92,7 @@ def samples_of(text: str) -> int | str:
 
 
 def arguments_of(given: list[str] | None) -> dict[str, str]:
-    """The values of --set by name. Raises UsageError for what is no argument."""
+    """Parse the values of --set into {name: value}. Raises UsageError if one is malformed."""
     arguments = {}
     for text in given or ():
         name, sign, value = text.partition("=")
@@ -114,9 +114,9 @@ def layer_sparsity(text: str) -> tuple[str, float]:
 def recipe_of(
     path: Path | None, given: list[str] | None, load: Callable[[Path, dict[str, str]], Loaded]
 ) -> Loaded | None:
-    """What `load` makes of the file of --recipe and the arguments of --set; None where there is no file.
+    """Load the file of --recipe with the arguments of --set; None if there is no file.
 
-    Raises UsageError for an argument that is none.
+    Raises UsageError for a malformed argument, or for arguments without a file.
     """
     arguments = arguments_of(given)
     if path is None:
@@ -127,7 +127,7 @@ def recipe_of(
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """True where the option stands on the command line."""
+    """True if the option was given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -140,9 +140,9 @@ def files_of(
     bundle: Iterable[Path] = (),
     unnamed: Iterable[Path] = (),
 ) -> Files:
-    """What a command reads and writes itself; the run holds it against its own.
+    """Return the files that the command itself reads and writes; the run checks them for conflicts with its own.
 
-    unnamed: outputs that have the name that they get where the user gives none.
+    unnamed: outputs whose path the user did not give, so that a foreign file there must not be replaced.
     """
     from onnxshot.delivery.input_files import of_recipe
     from onnxshot.delivery.output_files import OUTPUT, of_bundle
@@ -157,7 +157,7 @@ def files_of(
 
 
 def tell(as_json: bool, values: dict[str, Any], show: Callable[[], None]) -> None:
-    """One JSON object on stdout, or what `show` prints for people."""
+    """Print the values as one JSON object on stdout, or call `show`, which prints for people."""
     if as_json:
         streams.write(values)
     else:

@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 def prune(
     model: ModelArg,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share of the weights that become zero; 2:4 and its like fix their own.")
+        float | None, typer.Option(help="Share of the weights that become zero. N:M patterns fix their own share.")
     ] = None,
     pattern: Annotated[
         str,
         typer.Option(
-            help="unstructured; N:M such as 2:4: N of M neighbouring inputs stay; block:4x1; channels: cut out whole."
+            help="unstructured; N:M such as 2:4 (N of M neighbouring inputs stay); block:4x1; channels (removed whole)."
         ),
     ] = "unstructured",
     scope: Annotated[
         str | None,
         typer.Option(
-            help="How zeros are shared out: layer, global, erk, or auto: by what they are measured to cost. "
+            help="How zeros are distributed over layers: layer, global, erk, or auto (by measured cost). "
             "Default: auto with --calib, else layer."
         ),
     ] = None,
@@ -51,23 +51,34 @@ def prune(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.pruned.onnx beside the input.")
     ] = None,
-    include: Annotated[list[str] | None, typer.Option(help="Prune only what this glob matches. Repeatable.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Leave as it is: a glob. May be repeated.")] = None,
-    layer: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="The sparsity of some layers. May be repeated.")
+    include: Annotated[
+        list[str] | None, typer.Option(help="Prune only nodes that this glob matches. Repeatable.")
     ] = None,
-    keep_zeros: Annotated[bool, typer.Option("--keep-zeros", help="What is zero stays zero, and counts.")] = False,
-    target_flops: Annotated[float | None, typer.Option(help="Channels: share of the work to keep.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Do not prune nodes that this glob matches. Repeatable.")
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB=SPARSITY", help="Sparsity of the layers that GLOB matches. May be repeated."),
+    ] = None,
+    keep_zeros: Annotated[
+        bool, typer.Option("--keep-zeros", help="Keep the zeros of the input, and count them.")
+    ] = False,
+    target_flops: Annotated[
+        float | None, typer.Option(help="Channels: share of the multiply-accumulates to keep.")
+    ] = None,
     target_params: Annotated[float | None, typer.Option(help="Channels: share of the parameters to keep.")] = None,
     target_latency: Annotated[float | None, typer.Option(help="Channels: share of the latency to keep.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Channels: most that the score of --eval may fall.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Channels: largest allowed drop of the score of --eval.")
+    ] = None,
     evaluation: Annotated[
-        str | None, typer.Option("--eval", help="file.py:function that scores a model, higher is better.")
+        str | None, typer.Option("--eval", help="file.py:function that scores a model; higher is better.")
     ] = None,
     prune_scope: Annotated[str, typer.Option(help="Channels: all, mlp or heads.")] = "all",
     multiple: Annotated[int, typer.Option(help="Channels: widths become a multiple of 1, 8 or 16.")] = 8,
     importance: Annotated[
-        str, typer.Option(help="Channels: what they are weighed by: error, activation, batchnorm, l1, l2 or auto.")
+        str, typer.Option(help="Channels: how they are ranked: error, activation, batchnorm, l1, l2 or auto.")
     ] = "auto",
     samples: SamplesOpt = "auto",
     report: ReportOpt = None,
@@ -75,7 +86,7 @@ def prune(
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
-    """Set weights of MODEL to zero in one shot; with data, let those that stay make up for it."""
+    """Set weights of MODEL to zero in one shot; with calibration data, the remaining weights compensate."""
     from onnxshot.cli import tables
     from onnxshot.report.saving import save_report
 
@@ -88,12 +99,12 @@ def prune(
     of_zeros = {"scope": scope is not None, "layer": bool(layer), "keep-zeros": keep_zeros}
     of_channels = {name.replace("_", "-"): value is not None for name, value in targets.items()}
     if wrong := [name for name, given in (of_zeros if channels else of_channels).items() if given]:
-        hint = "it is of the patterns that set zeros" if channels else "it is of --pattern channels"
+        hint = "it applies to patterns that set zeros" if channels else "it applies to --pattern channels"
         raise UsageError(f"--{wrong[0]} with --pattern {pattern}", hint)
     if channels and sparsity is not None:
         targets["target_flops"] = 1 - sparsity
     if not channels and not as_json:
-        terminal.show_text("zeros make a model no faster in ONNX Runtime: --pattern channels does")
+        terminal.show_text("zeros do not make a model faster in ONNX Runtime; --pattern channels does")
     files = files_of(report, unnamed=() if output is not None else (out,))
     result: ShrinkResult | onnxshot.PruneResult
     with terminal.progress(not as_json) as show:

@@ -1,4 +1,4 @@
-"""`quantize`: to 8 bits or 16, for one target or several, maybe under a goal."""
+"""`quantize`: to 8 or 16 bits, for one target or several, optionally under a goal."""
 
 from __future__ import annotations
 
@@ -52,47 +52,50 @@ def quantize(
     target: TargetOpt = "ort",
     mode: Annotated[
         str,
-        typer.Option(help="static: calibrated, dynamic per op where better. dynamic: no data. weights: for size."),
+        typer.Option(help="static (calibrated; dynamic per op where better), dynamic (no data), weights (for size)."),
     ] = "static",
     precision: PrecisionOpt = "int8",
     preset: PresetOpt = None,
     effort: Annotated[
-        str, typer.Option(help="Accuracy: fast (ranges only), balanced (channels, biases), best (weights too).")
+        str,
+        typer.Option(help="Accuracy: fast (ranges only), balanced (also channels and biases), best (also weights)."),
     ] = "balanced",
     method: Annotated[
-        str, typer.Option(help="Ranges: auto, minmax, moving-average, percentile, entropy, mse.")
+        str, typer.Option(help="Range method: auto, minmax, moving-average, percentile, entropy, mse.")
     ] = "auto",
-    format: Annotated[str, typer.Option("--format", help="qdq or qoperator.")] = "qdq",
+    format: Annotated[str, typer.Option("--format", help="qdq (Q/DQ pairs) or qoperator.")] = "qdq",
     activation_type: Annotated[str | None, typer.Option(help="uint8, int8, uint16, int16, float8e4m3fn.")] = None,
     weight_type: Annotated[
         str | None, typer.Option(help="int8, uint8, int16, uint16, float8e4m3fn; int4 with --mode weights.")
     ] = None,
-    block: Annotated[int, typer.Option(help="int4 weights: how many inputs share a scale.", min=2)] = 128,
-    per_channel: Annotated[bool, typer.Option("--per-channel/--per-tensor", help="Scales of weights.")] = True,
+    block: Annotated[int, typer.Option(help="int4 weights: number of inputs that share a scale.", min=2)] = 128,
+    per_channel: Annotated[
+        bool, typer.Option("--per-channel/--per-tensor", help="Weight scales per channel or per tensor.")
+    ] = True,
     exclude: ExcludeOpt = None,
     include: IncludeOpt = None,
     complete: Annotated[
-        bool, typer.Option("--complete", help="Keep the scales of a quantized model, and quantize the rest of it.")
+        bool, typer.Option("--complete", help="Keep the scales of a quantized model, and quantize the rest.")
     ] = False,
     portable_ops: Annotated[
-        bool, typer.Option("--portable-ops", help="Standard operators only: int8 LSTMs are for ONNX Runtime alone.")
+        bool, typer.Option("--portable-ops", help="Use standard operators only (int8 LSTMs run in ONNX Runtime alone).")
     ] = False,
     samples: SamplesOpt = "auto",
     stats: StatsOpt = None,
     recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="A YAML recipe, or a report that holds one; options overrule it.")
+        Path | None, typer.Option("--recipe", help="A YAML recipe, or a report that holds one. Options override it.")
     ] = None,
     arguments: SetOpt = None,
     report: ReportOpt = None,
     log: LogOpt = None,
-    min_sqnr: Annotated[float | None, typer.Option(help="Goal: least SQNR of the outputs in dB.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Goal: most that the score of --eval may fall.")] = None,
+    min_sqnr: Annotated[float | None, typer.Option(help="Goal: minimum SQNR of the outputs in dB.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Goal: largest allowed drop of the score of --eval.")] = None,
     evaluation: Annotated[
-        str | None, typer.Option("--eval", help="file.py:function that scores a model, higher is better.")
+        str | None, typer.Option("--eval", help="file.py:function that scores a model; higher is better.")
     ] = None,
-    max_latency: Annotated[float | None, typer.Option(help="Goal: most milliseconds of one run.")] = None,
-    max_size: Annotated[float | None, typer.Option(help="Goal: most megabytes of the file.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Minutes to search for the goal.")] = None,
+    max_latency: Annotated[float | None, typer.Option(help="Goal: maximum latency of one run in ms.")] = None,
+    max_size: Annotated[float | None, typer.Option(help="Goal: maximum size of the file in MB.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Time limit of the search for the goal, in minutes.")] = None,
     bundle: BundleOpt = None,
     batch: emit_options.BatchOpt = None,
     shape: emit_options.ShapeOpt = None,
@@ -102,9 +105,9 @@ def quantize(
     half_weights: emit_options.HalfOpt = False,
     timing_cache: emit_options.TimingOpt = None,
     build_minutes: emit_options.MinutesOpt = 30.0,
-    require_faster: Annotated[bool, typer.Option(help="Exit 3 if the result is slower than the input.")] = False,
-    keep_overridable: Annotated[bool, typer.Option(help="Leave weights that are also inputs as they are.")] = False,
-    requantize: Annotated[bool, typer.Option(help="Take a quantized model back to float first.")] = False,
+    require_faster: Annotated[bool, typer.Option(help="Exit with 3 if the result is slower than the input.")] = False,
+    keep_overridable: Annotated[bool, typer.Option(help="Do not quantize weights that are also graph inputs.")] = False,
+    requantize: Annotated[bool, typer.Option(help="First convert a quantized model back to float.")] = False,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
     cache: CacheOpt = True,
     device: DeviceOpt = "cpu",
@@ -141,7 +144,7 @@ def quantize(
         targets = None if alone is None else (alone,)
     places = emit_options.output_paths(model, output, emit, targets or (recipe.target,), recipe.precision)
     if goal is not None and set(emit_options.split_commas(emit) or ("onnx",)) != {"onnx"}:
-        raise UsageError("a goal is searched for in ONNX Runtime", "then run onnxshot emit on the result")
+        raise UsageError("a goal is searched for in ONNX Runtime only", "run onnxshot emit on the result")
     how: dict[str, Any] = {"emit": emit_options.split_commas(emit)} if goal is None else {"goal": goal}
     if goal is None:
         how["emit_options"] = emit_options.options_from(
@@ -149,7 +152,7 @@ def quantize(
         )
     bundles = {name: bundle / name if len(places) > 1 else bundle for name in places} if bundle is not None else {}
     for folder in bundles.values():
-        refuse_folder(folder)  # before the work, not after it
+        refuse_folder(folder)  # before the work starts
     files = files_of(
         report, recipe=recipe_file, arguments=arguments, bundle=bundles.values(),
         unnamed=places.values() if output is None or len(places) > 1 else (),
@@ -180,8 +183,8 @@ def quantize(
     for name, found in reports.items():
         if found.goal.get("missed"):
             missed = "; ".join(found.goal["missed"])
-            hint = "it is the best found; --report FILE lists the others"
+            hint = "it is the best candidate found; --report FILE lists the others"
             raise GoalMissed(f"{places[name]} was written, but {missed}", hint)
         if require_faster and (found.speedup is None or found.slower):
             measured = "its speed was not measured" if found.speedup is None else "it is slower than the input"
-            raise GoalMissed(f"{places[name]} was written, but {measured}", "leave out --require-faster to accept it")
+            raise GoalMissed(f"{places[name]} was written, but {measured}", "omit --require-faster to accept it")

@@ -1,4 +1,4 @@
-"""`replay`: make a result again."""
+"""`replay`: repeat a recorded run and check that it gives the same bytes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def replay(
     cache: CacheOpt = True,
     as_json: JsonOpt = False,
 ) -> None:
-    """Do to MODEL what RECIPE says was done to it: the same bytes again. Exit code 3 if they are not."""
+    """Repeat on MODEL the run that RECIPE records, and check that the bytes are the same. Exit code 3 if not."""
     out = output or model.parent / f"{model.stem}.replay.onnx"
     files = files_of(unnamed=() if output is not None else (out,))
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(use_cache=cache, files=files, progress=show)
         found = onnxshot.replay(model, recorded, out, calib=calib, stats=stats, preset=preset, settings=settings)
-    verdict = {True: "the same bytes", False: "other bytes", None: "nothing says what its bytes were"}[found.same]
+    verdict = {True: "the same bytes", False: "other bytes", None: "its bytes were not recorded"}[found.same]
     lines = [f"{found.output}  {' + '.join(found.runs)}: {verdict}  SHA-256 {found.sha256}", *found.notes]
     lines += [f"{name} was {then}, is {now}" for name, (then, now) in found.changed.items()]
     tell(as_json, found.to_dict(), lambda: terminal.show_text("\n".join(lines)))
     if found.same is False:
-        others = "; ".join(lines[1:]) or "the versions are the same: it was another CPU"
+        others = "; ".join(lines[1:]) or "the versions are the same, so the CPU probably differs"
         raise GoalMissed(f"{found.output} was written, but its bytes are not those of the record", others)

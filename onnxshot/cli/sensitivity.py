@@ -1,4 +1,4 @@
-"""`sensitivity`: the accuracy and the time that each node costs in int8."""
+"""`sensitivity`: measure the accuracy that each node costs in int8, and the time that it gains."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def sensitivity(
     preset: PresetOpt = None,
     target: TargetOpt = "ort",
     mode: Annotated[str, typer.Option(help="static, dynamic or weights.")] = "static",
-    gains: Annotated[bool, typer.Option("--gains", help="Also what is won when each node alone stays float.")] = False,
+    gains: Annotated[
+        bool, typer.Option("--gains", help="Also measure the gain if each node alone stays float.")
+    ] = False,
     exclude: ExcludeOpt = None,
     include: IncludeOpt = None,
     samples: SamplesOpt = "auto",
@@ -43,7 +45,7 @@ def sensitivity(
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
-    """Measure what each node costs when it alone is int8, worst first."""
+    """Measure the error when each node alone runs in int8, worst first."""
     from onnxshot.cli import tables
 
     recipe = onnxshot.Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: what is half made is removed. A second signal ends it at once."""
+"""Signals: SIGTERM and SIGHUP end a command as Ctrl-C does: unfinished files are removed. A second ends it at once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from types import FrameType
 
 from onnxshot.cli import early_signals
 
-_ONE_SECONDS = 0.5  # signals that come so close are one: a terminal that is closed sends SIGHUP twice
+_ONE_SECONDS = 0.5  # signals this close count as one: a terminal that is closed sends SIGHUP twice
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
 
 
 class Stopped(BaseException):
-    """The process was told to end; like KeyboardInterrupt, no handler of errors takes it for one.
+    """The process received SIGTERM or SIGHUP. It is no Exception, so that no error handler catches it.
 
-    exit_code: 128 and the number of the signal, as shells have it.
+    exit_code: 128 + the number of the signal, as shells use.
     """
 
     def __init__(self, number: int) -> None:
@@ -27,10 +27,10 @@ class Stopped(BaseException):
 
 
 def listen() -> None:
-    """From now on raise Stopped in the main thread at SIGTERM and SIGHUP, KeyboardInterrupt at SIGINT.
+    """Raise Stopped in the main thread at SIGTERM and SIGHUP, and KeyboardInterrupt at SIGINT, from now on.
 
-    A signal that is ignored, as under nohup, stays so. The second signal ends the process even where the main thread is
-    in the middle of a run of a model, which hears nothing until that is over.
+    A signal that is ignored, as under nohup, stays ignored. A second signal ends the process at once, even while the
+    main thread runs a model in native code and cannot raise.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -39,28 +39,28 @@ def listen() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in ours:
             signal.signal(number, _stop)
-    heard, told = socket.socketpair()
-    told.setblocking(False)
-    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_leave_at_second, args=(heard, told), daemon=True).start()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_leave_at_second, args=(reader, writer), daemon=True).start()
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    if _told:
-        return  # what is removed now is removed to its end
-    _told.append(number)
+    if _received:
+        return  # let the cleanup of the first signal finish
+    _received.append(number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Stopped(number)
 
 
-_told: list[int] = []
+_received: list[int] = []
 
 
-def _leave_at_second(heard: socket.socket, _: socket.socket) -> None:
-    """The system writes the number of each signal into the socket as it comes. The other end is held open here."""
+def _leave_at_second(reader: socket.socket, _: socket.socket) -> None:
+    """End the process at the second signal. Python writes the number of each signal into the socket, kept open here."""
     first = 0.0
-    while numbers := heard.recv(16):
+    while numbers := reader.recv(16):
         if first and time.monotonic() - first > _ONE_SECONDS:
             os._exit(128 + numbers[-1])
         first = first or time.monotonic()

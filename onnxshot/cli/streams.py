@@ -1,4 +1,4 @@
-"""The three standard streams: stdout is ours alone, and a stream that is closed or breaks costs no result."""
+"""Standard streams: with --json only `write` prints on stdout, and a closed or broken stream loses no result."""
 
 from __future__ import annotations
 
@@ -11,39 +11,45 @@ from typing import Any, TextIO
 from onnxshot.errors import UsageError
 
 BROKEN_PIPE = 141
-"""The exit code where nobody reads stdout any more: what shells make of SIGPIPE."""
+"""The exit code after a broken pipe: 128 + SIGPIPE, as shells use."""
 _HELP = {"-h", "--help", "--version"}
 _ours: TextIO | None = None
 
 
 def prepare(arguments: list[str]) -> None:
-    """Make the streams safe before anything else is done; arguments: of the command line.
+    """Make the streams safe, before anything else is done.
 
-    A file descriptor of a stream that is closed would be given to the next file that is opened, so that what a library
-    prints would be written into a model. With --json, what is printed by anyone but `write`, the user's own functions
-    and libraries of C included, goes to stderr.
+    The descriptor of a closed stream would be reused by the next file that is opened, and a library's output would be
+    written into a model; so closed streams are replaced with the null device. With --json, all output except that of
+    `write` goes to stderr, including that of C libraries and of the user's functions.
 
-    Raises UsageError where --json has no stdout to write to.
+    Args:
+        arguments: the arguments of the command line.
+
+    Raises:
+        UsageError: --json is given and stdout is closed.
     """
     global _ours
     closed = [number for number in (0, 1, 2) if not _is_open(number)]
     for _ in closed:
-        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # for the whole run
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     if "--json" not in arguments or _HELP & set(arguments):
         return
     if 1 in closed:
-        raise UsageError("--json has no stdout to write to: it is closed", "leave --json out, or redirect stdout")
+        raise UsageError("--json has no stdout to write to: it is closed", "omit --json, or redirect stdout")
     sys.stdout.flush()
     _ours = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)
 
 
 def write(values: dict[str, Any]) -> None:
-    r"""One line of JSON on stdout: UTF-8 whatever the locale, and bytes of file names that are not UTF-8 as \udcxx.
+    r"""Write one line of JSON to stdout, in UTF-8 for any locale; bytes of names that are not UTF-8 appear as \udcxx.
 
-    Raises BrokenPipeError where nobody reads it, and UsageError where it cannot be written.
+    Raises:
+        BrokenPipeError: nobody reads stdout.
+        UsageError: it cannot be written, for example because the disk is full.
     """
     stream = _ours or sys.stdout
     try:
@@ -57,20 +63,20 @@ def write(values: dict[str, Any]) -> None:
 
 
 def text_of(values: dict[str, Any]) -> str:
-    """Values as JSON that any UTF-8 stream takes: what is no character of Unicode is escaped."""
+    """Return the values as JSON in valid UTF-8: lone surrogates are escaped."""
     text = json.dumps(values, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def close() -> int | None:
-    """Write out what is waiting; the exit code where that fails, else None."""
+    """Flush all streams. Returns BROKEN_PIPE if nobody reads one, else None."""
     for stream in (_ours, sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except BrokenPipeError:
             return BROKEN_PIPE
-        except (OSError, ValueError):  # a full disk, or a stream that the user's code has closed
+        except (OSError, ValueError):  # a full disk, or a stream that user code has closed
             continue
     return None
 

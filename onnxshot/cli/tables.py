@@ -1,4 +1,4 @@
-"""Tables of results: one short table with the worst tensor on top, and one next step. All on stderr."""
+"""Print results for people on stderr: a headline, one short table with the worst row on top, and the next step."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _SKIPS = 6
 
 
 def show_reports(reports: Iterable[Report]) -> None:
-    """One result after another."""
+    """Print one result after another."""
     for report in reports:
         show_report(report)
 
 
-_SAME_SHARE = 0.0005  # shares that are written alike
+_SAME_SHARE = 0.0005  # shares that differ by less are printed once
 
 
 def show_report(report: Report) -> None:
-    """The result in a few lines: sizes, accuracy, speed, the worst tensors, what stayed float, what to do next."""
+    """Print a result: sizes, accuracy, speed, the worst tensors, the weights that stayed float, the next step."""
     console = stderr_console()
     console.print(_headline(report))
-    if report.worst and not report.on_random_data:  # of random inputs no layer says anything
-        head = name_column(f"worst tensors{_of_first(report)}")
+    if report.worst and not report.on_random_data:  # errors per layer mean nothing on random inputs
+        head = name_column(f"worst tensors{_sample_share(report)}")
         table = Table(head, "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
         for row in report.worst[:_WORST]:
             span = "" if row.low is None or row.high is None else f"{row.low:.4g} .. {row.high:.4g}"
@@ -47,7 +47,7 @@ def show_report(report: Report) -> None:
         console.print(table)
     for artifact in report.outputs:
         if artifact.format != "onnx":
-            console.print(escape(_of_artifact(artifact)))
+            console.print(escape(_artifact_line(artifact)))
     for line in _grouped(row for row in report.float_weights if row.reason != VECTOR):
         console.print(escape(f"float weight: {line}"))
     if report.onnxruntime is not None:
@@ -60,7 +60,7 @@ def show_report(report: Report) -> None:
 
 
 def _show_verdict(console: Console, verdict: Verdict) -> None:
-    """What speaks against a result, a line each and in colour, and what to do next."""
+    """Print each reason against a result on a coloured line, then the next step."""
     for number, reason in enumerate(verdict.reasons):
         said = "also" if number else WORDS[verdict.level]
         console.print(f"[{STYLES[verdict.level]}]{said}: {escape(reason)}[/]")
@@ -68,10 +68,10 @@ def _show_verdict(console: Console, verdict: Verdict) -> None:
 
 
 def show_emitted(report: Report) -> None:
-    """Every artifact in a line, with what was measured of it in its own runtime."""
+    """Print one line per artifact, with its measurements in its own runtime."""
     console = stderr_console()
     for artifact in report.outputs:
-        console.print(escape(_of_artifact(artifact)))
+        console.print(escape(_artifact_line(artifact)))
     if report.sqnr_db is not None:
         console.print(f"{accuracy(report.sqnr_db, None)} of the .onnx file against the input")
     for line in _grouped(report.skips):
@@ -84,15 +84,15 @@ def show_emitted(report: Report) -> None:
 
 
 def _grouped(skips: Iterable[Skip]) -> list[str]:
-    """A line for the nodes of one op and reason, with the name of the first; as many as people read."""
+    """Group skips by op and reason: one line per group with its first node, at most _SKIPS lines."""
     groups: dict[tuple[str, str], list[str]] = {}
     for skip in skips:
         groups.setdefault((skip.op, skip.reason), []).append(skip.node)
     return [f"{len(names)} x {op}, {names[0]!r}: {why}" for (op, why), names in list(groups.items())[:_SKIPS]]
 
 
-def _of_artifact(artifact: Artifact) -> str:
-    """One line: where it is, how large, and how it runs."""
+def _artifact_line(artifact: Artifact) -> str:
+    """Describe an artifact in one line: path, size, accuracy and speed."""
     parts = [f"{artifact.path}: {artifact.format}, {artifact.bytes / 1e6:.2f} MB"]
     if artifact.int8_macs_share is not None:
         parts.append(f"{100 * artifact.int8_macs_share:.0f} % of the work in int8")
@@ -100,13 +100,13 @@ def _of_artifact(artifact: Artifact) -> str:
         parts.append(f"SQNR {artifact.sqnr_db:.1f} dB")
     if artifact.latency:
         times = artifact.latency
-        unsure = "" if times.get("sure", True) else ", not sure: runs scatter"
+        unsure = "" if times.get("sure", True) else ", not certain because runs scatter"
         parts.append(f"{times['ms']:.2f} ms, {times['speedup']:.2f}x as fast as the float model there{unsure}")
     return ", ".join(parts) + "".join(f"; {note}" for note in artifact.notes)
 
 
 def show_pruned(report: PruneReport) -> None:
-    """The result in a few lines: sizes, accuracy, the densest and sparsest layers, what was left, what to do next."""
+    """Print a pruned model: sizes, accuracy, the densest and sparsest layers, skipped nodes, the next step."""
     console = stderr_console()
     zeros = f"{100 * report.sparsity:.1f} % zeros"
     if abs(report.sparsity - report.sparsity_of_all) >= _SAME_SHARE:
@@ -131,17 +131,17 @@ def show_pruned(report: PruneReport) -> None:
 
 
 def show_shrunk(report: ShrinkReport) -> None:
-    """Work, parameters and latency left, then the groups that were cut, the one cut most first."""
+    """Print the MACs, parameters and latency that remain, then the groups of channels, the one cut most first."""
     console = stderr_console()
     (work, left), (params, kept) = report.macs, report.params
-    parts = [f"{100 * left / max(work, 1):.1f} % of the work", f"{100 * kept / max(params, 1):.1f} % of the parameters"]
+    parts = [f"{100 * left / max(work, 1):.1f} % of the MACs", f"{100 * kept / max(params, 1):.1f} % of the parameters"]
     if report.latency is not None:
         parts.append(f"{100 * report.latency:.0f} % of the latency")
     if report.drop is not None:
         parts.append(f"score {report.drop:.4g} lower")
-    console.print("left: " + ", ".join(parts))
+    console.print("remaining: " + ", ".join(parts))
     for branch in report.branches:
-        console.print(escape(f"left out: the residual branch of {branch}"))
+        console.print(escape(f"removed: the residual branch of {branch}"))
     table = Table(name_column("group"), "kind", "before", "after", box=None, pad_edge=False)
     cut = sorted((row for row in report.groups if row.after < row.before), key=lambda row: row.after / row.before)
     for row in cut[: 2 * _WORST]:
@@ -155,7 +155,7 @@ def show_shrunk(report: ShrinkReport) -> None:
 
 
 def show_stages(report: CompressReport) -> None:
-    """One line per stage, then how many zeros were made."""
+    """Print one line per stage, then the share of zeros."""
     console = stderr_console()
     table = Table("stage", "MB", "SQNR dB", "agreement", "ms", "speed", box=None, pad_edge=False)
     for stage in report.stages:
@@ -169,14 +169,14 @@ def show_stages(report: CompressReport) -> None:
     console.print(table)
     for stage in report.stages:
         if isinstance(stage.report, PruneReport):
-            console.print(f"{stage.name}: {100 * stage.report.sparsity:.1f} % zeros, none of them lost later")
+            console.print(f"{stage.name}: {100 * stage.report.sparsity:.1f} % zeros, all kept by later stages")
     for note in report.notes:
         console.print(escape(f"note: {note}"))
     _show_verdict(console, report.verdict)
 
 
 def show_sensitivity(found: Sensitivity) -> None:
-    """One line per node, the one that costs most first."""
+    """Print one line per node, the most costly first."""
     table = Table(name_column("node"), "op", "how", "int8 dB", "per tensor", box=None, pad_edge=False)
     gains = any(row.float_gain_db is not None for row in found.nodes)
     if gains:
@@ -185,9 +185,9 @@ def show_sensitivity(found: Sensitivity) -> None:
         table.add_column(header)
     for row in found.nodes:
         figures = [row.per_channel_db, row.per_tensor_db, *([row.float_gain_db] if gains else [])]
-        taken = (f"{ms:.3f}" for ms in (row.float_ms, row.int8_ms))
+        times = (f"{ms:.3f}" for ms in (row.float_ms, row.int8_ms))
         texts = ("" if value is None else f"{value:.1f}" for value in figures)
-        table.add_row(escape(row.node), row.op, row.how, *texts, *taken)
+        table.add_row(escape(row.node), row.op, row.how, *texts, *times)
     console = stderr_console()
     console.print(f"{escape(found.input)}  all in int8: {accuracy(found.sqnr_db, None)} on {found.samples} samples")
     console.print(table)
@@ -195,8 +195,8 @@ def show_sensitivity(found: Sensitivity) -> None:
         console.print(escape(f"note: {note}"))
 
 
-def _of_first(report: Report) -> str:
-    """Of how many samples tensors tell, where outputs are judged on more."""
+def _sample_share(report: Report) -> str:
+    """State how many samples tensors were compared on, if outputs were compared on more."""
     seen, judged = report.samples.get("tensors"), report.samples.get("judged")
     return f" ({seen} of {judged} samples)" if seen and judged and seen < judged else ""
 
@@ -213,20 +213,20 @@ def _headline(report: Report) -> str:
     if report.speedup is not None:
         text = f"{report.speedup:.2f}x (float {report.latency['float_ms']:.3g} ms)"
         if not report.latency.get("sure", True):
-            parts.append(f"not sure whether faster: {text}, runs scatter")
+            parts.append(f"not certain whether faster, because runs scatter: {text}")
         else:
             parts.append(f"[bold red]slower than float: {text}[/]" if report.slower else f"[green]{text}[/]")
     return "  ".join(parts)
 
 
 def accuracy(sqnr_db: float | None, agreement: float | None) -> str:
-    """One of the two figures; red where it is not good enough."""
+    """Format the SQNR or the agreement, whichever is given; red if it is not good enough."""
     text = f"SQNR {decibels(sqnr_db)}" if sqnr_db is not None else f"agreement {100 * (agreement or 0.0):.1f} %"
     return f"[bold red]{text}[/]" if level_of(sqnr_db, agreement) == BAD else text
 
 
 def show_latencies(rows: Sequence[Latency]) -> None:
-    """One line per model, below what they were timed in; the first is the base."""
+    """Print the runtime, then one line per model; speedups are relative to the first."""
     if rows and rows[0].runtime:
         stderr_console().print(f"in {escape(rows[0].runtime)}")
     table = Table(name_column("model"), "median ms", "p10", "p90", "speedup", box=None, pad_edge=False)

@@ -1,4 +1,4 @@
-"""Print to the terminal: consoles, coloured lines, and a progress bar. All on stderr. Imports nothing heavy."""
+"""The terminal: consoles, coloured lines and a progress bar, all on stderr. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -26,26 +26,25 @@ if TYPE_CHECKING:
     from onnxshot.settings import Progress as Callback
 
 SHOWN_AFTER = 1.0
-"""Seconds of work after which a bar appears."""
-
+"""Seconds of work after which the progress bar appears."""
 
 _READY = "ready"
 STYLES = {_READY: "green", "caution": "yellow", "bad": "bold red"}
-"""Colours by the level of a verdict."""
+"""Colour of each level of a verdict."""
 
 
 def stderr_console() -> Console:
-    """Where tables go: stderr, with lines of any length."""
+    """Return a console on stderr that does not wrap lines."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def show_text(text: str, level: str = "") -> None:
-    """Print lines as they are, in the colour of a verdict's level where one is given."""
+    """Print text without markup, in the colour of a verdict's level if one is given."""
     stderr_console().print(escape(text), style=STYLES.get(level) if level != _READY else None)
 
 
 class _Rate(ProgressColumn):
-    """Steps per second; empty until two steps were seen, which is all that rich can tell a rate from."""
+    """Steps per second; empty until rich has seen two steps."""
 
     def render(self, task: Task) -> Text:
         return Text("" if task.speed is None else f"{task.speed:.3g}/s")
@@ -53,7 +52,7 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def progress(wanted: bool) -> Iterator[Callback | None]:
-    """A bar for work that lasts longer than SHOWN_AFTER seconds, on a terminal; None elsewhere."""
+    """Yield a callback that shows a progress bar after SHOWN_AFTER seconds; None unless stderr is a terminal."""
     console = stderr_console()
     if not wanted or not console.is_terminal:
         yield None
@@ -79,5 +78,5 @@ def progress(wanted: bool) -> Iterator[Callback | None]:
 
 
 def name_column(header: str) -> Column:
-    """A column of names and paths: what differs may be at their end, so they are wrapped, never cut."""
+    """Return a column for names and paths, which wraps instead of truncating, because names often differ at the end."""
     return Column(header, overflow="fold")

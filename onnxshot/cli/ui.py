@@ -1,4 +1,4 @@
-"""`ui`: the local page."""
+"""`ui`: serve the local web page."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from onnxshot.errors import UsageError
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = 0,
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 chooses a free one.", min=0, max=65535)] = 0,
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
     max_upload: Annotated[
-        float, typer.Option(help="Most megabytes that the files of a job may have, unpacked.", min=1)
+        float, typer.Option(help="Size limit of the files of a job in MB, unpacked.", min=1)
     ] = 2048.0,
     as_json: JsonOpt = False,
 ) -> None:
-    """Serve a page on this machine alone: drop a model and samples, compress, look at the report, download."""
+    """Serve a page on this machine only: drop a model and samples, compress, read the report, download."""
     try:
         from onnxshot.ui.server import serve
     except ModuleNotFoundError as e:
@@ -29,6 +29,6 @@ def ui(
         if as_json:
             streams.write({"url": address})
         else:
-            terminal.show_text(f"{address}\nwhoever has this address may use the page; Ctrl-C ends it")
+            terminal.show_text(f"{address}\nanyone who has this address can use the page; Ctrl-C ends it")
 
     serve(port, int(max_upload * 1e6), ready, browse=browse)

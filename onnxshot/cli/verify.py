@@ -22,26 +22,26 @@ def verify(
     threads: ThreadsOpt = 2,
     as_json: JsonOpt = False,
 ) -> None:
-    """Check the files of a bundle by their hashes, and its artifacts by the samples in it."""
+    """Check the files of a bundle by their hashes, and run its artifacts on the samples in it."""
     found = onnxshot.verify(folder, threads=threads)
     tell(as_json, found.to_dict(), lambda: _show(found))
     if found.deviations:
         first = found.deviations[0]
-        what = "values differ" if first.sqnr_db is None else f"{first.sqnr_db:.1f} dB, least {first.least_db:.1f}"
+        what = "values differ" if first.sqnr_db is None else f"{first.sqnr_db:.1f} dB, below {first.least_db:.1f}"
         raise GoalMissed(
-            f"{folder} is whole, but {first.artifact} answers otherwise in output {first.output!r}: {what}",
-            "another version of its runtime, or another kind of CPU: manifest.json names those it was made with",
+            f"{folder} is intact, but {first.artifact} gives other values in output {first.output!r}: {what}",
+            "the version of its runtime or the CPU may differ: manifest.json names those it was made with",
         )
 
 
 def _show(found: Verified) -> None:
     console = terminal.stderr_console()
-    console.print(f"{found.files} files are whole, {found.samples} samples")
+    console.print(f"{found.files} files are intact, {found.samples} samples")
     for row in found.outputs:
-        db = "" if row.sqnr_db is None or row.equal == 1.0 else f", {row.sqnr_db:.1f} dB of at least {row.least_db:.1f}"
+        db = "" if row.sqnr_db is None or row.equal == 1.0 else f", {row.sqnr_db:.1f} dB (at least {row.least_db:.1f})"
         verdict = "ok" if row.passed else "deviates"
         console.print(escape(f"{row.artifact}: {row.output}: {100 * row.equal:.2f} % of values equal{db}: {verdict}"))
     for name, reason in found.not_run.items():
         console.print(escape(f"{name}: not run: {reason}"))
     for name in found.not_listed:
-        console.print(escape(f"{name}: not in the manifest: nothing is known of it"))
+        console.print(escape(f"{name}: not in the manifest, so it was not checked"))
