@@ -70,11 +70,11 @@ class CutChannels:
 
     def _update_value_infos(self, model: Model, alive: _Mask) -> None:
         """Set the new sizes in the value infos of tensors that became smaller."""
-        for name, held in self.axes.of.items():
+        for name, channels in self.axes.of.items():
             info = model.graph.value_infos.get(name)
-            if info is None or all(alive[ids].all() for ids in held.values()):
+            if info is None or all(alive[ids].all() for ids in channels.values()):
                 continue
-            for axis, ids in held.items():
+            for axis, ids in channels.items():
                 dims = info.type.tensor_type.shape.dim
                 if axis < len(dims) and dims[axis].HasField("dim_value"):
                     dims[axis].dim_value = int(np.count_nonzero(alive[ids]))
@@ -112,6 +112,7 @@ class _Sizes:
 
 
 def _conv(sizes: _Sizes, node: Node) -> None:
+    """Set `group` of a depthwise Conv to the number of channels that remain."""
     groups, mask = int(node.attrs.get("group", 1)), sizes.mask(node.inputs[0], 1)
     depthwise = groups > 1 and isinstance(node.inputs[1], Constant) and node.inputs[1].shape[1] == 1
     if depthwise and mask is not None and len(mask) == groups:
@@ -119,18 +120,20 @@ def _conv(sizes: _Sizes, node: Node) -> None:
 
 
 def _split(sizes: _Sizes, node: Node) -> None:
+    """Set the sizes of a Split along the cut axis; an input since opset 13, an attribute before."""
     along = normal(int(node.attrs.get("axis", 0)), sizes.rank(node.inputs[0]))
     if sizes.mask(node.inputs[0], along) is None:
         return
-    left = [int(np.count_nonzero(sizes.alive[sizes.axes.of[out.name][along]])) for out in node.outputs]
+    sizes_left = [int(np.count_nonzero(sizes.alive[sizes.axes.of[out.name][along]])) for out in node.outputs]
     if sizes.model.opset < 13:
-        node.attrs["split"] = left
+        node.attrs["split"] = sizes_left
         return
     node.attrs.pop("num_outputs", None)
-    sizes.set(node, 1, np.asarray(left, np.int64))
+    sizes.set(node, 1, np.asarray(sizes_left, np.int64))
 
 
 def _reshape(sizes: _Sizes, node: Node) -> None:
+    """Set the constant sizes of a Reshape, also where a Concat joins them with computed ones."""
     out, parts = node.outputs[0], shape_parts(node)
     changed: dict[Tensor, NDArray[Any]] = {}
     for axis, (tensor, place) in enumerate(parts or ()):
@@ -155,6 +158,7 @@ def _reshape(sizes: _Sizes, node: Node) -> None:
 
 
 def _slice(sizes: _Sizes, node: Node) -> None:
+    """Move the bounds of a Slice along a cut axis to the channels that remain between them."""
     x = node.inputs[0]
     axes = given_axes(node, 3, sizes.rank(x))
     starts, ends = (np.array(edit.constant_input(node, i)) for i in (1, 2))
@@ -171,15 +175,17 @@ def _slice(sizes: _Sizes, node: Node) -> None:
 
 
 def _gather(sizes: _Sizes, node: Node) -> None:
+    """Renumber the indices of a Gather along a cut axis, without those of removed channels."""
     mask = sizes.mask(node.inputs[0], normal(int(node.attrs.get("axis", 0)), sizes.rank(node.inputs[0])))
-    taken = edit.constant_input(node, 1)
-    if mask is not None and taken is not None:
-        taken = np.where(taken < 0, taken + len(mask), taken)
-        places = np.cumsum(mask) - 1
-        sizes.set(node, 1, places[taken[mask[taken]]].astype(taken.dtype))
+    indices = edit.constant_input(node, 1)
+    if mask is not None and indices is not None:
+        indices = np.where(indices < 0, indices + len(mask), indices)
+        renumbered = np.cumsum(mask) - 1
+        sizes.set(node, 1, renumbered[indices[mask[indices]]].astype(indices.dtype))
 
 
 def _pad(sizes: _Sizes, node: Node) -> None:
+    """Reduce the pads of a cut axis to the padded channels that remain."""
     out = node.outputs[0]
     rank = sizes.rank(node.inputs[0])
     axes, given = given_axes(node, 3, rank), node.attrs.get("pads")
@@ -198,6 +204,7 @@ def _pad(sizes: _Sizes, node: Node) -> None:
 
 
 def _resize(sizes: _Sizes, node: Node) -> None:
+    """Set the sizes of a Resize along cut axes."""
     given = edit.constant_input(node, 3)
     if given is None or not given.size:
         return

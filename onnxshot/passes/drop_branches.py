@@ -26,8 +26,8 @@ class DropBranches:
         """Replace the sums and infer shapes again."""
         change = Change()
         for add in [node for node in model.graph.nodes if node.outputs[0].name in self.sums]:
-            gone = self.sums[add.outputs[0].name]
-            if edit.bypass(model, add, next(t for t in add.inputs if t.name != gone)):
+            removed = self.sums[add.outputs[0].name]
+            if edit.bypass(model, add, next(t for t in add.inputs if t.name != removed)):
                 change.edits += 1
         edit.remove_unused(model)
         shape_inference.infer(model)

@@ -51,6 +51,7 @@ def _identity(model: Model, node: Node) -> str | None:
 
 
 def _dropout(model: Model, node: Node) -> str | None:
+    """Inference mode, and a mask that nothing reads. Dropout-12 has `training_mode` as its third input."""
     if any(t.name and (edit.consumers(t) or edit.is_output(model, t)) for t in node.outputs[1:]):
         return "its mask is used"
     if model.opset < 7 and not node.attrs.get("is_test", 0):
@@ -68,11 +69,13 @@ def _cast(model: Model, node: Node) -> str | None:
 
 
 def _transpose(model: Model, node: Node) -> str | None:
+    """A permutation that keeps the order."""
     perm = node.attrs.get("perm")
     return None if perm is not None and list(perm) == list(range(len(perm))) else ""
 
 
 def _pad(model: Model, node: Node) -> str | None:
+    """Pads that are all 0."""
     pads = node.attrs.get("pads", node.attrs.get("paddings"))
     if pads is None:
         if len(node.inputs) < 2 or not linear_ops.fixed(node.inputs[1]):
@@ -83,22 +86,27 @@ def _pad(model: Model, node: Node) -> str | None:
 
 
 def _concat(model: Model, node: Node) -> str | None:
+    """A single input."""
     return None if len(node.inputs) == 1 else ""
 
 
 def _relu(model: Model, node: Node) -> str | None:
+    """The output of another Relu as the input."""
     maker = edit.producer(node.inputs[0])
     return None if maker is not None and maker.op == "Relu" and maker.domain in STANDARD_DOMAINS else ""
 
 
 def _leaky_relu(model: Model, node: Node) -> str | None:
+    """A slope of 1."""
     return None if node.attrs.get("alpha", 0.01) == 1.0 else ""
 
 
 def _flatten(model: Model, node: Node) -> str | None:
+    """A matrix, at axis 1."""
     return None if len(model.shape(node.inputs[0]) or ()) == 2 and node.attrs.get("axis", 1) in (1, -1) else ""
 
 
+# Checks of a node: None if it changes nothing, '' if it changes something, else the skip reason.
 _CHECKS = {
     "Identity": _identity,
     "Dropout": _dropout,
@@ -109,4 +117,4 @@ _CHECKS = {
     "Relu": _relu,
     "LeakyRelu": _leaky_relu,
     "Flatten": _flatten,
-}  # op -> check of a node: None if it changes nothing, '' if it changes something, else the skip reason
+}

@@ -105,6 +105,7 @@ def _up_to(
 
 
 def _groups(node: Node) -> int:
+    """Number of groups of a Conv; 1 for a Gemm."""
     return int(node.attrs.get("group", 1)) if node.op == "Conv" else 1
 
 

@@ -65,6 +65,7 @@ def moved(model: Model, node: Node) -> Values | None:
 
 
 def _moved(model: Model, node: Node) -> Values | None:
+    """As `moved`; raises what numpy raises for invalid nodes."""
     source = Constant(node.inputs[0].name, node.inputs[0]._values)
     shape, dtype = tuple(source.shape), np.dtype(source._values.dtype)
     if dtype.kind == "O":
@@ -210,6 +211,7 @@ def _alone(model: Model, node: Node) -> tuple[ModelProto, dict[str, Constant]]:
 
 
 def _run_ort(proto: ModelProto, feeds: dict[str, Array]) -> tuple[list[Any] | None, str]:
+    """(results, '') from ONNX Runtime; (None, reason) if it fails."""
     import onnxruntime  # slow to import, and most models need it for few nodes or none
 
     options = onnxruntime.SessionOptions()
@@ -224,6 +226,7 @@ def _run_ort(proto: ModelProto, feeds: dict[str, Array]) -> tuple[list[Any] | No
 
 
 def _run_reference(proto: ModelProto, feeds: dict[str, Array]) -> list[Any] | None:
+    """Results from ONNX's reference evaluator; None if it fails."""
     from onnx.reference import ReferenceEvaluator
 
     try:

@@ -56,7 +56,7 @@ class FoldConstants:
     def run(self, model: Model) -> Change:
         """Fold the nodes."""
         change = Change()
-        gone: list[Node] = []
+        folded: list[Node] = []
         known = self.known or StaticShapes.of(model)
         inner = {t.name for g, n in model.walk() if g is not model.graph for t in n.outputs}
         made: dict[tuple[object, ...], Sequence[Constant]] = {}  # by node and inputs: equal results are stored once
@@ -77,9 +77,9 @@ class FoldConstants:
                     remember(constant, made_by, next(i for i, t in enumerate(node.outputs) if t is tensor))
             if node.inputs:
                 made[key] = constants
-            gone.append(node)
-        edit.remove(model, gone)
-        change.edits = len(gone)
+            folded.append(node)
+        edit.remove(model, folded)
+        change.edits = len(folded)
         return change
 
     def _values(
@@ -136,6 +136,7 @@ class FoldConstants:
         return results
 
     def _too_large(self, node: Node, after: int, before: int, change: Change) -> bool:
+        """Record a skip if a result is larger than its inputs by more than `max_growth`."""
         if after - before <= self.max_growth:
             return False
         change.skip(node, f"the result would take {after} bytes, its inputs take {before}")
@@ -143,6 +144,7 @@ class FoldConstants:
 
 
 def _known(tensor: Tensor) -> bool:
+    """Whether an input is constant or left out."""
     return not tensor.name or fixed(tensor)
 
 

@@ -83,6 +83,7 @@ def _constant(node: Node, slot: int) -> list[int] | None:
 
 
 def _write(model: Model, reshape: Node, source: Tensor, axis: int, times: int) -> None:
+    """Replace a repetition by a Resize."""
     scales = np.ones(4, np.float32)
     scales[axis] = times
     base, outputs = reshape.label, list(reshape.outputs)
@@ -91,11 +92,12 @@ def _write(model: Model, reshape: Node, source: Tensor, axis: int, times: int) -
 
 
 def _resize(model: Model, base: str, source: Tensor, scales: np.ndarray, outputs: list[Tensor]) -> None:
+    """Add a nearest-neighbour Resize with these scales; its region of interest is an empty constant before opset 13."""
     none = type(outputs[0])("")
     region = none if model.opset >= 13 else edit.add_constant(model, base, "region", np.zeros(0, np.float32))
-    held = edit.add_constant(model, base, "scales", scales)
+    factors = edit.add_constant(model, base, "scales", scales)
     edit.add_node(
-        model, "Resize", [source, region, held], base=base, suffix="repeated", outputs=outputs, attrs=dict(_ATTRS)
+        model, "Resize", [source, region, factors], base=base, suffix="repeated", outputs=outputs, attrs=dict(_ATTRS)
     )
 
 

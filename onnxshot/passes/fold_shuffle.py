@@ -158,6 +158,7 @@ def _gather(model: Model, graph: Graph, source: Tensor, leaf: Tensor, channels: 
 
 
 def _reshape(node: Node, x: Numbers, given: Arguments) -> list[Numbers] | None:
+    """Reshape; a size of 0 copies the input's size unless `allowzero` is set."""
     if given[0] is None:
         return None
     zero_copies = not node.attrs.get("allowzero", 0)
@@ -178,6 +179,7 @@ def _slice(node: Node, x: Numbers, given: Arguments) -> list[Numbers]:
 
 
 def _split(node: Node, x: Numbers, given: Arguments) -> list[Numbers] | None:
+    """Split into equal parts, or into the given sizes."""
     axis = int(node.attrs.get("axis", 0))
     sizes: Any = given[0] if given else node.attrs.get("split")
     if sizes is None:

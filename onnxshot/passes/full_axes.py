@@ -94,6 +94,7 @@ class _Write:
 
 
 def _none(node: Node) -> Tensor:
+    """A tensor without a name, which stands for an input that is left out."""
     return type(node.outputs[0])("")
 
 

@@ -140,6 +140,7 @@ def _times(node: Node, tensor: Tensor) -> Tensor | None:
 
 
 def _together(graph: Graph, *nodes: Node) -> bool:
+    """Whether all nodes are in this graph."""
     return all(node in graph.nodes for node in nodes)
 
 

@@ -19,7 +19,7 @@ from onnxshot.passes.base import Change
 class IsolateSoftmax:
     """Add a Reshape before and after each Softmax-13 over the last axis between two Transposes, in the top-level graph.
 
-    Edits count the Softmaxes. Skip reason: "more than one of its dimensions is free", so the shape cannot be restored.
+    Edits count the Softmaxes. Skip reason: "more than one of its dimensions is dynamic": a Reshape cannot restore two.
     """
 
     name: str = "isolate_softmax"
@@ -35,7 +35,7 @@ class IsolateSoftmax:
                 continue
             back = [d if isinstance(d, int) and d > 0 else -1 for d in shape]
             if back.count(-1) > 1 or back[-1] == -1:
-                change.skip(node, "more than one of its dimensions is free")
+                change.skip(node, "more than one of its dimensions is dynamic")
                 continue
             _isolate(model, node, back)
             change.edits += 1
@@ -45,12 +45,14 @@ class IsolateSoftmax:
 
 
 def _between_transposes(model: Model, node: Node) -> bool:
+    """Whether a Transpose makes the input and a Transpose alone reads the output."""
     maker = edit.producer(node.inputs[0])
     user = edit.only_consumer(model, node.outputs[0])
     return maker is not None and maker.op == "Transpose" and user is not None and user.op == "Transpose"
 
 
 def _isolate(model: Model, node: Node, back: list[int]) -> None:
+    """Add a Reshape to a matrix before the Softmax and one to `back` after it."""
     rows = edit.add_constant(model, node.label, "rows", np.array([-1, back[-1]]))
     shape = edit.add_constant(model, node.label, "shape", np.array(back))
     flat = edit.add_node(model, "Reshape", [node.inputs[0], rows], base=node.label, suffix="to_rows")

@@ -178,17 +178,20 @@ def _sees_no_padding(node: Node) -> bool:
 
 
 def _out_axis(node: Node) -> int:
+    """Axis of the output channels in the weight; within a group for ConvTranspose."""
     axis = channel_axis(node, 1, len(node.inputs[1].shape))
     assert axis is not None, node.op
     return axis
 
 
 def _in_axis(node: Node) -> int:
+    """Axis of the input channels in the weight; within a group for Conv."""
     rank = len(node.inputs[1].shape)
     return {"Conv": 1, "ConvTranspose": 0, "MatMul": rank - 2}.get(node.op, 1 - _out_axis(node))
 
 
 def _groups(node: Node) -> int:
+    """Number of groups of a Conv or ConvTranspose; 1 for other ops."""
     return int(node.attrs.get("group", 1)) if node.op in ("Conv", "ConvTranspose") else 1
 
 

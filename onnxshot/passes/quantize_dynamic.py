@@ -68,6 +68,7 @@ def _rewrite_product(
     planned: WeightPlan,
     inputs: dict[tuple[int, Tensor], Node],
 ) -> None:
+    """Rewrite a MatMul or Gemm; `inputs` holds the DynamicQuantizeLinear of each tensor in each graph."""
     x, weight = node.inputs[0], node.inputs[1]
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
     out = node.outputs[0]

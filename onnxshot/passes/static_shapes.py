@@ -69,6 +69,7 @@ class StaticShapes:
         return self.found.values.get(tensor.name) if id(tensor) in self.top else None
 
     def _value(self, tensor: Tensor) -> NDArray[Any] | None:
+        """The tensor's value in its own dtype; None unless all of it is known."""
         value = self.numbers(tensor)
         if value is None or not is_known(value):
             return None

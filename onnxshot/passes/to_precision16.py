@@ -41,8 +41,8 @@ class ToPrecision16:
             (node, i) for node in chosen for i, t in enumerate(node.outputs) if model.elem_type(t) == TensorProto.FLOAT
         ]
         halves = {node.outputs[i] for node, i in made}
-        for node, taken in slots.items():
-            for slot in taken:
+        for node, inputs in slots.items():
+            for slot in inputs:
                 if node.inputs[slot] not in halves:
                     node.inputs[slot] = writer.narrowed(node.inputs[slot])
             if node.op == "Cast":
@@ -101,6 +101,7 @@ class _Writer:
         self._set_type(tensor, tensor, self.kind.elem_type)
 
     def _cast(self, tensor: Tensor) -> Tensor:
+        """Add a Cast of a tensor to 16 bits; its output."""
         half = self._half_variable(tensor)
         edit.add_node(
             self.model, "Cast", [tensor], base=tensor.name, suffix=f"to_{self.kind.name}", outputs=[half],
@@ -109,6 +110,7 @@ class _Writer:
         return half
 
     def _constant(self, constant: Constant) -> Tensor:
+        """A 16-bit copy of a constant, computed each time it is read."""
         source, dtype = Constant(constant.name, constant._values), self.kind.storage
 
         def narrow() -> NDArray[Any]:
@@ -121,6 +123,7 @@ class _Writer:
         return edit.add_constant(self.model, constant.name, self.kind.name, values)
 
     def _half_variable(self, tensor: Tensor) -> Tensor:
+        """A new 16-bit tensor of the same shape."""
         half = Variable(self.model.fresh(tensor.name, self.kind.name))
         self._set_type(half, tensor, self.kind.elem_type)
         return half

@@ -70,16 +70,16 @@ def _named(left: Sequence[Node], names: Mapping[str, str]) -> str:
 
 def _ways_out(model: Model) -> str:
     """Advice for a model that is quantized already: the options that work on a copy of it."""
-    tried = {}
+    refusals = {}
     for way in ("complete", "requantize"):
         try:
             to_float(copy_of(model), complete=way == "complete", requantize=way == "requantize")
         except UsageError as refused:
-            tried[way] = refused.message
+            refusals[way] = refused.message
     ways = {
         "complete": "pass --complete to keep its scales and quantize the rest",
         "requantize": "pass --requantize to go back to float first",
     }
-    works = [told for way, told in ways.items() if way not in tried]
-    said = ", or ".join(["start from the float model", *works])
-    return f"{said}: {tried['requantize']}" if "requantize" in tried else said
+    works = [text for way, text in ways.items() if way not in refusals]
+    advice = ", or ".join(["start from the float model", *works])
+    return f"{advice}: {refusals['requantize']}" if "requantize" in refusals else advice

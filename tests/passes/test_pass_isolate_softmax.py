@@ -22,7 +22,7 @@ def test_two_free_dimensions_are_refused_with_a_reason() -> None:
     text = f"g (float[n, 6, h, 5] x) => (float[n, 6, h, 5] y) {{ {SANDWICH.format(axis=-1)} }}"
     after, change = rewritten(model(text, {}, opset=13), IsolateSoftmax(), *feeds(1, x=(2, 6, 4, 5)))
     assert change.edits == 0
-    assert [s.reason for s in change.skips] == ["more than one of its dimensions is free"]
+    assert [s.reason for s in change.skips] == ["more than one of its dimensions is dynamic"]
     assert ops(after) == {"Transpose": 2, "Softmax": 1}
 
 
