@@ -16,7 +16,15 @@ from onnx import ModelProto
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.comparison.copied_outputs import Copied, add_computed, copied_outputs
-from onnxshot.comparison.ordering_nodes import Order, add_orders, alike, orders, orders_inside, same_nodes, seen_in
+from onnxshot.comparison.ordering_nodes import (
+    Order,
+    add_orders,
+    nearly_equal,
+    ordering_nodes,
+    ordering_nodes_in_subgraphs,
+    same_nodes,
+    visible_outputs,
+)
 from onnxshot.comparison.proto_edits import PREFIX, parsed
 from onnxshot.comparison.random_nodes import RandomSource, fix_randomness, inlined, random_sources
 from onnxshot.errors import ModelError
@@ -216,7 +224,8 @@ def comparison_setup(reference: Path | bytes, feed: Feed) -> ComparisonSetup:
         ModelError: The reference cannot be read or does not run.
     """
     proto = inlined(parsed(reference))
-    noise, copied, found, inside = random_sources(proto), copied_outputs(proto), orders(proto), orders_inside(proto)
+    noise, copied = random_sources(proto), copied_outputs(proto)
+    found, inside = ordering_nodes(proto), ordering_nodes_in_subgraphs(proto)
     if not any(one.judged for one in copied) and len(copied) == len(proto.graph.output):
         copied = ()  # nothing would be left to compare
     if not (noise or copied or found):
@@ -225,7 +234,7 @@ def comparison_setup(reference: Path | bytes, feed: Feed) -> ComparisonSetup:
         return ComparisonSetup(reference, inside=inside, failed=f"the model has over {LIMIT / 1e9} GB")
     try:
         whole = inlined(_whole(reference))
-        seen = _seen(whole, noise, found, feed) if found else {}
+        seen = _visible_outputs(whole, noise, found, feed) if found else {}
         kept = tuple(order for order in found if order.number in seen)
         if not (noise or copied or kept):
             return ComparisonSetup(reference, inside=inside)
@@ -244,10 +253,10 @@ def _differs(model: bytes, feed: Feed) -> bool:
     """Whether two runs of a model differ by more than the order of additions explains."""
     runner = Runner(model)
     first, second = runner.run(feed), runner.run(feed)
-    return not all(alike(first[name], second[name]) for name in first)
+    return not all(nearly_equal(first[name], second[name]) for name in first)
 
 
-def _seen(
+def _visible_outputs(
     proto: ModelProto, noise: tuple[RandomSource, ...], found: tuple[Order, ...], feed: Feed
 ) -> dict[int, frozenset[str]]:
     """The outputs in which each order is visible, found by reversing one order at a time."""
@@ -269,7 +278,7 @@ def _seen(
             turned[order.number] = None
         else:
             turned[order.number] = run((order,), {**feed, **order.feed(picks)})
-    return seen_in(found, base, turned, outputs)
+    return visible_outputs(found, base, turned, outputs)
 
 
 def _whole(model: Path | bytes) -> ModelProto:

@@ -149,22 +149,22 @@ def _places(graph: GraphProto) -> Iterator[_Place]:
     """
     made = makers(graph)
     for i, node in enumerate(graph.node):
-        if _orders(node):
+        if _is_ordering(node):
             yield _Place(graph, i, None, made)
         for body in bodies(node) if node.op_type == "If" else ():
             inner = {**made, **makers(body)}
             for j, one in enumerate(body.node):
-                if one.op_type == "NonMaxSuppression" and _orders(one):
+                if one.op_type == "NonMaxSuppression" and _is_ordering(one):
                     yield _Place(body, j, node, inner)
 
 
-def orders(proto: ModelProto) -> tuple[Order, ...]:
+def ordering_nodes(proto: ModelProto) -> tuple[Order, ...]:
     """The ordering nodes of the main graph that sort computed values."""
     found, count = list[Order](), dict[str, int]()
     for at in _places(proto.graph):
         node = at.node
         place = count[node.op_type] = count.get(node.op_type, -1) + 1
-        if not _computed(node.input[_OPS[node.op_type].key], at.made):
+        if not _depends_on_products(node.input[_OPS[node.op_type].key], at.made):
             continue
         found.append(
             Order(
@@ -176,11 +176,11 @@ def orders(proto: ModelProto) -> tuple[Order, ...]:
     return tuple(found)
 
 
-def orders_inside(proto: ModelProto) -> tuple[str, ...]:
+def ordering_nodes_in_subgraphs(proto: ModelProto) -> tuple[str, ...]:
     """Names of the ordering nodes in subgraphs, whose picks are not imposed."""
     known = {name for at in _places(proto.graph) for name in at.node.output}
     inner = [node for graph in list(graphs(proto.graph))[1:] for node in graph.node]
-    return tuple(named(n) for n in inner if _orders(n) and n.op_type != "NonZero" and not known & set(n.output))
+    return tuple(named(n) for n in inner if _is_ordering(n) and n.op_type != "NonZero" and not known & set(n.output))
 
 
 def same_nodes(proto: ModelProto, wanted: Sequence[Order]) -> dict[int, _Place] | None:
@@ -189,11 +189,11 @@ def same_nodes(proto: ModelProto, wanted: Sequence[Order]) -> dict[int, _Place] 
     found = dict[int, _Place]()
     for order in wanted:
         names = {name for name in order.outputs if name}
-        alike = [at for at in own if at.node.op_type == order.op]
-        by_name = [at for at in alike if names & set(at.node.output)]
-        if not by_name and order.place >= len(alike):
+        candidates = [at for at in own if at.node.op_type == order.op]
+        by_name = [at for at in candidates if names & set(at.node.output)]
+        if not by_name and order.place >= len(candidates):
             return None
-        found[order.number] = by_name[0] if by_name else alike[order.place]
+        found[order.number] = by_name[0] if by_name else candidates[order.place]
     return found if len({id(at) for at in found.values()}) == len(wanted) else None
 
 
@@ -216,11 +216,11 @@ def add_orders(proto: ModelProto, wanted: Sequence[Order], imposed: Sequence[Ord
     branches = dict[bytes, list[tuple[_Place, list[NodeProto], tuple[str, ...]]]]()
     for order in wanted:
         at, op = places[order.number], _OPS[order.op]
-        keys = [key for key in _keys(at.node, at.made) if _root(key, at.made) not in roots]
-        given = {before(order, i): key for i, key in enumerate(keys)}
+        keys = [key for key in _sort_keys(at.node, at.made) if _root(key, at.made) not in roots]
+        given = {sort_key_name(order, i): key for i, key in enumerate(keys)}
         given |= {order.boxes: at.node.input[op.boxes]} if op.boxes is not None else {}
         nodes = [helper.make_node("Identity", [tensor], [name]) for name, tensor in given.items()]
-        nodes += _giving(at.node, order, impose=order in imposed)
+        nodes += _with_picks(at.node, order, impose=order in imposed)
         if at.parent is None:
             instead[at.number] = nodes
         else:
@@ -231,11 +231,11 @@ def add_orders(proto: ModelProto, wanted: Sequence[Order], imposed: Sequence[Ord
     if any(order.coordinates for order in imposed):
         require_domain(proto, "com.microsoft")
     for found in branches.values():
-        _give_out_of_branch(found)
+        _expose_branch(found)
     replace_nodes(graph, instead)
 
 
-def _give_out_of_branch(found: Sequence[tuple[_Place, list[NodeProto], tuple[str, ...]]]) -> None:
+def _expose_branch(found: Sequence[tuple[_Place, list[NodeProto], tuple[str, ...]]]) -> None:
     """Replace nodes of a branch, and make tensors of theirs outputs of the If. The other branch gives empty tensors."""
     branch, parent = found[0][0].graph, found[0][0].parent
     assert parent is not None
@@ -255,12 +255,12 @@ def _give_out_of_branch(found: Sequence[tuple[_Place, list[NodeProto], tuple[str
     parent.output.extend(names)
 
 
-def before(order: Order, number: int) -> str:
+def sort_key_name(order: Order, number: int) -> str:
     """Name of the added output with a sort key of the node."""
     return f"{PREFIX}before/{order.number}/{number}"
 
 
-def seen_in(
+def visible_outputs(
     found: Sequence[Order], base: Tensors, turned: Mapping[int, Tensors | None], outputs: Sequence[str]
 ) -> dict[int, frozenset[str]]:
     """The outputs in which each order is visible, by its number. An order that is visible in none is left out.
@@ -278,7 +278,7 @@ def seen_in(
     seen = dict[int, frozenset[str]]()
     for order in found:
         other = turned[order.number]
-        names = [o for o in outputs if o in base and (other is None or not alike(base[o], other[o]))]
+        names = [o for o in outputs if o in base and (other is None or not nearly_equal(base[o], other[o]))]
         if names:
             seen[order.number] = frozenset(names)
     changed = True
@@ -288,14 +288,14 @@ def seen_in(
             other = turned[order.number]
             if order.number in seen or other is None:
                 continue
-            later = [o for o in found if o.number in seen and not alike(base[o.picks], other[o.picks])]
+            later = [o for o in found if o.number in seen and not nearly_equal(base[o.picks], other[o.picks])]
             if later:
                 seen[order.number] = frozenset().union(*(seen[o.number] for o in later))
                 changed = True
     return seen
 
 
-def alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+def nearly_equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
     """Whether values are equal up to the order of additions."""
     if one.shape != other.shape:
         return False
@@ -305,11 +305,11 @@ def alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return bool(np.allclose(other, one, rtol=0.0, atol=_SAME * float(np.abs(finite).max(initial=0.0)), equal_nan=True))
 
 
-def _orders(node: NodeProto) -> bool:
+def _is_ordering(node: NodeProto) -> bool:
     return node.op_type in _OPS and node.domain in STANDARD and any(node.output)
 
 
-def _computed(name: str, made: Mapping[str, NodeProto]) -> bool:
+def _depends_on_products(name: str, made: Mapping[str, NodeProto]) -> bool:
     """Whether products of matrices go into a tensor's values. Its shape does not count."""
     waiting, seen = [name], set[str]()
     while waiting:
@@ -324,7 +324,7 @@ def _computed(name: str, made: Mapping[str, NodeProto]) -> bool:
     return False
 
 
-def _keys(node: NodeProto, made: Mapping[str, NodeProto]) -> Iterator[str]:
+def _sort_keys(node: NodeProto, made: Mapping[str, NodeProto]) -> Iterator[str]:
     """The tensors a node sorts by; for a condition, the computed values that are compared in it."""
     waiting, seen = [node.input[_OPS[node.op_type].key]], set[str]()
     if node.op_type != "NonZero":
@@ -337,7 +337,7 @@ def _keys(node: NodeProto, made: Mapping[str, NodeProto]) -> Iterator[str]:
             continue
         seen.add(name)
         if maker.op_type in _COMPARES:
-            yield from (x for x in maker.input if _computed(x, made))
+            yield from (x for x in maker.input if _depends_on_products(x, made))
         elif maker.op_type in _LOGIC or maker.op_type in _MOVES:
             waiting += list(maker.input)
 
@@ -349,7 +349,7 @@ def _root(name: str, made: Mapping[str, NodeProto]) -> str:
     return name
 
 
-def _giving(node: NodeProto, order: Order, *, impose: bool) -> list[NodeProto]:
+def _with_picks(node: NodeProto, order: Order, *, impose: bool) -> list[NodeProto]:
     """The node with its picks as an output. `impose`: its readers get the picks of an input instead."""
     own = NodeProto()
     own.CopyFrom(node)
@@ -367,11 +367,11 @@ def _giving(node: NodeProto, order: Order, *, impose: bool) -> list[NodeProto]:
         elif i == slot:
             nodes.append(helper.make_node("Cast", [order.imposed], [name], to=kind))
         else:
-            nodes.append(_gathered(node.input[0], order, name))
+            nodes.append(_gather_node(node.input[0], order, name))
     return nodes
 
 
-def _gathered(values: str, order: Order, name: str) -> NodeProto:
+def _gather_node(values: str, order: Order, name: str) -> NodeProto:
     """The node that gathers values at the imposed places of TopK."""
     if not order.coordinates:
         return helper.make_node("GatherElements", [values, order.imposed], [name], axis=order.axis)

@@ -100,7 +100,7 @@ def matched(before: Sequence[Layer], after: Sequence[Layer]) -> tuple[Pairs, lis
     left: list[Layer] = []
     for one in before:
         candidates = (by_tensor.get(name) for name in one.names)
-        found = next((x for x in candidates if x is not None and id(x) in rest and _alike(one, x)), None)
+        found = next((x for x in candidates if x is not None and id(x) in rest and _same_layer(one, x)), None)
         if found is None:
             left.append(one)
         else:
@@ -126,7 +126,7 @@ def _name(layer: Layer) -> tuple[str, str]:
     return label, layer.node.op
 
 
-def _alike(one: Layer, other: Layer) -> bool:
+def _same_layer(one: Layer, other: Layer) -> bool:
     """Whether a tensor name in common makes them the same layer: an Add is not the product before it."""
     return one.node.op == other.node.op or (one.slot is not None and other.slot is not None)
 

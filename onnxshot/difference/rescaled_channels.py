@@ -109,7 +109,7 @@ def _equalized(one: Layers, other: Mapping[int, Layer]) -> ChannelFactors:
     factors = np.ones(channels.count)
     for _ in range(2):  # the first pass knows only the first of several layers that make a channel
         factors = _fitted(channels, reads, other, factors)
-    wrong = {int(i) for node, ids in channels.read_by for i in _refuted(node, ids, other, factors, channels)}
+    wrong = {int(i) for node, ids in channels.read_by for i in _contradicted(node, ids, other, factors, channels)}
     wrong |= channels.fixed
     factors[list(wrong)] = 1.0
     factors[np.abs(factors - 1) < _SAME] = 1.0
@@ -156,7 +156,7 @@ def spread_inputs(table: Floats, factors: Floats | None) -> Any:
     return rows.reshape(*rows.shape, *[1] * (table.ndim - 2))
 
 
-def _refuted(
+def _contradicted(
     node: Node, ids: Ids, other: Mapping[int, Layer], factors: Floats, channels: Channels
 ) -> Iterator[int]:
     """Channels whose factor is not undone by a weight that reads them."""
@@ -180,10 +180,10 @@ def _tables(node: Node, match: Layer | None) -> tuple[Floats, Floats] | None:
     """The weight of a Conv or Gemm in both files, outputs first; None if the shapes differ."""
     if match is None or match.slot is None or match.node.op not in ("Conv", *_PRODUCTS):
         return None
-    return _alike(_weight(node, 1), _weight(match.node, match.slot))
+    return _if_same_shape(_weight(node, 1), _weight(match.node, match.slot))
 
 
-def _alike(before: Floats | None, after: Floats | None) -> tuple[Floats, Floats] | None:
+def _if_same_shape(before: Floats | None, after: Floats | None) -> tuple[Floats, Floats] | None:
     return (before, after) if before is not None and after is not None and before.shape == after.shape else None
 
 
@@ -205,7 +205,7 @@ def _smoothed(one: Layers, other: Mapping[int, Layer]) -> ChannelFactors:
         match = other.get(id(node))
         if match is not None and node.op in ("LayerNormalization", "Mul", "Add"):
             ratio = _ratio(node, match.node, tensors)
-            if ratio is not None and (np.abs(ratio - 1) > _SAME).any() and _undone(node, ratio, other):
+            if ratio is not None and (np.abs(ratio - 1) > _SAME).any() and _undone_by_readers(node, ratio, other):
                 tensors[node.outputs[0].name] = (-1, ratio)
         if match is not None and node.op in _PRODUCTS and not node.attrs.get("transA", 0):
             known = tensors.get(node.inputs[0].name)
@@ -247,7 +247,7 @@ def _quotient(before: NDArray[Any] | None, after: NDArray[Any] | None) -> Floats
     return found if (found > 0).all() else None
 
 
-def _undone(node: Node, ratio: Floats, other: Mapping[int, Layer]) -> bool:
+def _undone_by_readers(node: Node, ratio: Floats, other: Mapping[int, Layer]) -> bool:
     """Whether at least one product reads the tensor, and every reader has rows that undo the factors."""
     readers = list(edit.consumers(node.outputs[0]))
     products = [r for r in readers if r.op in _PRODUCTS and r.inputs[0] is node.outputs[0]]
@@ -255,11 +255,11 @@ def _undone(node: Node, ratio: Floats, other: Mapping[int, Layer]) -> bool:
     if len(products) + len(passed) != len(readers) or not readers:
         return False
     return all(_rows_undo(r, other.get(id(r)), ratio) for r in products) and all(
-        _undone(r, _passed(r, other.get(id(r)), ratio), other) for r in passed
+        _undone_by_readers(r, _factors_after(r, other.get(id(r)), ratio), other) for r in passed
     )
 
 
-def _passed(node: Node, match: Layer | None, ratio: Floats) -> Floats:
+def _factors_after(node: Node, match: Layer | None, ratio: Floats) -> Floats:
     """The factors after a node that adds or multiplies a vector."""
     if node.op == "Add" or match is None:
         return ratio
@@ -268,7 +268,8 @@ def _passed(node: Node, match: Layer | None, ratio: Floats) -> Floats:
 
 
 def _rows_undo(node: Node, match: Layer | None, ratio: Floats) -> bool:
-    tables = None if match is None or match.slot is None else _alike(_weight(node, 1), _weight(match.node, match.slot))
+    after = None if match is None or match.slot is None else _weight(match.node, match.slot)
+    tables = _if_same_shape(_weight(node, 1), after)
     if tables is None or tables[0].shape[1] != len(ratio):
         return False
     before, after = tables

@@ -17,7 +17,7 @@ from onnxshot.graph import Model, Node, edit
 from onnxshot.passes.keep_float import KeepFloat
 from onnxshot.passes.strip_qdq import restore
 from onnxshot.planning.plan import FLOAT, STATIC, Plan
-from onnxshot.runtimes.ort_dequantized_weights import expanded_weights
+from onnxshot.runtimes.ort_dequantized_weights import dequantized_weights
 from onnxshot.targets.base import Target
 
 MAX_BYTES = 500_000_000
@@ -42,7 +42,7 @@ def undo_unused_int8(model: Model, plan: Plan, target: Target, teacher: ModelPro
     if not target.runs_here or target.everywhere or not plan.labels(STATIC) or model.weight_bytes() > MAX_BYTES:
         return plan
     for _ in range(_ROUNDS):
-        found = _layers(model, plan.labels(STATIC), expanded_weights(model.to_proto()))
+        found = _layers(model, plan.labels(STATIC), dequantized_weights(model.to_proto()))
         if not found:
             break
         for node, slot in found:

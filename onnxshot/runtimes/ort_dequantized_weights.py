@@ -15,7 +15,7 @@ from onnxshot.runtimes.ort_runtime import session
 _LEAST_VALUES = 64  # a smaller weight is dequantized in no time
 
 
-def expanded_weights(model: ModelProto) -> set[str]:
+def dequantized_weights(model: ModelProto) -> set[str]:
     """Names of weights that a DequantizeLinear reads in ONNX Runtime's optimized graph.
 
     Only constants of two dimensions or more count. Empty if the model does not load; the proof reports that.

@@ -73,17 +73,17 @@ def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 
         except (OSError, DecodeError, ValueError, ModelError) as e:
             return Execution((), {}, note=f"ONNX Runtime's optimized graph cannot be read: {first_line(e)}")
     written = Model(proto, folder=folder)
-    found = _Found.of(written, optimized)
-    rows = tuple(_rows(written, found, _worked(written, events, feed_shapes), labels))
+    found = _NodesFound.of(written, optimized)
+    rows = tuple(_rows(written, found, _work_of_nodes(written, events, feed_shapes), labels))
     ops = Counter(node.op for _, node in optimized.walk())
-    unfused = tuple(_named(text, labels) for text in _unfused(optimized))
+    unfused = tuple(_with_labels(text, labels) for text in _unfused(optimized))
     return Execution(rows, dict(ops.most_common()), unfused)
 
 
 # ---------------------------------------------------------------------- work, by a run of the file
 
 
-def _worked(written: Model, events: list[Event], feed_shapes: Mapping[str, Shape]) -> dict[Node, NodeMacs]:
+def _work_of_nodes(written: Model, events: list[Event], feed_shapes: Mapping[str, Shape]) -> dict[Node, NodeMacs]:
     """The work of every node that multiplies, over all its runs."""
     if not events:
         return {row.node: row for row in count(written, concrete_shapes(written, feed_shapes))}
@@ -91,23 +91,23 @@ def _worked(written: Model, events: list[Event], feed_shapes: Mapping[str, Shape
     for event in events:
         by_name[event.node].append(event)
     known = _shapes_of(written, by_name) | dict(feed_shapes)
-    worked, top = {}, set(written.graph.nodes)
+    work, top = {}, set(written.graph.nodes)
     if any(work_of(node, known) is not None and node.name not in by_name for node in top):
         # An operator that runs as the nodes of its function has no profile entry of its own.
         known = concrete_shapes(written, feed_shapes) | known
     for _, node in written.walk():
-        rows = [work_of(node, known | _own(node, event)) for event in by_name.get(node.name, [])]
+        rows = [work_of(node, known | _shapes_in_run(node, event)) for event in by_name.get(node.name, [])]
         if not rows and node in top:
             rows = [work_of(node, known)]
         if work_of(node, known) is None:
             continue
         held = [row for row in rows if row is not None]
         total, aside = sum(row.macs for row in held), sum(row.in_float for row in held)
-        worked[node] = NodeMacs(node, total, all(row.exact for row in held), aside)
-    return worked
+        work[node] = NodeMacs(node, total, all(row.exact for row in held), aside)
+    return work
 
 
-def _own(node: Node, event: Event) -> dict[str, Shape]:
+def _shapes_in_run(node: Node, event: Event) -> dict[str, Shape]:
     """Shapes of a node's tensors in one of its runs."""
     made = [t.name for t in node.outputs if t.name]
     read = [t.name for t in node.inputs if t.name]
@@ -123,7 +123,7 @@ def _shapes_of(written: Model, by_name: Mapping[str, list[Event]]) -> dict[str, 
     known: dict[str, Shape] = {}
     for _, node in written.walk():
         for event in by_name.get(node.name, [])[-1:]:
-            known |= _own(node, event)
+            known |= _shapes_in_run(node, event)
     return known
 
 
@@ -131,7 +131,7 @@ def _shapes_of(written: Model, by_name: Mapping[str, list[Event]]) -> dict[str, 
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _NodesFound:
     """How nodes of the file run, by their tokens.
 
     Attributes:
@@ -145,7 +145,7 @@ class _Found:
     lost: tuple[str, ...]
 
     @classmethod
-    def of(cls, written: Model, optimized: Model) -> _Found:
+    def of(cls, written: Model, optimized: Model) -> _NodesFound:
         makers = {out.name: node for _, node in written.walk() for out in node.outputs if out.name}
         readers = {t.name: node for _, node in written.walk() for t in node.inputs if isinstance(t, Constant)}
         int8, rounded, lost = set[str](), set[str](), []
@@ -184,10 +184,10 @@ def _reads_stored_integers(node: Node) -> bool:
 
 
 def _rows(
-    written: Model, found: _Found, worked: Mapping[Node, NodeMacs], labels: Mapping[str, str]
+    written: Model, found: _NodesFound, all_work: Mapping[Node, NodeMacs], labels: Mapping[str, str]
 ) -> Iterator[NodeExecution]:
     for _, node in written.walk():
-        work, precision = worked.get(node), precision_of(node)
+        work, precision = all_work.get(node), precision_of(node)
         if precision == "float" and node.name in found.int8:
             precision = "int8"
         if work is None and (precision == "float" or node.op in _QDQ):
@@ -269,7 +269,7 @@ def _graphs(attribute: onnx.AttributeProto) -> Iterable[GraphProto]:
     return [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
-def _named(text: str, labels: Mapping[str, str]) -> str:
+def _with_labels(text: str, labels: Mapping[str, str]) -> str:
     return _TOKEN.sub(lambda match: labels.get(match.group(0), match.group(0)), text)
 
 

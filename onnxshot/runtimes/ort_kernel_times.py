@@ -70,7 +70,7 @@ def kernel_times(
         profiles = [json.loads(Path(run.end_profiling()).read_bytes()) for run in runs]
         makers = [_makers(onnx.load(str(_graph(folder, i)), load_external_data=False)) for i in range(len(runs))]
     return [
-        _by_part(proto, parts, maker, _taken(events))
+        _by_part(proto, parts, maker, _node_times(events))
         for proto, maker, events in zip(protos, makers, profiles, strict=True)
     ]
 
@@ -88,17 +88,17 @@ def _makers(optimized: ModelProto) -> dict[str, str]:
     return found
 
 
-def _taken(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def _node_times(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Milliseconds of each node. The first run plans memory and is left out."""
-    taken = defaultdict(list)
+    times = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            taken[event["name"].removesuffix("_kernel_time")].append(event["dur"])
-    return {name: float(np.quantile(times[1:] or times, _QUANTILE)) / 1e3 for name, times in taken.items()}
+            times[event["name"].removesuffix("_kernel_time")].append(event["dur"])
+    return {name: float(np.quantile(runs[1:] or runs, _QUANTILE)) / 1e3 for name, runs in times.items()}
 
 
 def _by_part(
-    proto: ModelProto, parts: Mapping[str, str], makers: Mapping[str, str], taken: Mapping[str, float]
+    proto: ModelProto, parts: Mapping[str, str], makers: Mapping[str, str], times: Mapping[str, float]
 ) -> dict[str, float]:
     readers = defaultdict(list)
     for node in proto.graph.node:
@@ -106,13 +106,13 @@ def _by_part(
             readers[name].append(node)
     found, ends = {}, set(parts.values())
     for part, tensor in parts.items():
-        names = (part, *_onwards(tensor, readers, ends))
+        names = (part, *_downstream(tensor, readers, ends))
         kernel = next((makers[name] for name in names if name in makers), "")
-        found[part] = taken.get(kernel, 0.0)
+        found[part] = times.get(kernel, 0.0)
     return found
 
 
-def _onwards(tensor: str, readers: Mapping[str, Sequence[onnx.NodeProto]], ends: Container[str]) -> Iterator[str]:
+def _downstream(tensor: str, readers: Mapping[str, Sequence[onnx.NodeProto]], ends: Container[str]) -> Iterator[str]:
     """The tensor, tensors computed from it, and so on, until another part begins."""
     front = [tensor]
     for _ in range(_FAR + 1):

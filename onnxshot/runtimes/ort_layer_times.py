@@ -52,10 +52,10 @@ def layer_times(models: Iterable[ModelProto], *, threads: int = 2, seconds: floa
             for run, feed in zip(runs, feeds, strict=True):
                 run.run(None, feed)
             rounds += 1
-        return [_kernels(json.loads(Path(run.end_profiling()).read_bytes())) for run in runs]
+        return [_kernel_time(json.loads(Path(run.end_profiling()).read_bytes())) for run in runs]
 
 
-def _kernels(events: Sequence[dict[str, Any]]) -> float:
+def _kernel_time(events: Sequence[dict[str, Any]]) -> float:
     taken = defaultdict(list)
     for event in events:
         kernel = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")

@@ -107,7 +107,7 @@ def needs(model: Model) -> VersionNeeds:
     rests = [Requirement(form.name, _text(form.since), count, form.loads) for form, count in found.items()]
     rests += [Requirement(name, _text(since), 1, True) for name, since in _of_file(model)]
     order = sorted(rests, key=lambda r: _version(r.since), reverse=True)
-    own = Counter(name for _, node in model.walk() if (name := _own_form(node)))
+    own = Counter(name for _, node in model.walk() if (name := _private_form(node)))
     if own:
         unreadable = [Requirement(name, UNKNOWN, count, True) for name, count in own.items()]
         return VersionNeeds(UNKNOWN, UNKNOWN, (*unreadable, *order))
@@ -147,7 +147,7 @@ def _of_file(model: Model) -> Iterator[tuple[str, Version]]:
         yield f"IR version {ir}", _IRS[ir]
 
 
-def _own_form(node: Node) -> str:
+def _private_form(node: Node) -> str:
     """A form that ONNX Runtime writes only when it saves an optimized model, for its own version; else empty."""
     if node.domain == _BLOCKED:
         return f"operators of {_BLOCKED}, in blocks of one kind of CPU"

@@ -69,8 +69,8 @@ class TensorRt(Runtime):
             log = made / "build.log"
             tensorrt_build.build(model, engine, log, ranges, options, sparse=bool(halves))
             executed = tensorrt_log.execution(model, {name: usual for name, (_, usual, _) in ranges.items()}, log)
-        sizes = _of_sizes({name: ranges[name] for name in ranges if name in options.sampled}, options.shapes)
-        notes = [*notes_of(found), *sizes, *_of_sparsity(halves), *_of_blocks(model, executed)]
+        sizes = _sizes_note({name: ranges[name] for name in ranges if name in options.sampled}, options.shapes)
+        notes = [*notes_of(found), *sizes, *_sparsity_notes(halves), *_int4_note(model, executed)]
         if rtx and options.timing_cache is not None:
             notes.append("TensorRT-RTX measures nothing when it builds: there is no timing cache to write")
         return Emitted((engine.name,), executed, tuple(notes))
@@ -99,21 +99,21 @@ class TensorRt(Runtime):
             return tensorrt_engine.Engine(made / emitted.files[0])
 
 
-def _of_sizes(sampled: Ranges, asked: Ranges) -> list[str]:
+def _sizes_note(sampled: Ranges, asked: Ranges) -> list[str]:
     """A note on the inputs that are built for the shapes in the samples, and no others."""
     named = [
-        f"{name} of {' to '.join(dict.fromkeys((_written(least), _written(most))))}, usually {_written(usual)}"
+        f"{name} of {' to '.join(dict.fromkeys((_joined(least), _joined(most))))}, usually {_joined(usual)}"
         for name, (least, usual, most) in sampled.items()
         if name not in asked
     ]
     return [f"built for the sizes found in the samples (--shapes sets others): {', '.join(named)}"] if named else []
 
 
-def _written(sizes: Sizes) -> str:
+def _joined(sizes: Sizes) -> str:
     return "x".join(map(str, sizes))
 
 
-def _of_blocks(model: Model, executed: Execution) -> list[str]:
+def _int4_note(model: Model, executed: Execution) -> list[str]:
     """A note on how many int4 weights the engine keeps in int4, read from the log of the build."""
     dequantized = [node.inputs[0] for _, node in model.walk() if node.op == "DequantizeLinear"]
     stored = [tensor for tensor in dequantized if model.elem_type(tensor) == TensorProto.INT4]
@@ -123,7 +123,7 @@ def _of_blocks(model: Model, executed: Execution) -> list[str]:
     return [f"{kept} of {len(stored)} int4 weights are kept so in the engine, and multiplied as floats"]
 
 
-def _of_sparsity(halves: list[Node]) -> list[str]:
+def _sparsity_notes(halves: list[Node]) -> list[str]:
     if not halves:
         return []
     notes = [f"built to use 2:4 zeros, which {len(halves)} weights have: {some([n.label for n in halves])}"]

@@ -66,8 +66,8 @@ class Comparison:
     @property
     def optimizer_changes_results(self) -> bool:
         """True if the optimizations lose more than GAP_DB of SQNR in any output."""
-        rows = (_gap(row.optimized_db, row.unoptimized_db) for row in self.outputs)
-        return _gap(self.optimized_db, self.unoptimized_db) or any(rows)
+        rows = (_optimizer_loses(row.optimized_db, row.unoptimized_db) for row in self.outputs)
+        return _optimizer_loses(self.optimized_db, self.unoptimized_db) or any(rows)
 
 
 def compare(
@@ -112,7 +112,7 @@ def compare(
     """
     sides = with_frozen(contract(reference), sizes), contract(candidate)
     workers, threads_each = split_threads(threads, len(samples) if isinstance(samples, Sized) else None)
-    start, samples = _begun(samples)
+    start, samples = _first_and_all(samples)
     setup, float_runner, runner = _loaded(reference, candidate, start, threads_each)
     names = setup.compared(float_runner.outputs, runner.outputs)
     kinds = float_runner.skipped | runner.skipped
@@ -166,7 +166,7 @@ def compare(
     )  # fmt: skip
 
 
-def _begun(samples: Iterable[Sample]) -> tuple[Sample, Iterable[Sample]]:
+def _first_and_all(samples: Iterable[Sample]) -> tuple[Sample, Iterable[Sample]]:
     """The first sample, and an iterable over all of them. Raises CalibrationError if there are none."""
     if isinstance(samples, Sized) and not isinstance(samples, Iterator):
         first = next(iter(samples), None)
@@ -198,7 +198,7 @@ def _sums(setup: ComparisonSetup, names: Iterable[str]) -> dict[str, Sums]:
 
 def _comparison(sums: Mapping[str, Sums], totals: Totals, count: int, picks: Picks | None = None) -> Comparison:
     ordered = picks.shares() if picks is not None else {}
-    rows = tuple(_as_ordered(entry.row(), ordered) for entry in sums.values())
+    rows = tuple(_with_shared_picks(entry.row(), ordered) for entry in sums.values())
     return Comparison(
         outputs=rows,
         sqnr_db=totals.all.value,
@@ -208,22 +208,22 @@ def _comparison(sums: Mapping[str, Sums], totals: Totals, count: int, picks: Pic
         agreement=next((r.agreement for r in rows if r.agreement is not None), None),
         not_finite=tuple(text for entry in sums.values() for text in entry.not_finite),
         notes=(
-            *(_picked(picks) if picks is not None else ()),
-            *(_in_parts(r) for r in rows if r.part is not None),
+            *(_pick_notes(picks) if picks is not None else ()),
+            *(_part_note(r) for r in rows if r.part is not None),
             *(f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape),
         ),
         ordered=ordered,
     )
 
 
-def _in_parts(row: OutputRow) -> str:
+def _part_note(row: OutputRow) -> str:
     part = row.part
     assert part is not None
     where = f"{part.quiet} of {part.channels} channels along axis {part.axis} are over 30 times quieter"
     return f"output {row.name!r}: {where}: SQNR {part.quiet_db:.1f} dB there, {part.loud_db:.1f} dB in the others"
 
 
-def _as_ordered(row: OutputRow, ordered: Mapping[str, float]) -> OutputRow:
+def _with_shared_picks(row: OutputRow, ordered: Mapping[str, float]) -> OutputRow:
     """Adjust the row of an output that TopK or a similar node orders: its agreement is the share of identical picks."""
     share = ordered.get(row.name)
     if share is None:
@@ -231,7 +231,7 @@ def _as_ordered(row: OutputRow, ordered: Mapping[str, float]) -> OutputRow:
     return replace(row, agreement=share, equal=None if row.equal is None else min(row.equal, share))
 
 
-def _picked(picks: Picks) -> list[str]:
+def _pick_notes(picks: Picks) -> list[str]:
     """Describe what each ordering node picked, one note per node."""
     ordered = picks.setup.ordered_outputs
     return [
@@ -276,7 +276,7 @@ def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset,
     left_out = [name for name in common if name not in names]
     if not left_out:
         return found
-    note = f"not compared in this runtime: {_list(left_out)}, which {_why(setup)}"
+    note = f"not compared in this runtime: {_list(left_out)}, which {_why_left_out(setup)}"
     return replace(found, notes=(*found.notes, note))
 
 
@@ -289,7 +289,7 @@ def _comparable(setup: ComparisonSetup, names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in hidden]
 
 
-def _why(setup: ComparisonSetup) -> str:
+def _why_left_out(setup: ComparisonSetup) -> str:
     """Why outputs cannot be compared without editing the candidate, as a clause."""
     if setup.random_nodes:
         return f"random numbers change from run to run ({setup.random_nodes[0].node!r})"
@@ -316,7 +316,7 @@ def _run(
     return in_order(look, items, workers)
 
 
-def _gap(fast: float | None, plain: float | None) -> bool:
+def _optimizer_loses(fast: float | None, plain: float | None) -> bool:
     if fast is None or plain is None:
         return False
     return plain - fast > GAP_DB and fast < _NOISE_FLOOR_DB

@@ -113,9 +113,9 @@ def compare_tensors(
     rows = []
     for group in _groups(names, shapes):
         takes = {name: pairs[name].output if name in pairs else name for name in group}
-        run = _both(float_proto, cand_proto, [*group, *outputs], [*takes.values(), *outputs], threads)
+        run = _runner_of_both(float_proto, cand_proto, [*group, *outputs], [*takes.values(), *outputs], threads)
         sums = {name: _Sums(makers[name], pairs.get(name), (scaled or {}).get(name)) for name in group}
-        for sample, wanted, got, own in in_order(partial(_look, run, takes, sums, outputs), used, workers):
+        for sample, wanted, got, own in in_order(partial(_run_sample, run, takes, sums, outputs), used, workers):
             for entry, part in zip(sums.values(), own, strict=True):
                 entry.join(part)
             if each is not None:
@@ -125,7 +125,7 @@ def compare_tensors(
     return tuple(sorted(rows, key=lambda row: (row.sqnr_db, row.tensor)))
 
 
-def _look(
+def _run_sample(
     run: Callable[[Sample], tuple[Tensors, Tensors]],
     takes: Mapping[str, str],
     sums: Mapping[str, _Sums],
@@ -141,7 +141,7 @@ def _look(
     return sample, {n: wanted[n] for n in outputs}, {n: got[n] for n in outputs}, own
 
 
-def _both(
+def _runner_of_both(
     float_proto: ModelProto, cand_proto: ModelProto, wanted: Sequence[str], got: Sequence[str], threads: int
 ) -> Callable[[Sample], tuple[Tensors, Tensors]]:
     """A function that runs both models on a sample and returns these tensors of each."""
@@ -229,7 +229,7 @@ def _quantized(proto: ModelProto) -> dict[str, _Pair]:
             low, high = _limits(values[0], values[1] if len(values) > 1 else np.zeros((), _default_type(node)))
         pair = _Pair(dequantized[node.output[0]], low, high)
         pairs.setdefault(node.input[0], pair)
-        pairs.setdefault(pair.output, pair)  # an output of the model keeps its name behind the pair
+        pairs.setdefault(pair.output, pair)  # an output of the model keeps its name after the pair
     return pairs
 
 

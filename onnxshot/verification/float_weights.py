@@ -41,7 +41,7 @@ def float_weights(model: Model, plan: Plan) -> list[Skip]:
                 continue
             for reader in _readers(node):
                 if reader.label not in halves:
-                    key, why = (reader.label, reader.op), _why(reader, slot, tensor, reasons, others)
+                    key, why = (reader.label, reader.op), _reason(reader, slot, tensor, reasons, others)
                     if key not in left or left[key].reason == VECTOR:  # prefer the reason of a matrix to a vector's
                         left[key] = Skip(*key, why)
     return list(left.values())
@@ -74,7 +74,7 @@ def _readers(node: Node) -> Iterator[Node]:
         yield node
 
 
-def _why(
+def _reason(
     reader: Node, slot: int, tensor: Constant, reasons: Mapping[str, str], planned: Collection[str]
 ) -> str:
     if sum(size > 1 for size in tensor.shape) < 2 or slot == op_of(reader).bias:

@@ -10,7 +10,7 @@ from planned_models import quantized, run, small, sqnr
 import onnxshot
 from onnxshot.planning import make_plan
 from onnxshot.rewriting import undo_unused_int8
-from onnxshot.runtimes.ort_dequantized_weights import expanded_weights
+from onnxshot.runtimes.ort_dequantized_weights import dequantized_weights
 
 PRODUCTS = {
     "MatMul": "h = MatMul(x, w)",
@@ -56,10 +56,10 @@ def test_no_weight_is_dequantized_at_run_time(
 ) -> None:
     """By the rules alone, for every form of a product and of what follows it; pain 46."""
     given = case(PRODUCTS[product], BEHIND[behind], rank)
-    monkeypatch.setattr(undo_unused_int8, "expanded_weights", lambda _: set())
+    monkeypatch.setattr(undo_unused_int8, "dequantized_weights", lambda _: set())
     ops = {n.op_type for n in given.model.graph.node}
     _, proto = quantized(given, include=tuple(op for op in include if op in ops))
-    assert expanded_weights(proto) == set()
+    assert dequantized_weights(proto) == set()
 
 
 def test_what_the_rules_do_not_know_is_put_back_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_what_the_rules_do_not_know_is_put_back_in_float(monkeypatch: pytest.Mon
     result, proto = quantized(given, include=("MatMul",))
     (skip,) = (s for s in result.report.skips if s.op == "MatMul")
     assert skip.reason == undo_unused_int8.REASON
-    assert expanded_weights(proto) == set()
+    assert dequantized_weights(proto) == set()
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     (product,) = (n for n in proto.graph.node if n.op_type == "MatMul")
     assert stored[product.input[1]].dtype == np.float32
@@ -80,8 +80,8 @@ def test_what_the_rules_do_not_know_is_put_back_in_float(monkeypatch: pytest.Mon
 def test_the_runtime_is_what_tells() -> None:
     text = "g (float[64, 64] x) => (float[64, 64] y) { w = DequantizeLinear<axis = 1>(q, s) y = Mul(x, w) }"
     constants = {"q": np.ones((64, 64), np.int8), "s": np.ones(64, np.float32)}
-    assert expanded_weights(small(text, constants, x=(64, 64)).model) == {"q"}
-    assert expanded_weights(onnx.ModelProto()) == set(), "what does not load is for the proof to tell"
+    assert dequantized_weights(small(text, constants, x=(64, 64)).model) == {"q"}
+    assert dequantized_weights(onnx.ModelProto()) == set(), "what does not load is for the proof to tell"
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
