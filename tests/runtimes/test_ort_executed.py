@@ -131,7 +131,7 @@ def test_a_report_names_nodes_run_in_int8_against_the_plan(tmp_path: Path, monke
     proto = network("Conv")
     result = quantize(proto, given, output=tmp_path / "q.onnx", effort="fast", exclude=("two",), settings=PROVEN)
     assert result.report.int8_unplanned == ["two"]
-    assert any(note.endswith("float in the file or by the plan: 'two'") for note in result.report.notes)
+    assert any(note.endswith("float in the file or the plan: 'two'") for note in result.report.notes)
 
 
 def test_a_loop_counts_every_round_by_its_own_sizes() -> None:
