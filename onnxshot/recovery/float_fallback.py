@@ -1,8 +1,8 @@
-"""Which few nodes, put back into float, bring a result that is not good enough above the floor: found by measuring.
+"""Float fallback: find the few nodes whose return to float brings the outputs above a floor, by measuring.
 
-Errors add up along a network, so that where they are largest is seldom where they come from. Blocks of neighbouring
-nodes are measured alone, then everything in front of each block, then the best blocks together; of what helps, as much
-goes back to int8 as can. All of it takes a bounded number of trials.
+Errors add up along a network, so a tensor with a large error is seldom where the error comes from. Measured in float
+are: each block of neighbouring nodes alone, all blocks up to each block, and the best blocks together. Of the smallest
+set that suffices, as much as possible returns to int8. The number of trials is bounded.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 Units = frozenset[str]
 Measure = Callable[[Iterable[Units]], Iterator[float]]
-"""SQNR in dB of the outputs with each of these sets in float; drawn one by one."""
+"""Yields the SQNR in dB of the outputs with each set of units in float."""
 
 BLOCKS = 8
-_TOGETHER = 3  # blocks that are put together, the best first
-_SAME_DB = 3.0  # noise may double for fewer nodes in float
+_TOGETHER = 3  # blocks that are joined at most, the best first
+_SAME_DB = 3.0  # error power may double for fewer nodes in float
 
 
 def helpful(order: Sequence[str], measure: Measure, floor: float) -> Units:
-    """The smallest set of units that was found to bring the SQNR to the floor; empty where none was.
+    """Return the smallest set of units found that brings the SQNR to the floor; empty where none does.
 
-    order: the units in graph order.
+    Args:
+        order: the units in graph order.
+        measure: measures sets of units.
+        floor: the SQNR to reach, in dB.
     """
     blocks = _blocks(order)
     alone = [frozenset(block) for block in blocks]
@@ -40,14 +43,14 @@ def helpful(order: Sequence[str], measure: Measure, floor: float) -> Units:
 
 
 def _blocks(order: Sequence[str]) -> list[Sequence[str]]:
-    """At most BLOCKS runs of neighbours of about equal length."""
+    """Split the order into at most BLOCKS blocks of neighbours, about equal in length."""
     count = min(BLOCKS, len(order))
     ends = [len(order) * i // count for i in range(count + 1)] if count else []
     return [order[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def _reduced(kept: Units, order: Sequence[str], measure: Measure, least: float) -> Units:
-    """What is left where as much as can be, in blocks and then one by one, is taken out again."""
+    """Remove units from the set, first in blocks and then one by one, while the SQNR stays at `least` dB."""
     for part in [*_blocks(order), *([unit] for unit in order if len(order) > BLOCKS)][: 2 * BLOCKS]:
         fewer = kept.difference(part)
         if fewer and fewer != kept and next(iter(measure([fewer]))) >= least:

@@ -1,4 +1,4 @@
-"""What effort makes of a plan: other plans, and other weights with the same answers, tried on calibration samples."""
+"""Try equivalent models, other ranges and repaired weights on calibration samples, and keep the most accurate."""
 
 from __future__ import annotations
 
@@ -39,29 +39,36 @@ from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
 
 _BATCHES = {"fast": (8, 24), "balanced": (8, 24), "best": (12, 36)}
-"""Samples that candidates are held against each other on, by effort; the second batch where it is not clear."""
+"""Samples that candidates are compared on, by effort. The second batch is read where the first one is not decisive."""
 _LEARNED_FROM = {"balanced": 12, "best": 112}  # samples that repairs are learned from
-_CHECKED = 3  # every so many-th is left out of that, to see whether it helps
-_GRID_ON = 8  # calibration samples that a grid is looked for in
-_GRID_WITHIN_DB = 21.0  # of the outputs: an input that is so much cleaner has hardly a part in their noise
-_GRID_GAIN_DB = 0.5  # by which it must be better: padding the input by hand costs up to 4 % of a small network's time
-_EQUALIZED_FROM = 12  # calibration samples on: fewer do not show how far channels go
+_CHECKED = 3  # of the samples, every third one is not learned from, but decides whether a repair helps
+_GRID_ON = 8  # calibration samples that an input grid is derived from
+_GRID_WITHIN_DB = 21.0  # an input whose SQNR exceeds that of the outputs by this much causes little of their error
+_GRID_GAIN_DB = 0.5  # least gain: padding the input by hand costs up to 4 % of a small network's time
+_EQUALIZED_FROM = 12  # calibration samples, at least: fewer do not show the ranges of single channels
 _SMOOTHED_FROM = 16  # calibration samples that products are computed on
-_FEWEST_STRENGTHS = 3  # of dynamic products' inputs that are not the usual one: fewer are not worth a trial
-_SMOOTHING_GAIN_DB = 0.5  # by which it must be better: a division is not for nothing
-_REFINED_ON = (24, 96)  # samples that ranges are chosen on by what they do to the outputs, at least and at most:
-_REFINED_MACS = 1 << 32  # as many as take so many multiply-accumulates
-_CLIPPING_GAIN_DB = 1.0  # by which min-max ranges must be better: clipped ones are what each tensor asks for
+_FEWEST_STRENGTHS = 3  # dynamic products with another strength than the default, at least: fewer are not worth a trial
+_SMOOTHING_GAIN_DB = 0.5  # least gain: a division takes time
+_REFINED_ON = (24, 96)  # least and most samples that ranges are refined on;
+_REFINED_MACS = 1 << 32  # between the two, as many as take this many multiply-accumulates
+_CLIPPING_GAIN_DB = 1.0  # least gain of min-max ranges over clipped ones, which have less error tensor by tensor
 
 
 @dataclass(slots=True)
 class Improver:
-    """One normalized float model, its samples, and what was asked for; notes and timings go into the report.
+    """Accuracy recovery for one model.
 
     Attributes:
-        model: what the plans are for, unchanged.
-        reference: the model that was given: what outputs are held against.
-        gathered: which samples were calibrated on, and which judge the result.
+        model: the normalized float model; it is never changed.
+        reference: path or bytes of the given model, which outputs are compared with.
+        target: the target of the plans.
+        recipe: what was asked for; its `effort` decides what is tried.
+        settings: how to run models.
+        trained: scales that a quantized model brought; they rule out changes of the model.
+        data: all samples.
+        gathered: which samples were calibrated on, and which are held out.
+        timed: measures the time of each step.
+        inferences: how many samples were run so far to observe changed models.
     """
 
     model: Model
@@ -77,10 +84,17 @@ class Improver:
     _learned_from: list[Sample] = field(init=False, default_factory=list)
 
     def best(self, plan: Plan, evidence: Evidence) -> Candidate:
-        """Of all that the effort and the recipe allow, the model, plan and evidence whose outputs are best.
+        """Return the most accurate of the candidates that the effort and the recipe allow.
 
-        Ranges that clip are better for every tensor alone, and may be worse for the outputs: the mean error of a tensor
-        does not know which values matter, and in a detector it is the few large ones.
+        In order: equalized channels, unclipped ranges, smoothed products, input grids, refined ranges. Each is kept
+        only where it brings the outputs closer to the reference.
+
+        Clipped ranges lower the mean error of each tensor, but may raise the error of the outputs: in a detector, for
+        example, the few large values matter most.
+
+        Args:
+            plan: the plan of `model`, with scales.
+            evidence: what those scales were chosen from.
         """
         given = Candidate(self.model, plan, evidence)
         candidates = [given]
@@ -108,9 +122,15 @@ class Improver:
         return best
 
     def repair(self, teacher: ModelProto, model: Model, plan: Plan) -> str:
-        """Repair a quantized model layer by layer, where the effort asks for it and it helps; what was done, in words.
+        """Repair a quantized model layer by layer, if the effort asks for it and it helps.
 
-        teacher: the float model that the plan was made for.
+        Args:
+            teacher: the float model that the plan was made for.
+            model: the quantized model; changed in place.
+            plan: what it was quantized by.
+
+        Returns:
+            What was done, in words; empty where nothing was tried.
         """
         if self.recipe.effort == "fast" or not plan.tensors:
             return ""
@@ -133,7 +153,7 @@ class Improver:
         return self.recipe if given.clips else replace(self.recipe, clip=False)
 
     def _refined(self, given: Candidate) -> Candidate:
-        """The candidate with ranges chosen by what they do to the outputs, where other samples like them better too."""
+        """Choose ranges by the error of the outputs, and keep them if other samples confirm the gain."""
         learn, checks = self._learning()
         recipe = self._recipe_of(given)
         work = sum(row.macs for row in sizes_on(given.model, learn[0].feed).work(given.model))
@@ -146,7 +166,7 @@ class Improver:
         return self._choose([given, other], checks)[0]
 
     def _learning(self) -> tuple[list[Sample], Iterator[list[Sample]]]:
-        """Samples to learn from, and batches of others to see whether it helped; none that judges the result."""
+        """Samples to learn from, and batches of others that decide whether it helped; held-out samples are neither."""
         judges = set(self.gathered.held_out)
         numbers = [i for i in range(len(self.data)) if i not in judges] or self.gathered.calibrated
         checks = numbers[_CHECKED - 1 :: _CHECKED]
@@ -156,9 +176,11 @@ class Improver:
         return self._learned_from, self._batches(checks)
 
     def _gridded(self, given: Candidate, outputs_db: float) -> Candidate:
-        """The candidate whose inputs are quantized on the grids that the samples lie on, where there are any.
+        """Quantize inputs on the grid that their samples lie on, such as that of 8-bit pictures.
 
-        outputs_db: SQNR of the outputs without it.
+        Args:
+            given: the candidate so far.
+            outputs_db: SQNR of its outputs in dB.
         """
         wanted = self.recipe.effort != "fast" and self.recipe.grid is not False and not self.trained
         names = [name for name in given.plan.tensors if reader_of(given.model, name) is not None]
@@ -189,9 +211,9 @@ class Improver:
             return self._choose([other, replace(given, lead=0.0)], self._batches(self.gathered.calibrated))[0]
 
     def _equalized(self, given: Candidate) -> Candidate | None:
-        """The model with equalized channels, calibrated anew; None where there is nothing to gain."""
+        """Equalize channels and calibrate again; None where there is nothing to gain."""
         with self.timed("equalize"):
-            # Without what this run leaves out: channels do not depend on it, so that statistics can be reused.
+            # Planned without exclusions: factors do not depend on what a search leaves out, so statistics are reused.
             whole = make_plan(given.model, self.target, Recipe(target=self.recipe.target), given.evidence)
             found = plan_candidates.equalized(given.model, whole, given.evidence.stats)
             if found is None:
@@ -202,7 +224,7 @@ class Improver:
             return replace(given, model=model, plan=plan, evidence=evidence)
 
     def _smoothed(self, given: Candidate) -> Candidate:
-        """The candidate with outliers moved into weights as far as products gain by it, where the outputs do too."""
+        """Move outliers of activations into weights (SmoothQuant) for products, and so outputs, that gain by it."""
         calibrated = self.gathered.calibrated
         # Without exclusions, as for equalization: factors do not depend on what a search leaves out.
         whole = make_plan(given.model, self.target, replace(self.recipe, exclude=()))
@@ -222,7 +244,7 @@ class Improver:
             plan = self._planned(model, self.recipe, evidence)
             other = replace(given, model=model, plan=plan, evidence=evidence, clips=True, lead=lead, smoothed=True)
             others = [other]
-            if not given.clips:  # it may have been the outliers that spoke against clipping, or not
+            if not given.clips:  # clipping may have been worse only because of the outliers, so try both
                 plain = self._planned(model, replace(self.recipe, clip=False), evidence)
                 others.append(replace(other, plan=plain, clips=False))
             if self.recipe.smooth is None:
@@ -230,9 +252,11 @@ class Improver:
             return self._choose(others, self._batches(calibrated))[0] if len(others) > 1 else other
 
     def _completed(self, model: Model, known: Mapping[str, TensorStats]) -> Mapping[str, TensorStats]:
-        """Statistics of a changed model on the samples that were calibrated on; known: where it is what it was.
+        """Statistics of a changed model, observed on all samples that were calibrated on.
 
-        All of them: fewer would leave ranges too small.
+        Args:
+            model: the changed model.
+            known: statistics of the tensors that the change left as they were; they are not observed again.
         """
         plan = make_plan(model, self.target, self.recipe)
         calibrated = self.data.subset(self.gathered.calibrated)
@@ -241,7 +265,7 @@ class Improver:
         return {**known, **found.statistics.tensors}
 
     def _batches(self, numbers: Sequence[int]) -> Iterator[list[Sample]]:
-        """The samples with these numbers in batches, each spread over all; read where they are asked for."""
+        """Read samples in batches when asked for; each batch is evenly spaced over all of them."""
         order, start = _evenly(numbers), 0
         for size in _BATCHES[self.recipe.effort]:
             if start < len(order):
@@ -253,5 +277,5 @@ class Improver:
 
 
 def _evenly(numbers: Sequence[int]) -> list[int]:
-    """In an order whose every beginning is spread over all."""
+    """Return the numbers in an order whose every prefix is evenly spaced over all of them."""
     return [numbers[i] for i in spread(len(numbers))]

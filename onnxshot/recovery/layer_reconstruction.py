@@ -1,8 +1,8 @@
-"""Layer by layer, let a quantized model repair what quantization did to it before: biases, and how weights are rounded.
+"""Layer-wise reconstruction: correct the biases of a quantized model and learn how its weights are rounded.
 
-The float model is the teacher. The quantized one walks over the samples, and at every layer the inputs are those of the
-quantized model so far, with all layers before repaired, and the outputs wanted are the float model's (the asymmetric
-form: GPTAQ, Li et al. 2025, section 3).
+The float model is the teacher, the quantized model the student. Layers are repaired in order. Each one reads its inputs
+from the student, which include the error of all earlier layers after their repair, and learns to give the teacher's
+outputs. This is the asymmetric form of GPTAQ (Li et al. 2025, section 3).
 """
 
 from __future__ import annotations
@@ -23,15 +23,20 @@ from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.gptq import round_weights
 
 HELD = 192 << 20
-"""Bytes of 8-bit tensors that the walk may hold: it is of as many samples as that takes."""
-_BIAS_ROWS, _WEIGHT_ROWS = 320, 8192  # values of every output that a layer is repaired on
-_BLOCK = 16 << 20  # bytes of a layer's inputs as float32 that are held at once
-_MOST_INPUTS = 8192  # inputs of one output: of more, the second moments are too large, and they stay as rounded
+"""Bytes of 8-bit tensors that the student may hold; they limit the number of samples."""
+_BIAS_ROWS, _WEIGHT_ROWS = 320, 8192  # values of each output channel that a layer is repaired on
+_BLOCK = 16 << 20  # bytes of a layer's inputs as float32 that are in memory at a time
+_MOST_INPUTS = 8192  # inputs per output: with more, second moments take too much memory, and weights stay as rounded
 
 
 @dataclass(frozen=True, eq=False)
 class Repair:
-    """What changes at a layer: its bias, and the integers of its weight; None where they stay."""
+    """What changes at a layer.
+
+    Attributes:
+        bias: the new bias, float32; None to keep it.
+        weight: the new quantized weight, int8 of the old shape; None to keep it.
+    """
 
     bias: NDArray[np.float32] | None = None
     weight: NDArray[Any] | None = None
@@ -47,11 +52,26 @@ def reconstruct(
     threads: int = 2,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Repair]:
-    """Repairs by name of the layer. `rounding`: of the weights too, not of the biases only.
+    """Learn repairs of the layers of a quantized model.
 
-    layers: names of nodes that both models have: Conv, Gemm and MatMul with int8 weights in the candidate; what cannot
-    be repaired is left out. Held at any time: both models, HELD bytes of tensors, and of one layer 8192 inputs,
-    8-bit, and outputs, and second moments. Raises ModelError where a model does not run.
+    Memory: both models, HELD bytes of tensors, and for one layer at a time 8192 rows of 8-bit inputs, the outputs and
+    the second moments.
+
+    Args:
+        reference: the float model, the teacher.
+        candidate: the quantized model, the student; it is not changed.
+        layers: names of Conv, Gemm and MatMul nodes of both models with int8 weights in the candidate. Those that
+            cannot be repaired are left out of the result.
+        feeds: samples to learn from.
+        rounding: learn the rounding of weights too, not only biases.
+        threads: of the sessions.
+        progress: called after each layer.
+
+    Returns:
+        Name of the layer -> its repair.
+
+    Raises:
+        ModelError: a model does not run.
     """
     feeds = feeds[: _affordable(candidate, layers, feeds)]
     student = Walk(candidate, feeds, threads)
@@ -79,7 +99,7 @@ def reconstruct(
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A layer of the candidate: how it multiplies, names of its input and constants, and how many outputs it has."""
+    """A layer of the candidate: its form of product, the names of its input and constants, and its output channels."""
 
     form: MatrixForm
     input: str
@@ -90,7 +110,7 @@ class _Layer:
 
     @classmethod
     def of(cls, node: NodeProto, makers: Mapping[str, NodeProto], student: Walk) -> _Layer | None:
-        """None where the layer is none that can be repaired."""
+        """Describe a node; None where it cannot be repaired."""
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             return None
         maker = makers.get(node.input[1])
@@ -113,7 +133,7 @@ class _Layer:
     def repair(
         self, student: Walk, wanted: LayerOutputs, share: int, weight: NDArray[Any] | None, behind: Activation
     ) -> Repair:
-        """Learn the repair from what the layer reads in the student, and what it should give."""
+        """Learn the repair from the layer's inputs in the student and its outputs in the teacher."""
         stored, scale = student.constant(self.weight), student.constant(self.scale).astype(np.float64).reshape(-1)
         integers = self.form.table(stored).astype(np.float64)  # [G, O, K]
         scales = np.broadcast_to(scale, self.outputs).reshape(integers.shape[:2])
@@ -138,7 +158,7 @@ class _Layer:
         return Repair(bias if fits else None, rounded)
 
     def _read(self, student: Walk, wanted: LayerOutputs, share: int) -> _Rows:
-        """What the layer reads for those positions."""
+        """Read the layer's inputs at the positions of the wanted outputs."""
         params = student.params(self.input)
         assert params is not None
         scale, zero_point = params
@@ -149,9 +169,9 @@ class _Layer:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Rows:
-    """What a layer reads: integers q [G, N, K] of the values scale * (q - zero_point).
+    """Inputs of a layer: integers q of shape [G, N, K], which stand for the values scale * (q - zero_point).
 
-    Of the values themselves, _BLOCK bytes are held at a time: of a depthwise Conv they are nine times its input.
+    The float values are computed _BLOCK bytes at a time: those of a 3x3 depthwise Conv are nine times its input.
     """
 
     stored: NDArray[Any]
@@ -159,7 +179,7 @@ class _Rows:
     zero_point: np.float32
 
     def moments(self, *, centred: bool) -> NDArray[np.float64]:
-        """Second moments of the values [G, K, K], about their means if `centred`, or else about zero."""
+        """Second moments of the values, [G, K, K] in float64, about their means if `centred`, else about zero."""
         groups, rows, columns = self.stored.shape
         centre = self.stored.mean(axis=1, keepdims=True, dtype=np.float64) if centred else self.zero_point
         total: NDArray[np.float64] = np.zeros((groups, columns, columns))
@@ -170,7 +190,7 @@ class _Rows:
         return total
 
     def products(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The values times a weight [G, O, K]: [N, G * O]."""
+        """Multiply the values by a weight of shape [G, O, K]; the result has shape [N, G * O]."""
         found = []
         for block in self._blocks():
             block -= self.zero_point
@@ -179,7 +199,7 @@ class _Rows:
         return np.concatenate(found)
 
     def _blocks(self) -> Iterator[NDArray[np.float32]]:
-        """The integers as float32, some rows at a time: [G, n, K]."""
+        """Yield the integers as float32, some rows at a time, in shape [G, n, K]."""
         groups, rows, columns = self.stored.shape
         step = max(1, _BLOCK // (4 * groups * columns))
         for start in range(0, rows, step):
@@ -187,5 +207,5 @@ class _Rows:
 
 
 def _affordable(model: ModelProto, layers: Collection[str], feeds: Feeds) -> int:
-    """How many samples fit into HELD: what the walk holds of one while a layer is repaired, a byte a value."""
+    """How many samples fit into HELD bytes, at one byte per value that the student holds of a sample."""
     return samples_that_fit(model, layers, feeds, HELD)

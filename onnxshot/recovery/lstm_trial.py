@@ -1,6 +1,7 @@
-"""Whether LSTMs in int8 hold: they alone are put into it, and a few samples say what that does to the outputs.
+"""Try LSTMs in int8: quantize only them, and measure the error of the outputs on a few samples.
 
-com.microsoft.DynamicQuantizeLSTM rounds the state at every step, and errors go round: nothing but a run can tell.
+com.microsoft.DynamicQuantizeLSTM rounds the state at every step, and the errors feed back into the state. No rule
+predicts their size, so they are measured.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from onnxshot.runtimes.ort_runtime import session
 from onnxshot.settings import Settings
 
 HOLDS_DB = 30.0
-"""SQNR of the outputs, typical of a sample, that LSTMs in int8 must keep: most int8 results have more noise."""
+"""SQNR in dB of the outputs of a typical sample that int8 LSTMs must reach. Most int8 models have a lower one."""
 _TRIED_ON = 8  # samples
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What was found.
+    """What becomes of the LSTMs of a model.
 
     Attributes:
-        portable: the LSTMs must stay standard operators.
-        note: why, or what the file is for.
-        left: patterns of nodes that must stay float, though they were asked for.
+        portable: whether they stay standard operators, in float.
+        note: the reason, for the user.
+        left: patterns of the LSTMs that must stay float although they were included by name.
     """
 
     portable: bool
@@ -46,9 +47,17 @@ class Settled:
 def settle(
     model: Model, plan: Plan, recipe: Recipe, reference: Path | bytes | None, data: Dataset | None, settings: Settings
 ) -> Settled | None:
-    """Whether the LSTMs of the plan may be in int8; None where it has none, or they were asked for by name.
+    """Decide whether the LSTMs of a plan stay in int8; None where the plan has none in int8.
 
-    reference: the model that was given. Without samples they are where the mode is dynamic, which was asked for.
+    LSTMs that were included by name stay in int8 without a trial. Without samples the others do in mode 'dynamic' only.
+
+    Args:
+        model: the normalized float model.
+        plan: its plan.
+        recipe: what was asked for.
+        reference: path or bytes of the given model, which outputs are compared with.
+        data: samples to measure on.
+        settings: threads of the sessions.
     """
     forced = {node.label for node in NodeRecipes(model, recipe).forced}
     rows = [row for row in plan.nodes if row.op == "LSTM" and row.how == DYNAMIC]
@@ -63,7 +72,7 @@ def settle(
     alone = "the file is for ONNX Runtime alone: it holds com.microsoft.DynamicQuantizeLSTM (--portable-ops avoids it)"
     if all(row.node in forced for row in rows) or (data is None and recipe.mode == DYNAMIC):
         return Settled(False, alone)
-    asks = "--include LSTM quantizes all the same"
+    asks = "--include LSTM quantizes them nevertheless"
     if data is None or reference is None or model.weight_bytes() > candidate_race.MAX_BYTES:
         why = "there are no samples to try them on" if data is None else "the model is too large to try them"
         return Settled(True, f"LSTMs stay float: {why}; {asks}")
@@ -71,8 +80,8 @@ def settle(
     samples = [data[numbers[i]] for i in spread(len(numbers))[:_TRIED_ON]]
     found = _typical_db(model, rows_alone, reference, samples, settings)
     if found < HOLDS_DB:
-        return Settled(True, f"LSTMs stay float: int8 ones alone leave {found:.1f} dB of the outputs; {asks}")
-    return Settled(False, f"LSTMs are in int8: they alone keep {found:.1f} dB of the outputs; {alone}")
+        return Settled(True, f"LSTMs stay float: with only them in int8 the outputs have {found:.1f} dB; {asks}")
+    return Settled(False, f"LSTMs are in int8: with only them in int8 the outputs have {found:.1f} dB; {alone}")
 
 
 def _typical_db(
@@ -89,7 +98,7 @@ def _made(model: Model, plan: Plan) -> bytes:
 
 
 def _refused(model: Model, plan: Plan) -> str:
-    """Why ONNX Runtime does not load the model with these LSTMs in int8; empty where it does, or is not asked."""
+    """Why ONNX Runtime does not load the model with these LSTMs in int8; empty where it does, or was not tried."""
     if model.weight_bytes() > candidate_race.MAX_BYTES:
         return ""
     made = _made(model, plan)
@@ -99,6 +108,6 @@ def _refused(model: Model, plan: Plan) -> str:
         try:
             session(bytes(model.to_proto().SerializeToString()), threads=1)
         except ModelError:
-            return ""  # it is not for the LSTMs
+            return ""  # the float model does not load either, so the LSTMs are not the reason
         return str(e)
     return ""

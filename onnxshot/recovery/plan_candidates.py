@@ -1,9 +1,10 @@
-"""What more effort does for accuracy: candidates and repairs, each kept only where the network's outputs are better.
+"""Candidates and repairs of a plan, each kept only where it brings the network's outputs closer to the reference.
 
-fast      ranges only
-balanced  + cross-layer equalization, + outliers of products moved into weights, + inputs on their own grid,
-          + bias correction
-best      + ranges, and rounding of the weights, by what they do to the outputs
+What each effort tries:
+
+fast      clipped or unclipped ranges
+balanced  + cross-layer equalization, SmoothQuant, inputs on the grid of their samples, bias correction
+best      + ranges chosen by the error of the outputs, layer-wise reconstruction of weights (learned rounding)
 """
 
 from __future__ import annotations
@@ -29,10 +30,18 @@ from onnxshot.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A float model with a plan for it, and what is known of its tensors.
+    """A float model with a plan.
 
-    clips: whether ranges may be smaller than the extremes; lead: how many dB it must be better by; gridded,
-    equalized, smoothed: what was done to the model.
+    Attributes:
+        model: the float model.
+        plan: its plan, with scales.
+        evidence: what the scales were chosen from.
+        clips: whether ranges may be smaller than the extremes of the tensor.
+        lead: by how many dB it must be better than the others to be chosen.
+        gridded: whether inputs were put on the grid of their samples.
+        equalized: whether channels were equalized.
+        smoothed: whether outliers were moved into weights.
+        refined: whether ranges were chosen by the error of the outputs.
     """
 
     model: Model
@@ -48,23 +57,24 @@ class Candidate:
     def notes(self) -> Iterator[str]:
         """Say in words what was done to the model and its ranges."""
         if not self.clips:
-            yield "no range is clipped: on calibration samples the outputs were better so"
+            yield "no range is clipped: on calibration samples the outputs were more accurate without clipping"
         if self.refined:
-            yield "ranges of the loudest tensors were then chosen by what they do to the outputs"
+            yield "ranges of the tensors that cause most of the error were chosen by the error of the outputs"
         if self.gridded:
-            yield "inputs were put on the grid of their samples: quantizing them costs nothing"
+            yield "inputs are quantized on the grid of values that their samples lie on, without error"
         if self.equalized:
             yield "channels were equalized"
         if self.smoothed:
-            yield "outliers were moved into the weights of products, as far as each gains by it"
+            yield "outliers of activations were moved into the weights of products that gain accuracy by it"
 
 
 def equalized(
     model: Model, plan: Plan, stats: Mapping[str, TensorStats]
 ) -> tuple[Model, dict[str, TensorStats]] | None:
-    """A copy of the model with equalized channels, and statistics of the tensors that it is the same in.
+    """Copy a model and equalize its channels.
 
-    None where there is nothing to gain.
+    Returns:
+        The copy, and the statistics of the tensors that did not change; None where there is nothing to equalize.
     """
     if not any(n.how == STATIC and n.has_weight for n in plan.nodes):
         return None
@@ -82,9 +92,17 @@ def choose(
     *,
     threads: int,
 ) -> tuple[Candidate, CandidateError | None]:
-    """The candidate that comes closest to the reference once `rewrite` has quantized a copy of it, and how close.
+    """Choose the candidate whose quantized model comes closest to the reference.
 
-    Without any samples, the first.
+    Args:
+        reference: path or bytes of the float model that outputs are compared with.
+        candidates: the float models and their plans.
+        rewrite: quantizes a model in place by a plan.
+        batches: samples to compare on; later batches are read only where earlier ones are not decisive.
+        threads: of the sessions.
+
+    Returns:
+        The candidate and its error; the first candidate and None where there are no samples.
     """
     made = (_rewritten(c.model, c.plan, rewrite) for c in candidates)
     leads = [c.lead for c in candidates]
@@ -108,16 +126,31 @@ def repaired(
     effort: str,
     settings: Settings,
 ) -> str:
-    """Repair a quantized model where that helps on samples it was not learned from; what was done, in words.
+    """Correct biases, and with effort 'best' reconstruct weights, if that helps on other samples.
 
-    reference: the model that was given; teacher: the float model that the plan was made for; checks: batches of those
-    other samples. Raises ModelError where a model does not run.
+    Args:
+        reference: path or bytes of the given model, which outputs are compared with.
+        teacher: the float model that the plan was made for, which layers learn from.
+        model: the quantized model; changed in place.
+        plan: what it was quantized by.
+        learn: samples to learn from.
+        checks: batches of other samples that decide which repair is kept, if any.
+        effort: 'balanced' or 'best'.
+        settings: threads, and the progress callback.
+
+    Returns:
+        What was done, in words; empty where there is nothing to repair.
+
+    Raises:
+        ModelError: a model does not run.
     """
     layers = [n.node for n in plan.nodes if n.how == STATIC and n.has_weight and n.node not in plan.kept.nodes]
     if not layers or not learn:
         return ""
     proto = model.to_proto()
-    ways = {"biases were corrected": False} | ({"weights were rounded anew": True} if effort == "best" else {})
+    ways = {"biases were corrected": False}  # in words -> whether weights are rounded again too
+    if effort == "best":
+        ways["weights were rounded again, layer by layer"] = True
     found: dict[str, dict[str, Repair]] = {}
 
     def candidates() -> Iterator[bytes]:
@@ -135,7 +168,7 @@ def repaired(
     if not judged:
         return ""
     most, *others = (one.typical_db for one in judged)
-    seen = f"{len(judged[best].each_db)} samples left out of it"
+    seen = f"{len(judged[best].each_db)} samples that were not learned from"
     if best == 0:
         return f"no repair was kept: {most:.1f} dB before, {max(others):.1f} dB after, on {seen}"
     name = list(ways)[best - 1]

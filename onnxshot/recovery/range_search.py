@@ -1,7 +1,8 @@
-"""Ranges by what they do to the network's outputs: the error of a tensor does not know how much of it matters.
+"""Choose ranges by the error of the network's outputs, which a tensor's own error does not predict.
 
-Each tensor is quantized alone in the float model, with its scale and zero point as inputs: one session tells of any
-number of ranges. Rounding noises of different tensors are independent, so that the best range of each alone is taken.
+Each tensor is quantized alone in the float model, with its scale and zero point as model inputs, so that one session
+measures any number of ranges. Rounding errors of different tensors are nearly independent, so the best range of each
+tensor alone is kept.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from onnxshot.planning.scales import Evidence, group_members, params_of_range
 from onnxshot.runtimes.ort_runtime import Runner
 
 FACTORS = (0.4, 0.5, 0.6, 0.72, 0.85, 1.2, 1.45)
-"""What a range is multiplied by, as far as it stays within the extremes."""
-_FIRST_LOOK = 3  # times fewer samples on which all tensors are looked at
-_NOISE = 0.95  # share of all noise whose makers are looked at more closely
-_MOST = 16  # of them
-_GAIN_DB = 0.3  # by which a range must be better
+"""Factors that a range is multiplied by; the result is limited to the extremes of the tensor."""
+_FIRST_LOOK = 3  # all tensors are measured on a third of the samples
+_NOISE = 0.95  # ranges are searched for the tensors that cause this share of the error power,
+_MOST = 16  # for this many at most
+_GAIN_DB = 0.3  # least gain of another range
 
 _Outputs = Mapping[str, NDArray[Any]]
 
@@ -48,9 +49,21 @@ def refined(
     threads: int,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evidence:
-    """What is known of the tensors, with better ranges for those that make most of the noise at the outputs.
+    """Choose better ranges for the tensors that cause most of the error of the outputs.
 
-    method: that the plan's ranges were chosen by. Held at any time: two models and the outputs of the samples.
+    Memory: two models, and the outputs of all samples.
+
+    Args:
+        model: the float model.
+        plan: its plan, with scales.
+        evidence: what the scales were chosen from.
+        method: the range method that they were chosen by.
+        samples: what ranges are measured on.
+        threads: of the sessions.
+        progress: called after each tensor.
+
+    Returns:
+        The evidence with the new ranges.
     """
     how = comparison_setup(model.to_proto().SerializeToString(), samples[0].feed)
     runner = Runner(how.reference, threads=1, whole=True)
@@ -63,7 +76,7 @@ def refined(
         db = _sqnrs(how, model, plan, group, [plan.params[group]], samples[first], wanted[first], threads)
         noise[group] = 10.0 ** (-next(db) / 10.0)
         if progress is not None:
-            progress("tensors looked at", done, len(free))
+            progress("tensors measured", done, len(free))
     loudest = _loudest(noise)
     chosen, members, tensors = dict(evidence.chosen), group_members(plan), model.tensors()
     for done, group in enumerate(loudest, 1):
@@ -82,7 +95,7 @@ def refined(
 
 
 def _loudest(noise: Mapping[str, float]) -> list[str]:
-    """The groups that together make most of the noise, the loudest first."""
+    """The groups of tensors that together cause most of the error, the largest share first."""
     order = sorted(noise, key=lambda group: -noise[group])
     share = np.cumsum([noise[group] for group in order]) / max(sum(noise.values()), math.ulp(0.0))
     return order[: min(int(np.searchsorted(share, _NOISE)) + 1, _MOST)]
@@ -105,9 +118,9 @@ def _sqnrs(
     wanted: Sequence[_Outputs],
     threads: int,
 ) -> Iterator[float]:
-    """SQNR in dB of the outputs, each by its own scale, where the tensors of this group alone are quantized.
+    """Yield the SQNR in dB of the outputs, balanced over outputs, for each of the quantization parameters of one group.
 
-    One for each of these params.
+    Only the tensors of that group are quantized.
     """
     proto, scale, zero_point = _alone(model, plan, group)
     runner = CandidateRunner(how, proto.SerializeToString(), threads=1)
@@ -119,7 +132,7 @@ def _sqnrs(
 
 
 def _alone(model: Model, plan: Plan, group: str) -> tuple[ModelProto, str, str]:
-    """The float model with one group of tensors quantized; names of the inputs that are its scale and zero point."""
+    """Quantize one group of tensors in the float model; also return the input names of its scale and zero point."""
     tensors = {name: planned for name, planned in plan.tensors.items() if planned.group == group}
     copy = load_model(model.to_proto())
     nodes = tuple(node for node in plan.nodes if node.has_weight)

@@ -1,4 +1,7 @@
-"""How far outliers of each product's input are moved into its weight: found by what the products give on samples."""
+"""SmoothQuant's strength: how far outliers of each product's input move into its weight, chosen by the product's error.
+
+SmoothQuant (Xiao et al. 2022) divides the input of a product by a factor per channel and multiplies the weight by it.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,10 @@ from onnxshot.planning.smoothable import readers_of
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.settings import Settings
 
-_ROWS = 512  # of a tensor, from all samples together: what products are computed on
-_WELL_DB = 36.0  # what products that come out so well gain is not seen at the outputs
-_GAIN_DB = 1.0  # of a tensor's products, to be worth a division
-_PRODUCTS_PER_MUL = 3  # a Mul takes some 0.1 % of a small encoder's time: so few of them go unnoticed
+_ROWS = 512  # rows of a tensor, from all samples together, that products are computed on
+_WELL_DB = 36.0  # products with this SQNR cause too little error for a gain to show at the outputs
+_GAIN_DB = 1.0  # least gain of a tensor's products that is worth a division
+_PRODUCTS_PER_MUL = 3  # at most one added Mul per three products: each takes about 0.1 % of a small encoder's time
 
 
 def smoothed(
@@ -39,11 +42,19 @@ def smoothed(
     samples: Sequence[Sample],
     settings: Settings,
 ) -> tuple[Model, Mapping[str, TensorStats]] | None:
-    """A copy of the model with outliers moved into the weights of static products; None where none gains by it.
+    """Move outliers into the weights of static products, in a copy of the model.
 
-    With it come the statistics that are true of the copy too; those of the divided tensors are not.
+    Args:
+        model: the float model.
+        whole: the plan that factors are searched for, without exclusions.
+        plan: the plan in use; only tensors that its static products read are divided.
+        stats: statistics of the model's tensors.
+        samples: what products are computed on.
+        settings: threads, and the progress callback.
 
-    whole: the plan that factors are found for. plan: only tensors that one of its static products reads are divided.
+    Returns:
+        The copy, and the statistics that hold for it too: those of all tensors that the division does not reach. None
+        where no product gains by it.
     """
     names = [tensor.name for tensor in readers_of(model, plan, STATIC)]
     if not names:
@@ -64,7 +75,7 @@ def smoothed(
 def strengths(
     model: Model, whole: Plan, plan: Plan, evidence: Evidence, samples: Sequence[Sample], settings: Settings
 ) -> dict[str, float]:
-    """How far the outliers of the tensors that the plan smooths are best moved into dynamic products' weights."""
+    """The best strength, 0 to 1, for each input of dynamic products that the plan smooths, by tensor name."""
     if not plan.smoothing:
         return {}
     found = search(
@@ -85,11 +96,22 @@ def search(
     threads: int,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Smoothing]:
-    """The best smoothing of every tensor that products of this treatment read, by its name, in graph order.
+    """Search the best smoothing of every tensor that static or dynamic products read.
 
-    how: static or dynamic. only: names of the tensors, by default all. stats: where they know of channels, what they
-    know of more samples counts too. Held at any time: _ROWS rows of every tensor, all tensors of a few samples, and the
-    weights that read one tensor.
+    Memory: _ROWS rows of every tensor, all tensors of a few samples, and the weights of the products of one tensor.
+
+    Args:
+        model: the float model.
+        plan: its plan.
+        how: 'static' or 'dynamic': which products.
+        samples: what products are computed on.
+        stats: statistics of the tensors. Their per-channel maxima also cover samples that are not in `samples`.
+        only: names of the tensors to search; by default all.
+        threads: of the session.
+        progress: called after each tensor.
+
+    Returns:
+        Tensor name -> its best smoothing, in graph order.
     """
     readers = {tensor.name: nodes for tensor, nodes in readers_of(model, plan, how).items()}
     readers = {name: nodes for name, nodes in readers.items() if only is None or name in only}
@@ -105,12 +127,12 @@ def search(
         seen = rows.widened(known) if how == STATIC and len(known) == len(tables[0]) else rows
         found[name] = search_smoothing(seen, tables, activation, schemes, per_sample=how == DYNAMIC)
         if progress is not None:
-            progress("inputs of products looked at", len(found), len(readers))
+            progress("inputs of products searched", len(found), len(readers))
     return found
 
 
 def worth(model: Model, plan: Plan, found: Mapping[str, Smoothing]) -> dict[str, NDArray[np.float32]]:
-    """Factors of the static products' inputs that gain by it: all that cost nothing, and the loudest of the others."""
+    """Factors for inputs of static products that gain by it: all that need no added Mul, and the best of the others."""
     readers = {tensor.name: (tensor, nodes) for tensor, nodes in readers_of(model, plan, STATIC).items()}
     gains = [n for n, s in found.items() if n in readers and s.plain_db < _WELL_DB and s.db >= s.plain_db + _GAIN_DB]
     free = {name for name in gains if _is_free(model, *readers[name])}
@@ -128,7 +150,7 @@ def _channels(node: Node) -> int:
 
 
 def _table(node: Node, plan: Plan) -> tuple[NDArray[np.float32], QuantScheme]:
-    """The weight of a product as [K, N], and its scheme in that layout."""
+    """The weight of a product in shape [K, N], and its scheme in that layout."""
     weight, scheme = np.asarray(weights.read(node.inputs[1])), plan.weights[node.label].scheme
     if not node.attrs.get("transB", 0):
         return weight, scheme
@@ -139,14 +161,14 @@ def _table(node: Node, plan: Plan) -> tuple[NDArray[np.float32], QuantScheme]:
 
 @dataclass(slots=True)
 class _Gathering:
-    """Rows of one tensor, as samples come in."""
+    """Rows of one tensor, collected sample by sample."""
 
     values: list[NDArray[np.float32]] = field(default_factory=list)
     low: list[NDArray[np.float32]] = field(default_factory=list)
     high: list[NDArray[np.float32]] = field(default_factory=list)
 
     def add(self, x: NDArray[Any], most: int) -> None:
-        """Some rows of a sample's value, evenly spread over it, and the extremes of all."""
+        """Keep some evenly spaced rows of a sample's value, and the per-channel extremes of all its rows."""
         table = x.reshape(-1, x.shape[-1])
         if not len(table) or not np.isfinite(table).all():
             return
@@ -161,7 +183,7 @@ class _Gathering:
 
 
 def _gathered(model: Model, names: Sequence[str], samples: Sequence[Sample], threads: int) -> dict[str, Rows]:
-    """Rows of the tensors of a float model; without those that were empty or not finite in every sample."""
+    """Rows of the tensors of a float model; without tensors that were empty or not finite in every sample."""
     proto = ModelProto()
     proto.CopyFrom(model.to_proto())
     fix_randomness(proto)

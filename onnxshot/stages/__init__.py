@@ -1,7 +1,9 @@
 """The stages of a quantization: each is a function from values to a value.
 
 The float model:   prepare_model -> Prepared, open_samples -> Samples, check_normalized -> Reference, settle_lstms
-The plan:          observe -> RunStatistics (statistics), improve_plan -> FinalPlan
+The plan:          observe -> RunStatistics, improve_plan -> FinalPlan
 The int8 model:    rewrite_model -> Rewritten, make_quantized -> Quantized (all stages up to here, with a report)
-The proof:         not_larger, prove_quantized, measured_alternatives
+The proof:         not_larger, prove_quantized, Alternatives
+
+`api/quantize.py` calls them in order; start with `make_quantized`.
 """

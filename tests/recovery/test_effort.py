@@ -23,7 +23,7 @@ from onnxshot.results.quantized import Result
 from onnxshot.runtimes.ort_runtime import Runner
 
 EFFORTS = ("fast", "balanced", "best")
-DONE = {"balanced": ("biases were corrected",), "best": ("biases were corrected", "weights were rounded anew")}
+DONE = {"balanced": ("biases were corrected",), "best": ("biases were corrected", "weights were rounded again")}
 
 
 def made(name: str, samples: int | str = "auto", **options: Any) -> Result:
@@ -116,7 +116,7 @@ def test_of_two_repairs_the_better_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
         notes = made("digits_mobile", 16, effort="best").report.notes
         kept[bad] = next(n for n in notes if "dB before" in n)
     assert kept[True].startswith("biases were corrected: ")
-    assert kept[False].startswith("weights were rounded anew: ")
+    assert kept[False].startswith("weights were rounded again, layer by layer: ")
 
 
 def test_equalized_channels_that_make_it_worse_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

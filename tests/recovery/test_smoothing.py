@@ -275,7 +275,7 @@ def done(case: Case, **options: Any) -> tuple[onnxshot.Result, float]:
     return result, sqnr(case, result.model.to_proto())
 
 
-NOTE = "outliers were moved into the weights of products, as far as each gains by it"
+NOTE = "outliers of activations were moved into the weights of products that gain accuracy by it"
 
 
 def test_an_encoder_with_loud_channels_keeps_its_precision() -> None:
