@@ -40,7 +40,7 @@ class Quantized:
         model: the quantized model.
         plan: what was done to each node.
         float_model: the model that the plan was made for; its channels may have other scales than the given model's.
-            None where nothing is compared.
+            None for a model that is too large to be held twice.
         held_out: numbers of the samples that nothing was learned from; empty: all samples.
         report: what is known so far; the proof adds its figures.
     """

@@ -75,7 +75,7 @@ def rewrite_model(final: FinalPlan, samples: Samples, timed: Timed = untimed) ->
     graph = report_rows.graph_rows(model, work)
     with timed("rewrite"):
         refused = apply_plan(model, plan, recipe)
-    if float_model is not None:
+    if float_model is not None and recipe.effort != "fast":
         with timed("repair"):
             done = final.repair(float_model, model, plan)
         notes += [done] if done else []
