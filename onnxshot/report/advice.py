@@ -1,6 +1,6 @@
-"""What to do next where a result falls short: what was measured to help, else a search that measures.
+"""Advice: what to do next where a result falls short. It names what was measured to help, or a search that measures.
 
-Reports are given as plain values, as `to_dict` makes them.
+Reports are given as plain values, as `Report.to_dict` returns them.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ Values = Mapping[str, Any]
 READY, CAUTION, BAD = "ready", "caution", "bad"
 """Levels of a verdict."""
 FLOOR_DB = 15.0
-"""Outputs below this SQNR are not good enough: their error is more than 18 % of the signal."""
+"""Least SQNR of outputs that are good enough; below it, the error is more than 18 % of the signal."""
 FLOOR_AGREEMENT = 0.9
-"""Nor are those whose highest value is elsewhere in one case of ten or more."""
+"""Least share of cases in which the position of the highest value must be that of the float model."""
 LEAST_INT8 = 0.5
-"""Share of the multiply-accumulates below which a result of quantization runs mostly in float."""
+"""Least share of the multiply-accumulates in int8; below it, a quantized model runs mostly in float."""
 
-_SAME_DB = 1.0  # a gain below this is not worth naming
+_SAME_DB = 1.0  # smaller gains are not mentioned
 _DEPLOY = "deploy it, or compare on your own data with onnxshot compare"
 
 
 def level_of(sqnr_db: float | None, agreement: float | None = None) -> str:
-    """bad where accuracy is below one of the floors, else ready; what is None was not measured."""
+    """The level of these figures: bad if one is below its floor, else ready. None means not measured."""
     low = sqnr_db is not None and not sqnr_db >= FLOOR_DB
     return BAD if low or (agreement is not None and agreement < FLOOR_AGREEMENT) else READY
 
 
 def is_slower(speedup: float | None) -> bool:
-    """True where a speedup was measured and is below 1 by more than measurements vary."""
+    """Whether a measured speedup is below 1 by more than the noise of measurements."""
     return speedup is not None and speedup < 1.0 - NOISE
 
 
 def to_gain(values: Values) -> str:
-    """What was measured to bring accuracy, else a search that measures it."""
+    """How to gain accuracy: options that were measured to help, else a search that measures."""
     rows = values.get("tried", ())
     cures = [row for row in rows if _level(row) != BAD]
     if cures:
@@ -54,7 +54,7 @@ def to_gain(values: Values) -> str:
 
 
 def _level(row: Values) -> str:
-    """The verdict of what was tried."""
+    """The verdict's level for options that were tried."""
     return str(row.get("level") or level_of(row.get("sqnr_db"), row.get("agreement")))
 
 
@@ -66,7 +66,7 @@ def _worst_db(values: Values) -> float:
 
 
 def _gained(values: Values, row: Values) -> str:
-    """What an option brings to what is below its floor, in words."""
+    """In words, what options that were tried gain for the figures that are below their floors."""
     outputs, tried = values.get("output_sqnr_db") or {}, row.get("output_sqnr_db") or {}
     low = [name for name in outputs if level_of(outputs[name]) == BAD and name in tried]
     if len(outputs) > 1 and low:
@@ -77,12 +77,12 @@ def _gained(values: Values, row: Values) -> str:
     if close and share is not None and now is not None and level_of(None, now) == BAD:
         return f"agreement {100 * share:.1f} % in place of {100 * now:.1f} %"
     if row.get("sqnr_db") is None or values.get("sqnr_db") is None:
-        return "all answers above their floors"
+        return "all figures of accuracy above their limits"
     return f"SQNR {decibels(row['sqnr_db'])} in place of {decibels(values['sqnr_db'])}"
 
 
 def _to_search(values: Values) -> str:
-    """A search that measures what brings accuracy."""
+    """A command that searches for more accuracy by measuring."""
     now = values.get("sqnr_db")
     if "layers" in values:
         return _of_pruning(values)
@@ -98,7 +98,7 @@ def _to_search(values: Values) -> str:
 
 
 def _of_pruning(values: Values) -> str:
-    """What of data and scope was not given yet; fewer zeros in any case."""
+    """For pruning: less sparsity, or the data and the scope that were not given yet."""
     recipe = values.get("recipe") or {}
     asked = (recipe.get("stages") or [recipe])[0]
     given = "calibration" in (values.get("samples") or {})
@@ -108,46 +108,46 @@ def _of_pruning(values: Values) -> str:
 
 
 def _asked_for(now: float | None) -> str:
-    """An SQNR to ask for: the floor, or half of today's error where that is above the floor."""
+    """An SQNR to ask for: the floor or, above it, one with half the present error."""
     return f"{FLOOR_DB:g}" if now is None or not now >= FLOOR_DB else f"{math.ceil(now + 6)}"
 
 
 def _of_stages(stages: Sequence[Values]) -> str:
-    """The stage that costs most, by the figures of the stages before and after it."""
+    """The stage that loses the most accuracy, by the noise that it adds to the stages before."""
     noise = [0.0 if s["sqnr_db"] is None else 10 ** (-s["sqnr_db"] / 10) for s in stages]
     costs = {after["name"]: now - before for after, now, before in zip(stages[1:], noise[1:], noise, strict=False)}
     worst = max(costs, key=lambda name: costs[name])
-    what = "ask it for less" if "quant" not in worst else "run it alone, with onnxshot quantize --min-sqnr 15"
-    return f"stage {worst!r} costs most: {what}"
+    what = "ask for less in it" if "quant" not in worst else "run it alone, with onnxshot quantize --min-sqnr 15"
+    return f"stage {worst!r} costs the most accuracy: {what}"
 
 
 def faster(values: Values) -> str:
-    """The options that were measured to make it faster than the input and than the result; empty where none were."""
+    """The fastest options that were tried, if they are faster than both the input and the result; else empty."""
     speed = (values.get("latency") or {}).get("speedup") or 1.0
     rows = [row for row in _sound(values) if (row.get("speedup") or 0.0) > max(speed, 1.0) * (1 + NOISE)]
     return f"{words_of(max(rows, key=lambda row: row['speedup']))}, measured here" if rows else ""
 
 
 def smaller(values: Values) -> str:
-    """The options that were measured to make it smaller than the input and than the result; empty where none were."""
+    """The smallest options that were tried, if they are smaller than both the input and the result; else empty."""
     size = min([_size(values) or math.inf, values.get("input_bytes") or math.inf])
     rows = [row for row in _sound(values) if row["bytes"] < size * (1 - NOISE)]
     return f"{words_of(min(rows, key=lambda row: row['bytes']))}, measured here" if rows else ""
 
 
 def _sound(values: Values) -> list[Values]:
-    """What was tried and is above the floors."""
+    """The options that were tried and are accurate enough."""
     return [row for row in values.get("tried", ()) if _level(row) != BAD]
 
 
 def words_of(row: Values) -> str:
-    """Options that were measured, with their figures."""
+    """Options that were tried, with their figures, in words."""
     db = f", SQNR {decibels(row['sqnr_db'])}" if row.get("sqnr_db") is not None else ""
     return f"{row['options']}: {megabytes(row['bytes'])}{db}{_speed(row)}"
 
 
 def _besides(row: Values) -> str:
-    """Size and speed of what was tried."""
+    """Size and speed of options that were tried, in parentheses."""
     return f" ({megabytes(row['bytes'])}{_speed(row)})" if row.get("bytes") else ""
 
 
@@ -156,26 +156,26 @@ def _speed(row: Values) -> str:
 
 
 def searches(values: Values) -> bool:
-    """Whether a goal can be searched for: int8, samples of the user's, and no goal was given yet."""
+    """Whether a search for a goal is possible: int8, the user's own samples, and no goal yet."""
     recipe, samples = values.get("recipe") or {}, values.get("samples") or {}
     known = bool(samples.get("judged")) and not samples.get("random") and not values.get("on_random_data")
     return known and recipe.get("precision") == "int8" and not values.get("goal") and recipe.get("mode") != "weights"
 
 
 def is_comparison(values: Values) -> bool:
-    """Whether two given models were compared, and none was made."""
+    """Whether the report is of onnxshot compare, which makes no model."""
     return "reference" in (values.get("recipe") or {})
 
 
 def quantizes(values: Values) -> bool:
-    """Whether the recipe asks for 8 bits."""
+    """Whether the recipe quantizes to int8."""
     return str((values.get("recipe") or {}).get("precision", "")).startswith("int8")
 
 
 def when_ready(values: Values) -> str:
-    """What to do with a result that nothing speaks against."""
+    """What to do with a result without findings."""
     if "layers" in values:
-        return "zeros make the file smaller to send; to run faster, quantize it: onnxshot quantize keeps them"
+        return "zeros make only the compressed file smaller; to run faster, quantize it: onnxshot quantize keeps them"
     return "ready: deploy it" if is_comparison(values) else f"ready: {_DEPLOY}"
 
 
@@ -189,7 +189,7 @@ def decibels(db: float | None) -> str:
 
 
 def megabytes(count: float) -> str:
-    """A size in words: in kilobytes where it is small."""
+    """A size in words, in kilobytes where it is small."""
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 

@@ -1,4 +1,4 @@
-"""One report of a run: the same facts as JSON for pipelines and as one short table for people."""
+"""Report: what a run did and measured, as a value, as JSON, and as an HTML page."""
 
 from __future__ import annotations
 
@@ -19,47 +19,65 @@ from onnxshot.runtimes.ort_versions import VersionNeeds
 
 @dataclass(slots=True)
 class Report:
-    """What was done and what it cost and brought. Keys of `to_dict` are stable.
+    """What a run did, and what it measured. The keys of `to_dict` are stable, and report.schema.json describes them.
+
+    Figures of accuracy compare the result with the float model on held-out samples. SQNR is in dB.
 
     Attributes:
-        input, outputs: the file read and the files written.
-        sqnr_db: of all float outputs over all evaluation samples, at full optimization; None where nothing was run, and
-            where only random inputs were: what comes of those is in `on_random_data`.
-        sqnr_optimized_db, sqnr_unoptimized_db: on the first samples alone, with every graph optimization on and off: a
-            difference is a runtime's mistake.
-        sample_db: by float output, how SQNR is spread over single samples: least, tenth, median, samples, held; see
-            `onnxshot.comparison.sample_spread`.
-        output_parts: by output some of whose channels are over 30 times quieter than the others: axis, quiet, channels,
-            quiet_db, loud_db.
-        judged: what was kept out of these figures: `random`, nodes that draw random numbers; `ordered`, share of the
-            same picks by output that TopK or the like has ordered; `copied`, outputs that are copies of inputs in part.
+        input: the file that was read.
+        recipe: all that was asked for, as plain values.
+        outputs: the files that were written.
+        input_bytes: size of the input, including external data.
+        sqnr_db: SQNR over all float outputs and all samples, with all graph optimizations of the runtime. None where
+            nothing was run, or where all inputs were random (see `on_random_data`).
+        sqnr_optimized_db: the same on the first samples only.
+        sqnr_unoptimized_db: the same on the first samples only, without graph optimizations. A difference between the
+            two is a fault of the runtime.
+        agreement: share 0..1 of the cases in which the highest value of an output is at the same position.
+        output_sqnr_db: SQNR of each float output.
+        sample_db: how the SQNR of each float output is distributed over single samples: `least`, `tenth`, `median`,
+            `samples`, `held` (see onnxshot/comparison/sample_spread.py).
+        output_parts: outputs some of whose channels are over 30 times quieter than the others: `axis`, `quiet`,
+            `channels`, `quiet_db`, `loud_db`.
+        judged: what was left out of these figures. `random`: nodes that draw random numbers. `ordered`: by output that
+            an operator such as TopK has ordered, the share of equal picks. `copied`: outputs that partly copy inputs.
         output_equal: share of equal values of each output that is not float.
-        on_random_data: sqnr_db, agreement, output_sqnr_db, sqnr_optimized_db and sqnr_unoptimized_db where all inputs
-            were random; empty elsewhere.
-        not_finite: outputs that are NaN or infinite where those of the input are not, in words.
-        contract: the first difference of inputs and outputs in words; empty where there is none.
-        optimizer_changes_results: the runtime's optimizations cost more than GAP_DB.
-        samples: how many were calibrated on, held out and judged on, and whether they were made at random.
-        sizes: what the work of `graph` is counted at: `from` a sample, frozen sizes, or inferred with free dimensions
-            as 1; `unknown`: nodes whose size is not known even so, counted at one position.
-        int8_macs_share: share of multiply-accumulates the runtime really ran in int8.
-        float_macs: share of multiply-accumulates left in float, by operator.
-        float_between_qdq: float ops the runtime left standing between a DQ and a Q: pairs it did not fuse.
-        int8_unplanned: nodes that run in int8, or with weights rounded to it, although the plan or the file has them
-            in float: a fault.
-        onnxruntime: which versions of it load the file and run it as it was told to; None where it is for another
-            runtime, or computes in bfloat16.
-        latency: float_ms, the median of the float model; speedup, the median of the ratios of paired runs; ms, which is
-            float_ms over speedup; sure: whether the runs tell which of the two is faster.
-        skips: what stayed float, and why.
-        worst: tensors, worst SQNR first.
-        graph: nodes of the float model in topological order; empty where the run does not plan them one by one.
-        goal: of a search: its limits, what the written file was measured to reach, `reached`, and what it `missed`.
-        runtimes: of a file for every runtime: what each made of it (see delivery/portability.py).
-        single: what a file for one target alone reaches: `target`, `sqnr_db`, `ms`, `speedup` over this one.
+        on_random_data: `sqnr_db`, `agreement`, `output_sqnr_db`, `sqnr_optimized_db` and `sqnr_unoptimized_db`, if all
+            inputs were random; else empty.
+        not_finite: outputs that are NaN or infinite where those of the float model are not, in words.
+        contract: the first difference between the inputs and outputs of the two models, in words; empty without one.
+        optimizer_changes_results: whether the runtime's graph optimizations cost more than `GAP_DB`.
+        samples: numbers of samples for calibration, held out and judged, and whether they are random.
+        seconds: duration of the run.
+        timings: seconds by stage.
+        peak_rss_mb: peak resident memory in MB.
+        sizes: the sizes at which multiply-accumulates are counted. `from`: "sample", "frozen" or "inferred" (with free
+            dimensions as 1). `unknown`: nodes of unknown size, counted at one position.
+        int8_macs_share: share 0..1 of the multiply-accumulates that the runtime really ran in int8.
+        float_macs: share of the multiply-accumulates left in float, by operator.
+        float_between_qdq: number of float operators left between a DQ and a Q, that is, of Q/DQ pairs not fused.
+        int8_unplanned: nodes that run in int8, or with weights rounded to it, although the plan or the file has them in
+            float, which is a fault.
+        onnxruntime: the versions of ONNX Runtime that load the file and run it as intended. None where it is for
+            another runtime, or computes in bfloat16.
+        sparsity: share 0..1 of zeros in the weights.
+        latency: `float_ms`: median of the float model; `speedup`: median of the ratios of interleaved runs; `ms`:
+            float_ms over speedup; `sure`: whether the runs show which of the two is faster.
+        skips: nodes that stayed float, and the skip reason of each.
+        float_weights: weights that stayed float, and why.
+        worst: tensors by SQNR, the worst first.
+        graph: nodes of the float model in topological order; empty where the run does not plan single nodes.
+        notes: what else a person should know.
+        goal: of a search: its limits, what the written file reaches, whether they are `reached`, and which it `missed`.
         pareto: candidates of a search that no other beats: `exclude`, `sqnr_db`, `bytes`, `latency_ms`, `drop`.
+        runtimes: of a portable model: the result in each runtime (see onnxshot/delivery/portability.py).
+        single: of a portable model: what a model made for one target reaches: `target`, `sqnr_db`, `ms`, `speedup`.
         tried: other options that were measured because the result falls short: `options`, `sqnr_db`, `agreement`,
-            `bytes`, `speedup`, `output_sqnr_db`, and its verdict's `level` and `reasons`.
+            `bytes`, `speedup`, `output_sqnr_db`, and `level` and `reasons` of the verdict.
+
+    Example:
+        report = onnxshot.compare("model.onnx", "model.int8.onnx", "samples/")
+        print(report.sqnr_db, report.verdict.level)
     """
 
     input: str
@@ -104,37 +122,44 @@ class Report:
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Note the seconds that the block takes."""
+        """Record in `timings` how long the block takes."""
         start = time.perf_counter()
         yield
         self.timings[stage] = time.perf_counter() - start
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, with its `verdict`; floats are rounded to what is measured."""
+        """The report as plain values, including its `verdict`; floats are rounded."""
         values: dict[str, Any] = rounded({**asdict(self), "verdict": self.verdict.to_dict()})
         return values
 
     def to_json(self) -> str:
-        """The report as one JSON object."""
+        """The report as a JSON object."""
         return to_json(self.to_dict())
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, or as a page where the name ends in .html. Raises UsageError where that cannot be done."""
+        """Write the report to a file: as an HTML page if the name ends in .html, else as JSON.
+
+        Args:
+            path: the file.
+
+        Raises:
+            UsageError: the file cannot be written, or is one that the report is about.
+        """
         save_report(self.to_dict(), path)
 
     @property
     def speedup(self) -> float | None:
-        """Latency of the float model over that of the candidate; None where it was not measured."""
+        """Latency of the float model over that of the result; None where it was not measured."""
         return self.latency.get("speedup")
 
     @property
     def slower(self) -> bool:
-        """True where the candidate was measured to be slower than the float model, by more than measurements vary."""
+        """Whether the result was measured to be slower than the float model, by more than the noise."""
         return is_slower(self.speedup) and bool(self.latency.get("sure", True))
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the result is ready, what speaks against it, and what to do next."""
+        """Whether the result is ready to deploy, what speaks against it, and what to do next."""
         return judge(asdict(self))
 
     def next_step(self) -> str:

@@ -1,4 +1,4 @@
-"""Write a report: as JSON, or as a page."""
+"""Write a report to a file, as JSON or as an HTML page."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from onnxshot.report.values import to_json
 
 
 def save_report(values: Mapping[str, Any], path: str | Path) -> None:
-    """Write a report, aside first: as a page where the name ends in .html, else as JSON.
+    """Write a report atomically.
 
-    Raises UsageError where that cannot be done, or a file is there that the report is about.
+    Args:
+        values: the report as plain values.
+        path: the file; an HTML page if its name ends in .html or .htm, else JSON.
+
+    Raises:
+        UsageError: the file cannot be written, or is one that the report is about.
     """
     path = Path(path)
-    Files(tuple(_told_of(values, path)), (Write(path, "the report"),)).check()
+    Files(tuple(_mentioned(values, path)), (Write(path, "the report"),)).check()
     if path.suffix.lower() in (".html", ".htm"):
         from onnxshot.report.html.page import page
 
@@ -33,14 +38,17 @@ def save_report(values: Mapping[str, Any], path: str | Path) -> None:
         raise UsageError(f"cannot write the report to {path}: {e.strerror}", "choose another file") from e
 
 
-def _told_of(values: Mapping[str, Any], place: Path) -> Iterator[Read]:
-    """The files that a report tells of: the input, its samples, and what was written, of every target.
+def _mentioned(values: Mapping[str, Any], place: Path) -> Iterator[Read]:
+    """The files that a report is about: the input, its samples, and the files written for every target.
 
-    place: where the report goes; files that no report was ever written to are looked at more closely.
+    Args:
+        values: the report as plain values.
+        place: where the report goes. An existing file of another suffix than a report's might be external data of the
+            input, so the input is searched for it.
     """
     given, samples = str(values.get("input")), values.get("samples")
     yield Read(Path(given), "the input")
-    if isinstance(samples, Mapping) and samples.get("source"):  # of a sensitivity it is their number
+    if isinstance(samples, Mapping) and samples.get("source"):  # in reports of sensitivity, samples is a number
         yield Read(Path(str(samples["source"])), "one of the samples", SAMPLES)
     if place.is_file() and place.suffix.lower() not in (".json", ".html", ".htm"):
         with contextlib.suppress(ModelError):

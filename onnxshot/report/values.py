@@ -1,4 +1,4 @@
-"""The rows of a report, and the limits that its words go by: plain values that know nothing of how they are shown."""
+"""The values that a report consists of, and limits on them; nothing about how they are shown."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GOOD_DB = 10.0
-"""A tensor below this SQNR is named as the first suspect: its noise is a third of its signal."""
+"""SQNR below which a tensor is named as the likely cause of an error: its noise is a third of its signal."""
 GAP_DB = 3.0
-"""More than this between SQNR with the runtime's optimizations on and off is a mistake, or arithmetic that saturates.
+"""Largest difference of SQNR with and without the runtime's graph optimizations that counts as normal.
 
-On a few samples two runs that only round differently were seen to differ by up to 2.6 dB.
+A larger one is a fault of the runtime, or arithmetic that saturates. On a few samples, two runs that only round
+differently were observed to differ by up to 2.6 dB.
 """
 VECTOR = "a vector, as of biases or norms: these stay float"
-"""Why a float constant with one dimension is among `float_weights`; a terminal does not list those."""
+"""The reason of vectors in `Report.float_weights`; the terminal does not list them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One artifact that was written: a file, or several of one stem.
+    """One artifact that was written: a file, or several files with the same stem.
 
-    What follows its size is measured in its own runtime, and None or empty where that is not here; of an .onnx file the
-    report itself tells it.
+    The fields after `bytes` are measured in the artifact's own runtime. They are None or empty where that runtime does
+    not run on this machine, and for an .onnx file, whose figures are in the report itself.
 
     Attributes:
-        path: the file that is loaded.
-        sqnr_db, agreement: against the float model in ONNX Runtime.
+        path: the file to load.
+        target: the target it is made for.
+        format: 'onnx', 'openvino' or 'tensorrt'.
+        bytes: size of all its files.
+        sqnr_db, agreement: compared with the float model in ONNX Runtime.
         int8_macs_share: share 0..1 of the multiply-accumulates that it runs, or was compiled to run, in int8.
-        honoured: share 0..1 of those whose factors are both dequantized that it runs so; 1 where there are none.
-        latency: float_ms, ms, speedup, sure: the float model in the same runtime, in turns.
-        seconds: what it took to make.
+        honoured: of the products with two dequantized factors, the share 0..1 that runs in int8; 1 if there are none.
+        latency: `float_ms`, `ms`, `speedup`, `sure`, from interleaved runs with the float model in the same runtime.
+        notes: what else is known.
+        seconds: how long it took to make.
     """
 
     path: str
@@ -49,7 +54,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class ValueCounts:
-    """How many of the values that calibration saw are in each of a few bins of equal width, from low to high."""
+    """A histogram of the values that calibration observed, in bins of equal width from low to high."""
 
     low: float
     high: float
@@ -58,9 +63,17 @@ class ValueCounts:
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """One tensor of the candidate against the float model; range and clipped share are those of its Q/DQ pair.
+    """One tensor of the result, compared with the float model.
 
-    values: its histogram, of the worst tensors alone, and where calibration saw them.
+    Attributes:
+        tensor: its name.
+        op: the operator that computes it.
+        sqnr_db: includes the error of all earlier layers.
+        low, high: the range of its Q/DQ pair; None where it has none.
+        clipped: share 0..1 of its values outside of that range.
+        scheme: type, scale and zero point, as text.
+        method: the range method that chose the range.
+        values: its histogram; only for the worst tensors, and where calibration observed them.
     """
 
     tensor: str
@@ -79,10 +92,12 @@ class NodeReport:
     """One node of the float model.
 
     Attributes:
-        how: static, dynamic, weights, half or float, as the plan has it.
-        tensor: its first output.
-        macs_share: share 0..1 of the multiply-accumulates, at the sizes that the report tells.
-        sparsity: share 0..1 of zeros in its weight; None where it has none, or the model is large.
+        node: its name.
+        op: its operator.
+        how: 'static', 'dynamic', 'weights', 'half' or 'float': how the plan treats it.
+        tensor: name of its first output.
+        macs_share: share 0..1 of the multiply-accumulates, at the sizes in `Report.sizes`.
+        sparsity: share 0..1 of zeros in its weight; None where it has no weight, or the model is too large to count.
     """
 
     node: str
@@ -94,12 +109,12 @@ class NodeReport:
 
 
 def to_json(values: Mapping[str, Any]) -> str:
-    """One JSON object, indented."""
+    """Plain values as indented JSON."""
     return json.dumps(values, indent=1, ensure_ascii=False)
 
 
 def rounded(value: Any) -> Any:
-    """Plain values with floats rounded to what is measured."""
+    """Plain values with floats rounded to six decimals."""
     if isinstance(value, float):
         return round(value, 6) if abs(value) < 1e6 else value
     if isinstance(value, dict):

@@ -1,57 +1,27 @@
-"""Is a result ready to be deployed? One judgement of a report, which the terminal, the page and the JSON all show.
+"""The verdict on a report: whether a result is ready to deploy, what speaks against it, and what to do next.
 
-A rule looks at one fact of a report and gives findings. The worst level of all findings is the verdict's, and the first
-finding of that level says what to do next. Advice names a search that measures, or what was measured: no rule guesses.
+The terminal, the HTML page and the JSON show the same verdict. It is made from the findings of all rules (`findings`):
+the worst level of all findings is the verdict's level, and the first finding of that level says what to do next.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxshot.maths.sqnr import CAP_DB
-from onnxshot.report.advice import (
-    BAD,
-    CAUTION,
-    FLOOR_AGREEMENT,
-    FLOOR_DB,
-    LEAST_INT8,
-    READY,
-    Values,
-    decibels,
-    faster,
-    is_comparison,
-    is_slower,
-    level_of,
-    megabytes,
-    quantizes,
-    searches,
-    smaller,
-    to_gain,
-    when_ready,
-)
-from onnxshot.runtimes.ort_bench import NOISE
-from onnxshot.targets import RUNTIMES
+from onnxshot.report.advice import BAD, CAUTION, READY, Values, when_ready
+from onnxshot.report.findings import RULES, SHRINK_RULES
 
 WORDS = {READY: "ready", CAUTION: "look closer", BAD: "not good enough"}
-"""What people read for each level."""
-
-NOTHING = "nothing was quantized"
-"""The reason of a result that is the float model."""
-
-_TWICE_DB = 6.0  # twice the error
-_LITTLE = 1 / 128  # of what the loudest sample holds: 8 bits hardly tell it from nothing
-_NAMED = 3  # outputs and nodes that are named one by one
+"""The words for each level."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judgement.
+    """The verdict on a result.
 
     Attributes:
-        level: ready, caution or bad.
+        level: 'ready', 'caution' or 'bad'.
         reasons: what speaks against the result, in words, the worst first; empty where nothing does.
         next: the one thing to do next.
     """
@@ -61,301 +31,15 @@ class Verdict:
     next: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as reports hold them."""
+        """The verdict as plain values, as stored in reports."""
         return {**asdict(self), "reasons": list(self.reasons)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Finding:
-    level: str
-    reason: str
-    next: str
-
-
 def judge(values: Values) -> Verdict:
-    """The verdict of a report of any command, given as plain values (`to_dict`)."""
-    rules = _OF_RESULTS if "worst" in values else (_cut,)
+    """The verdict on a report of any verb, given as plain values (`Report.to_dict`)."""
+    rules = RULES if "worst" in values else SHRINK_RULES
     found = [finding for rule in rules for finding in rule(values)]
-    found.sort(key=lambda finding: finding.level != BAD)  # stable: rules stand in the order of their weight
+    found.sort(key=lambda finding: finding.level != BAD)  # stable: rules are in the order of their weight
     if not found:
         return Verdict(READY, (), when_ready(values))
     return Verdict(found[0].level, tuple(dict.fromkeys(f.reason for f in found)), found[0].next)
-
-
-def is_inaccurate(values: Values) -> bool:
-    """Whether a figure of accuracy is below its floor: of all outputs, of one of them, or of what agrees."""
-    return any(True for _ in _outputs_below(values))
-
-
-# ---------------------------------------------------------------------- accuracy
-
-
-def _not_finite(values: Values) -> Iterator[_Finding]:
-    for text in values.get("not_finite", ()):
-        hint = "do not deploy it: onnxshot compare INPUT RESULT --calib DATA lists the tensors, worst first"
-        if is_comparison(values):
-            hint = "do not deploy it: of the tensors that are listed, the first in the graph is where it begins"
-        yield _Finding(BAD, str(text), hint)
-
-
-def _contract(values: Values) -> Iterator[_Finding]:
-    if text := values.get("contract"):
-        yield _Finding(BAD, f"inputs or outputs differ: {text}", "give two models of the same inputs and outputs")
-
-
-def _goal(values: Values) -> Iterator[_Finding]:
-    goal = values.get("goal") or {}
-    spent = goal.get("budget_spent")
-    hint = "the budget was spent: give more minutes with --budget" if spent else "it is the best that was found"
-    for text in goal.get("missed", ()):
-        yield _Finding(BAD, f"the goal was missed: {text}", f"{hint}; --report FILE lists the other candidates")
-
-
-def _outputs_below(values: Values) -> Iterator[_Finding]:
-    """All outputs together, each by itself, and what agrees."""
-    db, agreement, hint = values.get("sqnr_db"), values.get("agreement"), to_gain(values)
-    if level_of(db) == BAD:
-        yield _Finding(BAD, _below("SQNR", db), hint)
-    outputs = values.get("output_sqnr_db") or {}
-    below = {name: found for name, found in outputs.items() if len(outputs) > 1 and level_of(found) == BAD}
-    for name in sorted(below, key=lambda name: below[name])[:_NAMED]:
-        yield _Finding(BAD, _below(f"SQNR of output {name!r}", below[name]), hint)
-    if len(below) > _NAMED:
-        yield _Finding(BAD, f"{len(below) - _NAMED} more outputs are below {FLOOR_DB:g} dB", hint)
-    if level_of(None, agreement) == BAD:
-        yield _Finding(BAD, _disagrees("agreement", agreement), hint)
-    for name, share in ((values.get("judged") or {}).get("ordered") or {}).items():
-        if level_of(None, share) == BAD:
-            yield _Finding(BAD, _disagrees(f"share of the same picks of output {name!r}", share), hint)
-    for name, share in (values.get("output_equal") or {}).items():
-        if level_of(None, share) == BAD:
-            yield _Finding(BAD, _disagrees(f"share of equal values of output {name!r}", share), hint)
-
-
-def _samples_below(values: Values) -> Iterator[_Finding]:
-    """Half of the samples, where a few loud ones lift the SQNR of all together."""
-    outputs = values.get("sample_db") or {}
-    whole = values.get("output_sqnr_db") or {}
-    below = {name: own for name, own in outputs.items() if level_of(own["median"]) == BAD}
-    for name in [name for name in below if level_of(whole.get(name)) != BAD][:_NAMED]:
-        own = below[name]
-        level = BAD if own["held"] >= _LITTLE else CAUTION
-        what = f"output {name!r}: SQNR of the median sample is {decibels(own['median'])}, below {FLOOR_DB:g} dB"
-        yield _Finding(level, f"{what}: louder samples make it {decibels(whole.get(name))} in all", to_gain(values))
-
-
-def _parts_below(values: Values) -> Iterator[_Finding]:
-    """Channels of an output that others hide, as boxes in pixels hide scores."""
-    for name, part in (values.get("output_parts") or {}).items():
-        for which in ("quiet", "loud"):
-            if level_of(db := part[f"{which}_db"]) == BAD:
-                count = part["quiet"] if which == "quiet" else part["channels"] - part["quiet"]
-                what = f"the {count} {which} of {part['channels']} channels of output {name!r}: SQNR"
-                yield _Finding(CAUTION, _below(what, db), to_gain(values))
-
-
-def _artifacts_below(values: Values) -> Iterator[_Finding]:
-    """What was measured in a runtime of its own."""
-    rows = [(f"the {a['format']} file", a) for a in values.get("outputs", ())]
-    rows += [(f"in {row['runtime']}", row) for row in values.get("runtimes", ())]
-    elsewhere = {**values, "tried": ()}  # which was measured in ONNX Runtime
-    for name, row in rows:
-        if level_of(db := row.get("sqnr_db")) == BAD:
-            yield _Finding(BAD, _below(f"{name}: SQNR", db), to_gain(elsewhere))
-        if level_of(None, agreement := row.get("agreement")) == BAD:
-            yield _Finding(BAD, _disagrees(f"{name}: agreement", agreement), to_gain(elsewhere))
-        if refused := row.get("refused"):
-            yield _Finding(CAUTION, f"{name} the file is refused: {refused}", "choose a target that is that runtime's")
-
-
-def _stages_below(values: Values) -> Iterator[_Finding]:
-    """Stages that were not good enough, of which the last one is judged as the result; and targets not reached."""
-    stages = values.get("stages") or ()
-    for stage in stages[:-1]:
-        if level_of(stage["sqnr_db"], stage["agreement"]) == BAD:
-            what = f"stage {stage['name']!r} is at {decibels(stage['sqnr_db'])} already"
-            yield _Finding(BAD, what, f"make stage {stage['name']!r} milder: what follows cannot win it back")
-    for stage in stages:
-        own = stage["report"] or {}
-        if own.get("reached") is False:
-            what = f"stage {stage['name']!r} does not reach its target"
-            yield _Finding(BAD, what, "no more can be cut: ask for less")
-        elif own and _nothing_quantized(own):
-            yield _Finding(BAD, NOTHING, "onnxshot inspect MODEL says for each node why it stays float")
-
-
-def _optimizer(values: Values) -> Iterator[_Finding]:
-    if not values.get("optimizer_changes_results"):
-        return
-    known = values.get("on_random_data") or values
-    with_them, without = known.get("sqnr_optimized_db"), known.get("sqnr_unoptimized_db")
-    if with_them is not None and without is not None and with_them >= 2 * FLOOR_DB and without - with_them < _TWICE_DB:
-        return  # a few samples, of which each run rounds otherwise, and next to no error
-    figures = f"{decibels(with_them)} with them, {decibels(without)} without"
-    text = f"ONNX Runtime's graph optimizations change results: {figures}"
-    plain = (values.get("recipe") or {}).get("target", "ort") == "ort"
-    hint = "this CPU may lack VNNI: try --target ort-avx2" if plain else "run onnxshot doctor on the machine it is for"
-    yield _Finding(CAUTION, text, hint)
-
-
-# ---------------------------------------------------------------------- what it was judged on
-
-
-def _data(values: Values) -> Iterator[_Finding]:
-    """No data, or random data: no figure of accuracy means anything."""
-    samples = values.get("samples") or {}
-    if values.get("on_random_data") or samples.get("random"):
-        learned = samples.get("random") and "calibration" in samples
-        what = "it was compared on random data alone"
-        if learned:
-            what = "it was made from random data: what was learned from it is a guess"
-        yield _Finding(CAUTION, what, "give --calib DATA: what random inputs give says nothing about yours")
-    elif values.get("sqnr_db") is None and not _compared_elsewhere(values):
-        hint = "give --calib DATA to have the result compared with the input"
-        if any("cannot be fed from arrays" in note for note in values.get("notes", ())):
-            hint = "samples are of tensors, and an input is none: run both files on inputs of your own"
-        elif "calibration" in samples:  # there was data
-            skipped = any(note.startswith("not compared with") for note in values.get("notes", ()))
-            hint = "a note says why: compare it where that does not hold"
-            hint = hint if skipped else "leave out --no-verify to have it compared with the input"
-        elif "layers" in values:
-            hint = "give --calib DATA: weights that stay can then make up for those that go"
-        yield _Finding(CAUTION, "it was not compared with the input", hint)
-
-
-def _compared_elsewhere(values: Values) -> bool:
-    """True where outputs were compared although none is float, or in another runtime than ONNX Runtime."""
-    elsewhere = any(artifact.get("sqnr_db") is not None for artifact in values.get("outputs", ()))
-    return elsewhere or bool((values.get("samples") or {}).get("judged"))
-
-
-def _cut(values: Values) -> Iterator[_Finding]:
-    """Channels that were cut: what the answers lost is known where a function scores."""
-    if not values.get("reached", True):
-        yield _Finding(BAD, "the target was not reached", "no more can be cut: ask for less, or allow --multiple 1")
-    if values.get("drop") is None:
-        hint = "onnxshot compare INPUT RESULT --calib DATA; or give --eval file.py:function"
-        yield _Finding(CAUTION, "what it costs in accuracy was not measured", hint)
-
-
-# ---------------------------------------------------------------------- what it is good for
-
-
-def _nothing(values: Values) -> Iterator[_Finding]:
-    if _nothing_quantized(values):
-        yield _Finding(BAD, NOTHING, _to_quantize_more(values))
-
-
-def _to_quantize_more(values: Values) -> str:
-    return faster(values) or smaller(values) or "onnxshot inspect MODEL says for each node why it stays float"
-
-
-def _nothing_quantized(values: Values) -> bool:
-    graph = values.get("graph") or ()
-    return bool(graph) and quantizes(values) and all(node["how"] in ("float", "half") for node in graph)
-
-
-def _size_and_speed(values: Values) -> Iterator[_Finding]:
-    """Larger, slower, or both: then it is worth nothing."""
-    size = values.get("input_bytes") or 0
-    least = size * (1 if quantizes(values) else 1 + NOISE)  # what is not meant to be smaller holds a record more
-    larger = [a for a in values.get("outputs") or () if size and a["bytes"] > least]
-    speed = (values.get("latency") or {}).get("speedup")
-    slower = is_slower(speed) and (values.get("latency") or {}).get("sure", True)
-    level = BAD if larger and slower else CAUTION
-    for artifact in larger:
-        sizes = f"{megabytes(size)} -> {megabytes(artifact['bytes'])}"
-        what = f"the {artifact['format']} file is larger than the input: {sizes}"
-        hint = smaller(values)
-        if not hint and searches(values) and not _came_quantized(values):
-            hint = f"--max-size {size / 1e6:.3g} searches for what to leave in float"
-        yield _Finding(level, what, hint or "keep the input, unless the result is faster and that matters more")
-    if slower:
-        yield _Finding(level, f"it is slower than the input: {speed:.2f}x as fast", _when_slower(values, larger))
-    for artifact in values.get("outputs", ()):
-        own = (artifact.get("latency") or {}).get("speedup")
-        if is_slower(own) and artifact["latency"].get("sure", True):
-            what = f"the {artifact['format']} file is slower than the input in {artifact['target']}: {own:.2f}x as fast"
-            yield _Finding(CAUTION, what, f"in {artifact['target']} keep the float model, unless size matters most")
-
-
-def _came_quantized(values: Values) -> bool:
-    """Whether the input was in integers already: leaving more of it in float makes it larger."""
-    told = any("integer operators of the input" in note for note in values.get("notes") or ())
-    return told or bool((values.get("recipe") or {}).get("complete"))
-
-
-def _in_target(values: Values) -> Iterator[_Finding]:
-    """A file for another runtime: what was measured there, or that nothing was."""
-    target = (values.get("recipe") or {}).get("target")
-    if target not in RUNTIMES:
-        return
-    rows = [row for row in values.get("runtimes") or () if row.get("runtime") == target]
-    emitted = [artifact for artifact in values.get("outputs") or () if artifact.get("format") == target]
-    if not any(row.get("latency") for row in (*rows, *emitted)):
-        hint = f"measure it there: with {target} installed, the same command does"
-        yield _Finding(CAUTION, f"it was not run in {target}, which it is for", hint)
-    for row in rows:
-        if level_of(db := row.get("sqnr_db")) == BAD:
-            yield _Finding(BAD, _below(f"SQNR in {target}", db), to_gain(values))
-        if is_slower(speed := (row.get("latency") or {}).get("speedup")):
-            what = f"it is slower than the input in {target}: {speed:.2f}x as fast"
-            yield _Finding(CAUTION, what, f"in {target} keep the float model, unless size matters most")
-
-
-def _when_slower(values: Values, larger: Sequence[Values]) -> str:
-    if measured := faster(values):
-        return measured
-    return "keep the input" if larger else "keep the input, unless its size matters most, or it is for another machine"
-
-
-def _coverage(values: Values) -> Iterator[_Finding]:
-    """Most of the work is float although it was to be quantized. A runtime that is not here is not judged."""
-    recipe = values.get("recipe") or {}
-    if not quantizes(values) or recipe.get("mode") == "weights" or _nothing_quantized(values):
-        return
-    if recipe.get("activation_type") not in (None, "int8", "uint8"):
-        return
-    shares = {a["format"]: a.get("int8_macs_share") for a in values.get("outputs", ())}
-    if values.get("latency"):
-        shares.setdefault("onnx", None)
-        shares["onnx"] = values.get("int8_macs_share") if shares["onnx"] is None else shares["onnx"]
-    for name, share in shares.items():
-        if share is not None and share < LEAST_INT8:
-            what = f"{100 * share:.0f} % of the work runs in int8" + ("" if name == "onnx" else f" in the {name} file")
-            yield _Finding(CAUTION, what, _to_quantize_more(values))
-
-
-def _unplanned(values: Values) -> Iterator[_Finding]:
-    """Nodes that the plan leaves in float, and the runtime has quantized by itself."""
-    names = values.get("int8_unplanned") or ()
-    if names:
-        some = ", ".join(map(repr, names[:_NAMED]))
-        some += f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        what = f"ONNX Runtime runs in int8 what the plan leaves in float: {some}"
-        yield _Finding(CAUTION, what, "the figures are those of the file as it runs: judge it by them, not by the plan")
-
-
-# ---------------------------------------------------------------------- words
-
-
-def _below(what: str, db: float | None) -> str:
-    if db is not None and db <= -CAP_DB:
-        return f"{what} is {decibels(db)}: outputs are infinite or NaN, or those of the input are all zero"
-    share = "" if db is None or not math.isfinite(db) else f": the error is {_noise(db)} of the signal"
-    return f"{what} is {decibels(db)}, below {FLOOR_DB:g} dB{share}"
-
-
-def _disagrees(what: str, share: float | None) -> str:
-    return f"{what} is {100 * (share or 0.0):.1f} %, below {100 * FLOOR_AGREEMENT:g} %"
-
-
-def _noise(db: float) -> str:
-    share = 10 ** (-db / 20)
-    return f"{100 * share:.0f} %" if share < 10 else "more than ten times the size"
-
-
-_OF_RESULTS = (
-    _not_finite, _contract, _goal, _outputs_below, _samples_below, _parts_below, _artifacts_below, _stages_below,
-    _nothing, _data, _size_and_speed, _in_target, _coverage, _optimizer, _unplanned,
-)  # fmt: skip

@@ -38,9 +38,9 @@ from onnxshot.recipes.command_line import options_of
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery.float_fallback import Units, helpful
 from onnxshot.report.advice import BAD, FLOOR_DB, is_slower, level_of
+from onnxshot.report.findings import is_inaccurate
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
-from onnxshot.report.verdict import is_inaccurate
 from onnxshot.rewriting.apply_plan import apply_plan
 from onnxshot.runtimes.ort_bench import NOISE, bench
 from onnxshot.runtimes.ort_executed import executed

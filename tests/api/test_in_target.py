@@ -13,7 +13,7 @@ from onnxshot.errors import TargetError
 from onnxshot.targets import RUNTIMES
 
 PROVEN = Settings(use_cache=False, threads=1, bench_seconds=0.01)
-UNSEEN = "it was not run in {}, which it is for"
+UNSEEN = "it was not run in {}, its target"
 
 
 def made(target: str, output: Path) -> Any:

@@ -268,7 +268,7 @@ def test_the_page_says_where_a_file_runs_and_what_its_work_is_counted_at() -> No
     }
     told = Parsed(str(runs_on(values))).text
     assert "as quantized from 1.25 on, and loads it from 1.18 on: weights <8> bits (3) from 1.25 on." in told
-    assert "with free dimensions as 1; of 2 nodes such as loop & co the size is not known" in told
+    assert "with free dimensions as 1; 2 nodes of unknown size, such as loop & co, are counted at one position" in told
     assert str(runs_on({"onnxruntime": None, "sizes": {}})) == ""
     report = report_of("quantize")
     shown = Parsed(page(report)).text

@@ -44,7 +44,7 @@ AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "not a number": ({"sqnr_db": float("nan")}, "bad", "not a number", "--min-sqnr 15"),
     "agreement": ({"agreement": 0.89}, "bad", "agreement is 89.0 %, below 90 %", "--min-sqnr 37"),
     "order": ({"judged": {"ordered": {"top": 0.4}}}, "bad", "the same picks of output 'top' is 40.0 %", "--min-sqnr"),
-    "median": ({"sample_db": {"y": SPREAD}}, "bad", "median sample is 4.9 dB, below 15 dB: louder", "--min-sqnr 37"),
+    "median": ({"sample_db": {"y": SPREAD}}, "bad", "sample is 4.9 dB, below 15 dB; the 31.0 dB", "--min-sqnr 37"),
     "quiet median": ({"sample_db": {"y": {**SPREAD, "held": 0.001}}}, "caution", "median sample", "--min-sqnr"),
     "parts": ({"output_parts": {"y": PART}}, "caution", "the 6 quiet of 10 channels of output 'y': SQNR is 8.1 dB",
               "--min-sqnr 37"),
@@ -168,8 +168,8 @@ def test_the_stage_that_costs_most_is_named() -> None:
 
     stages = [row("input", None), row("pruned", 12.0), row("quantized", 11.5)]
     found = judge({**SOUND, "sqnr_db": 11.5, "stages": stages})
-    assert found.next == "stage 'pruned' costs most: ask it for less"
-    assert any("'pruned' is at 12.0 dB already" in text for text in found.reasons)
+    assert found.next == "stage 'pruned' costs the most accuracy: ask for less in it"
+    assert any("after stage 'pruned', SQNR is already 12.0 dB" in text for text in found.reasons)
 
 
 # ---------------------------------------------------------------------- where people and scripts read it

@@ -1,5 +1,6 @@
 """The report as one self-contained HTML page, readable without network and without scripts.
 
-Start with `page`. `charts` draws the charts, `graph_map` the graph, and `sections` orders the page. It
-reads a report as plain values and knows no models.
+Start with `page`, which puts the sections together. `headline` is its top, `tensor_errors` shows errors and ranges,
+`graph_map` the graph, and `sections` the rest; `charts` draws SVG. It reads a report as plain values and knows no
+models.
 """

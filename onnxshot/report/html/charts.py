@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Most hold no text, so that they stretch to any width; words stand beside them, in HTML."""
+"""Charts as inline SVG. Most contain no text, so that they stretch to any width; their labels are HTML beside them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARGIN = (44.0, 10.0, 14.0, 34.0)  # left, right, top, bottom
 
 
 def bar(share: float, kind: str = "plain", mark: float | None = None) -> Markup:
-    """A horizontal bar over a share 0..1 of the width; mark: a line across it at another share."""
+    """A horizontal bar that fills a share 0..1 of the width; `mark`: share at which a line crosses it."""
     parts = [el("rect", width=_WIDE * min(max(share, 0.0), 1.0), height=_HIGH, class_=kind)]
     if mark is not None:
         parts.append(el("rect", x=_WIDE * min(max(mark, 0.0), 1.0) - 4, width=8, height=_HIGH, class_="mark"))
@@ -22,7 +22,7 @@ def bar(share: float, kind: str = "plain", mark: float | None = None) -> Markup:
 
 
 def columns(heights: Sequence[float], titles: Sequence[str], kinds: Sequence[str]) -> Markup:
-    """Vertical bars side by side, the highest as high as the chart."""
+    """Vertical bars side by side, scaled so that the highest fills the chart."""
     top = max([*heights, 1e-12])
     step = _WIDE / max(len(heights), 1)
     parts = []
@@ -36,9 +36,16 @@ def columns(heights: Sequence[float], titles: Sequence[str], kinds: Sequence[str
 def histogram(
     counts: Sequence[int], low: float, high: float, kept: tuple[float, float] | None
 ) -> tuple[Markup, float, float]:
-    """(chart, its least value, its largest): counts of equal bins over low..high, on a logarithmic scale.
+    """A histogram with a logarithmic scale of counts.
 
-    kept: the range that is stored, which is shaded; bins that are outside it as a whole are marked.
+    Args:
+        counts: values per bin, of bins of equal width over low..high.
+        low: lower edge of the first bin.
+        high: upper edge of the last bin.
+        kept: the quantization range, which is shaded; bins that lie entirely outside of it are marked.
+
+    Returns:
+        The chart, and the values at its left and right edges.
     """
     least, most = (min(low, kept[0]), max(high, kept[1])) if kept else (low, high)
     span = (most - least) or 1.0
@@ -65,7 +72,7 @@ def histogram(
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point of a scatter plot, with what is said of it."""
+    """One point of a scatter plot, with its tooltip; `chosen`: drawn larger, with a label."""
 
     x: float
     y: float
@@ -76,7 +83,7 @@ class Point:
 def scatter(
     points: Sequence[Point], x_name: str, y_name: str, *, x_limit: float | None = None, y_limit: float | None = None
 ) -> Markup:
-    """Points over two named axes, and a dashed line at each limit that was asked for."""
+    """A scatter plot with two named axes, and a dashed line at each limit."""
     left, right, top, bottom = _MARGIN
     wide, high = _PLOT
     xs = _around([p.x for p in points], x_limit)
@@ -124,7 +131,7 @@ def _stretched(kind: str, parts: Sequence[Markup]) -> Markup:
 
 
 def _around(values: Sequence[float], limit: float | None) -> tuple[float, float]:
-    """Ends of an axis that holds all of them, with room."""
+    """Ends of an axis that covers all values and the limit, with a margin."""
     every = [*values, *([limit] if limit is not None else [])]
     low, high = min(every), max(every)
     room = 0.08 * (high - low) or max(abs(high), 1.0) * 0.1
@@ -132,7 +139,7 @@ def _around(values: Sequence[float], limit: float | None) -> tuple[float, float]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Some four round values in low..high."""
+    """About four round values in low..high."""
     rough = (high - low) / 4
     unit = 10 ** math.floor(math.log10(rough))
     step = next(s * unit for s in (1, 2, 5, 10) if s * unit >= rough)

@@ -1,4 +1,4 @@
-"""Figures as people read them: units, and as many digits as are measured."""
+"""Format figures for people: with units, and with as many digits as are significant."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def megabytes(count: float) -> str:
-    """Bytes in megabytes, or in kilobytes where they are few."""
+    """Bytes in megabytes, or in kilobytes below 100 kB."""
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def milliseconds(value: float | None) -> str:
-    """A time of one run."""
+    """A latency."""
     return "" if value is None else f"{value:.3g} ms"
 
 
 def seconds(value: float) -> str:
-    """A time of a stage."""
+    """A duration."""
     return f"{value:.1f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"
 
 
@@ -38,7 +38,7 @@ def number(value: float | None) -> str:
 
 
 def noise(sqnr_db: float | None) -> float:
-    """Root mean square of the error as a share of that of the signal: 10**(-dB / 20); 0 where it was not measured."""
+    """Root mean square of the error as a share of that of the signal, 10**(-dB / 20); 0 where it was not measured."""
     return 10 ** (-sqnr_db / 20) if sqnr_db is not None and math.isfinite(sqnr_db) else 0.0
 
 

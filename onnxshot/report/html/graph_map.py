@@ -1,4 +1,4 @@
-"""The map of the graph: a cell per node, in topological order, with what became of it and how many zeros it has."""
+"""The map of the graph: one cell per node, in topological order, that shows its precision and its share of zeros."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _MOST = 3000  # nodes that are drawn
 _MOST_GROUPS = 40
 _LEAST_GROUPS = 3
 _SHOWN_ZEROS = 0.05
-_RUN = 24  # nodes of a group where names tell of none
+_RUN = 24  # nodes per group, where names of nodes show no scopes
 _KINDS = {
     "static": ("8", "int8", "scales from calibration"),
-    "dynamic": ("d", "int8, dynamic", "scales found at run time"),
+    "dynamic": ("d", "int8, dynamic", "scales computed at run time"),
     "weights": ("w", "8-bit weights", "stored in 8 bits, computed in float"),
     "half": ("h", "16 bits", "fp16 or bf16"),
-    "float": ("f", "float", "as it was"),
+    "float": ("f", "float", "unchanged"),
 }
-"""Treatment -> letter of the cell, name, and what it means."""
+"""Precision of a node -> letter of the cell, name, and meaning."""
 
 
 def graph_map(nodes: Sequence[Row], sqnr_db: Mapping[str, float]) -> Markup:
-    """The legend, the cells in groups, and the same as a table. sqnr_db: by name of tensor."""
+    """The legend, the cells in groups, and a table of the nodes; `sqnr_db`: by tensor name."""
     left_out = len(nodes) - _MOST
     if left_out > 0:
         kept = sorted(range(len(nodes)), key=lambda i: (nodes[i]["sparsity"] is None, -nodes[i]["macs_share"], i))
@@ -61,13 +61,13 @@ def _legend(nodes: Sequence[Row], ringed: bool) -> Markup:
             el(
                 "li",
                 el("b", "z", class_="cell float weighted z5"),
-                el("span", "striped from below: its share of zeros"),
+                el("span", "stripes from below: share of zeros"),
             )
         )
     entries.append(el("li", el("b", "·", class_="cell float"), el("span", "pale: no weight of its own")))
     if ringed:
         entries.append(
-            el("li", el("b", "", class_="cell worst"), el("span", "ringed: makes the tensor with the most error"))
+            el("li", el("b", "", class_="cell worst"), el("span", "ring: computes the tensor with the largest error"))
         )
     return el("ul", entries, class_="legend")
 
@@ -106,7 +106,7 @@ def _table(nodes: Sequence[Row], sqnr_db: Mapping[str, float]) -> Markup:
 
 
 def _grouped(nodes: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """(name, nodes) of neighbours of one scope, as exporters write it into names; by number where they do not."""
+    """Neighbouring nodes of one scope, by its name. Exporters write scopes into names; else by number."""
     best: list[tuple[str, list[Row]]] = []
     for depth in range(1, 8):
         runs = [(k, list(g)) for k, g in groupby(nodes, key=lambda node: _scope(str(node["node"]), depth))]
@@ -120,5 +120,5 @@ def _grouped(nodes: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _scope(name: str, depth: int) -> str:
-    """The first parts of the path in a node's name, without the node itself."""
+    """The first `depth` parts of the path in a node's name, without the node itself."""
     return "/".join(name.strip("/").split("/")[:-1][:depth])

@@ -1,8 +1,8 @@
-"""The top of the page: a verdict in one sentence, the figures behind it, and size and latency against float."""
+"""The top of the page: the verdict in one sentence, its figures, and size and latency compared with float."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onnxshot.report.advice import BAD, CAUTION, READY
@@ -13,14 +13,14 @@ from onnxshot.report.verdict import WORDS
 
 Values = Mapping[str, Any]
 
-_SOME_ZEROS = 0.05  # below it zeros are what rounding makes
+_SOME_ZEROS = 0.05  # fewer zeros are due to rounding
 
 CLASSES = {READY: "good", CAUTION: "watch", BAD: "bad"}
-"""How each level of a verdict is drawn."""
+"""The CSS class of each level of a verdict."""
 
 
 def verdict(values: Values) -> Markup:
-    """What was gained and how alike the answers are, what speaks against the result, and what to do next."""
+    """The verdict: its level, what speaks against the result, what was gained, and what to do next."""
     found = values["verdict"]
     gained = [text for text in (_smaller(values), _faster(values), _alike(values)) if text]
     sentence = ", ".join(gained) or "nothing was measured"
@@ -35,7 +35,7 @@ def _sentence(text: str) -> str:
 
 
 def tiles(values: Values) -> Markup:
-    """The figures by themselves."""
+    """The main figures, one tile each."""
     speedup = values["latency"].get("speedup")
     found = [
         ("SQNR", figures.decibels(values["sqnr_db"]) if values.get("sqnr_db") is not None else ""),
@@ -49,7 +49,7 @@ def tiles(values: Values) -> Markup:
 
 
 def against_float(values: Values) -> Markup:
-    """Size and latency of the result as bars below those of the float model."""
+    """Bars of size and latency, of the float model and of the result."""
     blocks = []
     if values["input_bytes"] and values["outputs"]:
         rows = [("float", values["input_bytes"], "was")]
@@ -66,11 +66,11 @@ def against_float(values: Values) -> Markup:
     return el("div", blocks, class_="pair")
 
 
-def _bars(title: str, rows: Sequence[tuple[str, float, str]], told: Any) -> Markup:
+def _bars(title: str, rows: Sequence[tuple[str, float, str]], shown: Callable[[float], str]) -> Markup:
     most = max(value for _, value, _ in rows) or 1
     lines = []
     for name, value, kind in rows:
-        lines.append(el("div", el("span", name), bar(value / most, kind), el("b", told(value)), class_="line"))
+        lines.append(el("div", el("span", name), bar(value / most, kind), el("b", shown(value)), class_="line"))
     return el("figure", el("figcaption", title), lines)
 
 
@@ -96,19 +96,19 @@ def _faster(values: Values) -> str:
 
 
 def _unsure(values: Values) -> str:
-    """What is added where the runs do not tell which of the two is faster."""
+    """A remark where the runs do not show which of the two is faster."""
     return "" if values["latency"].get("sure", True) else " (not sure: runs scatter)"
 
 
 def _judged_on(values: Values) -> str:
-    """How many samples the figures are of; where they are held out is said beside the verdict."""
+    """The number of samples that the figures are computed on."""
     return "" if values["on_random_data"] else str(values["samples"].get("judged", ""))
 
 
 def _alike(values: Values) -> str:
     samples = values["samples"]
     count, held_out = samples.get("judged"), samples.get("held_out")
-    on = f" on {count} samples" + (" it did not learn from" if held_out == count else "") if count else ""
+    on = f" on {count} {'held-out ' if held_out == count else ''}samples" if count else ""
     if values["agreement"] is not None:
         return f"same answer as float in {figures.percent(values['agreement'])} of cases{on}"
     return f"SQNR {figures.decibels(values['sqnr_db'])}{on}" if values["sqnr_db"] is not None else ""

@@ -1,4 +1,4 @@
-"""HTML and SVG from Python values: every text is escaped, unless it was made here."""
+"""Make HTML and SVG from Python values. Every text is escaped, unless it is `Markup` already."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Iterable
 
 
 class Markup(str):
-    """Text that is markup already. Made by `el` and `join` alone, of files that ship, or of no data at all."""
+    """Text that is markup already. Only made by `el` and `join`, from files of the package, or from constants."""
 
     __slots__ = ()
 
 
 Child = str | Iterable[str]
-"""A text, which is escaped unless it is Markup, or several."""
+"""A text, which is escaped unless it is `Markup`, or several texts."""
 Attribute = str | float | bool | None
 
 _VOID = frozenset({"meta", "link", "input", "br"})
 
 
 def el(tag: str, /, *children: Child, **attributes: Attribute) -> Markup:
-    """An element. Attributes: a trailing underscore is dropped, others become dashes; None and False leave it out."""
+    """An element. In names of attributes, a trailing underscore is dropped and others become dashes.
+
+    An attribute with the value None or False is left out.
+    """
     head = tag + "".join(_attribute(key, value) for key, value in attributes.items())
     if tag in _VOID:
         return Markup(f"<{head}>")
@@ -28,7 +31,7 @@ def el(tag: str, /, *children: Child, **attributes: Attribute) -> Markup:
 
 
 def join(*children: Child) -> Markup:
-    """One after the other, each text escaped."""
+    """Concatenate texts, each escaped unless it is `Markup`."""
     parts: list[str] = []
     for child in children:
         for text in (child,) if isinstance(child, str) else child:

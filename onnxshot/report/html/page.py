@@ -1,4 +1,4 @@
-"""A report as one HTML page: the sections that its facts allow, its style and script, and nothing from elsewhere."""
+"""Make the HTML page of a report: the sections that it has values for, with style and script inline."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ Values = Mapping[str, Any]
 
 
 def page(values: Values) -> str:
-    """The page of a report given as plain values, as `to_dict` makes them."""
+    """The HTML page of a report.
+
+    Args:
+        values: the report as plain values, as `to_dict` returns them.
+
+    Returns:
+        A complete HTML document.
+    """
     style, script = _shipped("page.css"), _shipped("page.js")
-    # What is not in this file is refused by the browser, whatever a name in the model may hold.
+    # The browser then refuses everything that is not in this file, whatever names in the model contain.
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
     name = PurePath(str(values["input"])).name
     head = el(
@@ -34,7 +41,7 @@ def page(values: Values) -> str:
 
 
 def _body(values: Values) -> Markup:
-    """All sections; of several targets one after the other."""
+    """All sections; of a report for several targets, target by target."""
     if "reports" in values:
         parts = []
         for target, report in values["reports"].items():
@@ -51,14 +58,14 @@ def _title(values: Values) -> Markup:
 
 
 def _sections(values: Values) -> Iterator[Markup]:
-    """The sections of one report, from what everyone looks at to what few need."""
+    """The sections of one report, the most read first."""
     if "worst" in values:
         yield _section("", join(headline.verdict(values), headline.tiles(values), headline.against_float(values)))
     elif "groups" in values:
         yield _section("", _shrunk(values))
     else:
-        told = f"All in int8: SQNR {figures.decibels(values['sqnr_db'])} on {values['samples']} samples."
-        yield _section("", el("p", told, class_=f"verdict {headline.CLASSES[level_of(values['sqnr_db'])]}"))
+        total = f"All in int8: SQNR {figures.decibels(values['sqnr_db'])} on {values['samples']} samples."
+        yield _section("", el("p", total, class_=f"verdict {headline.CLASSES[level_of(values['sqnr_db'])]}"))
         about = "The error of the outputs when that node alone is int8, as a share of the signal: longer is worse."
         chart = join(el("p", about, class_="muted"), tensor_errors.sensitivity_chart(values["nodes"]))
         yield _section("What each node costs, worst first", chart)
@@ -67,7 +74,7 @@ def _sections(values: Values) -> Iterator[Markup]:
     detail = _detailed(values)
     worst, graph = detail.get("worst", []), values.get("graph", [])
     if worst:
-        how = ", worst first: on random data, which says nothing about yours" if values.get("on_random_data") else ""
+        how = ", worst first: on random data, not real data" if values.get("on_random_data") else ""
         yield _section("Error by layer" + (how or ", worst first"), tensor_errors.error_chart(worst, graph))
     if any(row["values"] for row in worst):
         yield _section("Ranges and values of the worst", tensor_errors.ranges(worst))
@@ -103,14 +110,14 @@ def _section(title: str, content: Markup) -> Markup:
 
 
 def _detailed(values: Values) -> Values:
-    """The report that tells of single tensors: of stages that of the last one."""
+    """The report that has rows of single tensors: for stages, the one of the last stage."""
     if values.get("stages") and not values["worst"]:
         return values["stages"][-1]["report"] or values
     return values
 
 
 def _skips(values: Values) -> Iterator[tuple[str, list[Values]]]:
-    """(title, what was left alone), of stages by stage."""
+    """Titles and skips; for stages, stage by stage."""
     if values.get("stages"):
         for row in values["stages"]:
             if row["report"] and row["report"]["skips"]:
@@ -122,17 +129,17 @@ def _skips(values: Values) -> Iterator[tuple[str, list[Values]]]:
 
 
 def _shrunk(values: Values) -> Markup:
-    """What cutting channels has left, in one sentence."""
+    """What is left after channels were removed, in one sentence."""
     (work, left), (params, kept) = values["macs"], values["params"]
-    told = [
+    shares = [
         f"{figures.percent(left / max(work, 1))} of the work",
         f"{figures.percent(kept / max(params, 1))} of the parameters",
     ]
     if values["latency"] is not None:
-        told.append(f"{figures.percent(values['latency'], 0)} of the latency")
+        shares.append(f"{figures.percent(values['latency'], 0)} of the latency")
     found = values["verdict"]
     against = "".join(f" {reason[0].upper()}{reason[1:]}." for reason in found["reasons"])
-    said = el("p", f"Left: {', '.join(told)}.{against}", class_=f"verdict {headline.CLASSES[found['level']]}")
+    said = el("p", f"Left: {', '.join(shares)}.{against}", class_=f"verdict {headline.CLASSES[found['level']]}")
     return join(said, el("p", el("b", "Next: "), found["next"], class_="next"))
 
 

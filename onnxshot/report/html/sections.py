@@ -1,4 +1,4 @@
-"""The other sections of the page: artifacts, stages, the search, what stayed float, channels, recipe, cost."""
+"""Sections of the page: artifacts, stages, the search, skips, pruned layers, channels, notes, recipe, cost."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from onnxshot.report.html.markup import Markup, el, join
 
 Values = Mapping[str, Any]
 
-_NAMED = 60  # nodes of one reason that are listed by name
+_NAMED = 60  # nodes per skip reason that are listed by name
 _COUNTED_AT = {
     "sample": "at the sizes of a sample",
     "frozen": "at the sizes that the inputs are fixed at",
     "inferred": "with free dimensions as 1",
 }
-_AS_FLOAT = 100.0  # dB: what answers as the float model does is in the table alone, as it would dwarf the rest
+_AS_FLOAT = 100.0  # dB; more accurate candidates are only in the table, as they would compress the plot's scale
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """A table that scripts can sort, without the columns that are empty."""
+    """A table that the page's script can sort; empty columns are left out."""
     kept = [i for i in range(len(heads)) if any(row[i] for row in rows)]
     head = el("tr", [el("th", heads[i]) for i in kept])
     body = [el("tr", [el("td", row[i]) for i in kept]) for row in rows]
@@ -30,19 +30,19 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
 
 
 def artifacts(outputs: Sequence[Values]) -> Markup:
-    """What was written, and what each was measured to do in its own runtime."""
+    """The files that were written, with their figures in their own runtimes."""
     rows = []
     for a in outputs:
         speed = figures.times(a["latency"]["speedup"]) if a["latency"] else ""
         db = "" if a["sqnr_db"] is None else figures.decibels(a["sqnr_db"])
         rows.append((a["path"], a["format"], a["target"], figures.megabytes(a["bytes"]), db, speed))
-    told = [f"{a['format']}: {note}" for a in outputs for note in a["notes"]]
+    lines = [f"{a['format']}: {note}" for a in outputs for note in a["notes"]]
     heads = ("file", "format", "target", "size", "SQNR there", "speed there")
-    return join(table(heads, rows), notes(told) if told else "")
+    return join(table(heads, rows), notes(lines) if lines else "")
 
 
 def stages(rows: Sequence[Values]) -> Markup:
-    """A row per stage, held against the model that was given."""
+    """One row per stage, compared with the input."""
     return table(
         ("stage", "size", "SQNR", "equal answers", "one run", "speed"),
         [
@@ -57,7 +57,7 @@ def stages(rows: Sequence[Values]) -> Markup:
 
 
 def tried(rows: Sequence[Values]) -> Markup:
-    """A row for other options that were measured because the result falls short."""
+    """One row for each of the other options that were measured."""
     return table(
         ("options", "size", "SQNR", "equal answers", "speed"),
         [
@@ -72,7 +72,7 @@ def tried(rows: Sequence[Values]) -> Markup:
 
 
 def skipped(skips: Sequence[Values]) -> Markup:
-    """What was left alone, grouped by reason, the most frequent first."""
+    """Skipped nodes, grouped by skip reason, the most frequent first."""
     groups: dict[str, list[Values]] = {}
     for skip in skips:
         groups.setdefault(skip["reason"], []).append(skip)
@@ -81,16 +81,16 @@ def skipped(skips: Sequence[Values]) -> Markup:
         ops: dict[str, int] = {}
         for skip in found:
             ops[skip["op"]] = ops.get(skip["op"], 0) + 1
-        told = ", ".join(f"{count} × {op}" for op, count in ops.items())
+        counts = ", ".join(f"{count} × {op}" for op, count in ops.items())
         names = ", ".join(skip["node"] for skip in found[:_NAMED])
         more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        summary = el("summary", el("b", str(len(found))), f" {reason or 'no reason was given'} ", el("small", told))
+        summary = el("summary", el("b", str(len(found))), f" {reason or 'no reason was given'} ", el("small", counts))
         parts.append(el("details", summary, el("p", names + more, class_="names")))
     return join(parts)
 
 
 def search(goal: Values, rows: Sequence[Values], chosen: Sequence[str]) -> Markup:
-    """The candidates that no other beats, plotted, with the limits; chosen: what the written file leaves in float."""
+    """A plot and a table of the candidates that no other beats; `chosen`: what the written file leaves in float."""
     timed = all(row["latency_ms"] is not None for row in rows)
 
     def cost(row: Values) -> float:
@@ -115,17 +115,17 @@ def search(goal: Values, rows: Sequence[Values], chosen: Sequence[str]) -> Marku
         for row, point in zip(rows, points, strict=True)
     ]  # fmt: skip
     reached = "The goal was reached." if goal["reached"] else f"The goal was missed: {'; '.join(goal['missed'])}."
-    told = (
+    about = (
         f"{reached} {goal['candidates']} candidates were measured; these are not beaten by another. Dashed: the limits."
     )
     return join(
-        el("p", told, class_="muted"), el("div", plot, class_="plot"),
+        el("p", about, class_="muted"), el("div", plot, class_="plot"),
         table(("candidate", "SQNR", "size", "one run", "score lost", ""), listed),
     )  # fmt: skip
 
 
 def pruned(layers: Sequence[Values]) -> Markup:
-    """Zeros of every layer that was pruned, the sparsest first."""
+    """Share of zeros of every pruned layer, the sparsest first."""
     rows = []
     for row in sorted(layers, key=lambda row: -row["sparsity"]):
         what = el(
@@ -139,7 +139,7 @@ def pruned(layers: Sequence[Values]) -> Markup:
 
 
 def channels(groups: Sequence[Values]) -> Markup:
-    """Channels of every group before and after, the one cut most first."""
+    """Numbers of channels before and after, by group, the most reduced first."""
     rows = []
     for row in sorted(groups, key=lambda row: row["after"] / max(row["before"], 1)):
         what = el("span", el("span", row["group"], class_="name"), el("small", row["kind"]), class_="what")
@@ -149,41 +149,41 @@ def channels(groups: Sequence[Values]) -> Markup:
 
 
 def notes(lines: Sequence[str]) -> Markup:
-    """What else a person should know."""
+    """The notes of the report."""
     return el("ul", [el("li", line) for line in lines], class_="notes")
 
 
 def runs_on(values: Values) -> Markup:
-    """Which versions of ONNX Runtime run the file as told, and what sizes its work was counted at; may be empty."""
+    """The versions of ONNX Runtime that run the file as intended, and the sizes at which its work was counted."""
     parts = []
     if versions := values.get("onnxruntime"):
-        told = f"ONNX Runtime runs it as quantized from {versions['fused_from']} on"
+        text = f"ONNX Runtime runs it as quantized from {versions['fused_from']} on"
         if versions["loads_from"] != versions["fused_from"]:
-            told += f", and loads it from {versions['loads_from']} on"
+            text += f", and loads it from {versions['loads_from']} on"
         forms = [f"{row['form']} ({row['nodes']}) from {row['since']} on" for row in versions["rests_on"]]
-        parts.append(el("p", told + (f": {', '.join(forms)}" if forms else "") + "."))
+        parts.append(el("p", text + (f": {', '.join(forms)}" if forms else "") + "."))
     if sizes := values.get("sizes"):
-        told = f"Its work is counted {_COUNTED_AT[sizes['from']]}"
+        text = f"Its work is counted {_COUNTED_AT[sizes['from']]}"
         if unknown := sizes["unknown"]:
-            told += f"; of {len(unknown)} nodes such as {unknown[0]} the size is not known: counted at one position"
-        parts.append(el("p", f"{told}."))
+            text += f"; {len(unknown)} nodes of unknown size, such as {unknown[0]}, are counted at one position"
+        parts.append(el("p", f"{text}."))
     return join(parts)
 
 
 def recipe(asked: Values) -> Markup:
-    """All that was asked for, as JSON."""
+    """The recipe as JSON."""
     return el("details", el("summary", "Recipe"), el("pre", json.dumps(asked, indent=1, ensure_ascii=False)))
 
 
 def cost(values: Values) -> Markup:
-    """Seconds of each stage of the run, and its peak memory."""
+    """Duration of the run and of each stage, and peak memory."""
     timings: Mapping[str, float] = values.get("timings", {})
     most = max(timings.values(), default=0) or 1
     rows = [
         el("li", el("span", name, class_="what"), bar(took / most), el("b", figures.seconds(took)))
         for name, took in timings.items()
     ]
-    told = f"{figures.seconds(values['seconds'])} in all"
+    total = f"{figures.seconds(values['seconds'])} in all"
     if peak := values.get("peak_rss_mb"):
-        told += f", {peak:.0f} MB of memory at most"
-    return join(el("p", told), el("ol", rows, class_="bars plain"))
+        total += f", {peak:.0f} MB of memory at most"
+    return join(el("p", total), el("ol", rows, class_="bars plain"))

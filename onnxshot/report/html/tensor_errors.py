@@ -1,4 +1,4 @@
-"""Where accuracy is lost: the error of every layer, worst first, and the ranges of the worst with their values."""
+"""Sections that show where accuracy is lost: the error of each tensor, and ranges and histograms of the worst ones."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from onnxshot.report.values import GOOD_DB
 
 Values = Mapping[str, Any]
 
-_SHOWN, _LISTED = 12, 1000  # rows at first, and with those that are folded away
+_SHOWN, _LISTED = 12, 1000  # rows that are visible at first, and rows with those that are folded
 _COLUMNS = 300
 _FAIR_DB = 20.0  # an error of a tenth of the signal
 _EXPLAINED = (
     "Bars show the error as a share of the signal (root mean square), so longer is worse. It is measured inside the "
-    "network on a few of the samples, and includes the error of all layers before. Amber: over a tenth of the signal."
+    "network on a few of the samples, and includes the error of all earlier layers. Amber: over a tenth of the signal."
 )
 _HISTOGRAMS = (
-    "How often each value was seen in calibration, on a logarithmic scale. Shaded between two lines: the range that is "
-    "kept. Red: values beyond it, which are clipped."
+    "How often values occurred in calibration, on a logarithmic scale. Shaded, between two lines: the quantization "
+    "range. Red: values outside of it, which are clipped."
 )
 
 
 def error_chart(worst: Sequence[Values], graph: Sequence[Values]) -> Markup:
-    """The error along the network, then a bar per tensor, worst first. worst: rows of a report; graph: its nodes."""
+    """The error along the network, and one bar per tensor, worst first.
+
+    Args:
+        worst: rows of `Report.worst`.
+        graph: rows of `Report.graph`.
+    """
     nodes = {node["tensor"]: node["node"] for node in graph}
     most = figures.noise(worst[0]["sqnr_db"]) or 1.0
     rows = [_row(i, row, nodes.get(row["tensor"], ""), most) for i, row in enumerate(worst[:_LISTED])]
@@ -38,13 +43,13 @@ def error_chart(worst: Sequence[Values], graph: Sequence[Values]) -> Markup:
 
 
 def ranges(worst: Sequence[Values]) -> Markup:
-    """A card per tensor whose values were kept: histogram, the range that is stored, what is clipped."""
+    """One card per tensor with a histogram: its values, its quantization range, and how much is clipped."""
     cards = [_card(row) for row in worst if row["values"]]
     return join(el("p", _HISTOGRAMS, class_="muted"), el("div", cards, class_="cards"))
 
 
 def sensitivity_chart(nodes: Sequence[Values]) -> Markup:
-    """A bar per node: the error of the outputs when it alone is int8, the most expensive first."""
+    """One bar per node: the error of the outputs when it alone is int8, the largest first."""
     measured = [row for row in nodes if row["per_channel_db"] is not None]
     most = max((figures.noise(row["per_channel_db"]) for row in measured), default=1.0) or 1.0
     rows: list[Markup] = []
@@ -74,7 +79,7 @@ def _row(i: int, row: Values, node: str, most: float) -> Markup:
 
 
 def _folded(rows: Sequence[Markup]) -> Markup:
-    """The first rows, and the others behind a line that unfolds them."""
+    """The first rows, and a line that unfolds the others."""
     first = el("ol", rows[:_SHOWN], class_="bars")
     if not rows[_SHOWN:]:
         return first
@@ -83,19 +88,19 @@ def _folded(rows: Sequence[Markup]) -> Markup:
 
 
 def _line(i: int, name: str, facts: Sequence[str], db: float, most: float) -> Markup:
-    """One bar with its name and figure; the first is said to be the worst. most: the error that fills the width."""
-    told, kind = (join(name, el("em", "worst")), "peak") if i == 0 else (name, _level(db))
-    head = el("span", el("span", told, class_="name"), el("small", " · ".join(facts)), class_="what")
+    """One bar with its name and figure; the first is labelled as the worst. `most`: the error that fills the width."""
+    label, kind = (join(name, el("em", "worst")), "peak") if i == 0 else (name, _level(db))
+    head = el("span", el("span", label, class_="name"), el("small", " · ".join(facts)), class_="what")
     return el("li", head, bar(figures.noise(db) / most, kind), el("b", figures.decibels(db)))
 
 
 def _level(db: float) -> str:
-    """Below GOOD_DB the error is a third of the signal; below 20 dB a tenth."""
+    """The class of a bar. At GOOD_DB the error is a third of the signal, at _FAIR_DB a tenth."""
     return "bad" if db < GOOD_DB else "watch" if db < _FAIR_DB else "good"
 
 
 def _along(worst: Sequence[Values], graph: Sequence[Values]) -> Markup:
-    """The error of every tensor in the order of the graph; nothing where that order is not known."""
+    """A chart of the error of every tensor in the order of the graph; empty where that order is unknown."""
     by_name = {row["tensor"]: row for row in worst}
     rows = [by_name[node["tensor"]] for node in graph if node["tensor"] in by_name]
     if len(rows) < 3:
@@ -110,8 +115,8 @@ def _along(worst: Sequence[Values], graph: Sequence[Values]) -> Markup:
     place = "" if at is None else f", tensor {at + 1} of {len(rows)} from the input"
     share = figures.percent(figures.noise(first["sqnr_db"]))
     about = "Along the network, input to output. Highest: "
-    told = el("figcaption", about, el("b", first["tensor"]), f"{place}, {share} of its signal")
-    return el("figure", told, chart, class_="along")
+    caption = el("figcaption", about, el("b", first["tensor"]), f"{place}, {share} of its signal")
+    return el("figure", caption, chart, class_="along")
 
 
 def _card(row: Values) -> Markup:

@@ -7,12 +7,12 @@ import os
 from onnxshot.report.trackers.run_facts import Record
 
 EXPERIMENT = "onnxshot"
-_LONGEST = 6000  # characters of a parameter
+_LONGEST = 6000  # characters of a parameter, at most
 
 
 def write(where: str, record: Record) -> None:
-    """Write a run to the tracking server or store `where`."""
-    # MLflow refuses folders by default; who names one means it.
+    """Log a run to the tracking server or store at `where`."""
+    # MLflow refuses folders by default, but the user has named this one.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow.tracking import MlflowClient
 

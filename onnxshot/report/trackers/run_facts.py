@@ -1,4 +1,4 @@
-"""What a tracker of experiments is told of one run."""
+"""What is logged of one run to an experiment tracker."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ class Record:
     """One run.
 
     Attributes:
-        name: of the model, and of the target where there are several.
+        name: name of the model, and of the target where there are several.
         asked: fields of the recipe, as text.
-        figures: what was measured, by name.
-        layers: (tensor, SQNR in dB), worst first.
-        notes: what else a person should know.
-        page: the report as HTML.
+        figures: measurements, by name.
+        layers: pairs of a tensor and its SQNR in dB, the worst first.
+        notes: the verdict, and the notes of the report.
+        page: the report as an HTML page.
     """
 
     name: str

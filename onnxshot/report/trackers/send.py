@@ -1,4 +1,4 @@
-"""What is sent of a report to a tracker of experiments, and which trackers there are."""
+"""Send a report to an experiment tracker; the trackers are listed here."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ _SINKS: dict[str, tuple[str, Callable[[str, Record], None]]] = {
     "wandb": ("wandb", wandb.write),
     "mlflow": ("mlflow", mlflow.write),
 }
-"""Name, which is that of the extra too -> the package it needs, and what writes."""
+"""Name of the tracker, and of its extra -> the package that it needs, and the function that logs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """A tracker, and where it keeps its runs: a folder, a project or an address."""
+    """An experiment tracker.
+
+    Attributes:
+        kind: its name: 'tensorboard', 'wandb' or 'mlflow'.
+        where: the folder, project or URI that runs are logged to.
+    """
 
     kind: str
     where: str
 
     def send(self, values: Mapping[str, Any]) -> None:
-        """Write a report, given as plain values; of several targets a run for each.
-
-        Raises UsageError where the tracker does not take it.
-        """
+        """Log a report, given as plain values; one run per target. Raises UsageError where the tracker fails."""
         for record in _records(values):
             try:
                 _SINKS[self.kind][1](self.where, record)
@@ -44,7 +46,7 @@ class Sink:
 
 
 def sink_of(text: str) -> Sink:
-    """The sink that --log names: KIND:WHERE. Raises UsageError for what is none, and where its package is missing."""
+    """Parse the value of --log, KIND:WHERE. Raises UsageError for another text, or where the package is missing."""
     kind, _, where = text.partition(":")
     if kind not in _SINKS or not where:
         raise UsageError(f"--log is {text!r}", "tensorboard:FOLDER, wandb:PROJECT or mlflow:URI")
@@ -67,7 +69,7 @@ def _records(values: Mapping[str, Any]) -> Iterator[Record]:
 
 
 def _verdict(found: Mapping[str, Any]) -> Iterator[str]:
-    """The level, what speaks against the result, and what to do next, a line each."""
+    """The verdict as lines: each reason with the level, and what to do next."""
     yield from (f"{WORDS[found['level']]}: {reason}" for reason in found["reasons"])
     yield f"next: {found['next']}"
 

@@ -9,7 +9,7 @@ from onnxshot.report.trackers.run_facts import Record
 
 
 def write(where: str, record: Record) -> None:
-    """Write event files into `where`, in a folder named after the run."""
+    """Write event files into a folder named after the run, below `where`."""
     from tensorboardX import SummaryWriter
 
     with SummaryWriter(logdir=str(Path(where) / record.name), write_to_disk=True) as writer:
@@ -23,5 +23,5 @@ def write(where: str, record: Record) -> None:
 
 
 def _listed(lines: Iterable[str]) -> str:
-    """Lines as they are: markdown shows what is indented without reading it."""
+    """Lines as an indented block, which markdown shows verbatim."""
     return "".join(f"    {line}\n" for line in lines)

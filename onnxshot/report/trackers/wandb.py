@@ -6,7 +6,7 @@ from onnxshot.report.trackers.run_facts import Record
 
 
 def write(where: str, record: Record) -> None:
-    """Write an offline run of the project `where`."""
+    """Write an offline run of project `where`."""
     import wandb
 
     quiet = wandb.Settings(silent=True)
@@ -14,4 +14,4 @@ def write(where: str, record: Record) -> None:
         table = wandb.Table(columns=["tensor", "sqnr_db"], data=[list(row) for row in record.layers])
         run.log({**record.figures, "layers": table, "report": wandb.Html(record.page, inject=False)})
         run.summary["notes"] = "\n".join(record.notes)
-    wandb.teardown()  # waits for the process that writes: the command line leaves without exit handlers
+    wandb.teardown()  # waits for the writing process; the command line exits without running exit handlers

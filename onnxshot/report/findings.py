@@ -1,0 +1,346 @@
+"""Findings: what speaks against a result, one rule per fact of a report.
+
+A rule is a function that reads one fact of a report, given as plain values, and yields findings. To add one, write it
+here and add it to `RULES` where its weight puts it: of findings of the same level, the first decides what to do next.
+Advice names what was measured to help, or a search that measures; no rule guesses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from onnxshot.maths.sqnr import CAP_DB
+from onnxshot.report.advice import (
+    BAD,
+    CAUTION,
+    FLOOR_AGREEMENT,
+    FLOOR_DB,
+    LEAST_INT8,
+    Values,
+    decibels,
+    faster,
+    is_comparison,
+    is_slower,
+    level_of,
+    megabytes,
+    quantizes,
+    searches,
+    smaller,
+    to_gain,
+)
+from onnxshot.runtimes.ort_bench import NOISE
+from onnxshot.targets import RUNTIMES
+
+NOTHING = "nothing was quantized"
+"""The reason of a result that is the float model unchanged."""
+
+_TWICE_DB = 6.0  # twice the error
+_LITTLE = 1 / 128  # of the loudest sample: 8 bits hardly distinguish a quieter one from silence
+_NAMED = 3  # outputs and nodes that are named; the others are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that speaks against a result.
+
+    Attributes:
+        level: caution or bad.
+        reason: in words.
+        next: what to do about it.
+    """
+
+    level: str
+    reason: str
+    next: str
+
+
+Rule = Callable[[Values], Iterator[Finding]]
+
+
+# ---------------------------------------------------------------------- accuracy
+
+
+def _not_finite(values: Values) -> Iterator[Finding]:
+    for text in values.get("not_finite", ()):
+        hint = "do not deploy it: onnxshot compare INPUT RESULT --calib DATA lists the tensors, worst first"
+        if is_comparison(values):
+            hint = "do not deploy it: the fault begins at the listed tensor that comes first in the graph"
+        yield Finding(BAD, str(text), hint)
+
+
+def _contract(values: Values) -> Iterator[Finding]:
+    if text := values.get("contract"):
+        yield Finding(BAD, f"inputs or outputs differ: {text}", "give two models of the same inputs and outputs")
+
+
+def _goal(values: Values) -> Iterator[Finding]:
+    goal = values.get("goal") or {}
+    spent = goal.get("budget_spent")
+    hint = "the budget was spent: give more minutes with --budget" if spent else "it is the best that was found"
+    for text in goal.get("missed", ()):
+        yield Finding(BAD, f"the goal was missed: {text}", f"{hint}; --report FILE lists the other candidates")
+
+
+def _outputs_below(values: Values) -> Iterator[Finding]:
+    """SQNR of all outputs together and of each, agreement, and shares of equal values."""
+    db, agreement, hint = values.get("sqnr_db"), values.get("agreement"), to_gain(values)
+    if level_of(db) == BAD:
+        yield Finding(BAD, _below("SQNR", db), hint)
+    outputs = values.get("output_sqnr_db") or {}
+    below = {name: found for name, found in outputs.items() if len(outputs) > 1 and level_of(found) == BAD}
+    for name in sorted(below, key=lambda name: below[name])[:_NAMED]:
+        yield Finding(BAD, _below(f"SQNR of output {name!r}", below[name]), hint)
+    if len(below) > _NAMED:
+        yield Finding(BAD, f"{len(below) - _NAMED} more outputs are below {FLOOR_DB:g} dB", hint)
+    if level_of(None, agreement) == BAD:
+        yield Finding(BAD, _disagrees("agreement", agreement), hint)
+    for name, share in ((values.get("judged") or {}).get("ordered") or {}).items():
+        if level_of(None, share) == BAD:
+            yield Finding(BAD, _disagrees(f"share of the same picks of output {name!r}", share), hint)
+    for name, share in (values.get("output_equal") or {}).items():
+        if level_of(None, share) == BAD:
+            yield Finding(BAD, _disagrees(f"share of equal values of output {name!r}", share), hint)
+
+
+def _samples_below(values: Values) -> Iterator[Finding]:
+    """SQNR of the median sample, which a few loud samples may hide in the total."""
+    outputs = values.get("sample_db") or {}
+    whole = values.get("output_sqnr_db") or {}
+    below = {name: own for name, own in outputs.items() if level_of(own["median"]) == BAD}
+    for name in [name for name in below if level_of(whole.get(name)) != BAD][:_NAMED]:
+        own = below[name]
+        level = BAD if own["held"] >= _LITTLE else CAUTION
+        what = f"output {name!r}: SQNR of the median sample is {decibels(own['median'])}, below {FLOOR_DB:g} dB"
+        total = decibels(whole.get(name))
+        yield Finding(level, f"{what}; the {total} over all samples come from louder ones", to_gain(values))
+
+
+def _parts_below(values: Values) -> Iterator[Finding]:
+    """SQNR of channels that louder channels of an output hide, as boxes in pixels hide scores."""
+    for name, part in (values.get("output_parts") or {}).items():
+        for which in ("quiet", "loud"):
+            if level_of(db := part[f"{which}_db"]) == BAD:
+                count = part["quiet"] if which == "quiet" else part["channels"] - part["quiet"]
+                what = f"the {count} {which} of {part['channels']} channels of output {name!r}: SQNR"
+                yield Finding(CAUTION, _below(what, db), to_gain(values))
+
+
+def _artifacts_below(values: Values) -> Iterator[Finding]:
+    """What was measured in the runtimes of artifacts."""
+    rows = [(f"the {a['format']} file", a) for a in values.get("outputs", ())]
+    rows += [(f"in {row['runtime']}", row) for row in values.get("runtimes", ())]
+    elsewhere = {**values, "tried": ()}  # other options were measured in ONNX Runtime only
+    for name, row in rows:
+        if level_of(db := row.get("sqnr_db")) == BAD:
+            yield Finding(BAD, _below(f"{name}: SQNR", db), to_gain(elsewhere))
+        if level_of(None, agreement := row.get("agreement")) == BAD:
+            yield Finding(BAD, _disagrees(f"{name}: agreement", agreement), to_gain(elsewhere))
+        if refused := row.get("refused"):
+            yield Finding(CAUTION, f"{name} the file is refused: {refused}", "choose the target of that runtime")
+
+
+def _stages_below(values: Values) -> Iterator[Finding]:
+    """Stages of low accuracy, except for the last one, which is the result; and targets that were missed."""
+    stages = values.get("stages") or ()
+    for stage in stages[:-1]:
+        if level_of(stage["sqnr_db"], stage["agreement"]) == BAD:
+            what = f"after stage {stage['name']!r}, SQNR is already {decibels(stage['sqnr_db'])}"
+            hint = f"ask for less in stage {stage['name']!r}: later stages cannot recover the loss"
+            yield Finding(BAD, what, hint)
+    for stage in stages:
+        own = stage["report"] or {}
+        if own.get("reached") is False:
+            what = f"stage {stage['name']!r} does not reach its target"
+            yield Finding(BAD, what, "no more can be removed: ask for less")
+        elif own and _nothing_quantized(own):
+            yield Finding(BAD, NOTHING, "onnxshot inspect MODEL says for each node why it stays float")
+
+
+def _optimizer(values: Values) -> Iterator[Finding]:
+    if not values.get("optimizer_changes_results"):
+        return
+    known = values.get("on_random_data") or values
+    with_them, without = known.get("sqnr_optimized_db"), known.get("sqnr_unoptimized_db")
+    if with_them is not None and without is not None and with_them >= 2 * FLOOR_DB and without - with_them < _TWICE_DB:
+        return  # the error is tiny either way, and on a few samples rounding alone can differ this much
+    figures = f"{decibels(with_them)} with them, {decibels(without)} without"
+    text = f"ONNX Runtime's graph optimizations change results: {figures}"
+    plain = (values.get("recipe") or {}).get("target", "ort") == "ort"
+    hint = "run onnxshot doctor on the machine that will run it"
+    if plain:
+        hint = "this CPU may lack VNNI: try --target ort-avx2"
+    yield Finding(CAUTION, text, hint)
+
+
+# ---------------------------------------------------------------------- what it was judged on
+
+
+def _data(values: Values) -> Iterator[Finding]:
+    """No data, or random data: accuracy is unknown."""
+    samples = values.get("samples") or {}
+    if values.get("on_random_data") or samples.get("random"):
+        learned = samples.get("random") and "calibration" in samples
+        what = "it was compared on random data only"
+        if learned:
+            what = "it was made with random data: everything learned from them is a guess"
+        yield Finding(CAUTION, what, "give --calib DATA: results on random inputs say nothing about real ones")
+    elif values.get("sqnr_db") is None and not _compared_elsewhere(values):
+        hint = "give --calib DATA to have the result compared with the input"
+        if any("cannot be fed from arrays" in note for note in values.get("notes", ())):
+            hint = "samples hold tensors, and an input is not a tensor: run both files on inputs of your own"
+        elif "calibration" in samples:  # there was data
+            skipped = any(note.startswith("not compared with") for note in values.get("notes", ()))
+            hint = "a note says why: run onnxshot compare where that reason does not apply"
+            hint = hint if skipped else "leave out --no-verify to have it compared with the input"
+        elif "layers" in values:
+            hint = "give --calib DATA: the remaining weights can then compensate for the removed ones"
+        yield Finding(CAUTION, "it was not compared with the input", hint)
+
+
+def _compared_elsewhere(values: Values) -> bool:
+    """Whether outputs were compared although none is float, or were compared in another runtime."""
+    elsewhere = any(artifact.get("sqnr_db") is not None for artifact in values.get("outputs", ()))
+    return elsewhere or bool((values.get("samples") or {}).get("judged"))
+
+
+def _cut(values: Values) -> Iterator[Finding]:
+    """Removed channels: whether the target was reached, and whether the loss of accuracy was measured."""
+    if not values.get("reached", True):
+        yield Finding(BAD, "the target was not reached", "no more can be removed: ask for less, or allow --multiple 1")
+    if values.get("drop") is None:
+        hint = "onnxshot compare INPUT RESULT --calib DATA; or give --eval file.py:function"
+        yield Finding(CAUTION, "the loss of accuracy was not measured", hint)
+
+
+# ---------------------------------------------------------------------- what it is good for
+
+
+def _nothing(values: Values) -> Iterator[Finding]:
+    if _nothing_quantized(values):
+        yield Finding(BAD, NOTHING, _to_quantize_more(values))
+
+
+def _to_quantize_more(values: Values) -> str:
+    return faster(values) or smaller(values) or "onnxshot inspect MODEL says for each node why it stays float"
+
+
+def _nothing_quantized(values: Values) -> bool:
+    graph = values.get("graph") or ()
+    return bool(graph) and quantizes(values) and all(node["how"] in ("float", "half") for node in graph)
+
+
+def _size_and_speed(values: Values) -> Iterator[Finding]:
+    """Larger or slower than the input: bad if both."""
+    size = values.get("input_bytes") or 0
+    least = size * (1 if quantizes(values) else 1 + NOISE)  # the record in the metadata takes a few bytes
+    larger = [a for a in values.get("outputs") or () if size and a["bytes"] > least]
+    speed = (values.get("latency") or {}).get("speedup")
+    slower = is_slower(speed) and (values.get("latency") or {}).get("sure", True)
+    level = BAD if larger and slower else CAUTION
+    for artifact in larger:
+        sizes = f"{megabytes(size)} -> {megabytes(artifact['bytes'])}"
+        what = f"the {artifact['format']} file is larger than the input: {sizes}"
+        hint = smaller(values)
+        if not hint and searches(values) and not _came_quantized(values):
+            hint = f"--max-size {size / 1e6:.3g} searches for what to leave in float"
+        yield Finding(level, what, hint or "keep the input, unless the result is faster and that matters more")
+    if slower:
+        yield Finding(level, f"it is slower than the input: {speed:.2f}x as fast", _when_slower(values, larger))
+    for artifact in values.get("outputs", ()):
+        own = (artifact.get("latency") or {}).get("speedup")
+        if is_slower(own) and artifact["latency"].get("sure", True):
+            what = f"the {artifact['format']} file is slower than the input in {artifact['target']}: {own:.2f}x as fast"
+            yield Finding(CAUTION, what, f"in {artifact['target']} keep the float model, unless size matters most")
+
+
+def _came_quantized(values: Values) -> bool:
+    """Whether the input was quantized already, so that leaving more of it in float makes it larger."""
+    restored = any("integer operators of the input" in note for note in values.get("notes") or ())
+    return restored or bool((values.get("recipe") or {}).get("complete"))
+
+
+def _in_target(values: Values) -> Iterator[Finding]:
+    """A target other than ONNX Runtime: what was measured in it, or that nothing was."""
+    target = (values.get("recipe") or {}).get("target")
+    if target not in RUNTIMES:
+        return
+    rows = [row for row in values.get("runtimes") or () if row.get("runtime") == target]
+    emitted = [artifact for artifact in values.get("outputs") or () if artifact.get("format") == target]
+    if not any(row.get("latency") for row in (*rows, *emitted)):
+        hint = f"run the same command where {target} is installed: it then measures the file there"
+        yield Finding(CAUTION, f"it was not run in {target}, its target", hint)
+    for row in rows:
+        if level_of(db := row.get("sqnr_db")) == BAD:
+            yield Finding(BAD, _below(f"SQNR in {target}", db), to_gain(values))
+        if is_slower(speed := (row.get("latency") or {}).get("speedup")):
+            what = f"it is slower than the input in {target}: {speed:.2f}x as fast"
+            yield Finding(CAUTION, what, f"in {target} keep the float model, unless size matters most")
+
+
+def _when_slower(values: Values, larger: Sequence[Values]) -> str:
+    if measured := faster(values):
+        return measured
+    return "keep the input" if larger else "keep the input, unless its size matters most, or it is for another machine"
+
+
+def _coverage(values: Values) -> Iterator[Finding]:
+    """Most of the work runs in float although it was to be quantized; only runtimes that were run are judged."""
+    recipe = values.get("recipe") or {}
+    if not quantizes(values) or recipe.get("mode") == "weights" or _nothing_quantized(values):
+        return
+    if recipe.get("activation_type") not in (None, "int8", "uint8"):
+        return
+    shares = {a["format"]: a.get("int8_macs_share") for a in values.get("outputs", ())}
+    if values.get("latency"):
+        shares.setdefault("onnx", None)
+        shares["onnx"] = values.get("int8_macs_share") if shares["onnx"] is None else shares["onnx"]
+    for name, share in shares.items():
+        if share is not None and share < LEAST_INT8:
+            what = f"{100 * share:.0f} % of the work runs in int8" + ("" if name == "onnx" else f" in the {name} file")
+            yield Finding(CAUTION, what, _to_quantize_more(values))
+
+
+def _unplanned(values: Values) -> Iterator[Finding]:
+    """Nodes that the plan leaves in float, but that the runtime quantizes by itself."""
+    names = values.get("int8_unplanned") or ()
+    if names:
+        some = ", ".join(map(repr, names[:_NAMED]))
+        some += f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        what = f"ONNX Runtime runs in int8 what the plan leaves in float: {some}"
+        yield Finding(CAUTION, what, "the figures are those of the file as it runs: judge it by them, not by the plan")
+
+
+def is_inaccurate(values: Values) -> bool:
+    """Whether a figure of accuracy is below its floor: SQNR of all outputs or of one, or agreement."""
+    return any(True for _ in _outputs_below(values))
+
+
+# ---------------------------------------------------------------------- words
+
+
+def _below(what: str, db: float | None) -> str:
+    if db is not None and db <= -CAP_DB:
+        return f"{what} is {decibels(db)}: outputs are infinite or NaN, or those of the input are all zero"
+    share = "" if db is None or not math.isfinite(db) else f": the error is {_noise(db)} of the signal"
+    return f"{what} is {decibels(db)}, below {FLOOR_DB:g} dB{share}"
+
+
+def _disagrees(what: str, share: float | None) -> str:
+    return f"{what} is {100 * (share or 0.0):.1f} %, below {100 * FLOOR_AGREEMENT:g} %"
+
+
+def _noise(db: float) -> str:
+    share = 10 ** (-db / 20)
+    return f"{100 * share:.0f} %" if share < 10 else "more than ten times the size"
+
+
+RULES: tuple[Rule, ...] = (
+    _not_finite, _contract, _goal, _outputs_below, _samples_below, _parts_below, _artifacts_below, _stages_below,
+    _nothing, _data, _size_and_speed, _in_target, _coverage, _optimizer, _unplanned,
+)  # fmt: skip
+"""The rules for results of all verbs except shrink, in the order of their weight."""
+
+SHRINK_RULES: tuple[Rule, ...] = (_cut,)
+"""The rules for results of shrink."""
