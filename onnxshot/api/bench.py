@@ -1,4 +1,4 @@
-"""`bench`: time models in turns on the same samples."""
+"""`bench`: time models in interleaved runs on the same samples."""
 
 from __future__ import annotations
 
@@ -35,10 +35,28 @@ def bench(
     threads: int = 2,
     python: str | Path | None = None,
 ) -> list[Latency]:
-    """Time models in turns on the same samples; on random ones where none are given. The first model is the base.
+    """Time models in ONNX Runtime, in interleaved runs on the same samples.
 
-    python: the interpreter of another environment, or its folder, in whose ONNX Runtime they are timed; it needs
-    onnxruntime and numpy, and no onnxshot. What can go wrong there: see `ort_other_environment.bench_in`.
+    Args:
+        models: Paths of .onnx files; speedups are relative to the first.
+        calib: Samples, as `quantize` takes them. Default: random ones.
+        preset: Preprocessing of pictures.
+        seconds: Time for all runs together, about.
+        threads: Threads of each session.
+        python: Interpreter of another environment, or its folder. The models are then timed in the ONNX Runtime of that
+            environment, which needs onnxruntime and numpy but not onnxshot.
+
+    Returns:
+        One row per model, in the order given. Latencies are in milliseconds.
+
+    Raises:
+        UsageError: `models` or `seconds` is invalid, or the other environment cannot be used.
+        ModelError: A model cannot be read or run.
+        CalibrationError: The data does not fit the models.
+
+    Example:
+        >>> before, after = onnxshot.bench(["model.onnx", "model.int8.onnx"], seconds=2.0)
+        >>> after.ratio  # times as fast as the first model
     """
     if isinstance(models, str | Path) or not models or not all(isinstance(m, str | Path) for m in models):
         raise UsageError("models is no list of paths of models", "give one or more, such as ['a.onnx', 'b.onnx']")

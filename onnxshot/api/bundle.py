@@ -1,4 +1,4 @@
-"""Make a bundle of what a run has written: aside, whole, then renamed."""
+"""`bundle`: put the files of a result into one folder with test samples and a manifest, written atomically."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BESIDE = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*config.json", "*.model",
     "*label*", "*classes*", "*.names",
 )  # fmt: skip
-"""Files beside a model that its inputs and outputs mean nothing without: globs over their names."""
+"""Globs of files beside a model that are needed to use its inputs and outputs."""
 _KINDS = (".json", ".txt", ".model", ".names", ".yaml", ".yml", "")
 _MOST_BESIDE = 32 << 20  # bytes of one of them
 _PACKAGES = ("onnxshot", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13")
@@ -61,23 +61,30 @@ def bundle(
     preset: str | Preset | None = None,
     settings: Settings | None = None,
 ) -> Path:
-    """Put all that a run has made into one folder, with samples to check it by and a manifest of hashes; the folder.
+    """Put all files of a result into one folder, with samples to check it and a manifest of hashes.
 
-    It holds the artifacts of the report (the model in memory where there are none), the recipe, the report, the
-    statistics, a few held-out samples with the answers of the float model and of every artifact that runs here, and
-    tokenizer, configuration and label files found beside the input. It is made aside and renamed as a whole.
+    The bundle has the artifacts of the report (or the model in memory, if there are none), the recipe, the report, the
+    statistics, up to three held-out samples with the outputs of the float model and of every artifact that runs here,
+    and the tokenizer, configuration and label files beside the input. It is written to a temporary folder and renamed.
 
     Args:
-        result: of `quantize` or `compress`, on a model that was given as a path.
-        folder: where to; a bundle there is replaced.
-        calib: the samples of the run; random ones where there are none.
-        preset: preprocessing of pictures.
-        settings: of the run.
+        result: Result of `quantize` or `compress` on a model that was given as a path.
+        folder: Folder to write; a bundle there is replaced.
+        calib: The samples of the run. Default: random ones.
+        preset: Preprocessing of pictures.
+        settings: Settings of the run.
+
+    Returns:
+        The folder.
 
     Raises:
-        UsageError: there is a folder that is no bundle, or a bundle whose files were changed, or to which some were
-            added.
-        ModelError, CalibrationError: the model or the samples cannot be read any more.
+        UsageError: The folder exists and is no bundle, or is a bundle with changed or added files.
+        ModelError: The model cannot be read any more.
+        CalibrationError: The samples cannot be read any more.
+
+    Example:
+        >>> result = onnxshot.quantize("model.onnx", "samples/", output="model.int8.onnx")
+        >>> onnxshot.bundle(result, "bundle/", "samples/")
     """
     folder, settings = Path(folder), settings or Settings()
     refuse_folder(folder)
@@ -106,7 +113,7 @@ def bundle(
                 left_out,
             )  # fmt: skip
         manifest.write(made)
-        refuse_folder(folder)  # once more: somebody may have added to it meanwhile
+        refuse_folder(folder)  # again: files may have been added meanwhile
         try:
             put_folder(made, folder, home)
         except OSError as e:
@@ -116,30 +123,30 @@ def bundle(
 
 @contextlib.contextmanager
 def _named(folder: Path) -> Iterator[None]:
-    """Have a full disk told as a fault of the bundle: the system names the file that is copied."""
+    """Report a full disk as an error of the bundle, since the system names the copied file only."""
     try:
         yield
     except OSError as e:
-        hint = "what the run has written before is whole, and stays"
+        hint = "the files that the run has written before are complete, and stay"
         raise UsageError(f"cannot write the bundle {folder}: {e.strerror or e}", hint) from e
 
 
 def of_beside(source: Path) -> tuple[Read, ...]:
-    """What belongs to a model and is taken into a bundle, such as its tokenizer."""
+    """Files beside a model that a bundle includes, such as its tokenizer."""
     return tuple(Read(path, "a file that belongs to the input") for path in _beside(source) if path.is_file())
 
 
 def refuse_folder(folder: Path) -> None:
-    """Raise UsageError where a bundle cannot be put there: nothing that is not a bundle's is ever removed."""
+    """Raise UsageError if a bundle cannot be written there; only files of a bundle are ever removed."""
     hint = "name a folder that is not there yet"
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UsageError(f"{folder} is there, and is no folder", hint)
+        raise UsageError(f"{folder} exists, and is no folder", hint)
     if not folder.exists() or not any(folder.iterdir()):
         return
     try:
         manifest = read_manifest(folder)
     except ModelError as e:
-        raise UsageError(f"{folder} is there, and is no bundle", hint) from e
+        raise UsageError(f"{folder} exists, and is no bundle", hint) from e
     added = [name for name in files_of(folder) if name not in manifest.files]
     if added:
         raise UsageError(f"{folder} is a bundle to which {added[0]!r} was added", hint)
@@ -150,7 +157,7 @@ def refuse_folder(folder: Path) -> None:
 
 
 def _artifacts(result: Result | CompressResult, made: Path, stem: str) -> tuple[Made, ...]:
-    """Copy what was written; a model that was not is written now."""
+    """Copy the artifacts; write the model if there are none."""
     if not result.report.outputs:
         result.save(made / f"{stem}.onnx")
         return (Made(f"{stem}.onnx", ONNX, str(result.report.recipe.get("target", "ort"))),)
@@ -161,18 +168,18 @@ def _artifacts(result: Result | CompressResult, made: Path, stem: str) -> tuple[
 
 
 def _files_of(path: Path) -> tuple[Path, ...]:
-    """An artifact, with its weights and its record where there are some."""
+    """The files of an artifact: itself, its weights file and its record, as far as they exist."""
     weights = path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(path.name + ".data")
     return (path, *(file for file in (weights, record.beside(path)) if file.exists()))
 
 
 def _beside(source: Path) -> list[Path]:
-    """The files beside a model that belong to it, by their names."""
+    """The files beside a model that belong to it by their names."""
     return sorted({found for glob in BESIDE for found in source.parent.glob(glob) if found.suffix in _KINDS})
 
 
 def _take_beside(source: Path, made: Path) -> tuple[str, ...]:
-    """Copy what belongs to the model; the names of what is too large, in words."""
+    """Copy the files that belong to the model; return the names of those that are too large, with the reason."""
     left_out = []
     for path in _beside(source):
         if not path.is_file():
@@ -186,7 +193,7 @@ def _take_beside(source: Path, made: Path) -> tuple[str, ...]:
 
 
 def _held_out(data: Dataset, model: Model, recipe: Mapping[str, Any]) -> Dataset:
-    """The samples that nothing was learned from, in the sizes that the result was frozen at."""
+    """The held-out samples, at the fixed input sizes of the result."""
     held_out = data.subset(split(len(data), HOLDOUT)[1])
     quantized = [stage for stage in Stages.from_dict(recipe).stages if isinstance(stage, Recipe)]
     sizes = fixed_shapes_for(model, quantized[-1].batch, quantized[-1].shapes) if quantized else None
@@ -194,9 +201,9 @@ def _held_out(data: Dataset, model: Model, recipe: Mapping[str, Any]) -> Dataset
 
 
 def _samples(source: Path, data: Dataset, artifacts: tuple[Made, ...], made: Path, threads: int) -> tuple[str, ...]:
-    """Write a few samples with the answers of the float model and of every artifact that runs here; their names.
+    """Write a few samples with the outputs of the float model and of every artifact that runs here; return their names.
 
-    None of a model that draws random numbers: no other run gives the same answers.
+    A model that draws random numbers gets no samples, since its outputs cannot be reproduced.
     """
     if random_sources(inlined(parsed(source))):
         return ()
@@ -204,7 +211,7 @@ def _samples(source: Path, data: Dataset, artifacts: tuple[Made, ...], made: Pat
         judge = Runner(given, threads=threads, whole=True)
     runners = dict[str, Loaded]()
     for artifact in artifacts:
-        with contextlib.suppress(TargetError):  # its runtime is not here: only its hash can be checked
+        with contextlib.suppress(TargetError):  # without its runtime, only its hash can be checked
             runners[artifact.file] = load_artifact(made / artifact.file, artifact.format, threads=threads)
     names: list[str] = []
     for sample in data:
@@ -219,7 +226,7 @@ def _samples(source: Path, data: Dataset, artifacts: tuple[Made, ...], made: Pat
 
 
 def _machine() -> dict[str, str]:
-    """Versions of what the expected outputs come from."""
+    """Versions of the software that computed the expected outputs."""
     found = {"processor": platform.machine(), "python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""Where the statistics of a run come from: a file that was given, the cache, or a pass over the data."""
+"""`calibrate`: collect the statistics of a model's tensors once, for any number of `quantize` runs."""
 
 from __future__ import annotations
 
@@ -41,19 +41,29 @@ def calibrate(
     settings: Settings | None = None,
     holdout: float = HOLDOUT,
 ) -> Statistics:
-    """Run a model over calibration samples and keep statistics of its tensors, for any number of `quantize` runs.
+    """Run a model on calibration samples and collect statistics of its tensors.
 
     Args:
-        model: path of an .onnx file, or a ModelProto.
-        calib: calibration data, as `quantize` takes it.
-        output: an .npz file to write them to.
-        preset: preprocessing of pictures.
-        recipe: only its target and its includes matter: they decide which tensors are watched.
-        settings: how to run it.
-        holdout: share 0..1 of the samples, the last ones, that are left alone, to judge a result on.
+        model: Path of an .onnx file, or a ModelProto.
+        calib: Calibration data, as `quantize` takes it.
+        output: Path of an .npz file to write the statistics to. With None they stay in memory.
+        preset: Preprocessing of pictures.
+        recipe: Which tensors are observed. Only its target, includes and excludes matter.
+        settings: Threads, samples, device.
+        holdout: Share of the samples, the last ones, that is held out, in [0, 1).
+
+    Returns:
+        The statistics, which `quantize` takes as `stats` once they are in a file.
 
     Raises:
-        ModelError, CalibrationError, UsageError, TargetError: each says what was found and what to do.
+        ModelError: The model cannot be read or run.
+        CalibrationError: The data does not fit the model.
+        UsageError: The output is no .npz file, or cannot be written.
+        TargetError: There is no such target.
+
+    Example:
+        >>> onnxshot.calibrate("model.onnx", "samples/", output="model.npz")
+        >>> onnxshot.quantize("model.onnx", stats="model.npz")
     """
     settings, recipe = settings or Settings(), recipe or Recipe()
     loaded, target = load_model(model), target_named(recipe.target)
@@ -73,7 +83,16 @@ def calibrate(
 
 
 def merge_files(paths: Sequence[str | Path], output: str | Path) -> Statistics:
-    """Join statistics that several machines have gathered on parts of the data, and write them to one file."""
+    """Join statistics that were collected on parts of the data, and write them to one file.
+
+    Args:
+        paths: Two or more .npz files that `calibrate` wrote for the same model.
+        output: Path of the .npz file to write.
+
+    Raises:
+        UsageError: There are fewer than two files, or the output cannot be written.
+        CalibrationError: The files are of different models or recipes.
+    """
     if len(paths) < 2:
         raise UsageError(f"{len(paths)} file of statistics to merge", "name two or more")
     refuse_suffix(Path(output))

@@ -1,4 +1,4 @@
-"""Compare and time any two models, whatever tool made them: the proof of a run, as a service of its own."""
+"""`compare`: compare and time two models, whatever tool made them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,26 @@ def compare(
     preset: str | Preset | None = None,
     settings: Settings | None = None,
 ) -> Report:
-    """Hold a candidate against its float original on all samples: outputs, tensors by name, what runs in int8, latency.
+    """Compare a model with its float original on all samples: outputs, tensors by name, int8 share and latency.
 
-    Raises ModelError where a model does not load, CalibrationError where the data does not fit.
+    Args:
+        reference: Path of the float model.
+        candidate: Path of the model made from it.
+        calib: Samples, as `quantize` takes them. They are all used, since it is not known which of them the candidate
+            was calibrated on.
+        preset: Preprocessing of pictures.
+        settings: Threads, benchmark time.
+
+    Returns:
+        The report. SQNR is in dB, latency in milliseconds.
+
+    Raises:
+        ModelError: A model cannot be read or run.
+        CalibrationError: The data does not fit the reference.
+
+    Example:
+        >>> report = onnxshot.compare("model.onnx", "model.int8.onnx", "samples/")
+        >>> report.sqnr_db, report.agreement
     """
     settings = settings or Settings()
     reference, candidate = Path(reference), Path(candidate)
@@ -44,7 +61,7 @@ def compare(
     with open_calib(calib, loaded, preset, settings) as data, runnable_here([reference, candidate]) as (runs, notes):
         reference, candidate = runs
         report.notes += notes
-        # Which of them a candidate was made from is not known here: nothing is called held out.
+        # It is not known which samples the candidate was calibrated on, so none is reported as held out.
         report.samples = {"source": data.source, "random": data.random}
         factors = factors_between(reference, candidate)
         report.notes += factors.notes

@@ -1,4 +1,4 @@
-"""`diff`: what differs between two files of a model, layer by layer, and what that did to its answers."""
+"""`diff`: the differences between two files of a model, layer by layer, and their effect on the outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """A node that one of the files has and the other has not."""
+    """A node that only one of the files has."""
 
     node: str
     op: str
@@ -38,18 +38,25 @@ class Only:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What differs between two files.
+    """The differences between two files of a model.
 
     Attributes:
-        before, after: the files; bytes_before, bytes_after: their sizes, external data included.
-        layers: those that differ, the weight that was changed most first; unchanged: how many do not.
-        changed: how many layers changed in type, scale, mask, shape and values.
-        activations: quantized in both files, otherwise; quantized_before, quantized_after: how many are quantized.
-        only_before, only_after: nodes of one file alone, in the form without pairs.
-        contract: the first difference of inputs and outputs in words; empty where there is none.
-        samples: how many both were run on; sqnr_db, agreement, outputs: how the second answered against the first.
-        worst: tensors that both have by name, worst SQNR first; tensor_samples: of how many samples, the
-            first ones.
+        before, after: Paths of the files.
+        bytes_before, bytes_after: Their sizes in bytes, external data included.
+        layers: Layers that differ, the weight with the lowest SQNR first.
+        unchanged: Number of layers that do not differ.
+        changed: Kind of change ('type', 'scale', 'mask', 'shape', 'values') -> number of layers.
+        activations: Activations that are quantized in both files, but differently.
+        quantized_before, quantized_after: Number of quantized activations in each file.
+        only_before, only_after: Nodes of one file only, Q/DQ pairs aside.
+        contract: The first difference of inputs or outputs; empty if there is none.
+        notes: What the user should know.
+        samples: Number of samples that both files were run on.
+        sqnr_db: SQNR in dB of the outputs of the second file, relative to the first.
+        agreement: Share 0..1 of equal top-1 classes; None if no output looks like class scores.
+        outputs: The same for each output.
+        worst: Tensors that both files have by name, the lowest SQNR first.
+        tensor_samples: Number of samples that `worst` was measured on, from the first on.
     """
 
     before: str
@@ -74,7 +81,7 @@ class Diff:
     tensor_samples: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with stable keys."""
+        """Return plain values under stable keys."""
         values: dict[str, Any] = rounded(asdict(self))
         return values
 
@@ -89,20 +96,31 @@ def diff(
     preset: str | Preset | None = None,
     settings: Settings | None = None,
 ) -> Diff:
-    """Say what differs between two files of a model: precision, scales, masks, shapes and values of its layers.
+    """Compare two files of a model: precision, scales, masks, shapes and values of its layers.
 
-    Both are brought into float form and normalized first, so that files of other tools, other forms of the same
-    quantization and files before fusing compare. Held at any time: both models with their weights in float32.
+    Both files are converted to float form and normalized first. Files of other tools, other forms of the same
+    quantization, and files before and after fusion can therefore be compared.
 
     Args:
-        before: path of an .onnx file.
-        after: that of another, made from the same model.
-        calib: samples to run both on, as `quantize` takes them; without, nothing is run.
-        preset: preprocessing of pictures.
-        settings: how to run them.
+        before: Path of an .onnx file.
+        after: Path of another, made from the same model.
+        calib: Samples to run both files on, as `quantize` takes them. Without, nothing is run.
+        preset: Preprocessing of pictures.
+        settings: Threads, samples.
+
+    Returns:
+        The differences; `to_dict` gives plain values.
 
     Raises:
-        ModelError: one is no model, or does not run. CalibrationError: the data does not fit.
+        ModelError: A file is no model, or does not run.
+        CalibrationError: The data does not fit the first file.
+
+    Note:
+        Memory: both models with their weights in float32.
+
+    Example:
+        >>> found = onnxshot.diff("model.onnx", "model.int8.onnx")
+        >>> found.changed
     """
     before, after = Path(before), Path(after)
     one, other = read_layers(before), read_layers(after)
@@ -116,7 +134,7 @@ def diff(
     if calib is not None:
         settings = settings or Settings(samples="all")
         with open_calib(calib, models[0], preset, settings) as data, runnable_here([before, after]) as (runs, notes):
-            same = factors if not notes else factors_between(*runs)  # tensors inside are those of the files that run
+            same = factors if not notes else factors_between(*runs)  # of the files that run
             found = compare(
                 runs[0], runs[1], data, tensors=None, threads=settings.threads, scaled=same.tensors, form=same.form
             )
@@ -143,4 +161,5 @@ def diff(
 
 
 def _named(nodes: list[Node]) -> tuple[Only, ...]:
+    """Label and operator of each node."""
     return tuple(Only(node.label, node.op) for node in nodes)

@@ -1,4 +1,4 @@
-"""`doctor`: what of onnxshot's targets runs on this machine, measured, and what to install for the others."""
+"""`doctor`: measure which targets run on this machine, and say what to install for the others."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ from onnxshot.targets.ort import ORT, ORT_AVX2
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is here.
+    """What this machine can run.
 
     Attributes:
-        version: of onnxshot.
-        processor, gpus, packages, extras: of the machine.
-        saturates: whether ONNX Runtime's uint8 x int8 sums overflow on this CPU; None where it is not here.
-        trials: a small network in int8 for every target, then in fp16 for `ort`.
-        verdicts: what that means, in a line for every target.
+        version: Version of onnxshot.
+        processor: The CPU and its instruction sets.
+        gpus: Names of the GPUs.
+        packages: Installed packages that onnxshot uses.
+        extras: Optional dependencies of onnxshot, and how to install those that are missing.
+        saturates: Whether ONNX Runtime's sums of uint8 x int8 products saturate on this CPU; None if that could not be
+            measured.
+        trials: A small network quantized and run for every target, and in fp16 for `ort`.
+        verdicts: Target -> one line that says whether it runs here and how fast.
     """
 
     version: str
@@ -43,15 +47,22 @@ class Diagnosis:
     verdicts: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with stable keys."""
+        """Return plain values under stable keys."""
         values: dict[str, Any] = rounded(asdict(self))
         return values
 
 
 def doctor(*, threads: int = 2) -> Diagnosis:
-    """Look at the machine, and run a small network for every target, which takes some seconds.
+    """Inspect the machine, and quantize and run a small network for every target; takes some seconds.
 
-    Nothing is raised for what is not there: the verdict of its target says so.
+    A missing runtime raises nothing: the verdict of its target says so.
+
+    Args:
+        threads: Threads of every runtime.
+
+    Example:
+        >>> found = onnxshot.doctor()
+        >>> found.verdicts["ort"]
     """
     trials = [try_target(name, threads=threads) for name in TARGETS]
     half = try_target(ORT.name, "fp16", threads=threads)
@@ -60,18 +71,18 @@ def doctor(*, threads: int = 2) -> Diagnosis:
     except onnxshot.errors.OnnxshotError:
         saturates = None
     verdicts = {trial.target: _verdict(trial, saturates) for trial in trials}
-    verdicts[ORT.name] += f"; fp16: {_told(half)}"
+    verdicts[ORT.name] += f"; fp16: {_speed(half)}"
     return Diagnosis(
         onnxshot.__version__, processor(), gpus(), packages(), extras(), saturates, (*trials, half), verdicts
     )
 
 
 def _verdict(trial: Trial, saturates: bool | None) -> str:
-    """A line: whether it runs, how fast, and whether its answers are right."""
+    """One line: whether the target runs, how fast, and how accurate its outputs are."""
     if trial.refused or trial.speedup is None:
         return f"not run here: {trial.refused}"
     share = "" if trial.share is None else f", {100 * trial.share:.0f} % of the work in int8"
-    line = f"int8 {_told(trial)}{share}"
+    line = f"int8 {_speed(trial)}{share}"
     if trial.target == ORT.name and saturates:
         return f"{line}; sums of uint8 x int8 products saturate on this CPU: use --target {ORT_AVX2.name}"
     if trial.target == ORT_AVX2.name and saturates is False:
@@ -79,7 +90,8 @@ def _verdict(trial: Trial, saturates: bool | None) -> str:
     return line
 
 
-def _told(trial: Trial) -> str:
+def _speed(trial: Trial) -> str:
+    """Speed and SQNR of a trial, or why it did not run."""
     if trial.speedup is None:
         return f"not run: {trial.refused}"
     faster = "faster" if trial.speedup > 1 + NOISE else "slower" if trial.speedup < 1 - NOISE else "no faster"
@@ -88,7 +100,7 @@ def _told(trial: Trial) -> str:
 
 
 def try_target(target: str, precision: str = "int8", *, threads: int = 2, seconds: float = 0.3) -> Trial:
-    """Compress the network for a target, and run it there. Nothing that goes wrong is raised: it is what is asked."""
+    """Quantize the network for a target and run it there. Errors are not raised but returned in the trial."""
     rng = np.random.default_rng(1)
     feeds = [{"x": rng.normal(size=(1, 32, 28, 28)).astype(np.float32)} for _ in range(8)]
     runtime = target_named(target).runtime
@@ -101,7 +113,7 @@ def try_target(target: str, precision: str = "int8", *, threads: int = 2, second
             )  # fmt: skip
     except OnnxshotError as e:
         return Trial(target, precision, refused=str(e))
-    except Exception as e:  # a runtime that is broken raises whatever it likes
+    except Exception as e:  # a broken runtime may raise anything
         return Trial(target, precision, refused=f"{type(e).__name__}: {e}".splitlines()[0])
     report, (artifact,) = made.report, made.report.outputs
     found: Report | Artifact = report if artifact.format == "onnx" else artifact

@@ -1,4 +1,4 @@
-"""`emit`: a model in the format of a runtime, without compressing it; one that is quantized, in the target's form."""
+"""`emit`: write a model in the format of a runtime without compressing it, with Q/DQ pairs in the form it reads."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from onnxshot.delivery.write_results import deliver, input_bytes, source_name
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model, edit
+from onnxshot.graph.fixed_shapes import FixedShapes
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft, write
 from onnxshot.graph.shape_inference import refuse_giants
@@ -65,26 +66,37 @@ def emit(
     reference: str | Path | ModelProto | None = None,
     settings: Settings | None = None,
 ) -> Report:
-    """Normalize a model without compressing it, and write it in one format or several, each with the output's stem.
+    """Normalize a model without compressing it, and write it in one or several formats.
 
-    Quantization that the model comes with takes the form that the target of each format wants, as far as its answers
-    stay the same; `skips` of the report name the nodes that the target refuses or runs slower as they are.
+    If the model is quantized, its Q/DQ pairs are rewritten to the form that the target of each format reads, as far as
+    the outputs stay the same. `skips` of the report lists the nodes that the target refuses or runs slower.
 
     Args:
-        model: path of an .onnx file, or a ModelProto.
-        to: onnx, openvino, tensorrt; by default what the suffix of `output` stands for.
-        target: what the .onnx file is for; the other formats are for the target that has them.
-        output: where to write.
-        calib: samples that artifacts are held against the model on, as `quantize` takes them; random ones by default.
-        preset: preprocessing of pictures.
-        batch: the size that the batch dimension is frozen at.
-        shapes: the sizes that all dimensions of an input are frozen at, by its name.
-        options: how artifacts other than .onnx are made.
-        reference: the float model that artifacts are held against; by default the one that is given.
-        settings: how to run it.
+        model: Path of an .onnx file, or a ModelProto.
+        to: 'onnx', 'openvino', 'tensorrt', or several of them. Default: what the suffix of `output` stands for.
+        target: Target of the .onnx file. Other formats have a target of their own.
+        output: Path to write to; other formats take its stem.
+        calib: Samples to compare artifacts with the model on, as `quantize` takes them. Default: random ones.
+        preset: Preprocessing of pictures.
+        batch: Fixed size of the batch dimension.
+        shapes: Fixed shape of an input, by input name.
+        options: How artifacts other than .onnx are built.
+        reference: The float model to compare artifacts with. Default: `model`.
+        settings: Threads, verification.
+
+    Returns:
+        The report, with one entry of `outputs` per file.
 
     Raises:
-        ModelError, CalibrationError, UsageError, TargetError: each says what was found and what to do.
+        UsageError: The arguments contradict each other or the model, or a file cannot be written.
+        ModelError: The model cannot be read, or the written file is not equivalent to it.
+        CalibrationError: The data does not fit the model.
+        TargetError: There is no such target or format, or its runtime is not installed.
+
+    Example:
+        >>> report = onnxshot.emit("model.onnx", to="openvino", output="model.xml")
+        >>> [artifact.path for artifact in report.outputs]
+        ['model.xml']
     """
     started = time.perf_counter()
     settings = settings or Settings()
@@ -99,41 +111,29 @@ def emit(
     sizes = fixed_shapes_for(loaded, batch, shapes or {})
     with contextlib.ExitStack() as stack:
         data = stack.enter_context(open_calib(calib, loaded, preset, settings, sizes)) if calib is not None else None
-        FixShapes(sizes).run(loaded)
-        normalize(loaded)
-        if settings.verify:  # which runs it
-            refuse_giants(loaded)
-        UndoLargeFolds().run(loaded)
-        StoreOriginalDtype().run(loaded)
-        edit.toposort(loaded)
-        loaded.set_metadata(VERSION_KEY, versions()["onnxshot"])
+        _normalize(loaded, sizes, settings)
         quantized = bool(already_quantized(loaded))
-        original = loaded.to_proto() if quantized or (settings.verify and formats != (artifacts.ONNX,)) else None
+        # The model before its Q/DQ pairs take the form of the main target.
+        untargeted = loaded.to_proto() if quantized or (settings.verify and formats != (artifacts.ONNX,)) else None
         if data is not None and sizes:
             data = batched(data, sizes.inputs)
         inputs = {tensor.name: loaded.shape(tensor) for tensor in loaded.graph.inputs}
         how = artifacts.with_sample_sizes(options or EmitOptions(), formats, inputs, data)
-        judge = _judge(model, reference, loaded, data, settings)
-        report.notes += [judge.note] if judge.note else []
+        expected = _reference(model, reference, loaded, data, settings)
+        report.notes += [expected.note] if expected.note else []
         changed = quantized and _retarget(loaded, main, report)
         if artifacts.ONNX in formats and main.runs_here:
-            nowhere = runs_nowhere(loaded)
-            report.onnxruntime = None if nowhere else needs(loaded)
-            report.notes += [nowhere] if nowhere else []
+            _report_versions(loaded, report)
         report.notes += loaded.notes
-        judged: artifacts.Judged | None = None
-        if settings.verify and (original is not None or data is not None):
-            samples = data if data is not None else proof.random_data(judge.model, loaded)
-            judged = artifacts.Judged(judge.model, samples) if samples is not None else None
+        compares = settings.verify and (untargeted is not None or data is not None)
+        judged = _judged(expected, data, loaded) if compares else None
 
         def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
             for name in formats:
                 source = written
-                if original is not None and quantized and targets[name] is not main:
-                    other = load_model(original)
-                    _retarget(other, targets[name], report)
+                if untargeted is not None and quantized and targets[name] is not main:
                     source = stack.enter_context(scratch()) / written.name
-                    write(other, source)
+                    _write_for(targets[name], untargeted, source, report)
                 yield from artifacts.make_artifacts(source, (name,), place, how, judged, settings)
 
         def prove(written: Draft) -> None:
@@ -142,25 +142,33 @@ def emit(
                 proof.runs_frozen(written.path, loaded, model)
             asked = changed or (data is not None and loaded.weight_bytes() < proof.MAX_BYTES)
             if proof.loads(written.path, model) and asked and judged is not None:
-                report.samples = {"source": judged.samples.source, "random": judged.samples.random}
-                found = compare(
-                    judged.reference, written.path, judged.samples, threads=settings.threads, sizes=sizes
-                )
-                proof.record_comparison(report, found, random=judged.samples.random)
+                _compare(judged, written, sizes, report, settings)
 
         deliver(loaded, place, main.name, report, prove, others, keep=artifacts.ONNX in formats)
     report.seconds = time.perf_counter() - started
     return report
 
 
-def _judge(
+def _normalize(model: Model, sizes: FixedShapes, settings: Settings) -> None:
+    """Fix input sizes, normalize the model, and give it the form it is written in."""
+    FixShapes(sizes).run(model)
+    normalize(model)
+    if settings.verify:  # verification runs the model
+        refuse_giants(model)
+    UndoLargeFolds().run(model)
+    StoreOriginalDtype().run(model)
+    edit.toposort(model)
+    model.set_metadata(VERSION_KEY, versions()["onnxshot"])
+
+
+def _reference(
     source: str | Path | ModelProto,
     reference: str | Path | ModelProto | None,
     loaded: Model,
     data: Dataset | None,
     settings: Settings,
 ) -> Reference:
-    """What artifacts are held against. Raises ModelError where normalizing the source has changed what it computes."""
+    """The model that artifacts are compared with. Raises ModelError if normalization has changed the outputs."""
     if not settings.verify or loaded.weight_bytes() >= proof.MAX_BYTES:
         return Reference(given(source if reference is None else reference))
     if computes_bfloat16(source):
@@ -175,8 +183,38 @@ def _judge(
 
 
 def _retarget(model: Model, target: Target, report: Report) -> bool:
-    """Bring a quantized model into the target's form, and tell; whether anything has changed."""
+    """Rewrite the Q/DQ pairs of a model to the form that the target reads; return whether anything changed."""
     edits, skips = retarget(model, target)
     report.skips += skips
     report.notes.append(f"quantized already: {edits} edits brought it into the form of {target.name}")
     return bool(edits)
+
+
+def _write_for(target: Target, proto: ModelProto, path: Path, report: Report) -> None:
+    """Write a quantized model in the form that another target reads."""
+    other = load_model(proto)
+    _retarget(other, target, report)
+    write(other, path)
+
+
+def _report_versions(model: Model, report: Report) -> None:
+    """Report which versions of ONNX Runtime run the model, or why none does."""
+    nowhere = runs_nowhere(model)
+    report.onnxruntime = None if nowhere else needs(model)
+    report.notes += [nowhere] if nowhere else []
+
+
+def _judged(expected: Reference, data: Dataset | None, model: Model) -> artifacts.Judged | None:
+    """The reference with samples to compare on: those given, else random ones; None if it runs on no random sample."""
+    samples = data if data is not None else proof.random_data(expected.model, model)
+    return artifacts.Judged(expected.model, samples) if samples is not None else None
+
+
+def _compare(
+    judged: artifacts.Judged, written: Draft, sizes: FixedShapes, report: Report, settings: Settings
+) -> None:
+    """Compare the written .onnx file with the reference."""
+    samples = judged.samples
+    report.samples = {"source": samples.source, "random": samples.random}
+    found = compare(judged.reference, written.path, samples, threads=settings.threads, sizes=sizes)
+    proof.record_comparison(report, found, random=samples.random)

@@ -1,4 +1,4 @@
-"""What a model holds and what would be done to it, before any calibration."""
+"""`inspect`: describe a model and the plan that `quantize` would make for it, before any calibration."""
 
 from __future__ import annotations
 
@@ -39,19 +39,21 @@ _SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The facts of one model and the plan for it.
+    """A description of a model, and the plan for it.
 
     Attributes:
-        ports: inputs and outputs with types and dimensions.
-        opset, weight_bytes, ops: what the file holds.
-        plan: what quantize would do; None for a model that is quantized already.
-        macs: multiply-accumulates of one run by node name, on the first sample; else free dimensions count as 1.
-        sizes: what they are counted at: `from` a sample, frozen sizes, or inferred with free dimensions as 1;
-            `unknown`: nodes whose size is not known even so, counted at one position.
-        inputs: what the calibration data looks like, where it was given.
-        notes: what normalizing did that a user should know, and what the target asks for.
-        onnxruntime: which versions of it load the model, and run it as it asks for; None where none does.
-        layers: the weights one by one, with their zeros; none for models with more than 256 MB of them.
+        ports: Inputs and outputs with types and dimensions.
+        opset: Version of the default operator set.
+        weight_bytes: Size of the weights in bytes.
+        ops: Operator -> number of nodes, the most frequent first.
+        plan: What `quantize` would do; None if the model is quantized already.
+        macs: Node name -> multiply-accumulates of one run.
+        sizes: `from`: whether `macs` are counted on the first sample, at the fixed sizes of the model, or with free
+            dimensions as 1. `unknown`: nodes whose size is unknown, counted at one position.
+        onnxruntime: Versions of ONNX Runtime that run the model; None if none does.
+        inputs: Statistics of each input in the calibration data, if there is some.
+        notes: What the user should know about normalization and the target.
+        layers: Weights and their zeros, layer by layer; empty for models with more than 256 MB of weights.
     """
 
     ports: tuple[Port, ...]
@@ -68,7 +70,7 @@ class Inspection:
 
     @property
     def int8_macs_share(self) -> float | None:
-        """Share 0..1 of multiply-accumulates the plan puts into 8 bits; None where there are none."""
+        """Share 0..1 of the multiply-accumulates that the plan quantizes; None without a plan or without any work."""
         total = sum(self.macs.values())
         if self.plan is None or not total:
             return None
@@ -76,7 +78,7 @@ class Inspection:
         return sum(v for k, v in self.macs.items() if k not in left) / total
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with stable keys."""
+        """Return plain values under stable keys."""
         plan = self.plan
         return {
             "ports": [str(p) for p in self.ports],
@@ -97,7 +99,7 @@ class Inspection:
         }
 
     def to_text(self) -> str:
-        """The same for people."""
+        """Return the description as text."""
         most = ", ".join(f"{op} {count}" for op, count in list(self.ops.items())[:8])
         lines = [*map(str, self.ports), f"opset {self.opset}, {self.weight_bytes / 1e6:.2f} MB of weights, {most}"]
         for i in self.inputs:
@@ -113,7 +115,7 @@ class Inspection:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _work(self) -> list[str]:
-        """How much work there is, and at which sizes."""
+        """Lines about the amount of work, and the sizes it is counted at."""
         if not self.macs:
             return []
         where, unknown = _SIZES[self.sizes["from"]], self.sizes["unknown"]
@@ -127,16 +129,16 @@ class Inspection:
 
 
 def _sparse(layers: tuple[Layer, ...]) -> list[str]:
-    """The zeros of the weights as a table, where there are any, and what they are worth."""
-    told = sparsity_notes(layers)
-    if not told:
+    """A table of the zeros in the weights, and what they bring on each target; empty without zeros."""
+    benefits = sparsity_notes(layers)
+    if not benefits:
         return []
     rows = [
         f"  {layer.node:40} {layer.op:8} {layer.parameters:>10,} {layer.macs:>13,} {100 * layer.sparsity:6.1f} %  "
         f"{layer.pattern:12} {layer.bytes / 1e3:9.1f} kB, packed {layer.packed_bytes / 1e3:.1f}"
         for layer in layers
     ]
-    return [f"  {'weight of':40} {'op':8} {'values':>10} {'MACs':>13} {'zeros':>8}  pattern", *rows, *told]
+    return [f"  {'weight of':40} {'op':8} {'values':>10} {'MACs':>13} {'zeros':>8}  pattern", *rows, *benefits]
 
 
 @checked
@@ -149,11 +151,28 @@ def inspect(
     preset: str | Preset | None = None,
     settings: Settings | None = None,
 ) -> Inspection:
-    """Describe a model and plan it. With `calib`, also say what its data looks like.
+    """Describe a model and plan its quantization; with `calib`, also describe the data.
 
-    It is run for floats of 16 bits alone, where there is data: their values must fit.
+    The model is only run to check the ranges of values for a 16-bit precision, if there is data.
 
-    Raises ModelError, UsageError, TargetError, CalibrationError as `quantize` would.
+    Args:
+        model: Path of an .onnx file, or a ModelProto.
+        recipe: The recipe to plan for. Default: int8 for ONNX Runtime.
+        calib: Calibration data, as `quantize` takes it.
+        preset: Preprocessing of pictures.
+        settings: Threads, samples.
+
+    Returns:
+        The description; `to_text` prints it.
+
+    Raises:
+        ModelError: The model cannot be read.
+        UsageError: A glob of the recipe matches nothing.
+        TargetError: There is no such target, or it cannot run the precision.
+        CalibrationError: The data does not fit the model.
+
+    Example:
+        >>> print(onnxshot.inspect("model.onnx").to_text())
     """
     recipe = recipe or Recipe()
     target = target_named(recipe.target)
@@ -180,5 +199,5 @@ def inspect(
     rows = sizes.work(loaded)
     work = by_label(rows)
     notes = (*loaded.notes, *([target.note] if target.note else []))
-    told, layers = sizes.report_entry(rows), layers_of(loaded, work)
-    return Inspection(ports, opset, size, ops, plan, work, told, versions, inputs, notes, layers)
+    counted_at, layers = sizes.report_entry(rows), layers_of(loaded, work)
+    return Inspection(ports, opset, size, ops, plan, work, counted_at, versions, inputs, notes, layers)

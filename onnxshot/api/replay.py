@@ -1,4 +1,4 @@
-"""`replay`: do again what a record says was done to a model, and see whether the bytes are the same."""
+"""`replay`: repeat the runs of a record on the same model, and compare the bytes of the result."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ from onnxshot.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What came of it.
+    """The outcome of a replay.
 
     Attributes:
-        output: the file that was written.
-        runs: how many runs were done again, of each its kind.
-        sha256: of the file.
-        same: whether the result had the same bytes; None where the record does not say.
-        changed: library -> (version then, version now), where they differ.
-        notes: what a user should know.
+        output: The file that was written.
+        runs: Kind of every run that was repeated, in order, such as 'prune'.
+        sha256: SHA-256 of the file, hexadecimal.
+        same: Whether the file has the recorded bytes; None if the record has no hash of it.
+        changed: Library -> (recorded version, current version), where they differ.
+        seconds: Wall time.
+        notes: What the user should know.
     """
 
     output: Path
@@ -55,7 +56,7 @@ class Replayed:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with stable keys."""
+        """Return plain values under stable keys."""
         return {**asdict(self), "output": str(self.output)}
 
 
@@ -71,20 +72,31 @@ def replay(
     preset: str | Preset | None = None,
     settings: Settings | None = None,
 ) -> Replayed:
-    """Make a result again from the model it was made of.
+    """Make a result again from the model it was made from.
+
+    Nothing is searched or verified again: what the runs decided is read from the record.
 
     Args:
-        model: path of the model that the first run was given.
-        recorded: the .recipe.yaml file beside the result, or the result itself.
-        output: where to write.
-        calib: the samples; by default where the record says they lay.
-        stats: the statistics, where the run was given some and no samples.
-        preset: preprocessing of pictures; by default what the record names.
-        settings: how to run it; all that may change a byte is taken from the record.
+        model: Path of the model that the first run was given.
+        recorded: The .recipe.yaml file beside the result, or the result itself.
+        output: Path to write to.
+        calib: The samples. Default: the path in the record.
+        stats: The statistics, if the run was given a statistics file and no samples.
+        preset: Preprocessing of pictures. Default: the name in the record.
+        settings: How to run it. Settings that can change the bytes are read from the record.
+
+    Returns:
+        The file, and whether its bytes are the recorded ones.
 
     Raises:
-        UsageError, CalibrationError: the model, the samples or the preset are not those of the record; both hashes are
-            told. And all that the runs raise.
+        UsageError, CalibrationError: The model, the samples or the preset are not those of the record; the message has
+            both hashes.
+        OnnxshotError: What the recorded runs raise.
+
+    Example:
+        >>> again = onnxshot.replay("model.onnx", "model.int8.recipe.yaml", "again.onnx")
+        >>> again.same
+        True
     """
     started = time.perf_counter()
     records, settings, output = load_records(Path(recorded)), settings or Settings(), Path(output)
@@ -99,9 +111,9 @@ def replay(
         path = Path(model)
         for number, run in enumerate(records.runs, 1):
             try:
-                # What is known of the samples is known of the last run's: earlier ones may have taken more or fewer.
+                # The hashes are those of the last run's samples; earlier runs may have used others.
                 known = records.source if run.settings == records.runs[-1].settings else {}
-                made = _again(run, known, path, calib, stats, preset, settings)
+                made = _repeated(run, known, path, calib, stats, preset, settings)
             except OnnxshotError as e:
                 e.message = f"run {number} ({next(iter(run.stage))}): {e.message}"
                 raise
@@ -115,7 +127,7 @@ def replay(
     )  # fmt: skip
 
 
-def _again(
+def _repeated(
     run: Record,
     source: Mapping[str, Any],
     path: Path,
@@ -124,7 +136,7 @@ def _again(
     preset: str | Preset | None,
     settings: Settings,
 ) -> StageResult:
-    """The result of one run; source: what the record says of the samples."""
+    """The result of one run. source: paths and hashes of the samples in the record."""
     settings, decided = replace(settings, verify=False, **run.settings), run.decided
     loaded = load_model(path)
     refuse_other("model", run.model, "the record", model_hash(loaded), str(path))
@@ -132,7 +144,7 @@ def _again(
         return run_recipe_stage(run.parsed(), path, None, None, preset=preset, settings=settings, decided=decided)
     if calib is None and (stats is None or not isinstance(run.parsed(), Recipe)):
         hint = "give them with --calib DATA, or the statistics that it was given with --stats"
-        raise CalibrationError("the record does not say where its samples lay", hint)
+        raise CalibrationError("the record has no path of its samples", hint)
     if calib is None:
         return run_recipe_stage(run.parsed(), path, None, None, preset=preset, settings=settings, stats=stats)
     with open_calib(calib, loaded, preset, settings) as data:
@@ -146,6 +158,7 @@ def _again(
 
 
 def _same(records: Records, recorded: Path, output: Path) -> bool | None:
+    """Whether the output has the recorded bytes; None if there is no recorded hash."""
     if recorded.suffix == ".onnx":
         return sha256(recorded) == sha256(output)
     wanted = next((found for name, found in records.outputs.items() if name.endswith(".onnx")), None)
@@ -153,6 +166,7 @@ def _same(records: Records, recorded: Path, output: Path) -> bool | None:
 
 
 def _changed(runs: Sequence[Record]) -> dict[str, tuple[str, str]]:
+    """Library -> (recorded version, current version), where they differ."""
     now = versions()
     then = {name: version for run in runs for name, version in run.versions.items()}
     return {name: (then[name], now[name]) for name in now if then.get(name, now[name]) != now[name]}

@@ -1,4 +1,4 @@
-"""Check a bundle: every hash, then its samples in the runtime of every artifact that is here."""
+"""`verify`: check the hashes of a bundle, and run its samples in every runtime that is installed here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.report.values import rounded
 
 SAME_DB = 60.0
-"""Float outputs that agree so well are the same, but for the order of sums: that differs from CPU to CPU."""
+"""SQNR in dB above which float outputs count as equal: the order of summation differs between CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,12 @@ class OutputCheck:
     """One output of one artifact over all samples.
 
     Attributes:
-        artifact, output: the file, and the name of the output.
-        equal: share 0..1 of values that are what they were, to the bit.
-        sqnr_db: of float values against the recorded ones; None of others, which must be equal.
-        least_db: what it must be at least: 60 dB, or as near as the recorded values are to the float model's, where
-            that is less. Integers that are summed in another order on another CPU may round to a neighbour.
+        artifact: Name of the file.
+        output: Name of the output.
+        equal: Share 0..1 of values that equal the recorded ones bit by bit.
+        sqnr_db: SQNR in dB of float values relative to the recorded ones; None for other types, which must be equal.
+        least_db: Least SQNR that passes: 60 dB, or the SQNR of the recorded values relative to the float model, if
+            that is lower. Sums in another order on another CPU may round to a neighbouring integer.
     """
 
     artifact: str
@@ -41,7 +42,7 @@ class OutputCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether the output is what it was, within its tolerance."""
+        """Whether the output equals the recorded one within its tolerance."""
         return self.equal == 1.0 or (
             self.sqnr_db is not None and self.least_db is not None and self.sqnr_db >= self.least_db
         )
@@ -49,14 +50,14 @@ class OutputCheck:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What came of a check.
+    """The result of a check.
 
     Attributes:
-        files: how many had the hash that the manifest says.
-        samples: how many were run.
-        outputs: of every artifact whose runtime is here.
-        not_run: artifacts whose runtime is not, and why.
-        not_listed: files that the manifest does not know; nothing is known of them.
+        files: Number of files whose hash is the one in the manifest.
+        samples: Number of samples that were run.
+        outputs: One row per output of every artifact that was run.
+        not_run: Artifact -> why it was not run, for instance because its runtime is not installed.
+        not_listed: Files that the manifest does not list, and that were therefore not checked.
     """
 
     files: int
@@ -67,11 +68,11 @@ class Verified:
 
     @property
     def deviations(self) -> tuple[OutputCheck, ...]:
-        """Outputs that are not what they were."""
+        """Outputs that differ from the recorded ones."""
         return tuple(row for row in self.outputs if not row.passed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with stable keys."""
+        """Return plain values under stable keys."""
         values: dict[str, Any] = rounded(asdict(self))
         values["outputs"] = [{**rounded(asdict(row)), "passed": row.passed} for row in self.outputs]
         return values
@@ -79,13 +80,25 @@ class Verified:
 
 @checked
 def verify(folder: str | Path, *, threads: int = 2) -> Verified:
-    """Check every file of a bundle against its manifest, and run its samples in the runtimes that are here.
+    """Check every file of a bundle against its manifest, and run its samples in the installed runtimes.
 
-    A hash says that a file was not changed since the manifest was written, not who wrote it.
+    A matching hash shows that a file has not changed since the manifest was written. It does not show who wrote it.
+
+    Args:
+        folder: The bundle.
+        threads: Threads of every runtime.
+
+    Returns:
+        One row per output that was run; `deviations` lists those that differ.
 
     Raises:
-        ModelError: a file is broken, missing, a link, or leaves the folder, or a model or sample cannot be read.
-        TargetError: none of its artifacts has a runtime here.
+        ModelError: A file is changed, missing, a link, or outside the folder, or a model or sample cannot be read.
+        TargetError: No artifact has a runtime here.
+
+    Example:
+        >>> checked = onnxshot.verify("bundle/")
+        >>> checked.deviations
+        ()
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -101,13 +114,13 @@ def verify(folder: str | Path, *, threads: int = 2) -> Verified:
             not_run[made.file] = str(e)
     if samples and not rows and not_run:
         name, reason = next(iter(not_run.items()))
-        raise TargetError(f"all files are whole, and nothing was run: {name}: {reason}", "install a runtime of it")
+        raise TargetError(f"all hashes match, but nothing was run: {name}: {reason}", "install a runtime of it")
     added = tuple(name for name in files_of(folder) if name not in manifest.files)
     return Verified(len(manifest.files), len(samples), tuple(rows), not_run, added)
 
 
 def _rows(folder: Path, made: Made, samples: list[Stored], threads: int) -> list[OutputCheck]:
-    """All outputs of an artifact. Raises TargetError where it does not run here, or did not where it was made."""
+    """Rows of all outputs of an artifact. Raises TargetError if it does not run here, or did not where it was made."""
     if not samples:
         raise TargetError("no sample was recorded: the model draws random numbers, or its samples are too large")
     if not any(sample.outputs[made.file] for sample in samples):
@@ -126,12 +139,13 @@ def _rows(folder: Path, made: Made, samples: list[Stored], threads: int) -> list
 
 
 def _same_shape(expected: Arrays, name: str, recorded: NDArray[Any]) -> NDArray[Any] | None:
+    """The float model's values of an output; None if it has none of that shape."""
     values = expected.get(name)
     return values if values is not None and values.shape == recorded.shape else None
 
 
 class _Sums:
-    """What is added up for one output."""
+    """Running sums for one output."""
 
     def __init__(self) -> None:
         self.count = self.same = 0
@@ -139,7 +153,7 @@ class _Sums:
         self.moved, self.own = SqnrSum(), SqnrSum()
 
     def add(self, recorded: NDArray[Any], found: NDArray[Any], expected: NDArray[Any] | None) -> None:
-        """recorded, found: of the artifact then and now; expected: of the float model, in the same shape."""
+        """Add one sample. recorded, found: outputs of the artifact then and now. expected: of the float model."""
         self.count += recorded.size
         if recorded.shape != found.shape or recorded.dtype != found.dtype:
             self.floats = False
@@ -154,7 +168,7 @@ class _Sums:
             self.own.add(expected, recorded)
 
     def row(self, artifact: str, name: str) -> OutputCheck:
-        """The sums as a row."""
+        """Return the sums as a row."""
         equal = self.same / self.count if self.count else 1.0
         if not self.floats:
             return OutputCheck(artifact, name, equal)

@@ -1,4 +1,4 @@
-"""What came of stages run one after the other: the last model, and a report with a row for each."""
+"""The result of `compress`: the last model, and a report with one row per stage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ class StageRow:
     """One model of the run, the given one first.
 
     Attributes:
-        name: input, pruned, shrunk or quantized, numbered where there are several of a kind.
-        path: the file that was kept; empty where none was.
-        bytes: its size.
-        sqnr_db: of its outputs against those of the input, on samples nothing was learned from; None of the input.
-        agreement: share 0..1 of equal top-1 classes; None where no output looks like class scores.
-        latency_ms, speedup: of one run in ONNX Runtime, in turns with the input.
-        report: of the stage itself, held against the stage before; None of the input.
+        name: 'input', 'pruned', 'shrunk', 'quantized' or 'halved', numbered if there are several of a kind.
+        path: The kept file; empty if it was not kept.
+        bytes: Its size.
+        sqnr_db: SQNR in dB of its outputs relative to the input model, on held-out samples; None for the input.
+        agreement: Share 0..1 of equal top-1 classes; None if no output looks like class scores.
+        latency_ms: Milliseconds of one run in ONNX Runtime, in interleaved runs with the input.
+        speedup: Times as fast as the input.
+        report: Report of the stage, which compares it with the stage before; None for the input.
     """
 
     name: str
@@ -36,12 +37,12 @@ class StageRow:
 
 @dataclass(slots=True)
 class CompressReport(Report):
-    """What came of all stages, held against the model that was given; `stages` has a row for each."""
+    """The report of `compress`: the last model compared with the given one; `stages` has one row per model."""
 
     stages: list[StageRow] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, with its `verdict` and that of every stage."""
+        """Return the report as plain values, with its `verdict` and that of every stage."""
         values = Report.to_dict(self)
         for row, stage in zip(values["stages"], self.stages, strict=True):
             row["report"] = stage.report.to_dict() if stage.report is not None else None
@@ -50,6 +51,6 @@ class CompressReport(Report):
 
 @dataclass(slots=True)
 class CompressResult(Made):
-    """A compressed model and the proof."""
+    """A compressed model and its report."""
 
     report: CompressReport

@@ -1,4 +1,4 @@
-"""What came of pruning: the model with its zeros, and a report with a row for each layer."""
+"""The result of `prune`: the model, and a report with one row per layer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from onnxshot.report.report import Report
 
 @dataclass(frozen=True, slots=True)
 class LayerSparsity:
-    """One layer that was pruned.
+    """One pruned layer.
 
     Attributes:
-        layer, op: the node's name and operator.
-        weights: how many it has.
-        sparsity: share 0..1 of them that is zero now.
-        before: share that was zero before.
-        refitted: strength of the ridge with which the others moved towards the float layer's outputs; None where they
-            only make up for those that went, or there was no data.
+        layer: Name of the node.
+        op: Operator of the node.
+        weights: Number of weights.
+        sparsity: Share 0..1 of zeros.
+        before: Share 0..1 of zeros before pruning.
+        refitted: Strength of the ridge regression that moved the weights towards the float layer's outputs; None if
+            they only compensate for the zeros, or there was no data.
     """
 
     layer: str
@@ -31,14 +32,14 @@ class LayerSparsity:
 
 @dataclass(slots=True)
 class PruneReport(Report):
-    """What pruning did; `sparsity` is that of the layers that were to be pruned, all together.
+    """The report of `prune`; `sparsity` is that of the pruned layers together.
 
     Attributes:
-        layers: one row per pruned layer, in the order of the graph.
-        sparsity_of_all: share 0..1 of zeros in all weights of the model, of layers that were left too.
-        magnitude_sqnr_db: of the same numbers of zeros a layer, chosen by magnitude, with nothing made up for.
-        packed_bytes: of the weights of the input and of the result, as gzip packs them; 0 where they are over 256 MB.
-        worth: what the zeros bring on each target, in words.
+        layers: One row per pruned layer, in graph order.
+        sparsity_of_all: Share 0..1 of zeros in all weights of the model.
+        magnitude_sqnr_db: SQNR in dB with as many zeros per layer chosen by magnitude, without compensation.
+        packed_bytes: Bytes of the weights before and after, compressed by gzip; 0 for weights over 256 MB.
+        worth: What the zeros bring on each target, one sentence each.
     """
 
     layers: list[LayerSparsity] = field(default_factory=list)
@@ -50,6 +51,6 @@ class PruneReport(Report):
 
 @dataclass(slots=True)
 class PruneResult(Made):
-    """A pruned model and the proof. Nothing is printed and, without an output path, nothing is kept on disk."""
+    """A pruned model and its report."""
 
     report: PruneReport

@@ -1,4 +1,4 @@
-"""What came of quantizing: the model, its plan and the proof."""
+"""The result of `quantize`: the model, its plan and its report."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ from onnxshot.settings import Settings
 
 @dataclass(slots=True)
 class Result(Made):
-    """A quantized model and the proof. Nothing is printed and, without an output path, nothing is kept on disk.
+    """A quantized model.
 
-    statistics: what its scales were taken from; None where nothing was calibrated.
+    Attributes:
+        model: The model.
+        plan: What was quantized, and why the rest was not.
+        report: Accuracy, latency and size.
+        statistics: The statistics that its scales were computed from; None if nothing was calibrated.
     """
 
     plan: Plan
@@ -32,9 +36,19 @@ class Result(Made):
     statistics: Statistics | None = None
 
     def emit(self, to: str, folder: str | Path, options: EmitOptions | None = None) -> Path:
-        """Write the model into `folder` in a format; nothing is run.
+        """Write the model in a format, without running it.
 
-        Raises TargetError where there is none such, UsageError where a file is there that onnxshot has not written.
+        Args:
+            to: 'onnx', 'openvino' or 'tensorrt'.
+            folder: Folder to write to; the file has the stem of the input and the precision as its name.
+            options: How artifacts other than .onnx are built.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            TargetError: There is no such format, or its runtime is not installed.
+            UsageError: A file of another origin would be replaced.
         """
         stem = self.model.path.stem if self.model.path is not None else "model"
         final = follow_link(Path(folder) / f"{stem}.{self.report.recipe['precision']}.onnx")

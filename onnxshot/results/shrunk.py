@@ -1,4 +1,4 @@
-"""What came of removing channels: the smaller model, and a report with a row for each group."""
+"""The result of `shrink`: the smaller model, and a report with one row per group of channels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ from onnxshot.report.verdict import Verdict, judge
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
-    """What became of one group: channels before and after, and the loss expected of it, as a share of the outputs."""
+    """One group of channels.
+
+    Attributes:
+        group: Label of the first layer that produces the channels.
+        kind: 'channels', 'mlp' (hidden units) or 'heads'.
+        layers: Labels of all layers that produce them.
+        before: Number of channels before.
+        after: Number of channels now.
+        loss: Expected output error of the removal alone, as a share of the output energy.
+    """
 
     group: str
     kind: str
@@ -31,21 +40,26 @@ class GroupRow:
 
 @dataclass(slots=True)
 class ShrinkReport:
-    """What was cut and what that brings. Keys of `to_dict` are stable.
+    """What was removed, and the sizes before and after. Keys of `to_dict` are stable.
 
     Attributes:
-        input, target: the file read, and the target by its name.
-        groups: what became of each group that might be cut.
-        branches: first layers of the residual branches that were left out whole.
-        skips: layers whose outputs cannot be cut or were to be left, and why.
-        sizes: what the work is counted at: `from` a sample, frozen sizes, or inferred with free dimensions as 1;
-            `unknown`: nodes whose size is not known even so, counted at one position.
-        macs, params: (before, after): multiply-accumulates of one run, and float parameters.
-        latency: median share of the float model's that is left, timed in turns; None where it was not measured.
-        score, drop: of a search by `evaluate`: that of the float model, and how far the result is below it.
-        reached: whether the target was met.
-        samples: how many were learned from.
-        notes: what a user should know.
+        input: Path of the model.
+        target: The target by its name, such as {'target_flops': 0.7}.
+        groups: One row per group that was eligible.
+        branches: First layers of the residual branches that were removed as a whole.
+        skips: Layers whose outputs were not pruned, and why.
+        sizes: `from`: whether the work is counted on a sample, at fixed sizes, or with free dimensions as 1.
+            `unknown`: nodes whose size is unknown, counted at one position.
+        macs: (Before, after) multiply-accumulates of one run.
+        params: (Before, after) number of float parameters.
+        latency: Latency as a share of the given model's, the median of interleaved runs; None if not measured.
+        drop: How far the score of `evaluate` is below `score`; None without `evaluate`.
+        score: Score of the given model; None without `evaluate`.
+        reached: Whether the target was met.
+        samples: Number of samples that were used.
+        seconds: Wall time.
+        timings: Seconds by stage.
+        notes: What the user should know.
     """
 
     input: str
@@ -66,33 +80,33 @@ class ShrinkReport:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, with its `verdict`."""
+        """Return the report as plain values, with its `verdict`."""
         values: dict[str, Any] = rounded({**asdict(self), "verdict": self.verdict.to_dict()})
         return values
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the result is ready, what speaks against it, and what to do next."""
+        """Whether the result is ready, the problems found, and what to do next."""
         return judge(asdict(self))
 
 
 @dataclass(slots=True)
 class ShrinkResult:
-    """A smaller model and what was done to it. Nothing is printed and, without an output path, nothing is kept."""
+    """A smaller model and its report."""
 
     model: Model
     report: ShrinkReport
 
     def save(self, path: str | Path) -> Path:
-        """Write the model, aside first; the path. Raises UsageError as `Made.save` does."""
+        """Write the model atomically and return its path. Raises UsageError as `Made.save` does."""
         refuse_lost(self.model, Path(path))
         self.model.forget_inferred()
         with draft(self.model, Path(path)) as written:
-            load_model(written.path)  # what is called done was read back
+            load_model(written.path)  # read back before it is published
             return written.publish()
 
     def deliver(self, output: Path, source: Mapping[str, Any]) -> None:
-        """Write the model, and beside it its record. source: what that says of where the run's inputs lay."""
+        """Write the model and its record. source: paths and hashes of the inputs, for the record."""
         self.model.forget_inferred()
         with draft(self.model, output) as written:
             load_model(written.path)

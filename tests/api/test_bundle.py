@@ -246,7 +246,7 @@ def test_a_full_disk_is_told_of_the_bundle_and_what_was_written_stays(
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(UsageError, match=rf"cannot write the bundle {tmp_path}/b: No space left") as told:
         onnxshot.bundle(made, tmp_path / "b")
-    assert "is whole, and stays" in told.value.hint
+    assert "are complete, and stay" in told.value.hint
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -125,7 +125,7 @@ READ = {  # what would be written over what, by whatever option: the command, an
     "a bundle over the samples": (
         "quantize net.onnx --calib bundle/samples -o out.onnx --bundle bundle", "which is one of the samples"),
     "no bundle over the model": (
-        "quantize b/net.onnx --calib data -o out.onnx --bundle b", "is there, and is no bundle"),
+        "quantize b/net.onnx --calib data -o out.onnx --bundle b", "exists, and is no bundle"),
 }  # fmt: skip
 
 
