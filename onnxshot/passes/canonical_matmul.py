@@ -31,25 +31,25 @@ class CanonicalMatMul:
     Edits count the products. Nothing is reported as skipped.
 
     Attributes:
-        left: nodes to leave unchanged.
-        least: smallest number of weight elements.
+        excluded: nodes to leave unchanged.
+        min_elements: smallest number of weight elements.
     """
 
-    left: Collection[Node] = ()
-    least: int = 0
+    excluded: Collection[Node] = ()
+    min_elements: int = 0
     name: str = "canonical_matmul"
 
     def run(self, model: Model) -> Change:
         """Rewrite the products."""
-        change, made = Change(), _Made(model)
+        change, constants = Change(), _Constants(model)
         for graph, node in list(model.walk()):
-            if node.op not in ("MatMul", "Gemm") or node.domain not in STANDARD_DOMAINS or node in self.left:
+            if node.op not in ("MatMul", "Gemm") or node.domain not in STANDARD_DOMAINS or node in self.excluded:
                 continue
-            held = [i for i in (0, 1) if _is_weight(node.inputs[i], self.least)]
+            held = [i for i in (0, 1) if _is_weight(node.inputs[i], self.min_elements)]
             if len(held) != 1 or isinstance(node.inputs[1 - held[0]], Constant):
                 continue
-            turned = _gemm(made, graph, node, held[0]) if node.op == "Gemm" else _matmul(made, graph, node, held[0])
-            change.edits += turned
+            rewrite = _gemm if node.op == "Gemm" else _matmul
+            change.edits += rewrite(constants, graph, node, held[0])
         if change.edits:
             edit.toposort(model)
         return change
@@ -69,15 +69,16 @@ def _pays(weight: Constant) -> bool:
 # ---------------------------------------------------------------------- MatMul
 
 
-def _matmul(made: _Made, graph: Graph, node: Node, slot: int) -> bool:
-    model, weight, other = made.model, node.inputs[slot], node.inputs[1 - slot]
+def _matmul(constants: _Constants, graph: Graph, node: Node, slot: int) -> bool:
+    """Rewrite a MatMul. False if it has the form already, or cannot be rewritten."""
+    model, weight, other = constants.model, node.inputs[slot], node.inputs[1 - slot]
     shape = model.shape(other)
     if shape is None:
         return False
     if slot == 1:
         if len(weight.shape) == 2 or any(n != 1 for n in weight.shape[:-2]) or len(shape) < len(weight.shape):
             return False
-        node.inputs[1] = made.constant(weight, "matrix", lambda w: w.reshape(w.shape[-2:]))
+        node.inputs[1] = constants.constant(weight, "matrix", lambda w: w.reshape(w.shape[-2:]))
         return True
     rank = len(shape)
     if len(weight.shape) != 2 or rank < 2 or not _pays(weight):
@@ -86,7 +87,7 @@ def _matmul(made: _Made, graph: Graph, node: Node, slot: int) -> bool:
     out = node.outputs[0]
     turned = Variable(model.fresh(out.name, "turned"), out.dtype, None)
     node.inputs.clear()
-    node.inputs.extend([x, made.constant(weight, "turned", lambda w: w.T)])
+    node.inputs.extend([x, constants.constant(weight, "turned", lambda w: w.T)])
     node.outputs[0] = turned
     model.renamed[out.name] = turned.name
     _swapped(model, graph, turned, rank, node.label, "turned_back", [out])
@@ -96,7 +97,7 @@ def _matmul(made: _Made, graph: Graph, node: Node, slot: int) -> bool:
 # ---------------------------------------------------------------------- Gemm
 
 
-def _gemm(made: _Made, graph: Graph, node: Node, slot: int) -> bool:
+def _gemm(constants: _Constants, graph: Graph, node: Node, slot: int) -> bool:
     """Rewrite alpha A B + beta C. False if it has the form already, or cannot be rewritten."""
     alpha, beta = (float(node.attrs.get(name, 1.0)) for name in ("alpha", "beta"))
     added = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
@@ -109,32 +110,32 @@ def _gemm(made: _Made, graph: Graph, node: Node, slot: int) -> bool:
     if not plain:
         weight = node.inputs[slot]
         if alpha != 1.0:
-            node.inputs[slot] = made.constant(weight, f"times_{alpha:g}", lambda w: w * np.float32(alpha))
+            node.inputs[slot] = constants.constant(weight, f"times_{alpha:g}", lambda w: w * np.float32(alpha))
         if isinstance(added, Constant) and beta != 1.0:
-            node.inputs[2] = added = made.constant(added, f"times_{beta:g}", lambda c: c * np.float32(beta))
+            node.inputs[2] = added = constants.constant(added, f"times_{beta:g}", lambda c: c * np.float32(beta))
         node.attrs.pop("alpha", None)
         node.attrs.pop("beta", None)
     if slot == 0:
-        _turn_gemm(made, graph, node, added)
+        _gemm_with_left_weight(constants, graph, node, added)
     elif node.attrs.pop("transA", 0):
-        node.inputs[0] = _swapped(made.model, graph, node.inputs[0], 2, node.label, "turned")
+        node.inputs[0] = _swapped(constants.model, graph, node.inputs[0], 2, node.label, "turned")
     return True
 
 
-def _turn_gemm(made: _Made, graph: Graph, node: Node, added: Tensor | None) -> None:
+def _gemm_with_left_weight(constants: _Constants, graph: Graph, node: Node, added: Tensor | None) -> None:
     """Rewrite A B + C with a constant A as (B' A')' + C. C is added before the last Transpose if it is a column."""
-    model = made.model
+    model = constants.model
     weight, x, out = node.inputs[0], node.inputs[1], node.outputs[0]
     turn_weight, turn_x = not node.attrs.get("transA", 0), not node.attrs.get("transB", 0)
     rows = int(weight.shape[0 if turn_weight else 1])
     if turn_x:
         x = _swapped(model, graph, x, 2, node.label, "turned")
-    moved = made.constant(weight, "turned", lambda w: w.T) if turn_weight else weight
+    moved = constants.constant(weight, "turned", lambda w: w.T) if turn_weight else weight
     column = isinstance(added, Constant) and (list(added.shape) == [rows, 1] or int(np.prod(added.shape)) == 1)
     given: list[Tensor] = [x, moved]
     if column:
         assert isinstance(added, Constant)
-        given.append(made.constant(added, "row", lambda c: np.broadcast_to(c.reshape(-1), (rows,))))
+        given.append(constants.constant(added, "row", lambda c: np.broadcast_to(c.reshape(-1), (rows,))))
     node.inputs.clear()
     node.inputs.extend(given)
     node.attrs = {}
@@ -163,7 +164,7 @@ def _swapped(
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _Constants:
     """Makes constants from constants of the model. Nodes that need the same one share it."""
 
     model: Model

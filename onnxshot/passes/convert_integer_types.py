@@ -58,6 +58,7 @@ class ConvertIntegerTypes:
         return change
 
     def _stored(self, model: Model, dq: Node, change: Change) -> None:
+        """Convert the integers of a weight or bias that this DequantizeLinear reads."""
         stored = dq.inputs[0]
         kind = weights.elem_type(stored)
         if kind == TensorProto.INT32:
@@ -86,6 +87,7 @@ class ConvertIntegerTypes:
             self._refuse_type(dq, kind, change)
 
     def _computed(self, model: Model, q: Node, change: Change) -> None:
+        """Convert the integers that this QuantizeLinear produces, by changing zero points."""
         scheme, readers = self.target.activation, edit.consumers(q.outputs[0])
         zero = q.inputs[2] if len(q.inputs) > 2 and q.inputs[2].name else None
         kind = int(q.attrs.get("output_dtype", 0)) or TensorProto.UINT8  # QuantizeLinear-21
@@ -124,6 +126,7 @@ class ConvertIntegerTypes:
         return self._flipped[stored]
 
     def _flip_zero(self, model: Model, node: Node, kind: int) -> None:
+        """Shift the zero point of a Q or DQ by 128, and add one if it has none."""
         if len(node.inputs) > 2 and node.inputs[2].name:
             node.inputs[2] = self._flip(model, node.inputs[2])
             return
@@ -137,9 +140,11 @@ class ConvertIntegerTypes:
     # ------------------------------------------------------------------ what the target does not take
 
     def _again(self) -> str:
+        """What to do about a skip."""
         return f"quantize the float model, or this one with --complete, for --target {self.target.name}"
 
     def _refuse_zero(self, node: Node, scheme: QuantScheme, change: Change) -> None:
+        """Skip a zero point that a symmetric scheme does not allow."""
         zero = edit.constant_input(node, 2)
         if not scheme.is_symmetric or zero is None:
             return
@@ -149,6 +154,7 @@ class ConvertIntegerTypes:
             change.skip(node, f"its zero point is {int(odd[0])} as {zero.dtype.name}, {wanted}: {self._again()}")
 
     def _refuse_range(self, dq: Node, scheme: QuantScheme, change: Change) -> None:
+        """Skip weights outside the range of a type with fewer than 8 bits."""
         values = weights.read(dq.inputs[0])
         low, high = int(values.min(initial=0)), int(values.max(initial=0))
         if low < scheme.dtype.qmin or high > scheme.dtype.qmax:
@@ -156,6 +162,7 @@ class ConvertIntegerTypes:
             change.skip(dq, f"its weights are {low}..{high}, and {self.target.name} wants {limits}: {self._again()}")
 
     def _refuse_type(self, node: Node, kind: int, change: Change) -> None:
+        """Skip a type that the target refuses."""
         reason = self.target.refused.get(TensorProto.DataType.Name(kind).lower())
         if reason is not None:
             change.skip(node, f"{reason}: {self._again()}")

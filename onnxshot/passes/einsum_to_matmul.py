@@ -31,12 +31,12 @@ class EinsumToMatMul:
     not fit the weight, that sums over an axis of one operand alone, or that is not a matrix product.
 
     Attributes:
-        left: nodes to leave unchanged.
-        least: smallest number of weight elements.
+        excluded: nodes to leave unchanged.
+        min_elements: smallest number of weight elements.
     """
 
-    left: Collection[Node] = ()
-    least: int = 0
+    excluded: Collection[Node] = ()
+    min_elements: int = 0
     name: str = "einsum_to_matmul"
     _moved: dict[tuple[Constant, tuple[int, ...], tuple[int, ...]], Constant] = field(default_factory=dict)
 
@@ -44,22 +44,22 @@ class EinsumToMatMul:
         """Replace the Einsums."""
         change = Change()
         for graph, node in list(model.walk()):
-            if node.op != "Einsum" or node.domain not in STANDARD_DOMAINS or node in self.left:
+            if node.op != "Einsum" or node.domain not in STANDARD_DOMAINS or node in self.excluded:
                 continue
             slot = _weight_slot(node)
-            if slot is None or math.prod(node.inputs[slot].shape) < self.least:
+            if slot is None or math.prod(node.inputs[slot].shape) < self.min_elements:
                 continue
             form = _form(node, slot)
             if isinstance(form, str):
                 change.skip(node, form)
                 continue
-            self._spell(model, graph, node, slot, form)
+            self._rewrite(model, graph, node, slot, form)
             change.edits += 1
         if change.edits:
             edit.toposort(model)
         return change
 
-    def _spell(self, model: Model, graph: Graph, node: Node, slot: int, form: _Form) -> None:
+    def _rewrite(self, model: Model, graph: Graph, node: Node, slot: int, form: _Form) -> None:
         x, weight, out = node.inputs[1 - slot], node.inputs[slot], node.outputs[0]
         size = dict(zip(form.w, (int(n) for n in weight.shape), strict=True))
         label = node.label

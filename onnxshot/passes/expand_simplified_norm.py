@@ -28,7 +28,7 @@ class ExpandSimplifiedNorm:
             if not _is_over_last(model, node) or is_read(model, node, 1):
                 change.skip(node, "it normalizes more than the last axis, or its second output is read")
                 continue
-            _spell(Writer(model, graph, node))
+            _rewrite(Writer(model, graph, node))
             change.edits += 1
         if change.edits:
             edit.toposort(model)
@@ -40,7 +40,7 @@ def _is_over_last(model: Model, node: Node) -> bool:
     return axis == -1 or (shape is not None and axis == len(shape) - 1)
 
 
-def _spell(write: Writer) -> None:
+def _rewrite(write: Writer) -> None:
     x, gamma, out = write.node.inputs[0], write.node.inputs[1], write.node.outputs[0]
     square = write.op("Pow", x, write.scalar("two", 2.0, x))
     if write.model.opset < 18:

@@ -39,9 +39,9 @@ class MoveQdq:
         change = Change()
         for node in list(model.graph.nodes):
             if self.target.quantizes_outputs and self._is_product(node):
-                self._put_behind(model, node, change)
+                self._add_pair(model, node, change)
             elif not self.target.quantizes_outputs and node.op == "QuantizeLinear":
-                self._take_away(model, node, change)
+                self._remove_pairs(model, node, change)
         if change.edits:
             edit.remove_unused(model)
             edit.toposort(model)
@@ -51,7 +51,8 @@ class MoveQdq:
         makers = [edit.producer(tensor) for tensor in node.inputs[:2]]
         return node.op in self.target.static and all(m is not None and m.op == "DequantizeLinear" for m in makers)
 
-    def _put_behind(self, model: Model, node: Node, change: Change) -> None:
+    def _add_pair(self, model: Model, node: Node, change: Change) -> None:
+        """Add a pair after a product, if a later Q makes it exact."""
         out = node.outputs[0]
         if quantizer_after(model, node) is not None:
             return
@@ -63,7 +64,8 @@ class MoveQdq:
             reason = "without a QuantizeLinear after it, and adding one would change the results"
             change.skip(node, f"{self.target.name} runs it in float {reason}")
 
-    def _take_away(self, model: Model, q: Node, change: Change) -> None:
+    def _remove_pairs(self, model: Model, q: Node, change: Change) -> None:
+        """Remove the pairs of a Q, if a later equal Q makes them redundant."""
         pairs = edit.consumers(q.outputs[0])
         if not pairs or any(n.op != "DequantizeLinear" or _key(n) is None or _key(n) != _key(q) for n in pairs):
             return

@@ -108,9 +108,9 @@ class _Layout:
         group_of: blocked tensor -> number of its group. Tensors of a group have the same channels.
         groups: joins groups.
         regions: joins groups that one operator connects. A region is replaced as a whole.
-        told: group -> channel counts that the file states.
+        stated: group -> channel counts that the file states.
         read_by: group -> last channel, plus 1, for which a reader has a weight other than 0.
-        whole: groups that keep the padding channels.
+        padded: groups that keep the padding channels.
         refused: regions that cannot be replaced.
     """
 
@@ -120,9 +120,9 @@ class _Layout:
     group_of: dict[Tensor, int] = field(default_factory=dict)
     groups: _Union = field(default_factory=_Union)
     regions: _Union = field(default_factory=_Union)
-    told: dict[int, set[int]] = field(default_factory=dict)
+    stated: dict[int, set[int]] = field(default_factory=dict)
     read_by: dict[int, int] = field(default_factory=dict)
-    whole: set[int] = field(default_factory=set)
+    padded: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
 
     def read(self, change: Change) -> None:
@@ -137,7 +137,7 @@ class _Layout:
                 self._new(node.outputs[0])
                 blocked.append(node.outputs[0])
             self.refused |= {self.group_of[t] for t in blocked}
-        self.refused |= {root for root, counts in self.told.items() if len(counts) > 1}
+        self.refused |= {root for root, counts in self.stated.items() if len(counts) > 1}
         self.refused = {self.regions.root(group) for group in self.refused}
 
     def is_known(self, node: Node) -> bool:
@@ -148,10 +148,10 @@ class _Layout:
     def channels(self, tensor: Tensor) -> int | None:
         """Number of channels of a blocked tensor without padding; None if it keeps the padding."""
         root = self._root(tensor)
-        if root in self.whole:
+        if root in self.padded:
             return None
-        told = self.told.get(root)
-        return next(iter(told)) if told else self.read_by.get(root)
+        stated = self.stated.get(root)
+        return next(iter(stated)) if stated else self.read_by.get(root)
 
     # ------------------------------------------------------------------ reading
 
@@ -165,9 +165,9 @@ class _Layout:
             if not isinstance(channels, int):
                 return "its number of channels is unknown"
             self._new(y)
-            self._tell(y, channels)
+            self._state_channels(y, channels)
         elif node.op == "ReorderOutput":
-            self._tell(x, int(node.attrs.get("channels", 0)))
+            self._state_channels(x, int(node.attrs.get("channels", 0)))
         elif node.op == "Conv":
             return self._read_conv(node)
         elif node.op in (*_POOLS, "Upsample"):
@@ -205,9 +205,9 @@ class _Layout:
     def _note_reader(self, node: Node) -> None:
         """Record the channels that a Conv reads. Channels after the last one with a weight other than 0 are padding."""
         root = self._root(node.inputs[0])
-        self._near(node.inputs[0], node.outputs[0])
+        self._connect(node.inputs[0], node.outputs[0])
         if node.attrs.get("group", 1) != 1:
-            self.whole |= {root, self._root(node.outputs[0])}
+            self.padded |= {root, self._root(node.outputs[0])}
             return
         used = np.flatnonzero(self.filter(node).any(axis=(0, 2, 3)))
         self.read_by[root] = max(self.read_by.get(root, 1), int(used[-1]) + 1 if len(used) else 1)
@@ -220,8 +220,8 @@ class _Layout:
         if node.op == "Concat" or len(node.outputs) != 1:
             self._new(node.outputs[0])
             for tensor in blocked:
-                self._near(tensor, node.outputs[0])
-            self.whole |= {self._root(t) for t in (*blocked, node.outputs[0])}
+                self._connect(tensor, node.outputs[0])
+            self.padded |= {self._root(t) for t in (*blocked, node.outputs[0])}
             return "" if node.op == "Concat" and node.attrs.get("axis") == 1 else "it reads a blocked tensor"
         if any(t not in self.group_of and not (fixed(t) and np.prod(t.shape) == 1) for t in node.inputs if t.name):
             return "it reads a blocked and an unblocked tensor"
@@ -238,7 +238,7 @@ class _Layout:
     def _root(self, tensor: Tensor) -> int:
         return self.groups.root(self.group_of[tensor])
 
-    def _near(self, a: Tensor, b: Tensor) -> None:
+    def _connect(self, a: Tensor, b: Tensor) -> None:
         """Record that one operator connects these blocked tensors."""
         self.regions.join(self.group_of[a], self.group_of[b])
 
@@ -247,20 +247,20 @@ class _Layout:
         if b not in self.group_of:
             self.group_of[b] = self.group_of[a]
             return
-        self._near(a, b)
+        self._connect(a, b)
         kept, gone = self._root(a), self._root(b)
         if kept == gone:
             return
         self.groups.join(kept, gone)
-        if gone in self.told:
-            self.told[kept] = self.told.pop(gone) | self.told.get(kept, set())
+        if gone in self.stated:
+            self.stated[kept] = self.stated.pop(gone) | self.stated.get(kept, set())
         if gone in self.read_by:
             self.read_by[kept] = max(self.read_by.pop(gone), self.read_by.get(kept, 1))
-        if gone in self.whole:
-            self.whole.add(kept)
+        if gone in self.padded:
+            self.padded.add(kept)
 
-    def _tell(self, x: Tensor, channels: int) -> None:
-        self.told[self._root(x)] = self.told.get(self._root(x), set()) | {channels}
+    def _state_channels(self, x: Tensor, channels: int) -> None:
+        self.stated[self._root(x)] = self.stated.get(self._root(x), set()) | {channels}
 
     # ------------------------------------------------------------------ writing
 
@@ -292,26 +292,26 @@ class _Layout:
             last = node.attrs.get("channels_last", 0)
             perm = _FROM_LAST if node.op == "ReorderInput" else _TO_LAST
             x, channels = node.inputs[0], int(node.attrs.get("channels", 0))
-            filled = node.op == "ReorderOutput" and self.channels(x) is None and channels % self.block
+            keeps_padding = node.op == "ReorderOutput" and self.channels(x) is None and channels % self.block
             node.op, node.domain = ("Transpose" if last else "Identity"), None
             node.attrs.clear()
             if last:
                 node.attrs["perm"] = perm
-            if filled:
+            if keeps_padding:
                 write = Writer(self.model, self.graph, node)
                 ends = [write.ints(name, value) for name, value in (("start", 0), ("end", channels), ("axis", 1))]
                 node.inputs[0] = write.op("Slice", x, *ends)
 
     def _rewrite_conv(self, node: Node) -> None:
-        filled, x = self.filter(node), node.inputs[0]
-        outputs = self.channels(node.outputs[0]) or len(filled)
-        inputs = filled.shape[1]
+        padded_filter, x = self.filter(node), node.inputs[0]
+        outputs = self.channels(node.outputs[0]) or len(padded_filter)
+        inputs = padded_filter.shape[1]
         if self._depthwise(node):
             node.attrs["group"] = outputs
         elif x in self.group_of:
             inputs = self.channels(x) or inputs
         write = Writer(self.model, self.graph, node)
-        node.inputs[1] = write.constant("weight", np.ascontiguousarray(filled[:outputs, :inputs]))
+        node.inputs[1] = write.constant("weight", np.ascontiguousarray(padded_filter[:outputs, :inputs]))
         bias = given(node, 2)
         if bias is not None:
             node.inputs[2] = write.constant("bias", weights.read(bias)[:outputs])

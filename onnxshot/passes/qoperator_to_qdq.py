@@ -38,11 +38,11 @@ class QOperatorToQdq:
         for node in list(model.graph.nodes):
             maker = edit.producer(node.inputs[0]) if node.inputs else None
             if node.op in FORMS:
-                refusal = _refusal(node, FORMS[node.op])
-                if refusal:
-                    change.skip(node, refusal)
+                reason = _skip_reason(node, FORMS[node.op])
+                if reason:
+                    change.skip(node, reason)
                     continue
-                _unfold(model, node, FORMS[node.op])
+                _to_qdq(model, node, FORMS[node.op])
             elif maker is not None and maker.op == "QuantizeLinear" and moves_exactly(node) and node.op != "Pad":
                 _wrap(model, node, maker)
             else:
@@ -89,7 +89,7 @@ def _operands(node: Node, form: Form) -> list[int]:
     return list(range(2, len(node.inputs), 3) if form.data is None else form.data)
 
 
-def _refusal(node: Node, form: Form) -> str:
+def _skip_reason(node: Node, form: Form) -> str:
     """Skip reason of the operator; empty if it has a float form."""
     known = [slot for first in _operands(node, form) for slot in (first + 1, first + 2)]
     known += [form.result, form.result + 1, *([form.bias] if form.bias is not None else [])]
@@ -106,7 +106,7 @@ def _refusal(node: Node, form: Form) -> str:
     return "it is a Softmax from before opset 13" if node.attrs.get("opset", OPSET) < OPSET else ""
 
 
-def _unfold(model: Model, node: Node, form: Form) -> None:
+def _to_qdq(model: Model, node: Node, form: Form) -> None:
     attrs = {key: value for key, value in node.attrs.items() if key not in _NOT_OF_FLOATS}
     made = Node(form.op, node.name, attrs, [node.inputs[i] for i in _operands(node, form)])
     scales = []

@@ -37,7 +37,7 @@ class StoreOriginalDtype:
                 continue
             if weights.elem_type(constant) != TensorProto.FLOAT or weights.size_bytes(constant) < _MIN_BYTES:
                 continue
-            if _holds(kind, np.asarray(weights.read(constant))):
+            if _fits(kind, np.asarray(weights.read(constant))):
                 _store(model, constant, kind)
                 change.edits += 1
         if change.edits:
@@ -51,7 +51,7 @@ def narrowed(values: NDArray[Any], kind: int) -> NDArray[Any]:
         return np.asarray(values.astype(helper.tensor_dtype_to_np_dtype(kind)))
 
 
-def _holds(kind: int, values: NDArray[Any]) -> bool:
+def _fits(kind: int, values: NDArray[Any]) -> bool:
     stored = narrowed(values, kind).astype(np.float32)
     if np.array_equal(stored, values, equal_nan=True):
         return True

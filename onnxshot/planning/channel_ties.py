@@ -129,6 +129,7 @@ class _Tracker:
         return self._chosen(node, x)
 
     def _added(self, given: Sequence[Ids | None]) -> list[Ids] | None:
+        """Tie the channels of two tensors that are added."""
         if len(given) != 2 or given[0] is None or given[1] is None or len(given[0]) != len(given[1]):
             return None
         for a, b in zip(given[0].tolist(), given[1].tolist(), strict=True):
@@ -136,6 +137,7 @@ class _Tracker:
         return [given[0]]
 
     def _clipped(self, node: Node, x: Ids) -> list[Ids] | None:
+        """Pass the ids of a Clip with minimum 0 on, and record its upper limit."""
         low, high = edit.clip_limits(node)
         if low != 0.0 or np.isnan(high):
             return None

@@ -92,6 +92,7 @@ class Decisions:
             self._settle_followers()
 
     def _classify(self, node: Node) -> None:
+        """Record the mode of a weighted node seen alone, or its skip reason."""
         how, reason = self._mode_alone(node)
         slot = weight_slot(node)
         if how == FLOAT or slot is None:
@@ -170,6 +171,7 @@ class Decisions:
                 self.why[node] = slower
 
     def _pays(self, node: Node) -> bool:
+        """Whether a follower with int8 inputs pays: an int8 node reads its result, or it is a reducer."""
         if self.feeds(node):
             return True
         # A reducer avoids dequantizing a large tensor, if the op before it is quantized anyway.
@@ -184,12 +186,12 @@ class Decisions:
         # Without a weighted reader, a MaxPool after the Conv would become float too.
         if size is not None and not reason and node in self._thin_convs and weighted_reader:
             reason = f"{size.ins} channels in and {size.outs} out"
-        before, behind = all(self._from_int8(t) for t in self.data(node)), self.feeds(node)
-        if size is not None and not reason and not before and not behind and is_light(size):
+        before, after = all(self._from_int8(t) for t in self.data(node)), self.feeds(node)
+        if size is not None and not reason and not before and not after and is_light(size):
             # If it is a large part of the net, the net is small and is timed as a whole.
             rare = is_rare(1, len(self.slot) + len(self._excluded))
             reason = f"{size.ins} channels in and {size.outs} out" if rare else ""
-        if not reason or self.trained_weight(node) is not None or (before and behind):
+        if not reason or self.trained_weight(node) is not None or (before and after):
             return ""
         return reason
 
@@ -202,6 +204,7 @@ class Decisions:
         return thin if is_rare(len(thin), len(sizes)) else frozenset()
 
     def _better_dynamic(self, node: Node) -> bool:
+        """Whether run-time scales are better for a MatMul or Gemm, as it has too few int8 neighbours."""
         if not self._target.prefers_dynamic or node.op not in self._target.dynamic or node in self.forced:
             return False
         if self.trained_weight(node) is not None and self._trained.of(node.inputs[0]) is not None:
@@ -246,6 +249,7 @@ class Decisions:
         return [node.inputs[i] for i in data_slots(node)]
 
     def _is_float(self, tensor: Tensor) -> bool:
+        """Whether the tensor is float32 or of unknown type."""
         return self._model.elem_type(tensor) in (0, TensorProto.FLOAT)
 
     def activation_after(self, node: Node) -> Node | None:
@@ -271,6 +275,7 @@ class Decisions:
         return maker
 
     def _from_int8(self, tensor: Tensor) -> bool:
+        """Whether a static node produces the tensor, so that its Q is on it."""
         maker = self.maker(tensor)
         if maker is None or self.how.get(maker) != STATIC:
             return False
@@ -317,6 +322,7 @@ class Decisions:
         )
 
     def _node_plan(self, node: Node) -> NodePlan:
+        """The plan entry of a node. A Relu or Clip that is fused with a static node is static too."""
         has_weight = node in self.slot or weight_slot(node) is not None
         if node in self.how:
             return NodePlan(node.label, node.op, self.how[node], "", has_weight)
@@ -326,6 +332,7 @@ class Decisions:
         return NodePlan(node.label, node.op, FLOAT, self._reason(node), has_weight)
 
     def _reason(self, node: Node) -> str:
+        """The skip reason of a node in float."""
         if node in self.why:
             return self.why[node]
         if node.domain not in STANDARD_DOMAINS:

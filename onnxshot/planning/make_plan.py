@@ -111,6 +111,7 @@ class _Planner:
         self.places: dict[Node, int] | None = None  # node -> its place in graph order; computed on first use
 
     def run(self) -> Plan:
+        """The plan, without scales from statistics."""
         made = self.made
         tensors, watched = {}, ()
         if self.recipe.mode == STATIC:
@@ -217,6 +218,7 @@ class _Planner:
         return self.limits[source]
 
     def _find_limits(self, maker: Node | None) -> tuple[bool, float | None]:
+        """The limits of `_limits` for the output of a node."""
         if maker is None:
             return False, None
         if maker.op in ("Concat", "AveragePool", "GlobalAveragePool"):
@@ -254,6 +256,7 @@ class _Planner:
         return [t for t in data if t is not main]
 
     def _weight_plan(self, node: Node) -> WeightPlan:
+        """The scheme of a node's weight: int4 blocks if asked for and possible, else per channel or per tensor."""
         slot = self.made.slot[node]
         rank = len(node.inputs[slot].shape)
         axis = 0 if node.op == "Gather" else channel_axis(node, slot, rank)

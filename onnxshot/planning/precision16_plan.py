@@ -117,6 +117,7 @@ class _Planner:
         return next((reason for ask in reasons if (reason := ask(node))), "")
 
     def _by_operator(self, node: Node) -> str:
+        """Skip reason that the operator alone gives."""
         if node.domain not in STANDARD_DOMAINS:
             return f"custom domain {node.domain!r}"
         if any(maker.op == "DequantizeLinear" for maker in map(edit.producer, node.inputs) if maker is not None):
@@ -162,6 +163,7 @@ class _Planner:
         return ""
 
     def _by_ranges(self, node: Node) -> str:
+        """Skip reason if an input, an output or an intermediate value may exceed the range of the type."""
         rule, largest = HALF_OPS[node.op], self._kind.largest
         if node.op == "Cast" and self._model.elem_type(node.inputs[0]) not in _FLOATS:
             return self._by_integers(node)
@@ -194,6 +196,7 @@ class _Planner:
         return read / max(made, 1)
 
     def _by_divisor(self, node: Node, rule: HalfOp) -> str:
+        """Skip reason if the divisor may round to 0."""
         smallest = self._kind.smallest
         if rule.divisor is None or smallest is None:
             return ""
@@ -206,6 +209,7 @@ class _Planner:
         return "" if least >= smallest else "its divisor may round to 0"
 
     def _by_integers(self, node: Node) -> str:
+        """Skip reason for a Cast from integers that the type may not hold exactly."""
         span = (self._spans or {}).get(node.outputs[0].name)
         if self._model.elem_type(node.inputs[0]) == TensorProto.BOOL:
             return ""
@@ -214,6 +218,7 @@ class _Planner:
         return ""
 
     def _by_constants(self, node: Node) -> str:
+        """Skip reason if the type cannot hold a constant operand."""
         constants = [node.inputs[i] for i in half_slots(self._model, node) if isinstance(node.inputs[i], Constant)]
         if node.op == "Clip":
             return ""  # a limit that 16 bits cannot hold is never reached

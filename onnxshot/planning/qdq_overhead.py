@@ -25,14 +25,14 @@ _CHANNEL = 5  # bytes of one scale and zero point
 _REASON = "so small that its Q/DQ nodes take more bytes than int8 saves, as in most layers: the file would grow"
 
 
-def too_small(model: Model, plan: Plan, nodes: Mapping[str, Node], spared: Container[Node]) -> dict[Node, str]:
+def too_small(model: Model, plan: Plan, nodes: Mapping[str, Node], forced: Container[Node]) -> dict[Node, str]:
     """Weighted nodes that stay in float as the file would grow, with the skip reason; empty if the file shrinks enough.
 
     Args:
         model: the float model.
         plan: the plan to check; only static plans are.
         nodes: label -> node, for the quantized nodes with a weight.
-        spared: nodes that are quantized whatever they add.
+        forced: nodes that are quantized whatever they add.
     """
     if plan.mode != STATIC:
         return {}
@@ -50,7 +50,7 @@ def too_small(model: Model, plan: Plan, nodes: Mapping[str, Node], spared: Conta
     if sum(own.values()) + sum(pairs.values()) <= max(_LEAST_BYTES, _SHARE * stored):
         return {}
     each = sum(pairs.values()) / max(len(own), 1)
-    return {node: _REASON for node, growth in own.items() if growth + each > 0 and node not in spared}
+    return {node: _REASON for node, growth in own.items() if growth + each > 0 and node not in forced}
 
 
 def stored_bytes(constant: Constant) -> int:
@@ -62,6 +62,7 @@ def stored_bytes(constant: Constant) -> int:
 
 
 def _added(node: Node, planned: WeightPlan, weight: Constant, bias: int | None) -> int:
+    """Bytes that the DequantizeLinear nodes of weight and bias add. bias: index of the bias input."""
     granularity = planned.scheme.granularity
     channels = weight.shape[granularity.axis] if isinstance(granularity, PerChannel) else 1
     added = _WEIGHT + _WEIGHT_NAMES * len(weight.name) + _CHANNEL * channels

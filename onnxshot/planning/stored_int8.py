@@ -69,6 +69,7 @@ def with_storage_notes(model: Model, rows: Sequence[NodePlan], stored: Collectio
 
 
 def _candidates(node: Node, *, per_channel: bool) -> Iterator[StoredWeight]:
+    """Float32 weights of the node that are large enough for int8 to save bytes."""
     for slot, weight in enumerate(node.inputs):
         if not isinstance(weight, Constant) or getattr(weight, "overridable", False):
             continue

@@ -255,6 +255,7 @@ def _type_name(node: Node, zero: NDArray[Any] | None) -> str:
 
 
 def _refuse_unequal(q: Node, dq: Node, made: QuantParams | None, read: QuantParams | None) -> None:
+    """Raise ModelError if Q and DQ of a pair have different types, scales or zero points."""
     if made is None or read is None or same_params(made, read):
         return
     if made.scheme.dtype is not read.scheme.dtype:
@@ -270,5 +271,6 @@ def same_params(a: QuantParams, b: QuantParams) -> bool:
 
 
 def _digest(values: NDArray[Any]) -> bytes:
+    """Hash of dtype, shape and values."""
     whole = np.ascontiguousarray(values)
     return hashlib.blake2b(f"{whole.dtype} {whole.shape}".encode() + whole.tobytes(), digest_size=16).digest()
