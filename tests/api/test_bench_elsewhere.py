@@ -95,7 +95,7 @@ def test_an_environment_without_onnxruntime(net: Path, tmp_path: Path) -> None:
 def test_an_interpreter_that_ends_while_it_times(net: Path, tmp_path: Path) -> None:
     """It tells its version, and then ends."""
     dies = program(tmp_path, 'case "$2" in *print*) echo onnxruntime 1.2.3;; *) echo "no memory" >&2; exit 9;; esac')
-    with pytest.raises(TargetError, match=r"exit status 9 while it timed in onnxruntime 1\.2\.3: no memory"):
+    with pytest.raises(TargetError, match=r"exit status 9 during timing in onnxruntime 1\.2\.3: no memory"):
         bench_in(dies, [net], FEEDS)
 
 

@@ -220,7 +220,7 @@ def test_zeros_that_sparse_tensor_cores_use_set_the_flag_and_are_named(fake: Non
     assert made.notes == ("built to use 2:4 zeros, which 1 weights have: conv1",)
 
 
-def test_zeros_behind_pairs_come_with_a_warning(fake: None, tmp_path: Path) -> None:
+def test_zeros_after_pairs_come_with_a_warning(fake: None, tmp_path: Path) -> None:
     values = halved(np.full((8, 8, 3, 3), 5, np.int8))
     text = """net (float[N,8,8,8] x) => (float y) {
         q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
@@ -229,7 +229,7 @@ def test_zeros_behind_pairs_come_with_a_warning(fake: None, tmp_path: Path) -> N
     }"""
     constants = {"w": values, "s": np.float32(0.1), "z": np.int8(0)}
     made = runtime().emit(saved(tmp_path, model(text, constants)), tmp_path, "out", EmitOptions())
-    assert any("not to use 2:4 behind Q/DQ pairs" in note for note in made.notes)
+    assert any("not to use 2:4 zeros after Q/DQ pairs" in note for note in made.notes)
 
 
 @pytest.mark.parametrize(
