@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
@@ -204,3 +205,24 @@ def test_the_tests_and_benchmarks_that_pages_name_are_there() -> None:
             assert list((ROOT / "tests").rglob(name)), f"{page}: {name}"
         for name in re.findall(r"benchmarks/\w+\.py", text):
             assert (ROOT / name).is_file(), f"{page}: {name}"
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md", "docs/extending.md"])
+def test_the_files_that_pages_on_the_code_name_are_there(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    named_files = re.findall(r"(?<![\w/])(?:[a-z_0-9]+/)+[a-z_0-9]+\.(?:py|yaml|txt)\b", text)
+    assert named_files
+    for name in named_files:
+        assert (ROOT / name).exists() or (ROOT / "onnxshot" / name).exists(), f"{page}: {name}"
+
+
+def test_the_layers_are_those_that_are_checked() -> None:
+    """The picture of docs/architecture.md lists the folders in the order of the contract."""
+    (contract,) = (
+        c for c in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+        if c["type"] == "layers"
+    )  # fmt: skip
+    layers = [re.split(r" [|:] ", layer) for layer in contract["layers"] if not layer.startswith("__")]
+    picture = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("```text\n")[1].split("\n```")[0]
+    drawn = [line.split("  ")[0].split() for line in picture.splitlines()]
+    assert [set(names) for names in drawn] == [set(names) for names in layers]
