@@ -60,7 +60,7 @@ def _check(node: NodeProto, attribute: AttributeProto, least: int) -> None:
     bad = next((v for v in values if not least <= v <= MOST), None)
     if bad is not None:
         what = f"{attribute.name} is {values if attribute.type == AttributeProto.INTS else bad}"
-        raise ModelError(f"{_label(node)}: {what}; {least} to {MOST} can be computed", "export the model again")
+        raise ModelError(f"{_label(node)}: {what}; {least} to {MOST} is allowed", "export the model again")
 
 
 def _check_permutation(node: NodeProto, perm: list[int]) -> None:

@@ -33,7 +33,8 @@ def check_loops(proto: ModelProto) -> None:
         if body is not None and _never_ends(body):
             name = node.name or next(iter(node.output), "")
             times = "without end" if trips is None else f"{trips[0]} times"
-            raise ModelError(f"node {name!r} (Loop) runs {times}, and nothing in it ends it", "it cannot be run")
+            what = f"node {name!r} (Loop) runs {times}, and its condition never becomes false"
+            raise ModelError(what, "export the model again")
 
 
 def _never_ends(body: GraphProto) -> bool:

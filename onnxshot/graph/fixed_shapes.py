@@ -107,7 +107,7 @@ class _Sizes:
             if before != size:
                 raise UsageError(
                     f"dimension {dim!r} is {before} in input {of!r} and {size} in input {name!r}",
-                    "it has one size wherever it stands",
+                    "a dimension of one name has one size",
                 )
         if not isinstance(dim, int):
             self.places[name, axis] = size

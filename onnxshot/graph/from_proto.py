@@ -78,7 +78,7 @@ class Importer:
         outputs = []
         for info in proto.output:
             if info.name not in scope:
-                raise ModelError(f"graph output {info.name!r} is made by no node")
+                raise ModelError(f"graph output {info.name!r} is computed by no node")
             out = scope[info.name]
             if not is_top and isinstance(out, Constant):
                 # The weight moves to the outermost graph, but ONNX Runtime wants subgraphs to compute their outputs.
@@ -131,14 +131,14 @@ class Importer:
         for name in proto.input:
             if name and name not in scope:
                 raise ModelError(
-                    f"{where} ({proto.op_type}) reads {name!r}, which nothing before it makes",
+                    f"{where} ({proto.op_type}) reads {name!r}, which no earlier node computes",
                     "the nodes are not in order, form a cycle, or a weight is missing",
                 )
             inputs.append(scope[name] if name else Variable(""))
         outputs = []
         for name in proto.output:
             if name and name in scope:
-                raise ModelError(f"{where} ({proto.op_type}) makes {name!r}, which exists already")
+                raise ModelError(f"{where} ({proto.op_type}) computes {name!r}, which exists already")
             tensor = Variable(name)
             outputs.append(tensor)
             if name:

@@ -119,7 +119,7 @@ def _shown(path: Path) -> str:
 def _check(model: Model, given: ModelProto) -> None:
     """Check the versions that the model needs, its types and texts, and run ONNX's checker."""
     if not model.envelope.opset_import:
-        raise ModelError("it names no operator set")
+        raise ModelError("it imports no operator set")
     versions: dict[str, int] = {}
     for entry in model.envelope.opset_import:
         domain = "" if entry.domain == "ai.onnx" else entry.domain
@@ -145,7 +145,7 @@ def _check(model: Model, given: ModelProto) -> None:
         what = f"it is not a valid ONNX model: {first_line(e)}"
         if not isinstance(e, onnx.checker.ValidationError) or not _is_run(model, given):
             raise ModelError(what) from e
-        model.notes.append(f"the checker of ONNX says that {what}; ONNX Runtime loads it")
+        model.notes.append(f"ONNX's checker reports: {what}; ONNX Runtime loads it")
 
 
 def _is_run(model: Model, given: ModelProto) -> bool:

@@ -32,7 +32,7 @@ def check_functions(proto: ModelProto) -> None:
         _measure(start, bodies, sizes)
     total = sum(sizes.get(_called(node), 1) for node in all_nodes(proto.graph.node))
     if total > MOST_NODES:
-        raise ModelError(f"its functions unfold to {total} nodes, {MOST_NODES} at most", "export it without functions")
+        raise ModelError(f"its functions expand to {total} nodes, {MOST_NODES} at most", "export it without functions")
 
 
 def inlined(proto: ModelProto, *, convert_version: bool = False) -> ModelProto:

@@ -29,7 +29,7 @@ def infer(model: Model, found: Found | None = None) -> None:
     try:
         inferred = infer_proto(proto)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
-        model.notes.append(f"shape inference failed, went on without: {first_line(e)}")
+        model.notes.append(f"shape inference failed and was skipped: {first_line(e)}")
         return
     infos = model.graph.value_infos
     for info in inferred.graph.value_info:

@@ -92,7 +92,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         if any(d < 0 for d in proto.dims):
             raise ModelError(f"{where}: negative dimension in {list(proto.dims)}")
         if len(proto.dims) > MAX_RANK or math.prod(d for d in proto.dims if d) >= 1 << 59:
-            raise ModelError(f"{where}: {len(proto.dims)} dimensions that no memory holds: {list(proto.dims[:8])}")
+            raise ModelError(f"{where}: {len(proto.dims)} dimensions, too large for any memory: {list(proto.dims[:8])}")
         if proto.HasField("segment"):
             raise ModelError(f"{where}: it is stored in segments, which no runtime reads")
         if proto.data_type == TensorProto.STRING:

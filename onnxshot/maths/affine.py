@@ -37,7 +37,6 @@ from onnxshot.maths.quant_scheme import (
 CHUNK = 1 << 18  # elements: a float32 chunk is 1 MiB and stays in the cache
 MIN_SCALE = float(np.finfo(np.float32).tiny)  # smallest normal float32; its reciprocal is finite too
 MAX_SCALE = float(np.finfo(np.float32).max)
-BIAS_QMAX = 1 << 30  # half of int32: the accumulator also holds the sum of products
 ZERO_WEIGHT_SCALE = 2.0**-16  # of an all-zero weight: every scale is exact, and a small one keeps the bias precise
 CLIP_RATIOS = tuple(float(r) for r in np.linspace(1.0, 0.5, 21))
 
@@ -60,13 +59,9 @@ __all__ = [
     "QuantParams",
     "QuantScheme",
     "QuantType",
-    "bias_params",
-    "bias_safe_scale",
     "dequantize",
     "params_from_range",
     "quantize",
-    "quantize_bias",
-    "saturates_on_avx2",
     "weight_params",
 ]
 
@@ -223,117 +218,6 @@ def dequantize(q: NDArray[Any], params: QuantParams) -> NDArray[np.float32]:
             real *= scale
             out3[where] = np.clip(real, -MAX_SCALE, MAX_SCALE)  # qmax * scale may round just past float32 max
     return out
-
-
-def bias_params(x_scale: ArrayLike, w_scale: ArrayLike) -> QuantParams:
-    """Compute the int32 scale of a bias: x_scale * w_scale, with zero point 0.
-
-    The bias is added to the int32 sum of products of a Conv or Gemm, whose scale is that product.
-
-    Args:
-        x_scale: scale of the layer's input, shape ().
-        w_scale: scale of its weight, () per tensor or [C] per channel.
-
-    Returns:
-        Scale (float32) and zero point (int32), both of the shape of w_scale.
-
-    Example:
-        >>> float(bias_params(0.5, 0.25).scale)
-        0.125
-    """
-    product = np.asarray(x_scale, dtype=np.float64) * np.asarray(w_scale, dtype=np.float64)
-    scale = np.clip(product, MIN_SCALE, MAX_SCALE).astype(np.float32)
-    granularity: Granularity = PerChannel(0) if scale.ndim else PerTensor()
-    return QuantParams(QuantScheme(INT32, True, granularity), scale, np.zeros(scale.shape, np.int32))
-
-
-def quantize_bias(bias: NDArray[Any], x_scale: ArrayLike, w_scale: ArrayLike) -> NDArray[np.int32]:
-    """Quantize a bias to int32: round_half_to_even(bias / (x_scale * w_scale)).
-
-    Where w_scale comes from `bias_safe_scale`, the error of each value is at most x_scale * w_scale.
-
-    Args:
-        bias: float, shape (), [1] or [C].
-        x_scale: scale of the layer's input, shape ().
-        w_scale: scale of its weight, () per tensor or [C] per channel.
-
-    Returns:
-        int32 of the broadcast shape of bias and w_scale.
-
-    Example:
-        >>> quantize_bias(np.array([1.0, -0.1], np.float32), 0.5, 0.25).tolist()
-        [8, -1]
-    """
-    params = bias_params(x_scale, w_scale)
-    steps = np.asarray(bias, dtype=np.float64) / params.scale.astype(np.float64)
-    return np.asarray(np.clip(np.rint(steps), -INT32.qmax, INT32.qmax)).astype(np.int32)
-
-
-def bias_safe_scale(w_scale: ArrayLike, x_scale: ArrayLike, bias: ArrayLike) -> NDArray[np.float32]:
-    """Raise the scale of a weight where the bias would overflow int32.
-
-    The result satisfies abs(bias) <= BIAS_QMAX * x_scale * w_scale, and x_scale * w_scale is a normal float32. The
-    weight must be quantized with it. The raised scale costs little accuracy: the bias is still quantized in finer steps
-    than float32 has at its magnitude. No float32 scale suffices where abs(bias) > BIAS_QMAX * x_scale * 3.4e38.
-
-    Args:
-        w_scale: scale of the weight, () per tensor or [C] per channel.
-        x_scale: scale of the layer's input, shape ().
-        bias: float, shape (), [1] or [C].
-
-    Returns:
-        float32 scales of the shape of w_scale, each at least as large as before.
-
-    Example:
-        >>> bool(bias_safe_scale(1e-6, 1e-6, [100.0]) > 1e-6)
-        True
-    """
-    scale = np.asarray(w_scale, dtype=np.float64)
-    x = float(np.asarray(x_scale, dtype=np.float64))
-    absolute = np.abs(np.asarray(bias, dtype=np.float64))
-    if absolute.size == 0:
-        return scale.astype(np.float32)
-    if absolute.size == 1 or scale.ndim == 0:
-        absolute = absolute.max()
-    slack = 1.0 + 2.0**-20  # more than the float32 rounding errors of both scales
-    needed = np.maximum(absolute / BIAS_QMAX, MIN_SCALE) / x * slack
-    raised = np.where(scale < needed, needed, scale)
-    return np.minimum(raised, MAX_SCALE).astype(np.float32)
-
-
-def saturates_on_avx2(q_weights: NDArray[Any], axis: int = 0) -> float:
-    """Estimate for how many output channels sums of uint8 * int8 products may saturate on x86 CPUs without VNNI.
-
-    The instruction vpmaddubsw adds two adjacent products into int16. Two weights of the same sign may therefore
-    saturate where 255 * (|a| + |b|) > 32767, that is |a| + |b| > 128. The result is an estimate, because kernels may
-    pack weights in another order than they are stored in. Values in -64..63 (INT7) never saturate.
-
-    Args:
-        q_weights: int8 weights, of any shape.
-        axis: the axis of the output channels.
-
-    Returns:
-        The share of output channels that may saturate, 0 to 1.
-
-    Example:
-        >>> saturates_on_avx2(np.array([[100, 100], [100, -100]], np.int8))
-        0.5
-    """
-    if q_weights.size == 0 or q_weights.ndim == 0:
-        return 0.0
-    rows = np.moveaxis(q_weights, axis, 0)
-    channels = rows.shape[0]
-    step = max(1, CHUNK // max(1, q_weights.size // channels))
-    at_risk = 0
-    for start in range(0, channels, step):
-        part = rows[start : start + step]
-        flat = part.reshape(part.shape[0], -1).astype(np.int16)
-        if flat.shape[1] < 2:
-            continue
-        up, down = np.maximum(flat, 0), np.minimum(flat, 0)
-        risky = (up[:, 1:] + up[:, :-1] > 128) | (down[:, 1:] + down[:, :-1] < -128)
-        at_risk += int(risky.any(axis=1).sum())
-    return float(at_risk / channels)
 
 
 def _as_3d(x: NDArray[Any], granularity: Granularity) -> NDArray[Any]:

@@ -19,10 +19,10 @@ from onnxshot.maths.affine import (
     QuantParams,
     QuantScheme,
     QuantType,
-    bias_safe_scale,
     quantize,
     weight_params,
 )
+from onnxshot.maths.bias_quantization import bias_safe_scale
 from onnxshot.maths.multi_axis_scales import scales_along
 from onnxshot.maths.quant_scheme import NotFinite
 

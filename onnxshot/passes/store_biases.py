@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Model, Node, Variable, edit, weights
 from onnxshot.graph.ops import channel_axis, op_of
-from onnxshot.maths.affine import BIAS_QMAX, MIN_SCALE, bias_params, quantize_bias
+from onnxshot.maths.affine import MIN_SCALE
+from onnxshot.maths.bias_quantization import BIAS_QMAX, bias_params, quantize_bias
 from onnxshot.passes.base import Change
 
 _LAYERS = ("Conv", "Gemm")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxshot.graph import Constant, Model, Node, edit, weights
-from onnxshot.maths.affine import quantize_bias
+from onnxshot.maths.bias_quantization import quantize_bias
 from onnxshot.passes.base import Change
 
 

@@ -18,8 +18,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnxshot.execution.activation import Activation, Activations
 from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs, product, samples_that_fit
 from onnxshot.execution.layer_walk import Walk
-from onnxshot.maths.affine import bias_safe_scale
 from onnxshot.maths.bias_correction import corrected_bias
+from onnxshot.maths.bias_quantization import bias_safe_scale
 from onnxshot.maths.gptq import round_weights
 
 HELD = 192 << 20

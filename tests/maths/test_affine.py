@@ -24,15 +24,13 @@ from onnxshot.maths.affine import (
     QuantParams,
     QuantScheme,
     QuantType,
-    bias_params,
-    bias_safe_scale,
     dequantize,
     params_from_range,
     quantize,
-    quantize_bias,
-    saturates_on_avx2,
     weight_params,
 )
+from onnxshot.maths.avx2_saturation import saturates_on_avx2
+from onnxshot.maths.bias_quantization import bias_params, bias_safe_scale, quantize_bias
 
 INTEGERS = (UINT8, INT8, INT7, UINT16, INT16, INT4, UINT4)
 schemes = st.builds(QuantScheme, st.sampled_from(INTEGERS), st.booleans())

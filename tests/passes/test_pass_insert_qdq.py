@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from planned_models import initializers, maker, nodes_of, normalized, planned, quantized, run, small, sqnr, statistics
 
-from onnxshot.maths.affine import BIAS_QMAX
+from onnxshot.maths.bias_quantization import BIAS_QMAX
 from onnxshot.passes.insert_qdq import InsertQdq
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.planning.make_plan import make_plan

@@ -99,7 +99,7 @@ def test_a_function_that_calls_itself_is_refused() -> None:
 
 def test_functions_that_unfold_to_more_than_can_be_held_are_refused_at_once() -> None:
     doubling = {f"F{i}": [f"F{i + 1}"] * 2 for i in range(40)} | {"F40": ["Neg"]}
-    with pytest.raises(ModelError, match=rf"unfold to \d+ nodes, {MOST_NODES} at most"):
+    with pytest.raises(ModelError, match=rf"expand to \d+ nodes, {MOST_NODES} at most"):
         load_model(calling(doubling))
     few = {f"F{i}": [f"F{i + 1}"] * 2 for i in range(4)} | {"F4": ["Neg"]}
     assert load_model(calling(few)).graph.nodes

@@ -14,7 +14,7 @@ from planned_models import initializers, planned, sqnr
 from onnxshot.execution.layer_rows import spread_over
 from onnxshot.graph import edit
 from onnxshot.graph.load import load_model
-from onnxshot.maths.affine import BIAS_QMAX
+from onnxshot.maths.bias_quantization import BIAS_QMAX
 from onnxshot.passes.apply_repairs import ApplyRepairs
 from onnxshot.passes.insert_qdq import InsertQdq
 from onnxshot.recovery import layer_reconstruction as module

@@ -34,7 +34,8 @@ from onnxshot import Goal, quantize, tune
 from onnxshot.calibration.preset import load_preset
 from onnxshot.calibration.readers import open_data
 from onnxshot.graph.load import load_model
-from onnxshot.maths.affine import bias_safe_scale, quantize_bias, weight_params
+from onnxshot.maths.affine import weight_params
+from onnxshot.maths.bias_quantization import bias_safe_scale, quantize_bias
 from onnxshot.passes.normalize import normalize
 from onnxshot.passes.strip_qdq import StripQdq
 from onnxshot.report.values import GOOD_DB
