@@ -13,7 +13,7 @@ from onnxshot.calibration.preset import Preset
 from onnxshot.errors import UsageError
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
-from onnxshot.precision16.bfloat16_emulation import runnable_here
+from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.runtimes.ort_bench import bench as time_models
@@ -69,6 +69,6 @@ def bench(
         if python is not None:
             return bench_in(python, paths, feeds, threads=threads, seconds=seconds)
         here = f"onnxruntime {runtime().__version__}"
-        with runnable_here(paths) as (runs, _):
+        with runnable_on_cpu(paths) as (runs, _):
             timed = time_models(runs, feeds, threads=threads, rounds=10_000, seconds=seconds)
         return [replace(row, path=path, runtime=here) for row, path in zip(timed, paths, strict=True)]

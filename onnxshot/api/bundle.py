@@ -30,7 +30,7 @@ from onnxshot.files.atomic_write import aside, put_folder
 from onnxshot.files.conflicts import Files, Read
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
-from onnxshot.precision16.bfloat16_emulation import runnable_here
+from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages
 from onnxshot.report.saving import save_report
@@ -207,7 +207,7 @@ def _samples(source: Path, data: Dataset, artifacts: tuple[Made, ...], made: Pat
     """
     if random_sources(inlined(parsed(source))):
         return ()
-    with runnable_here([source]) as ((given,), _):
+    with runnable_on_cpu([source]) as ((given,), _):
         judge = Runner(given, threads=threads, whole=True)
     runners = dict[str, Loaded]()
     for artifact in artifacts:

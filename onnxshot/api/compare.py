@@ -11,7 +11,7 @@ from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.difference.rescaled_channels import factors_between
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
-from onnxshot.precision16.bfloat16_emulation import runnable_here
+from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.report.report import Report
 from onnxshot.report.values import TensorReport
 from onnxshot.runtimes.invalid_model import blames_model
@@ -58,7 +58,7 @@ def compare(
     other = of_model_file(candidate, "the candidate")
     settings.files.reading(*of_run(loaded, calib, preset), *other).check()
     report = Report(str(candidate), {"reference": str(reference)}, input_bytes=reference.stat().st_size)
-    with open_calib(calib, loaded, preset, settings) as data, runnable_here([reference, candidate]) as (runs, notes):
+    with open_calib(calib, loaded, preset, settings) as data, runnable_on_cpu([reference, candidate]) as (runs, notes):
         reference, candidate = runs
         report.notes += notes
         # It is not known which samples the candidate was calibrated on, so none is reported as held out.

@@ -30,7 +30,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
-from onnxshot.precision16.bfloat16_emulation import runnable_here
+from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.requested_stages import requested_stages, with_portable_ops
 from onnxshot.recipes.stages import EmitStage, Stages
@@ -187,7 +187,7 @@ def _measure(ran: RanStages, inputs: StageInputs, sizes: FixedShapes, report: Co
     """Compare the file of every stage with the given model on held-out samples, and time all in interleaved runs."""
     data = inputs.data
     judges = batched(data.subset(split(len(data), HOLDOUT)[1]), sizes.inputs)
-    with runnable_here([inputs.source, *(made.path for made in ran.models)]) as (runs, notes):
+    with runnable_on_cpu([inputs.source, *(made.path for made in ran.models)]) as (runs, notes):
         report.notes += notes
         _measure_runs(ran.models, runs, judges, inputs, sizes, report, kept=kept)
 

@@ -16,7 +16,7 @@ from onnxshot.difference.rescaled_channels import factors_between, factors_of
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph import Node
 from onnxshot.graph.load import load_model
-from onnxshot.precision16.bfloat16_emulation import runnable_here
+from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.report.values import rounded
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings
@@ -133,7 +133,7 @@ def diff(
     facts, ran = dict[str, Any](), tuple[str, ...]()
     if calib is not None:
         settings = settings or Settings(samples="all")
-        with open_calib(calib, models[0], preset, settings) as data, runnable_here([before, after]) as (runs, notes):
+        with open_calib(calib, models[0], preset, settings) as data, runnable_on_cpu([before, after]) as (runs, notes):
             same = factors if not notes else factors_between(*runs)  # of the files that run
             found = compare(
                 runs[0], runs[1], data, tensors=None, threads=settings.threads, scaled=same.tensors, form=same.form

@@ -19,7 +19,7 @@ from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, by_label
 from onnxshot.graph.weight_sparsity import Layer, layers_of, sparsity_notes
 from onnxshot.planning.make_plan import already_quantized, make_plan
 from onnxshot.planning.plan import FLOAT, HALF, Plan
-from onnxshot.precision16.convert import foresee_half
+from onnxshot.precision16.convert import predict_conversion
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.model_inputs import input_specs, resolve_preset
 from onnxshot.rewriting.prepare import half_notes, prepare, widen
@@ -194,7 +194,7 @@ def inspect(
             inputs = describe_inputs(data)
             first = data[0].feed
         if plan is not None and recipe.half is not None:
-            plan = foresee_half(loaded, plan, target, recipe, data, settings or Settings())
+            plan = predict_conversion(loaded, plan, target, recipe, data, settings or Settings())
     sizes = sizes_on(loaded, first, threads=(settings or Settings()).threads)
     rows = sizes.work(loaded)
     work = by_label(rows)

@@ -26,7 +26,7 @@ from onnxshot.graph.macs import NodeMacs, by_label
 from onnxshot.graph.save import Draft
 from onnxshot.graph.weight_sparsity import layers_of, sparsity_notes
 from onnxshot.passes.apply_repairs import ApplyRepairs
-from onnxshot.precision16.bfloat16_emulation import in_float
+from onnxshot.precision16.bfloat16_emulation import in_float32
 from onnxshot.pruning.layerwise_pruning import PrunableLayer, PrunedLayer
 from onnxshot.pruning.prunable_model import PrunableModel, prunable_model
 from onnxshot.pruning.prune_model import (
@@ -224,7 +224,7 @@ def _compare(
     settings: Settings,
 ) -> None:
     """Compare the written model with the reference on held-out samples. Raises ModelError for non-finite outputs."""
-    with in_float(written.path, wanted=prunable.widened.runs_nowhere) as runs:
+    with in_float32(written.path, wanted=prunable.widened.runs_nowhere) as runs:
         compared = compare(reference.model, runs, judges, threads=settings.threads)
     proof.record_comparison(report, compared, random=judges.random)
     if compared.not_finite:

@@ -1,4 +1,4 @@
-"""What bfloat16 gives, computed by ONNX Runtime, whose CPU kernels lack it: in float32, rounded at every step."""
+"""Emulate bfloat16 in float32, since the CPU kernels of ONNX Runtime do not support it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from onnxshot.graph.shape_inference import infer_proto
 from onnxshot.passes.widen_precision16 import WidenPrecision16
 
 
-def emulated(proto: ModelProto) -> ModelProto:
-    """The model with float32 in place of bfloat16, every tensor rounded to bfloat16 where the model holds it so.
+def emulate_bfloat16(proto: ModelProto) -> ModelProto:
+    """Return the model with float32 instead of bfloat16, and every bfloat16 tensor rounded to bfloat16.
 
-    As kernels do that sum up in float32 and round once. Inside of If, Loop and Scan nothing is changed.
+    This is what kernels compute that accumulate in float32 and round once. Subgraphs of If, Loop and Scan are not
+    changed.
     """
     known = infer_proto(proto).graph
     bf16 = {i.name for i in (*known.value_info, *known.output) if i.type.tensor_type.elem_type == TensorProto.BFLOAT16}
@@ -50,15 +51,15 @@ def emulated(proto: ModelProto) -> ModelProto:
 
 
 def computes_bfloat16(source: str | Path | ModelProto) -> bool:
-    """Whether a model computes in bfloat16, for which ONNX Runtime has no kernels on CPUs."""
+    """Whether a model computes in bfloat16, for which ONNX Runtime has no CPU kernels."""
     widened = WidenPrecision16()
     widened.run(load_model(source))
     return widened.runs_nowhere
 
 
 @contextlib.contextmanager
-def in_float(path: Path, *, wanted: bool) -> Iterator[Path]:
-    """The path of the same model widened to float32, which runs where 16 bits do not; the file itself if not wanted."""
+def in_float32(path: Path, *, wanted: bool) -> Iterator[Path]:
+    """Yield the path of the model widened to float32; the file itself if `wanted` is false."""
     if not wanted:
         yield path
         return
@@ -71,27 +72,27 @@ def in_float(path: Path, *, wanted: bool) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def runnable_here(paths: Sequence[Path]) -> Iterator[tuple[list[Path], list[str]]]:
-    """The paths of what ONNX Runtime runs for models on CPUs, and notes: one in bfloat16 is widened to float32."""
+def runnable_on_cpu(paths: Sequence[Path]) -> Iterator[tuple[list[Path], list[str]]]:
+    """Yield paths of models that ONNX Runtime runs on CPUs, and notes; bfloat16 models are widened to float32."""
     found, notes = [], []
     with contextlib.ExitStack() as stack:
         for path in paths:
             nowhere = computes_bfloat16(path)
-            found.append(stack.enter_context(in_float(path, wanted=nowhere)))
+            found.append(stack.enter_context(in_float32(path, wanted=nowhere)))
             if nowhere:
                 notes.append(f"{path} computes in bfloat16, which ONNX Runtime lacks on CPUs: run in float32")
         yield found, notes
 
 
 @contextlib.contextmanager
-def runnable(path: Path, precision: str | None) -> Iterator[Path]:
-    """The path of what ONNX Runtime runs for a file: the file itself, or what computes the same where that is bf16."""
+def emulated_if_bf16(path: Path, precision: str | None) -> Iterator[Path]:
+    """Yield a path that ONNX Runtime runs: the file itself, or its emulation if `precision` is 'bf16'."""
     if precision != "bf16":
         yield path
         return
     onnx.checker.check_model(str(path), full_check=True)
     with scratch() as folder:
         made = folder / "model.onnx"
-        proto = emulated(onnx.load(str(path), format="protobuf"))
+        proto = emulate_bfloat16(onnx.load(str(path), format="protobuf"))
         onnx.save(proto, str(made), save_as_external_data=True, location="model.data")
         yield made

@@ -1,4 +1,4 @@
-"""Put what a run has left in float32 into 16 bits: look at ranges, plan, rewrite."""
+"""Convert what a run leaves in float32 to float16 or bfloat16: collect ranges, plan, rewrite."""
 
 from __future__ import annotations
 
@@ -23,51 +23,80 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
 
-_MOST_SAMPLES = 128  # where nobody says how many: extremes alone are looked for
+_MOST_SAMPLES = 128  # by default; only minima and maxima are collected
 _NOISE_SAMPLES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Halved:
-    """The plan with the nodes that are in 16 bits now; how many samples were looked at, and what a user should know."""
+class Converted:
+    """The outcome of a conversion.
+
+    Attributes:
+        plan: The plan of the run, with the nodes that are in 16 bits now.
+        samples: Number of samples that ranges were collected on.
+        notes: What the user should know.
+    """
 
     plan: Plan
     samples: int
     notes: tuple[str, ...]
 
 
-def refuse_half(target: Target, recipe: Recipe) -> None:
-    """Raise TargetError where the target does not run the floats that the recipe asks for."""
+def refuse_precision16(target: Target, recipe: Recipe) -> None:
+    """Raise TargetError if the target does not run the 16-bit type of the recipe."""
     reason = target.refused.get(recipe.half or "")
     if reason:
         raise TargetError(f"--precision {recipe.precision}: {reason}", "use --precision int8 or fp16")
 
 
-def halve(
+def convert_to_precision16(
     model: Model, plan: Plan, target: Target, recipe: Recipe, data: Dataset | None, settings: Settings
-) -> Halved:
-    """Put all nodes of a rewritten model that may be into the recipe's floats of 16 bits."""
+) -> Converted:
+    """Convert the eligible float32 nodes of a model to the 16-bit type of the recipe.
+
+    Args:
+        model: The model after quantization; it is changed.
+        plan: The plan of the run.
+        target: The target.
+        recipe: The type, and the excluded nodes.
+        data: Samples to collect ranges on. Without, operators and weights alone decide.
+        settings: Threads, samples, device.
+    """
     kind = HALVES[recipe.half or ""]
     found, seen = _planned(model, kind, {} if recipe.quantizes else _excluded(model, recipe), data, settings)
     ToPrecision16(found).run(model)
     joined = _joined(plan.nodes, {n.node: n for n in found.nodes}) if recipe.quantizes else found.nodes
     notes = [target.half_note] if target.half_note else []
     if data is None and kind.largest is not None:
-        notes.append(f"no data: {kind.name} where operators and weights allow it, whatever values flow; give --calib")
+        where = "where operators and weights allow it, whatever the activations"
+        notes.append(f"no data: {kind.name} {where}; give --calib")
     if not found.chosen:
-        notes.append(f"nothing was put into {kind.name}: the skips say why, node by node")
-    return Halved(replace(plan, nodes=joined), seen, tuple(notes))
+        notes.append(f"nothing was converted to {kind.name}: the skips give the reason for each node")
+    return Converted(replace(plan, nodes=joined), seen, tuple(notes))
 
 
-def foresee_half(
+def predict_conversion(
     model: Model, plan: Plan, target: Target, recipe: Recipe, data: Dataset | None, settings: Settings
 ) -> Plan:
-    """The plan of a normalized model with what `halve` would do to it once it is rewritten; nothing is changed.
+    """Predict what `convert_to_precision16` will do to a normalized model; the model is not changed.
 
-    Without data, nodes in a type that does not hold all float32 values say that no ranges speak for them. An Add that a
-    product with scales at run time takes up as its bias is told as a node of its own. Raises what `refuse_half` does.
+    An Add that dynamic quantization will merge into a product as its bias is listed as a node of its own.
+
+    Args:
+        model: The normalized model, before quantization.
+        plan: Its plan of quantization.
+        target: The target.
+        recipe: The type, and the excluded nodes.
+        data: Samples to collect ranges on. Without, float16 nodes are marked as unchecked for overflow.
+        settings: Threads, samples, device.
+
+    Returns:
+        The plan, with the nodes that will be in 16 bits.
+
+    Raises:
+        TargetError: The target does not run the type.
     """
-    refuse_half(target, recipe)
+    refuse_precision16(target, recipe)
     kind = HALVES[recipe.half or ""]
     kept = _quantized(model, plan) if recipe.quantizes else _excluded(model, recipe)
     found, _ = _planned(model, kind, kept, data, settings)
@@ -82,7 +111,7 @@ def foresee_half(
 
 
 def _quantized(model: Model, plan: Plan) -> dict[str, str]:
-    """The nodes that will be in int8, and those that will read what is dequantized for them."""
+    """The nodes that will be in int8 and those that will read dequantized tensors, with the reason."""
     kept = {n.node: "in int8" for n in plan.nodes if n.how != FLOAT}
     for node in model.graph.nodes:
         pairs = [plan.tensors[t.name] for t in node.inputs if t.name in plan.tensors]
@@ -94,7 +123,7 @@ def _quantized(model: Model, plan: Plan) -> dict[str, str]:
 def _planned(
     model: Model, kind: HalfType, kept: dict[str, str], data: Dataset | None, settings: Settings
 ) -> tuple[HalfPlan, int]:
-    """The nodes that may be in 16 bits, by the ranges of their values where there is data, and of how many samples."""
+    """(Plan of the nodes to convert, number of samples that ranges were collected on)."""
     shape_inference.infer(model)
     if data is None:
         return plan_half(model, kind, None, kept), 0
@@ -106,12 +135,13 @@ def _planned(
 
 
 def _excluded(model: Model, recipe: Recipe) -> dict[str, str]:
+    """The nodes that the recipe excludes, with the pattern."""
     picked = match_nodes(model, recipe.exclude, "exclude pattern")
     return {node.label: f"excluded by {pattern!r}" for node, pattern in picked.items()}
 
 
 def _calibrated(data: Dataset, settings: Settings) -> Dataset:
-    """The samples to look at: those not held out, or some of them that are spread over all."""
+    """The samples to collect ranges on: those not held out; by default at most 128, spread evenly."""
     numbers = split(len(data))[0]
     if settings.samples == "auto":
         numbers = sorted(numbers[i] for i in spread(len(numbers))[:_MOST_SAMPLES])
@@ -119,7 +149,7 @@ def _calibrated(data: Dataset, settings: Settings) -> Dataset:
 
 
 def _ranges(model: Model, kind: HalfType, samples: Dataset, settings: Settings) -> dict[str, Span]:
-    """Extremes of the graph's float32 tensors; of a type that holds all of them, none are needed."""
+    """Minimum and maximum of each float32 tensor; none for a type with the range of float32."""
     if kind.largest is None:
         return {}
     top = [*model.graph.inputs, *(t for node in model.graph.nodes for t in node.outputs if t.name)]
@@ -130,7 +160,7 @@ def _ranges(model: Model, kind: HalfType, samples: Dataset, settings: Settings) 
 
 
 def _noisy(model: Model, plan: HalfPlan, samples: Dataset, settings: Settings) -> dict[str, str]:
-    """The products in 16 bits whose rounded constants cost more than rounding does elsewhere, with the reason."""
+    """The products whose constants lose too much accuracy when rounded to 16 bits, with the reason."""
     few = [samples[i] for i in spread(len(samples))[:_NOISE_SAMPLES]]
     found = rounding_db(model, plan.chosen, plan.kind, few, threads=settings.threads)
     return {
@@ -141,7 +171,7 @@ def _noisy(model: Model, plan: HalfPlan, samples: Dataset, settings: Settings) -
 
 
 def _joined(nodes: tuple[NodePlan, ...], halves: dict[str, NodePlan]) -> tuple[NodePlan, ...]:
-    """The nodes of a plan; those left in float take what the plan of 16 bits says, and keep why they are not int8."""
+    """The nodes of a plan, float ones updated by the 16-bit plan; they keep the reason why they are not in int8."""
     joined = []
     for node in nodes:
         half = halves.get(node.node) if node.how == FLOAT else None

@@ -22,7 +22,7 @@ from onnxshot.planning.scales import Evidence
 from onnxshot.planning.schemes import schemes
 from onnxshot.planning.trained_scales import NOTHING, Trained
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
-from onnxshot.precision16.convert import refuse_half
+from onnxshot.precision16.convert import refuse_precision16
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.model_inputs import fixed_shapes_for
 from onnxshot.rewriting.prepare import half_notes, prepare, widen
@@ -96,7 +96,7 @@ def prepare_model(source: str | Path | ModelProto, recipe: Recipe, settings: Set
     """
     target = target_named(recipe.target)
     schemes(target, recipe)
-    refuse_half(target, recipe)
+    refuse_precision16(target, recipe)
     model = load_model(source)
     source_hash = model_hash(model)
     fixed_shapes = fixed_shapes_for(model, recipe.batch, recipe.shapes)

@@ -17,7 +17,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft
 from onnxshot.planning.make_plan import already_quantized
 from onnxshot.planning.plan import FLOAT, Plan
-from onnxshot.precision16.bfloat16_emulation import in_float, runnable
+from onnxshot.precision16.bfloat16_emulation import emulated_if_bf16, in_float32
 from onnxshot.report.values import TensorReport
 from onnxshot.runtimes.ort_executed import executed
 from onnxshot.runtimes.ort_versions import needs
@@ -87,7 +87,7 @@ class _Proof:
             return None
         proof.keeps_contract(prepared.source, written, prepared.fixed_shapes)
         in_bfloat16 = prepared.keeps_half and prepared.widened.runs_nowhere  # ONNX Runtime lacks it on CPUs
-        with runnable(written, prepared.recipe.half) as one, in_float(one, wanted=in_bfloat16) as runs:
+        with emulated_if_bf16(written, prepared.recipe.half) as one, in_float32(one, wanted=in_bfloat16) as runs:
             return self._compare(written, runs)
 
     def _compare(self, written: Path, runs: Path) -> Judged | None:
@@ -144,7 +144,7 @@ class _Proof:
         report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, made.plan) for row in found.tensors]
         report.notes += _refused_methods(made.plan)
         # ONNX Runtime fuses nothing in 16 bits: the float32 form of the file shows what runs in int8.
-        with in_float(runs, wanted=prepared.keeps_half and runs is written) as counted:
+        with in_float32(runs, wanted=prepared.keeps_half and runs is written) as counted:
             found_int8 = executed(counted, sample=first.feed, threads=threads)
         integers = {node.label for node in already_quantized(made.model)}  # as they came
         proof.record_execution(report, found_int8, made.plan.labels(FLOAT) - integers)

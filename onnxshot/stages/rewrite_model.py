@@ -18,7 +18,7 @@ from onnxshot.passes.keep_integer_weights import KeepIntegerWeights, kept_intege
 from onnxshot.planning import keep_trained_scales
 from onnxshot.planning.node_mode import is_embedding, is_weighted
 from onnxshot.planning.plan import FLOAT, Plan
-from onnxshot.precision16.convert import halve
+from onnxshot.precision16.convert import convert_to_precision16
 from onnxshot.report.timings import Timed, untimed
 from onnxshot.report.values import NodeReport
 from onnxshot.rewriting.apply_plan import apply_plan, finish
@@ -88,7 +88,7 @@ def rewrite_model(final: FinalPlan, samples: Samples, timed: Timed = untimed) ->
     halved_on = None
     if recipe.half is not None:
         with timed("half"):
-            halved = halve(model, plan, target, recipe, samples.data, settings)
+            halved = convert_to_precision16(model, plan, target, recipe, samples.data, settings)
         plan, halved_on = halved.plan, halved.samples
         notes += halved.notes
     FixShapes(prepared.fixed_shapes).run(model)

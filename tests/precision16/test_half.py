@@ -19,7 +19,7 @@ from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.weight_sparsity import lost_zeros
 from onnxshot.planning.plan import HALF, STATIC
-from onnxshot.precision16.bfloat16_emulation import emulated
+from onnxshot.precision16.bfloat16_emulation import emulate_bfloat16
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.settings import Settings
@@ -121,7 +121,7 @@ def test_operators_between_int8_ops_stay_between_them() -> None:
 def test_without_data_weights_and_operators_decide_and_the_report_says_so() -> None:
     result = onnxshot.quantize(fixture("digits_resnet"), precision="fp16", settings=PROVEN)
     assert result.plan.labels(HALF)
-    assert any("whatever values flow" in note for note in result.report.notes)
+    assert any("whatever the activations" in note for note in result.report.notes)
     assert result.report.sqnr_db is None, "random inputs say nothing"
     assert result.report.on_random_data["sqnr_db"] > 50
 
@@ -148,7 +148,7 @@ def test_what_is_emulated_is_what_bf16_gives() -> None:
     bf16 = ml_dtypes.bfloat16
     proto = model(text, {"w": weight(8, 8).astype(bf16)}, opset=22, ir=10)
     (feed,) = feeds(1, x=(2, 8))
-    (found,) = outputs(emulated(proto), [feed])
+    (found,) = outputs(emulate_bfloat16(proto), [feed])
     h = feed["x"].astype(bf16)
     a = (h.astype(np.float32) @ weight(8, 8).astype(bf16).astype(np.float32)).astype(bf16)
     s = (np.maximum(a, bf16(0)).astype(np.float32) + h.astype(np.float32)).astype(bf16)
