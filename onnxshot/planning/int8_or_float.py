@@ -150,7 +150,7 @@ class Decisions:
             return
         if reason := self._better_float(node):
             del self.how[node], self.slot[node]
-            self.why[node] = f"{reason}, and not between int8 ops: it is faster in float"
+            self.why[node] = f"{reason}, next to a float op: it is faster in float"
         elif self._better_dynamic(node):
             if elements(node.inputs[self.slot[node]]) < self._target.min_dynamic_weights:
                 del self.how[node], self.slot[node]
@@ -185,12 +185,12 @@ class Decisions:
         weighted_reader = any(user in self.slot for user in self._static_readers(node))
         # Without a weighted reader, a MaxPool after the Conv would become float too.
         if size is not None and not reason and node in self._thin_convs and weighted_reader:
-            reason = f"{size.ins} channels in and {size.outs} out"
+            reason = f"only {size.ins} input and {size.outs} output channels"
         before, after = all(self._from_int8(t) for t in self.data(node)), self.feeds(node)
         if size is not None and not reason and not before and not after and is_light(size):
             # If it is a large part of the net, the net is small and is timed as a whole.
             rare = is_rare(1, len(self.slot) + len(self._excluded))
-            reason = f"{size.ins} channels in and {size.outs} out" if rare else ""
+            reason = f"only {size.ins} input and {size.outs} output channels" if rare else ""
         if not reason or self.trained_weight(node) is not None or (before and after):
             return ""
         return reason

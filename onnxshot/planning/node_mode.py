@@ -29,11 +29,11 @@ def node_mode(
     1. The weight is not a constant, may be overridden by an input, or is empty.
     2. Mode "weights": the node is quantized if its weight is float32 or float16. No further check applies.
     3. The weight is not float32.
-    4. LSTM on a target with an int8 LSTM operator.
+    4. LSTM on a target with an int8 LSTM operator (`_unsupported_lstm`, and `include` is needed).
     5. The target leaves the operator in float on purpose (`Target.float_reasons`).
     6. The form is one that int8 kernels do not compute (`_unsupported_form`).
     7. A Conv whose size makes int8 slower (`slow_convs.slower_in_int8`; static mode).
-    8. A MatMul with a stack of matrices, which is quantized dynamically or not at all.
+    8. A MatMul with a stack of matrices, which is quantized dynamically or not at all (`_unsupported_stack`).
     9. Static int8, if the node is at the top level, the target has a kernel, and the bias fits (`_unsupported_bias`).
     10. Dynamic int8, if the target has a kernel and the weight is not small.
     11. Float: inside a subgraph, because of the bias, or for lack of a kernel.
@@ -49,7 +49,7 @@ def node_mode(
     slot = weight_slot(node)
     if slot is None:
         if node.op == "MatMul":
-            return FLOAT, "activation x activation: int8 brings at most 1.15x and costs accuracy"
+            return FLOAT, "both inputs are activations: int8 is at most 1.15x as fast and costs accuracy"
         return FLOAT, "its weight is computed at run time or already quantized"
     weight = node.inputs[slot]
     kind = TensorProto.DataType.Name(weights.elem_type(weight)).lower()
@@ -61,13 +61,11 @@ def node_mode(
         return (WEIGHTS, "") if kind in ("float", "float16") else (FLOAT, f"its weight is {kind}, not float or float16")
     if kind != "float":
         return FLOAT, f"its weight is {kind}; int8 kernels need float32 around them"
-    if node.op == "LSTM" and "LSTM" in target.contrib and is_top:
-        reason = _unsupported_lstm(node)
+    if node.op == "LSTM" and "LSTM" in target.contrib:
+        reason = _unsupported_lstm(node, is_top=is_top)
         if not reason and recipe.portable_ops and not forced:
             reason = "int8 LSTM exists only as com.microsoft.DynamicQuantizeLSTM: ask for it with --include LSTM"
         return (FLOAT, reason) if reason else (DYNAMIC, "")
-    if node.op == "LSTM" and "LSTM" in target.contrib and not is_top:
-        return FLOAT, "inside a subgraph (If, Loop, Scan), where LSTM has no int8 form"
     reason = "" if forced else target.float_reasons.get(node.op, "")
     reason = reason or _unsupported_form(node, slot)
     if reason:
@@ -76,11 +74,8 @@ def node_mode(
     if size is not None and recipe.mode == STATIC and (slower := slower_in_int8(size)):
         return FLOAT, slower
     if node.op == "MatMul" and len(weight.shape) > 2:
-        if "MatMul" not in target.dynamic:
-            return FLOAT, f"its weight has rank {len(weight.shape)}; {target.name}'s int8 kernels take matrices"
-        if rows == 1 and not forced:
-            return FLOAT, "its input has one row per matrix: int8 runs at 0.8x of float"
-        return DYNAMIC, ""
+        reason = _unsupported_stack(weight, target, rows=None if forced else rows)
+        return (FLOAT, reason) if reason else (DYNAMIC, "")
     unsupported_bias = _unsupported_bias(node)
     if recipe.mode == STATIC and is_top and node.op in target.static and not unsupported_bias:
         return STATIC, ""
@@ -97,8 +92,17 @@ def node_mode(
     return FLOAT, f"{target.name} has no int8 kernel for it"
 
 
-def _unsupported_lstm(node: Node) -> str:
+def _unsupported_stack(weight: Constant, target: Target, *, rows: int | None) -> str:
+    """Why a MatMul with a stack of matrices as weight stays in float; empty if it is quantized dynamically."""
+    if "MatMul" not in target.dynamic:
+        return f"its weight has rank {len(weight.shape)}; {target.name}'s int8 kernels take matrices"
+    return "its input has one row per matrix: int8 runs at 0.8x of float" if rows == 1 else ""
+
+
+def _unsupported_lstm(node: Node, *, is_top: bool) -> str:
     """Why DynamicQuantizeLSTM cannot compute this LSTM; empty if it can."""
+    if not is_top:
+        return "inside a subgraph (If, Loop, Scan), where LSTM has no int8 form"
     if not all(isinstance(weight, Constant) for weight in node.inputs[1:3]):
         return "one of its weights is computed at run time"
     if any(getattr(weight, "overridable", False) for weight in node.inputs[1:3]):

@@ -68,7 +68,7 @@ def slower_in_int8(size: ConvSize) -> str:
         if least <= 8 or (size.dims == 3 and size.taps > 1 and least < 16):
             return f"grouped with {least} channels a group: int8 runs at 0.1x to 1.0x of float"
     elif size.dims == 3 and size.taps > 1 and (size.ins < 8 or size.ins * size.outs < 256):
-        return f"in 3 dimensions with {size.ins} channels in and {size.outs} out: int8 runs at 0.2x to 0.8x of float"
+        return f"3D with {size.ins} input and {size.outs} output channels: int8 runs at 0.2x to 0.8x of float"
     return ""
 
 

@@ -39,7 +39,7 @@ def test_it_is_int8_only_between_int8_ops(before: str, after: str, how: str) -> 
     assert treatment(ready, plan)["d"] == how
     assert treatment(ready, plan)["a"] == treatment(ready, plan)["y"] == STATIC
     if how == FLOAT:
-        assert reason(ready, plan, "d") == "depthwise, and not between int8 ops: it is faster in float"
+        assert reason(ready, plan, "d") == "depthwise, next to a float op: it is faster in float"
     assert sqnr(case, quantized(case)[1]) > 25
 
 

@@ -216,7 +216,7 @@ def test_matmuls_of_a_transformer_are_dynamic_and_attention_itself_is_float() ->
     found = treatment(ready, plan)
     assert {k for k, v in found.items() if v == DYNAMIC} == {"q", "k", "v", "y"}
     assert {found[k] for k in ("n", "s", "p", "h", "t")} == {FLOAT}
-    assert reason(ready, plan, "s").startswith("activation x activation")
+    assert reason(ready, plan, "s").startswith("both inputs are activations")
     assert "0.16x" in reason(ready, plan, "p")
     assert plan.tensors == {}
     assert plan.watched == ("n", "h")

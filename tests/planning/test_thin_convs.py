@@ -37,7 +37,7 @@ def test_the_first_conv_of_a_net_is_float_where_it_is_thin_and_the_rest_is_not(
     assert found["c0"] == how
     assert {found[f"c{i}"] for i in range(1, depth + 1)} == {STATIC}
     if how == FLOAT:
-        assert reason(ready, plan, "c0").startswith(f"{ins} channels in and {first} out")
+        assert reason(ready, plan, "c0").startswith(f"only {ins} input and {first} output channels")
         assert "x" not in plan.tensors
 
 
@@ -59,7 +59,7 @@ def test_what_others_are_left_in_float_makes_no_thin_conv_int8(left: tuple[str, 
     """A search that leaves all of them in float would come to an int8 Conv that it cannot leave out."""
     ready, plan = planned(net(16), exclude=left)
     assert treatment(ready, plan)["c0"] == FLOAT
-    assert reason(ready, plan, "c0").startswith("3 channels in and 16 out")
+    assert reason(ready, plan, "c0").startswith("only 3 input and 16 output channels")
 
 
 def test_a_net_of_thin_convs_is_left_alone() -> None:
@@ -133,7 +133,7 @@ def test_a_video_net_is_quantized_where_it_has_channels() -> None:
     assert ran.ops["QLinearConv"] == 2
     assert ran.ops["Conv"] + ran.ops.get("FusedConv", 0) == 1
     skip = next(s for s in result.report.skips if s.op == "Conv")
-    assert "3 dimensions with 3 channels in and 16 out" in skip.reason
+    assert "3D with 3 input and 16 output channels" in skip.reason
 
 
 @pytest.mark.parametrize(("outs", "layers", "how"), [(96, 8, FLOAT), (96, 2, STATIC), (1024, 8, STATIC)])
