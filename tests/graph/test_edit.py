@@ -1,4 +1,4 @@
-"""Edits of a graph: order, bypass, rewiring, tidying up, and names that never collide."""
+"""Edits of a graph: topological order, bypass, replaced uses, removal of unused nodes, and new names."""
 
 from typing import Any
 
@@ -83,7 +83,7 @@ def test_toposort_puts_a_new_node_before_its_first_reader() -> None:
     assert ops(m.graph) == ["Relu", "Neg", "Abs", "Sqrt", "Add"]
 
 
-def test_toposort_counts_what_branches_read() -> None:
+def test_toposort_respects_what_branches_read() -> None:
     m = model(
         """g (bool c, float[2] x) => (float[2] y) {
             y = If(c) <then_branch = yes () => (float[2] a) { a = Relu(x) },
@@ -120,7 +120,7 @@ def test_toposort_names_a_cycle(through: str) -> None:
 # ------------------------------------------------------------------ rewiring
 
 
-def test_bypass_inside() -> None:
+def test_bypass_of_an_inner_node() -> None:
     m = model("g (float[2] x) => (float[2] y) { a = Relu(x) b = Identity(a) y = Neg(b) z = Abs(b) }")
     node = maker(m, "b")
     assert edit.bypass(m, node, node.inputs[0])
@@ -147,7 +147,7 @@ def test_bypass_before_an_output_keeps_its_name() -> None:
     ],
     ids=["input to output", "output to output", "weight to output"],
 )
-def test_bypass_refuses_where_two_names_are_promised(text: str) -> None:
+def test_bypass_refuses_where_two_output_names_must_be_kept(text: str) -> None:
     m = model(text, **({"w": F([1, 2])} if "w" in text else {}))
     before = m.to_proto()
     node = maker(m, "y")
@@ -195,7 +195,7 @@ def test_only_consumer() -> None:
 # ------------------------------------------------------------------ tidying up
 
 
-def test_remove_unused_takes_whole_chains_and_keeps_inputs() -> None:
+def test_remove_unused_removes_whole_chains_and_keeps_inputs() -> None:
     m = model(
         """g (float[2] x, float[2] unused) => (float[2] y) {
             y = Relu(x) a = Neg(x) b = Abs(a) c, d = Split(b) e = Exp(unused)
@@ -207,13 +207,13 @@ def test_remove_unused_takes_whole_chains_and_keeps_inputs() -> None:
     assert edit.remove_unused(m) == 0
 
 
-def test_remove_unused_keeps_a_node_of_which_one_output_is_used() -> None:
+def test_remove_unused_keeps_a_node_with_one_used_output() -> None:
     m = model("g (float[2] x) => (float[1] y) { y, b = Split(x) c = Relu(b) }")
     assert edit.remove_unused(m) == 1
     assert ops(m.graph) == ["Split"]
 
 
-def test_remove_unused_inside_and_because_of_branches() -> None:
+def test_remove_unused_in_branches_and_what_only_they_read() -> None:
     m = model(
         """g (bool c, float[2] x) => (float[2] y) {
             u = Relu(x)
@@ -230,7 +230,7 @@ def test_remove_unused_inside_and_because_of_branches() -> None:
     assert outputs(m, c=np.array(True), x=F([-1, 2]))[0].tolist() == [1, 2]
 
 
-def test_removing_a_node_cuts_off_what_is_inside_it() -> None:
+def test_removing_a_node_disconnects_its_subgraphs() -> None:
     m = model(
         """g (bool c, float[2] x) => (float[2] y, float[2] r) {
             r = Relu(x)
@@ -266,12 +266,12 @@ def test_fresh_names_never_collide(present: list[str], asked: list[tuple[str, st
         taken.add(name)
 
 
-def test_fresh_names_stay_quick_when_thousands_share_a_stem() -> None:
+def test_fresh_names_stay_fast_when_thousands_share_a_stem() -> None:
     m = model("g (float[2] x) => (float[2] y) { y = Relu(x) }")
     assert len({m.fresh("", "QuantizeLinear") for _ in range(30_000)}) == 30_000
 
 
-def test_new_nodes_and_constants_have_names_of_their_own() -> None:
+def test_new_nodes_and_constants_get_new_names() -> None:
     m = model("g (float[2] x) => (float[2] y) { x_Relu = Neg(x) x_scale = Abs(x_Relu) y = Relu(x_scale) }")
     constant = edit.add_constant(m, "x", "scale", F(0.5))
     node = edit.add_node(m, "Relu", [m.graph.inputs[0]], base="x")
@@ -290,7 +290,7 @@ def test_a_scalar_constant_stays_a_scalar() -> None:
 # ------------------------------------------------------------------ branches
 
 
-def test_weights_of_sibling_branches_are_lifted_under_names_of_their_own() -> None:
+def test_weights_of_sibling_branches_get_different_names() -> None:
     m = load_model(branches({"then_branch": {"p": [1, 1]}, "else_branch": {"p": [3, 3]}}))
     made = m.to_proto()
     assert sorted(t.name for t in made.graph.initializer) == ["p", "p_2"]
@@ -320,8 +320,8 @@ def test_siblings_may_use_the_same_tensor_names() -> None:
     assert outputs(m, c=np.array(True), x=F([-1, 2]))[0].tolist() == [0, -2]
 
 
-def test_a_lifted_weight_gives_way_to_tensors_that_come_later() -> None:
-    """The branch's weight is called as the sibling's tensor, and as what the graph gives out."""
+def test_a_lifted_weight_does_not_take_the_name_of_a_later_tensor() -> None:
+    """The weight of a branch has the name of a tensor of its sibling, and of a graph output."""
     made = proto(
         """g (bool c, float[2] x) => (float[2] p, float[2] y) {
             y = If(c) <then_branch = yes () => (float[2] a) { a = Add(x, p) },
@@ -339,7 +339,7 @@ def test_a_lifted_weight_gives_way_to_tensors_that_come_later() -> None:
     assert (given_p.tolist(), given_y.tolist()) == ([1, 2], [10, 10])
 
 
-def test_a_weight_that_a_branch_gives_out_still_comes_out_of_it() -> None:
+def test_a_weight_that_is_a_branch_output_stays_one() -> None:
     made = branches({"then_branch": {"p": [1, 1], "a": [7, 8]}, "else_branch": {"p": [3, 3]}})
     del made.graph.node[0].attribute[0].g.node[:]
     m = load_model(made)
@@ -354,7 +354,7 @@ def test_names_that_shadow_an_outer_tensor_are_refused() -> None:
         load_model(made)
 
 
-def test_a_branch_weight_that_shadows_an_outer_one_is_the_one_read_there() -> None:
+def test_a_branch_reads_its_own_weight_where_it_shadows_an_outer_one() -> None:
     made = branches({"then_branch": {"p": [1, 1]}})
     made.graph.initializer.append(numpy_helper.from_array(F([2, 2]), "p"))
     m = load_model(made)
@@ -366,7 +366,7 @@ def test_a_branch_weight_that_shadows_an_outer_one_is_the_one_read_there() -> No
 
 
 def old_model(rows: int = 64) -> ModelProto:
-    """IR version 3: every weight is listed among the inputs, and here before the real one."""
+    """A model of IR version 3, which lists every weight among the inputs; here before the real input."""
     made = proto(
         f"g (float[{rows},2] w, float[1,{rows}] x) => (float[1,2] y) {{ y = MatMul(x, w) }}", w=np.ones((rows, 2), F)
     )
@@ -375,7 +375,7 @@ def old_model(rows: int = 64) -> ModelProto:
 
 
 @pytest.mark.parametrize("rows", [4, 4096])
-def test_weights_listed_as_inputs_keep_their_place(rows: int) -> None:
+def test_weights_listed_as_inputs_keep_their_position(rows: int) -> None:
     m = load_model(old_model(rows))
     assert [t.name for t in m.graph.inputs] == ["x"]
     assert list(m.graph.overridable) == ["w"]
@@ -395,7 +395,7 @@ def test_raising_the_opset_keeps_weights_and_their_readers(rows: int) -> None:
 
 
 def test_raising_the_opset_leaves_the_stated_shape_of_an_output() -> None:
-    """The converter infers shapes: a text detector's output [a, b, c, d] became [a, 1, c, d], another contract."""
+    """The converter writes inferred shapes: a text detector's output [a, b, c, d] became [a, 1, c, d]."""
     made = parser.parse_model(
         """<ir_version: 7, opset_import: ["": 11]>
         g (float[n, 3] x) => (float[a, b] y) <float[3, 1] w = {1, 2, 3}> { y = MatMul(x, w) }"""
@@ -421,7 +421,7 @@ def test_an_opset_that_cannot_be_raised_is_refused() -> None:
     assert m.opset == 8
 
 
-def test_a_weight_that_is_no_input_needs_ir_version_4() -> None:
+def test_a_weight_that_is_not_an_input_needs_ir_version_4() -> None:
     m = load_model(old_model())
     maker(m, "y").inputs[1] = edit.add_constant(m, "w", "new", np.zeros((64, 2), F))
     made = m.to_proto()

@@ -1,4 +1,4 @@
-"""What is not an ONNX file is refused by name, in one line, with the step that makes it ONNX."""
+"""Files of other formats are refused by name, in one line, with the step that converts them to ONNX."""
 
 import zipfile
 from collections.abc import Callable
@@ -105,7 +105,7 @@ def test_a_missing_file_names_the_closest_ones(tmp_path: Path) -> None:
     assert "zebra" not in error.hint
 
 
-def test_a_missing_folder_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     assert "nowhere does not exist either" in refusal(tmp_path / "nowhere" / "model.onnx").hint
 
 
@@ -124,14 +124,14 @@ def test_odd_file_names_give_one_printable_line(name: str, tmp_path: Path) -> No
     assert str(refusal(tmp_path / name)).isprintable()
 
 
-def test_a_file_of_another_kind_under_the_name_onnx(tmp_path: Path) -> None:
+def test_a_file_of_another_format_with_the_suffix_onnx(tmp_path: Path) -> None:
     tensor = numpy_helper.from_array(np.arange(6.0), "t")
     for content in (b"not a model at all", tensor.SerializeToString(), b"\n" * 100):
         message = refusal(written(tmp_path / "m.onnx", content)).message
         assert "not an ONNX file" in message or "no ONNX graph" in message
 
 
-def test_a_model_proto_loads_and_stays_untouched() -> None:
+def test_a_model_proto_loads_and_is_not_changed() -> None:
     proto = parser.parse_model(RELU)
     before = proto.SerializeToString(deterministic=True)
     model = load_model(proto)

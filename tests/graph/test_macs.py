@@ -18,7 +18,7 @@ def parsed(text: str, imports: str = "", **weights: tuple[int, ...]) -> onnx.Mod
 
 
 def only(proto: onnx.ModelProto, **feed: tuple[int, ...]) -> int:
-    """Work of the only node that multiplies."""
+    """Multiply-accumulates of the only node that multiplies matrices."""
     found = macs(Model(proto), feed)
     assert len(found) == 1
     return next(iter(found.values()))
@@ -47,7 +47,7 @@ def only(proto: onnx.ModelProto, **feed: tuple[int, ...]) -> int:
          {"w": (2, 15, 6), "r": (2, 15, 5)}, (9, 2, 6), 9 * 2 * 2 * 15 * (6 + 5)),
     ],
 )  # fmt: skip
-def test_work_equals_the_count_by_hand(
+def test_macs_equal_the_count_by_hand(
     text: str, weights: dict[str, tuple[int, ...]], feed: tuple[int, ...], expected: int
 ) -> None:
     assert only(parsed(f"g {text}", **weights), x=feed) == expected
@@ -63,7 +63,7 @@ def test_one_symbol_has_one_size_in_all_inputs() -> None:
     assert only(proto, a=(6, 8)) == 6 * 32
 
 
-def test_sizes_an_exporter_left_behind_do_not_count() -> None:
+def test_stated_shapes_of_the_exporters_example_are_ignored() -> None:
     proto = parsed("g (float[N,8] x) => (float[1,4] y) { h = Relu(x)  y = MatMul(h, w) }", w=(8, 4))
     proto.graph.value_info.append(onnx.helper.make_tensor_value_info("h", 1, [1, 8]))
     assert only(proto, x=(6, 8)) == 6 * 32
@@ -79,7 +79,7 @@ def test_quantized_nodes_count_like_float_ones() -> None:
     assert only(proto, x=(2, 3, 8, 8)) == 2 * 4 * 36 * 27
 
 
-def test_shapes_in_the_file_carry_past_operators_onnx_does_not_know() -> None:
+def test_stated_shapes_are_used_behind_unknown_operators() -> None:
     text = 'g (float[N,8] x) => (float[N,4] y) { h = custom.Thing(x)  y = MatMul(h, w) }'
     proto = parsed(text, ', "custom": 1', w=(8, 4))
     proto.graph.value_info.append(onnx.helper.make_tensor_value_info("h", 1, ["N", 8]))
@@ -93,7 +93,7 @@ def test_a_missing_shape_is_marked_and_counts_one_position() -> None:
     assert (row.macs, row.exact) == (96, False)
 
 
-def test_branches_count_and_labels_without_names_are_outputs() -> None:
+def test_branches_count_and_unnamed_nodes_are_labelled_by_their_output() -> None:
     text = """g (bool c, float[N,8] x) => (float[N,4] y) {
         y = If (c) <then_branch = t () => (float[N,4] a) { a = MatMul(x, w) },
                     else_branch = e () => (float[N,4] b) { b = Gemm(x, w) }> }"""
@@ -124,14 +124,14 @@ EINSUM = "g (float[2,3,4] x) => (float y) {{ y = Einsum<equation = \"{equation}\
         ("abc->ab", "x", {}, 0),
     ],
 )
-def test_an_einsum_is_the_products_of_its_letters(
+def test_an_einsum_counts_products_over_its_letters(
     equation: str, inputs: str, weights: dict[str, tuple[int, ...]], expected: int
 ) -> None:
     assert only(parsed(EINSUM.format(equation=equation, inputs=inputs), **weights), x=(2, 3, 4)) == expected
 
 
 def contrib(op: str, shapes: dict[str, tuple[int, ...]], out: tuple[int, ...], **attributes: Any) -> int:
-    """Work of one operator of com.microsoft; a name with a dash is an input left out."""
+    """Multiply-accumulates of one com.microsoft operator; a name with a dash is an absent input."""
     domain = attributes.pop("domain", "com.microsoft")
     node = onnx.helper.make_node(op, ["" if "-" in n else n for n in shapes], ["y"], domain=domain, **attributes)
     floats = onnx.TensorProto.FLOAT
@@ -141,7 +141,7 @@ def contrib(op: str, shapes: dict[str, tuple[int, ...]], out: tuple[int, ...], *
     return only(onnx.helper.make_model(graph, opset_imports=ids, ir_version=10))
 
 
-def test_attention_counts_its_own_products() -> None:
+def test_attention_counts_projections_and_attention_products() -> None:
     """Batch 2, 5 steps, width 8, and 3 steps of the past where there is one: projections, then q k' and p v."""
     both = 2 * 5 * 5 * (8 + 8)
     heads, past = (2, 5, 8), (2, 4, 3, 2)
@@ -160,14 +160,14 @@ def test_attention_counts_its_own_products() -> None:
     assert contrib("Attention", standard, (2, 4, 5, 2), domain="") == 2 * 5 * 8 * 16
 
 
-def test_experts_and_other_products_of_runtimes_count() -> None:
+def test_experts_and_other_contrib_operators_count() -> None:
     moe = {"x": (2, 5, 8), "r": (10, 4), "a": (4, 8, 16), "b-": (), "c": (4, 16, 8)}
     assert contrib("MoE", moe, (2, 5, 8), k=2) == 10 * 2 * (8 * 16 + 16 * 8)
     assert contrib("CDist", {"x": (3, 8), "w": (5, 8)}, (3, 5), metric="euclidean") == 3 * 5 * 8
     assert contrib("FusedMatMul", {"x": (2, 8, 5), "w": (2, 8, 6)}, (2, 5, 6), transA=1) == 2 * 5 * 6 * 8
 
 
-def test_attention_in_an_operator_with_quantized_weights_is_float() -> None:
+def test_attention_inside_a_quantized_operator_counts_as_float() -> None:
     node = onnx.helper.make_node("QAttention", ["x", "w"], ["y"], domain="com.microsoft", num_heads=4)
     given = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in {"x": (2, 5, 8), "w": (8, 24)}.items()]
     graph = onnx.helper.make_graph([node], "g", given, [onnx.helper.make_tensor_value_info("y", 1, (2, 5, 8))])

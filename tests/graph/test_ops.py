@@ -64,7 +64,7 @@ def test_recurrent_weights_have_their_gates_on_axis_1(name: str) -> None:
     assert data_slots(node) == [0]
 
 
-def test_weight_slot_takes_the_constant_operand() -> None:
+def test_weight_slot_is_the_constant_operand() -> None:
     head = "g (float[8, 8] x, float[8, 8] z) => (float[8, 8] y)"
     assert weight_slot(first(head + "{ y = MatMul(x, w) }", {"w": weight(8, 8)})) == 1
     assert weight_slot(first(head + "{ y = MatMul(w, x) }", {"w": weight(8, 8)})) == 0
@@ -72,7 +72,7 @@ def test_weight_slot_takes_the_constant_operand() -> None:
     assert weight_slot(first(head + "{ y = Add(x, w) }", {"w": weight(8, 8)})) is None
 
 
-def test_data_slots_leave_out_constants_parameters_and_absent_inputs() -> None:
+def test_data_slots_exclude_constants_parameters_and_absent_inputs() -> None:
     head = "g (float[4, 4] x, float[4, 4] z, int64[2] s) => (float[4, 4] y)"
     assert data_slots(first(head + "{ y = Add(x, z) }", {})) == [0, 1]
     assert data_slots(first(head + "{ y = Add(x, c) }", {"c": vector(4)})) == [0]
@@ -82,7 +82,7 @@ def test_data_slots_leave_out_constants_parameters_and_absent_inputs() -> None:
     assert data_slots(first(head + "{ y = Clip(x, , six) }", {"six": np.array(6, np.float32)})) == [0]
 
 
-def test_a_custom_operator_of_a_known_name_is_unknown() -> None:
+def test_a_custom_operator_with_a_standard_name_is_unknown() -> None:
     text = "g (float[4, 4] x) => (float[4, 4] y) { y = vendor.MatMul(x, w) }"
     node = load_model(model(text, {"w": weight(4, 4)}, imports=', "vendor": 1')).graph.nodes[0]
     assert weight_slot(node) is None
@@ -104,7 +104,7 @@ def test_a_custom_operator_of_a_known_name_is_unknown() -> None:
         ("y = AveragePool<kernel_shape = [2, 2]>(x)", False),
     ],
 )
-def test_ops_that_only_move_values_keep_the_range(body: str, keeps: bool) -> None:
+def test_which_operators_keep_the_range(body: str, keeps: bool) -> None:
     """A padding of 7, or the overshoot of a cubic resize, is outside the range of the input."""
     constants = {
         "p": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),

@@ -1,4 +1,4 @@
-"""Raising the opset keeps what every operator means: given and raised give the same in ONNX Runtime."""
+"""Raising the opset keeps the meaning of every operator: both models have the same outputs in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def raised(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
 
 
 def same(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    """Equal but for rounding: kernels of two opsets may add up in another order."""
+    """Equal up to rounding: the kernels of two opsets may sum in different order."""
     near = 2e-3 if a.dtype == np.float16 else 1e-5
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
@@ -76,12 +76,12 @@ def test_every_old_operator_keeps_its_meaning() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [13, 19])
-def test_every_old_operator_keeps_its_meaning_on_the_way(version: int) -> None:
+def test_every_old_operator_keeps_its_meaning_at_opsets_in_between(version: int) -> None:
     assert not differences([row for row in ROWS if row.opset < version and runs_alike(row)], version)
 
 
-def test_the_converter_alone_gets_them_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each rule is there for a reason: without it, a row differs, does not load or cannot be converted."""
+def test_every_rule_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a rule, one of its rows has other outputs, does not load or cannot be converted."""
     for rule in opset_workarounds.RULES:
         if rule.rewrite in (opset_rules._half_pixel, opset_rules._clip, opset_rules._aligned):
             continue  # ONNX Runtime still runs the first in newer opsets; it does not run the others in old ones
@@ -100,7 +100,7 @@ def test_the_converter_alone_gets_them_wrong(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.undo()
 
 
-def test_nodes_keep_their_names_and_outputs_theirs() -> None:
+def test_nodes_and_outputs_keep_their_names() -> None:
     model = parser.parse_model(
         """<ir_version: 4, opset_import: ["": 9]>
         g (float[1,4,5,6] x) => (float[1,4,n,m] y, float[1,4,5,6] z)
@@ -124,8 +124,8 @@ def test_nodes_keep_their_names_and_outputs_theirs() -> None:
     np.testing.assert_array_equal(run(made, {"x": x})[1], expected)
 
 
-def test_an_axis_that_grows_and_one_that_shrinks_take_two_nodes() -> None:
-    """The nearest pixel is the one below where an axis grows, and the one above where it shrinks."""
+def test_resizing_one_axis_up_and_another_down_takes_two_nodes() -> None:
+    """ONNX Runtime rounds down along an axis that grows, and up along one that shrinks."""
     row = Row("Resize", 10, [np.arange(80, dtype=np.float32).reshape(1, 1, 8, 10)])
     scales = np.array([1, 1, 1.7, 0.3], np.float32)
     made = raised(Row("Resize", 10, row.inputs, [scales]).model(), 13)
@@ -135,7 +135,7 @@ def test_an_axis_that_grows_and_one_that_shrinks_take_two_nodes() -> None:
     np.testing.assert_array_equal(run(made, row.feed)[0], row.inputs[0][:, :, up][..., down])
 
 
-def test_what_opset_13_dropped_is_written_in_its_words() -> None:
+def test_a_resize_mode_that_opset_13_removed_is_rewritten() -> None:
     (row, *_) = (r for r in ROWS if r.attrs.get("coordinate_transformation_mode") == "tf_half_pixel_for_nn")
     (node,) = raised(row.model(), 13).graph.node
     attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -155,10 +155,10 @@ def test_what_opset_13_dropped_is_written_in_its_words() -> None:
         ("PRelu", {}, (1,), np.s_[:]),
     ],
 )
-def test_old_arithmetic_lines_its_tensors_up_as_it_says(
+def test_old_arithmetic_aligns_its_inputs_by_the_axis_attribute(
     op: str, attrs: dict[str, int], shape: tuple[int, ...], place: Any
 ) -> None:
-    """All axes are of length 3: at the wrong ones nothing would fail. ONNX Runtime does not run opset 6: numpy does."""
+    """All axes have size 3, so a wrong alignment would not fail. numpy is the reference: ONNX Runtime lacks opset 6."""
     rng = np.random.default_rng(0)
     x, c = rng.normal(size=(3, 3, 3, 3)).astype(np.float32), rng.normal(size=shape).astype(np.float32)
     row = Row(op, 6, [x], [c], attrs=attrs)
@@ -208,7 +208,7 @@ def test_branches_are_raised_too() -> None:
         ("y = Upsample(x, scales) e = Scatter(x, i, x)", 10, r"Upsample"),
     ],
 )
-def test_what_has_no_counterpart_is_refused_with_its_name(node: str, opset: int, why: str) -> None:
+def test_a_node_without_a_newer_equivalent_is_refused_by_name(node: str, opset: int, why: str) -> None:
     model = parser.parse_model(
         f"""<ir_version: 7, opset_import: ["": {opset}]>
         g (float[1,2,3,4] x, float[2,3,4] v, int64[1,2,3,4] i, float[0] roi, float[4] scales) => (float[a,b,c,d] y)
@@ -253,7 +253,7 @@ def test_node_cases_as_older_opsets_have_them_keep_their_outputs(part: int) -> N
 
 
 def raise_node_cases(part: int, parts: int) -> None:
-    """Go through a part of the node cases; a line for each that differs, and a line of counts."""
+    """Raise a part of the node cases, and print a line for each that differs and a line of counts."""
     from node_case_worker import cases
     from node_case_worker import run as run_case
 
@@ -295,7 +295,7 @@ def raise_node_cases(part: int, parts: int) -> None:
 
 
 def alike(a: Any, b: Any) -> bool:
-    """As `same`, of whatever a case gives out."""
+    """As `same`, for outputs of any type."""
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict):

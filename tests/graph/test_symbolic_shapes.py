@@ -1,4 +1,4 @@
-"""Sizes of tensors on a sample, held against a run of ONNX Runtime, and the arithmetic that they follow by."""
+"""Inferred shapes compared with those of a run in ONNX Runtime, and the symbolic arithmetic behind them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def shapes_of(feed: Feed) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", SIZED)
-def test_sizes_that_shape_arithmetic_tells_are_those_of_a_run(name: str) -> None:
+def test_inferred_shapes_are_those_of_a_run(name: str) -> None:
     """torch's exporters write Shape, Slice, Range, Expand and Pad wherever a dimension is free."""
     proto = SIZED[name]()
     for shape in SHAPES[name]:
@@ -47,7 +47,7 @@ def test_sizes_that_shape_arithmetic_tells_are_those_of_a_run(name: str) -> None
 
 
 @pytest.mark.parametrize("name", SIZED)
-def test_frozen_inputs_tell_the_same_sizes_without_a_sample(name: str) -> None:
+def test_fixed_inputs_give_the_same_shapes_without_a_sample(name: str) -> None:
     feed = feed_of(name, SHAPES[name][0])
     frozen, given = tensor_sizes(load_model(twin(name))), tensor_sizes(load_model(SIZED[name]()), shapes_of(feed))
     assert frozen.source == "frozen"
@@ -56,7 +56,7 @@ def test_frozen_inputs_tell_the_same_sizes_without_a_sample(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HANDMADE)
-def test_no_size_is_wrong(name: str) -> None:
+def test_no_inferred_size_is_wrong(name: str) -> None:
     case = HANDMADE[name]()
     if not case.runs or not case.valid or not case.feeds:
         pytest.skip("it does not run")
@@ -84,7 +84,7 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs() -> None:
     assert (row.macs, row.exact) == (3 * 64, False), "how often is not known, and that is said"
 
 
-def test_a_loop_that_its_data_end_is_counted_by_a_run() -> None:
+def test_a_loop_that_the_data_end_is_counted_by_a_run() -> None:
     text = """net (float[1,8] x) => (float[1,8] y) {
         y = Loop (most, go, x) <body = b (int64 i, bool c, float[1,8] s) => (bool d, float[1,8] t) {
             t = Add(s, one)  v = MatMul(t, w)  k = ReduceMax<keepdims=0>(t)  d = Less(k, end) }> }"""
@@ -101,7 +101,7 @@ def test_a_loop_that_its_data_end_is_counted_by_a_run() -> None:
     assert not row.exact
 
 
-def test_a_scan_counts_its_steps_and_a_branch_that_is_not_taken_nothing() -> None:
+def test_a_scan_counts_its_steps_and_an_untaken_branch_counts_nothing() -> None:
     text = """net (float[T,8] x) => (float[8] s, float[T,8] y) {
         s, y = Scan <num_scan_inputs=1, body = b (float[8] a, float[8] e) => (float[8] c, float[8] d) {
             m = MatMul(e, w)  c = Add(a, m)  d = Identity(m) }> (start, x) }"""
@@ -120,7 +120,7 @@ def test_a_scan_counts_its_steps_and_a_branch_that_is_not_taken_nothing() -> Non
         assert sum(row.macs for row in tensor_sizes(ready, {"x": (batch, 8)}).work(ready)) == products * batch * 64
 
 
-def test_what_only_the_data_tell_is_unknown_without_a_run_and_known_by_one() -> None:
+def test_data_dependent_shapes_are_unknown_without_a_run() -> None:
     text = """net (float[N] x) => (float[M,4] y) {
         z = NonZero(x)  t = Transpose<perm=[1,0]>(z)  f = Cast<to=1>(t)  y = MatMul(f, w) }"""
     proto = model(text, {"w": weight(1, 4)})
@@ -137,7 +137,7 @@ def test_what_only_the_data_tell_is_unknown_without_a_run_and_known_by_one() -> 
     assert measured.report_entry([row]) == {"from": "sample", "unknown": []}
 
 
-def test_inspect_and_reports_say_where_sizes_are_from(tmp_path: Any) -> None:
+def test_inspect_and_reports_say_where_shapes_come_from(tmp_path: Any) -> None:
     proto, feeds = SIZED["view_cnn"](), [feed_of("view_cnn", SHAPES["view_cnn"][0], i) for i in range(4)]
     free, given = onnxshot.inspect(proto), onnxshot.inspect(proto, calib=feeds)
     assert free.sizes == {"from": "inferred", "unknown": []}
@@ -152,7 +152,7 @@ def test_inspect_and_reports_say_where_sizes_are_from(tmp_path: Any) -> None:
 
 
 def free(proto: onnx.ModelProto) -> dict[str, tuple[Any, ...]]:
-    """What is known of shapes while the inputs' sizes are not."""
+    """Shapes that are inferred while the sizes of the inputs are unknown."""
     skeleton, _ = Model(proto).skeleton()
     return propagate(skeleton, {}).shapes
 
@@ -180,7 +180,7 @@ def test_a_product_of_sizes_divides_by_any_of_them() -> None:
         ("masked_decoder", "oj", {2: 128}),
     ],
 )
-def test_sizes_that_do_not_depend_on_free_ones_are_known(name: str, tensor: str, known: dict[int, int]) -> None:
+def test_sizes_that_do_not_depend_on_free_dimensions_are_known(name: str, tensor: str, known: dict[int, int]) -> None:
     shapes = free(SIZED[name]())
     assert {axis: shapes[tensor][axis] for axis in known} == known
 
@@ -204,7 +204,7 @@ def by_reference(text: str, feed: Feed, held: dict[str, Any]) -> Sequence[Any]:
         "u = Unsqueeze(s, l0)  t = Transpose(u)  e = Expand(t, ones)  y = Reshape(e, minus1)",
     ],
 )
-def test_values_of_sizes_are_what_the_runtime_computes(body: str) -> None:
+def test_computed_values_are_those_of_the_runtime(body: str) -> None:
     held = {f"l{n}": np.array([n], np.int64) for n in (0, 2, 3, 4)} | {
         f"minus{n}": np.array([-n], np.int64) for n in (1, 2, 9)
     }
@@ -218,14 +218,14 @@ def test_values_of_sizes_are_what_the_runtime_computes(body: str) -> None:
     assert found.tolist() == wanted.tolist()
 
 
-def test_large_tables_are_not_followed() -> None:
+def test_values_of_large_tensors_are_not_computed() -> None:
     proto = model("net (int64[N] x) => (int64[N] y) { y = Add(x, t) }")
     proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1 << 14, np.int64), "t"))
     skeleton, _ = Model(proto).skeleton()
     assert "y" not in propagate(skeleton, {"x": (1 << 14,)}).values
 
 
-def test_an_operator_that_is_deprecated_stops_nothing() -> None:
+def test_a_deprecated_operator_does_not_stop_inference() -> None:
     """GroupNormalization has no successor from opset 18 to 20: exporters write it, ONNX Runtime runs it."""
     text = """g (float[n, 4, h] x) => (float[n, 4, h] y, float[n, 4, h] z) {
         y = GroupNormalization<num_groups = 2>(x, s, s)

@@ -1,4 +1,4 @@
-"""Zeros of weights: how many, in which pattern, and the same after quantization."""
+"""Zeros of weights: how many, in which pattern, and that quantization keeps them."""
 
 import zlib
 from typing import Any
@@ -19,7 +19,7 @@ Array = NDArray[np.float32]
 
 
 def masked(values: Array, of: int, keep: int) -> Array:
-    """Of so many inputs that follow each other, the largest `keep` are left."""
+    """Keep the largest `keep` of every few consecutive inputs."""
     table = np.moveaxis(values, 1, -1).copy()
     groups = table.reshape(-1, of)
     small = np.argsort(np.abs(groups), axis=1)[:, : of - keep]
@@ -56,11 +56,11 @@ INPUTS_GONE = np.where(np.arange(8)[None, :, None, None] == 3, 0, W)
         (np.zeros((0, 4), np.float32), "dense"),
     ],
 )
-def test_patterns(values: Array, expected: str) -> None:
+def test_detected_patterns(values: Array, expected: str) -> None:
     assert pattern(values) == expected
 
 
-def test_the_share_of_zeros_is_numpys() -> None:
+def test_sparsity_equals_the_share_counted_with_numpy() -> None:
     values = unstructured(W, 0.6)
     assert sparsity(values) == pytest.approx((values == 0).mean())
 
@@ -73,7 +73,7 @@ def network(**changed: Array) -> Any:
     return model(text, constants | changed)
 
 
-def test_every_weight_is_told_with_its_outputs_first() -> None:
+def test_every_weight_is_listed_with_outputs_first() -> None:
     pruned = network(k=masked(weight(12, 16), 4, 2), m=masked(weight(10, 12), 4, 2).T.copy())
     found = layers_of(load_model(pruned), macs(load_model(pruned)))
     assert [(x.op, x.shape, x.pattern) for x in found] == [
@@ -99,7 +99,7 @@ def test_quantized_weights_have_the_same_zeros() -> None:
             assert x.pattern in ("dense", y.pattern)
 
 
-def test_what_zeros_are_worth_is_said_where_there_are_any() -> None:
+def test_notes_on_zeros_appear_only_where_there_are_zeros() -> None:
     dense = load_model(network())
     assert sparsity_notes(layers_of(dense, {})) == ()
     assert "pattern" not in onnxshot.inspect(network()).to_text()

@@ -1,4 +1,4 @@
-"""The maths of cutting: which inputs go first, what that costs, and how the rest makes up for it."""
+"""Structured pruning: the order of removal, its cost, and the compensation by the other weights."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def loss(given: Reader, weight: Floats) -> float:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_errors_are_those_of_the_least_squares_repair(groups: int) -> None:
+def test_errors_are_those_after_least_squares_compensation(groups: int) -> None:
     given, _ = reader(np.random.default_rng(0), groups=groups)
     order, errors = removal_order([given], 6, 4, 1)
     for n in range(1, 5):
@@ -38,7 +38,7 @@ def test_errors_are_those_of_the_least_squares_repair(groups: int) -> None:
     assert (np.diff(errors) >= 0).all()
 
 
-def test_the_repair_is_numpys_ridge_solution() -> None:
+def test_compensated_weights_are_numpys_ridge_solution() -> None:
     rng = np.random.default_rng(1)
     given, x = reader(rng)
     gone = np.asarray([False, True, False, False, True, False])
@@ -51,7 +51,7 @@ def test_the_repair_is_numpys_ridge_solution() -> None:
     np.testing.assert_allclose(compensated_weights(given, gone)[0][:, kept], expected, rtol=1e-6, atol=1e-9)
 
 
-def test_the_first_to_go_is_the_cheapest_and_readers_add_up() -> None:
+def test_the_cheapest_channel_is_removed_first_and_costs_of_readers_add_up() -> None:
     rng = np.random.default_rng(2)
     one, other = reader(rng)[0], reader(rng)[0]
     order, errors = removal_order([one, other], 6, 1, 1)
@@ -63,7 +63,7 @@ def test_the_first_to_go_is_the_cheapest_and_readers_add_up() -> None:
     assert errors[1] == pytest.approx(min(alone), rel=1e-6)
 
 
-def test_a_copy_and_a_channel_nobody_weighs_cost_nothing() -> None:
+def test_a_duplicate_and_an_unread_channel_cost_nothing() -> None:
     rng = np.random.default_rng(3)
     x = rng.standard_normal((500, 5))
     x[:, 3] = x[:, 0]
@@ -76,7 +76,7 @@ def test_a_copy_and_a_channel_nobody_weighs_cost_nothing() -> None:
     assert errors[2] < 0.02
 
 
-def test_columns_of_others_stay_and_make_up() -> None:
+def test_columns_without_an_owner_stay_and_compensate() -> None:
     rng = np.random.default_rng(4)
     given, _ = reader(rng)
     mixed = Reader(given.weight, given.moments, np.where(given.owner > 2, -1, given.owner))
@@ -86,7 +86,7 @@ def test_columns_of_others_stay_and_make_up() -> None:
     assert errors[2] == pytest.approx(loss(mixed, compensated_weights(mixed, gone)), rel=1e-6)
 
 
-def test_curves_go_through_what_was_measured() -> None:
+def test_cost_curves_interpolate_the_measured_points() -> None:
     local = np.asarray([0.0, 0.01, 0.04, 0.16, 0.64])
     np.testing.assert_allclose(scaled(local, [(0.01, 0.002), (0.16, 0.008)])[[1, 3]], [0.002, 0.008])
     np.testing.assert_allclose(scaled(local, [(0.01, 0.002), (0.16, 0.008)])[2], 0.004)

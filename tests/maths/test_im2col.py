@@ -1,4 +1,4 @@
-"""Patches times the weight are the convolution, for every attribute of Conv that moves them."""
+"""Patches times the weight equal the convolution, for all attributes of Conv."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_patches_times_the_weight_are_the_convolution(
 
 @settings(max_examples=60)
 @given(st.integers(1, 3), st.integers(0, 2**32 - 1))
-def test_so_are_those_of_any_convolution(rank: int, seed: int) -> None:
+def test_patches_of_random_convolutions(rank: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     kernel = tuple(rng.integers(1, 4, rank).tolist())
     strides, dilations = rng.integers(1, 4, rank).tolist(), rng.integers(1, 3, rank).tolist()
@@ -86,14 +86,14 @@ def test_so_are_those_of_any_convolution(rank: int, seed: int) -> None:
     check(shape, kernel, strides, dilations, pads, group, seed)
 
 
-def test_some_positions_are_those_rows_of_all() -> None:
+def test_selected_positions_are_rows_of_all_positions() -> None:
     x = np.arange(2 * 5 * 6, dtype=np.float32).reshape(2, 5, 6)
     how = {"kernel": (3, 3), "strides": (1, 1), "dilations": (1, 1), "begin": (1, 1), "fill": 0.0}
     every = patches(x, np.arange(30), (5, 6), **how)
     np.testing.assert_array_equal(patches(x, np.asarray([7, 0, 29, 7]), (5, 6), **how), every[[7, 0, 29, 7]])
 
 
-def test_padding_is_the_zero_point_and_the_type_is_kept() -> None:
+def test_padding_is_the_zero_point_and_the_dtype_is_kept() -> None:
     x = np.full((2, 3, 3), 9, np.uint8)
     corner = patches(
         x, np.asarray([0]), (3, 3), kernel=(3, 3), strides=(1, 1), dilations=(1, 1), begin=(1, 1),

@@ -4,8 +4,8 @@ import random
 from onnxshot.maths.min_cut import MinimumCut
 
 
-def test_no_other_labels_are_cheaper() -> None:
-    """Held against all labellings of up to 8 things."""
+def test_labels_have_the_least_cost() -> None:
+    """Compared with all labellings of up to 8 things."""
     rng = random.Random(0)
     for _ in range(150):
         count = rng.randint(1, 8)

@@ -1,4 +1,4 @@
-"""Weights that go and what makes up for them, held against numpy and against all there is to try."""
+"""Pruned and refitted weights, compared with numpy's least squares and with exhaustive search."""
 
 from itertools import combinations
 
@@ -14,7 +14,7 @@ from onnxshot.maths.ridge_regression import Moments
 def problem(
     groups: int, outputs: int, inputs: int, rows: int = 400, seed: int = 0, alike: float = 1.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """(weight [G, O, K], inputs [G, N, K] whose columns are alike, their damped second moments)."""
+    """(weight [G, O, K], correlated inputs [G, N, K], their damped second moments)."""
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal((groups, outputs, inputs)).astype(np.float32)
     mixed = alike * rng.standard_normal((groups, inputs, inputs)) / np.sqrt(inputs) + 0.5 * np.eye(inputs)
@@ -49,7 +49,7 @@ def test_updates_are_never_worse_than_magnitude(text: str, shape: tuple[int, int
         assert gone.sum() == count
 
 
-def test_masks_are_close_to_the_best_there_are() -> None:
+def test_masks_are_close_to_those_of_exhaustive_search() -> None:
     ratios = []
     for seed in range(20):
         weight, _, moments = problem(1, 1, 8, seed=seed, alike=0.3)
@@ -65,7 +65,7 @@ def test_masks_are_close_to_the_best_there_are() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 5])
-def test_a_refit_is_least_squares_on_what_is_left(groups: int) -> None:
+def test_refit_is_least_squares_on_the_remaining_weights(groups: int) -> None:
     weight, _, moments = problem(groups, 6, 14)
     gone = np.random.default_rng(1).random(weight.shape) < 0.5
     gone[0, 0] = True  # nothing is left of one output
@@ -78,7 +78,7 @@ def test_a_refit_is_least_squares_on_what_is_left(groups: int) -> None:
     assert (found[gone] == 0).all()
 
 
-def test_what_is_fixed_goes_and_counts() -> None:
+def test_fixed_weights_are_pruned_and_counted() -> None:
     weight, _, moments = problem(1, 10, 100)
     fixed = np.random.default_rng(2).random(weight.shape) < 0.3
     gone, updated = obs.prune(weight, obs.inverse_factor(moments), Pattern(), 500, fixed)
@@ -87,7 +87,7 @@ def test_what_is_fixed_goes_and_counts() -> None:
     assert (updated[fixed] == 0).all()
 
 
-def test_groups_have_nothing_in_common() -> None:
+def test_groups_of_a_pruned_layer_are_independent() -> None:
     weight, _, moments = problem(4, 3, 9)
     gone = np.random.default_rng(3).random(weight.shape) < 0.4
     whole = obs.refit(weight, moments, gone)
@@ -96,7 +96,7 @@ def test_groups_have_nothing_in_common() -> None:
         np.testing.assert_allclose(whole[g : g + 1], alone, rtol=1e-3, atol=1e-4)
 
 
-def test_an_input_that_is_always_zero_does_no_harm() -> None:
+def test_an_input_that_is_always_zero_is_harmless() -> None:
     weight, x, _ = problem(3, 2, 6)
     x[1] = 0
     x[0, :, 2] = 0

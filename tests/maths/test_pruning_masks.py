@@ -1,4 +1,4 @@
-"""Masks: the pattern they were asked for, exactly, and of the lowest scores."""
+"""Pruning masks have exactly the requested pattern, and remove the lowest scores."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def scores(outputs: int, inputs: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 17, 60, 119, 120, 500])
-def test_unstructured_masks_take_so_many_of_the_lowest(count: int) -> None:
+def test_unstructured_masks_select_exactly_the_lowest_scores(count: int) -> None:
     given = scores(10, 12)
     gone = lowest_scores(given, Pattern(), count)
     assert gone.sum() == min(count, 120)
@@ -20,12 +20,12 @@ def test_unstructured_masks_take_so_many_of_the_lowest(count: int) -> None:
         assert given[gone].max() <= given[~gone].min()
 
 
-def test_many_equal_scores_make_no_more_zeros_than_asked() -> None:
+def test_equal_scores_do_not_add_zeros() -> None:
     assert lowest_scores(np.ones((8, 8), np.float32), Pattern(), 13).sum() == 13
 
 
 @pytest.mark.parametrize(("keep", "of"), [(2, 4), (1, 4), (1, 2), (4, 8), (3, 4)])
-def test_of_every_m_neighbours_n_stay(keep: int, of: int) -> None:
+def test_n_of_every_m_columns_are_kept(keep: int, of: int) -> None:
     given = scores(7, 3 * of)
     gone = lowest_scores(given, Pattern(keep, of), 0)
     assert ((~gone).reshape(7, 3, of).sum(2) == keep).all()
@@ -33,14 +33,14 @@ def test_of_every_m_neighbours_n_stay(keep: int, of: int) -> None:
     assert (np.where(out, groups, -1).max(2) <= np.where(out, 2, groups).min(2)).all()
 
 
-def test_columns_beyond_the_last_whole_group_stay() -> None:
+def test_columns_after_the_last_whole_group_are_kept() -> None:
     gone = lowest_scores(scores(3, 10), Pattern(2, 4), 0)
     assert not gone[:, 8:].any()
     assert (gone[:, :8].reshape(3, 2, 4).sum(2) == 2).all()
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(4, 1), (1, 4), (2, 3)])
-def test_blocks_go_as_wholes(rows: int, columns: int) -> None:
+def test_blocks_are_pruned_as_a_whole(rows: int, columns: int) -> None:
     gone = lowest_scores(scores(12, 12), Pattern(rows=rows, columns=columns), 72)
     blocks = gone.reshape(12 // rows, rows, 12 // columns, columns).transpose(0, 2, 1, 3).reshape(-1, rows * columns)
     assert set(blocks.sum(1)) == {0, rows * columns}
@@ -52,7 +52,7 @@ def test_blocks_at_the_edges_are_smaller_and_the_count_is_met_within_half_a_bloc
     assert abs(int(gone.sum()) - 33) <= 4
 
 
-def test_what_must_go_goes_first() -> None:
+def test_scores_of_minus_infinity_are_pruned_first() -> None:
     given = scores(6, 6)
     given[2, 3] = given[5, 5] = -np.inf
     gone = lowest_scores(given, Pattern(), 2)
@@ -61,11 +61,11 @@ def test_what_must_go_goes_first() -> None:
 
 
 @pytest.mark.parametrize("text", ["unstructured", "2:4", "1:16", "block:4x1", "block:2x8"])
-def test_a_pattern_reads_as_it_was_written(text: str) -> None:
+def test_a_pattern_round_trips_through_its_text(text: str) -> None:
     assert str(Pattern.parse(text)) == text
 
 
 @pytest.mark.parametrize("text", ["", "4:2", "4:4", "0:4", "2:4:8", "block", "block:0x1", "block:4", "channels", "x"])
-def test_what_is_no_pattern_is_refused(text: str) -> None:
+def test_an_invalid_pattern_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no pattern"):
         Pattern.parse(text)

@@ -1,4 +1,4 @@
-"""Ridge regression against numpy's least squares, and the strength that other rows choose."""
+"""Ridge regression compared with numpy's least squares, and the strength chosen on held-out rows."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def rows(seed: int, count: int = 50) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """(weight [2, 3, 7], inputs [2, N, 7], outputs that have nothing to do with them [2, N, 3])."""
+    """(weight [2, 3, 7], inputs [2, N, 7], unrelated outputs [2, N, 3])."""
     rng = np.random.default_rng(seed)
     shapes = (2, 3, 7), (2, count, 7), (2, count, 3)
     weight, x, y = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
     return weight, x @ rng.standard_normal((2, 7, 7)).astype(np.float32), y
 
 
-def test_ridge_is_numpys() -> None:
+def test_ridge_equals_numpys_least_squares() -> None:
     weight, x, y = rows(4)
     moments = Moments.of(x, y)
     found = ridge(moments, weight, 0.1)
@@ -38,7 +38,7 @@ def test_moments_of_parts_add_up() -> None:
     np.testing.assert_allclose(both.yx, whole.yx, rtol=1e-4, atol=1e-3)
 
 
-def test_what_other_rows_agree_with_is_learned_as_far_as_they_agree() -> None:
+def test_the_strength_is_chosen_on_held_out_rows() -> None:
     weight, x, noise = rows(6, 400)
     clean = x @ weight.transpose(0, 2, 1)
     nothing = np.zeros_like(weight)

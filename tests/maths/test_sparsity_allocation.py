@@ -1,4 +1,4 @@
-"""Zeros shared out over layers: the whole is met exactly, and where they cost most there are fewest."""
+"""Zeros divided among layers: the total is met exactly, and costly layers get fewest."""
 
 import itertools
 
@@ -14,13 +14,13 @@ def curve(size: int, height: float, power: float = 3.0, least: int = 0) -> Curve
     return Curve(size, SHARES, tuple(height * s**power for s in SHARES), least)
 
 
-def test_a_curve_goes_through_what_was_measured() -> None:
+def test_a_curve_interpolates_the_measured_points() -> None:
     found = curve(100, 2.0).at(np.array([0.0, 0.1, 0.25, 0.6, 0.95, 0.97]))
     np.testing.assert_allclose(found, 2.0 * np.array([0.0, 0.1, 0.25, 0.6, 0.95, 0.97]) ** 3, rtol=1e-9)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.83, 0.97, 0.995])
-def test_the_whole_is_met_exactly(share: float) -> None:
+def test_the_total_is_met_exactly(share: float) -> None:
     curves = [curve(1001, 1.0), curve(37, 50.0), curve(20011, 0.1), curve(300, 5.0, 1.5)]
     count = round(share * sum(c.size for c in curves))
     found = cheapest_allocation(curves, count)
@@ -28,14 +28,14 @@ def test_the_whole_is_met_exactly(share: float) -> None:
     assert all(0 <= n <= c.size for n, c in zip(found, curves, strict=True))
 
 
-def test_what_costs_most_is_spared() -> None:
+def test_the_most_costly_layer_gets_the_fewest_zeros() -> None:
     cheap, dear, same = curve(1000, 0.1), curve(1000, 10.0), curve(1000, 0.1)
     found = cheapest_allocation([cheap, dear, same], 1500)
     assert found[1] < 200 < 600 < found[0]
     assert abs(found[0] - found[2]) <= 10
 
 
-def test_it_is_as_good_as_all_there_is_to_try() -> None:
+def test_the_cost_is_that_of_exhaustive_search() -> None:
     curves = [curve(200, 1.0), curve(200, 4.0, 2.0), curve(200, 0.3, 4.0)]
 
     def cost(counts: tuple[int, ...]) -> float:
@@ -46,14 +46,14 @@ def test_it_is_as_good_as_all_there_is_to_try() -> None:
     assert cost(tuple(cheapest_allocation(curves, 300))) <= best * 1.01
 
 
-def test_zeros_that_are_there_count() -> None:
+def test_existing_zeros_count() -> None:
     found = cheapest_allocation([curve(1000, 1.0, least=400), curve(1000, 1.0)], 800)
     assert sum(found) == 800
     assert found[0] >= 400
     assert cheapest_allocation([curve(1000, 1.0, least=900), curve(1000, 1.0)], 500) == [900, 0]
 
 
-def test_a_layer_that_costs_nothing_goes_first() -> None:
+def test_a_layer_without_cost_is_pruned_first() -> None:
     free = Curve(1000, SHARES, (0.0, 0.0, 0.0, 0.0))
     found = cheapest_allocation([free, curve(1000, 1.0)], 900)
     assert sum(found) == 900
@@ -73,7 +73,7 @@ def test_small_layers_stay_denser_by_erdos_renyi_kernel() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 50, 149, 160])
-def test_rounding_loses_nothing(count: int) -> None:
+def test_rounded_counts_add_up_to_the_total(count: int) -> None:
     found = exact_counts([100, 30, 30], [count / 160] * 3, count)
     assert sum(found) == count
     assert all(abs(n - size * count / 160) <= 1 for n, size in zip(found, [100, 30, 30], strict=True))
