@@ -45,7 +45,7 @@ def test_output_keeps_its_name(op: str) -> None:
     assert [n.outputs[0].name for n in after.graph.nodes] == ["y"]
 
 
-def test_two_promised_names_keep_their_node() -> None:
+def test_a_node_between_an_input_and_an_output_of_the_model_stays() -> None:
     for name, kept in (("input_is_output", 1), ("dropout_and_identity_chain", 0)):
         case = HANDMADE[name]()
         after, change = rewritten(case.model, DropIdentity(), *case.feeds[:1])
@@ -57,7 +57,7 @@ def test_two_promised_names_keep_their_node() -> None:
     "nodes",
     ["t = Cast<to = 10>(x) y = Cast<to = 1>(t)", "y = Transpose<perm = [1, 0]>(x)", "y = Concat<axis = 0>(x, x)"],
 )
-def test_what_does_something_stays(nodes: str) -> None:
+def test_nodes_that_change_values_stay(nodes: str) -> None:
     before = model(f"g (float[4, 4] x) => (float[p, q] y) {{ {nodes} }}")
     _, change = rewritten(before, DropIdentity(), *feeds(1, x=(4, 4)))
     assert (change.edits, change.skips) == (0, [])
@@ -110,7 +110,7 @@ def test_a_relu_of_a_relu() -> None:
     assert ops(after) == {"Relu": 2, "Neg": 2}
 
 
-def test_what_keeps_float_ops_apart_goes() -> None:
+def test_leakyrelu_of_slope_1_and_flatten_of_a_matrix_are_removed() -> None:
     text = """g (float[n, 4] x) => (float[n, 4] y, float[n, 12] z) {
         a = LeakyRelu<alpha = 1.0>(x)  b = Flatten<axis = 1>(a)  y = Neg(b)
         u = Unsqueeze(x, one)  e = Concat<axis = 1>(u, u, u)  f = Flatten<axis = 1>(e)  z = LeakyRelu<alpha = 0.5>(f)

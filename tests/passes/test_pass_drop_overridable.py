@@ -11,7 +11,7 @@ TEXT = "g (float[n, 4] x, float[4, 4] w, float[4] s) => (float[n, 4] y) { a = Ma
 
 
 @pytest.mark.parametrize("ir", [3, 8])
-def test_initializers_leave_the_inputs(ir: int) -> None:
+def test_initializers_are_removed_from_the_inputs(ir: int) -> None:
     """ORT PR #3449, PR #25102."""
     proto = model(TEXT, {"w": weight(4, 4), "s": weight(4)}, ir=ir, opset=9)
     after, change = rewritten(proto, DropOverridable(), *feeds(1, x=(2, 4)))
@@ -21,7 +21,7 @@ def test_initializers_leave_the_inputs(ir: int) -> None:
     assert after.notes == ["2 initializers are no longer listed as inputs: w, s"]
 
 
-def test_kept_ones_stay_inputs_and_no_pass_touches_them() -> None:
+def test_kept_initializers_stay_inputs_and_no_pass_changes_them() -> None:
     proto = model(TEXT, {"w": weight(4, 4), "s": weight(4)})
     after, change = rewritten(proto, DropOverridable(keep=True), *feeds(1, x=(2, 4)))
     assert change.edits == 0

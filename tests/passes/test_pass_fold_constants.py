@@ -109,7 +109,7 @@ def test_invalid_node_stays_with_a_reason(bad: str) -> None:
     assert ops(after)["Add"] == 1
 
 
-def test_large_weight_is_not_held() -> None:
+def test_a_large_result_is_not_kept_in_memory() -> None:
     text = """g (float[n, 1024] x) => (float[n, 1024] y) {
         t = Transpose<perm = [1, 0]>(h) w = Cast<to = 1>(t) y = MatMul(x, w)
     }"""
@@ -139,7 +139,7 @@ def test_existing_quantization_stays() -> None:
         assert ops(after) == before
 
 
-def test_what_would_grow_the_file_stays() -> None:
+def test_a_result_that_would_grow_the_file_is_not_folded() -> None:
     text = """g (float[1000, 1000] x) => (float[1000, 1000] y) {
         a = Expand(one, shape) b = ConstantOfShape(shape) c = Tile(row, repeats) d = Mul(row, column)
         e = Add(a, b) f = Add(c, d) h = Add(e, f) y = Add(x, h)
@@ -185,7 +185,7 @@ def test_constant_output_keeps_its_node_and_name() -> None:
     assert [o.name for o in after.graph.outputs] == ["y", "z", "k"]
 
 
-def test_shape_of_what_is_static_only() -> None:
+def test_only_static_sizes_are_folded() -> None:
     text = """g (float[n, 3, 4] x, float[2, 3] s) => (int64[1] a, int64[3] b, int64[2] c, int64 d, int64[3] e) {
         p = Relu(x) a0 = Shape<start = 1, end = 2>(p) b = Shape(p) c0 = Shape(s) d0 = Size(s) e0 = Shape(w)
         i = ReduceSum<keepdims = 0>(b) z = Sub(i, i) a = Add(a0, z) c = Add(c0, z) d = Add(d0, z) e = Add(e0, z)
@@ -196,7 +196,7 @@ def test_shape_of_what_is_static_only() -> None:
     assert ops(after)["Shape"] == 1
 
 
-def test_shape_that_only_the_file_claims_is_not_believed() -> None:
+def test_a_shape_that_only_value_info_states_is_ignored() -> None:
     """onnxsim #101, #213: exporters leave the example's batch size in value_info."""
     proto = model("g (float[n, 4] x) => (int64[2] y) <float[1, 4] h> { h = Relu(x) s = Shape(h) y = Neg(s) }")
     after, change = rewritten(proto, FOLD, *feeds(1, x=(5, 4)))
@@ -231,7 +231,7 @@ def test_weight_shared_by_folded_and_kept_nodes() -> None:
     np.testing.assert_array_equal(weights.read(tensor(after, "t")), weights.read(tensor(after, "w")).T)
 
 
-def test_branches_that_turn_one_weight_alike_share_the_result() -> None:
+def test_equal_results_in_two_branches_are_stored_once() -> None:
     """Both LSTMs of a voice detector, one per branch, unsqueeze the same weights: the file must not hold them twice."""
     text = """g (float[n, 4] x, bool c) => (float[n, 4] y) {
         y = If (c) <

@@ -28,7 +28,7 @@ def pads(*values: int) -> np.ndarray:
         ("AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1>(p)", None),
     ],
 )
-def test_it_is_folded(line: str, value: Any) -> None:
+def test_pad_is_folded(line: str, value: Any) -> None:
     extra = "" if value is None else ", z"
     text = f"g (float[n, 4, 9, 8] x) => (float[n, c, u, v] y) {{ p = Pad(x, a{extra}) y = {line} }}"
     held = {"a": pads(0, 0, 0, 1, 0, 0, 1, 1)} | ({} if value is None else {"z": value})
@@ -38,7 +38,7 @@ def test_it_is_folded(line: str, value: Any) -> None:
     assert ops(after)["Pad"] == 0
 
 
-def test_zeros_in_front_of_a_pool_of_what_is_not_negative() -> None:
+def test_zero_padding_of_a_tensor_that_is_never_negative_folds_into_maxpool() -> None:
     text = """g (float[n, 4, 9, 8] x) => (float[n, 4, u, v] y) {
         r = Relu(x)
         p = Pad<mode = "constant">(r, a)
@@ -61,7 +61,7 @@ def test_zeros_in_front_of_a_pool_of_what_is_not_negative() -> None:
         ("Relu(p)", (0, 0, 1, 0, 0, 0, 1, 0), 0.0),
     ],
 )
-def test_it_stays(line: str, padded: tuple[int, ...], value: float) -> None:
+def test_pad_stays(line: str, padded: tuple[int, ...], value: float) -> None:
     text = f"g (float[n, 4, 9, 8] x) => (float[n, c, u, v] y) {{ p = Pad(x, a, z) y = {line} }}"
     held = {"a": pads(*padded), "z": np.float32(value)} | ({"w": weight(3, 4, 2, 3)} if "Conv" in line else {})
     after, change = rewritten(model(text, held), FoldPad(), *feeds(1, x=(2, 4, 9, 8)))
@@ -69,7 +69,7 @@ def test_it_stays(line: str, padded: tuple[int, ...], value: float) -> None:
     assert ops(after)["Pad"] == 1
 
 
-def test_a_pad_that_something_else_reads_stays() -> None:
+def test_a_pad_with_another_reader_stays() -> None:
     text = """g (float[n, 4, 9, 8] x) => (float[n, 4, u, v] p, float[n, 3, s, t] y) {
         p = Pad(x, a)
         y = Conv(p, w)

@@ -33,7 +33,7 @@ def repeated(axis: int, spread: str, counts: list[int], target: list[int], opset
         (1, "Tile", [1, 1, 2, 1, 1], [0, 6, 4, 5]),
     ],
 )
-def test_it_is_a_resize(axis: int, spread: str, counts: list[int], target: list[int]) -> None:
+def test_a_repetition_becomes_a_resize(axis: int, spread: str, counts: list[int], target: list[int]) -> None:
     proto = repeated(axis, spread, counts, target)
     after, change = rewritten(proto, FoldRepeat(), *feeds(2, x=(2, 3, 4, 5)))
     assert change.edits == 1
@@ -49,13 +49,13 @@ def test_it_is_a_resize(axis: int, spread: str, counts: list[int], target: list[
         (2, "Expand", [1, 1, 1, 1, 1], [-1, 3, 4, 5]),
     ],
 )
-def test_what_is_in_another_order_stays(axis: int, spread: str, counts: list[int], target: list[int]) -> None:
+def test_repetitions_in_another_order_stay(axis: int, spread: str, counts: list[int], target: list[int]) -> None:
     after, change = rewritten(repeated(axis, spread, counts, target), FoldRepeat(), *feeds(2, x=(2, 3, 4, 5)))
     assert change.edits == 0
     assert ops(after)["Resize"] == 0
 
 
-def test_below_opset_11_it_stays() -> None:
+def test_nothing_is_folded_below_opset_11() -> None:
     text = """g (float[n, 3, 4, 5] x) => (float[n, 3, 8, 5] y) {
         a = Unsqueeze<axes = [3]>(x)
         b = Expand(a, counts)

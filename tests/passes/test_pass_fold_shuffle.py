@@ -29,7 +29,7 @@ def test_shuffle_of_two_groups_is_one_gather() -> None:
     assert channels(after) == [[0, 3, 1, 4, 2, 5]]
 
 
-def test_shuffle_with_a_split_behind_it_is_a_gather_per_half() -> None:
+def test_shuffle_and_split_become_one_gather_per_half() -> None:
     """ShuffleNetV2 as exporters write it: reshape, transpose, reshape, then index 0 and 1."""
     body = (
         "a = Reshape(x, s) b = Transpose<perm = [1, 0, 2]>(a) c = Reshape(b, t)"
@@ -43,7 +43,7 @@ def test_shuffle_with_a_split_behind_it_is_a_gather_per_half() -> None:
     assert sorted(channels(after)) == [[0, 2, 4], [1, 3, 5]]
 
 
-def test_free_batch_with_shapes_that_follow_it() -> None:
+def test_dynamic_batch_with_computed_shapes() -> None:
     body = "a = Reshape(x, s) b = Transpose<perm = [0, 2, 1, 3, 4]>(a) y = Reshape(b, t)"
     p = proto(body, f"float[n, {C}, {H}, {W}] y", batch="n", s=[0, 3, 2, H, W], t=[-1, C, H, W])
     after, change = rewritten(p, FoldShuffle(), *feeds(1, x=(3, C, H, W)))
@@ -118,8 +118,8 @@ def test_parts_of_a_shuffle_are_picked_at_once(split: str) -> None:
     assert sorted(c for c in channels(after) if isinstance(c, list)) == [[0, 3, 1], [4, 2, 5]]
 
 
-def test_a_constant_that_fits_one_batch_alone_is_no_shuffle_of_all() -> None:
-    """With two pictures this reorders channels; with three it mixes pictures, and is not what it seems."""
+def test_a_chain_that_is_a_shuffle_for_one_batch_size_only_stays() -> None:
+    """With a batch of two this reorders channels; with a batch of three it mixes images."""
     body = "a = Reshape(x, s) b = Transpose<perm = [0, 2, 1, 3]>(a) y = Reshape(b, t)"
     p = proto(body, f"float[n, {C}, {H}, {W}] y", batch="n", s=[2, 2, C // 2, H * W], t=[2, C, H, W])
     assert rewritten(p, FoldShuffle(), *feeds(1, x=(2, C, H, W)))[1].edits == 0

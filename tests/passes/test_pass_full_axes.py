@@ -54,7 +54,7 @@ def held(values: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("free", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_all_axes_are_written_out(form: str, free: bool) -> None:
-    """With a free height and width too: a Shape then tells the sizes of the axes that are not named."""
+    """With a dynamic height and width too: a Shape then gives the sizes of the axes that are not listed."""
     line, constants = FORMS[form]
     size = "float[n, 4, h, w] c" if free else "float[n, 4, 10, 10] c"
     opset = 19
@@ -66,7 +66,7 @@ def test_all_axes_are_written_out(form: str, free: bool) -> None:
         assert all(len(n.inputs) < 4 for n in after.graph.nodes if n.op == "Pad")
 
 
-def test_computed_pads_are_put_in_their_places() -> None:
+def test_computed_pads_are_scattered_to_all_axes() -> None:
     text = """g (float[n, 4, h, w] c, int64[2] one) => (float[n, 4, u, w] y) {
         pads = Add(one, one)
         y = Pad(c, pads, , axes)
@@ -91,8 +91,8 @@ DEFAULT = ("reflect", "cubic_smaller", "aspect_rounded", "crop_or_pad")
 @pytest.mark.parametrize(
     "form", [pytest.param(form, marks=() if form in DEFAULT else pytest.mark.slow) for form in FORMS]
 )
-def test_the_written_file_loads_and_gives_what_was_told(form: str, tmp_path: Path) -> None:
-    """Between two int8 Convs: the runtime's layout pass moves Transposes over what it finds there."""
+def test_the_written_file_loads_and_gives_the_same_outputs(form: str, tmp_path: Path) -> None:
+    """Between two int8 Convs, where ONNX Runtime's layout optimization moves Transposes past the ops."""
     import onnxruntime
 
     line, constants = FORMS[form]

@@ -44,7 +44,7 @@ def test_hard_sigmoid(opset: int) -> None:
 @pytest.mark.parametrize(
     "nodes", ["y = Div(b, seven)", "y = Div(six, b)", "m = Mul(b, b) y = Div(m, six)", "m = Mul(x0, b) y = Div(m, six)"]
 )
-def test_what_is_something_else_stays(nodes: str) -> None:
+def test_other_patterns_stay(nodes: str) -> None:
     text, constants = graph(nodes, 12)
     before = ops(loaded(model(text, constants)))
     after, change = rewritten(model(text, constants), FuseActivations(), {"x0": np.full((1, 8), -1, np.float32)})

@@ -62,7 +62,7 @@ def test_intermediate_output_stays() -> None:
     ("old", "new"),
     [("Sub(x, m)", "Sub(m, x)"), ("axes = [-1]>(q)", "axes = [1]>(q)"), ("Pow(d, two)", "Pow(d, eps)")],
 )
-def test_what_is_something_else_stays(old: str, new: str) -> None:
+def test_other_patterns_stay(old: str, new: str) -> None:
     text = TEXT.replace(old, new)
     _, change = rewritten(model(text, constants(text)), FuseLayerNorm())
     assert change.edits == 0

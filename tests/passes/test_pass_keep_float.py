@@ -102,7 +102,7 @@ FORMS = {
 
 
 def steps(proto: onnx.ModelProto, given: list[Feed], *, optimize: bool) -> NDArray[np.float64]:
-    """What the model gives, in steps of its last Q."""
+    """Outputs of the model, in steps of its last Q."""
     options = onnxruntime.SessionOptions()
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -112,7 +112,7 @@ def steps(proto: onnx.ModelProto, given: list[Feed], *, optimize: bool) -> NDArr
 
 
 def moved_share(proto: onnx.ModelProto, given: list[Feed], reference: NDArray[np.float64]) -> float:
-    """Share of outputs that ONNX Runtime's optimizations put on another step."""
+    """Share of outputs that ONNX Runtime's optimizations move to another step."""
     return float((np.abs(steps(proto, given, optimize=True) - reference) > 0.5).mean())
 
 
@@ -135,7 +135,7 @@ def test_a_float_product_between_pairs_keeps_its_weights(name: str, per_axis: bo
         assert moved_share(proto, given, reference) > 0.02  # what the pass is for
 
 
-def test_channels_get_one_scale_each_and_the_pair_stays_one() -> None:
+def test_every_channel_gets_a_scale_and_the_pair_is_shared() -> None:
     proto, _ = FORMS["conv and relu"]
     after, _ = kept(proto)
     product = next(n for n in after.graph.nodes if n.name == "mid")
@@ -149,7 +149,7 @@ def test_channels_get_one_scale_each_and_the_pair_stays_one() -> None:
     assert ops(after) == {"Conv": 1, "Relu": 1}
 
 
-def test_what_nothing_quantizes_stays_as_it_is() -> None:
+def test_ops_that_onnx_runtime_does_not_quantize_stay() -> None:
     proto, _ = conv()
     assert KeepFloat(frozenset()).run(loaded(proto)).edits == 0
     free = model(
@@ -218,7 +218,7 @@ def test_a_float_op_without_a_weight_runs_in_float(name: str, per_axis: bool, ch
     assert moved_share(made, given, reference) < 0.03  # means of codes often lie half way between two
 
 
-def test_an_op_that_others_read_too_is_left_as_it_is() -> None:
+def test_an_op_with_other_readers_stays() -> None:
     proto = alone("r = Add(d, k)  o = Neg(r)")
     proto.graph.output.add().CopyFrom(onnx.helper.make_tensor_value_info("o", 1, list(IMAGE)))
     after = loaded(proto)

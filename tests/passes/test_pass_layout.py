@@ -1,4 +1,4 @@
-"""Transposes between channels last and channels first: what cancels, what must stay, and what never changes."""
+"""Transposes between NHWC and NCHW: which are removed, which must stay, and that outputs never change."""
 
 import random
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def normalized(proto: onnx.ModelProto, *feeds: Feed) -> Model:
 
 
 def moved(proto: onnx.ModelProto, feed: Feed) -> int:
-    """How many values the Transposes of a model move."""
+    """Number of values that the Transposes of a model move."""
     stored = {t.name for t in proto.graph.initializer}
     read = [n.input[0] for n in proto.graph.node if n.op_type == "Transpose" and n.input[0] not in stored]
     sizes = {name: value.size for name, value in feed.items()}
@@ -112,8 +112,8 @@ def segmentation(g: Nhwc) -> str:
     ("build", "transposes"),
     [(mobile, 1), (residual, 1), (unet, 2), (squeeze_excite, 1), (heads, 3), (segmentation, 1)],
 )
-def test_an_nhwc_net_becomes_its_nchw_twin(build: Callable[[Nhwc], str], transposes: int, size: int | str) -> None:
-    """What stays: one Transpose behind the input, and one in front of what needs channels last."""
+def test_an_nhwc_network_becomes_an_nchw_network(build: Callable[[Nhwc], str], transposes: int, size: int | str) -> None:
+    """One Transpose stays after the input, and one before ops that need channels last."""
     g = Nhwc(3, size)
     proto = g.model(build(g))
     after = normalized(proto, *feeds(2, x=(2, 12, 12, 3)))
@@ -125,7 +125,7 @@ def test_an_nhwc_net_becomes_its_nchw_twin(build: Callable[[Nhwc], str], transpo
     assert moved(after.to_proto(), *feeds(1, x=(1, 12, 12, 3))) < moved(proto, *feeds(1, x=(1, 12, 12, 3)))
 
 
-def test_flat_features_change_the_rows_of_the_product() -> None:
+def test_flattened_features_reorder_the_rows_of_the_weight() -> None:
     for product in ("MatMul", "Gemm<transB = 1>"):
         g = Nhwc(3, 6)
         g.add("Relu", g.conv(4))
@@ -135,7 +135,7 @@ def test_flat_features_change_the_rows_of_the_product() -> None:
         assert ops(after)["Transpose"] == 1
 
 
-def test_features_that_another_node_reads_keep_their_order() -> None:
+def test_features_with_another_reader_keep_their_order() -> None:
     g = Nhwc(3, 6)
     g.add("Relu", g.conv(4))
     flat = g.add("Reshape", g.now, g.hold([-1, 144]))
@@ -145,7 +145,7 @@ def test_features_that_another_node_reads_keep_their_order() -> None:
 
 
 def test_outputs_keep_name_and_layout() -> None:
-    """One tensor is given out in both layouts: `rewritten` holds names, shapes and values against the given model."""
+    """One tensor is an output in both layouts; `rewritten` compares names, shapes and values with the given model."""
     g = Nhwc(3)
     inner = g.add("Relu", g.conv(4))
     first = g.add(TO_FIRST, inner)
@@ -261,7 +261,7 @@ def test_a_norm_over_channels_last_keeps_its_transposes() -> None:
         "Reshape",
     ],
 )
-def test_what_cannot_turn_keeps_its_layout(line: str) -> None:
+def test_an_op_without_a_layout_change_keeps_its_layout(line: str) -> None:
     extra = {"CumSum": ", axis", "Reshape": ", shape"}.get(line, "")
     text = f"""g (float[n, 4, 4, 3] x) => (float[n, 2, 4, 4] y) {{
         a = Transpose<perm = [0, 3, 1, 2]>(x)
@@ -381,7 +381,7 @@ def any_graph(seed: int) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("seeds", [range(25), pytest.param(range(25, 400), marks=pytest.mark.slow)])
-def test_no_graph_changes_what_it_gives_or_moves_more(seeds: range) -> None:
+def test_random_graphs_keep_their_outputs_and_move_no_more_values(seeds: range) -> None:
     for seed in seeds:
         proto = any_graph(seed)
         fed = feeds(1, x=(2, 8, 8, proto.graph.input[0].type.tensor_type.shape.dim[3].dim_value))
@@ -390,7 +390,7 @@ def test_no_graph_changes_what_it_gives_or_moves_more(seeds: range) -> None:
         assert moved(normalized(proto, *fed).to_proto(), fed[0]) <= moved(proto, fed[0]), seed
 
 
-def test_a_name_that_went_still_finds_its_layer() -> None:
+def test_a_removed_name_still_finds_its_layer() -> None:
     g = Nhwc(3)
     g.conv(4)
     inner = g.add("Relu", g.now)
@@ -399,7 +399,7 @@ def test_a_name_that_went_still_finds_its_layer() -> None:
     assert after.renamed[inner] == the(after, "Relu").outputs[0].name
 
 
-def test_a_norm_in_single_steps_stays_over_the_last_axis() -> None:
+def test_a_decomposed_norm_stays_over_the_last_axis() -> None:
     """Below opset 17 a LayerNormalization is nine nodes, which runtimes fuse over the last axis only."""
     text = """g (float[n, 8, 6, 6] x) => (float[n, 8, 6, 6] y) {
         a = Transpose<perm = [0, 2, 3, 1]>(x)

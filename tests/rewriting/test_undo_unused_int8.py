@@ -54,7 +54,7 @@ def forms() -> list[tuple[str, str, int]]:
 def test_no_weight_is_dequantized_at_run_time(
     product: str, behind: str, rank: int, include: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the rules alone, for every form of a product and of what follows it; pain 46."""
+    """By the planner's rules alone, for every form of a product and of what follows it; pain 46."""
     given = case(PRODUCTS[product], BEHIND[behind], rank)
     monkeypatch.setattr(undo_unused_int8, "dequantized_weights", lambda _: set())
     ops = {n.op_type for n in given.model.graph.node}
@@ -62,7 +62,7 @@ def test_no_weight_is_dequantized_at_run_time(
     assert dequantized_weights(proto) == set()
 
 
-def test_what_the_rules_do_not_know_is_put_back_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_is_not_fused_is_restored_to_float(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make_plan, "_only_relu_reads", lambda *_: False)
     given = case(PRODUCTS["MatMul"], BEHIND["Relu and residual Add"])
     result, proto = quantized(given, include=("MatMul",))
@@ -77,7 +77,7 @@ def test_what_the_rules_do_not_know_is_put_back_in_float(monkeypatch: pytest.Mon
         np.testing.assert_allclose(run(proto, feed)[0], run(proto, feed, optimize=False)[0], atol=1e-4)
 
 
-def test_the_runtime_is_what_tells() -> None:
+def test_expanded_weights_are_read_from_the_optimized_graph() -> None:
     text = "g (float[64, 64] x) => (float[64, 64] y) { w = DequantizeLinear<axis = 1>(q, s) y = Mul(x, w) }"
     constants = {"q": np.ones((64, 64), np.int8), "s": np.ones(64, np.float32)}
     assert dequantized_weights(small(text, constants, x=(64, 64)).model) == {"q"}
@@ -85,10 +85,10 @@ def test_the_runtime_is_what_tells() -> None:
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
-def test_what_is_put_back_has_the_weights_of_the_input_proven_or_not(
+def test_restored_weights_are_those_of_the_input_with_and_without_proof(
     effort: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A replay does not prove its result: without the float model's weights it would make other bytes."""
+    """A replay runs no proof, but must restore the float model's weights too, to write the same bytes."""
     monkeypatch.setattr(make_plan, "_only_relu_reads", lambda *_: False)
     given = case(PRODUCTS["MatMul"], BEHIND["Relu and residual Add"])
     made = [

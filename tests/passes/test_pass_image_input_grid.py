@@ -1,4 +1,4 @@
-"""Pictures of 8 bits, normalized by channel, are quantized to the very bytes they were."""
+"""8-bit images, normalized per channel, are quantized to exactly their original bytes."""
 
 from dataclasses import replace
 from typing import Any
@@ -54,7 +54,7 @@ def grids(images: NDArray[np.uint8]) -> list[Grid]:
 # ---------------------------------------------------------------------------- grids
 
 
-def test_the_channel_that_one_step_leaves_least_of() -> None:
+def test_least_sqnr_of_a_channel_under_one_scale() -> None:
     rng = np.random.default_rng(5)
     samples = [rng.normal(size=(2, 3, 40, 40)) * np.asarray([3.0, 0.2, 0.0]).reshape(3, 1, 1) + 1 for _ in range(4)]
     quiet = np.concatenate([x[:, 1] for x in samples])
@@ -76,7 +76,7 @@ def test_the_grid_of_values_on_one_is_found(step: float, offset: float, codes: l
     assert codes_found.max() < 255.5
 
 
-def test_all_256_values_tell_step_and_offset_exactly() -> None:
+def test_all_256_values_determine_step_and_offset_exactly() -> None:
     found = find_grid(((np.arange(256) / 255 - 0.485) / 0.229).astype(np.float32))
     assert found is not None
     assert found.step == pytest.approx(1 / 255 / 0.229, rel=1e-7)
@@ -96,16 +96,16 @@ def test_all_256_values_tell_step_and_offset_exactly() -> None:
     ],
     ids=["noise", "one value", "300 levels", "few levels", "one beside it", "not finite", "none"],
 )
-def test_what_lies_on_no_grid(values: NDArray[Any]) -> None:
+def test_values_without_a_grid(values: NDArray[Any]) -> None:
     assert find_grid(values.astype(np.float32)) is None
 
 
-def test_one_scale_that_is_exact_already_needs_none_by_channel() -> None:
+def test_one_exact_scale_needs_no_scales_per_channel() -> None:
     x = (pictures(4) / 255).astype(np.float32)
     assert grids_of(list(x[:, None].reshape(4, 1, 3, 12, 12))) is None
 
 
-def test_zero_points_half_way_between_two_integers_are_refused() -> None:
+def test_zero_points_half_way_between_two_integers_are_rejected() -> None:
     codes = np.arange(256, dtype=np.float32)
     apart = np.stack([codes - 100.2, codes - 110.3])[None, :, :]
     assert grids_of([apart]) is not None
@@ -117,7 +117,7 @@ def test_zero_points_half_way_between_two_integers_are_refused() -> None:
 
 
 @pytest.mark.parametrize("attributes", [PADDED, "strides = [1, 1]", "dilations = [2, 1], pads = [0, 1, 0, 1]"])
-def test_the_float_answers_stay_the_same(attributes: str) -> None:
+def test_float_outputs_stay_the_same(attributes: str) -> None:
     images = pictures(6)
     proto = network(attributes)
     changed = load_model(proto)
@@ -151,7 +151,7 @@ def _with_output(proto: onnx.ModelProto, name: str) -> bytes:
     ],
     ids=["read twice", "pads by itself", "not read by a Conv"],
 )
-def test_inputs_that_are_left(text: str) -> None:
+def test_inputs_without_a_suitable_conv_stay(text: str) -> None:
     constants = {"w": weight(3, 3, 3, 3), "b": vector(3)}
     proto = model(f"g (float[1, 3, 12, 12] x) => (float[1, 3, 12, 12] y) {{ {text} }}", constants)
     assert reader_of(load_model(proto), "x") is None
@@ -164,7 +164,7 @@ def made(feeds: list[Feed], **options: Any) -> Any:
     return quantize(network(), feeds, settings=FAST, effort="balanced", **options)
 
 
-def test_the_quantized_picture_is_the_picture(tmp_path: Any) -> None:
+def test_the_quantized_image_equals_the_image(tmp_path: Any) -> None:
     images = pictures(32)
     result = made(normalized(images), grid=True)
     assert "inputs were put on the grid" in " ".join(result.report.notes)
@@ -183,8 +183,8 @@ def test_the_quantized_picture_is_the_picture(tmp_path: Any) -> None:
         assert codes[0, :, 0, 0].tolist() == stored[q.input[2]].tolist(), "beside the picture, what stands for zero"
 
 
-def test_it_is_tried_and_kept_where_it_helps() -> None:
-    """One scale for three channels of which one goes 64 times as far as another is what a grid spares."""
+def test_grid_is_tried_and_kept_if_it_helps() -> None:
+    """One channel has 64 times the range of another, so one scale for all is inaccurate."""
     spans = np.asarray([8, 1, 1 / 8], np.float32).reshape(1, 3, 1, 1)
     feeds = [{"x": feed["x"] * spans} for feed in normalized(pictures(48))]
     uneven = network()
@@ -198,7 +198,7 @@ def test_it_is_tried_and_kept_where_it_helps() -> None:
     assert kept == [True, True, False]
 
 
-def test_pictures_between_the_steps_have_no_grid() -> None:
+def test_images_between_the_steps_have_no_grid() -> None:
     rng = np.random.default_rng(0)
     feeds = [{"x": rng.standard_normal((1, 3, 12, 12)).astype(np.float32)} for _ in range(16)]
     assert not any("grid" in note for note in made(feeds, grid=True).report.notes)
@@ -211,7 +211,7 @@ def test_the_result_can_be_taken_back_to_float() -> None:
     assert sqnr(Case(network(), feeds), again.model.to_proto()) > 30
 
 
-def test_a_target_that_cannot_does_not() -> None:
+def test_a_target_without_per_channel_activations_has_no_grid() -> None:
     feeds = normalized(pictures(16))
     result = quantize(network(), feeds, settings=FAST, target="tensorrt", grid=True)
     assert not any("grid" in note for note in result.report.notes)
