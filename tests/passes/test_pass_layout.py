@@ -112,7 +112,7 @@ def segmentation(g: Nhwc) -> str:
     ("build", "transposes"),
     [(mobile, 1), (residual, 1), (unet, 2), (squeeze_excite, 1), (heads, 3), (segmentation, 1)],
 )
-def test_an_nhwc_network_becomes_an_nchw_network(build: Callable[[Nhwc], str], transposes: int, size: int | str) -> None:
+def test_an_nhwc_graph_becomes_an_nchw_graph(build: Callable[[Nhwc], str], transposes: int, size: int | str) -> None:
     """One Transpose stays after the input, and one before ops that need channels last."""
     g = Nhwc(3, size)
     proto = g.model(build(g))
