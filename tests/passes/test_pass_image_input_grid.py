@@ -167,7 +167,7 @@ def made(feeds: list[Feed], **options: Any) -> Any:
 def test_the_quantized_image_equals_the_image(tmp_path: Any) -> None:
     images = pictures(32)
     result = made(normalized(images), grid=True)
-    assert "inputs were put on the grid" in " ".join(result.report.notes)
+    assert "inputs are quantized on the grid" in " ".join(result.report.notes)
     proto = result.model.to_proto()
     q = next(node for node in proto.graph.node if node.op_type == "QuantizeLinear")
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
