@@ -33,7 +33,7 @@ _RTX = "tensorrt_rtx"
 
 
 def module() -> ModuleType:
-    """tensorrt where it can be imported, else tensorrt_rtx. Raises TargetError, saying what to install, for neither."""
+    """Import tensorrt, else tensorrt_rtx. Raises TargetError, saying what to install, if neither can be imported."""
     reasons = []
     for name in ("tensorrt", _RTX):
         try:
