@@ -116,7 +116,7 @@ class Tracker:
 
     # ------------------------------------------------------------------ results of rules
 
-    def new(self, count: int, fixed: str = "") -> Ids:
+    def new_numbers(self, count: int, fixed: str = "") -> Ids:
         """Return `count` new numbers; `fixed` is the skip reason where they cannot be pruned."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
@@ -124,7 +124,7 @@ class Tracker:
             self._found.fixed |= dict.fromkeys(range(first, first + count), fixed)
         return np.arange(first, first + count, dtype=np.int64)
 
-    def give(self, tensor: Tensor, axis: int, ids: Ids) -> None:
+    def number(self, tensor: Tensor, axis: int, ids: Ids) -> None:
         """Number an axis of a tensor, or couple its numbers with these. A single position is never pruned."""
         if len(ids) == 1:
             self._found.fixed[int(ids[0])] = f"it is the only channel of {tensor.name!r}"
@@ -132,16 +132,16 @@ class Tracker:
         if known is None:
             self._found.of.setdefault(tensor.name, {})[axis] = ids
         else:
-            self.join(known, ids)
+            self.couple(known, ids)
 
-    def tie(self, tensor: Tensor, axis: int, ids: Ids | None) -> None:
+    def couple_constant(self, tensor: Tensor, axis: int, ids: Ids | None) -> None:
         """Couple the positions of a constant with these numbers; None freezes them."""
         if ids is None:
             self.freeze(tensor, axis, f"{tensor.name!r} is also read where its shape cannot change")
         else:
-            self.give(tensor, axis, ids)
+            self.number(tensor, axis, ids)
 
-    def join(self, a: Ids, b: Ids) -> None:
+    def couple(self, a: Ids, b: Ids) -> None:
         """Couple two lists of numbers position by position."""
         for one, other in zip(a.tolist(), b.tolist(), strict=True):
             self._parent[self._root(other)] = self._root(one)
@@ -151,28 +151,28 @@ class Tracker:
         if tensor.name:
             self._frozen.append((tensor.name, axis, reason))
 
-    def carry(self, source: Tensor, out: Tensor, axes: Mapping[int, int], reason: str) -> None:
+    def pass_on(self, source: Tensor, out: Tensor, axes: Mapping[int, int], reason: str) -> None:
         """Pass numbers from axes of `source` to axes of `out`; freeze the other numbered axes of `source`."""
         for axis in self.axes(source):
             ids = self.ids(source, axis)
             if axis in axes and ids is not None and self.sizes(out)[axes[axis]] == len(ids):
-                self.give(out, axes[axis], ids)
+                self.number(out, axes[axis], ids)
             else:
                 self.freeze(source, axis, reason)
 
-    def makes(self, node: Node, ids: Ids) -> None:
+    def record_outputs(self, node: Node, ids: Ids) -> None:
         """Record the numbers of a layer's output channels."""
         self._found.made.append((node, ids))
 
-    def reads(self, node: Node, ids: Ids) -> None:
+    def record_inputs(self, node: Node, ids: Ids) -> None:
         """Record the numbers of a layer's input channels, over which it sums."""
         self._found.read.append((node, ids))
 
-    def heads(self, ids: Ids) -> None:
+    def record_heads(self, ids: Ids) -> None:
         """Record numbers of attention heads."""
         self._found.heads.update(ids.tolist())
 
-    def roots(self, ids: Ids) -> Ids:
+    def representatives(self, ids: Ids) -> Ids:
         """One representative number for all positions that are coupled so far."""
         return np.asarray([self._root(i) for i in ids.ravel().tolist()], np.int64).reshape(ids.shape)
 
@@ -186,14 +186,14 @@ Rule = Callable[[Tracker, Node], str | None]
 """Follows one node; returns the reason where the node is not supported, else None."""
 
 
-def freeze_others(t: Tracker, node: Node) -> None:
+def freeze_other_axes(t: Tracker, node: Node) -> None:
     """Freeze all axes of the first input but the channel axis, 1."""
     for axis in t.axes(node.inputs[0]):
         if axis != 1:
             t.freeze(node.inputs[0], axis, f"{node.op} {node.label!r} computes across it")
 
 
-def same(t: Tracker, parties: list[tuple[Tensor, int]], what: str) -> Ids | None:
+def couple_operands(t: Tracker, parties: list[tuple[Tensor, int]], what: str) -> Ids | None:
     """Couple axes that are combined position by position, and return their numbers; None where one has no numbers.
 
     Args:
@@ -209,10 +209,10 @@ def same(t: Tracker, parties: list[tuple[Tensor, int]], what: str) -> Ids | None
             t.freeze(tensor, axis, f"{what} combines it with a tensor that cannot be pruned")
         return None
     for other in known[1:]:
-        t.join(known[0], other)
+        t.couple(known[0], other)
     for tensor, axis in wide:
         if isinstance(tensor, Constant):
-            t.tie(tensor, axis, known[0])
+            t.couple_constant(tensor, axis, known[0])
     return known[0]
 
 

@@ -16,10 +16,10 @@ from onnxshot.graph.axis_coupling import (
     Shape,
     Tracker,
     constant_entry,
-    freeze_others,
+    couple_operands,
+    freeze_other_axes,
     given_axes,
     normal,
-    same,
     shape_parts,
 )
 
@@ -27,7 +27,7 @@ from onnxshot.graph.axis_coupling import (
 def _transpose(t: Tracker, node: Node) -> str | None:
     rank = len(t.sizes(node.inputs[0]))
     order = list(node.attrs.get("perm", range(rank)[::-1]))
-    t.carry(node.inputs[0], node.outputs[0], {axis: order.index(axis) for axis in range(rank)}, "")
+    t.pass_on(node.inputs[0], node.outputs[0], {axis: order.index(axis) for axis in range(rank)}, "")
     return None
 
 
@@ -37,20 +37,19 @@ def _concat(t: Tracker, node: Node) -> str | None:
     along = normal(int(node.attrs["axis"]), rank)
     given = [t.ids(tensor, along) for tensor in node.inputs]
     if any(ids is not None for ids in given):
+        reason = f"Concat {node.label!r} concatenates it from inputs that cannot be pruned"
         parts = [
-            t.new(t.sizes(tensor)[along], f"Concat {node.label!r} concatenates it from inputs that cannot be pruned")
-            if ids is None
-            else ids
+            t.new_numbers(t.sizes(tensor)[along], reason) if ids is None else ids
             for tensor, ids in zip(node.inputs, given, strict=True)
         ]
-        t.give(out, along, np.concatenate(parts))
+        t.number(out, along, np.concatenate(parts))
     for tensor, ids in zip(node.inputs, given, strict=True):
         if ids is None:
             t.freeze(tensor, along, f"Concat {node.label!r} concatenates along it")
     for axis in range(rank):
-        ids = None if axis == along else same(t, [(x, axis) for x in node.inputs], f"Concat {node.label!r}")
+        ids = None if axis == along else couple_operands(t, [(x, axis) for x in node.inputs], f"Concat {node.label!r}")
         if ids is not None:
-            t.give(out, axis, ids)
+            t.number(out, axis, ids)
     return None
 
 
@@ -64,12 +63,12 @@ def _split(t: Tracker, node: Node) -> str | None:
     for out in node.outputs:
         size = t.sizes(out)[along]
         if ids is not None:
-            t.give(out, along, ids[start : start + size])
+            t.number(out, along, ids[start : start + size])
         start += size
         for axis in t.axes(x):
             others = t.ids(x, axis)
             if axis != along and others is not None:
-                t.give(out, axis, others)
+                t.number(out, axis, others)
     return None
 
 
@@ -88,13 +87,13 @@ def _slice(t: Tracker, node: Node) -> str | None:
         ids = t.ids(x, axis)
         kept.pop(axis, None)
         if ids is not None and step == 1:
-            t.give(out, axis, ids[start:end])
+            t.number(out, axis, ids[start:end])
         elif ids is not None:
             t.freeze(x, axis, f"Slice {node.label!r} has step {step} along it")
     for axis in kept:
         ids = t.ids(x, axis)
         if ids is not None:
-            t.give(out, axis, ids)
+            t.number(out, axis, ids)
     return None
 
 
@@ -108,11 +107,11 @@ def _gather(t: Tracker, node: Node) -> str | None:
     if ids is not None and (taken is None or taken.ndim != 1):
         t.freeze(x, along, f"the indices of Gather {node.label!r} are computed, or not a list")
     elif ids is not None and taken is not None:
-        t.give(out, along, ids[taken])
+        t.number(out, along, ids[taken])
     for axis in range(rank):
         others = t.ids(x, axis)
         if axis != along and others is not None:
-            t.give(out, axis if axis < along else axis + width - 1, others)
+            t.number(out, axis if axis < along else axis + width - 1, others)
     return None
 
 
@@ -132,11 +131,11 @@ def _pad(t: Tracker, node: Node) -> str | None:
         if front < 0 or back < 0 or ((front or back) and node.attrs.get("mode", b"constant") != b"constant"):
             t.freeze(x, axis, f"Pad {node.label!r} crops it, or does not pad with a constant")
         else:  # padding along a channel axis adds channels, which a later Add may couple with others
-            t.give(node.outputs[0], axis, np.concatenate([t.new(front), ids, t.new(back)]))
+            t.number(node.outputs[0], axis, np.concatenate([t.new_numbers(front), ids, t.new_numbers(back)]))
     for axis in set(t.axes(x)).difference(axes):
         ids = t.ids(x, axis)
         if ids is not None:
-            t.give(node.outputs[0], axis, ids)
+            t.number(node.outputs[0], axis, ids)
     return None
 
 
@@ -149,7 +148,7 @@ def _resize(t: Tracker, node: Node) -> str | None:
     if "axes" in node.attrs and any(axis in t.axes(x) for axis in node.attrs["axes"]):
         return f"Resize {node.label!r} resizes it"
     same = {i: i for i, (a, b) in enumerate(zip(t.sizes(x), t.sizes(out), strict=True)) if a == b}
-    t.carry(x, out, same, f"Resize {node.label!r} resizes it")
+    t.pass_on(x, out, same, f"Resize {node.label!r} resizes it")
     return None
 
 
@@ -203,8 +202,8 @@ def _reshape(t: Tracker, node: Node) -> str | None:
             continue
         rows = np.moveaxis(split, at, 0).reshape(split.shape[at], -1)
         for column in rows.T[1:]:
-            t.join(rows[:, 0], column)
-        t.give(out, wide[at], rows[:, 0])
+            t.couple(rows[:, 0], column)
+        t.number(out, wide[at], rows[:, 0])
     return None
 
 
@@ -223,7 +222,7 @@ def _carried(t: Tracker, split: Ids, *, last: bool) -> int:
     the last axis is split, as in [B, T, C] to [B, T, heads, D]; else the last of the new axes, as in [N, C, H, W] to
     [N, groups, C / groups, H, W].
     """
-    roots = t.roots(split)
+    roots = t.representatives(split)
     for at in range(split.ndim):
         rows = np.moveaxis(roots, at, 0).reshape(split.shape[at], -1)
         if (rows == rows[:, :1]).all():
@@ -254,16 +253,16 @@ def _blocks(t: Tracker, node: Node) -> str | None:
     """DepthToSpace merges blocksize**2 channels into one, SpaceToDepth splits one into blocksize**2."""
     x, out = node.inputs[0], node.outputs[0]
     ids, area = t.ids(x, 1), int(node.attrs["blocksize"]) ** 2
-    freeze_others(t, node)
+    freeze_other_axes(t, node)
     if ids is None:
         return None
     if node.op == "SpaceToDepth":
-        t.give(out, 1, np.tile(ids, area))
+        t.number(out, 1, np.tile(ids, area))
         return None
     rows = ids.reshape(-1, area) if node.attrs.get("mode", b"DCR") == b"CRD" else ids.reshape(area, -1).T
     for column in rows.T[1:]:
-        t.join(rows[:, 0], column)
-    t.give(out, 1, rows[:, 0].copy())
+        t.couple(rows[:, 0], column)
+    t.number(out, 1, rows[:, 0].copy())
     return None
 
 

@@ -10,7 +10,17 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxshot.graph import Constant, Model, Node, Tensor
-from onnxshot.graph.axis_coupling import Axes, Ids, Rule, Shape, Tracker, freeze_others, given_axes, normal, same
+from onnxshot.graph.axis_coupling import (
+    Axes,
+    Ids,
+    Rule,
+    Shape,
+    Tracker,
+    couple_operands,
+    freeze_other_axes,
+    given_axes,
+    normal,
+)
 from onnxshot.graph.axis_move_rules import MOVES
 
 
@@ -41,22 +51,22 @@ def _conv(t: Tracker, node: Node) -> str | None:
     outputs = t.sizes(out)[1]
     if groups > 1 and t.sizes(w)[1] == 1 and given is not None:  # depthwise: one filter per input channel
         made = given.repeat(outputs // groups)
-        t.tie(w, 0, made)
+        t.couple_constant(w, 0, made)
     else:
         # All groups lose the same positions, so the numbers of one group stand for all groups.
         own = None if given is None else given.reshape(groups, -1)
         for other in () if own is None else own[1:]:
             assert own is not None
-            t.join(own[0], other)
+            t.couple(own[0], other)
         if own is not None:
-            t.reads(node, own[0])
-        t.tie(w, 1, None if own is None else own[0])
-        made = np.tile(t.new(outputs // groups), groups)
-        t.tie(w, 0, made)
-        t.makes(node, made)
+            t.record_inputs(node, own[0])
+        t.couple_constant(w, 1, None if own is None else own[0])
+        made = np.tile(t.new_numbers(outputs // groups), groups)
+        t.couple_constant(w, 0, made)
+        t.record_outputs(node, made)
     _bias(t, node, 2, made)
-    t.give(out, 1, made)
-    freeze_others(t, node)
+    t.number(out, 1, made)
+    freeze_other_axes(t, node)
     return None
 
 
@@ -66,16 +76,16 @@ def _conv_transpose(t: Tracker, node: Node) -> str | None:
         return f"the weight of {node.op} {node.label!r} is computed"
     if int(node.attrs.get("group", 1)) != 1:
         return f"ConvTranspose {node.label!r} has groups"
-    freeze_others(t, node)
+    freeze_other_axes(t, node)
     given = t.ids(x, 1)
     if given is not None:
-        t.reads(node, given)
-    made = t.new(t.sizes(out)[1])
-    t.tie(w, 0, given)
-    t.tie(w, 1, made)
-    t.makes(node, made)
+        t.record_inputs(node, given)
+    made = t.new_numbers(t.sizes(out)[1])
+    t.couple_constant(w, 0, given)
+    t.couple_constant(w, 1, made)
+    t.record_outputs(node, made)
     _bias(t, node, 2, made)
-    t.give(out, 1, made)
+    t.number(out, 1, made)
     return None
 
 
@@ -85,7 +95,7 @@ def _bias(t: Tracker, node: Node, slot: int, made: Ids) -> None:
     bias = node.inputs[slot]
     rank = len(t.sizes(bias))
     if rank and t.sizes(bias)[-1] == len(made) and len(made) > 1:
-        t.tie(bias, rank - 1, made)
+        t.couple_constant(bias, rank - 1, made)
 
 
 def _gemm(t: Tracker, node: Node) -> str | None:
@@ -102,17 +112,17 @@ def _linear(t: Tracker, node: Node, x: Tensor, w: Tensor, out: Tensor, in_axis: 
     last = len(t.sizes(x)) - 1
     given = t.ids(x, last)
     if given is not None:
-        t.reads(node, given)
-    t.tie(w, in_axis, given)
-    made = t.new(t.sizes(w)[1 - in_axis])
-    t.tie(w, 1 - in_axis, made)
-    t.makes(node, made)
+        t.record_inputs(node, given)
+    t.couple_constant(w, in_axis, given)
+    made = t.new_numbers(t.sizes(w)[1 - in_axis])
+    t.couple_constant(w, 1 - in_axis, made)
+    t.record_outputs(node, made)
     _bias(t, node, 2, made)
     for axis in t.axes(x):
         ids = t.ids(x, axis)
         if axis != last and ids is not None:
-            t.give(out, axis, ids)
-    t.give(out, last, made)
+            t.number(out, axis, ids)
+    t.number(out, last, made)
     return None
 
 
@@ -126,12 +136,12 @@ def _matmul(t: Tracker, node: Node) -> str | None:
     for tensor, axis in ((a, rank - 1), (b, rank - 2)):
         t.freeze(tensor, axis, f"MatMul {node.label!r} sums over it, and has no weight that could compensate")
     for axis in range(rank - 2):
-        ids = same(t, [(a, axis), (b, axis)], f"MatMul {node.label!r}")
+        ids = couple_operands(t, [(a, axis), (b, axis)], f"MatMul {node.label!r}")
         if ids is not None:
-            t.give(out, axis, ids)
-            t.heads(ids)
-    t.carry(a, out, {rank - 2: rank - 2, **{i: i for i in range(rank - 2)}}, "summed over")
-    t.carry(b, out, {rank - 1: rank - 1, **{i: i for i in range(rank - 2)}}, "summed over")
+            t.number(out, axis, ids)
+            t.record_heads(ids)
+    t.pass_on(a, out, {rank - 2: rank - 2, **{i: i for i in range(rank - 2)}}, "summed over")
+    t.pass_on(b, out, {rank - 1: rank - 1, **{i: i for i in range(rank - 2)}}, "summed over")
     return None
 
 
@@ -147,16 +157,16 @@ def _broadcast(t: Tracker, node: Node) -> str | None:
             for tensor in node.inputs
             if tensor.name and axis - rank + len(t.sizes(tensor)) >= 0
         ]
-        ids = same(t, parties, f"{node.op} {node.label!r}")
+        ids = couple_operands(t, parties, f"{node.op} {node.label!r}")
         if ids is not None:
-            t.give(out, axis, ids)
+            t.number(out, axis, ids)
     return None
 
 
 def _pointwise(t: Tracker, node: Node) -> str | None:
     for out in node.outputs:
         if out.name:
-            t.carry(node.inputs[0], out, _all_axes(t, node.inputs[0]), "")
+            t.pass_on(node.inputs[0], out, _all_axes(t, node.inputs[0]), "")
     return None
 
 
@@ -171,15 +181,15 @@ def _per_channel(t: Tracker, node: Node) -> str | None:
     for tensor in node.inputs[1:]:
         if not isinstance(tensor, Constant):
             return f"a parameter of {node.op} {node.label!r} is computed"
-        t.tie(tensor, 0, t.ids(node.inputs[0], 1))
-    t.carry(node.inputs[0], node.outputs[0], {0: 0, 1: 1}, f"{node.op} {node.label!r} computes across it")
+        t.couple_constant(tensor, 0, t.ids(node.inputs[0], 1))
+    t.pass_on(node.inputs[0], node.outputs[0], {0: 0, 1: 1}, f"{node.op} {node.label!r} computes across it")
     return None
 
 
 def _pooled(t: Tracker, node: Node) -> str | None:
     if any(out.name for out in node.outputs[1:]):
         return f"{node.op} {node.label!r} also outputs indices"
-    t.carry(node.inputs[0], node.outputs[0], {0: 0, 1: 1}, f"{node.op} {node.label!r} computes across it")
+    t.pass_on(node.inputs[0], node.outputs[0], {0: 0, 1: 1}, f"{node.op} {node.label!r} computes across it")
     return None
 
 
@@ -192,7 +202,7 @@ def _over_axis(t: Tracker, node: Node) -> str | None:
     for tensor in node.inputs[1:]:
         t.freeze(tensor, None, f"{node.op} {node.label!r} computes across it")
     kept = {axis: axis for axis in range(rank) if axis not in over}
-    t.carry(x, node.outputs[0], kept, f"{node.op} {node.label!r} computes across it")
+    t.pass_on(x, node.outputs[0], kept, f"{node.op} {node.label!r} computes across it")
     return None
 
 
@@ -204,7 +214,7 @@ def _reduced(t: Tracker, node: Node) -> str | None:
     kept = [axis for axis in range(rank) if axis not in over]
     places = kept if node.attrs.get("keepdims", 1) else range(len(kept))
     how = dict(zip(kept, places, strict=True))
-    t.carry(node.inputs[0], node.outputs[0], how, f"{node.op} {node.label!r} computes across it")
+    t.pass_on(node.inputs[0], node.outputs[0], how, f"{node.op} {node.label!r} computes across it")
     return None
 
 

@@ -18,7 +18,16 @@ from onnxshot.graph.symbolic_shapes import propagate
 SAMPLE, FROZEN, INFERRED = "sample", "frozen", "inferred"
 
 __all__ = [
-    "NodeMacs", "Shape", "Shapes", "Sizes", "by_label", "concrete_shapes", "count", "macs", "tensor_sizes", "work_of",
+    "NodeMacs",
+    "Shape",
+    "Shapes",
+    "Sizes",
+    "by_label",
+    "concrete_shapes",
+    "count",
+    "macs",
+    "node_macs",
+    "tensor_sizes",
 ]  # fmt: skip
 
 
@@ -72,7 +81,7 @@ def count(model: Model, shapes: Shapes, times: Mapping[str, int | None] | None =
     """
     rows = []
     for _, node in model.walk():
-        row = work_of(node, shapes)
+        row = node_macs(node, shapes)
         often = (times or {}).get(node.label, 1)
         if row is not None and often is None:
             row = replace(row, exact=False)
@@ -83,7 +92,7 @@ def count(model: Model, shapes: Shapes, times: Mapping[str, int | None] | None =
     return rows
 
 
-def work_of(node: Node, shapes: Shapes) -> NodeMacs | None:
+def node_macs(node: Node, shapes: Shapes) -> NodeMacs | None:
     """Count the multiply-accumulates of one node, given shapes by tensor name; None where it multiplies no matrices."""
     rule, inner = rules_of(node)
     if rule is None:

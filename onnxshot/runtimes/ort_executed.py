@@ -24,7 +24,7 @@ from onnxshot.graph import edit
 from onnxshot.graph.ir import Constant, Node
 from onnxshot.graph.load import first_line
 from onnxshot.graph.local_functions import inlined
-from onnxshot.graph.macs import NodeMacs, Shape, concrete_shapes, count, work_of
+from onnxshot.graph.macs import NodeMacs, Shape, concrete_shapes, count, node_macs
 from onnxshot.graph.model import Model
 from onnxshot.graph.ops import weight_slot
 from onnxshot.runtimes.executed import Execution, NodeExecution
@@ -92,14 +92,14 @@ def _work_of_nodes(written: Model, events: list[Event], feed_shapes: Mapping[str
         by_name[event.node].append(event)
     known = _shapes_of(written, by_name) | dict(feed_shapes)
     work, top = {}, set(written.graph.nodes)
-    if any(work_of(node, known) is not None and node.name not in by_name for node in top):
+    if any(node_macs(node, known) is not None and node.name not in by_name for node in top):
         # An operator that runs as the nodes of its function has no profile entry of its own.
         known = concrete_shapes(written, feed_shapes) | known
     for _, node in written.walk():
-        rows = [work_of(node, known | _shapes_in_run(node, event)) for event in by_name.get(node.name, [])]
+        rows = [node_macs(node, known | _shapes_in_run(node, event)) for event in by_name.get(node.name, [])]
         if not rows and node in top:
-            rows = [work_of(node, known)]
-        if work_of(node, known) is None:
+            rows = [node_macs(node, known)]
+        if node_macs(node, known) is None:
             continue
         held = [row for row in rows if row is not None]
         total, aside = sum(row.macs for row in held), sum(row.in_float for row in held)
