@@ -2,6 +2,15 @@
 
 A sample's tensors are reduced to a `Glimpse`: exact extremes, a subsample of the values, and the extremes of every row.
 `Observers` accumulates glimpses into one `TensorStats` per tensor.
+
+To observe a new statistic:
+
+1. Give `Glimpse` a field for it. Fill it in `glimpse` below, and in onnxshot/execution/instrumented_model.py, which
+   reduces tensors inside the runtime.
+2. Accumulate it in `Observers.add`, and give `TensorStats` (stats.py) a field for the result.
+3. Merge it in `stats.merge`, store it in `stats.to_arrays` and `from_arrays`, and raise `_FORMAT` in
+   statistics_file.py.
+4. Test that any split of the samples merges to the same bits (tests/execution/test_sharding.py).
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def open_data(
     data[0]  # report an error of the first sample now
     notes.extend(fit.notes)
     if preset is not None and fit.used is None and not data.random:
-        notes.append(f"preset {preset.name} was not used: the arrays of {label} are taken as they are")
+        notes.append(f"preset {preset.name} was not used: the arrays of {label} are used unchanged")
     data.notes = tuple(notes)
     return data
 

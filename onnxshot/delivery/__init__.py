@@ -8,5 +8,6 @@ Every file is written to a temporary folder, verified there, and only then moved
     portability        runs a portable model in every runtime, and compares it with a model for one target
     input_files        lists the files that a run reads
     output_files       lists the files that a run will write
+    stage_files        lists both for a run of several stages, and names the models between them
     overwrite_checks   decides whether a file that exists already may be replaced
 """

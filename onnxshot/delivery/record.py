@@ -167,7 +167,7 @@ def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: S
     output = follow_link(output)
     path, metadata = beside(output), model.metadata
     if not _is_own(path):
-        return [f"{path} is there already, and onnxshot has not written it: left as it is"]
+        return [f"{path} exists already, and onnxshot has not written it: left as it is"]
     values = {
         "recipe": _json(metadata.get(RECIPE_KEY)), "source": dict(source),
         "outputs": {file.name: sha256(file) for file in files}, "runs": _json(metadata.get(RUNS_KEY)),

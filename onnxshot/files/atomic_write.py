@@ -138,7 +138,7 @@ def put(part: Path, final: Path, *, lasting: bool = True) -> None:
         OSError: the file cannot be renamed, or something other than a file is at its final path.
     """
     if final.exists() and not final.is_file():
-        raise OSError(errno.EEXIST, "something is there that is no file", str(final))
+        raise OSError(errno.EEXIST, "it exists, and is not a file", str(final))
     lasting = lasting and not temporary_folders.is_inside(final)
     if lasting:
         sync(part)

@@ -71,7 +71,7 @@ class Part:
                 os.close(file)
                 return False
             if os.fstat(file).st_size and not _is_ours(file, folder):
-                raise FileExistsError(errno.EEXIST, "it is there, and onnxshot has not made it", str(folder))
+                raise FileExistsError(errno.EEXIST, "it exists, and onnxshot has not made it", str(folder))
         except OSError:
             os.close(file)
             raise

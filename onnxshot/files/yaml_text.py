@@ -48,7 +48,7 @@ class _Loader(yaml.SafeLoader):
         if node is None:
             return None
         if alias and id(node) not in self._sizes:  # the anchor's node is still being composed
-            raise yaml.composer.ComposerError(None, None, "an alias stands inside of what it stands for", mark)
+            raise yaml.composer.ComposerError(None, None, "an alias is inside the value that it refers to", mark)
         if not alias:
             parts = node.value if isinstance(node, yaml.SequenceNode) else ()
             parts = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else parts

@@ -133,7 +133,7 @@ class Recipe(Plain):
                 raise BadKey((f.name,), said, hint, ("precision",))
         for glob, rule in self.rules.items():
             if rule.mode == "static" and self.mode != "static":
-                said, hint = "is 'static', which does not go with", "make that static, and give other layers theirs"
+                said, hint = "is 'static', which does not go with", "set that to static, and give other layers rules"
                 raise BadKey(("layers", glob, "mode"), said, hint, ("mode",))
 
     @property

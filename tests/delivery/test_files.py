@@ -541,7 +541,7 @@ def test_an_output_without_a_name_is_a_folder(text: str, given: Path, capsys: py
 
 
 class Told(Exception):
-    """The ledger asked whose the file is."""
+    """The function that `conflicts` asks whether a file may be replaced."""
 
 
 def test_files_are_held_against_each_other_without_looking_at_more_than_there_is(tmp_path: Path) -> None:

@@ -311,10 +311,10 @@ def test_what_is_renamed_is_on_the_disk_before_and_its_name_after(
 
 def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "pipe").mkdir()
-    with pytest.raises(OSError, match="no file"):
+    with pytest.raises(OSError, match="is not a file"):
         write_file(tmp_path / "pipe", lambda part: part.write_text("x"))
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(OSError, match="no file"):
+    with pytest.raises(OSError, match="is not a file"):
         write_file(tmp_path / "fifo", lambda part: part.write_text("x"))
     assert (tmp_path / "fifo").is_fifo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fifo", "pipe"]

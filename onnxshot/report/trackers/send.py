@@ -54,7 +54,7 @@ def sink_of(text: str) -> Sink:
     if importlib.util.find_spec(package) is None:
         raise UsageError(f"--log {kind} needs {package}, which is not installed", f"pip install 'onnxshot[{kind}]'")
     if kind == "tensorboard" and Path(where).exists() and not Path(where).is_dir():
-        raise UsageError(f"--log is {text!r}: {where} is there, and is no folder", "name a folder for its events")
+        raise UsageError(f"--log is {text!r}: {where} exists, and is not a folder", "name a folder for its events")
     return Sink(kind, where)
 
 
