@@ -145,11 +145,11 @@ def sensitivity(
         left: list[float | None] = [None] * len(bench.units)
         if gains:
             left = _column(bench, "float", (bench.plan_of(bench.without([u.pattern])) for u in bench.units))
-        samples, taken = len(bench.samples), bench.latencies()
+        samples, latencies = len(bench.samples), bench.latencies()
     rows = [
         NodeSensitivity(
             unit.planned.node, unit.planned.op, unit.how, unit.pattern, fine, rough,
-            None if without is None else without - full, unit.macs_share, *taken[unit.pattern],
+            None if without is None else without - full, unit.macs_share, *latencies[unit.pattern],
         )
         for unit, fine, rough, without in zip(bench.units, alone, coarse, left, strict=True)
     ]  # fmt: skip

@@ -198,8 +198,8 @@ def workbench(
         samples = tuple(in_order(data.__getitem__, tried, settings.threads))
         units = _units(final.prepared.model, final.plan, final.decided, samples[0])
         notes = [*prepared.notes, *given.notes, reference.note, *(gathered.notes if gathered else ()), *final.notes]
-        told = tuple(note for note in notes if note)
-        yield Workbench(final.prepared, reference, final, units, samples, data.subset(held_out), told)
+        known = tuple(note for note in notes if note)
+        yield Workbench(final.prepared, reference, final, units, samples, data.subset(held_out), known)
 
 
 def _units(model: Model, plan: Plan, recipe: Recipe, sample: Sample) -> tuple[Unit, ...]:

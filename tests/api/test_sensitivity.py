@@ -91,7 +91,7 @@ def test_what_a_stored_weight_costs_is_in_the_table() -> None:
     given = model(text, {"w": weight(32, 16, 3, 3, seed=1), "head": head})
     given.graph.node[4].name = "head"
     samples = feeds(12, x=(1, 16, 8, 8))
-    wanted = outputs(given, samples[:8])  # those of 9 calibrated on that are looked at
+    wanted = outputs(given, samples[:8])  # the 8 of 9 calibration samples that are measured on
     found = sensitivity(given, samples, settings=QUICK, effort="fast", gains=True)
     assert found.samples == 8
     row = next(row for row in found.nodes if row.op == "Gemm")

@@ -1,4 +1,4 @@
-"""The search for a mixed precision: goals that can be reached and that cannot, held against ONNX Runtime's own runs."""
+"""Mixed-precision search: goals that can and cannot be reached, checked with separate runs in ONNX Runtime."""
 
 import json
 from dataclasses import replace
@@ -92,7 +92,7 @@ def test_a_limit_on_size_is_used_up_for_accuracy(given: list[Feed], base: Result
 
 @pytest.fixture
 def slow_floats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that counts 1 ms for each Conv in float, on a machine that gets slower and slower."""
+    """A clock that counts 1 ms per float Conv, on a machine that becomes slower with every timing."""
     slowness = iter(np.linspace(1, 5, 500))
 
     def milliseconds(path: Path) -> float:
@@ -124,7 +124,7 @@ def test_of_two_goals_that_exclude_each_other_the_limit_is_kept(given: list[Feed
 
 
 def test_a_candidate_that_was_timed_too_well_is_timed_again(given: list[Feed], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first time that each candidate but all int8 is timed, it looks ten times as fast as the float model."""
+    """Every candidate but all int8 is reported ten times as fast as the float model when it is timed first."""
     timings: dict[bytes, int] = {}
 
     def timed(paths: list[Path], feeds: list[Feed], **_: object) -> list[Latency]:
@@ -259,7 +259,7 @@ def test_goals_that_make_no_sense_are_refused(values: dict[str, Any], text: str)
         Goal(**values)
 
 
-def test_what_is_missed_is_told() -> None:
+def test_missed_limits_are_reported() -> None:
     wanted = Goal(min_sqnr=30, max_latency=2, max_size=1)
     found = Measured((), 29.97, 1_500_000, 2.0)
     assert wanted.missed(found) == {
@@ -347,7 +347,7 @@ def uneven() -> onnx.ModelProto:
 def test_a_candidate_that_its_own_run_makes_better_is_not_rejected(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What the search builds of single nodes is no better than all int8 here: only a run of its own recovers them."""
+    """What the workbench builds is no better than all int8 here; only a full run recovers the accuracy."""
     proto = uneven()
     rng = np.random.default_rng(3)
     calib = [{"x": rng.normal(0, 1, (1, 3, 16, 16)).cumsum(-1).astype(np.float32)} for _ in range(16)]

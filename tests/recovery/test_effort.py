@@ -1,4 +1,4 @@
-"""Effort: what each step brings on samples it has not seen, and that only what helps is kept."""
+"""Effort: what each step gains on held-out samples, and that only steps that help are kept."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_a_repair_that_makes_it_worse_is_not_kept(kind: str, monkeypatch: pytest
 
 
 def test_of_two_repairs_the_better_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where rounding does harm, the corrected biases are taken, and the other way round."""
+    """Where rounding does harm the corrected biases are kept, and the other way round."""
     real = plan_candidates.reconstruct
     kept = {}
     for bad in (False, True):
@@ -159,7 +159,7 @@ def test_samples_that_judge_a_repair_are_not_learned_from(monkeypatch: pytest.Mo
     assert not first & second
 
 
-def test_an_effort_that_does_not_exist_is_told() -> None:
+def test_an_unknown_effort_is_refused() -> None:
     case = HANDMADE["resnet_block"]()
     with pytest.raises(UsageError, match="effort is 'heroic'"):
         quantize(case.model, case.feeds, effort="heroic", settings=FAST)

@@ -1,4 +1,4 @@
-"""Repairs of a quantized model, layer by layer: better on other samples, and nothing else about it changes."""
+"""Layer-wise reconstruction: less error on other samples, and nothing but biases and weights changes."""
 
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,7 @@ CONSTANTS = {
 
 
 def smooth(count: int, *shape: int) -> list[Feed]:
-    """Pictures whose neighbouring values are alike, as those of real pictures."""
+    """Pictures whose neighbouring values correlate, as in real pictures."""
     rng = np.random.default_rng(11)
     noise = rng.standard_normal((count, *shape[:-1], shape[-1] + 4))
     found = sum(noise[..., i : i + shape[-1]] for i in range(5)) / np.sqrt(5)
@@ -150,7 +150,7 @@ def test_a_weight_changes_by_few_steps_and_keeps_type_and_shape() -> None:
 
 
 def test_repairs_build_on_those_before() -> None:
-    """A layer learns from what the repaired model gives it: alone, the last one is repaired otherwise."""
+    """A layer learns from inputs that include earlier repairs, so the last layer alone is repaired differently."""
     case = network()
     reference, candidate = prepared(case)
     layers = weighted(candidate)
@@ -172,7 +172,7 @@ def conv(attributes: str, size: int, seed: int = 0, count: int = 24) -> Case:
 
 
 def exact_rows(monkeypatch: pytest.MonkeyPatch, case: Case) -> float:
-    """Largest difference between what a layer is thought to give and what it gives, over its step."""
+    """Largest difference between the computed and the real outputs of a layer, in steps of its output scale."""
     reference, candidate = prepared(case)
     worst = [0.0]
     correct = module.corrected_bias
@@ -199,7 +199,7 @@ def exact_rows(monkeypatch: pytest.MonkeyPatch, case: Case) -> float:
 def test_a_layer_is_followed_at_the_positions_it_gives(
     attributes: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Patches at a wrong place would differ from the outputs by all they are, not by the noise of quantization."""
+    """Patches from a wrong place would differ by as much as the outputs themselves, not by quantization error."""
     assert exact_rows(monkeypatch, conv(attributes, size)) < 0.05
 
 

@@ -1,4 +1,4 @@
-"""LSTMs in int8 by default, where a few samples say that they hold; standard operators where that is asked for."""
+"""LSTMs are int8 by default if a trial on a few samples shows little error; `portable_ops` keeps standard operators."""
 
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ def test_an_lstm_is_int8_by_default_and_the_report_says_what_the_file_is_for(mod
     (note,) = [note for note in result.report.notes if "LSTM" in note]
     assert "ONNX Runtime alone" in note
     assert "--portable-ops" in note
-    told = float(note.partition("the outputs have ")[2].partition(" dB")[0])
-    assert told == pytest.approx(db(proto, result.model.to_proto(), data()[:8]), abs=2.0)
+    reported = float(note.partition("the outputs have ")[2].partition(" dB")[0])
+    assert reported == pytest.approx(db(proto, result.model.to_proto(), data()[:8]), abs=2.0)
     assert result.report.int8_macs_share == 1.0
     assert result.report.float_weights == []
 
@@ -68,7 +68,7 @@ def test_portable_ops_keeps_the_standard_lstm_with_weights_in_8_bits(mode: str) 
 
 
 def lopsided() -> onnx.ModelProto:
-    """One input is 1000 times as large as the others, and its weights as much smaller: one scale cannot hold them."""
+    """One input is 1000 times as large as the others and its weights are 1000 times smaller: one scale fits neither."""
     w = 0.5 * weight(1, 128, 16, seed=2)
     w[:, :, 3] *= 0.001
     return net(w=w)
@@ -168,7 +168,7 @@ def test_every_form_is_the_same_network(name: str) -> None:
 def test_one_that_onnxruntime_does_not_load_in_int8_stays_float(
     mode: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An attribute that DynamicQuantizeLSTM has not is let through, as of an opset that is not known yet."""
+    """An unknown attribute is passed to DynamicQuantizeLSTM, as of a future opset; the file does not load then."""
     monkeypatch.setattr(quantize_dynamic, "_LSTM_ATTRS", (*quantize_dynamic._LSTM_ATTRS, "layout"))
     proto = net(", layout = 0")
     result = onnxshot.quantize(proto, data(), mode=mode, settings=PROVEN, **asked)

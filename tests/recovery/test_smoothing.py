@@ -1,4 +1,4 @@
-"""Outliers moved into the weights of static products: the search, the same answers, what int8 gains, and the switch."""
+"""SmoothQuant of static products: the search, equal float outputs, the gain in int8, and the switch."""
 
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,7 @@ def rows_of(samples: list[NDArray[np.float32]]) -> Rows:
 
 
 def activations(seed: int = 0, loud: float = 60.0) -> list[NDArray[np.float32]]:
-    """Three samples of 24 rows; every eighth channel is louder than the others."""
+    """Three samples of 24 rows; every eighth channel has larger values than the others."""
     rng = np.random.default_rng(seed)
     factors = np.where(np.arange(K) % 8 == 3, loud, 1.0)
     return [(rng.standard_normal((24, K)) * factors * size).astype(np.float32) for size in (1.0, 0.5, 2.0)]
@@ -52,7 +52,7 @@ def activations(seed: int = 0, loud: float = 60.0) -> list[NDArray[np.float32]]:
 def plain_error(
     samples: list[NDArray[np.float32]], tables: list[NDArray[np.float32]], factors: NDArray[Any], *, per_sample: bool
 ) -> float:
-    """The noise of the products row by row in dB, in plain numpy and float64: uint8 and int8 per output channel."""
+    """Error of the products in dB in plain numpy and float64: uint8 activations, int8 weights per output channel."""
     found, wanted = [], []
     everything = np.concatenate(samples) / factors
     for sample in samples:
@@ -96,7 +96,7 @@ def test_the_search_takes_the_strength_that_plain_numpy_finds_best(per_sample: b
 
 
 def test_an_even_activation_and_an_odd_weight_are_left_alone() -> None:
-    """Where only the weight has loud rows, moving anything into it makes it worse."""
+    """Where only the weight has rows of large values, moving outliers into it adds error."""
     table = weight(K, 16) * np.where(np.arange(K) == 5, 100, 1)[:, None].astype(np.float32)
     found = search_smoothing(rows_of(activations(loud=1.0)), [table], QuantScheme(UINT8), [WEIGHTS], strengths=(0.1,))
     assert found.strength == 0
@@ -199,7 +199,7 @@ def test_products_that_read_one_tensor_share_the_division_and_what_weights_they_
 
 
 def test_a_weight_that_two_tensors_meet_is_divided_for_both_or_not_at_all() -> None:
-    """A copy for every input made files two to three times larger."""
+    """A copy of the weight for every input would make files two to three times larger."""
     body = "r = Relu(n) p = MatMul(n, w) q = MatMul(r, w) y = Add(p, q)"
     text = f"h (float[1, 12, {K}] x) => (float[1, 12, {K}] y) {{ {NORMED} {body} }}"
     feeds = case_of("folded").feeds
@@ -242,7 +242,7 @@ def test_what_int8_ops_make_is_quantized_where_it_is_made() -> None:
 
 
 def encoder(loud: float = 40.0, blocks: int = 2) -> Case:
-    """Blocks of an encoder with the normalization behind the residual, in which some channels are louder."""
+    """Encoder blocks with post-normalization, some of whose channels have larger values than the others."""
     rng = np.random.default_rng(5)
     factors = np.where(np.arange(K) % 8 == 3, loud, 1).astype(np.float32)
     constants: dict[str, NDArray[Any]] = {"half": np.float32(0.5), "one": np.float32(1), "root": np.float32(2**0.5)}
@@ -356,7 +356,7 @@ def test_dynamic_products_have_their_strength_searched_too() -> None:
 
 
 def test_statistics_of_more_samples_count() -> None:
-    """A channel that speaks up in a sample that was not looked at is not made louder than the others."""
+    """Maxima of a channel in samples that were not searched count: the channel is divided by a larger factor."""
     case = case_of("one for several products")
     ready, plan = planned(case, calibrate=True, include=ALL)
     samples = [Sample(str(i), feed) for i, feed in enumerate(case.feeds)]

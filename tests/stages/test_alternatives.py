@@ -1,4 +1,4 @@
-"""Where a result falls short, options are measured, and only what was measured is advised."""
+"""Where a result falls short, other options are measured, and advice names only measured ones."""
 
 import itertools
 import shlex
@@ -22,7 +22,7 @@ from onnxshot.stages import alternatives
 
 
 class Noises:
-    """Outputs whose error is that of the units that are not in float; counts how often it was asked."""
+    """Measures outputs whose error is the sum over units that are not in float; counts the trials."""
 
     def __init__(self, noise: dict[str, float]) -> None:
         self.noise, self.trials = noise, 0
@@ -68,7 +68,7 @@ COLUMNS = """g (float[1, 16] x) => (float[1, 8] y) {
 
 
 def columns() -> tuple[onnx.ModelProto, list[Feed]]:
-    """A network whose inputs differ by 3000 times, and the small ones count: one scale for all erases them."""
+    """A network with inputs of magnitudes 3000 and 1. The small ones matter; one scale for all rounds them to zero."""
     size = np.where(np.arange(16) < 8, 3000.0, 1.0).astype(np.float32)
     w1 = weight(16, 64, channel_axis=1)
     w1[:8] /= 1e6
@@ -91,7 +91,7 @@ def test_the_node_that_is_named_brings_what_is_said(tmp_path: Path, monkeypatch:
     (row,) = report.tried
     assert report.next_step().startswith(f"{row['options']}: SQNR {row['sqnr_db']:.1f} dB in place of")
     words = shlex.split(row["options"])
-    assert row["options"].endswith("--effort fast --include MatMul"), "the whole set of options is told"
+    assert row["options"].endswith("--effort fast --include MatMul"), "all options are listed"
     exclude = tuple(after for word, after in itertools.pairwise(words) if word == "--exclude")
     made = onnxshot.quantize(proto, data, exclude=exclude, **asked)
     path = made.save(tmp_path / "q.onnx")
@@ -164,7 +164,7 @@ def test_recurrent_layers_in_8_bits_need_no_other_option(monkeypatch: pytest.Mon
 
 
 def heads() -> tuple[onnx.ModelProto, list[Feed]]:
-    """Two heads: 'small' reads columns that one scale per tensor erases, and 'big' is so loud that it hides that."""
+    """Two heads: 'small' reads columns that one scale per tensor rounds to zero; 'big' dominates the total SQNR."""
     text = """g (float[1, 16] x) => (float[1, 8] small, float[1, 64] big) {
         a = MatMul(x, w1) b = Add(a, b1) c = Relu(b) big = MatMul(c, w2) small = MatMul(x, w3)
     }"""
@@ -199,7 +199,7 @@ def test_the_head_whose_output_is_below_the_floor_goes_back_though_all_together_
 
 
 def test_what_quantizes_nothing_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that may be quantized at run time or stored in 8 bits was excluded: what is left only has a static form."""
+    """Everything that can be dynamic or stored in 8 bits is excluded; the remaining nodes can only be static."""
     clock(monkeypatch, 0.5)
     text = """g (float[1, 16, 8, 8] x) => (float[1, 16, 4, 4] y) {
         a = Conv(x, w) b = Relu(a) y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(b)
