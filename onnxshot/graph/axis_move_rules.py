@@ -190,9 +190,9 @@ def _reshape(t: Tracker, node: Node) -> str | None:
             for axis in numbered:
                 t.freeze(x, axis, reason)
             continue
-        flat = _flat(t, x, numbered[0], old, before)
+        flat = _merged_numbers(t, x, numbered[0], old, before)
         split = flat.reshape([after[axis] for axis in wide])
-        at = _carried(t, split, last=wide[-1] == len(after) - 1)
+        at = _prunable_axis(t, split, last=wide[-1] == len(after) - 1)
         entry = None if parts is None or len(parts) != len(after) else constant_entry(parts[wide[at]])
         if node.op == "Reshape" and entry is None:
             t.freeze(x, numbered[0], f"its size after Reshape {node.label!r} is computed")
@@ -207,7 +207,7 @@ def _reshape(t: Tracker, node: Node) -> str | None:
     return None
 
 
-def _flat(t: Tracker, x: Tensor, axis: int, old: list[int], before: Shape) -> Ids:
+def _merged_numbers(t: Tracker, x: Tensor, axis: int, old: list[int], before: Shape) -> Ids:
     """Numbers of the positions of merged axes: those of the one numbered axis, repeated along the others."""
     ids = t.ids(x, axis)
     assert ids is not None
@@ -215,7 +215,7 @@ def _flat(t: Tracker, x: Tensor, axis: int, old: list[int], before: Shape) -> Id
     return np.broadcast_to(ids.reshape(shape), [before[i] for i in old]).reshape(-1)
 
 
-def _carried(t: Tracker, split: Ids, *, last: bool) -> int:
+def _prunable_axis(t: Tracker, split: Ids, *, last: bool) -> int:
     """Choose which of the new axes carries the prunable positions.
 
     It is the axis for which no further positions must be coupled. Where there is none, it is the last but one where
@@ -249,7 +249,7 @@ def _segments(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def _blocks(t: Tracker, node: Node) -> str | None:
+def _depth_space(t: Tracker, node: Node) -> str | None:
     """DepthToSpace merges blocksize**2 channels into one, SpaceToDepth splits one into blocksize**2."""
     x, out = node.inputs[0], node.outputs[0]
     ids, area = t.ids(x, 1), int(node.attrs["blocksize"]) ** 2
@@ -268,7 +268,7 @@ def _blocks(t: Tracker, node: Node) -> str | None:
 
 MOVES: dict[str, Rule] = {
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _reshape),
-    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), _blocks),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), _depth_space),
     "Concat": _concat,
     "Gather": _gather,
     "Pad": _pad,

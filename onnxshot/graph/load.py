@@ -79,7 +79,7 @@ def load_model(source: str | Path | ModelProto) -> Model:
     path = Path(source)
     proto = _parsed(path)
     if not proto.HasField("graph") or proto.ir_version < 1:
-        raise ModelError(f"{_shown(path)} holds no ONNX graph", "it may be truncated, or another kind of file")
+        raise ModelError(f"{_printable(path)} holds no ONNX graph", "it may be truncated, or another kind of file")
     model = _build(proto, path)
     model.data_files = tuple(path.parent / location for location in _locations(proto))
     return model
@@ -96,7 +96,7 @@ def copy_of(model: Model) -> Model:
 
 
 def _build(proto: ModelProto, path: Path | None) -> Model:
-    where = _shown(path) if path else "the given model"
+    where = _printable(path) if path else "the given model"
     try:
         for refuse in (check_functions, check_attributes, check_loops):
             refuse(proto)
@@ -111,7 +111,7 @@ def _build(proto: ModelProto, path: Path | None) -> Model:
     return model
 
 
-def _shown(path: Path) -> str:
+def _printable(path: Path) -> str:
     """The path as one printable line."""
     return first_line(str(path), limit=4096)
 
@@ -143,12 +143,12 @@ def _check(model: Model, given: ModelProto) -> None:
         check(proto)
     except (onnx.checker.ValidationError, RuntimeError, *_DAMAGED) as e:
         what = f"it is not a valid ONNX model: {first_line(e)}"
-        if not isinstance(e, onnx.checker.ValidationError) or not _is_run(model, given):
+        if not isinstance(e, onnx.checker.ValidationError) or not _runtime_loads(model, given):
             raise ModelError(what) from e
         model.notes.append(f"ONNX's checker reports: {what}; ONNX Runtime loads it")
 
 
-def _is_run(model: Model, given: ModelProto) -> bool:
+def _runtime_loads(model: Model, given: ModelProto) -> bool:
     """Whether ONNX Runtime loads a model that ONNX's checker refuses. Where the opset is known, the runtime decides."""
     if all(entry.domain not in ("", "ai.onnx") for entry in given.opset_import):
         return False
@@ -186,28 +186,28 @@ def _refuse_other_formats(path: Path) -> None:
             raise _folder_error(path)
         if not path.is_file():
             if is_special(path):
-                check_regular(_shown(path), "the model", ModelError)
+                check_regular(_printable(path), "the model", ModelError)
             refuse_remote(path, ModelError, "the model")
-            raise ModelError(f"{_shown(path)} does not exist or is not a file", _nearest(path))
+            raise ModelError(f"{_printable(path)} does not exist or is not a file", _nearest(path))
         with path.open("rb") as f:
             head = f.read(32)
     except (OSError, ValueError) as e:  # no permission, a name too long
-        raise ModelError(f"{_shown(path)} cannot be read: {first_line(e)}") from e
+        raise ModelError(f"{_printable(path)} cannot be read: {first_line(e)}") from e
     if not head:
-        raise ModelError(f"{_shown(path)} is empty", "export or copy it again")
+        raise ModelError(f"{_printable(path)} is empty", "export or copy it again")
     kind = _OTHER_FORMATS.get(path.suffix.lower())
     if head[:4] == b"PK\x03\x04":
         kind = _zip_kind(path) or kind
     if kind is None:
         kind = next((known for start, magic, known in _MAGIC if head[start:].startswith(magic)), None)
     if kind is not None:
-        raise ModelError(f"{_shown(path)} is {kind[0]}, not ONNX", kind[1])
+        raise ModelError(f"{_printable(path)} is {kind[0]}, not ONNX", kind[1])
 
 
 def _nearest(path: Path) -> str:
     """A hint with the .onnx files of the folder whose names are closest to the given one."""
     if not path.parent.is_dir():
-        return f"the folder {_shown(path.parent)} does not exist either"
+        return f"the folder {_printable(path.parent)} does not exist either"
     names = [p.name for p in path.parent.glob("*.onnx")]
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.0)
     return f"in that folder: {first_line(', '.join(near))}" if near else "check the path"
@@ -232,22 +232,22 @@ def _zip_kind(path: Path) -> tuple[str, str] | None:
 def _folder_error(path: Path) -> ModelError:
     if (path / "saved_model.pb").exists():
         return ModelError(
-            f"{_shown(path)} is a TensorFlow SavedModel, not ONNX",
-            f"python -m tf2onnx.convert --saved-model {_shown(path)} --output model.onnx",
+            f"{_printable(path)} is a TensorFlow SavedModel, not ONNX",
+            f"python -m tf2onnx.convert --saved-model {_printable(path)} --output model.onnx",
         )
     kind = _OTHER_FORMATS.get(path.suffix.lower())
     if kind is not None:
-        return ModelError(f"{_shown(path)} is {kind[0]}, not ONNX", kind[1])
+        return ModelError(f"{_printable(path)} is {kind[0]}, not ONNX", kind[1])
     inside = sorted(str(p.relative_to(path)) for p in path.rglob("*.onnx"))
     if (path / "config.json").exists():
         return ModelError(
-            f"{_shown(path)} is a Hugging Face folder, not an ONNX file",
+            f"{_printable(path)} is a Hugging Face folder, not an ONNX file",
             f"name the file inside: {first_line(inside[0])}"
             if inside
-            else f"optimum-cli export onnx --model {_shown(path)} out/",
+            else f"optimum-cli export onnx --model {_printable(path)} out/",
         )
     return ModelError(
-        f"{_shown(path)} is a folder, not an ONNX file",
+        f"{_printable(path)} is a folder, not an ONNX file",
         f"name the file inside: {first_line(', '.join(inside[:3]))}" if inside else "name an .onnx file",
     )
 
@@ -274,7 +274,7 @@ def refuse_suffix(place: Path) -> None:
     """
     kind = _OTHER_FORMATS.get(place.suffix.lower())
     if kind is not None:
-        raise UsageError(f"the output {_shown(place)} has the suffix of {kind[0]}", "name an .onnx file with -o")
+        raise UsageError(f"the output {_printable(place)} has the suffix of {kind[0]}", "name an .onnx file with -o")
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -307,7 +307,7 @@ def _parsed(path: Path) -> ModelProto:
         return onnx.load(str(path), format="protobuf", load_external_data=False)
     except DecodeError as e:
         raise ModelError(
-            f"{_shown(path)} is damaged or not an ONNX file: it does not parse", "export or copy it again"
+            f"{_printable(path)} is damaged or not an ONNX file: it does not parse", "export or copy it again"
         ) from e
     except (OSError, ValueError, MemoryError, RuntimeError) as e:
-        raise ModelError(f"{_shown(path)} cannot be read: {first_line(e)}") from e
+        raise ModelError(f"{_printable(path)} cannot be read: {first_line(e)}") from e

@@ -98,13 +98,13 @@ def _pads_with_zero(node: Node) -> bool:
     return isinstance(given, Constant) and not np.any(weights.read(given))
 
 
-def _stays_inside(node: Node) -> bool:
+def _resize_keeps_range(node: Node) -> bool:
     """Whether a Resize keeps the range of its input; cubic interpolation overshoots, and cropping adds a value."""
     crops = node.attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
     return node.attrs.get("mode", b"nearest") != b"cubic" and not crops
 
 
-_KEEPS_RANGE_IF: dict[str, Callable[[Node], bool]] = {"Pad": _pads_with_zero, "Resize": _stays_inside}
+_KEEPS_RANGE_IF: dict[str, Callable[[Node], bool]] = {"Pad": _pads_with_zero, "Resize": _resize_keeps_range}
 
 
 def op_of(node: Node) -> Op:
@@ -172,7 +172,7 @@ def scale_axes(node: Node, slot: int, rank: int) -> tuple[int, ...] | None:
     if node.domain not in STANDARD_DOMAINS or rank < 2:
         return None
     if node.op == "Einsum":
-        return _letters_kept(node, slot, rank)
+        return _einsum_kept_axes(node, slot, rank)
     if node.op == "Gather":
         return tuple(range(rank - 1)) if slot == 0 else None
     if slot not in op_of(node).weights:
@@ -185,7 +185,7 @@ def scale_axes(node: Node, slot: int, rank: int) -> tuple[int, ...] | None:
     return None if axis is None else (axis,)
 
 
-def _letters_kept(node: Node, slot: int, rank: int) -> tuple[int, ...] | None:
+def _einsum_kept_axes(node: Node, slot: int, rank: int) -> tuple[int, ...] | None:
     """Axes of an Einsum operand that its result has too; None where that is unknown or all of them."""
     equation = node.attrs.get("equation", b"")
     text = equation.decode(errors="replace") if isinstance(equation, bytes) else str(equation)

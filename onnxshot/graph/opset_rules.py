@@ -123,24 +123,24 @@ def _not_float32(model: Model, node: Node) -> bool:
     return model.elem_type(node.inputs[0]) not in (TensorProto.UNDEFINED, TensorProto.FLOAT)
 
 
-def _clip(model: Model, graph: Graph, node: Node) -> None:
+def _clip_limits_to_inputs(model: Model, graph: Graph, node: Node) -> None:
     """Clip-6: turn its limits into inputs of the tensor's type."""
     low, high = node.attrs.pop("min", None), node.attrs.pop("max", None)
     if low is not None or high is not None:
-        node.inputs.append(Variable("") if low is None else _scalar(model, node, low))
+        node.inputs.append(Variable("") if low is None else _value_input(model, node, low))
     if high is not None:
-        node.inputs.append(_scalar(model, node, high))
+        node.inputs.append(_value_input(model, node, high))
 
 
-def _pad(model: Model, graph: Graph, node: Node) -> None:
-    """Pad-2 with its padding as inputs, in the type of the tensor."""
+def _pads_to_inputs(model: Model, graph: Graph, node: Node) -> None:
+    """Pad-2: turn its padding and its value into inputs, the value of the tensor's type."""
     node.inputs.append(edit.add_constant(model, node.label, "pads", np.array(node.attrs.pop("pads"), np.int64)))
     value = node.attrs.pop("value", 0.0)
     if _text(node, "mode", "constant") == "constant":
-        node.inputs.append(_scalar(model, node, value))
+        node.inputs.append(_value_input(model, node, value))
 
 
-def _scalar(model: Model, node: Node, value: float) -> Constant:
+def _value_input(model: Model, node: Node, value: float) -> Constant:
     kind = helper.tensor_dtype_to_np_dtype(model.elem_type(node.inputs[0]))
     return edit.add_constant(model, node.label, "value", np.array(value, kind))
 
@@ -152,14 +152,14 @@ def _mask_is_read(model: Model, node: Node) -> bool:
     return len(node.outputs) > 1 and bool(node.outputs[1].name)
 
 
-def _dropout(model: Model, graph: Graph, node: Node) -> None:
+def _dropout_below_12(model: Model, graph: Graph, node: Node) -> None:
     """Dropout below opset 12: its mask is zero where nothing is dropped, the newer one is true there. Insert a Not."""
     node.attrs.pop("ratio", None)
     mask, node.outputs[1] = node.outputs[1], Variable(model.fresh(node.label, "kept"))
     edit.add_node(model, "Not", [node.outputs[1]], base=node.label, suffix="dropped", outputs=[mask], graph=graph)
 
 
-def _dropout_7(model: Model, graph: Graph, node: Node) -> None:
+def _dropout_below_10(model: Model, graph: Graph, node: Node) -> None:
     """Dropout below opset 10: its mask also has the type of the tensor. Insert a Cast and a Not."""
     mask, node.outputs[1] = node.outputs[1], Variable(model.fresh(node.label, "mask"))
     kind = model.elem_type(node.inputs[0]) or TensorProto.FLOAT
@@ -167,13 +167,13 @@ def _dropout_7(model: Model, graph: Graph, node: Node) -> None:
         model, "Cast", [node.outputs[1]], base=node.label, suffix="cast", outputs=[mask], attrs={"to": kind},
         graph=graph,
     )  # fmt: skip
-    _dropout(model, graph, node)
+    _dropout_below_12(model, graph, node)
 
 
 # ---------------------------------------------------------------------- BatchNormalization
 
 
-def _by_activation(model: Model, node: Node) -> bool:
+def _is_per_element(model: Model, node: Node) -> bool:
     if node.attrs.get("spatial", 1):
         return False
     if any(edit.constant_input(node, slot) is None for slot in range(1, 5)):
@@ -184,7 +184,7 @@ def _by_activation(model: Model, node: Node) -> bool:
     return True
 
 
-def _affine(model: Model, graph: Graph, node: Node) -> None:
+def _batchnorm_to_mul_add(model: Model, graph: Graph, node: Node) -> None:
     """BatchNormalization with spatial = 0 has a scale and an offset per element [C, H, W]: write it as Mul and Add."""
     scale, bias, mean, variance = (weights.read(node.inputs[slot]) for slot in range(1, 5))
     factor = scale / np.sqrt(variance + np.asarray(node.attrs.get("epsilon", 1e-5), variance.dtype))
@@ -201,18 +201,18 @@ def _affine(model: Model, graph: Graph, node: Node) -> None:
 # ---------------------------------------------------------------------- broadcasting below opset 7
 
 
-def _has_place(model: Model, node: Node) -> bool:
-    """Whether the second input is aligned with other axes of the first than the last ones."""
-    return bool(node.attrs.get("broadcast", 0)) and "axis" in node.attrs and _behind(model, node) > 0
+def _has_axis(model: Model, node: Node) -> bool:
+    """Whether attribute `axis` aligns the second input with other axes of the first than the last ones."""
+    return bool(node.attrs.get("broadcast", 0)) and "axis" in node.attrs and _axes_behind(model, node) > 0
 
 
 def _has_slopes(model: Model, node: Node) -> bool:
     """Whether a PRelu has one slope per channel, and the channel axis is not the last."""
     shape = model.shape(node.inputs[1])
-    return shape is not None and len(shape) == 1 and shape[0] != 1 and _behind(model, node) > 0
+    return shape is not None and len(shape) == 1 and shape[0] != 1 and _axes_behind(model, node) > 0
 
 
-def _behind(model: Model, node: Node) -> int:
+def _axes_behind(model: Model, node: Node) -> int:
     """Number of axes of the first input behind those that the second is aligned with."""
     first, second = (model.shape(tensor) for tensor in node.inputs[:2])
     if first is None or second is None:
@@ -225,10 +225,10 @@ def _behind(model: Model, node: Node) -> int:
     return len(first) - (axis + len(first) if axis < 0 else axis) - len(second)
 
 
-def _aligned(model: Model, graph: Graph, node: Node) -> None:
+def _append_axes(model: Model, graph: Graph, node: Node) -> None:
     """Arithmetic below opset 7 with attribute `axis`: append axes of size 1 to the second input."""
     second = node.inputs[1]
-    rank, behind = len(model.shape(second) or ()), _behind(model, node)
+    rank, behind = len(model.shape(second) or ()), _axes_behind(model, node)
     node.attrs = {}
     axes = list(range(rank, rank + behind))
     if model.opset < 13:
@@ -250,7 +250,7 @@ def _channels(model: Model, node: Node) -> int:
     return channels // int(node.attrs["num_groups"]) if isinstance(channels, int) else 0
 
 
-def _by_group(model: Model, node: Node) -> bool:
+def _is_per_group(model: Model, node: Node) -> bool:
     if not _channels(model, node):
         raise ModelError(
             f"node {node.label!r} (GroupNormalization) has no counterpart in opset 21 and newer: how many channels its "
@@ -290,16 +290,16 @@ def _always(model: Model, node: Node) -> bool:
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less")
 
 RULES = (
-    *(Rule(op, 1, 7, _has_place, _aligned) for op in _ARITHMETIC),
-    Rule("PRelu", 1, 7, _has_slopes, _aligned),
+    *(Rule(op, 1, 7, _has_axis, _append_axes) for op in _ARITHMETIC),
+    Rule("PRelu", 1, 7, _has_slopes, _append_axes),
     Rule("Upsample", 1, 10, _always, _resize),
     Rule("Resize", 10, 11, _always, _resize),
     Rule("Resize", 11, 13, _is_tf_half_pixel, _half_pixel),
     Rule("Hardmax", 1, 13, _always, _hardmax),
-    Rule("Clip", 6, 11, _not_float32, _clip),
-    Rule("Pad", 2, 11, _not_float32, _pad),
-    Rule("Dropout", 7, 12, _mask_is_read, _dropout_7),
-    Rule("Dropout", 10, 12, _mask_is_read, _dropout),
-    Rule("BatchNormalization", 7, 9, _by_activation, _affine),
-    Rule("GroupNormalization", 18, 21, _by_group, _group_norm),
+    Rule("Clip", 6, 11, _not_float32, _clip_limits_to_inputs),
+    Rule("Pad", 2, 11, _not_float32, _pads_to_inputs),
+    Rule("Dropout", 7, 12, _mask_is_read, _dropout_below_10),
+    Rule("Dropout", 10, 12, _mask_is_read, _dropout_below_12),
+    Rule("BatchNormalization", 7, 9, _is_per_element, _batchnorm_to_mul_add),
+    Rule("GroupNormalization", 18, 21, _is_per_group, _group_norm),
 )

@@ -153,7 +153,7 @@ class Walk:
             self._names[token] = dim
         return token
 
-    def _take(self, name: str, kind: TypeProto) -> None:
+    def _set_inferred(self, name: str, kind: TypeProto) -> None:
         """Set the type of a tensor to what ONNX has inferred."""
         if not kind.HasField("tensor_type"):
             self.types[name] = kind
@@ -231,10 +231,10 @@ class Walk:
         if found is None or len(found) != len(node.output) or any(array.size > MOST for array in found):
             return False
         for name, array in zip(node.output, found, strict=True):
-            self._give(name, array, self._made(op, attrs, node, array))
+            self._set_value(name, array, self._computed_kind(op, attrs, node, array))
         return True
 
-    def _made(self, op: str, attrs: Mapping[str, Any], node: NodeProto, array: Array) -> int:
+    def _computed_kind(self, op: str, attrs: Mapping[str, Any], node: NodeProto, array: Array) -> int:
         """Element type of the output of an operator whose values were computed."""
         if op == "Cast":
             return int(attrs["to"])
@@ -244,7 +244,7 @@ class Walk:
             return int(helper.np_dtype_to_tensor_dtype(array.dtype))
         return self.kind(node.input[1 if op == "Where" else 0])
 
-    def _give(self, name: str, array: Array, kind: int) -> None:
+    def _set_value(self, name: str, array: Array, kind: int) -> None:
         self._held += array.size
         self.found.values[name], self.found.kinds[name] = array, kind
         self.set(name, kind, array.shape)
@@ -258,7 +258,7 @@ class Walk:
             self.set(node.output[0], tensor.data_type, tuple(tensor.dims))
             return True
         if key in ("value_int", "value_ints"):
-            self._give(node.output[0], np.asarray(value, np.int64), TensorProto.INT64)
+            self._set_value(node.output[0], np.asarray(value, np.int64), TensorProto.INT64)
             return True
         return False
 
@@ -270,11 +270,11 @@ class Walk:
             total: Any = 1
             for dim in dims:
                 total = total * dim
-            self._give(node.output[0], pack(total), TensorProto.INT64)
+            self._set_value(node.output[0], pack(total), TensorProto.INT64)
             return True
         attrs = attributes(node)
         dims = dims[attrs.get("start", 0) : attrs.get("end")]
-        self._give(node.output[0], pack(list(dims)).reshape(len(dims)), TensorProto.INT64)
+        self._set_value(node.output[0], pack(list(dims)).reshape(len(dims)), TensorProto.INT64)
         return True
 
     def _by_shape(self, node: NodeProto, *, standard: bool) -> None:
@@ -296,7 +296,7 @@ class Walk:
                 self.set(node.output[0], kind, dims)
                 return
         if not self._inferred(node):
-            self._guessed(node)
+            self._fall_back(node)
 
     def _schema(self, op: str, domain: str) -> Any:
         key = (op, domain)
@@ -330,12 +330,12 @@ class Walk:
             return False
         for name in node.output:
             if name and name in found:
-                self._take(name, found[name])
+                self._set_inferred(name, found[name])
         if node.op_type in BROADCASTS:
-            self._join(node)
+            self._name_broadcast_sizes(node)
         return True
 
-    def _join(self, node: NodeProto) -> None:
+    def _name_broadcast_sizes(self, node: NodeProto) -> None:
         """Replace unknown sizes of a broadcast output by symbolic ones that follow from the inputs."""
         name = node.output[0]
         dims, given = self.shape(name), [self.shape(n) for n in node.input]
@@ -346,7 +346,7 @@ class Walk:
             joined = broadcast(joined, shape or ())
         self.set(name, self.kind(name), joined)
 
-    def _guessed(self, node: NodeProto) -> None:
+    def _fall_back(self, node: NodeProto) -> None:
         """Use the shape that the file states, or that of the first input for operators that keep it."""
         kind, dims = (self.kind(node.input[0]), self.shape(node.input[0])) if node.input else (0, None)
         for slot, name in enumerate(node.output):
