@@ -260,7 +260,7 @@ def _result(
     axes, threads = structure.groups.axes, settings.threads
     before = amount_of(original.model, samples, threads)
     if made is None:
-        add_missed(report, "nothing was cut: no group of channels can be; the reasons are in the skips")
+        add_missed(report, "nothing was cut: no group of channels can be removed; the skips give the reasons")
         removal, model, after = nothing(axes), load_model(original.source), before
     else:
         removal, model = made

@@ -128,7 +128,7 @@ class _Search:
             return self._to_latency(allocation, share)
         if allocation.remove_until(share):
             return ""
-        return f"no more than {1 - allocation.share:.1%} can be cut: {self.target} {share:g} is not reached"
+        return f"at most {1 - allocation.share:.1%} can be removed: {self.target} {share:g} is not reached"
 
     def _to_latency(self, allocation: Allocation, share: float) -> str:
         """Remove channels until the predicted latency meets the target; return why that failed, or an empty text.
@@ -148,7 +148,7 @@ class _Search:
             fall = (1 - share) / max(slope, 1e-9)
         allocation.remove_until(max(_LEAST, 1 - fall))
         found = 1 - slope * (1 - allocation.share)
-        missed = f"the latency falls to {found:.1%} at most: target_latency {share:g} is not reached"
+        missed = f"the latency falls to {found:.1%} at best: target_latency {share:g} is not reached"
         return "" if found <= share + NOISE else missed
 
     def by_drop(self, goal: Goal, limit: float) -> Found:
@@ -167,7 +167,7 @@ class _Search:
                         best, made, drop = trial, candidate, found
                         going, refused = True, []
                         break
-                    refused.append(f"cutting to {trial.share:.1%} would cost {found:.4g}")
+                    refused.append(f"reducing the work to {trial.share:.1%} would lower the score by {found:.4g}")
         return Found(best, made, "", judge.float_score, drop, tuple(refused))
 
     def _further(self, best: Allocation) -> Iterator[tuple[Allocation, Model]]:

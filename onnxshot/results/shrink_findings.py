@@ -44,10 +44,10 @@ def _add_overshoot(report: ShrinkReport, allocation: Allocation, asked: ShrinkSt
     if name not in ("target_flops", "target_params") or not allocation.is_far(share):
         return
     what = "work" if name == "target_flops" else "parameters"
-    hint = ": a smaller --multiple comes closer" if asked.multiple > 1 else ""
+    hint = "; a smaller --multiple comes closer" if asked.multiple > 1 else ""
     report.notes.append(
-        f"{name} is {share:g}, and {allocation.share:.1%} of the {what} are left: channels go in steps, of "
-        f"{asked.multiple} where layers have as many, and a step less misses it{hint}"
+        f"{name} is {share:g}, but only {allocation.share:.1%} of the {what} remain: channels are removed in steps "
+        f"(of {asked.multiple} where a layer has as many), and one step less misses the target{hint}"
     )
 
 
@@ -56,7 +56,7 @@ def add_latency(report: ShrinkReport, latency: float, allocation: Allocation, as
     report.latency = latency
     wanted = asked.target_latency
     if report.reached and wanted is not None and latency > wanted + NOISE:
-        add_missed(report, f"{latency:.1%} of the latency were measured at the end")
+        add_missed(report, f"the final model was measured at {latency:.1%} of the latency")
     if latency > 1 - NOISE and asked.multiple < max(MULTIPLES) and _removes_convolutions(allocation):
         report.notes.append(_NOT_FASTER)
 

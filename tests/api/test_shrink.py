@@ -87,10 +87,10 @@ def test_a_target_that_steps_go_far_beyond_is_told_with_its_figures(share: float
     (row,) = found.report.groups
     left = row.after / 32
     assert found.report.macs[1] == left * found.report.macs[0]
-    assert left <= share < left + multiple / 32, "a step less misses it"
+    assert left <= share < left + multiple / 32, "one step less misses the target"
     notes = [note for note in found.report.notes if note.startswith("target_flops is")]
     assert len(notes) == told
-    assert all(f"{left:.1%} of the work are left" in note for note in notes)
+    assert all(f"{left:.1%} of the work remain" in note for note in notes)
 
 
 @pytest.mark.parametrize("importance", ["l1", "l2"])
