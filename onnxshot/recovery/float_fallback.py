@@ -19,7 +19,7 @@ _TOGETHER = 3  # blocks that are joined at most, the best first
 _SAME_DB = 3.0  # error power may double for fewer nodes in float
 
 
-def helpful(order: Sequence[str], measure: Measure, floor: float) -> Units:
+def smallest_fallback(order: Sequence[str], measure: Measure, floor: float) -> Units:
     """Return the smallest set of units found that brings the SQNR to the floor; empty where none does.
 
     Args:

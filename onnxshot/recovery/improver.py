@@ -30,7 +30,7 @@ from onnxshot.planning.trained_scales import Trained
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery import plan_candidates
 from onnxshot.recovery.plan_candidates import Candidate
-from onnxshot.recovery.range_search import refined
+from onnxshot.recovery.range_search import refine_ranges
 from onnxshot.recovery.smoothquant_strength import smoothed, strengths
 from onnxshot.report.timings import Timed
 from onnxshot.rewriting.apply_plan import apply_plan
@@ -158,7 +158,7 @@ class Improver:
         recipe = self._recipe_of(given)
         work = sum(row.macs for row in sizes_on(given.model, learn[0].feed).work(given.model))
         count = min(max(_REFINED_MACS // max(work, 1), _REFINED_ON[0]), _REFINED_ON[1])
-        evidence = refined(
+        evidence = refine_ranges(
             given.model, given.plan, given.evidence, recipe.range_method, learn[:count], threads=self.settings.threads,
             progress=self.settings.progress,
         )  # fmt: skip

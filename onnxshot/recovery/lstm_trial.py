@@ -30,7 +30,7 @@ _TRIED_ON = 8  # samples
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class LstmDecision:
     """What becomes of the LSTMs of a model.
 
     Attributes:
@@ -44,9 +44,9 @@ class Settled:
     left: tuple[str, ...] = ()
 
 
-def settle(
+def try_lstms(
     model: Model, plan: Plan, recipe: Recipe, reference: Path | bytes | None, data: Dataset | None, settings: Settings
-) -> Settled | None:
+) -> LstmDecision | None:
     """Decide whether the LSTMs of a plan stay in int8; None where the plan has none in int8.
 
     LSTMs that were included by name stay in int8 without a trial. Without samples the others do in mode 'dynamic' only.
@@ -68,20 +68,20 @@ def settle(
     if refused:
         patterns = exact_patterns(model)
         left = tuple(dict.fromkeys(patterns.get(row.node, row.op) for row in rows if row.node in forced))
-        return Settled(True, f"LSTMs stay float: in int8 {refused}", left)
+        return LstmDecision(True, f"LSTMs stay float: in int8 {refused}", left)
     alone = "the file is for ONNX Runtime alone: it holds com.microsoft.DynamicQuantizeLSTM (--portable-ops avoids it)"
     if all(row.node in forced for row in rows) or (data is None and recipe.mode == DYNAMIC):
-        return Settled(False, alone)
+        return LstmDecision(False, alone)
     asks = "--include LSTM quantizes them nevertheless"
     if data is None or reference is None or model.weight_bytes() > candidate_race.MAX_BYTES:
         why = "there are no samples to try them on" if data is None else "the model is too large to try them"
-        return Settled(True, f"LSTMs stay float: {why}; {asks}")
+        return LstmDecision(True, f"LSTMs stay float: {why}; {asks}")
     numbers = split(len(data))[0]
     samples = [data[numbers[i]] for i in spread(len(numbers))[:_TRIED_ON]]
     found = _typical_db(model, rows_alone, reference, samples, settings)
     if found < HOLDS_DB:
-        return Settled(True, f"LSTMs stay float: with only them in int8 the outputs have {found:.1f} dB; {asks}")
-    return Settled(False, f"LSTMs are in int8: with only them in int8 the outputs have {found:.1f} dB; {alone}")
+        return LstmDecision(True, f"LSTMs stay float: with only them in int8 the outputs have {found:.1f} dB; {asks}")
+    return LstmDecision(False, f"LSTMs are in int8: with only them in int8 the outputs have {found:.1f} dB; {alone}")
 
 
 def _typical_db(

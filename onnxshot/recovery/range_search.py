@@ -39,7 +39,7 @@ _GAIN_DB = 0.3  # least gain of another range
 _Outputs = Mapping[str, NDArray[Any]]
 
 
-def refined(
+def refine_ranges(
     model: Model,
     plan: Plan,
     evidence: Evidence,

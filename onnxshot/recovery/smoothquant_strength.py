@@ -60,7 +60,7 @@ def smoothed(
     if not names:
         return None
     found = search(model, whole, STATIC, samples, stats, threads=settings.threads, progress=settings.progress)
-    factors = worth(model, whole, found)
+    factors = worthwhile_factors(model, whole, found)
     factors = {name: factors[name] for name in names if name in factors}
     if not factors:
         return None
@@ -131,7 +131,7 @@ def search(
     return found
 
 
-def worth(model: Model, plan: Plan, found: Mapping[str, Smoothing]) -> dict[str, NDArray[np.float32]]:
+def worthwhile_factors(model: Model, plan: Plan, found: Mapping[str, Smoothing]) -> dict[str, NDArray[np.float32]]:
     """Factors for inputs of static products that gain by it: all that need no added Mul, and the best of the others."""
     readers = {tensor.name: (tensor, nodes) for tensor, nodes in readers_of(model, plan, STATIC).items()}
     gains = [n for n, s in found.items() if n in readers and s.plain_db < _WELL_DB and s.db >= s.plain_db + _GAIN_DB]

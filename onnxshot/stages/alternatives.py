@@ -36,7 +36,7 @@ from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import PRODUCTS
 from onnxshot.recipes.command_line import options_of
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recovery.float_fallback import Units, helpful
+from onnxshot.recovery.float_fallback import Units, smallest_fallback
 from onnxshot.report.advice import BAD, FLOOR_DB, is_slower, level_of
 from onnxshot.report.findings import is_inaccurate
 from onnxshot.report.report import Report
@@ -211,7 +211,7 @@ class Alternatives:
                     raise _OutOfTime
                 yield self._closeness(one)
 
-        units = helpful(order, measure, wanted)
+        units = smallest_fallback(order, measure, wanted)
         return [unit for unit in order if unit in units] if len(units) <= _NAMED else []
 
     @property

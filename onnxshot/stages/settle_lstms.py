@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxshot.calibration.readers import Dataset
-from onnxshot.recovery.lstm_trial import settle
+from onnxshot.recovery.lstm_trial import try_lstms
 from onnxshot.stages.prepare_model import Prepared
 from onnxshot.verification.reference import Reference
 
@@ -17,7 +17,7 @@ def settle_lstms(prepared: Prepared, data: Dataset | None, reference: Reference 
         The model with the recipe to go on with, and notes for the user.
     """
     recipe, given = prepared.recipe, None if reference is None else reference.model
-    found = settle(prepared.model, prepared.plan(), recipe, given, data, prepared.settings)
+    found = try_lstms(prepared.model, prepared.plan(), recipe, given, data, prepared.settings)
     if found is None:
         return prepared, []
     if found.portable:

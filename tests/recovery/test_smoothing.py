@@ -307,7 +307,7 @@ def test_smoothing_that_makes_the_outputs_worse_is_not_kept_unless_asked_for(mon
     case = encoder(loud=1.0, blocks=1)
     quiet = np.arange(K) % 8 == 5
     worst = np.where(quiet, 1e-3, 1).astype(np.float32)
-    monkeypatch.setattr(smoothquant_strength, "worth", lambda *_: {"n0": worst, "m0": worst})
+    monkeypatch.setattr(smoothquant_strength, "worthwhile_factors", lambda *_: {"n0": worst, "m0": worst})
     tried, kept = done(case)
     assert NOTE not in tried.report.notes
     forced, spoiled = done(case, smooth=True)

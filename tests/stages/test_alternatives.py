@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import onnxshot
-from onnxshot.recovery.float_fallback import BLOCKS, Units, helpful
+from onnxshot.recovery.float_fallback import BLOCKS, Units, smallest_fallback
 from onnxshot.report.advice import FLOOR_DB
 from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.stages import alternatives
@@ -39,7 +39,7 @@ def test_the_one_node_that_spoils_the_outputs_is_found(count: int, data: st.Data
     names = [f"n{i}" for i in range(count)]
     bad = data.draw(st.sampled_from(names))
     measure = Noises({name: 0.5 if name == bad else 1e-4 for name in names})
-    assert helpful(names, measure, 15.0) == {bad}
+    assert smallest_fallback(names, measure, 15.0) == {bad}
     assert measure.trials <= 5 * BLOCKS
 
 
@@ -49,14 +49,14 @@ def test_a_chain_of_nodes_in_front_is_found_where_none_helps_alone() -> None:
     def measure(sets: Iterable[Units]) -> Iterator[float]:
         yield from (40.0 if units >= set(names[:5]) else 2.0 for units in sets)
 
-    found = helpful(names, measure, 15.0)
+    found = smallest_fallback(names, measure, 15.0)
     assert found == set(names[:5])
 
 
 def test_where_all_nodes_are_to_blame_none_is_named() -> None:
     names = [f"n{i}" for i in range(32)]
-    assert helpful(names, Noises(dict.fromkeys(names, 0.02)), 15.0) == frozenset()
-    assert helpful([], Noises({}), 15.0) == frozenset()
+    assert smallest_fallback(names, Noises(dict.fromkeys(names, 0.02)), 15.0) == frozenset()
+    assert smallest_fallback([], Noises({}), 15.0) == frozenset()
 
 
 # ---------------------------------------------------------------------- whole runs
