@@ -1,4 +1,4 @@
-"""Cells: one model for one target, named by the content of all that decides what comes out."""
+"""Cells: one model for one target, the unit of work of a batch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from onnxshot.recipes.stages import Stages
 from onnxshot.remote.copies import Copies
 
 Row = dict[str, Any]
-"""What came of a cell, as plain values."""
+"""The result of a cell as plain values, for JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One model for one target; goes to JSON and back, to be done in another process.
+    """One model for one target. It is converted to JSON and back, to run in a worker process.
 
     Attributes:
         entry: the model, and how it is compressed.
-        target: results go to <name>/<target>/ below the output.
-        key: SHA-256, hex, of all that decides the result; see `resume.CellKeys.key`.
+        target: name of the target. Results go to OUTPUT/<name>/<target>/.
+        key: SHA-256, as hex digits, of everything that decides the result; see `resume.CellKeys.key`.
     """
 
     entry: Entry
@@ -33,40 +33,40 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What the model is called."""
+        """Name of the model."""
         return self.entry.name
 
     @property
     def place(self) -> str:
-        """Where its results are, below the output."""
+        """Path of its results below the output, such as resnet/ort."""
         return f"{self.name}/{self.target}"
 
     @property
     def stages(self) -> Stages:
-        """The stages, with this target in all that quantize."""
+        """The stages of the entry, with this target in each stage that quantizes."""
         stages = self.entry.stages.stages
         return Stages(tuple(replace(s, target=self.target) if isinstance(s, Recipe) else s for s in stages))
 
     def row(self, **values: Any) -> Row:
-        """A row of this cell."""
+        """Make a row of this cell from further values."""
         return {"name": self.name, "target": self.target, "key": self.key, **values}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {"entry": self.entry.to_dict(), "target": self.target, "key": self.key}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From what `to_dict` gave."""
+        """Restore a cell from the values of `to_dict`."""
         return cls(Entry.from_dict(values["entry"]), values["target"], values["key"])
 
 
 Done = Callable[[Cell, Path, Row], None]
-"""Takes what an engine has done: the cell, the folder of its results, and its row."""
+"""Callback of an engine for each cell that ended: the cell, the folder of its results, and its row."""
 
 
 def fetched(cell: Cell, copies: Copies) -> Cell:
-    """The cell with local copies of all it reads. Raises UsageError where one cannot be had."""
+    """Return the cell with local copies of its remote files. Raises UsageError if one cannot be fetched."""
     entry = cell.entry
     model = copies.of(entry.model, weights=True) if is_remote(entry.model) else entry.model
     paths = {"calib": entry.calib, "preset": entry.preset, "stats": entry.stats}

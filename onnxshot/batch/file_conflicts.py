@@ -1,4 +1,4 @@
-"""What a batch reads and what it writes, held against each other before the work."""
+"""List what a batch reads and writes, so that conflicts are found before the work starts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from onnxshot.errors import UsageError
 from onnxshot.files.conflicts import Files, Read, Write
 from onnxshot.files.urls import is_remote
 
-FIRST_BYTES = 4096  # of the log
+FIRST_BYTES = 4096  # of the log, enough to recognize it
 _OPTION = "'output' of the manifest"
 
 
 def files_of(manifest: Manifest) -> Files:
-    """The files of a batch; what is remote is not among them.
+    """List the local files of a batch.
 
-    A cell's folder is replaced as a whole, so nothing that any cell reads may lie in one.
+    The folder of a cell is replaced as a whole, so no file that a cell reads may lie in one.
     """
     reads = [Read(Path(name), "the manifest or a recipe") for name in manifest.files]
     for entry in manifest.entries:
@@ -47,7 +47,7 @@ def files_of(manifest: Manifest) -> Files:
 
 
 def _refuse_link(output: Path, cell: Cell) -> None:
-    """Raise UsageError where a cell would lie behind a link: what is there is not of this batch."""
+    """Raise UsageError if the folder of a cell is a link, because it then belongs to somebody else."""
     for folder in (output / cell.name, output / cell.place):
         if folder.is_symlink():
             what = f"the cell {cell.place} would go through a link, {folder} -> {folder.readlink()}"
@@ -56,20 +56,20 @@ def _refuse_link(output: Path, cell: Cell) -> None:
 
 def _changed_cell(path: Path) -> str:
     name = changed_in(path)
-    return f"{path / name} was changed since a batch has written it" if name else ""
+    return f"{path / name} was changed after a batch wrote it" if name else ""
 
 
 def _foreign_log(path: Path) -> str:
     with path.open("rb") as file:
-        return "" if is_log(file.read(FIRST_BYTES)) else "it is no log of a batch"
+        return "" if is_log(file.read(FIRST_BYTES)) else "it is not the log of a batch"
 
 
 def _foreign_summary(path: Path) -> str:
-    return "" if is_summary(path.read_bytes()) else "it is no summary of a batch"
+    return "" if is_summary(path.read_bytes()) else "it is not the summary of a batch"
 
 
 def is_log(start: bytes) -> bool:
-    """Whether a file that starts so is a log: lines of JSON, each an event with its time; the last one may be torn."""
+    """Recognize a log by its first bytes: lines of JSON, each an event with its time. The last may be incomplete."""
     first, ended, _ = start.partition(b"\n")
     try:
         event = json.loads(first)
@@ -79,7 +79,7 @@ def is_log(start: bytes) -> bool:
 
 
 def is_summary(data: bytes) -> bool:
-    """Whether that is the summary of a batch."""
+    """Return True if this is the summary of a batch."""
     try:
         values = json.loads(data)
     except ValueError:

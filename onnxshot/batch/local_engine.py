@@ -1,4 +1,4 @@
-"""Cells on this machine: a few worker processes within a bound of memory, and nothing that one does harms another."""
+"""The local engine: run cells in worker processes on this machine, within a memory limit."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from onnxshot.files.temporary_folders import clear_dead
 from onnxshot.graph.load import external_files
 
 POLL = 0.02
-"""Seconds between two looks at the memory of all workers."""
+"""Seconds between two measurements of the memory of all workers."""
 
 _PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6 if hasattr(os, "sysconf") else 0.0
 BASE_MB, PER_MB = 200, 25
-"""What a cell is thought to take, and for every MB of its weights: a CNN of 14 MB was seen to take 573 MB."""
+"""Estimated memory of a cell: a base, and MB per MB of its weights. A CNN of 14 MB was measured at 573 MB."""
 
 
 @dataclass(slots=True)
 class Task:
-    """A cell to be done: how often it was tried, and how many megabytes it is thought to take."""
+    """A cell in the queue, with the number of its tries and its estimated memory in MB."""
 
     cell: Cell
     needs_mb: float
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(slots=True)
 class Worker:
-    """A process that does one cell after another; its stderr goes to a file, for when it dies."""
+    """A worker process, which runs one cell after another. Its stderr goes to a file, read if it dies."""
 
     process: subprocess.Popen[str]
     errors: IO[str]
@@ -48,15 +48,15 @@ class Worker:
     part: Path = field(default_factory=Path)
 
     def ask(self, task: Task, part: Path, how: dict[str, Any]) -> None:
-        """Have it do a cell."""
+        """Send it a cell to run."""
         self.task, self.part = task, part
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is dead, which its stdout tells
+        with contextlib.suppress(BrokenPipeError):  # it died, which `_answer` sees at the end of its stdout
             self.process.stdin.write(json.dumps({"cell": task.cell.to_dict(), "folder": str(part), "how": how}) + "\n")
             self.process.stdin.flush()
 
     def stop(self) -> str:
-        """Kill it; what it said last."""
+        """Kill it and return the last line of its stderr."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -71,14 +71,14 @@ class Worker:
 
 @dataclass(slots=True)
 class Local:
-    """An engine: it hands cells to workers, and rows to whoever asked.
+    """The engine that runs cells in worker processes.
 
     Attributes:
-        workers: how many cells are done at once.
-        how: fields of Settings that are the same for all cells, threads of one worker among them.
-        retries: how often a cell is tried again where its process died or failed in a way that nobody has foreseen.
-        max_memory_mb: bound of the resident memory of this process and all workers; a cell that alone takes more fails.
-        peak_mb: most that was seen.
+        workers: number of cells that run at once.
+        how: fields of Settings that all cells share; `threads` is per worker.
+        retries: how often a cell is tried again if its process died or failed with an internal error.
+        max_memory_mb: limit of the resident memory of this process and all workers. A cell that exceeds it alone fails.
+        peak_mb: highest memory that was measured.
     """
 
     workers: int
@@ -90,9 +90,9 @@ class Local:
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
     def run(self, cells: Sequence[Cell], store: Store, done: Done) -> None:
-        """Do all cells, `done` with each in this thread."""
+        """Run all cells. Calls `done` in this thread as each one ends."""
         waiting = [Task(cell, estimate_mb(cell)) for cell in cells]
-        waiting.sort(key=lambda task: -task.needs_mb)  # the longest first, so that none is left alone at the end
+        waiting.sort(key=lambda task: -task.needs_mb)  # largest first, so that no large cell runs alone at the end
         try:
             while waiting or any(worker.task for worker in self._running):
                 while (task := self._next(waiting)) is not None:
@@ -111,14 +111,15 @@ class Local:
         finally:
             for worker in self._running:
                 worker.stop()
-            clear_dead(Path(tempfile.gettempdir()))  # what those have left that were killed
+            clear_dead(Path(tempfile.gettempdir()))  # temporary files of workers that were killed
 
-    # ------------------------------------------------------------------ which cell is next
+    # ------------------------------------------------------------------ scheduling
 
     def _next(self, waiting: list[Task]) -> Task | None:
-        """The cell to start now, taken out of those that wait; None where none is, or must not be for its memory.
+        """Remove the next cell from the queue; None if no cell may start now.
 
-        First one whose model no worker is at: its second target finds the statistics that its first has left.
+        Cells whose model no worker is processing come first: a second target of the same model can then reuse the
+        calibration cache of the first.
         """
         busy = [worker.task for worker in self._running if worker.task is not None]
         if not waiting or len(busy) >= self.workers:
@@ -132,15 +133,15 @@ class Local:
 
     def _has_room(self, task: Task, busy: Sequence[Task]) -> bool:
         if self.max_memory_mb is None or not busy:
-            return True  # alone it may try
+            return True  # a cell that runs alone is always tried
         others = sum(max(w.task.needs_mb, rss_mb(w.process.pid)) for w in self._running if w.task is not None)
         return rss_mb(os.getpid()) + others + task.needs_mb <= self.max_memory_mb
 
     def _start(self, task: Task, store: Store) -> None:
-        """Give the cell to a worker that is idle, or to a new one."""
+        """Give the cell to an idle worker, or to a new one."""
         for worker in [one for one in self._running if one.task is None]:
             if self.max_memory_mb is not None and rss_mb(worker.process.pid) > BASE_MB:
-                self._drop(worker)  # what it has taken it does not give back
+                self._drop(worker)  # a process does not return its memory to the system
         idle = [worker for worker in self._running if worker.task is None]
         worker = idle[0] if idle else self._spawn()
         task.tries += 1
@@ -150,7 +151,7 @@ class Local:
     # ------------------------------------------------------------------ workers
 
     def _spawn(self) -> Worker:
-        errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # as long as it lives
+        errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # open while the worker lives
         process = subprocess.Popen(
             source_tree.command("onnxshot.batch.worker"), env=source_tree.environment(), text=True, encoding="utf-8",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
@@ -168,7 +169,7 @@ class Local:
         return worker.stop()
 
     def _answer(self, worker: Worker) -> Iterator[tuple[Task, Path, Row | None]]:
-        """What a worker says, or that it died: the task with its row, or without one where it is to be tried again."""
+        """Read the answer of a worker, or note that it died. Yields (task, folder, row); row is None to try again."""
         assert worker.process.stdout is not None
         line, task, part = worker.process.stdout.readline(), worker.task, worker.part
         row: Row = json.loads(line) if line.endswith("\n") else {}
@@ -183,9 +184,9 @@ class Local:
         yield task, part, None if again else {"name": task.cell.name, "target": task.cell.target, **row}
 
     def _watch(self) -> Iterator[tuple[Task, Path, Row | None]]:
-        """Where all processes together take more than they may, the worker that is furthest above its share is killed.
+        """Kill the worker that exceeds its estimate most, if all processes together exceed the memory limit.
 
-        Its cell is done later, alone; where it was alone, it fails.
+        Its cell runs again later, alone. A cell that already ran alone fails.
         """
         sizes = {worker.process.pid: rss_mb(worker.process.pid) for worker in self._running}
         total = rss_mb(os.getpid()) + sum(sizes.values())
@@ -202,12 +203,12 @@ class Local:
             task.needs_mb, task.tries = self.max_memory_mb, task.tries - 1
             yield task, worst.part, None
             return
-        error = f"it takes more than {self.max_memory_mb:g} MB of memory (give --max-memory more, or --samples less)"
+        error = f"it takes more than {self.max_memory_mb:g} MB of memory (raise --max-memory or lower --samples)"
         yield task, worst.part, task.cell.row(error=error, code=INTERNAL)
 
 
 def estimate_mb(cell: Cell) -> float:
-    """Megabytes that a cell is thought to take: of its weights, several times."""
+    """Estimate the memory of a cell in MB from the size of its weights."""
     files = [Path(cell.entry.model)]
     with contextlib.suppress(ModelError):
         files += external_files(files[0])
@@ -215,7 +216,7 @@ def estimate_mb(cell: Cell) -> float:
 
 
 def rss_mb(pid: int) -> float:
-    """Resident memory of a process; 0 where it is gone, or the system does not tell."""
+    """Return the resident memory of a process in MB; 0 if it ended, or on systems without /proc."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * _PAGE_MB
     return 0.0

@@ -1,4 +1,4 @@
-"""A manifest: which models, for which targets, how, and what each must reach. YAML, checked key by key."""
+"""The manifest of a batch: models, targets, options and thresholds, read from YAML and checked key by key."""
 
 from __future__ import annotations
 
@@ -27,14 +27,19 @@ _HOW = ("calib", "preset", "stats", "samples", "seed", "emit", "recipe")
 _OF_MODEL = ("model", "name", "thresholds")
 _LIMITS = ("min_sqnr", "max_drop", "max_latency_ms", "max_size_mb")
 _SPELLED = {"max_latency": "max_latency_ms", "max_size": "max_size_mb"}
-_Limits = dict[str, tuple[Any, KeyPath]]  # name -> (what is asked, where)
+_Limits = dict[str, tuple[Any, KeyPath]]  # name -> (limit, path)
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What a gate asks of a cell; None: no matter. Units are dB, those of the score, milliseconds and 10^6 bytes.
+    """The limits that the result of a cell must keep. None means no limit.
 
-    eval: 'file.py:function' that scores a model, as `Goal.evaluate`.
+    Attributes:
+        min_sqnr: minimum SQNR of the outputs in dB.
+        max_drop: largest drop of the score of `eval`, in units of the score.
+        max_latency_ms: maximum latency of one run in milliseconds.
+        max_size_mb: maximum size of all output files in 10^6 bytes.
+        eval: 'file.py:function' that scores a model, as `Goal.evaluate`.
     """
 
     min_sqnr: float | None = None
@@ -46,13 +51,14 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model of a manifest: where it is, what it is called, and how it is compressed. Paths may be remote.
+    """One model of a manifest and how it is compressed. Paths may be remote.
 
     Attributes:
-        where: the path of its key in the manifest, such as ("models", 2).
-        model, calib, preset, stats, samples, seed, emit: as `quantize` takes them.
-        stages: one stage that quantizes, or several; the target of a cell replaces theirs.
-        thresholds: what the gate asks of every cell.
+        where: path of its key in the manifest, such as ("models", 2).
+        model, calib, preset, stats, samples, seed, emit: as in `quantize`.
+        name: name of the folder of its results.
+        stages: one stage that quantizes, or several. The target of the cell replaces theirs.
+        thresholds: limits for each cell of this model.
     """
 
     where: KeyPath
@@ -68,13 +74,13 @@ class Entry:
     emit: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**values, "stages": self.stages.to_dict(), "thresholds": asdict(self.thresholds)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From what `to_dict` gave."""
+        """Restore an entry from the values of `to_dict`."""
         stages, limits, emit = values["stages"], values["thresholds"], values["emit"]
         made = {"stages": Stages.from_dict(stages), "thresholds": Thresholds(**limits)}
         return cls(**{**values, **made, "emit": tuple(emit) if emit else None})
@@ -82,9 +88,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Models, targets, and the folder of results: output/<name>/<target>/.
+    """The models and targets of a batch, and where results go.
 
-    files: those that it was read from: its own, what it extends, and recipes.
+    Attributes:
+        entries: the models.
+        targets: names of the targets.
+        output: folder or URL of the results, which go to output/<name>/<target>/.
+        files: local files that the manifest was read from: its own, those it extends, and recipes.
     """
 
     entries: tuple[Entry, ...]
@@ -94,13 +104,22 @@ class Manifest:
 
 
 def load_manifest(path: str | Path, arguments: Mapping[str, str] | None = None) -> Manifest:
-    """The manifest of a YAML file; relative paths in it start at its folder.
+    """Read a manifest from a YAML file. Relative paths in it start at its folder.
 
-    `${name:default}` stands for an argument, and `extends` names a manifest whose keys hold where this one has none, as
-    in recipes. Raises UsageError that names the file and the path of the key, such as models[2].calib.
+    As in recipes, `${name:default}` stands for an argument, and `extends` names another manifest that provides the keys
+    that this one lacks.
+
+    Args:
+        path: the YAML file.
+        arguments: values of the arguments.
+
+    Raises:
+        UsageError: a key or value is wrong. The message names the file and the path of the key, such as
+            models[2].calib.
     """
     if is_remote(name := unfolded(str(path))):
-        raise UsageError(f"the manifest {redacted(name)} is remote", "copy it here: relative paths start at it")
+        hint = "copy it to this machine: relative paths start at its folder"
+        raise UsageError(f"the manifest {redacted(name)} is remote", hint)
     values = read_values(path, arguments, "manifest")
     with values.naming_file():
         return _Reader(Path(path).parent, list(values.files)).manifest(values.joined)
@@ -108,7 +127,10 @@ def load_manifest(path: str | Path, arguments: Mapping[str, str] | None = None) 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Checks plain values; folder: where relative paths start; files: that were read for it."""
+    """Checks plain values and builds the manifest.
+
+    folder: where relative paths start. files: the files that were read, to which recipes are added.
+    """
 
     folder: Path
     files: list[str]
@@ -139,7 +161,7 @@ class _Reader:
         return Manifest(tuple(entries), tuple(targets), self._path(str(output)), files)
 
     def _models(self, where: KeyPath, item: Any, defaults: Mapping[Any, Any], limits: _Limits) -> list[Entry]:
-        """The entries of one item: as many as its glob matches."""
+        """Build the entries of one item: one per file that its glob matches."""
         given = _mapping(where, item)
         with _under(*where):
             refuse_unknown(given, (*_OF_MODEL, *_HOW, *_OPTIONS))
@@ -159,13 +181,13 @@ class _Reader:
         return [self._entry(where, defaults, how, thresholds, *one) for one in zip(paths, names, strict=True)]
 
     def _thresholds(self, limits: _Limits) -> Thresholds:
-        """The limits that hold for an entry. Raises BadKey where there is a drop without a score, or the reverse."""
+        """Build the thresholds of an entry. Raises BadKey if only one of max_drop and eval is given."""
         given = {name: value for name, (value, _) in limits.items() if value is not None}
         for has, lacks in (("max_drop", "eval"), ("eval", "max_drop")):
             if has in given and lacks not in given:
                 path = limits[has][1]
-                lacking = limits[lacks][1] if lacks in limits else (*path[:-1], lacks)  # null, or nowhere
-                raise BadKey(path, "is given without", "a drop is of a score: give both", lacking)
+                lacking = limits[lacks][1] if lacks in limits else (*path[:-1], lacks)  # null, or not given
+                raise BadKey(path, "is given without", "give both: max_drop is the drop of the score of eval", lacking)
         return Thresholds(**{**given, "eval": self._data(given.get("eval"))})
 
     def _entry(
@@ -203,7 +225,7 @@ class _Reader:
         )  # fmt: skip
 
     def _stages(self, where: KeyPath, defaults: Mapping[Any, Any], own: Mapping[Any, Any]) -> Stages:
-        """The recipe of an entry. Options beside it overrule those of every stage that quantizes; so do nearer ones."""
+        """Build the stages. Options beside a recipe override its stages, and those of a model override defaults."""
 
         def place(key: str) -> KeyPath:
             return (*where, key) if key in own or key not in defaults else ("defaults", key)
@@ -227,7 +249,7 @@ class _Reader:
         stats = {**defaults, **own}.get("stats")
         if len(stages.stages) > 1 and stats:
             said = f"is {shown(stats)}, beside the stages of"
-            raise BadKey(place("stats"), said, "stages gather statistics of their own", place("recipe"))
+            raise BadKey(place("stats"), said, "each stage gathers its own statistics", place("recipe"))
         overruled: list[Stage] = []
         for i, stage in enumerate(stages.stages):
             if not isinstance(stage, Recipe):
@@ -247,7 +269,7 @@ class _Reader:
         return text if is_remote(text) else str(self.folder / text)
 
     def _data(self, calib: str | None) -> str | None:
-        """A path, a function in a file, or what is neither: 'random', and a function of a module."""
+        """Resolve the path of data or of a function's file. 'random' and module:function are returned unchanged."""
         if calib is None or calib == "random" or is_remote(calib):
             return calib
         found = named(calib)
@@ -255,7 +277,7 @@ class _Reader:
 
 
 def _limits(where: KeyPath, values: Any) -> _Limits:
-    """Thresholds as they are spelled here, each with its path; null takes one away."""
+    """Read thresholds as {name: (limit, path of its key)}. A null limit removes an inherited one."""
     given = _mapping(where, values)
     with _under(*where):
         refuse_unknown(given, (*_LIMITS, *_SPELLED, "eval"))
@@ -263,7 +285,7 @@ def _limits(where: KeyPath, values: Any) -> _Limits:
     for key, value in given.items():
         name, path = _SPELLED.get(key, key), (*where, key)
         if name in found:
-            raise BadKey(path, f"is {shown(value)}, beside the same of", "keep one", found[name][1])
+            raise BadKey(path, f"is {shown(value)}, and also given as", "keep one", found[name][1])
         if name == "eval":
             fits = value is None or (_is_text(value) and named(value) is not None)
             _ask(path, value, fits, "name it as file.py:function or module:function")
@@ -280,7 +302,7 @@ def _found(pattern: str) -> list[str]:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """What the files of a glob are called: their stems, or their folders where all stems are the same."""
+    """Name the files of a glob by their stems, or by their folders if all stems are equal."""
     stems = [Path(file_name(path)).stem for path in paths]
     return [Path(path).parent.name for path in paths] if len(paths) > 1 and len(set(stems)) == 1 else stems
 
@@ -301,14 +323,14 @@ def _mapping(where: KeyPath, value: Any) -> Mapping[Any, Any]:
 
 
 def _ask(where: KeyPath, found: object, fits: object, wanted: str) -> None:
-    """Raise BadKey where a value does not fit."""
+    """Raise BadKey if a value is not valid."""
     if not fits:
         raise BadKey(where, "is missing" if found is None else f"is {shown(found)}", wanted)
 
 
 @contextlib.contextmanager
 def _under(*above: Any) -> Iterator[None]:
-    """Put the path of the keys and values they were found in above those that are told."""
+    """Prefix the paths of BadKey errors raised inside with these keys."""
     try:
         yield
     except BadKey as e:

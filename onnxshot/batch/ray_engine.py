@@ -1,4 +1,4 @@
-"""Cells and parts of calibrations as tasks of a Ray cluster; scheduling, and what to do about lost nodes, is Ray's."""
+"""The Ray engine: run cells, and parts of calibrations, as tasks of a Ray cluster. Ray schedules and retries them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _ON_GPU = ("tensorrt",)
 
 @dataclass(slots=True)
 class Ray:
-    """An engine: hands cells to the cluster that is connected, that RAY_ADDRESS names, or that runs or starts here.
+    """The engine that runs cells as Ray tasks.
 
-    All nodes must see the paths of models, data and output under the same names, as on a shared file system.
+    It uses the cluster that is already connected, the one that RAY_ADDRESS names, or a new local one. All nodes must
+    see models, data and output under the same paths, as on a shared file system.
 
     Attributes:
-        how: fields of Settings that are the same for all cells; `threads` are the CPUs that a cell asks for.
-        retries: how often a task is tried again whose process or node died.
-        peak_mb: not known.
+        how: fields of Settings that all cells share; `threads` is the number of CPUs that a cell requests.
+        retries: how often a task is tried again if its process or node died.
+        peak_mb: always 0; the memory is not measured.
     """
 
     how: dict[str, Any]
@@ -37,12 +38,12 @@ class Ray:
     peak_mb: float = 0.0
     _parts: dict[Any, Pass] = field(default_factory=dict)  # by task
     _cells: dict[Any, tuple[Cell, Path, str]] = field(default_factory=dict)
-    # by task: its cell, where its tries are made, how it was calibrated
+    # by task: its cell, the folder of its tries, and how it was calibrated
 
     def run(self, cells: Sequence[Cell], store: Store, done: Done) -> None:
-        """Do all cells, `done` with each in this thread.
+        """Run all cells. Calls `done` in this thread as each one ends.
 
-        The row also holds `calibration`: in how many tasks it was calibrated, or why by itself.
+        The row also holds `calibration`: the number of tasks of a shared calibration, or why there was none.
         """
         ray = _ray()
         started = not ray.is_initialized()
@@ -79,14 +80,14 @@ class Ray:
             done(cell, Path(folder), {**row, "calibration": told})
 
     def _begin(self, ray: ModuleType, shared: Pass) -> None:
-        """Start the tasks of the next round of a pass."""
+        """Start the tasks of the next round of a shared calibration pass."""
         cell = shared.cells[0]
         task = ray.remote(num_cpus=1, memory=_memory(ray, cell), max_retries=self.retries)(calibrated_part)
         for cells, share in shared.begin():
             self._parts[task.remote(cells, share)] = shared
 
     def _go_on(self, ray: ModuleType, shared: Pass, store: Store) -> None:
-        """Start the next round of a pass, or the cells that wait for it."""
+        """Start the next round of a shared pass or, after the last one, the cells that wait for it."""
         folder = store.part(shared.cells[0])
         if shared.save(folder) is None:
             self._begin(ray, shared)
@@ -95,9 +96,9 @@ class Ray:
             self._start(ray, cell, store, shared.told_of(cell), str(folder) if shared.serves(cell) else None)
 
     def _start(self, ray: ModuleType, cell: Cell, store: Store, told: str, shared: str | None = None) -> None:
-        """Hand a cell to the cluster, asking for what its target takes, but for no more than a node has.
+        """Submit a cell as a task. It requests the resources of its target, but no more than one node has.
 
-        shared: the folder of statistics that stand for its own pass, where they are of the same.
+        told: how the cell is calibrated, for its row. shared: folder of shared statistics, if they serve this cell.
         """
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus = min(self.how["threads"], max(node.get("CPU", 1) for node in nodes))
@@ -111,23 +112,23 @@ class Ray:
 
 
 def cell_done(values: dict[str, Any], folder: str, how: dict[str, Any]) -> tuple[Row, str]:
-    """A task: (row, folder of the results), a new one for every try, as a try that was lost may have left files."""
+    """Task: run a cell and return (row, folder). Each try gets its own folder, as a lost one may have left files."""
     cell, made = Cell.from_dict(values), tempfile.mkdtemp(dir=folder)
     return run_cell(cell, Path(made), settings_of(cell, how)), made
 
 
 def _memory(ray: ModuleType, cell: Cell) -> int:
-    """Bytes that a task about a cell asks for: what it is thought to take, but no more than a node has."""
+    """Return the bytes that a task of a cell requests: its estimated memory, but no more than one node has."""
     most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
     return int(min(estimate_mb(cell) * 1e6, most))
 
 
 def _result(ray: ModuleType, task: Any) -> tuple[Any, str]:
-    """(what a task gave, "") or (None, why it was lost)."""
+    """Return (result of a task, "") or (None, why it was lost)."""
     try:
         return ray.get(task), ""
     except ray.exceptions.RayError as e:
-        cause = getattr(e, "cause", None)  # what the task has raised; the rest of the text is where
+        cause = getattr(e, "cause", None)  # the exception of the task, without the traceback
         how, text = ("failed", str(cause)) if cause is not None else ("was lost", str(e))
         return None, f"its task {how}: {' '.join(text.split())[:300]}"
 

@@ -1,4 +1,4 @@
-"""Results that go to a store of objects, such as s3://: written with a marker at the end."""
+"""Results in an object store such as s3://. A cell counts as finished once its row is written, which is last."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from onnxshot.remote.filesystems import filesystem, one_line_errors
 
 
 def store_of(output: str) -> Store:
-    """The store of an output, a folder or a URL. Raises UsageError for a web server."""
+    """Return the store of an output, a folder or a URL. Raises UsageError for a web server, which cannot be written."""
     if is_web(output):
         raise UsageError(f"the output is {redacted(output)}: a web server takes no files", "a folder, s3:// or gs://")
     return Remote(output) if is_remote(output) else Folder(Path(output))
 
 
 class Remote(Store):
-    """A store of objects, which cannot be renamed: the row of a cell is written last, and without it nothing counts.
+    """Results in an object store.
 
-    Until then a row without a key says which objects are being written. An object that no row, and no line of the log,
-    tells of is somebody's, and is never replaced. Cells are made, and the log is kept, in a folder of the cache.
+    Objects cannot be renamed, so a cell is not replaced atomically. Instead its row is written last, and a cell without
+    a complete row is not finished. While objects are written, a row without a key lists them. An object that neither a
+    row nor the log lists belongs to somebody else and is never replaced. Results are made, and the log is kept, in a
+    local folder of the cache.
     """
 
     def __init__(self, url: str) -> None:
@@ -45,17 +47,18 @@ class Remote(Store):
         self._local = Folder(self._aside)
 
     def _refuse_foreign(self, log: Path) -> None:
-        """Raise UsageError where the log or the summary is somebody's."""
+        """Raise UsageError if the log or the summary was not written by a batch."""
         summary = f"{self._path}/{SUMMARY}"
         ours = {LOG: not log.exists() or is_log(log.read_bytes()[:FIRST_BYTES])}
         ours[SUMMARY] = not self._files.exists(summary) or is_summary(self._files.cat_file(summary))
         for name in (name for name, own in ours.items() if not own):
             if name == LOG:
-                log.unlink()  # the copy of it
-            raise UsageError(f"{redacted(self.url)}/{name} is there, and is of no batch", "choose another output")
+                log.unlink()  # the local copy
+            what = f"{redacted(self.url)}/{name} exists and was not written by a batch"
+            raise UsageError(what, "choose another output")
 
     def finished(self, cell: Cell) -> Row | None:
-        """See Store; files count by their sizes."""
+        """See Store. Files are compared by size, without downloading them."""
         place = f"{self._path}/{cell.place}"
         self._files.invalidate_cache()
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -77,7 +80,7 @@ class Remote(Store):
             known = self._own(cell)
             for file in files:
                 if file.name not in known and self._files.exists(f"{place}/{file.name}"):
-                    what = f"{redacted(self.url)}/{cell.place}/{file.name} is there, and no batch has written it"
+                    what = f"{redacted(self.url)}/{cell.place}/{file.name} exists and was not written by a batch"
                     raise UsageError(what, "move it away, or choose another output")
             listed = [{"file": name} for name in sorted(known | {file.name for file in files})]
             self._files.pipe_file(f"{place}/{ROW}", json.dumps({"key": "", "outputs": listed}).encode())
@@ -87,17 +90,17 @@ class Remote(Store):
         self._local.discard(part)
 
     def _own(self, cell: Cell) -> set[str]:
-        """Names of the objects at a cell's place that batches have written, by its row and by the log."""
-        told: list[Row] = []
+        """Return the names of the objects of a cell that batches have written, from its row and the log."""
+        rows: list[Row] = []
         with contextlib.suppress(OSError, ValueError):
-            told.append(json.loads(self._files.cat_file(f"{self._path}/{cell.place}/{ROW}")))
+            rows.append(json.loads(self._files.cat_file(f"{self._path}/{cell.place}/{ROW}")))
         with contextlib.suppress(OSError), (self._aside / LOG).open(encoding="utf-8") as lines:
             for line in lines:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     event = json.loads(line)
-                    told += [event] if event["event"] == "done" and event["cell"] == cell.place else []
+                    rows += [event] if event["event"] == "done" and event["cell"] == cell.place else []
         with contextlib.suppress(KeyError, TypeError):
-            return {REPORT, *(str(output["file"]) for row in told for output in row["outputs"])} if told else set()
+            return {REPORT, *(str(output["file"]) for row in rows for output in row["outputs"])} if rows else set()
         return set()
 
     def discard(self, part: Path) -> None:
@@ -109,7 +112,7 @@ class Remote(Store):
         self._local.note(event)
 
     def summarize(self, values: Mapping[str, Any]) -> None:
-        """See Store. The log goes there too."""
+        """See Store. The log is uploaded too."""
         self._local.summarize(values)
         with one_line_errors(self.url):
             for name in (SUMMARY, LOG):

@@ -1,4 +1,4 @@
-"""`run`: all cells of a manifest, each done once, whatever happened to earlier runs."""
+"""`run`: run the cells of a manifest that are not finished yet, and return a summary of all."""
 
 from __future__ import annotations
 
@@ -35,25 +35,32 @@ def run(
     arguments: Mapping[str, str] | None = None,
     told: Callable[[Row], None] = lambda _: None,
 ) -> Summary:
-    """Compress every model of a manifest for every target; what earlier runs have finished is not done again.
+    """Compress every model of a manifest for every target. Cells that an earlier run finished are skipped.
 
-    Results go to output/<name>/<target>/, as a whole or not at all; output/batch.jsonl is the log, summary.json the
-    summary. A cell that fails stops no other.
+    The results of each cell are written atomically to output/<name>/<target>/. output/batch.jsonl is the log and
+    output/summary.json the summary. A cell that fails does not stop the others.
 
     Args:
-        manifest: a Manifest, or the path of one.
-        workers: how many cells are done at once, by processes of their own.
-        engine: local, or ray: the cells as tasks of a cluster, where `workers` and `max_memory_mb` are up to Ray.
-        threads: CPU threads of all workers together; None: as many as this process may use.
-        max_memory_mb: bound of the resident memory of all processes.
-        retries: how often a cell is tried again where its process died.
-        use_cache: keep and reuse statistics.
-        arguments: of the manifest, `${name:default}` there.
-        told: called with every row as soon as it is there.
+        manifest: a Manifest, or the path of its YAML file.
+        workers: number of cells that run at once, each in a worker process.
+        engine: "local", or "ray" to run cells as tasks of a Ray cluster. Ray ignores `workers` and `max_memory_mb`.
+        threads: CPU threads of all workers together. None: all CPUs.
+        max_memory_mb: limit of the resident memory of all processes, in MB of 10^6 bytes.
+        retries: how often a cell is tried again if its process died.
+        use_cache: use the calibration cache.
+        arguments: values of the arguments of the manifest, `${name:default}` there.
+        told: called with the row of each cell as soon as the cell ended.
+
+    Returns:
+        The summary: one row per cell, in the order of the manifest.
 
     Raises:
-        UsageError: the manifest is wrong, its output is in use, or a result would replace what is read.
+        UsageError: the manifest is wrong, another batch writes to its output, or a result would replace an input.
         TargetError: an extra is not installed.
+
+    Example:
+        >>> summary = onnxshot.batch.run("manifest.yaml", workers=2)  # doctest: +SKIP
+        >>> print(summary.to_text())  # doctest: +SKIP
     """
     started = time.perf_counter()
     if engine not in ENGINES:
@@ -68,7 +75,7 @@ def run(
     try:
         rows = _Rows(store, told)
         keys = CellKeys()
-        waiting = [cell for cell in (rows.begun(cell, keys) for cell in cells) if cell is not None]
+        waiting = [cell for cell in (rows.prepare(cell, keys) for cell in cells) if cell is not None]
         made = Ray(how, retries) if engine == "ray" else Local(workers, how, retries, max_memory_mb)
         made.run(waiting, store, rows.keep)
         ordered = tuple(rows.found[cell.place] for cell in cells)
@@ -82,15 +89,15 @@ def run(
 
 @dataclass(slots=True)
 class _Rows:
-    """The rows that are there, by the place of their cells, each told as soon as it is."""
+    """The rows of the cells that ended, by place. Each one is logged and reported at once."""
 
     store: Store
     told: Callable[[Row], None]
     copies: Copies = field(default_factory=Copies)
     found: dict[str, Row] = field(default_factory=dict)
 
-    def begun(self, cell: Cell, keys: CellKeys) -> Cell | None:
-        """The cell with its key and local copies; None where it is finished, or cannot be begun."""
+    def prepare(self, cell: Cell, keys: CellKeys) -> Cell | None:
+        """Prepare a cell: fetch its files and compute its key. None if it is already finished or cannot start."""
         try:
             cell = fetched(cell, self.copies)
             cell = keys.keyed(cell)
@@ -106,7 +113,7 @@ class _Rows:
         return None
 
     def keep(self, cell: Cell, part: Path, row: Row) -> None:
-        """Publish the results of a cell, or remove what a failed one has left."""
+        """Publish the results of a cell that succeeded, or remove the files of one that failed."""
         if "error" not in row:
             try:
                 self.store.publish(cell, part, row)

@@ -1,4 +1,4 @@
-"""Where results are: a folder a cell that is there as a whole or not at all, a log, and the summary."""
+"""Results of a batch: one folder per cell, written atomically, a log, and the summary."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ _REPORT_SHA = "report_sha256"
 
 
 class Store(ABC):
-    """Results of a batch. One batch at a time writes to a store."""
+    """The results of a batch. Only one batch at a time may write to a store."""
 
     @abstractmethod
     def finished(self, cell: Cell) -> Row | None:
-        """The row of a cell that was done, with its key and all of its files; None where it is to be done."""
+        """Return the stored row of a cell if its key is equal and its files are intact; None if the cell must run."""
 
     @abstractmethod
     def part(self, cell: Cell) -> Path:
-        """A new empty folder to make the results of a cell in."""
+        """Create an empty temporary folder for the results of a cell."""
 
     @abstractmethod
     def publish(self, cell: Cell, part: Path, row: Mapping[str, Any]) -> None:
-        """Put the results of a cell at their place, in place of older ones.
+        """Move the results of a cell to their place and replace older ones.
 
-        Raises UsageError where that cannot be done: only files that a batch has written there are replaced.
+        Only files that a batch wrote are replaced. Raises UsageError if the results cannot be written.
         """
 
     @abstractmethod
     def discard(self, part: Path) -> None:
-        """Remove a folder that `part` has made, and nothing else, whatever is given."""
+        """Remove a folder that `part` created. Any other path is ignored."""
 
     @abstractmethod
     def note(self, event: Mapping[str, Any]) -> None:
-        """Append a line to the log, with the time."""
+        """Append an event to the log, with the time."""
 
     @abstractmethod
     def summarize(self, values: Mapping[str, Any]) -> None:
@@ -57,14 +57,15 @@ class Store(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the store; what was half made is removed."""
+        """Release the store and remove unfinished results."""
 
 
 class Folder(Store):
     """A store on a file system.
 
-    A cell is made in a folder aside, which is exchanged for the one at its place: a process that is killed at any
-    moment leaves the old results or the new ones, and maybe a folder aside, which the next batch removes.
+    The results of a cell are made in a temporary folder, which then replaces the folder of the cell. A process that is
+    killed at any moment leaves either the old results or the new ones. A temporary folder that is left over is removed
+    by the next batch.
     """
 
     def __init__(self, output: Path) -> None:
@@ -80,10 +81,10 @@ class Folder(Store):
             raise UsageError(f"cannot write to {e.filename or output}: {e.strerror}", "choose another output") from e
         size = os.fstat(self._log).st_size
         if size and os.pread(self._log, 1, size - 1) != b"\n":
-            os.write(self._log, b"\n")  # a line that was torn stays alone
+            os.write(self._log, b"\n")  # terminate an incomplete line of a batch that was killed
 
     def finished(self, cell: Cell) -> Row | None:
-        """See Store; the files are hashed, so that a missing one is made anew."""
+        """See Store. Files are compared by their hashes."""
         folder = self.output / cell.place
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             row: Row = json.loads((folder / ROW).read_text("utf-8"))
@@ -98,8 +99,8 @@ class Folder(Store):
 
     def publish(self, cell: Cell, part: Path, row: Mapping[str, Any]) -> None:
         """See Store."""
-        told = {**row, _REPORT_SHA: sha256(part / REPORT)} if (part / REPORT).is_file() else row
-        (part / ROW).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        stored = {**row, _REPORT_SHA: sha256(part / REPORT)} if (part / REPORT).is_file() else row
+        (part / ROW).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         part.chmod(0o755)
         final = self.output / cell.place
         try:
@@ -108,7 +109,7 @@ class Folder(Store):
                 take_along(final, part, _own_files(final))
             put_folder(part, final, self._parts)
         except OSError as e:
-            raise UsageError(f"cannot write to {final}: {e.strerror}", "move what is there, and start again") from e
+            raise UsageError(f"cannot write to {final}: {e.strerror}", "move it away and start again") from e
         shutil.rmtree(part, ignore_errors=True)
 
     def discard(self, part: Path) -> None:
@@ -117,7 +118,7 @@ class Folder(Store):
             shutil.rmtree(part, ignore_errors=True)
 
     def note(self, event: Mapping[str, Any]) -> None:
-        """See Store. One write a line: lines are whole, unless the machine goes down."""
+        """See Store. Each line is one write, so lines are complete unless the machine goes down."""
         line = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False) + "\n"
         os.write(self._log, line.encode("utf-8", "backslashreplace"))
 
@@ -132,11 +133,11 @@ class Folder(Store):
         """See Store."""
         os.close(self._log)
         self._part.close()
-        listed()  # drops what workers that were killed had there
+        listed()  # forgets temporary files of workers that were killed
 
 
 def changed_in(folder: Path) -> str:
-    """The first file of a cell that is there and is not what a batch has written; empty where there is none."""
+    """Return the first file of a cell that was changed after a batch wrote it; an empty string if there is none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         row = json.loads((folder / ROW).read_text("utf-8"))
         known = {str(output["file"]): output["sha256"] for output in row["outputs"]} if row["key"] else {}
@@ -148,7 +149,7 @@ def changed_in(folder: Path) -> str:
 
 
 def _own_files(folder: Path) -> set[str]:
-    """The files of a cell that a batch has written, by their paths in it; empty where it has written none there."""
+    """Return the paths, relative to the folder, of the files that a batch wrote there."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         row = json.loads((folder / ROW).read_text("utf-8"))
         return {ROW, REPORT, *(str(output["file"]) for output in row["outputs"])} if row["key"] else set()

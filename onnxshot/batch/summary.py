@@ -1,4 +1,4 @@
-"""What came of all cells, and what the gate says of it."""
+"""The summary of a batch: the rows of all cells, and which thresholds they miss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxshot.report.verdict import WORDS
 from onnxshot.search.goal import missed_limit
 
 OK, MISSED, FAILED = "ok", "missed", "failed"
-_SAID = {CAUTION: "need a closer look", BAD: "are not good enough"}
+_LEVEL_TEXTS = {CAUTION: "need a closer look", BAD: "are not good enough"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,10 @@ class Summary:
     """One row for each cell, in the order of the manifest.
 
     Attributes:
-        rows: name, target, key, verdict (ok, missed, failed), missed (in words), resumed (done by an earlier run), and
-            what `worker.run_cell` gives.
-        seconds: of the batch.
-        peak_rss_mb: most resident memory of all its processes at once, as far as the engine knows.
+        rows: name, target, key, verdict (ok, missed, failed), missed (thresholds, as text), resumed (True if an earlier
+            run made it), and the values of `worker.run_cell`.
+        seconds: duration of the batch.
+        peak_rss_mb: highest resident memory of all processes together in MB; None if the engine does not measure it.
     """
 
     rows: tuple[Mapping[str, Any], ...]
@@ -34,39 +34,39 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0: all is fine; that of the first failure; 3: nothing failed, but a threshold was missed."""
+        """0 if all cells passed; the code of the first cell that failed; 3 if none failed but one misses a threshold."""
         failed = [int(row["code"]) for row in self.rows if row["verdict"] == FAILED]
         missed = any(row["verdict"] == MISSED for row in self.rows)
         return failed[0] if failed else GoalMissed.exit_code if missed else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         counts = {verdict: sum(row["verdict"] == verdict for row in self.rows) for verdict in (OK, MISSED, FAILED)}
         counts["ready"] = sum(level_of(row) == READY for row in self.rows)
         head = {"exit_code": self.exit_code, **counts, "seconds": self.seconds, "peak_rss_mb": self.peak_rss_mb}
         return {**head, "cells": [dict(row) for row in self.rows]}
 
     def to_text(self) -> str:
-        """How many cells are fine, need a look, failed, or miss a threshold, in a line."""
+        """Return one line with the number of cells that are fine, need a look, miss a threshold, or failed."""
         values = self.to_dict()
         said = [f"{values['ready']} of {len(self.rows)} cells are fine"]
         for level in (CAUTION, BAD):
             count = sum(row["verdict"] == OK and level_of(row) == level for row in self.rows)
-            said += [f"{count} {_SAID[level]}"] if count else []
+            said += [f"{count} {_LEVEL_TEXTS[level]}"] if count else []
         said += [f"{values[MISSED]} miss a threshold"] if values[MISSED] else []
         said += [f"{values[FAILED]} failed"] if values[FAILED] else []
         return f"{', '.join(said)} ({self.seconds:.0f} s)"
 
 
 def judged(cell: Cell, row: Mapping[str, Any], *, resumed: bool) -> dict[str, Any]:
-    """The row of a cell with the gate's verdict. What was not measured does not pass a threshold that asks for it."""
+    """Add verdict and missed thresholds to the row of a cell. A figure that was not measured misses its threshold."""
     missed = [] if "error" in row else missed_by(cell, row)
     verdict = FAILED if "error" in row else MISSED if missed else OK
     return {**row, "verdict": verdict, "missed": missed, "resumed": resumed}
 
 
 def missed_by(cell: Cell, row: Mapping[str, Any]) -> list[str]:
-    """The thresholds that a row does not keep, in words. With nothing quantized none is kept: it is the float model."""
+    """List the thresholds that a row misses, as text. If nothing was quantized, that counts as a miss too."""
     size = sum(output["bytes"] for output in row["outputs"]) / 1e6
     found = {
         "min_sqnr": (row["sqnr_db"], " dB"), "max_drop": (row["drop"], ""),
@@ -80,9 +80,9 @@ def missed_by(cell: Cell, row: Mapping[str, Any]) -> list[str]:
 
 
 def level_of(row: Mapping[str, Any]) -> str:
-    """The level of a cell: bad where it failed or misses a threshold, else as its report is judged.
+    """Return the level of a cell: bad if it failed or misses a threshold, else the verdict of its report.
 
-    Of cells that an earlier version did, nothing is known.
+    Rows of earlier versions have no verdict and count as ready.
     """
     if row["verdict"] != OK:
         return BAD
@@ -90,7 +90,7 @@ def level_of(row: Mapping[str, Any]) -> str:
 
 
 def line_of(row: Mapping[str, Any]) -> str:
-    """The status line of a cell."""
+    """Return the status line of a cell."""
     where = f"{row['name']}/{row['target']}"
     if row["verdict"] == FAILED:
         return f"{where}  failed: {row['error']}"
@@ -99,5 +99,5 @@ def line_of(row: Mapping[str, Any]) -> str:
     size = sum(output["bytes"] for output in row["outputs"]) / 1e6
     how = "done before" if row["resumed"] else f"{row['seconds']:.1f} s"
     judged = row.get("report_verdict", {})
-    against = [f"{WORDS[judged['level']]}: {judged['reasons'][0]}"] if judged.get("reasons") else []
-    return f"{where}  {size:.2f} MB{sqnr}{speed}  {'; '.join([*row['missed'], *against]) or 'ok'}  ({how})"
+    reasons = [f"{WORDS[judged['level']]}: {judged['reasons'][0]}"] if judged.get("reasons") else []
+    return f"{where}  {size:.2f} MB{sqnr}{speed}  {'; '.join([*row['missed'], *reasons]) or 'ok'}  ({how})"

@@ -1,4 +1,4 @@
-"""Doing one cell; and a process that does one after another, as lines of JSON tell it."""
+"""Run one cell, or serve as a worker process that runs one cell after another, requested as lines of JSON."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES, target_named
 
 INTERNAL = 1
-"""The exit code of a failure that nobody has foreseen; such a cell may be tried again."""
+"""The exit code of an internal error. Such a cell may be tried again."""
 
 
 def run_cell(cell: Cell, folder: Path, settings: Settings) -> Row:
-    """Compress the model of a cell into `folder`, with report.json; a row of plain values, whatever happens.
+    """Compress the model of a cell into `folder`, with report.json. Errors are returned in the row, never raised.
 
-    The row holds `error` and `code` where it failed, else what `measured` gives.
+    The row holds `error` and `code` if the cell failed, else the values of `measured`.
     """
     started = time.perf_counter()
     row = cell.row()
@@ -50,11 +50,16 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> Row:
 
 
 def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
-    """Make the artifacts; what the gate and the summary want to know of them.
+    """Make the artifacts of a cell, and return what the summary and the thresholds need.
 
-    Keys: outputs ({file, format, bytes, sha256}), sqnr_db, latency, int8_macs_share, drop where a function scores, and
-    report_verdict: what the report says of itself.
-    Figures are those of the target's own runtime where it is here. Raises what `quantize`, `compress` and `emit` do.
+    Figures come from the runtime of the target if it is installed, else from ONNX Runtime.
+
+    Returns:
+        outputs ({file, bytes, sha256} each), sqnr_db, latency, int8_macs_share, drop (None without an evaluation
+        function), and report_verdict.
+
+    Raises:
+        OnnxshotError: as `quantize`, `compress` and `emit` do.
     """
     entry, stages = cell.entry, cell.stages
     formats = entry.emit or (target_named(cell.target).emits,)
@@ -75,7 +80,7 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
         if others:
             artifacts = artifacts + emit(output, to=others, target=cell.target, output=output, calib=entry.calib,
                 preset=entry.preset, reference=entry.model, settings=settings).outputs  # fmt: skip
-            report.outputs = artifacts  # they are judged with it
+            report.outputs = artifacts  # the verdict covers them
         if not artifacts[0].path.endswith(".onnx"):
             output.unlink()
     drop = _drop(cell, artifacts[-1], settings)
@@ -93,7 +98,7 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
 
 
 def _drop(cell: Cell, artifact: Artifact, settings: Settings) -> float | None:
-    """How far the score of the artifact falls below that of the model; None where nothing scores."""
+    """Return the score of the model minus that of the artifact; None without an evaluation function."""
     where = cell.entry.thresholds.eval
     evaluate = function_of(where)
     if evaluate is None:
@@ -108,17 +113,17 @@ def _drop(cell: Cell, artifact: Artifact, settings: Settings) -> float | None:
 
 
 def settings_of(cell: Cell, how: Mapping[str, Any]) -> Settings:
-    """How to run a cell; how: the fields that are the same for all cells."""
+    """Return the Settings of a cell. how: the fields that all cells share."""
     return Settings(samples=cell.entry.samples, seed=cell.entry.seed, **how)
 
 
 def serve() -> None:
-    """Do what stdin asks, {cell, folder, how} a line, and answer with a row a line on stdout; ends with stdin.
+    """Read requests {cell, folder, how} from stdin, one per line, and write one row per line to stdout.
 
-    The process leaves at once when stdin ends, in the middle of a cell too: whoever asked is gone.
+    The process ends as soon as stdin is closed, even in the middle of a cell, because the batch has ended then.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # runtimes print what they like
+    os.dup2(2, 1)  # what runtimes print goes to stderr
     asked: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
