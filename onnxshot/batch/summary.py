@@ -34,7 +34,7 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 if all cells passed; the code of the first cell that failed; 3 if none failed but one misses a threshold."""
+        """0 if all cells passed; the code of the first that failed; 3 if none failed but one misses a threshold."""
         failed = [int(row["code"]) for row in self.rows if row["verdict"] == FAILED]
         missed = any(row["verdict"] == MISSED for row in self.rows)
         return failed[0] if failed else GoalMissed.exit_code if missed else 0

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: its files by SHA-256, written last, and read back as what a stranger may have written."""
+"""The manifest of a bundle: SHA-256 of every file. It is written last, and nothing in it is trusted when it is read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from onnxshot.errors import ModelError
 
 NAME = "manifest.json"
 FORMAT, VERSION = "onnxshot bundle", 1
-_MOST_BYTES = 4 << 20  # of the manifest itself
+_MOST_BYTES = 4 << 20  # most bytes of the manifest itself
 _MOST_FILES = 10_000
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file of the bundle: SHA-256, hex, of its content, and its size."""
+    """A file of the bundle: SHA-256 of its content as hex digits, and its size in bytes."""
 
     sha256: str
     bytes: int
@@ -29,7 +29,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A model of the bundle: the file that is loaded, its format and the target it is for."""
+    """A model of the bundle: the file to load, its format, and its target."""
 
     file: str
     format: str
@@ -38,15 +38,15 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a bundle holds.
+    """The contents of a bundle.
 
     Attributes:
-        files: by path in the bundle, with slashes; the manifest itself is not among them.
+        files: entries by path in the bundle, with slashes. The manifest itself is not listed.
         artifacts: the models.
-        samples: .npz files of inputs with expected outputs.
-        random: whether the samples are made up.
-        machine: versions of what the expected outputs were made with.
-        left_out: files beside the input that were not taken, and why.
+        samples: paths of the .npz files with inputs and expected outputs.
+        random: True if the samples are random.
+        machine: versions of the packages, and the CPU, that made the expected outputs.
+        left_out: files beside the input model that were not copied, with the reason.
     """
 
     files: Mapping[str, Entry]
@@ -57,14 +57,14 @@ class Manifest:
     left_out: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
-        """Write it into the bundle."""
+        """Write manifest.json into the bundle."""
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
         text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
         (folder / NAME).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def entry_of(path: Path) -> Entry:
-    """Hash and size of a file, a megabyte in memory at a time."""
+    """Hash a file, reading one MiB at a time."""
     sha, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -74,7 +74,7 @@ def entry_of(path: Path) -> Entry:
 
 
 def files_of(folder: Path) -> Iterator[str]:
-    """Paths of all files of a folder but the manifest, with slashes, sorted; links are files too."""
+    """Yield the relative paths of all files of a folder except the manifest, sorted. Links count as files."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if name != NAME and (path.is_symlink() or not path.is_dir()):
@@ -82,12 +82,12 @@ def files_of(folder: Path) -> Iterator[str]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle. Raises ModelError where there is none, or it is none: nothing in it is trusted."""
+    """Read and validate the manifest of a bundle. Raises ModelError if it is missing or invalid."""
     path = folder / NAME
     try:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
-            raise ModelError(f"{path} is no manifest: it is a link, no file, or over {_MOST_BYTES >> 20} MB")
+            raise ModelError(f"{path} is no manifest: it is a link, not a regular file, or over {_MOST_BYTES >> 20} MB")
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise ModelError(f"{folder} is no bundle: {NAME}: {e.strerror}", "give a folder that --bundle made") from e
@@ -96,7 +96,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return _parsed(values)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise ModelError(f"{path} is no manifest that this version knows: {type(e).__name__}: {e}") from e
+        raise ModelError(f"{path} is no manifest that this version can read: {type(e).__name__}: {e}") from e
 
 
 def _parsed(values: Any) -> Manifest:
@@ -119,7 +119,7 @@ def _text(value: Any) -> str:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Hash every file. Raises ModelError for one that leaves the folder, is a link, or is not what it was."""
+    """Check the hash of every file. Raises ModelError for a file outside the folder, a link, or a changed file."""
     for name, entry in manifest.files.items():
         path = _inside(folder, name)
         try:
@@ -135,7 +135,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The path of a file of the bundle, none of whose folders is a link. Raises ModelError where it leaves it."""
+    """Return the path of a file of the bundle. Raises ModelError if it leaves the bundle or goes through a link."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or ":" in parts[0]:
         raise ModelError(f"{folder}: the path {name!r} leaves the bundle")

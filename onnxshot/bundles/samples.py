@@ -1,6 +1,7 @@
-"""Samples of a bundle: one .npz each, `input/NAME`, `float/NAME` and `output/FILE/NAME` for every model of it.
+"""Samples of a bundle, one .npz file each.
 
-The bits of an array in bfloat16 lie as uint16 in `bfloat16/input/NAME`.
+The keys are `input/NAME`, `float/NAME` for outputs of the float model, and `output/FILE/NAME` for those of each model.
+Arrays in bfloat16 are stored as their bits in uint16, under keys such as `bfloat16/input/NAME`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from onnxshot.errors import ModelError
 from onnxshot.graph.load import first_line
 
 MOST_BYTES = 256 << 20
-"""Most bytes of the arrays of one sample: what is larger is not written, and not read."""
+"""Most bytes of the arrays of one sample. Larger samples are neither written nor read."""
 _PLAIN = "biufcU"  # kinds of arrays that .npz holds without pickling
 
 _BITS = "bfloat16/"
@@ -29,7 +30,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One sample: what goes in, what the float model gives, and what each model of the bundle gives, by its file."""
+    """One sample: inputs, outputs of the float model, and outputs of each model of the bundle by its file."""
 
     inputs: Arrays
     expected: Arrays
@@ -37,7 +38,7 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all arrays."""
+        """Size of all arrays in bytes."""
         return sum(values.nbytes for values in self._arrays().values())
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -49,7 +50,7 @@ class Stored:
         return {key: values for key, values in arrays.items() if values.dtype.kind in _PLAIN}
 
     def write(self, path: Path) -> None:
-        """Write the .npz; the same bytes for the same arrays. Values that numpy has no plain type for are left out."""
+        """Write the .npz file, with the same bytes for the same arrays. Arrays that need pickling are left out."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for key, values in self._arrays().items():
@@ -58,19 +59,19 @@ class Stored:
 
 
 def _plain(key: str, values: NDArray[Any]) -> tuple[str, NDArray[Any]]:
-    """A key with its array; of bfloat16, which .npz does not hold, the bits."""
+    """Encode an array for .npz: bfloat16 becomes its bits."""
     return (_BITS + key, values.view(np.uint16)) if values.dtype.name == "bfloat16" else (key, values)
 
 
 def _of_plain(key: str, values: NDArray[Any]) -> tuple[str, NDArray[Any]]:
-    """What `_plain` was given."""
+    """Undo `_plain`."""
     if key.startswith(_BITS) and values.dtype == np.uint16:
         return key.removeprefix(_BITS), values.view(ml_dtypes.bfloat16)
     return key, values
 
 
 def read_sample(path: Path, files: tuple[str, ...]) -> Stored:
-    """A sample, with what the models in these files gave. Raises ModelError where it is none, or too large."""
+    """Read a sample with the outputs of the models in these files. Raises ModelError if it is invalid or too large."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())

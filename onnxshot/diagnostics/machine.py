@@ -1,4 +1,4 @@
-"""Processor, GPUs, packages and extras of this machine; nothing here fails because something is not there."""
+"""Processor, GPUs, packages and extras of this machine. A missing part is reported, never an error."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _FLAGS = (  # as Linux names them: x86, then ARM
 )  # fmt: skip
 _PACKAGES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 _QUERY = ["--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
-_SECONDS = 20  # that nvidia-smi may take
+_SECONDS = 20  # time limit of nvidia-smi
 _REQUIREMENT = re.compile(r"""^([A-Za-z0-9._-]+).*extra\s*==\s*["']([^"']+)["']""")
 
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """The CPU: its name, and those of its instruction sets that matter to int8, fp16 and bfloat16."""
+    """The CPU: its name, cores, and the instruction sets that matter to int8, float16 and bfloat16."""
 
     name: str
     cores: int
@@ -32,13 +32,13 @@ class Processor:
 
     @property
     def sums_exactly(self) -> bool:
-        """Whether it has instructions that add uint8 x int8 products in 32 bits: VNNI, AMX or ARM's dot product."""
+        """True if it can accumulate uint8 x int8 products in 32 bits: VNNI, AMX, or the dot product of ARM."""
         return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"} & set(self.flags))
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A runtime: its version, empty where it is not here; what it can run on; why it is not here."""
+    """A runtime package: its version (empty if it cannot be imported), its devices, and why it cannot be imported."""
 
     name: str
     version: str
@@ -48,14 +48,14 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """An extra of onnxshot, and what of it is not installed."""
+    """An extra of onnxshot, and its packages that are not installed."""
 
     name: str
     missing: tuple[str, ...]
 
 
 def processor() -> Processor:
-    """The CPU, as Linux tells it; elsewhere its name alone."""
+    """Read the CPU from /proc/cpuinfo; on other systems than Linux only its name."""
     text = ""
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -67,18 +67,18 @@ def processor() -> Processor:
 
 
 def gpus() -> tuple[str, ...]:
-    """NVIDIA GPUs as nvidia-smi lists them: name, driver, memory, compute capability."""
+    """List NVIDIA GPUs as nvidia-smi prints them: name, driver, memory, compute capability."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        told = subprocess.run([tool, *_QUERY], capture_output=True, text=True, timeout=_SECONDS, check=True).stdout
-        return tuple(line.strip() for line in told.splitlines() if line.strip())
+        printed = subprocess.run([tool, *_QUERY], capture_output=True, text=True, timeout=_SECONDS, check=True).stdout
+        return tuple(line.strip() for line in printed.splitlines() if line.strip())
     return ()
 
 
 def packages() -> tuple[Package, ...]:
-    """The runtimes, whether they are here or not."""
+    """List the runtimes, installed or not."""
     return tuple(map(_package, _PACKAGES))
 
 
@@ -94,12 +94,12 @@ def _package(name: str) -> Package:
         return Package(name, str(getattr(module, "__version__", "unknown")), devices)
     except ImportError as e:
         return Package(name, "", problem="not installed" if isinstance(e, ModuleNotFoundError) else str(e))
-    except Exception as e:  # a library that is broken raises whatever it likes, and that is what is to be told
+    except Exception as e:  # a broken library may raise anything; the error is reported
         return Package(name, "", problem=f"{type(e).__name__}: {e}".splitlines()[0])
 
 
 def extras() -> tuple[Extra, ...]:
-    """The extras that onnxshot's own metadata names; none where it runs from source."""
+    """List the extras in the metadata of onnxshot; none if it runs from source without being installed."""
     found: dict[str, list[str]] = {}
     with contextlib.suppress(metadata.PackageNotFoundError):
         for text in metadata.requires("onnxshot") or ():

@@ -1,4 +1,4 @@
-"""Small models that are run to see what a runtime does here: sums that may saturate, int8 and fp16 against float."""
+"""Small models that show what a runtime does on this machine: saturating sums, int8 and float16 against float32."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ sum (uint8[1, 64] x) => (int32[1, 16] y) { y = MatMulInteger(x, w) }"""
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a small network of two Convs did in a precision, for a target.
+    """The result of running a network of two Convs in a precision, for a target.
 
     Attributes:
-        refused: why it could not be run; the rest is empty then.
-        share: share 0..1 of its work that ran in int8.
-        speedup: time of the float model over its own, in the same runtime.
-        sqnr_db: of its answers, against the float model.
+        refused: why it could not be run; the following fields are None then.
+        share: share of its multiply-accumulates that ran in int8, 0 to 1.
+        speedup: latency of the float model divided by its own, in the same runtime.
+        sqnr_db: SQNR of its outputs against the float model, in dB.
     """
 
     target: str
@@ -39,9 +39,9 @@ class Trial:
 
 
 def sums_saturate() -> bool:
-    """Whether ONNX Runtime's uint8 x int8 products overflow 16 bits here: 64 x 255 x 127 comes out smaller.
+    """True if uint8 x int8 sums of ONNX Runtime saturate on this CPU, so that 64 x 255 x 127 comes out too small.
 
-    They do on CPUs with AVX2 or AVX512 alone (vpmaddubsw adds pairs of products in 16 bits, with saturation).
+    They do on CPUs with AVX2 or AVX512 but without VNNI, where vpmaddubsw adds pairs of products in 16 bits.
     """
     model = parser.parse_model(_SUM)
     model.graph.initializer.append(numpy_helper.from_array(np.full((64, 16), 127, np.int8), "w"))
@@ -50,7 +50,7 @@ def sums_saturate() -> bool:
 
 
 def convs() -> ModelProto:
-    """Two Convs with 14 and 29 million multiply-accumulates; the same weights every time."""
+    """Build a model of two Convs with 14 and 29 million multiply-accumulates and fixed random weights."""
     model: ModelProto = parser.parse_model(_CONVS)
     rng = np.random.default_rng(0)
     for name, shape in _SHAPES.items():

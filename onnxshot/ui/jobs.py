@@ -1,4 +1,4 @@
-"""One job at a time: its folder, the files that came in, the process that works, and what came of it."""
+"""The job of the page: its folder, uploaded files, worker process and outputs. There is at most one job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _UPLOADING, _RUNNING, _DONE, _FAILED = "uploading", "running", "done", "failed"
 
 
 class Job:
-    """A model, its samples and what is made of them, in a folder that goes when the job is closed.
+    """A model, its samples and its outputs, in a folder that is removed when the job is closed.
 
     state: uploading, running, done or failed.
     """
@@ -35,7 +35,7 @@ class Job:
     def __init__(self, limit: int) -> None:
         self.key = secrets.token_hex(8)
         self.limit, self.used = limit, 0
-        self._counting = threading.Lock()  # archives are unpacked in threads of their own
+        self._counting = threading.Lock()  # archives are unpacked in other threads
         self.state = _UPLOADING
         self._made = scratch_part()
         self.folder = self._made.path
@@ -43,22 +43,22 @@ class Job:
             (self.folder / name).mkdir()
         self._step: list[Any] = []
         self._error = ""
-        self._incoming = 0  # files that are being written
+        self._incoming = 0  # number of files that are being written
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
 
     @contextlib.contextmanager
     def receiving(self, kind: str, name: str) -> Iterator[Path]:
-        """Where a file goes that comes in now; if it does not come whole, the job has failed.
+        """Yield the path for a file that is being uploaded. If the upload is incomplete, the job fails.
 
-        Raises Refused for a file that cannot be taken, or not any more.
+        Raises Refused for a file that the job does not accept.
         """
         path = self._place(kind, name)
         self._incoming += 1
         try:
             yield path
         except BaseException as e:
-            self.state, self._error = _FAILED, f"{name} did not come whole: {e}"
+            self.state, self._error = _FAILED, f"{name} was not received completely: {e}"
             path.unlink(missing_ok=True)
             if isinstance(e, OSError):  # the disk is full, or the job was closed meanwhile
                 raise Refused(f"{name} cannot be written: {e.strerror}", status=NO_ROOM) from e
@@ -67,7 +67,7 @@ class Job:
             self._incoming -= 1
 
     def take(self, count: int) -> None:
-        """Count bytes that are about to be written. Raises Refused where they are too many."""
+        """Count bytes that are about to be written. Raises Refused if they exceed the limit."""
         with self._counting:
             if self.used + count > self.limit:
                 more = f"the files are larger than {self.limit / 1e6:.1f} MB in all"
@@ -75,7 +75,7 @@ class Job:
             self.used += count
 
     def arrived(self, path: Path) -> None:
-        """Unpack a file that is whole now, where it is an archive of samples. Raises Refused as `unpack` does."""
+        """Unpack an uploaded file if it is a zip of samples. Raises Refused as `unpack` does."""
         if path.is_relative_to(self.folder / "calib") and path.suffix.lower() == ".zip":
             try:
                 unpack(path, path.parent, self.take)
@@ -83,21 +83,21 @@ class Job:
                 path.unlink()
 
     def start(self, asked: Asked) -> None:
-        """Begin to work. Raises Refused where files are missing or one too many, or the work has begun."""
+        """Start the worker process. Raises Refused if files are missing, too many, or the run has already begun."""
         if self.state != _UPLOADING or self._incoming:
-            raise Refused("the run cannot begin: it has already, or files are on their way", status=CONFLICT)
-        told = json.dumps(self._described(asked))
-        # A session of its own, so that its children end with it.
+            raise Refused("the run cannot begin: it has already, or files are still being uploaded", status=CONFLICT)
+        request = json.dumps(self._described(asked))
+        # A session of its own, so that its child processes end with it.
         self._process = subprocess.Popen(
             source_tree.command("onnxshot.ui.worker"), env=self._environment(), cwd=self.folder,
             start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
         self.state = _RUNNING
-        self._reader = threading.Thread(target=self._follow, args=(self._process, told), daemon=True)
+        self._reader = threading.Thread(target=self._follow, args=(self._process, request), daemon=True)
         self._reader.start()
 
     def tell(self) -> dict[str, Any]:
-        """All that the page shows."""
+        """Return the state of the job as the page shows it."""
         outputs = sorted(p for p in (self.folder / "out").iterdir() if p.is_file()) if self.state == _DONE else []
         return {
             "key": self.key, "state": self.state, "step": self._step, "error": self._error,
@@ -105,30 +105,30 @@ class Job:
         }  # fmt: skip
 
     def output(self, name: str) -> Path:
-        """A file that was made: one of `outputs`, or the report. Raises Refused where there is none of that name."""
+        """Return the path of an output or of the report. Raises Refused if there is no such file."""
         places = {"report.html": self.folder, "report.json": self.folder}
         path = places.get(name, self.folder / "out") / safe_name(name)
         if self.state != _DONE or not path.is_file():
-            raise Refused(f"there is no {name}", "look at the job's outputs", NOT_FOUND)
+            raise Refused(f"there is no {name}", "the outputs of the job are listed", NOT_FOUND)
         return path
 
     def close(self) -> None:
-        """End the work, whatever it is at, and remove the folder."""
+        """Kill the worker process and remove the folder."""
         if self._process is not None and self._reader is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._reader.join()
         self._made.close()
-        clear_dead(Path(tempfile.gettempdir()))  # what the process has left
+        clear_dead(Path(tempfile.gettempdir()))  # temporary files of the killed process
         listed()
 
     def _environment(self) -> dict[str, str]:
-        """That of the worker: its temporary files lie in the job's folder, and go with it however it ends."""
+        """Environment of the worker. Its temporary files lie in the folder of the job and are removed with it."""
         return {**source_tree.environment(), "TMPDIR": str(self.folder / _TEMPORARY)}
 
     def _place(self, kind: str, name: str) -> Path:
         if self.state != _UPLOADING:
-            raise Refused("this job takes no more files", "begin another", CONFLICT)
+            raise Refused("this job accepts no more files", "begin another", CONFLICT)
         if kind not in KINDS:
             raise Refused(f"there is no place for {kind!r}", f"one of {', '.join(KINDS)}", NOT_FOUND)
         path = self.folder / kind / safe_path(name)
@@ -137,14 +137,14 @@ class Job:
         except (FileExistsError, NotADirectoryError) as e:
             raise Refused(f"{name} lies below a file", "give that or this one", CONFLICT) from e
         if path.exists():
-            raise Refused(f"{name} is there already", "give every file once", CONFLICT)
+            raise Refused(f"{name} was uploaded already", "upload every file once", CONFLICT)
         return path
 
     def _described(self, asked: Asked) -> dict[str, Any]:
-        """What the worker reads; paths from the job's folder, so that no report holds where that was."""
+        """Build the request for the worker. Paths are relative to the folder, so reports do not name it."""
         models = sorted(p for p in (self.folder / "model").rglob("*") if p.is_file() and p.suffix.lower() == ".onnx")
         if len(models) != 1:
-            raise Refused(f"{len(models)} .onnx files were given", "give one, and the files of its weights if any")
+            raise Refused(f"{len(models)} .onnx files were given", "give one, and its external data if any")
         place = self.folder / "calib"
         samples = list(place.iterdir())
         if not any(path.is_file() for path in place.rglob("*")):
@@ -153,9 +153,9 @@ class Job:
         if preset == OWN_PRESET:
             files = sorted(p.name for p in (self.folder / "preset").iterdir())
             if len(files) != 1 or Path(files[0]).suffix.lower() not in (".yaml", ".yml"):
-                raise Refused("the preset is to be a file, and no single .yaml file was given")
+                raise Refused("the preset is a file, but not exactly one .yaml file was given")
             preset = f"preset/{files[0]}"
-        while len(samples) == 1 and samples[0].is_dir():  # that a folder was given is no matter of its samples
+        while len(samples) == 1 and samples[0].is_dir():  # descend into the folder that was uploaded
             place = samples[0]
             samples = list(place.iterdir())
         if len(samples) == 1 and samples[0].suffix.lower() in (".npz", ".npy"):
@@ -167,19 +167,19 @@ class Job:
             "output": f"out/{models[0].stem}.{ending}.onnx", "report": "report.json", "page": "report.html",
         }  # fmt: skip
 
-    def _follow(self, process: subprocess.Popen[str], told: str) -> None:
-        """Hand the job over and read what the worker tells until it ends."""
+    def _follow(self, process: subprocess.Popen[str], request: str) -> None:
+        """Send the request to the worker and read its messages until it ends."""
         assert process.stdin is not None
         assert process.stdout is not None
         done = False
         with process, contextlib.suppress(OSError):
-            process.stdin.write(told + "\n")
+            process.stdin.write(request + "\n")
             process.stdin.flush()
             for line in process.stdout:
-                said = json.loads(line)
-                self._step = said.get("progress", self._step)
-                self._error = said.get("error", self._error)
-                done = said.get("done", done)
+                message = json.loads(line)
+                self._step = message.get("progress", self._step)
+                self._error = message.get("error", self._error)
+                done = message.get("done", done)
         if not done and not self._error:
             why = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
             self._error = f"the run ended with {why} before it was done (is there memory enough?)"
@@ -187,14 +187,14 @@ class Job:
 
 
 class Desk:
-    """The one job that there may be. limit: most bytes that its files may have."""
+    """Holds the current job, if any. limit: most bytes that the files of a job may have."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.current: Job | None = None
 
     def begin(self) -> Job:
-        """A new job, in place of one that is not running. Raises Refused, with CONFLICT, where one runs."""
+        """Begin a new job and remove the previous one. Raises Refused with CONFLICT if that one is running."""
         if self.current is not None and self.current.state == _RUNNING:
             raise Refused("a job is running", "wait for it, or cancel it", CONFLICT)
         self.close()
@@ -202,13 +202,13 @@ class Desk:
         return self.current
 
     def job(self, key: str) -> Job:
-        """The job of that key. Raises Refused where it is gone."""
+        """Return the job with this key. Raises Refused if it is gone."""
         if self.current is None or not secrets.compare_digest(self.current.key.encode(), key.encode()):
-            raise Refused("that job is gone", "another was begun, or it was cancelled", NOT_FOUND)
+            raise Refused("that job is gone", "it was cancelled, or another job was begun", NOT_FOUND)
         return self.current
 
     def close(self) -> None:
-        """Remove the job, ending it if need be."""
+        """Remove the job, and end it if it is running."""
         if self.current is not None:
             self.current.close()
             self.current = None

@@ -1,5 +1,5 @@
 "use strict";
-// All addresses are relative to the page's own, which holds the secret.
+// All addresses are relative to the page's own, which contains the secret.
 const $ = (id) => document.getElementById(id);
 const LOOK_EVERY_MS = 300;
 let choices = null;
@@ -7,9 +7,9 @@ let job = null; // the job that this page follows
 let sending = null; // the upload under way
 
 const sizeOf = (bytes) => (bytes < 1e5 ? (bytes / 1e3).toFixed(1) + " kB" : (bytes / 1e6).toFixed(2) + " MB");
-const given = { model: [], calib: [], preset: [] }; // what was chosen or dropped: a file, and its path below a folder
+const given = { model: [], calib: [], preset: [] }; // chosen or dropped files, each with its path below its folder
 
-// What an operating system puts into folders is none of the user's.
+// Skip hidden files that an operating system adds to folders.
 const wanted = ({ path }) => !path.split("/").some((part) => part.startsWith(".") || part === "__MACOSX");
 const chosen = (input) => [...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file }));
 
@@ -20,7 +20,7 @@ async function below(entry) {
   const reader = entry.createReader();
   const found = [];
   for (;;) {
-    const some = await new Promise((done, fail) => reader.readEntries(done, fail)); // a hundred at most
+    const some = await new Promise((done, fail) => reader.readEntries(done, fail)); // at most 100 per call
     if (!some.length) return found;
     for (const one of some) found.push(...(await below(one)));
   }
@@ -38,7 +38,7 @@ function takes(kind) {
   const box = one.parentElement;
   box.addEventListener("dragover", (event) => event.preventDefault());
   box.addEventListener("drop", async (event) => {
-    event.preventDefault(); // the field itself would take a folder for a file
+    event.preventDefault(); // the default action would treat a folder as a file
     const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
     one.value = folder.value = "";
     try {
@@ -99,7 +99,7 @@ function check() {
   const zeros = Math.round(100 * choices.most_sparsity * $("level").value);
   $("level-told").textContent = zeros ? `int8, and ${zeros} % of the weights zero` : "int8";
   $("advice").textContent = zeros
-    ? "Zeros take longer. They make the file smaller once it is compressed, and faster where the hardware skips them."
+    ? "Pruning takes longer. Zeros make the file smaller once it is zipped, and faster on hardware that skips them."
     : "";
   const own = $("preset").value === "file";
   $("own").hidden = !own;
@@ -113,7 +113,7 @@ function send({ path, file }, address, told) {
     request.upload.onprogress = (event) => told(event.loaded);
     request.onload = () =>
       request.status === 200 ? resolve() : reject(new Error(JSON.parse(request.responseText).error));
-    request.onerror = () => reject(new Error(`${path} could not be sent: is it more than the server takes?`));
+    request.onerror = () => reject(new Error(`${path} could not be sent; it may be larger than the server accepts`));
     request.onabort = () => reject(new Error("cancelled"));
     request.open("PUT", address);
     request.send(file);
@@ -125,7 +125,7 @@ async function upload(key) {
   const all = kinds.flatMap((kind) => given[kind].map((one) => [kind, one]));
   const total = all.reduce((sum, [, { file }]) => sum + file.size, 0);
   if (total > choices.limit) {
-    throw new Error(`the files are ${sizeOf(total)}; the server takes ${sizeOf(choices.limit)} (--max-upload)`);
+    throw new Error(`the files are ${sizeOf(total)}; the server accepts ${sizeOf(choices.limit)} (--max-upload)`);
   }
   let sent = 0;
   for (const [i, [kind, one]] of all.entries()) {
@@ -151,7 +151,7 @@ async function compress() {
     await call("POST", `jobs/${mine}/run`, asked);
     await follow();
   } catch (error) {
-    if (job === mine) fail(error.message); // else it was cancelled
+    if (job === mine) fail(error.message); // otherwise it was cancelled
   }
 }
 

@@ -1,4 +1,4 @@
-"""What the page's server does not do, and the HTTP status that says so."""
+"""The error of a request that the server refuses, with its HTTP status."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ BAD_REQUEST, NOT_FOUND, CONFLICT, TOO_LARGE, NO_ROOM = 400, 404, 409, 413, 507
 
 
 class Refused(OnnxshotError):
-    """A request is not served; `status` is its HTTP status (RFC 9110 section 15)."""
+    """A request is refused. `status` is the HTTP status of the response (RFC 9110 section 15)."""
 
     exit_code = 2
 

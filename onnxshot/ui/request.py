@@ -1,4 +1,4 @@
-"""What the page asks a run to do."""
+"""The options that the page sends with a run, validated."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from onnxshot.targets import TARGETS
 from onnxshot.ui.refused import Refused
 
 OWN_PRESET = "file"
-"""The preset that stands for the YAML file that was given."""
+"""The preset value that stands for the uploaded YAML file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How to compress: names that the page offers and nothing else, so that none can name a file of this machine.
+    """How to compress. Only names that the page offers are accepted, so no value can be a path on this machine.
 
     Attributes:
         target: name of a target.
         preset: name of a preset, 'none', or OWN_PRESET.
-        level: the optim level, from 0, int8 alone, to 1 (see recipes/level.py).
+        level: the optim level, from 0 (int8 only) to 1; see recipes/sparsity_level.py.
     """
 
     target: str = "ort"
@@ -36,12 +36,12 @@ class Asked:
 
     @classmethod
     def from_json(cls, values: Any) -> Asked:
-        """From what came in. Raises Refused on anything unknown."""
+        """Validate the JSON values of a request. Raises Refused for unknown keys."""
         if not isinstance(values, dict) or values.keys() - cls.__slots__:
-            raise Refused("that is no run", f"keys: {', '.join(cls.__slots__)}")
+            raise Refused("the request is invalid", f"keys: {', '.join(cls.__slots__)}")
         return cls(**values)
 
 
 def choices() -> dict[str, list[str]]:
-    """What can be chosen, by name."""
+    """Return the values that the page offers, by field."""
     return {"target": list(TARGETS), "preset": ["none", *preset_names(), OWN_PRESET]}

@@ -1,4 +1,4 @@
-"""The page's server: on this machine only, below a secret path, for pages of its own only."""
+"""The server of the page. It listens on this machine only, below a secret path, and serves its own page only."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ from onnxshot.ui.refused import TOO_LARGE, Refused
 from onnxshot.ui.request import Asked, choices
 
 HOST = "127.0.0.1"
-_OWN_NAMES = [HOST, "localhost"]  # any other name in Host is that of a site that points here: DNS rebinding
+_OWN_NAMES = [HOST, "localhost"]  # another Host is a site that resolves to this machine: DNS rebinding
 _SHIPPED = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "frame-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store",
 }  # fmt: skip
-# The report states itself what it may load, which is nothing; here it is kept apart from the page.
+# The report declares its own policy, which allows no loading. The sandbox separates it from the page.
 _REPORT_HEADERS = {"Content-Security-Policy": "sandbox allow-scripts; frame-ancestors 'self'"}
 _LONGEST_REQUEST = 10_000  # bytes of JSON
-_GRACE_SECONDS = 2  # for open connections, when the server is told to end
+_GRACE_SECONDS = 2  # for open connections, when the server ends
 
 
 def serve(port: int, limit: int, ready: Callable[[str], None], *, browse: bool) -> None:
-    """Serve the page until the process is interrupted; then remove what is left of a job.
+    """Serve the page until the process is interrupted. The current job is removed then.
 
     Args:
-        port: to listen on; 0 takes a free one.
+        port: the port to listen on; 0 chooses a free one.
         limit: most bytes that the files of a job may have.
-        ready: called with the address, which holds the secret.
-        browse: open it in a browser.
+        ready: called with the address, which contains the secret.
+        browse: open the address in a browser.
 
     Raises:
         UsageError: the port cannot be listened on.
@@ -65,36 +65,36 @@ def serve(port: int, limit: int, ready: Callable[[str], None], *, browse: bool) 
 
         def begun() -> None:
             ready(address)
-            if browse:  # a browser in the terminal returns only when it is left
+            if browse:  # a text browser blocks until it is closed
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the server
             _Server(config, begun).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it answers, and can be stopped from then on."""
+    """A server that calls `begun` once it accepts requests."""
 
     def __init__(self, config: uvicorn.Config, begun: Callable[[], None]) -> None:
         super().__init__(config)
         self._begun = begun
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen, then say so."""
+        """Start to listen, then call `begun`."""
         await super().startup(sockets)
         self._begun()
 
 
 def listen(port: int) -> socket.socket:
-    """A socket of this machine alone. Raises UsageError where the port is taken."""
+    """Open a socket on the loopback interface. Raises UsageError if the port cannot be listened on."""
     try:
         return socket.create_server((HOST, port))
     except OSError as e:
-        raise UsageError(f"cannot listen on port {port}: {e.strerror}", "--port 0 takes a free one") from e
+        raise UsageError(f"cannot listen on port {port}: {e.strerror}", "--port 0 chooses a free one") from e
 
 
 def application(token: str, limit: int) -> Starlette:
-    """The server's routes, all below /TOKEN/; without the token every path is one that does not exist."""
+    """Return the application. All routes lie below /TOKEN/; without the token every path gives 404."""
     desk = Desk(limit)
     pages = _Pages(desk)
 
@@ -127,7 +127,7 @@ def application(token: str, limit: int) -> Starlette:
 
 
 class _Pages:
-    """What each address does."""
+    """The handlers of the routes."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
@@ -157,12 +157,12 @@ class _Pages:
         try:
             values = json.loads(body)
         except (ValueError, RecursionError) as e:
-            raise Refused("that is no run: it is not JSON") from e
+            raise Refused("the request is invalid: it is not JSON") from e
         job.start(Asked.from_json(values))
         return JSONResponse(job.tell())
 
     async def upload(self, request: Request) -> Response:
-        """Write a file as it comes, counted chunk by chunk."""
+        """Write an uploaded file chunk by chunk, and count its bytes."""
         job = self.desk.job(request.path_params["key"])
         with job.receiving(request.path_params["kind"], request.path_params["name"]) as path:
             with path.open("xb") as file:
@@ -181,7 +181,7 @@ class _Pages:
 
 
 class _Headers:
-    """Puts the headers on every response that a browser is to keep to."""
+    """Middleware that adds the security headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -198,14 +198,14 @@ class _Headers:
 
 
 def _shipped(name: str) -> Callable[[Request], Response]:
-    """What answers with a file of the page."""
+    """Return a handler that serves a file of the page."""
     text = resources.files("onnxshot.ui").joinpath(name or "page.html").read_text(encoding="utf-8")
     return lambda _: Response(text, media_type=_SHIPPED[name])
 
 
 def _refusal(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    # A body that was refused half way is not read to its end: the connection cannot be used again.
+    # The rest of a refused body is not read, so the connection cannot be reused.
     return JSONResponse({"error": str(error)}, status_code=error.status, headers={"Connection": "close"})
 
 

@@ -1,4 +1,4 @@
-"""Files from outside: their names, their sizes, and archives of them."""
+"""Checks of uploaded files: names, sizes, and zip archives."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path, PurePosixPath
 
 from onnxshot.ui.refused import TOO_LARGE, Refused
 
-_LONGEST_NAME = 200  # bytes; most file systems take 255, and files are written aside under longer names
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary files have longer names
 _MOST_ENTRIES = 100_000
-_DEEPEST = 16  # parts of a path
+_DEEPEST = 16  # components of a path
 
 
 def safe_name(name: str) -> str:
-    """The name as it is, where it is that of one visible file in a folder. Raises Refused for any other."""
+    """Return the name if it is a plain, visible file name. Raises Refused otherwise."""
     if name.startswith(".") or any(c in '/\\:"' or not c.isprintable() for c in name):
         raise Refused(f"{name!r} is no plain file name", "rename the file")
     if not 0 < len(name.encode("utf-8", "replace")) <= _LONGEST_NAME:
@@ -26,7 +26,7 @@ def safe_name(name: str) -> str:
 
 
 def safe_path(name: str) -> PurePosixPath:
-    """The path of a file below a folder, as `a/b.npz`. Raises Refused for others, or too many parts."""
+    """Return a relative path such as `a/b.npz`. Raises Refused for unsafe names or too many components."""
     parts = name.split("/")
     if len(parts) > _DEEPEST:
         raise Refused(f"{parts[0]!r} has folders in folders, {len(parts) - 1} deep", f"at most {_DEEPEST - 1}")
@@ -34,13 +34,19 @@ def safe_path(name: str) -> PurePosixPath:
 
 
 def unpack(archive: Path, folder: Path, take: Callable[[int], None]) -> None:
-    """Unpack a zip into a folder, all or nothing of it being looked at first.
+    """Unpack a zip into a folder. All entries are checked before the first is written.
 
-    take: is told how many bytes will be unpacked, before any is, and raises where they are too many. Archives that are
-    unpacked at the same time thus never have more room than there is for all of them.
+    Hidden entries, and those that macOS adds, are skipped.
 
-    Hidden entries, and those that macOS adds, are left out. Raises Refused where it is no zip, is encrypted, holds
-    links, names outside the folder or files that are there already, and what `take` raises.
+    Args:
+        archive: the zip file.
+        folder: where its files go.
+        take: called with the total of unpacked bytes before any is written; raises Refused if they exceed the limit.
+            Archives that are unpacked at the same time therefore share one limit.
+
+    Raises:
+        Refused: the file is no zip or is encrypted, or it holds links, paths outside the folder, or files that already
+            exist; and as `take` does.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -51,7 +57,7 @@ def unpack(archive: Path, folder: Path, take: Callable[[int], None]) -> None:
                 place = folder / entry.filename
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(entry) as packed, place.open("xb") as written:
-                    # An entry is read to the size it states, which was checked, and no further.
+                    # zipfile reads no more than the stated size, which was checked.
                     shutil.copyfileobj(packed, written)
     except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, zlib.error) as e:
         raise Refused(f"{archive.name} cannot be unpacked: {e}", "pack it again as a plain zip") from e
@@ -71,7 +77,7 @@ def _check(name: str, entries: list[zipfile.ZipInfo], folder: Path) -> None:
     for entry in entries:
         path = PurePosixPath(entry.filename)
         if path.is_absolute() or ".." in path.parts:
-            raise Refused(f"{name} holds {entry.filename!r}, which is outside of it", "pack it again")
+            raise Refused(f"{name} holds {entry.filename!r}, which lies outside of it", "pack it again")
         for part in path.parts:
             safe_name(part)
         kind = stat.S_IFMT(entry.external_attr >> 16)
@@ -80,7 +86,7 @@ def _check(name: str, entries: list[zipfile.ZipInfo], folder: Path) -> None:
         if entry.flag_bits & 1:
             raise Refused(f"{name} is encrypted", "pack it without a password")
         if (folder / path).exists():
-            raise Refused(f"{name} holds {entry.filename!r}, which is there already", "give every file once")
+            raise Refused(f"{name} holds {entry.filename!r}, which exists already", "give every file once")
 
 
 def _is_litter(name: str) -> bool:

@@ -1,8 +1,8 @@
-"""One run in a process of its own, so that a crash or a cancel leaves the page alive.
+"""The worker process: runs one job, so that a crash or a cancelled run does not affect the server.
 
-A job comes as one line of JSON on stdin: model, calib, preset, output, report and page: paths; target; level.
-Lines of JSON go to stdout: `progress` (what, done, total), and at the end `done` or `error`. When stdin closes, the
-page's server is gone, and so is the run.
+The job is one line of JSON on stdin: the paths model, calib, preset, output, report and page; target; level. Lines of
+JSON go to stdout: `progress` (step, done, total), and at the end `done` or `error`. When stdin closes, the server has
+ended, and the worker ends too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from onnxshot.targets import target_named
 
 
 def make(job: dict[str, Any], settings: onnxshot.Settings) -> Report:
-    """What `onnxshot quantize` does with these files, or `onnxshot compress --optim-level` above level 0."""
+    """Do what `onnxshot quantize` does at level 0, and `onnxshot compress --optim-level` above it."""
     how: dict[str, Any] = {"output": job["output"], "preset": job["preset"], "settings": settings}
     calib, target = Path(job["calib"]), target_named(job["target"])
     if not job["level"]:
@@ -38,8 +38,8 @@ def make(job: dict[str, Any], settings: onnxshot.Settings) -> Report:
 
 
 def main() -> None:
-    """Read the job, do it, tell."""
-    # Libraries print on stdout what they like: the lines have a channel of their own.
+    """Read the job, run it, and report progress and the outcome."""
+    # What libraries print goes to stderr; messages use a copy of stdout.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())

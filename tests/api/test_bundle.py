@@ -184,7 +184,7 @@ def test_links_are_refused(bundle: Path) -> None:
 )
 def test_malformed_manifests_are_refused(bundle: Path, edit: Callable[[Any], object]) -> None:
     change(bundle, edit)
-    with pytest.raises(ModelError, match="no manifest that this version knows"):
+    with pytest.raises(ModelError, match="no manifest that this version can read"):
         onnxshot.verify(bundle)
 
 

@@ -17,7 +17,7 @@ import pytest
 from batch_examples import artifacts, manifest, two_models
 
 from onnxshot.api.quantize import quantize
-from onnxshot.batch import local, ray_engine, run
+from onnxshot.batch import local_engine, ray_engine, run
 from onnxshot.batch.local_engine import Local
 from onnxshot.batch.store import LOG, ROW, Folder
 from onnxshot.batch.worker import INTERNAL
@@ -149,7 +149,7 @@ def faked(body: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     def popen(command: list[str], **how: Any) -> Any:
         return started([sys.executable, str(script)], **how)
 
-    monkeypatch.setattr(local.subprocess, "Popen", popen)
+    monkeypatch.setattr(local_engine.subprocess, "Popen", popen)
 
     def rows(engine: Local) -> list[dict[str, Any]]:
         from onnxshot.batch.cells import Cell
@@ -193,7 +193,7 @@ def test_a_cell_above_the_bound_fails_alone_and_the_others_are_done(
         "import time\nif asked['cell']['entry']['name'] == 'one':\n    held = b'x' * (600 << 20)\n    time.sleep(30)\n"
         "row = {}"
     )
-    engine = Local(2, {}, retries=0, max_memory_mb=local.rss_mb(os.getpid()) + 500)
+    engine = Local(2, {}, retries=0, max_memory_mb=local_engine.rss_mb(os.getpid()) + 500)
     rows = faked(body, folder, monkeypatch)(engine)
     failed = [row for row in rows if "error" in row]
     assert [row["name"] for row in failed] == ["one", "one"]
@@ -206,7 +206,7 @@ def test_a_cell_above_the_bound_fails_alone_and_the_others_are_done(
 def test_no_cell_is_begun_for_which_there_is_no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = "import time\ntime.sleep(0.05)\nrow = {}"
     rows = faked(body, folder, monkeypatch)
-    engine = Local(4, {}, max_memory_mb=local.rss_mb(os.getpid()) + 1.5 * local.BASE_MB)
+    engine = Local(4, {}, max_memory_mb=local_engine.rss_mb(os.getpid()) + 1.5 * local_engine.BASE_MB)
     assert len(rows(engine)) == 4
     log = [event["event"] for event in events(folder / "out")]
     assert log == ["started"] * 4  # by turns: rows are noted by the caller

@@ -115,7 +115,7 @@ def test_arguments_and_extends_are_those_of_recipes(tmp_path: Path) -> None:
         ),
         (
             changed(thresholds={"max_size": 1, "max_size_mb": 2}),
-            "thresholds.max_size_mb is 2, beside the same of thresholds.max_size (keep one)",
+            "thresholds.max_size_mb is 2, and also given as thresholds.max_size (keep one)",
         ),
         (changed(targets=["ort", "trt"]), "targets[1] is 'trt'"),
         (changed(targets=["ort", "ort"]), "targets[1] is 'ort' (name it once)"),

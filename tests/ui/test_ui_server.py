@@ -258,7 +258,7 @@ def test_a_run_needs_a_model_and_samples(client: Client, key: str) -> None:
     client.put(key, "model", "a.onnx", b"x")
     assert "no calibration files" in client.start(key)[1]["error"]
     client.put(key, "calib", "a.npz", b"x")
-    assert "no single .yaml" in client.start(key, preset="file")[1]["error"]
+    assert "not exactly one .yaml file" in client.start(key, preset="file")[1]["error"]
     client.put(key, "model", "b.onnx", b"x")
     assert "2 .onnx files" in client.start(key)[1]["error"]
 
@@ -422,7 +422,7 @@ def test_the_next_job_and_the_end_remove_what_is_left(tmp_path: Path, monkeypatc
         assert len(list(tmp_path.iterdir())) == 1
         status, told = client.put(first, "calib", "a.npz", b"x")
         assert status == 404
-        assert "another was begun" in told["error"]
+        assert "another job was begun" in told["error"]
         assert client.put(second, "calib", "a.npz", b"x")[0] == 200
     assert list(tmp_path.iterdir()) == []
 
