@@ -34,6 +34,7 @@ from onnxshot.passes.name_nodes import NameNodes
 from onnxshot.passes.nchwc_to_nchw import NchwcToNchw
 from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.scalar_inputs import ScalarInputs
+from onnxshot.passes.sequence_to_split import SequenceToSplit
 from onnxshot.passes.sizes_from_inputs import SizesFromInputs
 from onnxshot.passes.static_shapes import StaticShapes
 from onnxshot.passes.unfuse import Unfuse, holds_fused
@@ -46,6 +47,7 @@ REPEATED: Sequence[Pass] = (
     FoldConstants(),
     ConstantReshapeShapes(),
     ScalarInputs(),
+    SequenceToSplit(),
     FullAxes(),
     DropIdentity(),
     SizesFromInputs(),
