@@ -389,7 +389,7 @@ def test_a_file_of_a_cell_that_somebody_has_changed_is_left(folder: Path, name: 
     text = mine.read_bytes()
     mine.write_bytes(b"mine")
     for models in (["one.onnx"], [{"model": "one.onnx", "method": "minmax"}]):
-        with pytest.raises(UsageError, match=f"{name} was changed since a batch has written it"):
+        with pytest.raises(UsageError, match=f"{name} was changed after a batch wrote it"):
             run(manifest(folder, targets=["tensorrt"], models=models))
         assert mine.read_bytes() == b"mine"
     mine.write_bytes(text)

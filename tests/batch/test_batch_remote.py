@@ -196,8 +196,8 @@ def test_an_object_of_somebody_else_is_not_replaced(bucket: Bucket, tmp_path: Pa
     if "/" in name:
         (row,) = run(tmp_path / "m.yaml").rows
         assert row["code"] == UsageError.exit_code
-        assert "no batch has written it" in row["error"]
+        assert "was not written by a batch" in row["error"]
     else:
-        with pytest.raises(UsageError, match="is there, and is of no batch"):
+        with pytest.raises(UsageError, match="exists and was not written by a batch"):
             run(tmp_path / "m.yaml")
     assert bucket.files.cat_file(f"models/out/{name}") == b'{"mine": 1}\n'

@@ -194,7 +194,7 @@ def test_a_pass_serves_the_cells_whose_own_pass_would_be_the_same(tmp_path: Path
     assert shared.save(tmp_path)
     assert [shared.serves(cell) for cell in (one, two, wide)] == [True, True, False]
     assert shared.told_of(two) == "15 samples in 2 tasks"
-    assert shared.told_of(wide).startswith("by itself: it looks at other tensors")
+    assert shared.told_of(wide).startswith("by itself: it observes other tensors")
     (path,) = (p for p in tmp_path.glob("*.npz") if len(p.stem) == 64)  # named by its key
     given = calibrate(one.entry.model, one.entry.calib, settings=Settings(use_cache=False))
     assert load_statistics(path) == given
