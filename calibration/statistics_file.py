@@ -159,7 +159,8 @@ def join(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:
         seen |= dict.fromkeys(part.samples, name)
         missing = next((tensor for tensor in tensors if tensor not in part.tensors), None)
         if missing is not None:
-            raise CalibrationError(f"{name} holds nothing of tensor {missing!r}", "calibrate all parts the same way")
+            what = f"{name} has no statistics of tensor {missing!r}"
+            raise CalibrationError(what, "calibrate all parts the same way")
         tensors = {tensor: merge(known, part.tensors[tensor]) for tensor, known in tensors.items()}
     notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
     considered = sum(part.considered for part in parts)

@@ -168,7 +168,7 @@ def test_statistics_of_something_else_are_refused_with_both_hashes(net: Path, tm
     preset = onnxshot.Preset("mine", size=(8, 8))
     with pytest.raises(CalibrationError, match=r"another preset: e3b0c44298fc and [0-9a-f]{12}"):
         quantize(net, data, stats=stats, preset=preset, settings=FAST)
-    with pytest.raises(CalibrationError, match="nothing of tensor"):
+    with pytest.raises(CalibrationError, match="no statistics of tensor"):
         quantize(net, stats=replace(known, tensors={}).save(tmp_path / "none.npz"), settings=FAST)
 
 
