@@ -38,7 +38,7 @@ from onnxshot.pruning.prune_model import (
     refuse_lost_zeros,
     restore_form,
 )
-from onnxshot.pruning.zero_counts import zero_counts
+from onnxshot.pruning.sparsity_per_layer import zero_counts
 from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.results.pruned import LayerSparsity, PruneReport, PruneResult
 from onnxshot.runtimes.invalid_model import blames_model

@@ -28,9 +28,9 @@ from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings
 from onnxshot.stages.make_quantized import make_quantized
-from onnxshot.stages.not_larger import not_larger
 from onnxshot.stages.open_samples import open_samples
 from onnxshot.stages.prepare_model import prepare_model
+from onnxshot.stages.prevent_growth import prevent_growth
 from onnxshot.stages.prove import prove_quantized
 from onnxshot.targets import target_named
 from onnxshot.targets.ort import ORT
@@ -96,28 +96,30 @@ def quantize(
     prepared = prepare_model(model, recipe, settings)
     files = settings.files.reading(*of_run(prepared.model, calib, preset, stats=stats))
     if place is not None:
-        written = of_result(place, formats, external=is_external(prepared.model))
-        files = files.writing(*written, *of_options(emit_options))
+        outputs = of_result(place, formats, external=is_external(prepared.model))
+        files = files.writing(*outputs, *of_options(emit_options))
         place = artifacts.artifact_path(place, artifacts.ONNX)
     files.check()
 
     with open_samples(prepared, calib, preset, stats) as samples:
-        loaded, fixed = prepared.model, prepared.fixed_shapes
-        inputs = {tensor.name: fixed.dims(tensor.name, loaded.shape(tensor)) for tensor in loaded.graph.inputs}
+        normalized, fixed = prepared.model, prepared.fixed_shapes
+        inputs = {t.name: fixed.dims(t.name, normalized.shape(t)) for t in normalized.graph.inputs}
         given = emit_options or EmitOptions(threads=settings.threads)
-        how = artifacts.with_sample_sizes(given, formats, inputs, samples.data)
-        made = not_larger(make_quantized(prepared, samples))
+        options_of_artifacts = artifacts.with_sample_sizes(given, formats, inputs, samples.data)
+        made = prevent_growth(make_quantized(prepared, samples))
         judged: Judged | None = None
 
-        def prove(written: Draft) -> None:
+        # `deliver` writes the .onnx file aside, calls `prove`, then `other_artifacts`, and publishes all at last.
+        def prove(draft: Draft) -> None:
             nonlocal judged
-            judged = prove_quantized(made, written, target_emitted=target.name in formats)
+            judged = prove_quantized(made, draft, target_emitted=target.name in formats)
 
-        def others(written: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
-            return artifacts.make_artifacts(written, formats, place or written, how, judged, settings)
+        def other_artifacts(onnx_file: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
+            stem = place or onnx_file
+            return artifacts.make_artifacts(onnx_file, formats, stem, options_of_artifacts, judged, settings)
 
         deliver(
-            made.model, place, target.name, made.report, prove, others, keep=artifacts.ONNX in formats,
+            made.model, place, target.name, made.report, prove, other_artifacts, keep=artifacts.ONNX in formats,
             source=source_of(calib, preset, samples.data),
         )  # fmt: skip
     made.report.seconds = time.perf_counter() - started

@@ -17,8 +17,8 @@ from onnxshot.channels.finish import amount_of, restore_form
 from onnxshot.channels.importance import initial_allocation, removal_curves
 from onnxshot.channels.original import Original, Samples, Structure, original_of, samples_of, sizes_of, structure_of
 from onnxshot.channels.removal import Removal, nothing, recorded_samples, removal_from_record
+from onnxshot.channels.stage_seconds import timed
 from onnxshot.channels.target_search import Found, search
-from onnxshot.channels.timings import timed
 from onnxshot.delivery.input_files import of_run
 from onnxshot.delivery.output_files import is_external, of_result
 from onnxshot.delivery.record import record, source_of, stamp

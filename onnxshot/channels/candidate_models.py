@@ -12,7 +12,7 @@ from onnxshot.calibration.readers import Dataset
 from onnxshot.channels.error_importance import output_error
 from onnxshot.channels.removal import Removal
 from onnxshot.channels.ridge_reconstruction import KeptChannels, apply, reconstruct
-from onnxshot.channels.timings import timed
+from onnxshot.channels.stage_seconds import timed
 from onnxshot.comparison.comparison_setup import comparison_setup
 from onnxshot.delivery.write_results import Made
 from onnxshot.execution.parallel import in_order

@@ -2,7 +2,8 @@
 
 A channel belongs to one group. Removing it removes it from every tensor that holds it: weights, biases, normalization
 parameters, both inputs of an addition, the gate of a squeeze-excite, all parts of a gated MLP, the query, key and value
-of a head (DepGraph, Fang et al. 2023).
+of a head (DepGraph, Fang et al. 2023). Which positions of which axes belong together is found by
+`graph/axis_coupling.py`, with a rule for each operator in `graph/axis_rules.py`.
 """
 
 from __future__ import annotations

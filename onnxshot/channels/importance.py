@@ -14,7 +14,7 @@ from onnxshot.channels.error_importance import ErrorImportance
 from onnxshot.channels.groups import Group
 from onnxshot.channels.layer_times import latency_cost
 from onnxshot.channels.removal_curve import RemovalCurve, curves_from_scores
-from onnxshot.channels.timings import timed
+from onnxshot.channels.stage_seconds import timed
 from onnxshot.channels.weight_scores import batchnorm_scores, norm_scores
 from onnxshot.errors import UsageError
 from onnxshot.graph.axis_coupling import Shape

@@ -10,7 +10,7 @@ from onnxshot.calibration.readers import Dataset
 from onnxshot.channels.allocation import Allocation
 from onnxshot.channels.branches import Branch
 from onnxshot.channels.candidate_models import CandidateBuilder
-from onnxshot.channels.timings import timed
+from onnxshot.channels.stage_seconds import timed
 from onnxshot.delivery.write_results import Made
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model

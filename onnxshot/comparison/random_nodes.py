@@ -175,7 +175,7 @@ class _Writer:
     _nodes: list[NodeProto] = field(init=False, default_factory=list)
 
     def start(self) -> list[NodeProto]:
-        """Nodes that compute where a sample starts in the tables: the sum of its first input, in integers.
+        """Nodes that compute a sample's offset into the table of random numbers: the integer sum of its first input.
 
         An integer sum does not depend on the order of additions. If all samples started at the same place, one rare
         number would appear in all of them.

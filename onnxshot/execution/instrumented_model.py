@@ -297,7 +297,7 @@ class _Reductions:
         self._reduce("ReduceMax", table, _MARK + "begin", 0, 1, "most")
 
     def _reduce(self, op: str, tensor: str, axes: str, first: int, end: int, output: str) -> str:
-        """Reduce over axes first..end.
+        """Add a node that reduces axes `first` to `end` - 1.
 
         `axes` names the constant with these axes, for opsets that take them as an input.
         """

@@ -184,7 +184,7 @@ def sliced(size: Dim, start: Any, end: Any, step: Any) -> Dim:
 
 
 def _place(size: Dim, at: Any) -> Dim | None:
-    """The start or end of a Slice counted from the front and clipped to the axis; None where it is unknown."""
+    """A Slice's start or end as a position from 0 to the size; negative values count from the end. None if unknown."""
     if isinstance(at, int) and at >= 1 << 31:
         return size
     if is_size(at):

@@ -1,4 +1,8 @@
-"""Correct the bias of a quantized layer, so that the mean of its outputs is that of the float layer."""
+"""Correct the bias of a quantized layer, so that the mean of its outputs is that of the float layer.
+
+Who applies it: `recovery/layer_reconstruction.py` to quantized models, `pruning/layerwise_pruning.py` and
+`channels/ridge_reconstruction.py` to pruned ones.
+"""
 
 from __future__ import annotations
 

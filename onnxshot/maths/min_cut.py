@@ -87,7 +87,7 @@ class MinimumCut:
         return level
 
     def _push(self, level: list[int], at: list[int]) -> bool:
-        """Send flow along one path of rising levels; False where there is none. at: the next edge to try per node."""
+        """Send flow along one shortest path (Dinic); False if none is left. at: the next edge to try per node."""
         path: list[int] = []
         node = _SOURCE
         while node != _SINK:

@@ -1,4 +1,7 @@
-"""Divide a number of zeros among layers: by one rule for all layers, or so that the sum of their costs is least."""
+"""Divide a number of zeros among layers: by one rule for all layers, or so that the sum of their costs is least.
+
+`pruning/sparsity_per_layer.py` chooses between the rules by the scope that was asked for.
+"""
 
 from __future__ import annotations
 

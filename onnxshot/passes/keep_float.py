@@ -66,7 +66,7 @@ class KeepFloat:
         return change
 
     def _product(self, model: Model, node: Node) -> bool:
-        """Rewrite the input or output of a product with a float weight; False if ONNX Runtime would not match it."""
+        """Keep ONNX Runtime from rounding the float weight of a product to int8; False if it would not do so anyway."""
         weight = node.inputs[1] if len(node.inputs) > 1 else None
         if node.op not in _PRODUCTS or not isinstance(weight, Constant):
             return False

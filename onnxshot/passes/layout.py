@@ -115,7 +115,7 @@ class _Sizes:
 
 
 def _bonuses(known: Layouts, groups: list[Group]) -> dict[int, int]:
-    """Extra costs that break ties, by `id` of a group's root: no Transpose between a linear op and what it absorbs."""
+    """Small costs, by `id` of a group's root, that break ties: no Transpose comes between a linear op and its fold."""
     by_tensor = {id(t): group for group in groups for t in group.tensors}
     behind: dict[int, bool] = {}
     before: dict[int, bool] = {}

@@ -1,6 +1,8 @@
 """SmoothQuant's strength: how far outliers of each product's input move into its weight, chosen by the product's error.
 
 SmoothQuant (Xiao et al. 2022) divides the input of a product by a factor per channel and multiplies the weight by it.
+The strengths that are tried, and the formula, are in `maths/smoothquant.py`. Without a search the default strength
+there is applied by `planning/scales.py`.
 """
 
 from __future__ import annotations

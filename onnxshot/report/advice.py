@@ -54,7 +54,7 @@ def to_gain(values: Values) -> str:
 
 
 def _level(row: Values) -> str:
-    """The verdict's level for options that were tried."""
+    """The level of a row of `Report.tried`: its own if it has one, else by its SQNR and agreement."""
     return str(row.get("level") or level_of(row.get("sqnr_db"), row.get("agreement")))
 
 

@@ -99,7 +99,7 @@ class MixedPrecisionSearch:
         return self._as_asked(patterns) if floats in self.remade else self.bench.without(patterns)
 
     def _as_asked(self, patterns: tuple[str, ...]) -> Recipe:
-        """The recipe that was asked for with these units in float; a full run chooses accuracy recovery for it."""
+        """The requested recipe with these units excluded as well. Accuracy recovery is left to the full run."""
         return replace(self.asked, exclude=(*self.asked.exclude, *patterns))
 
     def measured(self, floats: frozenset[str]) -> Measured:

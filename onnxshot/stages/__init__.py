@@ -3,7 +3,8 @@
 The float model:   prepare_model -> Prepared, open_samples -> Samples, check_normalized -> Reference, settle_lstms
 The plan:          observe -> RunStatistics, improve_plan -> FinalPlan
 The int8 model:    rewrite_model -> Rewritten, make_quantized -> Quantized (all stages up to here, with a report)
-The proof:         not_larger, prove_quantized, Alternatives
+The proof:         prevent_growth, prove_quantized, Alternatives
 
-`api/quantize.py` calls them in order; start with `make_quantized`.
+`api/quantize.py` calls the first two, `make_quantized` and the proof; `make_quantized` calls those between, because
+searches and alternatives run them again with other recipes. Start reading there.
 """

@@ -1,4 +1,4 @@
-"""Accumulate the error of each output, sample by sample."""
+"""Accumulate the error of each output, sample by sample. The SQNR itself is computed in `maths/sqnr.py`."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _GROWTH_BYTES, _GROWTH = 1 << 14, 0.03
 _SEVERAL = 2  # 8 bits for 4 is what was asked for; more is of no use where a file is to become smaller
 
 
-def not_larger(made: Quantized) -> Quantized:
+def prevent_growth(made: Quantized) -> Quantized:
     """Return the result to deliver: the model left in float where the quantized file would be larger than the input.
 
     A larger result is kept where nodes were asked for by name, or trained scales are kept.
