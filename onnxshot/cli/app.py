@@ -5,8 +5,10 @@ from __future__ import annotations
 from onnxshot.cli import early_signals  # noqa: F401  # isort: skip  # first: the other imports take time
 
 import contextlib
+import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -50,6 +52,19 @@ for _command in _COMMANDS:
 app.add_typer(cache_app, name="cache")
 
 
+_TABLES = ("onnxshot.cli.tables", "onnxshot.delivery.overwrite_checks")
+_MODULES = {
+    **{name: (f"onnxshot.api.{name}", *_TABLES) for name in (command.__name__ for command in _COMMANDS)},
+    "quantize": ("onnxshot.api.tune", "onnxshot.api.bundle", *_TABLES),
+    "prune": ("onnxshot.api.prune", "onnxshot.api.shrink", *_TABLES),
+    "compress": ("onnxshot.api.compress", "onnxshot.api.bundle", *_TABLES),
+    "batch": ("onnxshot.batch.run", "onnxshot.batch.summary"),
+    "ui": ("onnxshot.ui.server",),
+    "cache": ("onnxshot.execution.statistics_cache",),
+}
+"""What each command imports when it runs."""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"onnxshot {onnxshot.__version__}")
@@ -65,6 +80,19 @@ def _common(
     """Options that precede every command."""
 
 
+def _import_command(words: Sequence[str]) -> None:
+    """Import the modules of a command while a signal still ends the process at once.
+
+    An exception that a signal raises inside the import of a library is turned into another error, or crashes the
+    process. What cannot be imported is reported by the command itself. The help of a command needs none of it.
+    """
+    names = [word for word in words if word in _MODULES]
+    if names and not {"-h", "--help"} & set(words):
+        with contextlib.suppress(ImportError):
+            for module in _MODULES[names[0]]:
+                importlib.import_module(module)
+
+
 def entry() -> None:
     """Run the command and end the process at once, because unloading the runtimes would take a quarter of a second."""
     code = 1
@@ -73,7 +101,11 @@ def entry() -> None:
             streams.prepare(sys.argv[1:])  # first: a file opened earlier could get the descriptor of a closed stream
         except OnnxshotError as error:
             _fail(str(error), error.exit_code)
-        listen()
+        _import_command(sys.argv[1:])
+        try:
+            listen()
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing is half written", _INTERRUPTED)
         main()
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else 0

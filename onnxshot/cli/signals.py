@@ -34,15 +34,15 @@ def listen() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    ours = {signal.SIG_DFL, signal.default_int_handler, early_signals.HANDLER}
-    for name in _SIGNALS:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) in ours:
-            signal.signal(number, _stop)
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_leave_at_second, args=(reader, writer), daemon=True).start()
+    ours = {signal.SIG_DFL, signal.default_int_handler, early_signals.HANDLER}
+    for name in _SIGNALS:  # last, as a handler that raises must not interrupt the start of the thread
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) in ours:
+            signal.signal(number, _stop)
 
 
 def _stop(number: int, _: FrameType | None) -> None:

@@ -42,7 +42,7 @@ class Form:
 
     Attributes:
         name: Description for people.
-        since: First version that runs it as quantized.
+        since: First version that runs it as written.
         loads: True if older versions do not load it. False if they run it in float, slower than the float model, or
             less accurately.
         found: Whether a node has this form.
@@ -92,7 +92,7 @@ class VersionNeeds:
             found = ", ".join(f"{r.form} ({r.nodes})" for r in self.rests_on if r.since == UNKNOWN)
             return f"the ONNX Runtime version it needs is unknown: an ONNX Runtime wrote it for itself: {found}"
         tried = " on, the oldest version tried" if self.fused_from == oldest else " on"
-        line = f"ONNX Runtime runs it as quantized from {self.fused_from}{tried}"
+        line = f"ONNX Runtime runs it as written from {self.fused_from}{tried}"
         if self.loads_from not in (oldest, self.fused_from):
             line += f", and loads it from {self.loads_from} on"
         most = [r for r in self.rests_on if r.since == self.fused_from]

@@ -267,10 +267,10 @@ def test_the_page_says_where_a_file_runs_and_what_its_work_is_counted_at() -> No
         "sizes": {"from": "inferred", "unknown": ["loop & co", "b"]},
     }
     told = Parsed(str(runs_on(values))).text
-    assert "as quantized from 1.25 on, and loads it from 1.18 on: weights <8> bits (3) from 1.25 on." in told
+    assert "as written from 1.25 on, and loads it from 1.18 on: weights <8> bits (3) from 1.25 on." in told
     assert "with free dimensions as 1; 2 nodes of unknown size, such as loop & co, are counted at one position" in told
     assert str(runs_on({"onnxruntime": None, "sizes": {}})) == ""
     report = report_of("quantize")
     shown = Parsed(page(report)).text
-    assert f"ONNX Runtime runs it as quantized from {report['onnxruntime']['fused_from']} on" in shown
+    assert f"ONNX Runtime runs it as written from {report['onnxruntime']['fused_from']} on" in shown
     assert "at the sizes of a sample" in shown or "at the sizes that the inputs are fixed at" in shown

@@ -156,7 +156,7 @@ def test_weights_alone_rest_on_a_newer_version() -> None:
     assert result.report.onnxruntime is not None
     assert result.report.onnxruntime.fused_from == "1.25"
     assert onnxshot.inspect(made).onnxruntime == result.report.onnxruntime
-    assert "ONNX Runtime runs it as quantized from 1.25 on: 8-bit weights alone (1)" in onnxshot.inspect(made).to_text()
+    assert "ONNX Runtime runs it as written from 1.25 on: 8-bit weights alone (1)" in onnxshot.inspect(made).to_text()
     dynamic, _ = quantized(case, mode="dynamic")
     assert dynamic.report.onnxruntime == VersionNeeds("1.18", "1.18")
 

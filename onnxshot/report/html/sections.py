@@ -157,7 +157,7 @@ def runs_on(values: Values) -> Markup:
     """The versions of ONNX Runtime that run the file as intended, and the sizes at which its work was counted."""
     parts = []
     if versions := values.get("onnxruntime"):
-        text = f"ONNX Runtime runs it as quantized from {versions['fused_from']} on"
+        text = f"ONNX Runtime runs it as written from {versions['fused_from']} on"
         if versions["loads_from"] != versions["fused_from"]:
             text += f", and loads it from {versions['loads_from']} on"
         forms = [f"{row['form']} ({row['nodes']}) from {row['since']} on" for row in versions["rests_on"]]
