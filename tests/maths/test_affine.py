@@ -29,7 +29,6 @@ from onnxshot.maths.affine import (
     quantize,
     weight_params,
 )
-from onnxshot.maths.avx2_saturation import saturates_on_avx2
 from onnxshot.maths.bias_quantization import bias_params, bias_safe_scale, quantize_bias
 
 INTEGERS = (UINT8, INT8, INT7, UINT16, INT16, INT4, UINT4)
@@ -208,16 +207,13 @@ def test_a_scale_that_is_large_enough_is_not_raised() -> None:
     np.testing.assert_array_equal(bias_safe_scale(scale, 0.05, np.ones(2, np.float32)), scale)
 
 
-def test_pairs_that_saturate_avx2_are_counted() -> None:
-    q = np.zeros((4, 6), np.int8)
-    q[0, 2:4] = 127, 127  # 255 * 254 > 32767
-    q[1, 2:4] = 127, -127  # cancels
-    q[2, 2:4] = -64, -64  # 255 * 128 fits
-    q[3, [0, 5]] = 127  # not neighbours
-    assert saturates_on_avx2(q) == 0.25
-    assert saturates_on_avx2(q.T, axis=1) == 0.25
-    params = weight_params(normal(4, (32, 64)), QuantScheme(INT7, True, PerChannel(0)))
-    assert saturates_on_avx2(quantize(normal(4, (32, 64)), params)) == 0.0
+def test_pairs_of_7_bit_weights_do_not_saturate_on_avx2() -> None:
+    """vpmaddubsw adds two neighbouring products of uint8 and int8 in 16 bits: 255 * (|a| + |b|) stays below 2^15."""
+    weight = normal(4, (32, 64))
+    sizes = np.abs(quantize(weight, weight_params(weight, QuantScheme(INT7, True, PerChannel(0)))).astype(np.int32))
+    assert (255 * (sizes[:, :-1] + sizes[:, 1:])).max() < 2**15
+    full = np.abs(quantize(weight, weight_params(weight, QuantScheme(INT8, True, PerChannel(0)))).astype(np.int32))
+    assert (255 * (full[:, :-1] + full[:, 1:])).max() >= 2**15, "weights of 8 bits may"
 
 
 def test_empty_and_scalar_tensors() -> None:
