@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,8 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
     pool = ThreadPoolExecutor(workers, thread_name_prefix="onnxshot")
     try:
         for item in items:
-            pending.append(pool.submit(work, item))
+            # Each item gets its own copy: a context cannot be entered twice at once.
+            pending.append(pool.submit(contextvars.copy_context().run, work, item))
             if len(pending) > workers:
                 yield pending.popleft().result()
         while pending:
