@@ -13,6 +13,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 from onnxshot.errors import ModelError
 from onnxshot.graph import weights
 from onnxshot.graph.ir import Constant, EmptyList, Graph, Node, Tensor, Variable
+from onnxshot.graph.own_file import OwnFile
 
 _PLAIN = (  # attribute types that become Python values; all others are kept as AttributeProto
     AttributeProto.FLOAT,
@@ -40,7 +41,8 @@ class Importer:
         fresh: returns new names.
         lifted: name -> weight that a skeleton has among its inputs; it becomes a constant again.
         graphs: all graphs that were built, inner before outer.
-        external_data: whether a weight has external data.
+        own: the .onnx file itself, where large weights stay in it.
+        external_data: whether a weight has external data, in a file beside the .onnx file.
     """
 
     folder: Path | None
@@ -48,6 +50,7 @@ class Importer:
     fresh: _Fresh
     lifted: Mapping[str, Constant]
     graphs: list[Graph] = field(default_factory=list)
+    own: OwnFile | None = None
     external_data: bool = False
 
     def graph(self, proto: GraphProto, outer: Mapping[str, Tensor] | None = None) -> Graph:
@@ -104,8 +107,9 @@ class Importer:
         """Add the graph's initializers to `scope`; return their names."""
         found: list[tuple[str, weights.StoredValues | NDArray[Any]]] = []
         for tensor in proto.initializer:
-            found.append((tensor.name, weights.StoredValues(tensor, self.folder)))
-            self.external_data |= tensor.data_location == TensorProto.EXTERNAL
+            lazy = weights.StoredValues(tensor, self.folder, self.own)
+            found.append((tensor.name, lazy))
+            self.external_data |= lazy.external
         found += [(sparse.values.name, weights.dense(sparse, self.folder)) for sparse in proto.sparse_initializer]
         stored: set[str] = set()
         for name, values in found:

@@ -15,9 +15,11 @@ from onnxshot.files.regular_files import check_regular, is_special
 from onnxshot.files.urls import refuse_remote
 from onnxshot.graph.attribute_checks import check_attributes
 from onnxshot.graph.endless_loops import check_loops
+from onnxshot.graph.lean_parse import parse_lean
 from onnxshot.graph.local_functions import check_functions
 from onnxshot.graph.model import Model
 from onnxshot.graph.onnx_checker import check, loads, missing_imports
+from onnxshot.graph.own_file import OwnFile
 
 _TORCH = "export it where its class is at hand: torch.onnx.export(model, example_input, 'model.onnx', dynamo=True)"
 _OTHER_FORMATS = {  # suffix -> (what it is, the step that makes it ONNX)
@@ -77,11 +79,11 @@ def load_model(source: str | Path | ModelProto) -> Model:
     if isinstance(source, ModelProto):
         return _build(source, None)
     path = Path(source)
-    proto = _parsed(path)
+    proto, own = _parsed(path)
     if not proto.HasField("graph") or proto.ir_version < 1:
         raise ModelError(f"{_printable(path)} holds no ONNX graph", "it may be truncated, or another kind of file")
-    model = _build(proto, path)
-    model.data_files = tuple(path.parent / location for location in _locations(proto))
+    model = _build(proto, path, own)
+    model.data_files = tuple(path.parent / location for location in _locations(proto) if location != path.name)
     return model
 
 
@@ -95,12 +97,12 @@ def copy_of(model: Model) -> Model:
     return copy
 
 
-def _build(proto: ModelProto, path: Path | None) -> Model:
+def _build(proto: ModelProto, path: Path | None, own: OwnFile | None = None) -> Model:
     where = _printable(path) if path else "the given model"
     try:
         for refuse in (check_functions, check_attributes, check_loops):
             refuse(proto)
-        model = Model(proto, folder=path.parent if path else None, path=path)
+        model = Model(proto, folder=path.parent if path else None, path=path, own=own)
         for domain, version in missing_imports(proto).items():
             model.require_domain(domain, version)
         _check(model, proto)
@@ -258,7 +260,7 @@ def external_files(path: Path) -> list[Path]:
     Raises:
         ModelError: as `load_model`; or a file is outside the folder of the model.
     """
-    found = _locations(_parsed(path))
+    found = [location for location in _locations(_parsed(path)[0]) if location != path.name]
     for location in found:
         if Path(location).is_absolute() or ".." in Path(location).parts:
             what = f"external data at {location!r} is outside the folder of {path}"
@@ -283,7 +285,7 @@ def metadata_of(path: Path) -> dict[str, str]:
     Raises:
         ModelError: the file does not parse.
     """
-    return {str(entry.key): str(entry.value) for entry in _parsed(path).metadata_props}
+    return {str(entry.key): str(entry.value) for entry in _parsed(path)[0].metadata_props}
 
 
 def _locations(proto: ModelProto) -> list[str]:
@@ -300,11 +302,12 @@ def _locations(proto: ModelProto) -> list[str]:
     return sorted(found)
 
 
-def _parsed(path: Path) -> ModelProto:
-    """Parse the file without reading external data."""
+def _parsed(path: Path) -> tuple[ModelProto, OwnFile]:
+    """Parse the file without reading external data, and large weights of a large file."""
     _refuse_other_formats(path)
     try:
-        return onnx.load(str(path), format="protobuf", load_external_data=False)
+        own = OwnFile.of(path)
+        return parse_lean(path), own
     except DecodeError as e:
         raise ModelError(
             f"{_printable(path)} is damaged or not an ONNX file: it does not parse", "export or copy it again"

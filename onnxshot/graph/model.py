@@ -16,6 +16,7 @@ from onnxshot.errors import ModelError
 from onnxshot.graph import weights
 from onnxshot.graph.from_proto import Importer, own_names
 from onnxshot.graph.ir import Constant, Graph, Node, Tensor
+from onnxshot.graph.own_file import OwnFile
 from onnxshot.graph.to_proto import Store, export_graph
 
 _ORIGIN = ("stored_as", "made_by", "made_at")  # attributes that passes set on constants
@@ -29,6 +30,7 @@ class Model:
         proto: the parsed model; it is not changed.
         folder: the folder of external data; None for a model without.
         path: the file that the model was read from, if any.
+        own: the same file, where the large weights stay in it (`lean_parse`).
 
     Attributes:
         graph: the top-level graph. Its nodes are in topological order whenever a pass starts.
@@ -55,7 +57,9 @@ class Model:
         (17, ['Relu'])
     """
 
-    def __init__(self, proto: ModelProto, folder: Path | None = None, path: Path | None = None) -> None:
+    def __init__(
+        self, proto: ModelProto, folder: Path | None = None, path: Path | None = None, own: OwnFile | None = None
+    ) -> None:
         self.path = path
         self.external_data = False
         self.data_files: tuple[Path, ...] = ()
@@ -64,7 +68,7 @@ class Model:
         self.tied: frozenset[str] = frozenset()
         self.stated = frozenset(info.name for info in proto.graph.value_info)
         self.original_ops: dict[str, str] = {}
-        self._folder = folder
+        self._folder, self._own = folder, own
         self._adopt(proto, {})
 
     def _adopt(self, proto: ModelProto, lifted: Mapping[str, Constant]) -> None:
@@ -82,7 +86,7 @@ class Model:
         # Collect all names first: a weight that moves out of a subgraph must not get the name of a later tensor.
         self._names = set(own_names(proto.graph))
         self._counts: dict[str, int] = {}
-        importer = Importer(self._folder, self.opset, self.fresh, lifted)
+        importer = Importer(self._folder, self.opset, self.fresh, lifted, own=self._own)
         self.graph, self.known_graphs = importer.graph(proto.graph), importer.graphs
         self.external_data |= importer.external_data
 

@@ -20,6 +20,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxshot.errors import ModelError
 from onnxshot.files.regular_files import check_regular, is_special
+from onnxshot.graph.own_file import OwnFile
 from onnxshot.maths.int4_packing import pack_int4
 
 EXTERNAL_LIMIT = 1 << 30
@@ -56,16 +57,19 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
     Args:
         proto: the tensor.
         folder: folder of external data; None where the model was given as an object.
+        own: the .onnx file itself, where the model was parsed without its large weights. A tensor whose external data
+            has its name as location is read from it.
 
     Raises:
         ModelError: type, shape and stored values contradict each other, or external data is missing.
     """
 
-    def __init__(self, proto: TensorProto, folder: Path | None) -> None:
+    def __init__(self, proto: TensorProto, folder: Path | None, own: OwnFile | None = None) -> None:
         self.tensor = proto
         self.shape = list(proto.dims)
         self.elem_type = proto.data_type
         self.folder = folder
+        self.own = own if own is not None and _entries(proto).get("location") == own.name else None
         self._check()
         self.nbytes = 0 if proto.data_type == TensorProto.STRING else stored_bytes(proto.data_type, tuple(proto.dims))
 
@@ -76,12 +80,17 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
 
     @property
     def path(self) -> Path | None:
-        """The external data file; None where the values are in the model itself."""
-        return self._location()[0] if self.external else None
+        """The file the values are read from; None where they are in memory."""
+        return self.place()[0] if self.mapped else None
 
     @property
     def external(self) -> bool:
-        """Whether the values are in an external data file."""
+        """Whether the values are in an external data file, beside the .onnx file."""
+        return self.mapped and self.own is None
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the values are in a file, external data or the .onnx file itself, and not in memory."""
         return bool(self.tensor.data_location == TensorProto.EXTERNAL)
 
     def _check(self) -> None:
@@ -96,18 +105,17 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         if proto.HasField("segment"):
             raise ModelError(f"{where}: it is stored in segments, which no runtime reads")
         if proto.data_type == TensorProto.STRING:
-            if self.external or proto.HasField("raw_data"):
+            if self.mapped or proto.HasField("raw_data"):
                 raise ModelError(f"{where}: strings are stored as bytes or outside the model, which ONNX forbids")
             if len(proto.string_data) != math.prod(proto.dims):
                 raise ModelError(f"{where}: {len(proto.string_data)} strings stored for shape {list(proto.dims)}")
             return
         expected = stored_bytes(proto.data_type, tuple(proto.dims))
-        if self.external:
-            _, _, length = self._location()
+        if self.mapped:
+            _, _, length = self.place()
             if length != expected:
-                raise ModelError(
-                    f"{where}: shape {list(proto.dims)} needs {expected} bytes, its external data has {length}"
-                )
+                found = f"its external data has {length}" if self.own is None else f"{length} are stored"
+                raise ModelError(f"{where}: shape {list(proto.dims)} needs {expected} bytes, {found}")
         elif proto.HasField("raw_data"):
             if len(proto.raw_data) != expected:
                 raise ModelError(
@@ -124,14 +132,22 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
             if stored != needed:
                 raise ModelError(f"{where}: shape {list(proto.dims)} needs {needed} values, {stored} are stored")
 
-    def _location(self) -> tuple[Path, int, int]:
-        """File, offset and length of external data, checked to lie inside the model's folder and inside the file."""
-        entries = {e.key: e.value for e in self.tensor.external_data}
+    def place(self) -> tuple[Path, int, int]:
+        """File, offset and length of external data, checked to lie inside the model's folder and inside the file.
+
+        Raises:
+            ModelError: they do not, or the .onnx file that holds the values was changed.
+        """
+        entries = _entries(self.tensor)
         where = f"tensor {self.tensor.name!r}"
         location = entries.get("location", "")
-        if self.folder is None:
+        if self.own is not None:
+            self.own.check()
+            path = self.own.path
+        elif self.folder is None:
             raise ModelError(f"{where} is stored outside a model given as an object", "load the model from its path")
-        path = inside(self.folder, location, where)
+        else:
+            path = inside(self.folder, location, where)
         try:
             offset = int(entries.get("offset", 0))
             size = path.stat().st_size
@@ -143,30 +159,51 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         return path, offset, length
 
     def load(self) -> NDArray[Any]:
-        """Load the values. External ones are memory-mapped read-only, until the caller drops the array."""
+        """Load the values. Those in a file are memory-mapped read-only, until the caller drops the array.
+
+        Those that are not aligned in the file, as numpy and BLAS need it, are copied.
+        """
         if self.elem_type == TensorProto.STRING:
             return np.array(list(map(_text, self.tensor.string_data)), object).reshape(self.shape)
-        if not self.external:
+        if not self.mapped:
             return np.asarray(numpy_helper.to_array(self.tensor))
-        path, offset, length = self._location()
+        path, offset, length = self.place()
         if self.elem_type in _PACKED or length == 0:
-            proto = TensorProto()
-            proto.CopyFrom(self.tensor)
-            del proto.external_data[:]
-            proto.data_location = TensorProto.DEFAULT
+            return np.asarray(numpy_helper.to_array(self._held(path, offset, length)))
+        if offset % self.dtype.alignment:
             with path.open("rb") as f:
                 f.seek(offset)
-                proto.raw_data = f.read(length)
-            return np.asarray(numpy_helper.to_array(proto))
+                read = np.fromfile(f, np.uint8, length)
+            if read.size != length:
+                raise ModelError(f"tensor {self.tensor.name!r}: {path} was cut off while it was read")
+            return read.view(self.dtype).reshape(self.shape)
         return np.memmap(path, self.dtype, "r", offset, tuple(self.shape))
 
+    def held(self) -> TensorProto:
+        """The tensor with its values in it, as `raw_data` where they are in a file."""
+        return self._held(*self.place()) if self.mapped else self.tensor
+
+    def _held(self, path: Path, offset: int, length: int) -> TensorProto:
+        proto = TensorProto()
+        proto.CopyFrom(self.tensor)
+        del proto.external_data[:]
+        proto.ClearField("data_location")
+        with path.open("rb") as f:
+            f.seek(offset)
+            proto.raw_data = f.read(length)
+        return proto
+
     def pieces(self) -> Iterator[bytes]:
-        """Yield the bytes of external data in pieces. They are read, not mapped, so that none stay in memory."""
-        path, offset, length = self._location()
+        """Yield the bytes of values in a file in pieces. They are read, not mapped, so that none stay in memory."""
+        path, offset, length = self.place()
         with path.open("rb") as f:
             f.seek(offset)
             for start in range(0, length, _PIECE):
                 yield f.read(min(_PIECE, length - start))
+
+
+def _entries(proto: TensorProto) -> dict[str, str]:
+    return {e.key: e.value for e in proto.external_data}
 
 
 def _text(value: bytes) -> str | bytes:
@@ -251,10 +288,11 @@ def to_proto(constant: gs.Constant) -> TensorProto:
     """Return the constant as a TensorProto that contains its values; an unchanged tensor of the file as it is there."""
     values = constant._values
     if isinstance(values, StoredValues) and not values.external:
-        if values.tensor.name == constant.name:
-            return values.tensor
+        held = values.held()
+        if held.name == constant.name:
+            return held
         proto = TensorProto()
-        proto.CopyFrom(values.tensor)
+        proto.CopyFrom(held)
         proto.name = constant.name
         return proto
     return _array_proto(np.asarray(read(constant), order="C"), constant.name)  # keeps scalars scalar
@@ -269,9 +307,9 @@ def _array_proto(array: NDArray[Any], name: str) -> TensorProto:
 
 
 def to_reference(constant: gs.Constant) -> TensorProto:
-    """Return the constant as a TensorProto whose external values stay in their file."""
+    """Return the constant as a TensorProto whose values stay in their file, where they are in one."""
     values = constant._values
-    if not isinstance(values, StoredValues) or not values.external:
+    if not isinstance(values, StoredValues) or not values.mapped:
         return to_proto(constant)
     proto = TensorProto()
     proto.CopyFrom(values.tensor)
@@ -326,7 +364,7 @@ class DataFile:
         self._file.write(b"\0" * (-self._file.tell() % self.ALIGN))
         offset = self._file.tell()
         stored = constant._values
-        if isinstance(stored, StoredValues) and stored.external:
+        if isinstance(stored, StoredValues) and stored.mapped:
             for piece in stored.pieces():
                 self._file.write(piece)
         elif proto.data_type in _PACKED:

@@ -1,0 +1,52 @@
+"""The .onnx file whose weights are read from it while it is in use, and whether it is still the same file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxshot.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFile:
+    """An .onnx file that holds the weights of a model which is in memory without them.
+
+    Attributes:
+        path: the file, with links followed.
+        name: the external data location under which tensors refer to it: the file's name as the user gave it.
+        size: its size in bytes when the model was parsed.
+        changed: its time of change in ns then.
+        number: its inode then.
+    """
+
+    path: Path
+    name: str
+    size: int
+    changed: int
+    number: int
+
+    @classmethod
+    def of(cls, path: Path) -> OwnFile:
+        """Describe an existing file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        found = path.stat()
+        return cls(path.resolve(), path.name, found.st_size, found.st_mtime_ns, found.st_ino)
+
+    def check(self) -> None:
+        """Check that the file has not changed since.
+
+        Raises:
+            ModelError: it was changed, replaced or removed.
+        """
+        try:
+            found = self.path.stat()
+        except OSError as e:
+            what = f"{self.path} was removed while its weights were in use"
+            raise ModelError(what, "keep the model where it is until the run has ended") from e
+        if (found.st_size, found.st_mtime_ns, found.st_ino) != (self.size, self.changed, self.number):
+            what = f"{self.path} was changed while its weights were in use"
+            raise ModelError(what, "run again, and leave the file as it is until the run has ended")
