@@ -7,9 +7,12 @@ sizes above which work is done in parts, is spilled to disk or is left out are s
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
+
+from onnxshot.errors import UsageError
 
 MOST = 8 << 30
 """Largest default budget in bytes."""
@@ -20,7 +23,42 @@ _SHARE_OF_FREE = 4
 _PART = 32  # a part's weights exist up to three times: mapped, packed, and of a second model beside the first
 _HELD = 16  # arrays that cross parts, of all samples
 
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(B|iB)?|B)?", re.IGNORECASE | re.ASCII)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+_GROUP = Path("/sys/fs/cgroup")
+_VERSION_1 = {"memory.max": "memory.limit_in_bytes", "memory.current": "memory.usage_in_bytes"}
+
 _chosen: ContextVar[int | None] = ContextVar("memory budget", default=None)
+
+
+def parsed(size: int | str | None) -> int | None:
+    """Convert a budget that a user gave to bytes.
+
+    Args:
+        size: bytes, or text such as "4G", "512M", "1.5GiB" or "4GB". K, M, G and T are powers of 1024, alone and before
+            iB; before B they are powers of 1000. None stands for the default budget.
+
+    Raises:
+        UsageError: the text is no size, or less than LEAST.
+    """
+    if size is None:
+        return None
+    found = _SIZE.fullmatch(str(size).strip())
+    if found is None:
+        raise UsageError(f"memory is {str(size)[:40]!r}", "a size such as 4G, 512M or 1.5GiB, or a number of bytes")
+    number, unit, suffix = found.groups(default="")
+    given = int(float(number) * (1000 if suffix.upper() == "B" else 1024) ** _POWERS[unit.upper()])
+    if given < LEAST:
+        why = "Python, its libraries and one part of a model need that much"
+        raise UsageError(f"memory is {size}, less than {told(LEAST)}", f"give {told(LEAST)} or more: {why}")
+    return given
+
+
+def told(size: int) -> str:
+    """A number of bytes as text that `parsed` reads, such as 1.5G."""
+    power = 3 if size >= 1 << 30 else 2
+    return f"{size / 1024**power:.3g}{'MG'[power - 2]}"
 
 
 def budget() -> int:
@@ -36,7 +74,14 @@ def default_budget() -> int:
 
 @contextlib.contextmanager
 def limited(most: int | None) -> Iterator[None]:
-    """Set the budget within the block, in bytes. None computes the default once, so that it stays the same."""
+    """Set the budget within the block, in bytes. None computes the default once, so that it stays the same.
+
+    Raises:
+        UsageError: the budget is larger than the memory of the machine.
+    """
+    if most is not None and most > (whole := machine_bytes()):
+        said = f"memory is {told(most)}, and this machine has {told(whole)}"
+        raise UsageError(said, "give less; sizes that follow from the budget would not fit")
     token = _chosen.set(budget() if most is None else max(most, LEAST))
     try:
         yield
@@ -59,17 +104,43 @@ def free_bytes() -> int:
     return min(_available(), _left_in_group())
 
 
+def machine_bytes() -> int:
+    """Bytes of memory of the machine, or of the control group if that is less; no limit where neither is known."""
+    known = (_field("MemTotal"), _of_group("memory.max"))
+    return min((size for size in known if size is not None), default=1 << 62)
+
+
 def _available() -> int:
+    found = _field("MemAvailable")
+    return MOST * _SHARE_OF_FREE if found is None else found
+
+
+def _field(name: str) -> int | None:
+    """A size that the kernel reports, in bytes; None outside Linux."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) << 10
-    return MOST * _SHARE_OF_FREE  # no such file outside Linux
+        return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) << 10
+    return None
 
 
 def _left_in_group() -> int:
-    """What the control group of a container leaves; unlimited where there is none."""
-    with contextlib.suppress(OSError, ValueError):
-        most = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii").strip()
-        return max(int(most) - int(used), 0)
-    return MOST * _SHARE_OF_FREE
+    """What the control group of a container leaves, without the files it caches; unlimited where there is none."""
+    most, used = _of_group("memory.max"), _of_group("memory.current")
+    return MOST * _SHARE_OF_FREE if most is None or used is None else max(most - used + _cached_in_group(), 0)
+
+
+def _of_group(name: str) -> int | None:
+    """A size of the control group in bytes; None where there is no group, or no limit."""
+    for path in (_GROUP / name, _GROUP / "memory" / _VERSION_1[name]):
+        with contextlib.suppress(OSError, ValueError):
+            return int(path.read_text(encoding="ascii").strip())
+    return None
+
+
+def _cached_in_group() -> int:
+    """Bytes of cached files, which the group counts as used and the kernel gives back when they are needed."""
+    for path, name in (("memory.stat", "inactive_file"), ("memory/memory.stat", "total_inactive_file")):
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            lines = (_GROUP / path).read_text(encoding="ascii").splitlines()
+            return int(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+    return 0

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
+from onnxshot import memory
 from onnxshot.arguments import check_fields
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.files.conflicts import Files
 from onnxshot.files.messages import shown
+
+_Asked = ParamSpec("_Asked")
+_Result = TypeVar("_Result")
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the step, the number of samples done, and the number of all samples."""
@@ -36,6 +43,8 @@ class Settings:
         use_cache: whether to store calibration statistics in the cache, and to reuse them.
         threads: CPU threads of every inference.
         device: where calibration runs: 'cpu', 'cuda' or 'openvino'.
+        memory: the memory that the run may take: bytes, or text such as '4G'. Larger models run in parts that fit, with
+            the same result. Default: a quarter of what is free, 8 GB at most. See docs/memory.md.
         seed: of random calibration data.
         keep_overridable: whether initializers that are also listed as inputs are left unchanged.
         requantize: whether an input that is already quantized is converted back to float first.
@@ -60,6 +69,7 @@ class Settings:
     use_cache: bool = True
     threads: int = 2
     device: str = "cpu"
+    memory: int | str | None = None
     seed: int = 0
     keep_overridable: bool = False
     requantize: bool = False
@@ -79,8 +89,32 @@ class Settings:
             raise UsageError(f"{shown(self.threads)} threads were asked for", f"from 1 to {MOST_THREADS}")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"the seed is {shown(self.seed)}", "a whole number, 0 or above, of at most 63 bits")
+        memory.parsed(self.memory)
 
     @property
     def limit(self) -> int | None:
         """Most samples to consider; None for all."""
         return {"auto": AUTO_LIMIT, "all": None}[self.samples] if isinstance(self.samples, str) else self.samples
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory budget in bytes; None for the default."""
+        return memory.parsed(self.memory)
+
+
+def budgeted(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
+    """Decorator: run a verb within the memory budget of its `settings`, or of its argument `memory`.
+
+    Without either, the budget of the verb that calls it holds, else the default.
+    """
+    signature = inspect.signature(call)
+
+    @functools.wraps(call)
+    def called(*args: _Asked.args, **kwargs: _Asked.kwargs) -> _Result:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        settings = given.get("settings")
+        most = settings.memory_bytes if isinstance(settings, Settings) else memory.parsed(given.get("memory"))
+        with memory.limited(most):
+            return call(*args, **kwargs)
+
+    return called

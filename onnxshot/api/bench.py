@@ -19,12 +19,13 @@ from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.runtimes.ort_bench import bench as time_models
 from onnxshot.runtimes.ort_other_environment import bench_in
 from onnxshot.runtimes.ort_runtime import runtime
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 
 _BENCH_FEEDS = 8
 
 
 @checked
+@budgeted
 @blames_model
 def bench(
     models: Sequence[str | Path],
@@ -34,6 +35,7 @@ def bench(
     seconds: float = 2.0,
     threads: int = 2,
     python: str | Path | None = None,
+    memory: int | str | None = None,
 ) -> list[Latency]:
     """Time models in ONNX Runtime, in interleaved runs on the same samples.
 
@@ -45,6 +47,7 @@ def bench(
         threads: Threads of each session.
         python: Interpreter of another environment, or its folder. The models are then timed in the ONNX Runtime of that
             environment, which needs onnxruntime and numpy but not onnxshot.
+        memory: Memory budget, as in `Settings`.
 
     Returns:
         One row per model, in the order given. Latencies are in milliseconds.

@@ -39,7 +39,7 @@ from onnxshot.results.quantized import Result
 from onnxshot.rewriting.model_inputs import fixed_shapes_for
 from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.ort_runtime import Runner
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 
 SAMPLES = 3
 BESIDE = (
@@ -53,6 +53,7 @@ _PACKAGES = ("onnxshot", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu
 
 
 @checked
+@budgeted
 def bundle(
     result: Result | CompressResult,
     folder: str | Path,

@@ -25,11 +25,12 @@ from onnxshot.planning.make_plan import make_plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.prepare import prepare, widen
 from onnxshot.runtimes.invalid_model import blames_model
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 from onnxshot.targets import target_named
 
 
 @checked
+@budgeted
 @blames_model
 def calibrate(
     model: str | Path | ModelProto,

@@ -16,12 +16,13 @@ from onnxshot.report.report import Report
 from onnxshot.report.values import TensorReport
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_executed import executed
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare as compare_outputs
 
 
 @checked
+@budgeted
 @blames_model
 def compare(
     reference: str | Path,

@@ -41,7 +41,7 @@ from onnxshot.rewriting.model_inputs import fixed_shapes_for
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_bench import bench
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 from onnxshot.targets.ort import ORT
 from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare
@@ -50,6 +50,7 @@ _BENCH_FEEDS = 8
 
 
 @checked
+@budgeted
 @blames_model
 def compress(
     model: str | Path | ModelProto,

@@ -19,7 +19,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.report.values import rounded
 from onnxshot.runtimes.invalid_model import blames_model
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 from onnxshot.verification.compare_models import compare
 from onnxshot.verification.compare_tensors import TensorRow
 from onnxshot.verification.io_contract import contract, difference
@@ -87,6 +87,7 @@ class Diff:
 
 
 @checked
+@budgeted
 @blames_model
 def diff(
     before: str | Path,

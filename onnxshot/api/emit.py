@@ -41,7 +41,7 @@ from onnxshot.rewriting.retarget import retarget
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_versions import needs, runs_nowhere
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 from onnxshot.targets import target_named, target_of
 from onnxshot.targets.base import Target
 from onnxshot.targets.ort import ORT
@@ -51,6 +51,7 @@ from onnxshot.verification.reference import Reference, given, reference_of
 
 
 @checked
+@budgeted
 @blames_model
 def emit(
     model: str | Path | ModelProto,

@@ -26,7 +26,7 @@ from onnxshot.rewriting.prepare import half_notes, prepare, widen
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.runtimes.ort_versions import VersionNeeds, needs, runs_nowhere
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 from onnxshot.targets import target_named
 from onnxshot.verification.io_contract import Port, contract
 
@@ -142,6 +142,7 @@ def _sparse(layers: tuple[Layer, ...]) -> list[str]:
 
 
 @checked
+@budgeted
 @blames_model
 def inspect(
     model: str | Path | ModelProto,

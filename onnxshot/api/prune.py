@@ -43,13 +43,14 @@ from onnxshot.recipes.stages import PruneStage, Stages
 from onnxshot.results.pruned import LayerSparsity, PruneReport, PruneResult
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 from onnxshot.verification import proof, report_rows
 from onnxshot.verification.compare_models import compare
 from onnxshot.verification.reference import Reference, reference_of
 
 
 @checked
+@budgeted
 @blames_model
 def prune(
     model: str | Path | ModelProto,

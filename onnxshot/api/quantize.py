@@ -26,7 +26,7 @@ from onnxshot.report.values import Artifact
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 from onnxshot.stages.make_quantized import make_quantized
 from onnxshot.stages.open_samples import open_samples
 from onnxshot.stages.prepare_model import prepare_model
@@ -37,6 +37,7 @@ from onnxshot.targets.ort import ORT
 
 
 @checked
+@budgeted
 @blames_model
 def quantize(
     model: str | Path | ModelProto,

@@ -30,7 +30,7 @@ from onnxshot.files.conflicts import Files
 from onnxshot.graph.load import load_model
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.runtimes.invalid_model import blames_model
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Replayed:
 
 
 @checked
+@budgeted
 @blames_model
 def replay(
     model: str | Path,

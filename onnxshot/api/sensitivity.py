@@ -21,7 +21,7 @@ from onnxshot.report.saving import save_report
 from onnxshot.report.values import rounded
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.workbench import Unit, Workbench, workbench
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,7 @@ class Sensitivity:
 
 
 @checked
+@budgeted
 @blames_model
 def sensitivity(
     model: str | Path | ModelProto,

@@ -32,7 +32,7 @@ from onnxshot.results.shrink_findings import add_found, add_latency, add_missed
 from onnxshot.results.shrunk import ShrinkReport, ShrinkResult
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.goal import Evaluate, name_of
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 from onnxshot.verification import proof
 from onnxshot.verification.reference import Reference, reference_of
 
@@ -41,6 +41,7 @@ Importance = Literal["auto", "error", "activation", "batchnorm", "l1", "l2"]
 
 
 @checked
+@budgeted
 @blames_model
 def shrink(
     model: str | Path | ModelProto,

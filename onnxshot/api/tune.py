@@ -28,10 +28,11 @@ from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.goal import TIMES, Goal, Judge
 from onnxshot.search.mixed_precision import MixedPrecisionSearch, pareto_front
 from onnxshot.search.workbench import workbench
-from onnxshot.settings import Settings
+from onnxshot.settings import Settings, budgeted
 
 
 @checked
+@budgeted
 @blames_model
 def tune(
     model: str | Path | ModelProto,

@@ -16,6 +16,7 @@ from onnxshot.delivery.artifacts import load_artifact
 from onnxshot.errors import ModelError, TargetError
 from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.report.values import rounded
+from onnxshot.settings import budgeted
 
 SAME_DB = 60.0
 """SQNR in dB above which float outputs count as equal: the order of summation differs between CPUs."""
@@ -79,7 +80,8 @@ class Verified:
 
 
 @checked
-def verify(folder: str | Path, *, threads: int = 2) -> Verified:
+@budgeted
+def verify(folder: str | Path, *, threads: int = 2, memory: int | str | None = None) -> Verified:
     """Check every file of a bundle against its manifest, and run its samples in the installed runtimes.
 
     A matching hash shows that a file has not changed since the manifest was written. It does not show who wrote it.
@@ -87,6 +89,7 @@ def verify(folder: str | Path, *, threads: int = 2) -> Verified:
     Args:
         folder: The bundle.
         threads: Threads of every runtime.
+        memory: Memory budget, as in `Settings`.
 
     Returns:
         One row per output that was run; `deviations` lists those that differ.

@@ -13,29 +13,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from onnxshot import source_tree
+from onnxshot import memory, source_tree
 from onnxshot.batch.cells import Cell, Done, Row
+from onnxshot.batch.memory_needs import BASE_MB, Needs
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL
-from onnxshot.errors import ModelError
 from onnxshot.files.temporary_folders import clear_dead
-from onnxshot.graph.load import external_files
 
 POLL = 0.02
 """Seconds between two measurements of the memory of all workers."""
 
 _PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6 if hasattr(os, "sysconf") else 0.0
-BASE_MB, PER_MB = 200, 25
-"""Estimated memory of a cell: a base, and MB per MB of its weights. A CNN of 14 MB was measured at 573 MB."""
-
 
 @dataclass(slots=True)
 class Task:
-    """A cell in the queue, with the number of its tries and its estimated memory in MB."""
+    """A cell in the queue, with its estimated memory in MB and the number of its tries.
+
+    too_large: whether it exceeded the limit beside others, so that it must run alone.
+    """
 
     cell: Cell
     needs_mb: float
     tries: int = 0
+    too_large: bool = False
 
 
 @dataclass(slots=True)
@@ -78,6 +78,7 @@ class Local:
         how: fields of Settings that all cells share; `threads` is per worker.
         retries: how often a cell is tried again if its process died or failed with an internal error.
         max_memory_mb: limit of the resident memory of this process and all workers. A cell that exceeds it alone fails.
+        needs: the memory that cells take: measured on other targets of the same model, else estimated.
         peak_mb: highest memory that was measured.
     """
 
@@ -85,13 +86,14 @@ class Local:
     how: dict[str, Any]
     retries: int = 1
     max_memory_mb: float | None = None
+    needs: Needs = field(default_factory=Needs)
     peak_mb: float = 0.0
     _running: list[Worker] = field(default_factory=list)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
     def run(self, cells: Sequence[Cell], store: Store, done: Done) -> None:
         """Run all cells. Calls `done` in this thread as each one ends."""
-        waiting = [Task(cell, estimate_mb(cell)) for cell in cells]
+        waiting = [Task(cell, self.needs.mb(cell)) for cell in cells]
         waiting.sort(key=lambda task: -task.needs_mb)  # largest first, so that no large cell runs alone at the end
         try:
             while waiting or any(worker.task for worker in self._running):
@@ -102,6 +104,7 @@ class Local:
                         if row is None:
                             waiting.insert(0, task)
                         else:
+                            self._learn(task.cell, row, waiting)
                             done(task.cell, part, row)
                 for task, part, row in self._watch():
                     if row is None:
@@ -131,10 +134,22 @@ class Local:
             waiting.remove(room)
         return room
 
+    def _learn(self, cell: Cell, row: Row, waiting: Sequence[Task]) -> None:
+        """Estimate the waiting cells of the same model by what this one took."""
+        self.needs.learn(cell, row)
+        for task in waiting:
+            if task.cell.name == cell.name and not task.too_large:
+                task.needs_mb = self.needs.mb(task.cell)
+
     def _has_room(self, task: Task, busy: Sequence[Task]) -> bool:
-        if self.max_memory_mb is None or not busy:
+        """Whether a cell fits: within the limit, or else within the memory that the running ones will leave free."""
+        if not busy:
             return True  # a cell that runs alone is always tried
-        others = sum(max(w.task.needs_mb, rss_mb(w.process.pid)) for w in self._running if w.task is not None)
+        running = [(w.task.needs_mb, rss_mb(w.process.pid)) for w in self._running if w.task is not None]
+        if self.max_memory_mb is None:
+            growth = sum(max(needs - has, 0.0) for needs, has in running)
+            return growth + task.needs_mb <= memory.free_bytes() / 1e6
+        others = sum(max(needs, has) for needs, has in running)
         return rss_mb(os.getpid()) + others + task.needs_mb <= self.max_memory_mb
 
     def _start(self, task: Task, store: Store) -> None:
@@ -200,19 +215,11 @@ class Local:
         task = worst.task
         self._drop(worst)
         if len(busy) > 1:
-            task.needs_mb, task.tries = self.max_memory_mb, task.tries - 1
+            task.needs_mb, task.too_large, task.tries = self.max_memory_mb, True, task.tries - 1
             yield task, worst.part, None
             return
         error = f"it takes more than {self.max_memory_mb:g} MB of memory (raise --max-memory or lower --samples)"
         yield task, worst.part, task.cell.row(error=error, code=INTERNAL)
-
-
-def estimate_mb(cell: Cell) -> float:
-    """Estimate the memory of a cell in MB from the size of its weights."""
-    files = [Path(cell.entry.model)]
-    with contextlib.suppress(ModelError):
-        files += external_files(files[0])
-    return BASE_MB + PER_MB * sum(p.stat().st_size for p in files if p.is_file()) / 1e6
 
 
 def rss_mb(pid: int) -> float:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from onnxshot import memory
 from onnxshot.calibration.user_functions import named
 from onnxshot.delivery.artifacts import ONNX
 from onnxshot.errors import UsageError
@@ -23,7 +24,7 @@ from onnxshot.targets import RUNTIMES, TARGETS
 
 _KEYS = ("models", "targets", "output", "defaults", "thresholds")
 _OPTIONS = tuple(f.name for f in fields(Recipe) if f.name != "target")
-_HOW = ("calib", "preset", "stats", "samples", "seed", "emit", "recipe")
+_HOW = ("calib", "preset", "stats", "samples", "seed", "emit", "memory", "recipe")
 _OF_MODEL = ("model", "name", "thresholds")
 _LIMITS = ("min_sqnr", "max_drop", "max_latency_ms", "max_size_mb")
 _SPELLED = {"max_latency": "max_latency_ms", "max_size": "max_size_mb"}
@@ -59,6 +60,7 @@ class Entry:
         name: name of the folder of its results.
         stages: one stage that quantizes, or several. The target of the cell replaces theirs.
         thresholds: limits for each cell of this model.
+        memory: memory budget of each cell, as in `Settings`; with None the batch gives it a share.
     """
 
     where: KeyPath
@@ -72,6 +74,7 @@ class Entry:
     samples: int | str = "auto"
     seed: int = 0
     emit: tuple[str, ...] | None = None
+    memory: int | str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -207,6 +210,12 @@ class _Reader:
         counted = samples in ("auto", "all") if isinstance(samples, str) else type(samples) is int and samples > 0
         _ask((*where, "samples"), samples, counted, "a number above 0, 'auto', or 'all'")
         _ask((*where, "seed"), seed, type(seed) is int and 0 <= seed < 2**32, "a whole number, 0 or above")
+        size = values.get("memory")
+        try:
+            _ask((*where, "memory"), size, size is None or type(size) in (int, str), "a size such as 4G")
+            memory.parsed(size)
+        except UsageError as e:
+            raise BadKey((*where, "memory"), e.message.removeprefix("memory "), e.hint) from e
         formats, known = [emit] if isinstance(emit, str) else emit, (ONNX, *RUNTIMES)
         listed = formats is None or (isinstance(formats, list) and formats)
         _ask((*where, "emit"), emit, listed, f"a list of {', '.join(known)}")
@@ -221,7 +230,7 @@ class _Reader:
         return Entry(
             where, model, name, self._stages(where, defaults, own), limits,
             calib=self._data(calib), preset=preset, stats=None if stats is None else self._path(stats),
-            samples=samples, seed=seed, emit=tuple(formats) if formats else None,
+            samples=samples, seed=seed, emit=tuple(formats) if formats else None, memory=size,
         )  # fmt: skip
 
     def _stages(self, where: KeyPath, defaults: Mapping[Any, Any], own: Mapping[Any, Any]) -> Stages:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from onnxshot.batch.cells import Cell, Done, Row
-from onnxshot.batch.local_engine import estimate_mb
+from onnxshot.batch.memory_needs import Needs
 from onnxshot.batch.ray_calibration import Pass, alone, calibrated_part, settles, shared_by
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL, run_cell, settings_of
@@ -30,12 +30,14 @@ class Ray:
     Attributes:
         how: fields of Settings that all cells share; `threads` is the number of CPUs that a cell requests.
         retries: how often a task is tried again if its process or node died.
-        peak_mb: always 0; the memory is not measured.
+        peak_mb: always 0; the memory of all processes together is not measured.
+        needs: the memory that a task requests.
     """
 
     how: dict[str, Any]
     retries: int = 1
     peak_mb: float = 0.0
+    needs: Needs = field(default_factory=Needs)
     _parts: dict[Any, Pass] = field(default_factory=dict)  # by task
     _cells: dict[Any, tuple[Cell, Path, str]] = field(default_factory=dict)
     # by task: its cell, the folder of its tries, and how it was calibrated
@@ -77,12 +79,13 @@ class Ray:
             cell, tries, told = self._cells.pop(ready)
             found, error = _result(ray, ready)
             row, folder = found or (cell.row(error=error, code=INTERNAL), str(tries))
+            self.needs.learn(cell, row)
             done(cell, Path(folder), {**row, "calibration": told})
 
     def _begin(self, ray: ModuleType, shared: Pass) -> None:
         """Start the tasks of the next round of a shared calibration pass."""
         cell = shared.cells[0]
-        task = ray.remote(num_cpus=1, memory=_memory(ray, cell), max_retries=self.retries)(calibrated_part)
+        task = ray.remote(num_cpus=1, memory=self._memory(ray, cell), max_retries=self.retries)(calibrated_part)
         for cells, share in shared.begin():
             self._parts[task.remote(cells, share)] = shared
 
@@ -103,24 +106,23 @@ class Ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus = min(self.how["threads"], max(node.get("CPU", 1) for node in nodes))
         gpus = 1 if cell.target in _ON_GPU and any(node.get("GPU") for node in nodes) else 0
-        memory = _memory(ray, cell)
+        memory = self._memory(ray, cell)
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, memory=memory, max_retries=self.retries)(cell_done)
         folder = store.part(cell)
         store.note({"event": "started", "cell": cell.place, "key": cell.key, "try": 1})
         how = {**self.how, "shared": shared}
         self._cells[task.remote(cell.to_dict(), str(folder), how)] = (cell, folder, told)
 
+    def _memory(self, ray: ModuleType, cell: Cell) -> int:
+        """Return the bytes that a task of a cell requests: its estimated memory, but no more than one node has."""
+        most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+        return int(min(self.needs.mb(cell) * 1e6, most))
+
 
 def cell_done(values: dict[str, Any], folder: str, how: dict[str, Any]) -> tuple[Row, str]:
     """Task: run a cell and return (row, folder). Each try gets its own folder, as a lost one may have left files."""
     cell, made = Cell.from_dict(values), tempfile.mkdtemp(dir=folder)
     return run_cell(cell, Path(made), settings_of(cell, how)), made
-
-
-def _memory(ray: ModuleType, cell: Cell) -> int:
-    """Return the bytes that a task of a cell requests: its estimated memory, but no more than one node has."""
-    most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
-    return int(min(estimate_mb(cell) * 1e6, most))
 
 
 def _result(ray: ModuleType, task: Any) -> tuple[Any, str]:

@@ -12,12 +12,14 @@ from onnxshot.batch.cells import Cell, Row, fetched
 from onnxshot.batch.file_conflicts import files_of
 from onnxshot.batch.local_engine import Local
 from onnxshot.batch.manifest import Manifest, load_manifest
+from onnxshot.batch.memory_needs import Needs, share_of
 from onnxshot.batch.ray_engine import Ray
 from onnxshot.batch.remote_store import store_of
 from onnxshot.batch.resume import CellKeys, finished_row
 from onnxshot.batch.store import Store
 from onnxshot.batch.summary import Summary, judged
 from onnxshot.errors import OnnxshotError, UsageError
+from onnxshot.memory import MOST, parsed
 from onnxshot.remote.copies import Copies
 
 ENGINES = ("local", "ray")
@@ -29,6 +31,7 @@ def run(
     workers: int = 1,
     engine: str = "local",
     threads: int | None = None,
+    memory: int | str | None = None,
     max_memory_mb: float | None = None,
     retries: int = 1,
     use_cache: bool = True,
@@ -45,7 +48,11 @@ def run(
         workers: number of cells that run at once, each in a worker process.
         engine: "local", or "ray" to run cells as tasks of a Ray cluster. Ray ignores `workers` and `max_memory_mb`.
         threads: CPU threads of all workers together. None: all CPUs.
-        max_memory_mb: limit of the resident memory of all processes, in MB of 10^6 bytes.
+        memory: memory budget of all workers together, as in `Settings`; each cell gets a share, or what the manifest
+            gives it. None: what a run alone would get, or less where all shares do not fit the free memory. With Ray,
+            each cell gets all of it.
+        max_memory_mb: limit of the resident memory of all processes, in MB of 10^6 bytes. A process that exceeds it is
+            ended, and its cell runs again alone.
         retries: how often a cell is tried again if its process died.
         use_cache: use the calibration cache.
         arguments: values of the arguments of the manifest, `${name:default}` there.
@@ -68,15 +75,17 @@ def run(
     if not isinstance(manifest, Manifest):
         manifest = load_manifest(manifest, arguments)
     threads = max(1, (threads or os.cpu_count() or 1) // workers)
-    how = {"threads": threads, "use_cache": use_cache}
+    share = share_of(memory, workers, max_memory_mb) if engine == "local" else parsed(memory)
+    how = {"threads": threads, "use_cache": use_cache, "memory": share}
     files_of(manifest).check()
     store = store_of(manifest.output)
     cells = [Cell(entry, target) for entry in manifest.entries for target in manifest.targets]
     try:
-        rows = _Rows(store, told)
+        needs = Needs(share or MOST)
+        rows = _Rows(store, told, needs)
         keys = CellKeys()
         waiting = [cell for cell in (rows.prepare(cell, keys) for cell in cells) if cell is not None]
-        made = Ray(how, retries) if engine == "ray" else Local(workers, how, retries, max_memory_mb)
+        made = Ray(how, retries, needs=needs) if engine == "ray" else Local(workers, how, retries, max_memory_mb, needs)
         made.run(waiting, store, rows.keep)
         ordered = tuple(rows.found[cell.place] for cell in cells)
         seconds = round(time.perf_counter() - started, 3)
@@ -93,6 +102,7 @@ class _Rows:
 
     store: Store
     told: Callable[[Row], None]
+    needs: Needs
     copies: Copies = field(default_factory=Copies)
     found: dict[str, Row] = field(default_factory=dict)
 
@@ -109,6 +119,7 @@ class _Rows:
         known = finished_row(cell, self.store)
         if known is None:
             return cell
+        self.needs.learn(cell, known)
         self._add(cell, known, resumed=True)
         return None
 

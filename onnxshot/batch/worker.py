@@ -18,7 +18,7 @@ from onnxshot.api.quantize import quantize
 from onnxshot.batch.cells import Cell, Row
 from onnxshot.delivery.artifacts import ONNX, runtime_of
 from onnxshot.delivery.record import sha256
-from onnxshot.delivery.write_results import peak_rss_mb
+from onnxshot.delivery.write_results import peak_rss_mb, reset_peak_rss
 from onnxshot.errors import OnnxshotError
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.report.report import Report
@@ -39,6 +39,7 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> Row:
     The row holds `error` and `code` if the cell failed, else the values of `measured`.
     """
     started = time.perf_counter()
+    reset_peak_rss()  # of the cells before it in this process
     row = cell.row()
     try:
         row |= measured(cell, folder, settings)
@@ -113,8 +114,9 @@ def _drop(cell: Cell, artifact: Artifact, settings: Settings) -> float | None:
 
 
 def settings_of(cell: Cell, how: Mapping[str, Any]) -> Settings:
-    """Return the Settings of a cell. how: the fields that all cells share."""
-    return Settings(samples=cell.entry.samples, seed=cell.entry.seed, **how)
+    """Return the Settings of a cell. how: the fields that all cells share; a memory budget of its own comes first."""
+    own = {} if cell.entry.memory is None else {"memory": cell.entry.memory}
+    return Settings(samples=cell.entry.samples, seed=cell.entry.seed, **{**how, **own})
 
 
 def serve() -> None:

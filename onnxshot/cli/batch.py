@@ -23,6 +23,9 @@ def batch(
         ),
     ] = 1,
     engine: Annotated[str, typer.Option(help="local, or ray: run the cells as tasks of a Ray cluster.")] = "local",
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of all jobs together, such as 16G; each gets a share.")
+    ] = None,
     max_memory: Annotated[
         float | None, typer.Option(metavar="MB", help="Limit of the resident memory of all processes.", min=1)
     ] = None,
@@ -42,8 +45,8 @@ def batch(
     from onnxshot.batch.summary import level_of, line_of
 
     summary = run(
-        manifest, workers=jobs, engine=engine, threads=threads, max_memory_mb=max_memory, retries=retries,
-        use_cache=cache, arguments=arguments_of(arguments),
+        manifest, workers=jobs, engine=engine, threads=threads, memory=memory, max_memory_mb=max_memory,
+        retries=retries, use_cache=cache, arguments=arguments_of(arguments),
         told=lambda row: terminal.show_text(line_of(row), level_of(row)),
     )  # fmt: skip
     tell(as_json, summary.to_dict(), lambda: terminal.show_text(summary.to_text()))

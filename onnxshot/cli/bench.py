@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import onnxshot
-from onnxshot.cli.options import CalibOpt, JsonOpt, PresetOpt, ThreadsOpt, tell
+from onnxshot.cli.options import CalibOpt, JsonOpt, MemoryOpt, PresetOpt, ThreadsOpt, tell
 
 
 def bench(
@@ -20,6 +20,7 @@ def bench(
     preset: PresetOpt = None,
     seconds: Annotated[float, typer.Option(help="Seconds to measure each model.")] = 2.0,
     threads: ThreadsOpt = 2,
+    memory: MemoryOpt = None,
     python: Annotated[
         str | None, typer.Option(metavar="PATH", help="Time in the onnxruntime of this interpreter or environment.")
     ] = None,
@@ -28,6 +29,6 @@ def bench(
     """Measure the latency of models in interleaved runs, so that other load affects all of them alike."""
     from onnxshot.cli import tables
 
-    rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads, python=python)
+    rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads, python=python, memory=memory)
     values = {"models": [{**asdict(row), "path": str(row.path)} for row in rows]}
     tell(as_json, values, lambda: tables.show_latencies(rows))

@@ -16,6 +16,7 @@ from onnxshot.cli.options import (
     DeviceOpt,
     IncludeOpt,
     JsonOpt,
+    MemoryOpt,
     PresetOpt,
     SamplesOpt,
     TargetOpt,
@@ -44,6 +45,7 @@ def calibrate(
     device: DeviceOpt = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
     threads: ThreadsOpt = 2,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Run MODEL over calibration data and write statistics for `quantize --stats`, or merge several such files."""
@@ -59,8 +61,9 @@ def calibrate(
             raise UsageError(f"{len(model)} models were given", "calibrate one at a time; --merge joins statistics")
         with terminal.progress(not as_json) as show:
             settings = onnxshot.Settings(
-                samples=samples_of(samples), use_cache=cache, threads=threads, device=device, seed=seed, progress=show
-            )
+                samples=samples_of(samples), use_cache=cache, threads=threads, device=device, memory=memory,
+                seed=seed, progress=show,
+            )  # fmt: skip
             recipe = onnxshot.Recipe(target=target, include=tuple(include or ()))
             found = onnxshot.calibrate(
                 model[0], calib, output=output, preset=preset, recipe=recipe, settings=settings, holdout=holdout

@@ -11,6 +11,7 @@ import onnxshot
 from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
+    MemoryOpt,
     PresetOpt,
     ReportOpt,
     SamplesOpt,
@@ -29,12 +30,13 @@ def compare(
     samples: SamplesOpt = "all",
     report: ReportOpt = None,
     threads: ThreadsOpt = 2,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Compare any two models with the same inputs and outputs, tensor by tensor, worst first."""
     from onnxshot.cli import tables
 
-    settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, files=files_of(report))
+    settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, memory=memory, files=files_of(report))
     found = onnxshot.compare(reference, candidate, calib, preset=preset, settings=settings)
     if report is not None:
         found.save(report)

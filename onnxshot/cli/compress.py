@@ -16,6 +16,7 @@ from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
     LogOpt,
+    MemoryOpt,
     ModelArg,
     PresetOpt,
     ReportOpt,
@@ -71,6 +72,7 @@ def compress(
     log: LogOpt = None,
     cache: CacheOpt = True,
     threads: ThreadsOpt = 2,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Run the stages of a recipe on MODEL, or prune and then quantize it. Each stage is compared with MODEL."""
@@ -96,8 +98,9 @@ def compress(
         files = files.reading(*of_beside(model))
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
-            samples=samples_of(samples), use_cache=cache, threads=threads, files=files, progress=show
-        )
+            samples=samples_of(samples), use_cache=cache, threads=threads, memory=memory, files=files,
+            progress=show,
+        )  # fmt: skip
         result = onnxshot.compress(
             model, calib, optim_level=optim_level, sparsity=sparsity, pattern=pattern, scope=scope,
             layers=dict(map(layer_sparsity, layer or ())), spare=spare or (),

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import onnxshot
 from onnxshot.cli import terminal
-from onnxshot.cli.options import CalibOpt, JsonOpt, PresetOpt, SamplesOpt, ThreadsOpt, samples_of, tell
+from onnxshot.cli.options import CalibOpt, JsonOpt, MemoryOpt, PresetOpt, SamplesOpt, ThreadsOpt, samples_of, tell
 
 if TYPE_CHECKING:
     from onnxshot.api.diff import Diff, Only
@@ -28,10 +28,11 @@ def diff(
     preset: PresetOpt = None,
     samples: SamplesOpt = "all",
     threads: ThreadsOpt = 2,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Show which layers of two files differ in type, scale, mask, shape or values; with --calib, also the effect."""
-    settings = onnxshot.Settings(samples=samples_of(samples), threads=threads)
+    settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, memory=memory)
     found = onnxshot.diff(before, after, calib, preset=preset, settings=settings)
     tell(as_json, found.to_dict(), lambda: _show(found))
 

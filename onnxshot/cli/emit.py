@@ -24,6 +24,7 @@ from onnxshot.cli.emit_options import (
 from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
+    MemoryOpt,
     ModelArg,
     PresetOpt,
     ReportOpt,
@@ -55,6 +56,7 @@ def emit(
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare artifacts with the input.")] = True,
     report: ReportOpt = None,
     threads: ThreadsOpt = 2,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Convert MODEL to other formats without compressing it. 'onnx' normalizes it, or moves int8 to --target."""
@@ -67,7 +69,7 @@ def emit(
     with terminal.progress(not as_json) as show:
         unnamed = (place,) if output is None and place != model else ()
         files = files_of(report, unnamed=unnamed)
-        settings = onnxshot.Settings(verify=verify, threads=threads, files=files, progress=show)
+        settings = onnxshot.Settings(verify=verify, threads=threads, memory=memory, files=files, progress=show)
         found = onnxshot.emit(
             model, to=formats, target=target, output=place, calib=calib, preset=preset, batch=batch,
             shapes=parse_shapes(shape), options=options, settings=settings,

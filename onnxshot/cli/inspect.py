@@ -13,6 +13,7 @@ from onnxshot.cli.options import (
     ExcludeOpt,
     IncludeOpt,
     JsonOpt,
+    MemoryOpt,
     ModelArg,
     PrecisionOpt,
     PresetOpt,
@@ -30,11 +31,13 @@ def inspect(
     preset: PresetOpt = None,
     exclude: ExcludeOpt = None,
     include: IncludeOpt = None,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Show which nodes would be quantized, which would not, and why; with --calib also a summary of the inputs."""
     recipe = onnxshot.Recipe(
         target=target, mode=mode, precision=precision, exclude=tuple(exclude or ()), include=tuple(include or ())
     )
-    found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=preset)
+    settings = onnxshot.Settings(memory=memory)
+    found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=preset, settings=settings)
     tell(as_json, found.to_dict(), lambda: terminal.show_text(found.to_text()))

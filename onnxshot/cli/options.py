@@ -38,6 +38,13 @@ PrecisionOpt = Annotated[
     str, typer.Option(help="int8; fp16 or bf16 (16-bit floats, no int8); int8+fp16 (fp16 where int8 is not used).")
 ]
 ThreadsOpt = Annotated[int, typer.Option(help="CPU threads of each inference.", min=1, max=MOST_THREADS)]
+MemoryOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", metavar="SIZE",
+        help="Memory to use, such as 4G or 512M; larger models run in parts. Default: a quarter of what is free.",
+    ),
+]  # fmt: skip
 SamplesOpt = Annotated[
     str, typer.Option(help="auto: stop when the ranges have settled; all; or a number of samples, evenly spaced.")
 ]

@@ -12,6 +12,7 @@ from onnxshot.cli import terminal
 from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
+    MemoryOpt,
     ModelArg,
     PresetOpt,
     ReportOpt,
@@ -84,6 +85,7 @@ def prune(
     report: ReportOpt = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
     threads: ThreadsOpt = 2,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Set weights of MODEL to zero in one shot; with calibration data, the remaining weights compensate."""
@@ -109,8 +111,9 @@ def prune(
     result: ShrinkResult | onnxshot.PruneResult
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
-            samples=samples_of(samples), verify=verify, threads=threads, files=files, progress=show
-        )
+            samples=samples_of(samples), verify=verify, threads=threads, memory=memory, files=files,
+            progress=show,
+        )  # fmt: skip
         if channels:
             result = onnxshot.shrink(
                 model, calib, **targets, evaluate=evaluation, scope=prune_scope, multiple=multiple,  # type: ignore[arg-type]

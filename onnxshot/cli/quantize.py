@@ -19,6 +19,7 @@ from onnxshot.cli.options import (
     IncludeOpt,
     JsonOpt,
     LogOpt,
+    MemoryOpt,
     ModelArg,
     PrecisionOpt,
     PresetOpt,
@@ -113,6 +114,7 @@ def quantize(
     device: DeviceOpt = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
     threads: ThreadsOpt = 2,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Quantize MODEL to int8 and prove the result against it."""
@@ -162,8 +164,8 @@ def quantize(
     reports: dict[str, Report] = {}
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
-            samples=samples_of(samples), verify=verify, use_cache=cache, threads=threads, device=device, seed=seed,
-            keep_overridable=keep_overridable, requantize=requantize, files=files, progress=show,
+            samples=samples_of(samples), verify=verify, use_cache=cache, threads=threads, device=device, memory=memory,
+            seed=seed, keep_overridable=keep_overridable, requantize=requantize, files=files, progress=show,
         )  # fmt: skip
         make = onnxshot.quantize if goal is None else onnxshot.tune
         for name, out in places.items():

@@ -9,7 +9,7 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
-from onnxshot.cli.options import CacheOpt, CalibOpt, JsonOpt, ModelArg, PresetOpt, StatsOpt, files_of, tell
+from onnxshot.cli.options import CacheOpt, CalibOpt, JsonOpt, MemoryOpt, ModelArg, PresetOpt, StatsOpt, files_of, tell
 from onnxshot.errors import GoalMissed
 
 
@@ -25,13 +25,14 @@ def replay(
         Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.replay.onnx beside the input.")
     ] = None,
     cache: CacheOpt = True,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Repeat on MODEL the run that RECIPE records, and check that the bytes are the same. Exit code 3 if not."""
     out = output or model.parent / f"{model.stem}.replay.onnx"
     files = files_of(unnamed=() if output is not None else (out,))
     with terminal.progress(not as_json) as show:
-        settings = onnxshot.Settings(use_cache=cache, files=files, progress=show)
+        settings = onnxshot.Settings(use_cache=cache, memory=memory, files=files, progress=show)
         found = onnxshot.replay(model, recorded, out, calib=calib, stats=stats, preset=preset, settings=settings)
     verdict = {True: "the same bytes", False: "other bytes", None: "its bytes were not recorded"}[found.same]
     lines = [f"{found.output}  {' + '.join(found.runs)}: {verdict}  SHA-256 {found.sha256}", *found.notes]

@@ -14,6 +14,7 @@ from onnxshot.cli.options import (
     ExcludeOpt,
     IncludeOpt,
     JsonOpt,
+    MemoryOpt,
     ModelArg,
     PresetOpt,
     ReportOpt,
@@ -43,6 +44,7 @@ def sensitivity(
     report: ReportOpt = None,
     cache: CacheOpt = True,
     threads: ThreadsOpt = 2,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Measure the error when each node alone runs in int8, worst first."""
@@ -51,8 +53,9 @@ def sensitivity(
     recipe = onnxshot.Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
-            samples=samples_of(samples), use_cache=cache, threads=threads, files=files_of(report), progress=show
-        )
+            samples=samples_of(samples), use_cache=cache, threads=threads, memory=memory, files=files_of(report),
+            progress=show,
+        )  # fmt: skip
         found = onnxshot.sensitivity(
             model, calib, stats=stats, preset=preset, gains=gains, recipe=recipe, settings=settings
         )

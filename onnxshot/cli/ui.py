@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+import onnxshot
 from onnxshot.cli import streams, terminal
-from onnxshot.cli.options import JsonOpt
+from onnxshot.cli.options import JsonOpt, MemoryOpt
 from onnxshot.errors import UsageError
 
 
@@ -17,6 +18,7 @@ def ui(
     max_upload: Annotated[
         float, typer.Option(help="Size limit of the files of a job in MB, unpacked.", min=1)
     ] = 2048.0,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Serve a page on this machine only: drop a model and samples, compress, read the report, download."""
@@ -31,4 +33,4 @@ def ui(
         else:
             terminal.show_text(f"{address}\nanyone who has this address can use the page; Ctrl-C ends it")
 
-    serve(port, int(max_upload * 1e6), ready, browse=browse)
+    serve(port, int(max_upload * 1e6), ready, browse=browse, memory=onnxshot.Settings(memory=memory).memory)

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 import onnxshot
 from onnxshot.cli import terminal
-from onnxshot.cli.options import JsonOpt, ThreadsOpt, tell
+from onnxshot.cli.options import JsonOpt, MemoryOpt, ThreadsOpt, tell
 from onnxshot.errors import GoalMissed
 
 if TYPE_CHECKING:
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that --bundle made.", show_default=False)],
     threads: ThreadsOpt = 2,
+    memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Check the files of a bundle by their hashes, and run its artifacts on the samples in it."""
-    found = onnxshot.verify(folder, threads=threads)
+    found = onnxshot.verify(folder, threads=threads, memory=memory)
     tell(as_json, found.to_dict(), lambda: _show(found))
     if found.deviations:
         first = found.deviations[0]

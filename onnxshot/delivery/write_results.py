@@ -131,6 +131,12 @@ def peak_rss_mb() -> float:
     return 0.0
 
 
+def reset_peak_rss() -> None:
+    """Start to measure the peak anew, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def source_name(source: str | Path | ModelProto) -> str:
     """The name of a run's input in reports: its path, or "(ModelProto)"."""
     return str(source) if isinstance(source, str | Path) else "(ModelProto)"

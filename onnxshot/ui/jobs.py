@@ -32,9 +32,9 @@ class Job:
     state: uploading, running, done or failed.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, memory: int | str | None = None) -> None:
         self.key = secrets.token_hex(8)
-        self.limit, self.used = limit, 0
+        self.limit, self.used, self.memory = limit, 0, memory
         self._counting = threading.Lock()  # archives are unpacked in other threads
         self.state = _UPLOADING
         self._made = scratch_part()
@@ -165,6 +165,7 @@ class Job:
             "model": str(models[0].relative_to(self.folder)), "calib": str(place.relative_to(self.folder)),
             "preset": preset, "target": asked.target, "level": asked.level,
             "output": f"out/{models[0].stem}.{ending}.onnx", "report": "report.json", "page": "report.html",
+            "memory": self.memory,
         }  # fmt: skip
 
     def _follow(self, process: subprocess.Popen[str], request: str) -> None:
@@ -187,10 +188,13 @@ class Job:
 
 
 class Desk:
-    """Holds the current job, if any. limit: most bytes that the files of a job may have."""
+    """Holds the current job, if any.
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    limit: most bytes that the files of a job may have. memory: memory budget of a run, as in `Settings`.
+    """
+
+    def __init__(self, limit: int, memory: int | str | None = None) -> None:
+        self.limit, self.memory = limit, memory
         self.current: Job | None = None
 
     def begin(self) -> Job:
@@ -198,7 +202,7 @@ class Desk:
         if self.current is not None and self.current.state == _RUNNING:
             raise Refused("a job is running", "wait for it, or cancel it", CONFLICT)
         self.close()
-        self.current = Job(self.limit)
+        self.current = Job(self.limit, self.memory)
         return self.current
 
     def job(self, key: str) -> Job:

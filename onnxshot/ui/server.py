@@ -43,7 +43,9 @@ _LONGEST_REQUEST = 10_000  # bytes of JSON
 _GRACE_SECONDS = 2  # for open connections, when the server ends
 
 
-def serve(port: int, limit: int, ready: Callable[[str], None], *, browse: bool) -> None:
+def serve(
+    port: int, limit: int, ready: Callable[[str], None], *, browse: bool, memory: int | str | None = None
+) -> None:
     """Serve the page until the process is interrupted. The current job is removed then.
 
     Args:
@@ -51,6 +53,7 @@ def serve(port: int, limit: int, ready: Callable[[str], None], *, browse: bool) 
         limit: most bytes that the files of a job may have.
         ready: called with the address, which contains the secret.
         browse: open the address in a browser.
+        memory: memory budget of a run, as in `Settings`.
 
     Raises:
         UsageError: the port cannot be listened on.
@@ -59,7 +62,7 @@ def serve(port: int, limit: int, ready: Callable[[str], None], *, browse: bool) 
     with listen(port) as listening:
         address = f"http://{HOST}:{listening.getsockname()[1]}/{token}/"
         config = uvicorn.Config(
-            application(token, limit), log_level="error", access_log=False, server_header=False,
+            application(token, limit, memory), log_level="error", access_log=False, server_header=False,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )  # fmt: skip
 
@@ -93,9 +96,9 @@ def listen(port: int) -> socket.socket:
         raise UsageError(f"cannot listen on port {port}: {e.strerror}", "--port 0 chooses a free one") from e
 
 
-def application(token: str, limit: int) -> Starlette:
+def application(token: str, limit: int, memory: int | str | None = None) -> Starlette:
     """Return the application. All routes lie below /TOKEN/; without the token every path gives 404."""
-    desk = Desk(limit)
+    desk = Desk(limit, memory)
     pages = _Pages(desk)
 
     @contextlib.asynccontextmanager

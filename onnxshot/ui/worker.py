@@ -1,8 +1,8 @@
 """The worker process: runs one job, so that a crash or a cancelled run does not affect the server.
 
-The job is one line of JSON on stdin: the paths model, calib, preset, output, report and page; target; level. Lines of
-JSON go to stdout: `progress` (step, done, total), and at the end `done` or `error`. When stdin closes, the server has
-ended, and the worker ends too.
+The job is one line of JSON on stdin: the paths model, calib, preset, output, report and page; target; level; memory.
+Lines of JSON go to stdout: `progress` (step, done, total), and at the end `done` or `error`. When stdin closes, the
+server has ended, and the worker ends too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
         channel.write(json.dumps(values) + "\n")
 
     try:
-        made = make(job, onnxshot.Settings(progress=lambda *step: tell(progress=step)))
+        made = make(job, onnxshot.Settings(memory=job["memory"], progress=lambda *step: tell(progress=step)))
         made.save(job["report"])
         made.save(job["page"])
         tell(done=True)

@@ -1,5 +1,6 @@
 """Batches: every cell is done once, whatever is killed, and with the bytes that a run alone gives."""
 
+import itertools
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,20 @@ import onnx
 import pytest
 from batch_examples import artifacts, manifest, two_models
 
+from onnxshot import memory
 from onnxshot.api.quantize import quantize
-from onnxshot.batch import local_engine, ray_engine, run
+from onnxshot.batch import local_engine, memory_needs, ray_engine, run
+from onnxshot.batch.cells import Cell
 from onnxshot.batch.local_engine import Local
+from onnxshot.batch.manifest import load_manifest
+from onnxshot.batch.memory_needs import Needs, share_of
+from onnxshot.batch.resume import CellKeys
 from onnxshot.batch.store import LOG, ROW, Folder
-from onnxshot.batch.worker import INTERNAL
+from onnxshot.batch.worker import INTERNAL, run_cell, settings_of
 from onnxshot.cli import app as cli
+from onnxshot.delivery.write_results import peak_rss_mb
 from onnxshot.errors import UsageError
+from onnxshot.settings import Settings
 
 BATCH = "from onnxshot.cli.app import entry; entry()"
 
@@ -152,9 +161,6 @@ def faked(body: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     monkeypatch.setattr(local_engine.subprocess, "Popen", popen)
 
     def rows(engine: Local) -> list[dict[str, Any]]:
-        from onnxshot.batch.cells import Cell
-        from onnxshot.batch.manifest import load_manifest
-
         found, store = load_manifest(folder / "m.yaml"), Folder(folder / "out")
         cells = [Cell(entry, target) for entry in found.entries for target in found.targets]
         made: list[dict[str, Any]] = []
@@ -206,11 +212,76 @@ def test_a_cell_above_the_bound_fails_alone_and_the_others_are_done(
 def test_no_cell_is_begun_for_which_there_is_no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = "import time\ntime.sleep(0.05)\nrow = {}"
     rows = faked(body, folder, monkeypatch)
-    engine = Local(4, {}, max_memory_mb=local_engine.rss_mb(os.getpid()) + 1.5 * local_engine.BASE_MB)
+    engine = Local(4, {}, max_memory_mb=local_engine.rss_mb(os.getpid()) + 1.5 * memory_needs.BASE_MB)
     assert len(rows(engine)) == 4
     log = [event["event"] for event in events(folder / "out")]
     assert log == ["started"] * 4  # by turns: rows are noted by the caller
     assert engine.peak_mb <= engine.max_memory_mb
+
+
+def test_what_a_cell_took_decides_what_runs_beside_the_next_of_its_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = (
+        "import time\nbegun = time.monotonic()\ntime.sleep(0.3)\n"
+        "row = {'peak_rss_mb': 50.0, 'times': (begun, time.monotonic())}"
+    )
+    rows = faked(body, folder, monkeypatch)
+    engine = Local(2, {}, max_memory_mb=local_engine.rss_mb(os.getpid()) + 1.5 * memory_needs.BASE_MB)
+    times = {f"{row['name']}/{row['target']}": row["times"] for row in rows(engine)}
+
+    def overlap(one: str, other: str) -> bool:
+        return times[one][0] < times[other][1] and times[other][0] < times[one][1]
+
+    first = min(times, key=lambda place: times[place])
+    second = f"{first.split('/')[0]}/{'tensorrt' if first.endswith('/ort') else 'ort'}"
+    others = set(times) - {first, second}
+    assert not any(overlap(first, place) for place in others)  # both are estimated: they do not fit together
+    assert any(overlap(second, place) for place in others)  # one is measured
+    assert engine.needs.measured_mb == {"one": 50.0, "two": 50.0}
+
+
+def test_cells_start_while_the_machine_has_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda: int(1.5e6 * memory_needs.BASE_MB))
+    body = "import time\nbegun = time.monotonic()\ntime.sleep(0.1)\nrow = {'times': (begun, time.monotonic())}"
+    times = sorted(row["times"] for row in faked(body, folder, monkeypatch)(Local(4, {})))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
+
+
+def test_the_budget_of_a_cell_bounds_its_estimate(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.onnx").write_bytes(b"x" * 100_000_000)  # no model, but of that size
+    models = ["one.onnx", {"model": "two.onnx", "memory": "1G"}]
+    one, two = load_manifest(manifest(folder, models=models)).entries
+    (tmp_path / "two.onnx").write_bytes(b"x" * 100_000_000)
+    needs = Needs(2 << 30)
+    assert needs.mb(Cell(one, "ort")) == memory_needs.BASE_MB + (2 << 30) / 1e6
+    assert needs.mb(Cell(two, "ort")) == memory_needs.BASE_MB + (1 << 30) / 1e6
+    needs.learn(Cell(one, "ort"), {"error": "e", "peak_rss_mb": 7.0})
+    needs.learn(Cell(one, "tensorrt"), {"peak_rss_mb": 700.0})
+    needs.learn(Cell(one, "openvino"), {"peak_rss_mb": 600.0})
+    assert needs.mb(Cell(one, "ort")) == 700.0
+
+
+def test_each_cell_gets_a_share_of_the_memory_or_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda: 8 << 30)
+    assert share_of("8G", 4) == share_of(None, 4) == share_of(None, 1) == 2 << 30
+    assert share_of(None, 8) == share_of(None, 4, (4 << 30) / 1e6) == 1 << 30
+    assert share_of("1G", 64) == memory.LEAST
+    one, two = load_manifest(manifest(folder, models=["one.onnx", {"model": "two.onnx", "memory": "1G"}])).entries
+    how = {"threads": 1, "memory": 2 << 30}
+    assert settings_of(Cell(one, "ort"), how).memory_bytes == 2 << 30
+    assert settings_of(Cell.from_dict(Cell(two, "ort").to_dict()), how).memory_bytes == 1 << 30
+    keys = CellKeys()
+    assert keys.key(Cell(two, "ort")) == keys.key(Cell(replace(two, memory=None), "ort"))
+
+
+def test_a_cell_records_its_own_peak_and_not_that_of_the_cell_before(folder: Path) -> None:
+    held = bytearray(400 << 20)
+    del held
+    before = peak_rss_mb()
+    (entry, _) = load_manifest(folder / "m.yaml").entries
+    row = run_cell(Cell(entry, "ort"), folder, Settings(verify=False, use_cache=False))
+    assert 50 < row["peak_rss_mb"] < before - 100
 
 
 def test_leftovers_of_a_killed_batch_are_removed(folder: Path) -> None:
