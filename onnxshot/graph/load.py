@@ -14,6 +14,7 @@ from onnxshot.errors import ModelError, UsageError
 from onnxshot.files.regular_files import check_regular, is_special
 from onnxshot.files.urls import refuse_remote
 from onnxshot.graph.attribute_checks import check_attributes
+from onnxshot.graph.copies import copy_of as copy_of  # part of this module's interface
 from onnxshot.graph.endless_loops import check_loops
 from onnxshot.graph.lean_parse import parse_lean
 from onnxshot.graph.local_functions import check_functions
@@ -85,16 +86,6 @@ def load_model(source: str | Path | ModelProto) -> Model:
     model = _build(proto, path, own)
     model.data_files = tuple(path.parent / location for location in _locations(proto) if location != path.name)
     return model
-
-
-def copy_of(model: Model) -> Model:
-    """Return an independent copy of a model, with the same path and notes."""
-    copy = load_model(model.to_proto())
-    copy.path, copy.data_files, copy.notes = model.path, model.data_files, list(model.notes)
-    copy.renamed, copy.original_ops = dict(model.renamed), dict(model.original_ops)
-    copy.tied, copy.stated = model.tied, model.stated
-    copy.mark_origins(model.origins())
-    return copy
 
 
 def _build(proto: ModelProto, path: Path | None, own: OwnFile | None = None) -> Model:

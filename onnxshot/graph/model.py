@@ -7,7 +7,7 @@ to_proto.py therefore take the place of its importer and exporter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
@@ -84,8 +84,7 @@ class Model:
             else:
                 setattr(self.envelope, field.name, value)
         # Collect all names first: a weight that moves out of a subgraph must not get the name of a later tensor.
-        self._names = set(own_names(proto.graph))
-        self._counts: dict[str, int] = {}
+        self.take_names(own_names(proto.graph))
         importer = Importer(self._folder, self.opset, self.fresh, lifted, own=self._own)
         self.graph, self.known_graphs = importer.graph(proto.graph), importer.graphs
         self.external_data |= importer.external_data
@@ -227,6 +226,11 @@ class Model:
         self._counts[stem] = count
         self._names.add(name)
         return name
+
+    def take_names(self, names: Iterable[str]) -> None:
+        """Let `fresh` return no name among these, and any other."""
+        self._names = set(names)
+        self._counts: dict[str, int] = {}
 
     # ------------------------------------------------------------------ export
 

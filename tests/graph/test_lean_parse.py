@@ -12,7 +12,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxshot.errors import ModelError
 from onnxshot.graph import lean_parse, weights
-from onnxshot.graph.load import copy_of, external_files, load_model
+from onnxshot.graph.copies import copy_of
+from onnxshot.graph.load import external_files, load_model
 from onnxshot.graph.save import write
 
 
