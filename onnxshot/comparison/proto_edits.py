@@ -11,7 +11,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from onnxshot.errors import ModelError
 from onnxshot.graph.load import first_line
-from onnxshot.runtimes.ort_runtime import label
+from onnxshot.runtimes.ort_runtime import label_of
 
 PREFIX = "onnxshot.judged/"
 """Prefix of names of tensors that exist only for a comparison."""
@@ -29,7 +29,7 @@ def parsed(source: Path | bytes | ModelProto) -> ModelProto:
             return onnx.load_from_string(source)
         return onnx.load(str(source), format="protobuf", load_external_data=False)
     except (OSError, DecodeError, ValueError) as e:
-        where = "the model in memory" if isinstance(source, ModelProto) else label(source)
+        where = "the model in memory" if isinstance(source, ModelProto) else label_of(source)
         raise ModelError(f"{where} cannot be read: {first_line(e)}") from e
 
 

@@ -29,7 +29,7 @@ from onnxshot.graph.model import Model
 from onnxshot.graph.ops import weight_slot
 from onnxshot.runtimes.executed import Execution, NodeExecution
 from onnxshot.runtimes.ort_profile import Event, profiled
-from onnxshot.runtimes.ort_runtime import Feed, external_bytes, label, session
+from onnxshot.runtimes.ort_runtime import Feed, external_bytes, label_of, session
 
 LIMIT = 1_500_000_000
 """Bytes of a model above which its optimized graph is not written: it would not fit into one protobuf file."""
@@ -63,7 +63,7 @@ def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 
     proto = inlined(proto)  # ONNX Runtime inlines functions too, but with other names
     labels = _tokens(proto)
     source = proto.SerializeToString()
-    events, feed_shapes = profiled(source, sample, threads=threads, folder=folder, what=label(model))
+    events, feed_shapes = profiled(source, sample, threads=threads, folder=folder, what=label_of(model))
     with scratch() as made:
         at = made / "optimized.onnx"
         session(source, threads=threads, folder=folder, save_optimized=at)
@@ -238,7 +238,7 @@ def _loaded(model: Path | bytes) -> ModelProto:
             return onnx.load_from_string(model)
         return onnx.load(str(model), format="protobuf", load_external_data=False)
     except (OSError, DecodeError) as e:
-        raise ModelError(f"{label(model)} cannot be read: {first_line(e)}") from e
+        raise ModelError(f"{label_of(model)} cannot be read: {first_line(e)}") from e
 
 
 def _size(proto: ModelProto, folder: Path | None) -> int:

@@ -1,175 +1,68 @@
-"""Run models in ONNX Runtime: make sessions, feed arrays, return arrays. Its errors become messages of one line."""
+"""Run models of any size in ONNX Runtime: small ones in one session, large ones part by part."""
 
 from __future__ import annotations
 
-import ctypes
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ValueInfoProto
 
-from onnxshot.calibration.checks import InputSpec, NamedFeed
-from onnxshot.errors import CalibrationError, ModelError, TargetError
-from onnxshot.graph.load import first_line
+from onnxshot import memory
+from onnxshot.calibration.checks import InputSpec
+from onnxshot.errors import ModelError
+from onnxshot.graph.lean_model import LeanModel, input_dtype
+from onnxshot.runtimes.mapped_weights import serialized
+from onnxshot.runtimes.ort_session import (
+    CPU,
+    IN_MEMORY,
+    Feed,
+    SampleError,
+    SessionRunner,
+    as_array,
+    external_bytes,
+    input_spec,
+    label_of,
+    one_line,
+    providers_for,
+    run_session,
+    runtime,
+    session,
+    stored_bytes,
+)
+from onnxshot.runtimes.parallel import in_order
+from onnxshot.runtimes.parted_run import CHUNK, Opened, Step, walk_parts
+from onnxshot.runtimes.parts import Parts
+from onnxshot.runtimes.spool import Spool
 
-Feed = Mapping[str, NDArray[Any]]
+__all__ = [
+    "CPU", "IN_MEMORY", "Feed", "Runner", "SampleError", "as_array", "external_bytes", "input_spec", "is_large",
+    "label_of", "one_line", "providers_for", "run_session", "runtime", "session", "stored_bytes",
+]  # fmt: skip
 
-CPU = ("CPUExecutionProvider",)
-_PROVIDERS = {  # device -> (providers in order of preference, what to install)
-    "cpu": (CPU, "pip install onnxruntime"),
-    "cuda": (("CUDAExecutionProvider", *CPU), "pip install onnxruntime-gpu"),
-    "openvino": (("OpenVINOExecutionProvider", *CPU), "pip install onnxruntime-openvino"),
-}
-IN_MEMORY = "the model in memory"
-"""How messages name a model that is run from bytes."""
-_TYPES: dict[str, Any] = {
-    "float": np.float32,
-    "double": np.float64,
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "string": np.str_,
-    "bool": np.bool_,
-    **{f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}
-_BFLOAT16 = "tensor(bfloat16)"
-_SHOWN = 6  # inputs in a message
-_NOT_IN_NUMPY = ("float8", "float4", "int4", "uint4", "int2", "uint2", "complex")
-
-
-def runtime() -> ModuleType:
-    """The onnxruntime package. Raises TargetError if it is not installed."""
-    try:
-        import onnxruntime
-    except ImportError as e:
-        raise TargetError(f"ONNX Runtime is not installed: {first_line(e)}", "pip install onnxruntime") from e
-    module: ModuleType = onnxruntime
-    return module
-
-
-def providers_for(device: str) -> tuple[str, ...]:
-    """Execution providers of a device.
-
-    Args:
-        device: "cpu", "cuda" or "openvino".
-
-    Raises:
-        TargetError: The device is unknown, or this ONNX Runtime was built without it.
-    """
-    if device not in _PROVIDERS:
-        raise TargetError(f"ONNX Runtime has no device {device!r}", f"devices: {', '.join(_PROVIDERS)}")
-    providers, fix = _PROVIDERS[device]
-    if providers[0] not in runtime().get_available_providers():
-        raise TargetError(f"this ONNX Runtime was built without {providers[0]}", fix)
-    return providers
-
-
-def session(
-    model: Path | bytes,
-    *,
-    optimize: bool = True,
-    threads: int = 2,
-    providers: Sequence[str] = CPU,
-    save_optimized: Path | None = None,
-    profile: Path | None = None,
-    folder: Path | None = None,
-    keep_plans: bool = True,
-    inner: bool = False,
-) -> Any:
-    """Create an InferenceSession.
-
-    Its threads sleep instead of spinning when idle, so that interleaved models do not disturb each other. An `inner`
-    model, or one with float8, is loaded with fewer graph optimizations if it does not load with all of them.
-
-    Args:
-        model: A file or serialized model.
-        optimize: Whether graph optimizations are on.
-        threads: CPU threads of each inference.
-        providers: Execution providers, preferred ones first.
-        save_optimized: File to write the optimized graph to.
-        profile: Prefix of a profile file to write.
-        folder: Folder of external data of a serialized model.
-        keep_plans: Keep a memory plan for each combination of input shapes.
-        inner: True if the model is a copy made to show inner tensors of another one.
-
-    Raises:
-        ModelError: ONNX Runtime refuses the model.
-        TargetError: The first provider cannot start.
-    """
-    ort = runtime()
-    options = ort.SessionOptions()
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # fatal only: errors are also raised as exceptions
-    options.enable_mem_pattern = keep_plans
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if save_optimized is not None:
-        options.optimized_model_filepath = str(save_optimized)
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    source: Any = model if isinstance(model, bytes) else str(model)
-    if isinstance(model, Path) and not _is_unicode(model):  # ONNX Runtime only accepts paths in UTF-8
-        source, folder = model.read_bytes(), model.parent
-    if folder is not None and _is_unicode(folder.resolve()):
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
-    try:
-        try:
-            made = ort.InferenceSession(source, options, providers=list(providers))
-        except Exception:
-            lower = _lower_levels(level, model, inner=inner and optimize)
-            if not lower:
-                raise
-            made = _first_that_loads(source, options, providers, lower)
-    except Exception as e:  # ONNX Runtime's errors share no base class
-        raise ModelError(f"{label(model)} does not load in ONNX Runtime: {one_line(e)}") from e
-    if providers and made.get_providers()[0] != providers[0]:
-        raise TargetError(f"{providers[0]} did not start; ONNX Runtime fell back to {made.get_providers()[0]}")
-    return made
-
-
-def _lower_levels(level: Any, model: Path | bytes, *, inner: bool) -> list[Any]:
-    """The optimization levels to try if the model does not load with all optimizations."""
-    if inner:
-        # The layout optimizer drops the output of a Conv that an Add reads too, and then refuses its own graph.
-        return [level.ORT_ENABLE_EXTENDED, level.ORT_DISABLE_ALL]
-    # The optimizers treat every Q and DQ as one of integers, and then refuse their own graph.
-    return [level.ORT_DISABLE_ALL] if _holds_float8(model) else []
-
-
-def _first_that_loads(source: Any, options: Any, providers: Sequence[str], levels: Sequence[Any]) -> Any:
-    """The session at the first of these levels that loads. Raises the last error if none does."""
-    for number, level in enumerate(levels, 1):
-        options.graph_optimization_level = level
-        try:
-            return runtime().InferenceSession(source, options, providers=list(providers))
-        except Exception:
-            if number == len(levels):
-                raise
-    raise AssertionError("no level was given")
+Values = dict[str, NDArray[Any]]
+_PACKED_FROM = 4  # runs of a session from which packing weights saves more time than it takes
 
 
 class Runner:
-    """A model loaded in ONNX Runtime.
+    """A model to run in ONNX Runtime.
+
+    A model with more than `memory.part_bytes()` of weights is run in parts. The session of a part is created when the
+    part is run, and let go after it. Run such a model on many samples at once, with `run_all` or `events`.
 
     Attributes:
         inputs: Name, type and shape of each input.
-        outputs: Names of the outputs that `run` returns.
+        outputs: Names of the outputs that are returned.
         skipped: Outputs that numpy cannot hold, with their type.
+        parts: The parts; None for a model that is run as a whole.
     """
 
     def __init__(
         self,
-        model: Path | bytes,
+        model: Path | bytes | LeanModel,
         *,
         optimize: bool = True,
         threads: int = 2,
@@ -179,34 +72,54 @@ class Runner:
         keep_plans: bool = True,
         whole: bool = False,
         inner: bool = False,
+        stops: Sequence[Sequence[str]] | None = None,
     ) -> None:
-        """Load a model; the arguments not listed are those of `session`.
+        """Load a model, or cut it into parts.
 
         Args:
-            model: A file or serialized model.
+            model: A file, a serialized model or a lean one.
             optimize: Whether graph optimizations are on.
             threads: CPU threads of each inference.
             providers: Execution providers, preferred ones first.
             outputs: Outputs to return; None for all that numpy can hold.
-            folder: Folder of external data of a serialized model.
+            folder: Folder of external data of a serialized model, which is then run as a whole.
             keep_plans: As in `session`.
             whole: Also return sequences, maps and optionals of numbers, each as one array (see `as_array`).
             inner: As in `session`.
+            stops: Cut the model as another one is cut, whose `parts.stops` these are.
         """
-        self._label = label(model)
-        self._session = session(
-            model, optimize=optimize, threads=threads, providers=providers, folder=folder, keep_plans=keep_plans,
-            inner=inner,
-        )  # fmt: skip
-        self.inputs: tuple[InputSpec, ...] = tuple(map(input_spec, self._session.get_inputs()))
-        found = self._session.get_outputs()
-        held = tuple(o.name for o in found if _numpy_holds(o.type, whole=whole))
-        self.skipped: dict[str, str] = {o.name: o.type for o in found if o.name not in held}
-        wanted = held if outputs is None else outputs
-        self._runs_for_nothing = outputs is None
-        self.outputs: tuple[str, ...] = tuple(name for name in wanted if name not in self.skipped)
+        how: dict[str, Any] = {
+            "optimize": optimize, "threads": threads, "providers": providers, "keep_plans": keep_plans, "whole": whole,
+            "inner": inner,
+        }  # fmt: skip
+        self._how = how
+        self._whole: SessionRunner | None = None
+        self.parts: Parts | None = None
+        lean = _lean(model) if folder is None else None
+        if lean is not None and (stops or lean.weight_bytes > memory.part_bytes()):
+            self.parts = Parts(lean, memory.part_bytes(), stops)
+            self._adopt(lean, outputs)
+            return
+        if lean is None:
+            assert not isinstance(model, LeanModel)
+            self._whole = SessionRunner(model, outputs=outputs, folder=folder, **how)
+        else:
+            with serialized(lean) as (source, place):
+                self._whole = SessionRunner(source, outputs=outputs, folder=place, label=lean.label, **how)
+        self.inputs: tuple[InputSpec, ...] = self._whole.inputs
+        self.outputs: tuple[str, ...] = self._whole.outputs
+        self.skipped: dict[str, str] = self._whole.skipped
 
-    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    def _adopt(self, lean: LeanModel, outputs: Sequence[str] | None) -> None:
+        """Take over what a session tells of a model, without creating one."""
+        graph = lean.proto.graph
+        self.inputs = tuple(_spec(info) for info in graph.input if not lean.holds(info.name))
+        self.skipped = {info.name: kind for info in graph.output if (kind := _unheld(info))}
+        wanted = [info.name for info in graph.output] if outputs is None else outputs
+        self.outputs = tuple(name for name in wanted if name not in self.skipped)
+        self._model = lean
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> Values:
         """Run the model on one sample.
 
         Args:
@@ -220,148 +133,153 @@ class Runner:
         Raises:
             ModelError: An input is missing, or the run fails.
         """
-        names = list(self.outputs if outputs is None else outputs)
-        bare = not names and outputs is None and self._runs_for_nothing
-        if not names and not bare:
-            return {}
-        missing = [spec.name for spec in self.inputs if spec.name not in feed]
-        if missing:
-            raise ModelError(f"{self._label} asks for input {missing[0]!r}, which the sample does not hold")
-        try:
-            values = run_session(
-                self._session, None if bare else names, {spec.name: feed[spec.name] for spec in self.inputs}
-            )
-        except Exception as e:  # ONNX Runtime's errors share no base class
-            if isinstance(feed, NamedFeed):
-                raise _of_sample(self._label, feed, one_line(e)) from e
-            raise ModelError(f"{self._label} fails in ONNX Runtime: {one_line(e)}") from e
-        return {} if bare else {name: as_array(value) for name, value in zip(names, values, strict=True)}
+        if self._whole is not None:
+            return self._whole.run(feed, outputs)
+        return next(iter(self.run_all([feed], 1, outputs)))
+
+    def run_all(
+        self, feeds: Iterable[Feed], workers: int, outputs: Sequence[str] | None = None, *, step: Step | None = None
+    ) -> Iterator[Values]:
+        """Yield what `run` returns for every sample, in order.
+
+        Memory: outputs of a few samples; in parts, outputs past `memory.held_bytes()` wait in a temporary file.
+
+        Args:
+            feeds: Samples.
+            workers: Samples that run at once.
+            outputs: As in `run`.
+            step: Called as (part, parts, samples done, samples), for a model in parts.
+        """
+        if self._whole is not None:
+            whole = self._whole
+            yield from in_order(lambda feed: whole.run(feed, outputs), feeds, workers)
+            return
+        rest = iter(feeds)
+        while chunk := list(islice(rest, CHUNK)):
+            with Spool() as spool:
+                names = [dict[str, None]() for _ in chunk]
+                for sample, values in self.events(chunk, workers, outputs, step=step):
+                    names[sample] |= dict.fromkeys(values)
+                    for name, value in values.items():
+                        spool.put((sample, name), value)
+                order = list(self.outputs if outputs is None else outputs)
+                for sample in range(len(chunk)):
+                    yield {name: spool.get((sample, name)) for name in order if name in names[sample]}
+                    for name in names[sample]:
+                        spool.drop((sample, name))
+
+    def events(
+        self, feeds: Iterable[Feed], workers: int, outputs: Sequence[str] | None = None, *, step: Step | None = None
+    ) -> Iterator[tuple[int, Values]]:
+        """Yield (sample, outputs of one part) for each part and sample, so that tensors of all depths are never held.
+
+        Arguments as in `run_all`. A model that runs as a whole is one part.
+        """
+        if self._whole is not None:
+            yield from enumerate(self.run_all(feeds, workers, outputs))
+            return
+        assert self.parts is not None
+        names = [n for n in (self.outputs if outputs is None else outputs) if n not in self.skipped]
+        given = {spec.name for spec in self.inputs}
+        fixed = {name: self._model.array(name) for name in names if self._model.holds(name)}
+        feeds = feeds if isinstance(feeds, Sequence) else iter(feeds)
+        seen: set[int] = set()
+        kept: dict[int, Values] = {}
+
+        def noted(feed: Feed, sample: int) -> Feed:
+            kept[sample] = {name: feed[name] for name in names if name in given and name in feed} | fixed
+            return feed
+
+        if fixed or given.intersection(names):
+            feeds = [noted(feed, i) for i, feed in enumerate(feeds)]
+        for _, sample, values in walk_parts(
+            self.parts, feeds, self._opener(names, len(feeds) if isinstance(feeds, Sequence) else CHUNK),
+            workers=workers, step=step,
+        ):  # fmt: skip
+            if sample not in seen:
+                seen.add(sample)
+                values = kept.pop(sample, {}) | values
+            if values or len(self.parts) == 1:
+                yield sample, values
+
+    def visit(
+        self, feeds: Iterable[Feed], see: Callable[[int, Values], None], workers: int,
+        outputs: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
+        """Call `see` with what `events` yields."""
+        for sample, values in self.events(feeds, workers, outputs):
+            see(sample, values)
+
+    def _opener(self, names: Sequence[str], samples: int) -> Callable[[int, LeanModel, Sequence[str]], Opened[Values]]:
+        parts = self.parts
+        assert parts is not None
+
+        def opened(number: int, model: LeanModel, passes: Sequence[str]) -> Opened[Values]:
+            own = [name for name in names if name in parts.parts[number].makes]
+            wanted = list(dict.fromkeys((*passes, *own)))
+            packed = samples >= _PACKED_FROM and model.weight_bytes <= memory.part_bytes()
+            with serialized(model.with_outputs(wanted)) as (source, folder):
+                runner = SessionRunner(source, outputs=None, folder=folder, pack=packed, label=model.label, **self._how)
+
+            def run(feed: Feed) -> tuple[Mapping[str, NDArray[Any]], Values]:
+                found = runner.run(feed, [name for name in wanted if name not in runner.skipped])
+                return found, {name: found[name] for name in own if name in found}
+
+            return run
+
+        return opened
+
+    @cached_property
+    def in_parts(self) -> int:
+        """The number of parts; 1 for a model that runs as a whole."""
+        return len(self.parts) if self.parts is not None else 1
 
 
-def run_session(session: Any, names: Sequence[str] | None, feed: Feed) -> list[Any]:
-    """Run a session on arrays. bfloat16, for which Python has no buffers, is passed in and out by its bits."""
-    asked = [out for out in session.get_outputs() if names is None or out.name in names]
-    halves = {name for name, value in feed.items() if value.dtype.name == "bfloat16"}
-    if not halves and not any(out.type == _BFLOAT16 for out in asked):
-        found: list[Any] = session.run(names, feed)
-        return found
-    ort = runtime()
-    given = {
-        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(value.view(np.uint16), onnx.TensorProto.BFLOAT16)
-        if name in halves
-        else ort.OrtValue.ortvalue_from_numpy(value)
-        for name, value in feed.items()
-    }
-    order = [out.name for out in asked] if names is None else list(names)
-    return [_of_value(value) for value in session.run_with_ort_values(order, given)]
+def is_large(model: Path | bytes | LeanModel) -> bool:
+    """Whether a model runs in parts. Raises ModelError if a file cannot be read."""
+    lean = _lean(model)
+    return lean is not None and lean.weight_bytes > memory.part_bytes()
 
 
-def _of_value(value: Any) -> Any:
-    """The array of an OrtValue; bfloat16 converted to float32."""
-    if value.data_type() != _BFLOAT16:
-        return value.numpy()
-    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
-    return np.frombuffer(raw, ml_dtypes.bfloat16).reshape(value.shape()).astype(np.float32)
-
-
-def as_array(value: Any) -> NDArray[Any]:
-    """An output as an array. Equal outputs give equal arrays, even if they are no tensors.
-
-    A sequence of tensors of equal shape is stacked, [n, ...]. Otherwise their values are concatenated. A map becomes
-    its values, in the order of its keys. A sequence of maps with the same keys, as ZipMap makes, becomes [n, keys]. An
-    empty optional becomes an empty array.
-    """
-    if value is None:
-        return np.zeros(0, np.float32)
-    if isinstance(value, dict):
-        return np.array([value[key] for key in sorted(value)])
-    if not isinstance(value, list):
-        return np.asarray(value)
-    parts = [as_array(part) for part in value]
-    if parts and all(part.shape == parts[0].shape for part in parts):
-        return np.stack(parts)
-    return np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, np.float32)
-
-
-def _is_unicode(path: Path) -> bool:
+def _lean(model: Path | bytes | LeanModel) -> LeanModel | None:
+    """The model as a lean one if it is one, or if it may be too large for one session; else None."""
+    if isinstance(model, LeanModel):
+        return model
+    most = memory.part_bytes()
+    if isinstance(model, bytes):
+        return LeanModel.of(model) if len(model) > most else None
     try:
-        return bool(str(path).encode("utf-8"))
-    except UnicodeEncodeError:
-        return False
+        size = model.stat().st_size
+    except OSError:
+        return None  # creating the session raises the right error
+    if size <= most and _external_or_none(model) <= most:
+        return None
+    return LeanModel.of(model)
 
 
-class SampleError(CalibrationError, ModelError):
-    """A model that loads does not run on a sample of the user: an index out of range, or lengths that do not match.
-
-    It is also a ModelError, for callers that only ask whether the model runs.
-    """
-
-
-def _of_sample(label: str, feed: NamedFeed, reason: str) -> SampleError:
-    """The error of a failed run.
-
-    Names the sample, and the input if the runtime's message contains one of its values.
-    """
-    found = re.search(r"idx=(-?\d+)", reason)
-    integers = {name: x for name, x in feed.items() if x.dtype.kind in "iu"}
-    guilty = [name for name, x in integers.items() if found is not None and (x == int(found[1])).any()]
-    if found is not None and guilty:
-        hint = f"input {guilty[0]!r} holds {found[1]}, which is outside the table it indexes"
-    else:
-        hint = ", ".join(f"{name!r} is {x.dtype} {list(x.shape)}" for name, x in list(feed.items())[:_SHOWN])
-    return SampleError(f"{label} fails on sample {feed.sample!r} in ONNX Runtime: {reason}", hint)
-
-
-def _holds_float8(model: Path | bytes) -> bool:
-    """Whether a constant of the model is float8; False if the model cannot be read."""
+def _external_or_none(model: Path) -> int:
     try:
-        proto = onnx.load_from_string(model if isinstance(model, bytes) else model.read_bytes())
-    except (OSError, DecodeError):
-        return False
-    return any(t.data_type == onnx.TensorProto.FLOAT8E4M3FN for t in proto.graph.initializer)
+        return stored_bytes(model)
+    except ModelError:
+        return 0
 
 
-def one_line(error: BaseException) -> str:
-    """ONNX Runtime's message without its prefix of codes, and with a missing space added."""
-    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
-    return re.sub(r"^(Load model from .* failed:)(?=\S)", r"\1 ", line)
+def _spec(info: ValueInfoProto) -> InputSpec:
+    dtype = input_dtype(info)
+    if dtype is None:
+        kind = info.type.WhichOneof("value")
+        raise ModelError(f"input {info.name!r} is a {kind}, which cannot be fed from arrays")
+    shape = info.type.tensor_type
+    if not shape.HasField("shape"):
+        return InputSpec(info.name, dtype, None)
+    dims = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in shape.shape.dim)
+    return InputSpec(info.name, dtype, dims)
 
 
-def label(model: Path | bytes) -> str:
-    """How messages name the model."""
-    return str(model) if isinstance(model, Path) else IN_MEMORY
-
-
-def stored_bytes(model: Path) -> int:
-    """Bytes of a model's file and its external data files. Raises ModelError if it cannot be read."""
-    try:
-        proto = onnx.load(str(model), format="protobuf", load_external_data=False)
-        return model.stat().st_size + external_bytes(proto, model.parent)
-    except (OSError, DecodeError) as e:
-        raise ModelError(f"{label(model)} cannot be read: {first_line(e)}") from e
-
-
-def external_bytes(proto: ModelProto, folder: Path) -> int:
-    """Bytes of the external data files of a model in this folder."""
-    places = {e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"}
-    return sum(int(file.stat().st_size) for place in places if (file := folder / place).is_file())
-
-
-def input_spec(arg: Any) -> InputSpec:
-    """Name, type and shape of a session's input.
-
-    Raises ModelError for sequences, maps and types numpy does not have.
-    """
-    match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
-    if match is None or match[1] not in _TYPES:
-        raise ModelError(f"input {arg.name!r} is a {arg.type}, which cannot be fed from arrays")
-    shape = tuple(d if isinstance(d, int | str) else None for d in arg.shape)
-    return InputSpec(arg.name, np.dtype(_TYPES[match[1]]), shape)
-
-
-def _numpy_holds(kind: str, *, whole: bool = False) -> bool:
-    """Whether outputs of this type are returned. `whole`: including sequences, maps and optionals of numbers."""
-    match = re.fullmatch(r"tensor\((\w+)\)", kind)
-    if match is None and whole:
-        match = re.fullmatch(r"(?:seq\(|optional\(|map\(\w+,)+tensor\((\w+)\)+", kind)
-    return match is not None and not match[1].startswith(_NOT_IN_NUMPY)
+def _unheld(info: ValueInfoProto) -> str:
+    """The type of an output that numpy cannot hold; else empty."""
+    kind = info.type.WhichOneof("value")
+    if kind in (None, "tensor_type"):
+        dtype = input_dtype(info)
+        return dtype.name if dtype is not None and dtype.name.startswith(("float8", "float4", "int4", "uint4")) else ""
+    return str(kind)

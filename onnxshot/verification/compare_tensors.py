@@ -24,7 +24,7 @@ from onnxshot.graph import Model, weights
 from onnxshot.graph.load import first_line
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.maths.sqnr import SqnrSum
-from onnxshot.runtimes.ort_runtime import Runner, label, stored_bytes
+from onnxshot.runtimes.ort_runtime import Runner, label_of, stored_bytes
 
 Tensors = Mapping[str, NDArray[Any]]
 Scaled = tuple[int, NDArray[Any]]
@@ -300,4 +300,4 @@ def _proto(source: Path | bytes | Model) -> ModelProto:
     try:
         return onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source), format="protobuf")
     except (OSError, DecodeError, ValueError) as e:
-        raise ModelError(f"{label(source)} cannot be read: {first_line(e)}") from e
+        raise ModelError(f"{label_of(source)} cannot be read: {first_line(e)}") from e

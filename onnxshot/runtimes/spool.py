@@ -1,0 +1,115 @@
+"""Arrays that wait between steps: in memory up to a limit, in a temporary file beyond it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot import memory
+from onnxshot.files.atomic_write import scratch_part
+from onnxshot.files.temporary_folders import Part
+
+_Place = tuple[int, np.dtype[Any], tuple[int, ...]]  # offset in the file, type and shape
+
+
+class Spool:
+    """Arrays by key. Those beyond the limit are written to a temporary file, and read back when they are asked for.
+
+    It may be used by several threads. Leaving the `with` block removes the file.
+
+    Args:
+        limit: Most bytes of arrays in memory; by default the budget's share (see `memory.held_bytes`).
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = memory.held_bytes() if limit is None else limit
+        self._held: dict[Hashable, NDArray[Any]] = {}
+        self._size = 0
+        self._places: dict[Hashable, _Place] = {}
+        self._end = 0
+        self._part: Part | None = None
+        self._file: IO[bytes] | None = None
+        self._lock = Lock()
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._held or key in self._places
+
+    def put(self, key: Hashable, array: NDArray[Any]) -> None:
+        """Keep an array; it takes the place of an earlier one of the same key. Strings always stay in memory."""
+        self.drop(key)
+        with self._lock:
+            if array.dtype.hasobject or array.dtype.kind in "SU" or self._size + array.nbytes <= self._limit:
+                self._held[key] = array
+                self._size += array.nbytes
+                return
+            file = self._opened()
+            file.seek(self._end)
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            self._places[key] = self._end, array.dtype, array.shape
+            self._end += array.nbytes
+
+    def get(self, key: Hashable) -> NDArray[Any]:
+        """Return the array of a key. Raises KeyError if there is none."""
+        with self._lock:
+            if key in self._held:
+                return self._held[key]
+            start, dtype, shape = self._places[key]
+            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            file = self._opened()
+            file.seek(start)
+            return np.frombuffer(bytearray(file.read(size)), np.uint8).view(dtype).reshape(shape)
+
+    def drop(self, key: Hashable) -> None:
+        """Forget the array of a key, if there is one. The file shrinks when it holds no array that is still kept."""
+        with self._lock:
+            array = self._held.pop(key, None)
+            if array is not None:
+                self._size -= array.nbytes
+            if self._places.pop(key, None) is not None and not self._places:
+                self._opened().truncate(0)
+                self._end = 0
+
+    @property
+    def path(self) -> Path | None:
+        """The temporary file; None where there is none."""
+        return self._part.path / "spool" if self._part is not None else None
+
+    def keys(self) -> Iterator[Hashable]:
+        """Yield the keys of all arrays."""
+        yield from (*self._held, *self._places)
+
+    def close(self) -> None:
+        """Forget all arrays and remove the file."""
+        self._held.clear()
+        self._places.clear()
+        self._size = self._end = 0
+        if self._file is not None:
+            self._file.close()
+        if self._part is not None:
+            self._part.close()
+        self._file = self._part = None
+
+    def _opened(self) -> IO[bytes]:
+        if self._file is None:
+            self._part = scratch_part()
+            self._file = (self._part.path / "spool").open("w+b", buffering=0)
+        return self._file
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()

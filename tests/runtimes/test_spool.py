@@ -1,0 +1,47 @@
+"""Arrays wait in memory or in a file, and come back as they were."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from onnxshot.runtimes.spool import Spool
+
+
+@pytest.mark.parametrize("limit", [0, 100, 1 << 30])
+def test_arrays_come_back(limit: int) -> None:
+    rng = np.random.default_rng(0)
+    given = {
+        "matrix": rng.standard_normal((5, 7)).astype(np.float32),
+        "scalar": np.int64(3) + np.zeros((), np.int64),
+        "empty": np.zeros((0, 4), np.float16),
+        "half": rng.standard_normal(9).astype(ml_dtypes.bfloat16),
+        "flags": np.array([True, False]),
+        "texts": np.array(["a", "bc"], object),
+        "strided": rng.standard_normal((6, 6))[::2, 1::3],
+    }
+    with Spool(limit) as spool:
+        for name, array in given.items():
+            spool.put(name, array)
+        for name, array in given.items():
+            found = spool.get(name)
+            assert found.dtype == array.dtype
+            np.testing.assert_array_equal(found, array)
+        spool.put("matrix", given["matrix"] + 1)
+        np.testing.assert_array_equal(spool.get("matrix"), given["matrix"] + 1)
+
+
+def test_the_file_shrinks_when_nothing_in_it_is_kept() -> None:
+    with Spool(0) as spool:
+        for _ in range(3):
+            spool.put("one", np.zeros(1000))
+            path = spool.path
+            assert path is not None
+            assert path.stat().st_size == 8000
+            spool.drop("one")
+            assert "one" not in spool
+            assert path.stat().st_size == 0
+    assert not path.exists()
+    with pytest.raises(KeyError):
+        spool.get("one")
