@@ -13,6 +13,7 @@ from onnxshot.runtimes.executed import Execution
 from onnxshot.runtimes.ort_bench import bench, settled
 from onnxshot.runtimes.ort_executed import executed
 from onnxshot.runtimes.ort_runtime import Runner, as_array, providers_for, session
+from onnxshot.runtimes.ort_session import SessionRunner
 
 Feed = dict[str, NDArray[np.float32]]
 
@@ -107,7 +108,7 @@ def test_a_model_without_tensor_outputs_runs() -> None:
     text = "(float[N,8] x) => (seq(float[N,1]) s) { h = MatMul(x, w) s = SplitToSequence<axis=1>(h) }"
     model = parsed(text, w=values(8, 4)).SerializeToString()
     calls = []
-    runner = Runner(model)
+    runner = SessionRunner(model)
     real = runner._session.run
     runner._session = type("Counting", (), {
         "run": lambda _, *given: calls.append(real(*given)), "get_outputs": lambda _: session(model).get_outputs(),
@@ -116,7 +117,7 @@ def test_a_model_without_tensor_outputs_runs() -> None:
     np.testing.assert_allclose(np.concatenate(calls[0][0], 1), values(2, 8) @ values(8, 4), atol=1e-5)
     assert runner.run({"x": values(2, 8)}, []) == {} and len(calls) == 1
     with pytest.raises(ModelError, match="fails in ONNX Runtime"):
-        Runner(model).run({"x": values(2, 9)})
+        SessionRunner(model).run({"x": values(2, 9)})
 
 
 def test_what_is_not_a_tensor_becomes_one_array() -> None:
