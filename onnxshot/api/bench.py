@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.errors import UsageError
 from onnxshot.execution.statistics_source import open_calib
@@ -26,6 +27,7 @@ _BENCH_FEEDS = 8
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def bench(
     models: Sequence[str | Path],

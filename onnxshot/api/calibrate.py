@@ -9,6 +9,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.statistics_file import (
     Statistics,
@@ -31,6 +32,7 @@ from onnxshot.targets import target_named
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def calibrate(
     model: str | Path | ModelProto,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.difference.rescaled_channels import factors_between
@@ -23,6 +24,7 @@ from onnxshot.verification.compare_models import compare as compare_outputs
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def compare(
     reference: str | Path,

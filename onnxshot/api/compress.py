@@ -13,6 +13,7 @@ from onnx import ModelProto
 from onnxshot.api.emit import emit
 from onnxshot.api.recipe_stages import RanStages, StageInputs, StageModel, run_recipe_stages
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched, refuse_copies
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
@@ -51,6 +52,7 @@ _BENCH_FEEDS = 8
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def compress(
     model: str | Path | ModelProto,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.delivery.write_results import input_bytes
 from onnxshot.difference.compare_layers import LayerChange, PairChange, layer_change, matched, pair_changes
@@ -88,6 +89,7 @@ class Diff:
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def diff(
     before: str | Path,

@@ -12,6 +12,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
@@ -52,6 +53,7 @@ from onnxshot.verification.reference import Reference, given, reference_of
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def emit(
     model: str | Path | ModelProto,

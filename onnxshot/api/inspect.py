@@ -11,6 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.data_summary import InputSummary, describe_inputs
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import open_data
@@ -143,6 +144,7 @@ def _sparse(layers: tuple[Layer, ...]) -> list[str]:
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def inspect(
     model: str | Path | ModelProto,

@@ -11,6 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.delivery.input_files import of_run
@@ -51,6 +52,7 @@ from onnxshot.verification.reference import Reference, reference_of
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def prune(
     model: str | Path | ModelProto,

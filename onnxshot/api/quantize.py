@@ -12,6 +12,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.delivery import artifacts
 from onnxshot.delivery.artifacts import Judged
@@ -38,6 +39,7 @@ from onnxshot.targets.ort import ORT
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def quantize(
     model: str | Path | ModelProto,

@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxshot.api.recipe_stages import StageResult, run_recipe_stage
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.statistics_file import data_hash, refuse_other
 from onnxshot.delivery.input_files import of_model_file, of_run
@@ -62,6 +63,7 @@ class Replayed:
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def replay(
     model: str | Path,

@@ -11,6 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.delivery.write_results import source_name
@@ -95,6 +96,7 @@ class Sensitivity:
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def sensitivity(
     model: str | Path | ModelProto,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.channels.candidate_models import CandidateBuilder
@@ -42,6 +43,7 @@ Importance = Literal["auto", "error", "activation", "batchnorm", "l1", "l2"]
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def shrink(
     model: str | Path | ModelProto,

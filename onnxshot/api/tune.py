@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from onnxshot.api.quantize import quantize
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preset import Preset
 from onnxshot.delivery.artifacts import ONNX
@@ -33,6 +34,7 @@ from onnxshot.settings import Settings, budgeted
 
 @checked
 @budgeted
+@one_blas_thread()
 @blames_model
 def tune(
     model: str | Path | ModelProto,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.arguments import checked
+from onnxshot.blas_threads import one_blas_thread
 from onnxshot.bundles.bundle_manifest import Made, check_files, files_of, read_manifest
 from onnxshot.bundles.samples import Arrays, Stored, read_sample
 from onnxshot.delivery.artifacts import load_artifact
@@ -81,6 +82,7 @@ class Verified:
 
 @checked
 @budgeted
+@one_blas_thread()
 def verify(folder: str | Path, *, threads: int = 2, memory: int | str | None = None) -> Verified:
     """Check every file of a bundle against its manifest, and run its samples in the installed runtimes.
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 import onnxshot
+from onnxshot import blas_threads
 from onnxshot.cli import streams
 from onnxshot.cli.batch import batch
 from onnxshot.cli.bench import bench
@@ -101,6 +102,7 @@ def entry() -> None:
             streams.prepare(sys.argv[1:])  # first: a file opened earlier could get the descriptor of a closed stream
         except OnnxshotError as error:
             _fail(str(error), error.exit_code)
+        blas_threads.one_in_process()
         _import_command(sys.argv[1:])
         try:
             listen()
