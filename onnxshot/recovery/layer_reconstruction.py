@@ -7,24 +7,25 @@ outputs. This is the asymmetric form of GPTAQ (Li et al. 2025, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnxshot import memory
 from onnxshot.execution.activation import Activation, Activations
-from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs, product, samples_that_fit
+from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs, samples_that_fit
 from onnxshot.execution.layer_walk import Walk
 from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.bias_quantization import bias_safe_scale
 from onnxshot.maths.gptq import round_weights
 
-HELD = 192 << 20
-"""Bytes of 8-bit tensors that the student may hold; they limit the number of samples."""
 _BIAS_ROWS, _WEIGHT_ROWS = 320, 8192  # values of each output channel that a layer is repaired on
+_BEFORE, _CORRECTION = "/before_correction", "/correction"
 _BLOCK = 16 << 20  # bytes of a layer's inputs as float32 that are in memory at a time
 _MOST_INPUTS = 8192  # inputs per output: with more, second moments take too much memory, and weights stay as rounded
 
@@ -54,8 +55,8 @@ def reconstruct(
 ) -> dict[str, Repair]:
     """Learn repairs of the layers of a quantized model.
 
-    Memory: both models, HELD bytes of tensors, and for one layer at a time 8192 rows of 8-bit inputs, the outputs and
-    the second moments.
+    Memory: both models, a budget's share of tensors that the student holds, which limits the number of samples, and for
+    one layer at a time 8192 rows of 8-bit inputs, the outputs and the second moments.
 
     Args:
         reference: the float model, the teacher.
@@ -73,98 +74,147 @@ def reconstruct(
     Raises:
         ModelError: a model does not run.
     """
-    feeds = feeds[: _affordable(candidate, layers, feeds)]
-    student = Walk(candidate, feeds, threads)
-    activations = Activations(reference)
+    constants = {t.name: t for t in candidate.graph.initializer}
     makers = {name: node for node in candidate.graph.node for name in node.output}
     originals = {node.name: node for node in reference.graph.node if node.name in layers}
-    constants = {t.name: t for t in reference.graph.initializer}
-    known = [(node, _Layer.of(node, makers, student)) for node in candidate.graph.node if node.name in originals]
+    known = [(node, _Layer.of(node, makers, constants)) for node in candidate.graph.node if node.name in originals]
     ready = [(originals[node.name], layer) for node, layer in known if layer is not None]
-    rows = _WEIGHT_ROWS if rounding else _BIAS_ROWS
-    share = -(-rows // len(feeds))
-    outputs_of = layer_outputs(reference, ready, feeds, [share] * len(ready), threads)
-    found = {}
-    for done, ((node, layer), outputs) in enumerate(zip(ready, outputs_of, strict=True), 1):
-        weight = numpy_helper.to_array(constants[node.input[1]]) if rounding and node.input[1] in constants else None
-        repair = layer.repair(student, outputs, share, weight, activations.after(node.output[0]))
-        for name, values in ((layer.bias, repair.bias), (layer.weight, repair.weight)):
-            if values is not None:
-                student.set(name, values)
-        found[node.name] = repair
+    found = {node.name: Repair() for node, _ in ready}
+    learned = [(node, layer) for node, layer in ready if rounding or layer.bias]
+    if not learned:
+        return found
+    corrected = _with_corrections(candidate, [layer for _, layer in learned])
+    steps = {layer.before for _, layer in learned} | {node.name for node, _ in learned}
+    feeds = feeds[: samples_that_fit(corrected, steps, feeds, memory.held_bytes())]
+    student = Walk(corrected, feeds, threads)
+    floats = {t.name: t for t in reference.graph.initializer} if rounding else {}
+    activations = Activations(reference)
+    share = -(-(_WEIGHT_ROWS if rounding else _BIAS_ROWS) // len(feeds))
+    outputs_of = layer_outputs(reference, learned, feeds, [share] * len(learned), threads)
+    for done, ((node, layer), outputs) in enumerate(zip(learned, outputs_of, strict=True), 1):
+        weight = numpy_helper.to_array(floats[node.input[1]]) if node.input[1] in floats else None
+        found[node.name] = layer.repair(student, outputs, share, weight, activations.after(node.output[0]))
         if progress is not None:
-            progress("repairing", done, len(ready))
+            progress("repairing", done, len(learned))
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A layer of the candidate: its form of product, the names of its input and constants, and its output channels."""
+    """A layer of the candidate: its form of product, the names of its tensors and constants, and its output channels.
+
+    Attributes:
+        bias: name of the constant; "" without one of a value per output channel.
+        params: scale and zero point of the input.
+    """
 
     form: MatrixForm
     input: str
+    output: str
     weight: str
     scale: str
     bias: str
     outputs: int
+    params: tuple[NDArray[Any], NDArray[Any]]
+
+    @property
+    def before(self) -> str:
+        """Name of the output before the bias is corrected."""
+        return self.output + _BEFORE
+
+    @property
+    def correction(self) -> str:
+        """Name of the constant that corrects the bias in the student."""
+        return self.output + _CORRECTION
 
     @classmethod
-    def of(cls, node: NodeProto, makers: Mapping[str, NodeProto], student: Walk) -> _Layer | None:
+    def of(
+        cls, node: NodeProto, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]
+    ) -> _Layer | None:
         """Describe a node; None where it cannot be repaired."""
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             return None
-        maker = makers.get(node.input[1])
-        if maker is None or maker.op_type != "DequantizeLinear" or student.params(node.input[1]) is not None:
+        given, stored = (makers.get(name) for name in node.input[:2])
+        if any(maker is None or maker.op_type != "DequantizeLinear" for maker in (given, stored)):
+            return None
+        assert given is not None
+        assert stored is not None
+        if given.input[0] in constants or any(name not in constants for name in (*given.input[1:3], *stored.input)):
             return None
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if student.params(node.input[0]) is None or attrs.get("transA", 0):
+        if attrs.get("transA", 0) or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
             return None
-        if attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
+        weight = constants[stored.input[0]]
+        if weight.data_type != TensorProto.INT8 or (len(weight.dims) != 2 and node.op_type != "Conv"):
             return None
+        form = MatrixForm(node.op_type, attrs)
+        table = form.table(np.broadcast_to(np.int8(0), tuple(weight.dims)))
+        if table.shape[2] > _MOST_INPUTS:
+            return None
+        outputs = table.shape[0] * table.shape[1]
         bias = node.input[2] if len(node.input) > 2 else ""
-        outputs = student.constant(maker.input[1]).size
-        found = cls(MatrixForm(node.op_type, attrs), node.input[0], maker.input[0], maker.input[1], bias, outputs)
-        weight = student.constant(maker.input[0])
-        if weight.dtype != np.int8 or (weight.ndim != 2 and node.op_type != "Conv"):
-            return None
-        table = found.form.table(weight)
-        return replace(found, outputs=table.shape[0] * table.shape[1]) if table.shape[2] <= _MOST_INPUTS else None
+        if bias and (bias not in constants or math.prod(constants[bias].dims) != outputs):
+            bias = ""
+        params = tuple(numpy_helper.to_array(constants[name]) for name in given.input[1:3])
+        return cls(
+            form, node.input[0], node.output[0], stored.input[0], stored.input[1], bias, outputs, (params[0], params[1])
+        )
 
     def repair(
         self, student: Walk, wanted: LayerOutputs, share: int, weight: NDArray[Any] | None, behind: Activation
     ) -> Repair:
-        """Learn the repair from the layer's inputs in the student and its outputs in the teacher."""
-        stored, scale = student.constant(self.weight), student.constant(self.scale).astype(np.float64).reshape(-1)
-        integers = self.form.table(stored).astype(np.float64)  # [G, O, K]
-        scales = np.broadcast_to(scale, self.outputs).reshape(integers.shape[:2])
-        rows = self._read(student, wanted, share)
+        """Learn the repair from the layer's inputs in the student and its outputs in the teacher, and put it there."""
+        scale = student.constant(self.scale).astype(np.float64).reshape(-1)
         rounded = None
         if weight is not None:
+            stored = student.constant(self.weight)
+            integers = self.form.table(stored)  # [G, O, K]
+            scales = np.broadcast_to(scale, self.outputs).reshape(integers.shape[:2])
             most = int(np.abs(integers).max())  # 7-bit weights are stored as int8 too
-            moments = rows.moments(centred=bool(self.bias))
-            integers = round_weights(self.form.table(weight), moments, scales, (-most, most))
-            rounded = self.form.stored(integers, stored)
+            moments = self._read(student, wanted, share, stored.shape).moments(centred=bool(self.bias))
+            rounded = self.form.stored(round_weights(self.form.table(weight), moments, scales, (-most, most)), stored)
+            student.set(self.weight, rounded)
         if not self.bias:
             return Repair(None, rounded)
-        table = (integers * scales[:, :, None]).astype(np.float32)
-        got = rows.products(table)
         old = student.constant(self.bias)
+        given = [self.form.output_rows(y, share, number)[0] for number, y in enumerate(student.values(self.before))]
+        got = np.concatenate(given) - old.reshape(-1)
         learned = corrected_bias(wanted.values, got, old.reshape(-1), behind, wanted.starts)
         bias = learned.astype(np.float32).reshape(old.shape)
-        params = student.params(self.input)
-        assert params is not None
-        flat = scales.reshape(-1)
-        fits = np.array_equal(bias_safe_scale(flat, params[0], bias.reshape(-1)), flat)
-        return Repair(bias if fits else None, rounded)
+        flat = np.broadcast_to(scale, self.outputs)
+        if not np.array_equal(bias_safe_scale(flat, self.params[0], bias.reshape(-1)), flat):
+            return Repair(None, rounded)
+        change = student.constant(self.correction)
+        student.set(self.correction, (bias - old).reshape(change.shape))
+        return Repair(bias, rounded)
 
-    def _read(self, student: Walk, wanted: LayerOutputs, share: int) -> _Rows:
+    def _read(self, student: Walk, wanted: LayerOutputs, share: int, shape: Sequence[int]) -> _Rows:
         """Read the layer's inputs at the positions of the wanted outputs."""
-        params = student.params(self.input)
-        assert params is not None
-        scale, zero_point = params
-        shape = student.constant(self.weight).shape
+        scale, zero_point = self.params
         stored = self.form.read(student.values(self.input), wanted.sizes, share, shape, zero_point.reshape(()))
         return _Rows(stored, np.float32(scale), np.float32(zero_point))
+
+
+def _with_corrections(model: ModelProto, layers: Iterable[_Layer]) -> ModelProto:
+    """A copy of the model that adds a constant, 0 so far, to the output of each layer with a bias."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    by_output = {layer.output: layer for layer in layers if layer.bias}
+    nodes = list(copy.graph.node)
+    del copy.graph.node[:]
+    for node in nodes:
+        copy.graph.node.append(node)
+        layer = by_output.get(node.output[0]) if node.output else None
+        if layer is None:
+            continue
+        copy.graph.node[-1].output[0] = layer.before
+        spatial = len(next(t.dims for t in copy.graph.initializer if t.name == layer.weight)) - 2
+        zeros = np.zeros((layer.outputs, *[1] * (spatial if layer.form.op == "Conv" else 0)), np.float32)
+        copy.graph.initializer.append(numpy_helper.from_array(zeros, layer.correction))
+        copy.graph.node.append(
+            helper.make_node("Add", [layer.before, layer.correction], [layer.output], name=layer.before)
+        )
+    return copy
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -189,23 +239,9 @@ class _Rows:
         total *= float(self.scale) ** 2 / rows
         return total
 
-    def products(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Multiply the values by a weight of shape [G, O, K]; the result has shape [N, G * O]."""
-        found = []
-        for block in self._blocks():
-            block -= self.zero_point
-            block *= self.scale
-            found.append(product(block, table))
-        return np.concatenate(found)
-
     def _blocks(self) -> Iterator[NDArray[np.float32]]:
         """Yield the integers as float32, some rows at a time, in shape [G, n, K]."""
         groups, rows, columns = self.stored.shape
         step = max(1, _BLOCK // (4 * groups * columns))
         for start in range(0, rows, step):
             yield self.stored[:, start : start + step].astype(np.float32)
-
-
-def _affordable(model: ModelProto, layers: Collection[str], feeds: Feeds) -> int:
-    """How many samples fit into HELD bytes, at one byte per value that the student holds of a sample."""
-    return samples_that_fit(model, layers, feeds, HELD)

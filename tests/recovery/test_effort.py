@@ -113,7 +113,7 @@ def test_of_two_repairs_the_better_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
 
         monkeypatch.setattr(plan_candidates, "reconstruct", one_bad)
         monkeypatch.setattr(layer_reconstruction, "_WEIGHT_ROWS", 512)
-        notes = made("digits_mobile", 16, effort="best").report.notes
+        notes = made("digits_mobile", 64, effort="best").report.notes
         kept[bad] = next(n for n in notes if "dB before" in n)
     assert kept[True].startswith("biases were corrected: ")
     assert kept[False].startswith("weights were rounded again, layer by layer: ")

@@ -121,9 +121,7 @@ def test_a_replay_gives_the_same_bytes(build: Any, mode: str, tmp_path: Path) ->
 
 def test_an_artifact_for_another_runtime_takes_standard_operators(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    result = onnxshot.quantize(
-        net(), data(), output=tmp_path / "q.onnx", emit=("onnx", "openvino"), settings=FAST
-    )
+    result = onnxshot.quantize(net(), data(), output=tmp_path / "q.onnx", emit=("onnx", "openvino"), settings=FAST)
     assert "DynamicQuantizeLSTM" not in kinds(result)
     assert (tmp_path / "q.xml").exists()
     stages = {"stages": [{"quantize": {"effort": "fast"}}, {"emit": {"to": ["openvino"]}}]}
@@ -137,7 +135,10 @@ FORMS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "opset 22": ("", "", {}, 22),
     "other activations": (', activations = ["Relu", "Tanh", "Sigmoid"]', "", {}, 17),
     "activations with alpha": (
-        ', activations = ["HardSigmoid", "Tanh", "Tanh"], activation_alpha = [0.3], activation_beta = [0.4]', "", {}, 17
+        ', activations = ["HardSigmoid", "Tanh", "Tanh"], activation_alpha = [0.3], activation_beta = [0.4]',
+        "",
+        {},
+        17,
     ),
     "clip": (", clip = 0.5", "", {}, 17),
     "peephole": ("", ", , , , , p", {"p": vector(96)[None]}, 17),
