@@ -6,32 +6,40 @@ One pass over the samples is enough, and memory does not grow with their number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from threading import BoundedSemaphore
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxshot import memory
 from onnxshot.calibration.enough_samples import Settling
 from onnxshot.calibration.observers import Glimpse, Observers
 from onnxshot.calibration.outliers import Outliers, is_blank
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import Span, TensorStats
+from onnxshot.comparison.random_nodes import fix_randomness
 from onnxshot.errors import CalibrationError
 from onnxshot.execution.instrumented_model import OutsideProbe, Probe, probe
 from onnxshot.execution.parallel import in_order
+from onnxshot.execution.parted_probe import PartedProbe
 from onnxshot.graph import Model
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.runtimes.ort_runtime import providers_for
+from onnxshot.runtimes.ort_runtime import Runner, providers_for
+from onnxshot.runtimes.parted_run import Step
 from onnxshot.settings import Progress
 
 _LARGE = 48 << 20  # bytes of observed tensors per sample, above which samples run one at a time
 _READ_EARLY = 8 << 20  # bytes of samples that are read while the session is created
 _NAMED = 3  # most samples named in a note
+_IN_PARTS = 32  # samples that one pass over the parts of a large model takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,9 @@ def collect(
     observers, outliers, settling = Observers(len(kept)), Outliers(len(kept)), Settling(len(kept))
     used: list[int] = []
     blank: list[str] = []
-    observed = observe_samples(model, kept, samples, order, channels=channels, threads=threads, device=device)
+    observed = observe_samples(
+        model, kept, samples, order, channels=channels, threads=threads, device=device, step=_step_of(progress)
+    )
     for number, (sample, seen) in zip(order, observed, strict=False):
         observers.add(seen)
         outliers.add(seen, sample.name)
@@ -117,11 +127,19 @@ def observe_samples(
     channels: Collection[str] = (),
     threads: int = 2,
     device: str = "cpu",
+    step: Step | None = None,
 ) -> Iterator[tuple[Sample, Glimpse]]:
     """Yield the samples with these indices, each with a glimpse of the named tensors.
 
-    Arguments and errors as in `collect`.
+    Arguments and errors as in `collect`; `step` is called for a model that runs in parts.
     """
+    if runs_in_parts(model):
+        watched = list(dict.fromkeys((*names, *_float_outputs(model))))
+        for sample, seen in _observe_in_parts(model, watched, channels, samples, order, threads, device, step):
+            if not seen.finite:
+                _raise_not_finite(model, names, sample, threads)
+            yield sample, seen.first(len(names))
+        return
     runs = max(1, min(threads, len(order))) if device == "cpu" and not _is_large(model, names, samples) else 1
     watched = list(dict.fromkeys((*names, *_float_outputs(model))))
     make = partial(probe, model, watched, channels, threads=max(1, threads // runs), providers=providers_for(device))
@@ -156,8 +174,13 @@ def extremes(
         ModelError: The model does not run on a sample.
     """
     make = partial(probe, model, list(names), (), threads=threads, providers=providers_for(device))
+    order = range(len(samples))
+    if runs_in_parts(model):
+        observed = _observe_in_parts(model, list(names), (), samples, order, threads, device, _step_of(progress))
+    else:
+        observed = _observe_in_order(make, samples, order, 1)
     low, high, size = np.full(len(names), np.inf), np.full(len(names), -np.inf), np.zeros(len(names), np.int64)
-    for done, (_, seen) in enumerate(_observe_in_order(make, samples, range(len(samples)), 1), 1):
+    for done, (_, seen) in enumerate(observed, 1):
         sound = seen.finite_each
         np.minimum(low, np.where(sound, seen.lows, -np.inf), out=low)
         np.maximum(high, np.where(sound, seen.highs, np.inf), out=high)
@@ -166,6 +189,40 @@ def extremes(
             progress("looking at ranges", done, len(samples))
     found = zip(low.tolist(), high.tolist(), size.tolist(), strict=True)
     return {name: Span(*one) for name, one in zip(names, found, strict=True)}
+
+
+def runs_in_parts(model: Model) -> bool:
+    """Whether a model has more weights than one session may hold."""
+    return model.weight_bytes() > memory.part_bytes()
+
+
+def _step_of(progress: Progress | None) -> Step | None:
+    """Report the parts of a large model as steps of their own."""
+    if progress is None:
+        return None
+    return lambda part, parts, done, samples: progress(f"calibrating, part {part} of {parts}", done, samples)
+
+
+def _observe_in_parts(
+    model: Model,
+    names: Sequence[str],
+    channels: Collection[str],
+    samples: Dataset | Sequence[Sample],
+    order: Sequence[int],
+    threads: int,
+    device: str,
+    step: Step | None,
+) -> Iterator[tuple[Sample, Glimpse]]:
+    """As `_observe_in_order`, some samples at a time through all parts of the model."""
+    workers = threads if device == "cpu" else 1
+    seen = PartedProbe(model, names, channels, threads=max(1, threads // workers), providers=providers_for(device))
+    rest = list(order)
+    while rest:
+        read, size = list[Sample](), 0
+        while rest and len(read) < _IN_PARTS and size <= memory.held_bytes():
+            read.append(samples[rest.pop(0)])
+            size += sum(values.nbytes for values in read[-1].feed.values())
+        yield from zip(read, seen.observe_all([sample.feed for sample in read], workers, step), strict=True)
 
 
 def _observe_in_order(
@@ -209,8 +266,13 @@ def _float_outputs(model: Model) -> list[str]:
 
 def _raise_not_finite(model: Model, names: Sequence[str], sample: Sample, threads: int) -> None:
     """Raise CalibrationError for the first tensor that is not finite on this sample."""
-    outside = OutsideProbe(model, names, (), threads=threads)
-    for name, values in zip(names, outside.values(sample.feed), strict=True):
+    if runs_in_parts(model):
+        shown = LeanModel.of(model).edited(fix_randomness).exposing(names)
+        parts = Runner(shown, threads=threads, inner=True).events([sample.feed], 1, names)
+        found: Iterable[tuple[str, NDArray[Any]]] = (pair for _, values in parts for pair in values.items())
+    else:
+        found = zip(names, OutsideProbe(model, names, (), threads=threads).values(sample.feed), strict=True)
+    for name, values in found:
         if not np.isfinite(values.astype(np.float32)).all():
             raise CalibrationError(
                 f"tensor {name!r} is NaN or infinite on sample {sample.name!r}",

@@ -34,7 +34,8 @@ ONNX Runtime maps a file into memory. Of a model given in memory it holds three 
 
 Shape = tuple[int | str | None, ...]
 
-_LEAST_OPSET = 13
+LEAST_OPSET = 13
+"""The lowest opset whose models can be instrumented."""
 _MARK = "onnxshot_probe_"
 _VALUES, _SIZES = _MARK + "values", _MARK + "sizes"
 
@@ -85,7 +86,7 @@ def probe(
     Falls back to `OutsideProbe` if the model cannot be instrumented; arguments as in `Probe`.
     """
     with contextlib.suppress(ModelError):
-        if model.opset >= _LEAST_OPSET:
+        if model.opset >= LEAST_OPSET:
             return InsideProbe(model, names, channels, threads=threads, providers=providers)
     return OutsideProbe(model, names, channels, threads=threads, providers=providers)
 
@@ -119,7 +120,7 @@ class InsideProbe(Probe):
         self, model: Model, names: Sequence[str], channels: Collection[str], **how: Any  # as of Probe
     ) -> None:
         super().__init__(model, names, channels, **how)
-        self._layout: _Layout | None = None
+        self._layouts = Layouts(self.names, self.channels)
         self._outside: OutsideProbe | None = None
         self._make_outside = partial(OutsideProbe, model, names, channels, **how)
 
@@ -129,7 +130,7 @@ class InsideProbe(Probe):
         shapes = {name: model.shape(tensors[name]) for name in self.names}
         by_channel = {self.names[i] for i in self.channels}
         change = partial(
-            _instrument, names=self.names, channels=by_channel, casts=casts, shapes=shapes, opset=model.opset
+            instrument, names=self.names, channels=by_channel, casts=casts, shapes=shapes, opset=model.opset
         )
         return change, [_VALUES, _SIZES]
 
@@ -137,14 +138,33 @@ class InsideProbe(Probe):
         """Run the model on one sample. Raises ModelError if the run fails."""
         if self._outside is not None:
             return self._outside.observe(feed)
-        found = self._runner.run(feed)
+        seen = self._layouts.glimpse(self._runner.run(feed))
+        if seen is None:
+            self._outside = self._make_outside()
+            return self._outside.observe(feed)
+        return seen
+
+
+class Layouts:
+    """Turns the outputs of an instrumented model into glimpses.
+
+    Args:
+        names: Tensors that the model was instrumented for.
+        channels: Numbers of those that are also reduced per channel.
+    """
+
+    def __init__(self, names: Sequence[str], channels: Sequence[int]) -> None:
+        self._count, self._channels = len(names), channels
+        self._layout: _Layout | None = None
+
+    def glimpse(self, found: Mapping[str, NDArray[Any]]) -> Glimpse | None:
+        """The glimpse of one run; None if the model states wrong shapes, so that the outputs cannot be understood."""
         values, sizes = found[_VALUES], found[_SIZES]
         layout = self._layout
         if layout is None or not np.array_equal(layout.lengths, sizes):
-            self._layout = layout = _Layout(sizes, len(self.names), self.channels)
-        if len(values) != layout.total:  # the model states wrong shapes
-            self._outside = self._make_outside()
-            return self._outside.observe(feed)
+            self._layout = layout = _Layout(sizes, self._count, self._channels)
+        if len(values) != layout.total:
+            return None
         absmax = {i: np.maximum(-values[low], values[high]) for i, low, high in layout.channels}
         bottoms, tops, picks = (np.concatenate([values[at] for at in parts]) for parts in layout.parts)
         return Glimpse(layout.sizes, layout.picked, layout.rows, picks, bottoms, tops, absmax)
@@ -184,7 +204,7 @@ def _expose(proto: ModelProto, names: Sequence[str]) -> None:
     proto.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in present)
 
 
-def _instrument(
+def instrument(
     proto: ModelProto,
     names: Sequence[str],
     channels: Collection[str],
@@ -253,7 +273,7 @@ class _Reductions:
         self._nodes: list[NodeProto] = []
 
     def of(self, tensor: str, rank: int, stride: str | None, *, cast: bool, by_channel: bool) -> list[NodeProto]:
-        """All nodes for one tensor; `_instrument` names what they make.
+        """All nodes for one tensor; `instrument` names what they make.
 
         Args:
             tensor: The tensor.

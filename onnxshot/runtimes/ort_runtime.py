@@ -194,7 +194,7 @@ class Runner:
             feeds = [noted(feed, i) for i, feed in enumerate(feeds)]
         for _, sample, values in walk_parts(
             self.parts, feeds, self._opener(names, len(feeds) if isinstance(feeds, Sequence) else CHUNK),
-            workers=workers, step=step,
+            workers=workers, step=step, count=self.parts.until(names) if outputs is not None else None,
         ):  # fmt: skip
             if sample not in seen:
                 seen.add(sample)
@@ -217,6 +217,8 @@ class Runner:
         def opened(number: int, model: LeanModel, passes: Sequence[str]) -> Opened[Values]:
             own = [name for name in names if name in parts.parts[number].makes]
             wanted = list(dict.fromkeys((*passes, *own)))
+            if not wanted:
+                return lambda feed: ({}, {})
             packed = samples >= _PACKED_FROM and model.weight_bytes <= memory.part_bytes()
             with serialized(model.with_outputs(wanted)) as (source, folder):
                 runner = SessionRunner(source, outputs=None, folder=folder, pack=packed, label=model.label, **self._how)

@@ -32,7 +32,13 @@ CHUNK = 128
 
 
 def walk_parts(
-    parts: Parts, feeds: Iterable[Feed], open_part: Open[Result], *, workers: int, step: Step | None = None
+    parts: Parts,
+    feeds: Iterable[Feed],
+    open_part: Open[Result],
+    *,
+    workers: int,
+    step: Step | None = None,
+    count: int | None = None,
 ) -> Iterator[tuple[int, int, Result]]:
     """Yield (part, sample, result), part after part, over all samples; for an iterator CHUNK samples at a time.
 
@@ -44,28 +50,29 @@ def walk_parts(
         open_part: Makes what runs a part. It is let go before the next part is opened.
         workers: Samples that run at once.
         step: Called after each sample of each part.
+        count: Number of parts to run, from the first one; None for all.
 
     Raises:
         ModelError: A part does not load, or a sample lacks an input or does not run.
     """
     if isinstance(feeds, Sequence):
         if feeds:
-            yield from _walk(parts, feeds, open_part, workers, step)
+            yield from _walk(parts, feeds, open_part, workers, step, count)
         return
     rest, start = iter(feeds), 0
     while chunk := list(islice(rest, CHUNK)):
-        for part, sample, result in _walk(parts, chunk, open_part, workers, step):
+        for part, sample, result in _walk(parts, chunk, open_part, workers, step, count):
             yield part, start + sample, result
         start += len(chunk)
 
 
 def _walk(
-    parts: Parts, feeds: Sequence[Feed], open_part: Open[Result], workers: int, step: Step | None
+    parts: Parts, feeds: Sequence[Feed], open_part: Open[Result], workers: int, step: Step | None, most: int | None
 ) -> Iterator[tuple[int, int, Result]]:
     last = {name: number for number, part in enumerate(parts.parts) for name in part.reads}
-    count = len(feeds)
+    count, most = len(feeds), len(parts) if most is None else most
     with Spool() as spool:
-        for number, part in enumerate(parts.parts):
+        for number, part in enumerate(parts.parts[:most]):
 
             def values_of(sample: int, names: Sequence[str] = part.reads) -> Feed:
                 feed = feeds[sample]
@@ -95,7 +102,7 @@ def _walk(
             for done, result in enumerate(in_order(work, range(count), workers)):
                 yield number, done, result
                 if step is not None:
-                    step(number + 1, len(parts), done + 1, count)
+                    step(number + 1, most, done + 1, count)
             del run, work  # the session, before the next one is created
             for name in (name for name in part.reads if last[name] == number):
                 for sample in range(count):

@@ -95,6 +95,11 @@ class Parts:
         """The number of the part that makes a tensor; None for inputs, constants and tensors of subgraphs."""
         return next((i for i, part in enumerate(self.parts) if name in part.makes), None)
 
+    def until(self, names: Iterable[str]) -> int:
+        """How many parts must run, from the first one, to compute these tensors."""
+        wanted = set(names)
+        return max((i for i, part in enumerate(self.parts, 1) if part.makes & wanted), default=0)
+
     def model_of(self, number: int, outputs: Iterable[str], given: Mapping[str, NDArray[Any]]) -> LeanModel:
         """Return a part as a model of its own.
 
