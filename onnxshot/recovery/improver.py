@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnx import ModelProto
-
 from onnxshot.calibration.range_methods import METHODS, Range
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sampling import spread
@@ -17,6 +15,7 @@ from onnxshot.execution.candidate_race import CandidateError
 from onnxshot.execution.parallel import in_order
 from onnxshot.execution.statistics_source import RunStatistics, from_data
 from onnxshot.graph import Model
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import copy_of
 from onnxshot.maths.smoothquant import STRENGTH
 from onnxshot.maths.value_grid import least_db
@@ -121,7 +120,7 @@ class Improver:
                 best = self._refined(best)
         return best
 
-    def repair(self, teacher: ModelProto, model: Model, plan: Plan) -> str:
+    def repair(self, teacher: LeanModel, model: Model, plan: Plan) -> str:
         """Repair a quantized model layer by layer, if the effort asks for it and it helps.
 
         Args:

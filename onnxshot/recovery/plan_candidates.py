@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import ModelProto
-
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.execution.candidate_race import CandidateError, race
 from onnxshot.graph import Model, edit
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import copy_of, load_model
 from onnxshot.passes.apply_repairs import ApplyRepairs
 from onnxshot.passes.equalize import Equalize
@@ -118,7 +117,7 @@ def _rewritten(model: Model, plan: Plan, rewrite: Callable[[Model, Plan], object
 
 def repaired(
     reference: Path | bytes,
-    teacher: ModelProto,
+    teacher: LeanModel,
     model: Model,
     plan: Plan,
     learn: Sequence[Sample],
@@ -157,7 +156,7 @@ def repaired(
         yield bytes(proto.SerializeToString())
         for name, rounding in ways.items():
             found[name] = reconstruct(
-                teacher, proto, layers, [sample.feed for sample in learn], rounding=rounding,
+                teacher.to_proto(), proto, layers, [sample.feed for sample in learn], rounding=rounding,
                 threads=settings.threads, progress=settings.progress,
             )  # fmt: skip
             copy = load_model(proto)

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
 
 from onnxshot.graph import Model, Node, edit
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.passes.keep_float import KeepFloat
 from onnxshot.passes.strip_qdq import restore
 from onnxshot.planning.plan import FLOAT, STATIC, Plan
@@ -26,7 +26,7 @@ REASON = "ONNX Runtime would not fuse it with its neighbours, and would dequanti
 _ROUNDS = 3  # a layer that becomes float may keep its neighbour from being fused
 
 
-def undo_unused_int8(model: Model, plan: Plan, target: Target, teacher: ModelProto | None) -> Plan:
+def undo_unused_int8(model: Model, plan: Plan, target: Target, teacher: LeanModel | None) -> Plan:
     """Restore the float weights of statically quantized layers that ONNX Runtime does not fuse.
 
     Args:
@@ -80,10 +80,9 @@ def _restore(model: Model, node: Node, slot: int, given: NDArray[Any] | None) ->
         node.inputs[slot] = real if real is not None else node.inputs[slot]
 
 
-def _given(teacher: ModelProto | None, node: Node, slot: int) -> NDArray[Any] | None:
+def _given(teacher: LeanModel | None, node: Node, slot: int) -> NDArray[Any] | None:
     """The weight of the node of the same name in the float model; None if there is none."""
     if teacher is None:
         return None
-    name = next((n.input[slot] for n in teacher.graph.node if n.name == node.name and len(n.input) > slot), "")
-    stored = next((t for t in teacher.graph.initializer if t.name == name), None)
-    return None if stored is None else numpy_helper.to_array(stored)
+    name = next((n.input[slot] for n in teacher.proto.graph.node if n.name == node.name and len(n.input) > slot), "")
+    return teacher.array(name) if teacher.holds(name) else None

@@ -17,6 +17,7 @@ from onnxshot.errors import UsageError
 from onnxshot.execution import candidate_race
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model, weights
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import by_label
 from onnxshot.graph.ops import op_of
@@ -150,7 +151,7 @@ class Workbench:
         """Make the model of a recipe, repaired and stamped with its record."""
         base, plan = self.prepared.model.to_proto(), self.plan_of(recipe)
         made = self._rewritten(base, plan)
-        self.final.repair(base, made, plan)
+        self.final.repair(LeanModel.of(base), made, plan)
         finish(made, self.prepared.target, recipe)
         stamp(made, self.prepared.record(recipe, plan, sampled=True))
         return made

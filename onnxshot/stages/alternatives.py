@@ -25,8 +25,8 @@ from onnxshot.delivery.artifacts import Judged
 from onnxshot.errors import OnnxshotError, UsageError
 from onnxshot.execution import candidate_race
 from onnxshot.files.atomic_write import scratch
-from onnxshot.graph import Constant, weights
-from onnxshot.graph.load import load_model
+from onnxshot.graph import Constant, Model, weights
+from onnxshot.graph.copies import copy_of
 from onnxshot.graph.ops import op_of
 from onnxshot.graph.save import write
 from onnxshot.planning.make_plan import make_plan
@@ -114,8 +114,7 @@ class Alternatives:
         return self.made.prepared.settings.threads
 
     @property
-    def _float_model(self) -> ModelProto:
-        assert self.made.float_model is not None, "a result is compared with a float model"
+    def _float_model(self) -> Model:
         return self.made.float_model
 
     def _in_mode(self, mode: str) -> Iterator[Recipe]:
@@ -141,7 +140,7 @@ class Alternatives:
         feeds = [self.judged.samples[i].feed for i in range(min(len(self.judged.samples), _TRIED_ON))]
         with scratch() as folder:
             plain, int8 = folder / "float.onnx", folder / "int8.onnx"
-            plain.write_bytes(self._float_model.SerializeToString())
+            write(self._float_model, plain)
             write(self.made.model, int8)
             try:
                 plain_run, ours = bench(
@@ -191,7 +190,7 @@ class Alternatives:
 
     def _units(self, data: Dataset, wanted: float) -> list[str]:
         """Patterns of nodes that bring the SQNR to `wanted` dB, in graph order; empty if there are none or too many."""
-        base = load_model(self._float_model)
+        base = copy_of(self._float_model)
         patterns, node_of = exact_patterns(base), {node.label: node for _, node in base.walk()}
         order = []
         for planned in self.made.plan.nodes:
@@ -232,7 +231,7 @@ class Alternatives:
 
     def _with_floats(self, units: Units) -> ModelProto:
         """The quantized model with these units in float, without repairs."""
-        model, final = load_model(self._float_model), self.made.final
+        model, final = copy_of(self._float_model), self.made.final
         recipe = replace(final.decided, exclude=(*final.decided.exclude, *sorted(units)))
         evidence = Evidence({}) if final.evidence is None else final.evidence
         plan = make_plan(model, self._prepared.target, recipe, evidence, self._prepared.trained)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onnx import ModelProto
-
 from onnxshot.execution import candidate_race
 from onnxshot.execution.statistics_source import RunStatistics
 from onnxshot.graph import Model
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.planning.plan import Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.schemes import schemes
@@ -42,7 +41,7 @@ class FinalPlan:
     inferences: int = 0
     notes: tuple[str, ...] = ()
 
-    def repair(self, teacher: ModelProto, model: Model, plan: Plan) -> str:
+    def repair(self, teacher: LeanModel, model: Model, plan: Plan) -> str:
         """Repair a quantized model where there is data to learn from, and return in words what was done.
 
         Args:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from onnx import ModelProto
-
 from onnxshot.calibration.readers import split
 from onnxshot.delivery.write_results import source_name
 from onnxshot.execution.statistics_source import RunStatistics
@@ -40,7 +38,6 @@ class Quantized:
         model: the quantized model.
         plan: what was done to each node.
         float_model: the model that the plan was made for; its channels may have other scales than the given model's.
-            None for a model that is too large to be held twice.
         held_out: numbers of the samples that nothing was learned from; empty: all samples.
         report: what is known so far; the proof adds its figures.
     """
@@ -51,7 +48,7 @@ class Quantized:
     final: FinalPlan
     model: Model
     plan: Plan
-    float_model: ModelProto | None
+    float_model: Model
     held_out: list[int]
     report: Report
 

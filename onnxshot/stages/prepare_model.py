@@ -75,7 +75,7 @@ class Prepared:
     @property
     def is_small(self) -> bool:
         """Whether the model is within the limits of the proof."""
-        return self.model.weight_bytes() < proof.MAX_BYTES and len(self.model.graph.nodes) < proof.MAX_NODES
+        return is_small(self.model)
 
     def plan(self, recipe: Recipe | None = None, evidence: Evidence | None = None) -> Plan:
         """Plan the model for a recipe, by default its own; without `evidence` the plan has no scales."""
@@ -116,6 +116,11 @@ def prepare_model(source: str | Path | ModelProto, recipe: Recipe, settings: Set
         source, recipe, settings, target, model, source_hash, source_bytes, fixed_shapes, trained, widened, requantized,
         tuple(notes), seconds,
     )  # fmt: skip
+
+
+def is_small(model: Model) -> bool:
+    """Whether a model is within the limits of the proof."""
+    return model.weight_bytes() < proof.MAX_BYTES and len(model.graph.nodes) < proof.MAX_NODES
 
 
 def _keeps_half(target: Target, recipe: Recipe, widened: WidenPrecision16) -> bool:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnx import ModelProto
-
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.readers import Dataset
 from onnxshot.delivery import portability
 from onnxshot.delivery.artifacts import Judged
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import Draft
 from onnxshot.planning.make_plan import already_quantized
@@ -24,7 +23,7 @@ from onnxshot.runtimes.ort_versions import needs
 from onnxshot.stages.alternatives import Alternatives
 from onnxshot.stages.make_quantized import Quantized, make_quantized
 from onnxshot.stages.open_samples import Samples
-from onnxshot.stages.prepare_model import prepare_model
+from onnxshot.stages.prepare_model import is_small, prepare_model
 from onnxshot.targets import RUNTIMES
 from onnxshot.targets.ort import ORT
 from onnxshot.verification import proof, report_rows
@@ -52,7 +51,7 @@ def prove_quantized(made: Quantized, written: Draft, *, target_emitted: bool = F
     """
     proven = _Proof(made, target_emitted)
     judged = proven.prove(written.path)
-    if proven.can_make_others and judged is not None and made.float_model is not None:
+    if proven.can_make_others and judged is not None:
         with made.report.timed("advise"):
             made.report.tried = Alternatives(made, judged, written.size_bytes).tried()
     return judged
@@ -94,9 +93,10 @@ class _Proof:
         """Compare the file, as ONNX Runtime runs it, with the float model, and time it where it is deployed so."""
         made, report, prepared = self.made, self.made.report, self.made.prepared
         data, reference, float_model = made.samples.data, made.reference, made.float_model
-        if data is None and reference is not None and float_model is not None:
+        small = is_small(float_model)
+        if data is None and reference is not None and small:
             data = proof.random_data(reference.model, made.model)
-        if data is None or reference is None or float_model is None:
+        if data is None or reference is None or not small:
             how = "loaded in ONNX Runtime" if proof.loads(runs, prepared.source) else "not loaded"
             report.notes.append(f"not compared with the float model, {how}: no data that it runs on, or too large")
             return None
@@ -122,7 +122,7 @@ class _Proof:
         return judged
 
     def _measure(
-        self, reference: Reference, float_model: ModelProto, written: Path, runs: Path, held_out: Dataset
+        self, reference: Reference, float_model: Model, written: Path, runs: Path, held_out: Dataset
     ) -> None:
         """Measure the accuracy of every output and tensor, and what ran in int8.
 
@@ -138,7 +138,7 @@ class _Proof:
         reload_check(made.model, written, first.feed, run=runs is written)
         found = compare(
             reference.model, runs, held_out, tensors=list(made.plan.tensors) or None, threads=threads,
-            inside=float_model.SerializeToString(), sizes=prepared.fixed_shapes,
+            inside=LeanModel.of(float_model).to_proto().SerializeToString(), sizes=prepared.fixed_shapes,
         )  # fmt: skip
         proof.record_comparison(report, found, random=held_out.random)
         report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, made.plan) for row in found.tensors]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from onnx import ModelProto
-
 from onnxshot.calibration.readers import Dataset
 from onnxshot.delivery.record import stamp
 from onnxshot.delivery.write_results import RANDOM_KEY
 from onnxshot.graph import Model
+from onnxshot.graph.copies import copy_of
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, Sizes, tensor_sizes
 from onnxshot.graph.skip import Skip
 from onnxshot.passes.fix_shapes import FixShapes
@@ -40,7 +40,7 @@ class Rewritten:
     Attributes:
         model: the quantized model.
         plan: what was done; without the nodes that came out no smaller or faster and went back to float.
-        float_model: the model that the plan was made for; None for a model that is too large to be held twice.
+        float_model: a copy of the model that the plan was made for.
         sizes: at which input sizes the work of `graph` is counted, as the report holds it.
         graph: one row per node of the float model.
         skips: what stayed float, and why.
@@ -50,7 +50,7 @@ class Rewritten:
 
     model: Model
     plan: Plan
-    float_model: ModelProto | None
+    float_model: Model
     sizes: dict[str, object]
     graph: list[NodeReport]
     skips: list[Skip]
@@ -68,20 +68,20 @@ def rewrite_model(final: FinalPlan, samples: Samples, timed: Timed = untimed) ->
     """
     prepared, plan = final.prepared, final.plan
     model, target, recipe, settings = prepared.model, prepared.target, prepared.recipe, prepared.settings
-    float_model = model.to_proto() if prepared.is_small else None
+    float_model = copy_of(model)
     notes = [*plan.notes, *model.notes]
     sizes = _sizes(prepared, samples.data)
     work = sizes.work(model)
     graph = report_rows.graph_rows(model, work)
     with timed("rewrite"):
         refused = apply_plan(model, plan, recipe)
-    if float_model is not None and recipe.effort != "fast":
+    if prepared.is_small and recipe.effort != "fast":
         with timed("repair"):
-            done = final.repair(float_model, model, plan)
+            done = final.repair(LeanModel.of(float_model), model, plan)
         notes += [done] if done else []
     refused += finish(model, target, recipe)
     with timed("mend"):
-        plan = undo_unused_int8(model, plan, target, float_model)
+        plan = undo_unused_int8(model, plan, target, LeanModel.of(float_model))
     notes += _keep_stored(prepared, plan)
     if prepared.keeps_half:
         narrow(model, prepared.widened)
