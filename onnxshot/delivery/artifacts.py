@@ -20,7 +20,7 @@ from onnxshot.graph.save import Draft
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
 from onnxshot.report.values import Artifact
 from onnxshot.runtimes.base import Dims, EmitOptions, Emitted, Loaded, Runtime
-from onnxshot.runtimes.ort_bench import NOISE, bench_loaded
+from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench_loaded
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.runtimes.size_ranges import ranges_of
 from onnxshot.settings import Settings
@@ -216,7 +216,8 @@ def _proven(
                 notes.append(f"not timed: {name} does not load the model that was given: {e.message}")
             else:
                 before, after = bench_loaded(
-                    [(path, given), (draft.path, loaded)], feeds, seconds=settings.bench_seconds, precision=NOISE
+                    [(path, given), (draft.path, loaded)], feeds, seconds=settings.bench_seconds, precision=NOISE,
+                    clear=CLEAR,
                 )
                 latency = after.against(before)
     return Artifact(

@@ -13,7 +13,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
 from onnxshot.runtimes.base import EmitOptions
-from onnxshot.runtimes.ort_bench import NOISE, bench
+from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench
 from onnxshot.runtimes.size_ranges import ranges_of
 from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES
@@ -77,7 +77,8 @@ def compare_single_target(
         write(alone, path)
         found = compare(judged.reference, path, judged.samples, threads=settings.threads)
         _, own = bench(
-            [written, path], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE
+            [written, path], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE,
+            clear=CLEAR,
         )
     db = None if judged.samples.random else found.sqnr_db
     return {"target": target, "sqnr_db": db, "ms": own.median_ms, "speedup": own.ratio}

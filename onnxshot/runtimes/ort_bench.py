@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from onnxshot.errors import UsageError
 from onnxshot.runtimes.base import Loaded
-from onnxshot.runtimes.interleaved_timing import time_interleaved
+from onnxshot.runtimes.interleaved_timing import LEAST_ROUNDS, time_interleaved
 from onnxshot.runtimes.ort_runtime import CPU, Feed, Runner
 
 NOISE = 0.02
 """Relative difference between two interleaved runs of the same file. A file may also grow by this share."""
+CLEAR = 0.05
+"""Relative precision that suffices for the ratio of two models if it is sure which of them is faster."""
 _CHECKED = 10  # rounds between two checks whether the ratios are precise enough
 
 
@@ -69,6 +71,8 @@ def bench(
     rounds: int = 200,
     seconds: float = 2.0,
     precision: float | None = None,
+    clear: float | None = None,
+    faster: float | None = None,
     providers: Sequence[str] = CPU,
 ) -> list[Latency]:
     """Measure the latency of models in ONNX Runtime, in interleaved runs.
@@ -83,6 +87,8 @@ def bench(
         rounds: Most rounds.
         seconds: Approximate time limit per model; at least 3 rounds run.
         precision: Stop as soon as every ratio is known to this relative precision (see `settled`); None to go on.
+        clear: As in `settled`.
+        faster: Stop as soon as every other model was so many times as fast as the first in all of 3 or more rounds.
         providers: Execution providers of ONNX Runtime.
 
     Raises:
@@ -92,7 +98,7 @@ def bench(
     if not models or not feeds or rounds < 1:
         raise UsageError(f"nothing to time: {len(models)} models, {len(feeds)} samples, {rounds} rounds")
     runners = [Runner(path, threads=threads, providers=providers) for path in models]
-    return bench_loaded(list(zip(models, runners, strict=True)), feeds, rounds, seconds, precision)
+    return bench_loaded(list(zip(models, runners, strict=True)), feeds, rounds, seconds, precision, clear, faster)
 
 
 def bench_loaded(
@@ -101,10 +107,16 @@ def bench_loaded(
     rounds: int = 200,
     seconds: float = 2.0,
     precision: float | None = None,
+    clear: float | None = None,
+    faster: float | None = None,
 ) -> list[Latency]:
     """Measure the latency of loaded models of any runtime, as `bench` does."""
     def enough(times: list[list[float]]) -> bool:
-        return precision is not None and len(times) % _CHECKED == 0 and settled(np.array(times), precision)
+        if faster is not None and len(times) >= LEAST_ROUNDS:
+            ms = np.array(times)
+            if (ms[:, :1] >= faster * ms[:, 1:]).all():
+                return True
+        return precision is not None and len(times) % _CHECKED == 0 and settled(np.array(times), precision, clear)
 
     times = time_interleaved([runner.run for _, runner in named], feeds, rounds, seconds, enough)
     return latencies([path for path, _ in named], times)
@@ -130,15 +142,18 @@ def latencies(models: Sequence[Path], times: Sequence[Sequence[float]], runtime:
     ]
 
 
-def settled(ms: NDArray[np.float64], precision: float) -> bool:
+def settled(ms: NDArray[np.float64], precision: float, clear: float | None = None) -> bool:
     """Whether the median ratio of every column to the first is known to a relative precision.
 
     Args:
         ms: [rounds, models] milliseconds.
         precision: Largest half width of the 95 % interval, relative to the ratio.
+        clear: The same for a model that is surely faster or slower than the first, or equally fast; None for
+            `precision`.
     """
     middle, width = _notch(ms[:, :1] / ms)
-    return bool((width <= precision * middle).all())
+    most = np.where(is_sure(ms), precision if clear is None else clear, precision)
+    return bool((width <= most * middle).all())
 
 
 def is_sure(ms: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -8,7 +8,7 @@ get its precision.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,7 @@ def _work_of_nodes(written: Model, events: list[Event], feed_shapes: Mapping[str
         # An operator that runs as the nodes of its function has no profile entry of its own.
         known = concrete_shapes(written, feed_shapes) | known
     for _, node in written.walk():
-        rows = [node_macs(node, known | _shapes_in_run(node, event)) for event in by_name.get(node.name, [])]
+        rows = [node_macs(node, ChainMap(_shapes_in_run(node, event), known)) for event in by_name.get(node.name, [])]
         if not rows and node in top:
             rows = [node_macs(node, known)]
         if node_macs(node, known) is None:

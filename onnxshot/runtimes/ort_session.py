@@ -209,7 +209,7 @@ class SessionRunner:
         self.inputs: tuple[InputSpec, ...] = tuple(map(input_spec, self._session.get_inputs()))
         found = self._session.get_outputs()
         held = tuple(o.name for o in found if _numpy_holds(o.type, whole=whole))
-        self.skipped: dict[str, str] = {o.name: o.type for o in found if o.name not in held}
+        self.skipped: dict[str, str] = {o.name: o.type for o in found if not _numpy_holds(o.type, whole=whole)}
         wanted = held if outputs is None else outputs
         self._runs_for_nothing = outputs is None
         self.outputs: tuple[str, ...] = tuple(name for name in wanted if name not in self.skipped)
@@ -248,7 +248,8 @@ class SessionRunner:
 
 def run_session(session: Any, names: Sequence[str] | None, feed: Feed) -> list[Any]:
     """Run a session on arrays. bfloat16, for which Python has no buffers, is passed in and out by its bits."""
-    asked = [out for out in session.get_outputs() if names is None or out.name in names]
+    wanted = None if names is None else set(names)
+    asked = [out for out in session.get_outputs() if wanted is None or out.name in wanted]
     halves = {name for name, value in feed.items() if value.dtype.name == "bfloat16"}
     if not halves and not any(out.type == _BFLOAT16 for out in asked):
         found: list[Any] = session.run(names, feed)

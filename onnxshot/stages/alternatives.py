@@ -42,7 +42,7 @@ from onnxshot.report.findings import is_inaccurate
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 from onnxshot.rewriting.apply_plan import apply_plan
-from onnxshot.runtimes.ort_bench import NOISE, bench
+from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench
 from onnxshot.runtimes.ort_executed import executed
 from onnxshot.runtimes.ort_runtime import stored_bytes
 from onnxshot.stages.make_quantized import Quantized, make_quantized
@@ -60,6 +60,7 @@ _NAMED = 6  # nodes that advice names at most; `onnxshot tune` is for longer lis
 _SECONDS = 30.0  # after this no trial begins
 _TO_MEASURE = 8.0  # seconds of those that the search for nodes leaves for measuring what it finds
 _SHORTEST_MS = 0.1  # shorter runs are mostly overhead and are not compared
+_CLEARLY = 1.25  # times as fast: then int8 is not timed any longer against the float graph
 _FUSED = ("Relu", "Clip")
 
 
@@ -145,7 +146,7 @@ class Alternatives:
             try:
                 plain_run, ours = bench(
                     [plain, int8], feeds, threads=self._threads, seconds=self._prepared.settings.bench_seconds,
-                    precision=NOISE,
+                    precision=NOISE, clear=CLEAR, faster=_CLEARLY,
                 )  # fmt: skip
             except OnnxshotError:
                 return

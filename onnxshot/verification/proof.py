@@ -18,7 +18,7 @@ from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.report.report import Report
 from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.runtimes.executed import Execution
-from onnxshot.runtimes.ort_bench import NOISE, bench
+from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.settings import Settings
 from onnxshot.verification.compare_models import Comparison
@@ -90,7 +90,8 @@ def record_latency(report: Report, source: Path, written: Path, data: Dataset, s
     """Time the written file against its source in interleaved runs, and store the result in the report."""
     feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
     before, after = bench(
-        [source, written], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE
+        [source, written], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE,
+        clear=CLEAR,
     )
     report.latency = after.against(before)
 

@@ -1,11 +1,15 @@
 """Latency figures are consistent, and say if the runs do not show which of two models is faster."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from onnxshot.runtimes.ort_bench import Latency, is_sure
+from onnxshot.runtimes.base import Feed
+from onnxshot.runtimes.ort_bench import Latency, bench_loaded, is_sure, settled
 
 RNG = np.random.default_rng(0)
 
@@ -35,3 +39,30 @@ def test_it_is_not_sure_if_pairs_and_medians_disagree() -> None:
     other = np.tile([0.9, 2.9, 2.5], 20)
     assert np.median(first / other) > 1 > np.median(first) / np.median(other)
     assert list(is_sure(np.stack([first, other], axis=1))) == [True, False]
+
+
+def test_where_it_is_sure_which_is_faster_less_precision_suffices() -> None:
+    scatter = np.random.default_rng(1).normal(0, 0.08, 40)
+    twice, same = np.stack([2.0 + 2 * scatter, np.ones(40)], axis=1), np.stack([1.0 + scatter, np.ones(40)], axis=1)
+    assert not settled(twice, 0.01)
+    assert settled(twice, 0.01, clear=0.05)
+    assert not settled(same, 0.01, clear=0.05), "which of the two is faster is not known"
+
+
+def test_timing_ends_after_three_rounds_where_the_other_is_clearly_faster() -> None:
+    class Model:
+        outputs = ("y",)
+
+        def __init__(self, seconds: float) -> None:
+            self.seconds, self.runs = seconds, 0
+
+        def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
+            self.runs += 1
+            time.sleep(self.seconds)
+            return {}
+
+    slow, fast = Model(0.004), Model(0.001)
+    _, row = bench_loaded([(Path("a"), slow), (Path("b"), fast)], [{}], rounds=40, faster=1.25)
+    assert 3 <= row.rounds < 40
+    _, row = bench_loaded([(Path("b"), fast), (Path("a"), slow)], [{}], rounds=12, faster=1.25)
+    assert row.rounds == 12, "the other is slower"
