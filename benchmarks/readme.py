@@ -13,12 +13,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from processes import cost
 
 import onnxshot
 
@@ -32,15 +32,6 @@ HEAD = (
     "| model | MB | SQNR dB | metric | float | result | MACs in int8 | float ms | speed | quantize s | peak MB |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|"
 )
-# Runs a command and writes the peak KiB of it to a file. A process of its own, and a small one: Linux counts the memory
-# of whoever starts a process as that process's own.
-MEASURE = """
-import resource, subprocess, sys
-code = subprocess.call(sys.argv[2:])
-with open(sys.argv[1], "w") as f:
-    f.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
-sys.exit(code)
-"""
 
 
 @dataclass(frozen=True)
@@ -137,13 +128,8 @@ def quantize(job: Job, out: Path) -> tuple[dict[str, Any], float, float]:
     command = [sys.executable, "-m", "onnxshot", "quantize", str(job.model), "--calib", str(job.calib)]
     command += ["-o", str(out), "--threads", str(THREADS), "--no-cache", "--json", *job.options]
     command += [] if job.preset is None else ["--preset", job.preset]
-    peak = out.with_suffix(".peak")
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-S", "-c", MEASURE, str(peak), *command], capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
-    return json.loads(done.stdout), seconds, int(peak.read_text()) * 1024 / 1e6
+    took = cost(command)
+    return json.loads(took.output), took.wall, took.peak
 
 
 def fixture_score(job: Job, out: Path) -> Score:

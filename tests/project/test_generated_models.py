@@ -1,5 +1,6 @@
 """The models with random weights that benchmarks make."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,3 +65,20 @@ def test_a_decoder_that_goes_on_gives_what_the_whole_sequence_gives(tmp_path):
     rest |= {name: values[:, :, :half] for name, values in zip(names, present, strict=True)}
     ((after, *_),) = run(path, [rest])
     np.testing.assert_allclose(after, logits[:, half:], atol=1e-3)
+
+
+def test_memory_is_measured_and_results_of_budgets_compared(tmp_path):
+    size = generated_models.SIZES["encoder"]["tiny"]
+    model = generated_models.generate("encoder", size, tmp_path / "entry")
+    (tmp_path / "entry" / "calib").mkdir()
+    for i, feed in enumerate(generated_models.samples("encoder", size, 4, False, "float32", 0)):
+        np.savez(tmp_path / "entry" / "calib" / f"{i}.npz", **feed)
+    script = [sys.executable, str(Path(generated_models.__file__).with_name("memory.py")), str(tmp_path)]
+    script += ["--modes", "weights", "--memory", "512M", "2G"]
+    rows = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+    head, _, *found = ([cell.strip() for cell in row.strip("|").split("|")] for row in rows)
+    first, second = (dict(zip(head, row, strict=True)) for row in found)
+    assert (first["memory"], second["memory"]) == ("512M", "2G")
+    assert float(first["peak MB"]) > float(first["private MB"]) > model.stat().st_size / 1e6
+    assert float(first["SQNR dB"]) == float(second["SQNR dB"]) > 20
+    assert (first["result"], second["result"]) == ("", "same bytes")
