@@ -7,8 +7,9 @@ sizes above which work is done in parts, is spilled to disk or is left out are s
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -29,6 +30,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _GROUP = Path("/sys/fs/cgroup")
 _VERSION_1 = {"memory.max": "memory.limit_in_bytes", "memory.current": "memory.usage_in_bytes"}
 
+_trim: Callable[[int], int] | None = None
 _chosen: ContextVar[int | None] = ContextVar("memory budget", default=None)
 
 
@@ -97,6 +99,17 @@ def part_bytes() -> int:
 def held_bytes() -> int:
     """Most bytes of arrays that wait in memory between parts; more are spilled to a temporary file."""
     return budget() // _HELD
+
+
+def release() -> None:
+    """Give freed memory back to the system, where the C library is glibc, which otherwise keeps it."""
+    global _trim
+    if _trim is None:
+        try:
+            _trim = ctypes.CDLL(None).malloc_trim
+        except (OSError, AttributeError):  # no glibc
+            _trim = int
+    _trim(0)
 
 
 def free_bytes() -> int:

@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnxshot.errors import ModelError
 from onnxshot.graph import weights as stored
 from onnxshot.graph.ir import Constant
+from onnxshot.graph.lean_parse import parse_lean
 from onnxshot.graph.load import first_line
 from onnxshot.graph.model import Model
 
@@ -64,7 +65,7 @@ class LeanModel:
         try:
             if isinstance(source, bytes):
                 return _of_proto(onnx.load_from_string(source), None)
-            proto = onnx.load(str(source), format="protobuf", load_external_data=False)
+            proto = parse_lean(source)
         except (OSError, DecodeError, ValueError) as e:
             what = str(source) if isinstance(source, Path) else "the model in memory"
             raise ModelError(f"{what} cannot be read: {first_line(e)}") from e

@@ -18,6 +18,7 @@ from onnx import ModelProto
 
 from onnxshot.calibration.checks import InputSpec, NamedFeed
 from onnxshot.errors import CalibrationError, ModelError, TargetError
+from onnxshot.graph.lean_parse import parse_lean
 from onnxshot.graph.load import first_line
 
 Feed = Mapping[str, NDArray[Any]]
@@ -344,15 +345,14 @@ def label_of(model: Path | bytes) -> str:
 def stored_bytes(model: Path) -> int:
     """Bytes of a model's file and its external data files. Raises ModelError if it cannot be read."""
     try:
-        proto = onnx.load(str(model), format="protobuf", load_external_data=False)
-        return model.stat().st_size + external_bytes(proto, model.parent)
+        return model.stat().st_size + external_bytes(parse_lean(model), model.parent, own=model.name)
     except (OSError, DecodeError) as e:
         raise ModelError(f"{label_of(model)} cannot be read: {first_line(e)}") from e
 
 
-def external_bytes(proto: ModelProto, folder: Path) -> int:
-    """Bytes of the external data files of a model in this folder."""
-    places = {e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"}
+def external_bytes(proto: ModelProto, folder: Path, own: str = "") -> int:
+    """Bytes of the external data files of a model in this folder, without the model's `own` file."""
+    places = {e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"} - {own}
     return sum(int(file.stat().st_size) for place in places if (file := folder / place).is_file())
 
 

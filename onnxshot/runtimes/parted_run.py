@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxshot import memory
 from onnxshot.calibration.checks import NamedFeed
 from onnxshot.errors import ModelError
 from onnxshot.graph.lean_model import LeanModel
@@ -104,6 +105,7 @@ def _walk(
                 if step is not None:
                     step(number + 1, most, done + 1, count)
             del run, work  # the session, before the next one is created
+            memory.release()
             for name in (name for name in part.reads if last[name] == number):
                 for sample in range(count):
                     spool.drop((sample, name))
