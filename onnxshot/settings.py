@@ -13,12 +13,10 @@ from onnxshot.arguments import check_fields
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.files.conflicts import Files
 from onnxshot.files.messages import shown
+from onnxshot.progress import Progress, telling
 
 _Asked = ParamSpec("_Asked")
 _Result = TypeVar("_Result")
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of the step, the number of samples done, and the number of all samples."""
 
 DEVICES = ("cpu", "cuda", "openvino")
 """Devices that calibration can run on."""
@@ -53,7 +51,8 @@ class Settings:
             same calibration pass, with or without the cache.
         files: other files that the caller has read, or will write after the run. They are checked for conflicts with
             the run's own files before the work starts.
-        progress: called with the name of the step, the number of samples done, and the number of all samples.
+        progress: called with the name of the step, the number of items done, and the number of all items; see
+            `onnxshot.progress`.
 
     Raises:
         UsageError: a value has the wrong type or is out of range.
@@ -105,7 +104,8 @@ class Settings:
 def budgeted(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
     """Decorator: run a verb within the memory budget of its `settings`, or of its argument `memory`.
 
-    Without either, the budget of the verb that calls it holds, else the default.
+    Without either, the budget of the verb that calls it holds, else the default. What the verb does is told to the
+    callback of its settings.
     """
     signature = inspect.signature(call)
 
@@ -113,8 +113,10 @@ def budgeted(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
     def called(*args: _Asked.args, **kwargs: _Asked.kwargs) -> _Result:
         given = signature.bind_partial(*args, **kwargs).arguments
         settings = given.get("settings")
-        most = settings.memory_bytes if isinstance(settings, Settings) else memory.parsed(given.get("memory"))
-        with memory.limited(most):
+        if isinstance(settings, Settings):
+            with memory.limited(settings.memory_bytes), telling(settings.progress):
+                return call(*args, **kwargs)
+        with memory.limited(memory.parsed(given.get("memory"))):
             return call(*args, **kwargs)
 
     return called

@@ -26,8 +26,8 @@ from onnxshot.graph import Constant, Node, weights
 from onnxshot.graph.axis_coupling import Ids
 from onnxshot.graph.proto_copies import with_initializers_serialized, with_outputs
 from onnxshot.maths.channel_removal import Floats, Reader, compensated_weights, removal_order
+from onnxshot.progress import Progress
 from onnxshot.runtimes.ort_runtime import Feed, Runner
-from onnxshot.settings import Progress
 
 _MOST_COLUMNS = 3072  # inputs per output; above, second moments take over 75 MB and the weight norm is used instead
 _ROWS = 8192  # output positions that second moments are collected at

@@ -31,8 +31,8 @@ from onnxshot.maths import optimal_brain_surgeon
 from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.finite import finite
 from onnxshot.maths.ridge_regression import Moments, best_strength, ridge
+from onnxshot.progress import Progress
 from onnxshot.runtimes.ort_runtime import Runner
-from onnxshot.settings import Progress
 
 HELD = 640 << 20
 """Bytes of activations held at a time; this limits the number of samples."""

@@ -6,10 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from onnxshot.progress import doing
+
 
 @contextmanager
 def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
     """Add the seconds that the block takes to the entry of its stage."""
     start = time.perf_counter()
-    yield
+    with doing(stage):
+        yield
     timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - start

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -19,11 +19,11 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from onnxshot.settings import Progress as Callback
+    from onnxshot.progress import Progress as Callback
 
 SHOWN_AFTER = 1.0
 """Seconds of work after which the progress bar appears."""
@@ -50,6 +50,26 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:.3g}/s")
 
 
+class _Bars(Progress):
+    """Progress bars; a step whose description says how far it is gets a line of that and a bar."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the lines, in two tables."""
+        plain = [task for task in self.tasks if not _tells_all(task)]
+        if plain:
+            yield self.make_tasks_table(plain)
+        for task in self.tasks:
+            if _tells_all(task):
+                row = Table.grid(Column(no_wrap=True), Column(ratio=1), padding=(0, 1), expand=True)
+                row.add_row(Text(task.description), BarColumn(None).render(task))
+                yield row
+
+
+def _tells_all(task: Task) -> bool:
+    """Whether the description itself says how far the step is."""
+    return ", " in task.description
+
+
 @contextlib.contextmanager
 def progress(wanted: bool) -> Iterator[Callback | None]:
     """Yield a callback that shows a progress bar after SHOWN_AFTER seconds; None unless stderr is a terminal."""
@@ -59,17 +79,18 @@ def progress(wanted: bool) -> Iterator[Callback | None]:
         return
     what = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
     columns = (what, BarColumn(20), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, expand=True)
+    bar = _Bars(*columns, console=console, transient=True, expand=True)
     tasks: dict[str, TaskID] = {}
     started = time.monotonic()
 
     def show(step: str, done: int, total: int) -> None:
         if time.monotonic() - started < SHOWN_AFTER:
             return
-        if step not in tasks:
+        name = step.partition(", ")[0]
+        if name not in tasks:
             bar.start()
-            tasks[step] = bar.add_task(step, total=total)
-        bar.update(tasks[step], completed=done, total=total)
+            tasks[name] = bar.add_task(step, total=total)
+        bar.update(tasks[name], completed=done, total=total, description=step)
 
     try:
         yield show

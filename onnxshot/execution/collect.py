@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxshot import memory
-from onnxshot.calibration.enough_samples import Settling
+from onnxshot.calibration.enough_samples import Settling, stops
 from onnxshot.calibration.observers import Glimpse, Observers
 from onnxshot.calibration.outliers import Outliers, is_blank
 from onnxshot.calibration.readers import Dataset, Sample
@@ -32,12 +32,13 @@ from onnxshot.execution.parted_probe import PartedProbe
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import concrete_shapes
+from onnxshot.progress import PartSteps, Progress
 from onnxshot.runtimes.ort_runtime import Runner, providers_for
 from onnxshot.runtimes.parted_run import Step
-from onnxshot.settings import Progress
 
 _LARGE = 48 << 20  # bytes of observed tensors per sample, above which samples run one at a time
 _READ_EARLY = 8 << 20  # bytes of samples that are read while the session is created
+_RANGES = "looking at ranges"
 _NAMED = 3  # most samples named in a note
 _IN_PARTS = 32  # samples that one pass over the parts of a large model takes
 
@@ -97,15 +98,17 @@ def collect(
     used: list[int] = []
     blank: list[str] = []
     observed = observe_samples(
-        model, kept, samples, order, channels=channels, threads=threads, device=device, step=_step_of(progress)
-    )
+        model, kept, samples, order, channels=channels, threads=threads, device=device,
+        step=_steps(progress, "calibrating", list(stops(total)) if settle else [total]),
+    )  # fmt: skip
+    parted = runs_in_parts(model)
     for number, (sample, seen) in zip(order, observed, strict=False):
         observers.add(seen)
         outliers.add(seen, sample.name)
         if is_blank(sample.feed):
             blank.append(sample.name)
         used.append(number)
-        if progress is not None:
+        if progress is not None and not parted:
             progress("calibrating", len(used), total)
         if settle and settling.add(seen):
             break
@@ -176,7 +179,8 @@ def extremes(
     make = partial(probe, model, list(names), (), threads=threads, providers=providers_for(device))
     order = range(len(samples))
     if runs_in_parts(model):
-        observed = _observe_in_parts(model, list(names), (), samples, order, threads, device, _step_of(progress))
+        step = _steps(progress, _RANGES, [len(samples)])
+        observed = _observe_in_parts(model, list(names), (), samples, order, threads, device, step)
     else:
         observed = _observe_in_order(make, samples, order, 1)
     low, high, size = np.full(len(names), np.inf), np.full(len(names), -np.inf), np.zeros(len(names), np.int64)
@@ -185,8 +189,8 @@ def extremes(
         np.minimum(low, np.where(sound, seen.lows, -np.inf), out=low)
         np.maximum(high, np.where(sound, seen.highs, np.inf), out=high)
         np.maximum(size, seen.sizes, out=size)
-        if progress is not None:
-            progress("looking at ranges", done, len(samples))
+        if progress is not None and not runs_in_parts(model):
+            progress(_RANGES, done, len(samples))
     found = zip(low.tolist(), high.tolist(), size.tolist(), strict=True)
     return {name: Span(*one) for name, one in zip(names, found, strict=True)}
 
@@ -196,11 +200,8 @@ def runs_in_parts(model: Model) -> bool:
     return model.weight_bytes() > memory.part_bytes()
 
 
-def _step_of(progress: Progress | None) -> Step | None:
-    """Report the parts of a large model as steps of their own."""
-    if progress is None:
-        return None
-    return lambda part, parts, done, samples: progress(f"calibrating, part {part} of {parts}", done, samples)
+def _steps(progress: Progress | None, name: str, ends: Sequence[int]) -> Step | None:
+    return None if progress is None else PartSteps(progress, name, ends)
 
 
 def _observe_in_parts(

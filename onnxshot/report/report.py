@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.graph.skip import Skip
+from onnxshot.progress import doing
 from onnxshot.report.advice import is_slower
 from onnxshot.report.saving import save_report
 from onnxshot.report.values import Artifact, NodeReport, TensorReport, rounded, to_json
@@ -124,7 +125,8 @@ class Report:
     def timed(self, stage: str) -> Iterator[None]:
         """Record in `timings` how long the block takes."""
         start = time.perf_counter()
-        yield
+        with doing(stage):
+            yield
         self.timings[stage] = time.perf_counter() - start
 
     def to_dict(self) -> dict[str, Any]:

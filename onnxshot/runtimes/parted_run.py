@@ -15,6 +15,7 @@ from onnxshot import memory
 from onnxshot.calibration.checks import NamedFeed
 from onnxshot.errors import ModelError
 from onnxshot.graph.lean_model import LeanModel
+from onnxshot.progress import part_steps
 from onnxshot.runtimes.ort_session import Feed
 from onnxshot.runtimes.parallel import in_order
 from onnxshot.runtimes.parts import Parts
@@ -50,12 +51,13 @@ def walk_parts(
         feeds: Samples; a sequence is taken whole.
         open_part: Makes what runs a part. It is let go before the next part is opened.
         workers: Samples that run at once.
-        step: Called after each sample of each part.
+        step: Called after each sample of each part; by default, what is done here is told (see `onnxshot.progress`).
         count: Number of parts to run, from the first one; None for all.
 
     Raises:
         ModelError: A part does not load, or a sample lacks an input or does not run.
     """
+    step = step or part_steps()
     if isinstance(feeds, Sequence):
         if feeds:
             yield from _walk(parts, feeds, open_part, workers, step, count)

@@ -75,7 +75,8 @@ function fail(why) {
 }
 
 function step(what, done, total) {
-  $("doing").textContent = total ? `${what}: ${done} of ${total}` : what;
+  const told = !total || what.includes(", "); // the step itself says how far it is
+  $("doing").textContent = told ? what : `${what}: ${done} of ${total}`;
   if (total) {
     $("bar").max = total;
     $("bar").value = done;

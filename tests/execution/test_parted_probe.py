@@ -71,6 +71,14 @@ def test_extremes_and_tensors_that_are_not_finite(one_weight_a_part: Callable[[]
 
 def test_parts_are_reported(one_weight_a_part: Callable[[], None]) -> None:
     one_weight_a_part()
-    seen: list[str] = []
-    collect(net(), NAMES, samples(3), progress=lambda stage, done, total: seen.append(f"{stage}: {done} of {total}"))
-    assert "calibrating, part 4 of 4: 3 of 3" in seen
+    seen: list[tuple[str, int, int]] = []
+    collect(net(), NAMES, samples(3), progress=lambda *step: seen.append(step))
+    assert [(done, total) for _, done, total in seen] == [(i, 12) for i in range(1, 13)]
+    assert seen[4][0] == "calibrating, part 2 of 4, sample 2 of 3"
+    seen.clear()
+    collect(net(), NAMES, samples(40), settle=True, progress=lambda *step: seen.append(step))
+    assert seen[0] == ("calibrating, part 1 of 4, sample 1 of 40", 1, 160)
+    assert seen[-1] == ("calibrating, part 4 of 4, sample 40 of 40", 160, 160)
+    seen.clear()
+    extremes(net(), ["d"], samples(3), progress=lambda *step: seen.append(step))
+    assert seen[-1][0].startswith("looking at ranges, part ")

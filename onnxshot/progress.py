@@ -1,0 +1,108 @@
+"""Tell how far long work is: which step, which part of a large model, which sample, and about how long it will take.
+
+A verb sets the callback with `telling`, and stages name themselves with `doing`. What runs a model part by part reports
+through `part_steps`, and need not know either of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of the step, the number of items done, and the number of all items.
+
+The name may go on after a comma with what is being done in the step, and then changes from call to call.
+"""
+
+_NAMES = {
+    "advise": "measuring alternatives", "allocate": "measuring layers", "bench": "timing", "calibrate": "calibrating",
+    "equalize": "equalizing", "grid": "trying grids", "half": "looking at ranges", "keep finite": "checking outputs",
+    "mend": "mending", "normalize": "checking the normalized model", "prune": "pruning", "refine": "refining",
+    "repair": "repairing", "smooth": "smoothing", "try": "trying candidates", "try LSTMs": "trying LSTMs",
+    "verify": "comparing",
+}  # fmt: skip
+"""What stages are called while they run."""
+_SECONDS_KNOWN = 2.0  # of work, before what is left is estimated
+_MINUTE, _HOUR = 60, 3600
+
+_told: ContextVar[Progress | None] = ContextVar("progress", default=None)
+_step: ContextVar[str] = ContextVar("step", default="running")
+
+
+@contextlib.contextmanager
+def telling(progress: Progress | None) -> Iterator[None]:
+    """Report what the block does to this callback; with None, report nothing."""
+    token = _told.set(progress)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+@contextlib.contextmanager
+def doing(stage: str) -> Iterator[None]:
+    """Name what the block does, after the stage in a report's `timings`."""
+    token = _step.set(_NAMES.get(stage, stage))
+    try:
+        yield
+    finally:
+        _step.reset(token)
+
+
+class PartSteps:
+    """Reports a walk over the parts of a model, as "STEP, part 3 of 12, sample 5 of 32, about 4 min left".
+
+    The numbers of the callback count samples in parts: 12 parts of 32 samples are 384 items.
+
+    Args:
+        progress: The callback.
+        step: Name of the step.
+        stops: Numbers of samples after which the whole may end, in ascending order; by default after the samples of
+            each walk.
+    """
+
+    def __init__(self, progress: Progress, step: str, stops: Sequence[int] = ()) -> None:
+        self._progress, self._name, self._stops = progress, step, stops
+        self._before = 0  # samples that have been through all parts
+        self._begun, self._first = time.monotonic(), -1
+
+    def __call__(self, part: int, parts: int, done: int, samples: int) -> None:
+        """Report that a part has run on a sample.
+
+        Args:
+            part: Number of the part, from 1.
+            parts: Number of parts.
+            done: Samples that this part has run on.
+            samples: Samples of this walk.
+        """
+        least = self._before + samples
+        whole = next((stop for stop in self._stops if stop >= least), least)
+        finished = self._before * parts + (part - 1) * samples + done
+        if self._first < 0:
+            self._first = finished - 1  # an earlier run may have done some
+        more = " or more" if self._stops and whole < self._stops[-1] else ""
+        text = f"{self._name}, part {part} of {parts}, sample {self._before + done} of {whole}{more}"
+        self._progress(text + self._left(finished, whole * parts), finished, whole * parts)
+        if part == parts and done == samples:
+            self._before = least
+
+    def _left(self, finished: int, items: int) -> str:
+        taken, new = time.monotonic() - self._begun, finished - self._first
+        if taken < _SECONDS_KNOWN or finished == items:
+            return ""
+        return f", about {_duration(taken / new * (items - finished))} left"
+
+
+def part_steps() -> PartSteps | None:
+    """What reports a walk over the parts of a model; None where nobody listens."""
+    progress = _told.get()
+    return None if progress is None else PartSteps(progress, _step.get())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < _MINUTE:
+        return f"{max(round(seconds), 1)} s"
+    return f"{round(seconds / _MINUTE)} min" if seconds < _HOUR else f"{seconds / _HOUR:.1f} h"
