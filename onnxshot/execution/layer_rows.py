@@ -72,6 +72,23 @@ class MatrixForm:
         at = spread_over(math.prod(y.shape[:-1]), share, number)
         return y.reshape(-1, y.shape[-1])[at], ()
 
+    def output_sizes(self, x: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+        """Spatial shape of the output for an input of shape x; () if the operator has none.
+
+        kernel: the sizes of the weight's kernel. Source: ONNX Conv-11.
+        """
+        if self.op != "Conv":
+            return ()
+        ones = [1] * len(kernel)
+        strides, dilations = self.attrs.get("strides", ones), self.attrs.get("dilations", ones)
+        how = self.attrs.get("auto_pad", b"NOTSET")
+        if how.startswith(b"SAME"):
+            return tuple(-(-size // stride) for size, stride in zip(x[2:], strides, strict=True))
+        pads = [0] * len(kernel) * 2 if how == b"VALID" else self.attrs.get("pads", [0] * len(kernel) * 2)
+        both = [a + b for a, b in zip(pads[: len(kernel)], pads[len(kernel) :], strict=True)]
+        spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+        return tuple((n + p - s) // t + 1 for n, p, s, t in zip(x[2:], both, spans, strides, strict=True))
+
     def read(
         self,
         inputs: Sequence[NDArray[Any]],

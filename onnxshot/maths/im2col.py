@@ -41,6 +41,9 @@ def patches(
         >>> patches(x, np.array([0, 2]), [3], **how).tolist()
         [[[0.0, 1.0, 2.0]], [[2.0, 3.0, 0.0]]]
     """
+    if tuple(sizes) == x.shape[1:] and not any(begin) and all(a * b == 1 for a, b in zip(kernel, strides, strict=True)):
+        pointwise: NDArray[Any] = x.reshape(x.shape[0], -1).take(positions, axis=1).T[:, :, None]
+        return pointwise
     at = np.unravel_index(positions, tuple(sizes))
     inside = np.ones((len(positions), *kernel), bool)
     index = np.zeros(inside.shape, np.int64)

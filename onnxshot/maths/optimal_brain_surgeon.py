@@ -15,6 +15,8 @@ Floats = NDArray[np.float32]
 _PANEL = 64  # columns pruned before the columns behind them are updated: SparseGPT, section 3.4 (there 128)
 _STEPS = 60  # iterations of conjugate gradients, at most
 _SMALL = 1e-5  # of the first residual: the iteration has converged
+_LARGE, _FEW = 1 << 16, 0.6  # from this many weights on, rows that have converged are set aside when most have
+_BLOCK = 128  # rows of a triangular matrix up to which it is inverted as a whole
 
 
 def error(weight: Floats, target: Floats, moments: Floats) -> float:
@@ -144,14 +146,24 @@ def inverse_factor(moments: NDArray[np.floating]) -> Floats:
         [[[0.5, 0.0], [0.0, 0.5]]]
     """
     lower = np.linalg.cholesky(moments[:, ::-1, ::-1].astype(np.float64)).astype(np.float32)
-    return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1])
+    return np.ascontiguousarray(_inverse_of_lower(lower)[:, ::-1, ::-1])
+
+
+def _inverse_of_lower(lower: Floats) -> Floats:
+    """The inverse of lower triangular matrices [G, K, K], by halves: a sixth of the work of a general inverse."""
+    size = lower.shape[-1]
+    if size <= _BLOCK:
+        return np.linalg.inv(lower)
+    half = size // 2
+    found = np.zeros_like(lower)
+    first, last = _inverse_of_lower(lower[:, :half, :half]), _inverse_of_lower(lower[:, half:, half:])
+    found[:, :half, :half], found[:, half:, half:] = first, last
+    found[:, half:, :half] = -(last @ (lower[:, half:, :half] @ first))
+    return found
 
 
 def refit(target: Floats, moments: Floats, gone: Mask, start: Floats | None = None, steps: int = _STEPS) -> Floats:
     """Return the weights of least error tr((W - target) H (W - target)^T) among those with this mask.
-
-    All rows are solved at once by conjugate gradients, projected onto the mask and preconditioned with the diagonal of
-    H. No matrix is inverted.
 
     Args:
         target: the dense weight, float32 [G, O, K].
@@ -163,34 +175,82 @@ def refit(target: Floats, moments: Floats, gone: Mask, start: Floats | None = No
     Returns:
         float32 [G, O, K].
 
-    Source: ALPS (Meng et al. 2024), algorithm 2.
-
     Example:
         >>> moments = np.array([[[2.0, 1.0], [1.0, 1.0]]], np.float32)
         >>> refit(np.ones((1, 1, 2), np.float32), moments, np.array([[[False, True]]])).tolist()
         [[[1.5, 0.0]]]
     """
     moments = moments.astype(np.float32)
+    nothing = np.zeros((len(moments), 1, 1), np.float32)
+    return solve(target @ moments, moments, nothing, gone, target if start is None else start, steps)
+
+
+def solve(aim: Floats, moments: Floats, added: Floats, gone: Mask, start: Floats, steps: int = _STEPS) -> Floats:
+    """Solve W (H + L) = aim for the weights that are not gone: the minimum of tr(W (H + L) W^T) - 2 tr(W aim^T).
+
+    All rows are solved at once by conjugate gradients, projected onto the mask and preconditioned with the diagonal of
+    H + L. No matrix is inverted. Several problems with the same H are solved together along leading axes S of aim and
+    `added`.
+
+    Args:
+        aim: right-hand side, float32 [..., G, O, K].
+        moments: H, second moments of the inputs, float32 [G, K, K].
+        added: the diagonal of L, float32 [..., G, 1, K].
+        gone: True where a weight must be zero, bool [G, O, K].
+        start: weights to start from, float32 [..., G, O, K].
+        steps: iterations, at most.
+
+    Returns:
+        W, float32 [..., G, O, K].
+
+    Source: ALPS (Meng et al. 2024), algorithm 2.
+
+    Example:
+        >>> moments = np.array([[[2.0, 1.0], [1.0, 1.0]]], np.float32)
+        >>> aim, nothing = np.array([[[3.0, 2.0]]], np.float32), np.zeros((1, 1, 2), np.float32)
+        >>> solve(aim, moments, nothing, np.array([[[False, True]]]), np.zeros_like(aim)).tolist()
+        [[[1.5, 0.0]]]
+    """
     keep = (~gone).astype(np.float32)
-    found = ((target if start is None else start) * keep).astype(np.float32)
-    scale = 1 / np.maximum(np.einsum("gkk->gk", moments), np.finfo(np.float32).tiny)[:, None]
-    residual = ((target - found) @ moments).astype(np.float32) * keep
+    found = np.broadcast_to(start * keep, aim.shape).astype(np.float32)
+    diagonal = np.einsum("gkk->gk", moments)[:, None]
+    scale = (1 / np.maximum(diagonal + added, np.finfo(np.float32).tiny)).astype(np.float32)
+    residual = aim - found @ moments
+    if added.any():
+        residual -= found * added
+    else:
+        added = np.zeros((), np.float32)
+    residual *= keep
     direction = residual * scale
-    power = np.einsum("gok,gok->go", residual, direction)
+    power = np.einsum("...k,...k->...", residual, direction)
     enough, turned = _SMALL * power, np.empty_like(direction)
+    left, rows = found, np.arange(0)  # `left`: the rows that are still solved; `rows`: where they are in `found`
     for _ in range(steps):
-        if (power <= enough).all():
+        unsolved = power > enough
+        if not unsolved.any():
             break
+        if len(aim) == 1 and aim.ndim == 3 and aim.size > _LARGE and unsolved.mean() < _FEW:
+            picked = np.flatnonzero(unsolved[0])
+            if len(rows):
+                found[:, rows] = left
+            rows = rows[picked] if len(rows) else picked
+            left, residual, direction, keep = (a[:, picked] for a in (left, residual, direction, keep))
+            power, enough, turned = power[:, picked], enough[:, picked], np.empty_like(direction)
         along = direction @ moments
+        if added.ndim:
+            along += np.multiply(direction, added, out=turned)
         along *= keep
-        bend = np.einsum("gok,gok->go", direction, along)
-        step = np.divide(power, bend, out=np.zeros_like(power), where=bend > 0)
-        found += np.multiply(step[:, :, None], direction, out=turned)
-        along *= step[:, :, None]
+        bend = np.einsum("...k,...k->...", direction, along)
+        step = np.divide(power, bend, out=np.zeros_like(power), where=bend > 0)[..., None]
+        left += np.multiply(step, direction, out=turned)
+        along *= step
         residual -= along
         np.multiply(residual, scale, out=turned)
-        before, power = power, np.einsum("gok,gok->go", residual, turned)
+        before, power = power, np.einsum("...k,...k->...", residual, turned)
         ratio = np.divide(power, before, out=np.zeros_like(power), where=before > 0)
-        direction *= ratio[:, :, None]
+        direction *= ratio[..., None]
         direction += turned
-    return np.where(gone, np.float32(0), found)  # 0.0, not -0.0
+    if len(rows):
+        found[:, rows] = left
+    found[np.broadcast_to(gone, found.shape)] = 0  # 0.0, not -0.0
+    return found

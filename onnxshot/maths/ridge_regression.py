@@ -42,11 +42,19 @@ class Moments:
         """
         columns = np.arange(self.xx.shape[1])
         found = self.xx.astype(np.float64)
-        diagonal = found[:, columns, columns]
+        found[:, columns, columns] += self.added(strength)
+        return found
+
+    def added(self, strength: float) -> NDArray[np.float64]:
+        """Return what `damped` adds to the diagonal [G, K]."""
+        diagonal = np.einsum("gkk->gk", self.xx).astype(np.float64)
         mean = diagonal.mean(axis=1, keepdims=True)
         least = max(float(mean.max()) * 1e-6, float(np.finfo(np.float32).tiny))  # for groups that read only zeros
-        found[:, columns, columns] += np.maximum(strength * (diagonal + _FLOOR * mean), least)
-        return found
+        return np.asarray(np.maximum(strength * (diagonal + _FLOOR * mean), least))
+
+    def of_outputs(self, picked: slice) -> Moments:
+        """Return the moments of some outputs alone."""
+        return Moments(self.xx, self.yx[:, picked])
 
 
 def ridge(moments: Moments, weight: Floats, strength: float) -> Floats:

@@ -20,8 +20,9 @@ from onnxshot.execution.layer_walk import Walk
 from onnxshot.maths import optimal_brain_surgeon
 from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
-from onnxshot.maths.ridge_regression import Moments, change, ridge
-from onnxshot.pruning.input_blocks import BLOCK, WHOLE, blocks_of, counts_of, in_place
+from onnxshot.maths.ridge_regression import Moments, ridge
+from onnxshot.pruning.input_blocks import BLOCK, blocks_of, counts_of, in_place
+from onnxshot.pruning.strength_trial import Strength, best_strength
 
 HELD = 512 << 20
 """Bytes of activations held at a time; this limits the number of samples."""
@@ -30,11 +31,8 @@ ROWS = 8192
 _ROW_BYTES = 160 << 20  # bytes of the inputs at these positions, at most
 _WANTED = 96 << 20  # bytes of target outputs held at a time; this limits how many layers are collected in one run
 _ROWS_PER_INPUT, _LEAST_ROWS = 24, 1024  # layers with few inputs need fewer positions
-_STRENGTHS = (0.01, 0.1, 1.0)  # candidate strengths of ridge and damping, relative to the mean second moment
-_DAMPING = 0.1  # for the first mask; SparseGPT, section 4, uses 0.01 on a thousand times the rows
 _FEW_DAMPING = 1.0  # with too few samples to compare strengths
 _FOLD, _LEAST_SAMPLES = 4, 8  # every 4th sample is held out to compare strengths; needs 8 samples
-_TRIAL_STEPS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +75,11 @@ class PrunableLayer:
     def order(self, pattern: Pattern) -> NDArray[np.int64] | slice:
         """Column order in which neighbours are input channels at one kernel position, as patterns require.
 
-        A slice, which copies nothing, if the pattern does not depend on the order and the layer is large.
+        A slice, which copies nothing, if the pattern does not depend on the order.
         """
-        if self.inputs > WHOLE and pattern.width == 1:
+        if pattern.width == 1:
             return slice(None)
-        columns = np.arange(self.inputs)
-        return columns.reshape(-1, self.kernel).T.reshape(-1) if pattern.width > 1 else columns
+        return np.arange(self.inputs).reshape(-1, self.kernel).T.reshape(-1)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -216,8 +213,7 @@ class _LayerProblem:
         x, y = self._centred(order)
         fitted, chosen = np.empty_like(weight), None
         if len(blocks) == 1:
-            chosen = self._best_strength(weight, *self._moments(x, y), pattern, count, fixed)
-            fitted = self._fitted(x, y, weight, pattern, count, fixed, chosen)
+            fitted, chosen = self._fitted(x, y, weight, pattern, count, fixed, None)
         else:
             counts = counts_of(blocks, weight, x, pattern, count, fixed)
             missing = y - x @ weight.transpose(0, 2, 1)
@@ -225,12 +221,11 @@ class _LayerProblem:
                 part, rows = weight[:, :, block], x[:, :, block]
                 aim = missing + rows @ part.transpose(0, 2, 1)
                 zeros = fixed[:, :, block]
-                chosen = chosen or self._best_strength(part, *self._moments(rows, aim), pattern, share, zeros)
-                fitted[:, :, block] = self._fitted(rows, aim, part, pattern, share, zeros, chosen)
+                fitted[:, :, block], chosen = self._fitted(rows, aim, part, pattern, share, zeros, chosen)
                 missing = aim - rows @ fitted[:, :, block].transpose(0, 2, 1)
         table = in_place(fitted, order)
         assert chosen is not None
-        pruned, refitted = self.layer.form.stored(table, self.stored), chosen[0] if chosen[1] else None
+        pruned, refitted = self.layer.form.stored(table, self.stored), chosen.damping if chosen.moves else None
         note = f"its {weight.shape[2]} inputs were fitted {BLOCK} at a time" if len(blocks) > 1 else ""
         if bias is None:
             return PrunedLayer(pruned, None, refitted, note)
@@ -246,45 +241,20 @@ class _LayerProblem:
         pattern: Pattern,
         count: int,
         fixed: Mask,
-        chosen: tuple[float, bool],
-    ) -> NDArray[np.float32]:
-        """The weight [G, O, K] with `count` zeros. x: inputs [G, N, K]. y: target outputs [G, N, O]."""
-        learned, others = self._moments(x, y)
-        moments, (strength, moves) = learned + others, chosen
-        target = ridge(moments, weight, strength).astype(np.float32) if moves else weight
-        damped = moments.damped(strength).astype(np.float32)
-        return optimal_brain_surgeon.prune_and_refit(target, damped, pattern, count, fixed)
+        chosen: Strength | None,
+    ) -> tuple[NDArray[np.float32], Strength]:
+        """The weight [G, O, K] with `count` zeros, and the strength it was fitted with, the given one if there is one.
 
-    def _best_strength(
-        self,
-        weight: NDArray[np.float32],
-        learned: Moments,
-        others: Moments,
-        pattern: Pattern,
-        count: int,
-        fixed: Mask,
-    ) -> tuple[float, bool]:
-        """(Strength of ridge and damping, whether to refit the weight to the target outputs before pruning).
-
-        The choice is the one whose pruned layer, fitted on most samples, has the least error on the held-out ones. With
-        few or noisy rows, a refit increases the error.
+        x: inputs [G, N, K]. y: target outputs [G, N, O].
         """
-        if len(self.wanted.starts) < _LEAST_SAMPLES:
-            return _FEW_DAMPING, False
-        gone = fixed
-        if count:
-            factor = optimal_brain_surgeon.inverse_factor(learned.damped(_DAMPING))
-            gone = optimal_brain_surgeon.prune(weight, factor, pattern, count, fixed)[0]
-        best, least = (_DAMPING, False), np.inf if gone.any() else 0.0
-        for strength in _STRENGTHS:
-            damped = learned.damped(strength).astype(np.float32)
-            for moves in (False, True) if gone.any() else (True,):
-                target = ridge(learned, weight, strength).astype(np.float32) if moves else weight
-                fitted = optimal_brain_surgeon.refit(target, damped, gone, steps=_TRIAL_STEPS) if gone.any() else target
-                found = change(others, weight, fitted)
-                if found < least:
-                    best, least = (strength, moves), found
-        return best
+        learned, others = self._moments(x, y)
+        if chosen is None and len(self.wanted.starts) < _LEAST_SAMPLES:
+            chosen = Strength(_FEW_DAMPING, moves=False)
+        chosen = chosen or best_strength(weight, learned, others, pattern, count, fixed)
+        moments = learned + others
+        target = ridge(moments, weight, chosen.damping).astype(np.float32) if chosen.moves else weight
+        damped = moments.damped(chosen.damping).astype(np.float32)
+        return optimal_brain_surgeon.prune_and_refit(target, damped, pattern, count, fixed), chosen
 
     def _centred(self, order: NDArray[np.int64] | slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Inputs [G, N, K] and target outputs [G, N, O], minus their means if there is a bias to absorb these."""

@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.execution.candidate_race import measure_candidates
-from onnxshot.execution.layer_rows import Feeds, LayerOutputs, layer_outputs, samples_that_fit
+from onnxshot.execution.layer_rows import Feeds, samples_that_fit
 from onnxshot.execution.layer_walk import Walk
 from onnxshot.graph.proto_copies import with_initializers_serialized
 from onnxshot.maths import optimal_brain_surgeon as obs
@@ -19,7 +19,7 @@ from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
 from onnxshot.maths.ridge_regression import Moments
 from onnxshot.maths.sparsity_allocation import Curve
 from onnxshot.pruning.input_blocks import blocks_of, counts_of, in_place
-from onnxshot.pruning.layerwise_pruning import HELD, PrunableLayer, input_rows, positions_per_sample, with_nodes
+from onnxshot.pruning.layerwise_pruning import HELD, PrunableLayer, positions_per_sample
 
 _SPARSITIES = (0.25, 0.5, 0.7, 0.85, 0.95)
 _MEASURED_AT = 1  # index of the sparsity at which the output error is measured
@@ -63,18 +63,16 @@ def loss_curves(
     feeds = feeds[: samples_that_fit(reference, [layer.name for layer in layers], feeds, HELD)]
     errors: list[list[float]] = []
 
-    def candidate(walk: Walk, layer: PrunableLayer, outputs: LayerOutputs, share: int) -> bytes:
-        x = input_rows(walk, layer, outputs, share)
-        found, changed = _errors(walk, layer, x, outputs.starts, pattern, keep_zeros)
+    def candidate(walk: Walk, layer: PrunableLayer) -> bytes:
+        x, sizes = _input_rows(walk, layer, positions_per_sample(layer, len(feeds), _ROWS))
+        found, changed = _errors(walk, layer, x, sizes, pattern, keep_zeros)
         errors.append(found)
         return with_initializers_serialized(reference, changed)
 
     def candidates() -> Iterator[bytes]:
         walk = Walk(reference, feeds, threads)
-        shares = [positions_per_sample(layer, len(feeds), _ROWS) for layer in layers]
-        outputs = layer_outputs(reference, with_nodes(reference, layers), feeds, shares, threads)
-        for done, (layer, given, one) in enumerate(zip(layers, outputs, shares, strict=True), 1):
-            yield candidate(walk, layer, given, one)  # not held here while it runs
+        for done, layer in enumerate(layers, 1):
+            yield candidate(walk, layer)  # not held here while it runs
             if progress is not None:
                 progress("measuring", done, len(layers))
 
@@ -87,22 +85,34 @@ def loss_curves(
     ]
 
 
+def _input_rows(walk: Walk, layer: PrunableLayer, share: int) -> tuple[NDArray[np.float32], list[int]]:
+    """Inputs of the layer in the walk at up to `share` positions of every sample [G, N, K], and rows of each sample."""
+    kernel = layer.shape[2:]
+    found = [
+        layer.form.inputs(x, layer.form.output_sizes(x.shape, kernel), share, number, kernel)
+        for number, x in enumerate(walk.values(layer.input))
+    ]
+    return np.concatenate(found).transpose(1, 0, 2), [len(rows) for rows in found]
+
+
 def _errors(
     walk: Walk,
     layer: PrunableLayer,
     x: NDArray[np.float32],
-    starts: NDArray[np.int64],
+    sizes: Sequence[int],
     pattern: Pattern,
     keep_zeros: bool,
 ) -> tuple[list[float], dict[str, NDArray[np.float32]]]:
-    """The layer's errors at `_SPARSITIES`, and its constants at the one where the outputs are measured."""
+    """The layer's errors at `_SPARSITIES`, and its constants at the one where the outputs are measured.
+
+    x: inputs [G, N, K]. sizes: rows of each sample.
+    """
     stored = walk.constant(layer.weight)
     order = layer.order(pattern)
     weight = layer.form.table(stored)[:, :, order]
     x = x[:, :, order]
     mean = x.mean(axis=1, keepdims=True)
     centred = x - mean if layer.bias else x
-    sizes = np.diff(starts, append=x.shape[1])
     held_out = np.repeat(np.arange(len(sizes)) % _FOLD == _FOLD - 1, sizes)
     if len(sizes) < _FOLD:
         held_out[:] = True

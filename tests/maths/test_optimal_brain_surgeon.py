@@ -105,3 +105,42 @@ def test_an_input_that_is_always_zero_is_harmless() -> None:
     gone, start = obs.prune(weight, obs.inverse_factor(damped), Pattern(), 18)
     assert np.isfinite(obs.refit(weight, damped.astype(np.float32), gone, start)).all()
     assert gone.sum() == 18
+
+
+def test_problems_with_one_matrix_are_solved_together() -> None:
+    """Each with a diagonal and a right-hand side of its own, as numpy solves it on the remaining weights."""
+    rng = np.random.default_rng(5)
+    weight, _, moments = problem(2, 4, 10)
+    gone = rng.random(weight.shape) < 0.4
+    aims = 100 * rng.standard_normal((3, *weight.shape)).astype(np.float32)
+    added = np.abs(rng.standard_normal((3, 2, 1, 10))).astype(np.float32) * 100
+    found = obs.solve(aims, moments, added, gone, np.zeros_like(weight))
+    for s, g, o in np.ndindex(3, 2, 4):
+        at = np.flatnonzero(~gone[g, o])
+        matrix = (moments[g] + np.diag(added[s, g, 0])).astype(np.float64)[np.ix_(at, at)]
+        wanted = np.linalg.solve(matrix, aims[s, g, o, at])
+        np.testing.assert_allclose(found[s, g, o, at], wanted, atol=0.01 * np.abs(wanted).max())
+    assert (found[:, gone] == 0).all()
+
+
+def test_rows_that_converge_early_are_as_good_as_those_that_take_long() -> None:
+    weight, x, _ = problem(1, 300, 256)
+    moments = (x.transpose(0, 2, 1) @ x + 1e-2 * np.eye(256)).astype(np.float32)
+    gone = np.random.default_rng(6).random(weight.shape) < 0.5
+    start = np.where(gone, np.float32(0), weight)
+    for row in range(200):  # these start where they end
+        start[0, row] = best_of_row(weight[0, row], moments[0], tuple(np.flatnonzero(~gone[0, row])))
+    found = obs.refit(weight, moments, gone, start)
+    for row in (0, 199, 200, 299):
+        best = best_of_row(weight[0, row], moments[0], tuple(np.flatnonzero(~gone[0, row]))).astype(np.float32)
+        errors = [obs.error(w[None, None], weight[:, row : row + 1], moments) for w in (found[0, row], best)]
+        assert errors[0] <= errors[1] * 1.02
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 129, 300])
+def test_the_factor_is_that_of_the_inverse(size: int) -> None:
+    _, _, moments = problem(2, 1, size, rows=2 * size + 8)
+    factor = obs.inverse_factor(moments).astype(np.float64)
+    assert (np.tril(factor, -1) == 0).all()
+    inverse = factor.transpose(0, 2, 1) @ factor
+    np.testing.assert_allclose(inverse @ moments, np.broadcast_to(np.eye(size), moments.shape), atol=2e-3)

@@ -216,8 +216,8 @@ def test_a_layer_of_many_inputs_is_fitted_in_blocks(pattern: str, monkeypatch: p
     proto = model("g (float[n, 96] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": weight})
     asked = {} if pattern == "2:4" else {"sparsity": 0.5}
     whole = onnxshot.prune(proto, feeds, pattern=pattern, settings=QUIET, **asked)
+    monkeypatch.setattr(blocks_module, "WHOLE", 64)
     for module in (layerwise_pruning, blocks_module):
-        monkeypatch.setattr(module, "WHOLE", 64)
         monkeypatch.setattr(module, "BLOCK", 40)
     parts = onnxshot.prune(proto, feeds, pattern=pattern, settings=QUIET, **asked)
     assert any("96 inputs were fitted 40 at a time" in note for note in parts.report.notes)
