@@ -98,6 +98,12 @@ class Glimpse:
         values = self.picks[:picks], self.bottoms[:rows], self.tops[:rows]
         return Glimpse(self.sizes[:n], self.picked[:n], self.rows[:n], *values, absmax)
 
+    def only(self, chosen: NDArray[np.bool_]) -> Glimpse:
+        """The glimpse of some of its tensors, without `absmax`. chosen: bool [n]."""
+        picks, rows = np.repeat(chosen, self.picked), np.repeat(chosen, self.rows)
+        sizes, picked, counts = (part[chosen] for part in (self.sizes, self.picked, self.rows))
+        return Glimpse(sizes, picked, counts, self.picks[picks], self.bottoms[rows], self.tops[rows])
+
 
 def glimpse(values: Sequence[NDArray[Any]], channels: Collection[int] = ()) -> Glimpse:
     """Reduce the tensors of one sample to a `Glimpse`.

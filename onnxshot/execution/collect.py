@@ -6,7 +6,7 @@ One pass over the samples is enough, and memory does not grow with their number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from onnxshot.calibration.stats import Span, TensorStats
 from onnxshot.comparison.random_nodes import fix_randomness
 from onnxshot.errors import CalibrationError
 from onnxshot.execution.instrumented_model import OutsideProbe, Probe, probe
+from onnxshot.execution.kept_glimpses import KeptGlimpses
 from onnxshot.execution.parallel import in_order
 from onnxshot.execution.parted_probe import PartedProbe
 from onnxshot.graph import Model
@@ -51,11 +52,13 @@ class Collected:
         stats: Statistics by tensor name.
         used: Indices of the samples that were run, in the order they were run.
         notes: Remarks on unusual samples, and on how many were needed.
+        kept: The glimpses of the tensors that were to be kept; None if there were none.
     """
 
     stats: dict[str, TensorStats]
     used: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    kept: KeptGlimpses | None = None
 
 
 def collect(
@@ -64,6 +67,7 @@ def collect(
     samples: Dataset | Sequence[Sample],
     *,
     channels: Collection[str] = (),
+    keep: Mapping[str, int] | None = None,
     settle: bool = False,
     threads: int = 2,
     device: str = "cpu",
@@ -82,6 +86,7 @@ def collect(
         names: Tensors to observe.
         samples: Samples to run.
         channels: Those of `names` whose extremes are also kept per channel of the last axis.
+        keep: Name -> rank of the tensors whose glimpses are kept (see `KeptGlimpses`).
         settle: Stop as soon as the ranges have settled (see `Settling`). Samples are then run in an order of which
             every prefix is spread over all samples.
         threads: CPU threads in total.
@@ -93,18 +98,21 @@ def collect(
         ModelError: The model does not run on a sample.
     """
     total = len(samples)
-    order, kept = order_of(total, settle=settle), list(names)
-    observers, outliers, settling = Observers(len(kept)), Outliers(len(kept)), Settling(len(kept))
+    order, watched = order_of(total, settle=settle), list(names)
+    observers, outliers, settling = Observers(len(watched)), Outliers(len(watched)), Settling(len(watched))
     used: list[int] = []
     blank: list[str] = []
+    kept = KeptGlimpses(watched, keep) if keep else None
     observed = observe_samples(
-        model, kept, samples, order, channels=channels, threads=threads, device=device,
+        model, watched, samples, order, channels=channels, threads=threads, device=device,
         step=_steps(progress, "calibrating", list(stops(total)) if settle else [total]),
     )  # fmt: skip
     parted = runs_in_parts(model)
     for number, (sample, seen) in zip(order, observed, strict=False):
         observers.add(seen)
         outliers.add(seen, sample.name)
+        if kept is not None:
+            kept.add(seen)
         if is_blank(sample.feed):
             blank.append(sample.name)
         used.append(number)
@@ -112,8 +120,9 @@ def collect(
             progress("calibrating", len(used), total)
         if settle and settling.add(seen):
             break
-    stats = dict(zip(kept, observers.stats(), strict=True))
-    return Collected(stats, tuple(used), tuple(notes_of(outliers, blank, kept, len(used), total)))
+    stats = dict(zip(watched, observers.stats(), strict=True))
+    notes = tuple(notes_of(outliers, blank, watched, len(used), total))
+    return Collected(stats, tuple(used), notes, kept)
 
 
 def order_of(total: int, *, settle: bool) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import CalibrationError
 from onnxshot.execution import statistics_cache
 from onnxshot.execution.collect import collect
+from onnxshot.execution.kept_glimpses import Floats, KeptGlimpses, scalable
 from onnxshot.execution.observed_tensors import calibration_pass, missing_in
 from onnxshot.files import cache_folder
 from onnxshot.files.conflicts import SAMPLES, Read
@@ -43,6 +44,8 @@ class RunStatistics:
         held_out: Indices of the held-out samples.
         inferences: Number of samples that were run for them; 0 if they come from the cache or a file.
         notes: Remarks for the report.
+        key: Their key in the cache; empty if they are never cached.
+        kept: What the pass saw of tensors whose channels may be scaled; None if it was not kept.
     """
 
     statistics: Statistics
@@ -50,6 +53,13 @@ class RunStatistics:
     held_out: list[int]
     inferences: int = 0
     notes: tuple[str, ...] = ()
+    key: str = ""
+    kept: KeptGlimpses | None = None
+
+    @property
+    def by_channel(self) -> set[str]:
+        """Tensors that were also observed per channel of the last axis."""
+        return {name for name, stats in self.statistics.tensors.items() if stats.channel_absmax}
 
 
 def open_calib(
@@ -79,6 +89,7 @@ def from_data(
     *,
     settle: bool = True,
     known: Mapping[str, TensorStats] | None = None,
+    keep: bool = False,
 ) -> RunStatistics:
     """Statistics of all tensors the plan observes, from the cache if they are there, else from a pass over the data.
 
@@ -91,6 +102,7 @@ def from_data(
         holdout: Share of the samples to hold out.
         settle: Allow the pass to stop early, if the settings do too.
         known: Statistics of tensors that need not be observed again. The result does not repeat them.
+        keep: Keep what a pass sees of tensors whose channels may be scaled, for `after_scaling`.
 
     Raises:
         CalibrationError: A tensor is NaN or infinite on a sample.
@@ -106,17 +118,55 @@ def from_data(
     key = watch.key(digests, recipe, settings.device)
     kept = statistics_cache.load(key, Path(settings.shared)) if settings.shared is not None else None
     kept = statistics_cache.load(key) if kept is None and cached else kept
+    lasting = key if cached else ""
     if kept is not None:
-        return RunStatistics(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes)
+        return RunStatistics(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes, lasting)
     found = collect(
-        model, watch.names, watch.samples, channels=watch.channels, settle=watch.settle, threads=settings.threads,
-        device=settings.device, progress=settings.progress,
+        model, watch.names, watch.samples, channels=watch.channels, keep=scalable(model) if keep else None,
+        settle=watch.settle, threads=settings.threads, device=settings.device, progress=settings.progress,
     )  # fmt: skip
     statistics = watch.statistics(found.stats, found.used, digests, found.notes)
     if cached:
         statistics_cache.store(key, statistics)
     used = _numbers(statistics, calibrated, digests)
-    return RunStatistics(statistics, used, held_out, len(found.used), statistics.notes)
+    return RunStatistics(statistics, used, held_out, len(found.used), statistics.notes, lasting, found.kept)
+
+
+def after_scaling(
+    gathered: RunStatistics, model: Model, factors: Mapping[str, Floats], data: Dataset, settings: Settings
+) -> tuple[dict[str, TensorStats], int]:
+    """Statistics of tensors whose channels are scaled, from what the calibration pass saw of them.
+
+    Where that was not kept, the same pass is made again, so that the result is the same to the bit.
+
+    Args:
+        gathered: Statistics of the model before scaling.
+        model: That model.
+        factors: Tensor name -> factor of each of its channels (axis 1).
+        data: All samples.
+        settings: Threads, device and progress.
+
+    Returns:
+        Statistics of the tensors that `KeptGlimpses.scaled` can tell, and the number of samples that were run.
+    """
+    key = ""
+    if gathered.key:
+        parts = (f"{name}\0{values.tobytes().hex()}" for name, values in sorted(factors.items()))
+        key = statistics_cache.key(gathered.key, "scaled", *parts)
+    kept, runs = gathered.kept, 0
+    if kept is None:
+        stored = statistics_cache.load(key) if key else None
+        if stored is not None:
+            return dict(stored.tensors), 0
+        again = collect(
+            model, list(gathered.statistics.tensors), data.subset(gathered.calibrated), channels=gathered.by_channel,
+            keep=scalable(model), threads=settings.threads, device=settings.device, progress=settings.progress,
+        )  # fmt: skip
+        kept, runs = again.kept, len(again.used)
+    found = kept.scaled(factors, gathered.statistics.tensors) if kept is not None else {}
+    if key:
+        statistics_cache.store(key, replace(gathered.statistics, tensors=found))
+    return found, runs
 
 
 def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) -> RunStatistics:

@@ -36,13 +36,14 @@ class Equalize:
     Attributes:
         plan: The plan, with the quantization parameters of each tensor.
         stats: Tensor name -> its calibration statistics, with the least and the largest value of each channel.
-        scaled: Filled by `run`: names of the tensors with scaled channels, whose statistics are out of date.
+        scaled: Filled by `run`: tensors with scaled channels, whose statistics are out of date, by name -> factor of
+            each channel (axis 1), float32 [C].
     """
 
     plan: Plan
     stats: Mapping[str, TensorStats]
     name: str = "equalize"
-    scaled: set[str] = field(default_factory=set)
+    scaled: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def run(self, model: Model) -> Change:
         """Scale the weights and biases."""
@@ -52,7 +53,8 @@ class Equalize:
         if change.edits and not _scale(model, found, factors.astype(np.float32)):
             return Change()  # a weight or bias would overflow
         if change.edits:
-            self.scaled.update(name for name, ids in found.of.items() if (factors[ids] != 1.0).any())
+            scaled = {name: factors[ids].astype(np.float32) for name, ids in found.of.items()}
+            self.scaled.update({name: of_channel for name, of_channel in scaled.items() if (of_channel != 1.0).any()})
         return change
 
     def _extremes(self, name: str, ids: Ids) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:

@@ -12,8 +12,9 @@ from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.execution.candidate_race import CandidateError
+from onnxshot.execution.observed_tensors import missing_in
 from onnxshot.execution.parallel import in_order
-from onnxshot.execution.statistics_source import RunStatistics, from_data
+from onnxshot.execution.statistics_source import RunStatistics, after_scaling, from_data
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import copy_of
@@ -51,6 +52,11 @@ _SMOOTHING_GAIN_DB = 0.5  # least gain: a division takes time
 _REFINED_ON = (24, 96)  # least and most samples that ranges are refined on;
 _REFINED_MACS = 1 << 32  # between the two, as many as take this many multiply-accumulates
 _CLIPPING_GAIN_DB = 1.0  # least gain of min-max ranges over clipped ones, which have less error tensor by tensor
+
+
+def may_equalize(recipe: Recipe, trained: Trained) -> bool:
+    """Whether channels are equalized where that helps."""
+    return recipe.effort != "fast" and recipe.equalize is not False and not trained
 
 
 @dataclass(slots=True)
@@ -98,7 +104,7 @@ class Improver:
         given = Candidate(self.model, plan, evidence)
         candidates = [given]
         enough = len(self.gathered.calibrated) >= _EQUALIZED_FROM or self.recipe.equalize is True
-        if self.recipe.effort != "fast" and self.recipe.equalize is not False and enough and not self.trained:
+        if may_equalize(self.recipe, self.trained) and enough:
             better = self._equalized(given)
             if better is not None:
                 candidates = [better] if self.recipe.equalize else [better, given]
@@ -217,8 +223,14 @@ class Improver:
             found = plan_candidates.equalized(given.model, whole, given.evidence.stats)
             if found is None:
                 return None
-            model, known = found
-            evidence = Evidence(self._completed(model, known))
+            model, factors = found
+            known = {name: stats for name, stats in given.evidence.stats.items() if name not in factors}
+            derived, runs = after_scaling(self.gathered, given.model, factors, self.data, self.settings)
+            self.inferences += runs
+            known |= derived
+            if missing_in(known, list(self.gathered.statistics.tensors), self.gathered.by_channel):
+                known = dict(self._completed(model, known))
+            evidence = Evidence(known)
             plan = make_plan(model, self.target, self.recipe, evidence)
             return replace(given, model=model, plan=plan, evidence=evidence)
 

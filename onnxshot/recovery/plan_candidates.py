@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.execution.candidate_race import CandidateError, race
@@ -69,18 +72,19 @@ class Candidate:
 
 def equalized(
     model: Model, plan: Plan, stats: Mapping[str, TensorStats]
-) -> tuple[Model, dict[str, TensorStats]] | None:
+) -> tuple[Model, dict[str, NDArray[np.float32]]] | None:
     """Copy a model and equalize its channels.
 
     Returns:
-        The copy, and the statistics of the tensors that did not change; None where there is nothing to equalize.
+        The copy, and the tensors that changed, by name -> factor of each channel (axis 1); None where there is nothing
+        to equalize.
     """
     if not any(n.how == STATIC and n.has_weight for n in plan.nodes):
         return None
     copy, change = copy_of(model), Equalize(plan, stats)
     if not change.run(copy).edits:
         return None
-    return copy, {name: known for name, known in stats.items() if name not in change.scaled}
+    return copy, change.scaled
 
 
 def choose(

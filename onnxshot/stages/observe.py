@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxshot.execution.statistics_source import RunStatistics, from_data, from_file
 from onnxshot.planning.plan import Plan
+from onnxshot.recovery.improver import may_equalize
 from onnxshot.report.timings import Timed, untimed
 from onnxshot.stages.open_samples import Samples
 from onnxshot.stages.prepare_model import Prepared
@@ -24,4 +25,5 @@ def observe(prepared: Prepared, plan: Plan, samples: Samples, timed: Timed = unt
     if data is None:
         return None
     with timed("calibrate"):
-        return from_data(prepared.model, plan, prepared.recipe, data, prepared.settings)
+        keep = may_equalize(prepared.recipe, prepared.trained)
+        return from_data(prepared.model, plan, prepared.recipe, data, prepared.settings, keep=keep)

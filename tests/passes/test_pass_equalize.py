@@ -215,21 +215,20 @@ def test_no_range_grows() -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_statistics_are_kept_of_those_tensors_only_that_are_what_they_were(name: str) -> None:
+def test_the_factors_of_every_tensor_that_changed_are_told(name: str) -> None:
     case = NETWORKS[name]
     ready, plan = planned(case, calibrate=True)
     stats = statistics(ready, plan.observe, case.feeds)
     found = plan_candidates.equalized(ready, plan, stats)
     assert found is not None
-    model, known = found
+    model, factors = found
     again = statistics(model, plan.observe, case.feeds)
-
-    def rows(table: dict[str, Any], tensor: str) -> NDArray[Any]:
-        return np.asarray([table[tensor].row_lows, table[tensor].row_highs])
-
-    same = {tensor for tensor in stats if np.allclose(rows(again, tensor), rows(stats, tensor), rtol=1e-4, atol=1e-4)}
-    assert set(known) == same
-    assert same != set(stats)
+    for tensor, before in stats.items():
+        for row in ("row_lows", "row_highs"):
+            wanted, scale = np.asarray(getattr(before, row)), factors.get(tensor, np.ones(1, np.float32))
+            np.testing.assert_allclose(getattr(again[tensor], row), wanted * scale, rtol=1e-4, atol=1e-4)
+    assert all((values >= 1).all() and (values > 1).any() for values in factors.values())
+    assert set(factors) & set(stats)
 
 
 def test_a_shared_weight_is_not_scaled_and_the_given_model_stays() -> None:
