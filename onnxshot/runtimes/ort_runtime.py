@@ -73,6 +73,7 @@ class Runner:
         whole: bool = False,
         inner: bool = False,
         stops: Sequence[Sequence[str]] | None = None,
+        split: bool = True,
     ) -> None:
         """Load a model, or cut it into parts.
 
@@ -87,6 +88,7 @@ class Runner:
             whole: Also return sequences, maps and optionals of numbers, each as one array (see `as_array`).
             inner: As in `session`.
             stops: Cut the model as another one is cut, whose `parts.stops` these are.
+            split: Run a model over the budget in parts; else in one session that maps its weights, to time it.
         """
         how: dict[str, Any] = {
             "optimize": optimize, "threads": threads, "providers": providers, "keep_plans": keep_plans, "whole": whole,
@@ -96,7 +98,7 @@ class Runner:
         self._whole: SessionRunner | None = None
         self.parts: Parts | None = None
         lean = _lean(model) if folder is None else None
-        if lean is not None and (stops or lean.weight_bytes > memory.part_bytes()):
+        if lean is not None and split and (stops or lean.weight_bytes > memory.part_bytes()):
             self.parts = Parts(lean, memory.part_bytes(), stops)
             self._adopt(lean, outputs)
             return
