@@ -16,7 +16,8 @@ from onnxshot.files.atomic_write import clear_dead_everywhere
 from onnxshot.files.cache_folder import folder
 from onnxshot.files.temporary_folders import clear as clear_part
 from onnxshot.files.temporary_folders import clear_dead
-from onnxshot.graph import Model, weights
+from onnxshot.graph import Model
+from onnxshot.graph.weight_pieces import row_blocks
 
 MAX_BYTES = 256 << 20
 """Largest size of the cache folder, in bytes."""
@@ -30,8 +31,9 @@ def model_hash(model: Model) -> str:
     digest.update(proto.SerializeToString(deterministic=True))
     for name in sorted(lifted):
         digest.update(name.encode() + b"\0")
-        # As bytes: Python has no buffer type for bfloat16 and float8.
-        digest.update(np.ascontiguousarray(weights.read(lifted[name])).view(np.uint8).data)
+        for _, block in row_blocks(lifted[name]):
+            # As bytes: Python has no buffer type for bfloat16 and float8.
+            digest.update(np.ascontiguousarray(block).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
 from onnxshot.errors import ModelError
-from onnxshot.graph import weights
+from onnxshot.graph import sparse_tensors, weights
 from onnxshot.graph.ir import Constant, EmptyList, Graph, Node, Tensor, Variable
 from onnxshot.graph.own_file import OwnFile
 
@@ -110,7 +110,7 @@ class Importer:
             lazy = weights.StoredValues(tensor, self.folder, self.own)
             found.append((tensor.name, lazy))
             self.external_data |= lazy.external
-        found += [(sparse.values.name, weights.dense(sparse, self.folder)) for sparse in proto.sparse_initializer]
+        found += [(s.values.name, sparse_tensors.dense(s, self.folder)) for s in proto.sparse_initializer]
         stored: set[str] = set()
         for name, values in found:
             if not name or name in stored:

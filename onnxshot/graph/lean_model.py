@@ -20,6 +20,7 @@ from onnxshot.graph.ir import Constant
 from onnxshot.graph.lean_parse import parse_lean
 from onnxshot.graph.load import first_line
 from onnxshot.graph.model import Model
+from onnxshot.graph.own_file import OwnFile
 
 INLINE = 4096
 """Bytes up to which a weight stays in the proto: shapes, axes, scales, biases of small layers."""
@@ -65,11 +66,12 @@ class LeanModel:
         try:
             if isinstance(source, bytes):
                 return _of_proto(onnx.load_from_string(source), None)
+            own = OwnFile.of(source)
             proto = parse_lean(source)
         except (OSError, DecodeError, ValueError) as e:
             what = str(source) if isinstance(source, Path) else "the model in memory"
             raise ModelError(f"{what} cannot be read: {first_line(e)}") from e
-        return replace(_of_proto(proto, source.parent), label=str(source))
+        return replace(_of_proto(proto, source.parent, own), label=str(source))
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -158,7 +160,7 @@ def _of_graph(model: Model) -> LeanModel:
     return LeanModel(proto, large, str(model.path) if model.path is not None else "the model in memory")
 
 
-def _of_proto(given: ModelProto, folder: Path | None) -> LeanModel:
+def _of_proto(given: ModelProto, folder: Path | None, own: OwnFile | None = None) -> LeanModel:
     """A lean model that shares the large tensors of a proto."""
     proto, large = ModelProto(), dict[str, Constant]()
     for field, value in given.ListFields():
@@ -169,7 +171,7 @@ def _of_proto(given: ModelProto, folder: Path | None) -> LeanModel:
             _copy_field(proto.graph, field.name, value, repeated=field.is_repeated, message=bool(field.message_type))
     for tensor in given.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL or _is_large(tensor):
-            large[tensor.name] = Constant(tensor.name, stored.StoredValues(tensor, folder))
+            large[tensor.name] = Constant(tensor.name, stored.StoredValues(tensor, folder, own))
         else:
             proto.graph.initializer.append(tensor)
     small = [c for c in large.values() if stored.size_bytes(c) <= INLINE]

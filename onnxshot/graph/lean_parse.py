@@ -19,6 +19,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
+from onnxshot.graph.wire_format import head
+
 LEAST_WEIGHTS = 64 << 20
 """Bytes of large weights from which on they stay in the file. Fewer are held, so that the file may be changed."""
 
@@ -133,12 +135,13 @@ def _scanned(path: Path) -> ModelProto:
             if number == _INITIALIZER and kind == _BYTES and end - content >= LEAST_TENSOR:
                 reference = _reference(file, content, end, path.name)
                 if reference is not None:
-                    kept += [file.read(at, start), _message(_INITIALIZER, reference)]
+                    kept += [file.read(at, start), head(_INITIALIZER, len(reference)), reference]
                     left, at = left + end - start, end
         if left < LEAST_WEIGHTS:
             raise _Unusual
         kept.append(file.read(at, graph[2]))
-        parts = (file.read(0, graph[0]), _message(_GRAPH, b"".join(kept)), file.read(graph[2], file.size))
+        length = sum(map(len, kept))
+        parts = (file.read(0, graph[0]), head(_GRAPH, length), *kept, file.read(graph[2], file.size))
         kept.clear()
         return ModelProto.FromString(b"".join(parts))
 
@@ -170,17 +173,3 @@ def _is_plain(tensor: TensorProto) -> bool:
     other = (tensor.float_data, tensor.int32_data, tensor.string_data, tensor.int64_data, tensor.double_data)
     plain = not any(len(values) for values in (*other, tensor.uint64_data)) and not tensor.HasField("segment")
     return plain and tensor.data_type != TensorProto.STRING
-
-
-def _message(number: int, content: bytes) -> bytes:
-    return varint(number << 3 | _BYTES) + varint(len(content)) + content
-
-
-def varint(value: int) -> bytes:
-    """A number below 2 ** 64 as protobuf writes it: 7 bits to a byte, the lowest first."""
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

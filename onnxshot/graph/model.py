@@ -19,6 +19,9 @@ from onnxshot.graph.ir import Constant, Graph, Node, Tensor
 from onnxshot.graph.own_file import OwnFile
 from onnxshot.graph.to_proto import Store, export_graph
 
+MOST_BYTES = (1 << 31) - (1 << 24)
+"""Most bytes of weights in one ModelProto: protobuf's limit is 2 GiB, and the graph takes some."""
+
 _ORIGIN = ("stored_as", "made_by", "made_at")  # attributes that passes set on constants
 _KEEP_INLINE = 4096  # bytes: smaller constants (shapes, axes, scales) stay in a skeleton
 
@@ -240,7 +243,7 @@ class Model:
         Raises:
             ModelError: it would exceed protobuf's limit of 2 GiB.
         """
-        if self.weight_bytes() > (1 << 31) - (1 << 24):
+        if self.weight_bytes() > MOST_BYTES:
             raise ModelError("the model is over 2 GiB and does not fit one ModelProto", "save it to a path instead")
         return self.export(weights.to_proto)
 

@@ -13,9 +13,12 @@ from onnxshot.files.atomic_write import aside
 from onnxshot.files.links import follow_link
 from onnxshot.files.model_and_data import publish
 from onnxshot.graph import weights
+from onnxshot.graph.data_file import DataFile
 from onnxshot.graph.ir import Constant
-from onnxshot.graph.model import Model
+from onnxshot.graph.model import MOST_BYTES, Model
+from onnxshot.graph.stream_model import write_streamed
 
+_HELD = 32 << 20  # bytes of weights up to which a model is written from memory at once
 _INLINE = 1024  # bytes: smaller constants stay in the .onnx file even where weights are external
 
 
@@ -82,7 +85,7 @@ def stored_size(model: Model) -> int:
 def write(model: Model, path: Path, *, external: bool | None = None) -> list[str]:
     """Write the model to `path`, not atomically; use `draft` for an atomic write.
 
-    Only one external weight is in memory at a time.
+    Only one weight of a large model is in memory at a time.
 
     Args:
         model: the model.
@@ -95,9 +98,12 @@ def write(model: Model, path: Path, *, external: bool | None = None) -> list[str
     Raises:
         UsageError: the name of the data file cannot be stored in the model, as it is not UTF-8.
     """
+    total = model.weight_bytes()
     if external is None:
-        total = sum(map(weights.size_bytes, model.constants()))
         external = model.external_data or total > weights.EXTERNAL_LIMIT
+    if not external and _HELD < total <= MOST_BYTES:
+        write_streamed(model, path)
+        return [path.name]
     if not external:
         path.write_bytes(model.to_proto().SerializeToString(deterministic=True))
         return [path.name]
@@ -106,7 +112,7 @@ def write(model: Model, path: Path, *, external: bool | None = None) -> list[str
     except UnicodeEncodeError as e:
         what = f"{path.name} is not UTF-8, and the weights are in a file of their own, whose name the model holds"
         raise UsageError(what, "choose another place") from e
-    data = weights.DataFile(path.with_name(path.name + ".data"), path.name + ".data")
+    data = DataFile(path.with_name(path.name + ".data"), path.name + ".data")
 
     def store(constant: Constant) -> TensorProto:
         if weights.size_bytes(constant) < _INLINE or weights.elem_type(constant) == TensorProto.STRING:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -29,10 +28,10 @@ EXTERNAL_LIMIT = 1 << 30
 MAX_RANK = 32
 """Largest number of dimensions of a weight; numpy itself allows 64."""
 
-_DENSE_LIMIT = 1 << 30  # bytes of a sparse initializer once it is dense: a small file must not fill the memory
-_PIECE = 1 << 24  # bytes copied at a time
+PIECE = 1 << 24
+"""Bytes that are copied at a time."""
 
-_PACKED = {  # bits per element of the types that ONNX packs, several elements to a byte
+PACKED = {  # bits per element of the types that ONNX packs, several elements to a byte
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,
     TensorProto.FLOAT4E2M1: 4,
@@ -46,8 +45,8 @@ _PACKED = {  # bits per element of the types that ONNX packs, several elements t
 def stored_bytes(elem_type: int, shape: tuple[int, ...]) -> int:
     """Return the size of a dense tensor in raw_data or external data, in bytes; types below 8 bits are packed."""
     count = math.prod(shape)
-    if elem_type in _PACKED:
-        return -(-count * _PACKED[elem_type] // 8)
+    if elem_type in PACKED:
+        return -(-count * PACKED[elem_type] // 8)
     return count * int(helper.tensor_dtype_to_np_dtype(elem_type).itemsize)
 
 
@@ -127,10 +126,15 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
             needed = math.prod(proto.dims)
             if proto.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
                 needed *= 2
-            elif _PACKED.get(proto.data_type) in (2, 4):
+            elif PACKED.get(proto.data_type) in (2, 4):
                 needed = expected  # one entry per byte
             if stored != needed:
                 raise ModelError(f"{where}: shape {list(proto.dims)} needs {needed} values, {stored} are stored")
+
+    @property
+    def data_folder(self) -> Path | None:
+        """The folder of the file that the values are in, which `to_reference` names; None where they are in memory."""
+        return None if not self.mapped else self.folder if self.own is None else self.own.path.parent
 
     def place(self) -> tuple[Path, int, int]:
         """File, offset and length of external data, checked to lie inside the model's folder and inside the file.
@@ -168,16 +172,25 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         if not self.mapped:
             return np.asarray(numpy_helper.to_array(self.tensor))
         path, offset, length = self.place()
-        if self.elem_type in _PACKED or length == 0:
+        if self.elem_type in PACKED or length == 0:
             return np.asarray(numpy_helper.to_array(self._held(path, offset, length)))
         if offset % self.dtype.alignment:
-            with path.open("rb") as f:
-                f.seek(offset)
-                read = np.fromfile(f, np.uint8, length)
-            if read.size != length:
-                raise ModelError(f"tensor {self.tensor.name!r}: {path} was cut off while it was read")
-            return read.view(self.dtype).reshape(self.shape)
+            return _bytes_at(path, offset, length).view(self.dtype).reshape(self.shape)
         return np.memmap(path, self.dtype, "r", offset, tuple(self.shape))
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether `rows` reads no more than the rows asked for."""
+        return self.mapped and self.elem_type not in PACKED
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Read some rows along the first axis. Those in a file are read, not mapped."""
+        if not self.reads_rows:
+            return self.load()[start:stop]
+        shape = (stop - start, *self.shape[1:])
+        size = self.dtype.itemsize * math.prod(self.shape[1:])
+        path, offset, _ = self.place()
+        return _bytes_at(path, offset + start * size, shape[0] * size).view(self.dtype).reshape(shape)
 
     def held(self) -> TensorProto:
         """The tensor with its values in it, as `raw_data` where they are in a file."""
@@ -198,8 +211,22 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         path, offset, length = self.place()
         with path.open("rb") as f:
             f.seek(offset)
-            for start in range(0, length, _PIECE):
-                yield f.read(min(_PIECE, length - start))
+            for start in range(0, length, PIECE):
+                yield f.read(min(PIECE, length - start))
+
+
+def _bytes_at(path: Path, offset: int, length: int) -> NDArray[np.uint8]:
+    """Bytes of a file as an aligned array.
+
+    Raises:
+        ModelError: the file has become shorter.
+    """
+    with path.open("rb") as f:
+        f.seek(offset)
+        read = np.fromfile(f, np.uint8, length)
+    if read.size != length:
+        raise ModelError(f"{path} was cut off while it was read", "run again, and leave it as it is until then")
+    return read
 
 
 def _entries(proto: TensorProto) -> dict[str, str]:
@@ -220,14 +247,29 @@ class ComputedValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no
         shape: shape of the values.
         dtype: their numpy or ml_dtypes dtype.
         compute: computes the values.
+        rows: computes the rows `start` to `stop` along the first axis alone, equal to those of `compute`. None where
+            they take all of it.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], compute: Callable[[], NDArray[Any]]) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], compute: Callable[[], NDArray[Any]],
+        rows: Callable[[int, int], NDArray[Any]] | None = None,
+    ) -> None:  # fmt: skip
         self.shape = list(shape)
         self.dtype = np.dtype(dtype)
         self.elem_type = helper.np_dtype_to_tensor_dtype(self.dtype)
         self.nbytes = stored_bytes(self.elem_type, shape)
         self._compute = compute
+        self._rows = rows
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether `rows` computes no more than the rows asked for."""
+        return self._rows is not None
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Compute some rows along the first axis."""
+        return self._compute()[start:stop] if self._rows is None else self._rows(start, stop)
 
     def load(self) -> NDArray[Any]:
         """Compute the values."""
@@ -314,70 +356,6 @@ def to_reference(constant: gs.Constant) -> TensorProto:
     proto = TensorProto()
     proto.CopyFrom(values.tensor)
     proto.name = constant.name
+    if values.own is not None:  # ONNX Runtime refuses links out of the folder: name what the link leads to
+        next(e for e in proto.external_data if e.key == "location").value = values.own.path.name
     return proto
-
-
-def dense(sparse: onnx.SparseTensorProto, folder: Path | None) -> NDArray[Any]:
-    """Return a sparse initializer as a dense array. Its indices are linear [NNZ] or coordinates [NNZ, rank] (ONNX IR).
-
-    Raises:
-        ModelError: its shapes or indices are invalid, or the dense array would exceed 1 GiB.
-    """
-    where = f"sparse tensor {sparse.values.name!r}"
-    dims = tuple(sparse.dims)
-    values = StoredValues(sparse.values, folder).load()
-    indices = StoredValues(sparse.indices, folder).load()
-    if any(d < 0 for d in dims) or len(dims) > MAX_RANK or math.prod(dims) * values.itemsize > _DENSE_LIMIT:
-        raise ModelError(f"{where} has dimensions {list(dims)}, too large to hold")
-    if values.ndim != 1 or indices.dtype != np.int64 or indices.shape not in ((values.size,), (values.size, len(dims))):
-        raise ModelError(f"{where} has {values.shape} values at {indices.dtype} {indices.shape} indices")
-    bounds = math.prod(dims) if indices.ndim == 1 else np.array(dims, np.int64)
-    if ((indices < 0) | (indices >= bounds)).any():
-        raise ModelError(f"{where} has an index outside its dimensions {list(dims)}")
-    dense = np.zeros(dims, values.dtype)
-    if indices.ndim == 1:
-        dense.reshape(-1)[indices] = values
-    else:
-        dense[tuple(indices.T)] = values
-    return dense
-
-
-class DataFile:
-    """The external data file of a model that is being written. Tensors are appended one at a time, aligned.
-
-    Args:
-        path: the file to create.
-        location: its name as the model stores it, relative to the model's folder.
-    """
-
-    ALIGN = 4096  # ONNX External Data: runtimes can memory-map tensors at multiples of the page size
-
-    def __init__(self, path: Path, location: str) -> None:
-        self.path = path
-        self.location = location
-        self._file = path.open("wb")
-
-    def add(self, constant: gs.Constant) -> TensorProto:
-        """Append the values of a constant, and return a TensorProto that refers to them."""
-        proto = TensorProto(name=constant.name, data_type=elem_type(constant), dims=constant.shape)
-        self._file.seek(0, 2)
-        self._file.write(b"\0" * (-self._file.tell() % self.ALIGN))
-        offset = self._file.tell()
-        stored = constant._values
-        if isinstance(stored, StoredValues) and stored.mapped:
-            for piece in stored.pieces():
-                self._file.write(piece)
-        elif proto.data_type in _PACKED:
-            self._file.write(_array_proto(read(constant), constant.name).raw_data)
-        else:
-            flat = np.ascontiguousarray(read(constant)).reshape(-1).view(np.uint8)
-            for start in range(0, flat.size, _PIECE):
-                self._file.write(flat[start : start + _PIECE].data)
-        proto.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.location), ("offset", offset), ("length", self._file.tell() - offset)):
-            proto.external_data.append(onnx.StringStringEntryProto(key=key, value=str(value)))
-        return proto
-
-    def close(self) -> None:
-        """Flush and close the file."""
-        self._file.close()

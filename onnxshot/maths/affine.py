@@ -59,9 +59,13 @@ __all__ = [
     "QuantParams",
     "QuantScheme",
     "QuantType",
+    "clipped_range",
     "dequantize",
+    "extremes",
     "params_from_range",
+    "params_of_weight",
     "quantize",
+    "squared_error",
     "weight_params",
 ]
 
@@ -136,12 +140,24 @@ def weight_params(w: NDArray[Any], scheme: QuantScheme, *, method: str = "minmax
     """
     if method not in ("minmax", "mse"):
         raise ValueError(f"method is 'minmax' or 'mse', found {method!r}")
-    low, high = _extremes(w, scheme.granularity)
+    return params_of_weight(*clipped_range(w, scheme, method), scheme)
+
+
+def clipped_range(
+    w: NDArray[Any], scheme: QuantScheme, method: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the smallest and the largest value per scale that `weight_params` covers. It raises as that does."""
+    low, high = extremes(w, scheme.granularity)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise NotFinite("weight holds NaN or infinity")
     if method == "mse" and w.size:
         ratio = _best_clip_ratio(w, low, high, scheme)
         low, high = low * ratio, high * ratio
+    return low, high
+
+
+def params_of_weight(low: NDArray[np.float64], high: NDArray[np.float64], scheme: QuantScheme) -> QuantParams:
+    """Return what `weight_params` returns for a weight whose scales cover these ranges."""
     params = params_from_range(low, high, scheme)
     empty = (low == 0) & (high == 0)
     if not empty.any():
@@ -279,7 +295,7 @@ def _reduce(op: np.ufunc, x3: NDArray[Any], granularity: Granularity, dtype: Any
     return np.asarray(op.reduceat(x3, np.arange(0, x3.shape[1], granularity.size), axis=1, dtype=dtype))
 
 
-def _extremes(w: NDArray[Any], granularity: Granularity) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def extremes(w: NDArray[Any], granularity: Granularity) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Smallest and largest value per scale: NaN where one is NaN, 0 for an empty tensor."""
     shape = _scale_shape(w.shape, granularity)
     if w.size == 0:
@@ -300,14 +316,14 @@ def _best_clip_ratio(
     best_error = np.full(low.shape, np.inf)
     best_ratio = np.ones(low.shape)
     for ratio in CLIP_RATIOS:  # from 1.0 down: of equal errors, the one that clips least is kept
-        error = _squared_error(w, params_from_range(low * ratio, high * ratio, scheme))
+        error = squared_error(w, params_from_range(low * ratio, high * ratio, scheme))
         better = error < best_error
         best_ratio[better] = ratio
         best_error[better] = error[better]
     return best_ratio
 
 
-def _squared_error(w: NDArray[Any], params: QuantParams) -> NDArray[np.float64]:
+def squared_error(w: NDArray[Any], params: QuantParams) -> NDArray[np.float64]:
     """Sum of (w - dequantize(quantize(w)))**2 per scale; elements in float32, sums in float64."""
     granularity = params.scheme.granularity
     w3 = _as_3d(w, granularity)

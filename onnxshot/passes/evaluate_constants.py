@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
-from onnxshot.graph import Constant, Model, Node, weights
+from onnxshot.graph import Constant, Model, Node, sparse_tensors, weights
 from onnxshot.graph.load import first_line
 from onnxshot.graph.shape_inference import infer_proto
 
@@ -36,7 +36,7 @@ def constant_value(node: Node) -> Values | None:
         if key == "value" and isinstance(value, AttributeProto):
             return weights.StoredValues(value.t, None)
         if key == "sparse_value" and isinstance(value, AttributeProto):
-            return weights.dense(value.sparse_tensor, None)
+            return sparse_tensors.dense(value.sparse_tensor, None)
         if key in _CONSTANT_TYPES:
             return np.array(value, _CONSTANT_TYPES[key])
     return None

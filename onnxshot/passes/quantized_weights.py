@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from onnxshot.errors import ModelError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.graph.weight_pieces import reads_rows, row_blocks
+from onnxshot.graph.weight_pieces import rows as weight_rows
 from onnxshot.maths.affine import (
     PerBlock,
     PerChannel,
@@ -20,11 +23,11 @@ from onnxshot.maths.affine import (
     QuantScheme,
     QuantType,
     quantize,
-    weight_params,
 )
 from onnxshot.maths.bias_quantization import bias_safe_scale
 from onnxshot.maths.multi_axis_scales import scales_along
 from onnxshot.maths.quant_scheme import NotFinite
+from onnxshot.maths.weight_blocks import params_of_blocks, params_of_rows, rows_of_scale
 
 _LAZY_BYTES = 1 << 20  # larger weights are quantized one at a time, when the file is written
 
@@ -65,24 +68,21 @@ class QuantizedWeights:
             return kept
         if isinstance(scheme.granularity, PerBlock):
             method = "mse"
+        rank = len(weight.shape)
         with _finite(weight):
-            return weight_params(np.asarray(weights.read(weight)), scheme, method=method)
+            blocks = partial(row_blocks, weight, rows_of_scale(scheme, rank))
+            return params_of_blocks(blocks, rank, scheme, method=method)
 
     def constants(self, weight: Constant, params: QuantParams) -> tuple[Constant, Constant, Constant]:
         """(integers, scale in the float type of the weight, zero point) as new constants."""
         key = (weight, params.scheme, params.scale.tobytes())
         if key in self._made:
             return self._made[key]
-        scheme = params.scheme
-
-        def compute() -> NDArray[Any]:
-            return quantize(np.asarray(weights.read(weight)), params)
-
         values: NDArray[Any] | weights.ComputedValues
         if weights.size_bytes(weight) > _LAZY_BYTES:
-            values = weights.ComputedValues(tuple(weight.shape), scheme.dtype.storage, compute)
+            values = quantized_rows(weight, params)
         else:
-            values = compute()
+            values = quantize(np.asarray(weights.read(weight)), params)
         float_type = weight._values.dtype
         made = (
             edit.add_constant(self.model, weight.name, "quantized", values),
@@ -156,6 +156,26 @@ class QuantizedWeights:
         dq = edit.add_node(self.model, "DequantizeLinear", inputs, base=weight.name, suffix=suffix, attrs=attrs)
         node.inputs[slot] = dq.outputs[0]
         return dq.outputs[0]
+
+
+def quantized_rows(weight: Constant, params: QuantParams) -> weights.ComputedValues:
+    """The integers of a weight, computed when they are read, a block of rows at a time where its rows can be read."""
+    shape, rank = tuple(weight.shape), len(weight.shape)
+    step = rows_of_scale(params.scheme, rank)
+
+    def rows(start: int, stop: int) -> NDArray[Any]:
+        first, last = start // step * step, min(-(-stop // step) * step, shape[0])
+        whole = quantize(weight_rows(weight, first, last), params_of_rows(params, rank, first, last))
+        return whole[start - first : stop - first]
+
+    def compute() -> NDArray[Any]:
+        integers = np.empty(shape, params.scheme.dtype.storage)
+        for start, block in row_blocks(weight, step):
+            stop = start + len(block) if rank else 0
+            integers[start:stop] = quantize(block, params_of_rows(params, rank, start, stop))
+        return integers
+
+    return weights.ComputedValues(shape, params.scheme.dtype.storage, compute, rows if reads_rows(weight) else None)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from onnx import AttributeProto, TensorProto, ValueInfoProto, numpy_helper
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, Variable, edit, shape_inference, weights
 from onnxshot.graph.float16_types import HALF_TYPES, TYPE_ATTRIBUTES, elem_type, has_half, holds_half
 from onnxshot.graph.ops import STANDARD_DOMAINS
+from onnxshot.graph.weight_pieces import reads_rows, rows
 from onnxshot.passes import evaluate_constants
 from onnxshot.passes.base import Change
 from onnxshot.passes.inline_functions import InlineFunctions
@@ -194,9 +195,13 @@ def _widen_constant(constant: Constant) -> None:
     def wide() -> NDArray[Any]:
         return np.asarray(weights.read(source)).astype(np.float32)
 
-    large = 2 * weights.size_bytes(constant) > _LAZY_BYTES
-    shape = tuple(constant.shape)
-    constant._values = weights.ComputedValues(shape, np.dtype(np.float32), wide) if large else wide().reshape(shape)
+    def wide_rows(start: int, stop: int) -> NDArray[Any]:
+        return rows(source, start, stop).astype(np.float32)
+
+    large, shape = 2 * weights.size_bytes(constant) > _LAZY_BYTES, tuple(constant.shape)
+    some = wide_rows if reads_rows(source) else None
+    lazy = weights.ComputedValues(shape, np.dtype(np.float32), wide, some)
+    constant._values = lazy if large else wide().reshape(shape)
     constant.stored_as = kind
 
 

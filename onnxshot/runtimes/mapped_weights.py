@@ -11,6 +11,7 @@ from onnx import TensorProto
 from onnxshot import memory
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import weights
+from onnxshot.graph.data_file import DataFile
 from onnxshot.graph.ir import Constant
 from onnxshot.graph.lean_model import LeanModel
 
@@ -39,7 +40,7 @@ def serialized(model: LeanModel) -> Iterator[tuple[bytes, Path | None]]:
         yield bytes(model.to_proto(weights.to_reference).SerializeToString()), folders.pop()
     else:
         with scratch() as folder:
-            data = weights.DataFile(folder / _DATA, _DATA)
+            data = DataFile(folder / _DATA, _DATA)
 
             def store(constant: Constant) -> TensorProto:
                 return data.add(constant)
@@ -54,4 +55,4 @@ def serialized(model: LeanModel) -> Iterator[tuple[bytes, Path | None]]:
 def _folder_of(constant: Constant) -> Path | None:
     """The folder of the file that holds a weight unchanged; None for weights in memory and computed ones."""
     values = constant._values
-    return values.folder if isinstance(values, weights.StoredValues) and values.external else None
+    return values.data_folder if isinstance(values, weights.StoredValues) else None

@@ -13,8 +13,9 @@ from onnx import ModelProto
 from onnxshot.calibration.checks import fits
 from onnxshot.calibration.readers import Dataset, open_data
 from onnxshot.errors import ModelError, OnnxshotError
-from onnxshot.graph import Model, Node, edit, weights
+from onnxshot.graph import Model, Node, edit
 from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
+from onnxshot.graph.weight_facts import facts_of
 from onnxshot.report.report import Report
 from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.runtimes.executed import Execution
@@ -183,9 +184,9 @@ def sparsity(model: Model) -> float:
     """Share of zeros in all constants of two dimensions or more, 0..1; 0 if there are none."""
     zeros = total = 0
     for constant in model.constants():
-        if len(constant.shape) >= 2 and weights.size_bytes(constant) <= MAX_BYTES // 10:
-            values = np.asarray(weights.read(constant))
-            if values.dtype.kind in "fi" or values.dtype.name == "bfloat16":
-                zeros += values.size - int(np.count_nonzero(values))
-                total += values.size
+        dtype = np.dtype(constant._values.dtype)
+        if len(constant.shape) >= 2 and (dtype.kind in "fi" or dtype.name == "bfloat16"):
+            facts = facts_of(constant)
+            zeros += facts.zeros
+            total += facts.size
     return zeros / total if total else 0.0

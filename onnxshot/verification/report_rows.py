@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from onnxshot.calibration.stats import Histogram, TensorStats
-from onnxshot.graph import Constant, Model, Node, weights
+from onnxshot.graph import Constant, Model, Node
 from onnxshot.graph.macs import NodeMacs, by_label
 from onnxshot.graph.ops import weight_slot
+from onnxshot.graph.weight_facts import facts_of
 from onnxshot.planning.plan import FLOAT, WEIGHTS, Plan
 from onnxshot.report.values import NodeReport, TensorReport, ValueCounts
 
@@ -18,7 +19,6 @@ BINS = 64
 """Most bins of a histogram in a report."""
 DRAWN = 16
 """Number of tensors, those with the lowest SQNR, whose histogram is in the report."""
-_MOST_BYTES = 256 << 20  # of weights whose zeros are counted
 
 
 def graph_rows(model: Model, rows: Iterable[NodeMacs]) -> list[NodeReport]:
@@ -32,11 +32,11 @@ def graph_rows(model: Model, rows: Iterable[NodeMacs]) -> list[NodeReport]:
         Rows that say "float" for every node; `with_plan` fills in what the plan does.
     """
     work = by_label(rows)
-    total, counted = sum(work.values()), model.weight_bytes() <= _MOST_BYTES
+    total = sum(work.values())
     return [
         NodeReport(
             node.label, node.op, FLOAT, node.outputs[0].name if node.outputs else "",
-            work.get(node.label, 0) / total if total else 0.0, _zeros(node) if counted else None,
+            work.get(node.label, 0) / total if total else 0.0, _zeros(node),
         )
         for _, node in model.walk()
     ]  # fmt: skip
@@ -75,5 +75,5 @@ def _zeros(node: Node) -> float | None:
     weight = node.inputs[slot] if slot is not None else None
     if not isinstance(weight, Constant):
         return None
-    values = np.asarray(weights.read(weight))
-    return 1 - int(np.count_nonzero(values)) / values.size if values.size else None
+    facts = facts_of(weight)
+    return facts.zeros / facts.size if facts.size else None
