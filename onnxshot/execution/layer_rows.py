@@ -12,17 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from onnxshot.comparison.random_nodes import with_fixed_randomness
-from onnxshot.execution.parallel import in_order
+from onnxshot import memory
+from onnxshot.execution.layer_walk import Walk
 from onnxshot.graph import Model
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.graph.proto_copies import with_outputs
 from onnxshot.maths.im2col import patches
-from onnxshot.runtimes.ort_runtime import Runner
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
-
-_WANTED = 64 << 20  # most bytes of layer outputs that are held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,50 +195,57 @@ class Layer(Protocol):
 
 
 def layer_outputs(
-    model: ModelProto,
+    model: ModelProto | LeanModel,
     layers: Sequence[tuple[NodeProto, Layer]],
     feeds: Feeds,
     shares: Sequence[int],
     threads: int,
-    most_bytes: int = _WANTED,
+    most_bytes: int | None = None,
 ) -> Iterator[LayerOutputs]:
     """Yield the outputs of each layer, in order, at some positions of every sample.
 
+    The model runs once: it advances as far as the layers whose outputs fit, and goes on from there.
+
     Args:
         model: The model.
-        layers: Nodes and their layers.
+        layers: Nodes and their layers, in graph order.
         feeds: Samples.
         shares: Most positions per sample, for each layer.
         threads: CPU threads in total.
-        most_bytes: Bytes of outputs to hold at once. Each run covers as many layers as fit.
+        most_bytes: Bytes of outputs to hold at once; by default the budget's share.
     """
-    model = with_fixed_randomness(model)
+    walk = Walk(model, feeds, threads)
+    most = memory.held_bytes() if most_bytes is None else most_bytes
     need = [4 * share * len(feeds) * layer.outputs for (_, layer), share in zip(layers, shares, strict=True)]
     start = 0
     while start < len(layers):
         end, size = start + 1, need[start]
-        while end < len(layers) and size + need[end] <= most_bytes:
+        while end < len(layers) and size + need[end] <= most:
             size += need[end]
             end += 1
-        group = [(node.output[0], layer.form, share) for (node, layer), share in
-                 zip(layers[start:end], shares[start:end], strict=True)]  # fmt: skip
-        names = list(dict.fromkeys(name for name, _, _ in group))
-        runner = Runner(with_outputs(model, names), threads=1, outputs=names, inner=True)
-        rows = list(in_order(partial(_output_rows, runner, group), enumerate(feeds), threads))
-        for i in range(len(group)):
-            values, sizes = zip(*(sample[i] for sample in rows), strict=True)
+        group = {(node.output[0], share): layer.form for (node, layer), share in
+                 zip(layers[start:end], shares[start:end], strict=True)}  # fmt: skip
+        found: dict[tuple[str, int], dict[int, tuple[NDArray[np.float32], tuple[int, ...]]]] = {}
+        for sample, rows in walk.visit({name for name, _ in group}, partial(_output_rows, group)):
+            for key, values in rows.items():
+                found.setdefault(key, {})[sample] = values
+        for (node, _), share in zip(layers[start:end], shares[start:end], strict=True):
+            of_samples = found[node.output[0], share]
+            values, sizes = zip(*(of_samples[i] for i in range(len(feeds))), strict=True)
             ends = np.cumsum([len(part) for part in values])
             yield LayerOutputs(np.concatenate(values), np.concatenate([[0], ends[:-1]]), sizes)
         start = end
 
 
 def _output_rows(
-    runner: Runner, layers: Sequence[tuple[str, MatrixForm, int]], numbered: tuple[int, Mapping[str, NDArray[Any]]]
-) -> list[tuple[NDArray[np.float32], tuple[int, ...]]]:
-    """Rows [N, O] of each layer's output on one sample, and its spatial shape."""
-    number, feed = numbered
-    found = runner.run(feed)
-    return [form.output_rows(found[name], share, number) for name, form, share in layers]
+    layers: Mapping[tuple[str, int], MatrixForm], sample: int, found: Mapping[str, NDArray[Any]]
+) -> tuple[int, dict[tuple[str, int], tuple[NDArray[np.float32], tuple[int, ...]]]]:
+    """The sample, and the rows [N, O] of each layer's output on it with its spatial shape."""
+    return sample, {
+        (name, share): form.output_rows(found[name], share, sample)
+        for (name, share), form in layers.items()
+        if name in found
+    }
 
 
 def spread_over(size: int, share: int, number: int) -> NDArray[np.int64]:

@@ -1,20 +1,35 @@
-"""Run a model layer by layer over samples in memory, holding only the tensors that later nodes still read."""
+"""Run a model layer by layer over samples, holding only the tensors that later nodes still read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from onnxshot import memory
 from onnxshot.comparison.random_nodes import with_fixed_randomness
-from onnxshot.execution.parallel import in_order
-from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.graph import weights
+from onnxshot.graph.ir import Constant
+from onnxshot.graph.lean_model import INLINE, LeanModel
+from onnxshot.runtimes.mapped_weights import serialized
+from onnxshot.runtimes.ort_session import SessionRunner
+from onnxshot.runtimes.parallel import in_order
+from onnxshot.runtimes.parted_run import as_declared
+from onnxshot.runtimes.parts import reads
+from onnxshot.runtimes.spool import Spool
 
+__all__ = ["Values", "Walk", "reads"]
+
+Result = TypeVar("Result")
 Values = Sequence[NDArray[Any]]
 """One array per sample."""
+_Names = set[str]
+_Numbers = set[int]
+_PACKED_FROM = 4  # samples from which packing weights saves more time than it takes
 
 
 class Walk:
@@ -22,34 +37,61 @@ class Walk:
 
     Constants may be changed with `set` until the node that reads them has run. Of a computed tensor that a
     DequantizeLinear reads, the integers are held, at a quarter of the size. Each reader dequantizes them again, so that
-    ONNX Runtime fuses the nodes as in the whole model.
+    ONNX Runtime fuses the nodes as in the whole model. What depends on constants alone is computed again too.
+
+    Memory: the weights of one step, and of one part where a step has more (see `memory.part_bytes`); the held tensors
+    up to `memory.held_bytes()`, the others are in a temporary file.
 
     Args:
-        proto: The model. It is not changed.
+        model: The model. It is not changed.
         feeds: Samples.
         threads: CPU threads in total; one sample runs per thread.
     """
 
-    def __init__(self, proto: ModelProto, feeds: Sequence[Mapping[str, NDArray[Any]]], threads: int) -> None:
-        proto = with_fixed_randomness(proto)
-        self._proto, self._threads, self._count = proto, threads, len(feeds)
-        self._nodes = list(proto.graph.node)
+    def __init__(
+        self, model: ModelProto | LeanModel, feeds: Sequence[Mapping[str, NDArray[Any]]], threads: int
+    ) -> None:
+        lean = LeanModel.of(model)
+        self._model = lean = replace(lean, proto=with_fixed_randomness(lean.proto))
+        self._threads, self._feeds = threads, feeds
+        self._nodes = list(lean.proto.graph.node)
+        self._reads = [tuple(dict.fromkeys(reads(node))) for node in self._nodes]
         self._maker = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}
-        self._constants = {t.name: t for t in proto.graph.initializer}
-        given = [i.name for i in proto.graph.input if i.name not in self._constants]
-        self._held: dict[str, Values] = {name: [feed[name] for feed in feeds] for name in given}
+        self._changed: dict[str, NDArray[Any]] = {}
+        self._kinds = {
+            v.name: int(v.type.tensor_type.elem_type)
+            for v in (*lean.proto.graph.value_info, *lean.proto.graph.input, *lean.proto.graph.output)
+        }
+        self._inputs = {i.name for i in lean.proto.graph.input if not lean.holds(i.name)}
+        self._held: set[str] = set(self._inputs)
+        self._spool = Spool()
+        self._again = self._computed_again()
         self._readers: dict[str, set[int]] = {}  # nodes still to run that read each tensor a walk may hold
-        for i, node in enumerate(self._nodes):
-            for name in () if self._dequantizes(node) else reads(node):
-                self._readers.setdefault(self.stop(name), set()).add(i)
+        for i in range(len(self._nodes)):
+            if i not in self._again:
+                for name in self._stops(self._reads[i]):
+                    self._readers.setdefault(name, set()).add(i)
 
     def values(self, name: str) -> Values:
         """Advance until this tensor is computed, and return its values; the integers if a DequantizeLinear makes it."""
         stop = self.stop(name)
-        numbers = self._needed(stop)
-        if numbers:
-            self._run(numbers, stop)
-        return self._held[stop]
+        if stop not in self._held:
+            self._run(self._needed([stop]), {stop}, lambda _, __: None, {stop})
+        return _Held(self._values_of, stop, len(self._feeds))
+
+    def visit(self, names: Iterable[str], see: Callable[[int, Mapping[str, NDArray[Any]]], Result]) -> list[Result]:
+        """Advance until these tensors are computed, and show them without holding them.
+
+        Args:
+            names: Tensors that nodes compute which have not run yet.
+            see: Called in worker threads with the number of a sample and some of the tensors; for each sample once per
+                part that the step is run in.
+
+        Returns:
+            What `see` returned, part after part, in the order of the samples.
+        """
+        wanted = set(names)
+        return self._run(self._needed(wanted), wanted, see, set())
 
     def stop(self, name: str) -> str:
         """The tensor that is held in place of this one: the input of the DequantizeLinear that makes it, or itself."""
@@ -65,67 +107,171 @@ class Walk:
         return scale, zero_point
 
     def constant(self, name: str) -> NDArray[Any]:
-        """Current values of a constant."""
-        return numpy_helper.to_array(self._constants[name])
+        """Read the current values of a constant. Raises KeyError if there is none of this name."""
+        return self._changed[name] if name in self._changed else self._model.array(name)
 
     def set(self, name: str, values: NDArray[Any]) -> None:
         """Change a constant in the walk."""
-        self._constants[name] = numpy_helper.from_array(values, name)
+        self._changed[name] = values
+
+    def _values_of(self, name: str, sample: int) -> NDArray[Any]:
+        return self._feeds[sample][name] if name in self._inputs else self._spool.get((name, sample))
 
     def _node_of(self, name: str) -> NodeProto | None:
         number = self._maker.get(name)
         return None if number is None else self._nodes[number]
 
     def _dequantizes(self, node: NodeProto) -> bool:
-        return node.op_type == "DequantizeLinear" and node.input[0] not in self._constants
+        return node.op_type == "DequantizeLinear" and not self._model.holds(node.input[0])
 
-    def _needed(self, stop: str) -> list[int]:
-        """Indices of the nodes that must run to compute this tensor, in order."""
+    def _computed_again(self) -> _Numbers:
+        """Nodes that are computed again for each reader: those of constants alone, and DequantizeLinear."""
+        found, fixed = set[int](), set[str]()
+        outputs = {info.name for info in self._model.proto.graph.output}
+        for i, node in enumerate(self._nodes):
+            if self._dequantizes(node) and node.input[0] in self._maker:
+                found.add(i)
+            elif all(name in fixed or self._model.holds(name) for name in self._reads[i]) and not (
+                any(a.HasField("g") or a.graphs for a in node.attribute) or outputs.intersection(node.output)
+            ):
+                found.add(i)
+                fixed.update(node.output)
+        return found
+
+    def _closure(self, names: Iterable[str]) -> tuple[_Numbers, _Names]:
+        """The nodes to compute again for these tensors, and the tensors that they, or the nodes, read otherwise."""
+        again, stops, left = set[int](), set[str](), list(names)
+        while left:
+            name = left.pop()
+            maker = self._maker.get(name)
+            if maker is None or maker not in self._again:
+                stops.add(name)
+            elif maker not in again:
+                again.add(maker)
+                left += self._reads[maker]
+        return again, {name for name in stops if not self._model.holds(name)}
+
+    def _stops(self, names: Iterable[str]) -> _Names:
+        return self._closure(names)[1]
+
+    def _needed(self, names: Iterable[str]) -> list[int]:
+        """Indices of the nodes, without those computed again, that must run to compute these tensors, in order."""
         found: set[int] = set()
-        names = [stop]
-        while names:
-            name = names.pop()
+        left = list(self._stops(names))
+        while left:
+            name = left.pop()
             number = None if name in self._held else self._maker.get(name)
             if number is not None and number not in found:
                 found.add(number)
-                names += reads(self._nodes[number])
+                left += self._stops(self._reads[number])
         return sorted(found)
 
-    def _run(self, numbers: Sequence[int], stop: str) -> None:
-        nodes = [self._nodes[i] for i in numbers]
-        read = {name for node in nodes for name in reads(node)}
-        for readers in (self._readers.get(self.stop(name)) for name in read):
-            if readers is not None:
-                readers.difference_update(numbers)
-        later = {stop, *(name for name, readers in self._readers.items() if readers)}
-        inputs = [name for name in self._held if name in read]
-        outputs = [name for node in nodes for name in node.output if name in later and name not in self._held]
-        constants = [values for name, values in self._constants.items() if name in read]
-        runner = Runner(self._part(nodes, inputs, outputs, constants), threads=1, outputs=outputs, inner=True)
-        feeds = ({name: self._held[name][i] for name in inputs} for i in range(self._count))
-        found = list(in_order(runner.run, feeds, self._threads))
-        self._held |= {name: [values[name] for values in found] for name in outputs}
-        self._held = {name: values for name, values in self._held.items() if name in later}
+    def _run(
+        self, numbers: Sequence[int], wanted: _Names, see: Callable[[int, Mapping[str, NDArray[Any]]], Result],
+        kept: _Names,
+    ) -> list[Result]:  # fmt: skip
+        """Run nodes, in several sessions if they have more weights than a part may have.
 
-    def _part(
-        self, nodes: Iterable[NodeProto], inputs: Iterable[str], outputs: Iterable[str], constants: Iterable[Any]
-    ) -> bytes:
+        Args:
+            numbers: The nodes, without those computed again.
+            wanted: What `see` is shown.
+            see: As in `visit`.
+            kept: Tensors that are held even if nothing reads them.
+        """
+        found: list[Result] = []
+        for some in self._portions(numbers):
+            found += self._run_at_once(some, wanted, see, kept)
+        return found
+
+    def _portions(self, numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+        most, start, size = memory.part_bytes(), 0, 0
+        for position, number in enumerate(numbers):
+            names = {name for i in (number, *self._closure(self._reads[number])[0]) for name in self._reads[i]}
+            more = sum(weights.size_bytes(self._model.weights[n]) for n in names if n in self._model.weights)
+            if position > start and size + more > most:
+                yield numbers[start:position]
+                start, size = position, 0
+            size += more
+        yield numbers[start:]
+
+    def _run_at_once(
+        self, numbers: Sequence[int], wanted: _Names, see: Callable[[int, Mapping[str, NDArray[Any]]], Result],
+        kept: _Names,
+    ) -> list[Result]:  # fmt: skip
+        again, _ = self._closure(name for i in numbers for name in self._reads[i])
+        again |= self._closure(wanted)[0]
+        inside = sorted({*numbers, *again})
+        made = dict.fromkeys(name for i in inside for name in self._nodes[i].output if name)
+        shown = [name for name in made if name in wanted]
+        read = {name for i in inside for name in self._reads[i]}
+        for name in read & self._readers.keys():
+            self._readers[name].difference_update(numbers)
+        later = kept | {name for name, readers in self._readers.items() if readers}
+        inputs = sorted(self._held & read)
+        passes = [name for name in made if name in later]
+        outputs = list(dict.fromkeys((*passes, *shown)))
+        model = self._part(inside, inputs, outputs, read)
+        pack = len(self._feeds) >= _PACKED_FROM
+        with serialized(model) as (source, folder):
+            runner = SessionRunner(source, threads=1, outputs=outputs, inner=True, folder=folder, pack=pack,
+                                   label=model.label)  # fmt: skip
+
+        def work(sample: int) -> Result:
+            feed = {name: self._values_of(name, sample) for name in inputs}
+            values = runner.run(as_declared(feed, self._kinds))
+            for name in passes:
+                self._spool.put((name, sample), values[name])
+            return see(sample, {name: values[name] for name in shown})
+
+        found = list(in_order(work, range(len(self._feeds)), self._threads))
+        self._held |= set(passes)
+        for name in self._held - later:
+            self._held.discard(name)
+            for sample in range(len(self._feeds)):
+                self._spool.drop((name, sample))
+        return found
+
+    def _part(self, inside: Sequence[int], inputs: Iterable[str], outputs: Iterable[str], read: _Names) -> LeanModel:
         """These nodes as a model."""
-        part = ModelProto(ir_version=self._proto.ir_version, opset_import=self._proto.opset_import)
-        part.graph.name = self._proto.graph.name or "part"
-        part.graph.node.extend(nodes)
-        part.graph.initializer.extend(constants)
+        whole = self._model.proto
+        part = ModelProto(ir_version=max(whole.ir_version, 4), opset_import=whole.opset_import)
+        part.functions.extend(whole.functions)
+        part.graph.name = whole.graph.name or "part"
+        part.graph.node.extend(self._nodes[i] for i in inside)
+        names = read | set(outputs)
+        large: dict[str, Constant] = {}
+        for name in sorted(names):
+            if name in self._changed and self._changed[name].nbytes > INLINE:
+                large[name] = Constant(name, self._changed[name])
+            elif name in self._changed:
+                part.graph.initializer.append(numpy_helper.from_array(self._changed[name], name))
+            elif name in self._model.weights:
+                large[name] = self._model.weights[name]
+            elif name in self._model.initializers:
+                part.graph.initializer.append(self._model.initializers[name])
         for name in inputs:
-            kind = helper.np_dtype_to_tensor_dtype(np.asarray(self._held[name][0]).dtype)
-            part.graph.input.append(helper.make_tensor_value_info(name, kind, None))
+            part.graph.input.append(helper.make_tensor_value_info(name, self._kind(name), None))
         part.graph.output.extend(ValueInfoProto(name=name) for name in outputs)
-        return bytes(part.SerializeToString())
+        return LeanModel(part, large, self._model.label)
+
+    def _kind(self, name: str) -> int:
+        if self._kinds.get(name) == TensorProto.BFLOAT16:
+            return int(TensorProto.BFLOAT16)
+        return int(helper.np_dtype_to_tensor_dtype(np.asarray(self._values_of(name, 0)).dtype))
 
 
-def reads(node: NodeProto) -> Iterator[str]:
-    """Names of all tensors that a node reads, including those its subgraphs read from outside."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            made = {name for inner in graph.node for name in inner.output}
-            yield from (name for inner in graph.node for name in reads(inner) if name not in made)
+class _Held(Sequence[NDArray[Any]]):
+    """The values of a tensor that a walk holds, each read when it is asked for."""
+
+    def __init__(self, get: Callable[[str, int], NDArray[Any]], name: str, count: int) -> None:
+        self._get, self._name, self._count = get, name, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self._get(self._name, i) for i in range(*number.indices(self._count))]
+        if not -self._count <= number < self._count:
+            raise IndexError(number)
+        return self._get(self._name, number % self._count)

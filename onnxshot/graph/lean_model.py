@@ -93,6 +93,16 @@ class LeanModel:
             return stored.read(self.weights[name])
         return numpy_helper.to_array(self.initializers[name])
 
+    def kind_of(self, name: str) -> tuple[int, tuple[int, ...]]:
+        """Return the element type (TensorProto.DataType) and the shape of an initializer, without reading its values.
+
+        Raises KeyError for other names.
+        """
+        if name in self.weights:
+            return stored.elem_type(self.weights[name]), tuple(self.weights[name].shape)
+        tensor = self.initializers[name]
+        return tensor.data_type, tuple(tensor.dims)
+
     def edited(self, change: Callable[[ModelProto], object]) -> LeanModel:
         """Return a copy whose proto `change` has edited. It cannot see large weights."""
         proto = ModelProto()

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnxshot import memory
 from onnxshot.execution.activation import Activation, Activations
-from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs, samples_that_fit
+from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs
 from onnxshot.execution.layer_walk import Walk
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.bias_quantization import bias_safe_scale
 from onnxshot.maths.gptq import round_weights
@@ -44,8 +44,8 @@ class Repair:
 
 
 def reconstruct(
-    reference: ModelProto,
-    candidate: ModelProto,
+    reference: ModelProto | LeanModel,
+    candidate: ModelProto | LeanModel,
     layers: Sequence[str],
     feeds: Feeds,
     *,
@@ -55,8 +55,8 @@ def reconstruct(
 ) -> dict[str, Repair]:
     """Learn repairs of the layers of a quantized model.
 
-    Memory: both models, a budget's share of tensors that the student holds, which limits the number of samples, and for
-    one layer at a time 8192 rows of 8-bit inputs, the outputs and the second moments.
+    Memory: what two walks hold (see `Walk`), the outputs of some layers up to `memory.held_bytes()`, and for one layer
+    at a time 8192 rows of 8-bit inputs and the second moments.
 
     Args:
         reference: the float model, the teacher.
@@ -74,25 +74,23 @@ def reconstruct(
     Raises:
         ModelError: a model does not run.
     """
-    constants = {t.name: t for t in candidate.graph.initializer}
-    makers = {name: node for node in candidate.graph.node for name in node.output}
-    originals = {node.name: node for node in reference.graph.node if node.name in layers}
-    known = [(node, _Layer.of(node, makers, constants)) for node in candidate.graph.node if node.name in originals]
+    teacher, quantized = LeanModel.of(reference), LeanModel.of(candidate)
+    originals = {node.name: node for node in teacher.proto.graph.node if node.name in layers}
+    makers = {name: node for node in quantized.proto.graph.node for name in node.output}
+    known = [
+        (node, _Layer.of(node, makers, quantized)) for node in quantized.proto.graph.node if node.name in originals
+    ]
     ready = [(originals[node.name], layer) for node, layer in known if layer is not None]
     found = {node.name: Repair() for node, _ in ready}
     learned = [(node, layer) for node, layer in ready if rounding or layer.bias]
     if not learned:
         return found
-    corrected = _with_corrections(candidate, [layer for _, layer in learned])
-    steps = {layer.before for _, layer in learned} | {node.name for node, _ in learned}
-    feeds = feeds[: samples_that_fit(corrected, steps, feeds, memory.held_bytes())]
-    student = Walk(corrected, feeds, threads)
-    floats = {t.name: t for t in reference.graph.initializer} if rounding else {}
-    activations = Activations(reference)
+    student = Walk(_with_corrections(quantized, [layer for _, layer in learned]), feeds, threads)
+    activations = Activations(teacher.proto)
     share = -(-(_WEIGHT_ROWS if rounding else _BIAS_ROWS) // len(feeds))
-    outputs_of = layer_outputs(reference, learned, feeds, [share] * len(learned), threads)
+    outputs_of = layer_outputs(teacher, learned, feeds, [share] * len(learned), threads)
     for done, ((node, layer), outputs) in enumerate(zip(learned, outputs_of, strict=True), 1):
-        weight = numpy_helper.to_array(floats[node.input[1]]) if node.input[1] in floats else None
+        weight = teacher.array(node.input[1]) if rounding and teacher.holds(node.input[1]) else None
         found[node.name] = layer.repair(student, outputs, share, weight, activations.after(node.output[0]))
         if progress is not None:
             progress("repairing", done, len(learned))
@@ -128,9 +126,7 @@ class _Layer:
         return self.output + _CORRECTION
 
     @classmethod
-    def of(
-        cls, node: NodeProto, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]
-    ) -> _Layer | None:
+    def of(cls, node: NodeProto, makers: Mapping[str, NodeProto], model: LeanModel) -> _Layer | None:
         """Describe a node; None where it cannot be repaired."""
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             return None
@@ -139,23 +135,23 @@ class _Layer:
             return None
         assert given is not None
         assert stored is not None
-        if given.input[0] in constants or any(name not in constants for name in (*given.input[1:3], *stored.input)):
+        if model.holds(given.input[0]) or not all(map(model.holds, (*given.input[1:3], *stored.input))):
             return None
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if attrs.get("transA", 0) or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
             return None
-        weight = constants[stored.input[0]]
-        if weight.data_type != TensorProto.INT8 or (len(weight.dims) != 2 and node.op_type != "Conv"):
+        kind, shape = model.kind_of(stored.input[0])
+        if kind != TensorProto.INT8 or (len(shape) != 2 and node.op_type != "Conv"):
             return None
         form = MatrixForm(node.op_type, attrs)
-        table = form.table(np.broadcast_to(np.int8(0), tuple(weight.dims)))
+        table = form.table(np.broadcast_to(np.int8(0), shape))
         if table.shape[2] > _MOST_INPUTS:
             return None
         outputs = table.shape[0] * table.shape[1]
         bias = node.input[2] if len(node.input) > 2 else ""
-        if bias and (bias not in constants or math.prod(constants[bias].dims) != outputs):
+        if bias and (not model.holds(bias) or math.prod(model.kind_of(bias)[1]) != outputs):
             bias = ""
-        params = tuple(numpy_helper.to_array(constants[name]) for name in given.input[1:3])
+        params = tuple(model.array(name) for name in given.input[1:3])
         return cls(
             form, node.input[0], node.output[0], stored.input[0], stored.input[1], bias, outputs, (params[0], params[1])
         )
@@ -195,26 +191,25 @@ class _Layer:
         return _Rows(stored, np.float32(scale), np.float32(zero_point))
 
 
-def _with_corrections(model: ModelProto, layers: Iterable[_Layer]) -> ModelProto:
+def _with_corrections(model: LeanModel, layers: Iterable[_Layer]) -> LeanModel:
     """A copy of the model that adds a constant, 0 so far, to the output of each layer with a bias."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
     by_output = {layer.output: layer for layer in layers if layer.bias}
-    nodes = list(copy.graph.node)
-    del copy.graph.node[:]
-    for node in nodes:
-        copy.graph.node.append(node)
-        layer = by_output.get(node.output[0]) if node.output else None
-        if layer is None:
-            continue
-        copy.graph.node[-1].output[0] = layer.before
-        spatial = len(next(t.dims for t in copy.graph.initializer if t.name == layer.weight)) - 2
-        zeros = np.zeros((layer.outputs, *[1] * (spatial if layer.form.op == "Conv" else 0)), np.float32)
-        copy.graph.initializer.append(numpy_helper.from_array(zeros, layer.correction))
-        copy.graph.node.append(
-            helper.make_node("Add", [layer.before, layer.correction], [layer.output], name=layer.before)
-        )
-    return copy
+
+    def change(proto: ModelProto) -> None:
+        nodes = list(proto.graph.node)
+        del proto.graph.node[:]
+        for node in nodes:
+            layer = by_output.get(node.output[0]) if node.output else None
+            proto.graph.node.append(node)
+            if layer is None:
+                continue
+            proto.graph.node[-1].output[0] = layer.before
+            axes = len(model.kind_of(layer.weight)[1]) - 2 if layer.form.op == "Conv" else 0
+            zeros = np.zeros((layer.outputs, *[1] * axes), np.float32)
+            proto.graph.initializer.append(numpy_helper.from_array(zeros, layer.correction))
+            proto.graph.node.append(helper.make_node("Add", [layer.before, layer.correction], [layer.output]))
+
+    return model.edited(change)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from threading import Lock
@@ -34,6 +35,7 @@ class Spool:
         self._size = 0
         self._places: dict[Hashable, _Place] = {}
         self._end = 0
+        self._free: list[tuple[int, int]] = []  # (bytes, offset) of what was dropped, ascending
         self._part: Part | None = None
         self._file: IO[bytes] | None = None
         self._lock = Lock()
@@ -57,32 +59,47 @@ class Spool:
                 self._held[key] = array
                 self._size += array.nbytes
                 return
-            file = self._opened()
-            file.seek(self._end)
+            file, start = self._opened(), self._room(array.nbytes)
+            file.seek(start)
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-            self._places[key] = self._end, array.dtype, array.shape
-            self._end += array.nbytes
+            self._places[key] = start, array.dtype, array.shape
 
     def get(self, key: Hashable) -> NDArray[Any]:
         """Return the array of a key. Raises KeyError if there is none."""
         with self._lock:
             if key in self._held:
                 return self._held[key]
-            start, dtype, shape = self._places[key]
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            start, dtype, shape = place = self._places[key]
             file = self._opened()
             file.seek(start)
-            return np.frombuffer(bytearray(file.read(size)), np.uint8).view(dtype).reshape(shape)
+            return np.frombuffer(bytearray(file.read(_bytes(place))), np.uint8).view(dtype).reshape(shape)
 
     def drop(self, key: Hashable) -> None:
-        """Forget the array of a key, if there is one. The file shrinks when it holds no array that is still kept."""
+        """Forget the array of a key, if there is one. Its place in the file is used again."""
         with self._lock:
             array = self._held.pop(key, None)
             if array is not None:
                 self._size -= array.nbytes
-            if self._places.pop(key, None) is not None and not self._places:
-                self._opened().truncate(0)
-                self._end = 0
+            place = self._places.pop(key, None)
+            if place is None:
+                return
+            if self._places:
+                insort(self._free, (_bytes(place), place[0]))
+                return
+            self._opened().truncate(0)
+            self._end = 0
+            self._free.clear()
+
+    def _room(self, size: int) -> int:
+        """The offset of the smallest place that was dropped and is large enough; else the end of the file."""
+        at = bisect_left(self._free, (size, 0))
+        if size and at < len(self._free):
+            room, start = self._free.pop(at)
+            if room > size:
+                insort(self._free, (room - size, start + size))
+            return start
+        self._end += size
+        return self._end - size
 
     @property
     def path(self) -> Path | None:
@@ -97,6 +114,7 @@ class Spool:
         """Forget all arrays and remove the file."""
         self._held.clear()
         self._places.clear()
+        self._free.clear()
         self._size = self._end = 0
         if self._file is not None:
             self._file.close()
@@ -113,3 +131,7 @@ class Spool:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _bytes(place: _Place) -> int:
+    return int(np.prod(place[2], dtype=np.int64)) * place[1].itemsize

@@ -1,5 +1,6 @@
 """A layer walk gives the whole model's values, holds only what is still read, and allows changed constants."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 from planned_models import quantized, run
 
+from onnxshot import memory
 from onnxshot.execution.layer_walk import Walk
+from onnxshot.graph.lean_model import LeanModel
 
 SIX = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
 TEXT = """g (float[1, 3, 8, 8] x) => (float[1, 6] y) {
@@ -78,9 +81,9 @@ def test_no_node_runs_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     run_part = Walk._run
 
-    def counted(self: Walk, numbers: Any, stop: str) -> None:
+    def counted(self: Walk, numbers: Any, *rest: Any) -> Any:
         ran.extend(self._nodes[i].output[0] for i in numbers)
-        run_part(self, numbers, stop)
+        return run_part(self, numbers, *rest)
 
     monkeypatch.setattr(Walk, "_run", counted)
     walk = Walk(case.model, case.feeds, 1)
@@ -149,7 +152,7 @@ def test_a_dequantized_tensor_is_held_in_integers() -> None:
             assert (np.abs(back - wanted) <= 1.01 * params[0]).all()
             assert (np.abs(back - wanted) < 1e-6).mean() > 0.999
         assert name not in walk._held
-        assert {v[0].dtype for v in walk._held.values()} <= {np.dtype(np.uint8), np.dtype(np.float32)}
+        assert {walk._values_of(held, 0).dtype for held in walk._held} <= {np.dtype(np.uint8), np.dtype(np.float32)}
 
 
 def test_the_outputs_of_a_walk_equal_those_of_the_fused_model() -> None:
@@ -265,3 +268,42 @@ def test_a_constant_that_a_branch_reads_is_available() -> None:
     lost.CopyFrom(onnx.numpy_helper.from_array(np.full(1, 7, np.float32), "lost"))
     for got, wanted in zip(walk.values("y"), whole(changed, case.feeds, "y"), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------- parts, tensors that are only shown
+
+
+@pytest.mark.parametrize("part_bytes", [1, 1 << 30])
+def test_tensors_are_shown_without_being_held(part_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one session, or in one for each node with a weight; what crosses waits in a file."""
+    monkeypatch.setattr(memory, "part_bytes", lambda: part_bytes)
+    monkeypatch.setattr(memory, "held_bytes", lambda: 0)
+    case = network()
+    walk = Walk(LeanModel.of(case.model), case.feeds, 2)
+    shown: dict[tuple[str, int], NDArray[Any]] = {}
+    for names in (["d", "a"], ["f"]):
+        for sample, found in walk.visit(names, lambda sample, found: (sample, dict(found))):
+            shown |= {(name, sample): values for name, values in found.items()}
+    assert set(shown) == {(name, i) for name in "daf" for i in range(len(case.feeds))}
+    for (name, sample), values in shown.items():
+        np.testing.assert_allclose(values, whole(case.model, case.feeds, name)[sample], rtol=1e-5, atol=1e-5)
+    for got, wanted in zip(walk.values("y"), whole(case.model, case.feeds, "y"), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_of_a_file_may_change_where_it_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in an external file are read from there; a changed one takes its place for later nodes alone."""
+    monkeypatch.setattr(memory, "part_bytes", lambda: 8192)
+    rng = np.random.default_rng(5)
+    text = "g (float[1, 64] x) => (float[1, 64] y) { a = MatMul(x, k) r = Relu(a) y = MatMul(r, m) }"
+    constants = {n: rng.standard_normal((64, 64)).astype(np.float32) / 8 for n in "km"}
+    proto, given = model(text, constants), feeds(5, x=(1, 64))
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, str(path), save_as_external_data=True, size_threshold=0, location="model.data")
+    walk = Walk(LeanModel.of(path), given, 2)
+    first = list(walk.values("r"))
+    walk.set("m", constants["m"] * 2)
+    for sample, feed in enumerate(given):
+        r = np.maximum(feed["x"] @ constants["k"], 0)
+        np.testing.assert_allclose(first[sample], r, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(walk.values("y")[sample], r @ constants["m"] * 2, rtol=1e-4, atol=1e-5)

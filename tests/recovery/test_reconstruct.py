@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from planned_models import initializers, planned, sqnr
 
+from onnxshot import memory
 from onnxshot.execution.layer_rows import spread_over
 from onnxshot.graph import edit
 from onnxshot.graph.load import load_model
@@ -318,22 +319,23 @@ def test_progress_is_told_layer_by_layer() -> None:
     assert seen == [("repairing", i, len(with_bias)) for i in range(1, len(with_bias) + 1)]
 
 
-def test_fewer_samples_learn_what_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rounding", [False, True])
+def test_repairs_do_not_depend_on_the_memory_that_tensors_may_take(
+    rounding: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors that wait in a file, one layer's outputs at a time and one weight a session: the same repairs."""
     case = network()
     reference, candidate = prepared(case)
-    layers, counted = weighted(candidate), []
-    walk = module.Walk
-
-    def spy(proto: ModelProto, given: list[Feed], threads: int) -> Any:
-        counted.append(len(given))
-        return walk(proto, given, threads)
-
-    monkeypatch.setattr(module, "Walk", spy)
-    largest = 4 * 12 * 25  # the outputs of the first two layers, held in float32 while their bias is corrected
-    monkeypatch.setattr(module.memory, "held_bytes", lambda: 13 * largest + 7)
-    found = reconstruct(reference, candidate, layers, case.feeds[LEARN], rounding=True, threads=1)
-    assert set(found) == set(layers)
-    assert counted == [13]
+    layers, found = weighted(candidate), []
+    for held, part_bytes in ((1 << 30, 1 << 30), (100, 1)):
+        monkeypatch.setattr(memory, "held_bytes", lambda held=held: held)
+        monkeypatch.setattr(memory, "part_bytes", lambda part_bytes=part_bytes: part_bytes)
+        found.append(reconstruct(reference, candidate, layers, case.feeds[:12], rounding=rounding, threads=2))
+    for name in layers:
+        for one, other in zip(*((r[name].bias, r[name].weight) for r in found), strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_positions_are_spread_over_all_and_differ_between_samples() -> None:

@@ -45,3 +45,21 @@ def test_the_file_shrinks_when_nothing_in_it_is_kept() -> None:
     assert not path.exists()
     with pytest.raises(KeyError):
         spool.get("one")
+
+
+def test_places_of_dropped_arrays_are_used_again() -> None:
+    """While something is always kept, the file does not grow beyond what was kept at once."""
+    rng = np.random.default_rng(1)
+    with Spool(0) as spool:
+        kept: dict[int, np.ndarray] = {}
+        for key in range(60):
+            kept[key] = rng.standard_normal(int(rng.integers(1, 5)) * 25)
+            spool.put(key, kept[key])
+            if key >= 4:
+                spool.drop(key - 4)
+                del kept[key - 4]
+            for name, array in kept.items():
+                np.testing.assert_array_equal(spool.get(name), array)
+        path = spool.path
+        assert path is not None
+        assert path.stat().st_size <= 3 * 5 * 800  # five arrays of at most 800 bytes, and gaps between them
