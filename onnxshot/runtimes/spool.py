@@ -56,7 +56,8 @@ class Spool:
         self.drop(key)
         with self._lock:
             if array.dtype.hasobject or array.dtype.kind in "SU" or self._size + array.nbytes <= self._limit:
-                self._held[key] = array
+                # An output of a session is a view of memory that it shares with others, and keeps all of it alive.
+                self._held[key] = array if array.flags.owndata else array.copy()
                 self._size += array.nbytes
                 return
             file, start = self._opened(), self._room(array.nbytes)

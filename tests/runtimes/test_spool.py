@@ -63,3 +63,12 @@ def test_places_of_dropped_arrays_are_used_again() -> None:
         path = spool.path
         assert path is not None
         assert path.stat().st_size <= 3 * 5 * 800  # five arrays of at most 800 bytes, and gaps between them
+
+
+def test_a_view_does_not_keep_the_memory_that_it_shares() -> None:
+    whole = np.zeros(1000)
+    with Spool() as spool:
+        spool.put("view", whole[:10])
+        assert not np.shares_memory(spool.get("view"), whole)
+        spool.put("own", whole)
+        assert spool.get("own") is whole
