@@ -26,6 +26,7 @@ from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import Span, TensorStats
 from onnxshot.comparison.random_nodes import fix_randomness
 from onnxshot.errors import CalibrationError
+from onnxshot.execution.calibration_journal import Journal
 from onnxshot.execution.instrumented_model import OutsideProbe, Probe, probe
 from onnxshot.execution.kept_glimpses import KeptGlimpses
 from onnxshot.execution.parallel import in_order
@@ -41,7 +42,7 @@ _LARGE = 48 << 20  # bytes of observed tensors per sample, above which samples r
 _READ_EARLY = 8 << 20  # bytes of samples that are read while the session is created
 _RANGES = "looking at ranges"
 _NAMED = 3  # most samples named in a note
-_IN_PARTS = 32  # samples that one pass over the parts of a large model takes
+_IN_PARTS = 64  # samples that one pass over the parts of a large model takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ def collect(
     threads: int = 2,
     device: str = "cpu",
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Collected:
     """Collect statistics of the named tensors over the samples.
 
@@ -92,6 +94,7 @@ def collect(
         threads: CPU threads in total.
         device: "cpu", "cuda" or "openvino", an execution provider of ONNX Runtime.
         progress: Called with the stage, the samples done and the samples in total.
+        journal: What an earlier run found before it was ended; what is found here is added. For a model in parts.
 
     Raises:
         CalibrationError: A tensor is NaN or infinite. Names the tensor and the sample.
@@ -99,13 +102,14 @@ def collect(
     """
     total = len(samples)
     order, watched = order_of(total, settle=settle), list(names)
+    ends = list(stops(total)) if settle else [total]
     observers, outliers, settling = Observers(len(watched)), Outliers(len(watched)), Settling(len(watched))
     used: list[int] = []
     blank: list[str] = []
     kept = KeptGlimpses(watched, keep) if keep else None
     observed = observe_samples(
         model, watched, samples, order, channels=channels, threads=threads, device=device,
-        step=_steps(progress, "calibrating", list(stops(total)) if settle else [total]),
+        step=_steps(progress, "calibrating", ends), journal=journal, ends=ends,
     )  # fmt: skip
     parted = runs_in_parts(model)
     for number, (sample, seen) in zip(order, observed, strict=False):
@@ -140,14 +144,18 @@ def observe_samples(
     threads: int = 2,
     device: str = "cpu",
     step: Step | None = None,
+    journal: Journal | None = None,
+    ends: Sequence[int] = (),
 ) -> Iterator[tuple[Sample, Glimpse]]:
     """Yield the samples with these indices, each with a glimpse of the named tensors.
 
-    Arguments and errors as in `collect`; `step` is called for a model that runs in parts.
+    Arguments and errors as in `collect`; `step` is called for a model that runs in parts. Where the pass may end, after
+    the numbers of samples in `ends`, no sample beyond is run before it is asked for.
     """
     if runs_in_parts(model):
         watched = list(dict.fromkeys((*names, *_float_outputs(model))))
-        for sample, seen in _observe_in_parts(model, watched, channels, samples, order, threads, device, step):
+        parted = _observe_in_parts(model, watched, channels, samples, order, threads, device, step, journal, ends)
+        for sample, seen in parted:
             if not seen.finite:
                 _raise_not_finite(model, names, sample, threads)
             yield sample, seen.first(len(names))
@@ -222,17 +230,28 @@ def _observe_in_parts(
     threads: int,
     device: str,
     step: Step | None,
+    journal: Journal | None = None,
+    ends: Sequence[int] = (),
 ) -> Iterator[tuple[Sample, Glimpse]]:
     """As `_observe_in_order`, some samples at a time through all parts of the model."""
     workers = threads if device == "cpu" else 1
-    seen = PartedProbe(model, names, channels, threads=max(1, threads // workers), providers=providers_for(device))
-    rest = list(order)
-    while rest:
+    seen = PartedProbe(
+        model, names, channels, threads=max(1, threads // workers), providers=providers_for(device),
+        limit=None if journal is None else journal.limit,
+    )  # fmt: skip
+    start, chunk = 0, 0
+    while start < len(order):
         read, size = list[Sample](), 0
-        while rest and len(read) < _IN_PARTS and size <= memory.held_bytes():
-            read.append(samples[rest.pop(0)])
+        most = min(_IN_PARTS, next((end for end in ends if end > start), len(order)) - start)
+        for number in order[start : start + most]:
+            read.append(samples[number])
             size += sum(values.nbytes for values in read[-1].feed.values())
-        yield from zip(read, seen.observe_all([sample.feed for sample in read], workers, step), strict=True)
+            if size > memory.held_bytes():
+                break
+        numbers = order[start : start + len(read)]
+        kept = None if journal is None else journal.chunk(chunk, numbers)
+        yield from zip(read, seen.observe_all([sample.feed for sample in read], workers, step, kept), strict=True)
+        start, chunk = start + len(read), chunk + 1
 
 
 def _observe_in_order(

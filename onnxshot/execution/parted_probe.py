@@ -15,6 +15,7 @@ from onnxshot import memory
 from onnxshot.calibration.observers import Glimpse, glimpse
 from onnxshot.comparison.random_nodes import fix_randomness
 from onnxshot.errors import ModelError
+from onnxshot.execution.calibration_journal import Chunk
 from onnxshot.execution.instrumented_model import LEAST_OPSET, Layouts, Shape, instrument
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
@@ -47,6 +48,7 @@ class PartedProbe:
         channels: Those of `names` that are also reduced per channel of their last axis.
         threads: CPU threads of each session.
         providers: Execution providers of ONNX Runtime.
+        limit: Most bytes of weights of a part; by default `memory.part_bytes()`.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class PartedProbe:
         *,
         threads: int,
         providers: Sequence[str] = CPU,
+        limit: int | None = None,
     ) -> None:
         tensors = model.tensors()
         self._model = LeanModel.of(model).edited(fix_randomness)
-        self.parts = Parts(self._model, memory.part_bytes())
+        self.parts = Parts(self._model, memory.part_bytes() if limit is None else limit)
         self._names = {name: number for number, name in enumerate(names)}
         self._channels = set(channels)
         self._shapes: Mapping[str, Shape | None] = {name: model.shape(tensors[name]) for name in names}
@@ -69,8 +72,16 @@ class PartedProbe:
         self._how: dict[str, Any] = {"threads": threads, "providers": providers, "keep_plans": False, "inner": True}
         self._inputs = [spec.name for spec in model.graph.inputs if spec.name in self._names]
 
-    def observe_all(self, feeds: Sequence[Feed], workers: int, step: Step | None = None) -> Iterator[Glimpse]:
+    def observe_all(
+        self, feeds: Sequence[Feed], workers: int, step: Step | None = None, kept: Chunk | None = None
+    ) -> Iterator[Glimpse]:
         """Yield the glimpse of every sample, in order, after all parts have run on all of them.
+
+        Args:
+            feeds: The samples.
+            workers: Samples that run at once.
+            step: Called after each sample of each part.
+            kept: What an earlier run found of these samples; what is found here is added.
 
         Raises:
             ModelError: The model does not run on a sample.
@@ -81,12 +92,14 @@ class PartedProbe:
                 numbers = [self._names[name] for name in self._inputs]
                 seen = glimpse([feed[name] for name in self._inputs], self._by_channel(self._inputs))
                 where[sample][_INPUTS] = _Kept.of(spool, (sample, _INPUTS), _Reduced(tuple(numbers), seen))
+            count = self.parts.until(self._names)
+            checkpoint = None if kept is None else _Checkpoint(kept, self.parts, count, spool, where, step)
             for part, sample, found in walk_parts(
-                self.parts, feeds, self._opened, workers=workers, step=step, count=self.parts.until(self._names)
+                self.parts, feeds, self._opened, workers=workers, step=step, count=count, checkpoint=checkpoint
             ):  # fmt: skip
                 where[sample][part] = _Kept.of(spool, (sample, part), found)
-            for kept in where:
-                yield _joined([one.read(spool) for one in kept.values()], len(self._names))
+            for found_of in where:
+                yield _joined([one.read(spool) for one in found_of.values()], len(self._names))
 
     def _by_channel(self, names: Sequence[str]) -> list[int]:
         return [i for i, name in enumerate(names) if name in self._channels]
@@ -173,6 +186,62 @@ class _Kept:
             spool.drop((*self.key, name))
         sizes, picked, rows, picks, bottoms, tops = arrays
         return _Reduced(self.numbers, Glimpse(sizes, picked, rows, picks, bottoms, tops, absmax))
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """Keeps the glimpses of finished parts, and what crosses from them.
+
+    Attributes:
+        kept: Where.
+        parts: The parts.
+        count: Number of parts that run.
+        spool: Holds the arrays of glimpses.
+        where: For each sample, the glimpse of each part.
+        step: Is told if nothing is left to run.
+    """
+
+    kept: Chunk
+    parts: Parts
+    count: int
+    spool: Spool
+    where: list[dict[int, _Kept]]
+    step: Step | None
+
+    def restore(self, crossing: Spool) -> int:
+        done = 0
+        while done < self.count and (not self.parts.parts[done].nodes or self._restored(done)):
+            done += 1
+        if done < self.count:
+            crossed = self.kept.load_crossing(crossing)
+            if not 0 < crossed <= done:
+                for key in list(crossing.keys()):
+                    crossing.drop(key)
+                crossed = 0
+            done = crossed
+        elif self.step is not None:
+            self.step(self.count, self.count, len(self.where), len(self.where))
+        self.kept.journal.restored += done * len(self.where)
+        return done
+
+    def _restored(self, part: int) -> bool:
+        """Take over the glimpses of a part that an earlier run has kept; False if it has not."""
+        head = self.kept.load_seen(part, self.spool)
+        if head is None:
+            return False
+        for sample, channels in enumerate(head["channels"]):
+            self.where[sample][part] = _Kept((sample, part), tuple(head["numbers"]), tuple(channels))
+        return True
+
+    def save(self, done: int, keys: Sequence[tuple[int, str]], crossing: Spool) -> None:
+        found = [seen[done - 1] for seen in self.where]
+        arrays = ((*one.key, name) for one in found for name in (*_ARRAYS, *one.channels))
+        channels = [one.channels for one in found]
+        self.kept.save_seen(done - 1, arrays, self.spool, numbers=found[0].numbers, channels=channels)
+        if done < self.count:
+            self.kept.save_crossing(done, keys, crossing)
+        else:
+            self.kept.end()
 
 
 def _joined(found: Sequence[_Reduced], count: int) -> Glimpse:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnxshot import memory
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.statistics_file import (
@@ -18,7 +19,8 @@ from onnxshot.calibration.statistics_file import (
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import CalibrationError
 from onnxshot.execution import statistics_cache
-from onnxshot.execution.collect import collect
+from onnxshot.execution.calibration_journal import open_journal
+from onnxshot.execution.collect import collect, runs_in_parts
 from onnxshot.execution.kept_glimpses import Floats, KeptGlimpses, scalable
 from onnxshot.execution.observed_tensors import calibration_pass, missing_in
 from onnxshot.files import cache_folder
@@ -32,6 +34,7 @@ from onnxshot.settings import Settings
 
 HOLDOUT = 0.25
 """Share of the samples, the last ones, that calibration leaves out. The result is measured on them."""
+_RESUMED = "calibration went on where an earlier run was ended: {} runs of a part on a sample were not repeated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +126,20 @@ def from_data(
     lasting = key if cached else ""
     if kept is not None:
         return RunStatistics(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes, lasting)
+    journal = open_journal(key, memory.part_bytes()) if cached and runs_in_parts(model) else None
     found = collect(
         model, watch.names, watch.samples, channels=watch.channels, keep=scalable(model) if keep else None,
         settle=watch.settle, threads=settings.threads, device=settings.device, progress=settings.progress,
+        journal=journal,
     )  # fmt: skip
     statistics = watch.statistics(found.stats, found.used, digests, found.notes)
     if cached:
         statistics_cache.store(key, statistics)
-    used = _numbers(statistics, calibrated, digests)
-    return RunStatistics(statistics, used, held_out, len(found.used), statistics.notes, lasting, found.kept)
+    used, notes = _numbers(statistics, calibrated, digests), statistics.notes
+    if journal is not None:
+        journal.remove()
+        notes += (_RESUMED.format(journal.restored),) if journal.restored else ()
+    return RunStatistics(statistics, used, held_out, len(found.used), notes, lasting, found.kept)
 
 
 def after_scaling(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +29,18 @@ Open = Callable[[int, LeanModel, Sequence[str]], Opened[Result]]
 Step = Callable[[int, int, int, int], None]
 """Called with the number of the part, of all parts, of the samples that it has run on, and of all samples."""
 
+class Checkpoint(Protocol):
+    """Keeps what a walk has found, so that another one goes on there."""
+
+    def restore(self, crossing: Spool) -> int:
+        """Put the tensors that cross, by (sample, name), into a spool, and return how many parts need not run."""
+        ...
+
+    def save(self, done: int, keys: Sequence[tuple[int, str]], crossing: Spool) -> None:
+        """Keep that many parts, and the tensors of these keys, which later parts read."""
+        ...
+
+
 CHUNK = 128
 """Most samples that one pass over the parts takes, if they are drawn from an iterator."""
 
@@ -41,6 +53,7 @@ def walk_parts(
     workers: int,
     step: Step | None = None,
     count: int | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[tuple[int, int, Result]]:
     """Yield (part, sample, result), part after part, over all samples; for an iterator CHUNK samples at a time.
 
@@ -53,6 +66,7 @@ def walk_parts(
         workers: Samples that run at once.
         step: Called after each sample of each part; by default, what is done here is told (see `onnxshot.progress`).
         count: Number of parts to run, from the first one; None for all.
+        checkpoint: Says which parts need not run, and is called after each part; for a sequence of samples.
 
     Raises:
         ModelError: A part does not load, or a sample lacks an input or does not run.
@@ -60,7 +74,7 @@ def walk_parts(
     step = step or part_steps()
     if isinstance(feeds, Sequence):
         if feeds:
-            yield from _walk(parts, feeds, open_part, workers, step, count)
+            yield from _walk(parts, feeds, open_part, workers, step, count, checkpoint)
         return
     rest, start = iter(feeds), 0
     while chunk := list(islice(rest, CHUNK)):
@@ -70,12 +84,19 @@ def walk_parts(
 
 
 def _walk(
-    parts: Parts, feeds: Sequence[Feed], open_part: Open[Result], workers: int, step: Step | None, most: int | None
+    parts: Parts,
+    feeds: Sequence[Feed],
+    open_part: Open[Result],
+    workers: int,
+    step: Step | None,
+    most: int | None,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[tuple[int, int, Result]]:
     last = {name: number for number, part in enumerate(parts.parts) for name in part.reads}
     count, most = len(feeds), len(parts) if most is None else most
     with Spool() as spool:
-        for number, part in enumerate(parts.parts[:most]):
+        begin = checkpoint.restore(spool) if checkpoint is not None else 0
+        for number, part in list(enumerate(parts.parts[:most]))[begin:]:
 
             def values_of(sample: int, names: Sequence[str] = part.reads) -> Feed:
                 feed = feeds[sample]
@@ -111,6 +132,10 @@ def _walk(
             for name in (name for name in part.reads if last[name] == number):
                 for sample in range(count):
                     spool.drop((sample, name))
+            if checkpoint is not None:
+                left = [name for name in last if last[name] > number]
+                keys = [(sample, name) for sample in range(count) for name in left if (sample, name) in spool]
+                checkpoint.save(number + 1, keys, spool)
 
 
 def as_declared(feed: Mapping[str, NDArray[Any]], kinds: Mapping[str, int]) -> Feed:
