@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import NodeProto
+
+from onnxshot.comparison.proto_edits import parsed
+from onnxshot.errors import ModelError
+from onnxshot.runtimes.ort_runtime import Runnable
 
 _MOVES = {"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"}
 _SHIFTS = {"Add", "Sub", "Mul", "Div"}  # by a constant: a bias or a temperature
@@ -104,13 +106,12 @@ class Scores:
         return self.rank == 2 or self.maker == "linear"
 
 
-def makers_of(model: Path | bytes) -> Mapping[str, str]:
+def makers_of(model: Runnable) -> Mapping[str, str]:
     """The operator that makes each output, as in `Scores.maker`; empty if the model cannot be read."""
     try:
-        proto = onnx.load_from_string(model) if isinstance(model, bytes) else _read(model)
-    except (OSError, DecodeError):
+        graph = parsed(model).graph
+    except ModelError:
         return {}
-    graph = proto.graph
     made = {name: node for node in graph.node for name in node.output}
     constants = {t.name for t in graph.initializer} | {
         name for node in graph.node if node.op_type == "Constant" for name in node.output
@@ -120,10 +121,6 @@ def makers_of(model: Path | bytes) -> Mapping[str, str]:
     if len(given) > 1:
         found |= {port.name: "state" for port in graph.output if _shape(port) in given and _shape(port)}
     return found
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    return onnx.load(str(path), format="protobuf", load_external_data=False)
 
 
 def _shape(port: onnx.ValueInfoProto) -> tuple[object, ...]:

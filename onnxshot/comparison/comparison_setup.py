@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
@@ -28,12 +26,12 @@ from onnxshot.comparison.ordering_nodes import (
 from onnxshot.comparison.proto_edits import PREFIX, parsed
 from onnxshot.comparison.random_nodes import RandomSource, fix_randomness, inlined, random_sources
 from onnxshot.errors import ModelError
-from onnxshot.runtimes.ort_runtime import Feed, Runner, stored_bytes
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.runtimes.ort_runtime import Feed, Runnable, Runner
+from onnxshot.runtimes.parallel import in_order
 
 Tensors = Mapping[str, NDArray[Any]]
 
-LIMIT = 1_500_000_000
-"""Bytes of weights above which models are compared without edits, because edits need a copy in memory."""
 _MOST_ORDERS = 24  # most orders tried one by one; if there are more, all count as visible in all outputs
 _BEFORE = f"{PREFIX}before/"
 
@@ -54,7 +52,7 @@ class ComparisonSetup:
         differs: True if two runs of the edited reference still differ.
     """
 
-    reference: Path | bytes
+    reference: Runnable
     random_nodes: tuple[RandomSource, ...] = ()
     orders: tuple[Order, ...] = ()
     ordered_outputs: Mapping[int, frozenset[str]] = field(default_factory=dict)
@@ -89,7 +87,7 @@ class ComparisonSetup:
         """Whether models run without edits."""
         return not (self.random_nodes or self.orders or self.copied)
 
-    def prepared(self, model: Path | bytes) -> Path | bytes:
+    def prepared(self, model: Runnable) -> Runnable:
         """The edited copy of a model that is compared with the reference.
 
         Raises:
@@ -97,7 +95,8 @@ class ComparisonSetup:
         """
         if self.plain:
             return model
-        proto = inlined(_whole(model))
+        lean = LeanModel.of(model)
+        proto = inlined(lean.outline())
         copied = tuple(one for one in copied_outputs(proto) if one in self.copied)
         hidden = {one.output for one in copied}
         add_computed(proto, copied)
@@ -110,10 +109,10 @@ class ComparisonSetup:
         proto.graph.output.extend(kept)
         if self.random_nodes:
             fix_randomness(proto, self.random_nodes)
-        return bytes(proto.SerializeToString())
+        return lean.in_shape_of(proto)
 
     def load_candidate(
-        self, model: Path | bytes, source: Path | bytes, threads: int
+        self, model: Runnable, source: Runnable, threads: int
     ) -> tuple[ComparisonSetup, CandidateRunner]:
         """Load a model to compare it with the reference.
 
@@ -134,7 +133,7 @@ class ComparisonSetup:
             setup = ComparisonSetup(source, inside=setup.inside, failed=e.message)
             return setup, CandidateRunner(setup, model, threads=threads)
 
-    def without_missing_orders(self, model: Path | bytes) -> ComparisonSetup:
+    def without_missing_orders(self, model: Runnable) -> ComparisonSetup:
         """The setup for this model, which another tool may have made.
 
         If it lacks an ordering node, outputs are compared element by element. Raises ModelError if it cannot be read.
@@ -193,7 +192,7 @@ class CandidateRunner:
     If the imposed picks do not fit on a sample, as when their number depends on values, it picks for itself there.
     """
 
-    def __init__(self, setup: ComparisonSetup, model: Path | bytes, *, threads: int, optimize: bool = True) -> None:
+    def __init__(self, setup: ComparisonSetup, model: Runnable, *, threads: int, optimize: bool = True) -> None:
         self._setup, self._model, self._threads, self._optimize = setup, model, threads, optimize
         self._imposed = Runner(setup.prepared(model), threads=threads, optimize=optimize, whole=True)
         self._free: Runner | None = None
@@ -206,14 +205,42 @@ class CandidateRunner:
         except ModelError:
             if not self._setup.orders:
                 raise
+        return self._choosing().run(feed)
+
+    def run_all(self, feeds: Iterable[Feed], workers: int) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield what `run` returns for every sample, in order. A model in parts goes through them once.
+
+        In parts, all samples from one on whose picks do not fit are run without them.
+        """
+        if self.in_parts == 1:
+            yield from in_order(self.run, feeds, workers)
+            return
+        feeds = list(feeds) if self._setup.orders else feeds
+        done = 0
+        try:
+            for found in self._imposed.run_all(feeds, workers):
+                done += 1
+                yield found
+        except ModelError:
+            if not isinstance(feeds, list):
+                raise
+            yield from self._choosing().run_all(feeds[done:], workers)
+
+    @property
+    def in_parts(self) -> int:
+        """The number of parts; 1 for a model that runs as a whole."""
+        return self._imposed.in_parts
+
+    def _choosing(self) -> Runner:
+        """The model, picking for itself."""
         if self._free is None:
             self._free = Runner(
                 self._setup.unordered.prepared(self._model), threads=self._threads, optimize=self._optimize, whole=True
             )
-        return self._free.run(feed)
+        return self._free
 
 
-def comparison_setup(reference: Path | bytes, feed: Feed) -> ComparisonSetup:
+def comparison_setup(reference: Runnable, feed: Feed) -> ComparisonSetup:
     """Find out how models must be compared with this reference.
 
     Args:
@@ -230,18 +257,17 @@ def comparison_setup(reference: Path | bytes, feed: Feed) -> ComparisonSetup:
         copied = ()  # nothing would be left to compare
     if not (noise or copied or found):
         return ComparisonSetup(reference, inside=inside)
-    if _bytes(reference) > LIMIT:
-        return ComparisonSetup(reference, inside=inside, failed=f"the model has over {LIMIT / 1e9} GB")
     try:
-        whole = inlined(_whole(reference))
-        seen = _visible_outputs(whole, noise, found, feed) if found else {}
+        lean = LeanModel.of(reference)
+        whole = inlined(lean.outline())
+        seen = _visible_outputs(lean, whole, noise, found, feed) if found else {}
         kept = tuple(order for order in found if order.number in seen)
         if not (noise or copied or kept):
             return ComparisonSetup(reference, inside=inside)
         add_computed(whole, copied)
         add_orders(whole, kept, ())
         fix_randomness(whole, noise)
-        changed = bytes(whole.SerializeToString())
+        changed = lean.in_shape_of(whole)
         differs = _differs(changed, feed)
     except ModelError as e:
         Runner(reference).run(feed)  # raises if the model itself does not run
@@ -249,7 +275,7 @@ def comparison_setup(reference: Path | bytes, feed: Feed) -> ComparisonSetup:
     return ComparisonSetup(changed, noise, kept, seen, copied, inside, differs=differs)
 
 
-def _differs(model: bytes, feed: Feed) -> bool:
+def _differs(model: LeanModel, feed: Feed) -> bool:
     """Whether two runs of a model differ by more than the order of additions explains."""
     runner = Runner(model)
     first, second = runner.run(feed), runner.run(feed)
@@ -257,7 +283,7 @@ def _differs(model: bytes, feed: Feed) -> bool:
 
 
 def _visible_outputs(
-    proto: ModelProto, noise: tuple[RandomSource, ...], found: tuple[Order, ...], feed: Feed
+    lean: LeanModel, proto: ModelProto, noise: tuple[RandomSource, ...], found: tuple[Order, ...], feed: Feed
 ) -> dict[int, frozenset[str]]:
     """The outputs in which each order is visible, found by reversing one order at a time."""
 
@@ -265,7 +291,7 @@ def _visible_outputs(
         copy = parsed(proto)
         add_orders(copy, found, imposed)
         fix_randomness(copy, noise)
-        return Runner(copy.SerializeToString(), optimize=False).run(given)
+        return Runner(lean.in_shape_of(copy), optimize=False).run(given)
 
     outputs = [output.name for output in proto.graph.output]
     base = run((), feed)
@@ -279,15 +305,6 @@ def _visible_outputs(
         else:
             turned[order.number] = run((order,), {**feed, **order.feed(picks)})
     return visible_outputs(found, base, turned, outputs)
-
-
-def _whole(model: Path | bytes) -> ModelProto:
-    """The model with its external data."""
-    return parsed(model) if isinstance(model, bytes) else onnx.load(str(model), format="protobuf")
-
-
-def _bytes(model: Path | bytes) -> int:
-    return len(model) if isinstance(model, bytes) else stored_bytes(model)
 
 
 def _list(names: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from onnxshot.errors import ModelError
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.graph.lean_parse import parse_lean
 from onnxshot.graph.load import first_line
 from onnxshot.runtimes.ort_runtime import label_of
 
@@ -18,18 +20,20 @@ PREFIX = "onnxshot.judged/"
 STANDARD = ("", "ai.onnx")
 
 
-def parsed(source: Path | bytes | ModelProto) -> ModelProto:
-    """A copy that may be edited. External data is not loaded. Raises ModelError if the model cannot be read."""
+def parsed(source: Path | bytes | ModelProto | LeanModel) -> ModelProto:
+    """A copy that may be edited, with the values of small weights at least. Raises ModelError if it cannot be read."""
     try:
+        if isinstance(source, LeanModel):
+            return source.outline()
         if isinstance(source, ModelProto):
             copy = ModelProto()
             copy.CopyFrom(source)
             return copy
         if isinstance(source, bytes):
             return onnx.load_from_string(source)
-        return onnx.load(str(source), format="protobuf", load_external_data=False)
+        return parse_lean(source)
     except (OSError, DecodeError, ValueError) as e:
-        where = "the model in memory" if isinstance(source, ModelProto) else label_of(source)
+        where = label_of(source) if isinstance(source, Path) else "the model in memory"
         raise ModelError(f"{where} cannot be read: {first_line(e)}") from e
 
 

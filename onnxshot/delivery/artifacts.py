@@ -16,6 +16,7 @@ from onnxshot.calibration.readers import Dataset
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.files.atomic_write import aside, scratch
 from onnxshot.files.links import follow_link
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.save import Draft
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
 from onnxshot.report.values import Artifact
@@ -27,6 +28,7 @@ from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES, target_of
 from onnxshot.targets.base import Target
 from onnxshot.verification.compare_models import compare_loaded
+from onnxshot.verification.reference import Reference
 
 ONNX = "onnx"
 _BENCH_FEEDS = 8
@@ -41,7 +43,7 @@ class Judged:
         samples: held-out samples.
     """
 
-    reference: Path | bytes
+    reference: Path | LeanModel
     samples: Dataset
 
 
@@ -204,11 +206,7 @@ def _proven(
             notes.append("compared on random data alone: --calib DATA gives figures that mean something")
             found = None
         with scratch() as folder:
-            path = folder / "float.onnx"
-            if isinstance(judged.reference, Path):
-                path = judged.reference
-            else:
-                path.write_bytes(judged.reference)
+            path = Reference(judged.reference).at(folder / "float.onnx")
             feeds = [judged.samples[i].feed for i in range(min(len(judged.samples), _BENCH_FEEDS))]
             try:
                 given = runtime.load(path, threads=settings.threads, options=options)

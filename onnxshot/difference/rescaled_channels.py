@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
+from onnxshot import memory
 from onnxshot.difference.compare_layers import Pairs, matched
 from onnxshot.difference.read_layers import Layer, Layers, read_layers
 from onnxshot.errors import OnnxshotError
 from onnxshot.graph import Node, edit
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.weight_sparsity import outputs_first
 from onnxshot.planning.channel_ties import Channels, Ids, channels_of
-from onnxshot.verification.compare_tensors import too_large
+from onnxshot.runtimes.ort_runtime import stored_bytes
 
 Floats = NDArray[np.float64]
 
@@ -31,8 +33,7 @@ _SAME = 0.05  # factors closer to 1 are rounding of the weights
 _FIT = 0.05  # most residual energy of a fitted row, as a share; rounding to 8 bits leaves 0.001
 _AGREES = 0.3  # most relative deviation of a reader's factor: its small weights were rounded too
 _PRODUCTS = ("MatMul", "Gemm")
-MAX_BYTES = 500_000_000
-"""Bytes of weights above which a file is not examined: both files are held in float32."""
+_SHARE = 8  # of the memory budget: larger files are not examined, as weights of both are held in float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,14 +44,16 @@ class ChannelFactors:
         tensors: Tensor name -> axis and factors [C], for tensors with a factor other than 1.
         made: Node name of the first file -> factors [O] of the channels it makes.
         read: Node name of the first file -> factors [I] of the channels it reads.
-        form: The first file in float form, normalized and serialized. Tensor names that folding removed stand for the
-            output of the node folded into. Empty if it was not read.
+        form: The first file in float form, normalized. Tensor names that folding removed stand for the output of the
+            node folded into. None if it was not read.
+        unread: Why the files were not examined; empty if they were.
     """
 
     tensors: Mapping[str, tuple[int, Floats]] = field(default_factory=dict)
     made: Mapping[str, Floats] = field(default_factory=dict)
     read: Mapping[str, Floats] = field(default_factory=dict)
-    form: bytes = b""
+    form: LeanModel | None = None
+    unread: str = ""
 
     def of_weight(self, layer: Layer) -> Any:
         """Factors of the second file's weight of a layer, shaped to divide the weight with its outputs first."""
@@ -66,15 +69,17 @@ class ChannelFactors:
     def notes(self) -> list[str]:
         """Remarks for the report."""
         if not self.tensors:
-            return []
+            return [self.unread] if self.unread else []
         how = "were equalized or smoothed, and are compared at the scale they had"
         return [f"channels of {len(self.tensors)} tensors {how}: the weights around them show it"]
 
 
 def factors_between(before: Path, after: Path) -> ChannelFactors:
     """Factors between two files; empty if one is too large or cannot be read layer by layer."""
-    if too_large(before, after, limit=MAX_BYTES):
-        return ChannelFactors()
+    most = memory.budget() // _SHARE
+    if max(map(stored_bytes, (before, after))) > most:
+        what = "not examined whether channels were equalized or smoothed"
+        return ChannelFactors(unread=f"{what}: a model has over {most / 1e6:.0f} MB, an eighth of --memory")
     try:
         one, other = read_layers(before), read_layers(after)
     except OnnxshotError:
@@ -93,11 +98,10 @@ def factors_of(one: Layers, pairs: Pairs) -> ChannelFactors:
     )  # fmt: skip
 
 
-def _form(one: Layers) -> bytes:
+def _form(one: Layers) -> LeanModel:
     """The float form, in which tensor names that folding removed stand for the output of the node folded into."""
-    proto = one.model.to_proto()
-    proto.graph.node.extend(helper.make_node("Identity", [now], [name]) for name, now in one.folded.items())
-    return bytes(proto.SerializeToString())
+    again = [helper.make_node("Identity", [now], [name]) for name, now in one.folded.items()]
+    return LeanModel.of(one.model).edited(lambda proto: proto.graph.node.extend(again))
 
 
 # ---------------------------------------------------------------------- equalized channels, axis 1

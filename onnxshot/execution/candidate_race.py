@@ -19,7 +19,8 @@ from onnxshot.calibration.readers import Sample
 from onnxshot.comparison.balanced_sqnr import CandidateError, Floats, sums_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.execution.parallel import in_order
-from onnxshot.runtimes.ort_runtime import Feed, stored_bytes
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.runtimes.ort_runtime import Feed, Runnable, stored_bytes
 
 __all__ = ["MAX_BYTES", "CandidateError", "measure_candidates", "race"]
 
@@ -35,7 +36,7 @@ _Outputs = Mapping[str, NDArray[Any]]
 
 
 def race(
-    reference: Path | bytes,
+    reference: Runnable,
     candidates: Iterable[bytes],
     batches: Iterable[Sequence[Sample]],
     *,
@@ -103,7 +104,7 @@ def _settled(one: tuple[Sequence[float], float], other: tuple[Sequence[float], f
 
 
 def measure_candidates(
-    reference: Path | bytes, candidates: Iterable[bytes], samples: Sequence[Sample], *, threads: int
+    reference: Runnable, candidates: Iterable[bytes], samples: Sequence[Sample], *, threads: int
 ) -> Iterator[CandidateError]:
     """Measure how far each candidate is from the reference.
 
@@ -133,7 +134,7 @@ def measure_candidates(
     else:
         feeds = feeds_of(samples)
 
-    def models() -> Iterator[tuple[ComparisonSetup, Path | bytes]]:
+    def models() -> Iterator[tuple[ComparisonSetup, Runnable]]:
         if not wanted:
             yield ComparisonSetup(setup.reference), setup.reference
         yield from ((setup, candidate) for candidate in candidates)
@@ -145,7 +146,9 @@ def measure_candidates(
             yield _compared(setup, wanted, outputs)
 
 
-def _size(model: Path | bytes) -> int:
+def _size(model: Runnable) -> int:
+    if isinstance(model, LeanModel):
+        return model.weight_bytes
     return stored_bytes(model) if isinstance(model, Path) else len(model)
 
 
@@ -154,7 +157,7 @@ def feeds_of(samples: Sequence[Sample]) -> list[Feed]:
     return [sample.feed for sample in samples]
 
 
-def _outputs(model: tuple[ComparisonSetup, Path | bytes], feeds: Sequence[Feed], threads: int) -> list[_Outputs]:
+def _outputs(model: tuple[ComparisonSetup, Runnable], feeds: Sequence[Feed], threads: int) -> list[_Outputs]:
     """The outputs of a model on every feed, in order."""
     runner = CandidateRunner(*model, threads=threads)
     return [runner.run(feed) for feed in feeds]

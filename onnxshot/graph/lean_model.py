@@ -110,6 +110,28 @@ class LeanModel:
         change(proto)
         return replace(self, proto=proto)
 
+    def outline(self) -> ModelProto:
+        """Return the model with initializers of name, type and shape, but no values, in place of the large weights."""
+        return self.to_proto(_outlined)
+
+    def in_shape_of(self, proto: ModelProto) -> LeanModel:
+        """Return the model that an edited `outline` describes; the proto is changed."""
+        small = [tensor for tensor in proto.graph.initializer if tensor.name not in self.weights]
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(small)
+        return replace(self, proto=proto)
+
+    def to_graph(self) -> Model:
+        """Return the model as a graph, which shares the weights."""
+        proto = ModelProto()
+        proto.CopyFrom(self.proto)
+        listed = {info.name for info in proto.graph.input}
+        for name, constant in self.weights.items():
+            if name not in listed:
+                info = helper.make_tensor_value_info(name, stored.elem_type(constant), constant.shape)
+                proto.graph.input.append(info)
+        return Model(proto, lifted=self.weights)
+
     def with_outputs(self, names: Iterable[str]) -> LeanModel:
         """Return a copy with these tensors as its outputs, each once; with its own outputs if there are no names."""
         return self._with_outputs(dict.fromkeys(names), keep=False)
@@ -155,6 +177,13 @@ class LeanModel:
         for constant in self.weights.values():
             proto.graph.initializer.append((store or stored.to_proto)(constant))
         return proto
+
+
+def _outlined(constant: Constant) -> TensorProto:
+    kind = stored.elem_type(constant)
+    return TensorProto(
+        name=constant.name, data_type=kind, dims=constant.shape, data_location=TensorProto.EXTERNAL
+    )  # fmt: skip
 
 
 def _of_graph(model: Model) -> LeanModel:

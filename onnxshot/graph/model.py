@@ -61,8 +61,9 @@ class Model:
     """
 
     def __init__(
-        self, proto: ModelProto, folder: Path | None = None, path: Path | None = None, own: OwnFile | None = None
-    ) -> None:
+        self, proto: ModelProto, folder: Path | None = None, path: Path | None = None, own: OwnFile | None = None,
+        lifted: Mapping[str, Constant] | None = None,
+    ) -> None:  # fmt: skip
         self.path = path
         self.external_data = False
         self.data_files: tuple[Path, ...] = ()
@@ -72,7 +73,7 @@ class Model:
         self.stated = frozenset(info.name for info in proto.graph.value_info)
         self.original_ops: dict[str, str] = {}
         self._folder, self._own = folder, own
-        self._adopt(proto, {})
+        self._adopt(proto, lifted or {})
 
     def _adopt(self, proto: ModelProto, lifted: Mapping[str, Constant]) -> None:
         """Read a ModelProto: its graph into `graph`, all other fields into `envelope`; see `skeleton` for `lifted`."""

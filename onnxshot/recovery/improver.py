@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from onnxshot.calibration.range_methods import METHODS, Range
 from onnxshot.calibration.readers import Dataset, Sample
@@ -34,6 +33,7 @@ from onnxshot.recovery.range_search import refine_ranges
 from onnxshot.recovery.smoothquant_strength import smoothed, strengths
 from onnxshot.report.timings import Timed
 from onnxshot.rewriting.apply_plan import apply_plan
+from onnxshot.runtimes.ort_runtime import Runnable
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
@@ -77,7 +77,7 @@ class Improver:
     """
 
     model: Model
-    reference: Path | bytes
+    reference: Runnable
     target: Target
     recipe: Recipe
     settings: Settings

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from onnxshot.calibration.readers import Dataset, Sample, split
 from onnxshot.calibration.sampling import spread
@@ -21,7 +20,7 @@ from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.node_recipe import NodeRecipes
 from onnxshot.planning.plan import DYNAMIC, Plan
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.runtimes.ort_runtime import session
+from onnxshot.runtimes.ort_runtime import Runnable, session
 from onnxshot.settings import Settings
 
 HOLDS_DB = 30.0
@@ -45,7 +44,7 @@ class LstmDecision:
 
 
 def try_lstms(
-    model: Model, plan: Plan, recipe: Recipe, reference: Path | bytes | None, data: Dataset | None, settings: Settings
+    model: Model, plan: Plan, recipe: Recipe, reference: Runnable | None, data: Dataset | None, settings: Settings
 ) -> LstmDecision | None:
     """Decide whether the LSTMs of a plan stay in int8; None where the plan has none in int8.
 
@@ -85,7 +84,7 @@ def try_lstms(
 
 
 def _typical_db(
-    model: Model, plan: Plan, reference: Path | bytes, samples: Sequence[Sample], settings: Settings
+    model: Model, plan: Plan, reference: Runnable, samples: Sequence[Sample], settings: Settings
 ) -> float:
     (found,) = candidate_race.measure_candidates(reference, [_made(model, plan)], samples, threads=settings.threads)
     return found.typical_db

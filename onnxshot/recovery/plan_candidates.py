@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from onnxshot.passes.equalize import Equalize
 from onnxshot.planning.plan import STATIC, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.recovery.layer_reconstruction import Repair, reconstruct
+from onnxshot.runtimes.ort_runtime import Runnable
 from onnxshot.settings import Settings
 
 
@@ -88,7 +88,7 @@ def equalized(
 
 
 def choose(
-    reference: Path | bytes,
+    reference: Runnable,
     candidates: Sequence[Candidate],
     rewrite: Callable[[Model, Plan], object],
     batches: Iterable[Sequence[Sample]],
@@ -120,7 +120,7 @@ def _rewritten(model: Model, plan: Plan, rewrite: Callable[[Model, Plan], object
 
 
 def repaired(
-    reference: Path | bytes,
+    reference: Runnable,
     teacher: LeanModel,
     model: Model,
     plan: Plan,

@@ -39,11 +39,13 @@ from onnxshot.runtimes.parts import Parts
 from onnxshot.runtimes.spool import Spool
 
 __all__ = [
-    "CPU", "IN_MEMORY", "Feed", "Runner", "SampleError", "as_array", "external_bytes", "input_spec", "is_large",
-    "label_of", "one_line", "providers_for", "run_session", "runtime", "session", "stored_bytes",
+    "CPU", "IN_MEMORY", "Feed", "Runnable", "Runner", "SampleError", "as_array", "external_bytes", "input_spec",
+    "is_large", "label_of", "one_line", "providers_for", "run_session", "runtime", "session", "stored_bytes",
 ]  # fmt: skip
 
 Values = dict[str, NDArray[Any]]
+Runnable = Path | bytes | LeanModel
+"""A model that `Runner` takes: a file, a serialized model or a lean one."""
 _PACKED_FROM = 4  # runs of a session from which packing weights saves more time than it takes
 
 

@@ -50,6 +50,7 @@ from onnxshot.stages.open_samples import Samples
 from onnxshot.stages.prepare_model import Prepared, prepare_model
 from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare
+from onnxshot.verification.reference import Reference
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 _HARDLY_FASTER = 1.2  # times as fast as the input
@@ -261,11 +262,7 @@ class Alternatives:
                 if recipe.mode != "weights" and ran.total_macs and not ran.share:
                     return
                 proof.record_execution(report, ran)
-                if isinstance(reference, bytes):
-                    source = folder / "float.onnx"
-                    source.write_bytes(reference)
-                else:
-                    source = reference
+                source = Reference(reference).at(folder / "float.onnx")
                 proof.record_latency(report, source, path, samples, self._prepared.settings)
             except OnnxshotError:
                 return

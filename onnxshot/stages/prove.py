@@ -141,7 +141,7 @@ class _Proof:
         reload_check(made.model, written, first.feed, run=runs is written)
         found = compare(
             reference.model, runs, held_out, tensors=list(made.plan.tensors) or None, threads=threads,
-            inside=LeanModel.of(float_model).to_proto().SerializeToString(), sizes=prepared.fixed_shapes,
+            inside=LeanModel.of(float_model), sizes=prepared.fixed_shapes,
         )  # fmt: skip
         proof.record_comparison(report, found, random=held_out.random)
         report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, made.plan) for row in found.tensors]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from onnxshot.calibration.readers import Dataset, Sample
@@ -14,10 +14,12 @@ from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetu
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.execution.parallel import in_order, split_threads
 from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.report.values import GAP_DB
 from onnxshot.runtimes.base import Loaded
-from onnxshot.runtimes.ort_runtime import Runner
-from onnxshot.verification.compare_tensors import SAMPLES, Scaled, TensorRow, closest, compare_tensors, too_large
+from onnxshot.runtimes.ort_runtime import Feed, Runnable, Runner
+from onnxshot.runtimes.spool import Spool
+from onnxshot.verification.compare_tensors import SAMPLES, Scaled, TensorRow, closest, compare_tensors
 from onnxshot.verification.io_contract import contract, difference, with_frozen
 from onnxshot.verification.output_errors import OutputRow, Outputs, Picks, Sums, Totals
 
@@ -71,15 +73,15 @@ class Comparison:
 
 
 def compare(
-    reference: Path | bytes,
-    candidate: Path | bytes,
+    reference: Runnable,
+    candidate: Runnable,
     samples: Iterable[Sample],
     *,
     tensors: Sequence[str] | None = (),
     threads: int = 2,
-    inside: bytes | None = None,
+    inside: LeanModel | None = None,
     scaled: Mapping[str, Scaled] | None = None,
-    form: bytes = b"",
+    form: LeanModel | None = None,
     sizes: FixedShapes = NO_FIXED_SHAPES,
 ) -> Comparison:
     """Run both models over the samples and measure their differences.
@@ -89,7 +91,8 @@ def compare(
     has, and types that numpy cannot hold, are left out and noted. The effects of random numbers, of nearly equal values
     that change places in TopK, and of copied inputs are removed from all figures (see `onnxshot.comparison`).
 
-    Memory: two sessions, the outputs of a few samples, and the feeds of the first samples.
+    Memory: two sessions, the outputs of a few samples, and the feeds of the first samples. Large models are run in
+    parts: then two parts, and `memory.held_bytes()` of outputs; more are spilled to a temporary file.
 
     Args:
         reference: The float model, a file or serialized.
@@ -138,25 +141,18 @@ def compare(
         for name in (name for name in names if name in got):
             sums[name].add_plain(wanted_of[id(sample)][name], got[name], sample.name, totals)
 
-    rows: tuple[TensorRow, ...] = ()
     first_samples = [sample for sample, _ in first_runs]
-    if too_large(reference, candidate):  # outputs only
-        del runner
-        unoptimized = CandidateRunner(setup, candidate, threads=threads_each, optimize=False)
-        for run in _run(float_runner, unoptimized, first_samples, workers, setup):
-            add_unoptimized(*run)
-    else:
-        del float_runner, runner
-        used = setup if has_picks else setup.unordered
-        rows = compare_tensors(
-            used.prepared(inside or reference), used.prepared(candidate), first_samples, tensors, threads=threads,
-            outputs=[n for n in names if has_picks or not setup.is_sort_key(n)], each=add_unoptimized, scaled=scaled,
-        )  # fmt: skip
-        far = [row.tensor for row in rows if row.sqnr_db < _CLEAR_DB] if form and setup.plain else []
-        if far:
-            prepared = setup.prepared(candidate)
-            others = compare_tensors(form, prepared, first_samples, far, threads=threads, scaled=scaled)
-            rows = closest(rows, others)
+    del float_runner, runner
+    used = setup if has_picks else setup.unordered
+    rows = compare_tensors(
+        used.prepared(inside or reference), used.prepared(candidate), first_samples, tensors, threads=threads,
+        outputs=[n for n in names if has_picks or not setup.is_sort_key(n)], each=add_unoptimized, scaled=scaled,
+    )  # fmt: skip
+    far = [row.tensor for row in rows if row.sqnr_db < _CLEAR_DB] if form is not None and setup.plain else []
+    if form is not None and far:
+        prepared = setup.prepared(candidate)
+        others = compare_tensors(form, prepared, first_samples, far, threads=threads, scaled=scaled)
+        rows = closest(rows, others)
     found = _comparison(sums, totals, count, picks)
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
     return replace(
@@ -180,7 +176,7 @@ def _first_and_all(samples: Iterable[Sample]) -> tuple[Sample, Iterable[Sample]]
 
 
 def _loaded(
-    reference: Path | bytes, candidate: Path | bytes, sample: Sample, threads: int
+    reference: Runnable, candidate: Runnable, sample: Sample, threads: int
 ) -> tuple[ComparisonSetup, Runner, CandidateRunner]:
     """The comparison's setup, and both models loaded for it."""
     setup, other = comparison_setup(reference, sample.feed).load_candidate(candidate, reference, threads)
@@ -242,7 +238,7 @@ def _pick_notes(picks: Picks) -> list[str]:
     ]
 
 
-def compare_loaded(reference: Path | bytes, candidate: Loaded, samples: Dataset, *, threads: int = 2) -> Comparison:
+def compare_loaded(reference: Runnable, candidate: Loaded, samples: Dataset, *, threads: int = 2) -> Comparison:
     """Compare a model loaded in any runtime with an .onnx file run in ONNX Runtime, by their outputs alone.
 
     Outputs that depend on random numbers, on the order of TopK or on copied inputs are left out with a note: an
@@ -305,6 +301,9 @@ def _run(
     setup: ComparisonSetup,
 ) -> Iterator[tuple[Sample, Outputs, Outputs]]:
     """The outputs of both models on every sample, in order. A Dataset is read in the threads that run it."""
+    if float_runner.in_parts > 1 or (isinstance(other, CandidateRunner) and other.in_parts > 1):
+        yield from _run_in_parts(float_runner, other, samples, workers, setup)
+        return
     get: Callable[[Any], Sample] = samples.__getitem__ if isinstance(samples, Dataset) else lambda sample: sample
     items: Iterable[Any] = range(len(samples)) if isinstance(samples, Dataset) else samples
 
@@ -313,7 +312,42 @@ def _run(
         wanted = float_runner.run(sample.feed)
         return sample, wanted, other.run(setup.feed(sample.feed, wanted))
 
-    return in_order(look, items, workers)
+    yield from in_order(look, items, workers)
+
+
+def _run_in_parts(
+    float_runner: Runner,
+    other: Loaded | CandidateRunner,
+    samples: Iterable[Sample],
+    workers: int,
+    setup: ComparisonSetup,
+) -> Iterator[tuple[Sample, Outputs, Outputs]]:
+    """The same of models in parts. The float model runs on many samples before the other does; its outputs wait."""
+    drawn = iter(samples if not isinstance(samples, Dataset) else map(samples.__getitem__, range(len(samples))))
+    read, shown = deque[Sample](), deque[tuple[Sample, list[str]]]()
+
+    def given() -> Iterator[Feed]:
+        for sample in drawn:
+            read.append(sample)
+            yield sample.feed
+
+    with Spool() as waiting:
+
+        def replies() -> Iterator[Feed]:
+            for number, wanted in enumerate(float_runner.run_all(given(), workers)):
+                sample = read.popleft()
+                for name, value in wanted.items():
+                    waiting.put((number, name), value)
+                shown.append((sample, list(wanted)))
+                yield setup.feed(sample.feed, wanted)
+
+        feeds = replies()
+        found = other.run_all(feeds, workers) if isinstance(other, CandidateRunner) else map(other.run, feeds)
+        for number, got in enumerate(found):
+            sample, names = shown.popleft()
+            yield sample, {name: waiting.get((number, name)) for name in names}, got
+            for name in names:
+                waiting.drop((number, name))
 
 
 def _optimizer_loses(fast: float | None, plain: float | None) -> bool:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
+from onnxshot import memory
 from onnxshot.calibration.readers import Sample
 from onnxshot.comparison.proto_edits import PREFIX
-from onnxshot.errors import ModelError
 from onnxshot.execution.parallel import in_order, run_concurrently, split_threads
-from onnxshot.graph import Model, weights
-from onnxshot.graph.load import first_line
+from onnxshot.graph import Model
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.maths.sqnr import SqnrSum
-from onnxshot.runtimes.ort_runtime import Runner, label_of, stored_bytes
+from onnxshot.runtimes.ort_runtime import Runner, is_large
+from onnxshot.runtimes.spool import Spool
 
 Tensors = Mapping[str, NDArray[Any]]
 Scaled = tuple[int, NDArray[Any]]
@@ -32,10 +32,7 @@ Scaled = tuple[int, NDArray[Any]]
 
 SAMPLES = 4
 """Most samples that inner tensors are compared on: the first few show where the error comes from."""
-LIMIT = 1_500_000_000
-"""Bytes of weights above which inner tensors are not compared: the model must be copied in memory to show them."""
-_HELD = 1 << 28  # most bytes of tensors that one run may return, both models together
-_ONE_AT_A_TIME = 1 << 25  # bytes of tensors per sample above which samples run one at a time
+_ONE_AT_A_TIME = 8  # share of the held bytes that the tensors of one sample fill, above which samples run one at a time
 _GUESS = 1 << 22  # bytes assumed for a tensor of unknown shape
 
 
@@ -63,8 +60,8 @@ class TensorRow:
 
 
 def compare_tensors(
-    reference: Path | bytes | Model,
-    candidate: Path | bytes | Model,
+    reference: Path | bytes | Model | LeanModel,
+    candidate: Path | bytes | Model | LeanModel,
     samples: Iterable[Sample],
     tensors: Sequence[str] | None = None,
     *,
@@ -79,7 +76,8 @@ def compare_tensors(
     that merge or rescale operators change what a name stands for, so `reference` should be the float model as it was
     just before quantization.
 
-    Memory: copies of both models and 256 MB of tensors, whatever the number of tensors and samples.
+    Memory: two sessions and `memory.held_bytes()` of tensors, whatever the number of tensors and samples. Of a model in
+    parts, two parts and the tensors in them; both models are cut at the same places and walked side by side.
 
     Args:
         reference: The float model.
@@ -93,31 +91,31 @@ def compare_tensors(
         scaled: Tensors whose channels the candidate scales by known factors, which are undone before comparing.
 
     Returns:
-        One row per tensor, lowest SQNR first. Empty for models over LIMIT bytes.
+        One row per tensor, lowest SQNR first.
 
     Raises:
         ModelError: A model cannot be read or does not run.
     """
     used = list(itertools.islice(samples, SAMPLES))
-    if not used or too_large(reference, candidate):
+    if not used:
         return ()
-    float_proto, cand_proto = _proto(reference), _proto(candidate)
-    nodes = [n for n in float_proto.graph.node if n.op_type != "Constant"]
+    judge, other = LeanModel.of(reference), LeanModel.of(candidate)
+    nodes = [n for n in judge.proto.graph.node if n.op_type != "Constant"]
     makers = {o: n.op_type for n in nodes for o in n.output if o and not o.startswith(PREFIX)}
-    pairs = _quantized(cand_proto)
-    there = {o for n in cand_proto.graph.node for o in n.output}
+    pairs = _quantized(other)
+    there = {o for n in other.proto.graph.node for o in n.output}
     names = [n for n in dict.fromkeys(makers if tensors is None else tensors) if n in makers and n in there]
-    shapes = concrete_shapes(Model(float_proto), {k: v.shape for k, v in used[0].feed.items()})
-    size = sum(8 * math.prod(shapes[name]) for name in names if name in shapes)
-    workers, threads = split_threads(threads, 1 if size > _ONE_AT_A_TIME else len(used))
+    shapes = concrete_shapes(judge.to_graph(), {k: v.shape for k, v in used[0].feed.items()})
+    size, held = sum(8 * math.prod(shapes[name]) for name in names if name in shapes), memory.held_bytes()
+    in_parts = is_large(judge) or is_large(other)
+    workers, threads = split_threads(threads, 1 if size > held // _ONE_AT_A_TIME and not in_parts else len(used))
     rows = []
-    for group in _groups(names, shapes):
+    for group in [names] if in_parts else _groups(names, shapes, held):
         takes = {name: pairs[name].output if name in pairs else name for name in group}
-        run = _runner_of_both(float_proto, cand_proto, [*group, *outputs], [*takes.values(), *outputs], threads)
+        runners = _runners(judge, other, [*group, *outputs], [*takes.values(), *outputs], threads)
         sums = {name: _Sums(makers[name], pairs.get(name), (scaled or {}).get(name)) for name in group}
-        for sample, wanted, got, own in in_order(partial(_run_sample, run, takes, sums, outputs), used, workers):
-            for entry, part in zip(sums.values(), own, strict=True):
-                entry.join(part)
+        look = _in_parts if in_parts else _whole
+        for sample, wanted, got in look(*runners, used, takes, sums, outputs, workers):
             if each is not None:
                 each(sample, wanted, got)
         each, outputs = None, ()
@@ -125,33 +123,84 @@ def compare_tensors(
     return tuple(sorted(rows, key=lambda row: (row.sqnr_db, row.tensor)))
 
 
-def _run_sample(
-    run: Callable[[Sample], tuple[Tensors, Tensors]],
-    takes: Mapping[str, str],
-    sums: Mapping[str, _Sums],
-    outputs: Sequence[str],
-    sample: Sample,
-) -> tuple[Sample, Tensors, Tensors, list[_Sums]]:
-    """The outputs of both models on one sample, and the errors of each tensor on it."""
-    wanted, got = run(sample)
-    own = [_Sums(entry.op, entry.pair, entry.scaled) for entry in sums.values()]
-    for (name, taken), entry in zip(takes.items(), own, strict=True):
-        if name in wanted and taken in got:  # types that numpy cannot hold are missing
-            entry.add(wanted[name], got[taken])
-    return sample, {n: wanted[n] for n in outputs}, {n: got[n] for n in outputs}, own
-
-
-def _runner_of_both(
-    float_proto: ModelProto, cand_proto: ModelProto, wanted: Sequence[str], got: Sequence[str], threads: int
-) -> Callable[[Sample], tuple[Tensors, Tensors]]:
-    """A function that runs both models on a sample and returns these tensors of each."""
+def _runners(
+    judge: LeanModel, other: LeanModel, wanted: Sequence[str], got: Sequence[str], threads: int
+) -> tuple[Runner, Runner]:
+    """Both models, which give these tensors; in parts, they are cut at the same places."""
     wanted, got = list(dict.fromkeys(wanted)), list(dict.fromkeys(got))
-    sources = _exposed(float_proto, wanted), _exposed(cand_proto, got)
-    judge, other = run_concurrently(
-        lambda: Runner(sources[0], threads=threads, outputs=wanted, whole=True, inner=True),
-        lambda: Runner(sources[1], optimize=False, threads=threads, outputs=got, whole=True),
-    )
-    return lambda sample: (judge.run(sample.feed), other.run(sample.feed))
+
+    def load(stops: Sequence[Sequence[str]] | None = None) -> Runner:
+        model = other.exposing(got)
+        return Runner(model, optimize=False, threads=threads, outputs=got, whole=True, stops=stops)
+
+    def load_judge() -> Runner:
+        return Runner(judge.exposing(wanted), threads=threads, outputs=wanted, whole=True, inner=True)
+
+    if is_large(judge):
+        first = load_judge()
+        assert first.parts is not None
+        return first, load(first.parts.stops)
+    first, second = run_concurrently(load_judge, load)
+    return first, second
+
+
+_Look = Iterator[tuple[Sample, Tensors, Tensors]]
+"""Each sample, with the outputs of both models on it."""
+
+
+def _whole(
+    judge: Runner, other: Runner, samples: Sequence[Sample], takes: Mapping[str, str], sums: Mapping[str, _Sums],
+    outputs: Sequence[str], workers: int,
+) -> _Look:  # fmt: skip
+    """Run both models, and add the errors of each tensor to `sums`."""
+
+    def run(sample: Sample) -> tuple[Sample, Tensors, Tensors, list[_Sums]]:
+        wanted, got = judge.run(sample.feed), other.run(sample.feed)
+        own = [_Sums(entry.op, entry.pair, entry.scaled) for entry in sums.values()]
+        for (name, taken), entry in zip(takes.items(), own, strict=True):
+            if name in wanted and taken in got:  # types that numpy cannot hold are missing
+                entry.add(wanted[name], got[taken])
+        return sample, {n: wanted[n] for n in outputs}, {n: got[n] for n in outputs}, own
+
+    for sample, wanted, got, own in in_order(run, samples, workers):
+        for entry, part in zip(sums.values(), own, strict=True):
+            entry.join(part)
+        yield sample, wanted, got
+
+
+def _in_parts(
+    judge: Runner, other: Runner, samples: Sequence[Sample], takes: Mapping[str, str], sums: Mapping[str, _Sums],
+    outputs: Sequence[str], workers: int,
+) -> _Look:  # fmt: skip
+    """Walk the parts of both models side by side. A tensor whose other side is in a later part waits in a spool."""
+    names_of = defaultdict[str, list[str]](list)
+    for name, taken in takes.items():
+        names_of[taken].append(name)
+    feeds, shown = [sample.feed for sample in samples], set(outputs)
+    kept: list[tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]] = [({}, {}) for _ in samples]
+    runs = judge.events(feeds, workers), other.events(feeds, workers)
+    with Spool() as waiting:
+        for event, reply in itertools.zip_longest(*runs):
+            if event is not None:
+                sample, values = event
+                kept[sample][0].update((n, v) for n, v in values.items() if n in shown)
+                for name in values.keys() & takes.keys():
+                    if (sample, False, takes[name]) in waiting:
+                        sums[name].add(values[name], waiting.get((sample, False, takes[name])))
+                    else:
+                        waiting.put((sample, True, name), values[name])
+            if reply is not None:
+                sample, values = reply
+                kept[sample][1].update((n, v) for n, v in values.items() if n in shown)
+                for taken in values.keys() & names_of.keys():
+                    for name in names_of[taken]:
+                        if (sample, True, name) in waiting:
+                            sums[name].add(waiting.get((sample, True, name)), values[taken])
+                            waiting.drop((sample, True, name))
+                        else:
+                            waiting.put((sample, False, taken), values[taken])
+    for sample_, (wanted, got) in zip(samples, kept, strict=True):
+        yield sample_, wanted, got
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +260,9 @@ class _Sums:
         return TensorRow(name, self.op, self.total.db, self.absmax, share, self.pair is not None)
 
 
-def _quantized(proto: ModelProto) -> dict[str, _Pair]:
+def _quantized(model: LeanModel) -> dict[str, _Pair]:
     """The Q/DQ pair each tensor goes through in the top-level graph, by tensor name."""
-    constants = {t.name: t for t in proto.graph.initializer}
+    proto, constants = model.proto, dict(model.initializers)
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
             constants[node.output[0]] = node.attribute[0].t
@@ -249,28 +298,17 @@ def _default_type(node: onnx.NodeProto) -> np.dtype[Any]:
     return np.dtype(helper.tensor_dtype_to_np_dtype(kind)) if kind else np.dtype(np.uint8)
 
 
-def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Split the names so that the float32 tensors of both models in one group fit into _HELD; at least one group."""
+def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], held: int) -> Iterator[list[str]]:
+    """Split the names so that the float32 tensors of both models in one group have `held` bytes; at least one group."""
     group, size = list[str](), 0
     for name in names:
         need = 8 * math.prod(shapes[name]) if name in shapes else _GUESS
-        if group and size + need > _HELD:
+        if group and size + need > held:
             yield group
             group, size = [], 0
         group.append(name)
         size += need
     yield group
-
-
-def _exposed(proto: ModelProto, names: Iterable[str]) -> bytes:
-    """The model with these tensors added to its outputs."""
-    before = len(proto.graph.output)
-    present = {o.name for o in proto.graph.output}
-    proto.graph.output.extend(ValueInfoProto(name=n) for n in dict.fromkeys(names) if n not in present)
-    try:
-        return bytes(proto.SerializeToString())
-    finally:
-        del proto.graph.output[before:]
 
 
 def closest(rows: Iterable[TensorRow], others: Iterable[TensorRow]) -> tuple[TensorRow, ...]:
@@ -280,24 +318,3 @@ def closest(rows: Iterable[TensorRow], others: Iterable[TensorRow]) -> tuple[Ten
         if row.tensor not in found or row.sqnr_db > found[row.tensor].sqnr_db:
             found[row.tensor] = replace(row, op=found[row.tensor].op) if row.tensor in found else row
     return tuple(sorted(found.values(), key=lambda row: (row.sqnr_db, row.tensor)))
-
-
-def too_large(*sources: Path | bytes | Model, limit: int | None = None) -> bool:
-    """Whether a model has more bytes than the limit; LIMIT if none is given."""
-    most = LIMIT if limit is None else limit
-    return any(_bytes(source) > most for source in sources)
-
-
-def _bytes(source: Path | bytes | Model) -> int:
-    if isinstance(source, bytes):
-        return len(source)
-    return source.weight_bytes() if isinstance(source, Model) else stored_bytes(source)
-
-
-def _proto(source: Path | bytes | Model) -> ModelProto:
-    if isinstance(source, Model):
-        return source.export(weights.to_proto)
-    try:
-        return onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source), format="protobuf")
-    except (OSError, DecodeError, ValueError) as e:
-        raise ModelError(f"{label_of(source)} cannot be read: {first_line(e)}") from e

@@ -11,17 +11,19 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
 
 from onnxshot.comparison.random_nodes import RANDOM
 from onnxshot.errors import ModelError
 from onnxshot.graph import Model, weights
 from onnxshot.graph.fixed_shapes import FixedShapes
-from onnxshot.graph.load import first_line, load_model
+from onnxshot.graph.ir import Constant
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.graph.lean_parse import parse_lean
+from onnxshot.graph.load import first_line
 from onnxshot.runtimes.ort_runtime import Feed, Runner
 
-RUN_LIMIT = 1_500_000_000
-"""Bytes of weights above which a written file is compared weight by weight: running both takes too much memory."""
+_PIECE = 1 << 24  # bytes that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,14 @@ class Port:
         return f"{self.way} {self.name!r} {self.type} [{', '.join('?' if d is None else str(d) for d in self.dims)}]"
 
 
-def contract(source: Path | bytes | ModelProto | Model) -> tuple[Port, ...]:
+def contract(source: Path | bytes | ModelProto | Model | LeanModel) -> tuple[Port, ...]:
     """The inputs, then the outputs, in the order of the graph. Initializers listed as inputs are left out."""
     if isinstance(source, Model):
         graph = source.export(lambda _: None).graph
         stored = set(source.graph.overridable)
+    elif isinstance(source, LeanModel):
+        graph = source.proto.graph
+        stored = {*source.initializers, *source.weights, *(s.values.name for s in graph.sparse_initializer)}
     else:
         proto = source if isinstance(source, ModelProto) else _parsed(source)
         graph = proto.graph
@@ -91,9 +96,9 @@ def difference(a: Iterable[Port], b: Iterable[Port]) -> str:
 def reload_check(model: Model, written: Path, feed: Feed, *, run: bool = True) -> None:
     """Check that the file on disk holds the model in memory.
 
-    Equal bytes are enough. Otherwise both models must give the same outputs to the bit on the sample, as when weights
-    are in external files. A model that is too large to run twice, that ONNX Runtime does not run, or that may draw
-    random numbers is compared weight by weight instead.
+    The same graph and the same weights, compared one at a time, are enough. Where the graph is written in another way,
+    both models must give the same outputs to the bit on the sample. A model that ONNX Runtime does not run, or that may
+    draw random numbers, is compared by its weights alone.
 
     Args:
         model: The model in memory.
@@ -105,14 +110,9 @@ def reload_check(model: Model, written: Path, feed: Feed, *, run: bool = True) -
         ModelError: The file differs. Names the output or the weight.
     """
     same_contract(contract(model), contract(written))
-    if not run or model.weight_bytes() > RUN_LIMIT:
-        _same_weights(model, load_model(written))
-        return
-    meant = model.to_proto().SerializeToString(deterministic=True)
-    if written.stat().st_size == len(meant) and written.read_bytes() == meant:
-        return
-    if any(node.op in RANDOM for _, node in model.walk()):
-        _same_weights(model, load_model(written))
+    meant, stored = LeanModel.of(model), LeanModel.of(written)
+    _same_weights(meant, stored, written)
+    if not run or _rest(meant) == _rest(stored) or any(node.op in RANDOM for _, node in model.walk()):
         return
     # One thread: with several, sums may be added in another order.
     expected, found = Runner(meant, threads=1).run(feed), Runner(written, threads=1).run(feed)
@@ -127,21 +127,50 @@ def reload_check(model: Model, written: Path, feed: Feed, *, run: bool = True) -
             raise _changed(written, f"output {name!r} differs from what was computed")
 
 
-def _same_weights(model: Model, written: Model) -> None:
-    stored = {c.name: c for c in written.constants()}
-    for constant in model.constants():
-        other = stored.get(constant.name)
-        if other is None:
-            raise _changed(written.path, f"weight {constant.name!r} is missing")
-        a, b = weights.read(constant), weights.read(other)
-        if a.dtype != b.dtype or a.shape != b.shape or not np.array_equal(_bits(a), _bits(b)):
-            raise _changed(written.path, f"weight {constant.name!r} differs from what was computed")
+def _rest(model: LeanModel) -> bytes:
+    """Everything but the weights, serialized."""
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    del proto.graph.initializer[:]
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
-def _bits(values: NDArray[Any]) -> NDArray[Any]:
-    if values.dtype.kind in "OUS":
-        return values
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+def _same_weights(meant: LeanModel, stored: LeanModel, written: Path) -> None:
+    """Check that the file has all weights of the model. Large ones are read one after the other, in pieces."""
+    for name, tensor in meant.initializers.items():
+        if not stored.holds(name):
+            raise _changed(written, f"weight {name!r} is missing")
+        other = stored.initializers.get(name)
+        if other is None or (other != tensor and not _same(numpy_helper.to_array(tensor), stored.array(name))):
+            raise _changed(written, f"weight {name!r} differs from what was computed")
+    for name, constant in meant.weights.items():
+        found = stored.weights.get(name)
+        if found is None:
+            raise _changed(written, f"weight {name!r} {'differs' if stored.holds(name) else 'is missing'}")
+        alike = weights.elem_type(found) == weights.elem_type(constant) and tuple(found.shape) == tuple(constant.shape)
+        if not alike or not _same_pieces(constant, found):
+            raise _changed(written, f"weight {name!r} differs from what was computed")
+
+
+def _same_pieces(one: Constant, other: Constant) -> bool:
+    """Whether two weights of the same type and shape have the same bits."""
+    a, b = weights.read(one), weights.read(other)
+    if a.dtype.kind in "OUS" or a.dtype.itemsize * a.size <= _PIECE:
+        return _same(a, b)
+    left, right = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+    return all(
+        np.array_equal(left[start : start + _PIECE], right[start : start + _PIECE])
+        for start in range(0, left.size, _PIECE)
+    )  # fmt: skip
+
+
+def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.dtype.kind in "OUS":
+        return bool(np.array_equal(a, b))
+    left, right = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+    return bool(np.array_equal(left, right))
 
 
 def _changed(path: Path | None, what: str) -> ModelError:
@@ -153,7 +182,7 @@ def _parsed(source: Path | bytes) -> ModelProto:
     try:
         if isinstance(source, bytes):
             return onnx.load_from_string(source)
-        return onnx.load(str(source), format="protobuf", load_external_data=False)
+        return parse_lean(source)
     except (OSError, DecodeError) as e:
         what = "the model in memory" if isinstance(source, bytes) else str(source)
         raise ModelError(f"{what} cannot be read: {first_line(e)}") from e

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.comparison.comparison_setup import comparison_setup
-from onnxshot.comparison.proto_edits import PREFIX, parsed
+from onnxshot.comparison.proto_edits import PREFIX, opset_of
 from onnxshot.comparison.random_nodes import fix_randomness, inlined, random_sources
 from onnxshot.errors import ModelError
-from onnxshot.graph.proto_copies import with_outputs
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.graph.weights import elem_type
 from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.runtimes.ort_runtime import Feed, Runner
 
@@ -40,7 +40,7 @@ _Outputs = Mapping[str, NDArray[Any]]
 
 
 def check_same_outputs(
-    given: Path | bytes, normal: ModelProto, sample: Sample, wanted: _Outputs, *, threads: int
+    given: Path | LeanModel, normal: LeanModel, sample: Sample, wanted: _Outputs, *, threads: int
 ) -> None:
     """Check that the normalized model computes the same outputs as the given one.
 
@@ -58,36 +58,37 @@ def check_same_outputs(
         ModelError: A node computes something else. Names the node.
     """
     # Without optimizations, a session of a large graph takes a quarter of the time.
-    got = Runner(normal.SerializeToString(), optimize=False, threads=threads).run(sample.feed)
+    got = Runner(normal, optimize=False, threads=threads).run(sample.feed)
     held = [name for name in wanted if name in got]
     least_db = agreement_db(normal)
     if all(_agree(wanted[name], got[name], least_db) for name in held):
         return
-    proto = onnx.load_from_string(given) if isinstance(given, bytes) else onnx.load(str(given), format="protobuf")
-    least_db = min(least_db, agreement_db(proto))  # normalization widens 16-bit floats, which removes rounding
+    lean = LeanModel.of(given)
+    least_db = min(least_db, agreement_db(lean))  # normalization widens 16-bit floats, which removes rounding
     differing = [name for name in held if not _agree(wanted[name], got[name], least_db)]
     if not differing or _agree_when_comparable(given, normal, sample, differing, least_db, threads):
         return
     try:
-        found = _Pair(*_with_equal_randomness(proto, normal), sample.feed, least_db, threads).first_changed()
+        found = _Pair(*_with_equal_randomness(lean, normal), sample.feed, least_db, threads).first_changed()
     except ModelError:
         return  # a model does not run with its inner tensors as outputs: its nodes cannot be checked
     if found is not None:
+        opsets = f"from opset {opset_of(lean.proto)} to {opset_of(normal.proto)}"
         raise ModelError(
-            f"normalizing the model, from opset {_opset(proto)} to {_opset(normal)}, changes the output of {found}",
+            f"normalizing the model, {opsets}, changes the output of {found}",
             "a fault of onnxshot: report it, and export the model again with a newer opset",
         )
 
 
 def _agree_when_comparable(
-    given: Path | bytes, normal: ModelProto, sample: Sample, differing: Sequence[str], least_db: float, threads: int
+    given: Path | LeanModel, normal: LeanModel, sample: Sample, differing: Sequence[str], least_db: float, threads: int
 ) -> bool:
     """Whether these outputs agree with equal random numbers and equal picks in both models."""
     try:
         setup = comparison_setup(given, sample.feed)
         if setup.plain:
             return False
-        setup, other = setup.load_candidate(bytes(normal.SerializeToString()), given, threads)
+        setup, other = setup.load_candidate(normal, given, threads)
         wanted = Runner(setup.reference, threads=threads).run(sample.feed)
         got = other.run(setup.feed(sample.feed, wanted))
     except ModelError:
@@ -96,24 +97,26 @@ def _agree_when_comparable(
     return set(differing) <= set(names) and all(_agree(wanted[name], got[name], least_db) for name in names)
 
 
-def _with_equal_randomness(given: ModelProto, normal: ModelProto) -> tuple[ModelProto, ModelProto]:
+def _with_equal_randomness(given: LeanModel, normal: LeanModel) -> tuple[LeanModel, LeanModel]:
     """Both models, made to draw the same random numbers if they draw any. Raises ModelError."""
-    flat = inlined(given)
+    flat = inlined(given.outline())
     drawn = random_sources(flat)
     if not drawn:
         return given, normal
-    copy = parsed(normal)
+    copy = normal.outline()
     fix_randomness(flat)
     fix_randomness(copy, drawn)
-    return flat, copy
+    return given.in_shape_of(flat), normal.in_shape_of(copy)
 
 
-def agreement_db(proto: ModelProto) -> float:
+def agreement_db(model: LeanModel) -> float:
     """SQNR in dB above which rounding explains a difference.
 
     It is half of the significand's bits of the narrowest float type in the model, in dB.
     """
-    types, nodes = set[int](), [node for function in proto.functions for node in function.node]
+    proto = model.proto
+    types = set(map(elem_type, model.weights.values()))
+    nodes = [node for function in proto.functions for node in function.node]
     graphs = [proto.graph, *(graph for node in nodes for graph in _subgraphs(node))]
     while graphs:
         graph = graphs.pop()
@@ -146,24 +149,24 @@ def _agree(wanted: NDArray[Any], got: NDArray[Any], least_db: float) -> bool:
 class _Pair:
     """The given model, the normalized model, and the sample to run them on."""
 
-    given: ModelProto
-    normal: ModelProto
+    given: LeanModel
+    normal: LeanModel
     feed: Feed
     least_db: float
     threads: int
 
     def first_changed(self) -> str | None:
         """The nodes behind the first tensor that differs even when computed from equal values; None if all agree."""
-        there = {name for node in self.normal.graph.node for name in node.output}
-        shared = [name for node in self.given.graph.node for name in node.output if name in there]
+        there = {name for node in self.normal.proto.graph.node for name in node.output}
+        shared = [name for node in self.given.proto.graph.node for name in node.output if name in there]
         shared = [name for name in shared if name and not name.startswith(PREFIX)]
-        first, second = (self._runner(proto, shared) for proto in (self.given, self.normal))
+        first, second = (self._runner(model, shared) for model in (self.given, self.normal))
         stops = {*first.outputs, *self.feed}
         suspects = islice(self._differing(first, second), _SUSPECTS)
         return next((found for name in suspects if (found := self._changed(name, stops, first, second))), None)
 
-    def _runner(self, proto: ModelProto, names: Collection[str]) -> Runner:
-        return Runner(with_outputs(proto, names), optimize=False, threads=self.threads)
+    def _runner(self, model: LeanModel, names: Collection[str]) -> Runner:
+        return Runner(model.with_outputs(names), optimize=False, threads=self.threads)
 
     def _differing(self, first: Runner, second: Runner) -> Iterator[str]:
         """Names of the tensors that differ between the models, in graph order."""
@@ -174,7 +177,7 @@ class _Pair:
 
     def _changed(self, name: str, stops: Collection[str], first: Runner, second: Runner) -> str:
         """The nodes that make a tensor, if the models compute it differently from the same values; else empty."""
-        parts = [_Part.of(proto, name, stops) for proto in (self.given, self.normal)]
+        parts = [_Part.of(model, name, stops) for model in (self.given, self.normal)]
         inside = sorted({read for part in parts for read in part.reads} - set(self.feed))
         values = {**self.feed, **first.run(self.feed, inside)}
         types = {n: value.dtype for n, value in second.run(self.feed, inside).items()}
@@ -190,15 +193,15 @@ class _Pair:
             near = _ROUNDED * max(read, default=0.0)
             if np.allclose(wanted, got, rtol=0, atol=near, equal_nan=True):
                 return ""
-        return " and ".join(f"node {n.name or n.output[0]!r} ({n.op_type})" for n in parts[0].model.graph.node[-3:])
-
+        nodes = parts[0].model.proto.graph.node[-3:]
+        return " and ".join(f"node {n.name or n.output[0]!r} ({n.op_type})" for n in nodes)
 
     def _rounding_decides(self, parts: Sequence[_Part], values: _Outputs, wanted: NDArray[Any]) -> bool:
         """Whether rounding decides the result: inputs moved by one rounding step give another one.
 
         A single node gets exactly the same values in both models, so it cannot differ by rounding.
         """
-        if all(len(part.model.graph.node) == 1 for part in parts):
+        if all(len(part.model.proto.graph.node) == 1 for part in parts):
             return False
         rng = np.random.default_rng(0)
         moved = {name: _perturbed(value, rng) for name, value in values.items()}
@@ -217,14 +220,14 @@ def _perturbed(value: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 class _Part:
     """The nodes that make one tensor from others, as a model of their own."""
 
-    model: ModelProto
+    model: LeanModel
     target: str
     reads: tuple[str, ...]
 
     @classmethod
-    def of(cls, proto: ModelProto, target: str, stops: Collection[str]) -> _Part:
+    def of(cls, whole: LeanModel, target: str, stops: Collection[str]) -> _Part:
         """Cut out the nodes between the nearest of `stops` and the target."""
-        graph = proto.graph
+        proto, graph = whole.proto, whole.proto.graph
         makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
         used, seen, left = set[int](), set[str](), [target]
         while left:
@@ -237,21 +240,21 @@ class _Part:
         made = {name for node in nodes for name in node.output}
         read = {name for node in nodes for name in _reads(node)}
         constants = [tensor for tensor in graph.initializer if tensor.name in read]
-        stored = {tensor.name for tensor in constants}
+        large = {name: constant for name, constant in whole.weights.items() if name in read}
+        stored = {tensor.name for tensor in constants} | large.keys()
         inner = helper.make_graph(nodes, "part", [], [ValueInfoProto(name=target)], constants)
         model = helper.make_model(
             inner, opset_imports=proto.opset_import, functions=proto.functions, ir_version=max(proto.ir_version, 4)
         )
         reads = tuple(sorted(name for name in (read & set(stops)) - made - stored))
-        return cls(model, target, reads)
+        return cls(LeanModel(model, large), target, reads)
 
     def run(self, values: _Outputs) -> NDArray[Any]:
         """Compute the tensor. Raises ModelError if ONNX Runtime does not run these nodes alone."""
-        del self.model.graph.input[:]
-        for name in self.reads:
-            kind = helper.np_dtype_to_tensor_dtype(values[name].dtype)
-            self.model.graph.input.append(helper.make_tensor_value_info(name, kind, values[name].shape))
-        return Runner(self.model.SerializeToString(), optimize=False, threads=1).run(values)[self.target]
+        kinds = {name: helper.np_dtype_to_tensor_dtype(values[name].dtype) for name in self.reads}
+        infos = [helper.make_tensor_value_info(name, kind, values[name].shape) for name, kind in kinds.items()]
+        part = self.model.edited(lambda proto: proto.graph.input.extend(infos))
+        return Runner(part, optimize=False, threads=1).run(values)[self.target]
 
 
 def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -265,7 +268,3 @@ def _reads(node: NodeProto) -> set[str]:
     inner = {name for graph in _subgraphs(node) for n in graph.node for name in _reads(n)}
     results = {info.name for graph in _subgraphs(node) for info in graph.output}
     return {name for name in node.input if name} | inner | results
-
-
-def _opset(proto: ModelProto) -> int:
-    return next((int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)

@@ -20,7 +20,7 @@ from onnxshot.report.report import Report
 from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.runtimes.executed import Execution
 from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench
-from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.runtimes.ort_runtime import Runnable, Runner
 from onnxshot.settings import Settings
 from onnxshot.verification.compare_models import Comparison
 from onnxshot.verification.io_contract import contract, same_contract, with_frozen
@@ -170,7 +170,7 @@ def _names_a_size(node: Node) -> bool:
     return wanted is not None and wanted.size > 0 and int(wanted.reshape(-1)[0]) > 0
 
 
-def random_data(reference: Path | bytes, model: Model) -> Dataset | None:
+def random_data(reference: Runnable, model: Model) -> Dataset | None:
     """A few random samples that the reference runs on; None if it runs on none."""
     try:
         data = open_data("random", input_specs(model), limit=_RANDOM_SAMPLES)

@@ -12,6 +12,9 @@ from onnx import ModelProto
 from onnxshot.calibration.readers import Dataset, Sample, open_data
 from onnxshot.errors import CalibrationError, ModelError, OnnxshotError
 from onnxshot.graph import Model
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.graph.save import write
+from onnxshot.graph.weights import EXTERNAL_LIMIT
 from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.verification.normalization_check import check_same_outputs
@@ -24,28 +27,31 @@ class Reference:
     """The model that results are compared with.
 
     Attributes:
-        model: Path of the given file, or the bytes of a model given in memory. If ONNX Runtime does not run it, the
-            bytes of the normalized model.
+        model: Path of the given file, or a model given in memory. If ONNX Runtime does not run it, the normalized
+            model.
         note: Why it is not the given model, or why it could not be checked; else empty.
     """
 
-    model: Path | bytes
+    model: Path | LeanModel
     note: str = ""
 
     def at(self, path: Path) -> Path:
         """Path of a file with this model: the given file, or `path`, which is written now."""
         if isinstance(self.model, Path):
             return self.model
-        path.write_bytes(self.model)
+        if self.model.weight_bytes > EXTERNAL_LIMIT:
+            write(self.model.to_graph(), path)
+        else:
+            path.write_bytes(self.model.to_proto().SerializeToString())
         return path
 
 
-def given(source: str | Path | ModelProto) -> Path | bytes:
+def given(source: str | Path | ModelProto) -> Path | LeanModel:
     """The model as ONNX Runtime takes it.
 
     A path stays a path, so that external data is found and nothing large is held.
     """
-    return bytes(source.SerializeToString()) if isinstance(source, ModelProto) else Path(source)
+    return LeanModel.of(source) if isinstance(source, ModelProto) else Path(source)
 
 
 def reference_of(
@@ -53,7 +59,7 @@ def reference_of(
 ) -> Reference:
     """Choose the reference for the results made from a model.
 
-    Memory: two sessions, and copies of both models if their outputs differ.
+    Memory: one session after the other, and two if their outputs differ.
 
     Args:
         source: The model as it was given.
@@ -87,7 +93,7 @@ def reference_of(
         return _normalized(model, e)
     del runner
     if check:
-        check_same_outputs(as_given, model.to_proto(), sample, wanted, threads=threads)
+        check_same_outputs(as_given, LeanModel.of(model), sample, wanted, threads=threads)
     return Reference(as_given)
 
 
@@ -100,7 +106,7 @@ def _refuse_unknown(source: str | Path | ModelProto, model: Model, error: ModelE
     if node is None:
         return  # normalization removed the operator
     with contextlib.suppress(ModelError):
-        Runner(bytes(model.to_proto().SerializeToString()), threads=1)
+        Runner(LeanModel.of(model), threads=1)
         return
     name = source if isinstance(source, str | Path) else "the model"
     what = f"{name} has an operator that ONNX Runtime does not know: node {node.label!r} ({found[1]}.{found[2]})"
@@ -109,7 +115,7 @@ def _refuse_unknown(source: str | Path | ModelProto, model: Model, error: ModelE
 
 def _normalized(model: Model, error: ModelError) -> Reference:
     note = f"compared with the normalized model, not with the model as it was given: {error.message}"
-    return Reference(bytes(model.to_proto().SerializeToString()), note)
+    return Reference(LeanModel.of(model), note)
 
 
 def _unfit(sample: Sample, error: ModelError) -> CalibrationError:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
+from onnxshot import memory
 from onnxshot.calibration.readers import InputSpec, Sample, open_data
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.graph import Model
@@ -192,13 +193,10 @@ def test_a_gap_between_optimized_and_plain_is_flagged() -> None:
     assert not _comparison(130.0, 150.0).optimizer_changes_results
 
 
-@pytest.mark.parametrize("limit", [1_500_000_000, 0])
-def test_runs_without_optimizations_are_compared_at_any_model_size(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model too large for its inner tensors still runs with optimizations off."""
-    monkeypatch.setattr("onnxshot.verification.compare_tensors.LIMIT", limit)
+def test_runs_without_optimizations_are_of_the_first_samples() -> None:
     reference, candidate = nets(0.1)
     result = compare(reference, candidate, samples(20), tensors=["b"])
-    assert [row.tensor for row in result.tensors] == (["b"] if limit else [])
+    assert [row.tensor for row in result.tensors] == ["b"]
     assert result.samples == 20
     first = compare(reference, candidate, samples(SAMPLES))
     assert result.unoptimized_db == pytest.approx(first.sqnr_db, abs=0.01)
@@ -284,7 +282,7 @@ def test_few_samples_are_run_and_models_may_be_in_memory() -> None:
 def test_many_tensors_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     reference, candidate = nets(0.1)
     whole = compare_tensors(reference, candidate, samples())
-    monkeypatch.setattr("onnxshot.verification.compare_tensors._HELD", 1)
+    monkeypatch.setattr(memory, "held_bytes", lambda: 1)
     assert compare_tensors(reference, candidate, samples()) == whole
 
 
@@ -331,14 +329,39 @@ def test_a_written_file_equals_the_model_in_memory(tmp_path: Path) -> None:
     assert position >= 0
     data[position + 2] ^= 1
     (tmp_path / "m.onnx").write_bytes(data)
+    with pytest.raises(ModelError, match="weight 'w' differs"):
+        reload_check(model, tmp_path / "m.onnx", {"x": values(2, 8)})
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_large_weight_is_compared_in_pieces(
+    external: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxshot.verification.io_contract._PIECE", 1000)
+    model = Model(parsed(LINEAR.replace("float[8,4] w", "float[8,1024] w"), w=values(8, 1024)))
+    write(model, tmp_path / "m.onnx", external=external)
+    reload_check(model, tmp_path / "m.onnx", {}, run=False)
+    changed = values(8, 1024)
+    changed[5, 7] += 1
+    other = Model(parsed(LINEAR.replace("float[8,4] w", "float[8,1024] w"), w=changed))
+    with pytest.raises(ModelError, match="weight 'w' differs"):
+        reload_check(other, tmp_path / "m.onnx", {}, run=False)
+
+
+def test_a_graph_that_is_written_in_another_way_must_give_the_same_outputs(tmp_path: Path) -> None:
+    model = Model(parsed(LINEAR, w=values(8, 4)))
+    proto = model.to_proto()
+    proto.graph.node[0].doc_string = "another text"
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    reload_check(model, tmp_path / "m.onnx", {"x": values(2, 8)})
+    proto.graph.node.append(onnx.helper.make_node("Neg", [proto.graph.node[-1].output[0]], ["z"]))
+    proto.graph.node[-2].output[0], proto.graph.node[-1].input[0], proto.graph.node[-1].output[0] = "t", "t", "y"
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="output 'y' differs"):
         reload_check(model, tmp_path / "m.onnx", {"x": values(2, 8)})
 
 
-def test_a_large_file_is_compared_weight_by_weight(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("onnxshot.verification.io_contract.RUN_LIMIT", 0)
+def test_a_file_is_compared_weight_by_weight(tmp_path: Path) -> None:
     model = load_model(parsed(LINEAR, w=values(8, 4)))
     write(model, tmp_path / "m.onnx")
     reload_check(model, tmp_path / "m.onnx", {})

@@ -1,0 +1,152 @@
+"""A model that runs in parts is compared with the same figures as one that runs as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import onnxshot
+from onnxshot import memory
+from onnxshot.calibration.readers import Sample
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.settings import Settings
+from onnxshot.verification.compare_models import Comparison, compare
+
+WIDTH, LAYERS = 48, 5
+
+
+def residual(output: str = "y", outlier: float = 1.0) -> onnx.ModelProto:
+    """Layers h + relu(h A) B on a residual stream, and class scores of its end."""
+    rng = np.random.default_rng(3)
+    nodes, weights, source = [], {}, "x"
+    for i in range(LAYERS):
+        weights |= {f"{n}{i}": (rng.standard_normal((WIDTH, WIDTH)) / 7).astype(np.float32) for n in "ab"}
+        nodes += [
+            helper.make_node("MatMul", [source, f"a{i}"], [f"u{i}"], name=f"first{i}"),
+            helper.make_node("Relu", [f"u{i}"], [f"r{i}"]),
+            helper.make_node("MatMul", [f"r{i}", f"b{i}"], [f"v{i}"], name=f"second{i}"),
+            helper.make_node("Add", [source, f"v{i}"], [f"h{i}"]),
+        ]
+        source = f"h{i}"
+    weights["c"] = (outlier * rng.standard_normal((WIDTH, WIDTH))).astype(np.float32)
+    nodes.append(helper.make_node("MatMul", [source, "c"], [output], name="head"))
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", WIDTH])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def samples(count: int) -> list[Sample]:
+    rng = np.random.default_rng(5)
+    return [Sample(str(i), {"x": rng.standard_normal((3 + i % 2, WIDTH)).astype(np.float32)}) for i in range(count)]
+
+
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, a part has two float weights, and arrays that wait are in a file."""
+
+    def small() -> None:
+        monkeypatch.setattr(memory, "part_bytes", lambda: 2 * 4 * WIDTH * WIDTH)
+        monkeypatch.setattr(memory, "held_bytes", lambda: 0)
+
+    return small
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    given, written = folder / "given.onnx", folder / "int8.onnx"
+    onnx.save(residual(), given)
+    feeds = [sample.feed for sample in samples(8)]
+    onnxshot.quantize(given, feeds, output=written, effort="fast", settings=Settings(verify=False))
+    return given, written
+
+
+def assert_alike(one: Comparison, other: Comparison) -> None:
+    assert one.sqnr_db == pytest.approx(other.sqnr_db, abs=0.05)
+    assert one.unoptimized_db == pytest.approx(other.unoptimized_db, abs=0.05)
+    assert one.agreement == other.agreement
+    assert one.samples == other.samples
+    assert {row.tensor for row in one.tensors} == {row.tensor for row in other.tensors}
+    found = {row.tensor: row for row in other.tensors}
+    for row in one.tensors:
+        assert row.sqnr_db == pytest.approx(found[row.tensor].sqnr_db, abs=0.05)
+        assert row.clipped == pytest.approx(found[row.tensor].clipped, abs=1e-3)
+
+
+def test_figures_of_parts_are_those_of_the_whole(
+    files: tuple[Path, Path], in_parts: Callable[[], None]
+) -> None:
+    whole = compare(*files, samples(9), tensors=None)
+    in_parts()
+    assert Runner(files[0]).in_parts > 3
+    parted = compare(*files, samples(9), tensors=None)
+    assert len(parted.tensors) >= 3 * LAYERS
+    assert_alike(parted, whole)
+
+
+def test_samples_may_be_a_stream(files: tuple[Path, Path], in_parts: Callable[[], None]) -> None:
+    whole = compare(*files, samples(9))
+    in_parts()
+    assert compare(*files, iter(samples(9))).sqnr_db == pytest.approx(whole.sqnr_db, abs=0.05)
+
+
+def test_a_lean_model_is_compared_as_its_file_is(files: tuple[Path, Path], in_parts: Callable[[], None]) -> None:
+    whole = compare(*files, samples(4), tensors=None)
+    in_parts()
+    parted = compare(LeanModel.of(files[0]), LeanModel.of(files[1]), samples(4), tensors=None)
+    assert_alike(parted, whole)
+
+
+def test_picks_of_a_model_in_parts_are_imposed(in_parts: Callable[[], None], tmp_path: Path) -> None:
+    """TopK behind the last part orders the output: the candidate is given the picks of the float model."""
+
+    def with_top(proto: onnx.ModelProto) -> onnx.ModelProto:
+        proto.graph.initializer.append(numpy_helper.from_array(np.int64([5]), "k"))
+        proto.graph.node.append(helper.make_node("TopK", ["y", "k"], ["values", "places"]))
+        del proto.graph.output[:]
+        proto.graph.output.extend([
+            helper.make_tensor_value_info("values", TensorProto.FLOAT, ["n", 5]),
+            helper.make_tensor_value_info("places", TensorProto.INT64, ["n", 5]),
+        ])  # fmt: skip
+        return proto
+
+    def noisy(proto: onnx.ModelProto) -> onnx.ModelProto:
+        rng = np.random.default_rng(0)
+        for tensor in proto.graph.initializer:
+            if tensor.data_type == TensorProto.FLOAT:
+                value = numpy_helper.to_array(tensor)
+                changed = value + (0.02 * rng.standard_normal(value.shape)).astype(np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+        return proto
+
+    one, other = (proto.SerializeToString() for proto in (with_top(residual()), noisy(with_top(residual()))))
+    whole = compare(one, other, samples(6), tensors=None)
+    assert whole.ordered
+    in_parts()
+    parted = compare(one, other, samples(6), tensors=None)
+    assert parted.ordered == whole.ordered
+    assert_alike(parted, whole)
+
+
+def test_a_quantize_run_in_parts_has_all_figures(tmp_path: Path, in_parts: Callable[[], None]) -> None:
+    given = tmp_path / "given.onnx"
+    onnx.save(residual(), given)
+    feeds = [sample.feed for sample in samples(12)]
+    settings = Settings(bench_seconds=0.01)
+    whole = onnxshot.quantize(given, feeds, output=tmp_path / "a.onnx", effort="fast", settings=settings).report
+    in_parts()
+    report = onnxshot.quantize(given, feeds, output=tmp_path / "b.onnx", effort="fast", settings=settings).report
+    assert report.sqnr_db == pytest.approx(whole.sqnr_db, abs=0.1)
+    assert report.agreement == whole.agreement
+    assert {row.tensor for row in report.worst} == {row.tensor for row in whole.worst}
+    assert report.int8_macs_share == pytest.approx(whole.int8_macs_share)
+    assert report.latency["speedup"] > 0
