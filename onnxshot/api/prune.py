@@ -162,9 +162,8 @@ def prune(
 def _reference(prunable: PrunableModel, data: Dataset, report: PruneReport, settings: Settings) -> Reference:
     """The model that outputs are compared with. Raises ModelError if normalization has changed the outputs."""
     report.notes += data.notes
-    check = settings.verify and len(prunable.model.graph.nodes) < proof.MAX_NODES
     with report.timed("normalize"):
-        found = reference_of(prunable.source, prunable.model, data, check=check, threads=settings.threads)
+        found = reference_of(prunable.source, prunable.model, data, check=settings.verify, threads=settings.threads)
     report.notes += [found.note] if found.note else []
     return found
 

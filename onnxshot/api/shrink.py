@@ -34,7 +34,6 @@ from onnxshot.results.shrunk import ShrinkReport, ShrinkResult
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.goal import Evaluate, name_of
 from onnxshot.settings import Settings, budgeted
-from onnxshot.verification import proof
 from onnxshot.verification.reference import Reference, reference_of
 
 Scope = Literal["all", "mlp", "heads"]
@@ -183,11 +182,8 @@ def shrink_as_recorded(
 def _reference(original: Original, data: Dataset | None, report: ShrinkReport, settings: Settings) -> Reference:
     """The model that outputs are compared with. Raises ModelError if normalization has changed the outputs."""
     report.notes += original.notes
-    model = original.model
-    small = model.weight_bytes() < proof.MAX_BYTES and len(model.graph.nodes) < proof.MAX_NODES
-    check = settings.verify and small
     with timed(report.timings, "normalize"):
-        found = reference_of(original.source, model, data, check=check, threads=settings.threads)
+        found = reference_of(original.source, original.model, data, check=settings.verify, threads=settings.threads)
     report.notes += [found.note] if found.note else []
     return found
 

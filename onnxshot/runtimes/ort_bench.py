@@ -97,7 +97,7 @@ def bench(
     """
     if not models or not feeds or rounds < 1:
         raise UsageError(f"nothing to time: {len(models)} models, {len(feeds)} samples, {rounds} rounds")
-    runners = [Runner(path, threads=threads, providers=providers) for path in models]
+    runners = [Runner(path, threads=threads, providers=providers, split=False) for path in models]
     return bench_loaded(list(zip(models, runners, strict=True)), feeds, rounds, seconds, precision, clear, faster)
 
 

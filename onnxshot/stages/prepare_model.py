@@ -32,6 +32,8 @@ from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
 from onnxshot.verification import proof
 
+_MOST_NODES = 20_000  # of a model that is repaired
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -74,7 +76,7 @@ class Prepared:
 
     @property
     def is_small(self) -> bool:
-        """Whether the model is within the limits of the proof."""
+        """Whether the model is small enough to be repaired layer by layer."""
         return is_small(self.model)
 
     def plan(self, recipe: Recipe | None = None, evidence: Evidence | None = None) -> Plan:
@@ -119,8 +121,8 @@ def prepare_model(source: str | Path | ModelProto, recipe: Recipe, settings: Set
 
 
 def is_small(model: Model) -> bool:
-    """Whether a model is within the limits of the proof."""
-    return model.weight_bytes() < proof.MAX_BYTES and len(model.graph.nodes) < proof.MAX_NODES
+    """Whether a model is small enough to be repaired layer by layer."""
+    return model.weight_bytes() < proof.MAX_BYTES and len(model.graph.nodes) < _MOST_NODES
 
 
 def _keeps_half(target: Target, recipe: Recipe, widened: WidenPrecision16) -> bool:

@@ -21,9 +21,8 @@ from onnxshot.graph.ir import Constant
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.lean_parse import parse_lean
 from onnxshot.graph.load import first_line
+from onnxshot.graph.weight_pieces import row_blocks, rows
 from onnxshot.runtimes.ort_runtime import Feed, Runner
-
-_PIECE = 1 << 24  # bytes that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +153,7 @@ def _same_weights(meant: LeanModel, stored: LeanModel, written: Path) -> None:
 
 def _same_pieces(one: Constant, other: Constant) -> bool:
     """Whether two weights of the same type and shape have the same bits."""
-    a, b = weights.read(one), weights.read(other)
-    if a.dtype.kind in "OUS" or a.dtype.itemsize * a.size <= _PIECE:
-        return _same(a, b)
-    left, right = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
-    return all(
-        np.array_equal(left[start : start + _PIECE], right[start : start + _PIECE])
-        for start in range(0, left.size, _PIECE)
-    )  # fmt: skip
+    return all(_same(part, rows(other, start, start + len(part))) for start, part in row_blocks(one))
 
 
 def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:

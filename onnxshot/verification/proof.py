@@ -15,20 +15,21 @@ from onnxshot.calibration.readers import Dataset, open_data
 from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.graph import Model, Node, edit
 from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.weight_facts import facts_of
 from onnxshot.report.report import Report
 from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.runtimes.executed import Execution
+from onnxshot.runtimes.mapped_weights import serialized
 from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench
-from onnxshot.runtimes.ort_runtime import Runnable, Runner
+from onnxshot.runtimes.ort_runtime import Runnable, Runner, is_large
+from onnxshot.runtimes.ort_session import SessionRunner
 from onnxshot.settings import Settings
 from onnxshot.verification.compare_models import Comparison
 from onnxshot.verification.io_contract import contract, same_contract, with_frozen
 
 MAX_BYTES = 1_500_000_000
-"""Bytes of weights up to which a model is compared with its float original: both must fit into memory several times."""
-MAX_NODES = 20_000
-"""Number of nodes up to which a model is compared with its float original: every comparison loads it again."""
+"""Bytes of weights up to which a model is pruned or repaired: it is held in memory several times."""
 _RANDOM_SAMPLES = 4
 _BENCH_FEEDS = 8
 _SHOWN = 3  # names in a note
@@ -107,14 +108,23 @@ def loads(written: Path, source: str | Path | ModelProto) -> bool:
         ModelError: The source loads, and the written file does not.
     """
     try:
-        Runner(written)
+        _load(written)
     except ModelError:
         try:
-            Runner(source.SerializeToString() if isinstance(source, ModelProto) else Path(source))
+            _load(LeanModel.of(source) if isinstance(source, ModelProto) else Path(source))
         except (ModelError, ValueError):
             return False
         raise
     return True
+
+
+def _load(model: Path | LeanModel) -> None:
+    """Load a model in ONNX Runtime. Raises ModelError if that fails."""
+    if is_large(model):
+        with serialized(LeanModel.of(model)) as (source, folder):
+            SessionRunner(source, folder=folder, pack=False, label=str(model) if isinstance(model, Path) else "")
+    else:
+        Runner(model)
 
 
 def keeps_contract(source: str | Path | ModelProto, written: Path, sizes: FixedShapes = NO_FIXED_SHAPES) -> None:

@@ -337,7 +337,7 @@ def test_a_written_file_equals_the_model_in_memory(tmp_path: Path) -> None:
 def test_a_large_weight_is_compared_in_pieces(
     external: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxshot.verification.io_contract._PIECE", 1000)
+    monkeypatch.setattr("onnxshot.graph.weight_pieces.BLOCK", 2000)
     model = Model(parsed(LINEAR.replace("float[8,4] w", "float[8,1024] w"), w=values(8, 1024)))
     write(model, tmp_path / "m.onnx", external=external)
     reload_check(model, tmp_path / "m.onnx", {}, run=False)
