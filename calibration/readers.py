@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -45,8 +46,26 @@ _RANDOM_SAMPLES = 16
 _MOST_ENTRIES = 10_000_000  # files below a folder of samples
 
 
+class _Kept:
+    """Samples that stay in memory, by number in their source, up to `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._free, self._samples, self._lock = most, dict[int, Sample](), Lock()
+
+    def get(self, index: int) -> Sample | None:
+        return self._samples.get(index)
+
+    def offer(self, index: int, sample: Sample) -> None:
+        """Keep a sample if there is room for it."""
+        size = sum(array.nbytes for array in sample.feed.values())
+        with self._lock:
+            if index not in self._samples and size <= self._free:
+                self._samples[index] = sample
+                self._free -= size
+
+
 class Dataset:
-    """Samples that fit a model. Each is read when it is asked for, every time anew.
+    """Samples that fit a model. Each is read when it is asked for, every time anew, unless `keep` was called.
 
     Use it as a context manager, or call `close`, to remove its temporary files.
 
@@ -67,15 +86,21 @@ class Dataset:
         self._from, self._fit = source, fit
         self._indices = range(len(source)) if indices is None else tuple(indices)
         self._owner = indices is None
+        self._kept: _Kept | None = None
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Sample:
         raw = self._indices[index]
-        sample = self._from.load(raw)
-        feed = self._fit(sample.feed, self._from.where(raw))
-        return Sample(sample.name, feed if self.random else NamedFeed(feed, self._from.where(raw)))
+        if self._kept is not None and (kept := self._kept.get(raw)) is not None:
+            return kept
+        read = self._from.load(raw)
+        feed = self._fit(read.feed, self._from.where(raw))
+        sample = Sample(read.name, feed if self.random else NamedFeed(feed, self._from.where(raw)))
+        if self._kept is not None:
+            self._kept.offer(raw, sample)
+        return sample
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
@@ -86,6 +111,13 @@ class Dataset:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def keep(self, most: int) -> None:
+        """Keep the first samples that are read in memory, up to this many bytes, here and in all later views.
+
+        Their arrays must not be changed.
+        """
+        self._kept = _Kept(most)
+
     def subset(self, indices: Iterable[int]) -> Dataset:
         """A view of some samples, in this order. It reads from the same source, and closing it does nothing.
 
@@ -93,7 +125,7 @@ class Dataset:
             indices: numbers of samples in this data set.
         """
         view = Dataset(self.source, self._from, self._fit, [self._indices[i] for i in indices])
-        view.notes = self.notes
+        view.notes, view._kept = self.notes, self._kept
         return view
 
     def joined(self, by: Source) -> Dataset:
@@ -127,6 +159,7 @@ class Dataset:
     def close(self) -> None:
         """Remove temporary files; samples cannot be read after that. On a view, does nothing."""
         if self._owner:
+            self._kept = None
             self._from.close()
 
 

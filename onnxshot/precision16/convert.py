@@ -10,7 +10,6 @@ from onnxshot.calibration.readers import Dataset, split
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import Span
 from onnxshot.errors import TargetError
-from onnxshot.execution import candidate_race
 from onnxshot.execution.collect import extremes
 from onnxshot.graph import Model, shape_inference
 from onnxshot.passes.to_precision16 import ToPrecision16
@@ -129,8 +128,7 @@ def _planned(
         return plan_half(model, kind, None, kept), 0
     calibrated = _calibrated(data, settings)
     spans = _ranges(model, kind, calibrated, settings)
-    if model.weight_bytes() < candidate_race.MAX_BYTES:
-        kept |= _noisy(model, plan_half(model, kind, spans, kept), calibrated, settings)
+    kept |= _noisy(model, plan_half(model, kind, spans, kept), calibrated, settings)
     return plan_half(model, kind, spans, kept), len(calibrated)
 
 

@@ -10,13 +10,13 @@ from onnxshot.calibration.range_methods import METHODS, Range
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.execution.candidate_race import CandidateError
+from onnxshot.execution.candidate_race import CandidateError, Judge
 from onnxshot.execution.observed_tensors import missing_in
 from onnxshot.execution.parallel import in_order
 from onnxshot.execution.statistics_source import RunStatistics, after_scaling, from_data
 from onnxshot.graph import Model
+from onnxshot.graph.copies import copy_of
 from onnxshot.graph.lean_model import LeanModel
-from onnxshot.graph.load import copy_of
 from onnxshot.maths.smoothquant import STRENGTH
 from onnxshot.maths.value_grid import least_db
 from onnxshot.passes.image_input_grid import METHOD, PutOnGrid, grids_of, reader_of
@@ -87,6 +87,10 @@ class Improver:
     timed: Timed
     inferences: int = field(init=False, default=0)
     _learned_from: list[Sample] = field(init=False, default_factory=list)
+    _judge: Judge = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._judge = Judge(self.reference, self.data, self.settings.threads)
 
     def best(self, plan: Plan, evidence: Evidence) -> Candidate:
         """Return the most accurate of the candidates that the effort and the recipe allow.
@@ -141,18 +145,18 @@ class Improver:
             return ""
         learn, checks = self._learning()
         effort = self.recipe.effort
-        return plan_candidates.repaired(self.reference, teacher, model, plan, learn, checks, effort, self.settings)
+        return plan_candidates.repaired(self._judge, teacher, model, plan, learn, checks, effort, self.settings)
 
     def _planned(self, model: Model, recipe: Recipe, evidence: Evidence) -> Plan:
         return make_plan(model, self.target, recipe, evidence, self.trained)
 
     def _choose(
-        self, candidates: Sequence[Candidate], batches: Iterable[Sequence[Sample]]
+        self, candidates: Sequence[Candidate], batches: Iterable[Sequence[int]]
     ) -> tuple[Candidate, CandidateError | None]:
         def rewrite(model: Model, plan: Plan) -> object:
             return apply_plan(model, plan, self.recipe)
 
-        return plan_candidates.choose(self.reference, candidates, rewrite, batches, threads=self.settings.threads)
+        return plan_candidates.choose(self._judge, candidates, rewrite, batches)
 
     def _recipe_of(self, given: Candidate) -> Recipe:
         return self.recipe if given.clips else replace(self.recipe, clip=False)
@@ -170,8 +174,8 @@ class Improver:
         other = replace(given, plan=self._planned(given.model, recipe, evidence), evidence=evidence, refined=True)
         return self._choose([given, other], checks)[0]
 
-    def _learning(self) -> tuple[list[Sample], Iterator[list[Sample]]]:
-        """Samples to learn from, and batches of others that decide whether it helped; held-out samples are neither."""
+    def _learning(self) -> tuple[list[Sample], Iterator[list[int]]]:
+        """Samples to learn from, and numbers of others that decide whether it helped; held-out samples are neither."""
         judges = set(self.gathered.held_out)
         numbers = [i for i in range(len(self.data)) if i not in judges] or self.gathered.calibrated
         checks = numbers[_CHECKED - 1 :: _CHECKED]
@@ -275,12 +279,12 @@ class Improver:
         self.inferences += found.inferences
         return {**known, **found.statistics.tensors}
 
-    def _batches(self, numbers: Sequence[int]) -> Iterator[list[Sample]]:
-        """Read samples in batches when asked for; each batch is evenly spaced over all of them."""
+    def _batches(self, numbers: Sequence[int]) -> Iterator[list[int]]:
+        """Numbers of samples in batches; each batch is evenly spaced over all of them."""
         order, start = _evenly(numbers), 0
         for size in _BATCHES[self.recipe.effort]:
             if start < len(order):
-                yield self._read(order[start : start + size])
+                yield order[start : start + size]
             start += size
 
     def _read(self, numbers: Sequence[int]) -> list[Sample]:

@@ -6,21 +6,21 @@ predicts their size, so they are measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from onnxshot.calibration.readers import Dataset, Sample, split
+from onnxshot.calibration.readers import Dataset, split
 from onnxshot.calibration.sampling import spread
 from onnxshot.errors import ModelError
-from onnxshot.execution import candidate_race
+from onnxshot.execution.candidate_race import Judge, candidate_of
 from onnxshot.graph import Model
-from onnxshot.graph.load import load_model
+from onnxshot.graph.copies import copy_of
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.node_recipe import NodeRecipes
 from onnxshot.planning.plan import DYNAMIC, Plan
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.runtimes.ort_runtime import Runnable, session
+from onnxshot.runtimes.ort_runtime import Runnable, Runner, is_large
 from onnxshot.settings import Settings
 
 HOLDS_DB = 30.0
@@ -63,7 +63,8 @@ def try_lstms(
     if not rows:
         return None
     rows_alone = replace(plan, nodes=tuple(rows))
-    refused = _refused(model, rows_alone)
+    made = candidate_of(_quantized(model, rows_alone))
+    refused = _refused(model, made)
     if refused:
         patterns = exact_patterns(model)
         left = tuple(dict.fromkeys(patterns.get(row.node, row.op) for row in rows if row.node in forced))
@@ -72,40 +73,36 @@ def try_lstms(
     if all(row.node in forced for row in rows) or (data is None and recipe.mode == DYNAMIC):
         return LstmDecision(False, alone)
     asks = "--include LSTM quantizes them nevertheless"
-    if data is None or reference is None or model.weight_bytes() > candidate_race.MAX_BYTES:
-        why = "there are no samples to try them on" if data is None else "the model is too large to try them"
-        return LstmDecision(True, f"LSTMs stay float: {why}; {asks}")
+    if data is None or reference is None:
+        return LstmDecision(True, f"LSTMs stay float: there are no samples to try them on; {asks}")
     numbers = split(len(data))[0]
-    samples = [data[numbers[i]] for i in spread(len(numbers))[:_TRIED_ON]]
-    found = _typical_db(model, rows_alone, reference, samples, settings)
+    samples = [numbers[i] for i in spread(len(numbers))[:_TRIED_ON]]
+    try:
+        (error,) = Judge(reference, data, settings.threads).measure([made], samples)
+    except ModelError as e:
+        if not is_large(made):
+            raise
+        # A model in parts is loaded only now.
+        return LstmDecision(True, f"LSTMs stay float: in int8 {e}")
+    found = error.typical_db
     if found < HOLDS_DB:
         return LstmDecision(True, f"LSTMs stay float: with only them in int8 the outputs have {found:.1f} dB; {asks}")
     return LstmDecision(False, f"LSTMs are in int8: with only them in int8 the outputs have {found:.1f} dB; {alone}")
 
 
-def _typical_db(
-    model: Model, plan: Plan, reference: Runnable, samples: Sequence[Sample], settings: Settings
-) -> float:
-    (found,) = candidate_race.measure_candidates(reference, [_made(model, plan)], samples, threads=settings.threads)
-    return found.typical_db
-
-
-def _made(model: Model, plan: Plan) -> bytes:
-    copy = load_model(model.to_proto())
+def _quantized(model: Model, plan: Plan) -> Model:
+    copy = copy_of(model)
     QuantizeDynamically(plan).run(copy)
-    return bytes(copy.to_proto().SerializeToString())
+    return copy
 
 
-def _refused(model: Model, plan: Plan) -> str:
-    """Why ONNX Runtime does not load the model with these LSTMs in int8; empty where it does, or was not tried."""
-    if model.weight_bytes() > candidate_race.MAX_BYTES:
-        return ""
-    made = _made(model, plan)
+def _refused(model: Model, made: Runnable) -> str:
+    """Why ONNX Runtime does not load the model with these LSTMs in int8; empty where it does, or loads it in parts."""
     try:
-        session(made, threads=1)
+        Runner(made, threads=1)
     except ModelError as e:
         try:
-            session(bytes(model.to_proto().SerializeToString()), threads=1)
+            Runner(LeanModel.of(model), threads=1)
         except ModelError:
             return ""  # the float model does not load either, so the LSTMs are not the reason
         return str(e)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
-from onnxshot.execution.candidate_race import CandidateError, race
+from onnxshot.execution.candidate_race import CandidateError, Judge, candidate_of
 from onnxshot.graph import Model, edit
+from onnxshot.graph.copies import copy_of
 from onnxshot.graph.lean_model import LeanModel
-from onnxshot.graph.load import copy_of, load_model
 from onnxshot.passes.apply_repairs import ApplyRepairs
 from onnxshot.passes.equalize import Equalize
 from onnxshot.planning.plan import STATIC, Plan
@@ -88,56 +88,52 @@ def equalized(
 
 
 def choose(
-    reference: Runnable,
+    judge: Judge,
     candidates: Sequence[Candidate],
     rewrite: Callable[[Model, Plan], object],
-    batches: Iterable[Sequence[Sample]],
-    *,
-    threads: int,
+    batches: Iterable[Sequence[int]],
 ) -> tuple[Candidate, CandidateError | None]:
     """Choose the candidate whose quantized model comes closest to the reference.
 
     Args:
-        reference: path or bytes of the float model that outputs are compared with.
+        judge: compares models with the reference.
         candidates: the float models and their plans.
         rewrite: quantizes a model in place by a plan.
-        batches: samples to compare on; later batches are read only where earlier ones are not decisive.
-        threads: of the sessions.
+        batches: numbers of samples to compare on; later batches are read only where earlier ones are not decisive.
 
     Returns:
         The candidate and its error; the first candidate and None where there are no samples.
     """
     made = (_rewritten(c.model, c.plan, rewrite) for c in candidates)
-    leads = [c.lead for c in candidates]
-    best, found = race(reference, made, batches, threads=threads, leads=leads)
+    best, found = judge.race(made, batches, [c.lead for c in candidates])
     return candidates[best], found[best] if found else None
 
 
-def _rewritten(model: Model, plan: Plan, rewrite: Callable[[Model, Plan], object]) -> bytes:
-    copy = load_model(model.to_proto())
+def _rewritten(model: Model, plan: Plan, rewrite: Callable[[Model, Plan], object]) -> Runnable:
+    copy = copy_of(model)
     rewrite(copy, plan)
-    return bytes(copy.to_proto().SerializeToString())
+    return candidate_of(copy)
 
 
 def repaired(
-    reference: Runnable,
+    judge: Judge,
     teacher: LeanModel,
     model: Model,
     plan: Plan,
     learn: Sequence[Sample],
-    checks: Iterable[Sequence[Sample]],
+    checks: Iterable[Sequence[int]],
     effort: str,
     settings: Settings,
 ) -> str:
     """Correct biases, and with effort 'best' reconstruct weights, if that helps on other samples.
 
     Args:
-        reference: path or bytes of the given model, which outputs are compared with.
+        judge: compares models with the given one.
         teacher: the float model that the plan was made for, which layers learn from.
         model: the quantized model; changed in place.
         plan: what it was quantized by.
         learn: samples to learn from.
-        checks: batches of other samples that decide which repair is kept, if any.
+        checks: numbers of other samples, in batches, that decide which repair is kept, if any.
         effort: 'balanced' or 'best'.
         settings: threads, and the progress callback.
 
@@ -150,24 +146,25 @@ def repaired(
     layers = [n.node for n in plan.nodes if n.how == STATIC and n.has_weight and n.node not in plan.kept.nodes]
     if not layers or not learn:
         return ""
-    proto = model.to_proto()
+    plain = candidate_of(model)
+    student = LeanModel.of(plain)
     ways = {"biases were corrected": False}  # in words -> whether weights are rounded again too
     if effort == "best":
         ways["weights were rounded again, layer by layer"] = True
     found: dict[str, dict[str, Repair]] = {}
 
-    def candidates() -> Iterator[bytes]:
-        yield bytes(proto.SerializeToString())
+    def candidates() -> Iterator[Runnable]:
+        yield plain
         for name, rounding in ways.items():
             found[name] = reconstruct(
-                teacher.to_proto(), proto, layers, [sample.feed for sample in learn], rounding=rounding,
+                teacher, student, layers, [sample.feed for sample in learn], rounding=rounding,
                 threads=settings.threads, progress=settings.progress,
             )  # fmt: skip
-            copy = load_model(proto)
+            copy = copy_of(model)
             ApplyRepairs(found[name]).run(copy)
-            yield bytes(copy.to_proto().SerializeToString())
+            yield candidate_of(copy)
 
-    best, judged = race(reference, candidates(), checks, threads=settings.threads)
+    best, judged = judge.race(candidates(), checks)
     if not judged:
         return ""
     most, *others = (one.typical_db for one in judged)

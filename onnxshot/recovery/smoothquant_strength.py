@@ -20,7 +20,7 @@ from onnxshot.calibration.stats import TensorStats
 from onnxshot.comparison.random_nodes import fix_randomness
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model, Node, Tensor, edit, weights
-from onnxshot.graph.load import copy_of
+from onnxshot.graph.copies import copy_of
 from onnxshot.maths.affine import UINT8, PerChannel, QuantScheme
 from onnxshot.maths.smoothquant import Rows, Smoothing, search_smoothing
 from onnxshot.passes.apply_smoothquant import ApplySmoothQuant, absorbs, reached

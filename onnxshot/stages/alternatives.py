@@ -17,13 +17,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from onnx import ModelProto
-
+from onnxshot import memory
 from onnxshot.calibration.readers import Dataset
 from onnxshot.comparison.balanced_sqnr import CandidateError, joined
 from onnxshot.delivery.artifacts import Judged
 from onnxshot.errors import OnnxshotError, UsageError
-from onnxshot.execution import candidate_race
+from onnxshot.execution.candidate_race import Judge, candidate_of
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Constant, Model, weights
 from onnxshot.graph.copies import copy_of
@@ -87,18 +86,26 @@ class Alternatives:
     def tried(self) -> list[dict[str, Any]]:
         """Measure the options that may help, and return a row for each; empty where nothing falls short."""
         made, data, report = self.made, self.made.samples.data, self.made.report
-        too_large = made.model.weight_bytes() > candidate_race.MAX_BYTES
-        if self._recipe.precision != "int8" or data is None or data.random or too_large:
+        if self._recipe.precision != "int8" or data is None or data.random:
             return []
         if not made.prepared.target.runs_here:
             return []
         rows = []
-        found = (*self._recurrent(), *self._quicker(), *self._faster_in_float(), *self._smaller())
+        size = self._float_model.weight_bytes()
+        in_parts = size > memory.part_bytes()
+        found = [*self._recurrent(), *self._quicker(), *self._smaller()]
+        found += self._faster_in_float() if not in_parts else ()
         options = {options_of(recipe): recipe for recipe in found}
+        inaccurate = is_inaccurate(asdict(report)) and report.sqnr_db is not None  # the search needs float outputs
+        if in_parts and (options or inaccurate):
+            listed = [*options, *(["nodes in float"] if inaccurate else [])]
+            why = f"the model has {size / 1e6:.0f} MB of weights and runs in parts"
+            report.notes.append(f"what may be better was not measured, as {why}: {', '.join(listed)}")
+            return []
         for recipe in options.values():
             if time.perf_counter() < self._deadline:
                 rows += list(self._measured(recipe))
-        if is_inaccurate(asdict(report)) and report.sqnr_db is not None:  # the search needs float outputs
+        if inaccurate:
             with contextlib.suppress(OnnxshotError, _OutOfTime):
                 rows += self._floats(data)
         return rows
@@ -204,10 +211,11 @@ class Alternatives:
             return []
         step = max(1, len(data) // _TRIED_ON)
         samples = [data[i] for i in range(0, len(data), step)][:_TRIED_ON]
+        judge = Judge(self.judged.reference, samples, self._threads)
 
         def measure(sets: Iterable[Units]) -> Iterator[float]:
-            made = (bytes(self._with_floats(units).SerializeToString()) for units in sets)
-            for one in candidate_race.measure_candidates(self.judged.reference, made, samples, threads=self._threads):
+            made = (candidate_of(self._with_floats(units)) for units in sets)
+            for one in judge.measure(made, range(len(samples))):
                 if time.perf_counter() > self._deadline - _TO_MEASURE:
                     raise _OutOfTime
                 yield self._closeness(one)
@@ -231,14 +239,14 @@ class Alternatives:
         now = self.made.report.sqnr_db
         return FLOOR_DB if self._low or now is None or not now >= FLOOR_DB else now + _HALF_DB
 
-    def _with_floats(self, units: Units) -> ModelProto:
+    def _with_floats(self, units: Units) -> Model:
         """The quantized model with these units in float, without repairs."""
         model, final = copy_of(self._float_model), self.made.final
         recipe = replace(final.decided, exclude=(*final.decided.exclude, *sorted(units)))
         evidence = Evidence({}) if final.evidence is None else final.evidence
         plan = make_plan(model, self._prepared.target, recipe, evidence, self._prepared.trained)
         apply_plan(model, plan, self._recipe)
-        return model.to_proto()
+        return model
 
     def _measured(self, recipe: Recipe) -> Iterator[dict[str, Any]]:
         """Measure what a recipe makes as the result was measured, and yield a row of its figures and its verdict.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onnxshot.execution import candidate_race
 from onnxshot.execution.statistics_source import RunStatistics
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
@@ -78,9 +77,8 @@ def improve_plan(
         return FinalPlan(prepared, prepared.plan(evidence=every_scale_known), every_scale_known, recipe)
     evidence = Evidence(gathered.statistics.tensors)
     plan = prepared.plan(evidence=evidence)
-    too_large = model.weight_bytes() > candidate_race.MAX_BYTES
     float8 = schemes(prepared.target, recipe)[0].dtype.floating  # no trial was seen to improve it
-    if samples.data is None or too_large or reference is None or float8:
+    if samples.data is None or reference is None or float8:
         return FinalPlan(prepared, plan, evidence, recipe)
     improver = Improver(
         model, reference.model, prepared.target, recipe, prepared.settings, prepared.trained, samples.data, gathered,

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from onnxshot import memory
 from onnxshot.calibration.batches import refuse_copies
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
@@ -15,6 +16,8 @@ from onnxshot.errors import CalibrationError
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.stages.prepare_model import Prepared
+
+_KEPT = 4  # share of `memory.held_bytes()` that samples may take, so that they are read once
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ def open_samples(
     data = open_calib(calib, prepared.model, preset, prepared.settings, prepared.fixed_shapes)
     if prepared.fixed_shapes:  # reported now, not after the work
         refuse_copies(data, prepared.fixed_shapes.inputs, len(split(len(data))[1]))
+    data.keep(memory.held_bytes() // _KEPT)
     return Samples(data, stats)
 
 

@@ -1,6 +1,7 @@
 """The race finds the closest candidate with as few samples as needed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +9,32 @@ from handmade.core import model
 from onnx import ModelProto
 from planned_models import FAST
 
+from onnxshot import memory
 from onnxshot.calibration.readers import Sample
-from onnxshot.execution.candidate_race import measure_candidates, race
+from onnxshot.comparison.balanced_sqnr import CandidateError
+from onnxshot.execution import candidate_race
+from onnxshot.execution.candidate_race import Judge, measure_candidates
 
 SHAPE = (1, 8)
+
+
+def race(
+    reference: bytes,
+    candidates: list[bytes],
+    batches: Iterable[list[Sample]],
+    *,
+    threads: int,
+    leads: Sequence[float] = (),
+) -> tuple[int, list[CandidateError]]:
+    """A race on batches of samples, which are numbered as they are drawn."""
+    drawn: list[Sample] = []
+
+    def numbers() -> Iterator[range]:
+        for batch in batches:
+            drawn.extend(batch)
+            yield range(len(drawn) - len(batch), len(drawn))
+
+    return Judge(reference, drawn, threads).race(candidates, numbers(), leads)
 
 
 def with_noise(scale: float, bias: float = 0.0) -> bytes:
@@ -134,3 +157,58 @@ def test_an_output_without_signal_does_not_divide_by_zero() -> None:
     made = [model(text, {"e": np.float32([e]), "o": np.float32([0])}).SerializeToString() for e in (0, 0.01)]
     (found,) = measure_candidates(made[0], made[1:], samples(4), threads=1)
     assert np.isfinite(found.typical_db) and found.typical_db == pytest.approx(found.total.db, abs=1.0)
+
+
+class Counted(list[Sample]):
+    """Samples that count how often each is read."""
+
+    def __init__(self, given: list[Sample]) -> None:
+        super().__init__(given)
+        self.reads: list[int] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        self.reads.append(index)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("parted", [False, True])
+def test_the_reference_runs_once_on_each_sample(parted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its outputs are the same from memory, from the temporary file, and where models run one at a time."""
+    given = Counted(samples(9))
+    candidates = [with_noise(0.1), with_noise(0.05)]
+    expected = [list(measure_candidates(with_noise(0), candidates, list.copy(given)[:n], threads=1)) for n in (5, 9)]
+    runs: list[bytes] = []
+    made = candidate_race.CandidateRunner.__init__
+
+    def counted(self: Any, setup: Any, source: Any, **how: Any) -> None:
+        runs.append(source)
+        made(self, setup, source, **how)
+
+    monkeypatch.setattr(candidate_race.CandidateRunner, "__init__", counted)
+    if parted:
+        monkeypatch.setattr(memory, "part_bytes", lambda: 100)
+        monkeypatch.setattr(memory, "held_bytes", lambda: 4)
+    judge = Judge(with_noise(0), given, threads=2)
+    found = [list(judge.measure(candidates, range(n))) for n in (5, 9, 9)]
+    assert found == [expected[0], expected[1], expected[1]]
+    assert runs.count(with_noise(0)) == (2 if parted else 1), "large models are let go"
+    best, errors = judge.race(candidates, [range(3), range(3, 9)])
+    assert best == 1
+    assert [len(one.each_db) for one in errors] == [3, 3]
+    assert runs.count(with_noise(0)) == (2 if parted else 1)
+
+
+def test_sessions_of_candidates_are_kept_for_further_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[bytes] = []
+    made = candidate_race.CandidateRunner.__init__
+
+    def counted(self: Any, setup: Any, source: Any, **how: Any) -> None:
+        runs.append(source)
+        made(self, setup, source, **how)
+
+    monkeypatch.setattr(candidate_race.CandidateRunner, "__init__", counted)
+    candidates = [with_noise(0.1), with_noise(0.0, bias=0.17), with_noise(1.0)]
+    given = [*samples(6), *samples(7), *samples(50)]
+    _, found = Judge(with_noise(0), given, threads=2).race(candidates, [range(6), range(6, 13), range(13, 63)])
+    assert len(found[0].each_db) > 6
+    assert sorted(runs) == sorted([with_noise(0), *candidates])

@@ -16,6 +16,8 @@ import onnxshot
 from onnxshot import quantize
 from onnxshot.delivery.record import RECIPE_KEY
 from onnxshot.errors import UsageError
+from onnxshot.execution.candidate_race import Judge
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.recovery import layer_reconstruction, plan_candidates
 from onnxshot.recovery.layer_reconstruction import Repair
@@ -83,12 +85,11 @@ def test_the_same_run_twice_gives_the_same_bytes(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "1.onnx").read_bytes() == again.read_bytes() == (tmp_path / "2.onnx").read_bytes()
 
 
-def harmful(reference: Any, candidate: onnx.ModelProto, layers: list[str], *_: Any, **__: Any) -> dict[str, Repair]:
+def harmful(reference: Any, candidate: LeanModel, layers: list[str], *_: Any, **__: Any) -> dict[str, Repair]:
     """Biases that are off by far."""
-    stored = {t.name: onnx.numpy_helper.to_array(t) for t in candidate.graph.initializer}
-    nodes = [n for n in candidate.graph.node if n.name in layers and len(n.input) > 2]
+    nodes = [n for n in candidate.proto.graph.node if n.name in layers and len(n.input) > 2]
     assert nodes
-    return {n.name: Repair(np.asarray(stored[n.input[2]] + 5, np.float32), None) for n in nodes}
+    return {n.name: Repair(np.asarray(candidate.array(n.input[2]) + 5, np.float32), None) for n in nodes}
 
 
 @pytest.mark.parametrize("kind", ["balanced", "best"])
@@ -138,19 +139,19 @@ def test_equalized_channels_that_make_it_worse_are_not_kept(monkeypatch: pytest.
 def test_samples_that_judge_a_repair_are_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[Any] = []
     judged: list[Any] = []
-    real, race = plan_candidates.reconstruct, plan_candidates.race
+    real, race = plan_candidates.reconstruct, Judge.race
 
     def learns(reference: Any, candidate: Any, layers: Any, feeds: Any, **rest: Any) -> dict[str, Repair]:
         learned.extend(feeds)
         return real(reference, candidate, layers, feeds, **rest)
 
-    def judges(reference: Any, candidates: Any, batches: Any, **rest: Any) -> Any:
+    def judges(judge: Judge, candidates: Any, batches: Any, *rest: Any) -> Any:
         drawn = list(batches)
-        judged.extend(sample.feed for samples in drawn for sample in samples)
-        return race(reference, candidates, drawn, **rest)
+        judged.extend(judge.samples[number].feed for batch in drawn for number in batch)
+        return race(judge, candidates, drawn, *rest)
 
     monkeypatch.setattr(plan_candidates, "reconstruct", learns)
-    monkeypatch.setattr(plan_candidates, "race", judges)
+    monkeypatch.setattr(Judge, "race", judges)
     monkeypatch.setattr(plan_candidates, "equalized", lambda *_: None)
     made("digits_resnet", 16, effort="balanced", method="minmax")
     first, second = ({feed["image"].tobytes() for feed in given} for given in (learned, judged))
