@@ -20,8 +20,6 @@ from onnxshot.planning.plan import FLOAT, STATIC, Plan
 from onnxshot.runtimes.ort_dequantized_weights import dequantized_weights
 from onnxshot.targets.base import Target
 
-MAX_BYTES = 500_000_000
-"""Largest size of a model's weights for this check: memory holds them twice meanwhile."""
 REASON = "ONNX Runtime would not fuse it with its neighbours, and would dequantize its weight at every run"
 _ROUNDS = 3  # a layer that becomes float may keep its neighbour from being fused
 
@@ -39,10 +37,10 @@ def undo_unused_int8(model: Model, plan: Plan, target: Target, teacher: LeanMode
     Returns:
         The plan, in which these layers are float.
     """
-    if not target.runs_here or target.everywhere or not plan.labels(STATIC) or model.weight_bytes() > MAX_BYTES:
+    if not target.runs_here or target.everywhere or not plan.labels(STATIC):
         return plan
     for _ in range(_ROUNDS):
-        found = _layers(model, plan.labels(STATIC), dequantized_weights(model.to_proto()))
+        found = _layers(model, plan.labels(STATIC), dequantized_weights(model))
         if not found:
             break
         for node, slot in found:

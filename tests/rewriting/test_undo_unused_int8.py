@@ -8,9 +8,14 @@ from handmade.core import vector, weight
 from planned_models import quantized, run, small, sqnr
 
 import onnxshot
+from onnxshot import memory
+from onnxshot.graph import shape_inference, weights
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.graph.load import load_model
 from onnxshot.planning import make_plan
 from onnxshot.rewriting import undo_unused_int8
 from onnxshot.runtimes.ort_dequantized_weights import dequantized_weights
+from onnxshot.runtimes.parts import Parts
 
 PRODUCTS = {
     "MatMul": "h = MatMul(x, w)",
@@ -82,6 +87,31 @@ def test_expanded_weights_are_read_from_the_optimized_graph() -> None:
     constants = {"q": np.ones((64, 64), np.int8), "s": np.ones(64, np.float32)}
     assert dequantized_weights(small(text, constants, x=(64, 64)).model) == {"q"}
     assert dequantized_weights(onnx.ModelProto()) == set(), "what does not load is for the proof to tell"
+
+
+def test_a_large_model_is_looked_at_part_by_part_without_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain of products: each part is optimized as it is in the whole model, and its weights are not read."""
+    layers = "\n".join(
+        f"w{i} = DequantizeLinear<axis = 1>(k{i}, t) "
+        + (
+            f"q{i} = QuantizeLinear(r{i - 1}, s, z) a{i} = DequantizeLinear(q{i}, s, z) p{i} = MatMul(a{i}, w{i}) "
+            f"u{i} = QuantizeLinear(p{i}, s, z) r{i} = DequantizeLinear(u{i}, s, z)"
+            if i % 2
+            else f"p{i} = Mul({'x' if i == 0 else f'r{i - 1}'}, w{i}) r{i} = Tanh(p{i})"
+        )
+        for i in range(6)
+    )
+    text = f"g (float[72, 72] x) => (float[72, 72] y) {{ {layers} y = Neg(r5) }}"
+    constants: dict[str, np.ndarray] = {f"k{i}": np.full((72, 72), i + 1, np.int8) for i in range(6)}
+    constants |= {"s": np.float32(0.1), "z": np.uint8(128), "t": np.full(72, 0.01, np.float32)}
+    model = load_model(small(text, constants, x=(72, 72)).model)
+    shape_inference.infer(model)
+    whole = dequantized_weights(model)
+    assert whole == {"k0", "k2", "k4"}
+    monkeypatch.setattr(memory, "part_bytes", lambda: 72 * 72)
+    monkeypatch.setattr(weights, "read", lambda constant: pytest.fail("a matrix was read"))
+    assert len(Parts(LeanModel.of(model), memory.part_bytes())) == 6
+    assert dequantized_weights(model) == whole
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
