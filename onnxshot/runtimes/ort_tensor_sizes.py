@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
+from onnxshot import memory
 from onnxshot.errors import ModelError
 from onnxshot.graph import Model
-from onnxshot.graph.macs import Shape, Sizes, tensor_sizes
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.graph.macs import NodeMacs, Shape, Sizes, tensor_sizes
 from onnxshot.runtimes.ort_profile import profiled
-from onnxshot.runtimes.ort_runtime import IN_MEMORY, Feed
-
-_LIMIT = 1_500_000_000  # bytes of a model above which it is not run: it would not fit one protobuf message
+from onnxshot.runtimes.ort_runtime import IN_MEMORY, Feed, Runner
 
 
 def sizes_on(model: Model, feed: Feed | None, *, threads: int = 2) -> Sizes:
     """Shapes of all tensors on a sample, loops and branches included.
 
     The sample is run, once and without optimizations, only if a shape depends on more than the shapes of the inputs and
-    small integer inputs. Shapes that the run does not show are left out; all are if it fails.
+    small integer inputs. Shapes that the run does not show are left out; all are if it fails. A model with more than
+    `memory.part_bytes()` of weights is run part by part, which does not show the shapes inside loops and branches.
 
     Args:
         model: The model.
@@ -29,9 +31,27 @@ def sizes_on(model: Model, feed: Feed | None, *, threads: int = 2) -> Sizes:
     shapes = None if feed is None else {name: np.shape(values) for name, values in feed.items()}
     values = None if feed is None else {name: np.asarray(array) for name, array in feed.items()}
     found = tensor_sizes(model, shapes, values)
-    if feed is None or all(row.exact for row in found.work(model)) or model.weight_bytes() > _LIMIT:
+    work = found.work(model)
+    if feed is None or all(row.exact for row in work):
         return found
+    if model.weight_bytes() > memory.part_bytes():
+        return _measured_in_parts(model, found, work, feed, threads)
     return _measured(model, found, feed, threads)
+
+
+def _measured_in_parts(model: Model, found: Sizes, work: Iterable[NodeMacs], feed: Feed, threads: int) -> Sizes:
+    """The shapes found, completed by those of a run in parts."""
+    made = {t.name for node in model.graph.nodes for t in node.outputs if t.name}
+    doubted = {t.name for row in work if not row.exact for t in (*row.node.inputs, *row.node.outputs)}
+    names = sorted(made & (doubted | (made - found.shapes.keys())))
+    shapes: dict[str, Shape] = {}
+    try:
+        runner = Runner(LeanModel.of(model).exposing(names), threads=threads, inner=True)
+        for _, values in runner.events([feed], 1, names):
+            shapes |= {name: array.shape for name, array in values.items()}
+    except ModelError:
+        return found
+    return Sizes({**found.shapes, **shapes}, found.times, found.source)
 
 
 def _measured(model: Model, found: Sizes, feed: Feed, threads: int) -> Sizes:

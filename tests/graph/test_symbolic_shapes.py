@@ -13,6 +13,7 @@ from handmade.sized import SHAPES, SIZED, feed_of, twin
 from onnx import numpy_helper
 
 import onnxshot
+from onnxshot import memory
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import tensor_sizes
@@ -233,3 +234,24 @@ def test_a_deprecated_operator_does_not_stop_inference() -> None:
     }"""
     found = tensor_sizes(load_model(model(text, {"s": np.ones(2, np.float32)}, opset=18)), {"x": (2, 4, 6)})
     assert found.shapes["z"] == (2, 4, 6)
+
+
+def test_sizes_that_the_values_decide_are_measured_in_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """net (float[N,48] x) => (float[M,48] y) {
+        a = MatMul(x, w0)  s = ReduceSum<keepdims = 0>(a, axes)  k = Greater(s, zero)  c = Compress<axis = 0>(a, k)
+        b = MatMul(c, w1)  y = MatMul(b, w2) }"""
+    constants = {f"w{i}": weight(48, 48, seed=i) for i in range(3)}
+    small = {"axes": np.array([1]), "zero": np.float32(0)}
+    feed = {"x": np.random.default_rng(0).standard_normal((9, 48)).astype(np.float32)}
+    left = int(((feed["x"] @ constants["w0"]).sum(axis=1) > 0).sum())
+    assert 0 < left < 9
+    proto = model(text, constants | small)
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"n{number}"
+    ready = load_model(proto)
+    whole = sizes_on(ready, feed)
+    monkeypatch.setattr(memory, "part_bytes", lambda: 4 * 48 * 48)
+    parted = sizes_on(ready, feed)
+    assert [row.macs for row in parted.work(ready)] == [9 * 48 * 48, left * 48 * 48, left * 48 * 48]
+    assert [row.macs for row in whole.work(ready)] == [row.macs for row in parted.work(ready)]
+    assert all(row.exact for row in parted.work(ready))
