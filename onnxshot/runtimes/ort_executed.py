@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections import ChainMap, Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import onnx
@@ -22,17 +21,16 @@ from onnxshot.errors import ModelError
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import edit
 from onnxshot.graph.ir import Constant, Node
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import first_line
 from onnxshot.graph.local_functions import inlined
 from onnxshot.graph.macs import NodeMacs, Shape, concrete_shapes, count, node_macs
 from onnxshot.graph.model import Model
 from onnxshot.graph.ops import weight_slot
 from onnxshot.runtimes.executed import Execution, NodeExecution
+from onnxshot.runtimes.mapped_weights import serialized
 from onnxshot.runtimes.ort_profile import Event, profiled
-from onnxshot.runtimes.ort_runtime import Feed, external_bytes, label_of, session
-
-LIMIT = 1_500_000_000
-"""Bytes of a model above which its optimized graph is not written: it would not fit into one protobuf file."""
+from onnxshot.runtimes.ort_runtime import Feed, Runnable, session
 
 _INT8 = ("MatMulInteger", "ConvInteger", "DynamicQuantize", "QGemm", "QAttention", "QMoE", "QEmbedLayer", "QLinear")
 _AFTER = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "HardSigmoid")
@@ -40,14 +38,14 @@ _QDQ = ("QuantizeLinear", "DequantizeLinear")
 _TOKEN = re.compile(r"~(\d+)~")  # name given to a node of the file; optimizers keep it within the names they make
 
 
-def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 2) -> Execution:
+def executed(model: Runnable, *, sample: Feed | None = None, threads: int = 2) -> Execution:
     """What ONNX Runtime executes of a model on the CPU.
 
     The sample is run once, without optimizations. The work counted is that of each node in this run, loops and branches
     included.
 
     Args:
-        model: A file or serialized model.
+        model: The model. A large one is run and optimized in parts.
         sample: Input arrays. Without them, zeros are run with free dimensions of 1. If the model cannot run them,
             shapes are inferred as far as possible.
         threads: CPU threads.
@@ -55,29 +53,17 @@ def executed(model: Path | bytes, *, sample: Feed | None = None, threads: int = 
     Raises:
         ModelError: The model does not load, or does not run on the sample.
     """
-    proto = _loaded(model)
-    folder = model.parent if isinstance(model, Path) else None
-    size = _size(proto, folder)
-    if size > LIMIT:
-        return Execution((), {}, note=f"the model has {size / 1e9:.1f} GB: its optimized graph was not read")
-    proto = inlined(proto)  # ONNX Runtime inlines functions too, but with other names
-    labels = _tokens(proto)
-    source = proto.SerializeToString()
-    events, feed_shapes = profiled(source, sample, threads=threads, folder=folder, what=label_of(model))
-    with scratch() as made:
-        at = made / "optimized.onnx"
-        session(source, threads=threads, folder=folder, save_optimized=at)
-        try:
-            # External weights are not loaded: only their shapes are needed.
-            optimized = Model(onnx.load(str(at), load_external_data=False), folder=folder)
-        except (OSError, DecodeError, ValueError, ModelError) as e:
-            return Execution((), {}, note=f"ONNX Runtime's optimized graph cannot be read: {first_line(e)}")
-    written = Model(proto, folder=folder)
-    found = _NodesFound.of(written, optimized)
-    rows = tuple(_rows(written, found, _work_of_nodes(written, events, feed_shapes), labels))
-    ops = Counter(node.op for _, node in optimized.walk())
-    unfused = tuple(_with_labels(text, labels) for text in _unfused(optimized))
-    return Execution(rows, dict(ops.most_common()), unfused)
+    lean = LeanModel.of(model)
+    lean = lean.in_shape_of(inlined(lean.outline()))  # ONNX Runtime inlines functions too, but with other names
+    labels = _tokens(lean.proto)
+    written = lean.to_graph()
+    seen = _Seen(written)
+    events, feed_shapes = profiled(lean, sample, threads=threads, look=partial(seen.look, threads=threads))
+    if seen.unread:
+        return Execution((), {}, note=f"ONNX Runtime's optimized graph cannot be read: {seen.unread}")
+    rows = tuple(_rows(written, seen, _work_of_nodes(written, events, feed_shapes), labels))
+    unfused = tuple(dict.fromkeys(_with_labels(text, labels) for text in seen.unfused))
+    return Execution(rows, dict(seen.ops.most_common()), unfused)
 
 
 # ---------------------------------------------------------------------- work, by a run of the file
@@ -130,34 +116,47 @@ def _shapes_of(written: Model, by_name: Mapping[str, list[Event]]) -> dict[str, 
 # ---------------------------------------------------------------------- precision, by the optimized graph
 
 
-@dataclass(frozen=True, slots=True)
-class _NodesFound:
-    """How nodes of the file run, by their tokens.
+class _Seen:
+    """What the optimized graphs of a model, or of its parts, show. Nodes of the file are known by their tokens.
 
     Attributes:
         int8: Nodes that run in int8.
         rounded: Nodes with weights that the runtime rounded to int8.
-        lost: Operators of int8 nodes in the optimized graph that match no node of the file.
+        ops: Number of nodes per operator in the optimized graphs.
+        unfused: Float nodes between Q and DQ.
+        unread: Why an optimized graph cannot be read; empty if all can.
     """
 
-    int8: frozenset[str]
-    rounded: frozenset[str]
-    lost: tuple[str, ...]
+    def __init__(self, written: Model) -> None:
+        self._makers = {out.name: node for _, node in written.walk() for out in node.outputs if out.name}
+        self._readers = {t.name: node for _, node in written.walk() for t in node.inputs if isinstance(t, Constant)}
+        self.int8, self.rounded = set[str](), set[str]()
+        self.ops = Counter[str]()
+        self.unfused: list[str] = []
+        self.unread = ""
 
-    @classmethod
-    def of(cls, written: Model, optimized: Model) -> _NodesFound:
-        makers = {out.name: node for _, node in written.walk() for out in node.outputs if out.name}
-        readers = {t.name: node for _, node in written.walk() for t in node.inputs if isinstance(t, Constant)}
-        int8, rounded, lost = set[str](), set[str](), []
+    def look(self, part: LeanModel, threads: int) -> None:
+        """Optimize a part, and add what its graph shows. Raises ModelError if ONNX Runtime does not load it."""
+        with scratch() as made, serialized(part) as (source, folder):
+            at = made / "optimized.onnx"
+            session(source, threads=threads, folder=folder, save_optimized=at, pack=False, label=part.label)
+            try:
+                # Weights are not loaded: only their shapes are needed.
+                optimized = Model(onnx.load(str(at), load_external_data=False), folder=made)
+            except (OSError, DecodeError, ValueError, ModelError) as e:
+                self.unread = first_line(e)
+                return
+        self._add(optimized)
+
+    def _add(self, optimized: Model) -> None:
         for _, node in optimized.walk():
+            self.ops[node.op] += 1
             tokens = {match.group(0) for match in _TOKEN.finditer(node.name)}
             if precision_of(node) != "float":
-                tokens = tokens or _by_tensors(node, makers, readers)
-                int8 |= tokens
-                lost += [] if tokens else [node.op]
+                self.int8 |= tokens or _by_tensors(node, self._makers, self._readers)
             elif _reads_stored_integers(node):
-                rounded |= tokens
-        return cls(frozenset(int8), frozenset(rounded), tuple(lost))
+                self.rounded |= tokens
+        self.unfused += _unfused(optimized)
 
 
 def _by_tensors(node: Node, makers: Mapping[str, Node], readers: Mapping[str, Node]) -> set[str]:
@@ -184,7 +183,7 @@ def _reads_stored_integers(node: Node) -> bool:
 
 
 def _rows(
-    written: Model, found: _NodesFound, all_work: Mapping[Node, NodeMacs], labels: Mapping[str, str]
+    written: Model, found: _Seen, all_work: Mapping[Node, NodeMacs], labels: Mapping[str, str]
 ) -> Iterator[NodeExecution]:
     for _, node in written.walk():
         work, precision = all_work.get(node), precision_of(node)
@@ -230,21 +229,6 @@ def _unfused(model: Model) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------- the file, with names that can be found again
-
-
-def _loaded(model: Path | bytes) -> ModelProto:
-    try:
-        if isinstance(model, bytes):
-            return onnx.load_from_string(model)
-        return onnx.load(str(model), format="protobuf", load_external_data=False)
-    except (OSError, DecodeError) as e:
-        raise ModelError(f"{label_of(model)} cannot be read: {first_line(e)}") from e
-
-
-def _size(proto: ModelProto, folder: Path | None) -> int:
-    """Bytes of the model and its external data files."""
-    size = int(proto.ByteSize())
-    return size if folder is None else size + external_bytes(proto, folder)
 
 
 def _tokens(proto: ModelProto) -> dict[str, str]:

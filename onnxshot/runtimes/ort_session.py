@@ -84,6 +84,7 @@ def session(
     keep_plans: bool = True,
     inner: bool = False,
     pack: bool = True,
+    label: str = "",
 ) -> Any:
     """Create an InferenceSession.
 
@@ -95,12 +96,13 @@ def session(
         optimize: Whether graph optimizations are on.
         threads: CPU threads of each inference.
         providers: Execution providers, preferred ones first.
-        save_optimized: File to write the optimized graph to.
+        save_optimized: File to write the optimized graph to; its weights go to a file beside it, named `.data`.
         profile: Prefix of a profile file to write.
         folder: Folder of external data of a serialized model.
         keep_plans: Keep a memory plan for each combination of input shapes.
         inner: True if the model is a copy made to show inner tensors of another one.
         pack: Copy weights into the layout of the kernels, which takes time and memory and makes runs faster.
+        label: How messages name the model; by default its path.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
@@ -119,6 +121,10 @@ def session(
         options.add_session_config_entry("session.disable_prepacking", "1")
     if save_optimized is not None:
         options.optimized_model_filepath = str(save_optimized)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{save_optimized.name}.data"
+        )
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
@@ -136,7 +142,7 @@ def session(
                 raise
             made = _first_that_loads(source, options, providers, lower)
     except Exception as e:  # ONNX Runtime's errors share no base class
-        raise ModelError(f"{label_of(model)} does not load in ONNX Runtime: {one_line(e)}") from e
+        raise ModelError(f"{label or label_of(model)} does not load in ONNX Runtime: {one_line(e)}") from e
     if providers and made.get_providers()[0] != providers[0]:
         raise TargetError(f"{providers[0]} did not start; ONNX Runtime fell back to {made.get_providers()[0]}")
     return made
@@ -205,7 +211,7 @@ class SessionRunner:
         self._label = label or label_of(model)
         self._session = session(
             model, optimize=optimize, threads=threads, providers=providers, folder=folder, keep_plans=keep_plans,
-            inner=inner, pack=pack,
+            inner=inner, pack=pack, label=label,
         )  # fmt: skip
         self.inputs: tuple[InputSpec, ...] = tuple(map(input_spec, self._session.get_inputs()))
         found = self._session.get_outputs()

@@ -13,7 +13,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import NodeMacs, Shape, Sizes, tensor_sizes
 from onnxshot.runtimes.ort_profile import profiled
-from onnxshot.runtimes.ort_runtime import IN_MEMORY, Feed, Runner
+from onnxshot.runtimes.ort_runtime import Feed, Runner
 
 
 def sizes_on(model: Model, feed: Feed | None, *, threads: int = 2) -> Sizes:
@@ -59,9 +59,8 @@ def _measured(model: Model, found: Sizes, feed: Feed, threads: int) -> Sizes:
     nodes = [node for _, node in model.walk()]
     if len({node.name for node in nodes}) < len(nodes):
         return found  # the profile identifies nodes by name
-    source = model.to_proto().SerializeToString()
     try:
-        events, _ = profiled(source, feed, threads=threads, folder=None, what=IN_MEMORY)
+        events, _ = profiled(LeanModel.of(model), feed, threads=threads)
     except ModelError:
         return found
     runs = Counter(event.node for event in events)

@@ -8,12 +8,15 @@ import onnx.parser
 import pytest
 from handmade.core import Feed, feeds, model, vector, weight
 from handmade.products import integers
+from onnx import TensorProto, helper, numpy_helper
 
+from onnxshot import memory
 from onnxshot.api.quantize import quantize
 from onnxshot.graph.load import load_model
 from onnxshot.passes.keep_float import KeepFloat
 from onnxshot.runtimes.executed import Execution
 from onnxshot.runtimes.ort_executed import executed
+from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.settings import Settings
 
 GRID = {"s": np.float32(0.05), "z": np.uint8(128)}
@@ -179,3 +182,33 @@ def test_a_file_with_float_layers_is_read_back_unchanged(tmp_path: Path) -> None
         settings=Settings(verify=False, use_cache=False, threads=1, requantize=True),
     )  # fmt: skip
     assert sorted((n.op, n.how) for n in again.plan.nodes) == sorted((n.op, n.how) for n in first.plan.nodes)
+
+
+def test_what_parts_execute_is_what_the_whole_executes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares, precisions and work of a model that is run in parts are those of the whole model."""
+    width, rng = 80, np.random.default_rng(0)
+    nodes, weights, source = [], {}, "x"
+    for i in range(5):
+        weights[f"w{i}"] = (rng.standard_normal((width, width)) / 9).astype(np.float32)
+        nodes += [
+            helper.make_node("MatMul", [source, f"w{i}"], [f"m{i}"], name=f"product{i}"),
+            helper.make_node("Relu", [f"m{i}"], [f"r{i}"], name=f"relu{i}"),
+        ]
+        source = f"r{i}"
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [info("x", TensorProto.FLOAT, ["n", width])], [info(source, TensorProto.FLOAT, ["n", width])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )  # fmt: skip
+    feed = {"x": rng.standard_normal((3, width)).astype(np.float32)}
+    path = tmp_path / "q.onnx"
+    quantize(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), [feed] * 4, output=path,
+        effort="fast", exclude=("product2",), settings=Settings(verify=False),
+    )  # fmt: skip
+    whole = executed(path, sample=feed)
+    assert 0 < whole.share < 1
+    monkeypatch.setattr(memory, "part_bytes", lambda: 2 * width * width)
+    assert Runner(path).in_parts > 2
+    assert executed(path, sample=feed).nodes == whole.nodes
+    assert executed(path).nodes == executed(path, sample={"x": np.zeros((1, width), np.float32)}).nodes

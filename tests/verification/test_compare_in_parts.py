@@ -18,7 +18,7 @@ from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.settings import Settings
 from onnxshot.verification.compare_models import Comparison, compare
 
-WIDTH, LAYERS = 48, 5
+WIDTH, LAYERS = 80, 5
 
 
 def residual(output: str = "y", outlier: float = 1.0) -> onnx.ModelProto:
@@ -26,7 +26,7 @@ def residual(output: str = "y", outlier: float = 1.0) -> onnx.ModelProto:
     rng = np.random.default_rng(3)
     nodes, weights, source = [], {}, "x"
     for i in range(LAYERS):
-        weights |= {f"{n}{i}": (rng.standard_normal((WIDTH, WIDTH)) / 7).astype(np.float32) for n in "ab"}
+        weights |= {f"{n}{i}": (rng.standard_normal((WIDTH, WIDTH)) / 9).astype(np.float32) for n in "ab"}
         nodes += [
             helper.make_node("MatMul", [source, f"a{i}"], [f"u{i}"], name=f"first{i}"),
             helper.make_node("Relu", [f"u{i}"], [f"r{i}"]),
@@ -51,10 +51,10 @@ def samples(count: int) -> list[Sample]:
 
 @pytest.fixture
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From the call on, a part has two float weights, and arrays that wait are in a file."""
+    """From the call on, a part has a float weight or four in int8, and arrays that wait are in a file."""
 
     def small() -> None:
-        monkeypatch.setattr(memory, "part_bytes", lambda: 2 * 4 * WIDTH * WIDTH)
+        monkeypatch.setattr(memory, "part_bytes", lambda: 4 * WIDTH * WIDTH)
         monkeypatch.setattr(memory, "held_bytes", lambda: 0)
 
     return small
