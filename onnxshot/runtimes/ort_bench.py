@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshot import memory
 from onnxshot.errors import UsageError
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.interleaved_timing import LEAST_ROUNDS, time_interleaved
-from onnxshot.runtimes.ort_runtime import CPU, Feed, Runner
+from onnxshot.runtimes.ort_runtime import CPU, Feed, Runner, is_large, stored_bytes
+from onnxshot.runtimes.parted_timing import time_in_parts
 
 NOISE = 0.02
 """Relative difference between two interleaved runs of the same file. A file may also grow by this share."""
 CLEAR = 0.05
 """Relative precision that suffices for the ratio of two models if it is sure which of them is faster."""
+_SHARE = 8  # of the memory budget: larger models are timed in parts, as their sessions hold weights twice, packed too
 _CHECKED = 10  # rounds between two checks whether the ratios are precise enough
 
 
@@ -35,6 +41,7 @@ class Latency:
         rounds: Number of rounds measured.
         sure: True if the rounds show which of the two is faster, or that they are equally fast (see `is_sure`).
         runtime: The runtime, such as "onnxruntime 1.22.0"; empty if it was not asked for.
+        parts: Number of parts that were timed one after the other and added up; 1 for a model timed as a whole.
     """
 
     path: Path
@@ -45,6 +52,7 @@ class Latency:
     rounds: int
     sure: bool = True
     runtime: str = ""
+    parts: int = 1
 
     def against(self, first: Latency) -> dict[str, float]:
         """Latency relative to the first model, with the keys that reports use.
@@ -56,15 +64,16 @@ class Latency:
             first: Latency of the first model.
 
         Returns:
-            "float_ms", "ms", "speedup" and "sure".
+            "float_ms", "ms", "speedup" and "sure"; and "parts" for models that were timed in parts.
         """
         return {
             "float_ms": first.median_ms, "ms": first.median_ms / self.ratio, "speedup": self.ratio, "sure": self.sure,
+            **({"parts": self.parts} if self.parts > 1 else {}),
         }  # fmt: skip
 
 
 def bench(
-    models: Sequence[Path],
+    models: Sequence[Path | LeanModel],
     feeds: Sequence[Feed],
     *,
     threads: int = 2,
@@ -78,10 +87,10 @@ def bench(
     """Measure the latency of models in ONNX Runtime, in interleaved runs.
 
     Every model runs once per round, on the same sample. Each round starts with another model. The ratio is the median
-    of the ratios within each round.
+    of the ratios within each round. Models whose sessions do not fit the memory budget are timed part by part.
 
     Args:
-        models: Files; the first is the one that ratios refer to.
+        models: The models; the first is the one that ratios refer to.
         feeds: Samples.
         threads: CPU threads of each inference.
         rounds: Most rounds.
@@ -97,8 +106,15 @@ def bench(
     """
     if not models or not feeds or rounds < 1:
         raise UsageError(f"nothing to time: {len(models)} models, {len(feeds)} samples, {rounds} rounds")
-    runners = [Runner(path, threads=threads, providers=providers, split=False) for path in models]
-    return bench_loaded(list(zip(models, runners, strict=True)), feeds, rounds, seconds, precision, clear, faster)
+    paths = [model if isinstance(model, Path) else Path(model.label) for model in models]
+    enough = partial(_enough, precision=precision, clear=clear, faster=faster)
+    how: dict[str, Any] = {"threads": threads, "providers": providers}
+    if is_large(models[0]) and sum(map(_bytes, models)) > memory.budget() // _SHARE:
+        lean = list(map(LeanModel.of, models))
+        times, parts = time_in_parts(lean, feeds, rounds, seconds, enough, **how)
+        return [replace(row, parts=parts) for row in latencies(paths, times)]
+    runners = [Runner(model, split=False, **how) for model in models]
+    return latencies(paths, time_interleaved([runner.run for runner in runners], feeds, rounds, seconds, enough))
 
 
 def bench_loaded(
@@ -111,15 +127,22 @@ def bench_loaded(
     faster: float | None = None,
 ) -> list[Latency]:
     """Measure the latency of loaded models of any runtime, as `bench` does."""
-    def enough(times: list[list[float]]) -> bool:
-        if faster is not None and len(times) >= LEAST_ROUNDS:
-            ms = np.array(times)
-            if (ms[:, :1] >= faster * ms[:, 1:]).all():
-                return True
-        return precision is not None and len(times) % _CHECKED == 0 and settled(np.array(times), precision, clear)
-
+    enough = partial(_enough, precision=precision, clear=clear, faster=faster)
     times = time_interleaved([runner.run for _, runner in named], feeds, rounds, seconds, enough)
     return latencies([path for path, _ in named], times)
+
+
+def _enough(times: list[list[float]], precision: float | None, clear: float | None, faster: float | None) -> bool:
+    """Whether timing may end after these rounds; the arguments are those of `bench`."""
+    if faster is not None and len(times) >= LEAST_ROUNDS:
+        ms = np.array(times)
+        if (ms[:, :1] >= faster * ms[:, 1:]).all():
+            return True
+    return precision is not None and len(times) % _CHECKED == 0 and settled(np.array(times), precision, clear)
+
+
+def _bytes(model: Path | LeanModel) -> int:
+    return model.weight_bytes if isinstance(model, LeanModel) else stored_bytes(model)
 
 
 def latencies(models: Sequence[Path], times: Sequence[Sequence[float]], runtime: str = "") -> list[Latency]:

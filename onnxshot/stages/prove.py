@@ -9,7 +9,6 @@ from onnxshot.calibration.batches import batched
 from onnxshot.calibration.readers import Dataset
 from onnxshot.delivery import portability
 from onnxshot.delivery.artifacts import Judged
-from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import load_model
@@ -117,8 +116,8 @@ class _Proof:
             how += " rounded to it at every step" if prepared.recipe.half == "bf16" else ""
             self._prove_in_target(written, judged, how)
             return judged
-        with report.timed("bench"), scratch() as folder:
-            proof.record_latency(report, reference.at(folder / "float.onnx"), written, held_out, prepared.settings)
+        with report.timed("bench"):
+            proof.record_latency(report, reference.model, written, held_out, prepared.settings)
         if prepared.target.everywhere:
             self._prove_everywhere(written, judged)
         return judged

@@ -88,7 +88,7 @@ def record_execution(report: Report, ran: Execution, floats: Collection[str] = (
         report.notes.append(ran.note)
 
 
-def record_latency(report: Report, source: Path, written: Path, data: Dataset, settings: Settings) -> None:
+def record_latency(report: Report, source: Path | LeanModel, written: Path, data: Dataset, settings: Settings) -> None:
     """Time the written file against its source in interleaved runs, and store the result in the report."""
     feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
     before, after = bench(
@@ -96,6 +96,11 @@ def record_latency(report: Report, source: Path, written: Path, data: Dataset, s
         clear=CLEAR,
     )
     report.latency = after.against(before)
+    if after.parts > 1:
+        report.notes.append(
+            f"latency: the sum over {after.parts} parts that were timed one after the other, as the models together "
+            "take more than an eighth of --memory"
+        )
 
 
 def loads(written: Path, source: str | Path | ModelProto) -> bool:

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper, parser
 
+from onnxshot import memory
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.runtimes.base import Feed
-from onnxshot.runtimes.ort_bench import Latency, bench_loaded, is_sure, settled
+from onnxshot.runtimes.ort_bench import Latency, bench, bench_loaded, is_sure, settled
 
 RNG = np.random.default_rng(0)
 
@@ -66,3 +69,23 @@ def test_timing_ends_after_three_rounds_where_the_other_is_clearly_faster() -> N
     assert 3 <= row.rounds < 40
     _, row = bench_loaded([(Path("b"), fast), (Path("a"), slow)], [{}], rounds=12, faster=1.25)
     assert row.rounds == 12, "the other is slower"
+
+
+def test_times_of_parts_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two products of 96 x 96, then one: cut between them, each part runs on what the one before has made."""
+    width, rng = 96, np.random.default_rng(0)
+    text = "(float[n,96] x) => (float[n,96] y) { a = MatMul(x, u) b = MatMul(a, v) y = MatMul(b, w) }"
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g {text}')
+    for name in "uvw":
+        proto.graph.initializer.append(numpy_helper.from_array(rng.normal(size=(width,) * 2).astype(np.float32), name))
+    model, feeds = LeanModel.of(proto), [{"x": rng.normal(size=(2 + i, width)).astype(np.float32)} for i in range(2)]
+    whole = bench([model, model], feeds, rounds=5)
+    monkeypatch.setattr(memory, "part_bytes", lambda: 2 * 4 * width * width)
+    assert [row.parts for row in bench([model, model], feeds, rounds=5)] == [1, 1], "it fits the budget"
+    monkeypatch.setattr(memory, "budget", lambda: 0)
+    parted = bench([model, model], feeds, rounds=5)
+    assert [row.parts for row in whole] == [1, 1]
+    assert [row.parts for row in parted] == [2, 2]
+    assert parted[1].rounds == 5
+    assert parted[1].against(parted[0])["parts"] == 2
+    assert parted[0].ratio == 1.0

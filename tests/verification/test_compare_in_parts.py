@@ -137,16 +137,22 @@ def test_picks_of_a_model_in_parts_are_imposed(in_parts: Callable[[], None], tmp
     assert_alike(parted, whole)
 
 
-def test_a_quantize_run_in_parts_has_all_figures(tmp_path: Path, in_parts: Callable[[], None]) -> None:
+def test_a_quantize_run_in_parts_has_all_figures(
+    tmp_path: Path, in_parts: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = tmp_path / "given.onnx"
     onnx.save(residual(), given)
     feeds = [sample.feed for sample in samples(12)]
     settings = Settings(bench_seconds=0.01)
     whole = onnxshot.quantize(given, feeds, output=tmp_path / "a.onnx", effort="fast", settings=settings).report
     in_parts()
+    monkeypatch.setattr(memory, "budget", lambda: 0)
     report = onnxshot.quantize(given, feeds, output=tmp_path / "b.onnx", effort="fast", settings=settings).report
     assert report.sqnr_db == pytest.approx(whole.sqnr_db, abs=0.1)
     assert report.agreement == whole.agreement
     assert {row.tensor for row in report.worst} == {row.tensor for row in whole.worst}
     assert report.int8_macs_share == pytest.approx(whole.int8_macs_share)
     assert report.latency["speedup"] > 0
+    assert "parts" not in whole.latency
+    assert report.latency["parts"] > 3
+    assert any("latency: the sum over" in note for note in report.notes)
