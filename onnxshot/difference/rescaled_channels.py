@@ -25,7 +25,6 @@ from onnxshot.graph import Node, edit
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.weight_sparsity import outputs_first
 from onnxshot.planning.channel_ties import Channels, Ids, channels_of
-from onnxshot.runtimes.ort_runtime import stored_bytes
 
 Floats = NDArray[np.float64]
 
@@ -33,7 +32,7 @@ _SAME = 0.05  # factors closer to 1 are rounding of the weights
 _FIT = 0.05  # most residual energy of a fitted row, as a share; rounding to 8 bits leaves 0.001
 _AGREES = 0.3  # most relative deviation of a reader's factor: its small weights were rounded too
 _PRODUCTS = ("MatMul", "Gemm")
-_SHARE = 8  # of the memory budget: larger files are not examined, as weights of both are held in float32
+_SHARE = 8  # of `memory.held_bytes()`: the rows of a weight that are examined at once, as float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,14 +45,12 @@ class ChannelFactors:
         read: Node name of the first file -> factors [I] of the channels it reads.
         form: The first file in float form, normalized. Tensor names that folding removed stand for the output of the
             node folded into. None if it was not read.
-        unread: Why the files were not examined; empty if they were.
     """
 
     tensors: Mapping[str, tuple[int, Floats]] = field(default_factory=dict)
     made: Mapping[str, Floats] = field(default_factory=dict)
     read: Mapping[str, Floats] = field(default_factory=dict)
     form: LeanModel | None = None
-    unread: str = ""
 
     def of_weight(self, layer: Layer) -> Any:
         """Factors of the second file's weight of a layer, shaped to divide the weight with its outputs first."""
@@ -69,17 +66,13 @@ class ChannelFactors:
     def notes(self) -> list[str]:
         """Remarks for the report."""
         if not self.tensors:
-            return [self.unread] if self.unread else []
+            return []
         how = "were equalized or smoothed, and are compared at the scale they had"
         return [f"channels of {len(self.tensors)} tensors {how}: the weights around them show it"]
 
 
 def factors_between(before: Path, after: Path) -> ChannelFactors:
-    """Factors between two files; empty if one is too large or cannot be read layer by layer."""
-    most = memory.budget() // _SHARE
-    if max(map(stored_bytes, (before, after))) > most:
-        what = "not examined whether channels were equalized or smoothed"
-        return ChannelFactors(unread=f"{what}: a model has over {most / 1e6:.0f} MB, an eighth of --memory")
+    """Factors between two files; empty if one cannot be read layer by layer."""
     try:
         one, other = read_layers(before), read_layers(after)
     except OnnxshotError:
@@ -132,32 +125,46 @@ def _fitted(channels: Channels, reads: Mapping[int, Ids], other: Mapping[int, La
         if tables is None:
             bad |= set(ids.tolist())
             continue
-        before, after = tables
         ids_read = reads.get(id(node))
         inner = None if ids_read is None else factors[ids_read]
-        expected = (before / spread_inputs(before, inner)).reshape(len(before), -1)
-        got = after.reshape(len(after), -1)
-        product, own = (got * expected).sum(axis=1), (expected**2).sum(axis=1)
-        fit = product / np.maximum(own, 1e-300)
-        left = ((got - fit[:, None] * expected) ** 2).sum(axis=1)
-        wrong = (left > _FIT * (got**2).sum(axis=1)) | (fit <= 0)
-        bad |= set(ids[wrong].tolist())
-        np.add.at(numerator, ids, product)
-        np.add.at(energy, ids, own)
+        for rows, before, after in _blocks(*tables):
+            expected = (before / _spread(before, inner, rows, len(tables[0]))).reshape(len(before), -1)
+            got = after.reshape(len(after), -1)
+            product, own = (got * expected).sum(axis=1), (expected**2).sum(axis=1)
+            fit = product / np.maximum(own, 1e-300)
+            left = ((got - fit[:, None] * expected) ** 2).sum(axis=1)
+            wrong = (left > _FIT * (got**2).sum(axis=1)) | (fit <= 0)
+            bad |= set(ids[rows][wrong].tolist())
+            np.add.at(numerator, ids[rows], product)
+            np.add.at(energy, ids[rows], own)
         some = ids[(energy[ids] > 0) & (numerator[ids] > 0)]
         factors[some] = numerator[some] / energy[some]
         factors[list(bad)] = 1.0
     return factors
 
 
-def spread_inputs(table: Floats, factors: Floats | None) -> Any:
+def _blocks(before: NDArray[Any], after: NDArray[Any]) -> Iterator[tuple[slice, Floats, Floats]]:
+    """Rows of two weights, outputs first, as float64, and which they are; as many at once as the budget allows."""
+    rows = max(memory.held_bytes() // _SHARE // max(8 * (before.size // max(len(before), 1)), 1), 1)
+    for start in range(0, len(before), rows):
+        some = slice(start, min(start + rows, len(before)))
+        yield some, before[some].astype(np.float64), after[some].astype(np.float64)
+
+
+def spread_inputs(table: NDArray[Any], factors: Floats | None) -> Any:
     """Factors of a weight's inputs [I], shaped to broadcast over the weight [O, I / groups, *kernel]."""
+    return _spread(table, factors, slice(0, len(table)), len(table))
+
+
+def _spread(table: NDArray[Any], factors: Floats | None, rows: slice, count: int) -> Any:
+    """As `spread_inputs`, for some rows of a weight that has `count` of them."""
     if factors is None:
         return 1.0
     groups = len(factors) // table.shape[1]
     by_group = factors.reshape(groups, -1)
-    rows = np.repeat(by_group, len(table) // groups, axis=0)
-    return rows.reshape(*rows.shape, *[1] * (table.ndim - 2))
+    if groups > 1:
+        by_group = by_group[np.arange(rows.start, rows.stop) // (count // groups)]
+    return by_group.reshape(*by_group.shape, *[1] * (table.ndim - 2))
 
 
 def _contradicted(
@@ -168,34 +175,42 @@ def _contradicted(
     if tables is None:
         yield from ids.tolist()
         return
-    before, after = tables
-    groups = len(ids) // before.shape[1]
+    count, inner = tables[0].shape[:2]
+    groups = len(ids) // inner
     outs = next((o for n, o in channels.made_by if n is node), None)
-    scale = np.ones(len(after)) if outs is None else factors[outs]
-    got = (after.reshape(len(after), -1) / scale[:, None]).reshape(groups, len(after) // groups, before.shape[1], -1)
-    expected = before.reshape(got.shape)
-    fit = (got * expected).sum(axis=(1, 3)) / np.maximum((expected**2).sum(axis=(1, 3)), 1e-300)
-    silent = (expected**2).sum(axis=(1, 3)).reshape(-1) == 0
+    scale = np.ones(count) if outs is None else factors[outs]
+    product, energy = np.zeros((groups, inner)), np.zeros((groups, inner))
+    for rows, before, after in _blocks(*tables):
+        got = (after.reshape(len(after), -1) / scale[rows, None]).reshape(len(after), inner, -1)
+        expected = before.reshape(got.shape)
+        for total, values in ((product, got * expected), (energy, expected**2)):
+            if groups == 1:
+                total += values.sum(axis=(0, 2))
+            else:
+                np.add.at(total, np.arange(rows.start, rows.stop) // (count // groups), values.sum(axis=2))
+    fit = product / np.maximum(energy, 1e-300)
     off = np.abs(fit.reshape(-1) * factors[ids] - 1) > _AGREES
-    yield from ids[off & ~silent].tolist()
+    yield from ids[off & (energy.reshape(-1) > 0)].tolist()
 
 
-def _tables(node: Node, match: Layer | None) -> tuple[Floats, Floats] | None:
+def _tables(node: Node, match: Layer | None) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """The weight of a Conv or Gemm in both files, outputs first; None if the shapes differ."""
     if match is None or match.slot is None or match.node.op not in ("Conv", *_PRODUCTS):
         return None
     return _if_same_shape(_weight(node, 1), _weight(match.node, match.slot))
 
 
-def _if_same_shape(before: Floats | None, after: Floats | None) -> tuple[Floats, Floats] | None:
+def _if_same_shape(
+    before: NDArray[Any] | None, after: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
     return (before, after) if before is not None and after is not None and before.shape == after.shape else None
 
 
-def _weight(node: Node, slot: int) -> Floats | None:
+def _weight(node: Node, slot: int) -> NDArray[Any] | None:
     values = edit.constant_input(node, slot)
     if values is None or values.ndim < 2 or values.dtype.kind != "f":
         return None
-    return outputs_first(node, slot, np.asarray(values)).astype(np.float64)
+    return outputs_first(node, slot, np.asarray(values))
 
 
 # ---------------------------------------------------------------------- smoothed products, last axis
@@ -276,9 +291,11 @@ def _rows_undo(node: Node, match: Layer | None, ratio: Floats) -> bool:
     tables = _if_same_shape(_weight(node, 1), after)
     if tables is None or tables[0].shape[1] != len(ratio):
         return False
-    before, after = tables
-    energy = (before**2).sum(axis=0)
-    fit = (before * after).sum(axis=0) / np.maximum(energy, 1e-300)
+    energy, product = np.zeros(tables[0].shape[1:]), np.zeros(tables[0].shape[1:])
+    for _, before, after in _blocks(*tables):
+        energy += (before**2).sum(axis=0)
+        product += (before * after).sum(axis=0)
+    fit = product / np.maximum(energy, 1e-300)
     return bool((np.abs(fit * ratio - 1)[energy > 0] < _AGREES).mean() > 0.9) if (energy > 0).any() else False
 
 

@@ -11,6 +11,7 @@ from handmade.core import feeds, model, vector, weight
 from numpy.typing import NDArray
 
 import onnxshot
+from onnxshot import memory
 from onnxshot.difference.compare_layers import matched
 from onnxshot.difference.read_layers import read_layers
 from onnxshot.difference.rescaled_channels import ChannelFactors, factors_of
@@ -156,6 +157,21 @@ def test_a_name_that_stands_for_another_value_after_fusing_is_no_error(tmp_path:
     given["w"] = given["w"] + weight(8, 4, 3, 3, seed=9)
     report = onnxshot.compare(one, saved(tmp_path / "b.onnx", FUSED, given), feeds(x=(1, 4, 8, 8)), settings=PROVEN)
     assert tensors(report)["c"] < 20, "an error is one by either meaning"
+
+
+def test_factors_do_not_depend_on_the_memory_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rows of three channels at once; the depthwise Conv has one row a group."""
+    scale = np.exp(np.random.default_rng(5).uniform(-2, 2, 16)).astype(np.float32)
+    cases = [(CNN, constants(), equalized()), (NORMED, normed(), normed(scale, 1 / scale))]
+    whole = [factors(both(tmp_path, *case)) for case in cases]
+    monkeypatch.setattr(memory, "held_bytes", lambda: 8 * 3 * 8 * 72)
+    for case, wanted in zip(cases, whole, strict=True):
+        found = factors(both(tmp_path, *case))
+        for kind in ("tensors", "made", "read"):
+            was, now = getattr(wanted, kind), getattr(found, kind)
+            assert was.keys() == now.keys()
+            for name in was:
+                np.testing.assert_allclose(now[name][-1], was[name][-1], rtol=1e-12)
 
 
 def test_what_cannot_be_read_is_compared_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
