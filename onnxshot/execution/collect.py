@@ -38,7 +38,7 @@ from onnxshot.progress import PartSteps, Progress
 from onnxshot.runtimes.ort_runtime import Runner, providers_for
 from onnxshot.runtimes.parted_run import Step
 
-_LARGE = 48 << 20  # bytes of observed tensors per sample, above which samples run one at a time
+_LARGE_SHARE = 6  # of `memory.held_bytes()`: observed tensors of one sample, above which samples run one at a time
 _READ_EARLY = 8 << 20  # bytes of samples that are read while the session is created
 _RANGES = "looking at ranges"
 _NAMED = 3  # most samples named in a note
@@ -284,7 +284,7 @@ def _observe_in_order(
 def _is_large(model: Model, names: Sequence[str], samples: Dataset | Sequence[Sample]) -> bool:
     """Whether the tensors of one sample are so large that two samples at once would need too much memory."""
     shapes = concrete_shapes(model, {name: x.shape for name, x in samples[0].feed.items()}) if len(samples) else {}
-    return sum(4 * math.prod(shapes[name]) for name in names if name in shapes) > _LARGE
+    return sum(4 * math.prod(shapes[name]) for name in names if name in shapes) > memory.held_bytes() // _LARGE_SHARE
 
 
 def _float_outputs(model: Model) -> list[str]:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,7 +21,7 @@ from onnxshot.files.urls import beside, file_name, is_web, redacted
 from onnxshot.graph.load import external_files
 from onnxshot.remote.filesystems import filesystem, one_line_errors
 
-MAX_BYTES = 8 << 30
+MAX_BYTES = 64 << 30
 """Most bytes that are downloaded for one path: a model with its weights, or a folder of samples."""
 
 _IDENTITY = ("ETag", "etag", "generation", "LastModified", "Last-Modified", "last_modified", "mtime")
@@ -139,6 +140,7 @@ def _listed(files: Any, url: str, path: str, most: int | None = None) -> dict[st
                 raise UsageError(f"{name} leads out of {path}", "rename it")
             found[str(relative)] = _remote(name, entry)
     _refuse_large(url, sum(one.size for one in found.values()), most)
+    _refuse_full(url, sum(one.size for one in found.values()))
     return found
 
 
@@ -155,6 +157,15 @@ def _refuse_large(url: str, size: int, most: int | None) -> None:
     if size > most:
         what = f"{redacted(url)} holds {size / 1e9:.3g} GB or more"
         raise UsageError(what, f"at most {most / 1e9:.3g} GB are downloaded")
+
+
+def _refuse_full(url: str, size: int) -> None:
+    """Raise UsageError if a download does not fit the disk of the cache folder."""
+    home = cache_folder.folder().absolute()
+    free = shutil.disk_usage(next(place for place in (home, *home.parents) if place.exists())).free
+    if size > free:
+        what = f"{redacted(url)} holds {size / 1e9:.3g} GB, and {home} has {free / 1e9:.3g} GB free"
+        raise UsageError(what, "set ONNXSHOT_CACHE to a folder on a larger disk")
 
 
 def name_of(url: str, content: object) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,10 @@ def test_what_is_not_there_or_too_large_is_told(bucket: Bucket, monkeypatch: pyt
     url = bucket.put("a.bin", b"12345")
     monkeypatch.setattr(copies, "MAX_BYTES", 4)
     with pytest.raises(UsageError, match="are downloaded"):
+        local_copy(url)
+    monkeypatch.setattr(copies, "MAX_BYTES", 5)
+    monkeypatch.setattr(copies.shutil, "disk_usage", lambda _: SimpleNamespace(free=4))
+    with pytest.raises(UsageError, match=r"holds 5e-09 GB, and .*cache has 4e-09 GB free"):
         local_copy(url)
     assert not kept()
 
