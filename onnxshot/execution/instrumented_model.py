@@ -65,12 +65,7 @@ class Probe(ABC):
         change, outputs = self._change(model)
         with _runnable(model, change) as (source, folder):
             self._runner = Runner(
-                source,
-                threads=threads,
-                providers=providers,
-                outputs=outputs,
-                folder=folder,
-                keep_plans=False,
+                source, threads=threads, providers=providers, outputs=outputs, folder=folder, keep_plans=False,
                 inner=True,
             )
 
@@ -122,11 +117,7 @@ class InsideProbe(Probe):
     """
 
     def __init__(
-        self,
-        model: Model,
-        names: Sequence[str],
-        channels: Collection[str],
-        **how: Any,  # as of Probe
+        self, model: Model, names: Sequence[str], channels: Collection[str], **how: Any  # as of Probe
     ) -> None:
         super().__init__(model, names, channels, **how)
         self._layouts = Layouts(self.names, self.channels)

@@ -115,10 +115,8 @@ def from_data(
     watch = calibration_pass(model, plan, recipe, data.subset(calibrated), settings, settle=settle, known=known)
     digests, cached = watch.samples.digests(), settings.use_cache and not data.random
     # If the cache folder lies among the samples, its entries would become samples.
-    cached = (
-        cached
-        and cache_folder.is_there()
-        and not Read(Path(data.source), "", SAMPLES).would_take(cache_folder.folder() / "entry.npz")
+    cached = cached and cache_folder.is_there() and not Read(Path(data.source), "", SAMPLES).would_take(
+        cache_folder.folder() / "entry.npz"
     )
     key = watch.key(digests, recipe, settings.device)
     kept = statistics_cache.load(key, Path(settings.shared)) if settings.shared is not None else None

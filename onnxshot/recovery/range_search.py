@@ -1,33 +1,36 @@
 """Choose ranges by the error of the network's outputs, which a tensor's own error does not predict.
 
-Each tensor is quantized alone in the float model, with its scale and zero point as model inputs, so that one session
-measures any number of ranges. Rounding errors of different tensors are nearly independent, so the best range of each
-tensor alone is kept.
+Each tensor is quantized alone in the float model, which runs on from that tensor (see `ResumedRuns`), with the scale
+and zero point as inputs, so that one session measures any number of ranges. Rounding errors of different tensors are
+nearly independent, so the best range of each tensor alone is kept.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, helper
 
 from onnxshot.calibration.range_methods import Range
 from onnxshot.calibration.readers import Sample
-from onnxshot.comparison.balanced_sqnr import balanced_db, joined, sums_of
-from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
-from onnxshot.execution.parallel import in_order
+from onnxshot.comparison.balanced_sqnr import Sums, balanced_db, joined, sums_of
+from onnxshot.comparison.comparison_setup import ComparisonSetup, comparison_setup
+from onnxshot.errors import ModelError
+from onnxshot.execution.resumed_runs import ResumedRuns
 from onnxshot.graph import Model
-from onnxshot.graph.load import load_model
+from onnxshot.graph.copies import copy_of
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.affine import QuantParams
 from onnxshot.passes.insert_qdq import InsertQdq
 from onnxshot.planning.plan import Plan
 from onnxshot.planning.scales import Evidence, group_members, params_of_range
-from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.runtimes.ort_runtime import Feed, Runner
+from onnxshot.runtimes.ort_tensor_sizes import sizes_on
+from onnxshot.runtimes.parallel import in_order
 
 FACTORS = (0.4, 0.5, 0.6, 0.72, 0.85, 1.2, 1.45)
 """Factors that a range is multiplied by; the result is limited to the extremes of the tensor."""
@@ -35,6 +38,8 @@ _FIRST_LOOK = 3  # all tensors are measured on a third of the samples
 _NOISE = 0.95  # ranges are searched for the tensors that cause this share of the error power,
 _MOST = 16  # for this many at most
 _GAIN_DB = 0.3  # least gain of another range
+_RACED_ON = 4  # every fourth sample shows which ranges may be better;
+_BEHIND_DB = 0.5  # those so far behind the best are not measured on the others
 
 _Outputs = Mapping[str, NDArray[Any]]
 
@@ -67,28 +72,31 @@ def refine_ranges(
     """
     how = comparison_setup(model.to_proto().SerializeToString(), samples[0].feed)
     runner = Runner(how.reference, threads=1, whole=True)
-    wanted = list(in_order(lambda sample: runner.run(sample.feed), samples, threads))
-    samples = [how.sample(sample, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
-    first = slice(-(-len(samples) // _FIRST_LOOK))
-    noise: dict[str, float] = {}
+    wanted = list(runner.run_all([sample.feed for sample in samples], threads))
+    feeds = [how.feed(sample.feed, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
+    trial = _Trial(how, _resumed(how, model, plan, samples[0].feed), feeds, wanted, threads)
     free = [group for group in plan.params if group not in plan.kept.activations]
+    noise = {}
+    trial.prepare(free, -(-len(samples) // _FIRST_LOOK))
     for done, group in enumerate(free, 1):
-        db = _sqnrs(how, model, plan, group, [plan.params[group]], samples[first], wanted[first], threads)
-        noise[group] = 10.0 ** (-next(db) / 10.0)
+        db = trial.sqnrs(group, [plan.params[group]])[0]
+        noise[group] = 10.0 ** (-db / 10.0)
+        trial.runs.release(group)
         if progress is not None:
             progress("tensors measured", done, len(free))
     loudest = _loudest(noise)
+    trial.prepare(loudest, len(samples))
     chosen, members, tensors = dict(evidence.chosen), group_members(plan), model.tensors()
     for done, group in enumerate(loudest, 1):
         sources = members[group]
         known = evidence.merged(tensors, group, sources)
         now = plan.ranges[group]
-        ranges = [now, *_others(now, known.low, known.high)]
+        ranges = sorted([now, *_others(now, known.low, known.high)], key=lambda r: r.high - r.low)
         params = [params_of_range(r, next(iter(sources.values()))) for r in ranges]
-        found = list(_sqnrs(how, model, plan, group, params, samples, wanted, threads))
-        best = int(np.argmax(found))
-        if found[best] >= found[0] + _GAIN_DB:
+        best = trial.best_of(group, params, ranges.index(now))
+        if ranges[best] is not now:
             chosen[evidence.key(sources, method)] = ranges[best]
+        trial.runs.release(group)
         if progress is not None:
             progress("ranges tried", done, len(loudest))
     return replace(evidence, chosen=chosen)
@@ -108,39 +116,89 @@ def _others(now: Range, low: float, high: float) -> Iterator[Range]:
             yield Range(*smaller, "outputs", now.clipped)
 
 
-def _sqnrs(
-    how: ComparisonSetup,
-    model: Model,
-    plan: Plan,
-    group: str,
-    params: Sequence[QuantParams],
-    samples: Sequence[Sample],
-    wanted: Sequence[_Outputs],
-    threads: int,
-) -> Iterator[float]:
-    """Yield the SQNR in dB of the outputs, balanced over outputs, for each of the quantization parameters of one group.
+@dataclass(slots=True)
+class _Trial:
+    """Measures ranges of one group of tensors at a time on samples.
 
-    Only the tensors of that group are quantized.
+    Attributes:
+        how: how outputs are compared.
+        runs: runs of the model with one group quantized.
+        feeds: samples, with what the reference imposes.
+        wanted: the outputs of the reference.
+        threads: samples that run at once.
+        count: samples that `prepare` was told of.
     """
-    proto, scale, zero_point = _alone(model, plan, group)
-    runner = CandidateRunner(how, proto.SerializeToString(), threads=1)
-    for given in params:
-        extra = {scale: np.asarray(given.scale, np.float32), zero_point: np.asarray(given.zero_point)}
-        feeds = ({**sample.feed, **extra} for sample in samples)
-        pairs = zip(wanted, in_order(runner.run, feeds, threads), strict=True)
-        yield balanced_db(joined(sums_of(a, b, how.compared(a, b)) for a, b in pairs))
+
+    how: ComparisonSetup
+    runs: ResumedRuns
+    feeds: Sequence[Feed]
+    wanted: Sequence[_Outputs]
+    threads: int
+    count: int = 0
+
+    def prepare(self, groups: Sequence[str], count: int) -> None:
+        """Get ready to measure these groups on the first `count` samples."""
+        self.count = count
+        self.runs.prepare(self.feeds[:count], groups, self.threads)
+
+    def sqnrs(self, group: str, params: Sequence[QuantParams]) -> list[float]:
+        """SQNR of the outputs in dB with each of the quantization parameters, balanced over outputs."""
+        return [balanced_db(joined(self._sums(group, one, range(self.count)).values())) for one in params]
+
+    def best_of(self, group: str, params: Sequence[QuantParams], now: int) -> int:
+        """Index of the best parameters: from `now`, on a few samples, in the direction in which the error falls.
+
+        Those that are not behind on the few samples are measured on all; they must gain _GAIN_DB over `now`.
+
+        Args:
+            group: the group of tensors.
+            params: in order of the range.
+            now: index of the present ones.
+        """
+        few = range(0, self.count, _RACED_ON)
+        rest = [i for i in range(self.count) if i not in few]
+        found: dict[int, dict[int, Sums]] = {}
+
+        def measured(index: int) -> float:
+            if index not in found:
+                found[index] = self._sums(group, params[index], few)
+            return balanced_db(joined(found[index].values()))
+
+        best = max((i for i in (now, now - 1, now + 1) if 0 <= i < len(params)), key=measured)
+        step = best - now
+        while step and 0 <= best + step < len(params) and measured(best + step) > measured(best):
+            best += step
+        first = {index: measured(index) for index in found}
+        left = [i for i, db in first.items() if i != now and db > first[now] and db > first[best] - _BEHIND_DB]
+        if not left:
+            return now
+        for index in (now, *left):
+            found[index] |= self._sums(group, params[index], rest)
+        total = {index: balanced_db(joined(found[index].values())) for index in (now, *left)}
+        best = max(total, key=lambda index: total[index])
+        return best if total[best] >= total[now] + _GAIN_DB else now
+
+    def _sums(self, group: str, params: QuantParams, samples: Sequence[int]) -> dict[int, Sums]:
+        def work(sample: int) -> Sums:
+            wanted = self.wanted[sample]
+            try:
+                got: _Outputs = self.runs.run(group, params, sample)
+            except ModelError:
+                if not self.how.orders:
+                    raise
+                got = {name: np.zeros_like(values) for name, values in wanted.items()}  # its picks do not fit
+            return sums_of(wanted, got, self.how.compared(wanted, got))
+
+        return dict(zip(samples, in_order(work, samples, self.threads), strict=True))
 
 
-def _alone(model: Model, plan: Plan, group: str) -> tuple[ModelProto, str, str]:
-    """Quantize one group of tensors in the float model; also return the input names of its scale and zero point."""
-    tensors = {name: planned for name, planned in plan.tensors.items() if planned.group == group}
-    copy = load_model(model.to_proto())
+def _resumed(how: ComparisonSetup, model: Model, plan: Plan, feed: Feed) -> ResumedRuns:
+    """Runs of the float model with one group of tensors quantized before the nodes with weights."""
+    copy = copy_of(model)
     nodes = tuple(node for node in plan.nodes if node.has_weight)
-    InsertQdq(replace(plan, nodes=nodes, weights={}, tensors=tensors)).run(copy)
-    proto = copy.to_proto()
-    made = next(node for node in proto.graph.node if node.op_type == "QuantizeLinear")
-    scale, zero_point = made.input[1:3]
-    for constant in [t for t in proto.graph.initializer if t.name in (scale, zero_point)]:
-        proto.graph.input.append(helper.make_tensor_value_info(constant.name, constant.data_type, []))
-        proto.graph.initializer.remove(constant)
-    return proto, scale, zero_point
+    InsertQdq(replace(plan, nodes=nodes, weights={})).run(copy)
+    prepared = LeanModel.of(copy if how.plain else how.prepared(bytes(copy.to_proto().SerializeToString())))
+    groups: dict[str, list[str]] = {}
+    for name, planned in plan.tensors.items():
+        groups.setdefault(planned.group, []).append(name)
+    return ResumedRuns(prepared, groups, sizes_on(model, feed).shapes)
