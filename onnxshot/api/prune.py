@@ -22,11 +22,12 @@ from onnxshot.errors import ModelError
 from onnxshot.execution import candidate_race
 from onnxshot.execution.layer_rows import Feeds
 from onnxshot.execution.statistics_source import HOLDOUT, open_calib
+from onnxshot.files.kept_arrays import KeptArrays
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import NodeMacs, by_label
 from onnxshot.graph.save import Draft
 from onnxshot.graph.weight_sparsity import layers_of, sparsity_notes
-from onnxshot.passes.apply_repairs import ApplyRepairs
 from onnxshot.precision16.bfloat16_emulation import in_float32
 from onnxshot.pruning.layerwise_pruning import PrunableLayer, PrunedLayer
 from onnxshot.pruning.prunable_model import PrunableModel, prunable_model
@@ -121,7 +122,7 @@ def prune(
         files = files.writing(*of_result(Path(output), external=is_external(loaded)))
     files.check()
     opened = contextlib.nullcontext() if calib is None else open_calib(calib, loaded, preset, settings)
-    with opened as data:
+    with opened as data, KeptArrays() as kept:
         reference: Reference | None = None
         feeds: Feeds = ()
         held_out: list[int] = []
@@ -132,10 +133,10 @@ def prune(
             zeros = zero_counts(prunable, asked, feeds, settings)
         report.notes += [zeros.note] if zeros.note else []
         with report.timed("prune"):
-            pruned = pruned_layers(prunable, zeros.counts, asked, feeds, settings)
+            pruned = pruned_layers(prunable, zeros.counts, asked, feeds, settings, kept)
         if data is not None:
             with report.timed("keep finite"):
-                pruned = kept_finite(prunable, pruned, zeros.counts, asked, feeds, data, settings)
+                pruned = kept_finite(prunable, pruned, zeros.counts, asked, feeds, data, settings, kept)
         work = _apply(prunable, pruned, data, report, settings)
         stamp(loaded, record(asked, prunable.source_hash, settings, sampled=data is not None))
 
@@ -152,7 +153,7 @@ def prune(
             with report.timed("verify"):
                 _compare(prunable, reference, written, judges, report, settings)
                 by_magnitude = by_magnitude_alone(prunable, zeros.counts, asked.parsed_pattern)
-                _compare_by_magnitude(prunable, by_magnitude, reference, judges, report, settings)
+                _compare_by_magnitude(by_magnitude, reference, judges, report, settings)
 
         deliver(loaded, output, "ort", report, prove, source=source_of(calib, preset, data))
     report.seconds = time.perf_counter() - started
@@ -234,19 +235,15 @@ def _compare(
 
 
 def _compare_by_magnitude(
-    prunable: PrunableModel,
-    by_magnitude: Mapping[str, PrunedLayer],
+    by_magnitude: LeanModel,
     reference: Reference,
     judges: Dataset,
     report: PruneReport,
     settings: Settings,
 ) -> None:
     """Report the SQNR of magnitude pruning with the same number of zeros per layer, for comparison."""
-    plain = load_model(prunable.proto)
-    ApplyRepairs(by_magnitude).run(plain)
-    candidate = plain.to_proto().SerializeToString()
     (found,) = candidate_race.measure_candidates(
-        reference.model, [candidate], list(judges), threads=settings.threads
+        reference.model, [by_magnitude], list(judges), threads=settings.threads
     )
     report.magnitude_sqnr_db = None if judges.random else found.total.db
 
@@ -254,6 +251,6 @@ def _compare_by_magnitude(
 def _measure_packing(prunable: PrunableModel, work: list[NodeMacs], report: PruneReport) -> None:
     """Report the compressed sizes of the weights before and after, and what the zeros bring on each target."""
     macs = by_label(work)
-    before, after = layers_of(load_model(prunable.proto), macs), layers_of(prunable.model, macs)
+    before, after = layers_of(prunable.before.to_graph(), macs), layers_of(prunable.model, macs)
     report.packed_bytes = (sum(x.packed_bytes for x in before), sum(x.packed_bytes for x in after))
     report.worth = sparsity_notes(after)

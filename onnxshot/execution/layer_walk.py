@@ -64,6 +64,7 @@ class Walk:
         }
         self._inputs = {i.name for i in lean.proto.graph.input if not lean.holds(i.name)}
         self._held: set[str] = set(self._inputs)
+        self._ran: set[int] = set()
         self._spool = Spool()
         self._again = self._computed_again()
         self._readers: dict[str, set[int]] = {}  # nodes still to run that read each tensor a walk may hold
@@ -92,6 +93,23 @@ class Walk:
         """
         wanted = set(names)
         return self._run(self._needed(wanted), wanted, see, set())
+
+    def rest(self) -> LeanModel:
+        """Return the nodes that have not run as a model, from the tensors of `held` to the outputs of the whole model.
+
+        Outputs that are computed already are left out.
+        """
+        outputs = [o.name for o in self._model.proto.graph.output if o.name in self._maker and o.name not in self._held]
+        numbers = self._needed(name for name in outputs if self._maker[name] not in self._ran)
+        again = self._closure(name for i in numbers for name in self._reads[i])[0]
+        inside = sorted({*numbers, *again, *self._closure(outputs)[0]})
+        made = {name for i in inside for name in self._nodes[i].output}
+        read = {name for i in inside for name in self._reads[i]}
+        return self._part(inside, sorted(self._held & read), [name for name in outputs if name in made], read)
+
+    def held(self, sample: int) -> dict[str, NDArray[Any]]:
+        """The tensors of a sample that nodes which have not run may read, by name."""
+        return {name: self._values_of(name, sample) for name in sorted(self._held)}
 
     def stop(self, name: str) -> str:
         """The tensor that is held in place of this one: the input of the DequantizeLinear that makes it, or itself."""
@@ -225,6 +243,7 @@ class Walk:
 
         found = list(in_order(work, range(len(self._feeds)), self._threads))
         self._held |= set(passes)
+        self._ran.update(numbers)
         for name in self._held - later:
             self._held.discard(name)
             for sample in range(len(self._feeds)):

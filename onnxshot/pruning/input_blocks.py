@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshot import memory
 from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
 
-WHOLE, BLOCK = 8192, 512
-"""Most inputs of a layer that is fitted at once, and the block size for layers with more.
+MOST = 8192
+"""Most inputs of a layer that is fitted at once, at any budget: the work grows with their cube."""
+_PARTS = 16  # blocks that the inputs fitted at once are divided into, where a layer has more
+_BYTES = 64  # per pair of inputs: second moments in float32 and float64, of parts of the samples and inverted
 
-The second moments of 25,088 inputs would take 5 GB in float64.
-"""
+
+def whole_inputs() -> int:
+    """Most inputs of a layer that is fitted at once: as many as have second moments that fit the memory budget.
+
+    Those of 25,088 inputs would take 5 GB in float64.
+    """
+    return min(MOST, math.isqrt(memory.budget() // _BYTES))
 
 
 def in_place(table: NDArray[np.float32], order: NDArray[np.int64] | slice) -> NDArray[np.float32]:
@@ -26,10 +35,11 @@ def in_place(table: NDArray[np.float32], order: NDArray[np.int64] | slice) -> ND
 
 
 def blocks_of(inputs: int, pattern: Pattern) -> list[slice]:
-    """Column ranges that are fitted at once: one up to `WHOLE` inputs, else blocks that no pattern crosses."""
-    size = max(BLOCK - BLOCK % pattern.width, pattern.width)
-    if inputs <= WHOLE:
+    """Column ranges that are fitted at once: one up to `whole_inputs()`, else blocks that no pattern crosses."""
+    whole = whole_inputs()
+    if inputs <= whole:
         return [slice(0, inputs)]
+    size = max(whole // _PARTS // pattern.width, 1) * pattern.width
     return [slice(start, min(start + size, inputs)) for start in range(0, inputs, size)]
 
 

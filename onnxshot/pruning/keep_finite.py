@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto
 from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.errors import ModelError
 from onnxshot.execution.layer_walk import reads
-from onnxshot.graph.proto_copies import with_initializers, with_outputs
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.pruning_masks import Pattern
 from onnxshot.pruning.layerwise_pruning import PrunableLayer, PrunedLayer, by_magnitude
 from onnxshot.runtimes.ort_runtime import Feed, Runner
@@ -46,7 +46,7 @@ class FiniteGuard:
         threads: Threads of ONNX Runtime.
     """
 
-    reference: ModelProto
+    reference: LeanModel
     layers: Sequence[PrunableLayer]
     tables: Mapping[str, NDArray[np.float32]]
     counts: Mapping[str, int]
@@ -68,7 +68,7 @@ class FiniteGuard:
             return PrunedLayer(table, note=note)
         return PrunedLayer(by_magnitude(layer, table, self.pattern, self.counts[layer.name]).weight, note=note)
 
-    def fallbacks_for(self, found: Mapping[str, PrunedLayer], fallbacks: Fallbacks, feeds: Iterable[Feed]) -> Fallbacks:
+    def fallbacks_for(self, found: Mapping[str, PrunedLayer], fallbacks: Fallbacks, feeds: Sequence[Feed]) -> Fallbacks:
         """Return these fallbacks, and those needed so that outputs are finite wherever the reference's are.
 
         For an output that is not finite, the first intermediate tensor that is not finite is located. Then the layers
@@ -84,17 +84,22 @@ class FiniteGuard:
             ModelError: A model does not run, or no fallback helps.
         """
         own: Runner | None = None
-        runner = self._runner(self.applied(found, fallbacks))
-        for feed in feeds:
-            while suspects := [name for name, values in runner.run(feed).items() if not _finite(values)]:
-                own = own or self._runner({})
-                wanted, got = own.run(feed, suspects), runner.run(feed, suspects)
+        done = 0
+        while done < len(feeds):
+            runner = self._runner(self.applied(found, fallbacks))
+            at_fault: list[str] = []
+            for got in runner.run_all(feeds[done:], self.threads):
+                suspects = [name for name, values in got.items() if not _finite(values)]
+                own = own or (self._runner({}) if suspects else None)
+                wanted = own.run(feeds[done], suspects) if own is not None and suspects else {}
                 at_fault = [name for name in suspects if _worse(wanted[name], got[name])]
-                if not at_fault:
+                if at_fault:
                     break
-                tensor = self._first(self.applied(found, fallbacks), feed) or at_fault[0]
-                fallbacks = self._more(found, fallbacks, feed, tensor)
-                runner = self._runner(self.applied(found, fallbacks))
+                done += 1
+            if not at_fault:
+                break
+            tensor = self._first(self.applied(found, fallbacks), feeds[done]) or at_fault[0]
+            fallbacks = self._more(found, fallbacks, feeds[done], tensor)
         return fallbacks
 
     def _runner(self, pruned: Mapping[str, PrunedLayer], outputs: Sequence[str] = ()) -> Runner:
@@ -104,13 +109,13 @@ class FiniteGuard:
             if layer.name in pruned:
                 constants[layer.weight], bias = pruned[layer.name].weight, pruned[layer.name].bias
                 constants |= {} if bias is None else {layer.bias: bias}
-        model = with_fixed_randomness(with_initializers(self.reference, constants))
-        made = with_outputs(model, outputs) if outputs else bytes(model.SerializeToString())
-        return Runner(made, threads=self.threads, inner=bool(outputs))
+        model = replace(self.reference, proto=with_fixed_randomness(self.reference.proto)).replaced(constants)
+        threads = self.threads if outputs else 1  # samples run side by side where all of them are run
+        return Runner(model.with_outputs(outputs), threads=threads, inner=bool(outputs))
 
     def _first(self, pruned: Mapping[str, PrunedLayer], feed: Feed) -> str:
         """The first intermediate tensor that becomes non-finite on this sample; empty if none can be observed."""
-        names = [name for node in self.reference.graph.node for name in node.output if name]
+        names = [name for node in self.reference.proto.graph.node for name in node.output if name]
         wanted, got = (self._runner(one, names).run(feed) for one in ({}, pruned))
         return next((name for name in names if name in got and _worse(wanted[name], got[name])), "")
 
@@ -123,7 +128,7 @@ class FiniteGuard:
             if not _worse(wanted, self._runner(self.applied(found, chosen), [tensor]).run(feed)[tensor]):
                 break
         if chosen == fallbacks:
-            maker = next((node for node in self.reference.graph.node if tensor in node.output), NodeProto())
+            maker = next((node for node in self.reference.proto.graph.node if tensor in node.output), NodeProto())
             raise ModelError(
                 f"once pruned, {tensor!r} ({maker.op_type}) is NaN or infinite on a sample where the model's is finite",
                 "prune less, or exclude the layers that it is computed from",
@@ -132,7 +137,7 @@ class FiniteGuard:
 
     def _ladder(self, fallbacks: Fallbacks, tensor: str) -> Iterator[Fallbacks]:
         """The fallbacks to try, in order."""
-        before = _before(self.reference, tensor)
+        before = _before(self.reference.proto, tensor)
         near = [layer.name for layer in reversed(self.layers) if layer.output in before]
         if near and near[0] not in fallbacks:
             yield {near[0]: Fallback.MAGNITUDE}

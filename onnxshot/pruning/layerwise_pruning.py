@@ -12,24 +12,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
+from onnx import NodeProto
 
+from onnxshot import memory
 from onnxshot.execution.activation import Activation, Activations
-from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs, product, samples_that_fit
+from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs, product
 from onnxshot.execution.layer_walk import Walk
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths import optimal_brain_surgeon
 from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
 from onnxshot.maths.ridge_regression import Moments, ridge
-from onnxshot.pruning.input_blocks import BLOCK, blocks_of, counts_of, in_place
+from onnxshot.pruning.input_blocks import blocks_of, counts_of, in_place
 from onnxshot.pruning.strength_trial import Strength, best_strength
 
-HELD = 512 << 20
-"""Bytes of activations held at a time; this limits the number of samples."""
 ROWS = 8192
 """Output positions of a layer, over all samples, that it is pruned on."""
-_ROW_BYTES = 160 << 20  # bytes of the inputs at these positions, at most
-_WANTED = 96 << 20  # bytes of target outputs held at a time; this limits how many layers are collected in one run
+_ROW_BYTES = 160 << 20  # bytes of the inputs at these positions, at most; and a part's bytes
 _ROWS_PER_INPUT, _LEAST_ROWS = 24, 1024  # layers with few inputs need fewer positions
 _FEW_DAMPING = 1.0  # with too few samples to compare strengths
 _FOLD, _LEAST_SAMPLES = 4, 8  # every 4th sample is held out to compare strengths; needs 8 samples
@@ -101,7 +100,7 @@ class PrunedLayer:
 
 
 def prune_layers(
-    reference: ModelProto,
+    reference: LeanModel,
     layers: Sequence[PrunableLayer],
     counts: Mapping[str, int],
     pattern: Pattern,
@@ -109,6 +108,7 @@ def prune_layers(
     *,
     keep_zeros: bool = False,
     given: Mapping[str, PrunedLayer] | None = None,
+    keep: Callable[[PrunableLayer, PrunedLayer], PrunedLayer] = lambda _, pruned: pruned,
     threads: int = 2,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, PrunedLayer]:
@@ -122,6 +122,8 @@ def prune_layers(
         feeds: Samples.
         keep_zeros: Weights that are zero stay zero.
         given: Layers whose result is already known; later layers compensate for their error too.
+        keep: Called with each result; later layers compensate for what it returns. It may round weights or move them
+            out of memory.
         threads: Samples that run at a time.
         progress: Called as (stage, done, total).
 
@@ -131,13 +133,12 @@ def prune_layers(
     Raises:
         ModelError: The model does not run.
 
-    Memory: two copies of the model, `HELD` bytes of activations, and for one layer `ROWS` rows of inputs and outputs
-    and their second moments.
+    Memory: what two walks hold, for one layer up to `ROWS` rows of inputs and outputs and their second moments, and
+    what `keep` returns.
     """
-    feeds = feeds[: samples_that_fit(reference, [layer.name for layer in layers], feeds, HELD)]
-    student, activations = Walk(reference, feeds, threads), Activations(reference)
+    student, activations = Walk(reference, feeds, threads), Activations(reference.proto)
     shares = [positions_per_sample(layer, len(feeds), ROWS) for layer in layers]
-    targets = layer_outputs(reference, with_nodes(reference, layers), feeds, shares, threads, _WANTED)
+    targets = layer_outputs(reference, with_nodes(reference, layers), feeds, shares, threads)
     found = {}
     for done, (layer, share, outputs) in enumerate(zip(layers, shares, targets, strict=True), 1):
         pruned = (given or {}).get(layer.name)
@@ -146,6 +147,8 @@ def prune_layers(
             task = _LayerProblem(layer, x, outputs, student.constant(layer.weight))
             bias = student.constant(layer.bias) if layer.bias else None
             pruned = task.solve(counts[layer.name], pattern, keep_zeros, bias, activations.after(layer.output))
+            pruned = keep(layer, pruned)
+            del x, task
         student.set(layer.weight, pruned.weight)
         if pruned.bias is not None:
             student.set(layer.bias, pruned.bias)
@@ -158,13 +161,13 @@ def prune_layers(
 def positions_per_sample(layer: PrunableLayer, samples: int, most: int) -> int:
     """Output positions to use of every sample, for at most `most` rows over all samples."""
     rows = min(most, max(_ROWS_PER_INPUT * layer.inputs, _LEAST_ROWS))
-    rows = min(rows, _ROW_BYTES // (4 * layer.groups * layer.inputs))
+    rows = min(rows, min(_ROW_BYTES, memory.part_bytes()) // (4 * layer.groups * layer.inputs))
     return max(1, -(-rows // samples))
 
 
-def with_nodes(model: ModelProto, layers: Sequence[PrunableLayer]) -> list[tuple[NodeProto, PrunableLayer]]:
+def with_nodes(model: LeanModel, layers: Sequence[PrunableLayer]) -> list[tuple[NodeProto, PrunableLayer]]:
     """Each layer with its node."""
-    nodes = {node.name: node for node in model.graph.node}
+    nodes = {node.name: node for node in model.proto.graph.node}
     return [(nodes[layer.name], layer) for layer in layers]
 
 
@@ -226,7 +229,7 @@ class _LayerProblem:
         table = in_place(fitted, order)
         assert chosen is not None
         pruned, refitted = self.layer.form.stored(table, self.stored), chosen.damping if chosen.moves else None
-        note = f"its {weight.shape[2]} inputs were fitted {BLOCK} at a time" if len(blocks) > 1 else ""
+        note = f"its {weight.shape[2]} inputs were fitted {blocks[0].stop} at a time" if len(blocks) > 1 else ""
         if bias is None:
             return PrunedLayer(pruned, None, refitted, note)
         got = product(self.x, table)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from onnxshot.execution.layer_rows import MatrixForm
 from onnxshot.graph import Constant, Model, Node, edit, weights
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.ops import OPS, STANDARD_DOMAINS
 from onnxshot.graph.skip import Skip
 from onnxshot.maths.pruning_masks import Pattern
@@ -24,12 +25,18 @@ from onnxshot.pruning.layerwise_pruning import PrunableLayer
 
 @dataclass(frozen=True, slots=True)
 class Tables(Mapping[str, NDArray[np.float32]]):
-    """Weights by layer name, read from the model at each access, so that no copy is held."""
+    """Weights by layer name, read from the model at each access, so that no copy is held.
 
-    stored: Mapping[str, TensorProto]
+    Attributes:
+        model: The model.
+        stored: Layer name -> name of its weight.
+    """
+
+    model: LeanModel
+    stored: Mapping[str, str]
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        return numpy_helper.to_array(self.stored[name])
+        return self.model.array(self.stored[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)
@@ -104,12 +111,13 @@ def _refused(node: Node, pattern: Pattern) -> str:
     return ""
 
 
-def layers_named(proto: ModelProto, names: Collection[str]) -> list[PrunableLayer]:
+def layers_named(model: LeanModel, names: Collection[str]) -> list[PrunableLayer]:
     """Describe the layers of these names, in graph order. A bias that is computed or shared is left out."""
-    shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer}
-    readers = Counter(name for node in proto.graph.node for name in node.input)
+    nodes = model.proto.graph.node
+    shapes = {name: model.kind_of(name)[1] for name in (*model.weights, *model.initializers)}
+    readers = Counter(name for node in nodes for name in node.input)
     chosen, found = set(names), []
-    for node in proto.graph.node:
+    for node in nodes:
         if node.name not in chosen:
             continue
         form = MatrixForm(node.op_type, {a.name: helper.get_attribute_value(a) for a in node.attribute})

@@ -10,6 +10,7 @@ from onnx import ModelProto
 from onnxshot.errors import UsageError
 from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.graph import Model
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.shape_inference import refuse_giants
 from onnxshot.graph.skip import Skip
 from onnxshot.passes.normalize import normalize
@@ -18,7 +19,6 @@ from onnxshot.pruning.layerwise_pruning import PrunableLayer
 from onnxshot.pruning.prunable_layers import Tables, choose_layers, layers_named
 from onnxshot.recipes.stages import PruneStage
 from onnxshot.rewriting.prepare import half_notes, widen
-from onnxshot.verification import proof
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +28,7 @@ class PrunableModel:
     Attributes:
         source: The model as it was given.
         model: The same, normalized, in float32; `apply` changes it.
-        proto: The same before pruning.
+        before: The same before pruning; later changes of `model` do not touch it.
         source_hash: `model_hash` of the given model.
         widened: Which tensors were computed in 16 bits.
         layers: The layers to prune, in graph order.
@@ -39,7 +39,7 @@ class PrunableModel:
 
     source: str | Path | ModelProto
     model: Model
-    proto: ModelProto
+    before: LeanModel
     source_hash: str
     widened: WidenPrecision16
     layers: tuple[PrunableLayer, ...]
@@ -58,7 +58,7 @@ def prunable_model(source: str | Path | ModelProto, model: Model, asked: PruneSt
 
     Raises:
         ModelError: A tensor is too large for this machine.
-        UsageError: There is nothing to prune, a glob matches nothing, or the model is too large.
+        UsageError: There is nothing to prune, or a glob matches nothing.
     """
     source_hash = model_hash(model)
     widened = widen(model)
@@ -68,12 +68,8 @@ def prunable_model(source: str | Path | ModelProto, model: Model, asked: PruneSt
     if not labels:
         why = f": {skips[0].node!r} ({skips[0].op}): {skips[0].reason}" if skips else ""
         raise UsageError(f"nothing to prune{why}", "it prunes Conv, Gemm and MatMul with constant float32 weights")
-    if model.weight_bytes() > proof.MAX_BYTES:
-        what = f"{model.weight_bytes() / 1e6:.0f} MB of weights"
-        raise UsageError(f"{what}, {proof.MAX_BYTES / 1e6:.0f} at most", "prune a smaller model")
-    proto = model.to_proto()
-    layers = layers_named(proto, labels)
-    stored = {t.name: t for t in proto.graph.initializer}
-    tables = Tables({la.name: stored[la.weight] for la in layers})
+    before = LeanModel.of(model)
+    layers = layers_named(before, labels)
+    tables = Tables(before, {layer.name: layer.weight for layer in layers})
     notes = tuple(half_notes(widened.computed, kept=True))
-    return PrunableModel(source, model, proto, source_hash, widened, tuple(layers), tables, tuple(skips), notes)
+    return PrunableModel(source, model, before, source_hash, widened, tuple(layers), tables, tuple(skips), notes)

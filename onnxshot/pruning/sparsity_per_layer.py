@@ -63,7 +63,7 @@ def zero_counts(prunable: PrunableModel, asked: PruneStage, feeds: Feeds, settin
         note = f"zeros were shared out by layer: {len(feeds)} samples are too few to measure their cost"
     if scope == "auto":
         found = loss_curves(
-            prunable.proto, others, pattern, feeds, keep_zeros=asked.keep_zeros, threads=settings.threads,
+            prunable.before, others, pattern, feeds, keep_zeros=asked.keep_zeros, threads=settings.threads,
             progress=settings.progress,
         )  # fmt: skip
         with_least = [replace(c, least=least[la.name]) for c, la in zip(found, others, strict=True)]

@@ -307,3 +307,17 @@ def test_a_weight_of_a_file_may_change_where_it_is_mapped(tmp_path: Path, monkey
         r = np.maximum(feed["x"] @ constants["k"], 0)
         np.testing.assert_allclose(first[sample], r, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(walk.values("y")[sample], r @ constants["m"] * 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["x", "a", "r", "f", "m", "q"])
+def test_the_rest_of_a_walk_gives_the_outputs_of_the_whole_model(name: str) -> None:
+    case = network()
+    walk = Walk(case.model, case.feeds, 1)
+    if name != "x":
+        walk.values(name)
+    rest = walk.rest()
+    done = made(case.model)[: made(case.model).index(name) + 1] if name != "x" else []
+    assert not {n for node in rest.proto.graph.node for n in node.output} & set(done)
+    for i, wanted in enumerate(whole(case.model, case.feeds, "y")):
+        (found,) = run(rest.to_proto(), walk.held(i))
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)

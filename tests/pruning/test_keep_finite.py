@@ -12,6 +12,7 @@ from onnx import ModelProto, numpy_helper
 
 import onnxshot
 from onnxshot.errors import ModelError
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.pruning_masks import Pattern
 from onnxshot.pruning.keep_finite import Fallback, FiniteGuard
 from onnxshot.pruning.layerwise_pruning import PrunedLayer, by_magnitude
@@ -58,10 +59,11 @@ def guarded(proto: ModelProto, sparsity: float) -> FiniteGuard:
     for number, node in enumerate(proto.graph.node):
         node.name = node.name or f"n{number}"
     labels = [n.name for n in proto.graph.node if n.op_type == "MatMul" and n.input[1] != "v"]
-    layers = layers_named(proto, labels)
+    lean = LeanModel.of(proto)
+    layers = layers_named(lean, labels)
     stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     tables = {layer.name: stored[layer.weight] for layer in layers}
-    return FiniteGuard(proto, layers, tables, {la.name: int(sparsity * la.size) for la in layers}, Pattern(), 1)
+    return FiniteGuard(lean, layers, tables, {la.name: int(sparsity * la.size) for la in layers}, Pattern(), 1)
 
 
 def outputs(path: Path, feeds: list[Feed]) -> list[NDArray[np.float32]]:

@@ -19,7 +19,6 @@ from onnxshot.passes.apply_repairs import ApplyRepairs
 from onnxshot.passes.evaluate_constants import result_bytes
 from onnxshot.passes.fold_constants import FoldConstants
 from onnxshot.pruning import input_blocks as blocks_module
-from onnxshot.pruning import layerwise_pruning
 from onnxshot.pruning import loss_curves as curves_module
 from onnxshot.pruning.input_blocks import blocks_of, counts_of
 from onnxshot.pruning.layerwise_pruning import PrunedLayer
@@ -216,9 +215,8 @@ def test_a_layer_of_many_inputs_is_fitted_in_blocks(pattern: str, monkeypatch: p
     proto = model("g (float[n, 96] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": weight})
     asked = {} if pattern == "2:4" else {"sparsity": 0.5}
     whole = onnxshot.prune(proto, feeds, pattern=pattern, settings=QUIET, **asked)
-    monkeypatch.setattr(blocks_module, "WHOLE", 64)
-    for module in (layerwise_pruning, blocks_module):
-        monkeypatch.setattr(module, "BLOCK", 40)
+    monkeypatch.setattr(blocks_module, "MOST", 80)
+    monkeypatch.setattr(blocks_module, "_PARTS", 2)
     parts = onnxshot.prune(proto, feeds, pattern=pattern, settings=QUIET, **asked)
     assert any("96 inputs were fitted 40 at a time" in note for note in parts.report.notes)
     assert parts.report.sparsity == pytest.approx(whole.report.sparsity, abs=0.02)

@@ -1,0 +1,59 @@
+"""Arrays that are kept for long: in memory up to a limit, mapped from a temporary file beyond it."""
+
+from __future__ import annotations
+
+import contextlib
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshot import memory
+from onnxshot.files.atomic_write import scratch_part
+from onnxshot.files.temporary_folders import Part
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+_ALIGN = 4096  # bytes: maps begin at pages
+
+
+class KeptArrays:
+    """Keeps arrays. Those beyond the limit are written to a temporary file, and mapped from it when they are read.
+
+    Leaving the `with` block removes the file; arrays that were mapped from it stay valid.
+
+    Args:
+        limit: Most bytes of arrays in memory; by default the budget's share (see `memory.held_bytes`).
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._left = memory.held_bytes() if limit is None else limit
+        self._part: Part | None = None
+        self._end = 0
+
+    def __enter__(self) -> KeptArrays:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._part is not None:
+            with contextlib.suppress(OSError):  # a file system that removes no mapped file; later runs sweep it up
+                self._part.close()
+            self._part = None
+
+    def add(self, array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+        """Return the array, or, if it does not fit in memory any more, an equal one that is mapped from the file."""
+        if array.nbytes <= self._left or not array.nbytes:
+            self._left -= array.nbytes
+            return array
+        if self._part is None:
+            self._part = scratch_part()
+        path = self._part.path / "arrays"
+        start = -(-self._end // _ALIGN) * _ALIGN
+        with path.open("r+b" if path.exists() else "w+b") as file:
+            file.seek(start)
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        self._end = start + array.nbytes
+        mapped: NDArray[Any] = np.memmap(path, array.dtype, "r", start, array.shape)
+        return mapped
