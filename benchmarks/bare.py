@@ -1,8 +1,7 @@
 """What nobody can be faster than: read the samples and run float inference on them, one by one, in 40 lines.
 
-Threads sleep while they wait, as those of onnxshot do: CPU seconds are of work alone.
-
-`python bare.py MODEL CALIB PRESET.json SAMPLES`; knows nothing of onnxshot. The preset is {} for .npz samples.
+`python bare.py MODEL CALIB PRESET.json SAMPLES [asleep]`; knows nothing of onnxshot. The preset is {} for .npz samples.
+Threads spin while they wait, as ONNX Runtime has it by default; with `asleep` they sleep, as those of onnxshot do.
 """
 
 import json
@@ -33,7 +32,8 @@ def picture(path, preset):
 def main():
     model, calib, preset, count = sys.argv[1], Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text()), sys.argv[4]
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if sys.argv[5:] == ["asleep"]:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [arg.name for arg in session.get_inputs()]
     for path in islice(cycle(sorted(p for p in calib.rglob("*") if p.is_file())), int(count)):

@@ -1,9 +1,9 @@
 """What compression costs beside plain inference: `python benchmarks/default_cost.py FOLDER...`, a Markdown table.
 
 A FOLDER has model.onnx and calib/, and meta.json where the samples are pictures; or it holds such folders. bare.py
-reads all samples and runs the float model on them, one by one; the others are `onnxshot` with the same samples. All
-are whole processes, run in turns within one call, without a cache. Ratios are medians over the rounds, of CPU seconds
-and of wall seconds; other numbers are medians too.
+reads all samples and runs the float model on them, one by one, by ONNX Runtime's defaults and with threads that sleep
+while they wait; the others are `onnxshot` with the same samples. All are whole processes, run in turns within one call,
+without a cache. Ratios are medians over the rounds, of CPU seconds and of wall seconds; other numbers are medians too.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def main() -> None:
         for job in jobs(args.folders, Path(made)):
             if args.models is None or job.name in args.models:
                 commands = {"bare": bare(job, Path(made))}
+                commands["bare, asleep"] = [*commands["bare"], "asleep"]
                 commands |= {way: onnxshot(job, Path(made) / "out.onnx", WAYS[way]) for way in args.ways}
                 found = in_turns(commands, args.rounds)
                 for way, rows in found.items():
@@ -71,7 +72,8 @@ def cells(rows: Sequence[Cost], base: Sequence[Cost]) -> list[str]:
     found = []
     for of, digits in ((_cpu, 2), (_wall, 2), (_peak, 0)):
         found += [f"{statistics.median(map(of, rows)):.{digits}f}", f"{ratio(rows, base, of):.2f}"]
-    db = None if rows is base else json.loads(rows[-1].output).get("sqnr_db")
+    output = rows[-1].output
+    db = json.loads(output).get("sqnr_db") if output else None
     return [*found, "" if db is None else f"{db:.2f}"]
 
 
