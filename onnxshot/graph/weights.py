@@ -31,6 +31,7 @@ MAX_RANK = 32
 PIECE = 1 << 24
 """Bytes that are copied at a time."""
 
+_KEPT = 256  # bytes of values in memory that are decoded once: limits of Clips, axes, shapes
 PACKED = {  # bits per element of the types that ONNX packs, several elements to a byte
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,
@@ -71,6 +72,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         self.own = own if own is not None and _entries(proto).get("location") == own.name else None
         self._check()
         self.nbytes = 0 if proto.data_type == TensorProto.STRING else stored_bytes(proto.data_type, tuple(proto.dims))
+        self._kept: NDArray[Any] | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -169,8 +171,14 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         """
         if self.elem_type == TensorProto.STRING:
             return np.array(list(map(_text, self.tensor.string_data)), object).reshape(self.shape)
+        if self._kept is not None:
+            return self._kept
         if not self.mapped:
-            return np.asarray(numpy_helper.to_array(self.tensor))
+            values = np.asarray(numpy_helper.to_array(self.tensor))
+            if values.nbytes <= _KEPT:
+                values.flags.writeable = False
+                self._kept = values
+            return values
         path, offset, length = self.place()
         if self.elem_type in PACKED or length == 0:
             return np.asarray(numpy_helper.to_array(self._held(path, offset, length)))

@@ -166,10 +166,11 @@ def _replace(
 
 def _recipe(node: Node) -> tuple[object, ...]:
     """A key that is equal for nodes with equal results, such as weights in both branches of an If."""
+    if not all(isinstance(value, int | float | str | list | tuple) for value in node.attrs.values()):
+        return (id(node),)  # tensors and graphs: equal for this node alone
     attrs = tuple(sorted((name, str(type(value)), repr(value)) for name, value in node.attrs.items()))
-    plain = all(isinstance(value, int | float | str | list | tuple) for value in node.attrs.values())
     named = tuple(bool(t.name) for t in node.outputs)
-    return node.op, node.domain, attrs, named, tuple(map(_identity, node.inputs)), None if plain else id(node)
+    return node.op, node.domain, attrs, named, tuple(map(_identity, node.inputs))
 
 
 def _identity(tensor: Tensor) -> object:
