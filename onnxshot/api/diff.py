@@ -22,9 +22,9 @@ from onnxshot.report.values import rounded
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings, budgeted
 from onnxshot.verification.compare_models import compare
-from onnxshot.verification.compare_tensors import TensorRow
 from onnxshot.verification.io_contract import contract, difference
 from onnxshot.verification.output_errors import OutputRow
+from onnxshot.verification.tensor_errors import TensorRow
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 

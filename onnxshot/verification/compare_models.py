@@ -19,9 +19,10 @@ from onnxshot.report.values import GAP_DB
 from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.ort_runtime import Feed, Runnable, Runner
 from onnxshot.runtimes.spool import Spool
-from onnxshot.verification.compare_tensors import SAMPLES, Scaled, TensorRow, closest, compare_tensors
+from onnxshot.verification.compare_tensors import SAMPLES, closest, compare_tensors
 from onnxshot.verification.io_contract import contract, difference, with_frozen
 from onnxshot.verification.output_errors import OutputRow, Outputs, Picks, Sums, Totals
+from onnxshot.verification.tensor_errors import Scaled, TensorRow
 
 _NO_SAMPLES = "there are no samples to compare on"
 _CLEAR_DB = 40.0  # above it a tensor surely stands for the same value in both models

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,9 @@ from onnxshot import memory
 from onnxshot.calibration.readers import Sample
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.runtimes.parts import Parts
 from onnxshot.settings import Settings
+from onnxshot.verification import tensor_walk
 from onnxshot.verification.compare_models import Comparison, compare
 
 WIDTH, LAYERS = 80, 5
@@ -156,3 +159,24 @@ def test_a_quantize_run_in_parts_has_all_figures(
     assert "parts" not in whole.latency
     assert report.latency["parts"] > 3
     assert any("latency: the sum over" in note for note in report.notes)
+
+
+def test_a_part_whose_tensors_exceed_what_is_held_is_run_several_times(
+    files: tuple[Path, Path], in_parts: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compare(*files, samples(5), tensors=None)
+    in_parts()  # nothing may be held
+    opened: list[int] = []
+    session = tensor_walk.PartSession
+
+    def counted(parts: Parts, number: int, *args: Any, **how: Any) -> Any:
+        opened.append(number)
+        return session(parts, number, *args, **how)
+
+    monkeypatch.setattr(tensor_walk, "PartSession", counted)
+    assert_alike(compare(*files, samples(5), tensors=None), whole)
+    assert opened.count(0) >= 4, "twice for each model"
+    monkeypatch.setattr(memory, "held_bytes", lambda: 1 << 30)
+    opened.clear()
+    assert_alike(compare(*files, samples(5), tensors=None), whole)
+    assert opened.count(0) == 2, "once for each model"
