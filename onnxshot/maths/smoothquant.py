@@ -6,7 +6,7 @@ SmoothQuant (Xiao et al. 2022), eq. 3: x @ W = (x / s) @ (s * W), with one facto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,7 @@ STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """The strengths that the search tries."""
 _LEAST = 0.01  # of the mean: lower bound of a channel's maximum, as a channel silent in calibration may not stay silent
 _QUIET = 0.1  # of the median energy, added to each row's: rows of small energy must not dominate the relative error
+_BLOCK = 1 << 18  # values of a weight that are quantized at a time
 _MOST = 64.0  # largest factor relative to the geometric mean: the weight has only 8 bits too
 
 
@@ -115,7 +116,7 @@ def smoothing_factors(
 
 def search_smoothing(
     rows: Rows,
-    tables: Sequence[NDArray[np.float32]],
+    tables: Iterable[NDArray[np.float32]],
     activation: QuantScheme,
     weights: Sequence[QuantScheme],
     *,
@@ -130,7 +131,8 @@ def search_smoothing(
 
     Args:
         rows: the activation x [M, K].
-        tables: the weights W that x is multiplied with, float32 [K, N] each.
+        tables: the weights W that x is multiplied with, float32 [K, N] each. They are iterated over twice, so that only
+            one need be in memory.
         activation: scheme of x, per tensor.
         weights: scheme of each weight; its axis refers to [K, N].
         per_sample: whether x is quantized with a range per sample (dynamic quantization), else with one range.
@@ -142,30 +144,35 @@ def search_smoothing(
     Source: AWQ (Lin et al. 2023), eq. 4 and 5, with the factors of SmoothQuant (Xiao et al. 2022), eq. 4, and with the
     activation quantized too.
     """
-    w_absmax = np.max([np.abs(table).max(axis=1) for table in tables], axis=0)
-    wanted = [rows.values @ table for table in tables]
-    energy = np.sum([np.square(y, dtype=np.float64).sum(axis=1) for y in wanted], axis=0)
-    energy += max(_QUIET * float(np.median(energy)), 1e-30)
-
-    def db(factors: NDArray[np.float32]) -> float:
-        x = _quantized(rows, factors, activation, per_sample)
-        noise = np.zeros(len(x))
-        for table, scheme, y in zip(tables, weights, wanted, strict=True):
-            scaled = table * factors[:, None]
-            params = weight_params(scaled, scheme)
-            found = x @ dequantize(quantize(scaled, params), params)
-            noise += np.square(found - y, dtype=np.float64).sum(axis=1)
-        return float(-10.0 * np.log10(max(float(np.mean(noise / energy)), 1e-30)))
-
+    w_absmax = np.max([np.maximum(table.max(axis=1), -table.min(axis=1)) for table in tables], axis=0)
     ones = np.ones(rows.values.shape[1], np.float32)
-    plain = db(ones)
+    tried = [(0.0, ones), *((s, smoothing_factors(rows.absmax, w_absmax, s)) for s in strengths)]
+    activations = [_quantized(rows, factors, activation, per_sample) for _, factors in tried]
+    energy, noise = np.zeros(len(rows.values)), np.zeros((len(tried), len(rows.values)))
+    for table, scheme in zip(tables, weights, strict=True):
+        for block in _blocks(table, scheme):
+            wanted = rows.values @ block
+            energy += np.square(wanted, dtype=np.float64).sum(axis=1)
+            for i, (_, factors) in enumerate(tried):
+                scaled = block * factors[:, None]
+                params = weight_params(scaled, scheme)
+                found = activations[i] @ dequantize(quantize(scaled, params), params)
+                noise[i] += np.square(found - wanted, dtype=np.float64).sum(axis=1)
+    energy += max(_QUIET * float(np.median(energy)), 1e-30)
+    plain, *others = (float(-10.0 * np.log10(max(float(np.mean(one / energy)), 1e-30))) for one in noise)
     best = Smoothing(ones, 0.0, plain, plain)
-    for strength in strengths:
-        factors = smoothing_factors(rows.absmax, w_absmax, strength)
-        found = db(factors)
-        if found > best.db:
-            best = Smoothing(factors, strength, found, plain)
+    for (strength, factors), found_db in zip(tried[1:], others, strict=True):
+        if found_db > best.db:
+            best = Smoothing(factors, strength, found_db, plain)
     return best
+
+
+def _blocks(table: NDArray[np.float32], scheme: QuantScheme) -> Iterator[NDArray[np.float32]]:
+    """The columns of a weight in blocks that fit the CPU's cache; in one where its columns share scales."""
+    apart = isinstance(scheme.granularity, PerChannel) and scheme.granularity.axis % 2 == 1
+    step = max(1, _BLOCK // len(table)) if apart else table.shape[1]
+    for start in range(0, table.shape[1], step):
+        yield np.ascontiguousarray(table[:, start : start + step])
 
 
 def _quantized(rows: Rows, factors: NDArray[np.float32], scheme: QuantScheme, per_sample: bool) -> NDArray[np.float32]:

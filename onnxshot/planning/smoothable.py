@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from onnxshot.graph import Constant, Model, Node, Tensor
 from onnxshot.planning.plan import Plan
 from onnxshot.planning.shared_weights import is_shared
-
-_MOST_WEIGHTS = 1 << 24  # elements of all weights that read a tensor; each strength tried multiplies by all of them
 
 
 def readers_of(model: Model, plan: Plan, how: str) -> dict[Tensor, list[Node]]:
     """Tensor -> the MatMul and Gemm nodes of one mode that read it, in graph order.
 
     Left out: tensors that int8 ops produce, as they are quantized there; products with a kept trained weight scale;
-    tensors with a reader whose weight other nodes read too, as it would be stored twice; very large weights.
+    tensors with a reader whose weight other nodes read too, as it would be stored twice.
     """
     labels = plan.labels(how) - plan.kept.nodes
     found: dict[Tensor, list[Node]] = {}
@@ -26,8 +22,7 @@ def readers_of(model: Model, plan: Plan, how: str) -> dict[Tensor, list[Node]]:
         planned = plan.tensors.get(tensor.name)
         shared = any(is_shared(model, node.inputs[1], nodes) for node in nodes)
         int8_made = planned is not None and (planned.all_readers or planned.source != tensor.name)
-        large = sum(np.prod(n.inputs[1].shape) for n in nodes) > _MOST_WEIGHTS
-        if isinstance(tensor, Constant) or shared or int8_made or large:
+        if isinstance(tensor, Constant) or shared or int8_made:
             del found[tensor]
     return found
 

@@ -7,13 +7,12 @@ there is applied by `planning/scales.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, ValueInfoProto
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
@@ -21,6 +20,7 @@ from onnxshot.comparison.random_nodes import fix_randomness
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model, Node, Tensor, edit, weights
 from onnxshot.graph.copies import copy_of
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.affine import UINT8, PerChannel, QuantScheme
 from onnxshot.maths.smoothquant import Rows, Smoothing, search_smoothing
 from onnxshot.passes.apply_smoothquant import ApplySmoothQuant, absorbs, reached
@@ -100,7 +100,8 @@ def search(
 ) -> dict[str, Smoothing]:
     """Search the best smoothing of every tensor that static or dynamic products read.
 
-    Memory: _ROWS rows of every tensor, all tensors of a few samples, and the weights of the products of one tensor.
+    Memory: _ROWS rows of every tensor of a part of the model, what `Runner.events` holds, and for as many tensors as
+    threads at a time the largest weight that reads it.
 
     Args:
         model: the float model.
@@ -120,17 +121,25 @@ def search(
     found: dict[str, Smoothing] = {}
     if not readers:
         return found
-    for name, rows in _gathered(model, list(readers), samples, threads).items():
-        tables, schemes = zip(*(_table(node, plan) for node in readers[name]), strict=True)
-        if len(tables[0]) != rows.values.shape[1]:
-            continue
+
+    def searched(gathered: tuple[str, Rows]) -> tuple[str, Smoothing | None]:
+        name, rows = gathered
+        nodes = readers[name]
+        if _channels(nodes[0]) != rows.values.shape[1]:
+            return name, None
         known = np.asarray(stats[name].channel_absmax if name in stats else (), np.float32)
         activation = plan.tensors[name].scheme if how == STATIC else QuantScheme(UINT8)
-        seen = rows.widened(known) if how == STATIC and len(known) == len(tables[0]) else rows
-        found[name] = search_smoothing(seen, tables, activation, schemes, per_sample=how == DYNAMIC)
+        seen = rows.widened(known) if how == STATIC and len(known) == rows.values.shape[1] else rows
+        schemes = [_scheme(node, plan) for node in nodes]
+        return name, search_smoothing(seen, _Tables(nodes), activation, schemes, per_sample=how == DYNAMIC)
+
+    rows_of = _gathered(model, list(readers), samples, threads)
+    for done, (name, one) in enumerate(in_order(searched, rows_of, threads), 1):
+        if one is not None:
+            found[name] = one
         if progress is not None:
-            progress("inputs of products searched", len(found), len(readers))
-    return found
+            progress("inputs of products searched", done, len(readers))
+    return {name: found[name] for name in readers if name in found}
 
 
 def worthwhile_factors(model: Model, plan: Plan, found: Mapping[str, Smoothing]) -> dict[str, NDArray[np.float32]]:
@@ -151,20 +160,31 @@ def _channels(node: Node) -> int:
     return int(node.inputs[1].shape[1 if node.attrs.get("transB", 0) else 0])
 
 
-def _table(node: Node, plan: Plan) -> tuple[NDArray[np.float32], QuantScheme]:
-    """The weight of a product in shape [K, N], and its scheme in that layout."""
-    weight, scheme = np.asarray(weights.read(node.inputs[1])), plan.weights[node.label].scheme
-    if not node.attrs.get("transB", 0):
-        return weight, scheme
-    if isinstance(scheme.granularity, PerChannel):
-        scheme = replace(scheme, granularity=PerChannel(1 - scheme.granularity.axis % 2))
-    return weight.T, scheme
+def _scheme(node: Node, plan: Plan) -> QuantScheme:
+    """The scheme of a product's weight in shape [K, N]."""
+    scheme = plan.weights[node.label].scheme
+    if node.attrs.get("transB", 0) and isinstance(scheme.granularity, PerChannel):
+        return replace(scheme, granularity=PerChannel(1 - scheme.granularity.axis % 2))
+    return scheme
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The weights of products in shape [K, N], each read when it is iterated over."""
+
+    nodes: Sequence[Node]
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        for node in self.nodes:
+            weight = np.asarray(weights.read(node.inputs[1]))
+            yield weight.T if node.attrs.get("transB", 0) else weight
 
 
 @dataclass(slots=True)
 class _Gathering:
     """Rows of one tensor, collected sample by sample."""
 
+    seen: int = 0
     values: list[NDArray[np.float32]] = field(default_factory=list)
     low: list[NDArray[np.float32]] = field(default_factory=list)
     high: list[NDArray[np.float32]] = field(default_factory=list)
@@ -175,7 +195,7 @@ class _Gathering:
         if not len(table) or not np.isfinite(table).all():
             return
         at = np.linspace(0, len(table) - 1, min(most, len(table))).astype(np.int64)
-        self.values.append(table[at])
+        self.values.append(table[at].astype(np.float32, copy=False))
         self.low.append(table.min(axis=0))
         self.high.append(table.max(axis=0))
 
@@ -184,20 +204,34 @@ class _Gathering:
         return Rows(np.concatenate(self.values), sample, np.asarray(self.low), np.asarray(self.high))
 
 
-def _gathered(model: Model, names: Sequence[str], samples: Sequence[Sample], threads: int) -> dict[str, Rows]:
-    """Rows of the tensors of a float model; without tensors that were empty or not finite in every sample."""
-    proto = ModelProto()
-    proto.CopyFrom(model.to_proto())
-    fix_randomness(proto)
-    given = {out.name for out in proto.graph.output} | {i.name for i in proto.graph.input}
-    proto.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in given)
-    wanted = [name for name in names if name not in {i.name for i in proto.graph.input}]
-    runner = Runner(proto.SerializeToString(), threads=1, outputs=wanted, inner=True)
-    found = {name: _Gathering() for name in names}
+def _gathered(
+    model: Model, names: Sequence[str], samples: Sequence[Sample], threads: int
+) -> Iterator[tuple[str, Rows]]:
+    """Yield rows of the tensors of a float model, as soon as all samples gave theirs.
+
+    Tensors that were empty or not finite in every sample are left out.
+    """
+    inputs = {tensor.name for tensor in model.graph.inputs}
+    wanted = [name for name in names if name not in inputs]
+    lean = LeanModel.of(model).edited(fix_randomness).exposing(wanted)
     share = max(1, _ROWS // max(1, len(samples)))
-    for sample, values in zip(samples, in_order(lambda s: runner.run(s.feed), samples, threads), strict=True):
-        for name, gathering in found.items():
-            value = values[name] if name in values else np.asarray(sample.feed[name])
-            if value.ndim:
-                gathering.add(value, share)
-    return {name: gathering.rows() for name, gathering in found.items() if gathering.values}
+    found = {name: _Gathering() for name in names}
+
+    def add(name: str, value: NDArray[Any]) -> Iterator[tuple[str, Rows]]:
+        gathering = found[name]
+        if value.ndim:
+            gathering.add(value, share)
+        gathering.seen += 1
+        if gathering.seen == len(samples):
+            del found[name]
+            if gathering.values:
+                yield name, gathering.rows()
+
+    for name in (name for name in names if name in inputs):
+        for sample in samples:
+            yield from add(name, np.asarray(sample.feed[name]))
+    if wanted:
+        runner = Runner(lean, threads=1, outputs=wanted, inner=True)
+        for _, values in runner.events([sample.feed for sample in samples], threads):
+            for name, value in values.items():
+                yield from add(name, value)
