@@ -1,5 +1,6 @@
 """The memory budget: how it is written, checked and inherited, and what the machine has."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from handmade import HANDMADE
 
 import onnxshot
 from onnxshot import memory
+from onnxshot.cli import app as cli
 from onnxshot.errors import UsageError
 from onnxshot.execution.parallel import in_order
 from onnxshot.settings import budgeted
@@ -130,3 +132,24 @@ def test_a_container_leaves_what_its_group_leaves_with_cached_files(
     assert memory.free_bytes() == (1024 - 700 + 300) << 20
     assert memory.machine_bytes() == 1 << 30
     assert memory.default_budget() == memory.LEAST  # a quarter would be less
+
+
+COMMANDS = {
+    "quantize": "x.onnx", "prune": "x.onnx --sparsity 0.5", "compress": "x.onnx --sparsity 0.5",
+    "calibrate": "x.onnx -o s.npz", "compare": "x.onnx y.onnx", "diff": "x.onnx y.onnx", "bench": "x.onnx",
+    "verify": "bundle", "sensitivity": "x.onnx", "replay": "x.onnx r.yaml", "emit": "x.onnx", "inspect": "x.onnx",
+    "ui": "", "batch": "m.yaml",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_runs_models_has_the_option(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.yaml").write_text("models: [x.onnx]\noutput: out\n")
+    monkeypatch.setattr(sys, "argv", ["onnxshot", command, *COMMANDS[command].split(), "--memory", "1M"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "memory is 1M, less than 256M (give 256M or more" in capsys.readouterr().err
