@@ -24,6 +24,7 @@ _HALF = ("2:4", "1:4")
 _FEW = 0.01  # share of zeros
 _LOOK = 1 << 16  # values of a weight of a large model that are looked at first
 _LEVEL = 6  # of zlib, the default of gzip
+_SAMPLED, _PIECES = 1 << 18, 16  # bytes of a weight that are compressed at most, and the pieces they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,7 @@ class Layer:
         sparsity: share of zeros, 0 to 1; for a quantized weight, of values equal to the zero point.
         pattern: "dense", "unstructured", "channels", "2:4", "1:4" or "block:4x1".
         bytes: size as stored.
-        packed_bytes: size compressed with gzip; of a model with more than 256 MB of weights, estimated from the first
-            part of each weight.
+        packed_bytes: size compressed with gzip; of a weight with more than 256 KB, estimated from evenly spread pieces.
     """
 
     node: str
@@ -169,14 +169,25 @@ def outputs_first(node: Node, slot: int, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _layer(node: Node, slot: int, stored: NDArray[Any], alive: NDArray[Any], macs: int, share: float) -> Layer:
-    """share: how much of the weight is compressed."""
+    """share: how much of the weight is compressed, at most."""
     table = outputs_first(node, slot, alive)
-    some = np.ascontiguousarray(stored).reshape(-1)[: math.ceil(stored.size * share)].tobytes()
+    some = _pieces(stored, max(math.ceil(stored.size * share), 1))
     packed = len(zlib.compress(some, _LEVEL)) * stored.nbytes // max(len(some), 1)
     return Layer(
         node.label, node.op, tuple(stored.shape), table.shape[1], stored.size, macs, sparsity_patterns.sparsity(table),
         sparsity_patterns.pattern(table), stored.nbytes, min(packed, stored.nbytes),
     )  # fmt: skip
+
+
+def _pieces(stored: NDArray[Any], most: int) -> bytes:
+    """The values of a weight, or evenly spread pieces of a large one with up to `most` values in all."""
+    flat = np.ascontiguousarray(stored).reshape(-1)
+    most = min(most, _SAMPLED // max(flat.itemsize, 1))
+    if flat.size <= most:
+        return flat.tobytes()
+    length = max(most // _PIECES, 1)
+    starts = np.linspace(0, flat.size - length, min(_PIECES, most)).astype(np.int64)
+    return b"".join(flat[start : start + length].tobytes() for start in starts)
 
 
 def lost_zeros(before: Model, after: Model) -> list[str]:

@@ -112,3 +112,12 @@ def test_notes_on_zeros_appear_only_where_there_are_zeros() -> None:
     assert "50.0 %" in text
     gone = "\n".join(sparsity_notes(layers_of(load_model(network(w=OUTPUTS_GONE)), {})))
     assert "whole channels of 1 weights" in gone
+
+
+def test_the_packed_size_of_a_large_weight_is_estimated_from_pieces_of_it() -> None:
+    rng = np.random.default_rng(3)
+    stored = rng.standard_normal((1200, 700)).astype(np.float32)
+    stored[rng.random(stored.shape) < np.linspace(0, 1, 1200)[:, None]] = 0  # more zeros in each row than in the last
+    proto = model("g (float[n, 1200] x) => (float[n, 700] y) { y = MatMul(x, w) }", {"w": stored})
+    (found,) = layers_of(load_model(proto), {})
+    assert found.packed_bytes == pytest.approx(len(zlib.compress(stored.tobytes(), 6)), rel=0.03)
