@@ -124,6 +124,12 @@ class Judge:
         """
         return self._errors((_Candidate(model) for model in candidates), numbers, keep=False)
 
+    def release(self) -> None:
+        """Let go of the reference's session and outputs. Later calls run it again."""
+        self._own = None
+        self._known.clear()
+        self._wanted.close()
+
     def _errors(
         self, candidates: Iterable[_Candidate], numbers: Sequence[int], *, keep: bool = True
     ) -> Iterator[CandidateError]:

@@ -61,6 +61,15 @@ class KeptGlimpses:
         self._values.put(len(self._counts), np.concatenate([kept.picks, kept.bottoms, kept.tops]))
         self._counts.append((kept.sizes, kept.picked, kept.rows))
 
+    def close(self) -> None:
+        """Let go of all glimpses."""
+        self._counts.clear()
+        self._values.close()
+
+    def __bool__(self) -> bool:
+        """Whether there are glimpses."""
+        return bool(self._counts)
+
     def glimpses(self) -> Iterator[Glimpse]:
         """The glimpse of each sample, of the kept tensors alone, in order."""
         for sample, (sizes, picked, rows) in enumerate(self._counts):

@@ -162,7 +162,7 @@ def after_scaling(
         parts = (f"{name}\0{values.tobytes().hex()}" for name, values in sorted(factors.items()))
         key = statistics_cache.key(gathered.key, "scaled", *parts)
     kept, runs = gathered.kept, 0
-    if kept is None:
+    if not kept:
         stored = statistics_cache.load(key) if key else None
         if stored is not None:
             return dict(stored.tensors), 0

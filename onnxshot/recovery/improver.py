@@ -145,7 +145,16 @@ class Improver:
             return ""
         learn, checks = self._learning()
         effort = self.recipe.effort
-        return plan_candidates.repaired(self._judge, teacher, model, plan, learn, checks, effort, self.settings)
+        done = plan_candidates.repaired(self._judge, teacher, model, plan, learn, checks, effort, self.settings)
+        self._judge.release()
+        return done
+
+    def release(self) -> None:
+        """Let go of what only `best` needs: what calibration saw of the samples."""
+        if self.gathered.kept is not None:
+            self.gathered.kept.close()
+        if self.recipe.effort == "fast":  # nothing is repaired, so nothing is compared any more
+            self._judge.release()
 
     def _planned(self, model: Model, recipe: Recipe, evidence: Evidence) -> Plan:
         return make_plan(model, self.target, recipe, evidence, self.trained)

@@ -14,11 +14,11 @@ from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, Sample, split
 from onnxshot.delivery.record import stamp
 from onnxshot.errors import UsageError
-from onnxshot.execution import candidate_race
+from onnxshot.execution.candidate_race import Judge, candidate_of
 from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model, weights
+from onnxshot.graph.copies import copy_of
 from onnxshot.graph.lean_model import LeanModel
-from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import by_label
 from onnxshot.graph.ops import op_of
 from onnxshot.planning.finite_weights import refuse_not_finite
@@ -84,6 +84,7 @@ class Workbench:
         units: the nodes that can be put back to float one by one, in graph order: quantized nodes, and those with a
             weight that is stored in 8 bits.
         samples: calibration samples that candidates are measured on.
+        judge: compares candidates with the reference on them.
         held_out: samples that calibration did not see; all samples where it saw none.
         notes: what a user should know.
     """
@@ -93,6 +94,7 @@ class Workbench:
     final: FinalPlan
     units: tuple[Unit, ...]
     samples: tuple[Sample, ...]
+    judge: Judge
     held_out: Dataset
     notes: tuple[str, ...]
 
@@ -127,37 +129,33 @@ class Workbench:
         return plan if unit.planned.node in there else None
 
     def sqnrs(self, plans: Iterable[Plan]) -> Iterator[float]:
-        """Yield the SQNR in dB of the outputs over `samples` for each plan."""
-        base = self.prepared.model.to_proto()
-        made = (bytes(self._rewritten(base, plan).to_proto().SerializeToString()) for plan in plans)
-        threads = self.prepared.settings.threads
-        found = candidate_race.measure_candidates(self.reference.model, made, self.samples, threads=threads)
-        return (one.total.db for one in found)
+        """Yield the SQNR in dB of the outputs over `samples` for each plan. The reference is run once for all plans."""
+        made = (candidate_of(self._rewritten(plan)) for plan in plans)
+        return (one.total.db for one in self.judge.measure(made, range(len(self.samples))))
 
     def latencies(self) -> dict[str, tuple[float, float]]:
         """Milliseconds of each unit in ONNX Runtime, by pattern: in the float model and in the quantized one.
 
         A unit that ONNX Runtime fuses into another one's kernel has 0.
         """
-        base = self.prepared.model.to_proto()
-        made = self._rewritten(base, self.plan)
+        made = self._rewritten(self.plan)
         finish(made, self.prepared.target, self.recipe)
-        protos = [base, made.to_proto()]
+        protos = [self.prepared.model.to_proto(), made.to_proto()]
         parts, feeds = {u.planned.node: u.made for u in self.units}, [sample.feed for sample in self.samples]
         before, after = kernel_times(protos, parts, feeds, threads=self.prepared.settings.threads)
         return {u.pattern: (before[u.planned.node], after[u.planned.node]) for u in self.units}
 
     def build(self, recipe: Recipe) -> Model:
         """Make the model of a recipe, repaired and stamped with its record."""
-        base, plan = self.prepared.model.to_proto(), self.plan_of(recipe)
-        made = self._rewritten(base, plan)
-        self.final.repair(LeanModel.of(base), made, plan)
+        plan = self.plan_of(recipe)
+        made = self._rewritten(plan)
+        self.final.repair(LeanModel.of(self.prepared.model), made, plan)
         finish(made, self.prepared.target, recipe)
         stamp(made, self.prepared.record(recipe, plan, sampled=True))
         return made
 
-    def _rewritten(self, base: ModelProto, plan: Plan) -> Model:
-        made = load_model(base)
+    def _rewritten(self, plan: Plan) -> Model:
+        made = copy_of(self.prepared.model)
         apply_plan(made, plan, self.prepared.recipe)
         return made
 
@@ -200,7 +198,8 @@ def workbench(
         units = _units(final.prepared.model, final.plan, final.decided, samples[0])
         notes = [*prepared.notes, *given.notes, reference.note, *(gathered.notes if gathered else ()), *final.notes]
         known = tuple(note for note in notes if note)
-        yield Workbench(final.prepared, reference, final, units, samples, data.subset(held_out), known)
+        judge = Judge(reference.model, samples, settings.threads)
+        yield Workbench(final.prepared, reference, final, units, samples, judge, data.subset(held_out), known)
 
 
 def _units(model: Model, plan: Plan, recipe: Recipe, sample: Sample) -> tuple[Unit, ...]:

@@ -85,6 +85,7 @@ def improve_plan(
         timed,
     )  # fmt: skip
     best = improver.best(plan, evidence)
+    improver.release()
     decided = replace(
         recipe, grid=best.gridded, equalize=best.equalized,
         smooth=best.smoothed or (recipe.smooth and None),  # False would also switch off the fixed strength

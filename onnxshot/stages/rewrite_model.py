@@ -75,7 +75,7 @@ def rewrite_model(final: FinalPlan, samples: Samples, timed: Timed = untimed) ->
     graph = report_rows.graph_rows(model, work)
     with timed("rewrite"):
         refused = apply_plan(model, plan, recipe)
-    if prepared.is_small and recipe.effort != "fast":
+    if recipe.effort != "fast":
         with timed("repair"):
             done = final.repair(LeanModel.of(float_model), model, plan)
         notes += [done] if done else []
