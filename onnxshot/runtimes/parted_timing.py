@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxshot import memory
 from onnxshot.graph.lean_model import LeanModel
+from onnxshot.progress import part_steps
 from onnxshot.runtimes.interleaved_timing import time_interleaved
 from onnxshot.runtimes.ort_session import Feed
 from onnxshot.runtimes.part_session import PartSession, Values
@@ -50,6 +51,7 @@ def time_in_parts(
     cut = [first, *(Parts(model, memory.part_bytes(), first.stops) for model in models[1:])]
     ends = [[info.name for info in model.proto.graph.output] for model in models]
     total: list[list[float]] = []
+    step = part_steps()
     with contextlib.ExitStack() as stack:
         spools = [stack.enter_context(Spool()) for _ in models]
         for number in range(len(first)):
@@ -65,6 +67,8 @@ def time_in_parts(
             del works
             memory.release()
             total = _added(total, times)
+            if step is not None:
+                step(number + 1, len(first), len(feeds), len(feeds))
     return total, len(first)
 
 

@@ -13,6 +13,7 @@ from onnxshot import memory
 from onnxshot.calibration.readers import Sample
 from onnxshot.execution.parallel import in_order, split_threads
 from onnxshot.graph.lean_model import LeanModel
+from onnxshot.progress import part_steps
 from onnxshot.runtimes.ort_runtime import is_large
 from onnxshot.runtimes.part_session import PartSession, Values
 from onnxshot.runtimes.parts import Parts
@@ -60,7 +61,8 @@ def in_parts(
     kept: list[tuple[Values, Values]] = [({}, {}) for _ in samples]
     with Spool() as left, Spool() as right, Spool() as waiting:
         walk = _Walk(cut, (left, right), waiting, samples, takes, sums, outputs)
-        for number in range(max(map(len, cut))):
+        step, parts = part_steps(), max(map(len, cut))
+        for number in range(parts):
             here = [n for n in takes if walk.makes(0, number, n) or walk.makes(1, number, takes[n])]
             for turn, names in enumerate(groups(here, shapes)):
                 workers, each = workers_for(names, shapes, len(samples), threads)
@@ -71,6 +73,8 @@ def in_parts(
                     kept[sample][1].update(got)
                     for name, part in own.items():
                         sums[name].join(part)
+                    if step is not None and turn == 0:
+                        step(number + 1, parts, sample + 1, len(samples))
                 del sessions, work
                 memory.release()
             walk.forget(number)

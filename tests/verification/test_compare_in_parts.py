@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,12 @@ def test_a_quantize_run_in_parts_has_all_figures(
     whole = onnxshot.quantize(given, feeds, output=tmp_path / "a.onnx", effort="fast", settings=settings).report
     in_parts()
     monkeypatch.setattr(memory, "budget", lambda: 0)
+    told: dict[str, tuple[int, int]] = {}  # step -> what was told of it last
+    tell = lambda step, done, of: told.update({step.partition(",")[0]: (done, of)})  # noqa: E731
+    settings = replace(settings, progress=tell, use_cache=False)
     report = onnxshot.quantize(given, feeds, output=tmp_path / "b.onnx", effort="fast", settings=settings).report
+    assert {"checking the normalized model", "calibrating", "comparing", "timing"} <= told.keys()
+    assert all(done == of > 2 for done, of in told.values()), told
     assert report.sqnr_db == pytest.approx(whole.sqnr_db, abs=0.1)
     assert report.agreement == whole.agreement
     assert {row.tensor for row in report.worst} == {row.tensor for row in whole.worst}
