@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from onnxshot.graph import Model, edit
+from onnxshot.graph import Constant, Model, Node, edit
 from onnxshot.graph.ops import OPS
 from onnxshot.maths.finite import finite
 from onnxshot.passes.base import Change
@@ -33,7 +33,7 @@ class ApplyRepairs:
     Edits count the layers. Skipped: layers whose corrected values are not finite.
 
     Attributes:
-        repairs: node label -> corrected values.
+        repairs: node label -> corrected values; an Add behind a MatMul has its bias.
     """
 
     repairs: Mapping[str, Learned]
@@ -49,7 +49,7 @@ class ApplyRepairs:
             if not finite(repair.bias, repair.weight):
                 change.skip(node, "its corrected values are not finite")
                 continue
-            slot = OPS[node.op].bias
+            slot = _bias_slot(node)
             if repair.bias is not None and slot is not None:
                 node.inputs[slot] = edit.add_constant(model, node.inputs[slot].name, "corrected", repair.bias)
             if repair.weight is not None:
@@ -60,3 +60,10 @@ class ApplyRepairs:
                 holder.inputs[slot].stored_as = getattr(old, "stored_as", 0)
             change.edits += 1
         return change
+
+
+def _bias_slot(node: Node) -> int | None:
+    """The input that holds the bias; of an Add its constant, which is the bias of a MatMul before it."""
+    if node.op == "Add":
+        return next((slot for slot, tensor in enumerate(node.inputs) if isinstance(tensor, Constant)), None)
+    return OPS[node.op].bias

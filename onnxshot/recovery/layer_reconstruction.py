@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnxshot import memory
 from onnxshot.execution.activation import Activation, Activations
 from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs
-from onnxshot.execution.layer_walk import Walk
+from onnxshot.execution.layer_walk import Walk, reads
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.bias_quantization import bias_safe_scale
 from onnxshot.maths.gptq import round_weights
 
-_BIAS_ROWS, _WEIGHT_ROWS = 320, 8192  # values of each output channel that a layer is repaired on
+_BIAS_ROWS, _WEIGHT_ROWS = 320, 8192  # positions of the output that a layer is repaired on, at most
 _BEFORE, _CORRECTION = "/before_correction", "/correction"
 _BLOCK = 16 << 20  # bytes of a layer's inputs as float32 that are in memory at a time
-_MOST_INPUTS = 8192  # inputs per output: with more, second moments take too much memory, and weights stay as rounded
+_BIAS_SAMPLES, _WEIGHT_SAMPLES = 32, 48  # more were not seen to help
+_ROWS_PER_INPUT, _LEAST_ROWS = 48, 2048  # the second moments of few inputs need fewer rows
+_MOMENT_BYTES = 40  # that rounding takes for each of K * K second moments, and
+_MOMENTS_SHARE = 4  # the share of the budget that it may take; inputs of layers with more are rounded in blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +41,12 @@ class Repair:
     Attributes:
         bias: the new bias, float32; None to keep it.
         weight: the new quantized weight, int8 of the old shape; None to keep it.
+        blocks: in how many blocks of inputs the weight was rounded, each for itself; 1 where all were rounded together.
     """
 
     bias: NDArray[np.float32] | None = None
     weight: NDArray[Any] | None = None
+    blocks: int = 1
 
 
 def reconstruct(
@@ -63,38 +69,92 @@ def reconstruct(
         candidate: the quantized model, the student; it is not changed.
         layers: names of Conv, Gemm and MatMul nodes of both models with int8 weights in the candidate. Those that
             cannot be repaired are left out of the result.
-        feeds: samples to learn from.
+        feeds: samples to learn from; the first 32 for biases, 48 for weights.
         rounding: learn the rounding of weights too, not only biases.
         threads: of the sessions.
         progress: called after each layer.
 
     Returns:
-        Name of the layer -> its repair.
+        Name of the layer -> its repair. The bias that an Add adds to a MatMul is the repair of that Add.
 
     Raises:
         ModelError: a model does not run.
     """
+    feeds = feeds[: _WEIGHT_SAMPLES if rounding else _BIAS_SAMPLES]
     teacher, quantized = LeanModel.of(reference), LeanModel.of(candidate)
-    originals = {node.name: node for node in teacher.proto.graph.node if node.name in layers}
-    makers = {name: node for node in quantized.proto.graph.node for name in node.output}
-    known = [
-        (node, _Layer.of(node, makers, quantized)) for node in quantized.proto.graph.node if node.name in originals
-    ]
-    ready = [(originals[node.name], layer) for node, layer in known if layer is not None]
-    found = {node.name: Repair() for node, _ in ready}
-    learned = [(node, layer) for node, layer in ready if rounding or layer.bias]
+    originals = {node.name: node for node in teacher.proto.graph.node if node.name}
+    graph = _Graph.of(quantized)
+    named = [node for node in quantized.proto.graph.node if node.name in layers and node.name in originals]
+    ready = [(node.name, layer) for node in named if (layer := _Layer.of(node, graph)) is not None]
+    ready = [(name, layer if layer.adds in ("", *originals) else replace(layer, bias="")) for name, layer in ready]
+    found = {name: Repair() for name, _ in ready}
+    learned = [(name, layer) for name, layer in ready if rounding or layer.bias]
     if not learned:
         return found
     student = Walk(_with_corrections(quantized, [layer for _, layer in learned]), feeds, threads)
     activations = Activations(teacher.proto)
-    share = -(-(_WEIGHT_ROWS if rounding else _BIAS_ROWS) // len(feeds))
-    outputs_of = layer_outputs(teacher, learned, feeds, [share] * len(learned), threads)
-    for done, ((node, layer), outputs) in enumerate(zip(learned, outputs_of, strict=True), 1):
-        weight = teacher.array(node.input[1]) if rounding and teacher.holds(node.input[1]) else None
-        found[node.name] = layer.repair(student, outputs, share, weight, activations.after(node.output[0]))
+    shares = {name: -(-layer.rows(rounding=rounding) // len(feeds)) for name, layer in learned}
+    compared = {name: (originals[layer.adds or name], layer) for name, layer in learned if layer.compares}
+    outputs_of = layer_outputs(teacher, list(compared.values()), feeds, [shares[name] for name in compared], threads)
+    for done, (name, layer) in enumerate(learned, 1):
+        outputs = next(outputs_of) if layer.compares else None
+        source = originals[name].input[1]
+        weight = teacher.array(source) if rounding and teacher.holds(source) else None
+        behind = activations.after(originals[layer.adds or name].output[0])
+        repair = layer.repair(student, outputs, shares[name], weight, behind)
+        if layer.adds and repair.bias is not None:
+            found[layer.adds], repair = Repair(repair.bias), replace(repair, bias=None)
+        found[name] = repair
         if progress is not None:
             progress("repairing", done, len(learned))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """A quantized model, and which nodes make and read each tensor."""
+
+    model: LeanModel
+    makers: Mapping[str, NodeProto]
+    readers: Mapping[str, Sequence[NodeProto]]
+
+    @classmethod
+    def of(cls, model: LeanModel) -> _Graph:
+        """Look at the top-level nodes; tensors that are outputs of the model have one reader more."""
+        readers: dict[str, list[NodeProto]] = {info.name: [NodeProto()] for info in model.proto.graph.output}
+        for node in model.proto.graph.node:
+            for name in reads(node):
+                readers.setdefault(name, []).append(node)
+        return cls(model, {name: node for node in model.proto.graph.node for name in node.output}, readers)
+
+    def bias_of(self, node: NodeProto, outputs: int) -> tuple[str, str, str]:
+        """The bias of a layer, the tensor that it is added to, and the Add behind a MatMul that adds it; "" for none.
+
+        A bias is a constant with one float per output.
+        """
+        added = node.input[2] if len(node.input) > 2 else ""
+        if self._is_bias(added, outputs):
+            return added, node.output[0], ""
+        output = node.output[0]
+        for op in ("QuantizeLinear", "DequantizeLinear"):  # between a product and its bias
+            only = self._only_reader(output)
+            output = only.output[0] if only is not None and only.op_type == op else output
+        add = self._only_reader(output) if node.op_type == "MatMul" else None
+        if add is not None and add.op_type == "Add" and add.name:
+            other = add.input[1] if add.input[0] == output else add.input[0]
+            if self._is_bias(other, outputs) and self.model.kind_of(other)[1][-1:] == (outputs,):
+                return other, add.output[0], add.name
+        return "", node.output[0], ""
+
+    def _is_bias(self, name: str, outputs: int) -> bool:
+        if not name or not self.model.holds(name):
+            return False
+        kind, shape = self.model.kind_of(name)
+        return kind == TensorProto.FLOAT and math.prod(shape) == outputs
+
+    def _only_reader(self, name: str) -> NodeProto | None:
+        found = self.readers.get(name, ())
+        return found[0] if len(found) == 1 and found[0].op_type else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +162,9 @@ class _Layer:
     """A layer of the candidate: its form of product, the names of its tensors and constants, and its output channels.
 
     Attributes:
+        output: name of the layer's output, with its bias.
         bias: name of the constant; "" without one of a value per output channel.
+        adds: name of the Add behind a MatMul that adds the bias; else "".
         params: scale and zero point of the input.
     """
 
@@ -112,8 +174,19 @@ class _Layer:
     weight: str
     scale: str
     bias: str
+    adds: str
     outputs: int
+    inputs: int
     params: tuple[NDArray[Any], NDArray[Any]]
+
+    @property
+    def compares(self) -> bool:
+        """Whether outputs of the teacher are needed: for a bias, or to know the sizes of a Conv's output."""
+        return bool(self.bias) or self.form.op == "Conv"
+
+    def rows(self, *, rounding: bool) -> int:
+        """Positions of the output that it is repaired on, over all samples."""
+        return min(_WEIGHT_ROWS, max(_ROWS_PER_INPUT * self.inputs, _LEAST_ROWS)) if rounding else _BIAS_ROWS
 
     @property
     def before(self) -> str:
@@ -126,11 +199,12 @@ class _Layer:
         return self.output + _CORRECTION
 
     @classmethod
-    def of(cls, node: NodeProto, makers: Mapping[str, NodeProto], model: LeanModel) -> _Layer | None:
+    def of(cls, node: NodeProto, graph: _Graph) -> _Layer | None:
         """Describe a node; None where it cannot be repaired."""
+        model = graph.model
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             return None
-        given, stored = (makers.get(name) for name in node.input[:2])
+        given, stored = (graph.makers.get(name) for name in node.input[:2])
         if any(maker is None or maker.op_type != "DequantizeLinear" for maker in (given, stored)):
             return None
         assert given is not None
@@ -145,33 +219,37 @@ class _Layer:
             return None
         form = MatrixForm(node.op_type, attrs)
         table = form.table(np.broadcast_to(np.int8(0), shape))
-        if table.shape[2] > _MOST_INPUTS:
-            return None
-        outputs = table.shape[0] * table.shape[1]
-        bias = node.input[2] if len(node.input) > 2 else ""
-        if bias and (not model.holds(bias) or math.prod(model.kind_of(bias)[1]) != outputs):
-            bias = ""
-        params = tuple(model.array(name) for name in given.input[1:3])
+        outputs, inputs = table.shape[0] * table.shape[1], table.shape[2]
+        bias, output, adds = graph.bias_of(node, outputs)
+        scale, zero_point = (model.array(name) for name in given.input[1:3])
         return cls(
-            form, node.input[0], node.output[0], stored.input[0], stored.input[1], bias, outputs, (params[0], params[1])
+            form,
+            node.input[0],
+            output,
+            stored.input[0],
+            stored.input[1],
+            bias,
+            adds,
+            outputs,
+            inputs,
+            (scale, zero_point),
         )
 
     def repair(
-        self, student: Walk, wanted: LayerOutputs, share: int, weight: NDArray[Any] | None, behind: Activation
+        self, student: Walk, wanted: LayerOutputs | None, share: int, weight: NDArray[Any] | None, behind: Activation
     ) -> Repair:
-        """Learn the repair from the layer's inputs in the student and its outputs in the teacher, and put it there."""
+        """Learn the repair from the layer's inputs in the student and its outputs in the teacher, and put it there.
+
+        wanted: the outputs in the teacher, where they are compared.
+        """
         scale = student.constant(self.scale).astype(np.float64).reshape(-1)
-        rounded = None
+        rounded, blocks = None, 1
         if weight is not None:
-            stored = student.constant(self.weight)
-            integers = self.form.table(stored)  # [G, O, K]
-            scales = np.broadcast_to(scale, self.outputs).reshape(integers.shape[:2])
-            most = int(np.abs(integers).max())  # 7-bit weights are stored as int8 too
-            moments = self._read(student, wanted, share, stored.shape).moments(centred=bool(self.bias))
-            rounded = self.form.stored(round_weights(self.form.table(weight), moments, scales, (-most, most)), stored)
+            sizes = [()] * len(student.values(self.input)) if wanted is None else wanted.sizes
+            rounded, blocks = self._rounded(student, sizes, share, weight, scale)
             student.set(self.weight, rounded)
-        if not self.bias:
-            return Repair(None, rounded)
+        if not self.bias or wanted is None:
+            return Repair(None, rounded, blocks)
         old = student.constant(self.bias)
         given = [self.form.output_rows(y, share, number)[0] for number, y in enumerate(student.values(self.before))]
         got = np.concatenate(given) - old.reshape(-1)
@@ -179,15 +257,38 @@ class _Layer:
         bias = learned.astype(np.float32).reshape(old.shape)
         flat = np.broadcast_to(scale, self.outputs)
         if not np.array_equal(bias_safe_scale(flat, self.params[0], bias.reshape(-1)), flat):
-            return Repair(None, rounded)
+            return Repair(None, rounded, blocks)
         change = student.constant(self.correction)
         student.set(self.correction, (bias - old).reshape(change.shape))
-        return Repair(bias, rounded)
+        return Repair(bias, rounded, blocks)
 
-    def _read(self, student: Walk, wanted: LayerOutputs, share: int, shape: Sequence[int]) -> _Rows:
-        """Read the layer's inputs at the positions of the wanted outputs."""
+    def _rounded(
+        self,
+        student: Walk,
+        sizes: Sequence[tuple[int, ...]],
+        share: int,
+        weight: NDArray[Any],
+        scale: NDArray[np.float64],
+    ) -> tuple[NDArray[Any], int]:
+        """The weight rounded for the layer's inputs in the student, and in how many blocks of inputs."""
+        stored = student.constant(self.weight)
+        integers, floats = self.form.table(stored), self.form.table(weight)  # [G, O, K]
+        scales = np.broadcast_to(scale, self.outputs).reshape(integers.shape[:2])
+        most = int(np.abs(integers).max())  # 7-bit weights are stored as int8 too
+        rows = self._read(student, sizes, share, stored.shape)
+        afford = math.isqrt(memory.budget() // (_MOMENTS_SHARE * _MOMENT_BYTES * len(integers)))
+        blocks = -(-self.inputs // max(afford, 1))
+        found = np.empty_like(integers)
+        for columns in np.array_split(np.arange(self.inputs), blocks):
+            part = slice(int(columns[0]), int(columns[-1]) + 1)
+            moments = rows.moments(part, centred=bool(self.bias))
+            found[:, :, part] = round_weights(floats[:, :, part], moments, scales, (-most, most))
+        return self.form.stored(found, stored), blocks
+
+    def _read(self, student: Walk, sizes: Sequence[tuple[int, ...]], share: int, shape: Sequence[int]) -> _Rows:
+        """Read the layer's inputs at the positions of the wanted outputs, whose spatial sizes are given."""
         scale, zero_point = self.params
-        stored = self.form.read(student.values(self.input), wanted.sizes, share, shape, zero_point.reshape(()))
+        stored = self.form.read(student.values(self.input), sizes, share, shape, zero_point.reshape(()))
         return _Rows(stored, np.float32(scale), np.float32(zero_point))
 
 
@@ -223,20 +324,22 @@ class _Rows:
     scale: np.float32
     zero_point: np.float32
 
-    def moments(self, *, centred: bool) -> NDArray[np.float64]:
-        """Second moments of the values, [G, K, K] in float64, about their means if `centred`, else about zero."""
-        groups, rows, columns = self.stored.shape
-        centre = self.stored.mean(axis=1, keepdims=True, dtype=np.float64) if centred else self.zero_point
+    def moments(self, part: slice, *, centred: bool) -> NDArray[np.float64]:
+        """Second moments of some inputs, [G, K, K] in float64, about their means if `centred`, else about zero."""
+        stored = self.stored[:, :, part]
+        groups, rows, columns = stored.shape
+        centre = stored.mean(axis=1, keepdims=True, dtype=np.float64) if centred else self.zero_point
         total: NDArray[np.float64] = np.zeros((groups, columns, columns))
-        for block in self._blocks():
+        for block in _blocks(stored):
             block -= np.asarray(centre, np.float32)
             total += block.transpose(0, 2, 1) @ block
         total *= float(self.scale) ** 2 / rows
         return total
 
-    def _blocks(self) -> Iterator[NDArray[np.float32]]:
-        """Yield the integers as float32, some rows at a time, in shape [G, n, K]."""
-        groups, rows, columns = self.stored.shape
-        step = max(1, _BLOCK // (4 * groups * columns))
-        for start in range(0, rows, step):
-            yield self.stored[:, start : start + step].astype(np.float32)
+
+def _blocks(stored: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
+    """Yield integers as float32, some rows at a time, in shape [G, n, K]."""
+    groups, rows, columns = stored.shape
+    step = max(1, _BLOCK // (4 * groups * columns))
+    for start in range(0, rows, step):
+        yield stored[:, start : start + step].astype(np.float32)

@@ -174,4 +174,14 @@ def repaired(
     name = list(ways)[best - 1]
     ApplyRepairs(found[name]).run(model)
     edit.remove_unused(model)
-    return f"{name}: {most:.1f} dB before, {others[best - 1]:.1f} dB after, on {seen}"
+    return f"{name}: {most:.1f} dB before, {others[best - 1]:.1f} dB after, on {seen}{_in_blocks(found[name])}"
+
+
+def _in_blocks(repairs: Mapping[str, Repair]) -> str:
+    """Which layers were too wide to be rounded as a whole, in words; empty for none."""
+    wide = [node for node, repair in repairs.items() if repair.blocks > 1]
+    if not wide:
+        return ""
+    named = f"{wide[0]!r}" if len(wide) == 1 else f"{wide[0]!r} and {len(wide) - 1} more"
+    blocks = max(repairs[node].blocks for node in wide)
+    return f"; inputs of {named} were rounded in up to {blocks} blocks: all second moments exceed the memory budget"

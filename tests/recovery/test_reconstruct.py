@@ -265,7 +265,7 @@ def test_a_bias_that_would_not_fit_int32_is_left(monkeypatch: pytest.MonkeyPatch
         assert (repairs[layers[1]].bias is not None) == fits
 
 
-def test_what_cannot_be_repaired_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_repaired_is_left_out() -> None:
     case = network()
     reference, candidate = prepared(case)
     layers = weighted(candidate)
@@ -277,11 +277,26 @@ def test_what_cannot_be_repaired_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     assert repaired(candidate, [layers[1], relu, "nobody"]) == {layers[1]}
     assert repaired(candidate, []) == set()
     assert repaired(reference, layers) == set(), "there is nothing quantized"
-    monkeypatch.setattr(module, "_MOST_INPUTS", 16)
-    large = {n.name for n in candidate.graph.node if n.op_type == "Conv" and n.input[0] != "y"}
-    small = repaired(candidate, layers)
-    sizes = {n.name: int(np.prod(CONSTANTS[n.input[1]].shape[1:])) for n in reference.graph.node if n.op_type == "Conv"}
-    assert small & large == {name for name, size in sizes.items() if size <= 16}
+
+
+def test_a_wide_layer_is_rounded_in_blocks_of_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the budget all inputs of a layer are rounded together; over it, in as few blocks as fit."""
+    case = network()
+    reference, candidate = prepared(case, target="ort-avx2")
+    layers, stored = weighted(candidate), initializers(reference)
+    widths = {n.name: int(np.prod(stored[n.input[1]].shape[1:])) for n in reference.graph.node if n.name in layers}
+    widths[next(n.name for n in reference.graph.node if n.op_type == "Gemm")] = 16
+    groups = {n.name: next((a.i for a in n.attribute if a.name == "group"), 1) for n in reference.graph.node}
+    found = []
+    for afford in (1000, 16):
+        monkeypatch.setattr(module.memory, "budget", lambda afford=afford: 4 * 40 * afford * afford)
+        found.append(reconstruct(reference, candidate, layers, case.feeds[LEARN], rounding=True, threads=1))
+    for name in layers:
+        assert found[0][name].blocks == 1
+        assert found[1][name].blocks == -(-widths[name] // int(16 / groups[name] ** 0.5))
+    assert max(repair.blocks for repair in found[1].values()) > 1
+    after = [sqnr(part(case, OTHER), put(candidate, repairs)[0]) for repairs in found]
+    assert min(after) > sqnr(part(case, OTHER), candidate) + 1
 
 
 @pytest.mark.parametrize("size", [1, 4 * 2 * 5 * 7, 1 << 20])
@@ -294,7 +309,7 @@ def test_what_a_layer_reads_is_summed_block_by_block(monkeypatch: pytest.MonkeyP
     given, scale, zero_point = stored.copy(), np.float32(0.03), np.float32(17)
     rows = module._Rows(stored, scale, zero_point)
     values = float(scale) * (stored.astype(np.float64) - 17)
-    about_mean, about_zero = rows.moments(centred=True), rows.moments(centred=False)
+    about_mean, about_zero = (rows.moments(slice(None), centred=c) for c in (True, False))
     for group, x in enumerate(values):
         small = 1e-5 * np.square(x).mean()
         np.testing.assert_allclose(about_mean[group], np.cov(x.T, bias=True), rtol=1e-5, atol=small)
@@ -366,3 +381,40 @@ def test_constants_of_a_repair_are_new_ones() -> None:
     assert node.input[2] not in before
     assert all((after[name] == before[name]).all() for name in before if name in after)
     assert numpy_helper.to_array(repaired.graph.initializer[0]).size
+
+
+@pytest.mark.parametrize("rounding", [False, True])
+def test_the_bias_that_is_added_to_a_product_is_corrected(rounding: bool) -> None:
+    """The Add behind a MatMul gets the repair; an Add that two tensors or several readers share is left."""
+    text = """g (float[1, 6, 16] x) => (float[1, 6, 8] y) {
+        m = MatMul(x, k) a = Add(m, b) r = Tanh(a) n = MatMul(r, v) s = Add(c, n) y = Tanh(s) }"""
+    rng = np.random.default_rng(2)
+    constants = {
+        "k": weight(16, 24, channel_axis=1), "b": vector(24), "v": weight(24, 8, channel_axis=1),
+        "c": np.asarray(rng.standard_normal((1, 8)), np.float32),
+    }  # fmt: skip
+    given = [{"x": np.abs(feed["x"])} for feed in smooth(80, 1, 6, 16)]  # not around 0, so that errors have a mean
+    case = Case(model(text, constants), given)
+    ready, plan = planned(case, calibrate=True, method="minmax", target="openvino", weight_type="int8")
+    reference = ready.to_proto()
+    InsertQdq(plan).run(ready)
+    edit.remove_unused(ready)
+    candidate = ready.to_proto()
+    layers = [n.name for n in candidate.graph.node if n.op_type == "MatMul"]
+    # Coarse weights: their error moves the means of the outputs.
+    coarse = {n.input[1] for n in candidate.graph.node if n.op_type == "MatMul"}
+    stored = {n.input[0] for n in candidate.graph.node if n.op_type == "DequantizeLinear" and n.output[0] in coarse}
+    for tensor in candidate.graph.initializer:
+        if tensor.name in stored:
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array((values // 32 * 32).astype(np.int8), tensor.name))
+    repairs = reconstruct(reference, candidate, layers, case.feeds[LEARN], rounding=rounding, threads=1)
+    adds = [n.name for n in candidate.graph.node if n.op_type == "Add"]
+    assert set(repairs) == {*layers, *adds}
+    for name, repair in repairs.items():
+        assert (repair.bias is None) == (name in layers)
+        assert (repair.weight is None) == (name in adds or not rounding)
+    repaired, edits = put(candidate, repairs)
+    assert edits == len(repairs)
+    assert structure(repaired) == structure(candidate)
+    assert sqnr(part(case, OTHER), repaired) > sqnr(part(case, OTHER), candidate) + 1
