@@ -16,6 +16,7 @@ from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.report.report import Report
 from onnxshot.report.values import TensorReport
 from onnxshot.runtimes.invalid_model import blames_model
+from onnxshot.runtimes.open_models import OpenModels
 from onnxshot.runtimes.ort_executed import executed
 from onnxshot.settings import Settings, budgeted
 from onnxshot.verification import proof
@@ -68,12 +69,13 @@ def compare(
         report.samples = {"source": data.source, "random": data.random}
         factors = factors_between(reference, candidate)
         report.notes += factors.notes
+        opened = OpenModels((reference, candidate), settings.threads)
         found = compare_outputs(
             reference, candidate, data, tensors=None, threads=settings.threads, scaled=factors.tensors,
-            form=factors.form,
+            form=factors.form, opened=opened,
         )  # fmt: skip
         proof.record_comparison(report, found, random=data.random)
         report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in found.tensors]
         proof.record_execution(report, executed(candidate, sample=data[0].feed, threads=settings.threads))
-        proof.record_latency(report, reference, candidate, data, settings)
+        proof.record_latency(report, reference, candidate, data, settings, opened)
     return report

@@ -17,6 +17,7 @@ from onnxshot.errors import UsageError
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.interleaved_timing import LEAST_ROUNDS, time_interleaved
+from onnxshot.runtimes.open_models import OpenModels
 from onnxshot.runtimes.ort_runtime import CPU, Feed, Runner, is_large, stored_bytes
 from onnxshot.runtimes.parted_timing import time_in_parts
 
@@ -82,6 +83,7 @@ def bench(
     precision: float | None = None,
     clear: float | None = None,
     faster: float | None = None,
+    opened: OpenModels | None = None,
     providers: Sequence[str] = CPU,
 ) -> list[Latency]:
     """Measure the latency of models in ONNX Runtime, in interleaved runs.
@@ -98,6 +100,7 @@ def bench(
         precision: Stop as soon as every ratio is known to this relative precision (see `settled`); None to go on.
         clear: As in `settled`.
         faster: Stop as soon as every other model was so many times as fast as the first in all of 3 or more rounds.
+        opened: Where sessions of files with as many threads are kept.
         providers: Execution providers of ONNX Runtime.
 
     Raises:
@@ -113,7 +116,12 @@ def bench(
         lean = list(map(LeanModel.of, models))
         times, parts = time_in_parts(lean, feeds, rounds, seconds, enough, **how)
         return [replace(row, parts=parts) for row in latencies(paths, times)]
-    runners = [Runner(model, split=False, **how) for model in models]
+    runners = [
+        opened.runner(model)
+        if opened is not None and isinstance(model, Path) and opened.keeps(model) and opened.threads == threads
+        else Runner(model, split=False, **how)
+        for model in models
+    ]
     return latencies(paths, time_interleaved([runner.run for runner in runners], feeds, rounds, seconds, enough))
 
 

@@ -258,7 +258,9 @@ class Alternatives:
             try:
                 settings = replace(self._prepared.settings, progress=None)
                 prepared = prepare_model(self._prepared.source, recipe, settings)
-                other = make_quantized(prepared, Samples(self.made.samples.data, trial=True))
+                if not _plans_any(prepared):
+                    return
+                other = make_quantized(prepared, Samples(self.made.samples.data, trial=True), self.made.reference)
                 report = other.report
                 write(other.model, path)
                 size, given = stored_bytes(path), self.made.report.input_bytes
@@ -283,6 +285,12 @@ class Alternatives:
             "output_sqnr_db": report.output_sqnr_db,
             "level": verdict.level, "reasons": list(verdict.reasons),
         }  # fmt: skip
+
+
+def _plans_any(prepared: Prepared) -> bool:
+    """Whether the plan quantizes anything."""
+    plan = prepared.plan()
+    return bool(plan.stored) or any(node.how not in (FLOAT, "half") for node in plan.nodes)
 
 
 def _quantizes(report: Report) -> bool:

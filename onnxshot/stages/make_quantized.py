@@ -58,8 +58,14 @@ class Quantized:
         return self.final.prepared
 
 
-def make_quantized(prepared: Prepared, samples: Samples) -> Quantized:
+def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | None = None) -> Quantized:
     """Plan, observe, improve and rewrite a prepared model, which is changed in place.
+
+    Args:
+        prepared: the model.
+        samples: what it is calibrated on.
+        reference: what an earlier result from the same source is compared with; None to check the normalized model and
+            find one.
 
     Raises:
         ModelError: normalizing has changed the outputs, or the model does not run on the samples.
@@ -71,7 +77,8 @@ def make_quantized(prepared: Prepared, samples: Samples) -> Quantized:
     report.notes += [*prepared.notes, *samples.notes]
     report.timings["normalize"] = prepared.seconds
 
-    reference = check_normalized(prepared, data, report.timed)
+    if reference is None:
+        reference = check_normalized(prepared, data, report.timed)
     report.notes += [reference.note] if reference is not None and reference.note else []
 
     with report.timed("try LSTMs"):

@@ -28,7 +28,8 @@ def prevent_growth(made: Quantized) -> Quantized:
         return made
     if not prepared.trained:
         in_float = replace(recipe, exclude=("*",))
-        other = make_quantized(prepare_model(prepared.source, in_float, prepared.settings), made.samples)
+        plain = prepare_model(prepared.source, in_float, prepared.settings)
+        other = make_quantized(plain, made.samples, made.reference)
         if stored_size(other.model) < size:
             other.report.notes.append(
                 f"nothing was quantized: the file would take {size} bytes, {size - given} more than the input"

@@ -17,6 +17,7 @@ from onnxshot.planning.make_plan import already_quantized
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.precision16.bfloat16_emulation import emulated_if_bf16, in_float32
 from onnxshot.report.values import TensorReport
+from onnxshot.runtimes.open_models import OpenModels
 from onnxshot.runtimes.ort_executed import executed
 from onnxshot.runtimes.ort_versions import needs
 from onnxshot.stages.alternatives import Alternatives
@@ -108,7 +109,8 @@ class _Proof:
             report.samples |= {"held_out": len(held_out), "source": data.source, "random": data.random}
         judged = Judged(reference.model, held_out)
         with report.timed("verify"):
-            self._measure(reference, float_model, written, runs, held_out)
+            opened = OpenModels([p for p in (reference.model, runs) if isinstance(p, Path)], prepared.settings.threads)
+            self._measure(reference, float_model, written, runs, held_out, opened)
         evidence = made.final.evidence
         report.worst = report_rows.with_histograms(report.worst, made.plan, {} if evidence is None else evidence.stats)
         if not prepared.target.runs_here:
@@ -117,13 +119,14 @@ class _Proof:
             self._prove_in_target(written, judged, how)
             return judged
         with report.timed("bench"):
-            proof.record_latency(report, reference.model, written, held_out, prepared.settings)
+            proof.record_latency(report, reference.model, written, held_out, prepared.settings, opened)
         if prepared.target.everywhere:
             self._prove_everywhere(written, judged)
         return judged
 
     def _measure(
-        self, reference: Reference, float_model: Model, written: Path, runs: Path, held_out: Dataset
+        self, reference: Reference, float_model: Model, written: Path, runs: Path, held_out: Dataset,
+        opened: OpenModels,
     ) -> None:
         """Measure the accuracy of every output and tensor, and what ran in int8.
 
@@ -133,13 +136,14 @@ class _Proof:
             written: the file.
             runs: what ONNX Runtime runs for that file; as a rule the file itself.
             held_out: the samples.
+            opened: where sessions of the files are kept.
         """
         made, report, prepared = self.made, self.made.report, self.made.prepared
         threads, first = prepared.settings.threads, held_out[0]
         reload_check(made.model, written, first.feed, run=runs is written)
         found = compare(
             reference.model, runs, held_out, tensors=list(made.plan.tensors) or None, threads=threads,
-            inside=LeanModel.of(float_model), sizes=prepared.fixed_shapes,
+            inside=LeanModel.of(float_model), sizes=prepared.fixed_shapes, opened=opened,
         )  # fmt: skip
         proof.record_comparison(report, found, random=held_out.random)
         report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, made.plan) for row in found.tensors]
@@ -180,7 +184,7 @@ def _for_onnxruntime_alone(made: Quantized) -> Model:
     prepared = made.prepared
     recipe = replace(prepared.recipe, target=ORT.name, activation_type=None, weight_type=None)
     other = prepare_model(prepared.source, recipe, prepared.settings)
-    return make_quantized(other, Samples(made.samples.data, trial=True)).model
+    return make_quantized(other, Samples(made.samples.data, trial=True), made.reference).model
 
 
 def _refused_methods(plan: Plan) -> list[str]:

@@ -6,17 +6,20 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.comparison.class_scores import Scores, makers_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.errors import CalibrationError, ModelError
-from onnxshot.execution.parallel import in_order, split_threads
+from onnxshot.execution.parallel import in_order, run_concurrently, split_threads
 from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.report.values import GAP_DB
 from onnxshot.runtimes.base import Loaded
+from onnxshot.runtimes.open_models import OpenModels
 from onnxshot.runtimes.ort_runtime import Feed, Runnable, Runner
 from onnxshot.runtimes.spool import Spool
 from onnxshot.verification.compare_tensors import SAMPLES, closest, compare_tensors
@@ -84,6 +87,7 @@ def compare(
     scaled: Mapping[str, Scaled] | None = None,
     form: LeanModel | None = None,
     sizes: FixedShapes = NO_FIXED_SHAPES,
+    opened: OpenModels | None = None,
 ) -> Comparison:
     """Run both models over the samples and measure their differences.
 
@@ -106,6 +110,7 @@ def compare(
         form: The reference after passes that fuse operators. A name may then stand for another value: each tensor is
             compared with both models, and the better SQNR counts.
         sizes: Dimensions that the candidate fixes on purpose. They are no difference of the contract.
+        opened: Where sessions of files are kept, if the models need no edits.
 
     Returns:
         The comparison, with one row per output.
@@ -117,7 +122,7 @@ def compare(
     sides = with_frozen(contract(reference), sizes), contract(candidate)
     workers, threads_each = split_threads(threads, len(samples) if isinstance(samples, Sized) else None)
     start, samples = _first_and_all(samples)
-    setup, float_runner, runner = _loaded(reference, candidate, start, threads_each)
+    setup, float_runner, runner = _loaded(reference, candidate, start, threads_each, opened)
     names = setup.compared(float_runner.outputs, runner.outputs)
     kinds = float_runner.skipped | runner.skipped
     if not names and not kinds:
@@ -177,10 +182,15 @@ def _first_and_all(samples: Iterable[Sample]) -> tuple[Sample, Iterable[Sample]]
 
 
 def _loaded(
-    reference: Runnable, candidate: Runnable, sample: Sample, threads: int
-) -> tuple[ComparisonSetup, Runner, CandidateRunner]:
+    reference: Runnable, candidate: Runnable, sample: Sample, threads: int, opened: OpenModels | None
+) -> tuple[ComparisonSetup, Runner, Runner | CandidateRunner]:
     """The comparison's setup, and both models loaded for it."""
-    setup, other = comparison_setup(reference, sample.feed).load_candidate(candidate, reference, threads)
+    setup = comparison_setup(reference, sample.feed)
+    kept = [model for model in (reference, candidate) if isinstance(model, Path)]
+    if opened is not None and setup.plain and len(kept) == 2 and all(map(opened.keeps, kept)):
+        one, two = run_concurrently(*(partial(opened.runner, model) for model in kept))
+        return setup, one, two
+    setup, other = setup.load_candidate(candidate, reference, threads)
     return setup, Runner(setup.reference, threads=threads, whole=True), other
 
 

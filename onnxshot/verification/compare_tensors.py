@@ -21,6 +21,8 @@ from onnxshot.verification.tensor_walk import Seen, Tensors, groups, in_parts, w
 SAMPLES = 4
 """Most samples that inner tensors are compared on: the first few show where the error comes from."""
 
+_MANY = 2000  # nodes: optimizing more takes longer than it saves in SAMPLES runs
+
 
 def compare_tensors(
     reference: Path | bytes | Model | LeanModel,
@@ -84,8 +86,11 @@ def _runners(
 ) -> tuple[Runner, Runner]:
     """Both models, which give these tensors."""
     wanted, got = list(dict.fromkeys(wanted)), list(dict.fromkeys(got))
+    few = len(judge.proto.graph.node) <= _MANY
     first, second = run_concurrently(
-        lambda: Runner(judge.exposing(wanted), threads=threads, outputs=wanted, whole=True, inner=True),
+        lambda: Runner(
+            judge.exposing(wanted), optimize=few, threads=threads, outputs=wanted, whole=True, inner=True
+        ),
         lambda: Runner(other.exposing(got), optimize=False, threads=threads, outputs=got, whole=True),
     )
     return first, second

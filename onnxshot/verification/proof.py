@@ -21,6 +21,7 @@ from onnxshot.report.report import Report
 from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.runtimes.executed import Execution
 from onnxshot.runtimes.mapped_weights import serialized
+from onnxshot.runtimes.open_models import OpenModels
 from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench
 from onnxshot.runtimes.ort_runtime import Runnable, Runner, is_large
 from onnxshot.runtimes.ort_session import SessionRunner
@@ -88,12 +89,18 @@ def record_execution(report: Report, ran: Execution, floats: Collection[str] = (
         report.notes.append(ran.note)
 
 
-def record_latency(report: Report, source: Path | LeanModel, written: Path, data: Dataset, settings: Settings) -> None:
-    """Time the written file against its source in interleaved runs, and store the result in the report."""
+def record_latency(
+    report: Report, source: Path | LeanModel, written: Path, data: Dataset, settings: Settings,
+    opened: OpenModels | None = None,
+) -> None:  # fmt: skip
+    """Time the written file against its source in interleaved runs, and store the result in the report.
+
+    Sessions of the files that `opened` keeps are used.
+    """
     feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
     before, after = bench(
         [source, written], feeds, threads=settings.threads, seconds=settings.bench_seconds, precision=NOISE,
-        clear=CLEAR,
+        clear=CLEAR, opened=opened,
     )
     report.latency = after.against(before)
     if after.parts > 1:

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,9 @@ from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
+from onnxshot.runtimes import ort_session
+from onnxshot.runtimes.open_models import OpenModels
+from onnxshot.runtimes.ort_bench import bench
 from onnxshot.verification.compare_models import Comparison, compare
 from onnxshot.verification.compare_tensors import SAMPLES, compare_tensors
 from onnxshot.verification.io_contract import contract, difference, reload_check, same_contract
@@ -378,3 +382,38 @@ def test_scalar_outputs_are_compared() -> None:
     found = compare(bytes_of(text.format("x")), bytes_of(half, w=np.float32(0.5)), samples())
     expected = max(abs(float(s.feed["x"].mean())) for s in samples()) / 2
     assert found.outputs[0].max_abs_error == pytest.approx(expected, rel=1e-4)
+
+
+# ---------------------------------------------------------------------- sessions
+
+
+def test_a_file_is_opened_once_for_its_comparison_and_its_timing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    session = ort_session.session
+
+    def counted(model: Path | bytes, **how: Any) -> Any:
+        if isinstance(model, Path):
+            opened.append(model)
+        return session(model, **how)
+
+    monkeypatch.setattr(ort_session, "session", counted)
+    one, other = tmp_path / "one.onnx", tmp_path / "other.onnx"
+    for path, model in zip((one, other), nets(0.1), strict=True):
+        path.write_bytes(model)
+    kept = OpenModels((one, other), 2)
+    found = compare(one, other, samples(6), tensors=["b"], opened=kept)
+    rows = bench([one, other], [samples(1)[0].feed], rounds=3, opened=kept)
+    assert sorted(opened) == [one, other]
+    assert rows[1].rounds == 3
+    assert found.sqnr_db == pytest.approx(compare(one, other, samples(6)).sqnr_db, abs=1e-6)
+
+
+def test_sessions_of_large_files_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "one.onnx"
+    path.write_bytes(nets(0.1)[0])
+    assert OpenModels([path], 1).keeps(path)
+    monkeypatch.setattr(memory, "held_bytes", lambda: 0)
+    assert not OpenModels([path], 1).keeps(path)
+    assert not OpenModels([tmp_path / "missing.onnx"], 1).keeps(tmp_path / "missing.onnx")
