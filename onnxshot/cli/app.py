@@ -130,7 +130,7 @@ def main() -> None:
             sys.exit(streams.BROKEN_PIPE)
         raise
     except KeyboardInterrupt:
-        _fail("interrupted; nothing is half written", _INTERRUPTED)
+        _fail(f"interrupted; nothing is half written{_kept()}", _INTERRUPTED)
     except Stopped as stopped:
         _fail(str(stopped), stopped.exit_code)
     except Exception as error:
@@ -150,6 +150,12 @@ def main() -> None:
         if isinstance(error, MemoryError):
             _fail("there is not enough memory (try fewer threads, or a smaller batch)", UsageError.exit_code)
         _fail(f"internal error: {type(error).__name__}: {error}; ONNXSHOT_DEBUG=1 shows where", 1)
+
+
+def _kept() -> str:
+    """What an interrupted command leaves for the next run, as the end of a sentence."""
+    journal = sys.modules.get("onnxshot.execution.calibration_journal")  # else nothing was calibrated
+    return ", and the next run goes on with what was calibrated" if journal is not None and journal.goes_on() else ""
 
 
 def _printable(message: str) -> str:

@@ -37,6 +37,7 @@ _HOME = "unfinished"
 _KEY = re.compile(r"[0-9a-f]{64}")
 _OWN = re.compile(r"pass\.json|\d{1,9}\.(\d{1,9}\.seen|crossing)")
 _MOST_HEAD = 64 << 20  # bytes of the list of arrays in a file
+_kept: set[Path] = set()  # folders of passes of this process that have not ended
 _END = struct.Struct("<IQ")  # the end of a file: a checksum of all before it, and the length of that list
 
 
@@ -60,7 +61,13 @@ class Journal:
 
     def remove(self) -> None:
         """Remove all files, as the pass has ended."""
+        _kept.discard(self.place)
         _remove(self.place)
+
+
+def goes_on() -> bool:
+    """Whether this process keeps something of a pass that it has not ended."""
+    return bool(_kept)
 
 
 def open_journal(key: str, limit: int) -> Journal | None:
@@ -140,6 +147,7 @@ class Chunk:
             room = MOST_BYTES - _size(self.journal.place) + older
             room = min(room, shutil.disk_usage(self.journal.place).free // 2)
             _write(path, lambda file: _write_arrays(file, keys, spool, {**head, "samples": self.samples}, room))
+            _kept.add(self.journal.place)
 
     def _load(self, name: str, spool: Spool) -> dict[str, Any] | None:
         put: list[Hashable] = []

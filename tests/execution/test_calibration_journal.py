@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from handmade.core import model, weight
 import onnxshot
 from onnxshot import memory
 from onnxshot.calibration.readers import Sample
+from onnxshot.cli import app as cli
 from onnxshot.execution import calibration_journal, statistics_cache
 from onnxshot.execution.calibration_journal import Journal, open_journal
 from onnxshot.execution.collect import Collected, collect
@@ -63,6 +65,7 @@ def samples(n: int) -> list[Sample]:
 def _in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "part_bytes", lambda: 4 * WIDTH * WIDTH)
     monkeypatch.setenv("ONNXSHOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(calibration_journal, "_kept", set())
 
 
 @pytest.fixture
@@ -282,6 +285,37 @@ how = {"effort": "fast", "include": ("MatMul",), "settings": settings}
 made = onnxshot.quantize("net.onnx", "calib.npz", output=sys.argv[2], **how)
 print("\\n".join(made.report.notes))
 """
+
+
+def test_ctrl_c_says_that_the_next_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(proto(), str(tmp_path / "net.onnx"))
+    np.savez(tmp_path / "calib.npz", x=np.stack([s.feed["x"][:3] for s in samples(8)]))
+    monkeypatch.chdir(tmp_path)
+    words = ["calibrate", "net.onnx", "--calib", "calib.npz", "--include", "MatMul", "-o", "s.npz", "--json"]
+    monkeypatch.setattr(sys, "argv", ["onnxshot", *words])
+    run, left = SessionRunner.run, [0]
+
+    def interrupted(self: SessionRunner, feed: Any, outputs: Sequence[str] | None = None) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return run(self, feed, outputs)
+
+    monkeypatch.setattr(SessionRunner, "run", interrupted)
+    for runs, said in ((3, ""), (10, ", and the next run goes on with what was calibrated")):
+        left[0] = runs
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 130
+        assert capsys.readouterr().err == f"error: interrupted; nothing is half written{said}\n"
+    left[0] = 0
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert left[0] == -(LAYERS - 1) * 6  # six samples are not held out
+    assert not calibration_journal.goes_on()
 
 
 @pytest.mark.slow
