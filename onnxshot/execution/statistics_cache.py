@@ -18,7 +18,7 @@ from onnxshot.files.cache_folder import folder
 from onnxshot.files.temporary_folders import clear as clear_part
 from onnxshot.files.temporary_folders import clear_dead
 from onnxshot.graph import Model
-from onnxshot.graph.weight_pieces import row_blocks
+from onnxshot.graph.weight_facts import facts_of
 
 MAX_BYTES = 256 << 20
 """Largest size of the cache folder, in bytes."""
@@ -32,9 +32,8 @@ def model_hash(model: Model) -> str:
     digest.update(proto.SerializeToString(deterministic=True))
     for name in sorted(lifted):
         digest.update(name.encode() + b"\0")
-        for _, block in row_blocks(lifted[name]):
-            # As bytes: Python has no buffer type for bfloat16 and float8.
-            digest.update(np.ascontiguousarray(block).view(np.uint8).data)
+        # As bytes: Python has no buffer type for bfloat16 and float8.
+        facts_of(lifted[name], lambda block: digest.update(np.ascontiguousarray(block).view(np.uint8).data))
     return digest.hexdigest()
 
 

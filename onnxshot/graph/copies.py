@@ -7,8 +7,10 @@ from typing import Any
 
 from onnx import ModelProto, ValueInfoProto
 
+from onnxshot.graph.collection import collector_paused
 from onnxshot.graph.ir import Constant, EmptyList, Graph, Node, Tensor, Variable
 from onnxshot.graph.model import Model
+from onnxshot.graph.renamed import Renamed
 
 _RECORDED = ("stored_as", "made_by", "made_at")  # attributes that passes set on constants
 
@@ -22,9 +24,10 @@ def copy_of(model: Model) -> Model:
     copy.__dict__.update(model.__dict__)
     copy.envelope = ModelProto()
     copy.envelope.CopyFrom(model.envelope)
-    copy.notes, copy.renamed, copy.original_ops = list(model.notes), dict(model.renamed), dict(model.original_ops)
+    copy.notes, copy.renamed, copy.original_ops = list(model.notes), Renamed(model.renamed), dict(model.original_ops)
     copier = _Copier({}, [])
-    copy.graph, copy.known_graphs = copier.graph(model.graph), copier.graphs
+    with collector_paused():
+        copy.graph, copy.known_graphs = copier.graph(model.graph), copier.graphs
     copy.take_names(_names(copy))
     return copy
 

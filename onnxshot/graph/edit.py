@@ -150,7 +150,7 @@ def absorb(model: Model, maker: Node, node: Node) -> None:
     records the removed name in `renamed`, so that a name pattern of the user still finds the layer.
     """
     between, out = maker.outputs[0].name, node.outputs[0]
-    model.renamed |= {old: out.name for old, now in model.renamed.items() if now == between} | {between: out.name}
+    model.renamed.follow([between], out.name)
     remove(model, [node])
     maker.outputs[0] = out
 
@@ -176,6 +176,7 @@ def remove(model: Model, nodes: Sequence[Node]) -> None:
             graph.nodes[:] = [n for n in graph.nodes if n not in gone]
         elif nodes and nodes[0] in graph.nodes:
             graph.nodes.remove(nodes[0])  # passes mostly remove one node: much faster than a new list
+            break
     for node in gone:
         _cut(node)
         node.outputs.clear()

@@ -148,11 +148,8 @@ class Importer:
             if name:
                 scope[name] = tensor
         node = Node(proto.op_type, proto.name, attrs, inputs, outputs, proto.domain or None)
-        extra = NodeProto(doc_string=proto.doc_string or None, overload=proto.overload or None)
-        extra.metadata_props.extend(proto.metadata_props)
-        if hasattr(proto, "device_configurations"):
-            extra.device_configurations.extend(proto.device_configurations)
-        node.extra = extra
+        if proto.doc_string or proto.overload or proto.metadata_props or getattr(proto, "device_configurations", None):
+            node.extra = _extra(proto)
         return node
 
     def _inlined(self, attr: AttributeProto) -> AttributeProto:
@@ -161,6 +158,14 @@ class Importer:
         inlined = AttributeProto(name=attr.name, type=attr.type, doc_string=attr.doc_string)
         inlined.t.CopyFrom(weights.to_proto(Constant(attr.t.name, values)))
         return inlined
+
+
+def _extra(proto: NodeProto) -> NodeProto:
+    extra = NodeProto(doc_string=proto.doc_string or None, overload=proto.overload or None)
+    extra.metadata_props.extend(proto.metadata_props)
+    if hasattr(proto, "device_configurations"):
+        extra.device_configurations.extend(proto.device_configurations)
+    return extra
 
 
 def in_order(graph: GraphProto) -> list[NodeProto]:

@@ -14,9 +14,11 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from onnxshot.errors import ModelError
 from onnxshot.graph import weights
+from onnxshot.graph.collection import collector_paused
 from onnxshot.graph.from_proto import Importer, own_names
 from onnxshot.graph.ir import Constant, Graph, Node, Tensor
 from onnxshot.graph.own_file import OwnFile
+from onnxshot.graph.renamed import Renamed
 from onnxshot.graph.to_proto import Store, export_graph
 
 MOST_BYTES = (1 << 31) - (1 << 24)
@@ -68,7 +70,7 @@ class Model:
         self.external_data = False
         self.data_files: tuple[Path, ...] = ()
         self.notes: list[str] = []
-        self.renamed: dict[str, str] = {}
+        self.renamed = Renamed()
         self.tied: frozenset[str] = frozenset()
         self.stated = frozenset(info.name for info in proto.graph.value_info)
         self.original_ops: dict[str, str] = {}
@@ -90,7 +92,8 @@ class Model:
         # Collect all names first: a weight that moves out of a subgraph must not get the name of a later tensor.
         self.take_names(own_names(proto.graph))
         importer = Importer(self._folder, self.opset, self.fresh, lifted, own=self._own)
-        self.graph, self.known_graphs = importer.graph(proto.graph), importer.graphs
+        with collector_paused():
+            self.graph, self.known_graphs = importer.graph(proto.graph), importer.graphs
         self.external_data |= importer.external_data
 
     # ------------------------------------------------------------------ facts

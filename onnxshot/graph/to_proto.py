@@ -44,7 +44,8 @@ def _export_node(proto: NodeProto, node: Node, held: dict[int, Constant]) -> Non
         proto.name = node.name
     if node.domain:
         proto.domain = node.domain
-    proto.MergeFrom(getattr(node, "extra", NodeProto()))
+    if node.extra is not Node.extra:
+        proto.MergeFrom(node.extra)
     proto.input.extend(t.name for t in node.inputs)
     proto.output.extend(t.name for t in node.outputs)
     for key, value in node.attrs.items():

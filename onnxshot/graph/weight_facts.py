@@ -6,6 +6,7 @@ The values of a lazy weight never change, so that it is read once, a block of ro
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,18 +35,31 @@ class WeightFacts:
     size: int
 
 
-def facts_of(constant: gs.Constant) -> WeightFacts:
-    """Return the facts about a constant of numbers; strings have none."""
+def facts_of(constant: gs.Constant, also: Callable[[NDArray[Any]], object] | None = None) -> WeightFacts:
+    """Return the facts about a constant of numbers; strings have none.
+
+    Args:
+        constant: the constant.
+        also: called with every block of rows, in order, so that a caller who reads all values reads them once.
+    """
     values = constant._values
+    if isinstance(values, ComputedValues) and values.widened is not None and also is None:
+        return facts_of(values.widened)  # a wider type changes neither
     lazy = isinstance(values, StoredValues | ComputedValues)
     known = getattr(values, "facts", None) if lazy else None
-    if known is None:
-        parts = [_facts(block) for _, block in row_blocks(constant)]
-        known = WeightFacts(all(p[0] for p in parts), sum(p[1] for p in parts), math.prod(constant.shape))
-        if lazy:
-            values.facts = known
-    assert isinstance(known, WeightFacts)
-    return known
+    if known is not None and also is None:
+        assert isinstance(known, WeightFacts)
+        return known
+    finite, zeros = True, 0
+    for _, block in row_blocks(constant):
+        part = _facts(block)
+        finite, zeros = finite and part[0], zeros + part[1]
+        if also is not None:
+            also(block)
+    found = WeightFacts(finite, zeros, math.prod(constant.shape))
+    if lazy:
+        values.facts = found
+    return found
 
 
 def _facts(values: NDArray[Any]) -> tuple[bool, int]:
@@ -54,6 +68,8 @@ def _facts(values: NDArray[Any]) -> tuple[bool, int]:
     if exponent is not None:  # numpy counts and compares 16-bit floats one by one
         bits = np.ascontiguousarray(values).view(np.uint16)
         return not bool(((bits & exponent) == exponent).any()), bits.size - int(np.count_nonzero(bits & 0x7FFF))
+    if values.dtype.kind not in "biufc":
+        values = values.astype(np.float32)  # int4, float8 and the like
     zeros = values.size - int(np.count_nonzero(values))
     if values.dtype.kind in "biu" or not values.size:
         return True, zeros

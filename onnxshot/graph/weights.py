@@ -32,6 +32,7 @@ PIECE = 1 << 24
 """Bytes that are copied at a time."""
 
 _KEPT = 256  # bytes of values in memory that are decoded once: limits of Clips, axes, shapes
+_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 PACKED = {  # bits per element of the types that ONNX packs, several elements to a byte
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,
@@ -70,8 +71,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         self.elem_type = proto.data_type
         self.folder = folder
         self.own = own if own is not None and _entries(proto).get("location") == own.name else None
-        self._check()
-        self.nbytes = 0 if proto.data_type == TensorProto.STRING else stored_bytes(proto.data_type, tuple(proto.dims))
+        self.nbytes = self._check()
         self._kept: NDArray[Any] | None = None
 
     @property
@@ -94,10 +94,11 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         """Whether the values are in a file, external data or the .onnx file itself, and not in memory."""
         return bool(self.tensor.data_location == TensorProto.EXTERNAL)
 
-    def _check(self) -> None:
+    def _check(self) -> int:
+        """Refuse contradictions; return the size in bytes, 0 for strings."""
         proto = self.tensor
         where = f"tensor {proto.name!r}"
-        if proto.data_type not in TensorProto.DataType.values() or proto.data_type == TensorProto.UNDEFINED:
+        if proto.data_type not in _TYPES:
             raise ModelError(f"{where}: unknown data type {proto.data_type}")
         if any(d < 0 for d in proto.dims):
             raise ModelError(f"{where}: negative dimension in {list(proto.dims)}")
@@ -110,7 +111,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
                 raise ModelError(f"{where}: strings are stored as bytes or outside the model, which ONNX forbids")
             if len(proto.string_data) != math.prod(proto.dims):
                 raise ModelError(f"{where}: {len(proto.string_data)} strings stored for shape {list(proto.dims)}")
-            return
+            return 0
         expected = stored_bytes(proto.data_type, tuple(proto.dims))
         if self.mapped:
             _, _, length = self.place()
@@ -132,6 +133,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
                 needed = expected  # one entry per byte
             if stored != needed:
                 raise ModelError(f"{where}: shape {list(proto.dims)} needs {needed} values, {stored} are stored")
+        return expected
 
     @property
     def data_folder(self) -> Path | None:
@@ -257,11 +259,12 @@ class ComputedValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no
         compute: computes the values.
         rows: computes the rows `start` to `stop` along the first axis alone, equal to those of `compute`. None where
             they take all of it.
+        widened: the constant of a narrower type that holds the same numbers, if there is one.
     """
 
     def __init__(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], compute: Callable[[], NDArray[Any]],
-        rows: Callable[[int, int], NDArray[Any]] | None = None,
+        rows: Callable[[int, int], NDArray[Any]] | None = None, widened: gs.Constant | None = None,
     ) -> None:  # fmt: skip
         self.shape = list(shape)
         self.dtype = np.dtype(dtype)
@@ -269,6 +272,7 @@ class ComputedValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no
         self.nbytes = stored_bytes(self.elem_type, shape)
         self._compute = compute
         self._rows = rows
+        self.widened = widened
 
     @property
     def reads_rows(self) -> bool:

@@ -218,8 +218,7 @@ class _Versions:
         self.found[self.made] = now = self._named(self.made)
         self.maker.outputs[self.place] = now
         gone = {t.name for t in self.group.tensors if self.layouts[id(t)] != self.made and t not in self.group.promised}
-        self.model.renamed |= {old: now.name for old, name in self.model.renamed.items() if name in gone}
-        self.model.renamed |= dict.fromkeys(gone, now.name)
+        self.model.renamed.follow(sorted(gone), now.name)
 
     def get(self, layout: int) -> Tensor:
         """The tensor in this layout; adds a Transpose when it is first needed."""

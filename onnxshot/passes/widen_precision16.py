@@ -200,7 +200,7 @@ def _widen_constant(constant: Constant) -> None:
 
     large, shape = 2 * weights.size_bytes(constant) > _LAZY_BYTES, tuple(constant.shape)
     some = wide_rows if reads_rows(source) else None
-    lazy = weights.ComputedValues(shape, np.dtype(np.float32), wide, some)
+    lazy = weights.ComputedValues(shape, np.dtype(np.float32), wide, some, source)
     constant._values = lazy if large else wide().reshape(shape)
     constant.stored_as = kind
 

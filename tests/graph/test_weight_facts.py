@@ -7,8 +7,12 @@ import pytest
 from onnxshot.graph import Constant, weight_pieces, weights
 from onnxshot.graph.weight_facts import facts_of
 
+TYPES = [
+    np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int8, ml_dtypes.int4, ml_dtypes.float8_e4m3fn,
+]  # fmt: skip
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int8, ml_dtypes.int4])
+
+@pytest.mark.parametrize("dtype", TYPES)
 def test_zeros_are_counted(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_pieces, "BLOCK", 8)
     values = np.array([[0, 1, -2, -0.0], [3, 0, 0, 4], [5, 6, 7, -0.0]]).astype(dtype)
@@ -31,6 +35,24 @@ def test_the_largest_and_smallest_values_of_a_type_are_finite() -> None:
         info = ml_dtypes.finfo(dtype)
         facts = facts_of(Constant("w", np.array([info.max, info.min, info.smallest_subnormal], dtype)))
         assert (facts.finite, facts.zeros) == (True, 0)
+
+
+def test_a_widened_weight_is_not_widened_to_count_its_zeros() -> None:
+    def refuse() -> np.ndarray:
+        raise AssertionError
+
+    narrow = Constant("w", np.array([0, 1, np.inf], np.float16))
+    wide = Constant("w", weights.ComputedValues((3,), np.dtype(np.float32), refuse, widened=narrow))
+    assert facts_of(wide) == facts_of(narrow)
+    assert not facts_of(wide).finite
+
+
+def test_a_reader_of_all_blocks_gets_them_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_pieces, "BLOCK", 8)
+    seen: list[np.ndarray] = []
+    values = np.arange(24, dtype=np.float32).reshape(6, 4)
+    assert facts_of(Constant("w", values), seen.append).zeros == 1
+    np.testing.assert_array_equal(np.concatenate(seen), values)
 
 
 def test_lazy_values_are_read_once() -> None:
