@@ -5,13 +5,16 @@ The error of a layer is tr((W - W*) H (W - W*)^T), where H holds the damped seco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
+from onnxshot.maths.pruning_masks import Mask, Pattern, histogram, lowest_in_each, lowest_scores
 
 Floats = NDArray[np.float32]
 
+_AT_ONCE = 64 << 20  # bytes of a weight; the fit holds some ten arrays of the size that is fitted at once
 _PANEL = 64  # columns pruned before the columns behind them are updated: SparseGPT, section 3.4 (there 128)
 _STEPS = 60  # iterations of conjugate gradients, at most
 _SMALL = 1e-5  # of the first residual: the iteration has converged
@@ -58,12 +61,26 @@ def prune_and_refit(target: Floats, moments: Floats, pattern: Pattern, count: in
     """
     if not count:
         return refit(target, moments, fixed) if fixed.any() else target
-    gone, start = prune(target, inverse_factor(moments), pattern, count, fixed)
-    found = refit(target, moments, gone, start)
-    smallest = _lowest(np.where(fixed, np.float32(-np.inf), np.square(target)), pattern, count) | fixed
-    if error(np.where(smallest, np.float32(0), target), target, moments) < error(found, target, moments):
-        return refit(target, moments, smallest)
+    gone, found = prune(target, inverse_factor(moments), pattern, count, fixed)
+    chunks = outputs_at_once(target)
+    for chunk in chunks:
+        part, lost = target[:, chunk], gone[:, chunk]
+        found[:, chunk] = refit(part, moments, lost, found[:, chunk])
+        fewest = count if len(chunks) == 1 else int(lost.sum())
+        sizes = np.where(fixed[:, chunk], np.float32(-np.inf), np.square(part))
+        smallest = _lowest(sizes, pattern, fewest) | fixed[:, chunk]
+        if error(np.where(smallest, np.float32(0), part), part, moments) < error(found[:, chunk], part, moments):
+            found[:, chunk] = refit(part, moments, smallest)
     return found
+
+
+def outputs_at_once(weight: Floats) -> list[slice]:
+    """Ranges of the outputs of a weight [G, O, K] that are refitted at once: one, unless its copies are too large."""
+    groups, outputs, inputs = weight.shape
+    size = max(_AT_ONCE // (4 * inputs), 1)
+    if weight.nbytes <= _AT_ONCE or groups > 1:
+        size = outputs
+    return [slice(start, min(start + size, outputs)) for start in range(0, outputs, size)]
 
 
 def prune(
@@ -98,14 +115,14 @@ def prune(
     left = weight.astype(np.float32)
     fixed = np.zeros(weight.shape, bool) if fixed is None else fixed
     whole = np.sqrt(np.einsum("gjk,gjk->gk", factor, factor))  # square roots of the diagonal of H^-1
-    first = _lowest(_scores(left, whole, fixed), pattern, count)
     gone = np.zeros(weight.shape, bool)
     panel = max(_PANEL - _PANEL % pattern.width, pattern.width)
-    for start in range(0, columns, panel):
-        end = min(start + panel, columns)
-        here = slice(start, end)
+    panels = [slice(start, min(start + panel, columns)) for start in range(0, columns, panel)]
+    counts = _counts(left, whole, fixed, pattern, count, panels)
+    for here, few in zip(panels, counts, strict=True):
+        start, end = here.start, here.stop
         part = _scores(left[:, :, here], diagonal[:, here], fixed[:, :, here])
-        gone[:, :, here] = _lowest(part, pattern, int(first[:, :, here].sum())) | fixed[:, :, here]
+        gone[:, :, here] = _lowest(part, pattern, few) | fixed[:, :, here]
         # Transposed, so that each step below reads contiguous memory instead of one value per cache line.
         turned = np.ascontiguousarray(left[:, :, here].transpose(0, 2, 1))
         going = np.ascontiguousarray(gone[:, :, here].transpose(0, 2, 1))
@@ -117,7 +134,22 @@ def prune(
         left[:, :, here] = turned.transpose(0, 2, 1)
         errors = np.ascontiguousarray(errors.transpose(0, 2, 1))
         left[:, :, end:] -= errors @ factor[:, here, end:]
-    return gone, np.where(gone, np.float32(0), left)
+    left[gone] = 0
+    return gone, left
+
+
+def _counts(
+    weight: Floats, diagonal: Floats, fixed: Mask, pattern: Pattern, count: int, panels: Sequence[slice]
+) -> list[int]:
+    """How many weights each panel of columns loses, by the scores of the whole layer before any weight is pruned.
+
+    Of large layers, scores are compared to 8 bits of mantissa, so that those of a panel need not be kept.
+    """
+    if weight.nbytes > _AT_ONCE and pattern.width * pattern.rows == 1:
+        parts = (_scores(weight[:, :, here], diagonal[:, here], fixed[:, :, here]) for here in panels)
+        return lowest_in_each([histogram(np.maximum(part, 0)) for part in parts], count)
+    first = _lowest(_scores(weight, diagonal, fixed), pattern, count)
+    return [int(first[:, :, here].sum()) for here in panels]
 
 
 def _lowest(scores: Floats, pattern: Pattern, count: int) -> Mask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +117,40 @@ def lowest_scores_of_many(scores: Floats, count: int) -> Mask:
     equal = np.flatnonzero(scores == limit)[: count - int(gone.sum())]
     gone.reshape(-1)[equal] = True
     return gone
+
+
+def histogram(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Count non-negative scores by their upper 16 bits, which sort as the scores do.
+
+    Args:
+        scores: float32 of any shape.
+
+    Returns:
+        int64 [32768].
+    """
+    return np.bincount(np.ascontiguousarray(scores).view(np.uint32).reshape(-1) >> 16, minlength=1 << 15)[: 1 << 15]
+
+
+def lowest_in_each(histograms: Sequence[NDArray[np.int64]], count: int) -> list[int]:
+    """Count how many of the `count` lowest scores are in each part. Ties go to earlier parts.
+
+    Args:
+        histograms: the `histogram` of each part.
+        count: how many scores are selected in all parts together.
+
+    Example:
+        >>> parts = [np.array([1.0, 2.0], np.float32), np.array([0.5, 8.0], np.float32)]
+        >>> lowest_in_each([histogram(part) for part in parts], 2)
+        [1, 1]
+    """
+    below = np.cumsum(np.sum(histograms, axis=0))
+    bin_ = int(np.searchsorted(below, count))  # the bin of the last of them
+    found = [int(one[:bin_].sum()) for one in histograms]
+    left = count - sum(found)
+    for i, one in enumerate(histograms):
+        more = min(left, int(one[bin_]) if bin_ < len(one) else 0)
+        found[i], left = found[i] + more, left - more
+    return found
 
 
 def _lowest_of_groups(scores: Floats, pattern: Pattern) -> Mask:

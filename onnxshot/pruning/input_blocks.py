@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot import memory
-from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
+from onnxshot.maths.pruning_masks import Mask, Pattern, histogram, lowest_in_each, lowest_scores
 
 MOST = 8192
 """Most inputs of a layer that is fitted at once, at any budget: the work grows with their cube."""
@@ -82,21 +82,4 @@ def counts_of(
         whole[fixed] = -np.inf
         gone = lowest_scores(whole.reshape(-1, weight.shape[2]), pattern, count).reshape(weight.shape)
         return [int(gone[:, :, block].sum()) for block in blocks]
-    return _lowest_in([_by_size(scores(block)) for block in blocks], count)
-
-
-def _by_size(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Histogram of non-negative scores over their upper 16 bits [32768]; these bits sort as the scores do."""
-    return np.bincount(np.ascontiguousarray(scores).view(np.uint32).reshape(-1) >> 16, minlength=1 << 15)[: 1 << 15]
-
-
-def _lowest_in(counted: Sequence[NDArray[np.int64]], count: int) -> list[int]:
-    """How many of the `count` lowest scores are in each block. counted: histogram of each block."""
-    below = np.cumsum(np.sum(counted, axis=0))
-    bin_ = int(np.searchsorted(below, count))  # the bin of the last of them
-    found = [int(one[:bin_].sum()) for one in counted]
-    left = count - sum(found)
-    for i, one in enumerate(counted):
-        more = min(left, int(one[bin_]) if bin_ < len(one) else 0)
-        found[i], left = found[i] + more, left - more
-    return found
+    return lowest_in_each([histogram(scores(block)) for block in blocks], count)

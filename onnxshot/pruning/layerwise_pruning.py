@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxshot import memory
 from onnxshot.execution.activation import Activation, Activations
 from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs, product
 from onnxshot.execution.layer_walk import Walk
 from onnxshot.graph.lean_model import LeanModel
-from onnxshot.maths import optimal_brain_surgeon
+from onnxshot.maths import optimal_brain_surgeon as obs
 from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.pruning_masks import Mask, Pattern, lowest_scores
 from onnxshot.maths.ridge_regression import Moments, ridge
@@ -28,7 +27,7 @@ from onnxshot.pruning.strength_trial import Strength, best_strength
 
 ROWS = 8192
 """Output positions of a layer, over all samples, that it is pruned on."""
-_ROW_BYTES = 160 << 20  # bytes of the inputs at these positions, at most; and a part's bytes
+_ROW_BYTES, _OUTPUT_BYTES = 160 << 20, 320 << 20  # bytes of inputs and outputs at these positions, at most
 _ROWS_PER_INPUT, _LEAST_ROWS = 24, 1024  # layers with few inputs need fewer positions
 _FEW_DAMPING = 1.0  # with too few samples to compare strengths
 _FOLD, _LEAST_SAMPLES = 4, 8  # every 4th sample is held out to compare strengths; needs 8 samples
@@ -161,7 +160,7 @@ def prune_layers(
 def positions_per_sample(layer: PrunableLayer, samples: int, most: int) -> int:
     """Output positions to use of every sample, for at most `most` rows over all samples."""
     rows = min(most, max(_ROWS_PER_INPUT * layer.inputs, _LEAST_ROWS))
-    rows = min(rows, min(_ROW_BYTES, memory.part_bytes()) // (4 * layer.groups * layer.inputs))
+    rows = min(rows, _ROW_BYTES // (4 * layer.groups * layer.inputs), _OUTPUT_BYTES // (4 * layer.outputs))
     return max(1, -(-rows // samples))
 
 
@@ -173,7 +172,12 @@ def with_nodes(model: LeanModel, layers: Sequence[PrunableLayer]) -> list[tuple[
 
 def input_rows(walk: Walk, layer: PrunableLayer, outputs: LayerOutputs, share: int) -> NDArray[np.float32]:
     """Inputs of the layer in the walk, at the positions of these outputs [G, N, K]."""
-    return layer.form.read(walk.values(layer.input), outputs.sizes, share, layer.shape, np.zeros((), np.float32))
+    x = np.empty((len(outputs.values), layer.groups, layer.inputs), np.float32)
+    ends = (*outputs.starts[1:], len(x))
+    samples = zip(walk.values(layer.input), outputs.sizes, outputs.starts, ends, strict=True)
+    for number, (values, sizes, start, end) in enumerate(samples):
+        x[start:end] = layer.form.inputs(values, sizes, share, number, layer.shape[2:])
+    return x.transpose(1, 0, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +259,14 @@ class _LayerProblem:
             chosen = Strength(_FEW_DAMPING, moves=False)
         chosen = chosen or best_strength(weight, learned, others, pattern, count, fixed)
         moments = learned + others
-        target = ridge(moments, weight, chosen.damping).astype(np.float32) if chosen.moves else weight
+        del learned, others
         damped = moments.damped(chosen.damping).astype(np.float32)
-        return optimal_brain_surgeon.prune_and_refit(target, damped, pattern, count, fixed), chosen
+        target = weight
+        if chosen.moves:
+            target = np.empty(weight.shape, np.float32)
+            for chunk in obs.outputs_at_once(weight):
+                target[:, chunk] = ridge(moments.of_outputs(chunk), weight[:, chunk], chosen.damping)
+        return obs.prune_and_refit(target, damped, pattern, count, fixed), chosen
 
     def _centred(self, order: NDArray[np.int64] | slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Inputs [G, N, K] and target outputs [G, N, O], minus their means if there is a bias to absorb these."""
@@ -272,8 +281,14 @@ class _LayerProblem:
         """Second moments of the samples to fit on, and of the held-out ones (every `_FOLD`-th)."""
         sizes = np.diff(self.wanted.starts, append=x.shape[1])
         held_out = np.repeat(np.arange(len(sizes)) % _FOLD == _FOLD - 1, sizes)
-        first, second = (Moments.of(x[:, part], y[:, part]) for part in (~held_out, held_out))
-        return first, second
+        chunks = obs.outputs_at_once(np.broadcast_to(np.float32(0), (len(y), y.shape[2], x.shape[2])))
+
+        def moments(part: NDArray[np.bool_]) -> Moments:
+            rows = x[:, part]
+            products = [y[:, part, chunk].transpose(0, 2, 1) @ rows for chunk in chunks]
+            return Moments(rows.transpose(0, 2, 1) @ rows, np.concatenate(products, axis=1))
+
+        return moments(~held_out), moments(held_out)
 
 
 def by_magnitude(layer: PrunableLayer, weight: NDArray[np.float32], pattern: Pattern, count: int) -> PrunedLayer:

@@ -162,15 +162,18 @@ class _Fits:
         removed weights.
         """
         count = int(sparsity * weight.size)
-        nothing = np.zeros(weight.shape, bool) if fixed is None else fixed
+        nothing = np.broadcast_to(np.False_, weight.shape) if fixed is None else fixed
         if not self._factors or float(np.abs(weight).max(initial=0)) > _LARGE:
             return _by_size(weight, count, self._pattern, nothing)
         whole = self._second is not None
         counts = [count] if whole else counts_of(self._blocks, weight, self._x, self._pattern, count, nothing)
-        left = np.empty_like(weight)
-        for block, factor, share in zip(self._blocks, self._factors, counts, strict=True):
-            part = None if fixed is None else fixed[:, :, block]
-            left[:, :, block] = obs.prune(weight[:, :, block], factor, self._pattern, share, part)[1]
+        if whole:
+            left = obs.prune(weight, self._factors[0], self._pattern, count, fixed)[1]
+        else:
+            left = np.empty_like(weight)
+            for block, factor, share in zip(self._blocks, self._factors, counts, strict=True):
+                part = nothing[:, :, block]
+                left[:, :, block] = obs.prune(weight[:, :, block], factor, self._pattern, share, part)[1]
         if self._second is not None:
             return left, obs.error(left, weight, self._second)
         return left, float(np.square(self._judges @ (left - weight).transpose(0, 2, 1), dtype=np.float64).sum())

@@ -47,6 +47,11 @@ def best_strength(
         count: Number of zeros.
         fixed: [G, O, K], weights that are zero in any case.
     """
+    if len(optimal_brain_surgeon.outputs_at_once(weight)) > 1:  # its copies take much memory
+        some, whole = slice(None, None, max(weight.shape[1] // (4 * _OUTPUTS), 1)), weight.size
+        weight, fixed = weight[:, some], fixed[:, some]
+        learned, others = learned.of_outputs(some), others.of_outputs(some)
+        count = round(count * weight.size / whole)
     gone, start = fixed, weight
     if count:
         factor = optimal_brain_surgeon.inverse_factor(learned.damped(_DAMPING))

@@ -13,6 +13,7 @@ import onnxshot
 from onnxshot.errors import ModelError
 from onnxshot.graph.load import load_model
 from onnxshot.graph.local_functions import MOST_NODES
+from onnxshot.maths import optimal_brain_surgeon
 from onnxshot.maths.finite import finite, product
 from onnxshot.maths.pruning_masks import Pattern, lowest_scores, lowest_scores_of_many
 from onnxshot.passes.apply_repairs import ApplyRepairs
@@ -221,6 +222,23 @@ def test_a_layer_of_many_inputs_is_fitted_in_blocks(pattern: str, monkeypatch: p
     assert any("96 inputs were fitted 40 at a time" in note for note in parts.report.notes)
     assert parts.report.sparsity == pytest.approx(whole.report.sparsity, abs=0.02)
     assert whole.report.sqnr_db > parts.report.sqnr_db > parts.report.magnitude_sqnr_db + 1
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:4x4"])
+def test_a_layer_of_many_outputs_is_fitted_in_chunks_as_well_as_whole(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(7)
+    mix, weight = rng.normal(size=(12, 32)), rng.normal(size=(32, 240)) * np.linspace(0.1, 2, 240)
+    feeds = [{"x": (rng.normal(size=(40, 12)) @ mix).astype(np.float32)} for _ in range(12)]
+    proto = model("g (float[n, 32] x) => (float[n, 240] y) { y = MatMul(x, w) }", {"w": weight.astype(np.float32)})
+    asked = {} if pattern == "2:4" else {"sparsity": 0.5}
+    whole = onnxshot.prune(proto, feeds, pattern=pattern, settings=QUIET, **asked)
+    monkeypatch.setattr(optimal_brain_surgeon, "_AT_ONCE", 32 * 4 * 50)
+    parts = onnxshot.prune(proto, feeds, pattern=pattern, settings=QUIET, **asked)
+    assert parts.report.sparsity == pytest.approx(whole.report.sparsity, abs=0.005)
+    assert parts.report.sqnr_db == pytest.approx(whole.report.sqnr_db, abs=0.5)
+    assert parts.report.sqnr_db > parts.report.magnitude_sqnr_db + 1
 
 
 def test_blocks_cover_every_input_once_and_share_out_exactly_what_goes() -> None:
