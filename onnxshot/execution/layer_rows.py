@@ -21,6 +21,8 @@ from onnxshot.maths.im2col import patches
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
+_SHARE = 4  # of what may be held: the share of outputs that wait; a walk goes on from where they end at no cost
+
 
 @dataclass(frozen=True, slots=True)
 class MatrixForm:
@@ -215,7 +217,7 @@ def layer_outputs(
         most_bytes: Bytes of outputs to hold at once; by default the budget's share.
     """
     walk = Walk(model, feeds, threads)
-    most = memory.held_bytes() if most_bytes is None else most_bytes
+    most = memory.held_bytes() // _SHARE if most_bytes is None else most_bytes
     need = [4 * share * len(feeds) * layer.outputs for (_, layer), share in zip(layers, shares, strict=True)]
     start = 0
     while start < len(layers):

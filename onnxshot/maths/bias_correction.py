@@ -37,7 +37,7 @@ def corrected_bias(
         wanted: outputs of the float layer before the activation [N, O]: N rows of O channels.
         got: outputs of the quantized layer before the activation, without its bias [N, O].
         bias: the bias to start from [O].
-        activation: the function behind the layer, applied elementwise.
+        activation: the function behind the layer, applied elementwise; one that returns its argument means none.
         starts: the first row of each of the S samples, ascending [S].
 
     Returns:
@@ -53,15 +53,26 @@ def corrected_bias(
     target = activation(wanted)
     counts = np.diff(starts, append=len(wanted))[:, None]
     found = bias.astype(np.float64)
+    if target is wanted:  # no activation: the errors of each sample follow from those without a bias
+        missing = np.add.reduceat(wanted - got, starts, axis=0) / counts
+        for _ in range(_STEPS):
+            found += _shrunk(missing - found)
+        return found
     step = np.float32(_STEP * max(float(wanted.std()), 1e-6))
     for _ in range(_STEPS):
         raw = got + found.astype(np.float32)
         given = activation(raw)
-        errors = np.add.reduceat(target - given, starts, axis=0) / counts
-        mean = errors.mean(axis=0)
-        accident = errors.var(axis=0) / max(len(starts) - 1, 1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(mean != 0.0, np.maximum(1.0 - accident / mean**2, 0.0), 0.0)
+        mean = _shrunk(np.add.reduceat(target - given, starts, axis=0) / counts)
         slope = (activation(raw + step) - given).mean(axis=0) / step
-        found += share * mean / np.maximum(slope, _LEAST_SLOPE)
+        found += mean / np.maximum(slope, _LEAST_SLOPE)
     return found
+
+
+def _shrunk(errors: NDArray[np.floating]) -> Floats:
+    """The mean [O] of the errors of the samples [S, O], shrunk where it may be an accident (James and Stein)."""
+    mean = errors.mean(axis=0)
+    accident = errors.var(axis=0) / max(len(errors) - 1, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(mean != 0.0, np.maximum(1.0 - accident / mean**2, 0.0), 0.0)
+    shrunk: Floats = share * mean
+    return shrunk
