@@ -38,8 +38,8 @@ from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
 
-_BATCHES = {"fast": (8, 24), "balanced": (8, 24), "best": (12, 36)}
-"""Samples that candidates are compared on, by effort. The second batch is read where the first one is not decisive."""
+_BATCHES = {"fast": (8, 8, 16), "balanced": (8, 8, 16), "best": (12, 12, 24)}
+"""Samples that candidates are compared on, by effort. Further batches are run where the earlier ones do not decide."""
 _LEARNED_FROM = {"balanced": 12, "best": 112}  # samples that repairs are learned from
 _CHECKED = 3  # of the samples, every third one is not learned from, but decides whether a repair helps
 _GRID_ON = 8  # calibration samples that an input grid is derived from
