@@ -26,6 +26,7 @@ NOISE = 0.02
 CLEAR = 0.05
 """Relative precision that suffices for the ratio of two models if it is sure which of them is faster."""
 _SHARE = 8  # of the memory budget: larger models are timed in parts, as their sessions hold weights twice, packed too
+_ONE_SIDED = 0.95  # share of the rounds: other load on the machine makes a slower model faster in some of them
 _CHECKED = 10  # rounds between two checks whether the ratios are precise enough
 
 
@@ -99,7 +100,8 @@ def bench(
         seconds: Approximate time limit per model; at least 3 rounds run.
         precision: Stop as soon as every ratio is known to this relative precision (see `settled`); None to go on.
         clear: As in `settled`.
-        faster: Stop as soon as every other model was so many times as fast as the first in all of 3 or more rounds.
+        faster: Stop as soon as the other models were faster than the first in all of 3 or more rounds, and so many times
+            as fast in half of them.
         opened: Where sessions of files with as many threads are kept.
         providers: Execution providers of ONNX Runtime.
 
@@ -143,8 +145,8 @@ def bench_loaded(
 def _enough(times: list[list[float]], precision: float | None, clear: float | None, faster: float | None) -> bool:
     """Whether timing may end after these rounds; the arguments are those of `bench`."""
     if faster is not None and len(times) >= LEAST_ROUNDS:
-        ms = np.array(times)
-        if (ms[:, :1] >= faster * ms[:, 1:]).all():
+        ratios = np.array(times)[:, :1] / np.array(times)[:, 1:]
+        if (np.median(ratios, axis=0) >= faster).all() and (ratios > 1).all():
             return True
     return precision is not None and len(times) % _CHECKED == 0 and settled(np.array(times), precision, clear)
 
@@ -179,11 +181,14 @@ def settled(ms: NDArray[np.float64], precision: float, clear: float | None = Non
     Args:
         ms: [rounds, models] milliseconds.
         precision: Largest half width of the 95 % interval, relative to the ratio.
-        clear: The same for a model that is surely faster or slower than the first, or equally fast; None for
-            `precision`.
+        clear: The same for a model that is surely faster or slower than the first, and is so in nearly every round;
+            None for `precision`.
     """
-    middle, width = _notch(ms[:, :1] / ms)
-    most = np.where(is_sure(ms), precision if clear is None else clear, precision)
+    ratios = ms[:, :1] / ms
+    middle, width = _notch(ratios)
+    faster = np.mean(ratios > 1, axis=0)
+    surely = is_sure(ms) & (np.maximum(faster, 1 - faster) >= _ONE_SIDED)
+    most = np.where(surely, precision if clear is None else clear, precision)
     return bool((width <= most * middle).all())
 
 

@@ -50,6 +50,10 @@ def test_where_it_is_sure_which_is_faster_less_precision_suffices() -> None:
     assert not settled(twice, 0.01)
     assert settled(twice, 0.01, clear=0.05)
     assert not settled(same, 0.01, clear=0.05), "which of the two is faster is not known"
+    mixed = np.stack([np.where(np.arange(40) % 8 == 0, 0.8, 2.0), np.ones(40)], axis=1)
+    assert settled(mixed, 0.01)
+    scattered = np.stack([np.where(np.arange(40) % 8 == 0, 0.8, 2.0 + 2 * scatter), np.ones(40)], axis=1)
+    assert not settled(scattered, 0.01, clear=0.5), "it is slower in one round of eight"
 
 
 def test_timing_ends_after_three_rounds_where_the_other_is_clearly_faster() -> None:
