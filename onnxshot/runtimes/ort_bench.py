@@ -100,8 +100,8 @@ def bench(
         seconds: Approximate time limit per model; at least 3 rounds run.
         precision: Stop as soon as every ratio is known to this relative precision (see `settled`); None to go on.
         clear: As in `settled`.
-        faster: Stop as soon as the other models were faster than the first in all of 3 or more rounds, and so many times
-            as fast in half of them.
+        faster: Stop as soon as the other models were faster than the first in all of 3 or more rounds, and so many
+            times as fast in half of them.
         opened: Where sessions of files with as many threads are kept.
         providers: Execution providers of ONNX Runtime.
 

@@ -30,9 +30,6 @@ from onnxshot.rewriting.undo_quantization import to_float
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
-from onnxshot.verification import proof
-
-_MOST_NODES = 20_000  # of a model that is repaired
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +71,6 @@ class Prepared:
         """Whether the result computes in 16 bits what the given model computes in 16 bits."""
         return _keeps_half(self.target, self.recipe, self.widened)
 
-    @property
-    def is_small(self) -> bool:
-        """Whether the model is small enough to be repaired layer by layer."""
-        return is_small(self.model)
-
     def plan(self, recipe: Recipe | None = None, evidence: Evidence | None = None) -> Plan:
         """Plan the model for a recipe, by default its own; without `evidence` the plan has no scales."""
         return make_plan(self.model, self.target, recipe or self.recipe, evidence, self.trained)
@@ -118,11 +110,6 @@ def prepare_model(source: str | Path | ModelProto, recipe: Recipe, settings: Set
         source, recipe, settings, target, model, source_hash, source_bytes, fixed_shapes, trained, widened, requantized,
         tuple(notes), seconds,
     )  # fmt: skip
-
-
-def is_small(model: Model) -> bool:
-    """Whether a model is small enough to be repaired layer by layer."""
-    return model.weight_bytes() < proof.MAX_BYTES and len(model.graph.nodes) < _MOST_NODES
 
 
 def _keeps_half(target: Target, recipe: Recipe, widened: WidenPrecision16) -> bool:

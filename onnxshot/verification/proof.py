@@ -29,8 +29,6 @@ from onnxshot.settings import Settings
 from onnxshot.verification.compare_models import Comparison
 from onnxshot.verification.io_contract import contract, same_contract, with_frozen
 
-MAX_BYTES = 1_500_000_000
-"""Bytes of weights up to which a model is pruned or repaired: it is held in memory several times."""
 _RANDOM_SAMPLES = 4
 _BENCH_FEEDS = 8
 _SHOWN = 3  # names in a note
