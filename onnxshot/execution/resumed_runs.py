@@ -44,7 +44,8 @@ class _Pair:
 class ResumedRuns:
     """Runs of a model with one group of its tensors quantized.
 
-    Memory: the sessions of the whole model, and `memory.held_bytes()` of float tensors; more are in a temporary file.
+    Memory: the weights of the model, packed for the kernels, and `memory.held_bytes()` of float tensors; more are in a
+    temporary file.
 
     Args:
         model: The model with a QuantizeLinear and DequantizeLinear for each tensor of the groups.
@@ -89,28 +90,28 @@ class ResumedRuns:
         needed = {name for group in groups for name in self._tail(group).reads}
         needed |= {name for cut in range(1, len(self._cuts) - 1) for name in self._crossing(cut)}
         wanted = (needed | set(self._outputs)) & self._maker.keys()
-        sections: list[tuple[SessionRunner, list[str]]] = []
-        values: dict[str, NDArray[Any]] = dict(feeds[0])
-        for begin, end in pairwise(self._cuts):  # the first sample shows the types of the tensors
-            self._see(values)
+        if not feeds:
+            return
+        self._see(feeds[0])
+        for number, (begin, end) in enumerate(pairwise(self._cuts)):
             inside = range(begin, end)
             outputs = [name for i in inside for name in self._nodes[i].output if name in wanted]
             runner = self._session([self._nodes[i] for i in inside], outputs)
-            if runner is not None:
-                sections.append((runner, outputs))
-                values |= runner.run(values)
-        self._see(values)
+            if runner is None:
+                continue
+            inputs = self._crossing(number)
 
-        def work(sample: int) -> None:
-            found = dict(values if sample == 0 else self._feeds[sample])
-            for runner, outputs in sections:
-                if sample:
-                    found |= runner.run(found)
+            def work(
+                sample: int, runner: SessionRunner = runner, inputs: Sequence[str] = inputs,
+                outputs: Sequence[str] = outputs,
+            ) -> None:  # fmt: skip
+                found = runner.run({name: self._value(name, sample) for name in inputs})
                 for name in outputs:
                     self._spool.put((name, sample), found[name])
 
-        for _ in in_order(work, range(len(feeds)), threads):
-            pass
+            for _ in in_order(work, range(len(feeds)), threads):
+                pass
+            self._see({name: self._spool.get((name, 0)) for name in outputs})  # types, for the next sections
 
     def _see(self, values: Tensors) -> None:
         self._kinds |= {name: int(helper.np_dtype_to_tensor_dtype(array.dtype)) for name, array in values.items()}

@@ -29,7 +29,7 @@ from onnxshot.planning.trained_scales import Trained
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery import plan_candidates
 from onnxshot.recovery.plan_candidates import Candidate
-from onnxshot.recovery.range_search import refine_ranges
+from onnxshot.recovery.range_search import refine_ranges, too_large
 from onnxshot.recovery.smoothquant_strength import smoothed, strengths
 from onnxshot.report.timings import Timed
 from onnxshot.rewriting.apply_plan import apply_plan
@@ -172,6 +172,9 @@ class Improver:
 
     def _refined(self, given: Candidate) -> Candidate:
         """Choose ranges by the error of the outputs, and keep them if other samples confirm the gain."""
+        left_out = too_large(given.model)
+        if left_out:
+            return replace(given, left_out=left_out)
         learn, checks = self._learning()
         recipe = self._recipe_of(given)
         work = sum(row.macs for row in sizes_on(given.model, learn[0].feed).work(given.model))

@@ -44,6 +44,7 @@ class Candidate:
         equalized: whether channels were equalized.
         smoothed: whether outliers were moved into weights.
         refined: whether ranges were chosen by the error of the outputs.
+        left_out: what was not tried for lack of memory, in words.
     """
 
     model: Model
@@ -55,6 +56,7 @@ class Candidate:
     equalized: bool = False
     smoothed: bool = False
     refined: bool = False
+    left_out: str = ""
 
     def notes(self) -> Iterator[str]:
         """Say in words what was done to the model and its ranges."""
@@ -62,6 +64,8 @@ class Candidate:
             yield "no range is clipped: on calibration samples the outputs were more accurate without clipping"
         if self.refined:
             yield "ranges of the tensors that cause most of the error were chosen by the error of the outputs"
+        if self.left_out:
+            yield self.left_out
         if self.gridded:
             yield "inputs are quantized on the grid of values that their samples lie on, without error"
         if self.equalized:

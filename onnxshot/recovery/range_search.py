@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshot import memory
 from onnxshot.calibration.range_methods import Range
 from onnxshot.calibration.readers import Sample
 from onnxshot.comparison.balanced_sqnr import Sums, balanced_db, joined, sums_of
@@ -31,6 +32,7 @@ from onnxshot.planning.scales import Evidence, group_members, params_of_range
 from onnxshot.runtimes.ort_runtime import Feed, Runner
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.runtimes.parallel import in_order
+from onnxshot.runtimes.spool import Spool
 
 FACTORS = (0.4, 0.5, 0.6, 0.72, 0.85, 1.2, 1.45)
 """Factors that a range is multiplied by; the result is limited to the extremes of the tensor."""
@@ -41,7 +43,20 @@ _GAIN_DB = 0.3  # least gain of another range
 _RACED_ON = 4  # every fourth sample shows which ranges may be better;
 _BEHIND_DB = 0.5  # those so far behind the best are not measured on the others
 
+_WEIGHTS = 8  # share of the budget that a model's weights may take, as its sections stay loaded
+
 _Outputs = Mapping[str, NDArray[Any]]
+
+
+def too_large(model: Model) -> str:
+    """Why ranges of a model are not refined, in words; empty for one that fits the memory budget."""
+    size, most = model.weight_bytes(), memory.budget() // _WEIGHTS
+    if size <= most:
+        return ""
+    return (
+        f"ranges were not refined by the error of the outputs: {size / 1e6:.0f} MB of weights exceed the "
+        f"{most / 1e6:.0f} MB that the memory budget leaves for it"
+    )
 
 
 def refine_ranges(
@@ -56,7 +71,7 @@ def refine_ranges(
 ) -> Evidence:
     """Choose better ranges for the tensors that cause most of the error of the outputs.
 
-    Memory: two models, and the outputs of all samples.
+    Memory: see `ResumedRuns`; outputs past `memory.held_bytes()` wait in a temporary file.
 
     Args:
         model: the float model.
@@ -70,11 +85,15 @@ def refine_ranges(
     Returns:
         The evidence with the new ranges.
     """
-    how = comparison_setup(model.to_proto().SerializeToString(), samples[0].feed)
+    how = comparison_setup(LeanModel.of(model), samples[0].feed)
     runner = Runner(how.reference, threads=1, whole=True)
-    wanted = list(runner.run_all([sample.feed for sample in samples], threads))
-    feeds = [how.feed(sample.feed, outputs) for sample, outputs in zip(samples, wanted, strict=True)]
-    trial = _Trial(how, _resumed(how, model, plan, samples[0].feed), feeds, wanted, threads)
+    feeds, wanted = list[Feed](), Spool()
+    for number, outputs in enumerate(runner.run_all([sample.feed for sample in samples], threads)):
+        feeds.append(how.feed(samples[number].feed, outputs))
+        for name, values in outputs.items():
+            wanted.put((name, number), values)
+    del runner
+    trial = _Trial(how, _resumed(how, model, plan, samples[0].feed), feeds, wanted, tuple(outputs), threads)
     free = [group for group in plan.params if group not in plan.kept.activations]
     noise = {}
     trial.prepare(free, -(-len(samples) // _FIRST_LOOK))
@@ -124,7 +143,8 @@ class _Trial:
         how: how outputs are compared.
         runs: runs of the model with one group quantized.
         feeds: samples, with what the reference imposes.
-        wanted: the outputs of the reference.
+        wanted: the outputs of the reference, by (name, sample).
+        names: of these outputs.
         threads: samples that run at once.
         count: samples that `prepare` was told of.
     """
@@ -132,7 +152,8 @@ class _Trial:
     how: ComparisonSetup
     runs: ResumedRuns
     feeds: Sequence[Feed]
-    wanted: Sequence[_Outputs]
+    wanted: Spool
+    names: tuple[str, ...]
     threads: int
     count: int = 0
 
@@ -180,7 +201,7 @@ class _Trial:
 
     def _sums(self, group: str, params: QuantParams, samples: Sequence[int]) -> dict[int, Sums]:
         def work(sample: int) -> Sums:
-            wanted = self.wanted[sample]
+            wanted = {name: self.wanted.get((name, sample)) for name in self.names}
             try:
                 got: _Outputs = self.runs.run(group, params, sample)
             except ModelError:
@@ -197,7 +218,7 @@ def _resumed(how: ComparisonSetup, model: Model, plan: Plan, feed: Feed) -> Resu
     copy = copy_of(model)
     nodes = tuple(node for node in plan.nodes if node.has_weight)
     InsertQdq(replace(plan, nodes=nodes, weights={})).run(copy)
-    prepared = LeanModel.of(copy if how.plain else how.prepared(bytes(copy.to_proto().SerializeToString())))
+    prepared = LeanModel.of(how.prepared(LeanModel.of(copy)))
     groups: dict[str, list[str]] = {}
     for name, planned in plan.tensors.items():
         groups.setdefault(planned.group, []).append(name)

@@ -19,7 +19,7 @@ from onnxshot.errors import UsageError
 from onnxshot.execution.candidate_race import Judge
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.sqnr import SqnrSum
-from onnxshot.recovery import layer_reconstruction, plan_candidates
+from onnxshot.recovery import improver, layer_reconstruction, plan_candidates, range_search
 from onnxshot.recovery.layer_reconstruction import Repair
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.ort_runtime import Runner
@@ -118,6 +118,15 @@ def test_of_two_repairs_the_better_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
         kept[bad] = next(n for n in notes if "dB before" in n)
     assert kept[True].startswith("biases were corrected: ")
     assert kept[False].startswith("weights were rounded again, layer by layer: ")
+
+
+def test_a_model_over_the_budget_is_not_refined_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(range_search, "_WEIGHTS", 1 << 40)
+    monkeypatch.setattr(improver, "refine_ranges", None)  # would fail if it was called
+    monkeypatch.setattr(layer_reconstruction, "_WEIGHT_ROWS", 512)
+    notes = made("digits_mobile", 16, effort="best").report.notes
+    (note,) = [n for n in notes if "ranges were not refined" in n]
+    assert "exceed" in note
 
 
 def test_equalized_channels_that_make_it_worse_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
