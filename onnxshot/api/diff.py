@@ -119,7 +119,7 @@ def diff(
         CalibrationError: The data does not fit the first file.
 
     Note:
-        Memory: both models with their weights in float32.
+        Memory: the weights of one layer of both models in float32, a few times; see `Settings.memory` for the rest.
 
     Example:
         >>> found = onnxshot.diff("model.onnx", "model.int8.onnx")

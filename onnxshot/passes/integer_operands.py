@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from onnxshot.graph import Constant, Node, Tensor, edit, weights
 from onnxshot.maths.dequantize_stored import dequantize_channels
 from onnxshot.passes.node_writer import Writer, given
-from onnxshot.passes.strip_qdq import fits, values_key
+from onnxshot.passes.strip_qdq import fits, is_computed_when_read, values_key
 
 Array = NDArray[Any]
 Made = tuple[Node, str]
 """(float node that replaces an integer operator, precision that it had, for example "dynamic uint8 x int8")."""
 
-_LAZY_BYTES = 1 << 24  # larger weights are computed each time they are read, and never held
 NOT_CONSTANT = "its weight, scale or zero point is computed at run time"
 
 
@@ -98,7 +97,7 @@ def lazy_constant(
     def made() -> Array:
         return compute(weights.read(source))
 
-    large = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize > _LAZY_BYTES
+    large = is_computed_when_read(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
     values = weights.ComputedValues(tuple(int(d) for d in shape), dtype, made) if large else made()
     write.restored[key] = edit.add_constant(write.model, constant.name, "float", values)
     return write.restored[key]

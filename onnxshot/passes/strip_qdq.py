@@ -7,6 +7,7 @@ pair.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxshot import memory
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import op_of
+from onnxshot.graph.weight_pieces import reads_rows, rows
 from onnxshot.maths.dequantize_stored import dequantize_blocks, dequantize_channels, fits_blocks
 from onnxshot.passes.base import Change
 from onnxshot.passes.quantized_shapes import rename_moved, wants_shape
@@ -23,6 +26,7 @@ from onnxshot.passes.quantized_shapes import rename_moved, wants_shape
 Restored = dict[tuple[object, ...], Constant]
 """(integers, scale, zero point ...) -> float weight, so that integers which several nodes read give one weight."""
 
+_LAZY_SHARE = 16  # of a part's bytes
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 # Their results are >= 0 if all inputs are (_SUMS), or if the first input is (_MEANS).
@@ -212,20 +216,41 @@ def restore(model: Model, node: Node, known: Restored | None = None) -> Constant
     key = (stored, *values_key(scale, zero), axis if scale.size > 1 else None, block)
     if known is not None and key in known:
         return known[key]
-    q = weights.read(stored)
+    shape = tuple(stored.shape)
     if block:  # DequantizeLinear-21
         shapes = [values.shape for values in (scale, zero) if values is not None]
-        if not all(fits_blocks(q.shape, shape, axis, block) for shape in shapes):
+        if not all(fits_blocks(shape, one, axis, block) for one in shapes):
             return None
-        real = dequantize_blocks(q, scale, 0.0 if zero is None else zero, axis, block)
-    elif fits(q, scale, zero, axis):
-        real = dequantize_channels(q, scale, zero, axis)
-    else:
+    elif not fits(np.broadcast_to(np.int8(0), shape), scale, zero, axis):
         return None
-    made = edit.add_constant(model, stored.name, "float", real)
+    source = Constant(stored.name, stored._values)
+
+    def real() -> NDArray[Any]:
+        q = weights.read(source)
+        if block:
+            return dequantize_blocks(q, scale, 0.0 if zero is None else zero, axis, block)
+        return dequantize_channels(q, scale, zero, axis)
+
+    def real_rows(start: int, stop: int) -> NDArray[Any]:
+        first = axis % len(shape) == 0
+        some, shift = (
+            one[start:stop] if first and one is not None and one.size > 1 else one for one in (scale, zero)
+        )
+        assert some is not None
+        return dequantize_channels(rows(source, start, stop), some, shift, axis)
+
+    large = is_computed_when_read(math.prod(shape) * scale.itemsize)
+    by_rows = real_rows if shape and not block and reads_rows(source) else None
+    values = weights.ComputedValues(shape, scale.dtype, real, by_rows) if large else real()
+    made = edit.add_constant(model, stored.name, "float", values)
     if known is not None:
         known[key] = made
     return made
+
+
+def is_computed_when_read(size: int) -> bool:
+    """Whether a dequantized weight of this many bytes is never held, but computed each time it is read."""
+    return size > memory.part_bytes() // _LAZY_SHARE
 
 
 def values_key(*given: NDArray[Any] | float | None) -> tuple[object, ...]:

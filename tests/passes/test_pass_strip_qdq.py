@@ -10,8 +10,12 @@ from onnx import TensorProto, helper, numpy_helper
 from pass_checks import ops, reasons, rewritten
 from planned_models import FAST, initializers, quantized, run, sqnr
 
+from onnxshot import memory
 from onnxshot.api.quantize import quantize
+from onnxshot.graph import Constant, weights
 from onnxshot.graph.load import load_model
+from onnxshot.graph.weight_pieces import rows
+from onnxshot.graph.weights import ComputedValues
 from onnxshot.passes.strip_qdq import StripQdq, fits
 
 
@@ -166,3 +170,30 @@ def test_a_quantized_model_can_be_quantized_anew() -> None:
     twice = again.model.to_proto()
     assert Counter(n.op_type for n in twice.graph.node) == Counter(n.op_type for n in made.graph.node)
     assert sqnr(case, twice) > sqnr(case, made) - 1.5
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, None])
+@pytest.mark.parametrize("zero", [None, "one", "each"])
+def test_large_weights_are_dequantized_when_they_are_read_all_or_by_rows(
+    axis: int | None, zero: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    q = rng.integers(-128, 128, (6, 6)).astype(np.int8)
+    scale = rng.uniform(0.1, 1, 6 if axis is not None else ()).astype(np.float32)
+    point = rng.integers(-9, 9, {"one": (), "each": scale.shape}[zero]).astype(np.int8) if zero else None
+    given = {"q": q, "s": scale} | ({"z": point} if point is not None else {})
+    at = f"<axis = {axis}>" if axis is not None else ""
+    text = f"g (float[6, 6] x) => (float[6, 6] y) {{ w = DequantizeLinear{at}({', '.join(given)}) y = MatMul(x, w) }}"
+    spread = scale.reshape((-1, 1) if axis == 0 else scale.shape)
+    column = axis == 0 and point is not None and point.ndim
+    shift = np.float32(0) if point is None else point.astype(np.float32).reshape((-1, 1) if column else point.shape)
+    wanted = (q.astype(np.float32) - shift) * spread
+    monkeypatch.setattr(memory, "part_bytes", lambda: 0)
+    ready = load_model(model(text, given))
+    StripQdq().run(ready)
+    (product,) = ready.graph.nodes
+    made = product.inputs[1]
+    assert isinstance(made, Constant)
+    assert isinstance(made._values, ComputedValues)
+    np.testing.assert_array_equal(weights.read(made), wanted)
+    np.testing.assert_array_equal(np.concatenate([rows(made, 0, 1), rows(made, 1, 4), rows(made, 4, 6)]), wanted)
