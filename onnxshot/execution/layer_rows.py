@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from onnxshot import memory
 from onnxshot.execution.layer_walk import Walk
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.maths.im2col import patches
+from onnxshot.runtimes.spool import Spool
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
-_SHARE = 4  # of what may be held: the share of outputs that wait; a walk goes on from where they end at no cost
+_STEP = 64 << 20  # bytes of outputs that one step of the model gives, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +202,13 @@ def layer_outputs(
     feeds: Feeds,
     shares: Sequence[int],
     threads: int,
-    most_bytes: int | None = None,
 ) -> Iterator[LayerOutputs]:
     """Yield the outputs of each layer, in order, at some positions of every sample.
 
-    The model runs once: it advances as far as the layers whose outputs fit, and goes on from there.
+    The model runs once: it advances over some layers, and goes on from there. Which layers are in one step does not
+    depend on the memory budget, so neither do the last bits of the outputs.
+
+    Memory: what a walk holds, and as much again of outputs that wait; more are in a temporary file.
 
     Args:
         model: The model.
@@ -214,40 +216,39 @@ def layer_outputs(
         feeds: Samples.
         shares: Most positions per sample, for each layer.
         threads: CPU threads in total.
-        most_bytes: Bytes of outputs to hold at once; by default the budget's share.
     """
     walk = Walk(model, feeds, threads)
-    most = memory.held_bytes() // _SHARE if most_bytes is None else most_bytes
     need = [4 * share * len(feeds) * layer.outputs for (_, layer), share in zip(layers, shares, strict=True)]
     start = 0
     while start < len(layers):
         end, size = start + 1, need[start]
-        while end < len(layers) and size + need[end] <= most:
+        while end < len(layers) and size + need[end] <= _STEP:
             size += need[end]
             end += 1
-        group = {(node.output[0], share): layer.form for (node, layer), share in
-                 zip(layers[start:end], shares[start:end], strict=True)}  # fmt: skip
-        found: dict[tuple[str, int], dict[int, tuple[NDArray[np.float32], tuple[int, ...]]]] = {}
-        for sample, rows in walk.visit({name for name, _ in group}, partial(_output_rows, group)):
-            for key, values in rows.items():
-                found.setdefault(key, {})[sample] = values
-        for (node, _), share in zip(layers[start:end], shares[start:end], strict=True):
-            of_samples = found[node.output[0], share]
-            values, sizes = zip(*(of_samples[i] for i in range(len(feeds))), strict=True)
-            ends = np.cumsum([len(part) for part in values])
-            yield LayerOutputs(np.concatenate(values), np.concatenate([[0], ends[:-1]]), sizes)
+        step = [((node.output[0], share), layer.form) for (node, layer), share in
+                zip(layers[start:end], shares[start:end], strict=True)]  # fmt: skip
+        with Spool() as spool:
+            found = walk.visit({name for (name, _), _ in step}, partial(_keep_rows, dict(step), spool))
+            sizes = {(key, sample): size for sample, of_layers in found for key, size in of_layers.items()}
+            for key, _ in step:
+                rows = [spool.get((key, sample)) for sample in range(len(feeds))]
+                ends = np.cumsum([len(part) for part in rows])
+                shapes = tuple(sizes[key, sample] for sample in range(len(feeds)))
+                yield LayerOutputs(np.concatenate(rows), np.concatenate([[0], ends[:-1]]), shapes)
+                del rows
         start = end
 
 
-def _output_rows(
-    layers: Mapping[tuple[str, int], MatrixForm], sample: int, found: Mapping[str, NDArray[Any]]
-) -> tuple[int, dict[tuple[str, int], tuple[NDArray[np.float32], tuple[int, ...]]]]:
-    """The sample, and the rows [N, O] of each layer's output on it with its spatial shape."""
-    return sample, {
-        (name, share): form.output_rows(found[name], share, sample)
-        for (name, share), form in layers.items()
-        if name in found
-    }
+def _keep_rows(
+    layers: Mapping[tuple[str, int], MatrixForm], spool: Spool, sample: int, found: Mapping[str, NDArray[Any]]
+) -> tuple[int, dict[tuple[str, int], tuple[int, ...]]]:
+    """Keep rows [N, O] of each layer's output on one sample; return it, and the spatial shape of each output."""
+    sizes = {}
+    for (name, share), form in layers.items():
+        if name in found:
+            rows, sizes[name, share] = form.output_rows(found[name], share, sample)
+            spool.put(((name, share), sample), rows)
+    return sample, sizes
 
 
 def spread_over(size: int, share: int, number: int) -> NDArray[np.int64]:

@@ -29,6 +29,9 @@ Values = Sequence[NDArray[Any]]
 """One array per sample."""
 _Names = set[str]
 _Numbers = set[int]
+_PORTION = memory.LEAST >> 5
+"""Bytes of weights of a session, at most, if more than one node has weights. It is the least part of any budget, and
+fixed, as the last bits of results depend on where sessions end."""
 _PACKED_FROM = 4  # samples from which packing weights saves more time than it takes
 
 
@@ -39,8 +42,8 @@ class Walk:
     DequantizeLinear reads, the integers are held, at a quarter of the size. Each reader dequantizes them again, so that
     ONNX Runtime fuses the nodes as in the whole model. What depends on constants alone is computed again too.
 
-    Memory: the weights of one step, and of one part where a step has more (see `memory.part_bytes`); the held tensors
-    up to `memory.held_bytes()`, the others are in a temporary file.
+    Memory: the weights of one step, or of one of its nodes where a step has over 8 MiB; the held tensors up to
+    `memory.held_bytes()`, the others are in a temporary file. Values do not depend on the budget.
 
     Args:
         model: The model. It is not changed.
@@ -202,7 +205,7 @@ class Walk:
         return found
 
     def _portions(self, numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-        most, start, size = memory.part_bytes(), 0, 0
+        most, start, size = _PORTION, 0, 0
         for position, number in enumerate(numbers):
             names = {name for i in (number, *self._closure(self._reads[number])[0]) for name in self._reads[i]}
             more = sum(weights.size_bytes(self._model.weights[n]) for n in names if n in self._model.weights)

@@ -13,6 +13,7 @@ from onnx import ModelProto, ValueInfoProto
 from planned_models import quantized, run
 
 from onnxshot import memory
+from onnxshot.execution import layer_walk
 from onnxshot.execution.layer_walk import Walk
 from onnxshot.graph.lean_model import LeanModel
 
@@ -276,7 +277,7 @@ def test_a_constant_that_a_branch_reads_is_available() -> None:
 @pytest.mark.parametrize("part_bytes", [1, 1 << 30])
 def test_tensors_are_shown_without_being_held(part_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one session, or in one for each node with a weight; what crosses waits in a file."""
-    monkeypatch.setattr(memory, "part_bytes", lambda: part_bytes)
+    monkeypatch.setattr(layer_walk, "_PORTION", part_bytes)
     monkeypatch.setattr(memory, "held_bytes", lambda: 0)
     case = network()
     walk = Walk(LeanModel.of(case.model), case.feeds, 2)
@@ -293,6 +294,7 @@ def test_tensors_are_shown_without_being_held(part_bytes: int, monkeypatch: pyte
 
 def test_a_weight_of_a_file_may_change_where_it_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights in an external file are read from there; a changed one takes its place for later nodes alone."""
+    monkeypatch.setattr(layer_walk, "_PORTION", 8192)
     monkeypatch.setattr(memory, "part_bytes", lambda: 8192)
     rng = np.random.default_rng(5)
     text = "g (float[1, 64] x) => (float[1, 64] y) { a = MatMul(x, k) r = Relu(a) y = MatMul(r, m) }"

@@ -338,7 +338,7 @@ def test_progress_is_told_layer_by_layer() -> None:
 def test_repairs_do_not_depend_on_the_memory_that_tensors_may_take(
     rounding: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tensors that wait in a file, one layer's outputs at a time and one weight a session: the same repairs."""
+    """With all tensors in memory, and with all in a file and weights mapped from files: the same bits."""
     case = network()
     reference, candidate = prepared(case)
     layers, found = weighted(candidate), []
