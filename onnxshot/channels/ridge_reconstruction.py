@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,20 +20,16 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from onnxshot.channels.layer_inputs import Layer, layers_of
-from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.execution.activation import Activations
-from onnxshot.execution.layer_rows import Feeds
+from onnxshot.execution.layer_rows import Feeds, product
 from onnxshot.execution.layer_walk import Walk
-from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Constant, Model
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.graph.proto_copies import with_outputs
 from onnxshot.maths import optimal_brain_surgeon
 from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.finite import finite
 from onnxshot.maths.ridge_regression import Moments, best_strength, ridge
 from onnxshot.progress import Progress
-from onnxshot.runtimes.ort_runtime import Runner
 
 HELD = 640 << 20
 """Bytes of activations held at a time; this limits the number of samples."""
@@ -172,8 +169,11 @@ def _behind(name: str, makers: Mapping[str, NodeProto]) -> set[str]:
 def _wanted(
     reference: ModelProto, jobs: Sequence[_Job], feeds: Feeds, threads: int
 ) -> Iterator[list[NDArray[np.float32]]]:
-    """The targets of each job in the full model, at the positions to fit on; one array per sample."""
-    reference = with_fixed_randomness(reference)
+    """The targets of each job in the full model, at the positions to fit on; one array per sample.
+
+    The model runs once: it advances as far as the jobs whose targets fit, and goes on from there.
+    """
+    walk = Walk(reference, feeds, threads)
     sizes = {t.name: t.dims for t in reference.graph.initializer}
     start = 0
     while start < len(jobs):
@@ -182,19 +182,24 @@ def _wanted(
             total += 4 * jobs[end].share * len(feeds) * max(sizes.get(jobs[end].layer.weight, (1,)))
             end += 1
         part = jobs[start:end]
-        runner = Runner(with_outputs(reference, [job.target for job in part]), threads=1, inner=True)
-
-        def taken(
-            numbered: tuple[int, Mapping[str, NDArray[Any]]], runner: Runner = runner, part: Sequence[_Job] = part
-        ) -> list[NDArray[np.float32]]:
-            number, feed = numbered
-            values = runner.run(feed)
-            return [job.layer.outputs(values[job.target], job.share, number) for job in part]
-
-        samples = list(in_order(taken, enumerate(feeds), threads))
-        for i in range(len(part)):
-            yield [sample[i] for sample in samples]
+        rows: list[dict[int, NDArray[np.float32]]] = [{} for _ in part]
+        for sample, taken in walk.visit({job.target for job in part}, partial(_rows_of, part)):
+            for i, values in taken.items():
+                rows[i][sample] = values
+        for own in rows:
+            yield [own[i] for i in range(len(feeds))]
         start = end
+
+
+def _rows_of(
+    jobs: Sequence[_Job], sample: int, values: Mapping[str, NDArray[Any]]
+) -> tuple[int, dict[int, NDArray[np.float32]]]:
+    """The sample, and the rows of the targets that are among the values, by number of the job."""
+    return sample, {
+        i: job.layer.outputs(values[job.target], job.share, sample)
+        for i, job in enumerate(jobs)
+        if job.target in values
+    }
 
 
 def _fit(
@@ -234,8 +239,7 @@ def _fit(
 
 def _given(rows: NDArray[np.float32], table: NDArray[np.float32]) -> NDArray[np.float32]:
     """Outputs [N, O] of a layer without its bias."""
-    made: NDArray[np.float32] = (rows.transpose(1, 0, 2) @ table.transpose(0, 2, 1)).transpose(1, 0, 2)
-    return made.reshape(len(rows), -1)
+    return product(rows.transpose(1, 0, 2), table)
 
 
 def _change(
