@@ -95,6 +95,17 @@ def test_the_search_takes_the_strength_that_plain_numpy_finds_best(per_sample: b
     np.testing.assert_array_equal(found.factors, tried[found.strength])
 
 
+def test_wide_weights_are_measured_by_a_projection() -> None:
+    samples, tables = activations(), [weight(K, 300, channel_axis=1), weight(K, 70, seed=2, channel_axis=1)]
+    found = search_smoothing(rows_of(samples), tables, QuantScheme(UINT8), [WEIGHTS] * 2)
+    for strength, db in ((0.0, found.plain_db), (found.strength, found.db)):
+        ones = np.ones(K, np.float32)
+        x_absmax = np.abs(np.concatenate(samples)).max(axis=0)
+        w_absmax = np.max([np.abs(t).max(axis=1) for t in tables], axis=0)
+        factors = smoothing_factors(x_absmax, w_absmax, strength) if strength else ones
+        assert db == pytest.approx(plain_error(samples, tables, factors.astype(np.float64), per_sample=False), abs=0.5)
+
+
 def test_an_even_activation_and_an_odd_weight_are_left_alone() -> None:
     """Where only the weight has rows of large values, moving outliers into it adds error."""
     table = weight(K, 16) * np.where(np.arange(K) == 5, 100, 1)[:, None].astype(np.float32)
