@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxshot.graph import Constant, Model, edit, weights
+from onnxshot.graph.weight_pieces import reads_rows, row_blocks, rows
 from onnxshot.passes.base import Change
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -98,7 +99,7 @@ def ties_of(model: Model, names: Collection[str] | None = None) -> list[tuple[Co
 
 def _pairs(group: Sequence[Constant]) -> Iterator[tuple[Constant, Constant, bool]]:
     taken: set[Constant] = set()
-    corners = {c: np.asarray(weights.read(c)[:_CORNER, :_CORNER]) for c in group} if len(group) > 1 else {}
+    corners = {c: _corner(c) for c in group} if len(group) > 1 else {}
     alike: dict[object, list[Constant]] = {}
     for constant, corner in corners.items():
         alike.setdefault(_either_way(corner), []).append(constant)
@@ -116,6 +117,17 @@ def _pairs(group: Sequence[Constant]) -> Iterator[tuple[Constant, Constant, bool
                     break
 
 
+def _corner(constant: Constant) -> NDArray[Any]:
+    # A copy: a view would keep the whole weight in memory.
+    return np.array(rows(_stored(constant), 0, min(_CORNER, constant.shape[0]))[:, :_CORNER])
+
+
+def _stored(constant: Constant) -> Constant:
+    """The constant, or that of the narrower type whose numbers it holds."""
+    narrow = getattr(constant._values, "widened", None)
+    return constant if narrow is None else narrow
+
+
 def _either_way(corner: NDArray[Any]) -> object:
     """Key that is equal for a corner and its transpose only."""
     values = corner.astype(np.float32) + np.float32(0)  # a zero has no sign
@@ -126,8 +138,15 @@ def _same(first: Constant, second: Constant, turned: bool) -> bool:
     shape = tuple(second.shape[::-1] if turned else second.shape)
     if tuple(first.shape) != shape or first._values.dtype != second._values.dtype:
         return False
-    a, b = np.asarray(weights.read(first)), np.asarray(weights.read(second))
-    return bool(np.array_equal(a, b.T if turned else b))
+    one, other = _stored(first), _stored(second)
+    if one._values.dtype != other._values.dtype:
+        one, other = first, second
+    if turned:
+        whole = np.asarray(weights.read(other)).T
+        return all(np.array_equal(block, whole[at : at + len(block)]) for at, block in row_blocks(one))
+    if not (reads_rows(one) and reads_rows(other)):
+        return bool(np.array_equal(weights.read(one), weights.read(other)))
+    return all(np.array_equal(block, rows(other, at, at + len(block))) for at, block in row_blocks(one))
 
 
 def _tie(model: Model, first: Constant, second: Constant, turned: bool) -> None:
