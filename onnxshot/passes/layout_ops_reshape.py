@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnxshot import memory
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
 from onnxshot.graph.ops import STANDARD_DOMAINS
 from onnxshot.passes.layout_change import (
@@ -19,7 +20,7 @@ from onnxshot.passes.layout_change import (
 )
 from onnxshot.passes.linear_ops import fixed, has_weight
 
-_MOST_ROWS = 1 << 30  # largest weight, in bytes, whose rows are reordered
+_ROWS_SHARE = 4  # of the memory budget: the largest weight whose rows are reordered, which copies it
 
 
 def shape(case: Case) -> LayoutChange:
@@ -91,7 +92,8 @@ def _flat(case: Case, keeps_batch: bool) -> LayoutChange:
         raise CannotChange
     weight, axis = user.inputs[1], int(user.attrs.get("transB", 0)) if user.op == "Gemm" else 0
     alone = len(edit.consumers(weight)) == 1 and len(weight.outputs) == 1 and not edit.is_output(model, weight)
-    if weight.shape[axis] != math.prod(sizes) or not alone or weights.size_bytes(weight) > _MOST_ROWS:
+    large = weights.size_bytes(weight) > memory.budget() // _ROWS_SHARE
+    if weight.shape[axis] != math.prod(sizes) or not alone or large:
         raise CannotChange
     perm = [i - 1 for i in case.perm(len(before))[1:]]
     rows = np.arange(math.prod(sizes)).reshape(sizes).transpose(perm).reshape(-1)
