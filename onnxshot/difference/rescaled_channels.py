@@ -8,6 +8,7 @@ sides show it: what makes the channel, and every weight that reads it.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,12 @@ def factors_between(before: Path, after: Path) -> ChannelFactors:
         one, other = read_layers(before), read_layers(after)
     except OnnxshotError:
         return ChannelFactors()
-    return factors_of(one, matched(one.layers, other.layers)[0])
+    found = factors_of(one, matched(one.layers, other.layers)[0])
+    if max(one.model.weight_bytes(), other.model.weight_bytes()) > memory.part_bytes():
+        del one, other
+        gc.collect()  # nodes and tensors refer to each other in circles, and some hold weights in float32
+        memory.release()
+    return found
 
 
 def factors_of(one: Layers, pairs: Pairs) -> ChannelFactors:
