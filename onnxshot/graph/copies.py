@@ -50,7 +50,10 @@ class _Copier:
         nodes = [self._node(node) for node in given.nodes]
         outputs = [self.tensor(t) for t in given.outputs]
         graph = Graph(nodes=nodes, inputs=inputs, outputs=outputs, name=given.name, opset=given.opset)
-        graph.value_infos = {name: _copied(info) for name, info in given.value_infos.items()}
+        # Types of removed tensors are left out: a new tensor may get the name of one.
+        made = (t.name for node in given.nodes for t in node.outputs)
+        names = {*made, *given.overridable, *(t.name for t in (*given.inputs, *given.outputs))}
+        graph.value_infos = {name: _copied(info) for name, info in given.value_infos.items() if name in names}
         graph.input_order = dict(given.input_order)
         graph.output_infos = [_copied(info) for info in given.output_infos]
         graph.overridable = {name: self.tensor(constant) for name, constant in given.overridable.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,3 +68,24 @@ def row_blocks(constant: gs.Constant, multiple: int = 1) -> Iterator[tuple[int, 
     step = max(BLOCK // math.prod(shape[1:]) // multiple, 1) * multiple
     for start in range(0, shape[0], step):
         yield start, rows(constant, start, min(start + step, shape[0]))
+
+
+def by_rows(
+    shape: tuple[int, ...], dtype: np.dtype[Any], sources: Sequence[gs.Constant], change: Callable[..., NDArray[Any]]
+) -> ComputedValues:
+    """Return values that are computed from other constants, row by row.
+
+    Args:
+        shape: shape of the values; its first axis is that of all sources.
+        dtype: their dtype.
+        sources: the constants.
+        change: turns the same rows of every source into the rows of the values.
+    """
+
+    def some(start: int, stop: int) -> NDArray[Any]:
+        return np.asarray(change(*(rows(source, start, stop) for source in sources)))
+
+    def whole() -> NDArray[Any]:
+        return np.asarray(change(*(np.asarray(read(source)) for source in sources)))
+
+    return ComputedValues(shape, dtype, whole, some if shape and all(map(reads_rows, sources)) else None)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.graph import Constant, Graph, Model, Node, Tensor, edit, weights
+from onnxshot.graph.weight_pieces import by_rows
 from onnxshot.maths.affine import PerChannel, QuantScheme
 from onnxshot.passes.base import Change
 from onnxshot.planning.plan import DYNAMIC, NodePlan, Plan
@@ -76,12 +77,12 @@ def _merge(model: Model, graph: Graph, nodes: Sequence[Node]) -> Node:
     whole = all(adds)
     outputs = [(add if whole and add is not None else n).outputs[0] for n, add in zip(nodes, adds, strict=True)]
 
-    def compute() -> NDArray[Any]:
-        return np.concatenate([np.asarray(weights.read(p)) for p in parts], axis=-1)
+    def beside(*rows: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate(rows, axis=-1)
 
     sizes = np.array([p.shape[-1] for p in parts])
     shape = (*parts[0].shape[:-1], int(sizes.sum()))
-    values = weights.ComputedValues(shape, parts[0]._values.dtype, compute)
+    values = by_rows(shape, parts[0]._values.dtype, parts, beside)
     weight = edit.add_constant(model, parts[0].name, "merged", values)
     merged = edit.add_node(model, "MatMul", [nodes[0].inputs[0], weight], base=base, suffix="merged", graph=graph)
     result = merged.outputs[0]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxshot.graph import Constant, Model, edit, weights
+from onnxshot.graph.weight_pieces import by_rows, row_blocks
 from onnxshot.passes.base import Change
 
 _MIN_BYTES = 512  # a Cast node costs about a hundred bytes itself
@@ -37,7 +38,7 @@ class StoreOriginalDtype:
                 continue
             if weights.elem_type(constant) != TensorProto.FLOAT or weights.size_bytes(constant) < _MIN_BYTES:
                 continue
-            if _fits(kind, np.asarray(weights.read(constant))):
+            if _fits(kind, constant):
                 _store(model, constant, kind)
                 change.edits += 1
         if change.edits:
@@ -51,13 +52,27 @@ def narrowed(values: NDArray[Any], kind: int) -> NDArray[Any]:
         return np.asarray(values.astype(helper.tensor_dtype_to_np_dtype(kind)))
 
 
-def _fits(kind: int, values: NDArray[Any]) -> bool:
-    stored = narrowed(values, kind).astype(np.float32)
-    if np.array_equal(stored, values, equal_nan=True):
+def _fits(kind: int, constant: Constant) -> bool:
+    if _as_stored(constant, kind) is not None or all(_holds(kind, block) for _, block in row_blocks(constant)):
         return True
-    if kind != TensorProto.FLOAT16 or not np.isfinite(stored).all():
+    if kind != TensorProto.FLOAT16:
+        return False
+    values = np.asarray(weights.read(constant))
+    stored = narrowed(values, kind).astype(np.float32)
+    if not np.isfinite(stored).all():
         return False
     return all(_close(values, stored, axis) for axis in range(min(values.ndim, 2)))
+
+
+def _holds(kind: int, values: NDArray[Any]) -> bool:
+    """Whether the type holds each value exactly."""
+    return np.array_equal(narrowed(values, kind).astype(np.float32), values, equal_nan=True)
+
+
+def _as_stored(constant: Constant, kind: int) -> Constant | None:
+    """The constant of the input file that was widened and not changed since; None where there is none."""
+    given = getattr(constant._values, "widened", None)
+    return given if given is not None and weights.elem_type(given) == kind else None
 
 
 def _close(values: NDArray[Any], stored: NDArray[Any], axis: int) -> bool:
@@ -68,11 +83,10 @@ def _close(values: NDArray[Any], stored: NDArray[Any], axis: int) -> bool:
 
 
 def _store(model: Model, constant: Constant, kind: int) -> None:
-    def narrow() -> NDArray[Any]:
-        return narrowed(np.asarray(weights.read(constant)), kind)
-
     users, dtype = edit.consumers(constant), np.dtype(helper.tensor_dtype_to_np_dtype(kind))
-    values = weights.ComputedValues(tuple(constant.shape), dtype, narrow)
+    given = _as_stored(constant, kind)
+    shape, sources = tuple(constant.shape), [constant if given is None else given]
+    values = by_rows(shape, dtype, sources, (lambda rows: narrowed(rows, kind)) if given is None else np.asarray)
     stored = edit.add_constant(model, constant.name, "half", values)
     cast = edit.add_node(
         model, "Cast", [stored], base=constant.name, suffix="to_float", attrs={"to": TensorProto.FLOAT}

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit, weights
+from onnxshot.graph import Constant, Model, Node, Tensor, Variable, edit
+from onnxshot.graph.weight_pieces import by_rows
 from onnxshot.passes.base import Change
 from onnxshot.planning.precision16_ops import ANY_TYPE, HalfType
 from onnxshot.planning.precision16_plan import HalfPlan, half_slots
@@ -113,13 +114,12 @@ class _Writer:
         """A 16-bit copy of a constant, computed each time it is read."""
         source, dtype = Constant(constant.name, constant._values), self.kind.storage
 
-        def narrow() -> NDArray[Any]:
-            values = np.asarray(weights.read(source))
+        def narrow(values: NDArray[Any]) -> NDArray[Any]:
             if self.kind.largest is not None:  # only limits of a Clip exceed float16's range: the plan checked the rest
                 values = np.clip(values, -_FP16_MAX, _FP16_MAX)
             return np.asarray(values.astype(dtype))
 
-        values = weights.ComputedValues(tuple(constant.shape), dtype, narrow)
+        values = by_rows(tuple(constant.shape), dtype, [source], narrow)
         return edit.add_constant(self.model, constant.name, self.kind.name, values)
 
     def _half_variable(self, tensor: Tensor) -> Tensor:

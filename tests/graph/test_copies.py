@@ -76,6 +76,14 @@ def test_a_copy_gives_new_names_as_a_loaded_model_does() -> None:
     assert copy_of(model).fresh("Add_out") == "Add_out_2"
 
 
+def test_a_copy_forgets_types_of_removed_tensors() -> None:
+    model = branches()
+    model.graph.value_infos["gone"] = helper.make_tensor_value_info("gone", TensorProto.INT8, [3])
+    copy = copy_of(model)
+    assert copy.value_info("gone") is None
+    assert copy.value_info("y") == model.value_info("y")
+
+
 def test_readers_have_the_order_of_a_loaded_model() -> None:
     model = branches()
     for mine, loaded in zip(copy_of(model).constants(), load_model(model.to_proto()).constants(), strict=True):
