@@ -175,10 +175,20 @@ def repaired(
     seen = f"{len(judged[best].each_db)} samples that were not learned from"
     if best == 0:
         return f"no repair was kept: {most:.1f} dB before, {max(others):.1f} dB after, on {seen}"
+    before, after = _together(judged[0], judged[best])
+    if after < before:
+        return f"no repair was kept: {before:.1f} dB before, {after:.1f} dB after, over {seen}, all together"
     name = list(ways)[best - 1]
     ApplyRepairs(found[name]).run(model)
     edit.remove_unused(model)
     return f"{name}: {most:.1f} dB before, {others[best - 1]:.1f} dB after, on {seen}{_in_blocks(found[name])}"
+
+
+def _together(one: CandidateError, other: CandidateError) -> tuple[float, float]:
+    """SQNR in dB over all samples that both were measured on. A repair must help the worst of them too."""
+    count = min(len(one.samples), len(other.samples))
+    first, second = (CandidateError(found.samples[:count]).total.db for found in (one, other))
+    return first, second
 
 
 def _in_blocks(repairs: Mapping[str, Repair]) -> str:

@@ -14,6 +14,7 @@ from planned_models import FAST, PROVEN
 
 import onnxshot
 from onnxshot import quantize
+from onnxshot.comparison.balanced_sqnr import CandidateError
 from onnxshot.delivery.record import RECIPE_KEY
 from onnxshot.errors import UsageError
 from onnxshot.execution.candidate_race import Judge
@@ -101,6 +102,22 @@ def test_a_repair_that_makes_it_worse_is_not_kept(kind: str, monkeypatch: pytest
     monkeypatch.setattr(plan_candidates, "repaired", lambda *_: "")
     unrepaired = made("digits_mobile", 16, effort=kind)
     assert weights_of(result) == weights_of(unrepaired)
+
+
+def test_a_repair_that_harms_the_worst_samples_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not raise the error over all samples together, which the worst of them make up."""
+    noise = [[0.01, 0.01, 1.0], [0.001, 0.001, 2.0]]  # better on two samples, worse in sum
+    one, other = (CandidateError(tuple({"y": SqnrSum(10.0, n)} for n in values)) for values in noise)
+    assert other.typical_db > one.typical_db
+    before, after = plan_candidates._together(one, other)
+    assert before == pytest.approx(10 * np.log10(30 / 1.02))
+    assert after == pytest.approx(10 * np.log10(30 / 2.002))
+    shorter = CandidateError(other.samples[:2])
+    assert plan_candidates._together(one, shorter) == pytest.approx((10 * np.log10(1000), 10 * np.log10(10000)))
+    monkeypatch.setattr(plan_candidates, "_together", lambda *_: (2.0, 1.0))
+    result = made("digits_mobile", 64)
+    (note,) = [n for n in result.report.notes if "dB before" in n]
+    assert note.startswith("no repair was kept: 2.0 dB before, 1.0 dB after, over ")
 
 
 def test_of_two_repairs_the_better_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
