@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxshot
 from onnxshot import memory
 from onnxshot.calibration.readers import Sample
+from onnxshot.errors import ModelError
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.runtimes.parts import Parts
 from onnxshot.settings import Settings
-from onnxshot.verification import tensor_walk
+from onnxshot.verification import proof, tensor_walk
 from onnxshot.verification.compare_models import Comparison, compare
+from onnxshot.verification.reference import Reference
 
 WIDTH, LAYERS = 80, 5
 
@@ -186,3 +189,24 @@ def test_a_part_whose_tensors_exceed_what_is_held_is_run_several_times(
     opened.clear()
     assert_alike(compare(*files, samples(5), tensors=None), whole)
     assert opened.count(0) == 2, "once for each model"
+
+
+def test_a_file_that_runs_in_parts_is_loaded_as_a_whole_to_see_that_it_loads(
+    files: tuple[Path, Path], in_parts: Callable[[], None], tmp_path: Path
+) -> None:
+    in_parts()
+    assert proof.loads(files[1], files[0])
+    broken = onnx.load(files[1])
+    broken.graph.node[-1].op_type = "NoSuchOperator"
+    onnx.save(broken, tmp_path / "broken.onnx")
+    with pytest.raises(ModelError, match="NoSuchOperator"):
+        proof.loads(tmp_path / "broken.onnx", files[0])
+    assert not proof.loads(tmp_path / "broken.onnx", tmp_path / "broken.onnx")
+
+
+def test_a_reference_in_memory_is_written_where_a_file_is_needed(tmp_path: Path) -> None:
+    given = residual()
+    path = Reference(LeanModel.of(given)).at(tmp_path / "float.onnx")
+    feed = samples(1)[0].feed
+    wanted = onnxruntime.InferenceSession(given.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)
+    np.testing.assert_array_equal(Runner(path).run(feed)["y"], wanted[0])
