@@ -141,6 +141,7 @@ def prune(
         stamp(loaded, record(asked, prunable.source_hash, settings, sampled=data is not None))
 
         def prove(written: Draft) -> None:
+            kept.release()
             refuse_lost_zeros(written, {name: _zeros(layer) for name, layer in pruned.items()})
             _measure_packing(prunable, work, report)
             if not settings.verify:

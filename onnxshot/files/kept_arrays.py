@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from onnxshot.files.atomic_write import scratch_part
 from onnxshot.files.temporary_folders import Part
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
-_ALIGN = 4096  # bytes: maps begin at pages
+_ALIGN = mmap.ALLOCATIONGRANULARITY  # bytes: where maps may begin
 
 
 class KeptArrays:
@@ -29,6 +30,7 @@ class KeptArrays:
     def __init__(self, limit: int | None = None) -> None:
         self._left = memory.held_bytes() if limit is None else limit
         self._part: Part | None = None
+        self._maps: list[mmap.mmap] = []
         self._end = 0
 
     def __enter__(self) -> KeptArrays:
@@ -42,18 +44,30 @@ class KeptArrays:
                 self._part.close()
             self._part = None
 
+    def release(self) -> None:
+        """Let the system take back the pages of mapped arrays that have been read. They are read again when needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def add(self, array: NDArray[_Scalar]) -> NDArray[_Scalar]:
-        """Return the array, or, if it does not fit in memory any more, an equal one that is mapped from the file."""
+        """Return the array, or, if it does not fit in memory any more, an equal one that is mapped from the file.
+
+        Pages of earlier arrays are released.
+        """
         if array.nbytes <= self._left or not array.nbytes:
             self._left -= array.nbytes
             return array
         if self._part is None:
             self._part = scratch_part()
         path = self._part.path / "arrays"
+        self.release()
         start = -(-self._end // _ALIGN) * _ALIGN
         with path.open("r+b" if path.exists() else "w+b") as file:
             file.seek(start)
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            file.flush()
+            self._maps.append(mmap.mmap(file.fileno(), array.nbytes, access=mmap.ACCESS_READ, offset=start))
         self._end = start + array.nbytes
-        mapped: NDArray[Any] = np.memmap(path, array.dtype, "r", start, array.shape)
+        mapped: NDArray[Any] = np.frombuffer(self._maps[-1], array.dtype).reshape(array.shape)
         return mapped
