@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from onnxshot.execution.layer_walk import Walk
-from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
-from onnxshot.graph.macs import concrete_shapes
 from onnxshot.maths.im2col import patches
 from onnxshot.runtimes.spool import Spool
 
@@ -256,20 +254,3 @@ def spread_over(size: int, share: int, number: int) -> NDArray[np.int64]:
     count = min(share, size)
     start = (number * 0.618034) % 1.0  # multiples of the golden ratio are evenly spread
     return np.minimum(((np.arange(count) + start) * (size / count)).astype(np.int64), size - 1)
-
-
-def samples_that_fit(model: ModelProto, layers: Collection[str], feeds: Feeds, held: int) -> int:
-    """How many samples a layer walk can hold in `held` bytes. A quantized tensor takes one byte per value."""
-    shapes = concrete_shapes(Model(model), {name: np.shape(values) for name, values in feeds[0].items()})
-    stops = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    last = {stops.get(name, name): i for i, node in enumerate(model.graph.node) for name in node.input}
-    alive: dict[str, int] = {}
-    most = 1
-    for i, node in enumerate(model.graph.node):
-        if node.op_type != "DequantizeLinear":
-            size = 1 if node.op_type == "QuantizeLinear" else 4
-            alive |= {name: size * math.prod(shapes.get(name, ())) for name in node.output}
-        if node.name in layers:  # between two layers, samples are processed one by one
-            most = max(most, sum(alive.values()) - 4 * math.prod(shapes.get(node.output[0], ())))
-        alive = {name: size for name, size in alive.items() if last.get(name, -1) > i}
-    return max(1, min(len(feeds), held // most))
