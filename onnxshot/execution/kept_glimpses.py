@@ -39,7 +39,7 @@ def scalable(model: Model) -> dict[str, int]:
 class KeptGlimpses:
     """The glimpses of some tensors in every sample.
 
-    Values beyond a quarter of `memory.held_bytes()` lie in a temporary file.
+    Values beyond a sixteenth of `memory.held_bytes()` lie in a temporary file.
 
     Args:
         names: all tensors of the pass, in its order.
@@ -53,7 +53,7 @@ class KeptGlimpses:
         self.ranks = {name: ranks[name] for name in names if name in ranks}
         self._keeps = np.asarray([name in ranks for name in names], bool)
         self._counts: list[tuple[Ints, Ints, Ints]] = []  # elements, values and rows of each tensor
-        self._values = Spool(memory.held_bytes() // 4)
+        self._values = Spool(memory.held_bytes() // 16)
 
     def add(self, seen: Glimpse) -> None:
         """Keep the glimpse of a sample. `seen` is of all tensors of the pass."""
