@@ -9,6 +9,7 @@ from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.delivery.input_files import of_model_file, of_run
+from onnxshot.delivery.write_results import input_bytes
 from onnxshot.difference.rescaled_channels import factors_between
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
@@ -61,7 +62,7 @@ def compare(
     loaded = load_model(reference)
     other = of_model_file(candidate, "the candidate")
     settings.files.reading(*of_run(loaded, calib, preset), *other).check()
-    report = Report(str(candidate), {"reference": str(reference)}, input_bytes=reference.stat().st_size)
+    report = Report(str(candidate), {"reference": str(reference)}, input_bytes=input_bytes(reference, loaded))
     with open_calib(calib, loaded, preset, settings) as data, runnable_on_cpu([reference, candidate]) as (runs, notes):
         reference, candidate = runs
         report.notes += notes

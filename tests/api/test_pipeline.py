@@ -136,7 +136,9 @@ def test_external_data_is_read_and_not_touched(tmp_path: Path) -> None:
     result = quantize(path, case.feeds, output=tmp_path / "out" / "net.onnx", settings=PROVEN)
     after = tree(tmp_path)
     assert {k: after[k] for k in before} == before
-    assert result.report.input_bytes == sum(p.stat().st_size for p in tmp_path.iterdir() if p.is_file())
+    given = sum(p.stat().st_size for p in tmp_path.iterdir() if p.is_file())
+    assert result.report.input_bytes == given
+    assert onnxshot.compare(path, tmp_path / "out" / "net.onnx", case.feeds).input_bytes == given
     assert sqnr(case, onnx.load(str(tmp_path / "out" / "net.onnx"))) > 30
 
 
