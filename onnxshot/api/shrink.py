@@ -17,6 +17,7 @@ from onnxshot.channels.candidate_models import CandidateBuilder
 from onnxshot.channels.finish import amount_of, restore_form
 from onnxshot.channels.importance import initial_allocation, removal_curves
 from onnxshot.channels.original import Original, Samples, Structure, original_of, samples_of, sizes_of, structure_of
+from onnxshot.channels.output_error import OutputErrors
 from onnxshot.channels.removal import Removal, nothing, recorded_samples, removal_from_record
 from onnxshot.channels.stage_seconds import timed
 from onnxshot.channels.target_search import Found, search
@@ -26,6 +27,7 @@ from onnxshot.delivery.record import record, source_of, stamp
 from onnxshot.delivery.write_results import source_name
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph import Model
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import load_model
 from onnxshot.passes.unshare import Reshare
 from onnxshot.recipes.stages import ShrinkStage
@@ -103,8 +105,9 @@ def shrink(
         Residual branches are removed as a whole if that reduces the output error of the fitted model. This needs data,
         scope 'all' and no `include`.
 
-        Memory: a few copies of the model, the samples, the second moments of the inputs of all layers in groups, and
-        640 MiB of activations.
+        Memory: the samples, and what `settings.memory` allows. Weights that change, activations and second moments wait
+        in temporary files beyond their share of it. Groups of layers whose second moments exceed it are ranked without
+        compensation, and layers with many inputs are fitted in blocks of inputs; notes name both.
 
     Example:
         >>> result = onnxshot.shrink("model.onnx", "calib/", target_flops=0.7)
@@ -217,8 +220,8 @@ def _builder(
 ) -> CandidateBuilder:
     """What builds candidates; it adds to the timings of the report."""
     return CandidateBuilder(
-        original.model, original.model.to_proto(), reference, structure.groups.axes, samples.fit, samples.checks,
-        settings, report.timings,
+        original.model, LeanModel.of(original.model), reference, structure.groups.axes, samples.fit, samples.checks,
+        OutputErrors(reference.model, samples.checks, settings.threads), settings, report.timings, report.notes,
     )  # fmt: skip
 
 

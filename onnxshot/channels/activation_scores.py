@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxshot.channels.error_importance import in_axis
-from onnxshot.comparison.random_nodes import with_fixed_randomness
+from onnxshot.channels.shown_tensors import shown
 from onnxshot.execution.layer_rows import Feeds
-from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Constant, Node, weights
 from onnxshot.graph.axis_coupling import Axes
-from onnxshot.graph.proto_copies import with_outputs
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.channel_removal import Floats
-from onnxshot.runtimes.ort_runtime import Feed, Runner
 
 
-def activation_scores(proto: ModelProto, axes: Axes, feeds: Feeds, threads: int) -> Floats:
+def activation_scores(model: ModelProto | LeanModel, axes: Axes, feeds: Feeds, threads: int) -> Floats:
     """Score every channel by |W_j|^2 E[x_j^2], normalized per layer and summed over the layers that read it.
 
     This is the energy that channel j brings into a layer if channels are independent. It is the metric of Wanda
@@ -25,7 +26,7 @@ def activation_scores(proto: ModelProto, axes: Axes, feeds: Feeds, threads: int)
     that read channel j.
 
     Args:
-        proto: The model that `axes` describes.
+        model: The model that `axes` describes.
         axes: Channel numbers of every tensor axis.
         feeds: Samples to run.
         threads: Samples that run at a time.
@@ -36,17 +37,14 @@ def activation_scores(proto: ModelProto, axes: Axes, feeds: Feeds, threads: int)
     Memory: one value per channel and layer, plus the layer inputs of the samples that run at a time.
     """
     places = {node: _read_by(node, axes) for node, _ in axes.read}
-    given = {i.name for i in proto.graph.input}
-    names = dict.fromkeys(name for name, _ in places.values() if name not in given)
-    runner = Runner(with_outputs(with_fixed_randomness(proto), names), threads=1, inner=True)
+    distinct = dict.fromkeys(places.values())
 
-    def squared(feed: Feed) -> dict[tuple[str, int], tuple[Floats, int]]:
-        values = {**feed, **runner.run(feed)}
-        return {place: _squares(values[place[0]], place[1]) for place in places.values()}
+    def squared(_: int, values: Mapping[str, NDArray[Any]]) -> dict[tuple[str, int], tuple[Floats, int]]:
+        return {place: _squares(values[place[0]], place[1]) for place in distinct if place[0] in values}
 
     sums: dict[tuple[str, int], Floats] = {}
     counts = dict.fromkeys(places.values(), 0)
-    for sample in in_order(squared, feeds, threads):
+    for _, sample in shown(LeanModel.of(model), (name for name, _ in distinct), feeds, threads, squared):
         for place, (squares, count) in sample.items():
             sums[place] = sums.get(place, 0.0) + squares
             counts[place] += count
@@ -73,7 +71,7 @@ def _weights_by_input(node: Node) -> Floats:
     """Sum of squared weights per input channel [C]; for a grouped Conv, over the channels of all groups."""
     weight = node.inputs[1]
     assert isinstance(weight, Constant)
-    squares = np.square(weights.read(weight).astype(np.float64))
+    squares = np.square(weights.read(weight), dtype=np.float64)
     if node.op == "Conv":
         # [O, I/g, *k]: the outputs of a group read the inputs of that group.
         groups = squares.reshape(int(node.attrs.get("group", 1)), -1, *squares.shape[1:])

@@ -6,25 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto
 
 from onnxshot.calibration.readers import Dataset
-from onnxshot.channels.error_importance import output_error
+from onnxshot.channels.output_error import OutputErrors
 from onnxshot.channels.removal import Removal
 from onnxshot.channels.ridge_reconstruction import KeptChannels, apply, reconstruct
 from onnxshot.channels.stage_seconds import timed
-from onnxshot.comparison.comparison_setup import comparison_setup
 from onnxshot.delivery.write_results import Made
-from onnxshot.execution.parallel import in_order
 from onnxshot.files.atomic_write import scratch
+from onnxshot.files.kept_arrays import KeptArrays
 from onnxshot.graph import Model
 from onnxshot.graph.axis_coupling import Axes
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import copy_of
 from onnxshot.passes.cut_channels import CutChannels
 from onnxshot.passes.drop_branches import DropBranches
 from onnxshot.passes.drop_identity import DropIdentity
 from onnxshot.runtimes.ort_bench import bench
-from onnxshot.runtimes.ort_runtime import Feed, Runner
+from onnxshot.runtimes.ort_runtime import Feed
 from onnxshot.settings import Settings
 from onnxshot.verification.reference import Reference
 
@@ -38,23 +37,27 @@ class CandidateBuilder:
 
     Attributes:
         model: The normalized model before removal.
-        proto: The same model as a ModelProto.
+        lean: The same model without its large weights in memory.
         reference: The model that was given; output error and latency are relative to it.
         axes: Channel numbers of every tensor axis of `model`.
         feeds: Samples that the remaining weights are fitted on; nothing is fitted if there are none.
         checks: Samples that output error is measured on; nothing is fitted on them.
+        errors: Measures the output error on them.
         settings: Threads, benchmark time, progress.
         timings: Seconds by stage; `build` adds to `cut` and `fit`.
+        notes: What the user should know; each once.
     """
 
     model: Model
-    proto: ModelProto
+    lean: LeanModel
     reference: Reference
     axes: Axes
     feeds: Sequence[Feed]
     checks: Sequence[Feed]
+    errors: OutputErrors
     settings: Settings
     timings: dict[str, float]
+    notes: list[str]
 
     def without(self, removal: Removal) -> Model:
         """Return a copy of the model without the removed branches and channels; weights are not fitted."""
@@ -70,20 +73,22 @@ class CandidateBuilder:
         with timed(self.timings, "cut"):
             candidate = self.without(removal)
         if self.feeds and removal.removed:
-            with timed(self.timings, "fit"):
+            with timed(self.timings, "fit"), KeptArrays() as waiting:
                 fitted = reconstruct(
-                    self.proto, candidate.to_proto(), self._kept(removal), self.feeds,
-                    threads=self.settings.threads, progress=self.settings.progress,
+                    self.lean, LeanModel.of(candidate), self._kept(removal), self.feeds,
+                    threads=self.settings.threads, progress=self.settings.progress, keep=waiting.add, note=self.note,
                 )  # fmt: skip
                 apply(candidate, fitted)
         return candidate
 
+    def note(self, text: str) -> None:
+        """Tell the user something, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
     def output_error(self, candidate: Model) -> float:
         """Energy of the output error on the checks, as a share of the energy of the reference outputs."""
-        threads = self.settings.threads
-        how = comparison_setup(self.reference.model, self.checks[0])
-        wanted = list(in_order(Runner(how.reference, threads=1, whole=True).run, self.checks, threads))
-        return output_error(how, wanted, candidate.to_proto().SerializeToString(), self.checks, threads)
+        return self.errors.of(LeanModel.of(candidate))
 
     def latency_share(self, candidate: Model, data: Dataset) -> float:
         """Latency as a share of the reference's: the median of three interleaved measurements of both models."""

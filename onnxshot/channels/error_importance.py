@@ -6,40 +6,43 @@ inputs. The height of each curve is measured: the model runs with parts of the g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, numpy_helper
 
+from onnxshot import memory
 from onnxshot.channels.groups import Group, in_steps, step_size
-from onnxshot.channels.layer_inputs import Layer, layers_of
+from onnxshot.channels.layer_inputs import Layer, layers_of, whole_columns
+from onnxshot.channels.output_error import OutputErrors
 from onnxshot.channels.removal_curve import MOST, RemovalCurve, keep_one_per_tensor
-from onnxshot.comparison.balanced_sqnr import balanced_db, joined, sums_of
-from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
-from onnxshot.comparison.random_nodes import with_fixed_randomness
+from onnxshot.channels.shown_tensors import shown
 from onnxshot.execution.layer_rows import Feeds
-from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Constant, Node, weights
-from onnxshot.graph.axis_coupling import Ids
-from onnxshot.graph.proto_copies import with_initializers_serialized, with_outputs
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.channel_removal import Floats, Reader, compensated_weights, removal_order
 from onnxshot.progress import Progress
-from onnxshot.runtimes.ort_runtime import Feed, Runner
+from onnxshot.runtimes.spool import Spool
 
-_MOST_COLUMNS = 3072  # inputs per output; above, second moments take over 75 MB and the weight norm is used instead
 _ROWS = 8192  # output positions that second moments are collected at
+_AT_ONCE = 1024  # rows that are gathered before they are added to the moments
 _UPDATES = 64  # times that the remaining channels are ranked anew while a group is removed
 _LEVELS = (0.125, 0.3, 0.6)  # removed shares of a group at which the output error is measured
 _FEW_ROWS = 0.1  # damping for few rows: times (columns / rows) times the mean second moment
 _LEAST_LOSS = 1e-9  # share of the output energy below which a loss is rounding noise
+_GROUP_SHARE = 2  # of the budget, for the weights and second moments of all readers of a group
+_NAMED = 3  # layers that a note names
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean [G, K] and second moments [G, K, K] of a layer's inputs; central moments if the layer has a bias."""
+    """Mean [G, K] and second moments [G, K, K] of a layer's inputs; central moments if the layer has a bias.
+
+    Of the layers without compensation, only the diagonal [G, K] of the second moments is known.
+    """
 
     mean: Floats
     second: Floats
@@ -50,101 +53,111 @@ class ErrorImportance:
     """Ranks groups by the output error that removing them causes.
 
     Attributes:
-        proto: The model.
+        model: The model.
         feeds: Samples that second moments are collected on.
         checks: Other samples, on which the output error is measured.
         threads: Samples that run at a time.
         multiple: Channels are removed in multiples of this many, see `step_size`.
         progress: Called as (stage, done, total).
+        note: Called with what the user should know.
 
-    Memory: the second moments of the inputs of all readers, and one candidate model at a time.
+    Memory: second moments of the readers in a part of the model, and weights and second moments of the readers of one
+    group, which are a share of the budget; what waits beyond another share is in a temporary file.
     """
 
-    proto: ModelProto
+    model: LeanModel
     feeds: Feeds
     checks: Feeds
     threads: int
     multiple: int = 1
     progress: Progress | None = None
+    note: Callable[[str], None] | None = None
 
     def curves(self, groups: Sequence[Group]) -> list[RemovalCurve]:
         """Return a curve of each group."""
-        layers = layers_of(self.proto)
         readers = {node.label for group in groups for node, _ in group.readers}
-        known = {n: layer for n, layer in layers.items() if n in readers and layer.columns <= _MOST_COLUMNS}
-        moments = self.moments(list(known.values()))
-        constants = {t.name: t for t in self.proto.graph.initializer}
-        found, held = [], []
-        for done, group in enumerate(groups):
-            self._tell("weigh channels", done, len(groups))
-            given = [
-                _reader(group, node, ids, known.get(node.label), constants, moments) for node, ids in group.readers
-            ]
-            most = int(len(group.ids) * MOST)
-            at, local = removal_order(given, len(group.ids), most, max(1, len(group.ids) // _UPDATES))
-            order = in_steps(group, keep_one_per_tensor(group, group.ids[at]), step_size(group, self.multiple))
-            # After reordering, each channel keeps the error that it added in the original order.
-            added = dict(zip(group.ids[at].tolist(), np.diff(local).tolist(), strict=True))
-            local = np.concatenate([[0.0], np.cumsum([added[i] for i in order.tolist()])])
-            found.append(RemovalCurve(group, order, local, local))
-            held.append(given)
-        return self._measured(found, held, known, moments)
+        known = {name: layer for name, layer in layers_of(self.model).items() if name in readers}
+        alone = _uncompensated(groups, known)
+        if alone and self.note is not None:
+            self.note(
+                f"{_some(alone)}: their input channels are ranked without compensation by the others, as their second "
+                "moments would take more than a share of the memory budget"
+            )
+        with Spool() as spool:
+            moments = self._moments(list(known.values()), alone, spool)
+            found = []
+            for done, group in enumerate(groups):
+                self._tell("weigh channels", done, len(groups))
+                found.append(self._local(group, known, moments))
+            return self._measured(found, known, moments)
 
-    def moments(self, layers: Sequence[Layer]) -> dict[str, Moments]:
-        """Second moments of the inputs of these layers, by layer name."""
-        given = {i.name for i in self.proto.graph.input}
-        names = list(dict.fromkeys(layer.input for layer in layers))
-        shown = with_outputs(with_fixed_randomness(self.proto), [n for n in names if n not in given])
-        runner = Runner(shown, threads=1, inner=True)
+    def _local(self, group: Group, known: Mapping[str, Layer], moments: Mapping[str, Moments]) -> RemovalCurve:
+        """The curve of the local error of a group."""
+        most = int(len(group.ids) * MOST)
+        given = (reader for _, reader in self._readers(group, known, moments))
+        at, local = removal_order(given, len(group.ids), most, max(1, len(group.ids) // _UPDATES))
+        order = in_steps(group, keep_one_per_tensor(group, group.ids[at]), step_size(group, self.multiple))
+        # After reordering, each channel keeps the error that it added in the original order.
+        added = dict(zip(group.ids[at].tolist(), np.diff(local).tolist(), strict=True))
+        local = np.concatenate([[0.0], np.cumsum([added[i] for i in order.tolist()])])
+        return RemovalCurve(group, order, local, local)
+
+    def _readers(
+        self, group: Group, known: Mapping[str, Layer], moments: Mapping[str, Moments]
+    ) -> Iterator[tuple[Node, Reader]]:
+        """The layers that read a group, made one by one."""
+        places = {number: at for at, number in enumerate(group.ids.tolist())}
+        for node, ids in group.readers:
+            owner = np.asarray([places.get(i, -1) for i in ids.tolist()], np.int64)
+            layer = known.get(node.label)
+            if layer is None:
+                yield node, _unknown(node, owner)
+                continue
+            table, second = layer.table(self.model.array(layer.weight)), moments[layer.name].second
+            if second.ndim > 2:
+                table = table.astype(np.float64)
+            yield node, Reader(table, second, owner.repeat(table.shape[2] // len(owner)))
+
+    def _moments(self, layers: Sequence[Layer], alone: Collection[str], spool: Spool) -> Mapping[str, Moments]:
+        """Second moments of the inputs of these layers, by layer name; of those in `alone` the diagonal."""
         share = -(-_ROWS // len(self.feeds))
+        by_name = {layer.name: layer for layer in layers}
         sums: dict[str, list[NDArray[Any]]] = {}
-        rows: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in layers}
+        rows: dict[str, list[NDArray[np.float32]]] = {}
 
-        def read(numbered: tuple[int, Mapping[str, NDArray[Any]]]) -> list[NDArray[np.float32]]:
-            number, feed = numbered
-            values = {**feed, **runner.run(feed)}
-            return [layer.inputs(values[layer.input], share, number) for layer in layers]
+        def read(number: int, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+            there = (layer for layer in layers if layer.input in values)
+            return {layer.name: layer.inputs(values[layer.input], share, number) for layer in there}
 
-        for number, taken in enumerate(in_order(read, enumerate(self.feeds), self.threads)):
+        names = (layer.input for layer in layers)
+        for number, taken in shown(self.model, names, self.feeds, self.threads, read):
             self._tell("gather moments", number, len(self.feeds))
-            for layer, x in zip(layers, taken, strict=True):
-                rows[layer.name].append(x)
-                if sum(map(len, rows[layer.name])) >= 1024 or number == len(self.feeds) - 1:
-                    _add(sums.setdefault(layer.name, []), np.concatenate(rows[layer.name]))
-                    rows[layer.name] = []
-        found = {}
-        for layer in layers:
-            count, total, second = sums[layer.name]
-            mean = total / count
-            centre = mean[:, :, None] * mean[:, None, :] if layer.bias else 0.0
-            second = second / count - centre
-            columns = np.arange(layer.columns)
-            # With fewer rows than columns, every channel looks like a linear combination of others, on these rows only.
-            damping = _FEW_ROWS * layer.columns / float(count) * second[:, columns, columns].mean(axis=1)
-            second[:, columns, columns] += damping[:, None]
-            found[layer.name] = Moments(mean, second)
-        return found
+            last = number == len(self.feeds) - 1
+            for name, x in taken.items():
+                waiting = rows.setdefault(name, [])
+                waiting.append(x)
+                if sum(map(len, waiting)) >= _AT_ONCE or last:
+                    _add(sums.setdefault(name, []), np.concatenate(waiting), diagonal=name in alone)
+                    del rows[name]
+                if last:
+                    found = _moments_of(by_name[name], sums.pop(name))
+                    spool.put((name, "mean"), found.mean)
+                    spool.put((name, "second"), found.second)
+        return _Kept(spool, by_name)
 
     def _measured(
-        self,
-        curves: list[RemovalCurve],
-        readers: list[list[Reader]],
-        known: Mapping[str, Layer],
-        moments: Mapping[str, Moments],
+        self, curves: list[RemovalCurve], known: Mapping[str, Layer], moments: Mapping[str, Moments]
     ) -> list[RemovalCurve]:
         """The curves with the output error measured at `_LEVELS`, and interpolated by the local error in between."""
-        how = comparison_setup(self.proto.SerializeToString(), self.checks[0])
-        wanted = list(in_order(Runner(how.reference, threads=1, whole=True).run, self.checks, self.threads))
+        errors = OutputErrors(self.model, self.checks, self.threads)
         found = []
-        for done, (curve, given) in enumerate(zip(curves, readers, strict=True)):
+        for done, curve in enumerate(curves):
             self._tell("try cuts", done, len(curves))
             points = []
             for level in sorted({max(1, round(len(curve.group.ids) * share)) for share in _LEVELS}):
                 if level < len(curve.local):
                     gone = np.isin(curve.group.ids, curve.order[:level])
-                    changed = self._without(curve.group, gone, given, known, moments)
-                    other = with_initializers_serialized(self.proto, changed)
-                    lost = output_error(how, wanted, other, self.checks, self.threads)
+                    lost = errors.of(self._without(curve.group, gone, known, moments))
                     points.append((curve.local[level], lost))
             found.append(replace(curve, loss=scaled(curve.local, points)))
         return found
@@ -153,39 +166,74 @@ class ErrorImportance:
         self,
         group: Group,
         gone: NDArray[np.bool_],
-        readers: Sequence[Reader],
         known: Mapping[str, Layer],
         moments: Mapping[str, Moments],
-    ) -> dict[str, NDArray[Any]]:
-        """Constants of the readers with these input channels zeroed and the other weights compensating."""
-        constants = {t.name: t for t in self.proto.graph.initializer}
+    ) -> LeanModel:
+        """The model whose readers do not read these channels, and compensate them by their other weights."""
         changed: dict[str, NDArray[Any]] = {}
-        for (node, _), reader in zip(group.readers, readers, strict=True):
+        computed: dict[str, Constant] = {}
+        for node, reader in self._readers(group, known, moments):
             layer = known.get(node.label)
-            table = compensated_weights(reader, gone)
-            if layer is None:
-                name = node.inputs[1].name
-                changed[name] = _untable(table, node, numpy_helper.to_array(constants[name]))
-                continue
-            changed[layer.weight] = layer.stored(table)
-            if layer.bias:
-                old = numpy_helper.to_array(constants[layer.bias])
-                shift = np.einsum("gok,gk->go", reader.weight - table, moments[layer.name].mean).reshape(old.shape)
-                changed[layer.bias] = (old + shift).astype(np.float32)
-        return changed
+            name = node.inputs[1].name if layer is None else layer.weight
+            if reader.diagonal and name in self.model.weights:
+                lost = (reader.owner >= 0) & gone[np.maximum(reader.owner, 0)]
+                old = self.model.weights[name]
+                values = weights.ComputedValues(
+                    tuple(old.shape), np.dtype(np.float32), partial(_zeroed, self.model, name, node, layer, lost)
+                )
+                computed[name] = Constant(name, values)
+                table = None
+            else:
+                table = compensated_weights(reader, gone)
+                changed[name] = _untable(table, node, self.model.array(name)) if layer is None else layer.stored(table)
+            if layer is not None and layer.bias:
+                before = self.model.array(layer.bias)
+                shift = _lost_mean(reader, table, gone, moments[layer.name].mean).reshape(before.shape)
+                changed[layer.bias] = (before + shift).astype(np.float32)
+        other = self.model.replaced(changed)
+        return replace(other, weights={**other.weights, **computed})
 
     def _tell(self, what: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(what, done + 1, total)
 
 
-def output_error(how: ComparisonSetup, wanted: Sequence[Feed], model: bytes, feeds: Feeds, threads: int) -> float:
-    """Energy of the error of a model's float outputs, as a share of the wanted energy; each output has equal weight."""
-    runner = CandidateRunner(how, model, threads=1)
-    given = (how.feed(feed, want) for feed, want in zip(feeds, wanted, strict=True))
-    pairs = zip(wanted, in_order(runner.run, given, threads), strict=True)
-    noise = joined(sums_of(want, got, how.compared(want, got)) for want, got in pairs)
-    return float(10.0 ** (-balanced_db(noise) / 10)) if noise else 0.0
+class _Kept(Mapping[str, Moments]):
+    """Moments by layer, read from where they wait."""
+
+    def __init__(self, spool: Spool, names: Collection[str]) -> None:
+        self._spool, self._names = spool, names
+
+    def __getitem__(self, name: str) -> Moments:
+        return Moments(self._spool.get((name, "mean")), self._spool.get((name, "second")))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _uncompensated(groups: Sequence[Group], known: Mapping[str, Layer]) -> list[str]:
+    """Layers whose second moments are too large: those of many inputs, and all readers of a large group."""
+    most = memory.budget() // _GROUP_SHARE
+    found = {name for name, layer in known.items() if layer.columns > whole_columns()}
+    for group in groups:
+        readers = [known[node.label] for node, _ in group.readers if node.label in known]
+        if sum(_bytes(layer) for layer in readers if layer.name not in found) > most:
+            found.update(layer.name for layer in readers)
+    return [name for name in known if name in found]
+
+
+def _bytes(layer: Layer) -> int:
+    """What ranking takes of a reader: its weight twice, its second moments, and twice their inverse; in float64."""
+    outputs = layer.outputs_of_group
+    return 8 * layer.groups * layer.columns * (2 * outputs + 3 * layer.columns)
+
+
+def _some(names: Sequence[str]) -> str:
+    some = ", ".join(map(repr, names[:_NAMED]))
+    return f"{some} and {len(names) - _NAMED} more" if len(names) > _NAMED else some
 
 
 def scaled(local: Floats, points: Sequence[tuple[float, float]]) -> Floats:
@@ -203,32 +251,66 @@ def scaled(local: Floats, points: Sequence[tuple[float, float]]) -> Floats:
     return np.maximum.accumulate(found)
 
 
-def _add(sums: list[NDArray[Any]], x: NDArray[np.float32]) -> None:
-    """Add rows [N, G, K] to (count, sum [G, K], sum of outer products [G, K, K])."""
-    flat = x.transpose(1, 2, 0)
-    new = [np.asarray(len(x)), x.sum(axis=0, dtype=np.float64), (flat @ flat.transpose(0, 2, 1)).astype(np.float64)]
-    sums[:] = new if not sums else [a + b for a, b in zip(sums, new, strict=True)]
+def _add(sums: list[NDArray[Any]], x: NDArray[np.float32], *, diagonal: bool) -> None:
+    """Add rows [N, G, K] to (count, sum [G, K], sum of outer products [G, K, K] or of squares [G, K])."""
+    if diagonal:
+        second = np.square(x, dtype=np.float64).sum(axis=0)
+    else:
+        flat = x.transpose(1, 2, 0)
+        second = (flat @ flat.transpose(0, 2, 1)).astype(np.float64)
+    new = [np.asarray(len(x)), x.sum(axis=0, dtype=np.float64), second]
+    if not sums:
+        sums[:] = new
+        return
+    for i, (a, b) in enumerate(zip(sums, new, strict=True)):
+        sums[i] = a + b
 
 
-def _reader(
-    group: Group,
-    node: Node,
-    ids: Ids,
-    layer: Layer | None,
-    constants: Mapping[str, TensorProto],
-    moments: Mapping[str, Moments],
-) -> Reader:
-    """A layer that reads the group, with the second moments of its inputs, or the identity if there are none."""
-    places = {number: at for at, number in enumerate(group.ids.tolist())}
-    owner = np.asarray([places.get(i, -1) for i in ids.tolist()], np.int64)
-    if layer is not None:
-        table = layer.table(numpy_helper.to_array(constants[layer.weight])).astype(np.float64)
-        return Reader(table, moments[layer.name].second, owner.repeat(table.shape[2] // len(owner)))
+def _moments_of(layer: Layer, sums: Sequence[NDArray[Any]]) -> Moments:
+    """The moments of a layer's inputs, damped for the number of rows."""
+    count, total, second = sums
+    mean = total / count
+    if second.ndim == 2:
+        second = second / count - (np.square(mean) if layer.bias else 0.0)
+        return Moments(mean, np.maximum(second, 0.0))
+    centre = mean[:, :, None] * mean[:, None, :] if layer.bias else 0.0
+    second = second / count - centre
+    columns = np.arange(layer.columns)
+    # With fewer rows than columns, every channel looks like a linear combination of others, on these rows only.
+    damping = _FEW_ROWS * layer.columns / float(count) * second[:, columns, columns].mean(axis=1)
+    second[:, columns, columns] += damping[:, None]
+    return Moments(mean, second)
+
+
+def _unknown(node: Node, owner: NDArray[np.int64]) -> Reader:
+    """A reader whose inputs are not seen: their second moments count as the identity."""
     weight = node.inputs[1]
     assert isinstance(weight, Constant)
-    table = _table(node, weights.read(weight).astype(np.float64))
+    table = _table(node, weights.read(weight))
+    if len(owner) > whole_columns():
+        return Reader(table, np.ones((1, len(owner))), owner)
     flat = np.broadcast_to(np.eye(len(owner)), (1, len(owner), len(owner)))
-    return Reader(table, np.ascontiguousarray(flat), owner)
+    return Reader(table.astype(np.float64), np.ascontiguousarray(flat), owner)
+
+
+def _lost_mean(
+    reader: Reader, table: NDArray[np.floating] | None, gone: NDArray[np.bool_], mean: Floats
+) -> Floats:
+    """What the mean output [G, O] loses by a new weight; None for one whose removed inputs are not compensated."""
+    if table is None:
+        lost = (reader.owner >= 0) & gone[np.maximum(reader.owner, 0)]
+        return np.asarray(np.einsum("gok,gk->go", reader.weight[:, :, lost], mean[:, lost]))
+    return np.asarray(np.einsum("gok,gk->go", reader.weight - table, mean))
+
+
+def _zeroed(
+    model: LeanModel, name: str, node: Node, layer: Layer | None, lost: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """A weight with zeros in these columns of its table."""
+    given = model.array(name)
+    table = (_table(node, given) if layer is None else layer.table(given)).copy()
+    table[:, :, lost] = 0.0
+    return np.asarray(_untable(table, node, given) if layer is None else layer.stored(table))
 
 
 def in_axis(node: Node, rank: int) -> int:

@@ -47,11 +47,12 @@ def removal_curves(
         return _by_batchnorm(groups, batchnorm_scores(axes, scales), asked.multiple)
     if asked.importance == "error":
         estimator = ErrorImportance(
-            builder.proto, builder.feeds, builder.checks, threads, asked.multiple, builder.settings.progress
-        )
+            builder.lean, builder.feeds, builder.checks, threads, asked.multiple, builder.settings.progress,
+            builder.note,
+        )  # fmt: skip
         return estimator.curves(groups), []
     if asked.importance == "activation":
-        scores = activation_scores(builder.proto, axes, builder.feeds, threads)
+        scores = activation_scores(builder.lean, axes, builder.feeds, threads)
     else:
         scores = norm_scores(builder.model, axes, 1 if asked.importance == "l1" else 2)
     return curves_from_scores(groups, scores, asked.multiple), []
@@ -81,7 +82,7 @@ def initial_allocation(
         return Allocation(curves, params_cost(model, axes), asked.multiple, axes.count)
     with timed(builder.timings, "time layers"):
         times = latency_cost(
-            builder.proto, axes, shapes, threads=builder.settings.threads,
+            builder.lean, axes, shapes, threads=builder.settings.threads,
             seconds=_LAYERS_TIME * builder.settings.bench_seconds,
         )  # fmt: skip
     if asked.target_latency is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from onnxshot import memory
 from onnxshot.execution.layer_rows import MatrixForm
+from onnxshot.graph.lean_model import LeanModel
+
+_MOST_COLUMNS = 3072
+"""Most inputs of one output that second moments are computed of at once, at any budget: solving takes their cube."""
+_BYTES = 64  # per pair of inputs: second moments in float32 and float64, of parts of the samples and inverted
+
+
+def whole_columns() -> int:
+    """Most inputs of one output that second moments are computed of at once: those that fit the memory budget."""
+    return min(_MOST_COLUMNS, math.isqrt(memory.budget() // _BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,11 @@ class Layer:
         return self.shape[2:] if self.op == "Conv" else ()
 
     @property
+    def outputs_of_group(self) -> int:
+        """O / G, the number of outputs of each group."""
+        return self.shape[0] // self.groups if self.op == "Conv" else self.shape[1 if self.form.transposed else 0]
+
+    @property
     def columns(self) -> int:
         """K, the number of inputs of one output value."""
         return math.prod(self.shape[1:]) if self.op == "Conv" else self.shape[0 if self.form.transposed else 1]
@@ -87,9 +103,12 @@ class Layer:
         return tuple(sizes)
 
 
-def layers_of(model: ModelProto) -> dict[str, Layer]:
+def layers_of(given: ModelProto | LeanModel) -> dict[str, Layer]:
     """The layers of the top-level graph by node name; a layer whose weight other nodes read too is left out."""
-    constants = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    lean = LeanModel.of(given)
+    model = lean.proto
+    kinds = {name: lean.kind_of(name) for name in (*lean.initializers, *lean.weights)}
+    constants = {name: shape for name, (kind, shape) in kinds.items() if kind == TensorProto.FLOAT}
     uses: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -101,7 +120,7 @@ def layers_of(model: ModelProto) -> dict[str, Layer]:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in own or node.input[0] in constants:
             continue
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        shape = tuple(constants[node.input[1]].dims)
+        shape = constants[node.input[1]]
         plain = attrs.get("alpha", 1.0) == attrs.get("beta", 1.0) == 1.0 and not attrs.get("transA", 0)
         if not plain or (node.op_type != "Conv" and len(shape) != 2):
             continue
@@ -109,7 +128,7 @@ def layers_of(model: ModelProto) -> dict[str, Layer]:
         if node.op_type == "MatMul" and output not in given_out:
             bias, output = _added(uses.get(output, []), output, constants)
         outputs = shape[0] if node.op_type == "Conv" or attrs.get("transB", 0) else shape[1]
-        if bias and (bias not in own or math.prod(constants[bias].dims) != outputs):
+        if bias and (bias not in own or math.prod(constants[bias]) != outputs):
             bias, output = "", node.output[0]
             if len(node.input) > 2:
                 continue  # the bias has another shape than one value per output
@@ -117,7 +136,7 @@ def layers_of(model: ModelProto) -> dict[str, Layer]:
     return found
 
 
-def _added(readers: Sequence[NodeProto], output: str, constants: Mapping[str, TensorProto]) -> tuple[str, str]:
+def _added(readers: Sequence[NodeProto], output: str, constants: Container[str]) -> tuple[str, str]:
     """(bias, output) of the Add that alone reads the output of a MatMul; ("", output) if there is none."""
     if len(readers) == 1 and readers[0].op_type == "Add":
         others = [name for name in readers[0].input if name != output]

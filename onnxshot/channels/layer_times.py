@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxshot import memory
 from onnxshot.channels.costs import Alive, Cost, CostTerm, Product
 from onnxshot.channels.layer_inputs import Layer, layers_of
 from onnxshot.graph.axis_coupling import Axes, Ids, Shape
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.runtimes.ort_layer_times import conv_block, layer_times
 
 
@@ -70,10 +73,24 @@ class _Alone:
     w: Shape
     attrs: tuple[tuple[str, Any], ...]
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight in float32."""
+        return 4 * math.prod(self.w)
+
+    def narrowed(self, most: int) -> _Alone:
+        """The layer with fewer outputs, so that its weight has at most so many bytes; a Conv of groups stays."""
+        made = 0 if self.op == "Conv" or dict(self.attrs).get("transB", 0) else 1
+        if self.weight_bytes <= most or dict(self.attrs).get("group", 1) > 1:
+            return self
+        w = list(self.w)
+        w[made] = max(w[made] * most // self.weight_bytes, 1)
+        return replace(self, w=tuple(w))
+
     def model(self) -> ModelProto:
         """A model of this layer alone, with random weights."""
         rng = np.random.default_rng(0)
-        w = numpy_helper.from_array(rng.standard_normal(self.w).astype(np.float32), "w")
+        w = numpy_helper.from_array(rng.standard_normal(self.w, np.float32), "w")
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, self.x)
         y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
         node = helper.make_node(self.op, ["x", "w"], ["y"], **dict(self.attrs))
@@ -82,15 +99,16 @@ class _Alone:
 
 
 def latency_cost(
-    proto: ModelProto, axes: Axes, shapes: Mapping[str, Shape], *, threads: int = 2, seconds: float = 2.0
+    model: ModelProto | LeanModel, axes: Axes, shapes: Mapping[str, Shape], *, threads: int = 2, seconds: float = 2.0
 ) -> Cost:
     """Measure the time of the layers with weights of their own, in ONNX Runtime on this machine.
 
     Each layer is timed in a model of its own with random weights, at full and half width. Layers of equal sizes are
-    timed once. The measurements are interleaved.
+    timed once. The measurements are interleaved, for as many layers at once as have `memory.part_bytes()` of weights.
+    A layer with more is timed with fewer outputs, to which its time is taken to be proportional.
 
     Args:
-        proto: The model that `axes` describes.
+        model: The model that `axes` describes.
         axes: Channel numbers of every tensor axis.
         shapes: Concrete shapes of the model's tensors.
         threads: Threads of ONNX Runtime.
@@ -102,18 +120,39 @@ def latency_cost(
     Raises:
         ModelError: ONNX Runtime does not load a layer.
 
-    Memory: the random weights, about twice the weights of the model.
+    Memory: the random weights of layers that are timed at once, in a few copies.
     """
     block = conv_block()
-    layers = [layer for layer in layers_of(proto).values() if layer.input in shapes]
+    layers = [layer for layer in layers_of(model).values() if layer.input in shapes]
     corners = [_corners(layer, shapes[layer.input], block) for layer in layers]
-    distinct = list(dict.fromkeys(alone for four in corners for alone in four))
-    taken = layer_times((alone.model() for alone in distinct), threads=threads, seconds=seconds)
-    found = dict(zip(distinct, taken, strict=True))
+    most = memory.part_bytes()
+    distinct = list(dict.fromkeys(alone.narrowed(most) for four in corners for alone in four))
+    taken = dict[_Alone, float]()
+    for some in _at_once(distinct, most):
+        own = seconds * len(some) / len(distinct)
+        times = layer_times((alone.model() for alone in some), threads=threads, seconds=own)
+        taken |= zip(some, times, strict=True)
+    found = {
+        alone: taken[alone.narrowed(most)] * (alone.weight_bytes / alone.narrowed(most).weight_bytes)
+        for four in corners for alone in four
+    }  # fmt: skip
     return Cost(tuple(
         _part(layer, [found[alone] for alone in four], axes.of.get(layer.weight, {}), block)
         for layer, four in zip(layers, corners, strict=True)
     ))  # fmt: skip
+
+
+def _at_once(layers: Sequence[_Alone], most: int) -> Iterator[list[_Alone]]:
+    """Runs of layers with at most so many bytes of weights, or of one layer."""
+    some, size = list[_Alone](), 0
+    for alone in layers:
+        if some and size + alone.weight_bytes > most:
+            yield some
+            some, size = [], 0
+        some.append(alone)
+        size += alone.weight_bytes
+    if some:
+        yield some
 
 
 def _part(layer: Layer, times: Sequence[float], held: Mapping[int, Ids], block: int) -> CostTerm:

@@ -10,48 +10,44 @@ activation. Weights that are zero stay zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from onnxshot.channels.layer_inputs import Layer, layers_of
+from onnxshot.channels.layer_fit import RowsOfOutputs, fit, most_rows, output_pieces
+from onnxshot.channels.layer_inputs import Layer, layers_of, whole_columns
 from onnxshot.execution.activation import Activations
-from onnxshot.execution.layer_rows import Feeds, product
+from onnxshot.execution.layer_rows import Feeds
 from onnxshot.execution.layer_walk import Walk
 from onnxshot.graph import Constant, Model
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import concrete_shapes
-from onnxshot.maths import optimal_brain_surgeon
-from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.finite import finite
-from onnxshot.maths.ridge_regression import Moments, best_strength, ridge
 from onnxshot.progress import Progress
+from onnxshot.runtimes.spool import Spool
 
-HELD = 640 << 20
-"""Bytes of activations held at a time; this limits the number of samples."""
-_WANTED = 96 << 20  # bytes of target outputs held at a time; this limits how many layers are collected in one run
-_ROWS = 12288  # output positions that a layer is fitted on, at most
-_ROW_BYTES = 48 << 20  # bytes of the inputs at these positions, at most
-_MOST_COLUMNS = 3072  # inputs per output; above, only the bias is fitted
-_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # candidate ridge strengths, relative to the mean second moment
-_LEFT_OUT = 4  # every 4th sample is held out of a fit to choose the ridge strength
+# These bound the work, and are the same at every memory budget, as results do not depend on it.
+_LEARNED = 640 << 20  # bytes of the activations of all samples that a fit learns from, at most
+_STEP = 96 << 20  # bytes of target outputs that one step of the full model gives, at most
 
 KeptChannels = Mapping[str, NDArray[np.bool_]]
 """Layer -> [O], which of its output channels remain; layers that keep all are absent."""
 
 
 def reconstruct(
-    reference: ModelProto,
-    cut: ModelProto,
+    reference: ModelProto | LeanModel,
+    cut: ModelProto | LeanModel,
     kept: KeptChannels,
     feeds: Feeds,
     *,
     threads: int = 2,
     progress: Progress | None = None,
+    keep: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda values: values,
+    note: Callable[[str], None] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Fit the weights and biases of a model whose channels were removed.
 
@@ -64,6 +60,8 @@ def reconstruct(
         feeds: Samples.
         threads: Samples that run at a time.
         progress: Called as (stage, done, total).
+        keep: Called with each new value; may move it out of memory.
+        note: Called with what the user should know.
 
     Returns:
         New float32 values by constant name.
@@ -71,32 +69,45 @@ def reconstruct(
     Raises:
         ModelError: One of the models does not run.
 
-    Memory: both models, `HELD` bytes of activations, and the rows and second moments of one layer.
+    Memory: what two walks hold, the rows and second moments of one layer, and what `keep` returns.
     """
-    feeds = feeds[: _affordable(cut, feeds)]
-    student, activations = Walk(cut, feeds, threads), Activations(reference)
-    originals = layers_of(reference)
-    jobs = _jobs(cut, {name: layer for name, layer in layers_of(cut).items() if name in originals})
+    full, less = LeanModel.of(reference), LeanModel.of(cut)
+    few = _learned(less, feeds)
+    if few < len(feeds) and note is not None:
+        note(f"fitted to {few} of {len(feeds)} samples: the activations of all take over {_LEARNED >> 20} MiB")
+    feeds = feeds[:few]
+    student, activations = Walk(less, feeds, threads), Activations(full.proto)
+    originals = layers_of(full)
+    jobs = _jobs(less.proto, {name: layer for name, layer in layers_of(less).items() if name in originals})
     jobs = [replace(job, share=_share(job.layer, len(feeds))) for job in jobs]
-    wanted = _wanted(reference, jobs, feeds, threads)
+    _tell_blocks([job.layer for job in jobs], note)
     found: dict[str, NDArray[np.float32]] = {}
-    for done, (job, samples) in enumerate(zip(jobs, wanted, strict=True), 1):
-        if job.layer.name in kept:
-            samples = [y[:, kept[job.layer.name]] for y in samples]
+    for done, (job, wanted) in enumerate(zip(jobs, _wanted(full, jobs, kept, feeds, threads), strict=True), 1):
         x = [job.layer.inputs(v, job.share, i) for i, v in enumerate(student.values(job.layer.input))]
-        other = None
-        if job.other:
-            values = student.values(job.other)
-            other = np.concatenate([job.layer.outputs(v, job.share, i) for i, v in enumerate(values)])
-        fitted = _fit(job.layer, student, x, samples, other, activations.after(job.target))
+        other = _other(job, student.values(job.other)) if job.other else None
+        weight = student.constant(job.layer.weight)
+        bias = student.constant(job.layer.bias) if job.layer.bias else None
+        fitted = fit(job.layer, weight, bias, x, wanted, other, activations.after(job.target))
         if not finite(*fitted.values()):
             fitted = {}  # the layer keeps its weights
+        fitted = {name: keep(value) for name, value in fitted.items()}
         for name, value in fitted.items():
             student.set(name, value)
         found |= fitted
         if progress is not None:
             progress("fit layers", done, len(jobs))
     return found
+
+
+def _tell_blocks(layers: Sequence[Layer], note: Callable[[str], None] | None) -> None:
+    """Say which layers are fitted in blocks of inputs, and why."""
+    wide = [layer for layer in layers if layer.columns > whole_columns()]
+    if wide and note is not None:
+        more = f" and {len(wide) - 1} more layers" if len(wide) > 1 else ""
+        note(
+            f"{wide[0].name!r}{more}: the {wide[0].columns} inputs were fitted at most {whole_columns()} at a time, as "
+            "the work goes with their cube and the second moments of all would take more than a share of the memory"
+        )
 
 
 def apply(model: Model, values: Mapping[str, NDArray[np.float32]]) -> None:
@@ -125,9 +136,8 @@ class _Job:
 
 
 def _share(layer: Layer, samples: int) -> int:
-    """Output positions of every sample, within `_ROWS` and `_ROW_BYTES`."""
-    rows = min(_ROWS, _ROW_BYTES // (4 * layer.groups * layer.columns))
-    return max(1, -(-rows // samples))
+    """Output positions of every sample that a layer is fitted on."""
+    return max(1, -(-most_rows(layer) // samples))
 
 
 def _jobs(model: ModelProto, layers: Mapping[str, Layer]) -> list[_Job]:
@@ -167,121 +177,65 @@ def _behind(name: str, makers: Mapping[str, NodeProto]) -> set[str]:
 
 
 def _wanted(
-    reference: ModelProto, jobs: Sequence[_Job], feeds: Feeds, threads: int
-) -> Iterator[list[NDArray[np.float32]]]:
-    """The targets of each job in the full model, at the positions to fit on; one array per sample.
+    reference: LeanModel, jobs: Sequence[_Job], kept: KeptChannels, feeds: Feeds, threads: int
+) -> Iterator[RowsOfOutputs]:
+    """The targets of each job in the full model, at the positions to fit on, with the output channels that remain.
 
-    The model runs once: it advances as far as the jobs whose targets fit, and goes on from there.
+    The model runs once: it advances as far as the jobs whose targets fit, and goes on from there. What waits is written
+    to a temporary file beyond `memory.held_bytes()`.
     """
     walk = Walk(reference, feeds, threads)
-    sizes = {t.name: t.dims for t in reference.graph.initializer}
     start = 0
     while start < len(jobs):
         end, total = start, 0
-        while end < len(jobs) and (end == start or total < _WANTED):
-            total += 4 * jobs[end].share * len(feeds) * max(sizes.get(jobs[end].layer.weight, (1,)))
+        while end < len(jobs) and (end == start or total < _STEP):
+            name = jobs[end].layer.weight
+            width = max(reference.kind_of(name)[1] if reference.holds(name) else (1,))
+            total += 4 * jobs[end].share * len(feeds) * width
             end += 1
         part = jobs[start:end]
-        rows: list[dict[int, NDArray[np.float32]]] = [{} for _ in part]
-        for sample, taken in walk.visit({job.target for job in part}, partial(_rows_of, part)):
-            for i, values in taken.items():
-                rows[i][sample] = values
-        for own in rows:
-            yield [own[i] for i in range(len(feeds))]
+        with Spool() as spool:
+
+            def see(
+                sample: int, values: Mapping[str, NDArray[Any]], part: Sequence[_Job] = part, spool: Spool = spool
+            ) -> None:
+                for i, job in enumerate(part):
+                    if job.target in values:
+                        rows = job.layer.outputs(values[job.target], job.share, sample)
+                        rows = rows[:, kept[job.layer.name]] if job.layer.name in kept else rows
+                        for piece in output_pieces(job.layer):
+                            spool.put((i, piece.start, sample), rows[:, piece])
+
+            walk.visit({job.target for job in part}, see)
+            for i in range(len(part)):
+
+                def piece_of(piece: slice, i: int = i, spool: Spool = spool) -> NDArray[np.float32]:
+                    return np.concatenate([spool.get((i, piece.start, sample)) for sample in range(len(feeds))])
+
+                yield piece_of
+                for piece in output_pieces(part[i].layer):
+                    for sample in range(len(feeds)):
+                        spool.drop((i, piece.start, sample))
         start = end
 
 
-def _rows_of(
-    jobs: Sequence[_Job], sample: int, values: Mapping[str, NDArray[Any]]
-) -> tuple[int, dict[int, NDArray[np.float32]]]:
-    """The sample, and the rows of the targets that are among the values, by number of the job."""
-    return sample, {
-        i: job.layer.outputs(values[job.target], job.share, sample)
-        for i, job in enumerate(jobs)
-        if job.target in values
-    }
+def _other(job: _Job, values: Sequence[NDArray[Any]]) -> RowsOfOutputs:
+    """Rows of the tensor that is added to a layer's output."""
+
+    def piece_of(piece: slice) -> NDArray[np.float32]:
+        return np.concatenate([job.layer.outputs(v, job.share, i)[:, piece] for i, v in enumerate(values)])
+
+    return piece_of
 
 
-def _fit(
-    layer: Layer,
-    student: Walk,
-    x: Sequence[NDArray[np.float32]],
-    wanted: Sequence[NDArray[np.float32]],
-    other: NDArray[np.float32] | None,
-    behind: Any,
-) -> dict[str, NDArray[np.float32]]:
-    """Fit the weight and bias of a layer. x: [N, G, K] per sample. wanted: [N, O] per sample, the sum with `other`."""
-    stored = student.constant(layer.weight)
-    table = layer.table(stored)
-    counts = np.asarray([len(rows) for rows in x])
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    rows, target = np.concatenate(x), np.concatenate(wanted)
-    old = student.constant(layer.bias) if layer.bias else None
-    bias = np.zeros(target.shape[1]) if old is None else old.reshape(-1).astype(np.float64)
-    rest = np.zeros_like(target) if other is None else other
-    found: dict[str, NDArray[np.float32]] = {}
-    if layer.columns <= _MOST_COLUMNS:
-        residual = target - rest - bias.astype(np.float32) - _given(rows, table)
-        residual = residual.reshape(len(rows), layer.groups, -1)
-        held_out = np.repeat(np.arange(len(x)) % _LEFT_OUT == _LEFT_OUT - 1, counts)
-        change = _change(rows, residual, held_out, table == 0, centred=old is not None)
-        if change is not None:
-            table = (table + change).astype(np.float32)
-            found[layer.weight] = layer.stored(table)
-    if old is not None:
-        got = rest + _given(rows, table)
-        # Start from the mean error before the activation: correction steps are short where the activation is flat.
-        bias = (target - got).mean(axis=0, dtype=np.float64) if layer.weight in found else bias
-        learned = corrected_bias(target, got, bias, behind, starts)
-        found[layer.bias] = learned.astype(np.float32).reshape(old.shape)
-    return found
-
-
-def _given(rows: NDArray[np.float32], table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Outputs [N, O] of a layer without its bias."""
-    return product(rows.transpose(1, 0, 2), table)
-
-
-def _change(
-    x: NDArray[np.float32],
-    residual: NDArray[np.float32],
-    held_out: NDArray[np.bool_],
-    gone: NDArray[np.bool_],
-    *,
-    centred: bool,
-) -> NDArray[np.floating] | None:
-    """The change of the weight [G, O, K]; None if every ridge strength increases the error on the held-out samples.
-
-    gone: where the change must be zero.
-    """
-    if not held_out.any():
-        return None
-    if centred:
-        x = x - x.mean(axis=0, dtype=np.float64).astype(x.dtype)
-        residual = residual - residual.mean(axis=0, dtype=np.float64).astype(residual.dtype)
-
-    def fitted(moments: Moments, weight: NDArray[np.floating], strength: float) -> NDArray[np.floating]:
-        found = ridge(moments, weight, strength)
-        if not gone.any():
-            return found
-        # The ridge error is quadratic around its minimum, so the constrained minimum follows from the same moments.
-        return optimal_brain_surgeon.refit(found.astype(np.float32), moments.damped(strength).astype(np.float32), gone)
-
-    rows, wanted = x.transpose(1, 0, 2), residual.transpose(1, 0, 2)
-    learn, check = (Moments.of(rows[:, part], wanted[:, part]) for part in (~held_out, held_out))
-    nothing = np.zeros_like(learn.yx)
-    strength = best_strength(learn, check, nothing, _STRENGTHS, fitted)
-    return None if strength is None else fitted(learn + check, nothing, strength)
-
-
-def _affordable(model: ModelProto, feeds: Feeds) -> int:
-    """Number of samples that fit into `HELD`, by the peak size of one sample's live activations in float32."""
-    shapes = concrete_shapes(Model(model), {name: np.shape(values) for name, values in feeds[0].items()})
-    last = {name: i for i, node in enumerate(model.graph.node) for name in node.input}
-    alive = {i.name: 4 * math.prod(shapes.get(i.name, ())) for i in model.graph.input}
+def _learned(model: LeanModel, feeds: Feeds) -> int:
+    """Number of samples within `_LEARNED`, by the peak size of one sample's live activations in float32."""
+    shapes = concrete_shapes(model.to_graph(), {name: np.shape(values) for name, values in feeds[0].items()})
+    last = {name: i for i, node in enumerate(model.proto.graph.node) for name in node.input}
+    alive = {i.name: 4 * math.prod(shapes.get(i.name, ())) for i in model.proto.graph.input}
     most = 1
-    for i, node in enumerate(model.graph.node):
+    for i, node in enumerate(model.proto.graph.node):
         alive |= {name: 4 * math.prod(shapes.get(name, ())) for name in node.output}
         most = max(most, sum(alive.values()))
         alive = {name: size for name, size in alive.items() if last.get(name, -1) > i}
-    return max(1, min(len(feeds), HELD // most))
+    return max(1, min(len(feeds), _LEARNED // most))

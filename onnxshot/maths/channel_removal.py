@@ -6,8 +6,9 @@ been changed to compensate the removed ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +25,33 @@ class Reader:
     """A layer that reads the channels to prune, in G groups of O outputs and K inputs.
 
     Attributes:
-        weight: float64 [G, O, K].
-        moments: second moments of its inputs, float64 [G, K, K]; about the mean where a bias can absorb the mean.
+        weight: float64 [G, O, K]; any float type where the moments are a diagonal.
+        moments: second moments of its inputs, float64 [G, K, K]; about the mean where a bias can absorb the mean. Or
+            only their diagonal [G, K]: then inputs count as independent, and removed ones are not compensated.
         owner: the channel that each input column belongs to, int64 [K]; -1 for columns that are not pruned.
     """
 
-    weight: Floats
+    weight: NDArray[np.floating]
     moments: Floats
     owner: NDArray[np.int64]
 
     @property
+    def diagonal(self) -> bool:
+        """Whether only the diagonal of the moments is known."""
+        return self.moments.ndim == 2
+
+    @property
     def energy(self) -> float:
         """Mean square of the outputs, summed over all of them: tr(W M W^T)."""
+        if self.diagonal:
+            return float((self.squares * self.moments).sum())
         return float(np.einsum("gok,gkl,gol->", self.weight, self.moments, self.weight, optimize=True))
+
+
+    @property
+    def squares(self) -> Floats:
+        """Sum of the squared weights of each input [G, K]."""
+        return np.asarray(np.einsum("gok,gok->gk", self.weight, self.weight, dtype=np.float64))
 
 
 def damped(moments: Floats) -> Floats:
@@ -48,11 +63,11 @@ def damped(moments: Floats) -> Floats:
     return found
 
 
-def removal_order(readers: Sequence[Reader], count: int, most: int, at_once: int) -> tuple[NDArray[np.int64], Floats]:
+def removal_order(readers: Iterable[Reader], count: int, most: int, at_once: int) -> tuple[NDArray[np.int64], Floats]:
     """Order channels by the damage that their removal does, least first.
 
     Args:
-        readers: all layers that read the channels.
+        readers: all layers that read the channels. Each is drawn once; those with a diagonal are not kept.
         count: number of channels.
         most: how many channels to remove.
         at_once: how many channels are removed before the costs of the others are computed anew.
@@ -70,7 +85,7 @@ def removal_order(readers: Sequence[Reader], count: int, most: int, at_once: int
         >>> order.tolist(), errors.round(1).tolist()
         ([1], [0.0, 0.1])
     """
-    states = [_State(reader) for reader in readers]
+    states: list[_Cost] = [_DiagonalState(reader, count) if reader.diagonal else _State(reader) for reader in readers]
     alive = np.ones(count, bool)
     order: list[int] = []
     errors = [0.0]
@@ -87,6 +102,35 @@ def removal_order(readers: Sequence[Reader], count: int, most: int, at_once: int
         errors += (errors[-1] + (total - errors[-1]) * shares).tolist()
         order += picked.tolist()
     return np.asarray(order, np.int64), np.maximum.accumulate(np.asarray(errors))
+
+
+class _Cost(Protocol):
+    """What removing channels costs one reader."""
+
+    def costs(self, alive: NDArray[np.bool_]) -> Floats:
+        """The error that removing each channel alone would add [count]; 0 for channels that the reader lacks."""
+
+    def remove(self, channels: NDArray[np.int64]) -> float:
+        """Remove channels, and return the error that this adds."""
+
+
+class _DiagonalState:
+    """A reader whose inputs count as independent: each channel has a fixed cost."""
+
+    def __init__(self, reader: Reader, count: int) -> None:
+        # Damped as second moments are, so that both kinds of reader are on one scale.
+        moments = reader.moments + DAMPING * reader.moments.mean(axis=1, keepdims=True)
+        squares = reader.squares
+        energy = max(float((squares * reader.moments).sum()), np.finfo(float).tiny)
+        held = reader.owner >= 0
+        columns = (squares * moments).sum(axis=0)[held] / energy
+        self._costs = np.bincount(reader.owner[held], columns, minlength=count)
+
+    def costs(self, alive: NDArray[np.bool_]) -> Floats:
+        return np.where(alive, self._costs, 0.0)
+
+    def remove(self, channels: NDArray[np.int64]) -> float:
+        return float(self._costs[channels].sum())
 
 
 @dataclass(slots=True)
@@ -143,7 +187,7 @@ class _State:
         return error / self.energy
 
 
-def compensated_weights(reader: Reader, gone: NDArray[np.bool_]) -> Floats:
+def compensated_weights(reader: Reader, gone: NDArray[np.bool_]) -> NDArray[np.floating]:
     """Return the weight of least output error that does not read the removed channels.
 
     Args:
@@ -152,7 +196,8 @@ def compensated_weights(reader: Reader, gone: NDArray[np.bool_]) -> Floats:
 
     Returns:
         float64 [G, O, K], zero in the columns of removed channels: the solution of W' M[kept, kept] = W M[:, kept]
-        with the damped moments M. Source: Optimal Brain Surgeon (Hassibi and Stork 1993), section 3.
+        with the damped moments M. Source: Optimal Brain Surgeon (Hassibi and Stork 1993), section 3. With a diagonal,
+        the other weights stay, and the type of the weight too.
 
     Example:
         >>> layer = Reader(np.ones((1, 1, 2)), np.array([[[1.0, 0.9], [0.9, 1.0]]]), np.array([0, 1]))
@@ -160,6 +205,10 @@ def compensated_weights(reader: Reader, gone: NDArray[np.bool_]) -> Floats:
         array([[[1.89, 0.  ]]])
     """
     lost = (reader.owner >= 0) & gone[np.maximum(reader.owner, 0)]
+    if reader.diagonal:
+        left_over = reader.weight.copy()
+        left_over[:, :, lost] = 0.0
+        return left_over
     kept = np.flatnonzero(~lost)
     moments = damped(reader.moments)
     found = np.zeros_like(reader.weight)

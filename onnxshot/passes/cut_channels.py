@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshot import memory
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, shape_inference, weights
 from onnxshot.graph.axis_coupling import Axes, Ids, constant_entry, given_axes, normal, shape_parts
 from onnxshot.passes.base import Change
 
 _Mask = NDArray[np.bool_]
+_COMPUTED = 32  # share of `memory.part_bytes()` above which a smaller constant is computed when it is read
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +62,7 @@ class CutChannels:
                     continue
                 masks = {a: alive[ids] for a, ids in self.axes.of.get(tensor.name, {}).items() if not alive[ids].all()}
                 if masks and tensor.name not in smaller:
-                    values = weights.read(tensor)
-                    for axis, mask in masks.items():
-                        values = np.compress(mask, values, axis)
-                    smaller[tensor.name] = Constant(tensor.name, np.ascontiguousarray(values))
+                    smaller[tensor.name] = _smaller(tensor, masks)
                 if masks:
                     node.inputs[slot] = smaller[tensor.name]
         return len(smaller)
@@ -78,6 +77,22 @@ class CutChannels:
                 dims = info.type.tensor_type.shape.dim
                 if axis < len(dims) and dims[axis].HasField("dim_value"):
                     dims[axis].dim_value = int(np.count_nonzero(alive[ids]))
+
+
+def _smaller(constant: Constant, masks: Mapping[int, _Mask]) -> Constant:
+    """The constant with the positions along some axes that remain. Those of a large one are picked when it is read."""
+    held = Constant(constant.name, constant._values)  # passes may refill the constant itself
+
+    def picked() -> NDArray[Any]:
+        values = weights.read(held)
+        for axis, mask in masks.items():
+            values = np.compress(mask, values, axis)
+        return np.ascontiguousarray(values)
+
+    shape = tuple(int(masks[i].sum()) if i in masks else size for i, size in enumerate(constant.shape))
+    if weights.size_bytes(constant) <= memory.part_bytes() // _COMPUTED:
+        return Constant(constant.name, picked())
+    return Constant(constant.name, weights.ComputedValues(shape, constant.dtype, picked))
 
 
 @dataclass(frozen=True, eq=False)
