@@ -25,7 +25,7 @@ from onnxshot.execution.statistics_source import open_calib
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Model, edit
 from onnxshot.graph.fixed_shapes import FixedShapes
-from onnxshot.graph.load import load_model
+from onnxshot.graph.load import copy_of, load_model
 from onnxshot.graph.save import Draft, write
 from onnxshot.graph.shape_inference import refuse_giants
 from onnxshot.passes.fix_shapes import FixShapes
@@ -117,7 +117,7 @@ def emit(
         _normalize(loaded, sizes, settings)
         quantized = bool(already_quantized(loaded))
         # The model before its Q/DQ pairs take the form of the main target.
-        untargeted = loaded.to_proto() if quantized or (settings.verify and formats != (artifacts.ONNX,)) else None
+        untargeted = copy_of(loaded) if quantized or (settings.verify and formats != (artifacts.ONNX,)) else None
         if data is not None and sizes:
             data = batched(data, sizes.inputs)
         inputs = {tensor.name: loaded.shape(tensor) for tensor in loaded.graph.inputs}
@@ -193,9 +193,9 @@ def _retarget(model: Model, target: Target, report: Report) -> bool:
     return bool(edits)
 
 
-def _write_for(target: Target, proto: ModelProto, path: Path, report: Report) -> None:
+def _write_for(target: Target, model: Model, path: Path, report: Report) -> None:
     """Write a quantized model in the form that another target reads."""
-    other = load_model(proto)
+    other = copy_of(model)
     _retarget(other, target, report)
     write(other, path)
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxshot.graph import Model, edit, weights
+from onnxshot.graph import Model, edit
 from onnxshot.graph.axis_coupling import Axes
+from onnxshot.graph.weight_pieces import row_blocks
 from onnxshot.maths.channel_removal import Floats
 from onnxshot.passes import linear_ops
 
@@ -27,10 +28,14 @@ def norm_scores(model: Model, axes: Axes, power: int) -> Floats:
     for constant in model.constants():
         held = axes.of.get(constant.name, {})
         if held and constant.dtype.kind == "f" and len(constant.shape) >= 2:
-            sizes = np.abs(weights.read(constant).astype(np.float64)) ** power
+            found = {axis: np.zeros(constant.shape[axis]) for axis in held}
+            for start, block in row_blocks(constant):
+                sizes = np.abs(block.astype(np.float64)) ** power
+                for axis, sums in found.items():
+                    rows = slice(start, start + len(block)) if axis == 0 else slice(None)
+                    sums[rows] += sizes.sum(axis=tuple(i for i in range(sizes.ndim) if i != axis))
             for axis, ids in held.items():
-                sums = sizes.sum(axis=tuple(i for i in range(sizes.ndim) if i != axis))
-                np.add.at(scores, ids, sums / max(float(sums.sum()), np.finfo(float).tiny))
+                np.add.at(scores, ids, found[axis] / max(float(found[axis].sum()), np.finfo(float).tiny))
     return scores
 
 

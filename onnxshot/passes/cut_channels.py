@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxshot import memory
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, shape_inference, weights
 from onnxshot.graph.axis_coupling import Axes, Ids, constant_entry, given_axes, normal, shape_parts
+from onnxshot.graph.weight_pieces import reads_rows, rows
 from onnxshot.passes.base import Change
 
 _Mask = NDArray[np.bool_]
@@ -83,16 +84,24 @@ def _smaller(constant: Constant, masks: Mapping[int, _Mask]) -> Constant:
     """The constant with the positions along some axes that remain. Those of a large one are picked when it is read."""
     held = Constant(constant.name, constant._values)  # passes may refill the constant itself
 
-    def picked() -> NDArray[Any]:
-        values = weights.read(held)
-        for axis, mask in masks.items():
+    def cut(values: NDArray[Any], axes: Mapping[int, _Mask]) -> NDArray[Any]:
+        for axis, mask in axes.items():
             values = np.compress(mask, values, axis)
         return np.ascontiguousarray(values)
+
+    def picked() -> NDArray[Any]:
+        return cut(weights.read(held), masks)
+
+    def some(start: int, stop: int) -> NDArray[Any]:
+        at = np.flatnonzero(masks[0])[start:stop] if 0 in masks else np.arange(start, stop)
+        values = rows(held, at[0], at[-1] + 1)[at - at[0]] if len(at) else rows(held, 0, 0)
+        return cut(values, {axis: mask for axis, mask in masks.items() if axis})
 
     shape = tuple(int(masks[i].sum()) if i in masks else size for i, size in enumerate(constant.shape))
     if weights.size_bytes(constant) <= memory.part_bytes() // _COMPUTED:
         return Constant(constant.name, picked())
-    return Constant(constant.name, weights.ComputedValues(shape, constant.dtype, picked))
+    lazy = weights.ComputedValues(shape, constant.dtype, picked, some if reads_rows(held) else None)
+    return Constant(constant.name, lazy)
 
 
 @dataclass(frozen=True, eq=False)

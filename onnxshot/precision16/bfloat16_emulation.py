@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshot.files.atomic_write import scratch
+from onnxshot.graph import Constant, weights
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
 from onnxshot.graph.shape_inference import infer_proto
 from onnxshot.passes.widen_precision16 import WidenPrecision16
 
 
-def emulate_bfloat16(proto: ModelProto) -> ModelProto:
+def emulate_bfloat16(model: ModelProto | LeanModel) -> LeanModel:
     """Return the model with float32 instead of bfloat16, and every bfloat16 tensor rounded to bfloat16.
 
     This is what kernels compute that accumulate in float32 and round once. Subgraphs of If, Loop and Scan are not
-    changed.
+    changed. Large weights are widened when they are read.
     """
-    known = infer_proto(proto).graph
+    lean = LeanModel.of(model)
+    known = infer_proto(lean.outline()).graph
     bf16 = {i.name for i in (*known.value_info, *known.output) if i.type.tensor_type.elem_type == TensorProto.BFLOAT16}
-    made = ModelProto()
-    made.CopyFrom(proto)
+    large = {
+        name: _widened(constant) if weights.elem_type(constant) == TensorProto.BFLOAT16 else constant
+        for name, constant in lean.weights.items()
+    }
+    return replace(lean.edited(lambda proto: _emulate(proto, bf16)), weights=large)
+
+
+def _widened(constant: Constant) -> Constant:
+    def computed() -> NDArray[Any]:
+        return weights.read(constant).astype(np.float32)
+
+    return Constant(constant.name, weights.ComputedValues(tuple(constant.shape), np.dtype(np.float32), computed))
+
+
+def _emulate(made: ModelProto, bf16: Container[str]) -> None:
+    """Edit a model with these tensors in bfloat16."""
     graph = made.graph
     for i, tensor in enumerate(graph.initializer):
         if tensor.data_type == TensorProto.BFLOAT16:
@@ -47,7 +67,6 @@ def emulate_bfloat16(proto: ModelProto) -> ModelProto:
     nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
-    return made
 
 
 def computes_bfloat16(source: str | Path | ModelProto) -> bool:
@@ -93,6 +112,5 @@ def emulated_if_bf16(path: Path, precision: str | None) -> Iterator[Path]:
     onnx.checker.check_model(str(path), full_check=True)
     with scratch() as folder:
         made = folder / "model.onnx"
-        proto = emulate_bfloat16(onnx.load(str(path), format="protobuf"))
-        onnx.save(proto, str(made), save_as_external_data=True, location="model.data")
+        write(emulate_bfloat16(LeanModel.of(path)).to_graph(), made)
         yield made

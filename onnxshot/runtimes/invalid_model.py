@@ -13,6 +13,7 @@ import onnx
 from onnx import ModelProto
 
 from onnxshot.errors import ModelError, OnnxshotError
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import first_line, load_model
 from onnxshot.runtimes.ort_runtime import IN_MEMORY, Runner
 
@@ -71,11 +72,9 @@ def invalid_reason(source: str | Path | ModelProto) -> str:
     """
     try:
         proto = load_model(source).skeleton()[0]
-        runner = Runner(source.SerializeToString() if isinstance(source, ModelProto) else Path(source), threads=1)
+        runner = Runner(LeanModel.of(source) if isinstance(source, ModelProto) else Path(source), threads=1)
     except OnnxshotError as e:
         return e.message
-    except ValueError as e:  # a proto of more than 2 GiB
-        return first_line(e)
     said = [_runs(runner, size) for size in _SIZES]
     if all(said):
         return said[0]

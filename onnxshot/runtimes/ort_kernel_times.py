@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,20 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from onnxshot import memory
 from onnxshot.files.atomic_write import scratch
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.runtimes.mapped_weights import serialized
 from onnxshot.runtimes.ort_executed import name_nodes
-from onnxshot.runtimes.ort_runtime import Feed, run_session, session
+from onnxshot.runtimes.ort_runtime import Feed, is_large
+from onnxshot.runtimes.ort_session import SessionRunner
+from onnxshot.runtimes.part_session import PartSession
+from onnxshot.runtimes.parts import Parts
+from onnxshot.runtimes.spool import Spool
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 200
+_SHARE = 8  # of the memory budget, as in `ort_bench`: larger models are timed in parts
+_MOST_FEEDS = 4  # samples that are timed in parts: of each, what crosses from part to part is held
 _QUANTILE = 0.25  # of the runs of one kernel: other load only ever adds time
 _RENAMED = re.compile(r"_nchwc$|_token_\d+$")
 """Suffix that ONNX Runtime adds for another layout, to the output of a float Conv or to the name of an int8 node."""
@@ -26,7 +37,7 @@ _FAR = 4  # nodes that a kernel may contain after the one it is named after: Add
 
 
 def kernel_times(
-    models: Sequence[ModelProto],
+    models: Sequence[ModelProto | LeanModel],
     parts: Mapping[str, str],
     feeds: Sequence[Feed],
     *,
@@ -38,6 +49,9 @@ def kernel_times(
     ONNX Runtime merges nodes. A kernel counts for the part it is named after, or for the last part before its output.
     Models run interleaved until `seconds` are over, for at least 5 and at most 200 rounds. The result is the lower
     quartile of each kernel's runs.
+
+    Models that together take more than a share of the memory budget are timed part by part, each part for its share of
+    the seconds.
 
     Args:
         models: Models to measure.
@@ -52,27 +66,78 @@ def kernel_times(
     Raises:
         ModelError: A model does not load.
     """
-    protos = [ModelProto() for _ in models]
-    for copy, model in zip(protos, models, strict=True):
-        copy.CopyFrom(model)
-        name_nodes(copy.graph, set())
+    lean = [LeanModel.of(model).edited(lambda proto: name_nodes(proto.graph, set())) for model in models]
+    whole = sum(model.weight_bytes for model in lean) <= memory.budget() // _SHARE or not is_large(lean[0])
+    times = _whole(lean, feeds, threads, seconds) if whole else _in_parts(lean, feeds, threads, seconds)
+    return [_by_part(model.proto, parts, found) for model, found in zip(lean, times, strict=True)]
+
+
+def _whole(models: Sequence[LeanModel], feeds: Sequence[Feed], threads: int, seconds: float) -> list[dict[str, float]]:
+    """For each model, milliseconds of the kernel by the names of its nodes and of the tensors it makes."""
     with scratch() as folder:
-        runs = [
-            session(p.SerializeToString(), threads=threads, profile=folder / str(i), save_optimized=_graph(folder, i))
-            for i, p in enumerate(protos)
-        ]
-        end, rounds = time.perf_counter() + seconds, 0
-        while rounds < _MOST_ROUNDS and (rounds < _LEAST_ROUNDS or time.perf_counter() < end):
-            feed = feeds[rounds % len(feeds)]
-            for run in runs:
-                run_session(run, None, {arg.name: feed[arg.name] for arg in run.get_inputs()})
-            rounds += 1
-        profiles = [json.loads(Path(run.end_profiling()).read_bytes()) for run in runs]
-        makers = [_makers(onnx.load(str(_graph(folder, i)), load_external_data=False)) for i in range(len(runs))]
-    return [
-        _by_part(proto, parts, maker, _node_times(events))
-        for proto, maker, events in zip(protos, makers, profiles, strict=True)
-    ]
+        runners = []
+        for number, model in enumerate(models):
+            with serialized(model) as (source, place):
+                graph = _graph(folder, number)
+                runners.append(SessionRunner(
+                    source, threads=threads, folder=place, profile=folder / str(number), save_optimized=graph
+                ))  # fmt: skip
+        _run([partial(_of, runner.run, feeds) for runner in runners], len(feeds), seconds)
+        return [_kernels(runner.end_profiling(), _graph(folder, i)) for i, runner in enumerate(runners)]
+
+
+def _in_parts(
+    models: Sequence[LeanModel], feeds: Sequence[Feed], threads: int, seconds: float
+) -> list[dict[str, float]]:
+    """The same part by part, all models cut where the first one is."""
+    feeds = feeds[:_MOST_FEEDS]
+    first = Parts(models[0], memory.part_bytes())
+    cut = [first, *(Parts(model, memory.part_bytes(), first.stops) for model in models[1:])]
+    ends = [[info.name for info in model.proto.graph.output] for model in models]
+    found: list[dict[str, float]] = [{} for _ in models]
+    with contextlib.ExitStack() as stack:
+        spools = [stack.enter_context(Spool()) for _ in models]
+        for number in range(len(first)):
+            with scratch() as folder:
+                own = [
+                    PartSession(
+                        parts, number, feeds, spool, names, threads=threads, profile=folder / str(i),
+                        save_optimized=_graph(folder, i),
+                    )
+                    for i, (parts, spool, names) in enumerate(zip(cut, spools, ends, strict=True))
+                ]  # fmt: skip
+                given = [[part.feed(sample) for sample in range(len(feeds))] for part in own]
+                runs = [partial(_of, part.run, of_part) for part, of_part in zip(own, given, strict=True)]
+                _run(runs, len(feeds), seconds / len(first))
+                for i, part in enumerate(own):
+                    for sample in range(len(feeds)):
+                        part.leave(sample, part.run(given[i][sample]))
+                    profile = part.end_profiling()
+                    if profile is not None:  # of a node that parts compute again, the first run counts
+                        found[i] = _kernels(profile, _graph(folder, i)) | found[i]
+                del own, runs, given
+            memory.release()
+    return found
+
+
+def _of(run: Callable[[Feed], object], feeds: Sequence[Feed], sample: int) -> None:
+    run(feeds[sample])
+
+
+def _run(runs: Sequence[Callable[[int], None]], samples: int, seconds: float) -> None:
+    """Run models interleaved until the time is over."""
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < _MOST_ROUNDS and (rounds < _LEAST_ROUNDS or time.perf_counter() < end):
+        for run in runs:
+            run(rounds % samples)
+        rounds += 1
+
+
+def _kernels(profile: Path, optimized: Path) -> dict[str, float]:
+    """Milliseconds of the kernel by the names of its nodes and of the tensors it makes."""
+    times = _node_times(json.loads(profile.read_bytes()))
+    makers = _makers(onnx.load(str(optimized), load_external_data=False))
+    return {name: times.get(node, 0.0) for name, node in makers.items()}
 
 
 def _graph(folder: Path, number: int) -> Path:
@@ -98,7 +163,7 @@ def _node_times(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _by_part(
-    proto: ModelProto, parts: Mapping[str, str], makers: Mapping[str, str], times: Mapping[str, float]
+    proto: ModelProto, parts: Mapping[str, str], times: Mapping[str, float]
 ) -> dict[str, float]:
     readers = defaultdict(list)
     for node in proto.graph.node:
@@ -107,8 +172,7 @@ def _by_part(
     found, ends = {}, set(parts.values())
     for part, tensor in parts.items():
         names = (part, *_downstream(tensor, readers, ends))
-        kernel = next((makers[name] for name in names if name in makers), "")
-        found[part] = times.get(kernel, 0.0)
+        found[part] = next((times[name] for name in names if name in times), 0.0)
     return found
 
 

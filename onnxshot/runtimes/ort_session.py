@@ -192,6 +192,8 @@ class SessionRunner:
         inner: bool = False,
         pack: bool = True,
         label: str = "",
+        profile: Path | None = None,
+        save_optimized: Path | None = None,
     ) -> None:
         """Load a model; the arguments not listed are those of `session`.
 
@@ -207,11 +209,13 @@ class SessionRunner:
             inner: As in `session`.
             pack: As in `session`.
             label: How messages name the model; by default its path.
+            profile: As in `session`.
+            save_optimized: As in `session`.
         """
         self._label = label or label_of(model)
         self._session = session(
             model, optimize=optimize, threads=threads, providers=providers, folder=folder, keep_plans=keep_plans,
-            inner=inner, pack=pack, label=label,
+            inner=inner, pack=pack, label=label, profile=profile, save_optimized=save_optimized,
         )  # fmt: skip
         self.inputs: tuple[InputSpec, ...] = tuple(map(input_spec, self._session.get_inputs()))
         found = self._session.get_outputs()
@@ -220,6 +224,10 @@ class SessionRunner:
         wanted = held if outputs is None else outputs
         self._runs_for_nothing = outputs is None
         self.outputs: tuple[str, ...] = tuple(name for name in wanted if name not in self.skipped)
+
+    def end_profiling(self) -> Path:
+        """Close the profile of a session that was given one, and return its path."""
+        return Path(self._session.end_profiling())
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Run the model on one sample.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -43,6 +44,10 @@ class PartSession:
             with serialized(parts.model_of(number, self._wanted, self.feed(0))) as (source, folder):
                 self._runner = SessionRunner(source, folder=folder, label=parts.label, **how)
             self._wanted = [name for name in self._wanted if name not in self._runner.skipped]
+
+    def end_profiling(self) -> Path | None:
+        """Close the profile of a part that was given one, and return its path; None for a part that runs nothing."""
+        return None if self._runner is None else self._runner.end_profiling()
 
     def feed(self, sample: int) -> Feed:
         """What the part reads of a sample."""

@@ -140,9 +140,9 @@ class Workbench:
         """
         made = self._rewritten(self.plan)
         finish(made, self.prepared.target, self.recipe)
-        protos = [self.prepared.model.to_proto(), made.to_proto()]
+        both = [LeanModel.of(self.prepared.model), LeanModel.of(made)]
         parts, feeds = {u.planned.node: u.made for u in self.units}, [sample.feed for sample in self.samples]
-        before, after = kernel_times(protos, parts, feeds, threads=self.prepared.settings.threads)
+        before, after = kernel_times(both, parts, feeds, threads=self.prepared.settings.threads)
         return {u.pattern: (before[u.planned.node], after[u.planned.node]) for u in self.units}
 
     def build(self, recipe: Recipe) -> Model:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from channel_removal import grouped
 from handmade.core import feeds, model, vector, weight
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
@@ -14,7 +15,10 @@ from onnxshot.api.shrink import shrink
 from onnxshot.channels import error_importance, layer_fit, layer_inputs
 from onnxshot.channels.layer_fit import fit
 from onnxshot.channels.layer_inputs import layers_of
+from onnxshot.graph import weights
+from onnxshot.graph.weight_pieces import rows
 from onnxshot.maths.channel_removal import Reader, compensated_weights, removal_order
+from onnxshot.passes.cut_channels import CutChannels
 from onnxshot.results.shrunk import ShrinkResult
 from onnxshot.settings import Settings
 
@@ -55,6 +59,24 @@ def test_models_in_parts_lose_the_same_channels_and_get_the_same_weights(
     assert whole["w1"].shape[0] < 64 or whole["w3"].shape[0] < 64
     for name, values in whole.items():
         np.testing.assert_allclose(parts[name], values, rtol=1e-4, atol=1e-5)
+
+
+def test_large_weights_are_cut_when_they_are_read_and_by_rows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = frozenset(i for group in grouped(mlps())[1].rows for i in group.ids[::3].tolist())
+    found = []
+    for limit in (memory.part_bytes(), 0):
+        monkeypatch.setattr(memory, "part_bytes", lambda limit=limit: limit)
+        net, groups = grouped(mlps())
+        CutChannels(groups.axes, removed).run(net)
+        found.append({constant.name: constant for constant in net.constants()})
+    whole, lazy = found
+    assert whole["w1"].shape[0] < 64
+    for name, constant in lazy.items():
+        values = weights.read(whole[name])
+        np.testing.assert_array_equal(weights.read(constant), values)
+        np.testing.assert_array_equal(rows(constant, 3, 9), values[3:9])
+    assert isinstance(lazy["w1"]._values, weights.ComputedValues)
+    assert isinstance(whole["w1"]._values, np.ndarray)
 
 
 def test_inputs_that_count_as_independent_have_the_costs_of_diagonal_moments() -> None:

@@ -140,17 +140,20 @@ def test_bf16_for_tensorrt_is_proven_rounded_at_every_step() -> None:
     assert found <= {"bfloat16", "int64"}
 
 
-def test_what_is_emulated_is_what_bf16_gives() -> None:
-    """Against numpy's own rounding, step by step, and onnx's reference evaluator."""
-    text = """g (float[2, 8] x) => (float[2, 8] y) {
+@pytest.mark.parametrize("size", [8, 64])
+def test_what_is_emulated_is_what_bf16_gives(size: int) -> None:
+    """Against numpy's own rounding, step by step, and onnx's reference evaluator; the larger weight is read lazily."""
+    text = f"""g (float[2, {size}] x) => (float[2, {size}] y) {{
         h = Cast<to = 16>(x) a = MatMul(h, w) r = Relu(a) s = Add(r, h) y = Cast<to = 1>(s)
-    }"""
+    }}"""
     bf16 = ml_dtypes.bfloat16
-    proto = model(text, {"w": weight(8, 8).astype(bf16)}, opset=22, ir=10)
-    (feed,) = feeds(1, x=(2, 8))
-    (found,) = outputs(emulate_bfloat16(proto), [feed])
+    proto = model(text, {"w": weight(size, size).astype(bf16)}, opset=22, ir=10)
+    (feed,) = feeds(1, x=(2, size))
+    emulated = emulate_bfloat16(proto)
+    assert set(emulated.weights) == ({"w"} if size > 8 else set())
+    (found,) = outputs(emulated.to_proto(), [feed])
     h = feed["x"].astype(bf16)
-    a = (h.astype(np.float32) @ weight(8, 8).astype(bf16).astype(np.float32)).astype(bf16)
+    a = (h.astype(np.float32) @ weight(size, size).astype(bf16).astype(np.float32)).astype(bf16)
     s = (np.maximum(a, bf16(0)).astype(np.float32) + h.astype(np.float32)).astype(bf16)
     np.testing.assert_array_equal(found, s.astype(np.float32))
     (reference,) = ReferenceEvaluator(proto).run(None, feed)

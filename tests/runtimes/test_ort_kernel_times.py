@@ -5,9 +5,11 @@ import pytest
 from handmade.core import feeds, model, vector, weight
 from onnx import ModelProto
 
-from onnxshot import Settings, quantize
+from onnxshot import Settings, memory, quantize
 from onnxshot.errors import ModelError
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.runtimes.ort_kernel_times import kernel_times
+from onnxshot.runtimes.ort_runtime import Runner
 
 QUICK = Settings(verify=False, use_cache=False, threads=1)
 
@@ -38,10 +40,15 @@ def net() -> ModelProto:
     return made
 
 
-def test_every_part_gets_its_kernel_in_float_and_in_int8() -> None:
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_every_part_gets_its_kernel_in_float_and_in_int8(in_parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     given, base = feeds(4, x=(1, 64, 28, 28)), net()
     made = quantize(base, given, settings=QUICK, effort="fast").model.to_proto()
     parts = {"wide": "w", "thin": "t", "sum": "s", "head": "y"}
+    if in_parts:
+        monkeypatch.setattr(memory, "part_bytes", lambda: 20_000)
+        monkeypatch.setattr(memory, "budget", lambda: 100_000)
+        assert Runner(LeanModel.of(base)).in_parts > 1
     before, after = kernel_times([base, made], parts, given, threads=1, seconds=0.0)
     assert set(before) == set(after) == set(parts)
     for found in (before, after):
