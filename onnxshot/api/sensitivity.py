@@ -148,7 +148,7 @@ def sensitivity(
         left: list[float | None] = [None] * len(bench.units)
         if gains:
             left = _column(bench, "float", (bench.plan_of(bench.without([u.pattern])) for u in bench.units))
-        samples, latencies = len(bench.samples), bench.latencies()
+        samples, latencies, timing = len(bench.samples), bench.latencies(), bench.timing_note
     rows = [
         NodeSensitivity(
             unit.planned.node, unit.planned.op, unit.how, unit.pattern, fine, rough,
@@ -157,7 +157,7 @@ def sensitivity(
         for unit, fine, rough, without in zip(bench.units, alone, coarse, left, strict=True)
     ]  # fmt: skip
     rows.sort(key=lambda row: float("inf") if row.per_channel_db is None else row.per_channel_db)
-    notes = (*bench.notes, *bench.plan.notes, *bench.prepared.model.notes)
+    notes = (*bench.notes, *bench.plan.notes, *bench.prepared.model.notes, *([timing] if timing else ()))
     seconds = time.perf_counter() - started
     return Sensitivity(source_name(model), recipe.to_dict(), full, samples, tuple(rows), seconds, notes)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from onnxshot.calibration.checks import NamedFeed
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sampling import spread
 from onnxshot.channels.eligible import Eligible, eligible_of
@@ -15,6 +16,7 @@ from onnxshot.channels.groups import Groups, groups_of
 from onnxshot.channels.weight_scores import batchnorm_scales
 from onnxshot.execution.parallel import in_order
 from onnxshot.execution.statistics_cache import model_hash
+from onnxshot.files.kept_arrays import KeptArrays
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import Sizes
@@ -107,11 +109,21 @@ def original_of(source: str | Path | ModelProto, asked: ShrinkStage) -> Original
 
 
 def samples_of(data: Dataset, threads: int) -> Samples:
-    """Read up to 256 samples, spread over the data, and set some aside to measure output error on."""
+    """Read up to 256 samples, spread over the data, and set some aside to measure output error on.
+
+    They wait in memory, or mapped from a temporary file beyond `memory.held_bytes()`.
+    """
     chosen = spread(len(data))[:_MOST_SAMPLES]
-    feeds: list[Feed] = [s.feed for s in in_order(data.__getitem__, chosen, threads)]
+    with KeptArrays() as waiting:
+        feeds: list[Feed] = [_kept(s.feed, waiting) for s in in_order(data.__getitem__, chosen, threads)]
     checks = min(_MOST_CHECKS, max(_LEAST_CHECKS, len(feeds) // 8))
     return Samples(feeds[checks:] or feeds, feeds[:checks], len(data), len(feeds))
+
+
+def _kept(feed: Feed, waiting: KeptArrays) -> Feed:
+    """The sample with arrays that may be mapped from a file; those of strings and objects stay in memory."""
+    found = {name: value if value.dtype.kind in "SUO" else waiting.add(value) for name, value in feed.items()}
+    return NamedFeed(found, feed.sample) if isinstance(feed, NamedFeed) else found
 
 
 def sizes_of(model: Model, samples: Samples, threads: int) -> Sizes:

@@ -50,11 +50,10 @@ def kernel_times(
     Models run interleaved until `seconds` are over, for at least 5 and at most 200 rounds. The result is the lower
     quartile of each kernel's runs.
 
-    Models that together take more than a share of the memory budget are timed part by part, each part for its share of
-    the seconds.
+    Models over a share of the memory budget are timed part by part, each part for its share of the seconds.
 
     Args:
-        models: Models to measure.
+        models: Models to measure; the first one is the largest.
         parts: Name of a node -> the tensor that it makes.
         feeds: Samples.
         threads: CPU threads of each inference.
@@ -67,9 +66,13 @@ def kernel_times(
         ModelError: A model does not load.
     """
     lean = [LeanModel.of(model).edited(lambda proto: name_nodes(proto.graph, set())) for model in models]
-    whole = sum(model.weight_bytes for model in lean) <= memory.budget() // _SHARE or not is_large(lean[0])
-    times = _whole(lean, feeds, threads, seconds) if whole else _in_parts(lean, feeds, threads, seconds)
+    times = (_in_parts if timed_in_parts(lean[0]) else _whole)(lean, feeds, threads, seconds)
     return [_by_part(model.proto, parts, found) for model, found in zip(lean, times, strict=True)]
+
+
+def timed_in_parts(model: LeanModel) -> bool:
+    """Whether a model, and another one of at most its size beside it, are timed part by part."""
+    return is_large(model) and 2 * model.weight_bytes > memory.budget() // _SHARE
 
 
 def _whole(models: Sequence[LeanModel], feeds: Sequence[Feed], threads: int, seconds: float) -> list[dict[str, float]]:

@@ -27,7 +27,7 @@ from onnxshot.planning.node_recipe import NodeRecipes
 from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.apply_plan import apply_plan, finish
-from onnxshot.runtimes.ort_kernel_times import kernel_times
+from onnxshot.runtimes.ort_kernel_times import kernel_times, timed_in_parts
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
 from onnxshot.stages.check_normalized import check_normalized
@@ -132,6 +132,13 @@ class Workbench:
         """Yield the SQNR in dB of the outputs over `samples` for each plan. The reference is run once for all plans."""
         made = (candidate_of(self._rewritten(plan)) for plan in plans)
         return (one.total.db for one in self.judge.measure(made, range(len(self.samples))))
+
+    @property
+    def timing_note(self) -> str:
+        """How `latencies` are measured, where that is not in the whole model; else empty."""
+        if not timed_in_parts(LeanModel.of(self.prepared.model)):
+            return ""
+        return "nodes were timed in parts of the model, one after the other: the whole is over its share of the memory"
 
     def latencies(self) -> dict[str, tuple[float, float]]:
         """Milliseconds of each unit in ONNX Runtime, by pattern: in the float model and in the quantized one.

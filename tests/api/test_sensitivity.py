@@ -12,7 +12,7 @@ from handmade import Case
 from handmade.core import Feed, feeds, model, weight
 from planned_models import planned
 
-from onnxshot import Settings, errors, quantize, sensitivity
+from onnxshot import Settings, errors, memory, quantize, sensitivity
 from onnxshot.api.sensitivity import Sensitivity
 
 QUICK = Settings(samples=12, verify=False, use_cache=False, threads=1)
@@ -135,3 +135,25 @@ def test_the_command_prints_a_table_and_writes_the_report(tmp_path: Path, capsys
 def test_data_is_needed() -> None:
     with pytest.raises(errors.UsageError, match="give --calib DATA"):
         sensitivity(fixture("digits_resnet"), None, mode="weights")
+
+
+def test_a_model_in_parts_has_the_same_table_and_says_that_its_nodes_are_timed_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = """net (float[4, 64] x) => (float[4, 16] y) {
+        a = Gemm<transB=1>(x, w1) b = Relu(a) c = Gemm<transB=1>(b, w2) d = Relu(c) y = Gemm<transB=1>(d, w3) }"""
+    proto = model(text, {"w1": weight(64, 64), "w2": weight(64, 64, seed=1), "w3": weight(16, 64, seed=2)})
+    for i, node in enumerate(proto.graph.node):
+        node.name = f"n{i}"
+    given = feeds(8, x=(4, 64))
+    whole = sensitivity(proto, given, method="minmax", settings=QUICK, effort="fast")
+    monkeypatch.setattr(memory, "part_bytes", lambda: 20_000)
+    monkeypatch.setattr(memory, "budget", lambda: 200_000)
+    parts = sensitivity(proto, given, method="minmax", settings=QUICK, effort="fast")
+    assert not any("timed in parts" in note for note in whole.notes)
+    assert any("timed in parts" in note for note in parts.notes)
+    assert [row.node for row in parts.nodes] == [row.node for row in whole.nodes]
+    for one, other in zip(whole.nodes, parts.nodes, strict=True):
+        assert other.per_channel_db == pytest.approx(one.per_channel_db, abs=0.1)
+        assert other.float_ms > 0
+        assert other.int8_ms > 0

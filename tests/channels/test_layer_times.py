@@ -9,6 +9,7 @@ from channel_removal import grouped
 from handmade.core import model, weight
 from onnx import ModelProto
 
+from onnxshot import memory
 from onnxshot.channels.costs import Cost, Product
 from onnxshot.channels.layer_times import LayerTime, halved, latency_cost
 from onnxshot.graph.macs import concrete_shapes
@@ -84,6 +85,32 @@ def test_layers_are_timed_in_models_that_run(monkeypatch: pytest.MonkeyPatch) ->
     shapes = {tuple(m.graph.initializer[0].dims) for m in given}
     assert {(48, 4, 3, 3), (24, 4, 3, 3), (48, 1, 3, 3), (24, 1, 3, 3), (16, 24, 1, 1), (10, 16), (10, 3)} <= shapes
     assert all(np.isfinite(t) and t > 0 for t in ort_layer_times.layer_times(given, threads=1, seconds=0.0))
+
+
+def test_layers_over_the_budget_are_timed_with_fewer_outputs_and_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, groups, _ = table(monkeypatch)
+    monkeypatch.setattr(memory, "part_bytes", lambda: 2000)
+    runs: list[list[int]] = []
+
+    def layer_times(models: Iterable[ModelProto], **_: object) -> list[float]:
+        sizes = [int(np.prod(m.graph.initializer[0].dims)) for m in models]
+        runs.append([4 * size for size in sizes])
+        return [0.5 * size for size in sizes]  # proportional to the weight
+
+    monkeypatch.setattr("onnxshot.channels.layer_times.layer_times", layer_times)
+    proto = model(TEXT, WEIGHTS)
+    for i, node in enumerate(proto.graph.node):
+        node.name = f"n{i}"
+    ready, _ = grouped(proto)
+    cost = latency_cost(ready.to_proto(), groups.axes, concrete_shapes(ready))
+    assert all(sum(run) <= 2000 or len(run) == 1 for run in runs)
+    assert len(runs) > 1
+    alive = np.ones(groups.axes.count, bool)
+    times = [part.left(alive) for part in cost.parts if isinstance(part, LayerTime)]
+    shapes = [w.size for name, w in WEIGHTS.items() if name != "w6"]
+    np.testing.assert_allclose(sorted(times), sorted(0.5 * size for size in shapes))
 
 
 def test_halves_are_whole_blocks() -> None:
