@@ -123,6 +123,7 @@ def search_smoothing(
     *,
     per_sample: bool = False,
     strengths: Sequence[float] = STRENGTHS,
+    columns: int | None = None,
 ) -> Smoothing:
     """Search the strength with the least error of the quantized products.
 
@@ -138,6 +139,8 @@ def search_smoothing(
         weights: scheme of each weight; its axis refers to [K, N].
         per_sample: whether x is quantized with a range per sample (dynamic quantization), else with one range.
         strengths: the strengths to try, besides 0, which has factors of 1.
+        columns: how many columns of each weight to look at, evenly spaced, where each has a scale of its own; None for
+            all of them. Factors follow from the maxima of all columns.
 
     Returns:
         The best factors, and the SQNR with and without them.
@@ -150,20 +153,23 @@ def search_smoothing(
     tried = [(0.0, ones), *((s, smoothing_factors(rows.absmax, w_absmax, s)) for s in strengths)]
     activations = [_quantized(rows, factors, activation, per_sample) for _, factors in tried]
     energy, noise = np.zeros(len(rows.values)), np.zeros((len(tried), len(rows.values)))
-    for table, scheme in zip(tables, weights, strict=True):
+    for whole, scheme in zip(tables, weights, strict=True):
+        table, share = _sampled(whole, scheme, columns)
         projection = _projection(table.shape[1])
         plain = np.zeros((len(table), projection.shape[1]), np.float32)
         changed = [np.zeros_like(plain) for _ in tried]
-        for columns in _blocks(table, scheme):
-            block, mix = np.ascontiguousarray(table[:, columns]), projection[columns]
+        for some in _blocks(table, scheme):
+            block, mix = np.ascontiguousarray(table[:, some]), projection[some]
             plain += block @ mix
             for (_, factors), sums in zip(tried, changed, strict=True):
                 scaled = block * factors[:, None]
                 params = weight_params(scaled, scheme)
                 sums += dequantize(quantize(scaled, params), params) @ mix
+        plain *= share
         wanted = rows.values @ plain
         energy += np.square(wanted, dtype=np.float64).sum(axis=1)
         for i, (x, sums) in enumerate(zip(activations, changed, strict=True)):
+            sums *= share
             noise[i] += np.square(x @ sums - wanted, dtype=np.float64).sum(axis=1)
     energy += max(_QUIET * float(np.median(energy)), 1e-30)
     plain_db, *others = (float(-10.0 * np.log10(max(float(np.mean(one / energy)), 1e-30))) for one in noise)
@@ -172,6 +178,20 @@ def search_smoothing(
         if found_db > best.db:
             best = Smoothing(factors, strength, found_db, plain_db)
     return best
+
+
+def _sampled(
+    table: NDArray[np.float32], scheme: QuantScheme, most: int | None
+) -> tuple[NDArray[np.float32], np.float32]:
+    """Evenly spaced columns of a weight, and the factor that gives their products the energy of those of all columns.
+
+    All columns where they share scales, as those depend on all of them.
+    """
+    count = table.shape[1]
+    if most is None or count <= most or not _apart(scheme):
+        return table, np.float32(1)
+    at = np.arange(most) * count // most
+    return np.ascontiguousarray(table[:, at]), np.float32((count / most) ** 0.5)
 
 
 def _projection(count: int) -> NDArray[np.float32]:
@@ -185,9 +205,13 @@ def _projection(count: int) -> NDArray[np.float32]:
 def _blocks(table: NDArray[np.float32], scheme: QuantScheme) -> Iterator[slice]:
     """The columns of a weight in blocks that fit the CPU's cache; in one if its columns share scales."""
     count = table.shape[1]
-    apart = isinstance(scheme.granularity, PerChannel) and scheme.granularity.axis % 2 == 1
-    step = max(1, _BLOCK // len(table)) if apart else max(count, 1)
+    step = max(1, _BLOCK // len(table)) if _apart(scheme) else max(count, 1)
     return (slice(start, start + step) for start in range(0, count, step))
+
+
+def _apart(scheme: QuantScheme) -> bool:
+    """Whether each column of a weight [K, N] has a scale of its own."""
+    return isinstance(scheme.granularity, PerChannel) and scheme.granularity.axis % 2 == 1
 
 
 def _quantized(rows: Rows, factors: NDArray[np.float32], scheme: QuantScheme, per_sample: bool) -> NDArray[np.float32]:

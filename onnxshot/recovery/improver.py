@@ -30,7 +30,7 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery import plan_candidates
 from onnxshot.recovery.plan_candidates import Candidate
 from onnxshot.recovery.range_search import refine_ranges, too_large
-from onnxshot.recovery.smoothquant_strength import smoothed, strengths
+from onnxshot.recovery.smoothquant_strength import is_large, smoothed, strengths
 from onnxshot.report.timings import Timed
 from onnxshot.rewriting.apply_plan import apply_plan
 from onnxshot.runtimes.ort_runtime import Runnable
@@ -46,7 +46,7 @@ _GRID_ON = 8  # calibration samples that an input grid is derived from
 _GRID_WITHIN_DB = 21.0  # an input whose SQNR exceeds that of the outputs by this much causes little of their error
 _GRID_GAIN_DB = 0.5  # least gain: padding the input by hand costs up to 4 % of a small network's time
 _EQUALIZED_FROM = 12  # calibration samples, at least: fewer do not show the ranges of single channels
-_SMOOTHED_FROM = 16  # calibration samples that products are computed on
+_SMOOTHED_FROM = 16  # calibration samples that products are computed on; half as many of a large model
 _FEWEST_STRENGTHS = 3  # dynamic products with another strength than the default, at least: fewer are not worth a trial
 _SMOOTHING_GAIN_DB = 0.5  # least gain: a division takes time
 _REFINED_ON = (24, 96)  # least and most samples that ranges are refined on;
@@ -120,7 +120,7 @@ class Improver:
         best, found = first, None
         if len(candidates) > 1:
             with self.timed("try"):
-                best, found = self._choose(candidates, self._batches(self.gathered.calibrated))
+                best, found = self._choose(candidates, self._glances(self.gathered.calibrated))
         best = replace(best, equalized=best.model is not given.model)
         if self.recipe.effort != "fast" and self.recipe.smooth is not False and not self.trained:
             best = self._smoothed(best)
@@ -229,7 +229,7 @@ class Improver:
             other = replace(given, model=model, plan=plan, evidence=evidence, lead=_GRID_GAIN_DB, gridded=True)
             if self.recipe.grid:
                 return other
-            return self._choose([other, replace(given, lead=0.0)], self._batches(self.gathered.calibrated))[0]
+            return self._choose([other, replace(given, lead=0.0)], self._glances(self.gathered.calibrated))[0]
 
     def _equalized(self, given: Candidate) -> Candidate | None:
         """Equalize channels and calibrate again; None where there is nothing to gain."""
@@ -258,7 +258,7 @@ class Improver:
         if not readers_of(given.model, whole, STATIC) and not given.plan.smoothing:
             return given
         with self.timed("smooth"):
-            samples = self._read(_evenly(calibrated)[:_SMOOTHED_FROM])
+            samples = self._read(_evenly(calibrated)[: _SMOOTHED_FROM // (2 if is_large(self.model) else 1)])
             found = strengths(given.model, whole, given.plan, given.evidence, samples, self.settings)
             made = smoothed(given.model, whole, given.plan, given.evidence.stats, samples, self.settings)
             changed = sum(strength != STRENGTH for strength in found.values())
@@ -276,7 +276,7 @@ class Improver:
                 others.append(replace(other, plan=plain, clips=False))
             if self.recipe.smooth is None:
                 others.append(replace(given, lead=0.0))
-            return self._choose(others, self._batches(calibrated))[0] if len(others) > 1 else other
+            return self._choose(others, self._glances(calibrated))[0] if len(others) > 1 else other
 
     def _completed(self, model: Model, known: Mapping[str, TensorStats]) -> Mapping[str, TensorStats]:
         """Statistics of a changed model, observed on all samples that were calibrated on.
@@ -290,6 +290,12 @@ class Improver:
         found = from_data(model, plan, self.recipe, calibrated, self.settings, 0.0, settle=False, known=known)
         self.inferences += found.inferences
         return {**known, **found.statistics.tensors}
+
+    def _glances(self, numbers: Sequence[int]) -> Iterator[list[int]]:
+        """As `_batches`. Of a large model the first batch is looked at in halves: the first one often decides."""
+        for number, batch in enumerate(self._batches(numbers)):
+            middle = len(batch) // 2 if is_large(self.model) and number == 0 else 0
+            yield from (part for part in (batch[:middle], batch[middle:]) if part)
 
     def _batches(self, numbers: Sequence[int]) -> Iterator[list[int]]:
         """Numbers of samples in batches; each batch is evenly spaced over all of them."""

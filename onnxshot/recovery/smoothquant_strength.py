@@ -30,10 +30,17 @@ from onnxshot.planning.smoothable import readers_of
 from onnxshot.runtimes.ort_runtime import Runner
 from onnxshot.settings import Settings
 
+_LARGE = 128 << 20  # bytes of weights above which a model is large
+_COLUMNS = 256  # columns of each weight of a large model that are looked at
 _ROWS = 512  # rows of a tensor, from all samples together, that products are computed on
 _WELL_DB = 36.0  # products with this SQNR cause too little error for a gain to show at the outputs
 _GAIN_DB = 1.0  # least gain of a tensor's products that is worth a division
 _PRODUCTS_PER_MUL = 3  # at most one added Mul per three products: each takes about 0.1 % of a small encoder's time
+
+
+def is_large(model: Model) -> bool:
+    """Whether samples and weights cost so much that fewer are looked at. It does not depend on the memory budget."""
+    return model.weight_bytes() > _LARGE
 
 
 def smoothed(
@@ -118,6 +125,7 @@ def search(
     """
     readers = {tensor.name: nodes for tensor, nodes in readers_of(model, plan, how).items()}
     readers = {name: nodes for name, nodes in readers.items() if only is None or name in only}
+    columns = _COLUMNS if is_large(model) else None
     found: dict[str, Smoothing] = {}
     if not readers:
         return found
@@ -131,7 +139,9 @@ def search(
         activation = plan.tensors[name].scheme if how == STATIC else QuantScheme(UINT8)
         seen = rows.widened(known) if how == STATIC and len(known) == rows.values.shape[1] else rows
         schemes = [_scheme(node, plan) for node in nodes]
-        return name, search_smoothing(seen, _Tables(nodes), activation, schemes, per_sample=how == DYNAMIC)
+        return name, search_smoothing(
+            seen, _Tables(nodes), activation, schemes, per_sample=how == DYNAMIC, columns=columns
+        )
 
     rows_of = _gathered(model, list(readers), samples, threads)
     for done, (name, one) in enumerate(in_order(searched, rows_of, threads), 1):
