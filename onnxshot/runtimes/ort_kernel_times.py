@@ -47,6 +47,8 @@ def kernel_times(
     """Measure the kernel that each part of a network became.
 
     ONNX Runtime merges nodes. A kernel counts for the part it is named after, or for the last part before its output.
+    Of a product that was merged with others, each part counts for its share of the outputs.
+
     Models run interleaved until `seconds` are over, for at least 5 and at most 200 rounds. The result is the lower
     quartile of each kernel's runs.
 
@@ -165,18 +167,42 @@ def _node_times(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {name: float(np.quantile(runs[1:] or runs, _QUANTILE)) / 1e3 for name, runs in times.items()}
 
 
-def _by_part(
-    proto: ModelProto, parts: Mapping[str, str], times: Mapping[str, float]
-) -> dict[str, float]:
+def _by_part(proto: ModelProto, parts: Mapping[str, str], times: Mapping[str, float]) -> dict[str, float]:
     readers = defaultdict(list)
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         for name in node.input:
             readers[name].append(node)
     found, ends = {}, set(parts.values())
     for part, tensor in parts.items():
+        maker = makers.get(tensor)
+        if maker is not None and maker.op_type == "Split" and maker.name != part:
+            found[part] = _share_of_merged(maker, tensor, makers, constants, times)
+            continue
         names = (part, *_downstream(tensor, readers, ends))
         found[part] = next((times[name] for name in names if name in times), 0.0)
     return found
+
+
+def _share_of_merged(
+    split: onnx.NodeProto,
+    tensor: str,
+    makers: Mapping[str, onnx.NodeProto],
+    constants: Mapping[str, onnx.TensorProto],
+    times: Mapping[str, float],
+) -> float:
+    """The time of a part whose product was merged with others of the same input: its share by its number of outputs."""
+    total, name = 0.0, split.input[0]
+    for _ in range(_FAR + 1):  # from the Split back to the product
+        total += times.get(name, 0.0)
+        maker = makers.get(name)
+        if maker is None or "MatMul" in maker.op_type or maker.op_type == "Gemm":
+            break
+        name = maker.input[0]
+    given = constants.get(split.input[1]) if len(split.input) > 1 else None
+    sizes = [1] * len(split.output) if given is None else onnx.numpy_helper.to_array(given).tolist()
+    return total * float(sizes[list(split.output).index(tensor)]) / max(sum(sizes), 1)
 
 
 def _downstream(tensor: str, readers: Mapping[str, Sequence[onnx.NodeProto]], ends: Container[str]) -> Iterator[str]:

@@ -63,3 +63,22 @@ def test_a_model_that_does_not_load_is_named() -> None:
     broken.graph.node[0].op_type = "Nothing"
     with pytest.raises(ModelError, match="does not load"):
         kernel_times([broken], {"wide": "w"}, feeds(1, x=(1, 64, 28, 28)))
+
+
+def test_parts_of_a_merged_product_share_its_time() -> None:
+    """Two MatMuls of one input become one with a Split behind it: 96 and 32 of its 128 outputs."""
+    apart = model(
+        "net (float[32, 256] x) => (float[32, 96] a, float[32, 32] b) { a = MatMul(x, w1) b = MatMul(x, w2) }",
+        {"w1": weight(256, 96), "w2": weight(256, 32)},
+    )
+    merged = model(
+        "net (float[32, 256] x) => (float[32, 96] a, float[32, 32] b) { c = MatMul(x, w) a, b = Split<axis=1>(c, s) }",
+        {"w": weight(256, 128), "s": np.asarray([96, 32])},
+    )
+    for proto in (apart, merged):
+        for node, name in zip(proto.graph.node, ("one", "two"), strict=True):
+            node.name = f"{name}{'' if proto is apart else '_merged'}"
+    parts = {"one": "a", "two": "b"}
+    _, after = kernel_times([apart, merged], parts, feeds(1, x=(32, 256)), threads=1, seconds=0.0)
+    assert after["two"] > 0
+    assert after["one"] == pytest.approx(3 * after["two"])
