@@ -11,13 +11,13 @@ from handmade import HANDMADE
 from handmade.core import Feed, model, weight
 from handmade.sized import SHAPES, SIZED, feed_of, twin
 from onnx import numpy_helper
+from pass_checks import with_outputs
 
 import onnxshot
 from onnxshot import memory
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import tensor_sizes
-from onnxshot.graph.proto_copies import with_outputs
 from onnxshot.graph.symbolic_dims import Expr, divided, equal, is_size, named, unknown
 from onnxshot.graph.symbolic_shapes import propagate
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
