@@ -21,6 +21,7 @@ LEAST = 256 << 20
 """Smallest budget in bytes: Python, its libraries and one part of a small model need no less."""
 
 _SHARE_OF_FREE = 4
+_LARGEST_PART = 128 << 20  # bytes
 _PART = 32  # a part's weights exist up to three times: mapped, packed, and of a second model beside the first
 _HELD = 16  # arrays that cross parts, of all samples
 
@@ -92,8 +93,12 @@ def limited(most: int | None) -> Iterator[None]:
 
 
 def part_bytes() -> int:
-    """Most bytes of weights of a part of a model that runs on its own; a model with fewer runs as a whole."""
-    return budget() // _PART
+    """Most bytes of weights of a part of a model that runs on its own; a model with fewer runs as a whole.
+
+    Where a model is cut decides the last bits of what it computes. The same limit for every budget above 4 GiB makes
+    runs reproducible although the default budget follows the memory that is free.
+    """
+    return min(budget() // _PART, _LARGEST_PART)
 
 
 def held_bytes() -> int:

@@ -39,5 +39,5 @@ def replay(
     lines += [f"{name} was {then}, is {now}" for name, (then, now) in found.changed.items()]
     tell(as_json, found.to_dict(), lambda: terminal.show_text("\n".join(lines)))
     if found.same is False:
-        others = "; ".join(lines[1:]) or "the versions are the same, so the CPU probably differs"
+        others = "; ".join(lines[1:]) or "the versions are the same, so the CPU probably differs, or --memory"
         raise GoalMissed(f"{found.output} was written, but its bytes are not those of the record", others)

@@ -118,7 +118,7 @@ class Runner:
         """Take over what a session tells of a model, without creating one."""
         graph = lean.proto.graph
         self.inputs = tuple(_spec(info) for info in graph.input if not lean.holds(info.name))
-        self.skipped = {info.name: kind for info in graph.output if (kind := _unheld(info))}
+        self.skipped = {info.name: kind for info in graph.output if (kind := _unheld(info, whole=self._how["whole"]))}
         wanted = [info.name for info in graph.output] if outputs is None else outputs
         self.outputs = tuple(name for name in wanted if name not in self.skipped)
         self._model = lean
@@ -282,10 +282,10 @@ def _spec(info: ValueInfoProto) -> InputSpec:
     return InputSpec(info.name, dtype, dims)
 
 
-def _unheld(info: ValueInfoProto) -> str:
-    """The type of an output that numpy cannot hold; else empty."""
+def _unheld(info: ValueInfoProto, *, whole: bool) -> str:
+    """The type of an output that is not returned; else empty. `whole`: sequences, maps and optionals are."""
     kind = info.type.WhichOneof("value")
     if kind in (None, "tensor_type"):
         dtype = input_dtype(info)
         return dtype.name if dtype is not None and dtype.name.startswith(("float8", "float4", "int4", "uint4")) else ""
-    return str(kind)
+    return "" if whole else str(kind)

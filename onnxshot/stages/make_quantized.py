@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxshot.calibration.readers import split
 from onnxshot.delivery.write_results import source_name
+from onnxshot.execution.collect import runs_in_parts
 from onnxshot.execution.statistics_source import RunStatistics
 from onnxshot.graph import Model
 from onnxshot.planning.finite_weights import refuse_not_finite
@@ -24,6 +25,8 @@ from onnxshot.stages.prepare_model import Prepared
 from onnxshot.stages.rewrite_model import rewrite_model
 from onnxshot.stages.settle_lstms import settle_lstms
 from onnxshot.verification.reference import Reference
+
+_IN_PARTS = "the model runs in parts, by its size and --memory; with other parts the last bits of scales can differ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
     plan = prepared.plan()
     refuse_not_finite(prepared.model, plan)
     gathered = observe(prepared, plan, samples, report.timed)
+    if gathered is not None and runs_in_parts(prepared.model):
+        report.notes.append(_IN_PARTS)
     report.notes += gathered.notes if gathered is not None else ()
 
     final = improve_plan(prepared, plan, gathered, samples, reference, report.timed)

@@ -152,6 +152,19 @@ def test_branches_and_bfloat16_and_sequences_cross_or_are_not_cut() -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
+def test_a_sequence_that_is_an_output_is_returned_where_it_was_asked_for() -> None:
+    proto, feeds = _residual(4), _feeds(2)
+    proto.graph.node.append(helper.make_node("SplitToSequence", ["h2"], ["pieces"], axis=0))
+    proto.graph.output.append(helper.make_tensor_sequence_value_info("pieces", TensorProto.FLOAT, None))
+    runner = Runner(LeanModel.of(proto), whole=True)
+    assert runner.in_parts == 4
+    for wanted, got in zip(_whole(proto, feeds), runner.run_all(feeds, 1), strict=True):
+        np.testing.assert_allclose(got["pieces"], np.stack(wanted[2]), rtol=1e-5, atol=1e-5)
+    plain = Runner(LeanModel.of(proto))
+    assert (list(plain.skipped), plain.outputs) == (["pieces"], ("h4", "h2"))
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_a_missing_input_and_a_wrong_size_are_errors_of_the_model() -> None:
     runner = Runner(LeanModel.of(_residual()))
     with pytest.raises(ModelError, match="asks for input 'x'"):
