@@ -18,7 +18,6 @@ from onnxshot.calibration.readers import split
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.errors import ModelError
 from onnxshot.execution.instrumented_model import InsideProbe, OutsideProbe
-from onnxshot.execution.parallel import in_order
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
@@ -28,6 +27,7 @@ from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.prepare import prepare
 from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.runtimes.parallel import in_order
 from onnxshot.settings import Settings
 from onnxshot.targets import target_named
 from onnxshot.verification.compare_models import compare

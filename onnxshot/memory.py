@@ -1,6 +1,6 @@
 """The memory budget of a run, and the sizes that follow from it.
 
-The budget holds for everything that a `with limited(...)` block does, in the threads of `execution.parallel` too. All
+The budget holds for everything that a `with limited(...)` block does, in the threads of `runtimes.parallel` too. All
 sizes above which work is done in parts, is spilled to disk or is left out are shares of it.
 """
 

@@ -14,7 +14,6 @@ from onnxshot.calibration.sampling import spread
 from onnxshot.channels.eligible import Eligible, eligible_of
 from onnxshot.channels.groups import Groups, groups_of
 from onnxshot.channels.weight_scores import batchnorm_scales
-from onnxshot.execution.parallel import in_order
 from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.files.kept_arrays import KeptArrays
 from onnxshot.graph import Model
@@ -29,6 +28,7 @@ from onnxshot.recipes.stages import ShrinkStage
 from onnxshot.rewriting.prepare import fold_constants, half_notes, widen
 from onnxshot.runtimes.ort_runtime import Feed
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
+from onnxshot.runtimes.parallel import in_order
 
 _MOST_SAMPLES = 256
 _MOST_CHECKS, _LEAST_CHECKS = 32, 4  # samples for output error: an eighth of all, within these bounds

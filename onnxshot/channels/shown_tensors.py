@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from onnxshot.comparison.random_nodes import with_fixed_randomness
 from onnxshot.execution.layer_rows import Feeds
-from onnxshot.execution.parallel import in_order
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.runtimes.ort_runtime import Feed, Runner
+from onnxshot.runtimes.parallel import in_order
 
 Result = TypeVar("Result")
 

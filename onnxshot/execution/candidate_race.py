@@ -20,10 +20,10 @@ from onnxshot import memory
 from onnxshot.calibration.readers import Sample
 from onnxshot.comparison.balanced_sqnr import CandidateError, Floats, Sums, sums_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
-from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.runtimes.ort_runtime import Feed, Runnable, stored_bytes
+from onnxshot.runtimes.parallel import in_order
 from onnxshot.runtimes.spool import Spool
 
 __all__ = ["CandidateError", "Judge", "Samples", "candidate_of", "measure_candidates"]

@@ -29,13 +29,13 @@ from onnxshot.errors import CalibrationError
 from onnxshot.execution.calibration_journal import Journal
 from onnxshot.execution.instrumented_model import OutsideProbe, Probe, probe
 from onnxshot.execution.kept_glimpses import KeptGlimpses
-from onnxshot.execution.parallel import in_order
 from onnxshot.execution.parted_probe import PartedProbe
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.progress import PartSteps, Progress
 from onnxshot.runtimes.ort_runtime import Runner, providers_for
+from onnxshot.runtimes.parallel import in_order
 from onnxshot.runtimes.parted_run import Step
 
 _LARGE_SHARE = 6  # of `memory.held_bytes()`: observed tensors of one sample, above which samples run one at a time

@@ -12,7 +12,6 @@ from onnxshot.calibration.sampling import spread
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.execution.candidate_race import CandidateError, Judge
 from onnxshot.execution.observed_tensors import missing_in
-from onnxshot.execution.parallel import in_order
 from onnxshot.execution.statistics_source import RunStatistics, after_scaling, from_data
 from onnxshot.graph import Model
 from onnxshot.graph.copies import copy_of
@@ -35,6 +34,7 @@ from onnxshot.report.timings import Timed
 from onnxshot.rewriting.apply_plan import apply_plan
 from onnxshot.runtimes.ort_runtime import Runnable
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
+from onnxshot.runtimes.parallel import in_order
 from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from onnxshot.calibration.readers import Sample
 from onnxshot.calibration.stats import TensorStats
 from onnxshot.comparison.random_nodes import fix_randomness
-from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model, Node, Tensor, edit, weights
 from onnxshot.graph.copies import copy_of
 from onnxshot.graph.lean_model import LeanModel
@@ -28,6 +27,7 @@ from onnxshot.planning.plan import DYNAMIC, STATIC, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import readers_of
 from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.runtimes.parallel import in_order
 from onnxshot.settings import Settings
 
 _LARGE = 128 << 20  # bytes of weights above which a model is large

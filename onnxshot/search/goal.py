@@ -17,10 +17,10 @@ from onnxshot.calibration.user_functions import load, named, users_code
 from onnxshot.comparison.balanced_sqnr import sums_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.errors import CalibrationError, UsageError
-from onnxshot.execution.parallel import in_order, split_threads
 from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.runtimes.ort_bench import NOISE, Latency, bench
 from onnxshot.runtimes.ort_runtime import Runner, stored_bytes
+from onnxshot.runtimes.parallel import in_order, split_threads
 from onnxshot.settings import Settings
 
 _BENCH_FEEDS = 8

@@ -15,7 +15,6 @@ from onnxshot.calibration.readers import Dataset, Sample, split
 from onnxshot.delivery.record import stamp
 from onnxshot.errors import UsageError
 from onnxshot.execution.candidate_race import Judge, candidate_of
-from onnxshot.execution.parallel import in_order
 from onnxshot.graph import Model, weights
 from onnxshot.graph.copies import copy_of
 from onnxshot.graph.lean_model import LeanModel
@@ -29,6 +28,7 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.apply_plan import apply_plan, finish
 from onnxshot.runtimes.ort_kernel_times import kernel_times, timed_in_parts
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
+from onnxshot.runtimes.parallel import in_order
 from onnxshot.settings import Settings
 from onnxshot.stages.check_normalized import check_normalized
 from onnxshot.stages.improve_plan import FinalPlan, improve_plan

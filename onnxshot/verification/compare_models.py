@@ -14,13 +14,13 @@ from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.comparison.class_scores import Scores, makers_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.errors import CalibrationError, ModelError
-from onnxshot.execution.parallel import in_order, run_concurrently, split_threads
 from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.report.values import GAP_DB
 from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.open_models import OpenModels
 from onnxshot.runtimes.ort_runtime import Feed, Runnable, Runner
+from onnxshot.runtimes.parallel import in_order, run_concurrently, split_threads
 from onnxshot.runtimes.spool import Spool
 from onnxshot.verification.compare_tensors import SAMPLES, closest, compare_tensors
 from onnxshot.verification.io_contract import contract, difference, with_frozen

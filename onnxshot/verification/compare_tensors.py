@@ -10,11 +10,11 @@ from pathlib import Path
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.comparison.proto_edits import PREFIX
-from onnxshot.execution.parallel import in_order, run_concurrently
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import concrete_shapes
 from onnxshot.runtimes.ort_runtime import Runner, is_large
+from onnxshot.runtimes.parallel import in_order, run_concurrently
 from onnxshot.verification.tensor_errors import Scaled, TensorRow, TensorSums, pairs_of
 from onnxshot.verification.tensor_walk import Seen, Tensors, groups, in_parts, workers_for
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from onnxshot import memory
 from onnxshot.calibration.readers import Sample
-from onnxshot.execution.parallel import in_order, split_threads
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.progress import part_steps
 from onnxshot.runtimes.ort_runtime import is_large
+from onnxshot.runtimes.parallel import in_order, split_threads
 from onnxshot.runtimes.part_session import PartSession, Values
 from onnxshot.runtimes.parts import Parts
 from onnxshot.runtimes.spool import Spool

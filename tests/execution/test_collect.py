@@ -16,9 +16,9 @@ from onnxshot.calibration.outliers import Outliers, is_blank
 from onnxshot.calibration.readers import InputSpec, Sample, open_data
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.execution.collect import collect
-from onnxshot.execution.parallel import in_order, run_concurrently
 from onnxshot.graph import Model, shape_inference
 from onnxshot.graph.load import load_model
+from onnxshot.runtimes.parallel import in_order, run_concurrently
 
 NET = "g (float[N, 16] x) => (float[N, 8] y) { h = MatMul(x, w)  a = Relu(h)  y = MatMul(a, v) }"
 NAMES = ["x", "h", "a", "y"]

@@ -12,7 +12,7 @@ import onnxshot
 from onnxshot import memory
 from onnxshot.cli import app as cli
 from onnxshot.errors import UsageError
-from onnxshot.execution.parallel import in_order
+from onnxshot.runtimes.parallel import in_order
 from onnxshot.settings import budgeted
 
 

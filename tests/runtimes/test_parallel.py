@@ -3,7 +3,7 @@ from threading import Barrier, Event, current_thread, main_thread
 
 import pytest
 
-from onnxshot.execution.parallel import in_order, run_concurrently, split_threads
+from onnxshot.runtimes.parallel import in_order, run_concurrently, split_threads
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
