@@ -269,6 +269,7 @@ def _result(
         Reshare().run(model)
         after = amount_of(model, samples, threads)
         restore_form(original, model)
+    original.model.check_files()
     report.macs, report.params = (before.macs, after.macs), (before.params, after.params)
     decided = {"samples": samples.given, **removal.to_record(axes)}
     stamp(model, record(asked, original.source_hash, settings, decided, sampled=samples.given > 0))

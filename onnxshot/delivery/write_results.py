@@ -89,6 +89,7 @@ def deliver(
 
     Raises:
         UsageError: a file cannot be written.
+        ModelError: a file that the model was read from was changed meanwhile.
         OnnxshotError: whatever `prove` and `others` raise.
     """
     output = None if output is None else follow_link(Path(output))
@@ -101,9 +102,14 @@ def deliver(
                 refuse_lost(model, Path(output))  # again: with larger weights, it may now have a data file
             final = Path(output) if keep else stack.enter_context(aside(Path(output))) / Path(output).name
         written = stack.enter_context(draft(model, final))
-        prove(written)
-        done = [(written, Artifact(str(final), target, "onnx", written.size_bytes))] if keep else []
-        done += [stack.enter_context(other) for other in others(written.path)]
+        try:
+            prove(written)
+            done = [(written, Artifact(str(final), target, "onnx", written.size_bytes))] if keep else []
+            done += [stack.enter_context(other) for other in others(written.path)]
+        except Exception:
+            model.check_files()  # a proof against another model fails for reasons that mislead
+            raise
+        model.check_files()
         for one, artifact in done:
             one.publish()
             report.outputs.append(artifact)

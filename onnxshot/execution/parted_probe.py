@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class PartedProbe:
         self._channels = set(channels)
         self._shapes: Mapping[str, Shape | None] = {name: model.shape(tensors[name]) for name in names}
         self._casts = {name for name in names if model.elem_type(tensors[name]) != TensorProto.FLOAT}
-        self._opset = model.opset
+        self._opset, self._check = model.opset, model.check_files
         self._how: dict[str, Any] = {"threads": threads, "providers": providers, "keep_plans": False, "inner": True}
         self._inputs = [spec.name for spec in model.graph.inputs if spec.name in self._names]
 
@@ -93,7 +93,7 @@ class PartedProbe:
                 seen = glimpse([feed[name] for name in self._inputs], self._by_channel(self._inputs))
                 where[sample][_INPUTS] = _Kept.of(spool, (sample, _INPUTS), _Reduced(tuple(numbers), seen))
             count = self.parts.until(self._names)
-            checkpoint = None if kept is None else _Checkpoint(kept, self.parts, count, spool, where, step)
+            checkpoint = None if kept is None else _Checkpoint(kept, self.parts, count, spool, where, step, self._check)
             for part, sample, found in walk_parts(
                 self.parts, feeds, self._opened, workers=workers, step=step, count=count, checkpoint=checkpoint
             ):  # fmt: skip
@@ -199,6 +199,7 @@ class _Checkpoint:
         spool: Holds the arrays of glimpses.
         where: For each sample, the glimpse of each part.
         step: Is told if nothing is left to run.
+        check: Raises ModelError if the model's files have changed: the next run would take over what others gave.
     """
 
     kept: Chunk
@@ -207,6 +208,7 @@ class _Checkpoint:
     spool: Spool
     where: list[dict[int, _Kept]]
     step: Step | None
+    check: Callable[[], None]
 
     def restore(self, crossing: Spool) -> int:
         done = 0
@@ -234,6 +236,7 @@ class _Checkpoint:
         return True
 
     def save(self, done: int, keys: Sequence[tuple[int, str]], crossing: Spool) -> None:
+        self.check()
         found = [seen[done - 1] for seen in self.where]
         arrays = ((*one.key, name) for one in found for name in (*_ARRAYS, *one.channels))
         channels = [one.channels for one in found]

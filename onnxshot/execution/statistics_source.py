@@ -130,6 +130,7 @@ def from_data(
         settle=watch.settle, threads=settings.threads, device=settings.device, progress=settings.progress,
         journal=journal,
     )  # fmt: skip
+    model.check_files()  # else the cache would keep what another model gave
     statistics = watch.statistics(found.stats, found.used, digests, found.notes)
     if cached:
         statistics_cache.store(key, statistics)
@@ -170,6 +171,7 @@ def after_scaling(
             model, list(gathered.statistics.tensors), data.subset(gathered.calibrated), channels=gathered.by_channel,
             keep=scalable(model), threads=settings.threads, device=settings.device, progress=settings.progress,
         )  # fmt: skip
+        model.check_files()
         kept, runs = again.kept, len(again.used)
     found = kept.scaled(factors, gathered.statistics.tensors) if kept is not None else {}
     if key:

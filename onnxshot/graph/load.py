@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import zipfile
 from pathlib import Path
@@ -83,8 +84,14 @@ def load_model(source: str | Path | ModelProto) -> Model:
     proto, own = _parsed(path)
     if not proto.HasField("graph") or proto.ir_version < 1:
         raise ModelError(f"{_printable(path)} holds no ONNX graph", "it may be truncated, or another kind of file")
+    locations = [location for location in _locations(proto) if location != path.name]
+    read = [own]
+    for location in locations:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # `_build` says what is wrong with it
+            read.append(OwnFile.of(path.parent / location, location))
     model = _build(proto, path, own)
-    model.data_files = tuple(path.parent / location for location in _locations(proto) if location != path.name)
+    model.data_files = tuple(path.parent / location for location in locations)
+    model.read_files = tuple(read)
     return model
 
 

@@ -17,7 +17,7 @@ from onnxshot.graph import weights
 from onnxshot.graph.collection import collector_paused
 from onnxshot.graph.from_proto import Importer, own_names
 from onnxshot.graph.ir import Constant, Graph, Node, Tensor
-from onnxshot.graph.own_file import OwnFile
+from onnxshot.graph.own_file import OwnFile, check_all
 from onnxshot.graph.renamed import Renamed
 from onnxshot.graph.to_proto import Store, export_graph
 
@@ -42,6 +42,7 @@ class Model:
         path: the file that the model was read from; None for a model given as an object.
         external_data: whether weights were stored in separate files.
         data_files: those files.
+        read_files: the .onnx file and those files, as they were when the model was loaded.
         notes: sentences for the report about what happened to the model.
         original_ops: node name -> its operator in the user's file, for nodes that a pass has rewritten as another.
         renamed: name of a tensor that an edit removed -> name of the tensor that its layer computes now; users know
@@ -69,6 +70,7 @@ class Model:
         self.path = path
         self.external_data = False
         self.data_files: tuple[Path, ...] = ()
+        self.read_files: tuple[OwnFile, ...] = ()
         self.notes: list[str] = []
         self.renamed = Renamed()
         self.tied: frozenset[str] = frozenset()
@@ -207,6 +209,14 @@ class Model:
             d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
             for d in info.type.tensor_type.shape.dim
         )
+
+    def check_files(self) -> None:
+        """Check that the files of the model are as they were when it was loaded; without files, there is nothing to do.
+
+        Raises:
+            ModelError: one was changed, replaced or removed.
+        """
+        check_all(self.read_files)
 
     def forget_inferred(self) -> None:
         """Drop inferred shapes of inner tensors that the file did not state: for 1,000 nodes they take 100 kB."""

@@ -61,6 +61,10 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         own: the .onnx file itself, where the model was parsed without its large weights. A tensor whose external data
             has its name as location is read from it.
 
+    Attributes:
+        file: the file that the values are in, as it was when this was made; None where they are in memory. Values are
+            never read from a file that has changed since.
+
     Raises:
         ModelError: type, shape and stored values contradict each other, or external data is missing.
     """
@@ -71,6 +75,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         self.elem_type = proto.data_type
         self.folder = folder
         self.own = own if own is not None and _entries(proto).get("location") == own.name else None
+        self.file = self.own
         self.nbytes = self._check()
         self._kept: NDArray[Any] | None = None
 
@@ -144,21 +149,22 @@ class StoredValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
         """File, offset and length of external data, checked to lie inside the model's folder and inside the file.
 
         Raises:
-            ModelError: they do not, or the .onnx file that holds the values was changed.
+            ModelError: they do not, or the file was changed since the model was loaded.
         """
         entries = _entries(self.tensor)
         where = f"tensor {self.tensor.name!r}"
         location = entries.get("location", "")
-        if self.own is not None:
-            self.own.check()
-            path = self.own.path
+        if self.file is not None:
+            self.file.check()
+            path = self.file.path
         elif self.folder is None:
             raise ModelError(f"{where} is stored outside a model given as an object", "load the model from its path")
         else:
             path = inside(self.folder, location, where)
+            self.file = OwnFile.of(path, location)
         try:
             offset = int(entries.get("offset", 0))
-            size = path.stat().st_size
+            size = self.file.size
             length = int(entries.get("length", size - offset))
         except ValueError as e:
             raise ModelError(f"{where}: offset or length of its external data is not a number") from e

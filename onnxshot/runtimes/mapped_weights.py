@@ -14,6 +14,7 @@ from onnxshot.graph import weights
 from onnxshot.graph.data_file import DataFile
 from onnxshot.graph.ir import Constant
 from onnxshot.graph.lean_model import LeanModel
+from onnxshot.graph.own_file import check_all
 
 _INLINE_SHARE = 4  # of a part's bytes
 _DATA = "weights"
@@ -29,6 +30,9 @@ def serialized(model: LeanModel) -> Iterator[tuple[bytes, Path | None]]:
 
     Args:
         model: The model. ONNX Runtime reads external data of a serialized model from version 1.22 on.
+
+    Raises:
+        ModelError: A file that weights are mapped from was changed before the block ended.
     """
     most = memory.part_bytes() // _INLINE_SHARE
     stored = {name: folder for name, c in model.weights.items() if (folder := _folder_of(c)) is not None}
@@ -37,7 +41,8 @@ def serialized(model: LeanModel) -> Iterator[tuple[bytes, Path | None]]:
     if model.weight_bytes <= most:
         yield bytes(model.to_proto().SerializeToString()), None
     elif len(folders) == 1 and left <= most:
-        yield bytes(model.to_proto(weights.to_reference).SerializeToString()), folders.pop()
+        with _unchanged(model):
+            yield bytes(model.to_proto(weights.to_reference).SerializeToString()), folders.pop()
     else:
         with scratch() as folder:
             data = DataFile(folder / _DATA, _DATA)
@@ -50,6 +55,20 @@ def serialized(model: LeanModel) -> Iterator[tuple[bytes, Path | None]]:
             finally:
                 data.close()
             yield bytes(proto.SerializeToString()), folder
+
+
+@contextlib.contextmanager
+def _unchanged(model: LeanModel) -> Iterator[None]:
+    """Check before and after the block that the files of the weights are the same; also if the block fails for it."""
+    stored = (c._values for c in model.weights.values())
+    files = {v.file for v in stored if isinstance(v, weights.StoredValues) and v.file is not None}
+    check_all(files)
+    try:
+        yield
+    except Exception:
+        check_all(files)
+        raise
+    check_all(files)
 
 
 def _folder_of(constant: Constant) -> Path | None:

@@ -29,6 +29,7 @@ def prevent_growth(made: Quantized) -> Quantized:
     if not prepared.trained:
         in_float = replace(recipe, exclude=("*",))
         plain = prepare_model(prepared.source, in_float, prepared.settings)
+        prepared.model.check_files()  # it was read again
         other = make_quantized(plain, made.samples, made.reference)
         if stored_size(other.model) < size:
             other.report.notes.append(
