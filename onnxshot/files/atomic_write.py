@@ -18,6 +18,7 @@ from onnxshot.files.interrupted_writes import FOLDER, NOTE, Note, sync
 from onnxshot.files.links import follow_link
 from onnxshot.files.temporary_folders import Part, clear_dead
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if hasattr(errno, "EDQUOT") else (errno.ENOSPC, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 _RENAME_SWAP = 2  # of macOS's renamex_np
 
@@ -65,11 +66,12 @@ def _remove_empty(folders: list[Path]) -> None:
 def scratch() -> Iterator[Path]:
     """A temporary folder in the system's folder for temporary files; it is always removed.
 
-    Leftovers of dead runs are removed first. Raises UsageError where the folder cannot be made.
+    Leftovers of dead runs are removed first. Raises UsageError where the folder cannot be made, or is full.
     """
     part = scratch_part()
     try:
-        yield part.path
+        with room_for("temporary files", part.path):
+            yield part.path
     finally:
         part.close()
 
@@ -92,9 +94,34 @@ def scratch_part() -> Part:
         if root not in _cleared:
             _cleared.add(root)
             clear_dead(root)
-        return Part(root)
+        with room_for("temporary files", root):
+            return Part(root)
     except OSError as e:
-        raise UsageError(f"there is no room for temporary files: {e.strerror or e}", "set TMPDIR to a folder") from e
+        what = f"temporary files cannot be written: {e.strerror or e}"
+        raise UsageError(what, "set TMPDIR to a folder where they can be") from e
+
+
+@contextlib.contextmanager
+def room_for(what: str, folder: Path, *, memory: bool = False) -> Iterator[None]:
+    """Say what is too large for which folder, where the block finds no room on the disk.
+
+    Args:
+        what: what the block writes, in the plural.
+        folder: the temporary folder that it is written to.
+        memory: whether less is written with a larger memory budget.
+
+    Raises:
+        UsageError: there is no room. An error about a file outside the folder stays as it is.
+    """
+    try:
+        yield
+    except OSError as e:
+        elsewhere = isinstance(e.filename, str) and not Path(e.filename).is_relative_to(folder)
+        if e.errno not in _NO_ROOM or elsewhere:
+            raise
+        advice = "set TMPDIR to a folder with more room" + (", or allow more memory with --memory" if memory else "")
+        home = tempfile.gettempdir()
+        raise UsageError(f"there is no room for {what} in {home}: {e.strerror or e}", advice) from e
 
 
 def clear_dead_everywhere() -> int:

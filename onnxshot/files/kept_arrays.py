@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot import memory
-from onnxshot.files.atomic_write import scratch_part
+from onnxshot.files.atomic_write import room_for, scratch_part
 from onnxshot.files.temporary_folders import Part
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+_WHAT = "samples and tensors that wait for later steps"
 _ALIGN = mmap.ALLOCATIONGRANULARITY  # bytes: where maps may begin
 
 
@@ -63,7 +64,7 @@ class KeptArrays:
         path = self._part.path / "arrays"
         self.release()
         start = -(-self._end // _ALIGN) * _ALIGN
-        with path.open("r+b" if path.exists() else "w+b") as file:
+        with room_for(_WHAT, path.parent, memory=True), path.open("r+b" if path.exists() else "w+b") as file:
             file.seek(start)
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             file.flush()

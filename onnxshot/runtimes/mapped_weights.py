@@ -9,7 +9,7 @@ from pathlib import Path
 from onnx import TensorProto
 
 from onnxshot import memory
-from onnxshot.files.atomic_write import scratch
+from onnxshot.files.atomic_write import room_for, scratch
 from onnxshot.graph import weights
 from onnxshot.graph.data_file import DataFile
 from onnxshot.graph.ir import Constant
@@ -45,15 +45,14 @@ def serialized(model: LeanModel) -> Iterator[tuple[bytes, Path | None]]:
             yield bytes(model.to_proto(weights.to_reference).SerializeToString()), folders.pop()
     else:
         with scratch() as folder:
-            data = DataFile(folder / _DATA, _DATA)
+            with room_for("the weights of a part of the model", folder):
+                data = DataFile(folder / _DATA, _DATA)
 
-            def store(constant: Constant) -> TensorProto:
-                return data.add(constant)
+                def store(constant: Constant) -> TensorProto:
+                    return data.add(constant)
 
-            try:
-                proto = model.to_proto(store)
-            finally:
-                data.close()
+                with contextlib.closing(data):
+                    proto = model.to_proto(store)
             yield bytes(proto.SerializeToString()), folder
 
 

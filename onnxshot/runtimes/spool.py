@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot import memory
-from onnxshot.files.atomic_write import scratch_part
+from onnxshot.files.atomic_write import room_for, scratch_part
 from onnxshot.files.temporary_folders import Part
 
 _Place = tuple[int, np.dtype[Any], tuple[int, ...]]  # offset in the file, type and shape
@@ -62,7 +63,8 @@ class Spool:
                 return
             file, start = self._opened(), self._room(array.nbytes)
             file.seek(start)
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            with room_for("tensors that wait for later parts of the model", Path(file.name).parent, memory=True):
+                _write(file, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             self._places[key] = start, array.dtype, array.shape
 
     def get(self, key: Hashable) -> NDArray[Any]:
@@ -73,7 +75,9 @@ class Spool:
             start, dtype, shape = place = self._places[key]
             file = self._opened()
             file.seek(start)
-            return np.frombuffer(bytearray(file.read(_bytes(place))), np.uint8).view(dtype).reshape(shape)
+            read = np.empty(_bytes(place), np.uint8)
+            _read(file, read.data)
+            return read.view(dtype).reshape(shape)
 
     def drop(self, key: Hashable) -> None:
         """Forget the array of a key, if there is one. Its place in the file is used again."""
@@ -132,6 +136,21 @@ class Spool:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _write(file: IO[bytes], data: memoryview) -> None:
+    """Write all bytes. A call may write fewer: at most 2 GiB, and none beyond the end of a disk."""
+    while data:
+        data = data[file.write(data) :]
+
+
+def _read(file: Any, into: memoryview) -> None:
+    """Fill a buffer. A call may read less: at most 2 GiB."""
+    while into:
+        count = file.readinto(into)
+        if not count:
+            raise OSError(errno.EIO, "a temporary file was cut off", str(file.name))
+        into = into[count:]
 
 
 def _bytes(place: _Place) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
+
 import ml_dtypes
 import numpy as np
 import pytest
 
+from onnxshot.errors import UsageError
 from onnxshot.runtimes.spool import Spool
 
 
@@ -72,3 +76,58 @@ def test_a_view_does_not_keep_the_memory_that_it_shares() -> None:
         assert not np.shares_memory(spool.get("view"), whole)
         spool.put("own", whole)
         assert spool.get("own") is whole
+
+
+class Raw:
+    """A file that takes few bytes at a time, as the system does near the end of a disk, and then none."""
+
+    name = "/somewhere/spool"
+
+    def __init__(self, room: int) -> None:
+        self.held, self.at, self.room = bytearray(), 0, room
+
+    def seek(self, at: int) -> None:
+        self.at = at
+
+    def write(self, data: memoryview) -> int:
+        if self.at >= self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = min(len(data), 7, self.room - self.at)
+        self.held[self.at : self.at + taken] = data[:taken]
+        self.at += taken
+        return taken
+
+    def readinto(self, into: memoryview) -> int:
+        found = self.held[self.at : self.at + min(len(into), 5)]
+        into[: len(found)] = found
+        self.at += len(found)
+        return len(found)
+
+    def truncate(self, size: int) -> None:
+        del self.held[size:]
+
+    def close(self) -> None:
+        pass
+
+
+def test_writes_and_reads_that_stop_early_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = Raw(1000)
+    monkeypatch.setattr(Spool, "_opened", lambda _: raw)
+    with Spool(0) as spool:
+        spool.put("one", np.arange(20))
+        spool.put("two", np.arange(30, dtype=np.float32))
+        np.testing.assert_array_equal(spool.get("one"), np.arange(20))
+        np.testing.assert_array_equal(spool.get("two"), np.arange(30, dtype=np.float32))
+
+
+def test_a_full_disk_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = Raw(100)
+    monkeypatch.setattr(Spool, "_opened", lambda _: raw)
+    with Spool(0) as spool:
+        spool.put("one", np.arange(12))
+        with pytest.raises(UsageError, match="no room for tensors that wait for later parts") as error:
+            spool.put("two", np.arange(12))
+        assert tempfile.gettempdir() in error.value.message
+        assert "TMPDIR" in error.value.hint and "--memory" in error.value.hint
+        assert "two" not in spool
+        np.testing.assert_array_equal(spool.get("one"), np.arange(12))
