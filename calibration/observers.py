@@ -28,7 +28,7 @@ from onnxshot.calibration.sampling import lengths, strides
 from onnxshot.calibration.stats import BINS, MIN_WIDTH_LOG2, NO_STATS, Histogram, TensorStats, to_units, width_of
 
 _BATCH = 16  # glimpses that are counted at once: a call per tensor and sample would cost more than the counting
-_BATCH_VALUES = 1 << 22  # values that may wait to be counted
+_BATCH_VALUES = 1 << 21  # values that may wait to be counted
 _MOST_ROWS = 8192  # rows of a tensor whose extremes are kept one by one; enough for the channels of any CNN
 _KINDS = 3  # kinds of values that are counted: picks, bottoms, tops
 

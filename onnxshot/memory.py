@@ -24,12 +24,16 @@ _SHARE_OF_FREE = 4
 _LARGEST_PART = 128 << 20  # bytes
 _PART = 32  # a part's weights exist up to three times: mapped, packed, and of a second model beside the first
 _HELD = 16  # arrays that cross parts, of all samples
+_WAITING = 8  # of `held_bytes`: a file that is written and read soon costs little more time than memory
 
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(B|iB)?|B)?", re.IGNORECASE | re.ASCII)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 _GROUP = Path("/sys/fs/cgroup")
 _VERSION_1 = {"memory.max": "memory.limit_in_bytes", "memory.current": "memory.usage_in_bytes"}
+
+_ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h
+_HEAPS = 2  # the main one, and one for threads that find it locked
 
 _trim: Callable[[int], int] | None = None
 _chosen: ContextVar[int | None] = ContextVar("memory budget", default=None)
@@ -106,6 +110,11 @@ def held_bytes() -> int:
     return budget() // _HELD
 
 
+def waiting_bytes() -> int:
+    """Most bytes of arrays of a layer walk or a search that wait in memory; more are spilled to a temporary file."""
+    return held_bytes() // _WAITING
+
+
 def release() -> None:
     """Give freed memory back to the system, where the C library is glibc, which otherwise keeps it."""
     global _trim
@@ -115,6 +124,15 @@ def release() -> None:
         except (OSError, AttributeError):  # no glibc
             _trim = int
     _trim(0)
+
+
+def share_heaps() -> None:
+    """Let all threads allocate from a few heaps, where the C library is glibc.
+
+    Else each thread gets a heap of its own, which keeps what the thread has freed. It holds for the whole process.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, _HEAPS)
 
 
 def free_bytes() -> int:

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import onnxshot
-from onnxshot import blas_threads
+from onnxshot import blas_threads, memory
 from onnxshot.cli import streams
 from onnxshot.cli.batch import batch
 from onnxshot.cli.bench import bench
@@ -107,6 +107,7 @@ def entry() -> None:
         except OnnxshotError as error:
             _fail(str(error), error.exit_code)
         blas_threads.one_in_process()
+        memory.share_heaps()
         _import_command(sys.argv[1:])
         gc.freeze()  # modules are never garbage
         gc.set_threshold(_ALLOCATIONS)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
+from onnxshot import memory
 from onnxshot.execution.layer_walk import Walk
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.im2col import patches
@@ -225,7 +226,7 @@ def layer_outputs(
             end += 1
         step = [((node.output[0], share), layer.form) for (node, layer), share in
                 zip(layers[start:end], shares[start:end], strict=True)]  # fmt: skip
-        with Spool() as spool:
+        with Spool(memory.waiting_bytes()) as spool:
             found = walk.visit({name for (name, _), _ in step}, partial(_keep_rows, dict(step), spool))
             sizes = {(key, sample): size for sample, of_layers in found for key, size in of_layers.items()}
             for key, _ in step:

@@ -43,7 +43,7 @@ class Walk:
     ONNX Runtime fuses the nodes as in the whole model. What depends on constants alone is computed again too.
 
     Memory: the weights of one step, or of one of its nodes where a step has over 8 MiB; the held tensors up to
-    `memory.held_bytes()`, the others are in a temporary file. Values do not depend on the budget.
+    `memory.waiting_bytes()`, the others are in a temporary file. Values do not depend on the budget.
 
     Args:
         model: The model. It is not changed.
@@ -68,7 +68,7 @@ class Walk:
         self._inputs = {i.name for i in lean.proto.graph.input if not lean.holds(i.name)}
         self._held: set[str] = set(self._inputs)
         self._ran: set[int] = set()
-        self._spool = Spool()
+        self._spool = Spool(memory.waiting_bytes())
         self._again = self._computed_again()
         self._readers: dict[str, set[int]] = {}  # nodes still to run that read each tensor a walk may hold
         for i in range(len(self._nodes)):

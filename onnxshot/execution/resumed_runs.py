@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from onnxshot import memory
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.affine import QuantParams
 from onnxshot.runtimes.mapped_weights import serialized
@@ -44,8 +45,8 @@ class _Pair:
 class ResumedRuns:
     """Runs of a model with one group of its tensors quantized.
 
-    Memory: the weights of the model, packed for the kernels, and `memory.held_bytes()` of float tensors; more are in a
-    temporary file.
+    Memory: the weights of the model, packed for the kernels, and `memory.waiting_bytes()` of float tensors; more are in
+    a temporary file.
 
     Args:
         model: The model with a QuantizeLinear and DequantizeLinear for each tensor of the groups.
@@ -74,7 +75,7 @@ class ResumedRuns:
         self._maker = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}
         self._last = {name: i for i, names in enumerate(self._reads) for name in names}
         self._cuts = self._chosen_cuts(shapes)
-        self._spool = Spool()
+        self._spool = Spool(memory.waiting_bytes())
         self._kinds: dict[str, int] = {}
         self._sections: dict[int, SessionRunner | None] = {}
         self._runners: dict[str, SessionRunner] = {}
@@ -86,7 +87,7 @@ class ResumedRuns:
     def prepare(self, feeds: Sequence[Feed], groups: Iterable[str], threads: int) -> None:
         """Compute the float tensors that runs of these groups on these samples need."""
         self._spool.close()
-        self._spool, self._feeds = Spool(), feeds
+        self._spool, self._feeds = Spool(memory.waiting_bytes()), feeds
         needed = {name for group in groups for name in self._tail(group).reads}
         needed |= {name for cut in range(1, len(self._cuts) - 1) for name in self._crossing(cut)}
         wanted = (needed | set(self._outputs)) & self._maker.keys()

@@ -61,8 +61,8 @@ def reconstruct(
 ) -> dict[str, Repair]:
     """Learn repairs of the layers of a quantized model.
 
-    Memory: what two walks hold (see `Walk`), the outputs of some layers up to `memory.held_bytes()`, and for one layer
-    at a time 8192 rows of 8-bit inputs and the second moments.
+    Memory: what two walks hold (see `Walk`), the outputs of some layers up to `memory.waiting_bytes()`, and for one
+    layer at a time 8192 rows of 8-bit inputs and the second moments.
 
     Args:
         reference: the float model, the teacher.

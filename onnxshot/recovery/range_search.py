@@ -71,7 +71,7 @@ def refine_ranges(
 ) -> Evidence:
     """Choose better ranges for the tensors that cause most of the error of the outputs.
 
-    Memory: see `ResumedRuns`; outputs past `memory.held_bytes()` wait in a temporary file.
+    Memory: see `ResumedRuns`; outputs past `memory.waiting_bytes()` wait in a temporary file.
 
     Args:
         model: the float model.
@@ -87,7 +87,7 @@ def refine_ranges(
     """
     how = comparison_setup(LeanModel.of(model), samples[0].feed)
     runner = Runner(how.reference, threads=1, whole=True)
-    feeds, wanted = list[Feed](), Spool()
+    feeds, wanted = list[Feed](), Spool(memory.waiting_bytes())
     for number, outputs in enumerate(runner.run_all([sample.feed for sample in samples], threads)):
         feeds.append(how.feed(samples[number].feed, outputs))
         for name, values in outputs.items():

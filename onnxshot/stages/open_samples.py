@@ -17,7 +17,7 @@ from onnxshot.execution.statistics_source import open_calib
 from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.stages.prepare_model import Prepared
 
-_KEPT = 16  # share of `memory.held_bytes()` that samples may take, so that they are read once
+_KEPT = 32  # share of `memory.held_bytes()` that samples may take, so that they are read once
 
 
 @dataclass(frozen=True, slots=True)

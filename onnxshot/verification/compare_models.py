@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onnxshot import memory
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.comparison.class_scores import Scores, makers_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
@@ -137,6 +138,7 @@ def compare(
                 sums[name].add(wanted[name], got[name], sample.name, totals, first=count < SAMPLES)
         picks.add(wanted, got)
         if count < SAMPLES:
+            wanted = {name: values.copy() for name, values in wanted.items()}  # no views: they keep their session
             first_runs.append((setup.sample(sample, wanted), wanted))
             has_picks = has_picks and setup.has_picks(got)
         count += 1
@@ -149,6 +151,7 @@ def compare(
 
     first_samples = [sample for sample, _ in first_runs]
     del float_runner, runner
+    memory.release()
     used = setup if has_picks else setup.unordered
     rows = compare_tensors(
         used.prepared(inside or reference), used.prepared(candidate), first_samples, tensors, threads=threads,

@@ -124,7 +124,8 @@ def _run_sample(
     for name, taken in takes.items():
         if name in wanted and taken in got:  # types that numpy cannot hold are missing
             own[name].add(wanted[name], got[taken])
-    return sample, {n: wanted[n] for n in outputs}, {n: got[n] for n in outputs}, own
+    # An output of a session is a view that keeps all memory of the session.
+    return sample, {n: wanted[n].copy() for n in outputs}, {n: got[n].copy() for n in outputs}, own
 
 
 def closest(rows: Iterable[TensorRow], others: Iterable[TensorRow]) -> tuple[TensorRow, ...]:

@@ -24,7 +24,7 @@ Tensors = Mapping[str, NDArray[Any]]
 Seen = tuple[Sample, Tensors, Tensors]
 """A sample, and the outputs of both models on it."""
 
-_ONE_AT_A_TIME = 8  # share of the held bytes that the tensors of one sample fill, above which samples run one at a time
+_ONE_AT_A_TIME = 16  # share of the held bytes of the tensors of one sample, above which samples run one at a time
 _GUESS = 1 << 22  # bytes assumed for a tensor of unknown shape
 
 

@@ -134,6 +134,20 @@ def test_a_container_leaves_what_its_group_leaves_with_cached_files(
     assert memory.default_budget() == memory.LEAST  # a quarter would be less
 
 
+def test_what_a_stage_freed_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(memory, "release", lambda: calls.append("released"))
+    report = onnxshot.Report(input="x.onnx", recipe={})
+    with report.timed("calibrate"):
+        calls.append("worked")
+    assert calls == ["worked", "released"]
+
+
+def test_arrays_of_searches_take_a_small_share() -> None:
+    with memory.limited(memory.LEAST):
+        assert memory.waiting_bytes() == memory.LEAST // 128
+
+
 COMMANDS = {
     "quantize": "x.onnx", "prune": "x.onnx --sparsity 0.5", "compress": "x.onnx --sparsity 0.5",
     "calibrate": "x.onnx -o s.npz", "compare": "x.onnx y.onnx", "diff": "x.onnx y.onnx", "bench": "x.onnx",

@@ -10,8 +10,9 @@ from fixture_runs import QUICK, command
 from handmade.core import feeds, model, weight
 
 import onnxshot
+from onnxshot.calibration.readers import Sample
 from onnxshot.cli import tables
-from onnxshot.verification.compare_tensors import SAMPLES
+from onnxshot.verification.compare_tensors import SAMPLES, compare_tensors
 
 
 @pytest.fixture
@@ -45,3 +46,13 @@ def test_diff_says_how_many_samples_tensors_are_compared_on(
     assert f"on the first {SAMPLES} samples" in capsys.readouterr().err
     assert command("diff", *pair, "--calib", tmp_path / "data.npz", "--json") == 0
     assert json.loads(capsys.readouterr().out)["tensor_samples"] == SAMPLES
+
+
+def test_outputs_that_are_handed_out_keep_no_memory_of_their_sessions(pair: tuple[Path, Path]) -> None:
+    samples = [Sample(str(i), feed) for i, feed in enumerate(feeds(2, x=(1, 32)))]
+    seen: list[bool] = []
+    compare_tensors(
+        *pair, samples, outputs=["y"],
+        each=lambda _, wanted, got: seen.extend(side["y"].flags.owndata for side in (wanted, got)),
+    )  # fmt: skip
+    assert seen == [True] * 4
