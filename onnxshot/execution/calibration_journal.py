@@ -262,8 +262,13 @@ def _size(place: Path) -> int:
 
 
 def _shrink(own: Path) -> None:
-    """Remove the oldest unfinished passes of other models until the rest is within MOST_BYTES."""
+    """Remove the oldest unfinished passes of other models until the rest is within MOST_BYTES.
+
+    Half written files of dead runs are removed from all of them.
+    """
     others = [place for place in _folders() if place != own]
+    for place in others:
+        clear_dead(place)
     size = sum(map(_size, others))
     for place in others:
         if size <= MOST_BYTES:

@@ -35,13 +35,22 @@ class Part:
         """Make a new folder in `parent`; with `stem`, a hidden one with the stem in its name. Raises OSError."""
         beside = {"prefix": f".{stem[:_LONGEST_STEM]}.onnxshot-", "suffix": ".part"}
         for _ in range(_TRIES):
-            folder = Path(tempfile.mkdtemp(dir=parent, **beside if stem else {"prefix": "onnxshot-"}))
-            # Until it is marked, another run may remove it as a dead run's.
-            with contextlib.suppress(FileNotFoundError):
-                if self._take(folder):
-                    if stem:
-                        _enlist(folder)
-                    return
+            folder = None
+            try:
+                folder = Path(tempfile.mkdtemp(dir=parent, **beside if stem else {"prefix": "onnxshot-"}))
+                # Until it is marked, another run may remove it as a dead run's.
+                with contextlib.suppress(FileNotFoundError):
+                    if self._take(folder):
+                        if stem:
+                            _enlist(folder)
+                        return
+            except BaseException:  # such as the exception that a signal raises
+                if hasattr(self, "_finalizer"):
+                    self.close()
+                if folder is not None:
+                    with contextlib.suppress(OSError):
+                        clear(folder)
+                raise
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     @classmethod
@@ -65,6 +74,7 @@ class Part:
 
     def _take(self, folder: Path) -> bool:
         """Mark and lock the folder; returns whether this process owns it now."""
+        finalizer = None
         file = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
         try:
             if _lock(file, folder / MARK) is False:
@@ -72,10 +82,13 @@ class Part:
                 return False
             if os.fstat(file).st_size and not _is_ours(file, folder):
                 raise FileExistsError(errno.EEXIST, "it exists, and onnxshot has not made it", str(folder))
-        except OSError:
-            os.close(file)
+            self._held = folder, [file], os.getpid()
+            finalizer = weakref.finalize(self, _let_go, *self._held)
+        except BaseException:
+            if finalizer is None:
+                os.close(file)
             raise
-        self._finalizer = weakref.finalize(self, _let_go, folder, file, os.getpid())
+        self._finalizer = finalizer
         self.path = folder / WORK
         try:
             finish(folder, self.path)
@@ -91,7 +104,11 @@ class Part:
 
     def close(self) -> None:
         """Remove the folder; the next run removes what cannot be removed now."""
-        self._finalizer()
+        try:
+            self._finalizer()
+        except BaseException:  # a signal has cut it off, and no finalizer is called twice
+            _let_go(*self._held)
+            raise
 
 
 def clear_dead(parent: Path) -> int:
@@ -164,16 +181,17 @@ def _enlist(folder: Path) -> None:
         (_list() / folder.name).write_text(str(folder.absolute()), encoding="utf-8")
 
 
-def _let_go(folder: Path, file: int, owner: int) -> None:
-    if os.getpid() != owner:  # a forked child must not remove its parent's folder
+def _let_go(folder: Path, held: list[int], owner: int) -> None:
+    """Remove a folder and close its mark, the one file in `held`. It may be called again, also after an interrupt."""
+    if not held or os.getpid() != owner:  # a forked child must not remove its parent's folder
         return
     if os.name == "nt":  # an open file cannot be removed there
-        os.close(file)
+        os.close(held.pop())
     with contextlib.suppress(OSError):
         finish(folder, folder / WORK)  # publishing may have been interrupted
     _remove(folder)
-    if os.name != "nt":
-        os.close(file)
+    if held:
+        os.close(held.pop())
 
 
 def _remove(folder: Path) -> None:
@@ -186,7 +204,7 @@ def _remove(folder: Path) -> None:
         for path in folder.iterdir():
             if path.name != MARK:
                 path.unlink()
-        (folder / MARK).unlink()
+        (folder / MARK).unlink(missing_ok=True)
         folder.rmdir()
 
 

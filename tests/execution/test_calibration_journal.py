@@ -22,6 +22,7 @@ from onnxshot.cli import app as cli
 from onnxshot.execution import calibration_journal, statistics_cache
 from onnxshot.execution.calibration_journal import Journal, open_journal
 from onnxshot.execution.collect import Collected, collect
+from onnxshot.files.temporary_folders import Part
 from onnxshot.graph import Model, shape_inference
 from onnxshot.graph.load import load_model
 from onnxshot.runtimes.ort_session import SessionRunner
@@ -336,3 +337,13 @@ def test_after_kill_9_the_next_run_gives_the_bytes_of_an_undisturbed_one(tmp_pat
     assert (tmp_path / "killed.onnx").read_bytes() == (tmp_path / "alone.onnx").read_bytes()
     assert not list((tmp_path / "two" / "unfinished").iterdir())
     assert onnxshot.__version__
+
+
+def test_half_written_files_of_a_dead_run_go_when_any_model_is_calibrated() -> None:
+    journal = open_journal("1" * 64, 100)
+    assert journal is not None
+    left = Part(journal.place, "0.6")
+    (left.path / "file").write_bytes(b"x")
+    os.close(left._held[1].pop())  # as if its process had died
+    assert open_journal(KEY, 100) is not None
+    assert [path.name for path in journal.place.iterdir()] == ["pass.json"]

@@ -1,5 +1,6 @@
 """Killed at any moment, a reader finds the old result whole or the new one whole, and the next run puts all right."""
 
+import gc
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import kill_points
 import numpy as np
@@ -19,7 +22,7 @@ from handmade.core import model
 
 from onnxshot.cli import app as cli
 from onnxshot.errors import UsageError
-from onnxshot.files import atomic_write
+from onnxshot.files import atomic_write, temporary_folders
 from onnxshot.files.atomic_write import aside, put_folder, scratch, take_along, write_file
 from onnxshot.files.model_and_data import publish
 from onnxshot.files.temporary_folders import MARK, Part, clear_dead
@@ -363,3 +366,47 @@ def test_told_to_end_a_command_leaves_nothing(tmp_path: Path, name: str, code: i
     assert list(out.iterdir()) == []
     clear_dead(temporary)
     assert [path.name for path in temporary.iterdir() if path.name != ".ses"] == []  # ONNX Runtime's own
+
+
+def test_an_interrupt_at_any_line_leaves_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exception of a signal is raised at each line that makes or removes a temporary folder in turn."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    final = tmp_path / "out" / "file"
+    for folder in (tmp_path / "tmp", final.parent):
+        folder.mkdir()
+
+    def save() -> None:
+        part = Part(final.parent, "0.6")
+        (part.path / "file").write_bytes(b"x")
+        part.close()
+
+    def interrupted_at(number: int) -> bool:
+        left = number
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename != temporary_folders.__file__:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            save()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    line = 1
+    while interrupted_at(line):
+        gc.collect()  # a folder that is not in use any more goes away, as it does when the process ends
+        assert not list(final.parent.iterdir()), line
+        assert not list((tmp_path / "tmp").iterdir()), line
+        line += 1
+    assert line > 40
