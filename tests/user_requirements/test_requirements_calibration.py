@@ -119,7 +119,7 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
     for options in others:
         again = quantize(fixture("digits_resnet"), **given, **options)
         assert again.report.samples["inferences"] == 0
-    assert len(runs) == 2, "the model as it is, and with its channels equalized"
+    assert len(runs) == 1, "statistics of equalized channels follow from the first pass"
     assert quantize(fixture("digits_resnet"), **given).plan.params.keys() == first.plan.params.keys()
     for key, params in quantize(fixture("digits_resnet"), **given).plan.params.items():
         assert params.scale == first.plan.params[key].scale
@@ -130,7 +130,7 @@ def test_row03_another_exclusion_costs_no_inference(monkeypatch: pytest.MonkeyPa
     values = onnx.numpy_helper.to_array(changed.graph.initializer[0]) * 2
     changed.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(values, changed.graph.initializer[0].name))
     quantize(changed, **given)
-    assert len(runs) == 8
+    assert len(runs) == 4
 
 
 @pytest.mark.parametrize("method", METHODS)
