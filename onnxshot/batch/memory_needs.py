@@ -31,8 +31,8 @@ def share_of(given: int | str | None, workers: int, max_memory_mb: float | None 
     """
     most = memory.parsed(given)
     if most is None:
-        left = memory.free_bytes() if max_memory_mb is None else int(max_memory_mb * 1e6)
-        return max(min(memory.default_budget(), left // workers), memory.LEAST)
+        left = memory.free_bytes() if max_memory_mb is None else max_memory_mb * 1e6  # it may be infinite
+        return max(int(min(memory.default_budget(), left / workers)), memory.LEAST)
     return max(most // workers, memory.LEAST)
 
 

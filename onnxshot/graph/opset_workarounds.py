@@ -25,7 +25,7 @@ def hide_nodes(model: Model, version: int) -> bool:
     Raises:
         ModelError: a node has no equivalent in newer opsets.
     """
-    rules = {op: rule for op, rule in _rules(model.opset).items() if rule.below <= version}
+    rules = _rules(model.opset, version)
     found = [
         node
         for _, node in model.walk()
@@ -41,9 +41,9 @@ def hide_nodes(model: Model, version: int) -> bool:
 
 def rewrite_hidden_nodes(model: Model, opset: int) -> None:
     """Move hidden nodes back into their domain, and rewrite those of opset `opset` for the opset that the model has."""
-    rules = _rules(opset)
+    rules = _rules(opset, model.opset)
     for graph, node in restore_nodes(model):
-        if node.op in rules:  # the others have the same definition in every opset
+        if node.op in rules:  # the others have the same definition in both opsets
             rules[node.op].rewrite(model, graph, node)
     edit.toposort(model)
 
@@ -59,6 +59,6 @@ def restore_nodes(model: Model) -> list[tuple[Graph, Node]]:
     return found
 
 
-def _rules(opset: int) -> dict[str, Rule]:
-    """The rule of each operator for an opset; of several that apply, the last."""
-    return {rule.op: rule for rule in RULES if rule.since <= opset < rule.below}
+def _rules(opset: int, version: int) -> dict[str, Rule]:
+    """The rule of each operator between two opsets; of several that apply, the last."""
+    return {rule.op: rule for rule in RULES if rule.since <= opset < rule.below <= version}

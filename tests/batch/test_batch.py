@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -264,6 +265,7 @@ def test_the_budget_of_a_cell_bounds_its_estimate(folder: Path, tmp_path: Path) 
 
 def test_each_cell_gets_a_share_of_the_memory_or_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda: 8 << 30)
+    assert share_of(None, 4, math.inf) == share_of(None, 4)
     assert share_of("8G", 4) == share_of(None, 4) == share_of(None, 1) == 2 << 30
     assert share_of(None, 8) == share_of(None, 4, (4 << 30) / 1e6) == 1 << 30
     assert share_of("1G", 64) == memory.LEAST

@@ -23,7 +23,6 @@ from onnxshot.calibration.preset import load_preset
 from onnxshot.cli import app as cli
 from onnxshot.delivery.record import load_records
 from onnxshot.errors import CalibrationError, OnnxshotError, UsageError
-from onnxshot.execution import statistics_cache
 from onnxshot.files import cache_folder
 from onnxshot.recipes.files import load_recipe, load_stages
 
@@ -206,7 +205,7 @@ def test_names_that_are_not_utf8(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", ["empty", "loop", "dangling", "fifo", "/dev/null", "/proc"])
 def test_a_cache_that_is_none(folder: Path, cache: str) -> None:
-    place = cache if statistics_cache.startswith("/") else str(folder / cache)
+    place = cache if cache.startswith("/") else str(folder / cache)
     run(folder, "quantize", "net.onnx", "--calib=calib.npz", *QUICK, ONNXSHOT_CACHE=None, XDG_CACHE_HOME=place)
     run(folder, "cache", "show", code=None, ONNXSHOT_CACHE=place)
     run(folder, "cache", "clear", code=None, ONNXSHOT_CACHE=place)
