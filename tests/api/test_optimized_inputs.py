@@ -43,6 +43,7 @@ def test_a_saved_transformer_is_quantized_like_its_source(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_attention_and_embeddings_of_the_transformer_optimizer_are_quantized(tmp_path: Path) -> None:
+    pytest.importorskip("sympy", reason="the optimizer of ONNX Runtime needs it")
     from onnxruntime.transformers.optimizer import optimize_model
 
     proto = bert(2)
