@@ -213,9 +213,18 @@ class Parts:
         return numbers | dict.fromkeys(own[start:], part)
 
     def _load(self, node: int) -> int:
-        """Bytes of the large weights that a node reads, directly or through nodes that are computed again."""
-        names = {name for i in (node, *self._needs[node][0]) for name in self._reads[i]}
-        return sum(weights.size_bytes(self._model.weights[n]) for n in names if n in self._model.weights)
+        """Bytes that the large weights take which a node reads, directly or through nodes that are computed again.
+
+        ONNX Runtime stores a dequantized weight in float32, unless a kernel for integers reads it: that of a node whose
+        input is dequantized too.
+        """
+        again = self._needs[node][0]
+        dequantized = [i for i in again if self._nodes[i].op_type == "DequantizeLinear"]
+        stored = {self._nodes[i].input[0] for i in dequantized if self._model.holds(self._nodes[i].input[0])}
+        floats = stored if len(stored) == len(dequantized) else set()
+        names = {name for i in (node, *again) for name in self._reads[i]}
+        large = {name: self._model.weights[name] for name in names if name in self._model.weights}
+        return sum(4 * math.prod(c.shape) if n in floats else weights.size_bytes(c) for n, c in large.items())
 
     def _costs(self) -> list[int]:
         """Bytes that cross a cut behind each node that is computed once, inputs of the model not counted."""

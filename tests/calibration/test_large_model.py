@@ -2,36 +2,17 @@
 
 import importlib.util
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from large_model import COMMAND_LINE, LAYERS, SIZE, TOTAL, peak, write_large
 
 from onnxshot.calibration.statistics_file import load_statistics
 
-LAYERS, SIZE = 48, 3600
-WEIGHT = SIZE * SIZE * 4  # bytes of a layer
-TOTAL = LAYERS * WEIGHT
 FREE = 3 * TOTAL  # the model, a copy, and room
 
-MEASURE = """
-import os, runpy, sys
-sys.argv = sys.argv[1:]
-leave = os._exit
-
-def measured(code):
-    with open("/proc/self/status") as status:
-        print([line.split()[1] for line in status if line.startswith("VmHWM")][0], file=sys.stderr, flush=True)
-    leave(code)
-
-os._exit = measured  # the command line ends with it
-{code}
-os._exit(0)
-"""
 LOAD_AND_SAVE = """
 from pathlib import Path
 from onnxshot.graph.load import load_model
@@ -47,31 +28,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
     if shutil.disk_usage(folder).free < FREE:
         pytest.skip(f"needs {FREE >> 30} GiB of disk")
-    rng = np.random.default_rng(0)
-    nodes, tensors = [], []
-    with (folder / "weights.bin").open("wb") as data:
-        for layer in range(LAYERS):
-            tensor = TensorProto(name=f"w{layer}", data_type=TensorProto.FLOAT, dims=[SIZE, SIZE])
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", "weights.bin"), ("offset", data.tell()), ("length", WEIGHT)):
-                tensor.external_data.add(key=key, value=str(value))
-            (rng.standard_normal((SIZE, SIZE), np.float32) / np.float32(SIZE**0.5)).tofile(data)
-            tensors.append(tensor)
-            nodes.append(helper.make_node("MatMul", [f"h{layer}", f"w{layer}"], [f"m{layer}"]))
-            nodes.append(helper.make_node("Relu", [f"m{layer}"], [f"h{layer + 1}"]))
-    value = [helper.make_tensor_value_info(f"h{i}", TensorProto.FLOAT, ["batch", SIZE]) for i in (0, LAYERS)]
-    graph = helper.make_graph(nodes, "large", value[:1], value[1:], tensors)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    (folder / "large.onnx").write_bytes(proto.SerializeToString())
-    return folder / "large.onnx"
-
-
-def peak(code: str, *arguments: str | Path) -> int:
-    """Highest resident bytes of a Python process that runs `code`; mapped files count."""
-    command = [sys.executable, "-c", MEASURE.format(code=code.strip()), "python", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return int(done.stderr.split()[-1]) * 1024
+    return write_large(folder)
 
 
 @pytest.mark.slow
@@ -94,8 +51,7 @@ def test_storing_weights_in_8_bits_holds_a_part_of_them(large: Path, tmp_path: P
     if importlib.util.find_spec("onnxshot") is None:
         pytest.skip("the command line is not there")
     out = tmp_path / "small.onnx"
-    code = 'runpy.run_module("onnxshot", run_name="__main__")'
-    used = peak(code, "quantize", large, "--mode", "weights", "--no-verify", "-o", out)
+    used = peak(COMMAND_LINE, "quantize", large, "--mode", "weights", "--no-verify", "-o", out)
     print(f"quantize --mode weights: {used / 1e6:.0f} MB of {TOTAL / 1e6:.0f}")
     assert used <= 0.12 * TOTAL
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) < 0.3 * TOTAL
@@ -107,7 +63,7 @@ def test_calibration_maps_the_weights_where_they_lie(large: Path, tmp_path: Path
     out = tmp_path / "stats.npz"
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    code = f'import tempfile; tempfile.tempdir = "{temporary}"; runpy.run_module("onnxshot", run_name="__main__")'
+    code = f'import tempfile; tempfile.tempdir = "{temporary}"; {COMMAND_LINE}'
     used = peak(code, "calibrate", large, "--calib", "random", "--samples", "8", "-o", out, "--no-cache")
     print(f"calibrate: {used / 1e6:.0f} MB of {TOTAL / 1e6:.0f}")
     assert used <= 0.25 * TOTAL  # the program itself is 0.15 GB

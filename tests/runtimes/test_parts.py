@@ -94,6 +94,23 @@ def test_integers_cross_and_every_reader_has_its_dequantize_linear() -> None:
     assert not any(name.startswith("d") for name in makers)
 
 
+@pytest.mark.parametrize(("quantized", "count"), [(False, 8), (True, 2)])
+def test_dequantized_weights_count_as_floats_unless_their_input_is_quantized_too(quantized: bool, count: int) -> None:
+    layers, width = 8, 80
+    nodes, stored = list[onnx.NodeProto](), {"s": np.float32(0.05), "z": np.uint8(128)}
+    for i in range(layers):
+        stored[f"w{i}"] = RNG.integers(-127, 128, (width, width), np.int8)
+        nodes.append(helper.make_node("DequantizeLinear", [f"w{i}", "s"], [f"f{i}"]))
+        source = "x" if i == 0 else f"y{i - 1}"
+        if quantized:
+            nodes.append(helper.make_node("QuantizeLinear", [source, "s", "z"], [f"q{i}"]))
+            nodes.append(helper.make_node("DequantizeLinear", [f"q{i}", "s", "z"], [f"d{i}"]))
+            source = f"d{i}"
+        nodes.append(helper.make_node("MatMul", [source, f"f{i}"], [f"y{i}"]))
+    lean = LeanModel.of(_model(nodes, stored, [f"y{layers - 1}"]))
+    assert len(Parts(lean, 4 * width * width)) == count
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_a_candidate_is_cut_where_the_float_model_is() -> None:
     first = Parts(LeanModel.of(_residual()), memory.part_bytes())
