@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshot.maths.optimal_brain_surgeon import inverse_factor
+
 Floats = NDArray[np.float64]
 
-_DAMPING = 0.01  # added to the diagonal, as a share of the mean second moment: GPTQ, section 3.3, step 3
+DAMPING = 0.01  # added to the diagonal, as a share of the mean second moment: GPTQ, section 3.3, step 3
 _ROWS_BYTES = 64 << 20  # bytes of weights in float64, with copies, that are rounded at a time
 _BLOCK = 64  # columns rounded before the columns behind them are updated: GPTQ, section 3.3, step 2
 
@@ -42,7 +44,7 @@ def round_weights(
     """
     groups, outputs, columns = weight.shape
     order = np.argsort(-np.einsum("gkk->gk", moments), axis=1, kind="stable")
-    spread = _spread(moments, order)
+    spread = inverse_factor(damped_in_order(moments, order)).astype(np.float64)
     found = np.empty(weight.shape, np.int8 if limits[0] >= -128 and limits[1] <= 127 else np.int32)
     some = max(1, _ROWS_BYTES // (8 * 4 * groups * columns))
     for start in range(0, outputs, some):  # the outputs of a group do not depend on each other
@@ -70,15 +72,11 @@ def _rounded(left: Floats, spread: Floats, scale: NDArray[np.floating], limits: 
     return rounded
 
 
-def _spread(moments: NDArray[np.floating], order: NDArray[np.int64]) -> Floats:
-    """Upper Cholesky factor of the inverse of the damped moments. Row j distributes the error of column j."""
-    # With rows and columns reversed before and after, the inverse of a lower factor is the upper factor of the inverse.
-    turned = order[:, ::-1]
+def damped_in_order(moments: NDArray[np.floating], order: NDArray[np.int64]) -> Floats:
+    """Second moments [G, K, K] with rows and columns in an order [G, K], and DAMPING on their diagonal: a copy."""
     groups = np.arange(len(order))[:, None, None]
-    damped = moments[groups, turned[:, :, None], turned[:, None, :]].astype(np.float64, copy=False)
+    damped = moments[groups, order[:, :, None], order[:, None, :]].astype(np.float64, copy=False)
     columns = np.arange(order.shape[1])
     mean = damped[:, columns, columns].mean(axis=1)
-    damped[:, columns, columns] += np.maximum(_DAMPING * mean, np.finfo(np.float32).tiny)[:, None]
-    lower = np.linalg.cholesky(damped)
-    del damped
-    return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1])  # BLAS takes no negative strides
+    damped[:, columns, columns] += np.maximum(DAMPING * mean, np.finfo(np.float32).tiny)[:, None]
+    return damped
