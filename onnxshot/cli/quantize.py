@@ -64,12 +64,20 @@ def quantize(
     method: Annotated[
         str, typer.Option(help="Range method: auto, minmax, moving-average, percentile, entropy, mse.")
     ] = "auto",
-    format: Annotated[str, typer.Option("--format", help="qdq (Q/DQ pairs) or qoperator.")] = "qdq",
+    format: Annotated[
+        str | None, typer.Option("--format", help="qdq (Q/DQ pairs) or qoperator; by default what TARGET runs best.")
+    ] = None,
     activation_type: Annotated[str | None, typer.Option(help="uint8, int8, uint16, int16, float8e4m3fn.")] = None,
     weight_type: Annotated[
         str | None, typer.Option(help="int8, uint8, int16, uint16, float8e4m3fn; int4 with --mode weights.")
     ] = None,
-    block: Annotated[int, typer.Option(help="int4 weights: number of inputs that share a scale.", min=2)] = 128,
+    bits: Annotated[int | None, typer.Option(help="With --mode weights: 4 or 8 bits, in blocks.")] = None,
+    block: Annotated[
+        str | None, typer.Option(help="Inputs that share a scale: 16 to 512, or channel. Default: by TARGET and bits.")
+    ] = None,
+    asymmetric: Annotated[
+        bool | None, typer.Option("--asymmetric/--symmetric", help="Whether each block has a zero point of its own.")
+    ] = None,
     per_channel: Annotated[
         bool, typer.Option("--per-channel/--per-tensor", help="Weight scales per channel or per tensor.")
     ] = True,
@@ -126,11 +134,14 @@ def quantize(
 
     options: dict[str, Any] = {
         "mode": mode, "precision": precision, "format": format, "activation_type": activation_type,
-        "weight_type": weight_type, "block": block, "per_channel": per_channel, "effort": effort, "method": method,
+        "weight_type": weight_type, "bits": bits, "block": _block_of(block), "asymmetric": asymmetric,
+        "per_channel": per_channel, "effort": effort, "method": method,
         "exclude": tuple(exclude or ()), "include": tuple(include or ()),
         "complete": complete, "portable_ops": portable_ops, "batch": batch, "shape": shape,
     }  # fmt: skip
     given = {k: v for k, v in options.items() if is_given(context, k)}
+    if bits is not None and recipe_file is None:
+        given.setdefault("mode", "weights")  # blocks exist in no other mode
     if given.pop("shape", None):
         given["shapes"] = emit_options.parse_shapes(shape)
     recipe = replace(recipe_of(recipe_file, arguments, load_recipe) or onnxshot.Recipe(), **given)
@@ -190,3 +201,8 @@ def quantize(
         if require_faster and (found.speedup is None or found.slower):
             measured = "its speed was not measured" if found.speedup is None else "it is slower than the input"
             raise GoalMissed(f"{places[name]} was written, but {measured}", "omit --require-faster to accept it")
+
+
+def _block_of(given: str | None) -> int | str | None:
+    """The value of --block: a number, or "channel"."""
+    return int(given) if given is not None and given.isdecimal() else given

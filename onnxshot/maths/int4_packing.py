@@ -47,3 +47,18 @@ def unpack_bits(stored: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         return stored
     parts = [(stored >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
     return np.stack(parts, axis=-1).reshape(*stored.shape[:-1], -1)
+
+
+def paired(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pack 4-bit values two to a byte along the last axis, the first in the low half.
+
+    Args:
+        values: 0 to 15, of shape [.., n]. An odd n is filled up with a 0.
+
+    Returns:
+        Bytes of shape [.., ceil(n / 2)], as com.microsoft.MatMulNBits stores integers and zero points.
+    """
+    if values.shape[-1] % 2:
+        values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), np.uint8)], axis=-1)
+    low, high = values[..., 0::2], values[..., 1::2]
+    return np.bitwise_or(low, np.left_shift(high, np.uint8(4)), dtype=np.uint8)

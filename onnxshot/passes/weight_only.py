@@ -3,20 +3,24 @@
 If no kernel reads the integers, the weight becomes int8 -> Cast -> Mul -> op, which runtimes fold when they load the
 file. An embedding becomes Cast(Gather(int8 table)) * Gather(row scales), so that only the gathered rows are
 dequantized: in ONNX Runtime, dequantizing the whole table runs at 0.01x of float speed. For targets without an int8
-Gather (`WeightPlan.gathers_floats`), the table gets a DequantizeLinear.
+Gather, the table gets a DequantizeLinear. Weights in blocks become what block_weights.py describes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from onnxshot.graph import Constant, Graph, Model, Node, edit, weights
 from onnxshot.graph.ops import scale_axes
-from onnxshot.maths.affine import INT8, INT16, PerChannel, QuantScheme
+from onnxshot.maths.affine import INT8, INT16, PerBlock, PerChannel, QuantScheme
 from onnxshot.passes.base import Change
+from onnxshot.passes.block_weights import BlockWeights
 from onnxshot.passes.quantized_weights import QuantizedWeights
 from onnxshot.passes.store_int8 import StoreInt8
-from onnxshot.planning.plan import WEIGHTS, Plan, StoredWeight, WeightPlan
+from onnxshot.planning.plan import DEQUANTIZED, FOLDED, GATHERED, WEIGHTS, Plan, StoredWeight, WeightPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +31,11 @@ class QuantizeWeightsOnly:
 
     Attributes:
         plan: the plan, with the scheme and range method of each weight.
+        ties: weights that equal another one or its transpose, as in `tie_weights.ties_of`.
     """
 
     plan: Plan
+    ties: Sequence[tuple[Constant, Constant, bool]] = ()
     name: str = "quantize_weights_only"
 
     def run(self, model: Model) -> Change:
@@ -38,15 +44,18 @@ class QuantizeWeightsOnly:
         labels = self.plan.labels(WEIGHTS)
         nodes = [(g, n) for g, n in model.walk() if n.label in labels]
         quantized = QuantizedWeights(model, self.plan.kept.weights)
+        in_blocks = BlockWeights(model, self.ties, self.plan.rounded, np.dtype(self.plan.scale_type))
         folded: dict[str, dict[str, list[StoredWeight]]] = {}  # method -> node label -> weights
         for graph, node in nodes:
             planned = self.plan.weights[node.label]
-            if node.op == "Gather" and not planned.gathers_floats:
+            if isinstance(planned.scheme.granularity, PerBlock) and planned.form != DEQUANTIZED:
+                in_blocks.rewrite(graph, node, planned)
+            elif node.op == "Gather" and planned.form == GATHERED:
                 _rewrite_embedding(model, graph, node, quantized, planned)
             else:
                 recurrent = node.op in ("LSTM", "GRU", "RNN")
                 slots = [i for i in ((1, 2) if recurrent else (planned.slot,)) if isinstance(node.inputs[i], Constant)]
-                if planned.folded:
+                if planned.form == FOLDED:
                     chosen = {node.label: [_stored(node, slot, planned) for slot in slots]}
                     folded.setdefault(planned.method, {}).update(chosen)
                     slots = []

@@ -14,11 +14,23 @@ from onnxshot.calibration.stats import TensorStats
 from onnxshot.graph import Constant, Model, Node, Tensor, edit
 from onnxshot.graph.integer_ops import FORMS
 from onnxshot.graph.ops import channel_axis, op_of
-from onnxshot.maths.affine import INT4, INT8, PerBlock, PerChannel, PerTensor, QuantScheme
+from onnxshot.maths.affine import INT4, INT8, PerChannel, PerTensor, QuantScheme
+from onnxshot.planning.block_schemes import bits_of, block_plan
 from onnxshot.planning.int8_or_float import Decisions
 from onnxshot.planning.keep_trained_scales import activation_params, kept_activations, weight_params
 from onnxshot.planning.node_mode import is_weighted
-from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, Kept, Plan, TensorPlan, WeightPlan
+from onnxshot.planning.plan import (
+    DEQUANTIZED,
+    DYNAMIC,
+    FLOAT,
+    FOLDED,
+    GATHERED,
+    STATIC,
+    Kept,
+    Plan,
+    TensorPlan,
+    WeightPlan,
+)
 from onnxshot.planning.qdq_overhead import too_small
 from onnxshot.planning.scales import Evidence, with_params
 from onnxshot.planning.schemes import schemes
@@ -262,28 +274,31 @@ class _Planner:
         axis = 0 if node.op == "Gather" else channel_axis(node, slot, rank)
         recipe = self.made.asked.of(node)
         _, scheme = schemes(self.target, recipe)
+        in_blocks = block_plan(node, slot, self.target, recipe)
+        if in_blocks is not None:
+            return in_blocks
         if scheme.dtype is INT4:
-            blocks = _blocks(node, slot, recipe.block)
-            if blocks is not None:
-                return WeightPlan(slot, replace(scheme, granularity=blocks))
             scheme = self.target.weight
         per_channel = (recipe.per_channel or node.op == "Gather") and axis is not None
         scheme = replace(scheme, granularity=PerChannel(axis or 0) if per_channel else PerTensor())
         # ONNX Runtime has a MatMul and Gemm kernel for an 8-bit matrix: these keep their DequantizeLinear.
         matrix = node.op in ("MatMul", "Gemm") and slot == 1 and rank == 2
         folds = self.target.stores_weights and scheme.dtype is INT8 and not matrix and node.op != "Gather"
-        return WeightPlan(slot, scheme, recipe.weight_method, self.target.gathers_floats, folds)
+        gathers = node.op == "Gather" and not self.target.gathers_floats
+        form = GATHERED if gathers else FOLDED if folds else DEQUANTIZED
+        return WeightPlan(slot, scheme, recipe.weight_method, form)
 
     def _notes(self, planned: Mapping[str, WeightPlan]) -> tuple[str, ...]:
         """Notes on weights that cannot be int4, and on layers whose mode is not the one that the recipe asks for."""
         notes = []
         asked = [self.made.asked.of(n) for n in self.made.slot if n in self.made.how]
-        in_int4 = [recipe for recipe in asked if recipe.weight_type == INT4.name]
-        others = len(in_int4) - sum(plan.scheme.dtype is INT4 for plan in planned.values())
+        in_4_bits = [recipe for recipe in asked if bits_of(self.target, recipe) == 4]
+        others = len(in_4_bits) - sum(plan.scheme.dtype.bits == 4 for plan in planned.values())
         if others:
-            name, blocks = self.target.weight.dtype.name, " or ".join(sorted({str(recipe.block) for recipe in in_int4}))
-            why = f"int4 needs a matrix whose input channels divide into blocks of {blocks}"
-            notes.append(f"{others} of {len(in_int4)} weights are kept in {name}: {why}")
+            name = self.target.weight.dtype.name
+            why = "blocks of 4 bits exist for products of matrices and tables"
+            whole = "" if self.target.block_operator else ", whose inputs divide into blocks"
+            notes.append(f"{others} of {len(in_4_bits)} weights are kept in {name}: {why}{whole}")
         treated = {node: self.made.how.get(node, FLOAT) for node in self.made.asked.modes if is_weighted(node)}
         unmet = [node for node, how in treated.items() if how != self.made.asked.modes[node]]
         if unmet:
@@ -391,11 +406,3 @@ def _only_relu_reads(model: Model, node: Node) -> bool:
     user = edit.only_consumer(model, node.outputs[0])
     return user is not None and user.op in ("Relu", "Clip")
 
-
-def _blocks(node: Node, slot: int, size: int) -> PerBlock | None:
-    """Blocks along the summed axis of a matrix; None if the weight is no right operand, or blocks do not divide it."""
-    shape = node.inputs[slot].shape
-    axis = channel_axis(node, slot, len(shape))
-    if node.op not in ("MatMul", "Gemm") or slot != 1 or len(shape) != 2 or axis is None:
-        return None
-    return PerBlock(1 - axis, size) if shape[1 - axis] % size == 0 else None

@@ -6,7 +6,7 @@ The classes here hold values only. They have no reference to the graph: nodes, t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 from onnxshot.calibration.range_methods import Range
 from onnxshot.graph.skip import Skip
 from onnxshot.maths.affine import QuantParams, QuantScheme
+
+OPERATOR, DEQUANTIZED, GATHERED, FOLDED = "operator", "dequantized", "gathered", "folded"
+"""Forms of a weight that is quantized alone.
+
+operator: com.microsoft.MatMulNBits multiplies by the integers. dequantized: a DequantizeLinear stands before the node.
+gathered: the node is a Gather of a table, and the gathered rows are dequantized behind it. folded: operators turn the
+integers into floats, which the runtime computes once, when it loads the file.
+"""
 
 STATIC, DYNAMIC, WEIGHTS, HALF, FLOAT = "static", "dynamic", "weights", "half", "float"
 """Modes of a node.
@@ -78,17 +86,26 @@ class WeightPlan:
         slot: index of the node's input that holds the weight.
         scheme: integer type, symmetry and granularity; the granularity names the channel axis.
         method: "minmax" or "mse": how the clip range of the weight is chosen.
-        gathers_floats: for an embedding (Gather): True if the whole table is dequantized before the Gather, False if
-            only the gathered rows are dequantized, after it.
-        folded: for weights-only quantization: True if the runtime computes the float weight once, when it loads the
-            file, and not at every inference.
+        form: "operator", "dequantized", "gathered" or "folded", for weights-only quantization.
     """
 
     slot: int
     scheme: QuantScheme
     method: str = "minmax"
-    gathers_floats: bool = False
-    folded: bool = False
+    form: str = DEQUANTIZED
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedBlocks:
+    """A weight in blocks whose integers were chosen with data.
+
+    Attributes:
+        scheme: unsigned type of 4 or 8 bits, with blocks along axis 1 of the matrix [N outputs, K inputs].
+        read: returns the integers, uint8 [N, K], with scales and zero points [N, B] of B blocks.
+    """
+
+    scheme: QuantScheme
+    read: Callable[[], tuple[NDArray[np.uint8], QuantParams]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +157,8 @@ class Plan:
         notes: sentences for the report.
         kept: scales reused from a quantized input model. They need no statistics.
         stored: node label -> weights that are stored as int8 although the node computes in float.
+        rounded: name of a weight -> its integers, where they were chosen with data.
+        scale_type: float type whose values the scales of weights in blocks are: "float32", "float16" or "bfloat16".
     """
 
     target: str
@@ -154,6 +173,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     kept: Kept = field(default_factory=Kept)
     stored: dict[str, tuple[StoredWeight, ...]] = field(default_factory=dict)
+    rounded: Mapping[str, RoundedBlocks] = field(default_factory=dict)
+    scale_type: str = "float32"
 
     @property
     def observe(self) -> tuple[str, ...]:
@@ -164,7 +185,7 @@ class Plan:
     @property
     def folded(self) -> set[str]:
         """Labels of weights-only nodes whose float weight the runtime computes once, when it loads the file."""
-        return {n.node for n in self.nodes if n.how == WEIGHTS and self.weights[n.node].folded}
+        return {n.node for n in self.nodes if n.how == WEIGHTS and self.weights[n.node].form == FOLDED}
 
     def labels(self, how: str) -> set[str]:
         """Labels of the nodes of one mode, for example `plan.labels(STATIC)`."""

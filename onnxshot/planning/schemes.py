@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from onnxshot.errors import TargetError
 from onnxshot.maths.affine import INT4, QuantScheme
+from onnxshot.planning.block_schemes import refuse_blocks
 from onnxshot.planning.node_recipe import under_rule
 from onnxshot.planning.plan import DYNAMIC, STATIC, WEIGHTS
 from onnxshot.recipes.recipe import Recipe
@@ -48,9 +49,8 @@ def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
             )
     elif recipe.mode == WEIGHTS and weight.dtype.floating:
         raise TargetError("float8 weights need a calibrated float8 activation", "use an integer --weight-type")
-    elif recipe.mode == WEIGHTS and "int4 weights" in target.refused and weight.dtype is INT4:
-        hint = "use --target tensorrt, or leave out --weight-type"
-        raise TargetError(f"int4 weights: {target.refused['int4 weights']}", hint)
+    elif recipe.mode == WEIGHTS:
+        refuse_blocks(target, recipe)
     elif recipe.mode == DYNAMIC:
         _refuse_dynamic(target, recipe, weight)
     return activation, weight

@@ -9,7 +9,8 @@ from typing import Any
 from onnxshot.recipes.recipe import Recipe
 
 _VALUES = (
-    "mode", "target", "precision", "format", "activation_type", "weight_type", "block", "effort", "method", "batch",
+    "mode", "target", "precision", "format", "activation_type", "weight_type", "bits", "block", "effort", "method",
+    "batch",
 )  # fmt: skip
 _GLOBS = ("exclude", "include")
 
@@ -23,7 +24,7 @@ def options_of(recipe: Recipe, before: Recipe | None = None) -> str:
     """
     known = set(_options(before)) if before is not None else set()
     found = sorted(_options(recipe), key=lambda option: option in known)  # stable
-    with_option = {*_VALUES, *_GLOBS, "per_channel", "portable_ops"}
+    with_option = {*_VALUES, *_GLOBS, "per_channel", "portable_ops", "asymmetric"}
     others = [f.name for f in fields(recipe) if f.name not in with_option and not _is_default(recipe, f.name)]
     rest = f" (with {', '.join(others)} of the recipe as given)" if others else ""
     return " ".join(found) + rest
@@ -37,6 +38,8 @@ def _options(recipe: Recipe) -> list[str]:
     ]
     found += [] if recipe.per_channel else ["--per-tensor"]
     found += ["--portable-ops"] if recipe.portable_ops else []
+    if recipe.asymmetric is not None:
+        found.append("--asymmetric" if recipe.asymmetric else "--symmetric")
     for name in _GLOBS:
         found += [f"--{name} {shlex.quote(glob)}" for glob in getattr(recipe, name)]
     return found

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from onnxshot.recipes.keys import BadKey, refuse
-from onnxshot.recipes.plain_values import Plain, is_block
-from onnxshot.recipes.vocabulary import METHODS, MODES_OF_LAYERS, WEIGHT_METHODS, WEIGHT_TYPES
+from onnxshot.recipes.plain_values import BLOCKS, Plain, is_block
+from onnxshot.recipes.vocabulary import BITS, METHODS, MODES_OF_LAYERS, WEIGHT_METHODS, WEIGHT_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class LayerRule(Plain):
     Attributes:
         mode: 'static', 'dynamic' or 'weights', as in `Recipe`, even where that is not faster; or 'float', to leave the
             layers unquantized.
-        weight_type, block, per_channel, weight_method: as in `Recipe`.
+        weight_type, bits, block, asymmetric, per_channel, weight_method: as in `Recipe`.
         method: range method of the layers' outputs, as in `Recipe`.
 
     Raises:
@@ -27,7 +27,9 @@ class LayerRule(Plain):
 
     mode: str | None = None
     weight_type: str | None = None
-    block: int | None = None
+    bits: int | None = None
+    block: int | str | None = None
+    asymmetric: bool | None = None
     per_channel: bool | None = None
     weight_method: str | None = None
     method: str | None = None
@@ -36,14 +38,16 @@ class LayerRule(Plain):
         named = (
             ("mode", self.mode, MODES_OF_LAYERS),
             ("weight_type", self.weight_type, tuple(WEIGHT_TYPES)),
+            ("bits", self.bits, BITS),
             ("weight_method", self.weight_method, WEIGHT_METHODS),
             ("method", self.method, METHODS),
         )
-        refuse((name, v, v is None or v in known, f"one of {', '.join(known)}") for name, v, known in named)
-        whole, flag = self.block, self.per_channel
+        refuse((name, v, v is None or v in known, f"one of {', '.join(map(str, known))}") for name, v, known in named)
+        whole, flag, zero = self.block, self.per_channel, self.asymmetric
         refuse(
             (
-                ("block", whole, whole is None or is_block(whole), "a number from 2 up"),
+                ("block", whole, whole is None or is_block(whole), BLOCKS),
+                ("asymmetric", zero, zero is None or isinstance(zero, bool), "true or false"),
                 ("per_channel", flag, flag is None or isinstance(flag, bool), "true or false"),
             )
         )

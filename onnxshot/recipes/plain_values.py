@@ -8,6 +8,9 @@ from typing import Any, Self
 
 from onnxshot.recipes.keys import refuse_unknown
 
+CHANNEL = "channel"
+"""The block size that gives each output channel one scale."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plain:
@@ -41,9 +44,13 @@ class Plain:
         return cls(**given)
 
 
+BLOCKS = "a number from 2 up, or channel"
+"""What a block size may be, as messages say it."""
+
+
 def is_block(value: object) -> bool:
-    """Whether a value is a valid block size: an int from 2 up."""
-    return type(value) is int and value > 1
+    """Whether a value is a valid block size: an int from 2 up, or "channel"."""
+    return (type(value) is int and value > 1) or value == CHANNEL
 
 
 def _plain(value: Any) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 
 from onnxshot.recipes.keys import BadKey, Check, refuse, texts
 from onnxshot.recipes.layer_rule import LayerRule, rules_of
-from onnxshot.recipes.plain_values import Plain, is_block
+from onnxshot.recipes.plain_values import BLOCKS, Plain, is_block
 from onnxshot.recipes.vocabulary import (
     ACTIVATION_TYPES,
+    BITS,
     EFFORTS,
     FORMATS,
     METHODS,
@@ -21,7 +22,8 @@ from onnxshot.recipes.vocabulary import (
 )
 
 _OF_INT8 = (
-    "mode", "format", "activation_type", "weight_type", "block", "include", "layers", "complete", "portable_ops",
+    "mode", "format", "activation_type", "weight_type", "bits", "block", "asymmetric", "include", "layers", "complete",
+    "portable_ops",
 )  # fmt: skip
 
 
@@ -35,10 +37,15 @@ class Recipe(Plain):
             (scales of activations at run time), or 'weights' (only stored weights are quantized).
         precision: 'int8'; 'fp16' or 'bf16' (16-bit floats where values allow it, nothing in int8); or 'int8+fp16'
             (what int8 leaves in float becomes fp16).
-        format: 'qdq' (Q/DQ pairs, standard) or 'qoperator' (QLinearConv, QLinearMatMul).
+        format: 'qdq' (Q/DQ pairs, standard) or 'qoperator' (QLinearConv, QLinearMatMul). None uses the target's own:
+            Q/DQ pairs, and for weights in blocks the operator of the runtime that multiplies by them (MatMulNBits).
         activation_type: type of quantized activations, such as 'uint8'; None uses the target's own.
         weight_type: type of quantized weights, such as 'int8' or 'int4'; None uses the target's own.
-        block: block size of int4 weights: the number of inputs that share a scale, for each output.
+        bits: with mode 'weights', 4 or 8 bits for weights of products and for embedding tables, in blocks; None uses
+            the target's own: 8.
+        block: block size of such weights: the number of inputs that share a scale, for each output; 'channel' for all
+            inputs. None uses the target's own for that many bits.
+        asymmetric: whether each block has a zero point of its own; None uses the target's own.
         per_channel: whether a weight has one scale per output channel (per-channel) or a single one (per-tensor).
         effort: 'fast', 'balanced' or 'best': how much is tried to recover accuracy (see
             onnxshot/recovery/plan_candidates.py).
@@ -74,10 +81,12 @@ class Recipe(Plain):
     target: str = "ort"
     mode: str = "static"
     precision: str = "int8"
-    format: str = "qdq"
+    format: str | None = None
     activation_type: str | None = None
     weight_type: str | None = None
-    block: int = 128
+    bits: int | None = None
+    block: int | str | None = None
+    asymmetric: bool | None = None
     per_channel: bool = True
     effort: str = "balanced"
     method: str = "auto"
@@ -101,17 +110,19 @@ class Recipe(Plain):
             ("mode", self.mode, MODES),
             ("effort", self.effort, EFFORTS),
             ("precision", self.precision, PRECISIONS),
-            ("format", self.format, FORMATS),
+            ("format", self.format, (None, *FORMATS)),
+            ("bits", self.bits, (None, *BITS)),
             ("method", self.method, METHODS),
             ("weight_method", self.weight_method, WEIGHT_METHODS),
             ("activation_type", self.activation_type, (None, *ACTIVATION_TYPES)),
             ("weight_type", self.weight_type, (None, *WEIGHT_TYPES)),
         )
-        refuse((name, v, v in known, f"one of {', '.join(k for k in known if k)}") for name, v, known in named)
+        refuse((name, v, v in known, f"one of {', '.join(str(k) for k in known if k)}") for name, v, known in named)
         refuse(
             (
                 ("target", self.target, isinstance(self.target, str), "a name, such as ort"),
-                ("block", self.block, is_block(self.block), "a number from 2 up"),
+                ("block", self.block, self.block is None or is_block(self.block), BLOCKS),
+                ("asymmetric", self.asymmetric, self.asymmetric in (None, True, False), "true, false or null"),
                 ("per_channel", self.per_channel, isinstance(self.per_channel, bool), "true or false"),
                 ("complete", self.complete, isinstance(self.complete, bool), "true or false"),
                 ("portable_ops", self.portable_ops, isinstance(self.portable_ops, bool), "true or false"),
@@ -131,6 +142,11 @@ class Recipe(Plain):
             if not self.quantizes and f.name in _OF_INT8 and value not in (f.default, {}):
                 said, hint = f"is {value!r}, which does not go with", f"leave it out of {self.precision}"
                 raise BadKey((f.name,), said, hint, ("precision",))
+        if self.bits is not None and self.weight_type is not None:
+            said = f"is {self.weight_type!r}, which does not go with"
+            raise BadKey(("weight_type",), said, "give one of them", ("bits",))
+        if self.bits is not None and self.mode != "weights":
+            raise BadKey(("bits",), f"is {self.bits}, which does not go with", "use mode weights", ("mode",))
         for glob, rule in self.rules.items():
             if rule.mode == "static" and self.mode != "static":
                 said, hint = "is 'static', which does not go with", "set that to static, and give other layers rules"

@@ -11,4 +11,5 @@ PRECISIONS = ("int8", "fp16", "bf16", "int8+fp16")
 METHODS = range_methods.METHODS
 WEIGHT_METHODS = ("minmax", "mse")
 ACTIVATION_TYPES = {t.name: t for t in (affine.UINT8, affine.INT8, affine.UINT16, affine.INT16, affine.FLOAT8E4M3FN)}
+BITS = (4, 8)
 WEIGHT_TYPES = {**ACTIVATION_TYPES, affine.INT4.name: affine.INT4}

@@ -53,8 +53,8 @@ def apply_plan(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     if target.runs_here:  # before weights are only stored in int8: KeepFloat looks for float weights
         KeepFloat(plan.labels(FLOAT) | plan.folded, per_axis=not target.everywhere).run(model)
     steps = (
-        QuantizeWeightsOnly(plan), TieWeights(ties), UndoLargeFolds(), StoreInt8(plan.stored, recipe.weight_method),
-        StoreOriginalDtype(),
+        QuantizeWeightsOnly(plan, ties), TieWeights(ties), UndoLargeFolds(),
+        StoreInt8(plan.stored, recipe.weight_method), StoreOriginalDtype(),
     )  # fmt: skip
     skips += [skip for step in steps for skip in step.run(model).skips]
     _tidy(model)

@@ -20,6 +20,7 @@ from onnxshot.passes.remove_unused import RemoveUnused
 from onnxshot.passes.restore_precision16 import RestorePrecision16
 from onnxshot.passes.tie_weights import tied_names
 from onnxshot.passes.widen_precision16 import WidenPrecision16
+from onnxshot.planning.block_schemes import bits_of, uses_operator
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.node_recipe import NodeRecipes, under_rule
 from onnxshot.planning.plan import FLOAT
@@ -137,7 +138,11 @@ def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:
     if recipe.layers:
         every = (replace(recipe, layers={}), *(under_rule(recipe, rule) for rule in recipe.rules.values()))
         return max(lowest_opset(model, target, one) for one in every)
-    if max(activation.dtype.bits, weight.dtype.bits) > 8 or weight.dtype.bits == 4:
+    in_blocks = bits_of(target, recipe)
+    stored = in_blocks is not None and not uses_operator(
+        target, recipe
+    )  # as tensors of 4 bits, or with DequantizeLinear-21
+    if max(activation.dtype.bits, weight.dtype.bits) > 8 or weight.dtype.bits == 4 or stored:
         return 21
     half = any(weights.elem_type(c) == TensorProto.FLOAT16 for c in model.constants())
     return 19 if activation.dtype.floating or (recipe.mode == "weights" and half) else 13

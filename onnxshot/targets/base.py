@@ -47,6 +47,11 @@ class Target:
             one scale must cover outliers.
         gathers_floats: True if there is no int8 Gather: an embedding table is dequantized before the Gather. False: the
             gathered rows are dequantized after it.
+        block_bits: bits of weights that the target takes in blocks, in mode "weights".
+        block_operator: whether an operator of the runtime (com.microsoft.MatMulNBits) multiplies by weights in blocks.
+            Without it, or on request, they are dequantized by a DequantizeLinear-21.
+        block_sizes: bits -> default block size.
+        block_zero_points: whether blocks may have zero points.
         stores_weights: whether int8 -> Cast -> Mul is folded when a file is loaded, so that weights of float nodes can
             be stored as int8 at no cost in time.
         reads_constants: operators for which this folding does not happen in a file with quantized activations, so that
@@ -85,6 +90,10 @@ class Target:
     min_dynamic_weights: int = 4096
     smooth_below_db: float = 32.0
     gathers_floats: bool = False
+    block_bits: frozenset[int] = frozenset()
+    block_operator: bool = False
+    block_sizes: Mapping[int, int] = field(default_factory=lambda: {4: 128, 8: 128})
+    block_zero_points: bool = True
     stores_weights: bool = False
     reads_constants: frozenset[str] = frozenset()
     everywhere: bool = False

@@ -22,7 +22,6 @@ ORT = Target(
         "uint16": "ONNX Runtime's CPU kernels compute 16-bit activations in float, at 0.8x of the float model",
         "int16": "ONNX Runtime's CPU kernels compute 16-bit activations in float, at 0.8x of the float model",
         "bf16": "ONNX Runtime has no CPU kernels for bfloat16 and refuses the model",
-        "int4 weights": "int4 blocks are placed for TensorRT only",
         "float8e4m3fn": "ONNX Runtime runs float8 Conv in float and fails to load float8 MatMul",
     },
     static=frozenset({"Conv", "Gemm", "MatMul"}),
@@ -35,6 +34,9 @@ ORT = Target(
     gives_float=frozenset({"MatMul", "Gemm"}),
     input_grids=True,
     stores_weights=True,
+    block_bits=frozenset({4, 8}),
+    block_operator=True,
+    block_sizes={4: 32, 8: 128},
     isolates_softmax=True,
     followers=frozenset(
         {

@@ -170,7 +170,7 @@ def test_the_same_quantization_in_another_format(resnet: tuple[onnxshot.Result, 
 )
 def test_forms_without_pairs(name: str, mode: str, expected: dict[str, str], tmp_path: Path) -> None:
     settings = onnxshot.Settings(verify=False)
-    onnxshot.quantize(fixture(name), output=tmp_path / "q.onnx", mode=mode, settings=settings)
+    onnxshot.quantize(fixture(name), output=tmp_path / "q.onnx", mode=mode, format="qdq", settings=settings)
     found = onnxshot.diff(fixture(name), tmp_path / "q.onnx")
     assert {row.op: row.after for row in found.layers} == expected
     assert all(row.sqnr_db is not None and row.sqnr_db > 35 for row in found.layers)

@@ -47,7 +47,7 @@ def restored(proto: onnx.ModelProto, name: str) -> np.ndarray:
 def test_every_op_with_a_weight(name: str, per_channel: bool) -> None:
     case = HANDMADE[name]()
     slot, axis = FORMS[name]
-    ready, plan = planned(case, mode="weights", per_channel=per_channel)
+    ready, plan = planned(case, mode="weights", per_channel=per_channel, format="qdq")
     before = {t.name: onnx.numpy_helper.to_array(t) for t in ready.to_proto().graph.initializer}
     order = [n.op for n in ready.graph.nodes]
     change = QuantizeWeightsOnly(plan).run(ready)
@@ -101,7 +101,7 @@ def test_a_weight_that_is_given_out_too_stays_as_it_is_there() -> None:
 
 def test_weights_of_subgraphs_are_stored_once_in_the_outer_graph() -> None:
     case = HANDMADE["if_captures_weights"]()
-    _, made = quantized(case, mode="weights")
+    _, made = quantized(case, mode="weights", format="qdq")
     stored = [v for v in initializers(made).values() if v.shape == (16, 16)]
     assert Counter(v.dtype.name for v in stored) == {"int8": 3}
     assert all(not a.g.initializer for n in made.graph.node for a in n.attribute)
@@ -141,7 +141,7 @@ def test_a_small_table_stays_as_it_is() -> None:
 @pytest.mark.parametrize(("target", "opset", "scale"), [("ort", 17, np.float32), ("tensorrt", 19, np.float16)])
 def test_float16_models_get_scales_of_the_type_they_are_computed_in(target: str, opset: int, scale: type) -> None:
     case = HANDMADE["half_precision_model"]()
-    _, made = quantized(case, mode="weights", target=target)
+    _, made = quantized(case, mode="weights", target=target, format="qdq")
     assert next(e.version for e in made.opset_import if not e.domain) == opset
     values = initializers(made)
     casts = [n for n in nodes_of(made, "Cast") if n.input[0] in values]

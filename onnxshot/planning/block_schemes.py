@@ -1,0 +1,123 @@
+"""Choose the scheme and the form of weights that are quantized in blocks of 4 or 8 bits, with mode "weights".
+
+A weight is seen as a matrix of outputs and inputs. A block is a number of consecutive inputs of one output, which share
+a scale and a zero point.
+"""
+
+from __future__ import annotations
+
+from onnxshot.errors import TargetError
+from onnxshot.graph import Node
+from onnxshot.graph.ops import channel_axis
+from onnxshot.maths.affine import INT4, INT8, UINT4, UINT8, PerBlock, PerChannel, QuantScheme, QuantType
+from onnxshot.planning.plan import DEQUANTIZED, FOLDED, GATHERED, OPERATOR, WEIGHTS, WeightPlan
+from onnxshot.recipes.plain_values import CHANNEL
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.targets.base import Target
+
+_LEAST, _MOST = 16, 512  # block sizes that MatMulNBits takes: powers of 2
+_PRODUCTS = ("MatMul", "Gemm")
+_DEFAULT_BITS = 8
+
+
+def bits_of(target: Target, recipe: Recipe) -> int | None:
+    """Bits of the recipe's weights in blocks; None where its weights are not in blocks."""
+    if recipe.mode != WEIGHTS:
+        return None
+    if recipe.bits is not None:
+        return recipe.bits
+    if recipe.weight_type == INT4.name:
+        return 4
+    given = recipe.weight_type is not None or not recipe.per_channel or recipe.complete
+    return None if given or not uses_operator(target, recipe) else _DEFAULT_BITS
+
+
+def uses_operator(target: Target, recipe: Recipe) -> bool:
+    """Whether products by weights in blocks become MatMulNBits."""
+    return target.block_operator and recipe.format is None and not recipe.portable_ops
+
+
+def refuse_blocks(target: Target, recipe: Recipe) -> None:
+    """Raise TargetError where the target does not take the blocks that the recipe asks for."""
+    bits = bits_of(target, recipe)
+    if bits is None:
+        return
+    if bits not in target.block_bits:
+        able = " or ".join(name for name in ("ort", "tensorrt") if name != target.name)
+        why = target.refused.get(f"int{bits} weights", f"it has no products by weights in blocks of {bits} bits")
+        raise TargetError(f"{bits}-bit weights on {target.name}: {why}", f"use --target {able}, or leave out --bits")
+    if recipe.asymmetric and not target.block_zero_points:
+        raise TargetError(f"{target.name} has no zero points of weights", "leave out --asymmetric")
+    size = recipe.block
+    if isinstance(size, int) and recipe.bits is not None and (size & (size - 1) or not _LEAST <= size <= _MOST):
+        raise TargetError(f"blocks of {size}: no runtime multiplies by them", "use 16, 32, 64, 128, 256 or 512")
+
+
+def block_plan(node: Node, slot: int, target: Target, recipe: Recipe) -> WeightPlan | None:
+    """The scheme and the form of a weight that is quantized in blocks; None where it is quantized another way.
+
+    Args:
+        node: the node; its mode is "weights".
+        slot: index of the input that holds the weight.
+        target: the rules of the runtime.
+        recipe: the recipe of this node.
+    """
+    bits = bits_of(target, recipe)
+    if bits is None or bits not in target.block_bits:
+        return None
+    axis = input_axis(node, slot)
+    if axis is None:
+        return None
+    shape = node.inputs[slot].shape
+    if not shape[axis]:
+        return None
+    form = _form(node, slot, target, recipe)
+    asymmetric = bool(recipe.asymmetric)
+    size = recipe.block if recipe.block is not None else target.block_sizes[bits]
+    if size == CHANNEL:
+        if form not in (OPERATOR, DEQUANTIZED) or len(shape) != 2 or node.op == "Gather":
+            return None
+        scheme = QuantScheme(_stored_type(bits, asymmetric), not asymmetric, PerChannel(1 - axis))
+        return WeightPlan(slot, scheme, recipe.weight_method, DEQUANTIZED)
+    assert isinstance(size, int)
+    if form == DEQUANTIZED:
+        if shape[axis] % size:
+            return None
+        dtype = _stored_type(bits, asymmetric)
+    else:
+        size = max(min(size, 1 << (shape[axis] - 1).bit_length()), _LEAST)
+        dtype = UINT4 if bits == 4 else UINT8
+    method = "minmax" if recipe.effort == "fast" else "mse"
+    return WeightPlan(slot, QuantScheme(dtype, not asymmetric, PerBlock(axis, size)), method, form)
+
+
+def input_axis(node: Node, slot: int) -> int | None:
+    """The axis of a weight along which its values are summed, or along which a table has its columns.
+
+    None for operators whose weights are not quantized in blocks.
+    """
+    rank = len(node.inputs[slot].shape)
+    if node.op == "Gather":
+        return 1 if rank == 2 else None
+    if node.op not in _PRODUCTS or rank < 2:
+        return None
+    if node.op == "MatMul":
+        return rank - 2 if slot == 1 else rank - 1
+    channels = channel_axis(node, slot, rank)
+    return None if channels is None or slot != 1 else 1 - channels
+
+
+def _form(node: Node, slot: int, target: Target, recipe: Recipe) -> str:
+    if node.op == "Gather":
+        return DEQUANTIZED if target.gathers_floats else GATHERED
+    matrix = slot == 1 and len(node.inputs[slot].shape) == 2
+    if uses_operator(target, recipe):
+        plain = not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == 1.0
+        return OPERATOR if matrix and plain else FOLDED
+    return FOLDED if target.stores_weights and not matrix else DEQUANTIZED
+
+
+def _stored_type(bits: int, asymmetric: bool) -> QuantType:
+    if asymmetric:
+        return UINT4 if bits == 4 else UINT8
+    return INT4 if bits == 4 else INT8
