@@ -73,7 +73,7 @@ def quantize(
     ] = None,
     bits: Annotated[int | None, typer.Option(help="With --mode weights: 4 or 8 bits, in blocks.")] = None,
     block: Annotated[
-        str | None, typer.Option(help="Inputs that share a scale: 16 to 512, or channel. Default: by TARGET and bits.")
+        str | None, typer.Option(help="Inputs that share a scale: 16 to 256, or channel. Default: by TARGET and bits.")
     ] = None,
     asymmetric: Annotated[
         bool | None, typer.Option("--asymmetric/--symmetric", help="Whether each block has a zero point of its own.")

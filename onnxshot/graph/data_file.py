@@ -8,6 +8,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from onnxshot.graph import weights
 from onnxshot.graph.weight_pieces import raw_pieces
 from onnxshot.graph.weights import elem_type
 
@@ -21,6 +22,8 @@ class DataFile:
     """
 
     ALIGN = 4096  # ONNX External Data: runtimes can memory-map tensors at multiples of the page size
+    ALIGNED_FROM = 1 << 16  # bytes; smaller tensors, such as scales, would be padding by the half
+    LINE = 64  # alignment of smaller tensors: that of a cache line, and of every type
 
     def __init__(self, path: Path, location: str) -> None:
         self.path = path
@@ -31,7 +34,8 @@ class DataFile:
         """Append the values of a constant, and return a TensorProto that refers to them."""
         proto = TensorProto(name=constant.name, data_type=elem_type(constant), dims=constant.shape)
         self._file.seek(0, 2)
-        self._file.write(b"\0" * (-self._file.tell() % self.ALIGN))
+        align = self.ALIGN if weights.size_bytes(constant) >= self.ALIGNED_FROM else self.LINE
+        self._file.write(b"\0" * (-self._file.tell() % align))
         offset = self._file.tell()
         for piece in raw_pieces(constant):
             self._file.write(piece)

@@ -71,13 +71,11 @@ class BlockWeights:
         model: the model, which is edited in place.
         ties: pairs of equal matrices (first, second, whether the second is the transpose), as in `tie_weights.ties_of`.
         rounded: name of a weight -> its integers, where they were chosen with data.
-        scale_type: float type whose values scales are.
     """
 
     model: Model
     ties: Sequence[tuple[Constant, Constant, bool]] = ()
     rounded: Mapping[str, RoundedBlocks] = field(default_factory=dict)
-    scale_type: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
     _made: dict[tuple[Constant, bool, QuantScheme], Packed] = field(default_factory=dict)
 
     def rewrite(self, graph: Graph, node: Node, planned: WeightPlan) -> None:
@@ -108,11 +106,12 @@ class BlockWeights:
         self, weight: Constant, turned: bool, scheme: QuantScheme, method: str, reader: Constant
     ) -> Packed:  # fmt: skip
         given = self.rounded.get(weight.name) or self.rounded.get(reader.name)
-        found = blocks_of(weight, turned=turned, scheme=scheme, method=method, scale_type=self.scale_type, given=given)
+        found = blocks_of(weight, turned=turned, scheme=scheme, method=method, given=given)
         name, model = weight.name, self.model
         zeros = None if scheme.symmetric else edit.add_constant(model, name, "zero_points", found.zeros)
         values = edit.add_constant(model, name, "blocks", found.values)
         scales = edit.add_constant(model, name, "scales", found.scales)
+        scales.of_blocks = True
         return Packed(values, scales, zeros, scheme.dtype.bits, found.size, found.inputs)
 
     def _product(self, graph: Graph, node: Node, packed: Packed) -> None:
@@ -123,7 +122,10 @@ class BlockWeights:
         }  # fmt: skip
         bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
         beta = float(node.attrs.get("beta", 1.0))
-        given = [node.inputs[0], packed.values, packed.scales, *([packed.zeros] if packed.zeros is not None else [])]
+        scales = _Unpack(self.model, None, node.label, weights.elem_type(node.inputs[1])).real(
+            packed, packed.scales, "real_scales"
+        )
+        given = [node.inputs[0], packed.values, scales, *([packed.zeros] if packed.zeros is not None else [])]
         node.op, node.domain = "MatMulNBits", _DOMAIN
         node.attrs.clear()
         node.attrs.update(attrs)
@@ -158,7 +160,7 @@ class BlockWeights:
         flat = ids if shape is not None else _Unpack(self.model, graph, base, kind).reshaped(ids, [-1], "flat_ids")
         unpack = _Unpack(self.model, graph, base, kind)
         rows = unpack.floats(
-            packed, picked(packed.values, "rows"), picked(packed.scales, "row_scales"),
+            packed, picked(packed.values, "rows"), unpack.real(packed, picked(packed.scales, "row_scales"), "real_scales"),
             None if packed.zeros is None else picked(packed.zeros, "row_zero_points"), lead,
             out if shape is not None else None,
         )  # fmt: skip
@@ -179,7 +181,8 @@ class BlockWeights:
         assert axis is not None
         shape = tuple(weight.shape)
         unpack = _Unpack(self.model, None, weight.name, weights.elem_type(weight))
-        whole = unpack.floats(packed, packed.values, packed.scales, packed.zeros, [packed.outputs], None)
+        scales = unpack.real(packed, packed.scales, "real_scales")
+        whole = unpack.floats(packed, packed.values, scales, packed.zeros, [packed.outputs], None)
         turned = axis != len(shape) - 1
         if len(shape) > 2 or turned:
             moved = (*shape[:-2], shape[-1], shape[-2]) if turned else shape
@@ -207,6 +210,12 @@ class _Unpack:
             self.model, op, inputs, base=self.base, suffix=suffix, attrs=attrs, outputs=outputs, graph=self.graph
         )
         return node.outputs[0]
+
+    def real(self, packed: Packed, scales: Tensor, suffix: str) -> Tensor:
+        """Scales of a packed weight in the float type; those that came in a narrower one are widened."""
+        if weights.elem_type(packed.scales) == self.kind:
+            return scales
+        return self.op("Cast", [scales], suffix, to=self.kind)
 
     def reshaped(self, tensor: Tensor, shape: Sequence[int], suffix: str, out: Tensor | None = None) -> Tensor:
         """Reshape a tensor; a size of 0 keeps that of the input."""

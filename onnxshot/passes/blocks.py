@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import helper
 
 from onnxshot.errors import ModelError
 from onnxshot.graph import Constant, weights
@@ -21,6 +22,7 @@ from onnxshot.maths.affine import quantize, weight_params
 from onnxshot.maths.block_scales import fit_blocks
 from onnxshot.maths.int4_packing import paired
 from onnxshot.maths.quant_scheme import NotFinite, PerBlock, QuantParams, QuantScheme
+from onnxshot.planning.block_schemes import scale_type
 from onnxshot.planning.plan import RoundedBlocks
 
 _LAZY_BYTES = 1 << 20  # larger weights are quantized one at a time, when the file is written
@@ -33,7 +35,7 @@ class Blocks:
 
     Attributes:
         values: integers, uint8 [N, B, bytes of a block].
-        scales: [N, B], in the float type of the weight.
+        scales: [N, B], in the float type that the weight came in.
         zeros: zero points, uint8 [N, bytes of B zero points].
         size: inputs of a block; the last one is filled up with zero points.
         inputs: K.
@@ -47,8 +49,7 @@ class Blocks:
 
 
 def blocks_of(
-    weight: Constant, *, turned: bool, scheme: QuantScheme, method: str, scale_type: np.dtype[Any],
-    given: RoundedBlocks | None = None,
+    weight: Constant, *, turned: bool, scheme: QuantScheme, method: str, given: RoundedBlocks | None = None,
 ) -> Blocks:  # fmt: skip
     """Quantize a weight in blocks of its inputs.
 
@@ -57,7 +58,6 @@ def blocks_of(
         turned: whether the inputs are the last axis but one.
         scheme: unsigned type of 4 or 8 bits, with blocks along axis 1 of [N, K].
         method: "minmax" for scales that cover every value; else they are fitted to the least error.
-        scale_type: float type whose values the scales are.
         given: integers, scales and zero points that were chosen with data.
 
     Raises:
@@ -68,16 +68,17 @@ def blocks_of(
     lead, (outputs, inputs) = weight.shape[:-2], weight.shape[:-3:-1] if turned else weight.shape[-2:]
     outputs *= int(np.prod(lead, dtype=np.int64))
     count = -(-inputs // size)
-    work = _Work(weight, turned, scheme, method, scale_type, given)
+    scales = np.dtype(helper.tensor_dtype_to_np_dtype(scale_type(weight)))
+    work = _Work(weight, turned, scheme, method, scales, given)
     shapes = ((outputs, count, size * bits // 8), (outputs, count), (outputs, -(-count * bits // 8)))
-    types = (np.dtype(np.uint8), np.dtype(weight._values.dtype), np.dtype(np.uint8))
+    types = (np.dtype(np.uint8), scales, np.dtype(np.uint8))
     if weights.size_bytes(weight) <= _LAZY_BYTES:
         return Blocks(*work.arrays(), size, inputs)
-    values, scales, zeros = (
+    values, by, zeros = (
         weights.ComputedValues(shape, dtype, partial(work.take, i))
         for i, (shape, dtype) in enumerate(zip(shapes, types, strict=True))
     )
-    return Blocks(values, scales, zeros, size, inputs)
+    return Blocks(values, by, zeros, size, inputs)
 
 
 @dataclass(slots=True)
@@ -118,7 +119,7 @@ class _Work:
         values = codes.reshape(outputs, -1, size)
         if self.scheme.dtype.bits == 4:
             values, zeros = paired(values), paired(zeros)
-        return values, params.scale.astype(self.weight._values.dtype), zeros
+        return values, params.scale.astype(self.scale_type), zeros
 
     def _fitted(self) -> tuple[NDArray[np.uint8], QuantParams]:
         """Integers [N, K] with scales and zero points [N, B], slab by slab."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from onnxshot.graph import Constant, Graph, Model, Node, edit, weights
 from onnxshot.graph.ops import scale_axes
 from onnxshot.maths.affine import INT8, INT16, PerBlock, PerChannel, QuantScheme
@@ -44,7 +42,7 @@ class QuantizeWeightsOnly:
         labels = self.plan.labels(WEIGHTS)
         nodes = [(g, n) for g, n in model.walk() if n.label in labels]
         quantized = QuantizedWeights(model, self.plan.kept.weights)
-        in_blocks = BlockWeights(model, self.ties, self.plan.rounded, np.dtype(self.plan.scale_type))
+        in_blocks = BlockWeights(model, self.ties, self.plan.rounded)
         folded: dict[str, dict[str, list[StoredWeight]]] = {}  # method -> node label -> weights
         for graph, node in nodes:
             planned = self.plan.weights[node.label]

@@ -6,8 +6,10 @@ a scale and a zero point.
 
 from __future__ import annotations
 
+from onnx import TensorProto
+
 from onnxshot.errors import TargetError
-from onnxshot.graph import Node
+from onnxshot.graph import Constant, Node, weights
 from onnxshot.graph.ops import channel_axis
 from onnxshot.maths.affine import INT4, INT8, UINT4, UINT8, PerBlock, PerChannel, QuantScheme, QuantType
 from onnxshot.planning.plan import DEQUANTIZED, FOLDED, GATHERED, OPERATOR, WEIGHTS, WeightPlan
@@ -15,7 +17,7 @@ from onnxshot.recipes.plain_values import CHANNEL
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
-_LEAST, _MOST = 16, 512  # block sizes that MatMulNBits takes: powers of 2
+_LEAST, _MOST = 16, 256  # powers of 2. Blocks of 512 give wrong results in ONNX Runtime 1.20 to 1.26
 _PRODUCTS = ("MatMul", "Gemm")
 _DEFAULT_BITS = 8
 
@@ -50,7 +52,7 @@ def refuse_blocks(target: Target, recipe: Recipe) -> None:
         raise TargetError(f"{target.name} has no zero points of weights", "leave out --asymmetric")
     size = recipe.block
     if isinstance(size, int) and recipe.bits is not None and (size & (size - 1) or not _LEAST <= size <= _MOST):
-        raise TargetError(f"blocks of {size}: no runtime multiplies by them", "use 16, 32, 64, 128, 256 or 512")
+        raise TargetError(f"blocks of {size}: no runtime multiplies by them", "use 16, 32, 64, 128 or 256")
 
 
 def block_plan(node: Node, slot: int, target: Target, recipe: Recipe) -> WeightPlan | None:
@@ -105,6 +107,12 @@ def input_axis(node: Node, slot: int) -> int | None:
         return rank - 2 if slot == 1 else rank - 1
     channels = channel_axis(node, slot, rank)
     return None if channels is None or slot != 1 else 1 - channels
+
+
+def scale_type(weight: Constant) -> int:
+    """ONNX type of a weight's scales in the file: the float type that the weight came in."""
+    kind = int(getattr(weight, "stored_as", 0) or 0)
+    return kind if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16) else weights.elem_type(weight)
 
 
 def _form(node: Node, slot: int, target: Target, recipe: Recipe) -> str:

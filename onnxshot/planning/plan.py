@@ -158,7 +158,6 @@ class Plan:
         kept: scales reused from a quantized input model. They need no statistics.
         stored: node label -> weights that are stored as int8 although the node computes in float.
         rounded: name of a weight -> its integers, where they were chosen with data.
-        scale_type: float type whose values the scales of weights in blocks are: "float32", "float16" or "bfloat16".
     """
 
     target: str
@@ -174,7 +173,6 @@ class Plan:
     kept: Kept = field(default_factory=Kept)
     stored: dict[str, tuple[StoredWeight, ...]] = field(default_factory=dict)
     rounded: Mapping[str, RoundedBlocks] = field(default_factory=dict)
-    scale_type: str = "float32"
 
     @property
     def observe(self) -> tuple[str, ...]:

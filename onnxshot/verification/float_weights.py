@@ -55,7 +55,7 @@ def _is_left(node: Node, slot: int, tensor: object, *, halves: bool) -> bool:
         return False
     if node.op in _QUANTIZERS:
         return node.op == "QuantizeLinear" and slot == 0
-    return precision_of(node) == "float" and not _scales(node, tensor)
+    return precision_of(node) == "float" and not getattr(tensor, "of_blocks", False) and not _scales(node, tensor)
 
 
 def _scales(node: Node, tensor: Constant) -> bool:
