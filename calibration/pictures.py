@@ -49,7 +49,7 @@ def picture_input(specs: Sequence[InputSpec], preset: Preset | None, where: str)
         what = f"{where} gives pictures for {spec.name!r} alone; the model also needs {others[0].name!r} {others[0]}"
         raise CalibrationError(what, "give .npz files that hold every input")
     if preset is None:
-        names = ", ".join(preset_names())
+        names = ", ".join(preset_names("image"))
         what = f"{where} holds pictures and no preset says how to preprocess them"
         raise CalibrationError(what, f"try --preset {preset_for(spec)}; presets: {names}, or a .yaml file")
     return spec, preset

@@ -9,10 +9,11 @@ import dataclasses
 import difflib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
+from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
 from onnxshot.files.regular_files import read_regular
@@ -115,14 +116,15 @@ class Preset:
         return json.dumps(values, sort_keys=True).encode()
 
 
-def preset_names() -> list[str]:
-    """Names of the presets that ship with onnxshot, sorted."""
-    files = resources.files("onnxshot.calibration.presets").iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+def preset_names(kind: str | None = None) -> list[str]:
+    """Names of the presets that ship with onnxshot, sorted; `kind`: only those of "image" or of "sound"."""
+    files = [f for f in resources.files("onnxshot.calibration.presets").iterdir() if f.name.endswith(".yaml")]
+    fitting = [f for f in files if kind is None or _keys(f.read_text("utf-8"), f.name).get("kind", "image") == kind]
+    return sorted(f.name.removesuffix(".yaml") for f in fitting)
 
 
-def load_preset(name_or_path: str) -> Preset | None:
-    """Load a preset by name, or from a YAML file.
+def load_preset(name_or_path: str) -> Preset | SoundPreset | None:
+    """Load a preset by name, or from a YAML file: of pictures, or of sounds with `kind: sound`.
 
     Args:
         name_or_path: one of `preset_names()`, the path of a .yaml file, or "none". A file may say `extends: NAME` to
@@ -140,29 +142,42 @@ def load_preset(name_or_path: str) -> Preset | None:
     refuse_remote(name_or_path, UsageError, "preset")
     if name_or_path.lower().endswith((".yaml", ".yml")):
         return _from_file(name_or_path)
-    return Preset(**_shipped(name_or_path, f"preset {name_or_path!r}"), name=name_or_path, size_is_default=True)
+    values = _shipped(name_or_path, f"preset {name_or_path!r}")
+    if values.get("kind") == "sound":
+        return replace(SoundPreset.of_keys(values, name_or_path), size_is_default=True)
+    return Preset(**_parsed(values, name_or_path), name=name_or_path, size_is_default=True)
 
 
-def _shipped(name: str, asked: str) -> dict[str, Any]:
+def _shipped(name: str, asked: str) -> dict[Any, Any]:
     names = preset_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)
         guess = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"{asked} is not known", f"{guess}presets: {', '.join(names)}, none, or a .yaml file")
     text = resources.files("onnxshot.calibration.presets").joinpath(f"{name}.yaml").read_text("utf-8")
-    return _parse(text, name)
+    return _keys(text, name)
 
 
-def _from_file(path: str) -> Preset:
+def _from_file(path: str) -> Preset | SoundPreset:
     try:
         text = decoded(read_regular(path, "preset file", UsageError))
     except FileNotFoundError:
         raise UsageError(f"preset file {path} is not there", f"or a name: {', '.join(preset_names())}") from None
     except (OSError, NoYaml) as error:
         raise UsageError(f"preset file {path} cannot be read: {error}") from None
-    own = _parse(text, path)
-    base = own.pop("extends", None)
-    inherited = {} if base is None else _shipped(base, f"{path}: extends: {base}")
+    values = _keys(text, path)
+    base = values.get("extends")
+    if base is not None and not isinstance(base, str):
+        raise UsageError(f"preset {path}: extends is {shown(base)}", "it must be a word")
+    extended = {} if base is None else _shipped(base, f"{path}: extends: {base}")
+    kind = values.get("kind", extended.get("kind", "image"))
+    if base is not None and (kind == "sound") != (extended.get("kind") == "sound"):
+        raise UsageError(f"preset {path} is of kind {shown(kind)} and extends {base}, which is not", "keep one")
+    if kind == "sound":
+        start = replace(SoundPreset.of_keys(extended, path), size_is_default=True) if extended else None
+        return SoundPreset.of_keys(values, path, start)
+    inherited, own = _parsed(extended, path), _parsed(values, path)
+    own.pop("extends", None)
     if "size" in own:
         inherited = {k: v for k, v in inherited.items() if k not in ("height", "min_width", "max_width", "pad")}
     if "height" in own:
@@ -217,13 +232,17 @@ _KEYS = {
 }  # fmt: skip
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _keys(text: str, where: str) -> dict[Any, Any]:
     try:
         data = values_of(text)
     except NoYaml as error:
         raise UsageError(f"preset {where} is not YAML, {error}", "for instance `extends: imagenet`") from None
     if not isinstance(data, dict):
         raise UsageError(f"preset {where} holds no keys", "for instance `extends: imagenet`")
+    return data
+
+
+def _parsed(data: dict[Any, Any], where: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key not in _KEYS:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from onnxshot.calibration.checks import InputSpec, NamedFeed, Sample, as_array
 from onnxshot.calibration.pictures import Fitter, read_picture
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sound import Sounds, Step, open_sounds, sound_paths
+from onnxshot.calibration.sound_files import SOUNDS
+from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.sources import (
     Feeds,
     Files,
@@ -35,10 +38,11 @@ from onnxshot.files.urls import refuse_remote
 
 __all__ = ["PICTURES", "Dataset", "InputSpec", "Sample", "open_data", "split"]
 
-_SUFFIXES = {"pictures": PICTURES, ".npz": (".npz",), ".npy": (".npy",)}
+_SUFFIXES = {"pictures": PICTURES, ".npz": (".npz",), ".npy": (".npy",), "sounds": SOUNDS}
 """Suffixes of the files in a folder of samples, by the kind of sample."""
 TAKES = (
-    "a folder of pictures (with --preset), of .npy or of .npz files; one .npz or .npy with a leading sample axis; "
+    "a folder of pictures (with --preset), of .wav or .flac, of .npy or of .npz files; one .npz or .npy with a leading "
+    "sample axis; one .wav or .flac; "
     "a test_data_set folder of .pb; module:function or file.py:function; or 'random'"
 )
 """The kinds of calibration data, as messages list them."""
@@ -83,7 +87,7 @@ class Dataset:
         self.source = label
         self.random = source.random
         self.notes: tuple[str, ...] = ()
-        self._from, self._fit = source, fit
+        self._from, self._fit, self._made_by = source, fit, source.made_by
         self._indices = range(len(source)) if indices is None else tuple(indices)
         self._owner = indices is None
         self._kept: _Kept | None = None
@@ -135,7 +139,7 @@ class Dataset:
             by: a source that combines samples of this data set.
         """
         view = Dataset(self.source, by, self._fit)
-        view.notes, view._owner = self.notes, False
+        view.notes, view._owner, view._made_by = self.notes, False, self._made_by
         return view
 
     def digests(self) -> list[str]:
@@ -149,8 +153,9 @@ class Dataset:
 
     @property
     def preset_hash(self) -> str:
-        """SHA-256 (hex) of all that decides how pictures become inputs; of no bytes where there is no preset."""
-        return hashlib.sha256(self._fit.preset.fields() if self._fit.preset is not None else b"").hexdigest()
+        """SHA-256 (hex) of all that decides how files become inputs; of no bytes where there is no preset."""
+        of_pictures = self._fit.preset.fields() if self._fit.preset is not None else b""
+        return hashlib.sha256(of_pictures if self._made_by is None else self._made_by).hexdigest()
 
     def name(self, index: int) -> str:
         """The name of a sample in messages, without reading it."""
@@ -189,20 +194,24 @@ def split(n: int, holdout: float = 0.25) -> tuple[list[int], list[int]]:
 def open_data(
     source: object,
     inputs: Sequence[InputSpec],
-    preset: Preset | None = None,
+    preset: Preset | SoundPreset | None = None,
     *,
     limit: int | None = None,
     seed: int = 0,
+    folder: Path | None = None,
+    step: Step | None = None,
 ) -> Dataset:
     """Open calibration data for a model. The first sample is read and checked at once.
 
     Args:
-        source: a path (see `TAKES`), 'module:function', 'random', a dict of arrays with a leading sample axis, or an
-            iterable of dicts {input name: array}.
+        source: a path (see `TAKES`), a list of paths of sounds, 'module:function', 'random', a dict of arrays with a
+            leading sample axis, or an iterable of dicts {input name: array}.
         inputs: the inputs of the model.
-        preset: how to preprocess pictures, and uint8 arrays that look like pictures.
+        preset: how to preprocess pictures, and uint8 arrays that look like pictures; or sounds.
         limit: number of samples to use, evenly spaced over all; of a stream, the first ones. None uses all.
         seed: of source 'random'.
+        folder: of the model, where files may say how sounds become its inputs.
+        step: runs the model, whose states are carried from one window of sound to the next.
 
     Returns:
         The samples.
@@ -213,8 +222,11 @@ def open_data(
     """
     if limit is not None and limit < 1:
         raise CalibrationError(f"{limit} calibration samples were asked for", "ask for 1 or more")
-    label, fit = _label(source), Fitter(inputs, preset)
-    opened = _open(source, label, fit, limit, seed)
+    label, fit = _label(source), Fitter(inputs, preset if isinstance(preset, Preset) else None)
+    if paths := sound_paths(source, _only_sounds):
+        opened: Source = open_sounds(label, paths, inputs, preset, folder, step)
+    else:
+        opened = _open(source, label, fit, limit, seed)
     if len(opened) == 0:
         opened.close()
         raise CalibrationError(f"{label} holds no samples", f"--calib takes {TAKES}")
@@ -225,7 +237,7 @@ def open_data(
         data._indices = tuple(i * len(opened) // limit for i in range(limit))
     data[0]  # report an error of the first sample now
     notes.extend(fit.notes)
-    if preset is not None and fit.used is None and not data.random:
+    if preset is not None and fit.used is None and not data.random and not isinstance(opened, Sounds):
         notes.append(f"preset {preset.name} was not used: the arrays of {label} are used unchanged")
     data.notes = tuple(notes)
     return data
@@ -266,12 +278,26 @@ def _open_file(path: Path, fit: Fitter) -> Source:
     raise CalibrationError(f"calibration data {path} is of an unknown kind", f"--calib takes {TAKES}")
 
 
+def _is_zoo(root: Path) -> bool:
+    return any(root.glob("input_*.pb")) or any(root.glob("test_data_set_*/input_*.pb"))
+
+
+def _by_kind(root: Path) -> dict[str, list[Path]]:
+    return {kind: found for kind, suffixes in _SUFFIXES.items() if (found := _files(root, suffixes))}
+
+
+def _only_sounds(root: Path) -> list[Path]:
+    """The files of a folder that holds sounds and no other kind of sample; empty for other folders."""
+    found = {} if _is_zoo(root) else _by_kind(root)
+    return found["sounds"] if set(found) == {"sounds"} else []
+
+
 def _open_folder(root: Path, fit: Fitter) -> Source:
     if any(root.glob("input_*.pb")):
         return pb_folders(root, [root], fit.specs)
     if sets := [folder for folder in root.glob("test_data_set_*") if any(folder.glob("input_*.pb"))]:
         return pb_folders(root, numbered(sets), fit.specs)
-    kinds = {kind: found for kind in ("pictures", ".npz", ".npy") if (found := _files(root, _SUFFIXES[kind]))}
+    kinds = _by_kind(root)
     if len(kinds) > 1:
         listed = " and ".join(f"{len(found)} {kind}" for kind, found in kinds.items())
         raise CalibrationError(f"{root} holds {listed}", "keep one kind of sample in a folder")

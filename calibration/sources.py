@@ -44,10 +44,13 @@ class Source(ABC):
     Attributes:
         random: whether the samples are random numbers.
         notes: remarks for the report.
+        made_by: all that decides how files become inputs, as stable bytes for a hash, where the source decides it; None
+            where a preset of pictures may.
     """
 
     random = False
     notes: tuple[str, ...] = ()
+    made_by: bytes | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -26,12 +26,13 @@ CalibOpt = Annotated[
     str | None,
     typer.Option(
         "--calib",
-        help="Calibration data: a folder of pictures (with --preset), of .npy or .npz files; one .npz file; an ONNX "
-        "test_data_set folder; module:function or file.py:function that yields dicts; or 'random'.",
+        help="Calibration data: a folder of pictures (with --preset), of .wav or .flac, of .npy or .npz files; one "
+        ".npz file; an ONNX test_data_set folder; module:function or file.py:function that yields dicts; or 'random'.",
     ),
 ]
 PresetOpt = Annotated[
-    str | None, typer.Option(help="How pictures are preprocessed: a name, a YAML file, or 'none' for raw arrays.")
+    str | None,
+    typer.Option(help="How pictures and sounds are preprocessed: a name, a YAML file, or 'none' for raw arrays."),
 ]
 TargetOpt = Annotated[str, typer.Option(help="Where the model will run: ort, ort-avx2, openvino, tensorrt, portable.")]
 PrecisionOpt = Annotated[

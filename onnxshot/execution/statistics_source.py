@@ -22,6 +22,7 @@ from onnxshot.execution import statistics_cache
 from onnxshot.execution.calibration_journal import open_journal
 from onnxshot.execution.collect import collect, runs_in_parts
 from onnxshot.execution.kept_glimpses import Floats, KeptGlimpses, scalable
+from onnxshot.execution.model_step import model_step
 from onnxshot.execution.observed_tensors import calibration_pass, missing_in
 from onnxshot.files import cache_folder
 from onnxshot.files.conflicts import SAMPLES, Read
@@ -79,7 +80,9 @@ def open_calib(
     """
     limit = None if isinstance(calib, str) and calib == "random" and settings.samples == "auto" else settings.limit
     specs = fixed_specs(model, sizes)
-    return open_data(calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed)
+    folder = model.path.parent if model.path is not None else None
+    step = model_step(model, settings.threads)
+    return open_data(calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed, folder=folder, step=step)
 
 
 def from_data(

@@ -10,6 +10,7 @@ from onnx import helper
 
 from onnxshot.calibration.preset import Preset, load_preset
 from onnxshot.calibration.readers import InputSpec
+from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.files.messages import shown
 from onnxshot.graph import Model
@@ -89,6 +90,6 @@ def fixed_specs(model: Model, sizes: FixedShapes) -> list[InputSpec]:
     return found
 
 
-def resolve_preset(preset: str | Preset | None) -> Preset | None:
-    """The preset for a name, the path of a YAML file or a Preset; None for None."""
+def resolve_preset(preset: str | Preset | SoundPreset | None) -> Preset | SoundPreset | None:
+    """The preset for a name, the path of a YAML file or a preset; None for None."""
     return load_preset(preset) if isinstance(preset, str) else preset

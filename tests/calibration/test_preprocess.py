@@ -47,7 +47,9 @@ def write(tmp_path, text):
 
 
 def test_the_presets_that_ship():
-    assert preset_names() == ["coco-640", "imagenet", "imagenet-half", "text-line", "unit"]
+    assert preset_names("image") == ["coco-640", "imagenet", "imagenet-half", "text-line", "unit"]
+    assert preset_names("sound") == ["silero-vad", "wav2vec2", "waveform-16k", "whisper"]
+    assert preset_names() == sorted(preset_names("image") + preset_names("sound"))
     for name in preset_names():
         assert preset(name).name == name
         assert preset(name).size_is_default
@@ -90,7 +92,7 @@ def test_a_file_may_turn_text_line_into_pictures_of_one_size(tmp_path):
         ("mean: [123.7, 116.3, 103.5]\nscale: 255\n", ["mean 123.7", "scale: 1"]),
         ("resize: squash\n", ["resize is 'squash'", "stretch, crop, letterbox"]),
         ("channels: rgb\n", ["channels is 'rgb'", "RGB, BGR, GRAY"]),
-        ("kind: sound\n", ["kind is 'sound'", "image"]),
+        ("kind: video\n", ["kind is 'video'", "image"]),
         ("extends: imagnet\n", ["extends: imagnet", "did you mean imagenet?"]),
         ("extends: imagenet\nchannels: GRAY\n", ["mean holds 3 numbers", "GRAY pictures have 1"]),
         ("size: [32, 32]\nheight: 48\n", ["both size and height"]),
@@ -115,7 +117,7 @@ def test_a_wrong_preset_file_is_one_line(tmp_path, text, parts):
 
 @pytest.mark.parametrize("name", ["imagnet", "resnet", "photo.jpg"])
 def test_an_unknown_name_lists_the_names(name):
-    with pytest.raises(UsageError, match="coco-640, imagenet, imagenet-half, text-line, unit") as caught:
+    with pytest.raises(UsageError, match="coco-640, imagenet, imagenet-half, silero-vad, text-line") as caught:
         load_preset(name)
     assert ("did you mean imagenet?" in str(caught.value)) == (name == "imagnet")
 
