@@ -160,7 +160,8 @@ class BlockWeights:
         flat = ids if shape is not None else _Unpack(self.model, graph, base, kind).reshaped(ids, [-1], "flat_ids")
         unpack = _Unpack(self.model, graph, base, kind)
         rows = unpack.floats(
-            packed, picked(packed.values, "rows"), unpack.real(packed, picked(packed.scales, "row_scales"), "real_scales"),
+            packed, picked(packed.values, "rows"),
+            unpack.real(packed, picked(packed.scales, "row_scales"), "real_scales"),
             None if packed.zeros is None else picked(packed.zeros, "row_zero_points"), lead,
             out if shape is not None else None,
         )  # fmt: skip
