@@ -92,7 +92,7 @@ def test_yaml_is_a_preset_a_manifest_or_a_recipe(text: str, tmp_path: Path) -> N
 
 
 def test_preset_example_loads(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(yaml_of("docs/calibration.md", "kind"))
+    (tmp_path / "p.yaml").write_text(yaml_of("docs/calibration.md", "size"))
     preset = load_preset(str(tmp_path / "p.yaml"))
     assert preset is not None
     assert preset.size == (256, 192)
