@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnxshot.api.inspect import inspect
     from onnxshot.api.prune import prune
     from onnxshot.api.quantize import quantize
+    from onnxshot.api.quantize_folder import quantize_folder
     from onnxshot.api.replay import replay
     from onnxshot.api.sensitivity import sensitivity
     from onnxshot.api.shrink import shrink
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from onnxshot.calibration.preset import Preset
     from onnxshot.recipes.recipe import Recipe
     from onnxshot.report.report import Report
+    from onnxshot.results.folder import FolderResult
     from onnxshot.results.pruned import PruneReport, PruneResult
     from onnxshot.results.quantized import Result
     from onnxshot.search.goal import Goal
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 
 _PACKAGES = ("batch", "errors", "recipes")
 _HOMES = {
+    "FolderResult": "onnxshot.results.folder",
     "Goal": "onnxshot.search.goal",
     "Preset": "onnxshot.calibration.preset",
     "PruneReport": "onnxshot.results.pruned",
@@ -59,6 +62,7 @@ _HOMES = {
     "inspect": "onnxshot.api.inspect",
     "prune": "onnxshot.api.prune",
     "quantize": "onnxshot.api.quantize",
+    "quantize_folder": "onnxshot.api.quantize_folder",
     "replay": "onnxshot.api.replay",
     "sensitivity": "onnxshot.api.sensitivity",
     "shrink": "onnxshot.api.shrink",
@@ -68,6 +72,7 @@ _HOMES = {
 """The module of each public name."""
 
 __all__ = [
+    "FolderResult",
     "Goal",
     "Preset",
     "PruneReport",
@@ -89,6 +94,7 @@ __all__ = [
     "inspect",
     "prune",
     "quantize",
+    "quantize_folder",
     "recipes",
     "replay",
     "sensitivity",

@@ -170,8 +170,9 @@ def _artifacts(result: Result | CompressResult, made: Path, stem: str) -> tuple[
 
 def _files_of(path: Path) -> tuple[Path, ...]:
     """The files of an artifact: itself, its weights file and its record, as far as they exist."""
-    weights = path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(path.name + ".data")
-    return (path, *(file for file in (weights, record.beside(path)) if file.exists()))
+    names = [path.name + suffix for suffix in (".data", "_data")] if path.suffix == ".onnx" else [f"{path.stem}.bin"]
+    others = (*map(path.with_name, names), record.beside(path))
+    return (path, *(file for file in others if file.exists()))
 
 
 def _beside(source: Path) -> list[Path]:

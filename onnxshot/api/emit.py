@@ -18,7 +18,7 @@ from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.delivery import artifacts
 from onnxshot.delivery.input_files import of_model_file, of_run
-from onnxshot.delivery.output_files import is_external, of_options, of_result
+from onnxshot.delivery.output_files import data_suffix, of_options, of_result
 from onnxshot.delivery.record import VERSION_KEY, versions
 from onnxshot.delivery.write_results import deliver, input_bytes, source_name
 from onnxshot.execution.statistics_source import open_calib
@@ -108,7 +108,7 @@ def emit(
     main = targets.get(artifacts.ONNX, targets[formats[0]])
     place, loaded = artifacts.artifact_path(Path(output), artifacts.ONNX), load_model(model)
     files = settings.files.reading(*of_run(loaded, calib, preset), *of_model_file(reference, "the reference"))
-    written = of_result(Path(output), formats, external=is_external(loaded), recorded=False)
+    written = of_result(Path(output), formats, data=data_suffix(loaded), recorded=False)
     files.writing(*written, *of_options(options)).check()
     report = Report(source_name(model), {"emit": list(formats)}, input_bytes=input_bytes(model, loaded))
     sizes = fixed_shapes_for(loaded, batch, shapes or {})

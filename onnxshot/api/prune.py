@@ -15,7 +15,7 @@ from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.delivery.input_files import of_run
-from onnxshot.delivery.output_files import is_external, of_result
+from onnxshot.delivery.output_files import data_suffix, of_result
 from onnxshot.delivery.record import record, source_of, stamp
 from onnxshot.delivery.write_results import deliver, input_bytes, source_name
 from onnxshot.errors import ModelError
@@ -119,7 +119,7 @@ def prune(
     report.skips = list(prunable.skips)
     files = settings.files.reading(*of_run(loaded, calib, preset))
     if output is not None:
-        files = files.writing(*of_result(Path(output), external=is_external(loaded)))
+        files = files.writing(*of_result(Path(output), data=data_suffix(loaded)))
     files.check()
     opened = contextlib.nullcontext() if calib is None else open_calib(calib, loaded, preset, settings)
     with opened as data, KeptArrays() as kept:

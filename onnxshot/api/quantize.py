@@ -17,7 +17,7 @@ from onnxshot.calibration.preset import Preset
 from onnxshot.delivery import artifacts
 from onnxshot.delivery.artifacts import Judged
 from onnxshot.delivery.input_files import of_run
-from onnxshot.delivery.output_files import is_external, of_options, of_result
+from onnxshot.delivery.output_files import data_suffix, of_options, of_result
 from onnxshot.delivery.record import source_of
 from onnxshot.delivery.write_results import deliver
 from onnxshot.errors import UsageError
@@ -99,7 +99,7 @@ def quantize(
     prepared = prepare_model(model, recipe, settings)
     files = settings.files.reading(*of_run(prepared.model, calib, preset, stats=stats))
     if place is not None:
-        outputs = of_result(place, formats, external=is_external(prepared.model))
+        outputs = of_result(place, formats, data=data_suffix(prepared.model))
         files = files.writing(*outputs, *of_options(emit_options))
         place = artifacts.artifact_path(place, artifacts.ONNX)
     files.check()

@@ -14,7 +14,7 @@ from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.statistics_file import data_hash, refuse_other
 from onnxshot.delivery.input_files import of_model_file, of_run
-from onnxshot.delivery.output_files import is_external, of_result
+from onnxshot.delivery.output_files import data_suffix, of_result
 from onnxshot.delivery.record import (
     Record,
     Records,
@@ -107,7 +107,7 @@ def replay(
     preset = records.source.get("preset") if preset is None else preset
     loaded = load_model(model)
     files = settings.files.reading(*of_run(loaded, calib, preset, stats=stats), *of_model_file(recorded, "the record"))
-    files.writing(*of_result(output, external=is_external(loaded))).check()
+    files.writing(*of_result(output, data=data_suffix(loaded))).check()
     settings = replace(settings, files=Files())
     calib = list(calib) if isinstance(calib, Iterator) else calib
     with scratch() as folder:

@@ -22,7 +22,7 @@ from onnxshot.channels.removal import Removal, nothing, recorded_samples, remova
 from onnxshot.channels.stage_seconds import timed
 from onnxshot.channels.target_search import Found, search
 from onnxshot.delivery.input_files import of_run
-from onnxshot.delivery.output_files import is_external, of_result
+from onnxshot.delivery.output_files import data_suffix, of_result
 from onnxshot.delivery.record import record, source_of, stamp
 from onnxshot.delivery.write_results import source_name
 from onnxshot.execution.statistics_source import open_calib
@@ -125,7 +125,7 @@ def shrink(
     original = original_of(model, asked)
     files = settings.files.reading(*of_run(original.model, calib, preset, evaluate=evaluate))
     if output is not None:
-        files = files.writing(*of_result(Path(output), external=is_external(original.model)))
+        files = files.writing(*of_result(Path(output), data=data_suffix(original.model)))
     files.check()
     with open_calib("random" if calib is None else calib, original.model, preset, settings) as data:
         reference = _reference(original, data, report, settings)

@@ -23,6 +23,7 @@ from onnxshot.errors import UsageError
 from onnxshot.files.atomic_write import scratch
 from onnxshot.files.conflicts import Files
 from onnxshot.graph import Model
+from onnxshot.graph.model import data_suffix
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.invalid_model import blames_model
@@ -90,7 +91,8 @@ def tune(
         *model_reads, *of_run(None, calib, preset, stats=stats, evaluate=goal.evaluate)
     )
     if output is not None:
-        files = files.writing(*of_result(Path(output), external=len(model_reads) > 1))
+        data = [read.path for read in model_reads[1:]]
+        files = files.writing(*of_result(Path(output), data=data_suffix(data) if data else ""))
     files.check()
     settings = replace(settings, files=Files())
     deadline = math.inf if goal.budget is None else started + 60 * goal.budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +37,7 @@ from onnxshot.cli.options import (
     sinks_of,
     tell,
 )
+from onnxshot.cli.quantize_folder import quantize_folder, show_folder
 from onnxshot.errors import GoalMissed, UsageError
 
 if TYPE_CHECKING:
@@ -155,6 +157,27 @@ def quantize(
     if targets is None and recipe_file is None and arguments is None:
         alone = target_of_artifact(emit_options.split_commas(emit), output)
         targets = None if alone is None else (alone,)
+    how_run: dict[str, Any] = {
+        "samples": samples_of(samples), "verify": verify, "use_cache": cache, "threads": threads, "device": device,
+        "memory": memory, "seed": seed, "keep_overridable": keep_overridable, "requantize": requantize,
+    }  # fmt: skip
+    if model.is_dir():
+        files = files_of(report, recipe=recipe_file, arguments=arguments)
+        values, made = quantize_folder(
+            model, calib, output, preset, replace(recipe, target=(targets or (recipe.target,))[0]),
+            {**how_run, "files": files}, as_json=as_json,
+            refused={
+                "--emit": emit, "--bundle": bundle, "--stats": stats, "a goal": goal,
+                "a second target": (targets or ())[1:],
+            },
+        )  # fmt: skip
+        if report is not None:
+            save_report(values, report)
+        tell(as_json, values, lambda: show_folder(made))
+        for sink in sinks:
+            sink.send(values)
+        _refuse_slow(made.reports, require_faster)
+        return
     places = emit_options.output_paths(model, output, emit, targets or (recipe.target,), recipe.precision)
     if goal is not None and set(emit_options.split_commas(emit) or ("onnx",)) != {"onnx"}:
         raise UsageError("a goal is searched for in ONNX Runtime only", "run onnxshot emit on the result")
@@ -174,10 +197,7 @@ def quantize(
         files = files.reading(*of_beside(model))
     reports: dict[str, Report] = {}
     with terminal.progress(not as_json) as show:
-        settings = onnxshot.Settings(
-            samples=samples_of(samples), verify=verify, use_cache=cache, threads=threads, device=device, memory=memory,
-            seed=seed, keep_overridable=keep_overridable, requantize=requantize, files=files, progress=show,
-        )  # fmt: skip
+        settings = onnxshot.Settings(**how_run, files=files, progress=show)
         make = onnxshot.quantize if goal is None else onnxshot.tune
         for name, out in places.items():
             result = make(
@@ -198,9 +218,15 @@ def quantize(
             missed = "; ".join(found.goal["missed"])
             hint = "it is the best candidate found; --report FILE lists the others"
             raise GoalMissed(f"{places[name]} was written, but {missed}", hint)
+    _refuse_slow({str(places[name]): found for name, found in reports.items()}, require_faster)
+
+
+def _refuse_slow(reports: Mapping[str, Report], require_faster: bool) -> None:
+    """Raise GoalMissed for a result that is not faster than the input, with --require-faster."""
+    for place, found in reports.items():
         if require_faster and (found.speedup is None or found.slower):
             measured = "its speed was not measured" if found.speedup is None else "it is slower than the input"
-            raise GoalMissed(f"{places[name]} was written, but {measured}", "omit --require-faster to accept it")
+            raise GoalMissed(f"{place} was written, but {measured}", "omit --require-faster to accept it")
 
 
 def _block_of(given: str | None) -> int | str | None:

@@ -25,7 +25,7 @@ def of_result(
     output: Path,
     formats: Sequence[str] = (ONNX,),
     *,
-    external: bool,
+    data: str,
     recorded: bool = True,
     named: bool = True,
 ) -> Iterator[Write]:
@@ -36,7 +36,7 @@ def of_result(
     Args:
         output: path of the output.
         formats: to write.
-        external: whether the model's weights go to an external data file.
+        data: what is added to the name of the .onnx file to name its external data; "" where it has none.
         recorded: whether a record is written.
         named: whether the user gave the path of the output.
     """
@@ -45,7 +45,7 @@ def of_result(
         place = artifact_path(output, name)
         role = OUTPUT if place == output else f"the {'model' if name == ONNX else f'{name} artifact'}"
         if name == ONNX:
-            yield from of_model(place, role, external=external, named=named and place == output)
+            yield from of_model(place, role, data=data, named=named and place == output)
             continue
         yield Write(place, role, None if named and place == output else foreign_artifact)
         if place.suffix == ".xml":
@@ -55,15 +55,14 @@ def of_result(
 
 
 def of_model(
-    place: Path, role: str = OUTPUT, *, external: bool, named: bool = True, option: str = OUTPUT_OPTION
+    place: Path, role: str = OUTPUT, *, data: str, named: bool = True, option: str = OUTPUT_OPTION
 ) -> Iterator[Write]:
-    """An .onnx file and, with `external`, its data file. Raises UsageError for the suffix of another format."""
+    """An .onnx file and, with `data`, its data file. Raises UsageError for the suffix of another format."""
     place = follow_link(place)
     refuse_suffix(place)
     yield Write(place, role, None if named else foreign_model, option=option)
-    if external:
-        data = place.with_name(place.name + ".data")
-        yield Write(data, f"the data file of {role}", foreign_data(place), option=option)
+    if data:
+        yield Write(place.with_name(place.name + data), f"the data file of {role}", foreign_data(place), option=option)
 
 
 def of_bundle(folder: Path) -> Write:
@@ -77,6 +76,9 @@ def of_options(options: EmitOptions | None) -> Iterator[Write]:
         yield Write(Path(options.timing_cache), "the timing cache")
 
 
-def is_external(model: Model) -> bool:
-    """Whether a model is written with an external data file: it was read with one, or is too large for one file."""
-    return model.external_data or model.weight_bytes() > EXTERNAL_LIMIT
+def data_suffix(model: Model) -> str:
+    """What is added to the name of the .onnx file to name its data file; "" where all weights are in the .onnx file.
+
+    A model has a data file if it was read with one, or is too large for one file.
+    """
+    return model.data_suffix if model.external_data or model.weight_bytes() > EXTERNAL_LIMIT else ""

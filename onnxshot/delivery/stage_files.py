@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onnxshot.delivery import artifacts
 from onnxshot.delivery.input_files import of_function
-from onnxshot.delivery.output_files import is_external, of_model, of_result
+from onnxshot.delivery.output_files import data_suffix, of_model, of_result
 from onnxshot.files.conflicts import Read, Write
 from onnxshot.files.links import follow_link
 from onnxshot.graph import Model
@@ -43,15 +43,15 @@ def evaluation_files(stages: Stages) -> Iterator[Read]:
 
 def stage_writes(stages: Stages, model: Model, output: str | Path | None, kept: str | Path | None) -> Iterator[Write]:
     """All files that a run of these stages writes. kept: the folder for the model of every stage, if there is one."""
-    names, external = stage_names(stages), is_external(model)
+    names, data = stage_names(stages), data_suffix(model)
     if kept is not None:
         for name in filter(None, names):
             place = Path(kept) / f"{name}.onnx"
-            yield from of_model(place, "the kept stage", external=external, named=False, option="--keep-stages")
+            yield from of_model(place, "the kept stage", data=data, named=False, option="--keep-stages")
     if output is None:
         return
     output, final = follow_link(Path(output)), [name for name in names if name][-1]
-    yield from of_result(output, external=external)
+    yield from of_result(output, data=data)
     for i, stage in enumerate(stages.stages):
         if isinstance(stage, EmitStage):
             stem = model.path.stem if model.path is not None else "input"
@@ -59,7 +59,7 @@ def stage_writes(stages: Stages, model: Model, output: str | Path | None, kept: 
             place = output if before == final else stage_output(output, before)
             for name in stage.to:
                 if name != artifacts.ONNX or place != output:
-                    yield from of_result(place, (name,), external=external, recorded=False, named=place == output)
+                    yield from of_result(place, (name,), data=data, recorded=False, named=place == output)
 
 
 def artifact_files(artifacts: Sequence[Artifact]) -> Iterator[Path]:

@@ -61,7 +61,7 @@ class Made:
 
 def refuse_lost(model: Model, path: Path) -> None:
     """Raise UsageError where writing a model to a path would replace its own source, or external data of another."""
-    Files(of_model(model), tuple(output_files.of_model(path, external=output_files.is_external(model)))).check()
+    Files(of_model(model), tuple(output_files.of_model(path, data=output_files.data_suffix(model)))).check()
 
 
 def deliver(

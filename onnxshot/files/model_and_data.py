@@ -48,7 +48,8 @@ def publish(folder: Path, final: Path, files: Sequence[str]) -> None:
         OSError: a file cannot be renamed.
     """
     main, *others = files
-    data = next((name for name in others if name in (f"{main}.data", Path(main).with_suffix(".bin").name)), None)
+    own = (f"{main}.data", f"{main}_data", Path(main).with_suffix(".bin").name)
+    data = next((name for name in others if name in own), None)
     for name in others:
         if name != data:
             put(folder / name, final.with_name(name))

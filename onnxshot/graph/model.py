@@ -28,6 +28,18 @@ _ORIGIN = ("stored_as", "made_by", "made_at")  # attributes that passes set on c
 _KEEP_INLINE = 4096  # bytes: smaller constants (shapes, axes, scales) stay in a skeleton
 
 
+def data_suffix(read: Iterable[Path]) -> str:
+    """What is added to the name of a written .onnx file to name its data file: "_data" or ".data".
+
+    Optimum and transformers.js name the data file of model.onnx model.onnx_data; others name it model.onnx.data. A
+    model that was read with such a file is written with such a file.
+
+    Args:
+        read: data files that the model was read with.
+    """
+    return "_data" if any(".onnx_data" in file.name for file in read) else ".data"
+
+
 class Model:
     """An ONNX model that passes edit in place.
 
@@ -78,6 +90,11 @@ class Model:
         self.original_ops: dict[str, str] = {}
         self._folder, self._own = folder, own
         self._adopt(proto, lifted or {})
+
+    @property
+    def data_suffix(self) -> str:
+        """What is added to the name of a written .onnx file to name its data file; see `data_suffix`."""
+        return data_suffix(self.data_files)
 
     def _adopt(self, proto: ModelProto, lifted: Mapping[str, Constant]) -> None:
         """Read a ModelProto: its graph into `graph`, all other fields into `envelope`; see `skeleton` for `lifted`."""

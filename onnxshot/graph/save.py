@@ -90,7 +90,8 @@ def write(model: Model, path: Path, *, external: bool | None = None) -> list[str
     Args:
         model: the model.
         path: the .onnx file.
-        external: whether weights go to `<name>.data`. None: where they are over 1 GiB, or were external before.
+        external: whether weights go to a file of their own, named with the model's `data_suffix`. None: where they are
+            over 1 GiB, or were external before.
 
     Returns:
         Names of the files written, the .onnx file first.
@@ -112,7 +113,8 @@ def write(model: Model, path: Path, *, external: bool | None = None) -> list[str
     except UnicodeEncodeError as e:
         what = f"{path.name} is not UTF-8, and the weights are in a file of their own, whose name the model holds"
         raise UsageError(what, "choose another place") from e
-    data = DataFile(path.with_name(path.name + ".data"), path.name + ".data")
+    name = path.name + model.data_suffix
+    data = DataFile(path.with_name(name), name)
 
     def store(constant: Constant) -> TensorProto:
         if weights.size_bytes(constant) < _INLINE or weights.elem_type(constant) == TensorProto.STRING:

@@ -56,5 +56,6 @@ def _mentioned(values: Mapping[str, Any], place: Path) -> Iterator[Read]:
     for artifact in (*values.get("outputs", ()), *values.get("stages", ())):
         if artifact.get("path"):
             path = Path(artifact["path"])
-            for file in (path, path.with_name(f"{path.name}.data"), path.with_suffix(".bin")):
+            data = (path.with_name(path.name + suffix) for suffix in (".data", "_data"))
+            for file in (path, *data, path.with_suffix(".bin")):
                 yield Read(file, "a file of the result")

@@ -8,7 +8,7 @@ from pathlib import Path
 from onnxshot.calibration.statistics_file import Statistics
 from onnxshot.delivery import artifacts
 from onnxshot.delivery.input_files import of_model
-from onnxshot.delivery.output_files import OUTPUT, is_external, of_result
+from onnxshot.delivery.output_files import OUTPUT, data_suffix, of_result
 from onnxshot.delivery.overwrite_checks import foreign_artifact
 from onnxshot.delivery.write_results import Made
 from onnxshot.files.conflicts import Files, Write
@@ -52,7 +52,7 @@ class Result(Made):
         """
         stem = self.model.path.stem if self.model.path is not None else "model"
         final = follow_link(Path(folder) / f"{stem}.{self.report.recipe['precision']}.onnx")
-        writes = of_result(final, (to,), external=is_external(self.model), recorded=False)
+        writes = of_result(final, (to,), data=data_suffix(self.model), recorded=False)
         Files(of_model(self.model)).writing(Write(final, OUTPUT, foreign_artifact), *writes).check()
         if to == artifacts.ONNX:
             return self.save(final)

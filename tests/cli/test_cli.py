@@ -103,6 +103,24 @@ def test_quantize_json_is_one_object(shell: Shell) -> None:
     assert 20 < values["sqnr_db"] < 60
 
 
+def test_a_folder_is_quantized_into_a_folder(shell: Shell) -> None:
+    (shell.folder / "net" / "onnx").mkdir(parents=True)
+    onnx.save(HANDMADE["resnet_block"]().model, "net/onnx/model.onnx")
+    (shell.folder / "net" / "config.json").write_text("{}")
+    ran = shell("quantize", "net", "--calib", "calib.npz", *QUICK)
+    assert ran.code == 0, ran.err
+    assert ran.out == ""
+    assert names(shell.folder / "net-q8" / "onnx") == ["model_quantized.onnx", "model_quantized.recipe.yaml"]
+    assert "SQNR" in ran.err
+    assert ran.err.splitlines()[-1] == "net-q8: 1 models, 1 files copied beside them"
+    ran = shell("quantize", "net", "--calib", "calib.npz", "-o", "other", "--report", "r.html", "--json", *QUICK)
+    values = ran.json
+    assert values["outputs"][0]["path"] == "other/onnx/model_quantized.onnx"
+    assert (shell.folder / "r.html").is_file()
+    refused = shell("quantize", "net", "--calib", "calib.npz", "--emit", "openvino", *QUICK)
+    assert (refused.code, "--emit is for one file" in refused.error) == (2, True)
+
+
 def test_an_exact_result_is_still_json(shell: Shell) -> None:
     """Nothing differs: the ratio of signal to noise is infinite, which JSON cannot hold."""
     onnx.save(HANDMADE["no_weights"]().model, "plain.onnx")

@@ -1,0 +1,39 @@
+"""The result of `quantize_folder`: a folder, and the report of every model in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxshot.report.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class FolderResult:
+    """A folder of models that was written.
+
+    Attributes:
+        source: the folder that was read.
+        folder: the folder that was written.
+        reports: the report of every model, by its path in `source`.
+        copied: names of the files that were copied, by their paths in the folder.
+        left_out: files of `source` that are neither models nor needed by them, such as weights of other frameworks.
+        notes: what a user should know.
+    """
+
+    source: Path
+    folder: Path
+    reports: dict[str, Report]
+    copied: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON: `input`, `output`, `outputs`, `reports`, `copied`, `left_out` and `notes`."""
+        every = {name: report.to_dict() for name, report in self.reports.items()}
+        return {
+            "input": str(self.source), "output": str(self.folder),
+            "outputs": [artifact for values in every.values() for artifact in values["outputs"]],
+            "reports": every, "copied": list(self.copied), "left_out": list(self.left_out), "notes": list(self.notes),
+        }  # fmt: skip
