@@ -25,7 +25,9 @@ from onnxshot.maths.quant_scheme import NotFinite, PerBlock, QuantParams, QuantS
 from onnxshot.planning.block_schemes import scale_type
 from onnxshot.planning.plan import RoundedBlocks
 
-_LAZY_BYTES = 1 << 20  # larger weights are quantized one at a time, when the file is written
+LAZY_BYTES = 1 << 20
+"""Larger weights are quantized one at a time, when the file is written."""
+
 _Arrays = tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.uint8]]
 
 
@@ -69,10 +71,10 @@ def blocks_of(
     outputs *= int(np.prod(lead, dtype=np.int64))
     count = -(-inputs // size)
     scales = np.dtype(helper.tensor_dtype_to_np_dtype(scale_type(weight)))
-    work = _Work(weight, turned, scheme, method, scales, given)
+    work = Work(weight, turned, scheme, method, scales, given)
     shapes = ((outputs, count, size * bits // 8), (outputs, count), (outputs, -(-count * bits // 8)))
     types = (np.dtype(np.uint8), scales, np.dtype(np.uint8))
-    if weights.size_bytes(weight) <= _LAZY_BYTES:
+    if weights.size_bytes(weight) <= LAZY_BYTES:
         return Blocks(*work.arrays(), size, inputs)
     values, by, zeros = (
         weights.ComputedValues(shape, dtype, partial(work.take, i))
@@ -81,8 +83,19 @@ def blocks_of(
     return Blocks(values, by, zeros, size, inputs)
 
 
+def packed(codes: NDArray[np.uint8], scale: NDArray[Any], zero: NDArray[Any], size: int, bits: int) -> _Arrays:
+    """Integers [N, K], scales and zero points [N, B] in the layout of MatMulNBits."""
+    zeros = np.asarray(zero).astype(np.uint8)
+    outputs, inputs = codes.shape
+    missing = -inputs % size
+    if missing:
+        codes = np.concatenate([codes, np.repeat(zeros[:, -1:], missing, axis=1)], axis=1)
+    values = codes.reshape(outputs, -1, size)
+    return (paired(values), scale, paired(zeros)) if bits == 4 else (values, scale, zeros)
+
+
 @dataclass(slots=True)
-class _Work:
+class Work:
     """Computes the three arrays together. They are held until each was read, as a file is written array by array."""
 
     weight: Constant
@@ -104,22 +117,18 @@ class _Work:
             return self._held.pop(number)
 
     def arrays(self) -> _Arrays:
-        """Integers, scales and zero points."""
+        """Integers, scales and zero points, packed."""
+        codes, params = self.codes()
+        size = params.scheme.granularity.size  # type: ignore[union-attr]
+        return packed(codes, params.scale.astype(self.scale_type), params.zero_point, size, self.scheme.dtype.bits)
+
+    def codes(self) -> tuple[NDArray[np.uint8], QuantParams]:
+        """Integers [N, K], with scales and zero points [N, B]."""
         try:
-            codes, params = self.given.read() if self.given is not None else self._fitted()
+            return self.given.read() if self.given is not None else self._fitted()
         except NotFinite as e:
             hint = "export the model again, or leave its op out with --exclude"
             raise ModelError(f"weight {self.weight.name!r} holds NaN or infinity", hint) from e
-        size = params.scheme.granularity.size  # type: ignore[union-attr]
-        zeros = np.asarray(params.zero_point).astype(np.uint8)
-        outputs, inputs = codes.shape
-        missing = -inputs % size
-        if missing:
-            codes = np.concatenate([codes, np.repeat(zeros[:, -1:], missing, axis=1)], axis=1)
-        values = codes.reshape(outputs, -1, size)
-        if self.scheme.dtype.bits == 4:
-            values, zeros = paired(values), paired(zeros)
-        return values, params.scale.astype(self.scale_type), zeros
 
     def _fitted(self) -> tuple[NDArray[np.uint8], QuantParams]:
         """Integers [N, K] with scales and zero points [N, B], slab by slab."""

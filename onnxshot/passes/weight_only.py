@@ -16,9 +16,11 @@ from onnxshot.graph.ops import scale_axes
 from onnxshot.maths.affine import INT8, INT16, PerBlock, PerChannel, QuantScheme
 from onnxshot.passes.base import Change
 from onnxshot.passes.block_weights import BlockWeights
+from onnxshot.passes.dequantized_blocks import DequantizedBlocks
 from onnxshot.passes.quantized_weights import QuantizedWeights
 from onnxshot.passes.store_int8 import StoreInt8
 from onnxshot.planning.plan import DEQUANTIZED, FOLDED, GATHERED, WEIGHTS, Plan, StoredWeight, WeightPlan
+from onnxshot.targets import target_named
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,14 @@ class QuantizeWeightsOnly:
         nodes = [(g, n) for g, n in model.walk() if n.label in labels]
         quantized = QuantizedWeights(model, self.plan.kept.weights)
         in_blocks = BlockWeights(model, self.ties, self.plan.rounded)
+        tables = frozenset(n.inputs[0] for _, n in nodes if n.op == "Gather" and isinstance(n.inputs[0], Constant))
+        standard = DequantizedBlocks(model, target_named(self.plan.target), self.ties, self.plan.rounded, tables)
         folded: dict[str, dict[str, list[StoredWeight]]] = {}  # method -> node label -> weights
         for graph, node in nodes:
             planned = self.plan.weights[node.label]
-            if isinstance(planned.scheme.granularity, PerBlock) and planned.form != DEQUANTIZED:
+            if planned.form == DEQUANTIZED and planned.in_blocks:
+                standard.rewrite(graph, node, planned)
+            elif isinstance(planned.scheme.granularity, PerBlock):
                 in_blocks.rewrite(graph, node, planned)
             elif node.op == "Gather" and planned.form == GATHERED:
                 _rewrite_embedding(model, graph, node, quantized, planned)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from onnxshot.errors import TargetError
-from onnxshot.graph import Constant, Node, weights
+from onnxshot.graph import Constant, Node, edit, weights
 from onnxshot.graph.ops import channel_axis
 from onnxshot.maths.affine import INT4, INT8, UINT4, UINT8, PerBlock, PerChannel, QuantScheme, QuantType
 from onnxshot.planning.plan import DEQUANTIZED, FOLDED, GATHERED, OPERATOR, WEIGHTS, WeightPlan
@@ -20,6 +20,7 @@ from onnxshot.targets.base import Target
 _LEAST, _MOST = 16, 256  # powers of 2. Blocks of 512 give wrong results in ONNX Runtime 1.20 to 1.26
 _PRODUCTS = ("MatMul", "Gemm")
 _DEFAULT_BITS = 8
+_COPIES = 2  # products that get a copy of the integers each; with more, one copy is stored, and unpacked when it is loaded
 
 
 def bits_of(target: Target, recipe: Recipe) -> int | None:
@@ -44,15 +45,26 @@ def refuse_blocks(target: Target, recipe: Recipe) -> None:
     bits = bits_of(target, recipe)
     if bits is None:
         return
-    if bits not in target.block_bits:
-        able = " or ".join(name for name in ("ort", "tensorrt") if name != target.name)
+    blocks, whole, size = bits in target.block_bits, bits in target.channel_bits, recipe.block
+    if not blocks and not whole:
         why = target.refused.get(f"int{bits} weights", f"it has no products by weights in blocks of {bits} bits")
-        raise TargetError(f"{bits}-bit weights on {target.name}: {why}", f"use --target {able}, or leave out --bits")
+        raise TargetError(f"{bits}-bit weights on {target.name}: {why}", "use --target ort, or leave out --bits")
     if recipe.asymmetric and not target.block_zero_points:
         raise TargetError(f"{target.name} has no zero points of weights", "leave out --asymmetric")
-    size = recipe.block
-    if isinstance(size, int) and recipe.bits is not None and (size & (size - 1) or not _LEAST <= size <= _MOST):
-        raise TargetError(f"blocks of {size}: no runtime multiplies by them", "use 16, 32, 64, 128 or 256")
+    floats = "are turned into floats before each product"
+    if size == CHANNEL and not whole:
+        said = f"{bits}-bit weights on {target.name}: with one scale per output they {floats}"
+        raise TargetError(said, f"use --block {target.block_sizes[bits]}")
+    if not isinstance(size, int) or recipe.bits is None:
+        return
+    if not blocks:
+        raise TargetError(f"{bits}-bit weights on {target.name}: in blocks they {floats}", "use --block channel")
+    sizes = [str(n) for n in (16, 32, 64, 128, 256) if n >= target.least_block]
+    hint = f"use {', '.join(sizes[:-1])} or {sizes[-1]}"
+    if size & (size - 1) or not _LEAST <= size <= _MOST:
+        raise TargetError(f"blocks of {size}: no runtime multiplies by them", hint)
+    if size < target.least_block:
+        raise TargetError(f"blocks of {size}: {target.name} multiplies by them slower than by larger ones", hint)
 
 
 def block_plan(node: Node, slot: int, target: Target, recipe: Recipe) -> WeightPlan | None:
@@ -65,7 +77,7 @@ def block_plan(node: Node, slot: int, target: Target, recipe: Recipe) -> WeightP
         recipe: the recipe of this node.
     """
     bits = bits_of(target, recipe)
-    if bits is None or bits not in target.block_bits:
+    if bits is None or bits not in target.block_bits | target.channel_bits:
         return None
     axis = input_axis(node, slot)
     if axis is None:
@@ -75,22 +87,24 @@ def block_plan(node: Node, slot: int, target: Target, recipe: Recipe) -> WeightP
         return None
     form = _form(node, slot, target, recipe)
     asymmetric = bool(recipe.asymmetric)
+    method = "minmax" if recipe.effort == "fast" else "mse"
     size = recipe.block if recipe.block is not None else target.block_sizes[bits]
+    if size == CHANNEL and form in (FOLDED, GATHERED) and target.everywhere:
+        size = _MOST  # int8 that no DequantizeLinear reads does not run everywhere
     if size == CHANNEL:
-        if form not in (OPERATOR, DEQUANTIZED) or len(shape) != 2 or node.op == "Gather":
+        if form not in (OPERATOR, DEQUANTIZED) or len(shape) != 2:
             return None
         scheme = QuantScheme(_stored_type(bits, asymmetric), not asymmetric, PerChannel(1 - axis))
-        return WeightPlan(slot, scheme, recipe.weight_method, DEQUANTIZED)
+        return WeightPlan(slot, scheme, method, DEQUANTIZED, True)
     assert isinstance(size, int)
+    size = max(min(size, 1 << (shape[axis] - 1).bit_length()), target.least_block, _LEAST)
     if form == DEQUANTIZED:
-        if shape[axis] % size:
+        while not target.ragged_blocks and shape[axis] % size and size > target.least_block:
+            size //= 2
+        if not target.ragged_blocks and shape[axis] % size:
             return None
-        dtype = _stored_type(bits, asymmetric)
-    else:
-        size = max(min(size, 1 << (shape[axis] - 1).bit_length()), _LEAST)
-        dtype = UINT4 if bits == 4 else UINT8
-    method = "minmax" if recipe.effort == "fast" else "mse"
-    return WeightPlan(slot, QuantScheme(dtype, not asymmetric, PerBlock(axis, size)), method, form)
+    dtype = _stored_type(bits, asymmetric or form != DEQUANTIZED)
+    return WeightPlan(slot, QuantScheme(dtype, not asymmetric, PerBlock(axis, size)), method, form, True)
 
 
 def input_axis(node: Node, slot: int) -> int | None:
@@ -117,12 +131,15 @@ def scale_type(weight: Constant) -> int:
 
 def _form(node: Node, slot: int, target: Target, recipe: Recipe) -> str:
     if node.op == "Gather":
-        return DEQUANTIZED if target.gathers_floats else GATHERED
+        return DEQUANTIZED if target.shares_blocks else GATHERED
     matrix = slot == 1 and len(node.inputs[slot].shape) == 2
+    plain = not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == 1.0
     if uses_operator(target, recipe):
-        plain = not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == 1.0
         return OPERATOR if matrix and plain else FOLDED
-    return FOLDED if target.stores_weights and not matrix else DEQUANTIZED
+    if target.shares_blocks:
+        return DEQUANTIZED
+    copies = len(edit.consumers(node.inputs[slot]))
+    return DEQUANTIZED if matrix and plain and copies <= _COPIES else FOLDED
 
 
 def _stored_type(bits: int, asymmetric: bool) -> QuantType:

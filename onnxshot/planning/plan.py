@@ -87,12 +87,14 @@ class WeightPlan:
         scheme: integer type, symmetry and granularity; the granularity names the channel axis.
         method: "minmax" or "mse": how the clip range of the weight is chosen.
         form: "operator", "dequantized", "gathered" or "folded", for weights-only quantization.
+        in_blocks: True if the recipe asks for blocks, of which a whole output may be one.
     """
 
     slot: int
     scheme: QuantScheme
     method: str = "minmax"
     form: str = DEQUANTIZED
+    in_blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

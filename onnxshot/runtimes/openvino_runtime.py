@@ -20,6 +20,7 @@ from onnxshot.runtimes import openvino_rules
 from onnxshot.runtimes.base import EmitOptions, Emitted, Feed, Finding, Runtime, notes_of, raise_refused
 from onnxshot.runtimes.executed import Execution
 from onnxshot.runtimes.openvino_executed import read_execution
+from onnxshot.runtimes.openvino_tables import keep_tables
 
 EXACT = "f32"
 """Inference precision for comparing accuracy. OpenVINO's default is bfloat16 on CPUs that have it."""
@@ -185,6 +186,7 @@ def _read(path: Path) -> Any:
     except RuntimeError as e:
         raise TargetError(f"OpenVINO cannot read {path}: {_message(e)}") from e
     _use_hsigmoid(model)
+    keep_tables(_package(), model)
     return model
 
 

@@ -48,10 +48,16 @@ class Target:
         gathers_floats: True if there is no int8 Gather: an embedding table is dequantized before the Gather. False: the
             gathered rows are dequantized after it.
         block_bits: bits of weights that the target takes in blocks, in mode "weights".
+        channel_bits: bits of weights that it takes with one block for all inputs of an output, in that mode.
         block_operator: whether an operator of the runtime (com.microsoft.MatMulNBits) multiplies by weights in blocks.
             Without it, or on request, they are dequantized by a DequantizeLinear-21.
-        block_sizes: bits -> default block size.
+        block_sizes: bits -> default block size, or "channel".
+        least_block: smallest block that the runtime multiplies by without turning the weights into floats first.
+        ragged_blocks: whether the last block of an output may be shorter than the others.
         block_zero_points: whether blocks may have zero points.
+        shares_blocks: True if one DequantizeLinear may serve several products and a Gather. False if each product needs
+            constants of its own, and operators around it that keep it from being fused with its neighbours.
+        splits_experts: whether a product by a stack of matrices must be one product by each of them.
         stores_weights: whether int8 -> Cast -> Mul is folded when a file is loaded, so that weights of float nodes can
             be stored as int8 at no cost in time.
         reads_constants: operators for which this folding does not happen in a file with quantized activations, so that
@@ -91,9 +97,14 @@ class Target:
     smooth_below_db: float = 32.0
     gathers_floats: bool = False
     block_bits: frozenset[int] = frozenset()
+    channel_bits: frozenset[int] = frozenset()
     block_operator: bool = False
-    block_sizes: Mapping[int, int] = field(default_factory=lambda: {4: 128, 8: 128})
+    block_sizes: Mapping[int, int | str] = field(default_factory=lambda: {4: 128, 8: 128})
+    least_block: int = 16
+    ragged_blocks: bool = False
     block_zero_points: bool = True
+    shares_blocks: bool = True
+    splits_experts: bool = False
     stores_weights: bool = False
     reads_constants: frozenset[str] = frozenset()
     everywhere: bool = False

@@ -35,8 +35,11 @@ ORT = Target(
     input_grids=True,
     stores_weights=True,
     block_bits=frozenset({4, 8}),
+    channel_bits=frozenset({4, 8}),
     block_operator=True,
     block_sizes={4: 32, 8: 128},
+    ragged_blocks=True,
+    shares_blocks=False,  # since 1.32, no product is fused whose constants another DequantizeLinear reads
     isolates_softmax=True,
     followers=frozenset(
         {

@@ -19,12 +19,12 @@ PORTABLE = replace(
         "uint8": "TensorRT refuses uint8 and every non-zero zero point",
         "int16": "no runtime here computes 16-bit activations in integers",
         "uint16": "no runtime here computes 16-bit activations in integers",
-        "int4 weights": "int4 blocks are placed for TensorRT only",
         "float8e4m3fn": "ONNX Runtime and OpenVINO run float8 in float",
     },
     # Pairs around Add cost 1 dB on resnet20 and made ONNX Runtime no faster.
     quantizes_outputs=True,
-    block_bits=frozenset(),
+    least_block=32,  # see openvino.py
+    shares_blocks=False,  # see ort.py
     gives_float=frozenset({"MatMul", "Gemm"}),
     everywhere=True,
     runs_here=True,

@@ -23,7 +23,11 @@ TENSORRT = Target(
     quantizes_outputs=False,
     quantizes_residuals=True,
     gathers_floats=True,
+    # It multiplies by 4-bit weights in blocks and by 8-bit weights with a scale per output. 4 bits per output and
+    # 8 bits in blocks are turned into floats by a kernel of their own.
     block_bits=frozenset({4}),
+    channel_bits=frozenset({8}),
+    block_sizes={4: 128, 8: "channel"},
     block_zero_points=False,
     runs_here=False,
     keeps_half=True,
