@@ -20,7 +20,7 @@ from onnxshot.targets.base import Target
 _LEAST, _MOST = 16, 256  # powers of 2. Blocks of 512 give wrong results in ONNX Runtime 1.20 to 1.26
 _PRODUCTS = ("MatMul", "Gemm")
 _DEFAULT_BITS = 8
-_COPIES = 2  # products that get a copy of the integers each; with more, one copy is stored, and unpacked when it is loaded
+_COPIES = 2  # products that get a copy of the integers each; with more, one is stored, and unpacked when it is loaded
 
 
 def bits_of(target: Target, recipe: Recipe) -> int | None:

@@ -179,6 +179,12 @@ def _weights_alone(*types: int) -> Callable[[Node], bool]:
     return found
 
 
+def _nibbles_per_output(node: Node) -> bool:
+    """A product by a matrix of 4-bit integers that have no blocks."""
+    weight = _dequantizer(node, 1) if node.op in ("MatMul", "Gemm") else None
+    return weight is not None and not weight.attrs.get("block_size", 0) and _weights_alone(*_NIBBLES)(node)
+
+
 def _by_block(node: Node) -> bool:
     if node.op not in ("QuantizeLinear", "DequantizeLinear"):
         return False
@@ -212,6 +218,7 @@ def _standard(test: Callable[[Node], bool]) -> Callable[[Node], bool]:
 
 FORMS = (
     Form("int8 layers with a float bias", (1, 23), False, _standard(_float_bias)),
+    Form("4-bit weights alone with a scale per output", (1, 26), False, _standard(_nibbles_per_output)),
     Form("8-bit weights alone", (1, 25), False, _standard(_weights_alone(*_BYTES))),
     Form("4-bit weights, or a scale for each block", (1, 19), True, _standard(_by_block)),
     Form("MatMulNBits with 8 bits", (1, 22), True, _contrib("MatMulNBits", 8)),

@@ -152,13 +152,21 @@ def test_the_report_of_what_onnxshot_writes() -> None:
 
 def test_weights_alone_rest_on_a_newer_version() -> None:
     case = small("g (float[4, 64] x) => (float[4, 64] y) { y = MatMul(x, w) }", {"w": weight(64, 64)}, x=(4, 64))
-    result, made = quantized(case, mode="weights")
+    result, made = quantized(case, mode="weights", portable_ops=True)
     assert result.report.onnxruntime is not None
     assert result.report.onnxruntime.fused_from == "1.25"
     assert onnxshot.inspect(made).onnxruntime == result.report.onnxruntime
     assert "ONNX Runtime runs it as written from 1.25 on: 8-bit weights alone (1)" in onnxshot.inspect(made).to_text()
     dynamic, _ = quantized(case, mode="dynamic")
     assert dynamic.report.onnxruntime == VersionNeeds("1.18", "1.18")
+
+
+@pytest.mark.parametrize(("bits", "block", "since"), [(4, 32, "1.19"), (4, "channel", "1.26"), (8, 32, "1.25")])
+def test_blocks_in_standard_form_rest_on_a_newer_version(bits: int, block: int | str, since: str) -> None:
+    case = small("g (float[4, 64] x) => (float[4, 64] y) { y = MatMul(x, w) }", {"w": weight(64, 64)}, x=(4, 64))
+    result, _ = quantized(case, mode="weights", bits=bits, block=block, format="qdq")
+    assert result.report.onnxruntime is not None
+    assert result.report.onnxruntime.fused_from == since
 
 
 def test_a_file_of_another_tool(tmp_path: Path) -> None:
