@@ -79,4 +79,5 @@ def compare(
         report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in found.tensors]
         proof.record_execution(report, executed(candidate, sample=data[0].feed, threads=settings.threads))
         proof.record_latency(report, reference, candidate, data, settings, opened)
+        proof.record_decoding(report, found.tokens, reference, candidate, data, settings)
     return report

@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from onnxshot.comparison.divergence import divergences, log_probabilities, row_blocks
 from onnxshot.comparison.proto_edits import parsed
 from onnxshot.errors import ModelError
 from onnxshot.runtimes.ort_runtime import Runnable
@@ -52,6 +53,9 @@ class Scores:
         rank: Rank of the output.
         width: Length of the last axis.
         varies: True if rank or length changed between samples.
+        logits: The output is named so: its softmax is a distribution.
+        nats: Sum of the divergences of the rows from the float model's, in nats (see `divergence`).
+        compared: Rows in that sum.
     """
 
     maker: str = ""
@@ -63,6 +67,9 @@ class Scores:
     rank: int = 0
     width: int | None = None
     varies: bool = False
+    logits: bool = False
+    nats: float = 0.0
+    compared: int = 0
 
     def add(self, wanted: NDArray[Any], got: NDArray[Any] | None) -> None:
         """Add one sample: values of the float model, and of the candidate, or None if its shape differs."""
@@ -72,7 +79,12 @@ class Scores:
         width = wanted.shape[-1]
         self.varies |= self.width not in (None, width) or (self.rank not in (0, wanted.ndim))
         self.width, self.rank = width, wanted.ndim
-        rows = wanted.reshape(-1, width).astype(np.float64)
+        wanted, got = wanted.reshape(-1, width), None if got is None else got.reshape(-1, width)
+        for part in row_blocks(len(wanted), width):
+            self._add_rows(wanted[part], None if got is None else got[part])
+
+    def _add_rows(self, wanted: NDArray[Any], got: NDArray[Any] | None) -> None:
+        rows, width = wanted.astype(np.float64), wanted.shape[-1]
         finite = np.isfinite(rows)
         with np.errstate(all="ignore"):
             second, first = np.moveaxis(np.partition(rows, -2, axis=-1)[:, -2:], -1, 0)
@@ -87,14 +99,28 @@ class Scores:
         self.rows += len(rows)
         self.curves += int(np.count_nonzero(~(margin > _FLAT * apart)))
         self.decided += int(np.count_nonzero(clear))
-        if got is not None:
-            same = rows.argmax(-1) == got.reshape(-1, width).argmax(-1)
-            self.agreed += int(np.count_nonzero(same & clear))
+        if got is None:
+            return
+        same = rows.argmax(-1) == got.argmax(-1)
+        self.agreed += int(np.count_nonzero(same & clear))
+        both = (log_probabilities(values, soft=bool(soft.all())) for values in (rows, got))
+        apart = divergences(*both)
+        known = np.isfinite(apart)
+        self.nats += float(apart[known].sum())
+        self.compared += int(np.count_nonzero(known))
 
     @property
     def agreement(self) -> float | None:
         """Top-1 agreement over the rows with a clear highest score, 0..1; None if the output is no class scores."""
         return self.agreed / self.decided if self.decided and self._are_scores() else None
+
+    @property
+    def divergence(self) -> float | None:
+        """Mean Kullback-Leibler divergence of a row in nats; None if the output is neither logits nor a softmax."""
+        named = self.logits and self.agreement is not None
+        if not self.compared or self.varies or not (named or self.distributions == self.rows):
+            return None
+        return max(self.nats / self.compared, 0.0)
 
     def _are_scores(self) -> bool:
         if self.varies:

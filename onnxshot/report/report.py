@@ -44,6 +44,13 @@ class Report:
         judged: what was left out of these figures. `random`: nodes that draw random numbers. `ordered`: by output that
             an operator such as TopK has ordered, the share of equal picks. `copied`: outputs that partly copy inputs.
         output_equal: share of equal values of each output that is not float.
+        output_kl: mean Kullback-Leibler divergence from the float model, in nats, of each output that is a softmax or
+            is named logits.
+        tokens: of a language model: `output` and `ids`, its logits and its ids; over all samples `positions`, `scored`
+            (positions whose next token is known), `float_perplexity`, `perplexity`, `perplexity_rise` (0.02 for 2 %),
+            `kl_nats`, `agreement`; `informative`: whether the float model predicts the samples better than chance;
+            `steps`: the same figures where each model decodes on its own cache, with `windows`, `prompt`, `steps`.
+            Empty for other models, and on random data.
         on_random_data: `sqnr_db`, `agreement`, `output_sqnr_db`, `sqnr_optimized_db` and `sqnr_unoptimized_db`, if all
             inputs were random; else empty.
         not_finite: outputs that are NaN or infinite where those of the float model are not, in words.
@@ -64,7 +71,10 @@ class Report:
             another runtime, or computes in bfloat16.
         sparsity: share 0..1 of zeros in the weights.
         latency: `float_ms`: median of the float model; `speedup`: median of the ratios of interleaved runs; `ms`:
-            float_ms over speedup; `sure`: whether the runs show which of the two is faster.
+            float_ms over speedup; `sure`: whether the runs show which of the two is faster; `float_cpu_ms` and
+            `cpu_speedup`: the same of CPU time.
+        decoding: of a decoder with a cache: `prompt_tokens`; `prompt` and `token`: the latency of a prompt of so many
+            tokens, and of one token behind it, with the keys of `latency`.
         skips: nodes that stayed float, and the skip reason of each.
         float_weights: weights that stayed float, and why.
         worst: tensors by SQNR, the worst first.
@@ -95,6 +105,8 @@ class Report:
     output_parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     judged: dict[str, Any] = field(default_factory=dict)
     output_equal: dict[str, float] = field(default_factory=dict)
+    output_kl: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, Any] = field(default_factory=dict)
     on_random_data: dict[str, Any] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
     contract: str = ""
@@ -111,6 +123,7 @@ class Report:
     onnxruntime: VersionNeeds | None = None
     sparsity: float = 0.0
     latency: dict[str, float] = field(default_factory=dict)
+    decoding: dict[str, Any] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     float_weights: list[Skip] = field(default_factory=list)
     worst: list[TensorReport] = field(default_factory=list)

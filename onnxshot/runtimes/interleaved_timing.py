@@ -4,8 +4,8 @@ It imports only the standard library, and numpy and onnxruntime inside `timed`. 
 JSON file with the job, and writes its answer to a JSON file. Its stdin stays open as long as the caller waits.
 
 Job: "models", paths; "feeds", .npz files; "threads", "rounds", "seconds"; "answer", the file to write. Answer:
-"version" of onnxruntime and "ms", milliseconds of each model by round; or "error", with "model", the index of the model
-that fails.
+"version" of onnxruntime, "ms", milliseconds of each model by round, and "cpu", the same of CPU time; or "error", with
+"model", the index of the model that fails.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def time_interleaved(
     rounds: int,
     seconds: float,
     enough: Callable[[list[list[float]]], bool] = lambda times: False,
+    cpu: list[list[float]] | None = None,
 ) -> list[list[float]]:
     """Time models in interleaved runs.
 
@@ -39,6 +40,7 @@ def time_interleaved(
         rounds: Most rounds.
         seconds: Approximate time limit per model.
         enough: Called with the milliseconds so far, after each round.
+        cpu: The CPU time of all threads of the process is added to it: [rounds, models] milliseconds.
 
     Returns:
         [rounds, models] milliseconds.
@@ -50,13 +52,15 @@ def time_interleaved(
     end = time.perf_counter() + seconds * len(runs)
     while len(times) < rounds and (len(times) < LEAST_ROUNDS or time.perf_counter() < end):
         feed = feeds[len(times) % len(feeds)]
-        row = [0.0] * len(runs)
+        row, spent = [0.0] * len(runs), [0.0] * len(runs)
         for turn in range(len(runs)):  # rotate, so that no model is always the first
             i = (turn + len(times)) % len(runs)
-            start = time.perf_counter_ns()
+            start, began = time.perf_counter_ns(), time.process_time_ns()
             runs[i](feed)
-            row[i] = (time.perf_counter_ns() - start) / 1e6
+            row[i], spent[i] = (time.perf_counter_ns() - start) / 1e6, (time.process_time_ns() - began) / 1e6
         times.append(row)
+        if cpu is not None:
+            cpu.append(spent)
         if enough(times):
             break
     return times
@@ -96,7 +100,9 @@ def timed(job: dict[str, Any]) -> dict[str, Any]:
         except Exception as e:  # ONNX Runtime's errors share no base class
             return {**answer, "error": str(e), "model": number}
         runs.append(run)
-    return {**answer, "ms": time_interleaved(runs, feeds, job["rounds"], job["seconds"])}
+    cpu: list[list[float]] = []
+    times = time_interleaved(runs, feeds, job["rounds"], job["seconds"], cpu=cpu)
+    return {**answer, "ms": times, "cpu": cpu}
 
 
 def main() -> None:

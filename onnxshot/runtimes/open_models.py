@@ -18,11 +18,13 @@ class OpenModels:
     Args:
         files: The files whose sessions are kept, if all together are small.
         threads: CPU threads of each session.
+        whole: Keep the sessions of larger files too, each in one session that maps its weights; for models that run
+            many times in a row.
     """
 
-    def __init__(self, files: Sequence[Path], threads: int) -> None:
-        self.threads = threads
-        self._files = frozenset(files) if _are_small(files) else frozenset[Path]()
+    def __init__(self, files: Sequence[Path], threads: int, *, whole: bool = False) -> None:
+        self.threads, self.whole = threads, whole
+        self._files = frozenset(files) if whole or _are_small(files) else frozenset[Path]()
         self._open: dict[Path, Runner] = {}
 
     def keeps(self, model: Runnable) -> bool:
@@ -32,7 +34,7 @@ class OpenModels:
     def runner(self, model: Path) -> Runner:
         """The file, loaded once; with all optimizations, and all outputs that can be one array each."""
         if model not in self._open:
-            self._open[model] = Runner(model, threads=self.threads, whole=True)
+            self._open[model] = Runner(model, threads=self.threads, whole=True, split=not self.whole)
         return self._open[model]
 
 

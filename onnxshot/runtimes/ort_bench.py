@@ -44,6 +44,10 @@ class Latency:
         sure: True if the rounds show which of the two is faster, or that they are equally fast (see `is_sure`).
         runtime: The runtime, such as "onnxruntime 1.22.0"; empty if it was not asked for.
         parts: Number of parts that were timed one after the other and added up; 1 for a model timed as a whole.
+        cpu_ms: Median CPU time of one inference, of all threads, in milliseconds; None where it was not measured.
+        cpu_ratio: CPU time of the first model divided by this one's, as `ratio`.
+        prompt: For a decoder with a cache: time of a prompt; else None.
+        token: For a decoder with a cache: time of one token behind that prompt; else None.
     """
 
     path: Path
@@ -55,6 +59,10 @@ class Latency:
     sure: bool = True
     runtime: str = ""
     parts: int = 1
+    cpu_ms: float | None = None
+    cpu_ratio: float | None = None
+    prompt: Latency | None = None
+    token: Latency | None = None
 
     def against(self, first: Latency) -> dict[str, float]:
         """Latency relative to the first model, with the keys that reports use.
@@ -66,12 +74,15 @@ class Latency:
             first: Latency of the first model.
 
         Returns:
-            "float_ms", "ms", "speedup" and "sure"; and "parts" for models that were timed in parts.
+            "float_ms", "ms", "speedup" and "sure"; "float_cpu_ms" and "cpu_speedup" if CPU time was measured; and
+            "parts" for models that were timed in parts.
         """
-        return {
+        found: dict[str, float] = {
             "float_ms": first.median_ms, "ms": first.median_ms / self.ratio, "speedup": self.ratio, "sure": self.sure,
-            **({"parts": self.parts} if self.parts > 1 else {}),
         }  # fmt: skip
+        if first.cpu_ms is not None and self.cpu_ratio is not None:
+            found |= {"float_cpu_ms": first.cpu_ms, "cpu_speedup": self.cpu_ratio}
+        return found | ({"parts": self.parts} if self.parts > 1 else {})
 
 
 def bench(
@@ -102,7 +113,8 @@ def bench(
         clear: As in `settled`.
         faster: Stop as soon as the other models were faster than the first in all of 3 or more rounds, and so many
             times as fast in half of them.
-        opened: Where sessions of files with as many threads are kept.
+        opened: Where sessions of files with as many threads are kept. If it keeps models whole, nothing is timed in
+            parts.
         providers: Execution providers of ONNX Runtime.
 
     Raises:
@@ -114,7 +126,7 @@ def bench(
     paths = [model if isinstance(model, Path) else Path(model.label) for model in models]
     enough = partial(_enough, precision=precision, clear=clear, faster=faster)
     how: dict[str, Any] = {"threads": threads, "providers": providers}
-    if is_large(models[0]) and sum(map(_bytes, models)) > memory.budget() // _SHARE:
+    if (opened is None or not opened.whole) and exceed(models):
         lean = list(map(LeanModel.of, models))
         times, parts = time_in_parts(lean, feeds, rounds, seconds, enough, **how)
         return [replace(row, parts=parts) for row in latencies(paths, times)]
@@ -124,7 +136,14 @@ def bench(
         else Runner(model, split=False, **how)
         for model in models
     ]
-    return latencies(paths, time_interleaved([runner.run for runner in runners], feeds, rounds, seconds, enough))
+    cpu: list[list[float]] = []
+    times = time_interleaved([runner.run for runner in runners], feeds, rounds, seconds, enough, cpu)
+    return latencies(paths, times, cpu=cpu)
+
+
+def exceed(models: Sequence[Path | LeanModel], share: int = _SHARE) -> bool:
+    """Whether these models run in parts, and all their weights together take more than a share of the memory budget."""
+    return is_large(models[0]) and sum(map(_bytes, models)) > memory.budget() // share
 
 
 def bench_loaded(
@@ -138,8 +157,9 @@ def bench_loaded(
 ) -> list[Latency]:
     """Measure the latency of loaded models of any runtime, as `bench` does."""
     enough = partial(_enough, precision=precision, clear=clear, faster=faster)
-    times = time_interleaved([runner.run for _, runner in named], feeds, rounds, seconds, enough)
-    return latencies([path for path, _ in named], times)
+    cpu: list[list[float]] = []
+    times = time_interleaved([runner.run for _, runner in named], feeds, rounds, seconds, enough, cpu)
+    return latencies([path for path, _ in named], times, cpu=cpu)
 
 
 def _enough(times: list[list[float]], precision: float | None, clear: float | None, faster: float | None) -> bool:
@@ -155,24 +175,34 @@ def _bytes(model: Path | LeanModel) -> int:
     return model.weight_bytes if isinstance(model, LeanModel) else stored_bytes(model)
 
 
-def latencies(models: Sequence[Path], times: Sequence[Sequence[float]], runtime: str = "") -> list[Latency]:
+def latencies(
+    models: Sequence[Path], times: Sequence[Sequence[float]], runtime: str = "",
+    cpu: Sequence[Sequence[float]] | None = None,
+) -> list[Latency]:  # fmt: skip
     """Latency of each model.
 
     Args:
         models: Their files.
         times: [rounds, models] milliseconds.
         runtime: Name and version of the runtime.
+        cpu: [rounds, models] milliseconds of CPU time; None where it was not measured.
     """
     ms = np.array(times)
     ratios = np.median(ms[:, :1] / ms, axis=0)
     p10, median, p90 = np.percentile(ms, (10, 50, 90), axis=0)
     sure = is_sure(ms)
-    return [
+    rows = [
         Latency(
             path, float(median[i]), float(p10[i]), float(p90[i]), float(ratios[i]), len(times), bool(sure[i]), runtime
         )
         for i, path in enumerate(models)
     ]
+    spent = np.array(cpu if cpu is not None else [])
+    if spent.shape != ms.shape or not (spent > 0).all():  # a clock may be too coarse for short runs
+        return rows
+    shares = np.median(spent[:, :1] / spent, axis=0)
+    medians = np.median(spent, axis=0)
+    return [replace(row, cpu_ms=float(medians[i]), cpu_ratio=float(shares[i])) for i, row in enumerate(rows)]
 
 
 def settled(ms: NDArray[np.float64], precision: float, clear: float | None = None) -> bool:

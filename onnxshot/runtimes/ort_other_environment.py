@@ -77,7 +77,7 @@ def bench_in(
         if "model" in answer:
             raise ModelError(f"{models[answer['model']]} does not run in {named} of {program}: {error}")
         raise TargetError(f"{program} cannot time models in {named}: {error}")
-    return latencies(models, answer["ms"], f"onnxruntime {answer['version']}")
+    return latencies(models, answer["ms"], f"onnxruntime {answer['version']}", answer.get("cpu"))
 
 
 def interpreter(python: str | Path) -> Path:

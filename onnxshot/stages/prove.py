@@ -27,7 +27,7 @@ from onnxshot.stages.prepare_model import prepare_model
 from onnxshot.targets import RUNTIMES
 from onnxshot.targets.ort import ORT
 from onnxshot.verification import proof, report_rows
-from onnxshot.verification.compare_models import compare
+from onnxshot.verification.compare_models import Comparison, compare
 from onnxshot.verification.float_weights import float_weights
 from onnxshot.verification.io_contract import reload_check
 from onnxshot.verification.reference import Reference
@@ -110,7 +110,10 @@ class _Proof:
         judged = Judged(reference.model, held_out)
         with report.timed("verify"):
             opened = OpenModels([p for p in (reference.model, runs) if isinstance(p, Path)], prepared.settings.threads)
-            self._measure(reference, float_model, written, runs, held_out, opened)
+            tokens = self._measure(reference, float_model, written, runs, held_out, opened).tokens
+        with report.timed("decode"):
+            here = prepared.target.runs_here
+            proof.record_decoding(report, tokens, reference.model, runs, held_out, prepared.settings, timed=here)
         evidence = made.final.evidence
         report.worst = report_rows.with_histograms(report.worst, made.plan, {} if evidence is None else evidence.stats)
         if not prepared.target.runs_here:
@@ -127,7 +130,7 @@ class _Proof:
     def _measure(
         self, reference: Reference, float_model: Model, written: Path, runs: Path, held_out: Dataset,
         opened: OpenModels,
-    ) -> None:
+    ) -> Comparison:
         """Measure the accuracy of every output and tensor, and what ran in int8.
 
         Args:
@@ -153,6 +156,7 @@ class _Proof:
             found_int8 = executed(counted, sample=first.feed, threads=threads)
         integers = {node.label for node in already_quantized(made.model)}  # as they came
         proof.record_execution(report, found_int8, made.plan.labels(FLOAT) - integers)
+        return found
 
     def _prove_in_target(self, written: Path, judged: Judged, how: str) -> None:
         """Measure the file in the runtime that it is for, where that is installed and no artifact is measured in it."""

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+
+from onnx import ModelProto
 
 from onnxshot import memory
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.comparison.class_scores import Scores, makers_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
+from onnxshot.comparison.proto_edits import parsed
+from onnxshot.comparison.token_outputs import token_ids, token_output
+from onnxshot.comparison.token_scores import TokenScores
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.report.values import GAP_DB
 from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.open_models import OpenModels
-from onnxshot.runtimes.ort_runtime import Feed, Runnable, Runner
-from onnxshot.runtimes.parallel import in_order, run_concurrently, split_threads
+from onnxshot.runtimes.ort_runtime import Runnable, Runner
+from onnxshot.runtimes.parallel import run_concurrently, split_threads
 from onnxshot.runtimes.spool import Spool
+from onnxshot.verification.causality import is_causal
 from onnxshot.verification.compare_tensors import SAMPLES, closest, compare_tensors
 from onnxshot.verification.io_contract import contract, difference, with_frozen
 from onnxshot.verification.output_errors import OutputRow, Outputs, Picks, Sums, Totals
+from onnxshot.verification.paired_runs import run_both
 from onnxshot.verification.tensor_errors import Scaled, TensorRow
 
 _NO_SAMPLES = "there are no samples to compare on"
@@ -53,6 +58,8 @@ class Comparison:
         ordered: Share of identical picks, 0..1, of each output that TopK or a similar node orders (see
             `onnxshot.comparison.ordering_nodes`).
         copied: Outputs that partly copy inputs. Only the computed part is compared.
+        tokens: Figures of the logits of a language model; None if the model is none.
+        token_inputs: Inputs of token ids.
     """
 
     outputs: tuple[OutputRow, ...]
@@ -69,6 +76,8 @@ class Comparison:
     random: tuple[str, ...] = ()
     ordered: Mapping[str, float] = field(default_factory=dict)
     copied: tuple[str, ...] = ()
+    tokens: TokenScores | None = None
+    token_inputs: tuple[str, ...] = ()
 
     @property
     def optimizer_changes_results(self) -> bool:
@@ -129,27 +138,30 @@ def compare(
     if not names and not kinds:
         shown = f"{_list(float_runner.outputs)} against {_list(runner.outputs)}"
         raise ModelError(f"the models have no output in common: {shown}")
-    sums, picks = _sums(setup, names), Picks(setup)
-    totals, first_runs = Totals(), list[tuple[Sample, Outputs]]()
+    outline = parsed(setup.reference)
+    tokens = _tokens(outline, float_runner, names, samples, start)
+    sums, picks = _sums(setup, names, tokens), Picks(setup)
+    totals, first_samples, kept = Totals(), list[Sample](), Spool()
     count, has_picks = 0, True
-    for sample, wanted, got in _run(float_runner, runner, samples, workers, setup):
+    for sample, wanted, got in run_both(float_runner, runner, samples, workers, setup):
         for name in names:
             if name in got:  # sort keys are missing if the candidate picked for itself
                 sums[name].add(wanted[name], got[name], sample.name, totals, first=count < SAMPLES)
+        if tokens is not None:
+            tokens.add(sample.feed, wanted[tokens.output.logits], got[tokens.output.logits])
         picks.add(wanted, got)
         if count < SAMPLES:
-            wanted = {name: values.copy() for name, values in wanted.items()}  # no views: they keep their session
-            first_runs.append((setup.sample(sample, wanted), wanted))
+            held = {name: values.copy() for name, values in wanted.items()} if setup.orders else wanted  # no views
+            first_samples.append(setup.sample(sample, held))
+            for name in names:
+                kept.put((id(first_samples[-1]), name), wanted[name])
             has_picks = has_picks and setup.has_picks(got)
         count += 1
 
-    wanted_of = {id(sample): wanted for sample, wanted in first_runs}
-
     def add_unoptimized(sample: Sample, _: Outputs, got: Outputs) -> None:
         for name in (name for name in names if name in got):
-            sums[name].add_plain(wanted_of[id(sample)][name], got[name], sample.name, totals)
+            sums[name].add_plain(kept.get((id(sample), name)), got[name], sample.name, totals)
 
-    first_samples = [sample for sample, _ in first_runs]
     del float_runner, runner
     memory.release()
     used = setup if has_picks else setup.unordered
@@ -162,12 +174,14 @@ def compare(
         prepared = setup.prepared(candidate)
         others = compare_tensors(form, prepared, first_samples, far, threads=threads, scaled=scaled)
         rows = closest(rows, others)
-    found = _comparison(sums, totals, count, picks)
+    kept.close()
+    found = _comparison(sums, totals, count, picks, tokens)
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
     return replace(
         found, contract=difference(*sides), notes=(*notes, *setup.notes, *found.notes), tensors=rows,
         tensor_samples=len(first_samples) if rows else 0,
         random=tuple(source.node for source in setup.random_nodes), copied=tuple(one.output for one in setup.copied),
+        token_inputs=token_ids(outline),
     )  # fmt: skip
 
 
@@ -197,18 +211,42 @@ def _loaded(
     return setup, Runner(setup.reference, threads=threads, whole=True), other
 
 
-def _sums(setup: ComparisonSetup, names: Iterable[str]) -> dict[str, Sums]:
+def _tokens(
+    outline: ModelProto, float_runner: Runner, names: Sequence[str], samples: Iterable[Sample], start: Sample
+) -> TokenScores | None:
+    """An accumulator of the logits of a language model; None if the model is none, or its logits are not compared."""
+    output = token_output(outline)
+    if output is None or output.logits not in names or output.ids not in start.feed:
+        return None
+    some: Iterable[Sample] = samples if isinstance(samples, Dataset | Sequence) else [start]
+    return TokenScores(output, is_causal(lambda feed: float_runner.run(feed, [output.logits]), some, output))
+
+
+def _sums(setup: ComparisonSetup, names: Iterable[str], tokens: TokenScores | None = None) -> dict[str, Sums]:
     """One accumulator per output of the models that run, by output name."""
+    logits = tokens.output.logits if tokens is not None else ""
     ordered = {output for outputs in setup.ordered_outputs.values() for output in outputs}
-    left_out = ordered | {one.output for one in setup.copied}
+    left_out = ordered | {one.output for one in setup.copied} | {logits}
     makers = makers_of(setup.reference)
-    scores = {n: None if setup.is_sort_key(n) or n in left_out else Scores(makers.get(n, "")) for n in names}
-    return {name: Sums(setup.output_name(name), scores=one) for name, one in scores.items()}
+    scores = {n: None if setup.is_sort_key(n) or n in left_out else _scores(n, makers) for n in names}
+    sums = {name: Sums(setup.output_name(name), scores=one) for name, one in scores.items()}
+    if logits:
+        sums[logits].parts = None  # positions and words are no channels
+    return sums
 
 
-def _comparison(sums: Mapping[str, Sums], totals: Totals, count: int, picks: Picks | None = None) -> Comparison:
+def _scores(name: str, makers: Mapping[str, str]) -> Scores:
+    return Scores(makers.get(name, ""), logits="logits" in name.lower())
+
+
+def _comparison(
+    sums: Mapping[str, Sums], totals: Totals, count: int, picks: Picks | None = None, tokens: TokenScores | None = None
+) -> Comparison:
     ordered = picks.shares() if picks is not None else {}
     rows = tuple(_with_shared_picks(entry.row(), ordered) for entry in sums.values())
+    if tokens is not None and tokens.positions:
+        logits, share = tokens.output.logits, tokens.agreement
+        rows = tuple(replace(row, agreement=share) if row.name == logits else row for row in rows)
     return Comparison(
         outputs=rows,
         sqnr_db=totals.all.value,
@@ -223,6 +261,7 @@ def _comparison(sums: Mapping[str, Sums], totals: Totals, count: int, picks: Pic
             *(f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape),
         ),
         ordered=ordered,
+        tokens=tokens if tokens is not None and tokens.positions else None,
     )
 
 
@@ -277,9 +316,9 @@ def compare_loaded(reference: Runnable, candidate: Loaded, samples: Dataset, *, 
     setup = comparison_setup(reference, samples[0].feed)
     common, names = names, _comparable(setup, names)
     makers = makers_of(reference)
-    sums, totals = {name: Sums(name, scores=Scores(makers.get(name, ""))) for name in names}, Totals()
+    sums, totals = {name: Sums(name, scores=_scores(name, makers)) for name in names}, Totals()
     alike = ComparisonSetup(reference)
-    for sample, wanted, got in _run(float_runner, candidate, samples if names else [samples[0]], 1, alike):
+    for sample, wanted, got in run_both(float_runner, candidate, samples if names else [samples[0]], 1, alike):
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=False)
     found = _comparison(sums, totals, len(samples))
@@ -305,63 +344,6 @@ def _why_left_out(setup: ComparisonSetup) -> str:
         return f"random numbers change from run to run ({setup.random_nodes[0].node!r})"
     parts = [f"{order.op} orders" for order in setup.orders[:1]] + ["copy inputs" for _ in setup.copied[:1]]
     return " or ".join(parts)
-
-
-def _run(
-    float_runner: Runner,
-    other: Loaded | CandidateRunner,
-    samples: Iterable[Sample],
-    workers: int,
-    setup: ComparisonSetup,
-) -> Iterator[tuple[Sample, Outputs, Outputs]]:
-    """The outputs of both models on every sample, in order. A Dataset is read in the threads that run it."""
-    if float_runner.in_parts > 1 or (isinstance(other, CandidateRunner) and other.in_parts > 1):
-        yield from _run_in_parts(float_runner, other, samples, workers, setup)
-        return
-    get: Callable[[Any], Sample] = samples.__getitem__ if isinstance(samples, Dataset) else lambda sample: sample
-    items: Iterable[Any] = range(len(samples)) if isinstance(samples, Dataset) else samples
-
-    def look(item: Any) -> tuple[Sample, Outputs, Outputs]:
-        sample = get(item)
-        wanted = float_runner.run(sample.feed)
-        return sample, wanted, other.run(setup.feed(sample.feed, wanted))
-
-    yield from in_order(look, items, workers)
-
-
-def _run_in_parts(
-    float_runner: Runner,
-    other: Loaded | CandidateRunner,
-    samples: Iterable[Sample],
-    workers: int,
-    setup: ComparisonSetup,
-) -> Iterator[tuple[Sample, Outputs, Outputs]]:
-    """The same of models in parts. The float model runs on many samples before the other does; its outputs wait."""
-    drawn = iter(samples if not isinstance(samples, Dataset) else map(samples.__getitem__, range(len(samples))))
-    read, shown = deque[Sample](), deque[tuple[Sample, list[str]]]()
-
-    def given() -> Iterator[Feed]:
-        for sample in drawn:
-            read.append(sample)
-            yield sample.feed
-
-    with Spool() as waiting:
-
-        def replies() -> Iterator[Feed]:
-            for number, wanted in enumerate(float_runner.run_all(given(), workers)):
-                sample = read.popleft()
-                for name, value in wanted.items():
-                    waiting.put((number, name), value)
-                shown.append((sample, list(wanted)))
-                yield setup.feed(sample.feed, wanted)
-
-        feeds = replies()
-        found = other.run_all(feeds, workers) if isinstance(other, CandidateRunner) else map(other.run, feeds)
-        for number, got in enumerate(found):
-            sample, names = shown.popleft()
-            yield sample, {name: waiting.get((number, name)) for name in names}, got
-            for name in names:
-                waiting.drop((number, name))
 
 
 def _optimizer_loses(fast: float | None, plain: float | None) -> bool:

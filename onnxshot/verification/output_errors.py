@@ -19,6 +19,8 @@ from onnxshot.maths.sqnr import SqnrSum
 
 Outputs = Mapping[str, NDArray[Any]]
 
+_BLOCK = 1 << 18  # values
+
 
 @dataclass(frozen=True, slots=True)
 class OutputRow:
@@ -37,6 +39,7 @@ class OutputRow:
         other_shape: Number of samples on which the shapes differ. Their noise counts as large as the signal.
         part: Channels that are far quieter than the others (see `onnxshot.comparison.output_parts`).
         samples_db: Spread of the SQNR over the samples (see `onnxshot.comparison.sample_spread`).
+        kl_nats: Mean Kullback-Leibler divergence in nats of class scores that are a softmax, or are named logits.
     """
 
     name: str
@@ -49,6 +52,7 @@ class OutputRow:
     other_shape: int = 0
     part: Part | None = None
     samples_db: Mapping[str, float] = field(default_factory=dict)
+    kl_nats: float | None = None
 
 
 class Sum(SqnrSum):
@@ -71,11 +75,14 @@ class Totals:
 
 @dataclass(slots=True)
 class Sums:
-    """Accumulated errors of one output. `scores` is None if the output cannot be class scores."""
+    """Accumulated errors of one output.
+
+    `scores` is None if the output cannot be class scores, `parts` if it has no channels.
+    """
 
     name: str
     scores: Scores | None = field(default_factory=Scores)
-    parts: Parts = field(default_factory=Parts)
+    parts: Parts | None = field(default_factory=Parts)
     own: Totals = field(default_factory=Totals)
     each: list[SqnrSum] = field(default_factory=list)
     max_error: float = 0.0
@@ -103,13 +110,9 @@ class Sums:
             return
         self._add_float(wanted, got, totals, first=first)
         self._look_for_nan(wanted, got, sample, "")
-        with np.errstate(invalid="ignore", over="ignore"):
-            error = np.abs(wanted.astype(np.float64) - got)
-        error = np.where((wanted == got) | (np.isnan(wanted) & np.isnan(got)), 0.0, error)
-        if error.size:
-            worst = float(error.max())  # max propagates NaN
-            self.max_error = max(self.max_error, np.inf if np.isnan(worst) else worst)
-        self.parts.add(wanted, got)
+        self.max_error = max(self.max_error, _largest_error(wanted.reshape(-1), got.reshape(-1)))
+        if self.parts is not None:
+            self.parts.add(wanted, got)
         if self.scores is not None:
             self.scores.add(wanted, got)
 
@@ -161,9 +164,23 @@ class Sums:
             agreement=self.scores.agreement if self.scores is not None else None,
             equal=self.equal / self.exact if self.exact else None,
             other_shape=self.other_shape,
-            part=self.parts.found,
+            part=self.parts.found if self.parts is not None else None,
             samples_db=spread(self.each),
+            kl_nats=self.scores.divergence if self.scores is not None else None,
         )
+
+
+def _largest_error(wanted: NDArray[Any], got: NDArray[Any]) -> float:
+    """The largest absolute difference of two vectors, in blocks; infinite if only one of two values is finite."""
+    largest = 0.0
+    for start in range(0, wanted.size, _BLOCK):
+        one, other = wanted[start : start + _BLOCK].astype(np.float64), got[start : start + _BLOCK]
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = np.abs(one - other)
+        error[(one == other) | (np.isnan(one) & np.isnan(other))] = 0.0
+        worst = float(error.max())  # max propagates NaN
+        largest = max(largest, np.inf if np.isnan(worst) else worst)
+    return largest
 
 
 class Picks:

@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from onnxshot.calibration.checks import fits
 from onnxshot.calibration.readers import Dataset, open_data
+from onnxshot.comparison.token_scores import TokenScores
 from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.graph import Model, Node, edit
 from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
@@ -22,15 +23,18 @@ from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.runtimes.executed import Execution
 from onnxshot.runtimes.mapped_weights import serialized
 from onnxshot.runtimes.open_models import OpenModels
-from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench
+from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench, exceed
 from onnxshot.runtimes.ort_runtime import Runnable, Runner, is_large
 from onnxshot.runtimes.ort_session import SessionRunner
 from onnxshot.settings import Settings
 from onnxshot.verification.compare_models import Comparison
+from onnxshot.verification.decoding import decode
+from onnxshot.verification.decoding_speed import PROMPT, time_decoding
 from onnxshot.verification.io_contract import contract, same_contract, with_frozen
 
 _RANDOM_SAMPLES = 4
 _BENCH_FEEDS = 8
+_DECODED_SHARE = 3  # of the memory budget: two sessions hold their weights twice, and the rest is for what they compute
 _SHOWN = 3  # names in a note
 
 
@@ -47,6 +51,8 @@ def record_comparison(report: Report, found: Comparison, *, random: bool) -> Non
         "sqnr_optimized_db": found.optimized_db, "sqnr_unoptimized_db": found.unoptimized_db,
         "output_sqnr_db": {row.name: row.sqnr_db for row in found.outputs if row.sqnr_db is not None},
     }  # fmt: skip
+    if found.token_inputs and random:
+        known["token_inputs"] = list(found.token_inputs)
     report.samples["judged"] = found.samples
     if found.tensors:
         report.samples["tensors"] = found.tensor_samples
@@ -57,6 +63,11 @@ def record_comparison(report: Report, found: Comparison, *, random: bool) -> Non
             setattr(report, name, value)
         report.sample_db = {row.name: dict(row.samples_db) for row in found.outputs if row.samples_db}
         report.output_parts = {row.name: asdict(row.part) for row in found.outputs if row.part is not None}
+        report.output_kl = {row.name: row.kl_nats for row in found.outputs if row.kl_nats is not None}
+        if found.tokens is not None:
+            output = found.tokens.output
+            report.tokens = {"output": output.logits, "ids": output.ids, **found.tokens.figures()}
+            report.tokens["informative"] = found.tokens.informative
         report.output_equal = {row.name: row.equal for row in found.outputs if row.equal is not None}
     judged = {"random": list(found.random), "ordered": dict(found.ordered), "copied": list(found.copied)}
     report.judged = {key: value for key, value in judged.items() if value}
@@ -106,6 +117,52 @@ def record_latency(
             f"latency: the sum over {after.parts} parts that were timed one after the other, as the models together "
             "take more than an eighth of --memory"
         )
+
+
+def record_decoding(
+    report: Report, scores: TokenScores | None, source: Path | LeanModel, written: Path, data: Dataset,
+    settings: Settings, *, timed: bool = True,
+) -> None:  # fmt: skip
+    """Decode a few samples token by token, and time a prompt and a token, if the model is a decoder with a cache.
+
+    Memory: one session of each model. Larger ones than a third of the budget are not decoded: a note says so.
+
+    Args:
+        report: The report to fill in.
+        scores: The figures of the logits, from the comparison; None for other models.
+        source: The float model.
+        written: The file made of it.
+        data: Samples.
+        settings: Threads, and seconds of each timing.
+        timed: Time it as well.
+    """
+    if scores is None or not scores.output.presents:
+        return
+    if exceed([source, written], _DECODED_SHARE):
+        report.notes.append(
+            "not decoded token by token, and a token not timed: the models run in parts, as they together take more "
+            "than a third of --memory"
+        )
+        return
+    files = [model for model in (source, written) if isinstance(model, Path)]
+    opened = OpenModels(files, settings.threads, whole=True)
+    if not data.random:
+        reference = opened.runner(source) if isinstance(source, Path) else Runner(source, threads=settings.threads)
+        found = decode(reference, opened.runner(written), data, scores.output, causal=scores.causal)
+        report.tokens |= {"steps": found.figures()} if found.figures() else {}
+        report.notes += [found.note] if found.note else []
+    if not timed:
+        return
+    try:
+        before, after = time_decoding(
+            [source, written], data[0].feed, scores.output, threads=settings.threads, opened=opened,
+            seconds=settings.bench_seconds, precision=NOISE, clear=CLEAR,
+        )  # fmt: skip
+    except ModelError as e:
+        report.notes.append(f"a prompt and a token were not timed: {e.message}")
+        return
+    report.decoding = {"prompt_tokens": PROMPT, "prompt": after[0].against(before[0])}
+    report.decoding["token"] = after[1].against(before[1])
 
 
 def loads(written: Path, source: str | Path | ModelProto) -> bool:
