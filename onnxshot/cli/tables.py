@@ -13,6 +13,7 @@ from onnxshot.cli.terminal import STYLES, name_column, stderr_console
 from onnxshot.graph.skip import Skip
 from onnxshot.report.advice import BAD, decibels, level_of, words_of
 from onnxshot.report.report import Report
+from onnxshot.report.token_figures import decoding_in_one_line, in_one_line, rise_of
 from onnxshot.report.values import VECTOR, Artifact
 from onnxshot.report.verdict import WORDS, Verdict
 from onnxshot.results.compressed import CompressReport
@@ -37,6 +38,10 @@ def show_report(report: Report) -> None:
     """Print a result: sizes, accuracy, speed, the worst tensors, the weights that stayed float, the next step."""
     console = stderr_console()
     console.print(_headline(report))
+    values = report.to_dict()
+    for line in (in_one_line(values), decoding_in_one_line(values)):
+        if line:
+            console.print(escape(line))
     if report.worst and not report.on_random_data:  # errors per layer mean nothing on random inputs
         head = name_column(f"worst tensors{_sample_share(report)}")
         table = Table(head, "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
@@ -206,8 +211,9 @@ def _headline(report: Report) -> str:
     parts = [escape(report.outputs[0].path if report.outputs else report.input)]
     if written:
         parts.append(f"{report.input_bytes / 1e6:.2f} -> {written / 1e6:.2f} MB")
-    parts += [accuracy(report.sqnr_db, None)] if report.sqnr_db is not None else []
-    parts += [accuracy(None, report.agreement)] if report.agreement is not None else []
+    judged = rise_of({"tokens": report.tokens}) is None  # else the perplexity says whether they are good enough
+    parts += [accuracy(report.sqnr_db, None, judged=judged)] if report.sqnr_db is not None else []
+    parts += [accuracy(None, report.agreement, judged=judged)] if report.agreement is not None else []
     if report.int8_macs_share is not None:
         parts.append(f"int8 {100 * report.int8_macs_share:.0f} % of MACs")
     if report.speedup is not None:
@@ -219,10 +225,10 @@ def _headline(report: Report) -> str:
     return "  ".join(parts)
 
 
-def accuracy(sqnr_db: float | None, agreement: float | None) -> str:
-    """Format the SQNR or the agreement, whichever is given; red if it is not good enough."""
+def accuracy(sqnr_db: float | None, agreement: float | None, *, judged: bool = True) -> str:
+    """Format the SQNR or the agreement, whichever is given; red if it is `judged` and not good enough."""
     text = f"SQNR {decibels(sqnr_db)}" if sqnr_db is not None else f"agreement {100 * (agreement or 0.0):.1f} %"
-    return f"[bold red]{text}[/]" if level_of(sqnr_db, agreement) == BAD else text
+    return f"[bold red]{text}[/]" if judged and level_of(sqnr_db, agreement) == BAD else text
 
 
 def show_latencies(rows: Sequence[Latency]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxshot.maths.sqnr import CAP_DB
+from onnxshot.report.token_figures import FLOOR_RISE, rise_of
 from onnxshot.runtimes.ort_bench import NOISE
 
 Values = Mapping[str, Any]
@@ -90,6 +91,9 @@ def _to_search(values: Values) -> str:
         return _of_stages(stages)
     if (values.get("goal") or {}).get("missed"):
         return "onnxshot sensitivity MODEL --calib DATA --gains measures what each node costs"
+    if rise_of(values) is not None and not (values.get("goal") or {}):
+        least = f"--max-perplexity-rise {100 * FLOOR_RISE:g}%"
+        return f"onnxshot quantize INPUT --calib DATA {least} searches for what to leave in float, by measuring"
     if searches(values):
         return f"--min-sqnr {_asked_for(now)} searches for what to leave in float, by measuring"
     if not quantizes(values) and not is_comparison(values):

@@ -30,6 +30,7 @@ from onnxshot.report.advice import (
     smaller,
     to_gain,
 )
+from onnxshot.report.token_figures import FLOOR_RISE, judged_by_tokens, perplexities, rise_of
 from onnxshot.runtimes.ort_bench import NOISE
 from onnxshot.targets import RUNTIMES
 
@@ -86,9 +87,12 @@ def _goal(values: Values) -> Iterator[Finding]:
 def _outputs_below(values: Values) -> Iterator[Finding]:
     """SQNR of all outputs together and of each, agreement, and shares of equal values."""
     db, agreement, hint = values.get("sqnr_db"), values.get("agreement"), to_gain(values)
+    outputs = values.get("output_sqnr_db") or {}
+    if rise_of(values) is not None:  # a language model: next to each other, tokens may be equally likely
+        outputs = {name: found for name, found in outputs.items() if not judged_by_tokens(values, name)}
+        db, agreement = min(outputs.values(), default=None), None
     if level_of(db) == BAD:
         yield Finding(BAD, _below("SQNR", db), hint)
-    outputs = values.get("output_sqnr_db") or {}
     below = {name: found for name, found in outputs.items() if len(outputs) > 1 and level_of(found) == BAD}
     for name in sorted(below, key=lambda name: below[name])[:_NAMED]:
         yield Finding(BAD, _below(f"SQNR of output {name!r}", below[name]), hint)
@@ -104,10 +108,26 @@ def _outputs_below(values: Values) -> Iterator[Finding]:
             yield Finding(BAD, _disagrees(f"share of equal values of output {name!r}", share), hint)
 
 
+def _perplexity(values: Values) -> Iterator[Finding]:
+    """The perplexity of a language model, over all samples and on its own cache."""
+    rise, tokens = rise_of(values), values.get("tokens") or {}
+    if rise is not None and rise > FLOOR_RISE:
+        what = f"the perplexity rises by {100 * rise:.1f} %, more than {100 * FLOOR_RISE:g} %"
+        yield Finding(BAD, f"{what}: {perplexities(values)}", to_gain(values))
+    own = (tokens.get("steps") or {}).get("perplexity_rise")
+    if rise is not None and own is not None and own > FLOOR_RISE >= rise:
+        what = f"decoding on its own cache, the perplexity rises by {100 * own:.1f} %, and by {100 * rise:.1f} % else"
+        yield Finding(CAUTION, what, to_gain(values))
+    if rise is None and tokens.get("scored") and not tokens["informative"]:
+        what = "the float model predicts the samples no better than chance: they are no text that it knows"
+        yield Finding(CAUTION, what, "give text: --calib DATA with the model's own tokens")
+
+
 def _samples_below(values: Values) -> Iterator[Finding]:
     """SQNR of the median sample, which a few loud samples may hide in the total."""
     outputs = values.get("sample_db") or {}
     whole = values.get("output_sqnr_db") or {}
+    outputs = {name: own for name, own in outputs.items() if not judged_by_tokens(values, name)}
     below = {name: own for name, own in outputs.items() if level_of(own["median"]) == BAD}
     for name in [name for name in below if level_of(whole.get(name)) != BAD][:_NAMED]:
         own = below[name]
@@ -162,6 +182,8 @@ def _optimizer(values: Values) -> Iterator[Finding]:
     if not values.get("optimizer_changes_results"):
         return
     known = values.get("on_random_data") or values
+    if known.get("token_inputs") or rise_of(values) is not None:
+        return  # random tokens show nothing, and a perplexity is measured with the optimizations, as deployed
     with_them, without = known.get("sqnr_optimized_db"), known.get("sqnr_unoptimized_db")
     if with_them is not None and without is not None and with_them >= 2 * FLOOR_DB and without - with_them < _TWICE_DB:
         return  # the error is tiny either way, and on a few samples rounding alone can differ this much
@@ -313,8 +335,8 @@ def _unplanned(values: Values) -> Iterator[Finding]:
 
 
 def is_inaccurate(values: Values) -> bool:
-    """Whether a figure of accuracy is below its floor: SQNR of all outputs or of one, or agreement."""
-    return any(True for _ in _outputs_below(values))
+    """Whether a figure of accuracy is below its floor: SQNR of all outputs or of one, agreement, or perplexity."""
+    return any(finding.level == BAD for rule in (_outputs_below, _perplexity) for finding in rule(values))
 
 
 # ---------------------------------------------------------------------- words
@@ -337,8 +359,8 @@ def _noise(db: float) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    _not_finite, _contract, _goal, _outputs_below, _samples_below, _parts_below, _artifacts_below, _stages_below,
-    _nothing, _data, _size_and_speed, _in_target, _coverage, _optimizer, _unplanned,
+    _not_finite, _contract, _goal, _perplexity, _outputs_below, _samples_below, _parts_below, _artifacts_below,
+    _stages_below, _nothing, _data, _size_and_speed, _in_target, _coverage, _optimizer, _unplanned,
 )  # fmt: skip
 """The rules for results of all verbs except shrink, in the order of their weight."""
 

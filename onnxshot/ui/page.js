@@ -186,11 +186,18 @@ async function finish(told) {
   const place = `jobs/${told.key}/outputs/`;
   const report = await call("GET", place + "report.json");
   const written = report.outputs.reduce((sum, artifact) => sum + artifact.bytes, 0);
+  const { tokens, decoding } = report;
   const { float_ms: before, ms: after, speedup } = report.latency;
   const figures = [
     ["size", `${sizeOf(report.input_bytes)} → ${sizeOf(written)}`],
     ["SQNR of the outputs", report.sqnr_db === null ? null : report.sqnr_db.toFixed(1) + " dB"],
     ["same answer as the float model", report.agreement === null ? null : (100 * report.agreement).toFixed(1) + " %"],
+    ["perplexity", tokens.perplexity === undefined ? null
+      : `${tokens.float_perplexity.toPrecision(4)} → ${tokens.perplexity.toPrecision(4)} (${(100 * tokens.perplexity_rise).toFixed(1)} %)`],
+    ["divergence", tokens.kl_nats === undefined ? null : `${tokens.kl_nats.toPrecision(3)} nats`],
+    ...["token", "prompt"].filter((part) => decoding[part]).map((part) => [
+      part === "token" ? "a token" : `a prompt of ${decoding.prompt_tokens}`,
+      `${decoding[part].speedup.toFixed(2)}x (${decoding[part].float_ms.toFixed(2)} → ${decoding[part].ms.toFixed(2)} ms)`]),
     ["speed", speedup === undefined ? null : `${speedup.toFixed(2)}x (${before.toFixed(2)} → ${after.toFixed(2)} ms)`],
   ];
   $("figures").replaceChildren(...figures.filter(([, value]) => value !== null).map(

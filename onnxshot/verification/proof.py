@@ -67,7 +67,7 @@ def record_comparison(report: Report, found: Comparison, *, random: bool) -> Non
         if found.tokens is not None:
             output = found.tokens.output
             report.tokens = {"output": output.logits, "ids": output.ids, **found.tokens.figures()}
-            report.tokens["informative"] = found.tokens.informative
+            report.tokens |= {"informative": found.tokens.informative, "caches": list(output.presents.values())}
         report.output_equal = {row.name: row.equal for row in found.outputs if row.equal is not None}
     judged = {"random": list(found.random), "ordered": dict(found.ordered), "copied": list(found.copied)}
     report.judged = {key: value for key, value in judged.items() if value}

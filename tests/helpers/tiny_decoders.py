@@ -53,7 +53,8 @@ _MASKED = """
 def weights(seed: int = 0, noise: float = 0.0) -> dict[str, NDArray[np.float32]]:
     """Weights of the models; `noise` is added to them, as quantization does."""
     rng, other = np.random.default_rng(seed), np.random.default_rng(seed + 1000)
-    shapes = {"table": (VOCABULARY, WIDTH), "head": (WIDTH, VOCABULARY)} | {n: (WIDTH, WIDTH) for n in ("wq", "wk", "wv")}
+    shapes = {"table": (VOCABULARY, WIDTH), "head": (WIDTH, VOCABULARY)}
+    shapes |= dict.fromkeys(("wq", "wk", "wv"), (WIDTH, WIDTH))
     return {
         name: (rng.normal(0, 0.8, shape) + noise * other.normal(0, 1, shape)).astype(np.float32)
         for name, shape in shapes.items()

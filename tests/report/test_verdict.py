@@ -38,12 +38,26 @@ SPREAD = {"least": 3.6, "tenth": 4.0, "median": 4.9, "samples": 8, "held": 0.03}
 
 PART = {"axis": 1, "quiet": 6, "channels": 10, "quiet_db": 8.1, "loud_db": 33.0}
 
+TOKENS: dict[str, Any] = {
+    "output": "logits", "ids": "input_ids", "positions": 64, "scored": 60, "informative": True, "caches": ["present.0"],
+    "float_perplexity": 20.0, "perplexity": 20.4, "perplexity_rise": 0.02, "kl_nats": 0.01, "agreement": 0.85,
+}  # fmt: skip
+RISEN = {**TOKENS, "perplexity": 25.0, "perplexity_rise": 0.25}
+STEPS = {"windows": 4, "prompt": 32, "steps": 64, "positions": 64, "scored": 60, "perplexity_rise": 0.3}
+
 AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "SQNR": ({"sqnr_db": 14.9}, "bad", "SQNR is 14.9 dB, below 15 dB: the error is 18 %", "--min-sqnr 15"),
     "one output": ({"output_sqnr_db": {"y": 40.0, "z": 3.0}}, "bad", "output 'z' is 3.0 dB", "--min-sqnr 37"),
     "not a number": ({"sqnr_db": float("nan")}, "bad", "not a number", "--min-sqnr 15"),
     "agreement": ({"agreement": 0.89}, "bad", "agreement is 89.0 %, below 90 %", "--min-sqnr 37"),
     "order": ({"judged": {"ordered": {"top": 0.4}}}, "bad", "the same picks of output 'top' is 40.0 %", "--min-sqnr"),
+    "perplexity": ({"tokens": RISEN}, "bad", "rises by 25.0 %, more than 10 %: 20 -> 25 (+25.0 %)",
+                   "--max-perplexity-rise 10%"),
+    "own cache": ({"tokens": {**TOKENS, "steps": STEPS}}, "caution", "its own cache, the perplexity rises by 30.0 %",
+                  "--max-perplexity-rise"),
+    "no text": ({"tokens": {**TOKENS, "informative": False}}, "caution", "no better than chance", "give text"),
+    "beside the logits": ({"tokens": TOKENS, "output_sqnr_db": {"logits": 9.0, "state": 3.0}}, "bad",
+                          "SQNR is 3.0 dB", "--max-perplexity-rise"),
     "median": ({"sample_db": {"y": SPREAD}}, "bad", "sample is 4.9 dB, below 15 dB; the 31.0 dB", "--min-sqnr 37"),
     "quiet median": ({"sample_db": {"y": {**SPREAD, "held": 0.001}}}, "caution", "median sample", "--min-sqnr"),
     "parts": ({"output_parts": {"y": PART}}, "caution", "the 6 quiet of 10 channels of output 'y': SQNR is 8.1 dB",
@@ -75,6 +89,24 @@ AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
                         "the openvino file: SQNR is 2.0 dB", "--min-sqnr"),
     "refused": ({"runtimes": [{"runtime": "openvino", "refused": "no such op"}]}, "caution", "no such op", "target"),
 }  # fmt: skip
+
+
+def test_a_language_model_is_judged_by_its_perplexity() -> None:
+    low = {"sqnr_db": 9.0, "agreement": 0.85, "output_sqnr_db": {"logits": 9.0, "present.0": 8.0}}
+    low |= {"sample_db": {"logits": SPREAD}, "optimizer_changes_results": True}
+    low |= {"sqnr_optimized_db": 9.0, "sqnr_unoptimized_db": 30.0}
+    assert judge({**SOUND, **low}).level == "bad"
+    assert judge({**SOUND, **low, "tokens": TOKENS}).level == "ready"
+    assert judge({**SOUND, **low, "tokens": {**TOKENS, "informative": False}}).level == "bad"
+
+
+def test_random_tokens_show_nothing_but_that_they_are_random() -> None:
+    known = {"sqnr_db": 5.6, "agreement": 0.34, "sqnr_optimized_db": 5.0, "sqnr_unoptimized_db": 30.0}
+    values = {**SOUND, "sqnr_db": None, "agreement": None, "output_sqnr_db": {}, "optimizer_changes_results": True}
+    values["on_random_data"] = {**known, "token_inputs": ["input_ids"]}
+    found = judge(values)
+    assert found.level == "caution" and len(found.reasons) == 1
+    assert "random data only" in found.reasons[0] and "--exclude" not in found.next
 
 
 def test_what_runs_do_not_tell_does_not_count_as_slower() -> None:

@@ -51,7 +51,8 @@ def test_padding_is_left_out() -> None:
     seen = np.ones_like(ids)
     seen[0, :4] = 0  # padded on the left
     seen[1, -3:] = 0  # on the right
-    found = compare(decoder(mask=True), decoder(NOISE, mask=True), [Sample("#", {"input_ids": ids, "attention_mask": seen})])
+    sample = Sample("#", {"input_ids": ids, "attention_mask": seen})
+    found = compare(decoder(mask=True), decoder(NOISE, mask=True), [sample])
     tokens = found.tokens
     assert tokens is not None
     p, q = logs_of(logits_of(ids, seen)), logs_of(logits_of(ids, seen, NOISE))
@@ -150,7 +151,8 @@ def test_a_prompt_and_a_token_are_timed_behind_the_same_pasts() -> None:
     assert token["input_ids"].shape == (1, 1) and token["past.key"].shape[2] == PROMPT
     wanted = Runner(model).run(prompt)["present.key"]
     np.testing.assert_array_equal(token["past.key"], wanted)
-    before, after = time_decoding([model, LeanModel.of(decoder(NOISE, cache=True))], feed, CACHE, rounds=3, seconds=0.01)
+    other = LeanModel.of(decoder(NOISE, cache=True))
+    before, after = time_decoding([model, other], feed, CACHE, rounds=3, seconds=0.01)
     assert before[0].ratio == before[1].ratio == 1.0
     assert after[0].rounds == after[1].rounds == 3
     assert after[1].cpu_ms is not None and after[1].cpu_ms > 0

@@ -9,6 +9,7 @@ from onnxshot.report.advice import BAD, CAUTION, READY
 from onnxshot.report.html import figures
 from onnxshot.report.html.charts import bar
 from onnxshot.report.html.markup import Markup, el, join
+from onnxshot.report.token_figures import divergence, on_own_cache, perplexities
 from onnxshot.report.verdict import WORDS
 
 Values = Mapping[str, Any]
@@ -40,6 +41,9 @@ def tiles(values: Values) -> Markup:
     found = [
         ("SQNR", figures.decibels(values["sqnr_db"]) if values.get("sqnr_db") is not None else ""),
         ("equal answers", figures.percent(values.get("agreement"))),
+        ("perplexity", perplexities(values).replace("->", "→")),
+        ("perplexity on own caches", on_own_cache(values).split(" over ")[0]),
+        ("divergence", divergence(values)),
         ("work in int8", figures.percent(values.get("int8_macs_share"), 0)),
         ("zeros", figures.percent(values.get("sparsity")) if values.get("sparsity", 0) >= _SOME_ZEROS else ""),
         ("speed against float" + _unsure(values), figures.times(speedup) if speedup else ""),
@@ -59,6 +63,11 @@ def against_float(values: Values) -> Markup:
     if times:
         rows = [("float", times["float_ms"], "was"), ("result", times["ms"], "now")]
         blocks.append(_bars("Latency of one run", rows, figures.milliseconds))
+    if decoding := values.get("decoding"):
+        for part, name in (("prompt", f"a prompt of {decoding['prompt_tokens']} tokens"), ("token", "a token")):
+            own = decoding[part]
+            rows = [("float", own["float_ms"], "was"), ("result", own["ms"], "now")]
+            blocks.append(_bars(f"Time of {name}", rows, figures.milliseconds))
     for artifact in values["outputs"]:
         if own := artifact["latency"]:
             rows = [("float", own["float_ms"], "was"), (artifact["format"], own["ms"], "now")]
@@ -109,6 +118,8 @@ def _alike(values: Values) -> str:
     samples = values["samples"]
     count, held_out = samples.get("judged"), samples.get("held_out")
     on = f" on {count} {'held-out ' if held_out == count else ''}samples" if count else ""
+    if text := perplexities(values):
+        return f"perplexity {text.replace('->', '→')}{on}"
     if values["agreement"] is not None:
         return f"same answer as float in {figures.percent(values['agreement'])} of cases{on}"
     return f"SQNR {figures.decibels(values['sqnr_db'])}{on}" if values["sqnr_db"] is not None else ""

@@ -21,6 +21,7 @@ _SINKS: dict[str, tuple[str, Callable[[str, Record], None]]] = {
     "mlflow": ("mlflow", mlflow.write),
 }
 """Name of the tracker, and of its extra -> the package that it needs, and the function that logs."""
+_OF_TOKENS = ("float_perplexity", "perplexity", "perplexity_rise", "kl_nats", "agreement")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,13 @@ def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     own = ("sqnr_db", "agreement", "int8_macs_share", "sparsity", "input_bytes", "seconds", "peak_rss_mb")
     found = {name: report[name] for name in own}
     found |= {f"latency/{name}": value for name, value in report["latency"].items()}
+    found |= {f"kl_nats/{name}": value for name, value in report.get("output_kl", {}).items()}
+    tokens = report.get("tokens", {})
+    found |= {f"tokens/{name}": tokens[name] for name in _OF_TOKENS if name in tokens}
+    found |= {f"tokens/steps/{name}": tokens["steps"][name] for name in _OF_TOKENS if name in tokens.get("steps", {})}
+    for part in ("prompt", "token"):
+        times = report.get("decoding", {}).get(part, {})
+        found |= {f"decoding/{part}/{name}": value for name, value in times.items()}
     for artifact in report["outputs"]:
         found[f"bytes/{artifact['format']}"] = artifact["bytes"]
     for stage in report.get("stages", ()):

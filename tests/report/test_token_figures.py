@@ -1,0 +1,91 @@
+"""Reports of language models: JSON, page, console and trackers show perplexity, divergence, and times of decoding."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from jsonschema import Draft202012Validator
+from tiny_decoders import decoder, encoder, no_past, texts
+
+import onnxshot
+from onnxshot.cli.tables import show_report
+from onnxshot.report.html.page import page
+from onnxshot.report.report import Report
+from onnxshot.report.token_figures import decoding_in_one_line, in_one_line
+from onnxshot.report.trackers.send import _records
+from onnxshot.settings import Settings
+
+QUICK = Settings(use_cache=False, threads=1, bench_seconds=0.01)
+SCHEMA: dict[str, Any] = json.loads((resources.files("onnxshot.report") / "report.schema.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    folder = tmp_path_factory.mktemp("decoders")
+    for name, noise in (("float", 0.0), ("other", 0.05)):
+        (folder / f"{name}.onnx").write_bytes(decoder(noise, cache=True))
+    feeds = [{"input_ids": ids, **no_past()} for ids in texts()]
+    return onnxshot.compare(folder / "float.onnx", folder / "other.onnx", feeds, settings=QUICK)
+
+
+def test_reports_of_decoders_are_valid(found: Report) -> None:
+    values = found.to_dict()
+    Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(values)))
+    assert values["tokens"]["scored"] == 3 * 11 and values["tokens"]["steps"]["steps"] == 3 * 6
+    assert values["tokens"]["caches"] == ["present.key", "present.value"]
+    assert values["decoding"]["prompt_tokens"] == 64
+    assert values["decoding"]["token"]["float_cpu_ms"] > 0
+
+
+def test_the_page_the_terminal_and_the_trackers_show_them(found: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    values = found.to_dict()
+    html = page(values)
+    for text in ("<dt>perplexity</dt>", "<dt>divergence</dt>", "Time of a token", "Time of a prompt of 64 tokens"):
+        assert text in html
+    show_report(found)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"perplexity {values['tokens']['float_perplexity']:.4g} -> " in shown
+    assert "on own caches" in shown and "a token " in shown and "a prompt of 64 tokens " in shown
+    (record,) = _records(values)
+    assert record.figures["tokens/perplexity"] == values["tokens"]["perplexity"]
+    assert record.figures["tokens/steps/kl_nats"] == values["tokens"]["steps"]["kl_nats"]
+    assert record.figures["decoding/token/speedup"] > 0
+
+
+def test_random_tokens_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(decoder(cache=True))
+    report = onnxshot.quantize(tmp_path / "m.onnx", mode="weights", settings=QUICK).report
+    assert report.tokens == {} and in_one_line(report.to_dict()) == ""
+    assert report.on_random_data["token_inputs"] == ["input_ids"]
+    assert report.verdict.level == "caution"
+    assert "--exclude" not in report.verdict.next
+
+
+def test_class_scores_have_a_divergence(tmp_path: Path) -> None:
+    text = "(float[N,8] x) => (float[N,5] logits, float[N,5] p) { logits = MatMul(x, w)  p = Softmax(logits) }"
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(6, 8)).astype(np.float32), rng.normal(size=(8, 5)).astype(np.float32)
+    other = w + np.float32(0.1) * rng.normal(size=w.shape).astype(np.float32)
+    for name, weight in (("a", w), ("b", other)):
+        proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\ng {text}')
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+    report = onnxshot.compare(tmp_path / "a.onnx", tmp_path / "b.onnx", [{"x": x}], settings=QUICK)
+    p, q = (np.exp(x @ v) / np.exp(x @ v).sum(-1, keepdims=True) for v in (w, other))
+    wanted = (p * np.log(p / q)).sum(-1).mean()
+    assert report.output_kl == {"logits": pytest.approx(wanted, rel=1e-3), "p": pytest.approx(wanted, rel=1e-3)}
+    assert report.tokens == {}
+
+
+def test_an_encoder_has_a_divergence_and_no_perplexity(tmp_path: Path) -> None:
+    for name, noise in (("a", 0.0), ("b", 0.05)):
+        (tmp_path / f"{name}.onnx").write_bytes(encoder(noise))
+    feeds = [{"input_ids": ids} for ids in texts()]
+    values = onnxshot.compare(tmp_path / "a.onnx", tmp_path / "b.onnx", feeds, settings=QUICK).to_dict()
+    Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(values)))
+    assert "perplexity" not in values["tokens"] and values["tokens"]["kl_nats"] > 0
+    assert in_one_line(values).startswith("divergence ") and decoding_in_one_line(values) == ""
