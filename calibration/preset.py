@@ -11,9 +11,11 @@ import json
 import math
 from dataclasses import dataclass, replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
 from onnxshot.files.regular_files import read_regular
@@ -123,8 +125,8 @@ def preset_names(kind: str | None = None) -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in fitting)
 
 
-def load_preset(name_or_path: str) -> Preset | SoundPreset | None:
-    """Load a preset by name, or from a YAML file: of pictures, or of sounds with `kind: sound`.
+def load_preset(name_or_path: str) -> Preset | SoundPreset | TextPreset | None:
+    """Load a preset by name, or from a YAML file: of pictures, of sounds or of texts, as its `kind` says.
 
     Args:
         name_or_path: one of `preset_names()`, the path of a .yaml file, or "none". A file may say `extends: NAME` to
@@ -158,7 +160,7 @@ def _shipped(name: str, asked: str) -> dict[Any, Any]:
     return _keys(text, name)
 
 
-def _from_file(path: str) -> Preset | SoundPreset:
+def _from_file(path: str) -> Preset | SoundPreset | TextPreset:
     try:
         text = decoded(read_regular(path, "preset file", UsageError))
     except FileNotFoundError:
@@ -166,6 +168,8 @@ def _from_file(path: str) -> Preset | SoundPreset:
     except (OSError, NoYaml) as error:
         raise UsageError(f"preset file {path} cannot be read: {error}") from None
     values = _keys(text, path)
+    if values.get("kind") == "text":
+        return TextPreset.of_keys(values, Path(path))
     base = values.get("extends")
     if base is not None and not isinstance(base, str):
         raise UsageError(f"preset {path}: extends is {shown(base)}", "it must be a word")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from onnxshot.calibration.checks import InputSpec, NamedFeed, Sample, as_array
 from onnxshot.calibration.pictures import Fitter, read_picture
 from onnxshot.calibration.preset import Preset
-from onnxshot.calibration.sound import Sounds, Step, open_sounds, sound_paths
+from onnxshot.calibration.sound import Step, open_sounds, sound_paths
 from onnxshot.calibration.sound_files import SOUNDS
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.sources import (
@@ -31,6 +32,9 @@ from onnxshot.calibration.sources import (
     pb_folders,
 )
 from onnxshot.calibration.stacks import Stack, npy_stack, npz_stack
+from onnxshot.calibration.text_files import TEXTS, files_of_text, records_of_text
+from onnxshot.calibration.text_preset import TextPreset
+from onnxshot.calibration.texts import Texts, Words
 from onnxshot.calibration.user_functions import call, named, users_code
 from onnxshot.errors import CalibrationError
 from onnxshot.files.regular_files import PICTURES, check_regular, is_special
@@ -41,8 +45,8 @@ __all__ = ["PICTURES", "Dataset", "InputSpec", "Sample", "open_data", "split"]
 _SUFFIXES = {"pictures": PICTURES, ".npz": (".npz",), ".npy": (".npy",), "sounds": SOUNDS}
 """Suffixes of the files in a folder of samples, by the kind of sample."""
 TAKES = (
-    "a folder of pictures (with --preset), of .wav or .flac, of .npy or of .npz files; one .npz or .npy with a leading "
-    "sample axis; one .wav or .flac; "
+    "a folder of pictures (with --preset), of .wav or .flac, of .txt, of .npy or of .npz files; one .npz or .npy with "
+    "a leading sample axis; one .wav, .flac, .txt, .jsonl or .tsv; "
     "a test_data_set folder of .pb; module:function or file.py:function; or 'random'"
 )
 """The kinds of calibration data, as messages list them."""
@@ -194,24 +198,26 @@ def split(n: int, holdout: float = 0.25) -> tuple[list[int], list[int]]:
 def open_data(
     source: object,
     inputs: Sequence[InputSpec],
-    preset: Preset | SoundPreset | None = None,
+    preset: Preset | SoundPreset | TextPreset | None = None,
     *,
     limit: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
     step: Step | None = None,
+    words: Words | None = None,
 ) -> Dataset:
     """Open calibration data for a model. The first sample is read and checked at once.
 
     Args:
         source: a path (see `TAKES`), a list of paths of sounds, 'module:function', 'random', a dict of arrays with a
-            leading sample axis, or an iterable of dicts {input name: array}.
+            leading sample axis, or an iterable of dicts {input name: array} or of texts.
         inputs: the inputs of the model.
-        preset: how to preprocess pictures, and uint8 arrays that look like pictures; or sounds.
+        preset: how to preprocess pictures, and uint8 arrays that look like pictures; or sounds, or texts.
         limit: number of samples to use, evenly spaced over all; of a stream, the first ones. None uses all.
         seed: of source 'random'.
         folder: of the model, where files may say how sounds become its inputs.
         step: runs the model, whose states are carried from one window of sound to the next.
+        words: makes samples of texts; without it they are refused.
 
     Returns:
         The samples.
@@ -226,7 +232,7 @@ def open_data(
     if paths := sound_paths(source, _only_sounds):
         opened: Source = open_sounds(label, paths, inputs, preset, folder, step)
     else:
-        opened = _open(source, label, fit, limit, seed)
+        opened = _open(source, label, fit, limit, seed, Texts(label, fit.specs, preset, limit, words))
     if len(opened) == 0:
         opened.close()
         raise CalibrationError(f"{label} holds no samples", f"--calib takes {TAKES}")
@@ -237,7 +243,7 @@ def open_data(
         data._indices = tuple(i * len(opened) // limit for i in range(limit))
     data[0]  # report an error of the first sample now
     notes.extend(fit.notes)
-    if preset is not None and fit.used is None and not data.random and not isinstance(opened, Sounds):
+    if preset is not None and fit.used is None and not data.random and opened.made_by is None:
         notes.append(f"preset {preset.name} was not used: the arrays of {label} are used unchanged")
     data.notes = tuple(notes)
     return data
@@ -247,27 +253,27 @@ def _label(source: object) -> str:
     return str(source) if isinstance(source, str | Path) else type(source).__name__
 
 
-def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int) -> Source:
+def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int, texts: Texts) -> Source:
     if source is None or (isinstance(source, str) and not source):
         raise CalibrationError("calibration data is needed and none was given", f"--calib takes {TAKES}")
     if not isinstance(source, str | Path):
-        return _open_object(source, label, fit, limit)
+        return _open_object(source, label, fit, limit, texts)
     if source == "random":
         return Noise(fit.specs, limit or _RANDOM_SAMPLES, seed)
     path = Path(source)
     if path.is_dir():
-        return _open_folder(path, fit)
+        return _open_folder(path, fit, texts)
     if path.is_file():
-        return _open_file(path, fit)
+        return _open_file(path, fit, texts)
     if is_special(path):
         check_regular(path, "calibration data", CalibrationError)
     if found := named(str(source)):
-        return _open_object(call(*found), label, fit, limit)
+        return _open_object(call(*found), label, fit, limit, texts)
     refuse_remote(source, CalibrationError, "calibration data")
     raise CalibrationError(f"calibration data {source} is not there", f"--calib takes {TAKES}")
 
 
-def _open_file(path: Path, fit: Fitter) -> Source:
+def _open_file(path: Path, fit: Fitter, texts: Texts) -> Source:
     suffix = path.suffix.lower()
     if suffix in PICTURES:
         return _pictures(path, [path], fit)
@@ -275,6 +281,8 @@ def _open_file(path: Path, fit: Fitter) -> Source:
         return npz_stack(path, fit.specs, fit.check_stated)
     if suffix == ".npy":
         return npy_stack(path, fit.specs, fit.check_stated)
+    if suffix in TEXTS:
+        return texts.open(lambda field: files_of_text(path, [path], field))
     raise CalibrationError(f"calibration data {path} is of an unknown kind", f"--calib takes {TAKES}")
 
 
@@ -292,7 +300,7 @@ def _only_sounds(root: Path) -> list[Path]:
     return found["sounds"] if set(found) == {"sounds"} else []
 
 
-def _open_folder(root: Path, fit: Fitter) -> Source:
+def _open_folder(root: Path, fit: Fitter, texts: Texts) -> Source:
     if any(root.glob("input_*.pb")):
         return pb_folders(root, [root], fit.specs)
     if sets := [folder for folder in root.glob("test_data_set_*") if any(folder.glob("input_*.pb"))]:
@@ -305,6 +313,8 @@ def _open_folder(root: Path, fit: Fitter) -> Source:
         if kind == "pictures":
             return _pictures(root, paths, fit)
         return (npz_files if kind == ".npz" else npy_files)(root, paths, fit.specs, fit.check_stated)
+    if written := _files(root, TEXTS):  # beside other samples, texts are notes
+        return texts.open(lambda field: files_of_text(root, written, field))
     raise CalibrationError(f"{root} holds no samples", f"--calib takes {TAKES}")
 
 
@@ -362,16 +372,25 @@ def _pictures(root: Path, paths: Sequence[Path], fit: Fitter) -> Files:
     return Files(root, [(p,) for p in paths], lambda group: {spec.name: read_picture(group[0], preset, spec)})
 
 
-def _open_object(source: object, label: str, fit: Fitter, limit: int | None) -> Source:
+def _open_object(source: object, label: str, fit: Fitter, limit: int | None, texts: Texts) -> Source:
     if isinstance(source, np.ndarray):
         return Stack(label, {only_input(fit.specs, label): source}, fit.specs)
     if isinstance(source, Mapping):
         return Stack(label, _columns(source, label), fit.specs)
     if isinstance(source, Sequence) and not isinstance(source, str | bytes):
+        with users_code(label):
+            first = source[0] if len(source) else None
+        if texts.found(first):
+            return texts.open(lambda field: records_of_text(label, source, field))
         return Feeds(label, source)
     if callable(following := getattr(source, "get_next", None)):  # onnxruntime's CalibrationDataReader
         return Spool(label, iter(following, None), fit.specs, fit, limit)
     if isinstance(source, Iterable):
-        return Spool(label, source, fit.specs, fit, limit)
+        with users_code(f"{label} at sample 0"):
+            begun = list(islice(stream := iter(source), 1))
+        rest = chain(begun, stream)
+        if begun and texts.found(begun[0]):
+            return texts.open(lambda field: records_of_text(label, rest, field))
+        return Spool(label, rest, fit.specs, fit, limit)
     what = f"calibration data is a {type(source).__name__}, which gives no samples"
-    raise CalibrationError(what, f"give an iterable of dicts, or {TAKES}")
+    raise CalibrationError(what, f"give an iterable of dicts or of texts, or {TAKES}")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from onnxshot.api.tune import tune
     from onnxshot.api.verify import verify
     from onnxshot.calibration.preset import Preset
+    from onnxshot.calibration.sound_preset import SoundPreset
+    from onnxshot.calibration.text_preset import TextPreset
     from onnxshot.recipes.recipe import Recipe
     from onnxshot.report.report import Report
     from onnxshot.results.folder import FolderResult
@@ -51,6 +53,8 @@ _HOMES = {
     "Report": "onnxshot.report.report",
     "Result": "onnxshot.results.quantized",
     "Settings": "onnxshot.settings",
+    "SoundPreset": "onnxshot.calibration.sound_preset",
+    "TextPreset": "onnxshot.calibration.text_preset",
     "bench": "onnxshot.api.bench",
     "bundle": "onnxshot.api.bundle",
     "calibrate": "onnxshot.api.calibrate",
@@ -81,6 +85,8 @@ __all__ = [
     "Report",
     "Result",
     "Settings",
+    "SoundPreset",
+    "TextPreset",
     "batch",
     "bench",
     "bundle",

@@ -11,6 +11,8 @@ from typing import Any
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import UsageError
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
@@ -33,7 +35,7 @@ def bench(
     models: Sequence[str | Path],
     calib: Any = None,
     *,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     seconds: float = 2.0,
     threads: int = 2,
     python: str | Path | None = None,
@@ -44,7 +46,7 @@ def bench(
     Args:
         models: Paths of .onnx files; speedups are relative to the first.
         calib: Samples, as `quantize` takes them. Default: random ones.
-        preset: Preprocessing of pictures.
+        preset: How samples become inputs.
         seconds: Time for all runs together, about.
         threads: Threads of each session.
         python: Interpreter of another environment, or its folder. The models are then timed in the ONNX Runtime of that

@@ -18,6 +18,8 @@ from onnxshot.bundles.samples import MOST_BYTES, Stored
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.comparison.proto_edits import parsed
 from onnxshot.comparison.random_nodes import inlined, random_sources
 from onnxshot.delivery import record
@@ -59,7 +61,7 @@ def bundle(
     folder: str | Path,
     calib: Any = None,
     *,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     settings: Settings | None = None,
 ) -> Path:
     """Put all files of a result into one folder, with samples to check it and a manifest of hashes.
@@ -72,7 +74,7 @@ def bundle(
         result: Result of `quantize` or `compress` on a model that was given as a path.
         folder: Folder to write; a bundle there is replaced.
         calib: The samples of the run. Default: random ones.
-        preset: Preprocessing of pictures.
+        preset: How samples become inputs.
         settings: Settings of the run.
 
     Returns:

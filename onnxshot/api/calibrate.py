@@ -11,12 +11,14 @@ from onnx import ModelProto
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.statistics_file import (
     Statistics,
     join,
     load_statistics,
     refuse_suffix,
 )
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.input_files import of_run
 from onnxshot.errors import UsageError
 from onnxshot.execution.statistics_source import HOLDOUT, from_data, open_calib
@@ -39,7 +41,7 @@ def calibrate(
     calib: Any,
     *,
     output: str | Path | None = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
     holdout: float = HOLDOUT,
@@ -50,7 +52,7 @@ def calibrate(
         model: Path of an .onnx file, or a ModelProto.
         calib: Calibration data, as `quantize` takes it.
         output: Path of an .npz file to write the statistics to. With None they stay in memory.
-        preset: Preprocessing of pictures.
+        preset: How samples become inputs.
         recipe: Which tensors are observed. Only its target, includes and excludes matter.
         settings: Threads, samples, device.
         holdout: Share of the samples, the last ones, that is held out, in [0, 1).

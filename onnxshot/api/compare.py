@@ -8,6 +8,8 @@ from typing import Any
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.delivery.write_results import input_bytes
 from onnxshot.difference.rescaled_channels import factors_between
@@ -33,7 +35,7 @@ def compare(
     candidate: str | Path,
     calib: Any,
     *,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     settings: Settings | None = None,
 ) -> Report:
     """Compare a model with its float original on all samples: outputs, tensors by name, int8 share and latency.
@@ -43,7 +45,7 @@ def compare(
         candidate: Path of the model made from it.
         calib: Samples, as `quantize` takes them. They are all used, since it is not known which of them the candidate
             was calibrated on.
-        preset: Preprocessing of pictures.
+        preset: How samples become inputs.
         settings: Threads, benchmark time.
 
     Returns:

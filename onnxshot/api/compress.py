@@ -17,6 +17,8 @@ from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched, refuse_copies
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery import artifacts
 from onnxshot.delivery.input_files import of_recipe, of_run
 from onnxshot.delivery.record import leave_beside, source_of
@@ -67,7 +69,7 @@ def compress(
     spare: Sequence[str] = (),
     output: str | Path | None = None,
     keep_stages: str | Path | None = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     settings: Settings | None = None,
     **options: Any,
 ) -> CompressResult:
@@ -91,7 +93,7 @@ def compress(
         spare: Globs of layers that are not pruned.
         output: Path to write to. With None the result stays in memory.
         keep_stages: Folder for the model of every stage.
-        preset: Preprocessing of pictures.
+        preset: How samples become inputs.
         settings: Threads, verification, benchmark time.
         **options: Fields of the recipe of quantization, by name.
 

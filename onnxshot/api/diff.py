@@ -10,6 +10,8 @@ from typing import Any
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.write_results import input_bytes
 from onnxshot.difference.compare_layers import LayerChange, PairChange, layer_change, matched, pair_changes
 from onnxshot.difference.read_layers import read_layers
@@ -96,7 +98,7 @@ def diff(
     after: str | Path,
     calib: Any = None,
     *,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     settings: Settings | None = None,
 ) -> Diff:
     """Compare two files of a model: precision, scales, masks, shapes and values of its layers.
@@ -108,7 +110,7 @@ def diff(
         before: Path of an .onnx file.
         after: Path of another, made from the same model.
         calib: Samples to run both files on, as `quantize` takes them. Without, nothing is run.
-        preset: Preprocessing of pictures.
+        preset: How samples become inputs.
         settings: Threads, samples.
 
     Returns:

@@ -16,6 +16,8 @@ from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery import artifacts
 from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.delivery.output_files import data_suffix, of_options, of_result
@@ -62,7 +64,7 @@ def emit(
     target: str = ORT.name,
     output: str | Path,
     calib: Any = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     batch: int | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     options: EmitOptions | None = None,
@@ -80,7 +82,7 @@ def emit(
         target: Target of the .onnx file. Other formats have a target of their own.
         output: Path to write to; other formats take its stem.
         calib: Samples to compare artifacts with the model on, as `quantize` takes them. Default: random ones.
-        preset: Preprocessing of pictures.
+        preset: How samples become inputs.
         batch: Fixed size of the batch dimension.
         shapes: Fixed shape of an input, by input name.
         options: How artifacts other than .onnx are built.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.data_summary import InputSummary, describe_inputs
 from onnxshot.calibration.preset import Preset
-from onnxshot.calibration.readers import open_data
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, by_label
 from onnxshot.graph.weight_sparsity import Layer, layers_of, sparsity_notes
@@ -22,7 +24,6 @@ from onnxshot.planning.make_plan import already_quantized, make_plan
 from onnxshot.planning.plan import FLOAT, HALF, Plan
 from onnxshot.precision16.convert import predict_conversion
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.rewriting.model_inputs import input_specs, resolve_preset
 from onnxshot.rewriting.prepare import half_notes, prepare, widen
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
@@ -151,7 +152,7 @@ def inspect(
     *,
     recipe: Recipe | None = None,
     calib: Any = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     settings: Settings | None = None,
 ) -> Inspection:
     """Describe a model and plan its quantization; with `calib`, also describe the data.
@@ -162,7 +163,7 @@ def inspect(
         model: Path of an .onnx file, or a ModelProto.
         recipe: The recipe to plan for. Default: int8 for ONNX Runtime.
         calib: Calibration data, as `quantize` takes it.
-        preset: Preprocessing of pictures.
+        preset: How samples become inputs.
         settings: Threads, samples.
 
     Returns:
@@ -191,7 +192,8 @@ def inspect(
         loaded.notes += half_notes(widened, kept=target.keeps_half)
         prepare(loaded, target, recipe, half=target.keeps_half and bool(widened))
     plan = None if quantized else make_plan(loaded, target, recipe)
-    given = contextlib.nullcontext() if calib is None else open_data(calib, input_specs(loaded), resolve_preset(preset))
+    every = replace(settings or Settings(), samples="all")
+    given = contextlib.nullcontext() if calib is None else open_calib(calib, loaded, preset, every)
     with given as data:
         if data is not None:
             inputs = describe_inputs(data)

@@ -14,6 +14,8 @@ from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.input_files import of_run
 from onnxshot.delivery.output_files import data_suffix, of_result
 from onnxshot.delivery.record import record, source_of, stamp
@@ -63,7 +65,7 @@ def prune(
     pattern: str = "unstructured",
     scope: str | None = None,
     output: str | Path | None = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     layers: Mapping[str, float] | None = None,
@@ -84,7 +86,7 @@ def prune(
         scope: How zeros are distributed over layers: 'layer' (equal sparsity), 'global' (one threshold for all), 'erk'
             (Erdos-Renyi-Kernel) or 'auto' (measured, needs data). Default: 'auto' with data, else 'layer'.
         output: Path to write to. With None the result stays in memory.
-        preset: Preprocessing of pictures.
+        preset: How samples become inputs.
         include: Globs over node names, tensor names and operators. If given, only matching layers are pruned.
         exclude: Globs of layers that are not pruned.
         layers: Glob -> sparsity of the matching layers. The other layers make up the rest of `sparsity`.

@@ -14,6 +14,8 @@ from onnx import ModelProto
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery import artifacts
 from onnxshot.delivery.artifacts import Judged
 from onnxshot.delivery.input_files import of_run
@@ -47,7 +49,7 @@ def quantize(
     *,
     stats: str | Path | None = None,
     output: str | Path | None = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
     emit: Sequence[str] | None = None,

@@ -12,6 +12,8 @@ from onnxshot.api.quantize import quantize
 from onnxshot.api.shrink import shrink, shrink_as_recorded
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.stage_files import stage_names
 from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.execution.statistics_source import HOLDOUT
@@ -34,7 +36,7 @@ class StageInputs:
     source: Path
     calib: Any
     data: Dataset
-    preset: str | Preset | None
+    preset: str | Preset | SoundPreset | TextPreset | None
     settings: Settings
 
 
@@ -99,7 +101,7 @@ def run_recipe_stage(
     calib: Any,
     data: Dataset | None,
     *,
-    preset: str | Preset | None,
+    preset: str | Preset | SoundPreset | TextPreset | None,
     settings: Settings,
     stats: str | Path | None = None,
     decided: Mapping[str, Any] | None = None,
@@ -111,7 +113,7 @@ def run_recipe_stage(
         path: The model.
         calib: Samples, as `quantize` takes them.
         data: The same samples, opened.
-        preset: Preprocessing of pictures.
+        preset: How samples become inputs.
         settings: Threads, verification.
         stats: Statistics for a quantize stage without samples.
         decided: What an earlier run of a shrink stage decided; this run repeats that.

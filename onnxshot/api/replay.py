@@ -12,7 +12,9 @@ from onnxshot.api.recipe_stages import StageResult, run_recipe_stage
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.statistics_file import data_hash, refuse_other
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.delivery.output_files import data_suffix, of_result
 from onnxshot.delivery.record import (
@@ -23,11 +25,12 @@ from onnxshot.delivery.record import (
     sha256,
     versions,
 )
-from onnxshot.errors import CalibrationError, OnnxshotError
+from onnxshot.errors import CalibrationError, OnnxshotError, UsageError
 from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.files.atomic_write import scratch
 from onnxshot.files.conflicts import Files
+from onnxshot.files.messages import shown
 from onnxshot.graph.load import load_model
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.runtimes.invalid_model import blames_model
@@ -72,7 +75,7 @@ def replay(
     *,
     calib: Any = None,
     stats: str | Path | None = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     settings: Settings | None = None,
 ) -> Replayed:
     """Make a result again from the model it was made from.
@@ -85,7 +88,7 @@ def replay(
         output: Path to write to.
         calib: The samples. Default: the path in the record.
         stats: The statistics, if the run was given a statistics file and no samples.
-        preset: Preprocessing of pictures. Default: the name in the record.
+        preset: How samples become inputs. Default: the name in the record.
         settings: How to run it. Settings that can change the bytes are read from the record.
 
     Returns:
@@ -104,7 +107,7 @@ def replay(
     started = time.perf_counter()
     records, settings, output = load_records(Path(recorded)), settings or Settings(), Path(output)
     calib = records.source.get("calib") if calib is None else calib
-    preset = records.source.get("preset") if preset is None else preset
+    preset = _recorded_preset(records.source) if preset is None else preset
     loaded = load_model(model)
     files = settings.files.reading(*of_run(loaded, calib, preset, stats=stats), *of_model_file(recorded, "the record"))
     files.writing(*of_result(output, data=data_suffix(loaded))).check()
@@ -130,13 +133,22 @@ def replay(
     )  # fmt: skip
 
 
+def _recorded_preset(source: Mapping[str, Any]) -> str | TextPreset | None:
+    """The preset that a record names. Raises UsageError where it was changed by hand."""
+    if (values := source.get("text")) is None:
+        return source.get("preset")
+    if not isinstance(values, dict) or not values.keys() <= {"tokenizer", "length", "field"}:
+        raise UsageError(f"the record's preset of texts is {shown(values)}", "give --tokenizer and --length")
+    return TextPreset(**values)
+
+
 def _repeated(
     run: Record,
     source: Mapping[str, Any],
     path: Path,
     calib: Any,
     stats: str | Path | None,
-    preset: str | Preset | None,
+    preset: str | Preset | SoundPreset | TextPreset | None,
     settings: Settings,
 ) -> StageResult:
     """The result of one run. source: paths and hashes of the samples in the record."""

@@ -13,6 +13,8 @@ from onnx import ModelProto
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.delivery.write_results import source_name
 from onnxshot.maths.quant_scheme import PerTensor
@@ -103,7 +105,7 @@ def sensitivity(
     calib: Any,
     *,
     stats: str | Path | None = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     gains: bool = False,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
@@ -118,7 +120,7 @@ def sensitivity(
         model: path of an .onnx file, or a ModelProto.
         calib: calibration data, as `quantize` takes it.
         stats: path of a statistics file that `calibrate` wrote.
-        preset: preprocessing of pictures.
+        preset: how samples become inputs.
         gains: also measure the gain in dB when each node alone goes back to float.
         recipe: what to do. `options` override its fields.
         settings: how to run it.

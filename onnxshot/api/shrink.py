@@ -13,6 +13,8 @@ from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.channels.candidate_models import CandidateBuilder
 from onnxshot.channels.finish import amount_of, restore_form
 from onnxshot.channels.importance import initial_allocation, removal_curves
@@ -61,7 +63,7 @@ def shrink(
     exclude: Sequence[str] = (),
     importance: Importance = "auto",
     output: str | Path | None = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     settings: Settings | None = None,
 ) -> ShrinkResult:
     """Remove channels, hidden units, heads and residual branches from a float model until one target is met.
@@ -90,7 +92,7 @@ def shrink(
             samples. 'batchnorm': |gamma| of the BatchNormalization behind its layer; channels without one are kept.
             'l1', 'l2': the norm of its weights. 'auto': 'error' with data, else 'l2'.
         output: Path to write to. With None the result stays in memory.
-        preset: Preprocessing of pictures.
+        preset: How samples become inputs.
         settings: Threads, verification, benchmark time.
 
     Returns:

@@ -16,6 +16,8 @@ from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.artifacts import ONNX
 from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.delivery.output_files import of_result
@@ -44,7 +46,7 @@ def tune(
     *,
     stats: str | Path | None = None,
     output: str | Path | None = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
     **options: Any,
@@ -61,7 +63,7 @@ def tune(
         goal: what to reach, and how long to search.
         stats: path of a statistics file that `calibrate` wrote.
         output: where to write; None keeps the result in memory.
-        preset: preprocessing of pictures.
+        preset: how samples become inputs.
         recipe: what to do apart from the search. `options` override its fields.
         settings: how to run it.
         **options: fields of the recipe by name.

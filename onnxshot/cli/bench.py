@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 import onnxshot
-from onnxshot.cli.options import CalibOpt, JsonOpt, MemoryOpt, PresetOpt, ThreadsOpt, tell
+from onnxshot.cli.options import (
+    CalibOpt,
+    JsonOpt,
+    LengthOpt,
+    MemoryOpt,
+    PresetOpt,
+    ThreadsOpt,
+    TokenizerOpt,
+    preset_of,
+    tell,
+)
 
 
 def bench(
@@ -18,6 +28,8 @@ def bench(
     ],
     calib: CalibOpt = None,
     preset: PresetOpt = None,
+    tokenizer: TokenizerOpt = None,
+    length: LengthOpt = None,
     seconds: Annotated[float, typer.Option(help="Seconds to measure each model.")] = 2.0,
     threads: ThreadsOpt = 2,
     memory: MemoryOpt = None,
@@ -29,6 +41,7 @@ def bench(
     """Measure the latency of models in interleaved runs, so that other load affects all of them alike."""
     from onnxshot.cli import tables
 
-    rows = onnxshot.bench(models, calib, preset=preset, seconds=seconds, threads=threads, python=python, memory=memory)
+    reading = preset_of(preset, tokenizer, length)
+    rows = onnxshot.bench(models, calib, preset=reading, seconds=seconds, threads=threads, python=python, memory=memory)
     values = {"models": [{**asdict(row), "path": str(row.path)} for row in rows]}
     tell(as_json, values, lambda: tables.show_latencies(rows))

@@ -16,11 +16,14 @@ from onnxshot.cli.options import (
     DeviceOpt,
     IncludeOpt,
     JsonOpt,
+    LengthOpt,
     MemoryOpt,
     PresetOpt,
     SamplesOpt,
     TargetOpt,
     ThreadsOpt,
+    TokenizerOpt,
+    preset_of,
     samples_of,
     tell,
 )
@@ -35,6 +38,8 @@ def calibrate(
     merge: Annotated[bool, typer.Option("--merge", help="Merge statistics of parts of the data.")] = False,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
+    tokenizer: TokenizerOpt = None,
+    length: LengthOpt = None,
     target: TargetOpt = "ort",
     include: IncludeOpt = None,
     samples: SamplesOpt = "auto",
@@ -49,6 +54,7 @@ def calibrate(
     as_json: JsonOpt = False,
 ) -> None:
     """Run MODEL over calibration data and write statistics for `quantize --stats`, or merge several such files."""
+    reading = preset_of(preset, tokenizer, length)
     started = time.perf_counter()
     if merge:
         if calib is not None:
@@ -66,7 +72,7 @@ def calibrate(
             )  # fmt: skip
             recipe = onnxshot.Recipe(target=target, include=tuple(include or ()))
             found = onnxshot.calibrate(
-                model[0], calib, output=output, preset=preset, recipe=recipe, settings=settings, holdout=holdout
+                model[0], calib, output=output, preset=reading, recipe=recipe, settings=settings, holdout=holdout
             )
     values = {
         "output": str(output), "model": found.model, "data": found.data, "preset": found.preset,

@@ -11,12 +11,15 @@ import onnxshot
 from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
+    LengthOpt,
     MemoryOpt,
     PresetOpt,
     ReportOpt,
     SamplesOpt,
     ThreadsOpt,
+    TokenizerOpt,
     files_of,
+    preset_of,
     samples_of,
     tell,
 )
@@ -27,6 +30,8 @@ def compare(
     candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The other model.", show_default=False)],
     calib: CalibOpt = None,
     preset: PresetOpt = None,
+    tokenizer: TokenizerOpt = None,
+    length: LengthOpt = None,
     samples: SamplesOpt = "all",
     report: ReportOpt = None,
     threads: ThreadsOpt = 2,
@@ -36,8 +41,9 @@ def compare(
     """Compare any two models with the same inputs and outputs, tensor by tensor, worst first."""
     from onnxshot.cli import tables
 
+    reading = preset_of(preset, tokenizer, length)
     settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, memory=memory, files=files_of(report))
-    found = onnxshot.compare(reference, candidate, calib, preset=preset, settings=settings)
+    found = onnxshot.compare(reference, candidate, calib, preset=reading, settings=settings)
     if report is not None:
         found.save(report)
     tell(as_json, found.to_dict(), lambda: tables.show_report(found))

@@ -15,6 +15,7 @@ from onnxshot.cli.options import (
     CacheOpt,
     CalibOpt,
     JsonOpt,
+    LengthOpt,
     LogOpt,
     MemoryOpt,
     ModelArg,
@@ -24,9 +25,11 @@ from onnxshot.cli.options import (
     SetOpt,
     TargetOpt,
     ThreadsOpt,
+    TokenizerOpt,
     files_of,
     is_given,
     layer_sparsity,
+    preset_of,
     recipe_of,
     samples_of,
     sinks_of,
@@ -53,6 +56,8 @@ def compress(
     ] = None,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
+    tokenizer: TokenizerOpt = None,
+    length: LengthOpt = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.small.onnx beside the input.")
     ] = None,
@@ -81,6 +86,7 @@ def compress(
     from onnxshot.recipes.files import load_stages
     from onnxshot.results.shrunk import ShrinkReport
 
+    reading = preset_of(preset, tokenizer, length)
     sinks = sinks_of(log)
     recipe = recipe_of(recipe_file, arguments, load_stages)
     options = {"target": target, "effort": effort, "batch": batch, "shape": shape}
@@ -104,10 +110,10 @@ def compress(
         result = onnxshot.compress(
             model, calib, optim_level=optim_level, sparsity=sparsity, pattern=pattern, scope=scope,
             layers=dict(map(layer_sparsity, layer or ())), spare=spare or (),
-            output=out, keep_stages=keep_stages, preset=preset, recipe=recipe, settings=settings, **given,
+            output=out, keep_stages=keep_stages, preset=reading, recipe=recipe, settings=settings, **given,
         )  # fmt: skip
         if bundle is not None:
-            onnxshot.bundle(result, bundle, calib, preset=preset, settings=settings)
+            onnxshot.bundle(result, bundle, calib, preset=reading, settings=settings)
     if report is not None:
         result.report.save(report)
     tell(as_json, result.report.to_dict(), lambda: tables.show_stages(result.report))

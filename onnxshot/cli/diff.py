@@ -11,7 +11,19 @@ from rich.table import Table
 
 import onnxshot
 from onnxshot.cli import terminal
-from onnxshot.cli.options import CalibOpt, JsonOpt, MemoryOpt, PresetOpt, SamplesOpt, ThreadsOpt, samples_of, tell
+from onnxshot.cli.options import (
+    CalibOpt,
+    JsonOpt,
+    LengthOpt,
+    MemoryOpt,
+    PresetOpt,
+    SamplesOpt,
+    ThreadsOpt,
+    TokenizerOpt,
+    preset_of,
+    samples_of,
+    tell,
+)
 
 if TYPE_CHECKING:
     from onnxshot.api.diff import Diff, Only
@@ -26,14 +38,17 @@ def diff(
     after: Annotated[Path, typer.Argument(metavar="B", help="Another file of the same model.", show_default=False)],
     calib: CalibOpt = None,
     preset: PresetOpt = None,
+    tokenizer: TokenizerOpt = None,
+    length: LengthOpt = None,
     samples: SamplesOpt = "all",
     threads: ThreadsOpt = 2,
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Show which layers of two files differ in type, scale, mask, shape or values; with --calib, also the effect."""
+    reading = preset_of(preset, tokenizer, length)
     settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, memory=memory)
-    found = onnxshot.diff(before, after, calib, preset=preset, settings=settings)
+    found = onnxshot.diff(before, after, calib, preset=reading, settings=settings)
     tell(as_json, found.to_dict(), lambda: _show(found))
 
 

@@ -24,13 +24,16 @@ from onnxshot.cli.emit_options import (
 from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
+    LengthOpt,
     MemoryOpt,
     ModelArg,
     PresetOpt,
     ReportOpt,
     TargetOpt,
     ThreadsOpt,
+    TokenizerOpt,
     files_of,
+    preset_of,
     tell,
 )
 
@@ -46,6 +49,8 @@ def emit(
     ] = None,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
+    tokenizer: TokenizerOpt = None,
+    length: LengthOpt = None,
     batch: BatchOpt = None,
     shape: ShapeOpt = None,
     shapes: ShapesOpt = None,
@@ -62,6 +67,7 @@ def emit(
     """Convert MODEL to other formats without compressing it. 'onnx' normalizes it, or moves int8 to --target."""
     from onnxshot.cli import tables
 
+    reading = preset_of(preset, tokenizer, length)
     formats = split_commas(to)
     beside = f"{model.stem}.normalized.onnx" if formats is None or "onnx" in formats else model.name
     place = output or model.parent / beside
@@ -71,7 +77,7 @@ def emit(
         files = files_of(report, unnamed=unnamed)
         settings = onnxshot.Settings(verify=verify, threads=threads, memory=memory, files=files, progress=show)
         found = onnxshot.emit(
-            model, to=formats, target=target, output=place, calib=calib, preset=preset, batch=batch,
+            model, to=formats, target=target, output=place, calib=calib, preset=reading, batch=batch,
             shapes=parse_shapes(shape), options=options, settings=settings,
         )  # fmt: skip
     if report is not None:

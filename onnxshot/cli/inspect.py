@@ -13,11 +13,14 @@ from onnxshot.cli.options import (
     ExcludeOpt,
     IncludeOpt,
     JsonOpt,
+    LengthOpt,
     MemoryOpt,
     ModelArg,
     PrecisionOpt,
     PresetOpt,
     TargetOpt,
+    TokenizerOpt,
+    preset_of,
     tell,
 )
 
@@ -29,15 +32,18 @@ def inspect(
     precision: PrecisionOpt = "int8",
     calib: CalibOpt = None,
     preset: PresetOpt = None,
+    tokenizer: TokenizerOpt = None,
+    length: LengthOpt = None,
     exclude: ExcludeOpt = None,
     include: IncludeOpt = None,
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Show which nodes would be quantized, which would not, and why; with --calib also a summary of the inputs."""
+    reading = preset_of(preset, tokenizer, length)
     recipe = onnxshot.Recipe(
         target=target, mode=mode, precision=precision, exclude=tuple(exclude or ()), include=tuple(include or ())
     )
     settings = onnxshot.Settings(memory=memory)
-    found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=preset, settings=settings)
+    found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=reading, settings=settings)
     tell(as_json, found.to_dict(), lambda: terminal.show_text(found.to_text()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,6 +16,7 @@ from onnxshot.files.messages import shown
 from onnxshot.settings import MOST_THREADS
 
 if TYPE_CHECKING:
+    from onnxshot.calibration.text_preset import TextPreset
     from onnxshot.report.trackers.send import Sink
 
 Loaded = TypeVar("Loaded")
@@ -26,13 +28,25 @@ CalibOpt = Annotated[
     str | None,
     typer.Option(
         "--calib",
-        help="Calibration data: a folder of pictures (with --preset), of .wav or .flac, of .npy or .npz files; one "
-        ".npz file; an ONNX test_data_set folder; module:function or file.py:function that yields dicts; or 'random'.",
+        help="Calibration data: a folder of pictures (with --preset), of .wav, .flac, .txt, .npy or .npz files; one "
+        ".wav, .flac, .txt, .jsonl, .tsv or .npz file; an ONNX test_data_set folder; module:function or "
+        "file.py:function that yields dicts; or 'random'.",
     ),
 ]
 PresetOpt = Annotated[
     str | None,
-    typer.Option(help="How pictures and sounds are preprocessed: a name, a YAML file, or 'none' for raw arrays."),
+    typer.Option(help="How pictures, sounds and texts become inputs: a name, a YAML file, or 'none' for raw arrays."),
+]
+TokenizerOpt = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="For texts: a tokenizer.json, or the folder that holds it. Default: the one beside the model, or one "
+        "folder above.",
+    ),
+]
+LengthOpt = Annotated[
+    int | None, typer.Option(help="For texts: tokens of a sample. Default: what the model takes, 256 at most.", min=1)
 ]
 TargetOpt = Annotated[str, typer.Option(help="Where the model will run: ort, ort-avx2, openvino, tensorrt, portable.")]
 PrecisionOpt = Annotated[
@@ -88,6 +102,20 @@ def sinks_of(texts: list[str] | None) -> list[Sink]:
     from onnxshot.report.trackers.send import sink_of
 
     return [sink_of(text) for text in texts]
+
+
+def preset_of(preset: str | None, tokenizer: Path | None, length: int | None) -> str | TextPreset | None:
+    """The preset of --preset, --tokenizer and --length. Raises UsageError where they contradict each other."""
+    if tokenizer is None and length is None:
+        return preset
+    from onnxshot.calibration.preset import load_preset
+    from onnxshot.calibration.text_preset import TextPreset
+
+    base = load_preset(preset) if preset is not None else TextPreset()
+    if not isinstance(base, TextPreset):
+        option = "--tokenizer" if tokenizer is not None else "--length"
+        raise UsageError(f"{option} is for texts, and preset {shown(preset)} is not", "give one of them")
+    return replace(base, tokenizer=tokenizer or base.tokenizer, length=length or base.length)
 
 
 def samples_of(text: str) -> int | str:

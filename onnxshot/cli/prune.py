@@ -12,14 +12,17 @@ from onnxshot.cli import terminal
 from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
+    LengthOpt,
     MemoryOpt,
     ModelArg,
     PresetOpt,
     ReportOpt,
     SamplesOpt,
     ThreadsOpt,
+    TokenizerOpt,
     files_of,
     layer_sparsity,
+    preset_of,
     samples_of,
     tell,
 )
@@ -49,6 +52,8 @@ def prune(
     ] = None,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
+    tokenizer: TokenizerOpt = None,
+    length: LengthOpt = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.pruned.onnx beside the input.")
     ] = None,
@@ -92,6 +97,7 @@ def prune(
     from onnxshot.cli import tables
     from onnxshot.report.saving import save_report
 
+    reading = preset_of(preset, tokenizer, length)
     out = output or model.parent / f"{model.stem}.pruned.onnx"
     targets = {
         "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
@@ -118,11 +124,11 @@ def prune(
             result = onnxshot.shrink(
                 model, calib, **targets, evaluate=evaluation, scope=prune_scope, multiple=multiple,  # type: ignore[arg-type]
                 include=include or (), exclude=exclude or (), importance=importance, output=out,  # type: ignore[arg-type]
-                preset=preset, settings=settings,
+                preset=reading, settings=settings,
             )  # fmt: skip
         else:
             result = onnxshot.prune(
-                model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=preset,
+                model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=reading,
                 include=include or (), exclude=exclude or (), layers=dict(map(layer_sparsity, layer or ())),
                 keep_zeros=keep_zeros, settings=settings,
             )  # fmt: skip

@@ -19,6 +19,7 @@ from onnxshot.cli.options import (
     ExcludeOpt,
     IncludeOpt,
     JsonOpt,
+    LengthOpt,
     LogOpt,
     MemoryOpt,
     ModelArg,
@@ -30,8 +31,10 @@ from onnxshot.cli.options import (
     StatsOpt,
     TargetOpt,
     ThreadsOpt,
+    TokenizerOpt,
     files_of,
     is_given,
+    preset_of,
     recipe_of,
     samples_of,
     sinks_of,
@@ -59,6 +62,8 @@ def quantize(
     ] = "static",
     precision: PrecisionOpt = "int8",
     preset: PresetOpt = None,
+    tokenizer: TokenizerOpt = None,
+    length: LengthOpt = None,
     effort: Annotated[
         str,
         typer.Option(help="Accuracy: fast (ranges only), balanced (also channels and biases), best (also weights)."),
@@ -134,6 +139,7 @@ def quantize(
     from onnxshot.recipes.files import load_recipe
     from onnxshot.report.saving import save_report
 
+    reading = preset_of(preset, tokenizer, length)
     options: dict[str, Any] = {
         "mode": mode, "precision": precision, "format": format, "activation_type": activation_type,
         "weight_type": weight_type, "bits": bits, "block": _block_of(block), "asymmetric": asymmetric,
@@ -201,12 +207,12 @@ def quantize(
         make = onnxshot.quantize if goal is None else onnxshot.tune
         for name, out in places.items():
             result = make(
-                model, calib, stats=stats, output=out, preset=preset, recipe=replace(recipe, target=name),
+                model, calib, stats=stats, output=out, preset=reading, recipe=replace(recipe, target=name),
                 settings=settings, **how,
             )  # fmt: skip
             reports[name] = result.report
             if bundles:
-                onnxshot.bundle(result, bundles[name], calib, preset=preset, settings=settings)
+                onnxshot.bundle(result, bundles[name], calib, preset=reading, settings=settings)
     values = emit_options.joint_report(reports)
     if report is not None:
         save_report(values, report)

@@ -9,7 +9,20 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
-from onnxshot.cli.options import CacheOpt, CalibOpt, JsonOpt, MemoryOpt, ModelArg, PresetOpt, StatsOpt, files_of, tell
+from onnxshot.cli.options import (
+    CacheOpt,
+    CalibOpt,
+    JsonOpt,
+    LengthOpt,
+    MemoryOpt,
+    ModelArg,
+    PresetOpt,
+    StatsOpt,
+    TokenizerOpt,
+    files_of,
+    preset_of,
+    tell,
+)
 from onnxshot.errors import GoalMissed
 
 
@@ -21,6 +34,8 @@ def replay(
     calib: CalibOpt = None,
     stats: StatsOpt = None,
     preset: PresetOpt = None,
+    tokenizer: TokenizerOpt = None,
+    length: LengthOpt = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.replay.onnx beside the input.")
     ] = None,
@@ -29,11 +44,12 @@ def replay(
     as_json: JsonOpt = False,
 ) -> None:
     """Repeat on MODEL the run that RECIPE records, and check that the bytes are the same. Exit code 3 if not."""
+    reading = preset_of(preset, tokenizer, length)
     out = output or model.parent / f"{model.stem}.replay.onnx"
     files = files_of(unnamed=() if output is not None else (out,))
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(use_cache=cache, memory=memory, files=files, progress=show)
-        found = onnxshot.replay(model, recorded, out, calib=calib, stats=stats, preset=preset, settings=settings)
+        found = onnxshot.replay(model, recorded, out, calib=calib, stats=stats, preset=reading, settings=settings)
     verdict = {True: "the same bytes", False: "other bytes", None: "its bytes were not recorded"}[found.same]
     lines = [f"{found.output}  {' + '.join(found.runs)}: {verdict}  SHA-256 {found.sha256}", *found.notes]
     lines += [f"{name} was {then}, is {now}" for name, (then, now) in found.changed.items()]

@@ -14,6 +14,7 @@ from onnxshot.cli.options import (
     ExcludeOpt,
     IncludeOpt,
     JsonOpt,
+    LengthOpt,
     MemoryOpt,
     ModelArg,
     PresetOpt,
@@ -22,7 +23,9 @@ from onnxshot.cli.options import (
     StatsOpt,
     TargetOpt,
     ThreadsOpt,
+    TokenizerOpt,
     files_of,
+    preset_of,
     samples_of,
     tell,
 )
@@ -32,6 +35,8 @@ def sensitivity(
     model: ModelArg,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
+    tokenizer: TokenizerOpt = None,
+    length: LengthOpt = None,
     target: TargetOpt = "ort",
     mode: Annotated[str, typer.Option(help="static, dynamic or weights.")] = "static",
     gains: Annotated[
@@ -50,6 +55,7 @@ def sensitivity(
     """Measure the error when each node alone runs in int8, worst first."""
     from onnxshot.cli import tables
 
+    reading = preset_of(preset, tokenizer, length)
     recipe = onnxshot.Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
@@ -57,7 +63,7 @@ def sensitivity(
             progress=show,
         )  # fmt: skip
         found = onnxshot.sensitivity(
-            model, calib, stats=stats, preset=preset, gains=gains, recipe=recipe, settings=settings
+            model, calib, stats=stats, preset=reading, gains=gains, recipe=recipe, settings=settings
         )
     if report is not None:
         found.save(report)

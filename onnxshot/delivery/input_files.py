@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.calibration.user_functions import named
 from onnxshot.errors import OnnxshotError
 from onnxshot.files.conflicts import SAMPLES, Read
@@ -46,7 +48,7 @@ def of_model_file(path: Any, role: str = INPUT) -> tuple[Read, ...]:
 def of_run(
     model: Model | None,
     calib: Any = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     *,
     stats: str | Path | None = None,
     evaluate: Any = None,
@@ -72,9 +74,11 @@ def of_calib(calib: Any) -> tuple[Read, ...]:
     return tuple(Read(Path(name), "one of the samples") for name in sorted(mapped))
 
 
-def of_preset(preset: str | Preset | None) -> tuple[Read, ...]:
-    """The file of a preset; empty for a preset that ships with onnxshot."""
-    name = preset.name if isinstance(preset, Preset) else preset or ""
+def of_preset(preset: str | Preset | SoundPreset | TextPreset | None) -> tuple[Read, ...]:
+    """The file of a preset, and that of its tokenizer; empty for a preset that ships with onnxshot."""
+    if isinstance(preset, TextPreset):
+        return of_preset(preset.name) + of_file(preset.tokenizer, "the tokenizer")
+    name = preset.name if isinstance(preset, Preset | SoundPreset) else preset or ""
     named_file = name.lower().endswith((".yaml", ".yml")) and _is_file(Path(name))
     return (Read(Path(name), "the preset"),) if named_file else ()
 

@@ -20,7 +20,9 @@ import yaml
 
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
+from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.statistics_file import data_hash
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import UsageError
 from onnxshot.files.atomic_write import write_file
 from onnxshot.files.links import follow_link
@@ -98,7 +100,9 @@ def precisions(plan: Plan) -> dict[str, list[str]]:
     return decided
 
 
-def source_of(calib: Any, preset: str | Preset | None, data: Dataset | None) -> dict[str, Any]:
+def source_of(
+    calib: Any, preset: str | Preset | SoundPreset | TextPreset | None, data: Dataset | None
+) -> dict[str, Any]:
     """Describe a run's samples: their path and preset where these are text, and SHA-256 (hex) of both contents.
 
     Args:
@@ -109,6 +113,7 @@ def source_of(calib: Any, preset: str | Preset | None, data: Dataset | None) -> 
     return {
         "calib": str(calib) if isinstance(calib, str | Path) else None,
         "preset": preset if isinstance(preset, str) else None,
+        **({"text": preset.to_dict()} if isinstance(preset, TextPreset) else {}),
         "data_sha256": data_hash(data.digests()) if data is not None else None,
         "preset_sha256": data.preset_hash if data is not None else None,
     }

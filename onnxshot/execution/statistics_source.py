@@ -10,6 +10,7 @@ from typing import Any
 from onnxshot import memory
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
+from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.statistics_file import (
     Statistics,
     data_hash,
@@ -17,6 +18,7 @@ from onnxshot.calibration.statistics_file import (
     refuse_other,
 )
 from onnxshot.calibration.stats import TensorStats
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import CalibrationError
 from onnxshot.execution import statistics_cache
 from onnxshot.execution.calibration_journal import open_journal
@@ -24,6 +26,7 @@ from onnxshot.execution.collect import collect, runs_in_parts
 from onnxshot.execution.kept_glimpses import Floats, KeptGlimpses, scalable
 from onnxshot.execution.model_step import model_step
 from onnxshot.execution.observed_tensors import calibration_pass, missing_in
+from onnxshot.execution.text_samples import TextOpener
 from onnxshot.files import cache_folder
 from onnxshot.files.conflicts import SAMPLES, Read
 from onnxshot.graph import Model
@@ -67,8 +70,9 @@ class RunStatistics:
 
 
 def open_calib(
-    calib: Any, model: Model, preset: str | Preset | None, settings: Settings, sizes: FixedShapes = NO_FIXED_SHAPES
-) -> Dataset:
+    calib: Any, model: Model, preset: str | Preset | SoundPreset | TextPreset | None, settings: Settings,
+    sizes: FixedShapes = NO_FIXED_SHAPES,
+) -> Dataset:  # fmt: skip
     """Open calibration data for a model.
 
     Args:
@@ -82,7 +86,10 @@ def open_calib(
     specs = fixed_specs(model, sizes)
     folder = model.path.parent if model.path is not None else None
     step = model_step(model, settings.threads)
-    return open_data(calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed, folder=folder, step=step)
+    words = TextOpener(model, settings.threads, settings.samples == "auto")
+    return open_data(
+        calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed, folder=folder, step=step, words=words
+    )
 
 
 def from_data(

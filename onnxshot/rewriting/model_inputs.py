@@ -11,6 +11,7 @@ from onnx import helper
 from onnxshot.calibration.preset import Preset, load_preset
 from onnxshot.calibration.readers import InputSpec
 from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.files.messages import shown
 from onnxshot.graph import Model
@@ -90,6 +91,6 @@ def fixed_specs(model: Model, sizes: FixedShapes) -> list[InputSpec]:
     return found
 
 
-def resolve_preset(preset: str | Preset | SoundPreset | None) -> Preset | SoundPreset | None:
+def resolve_preset(preset: str | Preset | SoundPreset | TextPreset | None) -> Preset | SoundPreset | TextPreset | None:
     """The preset for a name, the path of a YAML file or a preset; None for None."""
     return load_preset(preset) if isinstance(preset, str) else preset

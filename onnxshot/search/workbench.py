@@ -12,6 +12,8 @@ from onnx import ModelProto
 
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, Sample, split
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.record import stamp
 from onnxshot.errors import UsageError
 from onnxshot.execution.candidate_race import Judge, candidate_of
@@ -173,7 +175,7 @@ def workbench(
     calib: Any,
     *,
     stats: str | Path | None = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     recipe: Recipe,
     settings: Settings,
 ) -> Iterator[Workbench]:

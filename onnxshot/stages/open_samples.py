@@ -11,7 +11,9 @@ from onnxshot import memory
 from onnxshot.calibration.batches import refuse_copies
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
+from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.statistics_file import load_statistics
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import CalibrationError
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.rewriting.model_inputs import input_specs
@@ -53,7 +55,10 @@ class Samples:
 
 
 def open_samples(
-    prepared: Prepared, calib: Any, preset: str | Preset | None, stats: str | Path | None = None
+    prepared: Prepared,
+    calib: Any,
+    preset: str | Preset | SoundPreset | TextPreset | None,
+    stats: str | Path | None = None,
 ) -> Samples:
     """Open the calibration data of a model, where there is any.
 
