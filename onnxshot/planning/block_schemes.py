@@ -18,6 +18,7 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
 _LEAST, _MOST = 16, 256  # powers of 2. Blocks of 512 give wrong results in ONNX Runtime 1.20 to 1.26
+_LEAST_DEFAULT = 32  # smaller blocks have more scales than their accuracy is worth
 _PRODUCTS = ("MatMul", "Gemm")
 _DEFAULT_BITS = 8
 _COPIES = 2  # products that get a copy of the integers each; with more, one is stored, and unpacked when it is loaded
@@ -88,7 +89,7 @@ def block_plan(node: Node, slot: int, target: Target, recipe: Recipe) -> WeightP
     form = _form(node, slot, target, recipe)
     asymmetric = bool(recipe.asymmetric)
     method = "minmax" if recipe.effort == "fast" else "mse"
-    size = recipe.block if recipe.block is not None else target.block_sizes[bits]
+    size = recipe.block if recipe.block is not None else _dividing(shape[axis], target.block_sizes[bits])
     if size == CHANNEL and form in (FOLDED, GATHERED) and target.everywhere:
         size = _MOST  # int8 that no DequantizeLinear reads does not run everywhere
     if size == CHANNEL:
@@ -105,6 +106,12 @@ def block_plan(node: Node, slot: int, target: Target, recipe: Recipe) -> WeightP
             return None
     dtype = _stored_type(bits, asymmetric or form != DEQUANTIZED)
     return WeightPlan(slot, QuantScheme(dtype, not asymmetric, PerBlock(axis, size)), method, form, True)
+
+
+def _dividing(inputs: int, size: int) -> int:
+    """The size, or half or a quarter of it where that divides the inputs: the last block is stored as a whole one."""
+    sizes = [size >> shift for shift in range(3) if size >> shift >= _LEAST_DEFAULT]
+    return next((some for some in sizes if inputs % some == 0), size)
 
 
 def input_axis(node: Node, slot: int) -> int | None:
