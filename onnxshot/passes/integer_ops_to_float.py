@@ -30,6 +30,7 @@ from onnxshot.passes.integer_operands import (
 )
 from onnxshot.passes.integer_products import block_matmul, dynamic_matmul, integer_product, matmul_to_float
 from onnxshot.passes.node_writer import Writer, given
+from onnxshot.passes.packed_tables import packed_table
 from onnxshot.passes.strip_qdq import Restored
 
 _SCALES = 8  # DynamicQuantizeLSTM: index of its first scale input: scale and zero point of W, then of R
@@ -164,6 +165,8 @@ def _embedding(write: Writer) -> Made:
     stored = edit.constant_input(node, 0)
     if stored is None or stored.dtype.kind not in "iu":
         raise Unsupported("")
+    if stored.ndim == 3:
+        return packed_table(write)
     cast = edit.only_consumer(model, node.outputs[0])
     rescale = edit.only_consumer(model, cast.outputs[0]) if cast is not None and cast.op == "Cast" else None
     if rescale is None or rescale.op != "Mul":
