@@ -108,8 +108,10 @@ def block_plan(node: Node, slot: int, target: Target, recipe: Recipe) -> WeightP
     return WeightPlan(slot, QuantScheme(dtype, not asymmetric, PerBlock(axis, size)), method, form, True)
 
 
-def _dividing(inputs: int, size: int) -> int:
+def _dividing(inputs: int, size: int | str) -> int | str:
     """The size, or half or a quarter of it where that divides the inputs: the last block is stored as a whole one."""
+    if not isinstance(size, int):
+        return size
     sizes = [size >> shift for shift in range(3) if size >> shift >= _LEAST_DEFAULT]
     return next((some for some in sizes if inputs % some == 0), size)
 

@@ -111,7 +111,7 @@ def test_effort_fast_covers_every_value_and_others_fit_the_scales() -> None:
 
 def test_unknown_ranks_of_ids() -> None:
     text = (
-        """g (int64[2, T] given, int64[n] shape) => (float[] y) { ids = Reshape(given, shape) y = Gather(table, ids) }"""
+        "g (int64[2, T] given, int64[n] shape) => (float[] y) { ids = Reshape(given, shape) y = Gather(table, ids) }"
     )
     feed = {"given": np.arange(8).reshape(2, 4), "shape": np.array([2, 2, 2])}
     case = Case(model(text, {"table": weight(500, 96)}), [feed])
