@@ -23,6 +23,8 @@ def fit_blocks(
     scheme: QuantScheme,
     importance: NDArray[Any] | None = None,
     scale_type: DTypeLike = np.float32,
+    *,
+    signed_scales: bool = False,
 ) -> QuantParams:
     """Choose the scale and the zero point of each block so that rounding to nearest changes the weights least.
 
@@ -38,6 +40,9 @@ def fit_blocks(
         importance: how much an error counts, per input [K] or per weight [N, K]: the second moments of the inputs, or
             None where all count alike. Negative values count as 0.
         scale_type: float32, float16 or bfloat16. Scales are rounded to it before errors are measured.
+        signed_scales: whether scales may be negative where the scheme is symmetric. A negative scale gives the one
+            more step below zero to the positive values. Runtimes that multiply by the scale take it; those that
+            check or compare scales do not.
 
     Returns:
         Scales and zero points [N, ceil(K / size)]. Scales are float32 arrays whose values `scale_type` holds exactly.
@@ -67,7 +72,7 @@ def fit_blocks(
             counts = None
         else:
             counts = _as_columns(np.broadcast_to(importance, weight.shape)[rows, values], size)
-        found = fit_columns(part, scheme, counts, limits)
+        found = fit_columns(part, scheme, counts, limits, signed=signed_scales)
         shape = (rows.stop - rows.start, blocks.stop - blocks.start)
         scale[rows, blocks], zero[rows, blocks] = found[0].reshape(shape), found[1].reshape(shape)
     return QuantParams(scheme, scale, zero.astype(scheme.dtype.storage))
@@ -99,13 +104,13 @@ class ScaleLimits:
         return cls(dtype, float(about.smallest_normal), float(about.max))
 
     def stored(self, scale: NDArray[Any]) -> Floats:
-        """The scales that are stored for these, which are not negative: as float32."""
-        clipped = np.clip(scale, self.smallest, self.largest)
+        """The scales that are stored for these, as float32."""
+        clipped = np.copysign(np.clip(np.abs(scale), self.smallest, self.largest), scale)
         return np.asarray(clipped.astype(self.dtype), np.float32)
 
 
 def fit_columns(
-    values: Floats, scheme: QuantScheme, importance: Floats | None, limits: ScaleLimits
+    values: Floats, scheme: QuantScheme, importance: Floats | None, limits: ScaleLimits, *, signed: bool = False
 ) -> tuple[Floats, Floats]:
     """Return scale and zero point, [B] each, of blocks that are the columns of `values` [size, B]."""
     low, high = np.minimum(values.min(axis=0), 0.0), np.maximum(values.max(axis=0), 0.0)
@@ -121,7 +126,10 @@ def fit_columns(
         search.attempt(np.maximum(high, -low) / (qmax - scheme.midpoint), None)  # as `affine.weight_params`
     for ratio in _CLIPS:
         if scheme.symmetric:
-            search.attempt(np.maximum(high / (qmax - scheme.midpoint), -low / (scheme.midpoint - qmin)) * ratio, None)
+            above, below = (qmax - scheme.midpoint) / ratio, (scheme.midpoint - qmin) / ratio
+            search.attempt(np.maximum(high / above, -low / below), None)
+            if signed:
+                search.attempt(-np.maximum(high / below, -low / above), None)
         else:
             wanted = (high - low) * (ratio / (qmax - qmin))
             search.attempt(wanted, qmin - low * ratio / np.where(empty, 1.0, wanted))
@@ -172,7 +180,7 @@ class _Search:
         steps = self._integers(near, self.zero, self._work)
         across, own = self._weighted(steps, self._values), self._weighted(steps, steps)
         if self._scheme.symmetric:
-            return np.where((own > 0) & (across > 0), across / np.where(own > 0, own, 1.0), near), None
+            return np.where((own > 0) & (across * near > 0), across / np.where(own > 0, own, 1.0), near), None
         total, mean, mean_value = self._sums(steps)
         spread = own - mean * mean * total
         slope = (across - mean * mean_value * total) / np.where(spread > 0, spread, 1.0)

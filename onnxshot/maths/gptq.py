@@ -72,11 +72,14 @@ def _rounded(left: Floats, spread: Floats, scale: NDArray[np.floating], limits: 
     return rounded
 
 
-def damped_in_order(moments: NDArray[np.floating], order: NDArray[np.int64]) -> Floats:
-    """Second moments [G, K, K] with rows and columns in an order [G, K], and DAMPING on their diagonal: a copy."""
+def damped_in_order(moments: NDArray[np.floating], order: NDArray[np.int64], damping: float = DAMPING) -> Floats:
+    """Copy second moments [G, K, K], with rows and columns in an order [G, K], and add damping to the diagonal.
+
+    The damping is a share of the mean of the diagonal.
+    """
     groups = np.arange(len(order))[:, None, None]
     damped = moments[groups, order[:, :, None], order[:, None, :]].astype(np.float64, copy=False)
     columns = np.arange(order.shape[1])
     mean = damped[:, columns, columns].mean(axis=1)
-    damped[:, columns, columns] += np.maximum(DAMPING * mean, np.finfo(np.float32).tiny)[:, None]
+    damped[:, columns, columns] += np.maximum(damping * mean, np.finfo(np.float32).tiny)[:, None]
     return damped

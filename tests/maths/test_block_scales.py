@@ -94,6 +94,21 @@ def test_any_finite_weight_gets_normal_scales(weight: Floats, scheme: QuantSchem
         assert error(weight, params) <= plain * (1 + 1e-3) + 1e-11 * energy + 1e-70
 
 
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_signed_scales_give_the_larger_side_the_one_more_step(scheme: QuantScheme) -> None:
+    rng = np.random.default_rng(4)
+    weight = rng.standard_normal((64, 64)).astype(np.float32)
+    plain, signed = fit_blocks(weight, scheme), fit_blocks(weight, scheme, signed_scales=True)
+    if scheme.symmetric:
+        assert (signed.scale < 0).any()
+        assert error(weight, signed) < error(weight, plain) * (0.97 if scheme.dtype.bits == 4 else 1.0)
+        turned = fit_blocks(-weight, scheme, signed_scales=True)
+        assert error(-weight, turned) == pytest.approx(error(weight, signed), rel=1e-5)
+    else:
+        assert (signed.scale == plain.scale).all()
+    assert (plain.scale > 0).all()
+
+
 def test_blocks_of_zeros_and_of_one_value() -> None:
     weight = np.zeros((2, 64), np.float32)
     weight[0, 32:], weight[1, 32:] = 0.3, -0.3
