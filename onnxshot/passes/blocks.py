@@ -18,7 +18,7 @@ from onnx import helper
 from onnxshot.errors import ModelError
 from onnxshot.graph import Constant, weights
 from onnxshot.graph.weight_pieces import row_blocks
-from onnxshot.maths.affine import quantize, weight_params
+from onnxshot.maths.affine import MIN_SCALE, extremes, quantize, weight_params
 from onnxshot.maths.block_scales import fit_blocks
 from onnxshot.maths.int4_packing import paired
 from onnxshot.maths.quant_scheme import NotFinite, PerBlock, QuantParams, QuantScheme
@@ -135,9 +135,9 @@ class Work:
         parts = []
         for slab in self._slabs():
             if self.method == "minmax":
-                params = weight_params(slab, self.scheme)
-            else:
-                params = fit_blocks(slab, self.scheme, scale_type=self.scale_type)
+                params = _covering(slab, self.scheme)
+            else:  # the runtimes that read this layout multiply by scales, of either sign
+                params = fit_blocks(slab, self.scheme, scale_type=self.scale_type, signed_scales=True)
             parts.append((quantize(slab, params).astype(np.uint8), params))
         axis = 1 if self.turned and len(self.weight.shape) == 2 else 0
         codes = np.concatenate([part for part, _ in parts], axis=axis)
@@ -154,3 +154,14 @@ class Work:
             if self.turned:
                 slab = slab.T if matrix else np.swapaxes(slab, -1, -2)
             yield np.ascontiguousarray(slab.reshape(-1, slab.shape[-1]))
+
+
+def _covering(slab: NDArray[Any], scheme: QuantScheme) -> QuantParams:
+    """Scales that cover every value. The larger side of a symmetric block gets the one integer more, -8 or -128."""
+    params = weight_params(slab, scheme)
+    if not scheme.symmetric:
+        return params
+    low, high = extremes(slab, scheme.granularity)
+    wanted = np.where(high > -low, -high, -low) / scheme.midpoint
+    scale = np.where(np.abs(wanted) > MIN_SCALE, wanted, params.scale).astype(np.float32)
+    return QuantParams(scheme, scale, params.zero_point)
