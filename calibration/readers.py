@@ -229,8 +229,9 @@ def open_data(
     if limit is not None and limit < 1:
         raise CalibrationError(f"{limit} calibration samples were asked for", "ask for 1 or more")
     label, fit = _label(source), Fitter(inputs, preset if isinstance(preset, Preset) else None)
+    asked = None if isinstance(preset, TextPreset) and preset.implied else preset
     if paths := sound_paths(source, _only_sounds):
-        opened: Source = open_sounds(label, paths, inputs, preset, folder, step)
+        opened: Source = open_sounds(label, paths, inputs, asked, folder, step)
     else:
         opened = _open(source, label, fit, limit, seed, Texts(label, fit.specs, preset, limit, words))
     if len(opened) == 0:
@@ -243,8 +244,8 @@ def open_data(
         data._indices = tuple(i * len(opened) // limit for i in range(limit))
     data[0]  # report an error of the first sample now
     notes.extend(fit.notes)
-    if preset is not None and fit.used is None and not data.random and opened.made_by is None:
-        notes.append(f"preset {preset.name} was not used: the arrays of {label} are used unchanged")
+    if asked is not None and fit.used is None and not data.random and opened.made_by is None:
+        notes.append(f"preset {asked.name} was not used: the arrays of {label} are used unchanged")
     data.notes = tuple(notes)
     return data
 

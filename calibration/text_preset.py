@@ -26,6 +26,7 @@ class TextPreset:
         length: tokens of a window. Default: what the model and its tokenizer take, 256 at most.
         field: of a .jsonl file, the field that holds the text. Default: see docs/calibration.md.
         name: of the preset in messages, or the path of its file.
+        implied: whether nobody asked for it: it says where the tokenizer lies, and stands for no preset elsewhere.
 
     Raises:
         UsageError: a value has the wrong type or is out of range.
@@ -39,6 +40,7 @@ class TextPreset:
     length: int | None = None
     field: str | None = None
     name: str = "text"
+    implied: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -72,7 +74,9 @@ class TextPreset:
         return json.dumps(values, sort_keys=True).encode()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a record."""
+        """Plain values of what was asked for, for a record."""
+        if self.implied:
+            return {}
         place = None if self.tokenizer is None else str(self.tokenizer)
         values = {"tokenizer": place, "length": self.length, "field": self.field}
         return {key: value for key, value in values.items() if value is not None}

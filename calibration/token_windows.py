@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from operator import itemgetter
 
 from onnxshot.calibration.text_files import Text
 from onnxshot.calibration.tokenizer import Tokenizer
@@ -88,18 +90,18 @@ def windows_of_stream(
     documents = [(t.where, t.text if t.target is None else f"{t.text}\n{t.target}") for t in texts]
     sizes = [len(text) for _, text in documents]
     enough = None if limit is None else _ROOMY * room
-    found: list[Window] = []
     if limit is None or enough is None or sum(sizes) <= limit * enough:
-        found = list(_cut(documents, tokenizer, room))
-        count = len(found)
-        found = [found[i] for i in spaced(count, limit)]
-    else:
-        starts = list(accumulate(sizes, initial=0))
-        for i in range(limit):
-            piece = _slice(documents, starts, i * (starts[-1] - enough) // limit, enough)
-            found.extend(window for window, _ in zip(_cut(piece, tokenizer, room), range(1), strict=False))
-        count = max(limit, sum(sizes) * len(found) // max(1, limit * enough))
-    return [_stepped(window, i, steps) for i, window in enumerate(found)], count
+        found, tokens = _cut(documents, tokenizer, room)
+        chosen = [found[i] for i in spaced(len(found), limit)]
+        return [_stepped(window, i, steps) for i, window in enumerate(chosen)], len(found)
+    starts, found, tokens = list(accumulate(sizes, initial=0)), [], 0
+    for i in range(limit):
+        at = i * (starts[-1] - enough) // limit
+        windows, count = _cut(_slice(documents, starts, at, enough), tokenizer, room)
+        tokens += count
+        found += [replace(window, where=f"{window.where}, part {i + 1} of {limit}") for window in windows[:1]]
+    total = max(limit, tokens * starts[-1] // (limit * enough) // room)
+    return [_stepped(window, i, steps) for i, window in enumerate(found)], total
 
 
 def _slice(documents: Sequence[tuple[str, str]], starts: Sequence[int], at: int, size: int) -> list[tuple[str, str]]:
@@ -116,22 +118,23 @@ def _slice(documents: Sequence[tuple[str, str]], starts: Sequence[int], at: int,
     return found
 
 
-def _cut(documents: Sequence[tuple[str, str]], tokenizer: Tokenizer, room: int) -> Iterator[Window]:
-    """Windows of the documents' tokens, `room` each, behind the special tokens."""
-    end = tokenizer.end
-    joined: list[int] = []
-    places: list[tuple[int, str]] = []
+def _cut(documents: Sequence[tuple[str, str]], tokenizer: Tokenizer, room: int) -> tuple[list[Window], int]:
+    """Windows of the documents' tokens, `room` each, behind the special tokens; and the number of tokens."""
+    end, joined, places = tokenizer.end, list[int](), list[tuple[int, str]]()
     between = [end] if end is not None else tokenizer.plain(["\n\n"])[0]
     for (where, _), ids in zip(documents, tokenizer.plain([text for _, text in documents]), strict=True):
         joined += between if joined else []
         places.append((len(joined), where))
         joined += ids
-    for number, start in enumerate(range(0, len(joined), room)):
+    found = list[Window]()
+    for start in range(0, len(joined), room):
         ids = joined[start : start + room]
-        if number and 2 * len(ids) < room:
-            return
-        where = [name for at, name in places if at < start + len(ids)][-1] if len(places) > 1 else places[0][1]
-        yield Window(f"{where}, tokens from {start}", (*tokenizer.head, *ids))
+        if found and 2 * len(ids) < room:
+            break
+        last = bisect_right(places, start, key=itemgetter(0)) - 1
+        at = start - places[max(last, 0)][0]
+        found.append(Window(f"{places[max(last, 0)][1]} from token {at}", (*tokenizer.head, *ids)))
+    return found, len(joined)
 
 
 def _stepped(window: Window, number: int, steps: str) -> Window:

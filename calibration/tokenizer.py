@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from onnxshot.calibration.preset import load_preset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.files.regular_files import read_regular
 
@@ -29,6 +31,25 @@ def tokenizer_beside(model: Path | None) -> Path | None:
         return None
     folder = model.absolute().parent
     return next((place / FILE for place in (folder, folder.parent) if (place / FILE).is_file()), None)
+
+
+def with_tokenizer(preset: object, model: object) -> Any:
+    """A preset that also names the tokenizer beside a model, for other files that are made of the model.
+
+    Args:
+        preset: any preset, its name or file, or None. Only None, and presets of texts without a tokenizer, are changed.
+        model: path of the model; anything else has no folder.
+    """
+    found = tokenizer_beside(Path(model)) if isinstance(model, str | Path) else None
+    if found is None:
+        return preset
+    is_file = isinstance(preset, str) and preset.lower().endswith((".yaml", ".yml"))
+    known = load_preset(preset) if isinstance(preset, str) and (is_file or preset == "none") else preset
+    if known is None:
+        return TextPreset(found, implied=True)
+    if not isinstance(known, TextPreset):
+        return preset
+    return known if known.tokenizer is not None else replace(known, tokenizer=found)
 
 
 def find_tokenizer(given: str | Path | None, model: Path | None) -> Path:

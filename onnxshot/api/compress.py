@@ -19,6 +19,7 @@ from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
+from onnxshot.calibration.tokenizer import with_tokenizer
 from onnxshot.delivery import artifacts
 from onnxshot.delivery.input_files import of_recipe, of_run
 from onnxshot.delivery.record import leave_beside, source_of
@@ -130,7 +131,8 @@ def compress(
         source = Path(model) if isinstance(model, str | Path) else made / "input.onnx"
         if isinstance(model, ModelProto):
             write(loaded, source)
-        inputs = StageInputs(source, calib, data, preset, settings)
+        # the stages read files in other folders
+        inputs = StageInputs(source, calib, data, with_tokenizer(preset, model), settings)
         ran = run_recipe_stages(stages, inputs, Path(keep_stages) if keep_stages is not None else made)
         _measure(ran, inputs, sizes, report, kept=keep_stages is not None)
         if output is not None:

@@ -12,6 +12,8 @@ from onnxshot.bundles import form_names
 from onnxshot.bundles.folder_output import check_output, publish_folder, write_config
 from onnxshot.bundles.model_folder import CONFIG, GENAI, ModelFolder, read_config, read_folder
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sound_preset import SoundPreset
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.artifacts import ONNX
 from onnxshot.delivery.input_files import of_calib, of_preset
 from onnxshot.delivery.output_files import data_suffix
@@ -34,7 +36,7 @@ def quantize_folder(
     calib: Any = None,
     *,
     output: str | Path | None = None,
-    preset: str | Preset | None = None,
+    preset: str | Preset | SoundPreset | TextPreset | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
     **options: Any,
@@ -102,7 +104,7 @@ def _quantized(
     name: PurePosixPath,
     output: Path,
     calib: Any,
-    preset: str | Preset | None,
+    preset: str | Preset | SoundPreset | TextPreset | None,
     recipe: Recipe,
     settings: Settings,
 ) -> Report:

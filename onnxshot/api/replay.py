@@ -15,6 +15,7 @@ from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.statistics_file import data_hash, refuse_other
 from onnxshot.calibration.text_preset import TextPreset
+from onnxshot.calibration.tokenizer import with_tokenizer
 from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.delivery.output_files import data_suffix, of_result
 from onnxshot.delivery.record import (
@@ -111,7 +112,7 @@ def replay(
     loaded = load_model(model)
     files = settings.files.reading(*of_run(loaded, calib, preset, stats=stats), *of_model_file(recorded, "the record"))
     files.writing(*of_result(output, data=data_suffix(loaded))).check()
-    settings = replace(settings, files=Files())
+    settings, preset = replace(settings, files=Files()), with_tokenizer(preset, model)
     calib = list(calib) if isinstance(calib, Iterator) else calib
     with scratch() as folder:
         path = Path(model)

@@ -8,7 +8,7 @@ from pathlib import Path
 from onnxshot.batch.cells import Cell
 from onnxshot.batch.manifest import Manifest
 from onnxshot.batch.store import LOG, SUMMARY, changed_in
-from onnxshot.delivery.input_files import of_calib, of_function, of_model_file, of_preset
+from onnxshot.delivery.input_files import of_calib, of_function, of_model_file, of_preset, of_tokenizer
 from onnxshot.errors import UsageError
 from onnxshot.files.conflicts import Files, Read, Write
 from onnxshot.files.urls import is_remote
@@ -25,7 +25,8 @@ def files_of(manifest: Manifest) -> Files:
     reads = [Read(Path(name), "the manifest or a recipe") for name in manifest.files]
     for entry in manifest.entries:
         reads += [*of_model_file(entry.model, f"the model {entry.name!r}"), *of_calib(entry.calib)]
-        reads += [*of_preset(entry.preset), *of_function(entry.thresholds.eval, "the evaluation")]
+        reads += [*of_preset(entry.preset), *of_tokenizer(entry.tokenizer)]
+        reads += of_function(entry.thresholds.eval, "the evaluation")
         reads += [Read(Path(entry.stats), "the statistics")] if entry.stats and not is_remote(entry.stats) else []
     if is_remote(manifest.output):
         return Files(tuple(reads))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from onnxshot import memory
+from onnxshot.calibration.text_preset import MOST_LENGTH, TextPreset
+from onnxshot.calibration.tokenizer import with_tokenizer
 from onnxshot.calibration.user_functions import named
 from onnxshot.delivery.artifacts import ONNX
 from onnxshot.errors import UsageError
@@ -24,7 +26,7 @@ from onnxshot.targets import RUNTIMES, TARGETS
 
 _KEYS = ("models", "targets", "output", "defaults", "thresholds")
 _OPTIONS = tuple(f.name for f in fields(Recipe) if f.name != "target")
-_HOW = ("calib", "preset", "stats", "samples", "seed", "emit", "memory", "recipe")
+_HOW = ("calib", "preset", "tokenizer", "length", "stats", "samples", "seed", "emit", "memory", "recipe")
 _OF_MODEL = ("model", "name", "thresholds")
 _LIMITS = ("min_sqnr", "max_drop", "max_latency_ms", "max_size_mb")
 _SPELLED = {"max_latency": "max_latency_ms", "max_size": "max_size_mb"}
@@ -57,6 +59,7 @@ class Entry:
     Attributes:
         where: path of its key in the manifest, such as ("models", 2).
         model, calib, preset, stats, samples, seed, emit: as in `quantize`.
+        tokenizer, length: as in `TextPreset`.
         name: name of the folder of its results.
         stages: one stage that quantizes, or several. The target of the cell replaces theirs.
         thresholds: limits for each cell of this model.
@@ -70,11 +73,23 @@ class Entry:
     thresholds: Thresholds
     calib: str | None = None
     preset: str | None = None
+    tokenizer: str | None = None
+    length: int | None = None
     stats: str | None = None
     samples: int | str = "auto"
     seed: int = 0
     emit: tuple[str, ...] | None = None
     memory: int | str | None = None
+
+    @property
+    def reading(self) -> str | TextPreset | None:
+        """How samples become inputs, as `quantize` takes it; a tokenizer beside the model is named."""
+        if self.tokenizer is None and self.length is None:
+            found: str | TextPreset | None = with_tokenizer(self.preset, self.model)
+            return found
+        text = with_tokenizer(TextPreset(self.tokenizer, self.length), self.model)
+        assert isinstance(text, TextPreset)
+        return text
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -203,9 +218,15 @@ class _Reader:
         name: str,
     ) -> Entry:
         values = {**defaults, **own}
-        calib, preset, stats = (values.get(key) for key in ("calib", "preset", "stats"))
-        for key, value in (("calib", calib), ("preset", preset), ("stats", stats)):
+        calib, preset, stats, tokenizer = (values.get(key) for key in ("calib", "preset", "stats", "tokenizer"))
+        for key, value in (("calib", calib), ("preset", preset), ("stats", stats), ("tokenizer", tokenizer)):
             _ask((*where, key), value, value is None or _is_text(value), "a path or a name")
+        length = values.get("length")
+        fits = length is None or (type(length) is int and 1 <= length <= MOST_LENGTH)
+        _ask((*where, "length"), length, fits, f"a number of tokens from 1 to {MOST_LENGTH}")
+        _ask((*where, "tokenizer"), tokenizer, not is_remote(tokenizer or ""), "a file on this machine")
+        for key, value in (("tokenizer", tokenizer), ("length", length)):
+            _ask((*where, key), value, value is None or preset is None, "leave it out, or preset: it is for texts")
         samples, seed, emit = values.get("samples", "auto"), values.get("seed", 0), values.get("emit")
         counted = samples in ("auto", "all") if isinstance(samples, str) else type(samples) is int and samples > 0
         _ask((*where, "samples"), samples, counted, "a number above 0, 'auto', or 'all'")
@@ -229,7 +250,9 @@ class _Reader:
             preset = self._path(preset)
         return Entry(
             where, model, name, self._stages(where, defaults, own), limits,
-            calib=self._data(calib), preset=preset, stats=None if stats is None else self._path(stats),
+            calib=self._data(calib), preset=preset, length=length,
+            tokenizer=None if tokenizer is None else self._path(tokenizer),
+            stats=None if stats is None else self._path(stats),
             samples=samples, seed=seed, emit=tuple(formats) if formats else None, memory=size,
         )  # fmt: skip
 

@@ -118,7 +118,8 @@ def shared_by(cell: Cell) -> str:
     (recipe,) = cell.stages.stages
     watched = {name: value for name, value in recipe.to_dict().items() if name not in _NO_MATTER}
     entry = cell.entry
-    return json.dumps([entry.model, entry.calib, entry.preset, entry.samples, entry.seed, watched], sort_keys=True)
+    reading = [entry.preset, entry.tokenizer, entry.length]
+    return json.dumps([entry.model, entry.calib, *reading, entry.samples, entry.seed, watched], sort_keys=True)
 
 
 def settles(cell: Cell) -> bool:
@@ -137,7 +138,7 @@ def calibrated_part(
     """
     cell, *others = map(Cell.from_dict, cells)
     prepared, settings, mine = _prepared(cell), settings_of(cell, _HOW), Shard(**share)
-    plan, data = prepared.plan(), open_samples(prepared, cell.entry.calib, cell.entry.preset).data
+    plan, data = prepared.plan(), open_samples(prepared, cell.entry.calib, cell.entry.reading).data
     if not plan.observe or data is None:
         return None, {}
     with data:

@@ -52,7 +52,8 @@ class CellKeys:
         """
         entry = cell.entry
         data = [self._of(path) for path in (entry.model, entry.calib, entry.stats, entry.thresholds.eval)]
-        preset = load_preset(entry.preset) if entry.preset is not None else None
+        reading = entry.reading
+        preset = load_preset(reading) if isinstance(reading, str) else reading
         how = [preset.fields().hex(), getattr(preset, "size_is_default", False)] if preset is not None else []
         options = [cell.name, cell.target, cell.stages.to_dict(), entry.samples, entry.seed, entry.emit]
         return hashlib.sha256(json.dumps([__version__, data, how, options]).encode()).hexdigest()

@@ -68,19 +68,19 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
     first = stages.stages[0]
     if len(stages.stages) == 1 and isinstance(first, Recipe):
         report: Report = quantize(
-            entry.model, entry.calib, stats=entry.stats, output=output, preset=entry.preset, recipe=first,
+            entry.model, entry.calib, stats=entry.stats, output=output, preset=entry.reading, recipe=first,
             settings=settings, emit=formats,
         ).report  # fmt: skip
         artifacts = report.outputs
     else:
         report = compress(
-            entry.model, entry.calib, recipe=stages, output=output, preset=entry.preset, settings=settings
+            entry.model, entry.calib, recipe=stages, output=output, preset=entry.reading, settings=settings
         ).report
         others = [name for name in formats if name != ONNX]
         artifacts = report.outputs if ONNX in formats or not others else []
         if others:
             artifacts = artifacts + emit(output, to=others, target=cell.target, output=output, calib=entry.calib,
-                preset=entry.preset, reference=entry.model, settings=settings).outputs  # fmt: skip
+                preset=entry.reading, reference=entry.model, settings=settings).outputs  # fmt: skip
             report.outputs = artifacts  # the verdict covers them
         if not artifacts[0].path.endswith(".onnx"):
             output.unlink()

@@ -16,6 +16,7 @@ import numpy as np
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
+from onnxshot.calibration.tokenizer import FILE
 from onnxshot.calibration.user_functions import named
 from onnxshot.errors import OnnxshotError
 from onnxshot.files.conflicts import SAMPLES, Read
@@ -77,10 +78,17 @@ def of_calib(calib: Any) -> tuple[Read, ...]:
 def of_preset(preset: str | Preset | SoundPreset | TextPreset | None) -> tuple[Read, ...]:
     """The file of a preset, and that of its tokenizer; empty for a preset that ships with onnxshot."""
     if isinstance(preset, TextPreset):
-        return of_preset(preset.name) + of_file(preset.tokenizer, "the tokenizer")
+        return of_preset(preset.name) + of_tokenizer(preset.tokenizer)
     name = preset.name if isinstance(preset, Preset | SoundPreset) else preset or ""
     named_file = name.lower().endswith((".yaml", ".yml")) and _is_file(Path(name))
     return (Read(Path(name), "the preset"),) if named_file else ()
+
+
+def of_tokenizer(path: str | Path | None) -> tuple[Read, ...]:
+    """The file of a tokenizer, given as a file or as its folder."""
+    if path is None or is_remote(str(path)):
+        return ()
+    return of_file(Path(path) / FILE if Path(path).is_dir() else path, "the tokenizer")
 
 
 def of_file(path: str | Path | None, role: str) -> tuple[Read, ...]:

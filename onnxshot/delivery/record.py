@@ -113,7 +113,7 @@ def source_of(
     return {
         "calib": str(calib) if isinstance(calib, str | Path) else None,
         "preset": preset if isinstance(preset, str) else None,
-        **({"text": preset.to_dict()} if isinstance(preset, TextPreset) else {}),
+        **({"text": preset.to_dict()} if isinstance(preset, TextPreset) and not preset.implied else {}),
         "data_sha256": data_hash(data.digests()) if data is not None else None,
         "preset_sha256": data.preset_hash if data is not None else None,
     }

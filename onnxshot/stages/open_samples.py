@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -9,11 +10,13 @@ from typing import Any
 
 from onnxshot import memory
 from onnxshot.calibration.batches import refuse_copies
+from onnxshot.calibration.language_inputs import takes_text
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.statistics_file import load_statistics
 from onnxshot.calibration.text_preset import TextPreset
+from onnxshot.calibration.tokenizer import tokenizer_beside
 from onnxshot.errors import CalibrationError
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.rewriting.model_inputs import input_specs
@@ -30,11 +33,13 @@ class Samples:
         data: the opened samples, or None.
         stats: path of a statistics file that `calibrate` wrote, or None.
         trial: the result is measured and not kept; neither its record nor its notes mention the samples.
+        hint: what could be given as samples, where nothing was; may be empty.
     """
 
     data: Dataset | None = None
     stats: str | Path | None = None
     trial: bool = False
+    hint: str = ""
 
     @property
     def recorded(self) -> bool:
@@ -44,7 +49,9 @@ class Samples:
     @property
     def notes(self) -> list[str]:
         """What a user should know of the data."""
-        return list(self.data.notes) if self.data is not None and not self.trial else []
+        if self.trial:
+            return []
+        return [self.hint] * bool(self.hint) if self.data is None else list(self.data.notes)
 
     def __enter__(self) -> Samples:
         return self
@@ -71,7 +78,7 @@ def open_samples(
     if calib is None:
         if stats is None:
             _refuse_missing(prepared)
-        return Samples(None, stats)
+        return Samples(None, stats, hint=_texts_would_do(prepared) if stats is None else "")
     data = open_calib(calib, prepared.model, preset, prepared.settings, prepared.fixed_shapes)
     if prepared.fixed_shapes:  # reported now, not after the work
         refuse_copies(data, prepared.fixed_shapes.inputs, len(split(len(data))[1]))
@@ -86,4 +93,17 @@ def _refuse_missing(prepared: Prepared) -> None:
         what = f"{len(unknown)} tensors came without a scale, such as {unknown[0]!r}"
         raise CalibrationError(what, "give --calib DATA to complete them, or --exclude their ops")
     if unknown:
-        open_data(None, input_specs(prepared.model))  # raises, and says what --calib takes
+        try:
+            open_data(None, input_specs(prepared.model))  # raises, and says what --calib takes
+        except CalibrationError as e:
+            e.hint = _texts_would_do(prepared) or e.hint
+            raise
+
+
+def _texts_would_do(prepared: Prepared) -> str:
+    """Says that texts are samples, where the model takes tokens and its tokenizer is there; else empty."""
+    found = tokenizer_beside(prepared.model.path)
+    with contextlib.suppress(CalibrationError):  # an input that is no tensor
+        if found is not None and takes_text(input_specs(prepared.model)):
+            return f"{found.name} lies beside the model: --calib texts.txt, a file of typical texts, gives samples"
+    return ""

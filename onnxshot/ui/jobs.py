@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot import source_tree
+from onnxshot.calibration.sound_files import SOUNDS
+from onnxshot.calibration.text_files import TEXTS
+from onnxshot.calibration.tokenizer import FILE as TOKENIZER
 from onnxshot.files.atomic_write import scratch_part
 from onnxshot.files.temporary_folders import clear_dead, listed
 from onnxshot.ui.refused import CONFLICT, NO_ROOM, NOT_FOUND, TOO_LARGE, Refused
@@ -148,7 +151,8 @@ class Job:
         place = self.folder / "calib"
         samples = list(place.iterdir())
         if not any(path.is_file() for path in place.rglob("*")):
-            raise Refused("no calibration files were given", "give pictures, .npz or .npy files, or a zip of them")
+            kinds = "pictures, sounds, texts, .npz or .npy files"
+            raise Refused("no calibration files were given", f"give {kinds}, or a zip of them")
         preset = asked.preset
         if preset == OWN_PRESET:
             files = sorted(p.name for p in (self.folder / "preset").iterdir())
@@ -158,12 +162,17 @@ class Job:
         while len(samples) == 1 and samples[0].is_dir():  # descend into the folder that was uploaded
             place = samples[0]
             samples = list(place.iterdir())
-        if len(samples) == 1 and samples[0].suffix.lower() in (".npz", ".npy"):
-            place = samples[0]
+        tokenizers = sorted(place.rglob(TOKENIZER))
+        if len(tokenizers) > 1:
+            raise Refused(f"{len(tokenizers)} files {TOKENIZER} were given", "give that of the model")
+        alone = [path for path in samples if path not in tokenizers]
+        if len(alone) == 1 and alone[0].suffix.lower() in (".npz", ".npy", *TEXTS, *SOUNDS):
+            place = alone[0]
         ending = "small" if asked.level else "int8"
         return {
             "model": str(models[0].relative_to(self.folder)), "calib": str(place.relative_to(self.folder)),
-            "preset": preset, "target": asked.target, "level": asked.level,
+            "preset": preset, "target": asked.target, "level": asked.level, "length": asked.length,
+            "tokenizer": str(tokenizers[0].relative_to(self.folder)) if tokenizers else None,
             "output": f"out/{models[0].stem}.{ending}.onnx", "report": "report.json", "page": "report.html",
             "memory": self.memory,
         }  # fmt: skip

@@ -149,6 +149,7 @@ async function compress() {
     mine = job = (await call("POST", "jobs")).key;
     await upload(mine);
     const asked = { target: $("target").value, preset: $("preset").value, level: Number($("level").value) };
+    if ($("length").value) asked.length = Number($("length").value);
     await call("POST", `jobs/${mine}/run`, asked);
     await follow();
   } catch (error) {

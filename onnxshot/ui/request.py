@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxshot.calibration.preset import preset_names
+from onnxshot.calibration.text_preset import MOST_LENGTH
 from onnxshot.targets import TARGETS
 from onnxshot.ui.refused import Refused
 
@@ -21,11 +22,13 @@ class Asked:
         target: name of a target.
         preset: name of a preset, 'none', or OWN_PRESET.
         level: the optim level, from 0 (int8 only) to 1; see recipes/sparsity_level.py.
+        length: tokens of a text; None for the default.
     """
 
     target: str = "ort"
     preset: str = "none"
     level: float = 0.0
+    length: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in choices().items():
@@ -33,6 +36,8 @@ class Asked:
                 raise Refused(f"{name} is {getattr(self, name)!r}", f"one of {', '.join(known)}")
         if isinstance(self.level, bool) or not isinstance(self.level, int | float) or not 0 <= self.level <= 1:
             raise Refused(f"level is {self.level!r}", "a number from 0 to 1")
+        if self.length is not None and (type(self.length) is not int or not 1 <= self.length <= MOST_LENGTH):
+            raise Refused(f"length is {self.length!r}", f"a number of tokens from 1 to {MOST_LENGTH}")
 
     @classmethod
     def from_json(cls, values: Any) -> Asked:

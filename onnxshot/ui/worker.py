@@ -1,6 +1,7 @@
 """The worker process: runs one job, so that a crash or a cancelled run does not affect the server.
 
-The job is one line of JSON on stdin: the paths model, calib, preset, output, report and page; target; level; memory.
+The job is one line of JSON on stdin: the paths model, calib, tokenizer, preset, output, report and page; target; level;
+length; memory.
 Lines of JSON go to stdout: `progress` (step, done, total), and at the end `done` or `error`. When stdin closes, the
 server has ended, and the worker ends too.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxshot
+from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.artifacts import ONNX
 from onnxshot.errors import OnnxshotError
 from onnxshot.recipes.sparsity_level import at_level
@@ -27,7 +29,10 @@ from onnxshot.targets import target_named
 
 def make(job: dict[str, Any], settings: onnxshot.Settings) -> Report:
     """Do what `onnxshot quantize` does at level 0, and `onnxshot compress --optim-level` above it."""
-    how: dict[str, Any] = {"output": job["output"], "preset": job["preset"], "settings": settings}
+    preset = job["preset"]
+    if preset == "none" and (job["tokenizer"] or job["length"]):
+        preset = TextPreset(job["tokenizer"], job["length"], implied=not job["length"])
+    how: dict[str, Any] = {"output": job["output"], "preset": preset, "settings": settings}
     calib, target = Path(job["calib"]), target_named(job["target"])
     if not job["level"]:
         return onnxshot.quantize(job["model"], calib, target=target.name, emit=(target.emits,), **how).report
