@@ -104,6 +104,7 @@ class Work:
     method: str
     scale_type: np.dtype[Any]
     given: RoundedBlocks | None
+    signed: bool = True  # whether scales may be negative; the runtimes that read this layout multiply by them
     _held: dict[int, NDArray[Any]] = field(default_factory=dict)
     _lock: Any = field(default_factory=Lock)
 
@@ -135,9 +136,9 @@ class Work:
         parts = []
         for slab in self._slabs():
             if self.method == "minmax":
-                params = _covering(slab, self.scheme)
-            else:  # the runtimes that read this layout multiply by scales, of either sign
-                params = fit_blocks(slab, self.scheme, scale_type=self.scale_type, signed_scales=True)
+                params = _covering(slab, self.scheme) if self.signed else weight_params(slab, self.scheme)
+            else:
+                params = fit_blocks(slab, self.scheme, scale_type=self.scale_type, signed_scales=self.signed)
             parts.append((quantize(slab, params).astype(np.uint8), params))
         axis = 1 if self.turned and len(self.weight.shape) == 2 else 0
         codes = np.concatenate([part for part, _ in parts], axis=axis)

@@ -107,6 +107,7 @@ class DequantizedBlocks:
         narrow = weights.elem_type(weight) if self.target.everywhere else scale_type(weight)
         scales = np.dtype(helper.tensor_dtype_to_np_dtype(narrow))
         work = _Standard(weight, inputs_first, fitted, planned.method, scales, given)
+        work.signed = self.target.negative_scales
         work.inputs_first_in_file, work.whole, work.stored = inputs_first_in_file, whole, scheme.dtype.storage
         arrays = _lazy(work, weight, inputs, outputs, -(-inputs // size))
         values = edit.add_constant(model, name, "blocks", arrays[0])
@@ -180,7 +181,10 @@ class _Standard(Work):
         """
         codes, params = self.codes()
         lead = tuple(self.weight.shape[:-2])
-        signed = self.scheme.symmetric
+        signed, scale = self.scheme.symmetric, params.scale
+        if signed and not self.signed:
+            size = self.scheme.granularity.size  # type: ignore[union-attr]
+            codes, scale = _positive(codes, scale, size, self.scheme.dtype.bits)
         middle = (1 << (self.scheme.dtype.bits - 1)) if signed else 0
 
         def shaped(array: NDArray[Any]) -> NDArray[Any]:
@@ -193,7 +197,19 @@ class _Standard(Work):
         values = (values.view(np.int8) - np.int8(middle)) if signed and middle < 128 else values
         values = (values ^ np.uint8(128)).view(np.int8) if signed and middle == 128 else values
         zeros = shaped(np.asarray(params.zero_point).astype(np.uint8))
-        return values.astype(self.stored), shaped(params.scale.astype(self.scale_type)), zeros.astype(self.stored)
+        return values.astype(self.stored), shaped(scale.astype(self.scale_type)), zeros.astype(self.stored)
+
+
+def _positive(
+    codes: NDArray[np.uint8], scale: NDArray[np.float32], size: int, bits: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Integers [N, K] and scales [N, B] of the same floats, with positive scales. The lowest integer is moved by 1."""
+    if (scale > 0).all():
+        return codes, scale
+    middle = 1 << (bits - 1)
+    turned = np.repeat(scale < 0, size, axis=1)[:, : codes.shape[1]]
+    mirrored = np.minimum(2 * middle - codes.astype(np.int16), 2 * middle - 1).astype(np.uint8)
+    return np.where(turned, mirrored, codes), np.abs(scale)
 
 
 def _lazy(

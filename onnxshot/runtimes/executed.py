@@ -18,7 +18,7 @@ class NodeExecution:
         macs: Multiply-accumulates of one inference.
         exact: False if the shapes behind `macs` had to be guessed.
         asked: True if the file asks for int8, that is, if both factors come from a DequantizeLinear.
-        stored: "int4" if the weight is kept in int4 although the node computes in float; else empty.
+        stored: "int4" or "int8" if the weight is kept in such integers although the node computes in float; else empty.
         by_itself: True if the weight is float in the file and the runtime rounded it to int8 on its own.
     """
 
@@ -37,7 +37,8 @@ class Execution:
     """What a runtime makes of a model.
 
     Attributes:
-        nodes: All nodes that multiply matrices, and all int8 nodes. A node that runs partly in float appears twice.
+        nodes: All nodes that multiply matrices, all int8 nodes, and Gathers of tables that are kept in integers. A node
+            that runs partly in float appears twice.
         ops: Number of nodes per operator in the optimized graph, Q and DQ included; or of kernels per kind.
         float_between: Nodes between Q and DQ that the runtime did not fuse and runs in float, as "op name".
         note: Why nothing is known; empty if something is.

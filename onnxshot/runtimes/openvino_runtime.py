@@ -19,7 +19,7 @@ from onnxshot.graph.macs import Shape, Shapes, concrete_shapes
 from onnxshot.runtimes import openvino_rules
 from onnxshot.runtimes.base import EmitOptions, Emitted, Feed, Finding, Runtime, notes_of, raise_refused
 from onnxshot.runtimes.executed import Execution
-from onnxshot.runtimes.openvino_executed import read_execution
+from onnxshot.runtimes.openvino_executed import is_dequantized, read_execution
 from onnxshot.runtimes.openvino_tables import keep_tables
 
 EXACT = "f32"
@@ -67,7 +67,8 @@ class OpenVino(Runtime):
         _package().save_model(model, str(path), compress_to_fp16=options.half)
         usual = {name: sizes[1] for name, sizes in options.shapes.items()}
         files = (path.name, path.with_suffix(".bin").name)
-        return Emitted(files, self.executed(path, loaded, usual), tuple(notes_of(found)))
+        executed = self.executed(path, loaded, usual)
+        return Emitted(files, executed, (*notes_of(found), *_integers_note(loaded, executed)))
 
     def executed(self, path: Path, source: Model, feed_shapes: Shapes | None = None) -> Execution:
         """What each layer of an IR or .onnx file is compiled to, by the node names of the ONNX model.
@@ -201,6 +202,15 @@ def _compiled(path: Path, *, threads: int, precision: str | None) -> Any:
         raise ModelError(e.message, e.hint) from e
     except RuntimeError as e:
         raise ModelError(f"{path} does not load in OpenVINO: {_message(e)}") from e
+
+
+def _integers_note(model: Model, executed: Execution) -> list[str]:
+    """A note on how many weights that are dequantized for float nodes stay integers in memory."""
+    asked = {node.label for _, node in model.walk() if is_dequantized(node)}
+    if not asked:
+        return []
+    kept = sum(bool(ran.stored) and ran.name in asked for ran in executed.nodes)
+    return [f"{kept} of {len(asked)} weights that are quantized alone stay integers when the IR is compiled"]
 
 
 def _number_nameless(model: Any, known: Collection[str]) -> None:

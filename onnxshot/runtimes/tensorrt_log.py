@@ -89,6 +89,10 @@ def execution(model: Model, feed_shapes: Mapping[str, Shape], log: Path) -> Exec
     if not made:
         return Execution((), {}, note="the builder's log names no layers: what runs in int8 is not known")
     ran, wanted = [], []
+    for _, node in model.walk():
+        tables = [k for k in by_node.get(node.name, ()) if "Int4" in k.constants] if node.op == "Gather" else []
+        if tables:
+            ran.append(NodeExecution(node.label, node.op, "float", 0, stored="int4"))
     for row in count(model, concrete_shapes(model, feed_shapes)):
         name = row.node.name or f"node_of_{row.node.outputs[0].name}"  # the parser's name for an unnamed node
         makers = by_node.get(name, ())

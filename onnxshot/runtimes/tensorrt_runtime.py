@@ -115,12 +115,18 @@ def _joined(sizes: Sizes) -> str:
 
 def _int4_note(model: Model, executed: Execution) -> list[str]:
     """A note on how many int4 weights the engine keeps in int4, read from the log of the build."""
-    dequantized = [node.inputs[0] for _, node in model.walk() if node.op == "DequantizeLinear"]
-    stored = [tensor for tensor in dequantized if model.elem_type(tensor) == TensorProto.INT4]
-    if not stored or not executed.nodes:
+    integers = [node for _, node in model.walk() if node.op == "DequantizeLinear"]
+    integers = [node for node in integers if model.elem_type(node.inputs[0]) == TensorProto.INT4]
+    readers = dict.fromkeys(
+        after
+        for node in integers
+        for user in edit.consumers(node.outputs[0])
+        for after in (edit.consumers(user.outputs[0]) if user.op == "Transpose" else [user])
+    )
+    if not readers or not executed.nodes:
         return []
     kept = sum(ran.stored == "int4" for ran in executed.nodes)
-    return [f"{kept} of {len(stored)} int4 weights are kept so in the engine, and multiplied as floats"]
+    return [f"{kept} of {len(readers)} int4 weights are kept so in the engine, and multiplied as floats"]
 
 
 def _sparsity_notes(halves: list[Node]) -> list[str]:

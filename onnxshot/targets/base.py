@@ -55,6 +55,7 @@ class Target:
         least_block: smallest block that the runtime multiplies by without turning the weights into floats first.
         ragged_blocks: whether the last block of an output may be shorter than the others.
         block_zero_points: whether blocks may have zero points.
+        negative_scales: whether scales of blocks may be negative, which gives their larger side one integer more.
         shares_blocks: True if one DequantizeLinear may serve several products and a Gather. False if each product needs
             constants of its own, and operators around it that keep it from being fused with its neighbours.
         splits_experts: whether a product by a stack of matrices must be one product by each of them.
@@ -103,6 +104,7 @@ class Target:
     least_block: int = 16
     ragged_blocks: bool = False
     block_zero_points: bool = True
+    negative_scales: bool = True
     shares_blocks: bool = True
     splits_experts: bool = False
     stores_weights: bool = False

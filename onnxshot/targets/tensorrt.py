@@ -29,6 +29,7 @@ TENSORRT = Target(
     channel_bits=frozenset({8}),
     block_sizes={4: 128, 8: "channel"},
     block_zero_points=False,
+    negative_scales=False,
     runs_here=False,
     keeps_half=True,
     runtime=TensorRt(),

@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from planned_models import initializers, nodes_of, quantized, run, sqnr
 
 from onnxshot.errors import TargetError
+from onnxshot.passes.dequantized_blocks import _positive
 
 LEAST_DB = {4: 11, 8: 33}
 QDQ: dict[str, Any] = {"mode": "weights", "format": "qdq"}
@@ -217,6 +218,22 @@ def test_what_a_target_does_not_take_is_refused_with_what_to_use(options: dict[s
     with pytest.raises(TargetError, match=words) as told:
         quantized(product(), mode="weights", **options)
     assert told.value.hint
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+@pytest.mark.parametrize("target", ["ort", "openvino", "tensorrt", "portable"])
+def test_tensorrt_takes_positive_scales_only(target: str, effort: str) -> None:
+    _, made = quantized(product(), **QDQ, target=target, bits=4, block=32, effort=effort)
+    scales = initializers(made)[nodes_of(made, "DequantizeLinear")[0].input[1]]
+    assert (scales > 0).all() == (target in ("tensorrt", "portable"))
+    assert (scales != 0).all()
+
+
+def test_integers_with_negative_scales_are_mirrored() -> None:
+    codes = np.array([[0, 3, 8, 15], [0, 3, 8, 15]], np.uint8)
+    found, scale = _positive(codes, np.array([[-1, 2], [1, -2]], np.float32), 2, 4)
+    assert found.tolist() == [[15, 13, 8, 15], [0, 3, 8, 1]]
+    assert scale.tolist() == [[1, 2], [1, 2]]
 
 
 def test_large_weights_are_computed_when_the_file_is_written() -> None:
