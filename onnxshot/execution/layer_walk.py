@@ -60,7 +60,7 @@ class Walk:
         self._nodes = list(lean.proto.graph.node)
         self._reads = [tuple(dict.fromkeys(reads(node))) for node in self._nodes]
         self._maker = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}
-        self._changed: dict[str, NDArray[Any]] = {}
+        self._changed: dict[str, NDArray[Any] | Constant] = {}
         self._kinds = {
             v.name: int(v.type.tensor_type.elem_type)
             for v in (*lean.proto.graph.value_info, *lean.proto.graph.input, *lean.proto.graph.output)
@@ -129,10 +129,13 @@ class Walk:
 
     def constant(self, name: str) -> NDArray[Any]:
         """Read the current values of a constant. Raises KeyError if there is none of this name."""
-        return self._changed[name] if name in self._changed else self._model.array(name)
+        values = self._changed.get(name)
+        if values is None:
+            return self._model.array(name)
+        return weights.read(values) if isinstance(values, Constant) else values
 
-    def set(self, name: str, values: NDArray[Any]) -> None:
-        """Change a constant in the walk."""
+    def set(self, name: str, values: NDArray[Any] | Constant) -> None:
+        """Change a constant in the walk. The values of a Constant may be computed whenever they are read."""
         self._changed[name] = values
 
     def _values_of(self, name: str, sample: int) -> NDArray[Any]:
@@ -263,10 +266,13 @@ class Walk:
         names = read | set(outputs)
         large: dict[str, Constant] = {}
         for name in sorted(names):
-            if name in self._changed and self._changed[name].nbytes > INLINE:
-                large[name] = Constant(name, self._changed[name])
-            elif name in self._changed:
-                part.graph.initializer.append(numpy_helper.from_array(self._changed[name], name))
+            changed = self._changed.get(name)
+            if isinstance(changed, Constant):
+                large[name] = changed
+            elif changed is not None and changed.nbytes > INLINE:
+                large[name] = Constant(name, changed)
+            elif changed is not None:
+                part.graph.initializer.append(numpy_helper.from_array(changed, name))
             elif name in self._model.weights:
                 large[name] = self._model.weights[name]
             elif name in self._model.initializers:

@@ -18,8 +18,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshot import memory
 from onnxshot.execution.activation import Activation, Activations
+from onnxshot.execution.layer_graph import LayerGraph
 from onnxshot.execution.layer_rows import Feeds, LayerOutputs, MatrixForm, layer_outputs
-from onnxshot.execution.layer_walk import Walk, reads
+from onnxshot.execution.layer_walk import Walk
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.bias_correction import corrected_bias
 from onnxshot.maths.bias_quantization import bias_safe_scale
@@ -83,7 +84,7 @@ def reconstruct(
     feeds = feeds[: _WEIGHT_SAMPLES if rounding else _BIAS_SAMPLES]
     teacher, quantized = LeanModel.of(reference), LeanModel.of(candidate)
     originals = {node.name: node for node in teacher.proto.graph.node if node.name}
-    graph = _Graph.of(quantized)
+    graph = LayerGraph.of(quantized)
     named = [node for node in quantized.proto.graph.node if node.name in layers and node.name in originals]
     ready = [(node.name, layer) for node in named if (layer := _Layer.of(node, graph)) is not None]
     ready = [(name, layer if layer.adds in ("", *originals) else replace(layer, bias="")) for name, layer in ready]
@@ -108,53 +109,6 @@ def reconstruct(
         if progress is not None:
             progress("repairing", done, len(learned))
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Graph:
-    """A quantized model, and which nodes make and read each tensor."""
-
-    model: LeanModel
-    makers: Mapping[str, NodeProto]
-    readers: Mapping[str, Sequence[NodeProto]]
-
-    @classmethod
-    def of(cls, model: LeanModel) -> _Graph:
-        """Look at the top-level nodes; tensors that are outputs of the model have one reader more."""
-        readers: dict[str, list[NodeProto]] = {info.name: [NodeProto()] for info in model.proto.graph.output}
-        for node in model.proto.graph.node:
-            for name in reads(node):
-                readers.setdefault(name, []).append(node)
-        return cls(model, {name: node for node in model.proto.graph.node for name in node.output}, readers)
-
-    def bias_of(self, node: NodeProto, outputs: int) -> tuple[str, str, str]:
-        """The bias of a layer, the tensor that it is added to, and the Add behind a MatMul that adds it; "" for none.
-
-        A bias is a constant with one float per output.
-        """
-        added = node.input[2] if len(node.input) > 2 else ""
-        if self._is_bias(added, outputs):
-            return added, node.output[0], ""
-        output = node.output[0]
-        for op in ("QuantizeLinear", "DequantizeLinear"):  # between a product and its bias
-            only = self._only_reader(output)
-            output = only.output[0] if only is not None and only.op_type == op else output
-        add = self._only_reader(output) if node.op_type == "MatMul" else None
-        if add is not None and add.op_type == "Add" and add.name:
-            other = add.input[1] if add.input[0] == output else add.input[0]
-            if self._is_bias(other, outputs) and self.model.kind_of(other)[1][-1:] == (outputs,):
-                return other, add.output[0], add.name
-        return "", node.output[0], ""
-
-    def _is_bias(self, name: str, outputs: int) -> bool:
-        if not name or not self.model.holds(name):
-            return False
-        kind, shape = self.model.kind_of(name)
-        return kind == TensorProto.FLOAT and math.prod(shape) == outputs
-
-    def _only_reader(self, name: str) -> NodeProto | None:
-        found = self.readers.get(name, ())
-        return found[0] if len(found) == 1 and found[0].op_type else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +153,7 @@ class _Layer:
         return self.output + _CORRECTION
 
     @classmethod
-    def of(cls, node: NodeProto, graph: _Graph) -> _Layer | None:
+    def of(cls, node: NodeProto, graph: LayerGraph) -> _Layer | None:
         """Describe a node; None where it cannot be repaired."""
         model = graph.model
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
