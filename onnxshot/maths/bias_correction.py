@@ -56,20 +56,20 @@ def corrected_bias(
     if target is wanted:  # no activation: the errors of each sample follow from those without a bias
         missing = np.add.reduceat(wanted - got, starts, axis=0) / counts
         for _ in range(_STEPS):
-            found += _shrunk(missing - found)
+            found += shrunk_mean(missing - found)
         return found
     step = np.float32(_STEP * max(float(wanted.std()), 1e-6))
     for _ in range(_STEPS):
         raw = got + found.astype(np.float32)
         given = activation(raw)
-        mean = _shrunk(np.add.reduceat(target - given, starts, axis=0) / counts)
+        mean = shrunk_mean(np.add.reduceat(target - given, starts, axis=0) / counts)
         slope = (activation(raw + step) - given).mean(axis=0) / step
         found += mean / np.maximum(slope, _LEAST_SLOPE)
     return found
 
 
-def _shrunk(errors: NDArray[np.floating]) -> Floats:
-    """The mean [O] of the errors of the samples [S, O], shrunk where it may be an accident (James and Stein)."""
+def shrunk_mean(errors: NDArray[np.floating]) -> Floats:
+    """Return the mean [O] of the errors of samples [S, O], shrunk where it may be an accident (James and Stein)."""
     mean = errors.mean(axis=0)
     accident = errors.var(axis=0) / max(len(errors) - 1, 1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -26,6 +26,14 @@ class Learned(Protocol):
         """The weight, shaped and typed like the stored one: integers if a DequantizeLinear reads it."""
 
 
+@dataclass(frozen=True, eq=False)
+class CorrectedBias:
+    """A layer of which only the bias changes."""
+
+    bias: NDArray[Any]
+    weight: None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ApplyRepairs:
     """Replace the biases and weights of layers in the top-level graph. The model may be quantized.

@@ -160,6 +160,7 @@ class Plan:
         kept: scales reused from a quantized input model. They need no statistics.
         stored: node label -> weights that are stored as int8 although the node computes in float.
         rounded: name of a weight -> its integers, where they were chosen with data.
+        biases: label of a Gemm, or of the Add behind a MatMul -> its bias, corrected for weights in blocks.
     """
 
     target: str
@@ -175,6 +176,7 @@ class Plan:
     kept: Kept = field(default_factory=Kept)
     stored: dict[str, tuple[StoredWeight, ...]] = field(default_factory=dict)
     rounded: Mapping[str, RoundedBlocks] = field(default_factory=dict)
+    biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def observe(self) -> tuple[str, ...]:

@@ -16,9 +16,9 @@ from onnxshot.execution.layer_rows import MatrixForm
 from onnxshot.graph.ir import Constant
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.weights import ComputedValues
-from onnxshot.maths.quant_scheme import PerBlock, QuantScheme
-from onnxshot.maths.rounded_blocks import RoundedBlocks
-from onnxshot.planning.plan import WEIGHTS, Plan
+from onnxshot.maths.block_codes import BlockCodes
+from onnxshot.maths.quant_scheme import UINT4, UINT8, PerBlock, QuantScheme
+from onnxshot.planning.plan import WEIGHTS, Plan, WeightPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Product:
         weight: name of its weight.
         shape: shape of the weight as it is stored.
         form: how the weight is stored.
-        scheme: how it is quantized: PerBlock(1, size).
+        scheme: how it is quantized: unsigned, with blocks along axis 1 of the matrices.
         experts: number of matrices; 1 for a weight of rank 2.
         bias: name of the constant that is added, which nothing else reads; "" for none.
         adds: name of the Add behind a MatMul that adds it; else "".
@@ -68,9 +68,13 @@ class Product:
         """The matrix [N, K] of an expert, as a view of the stored weight."""
         return as_matrix(weight[expert] if weight.ndim == 3 else weight, transposed=self.form.transposed)
 
-    def stored(self, rounded: RoundedBlocks) -> Constant:
+    def stored(self, rounded: BlockCodes) -> Constant:
         """The weight that the integers stand for, as it is stored. It is computed whenever it is read."""
         return stored_floats(self.weight, rounded, self.shape, transposed=self.form.transposed)
+
+    def places(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The axes of its input that count rows, given the shape of the input; for one expert."""
+        return (*shape[:-3], shape[-2]) if len(self.shape) == 3 else tuple(shape[:-1])
 
     def rows(self, values: NDArray[Any], expert: int) -> NDArray[Any]:
         """The inputs of an expert [n, K] in the product's input on one sample."""
@@ -84,7 +88,7 @@ def as_matrix(weight: NDArray[Any], *, transposed: bool) -> NDArray[Any]:
     return weight.T if transposed else weight
 
 
-def stored_floats(name: str, rounded: RoundedBlocks, shape: Sequence[int], *, transposed: bool) -> Constant:
+def stored_floats(name: str, rounded: BlockCodes, shape: Sequence[int], *, transposed: bool) -> Constant:
     """A constant with what integers [N, K] stand for, in the shape of the weight; [K, N] if `transposed`."""
 
     def computed() -> NDArray[np.float32]:
@@ -100,7 +104,7 @@ def stored_floats(name: str, rounded: RoundedBlocks, shape: Sequence[int], *, tr
 def products_of(graph: LayerGraph, plan: Plan) -> list[Product]:
     """The top-level products whose weights the plan puts in blocks, in graph order.
 
-    Left out are those in subgraphs, those with the weight on the left, and weights that several nodes read.
+    Left out are those in subgraphs, those with the weight on the left, and weights that several products read.
     """
     planned = plan.labels(WEIGHTS)
     nodes = [node for node in graph.model.proto.graph.node if node.name in planned]
@@ -110,10 +114,11 @@ def products_of(graph: LayerGraph, plan: Plan) -> list[Product]:
 
 def _product(node: NodeProto, graph: LayerGraph, plan: Plan) -> Product | None:
     model, how = graph.model, plan.weights[node.name]
-    if node.op_type not in ("MatMul", "Gemm") or how.slot != 1 or not in_blocks(how.scheme):
+    if node.op_type not in ("MatMul", "Gemm") or how.slot != 1 or not how.in_blocks:
         return None
     weight, given = node.input[1], node.input[0]
-    if not model.holds(weight) or model.holds(given) or len(graph.readers.get(weight, ())) != 1:
+    others = [reader for reader in graph.readers.get(weight, ()) if reader is not node]
+    if not model.holds(weight) or model.holds(given) or any(reader.op_type != "Gather" for reader in others):
         return None
     kind, shape = model.kind_of(weight)
     if kind != TensorProto.FLOAT or len(shape) not in ((2, 3) if node.op_type == "MatMul" else (2,)):
@@ -123,16 +128,19 @@ def _product(node: NodeProto, graph: LayerGraph, plan: Plan) -> Product | None:
         return None
     form = MatrixForm(node.op_type, attrs)
     experts = math.prod(shape[:-2])
-    outputs = shape[-1 if form.transposed else -2]
+    inputs, outputs = shape[-2:] if form.transposed else shape[:-3:-1]
     bias, _, adds = graph.bias_of(node, outputs) if experts == 1 else ("", "", "")
     if bias and len(graph.readers[bias]) != 1:
         bias = adds = ""
-    return Product(node.name, given, weight, shape, form, how.scheme, experts, bias, adds)
+    return Product(node.name, given, weight, shape, form, matrix_scheme(how, inputs), experts, bias, adds)
 
 
-def in_blocks(scheme: QuantScheme) -> bool:
-    """Whether a weight is quantized in blocks."""
-    return isinstance(scheme.granularity, PerBlock)
+def matrix_scheme(how: WeightPlan, inputs: int) -> QuantScheme:
+    """How the matrix [N, K] of a weight of K inputs is quantized, in unsigned integers."""
+    granularity = how.scheme.granularity
+    size = granularity.size if isinstance(granularity, PerBlock) else inputs
+    dtype = UINT4 if how.scheme.dtype.bits == 4 else UINT8
+    return QuantScheme(dtype, how.scheme.symmetric, PerBlock(1, size))
 
 
 def by_input(products: Iterable[Product]) -> list[list[Product]]:
@@ -150,9 +158,10 @@ def by_input(products: Iterable[Product]) -> list[list[Product]]:
 def tables_of(model: LeanModel, plan: Plan) -> Mapping[str, QuantScheme]:
     """Names of the tables that a Gather reads and the plan puts in blocks, with their schemes."""
     planned = plan.labels(WEIGHTS)
+    gathers = [node for node in model.proto.graph.node if node.op_type == "Gather" and node.name in planned]
+    found = {node.input[0]: plan.weights[node.name] for node in gathers if node.input[0] in model.weights}
     return {
-        node.input[0]: plan.weights[node.name].scheme
-        for node in model.proto.graph.node
-        if node.op_type == "Gather" and node.name in planned and in_blocks(plan.weights[node.name].scheme)
-        and node.input[0] in model.weights
-    }  # fmt: skip
+        name: matrix_scheme(how, model.kind_of(name)[1][-1])
+        for name, how in found.items()
+        if how.in_blocks and len(model.kind_of(name)[1]) == 2
+    }

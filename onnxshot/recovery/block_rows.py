@@ -1,9 +1,10 @@
-"""Inputs of products in the float network and in the quantized one: rows to learn from, and rows that decide."""
+"""Inputs of products as rows: those that are learned from, and those that decide."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,19 @@ from onnxshot.recovery.block_products import Product
 
 Floats = NDArray[np.float32]
 
-_CHECKED = 6  # of the samples, every so many-th one is not learned from; of few samples, the last rows of each
-_FEW = 6
+_EVERY = 6
 _AT_ONCE = 2048  # rows whose products are added up at a time
-_CHECK_ROWS = 768
+_CHECK_ROWS = 768  # rows that decide, over all samples
 
 
 @dataclass(frozen=True, slots=True)
 class Division:
     """Which rows of which samples are learned from, and which decide whether it helped.
 
+    Of more than six samples every sixth decides; else the last sixth of the rows of each, but not of a single row.
+
     Attributes:
-        masks: for each sample, its inputs that tell which rows are padding, by the shape of what they mask.
+        masks: for each sample, which of its rows are not padding, by the shape of what is masked.
         most: rows to learn from, over all samples.
     """
 
@@ -38,33 +40,31 @@ class Division:
         """Look for attention masks among the inputs."""
         return cls([_masks(feed) for feed in feeds], most)
 
-    def rows(self, sample: int, shape: Sequence[int], *, checks: bool) -> NDArray[np.int64]:
-        """Positions of a sample's rows.
+    @property
+    def deciding(self) -> list[int]:
+        """Numbers of the samples that have rows which decide."""
+        count = len(self.masks)
+        return [n for n in range(count) if count <= _EVERY or n % _EVERY == _EVERY // 2]
+
+    def rows(self, sample: int, shape: tuple[int, ...], *, checks: bool) -> NDArray[np.int64]:
+        """Positions of rows of a sample.
 
         Args:
-            sample: number of the sample.
+            sample: its number.
             shape: shape of the tensor without its last axis.
             checks: whether rows that decide are wanted, or rows to learn from.
         """
-        count = len(self.masks)
-        known = self.masks[sample].get(tuple(shape), self.masks[sample].get((int(np.prod(shape)),)))
-        there = np.arange(int(np.prod(shape))) if known is None else np.flatnonzero(known)
-        if count > _FEW:
-            if (sample % _CHECKED == _CHECKED // 2) != checks:
-                return there[:0]
-        else:
-            last = len(there) - len(there) // _CHECKED
+        samples, total = len(self.masks), math.prod(shape)
+        known = self.masks[sample].get(shape, self.masks[sample].get((total,)))
+        there = np.arange(total) if known is None else np.flatnonzero(known)
+        if samples <= _EVERY:
+            last = len(there) - len(there) // _EVERY
             there = there[last:] if checks else there[:last]
-        share = -(-(_CHECK_ROWS if checks else self.most) // self.parts(checks=checks))
+        elif (sample in self.deciding) != checks:
+            return there[:0]
+        of = samples if samples <= _EVERY else len(self.deciding) if checks else samples - len(self.deciding)
+        share = -(-(_CHECK_ROWS if checks else self.most) // of)
         return there[spread_over(len(there), share, sample)] if len(there) > share else there
-
-    def parts(self, *, checks: bool) -> int:
-        """Number of samples that rows are taken from."""
-        count = len(self.masks)
-        if count <= _FEW:
-            return max(count, 1)
-        decide = sum(sample % _CHECKED == _CHECKED // 2 for sample in range(count))
-        return decide if checks else count - decide
 
 
 def _masks(feed: Mapping[str, NDArray[Any]]) -> dict[tuple[int, ...], NDArray[np.bool_]]:
@@ -89,93 +89,60 @@ def _masks(feed: Mapping[str, NDArray[Any]]) -> dict[tuple[int, ...], NDArray[np
     return {shape: mask for shape, mask in found.items() if shape not in unclear}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Learned:
-    """What is known of the inputs of a product, x in the float network and y in the quantized one.
-
-    Attributes:
-        moments: E[y y'] [k, k] of some of the K inputs, float64.
-        cross: E[x y'] [k, k]; None where it is not wanted.
-        wanted: mean of x [k].
-        got: mean of y [k].
-        rows: number of rows.
-    """
-
-    moments: NDArray[np.float64]
-    cross: NDArray[np.float64] | None
-    wanted: NDArray[np.float64]
-    got: NDArray[np.float64]
-    rows: int
-
-    def centred(self) -> Learned:
-        """The same about the means, for a product with a bias, which makes up for them."""
-        cross = None if self.cross is None else self.cross - np.outer(self.wanted, self.got)
-        return replace(self, moments=self.moments - np.outer(self.got, self.got), cross=cross)
-
-
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """A tensor that products read, in both networks.
+    """A tensor that products read.
 
     Attributes:
         product: one of the products.
         expert: which of its matrices.
-        wanted: values in the float network.
-        got: values in the quantized one.
+        values: the tensor, one array per sample.
+        samples: the numbers of these samples.
         division: which rows are used.
     """
 
     product: Product
     expert: int
-    wanted: Values
-    got: Values
+    values: Values
+    samples: Sequence[int]
     division: Division
 
-    def _samples(self, *, checks: bool) -> Iterator[tuple[Floats, Floats]]:
-        for number in range(len(self.got)):
-            shape = self.got[number].shape
-            leading = shape[:-1] if len(self.product.shape) == 2 else (int(np.prod(shape[:-1])),)
-            if len(self.product.shape) == 3:
-                leading = (*shape[:-3], shape[-2])
-            at = self.division.rows(number, leading, checks=checks)
-            if len(at):
-                x, y = (self.product.rows(v[number], self.expert)[at] for v in (self.wanted, self.got))
-                yield x.astype(np.float32, copy=False), y.astype(np.float32, copy=False)
+    def checks(self) -> Floats:
+        """Rows that nothing is learned from [n, K]."""
+        found = list(self._rows(checks=True))
+        return np.concatenate(found) if found else np.zeros((0, self.product.inputs), np.float32)
 
-    def checks(self) -> tuple[Floats, Floats]:
-        """Rows that nothing is learned from: x and y [n, K]."""
-        pairs = list(self._samples(checks=True))
-        if not pairs:
-            none = np.zeros((0, self.product.inputs), np.float32)
-            return none, none
-        return np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
+    def means(self) -> NDArray[np.float64]:
+        """Mean of the rows to learn from, of each sample that has any [S, K]."""
+        found = [rows.mean(axis=0, dtype=np.float64) for rows in self._rows(checks=False)]
+        return np.stack(found) if found else np.zeros((1, self.product.inputs))
 
-    def learned(self, part: slice, *, cross: bool) -> Learned:
-        """Moments of some of the inputs, over the rows to learn from."""
+    def moments(self, part: slice, centre: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Second moments [k, k] of some of the inputs over the rows to learn from, about a centre [K] or about zero."""
         width = len(range(*part.indices(self.product.inputs)))
-        moments = np.zeros((width, width))
-        crossed = np.zeros((width, width)) if cross else None
-        wanted, got, rows = np.zeros(width), np.zeros(width), 0
-        for x, y in _batches((x[:, part], y[:, part]) for x, y in self._samples(checks=False)):
-            moments += y.T @ y
-            if crossed is not None:
-                crossed += x.T @ y
-            wanted += x.sum(axis=0, dtype=np.float64)
-            got += y.sum(axis=0, dtype=np.float64)
-            rows += len(y)
-        count = max(rows, 1)
-        for total in (moments, wanted, got, *(() if crossed is None else (crossed,))):
-            total /= count
-        return Learned(moments, crossed, wanted, got, rows)
+        total, count = np.zeros((width, width)), 0
+        shift = None if centre is None else centre[part].astype(np.float32)
+        for rows in _batches(self._rows(checks=False)):
+            some = rows[:, part] if shift is None else rows[:, part] - shift
+            total += some.T @ some
+            count += len(some)
+        total /= max(count, 1)
+        return total
+
+    def _rows(self, *, checks: bool) -> Iterator[Floats]:
+        for values, number in zip(self.values, self.samples, strict=True):
+            at = self.division.rows(number, self.product.places(values.shape), checks=checks)
+            if len(at):
+                yield self.product.rows(values, self.expert)[at].astype(np.float32, copy=False)
 
 
-def _batches(pairs: Iterator[tuple[Floats, Floats]]) -> Iterator[tuple[Floats, Floats]]:
-    """Join pairs to some rows each: adding a matrix of moments for few rows takes longer than computing it."""
-    waiting: list[tuple[Floats, Floats]] = []
-    for pair in pairs:
-        waiting.append(pair)
-        if sum(len(y) for _, y in waiting) >= _AT_ONCE:
-            yield np.concatenate([x for x, _ in waiting]), np.concatenate([y for _, y in waiting])
+def _batches(parts: Iterator[Floats]) -> Iterator[Floats]:
+    """Join rows: adding a matrix of moments for few rows takes longer than computing it."""
+    waiting: list[Floats] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= _AT_ONCE:
+            yield np.concatenate(waiting)
             waiting = []
     if waiting:
-        yield np.concatenate([x for x, _ in waiting]), np.concatenate([y for _, y in waiting])
+        yield np.concatenate(waiting)

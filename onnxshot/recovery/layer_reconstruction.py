@@ -8,7 +8,7 @@ outputs. This is the asymmetric form of GPTAQ (Li et al. 2025, section 3).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 

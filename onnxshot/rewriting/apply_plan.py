@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxshot.graph import Model, edit
 from onnxshot.graph.skip import Skip
+from onnxshot.passes.apply_repairs import ApplyRepairs, CorrectedBias
 from onnxshot.passes.apply_smoothquant import ApplySmoothQuant
 from onnxshot.passes.base import Pass
 from onnxshot.passes.drop_zero_points import DropZeroPoints
@@ -42,6 +43,7 @@ def apply_plan(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     """
     target = target_named(plan.target)
     ties = ties_of(model, model.tied)
+    ApplyRepairs({label: CorrectedBias(bias) for label, bias in plan.biases.items()}).run(model)
     skips = InsertQdq(plan).run(model).skips if plan.tensors else []
     QuantizeByChannel(plan).run(model)
     if target.quantizes_outputs and not target.everywhere:

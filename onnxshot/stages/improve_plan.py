@@ -30,6 +30,7 @@ class FinalPlan:
         improver: repairs the quantized model later; None where nothing can be tried.
         inferences: how many samples were run to observe changed models again.
         notes: what was done.
+        learned_on: how many samples the integers of weights in blocks were learned from; 0 where none were.
     """
 
     prepared: Prepared
@@ -39,6 +40,7 @@ class FinalPlan:
     improver: Improver | None = None
     inferences: int = 0
     notes: tuple[str, ...] = ()
+    learned_on: int = 0
 
     def repair(self, teacher: LeanModel, model: Model, plan: Plan) -> str:
         """Repair a quantized model where there is data to learn from, and return in words what was done.

@@ -23,6 +23,7 @@ from onnxshot.stages.observe import observe
 from onnxshot.stages.open_samples import Samples
 from onnxshot.stages.prepare_model import Prepared
 from onnxshot.stages.rewrite_model import rewrite_model
+from onnxshot.stages.round_weights import round_weights
 from onnxshot.stages.settle_lstms import settle_lstms
 from onnxshot.verification.reference import Reference
 
@@ -97,6 +98,7 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
     report.notes += gathered.notes if gathered is not None else ()
 
     final = improve_plan(prepared, plan, gathered, samples, reference, report.timed)
+    final = round_weights(final, samples, report.timed)
     report.notes += final.notes
 
     rewritten = rewrite_model(final, samples, report.timed)
@@ -109,8 +111,8 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
         used = len(known.samples) if data is None else len(gathered.calibrated)
         inferences = gathered.inferences + final.inferences
         report.samples = _samples_row(samples, used, known.considered, held_out, inferences)
-    elif rewritten.halved_on is not None and data is not None:
-        held_out, used = split(len(data))[1], rewritten.halved_on
+    elif (final.learned_on or rewritten.halved_on is not None) and data is not None:
+        held_out, used = split(len(data))[1], max(final.learned_on, rewritten.halved_on or 0)
         report.samples = _samples_row(samples, used, len(data) - len(held_out), held_out, used)
     return Quantized(
         samples, reference, gathered, final, rewritten.model, rewritten.plan, rewritten.float_model, held_out, report

@@ -1,0 +1,88 @@
+"""Choose the integers of weights in blocks with data, where there is some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+from numpy.typing import NDArray
+from onnx import helper
+
+from onnxshot.calibration.readers import Dataset, split
+from onnxshot.calibration.sampling import spread
+from onnxshot.graph import weights
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.passes.tie_weights import ties_of
+from onnxshot.planning.block_schemes import scale_type
+from onnxshot.planning.plan import WEIGHTS, Plan, RoundedBlocks
+from onnxshot.recovery.block_reconstruction import BlockRounding, rounded_weights
+from onnxshot.report.timings import Timed, untimed
+from onnxshot.stages.improve_plan import FinalPlan
+from onnxshot.stages.open_samples import Samples
+from onnxshot.stages.prepare_model import Prepared
+
+_MOST = 1024  # samples that may be learned from; those that are enough are chosen by their rows
+
+Feed = Mapping[str, NDArray[Any]]
+
+
+def round_weights(final: FinalPlan, samples: Samples, timed: Timed = untimed) -> FinalPlan:
+    """Return the plan with integers for weights in blocks, and with corrected biases.
+
+    They are learned from the calibration samples. Without data, from random data, and with effort "fast", the plan is
+    returned as it is: weights are rounded without data when the file is written.
+
+    Raises:
+        ModelError: the model does not run on the samples.
+    """
+    data, prepared, plan = samples.data, final.prepared, final.plan
+    wanted = any(plan.weights[label].in_blocks for label in plan.labels(WEIGHTS))
+    if data is None or data.random or not len(data) or prepared.recipe.effort == "fast" or not wanted:
+        return final
+    numbers = split(len(data))[0]
+    order = [numbers[i] for i in spread(len(numbers))[:_MOST]]
+    with timed("round weights"):
+        found = learned(prepared, plan, _Feeds(data, order))
+    if not found.layers:
+        return final
+    notes = (*final.notes, found.said()) if found.said() else final.notes
+    plan = replace(plan, rounded=as_planned(found), biases=found.biases)
+    return replace(final, plan=plan, notes=notes, learned_on=found.samples)
+
+
+def learned(prepared: Prepared, plan: Plan, feeds: Sequence[Feed]) -> BlockRounding:
+    """Round the weights in blocks of a plan of a prepared model."""
+    model, everywhere = prepared.model, prepared.target.everywhere
+    kinds = {c.name: weights.elem_type(c) if everywhere else scale_type(c) for c in model.constants()}
+    ties = {other.name: table.name for table, other, _ in ties_of(model, model.tied) if other is not table}
+    return rounded_weights(
+        LeanModel.of(model), plan, feeds, prepared.settings, ties=ties,
+        scale_type=lambda name: helper.tensor_dtype_to_np_dtype(kinds[name]),
+    )  # fmt: skip
+
+
+def as_planned(found: BlockRounding) -> dict[str, RoundedBlocks]:
+    """The integers as a plan holds them."""
+    return {name: RoundedBlocks(codes.params.scheme, codes.read) for name, codes in found.weights.items()}
+
+
+class _Feeds(Sequence[Feed]):
+    """Samples that are read when they are asked for. A slice reads them at once."""
+
+    def __init__(self, data: Dataset, numbers: Sequence[int]) -> None:
+        self._data, self._numbers = data, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Feed: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Feed]: ...
+
+    def __getitem__(self, index: int | slice) -> Feed | Sequence[Feed]:
+        if isinstance(index, slice):
+            return [self._data[number].feed for number in self._numbers[index]]
+        return self._data[self._numbers[index]].feed
