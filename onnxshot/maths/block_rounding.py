@@ -76,7 +76,7 @@ def spread_of(
         [start + np.argsort(-diagonal[start : start + size], kind="stable") for start in starts[blocks].tolist()]
     )
     if shrinkage is None and rows is not None:
-        shrinkage = _SHRINKAGE * inputs / (inputs + rows)
+        shrinkage = shrinkage_for(inputs, rows)
     shrunk = damped_in_order(moments[None], order[None], DAMPING if shrinkage is None else _DAMPING)[0]
     if shrinkage is not None:
         kept = shrunk.diagonal().copy()
@@ -88,6 +88,11 @@ def spread_of(
     found = np.empty((inputs, inputs), np.float32)
     found[np.ix_(order, order)] = shrunk
     return Spread(size, order, factor, found)
+
+
+def shrinkage_for(inputs: int, rows: int) -> float:
+    """The share by which second moments of some inputs over some rows are shrunk towards their diagonal."""
+    return _SHRINKAGE * inputs / (inputs + rows)
 
 
 def round_blocks(

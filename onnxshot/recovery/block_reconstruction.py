@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from onnxshot.calibration.readers import Sample
 from onnxshot.execution.candidate_race import measure_candidates
@@ -23,21 +23,19 @@ from onnxshot.execution.layer_walk import Walk
 from onnxshot.files.kept_arrays import KeptArrays
 from onnxshot.graph.ir import Constant
 from onnxshot.graph.lean_model import LeanModel
-from onnxshot.maths.affine import quantize
 from onnxshot.maths.block_codes import BlockCodes
-from onnxshot.maths.block_scales import fit_blocks
 from onnxshot.maths.quant_scheme import QuantScheme
 from onnxshot.planning.plan import Plan
 from onnxshot.recovery.block_products import Product, by_input, products_of, stored_floats, tables_of
 from onnxshot.recovery.block_rows import Division, Inputs
-from onnxshot.recovery.block_trial import Choice, Trial, slabs
+from onnxshot.recovery.block_trial import Choice, Scales, Trial, slabs
 from onnxshot.settings import Settings
 
 Floats = NDArray[np.float32]
 
 _ROWS = 8192  # rows that a product learns from, over all samples
 _FEWEST = 8  # samples that are used even if fewer have that many rows
-ScaleType = Callable[[str], DTypeLike]
+ScalesOf = Callable[[str], Scales]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +59,7 @@ class BlockRounding:
         known = [layer.choice for layer in self.layers if layer.choice.known]
         if not known:
             return ""
-        learned = sum(choice.damping is not None for choice in known)
+        learned = sum(choice.shrinkage is not None for choice in known)
         before, after = (float(np.mean([getattr(c, n) for c in known])) for n in ("plain_db", "db"))
         wide = sum(layer.parts > 1 for layer in self.layers)
         said = (
@@ -93,7 +91,7 @@ def rounded_weights(
     feeds: Feeds,
     settings: Settings,
     *,
-    scale_type: ScaleType = lambda name: np.float32,
+    scales: ScalesOf = lambda name: Scales(),
     ties: Mapping[str, str] | None = None,
 ) -> BlockRounding:
     """Round the weights of a model that its plan puts in blocks.
@@ -108,7 +106,7 @@ def rounded_weights(
         plan: what is quantized, and how.
         feeds: samples, in an order whose beginning is spread over all of them. As many are used as have enough rows.
         settings: threads, and the progress callback.
-        scale_type: by the name of a weight, the type that its scales are stored in.
+        scales: by the name of a weight, how its scales are stored.
         ties: name of a product's weight -> name of the table with the same values, or their transpose.
 
     Raises:
@@ -121,7 +119,7 @@ def rounded_weights(
     groups = by_input(products)
     feeds = _enough(model, groups[0][0], feeds, settings.threads)
     with KeptArrays() as kept:
-        work = _Work(model, feeds, settings, scale_type, kept, any(product.bias for product in products))
+        work = _Work(model, feeds, settings, scales, kept, any(product.bias for product in products))
         tables = tables_of(model, plan)
         shared = {p.weight: table for p in products if (table := (ties or {}).get(p.weight, p.weight)) in tables}
         work.fit_tables(tables)
@@ -153,7 +151,7 @@ class _Work:
     model: LeanModel
     feeds: Feeds
     settings: Settings
-    scale_type: ScaleType
+    scales: ScalesOf
     kept: KeptArrays
     means: bool  # whether means of the float network's inputs are needed, of all samples
     found: dict[str, BlockCodes] = field(init=False, default_factory=dict)
@@ -195,13 +193,13 @@ class _Work:
         parts, choices = list[BlockCodes](), list[Choice]()
         for expert, trial in enumerate(trials):
             table = product.table(weight, expert)
-            choice = trial.choose(product, table, self.scale_type(name))
+            choice = trial.choose(product, table, self.scales(name))
             choices.append(choice)
-            if choice.damping is None:
+            if choice.shrinkage is None:
                 parts += self._plain(table, product.scheme, name)
             else:
-                parts += trial.rounded(product, table, choice.damping, self.scale_type(name))
-        if all(choice.damping is None for choice in choices) and name in self.found:  # a table, rounded already
+                parts += trial.rounded(product, table, choice.shrinkage, self.scales(name))
+        if all(choice.shrinkage is None for choice in choices) and name in self.found:  # a table, rounded already
             found = self.found[name]
         else:
             found = BlockCodes.joined(parts)
@@ -251,9 +249,7 @@ class _Work:
 
     def _plain(self, table: NDArray[Any], scheme: QuantScheme, name: str) -> Iterable[BlockCodes]:
         for rows in slabs(table.shape):
-            part = np.ascontiguousarray(table[rows], np.float32)
-            params = fit_blocks(part, scheme, None, self.scale_type(name))
-            yield BlockCodes.of(quantize(part, params), params)
+            yield self.scales(name).fitted(np.ascontiguousarray(table[rows], np.float32), scheme)
 
     def _put(self, name: str, found: BlockCodes) -> None:
         self.found[name] = found.kept(self.kept.add)

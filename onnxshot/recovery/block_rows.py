@@ -112,6 +112,10 @@ class Inputs:
         found = list(self._rows(checks=True))
         return np.concatenate(found) if found else np.zeros((0, self.product.inputs), np.float32)
 
+    def count(self) -> int:
+        """Number of rows to learn from."""
+        return sum(map(len, self._rows(checks=False)))
+
     def means(self) -> NDArray[np.float64]:
         """Mean of the rows to learn from, of each sample that has any [S, K]."""
         found = [rows.mean(axis=0, dtype=np.float64) for rows in self._rows(checks=False)]

@@ -15,9 +15,9 @@ from onnxshot import memory
 from onnxshot.maths.affine import quantize
 from onnxshot.maths.bias_correction import shrunk_mean
 from onnxshot.maths.block_codes import BlockCodes
-from onnxshot.maths.block_rounding import Spread, round_blocks, spread_of
+from onnxshot.maths.block_rounding import Spread, round_blocks, shrinkage_for, spread_of
 from onnxshot.maths.block_scales import fit_blocks
-from onnxshot.maths.quant_scheme import NotFinite, QuantParams
+from onnxshot.maths.quant_scheme import NotFinite, QuantParams, QuantScheme
 from onnxshot.recovery.block_products import Product
 from onnxshot.recovery.block_rows import Inputs
 
@@ -27,7 +27,8 @@ _MOMENT_BYTES = 48  # that rounding takes for each of K * K second moments, and
 _MOMENTS_SHARE = 2  # the share of the budget that it may take; inputs of products with more are rounded in parts
 _TRIED_OUTPUTS = 128  # outputs of a product that ways to round it are compared on
 _SLAB = 32 << 20  # bytes of a weight in float32 that are rounded at a time
-_DAMPINGS = (0.0, 0.1, 1.0)  # shares of the mean second moment: the more, the less is learned from few or like rows
+_SHRINKAGES = (1.0, 2.5)  # of the moments towards their diagonal, as multiples of what the number of rows suggests
+_MOST_SHRUNK = 0.6  # unless the number of rows suggests more
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,12 @@ class Choice:
     """How a product is rounded.
 
     Attributes:
-        damping: what is added to its second moments, as a share of their mean; None if it is rounded without data.
+        shrinkage: of its second moments towards their diagonal, 0 to 1; None if it is rounded without data.
         db: SQNR of its outputs in dB on rows that were not learned from, given the inputs of the quantized network.
         plain_db: the same if it were rounded without data.
     """
 
-    damping: float | None
+    shrinkage: float | None
     db: float = math.nan
     plain_db: float = math.nan
 
@@ -48,6 +49,28 @@ class Choice:
     def known(self) -> bool:
         """Whether there were rows to decide."""
         return not math.isnan(self.db)
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """How scales are stored.
+
+    Attributes:
+        dtype: float32, float16 or bfloat16.
+        signed: whether they may be negative where the scheme is symmetric.
+    """
+
+    dtype: DTypeLike = np.float32
+    signed: bool = False
+
+    def fitted(self, weight: Floats, scheme: QuantScheme) -> BlockCodes:
+        """Round a weight [N, K] without data."""
+        params = fit_blocks(weight, scheme, None, self.dtype, signed_scales=self.signed)
+        return BlockCodes.of(quantize(weight, params), params)
+
+    def rounded(self, weight: Floats, spread: Spread, scheme: QuantScheme) -> tuple[NDArray[Any], QuantParams]:
+        """Round a weight [N, K] with data."""
+        return round_blocks(weight, spread, scheme, None, self.dtype, signed_scales=self.signed)
 
 
 class Trial:
@@ -70,7 +93,8 @@ class Trial:
         self._slices = [slice(a, b) for a, b in zip(starts, [*starts[1:], columns], strict=True)]
         self._moments: dict[bool, NDArray[np.float64]] = {}
         self._spreads: dict[tuple[bool, int, float], Spread] = {}
-        self._damping: dict[bool, float | None] = {}
+        self._shrinkages: dict[bool, float] = {}
+        self._rows = got.count()
         self._checks = wanted.checks(), got.checks()
 
     @cached_property
@@ -83,15 +107,15 @@ class Trial:
         wanted, got = self.means
         return shrunk_mean(wanted @ table.T.astype(np.float64) - got @ floats.T.astype(np.float64))
 
-    def choose(self, product: Product, table: NDArray[Any], scale_type: DTypeLike) -> Choice:
+    def choose(self, product: Product, table: NDArray[Any], scales: Scales) -> Choice:
         """Find the best way to round a product, on some of its outputs.
 
-        The damping is chosen once for products with a bias, and once for those without.
+        The shrinkage is chosen once for products with a bias, and once for those without.
 
         Args:
             product: the product.
             table: its weight [N, K].
-            scale_type: the type that scales are stored in.
+            scales: how scales are stored.
         """
         if not len(self._checks[0]):
             return Choice(None)
@@ -99,50 +123,53 @@ class Trial:
         some = np.ascontiguousarray(table[at], np.float32)
         centred = bool(product.bias)
         try:
-            params = fit_blocks(some, product.scheme, None, scale_type)
-            plain = self._db(some, dequantized(some, params), centred=centred)
-            known = self._damping.get(centred)
+            plain = self._db(some, scales.fitted(some, product.scheme).floats(), centred=centred)
+            known = self._shrinkages.get(centred)
             tried = {
-                damping: self._db(some, self._tried(product, some, damping, scale_type), centred=centred)
-                for damping in (_DAMPINGS if known is None else (known,))
+                share: self._db(some, self._tried(product, some, share, scales), centred=centred)
+                for share in (self._suggested if known is None else (known,))
             }
         except (NotFinite, np.linalg.LinAlgError):  # the caller's own error names the weight
             return Choice(None)
-        best = max(tried, key=lambda damping: tried[damping])
-        self._damping.setdefault(centred, best)
+        best = max(tried, key=lambda share: tried[share])
+        self._shrinkages.setdefault(centred, best)
         return Choice(best, tried[best], plain) if tried[best] > plain else Choice(None, plain, plain)
 
-    def rounded(
-        self, product: Product, table: NDArray[Any], damping: float, scale_type: DTypeLike
-    ) -> Iterator[BlockCodes]:
+    @property
+    def _suggested(self) -> list[float]:
+        columns = self._slices[0].stop
+        usual = shrinkage_for(columns, self._rows)
+        return [min(usual * by, max(usual, _MOST_SHRUNK)) for by in _SHRINKAGES]
+
+    def rounded(self, product: Product, table: NDArray[Any], shrinkage: float, scales: Scales) -> Iterator[BlockCodes]:
         """Yield the integers of a weight [N, K], some rows at a time."""
         if self.parts == 1:
-            spread = self._spread(slice(0, product.inputs), product, damping)
+            spread = self._spread(slice(0, product.inputs), product, shrinkage)
             for rows in slabs(table.shape):
                 part = np.ascontiguousarray(table[rows], np.float32)
-                yield BlockCodes.of(*round_blocks(part, spread, product.scheme, None, scale_type))
+                yield BlockCodes.of(*scales.rounded(part, spread, product.scheme))
             return
         found = []
         for columns in self._slices:
-            spread = self._spread(columns, product, damping)
+            spread = self._spread(columns, product, shrinkage)
             part = np.ascontiguousarray(table[:, columns], np.float32)
-            found.append(round_blocks(part, spread, product.scheme, None, scale_type))
+            found.append(scales.rounded(part, spread, product.scheme))
         codes = np.concatenate([codes for codes, _ in found], axis=1)
         scale, zero = (np.concatenate([getattr(p, n) for _, p in found], axis=1) for n in ("scale", "zero_point"))
         yield BlockCodes.of(codes, QuantParams(product.scheme, scale, zero))
 
-    def _tried(self, product: Product, some: Floats, damping: float, scale_type: DTypeLike) -> Floats:
-        return BlockCodes.joined(self.rounded(product, some, damping, scale_type)).floats()
+    def _tried(self, product: Product, some: Floats, shrinkage: float, scales: Scales) -> Floats:
+        return BlockCodes.joined(self.rounded(product, some, shrinkage, scales)).floats()
 
-    def _spread(self, columns: slice, product: Product, damping: float) -> Spread:
+    def _spread(self, columns: slice, product: Product, shrinkage: float) -> Spread:
         centred = bool(product.bias)
         if self.parts > 1:
-            return spread_of(_damped(self._of(columns, centred=centred), damping), product.size)
-        key = (centred, product.size, damping)
+            return spread_of(self._of(columns, centred=centred), product.size, shrinkage=shrinkage)
+        key = (centred, product.size, shrinkage)
         if key not in self._spreads:
             if centred not in self._moments:
                 self._moments[centred] = self._of(columns, centred=centred)
-            self._spreads[key] = spread_of(_damped(self._moments[centred], damping), product.size)
+            self._spreads[key] = spread_of(self._moments[centred], product.size, shrinkage=shrinkage)
         return self._spreads[key]
 
     def _of(self, columns: slice, *, centred: bool) -> NDArray[np.float64]:
@@ -158,21 +185,7 @@ class Trial:
         return 10 * math.log10(max(signal, 1e-30) / max(error, 1e-30))
 
 
-def dequantized(weight: Floats, params: QuantParams) -> Floats:
-    """What a weight [N, K] becomes if it is rounded to nearest."""
-    return BlockCodes.of(quantize(weight, params), params).floats()
-
-
 def slabs(shape: Sequence[int]) -> Iterator[slice]:
     """Slices of the rows of a matrix with some bytes each."""
     step = max(1, _SLAB // (4 * max(shape[1], 1)))
     yield from (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
-
-
-def _damped(moments: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
-    """Moments with more on their diagonal."""
-    if not damping:
-        return moments
-    found = moments.copy()
-    found[np.diag_indices(len(found))] += damping * float(moments.diagonal().mean())
-    return found

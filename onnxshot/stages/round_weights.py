@@ -17,6 +17,7 @@ from onnxshot.passes.tie_weights import ties_of
 from onnxshot.planning.block_schemes import scale_type
 from onnxshot.planning.plan import WEIGHTS, Plan, RoundedBlocks
 from onnxshot.recovery.block_reconstruction import BlockRounding, rounded_weights
+from onnxshot.recovery.block_trial import Scales
 from onnxshot.report.timings import Timed, untimed
 from onnxshot.stages.improve_plan import FinalPlan
 from onnxshot.stages.open_samples import Samples
@@ -55,10 +56,11 @@ def learned(prepared: Prepared, plan: Plan, feeds: Sequence[Feed]) -> BlockRound
     """Round the weights in blocks of a plan of a prepared model."""
     model, everywhere = prepared.model, prepared.target.everywhere
     kinds = {c.name: weights.elem_type(c) if everywhere else scale_type(c) for c in model.constants()}
+    signed = prepared.target.block_operator and not prepared.recipe.portable_ops  # other runtimes were not tried
     ties = {other.name: table.name for table, other, _ in ties_of(model, model.tied) if other is not table}
     return rounded_weights(
         LeanModel.of(model), plan, feeds, prepared.settings, ties=ties,
-        scale_type=lambda name: helper.tensor_dtype_to_np_dtype(kinds[name]),
+        scales=lambda name: Scales(helper.tensor_dtype_to_np_dtype(kinds[name]), signed=signed),
     )  # fmt: skip
 
 
