@@ -22,6 +22,7 @@ _POSITIONS = re.compile(r"(.*[._/])?(position_ids|positions|cache_position)")
 _KEPT_LOGITS = re.compile(r"(num_)?logits_to_keep")
 _PAST = re.compile(r"past|cache_[kv]|(key|value)_cache", re.IGNORECASE)
 _CROSS = re.compile(r"encoder|cross", re.IGNORECASE)
+_SOUND = re.compile(r"input_features|input_values|mel|audio(_features)?|waveform")
 _BRANCH = "use_cache_branch"
 _WORDS_OF_LENGTH = ("past", "seq", "total", "len", "cache")
 
@@ -60,6 +61,7 @@ class LanguageInputs:
         branch: whether the pasts are used.
         pasts: what was seen so far.
         crosses: what an encoder, which is another file, has made.
+        sounds: take sound, beside the tokens of a decoder in the same graph.
     """
 
     ids: InputSpec
@@ -72,6 +74,7 @@ class LanguageInputs:
     branch: InputSpec | None = None
     pasts: tuple[Past, ...] = ()
     crosses: tuple[InputSpec, ...] = ()
+    sounds: tuple[InputSpec, ...] = ()
 
     @property
     def window(self) -> int | None:
@@ -92,7 +95,7 @@ class LanguageInputs:
     @property
     def needs_encoder(self) -> bool:
         """Whether inputs must come from an encoder that is another file."""
-        return bool(self.crosses) or any(past.cross for past in self.pasts)
+        return not self.sounds and (bool(self.crosses) or any(past.cross for past in self.pasts))
 
     def feed(
         self, ids: Sequence[int], *, seen: int = 0, pasts: Values | None = None, pad: int = 0,
@@ -137,7 +140,7 @@ class LanguageInputs:
             feed[self.source.name] = _row([*own, *[pad] * (source_width - len(own))], self.source)
         for spec in self.source_masks:
             feed[spec.name] = _row(source_mask if source_mask is not None else [1], spec)
-        for spec in self.crosses:
+        for spec in (*self.crosses, *self.sounds):
             feed[spec.name] = np.asarray(_needed(crosses, spec.name)).astype(spec.dtype, copy=False)
         return feed
 
@@ -225,7 +228,7 @@ def language_inputs(
     assert main is not None  # checked above
     _check_batch(main)
     found: dict[str, list[Any]] = {
-        key: [] for key in ("masks", "source_masks", "types", "positions", "kept_logits", "pasts", "crosses")
+        key: [] for key in ("masks", "source_masks", "types", "positions", "kept_logits", "pasts", "crosses", "sounds")
     }
     branch = None
     for spec in specs:
@@ -247,10 +250,12 @@ def language_inputs(
 def _ids(specs: Sequence[InputSpec], names: re.Pattern[str]) -> InputSpec | None:
     """The input of integers whose name matches; any only input of integers of rank 2 stands for the usual names."""
     whole = [s for s in specs if s.dtype.kind in "iu" and (s.shape is None or 1 <= len(s.shape) <= 2)]
+    if names is _IDS:
+        whole = [s for s in whole if not _DECODER_IDS.fullmatch(s.name.lower())]
     named = next((s for s in whole if names.fullmatch(s.name.lower())), None)
     if named is not None or names is not _IDS:
         return named
-    rest = [s for s in whole if not _role(s, False) and not _DECODER_IDS.fullmatch(s.name.lower())]
+    rest = [s for s in whole if not _role(s, False)]
     return rest[0] if len(rest) == 1 and rest[0].dtype.itemsize >= 4 and len(rest[0].shape or (0, 0)) == 2 else None
 
 
@@ -271,6 +276,8 @@ def _role(spec: InputSpec, with_source: bool) -> str:
         return ""
     if _PAST.search(name):
         return "pasts"
+    if _SOUND.fullmatch(name):
+        return "sounds"
     return "crosses" if _CROSS.search(name) or name == "last_hidden_state" else ""
 
 

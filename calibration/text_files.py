@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from onnxshot.calibration.checks import InputSpec
+from onnxshot.calibration.sound_files import SOUNDS
 from onnxshot.calibration.user_functions import users_code
 from onnxshot.errors import CalibrationError
 from onnxshot.files.messages import shown
@@ -19,12 +20,17 @@ TEXTS = (".txt", ".md", ".jsonl", ".tsv")
 MOST_TEXT = 256 << 20
 """Most bytes of all files of text together, and most characters of the texts of an iterable."""
 _PLAIN = (".txt", ".md")
-_FIELDS = ("text", "input", "source", "prompt", "question", "document", "article", "sentence", "content")
+_FIELDS = (
+    "text", "input", "source", "prompt", "question", "document", "article", "sentence", "content",
+    "transcription", "transcript",
+)
 _TARGETS = ("target", "output", "completion", "response", "answer", "summary", "highlights")
 _SECONDS = ("text_pair", "sentence2", "hypothesis", "passage", "context")
 _FIRSTS = ("sentence1", "premise", "query")
+_SOUNDS = ("audio", "audio_filepath", "sound", "wav", "file", "path")
 _CHATS = ("messages", "conversations")
-_MOST_RECORDS = 1 << 20  # texts of an iterable
+MOST_TEXTS = 1 << 20
+"""Most texts of all files together, and of an iterable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ class Text:
         text: the text.
         target: what an encoder-decoder model makes of it, such as its translation; None where nothing says.
         second: the second text of a pair that an encoder reads together; None for a single text.
+        sound: the file of sound that the text is a transcript of; None where there is none.
         whole: whether it is a whole document, in which lines belong together.
     """
 
@@ -43,6 +50,7 @@ class Text:
     text: str
     target: str | None = None
     second: str | None = None
+    sound: Path | None = None
     whole: bool = False
 
     def lines(self) -> Iterator[Text]:
@@ -84,7 +92,9 @@ def files_of_text(root: Path, paths: Sequence[Path], field: str | None = None) -
             what = f"the texts {root} hold more than {MOST_TEXT >> 20} MiB"
             raise CalibrationError(what, "give a part of them: a few MiB are plenty") from e
         free -= len(content)
-        found += _texts(_decoded(content, path), path.suffix.lower(), where, field)
+        found += _texts(_decoded(content, path), path, where, field)
+        if len(found) > MOST_TEXTS:
+            raise CalibrationError(f"the texts {root} are more than {MOST_TEXTS}", "give a part of them")
     return found
 
 
@@ -102,24 +112,24 @@ def _decoded(content: bytes, path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _texts(text: str, suffix: str, where: str, field: str | None) -> Iterator[Text]:
-    if suffix in _PLAIN:
+def _texts(text: str, path: Path, where: str, field: str | None) -> Iterator[Text]:
+    if path.suffix.lower() in _PLAIN:
         if text.strip():
             yield Text(where, text, whole=True)
         return
     lines = [(f"{where} line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if suffix == ".tsv":
-        yield from _columns(lines, field)
+    if path.suffix.lower() == ".tsv":
+        yield from _columns(lines, field, path.parent)
         return
     for at, line in lines:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as e:
             raise CalibrationError(f"{at} is not JSON: {' '.join(str(e).split())}", 'such as {"text": "..."}') from None
-        yield of_record(record, at, field)
+        yield of_record(record, at, field, path.parent)
 
 
-def _columns(lines: Sequence[tuple[str, str]], field: str | None) -> Iterator[Text]:
+def _columns(lines: Sequence[tuple[str, str]], field: str | None, folder: Path) -> Iterator[Text]:
     """The texts of a table: by the names of its first line, if one of them is that of a text; else text and target."""
     rows = [(at, line.split("\t")) for at, line in lines]
     if not rows:
@@ -130,7 +140,7 @@ def _columns(lines: Sequence[tuple[str, str]], field: str | None) -> Iterator[Te
             if len(cells) != len(names):
                 what = f"{at} has {len(cells)} columns, the first line {len(names)}"
                 raise CalibrationError(what, "a tab stands between two")
-            yield of_record(dict(zip(names, cells, strict=True)), at, field)
+            yield of_record(dict(zip(names, cells, strict=True)), at, field, folder)
         return
     for at, cells in rows:
         if len(cells) > 2 or len(cells) != len(names):
@@ -139,19 +149,21 @@ def _columns(lines: Sequence[tuple[str, str]], field: str | None) -> Iterator[Te
         yield Text(at, cells[0], cells[1] if len(cells) == 2 else None)
 
 
-def of_record(record: object, where: str, field: str | None = None) -> Text:
+def of_record(record: object, where: str, field: str | None = None, folder: Path | None = None) -> Text:
     """The text of one record: a string, a pair of them, or a dict with fields of the usual names.
 
     Fields: `field` where it is given, `text` and other usual names, the messages of a chat (their contents, one after
-    another; no chat template is run), or the only string. `target`, `output` and the like hold the target.
+    another; no chat template is run), or the only string. `target`, `output` and the like hold the target, `audio` and
+    the like a file of sound.
 
     Args:
         record: a value of JSON, or of the caller's object.
         where: its place in messages.
         field: name of the field that holds the text.
+        folder: where paths of sounds start, and which they must not leave; None for paths of the caller's own.
 
     Raises:
-        CalibrationError: there is no text.
+        CalibrationError: there is no text, or its sound is outside the folder.
     """
     if isinstance(record, str):
         return Text(where, record)
@@ -163,6 +175,8 @@ def of_record(record: object, where: str, field: str | None = None) -> Text:
     if isinstance(inner, Mapping) and len(both := [v for v in inner.values() if isinstance(v, str)]) == 2:
         return Text(where, both[0], both[1])
     words = {str(key): value for key, value in record.items() if isinstance(value, str)}
+    named = next((key for key in _SOUNDS if words.get(key, "").lower().endswith(SOUNDS)), None)
+    sound = _sound(words.pop(named), where, folder) if named is not None else None
     if field is not None and field not in words:
         raise CalibrationError(f"{where} has no text in field {field!r}", f"its fields: {_listed(record)}")
     if field is None and (chat := next((record[key] for key in _CHATS if key in record), None)) is not None:
@@ -175,7 +189,16 @@ def of_record(record: object, where: str, field: str | None = None) -> Text:
         raise CalibrationError(f"{where} has no field 'text', but {_listed(record)}", hint)
     others = {key: value for key, value in words.items() if key != name}
     second = next((others[key] for key in _SECONDS if key in others), None)
-    return Text(where, words[name], next((others[key] for key in _TARGETS if key in others), None), second)
+    target = next((others[key] for key in _TARGETS if key in others), None)
+    return Text(where, words[name], target, second, sound)
+
+
+def _sound(named: str, where: str, folder: Path | None) -> Path:
+    path = Path(named) if folder is None else folder / named
+    if folder is not None and not path.resolve().is_relative_to(folder.resolve()):
+        what = f"{where} names the sound {shown(named)}, which lies outside the folder of the file"
+        raise CalibrationError(what, "name sounds by paths that start there")
+    return path
 
 
 def _is_pair(record: object) -> bool:
@@ -214,7 +237,7 @@ def records_of_text(label: str, records: Iterable[object], field: str | None = N
     with users_code(label):
         iterator = iter(records)
     end = object()
-    while len(found) < _MOST_RECORDS and size < MOST_TEXT:
+    while len(found) < MOST_TEXTS and size < MOST_TEXT:
         at = f"{label} #{len(found)}"
         with users_code(at):
             record = next(iterator, end)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from operator import itemgetter
+from pathlib import Path
 
-from onnxshot.calibration.text_files import Text
+from onnxshot.calibration.text_files import MOST_TEXTS, Text
 from onnxshot.calibration.tokenizer import Tokenizer
 from onnxshot.errors import CalibrationError
 
 LENGTH = 256
 """Most tokens of a window, where none is asked for."""
+MOST_WINDOWS = 1 << 14
+"""Most windows of a stream."""
 _ROOMY = 16  # characters for each token that is wanted of a long stream: no usual text has more
 _EACH, _FIRST = 4, 2  # of each 4 windows of a decoder, number 2 is a prompt and a step
 _PROMPTS = (4, 2, 1)  # the prompt of a step is a quarter, a half, or all of a window
@@ -29,6 +32,7 @@ class Window:
         before: what it has seen before that, as its pasts; empty for a prompt.
         types: the number of the segment of each token of `ids`; empty for 0.
         source: what the encoder of an encoder-decoder model is given.
+        sound: the file of sound that such an encoder is given instead; None where there is none.
     """
 
     where: str
@@ -36,6 +40,7 @@ class Window:
     before: tuple[int, ...] = ()
     types: tuple[int, ...] = ()
     source: tuple[int, ...] = ()
+    sound: Path | None = None
 
     @property
     def tokens(self) -> int:
@@ -48,6 +53,13 @@ def spaced(count: int, limit: int | None) -> list[int]:
     return [i * count // limit for i in range(limit)] if limit is not None and limit < count else list(range(count))
 
 
+def _lines(texts: Sequence[Text]) -> list[Text]:
+    found = list(islice((line for text in texts for line in text.lines()), MOST_TEXTS + 1))
+    if len(found) > MOST_TEXTS:
+        raise CalibrationError(f"there are more than {MOST_TEXTS} lines of text", "give a part of them")
+    return found
+
+
 def windows_of_lines(
     texts: Sequence[Text], tokenizer: Tokenizer, length: int, limit: int | None = None
 ) -> tuple[list[Window], int]:
@@ -58,7 +70,7 @@ def windows_of_lines(
     Returns:
         The windows, `limit` at most, evenly spaced, and how many texts there are.
     """
-    lines = [line for text in texts for line in text.lines()]
+    lines = _lines(texts)
     found = []
     for i in spaced(len(lines), limit):
         line = lines[i]
@@ -80,17 +92,17 @@ def windows_of_stream(
         texts: the texts.
         tokenizer: their tokenizer.
         length: tokens of a window.
-        limit: most windows, evenly spaced; None for all.
+        limit: most windows, evenly spaced; None for all, up to MOST_WINDOWS.
         steps: which windows are a prompt and one more token: 'none', 'some' (one of four) or 'all'.
 
     Returns:
         The windows, and how many there would be without a limit (about that many, if the texts are long).
     """
-    room = max(1, length - len(tokenizer.head))
+    room, limit = max(1, length - len(tokenizer.head)), min(MOST_WINDOWS, limit or MOST_WINDOWS)
     documents = [(t.where, t.text if t.target is None else f"{t.text}\n{t.target}") for t in texts]
     sizes = [len(text) for _, text in documents]
-    enough = None if limit is None else _ROOMY * room
-    if limit is None or enough is None or sum(sizes) <= limit * enough:
+    enough = _ROOMY * room
+    if sum(sizes) <= limit * enough:
         found, tokens = _cut(documents, tokenizer, room)
         chosen = [found[i] for i in spaced(len(found), limit)]
         return [_stepped(window, i, steps) for i, window in enumerate(chosen)], len(found)
@@ -144,7 +156,7 @@ def _stepped(window: Window, number: int, steps: str) -> Window:
         return window
     part = _PROMPTS[number // (1 if steps == "all" else _EACH) % len(_PROMPTS)]
     seen = max(1, (len(window.ids) - 1) // part)
-    return Window(window.where, window.ids[seen : seen + 1], window.ids[:seen], source=window.source)
+    return replace(window, ids=window.ids[seen : seen + 1], before=window.ids[:seen])
 
 
 def windows_of_pairs(
@@ -164,15 +176,15 @@ def windows_of_pairs(
     Returns:
         The windows, and how many texts there are.
     """
-    lines = [line for text in texts for line in text.lines()]
+    lines = _lines(texts)
     found = []
     for i in spaced(len(lines), limit):
         line = lines[i]
         source, _ = tokenizer.cut(line.text, lengths[0])
         target, _ = tokenizer.cut(line.target if line.target is not None else line.second or line.text, lengths[1])
-        ids = target if target[:1] == [tokenizer.start] else [tokenizer.start, *target[:-1]]
+        ids = [*(target[:1] if target[:1] == [tokenizer.start] else [tokenizer.start, *target[:1]]), *target[1:]][:-1]
         if source:
-            found.append(Window(line.where, tuple(ids), source=tuple(source)))
+            found.append(Window(line.where, tuple(ids), source=tuple(source), sound=line.sound))
     return [_stepped(window, i, steps) for i, window in enumerate(found)], len(lines)
 
 

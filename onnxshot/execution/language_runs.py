@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from onnxshot import memory
 from onnxshot.calibration.checks import InputSpec, is_float
-from onnxshot.calibration.language_inputs import LanguageInputs, language_inputs
+from onnxshot.calibration.language_inputs import LanguageInputs, language_inputs, takes_text
+from onnxshot.calibration.sound import open_sounds
 from onnxshot.calibration.token_windows import Window
 from onnxshot.errors import CalibrationError
 from onnxshot.graph.lean_model import LeanModel
@@ -119,6 +120,9 @@ class LanguageRuns:
     def _fill(self, windows: Sequence[Window], spool: Spool) -> None:
         if self.encoder is not None:
             self._encode(windows, self.encoder, spool)
+        for index, window in enumerate(windows if self.inputs.sounds else ()):
+            heard = self._heard(window, self.inputs.sounds, "the model")
+            self._put(spool, "cross", index, {spec.name: heard[spec.name] for spec in self.inputs.sounds})
         prompted = [i for i, window in enumerate(windows) if window.before]
         if not prompted:
             return
@@ -135,21 +139,35 @@ class LanguageRuns:
     def _encode(self, windows: Sequence[Window], file: Path, spool: Spool) -> None:
         """Run the encoder on the source of every window."""
         runner = Runner(file, threads=self.threads)
-        try:
-            inputs = language_inputs(runner.inputs, runner.outputs)
-        except CalibrationError as e:
-            what = f"the encoder {file} reads no text: {e.message}"
-            raise CalibrationError(what, "give .npz files that hold every input of the decoder") from e
-        wide = inputs.window
-        feeds = (inputs.feed(w.source[:wide], pad=self.pad) for w in windows)
+        inputs = language_inputs(runner.inputs, runner.outputs) if takes_text(runner.inputs) else None
+        wide = inputs.window if inputs is not None else None
+        feeds = (
+            self._heard(w, runner.inputs, f"the encoder {file}") if inputs is None
+            else inputs.feed(w.source[:wide], pad=self.pad)
+            for w in windows
+        )  # fmt: skip
         for index, made in enumerate(runner.run_all(feeds, 1)):
             tokens = windows[index].source[:wide]
             self._source_masks[index] = [*[1] * len(tokens), *[0] * ((wide or len(tokens)) - len(tokens))]
+            if inputs is None:  # the sound is filled up, and the encoder has seen all of it
+                self._source_masks[index] = [1] * next((v.shape[1] for v in made.values() if v.ndim == 3), 1)
             crosses = {spec.name: _made_for(spec, made, file) for spec in self.inputs.crosses}
             if self.first is not None:
                 hidden = InputSpec("encoder_hidden_states", np.dtype(np.float32), None)
                 crosses = {hidden.name: _made_for(hidden, made, file)}
             self._put(spool, "cross", index, crosses)
+
+    def _heard(self, window: Window, specs: Sequence[InputSpec], what: str) -> Values:
+        """The first window of the sound of a text, as the inputs take it. Raises CalibrationError without a sound."""
+        if window.sound is None:
+            hint = 'give .jsonl records such as {"audio": "a.wav", "text": "what is said"}'
+            raise CalibrationError(f"{what} takes sound, and {window.where} names none", hint)
+        folder = self.path.parent if self.path is not None else None
+        sounds = open_sounds(window.where, [window.sound], specs, None, folder, None)
+        try:
+            return dict(sounds.load(0).feed)
+        finally:
+            sounds.close()
 
     def _prompt(
         self, windows: Sequence[Window], numbers: Sequence[int], spool: Spool, runner: Runner, inputs: LanguageInputs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,7 @@ from onnxshot.graph.embedding_tables import table_rows
 from onnxshot.graph.lean_model import LeanModel
 
 WINDOWS = 128
-"""Most windows of a stream where the user names no number."""
+"""Most windows of a stream, and most pairs, where the user names no number."""
 _FEW_TOKENS, _FEW_IN_LINES = 4096, 1024
 
 
@@ -79,7 +80,7 @@ class TextOpener:
             raise CalibrationError(f"{label} holds no text", "one text a line, or a .jsonl file")
         check_ids(windows, rows, tokenizer)
         runs = None
-        if inputs.needs_encoder or any(window.before for window in windows):
+        if inputs.needs_encoder or inputs.sounds or any(window.before for window in windows):
             # a copy of the graph: this one may change before the samples are read
             runs = LanguageRuns(LeanModel.of(self.model), self.model.path, specs, inputs, self.threads, tokenizer.pad)
         return TextSource(label, windows, inputs, reading, runs, reading.notes(label, windows, total))
@@ -118,7 +119,7 @@ class _Reading:
     def kind(self) -> str:
         """'pairs' for a model that decodes what an encoder has read, 'stream' for a decoder, else 'lines'."""
         inputs = self.inputs
-        if inputs.source is not None or inputs.needs_encoder:
+        if inputs.source is not None or inputs.sounds or inputs.needs_encoder:
             return "pairs"
         if inputs.pasts:
             return "stream"
@@ -170,10 +171,10 @@ class _Reading:
         """The windows of the texts, and how many there would be without a limit."""
         if self.kind == "lines":
             return windows_of_lines(texts, self.tokenizer, self.length, limit)
+        most = WINDOWS if self.automatic and (limit is None or limit > WINDOWS) else limit
         if self.kind == "pairs":
             lengths = self.inputs.source_window or self.length, self.length
-            return windows_of_pairs(texts, self.tokenizer, lengths, limit, self.steps)
-        most = WINDOWS if self.automatic and (limit is None or limit > WINDOWS) else limit
+            return windows_of_pairs(texts, self.tokenizer, lengths, most, self.steps)
         length = 1 if self.inputs.window == 1 and self.steps == "none" else self.length
         return windows_of_stream(texts, self.tokenizer, length, most, self.steps)
 
@@ -233,6 +234,9 @@ class TextSource(Source):
             sha.update(f"{len(ids)}\0".encode() + np.asarray(ids, np.int64).tobytes())
         if self._runs is not None:
             sha.update(self._runs.beside)
+        if window.sound is not None:
+            with window.sound.open("rb") as file:
+                sha.update(hashlib.file_digest(file, "sha256").digest())
 
     def close(self) -> None:
         """Remove the file of pasts."""

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 from texts import BERT, PLAIN, decoder, encoder, ids_of, info, write_tokenizer
+from tones import write_wave
 
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.text_preset import TextPreset
@@ -195,6 +196,60 @@ def test_without_the_file_of_the_encoder_the_error_names_it(tmp_path: Path) -> N
     write_tokenizer(tmp_path)
     with pytest.raises(CalibrationError, match=r"'encoder_hidden_states' takes .* no encoder_model.onnx"):
         opened(model, ["a"])
+
+
+def test_a_decoder_of_speech_gets_what_the_encoder_makes_of_the_sound(tmp_path: Path) -> None:
+    from onnx import helper, numpy_helper, save
+
+    model = decoder(tmp_path / "decoder.onnx", rows=len(BERT), cross="encoder_hidden_states")
+    node = helper.make_node("Reshape", ["audio", "shape"], ["encoder_hidden_states"])
+    graph = helper.make_graph(
+        [node], "g", [info("audio", 1, "batch", "samples")], [info("encoder_hidden_states", 1, "batch", "steps", 4)],
+        [numpy_helper.from_array(np.array([1, -1, 4]), "shape")],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    save(made, tmp_path / "encoder.onnx")
+    write_tokenizer(tmp_path)
+    wave = np.sin(np.arange(1600) / 20).astype(np.float32)
+    write_wave(tmp_path / "a.wav", wave, bits=32, code=3)
+    (tmp_path / "t.jsonl").write_text('{"audio": "a.wav", "text": "a b"}\n')
+    (feed,) = feeds(model, tmp_path / "t.jsonl")
+    np.testing.assert_allclose(feed["encoder_hidden_states"], wave.reshape(1, 400, 4), atol=1e-6)
+    assert feed["encoder_attention_mask"].shape == (1, 400)
+    assert feed["input_ids"].tolist() == [[2, *ids_of("a b")]]
+    run(model, feed)
+    with pytest.raises(CalibrationError, match="takes sound, and list #0 names none"):
+        opened(model, ["a b"])
+    (tmp_path / "t.jsonl").write_text('{"audio": "../a.wav", "text": "a b"}\n')
+    with pytest.raises(CalibrationError, match="lies outside the folder"):
+        opened(model, tmp_path / "t.jsonl")
+    (tmp_path / "t.jsonl").write_text('{"audio": "none.wav", "text": "a b"}\n')
+    with pytest.raises(CalibrationError, match=r"none.wav"):
+        opened(model, tmp_path / "t.jsonl")
+
+
+def test_sound_and_tokens_of_one_graph_come_from_one_record(tmp_path: Path) -> None:
+    from onnx import helper, numpy_helper, save
+
+    nodes = [
+        helper.make_node("Gather", ["table", "decoder_input_ids"], ["rows"]),
+        helper.make_node("ReduceSum", ["input_values", "axis"], ["sum"], keepdims=1),
+        helper.make_node("Add", ["rows", "sum"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [info("input_values", 1, "batch", "samples"), info("decoder_input_ids", 7, "batch", "now")],
+        [info("logits", 1, "batch", "now", 4)],
+        [
+            numpy_helper.from_array(np.ones((30, 4), np.float32), "table"),
+            numpy_helper.from_array(np.array([1]), "axis"),
+        ],
+    )  # fmt: skip
+    model = tmp_path / "model.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), model)
+    write_tokenizer(tmp_path)
+    write_wave(tmp_path / "a.wav", np.full(160, 0.5, np.float32), bits=32, code=3)
+    (feed,) = feeds(model, [{"audio": str(tmp_path / "a.wav"), "text": "a b"}])
+    np.testing.assert_allclose(run(model, feed)["logits"], np.full((1, 3, 4), 81.0), rtol=1e-4)
 
 
 def test_a_table_that_is_too_small_for_the_tokenizer_is_an_error(tmp_path: Path) -> None:
