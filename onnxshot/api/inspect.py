@@ -16,6 +16,7 @@ from onnxshot.calibration.data_summary import InputSummary, describe_inputs
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
+from onnxshot.errors import UsageError
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, by_label
@@ -179,6 +180,8 @@ def inspect(
         >>> print(onnxshot.inspect("model.onnx").to_text())
     """
     recipe = recipe or Recipe()
+    if recipe.mode == "auto":
+        raise UsageError("mode auto is settled by quantize, which measures", "inspect with --mode weights or dynamic")
     target = target_named(recipe.target)
     loaded = load_model(model)
     ports, opset, size = contract(loaded), loaded.opset, loaded.weight_bytes()

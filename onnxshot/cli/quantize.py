@@ -58,7 +58,10 @@ def quantize(
     target: TargetOpt = "ort",
     mode: Annotated[
         str,
-        typer.Option(help="static (calibrated; dynamic per op where better), dynamic (no data), weights (for size)."),
+        typer.Option(
+            help="static (calibrated; dynamic per op where better), dynamic (no data), weights (for size), auto (per "
+            "product: weights in blocks, or dynamic, whichever is faster at the rows of the samples)."
+        ),
     ] = "static",
     precision: PrecisionOpt = "int8",
     preset: PresetOpt = None,

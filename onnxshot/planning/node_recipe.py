@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from onnxshot.graph import Model, Node
 from onnxshot.planning.name_patterns import match_nodes
-from onnxshot.planning.plan import FLOAT
+from onnxshot.planning.plan import FLOAT, WEIGHTS
 from onnxshot.recipes.layer_rule import LayerRule
 from onnxshot.recipes.recipe import Recipe
 
@@ -63,4 +63,6 @@ class NodeRecipes:
 def under_rule(recipe: Recipe, rule: LayerRule) -> Recipe:
     """The recipe with the settings of one rule of `layers` applied."""
     own = {key: value for key, value in rule.given.items() if (key, value) != ("mode", FLOAT)}
+    if own.get("mode", WEIGHTS) != WEIGHTS:  # blocks exist in no other mode
+        recipe = replace(recipe, bits=None, block=None, asymmetric=None)
     return replace(recipe, layers={}, **own)

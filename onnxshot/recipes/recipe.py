@@ -34,7 +34,8 @@ class Recipe(Plain):
     Attributes:
         target: name of the target, the runtime that the file is made for.
         mode: 'static' (scales from calibration; dynamic for operators that the target runs better so), 'dynamic'
-            (scales of activations at run time), or 'weights' (only stored weights are quantized).
+            (scales of activations at run time), 'weights' (only stored weights are quantized), or 'auto' (per product:
+            weights in blocks, or dynamic, whichever is faster at the rows that samples bring).
         precision: 'int8'; 'fp16' or 'bf16' (16-bit floats where values allow it, nothing in int8); or 'int8+fp16'
             (what int8 leaves in float becomes fp16).
         format: 'qdq' (Q/DQ pairs, standard) or 'qoperator' (QLinearConv, QLinearMatMul). None uses the target's own:
@@ -145,10 +146,10 @@ class Recipe(Plain):
         if self.bits is not None and self.weight_type is not None:
             said = f"is {self.weight_type!r}, which does not go with"
             raise BadKey(("weight_type",), said, "give one of them", ("bits",))
-        if self.bits is not None and self.mode != "weights":
-            raise BadKey(("bits",), f"is {self.bits}, which does not go with", "use mode weights", ("mode",))
+        if self.bits is not None and self.mode not in ("weights", "auto"):
+            raise BadKey(("bits",), f"is {self.bits}, which does not go with", "use mode weights or auto", ("mode",))
         for glob, rule in self.rules.items():
-            if rule.mode == "static" and self.mode != "static":
+            if rule.mode == "static" and self.mode not in ("static", "auto"):
                 said, hint = "is 'static', which does not go with", "set that to static, and give other layers rules"
                 raise BadKey(("layers", glob, "mode"), said, hint, ("mode",))
 

@@ -3,8 +3,8 @@
 from onnxshot.calibration import range_methods
 from onnxshot.maths import affine
 
-MODES = ("static", "dynamic", "weights")
-MODES_OF_LAYERS = (*MODES, "float")
+MODES_OF_LAYERS = ("static", "dynamic", "weights", "float")
+MODES = ("static", "dynamic", "weights", "auto")
 EFFORTS = ("fast", "balanced", "best")
 FORMATS = ("qdq", "qoperator")
 PRECISIONS = ("int8", "fp16", "bf16", "int8+fp16")

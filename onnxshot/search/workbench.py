@@ -37,6 +37,7 @@ from onnxshot.stages.improve_plan import FinalPlan, improve_plan
 from onnxshot.stages.observe import observe
 from onnxshot.stages.open_samples import open_samples
 from onnxshot.stages.prepare_model import Prepared, prepare_model
+from onnxshot.stages.settle_forms import settle_forms
 from onnxshot.verification.reference import Reference
 
 TRIED = 8
@@ -192,6 +193,7 @@ def workbench(
     with open_samples(prepared, calib, preset, stats) as given:
         data = given.data
         assert data is not None
+        prepared, _ = settle_forms(prepared, data)
         reference = check_normalized(prepared, data)
         if reference is None:
             raise UsageError("the model is too large to measure in memory", "give the path of its file")

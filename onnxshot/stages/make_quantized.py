@@ -24,6 +24,7 @@ from onnxshot.stages.open_samples import Samples
 from onnxshot.stages.prepare_model import Prepared
 from onnxshot.stages.rewrite_model import rewrite_model
 from onnxshot.stages.round_weights import round_weights
+from onnxshot.stages.settle_forms import settle_forms
 from onnxshot.stages.settle_lstms import settle_lstms
 from onnxshot.verification.reference import Reference
 
@@ -80,6 +81,10 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
     report = Report(source_name(prepared.source), prepared.recipe.to_dict(), input_bytes=prepared.source_bytes)
     report.notes += [*prepared.notes, *samples.notes]
     report.timings["normalize"] = prepared.seconds
+
+    with report.timed("choose forms"):
+        prepared, notes = settle_forms(prepared, data)
+    report.notes += notes
 
     if reference is None:
         reference = check_normalized(prepared, data, report.timed)

@@ -88,6 +88,8 @@ def open_samples(
 
 def _refuse_missing(prepared: Prepared) -> None:
     """Raise CalibrationError where the plan needs ranges of activations; there are no samples."""
+    if prepared.recipe.mode == "auto":
+        open_data(None, input_specs(prepared.model))  # raises, and says what --calib takes
     unknown = prepared.plan().observe if prepared.recipe.mode == "static" else ()
     if unknown and prepared.trained:
         what = f"{len(unknown)} tensors came without a scale, such as {unknown[0]!r}"
