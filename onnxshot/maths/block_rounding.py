@@ -75,13 +75,7 @@ def spread_of(
     order = np.concatenate(
         [start + np.argsort(-diagonal[start : start + size], kind="stable") for start in starts[blocks].tolist()]
     )
-    if shrinkage is None and rows is not None:
-        shrinkage = shrinkage_for(inputs, rows)
-    shrunk = damped_in_order(moments[None], order[None], DAMPING if shrinkage is None else _DAMPING)[0]
-    if shrinkage is not None:
-        kept = shrunk.diagonal().copy()
-        shrunk *= 1.0 - shrinkage
-        shrunk[np.diag_indices(inputs)] = kept
+    shrunk = _shrunk(moments, order, _share(inputs, rows) if shrinkage is None else shrinkage)
     mean = shrunk.diagonal().mean()  # the integers do not depend on the unit; float32 holds any in units of the mean
     shrunk /= mean
     factor = inverse_factor(shrunk[None])[0]
@@ -220,7 +214,8 @@ class _Rounding:
         old = self.scale[number]
         new = self._limits.stored(old + gain / np.where(cost > 0, cost, np.inf))
         change = new - old
-        better = (change * (2 * gain - change * cost) > 0) & (new * old > 0)
+        falls = np.sign(change) * (2 * gain - change * cost) > 0  # the sign alone: a product may overflow
+        better = falls & (np.sign(new) == np.sign(old))
         self.scale[number] = np.where(better, new, old)
         return np.asarray(np.where(better, change, np.float32(0.0)) * steps)
 
@@ -250,23 +245,51 @@ def _panels(block: slice) -> Iterator[slice]:
 
 
 def retargeted(
-    weight: NDArray[np.floating], cross: NDArray[np.floating], moments: NDArray[np.floating]
+    weight: NDArray[np.floating],
+    cross: NDArray[np.floating],
+    moments: NDArray[np.floating],
+    rows: int | None = None,
+    *,
+    shrinkage: float | None = None,
 ) -> NDArray[np.floating]:
     """Return the weights whose outputs from the quantized network's inputs are closest to the float layer's outputs.
 
-    They minimize E[|weight x - result y|**2] with x the float network's inputs and y the quantized network's.
+    They minimize E[|weight x - result y|**2] with x the float network's inputs and y the quantized network's, and a
+    pull towards `weight`. With few rows, the difference x - y is mostly chance to a weight: its moments with y, and
+    those of pairs of y, are shrunk as in `spread_of`. Without that, the result is worse than `weight` on other rows.
 
     Args:
         weight: float weights [N, K].
         cross: E[x y'] [K, K]: float inputs along axis 0, quantized inputs along axis 1.
-        moments: E[y y'] [K, K], the second moments that `spread_of` takes.
+        moments: E[y y'] [K, K], the second moments that `spread_of` takes, over the same rows.
+        rows: number of rows of the sums; None if they are taken as they are.
+        shrinkage: the share by which they are shrunk, 0 to 1; None for the one of `rows`.
 
     Returns:
-        Weights [N, K] of the weight's dtype. The damping of `spread_of` is taken as a pull towards `weight`.
+        Weights [N, K] of the weight's dtype. Where they would not be finite, `weight`.
+
+    Source: Li et al. 2025 (GPTAQ), section 3, solved for all columns at once.
     """
-    damped = moments.astype(np.float64)
-    diagonal = damped.diagonal()
-    extra = max(DAMPING * float(diagonal.mean()), float(np.finfo(np.float32).tiny))
-    damped[np.diag_indices(len(damped))] += extra
-    change = np.linalg.solve(damped, (cross.astype(np.float64) - moments).T)
-    return (weight + weight @ change.T.astype(weight.dtype)).astype(weight.dtype)
+    inputs = len(moments)
+    share = _share(inputs, rows) if shrinkage is None else shrinkage
+    shrunk = _shrunk(moments, np.arange(inputs), share)
+    change = (cross.astype(np.float64) - moments) * (1.0 - (share or 0.0))
+    turned = np.linalg.solve(shrunk, change.T).T  # the moments are symmetric
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = weight + weight @ turned.astype(weight.dtype)
+    return found if np.isfinite(found).all() else weight
+
+
+def _share(inputs: int, rows: int | None) -> float | None:
+    """The share by which moments of some rows are shrunk."""
+    return None if rows is None else shrinkage_for(inputs, rows)
+
+
+def _shrunk(moments: NDArray[np.floating], order: NDArray[np.int64], share: float | None) -> NDArray[np.float64]:
+    """Copy moments [K, K] in an order, shrunk towards their diagonal by a share, and damped."""
+    found = damped_in_order(moments[None], order[None], DAMPING if share is None else _DAMPING)[0]
+    if share is not None:
+        kept = found.diagonal().copy()
+        found *= 1.0 - share
+        found[np.diag_indices(len(found))] = kept
+    return np.asarray(found)

@@ -195,3 +195,28 @@ def test_retargeted_weights_are_the_ridge_solution() -> None:
     expected = np.linalg.lstsq(rows, aims, rcond=None)[0].T
     assert np.allclose(found, expected, rtol=1e-6, atol=1e-8)
     assert np.allclose(retargeted(weight, moments, moments), weight)
+
+
+def test_with_few_rows_retargeted_weights_are_pulled_back() -> None:
+    rng = np.random.default_rng(9)
+    weight = rng.standard_normal((8, 60))
+
+    def rows(count: int) -> tuple[Floats, Floats]:
+        x = correlated(np.random.default_rng(10), 60, 4000)[rng.integers(0, 4000, count)]
+        return x, 0.9 * x + 0.2 * rng.standard_normal(x.shape)
+
+    (x, y), (judge_x, judge_y) = rows(70), rows(4000)
+    cross, moments = x.T @ y / len(x), y.T @ y / len(x)
+
+    def left(found: Floats) -> float:
+        return float(np.square(judge_x @ weight.T - judge_y @ found.T).sum())
+
+    few = left(retargeted(weight, cross, moments, len(x)))
+    assert few < left(weight)
+    assert few < left(retargeted(weight, cross, moments, shrinkage=0.0))
+    assert np.allclose(retargeted(weight, cross, moments, shrinkage=1.0), weight)
+
+
+def test_retargeted_weights_that_are_not_finite_are_left() -> None:
+    weight, moments = np.full((1, 2), 1e30, np.float32), np.eye(2)
+    assert (retargeted(weight, moments * 1e20, moments) == weight).all()
