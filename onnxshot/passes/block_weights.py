@@ -177,22 +177,36 @@ class BlockWeights:
 
     def _folded(self, node: Node, slot: int, packed: Packed) -> None:
         """Give the node floats that are computed from constants alone."""
-        weight = node.inputs[slot]
-        axis = input_axis(node, slot)
+        weight, axis = node.inputs[slot], input_axis(node, slot)
         assert axis is not None
-        shape = tuple(weight.shape)
-        unpack = _Unpack(self.model, None, weight.name, weights.elem_type(weight))
-        scales = unpack.real(packed, packed.scales, "real_scales")
-        whole = unpack.floats(packed, packed.values, scales, packed.zeros, [packed.outputs], None)
-        turned = axis != len(shape) - 1
-        if len(shape) > 2 or turned:
-            moved = (*shape[:-2], shape[-1], shape[-2]) if turned else shape
-            if len(shape) > 2:
-                whole = unpack.reshaped(whole, list(moved), "matrices")
-            if turned:
-                perm = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
-                whole = unpack.op("Transpose", [whole], "turned", perm=perm)
-        node.inputs[slot] = whole
+        turned = axis != len(weight.shape) - 1
+        node.inputs[slot] = unpacked(
+            self.model, packed, tuple(weight.shape), turned, base=weight.name, kind=weights.elem_type(weight)
+        )
+
+
+def unpacked(
+    model: Model, packed: Packed, shape: tuple[int, ...], turned: bool, *, base: str, kind: int
+) -> Tensor:  # fmt: skip
+    """Floats that runtimes compute from a packed weight once, when they load the file.
+
+    Args:
+        model: the model, which gets the operators.
+        packed: the weight.
+        shape: shape of the floats, [.., N, K], or [.., K, N] if `turned`.
+        turned: whether the inputs are the last axis but one.
+        base: start of the names of new nodes.
+        kind: ONNX type of the floats.
+    """
+    unpack = _Unpack(model, None, base, kind)
+    scales = unpack.real(packed, packed.scales, "real_scales")
+    whole = unpack.floats(packed, packed.values, scales, packed.zeros, [packed.outputs], None)
+    if len(shape) > 2:
+        whole = unpack.reshaped(whole, list((*shape[:-2], shape[-1], shape[-2]) if turned else shape), "matrices")
+    if turned:
+        perm = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
+        whole = unpack.op("Transpose", [whole], "turned", perm=perm)
+    return whole
 
 
 @dataclass(slots=True)

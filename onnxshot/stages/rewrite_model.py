@@ -22,6 +22,7 @@ from onnxshot.precision16.convert import convert_to_precision16
 from onnxshot.report.timings import Timed, untimed
 from onnxshot.report.values import NodeReport
 from onnxshot.rewriting.apply_plan import apply_plan, finish
+from onnxshot.rewriting.fold_dequantized import fold_dequantized
 from onnxshot.rewriting.prepare import narrow
 from onnxshot.rewriting.undo_unused_int8 import undo_unused_int8
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
@@ -82,6 +83,7 @@ def rewrite_model(final: FinalPlan, samples: Samples, timed: Timed = untimed) ->
     refused += finish(model, target, recipe)
     with timed("mend"):
         plan = undo_unused_int8(model, plan, target, LeanModel.of(float_model))
+        notes += fold_dequantized(model, plan, target)
     notes += _keep_stored(prepared, plan)
     if prepared.keeps_half:
         narrow(model, prepared.widened)
