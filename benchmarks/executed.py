@@ -24,7 +24,7 @@ from typing import Any
 import onnxruntime
 import yaml
 from counting import is_int8, kernels, macs, new_matrices, quiet
-from readme import head, support, table
+from readme import fixture_data, head, table
 
 import onnxshot
 from onnxshot.calibration.readers import split
@@ -64,9 +64,9 @@ def main() -> None:
 
 
 def fixtures() -> Iterator[Job]:
-    for name, facts in support.facts().items():
-        preset = None if facts["preset"] == "none" else str(support.FIXTURES / facts["preset"])
-        yield Job(name, support.fixture(name), str(support.FIXTURES / facts["calib"]), preset)
+    for name, facts in fixture_data.facts().items():
+        preset = None if facts["preset"] == "none" else str(fixture_data.FIXTURES / facts["preset"])
+        yield Job(name, fixture_data.fixture(name), str(fixture_data.FIXTURES / facts["calib"]), preset)
 
 
 def jobs_of(path: Path, folder: Path) -> Iterator[Job]:

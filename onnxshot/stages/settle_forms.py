@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from numpy.typing import NDArray
+
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.errors import CalibrationError, TargetError
 from onnxshot.execution.product_errors import Multiplied, product_errors
 from onnxshot.graph import Constant, Model, Node
-from onnxshot.graph.macs import tensor_sizes
+from onnxshot.graph.macs import Shape, tensor_sizes
 from onnxshot.maths.quant_scheme import PerBlock
 from onnxshot.passes.tie_weights import ties_of
 from onnxshot.planning.block_schemes import block_plan, uses_operator
@@ -33,6 +35,7 @@ _SAMPLES = 16  # whose shapes are looked at
 _WORTH = 0.8  # share of the time of blocks from which int8 is taken: it is larger, and rounds activations coarsely
 _LOOKED_AT = 3  # samples on which errors are measured
 _USUAL_DB = 30.0  # SQNR of a product from which int8 is accurate enough, whatever blocks lose
+_SHORT = 8  # elements of an input of integers that may say how large a tensor is
 _BLOCK_KEYS = {"bits", "block", "asymmetric"}
 _PASTS = ("past", "cache")
 
@@ -121,7 +124,7 @@ def _products(prepared: Prepared, in_blocks: Recipe, samples: Sequence[Mapping[s
     """
     model, target = prepared.model, prepared.target
     in_int8 = replace(in_blocks, mode=DYNAMIC, bits=None, block=None, asymmetric=None)
-    found = [tensor_sizes(model, {n: x.shape for n, x in feed.items()}, feed).shapes for feed in samples]
+    found = _sizes(model, samples)
     tables = {node.inputs[0] for _, node in model.walk() if is_embedding(node)}
     tied = {one for pair in ties_of(model, model.tied) for one in pair[:2] if tables & set(pair[:2])} | tables
     products = []
@@ -140,6 +143,20 @@ def _products(prepared: Prepared, in_blocks: Recipe, samples: Sequence[Mapping[s
             sure = len(known) == len(shapes) and weight not in tied
             products.append(_Product(node, _blocks(planned), tuple(known) if sure else ()))
     return products
+
+
+def _sizes(model: Model, samples: Sequence[Mapping[str, NDArray[Any]]]) -> list[Mapping[str, Shape]]:
+    """The shapes of all tensors in the run of each sample; inferred once for samples that are alike."""
+    known: dict[tuple[object, ...], Mapping[str, Shape]] = {}
+    found = []
+    for feed in samples:
+        shapes = {name: x.shape for name, x in feed.items()}
+        short = [x.tobytes() for x in feed.values() if x.dtype.kind in "biu" and x.size <= _SHORT]  # may hold sizes
+        alike = (*shapes.items(), *short)
+        if alike not in known:
+            known[alike] = tensor_sizes(model, shapes, feed).shapes
+        found.append(known[alike])
+    return found
 
 
 def _blocks(planned: WeightPlan) -> Blocks:
