@@ -97,6 +97,11 @@ class LanguageInputs:
         """Whether inputs must come from an encoder that is another file."""
         return not self.sounds and (bool(self.crosses) or any(past.cross for past in self.pasts))
 
+    @property
+    def steps_only(self) -> bool:
+        """Whether the graph lacks the part that reads what an encoder made, so that it needs the keys of a prompt."""
+        return any(past.cross for past in self.pasts) and not self.crosses and self.branch is None
+
     def feed(
         self, ids: Sequence[int], *, seen: int = 0, pasts: Values | None = None, pad: int = 0,
         types: Sequence[int] | None = None, source: Sequence[int] | None = None, crosses: Values | None = None,

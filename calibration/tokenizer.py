@@ -196,7 +196,8 @@ class Tokenizer:
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of texts without special tokens, of any length."""
         self._inner.no_truncation()
-        return [list(coded.ids) for coded in self._inner.encode_batch(list(texts), add_special_tokens=False)]
+        # one by one: encode_batch starts threads of its own, whatever the number of threads that was asked for
+        return [list(self._inner.encode(text, add_special_tokens=False).ids) for text in texts]
 
     def config(self, name: str) -> Any:
         """A value of the model's config.json; None where it is not there."""

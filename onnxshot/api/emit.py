@@ -18,6 +18,7 @@ from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
+from onnxshot.calibration.tokenizer import tokenizer_beside, with_tokenizer
 from onnxshot.delivery import artifacts
 from onnxshot.delivery.input_files import of_model_file, of_run
 from onnxshot.delivery.output_files import data_suffix, of_options, of_result
@@ -115,7 +116,8 @@ def emit(
     report = Report(source_name(model), {"emit": list(formats)}, input_bytes=input_bytes(model, loaded))
     sizes = fixed_shapes_for(loaded, batch, shapes or {})
     with contextlib.ExitStack() as stack:
-        data = stack.enter_context(open_calib(calib, loaded, preset, settings, sizes)) if calib is not None else None
+        reading = preset if tokenizer_beside(loaded.path) is not None else with_tokenizer(preset, reference)
+        data = stack.enter_context(open_calib(calib, loaded, reading, settings, sizes)) if calib is not None else None
         _normalize(loaded, sizes, settings)
         quantized = bool(already_quantized(loaded))
         # The model before its Q/DQ pairs take the form of the main target.

@@ -66,9 +66,7 @@ class LanguageRuns:
     @cached_property
     def first(self) -> Path | None:
         """The file that decodes a prompt, where the model itself only takes steps; else None."""
-        only = self.inputs.needs_encoder and not self.inputs.crosses and self.inputs.branch is None
-        crossed = any(past.cross for past in self.inputs.pasts)
-        return self._file(_FIRSTS, "the model takes steps only") if only and crossed else None
+        return self._file(_FIRSTS, "the model takes steps only") if self.inputs.steps_only else None
 
     def _file(self, names: Sequence[str], what: str) -> Path:
         folder = self.path.parent if self.path is not None else None

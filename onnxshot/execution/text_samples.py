@@ -162,8 +162,7 @@ class _Reading:
         """Which windows become a prompt and a step of one token."""
         if not self.inputs.grows:
             return "none"
-        only = any(past.cross for past in self.inputs.pasts) and not self.inputs.crosses and self.inputs.branch is None
-        if self.inputs.window == 1 or only:
+        if self.inputs.window == 1 or self.inputs.steps_only:
             return "all"
         return "some" if self.inputs.window is None else "none"
 
@@ -174,7 +173,8 @@ class _Reading:
         most = WINDOWS if self.automatic and (limit is None or limit > WINDOWS) else limit
         if self.kind == "pairs":
             lengths = self.inputs.source_window or self.length, self.length
-            return windows_of_pairs(texts, self.tokenizer, lengths, most, self.steps)
+            found, total = windows_of_pairs(texts, self.tokenizer, lengths, most, self.steps)
+            return [w for w in found if w.before or not self.inputs.steps_only], total
         length = 1 if self.inputs.window == 1 and self.steps == "none" else self.length
         return windows_of_stream(texts, self.tokenizer, length, most, self.steps)
 

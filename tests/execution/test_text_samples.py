@@ -191,6 +191,57 @@ def test_a_decoder_beside_its_encoder_gets_what_the_encoder_makes(tmp_path: Path
     run(model, three)
 
 
+def test_a_decoder_of_steps_gets_its_keys_from_the_decoder_of_prompts(tmp_path: Path) -> None:
+    from onnx import helper, numpy_helper, save
+
+    node, weights = helper.make_node, np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
+    constants = {"table": weights, "one": np.array([1]), "two": np.array([2])}
+    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    ids, mask = info("input_ids", 7, "batch", "now"), info("encoder_attention_mask", 7, "batch", "source")
+    rows = [node("Gather", ["table", "input_ids"], ["rows"]), node("Unsqueeze", ["rows", "one"], ["new"])]
+
+    def saved(name: str, nodes: list, inputs: list, outputs: list) -> Path:
+        graph = helper.make_graph(nodes, "g", inputs, outputs, stored)
+        save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / name)
+        return tmp_path / name
+
+    def kept(name: str, length: str) -> Any:
+        return info(name, 1, "batch", 1, length, 4)
+
+    first = saved(
+        "decoder_model.onnx",
+        [
+            *rows, node("Identity", ["new"], ["present.0.decoder.key"]), node("Identity", ["rows"], ["logits"]),
+            node("Unsqueeze", ["encoder_hidden_states", "one"], ["present.0.encoder.key"]),
+        ],
+        [ids, mask, info("encoder_hidden_states", 1, "batch", "source", 4)],
+        [info("logits", 1, "batch", "now", 4), kept("present.0.decoder.key", "n"), kept("present.0.encoder.key", "m")],
+    )  # fmt: skip
+    past, cross = kept("past_key_values.0.decoder.key", "past"), kept("past_key_values.0.encoder.key", "encoder")
+    model = saved(
+        "decoder_with_past_model.onnx",
+        [
+            *rows, node("Concat", [past.name, "new"], ["present.0.decoder.key"], axis=2),
+            node("ReduceSum", [cross.name, "two"], ["heard"], keepdims=0), node("Add", ["rows", "heard"], ["logits"]),
+        ],
+        [ids, mask, past, cross], [info("logits", 1, "batch", "now", 4), kept("present.0.decoder.key", "n")],
+    )  # fmt: skip
+    encoder(tmp_path / "encoder_model.onnx", width=4, types=False)
+    write_tokenizer(tmp_path)
+    (feed,) = feeds(model, [("a b", "c d e f g")])
+    begun = [2, *ids_of("c d e f g")]
+    seen = feed["past_key_values.0.decoder.key"].shape[2]
+    assert feed["input_ids"].tolist() == [begun[seen : seen + 1]] and seen > 0
+    np.testing.assert_allclose(feed["past_key_values.0.decoder.key"][0, 0], weights[begun[:seen]], rtol=1e-6)
+    source = {"input_ids": np.array([[2, *ids_of("a b"), 3]]), "attention_mask": np.ones((1, 4), np.int64)}
+    hidden = run(tmp_path / "encoder_model.onnx", source)["last_hidden_state"]
+    np.testing.assert_array_equal(feed["past_key_values.0.encoder.key"], hidden[:, None])
+    run(model, feed)
+    first.unlink()
+    with pytest.raises(CalibrationError, match=r"steps only: there is no decoder_model.onnx"):
+        opened(model, ["a b"])
+
+
 def test_without_the_file_of_the_encoder_the_error_names_it(tmp_path: Path) -> None:
     model = decoder(tmp_path / "decoder_model.onnx", rows=len(BERT), cross="encoder_hidden_states")
     write_tokenizer(tmp_path)
