@@ -127,6 +127,7 @@ class BlockWeights:
         )
         given = [node.inputs[0], packed.values, scales, *([packed.zeros] if packed.zeros is not None else [])]
         node.op, node.domain = "MatMulNBits", _DOMAIN
+        self.model.require_domain(_DOMAIN)
         node.attrs.clear()
         node.attrs.update(attrs)
         node.inputs.clear()

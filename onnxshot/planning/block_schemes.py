@@ -21,6 +21,8 @@ _LEAST, _MOST = 16, 256  # powers of 2. Blocks of 512 give wrong results in ONNX
 _LEAST_DEFAULT = 32  # smaller blocks have more scales than their accuracy is worth
 _PRODUCTS = ("MatMul", "Gemm")
 _DEFAULT_BITS = 8
+MOST_EXPERTS = 256
+"""A stack of more matrices is not split into products of one matrix each."""
 _COPIES = 2  # products that get a copy of the integers each; with more, one is stored, and unpacked when it is loaded
 
 
@@ -141,7 +143,9 @@ def scale_type(weight: Constant) -> int:
 def _form(node: Node, slot: int, target: Target, recipe: Recipe) -> str:
     if node.op == "Gather":
         return DEQUANTIZED if target.shares_blocks else GATHERED
-    matrix = slot == 1 and len(node.inputs[slot].shape) == 2
+    rank = len(node.inputs[slot].shape)
+    stack = rank == 3 and target.splits_experts and node.inputs[slot].shape[0] <= MOST_EXPERTS
+    matrix = slot == 1 and (rank == 2 or stack)
     plain = not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == 1.0
     if uses_operator(target, recipe):
         return OPERATOR if matrix and plain else FOLDED
@@ -149,6 +153,11 @@ def _form(node: Node, slot: int, target: Target, recipe: Recipe) -> str:
         return DEQUANTIZED
     copies = len(edit.consumers(node.inputs[slot]))
     return DEQUANTIZED if matrix and plain and copies <= _COPIES else FOLDED
+
+
+def unsigned(dtype: QuantType) -> QuantType:
+    """The unsigned type of as many bits."""
+    return UINT4 if dtype.bits == 4 else UINT8
 
 
 def _stored_type(bits: int, asymmetric: bool) -> QuantType:

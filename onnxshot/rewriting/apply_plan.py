@@ -17,6 +17,7 @@ from onnxshot.passes.merge_products import MergeProducts
 from onnxshot.passes.move_qdq import MoveQdq
 from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.passes.quantized_shapes import QuantizedShapes
+from onnxshot.passes.split_experts import SplitExperts
 from onnxshot.passes.store_biases import StoreBiases
 from onnxshot.passes.store_int8 import StoreInt8
 from onnxshot.passes.store_original_dtype import StoreOriginalDtype
@@ -42,6 +43,9 @@ def apply_plan(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
         The nodes that passes skipped.
     """
     target = target_named(plan.target)
+    experts = SplitExperts(plan, target)
+    experts.run(model)
+    plan = experts.plan
     ties = ties_of(model, model.tied)
     ApplyRepairs({label: CorrectedBias(bias) for label, bias in plan.biases.items()}).run(model)
     skips = InsertQdq(plan).run(model).skips if plan.tensors else []

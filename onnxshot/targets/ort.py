@@ -39,6 +39,7 @@ ORT = Target(
     block_operator=True,
     block_sizes={4: 32, 8: 128},
     ragged_blocks=True,
+    splits_experts=True,  # MatMulNBits takes one matrix
     shares_blocks=False,  # since 1.32, no product is fused whose constants another DequantizeLinear reads
     isolates_softmax=True,
     followers=frozenset(

@@ -38,6 +38,7 @@ def product(inputs: int = 96, outputs: int = 40) -> Case:
 def test_a_product_is_by_integers_in_blocks(bits: int, block: int, inputs: int, asymmetric: bool) -> None:
     case = product(inputs)
     _, made = quantized(case, mode="weights", bits=bits, block=block, asymmetric=asymmetric)
+    onnx.checker.check_model(made)
     (node,) = made.graph.node
     assert (node.op_type, node.domain) == ("MatMulNBits", "com.microsoft")
     attrs = {a.name: a.i for a in node.attribute}
