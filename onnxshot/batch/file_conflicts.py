@@ -25,6 +25,7 @@ def files_of(manifest: Manifest) -> Files:
     reads = [Read(Path(name), "the manifest or a recipe") for name in manifest.files]
     for entry in manifest.entries:
         reads += [*of_model_file(entry.model, f"the model {entry.name!r}"), *of_calib(entry.calib)]
+        reads += [Read(path, f"a file of the model {entry.name!r}") for path in _in_folder(entry.model)]
         reads += [*of_preset(entry.preset), *of_tokenizer(entry.tokenizer)]
         reads += of_function(entry.thresholds.eval, "the evaluation")
         reads += [Read(Path(entry.stats), "the statistics")] if entry.stats and not is_remote(entry.stats) else []
@@ -86,3 +87,10 @@ def is_summary(data: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(values, dict) and {"exit_code", "cells", "seconds"} <= values.keys()
+
+
+def _in_folder(model: str) -> list[Path]:
+    """The files of a model that is a folder; empty for a file."""
+    if is_remote(model) or not Path(model).is_dir():
+        return []
+    return [path for path in sorted(Path(model).rglob("*")) if path.is_file()]

@@ -58,8 +58,14 @@ class Needs:
         """What a cell will probably take, in MB: what another one of its model took, else by its size and budget."""
         if cell.name in self.measured_mb:
             return self.measured_mb[cell.name]
-        files = [Path(cell.entry.model)]
-        with contextlib.suppress(ModelError):
-            files += external_files(files[0])
-        weights = sum(path.stat().st_size for path in files if path.is_file())
+        path = Path(cell.entry.model)
+        weights = max(map(_bytes, path.rglob("*.onnx")), default=0) if path.is_dir() else _bytes(path)
         return BASE_MB + min(PER_MB * weights, memory.parsed(cell.entry.memory) or self.budget) / 1e6
+
+
+def _bytes(model: Path) -> int:
+    """Bytes of a model's file and of its external data, as far as they are there."""
+    files = [model]
+    with contextlib.suppress(ModelError):
+        files += external_files(model)
+    return sum(path.stat().st_size for path in files if path.is_file())

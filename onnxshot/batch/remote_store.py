@@ -76,16 +76,16 @@ class Remote(Store):
         """See Store."""
         place = f"{self._path}/{cell.place}"
         with one_line_errors(f"{self.url}/{cell.place}"):
-            files = sorted(p for p in part.iterdir() if p.is_file())
+            files = {p.relative_to(part).as_posix(): p for p in sorted(part.rglob("*")) if p.is_file()}
             known = self._own(cell)
-            for file in files:
-                if file.name not in known and self._files.exists(f"{place}/{file.name}"):
-                    what = f"{redacted(self.url)}/{cell.place}/{file.name} exists and was not written by a batch"
+            for name in files:
+                if name not in known and self._files.exists(f"{place}/{name}"):
+                    what = f"{redacted(self.url)}/{cell.place}/{name} exists and was not written by a batch"
                     raise UsageError(what, "move it away, or choose another output")
-            listed = [{"file": name} for name in sorted(known | {file.name for file in files})]
+            listed = [{"file": name} for name in sorted(known | files.keys())]
             self._files.pipe_file(f"{place}/{ROW}", json.dumps({"key": "", "outputs": listed}).encode())
-            for file in files:
-                self._files.put_file(str(file), f"{place}/{file.name}")
+            for name, file in files.items():
+                self._files.put_file(str(file), f"{place}/{name}")
             self._files.pipe_file(f"{place}/{ROW}", json.dumps(row, indent=1).encode())
         self._local.discard(part)
 

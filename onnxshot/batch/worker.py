@@ -15,12 +15,14 @@ from typing import Any
 from onnxshot.api.compress import compress
 from onnxshot.api.emit import emit
 from onnxshot.api.quantize import quantize
+from onnxshot.api.quantize_folder import quantize_folder
 from onnxshot.batch.cells import Cell, Row
 from onnxshot.delivery.artifacts import ONNX, runtime_of
 from onnxshot.delivery.record import sha256
 from onnxshot.delivery.write_results import peak_rss_mb, reset_peak_rss
-from onnxshot.errors import OnnxshotError
+from onnxshot.errors import OnnxshotError, UsageError
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.report.advice import BAD, CAUTION, READY
 from onnxshot.report.report import Report
 from onnxshot.report.saving import save_report
 from onnxshot.report.values import Artifact
@@ -29,6 +31,7 @@ from onnxshot.search.goal import function_of, score
 from onnxshot.settings import Settings
 from onnxshot.targets import RUNTIMES, target_named
 
+_LEVELS = (BAD, CAUTION, READY)
 INTERNAL = 1
 """The exit code of an internal error. Such a cell may be tried again."""
 
@@ -62,6 +65,8 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
     Raises:
         OnnxshotError: as `quantize`, `compress` and `emit` do.
     """
+    if Path(cell.entry.model).is_dir():
+        return measured_folder(cell, folder, settings)
     entry, stages = cell.entry, cell.stages
     formats = entry.emit or (target_named(cell.target).emits,)
     output = folder / f"{cell.name}.onnx"
@@ -86,16 +91,53 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
             output.unlink()
     drop = _drop(cell, artifacts[-1], settings)
     save_report(report.to_dict(), folder / "report.json")
-    files = sorted(path for path in folder.iterdir() if path.name != "report.json")
     best = artifacts[-1]
     return {
-        "outputs": [{"file": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in files],
+        "outputs": _outputs(folder),
         "sqnr_db": best.sqnr_db if best.sqnr_db is not None else report.sqnr_db,
         "latency": best.latency or report.latency,
         "int8_macs_share": best.int8_macs_share if best.int8_macs_share is not None else report.int8_macs_share,
         "drop": drop,
         "report_verdict": report.verdict.to_dict(),
     }
+
+
+def measured_folder(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
+    """As `measured`, for a folder that a library loads. It is written to a folder with the name of the cell.
+
+    Of several models, the accuracy and the verdict are those of the worst, and the latency is that of the largest.
+    """
+    entry, first = cell.entry, cell.stages.stages[0]
+    if len(cell.stages.stages) > 1 or not isinstance(first, Recipe):
+        raise UsageError(f"{entry.model} is a folder, which takes no stages", "name one .onnx file of the folder")
+    if entry.emit not in (None, (ONNX,)) or entry.thresholds.eval is not None or entry.stats is not None:
+        what = "emit, stats and thresholds.eval are for one file"
+        raise UsageError(f"{entry.model} is a folder: {what}", "leave them out, or name one .onnx file of the folder")
+    result = quantize_folder(
+        entry.model, entry.calib, output=folder / cell.name, preset=entry.reading, recipe=first, settings=settings
+    )
+    save_report(result.to_dict(), folder / "report.json")
+    reports = list(result.reports.values())
+    largest = max(reports, key=lambda report: report.input_bytes)
+    verdicts = sorted((report.verdict for report in reports), key=lambda verdict: _LEVELS.index(verdict.level))
+    figures = [report.sqnr_db for report in reports if report.sqnr_db is not None]
+    return {
+        "outputs": _outputs(folder),
+        "sqnr_db": min(figures, default=None),
+        "latency": largest.latency,
+        "int8_macs_share": largest.int8_macs_share,
+        "drop": None,
+        "report_verdict": verdicts[0].to_dict(),
+    }
+
+
+def _outputs(folder: Path) -> list[dict[str, Any]]:
+    """Path in the folder, size and SHA-256 of every file of a cell, without its report."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "report.json")
+    return [
+        {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+    ]
 
 
 def _drop(cell: Cell, artifact: Artifact, settings: Settings) -> float | None:
