@@ -26,13 +26,16 @@ from onnxshot.files.atomic_write import scratch
 from onnxshot.files.conflicts import Files
 from onnxshot.graph import Model
 from onnxshot.graph.model import data_suffix
+from onnxshot.planning.block_schemes import bits_of
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.invalid_model import blames_model
+from onnxshot.search.block_search import BlockSearch
 from onnxshot.search.goal import TIMES, Goal, Judge
 from onnxshot.search.mixed_precision import MixedPrecisionSearch, pareto_front
 from onnxshot.search.workbench import workbench
 from onnxshot.settings import Settings, budgeted
+from onnxshot.targets import target_named
 
 
 @checked
@@ -98,8 +101,11 @@ def tune(
     files.check()
     settings = replace(settings, files=Files())
     deadline = math.inf if goal.budget is None else started + 60 * goal.budget
+    in_blocks = bits_of(target_named(recipe.target), recipe) is not None
+    # What is learned from data, layer by layer, is not needed to choose bits: full runs make the final file.
+    learned = replace(recipe, effort="fast") if in_blocks else recipe
     with (
-        workbench(model, calib, stats=stats, preset=preset, recipe=recipe, settings=settings) as bench,
+        workbench(model, calib, stats=stats, preset=preset, recipe=learned, settings=settings) as bench,
         scratch() as folder,
     ):
         reference = bench.reference.at(folder / "float.onnx")
@@ -110,10 +116,11 @@ def tune(
         def remake(recipe: Recipe) -> Model:
             return quantize(model, calib, stats=stats, preset=preset, recipe=recipe, settings=quiet).model
 
-        search = MixedPrecisionSearch(bench, goal, judge, folder, deadline, recipe, remake)
-        chosen = search.run()
+        given = (bench, goal, judge, folder, deadline, recipe, remake)
+        search = BlockSearch(*given) if in_blocks else MixedPrecisionSearch(*given)
+        outcome = search.find()
         searched = time.perf_counter() - started
-        recipe = search.recipe(chosen) if chosen else recipe
+        recipe = outcome.recipe
         result = quantize(
             model, calib, stats=stats, output=output, preset=preset, recipe=recipe, settings=settings,
             emit=(ONNX,) if output is not None else None,
@@ -122,12 +129,14 @@ def tune(
         found = judge.measure(written, recipe.exclude)
         if found.latency_ms is not None:
             found = replace(found, latency_ms=judge.latency_ms(written, times=TIMES))
-    missed = goal.missed(found) | search.only_float(chosen)
+    missed = {**goal.missed(found), **outcome.missed}
     result.report.goal = {
-        **goal.limits(), **{k: v for k, v in asdict(found).items() if v is not None and k != "exclude"},
+        **goal.limits(), **{k: v for k, v in asdict(found).items() if v is not None and k not in ("exclude", "levels")},
         "reached": not missed, "missed": list(missed.values()), "float_score": judge.float_score,
-        "float_nodes": len(chosen), "candidates": len(search.seen), "budget_spent": search.out_of_time,
+        "float_nodes": outcome.floats, "candidates": len(search.seen), "budget_spent": search.out_of_time,
     }  # fmt: skip
+    if outcome.levels:
+        result.report.goal["levels"] = dict(outcome.levels)
     result.report.pareto = [asdict(row) for row in pareto_front(list(search.seen.values()))]
     result.report.timings["search"] = searched
     result.report.seconds = time.perf_counter() - started

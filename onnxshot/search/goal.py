@@ -18,6 +18,7 @@ from onnxshot.comparison.balanced_sqnr import sums_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.maths.sqnr import SqnrSum
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.runtimes.ort_bench import NOISE, Latency, bench
 from onnxshot.runtimes.ort_runtime import Runner, stored_bytes
 from onnxshot.runtimes.parallel import in_order, split_threads
@@ -112,6 +113,7 @@ class Measured:
         bytes: size of the file.
         latency_ms: milliseconds of one run; None where the goal does not limit it.
         drop: by how much the score falls below the float model's; None where nothing scores.
+        levels: how many layers have each number of bits and size of blocks, in words; empty where those are not chosen.
     """
 
     exclude: tuple[str, ...]
@@ -119,6 +121,7 @@ class Measured:
     bytes: int
     latency_ms: float | None = None
     drop: float | None = None
+    levels: Mapping[str, int] = field(default_factory=dict)
 
     def value(self, limit: str) -> tuple[float | None, str]:
         """Return the figure that a limit applies to, and its unit."""
@@ -134,6 +137,23 @@ class Measured:
         pairs = [(-self.sqnr_db, -other.sqnr_db), (self.bytes, other.bytes)]
         pairs += [(a, b) for a, b in ((self.latency_ms, other.latency_ms), (self.drop, other.drop)) if a and b]
         return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a search found.
+
+    Attributes:
+        recipe: makes the best candidate.
+        missed: in words, by name, what it misses beside the goal's limits: something must be quantized.
+        floats: number of nodes in float.
+        levels: as in `Measured`.
+    """
+
+    recipe: Recipe
+    missed: Mapping[str, str]
+    floats: int
+    levels: Mapping[str, int] = field(default_factory=dict)
 
 
 def missed_limit(name: str, limit: float, value: float | None, unit: str) -> str:

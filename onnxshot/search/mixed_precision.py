@@ -21,7 +21,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.save import write
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.search.goal import TIMES, Goal, Judge, Measured
+from onnxshot.search.goal import TIMES, Goal, Judge, Measured, Outcome
 from onnxshot.search.workbench import Workbench
 
 _REMADE = 3  # candidates that are made by a full run at most: each takes as long as `quantize`
@@ -75,6 +75,11 @@ class MixedPrecisionSearch:
         """Milliseconds of each unit in float and in int8, by pattern. Measured on first use."""
         self._times = self._times or self.bench.latencies()
         return self._times
+
+    def find(self) -> Outcome:
+        """Return the best candidate found before the deadline, as a recipe."""
+        chosen = self.run()
+        return Outcome(self.recipe(chosen) if chosen else self.asked, self.only_float(chosen), len(chosen))
 
     def run(self) -> frozenset[str]:
         """Return the best candidate found before the deadline. All int8 is measured in any case."""

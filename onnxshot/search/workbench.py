@@ -22,6 +22,7 @@ from onnxshot.graph.copies import copy_of
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import by_label
 from onnxshot.graph.ops import op_of
+from onnxshot.planning.block_schemes import bits_of
 from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.node_recipe import NodeRecipes
@@ -201,7 +202,9 @@ def workbench(
         refuse_not_finite(prepared.model, plan)
         gathered = observe(prepared, plan, given)
         final = improve_plan(prepared, plan, gathered, given, reference)
-        calibrated, held_out = split(len(data))[0], list(range(len(data)))
+        calibrated, held_out = split(len(data))
+        if bits_of(prepared.target, recipe) is None:
+            held_out = list(range(len(data)))  # nothing is learned or chosen from samples
         if gathered is not None:
             calibrated, held_out = gathered.calibrated, gathered.held_out or held_out
         tried = calibrated[:: max(1, len(calibrated) // TRIED)][:TRIED]

@@ -100,7 +100,8 @@ def search(goal: Values, rows: Sequence[Values], chosen: Sequence[str]) -> Marku
     for row in rows:
         title = f"{figures.decibels(row['sqnr_db'])}, {figures.megabytes(row['bytes'])}"
         title += f", {figures.milliseconds(row['latency_ms'])}" if timed else ""
-        points.append(Point(cost(row), row["sqnr_db"], title, list(row["exclude"]) == list(chosen)))
+        same = list(row["exclude"]) == list(chosen) and row.get("levels", {}) == goal.get("levels", {})
+        points.append(Point(cost(row), row["sqnr_db"], title, same))
     limit = goal.get("max_latency" if timed else "max_size")
     drawn = [point for point in points if point.chosen or point.y < _AS_FLOAT] or points
     plot = scatter(
@@ -108,7 +109,7 @@ def search(goal: Values, rows: Sequence[Values], chosen: Sequence[str]) -> Marku
     )
     listed = [
         (
-            f"{len(row['exclude'])} left in float", figures.decibels(row["sqnr_db"]), figures.megabytes(row["bytes"]),
+            _candidate(row), figures.decibels(row["sqnr_db"]), figures.megabytes(row["bytes"]),
             figures.milliseconds(row["latency_ms"]), "" if row["drop"] is None else f"{row['drop']:.4g}",
             "written" if point.chosen else "",
         )
@@ -122,6 +123,12 @@ def search(goal: Values, rows: Sequence[Values], chosen: Sequence[str]) -> Marku
         el("p", about, class_="muted"), el("div", plot, class_="plot"),
         table(("candidate", "SQNR", "size", "one run", "score lost", ""), listed),
     )  # fmt: skip
+
+
+def _candidate(row: Values) -> str:
+    """What a candidate leaves in float, or how many of its layers have which bits."""
+    held = row.get("levels") or {}
+    return "; ".join(f"{count} in {name}" for name, count in held.items()) or f"{len(row['exclude'])} left in float"
 
 
 def pruned(layers: Sequence[Values]) -> Markup:
