@@ -77,13 +77,28 @@ def test_four_bits_and_blocks_do_not_load_before_their_operators() -> None:
 @pytest.mark.parametrize(
     ("op", "bits", "since"),
     [
-        ("MatMulNBits", 4, "1.18"), ("MatMulNBits", 8, "1.22"), ("MatMulNBits", 2, "1.24"),
+        ("MatMulNBits", 8, "1.22"), ("MatMulNBits", 2, "1.24"),
         ("GatherBlockQuantized", 4, "1.20"), ("GatherBlockQuantized", 8, "1.23"),
     ],
 )  # fmt: skip
 def test_contrib_operators(op: str, bits: int, since: str) -> None:
     found = contrib(op, bits)
     assert (found.loads_from, found.fused_from) == (since, since)
+
+
+def test_four_bits_load_in_all_and_multiply_rows_by_integers_from_1_19_on() -> None:
+    found = contrib("MatMulNBits", 4)
+    assert (found.loads_from, found.fused_from) == ("1.18", "1.19")
+
+
+@pytest.mark.parametrize(("size", "since"), [(256, "1.19"), (512, "1.27"), (1024, "1.27")])
+def test_large_blocks_are_wrong_before_1_27(size: int, since: str) -> None:
+    text = f"""g (float[2, 2048] x) => (float[2, 4] y) {{
+        y = com.microsoft.MatMulNBits<K = 2048, N = 4, bits = 4, block_size = {size}>(x, w, s)
+    }}"""
+    held = {"w": np.ones((4, 2048 // size, size // 2), np.uint8), "s": np.ones((4, 2048 // size), np.float32)}
+    found = needs(load_model(model(text, held, imports=', "com.microsoft": 1')))
+    assert (found.loads_from, found.fused_from) == ("1.18", since)
 
 
 @pytest.mark.parametrize(
