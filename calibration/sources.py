@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from onnxshot.calibration.arrays import Headers, read_npy, read_npz
 from onnxshot.calibration.checks import InputSpec, Sample, as_array, is_float
+from onnxshot.calibration.language_inputs import LanguageInputs, language_inputs
 from onnxshot.calibration.user_functions import users_code
 from onnxshot.errors import CalibrationError
 from onnxshot.files.atomic_write import scratch_kept
@@ -21,6 +23,7 @@ from onnxshot.files.regular_files import read_regular
 
 _BLOCK = 1 << 20
 _MOST_RANDOM = 1 << 28  # elements of one random input
+_RANDOM_TOKENS = 16
 _MOST_STREAMED = 1 << 20  # samples of a stream that has no limit
 MOST_BYTES = 512 << 20
 """Most bytes that one sample may have."""
@@ -292,8 +295,19 @@ def as_feed(item: object, where: str) -> dict[str, NDArray[Any]]:
     return {str(name): as_array(value, str(name), where) for name, value in values.items()}
 
 
+def _decoder(specs: Sequence[InputSpec]) -> LanguageInputs | None:
+    """What each input takes, of a language model with pasts; None for other models."""
+    with contextlib.suppress(CalibrationError):
+        if (found := language_inputs(specs, ())).pasts:
+            return found
+    return None
+
+
 class Noise(Source):
-    """Random samples: normal floats, integers 0 or 1, and pixels 0..255 for uint8. They are for trials only."""
+    """Random samples: normal floats, integers 0 or 1, and pixels 0..255 for uint8. They are for trials only.
+
+    A language model with pasts gets tokens 0 and 1, and masks, positions and empty pasts that fit them.
+    """
 
     random = True
     notes = ("random data: ranges and differences say nothing about real inputs",)
@@ -307,6 +321,7 @@ class Noise(Source):
                 raise CalibrationError(what, "give real samples with --calib")
             if spec.shape and isinstance(spec.shape[0], str):
                 self._sizes[spec.shape[0]] = 1  # the batch axis, also where its name appears on another axis
+        self._language = _decoder(specs)
 
     def __len__(self) -> int:
         return self._count
@@ -314,11 +329,19 @@ class Noise(Source):
     def load(self, index: int) -> Sample:
         """Draw a sample; the same number gives the same sample."""
         rng = np.random.default_rng([self._seed, index])
+        if self._language is not None:
+            return Sample(f"random #{index}", self._tokens(rng, self._language))
         return Sample(f"random #{index}", {spec.name: self._draw(rng, spec) for spec in self._specs})
 
     def where(self, index: int) -> str:
         """The number."""
         return f"random #{index}"
+
+    def _tokens(self, rng: np.random.Generator, inputs: LanguageInputs) -> dict[str, NDArray[Any]]:
+        crosses = {spec.name: self._draw(rng, spec) for spec in (*inputs.crosses, *inputs.sounds)}
+        heard = next((x.shape[1] for x in crosses.values() if x.ndim == 3), _RANDOM_TOKENS)
+        new, old = (rng.integers(0, 2, count) for count in (inputs.window or _RANDOM_TOKENS, heard))
+        return inputs.feed(new.tolist(), source=old.tolist(), crosses=crosses, source_mask=[1] * heard)
 
     def _draw(self, rng: np.random.Generator, spec: InputSpec) -> NDArray[Any]:
         shape = tuple(self._size(dim, axis, spec) for axis, dim in enumerate(spec.shape or ()))

@@ -19,6 +19,7 @@ MOST_WINDOWS = 1 << 14
 """Most windows of a stream."""
 _ROOMY = 16  # characters for each token that is wanted of a long stream: no usual text has more
 _EACH, _FIRST = 4, 2  # of each 4 windows of a decoder, number 2 is a prompt and a step
+_AT = " from token "
 _PROMPTS = (4, 2, 1)  # the prompt of a step is a quarter, a half, or all of a window
 
 
@@ -111,7 +112,7 @@ def windows_of_stream(
         at = i * (starts[-1] - enough) // limit
         windows, count = _cut(_slice(documents, starts, at, enough), tokenizer, room)
         tokens += count
-        found += [replace(window, where=f"{window.where}, part {i + 1} of {limit}") for window in windows[:1]]
+        found += [replace(w, where=f"{w.where.rpartition(_AT)[0]}, part {i + 1} of {limit}") for w in windows[:1]]
     total = max(limit, tokens * starts[-1] // (limit * enough) // room)
     return [_stepped(window, i, steps) for i, window in enumerate(found)], total
 
@@ -145,7 +146,7 @@ def _cut(documents: Sequence[tuple[str, str]], tokenizer: Tokenizer, room: int) 
             break
         last = bisect_right(places, start, key=itemgetter(0)) - 1
         at = start - places[max(last, 0)][0]
-        found.append(Window(f"{places[max(last, 0)][1]} from token {at}", (*tokenizer.head, *ids)))
+        found.append(Window(f"{places[max(last, 0)][1]}{_AT}{at}", (*tokenizer.head, *ids)))
     return found, len(joined)
 
 

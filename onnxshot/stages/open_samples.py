@@ -78,7 +78,7 @@ def open_samples(
     if calib is None:
         if stats is None:
             _refuse_missing(prepared)
-        return Samples(None, stats, hint=_texts_would_do(prepared) if stats is None else "")
+        return Samples(None, stats, hint=_texts_would_do(prepared))
     data = open_calib(calib, prepared.model, preset, prepared.settings, prepared.fixed_shapes)
     if prepared.fixed_shapes:  # reported now, not after the work
         refuse_copies(data, prepared.fixed_shapes.inputs, len(split(len(data))[1]))

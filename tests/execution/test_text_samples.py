@@ -168,6 +168,16 @@ def test_a_model_of_one_token_gets_steps_alone(tmp_path: Path) -> None:
     np.testing.assert_allclose(step["past_key_values.0.key"], run(free, whole)["present.0.key"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("how", [{}, {"branch": True}, {"cross": "encoder_hidden_states"}, {"now": 1}])
+def test_random_samples_of_a_decoder_fit_each_other(tmp_path: Path, how: dict[str, Any]) -> None:
+    model = decoder(tmp_path / "model.onnx", **how)
+    one, two = feeds(model, "random", samples=2)
+    assert one["past_key_values.0.key"].shape == (1, 1, 0, 4)
+    assert one["attention_mask"].shape == one["input_ids"].shape
+    assert run(model, one)["logits"].shape[1] == how.get("now", 16)
+    assert set(np.unique([one["input_ids"], two["input_ids"]])) <= {0, 1}
+
+
 def test_the_branch_of_a_merged_decoder_follows_the_pasts(tmp_path: Path) -> None:
     model = decoder(tmp_path / "model.onnx", branch=True)
     write_tokenizer(tmp_path, PLAIN)
