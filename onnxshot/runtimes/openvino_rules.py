@@ -11,6 +11,8 @@ from onnxshot.runtimes.base import Finding
 
 _RECURRENT = ("LSTM", "GRU")
 _MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LEAST_BLOCK = 32
+_SIGNED = (TensorProto.INT4, TensorProto.INT8)
 _WIDE = (TensorProto.INT16, TensorProto.UINT16)
 _FLOAT_OPS = {
     "DynamicQuantizeLinear": "OpenVINO splits it into a dozen float ops",
@@ -49,6 +51,8 @@ def _refusal(model: Model, node: Node) -> str:
         return "OpenVINO computes it wrongly with a scale per channel"  # SQNR of 12 dB, ONNX Runtime as reference
     if node.op == "QLinearMatMul" and _size(node.inputs[4]) > 1:
         return "OpenVINO cannot read it with a scale per channel"
+    if node.op == "DequantizeLinear" and _is_ragged(node):
+        return "OpenVINO cannot read blocks that do not divide the values"
     makers = [maker for tensor in node.inputs if (maker := _dequantize(tensor)) is not None]
     if node.op in _RECURRENT and len(makers) > 1 and makers[0] is _dequantize(node.inputs[0]):
         return "OpenVINO does not compile it with its input and its weights quantized"
@@ -59,7 +63,33 @@ def _refusal(model: Model, node: Node) -> str:
 def _left_in_float(model: Model, node: Node) -> str:
     if node.domain in STANDARD_DOMAINS and node.op in _FLOAT_OPS:
         return _FLOAT_OPS[node.op]
-    return _float_product(model, node) if asks_for_int8(node) else ""
+    if asks_for_int8(node):
+        return _float_product(model, node)
+    return next(filter(None, map(_slow_blocks, node.inputs)), "") if node.op in ("MatMul", "Gemm") else ""
+
+
+def _slow_blocks(weight: Tensor) -> str:
+    """Why OpenVINO multiplies in float by a weight that is dequantized in blocks; empty if it does not."""
+    maker = _dequantize(weight)
+    size = int(maker.attrs.get("block_size", 0)) if maker is not None else 0
+    if maker is None or not size:
+        return ""
+    if size < _LEAST_BLOCK:
+        return f"OpenVINO multiplies in float by blocks of {size}: it takes {_LEAST_BLOCK} and more as integers"
+    signed = len(maker.inputs) > 2 and maker.inputs[2].name and _type_of(maker.inputs[0]) in _SIGNED
+    return "OpenVINO multiplies in float by blocks of signed integers with a zero point" if signed else ""
+
+
+def _type_of(tensor: Tensor) -> int:
+    return weights.elem_type(tensor) if isinstance(tensor, Constant) else TensorProto.UNDEFINED
+
+
+def _is_ragged(dequantize: Node) -> bool:
+    """True for blocks along an axis whose size is no multiple of theirs."""
+    size, stored = int(dequantize.attrs.get("block_size", 0)), dequantize.inputs[0]
+    if not size or not isinstance(stored, Constant) or not stored.shape:
+        return False
+    return bool(stored.shape[int(dequantize.attrs.get("axis", 1)) % len(stored.shape)] % size)
 
 
 def _float_product(model: Model, node: Node) -> str:

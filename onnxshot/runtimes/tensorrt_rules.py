@@ -128,6 +128,8 @@ def _odd_weight(node: Node, slot: int, dequantize: Node) -> str:
     if weights.elem_type(weight) == TensorProto.INT4:
         whole = not block or block == weight.shape[axis]
         return "int4 weights without blocks are dequantized before the product" if whole else ""
+    if block:
+        return "its 8-bit weight is in blocks: TensorRT dequantizes it before the product"
     wanted = channel_axis(node, slot, rank)
     if size == 1 or wanted is None or axis == wanted:
         return ""

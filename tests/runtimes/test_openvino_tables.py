@@ -9,9 +9,12 @@ import onnx
 import pytest
 from handmade import Case
 from handmade.core import feeds, model, weight
+from ml_dtypes import int4, uint4
 from onnx.reference import ReferenceEvaluator
 from planned_models import quantized
 
+from onnxshot.errors import ModelError
+from onnxshot.graph.load import load_model
 from onnxshot.runtimes.base import EmitOptions, Emitted
 from onnxshot.runtimes.openvino_runtime import OpenVino
 
@@ -104,3 +107,41 @@ def test_a_float16_model(tmp_path: Path) -> None:
     assert integers(ir)["i4"] == 128 * 40
     wanted = ReferenceEvaluator(made).run(None, given)[0]
     assert db(wanted.astype(np.float32), OPENVINO.load(ir, threads=1).run(given)["y"].astype(np.float32)) > 30
+
+
+def in_blocks(kind: Any, inputs: int, size: int, *, zeros: bool) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    few = (-(-inputs // size), 40)
+    constants = {"w": rng.integers(0, 8, (inputs, 40)).astype(kind), "s": rng.random(few).astype(np.float32)}
+    text = f"""g (float[N, {inputs}] x) => (float[N, 40] y) {{
+        d = DequantizeLinear<axis = 0, block_size = {size}>(w, s{", z" if zeros else ""})
+        y = MatMul(x, d)
+    }}"""
+    constants |= {"z": rng.integers(1, 8, few).astype(kind)} if zeros else {}
+    return model(text, constants, opset=21, ir=10)
+
+
+@pytest.mark.parametrize(
+    ("proto", "words"),
+    [
+        (in_blocks(int4, 64, 32, zeros=False), ""),
+        (in_blocks(uint4, 64, 32, zeros=True), ""),
+        (in_blocks(np.int8, 64, 64, zeros=False), ""),
+        (in_blocks(int4, 64, 16, zeros=False), "blocks of 16"),
+        (in_blocks(int4, 64, 32, zeros=True), "signed integers with a zero point"),
+        (in_blocks(np.int8, 64, 32, zeros=True), "signed integers with a zero point"),
+        (in_blocks(int4, 50, 32, zeros=False), "do not divide"),
+    ],
+)  # fmt: skip
+def test_blocks_that_are_refused_or_slow(proto: onnx.ModelProto, words: str, tmp_path: Path) -> None:
+    found = OPENVINO.preflight(load_model(proto))
+    assert [words in finding.reason for finding in found] == [True] * bool(words)
+    onnx.save(proto, tmp_path / "m.onnx")
+    if found and found[0].refused:
+        with pytest.raises(ModelError):
+            OPENVINO.load(tmp_path / "m.onnx", threads=1)
+        return
+    x = feeds(1, x=(5, proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value))[0]
+    wanted = ReferenceEvaluator(proto).run(None, x)[0]
+    exact = db(wanted, OPENVINO.load(tmp_path / "m.onnx", threads=1).run(x)["y"])
+    assert (exact > 90) == bool(words), "int8 activations leave 40 to 60 dB, floats more than 90"

@@ -40,6 +40,7 @@ DOT = f"net (float[4,16] x) => (float y) {{ {QDQ}  wd = DequantizeLinear<axis = 
 PAIR = {"s": np.float32(0.02), "z": np.int8(0)}
 OF_CONV: dict[str, Any] = {**PAIR, "w": int8(16, 8, 3, 3), "ws": scales(16)}
 OF_DOT: dict[str, Any] = {**PAIR, "w": int8(16, 32), "ws": scales(32)}
+INT8 = numpy_helper.from_array(RNG.integers(-127, 128, (32, 16)).astype(np.int8), "w")
 INT4 = numpy_helper.from_array(RNG.integers(-7, 8, (32, 16)).astype(ml_dtypes.int4), "w")
 WEIGHT_ONLY = "net (float[4,32] x) => (float y) { wd = DequantizeLinear<BLOCKS>(w, ws)  y = MatMul(x, wd) }"
 
@@ -156,6 +157,10 @@ GRAPHS: dict[str, Graph] = {
     "int4 without blocks": Graph(
         WEIGHT_ONLY.replace("BLOCKS", "axis = 1"), {"ws": scales(16)}, "node_y", "dequantized before",
         precision="float", stored=(INT4,),
+    ),
+    "int8 in blocks": Graph(
+        WEIGHT_ONLY.replace("BLOCKS", "axis = 0, block_size = 16"), {"ws": scales(2, 16)}, "node_y", "in blocks",
+        precision="float", stored=(INT8,),
     ),
     "an opset before those documented": Graph(
         "net (float[1,8,8,8] x) => (float y) { y = Conv(x, w) }", {"w": scales(16, 8, 3, 3)}, "the model",
