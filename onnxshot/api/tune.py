@@ -88,9 +88,10 @@ def tune(
     started = time.perf_counter()
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
     settings, calib = settings or Settings(), _again(calib)
-    if goal.min_sqnr is not None and isinstance(calib, str) and calib == "random":
-        hint = "give --calib DATA: accuracy on random inputs says nothing about accuracy on your data"
-        raise UsageError("min_sqnr is a goal for real data, and the samples are random", hint)
+    for name in ("min_sqnr", "max_perplexity_rise"):
+        if getattr(goal, name) is not None and isinstance(calib, str) and calib == "random":
+            hint = "give --calib DATA: accuracy on random inputs says nothing about accuracy on your data"
+            raise UsageError(f"{name} is a goal for real data, and the samples are random", hint)
     model_reads = of_model_file(model)
     files = settings.files.reading(
         *model_reads, *of_run(None, calib, preset, stats=stats, evaluate=goal.evaluate)

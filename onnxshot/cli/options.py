@@ -138,6 +138,17 @@ def arguments_of(given: list[str] | None) -> dict[str, str]:
     return arguments
 
 
+def share_of(option: str, text: str | None) -> float | None:
+    """A share given as 2% or 0.02; None if it is not given. Raises UsageError where it is malformed."""
+    if text is None:
+        return None
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        return float(number) / (100.0 if percent else 1.0)
+    except ValueError:
+        raise UsageError(f"{option} is {shown(text)}", "a share, such as 2% or 0.02") from None
+
+
 def layer_sparsity(text: str) -> tuple[str, float]:
     """One value of --layer: (glob, sparsity). Raises UsageError where it is malformed."""
     glob, _, share = text.rpartition("=")

@@ -37,6 +37,7 @@ from onnxshot.cli.options import (
     preset_of,
     recipe_of,
     samples_of,
+    share_of,
     sinks_of,
     tell,
 )
@@ -108,6 +109,9 @@ def quantize(
     report: ReportOpt = None,
     log: LogOpt = None,
     min_sqnr: Annotated[float | None, typer.Option(help="Goal: minimum SQNR of the outputs in dB.")] = None,
+    max_perplexity_rise: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Goal: largest rise of the perplexity of text: 2% or 0.02.")
+    ] = None,
     max_drop: Annotated[float | None, typer.Option(help="Goal: largest allowed drop of the score of --eval.")] = None,
     evaluation: Annotated[
         str | None, typer.Option("--eval", help="file.py:function that scores a model; higher is better.")
@@ -158,6 +162,7 @@ def quantize(
     recipe = replace(recipe_of(recipe_file, arguments, load_recipe) or onnxshot.Recipe(), **given)
     goals = {
         "min_sqnr": min_sqnr, "max_drop": max_drop, "max_latency": max_latency, "max_size": max_size, "budget": budget,
+        "max_perplexity_rise": share_of("--max-perplexity-rise", max_perplexity_rise),
     }  # fmt: skip
     wanted = evaluation is not None or any(value is not None for value in goals.values())
     goal = onnxshot.Goal(evaluate=evaluation, **goals) if wanted else None

@@ -16,15 +16,21 @@ from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.user_functions import load, named, users_code
 from onnxshot.comparison.balanced_sqnr import sums_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
+from onnxshot.comparison.proto_edits import parsed
+from onnxshot.comparison.token_outputs import TokenOutput, token_output
+from onnxshot.comparison.token_scores import TokenScores
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.runtimes.ort_bench import NOISE, Latency, bench
-from onnxshot.runtimes.ort_runtime import Runner, stored_bytes
+from onnxshot.runtimes.ort_runtime import Feed, Runner, stored_bytes
 from onnxshot.runtimes.parallel import in_order, split_threads
 from onnxshot.settings import Settings
+from onnxshot.verification.causality import is_causal
 
 _BENCH_FEEDS = 8
+_ACCURACY = ("min_sqnr", "max_drop", "max_perplexity_rise")
+_LIMITS_HINT = "give min_sqnr, max_drop, max_perplexity_rise, max_latency or max_size"
 TIMES = 3
 """How many times a measurement that decides is repeated."""
 
@@ -40,6 +46,8 @@ class Goal:
     Attributes:
         min_sqnr: minimum SQNR of all outputs on held-out samples, in dB.
         max_drop: maximum by which the score of `evaluate` may fall below the float model's, in units of the score.
+        max_perplexity_rise: maximum share by which the perplexity of a language model may rise over the float model's
+            on held-out samples: 0.02 for 2 %.
         max_latency: maximum milliseconds of one run: the median of the float model divided by the candidate's speedup.
         max_size: maximum size of the written file in megabytes (10^6 bytes).
         evaluate: scores a model; a function, or its place: 'file.py:function' or 'module:function'.
@@ -55,6 +63,7 @@ class Goal:
 
     min_sqnr: float | None = None
     max_drop: float | None = None
+    max_perplexity_rise: float | None = None
     max_latency: float | None = None
     max_size: float | None = None
     evaluate: Evaluate | str | None = None
@@ -69,7 +78,7 @@ class Goal:
         if self.budget is not None and not self.budget >= 0:
             raise UsageError(f"the budget is {self.budget:g} minutes", "give 0 or more")
         if not self.limits():
-            raise UsageError("there is no goal to search for", "give min_sqnr, max_drop, max_latency or max_size")
+            raise UsageError("there is no goal to search for", _LIMITS_HINT)
         if (self.max_drop is None) != (self.evaluate is None):
             lacking, given = ("evaluate", "max_drop") if self.evaluate is None else ("max_drop", "evaluate")
             raise UsageError(f"{given} is given without {lacking}", "a drop is of the score of a function: give both")
@@ -77,13 +86,14 @@ class Goal:
     def limits(self) -> dict[str, float]:
         """Return the limits that were given, by name."""
         every = {"min_sqnr": self.min_sqnr, "max_drop": self.max_drop}
+        every |= {"max_perplexity_rise": self.max_perplexity_rise}
         every |= {"max_latency": self.max_latency, "max_size": self.max_size}
         return {name: value for name, value in every.items() if value is not None}
 
     @property
     def wants_accuracy(self) -> bool:
         """Whether a minimum accuracy is given; if not, the most accurate candidate within the limits is wanted."""
-        return self.min_sqnr is not None or self.max_drop is not None
+        return any(getattr(self, name) is not None for name in _ACCURACY)
 
     def missed(self, found: Measured) -> dict[str, str]:
         """Return the limits that a candidate misses: name -> what was found, in words."""
@@ -92,7 +102,7 @@ class Goal:
 
     def inaccurate(self, found: Measured) -> bool:
         """Whether a candidate misses the minimum accuracy."""
-        return bool(self.missed(found).keys() & {"min_sqnr", "max_drop"})
+        return bool(self.missed(found).keys() & set(_ACCURACY))
 
     def too_slow(self, found: Measured) -> bool:
         """Whether a candidate misses the maximum latency."""
@@ -114,6 +124,8 @@ class Measured:
         latency_ms: milliseconds of one run; None where the goal does not limit it.
         drop: by how much the score falls below the float model's; None where nothing scores.
         levels: how many layers have each number of bits and size of blocks, in words; empty where those are not chosen.
+        perplexity_rise: by which share the perplexity is above the float model's; None where the goal does not limit
+            it, or where the candidate's is not finite.
     """
 
     exclude: tuple[str, ...]
@@ -122,12 +134,14 @@ class Measured:
     latency_ms: float | None = None
     drop: float | None = None
     levels: Mapping[str, int] = field(default_factory=dict)
+    perplexity_rise: float | None = None
 
     def value(self, limit: str) -> tuple[float | None, str]:
         """Return the figure that a limit applies to, and its unit."""
         return {
             "min_sqnr": (self.sqnr_db, " dB"),
             "max_drop": (self.drop, ""),
+            "max_perplexity_rise": (self.perplexity_rise, ""),
             "max_latency": (self.latency_ms, " ms"),
             "max_size": (self.bytes / 1e6, " MB"),
         }[limit]
@@ -135,7 +149,8 @@ class Measured:
     def beats(self, other: Measured) -> bool:
         """Whether no figure of this candidate is worse than the other's, and at least one is better."""
         pairs = [(-self.sqnr_db, -other.sqnr_db), (self.bytes, other.bytes)]
-        pairs += [(a, b) for a, b in ((self.latency_ms, other.latency_ms), (self.drop, other.drop)) if a and b]
+        given = ((getattr(self, name), getattr(other, name)) for name in ("latency_ms", "drop", "perplexity_rise"))
+        pairs += [(a, b) for a, b in given if a and b]
         return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
@@ -187,12 +202,14 @@ class Judge:
     _float: Runner = field(init=False)
     _float_ms: float = field(init=False, default=0.0)
     _workers: tuple[int, int] = field(init=False)
+    _tokens: TokenOutput | None = field(init=False)
 
     def __post_init__(self) -> None:
         self._evaluate = function_of(self.goal.evaluate)
         self._workers = split_threads(self.settings.threads, len(self.samples))
         self._how = comparison_setup(self.reference, self.samples[0].feed)
         self._float = Runner(self._how.reference, threads=self._workers[1], whole=True)
+        self._tokens = self._token_output()
         if self.goal.max_latency is not None:
             # The fastest of several counts: other work on the machine only makes a run slower.
             self._float_ms = min(self._timed(self.reference)[0].median_ms for _ in range(TIMES))
@@ -203,11 +220,13 @@ class Judge:
         """Measure what the goal limits.
 
         Raises:
-            UsageError: the evaluation fails, or `min_sqnr` is given and the model has no float output.
+            UsageError: the evaluation fails; `min_sqnr` is given and the model has no float output; or
+                `max_perplexity_rise` is given and the samples give no perplexity.
         """
         latency = self.latency_ms(model) if self.goal.max_latency is not None else None
         drop = self.drop(model)
-        return Measured(exclude, self._sqnr_db(model), stored_bytes(model), latency, drop)
+        db, rise = self._accuracy(model)
+        return Measured(exclude, db, stored_bytes(model), latency, drop, perplexity_rise=rise)
 
     def drop(self, model: Path) -> float | None:
         """Return by how much the score falls below the float model's; None where nothing scores."""
@@ -229,21 +248,41 @@ class Judge:
         threads, seconds = self.settings.threads, self.settings.bench_seconds
         return bench(models, feeds, threads=threads, rounds=10_000, seconds=seconds, precision=NOISE)
 
-    def _sqnr_db(self, model: Path) -> float:
+    def _accuracy(self, model: Path) -> tuple[float, float | None]:
+        """The SQNR of the outputs in dB, and the rise of the perplexity if the goal limits it."""
         workers, threads = self._workers
         candidate, total, how = CandidateRunner(self._how, model, threads=threads), SqnrSum(), self._how
+        tokens = TokenScores(self._tokens) if self._tokens is not None else None
 
-        def both(index: int) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        def both(index: int) -> tuple[Feed, dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
             feed = self.samples[index].feed
             wanted = self._float.run(feed)
-            return wanted, candidate.run(how.feed(feed, wanted))
+            return feed, wanted, candidate.run(how.feed(feed, wanted))
 
-        for wanted, got in in_order(both, range(len(self.samples)), workers):
+        for feed, wanted, got in in_order(both, range(len(self.samples)), workers):
             for one in sums_of(wanted, got, how.compared(wanted, got)).values():
                 total.join(one)
+            if tokens is not None:
+                tokens.add(feed, wanted[tokens.output.logits], got[tokens.output.logits])
         if not total.count and self.goal.min_sqnr is not None:
             raise UsageError("the model has no float output, and so no SQNR", "use --max-drop with --eval")
-        return total.db
+        if tokens is None:
+            return total.db, None
+        if not tokens.informative:
+            what = "the float model has no perplexity on the samples, or one no better than chance"
+            raise UsageError(what, "give text as samples: --calib DATA; or use --min-sqnr")
+        return total.db, tokens.rise
+
+    def _token_output(self) -> TokenOutput | None:
+        """The logits whose perplexity the goal limits; None if it limits none."""
+        if self.goal.max_perplexity_rise is None:
+            return None
+        found = token_output(parsed(self._how.reference))
+        some = (self.samples[i] for i in range(len(self.samples)))
+        if found is None or not is_causal(self._float.run, some, found):
+            hint = "use --min-sqnr, or --max-drop with --eval"
+            raise UsageError("max_perplexity_rise is given, and the model does not predict next tokens", hint)
+        return found
 
     def _score(self, runner: Runner) -> float:
         assert self._evaluate is not None

@@ -11,8 +11,10 @@ import pytest
 from fixture_data import FIXTURES, accuracy, fixture, heldout
 from fixture_runs import QUICK, command, data_of, outputs, sqnr
 from handmade.core import Feed, model
+from tiny_decoders import decoder, encoder, no_past, texts, written
 
 from onnxshot import Goal, errors, quantize, tune
+from onnxshot.cli.options import share_of
 from onnxshot.graph import Model
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.recipe import Recipe
@@ -21,6 +23,7 @@ from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.search import goal
 from onnxshot.search.goal import Measured
 from onnxshot.search.workbench import Workbench
+from onnxshot.settings import Settings
 
 NAME = "digits_resnet"
 
@@ -374,3 +377,38 @@ def test_a_candidate_that_its_own_run_makes_better_is_not_rejected(
     assert out.read_bytes() == (tmp_path / "same.onnx").read_bytes(), "what the same options give"
     rejected = tune(proto, calib, Goal(min_sqnr=100.0), settings=QUICK).report
     assert not rejected.goal["reached"], "what is made anew is held to the goal too"
+
+
+def test_a_goal_of_perplexity_is_held_on_held_out_text(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(decoder(cache=True))
+    feeds = [{"input_ids": ids, **no_past()} for ids in written()]
+    settings = Settings(use_cache=False, threads=1, bench_seconds=0.01)
+    how = {"mode": "weights", "output": tmp_path / "q.onnx", "settings": settings}
+    found = tune(tmp_path / "m.onnx", feeds, Goal(max_perplexity_rise=0.001), **how).report
+    goal, tokens = found.goal, found.tokens
+    assert goal["max_perplexity_rise"] == 0.001
+    assert goal["perplexity_rise"] == pytest.approx(tokens["perplexity_rise"], abs=1e-5)
+    assert goal["reached"] == (goal["perplexity_rise"] <= 0.001)
+    rows = [row["perplexity_rise"] for row in found.pareto]
+    assert all(isinstance(rise, float) for rise in rows)
+
+
+def test_a_goal_of_perplexity_needs_a_model_that_predicts_next_tokens(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(encoder())
+    feeds = [{"input_ids": ids} for ids in texts(4)]
+    goal = Goal(max_perplexity_rise=0.02)
+    with pytest.raises(errors.UsageError, match="does not predict next tokens"):
+        tune(tmp_path / "m.onnx", feeds, goal, settings=Settings(use_cache=False, threads=1))
+    with pytest.raises(errors.UsageError, match="max_perplexity_rise is a goal for real data"):
+        tune(tmp_path / "m.onnx", "random", goal)
+
+
+@pytest.mark.parametrize(("text", "share"), [("2%", 0.02), ("0.02", 0.02), (" 10 %", 0.1), (None, None)])
+def test_shares_are_given_in_percent_or_as_numbers(text: str | None, share: float | None) -> None:
+    found = share_of("--max-perplexity-rise", text)
+    assert found == (None if share is None else pytest.approx(share))
+
+
+def test_what_is_no_share_is_told() -> None:
+    with pytest.raises(errors.UsageError, match="--max-perplexity-rise is 'much'"):
+        share_of("--max-perplexity-rise", "much")

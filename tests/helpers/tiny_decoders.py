@@ -132,6 +132,17 @@ def texts(count: int = 3, length: int = 12) -> list[NDArray[np.int64]]:
     return [rng.integers(0, VOCABULARY, (1, length)) for _ in range(count)]
 
 
+def written(count: int = 8, length: int = 12) -> list[NDArray[np.int64]]:
+    """Texts that the decoder itself writes, so that it predicts them better than chance; [1, length] each."""
+    rng = np.random.default_rng(11)
+    ids = rng.integers(0, VOCABULARY, (count, 1))
+    for _ in range(length - 1):
+        share = np.exp(logs_of(logits_of(ids)[:, -1]))
+        drawn = [rng.choice(VOCABULARY, p=row / row.sum()) for row in share]
+        ids = np.concatenate([ids, np.array(drawn)[:, None]], 1)
+    return list(ids[:, None])
+
+
 def no_past(batch: int = 1) -> dict[str, NDArray[np.float32]]:
     """Pasts of length 0."""
     return {f"past.{x}": np.zeros((batch, 1, 0, WIDTH), np.float32) for x in ("key", "value")}

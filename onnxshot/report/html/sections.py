@@ -111,6 +111,7 @@ def search(goal: Values, rows: Sequence[Values], chosen: Sequence[str]) -> Marku
         (
             _candidate(row), figures.decibels(row["sqnr_db"]), figures.megabytes(row["bytes"]),
             figures.milliseconds(row["latency_ms"]), "" if row["drop"] is None else f"{row['drop']:.4g}",
+            _rise(row.get("perplexity_rise")),
             "written" if point.chosen else "",
         )
         for row, point in zip(rows, points, strict=True)
@@ -121,7 +122,7 @@ def search(goal: Values, rows: Sequence[Values], chosen: Sequence[str]) -> Marku
     )
     return join(
         el("p", about, class_="muted"), el("div", plot, class_="plot"),
-        table(("candidate", "SQNR", "size", "one run", "score lost", ""), listed),
+        table(("candidate", "SQNR", "size", "one run", "score lost", "perplexity", ""), listed),
     )  # fmt: skip
 
 
@@ -194,3 +195,8 @@ def cost(values: Values) -> Markup:
     if peak := values.get("peak_rss_mb"):
         total += f", {peak:.0f} MB of memory at most"
     return join(el("p", total), el("ol", rows, class_="bars plain"))
+
+
+def _rise(share: float | None) -> str:
+    """A rise of the perplexity in percent, with its sign; empty where it was not measured."""
+    return "" if share is None else f"{100 * share:+.2f} %"
