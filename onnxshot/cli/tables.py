@@ -13,7 +13,7 @@ from onnxshot.cli.terminal import STYLES, name_column, stderr_console
 from onnxshot.graph.skip import Skip
 from onnxshot.report.advice import BAD, decibels, level_of, words_of
 from onnxshot.report.report import Report
-from onnxshot.report.token_figures import decoding_in_one_line, in_one_line, rise_of
+from onnxshot.report.token_figures import blocks_in_words, decoding_in_one_line, in_one_line, rise_of
 from onnxshot.report.values import VECTOR, Artifact
 from onnxshot.report.verdict import WORDS, Verdict
 from onnxshot.results.compressed import CompressReport
@@ -39,7 +39,7 @@ def show_report(report: Report) -> None:
     console = stderr_console()
     console.print(_headline(report))
     values = report.to_dict()
-    for line in (in_one_line(values), decoding_in_one_line(values)):
+    for line in (in_one_line(values), decoding_in_one_line(values), blocks_in_words(values)):
         if line:
             console.print(escape(line))
     if report.worst and not report.on_random_data:  # errors per layer mean nothing on random inputs

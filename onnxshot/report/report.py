@@ -64,6 +64,8 @@ class Report:
         sizes: the sizes at which multiply-accumulates are counted. `from`: "sample", "frozen" or "inferred" (with free
             dimensions as 1). `unknown`: nodes of unknown size, counted at one position.
         int8_macs_share: share 0..1 of the multiply-accumulates that the runtime really ran in int8.
+        blocks: the work by weights in blocks, as it ran: `bits` of the weights, `activations` (`int8` or `float`),
+            `macs_share`, the share 0..1 of the multiply-accumulates.
         float_macs: share of the multiply-accumulates left in float, by operator.
         float_between_qdq: number of float operators left between a DQ and a Q, that is, of Q/DQ pairs not fused.
         int8_unplanned: nodes that run in int8, or with weights rounded to it, although the plan or the file has them in
@@ -118,6 +120,7 @@ class Report:
     peak_rss_mb: float = 0.0
     sizes: dict[str, Any] = field(default_factory=dict)
     int8_macs_share: float | None = None
+    blocks: list[dict[str, Any]] = field(default_factory=list)
     float_macs: dict[str, float] = field(default_factory=dict)
     float_between_qdq: int | None = None
     int8_unplanned: list[str] = field(default_factory=list)

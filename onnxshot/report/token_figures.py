@@ -67,6 +67,14 @@ def in_one_line(values: Values) -> str:
     return ", ".join(parts)
 
 
+def blocks_in_words(values: Values) -> str:
+    """The work by weights in blocks; empty where there is none."""
+    return ", ".join(
+        f"{row['bits']}-bit weights and {row['activations']} activations in {100 * row['macs_share']:.0f} % of the work"
+        for row in values.get("blocks") or ()
+    )
+
+
 def decoding_in_one_line(values: Values) -> str:
     """Time of a token and of a prompt in one line for the terminal; empty where they were not measured."""
     found = values.get("decoding") or {}

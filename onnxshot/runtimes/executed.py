@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class NodeExecution:
         macs: Multiply-accumulates of one inference.
         exact: False if the shapes behind `macs` had to be guessed.
         asked: True if the file asks for int8, that is, if both factors come from a DequantizeLinear.
-        stored: "int4" or "int8" if the weight is kept in such integers although the node computes in float; else empty.
+        stored: "int4" or "int8" if the weight is kept in such integers, whatever the node computes in; else empty.
         by_itself: True if the weight is float in the file and the runtime rounded it to int8 on its own.
     """
 
@@ -67,6 +68,21 @@ class Execution:
     def int8_macs(self) -> int:
         """Multiply-accumulates done in 8 bits or fewer, float8 included."""
         return sum(n.macs for n in self.nodes if n.precision != "float")
+
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        """The work by weights in blocks: `bits` of the weights, `activations` (int8 or float), `macs_share` 0..1."""
+        work: Counter[tuple[str, bool]] = Counter()
+        for node in self.nodes:
+            if node.stored and node.macs:
+                work[node.stored, node.precision != "float"] += node.macs
+        return [
+            {
+                "bits": int(stored.removeprefix("int")), "activations": "int8" if rounded else "float",
+                "macs_share": macs / self.total_macs,
+            }
+            for (stored, rounded), macs in work.most_common()
+        ]  # fmt: skip
 
     @property
     def share(self) -> float:

@@ -33,6 +33,8 @@ from onnxshot.runtimes.ort_profile import Event, profiled
 from onnxshot.runtimes.ort_runtime import Feed, Runnable, session
 
 _INT8 = ("MatMulInteger", "ConvInteger", "DynamicQuantize", "QGemm", "QAttention", "QMoE", "QEmbedLayer", "QLinear")
+_BLOCKS = ("MatMulNBits", "MatMulBnb4", "MatMulNBitsMlp", "MatMulNBitsQkv", "MatMulNBitsQLoRA")
+_ROUNDS = 4  # the accuracy_level at which products by blocks round their activations to int8
 _AFTER = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "HardSigmoid")
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 _TOKEN = re.compile(r"~(\d+)~")  # name given to a node of the file; optimizers keep it within the names they make
@@ -121,6 +123,8 @@ class _Seen:
 
     Attributes:
         int8: Nodes that run in int8.
+        blocks: Nodes that multiply by weights in blocks -> how these are stored, and whether the activations are
+            rounded to int8. Below accuracy_level 4 the runtime dequantizes blocks on the way and computes in float.
         rounded: Nodes with weights that the runtime rounded to int8.
         ops: Number of nodes per operator in the optimized graphs.
         unfused: Float nodes between Q and DQ.
@@ -131,6 +135,7 @@ class _Seen:
         self._makers = {out.name: node for _, node in written.walk() for out in node.outputs if out.name}
         self._readers = {t.name: node for _, node in written.walk() for t in node.inputs if isinstance(t, Constant)}
         self.int8, self.rounded = set[str](), set[str]()
+        self.blocks: dict[str, tuple[str, bool]] = {}
         self.ops = Counter[str]()
         self.unfused: list[str] = []
         self.unread = ""
@@ -153,7 +158,11 @@ class _Seen:
             self.ops[node.op] += 1
             tokens = {match.group(0) for match in _TOKEN.finditer(node.name)}
             if precision_of(node) != "float":
-                self.int8 |= tokens or _by_tensors(node, self._makers, self._readers)
+                tokens = tokens or _by_tensors(node, self._makers, self._readers)
+                self.int8 |= tokens
+                if node.op in _BLOCKS:
+                    rounds = node.attrs.get("accuracy_level", 0) == _ROUNDS
+                    self.blocks |= dict.fromkeys(tokens, (precision_of(node), rounds))
             elif _reads_stored_integers(node):
                 self.rounded |= tokens
         self.unfused += _unfused(optimized)
@@ -189,6 +198,8 @@ def _rows(
         work, precision = all_work.get(node), precision_of(node)
         if precision == "float" and node.name in found.int8:
             precision = "int8"
+        stored, rounds = found.blocks.get(node.name, ("", True))
+        precision = "float" if not rounds else stored or precision
         if work is None and (precision == "float" or node.op in _QDQ):
             continue
         slot = weight_slot(node)
@@ -196,7 +207,7 @@ def _rows(
         by_itself = own and (precision != "float" or node.name in found.rounded)
         macs, exact, aside = (work.macs, work.exact, work.in_float) if work is not None else (0, True, 0)
         name = labels[node.name]
-        yield NodeExecution(name, node.op, precision, macs - aside, exact, by_itself=by_itself)
+        yield NodeExecution(name, node.op, precision, macs - aside, exact, stored=stored, by_itself=by_itself)
         if aside:
             yield NodeExecution(name, node.op, "float", aside, exact)
 
@@ -207,7 +218,7 @@ def precision_of(node: Node) -> str:
     Returns:
         "int8", "float", or for example "int4" if the operator stores its weight so.
     """
-    if node.op in ("MatMulNBits", "MatMulBnb4", "MatMulNBitsMlp", "MatMulNBitsQkv", "MatMulNBitsQLoRA"):
+    if node.op in _BLOCKS:
         return f"int{node.attrs.get('bits', 4)}"
     if node.op.startswith(_INT8) and node.op != "DynamicQuantizeLinear":
         return "int8"

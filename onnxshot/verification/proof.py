@@ -87,6 +87,7 @@ def record_execution(report: Report, ran: Execution, floats: Collection[str] = (
     """
     total = ran.total_macs
     report.int8_macs_share = ran.share if total else None
+    report.blocks = ran.blocks
     report.float_between_qdq = len(ran.float_between)
     report.float_macs = {op: macs / total for op, macs in ran.float_by_op.items()} if total else {}
     report.int8_unplanned = ran.unplanned(floats)

@@ -263,8 +263,9 @@ def test_dynamic_matmul_runs_in_int8(tmp_path: Path) -> None:
     assert run.total_macs == 3 * 64 * 32
 
 
-def test_int4_weights_are_distinguished_from_int8() -> None:
-    attributes = {"K": 64, "N": 32, "bits": 4, "block_size": 32, "accuracy_level": 4}
+@pytest.mark.parametrize(("level", "activations"), [(4, "int8"), (0, "float")])
+def test_int4_weights_are_distinguished_from_int8(level: int, activations: str) -> None:
+    attributes = {"K": 64, "N": 32, "bits": 4, "block_size": 32, "accuracy_level": level}
     node = onnx.helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **attributes)
     proto = parsed(
         "(float[N,64] x) => (float[N,32] y) { y = Neg(x) }", ', "com.microsoft": 1',
@@ -272,8 +273,10 @@ def test_int4_weights_are_distinguished_from_int8() -> None:
     )  # fmt: skip
     proto.graph.node[0].CopyFrom(node)
     run = executed(proto.SerializeToString(), sample={"x": values(3, 64)})
-    assert precisions(run) == {"MatMulNBits": "int4"}
+    assert precisions(run) == {"MatMulNBits": "int4" if level == 4 else "float"}
     assert run.total_macs == 3 * 64 * 32
+    assert run.blocks == [{"bits": 4, "activations": activations, "macs_share": 1.0}]
+    assert run.share == (level == 4)
 
 
 def test_a_loop_counts_every_iteration() -> None:
