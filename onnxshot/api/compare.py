@@ -21,9 +21,11 @@ from onnxshot.report.values import TensorReport
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.open_models import OpenModels
 from onnxshot.runtimes.ort_executed import executed
+from onnxshot.runtimes.ort_runtime import stored_bytes
 from onnxshot.settings import Settings, budgeted
 from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare as compare_outputs
+from onnxshot.verification.weight_sizes import record_weights
 
 
 @checked
@@ -65,6 +67,7 @@ def compare(
     other = of_model_file(candidate, "the candidate")
     settings.files.reading(*of_run(loaded, calib, preset), *other).check()
     report = Report(str(candidate), {"reference": str(reference)}, input_bytes=input_bytes(reference, loaded))
+    record_weights(report, loaded, load_model(candidate), stored_bytes(candidate))
     with open_calib(calib, loaded, preset, settings) as data, runnable_on_cpu([reference, candidate]) as (runs, notes):
         reference, candidate = runs
         report.notes += notes

@@ -211,6 +211,8 @@ def _headline(report: Report) -> str:
     parts = [escape(report.outputs[0].path if report.outputs else report.input)]
     if written:
         parts.append(f"{report.input_bytes / 1e6:.2f} -> {written / 1e6:.2f} MB")
+    if report.bits_per_weight is not None:
+        parts.append(f"{report.bits_per_weight:.2f} bits a weight")
     judged = rise_of({"tokens": report.tokens}) is None  # else the perplexity says whether they are good enough
     parts += [accuracy(report.sqnr_db, None, judged=judged)] if report.sqnr_db is not None else []
     parts += [accuracy(None, report.agreement, judged=judged)] if report.agreement is not None else []

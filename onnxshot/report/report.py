@@ -78,6 +78,10 @@ class Report:
             `cpu_speedup`: the same of CPU time.
         decoding: of a decoder with a cache: `prompt_tokens`; `prompt` and `token`: the latency of a prompt of so many
             tokens, and of one token behind it, with the keys of `latency`.
+        parameters: number of weights of the input.
+        bits_per_weight: size of the whole result in bits, by that number; None where it is not known.
+        weight_kinds: size of the weights in bytes by what they are for (see onnxshot/graph/weight_kinds.py): `kind`,
+            `before`, `after`.
         skips: nodes that stayed float, and the skip reason of each.
         float_weights: weights that stayed float, and why.
         worst: tensors by SQNR, the worst first.
@@ -128,6 +132,9 @@ class Report:
     sparsity: float = 0.0
     latency: dict[str, float] = field(default_factory=dict)
     decoding: dict[str, Any] = field(default_factory=dict)
+    parameters: int = 0
+    bits_per_weight: float | None = None
+    weight_kinds: list[dict[str, Any]] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     float_weights: list[Skip] = field(default_factory=list)
     worst: list[TensorReport] = field(default_factory=list)

@@ -98,6 +98,7 @@ class NodeReport:
         tensor: name of its first output.
         macs_share: share 0..1 of the multiply-accumulates, at the sizes in `Report.sizes`.
         sparsity: share 0..1 of zeros in its weight; None where it has no weight, or the model is too large to count.
+        bits: bits of a value of its weight in the result, without scales; None where it has no weight.
     """
 
     node: str
@@ -106,6 +107,7 @@ class NodeReport:
     tensor: str
     macs_share: float
     sparsity: float | None
+    bits: int | None = None
 
 
 def to_json(values: Mapping[str, Any]) -> str:

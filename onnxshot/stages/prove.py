@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from onnx import ModelProto
+
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.readers import Dataset
 from onnxshot.delivery import portability
@@ -31,6 +33,7 @@ from onnxshot.verification.compare_models import Comparison, compare
 from onnxshot.verification.float_weights import float_weights
 from onnxshot.verification.io_contract import reload_check
 from onnxshot.verification.reference import Reference
+from onnxshot.verification.weight_sizes import record_weights
 
 _RECOMPUTED = 64 << 20  # bytes of weights up to which they are counted in the model in memory
 
@@ -51,6 +54,9 @@ def prove_quantized(made: Quantized, written: Draft, *, target_emitted: bool = F
     Raises:
         ModelError: the file does not load or run, is not the model in memory, or has other inputs or outputs.
     """
+    source = made.prepared.source
+    given = made.float_model if isinstance(source, ModelProto) else load_model(source)
+    record_weights(made.report, given, made.model, written.size_bytes)
     proven = _Proof(made, target_emitted)
     judged = proven.prove(written.path)
     if proven.can_make_others and judged is not None:

@@ -191,6 +191,7 @@ async function finish(told) {
   const { float_ms: before, ms: after, speedup } = report.latency;
   const figures = [
     ["size", `${sizeOf(report.input_bytes)} → ${sizeOf(written)}`],
+    ["bits a weight", report.bits_per_weight === null ? null : report.bits_per_weight.toFixed(2)],
     ["SQNR of the outputs", report.sqnr_db === null ? null : report.sqnr_db.toFixed(1) + " dB"],
     ["same answer as the float model", report.agreement === null ? null : (100 * report.agreement).toFixed(1) + " %"],
     ["perplexity", tokens.perplexity === undefined ? null

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from jsonschema import Draft202012Validator
+from onnx import numpy_helper
 from tiny_decoders import decoder, encoder, no_past, texts
 
 import onnxshot
@@ -89,3 +90,21 @@ def test_an_encoder_has_a_divergence_and_no_perplexity(tmp_path: Path) -> None:
     Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(values)))
     assert "perplexity" not in values["tokens"] and values["tokens"]["kl_nats"] > 0
     assert in_one_line(values).startswith("divergence ") and decoding_in_one_line(values) == ""
+
+
+def test_the_size_of_weights_is_that_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(decoder(cache=True))
+    how = Settings(use_cache=False, threads=1, bench_seconds=0.01)
+    report = onnxshot.quantize(tmp_path / "m.onnx", mode="weights", output=tmp_path / "q.onnx", settings=how).report
+    given = onnx.load(tmp_path / "m.onnx")
+    sizes = [numpy_helper.to_array(t).nbytes for t in given.graph.initializer]
+    assert sum(row["before"] for row in report.weight_kinds) == sum(sizes)
+    floats = sum(np.prod(t.dims, dtype=int) for t in given.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    assert report.parameters == floats
+    assert report.bits_per_weight == 8 * (tmp_path / "q.onnx").stat().st_size / floats
+    after = [numpy_helper.to_array(t).nbytes for t in onnx.load(tmp_path / "q.onnx").graph.initializer]
+    assert sum(row["after"] for row in report.weight_kinds) == sum(after)
+    bits = {row.node: row.bits for row in report.graph if row.bits is not None}
+    assert set(bits.values()) <= {8, 32} and len(bits) == 5
+    html = page(report.to_dict())
+    assert "Bits along the network" in html and "Size by kind" in html and "bits a weight" in html

@@ -45,6 +45,7 @@ def tiles(values: Values) -> Markup:
         ("perplexity on own caches", on_own_cache(values).split(" over ")[0]),
         ("divergence", divergence(values)),
         ("work in int8", figures.percent(values.get("int8_macs_share"), 0)),
+        ("bits a weight", "" if values.get("bits_per_weight") is None else f"{values['bits_per_weight']:.2f}"),
         ("zeros", figures.percent(values.get("sparsity")) if values.get("sparsity", 0) >= _SOME_ZEROS else ""),
         ("speed against float" + _unsure(values), figures.times(speedup) if speedup else ""),
         ("samples judged on", _judged_on(values)),

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from onnxshot.report.advice import level_of
-from onnxshot.report.html import figures, headline, sections, tensor_errors
+from onnxshot.report.html import figures, headline, sections, tensor_errors, weight_sizes
 from onnxshot.report.html.graph_map import graph_map
 from onnxshot.report.html.markup import Markup, el, join
 
@@ -78,6 +78,8 @@ def _sections(values: Values) -> Iterator[Markup]:
         yield _section("Error by layer" + (how or ", worst first"), tensor_errors.error_chart(worst, graph))
     if any(row["values"] for row in worst):
         yield _section("Ranges and values of the worst", tensor_errors.ranges(worst))
+    if weights := weight_sizes.charts(values.get("weight_kinds", []), graph):
+        yield _section("Weights: size by kind, and bits along the network", weights)
     if graph:
         yield _section("The graph, node by node", graph_map(graph, {row["tensor"]: row["sqnr_db"] for row in worst}))
     if values.get("tried"):

@@ -77,8 +77,12 @@ def _verdict(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """The figures that were measured, by name."""
-    own = ("sqnr_db", "agreement", "int8_macs_share", "sparsity", "input_bytes", "seconds", "peak_rss_mb")
-    found = {name: report[name] for name in own}
+    own = (
+        "sqnr_db", "agreement", "int8_macs_share", "sparsity", "bits_per_weight", "input_bytes", "seconds",
+        "peak_rss_mb",
+    )  # fmt: skip
+    found = {name: report.get(name) for name in own}
+    found |= {f"weight_bytes/{row['kind']}": row["after"] for row in report.get("weight_kinds", ())}
     found |= {f"latency/{name}": value for name, value in report["latency"].items()}
     found |= {f"kl_nats/{name}": value for name, value in report.get("output_kl", {}).items()}
     tokens = report.get("tokens", {})
